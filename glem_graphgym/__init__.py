@@ -1,0 +1,3 @@
+"""GLEM as a plugin of GraphGym: importing this package registers every component under its name."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,437 @@
+"""The Debian package graph: a text-attributed graph that every Debian or Ubuntu machine holds in apt's lists.
+
+A node is a binary package, its text is its name and description, an edge is a relation between two packages,
+and the class is the archive section. Format: Debian Policy, chapters 5 (control files) and 7 (relationships).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import lzma
+import math
+import os
+import re
+import subprocess
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glem_graphgym.data.text_graph import (
+    SPLITS,
+    UNLABELLED,
+    DataError,
+    TextGraph,
+    Texts,
+    csr_from_edges,
+    snapshot,
+)
+from glem_graphgym.files import fingerprint
+
+# To be raised whenever the same options and the same lists would give another graph than before.
+RECIPE_VERSION = 1
+RELATIONS = ("Depends", "Pre-Depends", "Recommends", "Suggests", "Enhances")
+APT_HELPER = "/usr/lib/apt/apt-helper"
+PACKAGES_FILE = "a Packages file (plain, .gz or .xz)"
+REMEDY = f"run 'apt-get update' as root, or set dataset.tag_source to {PACKAGES_FILE}"
+
+_STANZA_FIELDS = [
+    *("Package", "Version", "Architecture", "Source", "Section", "Description", "Description-md5"),
+    *RELATIONS,
+]
+# The name after the start, a comma or a bar; what follows it (":any", "(>= 1)", "[amd64]", "<!nocheck>")
+# qualifies the relation and is passed over.
+_RELATED_NAME = re.compile(r"(?:^|[,|])\s*([A-Za-z0-9][A-Za-z0-9+.-]*)")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How packages become a graph.
+
+    Attributes:
+        shares: shares of the sources (0-1) that go to train, valid and test; positive, with sum 1.
+        labels_per_source: most packages of one source that carry a label.
+        min_class_size: fewest labelled packages of a section that is kept as a class.
+        max_nodes: keep this many well-connected packages; 0 keeps all.
+
+    Raises:
+        DataError: a value is out of range.
+    """
+
+    shares: tuple[float, ...] = (0.1, 0.1, 0.8)
+    labels_per_source: int = 5
+    min_class_size: int = 20
+    max_nodes: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            len(self.shares) != len(SPLITS)
+            or not all(share > 0 for share in self.shares)
+            or not math.isclose(sum(self.shares), 1, abs_tol=1e-6)
+        ):
+            raise DataError(
+                f"debian: shares are {self.shares}; expected three positive numbers with sum 1, for {SPLITS}"
+            )
+        for key, least in (("labels_per_source", 1), ("min_class_size", 1), ("max_nodes", 0)):
+            if getattr(self, key) < least:
+                raise DataError(f"debian: {key} is {getattr(self, key)}, expected {least} or more")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Package:
+    """One binary package, as its stanza states it; ordered by all its fields, so that ties break alike."""
+
+    name: str
+    version: str
+    source: str
+    section: str
+    description: str
+    description_md5: str
+    related: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stanza: Mapping[str, str]) -> Package:
+        name = stanza["Package"].strip()
+        relations = [_RELATED_NAME.findall(stanza.get(field, "")) for field in RELATIONS]
+        return cls(
+            name=name,
+            version=stanza.get("Version", "").strip(),
+            source=stanza.get("Source", "").partition("(")[0].strip() or name,
+            section=stanza.get("Section", "").rpartition("/")[2].strip(),
+            description=stanza.get("Description", ""),
+            description_md5=stanza.get("Description-md5", "").strip(),
+            related=tuple(chain.from_iterable(relations)),
+        )
+
+
+class Catalogue:
+    """Binary packages by name, the newest version of each, whatever the order in which lists are added.
+
+    Attributes:
+        packages: name -> package.
+        descriptions: MD5 of a description -> the long description, from Translation lists.
+        files: release, name, size in bytes and SHA-256 of each list as it is when decompressed.
+        passed_over: how many stanzas were not used, by reason.
+    """
+
+    def __init__(self, architectures: frozenset[str] | None = None) -> None:
+        self.architectures = architectures  # None: any
+        self.packages: dict[str, Package] = {}
+        self.descriptions: dict[str, str] = {}
+        self.files: list[dict[str, Any]] = []
+        self.passed_over: Counter[str] = Counter()
+
+    def add_packages(self, content: bytes, *, name: str, release: str = "") -> None:
+        """Add the stanzas of a decompressed Packages list."""
+        self._note(content, name, release)
+        for stanza in _stanzas(content, _STANZA_FIELDS):
+            reason = self._reason_against(stanza)
+            if reason:
+                self.passed_over[reason] += 1
+            else:
+                self._add(Package.of(stanza))
+
+    def add_translations(self, content: bytes, *, name: str, release: str = "") -> None:
+        """Add the English long descriptions of a decompressed Translation-en list."""
+        self._note(content, name, release)
+        for stanza in _stanzas(content, ["Description-md5", "Description-en"]):
+            if "Description-md5" in stanza and "Description-en" in stanza:
+                self.descriptions[stanza["Description-md5"].strip()] = stanza["Description-en"]
+
+    def description(self, package: Package) -> str:
+        return self.descriptions.get(package.description_md5) or package.description
+
+    def _reason_against(self, stanza: Mapping[str, str]) -> str:
+        if not stanza.get("Package", "").strip():
+            return "without Package"
+        if self.architectures and stanza.get("Architecture", "all").strip() not in self.architectures:
+            return "other architecture"
+        if stanza.get("Section", "").rpartition("/")[2].strip() == "debian-installer":
+            return "installer package"
+        return ""
+
+    def _add(self, package: Package) -> None:
+        known = self.packages.setdefault(package.name, package)
+        if known is not package:
+            self.passed_over["older version"] += 1
+            self.packages[package.name] = max(known, package, key=_age)
+
+    def _note(self, content: bytes, name: str, release: str) -> None:
+        digest = hashlib.sha256(content).hexdigest()
+        self.files.append({"release": release, "name": name, "bytes": len(content), "sha256": digest})
+
+
+def load_debian(
+    root: Path,
+    *,
+    packages: str = "",
+    shares: Sequence[float] = (0.1, 0.1, 0.8),
+    labels_per_source: int = 5,
+    min_class_size: int = 20,
+    max_nodes: int = 0,
+) -> TextGraph:
+    """The Debian package graph, frozen under ``root`` when it is first read and from then on read from there.
+
+    Debian 12 (main, security, updates) has 63,666 nodes, 296,480 undirected edges and 56 classes.
+
+    Args:
+        root: dataset directory; the snapshot is its folder ``debian-<key>``, the key hashes the options and
+            the Packages file, where one is given.
+        packages: a Packages file (plain, gzip or xz); empty: apt's own lists, with their long descriptions if
+            apt fetches any.
+        shares: shares of the sources (0-1) for train, valid and test. The split hashes the source's name: the
+            machine, the release, ``max_nodes`` and the other packages make no difference to it.
+        labels_per_source: most packages of one source that carry a label; else near-copies decide the score.
+        min_class_size: sections with fewer labelled packages, or with none in training, are left unlabelled.
+        max_nodes: keep this many packages, of every section the same share, those with the most neighbours;
+            0 keeps all.
+
+    Raises:
+        DataError: an option is out of range, there is nothing to read, or what was read cannot make a graph.
+    """
+    recipe = Recipe(tuple(float(share) for share in shares), labels_per_source, min_class_size, max_nodes)
+    if not packages:
+        folder = root / f"debian-{fingerprint(RECIPE_VERSION, asdict(recipe))}"
+        return snapshot(folder, lambda: package_graph(read_apt_lists(), recipe))
+    raw = _read_file(packages)
+    folder = root / f"debian-{fingerprint(RECIPE_VERSION, asdict(recipe), raw)}"
+    return snapshot(folder, lambda: package_graph(read_packages_file(Path(packages).name, raw), recipe))
+
+
+def read_packages_file(name: str, raw: bytes) -> Catalogue:
+    """The packages of one Packages file, given as its bytes on disk (plain, gzip or xz).
+
+    Raises:
+        DataError: it cannot be decompressed, or no stanza in it names a package.
+    """
+    catalogue = Catalogue()
+    try:
+        if raw.startswith(b"\x1f\x8b"):
+            raw = gzip.decompress(raw)
+        elif raw.startswith(b"\xfd7zXZ\x00"):
+            raw = lzma.decompress(raw)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"dataset.tag_source: {name} is damaged ({error}); fetch it again") from error
+    catalogue.add_packages(raw, name=name)
+    if not catalogue.packages:
+        raise DataError(f"dataset.tag_source: {name} lists no packages; expected {PACKAGES_FILE}")
+    return catalogue
+
+
+def read_apt_lists() -> Catalogue:
+    """The packages that apt knows for this machine's own architecture, with the English descriptions it has.
+
+    Raises:
+        DataError: there is no apt, it fails, or it has no lists.
+    """
+    native = _run("apt-config", "dump", "--format", "%v%n", "APT::Architecture").decode().strip()
+    catalogue = Catalogue(frozenset({native, "all"}))
+    for target in _index_targets("Created-By: Packages"):
+        # A flat repository states no architecture; its stanzas do.
+        if target.architecture in ("", native, "all"):
+            catalogue.add_packages(target.read(), name=target.name, release=target.release)
+    if not catalogue.packages:
+        raise DataError(f"apt has no package lists on this machine; {REMEDY}")
+    for target in _index_targets("Created-By: Translations", "Language: en"):
+        catalogue.add_translations(target.read(), name=target.name, release=target.release)
+    return catalogue
+
+
+def package_graph(catalogue: Catalogue, recipe: Recipe) -> TextGraph:
+    """The graph of a catalogue; nodes are in the order of their names.
+
+    Raises:
+        DataError: fewer than two classes, or an empty split, remain.
+    """
+    packages = sorted(catalogue.packages.values())
+    if 0 < recipe.max_nodes < len(packages):
+        packages = best_connected(packages, recipe.max_nodes)
+    parts = np.array([split_of(package.source, recipe.shares) for package in packages])
+    label, class_names, dropped = _labels(packages, parts, recipe)
+    rowptr, col = csr_from_edges(*_edges(packages), len(packages))
+    descriptions = [_paragraphs(catalogue.description(package)) for package in packages]
+    texts = [_text(package.name, *both) for package, both in zip(packages, descriptions, strict=True)]
+    counts = {
+        "packages": len(catalogue.packages),
+        "nodes": len(packages),
+        "edges": len(col) // 2,
+        "sources": len({package.source for package in packages}),
+        "labelled": int((label != UNLABELLED).sum()),
+        "unlabelled": int((label == UNLABELLED).sum()),
+        "long_descriptions": sum(bool(long) for _, long in descriptions),
+    }
+    return TextGraph(
+        name="debian",
+        texts=Texts.of(texts),
+        rowptr=rowptr,
+        col=col,
+        label=label,
+        split={part: np.flatnonzero((parts == part) & (label != UNLABELLED)) for part in SPLITS},
+        class_names=class_names,
+        node_ids=[package.name for package in packages],
+        origin={
+            "files": sorted(catalogue.files, key=lambda file: tuple(map(str, file.values()))),
+            "passed_over": dict(sorted(catalogue.passed_over.items())),
+            **counts,
+            "unlabelled_sections": dropped,
+            "recipe": asdict(recipe),
+        },
+    )
+
+
+def split_of(source: str, shares: Sequence[float]) -> str:
+    """The split of all packages of a source: by the name's hash alone."""
+    position = _unit_hash(source)
+    if position < shares[0]:
+        return "train"
+    return "valid" if position < shares[0] + shares[1] else "test"
+
+
+def best_connected(packages: Sequence[Package], max_nodes: int) -> list[Package]:
+    """``max_nodes`` of the packages, in the given order: of every section the same share, by highest degree.
+
+    Chosen without regard to sections, by degree, k-core or breadth-first search, a fifth or more would be
+    libraries; a random sample would lose two edges of three.
+    """
+    rowptr, _ = csr_from_edges(*_edges(packages), len(packages))
+    degree = np.diff(rowptr)
+    sections: dict[str, list[int]] = defaultdict(list)
+    for node, package in enumerate(packages):
+        sections[package.section].append(node)
+    place = np.empty(len(packages))
+    for nodes in sections.values():
+        ranked = sorted(nodes, key=lambda node: (-degree[node], packages[node].name))
+        place[ranked] = (np.arange(len(nodes)) + 0.5) / len(nodes)
+    chosen = np.argsort(place, kind="stable")[:max_nodes]
+    return [packages[node] for node in np.sort(chosen)]
+
+
+def _edges(packages: Sequence[Package]) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of every relation between two of the packages; virtual and absent packages have no node."""
+    node = {package.name: index for index, package in enumerate(packages)}
+    pairs = [
+        (index, node[other])
+        for index, package in enumerate(packages)
+        for other in package.related
+        if other in node
+    ]
+    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return ends[:, 0], ends[:, 1]
+
+
+def _labels(
+    packages: Sequence[Package], parts: np.ndarray, recipe: Recipe
+) -> tuple[np.ndarray, list[str], dict[str, int]]:
+    """Label of each package, names of the classes, and the sections that make none, with their sizes."""
+    chosen = _capped(packages, recipe.labels_per_source)
+    size = Counter(packages[node].section for node in chosen)
+    trained = {packages[node].section for node in chosen if parts[node] == "train"}
+    names = sorted(section for section in trained if size[section] >= recipe.min_class_size)
+    if len(names) < 2:
+        raise DataError(
+            f"debian: {len(names)} of {len(size)} sections have {recipe.min_class_size} or more labelled "
+            "packages and one in training; expected 2: lower min_class_size or give a larger Packages file"
+        )
+    index = {section: i for i, section in enumerate(names)}
+    label = np.full(len(packages), UNLABELLED, dtype=np.int64)
+    for node in chosen:
+        label[node] = index.get(packages[node].section, UNLABELLED)
+    return label, names, {section: size[section] for section in sorted(size) if section not in index}
+
+
+def _capped(packages: Sequence[Package], labels_per_source: int) -> list[int]:
+    """Nodes that may carry a label: of each source the first few with a section, in the order of a hash."""
+    sources: dict[str, list[int]] = defaultdict(list)
+    for node, package in enumerate(packages):
+        if package.section:
+            sources[package.source].append(node)
+
+    def order(node: int) -> float:
+        # Salted: the split's own hash would favour packages named like their source in training, not in test.
+        return _unit_hash(f"label {packages[node].name}")
+
+    return [node for nodes in sources.values() for node in sorted(nodes, key=order)[:labels_per_source]]
+
+
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on ``text`` alone (48 bits, exact in a float)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def _age(package: Package) -> tuple[Any, Package]:
+    from debian.debian_support import NativeVersion
+
+    try:
+        return NativeVersion(package.version), package
+    except ValueError:
+        return NativeVersion("0~~"), package  # third-party lists: older than any proper version
+
+
+def _stanzas(content: bytes, fields: list[str]) -> Iterator[Any]:
+    from debian.deb822 import Deb822
+
+    lines = io.StringIO(content.decode("utf-8", "replace"))  # bytes that are not UTF-8 would be guessed at
+    return iter(Deb822.iter_paragraphs(lines, fields=fields))
+
+
+def _paragraphs(description: str) -> tuple[str, str]:
+    """Short and long description, each on one line with single spaces."""
+    short, _, long = description.partition("\n")
+    lines = [line for line in long.split("\n") if line.strip() != "."]
+    return " ".join(short.split()), " ".join(" ".join(lines).split())
+
+
+def _text(name: str, short: str, long: str) -> str:
+    if short and long and short[-1] not in ".!?":
+        short += "."
+    return ": ".join(part for part in (name, f"{short} {long}".strip()) if part)
+
+
+@dataclass(frozen=True)
+class _IndexTarget:
+    """A list that apt has on this machine; what apt does not know of it is empty."""
+
+    release: str
+    name: str
+    architecture: str
+    path: str
+
+    def read(self) -> bytes:
+        return _run(APT_HELPER, "cat-file", self.path)
+
+
+def _index_targets(*conditions: str) -> list[_IndexTarget]:
+    layout = "$(ORIGIN) $(RELEASE)\t$(METAKEY)\t$(ARCHITECTURE)\t$(FILENAME)"
+    listing = _run("apt-get", "indextargets", "--format", layout, *conditions).decode("utf-8", "replace")
+    known = re.sub(r"\$\([A-Z_]+\)", "", listing)  # apt leaves the names of properties that a list lacks
+    return [_IndexTarget(*map(str.strip, line.split("\t"))) for line in known.splitlines()]
+
+
+def _run(*command: str) -> bytes:
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        return subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{command[0]} was not found, there is no apt here; set dataset.tag_source to {PACKAGES_FILE}"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise DataError(f"{command[0]} {command[1]} failed ({said[-1]}); {REMEDY}") from error
+
+
+def _read_file(packages: str) -> bytes:
+    try:
+        return Path(packages).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"dataset.tag_source: {packages} cannot be read ({error.strerror}); "
+            f"expected {PACKAGES_FILE}, or nothing for apt's own lists"
+        ) from error

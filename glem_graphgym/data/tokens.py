@@ -1,0 +1,137 @@
+"""TokenStore: the token ids of all texts, made once, ragged on disk and memory-mapped; and batches of similar length."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from glem_graphgym.data.text_graph import DataError, Texts
+from glem_graphgym.files import fingerprint, make_once, read_json, write_json
+
+TEXTS_AT_ONCE = 16_384  # texts handed to the tokenizer's threads at a time; bounds memory, not speed
+
+
+class TokenStore:
+    """Token ids of N texts, special tokens included, without padding.
+
+    Attributes:
+        ids: uint16 or int32 (T,), all texts one after the other; 2 bytes a token where the vocabulary allows.
+        offsets: int64 (N+1,), where each text begins.
+        pad_id: the id that fills up a batch.
+    """
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, pad_id: int) -> None:
+        self.ids, self.offsets, self.pad_id = ids, offsets, pad_id
+        self.lengths = np.diff(offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int64 (B, L) and attention mask int64 (B, L) of the nodes' texts, L being their longest."""
+        lengths = self.lengths[nodes]
+        mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        # Position of every token of the batch in `ids`: a running count that jumps at each text's first token.
+        shift = self.offsets[nodes] - (np.cumsum(lengths) - lengths)
+        flat = np.arange(lengths.sum()) + np.repeat(shift, lengths)
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = self.ids[flat]
+        return ids, mask.astype(np.int64)
+
+
+def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> TokenStore:
+    """The store for these texts, tokenizer and length under ``cache``, made there if it does not exist.
+
+    Args:
+        texts: N texts.
+        tokenizer: a Hugging Face tokenizer; fast ones run on all cores.
+        max_length: tokens kept of a text, special tokens included.
+        cache: folder of stores, one a key of (texts, tokenizer, max_length); jobs side by side share it.
+
+    Raises:
+        DataError: the tokenizer has no padding token, or a stored file is damaged.
+    """
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one (lm.model)")
+    key = fingerprint(texts.fingerprint(), tokenizer_identity(tokenizer), max_length)
+    folder = make_once(cache / f"tokens-{key}", lambda path: _tokenize(texts, tokenizer, max_length, path))
+    try:
+        meta = read_json(folder / "tokens.json")
+        offsets = np.load(folder / "offsets.npy")
+        ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r", shape=(int(offsets[-1]),))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: damaged token store ({error}); delete the folder to have it remade") from error
+    if len(offsets) != len(texts) + 1:
+        raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
+    return TokenStore(ids, offsets, tokenizer.pad_token_id)
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """All that decides how a text is cut: the serialised fast tokenizer, or class and vocabulary of a slow one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # Padding and truncation are not part of what the tokenizer is: each call to it sets them.
+        import json
+
+        state = json.loads(backend.to_str())
+        return fingerprint({**state, "padding": None, "truncation": None})
+    return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab())
+
+
+def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> None:
+    dtype = np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else np.int32
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    starts = range(0, len(texts), TEXTS_AT_ONCE)
+    # Overlong texts are cut on purpose; the tokenizer would warn about each.
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    with (folder / "ids.bin").open("wb") as file:
+        for start in tqdm(starts, desc="tokenizing", unit="block", disable=None if len(starts) > 1 else True):
+            block = tokenizer(
+                texts[start : start + TEXTS_AT_ONCE],
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+            lengths[start : start + len(block)] = [len(ids) for ids in block]
+            file.write(np.fromiter(itertools.chain.from_iterable(block), dtype=dtype).tobytes())
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    write_json(folder / "tokens.json", {"dtype": np.dtype(dtype).name, "max_length": max_length, "texts": len(texts)})
+
+
+def shuffled_batches(
+    lengths: np.ndarray, nodes: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 50
+) -> list[np.ndarray]:
+    """A random order of ``nodes`` in batches of ``batch_size`` texts of similar length, for training.
+
+    Nodes are shuffled, sorted by length within pools of ``pool`` batches, cut, and the batches shuffled again: each
+    node stands in exactly one batch, and only the last cut can be smaller.
+
+    Args:
+        lengths: int64 (N,), tokens of every text.
+        nodes: int64 (n,), the nodes to batch; any order, repeats allowed.
+    """
+    order = rng.permutation(nodes)
+    pools = np.split(order, range(batch_size * pool, len(order), batch_size * pool))
+    ordered = np.concatenate([chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in pools])
+    batches = np.split(ordered, range(batch_size, len(ordered), batch_size))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def budget_batches(lengths: np.ndarray, nodes: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """``nodes`` sorted by length, longest first, in batches of at most ``tokens`` padded tokens, for inference.
+
+    Longest first, so that memory runs out at the first batch or not at all. A text longer than the budget stands alone.
+    """
+    order = nodes[np.argsort(-lengths[nodes], kind="stable")]
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(int(lengths[order[start]]), 1))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,181 @@
+"""The E-step: with the GNN fixed, train the language model q_θ on gold and pseudo-labels, then predict all nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batches
+from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.pseudo_labels import StepTargets
+from glem_graphgym.em.schedules import adamw, decay_groups, warmup_schedule
+from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit
+from glem_graphgym.models.text_encoder import TextClassifier
+
+
+@dataclass(frozen=True)
+class LMSettings:
+    """How the language model is trained in one step.
+
+    Attributes:
+        epochs: passes over the step's nodes; 0 = the model as it is initialised.
+        batch_size: texts an optimizer step.
+        accumulate: parts in which a batch goes through the model, to save memory; the step's size stays the same.
+        lr: peak learning rate; weight_decay: of matrices, not of norms and biases.
+        warmup_epochs: epochs (may be a fraction) of linear warm-up; decay: ``linear``, ``cosine`` or ``constant``.
+        label_smoothing: share 0-1, of gold targets.
+        clip: upper bound of the gradient norm, 0 = none.
+        evals_per_epoch, patience: how often validation is scored, and after how many scores without a better one
+            training stops (0 = never).
+        infer_tokens: padded tokens in an inference batch.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    accumulate: int = 1
+    lr: float = 2e-5
+    weight_decay: float = 0.01
+    warmup_epochs: float = 0.6
+    decay: str = "linear"
+    label_smoothing: float = 0.0
+    clip: float = 1.0
+    evals_per_epoch: int = 1
+    patience: int = 0
+    infer_tokens: int = 8192
+
+
+class LMLearner:
+    """q_θ(y_n | s_n) with its tokens: `fit` it on a step's targets, `predict` all nodes.
+
+    Args:
+        tokens: N texts.
+        build: makes the model of a step, with pretrained weights and the step's dropouts.
+        validation: selects the weights.
+        hardware: device and precision.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenStore,
+        build: Callable[[], TextClassifier],
+        settings: LMSettings,
+        validation: Validation,
+        hardware: Hardware,
+    ) -> None:
+        self.tokens, self.build, self.settings = tokens, build, settings
+        self.validation, self.hardware = validation, hardware
+        self.model: TextClassifier | None = None
+
+    def fit(self, targets: StepTargets, title: str, init: Weights | None = None) -> FitLog:
+        """Train a new model on ``targets``, from pretrained weights or those of ``init``."""
+        self.load(init)
+        assert self.model is not None
+        settings = self.settings
+        task = _LMTask(self.model, self.validation, self.tokens, targets, settings)
+        plan = FitPlan(
+            title=title,
+            epochs=settings.epochs,
+            eval_every=1 / settings.evals_per_epoch,
+            patience=settings.patience,
+            accumulate=settings.accumulate,
+            clip=settings.clip,
+            new_batches=True,
+        )
+        return fit(task, plan, self.hardware)
+
+    def load(self, weights: Weights | None) -> None:
+        """Take a new model with pretrained weights or, where given, ``weights``."""
+        self.model = self.build()
+        if weights is not None:
+            self.model.load_state_dict(weights)
+
+    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str = "predicting") -> None:
+        """Write all nodes' logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped)."""
+        assert self.model is not None, "fit or load a model first"
+        model = self.model.to(self.hardware.device).eval()
+        nodes = np.arange(len(self.tokens))
+        bar = tqdm(total=len(nodes), desc=title, unit="text", disable=None, leave=False)
+        with torch.inference_mode(), self.hardware.autocast(), bar:
+            for batch in budget_batches(self.tokens.lengths, nodes, self.settings.infer_tokens):
+                ids, mask = self.tokens.pad(batch)
+                device = self.hardware.device
+                class_logits, embedding = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+                logits[batch] = class_logits.float().cpu().numpy()
+                embeddings[batch] = embedding.float().cpu().numpy()
+                bar.update(len(batch))
+
+    @property
+    def embedding_dim(self) -> int:
+        assert self.model is not None, "fit or load a model first"
+        return self.model.encoder.dim
+
+
+class _LMTask(Task):
+    """Batches of texts with targets, in buckets of similar length."""
+
+    model: TextClassifier
+
+    def __init__(
+        self,
+        model: TextClassifier,
+        validation: Validation,
+        tokens: TokenStore,
+        targets: StepTargets,
+        settings: LMSettings,
+    ) -> None:
+        super().__init__(model, validation)
+        self.tokens, self.targets, self.settings = tokens, targets, settings
+
+    def train_dataloader(self) -> DataLoader:
+        nodes, target, is_gold = self.targets.batch(self.current_epoch)
+        rng = np.random.default_rng([self.targets.seed, self.current_epoch, 1])
+        lengths = self.tokens.lengths[nodes]
+        places = np.arange(len(nodes))
+        micro_batch = max(1, self.settings.batch_size // self.settings.accumulate)
+        batches = shuffled_batches(lengths, places, micro_batch, rng)
+
+        def collate(batch: np.ndarray) -> tuple[Tensor, ...]:
+            ids, mask = self.tokens.pad(nodes[batch])
+            return torch.from_numpy(ids), torch.from_numpy(mask), target[batch], is_gold[batch]
+
+        return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader:
+        batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
+
+        def collate(batch: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor]:
+            ids, mask = self.tokens.pad(batch)
+            return batch, torch.from_numpy(ids), torch.from_numpy(mask)
+
+        return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        ids, mask, target, is_gold = batch
+        logits, _ = self.model(ids, mask)
+        return glem_loss(logits, target, is_gold, self.targets.weight, self.settings.label_smoothing)
+
+    def validation_step(self, batch: tuple[np.ndarray, Tensor, Tensor], batch_idx: int) -> None:
+        nodes, ids, mask = batch
+        logits, _ = self.model(ids, mask)
+        self.see(nodes, logits)
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        optimizer = adamw(decay_groups(self.model, settings.weight_decay), settings.lr, settings.weight_decay)
+        total = float(self.trainer.estimated_stepping_batches)
+        warmup = settings.warmup_epochs * total / settings.epochs
+        schedule = warmup_schedule(optimizer, warmup, total, settings.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def open_predictions(folder: Path, name: str, rows: int, columns: int) -> np.ndarray:
+    """A new float16 array (rows, columns) in ``folder/name.npy``, memory-mapped for writing."""
+    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=(rows, columns))

@@ -1,0 +1,239 @@
+"""The journal of a run: what a finished stage leaves on disk, and how a run resumes from it.
+
+``<run folder>/stages/<index>_<name>/`` holds
+
+    stage.json           what the stage was, its scores, seconds, peak memory and parameters; its presence means finished
+    logits.npy           float16 (N, C), predictions for all nodes
+    embeddings.npy       float16 (N, H), text embeddings (stages of the LM)
+    weights.safetensors  the trained weights, as long as the run or a later prediction needs them
+    history.json         one row an evaluation
+
+A stage is written into a hidden folder that is renamed when it is whole, so a killed run resumes at the stage it was in.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from glem_graphgym.em.stage import FitLog, Weights
+from glem_graphgym.files import read_json, sync, write_json
+
+Scores = dict[str, dict[str, float]]  # split -> metric -> value
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """What a stage is.
+
+    Attributes:
+        index: its place in the run, from 0.
+        name: folder-safe, e.g. ``lm_gold`` or ``e_step_1``.
+        model: ``LM`` or ``GNN``.
+        method: the row of the results it counts for: LM, GNN, Cascade, GLEM-LM, GLEM-GNN.
+        em_iteration: 0 before the first.
+    """
+
+    index: int
+    name: str
+    model: str
+    method: str
+    em_iteration: int = 0
+
+    @property
+    def folder(self) -> str:
+        return f"{self.index:02d}_{self.name}"
+
+
+@dataclass
+class Work:
+    """What doing a stage gives back to the journal; predictions go straight into the folder it was given."""
+
+    log: FitLog
+    weights: Weights
+    params: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished stage, read back from disk: predictions are memory-mapped.
+
+    Attributes:
+        logits: float16 (N, C).
+        embeddings: float16 (N, H) or None.
+        valid: validation score that selection goes by.
+    """
+
+    key: StageKey
+    folder: Path
+    logits: np.ndarray
+    embeddings: np.ndarray | None
+    valid: float
+
+    def weights(self) -> Weights:
+        path = self.folder / "weights.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path}: the weights of this stage were not kept (glem.keep_weights: needed keeps those of the best "
+                "models only); run again with glem.keep_weights: all and --overwrite"
+            )
+        return load_file(path)
+
+
+class Journal:
+    """Does each stage once.
+
+    Args:
+        run_dir: the run's folder.
+        seed: the run's seed; every stage starts from its own seed made of it, so a resumed run repeats nothing and
+            ends with the same numbers as an uninterrupted one.
+        evaluate: logits (N, C) -> scores of every split. The only place that test labels are used.
+        report: (stage, all stages finished before) -> diagnostics that go into its record.
+        metric: which of the scores selects.
+        say: called with a line a finished stage.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        seed: int,
+        evaluate: Callable[[np.ndarray], Scores],
+        *,
+        metric: str = "accuracy",
+        say: Callable[[str], None] = logging.info,
+    ) -> None:
+        self.folder = run_dir / "stages"
+        self.seed, self.evaluate, self.metric, self.say = seed, evaluate, metric, say
+        self.finished: list[Finished] = []
+
+    def stage(
+        self,
+        key: StageKey,
+        work: Callable[[Path], Work],
+        diagnose: Callable[[np.ndarray], dict[str, float]] | None = None,
+    ) -> Finished:
+        """The finished stage ``key``: read back when it is there, else done by ``work(folder)`` and recorded.
+
+        Args:
+            work: trains and writes ``logits.npy`` (and ``embeddings.npy``) into the folder it is given.
+            diagnose: logits of this stage -> further numbers for its record.
+        """
+        folder = self.folder / key.folder
+        if not (folder / "stage.json").exists():
+            self._do(key, folder, work, diagnose)
+        else:
+            self.say(f"{key.folder}: done before, taken from {folder}")
+        done = self._read(key, folder)
+        self.finished.append(done)
+        return done
+
+    def _do(self, key: StageKey, folder: Path, work: Callable[[Path], Work], diagnose: Any) -> None:
+        part = self.folder / f".{key.folder}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.mkdir(parents=True)
+        seed_everything(stage_seed(self.seed, key.index))
+        memory = PeakMemory()
+        start = time.perf_counter()
+        result = work(part)
+        seconds = time.perf_counter() - start
+        logits = np.load(part / "logits.npy", mmap_mode="r")
+        scores = self.evaluate(logits)
+        record: dict[str, Any] = {
+            **asdict(key),
+            "seconds": round(seconds, 3),
+            "peak_memory_mb": round(memory.peak_mb(), 1),
+            "params": result.params,
+            "lr": result.lr,
+            "epochs": result.log.epochs,
+            "best_epoch": result.log.best_epoch,
+            "scores": scores,
+            "diagnostics": diagnose(logits) if diagnose else {},
+        }
+        save_file({name: value.contiguous() for name, value in result.weights.items()}, part / "weights.safetensors")
+        write_json(part / "history.json", result.log.history)
+        write_json(part / "stage.json", record)
+        for file in part.iterdir():
+            sync(file)
+        part.rename(folder)
+        sync(self.folder)
+        shown = ", ".join(f"{split} {values[self.metric]:.4f}" for split, values in scores.items())
+        self.say(f"{key.folder}: {shown} ({seconds:.0f} s, best epoch {result.log.best_epoch:g})")
+
+    def _read(self, key: StageKey, folder: Path) -> Finished:
+        record = read_json(folder / "stage.json")
+        embeddings = folder / "embeddings.npy"
+        return Finished(
+            key=key,
+            folder=folder,
+            logits=np.load(folder / "logits.npy", mmap_mode="r"),
+            embeddings=np.load(embeddings, mmap_mode="r") if embeddings.exists() else None,
+            valid=record["scores"]["valid"][self.metric],
+        )
+
+    def read_all(self) -> None:
+        """Take all stages that the run folder holds, in their order."""
+        for folder in sorted(self.folder.glob("[0-9]*_*")):
+            record = read_json(folder / "stage.json")
+            key = StageKey(**{name: record[name] for name in ("index", "name", "model", "method", "em_iteration")})
+            self.finished.append(self._read(key, folder))
+
+    def best(self, method: str) -> Finished | None:
+        """Of the finished stages of ``method`` the one with the best validation score, the first on ties."""
+        return max((s for s in self.finished if s.key.method == method), key=lambda s: s.valid, default=None)
+
+    def forget_weights(self, keep: set[str]) -> None:
+        """Delete the weights of finished stages whose folder name is not in ``keep``."""
+        for stage in self.finished:
+            if stage.key.folder not in keep:
+                (stage.folder / "weights.safetensors").unlink(missing_ok=True)
+
+
+def stage_seed(seed: int, index: int) -> int:
+    """The seed of one stage of a run: a resumed run and an uninterrupted one agree on it."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries below us draw from the global state
+    torch.manual_seed(seed)
+
+
+@dataclass
+class PeakMemory:
+    """Peak memory from now on in MB: of the accelerator where there is one, else resident memory of this process.
+
+    Linux lets a process reset its own high-water mark; elsewhere the peak since its start is given.
+    """
+
+    since_start: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.since_start = True
+
+    def peak_mb(self) -> float:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+        if not self.since_start:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,240 @@
+"""GLEM: variational EM between a language model q_θ and a GNN p_φ, in the paper's order (arXiv 2210.14709).
+
+`run_em` is the method; `run_lm`, `run_gnn` and `run_cascade` are its parts alone, as baselines.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from glem_graphgym.em.e_step import LMLearner, open_predictions
+from glem_graphgym.em.journal import Finished, Journal, StageKey, Work, stage_seed
+from glem_graphgym.em.m_step import GNNLearner
+from glem_graphgym.em.objective import objective_report
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.stage import FitLog, Weights
+
+UNTIL_PLATEAU = -1
+
+
+@dataclass(frozen=True)
+class EMSettings:
+    """The knobs of EM (GLEM.md section 2 names those of the authors' code).
+
+    Attributes:
+        order: ``lm_first``: the first E-step learns from the GNN trained on gold; ``gnn_first``: the first M-step
+            learns from the LM trained on gold.
+        iterations: EM iterations; `UNTIL_PLATEAU` goes on until one raises neither model's validation score.
+        max_iterations: bound of the latter.
+        alpha, beta: weight 0-1 of the pseudo-label term in E- and M-step.
+        temperature: T of soft targets softmax(logits / T); hard: one-hot targets instead.
+        lm_ratio, gnn_ratio: pseudo nodes drawn a gold node.
+        lm_redraw, gnn_redraw: draw anew every epoch rather than once a step.
+        confidence: share 0-1 of candidates kept, the most confident; 1 = all.
+        lm_init: where an E-step's LM starts: ``pretrained``, ``previous`` (last LM of the run) or ``gold``.
+        lm_init_first: the same for the first E-step.
+        keep_all_weights: keep every stage's weights rather than those that the run or a prediction still needs.
+    """
+
+    order: str = "lm_first"
+    iterations: int = 1
+    max_iterations: int = 10
+    alpha: float = 0.8
+    beta: float = 0.05
+    temperature: float = 0.2
+    hard: bool = False
+    lm_ratio: float = 1.0
+    gnn_ratio: float = 1.0
+    lm_redraw: bool = False
+    gnn_redraw: bool = True
+    confidence: float = 1.0
+    lm_init: str = "pretrained"
+    lm_init_first: str = "pretrained"
+    keep_all_weights: bool = False
+
+
+@dataclass
+class Run:
+    """One run's models, labels and journal; its methods are the steps, each done once and kept.
+
+    Attributes:
+        num_nodes: N.
+        gold: training labels.
+        unlabelled: int64, U: every node that training may see and that has no gold label.
+        candidates: int64, the part of U that may get pseudo-labels.
+        settings: knobs of EM.
+        journal: does and keeps stages.
+        lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
+        gnn: the GNN; None in runs without.
+        features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D).
+        pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
+    """
+
+    num_nodes: int
+    gold: Gold
+    unlabelled: np.ndarray
+    candidates: np.ndarray
+    settings: EMSettings
+    journal: Journal
+    features: Callable[[np.ndarray | None], np.ndarray]
+    pseudo_accuracy: Callable[[PseudoLabels], float]
+    lm_gold: LMLearner | None = None
+    lm_em: LMLearner | None = None
+    gnn: GNNLearner | None = None
+
+    # ---- the four steps -------------------------------------------------------------------------------------------
+
+    def fit_lm_on_gold(self) -> Finished:
+        """θ on y_L: the LM fine-tuned on gold labels, and h_n for all nodes."""
+        key = self._key("lm_gold", "LM", "LM", 0)
+        return self.journal.stage(key, lambda folder: self._lm_work(self.lm_gold, key, folder, None, None))
+
+    def fit_gnn_on_gold(self, lm: Finished | None) -> Finished:
+        """φ on y_L: the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""
+        key = self._key("gnn_gold", "GNN", "Cascade" if lm else "GNN", 0)
+        return self.journal.stage(key, lambda folder: self._gnn_work(key, folder, lm, None))
+
+    def e_step(self, iteration: int, p_logits: np.ndarray, before: Finished, first: Finished) -> Finished:
+        """θ on y_L and ŷ_U from p_φ: minimise KL(p‖q), the first of the two coordinate ascents."""
+        key = self._key(f"e_step_{iteration}", "LM", "GLEM-LM", iteration)
+        pseudo = self.pseudo_labels(p_logits)
+        how = self.settings.lm_init_first if iteration == 1 else self.settings.lm_init
+
+        def work(folder: Path) -> Work:
+            init = {"pretrained": None, "previous": before, "gold": first}[how]
+            return self._lm_work(self.lm_em, key, folder, pseudo, init.weights() if init else None)
+
+        return self.journal.stage(key, work, lambda q_logits: self._diagnose(q_logits, p_logits, pseudo))
+
+    def m_step(self, iteration: int, q: Finished, q_logits: np.ndarray) -> Finished:
+        """φ on y_L and ŷ_U from q_θ, with h_V from q_θ: maximise the pseudo-likelihood."""
+        key = self._key(f"m_step_{iteration}", "GNN", "GLEM-GNN", iteration)
+        pseudo = self.pseudo_labels(q_logits)
+        return self.journal.stage(
+            key,
+            lambda folder: self._gnn_work(key, folder, q, pseudo),
+            lambda p_logits: self._diagnose(q_logits, p_logits, pseudo),
+        )
+
+    # ---- what a step learns from ----------------------------------------------------------------------------------
+
+    def pseudo_labels(self, logits: np.ndarray) -> PseudoLabels:
+        """ŷ_U out of the other model's logits (N, C)."""
+        s = self.settings
+        return PseudoLabels(
+            logits, self.candidates, self.gold, temperature=s.temperature, hard=s.hard, confidence=s.confidence
+        )
+
+    # ---- doing a stage --------------------------------------------------------------------------------------------
+
+    def _key(self, name: str, model: str, method: str, iteration: int) -> StageKey:
+        return StageKey(len(self.journal.finished), name, model, method, iteration)
+
+    def _lm_work(
+        self, lm: LMLearner | None, key: StageKey, folder: Path, pseudo: PseudoLabels | None, init: Weights | None
+    ) -> Work:
+        assert lm is not None, "this run has no language model"
+        s = self.settings
+        seed = stage_seed(self.journal.seed, key.index)
+        targets = StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, seed)
+        log = lm.fit(targets, key.name, init)
+        logits = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)
+        lm.predict(logits, open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim), f"{key.name} encodes")
+        assert lm.model is not None
+        return _work(lm.model, log, lm.settings.lr)
+
+    def _gnn_work(self, key: StageKey, folder: Path, lm: Finished | None, pseudo: PseudoLabels | None) -> Work:
+        assert self.gnn is not None, "this run has no GNN"
+        log = self.gnn.fit(self.gnn_step_targets(key, pseudo), self.features(lm.embeddings if lm else None), key.name)
+        self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes))
+        assert self.gnn.model is not None
+        return _work(self.gnn.model, log, log.history[0]["lr"] if log.history else 0.0)
+
+    def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
+        s = self.settings
+        return StepTargets(self.gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw, stage_seed(self.journal.seed, key.index))
+
+    def _diagnose(self, q_logits: np.ndarray, p_logits: np.ndarray, pseudo: PseudoLabels) -> dict[str, float]:
+        s = self.settings
+        report = objective_report(
+            q_logits, p_logits, self.gold, self.unlabelled,
+            alpha=s.alpha, beta=s.beta, pseudo_labels=self.pseudo_labels,
+        )  # fmt: skip
+        return {**report, "pseudo_accuracy_valid": self.pseudo_accuracy(pseudo), "pseudo_candidates": len(pseudo.nodes)}
+
+
+def run_lm(run: Run) -> None:
+    """The LM alone, fine-tuned on gold."""
+    run.fit_lm_on_gold()
+
+
+def run_gnn(run: Run) -> None:
+    """The GNN alone, on features that need no fine-tuned LM."""
+    run.fit_gnn_on_gold(None)
+
+
+def run_cascade(run: Run) -> None:
+    """LM, then GNN on its embeddings, without pseudo-labels: GLEM with zero EM iterations."""
+    run.fit_gnn_on_gold(run.fit_lm_on_gold())
+
+
+def run_em(run: Run, first_predictions: np.ndarray | None = None) -> None:
+    """GLEM.
+
+    Args:
+        first_predictions: logits (N, C) that take the place of the first step's teacher: of the GNN in ``lm_first``
+            order, of the LM in ``gnn_first`` order.
+    """
+    first = q = run.fit_lm_on_gold()
+    p = run.fit_gnn_on_gold(q)
+    for iteration in _iterations(run):
+        external = first_predictions if iteration == 1 else None
+        if run.settings.order == "lm_first":
+            q = run.e_step(iteration, p.logits if external is None else external, q, first)
+            p = run.m_step(iteration, q, q.logits)
+        else:
+            p = run.m_step(iteration, q, q.logits if external is None else external)
+            q = run.e_step(iteration, p.logits, q, first)
+        _forget_weights(run, first, q)
+
+
+def _iterations(run: Run) -> Iterator[int]:
+    """1, 2, … as many as asked for, or until neither model's validation score rose above all before."""
+    settings, journal = run.settings, run.journal
+    if settings.iterations != UNTIL_PLATEAU:
+        yield from range(1, settings.iterations + 1)
+        return
+    best = {"LM": -np.inf, "GNN": -np.inf}
+    for iteration in itertools.count(1):
+        now = {m: max(s.valid for s in journal.finished if s.key.model == m) for m in best}
+        if iteration > settings.max_iterations or all(now[m] <= best[m] for m in best):
+            return
+        best = now
+        yield iteration
+
+
+def _forget_weights(run: Run, first: Finished, latest_lm: Finished) -> None:
+    """Drop weights that neither a later E-step nor a prediction with the best models can ask for."""
+    if run.settings.keep_all_weights:
+        return
+    best = [run.journal.best("GLEM-LM"), run.journal.best("GLEM-GNN")]
+    keep = [first, latest_lm, *(stage for stage in best if stage)]
+    if best[1]:
+        keep.append(teacher_of(run.journal, best[1]))
+    run.journal.forget_weights({stage.key.folder for stage in keep})
+
+
+def teacher_of(journal: Journal, gnn: Finished) -> Finished:
+    """The LM stage whose embeddings a GNN stage was trained on: the last one before it."""
+    return [s for s in journal.finished if s.key.model == "LM" and s.key.index < gnn.key.index][-1]
+
+
+def _work(model: nn.Module, log: FitLog, lr: float) -> Work:
+    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    return Work(log, weights, sum(p.numel() for p in model.parameters()), lr)

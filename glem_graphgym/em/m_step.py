@@ -1,0 +1,207 @@
+"""The M-step: with the language model fixed, train the GNN p_φ on gold and pseudo-labels, then predict all nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.pseudo_labels import PseudoLabels, StepTargets
+from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit
+
+FOLDS = 2  # parts in which nodes' own pseudo-labels are hidden when all nodes are predicted with label input
+
+
+@dataclass(frozen=True)
+class GNNSettings:
+    """How the GNN is trained in one step.
+
+    Attributes:
+        epochs: full-batch steps at most.
+        eval_every: epochs between validations.
+        patience: validations without a better score before training stops; 0 = never.
+        clip: upper bound of the gradient norm, 0 = none.
+        label_input: concatenate labels to the features: y_L and ŷ_U, a target's own label hidden.
+        label_input_rate: share 0-1 of the gold labels given as input in an epoch; the other gold nodes are its targets.
+    """
+
+    epochs: int = 200
+    eval_every: int = 1
+    patience: int = 0
+    clip: float = 0.0
+    label_input: bool = False
+    label_input_rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The graph as the GNN's `forward` takes it: what training may see, and what prediction sees (inductive settings)."""
+
+    train: Any
+    predict: Any
+
+
+class GNNLearner:
+    """p_φ(y_n | s_V, A, y_{V∖n}): `fit` it on a step's targets and features, `predict` all nodes.
+
+    Args:
+        build: (dim_in, num_classes) -> module with ``forward(x (N, D), structure) -> logits (N, C)``.
+        structures: what `build`'s module takes as ``structure``.
+        make_optimizer: parameters -> (optimizer, learning-rate schedule counted in epochs).
+        validation: selects the weights.
+        hardware: device and precision.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[int, int], nn.Module],
+        structures: Structures,
+        make_optimizer: Callable[[Iterator[nn.Parameter]], tuple[Any, Any]],
+        settings: GNNSettings,
+        validation: Validation,
+        hardware: Hardware,
+    ) -> None:
+        self.build, self.structures, self.make_optimizer = build, structures, make_optimizer
+        self.settings, self.validation, self.hardware = settings, validation, hardware
+        self.model: nn.Module | None = None
+        self.inputs: GNNInputs | None = None
+
+    def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
+        """Train a new GNN on float (N, D) ``features`` and ``targets``."""
+        self.load(targets, features, None)
+        assert self.model is not None and self.inputs is not None
+        task = _GNNTask(self.model, self.validation, self.inputs, targets, self)
+        settings = self.settings
+        plan = FitPlan(title, settings.epochs, settings.eval_every, settings.patience, clip=settings.clip)
+        return fit(task, plan, self.hardware)
+
+    def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
+        """Take a new GNN for these features, with fresh weights or, where given, ``weights``."""
+        num_classes = targets.gold.num_classes
+        x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device)
+        self.inputs = GNNInputs(x, targets) if self.settings.label_input else GNNInputs(x, None)
+        self.model = self.build(self.inputs.dim, num_classes)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+
+    def predict(self, logits: np.ndarray) -> None:
+        """Write all nodes' logits (N, C) into the given array."""
+        assert self.model is not None and self.inputs is not None, "fit or load a model first"
+        model = self.model.to(self.hardware.device).eval()
+        structure = self.structures.predict.to(self.hardware.device)
+        with torch.inference_mode(), self.hardware.autocast():
+            everyone = np.arange(len(logits))
+            for nodes, x in self.inputs.for_prediction(everyone):
+                logits[nodes] = model(x, structure)[torch.from_numpy(nodes)].float().cpu().numpy()
+
+
+class GNNInputs:
+    """The GNN's input features (N, D), with a label channel (N, C) where labels are an input.
+
+    In the channel a gold node has its one-hot label and a candidate for a pseudo-label its distribution ŷ; a node
+    whose label is to be predicted has zeros, so no prediction can see its own label (y_{V∖n}; y_{L∖n} in O(φ)).
+
+    Args:
+        x: float32 (N, D).
+        targets: the step's labels, or None without label input.
+    """
+
+    def __init__(self, x: Tensor, targets: StepTargets | None) -> None:
+        self.x = x
+        self.labels: Tensor | None = None
+        if targets is not None:
+            self.labels = label_channel(len(x), targets).to(x.device)
+            self.is_gold = np.isin(np.arange(len(x)), targets.gold.nodes)
+
+    @property
+    def dim(self) -> int:
+        return self.x.shape[1] + (0 if self.labels is None else self.labels.shape[1])
+
+    def hiding(self, nodes: np.ndarray) -> Tensor:
+        """float32 (N, D [+ C]): the input in which the labels of ``nodes`` are hidden."""
+        if self.labels is None:
+            return self.x
+        shown = self.labels.clone()
+        shown[torch.from_numpy(nodes)] = 0
+        return torch.cat([self.x, shown], dim=1)
+
+    def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Groups of ``nodes`` that together are all of them, each with an input that hides the group's own labels.
+
+        The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the
+        labels of its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
+        """
+        if self.labels is None:
+            yield nodes, self.x
+            return
+        fold_of = np.arange(len(self.x)) % FOLDS + FOLDS * self.is_gold
+        for fold in np.unique(fold_of[nodes]):
+            yield nodes[fold_of[nodes] == fold], self.hiding(np.flatnonzero(fold_of == fold))
+
+
+def label_channel(num_nodes: int, targets: StepTargets) -> Tensor:
+    """float32 (N, C): one-hot gold labels and soft or hard pseudo-labels of all candidates; zeros elsewhere."""
+    channel = torch.zeros(num_nodes, targets.gold.num_classes)
+    pseudo: PseudoLabels | None = targets.pseudo
+    if pseudo is not None:
+        channel[torch.from_numpy(pseudo.nodes)] = pseudo.targets(pseudo.nodes)
+    channel[torch.from_numpy(targets.gold.nodes)] = targets.gold.targets()
+    return channel
+
+
+class _GNNTask(Task):
+    """One full-batch step an epoch."""
+
+    def __init__(
+        self, model: nn.Module, validation: Validation, inputs: GNNInputs, targets: StepTargets, learner: GNNLearner
+    ) -> None:
+        super().__init__(model, validation)
+        self.inputs, self.targets, self.learner = inputs, targets, learner
+        self.train_structure = learner.structures.train.to(learner.hardware.device)
+        self.predict_structure = learner.structures.predict.to(learner.hardware.device)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
+
+    val_dataloader = train_dataloader
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        nodes, target, is_gold = self._epoch_targets()
+        logits = self.model(self.inputs.hiding(nodes), self.train_structure)
+        place = torch.from_numpy(nodes).to(self.device)
+        return glem_loss(logits[place], target.to(self.device), is_gold.to(self.device), self.targets.weight)
+
+    def _epoch_targets(self) -> tuple[np.ndarray, Tensor, Tensor]:
+        nodes, target, is_gold = self.targets.batch(self.current_epoch)
+        settings = self.learner.settings
+        if not settings.label_input:
+            return nodes, target, is_gold
+        # Of the gold nodes, those whose labels are given as input this epoch are no targets.
+        rng = np.random.default_rng([self.targets.seed, self.current_epoch, 2])
+        given = is_gold.numpy() & (rng.random(len(nodes)) < settings.label_input_rate)
+        kept = ~given if (is_gold.numpy() & ~given).any() else np.ones(len(nodes), dtype=bool)
+        return nodes[kept], target[kept], is_gold[kept]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        for nodes, x in self.inputs.for_prediction(self.validation.nodes):
+            logits = self.model(x, self.predict_structure)
+            self.see(nodes, logits[torch.from_numpy(nodes).to(self.device)])
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = self.learner.make_optimizer(self.model.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def standardise(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """float32 (N, D): every column with mean 0 and deviation 1 (over ``rows`` where given), as input norm of the GNN."""
+    x = np.asarray(x, dtype=np.float32)
+    seen = x if rows is None else x[rows]
+    deviation = seen.std(0)
+    deviation[deviation < 1e-6] = 1.0
+    return (x - seen.mean(0)) / deviation

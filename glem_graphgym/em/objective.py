@@ -1,0 +1,98 @@
+"""The objective of both steps, and how far it is: O(q), O(φ) and what goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
+
+ROWS_AT_ONCE = 262_144  # rows of logits in memory at a time when all nodes are gone through
+
+
+def glem_loss(
+    logits: Tensor, target: Tensor, is_gold: Tensor, pseudo_weight: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """The negative of O(q) (E-step) or O(φ) (M-step) over a batch: ``w · CE(pseudo) + (1 − w) · CE(gold)``.
+
+    Each term is the mean over its own nodes of the batch, as in the authors' code. Without gold nodes the second
+    term is 0; without pseudo nodes the loss is plain cross-entropy on gold, with weight 1.
+
+    Args:
+        logits: float (B, C).
+        target: float (B, C), one distribution a row: one-hot for gold, the other model's for pseudo nodes.
+        is_gold: bool (B,).
+        pseudo_weight: w in 0-1, α of the E-step or β of the M-step (GLEM paper, O(q) and O(φ)).
+        label_smoothing: share 0-1 of a gold target's mass spread evenly over the classes; pseudo-labels, which are
+            distributions already, are left as they are.
+
+    Returns:
+        scalar tensor.
+    """
+    log_prob = F.log_softmax(logits.float(), dim=-1)
+    gold, pseudo = is_gold, ~is_gold
+    if label_smoothing > 0:
+        smooth = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
+        target = torch.where(is_gold[:, None], smooth, target)
+    cross_entropy = -(target * log_prob).sum(-1)
+    if not pseudo.any():
+        return cross_entropy.mean()
+    loss = pseudo_weight * cross_entropy[pseudo].mean()
+    if gold.any():
+        loss = loss + (1 - pseudo_weight) * cross_entropy[gold].mean()
+    return loss
+
+
+def objective_report(
+    lm_logits: np.ndarray,
+    gnn_logits: np.ndarray,
+    gold: Gold,
+    unlabelled: np.ndarray,
+    *,
+    alpha: float,
+    beta: float,
+    pseudo_labels: Callable[[np.ndarray], PseudoLabels],
+) -> dict[str, float]:
+    """Where the objective of GLEM stands, over all nodes rather than a batch (natural logarithms, means over nodes).
+
+    Args:
+        lm_logits, gnn_logits: float (N, C), the latest predictions of q_θ and p_φ.
+        unlabelled: int64 (n,), U.
+        pseudo_labels: logits (N, C) -> the targets that the other model learns from.
+
+    Returns:
+        ``o_q`` = α·mean_U Σ p log q + (1−α)·mean_L log q; ``o_phi`` likewise for the GNN with β and ŷ of the LM;
+        ``entropy_q`` = mean entropy of q on U, in nats; ``agreement`` = share 0-1 of U where both predict one class.
+    """
+    sums = np.zeros(4)
+    from_gnn, from_lm = pseudo_labels(gnn_logits), pseudo_labels(lm_logits)
+    for nodes in _blocks(unlabelled):
+        log_q, log_p = _log_softmax(lm_logits[nodes]), _log_softmax(gnn_logits[nodes])
+        sums += [
+            float((from_gnn.targets(nodes) * log_q).sum()),
+            float((from_lm.targets(nodes) * log_p).sum()),
+            float(-(log_q.exp() * log_q).sum()),
+            float((log_q.argmax(-1) == log_p.argmax(-1)).sum()),
+        ]
+    on_pseudo = sums / max(len(unlabelled), 1)
+    labels = torch.from_numpy(gold.labels)[:, None]
+    gold_q = float(_log_softmax(lm_logits[gold.nodes]).gather(1, labels).mean())
+    gold_p = float(_log_softmax(gnn_logits[gold.nodes]).gather(1, labels).mean())
+    return {
+        "o_q": alpha * on_pseudo[0] + (1 - alpha) * gold_q,
+        "o_phi": beta * on_pseudo[1] + (1 - beta) * gold_p,
+        "entropy_q": on_pseudo[2],
+        "agreement": on_pseudo[3],
+    }
+
+
+def _blocks(nodes: np.ndarray) -> Iterator[np.ndarray]:
+    return (nodes[start : start + ROWS_AT_ONCE] for start in range(0, len(nodes), ROWS_AT_ONCE))
+
+
+def _log_softmax(logits: np.ndarray) -> Tensor:
+    return F.log_softmax(torch.from_numpy(np.asarray(logits, dtype=np.float32)), dim=-1)

@@ -1,0 +1,131 @@
+"""Training targets: gold labels, and pseudo-labels out of the other model's logits (temperature, confidence, ratio).
+
+Whatever is trained in this package is trained on `Gold` and `PseudoLabels`. Neither can hold a validation or test
+label: `Gold` is made from the training split alone, `PseudoLabels` from predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The training nodes' labels, y_L.
+
+    Attributes:
+        nodes: int64 (n,), training nodes.
+        labels: int64 (n,), their classes.
+        num_classes: C.
+    """
+
+    nodes: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.nodes.shape != self.labels.shape:
+            raise ValueError(f"{len(self.labels)} labels for {len(self.nodes)} gold nodes")
+        if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= self.num_classes):
+            raise ValueError(
+                f"gold labels run from {self.labels.min()} to {self.labels.max()}, expected 0 to {self.num_classes - 1}"
+            )
+
+    def targets(self) -> Tensor:
+        """float32 (n, C), one-hot."""
+        return F.one_hot(torch.from_numpy(self.labels), self.num_classes).float()
+
+
+class PseudoLabels:
+    """Labels ŷ for unlabelled nodes, predicted by the other model.
+
+    Args:
+        logits: float (N, C), the other model's logits for all nodes (may be memory-mapped; read a block at a time).
+        nodes: int64 (n,), the candidates: unlabelled nodes that may be drawn.
+        gold: the gold labels, which pseudo-labels must not replace.
+        temperature: T > 0; soft targets are softmax(logits / T).
+        hard: one-hot of the most probable class instead.
+        confidence: share 0-1 of the candidates kept, those of highest probability of their class; 1 keeps all.
+
+    Raises:
+        ValueError: a candidate is a gold node.
+    """
+
+    def __init__(
+        self,
+        logits: np.ndarray,
+        nodes: np.ndarray,
+        gold: Gold,
+        *,
+        temperature: float = 1.0,
+        hard: bool = False,
+        confidence: float = 1.0,
+    ) -> None:
+        if np.isin(nodes, gold.nodes).any():
+            raise ValueError("a gold node was offered for a pseudo-label; pseudo-labels never replace gold labels")
+        self.logits, self.temperature, self.hard = logits, temperature, hard
+        self.nodes = keep_confident(logits, nodes, confidence)
+
+    def targets(self, nodes: np.ndarray) -> Tensor:
+        """float32 (n, C): a distribution a node."""
+        logits = torch.from_numpy(np.asarray(self.logits[nodes], dtype=np.float32))
+        if self.hard:
+            return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        return F.softmax(logits / self.temperature, dim=-1)
+
+
+def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.ndarray:
+    """The ``share`` (0-1, rounded up to whole nodes) of ``nodes`` with the highest top probability, in node order."""
+    if share >= 1 or not len(nodes):
+        return nodes
+    probability = F.softmax(torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32)), dim=-1).amax(-1).numpy()
+    kept = np.argsort(-probability, kind="stable")[: int(np.ceil(share * len(nodes)))]
+    return np.sort(nodes[kept])
+
+
+def draw(nodes: np.ndarray, ratio: float, num_gold: int, rng: np.random.Generator) -> np.ndarray:
+    """``ratio`` pseudo nodes a gold node, without replacement; all of ``nodes`` when there are not more."""
+    count = round(ratio * num_gold)
+    return nodes if count >= len(nodes) else np.sort(rng.choice(nodes, count, replace=False))
+
+
+@dataclass(frozen=True)
+class StepTargets:
+    """What one E- or M-step trains on: gold labels and, unless it is a step on gold alone, pseudo-labels.
+
+    Attributes:
+        gold: the gold labels.
+        pseudo: candidates with their pseudo-labels; None for a step on gold alone.
+        weight: of the pseudo-label term, α or β, 0-1.
+        ratio: pseudo nodes drawn a gold node.
+        redraw: draw anew every epoch; False keeps one draw for the whole step.
+        seed: what the draws depend on, beside the epoch.
+    """
+
+    gold: Gold
+    pseudo: PseudoLabels | None = None
+    weight: float = 0.0
+    ratio: float = 0.0
+    redraw: bool = False
+    seed: int = 0
+
+    def drawn(self, epoch: int) -> np.ndarray:
+        """int64 (n,), the pseudo nodes of an epoch; none in a step on gold alone."""
+        if self.pseudo is None:
+            return np.empty(0, dtype=np.int64)
+        rng = np.random.default_rng([self.seed, epoch if self.redraw else 0])
+        return draw(self.pseudo.nodes, self.ratio, len(self.gold.nodes), rng)
+
+    def batch(self, epoch: int) -> tuple[np.ndarray, Tensor, Tensor]:
+        """All nodes of an epoch: int64 (n,) nodes, gold first; float32 (n, C) targets; bool (n,) is-gold."""
+        pseudo = self.drawn(epoch)
+        nodes = np.concatenate([self.gold.nodes, pseudo])
+        target = self.gold.targets()
+        if self.pseudo is not None:
+            target = torch.cat([target, self.pseudo.targets(pseudo)])
+        return nodes, target, torch.arange(len(nodes)) < len(self.gold.nodes)

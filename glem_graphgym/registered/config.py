@@ -1,0 +1,292 @@
+"""Every config key we add to GraphGym, each with a default, a unit and a sentence; loading, checking and dumping configs.
+
+GraphGym's grids reach two levels (``group.key``), so no key lies deeper.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch_geometric.graphgym.config import assert_cfg, set_cfg
+from torch_geometric.graphgym.register import register_config
+from yacs.config import CfgNode
+
+from glem_graphgym.files import atomic_write
+
+
+class ConfigError(ValueError):
+    """A key of the configuration is unknown, of the wrong type, or contradicts another; the message names it."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A config key: ``group.name``, its default (whose type every value must have), unit and meaning.
+
+    ``allowed`` is a tuple of the values it may take, or a pair (low, high) for numbers when ``span`` is set.
+    """
+
+    name: str
+    default: Any
+    unit: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    def check(self, value: Any) -> None:
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"{self.name} is '{value}', expected one of: {', '.join(self.choices)}")
+        if self.low is not None and value < self.low or self.high is not None and value > self.high:
+            bounds = f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
+            raise ConfigError(f"{self.name} is {value}, expected {bounds}")
+
+
+AS_LM = "-1 = as in lm"
+
+KEYS = (
+    # ---- what runs ------------------------------------------------------------------------------------------------
+    Key(
+        "train.mode", "standard", "", "What is run: stock GraphGym training, GLEM, or a part of it as a baseline.",
+        choices=("standard", "glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_predict"),
+    ),
+    # ---- the graph ------------------------------------------------------------------------------------------------
+    Key("dataset.tag_source", "", "path", "Packages file (debian) or folder of tables (table); empty = the default source."),
+    Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Train, valid and test shares where the data has no split of its own."),
+    Key("dataset.tag_seed", 0, "", "Seed of a random split and of generated graphs.", low=0),
+    Key("dataset.tag_max_nodes", 0, "nodes", "Upper bound for a smaller variant of the debian graph; 0 = all.", low=0),
+    Key("dataset.labels_per_source", 5, "nodes", "Packages of one source that may carry a label (debian).", low=1),
+    Key("dataset.min_class_size", 20, "nodes", "Classes with fewer labelled nodes are left unlabelled (debian).", low=1),
+    Key("dataset.synthetic_nodes", 1000, "nodes", "Size of a generated graph.", low=10),
+    Key("dataset.synthetic_classes", 4, "classes", "Classes of a generated graph.", low=2),
+    Key("dataset.synthetic_degree", 8.0, "edges", "Mean degree of a generated graph.", low=0),
+    Key("dataset.synthetic_text_signal", 0.5, "share", "How much a generated text tells of its class: 0 nothing, 1 all.", low=0, high=1),
+    Key("dataset.synthetic_structure_signal", 0.5, "share", "How much generated edges tell of the class: 0 nothing, 1 all.", low=0, high=1),
+    Key("dataset.synthetic_words", 12, "words", "Words in a generated text.", low=1),
+    Key("dataset.synthetic_features", 0, "columns", "Raw node features of a generated graph; 0 = none.", low=0),
+    # ---- the language model ---------------------------------------------------------------------------------------
+    Key("lm.model", "sentence-transformers/all-MiniLM-L6-v2", "", "Hugging Face encoder: hub id or local folder."),
+    Key("lm.pretrained", True, "", "Load pretrained weights; False = same architecture, random weights."),
+    Key("lm.pooling", "mean", "", "Text embedding: mean over tokens, or the first token.", choices=("mean", "cls")),
+    Key("lm.max_length", 128, "tokens", "Longest text, special tokens included.", low=3),
+    Key("lm.shrink_dim", 0, "dims", "Width of a linear bottleneck whose output is the embedding; 0 = none.", low=0),
+    Key("lm.epochs", 3, "epochs", "Passes over the gold nodes; 0 = as pretrained.", low=0),
+    Key("lm.batch_size", 32, "texts", "Texts an optimizer step.", low=1),
+    Key("lm.accumulate", 1, "parts", "Parts in which a batch goes through the model, to save memory.", low=1),
+    Key("lm.lr", 2e-5, "", "Peak learning rate.", low=0),
+    Key("lm.weight_decay", 0.01, "", "AdamW weight decay of matrices (not of norms and biases).", low=0),
+    Key("lm.warmup_epochs", 0.6, "epochs", "Linear warm-up of the learning rate.", low=0),
+    Key("lm.decay", "linear", "", "Learning rate after warm-up.", choices=("linear", "cosine", "constant")),
+    Key("lm.label_smoothing", 0.0, "share", "Of gold labels' mass, spread over all classes.", low=0, high=1),
+    Key("lm.dropout", -1.0, "share", "Hidden dropout of the encoder; -1 = as pretrained.", low=-1, high=1),
+    Key("lm.attention_dropout", -1.0, "share", "Attention dropout of the encoder; -1 = as pretrained.", low=-1, high=1),
+    Key("lm.head_dropout", 0.1, "share", "Dropout before the classifier.", low=0, high=1),
+    Key("lm.clip", 1.0, "norm", "Upper bound of the gradient norm; 0 = none.", low=0),
+    Key("lm.evals_per_epoch", 1, "", "Validations an epoch; the best one's weights are kept.", low=1),
+    Key("lm.patience", 0, "evaluations", "Stop after so many without a better score; 0 = never.", low=0),
+    Key("lm.precision", "auto", "", "bf16 where the hardware is fast at it, else 32 (16 on older GPUs).", choices=("auto", "32", "bf16", "16")),
+    Key("lm.attention", "auto", "", "Attention implementation of transformers (eager, sdpa, flash_attention_2); auto picks by device and text length."),
+    Key("lm.gradient_checkpointing", False, "", "Less memory, about a third more time."),
+    Key("lm.lora_rank", 0, "", "LoRA adapters on all linear layers instead of full fine-tuning; 0 = full (extra `lora`).", low=0),
+    Key("lm.infer_tokens", 8192, "tokens", "Padded tokens of an inference batch.", low=1),
+    # ---- EM -------------------------------------------------------------------------------------------------------
+    Key("glem.order", "lm_first", "", "Which step opens an EM iteration.", choices=("lm_first", "gnn_first")),
+    Key("glem.em_iterations", 1, "iterations", "EM iterations; -1 = until neither model's validation score rises.", low=-1),
+    Key("glem.em_max_iterations", 10, "iterations", "Bound when em_iterations is -1.", low=1),
+    Key("glem.alpha", 0.8, "weight", "Weight α of the pseudo-label term in the E-step.", low=0, high=1),
+    Key("glem.beta", 0.05, "weight", "Weight β of the pseudo-label term in the M-step.", low=0, high=1),
+    Key("glem.targets", "soft", "", "Pseudo-labels as distributions or as classes.", choices=("soft", "hard")),
+    Key("glem.temperature", 0.2, "", "T of soft pseudo-labels, softmax(logits / T).", low=1e-3),
+    Key("glem.lm_pseudo_ratio", 1.0, "nodes a gold node", "Pseudo nodes drawn for the E-step.", low=0),
+    Key("glem.gnn_pseudo_ratio", 1.0, "nodes a gold node", "Pseudo nodes drawn for the M-step.", low=0),
+    Key("glem.lm_redraw", "step", "", "When the E-step draws anew: once a step or every epoch.", choices=("step", "epoch")),
+    Key("glem.gnn_redraw", "epoch", "", "When the M-step draws anew: once a step or every epoch.", choices=("step", "epoch")),
+    Key("glem.confidence", 1.0, "share", "Pseudo nodes kept, the most confident; 1 = all.", low=0.0, high=1),
+    Key("glem.pseudo_nodes", "all", "", "Which unlabelled nodes may get pseudo-labels.", choices=("all", "valid_test")),
+    Key("glem.lm_init", "pretrained", "", "Where an E-step's LM starts.", choices=("pretrained", "previous", "gold")),
+    Key("glem.lm_init_first", "same", "", "The same for the first E-step.", choices=("same", "pretrained", "previous", "gold")),
+    Key("glem.lm_epochs", -1, "epochs", f"E-step: {AS_LM}.epochs.", low=-1),
+    Key("glem.lm_lr", -1.0, "", f"E-step: {AS_LM}.lr."),
+    Key("glem.lm_batch_size", -1, "texts", f"E-step: {AS_LM}.batch_size."),
+    Key("glem.lm_warmup_epochs", -1.0, "epochs", f"E-step: {AS_LM}.warmup_epochs."),
+    Key("glem.lm_label_smoothing", -1.0, "share", f"E-step: {AS_LM}.label_smoothing.", high=1),
+    Key("glem.lm_dropout", -1.0, "share", f"E-step: {AS_LM}.dropout.", high=1),
+    Key("glem.lm_attention_dropout", -1.0, "share", f"E-step: {AS_LM}.attention_dropout.", high=1),
+    Key("glem.lm_head_dropout", -1.0, "share", f"E-step: {AS_LM}.head_dropout.", high=1),
+    Key("glem.node_features", "text", "", "Node features of the GNN: text (embeddings of the trained LM), static (of the untuned LM), raw, file, or several joined by +."),
+    Key("glem.feature_file", "", "path", "Features (N, F) for node_features file: .npy or .pt, in node order."),
+    Key("glem.input_norm", True, "", "Standardise every column of the node features."),
+    Key("glem.label_input", False, "", "Labels as further input of the GNN, a target's own label hidden."),
+    Key("glem.label_input_rate", 0.5, "share", "Gold labels given as input in an epoch; the others are its targets.", low=0, high=1),
+    Key("glem.setting", "transductive", "", "inductive: test nodes unseen in training; structure_free: moreover without edges when predicted.", choices=("transductive", "inductive", "structure_free")),
+    Key("glem.first_predictions", "", "path", "Logits (N, C), .npy or .pt, that take the place of the first step's teacher."),
+    Key("glem.keep_weights", "needed", "", "Weights kept on disk: of the models that are still needed, or of every stage.", choices=("needed", "all")),
+    # ---- keys beside GraphGym's own -------------------------------------------------------------------------------
+    Key("gnn.norm", "batch", "", "Normalisation between layers of glem_gcn, glem_sage and glem_mlp.", choices=("batch", "layer", "none")),
+    Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks).", low=0, high=1),
+    Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (our networks)."),
+    Key("optim.patience", 0, "evaluations", "M-step: stop after so many validations without a better score; 0 = never.", low=0),
+    Key("optim.clip", 0.0, "norm", "M-step: upper bound of the gradient norm; 0 = none.", low=0),
+    Key("optim.warmup_epochs", 0.0, "epochs", "Linear warm-up of the schedulers linear_warmup, cosine_warmup, constant_warmup.", low=0),
+)  # fmt: skip
+
+
+@register_config("glem_graphgym")
+def add_keys(cfg: CfgNode) -> None:
+    """Add every key of `KEYS` with its default, making the groups that GraphGym does not have."""
+    for key in KEYS:
+        group, name = key.name.split(".")
+        if group not in cfg:
+            cfg[group] = CfgNode()
+        cfg[group][name] = key.default
+
+
+def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> None:
+    """Set ``cfg`` to defaults, then the YAML ``file``, then ``options`` (key value key value …), and check it.
+
+    Integers become floats where the default is a float, and so do numbers that YAML reads as text (``2e-5``).
+
+    Raises:
+        ConfigError: names the file or key, what was found and what was expected.
+    """
+    file = Path(file)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"--cfg {file}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--cfg {file}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--cfg {file}: expected 'key: value' lines, found {type(values).__name__}")
+    set_cfg(cfg)
+    _merge(cfg, values, str(file))
+    options = list(options)
+    if len(options) % 2:
+        raise ConfigError(f"options must be pairs 'key value'; '{options[-1]}' stands alone")
+    for name, text in zip(options[::2], options[1::2], strict=True):
+        group, _, key = name.rpartition(".")
+        value = yaml.safe_load(text) if text else ""
+        _merge(cfg, {group: {key: value}} if group else {key: value}, "command line")
+    assert_cfg(cfg)
+    check_config(cfg)
+
+
+def _merge(cfg: CfgNode, values: dict, origin: str, prefix: str = "") -> None:
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        if name not in cfg:
+            raise ConfigError(f"{origin}: unknown key '{full}'{_nearest(cfg, prefix, str(name))}")
+        if isinstance(cfg[name], CfgNode):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{origin}: '{full}' is a group of keys, found the value {value!r}")
+            _merge(cfg[name], value, origin, f"{full}.")
+        else:
+            cfg[name] = _coerced(cfg[name], value, full, origin)
+
+
+def _nearest(cfg: CfgNode, prefix: str, name: str) -> str:
+    close = difflib.get_close_matches(name, [str(key) for key in cfg], n=1, cutoff=0.5)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; known here: {', '.join(sorted(map(str, cfg)))}"
+
+
+def _coerced(default: Any, value: Any, name: str, origin: str) -> Any:
+    """``value`` in the type of ``default``; a list may stand for a tuple, an int for a float; None fits everything."""
+    if isinstance(default, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif default is None or value is None or type(value) is type(default):
+        return value
+    elif isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return type(default)(value)
+    elif isinstance(default, list | tuple) and isinstance(value, str):
+        parsed = yaml.safe_load(value)
+        if isinstance(parsed, list):
+            return type(default)(parsed)
+    raise ConfigError(f"{origin}: {name} is {value!r} ({type(value).__name__}), expected {type(default).__name__}")
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check every key of ours against its bounds, and keys against each other; contradictions name both."""
+    for key in KEYS:
+        group, name = key.name.split(".")
+        key.check(cfg[group][name])
+    if cfg.train.mode == "standard":
+        return
+    if cfg.dataset.format != "TAG":
+        raise ConfigError(
+            f"train.mode {cfg.train.mode} needs texts: dataset.format is '{cfg.dataset.format}', expected 'TAG'"
+        )
+    if cfg.dataset.task != "node" or cfg.dataset.task_type != "classification":
+        raise ConfigError(
+            f"train.mode {cfg.train.mode} classifies nodes: dataset.task is '{cfg.dataset.task}' and dataset.task_type "
+            f"'{cfg.dataset.task_type}', expected 'node' and 'classification'"
+        )
+    if cfg.lm.batch_size % cfg.lm.accumulate:
+        raise ConfigError(
+            f"lm.batch_size {cfg.lm.batch_size} cannot be cut into lm.accumulate {cfg.lm.accumulate} equal parts"
+        )
+    _check_features(cfg)
+    if cfg.dataset.node_encoder and cfg.train.mode != "glem_predict" and cfg.dataset.node_encoder_name == "glem_text":
+        raise ConfigError(
+            f"train.mode {cfg.train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside "
+            "the GNN; use train.mode standard for that, or dataset.node_encoder False"
+        )
+
+
+FEATURE_KINDS = ("text", "static", "raw", "file")
+
+
+def feature_kinds(node_features: str) -> list[str]:
+    return [part.strip() for part in node_features.split("+")]
+
+
+def _check_features(cfg: CfgNode) -> None:
+    kinds = feature_kinds(cfg.glem.node_features)
+    for kind in kinds:
+        if kind not in FEATURE_KINDS:
+            raise ConfigError(
+                f"glem.node_features is '{cfg.glem.node_features}': '{kind}' is unknown, "
+                f"expected {', '.join(FEATURE_KINDS)}, joined by +"
+            )
+    if "text" in kinds and cfg.train.mode == "glem_gnn":
+        raise ConfigError(
+            "glem.node_features is 'text', the embeddings of a trained LM, but train.mode glem_gnn trains none; "
+            "expected static, raw or file (or train.mode glem_cascade)"
+        )
+    if ("file" in kinds) != bool(cfg.glem.feature_file):
+        raise ConfigError(
+            f"glem.node_features '{cfg.glem.node_features}' and glem.feature_file '{cfg.glem.feature_file}' disagree: "
+            "a file is given if and only if 'file' is one of the features"
+        )
+
+
+def dump_config(cfg: CfgNode, file: Path) -> None:
+    """Write a YAML that loads again: without what GraphGym sets while it runs."""
+    with atomic_write(file, "w") as stream:
+        stream.write(settings_of(cfg).dump())
+
+
+def settings_of(cfg: CfgNode) -> CfgNode:
+    """A copy of ``cfg`` with the keys that a user sets, and none of those that GraphGym adds while it runs."""
+    copy = cfg.clone()
+    for key in ("share", "run_dir", "params"):
+        copy.pop(key, None)
+    return copy
+
+
+def keys_table() -> str:
+    """All keys as a Markdown table, for the README."""
+    lines = ["| key | default | unit | meaning |", "|---|---|---|---|"]
+    for key in KEYS:
+        values = f" ({' / '.join(key.choices)})" if key.choices else ""
+        default = "''" if key.default == "" else key.default
+        lines.append(f"| `{key.name}` | `{default}` | {key.unit} | {key.meaning}{values} |")
+    return "\n".join(lines) + "\n"

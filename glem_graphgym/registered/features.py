@@ -1,0 +1,91 @@
+"""Node features of the GNN: text embeddings, static embeddings, raw features, features from a file, or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from yacs.config import CfgNode
+
+from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em.e_step import open_predictions
+from glem_graphgym.em.m_step import standardise
+from glem_graphgym.files import fingerprint, make_once
+from glem_graphgym.registered.config import feature_kinds
+from glem_graphgym.registered.language_model import untuned_lm
+
+
+def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> np.ndarray:
+    """Float array (rows, columns) of an ``.npy`` (memory-mapped) or ``.pt`` file.
+
+    Raises:
+        DataError: names the config ``key`` and the file, what was found and what was expected.
+    """
+    file = Path(path)
+    try:
+        if file.suffix == ".npy":
+            array = np.load(file, mmap_mode="r")
+        elif file.suffix in (".pt", ".pth"):
+            array = torch.load(file, map_location="cpu", weights_only=True).numpy()
+        else:
+            raise DataError(f"{key} is '{path}', expected a file ending in .npy or .pt")
+    except (OSError, EOFError, RuntimeError, ValueError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{key}: {path} cannot be read as one array: {error}") from error
+    expected = f"({rows}, {'D' if columns is None else columns})"
+    if array.ndim != 2 or len(array) != rows or (columns is not None and array.shape[1] != columns):
+        raise DataError(f"{key}: {path} holds an array of shape {array.shape}, expected {expected}, in node order")
+    if array.dtype.kind != "f":
+        raise DataError(f"{key}: {path} holds {array.dtype}, expected floating point numbers")
+    if not np.isfinite(array).all():
+        raise DataError(f"{key}: {path} holds NaN or infinite values")
+    return array
+
+
+def static_embeddings(cfg: CfgNode, tokens: TokenStore) -> np.ndarray:
+    """float16 (N, H): embeddings of the untuned LM, computed once and cached under ``dataset.dir``."""
+    lm = cfg.lm
+    key = fingerprint(np.asarray(tokens.ids), np.asarray(tokens.offsets), lm.model, lm.pooling, lm.precision, lm.attention)
+
+    def make(folder: Path) -> None:
+        learner = untuned_lm(cfg, tokens)
+        rows = len(tokens)
+        logits = open_predictions(folder, "unused", rows, 1)
+        learner.predict(logits, open_predictions(folder, "embeddings", rows, learner.embedding_dim), "static embeddings")
+        (folder / "unused.npy").unlink()
+
+    folder = make_once(Path(cfg.dataset.dir) / "static" / key, make)
+    return np.load(folder / "embeddings.npy", mmap_mode="r")
+
+
+def feature_builder(cfg: CfgNode, graph: TextGraph, tokens: TokenStore | None) -> Callable[[np.ndarray | None], np.ndarray]:
+    """What makes the GNN's features (N, D) out of text embeddings (N, H), as ``glem.node_features`` says.
+
+    Everything but the embeddings is read, and checked, now.
+    """
+    fixed: dict[str, np.ndarray] = {}
+    kinds = feature_kinds(cfg.glem.node_features)
+    for kind in kinds:
+        if kind == "raw":
+            if graph.features is None:
+                raise DataError(f"glem.node_features asks for raw features, but {graph.name} has none")
+            fixed[kind] = np.asarray(graph.features)
+        elif kind == "file":
+            fixed[kind] = load_matrix(cfg.glem.feature_file, graph.num_nodes, "glem.feature_file")
+        elif kind == "static":
+            assert tokens is not None
+            fixed[kind] = static_embeddings(cfg, tokens)
+    seen = None
+    if cfg.glem.setting != "transductive":
+        seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
+
+    def build(embeddings: np.ndarray | None) -> np.ndarray:
+        parts = [embeddings if kind == "text" else fixed[kind] for kind in kinds]
+        x = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts if part is not None], axis=1)
+        return standardise(x, seen) if cfg.glem.input_norm else x
+
+    return build

@@ -1,0 +1,151 @@
+"""dataset.format: TAG - text-attributed graphs, for our train modes and for GraphGym's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.register import register_loader
+from yacs.config import CfgNode
+
+from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.tokens import TokenStore, open_token_store
+from glem_graphgym.registered.config import feature_kinds
+from glem_graphgym.registered.features import static_embeddings
+
+
+def load_text_graph_of(cfg: CfgNode) -> TextGraph:
+    """The text graph that ``dataset.name`` and its keys describe.
+
+    Raises:
+        DataError: unknown name, or data that cannot be read; says what to do.
+    """
+    if cfg.dataset.name not in GRAPHS:
+        raise DataError(f"dataset.name is '{cfg.dataset.name}', expected one of: {', '.join(GRAPHS)}")
+    graph = GRAPHS[cfg.dataset.name](cfg)
+    sizes = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
+    logging.info(
+        f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges, {graph.num_classes} classes; "
+        f"{sizes}; fingerprint {graph.fingerprint()}"
+    )
+    return graph
+
+
+def _debian(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.debian import load_debian
+
+    d = cfg.dataset
+    return load_debian(
+        Path(d.dir),
+        packages=d.tag_source,
+        shares=d.tag_split,
+        labels_per_source=d.labels_per_source,
+        min_class_size=d.min_class_size,
+        max_nodes=d.tag_max_nodes,
+    )
+
+
+def _ogbn_arxiv(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.ogb import load_ogbn_arxiv
+
+    return load_ogbn_arxiv(Path(cfg.dataset.dir))
+
+
+def _table(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.table import load_table
+
+    if not cfg.dataset.tag_source:
+        raise DataError("dataset.name is 'table', but dataset.tag_source is empty; expected the folder of the tables")
+    d = cfg.dataset
+    return load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed)
+
+
+def _synthetic(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.synthetic import make_synthetic
+
+    d = cfg.dataset
+    return make_synthetic(
+        num_nodes=d.synthetic_nodes,
+        num_classes=d.synthetic_classes,
+        avg_degree=d.synthetic_degree,
+        text_signal=d.synthetic_text_signal,
+        structure_signal=d.synthetic_structure_signal,
+        words_per_text=d.synthetic_words,
+        feature_dim=d.synthetic_features,
+        shares=d.tag_split,
+        seed=d.tag_seed,
+    )
+
+
+# dataset.name -> how to get the graph. A new dataset is one function in `data/` and one line here.
+GRAPHS: dict[str, Callable[[CfgNode], TextGraph]] = {
+    "debian": _debian,
+    "ogbn-arxiv": _ogbn_arxiv,
+    "table": _table,
+    "synthetic": _synthetic,
+}
+
+
+def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
+    """The graph's token ids for ``lm.model`` and ``lm.max_length``, cached under ``dataset.dir``."""
+    from glem_graphgym.models.text_encoder import load_tokenizer
+
+    cache = Path(cfg.dataset.dir) / "tokens"
+    return open_token_store(graph.texts, load_tokenizer(cfg.lm.model), cfg.lm.max_length, cache)
+
+
+def tokens_of_config() -> TokenStore:
+    """The tokens of the graph that the configuration names; read from the cache that the loader has filled."""
+    if cfg.dataset.format != "TAG":
+        raise ValueError(f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'")
+    return open_tokens(cfg, load_text_graph_of(cfg))
+
+
+class TextGraphDataset(InMemoryDataset):
+    """A text graph as GraphGym wants it: one `Data` with x, y, edge_index, masks, and ``n_id``, each node's index.
+
+    ``n_id`` goes through GraphGym's samplers with the other node attributes; the text encoder looks up tokens by it.
+    """
+
+    def __init__(self, graph: TextGraph, x: np.ndarray) -> None:
+        super().__init__(None)
+        masks = {}
+        for part, name in (("train", "train_mask"), ("valid", "val_mask"), ("test", "test_mask")):
+            masks[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
+            masks[name][torch.from_numpy(graph.split[part])] = True
+        data = Data(
+            x=torch.from_numpy(np.array(x, dtype=np.float32)),
+            edge_index=torch.from_numpy(graph.edge_index()),
+            # GraphGym counts distinct labels, -1 among them; a node without a label is in no mask, so 0 is never read.
+            y=torch.from_numpy(np.maximum(graph.label, 0)),
+            n_id=torch.arange(graph.num_nodes),
+            **masks,
+        )
+        self.data, self.slices = self.collate([data])
+
+
+@register_loader("glem_text_graph")
+def load_text_graph_dataset(format: str, name: str, dataset_dir: str) -> TextGraphDataset | None:
+    """GraphGym's loader for ``dataset.format: TAG``; None for other formats, so that their loaders get their turn."""
+    if format != "TAG":
+        return None
+    graph = load_text_graph_of(cfg)
+    kind = feature_kinds(cfg.glem.node_features)
+    if cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text" or cfg.model.type == "glem_lm":
+        x = np.zeros((graph.num_nodes, 1))  # the text encoder makes the features
+    elif kind == ["raw"] and graph.features is not None:
+        x = np.asarray(graph.features)
+    elif kind == ["static"]:
+        x = static_embeddings(cfg, open_tokens(cfg, graph))
+    else:
+        raise DataError(
+            f"train.mode standard on {graph.name}: glem.node_features is '{cfg.glem.node_features}' and the graph has "
+            f"{'raw' if graph.features is not None else 'no raw'} features; expected static, raw (where there are "
+            "any), or dataset.node_encoder_name glem_text"
+        )
+    return TextGraphDataset(graph, x)

@@ -1,0 +1,344 @@
+"""The train modes: ``glem``, its parts alone as baselines, and prediction from a finished run.
+
+A mode takes nothing: it reads the configuration, does its stages under ``cfg.run_dir`` and returns. ``run/main.py``
+calls ``train_dict[cfg.train.mode]`` and makes the tables out of what the stages left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
+from torch_geometric.graphgym.register import register_train
+from yacs.config import CfgNode
+
+from glem_graphgym.data.text_graph import DataError, TextGraph, csr_from_edges
+from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em import loop
+from glem_graphgym.em.e_step import LMLearner, LMSettings
+from glem_graphgym.em.journal import Finished, Journal, Scores
+from glem_graphgym.em.loop import EMSettings, Run
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
+from glem_graphgym.em.stage import Validation
+from glem_graphgym.files import atomic_write, read_json, write_json
+from glem_graphgym.registered.config import feature_kinds, settings_of
+from glem_graphgym.registered.features import feature_builder, load_matrix
+from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
+from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+from glem_graphgym.registered.metrics import Accuracy, accuracy_of
+from glem_graphgym.registered.networks import Structure, build_gnn
+
+METRIC = "accuracy"
+
+
+class RunError(RuntimeError):
+    """A run folder does not hold what is needed; the message says what to do."""
+
+
+@register_train("glem")
+def train_glem() -> None:
+    """GLEM: variational EM between LM and GNN."""
+    graph, run = prepare(cfg, with_lm=True, with_gnn=True)
+    path, shape = cfg.glem.first_predictions, (graph.num_nodes, graph.num_classes)
+    first = load_matrix(path, shape[0], "glem.first_predictions", columns=shape[1]) if path else None
+    loop.run_em(run, first)
+
+
+@register_train("glem_lm")
+def train_lm() -> None:
+    """The LM alone, fine-tuned on gold labels."""
+    loop.run_lm(prepare(cfg, with_lm=True, with_gnn=False)[1])
+
+
+@register_train("glem_gnn")
+def train_gnn() -> None:
+    """The GNN alone, on static embeddings, raw features or a feature file."""
+    loop.run_gnn(prepare(cfg, with_lm=False, with_gnn=True)[1])
+
+
+@register_train("glem_cascade")
+def train_cascade() -> None:
+    """LM, then GNN on its embeddings: GLEM with zero EM iterations."""
+    loop.run_cascade(prepare(cfg, with_lm=True, with_gnn=True)[1])
+
+
+# ---- from the configuration to a run ------------------------------------------------------------------------------
+
+
+def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool) -> tuple[TextGraph, Run]:
+    """Everything a mode needs, with all that can be checked checked before the first stage."""
+    graph = load_text_graph_of(cfg)
+    _claim_run_folder(cfg, graph)
+    needs_tokens = with_lm or "static" in feature_kinds(cfg.glem.node_features)
+    tokens = open_tokens(cfg, graph) if needs_tokens else None
+    accuracy = accuracy_of(graph.name)
+    train = graph.split["train"]
+    gold = Gold(train, graph.label[train], graph.num_classes)
+    unlabelled, candidates = unlabelled_nodes(cfg, graph)
+    valid = graph.split["valid"]
+    valid_labels = graph.label[valid]
+    validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))
+    run = Run(
+        num_nodes=graph.num_nodes,
+        gold=gold,
+        unlabelled=unlabelled,
+        candidates=candidates,
+        settings=em_settings(cfg),
+        journal=Journal(Path(cfg.run_dir), cfg.seed, lambda logits: scores_of(graph, logits, accuracy), metric=METRIC),
+        features=feature_builder(cfg, graph, tokens) if with_gnn else lambda embeddings: np.empty((0, 0)),
+        pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
+    )
+    if with_lm:
+        assert tokens is not None
+        run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
+    if with_gnn:
+        run.gnn = gnn_learner(cfg, graph, validation)
+    return graph, run
+
+
+def _claim_run_folder(cfg: CfgNode, graph: TextGraph) -> None:
+    """Note in ``run.json`` what the run depends on, or compare with what is noted there.
+
+    Raises:
+        RunError: the folder holds stages of another graph or configuration; names the keys that differ.
+    """
+    path = Path(cfg.run_dir) / "run.json"
+    identity = {
+        "seed": cfg.seed,
+        "dataset": graph.name,
+        "fingerprint": graph.fingerprint(),
+        "metric": METRIC,
+        "mode": cfg.train.mode,
+        "origin": graph.origin,
+        "settings": decisive_settings(cfg),
+    }
+    if not path.exists():
+        write_json(path, identity)
+        return
+    before = read_json(path)
+    if before["fingerprint"] != identity["fingerprint"]:
+        raise RunError(
+            f"{cfg.run_dir} holds a run on another version of {graph.name} (fingerprint {before['fingerprint']}, now "
+            f"{identity['fingerprint']}); choose another out_dir, or start it anew with --overwrite"
+        )
+    if cfg.train.mode not in (before["mode"], "glem_predict"):
+        raise RunError(
+            f"{cfg.run_dir} holds a run of train.mode {before['mode']}, now {cfg.train.mode}; "
+            "choose another out_dir, or start it anew with --overwrite"
+        )
+    old, new = before["settings"], identity["settings"]
+    changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        raise RunError(
+            f"{cfg.run_dir} holds a run with another configuration: {'; '.join(changed[:5])}. "
+            "Choose another out_dir, or start it anew with --overwrite"
+        )
+
+
+def decisive_settings(cfg: CfgNode) -> dict[str, object]:
+    """``group.key`` -> value of every setting that a result can depend on; where things lie and are printed is none."""
+    skipped = {"out_dir", "print", "cfg_dest", "round", "tensorboard_each_run", "tensorboard_agg", "num_workers"}
+    flat: dict[str, object] = {}
+    for name, value in settings_of(cfg).items():
+        if isinstance(value, CfgNode):
+            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+        elif name not in skipped:
+            flat[name] = value
+    # The graph has its own fingerprint, the mode its own check, and a finished run may go on for more iterations.
+    for key in (
+        "dataset.dir",
+        "dataset.tag_source",
+        "train.mode",
+        "glem.em_iterations",
+        "glem.em_max_iterations",
+        "glem.keep_weights",
+    ):
+        flat.pop(key)
+    return flat
+
+
+def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray]:
+    """U, every node without a gold label that training may see, and its part that may get pseudo-labels."""
+    unlabelled = np.setdiff1d(np.arange(graph.num_nodes), graph.split["train"])
+    candidates = unlabelled
+    if cfg.glem.pseudo_nodes == "valid_test":
+        candidates = np.union1d(graph.split["valid"], graph.split["test"])
+    if cfg.glem.setting != "transductive":
+        unlabelled = np.setdiff1d(unlabelled, graph.split["test"])
+        candidates = np.setdiff1d(candidates, graph.split["test"])
+    return unlabelled, candidates
+
+
+def scores_of(graph: TextGraph, logits: np.ndarray, accuracy: Accuracy) -> Scores:
+    """Accuracy and cross-entropy (nats) of logits (N, C) on every split."""
+    scores: Scores = {}
+    for part, nodes in graph.split.items():
+        part_logits = torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32))
+        labels = graph.label[nodes]
+        scores[part] = {
+            METRIC: accuracy(labels, part_logits.argmax(-1).numpy()),
+            "loss": float(F.cross_entropy(part_logits, torch.from_numpy(labels))),
+        }
+    return scores
+
+
+def pseudo_accuracy(graph: TextGraph, pseudo: PseudoLabels) -> float:
+    """Share 0-1 of right pseudo-labels among the validation nodes that are candidates; 0 when none is."""
+    nodes = np.intersect1d(graph.split["valid"], pseudo.nodes)
+    if not len(nodes):
+        return 0.0
+    return float((pseudo.targets(nodes).argmax(-1).numpy() == graph.label[nodes]).mean())
+
+
+def em_settings(cfg: CfgNode) -> EMSettings:
+    g = cfg.glem
+    return EMSettings(
+        order=g.order,
+        iterations=g.em_iterations,
+        max_iterations=g.em_max_iterations,
+        alpha=g.alpha,
+        beta=g.beta,
+        temperature=g.temperature,
+        hard=g.targets == "hard",
+        lm_ratio=g.lm_pseudo_ratio,
+        gnn_ratio=g.gnn_pseudo_ratio,
+        lm_redraw=g.lm_redraw == "epoch",
+        gnn_redraw=g.gnn_redraw == "epoch",
+        confidence=g.confidence,
+        lm_init=g.lm_init,
+        lm_init_first=g.lm_init if g.lm_init_first == "same" else g.lm_init_first,
+        keep_all_weights=g.keep_weights == "all",
+    )
+
+
+def lm_learners(
+    cfg: CfgNode, tokens: TokenStore, num_classes: int, validation: Validation
+) -> tuple[LMLearner, LMLearner]:
+    """The LM as it is trained on gold (``lm.*``) and in E-steps (``glem.lm_*`` where not -1, else ``lm.*``)."""
+    hardware = hardware_for(cfg, cfg.lm.precision)
+
+    def learner(e_step: bool) -> LMLearner:
+        def value(name: str) -> float:
+            own = cfg.glem[f"lm_{name}"] if e_step else -1
+            return cfg.lm[name] if own < 0 else own
+
+        config = encoder_config(cfg, tokens, hardware, value("dropout"), value("attention_dropout"))
+        head_dropout = value("head_dropout")
+        settings = LMSettings(
+            epochs=int(value("epochs")),
+            batch_size=int(value("batch_size")),
+            accumulate=cfg.lm.accumulate,
+            lr=value("lr"),
+            weight_decay=cfg.lm.weight_decay,
+            warmup_epochs=value("warmup_epochs"),
+            decay=cfg.lm.decay,
+            label_smoothing=value("label_smoothing"),
+            clip=cfg.lm.clip,
+            evals_per_epoch=cfg.lm.evals_per_epoch,
+            patience=cfg.lm.patience,
+            infer_tokens=cfg.lm.infer_tokens,
+        )
+        return LMLearner(tokens, lambda: build_lm(config, num_classes, head_dropout), settings, validation, hardware)
+
+    return learner(False), learner(True)
+
+
+def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLearner:
+    """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe."""
+    settings = GNNSettings(
+        epochs=cfg.optim.max_epoch,
+        eval_every=cfg.train.eval_period,
+        patience=cfg.optim.patience,
+        clip=cfg.optim.clip,
+        label_input=cfg.glem.label_input,
+        label_input_rate=cfg.glem.label_input_rate,
+    )
+
+    def make_optimizer(params: object) -> tuple[object, object]:
+        optimizer = create_optimizer(params, cfg.optim)  # type: ignore[arg-type]
+        return optimizer, create_scheduler(optimizer, cfg.optim)
+
+    return GNNLearner(
+        build_gnn, structures_of(cfg, graph), make_optimizer, settings, validation, hardware_for(cfg, "32")
+    )
+
+
+def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
+    """What training and prediction see of the edges (GLEM paper, inductive settings)."""
+    full = _structure(graph.rowptr, graph.col)
+    if cfg.glem.setting == "transductive":
+        return Structures(full, full)
+    is_test = np.zeros(graph.num_nodes, dtype=bool)
+    is_test[graph.split["test"]] = True
+    row = graph.rows()
+    seen = ~is_test[row] & ~is_test[graph.col]
+    train = _structure(*csr_from_edges(row[seen], graph.col[seen], graph.num_nodes))
+    return Structures(train, full if cfg.glem.setting == "inductive" else train)
+
+
+def _structure(rowptr: np.ndarray, col: np.ndarray) -> Structure:
+    row = np.repeat(np.arange(len(rowptr) - 1), np.diff(rowptr))
+    return Structure(torch.from_numpy(np.stack([row, col.astype(np.int64)])), len(rowptr) - 1)
+
+
+# ---- prediction from a finished run -------------------------------------------------------------------------------
+
+
+@register_train("glem_predict")
+def predict() -> None:
+    """Predict all nodes again from the weights that a finished run kept, compare scores, write ``predictions.csv.gz``."""
+    run_dir = Path(cfg.run_dir)
+    run_json = run_dir / "run.json"
+    if not run_json.exists() or not read_json(run_json).get("finished"):
+        raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
+    kinds = {path.name.split("_", 1)[1].split("_")[0] for path in (run_dir / "stages").iterdir()}
+    with_lm, with_gnn = bool(kinds & {"lm", "e"}), bool(kinds & {"gnn", "m"})
+    graph, run = prepare(cfg, with_lm=with_lm, with_gnn=with_gnn)
+    run.journal.read_all()
+    table = {"node": graph.node_ids if graph.node_ids is not None else np.arange(graph.num_nodes)}
+    scores: dict[str, Scores] = {}
+    for method in ("GLEM-LM", "GLEM-GNN") if run.journal.best("GLEM-GNN") else ("LM", "Cascade", "GNN"):
+        stage = run.journal.best(method)
+        if stage is None:
+            continue
+        logits = predict_stage(run, stage)
+        probability = torch.softmax(torch.from_numpy(logits.astype(np.float32)), -1).amax(-1).numpy()
+        table[method] = np.array(graph.class_names, dtype=object)[logits.argmax(-1)]
+        table[f"{method} probability"] = probability.round(4)
+        scores[method] = scores_of(graph, logits, accuracy_of(graph.name))
+    with atomic_write(run_dir / "predictions.csv.gz") as file:
+        pd.DataFrame(table).to_csv(file, index=False, compression="gzip")
+    write_json(run_dir / "predictions.json", scores)
+
+
+def predict_stage(run: Run, stage: Finished) -> np.ndarray:
+    """float16 logits (N, C) of a finished stage, computed anew from its weights (and its LM's embeddings)."""
+    shape = (run.num_nodes, run.gold.num_classes)
+    logits = np.zeros(shape, dtype=np.float16)
+    if stage.key.model == "LM":
+        _encode(run, stage, logits)
+        return logits
+    assert run.gnn is not None
+    lm = loop.teacher_of(run.journal, stage) if run.lm_em else None
+    embeddings = _encode(run, lm, np.zeros(shape, dtype=np.float16)) if lm else None
+    pseudo = run.pseudo_labels(lm.logits) if lm and stage.key.em_iteration > 0 else None
+    targets = run.gnn_step_targets(stage.key, pseudo)
+    run.gnn.load(targets, run.features(embeddings), stage.weights())
+    run.gnn.predict(logits)
+    return logits
+
+
+def _encode(run: Run, stage: Finished, logits: np.ndarray) -> np.ndarray:
+    """float16 text embeddings (N, H) of an LM stage; its logits go into ``logits``."""
+    learner = run.lm_em if stage.key.em_iteration else run.lm_gold
+    assert learner is not None
+    learner.load(stage.weights())
+    embeddings = np.zeros((run.num_nodes, learner.embedding_dim), dtype=np.float16)
+    learner.predict(logits, embeddings, f"{stage.key.name} encodes")
+    return embeddings

@@ -1,0 +1,306 @@
+"""What a run wrote (``stages/<ii>_<name>/stage.json``) as GraphGym's stats rows, a summary, and tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from glem_graphgym.files import atomic_write, read_json, write_json
+
+METHODS = ("LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN")
+MODELS = ("LM", "GNN")
+SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finished stage of a run: one model fitted once.
+
+    Attributes:
+        index: place in the run, from 0.
+        name: what the stage is called in the run, e.g. ``"lm_gold"``.
+        model: kind of model that was fitted, ``"LM"`` or ``"GNN"``.
+        method: row of the summary that it competes for, e.g. ``"GLEM-GNN"``.
+        em_iteration: EM iteration, 0 before the first.
+        seconds: wall-clock time of this stage alone.
+        peak_memory_mb: highest memory during this stage, in MB.
+        params: parameters of the model that was fitted.
+        lr: base learning rate.
+        epochs: epochs trained.
+        best_epoch: epoch whose weights were kept (may be a fraction, in epochs).
+        scores: for each of ``train``, ``valid``, ``test``: the metric (share 0-1) and ``loss``.
+        diagnostics: how the EM objective moved; empty for a stage outside EM.
+    """
+
+    index: int
+    name: str
+    model: str
+    method: str
+    em_iteration: int
+    seconds: float
+    peak_memory_mb: float
+    params: int
+    lr: float
+    epochs: float
+    best_epoch: float
+    scores: dict[str, dict[str, float]]
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """The result of one method in one run.
+
+    Attributes:
+        method: one of `METHODS`, or a name of the run's own.
+        valid, test: score at the stage with the best validation score, a share 0-1.
+        params: parameters of every kind of model (LM, GNN) trained up to that stage; each kind counts once.
+        seconds: wall-clock time from the start of the run to the end of that stage.
+        peak_memory_mb: highest memory from the start of the run to the end of that stage, in MB.
+    """
+
+    method: str
+    valid: float
+    test: float
+    params: int
+    seconds: float
+    peak_memory_mb: float
+
+
+def read_stages(run_dir: Path) -> list[Stage]:
+    """The finished stages of a run by index; a folder without ``stage.json`` is unfinished and left out.
+
+    Raises:
+        ValueError: a ``stage.json`` is damaged, or two stages have the same index; names the files.
+    """
+    # Hidden siblings are what a killed run left of a folder that it was still writing.
+    files = sorted((run_dir / "stages").glob("[0-9]*_*/stage.json"))
+    by_index: dict[int, Path] = {}
+    stages = []
+    for file in files:
+        stage = _read_stage(file)
+        if stage.index in by_index:
+            raise ValueError(
+                f'{file} and {by_index[stage.index]} both say "index": {stage.index}, but an index '
+                "is for one stage; delete the folder of the one that does not belong to this run"
+            )
+        by_index[stage.index] = file
+        stages.append(stage)
+    return sorted(stages, key=lambda stage: stage.index)
+
+
+def _read_stage(file: Path) -> Stage:
+    try:
+        found = read_json(file)
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, found {type(found).__name__}")
+        if found["model"] not in MODELS:
+            raise ValueError(f'"model" is {found["model"]!r}, expected one of {list(MODELS)}')
+        return Stage(
+            index=int(found["index"]),
+            name=str(found["name"]),
+            model=found["model"],
+            method=str(found["method"]),
+            em_iteration=int(found["em_iteration"]),
+            seconds=_finite(found["seconds"]),
+            peak_memory_mb=_finite(found["peak_memory_mb"]),
+            params=int(found["params"]),
+            lr=_finite(found["lr"]),
+            epochs=_finite(found["epochs"]),
+            best_epoch=_finite(found["best_epoch"]),
+            scores={split: _finite_values(found["scores"][split]) for split in SPLIT_OF_FOLDER.values()},
+            # A diagnostic that is not defined for a stage (a mean over no nodes) is stored as null.
+            diagnostics=_finite_values({k: v for k, v in found["diagnostics"].items() if v is not None}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{file} is damaged ({reason}); delete its folder and start the run again to redo that stage"
+        ) from error
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected finite numbers, found {number}")
+    return number
+
+
+def _finite_values(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def read_metric(run_dir: Path) -> str:
+    """Name of the metric that the run was scored by, from its ``run.json``.
+
+    Raises:
+        ValueError: ``run.json`` is missing, damaged or names no metric.
+    """
+    file = run_dir / "run.json"
+    try:
+        metric = read_json(file)["metric"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{file}: expected an object with the run\'s "metric" ({error!r}); is this the folder of a run?'
+        ) from error
+    return str(metric)
+
+
+def write_stats(run_dir: Path, digits: int = 4) -> None:
+    """Write ``train/``, ``val/`` and ``test/stats.json`` in GraphGym's format: JSON lines, one row a stage.
+
+    Every row of every split has the same keys (train also has GraphGym's ``eta``, always 0): ``epoch`` is the
+    stage's index; ``loss`` and the metric are the stage's own; ``lm_*`` and ``gnn_*`` are those of the latest
+    LM and GNN up to that stage, 0.0 before the first of its kind; ``time_iter`` is the stage's seconds.
+    Values are rounded to ``digits`` decimals, except ``lr``, of which nothing would be left. Each file is
+    replaced as a whole: of rows with the same epoch GraphGym's reader keeps the first, so appending would
+    keep what is outdated.
+
+    Raises:
+        ValueError: there is no finished stage, one is damaged, or one lacks the run's metric.
+    """
+    metric = read_metric(run_dir)
+    stages = _require_stages(run_dir)
+    for folder, split in SPLIT_OF_FOLDER.items():
+        with atomic_write(run_dir / folder / "stats.json", "w") as file:
+            for row in _stats_rows(stages, split, metric, digits):
+                json.dump(row, file, allow_nan=False)
+                file.write("\n")
+
+
+def _require_stages(run_dir: Path) -> list[Stage]:
+    stages = read_stages(run_dir)
+    if not stages:
+        raise ValueError(
+            f"{run_dir / 'stages'}: no finished stage (<ii>_<name>/stage.json); nothing to report yet"
+        )
+    return stages
+
+
+def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -> list[dict[str, float]]:
+    latest = dict.fromkeys(MODELS, (0.0, 0.0))
+    rows = []
+    for stage in stages:
+        score, loss = _score(stage, split, metric), _score(stage, split, "loss")
+        latest[stage.model] = (score, loss)
+        row: dict[str, float] = {
+            "epoch": stage.index,
+            **({"eta": 0.0} if split == "train" else {}),
+            "loss": loss,
+            "lr": stage.lr,
+            "params": stage.params,
+            "time_iter": stage.seconds,
+            metric: score,
+            "em_iteration": stage.em_iteration,
+            "peak_memory_mb": stage.peak_memory_mb,
+        }
+        for model, (model_score, model_loss) in latest.items():
+            row |= {f"{model.lower()}_{metric}": model_score, f"{model.lower()}_loss": model_loss}
+        rows.append({key: value if key == "lr" else round(value, digits) for key, value in row.items()})
+    return rows
+
+
+def _score(stage: Stage, split: str, metric: str) -> float:
+    try:
+        return stage.scores[split][metric]
+    except KeyError:
+        raise ValueError(
+            f'stage {stage.index} ({stage.name}) has no "{metric}" on {split}, found '
+            f"{sorted(stage.scores[split])}; every stage of a run must be scored by the run's metric"
+        ) from None
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Each method once, those of `METHODS` first and in that order, others after them as they came."""
+    found = list(dict.fromkeys(methods))
+    return [name for name in METHODS if name in found] + [name for name in found if name not in METHODS]
+
+
+def summary_rows(stages: Sequence[Stage], metric: str = "accuracy") -> list[SummaryRow]:
+    """One row a method, in the order of `METHODS`, at the method's stage with the best validation score.
+
+    The first of several equal ones counts. Test scores play no part in the choice.
+
+    Raises:
+        ValueError: a stage was not scored by ``metric``.
+    """
+    best: dict[str, int] = {}
+    for place, stage in enumerate(stages):
+        held = best.get(stage.method)
+        if held is None or _score(stage, "valid", metric) > _score(stages[held], "valid", metric):
+            best[stage.method] = place
+    return [_summary_row(stages[: best[method] + 1], metric) for method in in_order(best)]
+
+
+def _summary_row(stages: Sequence[Stage], metric: str) -> SummaryRow:
+    """The row of the last of ``stages``, which are all those that it took to get there."""
+    chosen = stages[-1]
+    params_of_kind = {stage.model: stage.params for stage in stages}
+    return SummaryRow(
+        method=chosen.method,
+        valid=_score(chosen, "valid", metric),
+        test=_score(chosen, "test", metric),
+        params=sum(params_of_kind.values()),
+        seconds=sum(stage.seconds for stage in stages),
+        peak_memory_mb=max(stage.peak_memory_mb for stage in stages),
+    )
+
+
+def write_summary(run_dir: Path) -> list[SummaryRow]:
+    """Write ``summary.json``, a list of the run's `summary_rows`, and return them.
+
+    Raises:
+        ValueError: there is no finished stage, one is damaged, or one lacks the run's metric.
+    """
+    rows = summary_rows(_require_stages(run_dir), read_metric(run_dir))
+    write_json(run_dir / "summary.json", [asdict(row) for row in rows])
+    return rows
+
+
+def print_summary(rows: Sequence[SummaryRow], title: str, console: Console | None = None) -> None:
+    """Print one line a method: validation and test score in %, parameters, seconds and peak memory."""
+    table = new_table(title, ["method"], ["valid %", "test %", "params", "seconds", "peak memory MB"])
+    for row in rows:
+        costs = (f"{row.params:,}", f"{row.seconds:,.1f}", f"{row.peak_memory_mb:,.0f}")
+        table.add_row(row.method, f"{100 * row.valid:.2f}", f"{100 * row.test:.2f}", *costs)
+    (console or default_console()).print(table)
+
+
+def print_progress(stages: Sequence[Stage], metric: str = "accuracy", console: Console | None = None) -> None:
+    """Print one line a stage, ruled off by EM iteration, with a column for each diagnostic reported."""
+    diagnostics = list(dict.fromkeys(key for stage in stages for key in stage.diagnostics))
+    table = new_table(
+        "EM iterations", ["EM", "stage", "method"], ["valid %", "best epoch", "seconds", *diagnostics]
+    )
+    for place, stage in enumerate(stages):
+        values = [f"{stage.diagnostics[key]:.4f}" if key in stage.diagnostics else "" for key in diagnostics]
+        valid = f"{100 * _score(stage, 'valid', metric):.2f}"
+        if place and stage.em_iteration != stages[place - 1].em_iteration:
+            table.add_section()
+        training = (f"{stage.best_epoch:g}", f"{stage.seconds:,.1f}")
+        table.add_row(str(stage.em_iteration), stage.name, stage.method, valid, *training, *values)
+    (console or default_console()).print(table)
+
+
+def new_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table with left-aligned columns of text, then right-aligned columns of numbers."""
+    table = Table(title=title)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        # Folded, not cut off with an ellipsis: a number that lost its end is a wrong number.
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def default_console() -> Console:
+    """Standard output; in a log file there is no edge, so tables are as wide as they need to be."""
+    return Console() if sys.stdout.isatty() else Console(width=200)

@@ -1,0 +1,170 @@
+"""Run one experiment: ``python run/main.py --cfg configs_gg/glem_debian.yaml [--repeat 3] [key value ...]``.
+
+Exit status: 0 the run is finished; 1 it could not be done (one message says why); 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """GraphGym's command line: flags and ``key value`` options, in any order."""
+    parser = argparse.ArgumentParser(
+        description="Train and evaluate one configuration; type the same command again to resume it.",
+        epilog="Options 'key value' override the YAML, e.g.: out_dir results seed 3 glem.alpha 0.3",
+    )
+    parser.add_argument("--cfg", dest="cfg_file", required=True, help="YAML configuration file")
+    parser.add_argument("--repeat", type=int, default=1, help="number of seeds: seed, seed + 1, ... (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run of these seeds left")
+    parser.add_argument("--mark_done", action="store_true", help="rename the YAML to <name>_done when finished")
+    args, args.opts = parser.parse_known_args(argv)
+    unknown = [option for option in args.opts if option.startswith("--")]
+    if unknown:
+        parser.error(f"unknown flag {unknown[0]}; options are written as 'key value', without dashes")
+    if args.repeat < 1:
+        parser.error(f"--repeat is {args.repeat}, expected at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Imported late, so that --help and a wrong command line answer at once.
+    from torch_geometric.graphgym.config import cfg
+
+    import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym.data.text_graph import DataError
+    from glem_graphgym.em.journal import seed_everything
+    from glem_graphgym.registered.config import ConfigError, dump_config, load_config
+    from glem_graphgym.registered.train import RunError
+
+    try:
+        load_config(cfg, args.cfg_file, args.opts)
+        experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
+        cfg.out_dir = str(experiment)
+        for seed in range(cfg.seed, cfg.seed + args.repeat):
+            cfg.seed = seed
+            cfg.run_dir = str(experiment / str(seed))
+            if args.overwrite and cfg.train.mode != "glem_predict":
+                shutil.rmtree(cfg.run_dir, ignore_errors=True)
+            Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+            set_up_logging(cfg)
+            set_up_threads(cfg)
+            seed_everything(seed)
+            if cfg.train.mode != "glem_predict":
+                dump_config(cfg, experiment / cfg.cfg_dest)
+            run_seed(cfg, experiment.name)
+        report_experiment(cfg, experiment)
+    except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
+        if os.environ.get("GLEM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; type the same command again to resume", file=sys.stderr)
+        return 1
+    if args.mark_done:
+        Path(args.cfg_file).rename(f"{args.cfg_file}_done")
+    return 0
+
+
+def experiment_name(file: str) -> str:
+    name = Path(file).name
+    return name.removesuffix(".yaml").removesuffix(".yml")
+
+
+def set_up_threads(cfg: Any) -> None:
+    """At most ``num_threads`` threads, and never more than the machine has: more only get in each other's way."""
+    import torch
+
+    torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def set_up_logging(cfg: Any) -> None:
+    """To the terminal, to the run's logging.log, or to both, as ``print`` says."""
+    handlers: list[logging.Handler] = []
+    if cfg.print in ("stdout", "both"):
+        handlers.append(logging.StreamHandler(sys.stdout))
+    if cfg.print in ("file", "both"):
+        handlers.append(logging.FileHandler(Path(cfg.run_dir) / "logging.log"))
+    if not handlers:
+        raise ValueError(f"print is '{cfg.print}', expected one of: stdout, file, both")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    for name in ("httpx", "httpcore", "filelock", "fsspec", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def run_seed(cfg: Any, name: str) -> None:
+    """One seed: train, then make its tables."""
+    from torch_geometric.graphgym.register import train_dict
+
+    from glem_graphgym.report import stats
+
+    start = time.perf_counter()
+    if cfg.train.mode == "standard":
+        run_standard(cfg)
+        return
+    train_dict[cfg.train.mode]()
+    run_dir = Path(cfg.run_dir)
+    if cfg.train.mode == "glem_predict":
+        stats.print_predictions(run_dir)
+        return
+    stats.finish_run(run_dir, seconds=time.perf_counter() - start, digits=cfg.round)
+    stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
+
+
+def run_standard(cfg: Any) -> None:
+    """GraphGym's own training, as its own main does it; a seed that is finished is not trained again."""
+    from torch_geometric.graphgym.model_builder import create_model
+    from torch_geometric.graphgym.train import GraphGymDataModule, train
+    from torch_geometric.graphgym.utils.comp_budget import params_count
+    from torch_geometric.graphgym.utils.device import auto_select_device
+
+    from glem_graphgym.files import write_json
+    from glem_graphgym.report.stats import drop_sanity_row
+
+    done = Path(cfg.run_dir) / "run.json"
+    if done.exists():
+        logging.info(f"{cfg.run_dir} is finished; --overwrite trains it again")
+        return
+    # What an unfinished run left would be appended to.
+    for split in ("train", "val", "test", "ckpt"):
+        shutil.rmtree(Path(cfg.run_dir) / split, ignore_errors=True)
+    auto_select_device()
+    datamodule = GraphGymDataModule()
+    model = create_model()
+    logging.info(model)
+    cfg.params = params_count(model)
+    logging.info("Num parameters: %s", cfg.params)
+    train(model, datamodule, logger=True, trainer_config={"logger": False})
+    drop_sanity_row(Path(cfg.run_dir) / "val" / "stats.json")
+    write_json(done, {"seed": cfg.seed, "mode": "standard", "dataset": cfg.dataset.name, "finished": True})
+
+
+def report_experiment(cfg: Any, experiment: Path) -> None:
+    """Aggregate over all seeds that the experiment's folder holds."""
+    from glem_graphgym.report import aggregate
+
+    if cfg.train.mode == "glem_predict":
+        return
+    aggregate.aggregate_seeds(
+        experiment, cfg.metric_best, cfg.metric_agg, digits=cfg.round, tensorboard=cfg.tensorboard_agg
+    )
+    if cfg.train.mode != "standard":
+        rows = aggregate.aggregate_summaries(experiment)
+        if rows and rows[0]["seeds"] > 1:
+            aggregate.print_aggregate(rows, title=f"{experiment.name}, mean ± std over seeds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from glem_graphgym.report.stats import (
+    Stage,
+    SummaryRow,
+    print_progress,
+    print_summary,
+    read_stages,
+    summary_rows,
+    write_stats,
+    write_summary,
+)
+
+
+def stage_dict(index: int, method: str, valid: float, test: float = 0.5, **changes: Any) -> dict[str, Any]:
+    model = "LM" if method in ("LM", "GLEM-LM") else "GNN"
+    scores = {"train": 0.9, "valid": valid, "test": test}
+    return {
+        "index": index,
+        "name": f"{method.lower()}_{index}",
+        "model": model,
+        "method": method,
+        "em_iteration": 0,
+        "seconds": 10.0,
+        "peak_memory_mb": 100.0,
+        "params": 2000 if model == "LM" else 300,
+        "lr": 2e-5,
+        "epochs": 3,
+        "best_epoch": 2.0,
+        "scores": {
+            split: {"accuracy": value, "loss": round(1 - value, 6)} for split, value in scores.items()
+        },
+        "diagnostics": {},
+        **changes,
+    }
+
+
+def stage(*args: Any, **changes: Any) -> Stage:
+    return Stage(**stage_dict(*args, **changes))
+
+
+def save(run_dir: Path, *stages: dict[str, Any], metric: str = "accuracy") -> Path:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "run.json").write_text(json.dumps({"seed": 0, "metric": metric}))
+    for one in stages:
+        folder = run_dir / "stages" / f"{one['index']:02d}_{one['name']}"
+        folder.mkdir(parents=True)
+        (folder / "stage.json").write_text(json.dumps(one))
+    return run_dir
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not strict JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in file.read_text().splitlines()]
+
+
+GLEM_RUN = [
+    stage_dict(0, "LM", 0.70, 0.69, seconds=100.0, peak_memory_mb=900.0),
+    stage_dict(1, "Cascade", 0.72, 0.71, seconds=5.0, lr=0.01),
+    stage_dict(2, "GLEM-LM", 0.74, 0.70, seconds=80.0, em_iteration=1, peak_memory_mb=1000.0),
+    stage_dict(3, "GLEM-GNN", 0.76, 0.75, seconds=6.0, em_iteration=1),
+    stage_dict(4, "GLEM-LM", 0.73, 0.99, seconds=80.0, em_iteration=2, peak_memory_mb=1100.0),
+    stage_dict(5, "GLEM-GNN", 0.76, 0.99, seconds=7.0, em_iteration=2),
+]
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def test_stages_are_read_by_index_and_unfinished_ones_left_out(tmp_path: Path) -> None:
+    run = save(tmp_path, stage_dict(10, "GLEM-LM", 0.8), stage_dict(2, "LM", 0.7), stage_dict(9, "GNN", 0.6))
+    (run / "stages" / "11_glem_gnn").mkdir()  # being trained
+    killed = run / "stages" / ".12_lm.part"  # killed while it was written
+    killed.mkdir()
+    (killed / "stage.json").write_text(json.dumps(stage_dict(12, "LM", 0.1)))
+
+    stages = read_stages(run)
+
+    assert [s.index for s in stages] == [2, 9, 10]
+    assert stages[0] == stage(2, "LM", 0.7)
+    assert read_stages(tmp_path / "nothing") == []
+
+
+def test_unknown_fields_and_undefined_diagnostics_are_ignored(tmp_path: Path) -> None:
+    run = save(tmp_path, stage_dict(0, "LM", 0.7, diagnostics={"elbo_q": -1.5, "agreement": None}, extra=1))
+    assert read_stages(run)[0].diagnostics == {"elbo_q": -1.5}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "Expecting value"),
+        ('{"index": 0, "na', "Unterminated"),
+        ("[1, 2]", "expected an object, found list"),
+        (json.dumps({k: v for k, v in GLEM_RUN[0].items() if k != "params"}), "no 'params'"),
+        (json.dumps(GLEM_RUN[0] | {"model": "MLP"}), "\"model\" is 'MLP'"),
+        (json.dumps(GLEM_RUN[0] | {"seconds": None}), "NoneType"),
+        (json.dumps(GLEM_RUN[0] | {"lr": math.nan}), "finite numbers, found nan"),
+        (json.dumps(GLEM_RUN[0] | {"scores": {"train": {}, "valid": {}}}), "no 'test'"),
+        (json.dumps(GLEM_RUN[0] | {"diagnostics": [1.0]}), "'list'"),
+    ],
+)
+def test_a_damaged_stage_is_named_with_the_reason(tmp_path: Path, content: str, reason: str) -> None:
+    run = save(tmp_path, GLEM_RUN[0])
+    file = run / "stages" / "00_lm_0" / "stage.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match="is damaged") as error:
+        read_stages(run)
+    assert str(file) in str(error.value)
+    assert reason in str(error.value)
+
+
+def test_two_stages_of_one_index_are_both_named(tmp_path: Path) -> None:
+    run = save(tmp_path, stage_dict(1, "LM", 0.7), stage_dict(1, "GNN", 0.7))
+    with pytest.raises(ValueError, match=r"01_lm_1.*01_gnn_1|01_gnn_1.*01_lm_1"):
+        read_stages(run)
+
+
+# --- GraphGym's stats --------------------------------------------------------------------------------------
+
+
+def test_stats_rows_hold_own_scores_and_those_of_the_latest_lm_and_gnn(tmp_path: Path) -> None:
+    run = save(tmp_path, *GLEM_RUN[:4])
+    write_stats(run)
+    val = rows_of(run / "val" / "stats.json")
+    assert val[0] == {
+        "epoch": 0,
+        "loss": 0.3,
+        "lr": 2e-5,
+        "params": 2000,
+        "time_iter": 100.0,
+        "accuracy": 0.7,
+        "em_iteration": 0,
+        "peak_memory_mb": 900.0,
+        "lm_accuracy": 0.7,
+        "lm_loss": 0.3,
+        "gnn_accuracy": 0.0,
+        "gnn_loss": 0.0,
+    }
+    assert [row["epoch"] for row in val] == [0, 1, 2, 3]
+    assert [row["em_iteration"] for row in val] == [0, 0, 1, 1]
+    assert [row["accuracy"] for row in val] == [0.70, 0.72, 0.74, 0.76]
+    assert [row["lm_accuracy"] for row in val] == [0.70, 0.70, 0.74, 0.74]
+    assert [row["gnn_accuracy"] for row in val] == [0.0, 0.72, 0.72, 0.76]
+    assert [row["gnn_loss"] for row in val] == [0.0, 0.28, 0.28, 0.24]
+    assert [row["accuracy"] for row in rows_of(run / "test" / "stats.json")] == [0.69, 0.71, 0.70, 0.75]
+    assert [row["accuracy"] for row in rows_of(run / "train" / "stats.json")] == [0.9] * 4
+
+
+def test_every_row_of_every_split_has_the_same_keys_but_for_eta(tmp_path: Path) -> None:
+    run = save(tmp_path, *GLEM_RUN)
+    write_stats(run)
+    keys = {
+        split: {tuple(row) for row in rows_of(run / split / "stats.json")}
+        for split in ("train", "val", "test")
+    }
+    assert len(keys["val"]) == 1
+    assert keys["test"] == keys["val"]
+    (train,) = keys["train"]
+    assert train[:2] == ("epoch", "eta")
+    assert {tuple(key for key in train if key != "eta")} == keys["val"]
+    assert {row["eta"] for row in rows_of(run / "train" / "stats.json")} == {0.0}
+
+
+def test_the_metric_names_the_keys_and_digits_round_all_but_lr(tmp_path: Path) -> None:
+    one = stage_dict(0, "GNN", 0.5, seconds=1.23456)
+    one["scores"] = {split: {"rocauc": 0.123456, "loss": 0.98765} for split in ("train", "valid", "test")}
+    run = save(tmp_path, one, metric="rocauc")
+    write_stats(run, digits=3)
+    (row,) = rows_of(run / "test" / "stats.json")
+    found = (row["rocauc"], row["gnn_rocauc"], row["lm_rocauc"], row["loss"], row["time_iter"], row["lr"])
+    assert found == (0.123, 0.123, 0.0, 0.988, 1.235, 2e-5)
+
+
+def test_writing_again_replaces_rows_instead_of_appending(tmp_path: Path) -> None:
+    run = save(tmp_path, *GLEM_RUN[:2])
+    write_stats(run)
+    files = {split: run / split / "stats.json" for split in ("train", "val", "test")}
+    first = {split: file.read_bytes() for split, file in files.items()}
+    write_stats(run)
+    assert {split: file.read_bytes() for split, file in files.items()} == first
+
+    save(run, GLEM_RUN[2])
+    write_stats(run)
+    for split, file in files.items():
+        assert file.read_bytes().startswith(first[split])
+        assert len(file.read_bytes().splitlines()) == 3
+        assert [path.name for path in file.parent.iterdir()] == ["stats.json"]  # no temporary left
+
+
+def test_a_run_without_what_is_needed_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run\.json.*is this the folder of a run"):
+        write_stats(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"b.stages: no finished stage"):
+        write_stats(save(tmp_path / "b"))
+    run = save(tmp_path / "c", GLEM_RUN[0], metric="rocauc")
+    with pytest.raises(ValueError, match=r'stage 0 \(lm_0\) has no "rocauc" on train.*accuracy'):
+        write_stats(run)
+    assert not (run / "train" / "stats.json").exists()
+
+
+# --- summary -----------------------------------------------------------------------------------------------
+
+
+def test_summary_counts_all_that_it_took_to_get_each_model() -> None:
+    rows = summary_rows([Stage(**one) for one in GLEM_RUN])
+    assert rows == [
+        SummaryRow("LM", 0.70, 0.69, params=2000, seconds=100.0, peak_memory_mb=900.0),
+        SummaryRow("Cascade", 0.72, 0.71, params=2300, seconds=105.0, peak_memory_mb=900.0),
+        SummaryRow("GLEM-LM", 0.74, 0.70, params=2300, seconds=185.0, peak_memory_mb=1000.0),
+        # Both iterations have the same validation score: the first counts, whatever the second has on test.
+        SummaryRow("GLEM-GNN", 0.76, 0.75, params=2300, seconds=191.0, peak_memory_mb=1000.0),
+    ]
+
+
+def test_a_later_better_iteration_counts_with_its_own_cost() -> None:
+    stages = [Stage(**one) for one in GLEM_RUN]
+    stages[5] = stage(5, "GLEM-GNN", 0.77, 0.60, seconds=7.0, em_iteration=2, params=350)
+    row = summary_rows(stages)[-1]
+    assert row == SummaryRow("GLEM-GNN", 0.77, 0.60, params=2350, seconds=278.0, peak_memory_mb=1100.0)
+
+
+def test_methods_are_in_a_fixed_order_and_others_follow() -> None:
+    methods = ["SAGN", "GLEM-GNN", "GNN", "MLP", "Cascade", "LM", "GLEM-LM", "MLP"]
+    rows = summary_rows([stage(index, method, 0.5) for index, method in enumerate(methods)])
+    assert [row.method for row in rows] == ["LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN", "SAGN", "MLP"]
+
+
+shares = st.sampled_from([0.1, 0.2, 0.3])
+runs = st.lists(
+    st.tuples(st.sampled_from(["LM", "Cascade", "GLEM-LM", "GLEM-GNN"]), shares, shares), min_size=1
+)
+
+
+@given(runs, st.randoms(use_true_random=False))
+def test_test_scores_never_choose_a_stage(run: list[tuple[str, float, float]], random: Any) -> None:
+    stages = [stage(index, method, valid, test) for index, (method, valid, test) in enumerate(run)]
+    shuffled = [one.scores["test"] for one in stages]
+    random.shuffle(shuffled)
+    others = [replace(one, scores=one.scores | {"test": s}) for one, s in zip(stages, shuffled, strict=True)]
+    for row, other in zip(summary_rows(stages), summary_rows(others), strict=True):
+        assert replace(row, test=0.0) == replace(other, test=0.0)
+        assert row.valid == max(valid for method, valid, _ in run if method == row.method)
+
+
+def test_summary_json_is_the_list_of_rows(tmp_path: Path) -> None:
+    run = save(tmp_path, *GLEM_RUN[:2])
+    returned = write_summary(run)
+    found = json.loads((run / "summary.json").read_text())
+    assert found[1] == {
+        "method": "Cascade",
+        "valid": 0.72,
+        "test": 0.71,
+        "params": 2300,
+        "seconds": 105.0,
+        "peak_memory_mb": 900.0,
+    }
+    assert [SummaryRow(**row) for row in found] == returned
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def lines_of(output: io.StringIO) -> list[list[str]]:
+    rows = [line for line in output.getvalue().splitlines() if line.startswith(("│", "┃"))]
+    return [[cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")] for line in rows]
+
+
+def test_summary_table_shows_percent_and_costs() -> None:
+    output = io.StringIO()
+    row = SummaryRow("GLEM-GNN", 0.79934, 0.80006, params=22713216, seconds=1234.56, peak_memory_mb=2345.6)
+    print_summary([row], "debian, seed 0", Console(file=output, width=120))
+    assert "debian, seed 0" in output.getvalue()
+    assert lines_of(output) == [
+        ["method", "valid %", "test %", "params", "seconds", "peak memory MB"],
+        ["GLEM-GNN", "79.93", "80.01", "22,713,216", "1,234.6", "2,346"],
+    ]
+
+
+def test_a_narrow_terminal_folds_numbers_and_never_cuts_them() -> None:
+    output = io.StringIO()
+    row = SummaryRow("GLEM-GNN", 0.79934, 0.80006, params=22713216, seconds=1234.56, peak_memory_mb=2345.6)
+    print_summary([row], "", Console(file=output, width=44))
+    body = [cells for cells in lines_of(output) if cells[1][:1].isdigit() or cells[3][:1].isdigit()]
+    assert "…" not in output.getvalue()
+    assert ["".join(column) for column in zip(*body, strict=True)][1:4] == ["79.93", "80.01", "22,713,216"]
+
+
+def test_progress_has_a_column_only_for_diagnostics_that_were_reported() -> None:
+    output = io.StringIO()
+    stages = [
+        stage(0, "LM", 0.70),
+        stage(1, "GLEM-LM", 0.74, em_iteration=1, diagnostics={"elbo_q": -1.25}),
+        stage(2, "GLEM-GNN", 0.76, em_iteration=1, diagnostics={"agreement": 0.8}),
+    ]
+    print_progress(stages, console=Console(file=output, width=160))
+    assert lines_of(output) == [
+        ["EM", "stage", "method", "valid %", "best epoch", "seconds", "elbo_q", "agreement"],
+        ["0", "lm_0", "LM", "70.00", "2", "10.0", "", ""],
+        ["1", "glem-lm_1", "GLEM-LM", "74.00", "2", "10.0", "-1.2500", ""],
+        ["1", "glem-gnn_2", "GLEM-GNN", "76.00", "2", "10.0", "", "0.8000"],
+    ]
+    assert output.getvalue().count("├") == 1  # one rule: between iterations 0 and 1
