@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,6 @@ def run_seed(cfg: Any, name: str) -> None:
 
     from glem_graphgym.report import stats
 
-    start = time.perf_counter()
     if cfg.train.mode == "standard":
         run_standard(cfg)
         return
@@ -119,7 +117,7 @@ def run_seed(cfg: Any, name: str) -> None:
     if cfg.train.mode == "glem_predict":
         stats.print_predictions(run_dir)
         return
-    stats.finish_run(run_dir, seconds=time.perf_counter() - start, digits=cfg.round)
+    stats.finish_run(run_dir, cfg.round)
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
 
 
@@ -162,7 +160,7 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
     )
     if cfg.train.mode != "standard":
         rows = aggregate.aggregate_summaries(experiment)
-        if rows and rows[0]["seeds"] > 1:
+        if rows and rows[0].seeds > 1:
             aggregate.print_aggregate(rows, title=f"{experiment.name}, mean ± std over seeds")
 
 

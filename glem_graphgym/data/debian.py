@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import lzma
 import math
 import os
@@ -37,18 +36,19 @@ from glem_graphgym.files import fingerprint
 
 # To be raised whenever the same options and the same lists would give another graph than before.
 RECIPE_VERSION = 1
-RELATIONS = ("Depends", "Pre-Depends", "Recommends", "Suggests", "Enhances")
+RELATIONS = ("depends", "pre-depends", "recommends", "suggests", "enhances")
 APT_HELPER = "/usr/lib/apt/apt-helper"
 PACKAGES_FILE = "a Packages file (plain, .gz or .xz)"
 REMEDY = f"run 'apt-get update' as root, or set dataset.tag_source to {PACKAGES_FILE}"
 
-_STANZA_FIELDS = [
-    *("Package", "Version", "Architecture", "Source", "Section", "Description", "Description-md5"),
-    *RELATIONS,
-]
 # The name after the start, a comma or a bar; what follows it (":any", "(>= 1)", "[amd64]", "<!nocheck>")
 # qualifies the relation and is passed over.
 _RELATED_NAME = re.compile(r"(?:^|[,|])\s*([A-Za-z0-9][A-Za-z0-9+.-]*)")
+
+
+# A field's name and value, the value with its continuation lines.
+_FIELD = re.compile(r"^([^\s:]+):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,45 @@ class Package:
 
     @classmethod
     def of(cls, stanza: Mapping[str, str]) -> Package:
-        name = stanza["Package"].strip()
+        """The package of a stanza with field package; names of fields are in lower case."""
+        name = stanza["package"].strip()
         relations = [_RELATED_NAME.findall(stanza.get(field, "")) for field in RELATIONS]
         return cls(
             name=name,
-            version=stanza.get("Version", "").strip(),
-            source=stanza.get("Source", "").partition("(")[0].strip() or name,
-            section=stanza.get("Section", "").rpartition("/")[2].strip(),
-            description=stanza.get("Description", ""),
-            description_md5=stanza.get("Description-md5", "").strip(),
+            version=stanza.get("version", "").strip(),
+            source=stanza.get("source", "").partition("(")[0].strip() or name,
+            section=stanza.get("section", "").rpartition("/")[2].strip(),
+            description=stanza.get("description", ""),
+            description_md5=stanza.get("description-md5", "").strip(),
             related=tuple(chain.from_iterable(relations)),
         )
+
+    def age(self) -> tuple[Any, Package]:
+        """Sorts by version; packages with equal versions by their other fields."""
+        return version_order(self.version), self
+
+
+def version_order(version: str) -> tuple[Any, ...]:
+    """A key that sorts versions as dpkg does: epoch, upstream version, revision (Debian Policy 5.6.12)."""
+    epoch, colon, rest = version.partition(":")
+    if not colon:
+        epoch, rest = "0", version
+    upstream, dash, revision = rest.rpartition("-")
+    if not dash:
+        upstream, revision = rest, "0"
+    return _part_order(epoch), _part_order(upstream), _part_order(revision)
+
+
+def _part_order(part: str) -> list[tuple[list[int], int]]:
+    """Signs and numbers by turns; the end of the signs is 0, so that only a tilde comes before it."""
+    runs = re.findall(r"([^0-9]*)([0-9]*)", part)
+    return [([*map(_sign_order, signs), 0], int(number or 0)) for signs, number in runs]
+
+
+def _sign_order(sign: str) -> int:
+    if sign == "~":
+        return -1
+    return ord(sign) if sign.isalpha() else ord(sign) + 256
 
 
 class Catalogue:
@@ -131,7 +159,7 @@ class Catalogue:
     def add_packages(self, content: bytes, *, name: str, release: str = "") -> None:
         """Add the stanzas of a decompressed Packages list."""
         self._note(content, name, release)
-        for stanza in _stanzas(content, _STANZA_FIELDS):
+        for stanza in _stanzas(content):
             reason = self._reason_against(stanza)
             if reason:
                 self.passed_over[reason] += 1
@@ -141,19 +169,19 @@ class Catalogue:
     def add_translations(self, content: bytes, *, name: str, release: str = "") -> None:
         """Add the English long descriptions of a decompressed Translation-en list."""
         self._note(content, name, release)
-        for stanza in _stanzas(content, ["Description-md5", "Description-en"]):
-            if "Description-md5" in stanza and "Description-en" in stanza:
-                self.descriptions[stanza["Description-md5"].strip()] = stanza["Description-en"]
+        for stanza in _stanzas(content):
+            if "description-md5" in stanza and "description-en" in stanza:
+                self.descriptions[stanza["description-md5"].strip()] = stanza["description-en"]
 
     def description(self, package: Package) -> str:
         return self.descriptions.get(package.description_md5) or package.description
 
     def _reason_against(self, stanza: Mapping[str, str]) -> str:
-        if not stanza.get("Package", "").strip():
+        if not stanza.get("package", "").strip():
             return "without Package"
-        if self.architectures and stanza.get("Architecture", "all").strip() not in self.architectures:
+        if self.architectures and stanza.get("architecture", "all").strip() not in self.architectures:
             return "other architecture"
-        if stanza.get("Section", "").rpartition("/")[2].strip() == "debian-installer":
+        if stanza.get("section", "").rpartition("/")[2].strip() == "debian-installer":
             return "installer package"
         return ""
 
@@ -161,7 +189,7 @@ class Catalogue:
         known = self.packages.setdefault(package.name, package)
         if known is not package:
             self.passed_over["older version"] += 1
-            self.packages[package.name] = max(known, package, key=_age)
+            self.packages[package.name] = max(known, package, key=Package.age)
 
     def _note(self, content: bytes, name: str, release: str) -> None:
         digest = hashlib.sha256(content).hexdigest()
@@ -365,20 +393,12 @@ def _unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _age(package: Package) -> tuple[Any, Package]:
-    from debian.debian_support import NativeVersion
-
-    try:
-        return NativeVersion(package.version), package
-    except ValueError:
-        return NativeVersion("0~~"), package  # third-party lists: older than any proper version
-
-
-def _stanzas(content: bytes, fields: list[str]) -> Iterator[Any]:
-    from debian.deb822 import Deb822
-
-    lines = io.StringIO(content.decode("utf-8", "replace"))  # bytes that are not UTF-8 would be guessed at
-    return iter(Deb822.iter_paragraphs(lines, fields=fields))
+def _stanzas(content: bytes) -> Iterator[dict[str, str]]:
+    """Fields of each stanza, by name in lower case; lines that belong to no field are passed over."""
+    for block in _BLANK_LINES.split(content.decode("utf-8", "replace")):
+        fields = {name.lower(): value for name, value in _FIELD.findall(block)}
+        if fields:
+            yield fields
 
 
 def _paragraphs(description: str) -> tuple[str, str]:

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_ogbn_arxiv(root: Path) -> TextGraph:
-    """ogbn-arxiv with titles and abstracts: 169,343 papers, 40 classes, citations made undirected, split by year.
+    """ogbn-arxiv with titles and abstracts: 169,343 papers, 40 classes, citations made undirected.
 
     What is missing on disk is downloaded: OGB's archive into ``<root>/ogbn_arxiv`` and the text into the same
     folder; ``titleabs.tsv.gz`` or ``titleabs.tsv`` is looked for there first, then in ``root``. The finished
@@ -128,11 +128,14 @@ class OgbArchive:
         Raises:
             DataError: files are missing beside others that are there, or the download fails.
         """
-        if not self._present():
-            self._download()
-        required = [self.release, *(self.folder / name for name in (*self._required(), *mappings))]
-        missing = [str(path.relative_to(self.folder)) for path in required if not path.is_file()]
-        if missing:
+        required = [self.release.name, *self._tables(), *mappings]
+        if not self._missing(required):
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            if not self._present():
+                self._download()
+        if missing := self._missing(required):
             raise DataError(
                 f"{self.folder} is no complete copy of {self.name}: missing {_listed(missing)}; found "
                 f"{_listed(self._present())}. {self._remedy()}, after deleting what was found there"
@@ -161,17 +164,20 @@ class OgbArchive:
                 data, split = dataset[0], dataset.get_idx_split()
             except (*BROKEN_TABLE, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
                 raise DataError(
-                    f"{self.folder}: OGB cannot read it ({error!r:.200}). Delete its folder 'processed', which "
-                    f"another version may have made; if that is not it: {self._remedy()}"
+                    f"{self.folder}: OGB cannot read it ({error!r:.200}). Delete its folder 'processed', "
+                    f"which another version may have made; if that is not it: {self._remedy()}"
                 ) from error
         return data, {part: np.sort(split[part].numpy().astype(np.int64)) for part in SPLITS}
 
-    def _required(self) -> list[str]:
+    def _tables(self) -> list[str]:
         raw = ["edge", "num-node-list", "num-edge-list", "node-label"]
         raw += ["node-feat"] if self.master["has_node_attr"] == "True" else []
         raw += [name for name in self.master["additional node files"].split(",") if name != "None"]
-        names = [f"raw/{name}" for name in raw]
-        return [f"{name}.csv.gz" for name in [*names, *(f"split/{self.master['split']}/{s}" for s in SPLITS)]]
+        split = f"split/{self.master['split']}"
+        return [*(f"raw/{name}.csv.gz" for name in raw), *(f"{split}/{part}.csv.gz" for part in SPLITS)]
+
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if not (self.folder / name).is_file()]
 
     def _present(self) -> list[str]:
         """Files of the archive that are there, whoever put them there."""
@@ -182,19 +188,17 @@ class OgbArchive:
     def _download(self) -> None:
         """Download and unpack; RELEASE comes last, so that nothing that was cut short looks complete."""
         temporary = self.folder.with_name(f".{self.folder.name}.part")
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            if self._present():
-                return  # another process was first
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            unpacked = self._unpack(temporary)
+            self.folder.mkdir(exist_ok=True)
+            for member in sorted(unpacked.iterdir(), key=lambda path: path.name.startswith("RELEASE")):
+                # What is there is empty, or a 'processed' made from other raw files.
+                shutil.rmtree(self.folder / member.name, ignore_errors=True)
+                member.rename(self.folder / member.name)
+            sync(self.folder)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                unpacked = self._unpack(temporary)
-                self.folder.mkdir(exist_ok=True)
-                for member in sorted(unpacked.iterdir(), key=lambda path: path.name.startswith("RELEASE")):
-                    member.rename(self.folder / member.name)
-                sync(self.folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
 
     def _unpack(self, temporary: Path) -> Path:
         url = self.master["url"]
@@ -208,8 +212,8 @@ class OgbArchive:
         unpacked = temporary / self.master["download_name"]
         if not (unpacked / self.release.name).is_file():
             raise DataError(
-                f"{url} holds no {unpacked.name}/{self.release.name}, which the installed ogb expects; install "
-                "the release of ogb that fits it"
+                f"{url} holds no {unpacked.name}/{self.release.name}, which the installed ogb expects; "
+                "install the release of ogb that fits it"
             )
         for path in unpacked.rglob("*"):
             sync(path)
@@ -333,8 +337,8 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield from file
     except BROKEN_FILE as error:
         raise DataError(
-            f"{path} is damaged or not what its name says ({error}); delete it to have it downloaded again, or "
-            f"put {ARXIV_TEXT_URL} in its place"
+            f"{path} is damaged or not what its name says ({error}); delete it to have it downloaded again, "
+            f"or put {ARXIV_TEXT_URL} in its place"
         ) from error
 
 
@@ -359,8 +363,8 @@ def _report(papers: list[str], texts: list[str], text_file: Path, counts: dict[s
     )
     if 2 * len(missing) > len(papers):
         raise DataError(
-            f"{found}. Expected paper id, title and abstract, separated by tabs, of nearly all papers: this is "
-            f"another file or a part of it; put {ARXIV_TEXT_URL} in its place"
+            f"{found}. Expected paper id, title and abstract, separated by tabs, of nearly all papers: this "
+            f"is another file or a part of it; put {ARXIV_TEXT_URL} in its place"
         )
     if missing:
         logger.warning("%s. These nodes get an empty text.", found)
@@ -389,7 +393,7 @@ def _download(url: str, path: Path, remedy: str) -> None:
 
 @contextlib.contextmanager
 def _without_version_check() -> Iterator[None]:
-    """Hide the package ``outdated`` from ogb, which on import starts a thread that asks a server for releases."""
+    """Hide the package ``outdated`` from ogb, which asks a server for its newest release when imported."""
     hidden = {"outdated": sys.modules["outdated"]} if "outdated" in sys.modules else {}
     sys.modules["outdated"] = None  # type: ignore[assignment]
     try:

@@ -79,7 +79,8 @@ class LMLearner:
         self.load(init)
         assert self.model is not None
         settings = self.settings
-        task = _LMTask(self.model, self.validation, self.tokens, targets, settings)
+        fused = self.hardware.precision != "16-mixed"
+        task = _LMTask(self.model, self.validation, self.tokens, targets, settings, fused)
         plan = FitPlan(
             title=title,
             epochs=settings.epochs,
@@ -130,9 +131,10 @@ class _LMTask(Task):
         tokens: TokenStore,
         targets: StepTargets,
         settings: LMSettings,
+        fused: bool,
     ) -> None:
         super().__init__(model, validation)
-        self.tokens, self.targets, self.settings = tokens, targets, settings
+        self.tokens, self.targets, self.settings, self.fused = tokens, targets, settings, fused
 
     def train_dataloader(self) -> DataLoader:
         nodes, target, is_gold = self.targets.batch(self.current_epoch)
@@ -169,7 +171,8 @@ class _LMTask(Task):
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
-        optimizer = adamw(decay_groups(self.model, settings.weight_decay), settings.lr, settings.weight_decay)
+        groups = decay_groups(self.model, settings.weight_decay)
+        optimizer = adamw(groups, settings.lr, settings.weight_decay, self.fused)
         total = float(self.trainer.estimated_stepping_batches)
         warmup = settings.warmup_epochs * total / settings.epochs
         schedule = warmup_schedule(optimizer, warmup, total, settings.decay)

@@ -10,9 +10,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def adamw(params: Iterable[nn.Parameter] | list[dict], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with the fused kernel, which steps several times faster than the default on CPU and GPU."""
-    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
+def adamw(
+    params: Iterable[nn.Parameter] | list[dict], lr: float, weight_decay: float, fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW with the fused kernel, which steps several times faster than the default on CPU and GPU.
+
+    Not to be fused under float16 with gradient clipping: the fused kernel unscales gradients only after clipping.
+    """
+    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:

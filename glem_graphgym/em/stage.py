@@ -92,8 +92,14 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model = model
         self.validation = validation
+        self.clip = 0.0
         self.valid_score = -math.inf
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        # Lightning's own clipping refuses every fused optimizer, for the sake of those that unscale float16 gradients.
+        if self.clip > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
 
     def see(self, nodes: np.ndarray, logits: Tensor) -> None:
         """Take note of validation nodes' logits (n, C)."""
@@ -110,6 +116,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
     """Train ``task.model`` and leave it with the weights of its best validation score (the first best on ties)."""
     if plan.epochs == 0:
         return FitLog()
+    task.clip = plan.clip
     keeper = _BestWeights(plan)
     few = plan.eval_every < 1
     with warnings.catch_warnings():
@@ -120,7 +127,6 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
             devices=1,
             precision=hardware.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=plan.accumulate,
-            gradient_clip_val=plan.clip or None,
             val_check_interval=plan.eval_every if few else 1.0,
             check_val_every_n_epoch=1 if few else min(int(plan.eval_every), plan.epochs),
             reload_dataloaders_every_n_epochs=1 if plan.new_batches else 0,
@@ -133,7 +139,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
         )
         trainer.fit(task)
     keeper.restore(task)
-    return keeper.log
+    return keeper.record
 
 
 class _BestWeights(pl.Callback):
@@ -141,7 +147,7 @@ class _BestWeights(pl.Callback):
 
     def __init__(self, plan: FitPlan) -> None:
         self.plan = plan
-        self.log = FitLog()
+        self.record = FitLog()
         self.weights: Weights = {}
         self.since_best = 0
         self.losses: list[Tensor] = []
@@ -168,14 +174,14 @@ class _BestWeights(pl.Callback):
             )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         row = {"epoch": round(epoch, 4), "step": trainer.global_step, "loss": loss, "valid": score, "lr": rate}
-        self.log.history.append(row)
-        self.log.epochs = trainer.current_epoch + 1
-        if score > self.log.best_score:
-            self.log.best_score, self.log.best_epoch, self.since_best = score, round(epoch, 4), 0
+        self.record.history.append(row)
+        self.record.epochs = trainer.current_epoch + 1
+        if score > self.record.best_score:
+            self.record.best_score, self.record.best_epoch, self.since_best = score, round(epoch, 4), 0
             self.weights = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
         else:
             self.since_best += 1
-        self.bar.set_postfix(valid=f"{score:.4f}", best=f"{self.log.best_score:.4f}", refresh=False)
+        self.bar.set_postfix(valid=f"{score:.4f}", best=f"{self.record.best_score:.4f}", refresh=False)
         if self.plan.patience and self.since_best >= self.plan.patience:
             trainer.should_stop = True
 

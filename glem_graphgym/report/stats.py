@@ -304,3 +304,46 @@ def new_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table
 def default_console() -> Console:
     """Standard output; in a log file there is no edge, so tables are as wide as they need to be."""
     return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def finish_run(run_dir: Path, digits: int = 4) -> list[SummaryRow]:
+    """Write a run's stats and summary, and note in its ``run.json`` that it is finished; returns the summary.
+
+    Raises:
+        ValueError: there is no finished stage, one is damaged, or one lacks the run's metric.
+    """
+    write_stats(run_dir, digits)
+    rows = write_summary(run_dir)
+    write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), "finished": True})
+    return rows
+
+
+def print_run(run_dir: Path, title: str, console: Console | None = None) -> None:
+    """Print a finished run: its stages where there was EM, then one line a method."""
+    stages = read_stages(run_dir)
+    metric = read_metric(run_dir)
+    if any(stage.em_iteration for stage in stages):
+        print_progress(stages, metric, console)
+    print_summary(summary_rows(stages, metric), title, console)
+
+
+def print_predictions(run_dir: Path, console: Console | None = None) -> None:
+    """Print the scores of ``predictions.json``: a finished run's models, evaluated again from their weights."""
+    scores = read_json(run_dir / "predictions.json")
+    metric = read_metric(run_dir)
+    table = new_table(f"predictions.csv.gz of {run_dir}", ["method"], ["valid %", "test %"])
+    for method, splits in scores.items():
+        table.add_row(method, *(f"{100 * splits[split][metric]:.2f}" for split in ("valid", "test")))
+    (console or default_console()).print(table)
+
+
+def drop_sanity_row(stats_file: Path) -> None:
+    """Drop the first row of a stock GraphGym run's validation stats, where Lightning's sanity check stands as epoch 0.
+
+    GraphGym's reader keeps the first row of an epoch, which would be the untrained model's.
+    """
+    lines = stats_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    if len(epochs) > 1 and epochs[0] == epochs[1]:
+        with atomic_write(stats_file, "w") as file:
+            file.writelines(lines[1:])

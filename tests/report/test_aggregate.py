@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,8 @@ def test_our_runs_give_the_same_numbers_in_graphgyms_agg_runs(
 
 
 def test_every_split_is_taken_at_the_seeds_first_best_validation_epoch(tmp_path: Path) -> None:
-    save_seed(tmp_path, 0, val=[0.2, 0.5, 0.5], test=[0.9, 0.4, 0.8])
-    save_seed(tmp_path, 3, val=[0.7, 0.1, 0.3], test=[0.6, 0.9, 0.9])
+    save_seed(tmp_path, 2, val=[0.2, 0.5, 0.5], test=[0.9, 0.4, 0.8])
+    save_seed(tmp_path, 10, val=[0.7, 0.1, 0.3], test=[0.6, 0.9, 0.9])
     aggregate_seeds(tmp_path)
     assert best_of(tmp_path, "val") == {
         "epoch": 1,
@@ -220,11 +221,16 @@ def test_a_metric_that_is_not_there_names_the_keys_found(tmp_path: Path) -> None
 
 
 def test_an_epoch_that_diverged_is_never_the_best_and_stays_nan(tmp_path: Path) -> None:
-    rows = [{"epoch": 0, "accuracy": 0.3, "loss": 1.0}, {"epoch": 1, "accuracy": math.nan, "loss": math.inf}]
+    rows: list[dict[str, Any]] = [
+        {"epoch": 0, "accuracy": 0.3, "loss": 1.0},
+        {"epoch": 1, "accuracy": math.nan, "loss": math.inf},
+        {"epoch": 2, "accuracy": None, "loss": 2.0},
+    ]
     write_rows(tmp_path / "0" / "val" / "stats.json", rows)
     aggregate_seeds(tmp_path)
     assert best_of(tmp_path, "val")["epoch"] == 0
-    assert math.isnan(read_rows(tmp_path / "agg" / "val" / "stats.json")[1]["accuracy"])
+    stats = read_rows(tmp_path / "agg" / "val" / "stats.json")
+    assert [math.isnan(row["accuracy"]) for row in stats] == [False, True, True]
 
 
 def test_keys_of_some_seeds_are_averaged_over_those_and_text_is_left_out(tmp_path: Path) -> None:
@@ -357,6 +363,16 @@ def test_an_agg_that_was_moved_aside_by_a_killed_process_comes_back(
     with pytest.raises(OSError):
         aggregate_seeds(tmp_path)
     assert agg_files(tmp_path) == before
+
+
+def test_jobs_that_aggregate_at_once_take_turns(tmp_path: Path) -> None:
+    for seed in range(3):
+        save_seed(tmp_path, seed, val=[0.1 * seed, 0.2])
+    aggregate_seeds(tmp_path)
+    expected = agg_files(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(aggregate_seeds, [tmp_path] * 12)) == [None] * 12
+    assert agg_files(tmp_path) == expected
 
 
 # --- TensorBoard -------------------------------------------------------------------------------------------

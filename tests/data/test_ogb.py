@@ -1,0 +1,468 @@
+"""ogbn-arxiv on a miniature in the exact raw format that OGB publishes, read by OGB's own classes."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import io
+import logging
+import shutil
+import sys
+import types
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+
+from glem_graphgym.data import ogb
+from glem_graphgym.data.ogb import load_ogbn_arxiv, ogb_accuracy
+from glem_graphgym.data.text_graph import DataError, TextGraph
+
+N = 12
+PAPERS = [9657784 + 7 * node for node in range(N)]
+LABELS = [0, 4, 39, 4, 0, 4, 39, 0, 4, 4, 39, 0]
+EDGES = [(0, 1), (1, 0), (0, 1), (2, 2), (5, 3), (7, 11), (11, 10), (3, 4), (8, 2)]
+UNDIRECTED = [(0, 1), (2, 8), (3, 4), (3, 5), (7, 11), (10, 11)]
+FEATURES = np.arange(2 * N).reshape(N, 2) / 8
+SPLIT = {"train": [5, 0, 2, 1], "valid": [3, 7], "test": [11, 4, 6, 8, 9, 10]}
+TAR_HEADER = b"titleabs.tsv" + b"\0" * 88 + b"0000644\0" + b"\0" * 404
+
+
+@pytest.fixture(autouse=True)
+def unattended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network and nobody at the keyboard, for OGB's own code too."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    def ask(prompt: str = "") -> str:
+        raise AssertionError(f"blocked on standard input: {prompt}")
+
+    monkeypatch.setattr(ogb, "urlopen", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(builtins, "input", ask)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_archive(tmp_path / "ogbn_arxiv")
+    write_text(tmp_path / "ogbn_arxiv" / "titleabs.tsv.gz", text_rows())
+    return tmp_path
+
+
+def write_archive(folder: Path) -> None:
+    for name, rows in {
+        "raw/edge": EDGES,
+        "raw/node-feat": FEATURES.tolist(),
+        "raw/node-label": [[label] for label in LABELS],
+        "raw/node_year": [[2010 + node] for node in range(N)],
+        "raw/num-node-list": [[N]],
+        "raw/num-edge-list": [[len(EDGES)]],
+        **{f"split/time/{part}": [[node] for node in nodes] for part, nodes in SPLIT.items()},
+    }.items():
+        write_table(folder / f"{name}.csv.gz", rows)
+    write_mapping(folder, list(enumerate(PAPERS)))
+    categories = [("label idx", "arxiv category"), *((i, f"arxiv cs {i:02}") for i in range(40))]
+    write_table(folder / "mapping/labelidx2arxivcategeory.csv.gz", categories)
+    (folder / "RELEASE_v1.txt").write_text("# Release note for ogbn-arxiv\n")
+
+
+def write_mapping(folder: Path, rows: list[tuple[int, int]]) -> None:
+    write_table(folder / "mapping/nodeidx2paperid.csv.gz", [("node idx", "paper id"), *rows])
+
+
+def write_table(path: Path, rows: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(",".join(map(str, row)) + "\n" for row in rows).encode()))
+
+
+def text_rows() -> list[bytes]:
+    return [f"{paper}\ttitle {node}\tabout {node}".encode() for node, paper in enumerate(PAPERS)]
+
+
+def write_text(path: Path, rows: list[bytes]) -> None:
+    content = b"".join(row + b"\n" for row in rows)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def edges_of(graph: TextGraph) -> list[tuple[int, int]]:
+    return [(int(a), int(b)) for a, b in graph.edge_index().T if a < b]
+
+
+def test_miniature_comes_through_ogb_and_is_undirected(root: Path) -> None:
+    graph = load_ogbn_arxiv(root)
+    assert graph.name == "ogbn-arxiv"
+    assert edges_of(graph) == UNDIRECTED
+    assert graph.label.tolist() == LABELS
+    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {
+        part: sorted(nodes) for part, nodes in SPLIT.items()
+    }
+    assert graph.features is not None
+    assert graph.features.dtype == np.float32
+    np.testing.assert_array_equal(graph.features, FEATURES)
+    assert list(graph.texts) == [f"Title: title {node}. Abstract: about {node}" for node in range(N)]
+    assert graph.node_ids == [str(paper) for paper in PAPERS]
+    assert len(graph.class_names) == 40
+    assert graph.class_names[39] == "arxiv cs 39"
+    assert graph.origin["directed_edges"] == len(EDGES)
+    assert graph.origin["missing_texts"] == 0
+
+
+def test_second_load_reads_what_ogb_processed_and_third_the_snapshot(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_ogbn_arxiv(root)
+    processed = root / "ogbn_arxiv/processed/geometric_data_processed.pt"
+    written = processed.stat().st_mtime_ns
+    shutil.rmtree(root / "ogbn_arxiv/text_graph")
+    second = load_ogbn_arxiv(root)
+    assert processed.stat().st_mtime_ns == written
+    monkeypatch.setattr(ogb.OgbArchive, "read", lambda self: pytest.fail("the snapshot was not used"))
+    third = load_ogbn_arxiv(root)
+    assert first.fingerprint() == second.fingerprint() == third.fingerprint()
+
+
+def test_pyg_classes_are_trusted_only_while_ogb_loads(root: Path) -> None:
+    import torch
+
+    before = set(torch.serialization.get_safe_globals())
+    load_ogbn_arxiv(root)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_processing_that_was_interrupted_is_done_again(root: Path) -> None:
+    first = load_ogbn_arxiv(root)
+    shutil.rmtree(root / "ogbn_arxiv/text_graph")
+    processed = root / "ogbn_arxiv/processed"
+    whole = (processed / "geometric_data_processed.pt").read_bytes()
+    (processed / "geometric_data_processed.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="Delete its folder 'processed'"):
+        load_ogbn_arxiv(root)
+    (processed / "pre_filter.pt").unlink()  # a kill leaves it unwritten
+    assert load_ogbn_arxiv(root).fingerprint() == first.fingerprint()
+
+
+def test_another_text_file_makes_another_graph(root: Path) -> None:
+    first = load_ogbn_arxiv(root)
+    rows = text_rows()
+    rows[3] = f"{PAPERS[3]}\tnew\tnewer".encode()
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    second = load_ogbn_arxiv(root)
+    assert second.texts[3] == "Title: new. Abstract: newer"
+    assert second.fingerprint() != first.fingerprint()
+    assert len(list((root / "ogbn_arxiv/text_graph").glob("[!.]*"))) == 2
+
+
+@pytest.mark.parametrize("place", ["ogbn_arxiv/titleabs.tsv", "titleabs.tsv.gz", "titleabs.tsv"])
+def test_text_is_found_packed_or_not_in_either_folder(root: Path, place: str) -> None:
+    (root / "ogbn_arxiv/titleabs.tsv.gz").unlink()
+    write_text(root / place, text_rows())
+    assert load_ogbn_arxiv(root).texts[11] == "Title: title 11. Abstract: about 11"
+
+
+def test_rows_are_joined_by_paper_id_not_by_position(root: Path) -> None:
+    straight = load_ogbn_arxiv(root)
+    rows = [*text_rows()[::-1], b"42\ta paper of no node\tits abstract"]
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    assert list(load_ogbn_arxiv(root).texts) == list(straight.texts)
+
+
+def test_header_rows_are_skipped_and_counted(root: Path) -> None:
+    write_text(
+        root / "ogbn_arxiv/titleabs.tsv.gz", [b"paper id\ttitle\tabstract", *text_rows(), b"only words"]
+    )
+    graph = load_ogbn_arxiv(root)
+    assert (graph.origin["text_rows"], graph.origin["skipped_rows"]) == (N + 2, 2)
+    assert graph.origin["missing_texts"] == 0
+
+
+def test_first_row_is_not_lost_to_the_tar_header_of_the_published_file(root: Path) -> None:
+    rows = text_rows()
+    rows[0] = TAR_HEADER + rows[0]
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", [*rows, b"\0" * 1024])
+    graph = load_ogbn_arxiv(root)
+    assert graph.texts[0] == "Title: title 0. Abstract: about 0"
+    assert (graph.origin["skipped_rows"], graph.origin["missing_texts"]) == (1, 0)
+
+
+def test_missing_papers_get_empty_texts_and_are_reported(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = text_rows()
+    rows[4] = f"{PAPERS[4]}\t\t".encode()
+    del rows[7]
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    with caplog.at_level(logging.WARNING):
+        graph = load_ogbn_arxiv(root)
+    assert [node for node, text in enumerate(graph.texts) if not text] == [4, 7]
+    assert graph.origin["missing_texts"] == 2
+    assert f"no text for 2 of 12 papers ({PAPERS[4]}, {PAPERS[7]})" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ("\tonly a title\t", "Title: only a title"),
+        ("\tonly a title", "Title: only a title"),
+        ("\t\tonly an abstract\r", "Abstract: only an abstract"),
+        ('\t"quoted\tit "is', 'Title: "quoted. Abstract: it "is'),
+        ("\ttitle\twith\ttabs", "Title: title. Abstract: with\ttabs"),
+        ("\tNA\tnull", "Title: NA. Abstract: null"),
+    ],
+)
+def test_text_of_unusual_rows(root: Path, row: str, text: str) -> None:
+    rows = text_rows()
+    rows[2] = f"{PAPERS[2]}{row}".encode()
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    graph = load_ogbn_arxiv(root)
+    assert graph.texts[2] == text
+    assert graph.texts[3] == "Title: title 3. Abstract: about 3"
+
+
+def test_of_duplicate_papers_the_first_with_a_text_wins(root: Path) -> None:
+    rows = text_rows()
+    rows.insert(0, f"{PAPERS[5]}\t\t".encode())
+    rows += [f"{PAPERS[5]}\tlater\tlater".encode(), f"{PAPERS[6]}\t\t".encode()]
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    graph = load_ogbn_arxiv(root)
+    assert graph.texts[5] == "Title: title 5. Abstract: about 5"
+    assert graph.texts[6] == "Title: title 6. Abstract: about 6"
+    assert graph.origin["repeated_papers"] == 3
+
+
+def test_bytes_that_are_not_utf8_are_replaced_and_counted(root: Path) -> None:
+    rows = text_rows()
+    rows[1] = f"{PAPERS[1]}\tcaf".encode() + b"\xe9\tna\xefve"
+    rows[2] = f"{PAPERS[2]}\ta true \ufffd\tin UTF-8".encode()
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    graph = load_ogbn_arxiv(root)
+    assert graph.texts[1] == "Title: caf\ufffd. Abstract: na\ufffdve"
+    assert graph.origin["rows_not_utf8"] == 1
+
+
+def test_text_file_of_something_else_is_refused_before_ogb_is_asked(root: Path) -> None:
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", text_rows()[:5])
+    with pytest.raises(DataError, match=r"no text for 7 of 12 papers .* another file or a part of it"):
+        load_ogbn_arxiv(root)
+    assert not (root / "ogbn_arxiv/processed").exists()
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", text_rows()[:6])
+    assert load_ogbn_arxiv(root).origin["missing_texts"] == 6
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-20], lambda raw: b"<html>log in</html>", lambda raw: raw[:30]]
+)
+def test_damaged_text_file_is_named(root: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = root / "ogbn_arxiv/titleabs.tsv.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        DataError, match=r"titleabs\.tsv\.gz is damaged .* delete it to have it downloaded again"
+    ):
+        load_ogbn_arxiv(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["raw/edge", "raw/node-label", "split/time/valid", "mapping/nodeidx2paperid"]
+)
+def test_truncated_table_of_the_archive_is_a_clear_error(root: Path, name: str) -> None:
+    path = root / f"ogbn_arxiv/{name}.csv.gz"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"ogbn_arxiv.* cannot (be )?read"):
+        load_ogbn_arxiv(root)
+
+
+def test_mapping_must_have_a_row_per_node(root: Path) -> None:
+    write_mapping(root / "ogbn_arxiv", list(enumerate(PAPERS[:-1])))
+    with pytest.raises(DataError, match=r"nodeidx2paperid\.csv\.gz: 11 papers for 12 nodes"):
+        load_ogbn_arxiv(root)
+
+
+def test_mapping_must_be_in_node_order(root: Path) -> None:
+    rows = list(enumerate(PAPERS))
+    rows[4], rows[5] = rows[5], rows[4]
+    write_mapping(root / "ogbn_arxiv", rows)
+    with pytest.raises(DataError, match=r"row 4 has node idx '5', expected 4"):
+        load_ogbn_arxiv(root)
+
+
+def test_mapping_must_have_its_columns(root: Path) -> None:
+    write_table(root / "ogbn_arxiv/mapping/nodeidx2paperid.csv.gz", list(enumerate(PAPERS)))
+    with pytest.raises(DataError, match=r"expected \['node idx', 'paper id'\]"):
+        load_ogbn_arxiv(root)
+
+
+def test_classes_are_numbered_where_no_file_names_them(root: Path) -> None:
+    (root / "ogbn_arxiv/mapping/labelidx2arxivcategeory.csv.gz").unlink()
+    graph = load_ogbn_arxiv(root)
+    assert (graph.num_classes, graph.class_names[4]) == (40, "class 4")
+
+
+def test_without_network_it_says_which_text_to_put_where(root: Path) -> None:
+    (root / "ogbn_arxiv/titleabs.tsv.gz").unlink()
+    before = sorted(root.rglob("*"))
+    with pytest.raises(DataError) as error:
+        load_ogbn_arxiv(root)
+    assert f"put it at {root}/ogbn_arxiv/titleabs.tsv.gz" in str(error.value)
+    assert "https://snap.stanford.edu/ogb/data/misc/ogbn_arxiv/titleabs.tsv.gz" in str(error.value)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_without_network_it_says_where_to_unpack_the_archive(tmp_path: Path) -> None:
+    write_text(tmp_path / "titleabs.tsv.gz", text_rows())
+    with pytest.raises(DataError) as error:
+        load_ogbn_arxiv(tmp_path)
+    assert "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip" in str(error.value)
+    assert f"so that {tmp_path}/ogbn_arxiv/RELEASE_v1.txt exists" in str(error.value)
+    assert not (tmp_path / "ogbn_arxiv").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["RELEASE_v1.txt", "raw/edge.csv.gz", "raw/node_year.csv.gz", "split/time/test.csv.gz"]
+)
+def test_incomplete_archive_is_refused_without_a_question_and_left_alone(root: Path, name: str) -> None:
+    (root / "ogbn_arxiv" / name).unlink()
+    before = sorted((root / "ogbn_arxiv").rglob("*"))
+    with pytest.raises(DataError, match=rf"missing {name}; found .*raw/n.* and \d more"):
+        load_ogbn_arxiv(root)
+    assert sorted((root / "ogbn_arxiv").rglob("*")) == before
+
+
+class Response(io.BytesIO):
+    def __init__(self, content: bytes, length: int | None) -> None:
+        super().__init__(content)
+        self.headers = {} if length is None else {"Content-Length": str(length)}
+
+
+def published(tmp_path: Path) -> dict[str, bytes]:
+    """What OGB's server holds."""
+    write_archive(tmp_path / "server/arxiv")
+    (tmp_path / "server/arxiv/processed").mkdir()
+    write_text(tmp_path / "server/titleabs.tsv.gz", text_rows())
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted((tmp_path / "server/arxiv").rglob("*")):
+            archive.write(path, path.relative_to(tmp_path / "server"))
+    return {
+        "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip": packed.getvalue(),
+        ogb.ARXIV_TEXT_URL: (tmp_path / "server/titleabs.tsv.gz").read_bytes(),
+    }
+
+
+def test_download_fetches_what_is_missing_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, asked = published(tmp_path), []
+
+    def answer(url: str, timeout: float) -> Response:
+        asked.append(url)
+        return Response(server[url], len(server[url]))
+
+    monkeypatch.setattr(ogb, "urlopen", answer)
+    root = tmp_path / "new" / "root"
+    graph = load_ogbn_arxiv(root)
+    assert asked == [*server]
+    assert edges_of(graph) == UNDIRECTED
+    assert load_ogbn_arxiv(root).fingerprint() == graph.fingerprint()
+    assert len(asked) == 2
+    assert not list(root.glob(".*.part"))
+
+
+def test_download_keeps_a_text_that_was_put_there_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = published(tmp_path)
+    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(server[url], None))
+    (tmp_path / "ogbn_arxiv/raw").mkdir(parents=True)  # empty: what OGB's own interrupted download leaves
+    write_text(tmp_path / "ogbn_arxiv/titleabs.tsv", [row.replace(b"about", b"mine") for row in text_rows()])
+    assert load_ogbn_arxiv(tmp_path).texts[0] == "Title: title 0. Abstract: mine 0"
+
+
+def test_kill_before_the_release_file_is_moved_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, rename = published(tmp_path), Path.rename
+
+    def killed_at_release(path: Path, target: Path) -> Path:
+        if path.name == "RELEASE_v1.txt":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(server[url], None))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_at_release)
+        with pytest.raises(KeyboardInterrupt):
+            load_ogbn_arxiv(tmp_path)
+    assert {path.name for path in (tmp_path / "ogbn_arxiv").iterdir()} == {
+        "raw",
+        "split",
+        "mapping",
+        "processed",
+    }
+    with pytest.raises(DataError, match=r"missing RELEASE_v1\.txt; found mapping/"):
+        load_ogbn_arxiv(tmp_path)
+
+
+@pytest.mark.parametrize("short", ["arxiv.zip", "titleabs.tsv.gz"])
+def test_download_that_ends_early_leaves_nothing_that_looks_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: str
+) -> None:
+    server = published(tmp_path)
+
+    def answer(url: str, timeout: float) -> Response:
+        content = server[url]
+        return Response(content[:-9] if url.endswith(short) else content, len(content))
+
+    monkeypatch.setattr(ogb, "urlopen", answer)
+    with pytest.raises(
+        DataError, match=rf"{short} could not be downloaded \(the connection ended after \d+ of"
+    ):
+        load_ogbn_arxiv(tmp_path)
+    left = [path for path in tmp_path.rglob("*") if "server" not in path.parts and path.is_file()]
+    assert not [path for path in left if path.name.startswith("titleabs") or path.suffix == ".zip"]
+    assert (tmp_path / "ogbn_arxiv").exists() == (short == "titleabs.tsv.gz")
+    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(server[url], len(server[url])))
+    assert load_ogbn_arxiv(tmp_path).num_nodes == N
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"<html>", "no sound zip archive"), (None, r"holds no arxiv/RELEASE_v1\.txt")]
+)
+def test_archive_that_is_not_the_expected_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, message: str
+) -> None:
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(content or empty.getvalue(), None))
+    with pytest.raises(DataError, match=message):
+        load_ogbn_arxiv(tmp_path)
+    assert not (tmp_path / "ogbn_arxiv").exists()
+
+
+@pytest.mark.parametrize("use", [lambda root: ogb_accuracy("ogbn-arxiv"), load_ogbn_arxiv])
+def test_import_of_ogb_starts_no_version_check(
+    root: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path], object]
+) -> None:
+    outdated = types.ModuleType("outdated")
+    outdated.check_outdated = lambda *args: pytest.fail("phoned home")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "outdated", outdated)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ogb"]:
+        monkeypatch.delitem(sys.modules, name)
+    use(root)
+    assert sys.modules["ogb.version"].check_outdated is None
+    assert "ogb.nodeproppred" in sys.modules
+    assert sys.modules["outdated"] is outdated
+
+
+def test_accuracy_is_a_python_float_of_hand_counted_value() -> None:
+    accuracy = ogb_accuracy("ogbn-arxiv")
+    score = accuracy(np.array([3, 1, 2, 2, 39]), np.array([3, 1, 1, 2, 0]))
+    assert type(score) is float
+    assert score == 0.6
+
+
+def test_accuracy_refuses_what_ogb_does_not_score_by_it() -> None:
+    with pytest.raises(ValueError, match="ogbn-proteins by 'rocauc'"):
+        ogb_accuracy("ogbn-proteins")
+    with pytest.raises(ValueError, match="Invalid dataset name"):
+        ogb_accuracy("ogbn-arvix")
