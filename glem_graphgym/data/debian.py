@@ -44,8 +44,6 @@ REMEDY = f"run 'apt-get update' as root, or set dataset.tag_source to {PACKAGES_
 # The name after the start, a comma or a bar; what follows it (":any", "(>= 1)", "[amd64]", "<!nocheck>")
 # qualifies the relation and is passed over.
 _RELATED_NAME = re.compile(r"(?:^|[,|])\s*([A-Za-z0-9][A-Za-z0-9+.-]*)")
-
-
 # A field's name and value, the value with its continuation lines.
 _FIELD = re.compile(r"^([^\s:]+):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
@@ -326,7 +324,7 @@ def best_connected(packages: Sequence[Package], max_nodes: int) -> list[Package]
     """``max_nodes`` of the packages, in the given order: of every section the same share, by highest degree.
 
     Chosen without regard to sections, by degree, k-core or breadth-first search, a fifth or more would be
-    libraries; a random sample would lose two edges of three.
+    libraries; a random sample would keep a third of the mean degree.
     """
     rowptr, _ = csr_from_edges(*_edges(packages), len(packages))
     degree = np.diff(rowptr)

@@ -16,7 +16,7 @@ _NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 class LayerStack(nn.Module):
     """Layers with norm, ReLU and dropout between them: all that GCN, SAGE and MLP have in common.
 
-    A subclass names its ``Layer``, a module built as ``Layer(dim_in, dim_out)`` that has ``reset_parameters()``
+    A subclass names its ``Layer``: a module built as ``Layer(dim_in, dim_out)`` with ``reset_parameters()``
     and ``forward(x, adjacency)``. What the last layer gives are the logits.
 
     Args:

@@ -29,7 +29,8 @@ class EncoderConfig:
         pooling: ``cls`` (first token) or ``mean`` (over the text's tokens).
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
         dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
-        attention: ``eager``, ``sdpa`` or another implementation that transformers knows.
+        attention: ``eager``, ``sdpa`` or another implementation that transformers knows; None takes its default,
+            sdpa for the models that have it.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
         lora_rank: rank of LoRA adapters on all linear layers, everything else frozen; 0 = full fine-tuning.
         pretrained: False builds the same architecture with random weights (for timing).
@@ -40,7 +41,7 @@ class EncoderConfig:
     shrink_dim: int = 0
     dropout: float = -1.0
     attention_dropout: float = -1.0
-    attention: str = "eager"
+    attention: str | None = None
     gradient_checkpointing: bool = False
     lora_rank: int = 0
     pretrained: bool = True

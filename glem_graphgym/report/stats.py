@@ -281,13 +281,17 @@ def print_progress(stages: Sequence[Stage], metric: str = "accuracy", console: C
         "EM iterations", ["EM", "stage", "method"], ["valid %", "best epoch", "seconds", *diagnostics]
     )
     for place, stage in enumerate(stages):
-        values = [f"{stage.diagnostics[key]:.4f}" if key in stage.diagnostics else "" for key in diagnostics]
+        values = [_shown(stage.diagnostics[key]) if key in stage.diagnostics else "" for key in diagnostics]
         valid = f"{100 * _score(stage, 'valid', metric):.2f}"
         if place and stage.em_iteration != stages[place - 1].em_iteration:
             table.add_section()
         training = (f"{stage.best_epoch:g}", f"{stage.seconds:,.1f}")
         table.add_row(str(stage.em_iteration), stage.name, stage.method, valid, *training, *values)
     (console or default_console()).print(table)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
 def new_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:

@@ -185,7 +185,7 @@ ASCENDING = [
     "0.1a",
     "0.1+",
 ]
-ASCENDING += ["0.9", "0.10", "0.10.0", "1.0-1-1", "1.0-2-0", "1:0.1", "1:0.1-2", "10:0"]
+ASCENDING += ["0.9", "0.10", "0.10.0", "1.0-9", "1.0-1-1", "1:0.1", "1:0.1-2", "10:0"]
 
 
 def test_versions_sort_as_dpkg_sorts_them() -> None:
@@ -235,6 +235,7 @@ def test_lines_that_belong_to_no_stanza_do_not_hide_what_follows() -> None:
         "junk\n continued\n", stanza("a"), "# comment\n\n \n", " x\n", "Homepage: x\n", stanza("b")
     )
     assert set(names(graph)) >= {"a", "b"}
+    assert graph.origin["passed_over"] == {"without Package": 1}
 
 
 def test_field_names_in_any_case_folded_fields_and_carriage_returns_are_read() -> None:
@@ -624,6 +625,7 @@ def test_a_snapshot_of_apt_lists_stays_when_the_lists_change(apt: Apt, tmp_path:
     apt.add(stanza("later"))
     assert load(tmp_path / "root").fingerprint() == first.fingerprint()
     assert "later" in names(load(tmp_path / "other"))
+    assert "later" in names(load(tmp_path / "root", labels_per_source=4))
     shutil.rmtree(apt.folder)
     assert load(tmp_path / "root").fingerprint() == first.fingerprint()
 

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Set up an environment of its own and train GLEM on the embedded default, the Debian package graph.
+# Usage: bash run/demo.sh [small] [key value ...]    "small" = a first try of two to three minutes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+config=glem_debian
+if [ "${1:-}" = small ]; then
+    config=glem_debian_small
+    shift
+fi
+
+bash run/setup.sh demo
+# A fresh container has no package lists yet; making them needs root.
+if ! apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' 2>/dev/null | xargs -r ls >/dev/null 2>&1 \
+    || [ -z "$(apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' 2>/dev/null)" ]; then
+    if [ "$(id -u)" = 0 ]; then apt-get update; else echo "no package lists: run 'sudo apt-get update' once" >&2; fi
+fi
+exec .venv/bin/python run/main.py --cfg "configs_gg/$config.yaml" "$@"

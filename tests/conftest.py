@@ -1,0 +1,66 @@
+"""Shared by all tests: one thread a worker, no network, a tiny language model, GraphGym's global state put back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", GLEM_TRACEBACK="1")
+
+import torch
+from torch_geometric.graphgym.config import cfg, set_cfg
+
+import glem_graphgym  # noqa: F401 - registers the plugin once for the whole session
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_config() -> Iterator[None]:
+    """GraphGym's configuration is one global object: every test starts from its defaults."""
+    set_cfg(cfg)
+    yield
+    cfg.clear()
+    set_cfg(cfg)
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Hugging Face BERT of two layers, width 32, random weights, and a letter-piece tokenizer."""
+    return make_tiny_lm(tmp_path_factory.mktemp("tiny_lm"))
+
+
+def make_tiny_lm(folder: Path) -> Path:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:-"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    pieces += [f"##{a}{b}" for a in letters[:26] for b in letters[:26]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate
+
+# Directed, with a duplicate (0 -> 1), a self-loop (3) and a node without any edge (4); (sources, targets).
+EDGES = torch.tensor([[2, 0, 1, 0, 0, 3], [1, 1, 2, 1, 3, 3]])
+NODES = 5
+# Row i holds a 1 for every source of a message to i.
+DENSE = torch.tensor(
+    [[0, 0, 0, 0, 0], [1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]],
+    dtype=torch.float64,
+)
+
+
+@pytest.fixture
+def adjacency() -> Adjacency:
+    return Adjacency.from_edge_index(EDGES, NODES)
+
+
+def symmetric(edges: Tensor, nodes: int) -> Adjacency:
+    return Adjacency.from_edge_index(torch.cat([edges, edges.flip(0)], dim=1), nodes)
+
+
+def dense(operator: SparseOperator) -> Tensor:
+    return operator @ torch.eye(operator.num_nodes, dtype=torch.float64)
+
+
+def test_edge_index_becomes_sorted_rows_of_sources_without_duplicates(adjacency: Adjacency) -> None:
+    assert adjacency.rowptr.tolist() == [0, 0, 2, 3, 5, 5]
+    assert adjacency.col.tolist() == [0, 2, 1, 0, 3]
+    assert adjacency.num_nodes == NODES
+    assert adjacency.col.dtype == adjacency.rowptr.dtype == torch.int32
+
+
+def test_sum_and_mean_of_a_directed_graph(adjacency: Adjacency) -> None:
+    assert torch.equal(dense(adjacency.sum()), DENSE)
+    mean = torch.tensor(
+        [[0, 0, 0, 0, 0], [0.5, 0, 0.5, 0, 0], [0, 1, 0, 0, 0], [0.5, 0, 0, 0.5, 0], [0, 0, 0, 0, 0]],
+        dtype=torch.float64,
+    )
+    assert torch.equal(dense(adjacency.mean()), mean)
+
+
+def test_gcn_adds_each_self_loop_once_and_scales_by_row_sums(adjacency: Adjacency) -> None:
+    looped = (DENSE + torch.eye(NODES)).clamp(max=1)
+    assert looped.sum(dim=1).tolist() == [1, 3, 2, 2, 1]
+    scale = torch.tensor([1, 1 / 3, 1 / 2, 1 / 2, 1], dtype=torch.float64).sqrt()
+    torch.testing.assert_close(dense(adjacency.gcn()), scale[:, None] * looped * scale)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "gcn"])
+@pytest.mark.parametrize("undirected", [False, True])
+def test_transpose(name: str, undirected: bool) -> None:
+    graph = symmetric(EDGES, NODES) if undirected else Adjacency.from_edge_index(EDGES, NODES)
+    operator = getattr(graph, name)()
+    assert torch.equal(dense(operator.transpose()), dense(operator).T)
+    assert (operator.transpose() is operator) == (undirected and name != "mean")
+    assert operator.transpose() is operator.transpose()
+    assert getattr(graph, name)() is operator
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 8), st.data())
+def test_any_graph_equals_its_dense_matrix_forward_and_backward(nodes: int, data: st.DataObject) -> None:
+    node = st.integers(0, nodes - 1)
+    pairs = data.draw(st.lists(st.tuples(node, node), max_size=30))
+    edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+    matrix = torch.zeros(nodes, nodes, dtype=torch.float64)
+    matrix[edges[1], edges[0]] = 1
+    operator = Adjacency.from_edge_index(edges, nodes).mean()
+    matrix = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+    x = torch.randn(nodes, 3, dtype=torch.float64, requires_grad=True)
+    seed = torch.randn(nodes, 3, dtype=torch.float64)
+    product = operator @ x
+    product.backward(seed)
+    torch.testing.assert_close(product, matrix @ x)
+    torch.testing.assert_close(x.grad, matrix.T @ seed)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "gcn"])
+def test_gradients_of_first_and_second_order(adjacency: Adjacency, name: str) -> None:
+    operator = getattr(adjacency, name)()
+    x = torch.randn(NODES, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: operator @ x, (x,))
+    assert torch.autograd.gradgradcheck(lambda x: (operator @ x).pow(3), (x,))
+
+
+def test_only_the_features_get_a_gradient(adjacency: Adjacency) -> None:
+    operator = adjacency.mean()
+    x = torch.randn(NODES, 2, requires_grad=True)
+    product = operator @ x
+    product.sum().backward()
+    assert not operator.weight(torch.float32).requires_grad
+    assert product.grad_fn is not None
+    assert len([inputs for inputs, _ in product.grad_fn.next_functions if inputs is not None]) == 1
+    assert x.grad is not None
+    assert x.grad[:, 0].tolist() == [1, 1, 0.5, 0.5, 0]  # the columns of D^-1 A, summed
+    assert not (operator @ x.detach()).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
+    star = torch.stack([torch.arange(1, 4097), torch.zeros(4096, dtype=torch.int64)])
+    operator = Adjacency.from_edge_index(star, 4097).sum()
+    x = torch.ones(4097, 2, dtype=dtype, requires_grad=True)
+    product = operator @ x
+    assert product.dtype == dtype
+    assert product[0].tolist() == [4096, 4096]  # sums kept in bfloat16 would stop at 256, in float16 at 2048
+    product.backward(torch.full_like(product, 3))
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert x.grad[:, 0].tolist() == [0] + [3] * 4096
+
+
+def test_bfloat16_is_close_to_float64(adjacency: Adjacency) -> None:
+    x = torch.randn(NODES, 64)
+    exact = adjacency.gcn() @ x.double()
+    torch.testing.assert_close((adjacency.gcn() @ x.bfloat16()).double(), exact, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close((adjacency.gcn() @ x).double(), exact, atol=1e-6, rtol=1e-6)
+
+
+def test_strided_features_and_gradients(adjacency: Adjacency) -> None:
+    x = torch.randn(6, NODES, dtype=torch.float64, requires_grad=True)
+    product = adjacency.sum() @ x.T[:, ::2]
+    torch.testing.assert_close(product, DENSE @ x.T[:, ::2])
+    product.sum().backward()  # its gradient is an expanded scalar
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[0], DENSE.sum(dim=0))
+    assert x.grad[1].tolist() == [0] * NODES
+
+
+def test_same_bits_whatever_the_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    operator = symmetric(torch.randint(0, 3000, (2, 20000), generator=generator), 3000).mean()
+    x = torch.randn(3000, 40, generator=generator)
+
+    def product(threads: int) -> tuple[Tensor, Tensor]:
+        torch.set_num_threads(threads)
+        leaf = x.clone().requires_grad_()
+        result = operator @ leaf
+        result.backward(x)
+        assert leaf.grad is not None
+        return result.detach(), leaf.grad
+
+    before = torch.get_num_threads()
+    try:
+        one, two, again = product(1), product(2), product(2)
+    finally:
+        torch.set_num_threads(before)
+    for a, b, c in zip(one, two, again, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(b, c)
+
+
+def test_graphs_without_edges_or_nodes() -> None:
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    x = torch.randn(3, 2, requires_grad=True)
+    lonely = Adjacency.from_edge_index(none, 3)
+    assert torch.equal(lonely.mean() @ x, torch.zeros(3, 2))
+    assert torch.equal(lonely.gcn() @ x, x)
+    (lonely.sum() @ x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros(3, 2))
+    assert (Adjacency.from_edge_index(none, 0).gcn() @ torch.zeros(0, 2)).shape == (0, 2)
+
+
+def test_moving_to_the_same_device_keeps_what_was_made(adjacency: Adjacency) -> None:
+    assert adjacency.to("cpu") is adjacency
+    assert adjacency.to(torch.device("cpu")).mean() is adjacency.mean()
+
+
+def test_memory_goes_with_the_last_user(adjacency: Adjacency) -> None:
+    graph = symmetric(EDGES, NODES)
+    x = torch.randn(NODES, 2, requires_grad=True)
+    (graph.gcn() @ x + graph.mean() @ x).sum().backward()
+    gone = weakref.ref(graph.gcn()), weakref.ref(graph.mean()), weakref.ref(graph)
+    gc.disable()
+    try:
+        del graph
+        assert [reference() for reference in gone] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+class Recorder:
+    """Stands in for an operator: remembers how wide its operand was."""
+
+    def __init__(self, operator: SparseOperator) -> None:
+        self.operator = operator
+        self.widths: list[int] = []
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        self.widths.append(x.shape[1])
+        return self.operator @ x
+
+
+@pytest.mark.parametrize(("dim_in", "dim_out", "propagated"), [(7, 3, 3), (3, 7, 3), (4, 4, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_aggregate_propagates_the_narrower_side_with_one_result(
+    adjacency: Adjacency, dim_in: int, dim_out: int, propagated: int, bias: bool
+) -> None:
+    recorder = Recorder(adjacency.gcn())
+    linear = nn.Linear(dim_in, dim_out, bias=bias).double()
+    x = torch.randn(NODES, dim_in, dtype=torch.float64)
+    result = aggregate(recorder, x, linear)  # type: ignore[arg-type]
+    assert recorder.widths == [propagated]
+    matrix = dense(adjacency.gcn())
+    offset = linear.bias if bias else 0
+    torch.testing.assert_close(result, matrix @ (x @ linear.weight.T) + offset)
+    torch.testing.assert_close(result, (matrix @ x) @ linear.weight.T + offset)
+
+
+def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for linear in (nn.Linear(7, 3), nn.Linear(3, 7)):
+            result = aggregate(adjacency.mean(), torch.randn(NODES, linear.in_features), linear)
+            assert result.dtype == torch.bfloat16
+            result.sum().backward()
+            assert linear.weight.grad is not None
+            assert linear.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("rowptr", "col", "message"),
+    [
+        (torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([1, 0]), "rowptr is torch.int32"),
+        (torch.tensor([[0, 1]]), torch.tensor([0]), r"rowptr is torch.int64 of shape \(1, 2\)"),
+        (torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.0]), "col is torch.float32"),
+        (torch.tensor([0, 1, 3]), torch.tensor([1, 0]), "rowptr runs from 0 to 3, expected from 0 to 2"),
+        (torch.tensor([0, 2, 1, 2]), torch.tensor([1, 0]), "without decreasing"),
+        (torch.tensor([0, 1, 2]), torch.tensor([2, 0]), "col names nodes 0 to 2, expected 0 to 1"),
+        (torch.tensor([0, 2, 2]), torch.tensor([1, 0]), "not strictly increasing"),
+        (torch.tensor([0, 0, 2]), torch.tensor([1, 1]), "not strictly increasing"),
+    ],
+)
+def test_what_is_not_csr_is_refused(rowptr: Tensor, col: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Adjacency(rowptr, col)
+
+
+def test_columns_may_fall_from_row_to_row() -> None:
+    graph = Adjacency(torch.tensor([0, 0, 2, 2, 3, 3]), torch.tensor([3, 4, 0], dtype=torch.int32))
+    assert dense(graph.sum()).nonzero().tolist() == [[1, 3], [1, 4], [3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        (torch.tensor([[0], [5]]), "edge_index names nodes 0 to 5, expected 0 to 4"),
+        (torch.tensor([[-1], [2]]), "edge_index names nodes -1 to 2"),
+        (torch.tensor([0, 1]), r"shape \(2,\)"),
+        (torch.tensor([[0.0], [1.0]]), "torch.float32"),
+    ],
+)
+def test_bad_edge_indices_are_refused(edges: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Adjacency.from_edge_index(edges, NODES)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(4, 2), r"torch.float32 of shape \(4, 2\), expected floats of shape \(5, D\)"),
+        (torch.zeros(5), r"shape \(5,\)"),
+        (torch.zeros(5, 2, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(5, 2, device="meta"), "features are on meta, the graph on cpu"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(adjacency: Adjacency, x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adjacency.mean() @ x
