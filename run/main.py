@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
                 shutil.rmtree(cfg.run_dir, ignore_errors=True)
             Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
             set_up_logging(cfg)
-            set_up_threads(cfg)
+            set_up_process(cfg)
             seed_everything(seed)
             if cfg.train.mode != "glem_predict":
                 dump_config(cfg, experiment / cfg.cfg_dest)
@@ -81,10 +81,13 @@ def experiment_name(file: str) -> str:
     return name.removesuffix(".yaml").removesuffix(".yml")
 
 
-def set_up_threads(cfg: Any) -> None:
+def set_up_process(cfg: Any) -> None:
     """At most ``num_threads`` threads, and never more than the machine has: more only get in each other's way."""
     import torch
 
+    from glem_graphgym.memory import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

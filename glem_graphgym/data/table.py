@@ -280,7 +280,7 @@ def _numbers(column: pd.Series) -> np.ndarray:
     """float32 (rows,): the numbers of a column, NaN where there is none."""
     if not pd.api.types.is_numeric_dtype(column):
         column = pd.to_numeric(column.astype(str), errors="coerce")
-    return column.to_numpy(np.float32, na_value=np.nan)
+    return column.to_numpy(np.float32, na_value=0)
 
 
 def _edges(path: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import logging
 import random
-import resource
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from glem_graphgym.em.stage import FitLog, Weights
 from glem_graphgym.files import read_json, sync, write_json
+from glem_graphgym.memory import PeakMemory
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
 
@@ -210,30 +210,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries below us draw from the global state
     torch.manual_seed(seed)
-
-
-@dataclass
-class PeakMemory:
-    """Peak memory from now on in MB: of the accelerator where there is one, else resident memory of this process.
-
-    Linux lets a process reset its own high-water mark; elsewhere the peak since its start is given.
-    """
-
-    since_start: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            self.since_start = True
-
-    def peak_mb(self) -> float:
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 2**20
-        if not self.since_start:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
