@@ -43,13 +43,14 @@ def main(argv: list[str] | None = None) -> int:
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym.data.text_graph import DataError
     from glem_graphgym.em.journal import seed_everything
-    from glem_graphgym.registered.config import ConfigError, dump_config, load_config
+    from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
     from glem_graphgym.registered.train import RunError
 
     try:
         load_config(cfg, args.cfg_file, args.opts)
         experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
         cfg.out_dir = str(experiment)
+        settings = settings_of(cfg)  # GraphGym's training writes into cfg
         for seed in range(cfg.seed, cfg.seed + args.repeat):
             cfg.seed = seed
             cfg.run_dir = str(experiment / str(seed))
@@ -59,9 +60,11 @@ def main(argv: list[str] | None = None) -> int:
             set_up_logging(cfg)
             set_up_process(cfg)
             seed_everything(seed)
-            if cfg.train.mode != "glem_predict":
-                dump_config(cfg, experiment / cfg.cfg_dest)
+            if cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
+                dump_config(settings, experiment / cfg.cfg_dest)
             run_seed(cfg, experiment.name)
+        if cfg.train.mode != "glem_predict":  # not before: a run that is refused must not change what stands there
+            dump_config(settings, experiment / cfg.cfg_dest)
         report_experiment(cfg, experiment)
     except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
         if os.environ.get("GLEM_TRACEBACK"):
@@ -131,11 +134,13 @@ def run_standard(cfg: Any) -> None:
     from torch_geometric.graphgym.utils.comp_budget import params_count
     from torch_geometric.graphgym.utils.device import auto_select_device
 
-    from glem_graphgym.files import write_json
+    from glem_graphgym.files import read_json, write_json
     from glem_graphgym.report.stats import drop_sanity_row
 
     done = Path(cfg.run_dir) / "run.json"
     if done.exists():
+        if (mode := read_json(done)["mode"]) != "standard":
+            raise ValueError(f"{cfg.run_dir} holds a run of train.mode {mode}; choose another out_dir, or --overwrite")
         logging.info(f"{cfg.run_dir} is finished; --overwrite trains it again")
         return
     # What an unfinished run left would be appended to.

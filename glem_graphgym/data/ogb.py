@@ -109,7 +109,8 @@ class OgbArchive:
         with _without_version_check():
             import ogb
         table = Path(ogb.__file__).parent / "nodeproppred" / "master.csv"
-        master = pd.read_csv(table, index_col=0, keep_default_na=False, dtype=str)[name].to_dict()
+        column = pd.read_csv(table, index_col=0, keep_default_na=False, dtype=str)[name]
+        master = {str(key): str(value) for key, value in column.items()}
         folder = root / name.replace("-", "_")
         older = folder.with_name(f"{folder.name}_pyg")  # OGB prefers this one where it exists
         return cls(name, older if older.exists() else folder, master)

@@ -174,7 +174,6 @@ def _read_csv(path: Path, strings: Sequence[str]) -> pd.DataFrame:
             dtype=dict.fromkeys(strings, str),
             keep_default_na=False,
             index_col=False,  # else a row with one field too many would shift all others
-            encoding="utf-8-sig",
             low_memory=False,
         )
 
@@ -280,7 +279,7 @@ def _numbers(column: pd.Series) -> np.ndarray:
     """float32 (rows,): the numbers of a column, NaN where there is none."""
     if not pd.api.types.is_numeric_dtype(column):
         column = pd.to_numeric(column.astype(str), errors="coerce")
-    return column.to_numpy(np.float32, na_value=0)
+    return column.to_numpy(np.float32, na_value=np.nan)
 
 
 def _edges(path: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:

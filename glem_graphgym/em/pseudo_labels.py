@@ -84,7 +84,8 @@ def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.nd
     if share >= 1 or not len(nodes):
         return nodes
     probability = F.softmax(torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32)), dim=-1).amax(-1).numpy()
-    kept = np.argsort(-probability, kind="stable")[: int(np.ceil(share * len(nodes)))]
+    count = int(np.ceil(share * len(nodes) - 1e-9))  # 0.55 * 100 is a little more than 55
+    kept = np.argsort(-probability, kind="stable")[:count]
     return np.sort(nodes[kept])
 
 

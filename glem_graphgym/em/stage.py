@@ -137,7 +137,10 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
             enable_model_summary=False,
             callbacks=[keeper],
         )
-        trainer.fit(task)
+        try:
+            trainer.fit(task)
+        except SystemExit as error:  # which Lightning makes of Ctrl-C, without a word
+            raise KeyboardInterrupt from error
     keeper.restore(task)
     return keeper.record
 
@@ -150,6 +153,7 @@ class _BestWeights(pl.Callback):
         self.record = FitLog()
         self.weights: Weights = {}
         self.since_best = 0
+        self.batches = 0
         self.losses: list[Tensor] = []
         self.bar: Any = None
 
@@ -159,12 +163,13 @@ class _BestWeights(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, *_: Any) -> None:
         self.losses.append(outputs["loss"].detach())
+        self.batches += 1
         self.bar.update()
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         assert isinstance(task, Task)
         score = task.valid_score
-        epoch = trainer.global_step * self.plan.accumulate / max(1, int(trainer.num_training_batches))
+        epoch = self.batches / max(1, int(trainer.num_training_batches))
         loss = float(torch.stack(self.losses).mean()) if self.losses else 0.0
         self.losses.clear()
         if not math.isfinite(loss):

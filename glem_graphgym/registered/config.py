@@ -41,6 +41,8 @@ class Key:
     def check(self, value: Any) -> None:
         if self.choices and value not in self.choices:
             raise ConfigError(f"{self.name} is '{value}', expected one of: {', '.join(self.choices)}")
+        if value is None or value != value:
+            raise ConfigError(f"{self.name} is {value}, expected {type(self.default).__name__}")
         if self.low is not None and value < self.low or self.high is not None and value > self.high:
             bounds = f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
             raise ConfigError(f"{self.name} is {value}, expected {bounds}")
@@ -127,6 +129,7 @@ KEYS = (
     Key("glem.keep_weights", "needed", "", "Weights kept on disk: of the models that are still needed, or of every stage.", choices=("needed", "all")),
     # ---- keys beside GraphGym's own -------------------------------------------------------------------------------
     Key("gnn.norm", "batch", "", "Normalisation between layers of glem_gcn, glem_sage and glem_mlp.", choices=("batch", "layer", "none")),
+    Key("gnn.precision", "32", "", "Precision of the M-step, as lm.precision.", choices=("auto", "32", "bf16", "16")),
     Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks).", low=0, high=1),
     Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (our networks)."),
     Key("optim.patience", 0, "evaluations", "M-step: stop after so many validations without a better score; 0 = never.", low=0),
@@ -219,6 +222,10 @@ def check_config(cfg: CfgNode) -> None:
         group, name = key.name.split(".")
         key.check(cfg[group][name])
     if cfg.train.mode == "standard":
+        if cfg.dataset.node_encoder and cfg.model.type.startswith("glem_"):
+            raise ConfigError(
+                f"model.type {cfg.model.type} has no node encoder, but dataset.node_encoder is True; expected model.type gnn"
+            )
         return
     if cfg.dataset.format != "TAG":
         raise ConfigError(
@@ -229,9 +236,13 @@ def check_config(cfg: CfgNode) -> None:
             f"train.mode {cfg.train.mode} classifies nodes: dataset.task is '{cfg.dataset.task}' and dataset.task_type "
             f"'{cfg.dataset.task_type}', expected 'node' and 'classification'"
         )
-    if cfg.lm.batch_size % cfg.lm.accumulate:
+    for name, size in (("lm.batch_size", cfg.lm.batch_size), ("glem.lm_batch_size", cfg.glem.lm_batch_size)):
+        if size == 0 or size > 0 and size % cfg.lm.accumulate:
+            raise ConfigError(f"{name} {size} cannot be cut into lm.accumulate {cfg.lm.accumulate} equal parts")
+    if cfg.train.eval_period < 1 or cfg.optim.max_epoch < 0:
         raise ConfigError(
-            f"lm.batch_size {cfg.lm.batch_size} cannot be cut into lm.accumulate {cfg.lm.accumulate} equal parts"
+            f"train.eval_period is {cfg.train.eval_period} and optim.max_epoch {cfg.optim.max_epoch}, expected at least "
+            "1 and at least 0"
         )
     _check_features(cfg)
     if cfg.dataset.node_encoder and cfg.train.mode != "glem_predict" and cfg.dataset.node_encoder_name == "glem_text":

@@ -27,15 +27,15 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
     file = Path(path)
     try:
         if file.suffix == ".npy":
-            array = np.load(file, mmap_mode="r")
+            array = np.lib.format.open_memmap(file, mode="r")
         elif file.suffix in (".pt", ".pth"):
             array = torch.load(file, map_location="cpu", weights_only=True).numpy()
         else:
             raise DataError(f"{key} is '{path}', expected a file ending in .npy or .pt")
-    except (OSError, EOFError, RuntimeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{key}: {path} cannot be read as one array: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # unpickling somebody's file can fail in any way
+        raise DataError(f"{key}: {path} cannot be read as one array: {str(error).splitlines()[0]}") from error
     expected = f"({rows}, {'D' if columns is None else columns})"
     if array.ndim != 2 or len(array) != rows or (columns is not None and array.shape[1] != columns):
         raise DataError(f"{key}: {path} holds an array of shape {array.shape}, expected {expected}, in node order")
@@ -49,7 +49,7 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
 def static_embeddings(cfg: CfgNode, tokens: TokenStore) -> np.ndarray:
     """float16 (N, H): embeddings of the untuned LM, computed once and cached under ``dataset.dir``."""
     lm = cfg.lm
-    key = fingerprint(np.asarray(tokens.ids), np.asarray(tokens.offsets), lm.model, lm.pooling, lm.precision, lm.attention)
+    key = fingerprint(np.asarray(tokens.ids), np.asarray(tokens.offsets), lm.model, lm.pretrained, lm.pooling, lm.precision, lm.attention)
 
     def make(folder: Path) -> None:
         learner = untuned_lm(cfg, tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from yacs.config import CfgNode
@@ -50,6 +52,8 @@ def hardware_for(cfg: CfgNode, precision: str) -> Hardware:
     accelerator = cfg.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator not in ("cpu", "cuda") or (accelerator == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"accelerator is '{accelerator}', expected auto, cpu, or cuda where torch sees a GPU")
     if precision == "auto":
         if accelerator == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"
@@ -62,7 +66,8 @@ def hardware_for(cfg: CfgNode, precision: str) -> Hardware:
 def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     """The LM as it is pretrained, ready to predict; of its outputs only the embeddings mean anything."""
     hardware = hardware_for(cfg, cfg.lm.precision)
-    plain = encoder_config(cfg, tokens, hardware, -1.0, -1.0)
+    # A bottleneck that nobody has trained would be a random projection.
+    plain = replace(encoder_config(cfg, tokens, hardware, -1.0, -1.0), shrink_dim=0)
     nobody = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
     settings = LMSettings(infer_tokens=cfg.lm.infer_tokens)
     learner = LMLearner(tokens, lambda: build_lm(plain, 1, 0.0), settings, nobody, hardware)

@@ -123,7 +123,10 @@ def build_gnn(dim_in: int, num_classes: int) -> GNN:
     """The network that ``model.type`` names, with one logit a class (two for C = 2)."""
     if cfg.model.type not in network_dict:
         raise ValueError(f"model.type is '{cfg.model.type}', expected one of: {', '.join(map(str, network_dict))}")
-    return GNN(network_dict[cfg.model.type](dim_in, num_classes))
+    try:
+        return GNN(network_dict[cfg.model.type](dim_in, num_classes))
+    except KeyError as error:
+        raise ValueError(f"model.type {cfg.model.type}: gnn.* or model.* asks for {error}, which is not registered") from error
 
 
 # ---- the language model -------------------------------------------------------------------------------------------

@@ -118,11 +118,11 @@ def _claim_run_folder(cfg: CfgNode, graph: TextGraph) -> None:
         "origin": graph.origin,
         "settings": decisive_settings(cfg),
     }
-    if not path.exists():
+    before = read_json(path) if path.exists() else {}
+    if "finished" not in before and not any((path.parent / "stages").glob("[0-9]*")):  # nothing in it to mix with
         write_json(path, identity)
         return
-    before = read_json(path)
-    if before["fingerprint"] != identity["fingerprint"]:
+    if before["mode"] != "standard" and before["fingerprint"] != identity["fingerprint"]:
         raise RunError(
             f"{cfg.run_dir} holds a run on another version of {graph.name} (fingerprint {before['fingerprint']}, now "
             f"{identity['fingerprint']}); choose another out_dir, or start it anew with --overwrite"
@@ -264,9 +264,10 @@ def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLe
         optimizer = create_optimizer(params, cfg.optim)  # type: ignore[arg-type]
         return optimizer, create_scheduler(optimizer, cfg.optim)
 
-    return GNNLearner(
-        build_gnn, structures_of(cfg, graph), make_optimizer, settings, validation, hardware_for(cfg, "32")
-    )
+    # Wrong names and sizes are found now rather than after the LM has been trained.
+    make_optimizer(build_gnn(1, graph.num_classes).parameters())
+    hardware = hardware_for(cfg, cfg.gnn.precision)
+    return GNNLearner(build_gnn, structures_of(cfg, graph), make_optimizer, settings, validation, hardware)
 
 
 def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
@@ -327,7 +328,9 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
     assert run.gnn is not None
     lm = loop.teacher_of(run.journal, stage) if run.lm_em else None
     embeddings = _encode(run, lm, np.zeros(shape, dtype=np.float16)) if lm else None
-    pseudo = run.pseudo_labels(lm.logits) if lm and stage.key.em_iteration > 0 else None
+    external = cfg.glem.first_predictions if (cfg.glem.order, stage.key.em_iteration) == ("gnn_first", 1) else ""
+    teacher = load_matrix(external, run.num_nodes, "glem.first_predictions") if external else lm and lm.logits
+    pseudo = run.pseudo_labels(teacher) if stage.key.em_iteration > 0 and teacher is not None else None
     targets = run.gnn_step_targets(stage.key, pseudo)
     run.gnn.load(targets, run.features(embeddings), stage.weights())
     run.gnn.predict(logits)

@@ -262,7 +262,7 @@ def test_random_split_depends_on_the_seed_and_on_no_other_column(pets: Path) -> 
     write(pets, without_split(rows), "source,target\nn0,n1\n")
     first, again = load(pets), load(pets, seed=1)
     assert split_of(first) != split_of(again)
-    write(pets, without_split([(name, "pq"[i % 2]) for i, (name, _) in enumerate(rows)]), "source,target\n")
+    write(pets, without_split([(name, "pqr"[i % 3]) for i, (name, _) in enumerate(rows)]), "source,target\n")
     assert split_of(load(pets)) == split_of(first)
 
 
