@@ -26,7 +26,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=1, help="number of seeds: seed, seed + 1, ... (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run of these seeds left")
     parser.add_argument("--mark_done", action="store_true", help="rename the YAML to <name>_done when finished")
-    args, args.opts = parser.parse_known_args(argv)
+    args, options = parser.parse_known_args(argv)
+    args.opts = options
     unknown = [option for option in args.opts if option.startswith("--")]
     if unknown:
         parser.error(f"unknown flag {unknown[0]}; options are written as 'key value', without dashes")

@@ -343,10 +343,7 @@ def _edges(packages: Sequence[Package]) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of every relation between two of the packages; virtual and absent packages have no node."""
     node = {package.name: index for index, package in enumerate(packages)}
     pairs = [
-        (index, node[other])
-        for index, package in enumerate(packages)
-        for other in package.related
-        if other in node
+        (index, node[other]) for index, package in enumerate(packages) for other in package.related if other in node
     ]
     ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return ends[:, 0], ends[:, 1]

@@ -275,9 +275,7 @@ def _arxiv_class_names(archive: OgbArchive) -> list[str]:
         return [f"class {index}" for index in range(num_classes)]
     names = _read_mapping(path, "label idx", "arxiv category")
     if len(names) != num_classes:
-        raise DataError(
-            f"{path} names {len(names)} classes, expected {num_classes}; unpack OGB's archive anew"
-        )
+        raise DataError(f"{path} names {len(names)} classes, expected {num_classes}; unpack OGB's archive anew")
     return names
 
 

@@ -37,9 +37,7 @@ SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation":
 logger = logging.getLogger(__name__)
 
 
-def load_table(
-    folder: Path, cache: Path, *, shares: Sequence[float] = (0.1, 0.1, 0.8), seed: int = 0
-) -> TextGraph:
+def load_table(folder: Path, cache: Path, *, shares: Sequence[float] = (0.1, 0.1, 0.8), seed: int = 0) -> TextGraph:
     """The graph of the files ``nodes`` and ``edges`` (.csv, .csv.gz or .parquet) of a folder, named like it.
 
     Nodes have the columns ``id``, ``text``, ``label`` (empty: unlabelled) and, if wanted, ``split`` (train,
@@ -75,9 +73,7 @@ def load_table(
 def _checked_shares(shares: Sequence[float]) -> list[float]:
     values = [float(share) for share in shares]
     if len(values) != len(SPLITS) or min(values) <= 0 or not math.isclose(sum(values), 1, abs_tol=1e-6):
-        raise DataError(
-            f"shares are {values}, expected three positive numbers (train, valid, test) with the sum 1"
-        )
+        raise DataError(f"shares are {values}, expected three positive numbers (train, valid, test) with the sum 1")
     return values
 
 
@@ -129,9 +125,7 @@ def _graph(name: str, nodes_file: Path, edges_file: Path, shares: list[float], s
 
 def _report(name: str, origin: dict[str, Any]) -> None:
     if untrained := origin["classes_without_training"]:
-        logger.warning(
-            "%s: no training node has these labels, so they cannot be predicted: %s", name, untrained
-        )
+        logger.warning("%s: no training node has these labels, so they cannot be predicted: %s", name, untrained)
     if origin["empty_texts"]:
         logger.warning("%s: %d of %d texts are empty", name, origin["empty_texts"], origin["nodes"])
     if not origin["edges"]:
@@ -159,9 +153,7 @@ def _read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> 
     except (OSError, EOFError, zlib.error, ValueError, ParserWarning) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]} ({error}); export it again") from error
     if missing := [column for column in required if column not in table]:
-        raise DataError(
-            f"{path} has no column {missing}; found {[*table.columns]}, expected {list(required)}"
-        )
+        raise DataError(f"{path} has no column {missing}; found {[*table.columns]}, expected {list(required)}")
     return table
 
 
@@ -183,9 +175,7 @@ def _strings(path: Path, table: pd.DataFrame, column: str) -> np.ndarray:
     try:
         codes, values = pd.factorize(table[column])
     except TypeError as error:
-        raise DataError(
-            f"{path}: column '{column}' holds lists or the like; expected text or numbers"
-        ) from error
+        raise DataError(f"{path}: column '{column}' holds lists or the like; expected text or numbers") from error
     return np.array([*map(_string, values), None], dtype=object)[codes]  # the code of a missing value is -1
 
 
@@ -235,8 +225,7 @@ def _given_split(path: Path, nodes: pd.DataFrame, ids: list[str], label: np.ndar
     split = {part: np.flatnonzero(parts == part) for part in SPLITS}
     if empty := [part for part in SPLITS if len(split[part]) == 0]:
         raise DataError(
-            f"{path}: column 'split' puts no node in {empty}; put some there, or drop the column "
-            "for a random split"
+            f"{path}: column 'split' puts no node in {empty}; put some there, or drop the column for a random split"
         )
     return split
 

@@ -138,7 +138,8 @@ class TextGraph:
             if len(nodes) == 0:
                 raise DataError(f"{self.name}: split '{part}' is empty; every split needs at least one labelled node")
             if nodes[0] < 0 or nodes[-1] >= n:
-                raise DataError(f"{self.name}: split '{part}' names node {nodes[-1]}, expected 0 to {n - 1}")
+                wrong = nodes[0] if nodes[0] < 0 else nodes[-1]
+                raise DataError(f"{self.name}: split '{part}' names node {wrong}, expected 0 to {n - 1}")
             if (self.label[nodes] == UNLABELLED).any():
                 raise DataError(f"{self.name}: split '{part}' holds unlabelled nodes")
             seen[nodes] += 1
@@ -175,11 +176,14 @@ class TextGraph:
 
 
 def csr_from_edges(source: np.ndarray, target: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric CSR (rowptr int64 (N+1,), col int32 (2E,)) of an edge list: both directions, no self-loops, no duplicates."""
+    """Symmetric CSR (rowptr int64 (N+1,), col int32 (2E,)) of an edge list.
+
+    Both directions of every edge, no self-loops, no duplicates, neighbours in order.
+    """
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
     for end in (source, target):
         if len(end) and (end.min() < 0 or end.max() >= num_nodes):
-            raise DataError(f"an edge names node {end.min()} or {end.max()}, expected 0 to {num_nodes - 1}")
+            raise DataError(f"edges name nodes {end.min()} to {end.max()}, expected 0 to {num_nodes - 1}")
     keep = source != target
     source, target = source[keep], target[keep]
     key = np.sort(np.concatenate([source * num_nodes + target, target * num_nodes + source]))
@@ -226,8 +230,10 @@ def load_text_graph(folder: Path) -> TextGraph:
             node_ids=meta.get("node_ids"),
             origin=meta["origin"],
         )
-    except (OSError, KeyError, EOFError) as error:
-        raise DataError(f"{folder}: not a complete graph snapshot ({error}); delete the folder to have it remade") from error
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"{folder}: not a complete graph snapshot ({error}); delete the folder to have it remade"
+        ) from error
     if graph.fingerprint() != meta["fingerprint"]:
         raise DataError(
             f"{folder}: content has fingerprint {graph.fingerprint()}, but {meta['fingerprint']} was written; "

@@ -1,4 +1,4 @@
-"""TokenStore: the token ids of all texts, made once, ragged on disk and memory-mapped; and batches of similar length."""
+"""TokenStore: the token ids of all texts, made once, ragged on disk, memory-mapped; and batches of similar length."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
         meta = read_json(folder / "tokens.json")
         offsets = np.load(folder / "offsets.npy")
         ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r", shape=(int(offsets[-1]),))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(f"{folder}: damaged token store ({error}); delete the folder to have it remade") from error
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
@@ -76,11 +76,11 @@ def tokenizer_identity(tokenizer: Any) -> str:
     """All that decides how a text is cut: the serialised fast tokenizer, or class and vocabulary of a slow one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # Padding and truncation are not part of what the tokenizer is: each call to it sets them.
+        # Padding and truncation are not part of what the tokenizer is: each call to it sets them, but for the side.
         import json
 
         state = json.loads(backend.to_str())
-        return fingerprint({**state, "padding": None, "truncation": None})
+        return fingerprint({**state, "padding": None, "truncation": tokenizer.truncation_side})
     return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab())
 
 

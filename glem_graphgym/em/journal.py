@@ -2,13 +2,13 @@
 
 ``<run folder>/stages/<index>_<name>/`` holds
 
-    stage.json           what the stage was, its scores, seconds, peak memory and parameters; its presence means finished
+    stage.json           what the stage was, its scores and costs; its presence means finished
     logits.npy           float16 (N, C), predictions for all nodes
     embeddings.npy       float16 (N, H), text embeddings (stages of the LM)
     weights.safetensors  the trained weights, as long as the run or a later prediction needs them
     history.json         one row an evaluation
 
-A stage is written into a hidden folder that is renamed when it is whole, so a killed run resumes at the stage it was in.
+A stage is written into a hidden folder that is renamed when it is whole: a killed run resumes at the stage it was in.
 """
 
 from __future__ import annotations

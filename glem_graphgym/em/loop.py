@@ -128,7 +128,12 @@ class Run:
         """ŷ_U out of the other model's logits (N, C)."""
         s = self.settings
         return PseudoLabels(
-            logits, self.candidates, self.gold, temperature=s.temperature, hard=s.hard, confidence=s.confidence
+            logits,
+            self.candidates,
+            self.gold,
+            temperature=s.temperature,
+            hard=s.hard,
+            confidence=s.confidence,
         )
 
     # ---- doing a stage --------------------------------------------------------------------------------------------
@@ -137,7 +142,12 @@ class Run:
         return StageKey(len(self.journal.finished), name, model, method, iteration)
 
     def _lm_work(
-        self, lm: LMLearner | None, key: StageKey, folder: Path, pseudo: PseudoLabels | None, init: Weights | None
+        self,
+        lm: LMLearner | None,
+        key: StageKey,
+        folder: Path,
+        pseudo: PseudoLabels | None,
+        init: Weights | None,
     ) -> Work:
         assert lm is not None, "this run has no language model"
         s = self.settings
@@ -145,7 +155,11 @@ class Run:
         targets = StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, seed)
         log = lm.fit(targets, key.name, init)
         logits = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)
-        lm.predict(logits, open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim), f"{key.name} encodes")
+        lm.predict(
+            logits,
+            open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim),
+            f"{key.name} encodes",
+        )
         assert lm.model is not None
         return _work(lm.model, log, lm.settings.lr)
 
@@ -158,7 +172,9 @@ class Run:
 
     def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
         s = self.settings
-        return StepTargets(self.gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw, stage_seed(self.journal.seed, key.index))
+        return StepTargets(
+            self.gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw, stage_seed(self.journal.seed, key.index)
+        )
 
     def _diagnose(self, q_logits: np.ndarray, p_logits: np.ndarray, pseudo: PseudoLabels) -> dict[str, float]:
         s = self.settings
@@ -166,7 +182,11 @@ class Run:
             q_logits, p_logits, self.gold, self.unlabelled,
             alpha=s.alpha, beta=s.beta, pseudo_labels=self.pseudo_labels,
         )  # fmt: skip
-        return {**report, "pseudo_accuracy_valid": self.pseudo_accuracy(pseudo), "pseudo_candidates": len(pseudo.nodes)}
+        return {
+            **report,
+            "pseudo_accuracy_valid": self.pseudo_accuracy(pseudo),
+            "pseudo_candidates": len(pseudo.nodes),
+        }
 
 
 def run_lm(run: Run) -> None:

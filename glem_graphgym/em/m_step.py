@@ -41,7 +41,7 @@ class GNNSettings:
 
 @dataclass(frozen=True)
 class Structures:
-    """The graph as the GNN's `forward` takes it: what training may see, and what prediction sees (inductive settings)."""
+    """The graph as the GNN's `forward` takes it: what training and what prediction may see."""
 
     train: Any
     predict: Any
@@ -159,7 +159,12 @@ class _GNNTask(Task):
     """One full-batch step an epoch."""
 
     def __init__(
-        self, model: nn.Module, validation: Validation, inputs: GNNInputs, targets: StepTargets, learner: GNNLearner
+        self,
+        model: nn.Module,
+        validation: Validation,
+        inputs: GNNInputs,
+        targets: StepTargets,
+        learner: GNNLearner,
     ) -> None:
         super().__init__(model, validation)
         self.inputs, self.targets, self.learner = inputs, targets, learner
@@ -199,7 +204,7 @@ class _GNNTask(Task):
 
 
 def standardise(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """float32 (N, D): every column with mean 0 and deviation 1 (over ``rows`` where given), as input norm of the GNN."""
+    """float32 (N, D): every column with mean 0 and deviation 1 (over ``rows`` where given): input norm."""
     x = np.asarray(x, dtype=np.float32)
     seen = x if rows is None else x[rows]
     deviation = seen.std(0)

@@ -20,7 +20,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Validation:
-    """What selects weights: the validation nodes and a score of their logits (float (n, C) -> float, more is better)."""
+    """What selects weights: the validation nodes and a score of their logits (float (n, C) -> float, higher wins)."""
 
     nodes: np.ndarray
     score: Callable[[np.ndarray], float]
@@ -154,6 +154,7 @@ class _BestWeights(pl.Callback):
         self.weights: Weights = {}
         self.since_best = 0
         self.batches = 0
+        self.rate = 0.0
         self.losses: list[Tensor] = []
         self.bar: Any = None
 
@@ -161,8 +162,11 @@ class _BestWeights(pl.Callback):
         total = self.plan.epochs * trainer.num_training_batches
         self.bar = tqdm(total=int(total), desc=self.plan.title, unit="batch", disable=None, leave=False)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's
+
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        self.losses.append(outputs["loss"].detach())
+        self.losses.append(outputs["loss"].detach() * self.plan.accumulate)  # Lightning has divided by it
         self.batches += 1
         self.bar.update()
 
@@ -177,8 +181,13 @@ class _BestWeights(pl.Callback):
                 f"{self.plan.title}: the training loss is {loss} at epoch {epoch:.2f}; "
                 "lower the learning rate, set clipping, or train in higher precision"
             )
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        row = {"epoch": round(epoch, 4), "step": trainer.global_step, "loss": loss, "valid": score, "lr": rate}
+        row = {
+            "epoch": round(epoch, 4),
+            "step": trainer.global_step,
+            "loss": loss,
+            "valid": score,
+            "lr": self.rate,
+        }
         self.record.history.append(row)
         self.record.epochs = trainer.current_epoch + 1
         if score > self.record.best_score:

@@ -83,9 +83,7 @@ class Adjacency:
         """D^-1 A: the mean over neighbours, 0 where there are none (GraphSAGE, Hamilton et al. 2017)."""
         if "mean" not in self._operators:
             degree = self.rowptr.diff().double()
-            self._operators["mean"] = SparseOperator(
-                self._pattern, 1 / degree.clamp(min=1), torch.ones_like(degree)
-            )
+            self._operators["mean"] = SparseOperator(self._pattern, 1 / degree.clamp(min=1), torch.ones_like(degree))
         return self._operators["mean"]
 
     def gcn(self) -> SparseOperator:
@@ -153,9 +151,7 @@ class SparseOperator:
             found = f"{x.dtype} of shape {tuple(x.shape)}"
             raise ValueError(f"features are {found}, expected floats of shape ({self.num_nodes}, D)")
         if x.device != self.device:
-            raise ValueError(
-                f"features are on {x.device}, the graph on {self.device}; move it with Adjacency.to"
-            )
+            raise ValueError(f"features are on {x.device}, the graph on {self.device}; move it with Adjacency.to")
         return _Product.apply(x, self)
 
     def _multiply(self, x: Tensor) -> Tensor:

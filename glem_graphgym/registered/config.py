@@ -43,7 +43,7 @@ class Key:
             raise ConfigError(f"{self.name} is '{value}', expected one of: {', '.join(self.choices)}")
         if value is None or value != value:
             raise ConfigError(f"{self.name} is {value}, expected {type(self.default).__name__}")
-        if self.low is not None and value < self.low or self.high is not None and value > self.high:
+        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
             bounds = f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
             raise ConfigError(f"{self.name} is {value}, expected {bounds}")
 
@@ -237,7 +237,7 @@ def check_config(cfg: CfgNode) -> None:
             f"'{cfg.dataset.task_type}', expected 'node' and 'classification'"
         )
     for name, size in (("lm.batch_size", cfg.lm.batch_size), ("glem.lm_batch_size", cfg.glem.lm_batch_size)):
-        if size == 0 or size > 0 and size % cfg.lm.accumulate:
+        if size == 0 or (size > 0 and size % cfg.lm.accumulate):
             raise ConfigError(f"{name} {size} cannot be cut into lm.accumulate {cfg.lm.accumulate} equal parts")
     if cfg.train.eval_period < 1 or cfg.optim.max_epoch < 0:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Node features of the GNN: text embeddings, static embeddings, raw features, features from a file, or several of them."""
+"""Node features of the GNN: text embeddings, static embeddings, raw features, features of a file, or several."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
     except DataError:
         raise
     except Exception as error:  # unpickling somebody's file can fail in any way
-        raise DataError(f"{key}: {path} cannot be read as one array: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{key}: {path} cannot be read as one array: {error!r:.200}") from error
     expected = f"({rows}, {'D' if columns is None else columns})"
     if array.ndim != 2 or len(array) != rows or (columns is not None and array.shape[1] != columns):
         raise DataError(f"{key}: {path} holds an array of shape {array.shape}, expected {expected}, in node order")
@@ -49,20 +49,32 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
 def static_embeddings(cfg: CfgNode, tokens: TokenStore) -> np.ndarray:
     """float16 (N, H): embeddings of the untuned LM, computed once and cached under ``dataset.dir``."""
     lm = cfg.lm
-    key = fingerprint(np.asarray(tokens.ids), np.asarray(tokens.offsets), lm.model, lm.pretrained, lm.pooling, lm.precision, lm.attention)
+    key = fingerprint(
+        np.asarray(tokens.ids),
+        np.asarray(tokens.offsets),
+        lm.model,
+        lm.pretrained,
+        lm.pooling,
+        lm.precision,
+        lm.attention,
+    )
 
     def make(folder: Path) -> None:
         learner = untuned_lm(cfg, tokens)
         rows = len(tokens)
         logits = open_predictions(folder, "unused", rows, 1)
-        learner.predict(logits, open_predictions(folder, "embeddings", rows, learner.embedding_dim), "static embeddings")
+        learner.predict(
+            logits, open_predictions(folder, "embeddings", rows, learner.embedding_dim), "static embeddings"
+        )
         (folder / "unused.npy").unlink()
 
     folder = make_once(Path(cfg.dataset.dir) / "static" / key, make)
     return np.load(folder / "embeddings.npy", mmap_mode="r")
 
 
-def feature_builder(cfg: CfgNode, graph: TextGraph, tokens: TokenStore | None) -> Callable[[np.ndarray | None], np.ndarray]:
+def feature_builder(
+    cfg: CfgNode, graph: TextGraph, tokens: TokenStore | None
+) -> Callable[[np.ndarray | None], np.ndarray]:
     """What makes the GNN's features (N, D) out of text embeddings (N, H), as ``glem.node_features`` says.
 
     Everything but the embeddings is read, and checked, now.

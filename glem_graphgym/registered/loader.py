@@ -136,7 +136,7 @@ def load_text_graph_dataset(format: str, name: str, dataset_dir: str) -> TextGra
         return None
     graph = load_text_graph_of(cfg)
     kind = feature_kinds(cfg.glem.node_features)
-    if cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text" or cfg.model.type == "glem_lm":
+    if (cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text") or cfg.model.type == "glem_lm":
         x = np.zeros((graph.num_nodes, 1))  # the text encoder makes the features
     elif kind == ["raw"] and graph.features is not None:
         x = np.asarray(graph.features)

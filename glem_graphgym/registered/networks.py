@@ -19,7 +19,6 @@ from glem_graphgym.models.sage import SAGE
 from glem_graphgym.registered.language_model import build_lm, encoder_config
 from glem_graphgym.registered.loader import tokens_of_config
 
-
 # ---- GNNs as GraphGym networks ------------------------------------------------------------------------------------
 
 
@@ -126,7 +125,9 @@ def build_gnn(dim_in: int, num_classes: int) -> GNN:
     try:
         return GNN(network_dict[cfg.model.type](dim_in, num_classes))
     except KeyError as error:
-        raise ValueError(f"model.type {cfg.model.type}: gnn.* or model.* asks for {error}, which is not registered") from error
+        raise ValueError(
+            f"model.type {cfg.model.type}: gnn.* or model.* asks for {error}, which is not registered"
+        ) from error
 
 
 # ---- the language model -------------------------------------------------------------------------------------------

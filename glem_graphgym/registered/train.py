@@ -17,7 +17,7 @@ from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import register_train
 from yacs.config import CfgNode
 
-from glem_graphgym.data.text_graph import DataError, TextGraph, csr_from_edges
+from glem_graphgym.data.text_graph import TextGraph, csr_from_edges
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import loop
 from glem_graphgym.em.e_step import LMLearner, LMSettings
@@ -122,6 +122,8 @@ def _claim_run_folder(cfg: CfgNode, graph: TextGraph) -> None:
     if "finished" not in before and not any((path.parent / "stages").glob("[0-9]*")):  # nothing in it to mix with
         write_json(path, identity)
         return
+    if not before:
+        raise RunError(f"{cfg.run_dir} holds stages but no run.json that says whose; start it anew with --overwrite")
     if before["mode"] != "standard" and before["fingerprint"] != identity["fingerprint"]:
         raise RunError(
             f"{cfg.run_dir} holds a run on another version of {graph.name} (fingerprint {before['fingerprint']}, now "
@@ -133,7 +135,11 @@ def _claim_run_folder(cfg: CfgNode, graph: TextGraph) -> None:
             "choose another out_dir, or start it anew with --overwrite"
         )
     old, new = before["settings"], identity["settings"]
-    changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    changed = [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
     if changed:
         raise RunError(
             f"{cfg.run_dir} holds a run with another configuration: {'; '.join(changed[:5])}. "
@@ -143,7 +149,15 @@ def _claim_run_folder(cfg: CfgNode, graph: TextGraph) -> None:
 
 def decisive_settings(cfg: CfgNode) -> dict[str, object]:
     """``group.key`` -> value of every setting that a result can depend on; where things lie and are printed is none."""
-    skipped = {"out_dir", "print", "cfg_dest", "round", "tensorboard_each_run", "tensorboard_agg", "num_workers"}
+    skipped = {
+        "out_dir",
+        "print",
+        "cfg_dest",
+        "round",
+        "tensorboard_each_run",
+        "tensorboard_agg",
+        "num_workers",
+    }
     flat: dict[str, object] = {}
     for name, value in settings_of(cfg).items():
         if isinstance(value, CfgNode):
@@ -293,7 +307,7 @@ def _structure(rowptr: np.ndarray, col: np.ndarray) -> Structure:
 
 @register_train("glem_predict")
 def predict() -> None:
-    """Predict all nodes again from the weights that a finished run kept, compare scores, write ``predictions.csv.gz``."""
+    """Predict all nodes again from the weights that a finished run kept, write them into ``predictions.csv.gz``."""
     run_dir = Path(cfg.run_dir)
     run_json = run_dir / "run.json"
     if not run_json.exists() or not read_json(run_json).get("finished"):
@@ -328,9 +342,10 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
     assert run.gnn is not None
     lm = loop.teacher_of(run.journal, stage) if run.lm_em else None
     embeddings = _encode(run, lm, np.zeros(shape, dtype=np.float16)) if lm else None
-    external = cfg.glem.first_predictions if (cfg.glem.order, stage.key.em_iteration) == ("gnn_first", 1) else ""
-    teacher = load_matrix(external, run.num_nodes, "glem.first_predictions") if external else lm and lm.logits
-    pseudo = run.pseudo_labels(teacher) if stage.key.em_iteration > 0 and teacher is not None else None
+    teacher = lm.logits if lm and stage.key.em_iteration > 0 else None
+    if cfg.glem.first_predictions and (cfg.glem.order, stage.key.em_iteration) == ("gnn_first", 1):
+        teacher = load_matrix(cfg.glem.first_predictions, run.num_nodes, "glem.first_predictions")
+    pseudo = None if teacher is None else run.pseudo_labels(teacher)
     targets = run.gnn_step_targets(stage.key, pseudo)
     run.gnn.load(targets, run.features(embeddings), stage.weights())
     run.gnn.predict(logits)

@@ -87,18 +87,13 @@ def aggregate_seeds(
     if best not in ("argmax", "argmin"):
         raise ValueError(f"best is {best!r}, expected 'argmax' or 'argmin'")
     runs = _read_runs(dir)
-    best_epoch = {
-        seed: _best_epoch(rows["val"], metric, best, dir / str(seed)) for seed, rows in runs.items()
-    }
+    best_epoch = {seed: _best_epoch(rows["val"], metric, best, dir / str(seed)) for seed, rows in runs.items()}
 
     stats, chosen = {}, {}
     for split in SPLITS:
         rows_of_seed = {seed: rows[split] for seed, rows in runs.items() if rows[split]}
         if rows_of_seed:
-            picked = [
-                _row_at(rows, best_epoch[seed], dir / str(seed) / split)
-                for seed, rows in rows_of_seed.items()
-            ]
+            picked = [_row_at(rows, best_epoch[seed], dir / str(seed) / split) for seed, rows in rows_of_seed.items()]
             stats[split] = _by_epoch(list(rows_of_seed.values()), digits)
             chosen[split] = [_mean_and_std(picked, digits)]
 
@@ -114,9 +109,7 @@ def aggregate_seeds(
 
 def _seed_folders(dir: Path) -> dict[int, Path]:
     if not dir.is_dir():
-        raise ValueError(
-            f"{dir}: no such folder; expected the folder of one experiment, with a folder for each seed"
-        )
+        raise ValueError(f"{dir}: no such folder; expected the folder of one experiment, with a folder for each seed")
     seeds = [int(path.name) for path in dir.iterdir() if SEED.fullmatch(path.name) and path.is_dir()]
     return {seed: dir / str(seed) for seed in sorted(seeds)}
 
@@ -293,9 +286,7 @@ def _read_summary(file: Path) -> list[SummaryRow]:
     try:
         return [SummaryRow(**row) for row in read_json(file)]
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); start that seed's run again to have it rewritten"
-        ) from error
+        raise ValueError(f"{file} is damaged ({error}); start that seed's run again to have it rewritten") from error
 
 
 def _aggregate_method(rows: Sequence[SummaryRow]) -> AggregateRow:

@@ -179,9 +179,7 @@ def write_stats(run_dir: Path, digits: int = 4) -> None:
 def _require_stages(run_dir: Path) -> list[Stage]:
     stages = read_stages(run_dir)
     if not stages:
-        raise ValueError(
-            f"{run_dir / 'stages'}: no finished stage (<ii>_<name>/stage.json); nothing to report yet"
-        )
+        raise ValueError(f"{run_dir / 'stages'}: no finished stage (<ii>_<name>/stage.json); nothing to report yet")
     return stages
 
 
@@ -277,9 +275,7 @@ def print_summary(rows: Sequence[SummaryRow], title: str, console: Console | Non
 def print_progress(stages: Sequence[Stage], metric: str = "accuracy", console: Console | None = None) -> None:
     """Print one line a stage, ruled off by EM iteration, with a column for each diagnostic reported."""
     diagnostics = list(dict.fromkeys(key for stage in stages for key in stage.diagnostics))
-    table = new_table(
-        "EM iterations", ["EM", "stage", "method"], ["valid %", "best epoch", "seconds", *diagnostics]
-    )
+    table = new_table("EM iterations", ["EM", "stage", "method"], ["valid %", "best epoch", "seconds", *diagnostics])
     for place, stage in enumerate(stages):
         values = [_shown(stage.diagnostics[key]) if key in stage.diagnostics else "" for key in diagnostics]
         valid = f"{100 * _score(stage, 'valid', metric):.2f}"

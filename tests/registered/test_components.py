@@ -1,0 +1,496 @@
+"""What GraphGym finds by name: networks, text encoder, head, loss, optimizer, schedules, metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.graphgym import register
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.loader import create_loader
+from torch_geometric.graphgym.loss import compute_loss
+from torch_geometric.graphgym.model_builder import create_model
+from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
+from torch_geometric.nn import GCNConv, SAGEConv
+
+from glem_graphgym.data.synthetic import make_synthetic
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.registered.config import load_config
+from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
+from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+from glem_graphgym.registered.loss import pseudo_label_loss
+from glem_graphgym.registered.metrics import accuracy_of, ogb_accuracy_metric
+from glem_graphgym.registered.networks import GNN, Structure, build_gnn
+
+NODES, DIM, CLASSES = 60, 6, 3
+
+
+def test_every_name_is_registered() -> None:
+    assert {"glem_gcn", "glem_sage", "glem_mlp", "glem_lm"} <= set(register.network_dict)
+    assert "glem_text" in register.node_encoder_dict
+    assert "glem_lm_head" in register.head_dict
+    assert "glem_pseudo_label" in register.loss_dict
+    assert "adamw" in register.optimizer_dict
+    assert {"linear_warmup", "cosine_warmup", "constant_warmup"} <= set(register.scheduler_dict)
+    assert "ogb_accuracy" in register.metric_dict
+    assert "glem_text_graph" in register.loader_dict
+    modes = {"glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_predict"}
+    assert modes <= set(register.train_dict)
+
+
+# ---- GNNs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graph() -> TextGraph:
+    return make_synthetic(
+        num_nodes=NODES,
+        num_classes=CLASSES,
+        avg_degree=4,
+        feature_dim=DIM,
+        shares=(0.3, 0.3, 0.4),
+        text_signal=0.3,
+        structure_signal=0.8,
+    )
+
+
+def batch_of(graph: TextGraph, **more: Any) -> Batch:
+    """A full batch as GraphGym's loader makes it."""
+    masks = {}
+    for part, name in (("train", "train_mask"), ("valid", "val_mask"), ("test", "test_mask")):
+        masks[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
+        masks[name][graph.split[part]] = True
+    data = Data(
+        x=torch.from_numpy(np.array(graph.features)),
+        edge_index=torch.from_numpy(graph.edge_index()),
+        y=torch.from_numpy(graph.label),
+        n_id=torch.arange(graph.num_nodes),
+        **masks,
+    )
+    batch = Batch.from_data_list([data])
+    for name, value in more.items():
+        batch[name] = value
+    return batch
+
+
+def small_gnn() -> None:
+    cfg.gnn.dim_inner, cfg.gnn.layers_mp, cfg.gnn.layers_post_mp, cfg.gnn.head = 8, 2, 1, "node"
+
+
+@pytest.mark.parametrize("name", ["glem_gcn", "glem_sage", "glem_mlp"])
+def test_networks_read_out_the_split_or_all(name: str, graph: TextGraph) -> None:
+    small_gnn()
+    torch.manual_seed(0)
+    network = register.network_dict[name](DIM, CLASSES).eval()
+    everyone, labels = network(batch_of(graph))
+    assert everyone.shape == (NODES, CLASSES)
+    assert torch.equal(labels, torch.from_numpy(graph.label))
+    for part, split in (("train", "train"), ("valid", "val"), ("test", "test")):
+        pred, true = network(batch_of(graph, split=split))
+        assert torch.equal(pred, everyone[graph.split[part]])
+        assert torch.equal(true, torch.from_numpy(graph.label[graph.split[part]]))
+
+
+@pytest.mark.parametrize("name", ["glem_gcn", "glem_sage", "glem_mlp"])
+def test_an_adjacency_that_is_given_is_the_one_built(name: str, graph: TextGraph) -> None:
+    small_gnn()
+    torch.manual_seed(0)
+    network = register.network_dict[name](DIM, CLASSES).eval()
+    given = Adjacency(torch.from_numpy(graph.rowptr), torch.from_numpy(graph.col))
+    assert torch.equal(network(batch_of(graph, adjacency=given))[0], network(batch_of(graph))[0])
+
+
+def test_networks_without_labels(graph: TextGraph) -> None:
+    batch = batch_of(graph)
+    del batch["y"]
+    small_gnn()
+    pred, true = register.network_dict["glem_sage"](DIM, CLASSES).eval()(batch)
+    assert pred.shape == (NODES, CLASSES)
+    assert true is None
+
+
+@pytest.mark.parametrize("name", ["glem_gcn", "glem_sage"])
+def test_networks_are_pygs_layers(name: str, graph: TextGraph) -> None:
+    """One layer, against PyG's own with the same weights."""
+    small_gnn()
+    cfg.gnn.layers_mp = 1
+    network = register.network_dict[name](DIM, CLASSES).eval()
+    state = {key.removeprefix("net.layers.0."): value for key, value in network.state_dict().items()}
+    ours, _ = network(batch_of(graph))
+    x, edges = batch_of(graph).x, torch.from_numpy(graph.edge_index())
+    if name == "glem_gcn":
+        layer: nn.Module = GCNConv(DIM, CLASSES)
+        layer.load_state_dict({"lin.weight": state["linear.weight"], "bias": state["linear.bias"]})
+        expected = layer(x, edges)
+    else:
+        layer = SAGEConv(DIM, CLASSES)
+        names = {"lin_l.weight": "neighbours.weight", "lin_l.bias": "root.bias", "lin_r.weight": "root.weight"}
+        layer.load_state_dict({theirs: state[own] for theirs, own in names.items()})
+        expected = layer(x, edges)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gnn_keys_reach_the_network(graph: TextGraph) -> None:
+    small_gnn()
+    cfg.gnn.layers_mp, cfg.gnn.norm, cfg.gnn.dropout = 3, "layer", 0.25
+    cfg.gnn.input_dropout, cfg.gnn.residual = 0.5, True
+    net = register.network_dict["glem_sage"](DIM, CLASSES).net
+    assert len(net.layers) == 3
+    assert [type(activation.norm) for activation in net.activations] == [nn.LayerNorm] * 2
+    assert [activation.norm.normalized_shape for activation in net.activations] == [(8,)] * 2
+    assert [activation.dropout for activation in net.activations] == [0.25] * 2
+    assert (net.input_dropout, net.residual) == (0.5, True)
+
+
+DESIGN_SPACE = ["gcnconv", "sageconv", "gatconv", "generalconv"]
+
+
+def structure_of(graph: TextGraph) -> Structure:
+    return Structure(torch.from_numpy(graph.edge_index()), graph.num_nodes)
+
+
+@pytest.mark.parametrize("name", ["glem_gcn", "glem_sage", "glem_mlp", *DESIGN_SPACE])
+def test_any_network_learns_as_the_gnn_of_the_m_step(name: str, graph: TextGraph) -> None:
+    small_gnn()
+    cfg.model.type, cfg.gnn.layer_type = (name, "generalconv") if name.startswith("glem") else ("gnn", name)
+    cfg.optim.base_lr, cfg.optim.scheduler = 0.02, "none"
+    valid, labels = graph.split["valid"], graph.label[graph.split["valid"]]
+
+    def optimize(params: Any) -> tuple[Any, Any]:
+        optimizer = create_optimizer(params, cfg.optim)
+        return optimizer, create_scheduler(optimizer, cfg.optim)
+
+    structure = structure_of(graph)
+    validation = Validation(valid, lambda logits: float((logits.argmax(-1) == labels).mean()))
+    learner = GNNLearner(
+        build_gnn, Structures(structure, structure), optimize, GNNSettings(epochs=25), validation, Hardware()
+    )
+    gold = Gold(graph.split["train"], graph.label[graph.split["train"]], CLASSES)
+    teacher = np.eye(CLASSES)[np.random.default_rng(0).permutation(graph.label)].astype(np.float16)
+    pseudo = PseudoLabels(teacher, graph.split["test"], gold)
+    torch.manual_seed(0)
+    assert graph.features is not None
+    log = learner.fit(StepTargets(gold, pseudo, weight=0.05, ratio=0.5), graph.features, "m_step")
+    losses = [row["loss"] for row in log.history]
+    assert len(losses) == 25
+    assert losses[-1] < 0.6 * losses[0]
+    logits = np.zeros((NODES, CLASSES), dtype=np.float16)
+    learner.predict(logits)
+    assert validation.score(logits[valid]) == log.best_score >= 0.5
+
+
+def test_the_input_features_outlive_graphgyms_layers(graph: TextGraph) -> None:
+    """They write batch.x in place; the next epoch must find the features as they were."""
+    small_gnn()
+    cfg.model.type, cfg.gnn.layer_type, cfg.mem.inplace = "gnn", "gcnconv", True
+    x = torch.from_numpy(np.array(graph.features))
+    before, gnn = x.clone(), build_gnn(DIM, CLASSES).eval()
+    first = gnn(x, structure_of(graph))
+    assert torch.equal(gnn(x, structure_of(graph)), first)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", ["gnn", "glem_sage"])
+def test_two_classes_have_two_logits_in_our_modes_and_one_in_graphgyms(name: str, graph: TextGraph) -> None:
+    small_gnn()
+    cfg.model.type = name
+    gnn = build_gnn(DIM, 2).eval()
+    assert isinstance(gnn, GNN)
+    assert gnn(torch.randn(NODES, DIM), structure_of(graph)).shape == (NODES, 2)
+    model = create_model(to_device=False, dim_in=DIM, dim_out=2)
+    pred, true = model(batch_of(graph, split="train"))
+    assert pred.shape == (len(graph.split["train"]), 1)
+    loss, score = compute_loss(pred, (true > 0).long())
+    torch.testing.assert_close(loss, F.binary_cross_entropy(torch.sigmoid(pred[:, 0]), (true > 0).float()))
+    assert score.shape == (len(true),)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.type", "gcn", "model.type is 'gcn', expected one of: gnn, "),
+        ("gnn.layer_type", "gcn", "asks for 'gcn', which is not registered"),
+        ("gnn.act", "rleu", "asks for 'rleu', which is not registered"),
+        ("gnn.head", "nodes", "asks for 'nodes', which is not registered"),
+        ("gnn.stage_type", "stak", "asks for 'stak', which is not registered"),
+    ],
+)
+def test_unknown_names_of_a_gnn(key: str, value: str, message: str) -> None:
+    cfg.model.type, cfg.gnn.head = "gnn", "node"
+    group, name = key.split(".")
+    cfg[group][name] = value
+    with pytest.raises(ValueError) as error:
+        build_gnn(DIM, CLASSES)
+    assert message in str(error.value)
+
+
+# ---- text encoder, head, LM network -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text_config(tmp_path: Path, tiny_lm: Path) -> TextGraph:
+    """Sets the configuration to a small generated graph of texts, and gives the graph."""
+    file = tmp_path / "text.yaml"
+    file.write_text(
+        f"""
+dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.3, 0.4],
+  synthetic_nodes: 60, synthetic_classes: 3, synthetic_degree: 4.0, synthetic_words: 4}}
+lm: {{model: {tiny_lm}, max_length: 16, precision: 32}}
+gnn: {{dim_inner: 8, layers_mp: 2, layers_post_mp: 1, layer_type: sageconv}}
+accelerator: cpu
+"""
+    )
+    load_config(cfg, file)
+    return load_text_graph_of(cfg)
+
+
+def use_text_encoder() -> None:
+    cfg.model.type, cfg.dataset.node_encoder, cfg.dataset.node_encoder_name = "gnn", True, "glem_text"
+
+
+def pretrained(tiny_lm: Path) -> dict[str, Tensor]:
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(tiny_lm, add_pooling_layer=False).state_dict()
+
+
+def test_pretrained_weights_survive_graphgyms_init_weights(text_config: TextGraph, tiny_lm: Path) -> None:
+    use_text_encoder()
+    loaders = create_loader()
+    model = create_model()
+    kept = model.model.encoder.node_encoder.encoder.backbone.state_dict()
+    expected = pretrained(tiny_lm)
+    assert set(kept) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(kept[name], value), name
+    # What is not pretrained has GraphGym's initialisation: biases are zero.
+    assert (model.model.encoder.node_encoder.project.bias == 0).all()
+    assert len(loaders) == 3
+
+
+def test_gradients_reach_the_whole_transformer(text_config: TextGraph) -> None:
+    use_text_encoder()
+    (batch,) = create_loader()[0]
+    model = create_model()
+    loss = model.training_step(batch)["loss"]
+    loss.backward()
+    encoder = model.model.encoder.node_encoder.encoder
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        # A key's bias moves all scores of a query alike, which softmax does not see.
+        if not name.endswith("key.bias"):
+            assert parameter.grad.abs().max() > 1e-9, name
+
+
+def test_dropout_acts_while_training(text_config: TextGraph) -> None:
+    """Transformers hands out pretrained models in evaluation mode, and no trainer of ours would change it."""
+    tokens = open_tokens(cfg, text_config)
+    ids, mask = map(torch.from_numpy, tokens.pad(np.arange(5)))
+    lm = build_lm(encoder_config(cfg, tokens, Hardware(), 0.5, 0.0), CLASSES, 0.0)
+    assert all(module.training for module in lm.modules())
+    assert not torch.equal(lm(ids, mask)[0], lm(ids, mask)[0])
+    lm.eval()
+    assert torch.equal(lm(ids, mask)[0], lm(ids, mask)[0])
+
+
+def test_the_encoder_looks_texts_up_by_node(text_config: TextGraph) -> None:
+    use_text_encoder()
+    torch.manual_seed(0)
+    encoder = register.node_encoder_dict["glem_text"](8).eval()
+    everyone = encoder(Data(n_id=torch.arange(60))).x
+    assert everyone.shape == (60, 8)
+    some = torch.tensor([41, 3, 3, 17])
+    found = encoder(Data(n_id=some, x=torch.zeros(4, 1))).x
+    torch.testing.assert_close(found, everyone[some], rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_embeds_what_transformers_does(text_config: TextGraph, tiny_lm: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    encoder = register.node_encoder_dict["glem_text"](8).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_lm), AutoModel.from_pretrained(tiny_lm).eval()
+    for node in (0, 33):
+        inputs = tokenizer(
+            text_config.texts[node], truncation=True, max_length=16, return_tensors="pt", padding=True
+        )
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        with torch.no_grad():
+            states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+            expected = encoder.project(states.mean(1))
+            torch.testing.assert_close(encoder(Data(n_id=torch.tensor([node]))).x, expected)
+
+
+def test_the_lm_head_in_graphgyms_network(text_config: TextGraph) -> None:
+    use_text_encoder()
+    cfg.gnn.head, cfg.lm.head_dropout = "glem_lm_head", 0.4
+    (batch,) = create_loader()[0]
+    model = create_model()
+    head = model.model.post_mp.head
+    assert (head.dropout.p, head.linear.in_features, head.linear.out_features) == (0.4, 8, CLASSES)
+    seen = {}
+    head.register_forward_hook(lambda module, inputs, output: seen.update(all=output))
+    pred, true = model.eval()(batch_with(batch, "val"))
+    assert torch.equal(pred, seen["all"][text_config.split["valid"]])
+    assert torch.equal(true, torch.from_numpy(text_config.label[text_config.split["valid"]]))
+
+
+def batch_with(batch: Any, split: str) -> Any:
+    batch.split = split
+    return batch
+
+
+def test_the_lm_network_classifies_the_splits_texts(text_config: TextGraph) -> None:
+    cfg.model.type = "glem_lm"
+    (batch,) = create_loader()[0]
+    model = create_model().eval()
+    tokens = open_tokens(cfg, text_config)
+    everyone = model.model.lm(*map(torch.from_numpy, tokens.pad(np.arange(60))))[0]
+    for part, split in (("train", "train"), ("valid", "val"), ("test", "test")):
+        pred, true = model(batch_with(batch, split))
+        torch.testing.assert_close(pred, everyone[text_config.split[part]], rtol=1e-4, atol=1e-5)
+        assert torch.equal(true, torch.from_numpy(text_config.label[text_config.split[part]]))
+
+
+def test_hardware_that_is_not_there() -> None:
+    for name in ["tpu", *([] if torch.cuda.is_available() else ["cuda"])]:
+        cfg.accelerator = name
+        with pytest.raises(ValueError, match=f"accelerator is '{name}', expected auto, cpu, or cuda"):
+            hardware_for(cfg, "32")
+    cfg.accelerator = "cpu"
+    assert hardware_for(cfg, "bf16") == Hardware("cpu", "bf16-mixed")
+    assert hardware_for(cfg, "32") == Hardware("cpu", "32-true")
+    assert hardware_for(cfg, "auto").precision in ("32-true", "bf16-mixed")
+
+
+# ---- the loss -----------------------------------------------------------------------------------------------------
+
+
+def test_with_two_arguments_the_loss_is_cross_entropy() -> None:
+    cfg.model.loss_fun = "glem_pseudo_label"
+    pred, true = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    result = pseudo_label_loss(pred, true)
+    assert result is not None
+    torch.testing.assert_close(result[0], F.cross_entropy(pred, true))
+    torch.testing.assert_close(result[1], F.log_softmax(pred, dim=-1))
+    # GraphGym itself finds it.
+    torch.testing.assert_close(compute_loss(pred, true)[0], F.cross_entropy(pred, true))
+
+
+def test_with_two_arguments_the_binary_loss_is_bce() -> None:
+    cfg.model.loss_fun = "glem_pseudo_label"
+    pred, true = torch.tensor([0.5, -2.0, 3.0, 0.0]), torch.tensor([1, 0, 0, 1])
+    loss, score = compute_loss(pred[:, None], true)
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(pred, true.float()))
+    torch.testing.assert_close(score, torch.sigmoid(pred))
+
+
+def test_other_losses_are_left_to_others() -> None:
+    pred, true = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for name in ("cross_entropy", "mse", "other"):
+        cfg.model.loss_fun = name
+        assert pseudo_label_loss(pred, true) is None
+        assert pseudo_label_loss(pred, true, torch.rand(3, 4), 0.5) is None
+
+
+def test_with_targets_the_loss_is_glems() -> None:
+    """w · CE(pseudo) + (1 − w) · CE(gold), by hand: logits 0 give log 2 everywhere, the others are computed."""
+    cfg.model.loss_fun = "glem_pseudo_label"
+    pred = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0], [0.0, np.log(4.0)]], dtype=torch.float64).float()
+    true = torch.tensor([1, -1, -1])
+    target = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.5, 0.5]])
+    result = pseudo_label_loss(pred, true, target, 0.25)
+    assert result is not None
+    pseudo = (-np.log(3 / 4) - 0.5 * np.log(1 / 5) - 0.5 * np.log(4 / 5)) / 2
+    assert float(result[0]) == pytest.approx(0.25 * pseudo + 0.75 * np.log(2), rel=1e-6)
+    gold = F.one_hot(true.clamp(min=0), 2).float()
+    mixed = torch.where((true >= 0)[:, None], gold, target)
+    torch.testing.assert_close(result[0], glem_loss(pred, mixed, true >= 0, 0.25))
+
+
+# ---- optimizer and schedules --------------------------------------------------------------------------------------
+
+
+def test_adamw_by_hand() -> None:
+    """Decoupled decay p(1 − lr·wd), then a first step of lr in the gradient's direction."""
+    cfg.optim.optimizer, cfg.optim.base_lr, cfg.optim.weight_decay = "adamw", 0.1, 0.5
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    optimizer = create_optimizer(iter([weight, frozen]), cfg.optim)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+    weight.grad = torch.tensor([0.3, -4.0])
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.tensor([0.95 - 0.1, -1.9 + 0.1]), rtol=1e-6, atol=1e-6)
+
+
+def rates(scheduler: str, warmup: float, epochs: int) -> list[float]:
+    """The learning rate of every epoch, and the one after the last."""
+    cfg.optim.optimizer, cfg.optim.base_lr, cfg.optim.scheduler = "adamw", 0.1, scheduler
+    cfg.optim.warmup_epochs, cfg.optim.max_epoch = warmup, epochs
+    optimizer = create_optimizer(iter([nn.Parameter(torch.ones(1))]), cfg.optim)
+    schedule = create_scheduler(optimizer, cfg.optim)
+    found = []
+    for _ in range(epochs + 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_warmup_schedules_by_hand() -> None:
+    up = [0.02, 0.04, 0.06, 0.08]
+    down = [0.1 * (1 - k / 6) for k in range(7)]
+    assert rates("linear_warmup", 4.0, 10) == pytest.approx([*up, *down])
+    cosine = [0.05 * (1 + np.cos(np.pi * k / 6)) for k in range(7)]
+    assert rates("cosine_warmup", 4.0, 10) == pytest.approx([*up, *cosine])
+    assert rates("constant_warmup", 4.0, 10) == pytest.approx([*up, *[0.1] * 7])
+    assert rates("linear_warmup", 0.0, 4) == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0])
+    # Half an epoch of warm-up: the first epoch starts at 1 / 1.5 of the rate.
+    assert rates("constant_warmup", 0.5, 2) == pytest.approx([0.1 / 1.5, 0.1, 0.1])
+
+
+# ---- metric -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "ogbn-arxiv", "ogbn_arxiv"])
+def test_accuracy_is_a_python_float(dataset: str) -> None:
+    cfg.dataset.name = dataset
+    true = [torch.tensor([0, 1, 2]), torch.tensor([2])]
+    pred = [torch.tensor([[3.0, 1, 1], [0, 5, 0], [1, 0, 0]]), torch.tensor([[0.0, 0, 1]])]
+    found = ogb_accuracy_metric(true, pred, "classification_multi")
+    assert type(found) is float
+    assert found == 0.75
+
+
+def test_binary_accuracy_goes_by_the_threshold() -> None:
+    true, pred = [torch.tensor([0, 1, 1, 0])], [torch.tensor([0.1, 0.6, 0.4, 0.9])]
+    assert ogb_accuracy_metric(true, pred, "classification_binary") == 0.5
+    cfg.model.thresh = 0.3
+    assert ogb_accuracy_metric(true, pred, "classification_binary") == 0.75
+
+
+def test_the_score_of_our_modes_is_scikit_learns_and_ogbs() -> None:
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 5, 101), rng.integers(0, 5, 101)
+    expected = accuracy_score(true, predicted)
+    for name in ("debian", "ogbn-arxiv"):
+        found = accuracy_of(name)(true, predicted)
+        assert type(found) is float
+        assert found == pytest.approx(expected)
+
+
+def test_a_dataset_that_ogb_does_not_score_by_accuracy() -> None:
+    with pytest.raises(ValueError, match="OGB scores ogbn-proteins by 'rocauc', not by accuracy"):
+        accuracy_of("ogbn-proteins")

@@ -1,0 +1,341 @@
+"""Config keys: defaults, types, bounds, contradictions; writing and reading again; every YAML of ours builds its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch_geometric.graphgym.config import cfg, set_cfg
+from torch_geometric.graphgym.loader import create_loader
+from torch_geometric.graphgym.model_builder import create_model
+from yacs.config import CfgNode
+
+from glem_graphgym.registered import train
+from glem_graphgym.registered.config import (
+    KEYS,
+    ConfigError,
+    Key,
+    dump_config,
+    feature_kinds,
+    keys_table,
+    load_config,
+)
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs_gg").glob("*.yaml"))
+GLEM = {"dataset": {"format": "TAG", "name": "synthetic"}, "train": {"mode": "glem"}}
+
+
+def write(folder: Path, values: dict[str, Any] | str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return file
+
+
+def load(folder: Path, values: dict[str, Any] | str, *options: str) -> None:
+    load_config(cfg, write(folder, values), options)
+
+
+def value_of(name: str) -> Any:
+    group, key = name.split(".")
+    return cfg[group][key]
+
+
+# ---- the keys -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_is_registered_two_levels_deep(key: Key) -> None:
+    assert key.name.count(".") == 1
+    assert value_of(key.name) == key.default
+    assert type(value_of(key.name)) is type(key.default)
+    key.check(key.default)
+    assert key.meaning.endswith(".")
+    assert not key.choices or key.default in key.choices
+
+
+def test_keys_are_not_graphgyms_own() -> None:
+    """A key that GraphGym has already would change the default of every stock configuration."""
+    from torch_geometric.graphgym.register import config_dict
+
+    ours, other = config_dict.pop("glem_graphgym"), CfgNode()
+    try:
+        set_cfg(other)
+    finally:
+        config_dict["glem_graphgym"] = ours
+    names = [key.name for key in KEYS]
+    assert len(set(names)) == len(names)
+    for name in names:
+        group, key = name.split(".")
+        assert key not in other.get(group, {})
+
+
+def test_the_table_for_the_readme_has_a_row_a_key() -> None:
+    lines = keys_table().splitlines()
+    assert len(lines) == 2 + len(KEYS)
+    for key, line in zip(KEYS, lines[2:], strict=True):
+        assert line.startswith(f"| `{key.name}` | `")
+        assert line.count("|") == 5
+        assert key.meaning in line
+    assert "| `glem.order` | `lm_first` |  | Which step opens an EM iteration. (lm_first / gnn_first) |" in lines
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
+
+
+def test_file_then_command_line(tmp_path: Path) -> None:
+    load(tmp_path, {"glem": {"alpha": 0.3, "beta": 0.2}, "seed": 4}, "glem.beta", "0.9", "gnn.dim_inner", "7")
+    assert (cfg.glem.alpha, cfg.glem.beta, cfg.seed, cfg.gnn.dim_inner) == (0.3, 0.9, 4, 7)
+
+
+def test_every_load_starts_from_the_defaults(tmp_path: Path) -> None:
+    load(tmp_path, {"glem": {"alpha": 0.3}, "optim": {"max_epoch": 3}})
+    load(tmp_path, "")
+    assert (cfg.glem.alpha, cfg.optim.max_epoch) == (0.8, 200)
+
+
+@pytest.mark.parametrize("text", ["0", "1", "2e-5", "1.0e-3", "'0.25'"])
+def test_numbers_become_floats_where_floats_are_asked_for(text: str, tmp_path: Path) -> None:
+    """yacs refuses an int for a float, and YAML reads 2e-5 as text."""
+    load(tmp_path, f"lm:\n  lr: {text}\noptim:\n  base_lr: {text}\n")
+    for found in (cfg.lm.lr, cfg.optim.base_lr):
+        assert type(found) is float
+        assert found == float(text.strip("'"))
+    load(tmp_path, "", "lm.lr", text)
+    assert cfg.lm.lr == float(text.strip("'"))
+
+
+def test_numbers_become_text_where_text_is_asked_for(tmp_path: Path) -> None:
+    load(tmp_path, "lm:\n  precision: 32\n", "lm.model", "2024")
+    assert (cfg.lm.precision, cfg.lm.model) == ("32", "2024")
+
+
+def test_lists_and_empty_texts_on_the_command_line(tmp_path: Path) -> None:
+    load(
+        tmp_path,
+        "lm:\n  model: somewhere\n",
+        *("dataset.tag_split", "[0.5, 0.25, 0.25]", "optim.steps", "[1, 2]", "lm.model", ""),
+    )
+    assert cfg.dataset.tag_split == [0.5, 0.25, 0.25]
+    assert cfg.optim.steps == [1, 2]
+    assert cfg.lm.model == ""
+
+
+def test_the_default_list_is_never_shared(tmp_path: Path) -> None:
+    load(tmp_path, "", "dataset.tag_split", "[0.5, 0.25, 0.25]")
+    set_cfg(cfg)
+    assert cfg.dataset.tag_split == [0.1, 0.1, 0.8]
+
+
+REFUSED = [
+    ("glem:\n  aplha: 0.3\n", (), "{file}: unknown key 'glem.aplha'; did you mean 'glem.alpha'?"),
+    ("glemm:\n  alpha: 0.3\n", (), "{file}: unknown key 'glemm'; did you mean 'glem'?"),
+    ("zzz: 1\n", (), "{file}: unknown key 'zzz'; known here: accelerator, "),
+    ("", ("lm.modle", "x"), "command line: unknown key 'lm.modle'; did you mean 'lm.model'?"),
+    ("", ("lm.model.name", "x"), "command line: unknown key 'lm.model'"),
+    ("lm: 3\n", (), "{file}: 'lm' is a group of keys, found the value 3"),
+    ("lm:\n", (), "{file}: 'lm' is a group of keys, found the value None"),
+    ("lm:\n  epochs: many\n", (), "{file}: lm.epochs is 'many' (str), expected int"),
+    ("lm:\n  epochs: 2.5\n", (), "{file}: lm.epochs is 2.5 (float), expected int"),
+    ("lm:\n  epochs: true\n", (), "{file}: lm.epochs is True (bool), expected int"),
+    ("lm:\n  lr: high\n", (), "{file}: lm.lr is 'high' (str), expected float"),
+    ("lm:\n  lr: true\n", (), "{file}: lm.lr is True (bool), expected float"),
+    ("lm:\n  pretrained: 1\n", (), "{file}: lm.pretrained is 1 (int), expected bool"),
+    ("lm:\n  model: [a]\n", (), "{file}: lm.model is ['a'] (list), expected str"),
+    ("", ("dataset.tag_split", "0.5"), "command line: dataset.tag_split is 0.5 (float), expected list"),
+    ("lm:\n  lr: null\n", (), "lm.lr is None, expected float"),
+    ("glem:\n  em_iterations:\n", (), "glem.em_iterations is None, expected int"),
+    ("glem:\n  alpha: .nan\n", (), "glem.alpha is nan, expected float"),
+    ("glem:\n  alpha: 1.5\n", (), "glem.alpha is 1.5, expected 0 to 1"),
+    ("glem:\n  beta: -0.1\n", (), "glem.beta is -0.1, expected 0 to 1"),
+    ("glem:\n  temperature: 0\n", (), "glem.temperature is 0.0, expected at least 0.001"),
+    ("lm:\n  batch_size: 0\n", (), "lm.batch_size is 0, expected at least 1"),
+    ("glem:\n  em_iterations: -2\n", (), "glem.em_iterations is -2, expected at least -1"),
+    (
+        "glem:\n  order: lm\n",
+        (),
+        "glem.order is 'lm', expected one of: lm_first, gnn_first",
+    ),
+    ("train:\n  mode: em\n", (), "train.mode is 'em', expected one of: standard, glem, "),
+    ("", ("seed",), "options must be pairs 'key value'; 'seed' stands alone"),
+    ("- 1\n- 2\n", (), "{file}: expected 'key: value' lines, found list"),
+    ("a: [1\n", (), "{file}: not valid YAML"),
+    ("lm:\n  mod\tle: [\n", (), "{file}: not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "message"), REFUSED, ids=[row[2][:60] for row in REFUSED])
+def test_what_is_refused(text: str, options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, text, *options)
+    assert message.format(file=tmp_path / "config.yaml") in str(error.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--cfg .*none\.yaml: cannot be read \(No such file or directory\)"):
+        load_config(cfg, tmp_path / "none.yaml")
+
+
+CONTRADICTIONS = {
+    ("dataset.format", "PyG"): ["train.mode glem", "dataset.format is 'PyG'"],
+    ("dataset.task", "graph"): ["train.mode glem", "dataset.task is 'graph'"],
+    ("dataset.task_type", "regression"): ["train.mode glem", "dataset.task_type 'regression'"],
+    ("lm.accumulate", "5"): ["lm.batch_size 32", "lm.accumulate 5"],
+    ("lm.accumulate", "8", "glem.lm_batch_size", "12"): ["glem.lm_batch_size 12", "lm.accumulate 8"],
+    ("glem.lm_batch_size", "0"): ["glem.lm_batch_size 0", "lm.accumulate 1"],
+    ("glem.node_features", "txt+raw"): ["glem.node_features is 'txt+raw'", "'txt' is unknown"],
+    ("glem.node_features", "text+"): ["'' is unknown", "text, static, raw, file"],
+    ("train.mode", "glem_gnn"): ["glem.node_features is 'text'", "train.mode glem_gnn"],
+    ("glem.node_features", "text+file"): ["glem.node_features 'text+file'", "glem.feature_file ''"],
+    ("glem.feature_file", "a.npy"): ["glem.node_features 'text'", "glem.feature_file 'a.npy'"],
+    ("train.eval_period", "0"): ["train.eval_period is 0"],
+    ("optim.max_epoch", "-1"): ["optim.max_epoch -1"],
+    ("dataset.node_encoder", "True", "dataset.node_encoder_name", "glem_text"): [
+        "train.mode glem",
+        "dataset.node_encoder_name glem_text",
+    ],
+    ("train.mode", "standard", "model.type", "glem_gcn", "dataset.node_encoder", "True"): [
+        "model.type glem_gcn",
+        "dataset.node_encoder is True",
+    ],
+}
+
+
+@pytest.mark.parametrize("options", CONTRADICTIONS, ids=lambda options: " ".join(options))
+def test_contradictions_name_both_keys(options: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GLEM, *options)
+    for part in CONTRADICTIONS[options]:
+        assert part in str(error.value)
+
+
+def test_a_stock_configuration_is_not_checked_for_ours(tmp_path: Path) -> None:
+    load(tmp_path, {"dataset": {"format": "PyG", "task": "graph"}, "lm": {"accumulate": 5}})
+    assert cfg.train.mode == "standard"
+
+
+def test_feature_kinds_are_joined_by_plus() -> None:
+    assert feature_kinds("text") == ["text"]
+    assert feature_kinds("static + raw+file") == ["static", "raw", "file"]
+
+
+# ---- writing and reading again ------------------------------------------------------------------------------------
+
+
+def without_run(config: CfgNode) -> dict[str, Any]:
+    copy = {key: value for key, value in config.items() if key not in ("share", "run_dir", "params")}
+    return {key: dict(value) if isinstance(value, CfgNode) else value for key, value in copy.items()}
+
+
+def test_what_is_dumped_loads_again_after_a_run(tmp_path: Path) -> None:
+    load(tmp_path, GLEM, "glem.alpha", "0.123", "lm.precision", "16", "gnn.head", "default")
+    before = without_run(cfg.clone())
+    # What GraphGym writes into the configuration while it runs.
+    cfg.share.dim_in, cfg.share.num_splits = 3, 3
+    cfg.run_dir, cfg.params = "somewhere", 12
+    dump_config(cfg, tmp_path / "out" / "dumped.yaml")
+    assert cfg.params == 12
+    load_config(cfg, tmp_path / "out" / "dumped.yaml")
+    assert without_run(cfg) == before
+    assert cfg.glem.alpha == 0.123
+
+
+def values_of(key: Key) -> st.SearchStrategy[Any]:
+    low = -1e6 if key.low is None else key.low
+    high = 1e6 if key.high is None else key.high
+    if key.choices:
+        return st.sampled_from(key.choices)
+    if isinstance(key.default, bool):
+        return st.booleans()
+    if isinstance(key.default, int):
+        return st.integers(int(low), int(high))
+    if isinstance(key.default, float):
+        return st.floats(low, high)
+    if isinstance(key.default, list):
+        return st.lists(st.floats(0, 1), min_size=3, max_size=3)
+    return st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=8)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.fixed_dictionaries({key.name: values_of(key) for key in KEYS if key.name != "train.mode"}))
+def test_any_allowed_values_survive_dump_and_load(values: dict[str, Any], tmp_path: Path) -> None:
+    set_cfg(cfg)
+    for name, value in values.items():
+        group, key = name.split(".")
+        cfg[group][key] = value
+    cfg.train.mode = "standard"
+    dump_config(cfg, tmp_path / "any.yaml")
+    load_config(cfg, tmp_path / "any.yaml")
+    assert {name: value_of(name) for name in values} == values
+
+
+# ---- every YAML of ours -------------------------------------------------------------------------------------------
+
+
+def small(tmp_path: Path, tiny_lm: Path) -> list[str]:
+    """The configuration's own components and knobs, on a graph and with models that are small."""
+    features = tmp_path / "features.npy"
+    np.save(features, np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32))
+    needs_file = "file" in feature_kinds(cfg.glem.node_features)
+    options = {
+        "dataset.dir": tmp_path / "datasets",
+        "dataset.name": "synthetic",
+        "dataset.tag_split": "[0.3, 0.3, 0.4]",
+        "dataset.synthetic_nodes": 90,
+        "dataset.synthetic_classes": 3,
+        "dataset.synthetic_words": 4,
+        "dataset.synthetic_features": 5,
+        "lm.model": tiny_lm,
+        "gnn.dim_inner": 16,
+        "num_threads": 1,
+        "glem.feature_file": features if needs_file else "",
+    }
+    return [str(word) for option in options.items() for word in option]
+
+
+def test_there_are_configurations() -> None:
+    assert "glem_debian" in [file.stem for file in CONFIGS]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_yaml_loads_and_builds_its_models(file: Path, tmp_path: Path, tiny_lm: Path) -> None:
+    load_config(cfg, file)
+    assert cfg.metric_best == "accuracy"
+    load_config(cfg, file, small(tmp_path, tiny_lm))
+    cfg.run_dir = str(tmp_path / "run")
+    Path(cfg.run_dir).mkdir()
+    mode = cfg.train.mode
+    if mode == "standard":
+        loaders = create_loader()
+        pred, true = create_model()(next(iter(loaders[0])))
+        assert len(pred) == len(true)
+        return
+    graph, run = train.prepare(cfg, with_lm=mode != "glem_gnn", with_gnn=mode != "glem_lm")
+    embeddings = None
+    if mode != "glem_gnn":
+        for learner in (run.lm_gold, run.lm_em):
+            assert learner is not None
+            learner.load(None)
+            embeddings = np.zeros((graph.num_nodes, learner.embedding_dim), dtype=np.float16)
+            logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
+            learner.predict(logits, embeddings)
+            assert np.isfinite(logits).all()
+    if mode != "glem_lm":
+        assert run.gnn is not None
+        features = run.features(embeddings)
+        assert len(features) == graph.num_nodes
+        targets = run.gnn_step_targets(train.loop.StageKey(0, "gnn_gold", "GNN", "GNN"), None)
+        run.gnn.load(targets, features, None)
+        assert run.gnn.model is not None
+        optimizer, schedule = run.gnn.make_optimizer(run.gnn.model.parameters())
+        logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
+        run.gnn.predict(logits)
+        assert np.isfinite(logits).all()
+        optimizer.step()
+        schedule.step()
+        assert isinstance(optimizer, torch.optim.Optimizer)

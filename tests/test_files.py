@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glem_graphgym.files import atomic_write, fingerprint, make_once, read_json, write_json
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def test_a_written_file_holds_what_was_written_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "new" / "a.bin") as file:
+        file.write(b"one")
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"one"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
+
+
+def test_a_failed_write_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with atomic_write(path, "w") as file:
+            file.write("half of the n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_write(path, "w") as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_text_is_utf8_and_others_may_read_the_file(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.txt", "w") as file:
+        file.write("θ → φ")
+    assert (tmp_path / "a.txt").read_bytes() == "θ → φ".encode()
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_json_round_trip_and_strictness(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, "ü"], "b": {"c": True}}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            write_json(tmp_path / "a.json", {"loss": bad})
+    assert read_json(tmp_path / "a.json") == value
+
+
+# ---- folders made once -------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
+    calls = []
+
+    def make(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "a").write_text("made")
+
+    for _ in range(2):
+        assert make_once(tmp_path / "deep" / "x", make) == tmp_path / "deep" / "x"
+    assert len(calls) == 1
+    assert (tmp_path / "deep" / "x" / "a").read_text() == "made"
+
+
+def test_a_failed_make_leaves_no_folder_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise RuntimeError("full disk")
+
+    with pytest.raises(RuntimeError, match="full disk"):
+        make_once(tmp_path / "x", fail)
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / ".x.part").exists()
+    make_once(tmp_path / "x", _quickly)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a"]
+
+
+def test_what_a_killed_make_left_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".x.part").mkdir()
+    (tmp_path / ".x.part" / "half").write_text("")
+    make_once(tmp_path / "x", _quickly)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a"]
+
+
+def _quickly(folder: Path) -> None:
+    (folder / "a").write_text("whole")
+
+
+def _slowly(folder: Path) -> None:
+    with (folder.parent / "calls").open("a") as calls:
+        calls.write("call\n")
+    time.sleep(0.3)
+    (folder / "a").write_text("made")
+
+
+def _make(folder: Path, results: multiprocessing.Queue) -> None:
+    make_once(folder, _slowly)
+    results.put((folder / "a").read_text())
+
+
+def test_processes_side_by_side_wait_for_the_first(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_make, args=(tmp_path / "x", results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=30) for _ in processes] == ["made"] * 3
+    for process in processes:
+        process.join()
+    assert (tmp_path / "calls").read_text() == "call\n"
+
+
+# ---- fingerprints ------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_is_the_same_on_every_machine() -> None:
+    """Written down: caches and results of earlier releases are found by it."""
+    parts = (b"bytes", np.arange(3, dtype=np.int64), {"b": 1, "a": [None, "ü"]}, 0.5)
+    assert fingerprint(*parts) == "7869a5e965593a76"
+    assert fingerprint(b"bytes", np.arange(3), json.loads('{"a": [null, "ü"], "b": 1}'), 0.5) == fingerprint(
+        *parts
+    )
+
+
+def test_fingerprint_tells_types_shapes_values_and_boundaries_apart() -> None:
+    zero = np.zeros(4, dtype=np.int32)
+    different = [
+        (zero,),
+        (zero.astype(np.int64),),
+        (zero.reshape(2, 2),),
+        (zero[:2], zero[:2]),
+        (zero.tobytes(),),
+        ("ab", "c"),
+        ("a", "bc"),
+        (b"ab", b"c"),
+        (b"abc",),
+        (),
+        (None,),
+        ({"a": 1},),
+        ({"a": "1"},),
+    ]
+    assert len({fingerprint(*parts) for parts in different}) == len(different)
+
+
+def test_fingerprint_of_a_view_is_that_of_its_copy(tmp_path: Path) -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    assert fingerprint(array[:, ::2]) == fingerprint(array[:, ::2].copy())
+    np.save(tmp_path / "a.npy", array)
+    assert fingerprint(np.load(tmp_path / "a.npy", mmap_mode="r")) == fingerprint(array)
