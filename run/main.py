@@ -124,7 +124,7 @@ def run_seed(cfg: Any, name: str) -> None:
     if cfg.train.mode == "glem_predict":
         stats.print_predictions(run_dir)
         return
-    stats.finish_run(run_dir, cfg.round)
+    stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
 
 

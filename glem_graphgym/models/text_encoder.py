@@ -171,7 +171,7 @@ def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:
         raise ValueError(f"lm.lora_rank is {rank}, which needs the extra 'lora': pip install peft") from error
     logging.getLogger("peft").setLevel(logging.ERROR)
     lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear")
-    return peft.get_peft_model(backbone, lora)  # type: ignore[arg-type]
+    return peft.get_peft_model(backbone, lora)
 
 
 class TextClassifier(nn.Module):

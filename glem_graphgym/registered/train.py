@@ -275,7 +275,7 @@ def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLe
     )
 
     def make_optimizer(params: object) -> tuple[object, object]:
-        optimizer = create_optimizer(params, cfg.optim)  # type: ignore[arg-type]
+        optimizer = create_optimizer(params, cfg.optim)
         return optimizer, create_scheduler(optimizer, cfg.optim)
 
     # Wrong names and sizes are found now rather than after the LM has been trained.

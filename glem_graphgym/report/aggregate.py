@@ -23,7 +23,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from glem_graphgym.files import atomic_write, read_json, sync, write_json
-from glem_graphgym.report.stats import SummaryRow, default_console, in_order, new_table
+from glem_graphgym.report.stats import SummaryRow, default_console, in_order, new_table, write_tensorboard
 
 SPLITS = ("train", "val", "test")  # GraphGym's names of the folders
 SEED = re.compile(r"0|-?[1-9][0-9]*")
@@ -102,7 +102,7 @@ def aggregate_seeds(
             _write_lines(folder / split / "stats.json", stats[split])
             _write_lines(folder / split / "best.json", chosen[split])
         if tensorboard:
-            _write_tensorboard(folder, stats)
+            write_tensorboard(folder, stats)
 
     _replace_folder(dir / "agg", write)
 
@@ -221,20 +221,6 @@ def _write_lines(file: Path, rows: Sequence[Row]) -> None:
             # Not strict JSON: the NaN of a run that diverged stays NaN, as GraphGym writes and reads it.
             json.dump(row, handle)
             handle.write("\n")
-
-
-def _write_tensorboard(folder: Path, stats: Mapping[str, Sequence[Row]]) -> None:
-    # An optional package can fail in any way (another protobuf, say); the rows matter more than its events.
-    try:
-        from tensorboardX import SummaryWriter
-
-        for split, rows in stats.items():
-            with SummaryWriter(str(folder / split)) as writer:
-                for row in rows:
-                    for key, value in row.items():
-                        writer.add_scalar(key, value, row["epoch"])
-    except Exception as error:
-        log.warning("no TensorBoard events written (%r); pip install tensorboardX, or turn them off", error)
 
 
 def _replace_folder(folder: Path, make: Callable[[Path], None]) -> None:

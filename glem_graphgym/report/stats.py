@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,7 +155,7 @@ def read_metric(run_dir: Path) -> str:
     return str(metric)
 
 
-def write_stats(run_dir: Path, digits: int = 4) -> None:
+def write_stats(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> None:
     """Write ``train/``, ``val/`` and ``test/stats.json`` in GraphGym's format: JSON lines, one row a stage.
 
     Every row of every split has the same keys (train also has GraphGym's ``eta``, always 0): ``epoch`` is the
@@ -169,11 +170,34 @@ def write_stats(run_dir: Path, digits: int = 4) -> None:
     """
     metric = read_metric(run_dir)
     stages = _require_stages(run_dir)
-    for folder, split in SPLIT_OF_FOLDER.items():
+    rows_of = {folder: _stats_rows(stages, split, metric, digits) for folder, split in SPLIT_OF_FOLDER.items()}
+    for folder, rows in rows_of.items():
         with atomic_write(run_dir / folder / "stats.json", "w") as file:
-            for row in _stats_rows(stages, split, metric, digits):
+            for row in rows:
                 json.dump(row, file, allow_nan=False)
                 file.write("\n")
+    if tensorboard:
+        write_tensorboard(run_dir, rows_of)
+
+
+def write_tensorboard(folder: Path, stats: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Write each split's rows as TensorBoard scalars into ``folder/<split>``, in place of older events there.
+
+    Without a working tensorboardX nothing is written but a warning.
+    """
+    # An optional package can fail in any way (another protobuf, say); the rows matter more than its events.
+    try:
+        from tensorboardX import SummaryWriter
+
+        for split, rows in stats.items():
+            for old in (folder / split).glob("events.out.tfevents.*"):
+                old.unlink()
+            with SummaryWriter(str(folder / split)) as writer:
+                for row in rows:
+                    for key, value in row.items():
+                        writer.add_scalar(key, value, row["epoch"])
+    except Exception as error:
+        logging.warning("no TensorBoard events written (%r); pip install tensorboardX, or turn them off", error)
 
 
 def _require_stages(run_dir: Path) -> list[Stage]:
@@ -306,13 +330,13 @@ def default_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def finish_run(run_dir: Path, digits: int = 4) -> list[SummaryRow]:
+def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> list[SummaryRow]:
     """Write a run's stats and summary, and note in its ``run.json`` that it is finished; returns the summary.
 
     Raises:
         ValueError: there is no finished stage, one is damaged, or one lacks the run's metric.
     """
-    write_stats(run_dir, digits)
+    write_stats(run_dir, digits, tensorboard)
     rows = write_summary(run_dir)
     write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), "finished": True})
     return rows

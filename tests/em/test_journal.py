@@ -12,7 +12,6 @@ import torch
 from glem_graphgym.em.journal import (
     Finished,
     Journal,
-    PeakMemory,
     Scores,
     StageKey,
     Work,
@@ -59,9 +58,7 @@ class RandomWork:
         if self.dies:
             raise Killed
         history = [{"epoch": 1.0, "valid": 0.5}]
-        return Work(
-            FitLog(2.0, 0.5, 3, history), {"weight": torch.randn(2, 3).T, "bias": torch.randn(2)}, 8, 0.1
-        )
+        return Work(FitLog(2.0, 0.5, 3, history), {"weight": torch.randn(2, 3).T, "bias": torch.randn(2)}, 8, 0.1)
 
 
 def evaluate(logits: np.ndarray) -> Scores:
@@ -166,18 +163,14 @@ def test_the_metric_that_selects_is_the_one_named(tmp_path: Path) -> None:
 # ---- killed runs -------------------------------------------------------------------------------------------
 
 
-def two_stages(
-    run_dir: Path, wrap: Callable[[int, RandomWork], RandomWork] = lambda stage, work: work
-) -> None:
+def two_stages(run_dir: Path, wrap: Callable[[int, RandomWork], RandomWork] = lambda stage, work: work) -> None:
     run = journal(run_dir)
     first = run.stage(FIRST, wrap(0, RandomWork(embeddings=True)))
     run.stage(SECOND, wrap(1, RandomWork(first)), lambda logits: {"sum": float(logits.sum())})
 
 
 @pytest.mark.parametrize("killed_in", [0, 1])
-def test_a_run_killed_in_a_stage_resumes_there_and_ends_with_the_same_bits(
-    tmp_path: Path, killed_in: int
-) -> None:
+def test_a_run_killed_in_a_stage_resumes_there_and_ends_with_the_same_bits(tmp_path: Path, killed_in: int) -> None:
     two_stages(tmp_path / "whole")
 
     def kill(stage: int, work: RandomWork) -> RandomWork:
@@ -185,9 +178,7 @@ def test_a_run_killed_in_a_stage_resumes_there_and_ends_with_the_same_bits(
 
     with pytest.raises(Killed):
         two_stages(tmp_path / "killed", kill)
-    finished = [
-        path.name for path in (tmp_path / "killed" / "stages").iterdir() if (path / "stage.json").exists()
-    ]
+    finished = [path.name for path in (tmp_path / "killed" / "stages").iterdir() if (path / "stage.json").exists()]
     assert finished == ["00_lm_gold"][:killed_in]
     torch.randn(5)  # the state of the generators when a run goes on is not that when it was killed
     works: dict[int, RandomWork] = {}
@@ -303,14 +294,3 @@ def test_all_stages_are_read_back_in_their_order(tmp_path: Path) -> None:
     again.read_all()
     assert [stage.key for stage in again.finished] == [stage.key for stage in run.finished]
     assert [stage.valid for stage in again.finished] == [stage.valid for stage in run.finished]
-
-
-# ---- memory ------------------------------------------------------------------------------------------------
-
-
-def test_peak_memory_sees_what_was_allocated_and_freed() -> None:
-    memory = PeakMemory()
-    low = memory.peak_mb()
-    block = np.ones(64 * 2**20, dtype=np.uint8)
-    del block
-    assert 55 < memory.peak_mb() - low < 200

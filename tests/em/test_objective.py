@@ -57,9 +57,7 @@ def test_without_pseudo_nodes_the_loss_is_plain_cross_entropy_whatever_the_weigh
 
 def test_label_smoothing_moves_mass_of_gold_targets_only() -> None:
     # Smoothing 0.2 of 2 classes turns (1, 0) into (0.9, 0.1).
-    gold = (
-        -(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4) + 0.9 * math.log(1 / 4) + 0.1 * math.log(3 / 4)) / 2
-    )
+    gold = -(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4) + 0.9 * math.log(1 / 4) + 0.1 * math.log(3 / 4)) / 2
     target = TARGET.clone()
     target[2] = torch.tensor([1.0, 0.0])
     pseudo = -math.log(3 / 4)
@@ -67,9 +65,7 @@ def test_label_smoothing_moves_mass_of_gold_targets_only() -> None:
     assert float(loss) == pytest.approx(0.3 * pseudo + 0.7 * gold, rel=1e-6)
     alone = glem_loss(LOGITS[:2], target[:2], IS_GOLD[:2], 0.3, label_smoothing=0.2)
     classes = torch.tensor([0, 0])
-    torch.testing.assert_close(
-        alone, torch.nn.functional.cross_entropy(LOGITS[:2], classes, label_smoothing=0.2)
-    )
+    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(LOGITS[:2], classes, label_smoothing=0.2))
 
 
 def test_loss_of_half_precision_logits_is_computed_in_single_precision() -> None:
@@ -126,9 +122,7 @@ def loss_of(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
 @settings(max_examples=200, deadline=None)
 @given(batches())
 def test_loss_equals_a_twin_in_double_precision(batch: Batch) -> None:
-    assert float(loss_of(batch, torch.from_numpy(batch.logits))) == pytest.approx(
-        twin(batch), rel=1e-5, abs=1e-6
-    )
+    assert float(loss_of(batch, torch.from_numpy(batch.logits))) == pytest.approx(twin(batch), rel=1e-5, abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None)

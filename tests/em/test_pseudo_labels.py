@@ -170,9 +170,7 @@ def test_batch_holds_gold_first_and_each_node_with_its_own_target() -> None:
     assert target[:4].tolist() == torch.eye(3)[[0, 1, 2, 0]].tolist()
     assert targets.pseudo is not None
     logits = targets.pseudo.logits[nodes[4:]]
-    np.testing.assert_allclose(
-        target[4:].numpy(), np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), rtol=1e-5
-    )
+    np.testing.assert_allclose(target[4:].numpy(), np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), rtol=1e-5)
     assert len(np.unique(nodes)) == len(nodes)
 
 

@@ -29,9 +29,7 @@ def test_linear_by_hand() -> None:
 
 def test_cosine_by_hand() -> None:
     half, quarter = 0.5, 0.5 * (1 + math.cos(math.pi / 4))
-    assert rates("cosine", 0, 4, 6, lr=2.0) == pytest.approx(
-        [2, 2 * quarter, 2 * half, 2 * (1 - quarter), 0, 0]
-    )
+    assert rates("cosine", 0, 4, 6, lr=2.0) == pytest.approx([2, 2 * quarter, 2 * half, 2 * (1 - quarter), 0, 0])
 
 
 def test_constant_stays_level_after_warm_up() -> None:
@@ -73,9 +71,7 @@ def test_only_trained_matrices_decay() -> None:
     decayed, spared = decay_groups(module, 0.1)
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0.0
-    assert [p is q for p, q in zip(decayed["params"], [module[0].weight, module[2].weight], strict=True)] == [
-        True
-    ] * 2
+    assert [p is q for p, q in zip(decayed["params"], [module[0].weight, module[2].weight], strict=True)] == [True] * 2
     names = [module[1].weight, module[1].bias, module[2].bias]
     assert [p is q for p, q in zip(spared["params"], names, strict=True)] == [True] * 3
 

@@ -31,9 +31,7 @@ class Script:
 class Regression(Task):
     """Least squares in batches of given rows; plain gradient descent; keeps what it went through."""
 
-    def __init__(
-        self, model: nn.Module, validation: Validation, batches: Sequence[Sequence[int]], lr: float
-    ) -> None:
+    def __init__(self, model: nn.Module, validation: Validation, batches: Sequence[Sequence[int]], lr: float) -> None:
         super().__init__(model, validation)
         self.batches, self.lr = batches, lr
         self.after_epoch: list[dict[str, Tensor]] = []
@@ -245,9 +243,7 @@ def test_equal_seeds_give_equal_bits() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(
-        FloatingPointError, match=r"test: the training loss is (nan|inf) .* lower the learning rate"
-    ):
+    with pytest.raises(FloatingPointError, match=r"test: the training loss is (nan|inf) .* lower the learning rate"):
         fit(regression(lr=1e30), plan(20), Hardware())
 
 
@@ -283,9 +279,7 @@ def test_an_interrupt_stays_one() -> None:
 
     handler = signal.getsignal(signal.SIGINT)
     try:
-        task = Interrupted(
-            nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1
-        )
+        task = Interrupted(nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1)
         with pytest.raises(KeyboardInterrupt):
             fit(task, plan(2), Hardware())
     finally:

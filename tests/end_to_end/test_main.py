@@ -161,9 +161,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert rows(one, split) == rows(other, split)
     for method, row in summary(one).items():
         again = summary(other)[method]
-        assert [row[key] for key in ("valid", "test", "params")] == [
-            again[key] for key in ("valid", "test", "params")
-        ]
+        assert [row[key] for key in ("valid", "test", "params")] == [again[key] for key in ("valid", "test", "params")]
 
 
 def times(run: Path) -> dict[str, int]:
@@ -350,9 +348,7 @@ def test_a_crash_in_any_stage_changes_nothing(
     assert_same_run(run_dir(plain), run_dir(config))
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(
-    plain: Path, config: Path, main: Runner
-) -> None:
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(plain: Path, config: Path, main: Runner) -> None:
     assert main(config, "seed", 1) == 0
     assert main(config, "seed", 0) == 0
     assert_same_run(run_dir(plain), run_dir(config, 0))
@@ -420,9 +416,10 @@ def test_more_iterations_continue_a_finished_run(config: Path, main: Runner) -> 
     before = times(run)
     assert main(config, "glem.em_iterations", 2) == 0
     after = times(run)
-    assert {path: time for path, time in after.items() if "/0" in path and path in before} == {
+    assert {path: after[path] for path in before if path in after} == {
         path: time for path, time in before.items() if path in after
     }
+    assert {path for path in before if path not in after} <= {str(run / "stages/02_e_step_1/weights.safetensors")}
     assert sorted(all_logits(run)) == [*STAGES, "04_e_step_2", "05_m_step_2"]
     assert [row["epoch"] for row in rows(run, "val")] == list(range(6))
 
@@ -554,9 +551,7 @@ def test_two_classes_have_two_logits(config: Path, main: Runner) -> None:
     ],
     ids=["glem", "cascade", "gnn", "gnn-first", "first-predictions", "inductive"],
 )
-def test_prediction_gives_all_nodes_and_the_same_scores(
-    options: list[object], config: Path, main: Runner
-) -> None:
+def test_prediction_gives_all_nodes_and_the_same_scores(options: list[object], config: Path, main: Runner) -> None:
     first = config.parent / "first.npy"
     np.save(first, np.random.default_rng(0).normal(size=(NODES, CLASSES)).astype(np.float32))
     options = [str(option).format(first=first) for option in options]
@@ -660,9 +655,7 @@ def test_a_missing_yaml(tmp_path: Path, main: Runner) -> None:
         main(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["--cfg", "x.yaml", "--repeat", "0"], ["--cfg", "x.yaml", "--overwite"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["--cfg", "x.yaml", "--repeat", "0"], ["--cfg", "x.yaml", "--overwite"]])
 def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         load_main().main(arguments)
@@ -726,6 +719,21 @@ def test_a_finished_standard_run_is_kept(config: Path, main: Runner) -> None:
     assert stats.stat().st_mtime_ns > before
     load_config(cfg, run_dir(config).parent / "config.yaml")
     assert (cfg.accelerator, cfg.devices) == ("auto", 1)
+
+
+@pytest.mark.xfail(reason="the configuration of a finished standard run is not compared", strict=True)
+def test_a_standard_run_with_another_configuration_is_refused(config: Path, main: Runner) -> None:
+    options = ["train.mode", "standard", "glem.node_features", "static"]
+    assert main(config, *options) == 0
+    with pytest.raises(RunError, match=r"optim\.base_lr was 0\.01, now 0\.5"):
+        main(config, *options, "optim.base_lr", 0.5)
+
+
+@pytest.mark.xfail(reason="seeds of two configurations are taken for one experiment", strict=True)
+def test_seeds_of_two_configurations_are_not_aggregated(config: Path, main: Runner) -> None:
+    assert main(config, "train.mode", "glem_lm") == 0
+    with pytest.raises(RunError, match=r"lm\.lr was 0\.004, now 0\.0001"):
+        main(config, "train.mode", "glem_lm", "seed", 1, "lm.lr", "1e-4")
 
 
 def test_a_folder_belongs_to_one_mode(config: Path, main: Runner) -> None:

@@ -136,7 +136,7 @@ def test_networks_are_pygs_layers(name: str, graph: TextGraph) -> None:
         expected = layer(x, edges)
     else:
         layer = SAGEConv(DIM, CLASSES)
-        names = {"lin_l.weight": "neighbours.weight", "lin_l.bias": "root.bias", "lin_r.weight": "root.weight"}
+        names = {"lin_l.weight": "neighbour.weight", "lin_l.bias": "neighbour.bias", "lin_r.weight": "root.weight"}
         layer.load_state_dict({theirs: state[own] for theirs, own in names.items()})
         expected = layer(x, edges)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -322,9 +322,7 @@ def test_the_encoder_embeds_what_transformers_does(text_config: TextGraph, tiny_
     encoder = register.node_encoder_dict["glem_text"](8).eval()
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_lm), AutoModel.from_pretrained(tiny_lm).eval()
     for node in (0, 33):
-        inputs = tokenizer(
-            text_config.texts[node], truncation=True, max_length=16, return_tensors="pt", padding=True
-        )
+        inputs = tokenizer(text_config.texts[node], truncation=True, max_length=16, return_tensors="pt", padding=True)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         with torch.no_grad():
             states = model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -339,7 +337,7 @@ def test_the_lm_head_in_graphgyms_network(text_config: TextGraph) -> None:
     model = create_model()
     head = model.model.post_mp.head
     assert (head.dropout.p, head.linear.in_features, head.linear.out_features) == (0.4, 8, CLASSES)
-    seen = {}
+    seen: dict[str, Tensor] = {}
     head.register_forward_hook(lambda module, inputs, output: seen.update(all=output))
     pred, true = model.eval()(batch_with(batch, "val"))
     assert torch.equal(pred, seen["all"][text_config.split["valid"]])

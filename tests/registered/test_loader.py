@@ -1,4 +1,4 @@
-"""dataset.format TAG: the text graph as GraphGym's own loaders and samplers see it, and what is said when it cannot be."""
+"""dataset.format TAG: the text graph as GraphGym's loaders and samplers see it, and what is said when it cannot be."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_no_key_inflates_the_number_of_splits(tmp_path: Path) -> None:
     loaders = create_loader()
     assert cfg.share.num_splits == len(loaders) == 3
     (batch,) = loaders[0]
-    assert {key for key in batch.keys() if "val" in key or "test" in key} == {"val_mask", "test_mask"}
+    assert {key for key in list(batch.keys()) if "val" in key or "test" in key} == {"val_mask", "test_mask"}
 
 
 def test_nodes_keep_their_index_in_sampled_parts(tmp_path: Path) -> None:

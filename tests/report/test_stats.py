@@ -315,3 +315,13 @@ def test_progress_has_a_column_only_for_diagnostics_that_were_reported() -> None
         ["1", "glem-gnn_2", "GLEM-GNN", "76.00", "2", "10.0", "", "0.8000"],
     ]
     assert output.getvalue().count("├") == 1  # one rule: between iterations 0 and 1
+
+
+def test_tensorboard_holds_each_splits_rows_once_however_often_they_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    run_dir = save(tmp_path, *GLEM_RUN)
+    for _ in range(2):
+        write_stats(run_dir, tensorboard=True)
+    for split in ("train", "val", "test"):
+        (events,) = (run_dir / split).glob("events.out.tfevents.*")
+        assert b"gnn_accuracy" in events.read_bytes()

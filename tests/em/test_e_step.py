@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from glem_graphgym.data.text_graph import Texts
+from glem_graphgym.data.tokens import TokenStore, open_token_store
+from glem_graphgym.em.e_step import LMLearner, LMSettings, open_predictions
+from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder, load_tokenizer
+
+N, C = 30, 3
+GOLD = np.arange(0, 24, 3)  # 8 nodes
+REST = np.setdiff1d(np.arange(24), GOLD)
+VALID = np.arange(24, 30)
+
+
+class Watched(TokenStore):
+    """Remembers the nodes of every batch it padded."""
+
+    seen: list[list[int]]
+
+    def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.seen.append(nodes.tolist())
+        return super().pad(nodes)
+
+
+@pytest.fixture
+def tokens(tiny_lm: Path, tmp_path: Path) -> Watched:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefgh"), rng.integers(1, 12))) for _ in range(N)]
+    store = open_token_store(Texts.of(texts), load_tokenizer(str(tiny_lm)), 16, tmp_path)
+    watched = Watched(store.ids, store.offsets, store.pad_id)
+    watched.seen = []
+    return watched
+
+
+@pytest.fixture
+def learner(tokens: Watched, tiny_lm: Path) -> Callable[..., LMLearner]:
+    """Makes a learner without dropout; ``score`` judges validation logits, the rest goes into its settings."""
+
+    def make(
+        score: Callable[[np.ndarray], float] = lambda logits: 0.5,
+        dropout: float = 0.0,
+        hardware: Hardware | None = None,
+        **options: Any,
+    ) -> LMLearner:
+        config = EncoderConfig(str(tiny_lm), dropout=dropout, attention_dropout=dropout, attention="eager")
+
+        def build() -> TextClassifier:
+            return TextClassifier(load_text_encoder(config), LMHead(32, C, dropout))
+
+        defaults: dict[str, Any] = {"epochs": 1, "batch_size": 64, "lr": 1e-3, "clip": 0.0}
+        settings = LMSettings(**{**defaults, **options})
+        return LMLearner(tokens, build, settings, Validation(VALID, score), hardware or Hardware())
+
+    return make
+
+
+def step_targets(pseudo: bool = True, **options: Any) -> StepTargets:
+    gold = Gold(GOLD, np.arange(len(GOLD)) % C, C)
+    logits = np.random.default_rng(1).normal(size=(N, C))
+    defaults = {"weight": 0.3, "ratio": 1.5, "redraw": False, "seed": 5}
+    return StepTargets(gold, PseudoLabels(logits, REST, gold) if pseudo else None, **{**defaults, **options})
+
+
+def weights_of(learner: LMLearner) -> dict[str, Tensor]:
+    assert learner.model is not None
+    return {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def predictions(learner: LMLearner) -> tuple[np.ndarray, np.ndarray]:
+    logits, embeddings = np.zeros((N, C), np.float32), np.zeros((N, 32), np.float32)
+    learner.predict(logits, embeddings)
+    return logits, embeddings
+
+
+# ---- what is trained on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_the_objective_over_the_steps_nodes(learner: Callable[..., LMLearner], smoothing: float) -> None:
+    lm, targets = learner(lr=0.0, label_smoothing=smoothing), step_targets()
+    log = lm.fit(targets, "test")
+    nodes, target, is_gold = targets.batch(0)
+    logits = torch.from_numpy(predictions(lm)[0][nodes])
+    expected = glem_loss(logits, target, is_gold, 0.3, smoothing)
+    assert log.history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., LMLearner], tokens: Watched) -> None:
+    targets = step_targets()
+    learner(batch_size=6, epochs=2).fit(targets, "test")
+    valid = [seen for seen in tokens.seen if set(seen) <= set(VALID.tolist())]
+    train = [seen for seen in tokens.seen if not set(seen) <= set(VALID.tolist())]
+    assert [sorted(seen) for seen in valid] == [VALID.tolist()] * 2
+    assert [len(seen) for seen in train].count(6) == 6
+    nodes = sorted(targets.batch(0)[0].tolist())
+    for epoch in (train[:4], train[4:]):
+        assert sorted(node for seen in epoch for node in seen) == nodes
+    assert sorted(map(sorted, train[:4])) != sorted(map(sorted, train[4:]))  # mixed anew
+
+
+@pytest.mark.parametrize("redraw", [True, False])
+def test_pseudo_nodes_are_drawn_once_a_step_or_every_epoch(
+    learner: Callable[..., LMLearner], tokens: Watched, redraw: bool
+) -> None:
+    targets = step_targets(redraw=redraw, ratio=0.5)
+    learner(epochs=3).fit(targets, "test")
+    train = [sorted(seen) for seen in tokens.seen if not set(seen) <= set(VALID.tolist())]
+    assert train == [sorted(targets.batch(epoch)[0].tolist()) for epoch in range(3)]
+    assert len(set(map(tuple, train))) == (3 if redraw else 1)
+
+
+def test_validation_nodes_are_never_trained_on(learner: Callable[..., LMLearner], tokens: Watched) -> None:
+    learner(epochs=2, batch_size=4).fit(step_targets(ratio=9.0), "test")
+    batches = [set(seen) for seen in tokens.seen]
+    assert all(batch <= set(VALID.tolist()) or not batch & set(VALID.tolist()) for batch in batches)
+
+
+def test_accumulated_parts_of_gold_make_the_step_of_the_whole_batch(learner: Callable[..., LMLearner]) -> None:
+    targets = step_targets(pseudo=False)
+    parts, logs = [], []
+    for accumulate in (1, 2, 4):
+        torch.manual_seed(0)
+        lm = learner(batch_size=8, accumulate=accumulate, epochs=2, lr=1e-3, warmup_epochs=0)
+        logs.append(lm.fit(targets, "test"))
+        parts.append(weights_of(lm))
+    assert [[row["step"] for row in log.history] for log in logs] == [[1, 2]] * 3
+    for other in parts[1:]:
+        for name, value in parts[0].items():
+            # AdamW's first steps are of the size of the rate whatever the gradient's, so rounding may turn a sign.
+            close = (other[name] - value).abs() < 1e-5
+            assert close.float().mean() > 0.995, name
+
+
+# ---- where it starts and what it keeps ---------------------------------------------------------------------
+
+
+def test_without_epochs_the_weights_are_exactly_those_of_the_start(
+    learner: Callable[..., LMLearner], tiny_lm: Path
+) -> None:
+    trained = learner(epochs=1)
+    trained.fit(step_targets(), "test")
+    init = weights_of(trained)
+    lm = learner(epochs=0)
+    log = lm.fit(step_targets(), "test", init)
+    assert same(weights_of(lm), init)
+    assert log.history == []
+    lm.fit(step_targets(), "test", None)
+    pretrained = load_text_encoder(EncoderConfig(str(tiny_lm))).state_dict()
+    got = {name.removeprefix("encoder."): value for name, value in weights_of(lm).items() if "head" not in name}
+    assert same(got, dict(pretrained))
+
+
+def test_every_fit_starts_from_the_pretrained_model_again(learner: Callable[..., LMLearner]) -> None:
+    lm, states = learner(), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        lm.fit(step_targets(), "test")
+        states.append(weights_of(lm))
+    assert same(*states)
+
+
+def test_training_leaves_the_weights_it_starts_from_alone(learner: Callable[..., LMLearner]) -> None:
+    lm = learner(epochs=1)
+    lm.load(None)
+    init = weights_of(lm)
+    kept = copy.deepcopy(init)
+    lm.fit(step_targets(), "test", init)
+    assert same(init, kept)
+    assert not same(weights_of(lm), kept)
+
+
+def test_the_best_weights_by_validation_are_kept(learner: Callable[..., LMLearner]) -> None:
+    seen: list[np.ndarray] = []
+    scores = iter([0.1, 0.8, 0.3])
+
+    def score(logits: np.ndarray) -> float:
+        seen.append(logits)
+        return next(scores)
+
+    lm = learner(score, epochs=3)
+    log = lm.fit(step_targets(), "test")
+    assert log.best_epoch == 2
+    logits, _ = predictions(lm)
+    np.testing.assert_allclose(logits[VALID], seen[1], atol=1e-5)
+    assert np.abs(seen[2] - seen[1]).max() > 1e-3
+
+
+def test_a_learner_can_learn(learner: Callable[..., LMLearner]) -> None:
+    lm = learner(epochs=30, lr=5e-3, batch_size=8)
+    log = lm.fit(step_targets(pseudo=False), "test")
+    assert log.history[0]["loss"] > 0.9
+    assert log.history[-1]["loss"] < 0.1
+
+
+def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., LMLearner]) -> None:
+    losses = []
+    for seed in (0, 1):
+        lm = learner(lr=0.0, dropout=0.5)
+        torch.manual_seed(0)
+        lm.load(None)
+        init = weights_of(lm)
+        torch.manual_seed(seed)
+        losses.append(lm.fit(step_targets(), "test", init).history[0]["loss"])
+        first, second = predictions(lm), predictions(lm)
+        np.testing.assert_array_equal(first[0], second[0])
+    assert losses[0] != losses[1]
+
+
+# ---- schedule ----------------------------------------------------------------------------------------------
+
+
+def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Callable[..., LMLearner]) -> None:
+    # 20 nodes in batches of 5 are 4 steps an epoch; 0.5 epochs of warm-up are 2 of the 8 steps.
+    lm = learner(batch_size=5, epochs=2, lr=0.3, warmup_epochs=0.5, evals_per_epoch=4)
+    log = lm.fit(step_targets(ratio=1.5), "test")
+    up, down = [0.1, 0.2], [0.3 * (1 - k / 6) for k in range(6)]
+    assert [row["lr"] for row in log.history] == pytest.approx(up + down)
+    assert [row["epoch"] for row in log.history] == [k / 4 for k in range(1, 9)]
+
+
+def test_steps_are_counted_after_accumulation(learner: Callable[..., LMLearner]) -> None:
+    lm = learner(batch_size=10, accumulate=2, epochs=2, lr=0.3, warmup_epochs=0, evals_per_epoch=2)
+    log = lm.fit(step_targets(ratio=1.5), "test")
+    assert [row["step"] for row in log.history] == [1, 2, 3, 4]
+    assert [row["lr"] for row in log.history] == pytest.approx([0.3, 0.225, 0.15, 0.075])
+
+
+def test_patience_counts_evaluations(learner: Callable[..., LMLearner]) -> None:
+    log = learner(batch_size=5, epochs=9, evals_per_epoch=2, patience=3).fit(step_targets(), "test")
+    assert [row["epoch"] for row in log.history] == [0.5, 1, 1.5, 2]
+
+
+# ---- prediction --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("infer_tokens", [1, 40, 8192])
+def test_predictions_of_all_nodes_are_those_of_each_text_alone(
+    learner: Callable[..., LMLearner], tokens: Watched, infer_tokens: int
+) -> None:
+    lm = learner(infer_tokens=infer_tokens)
+    torch.manual_seed(0)
+    lm.load(None)
+    logits, embeddings = predictions(lm)
+    assert lm.model is not None
+    assert lm.embedding_dim == 32
+    for node in range(N):
+        ids, mask = tokens.pad(np.array([node]))
+        expected, embedding = lm.model(torch.from_numpy(ids), torch.from_numpy(mask))
+        np.testing.assert_allclose(logits[node], expected[0].detach(), atol=1e-5)
+        np.testing.assert_allclose(embeddings[node], embedding[0].detach(), atol=1e-5)
+
+
+def test_predictions_go_into_half_precision_files(learner: Callable[..., LMLearner], tmp_path: Path) -> None:
+    lm = learner()
+    lm.load(None)
+    logits, embeddings = open_predictions(tmp_path, "logits", N, C), open_predictions(tmp_path, "embeddings", N, 32)
+    lm.predict(logits, embeddings)
+    expected = predictions(lm)
+    for name, value in zip(("logits", "embeddings"), expected, strict=True):
+        stored = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+        assert stored.dtype == np.float16
+        np.testing.assert_array_equal(stored, value.astype(np.float16))
+
+
+def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Callable[..., LMLearner]) -> None:
+    results = []
+    for precision in ("32-true", "bf16-mixed"):
+        lm = learner(hardware=Hardware("cpu", precision))
+        torch.manual_seed(0)
+        lm.fit(step_targets(), "test")
+        results.append(predictions(lm)[0])
+        assert {value.dtype for value in weights_of(lm).values() if value.is_floating_point()} == {torch.float32}
+    assert 0 < np.abs(results[0] - results[1]).max() < 0.1
+
+
+def test_predicting_before_fitting_is_an_error(learner: Callable[..., LMLearner]) -> None:
+    with pytest.raises(AssertionError, match="fit or load a model first"):
+        predictions(learner())

@@ -1,0 +1,735 @@
+"""`run_em` and its parts: first with learners that only take notes, then with the real ones, as a configuration builds them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em import e_step, m_step
+from glem_graphgym.em.journal import Finished, Journal, Scores, stage_seed
+from glem_graphgym.em.loop import (
+    UNTIL_PLATEAU,
+    EMSettings,
+    Run,
+    run_cascade,
+    run_em,
+    run_gnn,
+    run_lm,
+    teacher_of,
+)
+from glem_graphgym.em.m_step import label_channel, standardise
+from glem_graphgym.em.objective import objective_report
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.stage import FitLog, Validation, Weights
+from glem_graphgym.files import read_json
+from glem_graphgym.registered import train
+from glem_graphgym.registered.config import load_config
+
+# ==== learners that take notes ====================================================================================
+
+N, C, H = 10, 3, 2
+GOLD = Gold(np.array([0, 1, 2]), np.array([0, 1, 2]), C)
+REST = np.arange(3, N)
+
+
+class Killed(BaseException):
+    """Ends a run as a signal would."""
+
+
+@dataclass
+class Note:
+    """One `fit`: what it was given."""
+
+    title: str
+    targets: StepTargets
+    init: Weights | None = None
+    features: np.ndarray | None = None
+
+
+class Notebook:
+    """Stands for both learners. A stage's predictions depend on its name and on what it was given, and on nothing else.
+
+    Args:
+        scores: title -> validation score of the stage; 0 where not named.
+        dies_in: title of the stage in which the process is killed.
+    """
+
+    settings = SimpleNamespace(lr=0.5)
+    embedding_dim = H
+
+    def __init__(self, scores: dict[str, float] | None = None, dies_in: str = "") -> None:
+        self.scores, self.dies_in = scores or {}, dies_in
+        self.notes: list[Note] = []
+        self.model: nn.Module | None = None
+
+    def note(self, note: Note) -> FitLog:
+        self.notes.append(note)
+        self.model = nn.Linear(2, 2)
+        with torch.no_grad():
+            start = 0.0 if note.init is None else float(note.init["weight"][0, 0])
+            teacher = 0.0 if note.targets.pseudo is None else float(np.abs(note.targets.pseudo.logits).sum())
+            features = 0.0 if note.features is None else float(note.features.sum())
+            for parameter in self.model.parameters():
+                parameter.mul_(0.001).add_(len(note.title) + start + teacher / 7 + features / 11)
+        if note.title == self.dies_in:
+            raise Killed
+        return FitLog(1, 0.5, 1, [{"lr": 0.25}])
+
+    def fill(self, array: np.ndarray, kind: int) -> None:
+        """Random numbers; the first of the logits is the stage's score."""
+        assert self.model is not None
+        array[:] = torch.randn(array.shape).numpy() + next(self.model.parameters())[0, 0].item() % 1 + kind
+        if kind == 0:
+            array[0, 0] = self.scores.get(self.notes[-1].title, 0.0)
+
+    def of(self, title: str) -> Note:
+        (note,) = [note for note in self.notes if note.title == title]
+        return note
+
+
+class FakeLM(Notebook):
+    def fit(self, targets: StepTargets, title: str, init: Weights | None = None) -> FitLog:
+        return self.note(Note(title, targets, init))
+
+    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str) -> None:
+        self.fill(logits, 0)
+        self.fill(embeddings, 5)
+
+
+class FakeGNN(Notebook):
+    def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
+        return self.note(Note(title, targets, features=np.array(features)))
+
+    def predict(self, logits: np.ndarray) -> None:
+        self.fill(logits, 0)
+
+
+def evaluate(logits: np.ndarray) -> Scores:
+    return {split: {"accuracy": float(logits[0, 0])} for split in ("train", "valid", "test")}
+
+
+def fake_run(
+    run_dir: Path,
+    settings: EMSettings | None = None,
+    scores: dict[str, float] | None = None,
+    dies_in: str = "",
+    candidates: np.ndarray = REST,
+) -> tuple[Run, Notebook]:
+    """A run whose learners take notes; the LM on gold, the LM in E-steps and the GNN share one notebook."""
+    lm_gold, lm_em, gnn = FakeLM(scores, dies_in), FakeLM(scores, dies_in), FakeGNN(scores, dies_in)
+    lm_em.notes = gnn.notes = lm_gold.notes
+    run = Run(
+        num_nodes=N,
+        gold=GOLD,
+        unlabelled=REST,
+        candidates=candidates,
+        settings=settings or EMSettings(),
+        journal=Journal(run_dir, 3, evaluate, say=lambda line: None),
+        features=lambda embeddings: np.zeros((N, 1)) if embeddings is None else np.asarray(embeddings, np.float32),
+        pseudo_accuracy=lambda pseudo: 0.125,
+        lm_gold=lm_gold,  # type: ignore[arg-type]
+        lm_em=lm_em,  # type: ignore[arg-type]
+        gnn=gnn,  # type: ignore[arg-type]
+    )
+    return run, lm_gold
+
+
+def named(run: Run, name: str) -> Finished:
+    (stage,) = [stage for stage in run.journal.finished if stage.key.name == name]
+    return stage
+
+
+def names(run: Run) -> list[str]:
+    return [stage.key.name for stage in run.journal.finished]
+
+
+def content(run_dir: Path) -> dict[str, Any]:
+    """Every file of a run, byte for byte; of the records all but seconds and memory."""
+    found: dict[str, Any] = {}
+    for file in sorted(path for path in run_dir.rglob("*") if path.is_file()):
+        record = read_json(file) if file.name == "stage.json" else None
+        if record:
+            del record["seconds"], record["peak_memory_mb"]
+        found[str(file.relative_to(run_dir))] = record or file.read_bytes()
+    return found
+
+
+# ---- who learns from whom ----------------------------------------------------------------------------------
+
+TEACHERS = {
+    "lm_first": {
+        "e_step_1": "gnn_gold",
+        "m_step_1": "e_step_1",
+        "e_step_2": "m_step_1",
+        "m_step_2": "e_step_2",
+    },
+    "gnn_first": {
+        "m_step_1": "lm_gold",
+        "e_step_1": "m_step_1",
+        "m_step_2": "e_step_1",
+        "e_step_2": "m_step_2",
+    },
+}
+EMBEDDINGS = {
+    "lm_first": {"gnn_gold": "lm_gold", "m_step_1": "e_step_1", "m_step_2": "e_step_2"},
+    "gnn_first": {"gnn_gold": "lm_gold", "m_step_1": "lm_gold", "m_step_2": "e_step_1"},
+}
+
+
+@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+def test_each_step_learns_from_the_other_models_latest_predictions(tmp_path: Path, order: str) -> None:
+    run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
+    run_em(run)
+    assert names(run) == ["lm_gold", "gnn_gold", *TEACHERS[order]]
+    assert [stage.key.index for stage in run.journal.finished] == list(range(6))
+    for step, teacher in TEACHERS[order].items():
+        pseudo = book.of(step).targets.pseudo
+        assert pseudo is not None
+        np.testing.assert_array_equal(pseudo.logits, named(run, teacher).logits)
+    assert book.of("lm_gold").targets.pseudo is None
+    assert book.of("gnn_gold").targets.pseudo is None
+
+
+@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+def test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step(tmp_path: Path, order: str) -> None:
+    run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
+    run_em(run)
+    for step, lm in EMBEDDINGS[order].items():
+        np.testing.assert_array_equal(book.of(step).features, named(run, lm).embeddings)
+        assert teacher_of(run.journal, named(run, step)) is named(run, lm)
+
+
+@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+def test_external_predictions_replace_the_first_steps_teacher_and_nothing_else(tmp_path: Path, order: str) -> None:
+    external = np.random.default_rng(0).normal(size=(N, C))
+    run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
+    run_em(run, external)
+    first, *others = TEACHERS[order].items()
+    for step, teacher in [(first[0], None), *others]:
+        pseudo = book.of(step).targets.pseudo
+        assert pseudo is not None
+        np.testing.assert_array_equal(pseudo.logits, external if teacher is None else named(run, teacher).logits)
+    for step, lm in EMBEDDINGS[order].items():
+        np.testing.assert_array_equal(book.of(step).features, named(run, lm).embeddings)
+
+
+@pytest.mark.parametrize(
+    ("init", "first", "starts"),
+    [
+        ("pretrained", "pretrained", [None, None, None]),
+        ("previous", "previous", ["lm_gold", "e_step_1", "e_step_2"]),
+        ("gold", "gold", ["lm_gold", "lm_gold", "lm_gold"]),
+        ("previous", "pretrained", [None, "e_step_1", "e_step_2"]),
+        ("pretrained", "gold", ["lm_gold", None, None]),
+    ],
+)
+@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+def test_each_e_step_starts_from_the_weights_asked_for(
+    tmp_path: Path, order: str, init: str, first: str, starts: list[str | None]
+) -> None:
+    settings = EMSettings(order=order, iterations=3, lm_init=init, lm_init_first=first, keep_all_weights=True)
+    run, book = fake_run(tmp_path, settings)
+    run_em(run)
+    for iteration, start in enumerate(starts, start=1):
+        given = book.of(f"e_step_{iteration}").init
+        if start is None:
+            assert given is None
+        else:
+            assert given is not None
+            expected = named(run, start).weights()
+            assert all(torch.equal(given[name], expected[name]) for name in expected)
+    assert book.of("lm_gold").init is None
+
+
+def test_the_knobs_of_each_step_reach_its_targets(tmp_path: Path) -> None:
+    settings = EMSettings(
+        **{"alpha": 0.9, "beta": 0.1, "temperature": 0.4, "confidence": 0.5},
+        **{"lm_ratio": 2.0, "gnn_ratio": 0.5, "lm_redraw": True, "gnn_redraw": False},
+    )
+    run, book = fake_run(tmp_path, settings)
+    run_em(run)
+    e, m = book.of("e_step_1").targets, book.of("m_step_1").targets
+    assert (e.weight, e.ratio, e.redraw) == (0.9, 2.0, True)
+    assert (m.weight, m.ratio, m.redraw) == (0.1, 0.5, False)
+    seeds = [note.targets.seed for note in book.notes]
+    assert seeds == [stage_seed(3, index) for index in range(4)]
+    for targets in (e, m):
+        assert targets.gold is GOLD
+        assert targets.pseudo is not None
+        assert (targets.pseudo.temperature, targets.pseudo.hard) == (0.4, False)
+        assert len(targets.pseudo.nodes) == 4  # half of 7, rounded up
+    run, book = fake_run(tmp_path / "hard", EMSettings(hard=True), candidates=REST[::2])
+    run_em(run)
+    pseudo = book.of("e_step_1").targets.pseudo
+    assert pseudo is not None
+    assert pseudo.hard
+    assert pseudo.nodes.tolist() == REST[::2].tolist()
+
+
+def test_gold_among_the_candidates_is_refused_before_a_step_is_done(tmp_path: Path) -> None:
+    run, book = fake_run(tmp_path, candidates=np.arange(2, N))
+    with pytest.raises(ValueError, match="pseudo-labels never replace gold labels"):
+        run_em(run)
+    assert [note.title for note in book.notes] == ["lm_gold", "gnn_gold"]
+
+
+# ---- the parts alone ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "stages"),
+    [
+        (run_lm, [("lm_gold", "LM", "LM")]),
+        (run_gnn, [("gnn_gold", "GNN", "GNN")]),
+        (run_cascade, [("lm_gold", "LM", "LM"), ("gnn_gold", "GNN", "Cascade")]),
+    ],
+)
+def test_baselines_do_their_stages_on_gold_alone(
+    tmp_path: Path, mode: Callable[[Run], None], stages: list[tuple[str, str, str]]
+) -> None:
+    run, book = fake_run(tmp_path)
+    mode(run)
+    assert [(s.key.name, s.key.model, s.key.method) for s in run.journal.finished] == stages
+    assert all(note.targets.pseudo is None for note in book.notes)
+
+
+def test_the_gnn_alone_gets_no_embeddings(tmp_path: Path) -> None:
+    run, book = fake_run(tmp_path)
+    run_gnn(run)
+    np.testing.assert_array_equal(book.of("gnn_gold").features, np.zeros((N, 1)))
+
+
+def test_zero_iterations_are_the_cascade(tmp_path: Path) -> None:
+    run, _ = fake_run(tmp_path / "em", EMSettings(iterations=0))
+    run_em(run)
+    cascade, _ = fake_run(tmp_path / "cascade")
+    run_cascade(cascade)
+    assert content(tmp_path / "em") == content(tmp_path / "cascade")
+
+
+def test_methods_and_iterations_are_recorded(tmp_path: Path) -> None:
+    run, _ = fake_run(tmp_path, EMSettings(iterations=2))
+    run_em(run)
+    keys = [(s.key.method, s.key.em_iteration) for s in run.journal.finished]
+    em = [(method, iteration) for iteration in (1, 2) for method in ("GLEM-LM", "GLEM-GNN")]
+    assert keys == [("LM", 0), ("Cascade", 0), *em]
+    record = read_json(tmp_path / "stages" / "02_e_step_1" / "stage.json")
+    assert (record["params"], record["lr"]) == (6, 0.5)
+    assert read_json(tmp_path / "stages" / "03_m_step_1" / "stage.json")["lr"] == 0.25
+
+
+@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+def test_diagnostics_are_those_of_q_and_p_as_they_stand_after_the_step(tmp_path: Path, order: str) -> None:
+    settings = EMSettings(order=order, alpha=0.7, beta=0.2, temperature=0.5)
+    run, _ = fake_run(tmp_path, settings)
+    run_em(run)
+    q, p = ("e_step_1", "gnn_gold") if order == "lm_first" else ("lm_gold", "m_step_1")
+    steps = {"lm_first": "e_step_1", "gnn_first": "m_step_1"}
+    for step, (lm, gnn) in ((steps[order], (q, p)), (names(run)[-1], ("e_step_1", "m_step_1"))):
+        expected = objective_report(
+            named(run, lm).logits,
+            named(run, gnn).logits,
+            GOLD,
+            REST,
+            alpha=0.7,
+            beta=0.2,
+            pseudo_labels=lambda logits: PseudoLabels(logits, REST, GOLD, temperature=0.5),
+        )
+        got = read_json(named(run, step).folder / "stage.json")["diagnostics"]
+        assert got == {**expected, "pseudo_accuracy_valid": 0.125, "pseudo_candidates": 7}
+    assert read_json(named(run, "gnn_gold").folder / "stage.json")["diagnostics"] == {}
+
+
+# ---- until the plateau -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "iterations"),
+    [
+        # The first iteration is always done; the one that raises neither is the last.
+        ({"lm_gold": 0.5, "gnn_gold": 0.5}, 1),
+        ({"lm_gold": 0.5, "gnn_gold": 0.5, "e_step_1": 0.5, "m_step_1": 0.5}, 1),
+        ({"lm_gold": 0.5, "gnn_gold": 0.5, "e_step_1": 0.625}, 2),
+        ({"lm_gold": 0.5, "gnn_gold": 0.5, "m_step_1": 0.625}, 2),
+        ({"e_step_1": 0.25, "m_step_2": 0.25, "e_step_3": 0.5}, 4),
+        # A rise that does not reach the best before is none; one model's best is no bar for the other.
+        ({"lm_gold": 0.75, "gnn_gold": 0.75, "e_step_1": 0.5, "e_step_2": 0.625}, 1),
+        ({"gnn_gold": 0.75, "e_step_1": 0.25, "e_step_2": 0.5, "e_step_3": 0.5}, 3),
+        ({f"e_step_{i}": i / 8 for i in range(1, 8)}, 5),
+    ],
+)
+def test_em_goes_on_until_an_iteration_raises_neither_score(
+    tmp_path: Path, scores: dict[str, float], iterations: int
+) -> None:
+    run, _ = fake_run(tmp_path, EMSettings(iterations=UNTIL_PLATEAU, max_iterations=5), scores)
+    run_em(run)
+    assert max(stage.key.em_iteration for stage in run.journal.finished) == iterations
+    # Typed again, the command finds the same end.
+    again, book = fake_run(tmp_path, EMSettings(iterations=UNTIL_PLATEAU, max_iterations=5), scores)
+    run_em(again)
+    assert names(again) == names(run)
+    assert book.notes == []
+
+
+# ---- weights and resuming ----------------------------------------------------------------------------------
+
+
+def kept(run_dir: Path) -> set[str]:
+    return {path.parent.name[3:] for path in run_dir.rglob("weights.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("order", "scores", "expected"),
+    [
+        # Gold, the latest LM, the best of both methods, and the LM that embeds for the best GNN.
+        ("lm_first", {"e_step_1": 0.5, "m_step_2": 0.5}, {"lm_gold", "e_step_1", "e_step_2", "m_step_2", "e_step_3"}),
+        ("lm_first", {"e_step_3": 0.5, "m_step_3": 0.5}, {"lm_gold", "e_step_3", "m_step_3"}),
+        ("lm_first", {"lm_gold": 1.0, "gnn_gold": 1.0}, {"lm_gold", "e_step_1", "m_step_1", "e_step_3"}),
+        ("gnn_first", {"e_step_3": 0.5, "m_step_3": 0.5}, {"lm_gold", "e_step_2", "m_step_3", "e_step_3"}),
+        ("gnn_first", {"e_step_1": 0.5, "m_step_1": 0.5}, {"lm_gold", "e_step_1", "m_step_1", "e_step_3"}),
+    ],
+)
+def test_weights_that_nothing_can_ask_for_any_more_are_forgotten(
+    tmp_path: Path, order: str, scores: dict[str, float], expected: set[str]
+) -> None:
+    run, _ = fake_run(tmp_path, EMSettings(order=order, iterations=3), scores)
+    run_em(run)
+    assert kept(tmp_path) == expected
+
+
+def test_all_weights_are_kept_where_asked(tmp_path: Path) -> None:
+    run, _ = fake_run(tmp_path, EMSettings(iterations=2, keep_all_weights=True))
+    run_em(run)
+    assert kept(tmp_path) == set(names(run))
+
+
+STAGES = ["lm_gold", "gnn_gold", "e_step_1", "m_step_1", "e_step_2", "m_step_2"]
+
+
+@pytest.mark.parametrize(
+    ("order", "init"), [("lm_first", "previous"), ("lm_first", "gold"), ("gnn_first", "previous")]
+)
+def test_a_run_killed_in_any_stage_resumes_and_ends_with_the_same_bits(tmp_path: Path, order: str, init: str) -> None:
+    settings = EMSettings(order=order, iterations=2, lm_init=init, lm_init_first=init)
+    scores = {"e_step_2": 0.5, "m_step_1": 0.5}
+    run_em(fake_run(tmp_path / "whole", settings, scores)[0])
+    whole = content(tmp_path / "whole")
+    for stage in STAGES:
+        folder = tmp_path / stage
+        run, book = fake_run(folder, settings, scores, dies_in=stage)
+        with pytest.raises(Killed):
+            run_em(run)
+        before = names(run)
+        run, book = fake_run(folder, settings, scores)
+        run_em(run)
+        assert [note.title for note in book.notes] == names(run)[len(before) :]
+        assert content(folder) == whole, stage
+
+
+@pytest.mark.parametrize("init", ["previous", "gold"])
+def test_a_finished_run_can_go_on_for_more_iterations(tmp_path: Path, init: str) -> None:
+    settings = EMSettings(iterations=3, lm_init=init, lm_init_first=init)
+    run_em(fake_run(tmp_path / "at once", settings)[0])
+    for iterations in (1, 2, 3):
+        run_em(fake_run(tmp_path / "by turns", replace(settings, iterations=iterations))[0])
+    assert content(tmp_path / "by turns") == content(tmp_path / "at once")
+
+
+# ==== the real learners, as a configuration builds them ===========================================================
+
+SMALL: dict[str, Any] = {
+    **{"dataset.synthetic_nodes": 80, "dataset.synthetic_classes": 3, "dataset.synthetic_degree": 4},
+    **{"dataset.synthetic_words": 3, "dataset.tag_split": [0.3, 0.2, 0.4]},
+    **{"lm.max_length": 12, "lm.epochs": 1, "lm.batch_size": 16, "lm.lr": 1e-3},
+    **{"model.type": "glem_sage", "gnn.layers_mp": 2, "gnn.layers_post_mp": 1, "gnn.dim_inner": 16},
+    **{"optim.optimizer": "adam", "optim.base_lr": 0.01, "optim.max_epoch": 4, "train.eval_period": 4},
+    **{
+        "glem.temperature": 1.0,
+        "glem.em_iterations": 2,
+        "glem.gnn_redraw": "epoch",
+        "glem.alpha": 0.6,
+        "glem.beta": 0.4,
+    },
+}
+
+
+@pytest.fixture
+def real_run(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[TextGraph, Run]]:
+    """Makes a run of the small synthetic graph; ``change`` is applied to the graph before anything sees it."""
+    load = train.load_text_graph_of
+
+    def make(
+        name: str = "run", change: Callable[[TextGraph], TextGraph] = lambda graph: graph, **options: Any
+    ) -> tuple[TextGraph, Run]:
+        file = tmp_path / "config.yaml"
+        file.write_text("dataset: {format: TAG, name: synthetic}\ntrain: {mode: glem}\n")
+        given = {key.replace("__", "."): value for key, value in options.items()}
+        values = {**SMALL, "lm.model": tiny_lm, "dataset.dir": tmp_path / "datasets", **given}
+        load_config(cfg, file, [str(word) for pair in values.items() for word in pair])
+        cfg.run_dir = str(tmp_path / name)
+        monkeypatch.setattr(train, "load_text_graph_of", lambda cfg: change(load(cfg)))
+        return train.prepare(cfg, with_lm=True, with_gnn=True)
+
+    return make
+
+
+def state(module: nn.Module | None) -> dict[str, Tensor]:
+    assert module is not None
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_e_step_leaves_every_gnn_weight_and_the_m_step_every_lm_weight_as_it_was(
+    real_run: Callable[..., tuple[TextGraph, Run]],
+) -> None:
+    _, run = real_run(glem__lm_init="previous", glem__label_input=True, glem__keep_weights="all")
+    assert run.gnn is not None
+    assert run.lm_em is not None
+    first = q = run.fit_lm_on_gold()
+    p = run.fit_gnn_on_gold(q)
+    for iteration in (1, 2):
+        gnn, files = state(run.gnn.model), content(p.folder)
+        trained = q.weights()
+        q = run.e_step(iteration, p.logits, q, first)
+        assert same(state(run.gnn.model), gnn)
+        assert content(p.folder) == files
+        assert not same(q.weights(), trained)
+        lm, files = state(run.lm_em.model), content(q.folder)
+        p = run.m_step(iteration, q, q.logits)
+        assert same(state(run.lm_em.model), lm)
+        assert same(q.weights(), lm)
+        assert content(q.folder) == files
+        assert not same(state(run.gnn.model), gnn)
+
+
+# ---- labels of validation and test nodes -------------------------------------------------------------------
+
+
+class Recorder:
+    """Every call of the loss, in order: logits, targets, which are gold, weight, loss, and the gradient of the logits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[list[Any]] = []
+        for module in (e_step, m_step):
+            monkeypatch.setattr(module, "glem_loss", self._watch(module.glem_loss))
+
+    def _watch(self, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def watched(logits: Tensor, target: Tensor, is_gold: Tensor, *rest: Any) -> Tensor:
+            value = loss(logits, target, is_gold, *rest)
+            call = [logits.detach().clone(), target.clone(), is_gold.clone(), rest, value.detach().clone()]
+            self.calls.append(call)
+            logits.register_hook(lambda gradient: call.append(gradient.clone()))
+            return value
+
+        return watched
+
+    def take(self) -> list[list[Any]]:
+        calls, self.calls = self.calls, []
+        return calls
+
+
+def equal(a: list[list[Any]], b: list[list[Any]]) -> bool:
+    return len(a) == len(b) and all(
+        len(x) == len(y) == 6
+        and all(torch.equal(u, v) if isinstance(u, Tensor) else u == v for u, v in zip(x, y, strict=True))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def permute(*parts: str) -> Callable[[TextGraph], TextGraph]:
+    """The graph with the labels of these splits, and those outside of all splits, turned round."""
+
+    def change(graph: TextGraph) -> TextGraph:
+        label = graph.label.copy()
+        for part in parts:
+            label[graph.split[part]] = (label[graph.split[part]] + 1) % graph.num_classes
+        if "test" in parts:
+            outside = np.setdiff1d(np.arange(graph.num_nodes), np.concatenate(list(graph.split.values())))
+            assert len(outside) > 0
+            label[outside] = -1
+        return replace(graph, label=label)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"glem__order": "lm_first", "glem__label_input": True, "glem__confidence": 0.7},
+        {"glem__order": "gnn_first", "glem__lm_init": "previous", "glem__pseudo_nodes": "valid_test"},
+        {"glem__order": "lm_first", "glem__setting": "inductive", "glem__targets": "hard"},
+    ],
+)
+def test_labels_of_validation_and_test_nodes_change_no_target_loss_gradient_or_weight(
+    real_run: Callable[..., tuple[TextGraph, Run]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: dict[str, Any],
+) -> None:
+    """With one evaluation a stage, so that validation has nothing to choose: its one lawful use."""
+    recorder = Recorder(monkeypatch)
+    runs = {}
+    changes: dict[str, Any] = {
+        "as is": lambda graph: graph,
+        "permuted": permute("valid", "test"),
+        "train": permute("train"),
+    }
+    for name, change in changes.items():
+        _, run = real_run(name, change, **options, glem__keep_weights="all")
+        run_em(run)
+        runs[name] = (recorder.take(), content(tmp_path / name / "stages"), run)
+    (calls, files, run), (other_calls, other_files, other) = runs["as is"], runs["permuted"]
+    assert len(calls) >= 6 * 2
+    assert equal(calls, other_calls)
+    for file, value in files.items():
+        if file.endswith(("logits.npy", "embeddings.npy", "weights.safetensors")):
+            assert other_files[file] == value, file
+        elif file.endswith("stage.json"):
+            scores, permuted = value["scores"], other_files[file]["scores"]
+            assert scores["train"] == permuted["train"]
+            assert scores["valid"] != permuted["valid"]  # the permutation did take place
+            assert scores["test"]["loss"] != permuted["test"]["loss"]
+    assert len(run.journal.finished) == len(other.journal.finished) == 6
+    assert not equal(calls, runs["train"][0])  # and would be seen
+
+
+def test_with_a_score_that_says_nothing_validation_labels_do_not_matter_either(
+    real_run: Callable[..., tuple[TextGraph, Run]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Several evaluations and patience, but a constant score: so all of a stage is the same, step by step."""
+    recorder, calls = Recorder(monkeypatch), []
+    for name, change in (("as is", lambda graph: graph), ("permuted", permute("valid", "test"))):
+        options = {"lm__epochs": 3, "lm__evals_per_epoch": 2, "train__eval_period": 1, "optim__patience": 3}
+        graph, run = real_run(name, change, glem__em_iterations=1, **options)
+        constant = Validation(graph.split["valid"], lambda logits: 0.5)
+        for learner in (run.lm_gold, run.lm_em, run.gnn):
+            assert learner is not None
+            learner.validation = constant
+        run_em(run)
+        calls.append(recorder.take())
+    assert equal(*calls)
+
+
+# ---- gold stays gold ---------------------------------------------------------------------------------------
+
+
+def test_pseudo_labels_never_replace_gold(
+    real_run: Callable[..., tuple[TextGraph, Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even when the teacher is sure of another class for every gold node."""
+    batches: list[tuple[np.ndarray, Tensor, Tensor]] = []
+    batch = StepTargets.batch
+
+    def watched(self: StepTargets, epoch: int) -> tuple[np.ndarray, Tensor, Tensor]:
+        batches.append(batch(self, epoch))
+        return batches[-1]
+
+    monkeypatch.setattr(StepTargets, "batch", watched)
+    graph, run = real_run(glem__label_input=True, glem__lm_pseudo_ratio=100.0, glem__gnn_pseudo_ratio=100.0)
+    wrong = 50 * np.eye(graph.num_classes)[(graph.label + 1) % graph.num_classes]
+    run_em(run, wrong)
+    gold, one_hot = graph.split["train"], np.eye(graph.num_classes)[graph.label[graph.split["train"]]]
+    assert len(batches) >= 6
+    for nodes, target, is_gold in batches:
+        assert nodes[is_gold.numpy()].tolist() == gold.tolist()
+        assert target[is_gold].tolist() == one_hot.tolist()
+        assert not np.isin(nodes[~is_gold.numpy()], gold).any()
+    pseudo = run.pseudo_labels(wrong)
+    channel = label_channel(graph.num_nodes, run.gnn_step_targets(run.journal.finished[-1].key, pseudo))
+    assert channel[gold].tolist() == one_hot.tolist()
+    rest = np.setdiff1d(np.arange(graph.num_nodes), gold)
+    assert channel[rest].argmax(-1).tolist() == wrong[rest].argmax(-1).tolist()
+
+
+# ---- the LM's start, the GNN's features --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("init", "starts"), [("pretrained", None), ("previous", "e_step_1"), ("gold", "lm_gold")])
+def test_without_epochs_an_e_step_has_exactly_the_weights_it_starts_from(
+    real_run: Callable[..., tuple[TextGraph, Run]], tiny_lm: Path, init: str, starts: str | None
+) -> None:
+    """The second E-step is without epochs; the first has learnt something."""
+    _, run = real_run(glem__lm_init=init, glem__em_iterations=2, glem__keep_weights="all")
+    assert run.lm_em is not None
+    learner, fit = run.lm_em, run.lm_em.fit
+
+    def no_epochs_later(targets: StepTargets, title: str, init: Weights | None = None) -> FitLog:
+        if title == "e_step_2":
+            learner.settings = replace(learner.settings, epochs=0)
+        return fit(targets, title, init)
+
+    learner.fit = no_epochs_later  # type: ignore[method-assign]
+    run_em(run)
+    got = named(run, "e_step_2").weights()
+    assert not same(named(run, "e_step_1").weights(), named(run, "lm_gold").weights())
+    if starts is not None:
+        assert same(got, named(run, starts).weights())
+        np.testing.assert_array_equal(named(run, "e_step_2").logits, named(run, starts).logits)
+        return
+    from transformers import AutoModel
+
+    pretrained = AutoModel.from_pretrained(tiny_lm).state_dict()
+    backbone = {name.split("backbone.")[1]: value for name, value in got.items() if "backbone." in name}
+    assert all(torch.equal(value, pretrained[name]) for name, value in backbone.items())
+
+
+def test_the_lms_embeddings_standardised_are_what_the_gnn_is_trained_on(
+    real_run: Callable[..., tuple[TextGraph, Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = real_run()
+    assert run.gnn is not None
+    seen: dict[str, np.ndarray] = {}
+    fit = run.gnn.fit
+
+    def watched(targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
+        seen[title] = features
+        return fit(targets, features, title)
+
+    monkeypatch.setattr(run.gnn, "fit", watched)
+    run_em(run)
+    for step, lm in EMBEDDINGS["lm_first"].items():
+        embeddings = named(run, lm).embeddings
+        assert embeddings is not None
+        assert seen[step].shape == (80, 32)
+        np.testing.assert_array_equal(seen[step], standardise(embeddings))
+    pairs = itertools.combinations(seen.values(), 2)
+    assert not any(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_equal_seeds_give_equal_bits_and_a_killed_run_too(
+    real_run: Callable[..., tuple[TextGraph, Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"glem__em_iterations": 1, "glem__label_input": True, "lm__dropout": 0.2}
+    run_em(real_run("whole", **options)[1])
+    torch.randn(3)
+    _, run = real_run("killed", **options)
+    assert run.gnn is not None
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.gnn, "predict", die)
+        with pytest.raises(Killed):
+            run_em(run)
+    assert names(run) == ["lm_gold"]
+    run_em(real_run("killed", **options)[1])
+    assert content(tmp_path / "killed" / "stages") == content(tmp_path / "whole" / "stages")
+    run_em(real_run("other seed", **options, seed=1)[1])
+    file = "02_e_step_1/logits.npy"
+    other = content(tmp_path / "other seed" / "stages")
+    assert other[file] != content(tmp_path / "whole" / "stages")[file]
