@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.data.text_graph import DataError
     from glem_graphgym.em.journal import seed_everything
     from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
-    from glem_graphgym.registered.train import RunError
+    from glem_graphgym.registered.run_folder import RunError
 
     try:
         load_config(cfg, args.cfg_file, args.opts)
@@ -55,15 +55,17 @@ def main(argv: list[str] | None = None) -> int:
         for seed in range(cfg.seed, cfg.seed + args.repeat):
             cfg.seed = seed
             cfg.run_dir = str(experiment / str(seed))
-            if args.overwrite and cfg.train.mode != "glem_predict":
-                shutil.rmtree(cfg.run_dir, ignore_errors=True)
+            if cfg.train.mode == "glem_predict" and not Path(cfg.run_dir).exists():
+                raise RunError(
+                    f"{cfg.run_dir} holds no finished run; train first with the same --cfg, out_dir and seed"
+                )
             Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
             set_up_logging(cfg)
             set_up_process(cfg)
             seed_everything(seed)
             if cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
                 dump_config(settings, experiment / cfg.cfg_dest)
-            run_seed(cfg, experiment.name)
+            run_seed(cfg, experiment.name, args.overwrite)
         if cfg.train.mode != "glem_predict":  # not before: a run that is refused must not change what stands there
             dump_config(settings, experiment / cfg.cfg_dest)
         report_experiment(cfg, experiment)
@@ -110,16 +112,16 @@ def set_up_logging(cfg: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def run_seed(cfg: Any, name: str) -> None:
+def run_seed(cfg: Any, name: str, overwrite: bool) -> None:
     """One seed: train, then make its tables."""
     from torch_geometric.graphgym.register import train_dict
 
     from glem_graphgym.report import stats
 
     if cfg.train.mode == "standard":
-        run_standard(cfg)
+        run_standard(cfg, overwrite)
         return
-    train_dict[cfg.train.mode]()
+    train_dict[cfg.train.mode](overwrite)
     run_dir = Path(cfg.run_dir)
     if cfg.train.mode == "glem_predict":
         stats.print_predictions(run_dir)
@@ -128,7 +130,7 @@ def run_seed(cfg: Any, name: str) -> None:
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
 
 
-def run_standard(cfg: Any) -> None:
+def run_standard(cfg: Any, overwrite: bool) -> None:
     """GraphGym's own training, as its own main does it; a seed that is finished is not trained again."""
     from torch_geometric.graphgym.model_builder import create_model
     from torch_geometric.graphgym.train import GraphGymDataModule, train
@@ -136,17 +138,20 @@ def run_standard(cfg: Any) -> None:
     from torch_geometric.graphgym.utils.device import auto_select_device
 
     from glem_graphgym.files import read_json, write_json
+    from glem_graphgym.registered.run_folder import check_run_folder, identity_of, take_run_folder
     from glem_graphgym.report.stats import drop_sanity_row
 
-    done = Path(cfg.run_dir) / "run.json"
-    if done.exists():
-        if (mode := read_json(done)["mode"]) != "standard":
-            raise ValueError(f"{cfg.run_dir} holds a run of train.mode {mode}; choose another out_dir, or --overwrite")
-        logging.info(f"{cfg.run_dir} is finished; --overwrite trains it again")
-        return
+    run_dir = Path(cfg.run_dir)
+    identity = identity_of(cfg, None)
+    if not overwrite:
+        check_run_folder(run_dir, identity)
+        if (run_dir / "run.json").exists() and read_json(run_dir / "run.json").get("finished"):
+            logging.info(f"{run_dir} is finished; --overwrite trains it again")
+            return
+    take_run_folder(run_dir, identity, overwrite)
     # What an unfinished run left would be appended to.
     for split in ("train", "val", "test", "ckpt"):
-        shutil.rmtree(Path(cfg.run_dir) / split, ignore_errors=True)
+        shutil.rmtree(run_dir / split, ignore_errors=True)
     auto_select_device()
     datamodule = GraphGymDataModule()
     model = create_model()
@@ -154,8 +159,8 @@ def run_standard(cfg: Any) -> None:
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)
     train(model, datamodule, logger=True, trainer_config={"logger": False})
-    drop_sanity_row(Path(cfg.run_dir) / "val" / "stats.json")
-    write_json(done, {"seed": cfg.seed, "mode": "standard", "dataset": cfg.dataset.name, "finished": True})
+    drop_sanity_row(run_dir / "val" / "stats.json")
+    write_json(run_dir / "run.json", {**identity, "finished": True})
 
 
 def report_experiment(cfg: Any, experiment: Path) -> None:

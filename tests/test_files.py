@@ -10,7 +10,7 @@ import pytest
 
 from glem_graphgym.files import atomic_write, fingerprint, make_once, read_json, write_json
 
-# ---- files -------------------------------------------------------------------------------------------------
+# ---- files --------------------------------------------------------------------------------------------------------
 
 
 def test_a_written_file_holds_what_was_written_and_nothing_lies_beside_it(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_json_round_trip_and_strictness(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == value
 
 
-# ---- folders made once -------------------------------------------------------------------------------------
+# ---- folders made once --------------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:
@@ -126,16 +126,14 @@ def test_processes_side_by_side_wait_for_the_first(tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text() == "call\n"
 
 
-# ---- fingerprints ------------------------------------------------------------------------------------------
+# ---- fingerprints -------------------------------------------------------------------------------------------------
 
 
 def test_fingerprint_is_the_same_on_every_machine() -> None:
     """Written down: caches and results of earlier releases are found by it."""
     parts = (b"bytes", np.arange(3, dtype=np.int64), {"b": 1, "a": [None, "ü"]}, 0.5)
     assert fingerprint(*parts) == "7869a5e965593a76"
-    assert fingerprint(b"bytes", np.arange(3), json.loads('{"a": [null, "ü"], "b": 1}'), 0.5) == fingerprint(
-        *parts
-    )
+    assert fingerprint(b"bytes", np.arange(3), json.loads('{"a": [null, "ü"], "b": 1}'), 0.5) == fingerprint(*parts)
 
 
 def test_fingerprint_tells_types_shapes_values_and_boundaries_apart() -> None:

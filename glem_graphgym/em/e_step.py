@@ -17,7 +17,7 @@ from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batch
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.schedules import adamw, decay_groups, warmup_schedule
-from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit
+from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
 from glem_graphgym.models.text_encoder import TextClassifier
 
 
@@ -109,8 +109,8 @@ class LMLearner:
                 ids, mask = self.tokens.pad(batch)
                 device = self.hardware.device
                 class_logits, embedding = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-                logits[batch] = class_logits.float().cpu().numpy()
-                embeddings[batch] = embedding.float().cpu().numpy()
+                logits[batch] = half(class_logits)
+                embeddings[batch] = half(embedding)
                 bar.update(len(batch))
 
     @property

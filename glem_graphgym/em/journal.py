@@ -183,9 +183,11 @@ class Journal:
             valid=record["scores"]["valid"][self.metric],
         )
 
-    def read_all(self) -> None:
-        """Take all stages that the run folder holds, in their order."""
+    def read_all(self, names: list[str] | None = None) -> None:
+        """Take the stages that the run folder holds, in their order; only those whose folders are in ``names``."""
         for folder in sorted(self.folder.glob("[0-9]*_*")):
+            if names is not None and folder.name not in names:
+                continue
             record = read_json(folder / "stage.json")
             key = StageKey(**{name: record[name] for name in ("index", "name", "model", "method", "em_iteration")})
             self.finished.append(self._read(key, folder))

@@ -168,7 +168,7 @@ class Run:
         log = self.gnn.fit(self.gnn_step_targets(key, pseudo), self.features(lm.embeddings if lm else None), key.name)
         self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes))
         assert self.gnn.model is not None
-        return _work(self.gnn.model, log, log.history[0]["lr"] if log.history else 0.0)
+        return _work(self.gnn.model, log, self.gnn.settings.lr)
 
     def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
         s = self.settings

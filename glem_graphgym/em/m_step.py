@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import PseudoLabels, StepTargets
-from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit
+from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
 
 FOLDS = 2  # parts in which nodes' own pseudo-labels are hidden when all nodes are predicted with label input
 
@@ -24,6 +24,7 @@ class GNNSettings:
 
     Attributes:
         epochs: full-batch steps at most.
+        lr: base learning rate, for the record; the optimizer has its own.
         eval_every: epochs between validations.
         patience: validations without a better score before training stops; 0 = never.
         clip: upper bound of the gradient norm, 0 = none.
@@ -32,6 +33,7 @@ class GNNSettings:
     """
 
     epochs: int = 200
+    lr: float = 0.0
     eval_every: int = 1
     patience: int = 0
     clip: float = 0.0
@@ -41,10 +43,17 @@ class GNNSettings:
 
 @dataclass(frozen=True)
 class Structures:
-    """The graph as the GNN's `forward` takes it: what training and what prediction may see."""
+    """The graph as the GNN's `forward` takes it: what training and what prediction may see.
+
+    Attributes:
+        train: structure among the nodes that training may see.
+        predict: structure among all N nodes.
+        seen: int64 (n,), the nodes of ``train`` in its order; None where it has all N (transductive).
+    """
 
     train: Any
     predict: Any
+    seen: np.ndarray | None = None
 
 
 class GNNLearner:
@@ -93,12 +102,30 @@ class GNNLearner:
     def predict(self, logits: np.ndarray) -> None:
         """Write all nodes' logits (N, C) into the given array."""
         assert self.model is not None and self.inputs is not None, "fit or load a model first"
-        model = self.model.to(self.hardware.device).eval()
-        structure = self.structures.predict.to(self.hardware.device)
+        self.model.to(self.hardware.device).eval()
         with torch.inference_mode(), self.hardware.autocast():
-            everyone = np.arange(len(logits))
-            for nodes, x in self.inputs.for_prediction(everyone):
-                logits[nodes] = model(x, structure)[torch.from_numpy(nodes)].float().cpu().numpy()
+            for nodes, x in self.inputs.for_prediction(np.arange(len(logits))):
+                logits[nodes] = half(self.all_logits(x)[torch.from_numpy(nodes)])
+
+    def seen_logits(self, x: Tensor) -> Tensor:
+        """Logits (N, C) of inputs (N, D): of the nodes that training sees, from what it sees; zeros for the others."""
+        assert self.model is not None
+        structure = self.structures.train.to(x.device)
+        if self.structures.seen is None:
+            return self.model(x, structure)
+        seen = torch.from_numpy(self.structures.seen).to(x.device)
+        logits = self.model(x[seen], structure)
+        return logits.new_zeros(len(x), logits.shape[1]).index_copy(0, seen, logits)
+
+    def all_logits(self, x: Tensor) -> Tensor:
+        """Logits (N, C) of inputs (N, D): those of unseen nodes from all that prediction may see of the graph."""
+        assert self.model is not None
+        logits = self.seen_logits(x)
+        if self.structures.seen is not None:
+            unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            unseen[torch.from_numpy(self.structures.seen)] = False
+            logits[unseen] = self.model(x, self.structures.predict.to(x.device))[unseen]
+        return logits
 
 
 class GNNInputs:
@@ -168,8 +195,6 @@ class _GNNTask(Task):
     ) -> None:
         super().__init__(model, validation)
         self.inputs, self.targets, self.learner = inputs, targets, learner
-        self.train_structure = learner.structures.train.to(learner.hardware.device)
-        self.predict_structure = learner.structures.predict.to(learner.hardware.device)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
@@ -178,7 +203,7 @@ class _GNNTask(Task):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         nodes, target, is_gold = self._epoch_targets()
-        logits = self.model(self.inputs.hiding(nodes), self.train_structure)
+        logits = self.learner.seen_logits(self.inputs.hiding(nodes))
         place = torch.from_numpy(nodes).to(self.device)
         return glem_loss(logits[place], target.to(self.device), is_gold.to(self.device), self.targets.weight)
 
@@ -195,7 +220,7 @@ class _GNNTask(Task):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         for nodes, x in self.inputs.for_prediction(self.validation.nodes):
-            logits = self.model(x, self.predict_structure)
+            logits = self.learner.seen_logits(x)
             self.see(nodes, logits[torch.from_numpy(nodes).to(self.device)])
 
     def configure_optimizers(self) -> Any:

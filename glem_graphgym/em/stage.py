@@ -81,6 +81,12 @@ class FitLog:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+def half(values: Tensor) -> np.ndarray:
+    """float16 array of a tensor, with what float16 cannot hold cut off at its limits."""
+    limit = torch.finfo(torch.float16).max
+    return values.detach().float().clamp(-limit, limit).cpu().numpy().astype(np.float16)
+
+
 class Task(pl.LightningModule):
     """A model with its objective and batches. Subclasses give loaders, ``training_step`` and ``validation_step``.
 

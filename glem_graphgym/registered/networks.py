@@ -11,12 +11,11 @@ from torch_geometric.data import Data
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import network_dict, register_network
 
-from glem_graphgym.em.stage import Hardware
 from glem_graphgym.models.gcn import GCN
 from glem_graphgym.models.mlp import MLP
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sage import SAGE
-from glem_graphgym.registered.language_model import build_lm, encoder_config
+from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
 from glem_graphgym.registered.loader import tokens_of_config
 
 # ---- GNNs as GraphGym networks ------------------------------------------------------------------------------------
@@ -140,7 +139,7 @@ class LMNetwork(nn.Module):
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
         self.tokens = tokens_of_config()
-        settings = encoder_config(cfg, self.tokens, Hardware(), cfg.lm.dropout, cfg.lm.attention_dropout)
+        settings = encoder_config(cfg, self.tokens, hardware_for(cfg, "32"), cfg.lm.dropout, cfg.lm.attention_dropout)
         self.lm = build_lm(settings, dim_out, cfg.lm.head_dropout)
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:

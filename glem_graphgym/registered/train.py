@@ -1,7 +1,7 @@
 """The train modes: ``glem``, its parts alone as baselines, and prediction from a finished run.
 
-A mode takes nothing: it reads the configuration, does its stages under ``cfg.run_dir`` and returns. ``run/main.py``
-calls ``train_dict[cfg.train.mode]`` and makes the tables out of what the stages left.
+A mode reads the configuration, does its stages under ``cfg.run_dir`` and returns. ``run/main.py`` calls
+``train_dict[cfg.train.mode]`` and makes the tables out of what the stages left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import register_train
 from yacs.config import CfgNode
 
-from glem_graphgym.data.text_graph import TextGraph, csr_from_edges
+from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import loop
 from glem_graphgym.em.e_step import LMLearner, LMSettings
@@ -27,54 +27,57 @@ from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
-from glem_graphgym.registered.config import feature_kinds, settings_of
+from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix
 from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
 from glem_graphgym.registered.networks import Structure, build_gnn
-
-METRIC = "accuracy"
-
-
-class RunError(RuntimeError):
-    """A run folder does not hold what is needed; the message says what to do."""
+from glem_graphgym.registered.run_folder import METRIC, RunError, check_run_folder, identity_of, take_run_folder
 
 
 @register_train("glem")
-def train_glem() -> None:
+def train_glem(overwrite: bool = False) -> None:
     """GLEM: variational EM between LM and GNN."""
-    graph, run = prepare(cfg, with_lm=True, with_gnn=True)
+    graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
     path, shape = cfg.glem.first_predictions, (graph.num_nodes, graph.num_classes)
     first = load_matrix(path, shape[0], "glem.first_predictions", columns=shape[1]) if path else None
     loop.run_em(run, first)
+    # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
+    noted = Path(cfg.run_dir) / "run.json"
+    write_json(noted, {**read_json(noted), "stages": [stage.key.folder for stage in run.journal.finished]})
 
 
 @register_train("glem_lm")
-def train_lm() -> None:
+def train_lm(overwrite: bool = False) -> None:
     """The LM alone, fine-tuned on gold labels."""
-    loop.run_lm(prepare(cfg, with_lm=True, with_gnn=False)[1])
+    loop.run_lm(prepare(cfg, with_lm=True, with_gnn=False, overwrite=overwrite)[1])
 
 
 @register_train("glem_gnn")
-def train_gnn() -> None:
+def train_gnn(overwrite: bool = False) -> None:
     """The GNN alone, on static embeddings, raw features or a feature file."""
-    loop.run_gnn(prepare(cfg, with_lm=False, with_gnn=True)[1])
+    loop.run_gnn(prepare(cfg, with_lm=False, with_gnn=True, overwrite=overwrite)[1])
 
 
 @register_train("glem_cascade")
-def train_cascade() -> None:
+def train_cascade(overwrite: bool = False) -> None:
     """LM, then GNN on its embeddings: GLEM with zero EM iterations."""
-    loop.run_cascade(prepare(cfg, with_lm=True, with_gnn=True)[1])
+    loop.run_cascade(prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)[1])
 
 
 # ---- from the configuration to a run ------------------------------------------------------------------------------
 
 
-def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool) -> tuple[TextGraph, Run]:
-    """Everything a mode needs, with all that can be checked checked before the first stage."""
+def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool, overwrite: bool = False) -> tuple[TextGraph, Run]:
+    """Everything a mode needs, with all that can be checked checked before the first stage.
+
+    Only then, with ``overwrite``, is deleted what an earlier run left in the folder.
+    """
     graph = load_text_graph_of(cfg)
-    _claim_run_folder(cfg, graph)
+    identity = identity_of(cfg, graph)
+    if not overwrite:
+        check_run_folder(Path(cfg.run_dir), identity)
     needs_tokens = with_lm or "static" in feature_kinds(cfg.glem.node_features)
     tokens = open_tokens(cfg, graph) if needs_tokens else None
     accuracy = accuracy_of(graph.name)
@@ -99,82 +102,9 @@ def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool) -> tuple[TextGraph, 
         run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
     if with_gnn:
         run.gnn = gnn_learner(cfg, graph, validation)
+    if cfg.train.mode != "glem_predict":
+        take_run_folder(Path(cfg.run_dir), identity, overwrite)
     return graph, run
-
-
-def _claim_run_folder(cfg: CfgNode, graph: TextGraph) -> None:
-    """Note in ``run.json`` what the run depends on, or compare with what is noted there.
-
-    Raises:
-        RunError: the folder holds stages of another graph or configuration; names the keys that differ.
-    """
-    path = Path(cfg.run_dir) / "run.json"
-    identity = {
-        "seed": cfg.seed,
-        "dataset": graph.name,
-        "fingerprint": graph.fingerprint(),
-        "metric": METRIC,
-        "mode": cfg.train.mode,
-        "origin": graph.origin,
-        "settings": decisive_settings(cfg),
-    }
-    before = read_json(path) if path.exists() else {}
-    if "finished" not in before and not any((path.parent / "stages").glob("[0-9]*")):  # nothing in it to mix with
-        write_json(path, identity)
-        return
-    if not before:
-        raise RunError(f"{cfg.run_dir} holds stages but no run.json that says whose; start it anew with --overwrite")
-    if before["mode"] != "standard" and before["fingerprint"] != identity["fingerprint"]:
-        raise RunError(
-            f"{cfg.run_dir} holds a run on another version of {graph.name} (fingerprint {before['fingerprint']}, now "
-            f"{identity['fingerprint']}); choose another out_dir, or start it anew with --overwrite"
-        )
-    if cfg.train.mode not in (before["mode"], "glem_predict"):
-        raise RunError(
-            f"{cfg.run_dir} holds a run of train.mode {before['mode']}, now {cfg.train.mode}; "
-            "choose another out_dir, or start it anew with --overwrite"
-        )
-    old, new = before["settings"], identity["settings"]
-    changed = [
-        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        raise RunError(
-            f"{cfg.run_dir} holds a run with another configuration: {'; '.join(changed[:5])}. "
-            "Choose another out_dir, or start it anew with --overwrite"
-        )
-
-
-def decisive_settings(cfg: CfgNode) -> dict[str, object]:
-    """``group.key`` -> value of every setting that a result can depend on; where things lie and are printed is none."""
-    skipped = {
-        "out_dir",
-        "print",
-        "cfg_dest",
-        "round",
-        "tensorboard_each_run",
-        "tensorboard_agg",
-        "num_workers",
-    }
-    flat: dict[str, object] = {}
-    for name, value in settings_of(cfg).items():
-        if isinstance(value, CfgNode):
-            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
-        elif name not in skipped:
-            flat[name] = value
-    # The graph has its own fingerprint, the mode its own check, and a finished run may go on for more iterations.
-    for key in (
-        "dataset.dir",
-        "dataset.tag_source",
-        "train.mode",
-        "glem.em_iterations",
-        "glem.em_max_iterations",
-        "glem.keep_weights",
-    ):
-        flat.pop(key)
-    return flat
 
 
 def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray]:
@@ -267,6 +197,7 @@ def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLe
     """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe."""
     settings = GNNSettings(
         epochs=cfg.optim.max_epoch,
+        lr=cfg.optim.base_lr,
         eval_every=cfg.train.eval_period,
         patience=cfg.optim.patience,
         clip=cfg.optim.clip,
@@ -285,28 +216,31 @@ def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLe
 
 
 def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
-    """What training and prediction see of the edges (GLEM paper, inductive settings)."""
-    full = _structure(graph.rowptr, graph.col)
+    """What training and prediction see of the graph (GLEM paper, inductive settings)."""
+    full = _structure(graph.rows(), graph.col, graph.num_nodes)
     if cfg.glem.setting == "transductive":
         return Structures(full, full)
     is_test = np.zeros(graph.num_nodes, dtype=bool)
     is_test[graph.split["test"]] = True
+    seen = np.flatnonzero(~is_test)
+    new_index = np.cumsum(~is_test) - 1
     row = graph.rows()
-    seen = ~is_test[row] & ~is_test[graph.col]
-    train = _structure(*csr_from_edges(row[seen], graph.col[seen], graph.num_nodes))
-    return Structures(train, full if cfg.glem.setting == "inductive" else train)
+    kept = ~is_test[row] & ~is_test[graph.col]
+    row, col = row[kept], graph.col[kept]
+    train = _structure(new_index[row], new_index[col], len(seen))
+    predict = full if cfg.glem.setting == "inductive" else _structure(row, col, graph.num_nodes)
+    return Structures(train, predict, seen)
 
 
-def _structure(rowptr: np.ndarray, col: np.ndarray) -> Structure:
-    row = np.repeat(np.arange(len(rowptr) - 1), np.diff(rowptr))
-    return Structure(torch.from_numpy(np.stack([row, col.astype(np.int64)])), len(rowptr) - 1)
+def _structure(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
+    return Structure(torch.from_numpy(np.stack([row, col]).astype(np.int64)), num_nodes)
 
 
 # ---- prediction from a finished run -------------------------------------------------------------------------------
 
 
 @register_train("glem_predict")
-def predict() -> None:
+def predict(overwrite: bool = False) -> None:
     """Predict all nodes again from the weights that a finished run kept, write them into ``predictions.csv.gz``."""
     run_dir = Path(cfg.run_dir)
     run_json = run_dir / "run.json"
@@ -315,7 +249,7 @@ def predict() -> None:
     kinds = {path.name.split("_", 1)[1].split("_")[0] for path in (run_dir / "stages").iterdir()}
     with_lm, with_gnn = bool(kinds & {"lm", "e"}), bool(kinds & {"gnn", "m"})
     graph, run = prepare(cfg, with_lm=with_lm, with_gnn=with_gnn)
-    run.journal.read_all()
+    run.journal.read_all(read_json(run_json).get("stages"))
     table = {"node": graph.node_ids if graph.node_ids is not None else np.arange(graph.num_nodes)}
     scores: dict[str, Scores] = {}
     for method in ("GLEM-LM", "GLEM-GNN") if run.journal.best("GLEM-GNN") else ("LM", "Cascade", "GNN"):

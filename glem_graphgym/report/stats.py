@@ -79,11 +79,16 @@ class SummaryRow:
 def read_stages(run_dir: Path) -> list[Stage]:
     """The finished stages of a run by index; a folder without ``stage.json`` is unfinished and left out.
 
+    Where ``run.json`` lists the ``stages`` that the last command asked for, others in the folder are left out too.
+
     Raises:
         ValueError: a ``stage.json`` is damaged, or two stages have the same index; names the files.
     """
     # Hidden siblings are what a killed run left of a folder that it was still writing.
     files = sorted((run_dir / "stages").glob("[0-9]*_*/stage.json"))
+    noted = run_dir / "run.json"
+    wanted = read_json(noted).get("stages") if noted.exists() else None
+    files = [file for file in files if wanted is None or file.parent.name in wanted]
     by_index: dict[int, Path] = {}
     stages = []
     for file in files:

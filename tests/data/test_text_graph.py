@@ -19,7 +19,7 @@ from glem_graphgym.data.text_graph import (
     snapshot,
 )
 
-# ---- texts -------------------------------------------------------------------------------------------------
+# ---- texts --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
@@ -55,7 +55,7 @@ def test_fingerprint_of_texts_tells_where_one_ends() -> None:
     assert Texts.of(["ab", "c"]).fingerprint() == Texts.of(("ab", "c")).fingerprint()
 
 
-# ---- edges -------------------------------------------------------------------------------------------------
+# ---- edges --------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -89,7 +89,7 @@ def test_csr_refuses_nodes_out_of_range(source: list[int], target: list[int]) ->
         csr_from_edges(np.array(source), np.array(target), 5)
 
 
-# ---- the graph and its invariants --------------------------------------------------------------------------
+# ---- the graph and its invariants ---------------------------------------------------------------------------------
 
 
 def parts(**changes: Any) -> dict[str, Any]:
@@ -187,12 +187,10 @@ def test_fingerprint_changes_with_whatever_a_result_can_depend_on(change: dict[s
 
 
 def test_fingerprint_does_not_depend_on_where_the_graph_came_from() -> None:
-    assert (
-        TextGraph(**parts(origin={"file": "elsewhere"})).fingerprint() == TextGraph(**parts()).fingerprint()
-    )
+    assert TextGraph(**parts(origin={"file": "elsewhere"})).fingerprint() == TextGraph(**parts()).fingerprint()
 
 
-# ---- snapshots ---------------------------------------------------------------------------------------------
+# ---- snapshots ----------------------------------------------------------------------------------------------------
 
 
 def same(a: TextGraph, b: TextGraph) -> bool:

@@ -41,7 +41,7 @@ def word_tokenizer(size: int, pad: str | None = "[PAD]") -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token=pad)
 
 
-# ---- batches out of a store --------------------------------------------------------------------------------
+# ---- batches out of a store ---------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -92,10 +92,7 @@ def test_training_batches_are_random_but_repeatable() -> None:
     lengths = np.random.default_rng(0).integers(1, 99, 500)
 
     def batches(seed: int) -> list[list[int]]:
-        return [
-            batch.tolist()
-            for batch in shuffled_batches(lengths, np.arange(500), 16, np.random.default_rng(seed))
-        ]
+        return [batch.tolist() for batch in shuffled_batches(lengths, np.arange(500), 16, np.random.default_rng(seed))]
 
     assert batches(1) == batches(1)
     assert sorted(map(sorted, batches(1))) != sorted(map(sorted, batches(2)))
@@ -107,9 +104,7 @@ def test_training_batches_are_random_but_repeatable() -> None:
 def test_training_batches_pad_far_less_than_random_ones() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 129, 3200)
-    padded = sum(
-        len(batch) * lengths[batch].max() for batch in shuffled_batches(lengths, np.arange(3200), 32, rng)
-    )
+    padded = sum(len(batch) * lengths[batch].max() for batch in shuffled_batches(lengths, np.arange(3200), 32, rng))
     assert padded < 1.1 * lengths.sum()
 
 
@@ -131,7 +126,7 @@ def test_inference_batches_cover_all_nodes_within_the_budget(
         assert (len(batch) + 1) * max(length, 1) > budget
 
 
-# ---- the store on disk -------------------------------------------------------------------------------------
+# ---- the store on disk --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_length", [3, 8, 64])
@@ -149,9 +144,7 @@ def test_ids_are_those_of_the_tokenizer(tmp_path: Path, tokenizer: Any, max_leng
     np.testing.assert_array_equal(mask, together["attention_mask"])
 
 
-def test_blocks_of_texts_join_without_a_seam(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_texts_join_without_a_seam(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = open_token_store(Texts.of(TEXTS), tokenizer, 16, tmp_path / "whole")
     monkeypatch.setattr(tokens, "TEXTS_AT_ONCE", 4)
     blocks = open_token_store(Texts.of(TEXTS), tokenizer, 16, tmp_path / "blocks")
@@ -160,9 +153,7 @@ def test_blocks_of_texts_join_without_a_seam(
 
 
 @pytest.mark.parametrize(("words", "dtype", "size"), [(65_536, np.uint16, 2), (65_537, np.int32, 4)])
-def test_two_bytes_a_token_where_the_vocabulary_allows(
-    tmp_path: Path, words: int, dtype: type, size: int
-) -> None:
+def test_two_bytes_a_token_where_the_vocabulary_allows(tmp_path: Path, words: int, dtype: type, size: int) -> None:
     """The highest id of 65,536 words still fits."""
     last = str(words - 3)
     store = open_token_store(Texts.of([f"7 {last}", last]), word_tokenizer(words), 8, tmp_path)

@@ -89,7 +89,7 @@ def predictions(learner: LMLearner) -> tuple[np.ndarray, np.ndarray]:
     return logits, embeddings
 
 
-# ---- what is trained on ------------------------------------------------------------------------------------
+# ---- what is trained on -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -148,7 +148,7 @@ def test_accumulated_parts_of_gold_make_the_step_of_the_whole_batch(learner: Cal
             assert close.float().mean() > 0.995, name
 
 
-# ---- where it starts and what it keeps ---------------------------------------------------------------------
+# ---- where it starts and what it keeps ----------------------------------------------------------------------------
 
 
 def test_without_epochs_the_weights_are_exactly_those_of_the_start(
@@ -223,7 +223,7 @@ def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., L
     assert losses[0] != losses[1]
 
 
-# ---- schedule ----------------------------------------------------------------------------------------------
+# ---- schedule -----------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Callable[..., LMLearner]) -> None:
@@ -247,7 +247,7 @@ def test_patience_counts_evaluations(learner: Callable[..., LMLearner]) -> None:
     assert [row["epoch"] for row in log.history] == [0.5, 1, 1.5, 2]
 
 
-# ---- prediction --------------------------------------------------------------------------------------------
+# ---- prediction ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("infer_tokens", [1, 40, 8192])

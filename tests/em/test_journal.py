@@ -85,7 +85,7 @@ def content(folder: Path) -> dict[str, Any]:
     return found
 
 
-# ---- one stage ---------------------------------------------------------------------------------------------
+# ---- one stage ----------------------------------------------------------------------------------------------------
 
 
 def test_a_stage_leaves_what_it_was_and_what_came_of_it(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_metric_that_selects_is_the_one_named(tmp_path: Path) -> None:
     assert done.valid == 0.75
 
 
-# ---- killed runs -------------------------------------------------------------------------------------------
+# ---- killed runs --------------------------------------------------------------------------------------------------
 
 
 def two_stages(run_dir: Path, wrap: Callable[[int, RandomWork], RandomWork] = lambda stage, work: work) -> None:
@@ -211,7 +211,7 @@ def test_a_stage_whose_diagnosis_fails_is_not_finished(tmp_path: Path) -> None:
     assert not (tmp_path / "stages" / "00_lm_gold").exists()
 
 
-# ---- seeds -------------------------------------------------------------------------------------------------
+# ---- seeds --------------------------------------------------------------------------------------------------------
 
 
 def test_stages_and_runs_have_seeds_of_their_own() -> None:
@@ -240,7 +240,7 @@ def test_seed_everything_sets_all_three_generators() -> None:
     np.testing.assert_array_equal(draw_all(), first)
 
 
-# ---- several stages ----------------------------------------------------------------------------------------
+# ---- several stages -----------------------------------------------------------------------------------------------
 
 
 class Valued(RandomWork):

@@ -20,6 +20,7 @@ from glem_graphgym.registered.loader import GRAPHS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 SETTINGS: dict[str, Any] = {
+    **{"accelerator": "cpu", "lm.precision": 32, "gnn.precision": 32},
     **{"lm.max_length": 16, "lm.epochs": 15, "lm.batch_size": 32, "lm.lr": 2e-3, "lm.warmup_epochs": 1},
     **{"model.type": "glem_sage", "gnn.layers_mp": 2, "gnn.layers_post_mp": 1, "gnn.dim_inner": 64},
     **{"gnn.dropout": 0.3, "optim.optimizer": "adam", "optim.base_lr": 0.01, "optim.weight_decay": 5e-4},
@@ -72,6 +73,5 @@ def test_glem_beats_lm_gnn_and_cascade_on_the_mean_of_three_seeds(
                     test.setdefault(method, []).append(scores["test"]["accuracy"])
     assert all(len(values) == 3 for values in test.values())
     mean = {method: float(np.mean(values)) for method, values in test.items()}
-    print(test)
     assert mean["GLEM-GNN"] > max(mean["LM"], mean["GNN"], mean["Cascade"]) + 0.04, test
     assert mean["GLEM-LM"] > mean["LM"] + 0.08, test

@@ -36,7 +36,7 @@ from glem_graphgym.files import read_json
 from glem_graphgym.registered import train
 from glem_graphgym.registered.config import load_config
 
-# ==== learners that take notes ====================================================================================
+# ==== learners that take notes =====================================================================================
 
 N, C, H = 10, 3, 2
 GOLD = Gold(np.array([0, 1, 2]), np.array([0, 1, 2]), C)
@@ -165,7 +165,7 @@ def content(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-# ---- who learns from whom ----------------------------------------------------------------------------------
+# ---- who learns from whom -----------------------------------------------------------------------------------------
 
 TEACHERS = {
     "lm_first": {
@@ -284,7 +284,7 @@ def test_gold_among_the_candidates_is_refused_before_a_step_is_done(tmp_path: Pa
     assert [note.title for note in book.notes] == ["lm_gold", "gnn_gold"]
 
 
-# ---- the parts alone ---------------------------------------------------------------------------------------
+# ---- the parts alone ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_diagnostics_are_those_of_q_and_p_as_they_stand_after_the_step(tmp_path:
     assert read_json(named(run, "gnn_gold").folder / "stage.json")["diagnostics"] == {}
 
 
-# ---- until the plateau -------------------------------------------------------------------------------------
+# ---- until the plateau --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_em_goes_on_until_an_iteration_raises_neither_score(
     assert book.notes == []
 
 
-# ---- weights and resuming ----------------------------------------------------------------------------------
+# ---- weights and resuming -----------------------------------------------------------------------------------------
 
 
 def kept(run_dir: Path) -> set[str]:
@@ -417,9 +417,7 @@ def test_all_weights_are_kept_where_asked(tmp_path: Path) -> None:
 STAGES = ["lm_gold", "gnn_gold", "e_step_1", "m_step_1", "e_step_2", "m_step_2"]
 
 
-@pytest.mark.parametrize(
-    ("order", "init"), [("lm_first", "previous"), ("lm_first", "gold"), ("gnn_first", "previous")]
-)
+@pytest.mark.parametrize(("order", "init"), [("lm_first", "previous"), ("lm_first", "gold"), ("gnn_first", "previous")])
 def test_a_run_killed_in_any_stage_resumes_and_ends_with_the_same_bits(tmp_path: Path, order: str, init: str) -> None:
     settings = EMSettings(order=order, iterations=2, lm_init=init, lm_init_first=init)
     scores = {"e_step_2": 0.5, "m_step_1": 0.5}
@@ -446,9 +444,10 @@ def test_a_finished_run_can_go_on_for_more_iterations(tmp_path: Path, init: str)
     assert content(tmp_path / "by turns") == content(tmp_path / "at once")
 
 
-# ==== the real learners, as a configuration builds them ===========================================================
+# ==== the real learners, as a configuration builds them ============================================================
 
 SMALL: dict[str, Any] = {
+    **{"accelerator": "cpu", "lm.precision": 32, "gnn.precision": 32},
     **{"dataset.synthetic_nodes": 80, "dataset.synthetic_classes": 3, "dataset.synthetic_degree": 4},
     **{"dataset.synthetic_words": 3, "dataset.tag_split": [0.3, 0.2, 0.4]},
     **{"lm.max_length": 12, "lm.epochs": 1, "lm.batch_size": 16, "lm.lr": 1e-3},
@@ -516,7 +515,7 @@ def test_the_e_step_leaves_every_gnn_weight_and_the_m_step_every_lm_weight_as_it
         assert not same(state(run.gnn.model), gnn)
 
 
-# ---- labels of validation and test nodes -------------------------------------------------------------------
+# ---- labels of validation and test nodes --------------------------------------------------------------------------
 
 
 class Recorder:
@@ -624,7 +623,7 @@ def test_with_a_score_that_says_nothing_validation_labels_do_not_matter_either(
     assert equal(*calls)
 
 
-# ---- gold stays gold ---------------------------------------------------------------------------------------
+# ---- gold stays gold ----------------------------------------------------------------------------------------------
 
 
 def test_pseudo_labels_never_replace_gold(
@@ -655,7 +654,7 @@ def test_pseudo_labels_never_replace_gold(
     assert channel[rest].argmax(-1).tolist() == wrong[rest].argmax(-1).tolist()
 
 
-# ---- the LM's start, the GNN's features --------------------------------------------------------------------
+# ---- the LM's start, the GNN's features ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("init", "starts"), [("pretrained", None), ("previous", "e_step_1"), ("gold", "lm_gold")])

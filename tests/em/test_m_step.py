@@ -55,7 +55,7 @@ def step_targets(logits: np.ndarray | None = None, gold_labels: Any = None, **op
     return StepTargets(gold, pseudo, **{**defaults, **options})
 
 
-# ---- the label channel -------------------------------------------------------------------------------------
+# ---- the label channel --------------------------------------------------------------------------------------------
 
 
 def test_label_channel_holds_gold_one_hot_and_the_candidates_distributions() -> None:
@@ -126,7 +126,7 @@ def test_a_nodes_input_is_the_same_whichever_others_are_asked_for() -> None:
         assert torch.equal(x, everyone[node])
 
 
-# ---- a target's own label ----------------------------------------------------------------------------------
+# ---- a target's own label -----------------------------------------------------------------------------------------
 
 NETWORKS: list[Callable[[int, int], nn.Module]] = [
     lambda dim_in, dim_out: GCN(dim_in, 16, dim_out, num_layers=2, dropout=0.0),
@@ -180,7 +180,7 @@ def test_changing_a_nodes_own_label_leaves_its_prediction_and_changing_a_neighbo
     assert not np.array_equal(prediction(neighbour), prediction(None))
 
 
-# ---- the learner -------------------------------------------------------------------------------------------
+# ---- the learner --------------------------------------------------------------------------------------------------
 
 
 class Watched(nn.Module):
@@ -360,7 +360,7 @@ def test_predicting_before_fitting_is_an_error() -> None:
         gnn_learner().predict(np.zeros((N, C)))
 
 
-# ---- input norm --------------------------------------------------------------------------------------------
+# ---- input norm ---------------------------------------------------------------------------------------------------
 
 
 def test_standardised_columns_have_mean_zero_and_deviation_one() -> None:

@@ -15,7 +15,7 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 
 LOG3 = math.log(3)
 
-# ---- the loss by hand: logits (log 3, 0) are the probabilities 3/4, 1/4 ------------------------------------
+# ---- the loss by hand: logits (log 3, 0) are the probabilities 3/4, 1/4 -------------------------------------------
 
 LOGITS = torch.tensor([[LOG3, 0.0], [0.0, LOG3], [LOG3, 0.0]])
 TARGET = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
@@ -76,7 +76,7 @@ def test_loss_of_half_precision_logits_is_computed_in_single_precision() -> None
         torch.testing.assert_close(loss, glem_loss(logits.float(), TARGET, IS_GOLD, 0.5), rtol=0, atol=0)
 
 
-# ---- an independent twin in float64 ------------------------------------------------------------------------
+# ---- an independent twin in float64 -------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
@@ -168,7 +168,7 @@ def test_gradcheck() -> None:
         assert torch.autograd.gradcheck(loss, (logits,), eps=1e-2, atol=1e-3)
 
 
-# ---- the report --------------------------------------------------------------------------------------------
+# ---- the report ---------------------------------------------------------------------------------------------------
 
 
 def report(lm: np.ndarray, gnn: np.ndarray, gold: Gold, **settings: Any) -> dict[str, float]:

@@ -21,7 +21,7 @@ def gold_of(*nodes: int, classes: int = 3) -> Gold:
     return Gold(nodes_of(*nodes), np.arange(len(nodes), dtype=np.int64) % classes, classes)
 
 
-# ---- gold --------------------------------------------------------------------------------------------------
+# ---- gold ---------------------------------------------------------------------------------------------------------
 
 
 def test_gold_targets_are_one_hot() -> None:
@@ -40,7 +40,7 @@ def test_gold_label_out_of_range_is_refused(label: int) -> None:
         Gold(nodes_of(1, 2), nodes_of(0, label), 3)
 
 
-# ---- targets -----------------------------------------------------------------------------------------------
+# ---- targets ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -72,7 +72,7 @@ def test_gold_nodes_are_refused_as_candidates() -> None:
         PseudoLabels(np.zeros((5, 3)), nodes_of(1, 2, 3), gold_of(3))
 
 
-# ---- confidence --------------------------------------------------------------------------------------------
+# ---- confidence ---------------------------------------------------------------------------------------------------
 
 # Top probability falls from node 0 to node 3.
 FALLING = np.array([[4.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])
@@ -116,7 +116,7 @@ def test_confidence_goes_by_probability_not_by_logit() -> None:
     assert keep_confident(np.array([[10.0, 9.9], [3.0, 0.0]]), np.arange(2), 0.5).tolist() == [1]
 
 
-# ---- drawing -----------------------------------------------------------------------------------------------
+# ---- drawing ------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)

@@ -81,7 +81,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ---- which weights are kept --------------------------------------------------------------------------------
+# ---- which weights are kept ---------------------------------------------------------------------------------------
 
 
 def test_weights_of_the_best_evaluation_are_restored() -> None:
@@ -124,7 +124,7 @@ def test_score_sees_all_validation_logits_in_node_order() -> None:
     np.testing.assert_allclose(logits, task.model(X[[2, 4, 7]]).detach().numpy(), rtol=1e-6)
 
 
-# ---- when it stops and how often it looks ------------------------------------------------------------------
+# ---- when it stops and how often it looks -------------------------------------------------------------------------
 
 
 def test_patience_counts_evaluations_without_a_better_score() -> None:
@@ -192,7 +192,7 @@ def test_batches_are_asked_for_every_epoch_or_once(anew: bool, epochs: set[int])
     assert set(task.asked) == epochs
 
 
-# ---- the step ----------------------------------------------------------------------------------------------
+# ---- the step -----------------------------------------------------------------------------------------------------
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:

@@ -28,7 +28,7 @@ from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.registered.config import ConfigError, load_config
-from glem_graphgym.registered.train import RunError
+from glem_graphgym.registered.run_folder import RunError
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 NODES, CLASSES = 160, 3
@@ -721,7 +721,6 @@ def test_a_finished_standard_run_is_kept(config: Path, main: Runner) -> None:
     assert (cfg.accelerator, cfg.devices) == ("auto", 1)
 
 
-@pytest.mark.xfail(reason="the configuration of a finished standard run is not compared", strict=True)
 def test_a_standard_run_with_another_configuration_is_refused(config: Path, main: Runner) -> None:
     options = ["train.mode", "standard", "glem.node_features", "static"]
     assert main(config, *options) == 0
@@ -729,7 +728,6 @@ def test_a_standard_run_with_another_configuration_is_refused(config: Path, main
         main(config, *options, "optim.base_lr", 0.5)
 
 
-@pytest.mark.xfail(reason="seeds of two configurations are taken for one experiment", strict=True)
 def test_seeds_of_two_configurations_are_not_aggregated(config: Path, main: Runner) -> None:
     assert main(config, "train.mode", "glem_lm") == 0
     with pytest.raises(RunError, match=r"lm\.lr was 0\.004, now 0\.0001"):

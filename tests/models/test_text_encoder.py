@@ -68,7 +68,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ---- pooling -----------------------------------------------------------------------------------------------
+# ---- pooling ------------------------------------------------------------------------------------------------------
 
 
 class Given(nn.Module):
@@ -118,9 +118,7 @@ def test_unknown_pooling_is_refused() -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("attention", ["eager", None])
-def test_padding_does_not_change_an_embedding(
-    family: EncoderConfig, pooling: str, attention: str | None
-) -> None:
+def test_padding_does_not_change_an_embedding(family: EncoderConfig, pooling: str, attention: str | None) -> None:
     encoder = load_text_encoder(replace(family, pooling=pooling, attention=attention)).eval()
     with torch.inference_mode():
         together = encoder(IDS, MASK)
@@ -136,7 +134,7 @@ def test_what_stands_under_the_padding_does_not_matter(tiny: EncoderConfig) -> N
         torch.testing.assert_close(encoder(other, MASK), encoder(IDS, MASK), atol=2e-6, rtol=1e-5)
 
 
-# ---- pretrained weights ------------------------------------------------------------------------------------
+# ---- pretrained weights -------------------------------------------------------------------------------------------
 
 
 def test_weights_are_those_of_the_folder(tiny: EncoderConfig) -> None:
@@ -153,8 +151,12 @@ def test_every_trained_weight_gets_a_gradient(family: EncoderConfig) -> None:
     assert [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_a_new_encoder_is_in_training_mode_to_the_last_module(family: EncoderConfig) -> None:
-    assert all(module.training for module in load_text_encoder(family).modules())
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_new_encoder_is_in_training_mode_to_the_last_module(tiny: EncoderConfig, lora_rank: int) -> None:
+    """transformers gives evaluation mode, in which no dropout would act and no activation be recomputed."""
+    encoder = load_text_encoder(replace(tiny, lora_rank=lora_rank, gradient_checkpointing=True))
+    assert [name for name, module in encoder.named_modules() if not module.training] == []
+    assert not torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
 
 
 class Host(nn.Module):
@@ -175,9 +177,7 @@ def test_weights_survive_a_host_that_initialises_all_it_holds(tiny: EncoderConfi
     host = Host(encoder)
     assert same(state(encoder), before)
     assert host.head.bias.tolist() == [0, 0]  # as init_weights leaves it: it did go through the host
-    assert same(
-        state(Host(nn.Sequential(encoder)).encoder), {f"0.{name}": value for name, value in before.items()}
-    )
+    assert same(state(Host(nn.Sequential(encoder)).encoder), {f"0.{name}": value for name, value in before.items()})
 
 
 def test_weights_survive_graphgyms_own_gnn(tiny: EncoderConfig, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_weights_are_single_precision_whatever_the_folder_holds(tiny_lm: Path, t
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
 
 
-# ---- dropout -----------------------------------------------------------------------------------------------
+# ---- dropout ------------------------------------------------------------------------------------------------------
 
 
 def rates(module: nn.Module) -> set[float]:
@@ -215,14 +215,14 @@ def rates(module: nn.Module) -> set[float]:
 
 def test_dropouts_reach_the_layers(family: EncoderConfig) -> None:
     assert rates(load_text_encoder(replace(family, dropout=0.3, attention_dropout=0.2))) == {0.2, 0.3}
-    silent = load_text_encoder(replace(family, dropout=0.0, attention_dropout=0.0)).train()
+    silent = load_text_encoder(replace(family, dropout=0.0, attention_dropout=0.0))
     assert torch.equal(silent(IDS, MASK), silent(IDS, MASK))
 
 
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
 def test_each_dropout_acts_in_training_and_not_in_evaluation(family: EncoderConfig, kind: str) -> None:
     none = {"dropout": 0.0, "attention_dropout": 0.0}
-    encoder = load_text_encoder(replace(family, **{**none, kind: 0.5})).train()  # type: ignore[arg-type]
+    encoder = load_text_encoder(replace(family, **{**none, kind: 0.5}))  # type: ignore[arg-type]
     assert not torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
     encoder.eval()
     assert torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
@@ -237,13 +237,11 @@ def test_without_a_wish_the_pretrained_dropouts_stay(tiny_lm: Path, tmp_path: Pa
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
 def test_a_dropout_that_the_model_type_lacks_is_refused(tmp_path: Path, kind: str) -> None:
     transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=f"lm.{kind} is 0.3, but model type 'gpt2' has no such dropout; set it to -1"
-    ):
+    with pytest.raises(ValueError, match=f"lm.{kind} is 0.3, but model type 'gpt2' has no such dropout; set it to -1"):
         load_text_encoder(EncoderConfig(str(tmp_path), pretrained=False, **{kind: 0.3}))  # type: ignore[arg-type]
 
 
-# ---- where models come from --------------------------------------------------------------------------------
+# ---- where models come from ---------------------------------------------------------------------------------------
 
 
 def changed(tiny_lm: Path, tmp_path: Path, **values: Any) -> str:
@@ -257,9 +255,7 @@ def changed(tiny_lm: Path, tmp_path: Path, **values: Any) -> str:
 @pytest.mark.parametrize("load", [load_tokenizer, lambda model: load_text_encoder(EncoderConfig(model))])
 @pytest.mark.parametrize("model", ["nobody/nothing-of-that-name", "no such folder"])
 def test_an_unknown_model_is_one_clear_error(model: str, load: Callable[[str], Any]) -> None:
-    with pytest.raises(
-        ValueError, match=f"^lm.model '{model}' could not be loaded: expected a folder with"
-    ) as error:
+    with pytest.raises(ValueError, match=f"^lm.model '{model}' could not be loaded: expected a folder with") as error:
         load(model)
     assert "or a hub id with a network or a filled hub cache" in str(error.value)
     assert "\n" not in str(error.value)
@@ -295,9 +291,7 @@ def test_weights_of_another_size_are_one_clear_error(tiny_lm: Path, tmp_path: Pa
         load_text_encoder(EncoderConfig(folder))
 
 
-def test_a_folder_without_tokenizer_does_not_become_a_model_of_unknown_words(
-    tiny_lm: Path, tmp_path: Path
-) -> None:
+def test_a_folder_without_tokenizer_does_not_become_a_model_of_unknown_words(tiny_lm: Path, tmp_path: Path) -> None:
     """transformers makes a tokenizer of five special tokens of it, for which every text is the same."""
     folder = changed(tiny_lm, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -331,7 +325,7 @@ def test_packaged_minilm_is_found_by_its_hub_id_and_knows_what_texts_mean() -> N
     assert similarity[0, 1] > 0.5 > 0.3 > max(similarity[0, 2], similarity[1, 2])
 
 
-# ---- memory savers -----------------------------------------------------------------------------------------
+# ---- memory savers ------------------------------------------------------------------------------------------------
 
 
 def gradients(encoder: TextEncoder) -> dict[str, Tensor]:
@@ -383,7 +377,7 @@ def test_lora_trains_adapters_and_head_and_starts_from_the_pretrained_function(t
     assert moved == trained
 
 
-# ---- classifier --------------------------------------------------------------------------------------------
+# ---- classifier ---------------------------------------------------------------------------------------------------
 
 
 def test_classifier_gives_logits_and_the_embedding_they_were_made_of(tiny: EncoderConfig) -> None:

@@ -1,0 +1,147 @@
+"""Whose a run folder is: ``run.json`` notes what a run depends on, and nobody else's stages are mixed with it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.files import read_json, write_json
+from glem_graphgym.registered.config import settings_of
+
+METRIC = "accuracy"  # which score our train modes select by
+
+# Where things lie, how they are printed and how many threads work at them; no result depends on these.
+_INDIFFERENT = {
+    *("out_dir", "print", "cfg_dest", "round", "num_workers", "num_threads", "metric_best", "metric_agg", "gpu_mem"),
+    *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
+    # A mode has a check of its own, and a finished run may go on for more iterations.
+    *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights"),
+}
+
+
+class RunError(RuntimeError):
+    """A run folder does not hold what is needed, or holds somebody else's run; the message says what to do."""
+
+
+def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
+    """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name."""
+    known = {} if graph is None else {"fingerprint": graph.fingerprint(), "origin": graph.origin, "metric": METRIC}
+    return {
+        "seed": cfg.seed,
+        "mode": cfg.train.mode,
+        "dataset": cfg.dataset.name if graph is None else graph.name,
+        **known,
+        "settings": decisive_settings(cfg),
+        "files": _file_hashes(cfg),
+    }
+
+
+def decisive_settings(cfg: CfgNode) -> dict[str, object]:
+    """``group.key`` -> value of every setting that a result can depend on."""
+    flat: dict[str, object] = {}
+    for name, value in settings_of(cfg).items():
+        flat.update(
+            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, CfgNode) else {name: value}
+        )
+    return {name: value for name, value in flat.items() if name not in _INDIFFERENT}
+
+
+def _file_hashes(cfg: CfgNode) -> dict[str, str]:
+    """Key -> SHA-256 of the file, or of a local model's weights, that it names; hub ids have none."""
+    hashes = {}
+    for key, path in (
+        ("glem.feature_file", cfg.glem.feature_file),
+        ("glem.first_predictions", cfg.glem.first_predictions),
+    ):
+        if path and Path(path).is_file():
+            hashes[key] = _sha256([Path(path)])
+    folder = Path(cfg.lm.model).expanduser()
+    if cfg.dataset.format == "TAG" and folder.is_dir():
+        names = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json")
+        hashes["lm.model"] = _sha256(sorted(file for name in names for file in folder.glob(name)))
+    return hashes
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_run_folder(run_dir: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder that holds another run, or an experiment whose other seeds ran with other settings.
+
+    Raises:
+        RunError: says what differs, at most five things of it.
+    """
+    before = _noted(run_dir)
+    if before is None:
+        if _has_results(run_dir):
+            raise RunError(f"{run_dir} holds stages but no run.json that says whose; start it anew with --overwrite")
+    elif _has_results(run_dir):
+        _compare(run_dir, before, identity, "choose another out_dir, or start it anew with --overwrite")
+    siblings = [path for path in run_dir.parent.glob("*") if path != run_dir and path.name.lstrip("-").isdigit()]
+    for sibling in sorted(siblings):
+        other = _noted(sibling)
+        if other is not None and _has_results(sibling) and identity["mode"] != "glem_predict":
+            _compare(
+                sibling,
+                _seedless(other),
+                _seedless(identity),
+                "seeds of one experiment share their settings; choose another out_dir",
+            )
+
+
+def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
+    """Note in ``run.json`` whose the folder is; with ``overwrite``, delete first what an earlier run left there."""
+    if overwrite:
+        for path in run_dir.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "logging.log":
+                path.unlink()
+    if not _has_results(run_dir):
+        write_json(run_dir / "run.json", identity)
+
+
+def _noted(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "run.json"
+    return read_json(path) if path.exists() else None
+
+
+def _has_results(run_dir: Path) -> bool:
+    noted = _noted(run_dir) or {}
+    return "finished" in noted or any((run_dir / "stages").glob("[0-9]*"))
+
+
+def _seedless(identity: dict[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in identity["settings"].items() if key != "seed"}
+    return {**identity, "settings": settings}
+
+
+def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+    if now["mode"] not in (before["mode"], "glem_predict"):
+        raise RunError(f"{run_dir} holds a run of train.mode {before['mode']}, now {now['mode']}; {remedy}")
+    if before.get("fingerprint") != now.get("fingerprint"):
+        raise RunError(
+            f"{run_dir} holds a run on another version of {now['dataset']} (fingerprint {before.get('fingerprint')}, "
+            f"now {now.get('fingerprint')}); {remedy}"
+        )
+    changed = [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for old, new in ((before["settings"], now["settings"]), (before["files"], now["files"]))
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{run_dir} holds a run with another configuration: {'; '.join(changed[:5])}. {remedy.capitalize()}"
+        )
