@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         cfg.out_dir = str(experiment)
         settings = settings_of(cfg)  # GraphGym's training writes into cfg
         for seed in range(cfg.seed, cfg.seed + args.repeat):
-            cfg.seed = seed
+            cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
             cfg.run_dir = str(experiment / str(seed))
             if cfg.train.mode == "glem_predict" and not Path(cfg.run_dir).exists():
                 raise RunError(

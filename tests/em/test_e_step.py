@@ -99,7 +99,7 @@ def test_the_loss_is_the_objective_over_the_steps_nodes(learner: Callable[..., L
     nodes, target, is_gold = targets.batch(0)
     logits = torch.from_numpy(predictions(lm)[0][nodes])
     expected = glem_loss(logits, target, is_gold, 0.3, smoothing)
-    assert log.history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert log.history[0]["loss"] == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., LMLearner], tokens: Watched) -> None:
@@ -198,7 +198,7 @@ def test_the_best_weights_by_validation_are_kept(learner: Callable[..., LMLearne
     log = lm.fit(step_targets(), "test")
     assert log.best_epoch == 2
     logits, _ = predictions(lm)
-    np.testing.assert_allclose(logits[VALID], seen[1], atol=1e-5)
+    np.testing.assert_allclose(logits[VALID], seen[1], rtol=1e-3, atol=1e-5)  # kept in half precision
     assert np.abs(seen[2] - seen[1]).max() > 1e-3
 
 
@@ -263,8 +263,8 @@ def test_predictions_of_all_nodes_are_those_of_each_text_alone(
     for node in range(N):
         ids, mask = tokens.pad(np.array([node]))
         expected, embedding = lm.model(torch.from_numpy(ids), torch.from_numpy(mask))
-        np.testing.assert_allclose(logits[node], expected[0].detach(), atol=1e-5)
-        np.testing.assert_allclose(embeddings[node], embedding[0].detach(), atol=1e-5)
+        np.testing.assert_allclose(logits[node], expected[0].detach(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(embeddings[node], embedding[0].detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_predictions_go_into_half_precision_files(learner: Callable[..., LMLearner], tmp_path: Path) -> None:

@@ -294,3 +294,6 @@ def test_all_stages_are_read_back_in_their_order(tmp_path: Path) -> None:
     again.read_all()
     assert [stage.key for stage in again.finished] == [stage.key for stage in run.finished]
     assert [stage.valid for stage in again.finished] == [stage.valid for stage in run.finished]
+    some = journal(tmp_path)
+    some.read_all(["00_lm_gold", "02_e_step_2"])
+    assert [stage.key.index for stage in some.finished] == [0, 2]

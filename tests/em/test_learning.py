@@ -57,13 +57,13 @@ def test_glem_beats_lm_gnn_and_cascade_on_the_mean_of_three_seeds(
     """
     test: dict[str, list[float]] = {}
     for seed in range(3):
-        monkeypatch.setitem(GRAPHS, "letters", lambda cfg, seed=seed: hard_graph(seed))
+        monkeypatch.setitem(GRAPHS, "letters", lambda cfg: hard_graph(cfg.seed))
         for mode, features, run_mode in (("glem_gnn", "static", run_gnn), ("glem", "text", run_em)):
             file = tmp_path / "config.yaml"
             file.write_text(f"dataset: {{format: TAG, name: letters}}\ntrain: {{mode: {mode}}}\nseed: {seed}\n")
             own = {"lm.model": tiny_lm, "dataset.dir": tmp_path / "datasets", "glem.node_features": features}
             load_config(cfg, file, [str(word) for pair in {**SETTINGS, **own}.items() for word in pair])
-            cfg.run_dir = str(tmp_path / mode / str(seed))
+            cfg.run_dir = str(tmp_path / f"{mode} {seed}" / str(seed))  # each graph is an experiment of its own
             _, run = train.prepare(cfg, with_lm=mode == "glem", with_gnn=True)
             run_mode(run)
             for method in ("LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN"):

@@ -1,4 +1,4 @@
-"""`run_em` and its parts: first with learners that only take notes, then with the real ones, as a configuration builds them."""
+"""`run_em` and its parts: with learners that take notes, then with the real ones, as a configuration builds them."""
 
 from __future__ import annotations
 
@@ -254,8 +254,14 @@ def test_each_e_step_starts_from_the_weights_asked_for(
 
 def test_the_knobs_of_each_step_reach_its_targets(tmp_path: Path) -> None:
     settings = EMSettings(
-        **{"alpha": 0.9, "beta": 0.1, "temperature": 0.4, "confidence": 0.5},
-        **{"lm_ratio": 2.0, "gnn_ratio": 0.5, "lm_redraw": True, "gnn_redraw": False},
+        alpha=0.9,
+        beta=0.1,
+        temperature=0.4,
+        confidence=0.5,
+        lm_ratio=2.0,
+        gnn_ratio=0.5,
+        lm_redraw=True,
+        gnn_redraw=False,
     )
     run, book = fake_run(tmp_path, settings)
     run_em(run)
@@ -326,7 +332,7 @@ def test_methods_and_iterations_are_recorded(tmp_path: Path) -> None:
     assert keys == [("LM", 0), ("Cascade", 0), *em]
     record = read_json(tmp_path / "stages" / "02_e_step_1" / "stage.json")
     assert (record["params"], record["lr"]) == (6, 0.5)
-    assert read_json(tmp_path / "stages" / "03_m_step_1" / "stage.json")["lr"] == 0.25
+    assert read_json(tmp_path / "stages" / "03_m_step_1" / "stage.json")["lr"] == 0.5
 
 
 @pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
@@ -519,7 +525,7 @@ def test_the_e_step_leaves_every_gnn_weight_and_the_m_step_every_lm_weight_as_it
 
 
 class Recorder:
-    """Every call of the loss, in order: logits, targets, which are gold, weight, loss, and the gradient of the logits."""
+    """Every call of the loss: logits, targets, which are gold, weight and smoothing, loss, gradient of the logits."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[list[Any]] = []

@@ -165,7 +165,7 @@ def test_changing_a_nodes_own_label_leaves_its_prediction_and_changing_a_neighbo
     def prediction(changed: int | None) -> np.ndarray:
         logits, labels = logits_of(), np.arange(len(GOLD)) % C
         if changed is not None and changed in GOLD:
-            labels[GOLD == changed] = (labels[GOLD == changed] + 1) % C
+            labels[changed == GOLD] = (labels[changed == GOLD] + 1) % C
         elif changed is not None:
             logits[changed] = np.roll(logits[changed], 1)
         torch.manual_seed(0)
@@ -264,18 +264,90 @@ def test_pseudo_nodes_are_drawn_anew_every_epoch_where_asked(monkeypatch: pytest
         assert all(nodes[: len(GOLD)] == GOLD.tolist() for nodes in drawn)
 
 
-def test_training_and_prediction_see_their_own_structures() -> None:
-    train, predict = graph(), graph()
-    learner = gnn_learner(structures=Structures(train, predict))
+# Test nodes that training must not see (inductive settings): every sixth, none of them gold.
+UNSEEN = np.arange(1, N, 6)
+SEEN = np.setdiff1d(np.arange(N), UNSEEN)
+
+
+def part_of_graph(nodes: np.ndarray, renumbered: bool) -> Adjacency:
+    """The graph among ``nodes``, under new numbers 0, 1, … or with the others as isolated nodes."""
+    whole = graph()
+    row, col = np.repeat(np.arange(N), np.diff(whole.rowptr)), whole.col.numpy()
+    kept = np.isin(row, nodes) & np.isin(col, nodes)
+    row, col = row[kept], col[kept]
+    if renumbered:
+        row, col = np.searchsorted(nodes, row), np.searchsorted(nodes, col)
+    rowptr, col = csr_from_edges(row, col, len(nodes) if renumbered else N)
+    return Adjacency(torch.from_numpy(rowptr), torch.from_numpy(col))
+
+
+def test_in_the_transductive_setting_all_is_seen_by_all() -> None:
+    train = graph()
+    learner = gnn_learner(structures=Structures(train, train))
     learner.fit(step_targets(), features_of(), "test")
     learner.predict(np.zeros((N, C)))
     assert isinstance(learner.model, Watched)
     # A step, a validation, a prediction.
-    assert [(mode, seen is train) for mode, _, seen in learner.model.calls] == [
-        (True, True),
-        (False, False),
-        (False, False),
+    assert [(mode, seen is train, len(x)) for mode, x, seen in learner.model.calls] == [
+        (True, True, N),
+        (False, True, N),
+        (False, True, N),
     ]
+
+
+def inductive(structure_free: bool, changed: bool, label_input: bool) -> tuple[np.ndarray, dict[str, Tensor], float]:
+    """Predictions, weights and loss of a GCN with batch norm; with ``changed``, unseen nodes have other features."""
+    features = features_of()
+    features[UNSEEN] += 3.0 * changed
+    gold = Gold(GOLD, np.arange(len(GOLD)) % C, C)
+    pseudo = PseudoLabels(logits_of(), np.setdiff1d(REST, UNSEEN), gold)
+    targets = StepTargets(gold, pseudo, weight=0.5, ratio=1.0, redraw=True, seed=7)
+    predict = part_of_graph(SEEN, renumbered=False) if structure_free else graph()
+    torch.manual_seed(0)
+    learner = gnn_learner(
+        NETWORKS[0],
+        GNNSettings(epochs=5, label_input=label_input),
+        Structures(part_of_graph(SEEN, renumbered=True), predict, SEEN),
+        Validation(SEEN[1::4], lambda logits: float(logits[0, 0])),
+    )
+    log = learner.fit(targets, features, "test")
+    out = np.zeros((N, C), dtype=np.float32)
+    learner.predict(out)
+    return out, weights_of(learner), log.history[-1]["loss"]
+
+
+@pytest.mark.parametrize("label_input", [False, True])
+@pytest.mark.parametrize("structure_free", [False, True])
+def test_unseen_nodes_have_no_part_in_training_nor_in_the_predictions_of_others(
+    structure_free: bool, label_input: bool
+) -> None:
+    out, weights, loss = inductive(structure_free, False, label_input)
+    other_out, other_weights, other_loss = inductive(structure_free, True, label_input)
+    assert loss == other_loss
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    np.testing.assert_array_equal(out[SEEN], other_out[SEEN])
+    assert (out[UNSEEN] != other_out[UNSEEN]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("structure_free", [False, True])
+def test_unseen_nodes_are_predicted_with_their_edges_unless_structure_free(structure_free: bool) -> None:
+    features = features_of()
+    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=1))
+    predict = part_of_graph(SEEN, renumbered=False) if structure_free else graph()
+    learner.structures = Structures(part_of_graph(SEEN, renumbered=True), predict, SEEN)
+
+    def prediction(x: np.ndarray) -> np.ndarray:
+        torch.manual_seed(0)
+        learner.load(step_targets(), x, None)
+        out = np.zeros((N, C), dtype=np.float32)
+        learner.predict(out)
+        return out
+
+    before = prediction(features)
+    features[UNSEEN[0] - 1] += 3.0
+    after = prediction(features)
+    assert np.array_equal(after[UNSEEN[0]], before[UNSEEN[0]]) == structure_free
+    assert not np.array_equal(after[UNSEEN[0] - 1], before[UNSEEN[0] - 1])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
@@ -325,7 +397,7 @@ def test_validation_and_prediction_hide_alike() -> None:
     learner.fit(step_targets(), features_of(), "test")
     out = np.zeros((N, C), dtype=np.float32)
     learner.predict(out)
-    np.testing.assert_allclose(scored[-1], out[valid], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scored[-1], out[valid], rtol=1e-3, atol=1e-5)  # predictions are kept in half
 
 
 def test_weights_come_back_into_a_new_model_and_predict_the_same() -> None:
@@ -336,7 +408,7 @@ def test_weights_come_back_into_a_new_model_and_predict_the_same() -> None:
     outs = [np.zeros((N, C), dtype=np.float16) for _ in range(2)]
     learner.predict(outs[0])
     other.predict(outs[1])
-    np.testing.assert_array_equal(*outs)
+    np.testing.assert_array_equal(outs[0], outs[1])
     assert np.abs(outs[0]).min() > 0
 
 

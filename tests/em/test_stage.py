@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from glem_graphgym.em.stage import FitPlan, Hardware, Task, Validation, fit
+from glem_graphgym.em.stage import FitPlan, Hardware, Task, Validation, fit, half
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(12, 1, generator=torch.Generator().manual_seed(1))
@@ -122,6 +122,12 @@ def test_score_sees_all_validation_logits_in_node_order() -> None:
     fit(task, plan(1), Hardware())
     (logits,) = task.validation.score.seen  # type: ignore[attr-defined]
     np.testing.assert_allclose(logits, task.model(X[[2, 4, 7]]).detach().numpy(), rtol=1e-6)
+
+
+def test_half_precision_rounds_and_cuts_off_what_it_cannot_hold() -> None:
+    got = half(torch.tensor([1.0, 1 / 3, 7e4, -1e30, float("inf")], requires_grad=True))
+    assert got.dtype == np.float16
+    assert got.tolist() == [1.0, float(np.float16(1 / 3)), 65504, -65504, 65504]
 
 
 # ---- when it stops and how often it looks -------------------------------------------------------------------------

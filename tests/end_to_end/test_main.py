@@ -739,9 +739,12 @@ def test_a_folder_belongs_to_one_mode(config: Path, main: Runner) -> None:
     assert main(config, *standard) == 0
     with pytest.raises(RunError, match=r"train\.mode standard, now glem_lm"):
         main(config, "train.mode", "glem_lm")
-    assert main(config, "train.mode", "glem_lm", "seed", 1) == 0
-    with pytest.raises(ValueError, match=r"train\.mode glem_lm"):
-        main(config, *standard, "seed", 1)
+    with pytest.raises(RunError, match=r"seeds of one experiment"):
+        main(config, "train.mode", "glem_lm", "seed", 1)
+    elsewhere = ["out_dir", config.parent / "elsewhere"]
+    assert main(config, "train.mode", "glem_lm", *elsewhere) == 0
+    with pytest.raises(RunError, match=r"train\.mode glem_lm, now standard"):
+        main(config, *standard, *elsewhere)
 
 
 def test_graphgyms_agg_batch_reads_our_results(tmp_path: Path, tiny_lm: Path, main: Runner) -> None:
