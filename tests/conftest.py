@@ -62,5 +62,3 @@ def make_tiny_lm(folder: Path) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     return folder
-
-

@@ -82,9 +82,7 @@ def splits(graph: TextGraph) -> dict[str, str]:
 
 
 def test_nodes_are_packages_in_the_order_of_their_names() -> None:
-    assert names(graph_of(stanza("zsh"), stanza("0ad"))) == sorted(
-        [f"filler{i}" for i in range(40)] + ["zsh", "0ad"]
-    )
+    assert names(graph_of(stanza("zsh"), stanza("0ad"))) == sorted([f"filler{i}" for i in range(40)] + ["zsh", "0ad"])
 
 
 def test_each_of_the_five_relations_makes_an_edge_and_no_other_field_does() -> None:
@@ -114,9 +112,7 @@ def test_names_are_taken_out_of_qualified_relations(relation: str) -> None:
 
 
 def test_names_may_hold_digits_plus_dot_and_minus() -> None:
-    graph = graph_of(
-        stanza("a", depends="libstdc++6 (>= 12)|libwx3.2-1"), stanza("libstdc++6"), stanza("libwx3.2-1")
-    )
+    graph = graph_of(stanza("a", depends="libstdc++6 (>= 12)|libwx3.2-1"), stanza("libstdc++6"), stanza("libwx3.2-1"))
     assert edges(graph) == {("a", "libstdc++6"), ("a", "libwx3.2-1")}
 
 
@@ -157,9 +153,7 @@ def test_text_joins_name_short_and_long_description_with_single_spaces() -> None
     ],
 )
 @pytest.mark.parametrize("newer_first", [True, False])
-def test_the_newest_version_of_a_package_is_used_wherever_it_stands(
-    older: str, newer: str, newer_first: bool
-) -> None:
+def test_the_newest_version_of_a_package_is_used_wherever_it_stands(older: str, newer: str, newer_first: bool) -> None:
     both = [
         stanza("a", "libs", version=newer, description="new"),
         stanza("a", "net", version=older, description="old"),
@@ -231,9 +225,7 @@ def test_stanzas_that_are_no_packages_are_passed_over_and_counted() -> None:
 
 
 def test_lines_that_belong_to_no_stanza_do_not_hide_what_follows() -> None:
-    graph = graph_of(
-        "junk\n continued\n", stanza("a"), "# comment\n\n \n", " x\n", "Homepage: x\n", stanza("b")
-    )
+    graph = graph_of("junk\n continued\n", stanza("a"), "# comment\n\n \n", " x\n", "Homepage: x\n", stanza("b"))
     assert set(names(graph)) >= {"a", "b"}
     assert graph.origin["passed_over"] == {"without Package": 1}
 
@@ -254,9 +246,7 @@ def test_at_most_five_packages_of_a_source_carry_a_label() -> None:
     graph = graph_of(*family)
     labelled = {name for name, label in classes(graph).items() if label and name.startswith("big")}
     assert len(labelled) == 5
-    assert labelled == {
-        n for n, label in classes(graph_of(*family[::-1])).items() if label and n.startswith("big")
-    }
+    assert labelled == {n for n, label in classes(graph_of(*family[::-1])).items() if label and n.startswith("big")}
     assert set(names(graph)) >= {f"big-{i}" for i in range(9)}
     assert graph.origin["unlabelled"] == 4
     assert sum(name.startswith("big") for name in splits(graph_of(*family, labels_per_source=2))) == 2
@@ -269,9 +259,7 @@ def test_a_package_without_section_takes_no_label_from_its_siblings() -> None:
 
 def test_which_package_of_a_source_is_labelled_does_not_go_with_the_split() -> None:
     stanzas = [
-        stanza(name, "net" if i % 2 else "libs", source=f"s{i}")
-        for i in range(1500)
-        for name in (f"s{i}", f"s{i}-doc")
+        stanza(name, "net" if i % 2 else "libs", source=f"s{i}") for i in range(1500) for name in (f"s{i}", f"s{i}-doc")
     ]
     parts = splits(graph_of(*stanzas, labels_per_source=1))
     for part in SPLITS:
@@ -389,9 +377,7 @@ def test_a_smaller_graph_keeps_the_best_connected_packages_of_every_section(star
 
 def test_a_smaller_graph_has_the_split_and_texts_of_the_whole_one() -> None:
     rows = [
-        stanza(
-            f"p{i}", ("net", "libs", "")[i % 3], depends=", ".join(f"p{j}" for j in range(0, i, 1 + i % 7))
-        )
+        stanza(f"p{i}", ("net", "libs", "")[i % 3], depends=", ".join(f"p{j}" for j in range(0, i, 1 + i % 7)))
         for i in range(120)
     ]
     whole, small = graph_of(*rows), graph_of(*rows, max_nodes=60)
@@ -431,15 +417,11 @@ def load(root: Path, packages: Path | str = "", **options: int) -> TextGraph:
 @pytest.fixture
 def packages_file(tmp_path: Path) -> Path:
     path = tmp_path / "Packages"
-    path.write_text(
-        packages_text([stanza("a", depends="filler0", description="caf\u00e9")]), encoding="utf-8"
-    )
+    path.write_text(packages_text([stanza("a", depends="filler0", description="caf\u00e9")]), encoding="utf-8")
     return path
 
 
-def test_plain_gzip_and_xz_files_give_one_graph_whatever_their_names(
-    tmp_path: Path, packages_file: Path
-) -> None:
+def test_plain_gzip_and_xz_files_give_one_graph_whatever_their_names(tmp_path: Path, packages_file: Path) -> None:
     plain = packages_file.read_bytes()
     for name, raw in (
         ("Packages.gz", gzip.compress(plain)),
@@ -447,10 +429,7 @@ def test_plain_gzip_and_xz_files_give_one_graph_whatever_their_names(
         ("list", plain),
     ):
         (tmp_path / name).write_bytes(raw)
-    graphs = [
-        load(tmp_path / "root", tmp_path / name)
-        for name in ("Packages", "Packages.gz", "Packages.xz", "list")
-    ]
+    graphs = [load(tmp_path / "root", tmp_path / name) for name in ("Packages", "Packages.gz", "Packages.xz", "list")]
     assert len({graph.fingerprint() for graph in graphs}) == 1
     assert len({graph.origin["files"][0]["sha256"] for graph in graphs}) == 1
     assert graphs[1].origin["files"][0]["name"] == "Packages.gz"
@@ -580,9 +559,7 @@ def test_apt_lists_are_merged_and_long_descriptions_joined_by_their_md5(apt: Apt
     )
     translations = [("11", "tool\n Old."), ("33", "tool\n New\n .\n text."), ("44", "other\n Unused.")]
     apt.add(
-        "\n".join(
-            f"Package: x\nDescription-md5: {md5}\nDescription-en: {said}\n" for md5, said in translations
-        )
+        "\n".join(f"Package: x\nDescription-md5: {md5}\nDescription-en: {said}\n" for md5, said in translations)
         + "\nPackage: y\nDescription-en: no\n sum\n",
         kind="translations",
         name="main/i18n/Translation-en",

@@ -171,9 +171,7 @@ def test_rows_are_joined_by_paper_id_not_by_position(root: Path) -> None:
 
 
 def test_header_rows_are_skipped_and_counted(root: Path) -> None:
-    write_text(
-        root / "ogbn_arxiv/titleabs.tsv.gz", [b"paper id\ttitle\tabstract", *text_rows(), b"only words"]
-    )
+    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", [b"paper id\ttitle\tabstract", *text_rows(), b"only words"])
     graph = load_ogbn_arxiv(root)
     assert (graph.origin["text_rows"], graph.origin["skipped_rows"]) == (N + 2, 2)
     assert graph.origin["missing_texts"] == 0
@@ -188,9 +186,7 @@ def test_first_row_is_not_lost_to_the_tar_header_of_the_published_file(root: Pat
     assert (graph.origin["skipped_rows"], graph.origin["missing_texts"]) == (1, 0)
 
 
-def test_missing_papers_get_empty_texts_and_are_reported(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_papers_get_empty_texts_and_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = text_rows()
     rows[4] = f"{PAPERS[4]}\t\t".encode()
     del rows[7]
@@ -252,21 +248,15 @@ def test_text_file_of_something_else_is_refused_before_ogb_is_asked(root: Path) 
     assert load_ogbn_arxiv(root).origin["missing_texts"] == 6
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda raw: raw[:-20], lambda raw: b"<html>log in</html>", lambda raw: raw[:30]]
-)
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-20], lambda raw: b"<html>log in</html>", lambda raw: raw[:30]])
 def test_damaged_text_file_is_named(root: Path, damage: Callable[[bytes], bytes]) -> None:
     path = root / "ogbn_arxiv/titleabs.tsv.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(
-        DataError, match=r"titleabs\.tsv\.gz is damaged .* delete it to have it downloaded again"
-    ):
+    with pytest.raises(DataError, match=r"titleabs\.tsv\.gz is damaged .* delete it to have it downloaded again"):
         load_ogbn_arxiv(root)
 
 
-@pytest.mark.parametrize(
-    "name", ["raw/edge", "raw/node-label", "split/time/valid", "mapping/nodeidx2paperid"]
-)
+@pytest.mark.parametrize("name", ["raw/edge", "raw/node-label", "split/time/valid", "mapping/nodeidx2paperid"])
 def test_truncated_table_of_the_archive_is_a_clear_error(root: Path, name: str) -> None:
     path = root / f"ogbn_arxiv/{name}.csv.gz"
     path.write_bytes(path.read_bytes()[:-10])
@@ -368,9 +358,7 @@ def test_download_fetches_what_is_missing_once(tmp_path: Path, monkeypatch: pyte
     assert not list(root.glob(".*.part"))
 
 
-def test_download_keeps_a_text_that_was_put_there_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_keeps_a_text_that_was_put_there_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = published(tmp_path)
     monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(server[url], None))
     (tmp_path / "ogbn_arxiv/raw").mkdir(parents=True)  # empty: what OGB's own interrupted download leaves
@@ -378,9 +366,7 @@ def test_download_keeps_a_text_that_was_put_there_first(
     assert load_ogbn_arxiv(tmp_path).texts[0] == "Title: title 0. Abstract: mine 0"
 
 
-def test_kill_before_the_release_file_is_moved_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_before_the_release_file_is_moved_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, rename = published(tmp_path), Path.rename
 
     def killed_at_release(path: Path, target: Path) -> Path:
@@ -414,9 +400,7 @@ def test_download_that_ends_early_leaves_nothing_that_looks_complete(
         return Response(content[:-9] if url.endswith(short) else content, len(content))
 
     monkeypatch.setattr(ogb, "urlopen", answer)
-    with pytest.raises(
-        DataError, match=rf"{short} could not be downloaded \(the connection ended after \d+ of"
-    ):
+    with pytest.raises(DataError, match=rf"{short} could not be downloaded \(the connection ended after \d+ of"):
         load_ogbn_arxiv(tmp_path)
     left = [path for path in tmp_path.rglob("*") if "server" not in path.parts and path.is_file()]
     assert not [path for path in left if path.name.startswith("titleabs") or path.suffix == ".zip"]

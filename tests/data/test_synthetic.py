@@ -130,9 +130,7 @@ def test_classes_are_balanced_in_every_split() -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [4, 512, 3000])
-def test_texts_are_lower_case_words_of_the_vocabulary(
-    vocabulary: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_lower_case_words_of_the_vocabulary(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "_TEXTS_AT_A_TIME", 300)  # not a divisor of the number of nodes
     graph = make_synthetic(vocabulary=vocabulary, words_per_text=7)
     texts = [text.split(" ") for text in graph.texts]

@@ -82,9 +82,7 @@ def test_tables_become_a_graph(pets: Path) -> None:
     assert graph.origin["empty_texts"] == graph.origin["self_loops"] == graph.origin["repeated_edges"] == 0
 
 
-def test_snapshot_is_used_until_content_or_options_change(
-    pets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_is_used_until_content_or_options_change(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = pets.parent / "cache"
 
     def snapshots() -> int:
@@ -175,9 +173,7 @@ def test_ids_of_csv_stay_as_written(pets: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int64", "float64", "str", "object", "bytes"])
 def test_ids_of_parquet_of_any_type_match_those_of_the_edges(tmp_path: Path, kind: str) -> None:
-    ids = (
-        np.array([b"30", b"1", b"2"], dtype=object) if kind == "bytes" else np.array([30, 1, 2]).astype(kind)
-    )
+    ids = np.array([b"30", b"1", b"2"], dtype=object) if kind == "bytes" else np.array([30, 1, 2]).astype(kind)
     if kind in ("str", "object"):
         ids = np.array(["30", "1", "2"], dtype=object)
     columns = {"id": ids, "text": ["x", "y", None], "label": [2.0, 10.0, 2.0], "split": PARTS}
@@ -240,9 +236,7 @@ def test_other_names_of_validation(pets: Path, name: str) -> None:
 
 def test_unknown_split_is_refused(pets: Path) -> None:
     write(pets, NODES.replace("sixth,cats,", "sixth,cats,Train").replace("dogs,test", "dogs,dev"))
-    with pytest.raises(
-        DataError, match=r"column 'split' holds \{'dev': 1, 'Train': 1\}, expected \['train', 'valid'"
-    ):
+    with pytest.raises(DataError, match=r"column 'split' holds \{'dev': 1, 'Train': 1\}, expected \['train', 'valid'"):
         load(pets)
 
 
@@ -306,9 +300,7 @@ def test_graph_without_edges_is_allowed_with_a_warning(pets: Path, caplog: pytes
     assert "the graph has no edges" in caplog.text
 
 
-def test_other_columns_of_edges_are_ignored_with_a_warning(
-    pets: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_columns_of_edges_are_ignored_with_a_warning(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(pets, edges="weight,source,target\n0.5,a,b\n,c,d\n")
     with caplog.at_level(logging.WARNING):
         graph = load(pets)
@@ -382,9 +374,7 @@ def test_feature_that_is_no_finite_number_is_refused(pets: Path, value: str) -> 
     lines = NODES.splitlines()
     rows = [f"{line},{i},{value if line[0] in 'ce' else i}" for i, line in enumerate(lines[1:])]
     write(pets, "\n".join([f"{lines[0]},good,size", *rows]))
-    with pytest.raises(
-        DataError, match=r"column 'size' holds .* at node 'c' \(2 such values\); .* expected finite"
-    ):
+    with pytest.raises(DataError, match=r"column 'size' holds .* at node 'c' \(2 such values\); .* expected finite"):
         load(pets)
 
 
@@ -457,9 +447,7 @@ def tables(draw: st.DrawFn) -> Tables:
     splits = PARTS + [draw(choices) if label else "" for label in labels[3:]]
     texts = [draw(WORDS) for _ in ids]
     end = st.sampled_from(ids)
-    return Tables(
-        list(zip(ids, texts, labels, splits, strict=True)), draw(st.lists(st.tuples(end, end), max_size=20))
-    )
+    return Tables(list(zip(ids, texts, labels, splits, strict=True)), draw(st.lists(st.tuples(end, end), max_size=20)))
 
 
 @settings(max_examples=30, deadline=None)

@@ -89,9 +89,7 @@ def test_an_isolated_node_is_transformed_alone(adjacency: Adjacency) -> None:
     ],
 )
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_parameter_counts_of_the_ogbn_arxiv_baselines(
-    network: type[LayerStack], expected: int, norm: str
-) -> None:
+def test_parameter_counts_of_the_ogbn_arxiv_baselines(network: type[LayerStack], expected: int, norm: str) -> None:
     net = network(128, 256, 40, 3, norm=norm)
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
     bare = network(128, 256, 40, 3, norm="none")
@@ -118,9 +116,7 @@ def test_a_network_is_layers_norms_and_relus_in_turn(
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_residual_skips_the_hidden_layers_of_equal_width(
-    network: type[LayerStack], adjacency: Adjacency
-) -> None:
+def test_residual_skips_the_hidden_layers_of_equal_width(network: type[LayerStack], adjacency: Adjacency) -> None:
     net = build(network, residual=True, norm="none").eval()
     x = torch.randn(NODES, 6)
     first = F.relu(net.layers[0](x, adjacency))
@@ -177,9 +173,7 @@ def test_all_networks_are_built_and_called_alike() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_dropout_acts_in_training_only_and_follows_the_seed(
-    network: type[LayerStack], adjacency: Adjacency
-) -> None:
+def test_dropout_acts_in_training_only_and_follows_the_seed(network: type[LayerStack], adjacency: Adjacency) -> None:
     x = torch.randn(NODES, 6)
     for changes in ({"dropout": 0.5}, {"dropout": 0.0, "input_dropout": 0.5}):
         net = build(network, norm="none", **changes)

@@ -61,15 +61,11 @@ def save_stock_seed(dir: Path, seed: int, val: Sequence[float], test: float) -> 
     """As stock GraphGym leaves it: the sanity check as a first epoch 0, test once at max_epoch."""
     folder = dir / str(seed)
     columns = {"lr": 0.01, "params": 1234, "time_iter": 0.0123 + seed / 7}
-    train = [
-        {"epoch": e, "eta": 9.0 - e, "loss": 1 / (e + 3), **columns, "accuracy": a} for e, a in enumerate(val)
-    ]
+    train = [{"epoch": e, "eta": 9.0 - e, "loss": 1 / (e + 3), **columns, "accuracy": a} for e, a in enumerate(val)]
     valid = [{"epoch": e, "loss": 1 / (e + 2), **columns, "accuracy": a} for e, a in enumerate(val)]
     write_rows(folder / "train" / "stats.json", train)
     write_rows(folder / "val" / "stats.json", [valid[0] | {"loss": 7.7}, *valid])
-    write_rows(
-        folder / "test" / "stats.json", [{"epoch": len(val), "loss": 0.5, **columns, "accuracy": test}]
-    )
+    write_rows(folder / "test" / "stats.json", [{"epoch": len(val), "loss": 0.5, **columns, "accuracy": test}])
     (folder / "ckpt").mkdir()
     (folder / "config.yaml").write_text("seed: 0\n")
 
@@ -81,9 +77,7 @@ def graphgyms_own(dir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[
     """What GraphGym's agg_runs writes over ``dir``, by file."""
     with monkeypatch.context() as patch:
         listdir = os.listdir
-        patch.setattr(
-            os, "listdir", lambda path: sorted(listdir(path))
-        )  # it takes `epoch` from the first listed
+        patch.setattr(os, "listdir", lambda path: sorted(listdir(path)))  # it takes `epoch` from the first listed
         agg_runs(str(dir))
     return {
         f"{split}/{name}": read_rows(dir / "agg" / split / name)
@@ -144,9 +138,7 @@ def test_our_runs_give_the_same_numbers_in_graphgyms_agg_runs(
 
     assert {name: read_rows(tmp_path / "agg" / name) for name in expected} == expected
     assert best_of(tmp_path, "val")["accuracy"] == round((0.8 + 0.75 + 0.9) / 3, 4)
-    assert best_of(tmp_path, "test")["gnn_accuracy"] == round(
-        (0.8 + 0.0 + 0.9) / 3, 4
-    )  # seed 1's best is its LM
+    assert best_of(tmp_path, "test")["gnn_accuracy"] == round((0.8 + 0.0 + 0.9) / 3, 4)  # seed 1's best is its LM
 
 
 # --- epoch of best validation ------------------------------------------------------------------------------
@@ -199,9 +191,7 @@ def test_of_rows_with_the_same_epoch_the_first_counts(tmp_path: Path) -> None:
     ("metric", "best", "epoch"),
     [("auto", "argmax", 0), ("accuracy", "argmax", 1), ("loss", "argmin", 2), ("auc", "argmin", 1)],
 )
-def test_the_metric_and_its_direction_choose_the_epoch(
-    tmp_path: Path, metric: str, best: Any, epoch: int
-) -> None:
+def test_the_metric_and_its_direction_choose_the_epoch(tmp_path: Path, metric: str, best: Any, epoch: int) -> None:
     values = [(0.9, 0.1, 3.0), (0.5, 0.8, 2.0), (0.6, 0.3, 1.0)]
     rows = [{"epoch": e, "auc": u, "accuracy": a, "loss": x} for e, (u, a, x) in enumerate(values)]
     write_rows(tmp_path / "0" / "val" / "stats.json", rows)
@@ -253,9 +243,7 @@ def test_keys_of_some_seeds_are_averaged_over_those_and_text_is_left_out(tmp_pat
 # --- what killed and stray runs leave ----------------------------------------------------------------------
 
 
-def test_a_half_written_last_line_is_ignored_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_half_written_last_line_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_seed(tmp_path, 0, val=[0.2, 0.4])
     file = tmp_path / "0" / "val" / "stats.json"
     file.write_text(file.read_text() + '{"epoch": 2, "loss": 0.1, "accu')
@@ -284,9 +272,7 @@ def test_killed_between_validation_and_training_rows_takes_the_last_training_row
     assert "no row of epoch 2" in caplog.text
 
 
-def test_only_seed_folders_with_validation_rows_count(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_seed_folders_with_validation_rows_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_seed(tmp_path, 42, val=[0.4])
     for stray in ("ckpt", "stages", "1_old", "01", "seed1"):
         write_rows(tmp_path / stray / "val" / "stats.json", [{"epoch": 0, "accuracy": 0.9}])
@@ -312,9 +298,7 @@ def test_no_seed_at_all_is_an_error_that_says_what_was_found(tmp_path: Path) -> 
 
 
 def agg_files(dir: Path) -> dict[str, bytes]:
-    return {
-        str(file.relative_to(dir)): file.read_bytes() for file in (dir / "agg").rglob("*") if file.is_file()
-    }
+    return {str(file.relative_to(dir)): file.read_bytes() for file in (dir / "agg").rglob("*") if file.is_file()}
 
 
 def test_an_old_agg_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -440,9 +424,7 @@ def test_summaries_have_unbiased_std_and_none_for_a_single_seed(
     )
     assert glem.valid_mean == pytest.approx(0.81, abs=1e-12)
     assert glem.valid_std == pytest.approx(0.01, abs=1e-12)  # sqrt((1 + 1 + 0) / 2) points, not sqrt(2 / 3)
-    assert glem.test_std == pytest.approx(
-        math.sqrt(7 / 10000), abs=1e-12
-    )  # squares 4, 1, 9 points over n - 1
+    assert glem.test_std == pytest.approx(math.sqrt(7 / 10000), abs=1e-12)  # squares 4, 1, 9 points over n - 1
     assert "no summary.json" in caplog.text
     written = json.loads((tmp_path / "summary.json").read_text())
     assert [AggregateRow(**row) for row in written] == [lm, glem]
@@ -465,11 +447,7 @@ def test_aggregate_table_shows_mean_and_std_in_percent() -> None:
         AggregateRow("GLEM-GNN", 3, 0.80126, 0.00099, 0.79934, 0.00206, 22713216, 1234.5, 2048.4),
     ]
     print_aggregate(rows, "debian", Console(file=output, width=120))
-    cells = [
-        [c.strip() for c in line.strip("│").split("│")]
-        for line in output.getvalue().splitlines()
-        if "│" in line
-    ]
+    cells = [[c.strip() for c in line.strip("│").split("│")] for line in output.getvalue().splitlines() if "│" in line]
     assert cells == [
         ["LM", "1", "70.00", "71.00", "1,000", "60.0", "512"],
         ["GLEM-GNN", "3", "80.13 ± 0.10", "79.93 ± 0.21", "22,713,216", "1,234.5", "2,048"],

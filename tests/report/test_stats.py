@@ -39,9 +39,7 @@ def stage_dict(index: int, method: str, valid: float, test: float = 0.5, **chang
         "lr": 2e-5,
         "epochs": 3,
         "best_epoch": 2.0,
-        "scores": {
-            split: {"accuracy": value, "loss": round(1 - value, 6)} for split, value in scores.items()
-        },
+        "scores": {split: {"accuracy": value, "loss": round(1 - value, 6)} for split, value in scores.items()},
         "diagnostics": {},
         **changes,
     }
@@ -164,10 +162,7 @@ def test_stats_rows_hold_own_scores_and_those_of_the_latest_lm_and_gnn(tmp_path:
 def test_every_row_of_every_split_has_the_same_keys_but_for_eta(tmp_path: Path) -> None:
     run = save(tmp_path, *GLEM_RUN)
     write_stats(run)
-    keys = {
-        split: {tuple(row) for row in rows_of(run / split / "stats.json")}
-        for split in ("train", "val", "test")
-    }
+    keys = {split: {tuple(row) for row in rows_of(run / split / "stats.json")} for split in ("train", "val", "test")}
     assert len(keys["val"]) == 1
     assert keys["test"] == keys["val"]
     (train,) = keys["train"]
@@ -241,9 +236,7 @@ def test_methods_are_in_a_fixed_order_and_others_follow() -> None:
 
 
 shares = st.sampled_from([0.1, 0.2, 0.3])
-runs = st.lists(
-    st.tuples(st.sampled_from(["LM", "Cascade", "GLEM-LM", "GLEM-GNN"]), shares, shares), min_size=1
-)
+runs = st.lists(st.tuples(st.sampled_from(["LM", "Cascade", "GLEM-LM", "GLEM-GNN"]), shares, shares), min_size=1)
 
 
 @given(runs, st.randoms(use_true_random=False))
