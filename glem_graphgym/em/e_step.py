@@ -139,16 +139,22 @@ class _LMTask(Task):
     def train_dataloader(self) -> DataLoader:
         nodes, target, is_gold = self.targets.batch(self.current_epoch)
         rng = np.random.default_rng([self.targets.seed, self.current_epoch, 1])
-        lengths = self.tokens.lengths[nodes]
         places = np.arange(len(nodes))
-        micro_batch = max(1, self.settings.batch_size // self.settings.accumulate)
-        batches = shuffled_batches(lengths, places, micro_batch, rng)
+        batches = shuffled_batches(self.tokens.lengths[nodes], places, self.settings.batch_size, rng)
+        parts = [
+            (part, int(is_gold[batch].sum()), len(batch))
+            for batch in batches
+            for part in np.array_split(batch, self.settings.accumulate)
+            if len(part)
+        ]
 
-        def collate(batch: np.ndarray) -> tuple[Tensor, ...]:
-            ids, mask = self.tokens.pad(nodes[batch])
-            return torch.from_numpy(ids), torch.from_numpy(mask), target[batch], is_gold[batch]
+        def collate(item: tuple[np.ndarray, int, int]) -> tuple[Any, ...]:
+            part, num_gold, size = item
+            ids, mask = self.tokens.pad(nodes[part])
+            counts = (num_gold, size - num_gold)
+            return torch.from_numpy(ids), torch.from_numpy(mask), target[part], is_gold[part], counts
 
-        return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
+        return DataLoader(parts, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader:
         batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
@@ -159,10 +165,12 @@ class _LMTask(Task):
 
         return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        ids, mask, target, is_gold = batch
+    def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
+        ids, mask, target, is_gold, counts = batch
         logits, _ = self.model(ids, mask)
-        return glem_loss(logits, target, is_gold, self.targets.weight, self.settings.label_smoothing)
+        settings = self.settings
+        loss = glem_loss(logits, target, is_gold, self.targets.weight, settings.label_smoothing, counts)
+        return loss * settings.accumulate  # Lightning takes the mean over parts, whose sum is the batch's loss
 
     def validation_step(self, batch: tuple[np.ndarray, Tensor, Tensor], batch_idx: int) -> None:
         nodes, ids, mask = batch

@@ -185,7 +185,7 @@ class Journal:
 
     def read_all(self, names: list[str] | None = None) -> None:
         """Take the stages that the run folder holds, in their order; only those whose folders are in ``names``."""
-        for folder in sorted(self.folder.glob("[0-9]*_*")):
+        for folder in sorted(self.folder.glob("[0-9]*_*"), key=lambda path: int(path.name.split("_")[0])):
             if names is not None and folder.name not in names:
                 continue
             record = read_json(folder / "stage.json")

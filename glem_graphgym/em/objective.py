@@ -15,7 +15,12 @@ ROWS_AT_ONCE = 262_144  # rows of logits in memory at a time when all nodes are 
 
 
 def glem_loss(
-    logits: Tensor, target: Tensor, is_gold: Tensor, pseudo_weight: float, label_smoothing: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    is_gold: Tensor,
+    pseudo_weight: float,
+    label_smoothing: float = 0.0,
+    counts: tuple[int, int] | None = None,
 ) -> Tensor:
     """The negative of O(q) (E-step) or O(φ) (M-step) over a batch: ``w · CE(pseudo) + (1 − w) · CE(gold)``.
 
@@ -29,22 +34,22 @@ def glem_loss(
         pseudo_weight: w in 0-1, α of the E-step or β of the M-step (GLEM paper, O(q) and O(φ)).
         label_smoothing: share 0-1 of a gold target's mass spread evenly over the classes; pseudo-labels, which are
             distributions already, are left as they are.
+        counts: (gold, pseudo) nodes of the whole batch, when B is but a part of it: the parts' losses then add up to
+            the batch's. None where it is the whole.
 
     Returns:
         scalar tensor.
     """
     log_prob = F.log_softmax(logits.float(), dim=-1)
-    gold, pseudo = is_gold, ~is_gold
     if label_smoothing > 0:
         smooth = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
         target = torch.where(is_gold[:, None], smooth, target)
     cross_entropy = -(target * log_prob).sum(-1)
-    if not pseudo.any():
-        return cross_entropy.mean()
-    loss = pseudo_weight * cross_entropy[pseudo].mean()
-    if gold.any():
-        loss = loss + (1 - pseudo_weight) * cross_entropy[gold].mean()
-    return loss
+    num_gold, num_pseudo = counts or (int(is_gold.sum()), int((~is_gold).sum()))
+    gold = cross_entropy[is_gold].sum() / max(num_gold, 1)
+    if num_pseudo == 0:
+        return gold
+    return pseudo_weight * cross_entropy[~is_gold].sum() / num_pseudo + (1 - pseudo_weight) * gold
 
 
 def objective_report(

@@ -55,7 +55,8 @@ class FitPlan:
     Attributes:
         title: shown beside the progress bar.
         epochs: upper bound; 0 trains nothing.
-        eval_every: epochs between validations; below 1 several times an epoch.
+        eval_every: epochs between validations; below 1 several times an epoch. What is trained after the last
+            validation is not looked at.
         patience: evaluations without a better score before training stops; 0 = never stops early.
         accumulate: batches whose gradients make one optimizer step.
         clip: upper bound of the gradient norm; 0 = none.

@@ -132,15 +132,20 @@ def test_validation_nodes_are_never_trained_on(learner: Callable[..., LMLearner]
     assert all(batch <= set(VALID.tolist()) or not batch & set(VALID.tolist()) for batch in batches)
 
 
-def test_accumulated_parts_of_gold_make_the_step_of_the_whole_batch(learner: Callable[..., LMLearner]) -> None:
-    targets = step_targets(pseudo=False)
+@pytest.mark.parametrize(("pseudo", "steps"), [(False, 1), (True, 3)])
+def test_accumulated_parts_make_the_step_of_the_whole_batch(
+    learner: Callable[..., LMLearner], pseudo: bool, steps: int
+) -> None:
+    """Also where a part holds other shares of gold and pseudo nodes than its batch."""
+    targets = step_targets(pseudo=pseudo)
     parts, logs = [], []
     for accumulate in (1, 2, 4):
         torch.manual_seed(0)
         lm = learner(batch_size=8, accumulate=accumulate, epochs=2, lr=1e-3, warmup_epochs=0)
         logs.append(lm.fit(targets, "test"))
         parts.append(weights_of(lm))
-    assert [[row["step"] for row in log.history] for log in logs] == [[1, 2]] * 3
+    assert [[row["step"] for row in log.history] for log in logs] == [[steps, 2 * steps]] * 3
+    assert [log.history[0]["loss"] for log in logs] == pytest.approx([logs[0].history[0]["loss"]] * 3, rel=1e-4)
     for other in parts[1:]:
         for name, value in parts[0].items():
             # AdamW's first steps are of the size of the rate whatever the gradient's, so rounding may turn a sign.
