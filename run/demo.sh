@@ -11,9 +11,8 @@ if [ "${1:-}" = small ]; then
 fi
 
 bash run/setup.sh demo
-# A fresh container has no package lists yet; making them needs root.
-if ! apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' 2>/dev/null | xargs -r ls >/dev/null 2>&1 \
-    || [ -z "$(apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' 2>/dev/null)" ]; then
-    if [ "$(id -u)" = 0 ]; then apt-get update; else echo "no package lists: run 'sudo apt-get update' once" >&2; fi
+# A fresh container has no package lists yet, and making them needs root; without root the run says what to do.
+if ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+    apt-get update
 fi
 exec .venv/bin/python run/main.py --cfg "configs_gg/$config.yaml" "$@"
