@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
-import math
 import os
 import re
 import subprocess
@@ -29,6 +28,7 @@ from glem_graphgym.data.text_graph import (
     DataError,
     TextGraph,
     Texts,
+    check_shares,
     csr_from_edges,
     snapshot,
 )
@@ -69,14 +69,7 @@ class Recipe:
     max_nodes: int = 0
 
     def __post_init__(self) -> None:
-        if (
-            len(self.shares) != len(SPLITS)
-            or not all(share > 0 for share in self.shares)
-            or not math.isclose(sum(self.shares), 1, abs_tol=1e-6)
-        ):
-            raise DataError(
-                f"debian: shares are {self.shares}; expected three positive numbers with sum 1, for {SPLITS}"
-            )
+        check_shares(self.shares)
         for key, least in (("labels_per_source", 1), ("min_class_size", 1), ("max_nodes", 0)):
             if getattr(self, key) < least:
                 raise DataError(f"debian: {key} is {getattr(self, key)}, expected {least} or more")

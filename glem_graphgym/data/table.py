@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import re
 import warnings
 import zlib
@@ -23,6 +22,7 @@ from glem_graphgym.data.text_graph import (
     DataError,
     TextGraph,
     Texts,
+    check_shares,
     csr_from_edges,
     snapshot,
 )
@@ -62,19 +62,12 @@ def load_table(folder: Path, cache: Path, *, shares: Sequence[float] = (0.1, 0.1
         DataError: a file or column is missing or cannot be read, an id is missing, repeated or (in an edge)
             unknown, a node in a split has no label, a feature is no finite number, or a split stays empty.
     """
-    shares = _checked_shares(shares)
+    shares = list(check_shares(shares))
     nodes_file, edges_file = _find(folder, "nodes"), _find(folder, "edges")
     name = folder.absolute().name
     options = [name, nodes_file.name, edges_file.name, shares, seed]
     key = fingerprint(RECIPE_VERSION, options, nodes_file.read_bytes(), edges_file.read_bytes())
     return snapshot(cache / f"table-{key}", lambda: _graph(name, nodes_file, edges_file, shares, seed))
-
-
-def _checked_shares(shares: Sequence[float]) -> list[float]:
-    values = [float(share) for share in shares]
-    if len(values) != len(SPLITS) or min(values) <= 0 or not math.isclose(sum(values), 1, abs_tol=1e-6):
-        raise DataError(f"shares are {values}, expected three positive numbers (train, valid, test) with the sum 1")
-    return values
 
 
 def _find(folder: Path, stem: str) -> Path:

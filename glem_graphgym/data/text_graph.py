@@ -175,6 +175,21 @@ class TextGraph:
         return fingerprint(self.texts.fingerprint(), self.class_names, *arrays)
 
 
+def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
+    """Shares (0-1) of train, valid and test: three positive numbers with sum 1.
+
+    Raises:
+        DataError: they are not; names the key ``dataset.tag_split``.
+    """
+    values = tuple(float(share) for share in shares)
+    if len(values) != len(SPLITS) or not all(value > 0 for value in values) or abs(sum(values) - 1) > 1e-6:
+        raise DataError(
+            f"dataset.tag_split: shares are {list(values)}, expected three positive numbers with the sum 1, "
+            f"for {', '.join(SPLITS)}"
+        )
+    return values
+
+
 def csr_from_edges(source: np.ndarray, target: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric CSR (rowptr int64 (N+1,), col int32 (2E,)) of an edge list.
 

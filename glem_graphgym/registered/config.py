@@ -121,7 +121,7 @@ KEYS = (
     Key("glem.lm_head_dropout", -1.0, "share", f"E-step: {AS_LM}.head_dropout.", high=1),
     Key("glem.node_features", "text", "", "Node features of the GNN: text (embeddings of the trained LM), static (of the untuned LM), raw, file, or several joined by +."),
     Key("glem.feature_file", "", "path", "Features (N, F) for node_features file: .npy or .pt, in node order."),
-    Key("glem.input_norm", True, "", "Standardise every column of the node features."),
+    Key("glem.input_norm", True, "", "Standardise every column of the node features (our train modes)."),
     Key("glem.label_input", False, "", "Labels as further input of the GNN, a target's own label hidden."),
     Key("glem.label_input_rate", 0.5, "share", "Gold labels given as input in an epoch; the others are its targets.", low=0, high=1),
     Key("glem.setting", "transductive", "", "inductive: test nodes unseen in training; structure_free: moreover without edges when predicted.", choices=("transductive", "inductive", "structure_free")),

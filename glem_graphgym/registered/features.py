@@ -16,6 +16,7 @@ from glem_graphgym.em.m_step import standardise
 from glem_graphgym.files import fingerprint, make_once
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import untuned_lm
+from glem_graphgym.registered.run_folder import file_hashes
 
 
 def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> np.ndarray:
@@ -53,6 +54,7 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore) -> np.ndarray:
         np.asarray(tokens.ids),
         np.asarray(tokens.offsets),
         lm.model,
+        file_hashes(cfg).get("lm.model"),
         lm.pretrained,
         lm.pooling,
         lm.precision,

@@ -37,7 +37,7 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
         "dataset": cfg.dataset.name if graph is None else graph.name,
         **known,
         "settings": decisive_settings(cfg),
-        "files": _file_hashes(cfg),
+        "files": file_hashes(cfg),
     }
 
 
@@ -51,7 +51,7 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
     return {name: value for name, value in flat.items() if name not in _INDIFFERENT}
 
 
-def _file_hashes(cfg: CfgNode) -> dict[str, str]:
+def file_hashes(cfg: CfgNode) -> dict[str, str]:
     """Key -> SHA-256 of the file, or of a local model's weights, that it names; hub ids have none."""
     hashes = {}
     for key, path in (
