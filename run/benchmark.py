@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,14 @@ def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[s
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
-def attention(repeats: int) -> list[dict[str, Any]]:
+def attention(repeats: int) -> Iterator[dict[str, Any]]:
     """Texts a second of all-MiniLM-L6-v2 in bf16, by attention implementation and tokens a text."""
-    rows = []
     hardware = Hardware("cpu", "bf16-mixed")
     models = {name: _classifier(name) for name in ("eager", "sdpa")}
     optimizers = {name: adamw(model.parameters(), 1e-6, 0.0) for name, model in models.items()}
     for length in (21, 64, 128, 256):
         for training in (True, False):
-            size = 64 if training else max(8, 8192 // length)
+            size = max(4, (1344 if training else 8192) // length)  # about as many tokens a batch at every length
             ids = torch.randint(1000, 20000, (size, length))
             runs = {
                 name: partial(_train, model, optimizers[name], ids, hardware)
@@ -67,14 +66,11 @@ def attention(repeats: int) -> list[dict[str, Any]]:
                 for name, model in models.items()
             }
             found = medians(runs, repeats)
-            rows.append(
-                {
-                    "part": "attention",
-                    "what": f"{'training' if training else 'inference'}, {length} tokens, batch {size}",
-                    **{f"{name} texts/s": round(size / value, 1) for name, value in found.items()},
-                }
-            )
-    return rows
+            yield {
+                "part": "attention",
+                "what": f"{'training' if training else 'inference'}, {length} tokens, batch {size}",
+                **{f"{name} texts/s": round(size / value, 1) for name, value in found.items()},
+            }
 
 
 def _classifier(implementation: str) -> TextClassifier:
@@ -100,7 +96,7 @@ def _infer(model: TextClassifier, ids: torch.Tensor, hardware: Hardware) -> None
         model(ids, torch.ones_like(ids))
 
 
-def propagation(repeats: int) -> list[dict[str, Any]]:
+def propagation(repeats: int) -> Iterator[dict[str, Any]]:
     """Mean aggregation on a random graph of the Debian graph's size: ours, torch's CSR, PyG's gather-scatter."""
     from torch_geometric.utils import scatter
 
@@ -121,7 +117,7 @@ def propagation(repeats: int) -> list[dict[str, Any]]:
     }
     found = medians({name: backward(product) for name, product in products.items()}, repeats)
     what = f"mean aggregation and its gradient, {NODES:,} nodes, {2 * EDGES:,} entries, width {WIDTH}"
-    return [{"part": "propagation", "what": what, **{f"{name} ms": round(1e3 * s, 1) for name, s in found.items()}}]
+    yield {"part": "propagation", "what": what, **{f"{name} ms": round(1e3 * s, 1) for name, s in found.items()}}
 
 
 def _random_graph() -> tuple[Adjacency, torch.Tensor]:
@@ -131,13 +127,13 @@ def _random_graph() -> tuple[Adjacency, torch.Tensor]:
     return Adjacency.from_edge_index(edge_index, NODES), edge_index
 
 
-def allocator(repeats: int) -> list[dict[str, Any]]:
+def allocator(repeats: int) -> Iterator[dict[str, Any]]:
     """A full-batch SAGE training step, in processes of their own with and without `keep_freed_memory`."""
     row: dict[str, Any] = {"part": "allocator", "what": f"SAGE 3×{WIDTH} training step, {NODES:,} nodes, 384 features"}
     for name, option in (("kept", "--kept"), ("given back", "--given-back")):
         command = [sys.executable, __file__, "--step", option, "--repeats", str(repeats)]
         row[f"{name} ms"] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return [row]
+    yield row
 
 
 def _sage_step(kept: bool, repeats: int) -> float:
@@ -157,7 +153,7 @@ def _sage_step(kept: bool, repeats: int) -> float:
     return round(1e3 * medians({"step": step}, repeats)["step"], 1)
 
 
-PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+PARTS: dict[str, Callable[[int], Iterator[dict[str, Any]]]] = {
     "attention": attention,
     "propagation": propagation,
     "allocator": allocator,
@@ -179,11 +175,13 @@ def main() -> int:
     unknown = sorted(set(args.parts) - set(PARTS))
     if unknown:
         parser.error(f"unknown part {unknown[0]}; expected some of: {', '.join(PARTS)}")
-    rows = [row for part in args.parts or PARTS for row in PARTS[part](args.repeats)]
+    rows = []
+    for part in args.parts or PARTS:
+        for row in PARTS[part](args.repeats):
+            rows.append(row)
+            print("; ".join(f"{key}: {value}" for key, value in row.items()), flush=True)
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     machine["torch"] = torch.__version__
-    for row in rows:
-        print("; ".join(f"{key}: {value}" for key, value in row.items()))
     print(machine)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")

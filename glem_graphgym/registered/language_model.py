@@ -14,7 +14,7 @@ from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
 
-LONG_TEXT = 64  # mean tokens above which sdpa beat eager on CPU (docs/measurements.md)
+LONG_TEXT = 192  # mean tokens above which sdpa is no slower than eager on CPU over a whole run (docs/measurements.md)
 
 
 def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> TextClassifier:
