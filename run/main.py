@@ -137,15 +137,15 @@ def run_standard(cfg: Any, overwrite: bool) -> None:
     from torch_geometric.graphgym.utils.comp_budget import params_count
     from torch_geometric.graphgym.utils.device import auto_select_device
 
-    from glem_graphgym.files import read_json, write_json
-    from glem_graphgym.registered.run_folder import check_run_folder, identity_of, take_run_folder
+    from glem_graphgym.files import write_json
+    from glem_graphgym.registered.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
     from glem_graphgym.report.stats import drop_sanity_row
 
     run_dir = Path(cfg.run_dir)
     identity = identity_of(cfg, None)
     if not overwrite:
         check_run_folder(run_dir, identity)
-        if (run_dir / "run.json").exists() and read_json(run_dir / "run.json").get("finished"):
+        if is_finished(run_dir):
             logging.info(f"{run_dir} is finished; --overwrite trains it again")
             return
     take_run_folder(run_dir, identity, overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +78,6 @@ def tokenizer_identity(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # Padding and truncation are not part of what the tokenizer is: each call to it sets them, but for the side.
-        import json
-
         state = json.loads(backend.to_str())
         return fingerprint({**state, "padding": None, "truncation": tokenizer.truncation_side})
     return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab())

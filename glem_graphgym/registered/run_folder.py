@@ -82,16 +82,17 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any]) -> None:
     Raises:
         RunError: says what differs, at most five things of it.
     """
-    before = _noted(run_dir)
-    if before is None:
-        if _has_results(run_dir):
+    if _has_results(run_dir):
+        before = _noted(run_dir)
+        if not before:
             raise RunError(f"{run_dir} holds stages but no run.json that says whose; start it anew with --overwrite")
-    elif _has_results(run_dir):
         _compare(run_dir, before, identity, "choose another out_dir, or start it anew with --overwrite")
+    if identity["mode"] == "glem_predict":  # which adds nothing that could be aggregated
+        return
     siblings = [path for path in run_dir.parent.glob("*") if path != run_dir and path.name.lstrip("-").isdigit()]
     for sibling in sorted(siblings):
         other = _noted(sibling)
-        if other is not None and _has_results(sibling) and identity["mode"] != "glem_predict":
+        if other and _has_results(sibling):
             _compare(
                 sibling,
                 _seedless(other),
@@ -112,14 +113,18 @@ def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = F
         write_json(run_dir / "run.json", identity)
 
 
-def _noted(run_dir: Path) -> dict[str, Any] | None:
+def is_finished(run_dir: Path) -> bool:
+    """Whether the folder's run has been finished once; it may have been asked for more since."""
+    return bool(_noted(run_dir).get("finished"))
+
+
+def _noted(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run.json"
-    return read_json(path) if path.exists() else None
+    return read_json(path) if path.exists() else {}
 
 
 def _has_results(run_dir: Path) -> bool:
-    noted = _noted(run_dir) or {}
-    return "finished" in noted or any((run_dir / "stages").glob("[0-9]*"))
+    return "finished" in _noted(run_dir) or any((run_dir / "stages").glob("[0-9]*"))
 
 
 def _seedless(identity: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,14 @@ from glem_graphgym.registered.language_model import build_lm, encoder_config, ha
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
 from glem_graphgym.registered.networks import Structure, build_gnn
-from glem_graphgym.registered.run_folder import METRIC, RunError, check_run_folder, identity_of, take_run_folder
+from glem_graphgym.registered.run_folder import (
+    METRIC,
+    RunError,
+    check_run_folder,
+    identity_of,
+    is_finished,
+    take_run_folder,
+)
 
 
 @register_train("glem")
@@ -244,7 +251,7 @@ def predict(overwrite: bool = False) -> None:
     """Predict all nodes again from the weights that a finished run kept, write them into ``predictions.csv.gz``."""
     run_dir = Path(cfg.run_dir)
     run_json = run_dir / "run.json"
-    if not run_json.exists() or not read_json(run_json).get("finished"):
+    if not is_finished(run_dir):
         raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
     kinds = {path.name.split("_", 1)[1].split("_")[0] for path in (run_dir / "stages").iterdir()}
     with_lm, with_gnn = bool(kinds & {"lm", "e"}), bool(kinds & {"gnn", "m"})
