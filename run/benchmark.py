@@ -25,7 +25,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glem_graphgym.em.objective import glem_loss
-from glem_graphgym.em.schedules import adamw
+from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.stage import Hardware
 from glem_graphgym.memory import keep_freed_memory
 from glem_graphgym.models.lm_head import LMHead

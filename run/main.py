@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.data.text_graph import DataError
     from glem_graphgym.em.journal import seed_everything
     from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
-    from glem_graphgym.registered.run_folder import RunError
+    from glem_graphgym.registered.run_folder import RunError, require_finished
 
     try:
         load_config(cfg, args.cfg_file, args.opts)
@@ -55,10 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         for seed in range(cfg.seed, cfg.seed + args.repeat):
             cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
             cfg.run_dir = str(experiment / str(seed))
-            if cfg.train.mode == "glem_predict" and not Path(cfg.run_dir).exists():
-                raise RunError(
-                    f"{cfg.run_dir} holds no finished run; train first with the same --cfg, out_dir and seed"
-                )
+            if cfg.train.mode == "glem_predict":
+                require_finished(Path(cfg.run_dir))
             Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
             set_up_logging(cfg)
             set_up_process(cfg)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batches
 from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.schedules import adamw, decay_groups, warmup_schedule
 from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
 from glem_graphgym.models.text_encoder import TextClassifier
 
@@ -79,15 +79,17 @@ class LMLearner:
         self.load(init)
         assert self.model is not None
         settings = self.settings
-        fused = self.hardware.precision != "16-mixed"
-        task = _LMTask(self.model, self.validation, self.tokens, targets, settings, fused)
+        scaled = self.hardware.precision == "16-mixed"
+        if self.hardware.accelerator == "cpu" and not scaled:
+            use_sparse_gradients(self.model)
+        task = _LMTask(self.model, self.validation, self.tokens, targets, settings, scaled)
         plan = FitPlan(
             title=title,
             epochs=settings.epochs,
             eval_every=1 / settings.evals_per_epoch,
             patience=settings.patience,
             accumulate=settings.accumulate,
-            clip=settings.clip,
+            clip=settings.clip if scaled else 0.0,
             new_batches=True,
         )
         return fit(task, plan, self.hardware)
@@ -120,7 +122,10 @@ class LMLearner:
 
 
 class _LMTask(Task):
-    """Batches of texts with targets, in buckets of similar length."""
+    """Batches of texts with targets, in buckets of similar length.
+
+    ``scaled``: gradients are scaled for float16, so they are clipped by whoever unscales them, not by the optimizer.
+    """
 
     model: TextClassifier
 
@@ -131,10 +136,10 @@ class _LMTask(Task):
         tokens: TokenStore,
         targets: StepTargets,
         settings: LMSettings,
-        fused: bool,
+        scaled: bool,
     ) -> None:
         super().__init__(model, validation)
-        self.tokens, self.targets, self.settings, self.fused = tokens, targets, settings, fused
+        self.tokens, self.targets, self.settings, self.scaled = tokens, targets, settings, scaled
 
     def train_dataloader(self) -> DataLoader:
         nodes, target, is_gold = self.targets.batch(self.current_epoch)
@@ -180,7 +185,11 @@ class _LMTask(Task):
     def configure_optimizers(self) -> Any:
         settings = self.settings
         groups = decay_groups(self.model, settings.weight_decay)
-        optimizer = adamw(groups, settings.lr, settings.weight_decay, self.fused)
+        optimizer = (
+            adamw(groups, settings.lr, settings.weight_decay, fused=False)
+            if self.scaled
+            else ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
+        )
         total = float(self.trainer.estimated_stepping_batches)
         warmup = settings.warmup_epochs * total / settings.epochs
         schedule = warmup_schedule(optimizer, warmup, total, settings.decay)

@@ -72,6 +72,8 @@ class Run:
         journal: does and keeps stages.
         lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
         gnn: the GNN; None in runs without.
+        first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
+            ``lm_first`` order, of the LM in ``gnn_first`` order.
         features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D).
         pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
     """
@@ -87,6 +89,7 @@ class Run:
     lm_gold: LMLearner | None = None
     lm_em: LMLearner | None = None
     gnn: GNNLearner | None = None
+    first_predictions: np.ndarray | None = None
 
     # ---- the four steps -------------------------------------------------------------------------------------------
 
@@ -135,6 +138,11 @@ class Run:
             hard=s.hard,
             confidence=s.confidence,
         )
+
+    def teacher_logits(self, iteration: int, teacher: Finished) -> np.ndarray:
+        """Logits (N, C) that an iteration's first step learns from: of ``teacher``, or external ones at first."""
+        external = self.first_predictions if iteration == 1 else None
+        return teacher.logits if external is None else external
 
     # ---- doing a stage --------------------------------------------------------------------------------------------
 
@@ -204,22 +212,16 @@ def run_cascade(run: Run) -> None:
     run.fit_gnn_on_gold(run.fit_lm_on_gold())
 
 
-def run_em(run: Run, first_predictions: np.ndarray | None = None) -> None:
-    """GLEM.
-
-    Args:
-        first_predictions: logits (N, C) that take the place of the first step's teacher: of the GNN in ``lm_first``
-            order, of the LM in ``gnn_first`` order.
-    """
+def run_em(run: Run) -> None:
+    """GLEM."""
     first = q = run.fit_lm_on_gold()
     p = run.fit_gnn_on_gold(q)
     for iteration in _iterations(run):
-        external = first_predictions if iteration == 1 else None
         if run.settings.order == "lm_first":
-            q = run.e_step(iteration, p.logits if external is None else external, q, first)
+            q = run.e_step(iteration, run.teacher_logits(iteration, p), q, first)
             p = run.m_step(iteration, q, q.logits)
         else:
-            p = run.m_step(iteration, q, q.logits if external is None else external)
+            p = run.m_step(iteration, q, run.teacher_logits(iteration, q))
             q = run.e_step(iteration, p.logits, q, first)
         _forget_weights(run, first, q)
 

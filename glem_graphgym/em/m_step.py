@@ -30,6 +30,7 @@ class GNNSettings:
         clip: upper bound of the gradient norm, 0 = none.
         label_input: concatenate labels to the features: y_L and ŷ_U, a target's own label hidden.
         label_input_rate: share 0-1 of the gold labels given as input in an epoch; the other gold nodes are its targets.
+            Of the candidates for pseudo-labels at most 1 / `FOLDS` are targets at a time, for the same reason.
     """
 
     epochs: int = 200
@@ -212,11 +213,21 @@ class _GNNTask(Task):
         settings = self.learner.settings
         if not settings.label_input:
             return nodes, target, is_gold
-        # Of the gold nodes, those whose labels are given as input this epoch are no targets.
+        # Nodes whose labels are given as input this epoch are no targets: that share of the gold nodes, and as many
+        # pseudo nodes as must stay visible for the input to look as it does when all nodes are predicted.
         rng = np.random.default_rng([self.targets.seed, self.current_epoch, 2])
-        given = is_gold.numpy() & (rng.random(len(nodes)) < settings.label_input_rate)
-        kept = ~given if (is_gold.numpy() & ~given).any() else np.ones(len(nodes), dtype=bool)
-        return nodes[kept], target[kept], is_gold[kept]
+        gold = is_gold.numpy()
+        given = gold & (rng.random(len(nodes)) < settings.label_input_rate)
+        if not (gold & ~given).any():
+            given = np.zeros(len(nodes), dtype=bool)
+        given[self._surplus(np.flatnonzero(~gold), rng)] = True
+        return nodes[~given], target[~given], is_gold[~given]
+
+    def _surplus(self, pseudo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Of the places of pseudo nodes those beyond what one fold of the candidates hides, at random."""
+        candidates = self.targets.pseudo
+        bound = 0 if candidates is None else -(-len(candidates.nodes) // FOLDS)
+        return pseudo if len(pseudo) == 0 else rng.permutation(pseudo)[bound:]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         for nodes, x in self.inputs.for_prediction(self.validation.nodes):

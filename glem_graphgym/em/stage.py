@@ -55,8 +55,7 @@ class FitPlan:
     Attributes:
         title: shown beside the progress bar.
         epochs: upper bound; 0 trains nothing.
-        eval_every: epochs between validations; below 1 several times an epoch. What is trained after the last
-            validation is not looked at.
+        eval_every: epochs between validations; below 1 several times an epoch. The end of training is validated too.
         patience: evaluations without a better score before training stops; 0 = never stops early.
         accumulate: batches whose gradients make one optimizer step.
         clip: upper bound of the gradient norm; 0 = none.
@@ -146,6 +145,8 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
         )
         try:
             trainer.fit(task)
+            if keeper.batches > keeper.scored:
+                trainer.validate(task, verbose=False)
         except SystemExit as error:  # which Lightning makes of Ctrl-C, without a word
             raise KeyboardInterrupt from error
     keeper.restore(task)
@@ -160,7 +161,8 @@ class _BestWeights(pl.Callback):
         self.record = FitLog()
         self.weights: Weights = {}
         self.since_best = 0
-        self.batches = 0
+        self.batches = 0  # trained on
+        self.scored = 0  # of these, before the last validation
         self.rate = 0.0
         self.losses: list[Tensor] = []
         self.bar: Any = None
@@ -179,7 +181,7 @@ class _BestWeights(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         assert isinstance(task, Task)
-        score = task.valid_score
+        score, self.scored = task.valid_score, self.batches
         epoch = self.batches / max(1, int(trainer.num_training_batches))
         loss = float(torch.stack(self.losses).mean()) if self.losses else 0.0
         self.losses.clear()
@@ -196,7 +198,7 @@ class _BestWeights(pl.Callback):
             "lr": self.rate,
         }
         self.record.history.append(row)
-        self.record.epochs = trainer.current_epoch + 1
+        self.record.epochs = math.ceil(epoch)
         if score > self.record.best_score:
             self.record.best_score, self.record.best_epoch, self.since_best = score, round(epoch, 4), 0
             self.weights = {name: value.detach().clone() for name, value in task.model.state_dict().items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from glem_graphgym.models.dropout import Dropout
+
 
 class LMHead(nn.Module):
     """Dropout and a linear map, the classifier of q_θ(y_n | s_n).
@@ -16,7 +18,7 @@ class LMHead(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(dim, num_classes)
 
     def forward(self, embedding: Tensor) -> Tensor:  # (B, H) -> (B, C)

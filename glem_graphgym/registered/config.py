@@ -91,10 +91,10 @@ KEYS = (
     Key("lm.evals_per_epoch", 1, "", "Validations an epoch; the best one's weights are kept.", low=1),
     Key("lm.patience", 0, "evaluations", "Stop after so many without a better score; 0 = never.", low=0),
     Key("lm.precision", "auto", "", "bf16 where the hardware is fast at it, else 32 (16 on older GPUs).", choices=("auto", "32", "bf16", "16")),
-    Key("lm.attention", "auto", "", "Attention implementation of transformers (eager, sdpa, flash_attention_2); auto picks by device and text length."),
+    Key("lm.attention", "auto", "", "Attention implementation of transformers (eager, sdpa, flash_attention_2) or our own on CPU (glem_cpu); auto picks by device."),
     Key("lm.gradient_checkpointing", False, "", "Less memory, about a third more time."),
     Key("lm.lora_rank", 0, "", "LoRA adapters on all linear layers instead of full fine-tuning; 0 = full (extra `lora`).", low=0),
-    Key("lm.infer_tokens", 8192, "tokens", "Padded tokens of an inference batch.", low=1),
+    Key("lm.infer_tokens", 0, "tokens", "Padded tokens of an inference batch; 0 = by device.", low=0),
     # ---- EM -------------------------------------------------------------------------------------------------------
     Key("glem.order", "lm_first", "", "Which step opens an EM iteration.", choices=("lm_first", "gnn_first")),
     Key("glem.em_iterations", 1, "iterations", "EM iterations; -1 = until neither model's validation score rises.", low=-1),

@@ -6,15 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch_geometric.graphgym.config import cfg
 from yacs.config import CfgNode
 
-from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.data.tokens import TokenStore, budget_batches
 from glem_graphgym.em.e_step import LMLearner, LMSettings
 from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
-from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
+from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
 
-LONG_TEXT = 192  # mean tokens above which sdpa is no slower than eager on CPU over a whole run (docs/measurements.md)
+CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
 
 
 def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> TextClassifier:
@@ -22,9 +26,7 @@ def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> Te
     return TextClassifier(encoder, LMHead(encoder.dim, num_classes, head_dropout))
 
 
-def encoder_config(
-    cfg: CfgNode, tokens: TokenStore, hardware: Hardware, dropout: float, attention_dropout: float
-) -> EncoderConfig:
+def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_dropout: float) -> EncoderConfig:
     lm = cfg.lm
     return EncoderConfig(
         model=lm.model,
@@ -32,19 +34,53 @@ def encoder_config(
         shrink_dim=lm.shrink_dim,
         dropout=dropout,
         attention_dropout=attention_dropout,
-        attention=attention_for(lm.attention, hardware, tokens),
+        attention=attention_for(lm.attention, hardware),
         gradient_checkpointing=lm.gradient_checkpointing,
         lora_rank=lm.lora_rank,
         pretrained=lm.pretrained,
     )
 
 
-def attention_for(wanted: str, hardware: Hardware, tokens: TokenStore) -> str | None:
-    """``auto``: eager for short texts on CPU, where it was measured to be faster, else what transformers prefers."""
+def attention_for(wanted: str, hardware: Hardware) -> str | None:
+    """``auto``: on CPU ours, which is the fastest there at every text length, else what transformers prefers."""
     if wanted != "auto":
         return wanted
-    short = tokens.lengths.mean() < LONG_TEXT
-    return "eager" if hardware.accelerator == "cpu" and short else None
+    return CPU_ATTENTION if hardware.accelerator == "cpu" else None
+
+
+def infer_tokens(cfg: CfgNode, hardware: Hardware) -> int:
+    return cfg.lm.infer_tokens or (CPU_TOKENS if hardware.accelerator == "cpu" else GPU_TOKENS)
+
+
+class TextEmbeddings(nn.Module):
+    """Embeddings of the nodes' texts in GraphGym's own training, looked up by ``batch.n_id``: node ids (n,) -> (n, H).
+
+    Texts are encoded in parts of ``lm.infer_tokens`` padded tokens. Where there are several parts and
+    gradients are wanted, each is computed once more in the backward pass: so a whole graph's texts need the memory of
+    one part, and about a third more time.
+
+    Args:
+        tokens: the graph's texts.
+        encoder: token ids (B, L), attention mask (B, L) -> text embeddings (B, H).
+    """
+
+    def __init__(self, tokens: TokenStore, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.tokens, self.encoder = tokens, encoder
+        self.budget = infer_tokens(cfg, hardware_for(cfg, "32"))
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        places = np.arange(len(nodes))
+        ids = nodes.cpu().numpy()
+        parts = list(budget_batches(self.tokens.lengths[ids], places, self.budget))
+        out = [self._encode(ids[part], nodes.device, len(parts) > 1) for part in parts]
+        return torch.cat(out)[torch.from_numpy(np.argsort(np.concatenate(parts))).to(nodes.device)]
+
+    def _encode(self, nodes: np.ndarray, device: torch.device, again: bool) -> Tensor:
+        ids, mask = (torch.from_numpy(array).to(device) for array in self.tokens.pad(nodes))
+        if again and torch.is_grad_enabled():
+            return checkpoint(self.encoder, ids, mask, use_reentrant=False)
+        return self.encoder(ids, mask)
 
 
 def hardware_for(cfg: CfgNode, precision: str) -> Hardware:
@@ -67,9 +103,9 @@ def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     """The LM as it is pretrained, ready to predict; of its outputs only the embeddings mean anything."""
     hardware = hardware_for(cfg, cfg.lm.precision)
     # A bottleneck that nobody has trained would be a random projection.
-    plain = replace(encoder_config(cfg, tokens, hardware, -1.0, -1.0), shrink_dim=0)
+    plain = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
     nobody = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
-    settings = LMSettings(infer_tokens=cfg.lm.infer_tokens)
+    settings = LMSettings(infer_tokens=infer_tokens(cfg, hardware))
     learner = LMLearner(tokens, lambda: build_lm(plain, 1, 0.0), settings, nobody, hardware)
     learner.load(None)
     return learner

@@ -12,10 +12,12 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import network_dict, register_network
 
 from glem_graphgym.models.gcn import GCN
+from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.mlp import MLP
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sage import SAGE
-from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
+from glem_graphgym.models.text_encoder import load_text_encoder
+from glem_graphgym.registered.language_model import TextEmbeddings, encoder_config, hardware_for
 from glem_graphgym.registered.loader import tokens_of_config
 
 # ---- GNNs as GraphGym networks ------------------------------------------------------------------------------------
@@ -138,12 +140,10 @@ class LMNetwork(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.tokens = tokens_of_config()
-        settings = encoder_config(cfg, self.tokens, hardware_for(cfg, "32"), cfg.lm.dropout, cfg.lm.attention_dropout)
-        self.lm = build_lm(settings, dim_out, cfg.lm.head_dropout)
+        config = encoder_config(cfg, hardware_for(cfg, "32"), cfg.lm.dropout, cfg.lm.attention_dropout)
+        self.texts = TextEmbeddings(tokens_of_config(), load_text_encoder(config))
+        self.head = LMHead(self.texts.encoder.dim, dim_out, cfg.lm.head_dropout)
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         nodes, labels = read_out(batch.n_id, batch)
-        ids, mask = self.tokens.pad(nodes.cpu().numpy())
-        logits, _ = self.lm(torch.from_numpy(ids).to(nodes.device), torch.from_numpy(mask).to(nodes.device))
-        return logits, labels
+        return self.head(self.texts(nodes)), labels

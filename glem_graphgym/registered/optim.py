@@ -9,7 +9,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.graphgym.register import register_optimizer, register_scheduler
 
-from glem_graphgym.em.schedules import adamw, warmup_schedule
+from glem_graphgym.em.optim import adamw, warmup_schedule
 
 
 @register_optimizer("adamw")

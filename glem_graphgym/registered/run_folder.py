@@ -118,6 +118,15 @@ def is_finished(run_dir: Path) -> bool:
     return bool(_noted(run_dir).get("finished"))
 
 
+def require_finished(run_dir: Path) -> None:
+    """
+    Raises:
+        RunError: the folder's run is missing or unfinished.
+    """
+    if not is_finished(run_dir):
+        raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
+
+
 def _noted(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run.json"
     return read_json(path) if path.exists() else {}

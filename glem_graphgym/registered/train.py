@@ -29,16 +29,15 @@ from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix
-from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
+from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for, infer_tokens
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
 from glem_graphgym.registered.networks import Structure, build_gnn
 from glem_graphgym.registered.run_folder import (
     METRIC,
-    RunError,
     check_run_folder,
     identity_of,
-    is_finished,
+    require_finished,
     take_run_folder,
 )
 
@@ -46,10 +45,8 @@ from glem_graphgym.registered.run_folder import (
 @register_train("glem")
 def train_glem(overwrite: bool = False) -> None:
     """GLEM: variational EM between LM and GNN."""
-    graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
-    path, shape = cfg.glem.first_predictions, (graph.num_nodes, graph.num_classes)
-    first = load_matrix(path, shape[0], "glem.first_predictions", columns=shape[1]) if path else None
-    loop.run_em(run, first)
+    run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)[1]
+    loop.run_em(run)
     # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
     noted = Path(cfg.run_dir) / "run.json"
     write_json(noted, {**read_json(noted), "stages": [stage.key.folder for stage in run.journal.finished]})
@@ -104,6 +101,10 @@ def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool, overwrite: bool = Fa
         features=feature_builder(cfg, graph, tokens) if with_gnn else lambda embeddings: np.empty((0, 0)),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
     )
+    if cfg.glem.first_predictions:
+        run.first_predictions = load_matrix(
+            cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=graph.num_classes
+        )
     if with_lm:
         assert tokens is not None
         run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
@@ -179,7 +180,7 @@ def lm_learners(
             own = cfg.glem[f"lm_{name}"] if e_step else -1
             return cfg.lm[name] if own < 0 else own
 
-        config = encoder_config(cfg, tokens, hardware, value("dropout"), value("attention_dropout"))
+        config = encoder_config(cfg, hardware, value("dropout"), value("attention_dropout"))
         head_dropout = value("head_dropout")
         settings = LMSettings(
             epochs=int(value("epochs")),
@@ -193,7 +194,7 @@ def lm_learners(
             clip=cfg.lm.clip,
             evals_per_epoch=cfg.lm.evals_per_epoch,
             patience=cfg.lm.patience,
-            infer_tokens=cfg.lm.infer_tokens,
+            infer_tokens=infer_tokens(cfg, hardware),
         )
         return LMLearner(tokens, lambda: build_lm(config, num_classes, head_dropout), settings, validation, hardware)
 
@@ -251,8 +252,7 @@ def predict(overwrite: bool = False) -> None:
     """Predict all nodes again from the weights that a finished run kept, write them into ``predictions.csv.gz``."""
     run_dir = Path(cfg.run_dir)
     run_json = run_dir / "run.json"
-    if not is_finished(run_dir):
-        raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
+    require_finished(run_dir)
     kinds = {path.name.split("_", 1)[1].split("_")[0] for path in (run_dir / "stages").iterdir()}
     with_lm, with_gnn = bool(kinds & {"lm", "e"}), bool(kinds & {"gnn", "m"})
     graph, run = prepare(cfg, with_lm=with_lm, with_gnn=with_gnn)
@@ -283,10 +283,10 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
     assert run.gnn is not None
     lm = loop.teacher_of(run.journal, stage) if run.lm_em else None
     embeddings = _encode(run, lm, np.zeros(shape, dtype=np.float16)) if lm else None
-    teacher = lm.logits if lm and stage.key.em_iteration > 0 else None
-    if cfg.glem.first_predictions and (cfg.glem.order, stage.key.em_iteration) == ("gnn_first", 1):
-        teacher = load_matrix(cfg.glem.first_predictions, run.num_nodes, "glem.first_predictions")
-    pseudo = None if teacher is None else run.pseudo_labels(teacher)
+    pseudo = None
+    if lm and stage.key.em_iteration > 0:
+        opens = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
+        pseudo = run.pseudo_labels(run.teacher_logits(stage.key.em_iteration, lm) if opens else lm.logits)
     targets = run.gnn_step_targets(stage.key, pseudo)
     run.gnn.load(targets, run.features(embeddings), stage.weights())
     run.gnn.predict(logits)

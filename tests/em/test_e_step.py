@@ -16,6 +16,7 @@ from glem_graphgym.em.e_step import LMLearner, LMSettings, open_predictions
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder, load_tokenizer
 
@@ -298,3 +299,45 @@ def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Ca
 def test_predicting_before_fitting_is_an_error(learner: Callable[..., LMLearner]) -> None:
     with pytest.raises(AssertionError, match="fit or load a model first"):
         predictions(learner())
+
+
+class PlainAdamW(torch.optim.AdamW):
+    """AdamW on dense gradients, clipped by torch."""
+
+    def __init__(self, groups: list[dict], lr: float, weight_decay: float, clip: float) -> None:
+        super().__init__(groups, lr=lr, weight_decay=weight_decay)
+        self.clip = clip
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.clip)
+        super().step()
+        return loss
+
+
+def test_the_lean_path_on_cpu_trains_as_the_plain_one(
+    learner: Callable[..., LMLearner], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sparse gradients, clipping inside the optimizer and our attention, against dense, `clip_grad_norm_` and eager."""
+
+    def trained(attention: str, sparse: bool) -> LMLearner:
+        config = EncoderConfig(str(tiny_lm), dropout=0.0, attention_dropout=0.0, attention=attention)
+
+        def build() -> TextClassifier:
+            torch.manual_seed(0)
+            encoder = load_text_encoder(config)
+            encoder.backbone.get_input_embeddings().sparse = sparse  # type: ignore[operator, union-attr]
+            return TextClassifier(encoder, LMHead(encoder.dim, C))
+
+        made = learner(epochs=3, clip=0.5, batch_size=8)
+        made.build = build
+        made.fit(step_targets(), "test")
+        return made
+
+    lean = weights_of(trained(CPU_ATTENTION, True))
+    monkeypatch.setattr("glem_graphgym.em.e_step.ClippedAdamW", PlainAdamW)
+    plain = weights_of(trained("eager", False))
+    for name, value in plain.items():
+        if not name.endswith("key.bias"):  # whose gradient is mere rounding, which Adam makes large
+            torch.testing.assert_close(lean[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")

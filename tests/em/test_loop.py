@@ -214,7 +214,8 @@ def test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step(tmp_pat
 def test_external_predictions_replace_the_first_steps_teacher_and_nothing_else(tmp_path: Path, order: str) -> None:
     external = np.random.default_rng(0).normal(size=(N, C))
     run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
-    run_em(run, external)
+    run.first_predictions = external
+    run_em(run)
     first, *others = TEACHERS[order].items()
     for step, teacher in [(first[0], None), *others]:
         pseudo = book.of(step).targets.pseudo
@@ -646,7 +647,8 @@ def test_pseudo_labels_never_replace_gold(
     monkeypatch.setattr(StepTargets, "batch", watched)
     graph, run = real_run(glem__label_input=True, glem__lm_pseudo_ratio=100.0, glem__gnn_pseudo_ratio=100.0)
     wrong = 50 * np.eye(graph.num_classes)[(graph.label + 1) % graph.num_classes]
-    run_em(run, wrong)
+    run.first_predictions = wrong
+    run_em(run)
     gold, one_hot = graph.split["train"], np.eye(graph.num_classes)[graph.label[graph.split["train"]]]
     assert len(batches) >= 6
     for nodes, target, is_gold in batches:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.m_step import (
+    FOLDS,
     GNNInputs,
     GNNLearner,
     GNNSettings,
@@ -448,3 +450,22 @@ def test_rows_outside_of_those_seen_have_no_part_in_the_norm() -> None:
     x = np.array([[0.0], [2.0], [1e4]], dtype=np.float32)
     np.testing.assert_allclose(standardise(x, np.array([0, 1])), [[-1], [1], [9999]])
     np.testing.assert_array_equal(x, [[0], [2], [1e4]])
+
+
+def test_with_label_input_half_of_the_candidates_stay_visible_however_many_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All candidates are drawn, as targets; were all hidden, training would never see what prediction sees."""
+    targets = replace(step_targets(), ratio=1e6)
+    assert targets.pseudo is not None
+    candidates = targets.pseudo.nodes
+    assert targets.drawn(0).tolist() == candidates.tolist()
+    learner = gnn_learner(options=GNNSettings(epochs=12, label_input=True))
+    learner.fit(targets, np.eye(N, dtype=np.float32), "test")
+    assert isinstance(learner.model, Watched)
+    hidden_sets = set()
+    for x in learner.model.inputs(True):
+        hidden = candidates[(x[candidates, N:].abs().sum(-1) == 0).numpy()]
+        assert len(hidden) == -(-len(candidates) // FOLDS)
+        hidden_sets.add(tuple(hidden))
+    assert len(hidden_sets) > 6

@@ -290,3 +290,17 @@ def test_an_interrupt_stays_one() -> None:
             fit(task, plan(2), Hardware())
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves the process deaf to it
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(2.0, [2, 4, 5]), (3.0, [3, 5]), (0.4, [0.4, 0.8, 1, 1.4, 1.8, 2])])
+def test_what_is_trained_after_the_last_evaluation_is_evaluated_too(every: float, epochs: list[float]) -> None:
+    count = 2 if every < 1 else 5
+    scores = [0.1 * i for i in range(1, 10)]
+    task = regression(scores, batches=[[i] for i in range(5)] if every < 1 else [range(12)])
+    log = fit(task, plan(count, eval_every=every), Hardware())
+    found = [row["epoch"] for row in log.history]
+    assert found[-1] == epochs[-1] == log.best_epoch
+    assert log.epochs == count
+    if every >= 1:
+        assert found == epochs
+    assert same(task.model.state_dict(), task.after_epoch[-1])

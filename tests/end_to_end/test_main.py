@@ -693,7 +693,7 @@ def test_a_stock_gnn_trains_end_to_end_on_text(config: Path, tiny_lm: Path, main
     (checkpoint,) = run.glob("ckpt/*.ckpt")
     trained = torch.load(checkpoint, weights_only=False)["state_dict"]
     pretrained = AutoModel.from_pretrained(tiny_lm).state_dict()
-    prefix = "model.encoder.node_encoder.encoder.backbone."
+    prefix = "model.encoder.node_encoder.texts.encoder.backbone."
     matrices = [name for name in pretrained if prefix + name in trained and pretrained[name].ndim == 2]
     assert len(matrices) == 3 + 2 * 6
     for name in matrices:

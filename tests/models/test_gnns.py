@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv
 
 from glem_graphgym.models.gcn import GCN, GCNLayer
-from glem_graphgym.models.mlp import MLP, LayerStack, dropout
+from glem_graphgym.models.mlp import MLP, LayerStack
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sage import SAGE, SAGELayer
 
@@ -229,32 +229,6 @@ def test_gcn_starts_as_glorot_with_zero_bias() -> None:
     bound = (6 / 300) ** 0.5
     assert bound * 0.99 < layer.linear.weight.abs().max() <= bound
     assert layer.linear.bias.eq(0).all()
-
-
-@pytest.mark.parametrize("probability", [0.25, 0.5, 0.9])
-def test_dropout_drops_that_share_scales_the_rest_and_passes_its_gradient(probability: float) -> None:
-    torch.manual_seed(0)
-    x = torch.ones(503, 401, dtype=torch.float64, requires_grad=True)
-    y = dropout(x, probability, training=True)
-    y.sum().backward()
-    kept = y != 0
-    # five standard deviations of a binomial share
-    assert abs(kept.double().mean() - (1 - probability)) < 5 * (0.25 / kept.numel()) ** 0.5
-    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - probability)), rtol=1e-4, atol=0)
-    assert x.grad is not None
-    assert torch.equal(x.grad, y)
-    for rows in (kept, kept.T):  # every row and every column on its own
-        assert (rows.double().mean(1) - (1 - probability)).abs().max() < 5.5 * (0.25 / rows.shape[1]) ** 0.5
-    neighbours = (kept[:, 1:] & kept[:, :-1]).double().mean()
-    assert abs(neighbours - (1 - probability) ** 2) < 0.01
-
-
-def test_dropout_is_the_identity_outside_training_and_at_probability_0() -> None:
-    x = torch.randn(3, 5)
-    assert dropout(x, 0.5, training=False) is x
-    assert dropout(x, 0.0, training=True) is x
-    assert dropout(x.bfloat16(), 0.5, training=True).dtype == torch.bfloat16
-    assert dropout(torch.zeros(0, 4), 0.5, training=True).shape == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_weights_survive_graphgyms_own_gnn(tiny: EncoderConfig, tmp_path: Path) 
     cfg.gnn.head = "node"
     network = GNN(dim_in=1, dim_out=3)
     text_node_encoder = network.encoder.node_encoder
-    assert same(state(text_node_encoder.encoder.backbone), state(load_text_encoder(tiny).backbone))
+    assert same(state(text_node_encoder.texts.encoder.backbone), state(load_text_encoder(tiny).backbone))
     assert text_node_encoder.project.bias.abs().max() == 0
 
 

@@ -270,7 +270,7 @@ def test_pretrained_weights_survive_graphgyms_init_weights(text_config: TextGrap
     use_text_encoder()
     loaders = create_loader()
     model = create_model()
-    kept = model.model.encoder.node_encoder.encoder.backbone.state_dict()
+    kept = model.model.encoder.node_encoder.texts.encoder.backbone.state_dict()
     expected = pretrained(tiny_lm)
     assert set(kept) == set(expected)
     for name, value in expected.items():
@@ -286,7 +286,7 @@ def test_gradients_reach_the_whole_transformer(text_config: TextGraph) -> None:
     model = create_model()
     loss = model.training_step(batch)["loss"]
     loss.backward()
-    encoder = model.model.encoder.node_encoder.encoder
+    encoder = model.model.encoder.node_encoder.texts.encoder
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, name
         # A key's bias moves all scores of a query alike, which softmax does not see.
@@ -298,7 +298,7 @@ def test_dropout_acts_while_training(text_config: TextGraph) -> None:
     """Transformers hands out pretrained models in evaluation mode, and no trainer of ours would change it."""
     tokens = open_tokens(cfg, text_config)
     ids, mask = map(torch.from_numpy, tokens.pad(np.arange(5)))
-    lm = build_lm(encoder_config(cfg, tokens, Hardware(), 0.5, 0.0), CLASSES, 0.0)
+    lm = build_lm(encoder_config(cfg, Hardware(), 0.5, 0.0), CLASSES, 0.0)
     assert all(module.training for module in lm.modules())
     assert not torch.equal(lm(ids, mask)[0], lm(ids, mask)[0])
     lm.eval()
@@ -330,6 +330,29 @@ def test_the_encoder_embeds_what_transformers_does(text_config: TextGraph, tiny_
             torch.testing.assert_close(encoder(Data(n_id=torch.tensor([node]))).x, expected)
 
 
+def test_texts_encoded_in_parts_give_the_same_embeddings_and_gradients(text_config: TextGraph) -> None:
+    """A part's activations are computed again in the backward pass; dropout must then drop the same."""
+    nodes = torch.tensor([41, 3, 3, 17, 8, 59, 0])
+    found = []
+    for budget in (0, 20):
+        cfg.lm.infer_tokens = budget
+        torch.manual_seed(0)
+        encoder = register.node_encoder_dict["glem_text"](8).eval()
+        out = encoder(Data(n_id=nodes)).x
+        (out * torch.arange(8)).square().sum().backward()
+        found.append((out, [p.grad for p in encoder.parameters()]))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    for many, one in zip(found[1][1], found[0][1], strict=True):
+        assert one is not None
+        torch.testing.assert_close(many, one, rtol=1e-3, atol=1e-4)
+    lengths: list[int] = []
+    encoder.train().texts.encoder.register_forward_pre_hook(lambda module, args: lengths.append(args[0].numel()))
+    encoder(Data(n_id=nodes)).x.sum().backward()
+    assert max(lengths) <= 20
+    assert len(lengths) % 2 == 0  # once forwards, once more backwards
+    assert len(lengths) > 4
+
+
 def test_the_lm_head_in_graphgyms_network(text_config: TextGraph) -> None:
     use_text_encoder()
     cfg.gnn.head, cfg.lm.head_dropout = "glem_lm_head", 0.4
@@ -354,7 +377,8 @@ def test_the_lm_network_classifies_the_splits_texts(text_config: TextGraph) -> N
     (batch,) = create_loader()[0]
     model = create_model().eval()
     tokens = open_tokens(cfg, text_config)
-    everyone = model.model.lm(*map(torch.from_numpy, tokens.pad(np.arange(60))))[0]
+    network = model.model
+    everyone = network.head(network.texts.encoder(*map(torch.from_numpy, tokens.pad(np.arange(60)))))
     for part, split in (("train", "train"), ("valid", "val"), ("test", "test")):
         pred, true = model(batch_with(batch, split))
         torch.testing.assert_close(pred, everyone[text_config.split[part]], rtol=1e-4, atol=1e-5)

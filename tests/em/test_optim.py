@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from glem_graphgym.em.schedules import adamw, decay_groups, warmup_schedule
+from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
 
 
 def rates(decay: str, warmup: float, total: float, steps: int, lr: float = 1.0) -> list[float]:
@@ -100,3 +100,64 @@ def test_fused_and_plain_steps_agree() -> None:
             module(x).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(fused.weight, plain.weight)
+
+
+class Bag(nn.Module):
+    """Word embeddings of 40 rows (row 0 for padding) and a linear layer on their mean."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 6, padding_idx=0, sparse=sparse)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.words(ids).mean(1))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("clip", [0.0, 0.05, 1e6])
+def test_clipped_steps_are_those_of_plain_adamw_on_dense_clipped_gradients(sparse: bool, clip: float) -> None:
+    """Also of rows that no batch looked up again, which dense AdamW still moves by its momentum and decay."""
+    torch.manual_seed(0)
+    ours = Bag(sparse)
+    plain = Bag(False)
+    plain.load_state_dict(ours.state_dict())
+    lean = ClippedAdamW(decay_groups(ours, 0.1), lr=0.05, weight_decay=0.1, clip=clip)
+    dense = adamw(decay_groups(plain, 0.1), lr=0.05, weight_decay=0.1, fused=False)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        ids = torch.randint(0, 12 if step else 30, (5, 4), generator=generator)  # 0 is padding; some ids repeat
+        for module in (ours, plain):
+            module.zero_grad()
+            for part in ids.split(3):  # accumulated over two backward passes
+                module(part).square().sum().backward()
+        if clip:
+            nn.utils.clip_grad_norm_(plain.parameters(), clip)
+        lean.step()
+        dense.step()
+        for (name, left), right in zip(ours.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_closure_is_called_with_gradients_and_its_loss_returned() -> None:
+    module = Bag(True)
+    optimizer = ClippedAdamW(module.parameters(), lr=0.1, weight_decay=0.0, clip=1.0)
+    before = copy.deepcopy(module.state_dict())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = module(torch.tensor([[1, 2]])).square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert float(loss) > 0
+    moved = (module.words.weight != before["words.weight"]).any(1)
+    assert moved.tolist() == [False, True, True, *[False] * 37]
+
+
+def test_only_large_embeddings_get_sparse_gradients() -> None:
+    module = nn.ModuleList([nn.Embedding(2000, 2), nn.Embedding(2, 2), nn.Linear(2000, 2)])
+    use_sparse_gradients(module)
+    assert [module[0].sparse, module[1].sparse] == [True, False]

@@ -1,0 +1,117 @@
+"""Optimizer and learning-rate schedules shared by the steps, with plain arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def adamw(
+    params: Iterable[nn.Parameter] | list[dict], lr: float, weight_decay: float, fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW with the fused kernel, which steps several times faster than the default on CPU and GPU.
+
+    Not to be fused under float16 with gradient clipping: the fused kernel unscales gradients only after clipping.
+    """
+    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=fused)
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """Fused AdamW that clips the gradient norm and takes sparse gradients of embeddings, for what it saves.
+
+    It does what `nn.utils.clip_grad_norm_` and AdamW on dense gradients do, up to rounding. Clipping is the fused
+    kernel's own division of the gradients, so they are not passed over once more. A sparse gradient (an `nn.Embedding`
+    with ``sparse=True``) is added into a table that is kept and of which only the rows in use are cleared after the
+    step: a dense gradient of a vocabulary is tens of MB to be filled with zeros at every step.
+
+    Args:
+        params: parameters or groups of them.
+        lr, weight_decay: as AdamW.
+        clip: upper bound of the gradients' norm; 0 = none.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter] | list[dict], lr: float, weight_decay: float, clip: float = 0.0
+    ) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, fused=True)
+        self.clip = clip
+        self.grad_scale: Tensor | None = None  # torch's kernels divide gradients by it
+        self._tables: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        rows = self._spread_sparse()
+        if self.clip > 0:
+            self.grad_scale = self._excess(rows)
+        super().step()
+        for param, used in rows.items():
+            self._tables[param].index_fill_(0, used, 0)
+            param.grad = None
+        return loss
+
+    def _spread_sparse(self) -> dict[nn.Parameter, Tensor]:
+        """Give every parameter with a sparse gradient a dense one; returns the rows that each has in it."""
+        rows = {}
+        for param in self._trained():
+            grad = param.grad
+            if grad is None or not grad.is_sparse:
+                continue
+            if param not in self._tables:
+                self._tables[param] = torch.zeros_like(param)
+            used = grad._indices()[0]
+            param.grad = self._tables[param].index_add_(0, used, grad._values())
+            rows[param] = used.unique()
+        return rows
+
+    def _excess(self, rows: dict[nn.Parameter, Tensor]) -> Tensor:
+        """By how much the gradients' norm exceeds the bound: at least 1. Scalar tensor."""
+        grads = [p.grad[rows[p]] if p in rows else p.grad for p in self._trained() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        return ((norm + 1e-6) / self.clip).clamp(min=1.0)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+
+def use_sparse_gradients(module: nn.Module, least_rows: int = 1000) -> None:
+    """Let the large embeddings inside ``module`` have sparse gradients, for `ClippedAdamW`."""
+    for inner in module.modules():
+        if isinstance(inner, nn.Embedding) and inner.num_embeddings >= least_rows:
+            inner.sparse = True
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Two parameter groups: matrices with ``weight_decay``; biases, norms and other vectors without."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def warmup_schedule(
+    optimizer: torch.optim.Optimizer, warmup_steps: float, total_steps: float, decay: str = "linear"
+) -> LambdaLR:
+    """Learning rate rising linearly from 0 over ``warmup_steps``, then ``linear`` or ``cosine`` to 0, or ``constant``.
+
+    Steps are whatever the caller counts: optimizer steps for the LM, epochs for a full-batch GNN.
+    """
+    if decay not in ("linear", "cosine", "constant"):
+        raise ValueError(f"decay is '{decay}', expected 'linear', 'cosine' or 'constant'")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        done = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
+        return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[decay]
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from glem_graphgym.models import attention
+from glem_graphgym.models.attention import CPU_ATTENTION, cpu_attention
+from glem_graphgym.models.text_encoder import EncoderConfig, load_text_encoder
+from tests.models.test_text_encoder import FAMILIES, IDS, MASK
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """query, key, value (5, 2, 7, 4) and an additive mask (5, 1, 7, 7) that hides the ends of some texts."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 5, 2, 7, 4, dtype=dtype).unbind()
+    mask = torch.zeros(5, 1, 7, 7, dtype=dtype)
+    mask[1, :, :, 3:] = mask[3, :, :, 6:] = torch.finfo(dtype).min
+    return query, key, value, mask
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2 * 7 * 7 * 2, 1 << 20])
+def test_outputs_are_those_of_torch(masked: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
+    query, key, value, mask = inputs()
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask if masked else None)
+    module = torch.nn.Identity()
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            out, weights = cpu_attention(module, query, key, value, mask if masked else None, dropout=0.0)
+        assert weights is None
+        assert out.is_contiguous()
+        torch.testing.assert_close(out, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)  # softmax is in single precision
+
+
+def test_gradients_are_those_of_torch() -> None:
+    query, key, value, mask = inputs(torch.float32)
+    grads = []
+    for ours in (True, False):
+        leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        if ours:
+            out = cpu_attention(torch.nn.Identity(), *leaves, mask)[0]
+        else:
+            out = torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=mask).transpose(1, 2)
+        (out * torch.arange(4)).square().sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for left, right in zip(*grads, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_acts_on_the_weights_in_training_alone() -> None:
+    query, key, value, _ = inputs(torch.float32)
+    module = torch.nn.Identity()
+    plain = cpu_attention(module.eval(), query, key, value, None, dropout=0.5)[0]
+    assert torch.equal(plain, cpu_attention(module, query, key, value, None)[0])
+    torch.manual_seed(0)
+    draws = torch.stack([cpu_attention(module.train(), query, key, value, None, dropout=0.5)[0] for _ in range(4000)])
+    assert not torch.equal(draws[0], plain)
+    torch.testing.assert_close(draws.mean(0), plain, rtol=0, atol=0.12)
+
+
+def test_scaling_is_the_models_own() -> None:
+    query, key, value, _ = inputs()
+    out = cpu_attention(torch.nn.Identity(), query, key, value, None, scaling=0.1)[0]
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.1).transpose(1, 2)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_encodes_as_with_its_eager_attention(name: str, tmp_path: Path) -> None:
+    """Those that cannot take another implementation keep their own."""
+    config = copy.deepcopy(FAMILIES[name])
+    config.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    encoded = {}
+    for implementation in ("eager", CPU_ATTENTION):
+        encoder = load_text_encoder(EncoderConfig(str(tmp_path), attention=implementation)).eval()
+        with torch.no_grad():
+            encoded[implementation] = encoder(IDS, MASK)
+    torch.testing.assert_close(encoded[CPU_ATTENTION], encoded["eager"], rtol=1e-4, atol=1e-5)
+    takes = getattr(encoder.backbone, "_supports_attention_backend", False)
+    assert (encoder.backbone.config._attn_implementation == CPU_ATTENTION) == takes
+    assert takes or name in ("deberta-v2", "mpnet")
