@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class EncoderConfig:
         attention: ``eager``, ``sdpa`` or another implementation that transformers knows, or `CPU_ATTENTION`, which
             is ours for the models that can take it and eager for the others; None takes transformers' default.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
+        freeze_layers: how many of the lowest transformer layers, and with them the embeddings, keep their pretrained
+            weights; 0 = all are trained.
         lora_rank: rank of LoRA adapters on all linear layers, everything else frozen; 0 = full fine-tuning.
         pretrained: False builds the same architecture with random weights (for timing).
     """
@@ -46,6 +49,7 @@ class EncoderConfig:
     attention_dropout: float = -1.0
     attention: str | None = None
     gradient_checkpointing: bool = False
+    freeze_layers: int = 0
     lora_rank: int = 0
     pretrained: bool = True
 
@@ -123,6 +127,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
                 "False, and raise lm.accumulate to save memory"
             )
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.freeze_layers > 0:
+        _freeze(backbone, config.freeze_layers)
     if config.lora_rank > 0:
         backbone = _with_lora(backbone, config.lora_rank)
     use_cheap_dropout(backbone)
@@ -175,6 +181,18 @@ def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str)
         raise ValueError(f"{key} is {value}, but model type '{hf_config.model_type}' has no such dropout; set it to -1")
     for name in present:
         setattr(hf_config, name, value)
+
+
+def _freeze(backbone: nn.Module, count: int) -> None:
+    """Freeze the first ``count`` transformer layers, all embeddings and whatever else comes before the layers."""
+    layers = max((m for m in backbone.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
+    if count > len(layers):
+        raise ValueError(f"lm.freeze_layers is {count}, but '{type(backbone).__name__}' has {len(layers)} layers")
+    first = next(layers.parameters())
+    for parameter in takewhile(lambda parameter: parameter is not first, backbone.parameters()):
+        parameter.requires_grad_(False)
+    for module in (*layers[:count], *(m for m in backbone.modules() if isinstance(m, nn.Embedding))):
+        module.requires_grad_(False)
 
 
 def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:

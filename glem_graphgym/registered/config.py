@@ -93,6 +93,7 @@ KEYS = (
     Key("lm.precision", "auto", "", "bf16 where the hardware is fast at it, else 32 (16 on older GPUs).", choices=("auto", "32", "bf16", "16")),
     Key("lm.attention", "auto", "", "Attention implementation of transformers (eager, sdpa, flash_attention_2) or our own on CPU (glem_cpu); auto picks by device."),
     Key("lm.gradient_checkpointing", False, "", "Less memory, about a third more time."),
+    Key("lm.freeze_layers", 0, "layers", "Lowest transformer layers kept as pretrained, with the embeddings; 0 = train all.", low=0),
     Key("lm.lora_rank", 0, "", "LoRA adapters on all linear layers instead of full fine-tuning; 0 = full (extra `lora`).", low=0),
     Key("lm.infer_tokens", 0, "tokens", "Padded tokens of an inference batch; 0 = by device.", low=0),
     # ---- EM -------------------------------------------------------------------------------------------------------

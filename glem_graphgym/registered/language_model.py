@@ -36,6 +36,7 @@ def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_d
         attention_dropout=attention_dropout,
         attention=attention_for(lm.attention, hardware),
         gradient_checkpointing=lm.gradient_checkpointing,
+        freeze_layers=lm.freeze_layers,
         lora_rank=lm.lora_rank,
         pretrained=lm.pretrained,
     )

@@ -191,16 +191,16 @@ def test_memory_goes_with_the_last_user() -> None:
         gc.enable()
 
 
-class Recorder:
-    """Stands in for an operator: remembers how wide its operand was."""
+class Watched(SparseOperator):
+    """Remembers how wide the operand of each product was."""
 
-    def __init__(self, operator: SparseOperator) -> None:
-        self.operator = operator
+    def __init__(self, plain: SparseOperator) -> None:
+        super().__init__(plain._pattern, plain._left, plain._right)
         self.widths: list[int] = []
 
-    def __matmul__(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         self.widths.append(x.shape[1])
-        return self.operator @ x
+        return super()._multiply(x)
 
 
 @pytest.mark.parametrize(("dim_in", "dim_out", "propagated"), [(7, 3, 3), (3, 7, 3), (4, 4, 4)])
@@ -208,15 +208,93 @@ class Recorder:
 def test_aggregate_propagates_the_narrower_side_with_one_result(
     adjacency: Adjacency, dim_in: int, dim_out: int, propagated: int, bias: bool
 ) -> None:
-    recorder = Recorder(adjacency.gcn())
+    watched = Watched(adjacency.gcn())
     linear = nn.Linear(dim_in, dim_out, bias=bias).double()
     x = torch.randn(NODES, dim_in, dtype=torch.float64)
-    result = aggregate(recorder, x, linear)  # type: ignore[arg-type]
-    assert recorder.widths == [propagated]
+    result = aggregate(watched, x, linear)
+    assert watched.widths == [propagated]
     matrix = dense(adjacency.gcn())
     offset = linear.bias if bias else 0
     torch.testing.assert_close(result, matrix @ (x @ linear.weight.T) + offset)
     torch.testing.assert_close(result, (matrix @ x) @ linear.weight.T + offset)
+
+
+@pytest.mark.parametrize("width", [2, 9])
+def test_an_input_that_comes_again_is_propagated_once(adjacency: Adjacency, width: int) -> None:
+    torch.manual_seed(0)
+    operator, linear = Watched(adjacency.mean()), nn.Linear(4, width)
+    x = torch.randn(NODES, 4)
+
+    def step() -> tuple[Tensor, Tensor]:
+        linear.zero_grad()
+        out = aggregate(operator, x, linear)
+        out.square().sum().backward()
+        assert linear.weight.grad is not None
+        return out.detach(), linear.weight.grad.clone()
+
+    first = step()
+    hidden = torch.randn(NODES, 4)  # what an evaluation's later layers ask for in between
+    with torch.no_grad():
+        aggregate(operator, x, linear)
+        aggregate(operator, hidden, linear)
+    before = len(operator.widths)
+    for _ in range(3):
+        for found, wanted in zip(step(), first, strict=True):
+            torch.testing.assert_close(found, wanted)
+    with torch.inference_mode():
+        torch.testing.assert_close(aggregate(operator, x, linear), first[0])
+    assert len(operator.widths) == before
+
+
+def test_a_kept_product_made_in_inference_mode_serves_training(adjacency: Adjacency) -> None:
+    operator, linear, x = Watched(adjacency.mean()), nn.Linear(4, 3), torch.randn(NODES, 4)
+    with torch.inference_mode():
+        for _ in range(3):
+            aggregate(operator, x, linear)
+    assert len(operator.widths) == 2
+    aggregate(operator, x, linear).sum().backward()
+    assert linear.weight.grad is not None
+    assert len(operator.widths) == 2
+
+
+def test_a_kept_product_is_not_used_for_anything_else(adjacency: Adjacency) -> None:
+    operator, linear = Watched(adjacency.mean()), nn.Linear(4, 3)
+    plain = adjacency.mean()
+
+    def check(x: Tensor) -> None:
+        wanted = linear(plain @ x.detach())
+        torch.testing.assert_close(aggregate(operator, x, linear), wanted)
+
+    x = torch.randn(NODES, 4)
+    for _ in range(3):
+        check(x)
+    x.add_(1)  # changed in place
+    check(x)
+    check(x)
+    x = x.clone()  # equal, but another
+    x[0] = 7
+    for _ in range(3):
+        check(x)
+    for _ in range(3):
+        check(torch.randn(NODES, 4).requires_grad_())
+
+
+def test_a_kept_product_has_the_autocast_type_of_the_moment(adjacency: Adjacency) -> None:
+    operator, x = Watched(adjacency.mean()), torch.randn(NODES, 4)
+    operator.kept_product(x)
+    types = []
+    for enabled in (True, False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            kept = operator.kept_product(x)
+            assert kept is not None
+            types.append(kept.dtype)
+    assert types == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_large_inputs_are_not_kept(adjacency: Adjacency, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glem_graphgym.models.propagation.KEPT_BYTES", 4 * NODES * 4 - 1)
+    operator, x = Watched(adjacency.mean()), torch.randn(NODES, 4)
+    assert [operator.kept_product(x) for _ in range(3)] == [None] * 3
 
 
 def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:

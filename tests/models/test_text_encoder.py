@@ -394,3 +394,27 @@ def test_head_dropout_acts_on_the_logits_not_on_the_embedding(tiny: EncoderConfi
     (logits, embedding), (again, same_embedding) = model(IDS, MASK), model(IDS, MASK)
     assert torch.equal(embedding, same_embedding)
     assert not torch.equal(logits, again)
+
+
+def test_frozen_layers_keep_their_weights_and_get_no_gradient(family: EncoderConfig) -> None:
+    encoder = load_text_encoder(replace(family, freeze_layers=1))
+    encoder(IDS, MASK).square().sum().backward()
+    layers = max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len)
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    inside = {id(p) for p in layers[0].parameters()} | {id(p) for m in embeddings(encoder) for p in m.parameters()}
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is None) == (name not in trained), name
+        if id(parameter) in inside:
+            assert name not in trained
+    assert all(p.requires_grad for module in (layers[1],) for p in module.parameters() if id(p) not in inside)
+    assert trained
+
+
+def embeddings(module: nn.Module) -> list[nn.Embedding]:
+    return [inner for inner in module.modules() if isinstance(inner, nn.Embedding)]
+
+
+def test_more_frozen_layers_than_there_are(tiny: EncoderConfig) -> None:
+    assert not any(p.requires_grad for p in load_text_encoder(replace(tiny, freeze_layers=2)).parameters())
+    with pytest.raises(ValueError, match=r"lm\.freeze_layers is 3, but 'BertModel' has 2 layers"):
+        load_text_encoder(replace(tiny, freeze_layers=3))

@@ -1,0 +1,1 @@
+"""The parts of run/benchmark.py: each a function that yields `Row`s."""

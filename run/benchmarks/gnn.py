@@ -1,0 +1,253 @@
+"""The GNN: M-step epochs, products with the graph, hop propagation, and what Lightning costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch_geometric.nn import SAGEConv
+from torch_geometric.utils import scatter
+
+from benchmarks.measure import Row, bandwidth, flops, medians, row_of, seconds_of
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.optim import adamw
+from glem_graphgym.em.pseudo_labels import Gold, StepTargets
+from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.memory import keep_freed_memory
+from glem_graphgym.models.gcn import GCN
+from glem_graphgym.models.mlp import MLP
+from glem_graphgym.models.propagation import Adjacency, SparseOperator
+from glem_graphgym.models.sage import SAGE
+
+CLASSES = 58
+NODES, EDGES, FEATURES, WIDTH, LAYERS = 63_666, 296_480, 384, 256, 3  # the Debian graph; the GNN of OGB's baselines
+GOLD, VALID = 5_243, 5_227
+MODELS: dict[str, Callable[..., nn.Module]] = {"SAGE": SAGE, "GCN": GCN, "MLP": MLP}
+SINGLE, HALF = Hardware("cpu", "32-true"), Hardware("cpu", "bf16-mixed")
+
+
+@cache
+def graph() -> tuple[Adjacency, Tensor]:
+    """A random graph of the Debian graph's size: our adjacency, and PyG's ``edge_index``."""
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randint(NODES, (2, EDGES), generator=generator)
+    edge_index = torch.cat([ends, ends.flip(0)], dim=1)
+    return Adjacency.from_edge_index(edge_index, NODES), edge_index
+
+
+@cache
+def features() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(NODES, FEATURES)).astype(np.float32)
+
+
+class PyGSAGE(nn.Module):
+    """The same GraphSAGE out of PyG's `SAGEConv` on ``edge_index``, as PyG's own examples write it."""
+
+    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
+        self.convs = nn.ModuleList(SAGEConv(a, b) for a, b in pairwise(dims))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(dim_hidden) for _ in range(num_layers - 1))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
+            x = F.dropout(F.relu(norm(conv(x, edge_index))), 0.5, self.training)
+        return self.convs[-1](x, edge_index)
+
+
+def learner_of(model: Callable[..., nn.Module], structure: Any, hardware: Hardware, epochs: int) -> GNNLearner:
+    def build(dim_in: int, num_classes: int) -> nn.Module:
+        return model(dim_in, WIDTH, num_classes, LAYERS)
+
+    def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
+        made = adamw(params, 1e-3, 0.0)
+        return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
+
+    valid = Validation(np.arange(GOLD, GOLD + VALID), lambda logits: float(logits.argmax(-1).mean()))
+    structures = Structures(structure, structure)
+    return GNNLearner(build, structures, optimizer, GNNSettings(epochs=epochs), valid, hardware)
+
+
+def targets() -> StepTargets:
+    return StepTargets(Gold(np.arange(GOLD), np.arange(GOLD) % CLASSES, CLASSES))
+
+
+def seconds_of_an_epoch(learner: GNNLearner, epochs: int = 4) -> float:
+    """Seconds of an epoch (train and evaluate) of `GNNLearner.fit`: of ``epochs`` more, so that set-up drops out."""
+
+    def fit(count: int) -> float:
+        learner.settings = replace(learner.settings, epochs=count)
+        start = time.perf_counter()
+        learner.fit(targets(), features(), "m_step")
+        return time.perf_counter() - start
+
+    return (fit(1 + epochs) - fit(1)) / epochs
+
+
+class Traffic:
+    """Counts bytes that sparse products read and write: each neighbour's row once an edge, no cache assumed."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __enter__(self) -> Traffic:
+        plain = SparseOperator._multiply
+
+        def counted(operator: SparseOperator, x: Tensor) -> Tensor:
+            out = plain(operator, x)
+            self.bytes += len(graph()[0].col) * (x.shape[1] * x.element_size() + 4) + out.nbytes
+            return out
+
+        self.patch = mock.patch.object(SparseOperator, "_multiply", counted)
+        self.patch.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.patch.stop()
+
+
+def bound_of_an_epoch(model: Callable[..., nn.Module], hardware: Hardware) -> float:
+    """Seconds of an epoch's matrix products and of the bytes of its sparse products, if they were all there is."""
+    with Traffic() as traffic, FlopCounterMode(display=False) as counter:
+        learner_of(model, graph()[0], hardware, 1).fit(targets(), features(), "counting")
+    dtype = torch.float32 if hardware is SINGLE else torch.bfloat16
+    return counter.get_total_flops() / flops(dtype) + traffic.bytes / bandwidth()
+
+
+def m_step(repeats: int) -> Iterator[Row]:
+    """An epoch of full-batch training with validation: 3 layers of 256 on 384 features."""
+    for name, hardware in [(name, SINGLE) for name in MODELS] + [("SAGE", HALF)]:
+        bound = bound_of_an_epoch(MODELS[name], hardware)
+        ours, rivals = [], []
+        for _ in range(min(repeats, 3)):
+            ours.append(seconds_of_an_epoch(learner_of(MODELS[name], graph()[0], hardware, 1)))
+            if name == "SAGE":
+                rivals.append(seconds_of_an_epoch(learner_of(PyGSAGE, graph()[1], hardware, 1), epochs=1))
+        more = {"rival": 1e3 * float(np.median(rivals)), "rival_name": "PyG's SAGEConv"} if rivals else {}
+        what = f"{name} {LAYERS}x{WIDTH}, {hardware.precision}, an epoch"
+        yield row_of("m_step", what, [1e3 * s for s in ours], "ms", bound=1e3 * bound, **more)
+
+
+def lightning(repeats: int) -> Iterator[Row]:
+    """What Lightning adds to an epoch: `GNNLearner.fit` against the bare loop of the same steps."""
+    for hardware in (SINGLE, HALF):
+        whole, bare = [], []
+        for _ in range(min(repeats, 5)):
+            whole.append(seconds_of_an_epoch(learner_of(SAGE, graph()[0], hardware, 1)))
+            bare.append(_seconds_of_a_bare_epoch(learner_of(SAGE, graph()[0], hardware, 1)))
+        percent = [100 * (a / b - 1) for a, b in zip(whole, bare, strict=True)]
+        yield row_of("lightning", f"overhead of an M-step epoch, {hardware.precision}", percent, "% (pairwise)")
+
+
+def _seconds_of_a_bare_epoch(learner: GNNLearner, epochs: int = 4) -> float:
+    learner.load(targets(), features(), None)
+    assert learner.model is not None and learner.inputs is not None
+    model, step = learner.model, targets()
+    optimizer, schedule = learner.make_optimizer(model.parameters())
+    valid = learner.validation
+
+    def epoch(number: int) -> None:
+        model.train()
+        nodes, target, is_gold = step.batch(number)
+        with learner.hardware.autocast():
+            logits = learner.seen_logits(learner.inputs.hiding(nodes))  # type: ignore[union-attr]
+            loss = glem_loss(logits[torch.from_numpy(nodes)], target, is_gold, step.weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        model.eval()
+        with torch.no_grad(), learner.hardware.autocast():
+            valid.score(learner.seen_logits(learner.inputs.x)[valid.nodes].float().numpy())  # type: ignore[union-attr]
+
+    epoch(0)
+    start = time.perf_counter()
+    for number in range(1, 1 + epochs):
+        epoch(number)
+    return (time.perf_counter() - start) / epochs
+
+
+def propagation(repeats: int) -> Iterator[Row]:
+    """Mean aggregation with its gradient against torch's CSR and PyG's scatter; hops without gradient."""
+    adjacency, edge_index = graph()
+    mean = adjacency.mean()
+    x = torch.randn(NODES, WIDTH, requires_grad=True)
+    degree = torch.bincount(edge_index[1], minlength=NODES).clamp(min=1)
+    values = (1 / degree)[edge_index[1]]
+    csr = torch.sparse_coo_tensor(edge_index.flip(0), values, (NODES, NODES)).coalesce().to_sparse_csr()
+
+    def backward(product: Callable[[], Tensor]) -> Callable[[], None]:
+        return lambda: product().sum().backward()
+
+    products = {
+        "ours": lambda: mean @ x,
+        "torch's CSR": lambda: csr @ x,
+        "PyG's gather-scatter": lambda: scatter(x[edge_index[0]], edge_index[1], 0, NODES, "mean"),
+    }
+    found = medians({name: backward(product) for name, product in products.items()}, repeats)
+    with Traffic() as traffic:
+        backward(products["ours"])()
+    bound = 1e3 * traffic.bytes / bandwidth()
+    what = f"mean aggregation and its gradient, {len(adjacency.col):,} entries, width {WIDTH}"
+    for rival in list(products)[1:]:
+        yield Row(
+            "propagation", what, 1e3 * found["ours"], "ms", bound=bound, rival=1e3 * found[rival], rival_name=rival
+        )
+
+    gcn, hops = adjacency.gcn(), 3
+    start = torch.from_numpy(features())
+
+    def propagate() -> None:
+        h = start
+        for _ in range(hops):
+            h = gcn @ h
+
+    with Traffic() as traffic:
+        propagate()
+    seconds = seconds_of({"": propagate}, repeats)[""]
+    bound = 1e3 * traffic.bytes / bandwidth()
+    what = f"{hops} hops of {FEATURES} features"
+    yield row_of("propagation", what, [1e3 * s for s in seconds], "ms", bound=bound)
+
+
+def allocator(repeats: int) -> Iterator[Row]:
+    """A full-batch SAGE training step, in processes of their own with and without `keep_freed_memory`."""
+    found = {}
+    for kept in (True, False):
+        code = f"import benchmarks.gnn as g; print(g.milliseconds_of_a_step({kept}, {repeats}))"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        found[kept] = float(done.stdout)
+    what = f"SAGE {LAYERS}x{WIDTH} training step, freed memory kept"
+    yield Row("allocator", what, found[True], "ms", rival=found[False], rival_name="memory given back")
+
+
+def milliseconds_of_a_step(kept: bool, repeats: int) -> float:
+    if kept:
+        keep_freed_memory()
+    adjacency, _ = graph()
+    torch.manual_seed(0)
+    model: nn.Module = SAGE(FEATURES, WIDTH, CLASSES, LAYERS)
+    x = torch.from_numpy(features())
+    optimizer = adamw(model.parameters(), 1e-3, 0.0)
+
+    def step() -> None:
+        model(x, adjacency).logsumexp(-1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return round(1e3 * medians({"": step}, repeats)[""], 1)

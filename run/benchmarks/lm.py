@@ -1,0 +1,237 @@
+"""The language model: tokenising, E-step training, inference, attention implementations, and PyG's GLEM beside them."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row, flops, medians, row_of, seconds_of
+from glem_graphgym.data.debian import load_debian
+from glem_graphgym.data.synthetic import make_synthetic
+from glem_graphgym.data.text_graph import DataError, Texts
+from glem_graphgym.data.tokens import TokenStore, open_token_store
+from glem_graphgym.em.e_step import LMLearner, LMSettings
+from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.optim import adamw
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.models.attention import CPU_ATTENTION
+from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.text_encoder import (
+    EncoderConfig,
+    TextClassifier,
+    load_text_encoder,
+    load_tokenizer,
+    model_source,
+)
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+CLASSES = 58
+HARDWARE = Hardware("cpu", "bf16-mixed")
+PEER, PEER_BATCH, PEER_LENGTH = "PyG's GLEM", 32, 512
+
+
+@cache
+def short_texts() -> Texts:
+    """The Debian graph's texts where apt has package lists, else generated ones of about that length."""
+    try:
+        return load_debian(Path("datasets")).texts
+    except DataError as error:
+        print(f"generated texts stand in for the Debian graph's: {error}")
+        return make_synthetic(num_nodes=60_000, words_per_text=17).texts
+
+
+@cache
+def long_texts() -> Texts:
+    """Ten short texts after one another: about 200 tokens, the length of an abstract."""
+    texts = short_texts()
+    return Texts.of([" ".join(texts[i : i + 10]) for i in range(0, 40_000, 10)])
+
+
+@cache
+def tokens_of(length: str) -> TokenStore:
+    texts = short_texts() if length == "short" else long_texts()
+    return open_token_store(texts, load_tokenizer(MODEL), 512, Path(tempfile.mkdtemp()))
+
+
+class Clocked(TokenStore):
+    """Notes when each batch was asked for, and its size: the real training loop tells its speed by it."""
+
+    def __init__(self, store: TokenStore) -> None:
+        super().__init__(store.ids, store.offsets, store.pad_id)
+        self.asked: list[tuple[float, int, int]] = []
+
+    def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.asked.append((time.perf_counter(), len(nodes), int(self.lengths[nodes].sum())))
+        return super().pad(nodes)
+
+
+def tokenising(repeats: int) -> Iterator[Row]:
+    """Texts a second into a token store on disk; the bound is the tokenizer itself, without keeping what it finds."""
+    texts, tokenizer = short_texts(), load_tokenizer(MODEL)
+    plain = list(texts)
+
+    def store() -> TokenStore:
+        with tempfile.TemporaryDirectory() as folder:
+            return open_token_store(texts, tokenizer, 512, Path(folder))
+
+    def library() -> None:
+        for start in range(0, len(plain), 16_384):
+            tokenizer.backend_tokenizer.encode_batch_fast(plain[start : start + 16_384])
+
+    seconds = seconds_of({"ours": store, "library": library}, min(repeats, 3))
+    rates = {name: [len(plain) / s for s in found] for name, found in seconds.items()}
+    bound = float(np.median(rates["library"]))
+    yield row_of("tokenising", "short texts", rates["ours"], "texts/s", bound=bound)
+    made = tokens_of("short")
+    on_disk = made.ids.nbytes + made.offsets.nbytes
+    padded = PEER_LENGTH * 3 * 8.0  # ids, mask and types of each text, as int64
+    what = f"bytes a text on disk, {made.lengths.mean():.1f} tokens on average"
+    yield Row("tokenising", what, on_disk / len(made), "bytes", rival=padded, rival_name=PEER)
+    excess = (on_disk - 8 * (len(made) + 1)) / len(made.ids)
+    yield Row("tokenising", "bytes a token, beside 8 a text", excess, "bytes")
+
+
+def classifier(attention: str | None) -> TextClassifier:
+    torch.manual_seed(0)
+    encoder = load_text_encoder(EncoderConfig(MODEL, attention=attention))
+    return TextClassifier(encoder, LMHead(encoder.dim, CLASSES, 0.1))
+
+
+def bound_of(model: TextClassifier, lengths: np.ndarray, passes: int) -> float:
+    """Texts a second if matrix products were all there is: ``passes`` forward passes' worth (training = 3)."""
+    config: Any = model.encoder.backbone.config
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in name)
+    attention = 4 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).mean()
+    return flops(torch.bfloat16) / (passes * (2 * matrices * lengths.mean() + attention))
+
+
+def learner_of(store: TokenStore, batch_size: int) -> LMLearner:
+    nobody = Validation(np.arange(32), lambda logits: 0.0)
+    settings = LMSettings(epochs=1, batch_size=batch_size, infer_tokens=4096)
+    return LMLearner(store, partial(classifier, CPU_ATTENTION), settings, nobody, HARDWARE)
+
+
+def e_step(repeats: int) -> Iterator[Row]:
+    """Texts a second of E-step training by `LMLearner.fit`: half gold, half pseudo-labels, everything included."""
+    for length, size, count in (("short", 32, 3200), ("short", 64, 3200), ("long", 32, 800)):
+        store = Clocked(tokens_of(length))
+        learner = learner_of(store, size)
+        nodes = np.random.default_rng(0).permutation(len(store))[:count]
+        gold = Gold(nodes[: count // 2], np.zeros(count // 2, dtype=np.int64), CLASSES)
+        rest = np.sort(nodes[count // 2 :])
+        logits = np.random.default_rng(1).normal(size=(len(store), CLASSES)).astype(np.float16)
+        learner.fit(StepTargets(gold, PseudoLabels(logits, rest, gold), 0.8, 1.0), "e_step")
+        asked = store.asked[: count // size]  # after these comes validation
+        parts = np.array_split(np.arange(5, len(asked) - 1), repeats)  # a rate for each stretch of batches
+        rates = [sum(asked[i][1] for i in part) / (asked[part[-1] + 1][0] - asked[part[0]][0]) for part in parts]
+        assert learner.model is not None
+        bound = bound_of(learner.model, store.lengths[nodes], 3)
+        what = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
+        yield row_of("e_step", what, rates, "texts/s", bound=bound)
+
+
+def inference(repeats: int) -> Iterator[Row]:
+    """Texts a second of `LMLearner.predict`: logits and embeddings of texts into arrays."""
+    for length, count in (("short", 8000), ("long", 1000)):
+        whole = tokens_of(length)
+        store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
+        learner = learner_of(store, 32)
+        learner.load(None)
+        assert learner.model is not None
+        logits, embeddings = (np.zeros((count, width), dtype=np.float16) for width in (CLASSES, 384))
+        seconds = seconds_of({"": partial(learner.predict, logits, embeddings)}, min(repeats, 5))[""]
+        bound = bound_of(learner.model, store.lengths, 1)
+        what = f"inference, {store.lengths.mean():.0f} tokens on average"
+        yield row_of("inference", what, [count / s for s in seconds], "texts/s", bound=bound)
+
+
+def peer(repeats: int) -> Iterator[Row]:
+    """The same model and texts by `torch_geometric.llm.models.GLEM`, which pads every text to 512 tokens.
+
+    In bf16 weights, its default, and in float32; batches of 32 as in its example. Few repetitions: a batch takes long.
+    """
+    from torch_geometric.llm.models import GLEM
+    from torch_geometric.nn.models import GraphSAGE
+
+    gnn = GraphSAGE(8, 8, 1, CLASSES)
+    for dtype in (torch.bfloat16, torch.float32):
+        rival = GLEM(model_source(MODEL), gnn, CLASSES, lm_dtype=dtype, lm_use_lora=False)
+        optimizer = torch.optim.AdamW(rival.lm.parameters(), lr=2e-5)
+        batch = _peer_batch()
+
+        def train(rival: Any = rival, optimizer: Any = optimizer, batch: Any = batch) -> None:
+            rival.train_lm(_Loader([batch]), optimizer, 0, verbose=False)
+
+        def infer(rival: Any = rival, batch: Any = batch) -> None:
+            rival.inference("lm", _Loader([batch]))
+
+        for name, run in (("training", train), ("inference", infer)):
+            start = time.perf_counter()
+            run()
+            rate = PEER_BATCH / (time.perf_counter() - start)
+            kind = str(dtype).removeprefix("torch.")
+            yield Row("peer", f"{PEER}, {name}, any length, {kind}", rate, "texts/s")
+
+
+class _Loader(list):
+    """A list of batches that has the size that PyG's GLEM asks its loader for."""
+
+    @property
+    def dataset(self) -> Any:
+        return SimpleNamespace(indices=torch.arange(PEER_BATCH))
+
+
+def _peer_batch() -> dict[str, Any]:
+    texts, tokenizer = short_texts(), load_tokenizer(MODEL)
+    tokenizer = copy.deepcopy(tokenizer)
+    encoded = tokenizer(texts[:PEER_BATCH], padding="max_length", truncation=True, max_length=PEER_LENGTH)
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    return {
+        "input": {name: torch.tensor(encoded[name]) for name in names if name in encoded},
+        "labels": torch.zeros(PEER_BATCH, dtype=torch.long),
+        "is_gold": torch.ones(PEER_BATCH, dtype=torch.bool),
+        "n_id": torch.arange(PEER_BATCH),
+    }
+
+
+def attention(repeats: int) -> Iterator[Row]:
+    """Ours against the implementations of transformers, by text length."""
+    models = {name: classifier(name) for name in (CPU_ATTENTION, "eager", "sdpa")}
+    optimizers = {name: adamw(model.parameters(), 1e-6, 0.0) for name, model in models.items()}
+    for length in (21, 64, 200, 512):
+        for training in (True, False):
+            size = max(4, (1344 if training else 4096) // length)  # about as many tokens a batch at every length
+            ids = torch.randint(1000, 20000, (size, length))
+            step = _train if training else _infer
+            runs = {name: partial(step, model, optimizers[name], ids) for name, model in models.items()}
+            rates = {name: size / seconds for name, seconds in medians(runs, repeats).items()}
+            best = max(("eager", "sdpa"), key=lambda name: rates[name])
+            what = f"{'training' if training else 'inference'}, {length} tokens, batch {size}"
+            ours = rates[CPU_ATTENTION]
+            yield Row("attention", what, ours, "texts/s", rival=rates[best], rival_name=best)
+
+
+def _train(model: TextClassifier, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
+    model.train()
+    target = torch.full((len(ids), CLASSES), 1 / CLASSES)
+    with HARDWARE.autocast():
+        logits, _ = model(ids, torch.ones_like(ids))
+    glem_loss(logits, target, torch.ones(len(ids), dtype=torch.bool), 0.5).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _infer(model: TextClassifier, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
+    model.eval()
+    with torch.inference_mode(), HARDWARE.autocast():
+        model(ids, torch.ones_like(ids))

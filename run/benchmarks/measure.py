@@ -1,0 +1,103 @@
+"""How it is measured: rows, medians of candidates that take turns, and what this machine's hardware allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        part, what: which part of the benchmark, and what of it.
+        value: the median, in ``unit``; low, high: the lowest and highest of the repetitions.
+        bound: what the hardware allows, in the same unit; None where that is not known.
+        rival: the same figure of ``rival_name``, measured in turns with ours; None without one.
+    """
+
+    part: str
+    what: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+    rival: float | None = None
+    rival_name: str = ""
+
+    @property
+    def faster_is_less(self) -> bool:
+        return not self.unit.endswith("/s")
+
+    @property
+    def share(self) -> float | None:
+        """Share 0-1 of the bound that is reached."""
+        if self.bound is None:
+            return None
+        return self.bound / self.value if self.faster_is_less else self.value / self.bound
+
+    @property
+    def times(self) -> float | None:
+        """How many times as fast as the rival."""
+        if self.rival is None:
+            return None
+        return self.rival / self.value if self.faster_is_less else self.value / self.rival
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "share_of_bound": self.share, "times_rival": self.times}
+
+
+def seconds_of(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each candidate; they take turns, so a machine that slows down slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(repeats + WARM_UP):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    return {name: float(np.median(values)) for name, values in seconds_of(candidates, repeats).items()}
+
+
+def row_of(part: str, what: str, values: Iterable[float], unit: str, **more: Any) -> Row:
+    """The row of repeated ``values``: their median with the lowest and the highest."""
+    found = sorted(values)
+    return Row(part, what, float(np.median(found)), unit, low=found[0], high=found[-1], **more)
+
+
+@cache
+def flops(dtype: torch.dtype) -> float:
+    """Floating point operations a second of a large matrix product on this machine."""
+    size = 2048
+    a, b = torch.randn(2, size, size).to(dtype).unbind()
+    return 2 * size**3 / min(seconds_of({"": lambda: a @ b}, 7)[""])
+
+
+@cache
+def bandwidth() -> float:
+    """Bytes a second, read and written together, of a large copy on this machine."""
+    source = torch.randn(1 << 26)  # 256 MB: beyond every cache
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds_of({"": lambda: target.copy_(source)}, 7)[""])
+
+
+def machine() -> Iterable[Row]:
+    """What the hardware allows: the bounds of the other parts are made of these."""
+    for dtype in (torch.float32, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        yield Row("machine", f"matrix product 2048x2048x2048, {kind}", flops(dtype) / 1e9, "GFLOP/s")
+    yield Row("machine", "copy of 256 MB, read and written", bandwidth() / 1e9, "GB/s")
