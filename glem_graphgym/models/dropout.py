@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """`F.dropout`, but on CPU drawn from 16 random bits an element, which is several times as fast.
 
-    There the probability is rounded to a multiple of 2^-16; the scale matches the rounded one.
+    There the probability is rounded to a multiple of 2^-16; the scale matches the rounded one. A multiple of 2^-8, such
+    as 1/2, takes 8 bits.
     """
     if not training or probability == 0:
         return x
@@ -19,21 +22,48 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     return x * _kept(x, probability)
 
 
+def relu_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """``dropout(relu(x))``, but on CPU with one tensor kept for the backward pass in place of three."""
+    if not training or probability == 0 or x.device.type != "cpu":
+        return dropout(F.relu(x), probability, training)
+    return _ReluDropout.apply(x, probability)
+
+
+class _ReluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
+        kept = _kept(x, probability)
+        ctx.scale = _scale(probability, x.dtype)[1]
+        out = F.relu(x).mul_(kept)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (out,) = ctx.saved_tensors  # positive where x was and was kept, else 0
+        return torch.ops.aten.threshold_backward(grads[0], out, 0).mul_(ctx.scale), None
+
+
 def _kept(x: Tensor, probability: float) -> Tensor:
     """What to multiply ``x`` by: 0 with that probability, else what keeps the expectation; of its shape and dtype."""
-    threshold = min(round(probability * 2**16), 2**16 - 1)
-    scale = 2**16 / (2**16 - threshold)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    # 0 and 1 by integer arithmetic in place: comparing and converting booleans takes ten times as long.
-    least = threshold - 2**15
-    if threshold == 0:
-        kept = torch.ones_like(x, dtype=torch.int16)
-    else:
-        kept = words.view(torch.int16)[: x.numel()].view(x.shape).clamp_(least - 1, least).sub_(least - 1)
-    if x.dtype in (torch.bfloat16, torch.float16):
-        pattern = torch.tensor(scale, dtype=x.dtype).view(torch.int16)
-        return kept.mul_(pattern).view(x.dtype)
+    (bits, dropped), scale = _scale(probability, x.dtype)
+    if dropped == 0:
+        return torch.ones_like(x)
+    words = torch.empty((x.numel() * bits + 63) // 64, dtype=torch.int64).random_(-(2**63), None)
+    drawn = words.view(torch.int8 if bits == 8 else torch.int16)[: x.numel()].view(x.shape)
+    # 0 and 1 by integer arithmetic in place: comparing, and converting booleans, take ten times as long.
+    least = dropped - 2 ** (bits - 1)
+    kept = drawn.clamp_(least - 1, least).sub_(least - 1)
+    if bits == 16 and x.dtype in (torch.bfloat16, torch.float16):
+        return kept.mul_(scale.view(torch.int16)).view(x.dtype)  # 1 times the scale's bit pattern
     return kept.to(x.dtype).mul_(scale)
+
+
+def _scale(probability: float, dtype: torch.dtype) -> tuple[tuple[int, int], Tensor]:
+    """Random bits an element, how many of their values mean dropped, and the scale of what is kept."""
+    bits = 8 if probability * 2**8 == round(probability * 2**8) else 16
+    dropped = min(round(probability * 2**bits), 2**bits - 1)
+    return (bits, dropped), torch.tensor(2**bits / (2**bits - dropped), dtype=dtype)
 
 
 class Dropout(nn.Dropout):

@@ -7,14 +7,14 @@ bfloat16, which MKL's does not. The backward pass is the same product with the t
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KEPT_BYTES = 1 << 30  # the largest input whose product with the graph is kept beside it
+from glem_graphgym.models.kept import Kept
+
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -118,9 +118,7 @@ class SparseOperator:
         self._right = right
         self._weights: dict[torch.dtype, Tensor] = {}
         self._transpose: SparseOperator | None = None
-        self._seen = _Seen()  # the latest tensor that `kept_product` was asked for
-        self._input = _Seen()  # the one whose product is kept
-        self._product: Tensor | None = None
+        self._kept = Kept()
 
     @property
     def num_nodes(self) -> int:
@@ -131,24 +129,8 @@ class SparseOperator:
         return self._pattern.col.device
 
     def kept_product(self, x: Tensor) -> Tensor | None:
-        """The product with an ``x`` that comes again unchanged, as a network's input features do; computed once.
-
-        None at first sight of ``x``, for an ``x`` that needs gradients (whose product could not be kept), and for one
-        of more than `KEPT_BYTES`. Under autocast the product has its type, otherwise that of ``x``.
-        """
-        if x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
-            return None
-        if not self._input.is_now(x):
-            if not self._seen.is_now(x):
-                self._seen = _Seen(x)
-                return None
-            self._input, self._product = _Seen(x), None
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if self._product is None or self._product.dtype != dtype:
-            with torch.inference_mode(False), torch.no_grad():  # so that training may use it too
-                self._product = (self @ x).to(dtype)
-        return self._product
+        """The product with an ``x`` that comes again unchanged, computed once; None where `Kept` keeps nothing."""
+        return self._kept.of(x, self.__matmul__)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """(nnz,): the entries in CSR order, rounded to ``dtype``."""
@@ -190,30 +172,25 @@ class SparseOperator:
         )
 
 
-def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear) -> Tensor:
-    """operator · x · Wᵀ + b, (N, D_out): propagates whichever is narrower, x or its transform.
+def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, plus: Tensor | None = None) -> Tensor:
+    """operator · x · Wᵀ + b [+ plus], (N, D_out): propagates whichever is narrower, x or its transform.
 
     The two orders give the same up to rounding, as both steps are linear; the bias is added after both. Where ``x``
-    comes again in every epoch its product is kept.
+    comes again in every epoch its product is kept. ``plus`` (N, D_out) costs no pass of its own where it can be added
+    within the matrix product.
     """
-    kept = operator.kept_product(x)
-    if kept is not None:
-        return linear(kept)
-    if linear.out_features >= linear.in_features:
-        return linear(operator @ x)
-    out = operator @ F.linear(x, linear.weight)
+    propagated = operator.kept_product(x)
+    if propagated is None and linear.out_features < linear.in_features:
+        out = operator @ F.linear(x, linear.weight)
+        for other in (linear.bias, plus):
+            out = out if other is None else out + other.to(out.dtype)
+        return out
+    if propagated is None:
+        propagated = operator @ x
+    if plus is None:
+        return linear(propagated)
+    out = torch.addmm(plus, propagated, linear.weight.T)
     return out if linear.bias is None else out + linear.bias.to(out.dtype)
-
-
-class _Seen:
-    """Recognises a tensor that is still there and has not been written to since; does not keep it alive."""
-
-    def __init__(self, x: Tensor | None = None) -> None:
-        self._tensor = None if x is None else weakref.ref(x)
-        self._version = None if x is None else x._version
-
-    def is_now(self, x: Tensor) -> bool:
-        return self._tensor is not None and self._tensor() is x and self._version == x._version
 
 
 class _Product(torch.autograd.Function):

@@ -13,15 +13,15 @@ class SAGELayer(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.neighbour = nn.Linear(dim_in, dim_out)
-        self.root = nn.Linear(dim_in, dim_out, bias=False)
+        self.neighbour = nn.Linear(dim_in, dim_out, bias=False)
+        self.root = nn.Linear(dim_in, dim_out)
 
     def reset_parameters(self) -> None:
         self.neighbour.reset_parameters()
         self.root.reset_parameters()
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
-        return self.root(x) + aggregate(adjacency.mean(), x, self.neighbour)
+        return aggregate(adjacency.mean(), x, self.neighbour, plus=self.root(x))
 
 
 class SAGE(LayerStack):

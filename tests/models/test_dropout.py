@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from glem_graphgym.models.dropout import Dropout, dropout, use_cheap_dropout
+from glem_graphgym.models.dropout import Dropout, dropout, relu_dropout, use_cheap_dropout
 
 
 @pytest.mark.parametrize("probability", [0.25, 0.5, 0.9])
@@ -70,3 +70,28 @@ def test_every_dropout_of_a_module_is_replaced_and_keeps_its_probability() -> No
     x = torch.ones(200, 200)
     assert abs((module[1](x) == 0).float().mean() - 0.3) < 0.02
     assert torch.equal(module.eval()[1](x), x)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_relu_and_dropout_in_one_are_the_two_after_one_another(
+    probability: float, dtype: torch.dtype, training: bool
+) -> None:
+    grads = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        x = torch.randn(40, 30, dtype=dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out = relu_dropout(x, probability, training) if fused else dropout(x.relu(), probability, training)
+        (out * torch.arange(30, dtype=dtype)).sum().backward()
+        assert x.grad is not None
+        grads.append((out.detach(), x.grad))
+    assert torch.equal(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1])
+
+
+def test_multiples_of_a_256th_take_8_bits_and_have_their_exact_share() -> None:
+    torch.manual_seed(0)
+    y = dropout(torch.ones(2000, 500), 64 / 256, training=True)
+    assert y.unique().tolist() == [0.0, torch.tensor(256 / 192).item()]
+    assert abs((y == 0).double().mean() - 0.25) < 5 * (0.19 / y.numel()) ** 0.5

@@ -1,0 +1,56 @@
+"""What is computed from an input that comes again unchanged, as a network's features do in every epoch, and kept."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+KEPT_BYTES = 1 << 30  # the largest input of which anything is kept
+
+
+class Kept:
+    """A function of one tensor, computed when the tensor comes for the second time and kept as long as it comes."""
+
+    def __init__(self) -> None:
+        self._seen = _Seen()  # the latest tensor
+        self._input = _Seen()  # the one whose value is kept
+        self._value: Tensor | None = None
+
+    def of(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """``compute(x)`` without gradient, in autocast's type where that is on; None at first sight of ``x``.
+
+        None also for an ``x`` that needs gradients, whose value could not be kept, and for one of more than
+        `KEPT_BYTES`.
+        """
+        if x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
+            return None
+        if not self._input.is_now(x):
+            if not self._seen.is_now(x):
+                self._seen = _Seen(x)
+                return None
+            self._input, self._value = _Seen(x), None
+        dtype = working_type(x)
+        if self._value is None or self._value.dtype != dtype:
+            with torch.inference_mode(False), torch.no_grad():  # so that training may use it too
+                self._value = compute(x).to(dtype)
+        return self._value
+
+
+def working_type(x: Tensor) -> torch.dtype:
+    """Autocast's type on the device of ``x`` where that is on, else the type of ``x``."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _Seen:
+    """Recognises a tensor that is still there and has not been written to since; does not keep it alive."""
+
+    def __init__(self, x: Tensor | None = None) -> None:
+        self._tensor = None if x is None else weakref.ref(x)
+        self._version = None if x is None else x._version
+
+    def is_now(self, x: Tensor) -> bool:
+        return self._tensor is not None and self._tensor() is x and self._version == x._version
