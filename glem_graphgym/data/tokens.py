@@ -91,17 +91,22 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     with (folder / "ids.bin").open("wb") as file:
         for start in tqdm(starts, desc="tokenizing", unit="block", disable=None if len(starts) > 1 else True):
-            block = tokenizer(
-                texts[start : start + TEXTS_AT_ONCE],
-                truncation=True,
-                max_length=max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
+            block = _encode(texts[start : start + TEXTS_AT_ONCE], tokenizer, max_length)
             lengths[start : start + len(block)] = [len(ids) for ids in block]
             file.write(np.fromiter(itertools.chain.from_iterable(block), dtype=dtype).tobytes())
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     write_json(folder / "tokens.json", {"dtype": np.dtype(dtype).name, "max_length": max_length, "texts": len(texts)})
+
+
+def _encode(texts: list[str], tokenizer: Any, max_length: int) -> list[list[int]]:
+    """Ids of each text, special tokens included, cut at ``max_length``."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    # The library itself, in its threads, without the character offsets and masks that the wrapper asks it for.
+    backend.no_padding()
+    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
 
 
 def shuffled_batches(
