@@ -40,7 +40,7 @@ class StageKey:
     Attributes:
         index: its place in the run, from 0.
         name: folder-safe, e.g. ``lm_gold`` or ``e_step_1``.
-        model: ``LM`` or ``GNN``.
+        model: ``LM`` or ``GNN``; ``none`` for predictions that were made of finished ones.
         method: the row of the results it counts for: LM, GNN, Cascade, GLEM-LM, GLEM-GNN.
         em_iteration: 0 before the first.
     """
@@ -162,7 +162,9 @@ class Journal:
             "scores": scores,
             "diagnostics": diagnose(logits) if diagnose else {},
         }
-        save_file({name: value.contiguous() for name, value in result.weights.items()}, part / "weights.safetensors")
+        if result.weights:
+            weights = {name: value.contiguous() for name, value in result.weights.items()}
+            save_file(weights, part / "weights.safetensors")
         write_json(part / "history.json", result.log.history)
         write_json(part / "stage.json", record)
         for file in part.iterdir():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from glem_graphgym.em.combine import ensemble
 from glem_graphgym.em.e_step import LMLearner, open_predictions
 from glem_graphgym.em.journal import Finished, Journal, StageKey, Work, stage_seed
 from glem_graphgym.em.m_step import GNNLearner
@@ -39,6 +40,7 @@ class EMSettings:
         confidence: share 0-1 of candidates kept, the most confident; 1 = all.
         lm_init: where an E-step's LM starts: ``pretrained``, ``previous`` (last LM of the run) or ``gold``.
         lm_init_first: the same for the first E-step.
+        ensemble: predict by LM and GNN together in the end, their weights chosen on validation.
         keep_all_weights: keep every stage's weights rather than those that the run or a prediction still needs.
     """
 
@@ -56,6 +58,7 @@ class EMSettings:
     confidence: float = 1.0
     lm_init: str = "pretrained"
     lm_init_first: str = "pretrained"
+    ensemble: bool = False
     keep_all_weights: bool = False
 
 
@@ -74,6 +77,7 @@ class Run:
         gnn: the GNN; None in runs without.
         first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
             ``lm_first`` order, of the LM in ``gnn_first`` order.
+        correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
         features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D).
         pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
     """
@@ -90,6 +94,7 @@ class Run:
     lm_em: LMLearner | None = None
     gnn: GNNLearner | None = None
     first_predictions: np.ndarray | None = None
+    correct_and_smooth: Callable[[np.ndarray], np.ndarray] | None = None
 
     # ---- the four steps -------------------------------------------------------------------------------------------
 
@@ -124,6 +129,46 @@ class Run:
             lambda folder: self._gnn_work(key, folder, q, pseudo),
             lambda p_logits: self._diagnose(q_logits, p_logits, pseudo),
         )
+
+    # ---- what follows without training ----------------------------------------------------------------------------
+
+    def combine(self) -> None:
+        """Correct & Smooth after the best GNN, and the ensemble of the best LM and the best GNN, where asked for."""
+        lm, gnn = (self._best(model) for model in ("LM", "GNN"))
+        if self.correct_and_smooth and gnn:
+            smooth = self.correct_and_smooth
+            self._derive("correct_and_smooth", f"{gnn.key.method}+C&S", gnn, lambda: (smooth(gnn.logits), {}))
+        if self.settings.ensemble and lm and gnn:
+            assert self.gnn is not None
+            validation = self.gnn.validation
+
+            def mix() -> tuple[np.ndarray, dict[str, float]]:
+                logits, weight = ensemble(lm.logits, gnn.logits, validation)
+                return logits, {"ensemble_weight_lm": weight}
+
+            self._derive("ensemble", f"{lm.key.method}+{gnn.key.method.removeprefix('GLEM-')}", gnn, mix)
+
+    def _best(self, model: str) -> Finished | None:
+        """The best stage of a kind of model by validation, of EM's where there was EM."""
+        methods = {stage.key.method for stage in self.journal.finished if stage.key.model == model}
+        em = {method for method in methods if method.startswith("GLEM-")}
+        found = [self.journal.best(method) for method in sorted(em or methods)]
+        return max((stage for stage in found if stage), key=lambda stage: stage.valid, default=None)
+
+    def _derive(
+        self, name: str, method: str, after: Finished, compute: Callable[[], tuple[np.ndarray, dict[str, float]]]
+    ) -> None:
+        """A stage of its own for logits that are computed from finished ones."""
+        notes: dict[str, float] = {}
+
+        def work(folder: Path) -> Work:
+            logits, found = compute()
+            notes.update(found)
+            open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)[:] = logits
+            return Work(FitLog(), {}, 0, 0.0)
+
+        key = self._key(name, "none", method, after.key.em_iteration)
+        self.journal.stage(key, work, lambda _: notes)
 
     # ---- what a step learns from ----------------------------------------------------------------------------------
 
@@ -205,11 +250,13 @@ def run_lm(run: Run) -> None:
 def run_gnn(run: Run) -> None:
     """The GNN alone, on features that need no fine-tuned LM."""
     run.fit_gnn_on_gold(None)
+    run.combine()
 
 
 def run_cascade(run: Run) -> None:
     """LM, then GNN on its embeddings, without pseudo-labels: GLEM with zero EM iterations."""
     run.fit_gnn_on_gold(run.fit_lm_on_gold())
+    run.combine()
 
 
 def run_em(run: Run) -> None:
@@ -224,6 +271,7 @@ def run_em(run: Run) -> None:
             p = run.m_step(iteration, q, run.teacher_logits(iteration, q))
             q = run.e_step(iteration, p.logits, q, first)
         _forget_weights(run, first, q)
+    run.combine()
 
 
 def _iterations(run: Run) -> Iterator[int]:

@@ -68,6 +68,8 @@ class GNNLearner:
         hardware: device and precision.
     """
 
+    new_batches = False  # an epoch is one batch, always the same
+
     def __init__(
         self,
         build: Callable[[int, int], nn.Module],
@@ -85,11 +87,21 @@ class GNNLearner:
     def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
         """Train a new GNN on float (N, D) ``features`` and ``targets``."""
         self.load(targets, features, None)
-        assert self.model is not None and self.inputs is not None
-        task = _GNNTask(self.model, self.validation, self.inputs, targets, self)
-        settings = self.settings
-        plan = FitPlan(title, settings.epochs, settings.eval_every, settings.patience, clip=settings.clip)
+        task, settings = self.task(targets), self.settings
+        plan = FitPlan(
+            title,
+            settings.epochs,
+            settings.eval_every,
+            settings.patience,
+            clip=settings.clip,
+            new_batches=self.new_batches,
+        )
         return fit(task, plan, self.hardware)
+
+    def task(self, targets: StepTargets) -> Task:
+        """What `fit` trains, once the model is loaded."""
+        assert self.model is not None and self.inputs is not None
+        return _GNNTask(self.model, self.validation, self.inputs, targets, self)
 
     def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
         """Take a new GNN for these features, with fresh weights or, where given, ``weights``."""

@@ -1,0 +1,302 @@
+"""GAMLP: graph attention multi-layer perceptron (Zhang et al. 2022), and its label branch (GAMLP+RLU)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glem_graphgym.models.dropout import Dropout, dropout
+from glem_graphgym.models.hop_network import (
+    FeedForward,
+    HopNetwork,
+    check_probabilities,
+    check_sizes,
+    reset_glorot,
+    weighted_sum,
+)
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
+}
+_ATTENTIONS = ("recursive", "jk")
+_PREPROCESSES = ("own", "shared", "none")
+
+
+class GAMLP(HopNetwork):
+    """Node-wise attention over hops, then an MLP with initial residual (Zhang et al. 2022).
+
+    Hops are transformed, weighted and added up; a linear map of x is added, and PReLU and dropout follow, where
+    ``residual``; an `InitialResidual` net gives the logits. With ``label_hops`` a feed-forward net on the label hops
+    adds to them; the published one (GAMLP+RLU) takes the last label hop alone.
+
+    The published setting for ogbn-products: recursive, 512 hidden, 5 hops, output and label nets of 4 layers,
+    leaky_relu, residual, dropout 0.5, input 0.2, attention 0.5. For ogbn-papers100M: 1024 hidden, 6 hops, output net
+    of 6 layers, sigmoid, no residual, dropout 0.5 alone.
+
+    Differences from the published code: parameters that a setting does not use are not made; the recursive variant's
+    residual has a bias and the jk variant's has none, as with the published label branch.
+
+    Args:
+        dim_in: D, width of the node features.
+        dim_hidden: H, width of every hidden layer.
+        dim_out: C, number of classes.
+        hops: K, at least 0.
+        attention: ``"recursive"``, each hop scored against what was gathered up to it, or ``"jk"``, against a
+            reference made of all hops.
+        preprocess: ``"own"``, two layers a hop; ``"shared"``, two layers for all hops; ``"none"``, the hops as they
+            are.
+        residual: add a linear map of x to the gathered hops; needs D = H without preprocessing.
+        reference_layers: layers of the reference net of ``"jk"`` (the published n-layers-1).
+        output_layers: layers of the net that gives the logits (n-layers-2).
+        alpha: share 0-1 of the first layer's output in every middle layer's input, in both these nets.
+        activation: of the attention scores: ``"sigmoid"``, ``"relu"`` or ``"leaky_relu"``.
+        dropout: probability, 0 to below 1, after each PReLU.
+        input_dropout: probability, 0 to below 1, of dropping an input feature.
+        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
+        input_norm: batch norm of the node features, over all hops at once (GLEM's authors; theirs takes hop after
+            hop in training, and in evaluation statistics that mix them).
+        label_hops: label hops that the label branch takes; 0 = no label branch.
+        label_layers: layers of the label branch (n-layers-3).
+        label_dropout: probability, 0 to below 1, of dropping an input of the label branch.
+
+    Raises:
+        ValueError: an argument is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_hidden: int,
+        dim_out: int,
+        hops: int,
+        attention: str = "recursive",
+        preprocess: str = "own",
+        residual: bool = True,
+        reference_layers: int = 4,
+        output_layers: int = 4,
+        alpha: float = 0.5,
+        activation: str = "leaky_relu",
+        dropout: float = 0.5,
+        input_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        input_norm: bool = False,
+        label_hops: int = 0,
+        label_layers: int = 4,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(dim_in, dim_out, hops, label_hops)
+        _check_choice("attention", attention, _ATTENTIONS)
+        _check_choice("preprocess", preprocess, _PREPROCESSES)
+        _check_choice("activation", activation, tuple(_ACTIVATIONS))
+        check_sizes(dim_hidden=dim_hidden)
+        check_probabilities(
+            dropout=dropout,
+            input_dropout=input_dropout,
+            attention_dropout=attention_dropout,
+            label_dropout=label_dropout,
+        )
+        dim = dim_in if preprocess == "none" else dim_hidden
+        if residual and dim != dim_hidden:
+            raise ValueError(
+                f"residual without preprocessing adds {dim_hidden} columns to {dim_in}, expected dim_hidden = dim_in; "
+                "preprocess the hops or leave the residual out"
+            )
+        self.dropout, self.input_dropout, self.attention_dropout = dropout, input_dropout, attention_dropout
+        self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
+        count = {"own": hops + 1, "shared": 1, "none": 0}[preprocess]
+        self.preprocess = nn.ModuleList(FeedForward(dim_in, dim_hidden, dim_hidden, 2, dropout) for _ in range(count))
+        self.prelu = nn.PReLU() if residual or attention == "jk" else None  # of both, as in the published code
+        self.attention: RecursiveAttention | JKAttention
+        if attention == "recursive":
+            self.attention = RecursiveAttention(dim, _ACTIVATIONS[activation], attention_dropout)
+        else:
+            reference = InitialResidual((hops + 1) * dim, dim_hidden, dim_hidden, reference_layers, dropout, alpha)
+            self.attention = JKAttention(dim, dim_hidden, reference, _ACTIVATIONS[activation])
+        self.residual = nn.Linear(dim_in, dim_hidden, bias=attention == "recursive") if residual else None
+        self.output = InitialResidual(dim, dim_hidden, dim_out, output_layers, dropout, alpha)
+        if label_hops:
+            label_net = FeedForward(label_hops * dim_out, dim_hidden, dim_out, label_layers, dropout)
+            self.label_branch = nn.Sequential(Dropout(label_dropout), label_net)
+        if self.residual is not None:
+            reset_glorot(self.residual)
+
+    def reset_parameters(self) -> None:
+        modules: list[Any] = [*self.preprocess, self.input_norm, self.prelu, self.attention, self.output]
+        modules += [] if self.label_branch is None else [self.label_branch[1]]  # type: ignore[index]
+        for module in modules:
+            if module is not None:
+                module.reset_parameters()
+        if self.residual is not None:
+            reset_glorot(self.residual)
+
+    def hop_logits(self, hop_features: Tensor) -> Tensor:
+        x = self.prepare(hop_features)
+        hidden = self.encode(x)
+        weights = dropout(self.hop_weights(hidden), self.attention_dropout, self.training)
+        out = weighted_sum(hidden, weights)
+        if self.residual is not None and self.prelu is not None:
+            out = dropout(self.prelu(out + self.residual(x[0])), self.dropout, self.training)
+        return self.output(out)
+
+    def prepare(self, hop_features: Tensor) -> Tensor:
+        """(K+1, B, D): the hop features with input dropout and input norm."""
+        x = dropout(hop_features, self.input_dropout, self.training)
+        return x if self.input_norm is None else self.input_norm(x.flatten(0, 1)).view_as(x)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """K+1 times (B, H), or (B, D) without preprocessing: the prepared hops, transformed."""
+        if len(self.preprocess) == 0:
+            return list(x.unbind())
+        if len(self.preprocess) == len(x):
+            return [transform(x[hop]) for hop, transform in enumerate(self.preprocess)]
+        # All hops at once, so that batch norm normalises by the same statistics in training and in evaluation.
+        return list(self.preprocess[0](x.flatten(0, 1)).view(*x.shape[:2], -1).unbind())
+
+    def hop_weights(self, hidden: list[Tensor]) -> Tensor:
+        """Attention weights (B, K+1) of encoded hops; they add up to 1 over the hops."""
+        if isinstance(self.attention, RecursiveAttention):
+            return self.attention(hidden)
+        reference = dropout(self.prelu(self.attention.refer(hidden)), self.dropout, self.training)  # type: ignore[misc]
+        return self.attention(hidden, reference)
+
+
+class RecursiveAttention(nn.Module):
+    """softmax_k s_k, s_k = δ(w · [Σ_{j<k} softmax_j(s_0..s_{k-1}) h_j ‖ h_k] + b), and h_0 for its own history.
+
+    The recursive attention of Zhang et al. 2022. The history enters by its product with one half of w alone, so
+    products of the h_j with both halves are taken once; the recursion then runs over numbers, not vectors of width H.
+
+    Args:
+        dim: H, width of an encoded hop.
+        activation: δ.
+        dropout: probability of dropping a weight of the history.
+    """
+
+    def __init__(self, dim: int, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * dim, 1)
+        self.activation, self.dropout = activation, dropout
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_glorot(self.linear)
+
+    def forward(self, hidden: list[Tensor]) -> Tensor:
+        """Weights (B, K+1) of K+1 hops (B, H)."""
+        halves = self.linear.weight.view(2, -1)
+        history, own = torch.stack([F.linear(h, halves) for h in hidden], dim=-1).unbind(1)  # (B, K+1) each
+        own = own + self.linear.bias
+        scores = [self.activation(history[:, 0] + own[:, 0])]
+        for hop in range(1, len(hidden)):
+            weights = dropout(torch.stack(scores, dim=1).softmax(1), self.dropout, self.training)
+            gathered = (weights * history[:, :hop]).sum(1)
+            scores.append(self.activation(gathered + own[:, hop]))
+        return torch.stack(scores, dim=1).softmax(1)
+
+
+class JKAttention(nn.Module):
+    """softmax_k δ(w · [r ‖ h_k] + b) with r a reference vector made of all hops, as jumping knowledge.
+
+    The JK attention of Zhang et al. 2022.
+
+    Args:
+        dim: H, width of an encoded hop.
+        dim_reference: R, width of the reference.
+        reference: net (B, (K+1) H) -> (B, R).
+        activation: δ.
+    """
+
+    def __init__(
+        self, dim: int, dim_reference: int, reference: InitialResidual, activation: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.reference = reference
+        self.linear = nn.Linear(dim_reference + dim, 1)
+        self.activation = activation
+        reset_glorot(self.linear)
+
+    def reset_parameters(self) -> None:
+        self.reference.reset_parameters()
+        reset_glorot(self.linear)
+
+    def refer(self, hidden: list[Tensor]) -> Tensor:
+        """The reference net's output (B, R), before its PReLU."""
+        return self.reference(torch.cat(hidden, dim=1))
+
+    def forward(self, hidden: list[Tensor], reference: Tensor) -> Tensor:
+        """Weights (B, K+1) of K+1 hops (B, H), given the reference (B, R)."""
+        of_reference, of_hop = self.linear.weight.split([reference.shape[1], hidden[0].shape[1]], dim=1)
+        scores = torch.cat([F.linear(h, of_hop, self.linear.bias) for h in hidden], dim=1)
+        return self.activation(scores + F.linear(reference, of_reference)).softmax(1)
+
+
+class InitialResidual(nn.Module):
+    """Layers without bias, each with batch norm, PReLU and dropout between; what GAMLP's output and reference nets are.
+
+    x_1 = BN(x W_1); x_l = BN(((1-α) x̂ + α x_1) W_l) + x̂ for middle layers, x̂ being x_{l-1} after PReLU and dropout;
+    the last layer is BN(x̂ W_L), so the logits of an output net are normalised. First and last layer add their input
+    too where the widths agree. After GCNII (Chen et al. 2020), by way of GBP; all layers share one PReLU.
+
+    Args:
+        dim_in, dim_hidden, dim_out: widths; with one layer ``dim_hidden`` is unused.
+        num_layers: L, at least 1.
+        dropout: probability, 0 to below 1.
+        alpha: α, share 0-1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int, dropout: float, alpha: float
+    ) -> None:
+        super().__init__()
+        check_sizes(dim_in=dim_in, dim_hidden=dim_hidden, dim_out=dim_out, num_layers=num_layers)
+        check_probabilities(dropout=dropout)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}, expected a share from 0 to 1")
+        dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(dims))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(dim) for dim in dims[1:])
+        self.prelu = nn.PReLU() if num_layers > 1 else None
+        self.dropout, self.alpha = dropout, alpha
+        self._reset_weights()
+
+    def reset_parameters(self) -> None:
+        for module in [*self.norms, self.prelu]:
+            if module is not None:
+                module.reset_parameters()
+        self._reset_weights()
+
+    def _reset_weights(self) -> None:
+        for linear in self.linears:
+            assert isinstance(linear, nn.Linear)
+            bound = linear.out_features**-0.5
+            nn.init.uniform_(linear.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim_out) of (B, dim_in)."""
+        x = first = self._layer(0, x, x)
+        last = len(self.linears) - 1
+        for layer in range(1, last + 1):
+            x = dropout(self.prelu(x), self.dropout, self.training)  # type: ignore[misc]
+            mixed = torch.lerp(x, first.to(x.dtype), self.alpha) if layer < last else x
+            x = self._layer(layer, mixed, x)
+        return x
+
+    def _layer(self, layer: int, x: Tensor, skip: Tensor) -> Tensor:
+        out = self.norms[layer](self.linears[layer](x))
+        return out + skip if out.shape == skip.shape else out
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

@@ -1,0 +1,108 @@
+"""Mean teacher and consistency loss: SCR, consistency regularisation of graph networks (Zhang et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class MeanTeacher(nn.Module):
+    """A moving average of a student's weights, whose predictions are the targets of `consistency_loss`.
+
+    The teacher starts as a copy of the student, and needs no gradients. It always predicts in evaluation mode, with
+    an average of the student's batch-norm statistics too; the published code leaves its dropout on and averages
+    parameters only.
+
+    Args:
+        student: any module; copied.
+        decay: γ, share 0 to below 1 of the old weights in the new: teacher ← γ teacher + (1-γ) student.
+
+    Raises:
+        ValueError: ``decay`` is out of range.
+    """
+
+    def __init__(self, student: nn.Module, decay: float = 0.99) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}, expected a share from 0 to below 1")
+        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.average.n_averaged.fill_(1)  # the copy counts as the first of the average
+        self.average.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> MeanTeacher:
+        """Leaves the teacher in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Take the student's present weights into the average; call after each of its optimizer steps."""
+        self.average.update_parameters(student)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Tensor:
+        """The teacher's probabilities (B, C), float32, for a batch as the student takes it."""
+        return self.average(*inputs).float().softmax(-1)
+
+
+def consistency_loss(
+    student_logits: Tensor,
+    teacher: Tensor,
+    temperature: float = 0.5,
+    confidence: float = 0.0,
+    divergence: str = "squared",
+) -> Tensor:
+    """How far the student is from the teacher's sharpened predictions, on unlabelled nodes: a mean over the confident.
+
+    Sharpening raises the probabilities to the power 1/T and normalises (Zhang et al. 2021). A node
+    counts where the teacher's top probability, unsharpened, exceeds ``confidence``; with none the loss is 0.
+
+    Args:
+        student_logits: (B, C).
+        teacher: (B, C), probabilities of a `MeanTeacher`, or the mean over several of the student's own predictions
+            under dropout (SCR without teacher); a constant to the loss.
+        temperature: T > 0.
+        confidence: share 0 to below 1.
+        divergence: ``"squared"``, Σ_c (p - t)² a node, or ``"kl"``, KL(p ‖ t), with p the student's probabilities and t
+            the sharpened teacher's.
+
+    Returns:
+        A number with gradients to the student, float32.
+
+    Raises:
+        ValueError: an argument is out of range, or the shapes differ.
+    """
+    if student_logits.shape != teacher.shape or student_logits.dim() != 2:
+        found = f"{tuple(student_logits.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(f"logits of the student and probabilities of the teacher are {found}, expected (B, C) of both")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, expected above 0")
+    if not 0 <= confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a share from 0 to below 1")
+    if divergence not in _DIVERGENCES:
+        raise ValueError(f"divergence is {divergence!r}, expected one of {', '.join(_DIVERGENCES)}")
+    teacher = teacher.detach()
+    kept = teacher.amax(-1) > confidence
+    log_student = student_logits.float().log_softmax(-1)
+    log_teacher = (teacher.float().clamp(min=torch.finfo(torch.float32).tiny).log() / temperature).log_softmax(-1)
+    of_node = _DIVERGENCES[divergence](log_student, log_teacher)
+    # Not of_node[kept].mean(), which is no number for no nodes.
+    return of_node.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
+
+
+def falling_confidence(top: float, down: float, epoch: int, epochs: int) -> float:
+    """An epoch's threshold, which falls linearly from ``top`` at epoch 0 to ``down`` at ``epochs``, SCR's schedule."""
+    return top - (top - down) * epoch / epochs
+
+
+def _squared(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    return (log_student.exp() - log_teacher.exp()).square().sum(-1)
+
+
+def _kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    return (log_student.exp() * (log_student - log_teacher)).sum(-1)
+
+
+_DIVERGENCES = {"squared": _squared, "kl": _kl}

@@ -1,0 +1,31 @@
+"""SGC: simplified graph convolution (Wu et al. 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from glem_graphgym.models.hop_network import HopNetwork
+
+
+class SGC(HopNetwork):
+    """A^K x Wᵀ + b: logistic regression on the last hop (Wu et al. 2019).
+
+    Takes any number of hop features and reads the last alone, so a batch may hold just that.
+
+    Args:
+        dim_in: D, width of the node features.
+        dim_out: C, number of classes.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, hops=None)
+        self.linear = nn.Linear(dim_in, dim_out)
+
+    def reset_parameters(self) -> None:
+        self.linear.reset_parameters()
+
+    def hop_logits(self, hop_features: Tensor) -> Tensor:
+        return self.linear(hop_features[-1])

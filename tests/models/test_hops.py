@@ -1,0 +1,423 @@
+"""Hop features and label hops, and what all networks on them have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glem_graphgym.models.gamlp import GAMLP
+from glem_graphgym.models.hop_network import FeedForward, HopNetwork, weighted_sum
+from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate, propagate_labels
+from glem_graphgym.models.propagation import Adjacency, SparseOperator
+from glem_graphgym.models.sagn import SAGN
+from glem_graphgym.models.sgc import SGC
+from glem_graphgym.models.sign import SIGN
+
+NODES, CLASSES, HOPS = 40, 3, 4
+
+
+@pytest.fixture
+def adjacency() -> Adjacency:
+    """Undirected, so that every walk of two steps can lead back; the last three nodes have no edge."""
+    drawn = torch.randint(0, NODES - 3, (2, 90), generator=torch.Generator().manual_seed(0))
+    return Adjacency.from_edge_index(torch.cat([drawn, drawn.flip(0)], dim=1), NODES)
+
+
+@pytest.fixture(params=["gcn", "mean"])
+def operator(request: pytest.FixtureRequest, adjacency: Adjacency) -> SparseOperator:
+    return getattr(adjacency, request.param)()
+
+
+def dense(operator: SparseOperator) -> Tensor:
+    return operator @ torch.eye(NODES, dtype=torch.float64)
+
+
+def one_hot(seed: int = 0) -> Tensor:
+    classes = torch.randint(0, CLASSES, (NODES,), generator=torch.Generator().manual_seed(seed))
+    return torch.eye(CLASSES, dtype=torch.float64)[classes]
+
+
+class Widths(SparseOperator):
+    """An operator that notes how many columns it is given at a time."""
+
+    def __init__(self, operator: SparseOperator) -> None:
+        self.__dict__.update(operator.__dict__)
+        self.seen: list[int] = []
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        self.seen.append(x.shape[1])
+        return super().__matmul__(x)
+
+
+def test_hop_features_are_powers_of_the_operator(operator: SparseOperator) -> None:
+    x = torch.randn(NODES, 7, dtype=torch.float64)
+    hops = propagate(operator, x, HOPS)
+    assert hops.shape == (HOPS + 1, NODES, 7) and hops.dtype == torch.float64
+    for hop in range(HOPS + 1):
+        torch.testing.assert_close(hops[hop], torch.linalg.matrix_power(dense(operator), hop) @ x)
+
+
+def test_no_gradient_and_no_hop(operator: SparseOperator) -> None:
+    x = torch.randn(NODES, 7, requires_grad=True)
+    assert not propagate(operator, x, 2).requires_grad
+    assert torch.equal(propagate(operator, x, 0), x.detach()[None])
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 7, 100])
+def test_blocks_bound_the_width_and_change_no_bit(operator: SparseOperator, columns: int) -> None:
+    x = torch.randn(NODES, 7)
+    spy = Widths(operator)
+    hops = propagate(spy, x, 2, block_bytes=3 * NODES * 4 * columns)
+    assert max(spy.seen) == min(columns, 7) and sum(spy.seen) == 7 * 2
+    assert torch.equal(hops, propagate(operator, x, 2))
+
+
+def test_a_block_has_a_column_however_little_memory_is_allowed(operator: SparseOperator) -> None:
+    spy = Widths(operator)
+    propagate(spy, torch.randn(NODES, 3), 1, block_bytes=1)
+    assert spy.seen == [1, 1, 1]
+
+
+@pytest.mark.parametrize("source_type", [np.float16, np.float32])
+def test_memory_mapped_arrays_in_and_out(operator: SparseOperator, tmp_path: Path, source_type: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((NODES, 7)).astype(source_type)
+    np.save(tmp_path / "x.npy", x)
+    out = np.memmap(tmp_path / "hops", np.float16, "w+", shape=(3, NODES, 7))
+    given = propagate(operator, np.load(tmp_path / "x.npy", mmap_mode="r"), 2, out, block_bytes=1000)
+    assert given is out
+    out.flush()
+    stored = np.memmap(tmp_path / "hops", np.float16, "r", shape=(3, NODES, 7))
+    # Rounded when stored and not between hops.
+    exact = propagate(operator, torch.from_numpy(x.astype(np.float32)), 2)
+    assert np.array_equal(stored, exact.half().numpy())
+    made = propagate(operator, x, 2)
+    assert isinstance(made, Tensor) and made.dtype == torch.from_numpy(x).dtype
+
+
+def test_x_may_be_hop_0_of_out_already(operator: SparseOperator) -> None:
+    out = torch.randn(3, NODES, 7)
+    expected = propagate(operator, out[0].clone(), 2)
+    assert torch.equal(propagate(operator, out[0], 2, out), expected)
+
+
+def test_bad_arguments_of_propagate(operator: SparseOperator) -> None:
+    x = torch.randn(NODES, 7)
+    with pytest.raises(
+        ValueError, match=r"x is torch.int64 of shape \(40, 7\), expected floats of shape \(40, columns\)"
+    ):
+        propagate(operator, x.long(), 1)
+    with pytest.raises(ValueError, match=r"x is .* of shape \(39, 7\)"):
+        propagate(operator, x[1:], 1)
+    with pytest.raises(ValueError, match="hops is -1, expected at least 0"):
+        propagate(operator, x, -1)
+    with pytest.raises(ValueError, match=r"out is .* of shape \(1, 40, 7\), expected floats of shape \(2, 40, 7\)"):
+        propagate(operator, x, 1, torch.empty(1, NODES, 7))
+    read_only = np.zeros((2, NODES, 7), np.float32)
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        propagate(operator, x, 1, read_only)
+    with pytest.raises(ValueError, match="requires gradients"):
+        propagate(operator, x, 1, torch.empty(2, NODES, 7, requires_grad=True))
+
+
+@pytest.fixture
+def folds() -> Tensor:
+    is_given = torch.arange(NODES) % 4 != 0
+    return draw_folds(is_given, 3, torch.Generator().manual_seed(1))
+
+
+def test_folds_are_even_random_and_follow_the_generator() -> None:
+    is_given = torch.arange(NODES) % 4 != 0
+    folds = draw_folds(is_given, 4, torch.Generator().manual_seed(1))
+    assert torch.equal(folds >= 0, is_given)
+    assert sorted(folds[is_given].bincount().tolist()) == [7, 7, 8, 8]
+    assert torch.equal(folds, draw_folds(is_given, 4, torch.Generator().manual_seed(1)))
+    assert not torch.equal(folds, draw_folds(is_given, 4, torch.Generator().manual_seed(2)))
+    with pytest.raises(ValueError, match="num_folds is 1, expected at least 2"):
+        draw_folds(is_given, 1)
+    with pytest.raises(ValueError, match=r"expected torch\.bool"):
+        draw_folds(is_given.long(), 2)
+
+
+def test_no_label_reaches_its_own_node_at_any_hop(operator: SparseOperator, folds: Tensor) -> None:
+    """To the bit: a rounding error that depends on the own label would tell of it too."""
+    labels = one_hot().float()
+    before = fold_label_hops(operator, labels, folds, HOPS)
+    for node in folds.ge(0).nonzero().flatten().tolist():
+        for other in (labels[node].roll(1), torch.tensor([torch.nan, 1e30, -torch.inf])):
+            changed = labels.clone()
+            changed[node] = other
+            after = fold_label_hops(operator, changed, folds, HOPS)
+            assert torch.equal(before[:, node], after[:, node])
+
+
+def test_the_same_labels_propagated_at_once_do_reach_their_own_nodes(operator: SparseOperator) -> None:
+    """The control: what the test above would see without folds."""
+    labels = one_hot()
+    changed = labels.clone()
+    changed[5] = labels[5].roll(1)
+    plain, other = propagate(operator, labels, HOPS), propagate(operator, changed, HOPS)
+    assert all(not torch.allclose(plain[hop, 5], other[hop, 5]) for hop in (2, 4))
+
+
+def test_label_hops_are_sums_over_the_other_folds(operator: SparseOperator, folds: Tensor) -> None:
+    labels = one_hot()
+    hops = fold_label_hops(operator, labels, folds, HOPS)
+    for node in range(NODES):
+        seen = (folds >= 0) & (folds != folds[node])  # of a node in no fold: all that are given
+        for hop in range(HOPS):
+            power = torch.linalg.matrix_power(dense(operator), hop + 1)[node]
+            torch.testing.assert_close(hops[hop, node], power @ (labels * seen[:, None]))
+
+
+def test_every_label_given_reaches_others_and_no_other_label_does(operator: SparseOperator, folds: Tensor) -> None:
+    labels = one_hot()
+    before = fold_label_hops(operator, labels, folds, 2)
+    hidden = labels.clone()
+    hidden[folds < 0] = torch.nan  # labels not to be seen, such as those of the test split
+    assert torch.equal(before, fold_label_hops(operator, hidden, folds, 2))
+    walks = dense(operator) + dense(operator) @ dense(operator)
+    seen_by_others = (walks * (folds[:, None] != folds)).any(0) & (folds >= 0)
+    assert seen_by_others.sum() > 20
+    for node in seen_by_others.nonzero().flatten().tolist():
+        changed = labels.clone()
+        changed[node] = labels[node].roll(1)
+        assert not torch.equal(before, fold_label_hops(operator, changed, folds, 2))
+
+
+def test_the_last_hops_alone_may_be_kept_and_stored(operator: SparseOperator, folds: Tensor, tmp_path: Path) -> None:
+    labels = one_hot().float()
+    every = fold_label_hops(operator, labels, folds, HOPS)
+    assert every.shape == (HOPS, NODES, CLASSES) and every.dtype == torch.float32
+    assert torch.equal(fold_label_hops(operator, labels, folds, HOPS, keep=2), every[-2:])
+    out = np.memmap(tmp_path / "labels", np.float16, "w+", shape=(1, NODES, CLASSES))
+    assert fold_label_hops(operator, labels, folds.to(torch.int8), HOPS, out, keep=1, block_bytes=1) is out
+    assert np.array_equal(out, every[-1:].half().numpy())
+
+
+def test_propagated_labels_are_for_nodes_without(operator: SparseOperator, folds: Tensor) -> None:
+    labels, is_given = one_hot(), folds >= 0
+    hops = propagate_labels(operator, labels, is_given, HOPS)
+    assert hops[:, is_given].eq(0).all()
+    plain = propagate(operator, labels * is_given[:, None], HOPS)[1:]
+    torch.testing.assert_close(hops[:, ~is_given], plain[:, ~is_given])
+    assert torch.equal(propagate_labels(operator, labels, is_given, HOPS, keep=1), hops[-1:])
+    with pytest.raises(ValueError, match=r"is_given is torch\.int64"):
+        propagate_labels(operator, labels, is_given.long(), HOPS)
+
+
+def test_bad_arguments_of_label_hops(operator: SparseOperator, folds: Tensor) -> None:
+    labels = one_hot()
+    with pytest.raises(ValueError, match=r"labels is torch\.int64"):
+        fold_label_hops(operator, labels.long(), folds, 1)
+    with pytest.raises(ValueError, match="hops is 0, expected at least 1"):
+        fold_label_hops(operator, labels, folds, 0)
+    with pytest.raises(ValueError, match="keep is 3, expected 1 to 2"):
+        fold_label_hops(operator, labels, folds, 2, keep=3)
+    with pytest.raises(ValueError, match=r"folds is torch.float32 of shape \(40,\), expected signed integers"):
+        fold_label_hops(operator, labels, folds.float(), 1)
+    with pytest.raises(ValueError, match="folds has -2"):
+        fold_label_hops(operator, labels, folds - 1, 1)
+    with pytest.raises(ValueError, match="out is"):
+        fold_label_hops(operator, labels, folds, 2, torch.empty(1, NODES, CLASSES))
+
+
+# What all networks on hop features have in common
+
+BATCH, DIM = 30, 6
+COMMON: dict[str, Any] = {"dim_in": DIM, "dim_hidden": 8, "dim_out": CLASSES, "hops": HOPS}
+LABELLED: dict[str, Any] = {**COMMON, "label_hops": 2}
+NETWORKS: dict[str, tuple[type[HopNetwork], dict[str, Any]]] = {
+    "sgc": (SGC, {"dim_in": DIM, "dim_out": CLASSES}),
+    "sign": (SIGN, COMMON),
+    "sagn": (SAGN, {**COMMON, "attention_dropout": 0.3}),
+    "sagn, heads and labels": (SAGN, {**LABELLED, "heads": 2, "zero_attention": False}),
+    "sagn, one layer": (SAGN, {**COMMON, "num_layers": 1}),
+    "recursive gamlp": (GAMLP, COMMON),
+    "recursive gamlp, labels": (GAMLP, {**LABELLED, "attention_dropout": 0.3, "label_dropout": 0.2}),
+    "jk gamlp, labels": (GAMLP, {**LABELLED, "attention": "jk", "activation": "sigmoid", "input_norm": True}),
+    "shared gamlp": (GAMLP, {**COMMON, "preprocess": "shared", "residual": False}),
+    "plain jk gamlp": (GAMLP, {**COMMON, "attention": "jk", "preprocess": "none", "residual": False}),
+    "plain gamlp": (GAMLP, {**COMMON, "preprocess": "none", "dim_hidden": DIM, "output_layers": 1}),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def build(name: str, **changes: Any) -> Any:
+    network, arguments = NETWORKS[name]
+    torch.manual_seed(0)
+    return network(**{**arguments, **changes})
+
+
+def batch_of(net: HopNetwork, size: int = BATCH, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(HOPS + 1, size, DIM, generator=generator, dtype=dtype)
+    labels = torch.rand(net.label_hops, size, CLASSES, generator=generator, dtype=dtype).softmax(-1)
+    return x, labels if net.label_hops else None
+
+
+def randomise(net: nn.Module) -> None:
+    """Away from starts such as zeros, which would hide a term."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def without_dropout(net: HopNetwork) -> HopNetwork:
+    for module in net.modules():
+        for attribute in [name for name in vars(module) if name.endswith("dropout")]:
+            setattr(module, attribute, 0.0)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net
+
+
+@every_network
+@pytest.mark.parametrize("training", [True, False])
+def test_permuting_the_batch_permutes_the_logits(name: str, training: bool) -> None:
+    net = without_dropout(build(name)).double().train(training)
+    randomise(net)
+    x, labels = batch_of(net, dtype=torch.float64)
+    order = torch.randperm(BATCH)
+    logits = net(x, labels)
+    permuted = net(x[:, order], None if labels is None else labels[:, order])
+    assert logits.shape == (BATCH, CLASSES)
+    torch.testing.assert_close(permuted, logits[order])
+    assert not torch.allclose(permuted, logits)
+
+
+@every_network
+def test_a_node_is_predicted_alike_alone_and_in_a_batch(name: str) -> None:
+    net = build(name).double()
+    x, labels = batch_of(net, dtype=torch.float64)
+    net(x, labels)  # moves batch norm's running statistics
+    net.eval()
+    alone = net(x[:, 3:4], None if labels is None else labels[:, 3:4])
+    torch.testing.assert_close(alone, net(x, labels)[3:4])
+
+
+@every_network
+def test_gradients_reach_all_parameters_and_inputs(name: str) -> None:
+    net = without_dropout(build(name)).double().eval()  # batch norm of a batch would hide the biases before it
+    randomise(net)
+    x, labels = batch_of(net, dtype=torch.float64)
+    for tensor in (x, labels):
+        if tensor is not None:
+            tensor.requires_grad_()
+    net(x, labels).pow(2).sum().backward()
+    for parameter_name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 1e-9, parameter_name
+    assert x.grad is not None
+    reached = x.grad.abs().sum((1, 2)) > 0
+    assert reached.tolist() == ([False] * HOPS + [True] if name == "sgc" else [True] * (HOPS + 1))
+    assert labels is None or (labels.grad is not None and (labels.grad.abs().sum((1, 2)) > 0).all())
+
+
+@every_network
+def test_dropout_acts_in_training_only_and_follows_the_seed(name: str) -> None:
+    if name == "sgc":
+        pytest.skip("has no dropout")
+    net = build(name, input_dropout=0.3)
+    x, labels = batch_of(net)
+    torch.manual_seed(1)
+    first, other = net(x, labels), net(x, labels)
+    torch.manual_seed(1)
+    assert torch.equal(first, net(x, labels))
+    assert not torch.equal(first, other)
+    net.eval()
+    evaluated = net(x, labels)
+    assert torch.equal(evaluated, net(x, labels))
+    assert torch.equal(evaluated, without_dropout(net)(x, labels))
+
+
+@every_network
+def test_reset_parameters_leaves_nothing_of_what_was_learned(name: str) -> None:
+    fresh, used = build(name), build(name)
+    used(*batch_of(used))
+    randomise(used)
+    torch.manual_seed(3)
+    fresh.reset_parameters()
+    torch.manual_seed(3)
+    used.reset_parameters()
+    for key, value in fresh.state_dict().items():
+        assert torch.equal(value, used.state_dict()[key]), key
+
+
+@every_network
+def test_a_reset_network_is_distributed_as_a_new_one(name: str) -> None:
+    """Spread of every parameter, which an initialisation forgotten in one of the two places would change."""
+    new, reset = build(name), build(name)
+    reset.reset_parameters()
+    for (key, a), (_, b) in zip(new.named_parameters(), reset.named_parameters(), strict=True):
+        if a.numel() >= 24:
+            assert 0.5 < (a.std() + 1e-9) / (b.std() + 1e-9) < 2, key
+        elif a.dim() == 1 and a.eq(a[0]).all() and a.numel() > 1:
+            assert torch.equal(a, b), key
+
+
+@every_network
+def test_bfloat16_autocast_stays_close(name: str) -> None:
+    net = without_dropout(build(name)).eval()
+    x, labels = batch_of(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(x, labels)
+        net(x, labels).float().sum().backward()
+    torch.testing.assert_close(logits.float(), net(x, labels), atol=0.1, rtol=0.1)
+
+
+@every_network
+def test_wrong_shapes_are_refused(name: str) -> None:
+    net = build(name)
+    x, labels = batch_of(net)
+    hops = "hops" if name == "sgc" else HOPS + 1
+    for wrong in (x[0], x[:, :, 1:], x[:0], *([] if name == "sgc" else [x[1:]])):
+        with pytest.raises(ValueError, match=rf"hop_features are .* expected \({hops}, batch, {DIM}\)"):
+            net(wrong, labels)
+    wrong_labels = torch.zeros(5, BATCH, CLASSES) if labels is None else labels[:, 1:]
+    with pytest.raises(ValueError, match="label_features are"):
+        net(x, wrong_labels)
+    if labels is not None:
+        with pytest.raises(ValueError, match=r"label_features are None, expected \(2, 30, 3\) with label_hops = 2"):
+            net(x)
+
+
+@every_network
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim_in": 0}, "dim_in is 0, expected at least 1"),
+        ({"dim_out": 0}, "dim_out is 0"),
+        ({"dim_hidden": 0}, "dim_hidden is 0"),
+        ({"hops": -1}, "hops is -1, expected at least 0"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
+        ({"input_dropout": -0.1}, "input_dropout is -0.1"),
+        ({"label_hops": -1}, "label_hops is -1"),
+    ],
+)
+def test_bad_arguments_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    if not changes.keys() <= NETWORKS[name][0].__init__.__annotations__.keys():
+        pytest.skip("has no such argument")
+    with pytest.raises(ValueError, match=message):
+        build(name, **changes)
+
+
+def test_a_feed_forward_net_is_its_layers_in_turn() -> None:
+    x = torch.randn(9, 4)
+    for prelu, slope in ((True, 0.25), (False, 0.0)):
+        net = FeedForward(4, 8, 2, 3, 0.5, prelu=prelu).eval()
+        hidden = x
+        for linear in net.linears[:-1]:
+            hidden = linear(hidden) / (1 + 1e-5) ** 0.5  # fresh running statistics: mean 0, variance 1
+            hidden = hidden.clamp(min=0) + slope * hidden.clamp(max=0)
+        torch.testing.assert_close(net(x), net.linears[-1](hidden))
+    assert [*FeedForward(4, 8, 2, 1, 0.5).state_dict()] == ["linears.0.weight", "linears.0.bias"]
+
+
+def test_weighted_sum() -> None:
+    hidden, weights = torch.randn(3, 5, 2, 4), torch.rand(5, 2, 3)
+    torch.testing.assert_close(weighted_sum([*hidden], weights), torch.einsum("kbhd,bhk->bhd", hidden, weights))

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glem_graphgym.models.mean_teacher import MeanTeacher, consistency_loss, falling_confidence
+
+
+def student() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.PReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+def move(net: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def test_the_teacher_is_the_moving_average_of_weights_and_statistics() -> None:
+    net = student()
+    teacher = MeanTeacher(net, decay=0.9)
+    expected = {name: value.clone() for name, value in net.state_dict().items()}
+    for _ in range(3):
+        move(net)
+        net(torch.randn(16, 4))  # moves batch norm's running statistics
+        teacher.update(net)
+        for name, value in net.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = 0.9 * expected[name] + 0.1 * value
+    state = teacher.average.module.state_dict()
+    for name, value in expected.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(state[name], value)
+
+
+def test_the_default_decay_is_scrs() -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    teacher = MeanTeacher(net)
+    nn.init.ones_(net.weight)
+    teacher.update(net)
+    torch.testing.assert_close(teacher.average.module.weight, torch.tensor([[0.01]]))
+
+
+def test_the_student_is_left_alone() -> None:
+    net = student()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    teacher = MeanTeacher(net)
+    teacher.update(net)
+    teacher(torch.randn(5, 4))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_it_predicts_in_evaluation_mode_without_gradients() -> None:
+    net = student()
+    teacher = MeanTeacher(net).train()
+    x = torch.randn(5, 4)
+    probabilities = teacher(x)
+    assert torch.equal(probabilities, teacher(x)) and not probabilities.requires_grad
+    torch.testing.assert_close(probabilities, net.eval()(x).softmax(-1).detach())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert MeanTeacher(nn.Module.double(net))(x.double()).dtype == torch.float32
+
+
+def test_it_survives_saving_and_loading() -> None:
+    net = student()
+    teacher, other = MeanTeacher(net), MeanTeacher(net)
+    move(net)
+    teacher.update(net)
+    other.load_state_dict(teacher.state_dict())
+    move(net)
+    for each in (teacher, other):
+        each.update(net)
+    x = torch.randn(5, 4)
+    assert torch.equal(teacher(x), other(x))
+
+
+def by_hand(student_logits: Tensor, teacher: Tensor, temperature: float, confidence: float, kl: bool) -> float:
+    losses = []
+    for logits, probability in zip(student_logits, teacher, strict=True):
+        if probability.max() <= confidence:
+            continue
+        power = probability ** (1 / temperature)
+        sharp, p = power / power.sum(), logits.exp() / logits.exp().sum()
+        losses.append((p * (p / sharp).log()).sum() if kl else ((p - sharp) ** 2).sum())
+    return float(sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize("divergence", ["squared", "kl"])
+@pytest.mark.parametrize(("temperature", "confidence"), [(0.5, 0.0), (0.5, 0.6), (1.0, 0.5), (0.2, 0.0)])
+def test_consistency_loss_by_hand(divergence: str, temperature: float, confidence: float) -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(20, 3), (2 * torch.randn(20, 3)).softmax(-1)
+    loss = consistency_loss(logits, teacher, temperature, confidence, divergence)
+    expected = by_hand(logits.double(), teacher.double(), temperature, confidence, divergence == "kl")
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("divergence", ["squared", "kl"])
+def test_it_is_zero_where_student_and_sharpened_teacher_agree(divergence: str) -> None:
+    logits = torch.randn(6, 3)
+    loss = consistency_loss(2 * logits, logits.softmax(-1), temperature=0.5, divergence=divergence)
+    torch.testing.assert_close(loss, torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("divergence", ["squared", "kl"])
+def test_gradients_go_to_the_student_and_to_confident_nodes_only(divergence: str) -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    teacher = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.3, 0.3]], requires_grad=True)
+    consistency_loss(logits, teacher, confidence=0.8, divergence=divergence).backward()
+    assert teacher.grad is None and logits.grad is not None and logits.grad.isfinite().all()
+    assert logits.grad[0].abs().sum() > 0 and logits.grad[1].eq(0).all()
+
+
+def test_no_confident_node_is_no_loss() -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = consistency_loss(logits, torch.full((4, 3), 1 / 3), confidence=0.5)
+    loss.backward()
+    assert loss.item() == 0 and logits.grad is not None and logits.grad.eq(0).all()
+    assert float(consistency_loss(torch.zeros(0, 3), torch.zeros(0, 3))) == 0
+
+
+def test_a_student_under_dropout_is_drawn_to_its_teacher() -> None:
+    net = student()
+    x = torch.randn(64, 4)
+    teacher = MeanTeacher(net, decay=0.0)
+    move(net)
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.02)
+    distances = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = consistency_loss(net(x), teacher(x))
+        loss.backward()
+        optimiser.step()
+        distances.append(loss.item())
+    assert distances[-1] < distances[0] / 2
+
+
+def test_the_threshold_falls_linearly() -> None:
+    assert [falling_confidence(0.85, 0.75, epoch, 1000) for epoch in (0, 500, 1000)] == pytest.approx([0.85, 0.8, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0, expected above 0"),
+        ({"confidence": 1.0}, "confidence is 1.0, expected a share"),
+        ({"divergence": "cosine"}, "divergence is 'cosine', expected one of squared, kl"),
+        ({"teacher": torch.zeros(4, 2)}, r"are \(4, 3\) and \(4, 2\), expected"),
+    ],
+)
+def test_bad_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
+    arguments = {"student_logits": torch.zeros(4, 3), "teacher": F.softmax(torch.zeros(4, 3), -1)}
+    with pytest.raises(ValueError, match=message):
+        consistency_loss(**{**arguments, **changes})
+
+
+def test_a_decay_of_one_would_never_learn() -> None:
+    with pytest.raises(ValueError, match=r"decay is 1\.0, expected a share from 0 to below 1"):
+        MeanTeacher(nn.Linear(1, 1), decay=1.0)
