@@ -1,0 +1,83 @@
+"""Make one configuration for each point of a grid, after checking all of them.
+
+``python run/configs_gen.py --config configs_gg/synthetic.yaml --grid configs_gg/grids/example.txt --out_dir configs``
+writes ``configs/synthetic_grid_example/synthetic-<alias>=<value>-....yaml``, as GraphGym's script does.
+Exit status: 0 done; 1 the grid is wrong and nothing was written; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Make one configuration for each point of a grid, after checking all of them.",
+        epilog="In file names, %%XX (as in a URL) stands for '/', space, '=' and whatever else would break there.",
+    )
+    parser.add_argument("--config", help="base YAML; what a grid does not name stays as it is there")
+    parser.add_argument(
+        "--grid", required=True, help="grid: lines 'key alias [value,value]', blank lines between blocks"
+    )
+    parser.add_argument("--out_dir", default="configs", help="parent of <config>_grid_<grid>/ (default: configs)")
+    parser.add_argument("--sample", action="store_true", help="a random sample (of 10, or --sample_num) of the grid")
+    parser.add_argument("--sample_num", type=int, help="size of the random sample, drawn without replacement")
+    parser.add_argument(
+        "--sample_alias",
+        help="file with aliases on its first line: for each, --sample_num random points, each with all values of it",
+    )
+    parser.add_argument("--seed", type=int, default=123, help="seed of the sample (default: 123)")
+    parser.add_argument(
+        "--config_budget",
+        help="YAML whose number of parameters gnn.dim_inner is fitted to (counted as GraphGym: one input, one output)",
+    )
+    args = parser.parse_args(argv)
+    if args.sample_num is not None and args.sample_num < 1:
+        parser.error(f"--sample_num is {args.sample_num}, expected at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Imported late, so that --help and a wrong command line answer at once.
+    from grid import configs, space
+    from grid.where import configs_folder
+
+    try:
+        blocks = space.read_grid(Path(args.grid))
+        number = args.sample_num or 10
+        if args.sample_alias:
+            points = space.controlled_points(blocks, space.read_aliases(Path(args.sample_alias)), number, args.seed)
+        elif args.sample or args.sample_num:
+            points = space.random_points(blocks, number, args.seed)
+        else:
+            points = list(space.all_points(blocks))
+        budget = None
+        if args.config_budget:
+            for axis in (axis for block in blocks for axis in block if axis.key == "gnn.dim_inner"):
+                raise space.GridError(
+                    f"{args.grid}, line {axis.line}: gnn.dim_inner is fitted by --config_budget; drop one of the two"
+                )
+            budget = configs.parameters_of(args.config_budget)
+        made = configs.make_configs(args.config, args.grid, points, budget)
+        written = configs.write_configs(made, configs_folder(args.out_dir, args.config, args.grid))
+    except (space.GridError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    sizes = " + ".join(str(space.size_of(block)) for block in blocks)
+    print(f"{args.grid}: {sizes} points in {len(blocks)} block(s), {len(made)} configurations in {written.folder}")
+    if written.finished:
+        print(f"{written.finished} of them are finished already (*.yaml_done)")
+    if written.dropped:
+        print(f"{written.dropped} waiting configurations of an earlier grid were removed")
+    if written.foreign:
+        print(f"left alone, and run with the others: {', '.join(written.foreign)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Configurations out of a base YAML and a grid: all are checked before the first is written."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.register import layer_dict, network_dict, optimizer_dict
+from torch_geometric.graphgym.utils.comp_budget import params_count
+
+import glem_graphgym  # noqa: F401 - registers the plugin, whose keys and names a grid may use
+from glem_graphgym.files import atomic_write
+from glem_graphgym.registered.config import load_config
+from grid.space import Axis, GridError, Point, base_name, point_name
+from grid.where import configs_folder
+
+MADE_BY = "# Made by run/configs_gen.py"
+_MAX_ERRORS = 10
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a folder of configurations: how many wait, are finished already, and were dropped."""
+
+    folder: Path
+    waiting: int
+    finished: int
+    dropped: int
+    foreign: tuple[str, ...]
+
+
+def read_base(file: str | None, flag: str) -> Config:
+    """
+    Raises:
+        GridError: the file is missing, or not a YAML of ``key: value`` lines.
+    """
+    if file is None:
+        return {}
+    try:
+        config = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise GridError(f"{flag} {file}: cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise GridError(f"{flag} {file}: expected 'key: value' lines, found {type(config).__name__}")
+    return config
+
+
+def make_configs(base_file: str | None, grid_file: str, points: Iterable[Point], budget: int | None) -> dict[str, str]:
+    """Name -> YAML text of every point, each loaded and checked as ``run/main.py`` would.
+
+    Args:
+        base_file: what all points share; None: only GraphGym's defaults.
+        grid_file: names the grid in messages and in ``out_dir``.
+        points: which of the grid's points.
+        budget: parameters that ``gnn.dim_inner`` is fitted to (`parameters_of`); None leaves it alone.
+
+    Raises:
+        GridError: lists what is wrong, with the lines of the grid; no more than ten things.
+    """
+    base, start = read_base(base_file, "--config"), base_name(base_file)
+    base["out_dir"] = str(configs_folder(base.get("out_dir") or "results", base_file, grid_file))
+    made: dict[str, Config] = {}
+    origins: dict[str, tuple[Point, str]] = {}
+    errors: dict[str, None] = {}  # a set that keeps its order
+    with tempfile.TemporaryDirectory() as folder:
+        for point in points:
+            name = point_name(start, point, f"{grid_file}, line {point.block[0].line}")
+            config = set_values(base, point, grid_file, base_file)
+            if name in made:  # a point of two blocks is one configuration, unless aliases hide a difference
+                other, settings = origins[name]
+                if _dump(config) != settings:
+                    raise GridError(
+                        f"{grid_file}: the blocks at lines {other.block[0].line} and {point.block[0].line} both make "
+                        f"'{name}', with different settings; give the axes in which they differ other aliases"
+                    )
+                continue
+            made[name], origins[name] = config, (point, _dump(config))
+            error = _check(config, Path(folder) / f"{name}.yaml", budget)
+            if error:
+                errors[f"{_lines(grid_file, point.block, error)}: {error}"] = None
+            if len(errors) == _MAX_ERRORS:
+                break
+    if errors:
+        raise GridError("\n".join(errors) + "\nNothing was written.")
+    header = f"{MADE_BY} from {Path(base_file or 'no base').name} and {Path(grid_file).name}; change those instead.\n"
+    return {name: header + _dump(config) for name, config in made.items()}
+
+
+def set_values(base: Config, point: Point, grid_file: str, base_file: str | None = None) -> Config:
+    """A copy of ``base`` with the point's values; ``base`` and other points share nothing with it."""
+    config = copy.deepcopy(base)
+    for axis, value in zip(point.block, point.values, strict=True):
+        group, _, key = axis.key.rpartition(".")
+        inner = config.setdefault(group, {}) if group else config
+        if not isinstance(inner, dict):
+            raise GridError(
+                f"{grid_file}, line {axis.line}: {axis.key} is a key of the group '{group}', but {base_file} has "
+                f"{group}: {inner!r}; expected a group of keys there"
+            )
+        inner[key] = copy.deepcopy(value)
+    return config
+
+
+def _check(config: Config, file: Path, budget: int | None) -> str:
+    """What is wrong with a configuration, "" if nothing; fits ``gnn.dim_inner`` to the budget."""
+    file.write_text(_dump(config), encoding="utf-8")
+    try:
+        load_config(cfg, file)
+        _check_names()
+        if budget is not None:
+            config.setdefault("gnn", {})["dim_inner"] = _fit_width(budget)
+    except (ValueError, KeyError) as error:
+        return str(error).replace(f"--cfg {file}: ", "").replace(f"{file}: ", "")
+    finally:
+        file.unlink()
+    return ""
+
+
+def _check_names() -> None:
+    """Names that GraphGym looks up only when the model is built."""
+    names = [("model.type", cfg.model.type, network_dict), ("optim.optimizer", cfg.optim.optimizer, optimizer_dict)]
+    if cfg.model.type == "gnn":
+        names.append(("gnn.layer_type", cfg.gnn.layer_type, layer_dict))
+    for key, name, known in names:
+        if name not in known:
+            raise ValueError(f"{key} is '{name}', expected one of: {', '.join(map(str, known))}")
+
+
+def _lines(grid_file: str, block: Sequence[Axis], error: str) -> str:
+    """Where in the grid an error comes from: the axes that it names, or the whole block."""
+    named = [axis for axis in block if re.search(rf"(?<![\w.]){re.escape(axis.key)}(?![\w.])", error)]
+    named = named or [axis for axis in block if error.startswith(f"{axis.key.partition('.')[0]} is ")]
+    if named:
+        return f"{grid_file}, line {', '.join(f'{axis.line} ({axis.key})' for axis in named)}"
+    return f"{grid_file}, block of lines {block[0].line}-{block[-1].line}, or the base configuration"
+
+
+def _dump(config: Config) -> str:
+    return yaml.safe_dump(config, default_flow_style=False, allow_unicode=True)
+
+
+# ---- computational budget -----------------------------------------------------------------------------------------
+
+
+def parameters_of(budget_file: str) -> int:
+    """Parameters of a configuration's network, with one input and one output column, as GraphGym counts.
+
+    Raises:
+        GridError: the file cannot be loaded.
+    """
+    try:
+        load_config(cfg, budget_file)
+        _check_names()
+        return _parameters(cfg.gnn.dim_inner)
+    except (ValueError, KeyError) as error:
+        raise GridError(f"--config_budget {budget_file}: {error}") from error
+
+
+def _parameters(width: int) -> int:
+    if cfg.model.type == "glem_lm":
+        raise ValueError("model.type glem_lm has no width to fit; leave --config_budget out")
+    cfg.gnn.dim_inner = width
+    return params_count(network_dict[cfg.model.type](dim_in=1, dim_out=1))
+
+
+def _fit_width(budget: int) -> int:
+    """``gnn.dim_inner`` with parameters nearest to the budget: from above if ``model.match_upper``, else from below."""
+    low, high = 0, 1  # parameters at low < budget <= parameters at high
+    while _parameters(high) < budget:
+        low, high = high, 2 * high
+        if high > 1 << 16:
+            raise ValueError(f"gnn.dim_inner cannot reach the {budget} parameters of --config_budget")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _parameters(middle) < budget else (low, middle)
+    exact = _parameters(high) == budget
+    return high if exact or cfg.model.match_upper else max(low, 1)
+
+
+# ---- writing ------------------------------------------------------------------------------------------------------
+
+
+def write_configs(configs: dict[str, str], folder: Path) -> Written:
+    """Put the configurations into ``folder``; those that stand there as finished (``*.yaml_done``) are left so.
+
+    Waiting configurations of an earlier grid are removed; files that this program did not make are left alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = 0
+    for name, text in configs.items():
+        done = folder / f"{name}.yaml_done"
+        if done.exists() and done.read_text(encoding="utf-8") == text:
+            finished += 1
+            continue
+        with atomic_write(folder / f"{name}.yaml", "w") as stream:
+            stream.write(text)
+    others = [file for file in sorted(folder.glob("*.yaml")) if file.name.removesuffix(".yaml") not in configs]
+    stale = [file for file in others if file.read_text(encoding="utf-8", errors="replace").startswith(MADE_BY)]
+    for file in stale:
+        file.unlink()
+    foreign = tuple(file.name for file in others if file not in stale)
+    return Written(folder, len(configs) - finished, finished, len(stale), foreign)

@@ -1,0 +1,479 @@
+"""Run the configurations of a folder, several at a time: what run/parallel.sh starts.
+
+Every job is ``run/main.py --cfg X --repeat R --mark_done`` in a process of its own, whose output goes to
+``<out_dir>/logs/<configuration>.log``. Without GPUs jobs are forked off this process once it has made the imports,
+which saves each of them seconds; with GPUs, which bear no fork, and for a main of one's own each job is a new Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import ctypes
+import fcntl
+import importlib
+import json
+import logging
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+RUN = Path(__file__).resolve().parent.parent
+OWN_MAIN = RUN / "main.py"
+DONE = "_done"
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 15.0  # seconds that an interrupted job gets to end by itself
+_PR_SET_PDEATHSIG = 1
+_DEFAULT_THREADS = 6  # GraphGym's num_threads
+
+
+class JobError(ValueError):
+    """The folder of configurations cannot be run; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration, where its output goes, and the most threads it asks for (``num_threads``)."""
+
+    config: Path
+    log: Path
+    num_threads: int
+
+    @property
+    def name(self) -> str:
+        return self.config.name.removesuffix(".yaml")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How jobs are run.
+
+    Attributes:
+        main: the program that each job starts.
+        repeat: seeds a job.
+        at_once: jobs at a time.
+        sleep: seconds between two starts.
+        gpus: device names for CUDA_VISIBLE_DEVICES, each job gets the least used; empty: the variable is left alone.
+        threads: CPU threads a job; 0: as the configuration says.
+    """
+
+    main: Path
+    repeat: int
+    at_once: int
+    sleep: float = 0.0
+    gpus: tuple[str, ...] = ()
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Running:
+    job: Job
+    gpu: str | None
+    begun: float
+    log_start: int  # where this attempt begins in the log
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that did not end well: its exit status or signal, and the last line of its error."""
+
+    job: Job
+    status: str
+    last_line: str
+
+
+# ---- which jobs ---------------------------------------------------------------------------------------------------
+
+
+def find_jobs(folder: Path, repeat: int) -> tuple[list[Job], int]:
+    """The waiting configurations (``*.yaml``) by name, and the number of finished ones (``*.yaml_done``).
+
+    A finished one that has some of the seeds asked for, but not all, waits again.
+
+    Raises:
+        JobError: there are neither.
+    """
+    if not folder.is_dir():
+        raise JobError(f"{folder}: no such folder; expected the folder of configurations that configs_gen.py made")
+    done = sorted(folder.glob(f"*.yaml{DONE}"))
+    for file in done:
+        waiting = file.with_name(file.name.removesuffix(DONE))
+        if not waiting.exists() and _lacks_seeds(file, repeat):
+            file.rename(waiting)
+    configs = sorted(folder.glob("*.yaml"))
+    finished = sum(not file.with_name(file.name.removesuffix(DONE)).exists() for file in done)
+    if not configs and not finished:
+        raise JobError(f"{folder}: no configuration in it (*.yaml); make some with run/configs_gen.py")
+    return [_job(file) for file in configs], finished
+
+
+def _job(config: Path) -> Job:
+    threads = _settings(config).get("num_threads", _DEFAULT_THREADS)
+    log = results_of(config) / "logs" / f"{config.name.removesuffix('.yaml')}.log"
+    return Job(config, log, threads if isinstance(threads, int) and threads > 0 else _DEFAULT_THREADS)
+
+
+def results_of(config: Path) -> Path:
+    """The folder in which a configuration's experiment has its own: its ``out_dir``."""
+    return Path(str(_settings(config).get("out_dir") or "results"))
+
+
+def _settings(config: Path) -> Mapping[str, Any]:
+    """What the YAML says; nothing where it cannot be read, which the job itself will report."""
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _lacks_seeds(done: Path, repeat: int) -> bool:
+    first = _settings(done).get("seed", 0)
+    folder = results_of(done) / done.name.removesuffix(f".yaml{DONE}")
+    finished = {seed for seed in range(first, first + repeat) if _is_finished(folder / str(seed))}
+    return 0 < len(finished) < repeat
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return bool(json.loads((run / "run.json").read_text(encoding="utf-8")).get("finished"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def alone_with(folder: Path, patience: float = 5.0) -> Iterator[None]:
+    """Hold the folder: a second queue in it would run the same jobs at the same time.
+
+    Jobs inherit the lock, so it ends with the last of them. Raises JobError after ``patience`` seconds.
+    """
+    with (folder / ".lock").open("w") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise JobError(f"{folder}: its jobs are being run already; wait for them, or stop them") from error
+                time.sleep(0.1)
+        yield
+
+
+# ---- how ----------------------------------------------------------------------------------------------------------
+
+
+def find_main(name: str) -> Path:
+    """GraphGym's MAIN: a program without its ``.py``, beside our main.py or in the current folder; or a path.
+
+    Raises:
+        JobError: there is none.
+    """
+    file = name if name.endswith(".py") else f"{name}.py"
+    for candidate in (Path(file),) if "/" in file else (RUN / file, Path(file)):
+        if candidate.is_file():
+            return candidate.resolve()
+    raise JobError(f"MAIN {name}: no file {file} in {RUN.name}/ or in the current folder; expected e.g. main")
+
+
+def find_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """From GPUS (``0,1``; ``none``: the CPU), else CUDA_VISIBLE_DEVICES, else all that the driver lists."""
+    for variable in ("GPUS", "CUDA_VISIBLE_DEVICES"):
+        if environment.get(variable):
+            named = [name.strip() for name in environment[variable].split(",")]
+            return () if named[0] in ("none", "-1") else tuple(filter(None, named))
+        if variable in environment and variable != "GPUS":  # set and empty: hidden on purpose
+            return ()
+    if not shutil.which("nvidia-smi"):
+        return ()
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
+
+
+def make_plan(args: argparse.Namespace, jobs: int, environment: Mapping[str, str]) -> Plan:
+    """
+    Raises:
+        JobError: the main or a number is wrong.
+    """
+    gpus = find_gpus(environment)
+    at_once = min(args.max_jobs, max(jobs, 1))
+    per_gpu = environment.get("JOBS_PER_GPU", "")
+    if per_gpu:
+        if not per_gpu.isdigit() or per_gpu == "0":
+            raise JobError(f"JOBS_PER_GPU is '{per_gpu}', expected a number of at least 1")
+        at_once = min(at_once, int(per_gpu) * max(len(gpus), 1))
+    threads = 0
+    if at_once > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+        limit = environment.get("OMP_NUM_THREADS", "")
+        threads = min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
+    return Plan(find_main(args.main), args.repeat, at_once, args.sleep, gpus, threads)
+
+
+def command_of(job: Job, plan: Plan) -> list[str]:
+    """The command line of a job, without the Python that runs it."""
+    threads = ["num_threads", str(min(plan.threads, job.num_threads))] if plan.threads else []
+    return [str(plan.main), "--cfg", str(job.config), "--repeat", str(plan.repeat), "--mark_done", *threads]
+
+
+# ---- running ------------------------------------------------------------------------------------------------------
+
+
+class Queue:
+    """Runs jobs as `Plan` says and collects what failed; stopping it stops them."""
+
+    def __init__(self, jobs: Sequence[Job], plan: Plan) -> None:
+        self.jobs, self.plan = jobs, plan
+        self.running: dict[int, Running] = {}
+        self.finished: list[Job] = []
+        self.failures: list[Failure] = []
+
+    def run(self) -> None:
+        """All jobs.
+
+        Raises:
+            KeyboardInterrupt: it was stopped, and has stopped its jobs.
+        """
+        forked = self.plan.main == OWN_MAIN and not self.plan.gpus
+        if forked:
+            import_early()
+        try:
+            for number, job in enumerate(self.jobs, start=1):
+                while len(self.running) >= self.plan.at_once:
+                    self._wait()
+                if number > 1:
+                    time.sleep(self.plan.sleep)
+                self._start(job, forked, number)
+            while self.running:
+                self._wait()
+        except BaseException:
+            self._stop()
+            raise
+
+    def _start(self, job: Job, forked: bool, number: int) -> None:
+        used = Counter(running.gpu for running in self.running.values())
+        gpu = min(self.plan.gpus, key=lambda name: used[name], default=None)
+        environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        if self.plan.threads:
+            environment["OMP_NUM_THREADS"] = str(min(self.plan.threads, job.num_threads))
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        log_start = job.log.stat().st_size if job.log.exists() else 0
+        print(f"[{number}/{len(self.jobs)}] {job.name}{f' on GPU {gpu}' if gpu else ''}", flush=True)
+        parent = os.getpid()
+        # A stop waits until the child is noted here, and until it has its own way to stop there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        with warnings.catch_warnings():  # Python 3.12 warns of idle threads that libraries start when imported
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            _be_job(job, command_of(job, self.plan), environment, forked, parent)
+        with contextlib.suppress(OSError):  # the child does it too, whoever comes first
+            os.setpgid(pid, pid)
+        self.running[pid] = Running(job, gpu, time.monotonic(), log_start)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    def _wait(self) -> None:
+        """For the next job to end."""
+        pid, status = os.waitpid(-1, 0)
+        running = self.running.pop(pid, None)
+        if running is None:
+            return
+        job, code = running.job, os.waitstatus_to_exitcode(status)
+        seconds = f"{time.monotonic() - running.begun:.0f} s"
+        if code == 0:
+            self.finished.append(job)
+            print(f"finished {job.name} ({seconds})", flush=True)
+            return
+        self.failures.append(Failure(job, name_of_status(code), last_line(job.log, running.log_start)))
+        print(f"FAILED {job.name} ({seconds})", flush=True)
+
+    def _stop(self) -> None:
+        """Interrupt what runs, wait, kill what does not end; a second interrupt does not wait."""
+        self._signal(signal.SIGINT)
+        deadline = time.monotonic() + _PATIENCE
+        try:
+            while self.running and time.monotonic() < deadline:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+                self.running.pop(pid, None)
+                if pid == 0:
+                    time.sleep(0.05)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._signal(signal.SIGKILL)
+            for pid in self.running:
+                os.waitpid(pid, 0)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number)
+
+
+def import_early() -> None:
+    """What every job needs, once for all of them."""
+    sys.path.insert(0, str(RUN.parent))
+    for name in ("torch_geometric.graphgym.train", "transformers", "glem_graphgym.report.aggregate"):
+        importlib.import_module(name)
+
+
+def _be_job(job: Job, command: list[str], environment: dict[str, str], forked: bool, parent: int) -> NoReturn:
+    """What the child process does; it must never go back into the queue's code."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        _end_with(parent)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        _redirect(job.log)
+        os.environ.update(environment)
+        sys.argv = command
+        print(f"==== {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}", flush=True)
+        if not forked:
+            os.execv(sys.executable, [sys.executable, *command])
+        sys.path[0] = str(Path(command[0]).parent)
+        runpy.run_path(command[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when the queue dies, so that nobody works beside a new queue."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _redirect(log: Path) -> None:
+    sys.stdout.flush()
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, standard in ((nothing, 0), (target, 1), (target, 2)):
+        os.dup2(source, standard)
+    for opened in (nothing, target):
+        if opened > 2:
+            os.close(opened)
+
+
+# ---- what came out ------------------------------------------------------------------------------------------------
+
+
+def name_of_status(code: int) -> str:
+    if code >= 0:
+        return str(code)
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"{name} (out of memory?)" if name == "SIGKILL" else name
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line of the error in a log from byte ``start`` on: ``error: ...`` where there is one, else the last."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - 65536))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return "no log"
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    output = [line for line in lines if not line.startswith("==== ")]
+    return (errors or output or ["no output"])[-1]
+
+
+def report(queue: Queue, done_before: int) -> str:
+    """How many jobs finished, and a table of those that failed."""
+    total = len(queue.jobs) + done_before
+    before = f", {done_before} of them before" if done_before else ""
+    lines = [f"{len(queue.finished) + done_before} of {total} jobs finished{before}; {len(queue.failures)} failed"]
+    if queue.failures:
+        rows = [("failed job", "status", "last line of its error")]
+        rows += [(failure.job.name, failure.status, failure.last_line) for failure in queue.failures]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        lines += ["", *(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {line}" for name, status, line in rows), ""]
+        logs = sorted({str(failure.job.log.parent) for failure in queue.failures})
+        lines.append(f"Whole logs: {', '.join(f'{folder}/<job>.log' for folder in logs)}")
+    return "\n".join(lines)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run/parallel.sh",
+        description="Run every configuration of a folder, several at a time; finished ones are not run again.",
+        epilog="Environment: GPUS (0,1 or none; default: all), JOBS_PER_GPU (bound on jobs that share a GPU), PYTHON.",
+    )
+    parser.add_argument("config_dir", type=Path, help="folder of configurations, from run/configs_gen.py")
+    parser.add_argument("repeat", type=int, help="seeds a configuration")
+    parser.add_argument("max_jobs", type=int, nargs="?", default=2, help="jobs at a time (default: 2)")
+    parser.add_argument("sleep", type=float, nargs="?", default=1.0, help="seconds between two starts (default: 1)")
+    parser.add_argument("main", nargs="?", default="main", help="program of a job, without .py (default: main)")
+    args = parser.parse_args(argv)
+    for name in ("repeat", "max_jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"{name.upper()} is {getattr(args, name)}, expected at least 1")
+    if not 0 <= args.sleep < float("inf"):
+        parser.error(f"SLEEP is {args.sleep}, expected seconds, 0 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 all finished; 1 a job failed, or none could be started; 2 wrong command line; 130 stopped."""
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        if not args.config_dir.is_dir():
+            find_jobs(args.config_dir, args.repeat)  # says so
+        with alone_with(args.config_dir):
+            jobs, done = find_jobs(args.config_dir, args.repeat)
+            plan = make_plan(args, len(jobs), os.environ)
+            if plan.threads:  # before libraries that read it once are imported
+                os.environ["OMP_NUM_THREADS"] = str(plan.threads)
+            queue = Queue(jobs, plan)
+            if jobs:
+                queue.run()
+    except (JobError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; type the same command again to resume", file=sys.stderr)
+        return 130
+    print(report(queue, done))
+    return 1 if queue.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""A grid text and what it spans: axes, blocks, all or some of their points, and the file name of each.
+
+The format is GraphGym's: a line ``key alias [value, value, ...]`` is an axis, a blank line ends a block, ``#`` opens a
+comment. A block spans the product of its axes, a grid the union of its blocks.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+ALIAS = re.compile(r"[\w.+]+")
+# Of what GraphGym itself writes into names, all that neither a shell, nor a file system, nor "=" minds.
+_PLAIN = "+,"
+_MAX_NAME = 200  # bytes: a file system takes 255, and ".yaml_done" and temporary names are added
+
+
+class GridError(ValueError):
+    """A grid, or a configuration made from it, is wrong; the message names the file and line."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One line of a grid: the values that a key takes.
+
+    Attributes:
+        line: where it stands in the grid text, from 1.
+        key: ``name`` or ``group.name``, as in the configuration.
+        alias: its name in file names and tables.
+        values: at least one, no two of them alike.
+    """
+
+    line: int
+    key: str
+    alias: str
+    values: tuple[Any, ...]
+
+
+Block = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value for each axis of a block; ``sampled`` is the alias that a controlled sample varies."""
+
+    block: Block
+    values: tuple[Any, ...]
+    sampled: str | None = None
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_grid(file: Path) -> list[Block]:
+    """
+    Raises:
+        GridError: names the file, the line, what was found and what was expected.
+    """
+    blocks: list[list[Axis]] = [[]]
+    for number, line in enumerate(_read(file, "--grid").splitlines(), start=1):
+        text = line.strip()
+        if text.startswith("#"):
+            continue
+        if text:
+            blocks[-1].append(_read_axis(text, number, f"{file}, line {number}"))
+        elif blocks[-1]:
+            blocks.append([])
+    found = [tuple(block) for block in blocks if block]
+    if not found:
+        raise GridError(f"{file}: no axis found, expected at least one line 'key alias [value, value]'")
+    for block in found:
+        _check_block(block, file)
+    return found
+
+
+def read_aliases(file: Path) -> list[str]:
+    """The aliases on the first line of GraphGym's ``--sample_alias`` file, spaces between them."""
+    aliases = (_read(file, "--sample_alias").splitlines() or [""])[0].split()
+    if not aliases:
+        raise GridError(f"{file}: the first line is empty, expected aliases of the grid with spaces between them")
+    return aliases
+
+
+def _read(file: Path, flag: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GridError(f"{flag} {file}: cannot be read ({error}); expected a text file") from error
+
+
+def _read_axis(text: str, line: int, where: str) -> Axis:
+    parts = text.split(maxsplit=2)
+    if len(parts) < 3:
+        raise GridError(f"{where}: found '{text}', expected 'key alias [value, value]'")
+    key, alias, listed = parts
+    if key.count(".") > 1 or not all(key.split(".")):
+        raise GridError(f"{where}: key '{key}', expected 'name' or 'group.name', as in the configuration")
+    if not ALIAS.fullmatch(alias):
+        raise GridError(f"{where}: alias '{alias}', expected letters, digits, '_', '.' or '+' (it becomes a file name)")
+    try:
+        values = ast.literal_eval(listed)
+    except (ValueError, SyntaxError) as error:
+        raise GridError(f"{where}: {listed} is no Python list; strings need quotes, e.g. ['a','b']") from error
+    if not isinstance(values, list | tuple) or not values:
+        raise GridError(f"{where}: {listed}, expected a list with at least one value, e.g. [1,2]")
+    names = [value_name(value) for value in values]
+    for name in names:
+        if names.count(name) > 1:
+            raise GridError(f"{where}: value {unquote(name)} stands twice, or cannot be told apart in file names")
+    return Axis(line, key, alias, tuple(_storable(value, where) for value in values))
+
+
+def _storable(value: Any, where: str) -> Any:
+    """``value`` as YAML keeps it."""
+    if isinstance(value, list | tuple):
+        return [_storable(inner, where) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise GridError(f"{where}: value {value!r} is a {type(value).__name__}, expected numbers, strings, booleans, lists")
+
+
+def _check_block(block: Block, file: Path) -> None:
+    for name in ("key", "alias"):
+        seen: dict[str, int] = {}
+        for axis in block:
+            value = getattr(axis, name)
+            if value in seen:
+                raise GridError(
+                    f"{file}, line {axis.line}: {name} '{value}' stands already in line {seen[value]} of the same "
+                    "block; put the two lines into blocks of their own (a blank line between), or drop one"
+                )
+            seen[value] = axis.line
+
+
+# ---- points -------------------------------------------------------------------------------------------------------
+
+
+def all_points(blocks: Sequence[Block]) -> Iterator[Point]:
+    for block in blocks:
+        for index in range(size_of(block)):
+            yield _point(block, index)
+
+
+def size_of(block: Block) -> int:
+    return math.prod(len(axis.values) for axis in block)
+
+
+def _point(block: Block, index: int) -> Point:
+    values = []
+    for axis in block:
+        index, choice = divmod(index, len(axis.values))
+        values.append(axis.values[choice])
+    return Point(block, tuple(values))
+
+
+def random_points(blocks: Sequence[Block], number: int, seed: int) -> list[Point]:
+    """``number`` different points of all blocks together, each equally likely; all of them where there are fewer."""
+    sizes = [size_of(block) for block in blocks]
+    chosen = random.Random(seed).sample(range(sum(sizes)), min(number, sum(sizes)))
+    points = []
+    for index in sorted(chosen):
+        for block, size in zip(blocks, sizes, strict=True):
+            if index < size:
+                points.append(_point(block, index))
+                break
+            index -= size
+    return points
+
+
+def controlled_points(blocks: Sequence[Block], aliases: Iterable[str], number: int, seed: int) -> list[Point]:
+    """GraphGym's controlled random search: for each alias, ``number`` random points, each with all its values.
+
+    Raises:
+        GridError: an alias stands in no block; names it.
+    """
+    known = sorted({axis.alias for block in blocks for axis in block})
+    points = []
+    for place, alias in enumerate(aliases):
+        if alias not in known:
+            raise GridError(f"--sample_alias: alias '{alias}' is not in the grid; known there: {', '.join(known)}")
+        varied = [block for block in blocks if any(axis.alias == alias for axis in block)]
+        fixed = [
+            tuple(Axis(a.line, a.key, a.alias, a.values[:1]) if a.alias == alias else a for a in block)
+            for block in varied
+        ]
+        for point in random_points(fixed, number, seed + place):
+            block = varied[fixed.index(point.block)]
+            position = [axis.alias for axis in block].index(alias)
+            for value in block[position].values:
+                values = (*point.values[:position], value, *point.values[position + 1 :])
+                points.append(Point(block, values, alias))
+    return points
+
+
+# ---- names --------------------------------------------------------------------------------------------------------
+
+
+def value_name(value: Any) -> str:
+    """A value in a file name: as GraphGym writes it, with %XX (as in a URL) for what would break there.
+
+    Letters, digits and ``_.-~+,`` stay: ``agg_batch`` finds the end of a value by the next ``=``, so that a ``-`` in
+    it does no harm. ``/``, space, ``=``, ``%`` and everything else is escaped; `urllib.parse.unquote` takes it back.
+    """
+    return quote(_value_text(value), safe=_PLAIN)
+
+
+def _value_text(value: Any) -> str:
+    return ",".join(map(_value_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def base_name(file: str | None) -> str:
+    """The first part of all names: that of the base file, where GraphGym bears neither "-" nor "."."""
+    if file is None:
+        return "default"
+    name = Path(file).name
+    for suffix in (".yaml", ".yml", ".txt"):
+        name = name.removesuffix(suffix)
+    return quote(name, safe="").replace("-", "%2D").replace(".", "%2E").replace("~", "%7E")
+
+
+def point_name(base: str, point: Point, where: str) -> str:
+    """``<base>-<alias>=<value>-...``, the stem of a configuration and the name of its results' folder.
+
+    Raises:
+        GridError: it is too long for a file system.
+    """
+    parts = [base] if point.sampled is None else [base, f"sample={point.sampled}"]
+    pairs = zip(point.block, point.values, strict=True)
+    name = "-".join([*parts, *(f"{axis.alias}={value_name(value)}" for axis, value in pairs)])
+    if len(name) > _MAX_NAME:
+        raise GridError(
+            f"{where}: the name '{name}' has {len(name)} characters, expected at most {_MAX_NAME}; "
+            "shorten aliases or values"
+        )
+    return name
+
+
+def axes_of(name: str) -> dict[str, Any]:
+    """Alias -> value out of a name that `point_name` or GraphGym made; empty where it has no ``alias=value``.
+
+    Values are read as Python where they can be, as GraphGym does it: ``1`` is a number whatever it was in the grid.
+    """
+    _, dash, rest = name.partition("-")
+    first, *others = rest.split("=")
+    if not dash or not others:
+        return {}
+    aliases, values = [first], []
+    for part in others[:-1]:
+        value, _, alias = part.rpartition("-")
+        aliases.append(alias)
+        values.append(value)
+    return {alias: _parsed(unquote(text)) for alias, text in zip(aliases, [*values, others[-1]], strict=True)}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError):
+        return text
+    return value if isinstance(value, bool | int | float | str) else text

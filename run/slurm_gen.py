@@ -1,0 +1,142 @@
+"""Write an sbatch array script for a folder of configurations, one task a configuration and seed.
+
+``python run/slurm_gen.py --dir configs_gg/<grid> --repeat 3 --gpus 1 --time 4:00:00 --out grid.sbatch``, then
+``sbatch grid.sbatch`` in the same folder; submitting it again resumes what was not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import yaml
+
+HEAD = """\
+#!/bin/bash
+{directives}
+
+# Task i runs configuration i / {seeds} with seed i % {seeds} after the first.
+set -euo pipefail
+cd "${{SLURM_SUBMIT_DIR:-.}}"
+
+configs=(
+{configs}
+)
+first_seeds=({first_seeds})
+
+config=${{configs[SLURM_ARRAY_TASK_ID / {seeds}]}}
+seed=$((first_seeds[SLURM_ARRAY_TASK_ID / {seeds}] + SLURM_ARRAY_TASK_ID % {seeds}))
+echo "$config, seed $seed"
+export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
+exec {python} {main} --cfg "$config" --repeat 1 seed "$seed"
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Write an sbatch array script, one task a configuration and seed.")
+    parser.add_argument("--dir", type=Path, required=True, help="folder of configurations, from run/configs_gen.py")
+    parser.add_argument("--repeat", type=int, default=1, help="seeds a configuration (default: 1)")
+    parser.add_argument("--out", type=Path, help="file to write (default: the terminal)")
+    parser.add_argument("--max_jobs", type=int, default=0, help="tasks at a time (default: as many as Slurm gives)")
+    parser.add_argument("--partition", help="Slurm partition")
+    parser.add_argument("--time", help="bound on a task's time, e.g. 4:00:00")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs a task (default: 0)")
+    parser.add_argument("--cpus", type=int, default=4, help="CPU cores a task (default: 4)")
+    parser.add_argument("--mem", help="memory a task, e.g. 32G")
+    parser.add_argument("--name", help="job name (default: the folder's)")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="further option, e.g. account=x"
+    )
+    parser.add_argument("--python", default="python", help="Python on the cluster's nodes (default: python)")
+    parser.add_argument("--main", default="run/main.py", help="program of a task (default: run/main.py)")
+    args = parser.parse_args(argv)
+    for name, low in (("repeat", 1), ("max_jobs", 0), ("gpus", 0), ("cpus", 1)):
+        if getattr(args, name) < low:
+            parser.error(f"--{name} is {getattr(args, name)}, expected at least {low}")
+    for text in (args.partition, args.time, args.mem, args.name, *args.sbatch):
+        if text is not None and not text.isprintable():
+            parser.error(f"{text!r} has a line break or another control character in it")
+    return args
+
+
+def array_script(args: argparse.Namespace) -> str:
+    """
+    Raises:
+        ValueError: there is no configuration that waits, or one cannot be read; names it.
+    """
+    files = sorted(args.dir.glob("*.yaml"))
+    if not files:
+        done = len(list(args.dir.glob("*.yaml_done")))
+        found = f"{done} finished ones" if done else "none"
+        raise ValueError(f"--dir {args.dir}: expected configurations (*.yaml), found {found}; see run/configs_gen.py")
+    settings = [read_settings(file) for file in files]
+    logs = Path(str(settings[0].get("out_dir") or "results")) / "logs"
+    return HEAD.format(
+        directives="\n".join(f"#SBATCH {line}" for line in directives(args, len(files), logs)),
+        seeds=args.repeat,
+        configs="\n".join(f"    {shlex.quote(str(file))}" for file in files),
+        first_seeds=" ".join(str(found.get("seed", 0)) for found in settings),
+        python=shlex.quote(args.python),
+        main=shlex.quote(args.main),
+    )
+
+
+def read_settings(file: Path) -> dict:
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read ({error})") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("seed", 0), int):
+        raise ValueError(f"{file}: expected 'key: value' lines, and an integer for seed if there is one")
+    return settings
+
+
+def directives(args: argparse.Namespace, configs: int, logs: Path) -> list[str]:
+    """Options for sbatch, each quoted as it reads them ("%" in a log's name is doubled)."""
+    array = f"0-{configs * args.repeat - 1}" + (f"%{args.max_jobs}" if args.max_jobs else "")
+    options = {
+        "job-name": args.name or args.dir.resolve().name,
+        "array": array,
+        "output": f"{logs}/".replace("%", "%%") + "slurm-%A_%a.log",
+        "cpus-per-task": str(args.cpus),
+        "gpus-per-task": str(args.gpus) if args.gpus else None,
+        "ntasks": "1",
+        "partition": args.partition,
+        "time": args.time,
+        "mem": args.mem,
+    }
+    lines = [f"--{name}={quoted(value)}" for name, value in options.items() if value is not None]
+    for option in args.sbatch:
+        name, equals, value = option.removeprefix("--").partition("=")
+        lines.append(f"--{name}{equals}{quoted(value) if equals else ''}")
+    return lines
+
+
+def quoted(value: str) -> str:
+    return value if re.fullmatch(r"[\w./:%,@+=-]+", value) else '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        script = array_script(args)
+        logs = re.search(r"^#SBATCH --output=\"?(.*)/slurm-", script, re.MULTILINE)
+        if args.out is None:
+            print(script, end="")
+        else:
+            args.out.write_text(script, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if logs:  # Slurm drops a task, without a word, whose log has no folder
+        folder = Path(logs[1].replace("%%", "%"))
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"logs: {folder}/slurm-<job>_<task>.log", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
