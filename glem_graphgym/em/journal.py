@@ -14,6 +14,7 @@ A stage is written into a hidden folder that is renamed when it is whole: a kill
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import time
@@ -27,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glem_graphgym.em.stage import FitLog, Weights
-from glem_graphgym.files import read_json, sync, write_json
+from glem_graphgym.files import make_once, read_json, sync, write_json
 from glem_graphgym.memory import PeakMemory
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
@@ -123,27 +124,48 @@ class Journal:
         key: StageKey,
         work: Callable[[Path], Work],
         diagnose: Callable[[np.ndarray], dict[str, float]] | None = None,
+        shared: Path | None = None,
     ) -> Finished:
         """The finished stage ``key``: read back when it is there, else done by ``work(folder)`` and recorded.
 
         Args:
             work: trains and writes ``logits.npy`` (and ``embeddings.npy``) into the folder it is given.
             diagnose: logits of this stage -> further numbers for its record.
+            shared: a folder for this very stage that runs have in common, named by all that it depends on: the first
+                run does it, the others take it over, with the seconds that it took.
         """
         folder = self.folder / key.folder
         if not (folder / "stage.json").exists():
-            self._do(key, folder, work, diagnose)
+            self._do(key, folder, work, diagnose, shared)
         else:
             self.say(f"{key.folder}: done before, taken from {folder}")
         done = self._read(key, folder)
         self.finished.append(done)
         return done
 
-    def _do(self, key: StageKey, folder: Path, work: Callable[[Path], Work], diagnose: Any) -> None:
+    def _do(
+        self, key: StageKey, folder: Path, work: Callable[[Path], Work], diagnose: Any, shared: Path | None
+    ) -> None:
         part = self.folder / f".{key.folder}.part"
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         part.mkdir(parents=True)
+        if shared is None:
+            self._perform(key, part, work, diagnose)
+        else:
+            make_once(shared, lambda temporary: self._perform(key, temporary, work, diagnose))
+            for file in shared.iterdir():
+                _take(file, part / file.name)
+        for file in part.iterdir():
+            sync(file)
+        part.rename(folder)
+        sync(self.folder)
+        record = read_json(folder / "stage.json")
+        scores = ", ".join(f"{split} {values[self.metric]:.4f}" for split, values in record["scores"].items())
+        self.say(f"{key.folder}: {scores} ({record['seconds']:.0f} s, best epoch {record['best_epoch']:g})")
+
+    def _perform(self, key: StageKey, part: Path, work: Callable[[Path], Work], diagnose: Any) -> None:
+        """Do a stage's work and write all that it leaves into the folder ``part``."""
         seed_everything(stage_seed(self.seed, key.index))
         memory = PeakMemory()
         start = time.perf_counter()
@@ -167,12 +189,6 @@ class Journal:
             save_file(weights, part / "weights.safetensors")
         write_json(part / "history.json", result.log.history)
         write_json(part / "stage.json", record)
-        for file in part.iterdir():
-            sync(file)
-        part.rename(folder)
-        sync(self.folder)
-        shown = ", ".join(f"{split} {values[self.metric]:.4f}" for split, values in scores.items())
-        self.say(f"{key.folder}: {shown} ({seconds:.0f} s, best epoch {result.log.best_epoch:g})")
 
     def _read(self, key: StageKey, folder: Path) -> Finished:
         record = read_json(folder / "stage.json")
@@ -203,6 +219,14 @@ class Journal:
         for stage in self.finished:
             if stage.key.folder not in keep:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
+
+
+def _take(file: Path, target: Path) -> None:
+    """Have ``file`` as ``target`` too: the same bytes on disk where the file system can, else a copy."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def stage_seed(seed: int, index: int) -> int:

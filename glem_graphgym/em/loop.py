@@ -77,6 +77,7 @@ class Run:
         gnn: the GNN; None in runs without.
         first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
             ``lm_first`` order, of the LM in ``gnn_first`` order.
+        shared_lm_gold: folder in which runs share the LM fine-tuned on gold, or None.
         correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
         features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D).
         pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
@@ -94,6 +95,7 @@ class Run:
     lm_em: LMLearner | None = None
     gnn: GNNLearner | None = None
     first_predictions: np.ndarray | None = None
+    shared_lm_gold: Path | None = None
     correct_and_smooth: Callable[[np.ndarray], np.ndarray] | None = None
 
     # ---- the four steps -------------------------------------------------------------------------------------------
@@ -101,7 +103,11 @@ class Run:
     def fit_lm_on_gold(self) -> Finished:
         """θ on y_L: the LM fine-tuned on gold labels, and h_n for all nodes."""
         key = self._key("lm_gold", "LM", "LM", 0)
-        return self.journal.stage(key, lambda folder: self._lm_work(self.lm_gold, key, folder, None, None))
+
+        def work(folder: Path) -> Work:
+            return self._lm_work(self.lm_gold, key, folder, None, None)
+
+        return self.journal.stage(key, work, shared=self.shared_lm_gold)
 
     def fit_gnn_on_gold(self, lm: Finished | None) -> Finished:
         """φ on y_L: the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""

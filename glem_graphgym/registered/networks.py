@@ -11,11 +11,20 @@ from torch_geometric.data import Data
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import network_dict, register_network
 
+from glem_graphgym.models.gamlp import GAMLP
+from glem_graphgym.models.gat import GAT
 from glem_graphgym.models.gcn import GCN
+from glem_graphgym.models.hop_network import HopNetwork
+from glem_graphgym.models.hops import propagate
+from glem_graphgym.models.kept import Kept
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.mlp import MLP
-from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.propagation import Adjacency, SparseOperator
+from glem_graphgym.models.revgat import RevGAT
 from glem_graphgym.models.sage import SAGE
+from glem_graphgym.models.sagn import SAGN
+from glem_graphgym.models.sgc import SGC
+from glem_graphgym.models.sign import SIGN
 from glem_graphgym.models.text_encoder import load_text_encoder
 from glem_graphgym.registered.language_model import TextEmbeddings, encoder_config, hardware_for
 from glem_graphgym.registered.loader import tokens_of_config
@@ -29,9 +38,10 @@ class GraphNetwork(nn.Module):
     Args:
         make: the plain module's class.
         dim_in: F; dim_out: C.
+        more: arguments beside those that all of them take.
     """
 
-    def __init__(self, make: Callable[..., nn.Module], dim_in: int, dim_out: int) -> None:
+    def __init__(self, make: Callable[..., nn.Module], dim_in: int, dim_out: int, **more: Any) -> None:
         super().__init__()
         self.net = make(
             dim_in,
@@ -41,7 +51,7 @@ class GraphNetwork(nn.Module):
             dropout=cfg.gnn.dropout,
             norm=cfg.gnn.norm,
             input_dropout=cfg.gnn.input_dropout,
-            residual=cfg.gnn.residual,
+            **more,
         )
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -65,7 +75,7 @@ class GCNNetwork(GraphNetwork):
     """Full-batch GCN on sparse CSR (Kipf & Welling 2017)."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
-        super().__init__(GCN, dim_in, dim_out)
+        super().__init__(GCN, dim_in, dim_out, residual=cfg.gnn.residual)
 
 
 @register_network("glem_sage")
@@ -73,7 +83,7 @@ class SAGENetwork(GraphNetwork):
     """Full-batch GraphSAGE with mean aggregation on sparse CSR (Hamilton et al. 2017)."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
-        super().__init__(SAGE, dim_in, dim_out)
+        super().__init__(SAGE, dim_in, dim_out, residual=cfg.gnn.residual)
 
 
 @register_network("glem_mlp")
@@ -81,7 +91,132 @@ class MLPNetwork(GraphNetwork):
     """MLP on node features; the graph is not looked at."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
-        super().__init__(MLP, dim_in, dim_out)
+        super().__init__(MLP, dim_in, dim_out, residual=cfg.gnn.residual)
+
+
+@register_network("glem_gat")
+class GATNetwork(GraphNetwork):
+    """Full-batch GAT on sparse CSR (Velickovic et al. 2018); ``gnn.dim_inner`` is the width of a head."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        g = cfg.gnn
+        more = {"residual": g.residual, "heads": g.att_heads, "attention_dropout": g.attention_dropout}
+        super().__init__(GAT, dim_in, dim_out, **more)
+
+
+@register_network("glem_revgat")
+class RevGATNetwork(GraphNetwork):
+    """Grouped reversible GAT (Li et al. 2021); ``gnn.dim_inner`` is the width of a head."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        g = cfg.gnn
+        super().__init__(
+            RevGAT,
+            dim_in,
+            dim_out,
+            heads=g.att_heads,
+            group=g.group,
+            edge_drop=g.edge_drop,
+            attention_dropout=g.attention_dropout,
+            attend_destination=g.attend_destination,
+            symmetric_norm=g.symmetric_norm,
+        )
+
+
+class HopGraphNetwork(nn.Module):
+    """One of our networks on hop features as a GraphGym network: propagates the batch's features, then reads hops.
+
+    Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`); in GraphGym's own
+    training the hops of a graph that comes again are kept.
+
+    Args:
+        net: the plain module.
+    """
+
+    def __init__(self, net: HopNetwork) -> None:
+        super().__init__()
+        self.net = net
+        self._kept = Kept()
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        def hops(x: Tensor) -> Tensor:
+            adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
+            return propagate(adjacency.gcn(), x, cfg.gnn.hops)
+
+        kept = self._kept.of(batch.x, hops)
+        return read_out(self.net(hops(batch.x) if kept is None else kept), batch)
+
+
+def label_hops() -> int:
+    """Label hops that a network takes: the last one, as published, in our train modes with label input; else none."""
+    return int(cfg.glem.label_input and cfg.train.mode != "standard")
+
+
+@register_network("glem_sgc")
+class SGCNetwork(HopGraphNetwork):
+    """Simplified graph convolution (Wu et al. 2019)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(SGC(dim_in, dim_out))
+
+
+@register_network("glem_sign")
+class SIGNNetwork(HopGraphNetwork):
+    """SIGN (Frasca et al. 2020)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        g = cfg.gnn
+        super().__init__(SIGN(dim_in, g.dim_inner, dim_out, g.hops, g.layers_mp, g.dropout, g.input_dropout))
+
+
+@register_network("glem_sagn")
+class SAGNNetwork(HopGraphNetwork):
+    """SAGN with SLE's label model (Sun et al. 2021)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        g = cfg.gnn
+        super().__init__(
+            SAGN(
+                dim_in,
+                g.dim_inner,
+                dim_out,
+                g.hops,
+                g.layers_mp,
+                heads=g.att_heads,
+                dropout=g.dropout,
+                input_dropout=g.input_dropout,
+                attention_dropout=g.attention_dropout,
+                label_hops=label_hops(),
+                label_layers=g.label_layers,
+                label_dropout=g.label_dropout,
+            )
+        )
+
+
+@register_network("glem_gamlp")
+class GAMLPNetwork(HopGraphNetwork):
+    """GAMLP (Zhang et al. 2022); ``gnn.hop_attention`` chooses the variant."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        g = cfg.gnn
+        super().__init__(
+            GAMLP(
+                dim_in,
+                g.dim_inner,
+                dim_out,
+                g.hops,
+                attention=g.hop_attention,
+                residual=g.residual,
+                output_layers=g.layers_mp,
+                activation=g.hop_activation,
+                dropout=g.dropout,
+                input_dropout=g.input_dropout,
+                attention_dropout=g.attention_dropout,
+                label_hops=label_hops(),
+                label_layers=g.label_layers,
+                label_dropout=g.label_dropout,
+            )
+        )
 
 
 class Structure:
@@ -102,6 +237,11 @@ class Structure:
         return self
 
 
+def gcn_operator(structure: Structure) -> SparseOperator:
+    """D~^-1/2 (A+I) D~^-1/2, by which hop features are propagated (SIGN, GAMLP)."""
+    return structure.adjacency.gcn()
+
+
 class GNN(nn.Module):
     """Any GraphGym network (``model.type`` and ``gnn.*``) as the M-step calls it: (features, structure) -> logits.
 
@@ -119,16 +259,26 @@ class GNN(nn.Module):
         return logits
 
 
-def build_gnn(dim_in: int, num_classes: int) -> GNN:
-    """The network that ``model.type`` names, with one logit a class (two for C = 2)."""
+def sees_hops() -> bool:
+    """Whether ``model.type`` names a network on hop features."""
+    network = network_dict.get(cfg.model.type)
+    return isinstance(network, type) and issubclass(network, HopGraphNetwork)
+
+
+def build_gnn(dim_in: int, num_classes: int) -> nn.Module:
+    """The network that ``model.type`` names, with one logit a class (two for C = 2).
+
+    Its ``forward`` takes features and a `Structure`, or hop features where it `sees_hops`.
+    """
     if cfg.model.type not in network_dict:
         raise ValueError(f"model.type is '{cfg.model.type}', expected one of: {', '.join(map(str, network_dict))}")
     try:
-        return GNN(network_dict[cfg.model.type](dim_in, num_classes))
+        network = network_dict[cfg.model.type](dim_in, num_classes)
     except KeyError as error:
         raise ValueError(
             f"model.type {cfg.model.type}: gnn.* or model.* asks for {error}, which is not registered"
         ) from error
+    return network.net if isinstance(network, HopGraphNetwork) else GNN(network)
 
 
 # ---- the language model -------------------------------------------------------------------------------------------

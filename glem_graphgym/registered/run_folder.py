@@ -9,8 +9,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from glem_graphgym import __version__
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.files import read_json, write_json
+from glem_graphgym.files import fingerprint, read_json, write_json
 from glem_graphgym.registered.config import settings_of
 
 METRIC = "accuracy"  # which score our train modes select by
@@ -20,7 +21,8 @@ _INDIFFERENT = {
     *("out_dir", "print", "cfg_dest", "round", "num_workers", "num_threads", "metric_best", "metric_agg", "gpu_mem"),
     *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
     # A mode has a check of its own, and a finished run may go on for more iterations.
-    *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights"),
+    *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights", "glem.ensemble"),
+    "glem.share_lm_gold",
 }
 
 
@@ -49,6 +51,13 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
             {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, CfgNode) else {name: value}
         )
     return {name: value for name, value in flat.items() if name not in _INDIFFERENT}
+
+
+def lm_gold_key(cfg: CfgNode, graph: TextGraph) -> str:
+    """Names all that the LM fine-tuned on gold depends on: graph, seed, LM settings, weights, device, version."""
+    settings = {key: value for key, value in decisive_settings(cfg).items() if key.startswith("lm.")}
+    hashes = file_hashes(cfg).get("lm.model")
+    return fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator, __version__)
 
 
 def file_hashes(cfg: CfgNode) -> dict[str, str]:

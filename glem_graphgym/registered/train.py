@@ -6,6 +6,7 @@ A mode reads the configuration, does its stages under ``cfg.run_dir`` and return
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +22,25 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import loop
 from glem_graphgym.em.e_step import LMLearner, LMSettings
+from glem_graphgym.em.hop_step import HopLearner
 from glem_graphgym.em.journal import Finished, Journal, Scores
 from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
+from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix
 from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for, infer_tokens
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
-from glem_graphgym.registered.networks import Structure, build_gnn
+from glem_graphgym.registered.networks import Structure, build_gnn, gcn_operator, sees_hops
 from glem_graphgym.registered.run_folder import (
     METRIC,
     check_run_folder,
     identity_of,
+    lm_gold_key,
     require_finished,
     take_run_folder,
 )
@@ -105,11 +109,14 @@ def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool, overwrite: bool = Fa
         run.first_predictions = load_matrix(
             cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=graph.num_classes
         )
+    if cfg.glem.share_lm_gold:
+        run.shared_lm_gold = Path(cfg.dataset.dir) / "lm_gold" / lm_gold_key(cfg, graph)
     if with_lm:
         assert tokens is not None
         run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
     if with_gnn:
         run.gnn = gnn_learner(cfg, graph, validation)
+        run.correct_and_smooth = smoother(cfg, run.gnn, gold)
     if cfg.train.mode != "glem_predict":
         take_run_folder(Path(cfg.run_dir), identity, overwrite)
     return graph, run
@@ -165,6 +172,7 @@ def em_settings(cfg: CfgNode) -> EMSettings:
         confidence=g.confidence,
         lm_init=g.lm_init,
         lm_init_first=g.lm_init if g.lm_init_first == "same" else g.lm_init_first,
+        ensemble=g.ensemble,
         keep_all_weights=g.keep_weights == "all",
     )
 
@@ -218,9 +226,26 @@ def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLe
         return optimizer, create_scheduler(optimizer, cfg.optim)
 
     # Wrong names and sizes are found now rather than after the LM has been trained.
-    make_optimizer(build_gnn(1, graph.num_classes).parameters())
+    network = build_gnn(1, graph.num_classes)
+    make_optimizer(network.parameters())
+    if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
+        raise ValueError(f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False")
     hardware = hardware_for(cfg, cfg.gnn.precision)
-    return GNNLearner(build_gnn, structures_of(cfg, graph), make_optimizer, settings, validation, hardware)
+    common = (build_gnn, structures_of(cfg, graph), make_optimizer, settings, validation, hardware)
+    if not sees_hops():
+        return GNNLearner(*common)
+    g = cfg.gnn
+    return HopLearner(*common, operator=gcn_operator, hops=g.hops, label_hops=g.label_hops, batch_size=g.batch_size)
+
+
+def smoother(cfg: CfgNode, gnn: GNNLearner, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Correct & Smooth on the structure that the GNN predicts with, as ``glem.cs_*`` say; None where not asked for."""
+    g = cfg.glem
+    if not g.correct_and_smooth:
+        return None
+    settings = CorrectAndSmoothSettings(g.cs_correct_layers, g.cs_correct_alpha, g.cs_smooth_layers, g.cs_smooth_alpha)
+    edge_index = gnn.structures.predict.edge_index
+    return lambda logits: correct_and_smooth(logits, gold.nodes, gold.labels, edge_index.cpu(), settings)
 
 
 def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:

@@ -18,6 +18,7 @@ from glem_graphgym.files import atomic_write, read_json, write_json
 
 METHODS = ("LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN")
 MODELS = ("LM", "GNN")
+NO_MODEL = "none"
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
 
 
@@ -28,7 +29,7 @@ class Stage:
     Attributes:
         index: place in the run, from 0.
         name: what the stage is called in the run, e.g. ``"lm_gold"``.
-        model: kind of model that was fitted, ``"LM"`` or ``"GNN"``.
+        model: kind of model that was fitted, ``"LM"`` or ``"GNN"``; ``"none"`` where finished predictions were combined.
         method: row of the summary that it competes for, e.g. ``"GLEM-GNN"``.
         em_iteration: EM iteration, 0 before the first.
         seconds: wall-clock time of this stage alone.
@@ -108,8 +109,8 @@ def _read_stage(file: Path) -> Stage:
         found = read_json(file)
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, found {type(found).__name__}")
-        if found["model"] not in MODELS:
-            raise ValueError(f'"model" is {found["model"]!r}, expected one of {list(MODELS)}')
+        if found["model"] not in (*MODELS, NO_MODEL):
+            raise ValueError(f'"model" is {found["model"]!r}, expected one of {[*MODELS, NO_MODEL]}')
         return Stage(
             index=int(found["index"]),
             name=str(found["name"]),
@@ -217,7 +218,8 @@ def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -
     rows = []
     for stage in stages:
         score, loss = _score(stage, split, metric), _score(stage, split, "loss")
-        latest[stage.model] = (score, loss)
+        if stage.model in latest:
+            latest[stage.model] = (score, loss)
         row: dict[str, float] = {
             "epoch": stage.index,
             **({"eta": 0.0} if split == "train" else {}),

@@ -151,6 +151,73 @@ def summary(run: Path) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in json.loads((run / "summary.json").read_text())}
 
 
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("glem_gcn", []),
+        ("glem_mlp", []),
+        ("glem_gat", ["gnn.att_heads", 2, "gnn.attention_dropout", 0.1, "glem.label_input", True]),
+        ("glem_revgat", ["gnn.att_heads", 2, "gnn.layers_mp", 3, "gnn.edge_drop", 0.3]),
+        ("glem_sgc", []),
+        ("glem_sign", ["gnn.batch_size", 20]),
+        ("glem_sagn", ["glem.label_input", True, "gnn.att_heads", 2]),
+        ("glem_gamlp", ["glem.label_input", True, "gnn.batch_size", 20, "gnn.hop_attention", "jk"]),
+        ("glem_gamlp", ["glem.setting", "inductive", "gnn.precision", "bf16"]),
+    ],
+)
+def test_every_network_is_an_m_step_and_predicts_again_from_its_weights(
+    model: str, options: list[object], config: Path, main: Runner
+) -> None:
+    options = ["model.type", model, *options]
+    assert main(config, *options) == 0
+    found = summary(run_dir(config))
+    assert list(found) == ["LM", "Cascade", "GLEM-LM", "GLEM-GNN"]
+    assert found["GLEM-GNN"]["valid"] > 1.2 / CLASSES
+    assert main(config, *options, "train.mode", "glem_predict") == 0
+    again = json.loads((run_dir(config) / "predictions.json").read_text())
+    assert again["GLEM-GNN"]["test"]["accuracy"] == pytest.approx(found["GLEM-GNN"]["test"], abs=0.03)
+
+
+def test_networks_without_labels_as_input_say_so(config: Path, main: Runner) -> None:
+    with pytest.raises(ValueError, match=r"glem\.label_input is True, but model\.type glem_sign takes no labels"):
+        main(config, "model.type", "glem_sign", "glem.label_input", True)
+    assert not (run_dir(config) / "stages").exists()
+
+
+def test_runs_share_the_lm_that_is_fine_tuned_on_gold(config: Path, main: Runner) -> None:
+    shared = ["glem.share_lm_gold", True]
+    assert main(config, *shared, "train.mode", "glem_lm", "out_dir", f"{config.parent}/one") == 0
+    (kept,) = (config.parent / "datasets" / "lm_gold").glob("[0-9a-f]*")
+    before = (kept / "stage.json").stat().st_mtime_ns
+    assert main(config, *shared, "out_dir", f"{config.parent}/two") == 0
+    assert main(config, "out_dir", f"{config.parent}/three") == 0
+    assert (kept / "stage.json").stat().st_mtime_ns == before
+    runs = [config.parent / name / config.stem / "0" for name in ("one", "two", "three")]
+    logits = [(run / "stages" / STAGES[0] / "logits.npy").read_bytes() for run in runs]
+    assert logits[0] == logits[1] == logits[2]
+    assert_same_run(runs[1], runs[2])
+    # Other settings, another seed or another graph are another LM.
+    for other in (["lm.lr", 1e-3], ["seed", 1], ["dataset.tag_seed", 1]):
+        assert main(config, *shared, *other, "train.mode", "glem_lm", "out_dir", f"{config.parent}/{other[1]}") == 0
+    assert len(list((config.parent / "datasets" / "lm_gold").glob("[0-9a-f]*"))) == 4
+
+
+def test_rows_that_need_no_training_come_when_asked_for(config: Path, main: Runner) -> None:
+    assert main(config, "glem.correct_and_smooth", True, "glem.ensemble", True) == 0
+    found = summary(run_dir(config))
+    assert list(found) == ["LM", "Cascade", "GLEM-LM", "GLEM-GNN", "GLEM-GNN+C&S", "GLEM-LM+GNN"]
+    assert found["GLEM-LM+GNN"]["valid"] >= max(found["GLEM-LM"]["valid"], found["GLEM-GNN"]["valid"])
+    assert found["GLEM-LM+GNN"]["params"] == found["GLEM-GNN"]["params"]
+    stats = rows(run_dir(config), "val")
+    assert [row["em_iteration"] for row in stats] == [0, 0, 1, 1, 1, 1]
+    assert stats[-1]["gnn_accuracy"] == stats[3]["accuracy"]  # the latest GNN is still the EM's
+    # The ensemble may be asked for, or no longer be asked for, when a finished run is looked at again.
+    before = all_logits(run_dir(config))
+    assert main(config, "glem.correct_and_smooth", True) == 0
+    assert list(summary(run_dir(config))) == ["LM", "Cascade", "GLEM-LM", "GLEM-GNN", "GLEM-GNN+C&S"]
+    assert all_logits(run_dir(config)).keys() == before.keys()
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     """Logits of all stages bit for bit, and every number of the tables that is computed."""
     logits, others = all_logits(one), all_logits(other)

@@ -38,7 +38,7 @@ NODES, DIM, CLASSES = 60, 6, 3
 
 
 def test_every_name_is_registered() -> None:
-    assert {"glem_gcn", "glem_sage", "glem_mlp", "glem_lm"} <= set(register.network_dict)
+    assert {*FULL_BATCH, *ON_HOPS, "glem_lm"} <= set(register.network_dict)
     assert "glem_text" in register.node_encoder_dict
     assert "glem_lm_head" in register.head_dict
     assert "glem_pseudo_label" in register.loss_dict
@@ -89,7 +89,11 @@ def small_gnn() -> None:
     cfg.gnn.dim_inner, cfg.gnn.layers_mp, cfg.gnn.layers_post_mp, cfg.gnn.head = 8, 2, 1, "node"
 
 
-@pytest.mark.parametrize("name", ["glem_gcn", "glem_sage", "glem_mlp"])
+FULL_BATCH = ["glem_gcn", "glem_sage", "glem_mlp", "glem_gat", "glem_revgat"]
+ON_HOPS = ["glem_sgc", "glem_sign", "glem_sagn", "glem_gamlp"]
+
+
+@pytest.mark.parametrize("name", [*FULL_BATCH, *ON_HOPS])
 def test_networks_read_out_the_split_or_all(name: str, graph: TextGraph) -> None:
     small_gnn()
     torch.manual_seed(0)
@@ -103,7 +107,7 @@ def test_networks_read_out_the_split_or_all(name: str, graph: TextGraph) -> None
         assert torch.equal(true, torch.from_numpy(graph.label[graph.split[part]]))
 
 
-@pytest.mark.parametrize("name", ["glem_gcn", "glem_sage", "glem_mlp"])
+@pytest.mark.parametrize("name", FULL_BATCH)
 def test_an_adjacency_that_is_given_is_the_one_built(name: str, graph: TextGraph) -> None:
     small_gnn()
     torch.manual_seed(0)
@@ -161,7 +165,7 @@ def structure_of(graph: TextGraph) -> Structure:
     return Structure(torch.from_numpy(graph.edge_index()), graph.num_nodes)
 
 
-@pytest.mark.parametrize("name", ["glem_gcn", "glem_sage", "glem_mlp", *DESIGN_SPACE])
+@pytest.mark.parametrize("name", [*FULL_BATCH, *DESIGN_SPACE])
 def test_any_network_learns_as_the_gnn_of_the_m_step(name: str, graph: TextGraph) -> None:
     small_gnn()
     cfg.model.type, cfg.gnn.layer_type = (name, "generalconv") if name.startswith("glem") else ("gnn", name)

@@ -1,0 +1,267 @@
+"""Attention over the edges of a graph: a softmax over each node's incoming edges, then the weighted sum of the sources.
+
+A graph with H heads is treated as H disjoint copies of it: node i of head h is row iH+h, so that features (N, H·D) are
+those of N·H nodes without being moved, and everything on edges is a plain vector. The weighted sum is one
+`embedding_bag`, as in `propagation`; its gradient for the features is the same with the transpose, and that for the
+weights is one dot product an edge. No tensor of edges times features is ever made.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from glem_graphgym.models.propagation import Adjacency
+
+
+def with_self_loops(adjacency: Adjacency) -> Adjacency:
+    """A + I; a self-loop that A has already is not doubled."""
+    node = torch.arange(adjacency.num_nodes, device=adjacency.device)
+    row = node.repeat_interleave(adjacency.rowptr.diff())
+    edges = torch.stack([torch.cat([adjacency.col.long(), node]), torch.cat([row, node])])
+    return Adjacency.from_edge_index(edges, adjacency.num_nodes)
+
+
+class AttentionGraph:
+    """``heads`` copies of a graph, as attention over its edges needs them; E edges in all, self-loops included.
+
+    Vectors on edges have shape (E·H,): by target node, then head, then source. Made by `AttentionGraph.of`.
+
+    Args:
+        adjacency: the graph; row = target, column = source.
+        heads: H, at least 1.
+
+    Raises:
+        ValueError: fewer than one head.
+    """
+
+    def __init__(self, adjacency: Adjacency, heads: int) -> None:
+        if heads < 1:
+            raise ValueError(f"heads is {heads}, expected at least 1")
+        self.num_nodes, self.num_edges, self.heads = adjacency.num_nodes, len(adjacency.col), heads
+        # embedding_bag wants all indices of one type; 32 bits halve the memory.
+        index_type = torch.int32 if heads * max(self.num_nodes, self.num_edges) < 2**31 else torch.int64
+        degree = adjacency.rowptr.diff().long()
+        node, head = (torch.arange(n, device=adjacency.device) for n in (self.num_nodes, heads))
+        rows = _by_head(node.repeat_interleave(degree), head)
+        order = rows.argsort(stable=True)
+        row, col = rows[order], _by_head(adjacency.col.long(), head)[order]
+        self._edge = (order // heads).to(index_type)  # which edge of the graph each entry belongs to
+        self._row, self._col = row.to(index_type), col.to(index_type)
+        self._rowptr = _starts(degree.repeat_interleave(heads)).to(index_type)
+        order = col.argsort(stable=True)
+        self._order = order.to(index_type)  # the transpose's entries among those of the matrix
+        self._transposed_col = self._row[order]
+        self._transposed_rowptr = _starts(col.bincount(minlength=self.num_nodes * heads)).to(index_type)
+        self._symmetric_weight: Tensor | None = None
+
+    @staticmethod
+    def of(adjacency: Adjacency, heads: int, self_loops: bool) -> AttentionGraph:
+        """The graph, or A + I with ``self_loops``; made once for an adjacency and kept as long as that is."""
+        made = _MADE.setdefault(adjacency, {})
+        if (heads, self_loops) not in made:
+            with torch.inference_mode(False):  # so that training may use it too
+                graph = AttentionGraph(with_self_loops(adjacency) if self_loops else adjacency, heads)
+            made[heads, self_loops] = graph
+        return made[heads, self_loops]
+
+    def in_degree(self) -> Tensor:
+        """int64 (N,): edges into each node."""
+        return self._rowptr.diff()[:: self.heads].long()
+
+    def out_degree(self) -> Tensor:
+        """int64 (N,): edges out of each node."""
+        return self._transposed_rowptr.diff()[:: self.heads].long()
+
+    def draw_edges(self, drop: float, generator: torch.Generator | None = None) -> Tensor | None:
+        """bool (E,): which edges stay when the share ``drop`` of them, rounded down, is dropped; None when none is."""
+        number = int(self.num_edges * drop)
+        if number == 0:
+            return None
+        drawn = torch.randperm(self.num_edges, generator=generator, device=self._col.device)
+        kept = torch.ones(self.num_edges, dtype=torch.bool, device=self._col.device)
+        kept[drawn[:number]] = False
+        return kept
+
+    def softmax(
+        self, source: Tensor, target: Tensor | None = None, kept: Tensor | None = None, slope: float = 0.2
+    ) -> Tensor:
+        """Attention (E·H,): softmax over each node's incoming edges of leaky_relu(source_j + target_i), a head apart.
+
+        Args:
+            source: (N, H), score of a node as a source; ``target``: (N, H), as a target, or None for 0.
+            kept: bool (E,), the edges to which the softmax is restricted; the others get 0. None for all.
+            slope: of the leaky ReLU, below 0.
+
+        In float32, or float64 where the scores are. All 0 at a node without a (kept) edge.
+
+        Raises:
+            ValueError: a shape is another.
+        """
+        for name, scores in (("source", source), ("target", target)):
+            if scores is not None and scores.shape != (self.num_nodes, self.heads):
+                expected = (self.num_nodes, self.heads)
+                raise ValueError(f"{name} scores have shape {tuple(scores.shape)}, expected {expected}")
+        if kept is not None and (kept.shape != (self.num_edges,) or kept.dtype != torch.bool):
+            found = f"{kept.dtype} of shape {tuple(kept.shape)}"
+            raise ValueError(f"kept is {found}, expected torch.bool of shape ({self.num_edges},)")
+        exact = torch.promote_types(source.dtype, torch.float32)
+        source = source.to(exact).flatten()
+        target = None if target is None else target.to(exact).flatten()
+        return _EdgeSoftmax.apply(source, target, kept, slope, self)
+
+    def symmetric_weight(self) -> Tensor:
+        """float32 (E·H,): (in-degree of the target / out-degree of the source)^1/2.
+
+        Times the uniform attention 1 / in-degree this is D^-1/2 A D^-1/2, so that attention learns how to deviate from
+        GCN's weights.
+        """
+        if self._symmetric_weight is None:
+            with torch.inference_mode(False):
+                left, right = (degree.clamp(min=1) for degree in (self.in_degree(), self.out_degree()))
+                ratio = left[self._row.long() // self.heads] / right[self._col.long() // self.heads]
+                self._symmetric_weight = ratio.sqrt().float()
+        return self._symmetric_weight
+
+    def sum(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Sum over the edges into each node of weight times the source's values, a head apart: (N, H·D).
+
+        Args:
+            values: (N, H·D), float32, bfloat16, float16 or float64; the sum has this type.
+            weight: (E·H,), rounded to the type of the values.
+
+        Raises:
+            ValueError: a shape is another.
+        """
+        if values.dim() != 2 or len(values) != self.num_nodes or values.shape[1] % self.heads:
+            expected = f"({self.num_nodes}, a multiple of {self.heads})"
+            raise ValueError(f"values have shape {tuple(values.shape)}, expected {expected}")
+        if weight.shape != self._col.shape:
+            raise ValueError(f"weights have shape {tuple(weight.shape)}, expected {tuple(self._col.shape)}")
+        by_head = values.reshape(self.num_nodes * self.heads, values.shape[1] // self.heads)
+        return _WeightedSum.apply(by_head, weight, self).view(values.shape)
+
+    def _total(self, entries: Tensor) -> Tensor:
+        """(N·H,): the sum of each row's entries (E·H,)."""
+        return torch.segment_reduce(entries, "sum", offsets=self._rowptr, unsafe=True, initial=0)
+
+    def _transposed_total(self, entries: Tensor) -> Tensor:
+        """(N·H,): the sum of each column's entries (E·H,)."""
+        entries = entries.index_select(0, self._order)
+        return torch.segment_reduce(entries, "sum", offsets=self._transposed_rowptr, unsafe=True, initial=0)
+
+    def _dots(self, left: Tensor, right: Tensor) -> Tensor:
+        """(E·H,): left[row] · right[column] at each entry, of two (N·H, D)."""
+        if left.device.type == "cpu" and left.dtype in (torch.float32, torch.float64):
+            # A third faster than the other way, which takes the remaining types and devices.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+                zeros, size = left.new_zeros(len(self._col)), (len(left), len(left))
+                pattern = torch.sparse_csr_tensor(self._rowptr, self._col, zeros, size, check_invariants=False)
+                return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0).values()
+        # What autograd calls for embedding_bag with mode "sum" (0), here without a gradient for the embedding.
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            left, right, self._col, self._rowptr, self._row, 0
+        )
+
+
+# What AttentionGraph.of has made, by adjacency. The values must not refer to the adjacency.
+_MADE: weakref.WeakKeyDictionary[Adjacency, dict[tuple[int, bool], AttentionGraph]] = weakref.WeakKeyDictionary()
+
+
+def attention_dropout(weight: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Dropout in training, from a generator of its own where one is given: a draw that can be made again."""
+    if probability == 0:
+        return weight
+    kept = torch.empty_like(weight).bernoulli_(1 - probability, generator=generator)
+    return weight * kept.div_(1 - probability)
+
+
+def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+    """(N, H) for each of the vectors: a_h · W_h x, with W_h and a_h multiplied first.
+
+    So one narrow matrix product gives them all, and no product as wide as the features is made.
+
+    Args:
+        x: (N, D_in); weight: (H·D, D_in), the heads' W_h below one another; vectors: (H, D), one a_h a row.
+    """
+    heads, dim = vectors[0].shape
+    by_head = weight.view(heads, dim, -1)
+    combined = torch.cat([torch.einsum("hdi,hd->hi", by_head, vector) for vector in vectors])
+    return F.linear(x, combined).split(heads, dim=1)
+
+
+class _EdgeSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, source: Tensor, target: Tensor | None, kept: Tensor | None, slope: float, graph: AttentionGraph
+    ) -> Tensor:
+        scores = source.index_select(0, graph._col)
+        if target is not None:
+            scores += target.index_select(0, graph._row)
+        positive = scores > 0
+        scores = F.leaky_relu_(scores, slope)
+        if kept is not None:
+            scores.masked_fill_(~kept.index_select(0, graph._edge), -torch.inf)
+        largest = torch.segment_reduce(scores, "max", offsets=graph._rowptr, unsafe=True, initial=-torch.inf)
+        largest.masked_fill_(largest == -torch.inf, 0)  # a node without a kept edge
+        attention = scores.sub_(largest.index_select(0, graph._row)).exp_()
+        # At least 1, which the largest score adds; less only where there is nothing to divide.
+        total = graph._total(attention).clamp_(min=1)
+        attention.div_(total.index_select(0, graph._row))
+        ctx.graph, ctx.slope, ctx.has_target = graph, slope, target is not None
+        ctx.save_for_backward(attention, positive)
+        return attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        attention, positive = ctx.saved_tensors
+        graph = ctx.graph
+        grad = grad * attention
+        grad -= attention * graph._total(grad).index_select(0, graph._row)
+        grad = torch.where(positive, grad, grad * ctx.slope)
+        target = graph._total(grad) if ctx.has_target and ctx.needs_input_grad[1] else None
+        return graph._transposed_total(grad), target, None, None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, graph: AttentionGraph) -> Tensor:
+        values = values.contiguous()
+        ctx.graph = graph
+        ctx.save_for_backward(values, weight)
+        return _bag(graph._rowptr, graph._col, weight, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, weight = ctx.saved_tensors
+        graph, grad = ctx.graph, grad.contiguous()
+        for_values = for_weight = None
+        if ctx.needs_input_grad[0]:
+            turned = weight.index_select(0, graph._order)
+            for_values = _bag(graph._transposed_rowptr, graph._transposed_col, turned, grad)
+        if ctx.needs_input_grad[1]:
+            for_weight = graph._dots(grad, values).to(weight.dtype)
+        return for_values, for_weight, None
+
+
+def _bag(rowptr: Tensor, col: Tensor, weight: Tensor, values: Tensor) -> Tensor:
+    weight = weight.to(values.dtype)
+    return F.embedding_bag(col, values, rowptr, mode="sum", per_sample_weights=weight, include_last_offset=True)
+
+
+def _by_head(node: Tensor, head: Tensor) -> Tensor:
+    """Nodes (E,) of every head, (E·H,): by edge, then head."""
+    return (node[:, None] * len(head) + head).flatten()
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    return F.pad(lengths.cumsum(0), (1, 0))

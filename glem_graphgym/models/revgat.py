@@ -1,0 +1,331 @@
+"""RevGAT: graph attention in reversible blocks (Li et al., "Training GNNs with 1000 Layers", ICML 2021).
+
+The network is that of the authors' submission to OGB's ogbn-arxiv, which GLEM trains too. A block can be inverted: its
+input is computed anew from its output in the backward pass, so that memory does not grow with the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from glem_graphgym.models.attention_propagation import AttentionGraph, attention_dropout, attention_scores
+from glem_graphgym.models.dropout import dropout
+from glem_graphgym.models.kept import Kept, working_type
+from glem_graphgym.models.mlp import Activation
+from glem_graphgym.models.propagation import Adjacency
+
+
+class RevGATLayer(nn.Module):
+    """Graph attention plus a linear transform of the node itself; no bias.
+
+    Out of the authors' code, where it differs from the GAT paper: attention may leave out the target; a share of the
+    edges is dropped before the softmax; with ``symmetric_norm`` the source's values are divided by the root of its
+    out-degree before they are scored, and the sum is multiplied by the root of the target's in-degree, which makes
+    uniform attention GCN's D^-1/2 A D^-1/2.
+
+    Args:
+        dim_in: D_in.
+        dim_out: D, width of a head.
+        heads: H.
+        edge_drop: share, 0 to below 1, of the edges dropped in training.
+        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
+        attend_destination: let the target's features count in the attention too.
+        symmetric_norm: as above.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        heads: int,
+        edge_drop: float = 0.0,
+        attention_dropout: float = 0.0,
+        attend_destination: bool = False,
+        symmetric_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.edge_drop, self.attention_dropout = edge_drop, attention_dropout
+        self.symmetric_norm = symmetric_norm
+        self.linear = nn.Linear(dim_in, heads * dim_out, bias=False)
+        self.root = nn.Linear(dim_in, heads * dim_out, bias=False)
+        self.source = nn.Parameter(torch.empty(heads, dim_out))
+        self.target = nn.Parameter(torch.empty(heads, dim_out)) if attend_destination else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        gain = nn.init.calculate_gain("relu")
+        for weight in (self.linear.weight, self.root.weight):
+            nn.init.xavier_normal_(weight, gain)
+        for vector in (self.source, self.target):
+            if vector is not None:
+                nn.init.xavier_normal_(vector[None], gain)  # the authors' has a leading 1, which counts in the scale
+
+    def forward(self, x: Tensor, graph: AttentionGraph, seed: int | None) -> Tensor:
+        """(N, H·D) of ``x`` (N, D_in); drops edges and attention weights as ``seed`` says, nothing where it is None."""
+        x = x.to(working_type(x))  # once, rather than in every product below
+        weight = self._edge_weight(x, graph, seed)
+        total = graph.sum(self.linear(x), weight)
+        return torch.addmm(total, x, self.root.weight.T)
+
+    def _edge_weight(self, x: Tensor, graph: AttentionGraph, seed: int | None) -> Tensor:
+        vectors = [vector for vector in (self.source, self.target) if vector is not None]
+        source, *others = attention_scores(x, self.linear.weight, *vectors)
+        target = others[0] if others else None
+        if self.symmetric_norm:
+            source = source * graph.out_degree().clamp(min=1).to(self.source.dtype).rsqrt()[:, None]
+        if seed is None:
+            weight = graph.softmax(source, target)
+        else:
+            generator = torch.Generator(x.device).manual_seed(seed)
+            weight = graph.softmax(source, target, graph.draw_edges(self.edge_drop, generator))
+            weight = attention_dropout(weight, self.attention_dropout, generator)
+        return weight * graph.symmetric_weight().to(weight.dtype) if self.symmetric_norm else weight
+
+
+class Draws(NamedTuple):
+    """What the blocks of one forward pass share, and need again to compute their inputs from their outputs."""
+
+    graph: AttentionGraph
+    masks: Sequence[Tensor | None]  # per group: what dropout multiplies by, the same in all blocks
+    seeds: Sequence[int | None]  # per block
+
+
+class GroupLayer(nn.Module):
+    """Norm, ReLU, dropout, attention: what a block adds to one of its groups of channels."""
+
+    def __init__(self, norm: str, layer: RevGATLayer) -> None:
+        super().__init__()
+        self.activation = Activation(layer.linear.in_features, norm, 0.0)
+        self.layer = layer
+
+    def reset_parameters(self) -> None:
+        self.activation.reset_parameters()
+        self.layer.reset_parameters()
+
+    def forward(self, x: Tensor, graph: AttentionGraph, mask: Tensor | None, seed: int | None) -> Tensor:
+        x = self.activation(x)
+        x = x.to(working_type(x))
+        return self.layer(x if mask is None else x * mask, graph, seed)
+
+
+class ReversibleBlock(nn.Module):
+    """y_1 = x_1 + f_1(x_2 + ... + x_C), y_i = x_i + f_i(y_{i-1}), over C groups of channels."""
+
+    def __init__(self, layers: Sequence[GroupLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def reset_parameters(self) -> None:
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+
+    def forward(self, xs: Sequence[Tensor], draws: Draws, seed: int | None) -> list[Tensor]:
+        """The groups' outputs (N, D/C) of their inputs."""
+        given = reduce(torch.add, xs[1:])
+        ys = []
+        for layer, x, mask in zip(self.layers, xs, draws.masks, strict=True):
+            given = x + layer(given, draws.graph, mask, seed)
+            ys.append(given)
+        return ys
+
+    def unwind(
+        self, ys: Sequence[Tensor], grads: Sequence[Tensor], draws: Draws, seed: int | None
+    ) -> tuple[list[Tensor], list[Tensor], dict[nn.Parameter, Tensor]]:
+        """Inputs, their gradients and those of the parameters, from the outputs and their gradients.
+
+        Each group's layer is computed once, for both its inverse and its gradients.
+        """
+        xs, grads = list(ys), list(grads)
+        of_parameters: dict[nn.Parameter, Tensor] = {}
+        for i in reversed(range(len(xs))):
+            parameters = [parameter for parameter in self.layers[i].parameters() if parameter.requires_grad]
+            given = (ys[i - 1] if i else reduce(torch.add, xs[1:])).detach().requires_grad_()
+            with torch.enable_grad(), _statistics_left_alone(self.layers[i]):
+                added = self.layers[i](given, draws.graph, draws.masks[i], seed)
+            found = torch.autograd.grad(added, [given, *parameters], grads[i].to(added.dtype))
+            of_parameters |= dict(zip(parameters, found[1:], strict=True))
+            xs[i] = ys[i] - added.detach()
+            for j in [i - 1] if i else range(1, len(xs)):  # the groups that this one has read
+                grads[j] = grads[j] + found[0]
+        return xs, grads, of_parameters
+
+
+@contextmanager
+def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
+    """Batch norm's running statistics have seen the batch in the forward pass."""
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm1d) and norm.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def run_blocks(blocks: Sequence[ReversibleBlock], x: Tensor, draws: Draws) -> Tensor:
+    """All ``blocks`` in turn on ``x`` (N, D), with nothing but the last one's output kept for the backward pass."""
+    if not blocks:
+        return x
+    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    return _Reversible.apply(x, blocks, draws, *parameters)
+
+
+class _Reversible(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, blocks: Sequence[ReversibleBlock], draws: Draws, *parameters: nn.Parameter
+    ) -> Tensor:
+        ctx.blocks, ctx.graph, ctx.seeds = blocks, draws.graph, draws.seeds
+        device = x.device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        groups = [group.contiguous() for group in x.chunk(len(draws.masks), dim=1)]
+        for block, seed in zip(blocks, draws.seeds, strict=True):
+            groups = block(groups, draws, seed)
+        y = torch.cat(groups, dim=1)
+        # The parameters are saved so that a change of them before the backward pass is noticed.
+        ctx.save_for_backward(y, *draws.masks, *parameters)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        number = len(ctx.blocks[0].layers)
+        y, *saved = ctx.saved_tensors
+        draws = Draws(ctx.graph, saved[:number], ctx.seeds)
+        ys, grads = ([part.contiguous() for part in whole.chunk(number, dim=1)] for whole in (y, grad))
+        device, dtype, enabled = ctx.autocast
+        of_parameters: dict[nn.Parameter, Tensor] = {}
+        # No cache: what it holds from the forward pass, which ran without gradients, would have none.
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
+            for block, seed in zip(reversed(ctx.blocks), reversed(ctx.seeds), strict=True):
+                ys, grads, found = block.unwind(ys, grads, draws, seed)
+                of_parameters |= found
+        ordered = [of_parameters.get(parameter) for block in ctx.blocks for parameter in block.parameters()]
+        return torch.cat(grads, dim=1), None, None, *ordered
+
+
+class RevGAT(nn.Module):
+    """Full-batch graph attention: a first layer, reversible blocks, a last layer with one head.
+
+    The defaults are those of the authors' runs on ogbn-arxiv, with 5 layers and label input. GLEM trains 3 layers with
+    ``input_norm``, and its configuration leaves ``symmetric_norm`` off by default. Within one forward pass all blocks
+    have the same dropout mask; unlike the authors', a block's groups start from weights of their own, and running
+    statistics of batch norm move once a pass.
+
+    Under autocast the channels that the blocks add to stay in float32, so that their inputs can be computed from their
+    outputs with little error.
+
+    Args:
+        dim_in: width of the node features.
+        dim_hidden: width **of a head**, as published (256); a hidden layer is ``heads`` times as wide.
+        dim_out: C, number of classes.
+        num_layers: at least 2; all but two of them are reversible blocks.
+        heads: attention heads of every layer but the last, which has one.
+        group: at least 2, number of groups into which a block divides the channels; divides ``dim_hidden``.
+        dropout: probability, 0 to below 1, after each ReLU.
+        input_dropout: probability, 0 to below 1, of dropping an input feature.
+        edge_drop: share, 0 to below 1, of the edges that each layer drops in training, drawn anew in every pass.
+        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
+        attend_destination, symmetric_norm: as `RevGATLayer`.
+        norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
+        input_norm: batch norm of the features, before their dropout.
+        self_loops: let every node attend to itself too, as published.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_hidden: int,
+        dim_out: int,
+        num_layers: int,
+        heads: int = 3,
+        group: int = 2,
+        dropout: float = 0.75,
+        input_dropout: float = 0.25,
+        edge_drop: float = 0.3,
+        attention_dropout: float = 0.0,
+        attend_destination: bool = False,
+        symmetric_norm: bool = True,
+        norm: str = "batch",
+        input_norm: bool = False,
+        self_loops: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {"dim_in": (dim_in, 1), "dim_hidden": (dim_hidden, 1), "dim_out": (dim_out, 1), "heads": (heads, 1)}
+        sizes |= {"num_layers": (num_layers, 2), "group": (group, 2)}
+        for name, (value, least) in sizes.items():
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        if dim_hidden % group:
+            raise ValueError(f"dim_hidden is {dim_hidden}, expected a multiple of group, {group}")
+        shares = {"input_dropout": input_dropout, "edge_drop": edge_drop, "attention_dropout": attention_dropout}
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} is {share}, expected a share from 0 to below 1")
+
+        def layer(dim_in: int, dim_out: int, heads: int) -> RevGATLayer:
+            return RevGATLayer(dim_in, dim_out, heads, edge_drop, attention_dropout, attend_destination, symmetric_norm)
+
+        def block() -> ReversibleBlock:
+            return ReversibleBlock(
+                [GroupLayer(norm, layer(width // group, dim_hidden // group, heads)) for _ in range(group)]
+            )
+
+        width = heads * dim_hidden
+        self.heads, self.group, self.self_loops = heads, group, self_loops
+        self.dropout, self.input_dropout = dropout, input_dropout
+        self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
+        self._cast_input = Kept()
+        self.first = layer(dim_in, dim_hidden, heads)
+        self.blocks = nn.ModuleList(block() for _ in range(num_layers - 2))
+        self.activation = Activation(width, norm, dropout)
+        self.last = layer(width, dim_out, 1)
+        self.bias = nn.Parameter(torch.zeros(dim_out))
+
+    def reset_parameters(self) -> None:
+        inputs = [] if self.input_norm is None else [self.input_norm]
+        for module in [*inputs, self.first, *self.blocks, self.activation, self.last]:
+            module.reset_parameters()
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        """Logits (N, C) of node features ``x`` (N, dim_in)."""
+        graph = AttentionGraph.of(adjacency, self.heads, self.self_loops)
+        seeds = self._draw_seeds()
+        x = self.first(self._input(x), graph, seeds[0])
+        x = x.to(self.bias.dtype)  # wider than autocast's, for the blocks' sums
+        draws = Draws(graph, self._draw_masks(x), seeds[1:-1])
+        x = self.activation(run_blocks(list(self.blocks), x, draws))  # type: ignore[arg-type]
+        x = self.last(x, AttentionGraph.of(adjacency, 1, self.self_loops), seeds[-1])
+        return x + self.bias.to(x.dtype)
+
+    def _input(self, x: Tensor) -> Tensor:
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        else:
+            cast = self._cast_input.of(x, lambda x: x)  # in autocast's type, rather than cast in every epoch
+            x = x if cast is None else cast
+        return dropout(x, self.input_dropout, self.training)
+
+    def _draw_seeds(self) -> list[int | None]:
+        """One for each layer's draw of edges, from the run's generator; None where nothing is dropped."""
+        if not self.training or self.first.edge_drop == self.first.attention_dropout == 0:
+            return [None] * (len(self.blocks) + 2)
+        return torch.randint(2**63 - 1, (len(self.blocks) + 2,)).tolist()
+
+    def _draw_masks(self, x: Tensor) -> list[Tensor | None]:
+        if not self.training or self.dropout == 0 or not self.blocks:
+            return [None] * self.group
+        like = torch.ones((len(x), x.shape[1] // self.group), dtype=working_type(x), device=x.device)
+        return [dropout(like, self.dropout, True) for _ in range(self.group)]

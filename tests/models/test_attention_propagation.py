@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glem_graphgym.models.attention_propagation import (
+    AttentionGraph,
+    attention_dropout,
+    attention_scores,
+    with_self_loops,
+)
+from glem_graphgym.models.propagation import Adjacency
+
+# Directed, with a self-loop (3) and a node without any edge (4); (sources, targets).
+EDGES = torch.tensor([[2, 0, 1, 0, 3], [1, 1, 2, 3, 3]])
+NODES = 5
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def adjacency() -> Adjacency:
+    return Adjacency.from_edge_index(EDGES, NODES)
+
+
+def dense_mask(adjacency: Adjacency, kept: Tensor | None = None) -> Tensor:
+    """bool (N, N): whether node j sends to node i over a kept edge."""
+    mask = torch.zeros(adjacency.num_nodes, adjacency.num_nodes, dtype=torch.bool)
+    row = torch.arange(adjacency.num_nodes).repeat_interleave(adjacency.rowptr.diff())
+    mask[row, adjacency.col.long()] = True if kept is None else kept
+    return mask
+
+
+def dense_attention(mask: Tensor, source: Tensor, target: Tensor | None, slope: float = 0.2) -> Tensor:
+    """(H, N, N): what AttentionGraph.softmax is on a dense matrix; rows without an entry are 0."""
+    scores = source.T[:, None, :] + (0 if target is None else target.T[:, :, None])
+    scores = F.leaky_relu(scores.expand(-1, len(mask), -1), slope).masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=2).masked_fill(~mask, 0).nan_to_num(0)
+
+
+def dense_sum(attention: Tensor, values: Tensor) -> Tensor:
+    heads, nodes, _ = attention.shape
+    return torch.einsum("hij,jhd->ihd", attention, values.view(nodes, heads, -1)).flatten(1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 3), st.booleans(), st.booleans(), st.data())
+def test_any_graph_equals_its_dense_matrix_forward_and_backward(
+    nodes: int, heads: int, attend_target: bool, drop: bool, data: st.DataObject
+) -> None:
+    node = st.integers(0, nodes - 1)
+    pairs = data.draw(st.lists(st.tuples(node, node), max_size=30))
+    adjacency = Adjacency.from_edge_index(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T, nodes)
+    graph = AttentionGraph(adjacency, heads)
+    kept = graph.draw_edges(0.4) if drop else None
+    source, target = torch.randn(2, nodes, heads, dtype=torch.float64)
+    values, seed = torch.randn(2, nodes, heads * 3, dtype=torch.float64)
+    results = []
+    for dense in (False, True):
+        leaves = [leaf.clone().requires_grad_() for leaf in (source, target, values)]
+        ends = leaves[0], leaves[1] if attend_target else None
+        if dense:
+            out = dense_sum(dense_attention(dense_mask(adjacency, kept), *ends), leaves[2])
+        else:
+            out = graph.sum(leaves[2], graph.softmax(*ends, kept))
+        out.backward(seed)
+        results.append([out, leaves[0].grad, leaves[2].grad, *([leaves[1].grad] if attend_target else [])])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_gradients(adjacency: Adjacency, heads: int) -> None:
+    graph = AttentionGraph.of(adjacency, heads, self_loops=True)
+    kept = torch.ones(graph.num_edges, dtype=torch.bool)
+    kept[:2] = False
+    ends = [torch.randn(NODES, heads, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    values = torch.randn(NODES, 3 * heads, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(graph.num_edges * heads, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s, t: graph.softmax(s, t, kept), ends)
+    assert torch.autograd.gradcheck(lambda s: graph.softmax(s), ends[:1])
+    assert torch.autograd.gradcheck(graph.sum, (values, weight))
+
+
+def test_only_what_asks_for_a_gradient_gets_one(adjacency: Adjacency) -> None:
+    graph = AttentionGraph(adjacency, 1)
+    values, weight = torch.randn(NODES, 2), torch.rand(5, requires_grad=True)
+    graph.sum(values, weight).sum().backward()
+    assert weight.grad is not None
+    target = torch.randn(NODES, 1, requires_grad=True)
+    graph.softmax(torch.randn(NODES, 1), target).square().sum().backward()
+    assert target.grad is not None
+    values.requires_grad_()
+    graph.sum(values, weight.detach()).sum().backward()
+    assert values.grad is not None
+    assert not graph.sum(values.detach(), weight.detach()).requires_grad
+
+
+def test_attention_sums_to_one_over_the_kept_edges_and_is_zero_elsewhere(adjacency: Adjacency) -> None:
+    graph = AttentionGraph(adjacency, 2)
+    kept = torch.tensor([True, False, True, False, False])  # row 1 keeps one of two, row 3 keeps none
+    attention = graph.softmax(torch.randn(NODES, 2), torch.randn(NODES, 2), kept)
+    assert attention.tolist() == [1, 0, 1, 0, 1, 1, 0, 0, 0, 0]  # by target, head, source
+    whole = graph.softmax(torch.randn(NODES, 2))
+    torch.testing.assert_close(graph.sum(torch.ones(NODES, 2), whole).sum(1), torch.tensor([0.0, 2, 2, 2, 0]))
+
+
+def test_large_scores_do_not_overflow(adjacency: Adjacency) -> None:
+    graph = AttentionGraph(adjacency, 1)
+    scores = torch.tensor([[1e4], [-1e4], [1e4], [3e4], [0.0]])
+    assert graph.softmax(scores).tolist() == [0.5, 0.5, 1, 0, 1]
+    assert graph.softmax(-scores * 1e3).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_in_float32_and_keeps_the_type_of_the_values(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    adjacency = Adjacency.from_edge_index(torch.randint(0, 60, (2, 500), generator=generator), 60)
+    graph = AttentionGraph(adjacency, 2)
+    source = torch.randn(60, 2, generator=generator)
+    values, seed = torch.randn(2, 60, 128, generator=generator)
+    results = []
+    for kind in (dtype, torch.float64):
+        leaves = [leaf.to(dtype).to(kind).requires_grad_() for leaf in (source, values)]
+        attention = graph.softmax(leaves[0])
+        assert attention.dtype == (torch.float32 if kind == dtype else kind)
+        out = graph.sum(leaves[1], attention)
+        assert out.dtype == kind
+        out.backward(seed.to(dtype).to(kind))
+        results.append([out, *[leaf.grad for leaf in leaves]])
+    for found, wanted in zip(*results, strict=True):
+        assert found is not None
+        assert wanted is not None
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted, atol=0.05, rtol=0.02)
+
+
+def test_no_warning_comes_from_torch(adjacency: Adjacency) -> None:
+    weight = torch.rand(5, requires_grad=True)
+    torch.set_warn_always(True)  # even what it says only once
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            AttentionGraph(adjacency, 1).sum(torch.randn(NODES, 2), weight).sum().backward()
+    finally:
+        torch.set_warn_always(False)
+
+
+def test_self_loops_are_added_once(adjacency: Adjacency) -> None:
+    looped = with_self_loops(adjacency)
+    assert torch.equal(dense_mask(looped), dense_mask(adjacency) | torch.eye(NODES, dtype=torch.bool))
+    assert AttentionGraph.of(adjacency, 2, self_loops=True).num_edges == len(looped.col) == 9
+    assert AttentionGraph.of(adjacency, 2, self_loops=False).num_edges == 5
+
+
+def test_degrees_and_the_symmetric_weight(adjacency: Adjacency) -> None:
+    graph = AttentionGraph.of(adjacency, 2, self_loops=True)
+    mask = dense_mask(with_self_loops(adjacency)).double()
+    assert graph.in_degree().tolist() == mask.sum(1).tolist() == [1, 3, 2, 2, 1]
+    assert graph.out_degree().tolist() == mask.sum(0).tolist() == [3, 2, 2, 1, 1]
+    uniform = graph.softmax(torch.zeros(NODES, 2, dtype=torch.float64))
+    x = torch.randn(NODES, 4, dtype=torch.float64)
+    expected = mask.sum(1).rsqrt()[:, None] * (mask @ (mask.sum(0).rsqrt()[:, None] * x))
+    torch.testing.assert_close(graph.sum(x, uniform * graph.symmetric_weight()), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_on_an_undirected_graph_uniform_attention_with_the_symmetric_weight_is_gcn() -> None:
+    edges = torch.randint(0, 20, (2, 60), generator=torch.Generator().manual_seed(0))
+    adjacency = Adjacency.from_edge_index(torch.cat([edges, edges.flip(0)], dim=1), 20)
+    graph = AttentionGraph.of(adjacency, 1, self_loops=True)
+    x = torch.randn(20, 4)
+    out = graph.sum(x, graph.softmax(torch.zeros(20, 1)) * graph.symmetric_weight())
+    torch.testing.assert_close(out, adjacency.gcn() @ x)
+
+
+def test_the_share_of_edges_that_is_dropped_is_exact_and_drawn_anew() -> None:
+    edges = torch.randint(0, 50, (2, 400), generator=torch.Generator().manual_seed(0))
+    graph = AttentionGraph(Adjacency.from_edge_index(edges, 50), 3)
+    first, other = graph.draw_edges(0.3), graph.draw_edges(0.3)
+    assert first is not None
+    assert other is not None
+    assert (~first).sum() == (~other).sum() == int(graph.num_edges * 0.3)
+    assert not torch.equal(first, other)
+    again = [graph.draw_edges(0.3, torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert again[0] is not None
+    assert again[1] is not None
+    assert torch.equal(again[0], again[1])
+    assert graph.draw_edges(0.0) is None
+
+
+def test_attention_dropout_keeps_the_expectation_and_can_be_drawn_again() -> None:
+    weight = torch.rand(20000)
+    dropped = attention_dropout(weight, 0.4, torch.Generator().manual_seed(1))
+    kept = dropped > 0
+    assert abs(kept.float().mean() - 0.6) < 0.02
+    torch.testing.assert_close(dropped[kept], weight[kept] / 0.6)
+    assert torch.equal(dropped, attention_dropout(weight, 0.4, torch.Generator().manual_seed(1)))
+    assert attention_dropout(weight, 0.0) is weight
+
+
+def test_scores_are_those_of_the_transformed_features() -> None:
+    x, weight = torch.randn(NODES, 6, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
+    vectors = torch.randn(2, 2, 4, dtype=torch.float64)
+    for scores, vector in zip(attention_scores(x, weight, *vectors), vectors, strict=True):
+        torch.testing.assert_close(scores, ((x @ weight.T).view(NODES, 2, 4) * vector).sum(2))
+
+
+def test_same_bits_whatever_the_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    adjacency = Adjacency.from_edge_index(torch.randint(0, 3000, (2, 20000), generator=generator), 3000)
+    graph = AttentionGraph(adjacency, 2)
+    source, x = torch.randn(3000, 2, generator=generator), torch.randn(3000, 40, generator=generator)
+
+    def run(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        leaves = [source.clone().requires_grad_(), x.clone().requires_grad_()]
+        out = graph.sum(leaves[1], graph.softmax(leaves[0]))
+        out.backward(x)
+        return [out.detach(), *[leaf.grad for leaf in leaves if leaf.grad is not None]]
+
+    before = torch.get_num_threads()
+    try:
+        one, two = run(1), run(2)
+    finally:
+        torch.set_num_threads(before)
+    assert len(one) == 3
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_what_is_kept_for_the_backward_pass_is_no_wider_than_edges_or_nodes() -> None:
+    edges = torch.randint(0, 50, (2, 2000), generator=torch.Generator().manual_seed(0))
+    graph = AttentionGraph(Adjacency.from_edge_index(edges, 50), 2)
+    source, values = torch.randn(50, 2, requires_grad=True), torch.randn(50, 64, requires_grad=True)
+    sizes: list[int] = []
+
+    def pack(saved: Tensor) -> Tensor:
+        sizes.append(saved.numel())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        graph.sum(values, graph.softmax(source))
+    assert sizes
+    assert max(sizes) <= max(2 * graph.num_edges, 50 * 64)
+
+
+def test_it_is_made_once_and_goes_with_the_adjacency(adjacency: Adjacency) -> None:
+    edges = EDGES.clone()
+    other = Adjacency.from_edge_index(edges, NODES)
+    graph = AttentionGraph.of(other, 2, self_loops=True)
+    assert AttentionGraph.of(other, 2, self_loops=True) is graph
+    assert AttentionGraph.of(other, 1, self_loops=True) is not graph
+    assert AttentionGraph.of(adjacency, 2, self_loops=True) is not graph
+    gone: list[weakref.ref[Any]] = [weakref.ref(other), weakref.ref(graph)]
+    gc.disable()
+    try:
+        del other, graph
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_graphs_without_edges_or_nodes() -> None:
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    for nodes in (3, 0):
+        graph = AttentionGraph(Adjacency.from_edge_index(none, nodes), 2)
+        source, values = torch.randn(nodes, 2, requires_grad=True), torch.randn(nodes, 4, requires_grad=True)
+        out = graph.sum(values, graph.softmax(source))
+        out.sum().backward()
+        assert out.tolist() == [[0] * 4] * nodes
+        assert values.grad is not None
+        assert values.grad.tolist() == [[0] * 4] * nodes
+
+
+def test_what_does_not_fit_is_refused(adjacency: Adjacency) -> None:
+    graph = AttentionGraph(adjacency, 2)
+    with pytest.raises(ValueError, match="heads is 0, expected at least 1"):
+        AttentionGraph(adjacency, 0)
+    with pytest.raises(ValueError, match=r"source scores have shape \(5, 1\), expected \(5, 2\)"):
+        graph.softmax(torch.zeros(5, 1))
+    with pytest.raises(ValueError, match=r"target scores have shape \(4, 2\)"):
+        graph.softmax(torch.zeros(5, 2), torch.zeros(4, 2))
+    with pytest.raises(
+        ValueError, match=r"kept is torch.float32 of shape \(10,\), expected torch.bool of shape \(5,\)"
+    ):
+        graph.softmax(torch.zeros(5, 2), kept=torch.ones(10))
+    with pytest.raises(ValueError, match=r"values have shape \(5, 3\), expected \(5, a multiple of 2\)"):
+        graph.sum(torch.zeros(5, 3), torch.zeros(10))
+    with pytest.raises(ValueError, match=r"weights have shape \(5,\), expected \(10,\)"):
+        graph.sum(torch.zeros(5, 4), torch.zeros(5))

@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glem_graphgym.models import revgat
+from glem_graphgym.models.attention_propagation import AttentionGraph
+from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.revgat import Draws, GroupLayer, ReversibleBlock, RevGAT, RevGATLayer
+
+NODES = 40
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def adjacency() -> Adjacency:
+    """Directed, with a self-loop; the last three nodes have no edge."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, NODES - 3, (2, 150), generator=generator)
+    return Adjacency.from_edge_index(torch.cat([drawn, torch.tensor([[5], [5]])], dim=1), NODES)
+
+
+def build(**changes: Any) -> RevGAT:
+    arguments: dict[str, Any] = {"dim_in": 6, "dim_hidden": 8, "dim_out": 3, "num_layers": 5, "heads": 3}
+    torch.manual_seed(0)
+    return RevGAT(**{**arguments, **changes})
+
+
+def blocks_of(net: RevGAT) -> list[ReversibleBlock]:
+    return [block for block in net.blocks if isinstance(block, ReversibleBlock)]
+
+
+def plain(blocks: Sequence[ReversibleBlock], x: Tensor, draws: Draws) -> Tensor:
+    """What `revgat.run_blocks` computes, differentiated by autograd."""
+    groups: Sequence[Tensor] = x.chunk(len(draws.masks), dim=1)
+    for block, seed in zip(blocks, draws.seeds, strict=True):
+        groups = block(groups, draws, seed)
+    return torch.cat(list(groups), dim=1)
+
+
+@pytest.fixture
+def with_plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
+    """Calls something with blocks that autograd differentiates."""
+
+    def call(function: Callable[[], Any]) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(revgat, "run_blocks", plain)
+            return function()
+
+    return call
+
+
+def step(net: RevGAT, x: Tensor, adjacency: Adjacency) -> dict[str, Tensor]:
+    """Logits, gradients of the input and of all parameters, and buffers, after one pass under a fixed seed."""
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    logits = net(x, adjacency)
+    assert x.grad is None
+    (logits.float() if logits.dtype == torch.bfloat16 else logits).square().sum().backward()
+    grads = {name: parameter.grad for name, parameter in net.named_parameters()}
+    found = {"logits": logits.detach(), "x": x.grad, **grads, **dict(net.named_buffers())}
+    assert all(value is not None for value in found.values())
+    return {name: value.clone() for name, value in found.items() if value is not None}
+
+
+def dense_layer(layer: RevGATLayer, x: Tensor, mask: Tensor) -> Tensor:
+    """The layer on a dense mask (N, N), target by source, without dropping anything."""
+    heads, dim = layer.source.shape
+    values = F.linear(x, layer.linear.weight).view(NODES, heads, dim)
+    plain_values = values
+    if layer.symmetric_norm:
+        values = values / mask.sum(0).clamp(min=1).sqrt()[:, None, None]
+    scores = (values * layer.source).sum(2).T[:, None, :].expand(-1, NODES, -1)
+    if layer.target is not None:
+        scores = scores + (plain_values * layer.target).sum(2).T[:, :, None]
+    attention = F.leaky_relu(scores, 0.2).masked_fill(~mask, -torch.inf).softmax(2).masked_fill(~mask, 0).nan_to_num(0)
+    out = torch.einsum("hij,jhd->ihd", attention, values)
+    if layer.symmetric_norm:
+        out = out * mask.sum(1).clamp(min=1).sqrt()[:, None, None]
+    return out.flatten(1) + F.linear(x, layer.root.weight)
+
+
+def dense_mask(adjacency: Adjacency, self_loops: bool) -> Tensor:
+    row = torch.arange(NODES).repeat_interleave(adjacency.rowptr.diff())
+    mask = torch.zeros(NODES, NODES, dtype=torch.bool)
+    mask[row, adjacency.col.long()] = True
+    return mask | torch.eye(NODES, dtype=torch.bool) if self_loops else mask
+
+
+@pytest.mark.parametrize("attend_destination", [False, True])
+@pytest.mark.parametrize("symmetric_norm", [False, True])
+@pytest.mark.parametrize("self_loops", [False, True])
+def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(
+    adjacency: Adjacency, attend_destination: bool, symmetric_norm: bool, self_loops: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = RevGATLayer(6, 4, 2, attend_destination=attend_destination, symmetric_norm=symmetric_norm).double()
+    x, seed = torch.randn(NODES, 6, dtype=torch.float64), torch.randn(NODES, 8, dtype=torch.float64)
+    results = []
+    for dense in (False, True):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        if dense:
+            out = dense_layer(layer, leaf, dense_mask(adjacency, self_loops))
+        else:
+            out = layer(leaf, AttentionGraph.of(adjacency, 2, self_loops), None)
+        out.backward(seed)
+        results.append([out, leaf.grad, *[parameter.grad for parameter in layer.parameters()]])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)  # the symmetric weight is kept in float32
+
+
+@pytest.mark.parametrize("group", [2, 4])
+def test_the_network_is_its_published_formula(adjacency: Adjacency, group: int) -> None:
+    net = build(group=group, num_layers=4, norm="layer").double().eval()
+    x = torch.randn(NODES, 6, dtype=torch.float64)
+    mask = dense_mask(adjacency, self_loops=True)
+
+    def norm(x: Tensor) -> Tensor:
+        return F.relu((x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt())
+
+    hidden = dense_layer(net.first, x, mask)
+    for block in blocks_of(net):
+        parts = hidden.chunk(group, dim=1)
+        given = torch.stack(parts[1:]).sum(0)
+        outputs = []
+        for part, layer in zip(parts, block.layers, strict=True):
+            assert isinstance(layer, GroupLayer)
+            given = part + dense_layer(layer.layer, norm(given), mask)
+            outputs.append(given)
+        hidden = torch.cat(outputs, dim=1)
+    logits = dense_layer(net.last, norm(hidden), mask) + net.bias
+    torch.testing.assert_close(net(x, adjacency), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_layers": 2},
+        {"num_layers": 12},
+        {"group": 4},
+        {"group": 8, "heads": 1},
+        {"norm": "layer"},
+        {"norm": "none", "attention_dropout": 0.4},
+        {"dropout": 0.0, "edge_drop": 0.0},
+        {"attend_destination": True, "symmetric_norm": False, "self_loops": False, "input_norm": True},
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_and_statistics_are_those_of_plain_autograd(
+    adjacency: Adjacency, with_plain: Any, changes: dict[str, Any], training: bool
+) -> None:
+    x = torch.randn(NODES, 6, dtype=torch.float64)
+    nets = [build(**changes).double().train(training) for _ in range(2)]
+    for net in nets:  # biases and statistics that are not 0; weights under which nothing explodes without batch norm
+        generator = torch.Generator().manual_seed(2)
+        for tensor in [*net.parameters(), *net.buffers()]:
+            if tensor.is_floating_point():
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.data.mul_(0.5 if tensor.requires_grad else 1).add_(noise, alpha=0.1)
+    found = step(nets[0], x, adjacency)
+    wanted = with_plain(lambda: step(nets[1], x, adjacency))
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=1e-9, rtol=1e-9, msg=partial("{}: {}".format, name))
+
+
+def test_a_block_is_unwound_to_its_input(adjacency: Adjacency) -> None:
+    net = build(dim_hidden=8, group=4).double()
+    graph = AttentionGraph.of(adjacency, 3, self_loops=True)
+    masks = [torch.randint(0, 2, (NODES, 6)).double() for _ in range(4)]
+    draws = Draws(graph, masks, [])
+    xs = list(torch.randn(4, NODES, 6, dtype=torch.float64))
+    ys = net.blocks[0](xs, draws, 5)
+    back, _, _ = blocks_of(net)[0].unwind([y.detach() for y in ys], ys, draws, 5)
+    for found, wanted in zip(back, xs, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+
+
+def test_frozen_parameters_get_no_gradient_and_the_others_the_same(adjacency: Adjacency) -> None:
+    x = torch.randn(NODES, 6, dtype=torch.float64)
+    whole = step(build().double(), x, adjacency)
+    net = build().double()
+    for parameter in net.blocks[1].parameters():
+        parameter.requires_grad_(False)
+    net.first.requires_grad_(False)
+    torch.manual_seed(1)
+    net(x, adjacency).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is None) == (name.startswith(("blocks.1.", "first.")))
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, whole[name])
+
+
+def saved_bytes(net: RevGAT, x: Tensor, adjacency: Adjacency) -> int:
+    """What one forward pass keeps for the backward pass, each storage once, parameters and graph aside."""
+    storages: dict[int, int] = {}
+    known = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    kept: list[Tensor] = []  # alive, so that no address comes twice
+
+    def pack(saved: Tensor) -> Tensor:
+        kept.append(saved)
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    net(x, adjacency)  # what is made once
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        net(x, adjacency)
+    return sum(storages.values())
+
+
+def test_what_is_saved_does_not_grow_with_the_number_of_layers(adjacency: Adjacency, with_plain: Any) -> None:
+    x = torch.randn(NODES, 6)
+    few, many = (saved_bytes(build(num_layers=n, attention_dropout=0.1), x, adjacency) for n in (3, 30))
+    assert few == many
+    plain_few, plain_many = (
+        with_plain(lambda n=n: saved_bytes(build(num_layers=n, attention_dropout=0.1), x, adjacency)) for n in (3, 30)
+    )
+    assert plain_many > 8 * plain_few  # so the count sees what is saved
+
+
+def test_drops_act_in_training_only_and_follow_the_seed(adjacency: Adjacency) -> None:
+    x = torch.randn(NODES, 6)
+    none = {"norm": "none", "dropout": 0.0, "input_dropout": 0.0, "edge_drop": 0.0}
+    without = build(**none)
+    assert torch.equal(without(x, adjacency), without(x, adjacency))
+    for name in ("dropout", "input_dropout", "edge_drop", "attention_dropout"):
+        net = build(**{**none, name: 0.5})
+        torch.manual_seed(1)
+        first, other = net(x, adjacency), net(x, adjacency)
+        torch.manual_seed(1)
+        assert torch.equal(first, net(x, adjacency)), name
+        assert not torch.equal(first, other), name
+        assert torch.equal(net.eval()(x, adjacency), without.eval()(x, adjacency)), name
+
+
+def test_blocks_share_the_mask_and_draw_their_own_edges(adjacency: Adjacency, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Draws] = []
+
+    def watched(blocks: Sequence[ReversibleBlock], x: Tensor, draws: Draws) -> Tensor:
+        seen.append(draws)
+        return plain(blocks, x, draws)
+
+    monkeypatch.setattr(revgat, "run_blocks", watched)
+    net, x = build(dim_hidden=200), torch.randn(NODES, 6)
+    net(x, adjacency)
+    net(x, adjacency)
+    for draws in seen:
+        assert len(set(draws.seeds)) == len(net.blocks) == 3
+        for mask in draws.masks:
+            assert mask is not None
+            assert mask.unique().tolist() == [0, 4]  # 1 / (1 - 0.75)
+            assert abs((mask > 0).float().mean() - 0.25) < 0.02
+    pairs = itertools.combinations([mask for draws in seen for mask in draws.masks], 2)
+    assert not any(torch.equal(a, b) for a, b in pairs if a is not None and b is not None)
+    assert not set(seen[0].seeds) & set(seen[1].seeds)
+    net.eval()(x, adjacency)
+    assert set(seen[-1].masks) == set(seen[-1].seeds) == {None}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_recomputes_close_to_what_was(adjacency: Adjacency, with_plain: Any, inside: bool) -> None:
+    """Backward inside or outside of autocast: gradients as plain autograd has them, up to bfloat16's rounding."""
+    x = torch.randn(NODES, 6)
+
+    def run() -> dict[str, Tensor]:
+        net = build(num_layers=8, dropout=0.5)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = net(x, adjacency)
+            loss = logits.float().square().mean()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        assert logits.dtype == torch.bfloat16
+        grads = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
+        assert grads.keys() == dict(net.named_parameters()).keys()
+        return {"logits": logits.detach().float(), **grads}
+
+    found, wanted = run(), with_plain(run)
+    assert torch.equal(found["logits"], wanted["logits"])
+    for name, value in wanted.items():
+        assert found[name].dtype == torch.float32
+        error = (found[name] - value).norm() / value.norm()
+        assert error < 0.02, f"{name}: relative error {error}"
+
+
+def test_parameter_count_of_the_published_network() -> None:
+    """OGB's leaderboard: the authors' RevGAT with label input on ogbn-arxiv has 2,098,256 parameters.
+
+    5 layers, 3 heads of 256, 2 groups, no destination attention; the input is 128 features and 40 labels. A layer has
+    two weights (values, root) and one attention vector a head; the blocks have a batch norm a group; the last layer
+    has one head, and the only bias of the network.
+    """
+    dim_in, width, classes, group = 128 + 40, 3 * 256, 40, 2
+    first = 2 * dim_in * width + width
+    share = width // group
+    block = group * (2 * share * share + share + 2 * share)
+    norm = 2 * width
+    last = 2 * width * classes + classes
+    bias = classes
+    assert first + 3 * block + norm + last + bias == 2_098_256
+    net = RevGAT(dim_in, 256, classes, 5)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 2_098_256
+
+
+def test_parameter_counts_of_variants() -> None:
+    def count(**changes: Any) -> int:
+        return sum(parameter.numel() for parameter in RevGAT(128, 256, 40, 3, **changes).parameters())
+
+    base = (2 * 128 * 768 + 768) + 2 * (2 * 384 * 384 + 3 * 384) + 2 * 768 + (2 * 768 * 40 + 40) + 40
+    assert count() == base
+    assert count(attend_destination=True) == base + 768 + 2 * 384 + 40
+    assert count(input_norm=True) == base + 2 * 128
+    assert count(norm="none") == base - 2 * 2 * 384 - 2 * 768
+
+
+def test_renumbering_the_nodes_renumbers_the_logits(adjacency: Adjacency) -> None:
+    net = build(dropout=0.0, input_dropout=0.0, edge_drop=0.0).double()
+    x = torch.randn(NODES, 6, dtype=torch.float64)
+    row = torch.arange(NODES).repeat_interleave(adjacency.rowptr.diff())
+    edges = torch.stack([adjacency.col.long(), row])
+    new = torch.randperm(NODES)
+    renumbered = torch.empty_like(x)
+    renumbered[new] = x
+    logits = net(renumbered, Adjacency.from_edge_index(new[edges], NODES))
+    torch.testing.assert_close(logits[new], net(x, adjacency))
+
+
+def test_it_learns_and_the_same_seed_gives_the_same_bits(adjacency: Adjacency) -> None:
+    x, labels = torch.randn(NODES, 6), torch.randint(0, 3, (NODES,))
+
+    def trained() -> tuple[float, list[Tensor]]:
+        net = build(dim_hidden=32, dropout=0.2, edge_drop=0.1, input_dropout=0.0)
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(40):
+            optimiser.zero_grad()
+            loss = F.cross_entropy(net(x, adjacency), labels)
+            loss.backward()
+            optimiser.step()
+        return float(loss.detach()), list(net.state_dict().values())
+
+    (loss, first), (_, second) = trained(), trained()
+    assert loss < 0.4  # of ln 3 = 1.1 without learning
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_it_predicts_without_gradients(adjacency: Adjacency) -> None:
+    net, x = build().eval(), torch.randn(NODES, 6)
+    with torch.inference_mode():
+        predicted = net(x, adjacency)
+    assert torch.equal(predicted, net(x, adjacency))
+
+
+def test_a_change_of_the_parameters_before_the_backward_pass_is_noticed(adjacency: Adjacency) -> None:
+    net = build()
+    loss = net(torch.randn(NODES, 6), adjacency).sum()
+    with torch.no_grad():
+        next(net.blocks[0].parameters()).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_reset_parameters_leaves_nothing_of_what_was_learned(adjacency: Adjacency) -> None:
+    def reset(net: RevGAT) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        net.reset_parameters()
+        return {name: value.clone() for name, value in net.state_dict().items()}
+
+    changes = {"attend_destination": True, "input_norm": True}
+    fresh, used = reset(build(**changes)), build(**changes)
+    used(torch.randn(NODES, 6), adjacency)
+    with torch.no_grad():
+        for parameter in used.parameters():
+            parameter.add_(1)
+    again = reset(used)
+    assert fresh.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in fresh.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 1}, "num_layers is 1, expected at least 2"),
+        ({"heads": 0}, "heads is 0, expected at least 1"),
+        ({"group": 1}, "group is 1, expected at least 2"),
+        ({"dim_hidden": 9}, "dim_hidden is 9, expected a multiple of group, 2"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
+        ({"edge_drop": 1.0}, "edge_drop is 1.0, expected a share from 0 to below 1"),
+        ({"input_dropout": -0.1}, "input_dropout is -0.1"),
+        ({"norm": "group"}, "norm is 'group', expected one of batch, layer, none"),
+    ],
+)
+def test_bad_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
