@@ -198,7 +198,7 @@ def test_runs_share_the_lm_that_is_fine_tuned_on_gold(config: Path, main: Runner
     assert_same_run(runs[1], runs[2])
     # Other settings, another seed or another graph are another LM.
     for other in (["lm.lr", 1e-3], ["seed", 1], ["dataset.tag_seed", 1]):
-        assert main(config, *shared, *other, "train.mode", "glem_lm", "out_dir", f"{config.parent}/{other[1]}") == 0
+        assert main(config, *shared, *other, "train.mode", "glem_lm", "out_dir", f"{config.parent}/{other[0]}") == 0
     assert len(list((config.parent / "datasets" / "lm_gold").glob("[0-9a-f]*"))) == 4
 
 

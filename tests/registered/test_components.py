@@ -140,7 +140,7 @@ def test_networks_are_pygs_layers(name: str, graph: TextGraph) -> None:
         expected = layer(x, edges)
     else:
         layer = SAGEConv(DIM, CLASSES)
-        names = {"lin_l.weight": "neighbour.weight", "lin_l.bias": "neighbour.bias", "lin_r.weight": "root.weight"}
+        names = {"lin_l.weight": "neighbour.weight", "lin_l.bias": "root.bias", "lin_r.weight": "root.weight"}
         layer.load_state_dict({theirs: state[own] for theirs, own in names.items()})
         expected = layer(x, edges)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -169,6 +169,7 @@ def structure_of(graph: TextGraph) -> Structure:
 def test_any_network_learns_as_the_gnn_of_the_m_step(name: str, graph: TextGraph) -> None:
     small_gnn()
     cfg.model.type, cfg.gnn.layer_type = (name, "generalconv") if name.startswith("glem") else ("gnn", name)
+    cfg.gnn.att_heads = 3
     cfg.optim.base_lr, cfg.optim.scheduler = 0.02, "none"
     valid, labels = graph.split["valid"], graph.label[graph.split["valid"]]
 

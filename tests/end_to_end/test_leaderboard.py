@@ -1,0 +1,146 @@
+"""run/leaderboard.py as a user types it, over runs that run/main.py made. Tiny model, generated graph."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from torch_geometric.graphgym.config import cfg, set_cfg
+
+from glem_graphgym.report.stats import read_stages
+
+RUN = Path(__file__).resolve().parents[2] / "run"
+
+CONFIG = """
+metric_best: accuracy
+num_threads: 1
+tensorboard_agg: False
+print: file
+out_dir: {folder}/results/grid
+dataset:
+  format: TAG
+  name: synthetic
+  dir: {folder}/datasets
+  tag_split: [0.3, 0.2, 0.3]
+  synthetic_nodes: 120
+  synthetic_classes: 3
+  synthetic_words: 4
+  synthetic_text_signal: 0.8
+lm:
+  model: {tiny_lm}
+  epochs: 1
+  batch_size: 8
+  lr: 4.0e-3
+  max_length: 16
+  precision: 32
+model:
+  type: glem_sage
+gnn:
+  layers_mp: 2
+  layers_post_mp: 1
+  dim_inner: 16
+optim:
+  optimizer: adamw
+  scheduler: none
+  max_epoch: 6
+train:
+  mode: {mode}
+  eval_period: 2
+glem:
+  alpha: {alpha}
+  node_features: {features}
+"""
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"run_{name}", RUN / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
+    """results/grid: GLEM with two values of α, three seeds each, and the GNN alone with two."""
+    folder, main, root = tmp_path_factory.mktemp("grid"), load("main"), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    plan = (
+        ("glem-alpha=0.2", "glem", 0.2, "text", 3),
+        ("glem-alpha=0.8", "glem", 0.8, "text", 3),
+        ("gnn", "glem_gnn", 0.5, "static", 2),
+    )
+    for name, mode, alpha, features, seeds in plan:
+        file = folder / f"{name}.yaml"
+        file.write_text(CONFIG.format(folder=folder, tiny_lm=tiny_lm, mode=mode, alpha=alpha, features=features))
+        set_cfg(cfg)
+        assert main.main(["--cfg", str(file), "--repeat", str(seeds)]) == 0
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    return folder / "results" / "grid"
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "GLEM_TRACEBACK"}
+    command = [sys.executable, str(RUN / "leaderboard.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_grid_becomes_a_leaderboard(grid: Path, tmp_path: Path) -> None:
+    result = start("--dir", grid, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "glem-alpha=0.8 GLEM-GNN" in result.stdout and "paired t-test" in result.stdout
+    with (tmp_path / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 and [row["rank"] for row in rows] == [str(rank) for rank in range(1, 8)]
+    valid = [float(row["valid_mean"]) for row in rows]
+    assert valid == sorted(valid, reverse=True)
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "Sensitivity to glem.alpha" in page and "Accuracy by EM iteration" in page
+    assert (tmp_path / "leaderboard.md").read_text().count("\n| ") == 9
+    assert {path.name for path in tmp_path.iterdir()} == {f"leaderboard.{suffix}" for suffix in ("csv", "md", "html")}
+
+
+def test_numbers_are_those_of_the_runs(grid: Path, tmp_path: Path) -> None:
+    assert load("leaderboard").main(["--dir", str(grid / "gnn"), "--out", str(tmp_path)]) == 0
+    with (tmp_path / "leaderboard.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    stages = [read_stages(grid / "gnn" / str(seed))[0] for seed in range(2)]
+    assert row["name"] == "GNN"
+    assert float(row["test_mean"]) == pytest.approx(sum(stage.scores["test"]["accuracy"] for stage in stages) / 2)
+    assert float(row["seconds"]) == pytest.approx(sum(stage.seconds for stage in stages) / 2)
+    about = json.loads((grid / "gnn" / "0" / "run.json").read_text())
+    assert row["dataset_fingerprint"] == about["fingerprint"]
+
+
+def test_several_folders_and_the_default_place(grid: Path) -> None:
+    result = start("--dir", grid / "gnn", grid / "glem-alpha=0.2")
+    assert result.returncode == 0, result.stderr
+    for suffix in ("csv", "md", "html"):
+        (grid / "gnn" / f"leaderboard.{suffix}").unlink()
+
+
+def test_an_entry_that_breaks_the_rules_is_refused_and_nothing_is_written(grid: Path, tmp_path: Path) -> None:
+    result = start("--dir", grid, "--out", tmp_path, "--ogb", "--contact", "A. Author")
+    assert result.returncode == 1
+    for reason in ("the dataset is synthetic", "missing: [3, 4, 5, 6, 7, 8, 9]", "--code is missing", "e-mail address"):
+        assert reason in result.stderr
+    assert "Traceback" not in result.stderr and list(tmp_path.iterdir()) == []
+    result = start("--dir", grid, "--ogb", "--row", "nothing", "--out", tmp_path)
+    assert result.returncode == 1 and "expected one of:" in result.stderr
+
+
+def test_wrong_folders_and_command_lines(tmp_path: Path) -> None:
+    result = start("--dir", tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "no run found" in result.stderr
+    assert start().returncode == 2
+    assert start("--help").returncode == 0

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats as scipy_stats
+
+from glem_graphgym.report.experiments import STOCK_CAVEAT, experiment_folders, read_experiments
+from glem_graphgym.report.leaderboard import (
+    Board,
+    difference_text,
+    make_board,
+    print_board,
+    read_boards,
+    seeds_text,
+    to_csv,
+    to_markdown,
+)
+from glem_graphgym.report.significance import CONSTANT, TOO_FEW, Difference, holm, paired_difference
+
+
+def board_of(*dirs: Path) -> Board:
+    (board,) = read_boards(dirs)
+    return board
+
+
+def printed(board: Board) -> str:
+    output = io.StringIO()
+    print_board(board, Console(file=output, width=250))
+    return output.getvalue()
+
+
+# --- rows --------------------------------------------------------------------------------------------------
+
+
+def test_one_experiment_has_a_row_a_method_ranked_by_validation(tmp_path: Path, run_folder: Any) -> None:
+    # On test the order is another one.
+    run_folder(tmp_path / "glem", 0, [(0.70, 0.95), (0.74, 0.80), (0.73, 0.90), (0.78, 0.70)])
+    run_folder(tmp_path / "glem", 1, [(0.72, 0.93), (0.75, 0.83), (0.74, 0.88), (0.76, 0.74)])
+    board = board_of(tmp_path / "glem")
+    assert [(row.rank, row.name) for row in board.rows] == [(1, "GLEM-GNN"), (2, "Cascade"), (3, "GLEM-LM"), (4, "LM")]
+    best = board.rows[0]
+    assert (best.seeds, best.params, best.seconds, best.peak_memory_mb) == ((0, 1), 20300, 220.0, 503.0)
+    assert best.valid.mean == pytest.approx(0.77)
+    assert best.valid.std == pytest.approx(math.sqrt(2) / 100)  # n - 1
+    assert best.test.std == pytest.approx(statistics.stdev([0.70, 0.74]))
+    assert (board.dataset, board.fingerprint) == ("debian", "27fc6cf3f908e571")
+    assert board.baseline is board.rows[1]
+
+
+def test_test_scores_change_no_rank_and_no_choice(tmp_path: Path, run_folder: Any) -> None:
+    boards = []
+    for name, shift in (("a", 0.0), ("b", 0.2)):
+        for seed in range(3):
+            scores = [(0.70, 0.5 + shift), (0.74, 0.6), (0.73, 0.7 - shift), (0.78, 0.4 + seed / 100 - shift)]
+            run_folder(tmp_path / name / "glem", seed, scores)
+        boards.append(board_of(tmp_path / name))
+    assert [row.name for row in boards[0].rows] == [row.name for row in boards[1].rows]
+    assert boards[0].rows[0].to_baseline.reference == boards[1].rows[0].to_baseline.reference  # type: ignore[union-attr]
+
+
+def test_a_single_seed_has_no_std_and_says_so(tmp_path: Path, run_folder: Any) -> None:
+    run_folder(tmp_path / "glem", 10)
+    board = board_of(tmp_path / "glem")
+    assert {row.test.std for row in board.rows} == {None}
+    assert any("one seed" in note for note in board.notes)
+    assert "78.00" in printed(board) and "±" not in printed(board).split("ranked by")[0]
+
+
+def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path) -> None:
+    board = board_of(grid)
+    names = [row.name for row in board.rows]
+    assert names[:2] == ["glem-alpha=0.7 GLEM-GNN", "glem-alpha=0.3 GLEM-GNN"]
+    (stock,) = [row for row in board.rows if row.experiment == "stock"]
+    assert (stock.name, stock.seeds, stock.params) == ("stock GraphGym", (0, 1, 2), 4321)
+    assert stock.valid.mean == pytest.approx(0.66)  # the best epoch, not the last
+    assert (stock.test.mean, stock.seconds, stock.peak_memory_mb) == (pytest.approx(0.61), None, None)
+    assert stock.caveat == STOCK_CAVEAT
+    assert any(STOCK_CAVEAT in note for note in board.notes)
+    assert any("different seeds" in note for note in board.notes)
+
+
+def test_what_a_stock_run_recorded_of_its_costs_is_shown(tmp_path: Path, stock_folder: Any) -> None:
+    stock_folder(tmp_path / "stock", 0, [0.5, 0.6], 0.55, seconds=12.5, peak_memory_mb=300.0)
+    (row,) = board_of(tmp_path).rows
+    assert (row.seconds, row.peak_memory_mb) == (12.5, 300.0)
+
+
+def test_different_graphs_are_never_ranked_together(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
+    for seed in range(2):
+        run_folder(tmp_path / "a", seed)
+        run_folder(tmp_path / "b", seed, fingerprint="0123456789abcdef")
+        run_folder(tmp_path / "c", seed, dataset="ogbn-arxiv", fingerprint="aa23456789abcdef")
+        stock_folder(tmp_path / "d", seed, [0.5], 0.5)
+    boards = read_boards([tmp_path])
+    assert len(boards) == 4
+    for board in boards:
+        assert len(board.experiments) == 1
+        assert "not comparable" in board.notes[0]
+    assert [len(board.published) for board in boards] == [0, 0, 11, 0]
+    assert any("did not record" in note for note in boards[-1].notes)
+    experiments, _ = read_experiments([tmp_path])
+    with pytest.raises(ValueError, match="can not be ranked together"):
+        make_board(experiments)
+
+
+def test_the_same_result_counts_once(grid: Path) -> None:
+    """α touches neither the LM nor the cascade: they are one row each, and one test of significance each."""
+    board = board_of(grid)
+    assert len(board.rows) == 7
+    for row in board.rows:
+        assert row.also == (("glem-alpha=0.7",) if row.method in ("LM", "Cascade") else ())
+    assert "glem-alpha=0.3 LM (+ 1 the same)" in printed(board)
+    lm = next(row for row in csv.DictReader(io.StringIO(to_csv([board]))) if row["method"] == "LM")
+    assert (lm["experiment"], lm["same_in"]) == ("glem-alpha=0.3", "glem-alpha=0.7")
+    assert any("share a row" in note for note in board.notes)
+
+
+# --- folders -----------------------------------------------------------------------------------------------
+
+
+def test_unfinished_and_incomplete_seeds_are_left_out_by_name(
+    tmp_path: Path, run_folder: Any, stock_folder: Any
+) -> None:
+    run_folder(tmp_path / "glem", 0)
+    run_folder(tmp_path / "glem", 1, finished=False)
+    run_folder(tmp_path / "glem", 2)
+    (tmp_path / "glem" / "2" / "summary.json").unlink()
+    stock = stock_folder(tmp_path / "stock", 0, [0.5], 0.5)
+    (stock / "test" / "stats.json").unlink()
+    (board,) = read_boards([tmp_path])
+    assert {row.seeds for row in board.rows} == {(0,)}
+    left_out = [note for note in board.notes if "left out" in note]
+    assert [note.split(":")[0] for note in left_out] == ["glem, seed 1", "glem, seed 2", "stock, seed 0"]
+
+
+def test_folders_without_runs_are_refused_by_name(tmp_path: Path, run_folder: Any) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        experiment_folders(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no run found"):
+        experiment_folders(tmp_path / "empty")
+    seed = run_folder(tmp_path / "glem", 0, finished=False)
+    with pytest.raises(ValueError, match="folder of one seed"):
+        experiment_folders(seed)
+    with pytest.raises(ValueError, match="no finished run; glem, seed 0: unfinished"):
+        read_boards([tmp_path])
+    (seed / "run.json").write_text('{"mode": "glem"}')
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        read_boards([tmp_path])
+
+
+def test_seeds_of_one_experiment_share_their_settings(tmp_path: Path, run_folder: Any) -> None:
+    run_folder(tmp_path / "glem", 0)
+    run_folder(tmp_path / "glem", 1, settings={"glem.alpha": 0.9})
+    with pytest.raises(ValueError, match=r"seed 1 differs from the first seed in glem\.alpha"):
+        read_boards([tmp_path])
+
+
+def test_equal_folder_names_are_told_apart_and_a_folder_counts_once(tmp_path: Path, run_folder: Any) -> None:
+    for grid in ("one", "two"):
+        run_folder(tmp_path / grid / "glem", 0)
+    board = board_of(tmp_path / "one", tmp_path / "two", tmp_path / "one" / "glem")
+    assert set(board.experiments) == {"one/glem", "two/glem"}
+
+
+def test_config_fingerprint_is_of_the_settings_without_the_seed(tmp_path: Path, run_folder: Any) -> None:
+    for name, seed, alpha, iterations in (("a", 0, 0.5, 1), ("b", 7, 0.5, 1), ("c", 0, 0.6, 1), ("d", 0, 0.5, 2)):
+        run_folder(tmp_path / name, seed, settings={"glem.alpha": alpha})
+        (tmp_path / name / "config.yaml").write_text(f"glem:\n  em_iterations: {iterations}\n")
+    board = board_of(tmp_path)
+    config = {name: one.config for name, one in board.experiments.items()}
+    assert config["a"] == config["b"]
+    assert len(set(config.values())) == 3
+    assert [axis.name for axis in board.axes] == ["glem.alpha", "glem.em_iterations"]
+
+
+# --- significance ------------------------------------------------------------------------------------------
+
+
+def test_paired_test_is_scipys_over_common_seeds() -> None:
+    a, b = {0: 0.70, 1: 0.74, 2: 0.71, 3: 0.75, 9: 0.1}, {0: 0.69, 1: 0.71, 2: 0.715, 3: 0.72, 8: 0.9}
+    found = paired_difference(a, b, "other")
+    expected = scipy_stats.ttest_rel([a[s] for s in range(4)], [b[s] for s in range(4)]).pvalue
+    assert found == Difference("other", pytest.approx(0.01625), 4, pytest.approx(expected))  # type: ignore[arg-type]
+
+
+def test_too_few_seeds_and_no_variance_give_no_false_p() -> None:
+    assert paired_difference({0: 0.5}, {1: 0.4}, "x") == Difference("x", None, 0, None, TOO_FEW)
+    two = paired_difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.4}, "x")
+    assert (two.seeds, two.p, two.reason) == (2, None, TOO_FEW)
+    same = {0: 0.1 + 0.2, 1: 0.5, 2: 0.6}
+    assert paired_difference(same, {0: 0.3, 1: 0.5, 2: 0.6}, "x") == Difference("x", 0.0, 3, 1.0)
+    shifted = paired_difference({seed: value + 0.01 for seed, value in same.items()}, same, "x")
+    assert (shifted.p, shifted.reason) == (None, CONSTANT)
+    assert difference_text(shifted) == f"+1.00 ({CONSTANT}, n = 3)"
+
+
+def test_holm_by_hand() -> None:
+    ps = [0.01, None, 0.04, 0.03, 0.005]
+    corrected = holm([None, *(Difference("x", 0.1, 5, p) for p in ps)])
+    assert corrected[0] is None
+    assert [one.p for one in corrected[1:] if one] == [
+        pytest.approx(p) if p else None for p in (0.03, None, 0.06, 0.06, 0.02)
+    ]
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(ps: list[float]) -> None:
+    corrected = [one.p for one in holm([Difference("x", 0.0, 5, p) for p in ps]) if one and one.p is not None]
+    assert all(p <= q <= 1 for p, q in zip(ps, corrected, strict=True))
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    assert [corrected[i] for i in order] == sorted(corrected)
+
+
+def test_differences_are_to_the_best_row_and_to_the_best_that_is_not_glem(grid: Path) -> None:
+    board = board_of(grid)
+    best, baseline = board.rows[0], board.baseline
+    assert baseline is not None and baseline.method == "Cascade"
+    assert best.to_best is None and baseline.to_baseline is None
+    assert {row.to_best.reference for row in board.rows[1:] if row.to_best} == {best.name}
+    assert {row.to_baseline.reference for row in board.rows if row.to_baseline} == {baseline.name}
+    (stock,) = [row for row in board.rows if row.experiment == "stock"]
+    assert stock.to_best is not None and stock.to_best.seeds == 3
+    rival = board.rows[1]  # the other α: 1 point lower on every seed
+    assert rival.to_best is not None and (rival.to_best.mean, rival.to_best.reason) == (pytest.approx(-0.01), CONSTANT)
+
+
+# --- axes --------------------------------------------------------------------------------------------------
+
+
+def test_axes_are_settings_that_differ_and_those_in_step_are_one(
+    tmp_path: Path, run_folder: Any, stock_folder: Any
+) -> None:
+    for lr, width in ((0.01, 64), (0.001, 128), (0.1, 256)):
+        for act in ("relu", "elu"):
+            settings = {
+                "optim.base_lr": lr,
+                "gnn.dim_inner": width,
+                "gnn.act": act,
+                "dataset.tag_split": [0.1, 0.1, 0.8],
+            }
+            run_folder(tmp_path / f"lr={lr}-act={act}", 0, settings=settings)
+    stock_folder(tmp_path / "stock", 0, [0.5], 0.5, fingerprint="27fc6cf3f908e571")
+    axes = {axis.name: axis for axis in board_of(tmp_path).axes}
+    assert set(axes) == {"gnn.act", "gnn.dim_inner + optim.base_lr"}
+    assert list(axes["gnn.dim_inner + optim.base_lr"].values) == ["64, 0.01", "128, 0.001", "256, 0.1"]
+    assert list(axes["gnn.act"].values) == ["elu", "relu"]
+    assert axes["gnn.act"].values["elu"] == ["lr=0.001-act=elu", "lr=0.01-act=elu", "lr=0.1-act=elu"]
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def test_terminal_table_has_every_row_and_says_how_it_was_made(grid: Path) -> None:
+    board = board_of(grid)
+    text = printed(board)
+    assert all(row.name in text for row in board.rows)
+    assert "79.15 ± 0.26" in text  # the best, validation
+    assert "paired t-test" in text and "Holm" in text and "ranked by mean validation" in text
+    assert "stock GraphGym †" in text and "† stock GraphGym: GraphGym evaluates test once" in text
+
+
+def test_published_rows_stand_beside_with_their_source(tmp_path: Path, run_folder: Any) -> None:
+    run_folder(tmp_path / "glem", 0, dataset="ogbn-arxiv")
+    board = board_of(tmp_path)
+    assert "GLEM+RevGAT [published: OGB leaderboard]" in printed(board)
+    assert "| 77.46 ± 0.18 | 76.94 ± 0.25 |" in to_markdown([board])
+    rows = list(csv.DictReader(io.StringIO(to_csv([board]))))
+    published = [row for row in rows if row["source"] != "this run"]
+    assert len(published) == 11 and {row["rank"] for row in published} == {""}
+    (giant,) = [row for row in published if row["method"] == "MLP on GIANT features"]
+    assert (giant["valid_mean"], giant["test_mean"], giant["runs"]) == ("", "0.7306", "10")
+
+
+def test_csv_has_full_precision(grid: Path) -> None:
+    board = board_of(grid)
+    rows = list(csv.DictReader(io.StringIO(to_csv([board]))))
+    assert len(rows) == len(board.rows)
+    for row, expected in zip(rows, board.rows, strict=True):
+        assert float(row["test_mean"]) == expected.test.mean
+        assert row["valid_std"] == str(expected.valid.std)
+        assert row["name"] == expected.name
+    assert rows[0]["to_best"] == "" and rows[-1]["to_best_n"] in ("3", "4")
+    assert rows[0]["seeds"] == "0 1 2 3"
+
+
+def test_markdown_escapes_what_would_break_the_table(tmp_path: Path, run_folder: Any) -> None:
+    run_folder(tmp_path / "a|b*", 0)
+    run_folder(tmp_path / "plain", 0, [(0.6, 0.6), (0.61, 0.6), (0.62, 0.6), (0.63, 0.6)])
+    lines = to_markdown([board_of(tmp_path)]).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 10
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert any("a\\|b\\*" in line for line in table)
+
+
+def test_seeds_are_written_short() -> None:
+    assert [seeds_text(seeds) for seeds in ((4,), (3, 7), tuple(range(10)))] == ["1 (4)", "2 (3, 7)", "10 (0-9)"]
+
+
+def test_damaged_stages_are_named(grid: Path) -> None:
+    file = next(grid.glob("glem*/0/stages/*/stage.json"))
+    file.write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="is damaged"):
+        read_boards([grid])

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glem_graphgym.report.leaderboard import Board, read_boards
+from glem_graphgym.report.ogb_entry import About, OgbError, entry_json, entry_markdown, method_name, ogb_entry
+
+ABOUT = About(
+    contact="A. Author (author@example.org)",
+    code="https://example.org/code",
+    paper="https://arxiv.org/abs/2210.14709",
+    hardware="NVIDIA H100 (80GB GPU)",
+    official=False,
+    name="GLEM+SAGE",
+)
+VERSIONS = {"ogb": "1.3.6", "torch": "2.13.0"}
+
+
+def scores(seed: int, gain: float) -> list[tuple[float, float]]:
+    shake = (seed * 7 % 10) / 1000
+    return [(0.70, 0.69), (0.74, 0.73), (0.73, 0.72), (0.75 + gain + shake, 0.74 + gain - shake)]
+
+
+def save(folder: Path, run_folder: Any, seeds: range = range(10), dataset: str = "ogbn-arxiv", **about: Any) -> Board:
+    """Three learning rates, of which validation chooses 0.01."""
+    for lr, gain in ((0.1, 0.0), (0.001, 0.005), (0.01, 0.01)):
+        for seed in seeds:
+            known = {"versions": VERSIONS, **about}
+            settings = {"optim.base_lr": lr, "lm.model": "/models/deberta-base"}
+            run_folder(folder / f"lr={lr}", seed, scores(seed, gain), dataset=dataset, settings=settings, **known)
+    (board,) = read_boards([folder])
+    return board
+
+
+@pytest.fixture
+def board(tmp_path: Path, run_folder: Any) -> Board:
+    return save(tmp_path, run_folder)
+
+
+def refusal(board: Board, about: About = ABOUT, **changes: Any) -> str:
+    with pytest.raises(OgbError) as error:
+        ogb_entry(board, replace(about, **changes))
+    return str(error.value)
+
+
+def test_the_entry_has_every_field_of_the_form(board: Board) -> None:
+    entry = ogb_entry(board, ABOUT)
+    test = torch.tensor([scores(seed, 0.01)[3][1] for seed in range(10)], dtype=torch.float64)
+    valid = torch.tensor([scores(seed, 0.01)[3][0] for seed in range(10)], dtype=torch.float64)
+    assert entry.test_mean == pytest.approx(float(test.mean()))
+    assert entry.test_std == pytest.approx(float(test.std()))  # torch's is unbiased
+    assert (entry.valid_mean, entry.valid_std) == (
+        pytest.approx(float(valid.mean())),
+        pytest.approx(float(valid.std())),
+    )
+    assert entry.seeds == list(range(10))
+    assert entry.params == 20300  # LM and GNN
+    assert entry.method == "GLEM+SAGE (raw text, pretrained deberta-base)"
+    assert entry.external_data == ["raw text", "pretrained deberta-base"]
+    assert entry.tuned_hyperparameters == ["optim.base_lr: [0.001, 0.01*, 0.1]"]
+    assert (entry.ogb_version, entry.dataset, entry.official) == ("1.3.6", "ogbn-arxiv", False)
+    assert entry_json(entry) == asdict(entry)
+    text = entry_markdown(entry)
+    assert f"| Test performance | {entry.test_mean:.4f} ± {entry.test_std:.4f} |" in text
+    assert "| #Params | 20,300 |" in text and "| Official | unofficial |" in text
+    assert "author@example.org" in text and "| External data | Yes: raw text, pretrained deberta-base |" in text
+
+
+def test_the_entry_counts_the_asked_seeds_alone(tmp_path: Path, run_folder: Any, board: Board) -> None:
+    more = save(tmp_path / "more", run_folder, range(12))
+    assert replace(ogb_entry(more, ABOUT), config="") == replace(ogb_entry(board, ABOUT), config="")
+
+
+def test_missing_seeds_are_named(tmp_path: Path, run_folder: Any) -> None:
+    message = refusal(save(tmp_path, run_folder, range(1, 10)))
+    assert "missing: [0]" in message and "expected 0 to 9" in message
+
+
+def test_papers100m_needs_three_seeds(tmp_path: Path, run_folder: Any) -> None:
+    board = save(tmp_path, run_folder, range(3), dataset="ogbn-papers100M")
+    assert ogb_entry(board, ABOUT).seeds == [0, 1, 2]
+    message = refusal(save(tmp_path / "two", run_folder, range(2), dataset="ogbn-papers100M"))
+    assert "missing: [2]" in message
+
+
+def test_versions_must_be_known_recent_and_the_same(tmp_path: Path, run_folder: Any) -> None:
+    unknown = save(tmp_path / "unknown", run_folder, versions={})
+    assert "did not record the version of ogb; give it with --ogb-version" in refusal(unknown)
+    assert ogb_entry(unknown, replace(ABOUT, ogb_version="1.3.6")).ogb_version == "1.3.6"
+    old = save(tmp_path / "old", run_folder, versions={"ogb": "1.2.4"})
+    assert "1.2.4, expected at least 1.3.6" in refusal(old)
+    assert "the runs recorded 1.2.4" in refusal(old, ogb_version="1.3.6")
+    mixed = save(tmp_path / "mixed", run_folder, range(1, 10))
+    run_folder(tmp_path / "mixed" / "lr=0.01", 0, scores(0, 0.01), dataset="ogbn-arxiv",
+               settings={"optim.base_lr": 0.01, "lm.model": "/models/deberta-base"},
+               versions={**VERSIONS, "torch": "2.14.0"})  # fmt: skip
+    (mixed,) = read_boards([tmp_path / "mixed"])
+    assert "different versions of torch: 2.13.0, 2.14.0" in refusal(mixed)
+
+
+def test_other_graphs_and_stock_training_are_refused(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
+    assert "the dataset is debian" in refusal(save(tmp_path / "debian", run_folder, dataset="debian"))
+    for seed in range(10):
+        stock_folder(tmp_path / "stock" / "gcn", seed, [0.5], 0.5, dataset="ogbn-arxiv", versions=VERSIONS)
+    (board,) = read_boards([tmp_path / "stock"])
+    message = refusal(board)
+    assert "did not record the graph's fingerprint" in message and "tests the last weights" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"contact": ""}, "--contact is missing"),
+        ({"contact": "A. Author"}, "expected a name and an e-mail address"),
+        ({"code": " "}, "--code is missing"),
+        ({"paper": "arXiv 2210.14709"}, "--paper is 'arXiv 2210.14709', expected a URL"),
+        ({"hardware": ""}, "--hardware is missing"),
+        ({"official": None}, "--official or --unofficial is missing"),
+    ],
+)
+def test_missing_fields_are_named(board: Board, changes: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(board, **changes)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, run_folder: Any) -> None:
+    message = refusal(save(tmp_path, run_folder, range(2), dataset="debian", versions={}), About())
+    assert message.count("\n- ") == 8
+
+
+def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
+    second = next(row for row in board.rows if row.experiment == "lr=0.001" and row.method == "GLEM-GNN")
+    with pytest.raises(OgbError, match=r"chosen by validation, and there lr=0\.01 GLEM-GNN"):
+        ogb_entry(board, ABOUT, second)
+    cascade = next(row for row in board.rows if row.method == "Cascade")
+    assert ogb_entry(board, replace(ABOUT, name=""), cascade).method.startswith("Cascade (sage)")
+
+
+@pytest.mark.parametrize(
+    ("mode", "features", "pretrained", "expected"),
+    [
+        ("glem", "text", True, ["raw text", "pretrained deberta-base"]),
+        ("glem", "text", False, ["raw text"]),
+        ("glem_gnn", "raw", True, []),
+        ("glem_gnn", "static", True, ["raw text", "pretrained deberta-base"]),
+        ("glem_gnn", "file", True, ["features giant.npy"]),
+    ],
+)
+def test_external_data_is_what_the_run_read(
+    tmp_path: Path, run_folder: Any, mode: str, features: str, pretrained: bool, expected: list[str]
+) -> None:
+    settings = {"glem.node_features": features, "lm.model": "/models/deberta-base", "lm.pretrained": pretrained,
+                "glem.feature_file": "/data/giant.npy"}  # fmt: skip
+    for seed in range(10):
+        run_folder(tmp_path / "x", seed, dataset="ogbn-arxiv", settings=settings, mode=mode, versions=VERSIONS)
+    (board,) = read_boards([tmp_path])
+    assert ogb_entry(board, ABOUT).external_data == expected
+
+
+def test_external_data_that_the_name_tells_is_not_repeated() -> None:
+    assert method_name("GLEM+GCN", []) == "GLEM+GCN"
+    said = "GLEM+GCN (Raw Text, DeBERTa-base)"
+    assert method_name(said, ["raw text", "pretrained deberta-base"]) == said
+    assert method_name("DeBERTa-base+GCN", ["raw text", "pretrained deberta-base"]) == "DeBERTa-base+GCN (raw text)"

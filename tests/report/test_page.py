@@ -1,0 +1,215 @@
+"""The page: complete, self-contained, escaped; in a real browser where one is installed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glem_graphgym.report.charts import Chart, Scale, nice_step
+from glem_graphgym.report.leaderboard import read_boards
+from glem_graphgym.report.page import render_page
+from glem_graphgym.report.panels import seconds_text
+
+VOID = {"meta", "link"}
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+class Balanced(HTMLParser):
+    """Refuses HTML whose elements do not close in order; collects links to elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parse(page: str) -> Balanced:
+    parser = Balanced()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def page_of(*dirs: Path) -> str:
+    return render_page(read_boards(dirs))
+
+
+def panel(page: str, title: str) -> str:
+    (found,) = re.findall(rf"<figure[^>]*><figcaption><h3>{re.escape(title)}</h3>.*?</figure>", page, re.DOTALL)
+    return found
+
+
+def test_the_page_is_whole_and_asks_no_network(grid: Path) -> None:
+    page = page_of(grid)
+    parser = parse(page)
+    assert parser.links == ["data:,"]
+    assert not re.search(r"https?:|@import|url\(", page)
+    for row in read_boards([grid])[0].rows:
+        assert row.experiment in page
+    assert len(re.findall("<tr ", page)) == 7
+    assert len(page) < 300_000
+
+
+def test_every_panel_is_drawn_when_its_data_is_there(grid: Path) -> None:
+    page = page_of(grid)
+    assert 'class="missing"' not in page
+    titles = ["Accuracy by EM iteration", "Accuracy against compute", "Agreement of LM and GNN", "Accuracy by class",
+              "Sensitivity to glem.alpha", "Calibration"]  # fmt: skip
+    for title in titles:
+        assert "<svg" in panel(page, title), title
+    em = panel(page, "Accuracy by EM iteration")
+    assert "GNN, EM iteration 1, valid: 79.15 ± 0.26 %" in em and em.count('class="band"') == 2
+    assert "glem.alpha = 0.7, test: 76.85 ± 0.26 %" in panel(page, "Sensitivity to glem.alpha")
+    assert panel(page, "Calibration").count("<svg") == 4
+    assert "expected calibration error" in panel(page, "Calibration")
+    classes = panel(page, "Accuracy by class")
+    assert "Most frequent confusions of GLEM-GNN" in classes and "All 4 classes" in classes
+    compute = panel(page, "Accuracy against compute")
+    assert "glem-alpha=0.7 GLEM-GNN: test 76.85 ± 0.26 %, 3.67 min, 20,300 parameters" in compute
+    assert "stock" not in compute  # its seconds are not known
+
+
+def test_charts_are_well_formed_and_labelled(grid: Path) -> None:
+    charts = re.findall(r'<svg class="chart".*?</svg>', page_of(grid), re.DOTALL)
+    assert len(charts) >= 9
+    for chart in charts:
+        root = ET.fromstring(chart)
+        assert root.get("aria-label") and root.get("role") == "img"
+        numbers = [float(value) for element in root.iter() for name in ("x", "y", "cx", "cy", "width", "height")
+                   if (value := element.get(name))]  # fmt: skip
+        assert all(-50 < number < 2000 for number in numbers)
+
+
+def test_panels_without_data_say_what_is_missing(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
+    stock_folder(tmp_path / "stock", 0, [0.5, 0.6], 0.55)
+    page = page_of(tmp_path / "stock")
+    parse(page)
+    assert page.count('class="missing"') == 5
+    run_folder(tmp_path / "glem", 0)
+    page = page_of(tmp_path / "glem")
+    assert "No stage here has a predictions.json" in panel(page, "Calibration")
+    assert 'class="missing"' not in panel(page, "Accuracy by EM iteration")
+    assert "too few seeds" in page
+
+
+def test_text_from_runs_is_escaped(tmp_path: Path, run_folder: Any) -> None:
+    evil = '<script>alert("x")</script>&'
+    for name, value in (("<i>a</i>&", evil), ("b'\"", "plain")):
+        run_folder(tmp_path / name.replace("/", "|"), 0, dataset=evil, settings={"gnn.act": value}, described=True)
+    page = render_page(read_boards([tmp_path]), title=evil)
+    parser = parse(page)
+    assert evil in parser.text
+    assert page.count("<script>") == 1 and "<i>a" not in page and "<b>games" not in page
+    assert "&lt;b&gt;games&lt;/b&gt;" in page
+
+
+def test_published_rows_are_marked_with_their_source(tmp_path: Path, run_folder: Any) -> None:
+    run_folder(tmp_path / "glem", 0, dataset="ogbn-products")
+    page = page_of(tmp_path)
+    assert page.count(">published</span>") == 5
+    assert "GLEM+GIANT+SAGN+SCR" in page and "OGB leaderboard" in page
+
+
+def test_several_graphs_have_a_section_each(tmp_path: Path, run_folder: Any) -> None:
+    run_folder(tmp_path / "a", 0)
+    run_folder(tmp_path / "b", 0, fingerprint="f" * 16)
+    page = page_of(tmp_path)
+    parse(page)
+    assert page.count("<section>") == 2 and "not comparable" in page
+
+
+# --- charts ------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
+def test_ticks_lie_inside_and_are_few(low: float, width: float) -> None:
+    ticks = Scale(low, low + width, 0, 100).ticks()
+    assert all(low - width * 1e-6 - 1e-9 <= tick <= low + width * (1 + 1e-6) + 1e-9 for tick in ticks)
+    assert len(ticks) <= 9
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1.5, 1e6))
+def test_logarithmic_ticks_lie_inside(low: float, factor: float) -> None:
+    scale = Scale(low, low * factor, 0, 100, log=True)
+    assert all(low * 0.999 <= tick <= low * factor * 1.001 for tick in scale.ticks())
+    assert scale(low) == 0 and scale(low * factor) == 100
+
+
+def test_steps_are_round() -> None:
+    assert [nice_step(rough) for rough in (0.11, 0.23, 0.72, 1.0, 3.0, 7.5)] == [0.1, 0.2, 1.0, 1.0, 5.0, 10.0]
+    assert [seconds_text(value) for value in (0.5, 95, 120, 810.46, 7200)] == [
+        "0.5 s",
+        "95 s",
+        "2 min",
+        "13.5 min",
+        "2 h",
+    ]
+
+
+def test_marks_of_a_chart_carry_their_title() -> None:
+    chart = Chart("a < b", "x", "y", (0, 1), (0, 1))
+    chart.dot(0.5, 0.5, "red", "5 > 4")
+    root = ET.fromstring(chart.svg())
+    assert root.get("aria-label") == "a < b"
+    assert [element.text for element in root.iter("title")] == ["5 > 4"]
+
+
+# --- in a browser ------------------------------------------------------------------------------------------
+
+
+def browse(folder: Path, file: Path, query: str, *flags: str) -> tuple[str, str]:
+    """The page's elements after its script ran, and what the browser logged."""
+    assert CHROMIUM is not None
+    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--disable-quic", "--enable-logging=stderr"]  # fmt: skip
+    command = [CHROMIUM, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={folder / 'profile'}", *flags,
+               "--dump-dom", f"{file.as_uri()}?{query}"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return result.stdout, result.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser installed")
+def test_a_browser_runs_the_page_without_errors_and_sorts_it(tmp_path: Path, grid: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page_of(grid))
+
+    def column(query: str, number: int) -> list[str]:
+        dom, log = browse(tmp_path, file, query)
+        assert "CONSOLE" not in log, log
+        assert f'data-theme="{"dark" if "dark" in query else "light"}"' in dom
+        body = dom.split("<tbody>")[1].split("</tbody>")[0]
+        return [re.findall(r'data-value="([^"]*)"|<td><svg', row)[number] for row in body.split("</tr>")[:-1]]
+
+    assert column("theme=dark", 0) == [str(rank) for rank in range(1, 8)]
+    tests = [float(value) for value in column("theme=light&sort=3", 3)]
+    assert tests == sorted(tests, reverse=True)
+    seconds = column("theme=dark&sort=8", 8)
+    assert [float(value) for value in seconds[:-1]] == sorted(float(value) for value in seconds[:-1])
+    assert seconds[-1] == ""  # not known: last
