@@ -1,11 +1,11 @@
-"""Optimizer and schedules that GraphGym lacks: fused AdamW, and linear warm-up with three kinds of decay."""
+"""Optimizers and schedules that GraphGym lacks: fused AdamW, RMSprop, and linear warm-up with three kinds of decay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.graphgym.register import register_optimizer, register_scheduler
 
@@ -16,6 +16,12 @@ from glem_graphgym.em.optim import adamw, warmup_schedule
 def adamw_optimizer(params: Iterator[nn.Parameter], base_lr: float, weight_decay: float) -> AdamW:
     """``optim.optimizer: adamw``."""
     return adamw(params, base_lr, weight_decay)
+
+
+@register_optimizer("rmsprop")
+def rmsprop_optimizer(params: Iterator[nn.Parameter], base_lr: float, weight_decay: float) -> RMSprop:
+    """``optim.optimizer: rmsprop``, which RevGAT was published with."""
+    return RMSprop(params, lr=base_lr, weight_decay=weight_decay)
 
 
 @register_scheduler("linear_warmup")
