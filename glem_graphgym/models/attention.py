@@ -63,7 +63,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, drop
 
 
 def use_cpu_attention(backbone: Any) -> None:
-    """Let a transformers model attend by `cpu_attention`, if it takes other implementations than its own at all."""
+    """Let a transformers model in eager attention attend by `cpu_attention`, where that changes nothing.
+
+    Some models cannot take another implementation than their own, and some want more of it than scores and a mask
+    (a bias by position, say): a model keeps eager unless a small batch comes out the same.
+    """
     if not getattr(backbone, "_supports_attention_backend", False):
         return
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -71,4 +75,23 @@ def use_cpu_attention(backbone: Any) -> None:
 
     AttentionInterface.register(CPU_ATTENTION, cpu_attention)
     AttentionMaskInterface.register(CPU_ATTENTION, eager_mask)
+    expected = _probe(backbone)
     backbone.set_attn_implementation(CPU_ATTENTION)
+    try:
+        same = torch.allclose(_probe(backbone), expected, rtol=1e-3, atol=1e-4)
+    except Exception:  # whatever a model of somebody's may ask of its attention
+        same = False
+    if not same:
+        backbone.set_attn_implementation("eager")
+
+
+def _probe(backbone: Any) -> Tensor:
+    """States (2, 7, H) of two texts of 7 and 4 tokens, in evaluation mode."""
+    ids = torch.arange(14).view(2, 7) % backbone.config.vocab_size
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    backbone.train(training)
+    return states * mask[:, :, None]

@@ -29,7 +29,7 @@ class Stage:
     Attributes:
         index: place in the run, from 0.
         name: what the stage is called in the run, e.g. ``"lm_gold"``.
-        model: kind of model that was fitted, ``"LM"`` or ``"GNN"``; ``"none"`` where finished predictions were combined.
+        model: kind of model that was fitted, ``"LM"`` or ``"GNN"``; ``"none"`` where predictions were combined.
         method: row of the summary that it competes for, e.g. ``"GLEM-GNN"``.
         em_iteration: EM iteration, 0 before the first.
         seconds: wall-clock time of this stage alone.

@@ -87,3 +87,20 @@ def test_every_family_encodes_as_with_its_eager_attention(name: str, tmp_path: P
     takes = getattr(encoder.backbone, "_supports_attention_backend", False)
     assert (encoder.backbone.config._attn_implementation == CPU_ATTENTION) == takes
     assert takes or name in ("deberta-v2", "mpnet")
+
+
+@pytest.mark.parametrize("fault", ["different", "error"])
+def test_a_model_that_would_come_out_otherwise_keeps_its_own(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strange(module: torch.nn.Module, *args: Tensor, **kwargs: object) -> tuple[Tensor, None]:
+        if fault == "error":
+            raise TypeError("unexpected keyword argument")
+        return cpu_attention(module, *args, **kwargs)[0] * 1.1, None  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "cpu_attention", strange)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(FAMILIES["bert"]).save_pretrained(tmp_path)
+    encoder = load_text_encoder(EncoderConfig(str(tmp_path), attention=CPU_ATTENTION))
+    assert encoder.backbone.config._attn_implementation == "eager"  # type: ignore[union-attr]
+    assert encoder.training
