@@ -60,8 +60,8 @@ class HopLearner(GNNLearner):
     def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
         num_classes = targets.gold.num_classes
         x = torch.from_numpy(np.array(features, dtype=np.float32))
-        dtype = torch.bfloat16 if self.hardware.precision == "bf16-mixed" else torch.float32
-        self.hop_features = self._merged(lambda operator, nodes: propagate(operator, x[nodes], self.hops)).to(dtype)
+        hop_features = self._merged(lambda operator, nodes: propagate(operator, x[nodes], self.hops))
+        self.hop_features = hop_features.to(self.hardware.dtype)
         self.label_features = None
         if self.settings.label_input:
             labels = label_channel(len(x), targets)

@@ -106,7 +106,7 @@ class GNNLearner:
     def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
         """Take a new GNN for these features, with fresh weights or, where given, ``weights``."""
         num_classes = targets.gold.num_classes
-        x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device)
+        x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device, self.hardware.dtype)
         self.inputs = GNNInputs(x, targets) if self.settings.label_input else GNNInputs(x, None)
         self.model = self.build(self.inputs.dim, num_classes)
         if weights is not None:
@@ -148,7 +148,7 @@ class GNNInputs:
     whose label is to be predicted has zeros, so no prediction can see its own label (y_{V∖n}; y_{L∖n} in O(φ)).
 
     Args:
-        x: float32 (N, D).
+        x: float (N, D).
         targets: the step's labels, or None without label input.
     """
 
@@ -156,7 +156,7 @@ class GNNInputs:
         self.x = x
         self.labels: Tensor | None = None
         if targets is not None:
-            self.labels = label_channel(len(x), targets).to(x.device)
+            self.labels = label_channel(len(x), targets).to(x)
             self.is_gold = np.isin(np.arange(len(x)), targets.gold.nodes)
 
     @property
@@ -164,7 +164,7 @@ class GNNInputs:
         return self.x.shape[1] + (0 if self.labels is None else self.labels.shape[1])
 
     def hiding(self, nodes: np.ndarray) -> Tensor:
-        """float32 (N, D [+ C]): the input in which the labels of ``nodes`` are hidden."""
+        """(N, D [+ C]), of the features' type: the input in which the labels of ``nodes`` are hidden."""
         if self.labels is None:
             return self.x
         shown = self.labels.clone()

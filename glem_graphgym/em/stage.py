@@ -42,10 +42,16 @@ class Hardware:
     def device(self) -> torch.device:
         return torch.device(self.accelerator)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that matrix products are computed in, and that large inputs are kept in."""
+        types = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return types[self.precision]
+
     def autocast(self) -> torch.autocast:
         """The precision of training, for a forward pass outside of the trainer."""
-        dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
-        return torch.autocast(self.accelerator, dtype=dtype, enabled=self.precision != "32-true")
+        mixed = self.precision != "32-true"
+        return torch.autocast(self.accelerator, dtype=self.dtype if mixed else None, enabled=mixed)
 
 
 @dataclass(frozen=True)
