@@ -147,9 +147,20 @@ class HopGraphNetwork(nn.Module):
         return read_out(self.net(hops(batch.x) if kept is None else kept), batch)
 
 
-def label_hops() -> int:
-    """Label hops that a network takes: the last one, as published, in our train modes with label input; else none."""
-    return int(cfg.glem.label_input and cfg.train.mode != "standard")
+def attention_over_hops() -> dict[str, Any]:
+    """What SAGN and GAMLP have in common: dropouts, and the net on label hops.
+
+    That net takes the last label hop, as published, in our train modes with label input, and is absent otherwise.
+    """
+    g = cfg.gnn
+    return {
+        "dropout": g.dropout,
+        "input_dropout": g.input_dropout,
+        "attention_dropout": g.attention_dropout,
+        "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard"),
+        "label_layers": g.label_layers,
+        "label_dropout": g.label_dropout,
+    }
 
 
 @register_network("glem_sgc")
@@ -183,12 +194,7 @@ class SAGNNetwork(HopGraphNetwork):
                 g.hops,
                 g.layers_mp,
                 heads=g.att_heads,
-                dropout=g.dropout,
-                input_dropout=g.input_dropout,
-                attention_dropout=g.attention_dropout,
-                label_hops=label_hops(),
-                label_layers=g.label_layers,
-                label_dropout=g.label_dropout,
+                **attention_over_hops(),
             )
         )
 
@@ -209,12 +215,7 @@ class GAMLPNetwork(HopGraphNetwork):
                 residual=g.residual,
                 output_layers=g.layers_mp,
                 activation=g.hop_activation,
-                dropout=g.dropout,
-                input_dropout=g.input_dropout,
-                attention_dropout=g.attention_dropout,
-                label_hops=label_hops(),
-                label_layers=g.label_layers,
-                label_dropout=g.label_dropout,
+                **attention_over_hops(),
             )
         )
 
