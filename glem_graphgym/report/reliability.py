@@ -1,0 +1,221 @@
+"""Where predictions are right and whether they know it: accuracy by class, confusions, calibration.
+
+``<stage>/predictions.json`` holds, for ``valid`` and ``test``, what `describe_predictions` returns. It is written
+where labels are at hand, so that a report needs neither the graph nor the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glem_graphgym.files import read_json, write_json
+
+FILE = "predictions.json"
+BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
+TOP_CONFUSIONS = 50
+DESCRIBED = ("valid", "test")
+_CHUNK = 1 << 16  # nodes whose probabilities are in memory at once
+
+Description = dict[str, Any]
+
+
+def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Description:
+    """What logits say against labels, as strict JSON.
+
+    The confidence of a node is its largest probability, softmax over the logits. Bin b of the 15 holds the nodes
+    with confidence in (b/15, (b+1)/15]; the expected calibration error is the mean over nodes of the distance
+    between accuracy and mean confidence of their bin (Guo et al. 2017, equation 3).
+
+    Args:
+        logits: float (n, C); may be memory-mapped.
+        labels: int (n,), class indices.
+        class_names: C names.
+
+    Returns:
+        ``nodes``, ``accuracy``, ``ece``, ``classes`` (``name``, ``support``, ``predicted``, ``correct``; in class
+        order), ``confusions`` (``true``, ``predicted``, ``count``; the most frequent first) and ``bins`` (``low``,
+        ``high``, ``count``, ``confidence``, ``accuracy``; the last two are null in an empty bin).
+
+    Raises:
+        ValueError: shapes do not fit, a label is no class, or a logit is not finite.
+    """
+    _check(logits, labels, class_names)
+    predicted, confidence = _predict(logits)
+    right = predicted == labels
+    size = len(class_names)
+    pairs = np.bincount(labels.astype(np.int64) * size + predicted, minlength=size * size).reshape(size, size)
+    bins = _bins(confidence, right)
+    return {
+        "nodes": len(labels),
+        "accuracy": float(right.mean()),
+        "ece": _ece(bins),
+        "classes": [
+            {
+                "name": str(name),
+                "support": int(pairs[index].sum()),
+                "predicted": int(pairs[:, index].sum()),
+                "correct": int(pairs[index, index]),
+            }
+            for index, name in enumerate(class_names)
+        ],
+        "confusions": _confusions(pairs, class_names),
+        "bins": bins,
+    }
+
+
+def _check(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    if logits.ndim != 2 or logits.shape != (len(labels), len(class_names)) or not len(labels):
+        raise ValueError(
+            f"logits have shape {logits.shape}, expected (n, C) = ({len(labels)}, {len(class_names)}) with n > 0"
+        )
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}; "
+            "give labelled nodes only"
+        )
+
+
+def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class int64 (n,) and confidence float64 (n,)."""
+    predicted = np.empty(len(logits), dtype=np.int64)
+    confidence = np.empty(len(logits))
+    for start in range(0, len(logits), _CHUNK):
+        part = np.asarray(logits[start : start + _CHUNK], dtype=np.float64)
+        if not np.isfinite(part).all():
+            raise ValueError(f"logits of nodes {start} to {start + len(part) - 1} are not all finite")
+        part = part - part.max(axis=1, keepdims=True)
+        predicted[start : start + len(part)] = part.argmax(axis=1)
+        confidence[start : start + len(part)] = 1 / np.exp(part).sum(axis=1)
+    return predicted, confidence
+
+
+def _bins(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    count = np.bincount(place, minlength=BINS)
+    sums = np.bincount(place, weights=confidence, minlength=BINS)
+    hits = np.bincount(place, weights=right, minlength=BINS)
+    return [
+        {
+            "low": index / BINS,
+            "high": (index + 1) / BINS,
+            "count": int(n),
+            "confidence": float(sums[index] / n) if n else None,
+            "accuracy": float(hits[index] / n) if n else None,
+        }
+        for index, n in enumerate(count)
+    ]
+
+
+def _ece(bins: Sequence[Mapping[str, Any]]) -> float:
+    nodes = sum(row["count"] for row in bins)
+    gaps = (row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins if row["count"])
+    return float(sum(gaps) / nodes)
+
+
+def _confusions(pairs: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    wrong = pairs - np.diag(np.diag(pairs))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:TOP_CONFUSIONS]
+    found = [(*divmod(int(place), len(class_names)), int(wrong.flat[place])) for place in order]
+    return [{"true": str(class_names[t]), "predicted": str(class_names[p]), "count": n} for t, p, n in found if n]
+
+
+def describe_run(
+    run_dir: Path, labels: np.ndarray, split: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> list[Path]:
+    """Write ``predictions.json`` into every finished stage of a run that lacks it; returns the files written.
+
+    Args:
+        run_dir: folder of the run, with ``stages/<ii>_<name>/logits.npy``.
+        labels: int (N,), class indices of all nodes, in node order.
+        split: node indices of ``valid`` and ``test``.
+        class_names: C names.
+
+    Raises:
+        ValueError: logits do not fit the labels; names the file.
+    """
+    written = []
+    for stage in sorted((run_dir / "stages").glob("[0-9]*_*/stage.json")):
+        file, source = stage.parent / FILE, stage.parent / "logits.npy"
+        if file.exists() or not source.exists():
+            continue
+        logits = np.load(source, mmap_mode="r")
+        if len(logits) != len(labels):
+            raise ValueError(f"{source}: predictions for {len(logits)} nodes, but the graph has {len(labels)}")
+        try:
+            parts = {part: (logits[split[part]], labels[split[part]]) for part in DESCRIBED}
+            write_json(file, {part: describe_predictions(*pair, class_names) for part, pair in parts.items()})
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        written.append(file)
+    return written
+
+
+def read_descriptions(stage: Path) -> dict[str, Description] | None:
+    """What `describe_run` left in a stage's folder, by split; None where it left nothing.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
+    file = stage / FILE
+    if not file.exists():
+        return None
+    try:
+        found = read_json(file)
+        for part in DESCRIBED:
+            for key in ("nodes", "accuracy", "ece", "classes", "confusions", "bins"):
+                found[part][key]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); delete it and start the run again to rewrite it") from error
+    return found
+
+
+def pool(descriptions: Sequence[Description]) -> Description:
+    """One description of several seeds' predictions of the same classes: counts are sums, ``ece`` is the pool's own.
+
+    A confusion that is too rare in a seed to be in its list counts 0 there.
+
+    Raises:
+        ValueError: there is none, or their classes differ.
+    """
+    names = [[row["name"] for row in one["classes"]] for one in descriptions]
+    if not names or any(other != names[0] for other in names):
+        raise ValueError("only descriptions of the same classes can be pooled")
+    nodes = sum(one["nodes"] for one in descriptions)
+    bins = [_pool_bin(rows) for rows in zip(*(one["bins"] for one in descriptions), strict=True)]
+    counts = ("support", "predicted", "correct")
+    confusions: dict[tuple[str, str], int] = {}
+    for one in descriptions:
+        for row in one["confusions"]:
+            key = (row["true"], row["predicted"])
+            confusions[key] = confusions.get(key, 0) + row["count"]
+    ordered = sorted(confusions.items(), key=lambda item: -item[1])[:TOP_CONFUSIONS]
+    return {
+        "nodes": nodes,
+        "accuracy": sum(one["accuracy"] * one["nodes"] for one in descriptions) / nodes,
+        "ece": _ece(bins),
+        "classes": [
+            {"name": rows[0]["name"], **{key: sum(row[key] for row in rows) for key in counts}}
+            for rows in zip(*(one["classes"] for one in descriptions), strict=True)
+        ],
+        "confusions": [{"true": t, "predicted": p, "count": n} for (t, p), n in ordered],
+        "bins": bins,
+    }
+
+
+def _pool_bin(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    count = sum(row["count"] for row in rows)
+
+    def mean(key: str) -> float | None:
+        return sum(row[key] * row["count"] for row in rows if row["count"]) / count if count else None
+
+    return {
+        "low": rows[0]["low"],
+        "high": rows[0]["high"],
+        "count": count,
+        "confidence": mean("confidence"),
+        "accuracy": mean("accuracy"),
+    }

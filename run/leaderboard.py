@@ -1,0 +1,103 @@
+"""Rank what runs left: ``python run/leaderboard.py --dir results/<grid> [more folders] [--ogb ...]``.
+
+Prints a table for each graph and writes leaderboard.csv, leaderboard.md and leaderboard.html, with ``--ogb`` also
+ogb_entry.json and ogb_entry.md. Exit status: 0 done; 1 it could not be done (a message says why); 2 wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="One row a method, ranked by validation, out of finished runs; published results beside it."
+    )
+    parser.add_argument(
+        "--dir", dest="dirs", nargs="+", type=Path, required=True, action="extend",
+        help="folder of an experiment (with seed folders) or of several experiments",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder for the files (default: the first --dir)")
+    parser.add_argument("--title", default="GLEM leaderboard", help="of the HTML page")
+    ogb = parser.add_argument_group("entry for the OGB leaderboard")
+    ogb.add_argument(
+        "--ogb", action="store_true", help="write the submission's fields, or say which rule does not hold"
+    )
+    ogb.add_argument("--row", default="", help="name of the row to submit (default: the best by validation)")
+    ogb.add_argument("--name", default="", help="name of the method; external data is appended unless it says so")
+    ogb.add_argument("--contact", default="", help="name and e-mail address")
+    ogb.add_argument("--code", default="", help="URL of the code")
+    ogb.add_argument("--paper", default="", help="URL of the paper")
+    ogb.add_argument("--hardware", default="", help='e.g. "NVIDIA H100 (80GB GPU)"')
+    ogb.add_argument("--ogb-version", default="", help="version of ogb that the runs were made with, if not recorded")
+    official = ogb.add_mutually_exclusive_group()
+    official.add_argument(
+        "--official", dest="official", action="store_true", default=None, help="by the paper's authors"
+    )
+    official.add_argument("--unofficial", dest="official", action="store_false", help="by somebody else")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Imported late, so that --help and a wrong command line answer at once.
+    from glem_graphgym.files import atomic_write
+    from glem_graphgym.report.leaderboard import print_board, read_boards, to_csv, to_markdown
+    from glem_graphgym.report.page import render_page
+
+    try:
+        boards = read_boards(args.dirs)
+        for board in boards:
+            print_board(board)
+        out = args.out or args.dirs[0]
+        texts = {"csv": to_csv(boards), "md": to_markdown(boards), "html": render_page(boards, args.title)}
+        if args.ogb:
+            entry = make_entry(boards, args)
+        for suffix, text in texts.items():
+            with atomic_write(out / f"leaderboard.{suffix}", "w") as file:
+                file.write(text)
+            print(f"written: {out / f'leaderboard.{suffix}'}")
+        if args.ogb:
+            write_entry(entry, out)
+    except (ValueError, OSError) as error:
+        if os.environ.get("GLEM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_entry(boards: Any, args: argparse.Namespace) -> Any:
+    """The entry of ``--row``, or of the first board's best."""
+    from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
+
+    found = [(board, row) for board in boards for row in board.rows if args.row in ("", row.name)]
+    if not found:
+        names = [row.name for board in boards for row in board.rows]
+        raise OgbError(f"--row is {args.row!r}, expected one of: {', '.join(names)}")
+    if len({board.title for board, _ in found}) > 1:
+        raise OgbError("runs on several graphs; an OGB entry is for one dataset, so give --dir the runs on that alone")
+    about = About(args.contact, args.code, args.paper, args.hardware, args.official, args.name, args.ogb_version)
+    board, row = found[0]
+    return ogb_entry(board, about, row)
+
+
+def write_entry(entry: Any, out: Path) -> None:
+    from glem_graphgym.files import atomic_write, write_json
+    from glem_graphgym.report.ogb_entry import entry_json, entry_markdown
+
+    write_json(out / "ogb_entry.json", entry_json(entry))
+    with atomic_write(out / "ogb_entry.md", "w") as file:
+        file.write(entry_markdown(entry))
+    print(entry_markdown(entry))
+    print(f"written: {out / 'ogb_entry.json'} and {out / 'ogb_entry.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
