@@ -114,17 +114,18 @@ def run_seed(cfg: Any, name: str, overwrite: bool) -> None:
     """One seed: train, then make its tables."""
     from torch_geometric.graphgym.register import train_dict
 
-    from glem_graphgym.report import stats
+    from glem_graphgym.report import reliability, stats
 
     if cfg.train.mode == "standard":
         run_standard(cfg, overwrite)
         return
-    train_dict[cfg.train.mode](overwrite)
+    graph = train_dict[cfg.train.mode](overwrite)
     run_dir = Path(cfg.run_dir)
     if cfg.train.mode == "glem_predict":
         stats.print_predictions(run_dir)
         return
     stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
+    reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
 
 

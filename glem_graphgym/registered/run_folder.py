@@ -9,7 +9,6 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from glem_graphgym import __version__
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.files import fingerprint, read_json, write_json
 from glem_graphgym.registered.config import settings_of
@@ -54,10 +53,10 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
 
 
 def lm_gold_key(cfg: CfgNode, graph: TextGraph) -> str:
-    """Names all that the LM fine-tuned on gold depends on: graph, seed, LM settings, weights, device, version."""
+    """Names all that the LM fine-tuned on gold depends on: graph, seed, LM settings, weights, device."""
     settings = {key: value for key, value in decisive_settings(cfg).items() if key.startswith("lm.")}
     hashes = file_hashes(cfg).get("lm.model")
-    return fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator, __version__)
+    return fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator)
 
 
 def file_hashes(cfg: CfgNode) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The train modes: ``glem``, its parts alone as baselines, and prediction from a finished run.
 
-A mode reads the configuration, does its stages under ``cfg.run_dir`` and returns. ``run/main.py`` calls
+A mode reads the configuration, does its stages under ``cfg.run_dir`` and returns the graph. ``run/main.py`` calls
 ``train_dict[cfg.train.mode]`` and makes the tables out of what the stages left.
 """
 
@@ -47,31 +47,38 @@ from glem_graphgym.registered.run_folder import (
 
 
 @register_train("glem")
-def train_glem(overwrite: bool = False) -> None:
+def train_glem(overwrite: bool = False) -> TextGraph:
     """GLEM: variational EM between LM and GNN."""
-    run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)[1]
+    graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
     loop.run_em(run)
     # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
     noted = Path(cfg.run_dir) / "run.json"
     write_json(noted, {**read_json(noted), "stages": [stage.key.folder for stage in run.journal.finished]})
+    return graph
 
 
 @register_train("glem_lm")
-def train_lm(overwrite: bool = False) -> None:
+def train_lm(overwrite: bool = False) -> TextGraph:
     """The LM alone, fine-tuned on gold labels."""
-    loop.run_lm(prepare(cfg, with_lm=True, with_gnn=False, overwrite=overwrite)[1])
+    graph, run = prepare(cfg, with_lm=True, with_gnn=False, overwrite=overwrite)
+    loop.run_lm(run)
+    return graph
 
 
 @register_train("glem_gnn")
-def train_gnn(overwrite: bool = False) -> None:
+def train_gnn(overwrite: bool = False) -> TextGraph:
     """The GNN alone, on static embeddings, raw features or a feature file."""
-    loop.run_gnn(prepare(cfg, with_lm=False, with_gnn=True, overwrite=overwrite)[1])
+    graph, run = prepare(cfg, with_lm=False, with_gnn=True, overwrite=overwrite)
+    loop.run_gnn(run)
+    return graph
 
 
 @register_train("glem_cascade")
-def train_cascade(overwrite: bool = False) -> None:
+def train_cascade(overwrite: bool = False) -> TextGraph:
     """LM, then GNN on its embeddings: GLEM with zero EM iterations."""
-    loop.run_cascade(prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)[1])
+    graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
+    loop.run_cascade(run)
+    return graph
 
 
 # ---- from the configuration to a run ------------------------------------------------------------------------------

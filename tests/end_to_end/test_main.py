@@ -267,6 +267,10 @@ def test_the_summary_has_a_row_a_method(finished: tuple[Path, str]) -> None:
     run = run_dir(finished[0])
     found = json.loads((run / "summary.json").read_text())
     assert [row["method"] for row in found] == ["LM", "Cascade", "GLEM-LM", "GLEM-GNN"]
+    for stage in STAGES:  # what the leaderboard's page shows of each class, and of calibration
+        told = json.loads((run / "stages" / stage / "predictions.json").read_text())
+        record = json.loads((run / "stages" / stage / "stage.json").read_text())
+        assert told["test"]["accuracy"] == pytest.approx(record["scores"]["test"]["accuracy"])
     for row, stage in zip(found, STAGES, strict=True):
         assert set(row) == {"method", "valid", "test", "params", "seconds", "peak_memory_mb"}
         record = json.loads((run / "stages" / stage / "stage.json").read_text())
