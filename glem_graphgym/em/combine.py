@@ -22,10 +22,10 @@ def ensemble(
         lm_logits, gnn_logits: float (N, C).
         validation: chooses w out of ``weights`` (0-1): the best score, the one nearest to 1/2 on ties.
     """
+    lm, gnn = _probabilities(lm_logits), _probabilities(gnn_logits)
 
     def mixed(nodes: np.ndarray | slice, weight: float) -> np.ndarray:
-        lm, gnn = (_probabilities(logits[nodes]) for logits in (lm_logits, gnn_logits))
-        return np.log(np.maximum(weight * lm + (1 - weight) * gnn, np.finfo(np.float32).tiny))
+        return np.log(np.maximum(weight * lm[nodes] + (1 - weight) * gnn[nodes], np.finfo(np.float32).tiny))
 
     best = max(weights, key=lambda weight: (validation.score(mixed(validation.nodes, weight)), -abs(weight - 0.5)))
     return mixed(slice(None), best), best

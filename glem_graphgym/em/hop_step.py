@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures, label_channel
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, StepTask, Structures, label_channel
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.stage import Hardware, Task, Validation, Weights, half
@@ -58,7 +58,6 @@ class HopLearner(GNNLearner):
         self.label_features: Tensor | None = None
 
     def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
-        num_classes = targets.gold.num_classes
         x = torch.from_numpy(np.array(features, dtype=np.float32))
         hop_features = self._merged(lambda operator, nodes: propagate(operator, x[nodes], self.hops))
         self.hop_features = hop_features.to(self.hardware.dtype)
@@ -73,9 +72,7 @@ class HopLearner(GNNLearner):
             self.label_features = self._merged(
                 lambda operator, nodes: fold_label_hops(operator, labels[nodes], folds[nodes], self.label_hops, keep=1)
             )
-        self.model = self.build(x.shape[1], num_classes)
-        if weights is not None:
-            self.model.load_state_dict(weights)
+        self.take_model(x.shape[1], targets.gold.num_classes, weights)
 
     def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
         """(hops, N, …): of the nodes that training sees on what it sees, of the others on what prediction sees."""
@@ -88,8 +85,7 @@ class HopLearner(GNNLearner):
         return merged
 
     def task(self, targets: StepTargets) -> Task:
-        assert self.model is not None
-        return _HopTask(self.model, self.validation, targets, self)
+        return _HopTask(targets, self)
 
     def batch(self, nodes: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Hop features (K+1, B, D) and label features (1, B, C) or None of ``nodes`` int64 (B,)."""
@@ -115,12 +111,12 @@ class HopLearner(GNNLearner):
                 logits[nodes] = half(found)
 
 
-class _HopTask(Task):
+class _HopTask(StepTask):
     """Random batches of an epoch's nodes."""
 
-    def __init__(self, model: nn.Module, validation: Validation, targets: StepTargets, learner: HopLearner) -> None:
-        super().__init__(model, validation)
-        self.targets, self.learner = targets, learner
+    def __init__(self, targets: StepTargets, learner: HopLearner) -> None:
+        super().__init__(targets, learner)
+        self.learner = learner
 
     def train_dataloader(self) -> DataLoader:
         nodes, target, is_gold = self.targets.batch(self.current_epoch)
@@ -144,7 +140,3 @@ class _HopTask(Task):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         for nodes, logits in self.learner.logits(self.validation.nodes):
             self.see(nodes, logits)
-
-    def configure_optimizers(self) -> Any:
-        optimizer, schedule = self.learner.make_optimizer(self.model.parameters())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

@@ -19,7 +19,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,16 @@ class StageKey:
 
 @dataclass
 class Work:
-    """What doing a stage gives back to the journal; predictions go straight into the folder it was given."""
+    """What doing a stage gives back to the journal; predictions go straight into the folder it was given.
+
+    ``notes`` are numbers for the stage's diagnostics.
+    """
 
     log: FitLog
     weights: Weights
     params: int
     lr: float
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class Journal:
             "epochs": result.log.epochs,
             "best_epoch": result.log.best_epoch,
             "scores": scores,
-            "diagnostics": diagnose(logits) if diagnose else {},
+            "diagnostics": {**result.notes, **(diagnose(logits) if diagnose else {})},
         }
         if result.weights:
             weights = {name: value.contiguous() for name, value in result.weights.items()}

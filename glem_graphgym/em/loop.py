@@ -165,16 +165,13 @@ class Run:
         self, name: str, method: str, after: Finished, compute: Callable[[], tuple[np.ndarray, dict[str, float]]]
     ) -> None:
         """A stage of its own for logits that are computed from finished ones."""
-        notes: dict[str, float] = {}
 
         def work(folder: Path) -> Work:
-            logits, found = compute()
-            notes.update(found)
+            logits, notes = compute()
             open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)[:] = logits
-            return Work(FitLog(), {}, 0, 0.0)
+            return Work(FitLog(), {}, 0, 0.0, notes)
 
-        key = self._key(name, "none", method, after.key.em_iteration)
-        self.journal.stage(key, work, lambda _: notes)
+        self.journal.stage(self._key(name, "none", method, after.key.em_iteration), work)
 
     # ---- what a step learns from ----------------------------------------------------------------------------------
 

@@ -100,15 +100,18 @@ class GNNLearner:
 
     def task(self, targets: StepTargets) -> Task:
         """What `fit` trains, once the model is loaded."""
-        assert self.model is not None and self.inputs is not None
-        return _GNNTask(self.model, self.validation, self.inputs, targets, self)
+        return _GNNTask(targets, self)
 
     def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
         """Take a new GNN for these features, with fresh weights or, where given, ``weights``."""
         num_classes = targets.gold.num_classes
         x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device, self.hardware.dtype)
         self.inputs = GNNInputs(x, targets) if self.settings.label_input else GNNInputs(x, None)
-        self.model = self.build(self.inputs.dim, num_classes)
+        self.take_model(self.inputs.dim, num_classes, weights)
+
+    def take_model(self, dim_in: int, num_classes: int, weights: Weights | None) -> None:
+        """A new model for inputs of that width, with fresh weights or, where given, ``weights``."""
+        self.model = self.build(dim_in, num_classes)
         if weights is not None:
             self.model.load_state_dict(weights)
 
@@ -195,19 +198,27 @@ def label_channel(num_nodes: int, targets: StepTargets) -> Tensor:
     return channel
 
 
-class _GNNTask(Task):
+class StepTask(Task):
+    """A loaded GNN with its targets and the learner's optimizer, whose schedule counts epochs."""
+
+    def __init__(self, targets: StepTargets, learner: GNNLearner) -> None:
+        assert learner.model is not None, "load a model first"
+        super().__init__(learner.model, learner.validation)
+        self.targets = targets
+        self.make_optimizer = learner.make_optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = self.make_optimizer(self.model.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+class _GNNTask(StepTask):
     """One full-batch step an epoch."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        validation: Validation,
-        inputs: GNNInputs,
-        targets: StepTargets,
-        learner: GNNLearner,
-    ) -> None:
-        super().__init__(model, validation)
-        self.inputs, self.targets, self.learner = inputs, targets, learner
+    def __init__(self, targets: StepTargets, learner: GNNLearner) -> None:
+        super().__init__(targets, learner)
+        assert learner.inputs is not None, "load a model first"
+        self.inputs, self.learner = learner.inputs, learner
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
@@ -237,18 +248,14 @@ class _GNNTask(Task):
 
     def _surplus(self, pseudo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Of the places of pseudo nodes those beyond what one fold of the candidates hides, at random."""
-        candidates = self.targets.pseudo
-        bound = 0 if candidates is None else -(-len(candidates.nodes) // FOLDS)
-        return pseudo if len(pseudo) == 0 else rng.permutation(pseudo)[bound:]
+        if self.targets.pseudo is None:
+            return pseudo
+        return rng.permutation(pseudo)[-(-len(self.targets.pseudo.nodes) // FOLDS) :]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         for nodes, x in self.inputs.for_prediction(self.validation.nodes):
             logits = self.learner.seen_logits(x)
             self.see(nodes, logits[torch.from_numpy(nodes).to(self.device)])
-
-    def configure_optimizers(self) -> Any:
-        optimizer, schedule = self.learner.make_optimizer(self.model.parameters())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
 def standardise(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:

@@ -7,7 +7,6 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from glem_graphgym.models.dropout import dropout, relu_dropout
-from glem_graphgym.models.kept import Kept
 from glem_graphgym.models.propagation import Adjacency
 
 _NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
@@ -57,7 +56,6 @@ class LayerStack(nn.Module):
         self.layers = nn.ModuleList(self.Layer(a, b) for a, b in pairwise(dims))
         self.activations = nn.ModuleList(Activation(dim_hidden, norm, dropout) for _ in range(num_layers - 1))
         self.input_dropout = input_dropout
-        self._cast_input = Kept()
         self.residual = residual
 
     def reset_parameters(self) -> None:
@@ -67,8 +65,6 @@ class LayerStack(nn.Module):
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         """Logits (N, C) of node features ``x`` (N, dim_in)."""
         x = dropout(x, self.input_dropout, self.training)
-        cast = self._cast_input.of(x, lambda x: x)  # in autocast's type, rather than cast in every epoch
-        x = x if cast is None else cast
         for layer, activation in zip(self.layers[:-1], self.activations, strict=True):
             hidden = activation(layer(x, adjacency))
             x = x + hidden if self.residual and x.shape == hidden.shape else hidden

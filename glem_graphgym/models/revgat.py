@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from glem_graphgym.models.attention_propagation import AttentionGraph, attention_dropout, attention_scores
 from glem_graphgym.models.dropout import dropout
-from glem_graphgym.models.kept import Kept, working_type
+from glem_graphgym.models.kept import working_type
 from glem_graphgym.models.mlp import Activation
 from glem_graphgym.models.propagation import Adjacency
 
@@ -286,7 +286,6 @@ class RevGAT(nn.Module):
         self.heads, self.group, self.self_loops = heads, group, self_loops
         self.dropout, self.input_dropout = dropout, input_dropout
         self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
-        self._cast_input = Kept()
         self.first = layer(dim_in, dim_hidden, heads)
         self.blocks = nn.ModuleList(block() for _ in range(num_layers - 2))
         self.activation = Activation(width, norm, dropout)
@@ -313,9 +312,6 @@ class RevGAT(nn.Module):
     def _input(self, x: Tensor) -> Tensor:
         if self.input_norm is not None:
             x = self.input_norm(x)
-        else:
-            cast = self._cast_input.of(x, lambda x: x)  # in autocast's type, rather than cast in every epoch
-            x = x if cast is None else cast
         return dropout(x, self.input_dropout, self.training)
 
     def _draw_seeds(self) -> list[int | None]:

@@ -16,7 +16,6 @@ from glem_graphgym.models.gat import GAT
 from glem_graphgym.models.gcn import GCN
 from glem_graphgym.models.hop_network import HopNetwork
 from glem_graphgym.models.hops import propagate
-from glem_graphgym.models.kept import Kept
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.mlp import MLP
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
@@ -126,8 +125,8 @@ class RevGATNetwork(GraphNetwork):
 class HopGraphNetwork(nn.Module):
     """One of our networks on hop features as a GraphGym network: propagates the batch's features, then reads hops.
 
-    Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`); in GraphGym's own
-    training the hops of a graph that comes again are kept.
+    Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`). GraphGym's own training
+    copies the graph for every step, so there it is propagated in every step too.
 
     Args:
         net: the plain module.
@@ -136,15 +135,10 @@ class HopGraphNetwork(nn.Module):
     def __init__(self, net: HopNetwork) -> None:
         super().__init__()
         self.net = net
-        self._kept = Kept()
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        def hops(x: Tensor) -> Tensor:
-            adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
-            return propagate(adjacency.gcn(), x, cfg.gnn.hops)
-
-        kept = self._kept.of(batch.x, hops)
-        return read_out(self.net(hops(batch.x) if kept is None else kept), batch)
+        adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
+        return read_out(self.net(propagate(adjacency.gcn(), batch.x, cfg.gnn.hops)), batch)
 
 
 def attention_over_hops() -> dict[str, Any]:

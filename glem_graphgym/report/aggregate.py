@@ -87,13 +87,13 @@ def aggregate_seeds(
     if best not in ("argmax", "argmin"):
         raise ValueError(f"best is {best!r}, expected 'argmax' or 'argmin'")
     runs = _read_runs(dir)
-    best_epoch = {seed: _best_epoch(rows["val"], metric, best, dir / str(seed)) for seed, rows in runs.items()}
+    selected = {seed: best_epoch(rows["val"], metric, best, dir / str(seed)) for seed, rows in runs.items()}
 
     stats, chosen = {}, {}
     for split in SPLITS:
         rows_of_seed = {seed: rows[split] for seed, rows in runs.items() if rows[split]}
         if rows_of_seed:
-            picked = [_row_at(rows, best_epoch[seed], dir / str(seed) / split) for seed, rows in rows_of_seed.items()]
+            picked = [row_at(rows, selected[seed], dir / str(seed) / split) for seed, rows in rows_of_seed.items()]
             stats[split] = _by_epoch(list(rows_of_seed.values()), digits)
             chosen[split] = [_mean_and_std(picked, digits)]
 
@@ -126,7 +126,7 @@ def _read_runs(dir: Path) -> dict[int, dict[str, list[Row]]]:
     """Rows by seed (ascending) and split; an empty list for a split that was not written."""
     runs = {}
     for seed, folder in _seed_folders(dir).items():
-        rows = {split: _read_rows(folder / split / "stats.json") for split in SPLITS}
+        rows = {split: read_rows(folder / split / "stats.json") for split in SPLITS}
         if rows["val"]:
             runs[seed] = rows
         else:
@@ -136,7 +136,7 @@ def _read_runs(dir: Path) -> dict[int, dict[str, list[Row]]]:
     return runs
 
 
-def _read_rows(file: Path) -> list[Row]:
+def read_rows(file: Path) -> list[Row]:
     """Rows of a stats file by epoch; of several with the same epoch the first, as GraphGym reads them."""
     if not file.is_file():
         return []
@@ -167,7 +167,12 @@ def _numbers(row: Any) -> Row:
     return {key: value for key, value in values.items() if isinstance(value, int | float)}
 
 
-def _best_epoch(rows: Sequence[Row], metric: str, best: str, folder: Path) -> float:
+def best_epoch(rows: Sequence[Row], metric: str, best: str, folder: Path) -> float:
+    """The epoch of the validation rows with the best metric, the first of equal ones.
+
+    Raises:
+        ValueError: no row has the metric; names the file below ``folder``, the seed's.
+    """
     key = _metric_key(rows[0], folder) if metric == "auto" else metric
     values = np.array([row.get(key, math.nan) for row in rows], dtype=float)
     if np.isnan(values).all():
@@ -188,7 +193,8 @@ def _metric_key(row: Row, folder: Path) -> str:
     )
 
 
-def _row_at(rows: Sequence[Row], epoch: float, folder: Path) -> Row:
+def row_at(rows: Sequence[Row], epoch: float, folder: Path) -> Row:
+    """The row of that epoch; the last one where there is none, with a warning for other splits than ``test``."""
     for row in rows:
         if row["epoch"] == epoch:
             return row
@@ -255,7 +261,7 @@ def aggregate_summaries(dir: Path) -> list[AggregateRow]:
     rows: list[SummaryRow] = []
     for folder in _seed_folders(dir).values():
         if (folder / "summary.json").is_file():
-            rows += _read_summary(folder / "summary.json")
+            rows += read_summary(folder / "summary.json")
         else:
             log.warning("%s: no summary.json (unfinished?); the seed is left out", folder)
     if not rows:
@@ -268,7 +274,12 @@ def aggregate_summaries(dir: Path) -> list[AggregateRow]:
     return result
 
 
-def _read_summary(file: Path) -> list[SummaryRow]:
+def read_summary(file: Path) -> list[SummaryRow]:
+    """The rows of a seed's ``summary.json``.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
         return [SummaryRow(**row) for row in read_json(file)]
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from glem_graphgym.files import fingerprint, read_json
-from glem_graphgym.report.aggregate import SEED, _best_epoch, _read_rows, _read_summary, _row_at
+from glem_graphgym.report.aggregate import SEED, best_epoch, read_rows, read_summary, row_at
 from glem_graphgym.report.stats import Stage, read_stages
 
 STOCK = "standard"  # GraphGym's own training
@@ -212,19 +212,19 @@ def _read_run(seed: int, folder: Path, about: Mapping[str, Any]) -> Run:
         raise LookupError("no summary.json")
     results = {
         row.method: Result(row.valid, row.test, row.params, row.seconds, row.peak_memory_mb)
-        for row in _read_summary(file)
+        for row in read_summary(file)
     }
     return Run(seed, folder, results, read_stages(folder), versions)
 
 
 def _stock_result(folder: Path, about: Mapping[str, Any]) -> Result:
     """Validation at its best epoch; test from the same epoch where there is one, else GraphGym's one test row."""
-    rows = {split: _read_rows(folder / split / "stats.json") for split in ("val", "test")}
+    rows = {split: read_rows(folder / split / "stats.json") for split in ("val", "test")}
     if not all(rows.values()) or not all(METRIC in row for part in rows.values() for row in part):
         raise LookupError(f"no {METRIC} in val/stats.json and test/stats.json")
-    epoch = _best_epoch(rows["val"], METRIC, "argmax", folder)
-    valid = _row_at(rows["val"], epoch, folder / "val")
-    test = _row_at(rows["test"], epoch, folder / "test")
+    epoch = best_epoch(rows["val"], METRIC, "argmax", folder)
+    valid = row_at(rows["val"], epoch, folder / "val")
+    test = row_at(rows["test"], epoch, folder / "test")
     seconds, memory = about.get("seconds"), about.get("peak_memory_mb")
     return Result(valid[METRIC], test[METRIC], int(valid.get("params", 0)), seconds, memory)
 

@@ -124,8 +124,7 @@ def bound_of_an_epoch(model: Callable[..., nn.Module], hardware: Hardware) -> fl
     """Seconds of an epoch's matrix products and of the bytes of its sparse products, if they were all there is."""
     with Traffic() as traffic, FlopCounterMode(display=False) as counter:
         learner_of(model, graph()[0], hardware, 1).fit(targets(), features(), "counting")
-    dtype = torch.float32 if hardware is SINGLE else torch.bfloat16
-    return counter.get_total_flops() / flops(dtype) + traffic.bytes / bandwidth()
+    return counter.get_total_flops() / flops(hardware.dtype) + traffic.bytes / bandwidth()
 
 
 def m_step(repeats: int) -> Iterator[Row]:

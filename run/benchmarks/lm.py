@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from collections.abc import Iterator
@@ -193,7 +192,6 @@ class _Loader(list):
 
 def _peer_batch() -> dict[str, Any]:
     texts, tokenizer = short_texts(), load_tokenizer(MODEL)
-    tokenizer = copy.deepcopy(tokenizer)
     encoded = tokenizer(texts[:PEER_BATCH], padding="max_length", truncation=True, max_length=PEER_LENGTH)
     names = ("input_ids", "token_type_ids", "attention_mask")
     return {

@@ -10,26 +10,12 @@ from torch_geometric.nn import GATConv
 
 from glem_graphgym.models.gat import GAT, GATLayer
 from glem_graphgym.models.propagation import Adjacency
-
-NODES = 40
+from tests.models.conftest import NODES, assert_reset_leaves_nothing_learned
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def edges() -> Tensor:
-    """Directed, with a self-loop; the last three nodes have no edge."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, NODES - 3, (2, 150), generator=generator)
-    return torch.cat([drawn[:, drawn[0] != drawn[1]], torch.tensor([[5], [5]])], dim=1).unique(dim=1)
-
-
-@pytest.fixture
-def adjacency(edges: Tensor) -> Adjacency:
-    return Adjacency.from_edge_index(edges, NODES)
 
 
 def build(**changes: Any) -> GAT:
@@ -163,19 +149,7 @@ def test_autocast_stays_close(adjacency: Adjacency) -> None:
 
 
 def test_reset_parameters_leaves_nothing_of_what_was_learned(adjacency: Adjacency) -> None:
-    def reset(net: GAT) -> dict[str, Tensor]:
-        torch.manual_seed(3)
-        net.reset_parameters()
-        return {name: value.clone() for name, value in net.state_dict().items()}
-
-    fresh, used = reset(build()), build()
-    used(torch.randn(NODES, 6), adjacency)
-    with torch.no_grad():
-        for parameter in used.parameters():
-            parameter.add_(1)
-    again = reset(used)
-    assert fresh.keys() == again.keys()
-    assert all(torch.equal(value, again[name]) for name, value in fresh.items())
+    assert_reset_leaves_nothing_learned(build, adjacency)
 
 
 @pytest.mark.parametrize(

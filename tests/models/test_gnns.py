@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,22 +14,9 @@ from glem_graphgym.models.gcn import GCN, GCNLayer
 from glem_graphgym.models.mlp import MLP, LayerStack
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sage import SAGE, SAGELayer
+from tests.models.conftest import NODES, assert_reset_leaves_nothing_learned
 
-NODES = 40
 NETWORKS = [GCN, SAGE, MLP]
-
-
-@pytest.fixture
-def edges() -> Tensor:
-    """Directed, with a self-loop; the last three nodes have no edge."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, NODES - 3, (2, 150), generator=generator)
-    return torch.cat([drawn[:, drawn[0] != drawn[1]], torch.tensor([[5], [5]])], dim=1).unique(dim=1)
-
-
-@pytest.fixture
-def adjacency(edges: Tensor) -> Adjacency:
-    return Adjacency.from_edge_index(edges, NODES)
 
 
 def build(network: type[LayerStack], **changes: Any) -> LayerStack:
@@ -207,21 +195,7 @@ def test_same_seed_same_bits_in_training(network: type[LayerStack], adjacency: A
 def test_reset_parameters_leaves_nothing_of_what_was_learned(
     network: type[LayerStack], norm: str, adjacency: Adjacency
 ) -> None:
-    def reset(net: LayerStack) -> dict[str, Tensor]:
-        torch.manual_seed(3)
-        net.reset_parameters()
-        return {name: value.clone() for name, value in net.state_dict().items()}
-
-    fresh = reset(build(network, norm=norm))
-    used = build(network, norm=norm)
-    used(torch.randn(NODES, 6), adjacency)  # moves the running statistics
-    with torch.no_grad():
-        for parameter in used.parameters():
-            parameter.add_(1)
-    again = reset(used)
-    assert fresh.keys() == again.keys()
-    for name, value in fresh.items():
-        assert torch.equal(value, again[name]), name
+    assert_reset_leaves_nothing_learned(partial(build, network, norm=norm), adjacency)
 
 
 def test_gcn_starts_as_glorot_with_zero_bias() -> None:

@@ -14,8 +14,7 @@ from glem_graphgym.models import revgat
 from glem_graphgym.models.attention_propagation import AttentionGraph
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.revgat import Draws, GroupLayer, ReversibleBlock, RevGAT, RevGATLayer
-
-NODES = 40
+from tests.models.conftest import NODES, assert_reset_leaves_nothing_learned
 
 
 @pytest.fixture(autouse=True)
@@ -377,20 +376,8 @@ def test_a_change_of_the_parameters_before_the_backward_pass_is_noticed(adjacenc
 
 
 def test_reset_parameters_leaves_nothing_of_what_was_learned(adjacency: Adjacency) -> None:
-    def reset(net: RevGAT) -> dict[str, Tensor]:
-        torch.manual_seed(3)
-        net.reset_parameters()
-        return {name: value.clone() for name, value in net.state_dict().items()}
-
-    changes = {"attend_destination": True, "input_norm": True}
-    fresh, used = reset(build(**changes)), build(**changes)
-    used(torch.randn(NODES, 6), adjacency)
-    with torch.no_grad():
-        for parameter in used.parameters():
-            parameter.add_(1)
-    again = reset(used)
-    assert fresh.keys() == again.keys()
-    assert all(torch.equal(value, again[name]) for name, value in fresh.items())
+    make = partial(build, attend_destination=True, input_norm=True)
+    assert_reset_leaves_nothing_learned(make, adjacency)
 
 
 @pytest.mark.parametrize(
