@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -55,8 +56,54 @@ class PeakMemory:
     def peak_mb(self) -> float:
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() / 2**20
+        return self.resident_mb()
+
+    def resident_mb(self) -> float:
+        """Of this process, whether there is an accelerator or not."""
         if self.own_mark:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) / 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def available_bytes() -> int:
+    """Memory that can be taken now without swapping: what the machine has left, or its container's limit leaves."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    left = [os.sysconf("SC_PHYS_PAGES") * page]
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            left.append(int(line.split()[1]) * 1024)
+    left += [limit for root in CGROUPS if (limit := _left_in_cgroup(root)) is not None]
+    return max(0, min(left))
+
+
+# Folder, limit, use, and the line of memory.stat that counts file pages which are given back when others need them.
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _left_in_cgroup(group: tuple[Path, str, str, str]) -> int | None:
+    """Bytes that a container's limit leaves; None where there is no limit."""
+    folder, limit, use, reclaimable = group
+    limits, uses = _lines(folder / limit), _lines(folder / use)
+    if not limits or not uses or not limits[0].isdigit():
+        return None
+    given_back = [int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.split()[0] == reclaimable]
+    return int(limits[0]) - int(uses[0]) + sum(given_back)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def machine_bytes() -> int:
+    """All the memory that this process could ever take: the machine's, or its container's limit where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [lines[0] for folder, limit, *_ in CGROUPS if (lines := _lines(folder / limit))]
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])

@@ -2,8 +2,8 @@
 
 Every figure is the median of several repetitions after a warm-up, with seeds fixed; rivals take turns with ours in the
 same process. "bound" is what this machine's hardware allows, measured in the same run from a large matrix product and
-a large copy; "share" is how much of it is reached. The part ``peer`` (PyG's own GLEM) takes minutes and runs only when
-named or with --peer.
+a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM) and ``cost`` (the LM alone,
+joint co-training and GLEM beside one another) take minutes and run only when named, the first also with --peer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from benchmarks import gnn, lm, measure, whole
+from benchmarks import cost, gnn, lm, measure, whole
 from benchmarks.measure import Row
 from rich.console import Console
 from rich.table import Table
@@ -39,27 +40,34 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "allocator": gnn.allocator,
     "startup": whole.startup,
     "run": whole.run,
+    "cost": cost.cost,
 }
+WHEN_NAMED = ("peer", "cost")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)} (default: all but peer)")
+    left_out = " and ".join(WHEN_NAMED)
+    parser.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)} (default: all but {left_out})")
     parser.add_argument("--peer", action="store_true", help="PyG's own GLEM too, where it can be imported")
     parser.add_argument("--repeats", type=int, default=7, help="counted repetitions of each figure (default: 7)")
+    parser.add_argument("--memory_gb", type=float, default=4.0, help="for the largest batch of cost (default: 4)")
     parser.add_argument("--json", type=Path, help="write the rows there too")
     args = parser.parse_args()
     unknown = sorted(set(args.parts) - set(PARTS))
     if unknown:
         parser.error(f"unknown part {unknown[0]}; expected some of: {', '.join(PARTS)}")
-    parts = args.parts or [part for part in PARTS if part != "peer"]
+    parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
+    if args.memory_gb <= 0:
+        parser.error(f"--memory_gb is {args.memory_gb:g}, expected more than 0")
+    run: dict[str, Callable[[int], Iterable[Row]]] = {**PARTS, "cost": partial(cost.cost, memory_gb=args.memory_gb)}
     if args.peer and "peer" not in parts:
         parts.append("peer")
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows: list[Row] = []
     for part in parts:
-        for row in PARTS[part](args.repeats):
+        for row in run[part](args.repeats):
             rows.append(row)
             print(f"{row.part}: {row.what}: {row.value:,.4g} {row.unit}", file=sys.stderr, flush=True)
     rows += ratios_to_peer(rows)

@@ -1,6 +1,7 @@
 """Run one experiment: ``python run/main.py --cfg configs_gg/glem_debian.yaml [--repeat 3] [key value ...]``.
 
-Exit status: 0 the run is finished; 1 it could not be done (one message says why); 2 the command line is wrong.
+Exit status: 0 the run is finished; 1 it could not be done (one message says why); 2 the command line is wrong; 75 in
+one of several processes: another has ended.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import add_config, parse_with_options
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,15 +27,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Train and evaluate one configuration; type the same command again to resume it.",
         epilog="Options 'key value' override the YAML, e.g.: out_dir results seed 3 glem.alpha 0.3",
     )
-    parser.add_argument("--cfg", dest="cfg_file", required=True, help="YAML configuration file")
+    add_config(parser)
     parser.add_argument("--repeat", type=int, default=1, help="number of seeds: seed, seed + 1, ... (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run of these seeds left")
+    parser.add_argument("--dry_run", action="store_true", help="say what the run needs; 1 if it does not fit")
     parser.add_argument("--mark_done", action="store_true", help="rename the YAML to <name>_done when finished")
-    args, options = parser.parse_known_args(argv)
-    args.opts = options
-    unknown = [option for option in args.opts if option.startswith("--")]
-    if unknown:
-        parser.error(f"unknown flag {unknown[0]}; options are written as 'key value', without dashes")
+    args = parse_with_options(parser, argv)
     if args.repeat < 1:
         parser.error(f"--repeat is {args.repeat}, expected at least 1")
     return args
@@ -38,20 +40,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`
     # Imported late, so that --help and a wrong command line answer at once.
     from torch_geometric.graphgym.config import cfg
 
     import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym import processes
     from glem_graphgym.data.text_graph import DataError
     from glem_graphgym.em.journal import seed_everything
     from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
     from glem_graphgym.registered.run_folder import RunError, require_finished
+    from glem_graphgym.starting import LOST
 
     try:
         load_config(cfg, args.cfg_file, args.opts)
         experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
         cfg.out_dir = str(experiment)
         settings = settings_of(cfg)  # GraphGym's training writes into cfg
+        if args.dry_run:
+            return dry_run(cfg, experiment, args.repeat, args.overwrite)
+        if (status := start_or_join(cfg, sys.argv[1:] if argv is None else argv)) is not None:
+            return status
+        first = processes.rank() == 0  # it alone writes and reports
         for seed in range(cfg.seed, cfg.seed + args.repeat):
             cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
             cfg.run_dir = str(experiment / str(seed))
@@ -61,23 +72,53 @@ def main(argv: list[str] | None = None) -> int:
             set_up_logging(cfg)
             set_up_process(cfg)
             seed_everything(seed)
-            if cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
+            if first and cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
                 dump_config(settings, experiment / cfg.cfg_dest)
             run_seed(cfg, experiment.name, args.overwrite)
-        if cfg.train.mode != "glem_predict":  # not before: a run that is refused must not change what stands there
+        # Not before: a run that is refused must not change what stands there.
+        if first and cfg.train.mode != "glem_predict":
             dump_config(settings, experiment / cfg.cfg_dest)
-        report_experiment(cfg, experiment)
+        if first:
+            report_experiment(cfg, experiment)
+        processes.leave()
     except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
         if os.environ.get("GLEM_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not processes.is_lost(error):
+            raise
+        print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:
         print("interrupted; type the same command again to resume", file=sys.stderr)
         return 1
-    if args.mark_done:
+    if args.mark_done and first:
         Path(args.cfg_file).rename(f"{args.cfg_file}_done")
     return 0
+
+
+def start_or_join(cfg: Any, argv: list[str]) -> int | None:
+    """Become one of a run's processes; or, where ``devices`` asks for several and nobody has started them, do that.
+
+    Returns:
+        The exit status of the processes that were started; None where the run is to be done in this one.
+    """
+    from glem_graphgym import processes
+    from glem_graphgym.registered.config import check_devices
+    from glem_graphgym.registered.language_model import hardware_for
+    from glem_graphgym.starting import start
+
+    place = processes.find_place()
+    check_devices(cfg, place.local_size if place else None)
+    count = cfg.devices or 1
+    if cfg.train.mode == "standard" or (place is None and count == 1):
+        return None
+    if place is None:
+        return start([sys.executable, str(Path(__file__).resolve()), *argv], count)
+    processes.join(place, hardware_for(cfg, "32").accelerator)
+    return None
 
 
 def experiment_name(file: str) -> str:
@@ -85,19 +126,40 @@ def experiment_name(file: str) -> str:
     return name.removesuffix(".yaml").removesuffix(".yml")
 
 
+def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
+    """Print what the run needs, and write nothing; 1 if something does not fit."""
+    from glem_graphgym.registered.preflight import examine
+    from glem_graphgym.report.needs import print_needs
+
+    print("trying a part of every stage on this machine ...", flush=True)
+    found = examine(cfg, [experiment / str(cfg.seed + place) for place in range(repeat)], overwrite)
+    print_needs(found, f"{experiment.name}: what it needs")
+    return 0 if found.fits else 1
+
+
 def set_up_process(cfg: Any) -> None:
-    """At most ``num_threads`` threads, and never more than the machine has: more only get in each other's way."""
+    """At most ``num_threads`` threads, and never more than the machine has: more only get in each other's way.
+
+    Processes on one machine share its threads.
+    """
     import torch
 
+    from glem_graphgym import processes
     from glem_graphgym.memory import keep_freed_memory
 
     keep_freed_memory()
-    torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
+    share = len(os.sched_getaffinity(0)) // processes.place().local_size
+    torch.set_num_threads(max(1, min(cfg.num_threads, share)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
 def set_up_logging(cfg: Any) -> None:
-    """To the terminal, to the run's logging.log, or to both, as ``print`` says."""
+    """To the terminal, to the run's logging.log, or to both, as ``print`` says; the first process's lines alone."""
+    from glem_graphgym import processes
+
+    if processes.rank() > 0:
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+        return
     handlers: list[logging.Handler] = []
     if cfg.print in ("stdout", "both"):
         handlers.append(logging.StreamHandler(sys.stdout))
@@ -114,12 +176,15 @@ def run_seed(cfg: Any, name: str, overwrite: bool) -> None:
     """One seed: train, then make its tables."""
     from torch_geometric.graphgym.register import train_dict
 
+    from glem_graphgym import processes
     from glem_graphgym.report import reliability, stats
 
     if cfg.train.mode == "standard":
         run_standard(cfg, overwrite)
         return
     graph = train_dict[cfg.train.mode](overwrite)
+    if processes.rank() > 0:
+        return
     run_dir = Path(cfg.run_dir)
     if cfg.train.mode == "glem_predict":
         stats.print_predictions(run_dir)
@@ -136,12 +201,14 @@ def run_standard(cfg: Any, overwrite: bool) -> None:
     from torch_geometric.graphgym.utils.comp_budget import params_count
     from torch_geometric.graphgym.utils.device import auto_select_device
 
-    from glem_graphgym.files import write_json
+    from glem_graphgym.files import read_json, write_json
+    from glem_graphgym.memory import PeakMemory
+    from glem_graphgym.registered.loader import load_text_graph_of
     from glem_graphgym.registered.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
     from glem_graphgym.report.stats import drop_sanity_row
 
     run_dir = Path(cfg.run_dir)
-    identity = identity_of(cfg, None)
+    identity = identity_of(cfg, load_text_graph_of(cfg) if cfg.dataset.format == "TAG" else None)
     if not overwrite:
         check_run_folder(run_dir, identity)
         if is_finished(run_dir):
@@ -152,14 +219,16 @@ def run_standard(cfg: Any, overwrite: bool) -> None:
     for split in ("train", "val", "test", "ckpt"):
         shutil.rmtree(run_dir / split, ignore_errors=True)
     auto_select_device()
+    memory, start = PeakMemory(), time.perf_counter()
     datamodule = GraphGymDataModule()
     model = create_model()
     logging.info(model)
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)
     train(model, datamodule, logger=True, trainer_config={"logger": False})
+    cost = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(memory.peak_mb(), 1)}
     drop_sanity_row(run_dir / "val" / "stats.json")
-    write_json(run_dir / "run.json", {**identity, "finished": True})
+    write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), **cost, "finished": True})
 
 
 def report_experiment(cfg: Any, experiment: Path) -> None:

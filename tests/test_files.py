@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from glem_graphgym.files import atomic_write, fingerprint, make_once, read_json, write_json
+from glem_graphgym import files
+from glem_graphgym.files import atomic_write, fingerprint, make_once, read_json, sampled_fingerprint, write_json
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
@@ -161,3 +164,77 @@ def test_fingerprint_of_a_view_is_that_of_its_copy(tmp_path: Path) -> None:
     assert fingerprint(array[:, ::2]) == fingerprint(array[:, ::2].copy())
     np.save(tmp_path / "a.npy", array)
     assert fingerprint(np.load(tmp_path / "a.npy", mmap_mode="r")) == fingerprint(array)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 8, 100, 1 << 24])
+def test_fingerprint_of_an_array_in_blocks_is_that_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """Against what was computed before arrays were read in blocks."""
+    monkeypatch.setattr(files, "BLOCK_BYTES", block_bytes)
+    whole = np.arange(60, dtype=np.int64).reshape(3, 4, 5)
+    arrays = [whole, whole[:, ::2], whole[::2], whole[..., 1], np.asfortranarray(whole), whole.T, whole.astype(">f4")]
+    arrays += [
+        np.float16(3),
+        np.array(7),
+        whole[:0],
+        whole[:, :0],
+        np.array(["ü", "abc"]),
+        whole > 7,
+        whole[:1, :1, :1],
+    ]
+    arrays += [np.broadcast_to(whole[0, 0], (2, 5)), whole.view("M8[s]"), np.zeros(3, dtype="i4,f8")]
+    for array in arrays:
+        data = f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
+        expected = hashlib.sha256(len(data).to_bytes(8, "little") + data).hexdigest()[:16]
+        assert fingerprint(array) == expected, (array.dtype, array.shape)
+
+
+def test_fingerprint_of_a_large_array_takes_no_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4000, 2000)))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    tracemalloc.start()
+    try:
+        fingerprint(mapped)
+        contiguous = tracemalloc.get_traced_memory()[1]
+        fingerprint(mapped[:, 1:])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert contiguous < 1e6
+    assert peak < 2 * files.BLOCK_BYTES + 1e6
+
+
+def test_sampled_fingerprint_finds_files_that_were_cut_or_made_anew(tmp_path: Path) -> None:
+    size = 10_000_000  # more than all samples together
+    path, other = tmp_path / "a.bin", tmp_path / "b.bin"
+    data = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    data.tofile(path)
+    before = sampled_fingerprint(path)
+    assert sampled_fingerprint(path) == before
+    other.write_bytes(data.tobytes())
+    assert sampled_fingerprint(other) != before  # by its name
+    assert sampled_fingerprint(path, other) != sampled_fingerprint(other, path)
+    for changed in (data[:-1], np.append(data, data[:1]), data[::-1].copy(), np.roll(data, 1), data * 0):
+        changed.tofile(path)
+        assert sampled_fingerprint(path) != before
+    for place in (0, size - 1, (size - files.SAMPLE_BYTES) // (files.SAMPLES - 1)):
+        changed = data.copy()
+        changed[place] ^= 1
+        changed.tofile(path)
+        assert sampled_fingerprint(path) != before
+    data.tofile(path)
+    assert sampled_fingerprint(path) == before
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 100_000])
+def test_sampled_fingerprint_of_a_small_file_is_of_every_byte(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.bin"
+    seen = set()
+    for place in {-1, 0, size // 2, size - 1} if size else {-1}:
+        data = bytearray(size)
+        if place >= 0:
+            data[place] = 1
+        path.write_bytes(data)
+        seen.add(sampled_fingerprint(path))
+    assert len(seen) == len({-1, 0, size // 2, size - 1} if size else {-1})

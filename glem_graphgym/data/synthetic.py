@@ -114,8 +114,10 @@ def make_synthetic(
     label, split = _draw_classes(rng, num_nodes, num_classes, ends)
     source, target = _draw_edges(rng, label, num_classes, avg_degree, structure_signal)
     rowptr, col = csr_from_edges(source, target, num_nodes)
-    texts = _draw_texts(rng, label, num_classes, vocabulary, words_per_text, text_signal)
-    features = _draw_features(rng, label, num_classes, feature_dim, text_signal) if feature_dim else None
+    texts = draw_texts(rng, label, num_classes, vocabulary, words_per_text, text_signal)
+    features = None
+    if feature_dim:
+        features = draw_features(rng, label, draw_class_means(rng, num_classes, feature_dim), text_signal)
     return TextGraph(
         name="synthetic",
         texts=texts,
@@ -241,7 +243,7 @@ def _word_table(vocabulary: int) -> np.ndarray:
     return spaced.view(np.uint8).reshape(vocabulary, spaced.dtype.itemsize)
 
 
-def _draw_texts(
+def draw_texts(
     rng: np.random.Generator, label: np.ndarray, num_classes: int, vocabulary: int, length: int, signal: float
 ) -> Texts:
     """One text of ``length`` words a node, as bytes throughout; by blocks of nodes, to bound the memory."""
@@ -264,14 +266,15 @@ def _draw_texts(
     return Texts(np.concatenate(buffers), offsets)
 
 
-def _draw_features(
-    rng: np.random.Generator, label: np.ndarray, num_classes: int, dim: int, signal: float
-) -> np.ndarray:
-    """float32 (N, F): class means and noise, both uniform with mean 0 and variance 1, mixed by ``signal``."""
-    half_width = np.float32(math.sqrt(3))
-    mean = (2 * rng.random((num_classes, dim), dtype=np.float32) - 1) * half_width
-    features = rng.random((len(label), dim), dtype=np.float32)
+def draw_class_means(rng: np.random.Generator, num_classes: int, dim: int) -> np.ndarray:
+    """float32 (C, F): uniform with mean 0 and variance 1."""
+    return (2 * rng.random((num_classes, dim), dtype=np.float32) - 1) * np.float32(math.sqrt(3))
+
+
+def draw_features(rng: np.random.Generator, label: np.ndarray, means: np.ndarray, signal: float) -> np.ndarray:
+    """float32 (N, F): ``means`` (C, F) of the classes, and noise of mean 0 and variance 1, mixed by ``signal``."""
+    features = rng.random((len(label), means.shape[1]), dtype=np.float32)
     features -= np.float32(0.5)
-    features *= np.float32(2 * (1 - signal)) * half_width
-    features += np.float32(signal) * mean[label]
+    features *= np.float32(2 * (1 - signal)) * np.float32(math.sqrt(3))
+    features += np.float32(signal) * means[label]
     return features

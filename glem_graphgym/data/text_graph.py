@@ -2,71 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glem_graphgym.files import fingerprint, make_once, read_json, write_json
+from glem_graphgym.data.csr import check_csr
+from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
+from glem_graphgym.data.errors import DataError as DataError
+from glem_graphgym.data.texts import Texts as Texts
+from glem_graphgym.data.texts import TextsWriter as TextsWriter
+from glem_graphgym.files import fingerprint, make_once, read_json, sampled_fingerprint, write_json
 
 SPLITS = ("train", "valid", "test")
 UNLABELLED = -1
-
-
-class DataError(ValueError):
-    """The data at hand cannot be used as it is; the message names the file or key and what to do."""
-
-
-class Texts(Sequence[str]):
-    """Read-only sequence of N texts over one UTF-8 buffer and N+1 byte offsets (both may be memory-mapped)."""
-
-    def __init__(self, buffer: np.ndarray, offsets: np.ndarray) -> None:
-        self.buffer = buffer  # uint8 (bytes,)
-        self.offsets = offsets  # int64 (N+1,)
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Texts:
-        if isinstance(texts, Texts):
-            return texts
-        encoded = [text.encode("utf-8", "replace") for text in texts]
-        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
-        index = int(index) % len(self)
-        return bytes(self.buffer[self.offsets[index] : self.offsets[index + 1]]).decode("utf-8")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
-
-    def fingerprint(self) -> str:
-        return fingerprint(np.asarray(self.offsets), np.asarray(self.buffer))
+MAPPED_BYTES = 1 << 26  # an array of a snapshot that takes more is memory-mapped
+SAMPLED_BYTES = 1 << 31  # a snapshot that takes more is checked by samples when it is loaded
+BROKEN = (OSError, ValueError, KeyError, EOFError)
 
 
 @dataclass(frozen=True)
 class TextGraph:
     """An undirected text-attributed graph with N nodes, E undirected edges and C classes.
 
+    Every array may be memory-mapped: what is checked and hashed is read block by block. Nobody changes what it holds.
+
     Attributes:
         name: what the graph is called in results, e.g. ``"debian"`` or ``"ogbn-arxiv"``.
         texts: N texts in node order; empty strings are allowed.
         rowptr: int64 (N+1,), CSR row pointers of the symmetric adjacency.
-        col: int32 (2E,), neighbours, sorted within a row; no self-loops, no duplicates.
+        col: int32 or int64 (2E,), neighbours, sorted within a row; no self-loops, no duplicates.
         label: int64 (N,), class index, ``UNLABELLED`` (-1) where there is none.
         split: ``train``, ``valid`` and ``test``, each a sorted int64 array of labelled nodes; they are disjoint.
         class_names: C names; every class index is below C.
         features: float (N, F) raw node features, or None. May be memory-mapped.
-        node_ids: the data's own name of each node (package name, paper id, ...), or None for 0..N-1.
+        node_ids: the data's own name of each node (package name, paper id, ...), a list or `Texts`; None for 0..N-1.
         origin: where it came from, for results: file names, counts, what was repaired. JSON-able.
 
     Raises:
@@ -81,11 +53,18 @@ class TextGraph:
     split: dict[str, np.ndarray]
     class_names: list[str]
     features: np.ndarray | None = None
-    node_ids: list[str] | None = None
+    node_ids: Sequence[str] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    edges_checked: InitVar[bool] = False  # when it was frozen; `dataclasses.replace` checks again
+    _fingerprint: str | None = field(default=None, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        self._check_structure()
+    def __post_init__(self, edges_checked: bool) -> None:
+        if len(self.texts) != self.num_nodes:
+            raise DataError(
+                f"{self.name}: {len(self.texts)} texts for {self.num_nodes} nodes; every node needs one (may be empty)"
+            )
+        if not edges_checked:
+            check_csr(self.name, self.rowptr, self.col)
         self._check_labels()
         if self.features is not None and (
             self.features.ndim != 2 or len(self.features) != self.num_nodes or self.features.dtype.kind != "f"
@@ -96,27 +75,6 @@ class TextGraph:
             )
         if self.node_ids is not None and len(self.node_ids) != self.num_nodes:
             raise DataError(f"{self.name}: {len(self.node_ids)} node ids for {self.num_nodes} nodes")
-
-    def _check_structure(self) -> None:
-        n = self.num_nodes
-        if len(self.texts) != n:
-            raise DataError(f"{self.name}: {len(self.texts)} texts for {n} nodes; every node needs one (may be empty)")
-        if self.rowptr.dtype != np.int64 or self.rowptr[0] != 0 or self.rowptr[-1] != len(self.col):
-            raise DataError(f"{self.name}: row pointers must be int64 and run from 0 to {len(self.col)}")
-        if (np.diff(self.rowptr) < 0).any():
-            raise DataError(f"{self.name}: row pointers must not decrease")
-        if len(self.col) and (self.col.min() < 0 or self.col.max() >= n):
-            raise DataError(
-                f"{self.name}: edges name nodes {self.col.min()} to {self.col.max()}, expected 0 to {n - 1}"
-            )
-        row = self.rows()
-        key = row * n + self.col
-        if (np.diff(key) <= 0).any():
-            raise DataError(f"{self.name}: neighbours must be sorted and free of duplicates within a row")
-        if (row == self.col).any():
-            raise DataError(f"{self.name}: {int((row == self.col).sum())} self-loops; expected none")
-        if not np.array_equal(np.sort(self.col.astype(np.int64) * n + row), key):
-            raise DataError(f"{self.name}: the adjacency is not symmetric; build it with csr_from_edges")
 
     def _check_labels(self) -> None:
         n, c = self.num_nodes, self.num_classes
@@ -160,18 +118,28 @@ class TextGraph:
         return len(self.class_names)
 
     def rows(self) -> np.ndarray:
-        """int64 (2E,): the row of each entry of ``col``."""
+        """int64 (2E,): the row of each entry of ``col``. Allocates 16 bytes an edge; `csr.entry_blocks` does not."""
         return np.repeat(np.arange(self.num_nodes, dtype=np.int64), np.diff(self.rowptr))
 
     def edge_index(self) -> np.ndarray:
-        """int64 (2, 2E): both directions of every edge, sorted by row."""
+        """int64 (2, 2E): both directions of every edge, sorted by row. Allocates 64 bytes an edge for a while."""
         return np.stack([self.rows(), self.col.astype(np.int64)])
 
     def fingerprint(self) -> str:
-        """Hash of everything that a result can depend on: texts, edges, labels, splits, features."""
+        """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once."""
+        if self._fingerprint is None:
+            self.has_fingerprint(self._compute_fingerprint())
+        assert self._fingerprint is not None
+        return self._fingerprint
+
+    def has_fingerprint(self, known: str) -> None:
+        """Take ``known`` for the fingerprint of this graph: it was recorded when it was frozen."""
+        object.__setattr__(self, "_fingerprint", known)
+
+    def _compute_fingerprint(self) -> str:
         arrays = [self.rowptr, self.col, self.label, *(self.split[part] for part in SPLITS)]
         if self.features is not None:
-            arrays.append(np.asarray(self.features))
+            arrays.append(self.features)
         return fingerprint(self.texts.fingerprint(), self.class_names, *arrays)
 
 
@@ -190,74 +158,149 @@ def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
-def csr_from_edges(source: np.ndarray, target: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric CSR (rowptr int64 (N+1,), col int32 (2E,)) of an edge list.
-
-    Both directions of every edge, no self-loops, no duplicates, neighbours in order.
-    """
-    source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
-    for end in (source, target):
-        if len(end) and (end.min() < 0 or end.max() >= num_nodes):
-            raise DataError(f"edges name nodes {end.min()} to {end.max()}, expected 0 to {num_nodes - 1}")
-    keep = source != target
-    source, target = source[keep], target[keep]
-    key = np.sort(np.concatenate([source * num_nodes + target, target * num_nodes + source]))
-    key = key[np.diff(key, prepend=-1) > 0]  # np.unique hashes, which is many times slower here
-    rowptr = np.zeros(num_nodes + 1, dtype=np.int64)
-    np.cumsum(np.bincount(key // max(num_nodes, 1), minlength=num_nodes), out=rowptr[1:])
-    return rowptr, (key % max(num_nodes, 1)).astype(np.int32)
+# ---- snapshots ----------------------------------------------------------------------------------------------------
 
 
-def save_text_graph(graph: TextGraph, folder: Path) -> None:
-    """Write the graph's arrays and texts into an existing ``folder``, for `load_text_graph`."""
-    np.save(folder / "text.npy", graph.texts.buffer)
-    np.save(folder / "text_offsets.npy", graph.texts.offsets)
-    np.save(folder / "rowptr.npy", graph.rowptr)
-    np.save(folder / "col.npy", graph.col)
-    np.save(folder / "label.npy", graph.label)
-    for part in SPLITS:
-        np.save(folder / f"split_{part}.npy", graph.split[part])
-    if graph.features is not None:
-        np.save(folder / "features.npy", graph.features)
-    ids = {} if graph.node_ids is None else {"node_ids": graph.node_ids}
-    meta = {"name": graph.name, "class_names": graph.class_names, "origin": graph.origin, **ids}
-    write_json(folder / "graph.json", {**meta, "fingerprint": graph.fingerprint()})
+@dataclass(frozen=True)
+class GraphMeta:
+    """What a graph has beside its arrays; see `TextGraph`."""
 
-
-def load_text_graph(folder: Path) -> TextGraph:
-    """Read what `save_text_graph` wrote; texts and features stay memory-mapped.
-
-    Raises:
-        DataError: the folder's content is not what was written (its fingerprint differs) or a file is missing.
-    """
-    try:
-        meta = read_json(folder / "graph.json")
-        features = folder / "features.npy"
-        graph = TextGraph(
-            name=meta["name"],
-            texts=Texts(np.load(folder / "text.npy", mmap_mode="r"), np.load(folder / "text_offsets.npy")),
-            rowptr=np.load(folder / "rowptr.npy"),
-            col=np.load(folder / "col.npy"),
-            label=np.load(folder / "label.npy"),
-            split={part: np.load(folder / f"split_{part}.npy") for part in SPLITS},
-            class_names=meta["class_names"],
-            features=np.load(features, mmap_mode="r") if features.exists() else None,
-            node_ids=meta.get("node_ids"),
-            origin=meta["origin"],
-        )
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"{folder}: not a complete graph snapshot ({error}); delete the folder to have it remade"
-        ) from error
-    if graph.fingerprint() != meta["fingerprint"]:
-        raise DataError(
-            f"{folder}: content has fingerprint {graph.fingerprint()}, but {meta['fingerprint']} was written; "
-            "delete the folder to have it remade"
-        )
-    return graph
+    name: str
+    class_names: list[str]
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
     """The graph frozen in ``folder``; built and frozen there first when the folder does not exist."""
     make_once(folder, lambda temporary: save_text_graph(build(), temporary))
     return load_text_graph(folder)
+
+
+def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> TextGraph:
+    """The graph frozen in ``folder``; written there piece by piece first when the folder does not exist.
+
+    For graphs that never are in memory as a whole. ``write`` gets an empty temporary folder and puts there
+
+    - ``text.npy``, ``text_offsets.npy``: `TextsWriter`;
+    - ``rowptr.npy``, ``col.npy``: `csr.write_csr`;
+    - ``label.npy`` and ``split_train.npy``, ``split_valid.npy``, ``split_test.npy``: int64, as in `TextGraph`;
+    - ``features.npy``, optional: a float array (N, F);
+    - ``node_id.npy``, ``node_id_offsets.npy``, optional: `TextsWriter` with the stem ``node_id``.
+
+    The graph's invariants are checked, and its fingerprint is computed, block by block, once.
+
+    Raises:
+        DataError: a file is missing or broken, or an invariant does not hold; nothing is left in ``folder``.
+    """
+
+    def make(temporary: Path) -> None:
+        about = write(temporary)
+        try:
+            graph = _open(temporary, about)
+        except DataError:
+            raise
+        except BROKEN as error:
+            raise DataError(f"{about.name}: the parts of the graph are not complete ({error})") from error
+        _seal(graph, temporary)
+
+    make_once(folder, make)
+    return load_text_graph(folder)
+
+
+def save_text_graph(graph: TextGraph, folder: Path) -> None:
+    """Write the graph's arrays and texts into an existing ``folder``, for `load_text_graph`."""
+    arrays = {"rowptr": graph.rowptr, "col": graph.col, "label": graph.label, "features": graph.features}
+    arrays |= {f"split_{part}": graph.split[part] for part in SPLITS}
+    for stem, texts in (("text", graph.texts), ("node_id", graph.node_ids)):
+        if texts is not None:
+            texts = Texts.of(texts)
+            arrays |= {stem: texts.buffer, f"{stem}_offsets": texts.offsets}
+    for name, array in arrays.items():
+        if array is not None:
+            np.save(folder / f"{name}.npy", array)
+    _seal(graph, folder)
+
+
+def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
+    """Read what `save_text_graph` or `snapshot_from_parts` wrote.
+
+    Texts and features are memory-mapped, and so is every array of more than MAPPED_BYTES.
+
+    The sizes of all files and samples of each are compared with what was recorded. A snapshot of up to SAMPLED_BYTES
+    is also checked as a whole, edges and fingerprint. For a larger one, which was checked when it was frozen, the
+    recorded fingerprint is taken: a file that was cut, replaced or made anew is found, a few changed bytes need not be.
+
+    Args:
+        folder: of the snapshot.
+        mmap: False reads everything into memory.
+
+    Raises:
+        DataError: the folder's content is not what was written (its fingerprint differs) or a file is missing.
+    """
+    remedy = "delete the folder to have it remade"
+    try:
+        meta = read_json(folder / "graph.json")
+        about = GraphMeta(meta["name"], meta["class_names"], meta["origin"])
+        prints = {"fingerprint": meta["fingerprint"], "texts": meta.get("texts")}
+        expected = meta.get("sampled")  # older snapshots have none
+        found = _sampled(folder, about, prints) if expected else None
+        large = bool(expected) and sum(file.stat().st_size for file in _files(folder)) > SAMPLED_BYTES
+        if found == expected:
+            graph = _open(folder, about, mmap=mmap, node_ids=meta.get("node_ids"), edges_checked=large)
+    except BROKEN as error:
+        raise DataError(f"{folder}: not a complete graph snapshot ({error}); {remedy}") from error
+    if found != expected:
+        raise DataError(f"{folder}: samples of its content give {found}, but {expected} was written; {remedy}")
+    if large:
+        graph.has_fingerprint(prints["fingerprint"])
+        graph.texts.has_fingerprint(prints["texts"])
+    elif graph.fingerprint() != prints["fingerprint"]:
+        found, expected = graph.fingerprint(), prints["fingerprint"]
+        raise DataError(f"{folder}: content has fingerprint {found}, but {expected} was written; {remedy}")
+    return graph
+
+
+def _open(
+    folder: Path,
+    about: GraphMeta,
+    *,
+    mmap: bool = True,
+    node_ids: Sequence[str] | None = None,
+    edges_checked: bool = False,
+) -> TextGraph:
+    def array(name: str, mapped_from: int = MAPPED_BYTES) -> np.ndarray:
+        file = folder / f"{name}.npy"
+        return np.load(file, mmap_mode="r" if mmap and file.stat().st_size > mapped_from else None)
+
+    if (folder / "node_id.npy").exists():  # older snapshots have a list in graph.json
+        node_ids = Texts(array("node_id", 0), array("node_id_offsets"))
+    return TextGraph(
+        name=about.name,
+        texts=Texts(array("text", 0), array("text_offsets")),
+        rowptr=array("rowptr"),
+        col=array("col"),
+        label=array("label"),
+        split={part: array(f"split_{part}") for part in SPLITS},
+        class_names=about.class_names,
+        features=array("features", 0) if (folder / "features.npy").exists() else None,
+        node_ids=node_ids,
+        origin=about.origin,
+        edges_checked=edges_checked,
+    )
+
+
+def _seal(graph: TextGraph, folder: Path) -> None:
+    """Write ``graph.json`` beside the graph's arrays, with all that `load_text_graph` compares them with."""
+    about = GraphMeta(graph.name, graph.class_names, graph.origin)
+    prints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
+    write_json(folder / "graph.json", {**asdict(about), **prints, "sampled": _sampled(folder, about, prints)})
+
+
+def _sampled(folder: Path, about: GraphMeta, prints: dict[str, str]) -> str:
+    return fingerprint(about.class_names, prints, sampled_fingerprint(*_files(folder)))
+
+
+def _files(folder: Path) -> list[Path]:
+    needed = ("text", "text_offsets", "rowptr", "col", "label", *(f"split_{part}" for part in SPLITS))
+    optional = [folder / f"{name}.npy" for name in ("features", "node_id", "node_id_offsets")]
+    return [*(folder / f"{name}.npy" for name in needed), *(file for file in optional if file.exists())]

@@ -60,8 +60,8 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
     """
     if tokenizer.pad_token_id is None:
         raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one (lm.model)")
-    key = fingerprint(texts.fingerprint(), tokenizer_identity(tokenizer), max_length)
-    folder = make_once(cache / f"tokens-{key}", lambda path: _tokenize(texts, tokenizer, max_length, path))
+    folder = token_folder(texts, tokenizer, max_length, cache)
+    make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path))
     try:
         meta = read_json(folder / "tokens.json")
         offsets = np.load(folder / "offsets.npy")
@@ -71,6 +71,16 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
     return TokenStore(ids, offsets, tokenizer.pad_token_id)
+
+
+def token_folder(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> Path:
+    """Where under ``cache`` the store for these texts, tokenizer and length lies, or will lie."""
+    return cache / f"tokens-{fingerprint(texts.fingerprint(), tokenizer_identity(tokenizer), max_length)}"
+
+
+def id_type(tokenizer: Any) -> np.dtype:
+    """In which its token ids are stored: 2 bytes a token where the vocabulary allows."""
+    return np.dtype(np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else np.int32)
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
@@ -84,21 +94,21 @@ def tokenizer_identity(tokenizer: Any) -> str:
 
 
 def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> None:
-    dtype = np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else np.int32
+    dtype = id_type(tokenizer)
     lengths = np.zeros(len(texts), dtype=np.int64)
     starts = range(0, len(texts), TEXTS_AT_ONCE)
     # Overlong texts are cut on purpose; the tokenizer would warn about each.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     with (folder / "ids.bin").open("wb") as file:
         for start in tqdm(starts, desc="tokenizing", unit="block", disable=None if len(starts) > 1 else True):
-            block = _encode(texts[start : start + TEXTS_AT_ONCE], tokenizer, max_length)
+            block = encode_texts(texts[start : start + TEXTS_AT_ONCE], tokenizer, max_length)
             lengths[start : start + len(block)] = [len(ids) for ids in block]
             file.write(np.fromiter(itertools.chain.from_iterable(block), dtype=dtype).tobytes())
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    write_json(folder / "tokens.json", {"dtype": np.dtype(dtype).name, "max_length": max_length, "texts": len(texts)})
+    write_json(folder / "tokens.json", {"dtype": dtype.name, "max_length": max_length, "texts": len(texts)})
 
 
-def _encode(texts: list[str], tokenizer: Any, max_length: int) -> list[list[int]]:
+def encode_texts(texts: list[str], tokenizer: Any, max_length: int) -> list[list[int]]:
     """Ids of each text, special tokens included, cut at ``max_length``."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from glem_graphgym import processes
 from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batches
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
+from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half, hide_bar
 from glem_graphgym.models.text_encoder import TextClassifier
+
+ROUND = 16  # batches that each of several processes encodes before the first collects them
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class LMLearner:
         assert self.model is not None
         settings = self.settings
         scaled = self.hardware.precision == "16-mixed"
-        if self.hardware.accelerator == "cpu" and not scaled:
+        if self.hardware.accelerator == "cpu" and not scaled and processes.world_size() == 1:
             use_sparse_gradients(self.model)
         task = _LMTask(self.model, self.validation, self.tokens, targets, settings, scaled)
         plan = FitPlan(
@@ -100,20 +104,37 @@ class LMLearner:
         if weights is not None:
             self.model.load_state_dict(weights)
 
-    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str = "predicting") -> None:
-        """Write all nodes' logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped)."""
+    def predict(
+        self,
+        logits: np.ndarray,
+        embeddings: np.ndarray,
+        title: str = "predicting",
+        nodes: np.ndarray | None = None,
+    ) -> None:
+        """Write logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped).
+
+        Of ``nodes``, int64 (n,), alone where given; the other rows are left as they are. Processes that work together
+        are dealt batches in turn, which are equal in padded tokens; the first one writes what all have computed, so
+        that no disk has to be shared for it, and the others' arrays stay as they are.
+        """
         assert self.model is not None, "fit or load a model first"
         model = self.model.to(self.hardware.device).eval()
-        nodes = np.arange(len(self.tokens))
-        bar = tqdm(total=len(nodes), desc=title, unit="text", disable=None, leave=False)
+        nodes = np.arange(len(self.tokens)) if nodes is None else nodes
+        bar = tqdm(total=len(nodes), desc=title, unit="text", disable=hide_bar(), leave=False)
+        batches = budget_batches(self.tokens.lengths, nodes, self.settings.infer_tokens)
+        rank, size = processes.rank(), processes.world_size()
         with torch.inference_mode(), self.hardware.autocast(), bar:
-            for batch in budget_batches(self.tokens.lengths, nodes, self.settings.infer_tokens):
-                ids, mask = self.tokens.pad(batch)
-                device = self.hardware.device
-                class_logits, embedding = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-                logits[batch] = half(class_logits)
-                embeddings[batch] = half(embedding)
-                bar.update(len(batch))
+            while dealt := list(itertools.islice(batches, size * ROUND if size > 1 else 1)):
+                encoded = [(batch, *self._encode(model, batch)) for batch in dealt[rank::size]]
+                for batch, class_logits, embedding in itertools.chain(*processes.gather_to_first(encoded)):
+                    logits[batch], embeddings[batch] = class_logits, embedding
+                    bar.update(len(batch))
+
+    def _encode(self, model: TextClassifier, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (B, C) and text embeddings (B, H) of the nodes' texts, float16."""
+        ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(nodes))
+        class_logits, embedding = model(ids, mask)
+        return half(class_logits), half(embedding)
 
     @property
     def embedding_dim(self) -> int:
@@ -146,23 +167,30 @@ class _LMTask(Task):
         rng = np.random.default_rng([self.targets.seed, self.current_epoch, 1])
         places = np.arange(len(nodes))
         batches = shuffled_batches(self.tokens.lengths[nodes], places, self.settings.batch_size, rng)
+        rank, size = processes.rank(), processes.world_size()
         parts = [
-            (part, int(is_gold[batch].sum()), len(batch))
+            (part, batch)
             for batch in batches
-            for part in np.array_split(batch, self.settings.accumulate)
-            if len(part)
+            for part in np.array_split(batch[rank::size], self.settings.accumulate)  # as similar in length as can be
         ]
 
-        def collate(item: tuple[np.ndarray, int, int]) -> tuple[Any, ...]:
-            part, num_gold, size = item
+        def collate(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
+            part, batch = item
+            num_gold = int(is_gold[batch].sum())
+            counts = (num_gold, len(batch) - num_gold)
+            if not len(part):  # every step takes as many parts, of every process: here one that counts for nothing
+                ids, mask = self.tokens.pad(nodes[batch[:1]])
+                nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool)
+                return torch.from_numpy(ids), torch.from_numpy(mask), *nothing, counts
             ids, mask = self.tokens.pad(nodes[part])
-            counts = (num_gold, size - num_gold)
             return torch.from_numpy(ids), torch.from_numpy(mask), target[part], is_gold[part], counts
 
         return DataLoader(parts, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader:
-        batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
+        every = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
+        # Lightning leaves out a validation without batches, for which the other processes would wait.
+        batches = every[processes.rank() :: processes.world_size()] or every[:1]
 
         def collate(batch: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor]:
             ids, mask = self.tokens.pad(batch)
@@ -175,7 +203,8 @@ class _LMTask(Task):
         logits, _ = self.model(ids, mask)
         settings = self.settings
         loss = glem_loss(logits, target, is_gold, self.targets.weight, settings.label_smoothing, counts)
-        return loss * settings.accumulate  # Lightning takes the mean over parts, whose sum is the batch's loss
+        # Means over parts and over processes are taken, whose sum is the batch's loss.
+        return loss * settings.accumulate * processes.world_size()
 
     def validation_step(self, batch: tuple[np.ndarray, Tensor, Tensor], batch_idx: int) -> None:
         nodes, ids, mask = batch

@@ -9,6 +9,8 @@
     history.json         one row an evaluation
 
 A stage is written into a hidden folder that is renamed when it is whole: a killed run resumes at the stage it was in.
+Of several processes the first writes; the others take part in the work or wait, and read what is finished.
+What a stage may go on from besides (hop features on disk) lies in ``<run folder>/working/``, until it is finished.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from glem_graphgym import processes
 from glem_graphgym.em.stage import FitLog, Weights
 from glem_graphgym.files import make_once, read_json, sync, write_json
 from glem_graphgym.memory import PeakMemory
@@ -119,7 +122,7 @@ class Journal:
         metric: str = "accuracy",
         say: Callable[[str], None] = logging.info,
     ) -> None:
-        self.folder = run_dir / "stages"
+        self.folder, self.working = run_dir / "stages", run_dir / "working"
         self.seed, self.evaluate, self.metric, self.say = seed, evaluate, metric, say
         self.finished: list[Finished] = []
 
@@ -129,6 +132,7 @@ class Journal:
         work: Callable[[Path], Work],
         diagnose: Callable[[np.ndarray], dict[str, float]] | None = None,
         shared: Path | None = None,
+        together: bool = False,
     ) -> Finished:
         """The finished stage ``key``: read back when it is there, else done by ``work(folder)`` and recorded.
 
@@ -137,10 +141,19 @@ class Journal:
             diagnose: logits of this stage -> further numbers for its record.
             shared: a folder for this very stage that runs have in common, named by all that it depends on: the first
                 run does it, the others take it over, with the seconds that it took.
+            together: whether ``work`` is done by all processes of the run, rather than by the first alone.
         """
         folder = self.folder / key.folder
-        if not (folder / "stage.json").exists():
-            self._do(key, folder, work, diagnose, shared)
+
+        def seeded(part: Path) -> Work:
+            seed_everything(stage_seed(self.seed, key.index, processes.rank()))
+            return work(part)
+
+        if not processes.from_first((folder / "stage.json").exists):
+            if together:
+                processes.lead(lambda job: self._do(key, folder, job, diagnose, shared), seeded)
+            else:
+                processes.on_first(lambda: self._do(key, folder, seeded, diagnose, shared))
         else:
             self.say(f"{key.folder}: done before, taken from {folder}")
         done = self._read(key, folder)
@@ -164,13 +177,13 @@ class Journal:
             sync(file)
         part.rename(folder)
         sync(self.folder)
+        shutil.rmtree(self.working, ignore_errors=True)
         record = read_json(folder / "stage.json")
         scores = ", ".join(f"{split} {values[self.metric]:.4f}" for split, values in record["scores"].items())
         self.say(f"{key.folder}: {scores} ({record['seconds']:.0f} s, best epoch {record['best_epoch']:g})")
 
     def _perform(self, key: StageKey, part: Path, work: Callable[[Path], Work], diagnose: Any) -> None:
         """Do a stage's work and write all that it leaves into the folder ``part``."""
-        seed_everything(stage_seed(self.seed, key.index))
         memory = PeakMemory()
         start = time.perf_counter()
         result = work(part)
@@ -233,9 +246,12 @@ def _take(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def stage_seed(seed: int, index: int) -> int:
-    """The seed of one stage of a run: a resumed run and an uninterrupted one agree on it."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+def stage_seed(seed: int, index: int, rank: int = 0) -> int:
+    """The seed of one stage of a run: a resumed run and an uninterrupted one agree on it.
+
+    Processes beyond the first have seeds of their own, for dropout.
+    """
+    return int(np.random.SeedSequence([seed, index, rank] if rank else [seed, index]).generate_state(1)[0])
 
 
 def seed_everything(seed: int) -> None:

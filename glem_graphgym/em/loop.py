@@ -1,6 +1,7 @@
 """GLEM: variational EM between a language model q_θ and a GNN p_φ, in the paper's order (arXiv 2210.14709).
 
-`run_em` is the method; `run_lm`, `run_gnn` and `run_cascade` are its parts alone, as baselines.
+`run_em` is the method; `run_lm`, `run_gnn` and `run_cascade` are its parts alone, as baselines; `run_joint` is what it
+replaces.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from glem_graphgym import processes
 from glem_graphgym.em.combine import ensemble
 from glem_graphgym.em.e_step import LMLearner, open_predictions
+from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.journal import Finished, Journal, StageKey, Work, stage_seed
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.em.objective import objective_report
@@ -75,12 +79,17 @@ class Run:
         journal: does and keeps stages.
         lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
         gnn: the GNN; None in runs without.
+        joint: LM and GNN as one module; None in runs without.
         first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
             ``lm_first`` order, of the LM in ``gnn_first`` order.
         shared_lm_gold: folder in which runs share the LM fine-tuned on gold, or None.
         correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
-        features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D).
+        features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D), an array or
+            `FeatureRows`.
         pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
+        encoded: int64, the nodes whose texts the LM encodes once it is trained; None = all. Embeddings and logits of
+            the others are zeros, and so are all predictions that nobody needs: ``unlabelled`` and ``candidates`` hold
+            none of these nodes.
     """
 
     num_nodes: int
@@ -89,14 +98,16 @@ class Run:
     candidates: np.ndarray
     settings: EMSettings
     journal: Journal
-    features: Callable[[np.ndarray | None], np.ndarray]
+    features: Callable[[np.ndarray | None], Any]
     pseudo_accuracy: Callable[[PseudoLabels], float]
     lm_gold: LMLearner | None = None
     lm_em: LMLearner | None = None
     gnn: GNNLearner | None = None
+    joint: JointLearner | None = None
     first_predictions: np.ndarray | None = None
     shared_lm_gold: Path | None = None
     correct_and_smooth: Callable[[np.ndarray], np.ndarray] | None = None
+    encoded: np.ndarray | None = None
 
     # ---- the four steps -------------------------------------------------------------------------------------------
 
@@ -107,12 +118,14 @@ class Run:
         def work(folder: Path) -> Work:
             return self._lm_work(self.lm_gold, key, folder, None, None)
 
-        return self.journal.stage(key, work, shared=self.shared_lm_gold)
+        return self.journal.stage(key, work, shared=self.shared_lm_gold, together=True)
 
     def fit_gnn_on_gold(self, lm: Finished | None) -> Finished:
         """φ on y_L: the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""
         key = self._key("gnn_gold", "GNN", "Cascade" if lm else "GNN", 0)
-        return self.journal.stage(key, lambda folder: self._gnn_work(key, folder, lm, None))
+        return self.journal.stage(
+            key, lambda folder: self._gnn_work(key, folder, lm, None), together=self._gnn_together
+        )
 
     def e_step(self, iteration: int, p_logits: np.ndarray, before: Finished, first: Finished) -> Finished:
         """θ on y_L and ŷ_U from p_φ: minimise KL(p‖q), the first of the two coordinate ascents."""
@@ -124,7 +137,7 @@ class Run:
             init = {"pretrained": None, "previous": before, "gold": first}[how]
             return self._lm_work(self.lm_em, key, folder, pseudo, init.weights() if init else None)
 
-        return self.journal.stage(key, work, lambda q_logits: self._diagnose(q_logits, p_logits, pseudo))
+        return self.journal.stage(key, work, lambda q_logits: self._diagnose(q_logits, p_logits, pseudo), together=True)
 
     def m_step(self, iteration: int, q: Finished, q_logits: np.ndarray) -> Finished:
         """φ on y_L and ŷ_U from q_θ, with h_V from q_θ: maximise the pseudo-likelihood."""
@@ -134,7 +147,13 @@ class Run:
             key,
             lambda folder: self._gnn_work(key, folder, q, pseudo),
             lambda p_logits: self._diagnose(q_logits, p_logits, pseudo),
+            together=self._gnn_together,
         )
+
+    def fit_jointly(self) -> Finished:
+        """θ and φ together on y_L, end to end: no step of GLEM, but the baseline it is measured against."""
+        key = self._key("joint", "GNN", "Joint", 0)
+        return self.journal.stage(key, lambda folder: self._joint_work(key, folder))
 
     # ---- what follows without training ----------------------------------------------------------------------------
 
@@ -194,6 +213,10 @@ class Run:
 
     # ---- doing a stage --------------------------------------------------------------------------------------------
 
+    @property
+    def _gnn_together(self) -> bool:
+        return self.gnn is not None and self.gnn.together
+
     def _key(self, name: str, model: str, method: str, iteration: int) -> StageKey:
         return StageKey(len(self.journal.finished), name, model, method, iteration)
 
@@ -215,6 +238,7 @@ class Run:
             logits,
             open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim),
             f"{key.name} encodes",
+            self.encoded,
         )
         assert lm.model is not None
         return _work(lm.model, log, lm.settings.lr)
@@ -222,9 +246,25 @@ class Run:
     def _gnn_work(self, key: StageKey, folder: Path, lm: Finished | None, pseudo: PseudoLabels | None) -> Work:
         assert self.gnn is not None, "this run has no GNN"
         log = self.gnn.fit(self.gnn_step_targets(key, pseudo), self.features(lm.embeddings if lm else None), key.name)
-        self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes))
+        if processes.rank() == 0:
+            self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes))
         assert self.gnn.model is not None
         return _work(self.gnn.model, log, self.gnn.settings.lr)
+
+    def _joint_work(self, key: StageKey, folder: Path) -> Work:
+        joint = self.joint
+        assert joint is not None, "this run has no joint model"
+        log = joint.fit(self.gnn_step_targets(key, None), self.features(None), key.name)
+        logits = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)
+        joint.predict(
+            logits,
+            open_predictions(folder, "embeddings", self.num_nodes, joint.embedding_dim),
+            f"{key.name} encodes",
+        )
+        assert joint.model is not None
+        work = _work(joint.model, log, joint.settings.lm.lr)
+        work.notes.update(joint.costs)
+        return work
 
     def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
         s = self.settings
@@ -259,6 +299,12 @@ def run_gnn(run: Run) -> None:
 def run_cascade(run: Run) -> None:
     """LM, then GNN on its embeddings, without pseudo-labels: GLEM with zero EM iterations."""
     run.fit_gnn_on_gold(run.fit_lm_on_gold())
+    run.combine()
+
+
+def run_joint(run: Run) -> None:
+    """LM and GNN co-trained end to end on gold, on sampled neighbourhoods."""
+    run.fit_jointly()
     run.combine()
 
 

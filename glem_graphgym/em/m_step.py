@@ -66,6 +66,7 @@ class GNNLearner:
         make_optimizer: parameters -> (optimizer, learning-rate schedule counted in epochs).
         validation: selects the weights.
         hardware: device and precision.
+        predicted: int64, increasing: the nodes that `predict` writes logits of; None = all.
     """
 
     new_batches = False  # an epoch is one batch, always the same
@@ -78,15 +79,22 @@ class GNNLearner:
         settings: GNNSettings,
         validation: Validation,
         hardware: Hardware,
+        *,
+        predicted: np.ndarray | None = None,
     ) -> None:
         self.build, self.structures, self.make_optimizer = build, structures, make_optimizer
         self.settings, self.validation, self.hardware = settings, validation, hardware
+        self.predicted = predicted
         self.model: nn.Module | None = None
         self.inputs: GNNInputs | None = None
 
     def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
         """Train a new GNN on float (N, D) ``features`` and ``targets``."""
         self.load(targets, features, None)
+        return self.train(targets, title)
+
+    def train(self, targets: StepTargets, title: str) -> FitLog:
+        """Train the GNN that is loaded."""
         task, settings = self.task(targets), self.settings
         plan = FitPlan(
             title,
@@ -100,7 +108,7 @@ class GNNLearner:
 
     def task(self, targets: StepTargets) -> Task:
         """What `fit` trains, once the model is loaded."""
-        return _GNNTask(targets, self)
+        return GNNTask(targets, self)
 
     def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
         """Take a new GNN for these features, with fresh weights or, where given, ``weights``."""
@@ -116,12 +124,21 @@ class GNNLearner:
             self.model.load_state_dict(weights)
 
     def predict(self, logits: np.ndarray) -> None:
-        """Write all nodes' logits (N, C) into the given array."""
+        """Write all nodes' logits (N, C), or those of the ``predicted`` ones, into the given array."""
         assert self.model is not None and self.inputs is not None, "fit or load a model first"
         self.model.to(self.hardware.device).eval()
         with torch.inference_mode(), self.hardware.autocast():
-            for nodes, x in self.inputs.for_prediction(np.arange(len(logits))):
+            for nodes, x in self.inputs.for_prediction(self.predicted_of(len(logits))):
                 logits[nodes] = half(self.all_logits(x)[torch.from_numpy(nodes)])
+
+    @property
+    def together(self) -> bool:
+        """Whether all processes of a run train it; a full batch cannot be shared, so the first trains it alone."""
+        return False
+
+    def predicted_of(self, num_nodes: int) -> np.ndarray:
+        """int64 (n,): the nodes that are predicted."""
+        return np.arange(num_nodes) if self.predicted is None else self.predicted
 
     def seen_logits(self, x: Tensor) -> Tensor:
         """Logits (N, C) of inputs (N, D): of the nodes that training sees, from what it sees; zeros for the others."""
@@ -212,7 +229,7 @@ class StepTask(Task):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
-class _GNNTask(StepTask):
+class GNNTask(StepTask):
     """One full-batch step an epoch."""
 
     def __init__(self, targets: StepTargets, learner: GNNLearner) -> None:
@@ -226,12 +243,13 @@ class _GNNTask(StepTask):
     val_dataloader = train_dataloader
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        nodes, target, is_gold = self._epoch_targets()
+        nodes, target, is_gold = self.epoch_targets()
         logits = self.learner.seen_logits(self.inputs.hiding(nodes))
         place = torch.from_numpy(nodes).to(self.device)
         return glem_loss(logits[place], target.to(self.device), is_gold.to(self.device), self.targets.weight)
 
-    def _epoch_targets(self) -> tuple[np.ndarray, Tensor, Tensor]:
+    def epoch_targets(self) -> tuple[np.ndarray, Tensor, Tensor]:
+        """An epoch's int64 (n,) nodes, float32 (n, C) targets and bool (n,) is-gold; none of the labels is an input."""
         nodes, target, is_gold = self.targets.batch(self.current_epoch)
         settings = self.learner.settings
         if not settings.label_input:

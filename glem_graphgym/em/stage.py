@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +13,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from glem_graphgym import processes
+from glem_graphgym.models.shared_norm import share_batch_norms
 
 Weights = dict[str, Tensor]
 
@@ -96,8 +102,9 @@ def half(values: Tensor) -> np.ndarray:
 class Task(pl.LightningModule):
     """A model with its objective and batches. Subclasses give loaders, ``training_step`` and ``validation_step``.
 
-    ``validation_step`` returns the batch's logits; the epoch's score is read off all of them, in the order in which
-    ``val_dataloader`` gave their nodes.
+    ``validation_step`` notes the batch's logits (`see`); the epoch's score is read off all of them, in node order.
+    Where processes train together, each takes its parts of a batch and of the validation nodes; a loss is then
+    multiplied by their number, because the gradients' mean over processes is taken.
     """
 
     def __init__(self, model: nn.Module, validation: Validation) -> None:
@@ -118,16 +125,21 @@ class Task(pl.LightningModule):
         self._seen.append((nodes, logits.detach().float().cpu().numpy()))
 
     def on_validation_epoch_end(self) -> None:
-        nodes = np.concatenate([nodes for nodes, _ in self._seen])
-        logits = np.concatenate([logits for _, logits in self._seen])
+        seen = [batch for of_process in processes.gather(self._seen) for batch in of_process]
         self._seen.clear()
-        self.valid_score = self.validation.score(logits[np.argsort(nodes, kind="stable")])
+        _, first = np.unique(np.concatenate([nodes for nodes, _ in seen]), return_index=True)
+        self.valid_score = self.validation.score(np.concatenate([logits for _, logits in seen])[first])
 
 
 def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
-    """Train ``task.model`` and leave it with the weights of its best validation score (the first best on ties)."""
+    """Train ``task.model`` and leave it with the weights of its best validation score (the first best on ties).
+
+    All processes that work together train it (DDP) and end with the same weights.
+    """
     if plan.epochs == 0:
         return FitLog()
+    if processes.world_size() > 1:
+        share_batch_norms(task.model)
     task.clip = plan.clip
     keeper = _BestWeights(plan)
     few = plan.eval_every < 1
@@ -136,7 +148,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
         trainer = pl.Trainer(
             max_epochs=plan.epochs,
             accelerator=hardware.accelerator,
-            devices=1,
+            **_workers(),
             precision=hardware.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=plan.accumulate,
             val_check_interval=plan.eval_every if few else 1.0,
@@ -159,6 +171,25 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
     return keeper.record
 
 
+def _workers() -> dict[str, Any]:
+    """The trainer's arguments for as many processes as work together now."""
+    here = processes.place()
+    if here.size == 1:
+        # One of several processes that trains alone must not take the launcher's variables for its own.
+        return {"devices": 1, **({"plugins": [LightningEnvironment()]} if processes.have_joined() else {})}
+    strategy = DDPStrategy(
+        cluster_environment=TorchElasticEnvironment(),  # `processes.join` has set its variables, whoever started us
+        broadcast_buffers=False,  # they are the same everywhere
+        find_unused_parameters=True,  # a hub's model may have some
+    )
+    return {
+        "devices": here.local_size,
+        "num_nodes": here.machines,
+        "strategy": strategy,
+        "use_distributed_sampler": False,
+    }
+
+
 class _BestWeights(pl.Callback):
     """Keeps the best weights, ends training when patience runs out, shows progress."""
 
@@ -175,7 +206,10 @@ class _BestWeights(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         total = self.plan.epochs * trainer.num_training_batches
-        self.bar = tqdm(total=int(total), desc=self.plan.title, unit="batch", disable=None, leave=False)
+        self.bar = tqdm(total=int(total), desc=self.plan.title, unit="batch", disable=hide_bar(), leave=False)
+        if processes.world_size() > 1:
+            # Lightning's own handler begins to talk to the other processes, in the middle of what they say.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's
@@ -189,7 +223,7 @@ class _BestWeights(pl.Callback):
         assert isinstance(task, Task)
         score, self.scored = task.valid_score, self.batches
         epoch = self.batches / max(1, int(trainer.num_training_batches))
-        loss = float(torch.stack(self.losses).mean()) if self.losses else 0.0
+        loss = float(np.mean(processes.gather(float(torch.stack(self.losses).mean()) if self.losses else 0.0)))
         self.losses.clear()
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -219,6 +253,11 @@ class _BestWeights(pl.Callback):
 
     def restore(self, task: Task) -> None:
         task.model.load_state_dict(self.weights)
+
+
+def hide_bar() -> bool | None:
+    """tqdm's ``disable``: one process shows progress, on a terminal."""
+    return True if processes.rank() > 0 else None
 
 
 def _quiet_lightning() -> None:

@@ -175,14 +175,6 @@ class AttentionGraph:
 _MADE: weakref.WeakKeyDictionary[Adjacency, dict[tuple[int, bool], AttentionGraph]] = weakref.WeakKeyDictionary()
 
 
-def attention_dropout(weight: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """Dropout in training, from a generator of its own where one is given: a draw that can be made again."""
-    if probability == 0:
-        return weight
-    kept = torch.empty_like(weight).bernoulli_(1 - probability, generator=generator)
-    return weight * kept.div_(1 - probability)
-
-
 def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
     """(N, H) for each of the vectors: a_h · W_h x, with W_h and a_h multiplied first.
 

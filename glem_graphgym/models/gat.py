@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glem_graphgym.models.attention_propagation import AttentionGraph, attention_dropout, attention_scores
+from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
+from glem_graphgym.models.dropout import dropout
 from glem_graphgym.models.mlp import LayerStack
 from glem_graphgym.models.propagation import Adjacency
 
@@ -55,9 +56,7 @@ class GATLayer(nn.Module):
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         graph = AttentionGraph.of(adjacency, self.heads, self.self_loops)
         source, target = attention_scores(x, self.linear.weight, self.source, self.target)
-        attention = graph.softmax(source, target)
-        if self.training:
-            attention = attention_dropout(attention, self.attention_dropout)
+        attention = dropout(graph.softmax(source, target), self.attention_dropout, self.training)
         out = graph.sum(self.linear(x), attention)
         if not self.concat:
             out = out.view(len(x), self.heads, -1).mean(dim=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from glem_graphgym.models.attention_propagation import AttentionGraph, attention_dropout, attention_scores
+from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
 from glem_graphgym.models.dropout import dropout
 from glem_graphgym.models.kept import working_type
 from glem_graphgym.models.mlp import Activation
@@ -85,7 +85,7 @@ class RevGATLayer(nn.Module):
         else:
             generator = torch.Generator(x.device).manual_seed(seed)
             weight = graph.softmax(source, target, graph.draw_edges(self.edge_drop, generator))
-            weight = attention_dropout(weight, self.attention_dropout, generator)
+            weight = dropout(weight, self.attention_dropout, True, generator)
         return weight * graph.symmetric_weight().to(weight.dtype) if self.symmetric_norm else weight
 
 

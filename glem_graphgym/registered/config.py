@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch_geometric.graphgym.config import assert_cfg, set_cfg
 from torch_geometric.graphgym.register import register_config
@@ -54,7 +55,7 @@ KEYS = (
     # ---- what runs ------------------------------------------------------------------------------------------------
     Key(
         "train.mode", "standard", "", "What is run: stock GraphGym training, GLEM, or a part of it as a baseline.",
-        choices=("standard", "glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_predict"),
+        choices=("standard", "glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem_predict"),
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
     Key("dataset.tag_source", "", "path", "Packages file (debian) or folder of tables (table); empty = the default source."),
@@ -96,6 +97,7 @@ KEYS = (
     Key("lm.freeze_layers", 0, "layers", "Lowest transformer layers kept as pretrained, with the embeddings; 0 = train all.", low=0),
     Key("lm.lora_rank", 0, "", "LoRA adapters on all linear layers instead of full fine-tuning; 0 = full (extra `lora`).", low=0),
     Key("lm.infer_tokens", 0, "tokens", "Padded tokens of an inference batch; 0 = by device.", low=0),
+    Key("lm.part_tokens", 0, "tokens", "Padded tokens of a part of a step's texts, which are encoded part after part (glem_joint); 0 = by device.", low=0),
     # ---- EM -------------------------------------------------------------------------------------------------------
     Key("glem.order", "lm_first", "", "Which step opens an EM iteration.", choices=("lm_first", "gnn_first")),
     Key("glem.em_iterations", 1, "iterations", "EM iterations; -1 = until neither model's validation score rises.", low=-1),
@@ -133,6 +135,8 @@ KEYS = (
     Key("glem.cs_correct_alpha", 1.0, "share", "Correct & Smooth: how far a residual spreads.", low=0, high=1),
     Key("glem.cs_smooth_layers", 50, "propagations", "Correct & Smooth: propagations of the predictions.", low=0),
     Key("glem.cs_smooth_alpha", 0.8, "share", "Correct & Smooth: how far a prediction spreads.", low=0, high=1),
+    Key("glem.encode_nodes", "all", "", "Nodes that the LM encodes: all, or those that are trained on, scored or pseudo-labelled, with their neighbours as far as the GNN sees.", choices=("all", "needed")),
+    Key("glem.memory_budget_gb", 0.0, "GB", "Memory for graph and hop features; what exceeds it is propagated on disk (glem_sgc, glem_sign, glem_sagn, glem_gamlp) or refused; 0 = all in memory.", low=0),
     Key("glem.share_lm_gold", False, "", "Keep the LM fine-tuned on gold under dataset.dir; runs with the same LM settings and seed share it."),
     Key("glem.keep_weights", "needed", "", "Weights kept on disk: of the models that are still needed, or of every stage.", choices=("needed", "all")),
     # ---- keys beside GraphGym's own -------------------------------------------------------------------------------
@@ -144,9 +148,16 @@ KEYS = (
     Key("gnn.symmetric_norm", False, "", "Attention times D^-1/2 on both sides, as in GCN (glem_revgat)."),
     Key("gnn.hops", 3, "hops", "Hop features: propagations of the input (glem_sgc, glem_sign, glem_sagn, glem_gamlp).", low=0),
     Key("gnn.label_hops", 5, "hops", "With glem.label_input: how far labels are propagated (glem_sagn, glem_gamlp).", low=1),
-    Key("gnn.batch_size", 0, "nodes", "Nodes an optimizer step of a network on hop features; 0 = all of an epoch's.", low=0),
+    Key("gnn.batch_size", 0, "nodes", "Nodes an optimizer step of a network on hop features, or with gnn.fan_out; 0 = all of an epoch's.", low=0),
+    Key("gnn.fan_out", [], "neighbours", "Neighbours drawn a node, hop after hop, one number a layer; -1 = all; [] = full batch. Prediction never samples."),
     Key("gnn.hop_attention", "recursive", "", "Attention over hops (glem_gamlp).", choices=("recursive", "jk")),
     Key("gnn.hop_activation", "leaky_relu", "", "Of the attention scores (glem_gamlp).", choices=("sigmoid", "relu", "leaky_relu")),
+    Key("gnn.stages", 1, "stages", "Self-training on gold labels (RLU): further stages learn the confident predictions of the one before (networks on hop features); 1 = none.", low=1),
+    Key("gnn.stage_threshold", 0.9, "share", "Top probability above which a node is a target of the next stage.", low=0, high=1),
+    Key("gnn.stage_weight", 0.5, "weight", "Weight of these nodes' term in the loss.", low=0, high=1),
+    Key("gnn.consistency", 0.0, "weight", "Consistency of unlabelled nodes with a mean teacher (SCR; networks on hop features); 0 = off.", low=0),
+    Key("gnn.consistency_threshold", 0.8, "share", "Top probability of the teacher above which a node counts.", low=0, high=1),
+    Key("gnn.ema", 0.99, "share", "Decay of the mean teacher's weights, a step.", low=0, high=1),
     Key("gnn.label_layers", 4, "layers", "Layers of the net on label hops (glem_sagn, glem_gamlp).", low=1),
     Key("gnn.label_dropout", 0.5, "share", "Dropout of the net on label hops (glem_sagn, glem_gamlp).", low=0, high=1),
     Key("gnn.precision", "32", "", "Precision of the M-step, as lm.precision.", choices=("auto", "32", "bf16", "16")),
@@ -241,6 +252,10 @@ def check_config(cfg: CfgNode) -> None:
     for key in KEYS:
         group, name = key.name.split(".")
         key.check(cfg[group][name])
+    if cfg.devices is not None and cfg.devices < 1:
+        raise ConfigError(
+            f"devices is {cfg.devices}, expected the number of processes on this machine (one a GPU), at least 1"
+        )
     if cfg.train.mode == "standard":
         if cfg.dataset.node_encoder and cfg.model.type.startswith("glem_"):
             raise ConfigError(
@@ -265,11 +280,37 @@ def check_config(cfg: CfgNode) -> None:
             "1 and at least 0"
         )
     _check_features(cfg)
+    _check_sampling(cfg)
+    _check_encoded(cfg)
+    for name, value in (("gnn.ema", cfg.gnn.ema), ("gnn.consistency_threshold", cfg.gnn.consistency_threshold)):
+        if value >= 1:
+            raise ConfigError(f"{name} is {value}, expected a share below 1")
     if cfg.dataset.node_encoder and cfg.train.mode != "glem_predict" and cfg.dataset.node_encoder_name == "glem_text":
         raise ConfigError(
             f"train.mode {cfg.train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside "
             "the GNN; use train.mode standard for that, or dataset.node_encoder False"
         )
+
+
+def check_devices(cfg: CfgNode, started: int | None) -> None:
+    """Check ``devices`` against what is there.
+
+    Args:
+        started: processes that somebody has started on this machine; None where this is the only one.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if started is not None and cfg.train.mode == "standard":
+        raise ConfigError("train.mode standard is GraphGym's own training; start it as one process")
+    if started is not None and cfg.devices not in (None, 1, started):
+        raise ConfigError(
+            f"devices is {cfg.devices}, but {started} processes were started on this machine; start {cfg.devices}, or "
+            "leave devices out"
+        )
+    count, gpus = started or cfg.devices or 1, torch.cuda.device_count()
+    if count > 1 and cfg.accelerator in ("auto", "cuda") and 0 < gpus < count:
+        raise ConfigError(f"{count} processes are asked for (devices), but torch sees {gpus} GPUs; expected one each")
 
 
 FEATURE_KINDS = ("text", "static", "raw", "file")
@@ -292,10 +333,57 @@ def _check_features(cfg: CfgNode) -> None:
             "glem.node_features is 'text', the embeddings of a trained LM, but train.mode glem_gnn trains none; "
             "expected static, raw or file (or train.mode glem_cascade)"
         )
+    if cfg.train.mode == "glem_joint" and "text" not in kinds:
+        raise ConfigError(
+            f"glem.node_features is '{cfg.glem.node_features}', but train.mode glem_joint trains the text encoder as "
+            "node encoder; expected text, alone or joined by + with others"
+        )
     if ("file" in kinds) != bool(cfg.glem.feature_file):
         raise ConfigError(
             f"glem.node_features '{cfg.glem.node_features}' and glem.feature_file '{cfg.glem.feature_file}' disagree: "
             "a file is given if and only if 'file' is one of the features"
+        )
+
+
+def _check_encoded(cfg: CfgNode) -> None:
+    """`glem.encode_nodes: needed` leaves predictions of other nodes out, so nothing may ask for them."""
+    g = cfg.glem
+    if g.encode_nodes == "all":
+        return
+    if g.correct_and_smooth:
+        raise ConfigError(
+            "glem.correct_and_smooth smooths the predictions of all nodes, but glem.encode_nodes is 'needed'; set it to "
+            "'all', or glem.correct_and_smooth to False"
+        )
+    if cfg.train.mode == "glem_joint":
+        raise ConfigError("train.mode glem_joint encodes all nodes, but glem.encode_nodes is 'needed'; set it to 'all'")
+
+
+def _check_sampling(cfg: CfgNode) -> None:
+    fan_out, joint = cfg.gnn.fan_out, cfg.train.mode == "glem_joint"
+    if not all(type(count) is int and (count > 0 or count == -1) for count in fan_out):
+        raise ConfigError(
+            f"gnn.fan_out is {fan_out}, expected whole numbers, each at least 1, or -1 for all neighbours"
+        )
+    if joint and not fan_out:
+        raise ConfigError(
+            "train.mode glem_joint trains on sampled neighbourhoods, but gnn.fan_out is []; expected one number a layer, "
+            f"such as {[5] * cfg.gnn.layers_mp} for gnn.layers_mp {cfg.gnn.layers_mp}"
+        )
+    if fan_out and len(fan_out) != cfg.gnn.layers_mp:
+        raise ConfigError(
+            f"gnn.fan_out is {fan_out}, but gnn.layers_mp is {cfg.gnn.layers_mp}; expected one number a layer"
+        )
+    if fan_out and cfg.model.type == "glem_revgat" and cfg.gnn.symmetric_norm:
+        raise ConfigError(
+            f"gnn.fan_out {fan_out} leaves gnn.symmetric_norm True without the degrees that it scales by; set "
+            "gnn.symmetric_norm to False, or gnn.fan_out to []"
+        )
+    if joint and (cfg.optim.optimizer, cfg.optim.scheduler) != ("adamw", "none"):
+        raise ConfigError(
+            f"optim.optimizer is '{cfg.optim.optimizer}' and optim.scheduler '{cfg.optim.scheduler}', but train.mode "
+            "glem_joint trains LM and GNN with one AdamW whose rates follow lm.warmup_epochs and lm.decay; expected "
+            "'adamw' and 'none'"
         )
 
 

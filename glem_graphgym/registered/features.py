@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from yacs.config import CfgNode
 
+from glem_graphgym import processes
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import open_predictions
+from glem_graphgym.em.feature_rows import FeatureRows
 from glem_graphgym.em.m_step import standardise
 from glem_graphgym.files import fingerprint, make_once
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import untuned_lm
 from glem_graphgym.registered.run_folder import file_hashes
+
+ROWS_AT_ONCE = 1 << 16
 
 
 def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> np.ndarray:
@@ -42,13 +47,13 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
         raise DataError(f"{key}: {path} holds an array of shape {array.shape}, expected {expected}, in node order")
     if array.dtype.kind != "f":
         raise DataError(f"{key}: {path} holds {array.dtype}, expected floating point numbers")
-    if not np.isfinite(array).all():
+    if not all(np.isfinite(array[start : start + ROWS_AT_ONCE]).all() for start in range(0, rows, ROWS_AT_ONCE)):
         raise DataError(f"{key}: {path} holds NaN or infinite values")
     return array
 
 
-def static_embeddings(cfg: CfgNode, tokens: TokenStore) -> np.ndarray:
-    """float16 (N, H): embeddings of the untuned LM, computed once and cached under ``dataset.dir``."""
+def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = None) -> Path:
+    """Where under ``dataset.dir`` the embeddings of the untuned LM (of ``nodes`` alone) lie, or will lie."""
     lm = cfg.lm
     key = fingerprint(
         np.asarray(tokens.ids),
@@ -60,26 +65,38 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore) -> np.ndarray:
         lm.precision,
         lm.attention,
     )
+    return Path(cfg.dataset.dir) / "static" / (key if nodes is None else fingerprint(key, nodes))
+
+
+def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = None) -> np.ndarray:
+    """float16 (N, H): embeddings of the untuned LM, computed once and cached under ``dataset.dir``.
+
+    Of ``nodes``, int64 (n,), alone where given, and zeros for the others.
+    """
 
     def make(folder: Path) -> None:
         learner = untuned_lm(cfg, tokens)
         rows = len(tokens)
         logits = open_predictions(folder, "unused", rows, 1)
-        learner.predict(
-            logits, open_predictions(folder, "embeddings", rows, learner.embedding_dim), "static embeddings"
-        )
+        embeddings = open_predictions(folder, "embeddings", rows, learner.embedding_dim)
+        learner.predict(logits, embeddings, "static embeddings", nodes)
         (folder / "unused.npy").unlink()
 
-    folder = make_once(Path(cfg.dataset.dir) / "static" / key, make)
+    folder = static_folder(cfg, tokens, nodes)
+    processes.lead(lambda job: make_once(folder, job), make)
     return np.load(folder / "embeddings.npy", mmap_mode="r")
 
 
 def feature_builder(
-    cfg: CfgNode, graph: TextGraph, tokens: TokenStore | None
-) -> Callable[[np.ndarray | None], np.ndarray]:
+    cfg: CfgNode, graph: TextGraph, tokens: TokenStore | None, encoded: np.ndarray | None = None
+) -> Callable[[np.ndarray | None], Any]:
     """What makes the GNN's features (N, D) out of text embeddings (N, H), as ``glem.node_features`` says.
 
-    Everything but the embeddings is read, and checked, now.
+    Everything but the embeddings is read, and checked, now. The features are a float32 array, or with a budget of
+    memory `FeatureRows`, which read what they are made of when they are asked for rows.
+
+    Args:
+        encoded: int64, increasing: nodes that have embeddings; None = all.
     """
     fixed: dict[str, np.ndarray] = {}
     kinds = feature_kinds(cfg.glem.node_features)
@@ -92,14 +109,18 @@ def feature_builder(
             fixed[kind] = load_matrix(cfg.glem.feature_file, graph.num_nodes, "glem.feature_file")
         elif kind == "static":
             assert tokens is not None
-            fixed[kind] = static_embeddings(cfg, tokens)
+            fixed[kind] = static_embeddings(cfg, tokens, encoded)
     seen = None
     if cfg.glem.setting != "transductive":
         seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
+    if encoded is not None and {"text", "static"} & set(kinds):
+        seen = encoded if seen is None else np.intersect1d(seen, encoded, assume_unique=True)
 
-    def build(embeddings: np.ndarray | None) -> np.ndarray:
-        parts = [embeddings if kind == "text" else fixed[kind] for kind in kinds]
-        x = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts if part is not None], axis=1)
+    def build(embeddings: np.ndarray | None) -> Any:
+        parts = [part for kind in kinds if (part := embeddings if kind == "text" else fixed[kind]) is not None]
+        if cfg.glem.memory_budget_gb:
+            return FeatureRows(parts, standardise=cfg.glem.input_norm, rows=seen, fixed="text" not in kinds)
+        x = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=1)
         return standardise(x, seen) if cfg.glem.input_norm else x
 
     return build

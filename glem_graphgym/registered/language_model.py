@@ -19,6 +19,7 @@ from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
+CPU_PART, GPU_PART = 1024, 16384  # padded tokens of a part of a joint step's texts; small ones stay in a CPU's cache
 
 
 def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> TextClassifier:
@@ -51,6 +52,10 @@ def attention_for(wanted: str, hardware: Hardware) -> str | None:
 
 def infer_tokens(cfg: CfgNode, hardware: Hardware) -> int:
     return cfg.lm.infer_tokens or (CPU_TOKENS if hardware.accelerator == "cpu" else GPU_TOKENS)
+
+
+def part_tokens(cfg: CfgNode, hardware: Hardware) -> int:
+    return cfg.lm.part_tokens or (CPU_PART if hardware.accelerator == "cpu" else GPU_PART)
 
 
 class TextEmbeddings(nn.Module):

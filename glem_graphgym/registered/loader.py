@@ -56,6 +56,18 @@ def _ogbn_arxiv(cfg: CfgNode) -> TextGraph:
     return load_ogbn_arxiv(Path(cfg.dataset.dir))
 
 
+def _ogbn_products(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.ogb import load_ogbn_products
+
+    return load_ogbn_products(Path(cfg.dataset.dir))
+
+
+def _ogbn_papers100m(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.ogb import load_ogbn_papers100m
+
+    return load_ogbn_papers100m(Path(cfg.dataset.dir))
+
+
 def _table(cfg: CfgNode) -> TextGraph:
     from glem_graphgym.data.table import load_table
 
@@ -86,6 +98,8 @@ def _synthetic(cfg: CfgNode) -> TextGraph:
 GRAPHS: dict[str, Callable[[CfgNode], TextGraph]] = {
     "debian": _debian,
     "ogbn-arxiv": _ogbn_arxiv,
+    "ogbn-products": _ogbn_products,
+    "ogbn-papers100M": _ogbn_papers100m,
     "table": _table,
     "synthetic": _synthetic,
 }

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import network_dict, register_network
 
+from glem_graphgym.data.sampling import Block
+from glem_graphgym.models.block import BlockAdjacency, seed_logits
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.gat import GAT
 from glem_graphgym.models.gcn import GCN
 from glem_graphgym.models.hop_network import HopNetwork
 from glem_graphgym.models.hops import propagate
 from glem_graphgym.models.lm_head import LMHead
-from glem_graphgym.models.mlp import MLP
+from glem_graphgym.models.mlp import MLP, LayerStack
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
 from glem_graphgym.models.revgat import RevGAT
 from glem_graphgym.models.sage import SAGE
@@ -57,6 +61,8 @@ class GraphNetwork(nn.Module):
         adjacency = batch.adjacency if "adjacency" in batch else None
         if adjacency is None:
             adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
+        if isinstance(adjacency, BlockAdjacency) and isinstance(self.net, LayerStack):
+            return seed_logits(self.net, batch.x, adjacency), None
         return read_out(self.net(batch.x, adjacency), batch)
 
 
@@ -220,11 +226,23 @@ class Structure:
     Args:
         edge_index: int64 (2, E), both directions.
         num_nodes: N.
+        adjacency: the same edges where they are in that form already.
     """
 
-    def __init__(self, edge_index: Tensor, num_nodes: int) -> None:
+    def __init__(self, edge_index: Tensor, num_nodes: int, adjacency: Adjacency | None = None) -> None:
         self.edge_index, self.num_nodes = edge_index, num_nodes
-        self.adjacency = Adjacency.from_edge_index(edge_index, num_nodes)
+        self.adjacency = Adjacency.from_edge_index(edge_index, num_nodes) if adjacency is None else adjacency
+
+    @classmethod
+    def of_block(cls, block: Block) -> Structure:
+        """A sampled neighbourhood, of which our networks give the seeds' logits alone, others those of all nodes."""
+        rowptr, col, degree = (torch.from_numpy(part) for part in (block.rowptr, block.col, block.degree))
+        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist())
+        return cls(torch.from_numpy(block.edge_index()), len(block.nodes), adjacency)
+
+    def csr(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row pointers (N+1,) and neighbours (E,), for a sampler."""
+        return self.adjacency.rowptr.cpu().numpy(), self.adjacency.col.cpu().numpy()
 
     def to(self, device: torch.device) -> Structure:
         if self.edge_index.device.type != torch.device(device).type:
@@ -232,7 +250,36 @@ class Structure:
         return self
 
 
-def gcn_operator(structure: Structure) -> SparseOperator:
+class StoredStructure:
+    """The graph in arrays that may be memory-mapped, for networks on hop features that are propagated on disk.
+
+    Whoever has the memory finds what a `Structure` has, made when it is first asked for.
+
+    Args:
+        rowptr: int64 (N+1,), col: (E,), of all N nodes.
+        keep: bool (N,): only edges between nodes of the mask are there; None = all.
+        make: the same as a `Structure`, of the kept nodes alone where it is what training sees.
+    """
+
+    def __init__(
+        self, rowptr: np.ndarray, col: np.ndarray, keep: np.ndarray | None, make: Callable[[], Structure]
+    ) -> None:
+        self.rowptr, self.col, self.keep, self._make = rowptr, col, keep, make
+
+    @cached_property
+    def structure(self) -> Structure:
+        return self._make()
+
+    @property
+    def adjacency(self) -> Adjacency:
+        return self.structure.adjacency
+
+    @property
+    def edge_index(self) -> Tensor:
+        return self.structure.edge_index
+
+
+def gcn_operator(structure: Structure | StoredStructure) -> SparseOperator:
     """D~^-1/2 (A+I) D~^-1/2, by which hop features are propagated (SIGN, GAMLP)."""
     return structure.adjacency.gcn()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from glem_graphgym.files import fingerprint, read_json, write_json
 from glem_graphgym.registered.config import settings_of
 
 METRIC = "accuracy"  # which score our train modes select by
+NOTED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
 
 # Where things lie, how they are printed and how many threads work at them; no result depends on these.
 _INDIFFERENT = {
@@ -21,7 +24,8 @@ _INDIFFERENT = {
     *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
     # A mode has a check of its own, and a finished run may go on for more iterations.
     *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights", "glem.ensemble"),
-    "glem.share_lm_gold",
+    "devices",  # up to rounding
+    *("glem.share_lm_gold", "glem.memory_budget_gb"),  # hops on disk are those in memory, rounded to float16
 }
 
 
@@ -30,7 +34,11 @@ class RunError(RuntimeError):
 
 
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
-    """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name."""
+    """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name.
+
+    Beside these ``versions`` of packages, and of GLEM the number of EM iterations asked for: noted for the report, and
+    no reason to refuse a run that goes on under others.
+    """
     known = {} if graph is None else {"fingerprint": graph.fingerprint(), "origin": graph.origin, "metric": METRIC}
     return {
         "seed": cfg.seed,
@@ -39,7 +47,20 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
         **known,
         "settings": decisive_settings(cfg),
         "files": file_hashes(cfg),
+        "versions": package_versions(),
+        **({"em_iterations": cfg.glem.em_iterations} if cfg.train.mode == "glem" else {}),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Package -> version of those of `NOTED_PACKAGES` that are installed; none of them is imported for it."""
+    found = {}
+    for name in NOTED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def decisive_settings(cfg: CfgNode) -> dict[str, object]:
@@ -119,6 +140,26 @@ def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = F
                 path.unlink()
     if not _has_results(run_dir):
         write_json(run_dir / "run.json", identity)
+    elif _goes_on(_noted(run_dir), identity):
+        _note_versions(run_dir, identity["versions"])
+
+
+def _goes_on(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a folder with results may get more of them: it is unfinished, or other EM iterations are asked for."""
+    return not before.get("finished") or before.get("em_iterations") != now.get("em_iterations")
+
+
+def _note_versions(run_dir: Path, now: dict[str, str]) -> None:
+    """Note the versions under which a run goes on beside those under which it began: ``"2.13.0, 2.14.0"``."""
+    before = _noted(run_dir)
+    known: dict[str, str] = before.get("versions", {})
+    other = {name: found for name, found in now.items() if found not in known.get(name, "").split(", ")}
+    if not other:
+        return
+    for name, found in other.items():
+        logging.warning(f"{run_dir} was begun with {name} {known.get(name, '(not noted)')}, goes on with {found}")
+    joined = {name: f"{known[name]}, {found}" if name in known else found for name, found in other.items()}
+    write_json(run_dir / "run.json", {**before, "versions": {**known, **joined}})
 
 
 def is_finished(run_dir: Path) -> bool:

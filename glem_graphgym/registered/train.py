@@ -6,7 +6,11 @@ A mode reads the configuration, does its stages under ``cfg.run_dir`` and return
 
 from __future__ import annotations
 
+import functools
+import logging
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +22,37 @@ from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import register_train
 from yacs.config import CfgNode
 
+from glem_graphgym import processes
+from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import loop
 from glem_graphgym.em.e_step import LMLearner, LMSettings
-from glem_graphgym.em.hop_step import HopLearner
+from glem_graphgym.em.hop_step import Consistency, HopLearner, SelfTraining
+from glem_graphgym.em.hop_storage import HopStorage
+from glem_graphgym.em.joint_step import JointLearner, JointSettings
 from glem_graphgym.em.journal import Finished, Journal, Scores
 from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
+from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner
 from glem_graphgym.em.stage import Validation
-from glem_graphgym.files import atomic_write, read_json, write_json
+from glem_graphgym.files import atomic_write, fingerprint, read_json, write_json
 from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
-from glem_graphgym.registered.config import feature_kinds
+from glem_graphgym.models.joint import JointModel
+from glem_graphgym.models.text_encoder import load_text_encoder
+from glem_graphgym.registered.config import ConfigError, feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix
-from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for, infer_tokens
+from glem_graphgym.registered.language_model import (
+    build_lm,
+    encoder_config,
+    hardware_for,
+    infer_tokens,
+    part_tokens,
+)
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
-from glem_graphgym.registered.networks import Structure, build_gnn, gcn_operator, sees_hops
+from glem_graphgym.registered.networks import StoredStructure, Structure, build_gnn, gcn_operator, sees_hops
 from glem_graphgym.registered.run_folder import (
     METRIC,
     check_run_folder,
@@ -44,6 +61,7 @@ from glem_graphgym.registered.run_folder import (
     require_finished,
     take_run_folder,
 )
+from glem_graphgym.registered.sizes import budget_bytes, check_memory
 
 
 @register_train("glem")
@@ -51,9 +69,12 @@ def train_glem(overwrite: bool = False) -> TextGraph:
     """GLEM: variational EM between LM and GNN."""
     graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
     loop.run_em(run)
+    if processes.rank() > 0:
+        return graph
     # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
     noted = Path(cfg.run_dir) / "run.json"
-    write_json(noted, {**read_json(noted), "stages": [stage.key.folder for stage in run.journal.finished]})
+    asked = {"em_iterations": cfg.glem.em_iterations, "stages": [stage.key.folder for stage in run.journal.finished]}
+    write_json(noted, {**read_json(noted), **asked})
     return graph
 
 
@@ -81,10 +102,20 @@ def train_cascade(overwrite: bool = False) -> TextGraph:
     return graph
 
 
+@register_train("glem_joint")
+def train_joint(overwrite: bool = False) -> TextGraph:
+    """LM and GNN co-trained end to end, on sampled neighbourhoods: the costly baseline."""
+    graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True, overwrite=overwrite)
+    loop.run_joint(run)
+    return graph
+
+
 # ---- from the configuration to a run ------------------------------------------------------------------------------
 
 
-def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool, overwrite: bool = False) -> tuple[TextGraph, Run]:
+def prepare(
+    cfg: CfgNode, *, with_lm: bool, with_gnn: bool, with_joint: bool = False, overwrite: bool = False
+) -> tuple[TextGraph, Run]:
     """Everything a mode needs, with all that can be checked checked before the first stage.
 
     Only then, with ``overwrite``, is deleted what an earlier run left in the folder.
@@ -93,12 +124,19 @@ def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool, overwrite: bool = Fa
     identity = identity_of(cfg, graph)
     if not overwrite:
         check_run_folder(Path(cfg.run_dir), identity)
-    needs_tokens = with_lm or "static" in feature_kinds(cfg.glem.node_features)
+    if with_gnn:
+        check_memory(cfg, graph)
+    needs_tokens = with_lm or with_joint or "static" in feature_kinds(cfg.glem.node_features)
     tokens = open_tokens(cfg, graph) if needs_tokens else None
     accuracy = accuracy_of(graph.name)
     train = graph.split["train"]
     gold = Gold(train, graph.label[train], graph.num_classes)
     unlabelled, candidates = unlabelled_nodes(cfg, graph)
+    predicted = predicted_nodes(cfg, graph, candidates)
+    if predicted is not None:
+        unlabelled = np.intersect1d(unlabelled, predicted, assume_unique=True)
+        candidates = np.intersect1d(candidates, predicted, assume_unique=True)
+    encoded = encoded_nodes(cfg, graph, predicted)
     valid = graph.split["valid"]
     valid_labels = graph.label[valid]
     validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))
@@ -109,22 +147,29 @@ def prepare(cfg: CfgNode, *, with_lm: bool, with_gnn: bool, overwrite: bool = Fa
         candidates=candidates,
         settings=em_settings(cfg),
         journal=Journal(Path(cfg.run_dir), cfg.seed, lambda logits: scores_of(graph, logits, accuracy), metric=METRIC),
-        features=feature_builder(cfg, graph, tokens) if with_gnn else lambda embeddings: np.empty((0, 0)),
+        features=feature_builder(cfg, graph, tokens, encoded) if with_gnn else lambda embeddings: np.empty((0, 0)),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
+        encoded=encoded,
     )
     if cfg.glem.first_predictions:
         run.first_predictions = load_matrix(
             cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=graph.num_classes
         )
     if cfg.glem.share_lm_gold:
-        run.shared_lm_gold = Path(cfg.dataset.dir) / "lm_gold" / lm_gold_key(cfg, graph)
+        key = lm_gold_key(cfg, graph)
+        run.shared_lm_gold = Path(cfg.dataset.dir) / "lm_gold" / (key if encoded is None else fingerprint(key, encoded))
     if with_lm:
         assert tokens is not None
         run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
     if with_gnn:
-        run.gnn = gnn_learner(cfg, graph, validation)
-        run.correct_and_smooth = smoother(cfg, run.gnn, gold)
-    if cfg.train.mode != "glem_predict":
+        run.gnn = gnn_learner(cfg, graph, validation, candidates, predicted)
+        run.correct_and_smooth = smoother(cfg, run.gnn.structures, gold)
+    if with_joint:
+        assert tokens is not None
+        run.features = further_features(cfg, graph, tokens)
+        run.joint = joint_learner(cfg, graph, tokens, validation)
+        run.correct_and_smooth = smoother(cfg, run.joint.structures, gold)
+    if cfg.train.mode != "glem_predict" and processes.rank() == 0:
         take_run_folder(Path(cfg.run_dir), identity, overwrite)
     return graph, run
 
@@ -139,6 +184,29 @@ def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.nda
         unlabelled = np.setdiff1d(unlabelled, graph.split["test"])
         candidates = np.setdiff1d(candidates, graph.split["test"])
     return unlabelled, candidates
+
+
+def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> np.ndarray | None:
+    """int64, increasing: the nodes that are trained on, scored or pseudo-labelled; None where all are predicted."""
+    if cfg.glem.encode_nodes == "all":
+        return None
+    mode = cfg.train.mode
+    if mode == "glem_predict":
+        mode = read_json(Path(cfg.run_dir) / "run.json")["mode"]
+    needed = np.unique(np.concatenate(list(graph.split.values())))
+    pseudo = mode == "glem" or cfg.gnn.stages > 1 or cfg.gnn.consistency > 0
+    return np.union1d(needed, candidates) if pseudo else needed
+
+
+def encoded_nodes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | None) -> np.ndarray | None:
+    """int64, increasing: the nodes whose texts predictions depend on, as far as the GNN sees; None = all."""
+    if predicted is None:
+        return None
+    mode = cfg.train.mode
+    reach = 0 if mode == "glem_lm" else cfg.gnn.hops if sees_hops() else cfg.gnn.layers_mp
+    encoded = nodes_within(graph.rowptr, graph.col, predicted, reach)
+    logging.info(f"glem.encode_nodes needed: {len(encoded):,} of {graph.num_nodes:,} texts are encoded")
+    return encoded
 
 
 def scores_of(graph: TextGraph, logits: np.ndarray, accuracy: Accuracy) -> Scores:
@@ -216,8 +284,22 @@ def lm_learners(
     return learner(False), learner(True)
 
 
-def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLearner:
-    """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe."""
+def gnn_learner(
+    cfg: CfgNode,
+    graph: TextGraph,
+    validation: Validation,
+    unlabelled: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
+) -> GNNLearner:
+    """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe.
+
+    Args:
+        unlabelled: int64, nodes that self-training and consistency may use.
+        predicted: as of a `GNNLearner`.
+
+    Raises:
+        ConfigError: a setting of networks on hop features with another network.
+    """
     settings = GNNSettings(
         epochs=cfg.optim.max_epoch,
         lr=cfg.optim.base_lr,
@@ -238,21 +320,94 @@ def gnn_learner(cfg: CfgNode, graph: TextGraph, validation: Validation) -> GNNLe
     if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
         raise ValueError(f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False")
     hardware = hardware_for(cfg, cfg.gnn.precision)
-    common = (build_gnn, structures_of(cfg, graph), make_optimizer, settings, validation, hardware)
+    g, budget = cfg.gnn, budget_bytes(cfg)
     if not sees_hops():
-        return GNNLearner(*common)
-    g = cfg.gnn
-    return HopLearner(*common, operator=gcn_operator, hops=g.hops, label_hops=g.label_hops, batch_size=g.batch_size)
+        _refuse_hop_settings(cfg)
+        structures = structures_of(cfg, graph)
+        common = (build_gnn, structures, make_optimizer, settings, validation, hardware)
+        if not g.fan_out:
+            return GNNLearner(*common, predicted=predicted)
+        hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, g.fan_out)
+        return SampledLearner(*common, neighbourhoods=hoods, batch_size=g.batch_size, predicted=predicted)
+    if g.fan_out:
+        raise ConfigError(
+            f"gnn.fan_out is {g.fan_out}, but model.type {cfg.model.type} trains on hop features, which need no "
+            "sampling; set it to []"
+        )
+    working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
+    return HopLearner(
+        build_gnn,
+        stored_structures_of(cfg, graph) if budget else structures_of(cfg, graph),
+        make_optimizer,
+        settings,
+        validation,
+        hardware,
+        operator=gcn_operator,
+        hops=g.hops,
+        label_hops=g.label_hops,
+        batch_size=g.batch_size,
+        predicted=predicted,
+        storage=HopStorage(budget, working, cache, predicted) if budget else None,
+        unlabelled=unlabelled,
+        self_training=SelfTraining(g.stages, g.stage_threshold, g.stage_weight),
+        consistency=Consistency(g.consistency, g.ema, g.consistency_threshold),
+    )
 
 
-def smoother(cfg: CfgNode, gnn: GNNLearner, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
+def _refuse_hop_settings(cfg: CfgNode) -> None:
+    for name, value, off in (("stages", cfg.gnn.stages, 1), ("consistency", cfg.gnn.consistency, 0.0)):
+        if value != off:
+            raise ConfigError(
+                f"gnn.{name} is {value}, but model.type {cfg.model.type} sees the whole graph in every step; expected "
+                f"{off}, or a network on hop features (glem_sgc, glem_sign, glem_sagn, glem_gamlp)"
+            )
+
+
+def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation: Validation) -> JointLearner:
+    """LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model on sampled neighbourhoods."""
+    if sees_hops():
+        raise ConfigError(
+            f"model.type {cfg.model.type} propagates features once, before it is trained, but train.mode glem_joint "
+            "trains the text encoder that makes them; expected a full-batch network such as glem_sage"
+        )
+    build_gnn(1, graph.num_classes)  # Wrong names and sizes are found now rather than after texts were read.
+    lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
+    settings = JointSettings(
+        lm=lm.settings,
+        gnn_lr=cfg.optim.base_lr,
+        gnn_weight_decay=cfg.optim.weight_decay,
+        part_tokens=part_tokens(cfg, lm.hardware),
+        recompute=cfg.lm.gradient_checkpointing,
+        label_input=cfg.glem.label_input,
+    )
+    # What is computed anew is whole parts of a step's texts; layers within them need not be once more.
+    config = encoder_config(cfg, lm.hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
+    config = replace(config, gradient_checkpointing=False)
+
+    def build(dim_more: int, num_classes: int) -> JointModel:
+        encoder = load_text_encoder(config)
+        return JointModel(encoder, build_gnn(encoder.dim + dim_more, num_classes), cfg.glem.input_norm)
+
+    structures = structures_of(cfg, graph)
+    neighbourhoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, cfg.gnn.fan_out)
+    return JointLearner(tokens, build, structures, neighbourhoods, settings, validation, lm.hardware)
+
+
+def further_features(cfg: CfgNode, graph: TextGraph, tokens: TokenStore) -> Callable[[np.ndarray | None], np.ndarray]:
+    """What makes the features (N, F) beside the text embedding where that is trained with the GNN; F may be 0."""
+    if feature_kinds(cfg.glem.node_features) == ["text"]:
+        return lambda embeddings: np.empty((graph.num_nodes, 0), dtype=np.float32)
+    return feature_builder(cfg, graph, tokens)
+
+
+def smoother(cfg: CfgNode, structures: Structures, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
     """Correct & Smooth on the structure that the GNN predicts with, as ``glem.cs_*`` say; None where not asked for."""
     g = cfg.glem
     if not g.correct_and_smooth:
         return None
     settings = CorrectAndSmoothSettings(g.cs_correct_layers, g.cs_correct_alpha, g.cs_smooth_layers, g.cs_smooth_alpha)
-    edge_index = gnn.structures.predict.edge_index
-    return lambda logits: correct_and_smooth(logits, gold.nodes, gold.labels, edge_index.cpu(), settings)
+    predict = structures.predict
+    return lambda logits: correct_and_smooth(logits, gold.nodes, gold.labels, predict.edge_index.cpu(), settings)
 
 
 def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
@@ -272,6 +427,19 @@ def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
     return Structures(train, predict, seen)
 
 
+def stored_structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
+    """The same in the graph's own arrays, for hop features that are propagated on disk."""
+    whole = functools.cache(lambda: structures_of(cfg, graph))
+    seen = keep = None
+    if cfg.glem.setting != "transductive":
+        keep = np.ones(graph.num_nodes, dtype=bool)
+        keep[graph.split["test"]] = False
+        seen = np.flatnonzero(keep)
+    train = StoredStructure(graph.rowptr, graph.col, keep, lambda: whole().train)
+    keep_to_predict = None if cfg.glem.setting == "inductive" else keep
+    return Structures(train, StoredStructure(graph.rowptr, graph.col, keep_to_predict, lambda: whole().predict), seen)
+
+
 def _structure(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
     return Structure(torch.from_numpy(np.stack([row, col]).astype(np.int64)), num_nodes)
 
@@ -287,34 +455,51 @@ def predict(overwrite: bool = False) -> None:
     require_finished(run_dir)
     kinds = {path.name.split("_", 1)[1].split("_")[0] for path in (run_dir / "stages").iterdir()}
     with_lm, with_gnn = bool(kinds & {"lm", "e"}), bool(kinds & {"gnn", "m"})
-    graph, run = prepare(cfg, with_lm=with_lm, with_gnn=with_gnn)
+    graph, run = prepare(cfg, with_lm=with_lm, with_gnn=with_gnn, with_joint="joint" in kinds)
     run.journal.read_all(read_json(run_json).get("stages"))
-    table = {"node": graph.node_ids if graph.node_ids is not None else np.arange(graph.num_nodes)}
+    nodes = predicted_nodes(cfg, graph, run.candidates)
+    nodes = np.arange(graph.num_nodes) if nodes is None else nodes
+    table = {"node": nodes if graph.node_ids is None else [graph.node_ids[int(node)] for node in nodes]}
     scores: dict[str, Scores] = {}
-    for method in ("GLEM-LM", "GLEM-GNN") if run.journal.best("GLEM-GNN") else ("LM", "Cascade", "GNN"):
+    for method in ("GLEM-LM", "GLEM-GNN") if run.journal.best("GLEM-GNN") else ("LM", "Cascade", "GNN", "Joint"):
         stage = run.journal.best(method)
         if stage is None:
             continue
         logits = predict_stage(run, stage)
-        probability = torch.softmax(torch.from_numpy(logits.astype(np.float32)), -1).amax(-1).numpy()
-        table[method] = np.array(graph.class_names, dtype=object)[logits.argmax(-1)]
+        if processes.rank() > 0:
+            continue
+        shown = logits[nodes].astype(np.float32)
+        probability = torch.softmax(torch.from_numpy(shown), -1).amax(-1).numpy()
+        table[method] = np.array(graph.class_names, dtype=object)[shown.argmax(-1)]
         table[f"{method} probability"] = probability.round(4)
         scores[method] = scores_of(graph, logits, accuracy_of(graph.name))
+    if processes.rank() > 0:
+        return
     with atomic_write(run_dir / "predictions.csv.gz") as file:
         pd.DataFrame(table).to_csv(file, index=False, compression="gzip")
     write_json(run_dir / "predictions.json", scores)
+    shutil.rmtree(run.journal.working, ignore_errors=True)
 
 
 def predict_stage(run: Run, stage: Finished) -> np.ndarray:
-    """float16 logits (N, C) of a finished stage, computed anew from its weights (and its LM's embeddings)."""
+    """float16 logits (N, C) of a finished stage, computed anew from its weights (and its LM's embeddings).
+
+    All processes encode; what they found, and the GNN, is the first one's. The others get zeros.
+    """
     shape = (run.num_nodes, run.gold.num_classes)
     logits = np.zeros(shape, dtype=np.float16)
     if stage.key.model == "LM":
         _encode(run, stage, logits)
         return logits
-    assert run.gnn is not None
     lm = loop.teacher_of(run.journal, stage) if run.lm_em else None
     embeddings = _encode(run, lm, np.zeros(shape, dtype=np.float16)) if lm else None
+    if processes.rank() > 0:
+        return logits
+    if run.joint is not None:
+        run.joint.load(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
+        run.joint.predict(logits, np.zeros((run.num_nodes, run.joint.embedding_dim), dtype=np.float16))
+        return logits
+    assert run.gnn is not None
     pseudo = None
     if lm and stage.key.em_iteration > 0:
         opens = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
@@ -331,5 +516,5 @@ def _encode(run: Run, stage: Finished, logits: np.ndarray) -> np.ndarray:
     assert learner is not None
     learner.load(stage.weights())
     embeddings = np.zeros((run.num_nodes, learner.embedding_dim), dtype=np.float16)
-    learner.predict(logits, embeddings, f"{stage.key.name} encodes")
+    learner.predict(logits, embeddings, f"{stage.key.name} encodes", run.encoded)
     return embeddings

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from glem_graphgym.files import fingerprint, read_json
 from glem_graphgym.report.aggregate import SEED, best_epoch, read_rows, read_summary, row_at
@@ -43,7 +41,9 @@ class Run:
     Attributes:
         results: by method.
         stages: the finished stages; empty for stock GraphGym.
-        versions: of the packages that the run was made with, as far as its ``run.json`` says.
+        versions: of the packages that the run was made with, as far as its ``run.json`` says; ``"1.3.5, 1.3.6"`` where
+            it went on under another version than it was begun with.
+        em_iterations: EM iterations that were asked for last; None where there is no EM, or it was not recorded.
     """
 
     seed: int
@@ -51,6 +51,7 @@ class Run:
     results: dict[str, Result]
     stages: list[Stage]
     versions: dict[str, str] = field(default_factory=dict)
+    em_iterations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Experiment:
         dataset: name of the graph.
         fingerprint: of the graph's content; None where the runs did not record it.
         metric: what selects and what is shown.
-        settings: ``group.key`` -> value of every setting that a result can depend on, without the seed.
+        settings: ``group.key`` -> value of every setting that a result can depend on, without the seed. A list of
+            values for ``glem.em_iterations`` where seeds differ in it.
         config: 8 hexadecimal digits of a hash of mode, settings and the files that they name.
         runs: by seed, ascending.
     """
@@ -76,6 +78,16 @@ class Experiment:
     settings: dict[str, Any]
     config: str
     runs: dict[int, Run]
+
+    @property
+    def em_iterations(self) -> list[int]:
+        """The numbers of EM iterations that were asked for, over seeds; one mostly, none where there is no EM."""
+        return _em_iterations(self.runs.values())
+
+    def versions(self, package: str) -> list[str]:
+        """The versions of a package that the runs were made with, as far as they recorded it."""
+        noted = [run.versions[package].split(", ") for run in self.runs.values() if package in run.versions]
+        return sorted({version for versions in noted for version in versions})
 
 
 def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]:
@@ -156,7 +168,9 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     first = next(iter(noted.values()))
     for seed, about in noted.items():
         _require_same(folder, first, about, seed)
-    settings = {**_seedless(first), **_em_iterations(folder, first["mode"])}
+    settings = _seedless(first)
+    if asked := _em_iterations(runs.values()):  # no setting in run.json, since a finished run may go on for more
+        settings["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
     return Experiment(
         name=name,
         mode=first["mode"],
@@ -182,14 +196,8 @@ def _seedless(about: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in about["settings"].items() if key != "seed"}
 
 
-def _em_iterations(folder: Path, mode: str) -> dict[str, Any]:
-    """The one decisive setting that ``run.json`` leaves out, since a finished run may go on for more iterations."""
-    file = folder / "config.yaml"
-    if mode != "glem" or not file.is_file():
-        return {}
-    config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    value = config.get("glem", {}).get("em_iterations")
-    return {} if value is None else {"glem.em_iterations": value}
+def _em_iterations(runs: Iterable[Run]) -> list[int]:
+    return sorted({run.em_iterations for run in runs if run.em_iterations is not None})
 
 
 def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, Any], seed: int) -> None:
@@ -214,7 +222,7 @@ def _read_run(seed: int, folder: Path, about: Mapping[str, Any]) -> Run:
         row.method: Result(row.valid, row.test, row.params, row.seconds, row.peak_memory_mb)
         for row in read_summary(file)
     }
-    return Run(seed, folder, results, read_stages(folder), versions)
+    return Run(seed, folder, results, read_stages(folder), versions, about.get("em_iterations"))
 
 
 def _stock_result(folder: Path, about: Mapping[str, Any]) -> Result:

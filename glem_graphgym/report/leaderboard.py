@@ -48,6 +48,7 @@ class Row:
         seconds: mean over seeds, to get that model from the start; None where not recorded.
         peak_memory_mb: highest of any seed; None where not recorded.
         config: fingerprint of the experiment's settings.
+        config_text: that, with the number of EM iterations where the board's experiments or seeds differ in it.
         to_best, to_baseline: difference to the first row, and to the first that is not GLEM; None for those rows.
         caveat: what must be known to read the row; "" mostly.
         also: further experiments with the very same scores on every seed, e.g. an LM that no setting of theirs
@@ -69,6 +70,7 @@ class Row:
     to_baseline: Difference | None = None
     caveat: str = ""
     also: tuple[str, ...] = ()
+    config_text: str = ""
 
     @property
     def experiments(self) -> tuple[str, ...]:
@@ -176,6 +178,7 @@ def make_board(experiments: Sequence[Experiment]) -> Board:
     dataset, fingerprint, metric = graphs.pop()
     by_name = {one.name: one for one in experiments}
     rows = _compared(_ranked(_distinct_rows(experiments)), by_name)
+    rows = _with_config_text(rows, by_name)
     return Board(
         dataset=dataset,
         fingerprint=fingerprint,
@@ -184,8 +187,28 @@ def make_board(experiments: Sequence[Experiment]) -> Board:
         published=published_for(dataset) if metric == METRIC else [],
         experiments=by_name,
         axes=grid_axes([one for one in experiments if one.mode == by_name[_focus(rows).experiment].mode]),
-        notes=_notes(rows),
+        notes=[*_notes(rows), *_mixed(experiments)],
     )
+
+
+def _with_config_text(rows: Sequence[Row], experiments: Mapping[str, Experiment]) -> list[Row]:
+    asked = {row.name: ", ".join(map(str, experiments[row.experiment].em_iterations)) for row in rows}
+    differ = len({text for text in asked.values() if text}) > 1 or any("," in text for text in asked.values())
+    return [
+        replace(row, config_text=f"{row.config}, EM {asked[row.name]}" if differ and asked[row.name] else row.config)
+        for row in rows
+    ]
+
+
+def _mixed(experiments: Sequence[Experiment]) -> list[str]:
+    """In what the seeds of an experiment differ that is no setting: versions of packages, EM iterations asked for."""
+    notes = []
+    for one in experiments:
+        packages = sorted({name for run in one.runs.values() for name in run.versions})
+        kinds = [(f"versions of {name}", one.versions(name)) for name in packages]
+        kinds.append(("numbers of EM iterations", list(map(str, one.em_iterations))))
+        notes += [f"{one.name} was run with several {kind}: {', '.join(f)}" for kind, f in kinds if len(f) > 1]
+    return notes
 
 
 def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
@@ -338,7 +361,7 @@ def _cells(row: Row) -> list[str]:
         _number(row.seconds),
         _number(row.peak_memory_mb),
         seeds_text(row.seeds),
-        row.config,
+        row.config_text,
     ]
 
 
@@ -415,7 +438,7 @@ def _cell(text: str) -> str:
 CSV_COLUMNS = [
     *("dataset", "dataset_fingerprint", "rank", "name", "experiment", "method", "source"),
     *("valid_mean", "valid_std", "test_mean", "test_std", "runs", "seeds", "params", "seconds", "peak_memory_mb"),
-    *("config", "to_best", "to_best_n", "to_best_p", "to_best_reason"),
+    *("config", "em_iterations", "to_best", "to_best_n", "to_best_p", "to_best_reason"),
     *("to_non_glem", "to_non_glem_n", "to_non_glem_p", "to_non_glem_reason", "caveat", "same_in"),
 ]
 
@@ -428,7 +451,8 @@ def to_csv(boards: Sequence[Board]) -> str:
     for board in boards:
         graph = {"dataset": board.dataset, "dataset_fingerprint": board.fingerprint or ""}
         for row in board.rows:
-            writer.writerow({**graph, **_csv_row(row)})
+            asked = " ".join(map(str, board.experiments[row.experiment].em_iterations))
+            writer.writerow({**graph, **_csv_row(row), "em_iterations": asked})
         for published in board.published:
             writer.writerow({**graph, "dataset_fingerprint": "", **_csv_published(published)})
     return text.getvalue()

@@ -32,14 +32,14 @@ COLUMNS = (
 CSS = """
 :root{color-scheme:light;--bg:#f6f7f9;--surface:#fff;--line:#e3e6eb;--text:#14181f;--soft:#596273;--muted:#98a1b0;
 --accent:#2f6fdb;--good:#137a4d;--bad:#b3372f;--tint:#eef3fc;--lm:#2f6fdb;--gnn:#0f8f6b;--cascade:#b97a00;
---glem-lm:#7a4ad6;--glem-gnn:#d22f6b;--other:#5f6b7c;--shadow:0 1px 2px rgb(20 24 31/6%),0 4px 16px rgb(20 24 31/4%)}
+--joint:#0a86a8;--glem-lm:#7a4ad6;--glem-gnn:#d22f6b;--other:#5f6b7c;--shadow:0 1px 2px rgb(20 24 31/6%),0 4px 16px rgb(20 24 31/4%)}
 @media(prefers-color-scheme:dark){:root:not([data-theme=light]){color-scheme:dark;--bg:#0e1116;--surface:#171b22;
 --line:#2a303a;--text:#e8ebf0;--soft:#a2acbb;--muted:#6d7787;--accent:#6ea3ff;--good:#4cc38a;--bad:#ff8a80;
---tint:#1a2436;--lm:#6ea3ff;--gnn:#35c49a;--cascade:#e8b03c;--glem-lm:#b190ff;--glem-gnn:#ff78a5;--other:#a2acbb;
---shadow:none}}
+--tint:#1a2436;--lm:#6ea3ff;--gnn:#35c49a;--cascade:#e8b03c;--joint:#4fc8e8;
+--glem-lm:#b190ff;--glem-gnn:#ff78a5;--other:#a2acbb;--shadow:none}}
 :root[data-theme=dark]{color-scheme:dark;--bg:#0e1116;--surface:#171b22;--line:#2a303a;--text:#e8ebf0;--soft:#a2acbb;
 --muted:#6d7787;--accent:#6ea3ff;--good:#4cc38a;--bad:#ff8a80;--tint:#1a2436;--lm:#6ea3ff;--gnn:#35c49a;
---cascade:#e8b03c;--glem-lm:#b190ff;--glem-gnn:#ff78a5;--other:#a2acbb;--shadow:none}
+--cascade:#e8b03c;--joint:#4fc8e8;--glem-lm:#b190ff;--glem-gnn:#ff78a5;--other:#a2acbb;--shadow:none}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--text);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue","DejaVu Sans",sans-serif}
@@ -247,7 +247,7 @@ def _row(row: Row, scale: tuple[float, float]) -> str:
         _cell("" if row.seconds is None else seconds_text(row.seconds), row.seconds),
         _cell("" if row.peak_memory_mb is None else f"{row.peak_memory_mb:,.0f} MB", row.peak_memory_mb),
         _cell(str(len(row.seeds)), len(row.seeds), title=f"seeds {seeds_text(row.seeds)}"),
-        _cell(f"<code>{escape(row.config)}</code>", row.config, "text"),
+        _cell(f"<code>{escape(row.config_text)}</code>", row.config_text, "text"),
     ]
     style = "best" if row.rank == 1 else ""
     return f'<tr class="{style}" style="--c:{color_of(row.method)}">{"".join(cells)}</tr>'

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from glem_graphgym.files import atomic_write, read_json, write_json
 
-METHODS = ("LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN")
+METHODS = ("LM", "GNN", "Cascade", "Joint", "GLEM-LM", "GLEM-GNN")
 MODELS = ("LM", "GNN")
 NO_MODEL = "none"
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import gzip
 import io
 import logging
 import shutil
@@ -11,81 +9,44 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError
+from urllib.request import Request
 
 import numpy as np
+import pandas as pd
 import pytest
+from ogb_files import (
+    ARXIV_LABELS,
+    EDGES,
+    FEATURES,
+    PAPERS,
+    SPLIT,
+    UNDIRECTED,
+    N,
+    Response,
+    arxiv_rows,
+    serving,
+    write_arxiv,
+    write_lines,
+    write_papers,
+    write_table,
+)
 
-from glem_graphgym.data import ogb
-from glem_graphgym.data.ogb import load_ogbn_arxiv, ogb_accuracy
+from glem_graphgym.data.ogb import arxiv, download, load_ogbn_arxiv, ogb_accuracy
+from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError, TextGraph
 
-N = 12
-PAPERS = [9657784 + 7 * node for node in range(N)]
-LABELS = [0, 4, 39, 4, 0, 4, 39, 0, 4, 4, 39, 0]
-EDGES = [(0, 1), (1, 0), (0, 1), (2, 2), (5, 3), (7, 11), (11, 10), (3, 4), (8, 2)]
-UNDIRECTED = [(0, 1), (2, 8), (3, 4), (3, 5), (7, 11), (10, 11)]
-FEATURES = np.arange(2 * N).reshape(N, 2) / 8
-SPLIT = {"train": [5, 0, 2, 1], "valid": [3, 7], "test": [11, 4, 6, 8, 9, 10]}
+pytestmark = pytest.mark.usefixtures("unattended")
 TAR_HEADER = b"titleabs.tsv" + b"\0" * 88 + b"0000644\0" + b"\0" * 404
-
-
-@pytest.fixture(autouse=True)
-def unattended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network and nobody at the keyboard, for OGB's own code too."""
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no network")
-
-    def ask(prompt: str = "") -> str:
-        raise AssertionError(f"blocked on standard input: {prompt}")
-
-    monkeypatch.setattr(ogb, "urlopen", refuse)
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr(builtins, "input", ask)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_archive(tmp_path / "ogbn_arxiv")
-    write_text(tmp_path / "ogbn_arxiv" / "titleabs.tsv.gz", text_rows())
+    write_arxiv(tmp_path / "ogbn_arxiv")
+    write_lines(tmp_path / "ogbn_arxiv" / "titleabs.tsv.gz", arxiv_rows())
     return tmp_path
-
-
-def write_archive(folder: Path) -> None:
-    for name, rows in {
-        "raw/edge": EDGES,
-        "raw/node-feat": FEATURES.tolist(),
-        "raw/node-label": [[label] for label in LABELS],
-        "raw/node_year": [[2010 + node] for node in range(N)],
-        "raw/num-node-list": [[N]],
-        "raw/num-edge-list": [[len(EDGES)]],
-        **{f"split/time/{part}": [[node] for node in nodes] for part, nodes in SPLIT.items()},
-    }.items():
-        write_table(folder / f"{name}.csv.gz", rows)
-    write_mapping(folder, list(enumerate(PAPERS)))
-    categories = [("label idx", "arxiv category"), *((i, f"arxiv cs {i:02}") for i in range(40))]
-    write_table(folder / "mapping/labelidx2arxivcategeory.csv.gz", categories)
-    (folder / "RELEASE_v1.txt").write_text("# Release note for ogbn-arxiv\n")
-
-
-def write_mapping(folder: Path, rows: list[tuple[int, int]]) -> None:
-    write_table(folder / "mapping/nodeidx2paperid.csv.gz", [("node idx", "paper id"), *rows])
-
-
-def write_table(path: Path, rows: list) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress("".join(",".join(map(str, row)) + "\n" for row in rows).encode()))
-
-
-def text_rows() -> list[bytes]:
-    return [f"{paper}\ttitle {node}\tabout {node}".encode() for node, paper in enumerate(PAPERS)]
-
-
-def write_text(path: Path, rows: list[bytes]) -> None:
-    content = b"".join(row + b"\n" for row in rows)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def edges_of(graph: TextGraph) -> list[tuple[int, int]]:
@@ -96,7 +57,7 @@ def test_miniature_comes_through_ogb_and_is_undirected(root: Path) -> None:
     graph = load_ogbn_arxiv(root)
     assert graph.name == "ogbn-arxiv"
     assert edges_of(graph) == UNDIRECTED
-    assert graph.label.tolist() == LABELS
+    assert graph.label.tolist() == ARXIV_LABELS
     assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {
         part: sorted(nodes) for part, nodes in SPLIT.items()
     }
@@ -120,7 +81,7 @@ def test_second_load_reads_what_ogb_processed_and_third_the_snapshot(
     shutil.rmtree(root / "ogbn_arxiv/text_graph")
     second = load_ogbn_arxiv(root)
     assert processed.stat().st_mtime_ns == written
-    monkeypatch.setattr(ogb.OgbArchive, "read", lambda self: pytest.fail("the snapshot was not used"))
+    monkeypatch.setattr(OgbArchive, "read", lambda self: pytest.fail("the snapshot was not used"))
     third = load_ogbn_arxiv(root)
     assert first.fingerprint() == second.fingerprint() == third.fingerprint()
 
@@ -147,9 +108,9 @@ def test_processing_that_was_interrupted_is_done_again(root: Path) -> None:
 
 def test_another_text_file_makes_another_graph(root: Path) -> None:
     first = load_ogbn_arxiv(root)
-    rows = text_rows()
+    rows = arxiv_rows()
     rows[3] = f"{PAPERS[3]}\tnew\tnewer".encode()
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
     second = load_ogbn_arxiv(root)
     assert second.texts[3] == "Title: new. Abstract: newer"
     assert second.fingerprint() != first.fingerprint()
@@ -159,38 +120,38 @@ def test_another_text_file_makes_another_graph(root: Path) -> None:
 @pytest.mark.parametrize("place", ["ogbn_arxiv/titleabs.tsv", "titleabs.tsv.gz", "titleabs.tsv"])
 def test_text_is_found_packed_or_not_in_either_folder(root: Path, place: str) -> None:
     (root / "ogbn_arxiv/titleabs.tsv.gz").unlink()
-    write_text(root / place, text_rows())
+    write_lines(root / place, arxiv_rows())
     assert load_ogbn_arxiv(root).texts[11] == "Title: title 11. Abstract: about 11"
 
 
 def test_rows_are_joined_by_paper_id_not_by_position(root: Path) -> None:
     straight = load_ogbn_arxiv(root)
-    rows = [*text_rows()[::-1], b"42\ta paper of no node\tits abstract"]
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    rows = [*arxiv_rows()[::-1], b"42\ta paper of no node\tits abstract"]
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
     assert list(load_ogbn_arxiv(root).texts) == list(straight.texts)
 
 
 def test_header_rows_are_skipped_and_counted(root: Path) -> None:
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", [b"paper id\ttitle\tabstract", *text_rows(), b"only words"])
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", [b"paper id\ttitle\tabstract", *arxiv_rows(), b"only words"])
     graph = load_ogbn_arxiv(root)
     assert (graph.origin["text_rows"], graph.origin["skipped_rows"]) == (N + 2, 2)
     assert graph.origin["missing_texts"] == 0
 
 
 def test_first_row_is_not_lost_to_the_tar_header_of_the_published_file(root: Path) -> None:
-    rows = text_rows()
+    rows = arxiv_rows()
     rows[0] = TAR_HEADER + rows[0]
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", [*rows, b"\0" * 1024])
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", [*rows, b"\0" * 1024])
     graph = load_ogbn_arxiv(root)
     assert graph.texts[0] == "Title: title 0. Abstract: about 0"
     assert (graph.origin["skipped_rows"], graph.origin["missing_texts"]) == (1, 0)
 
 
 def test_missing_papers_get_empty_texts_and_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = text_rows()
+    rows = arxiv_rows()
     rows[4] = f"{PAPERS[4]}\t\t".encode()
     del rows[7]
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
     with caplog.at_level(logging.WARNING):
         graph = load_ogbn_arxiv(root)
     assert [node for node, text in enumerate(graph.texts) if not text] == [4, 7]
@@ -210,19 +171,19 @@ def test_missing_papers_get_empty_texts_and_are_reported(root: Path, caplog: pyt
     ],
 )
 def test_text_of_unusual_rows(root: Path, row: str, text: str) -> None:
-    rows = text_rows()
+    rows = arxiv_rows()
     rows[2] = f"{PAPERS[2]}{row}".encode()
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
     graph = load_ogbn_arxiv(root)
     assert graph.texts[2] == text
     assert graph.texts[3] == "Title: title 3. Abstract: about 3"
 
 
 def test_of_duplicate_papers_the_first_with_a_text_wins(root: Path) -> None:
-    rows = text_rows()
+    rows = arxiv_rows()
     rows.insert(0, f"{PAPERS[5]}\t\t".encode())
     rows += [f"{PAPERS[5]}\tlater\tlater".encode(), f"{PAPERS[6]}\t\t".encode()]
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
     graph = load_ogbn_arxiv(root)
     assert graph.texts[5] == "Title: title 5. Abstract: about 5"
     assert graph.texts[6] == "Title: title 6. Abstract: about 6"
@@ -230,21 +191,21 @@ def test_of_duplicate_papers_the_first_with_a_text_wins(root: Path) -> None:
 
 
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(root: Path) -> None:
-    rows = text_rows()
+    rows = arxiv_rows()
     rows[1] = f"{PAPERS[1]}\tcaf".encode() + b"\xe9\tna\xefve"
     rows[2] = f"{PAPERS[2]}\ta true \ufffd\tin UTF-8".encode()
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
     graph = load_ogbn_arxiv(root)
     assert graph.texts[1] == "Title: caf\ufffd. Abstract: na\ufffdve"
     assert graph.origin["rows_not_utf8"] == 1
 
 
 def test_text_file_of_something_else_is_refused_before_ogb_is_asked(root: Path) -> None:
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", text_rows()[:5])
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", arxiv_rows()[:5])
     with pytest.raises(DataError, match=r"no text for 7 of 12 papers .* another file or a part of it"):
         load_ogbn_arxiv(root)
     assert not (root / "ogbn_arxiv/processed").exists()
-    write_text(root / "ogbn_arxiv/titleabs.tsv.gz", text_rows()[:6])
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", arxiv_rows()[:6])
     assert load_ogbn_arxiv(root).origin["missing_texts"] == 6
 
 
@@ -265,7 +226,7 @@ def test_truncated_table_of_the_archive_is_a_clear_error(root: Path, name: str) 
 
 
 def test_mapping_must_have_a_row_per_node(root: Path) -> None:
-    write_mapping(root / "ogbn_arxiv", list(enumerate(PAPERS[:-1])))
+    write_papers(root / "ogbn_arxiv", list(enumerate(PAPERS[:-1])))
     with pytest.raises(DataError, match=r"nodeidx2paperid\.csv\.gz: 11 papers for 12 nodes"):
         load_ogbn_arxiv(root)
 
@@ -273,7 +234,7 @@ def test_mapping_must_have_a_row_per_node(root: Path) -> None:
 def test_mapping_must_be_in_node_order(root: Path) -> None:
     rows = list(enumerate(PAPERS))
     rows[4], rows[5] = rows[5], rows[4]
-    write_mapping(root / "ogbn_arxiv", rows)
+    write_papers(root / "ogbn_arxiv", rows)
     with pytest.raises(DataError, match=r"row 4 has node idx '5', expected 4"):
         load_ogbn_arxiv(root)
 
@@ -297,11 +258,11 @@ def test_without_network_it_says_which_text_to_put_where(root: Path) -> None:
         load_ogbn_arxiv(root)
     assert f"put it at {root}/ogbn_arxiv/titleabs.tsv.gz" in str(error.value)
     assert "https://snap.stanford.edu/ogb/data/misc/ogbn_arxiv/titleabs.tsv.gz" in str(error.value)
-    assert sorted(root.rglob("*")) == before
+    assert [path for path in sorted(root.rglob("*")) if path.suffix != ".lock"] == before
 
 
 def test_without_network_it_says_where_to_unpack_the_archive(tmp_path: Path) -> None:
-    write_text(tmp_path / "titleabs.tsv.gz", text_rows())
+    write_lines(tmp_path / "titleabs.tsv.gz", arxiv_rows())
     with pytest.raises(DataError) as error:
         load_ogbn_arxiv(tmp_path)
     assert "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip" in str(error.value)
@@ -320,35 +281,24 @@ def test_incomplete_archive_is_refused_without_a_question_and_left_alone(root: P
     assert sorted((root / "ogbn_arxiv").rglob("*")) == before
 
 
-class Response(io.BytesIO):
-    def __init__(self, content: bytes, length: int | None) -> None:
-        super().__init__(content)
-        self.headers = {} if length is None else {"Content-Length": str(length)}
-
-
 def published(tmp_path: Path) -> dict[str, bytes]:
     """What OGB's server holds."""
-    write_archive(tmp_path / "server/arxiv")
+    write_arxiv(tmp_path / "server/arxiv")
     (tmp_path / "server/arxiv/processed").mkdir()
-    write_text(tmp_path / "server/titleabs.tsv.gz", text_rows())
+    write_lines(tmp_path / "server/titleabs.tsv.gz", arxiv_rows())
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for path in sorted((tmp_path / "server/arxiv").rglob("*")):
             archive.write(path, path.relative_to(tmp_path / "server"))
     return {
         "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip": packed.getvalue(),
-        ogb.ARXIV_TEXT_URL: (tmp_path / "server/titleabs.tsv.gz").read_bytes(),
+        arxiv.TEXT_URL: (tmp_path / "server/titleabs.tsv.gz").read_bytes(),
     }
 
 
 def test_download_fetches_what_is_missing_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, asked = published(tmp_path), []
-
-    def answer(url: str, timeout: float) -> Response:
-        asked.append(url)
-        return Response(server[url], len(server[url]))
-
-    monkeypatch.setattr(ogb, "urlopen", answer)
+    monkeypatch.setattr(download, "urlopen", serving(server, asked))
     root = tmp_path / "new" / "root"
     graph = load_ogbn_arxiv(root)
     assert asked == [*server]
@@ -360,9 +310,9 @@ def test_download_fetches_what_is_missing_once(tmp_path: Path, monkeypatch: pyte
 
 def test_download_keeps_a_text_that_was_put_there_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = published(tmp_path)
-    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(server[url], None))
+    monkeypatch.setattr(download, "urlopen", serving(server))
     (tmp_path / "ogbn_arxiv/raw").mkdir(parents=True)  # empty: what OGB's own interrupted download leaves
-    write_text(tmp_path / "ogbn_arxiv/titleabs.tsv", [row.replace(b"about", b"mine") for row in text_rows()])
+    write_lines(tmp_path / "ogbn_arxiv/titleabs.tsv", [row.replace(b"about", b"mine") for row in arxiv_rows()])
     assert load_ogbn_arxiv(tmp_path).texts[0] == "Title: title 0. Abstract: mine 0"
 
 
@@ -374,7 +324,7 @@ def test_kill_before_the_release_file_is_moved_is_seen(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return rename(path, target)
 
-    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(server[url], None))
+    monkeypatch.setattr(download, "urlopen", serving(server))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed_at_release)
         with pytest.raises(KeyboardInterrupt):
@@ -395,17 +345,17 @@ def test_download_that_ends_early_leaves_nothing_that_looks_complete(
 ) -> None:
     server = published(tmp_path)
 
-    def answer(url: str, timeout: float) -> Response:
-        content = server[url]
-        return Response(content[:-9] if url.endswith(short) else content, len(content))
+    def answer(request: Request, timeout: float) -> Response:
+        content = server[request.full_url]
+        return Response(content[:-9] if request.full_url.endswith(short) else content, len(content))
 
-    monkeypatch.setattr(ogb, "urlopen", answer)
+    monkeypatch.setattr(download, "urlopen", answer)
     with pytest.raises(DataError, match=rf"{short} could not be downloaded \(the connection ended after \d+ of"):
         load_ogbn_arxiv(tmp_path)
     left = [path for path in tmp_path.rglob("*") if "server" not in path.parts and path.is_file()]
     assert not [path for path in left if path.name.startswith("titleabs") or path.suffix == ".zip"]
     assert (tmp_path / "ogbn_arxiv").exists() == (short == "titleabs.tsv.gz")
-    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(server[url], len(server[url])))
+    monkeypatch.setattr(download, "urlopen", serving(server))
     assert load_ogbn_arxiv(tmp_path).num_nodes == N
 
 
@@ -417,10 +367,131 @@ def test_archive_that_is_not_the_expected_one(
 ) -> None:
     empty = io.BytesIO()
     zipfile.ZipFile(empty, "w").close()
-    monkeypatch.setattr(ogb, "urlopen", lambda url, timeout: Response(content or empty.getvalue(), None))
+    monkeypatch.setattr(download, "urlopen", lambda request, timeout: Response(content or empty.getvalue()))
     with pytest.raises(DataError, match=message):
         load_ogbn_arxiv(tmp_path)
     assert not (tmp_path / "ogbn_arxiv").exists()
+
+
+def write_packed(tmp_path: Path) -> Path:
+    """OGB's archive as somebody downloaded it by hand."""
+    packed = tmp_path / "arxiv.zip"
+    packed.write_bytes(published(tmp_path)["http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"])
+    return packed
+
+
+def test_an_archive_that_lies_there_packed_is_unpacked_and_kept(tmp_path: Path) -> None:
+    packed = write_packed(tmp_path)
+    write_lines(tmp_path / "titleabs.tsv", arxiv_rows())
+    assert edges_of(load_ogbn_arxiv(tmp_path)) == UNDIRECTED
+    assert packed.exists()
+
+
+def test_a_packed_archive_that_is_damaged_is_named_and_kept(tmp_path: Path) -> None:
+    packed = write_packed(tmp_path)
+    packed.write_bytes(packed.read_bytes()[:-30])
+    with pytest.raises(DataError, match=rf"{packed} is no sound zip archive"):
+        load_ogbn_arxiv(tmp_path)
+    assert packed.exists()
+
+
+@pytest.mark.parametrize(("module", "what"), [("download", "could not be downloaded"), ("archive", "unpacking it to")])
+def test_what_does_not_fit_on_the_disk_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, what: str
+) -> None:
+    server, asked = published(tmp_path), []
+    monkeypatch.setattr(download, "urlopen", serving(server, asked))
+    full = types.SimpleNamespace(disk_usage=lambda path: types.SimpleNamespace(free=10), rmtree=shutil.rmtree)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"glem_graphgym.data.ogb.{module}.shutil", full)
+        with pytest.raises((OSError, DataError), match=rf"{what}.*GB.* 0\.0 GB are free"):
+            load_ogbn_arxiv(tmp_path / "root")
+    assert not (tmp_path / "root/ogbn_arxiv").exists()
+    asked.clear()
+    assert load_ogbn_arxiv(tmp_path / "root").num_nodes == N
+    assert len(asked) == (2 if module == "download" else 1)  # the archive had come and is kept
+
+
+def test_a_kill_after_the_download_does_not_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, asked = published(tmp_path), []
+    monkeypatch.setattr(download, "urlopen", serving(server, asked))
+
+    def kill(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OgbArchive, "_extract", kill)
+        with pytest.raises(KeyboardInterrupt):
+            load_ogbn_arxiv(tmp_path / "root")
+    assert load_ogbn_arxiv(tmp_path / "root").num_nodes == N
+    assert asked == [*server]
+    assert not list((tmp_path / "root").glob(".*.zip"))
+
+
+@pytest.mark.parametrize(("status", "begin"), [(200, 0), (206, 50)])
+def test_a_download_goes_on_only_where_the_server_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, begin: int
+) -> None:
+    content = bytes(range(200))
+    (tmp_path / ".file.part").write_bytes(content[:50])
+    headers = {"Content-Range": f"bytes {begin}-199/200"} if begin else {}
+    answer = Response(content[begin:], len(content) - begin, status, **headers)
+    monkeypatch.setattr(download, "urlopen", lambda request, timeout: answer)
+    download.download("http://x/file", tmp_path / "file", "remedy")
+    assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize(("have", "kept"), [(200, True), (300, False)])
+def test_a_download_that_had_all_come_is_taken_and_one_of_another_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, have: int, kept: bool
+) -> None:
+    (tmp_path / ".file.part").write_bytes(bytes(have))
+
+    def refuse(request: Request, timeout: float) -> None:
+        headers = Message()
+        headers["Content-Range"] = "bytes */200"
+        raise HTTPError(request.full_url, 416, "Range Not Satisfiable", headers, None)
+
+    monkeypatch.setattr(download, "urlopen", refuse)
+    if kept:
+        download.download("http://x/file", tmp_path / "file", "remedy")
+        assert (tmp_path / "file").stat().st_size == have
+    else:
+        with pytest.raises(DataError, match=r"http://x/file could not be downloaded .*416.*\. remedy\.$"):
+            download.download("http://x/file", tmp_path / "file", "remedy")
+    assert not (tmp_path / ".file.part").exists()
+
+
+def write_pyg(root: Path, texts: list[str]) -> Path:
+    """PyG's copy of the texts, as its TAGDataset writes it, in place of OGB's."""
+    (root / "ogbn_arxiv/titleabs.tsv.gz").unlink(missing_ok=True)
+    path = root / "ogbn_arxiv/raw/node-text.csv.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(texts, columns=["text"]).to_csv(path, compression="gzip", index=False)
+    return path
+
+
+def test_pyg_copy_of_the_texts_is_taken_where_ogbs_is_not(root: Path) -> None:
+    texts = [f'paper {node}: "quoted"\nand, so on' for node in range(N)]
+    texts[3] = ""
+    write_pyg(root, texts)
+    graph = load_ogbn_arxiv(root)
+    assert list(graph.texts) == texts
+    assert (graph.origin["files"][1], graph.origin["missing_texts"]) == ("node-text.csv.gz", 1)
+    write_lines(root / "titleabs.tsv", arxiv_rows())
+    assert load_ogbn_arxiv(root).texts[0] == "Title: title 0. Abstract: about 0"
+
+
+def test_pyg_copy_must_have_a_row_per_paper(root: Path) -> None:
+    path = write_pyg(root, ["text"] * (N - 1))
+    with pytest.raises(DataError, match=rf"{path} has 11 rows for 12 papers, expected one for each, in order"):
+        load_ogbn_arxiv(root)
+
+
+def test_pyg_copy_that_was_there_first_survives_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "urlopen", serving(published(tmp_path)))
+    write_pyg(tmp_path, [f"mine {node}" for node in range(N)])
+    assert load_ogbn_arxiv(tmp_path).texts[11] == "mine 11"
 
 
 @pytest.mark.parametrize("use", [lambda root: ogb_accuracy("ogbn-arxiv"), load_ogbn_arxiv])

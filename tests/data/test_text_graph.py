@@ -1,93 +1,31 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from glem_graphgym.data import text_graph as module
+from glem_graphgym.data import texts as texts_module
+from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.text_graph import (
     DataError,
+    GraphMeta,
     TextGraph,
     Texts,
+    TextsWriter,
     csr_from_edges,
     load_text_graph,
     save_text_graph,
     snapshot,
+    snapshot_from_parts,
 )
-
-# ---- texts --------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_texts_read_like_the_list_they_were_made_of(strings: list[str]) -> None:
-    texts = Texts.of(strings)
-    assert list(texts) == strings
-    assert len(texts) == len(strings)
-    assert texts[:] == strings
-    assert texts[::-2] == strings[::-2]
-    assert [texts[-1 - i] for i in range(len(strings))] == strings[::-1]
-
-
-def test_a_text_index_out_of_range_is_an_error() -> None:
-    texts = Texts.of(["a", "b"])
-    for index in (2, -3):
-        with pytest.raises(IndexError):
-            texts[index]
-
-
-def test_lone_surrogates_do_not_stop_a_dataset() -> None:
-    assert list(Texts.of(["a\ud800b"])) == ["a?b"]
-
-
-def test_texts_of_texts_are_the_same_object() -> None:
-    texts = Texts.of(["a"])
-    assert Texts.of(texts) is texts
-
-
-def test_fingerprint_of_texts_tells_where_one_ends() -> None:
-    several = [["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""], ["", "abc"]]
-    assert len({Texts.of(texts).fingerprint() for texts in several}) == len(several)
-    assert Texts.of(["ab", "c"]).fingerprint() == Texts.of(("ab", "c")).fingerprint()
-
-
-# ---- edges --------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def edge_lists(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
-    n = draw(st.integers(1, 12))
-    node = st.integers(0, n - 1)
-    return n, draw(st.lists(st.tuples(node, node), max_size=40))
-
-
-@settings(max_examples=200, deadline=None)
-@given(edge_lists())
-def test_csr_equals_a_set_of_pairs(drawn: tuple[int, list[tuple[int, int]]]) -> None:
-    n, edges = drawn
-    pairs = {pair for a, b in edges if a != b for pair in ((a, b), (b, a))}
-    rowptr, col = csr_from_edges(np.array([a for a, _ in edges]), np.array([b for _, b in edges]), n)
-    assert (rowptr.dtype, col.dtype) == (np.int64, np.int32)
-    rows = [col[rowptr[i] : rowptr[i + 1]].tolist() for i in range(n)]
-    assert rows == [sorted(b for a, b in pairs if a == i) for i in range(n)]
-
-
-def test_csr_of_many_nodes_does_not_overflow() -> None:
-    n = 3_000_000  # n² exceeds 32 bits by far
-    rowptr, col = csr_from_edges(np.array([0, n - 1]), np.array([n - 1, n - 2]), n)
-    assert col.tolist() == [n - 1, n - 1, 0, n - 2]
-    assert np.flatnonzero(np.diff(rowptr)).tolist() == [0, n - 2, n - 1]
-
-
-@pytest.mark.parametrize(("source", "target"), [([0, 5], [1, 2]), ([0, 1], [1, -1])])
-def test_csr_refuses_nodes_out_of_range(source: list[int], target: list[int]) -> None:
-    with pytest.raises(DataError, match="expected 0 to 4"):
-        csr_from_edges(np.array(source), np.array(target), 5)
-
+from glem_graphgym.files import read_json, write_json
 
 # ---- the graph and its invariants ---------------------------------------------------------------------------------
 
@@ -190,6 +128,34 @@ def test_fingerprint_does_not_depend_on_where_the_graph_came_from() -> None:
     assert TextGraph(**parts(origin={"file": "elsewhere"})).fingerprint() == TextGraph(**parts()).fingerprint()
 
 
+def test_fingerprint_is_that_of_earlier_releases() -> None:
+    """Written down: stages and token stores are found by it."""
+    assert TextGraph(**parts()).fingerprint() == "07055c5b163a4ffd"
+    assert TextGraph(**parts(features=None)).fingerprint() == "a437213fd0062c1c"
+
+
+def test_fingerprint_is_computed_once_and_anew_for_what_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = TextGraph(**parts())
+    before = graph.fingerprint()
+    other = replace(graph, class_names=["a", "b", "d"])
+    assert other.fingerprint() != before
+    assert replace(other, class_names=graph.class_names).fingerprint() == before
+    no_fingerprints(monkeypatch)
+    assert graph.fingerprint() == before
+
+
+def no_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextGraph, "_compute_fingerprint", lambda _: pytest.fail("computed again"))
+    monkeypatch.setattr(texts_module, "fingerprint", lambda *_: pytest.fail("computed again"))
+
+
+def test_what_was_replaced_is_checked() -> None:
+    for edges_checked in (False, True):
+        graph = TextGraph(**parts(edges_checked=edges_checked))
+        with pytest.raises(DataError, match="not symmetric"):
+            replace(graph, col=moved(COL, 7, 2))
+
+
 # ---- snapshots ----------------------------------------------------------------------------------------------------
 
 
@@ -259,13 +225,24 @@ FILES = (
     "split_valid",
     "split_test",
     "features",
+    "node_id",
+    "node_id_offsets",
 )
+
+
+@pytest.fixture(params=["checked as a whole", "checked by samples"])
+def either_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the snapshot is taken for a large one: samples of such small files hold every byte."""
+    large = request.param == "checked by samples"
+    if large:
+        monkeypatch.setattr(module, "SAMPLED_BYTES", 0)
+    return large
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, empty, flip])
 @pytest.mark.parametrize("name", [*(f"{file}.npy" for file in FILES), "graph.json"])
 def test_a_damaged_snapshot_is_an_error_that_names_the_folder(
-    tmp_path: Path, name: str, damage: Callable[[Path], None]
+    tmp_path: Path, name: str, damage: Callable[[Path], None], either_size: bool
 ) -> None:
     folder = tmp_path / "six"
     snapshot(folder, lambda: TextGraph(**parts()))
@@ -277,3 +254,171 @@ def test_a_damaged_snapshot_is_an_error_that_names_the_folder(
         load_text_graph(folder)
     assert str(folder) in str(error.value)
     assert "delete the folder to have it remade" in str(error.value)
+
+
+def test_a_large_snapshot_is_neither_hashed_nor_are_its_edges_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = TextGraph(**parts())
+    save_text_graph(graph, tmp_path)
+    monkeypatch.setattr(module, "SAMPLED_BYTES", 0)
+    monkeypatch.setattr(module, "check_csr", lambda *_: pytest.fail("checked again"))
+    expected = graph.fingerprint(), graph.texts.fingerprint()
+    no_fingerprints(monkeypatch)
+    back = load_text_graph(tmp_path)
+    assert same(back, graph)
+    assert (back.fingerprint(), back.texts.fingerprint()) == expected
+
+
+def test_a_small_snapshot_is_hashed_as_a_whole(tmp_path: Path) -> None:
+    """Though the samples are as recorded: whoever wrote the wrong fingerprint wrote them too."""
+    save_text_graph(TextGraph(**parts()), tmp_path)
+    meta = read_json(tmp_path / "graph.json")
+    wrong = {"fingerprint": "0" * 16, "texts": meta["texts"]}
+    about = GraphMeta(meta["name"], meta["class_names"], meta["origin"])
+    write_json(tmp_path / "graph.json", {**meta, **wrong, "sampled": module._sampled(tmp_path, about, wrong)})
+    with pytest.raises(DataError, match="but 0000000000000000 was written"):
+        load_text_graph(tmp_path)
+
+
+def test_large_arrays_are_memory_mapped_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = TextGraph(**parts())
+    save_text_graph(graph, tmp_path)
+    arrays = ("rowptr", "col", "label", "features")
+    small = load_text_graph(tmp_path)
+    assert [isinstance(getattr(small, name), np.memmap) for name in arrays] == [False, False, False, True]
+    monkeypatch.setattr(module, "MAPPED_BYTES", 0)
+    mapped, read = load_text_graph(tmp_path), load_text_graph(tmp_path, mmap=False)
+    assert all(isinstance(getattr(mapped, name), np.memmap) for name in arrays)
+    assert not any(isinstance(getattr(read, name), np.memmap) for name in arrays)
+    assert [isinstance(one.texts.buffer.base, np.memmap) for one in (mapped, read)] == [True, False]
+    assert same(mapped, graph) and same(read, graph)
+    assert mapped.fingerprint() == read.fingerprint() == graph.fingerprint()
+
+
+def test_node_ids_are_read_where_they_lie_and_are_not_in_the_json(tmp_path: Path) -> None:
+    save_text_graph(TextGraph(**parts()), tmp_path)
+    assert "node_ids" not in read_json(tmp_path / "graph.json")
+    ids = load_text_graph(tmp_path).node_ids
+    assert isinstance(ids, Texts)
+    assert ids == list("uvwxyz")
+    assert ids.index("w") == 2
+    assert pd.DataFrame({"node": ids})["node"].tolist() == list("uvwxyz")
+
+
+def test_a_snapshot_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    """Node ids in the JSON, nothing to compare samples with: it is checked as a whole, however large."""
+    graph = TextGraph(**parts())
+    save_text_graph(graph, tmp_path)
+    meta = {"name": "six", "class_names": ["a", "b", "c"], "origin": {"file": "six.csv", "repaired": 0}}
+    write_json(tmp_path / "graph.json", {**meta, "node_ids": list("uvwxyz"), "fingerprint": "07055c5b163a4ffd"})
+    for name in ("node_id", "node_id_offsets"):
+        (tmp_path / f"{name}.npy").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SAMPLED_BYTES", 0)
+        back = load_text_graph(tmp_path)
+        assert same(back, graph)
+        assert back.node_ids == list("uvwxyz")
+        flip(tmp_path / "features.npy")
+        with pytest.raises(DataError, match="content has fingerprint"):
+            load_text_graph(tmp_path)
+
+
+# ---- snapshots piece by piece -------------------------------------------------------------------------------------
+
+
+def write_parts(folder: Path, **changes: Any) -> GraphMeta:
+    """The graph of `parts`, as a loader writes it that never holds it in memory."""
+    graph = parts(**changes)
+    with TextsWriter(folder, 6) as texts:
+        texts.put([4, 3, 1, 0, 5], [graph["texts"][node] for node in (4, 3, 1, 0, 5)])
+    with TextsWriter(folder, 6, "node_id") as ids:
+        ids.extend(graph["node_ids"])
+    write_csr(lambda: iter([(np.arange(4), np.arange(1, 5))]), 6, folder, memory_bytes=1000)
+    for part, nodes in graph["split"].items():
+        np.save(folder / f"split_{part}.npy", nodes)
+    np.save(folder / "label.npy", graph["label"])
+    np.save(folder / "features.npy", graph["features"])
+    return GraphMeta(graph["name"], graph["class_names"], graph["origin"])
+
+
+def test_a_snapshot_of_parts_is_that_of_the_graph(tmp_path: Path, either_size: bool) -> None:
+    graph = TextGraph(**parts())
+    made = snapshot_from_parts(tmp_path / "parts", write_parts)
+    assert same(made, graph)
+    assert made.fingerprint() == graph.fingerprint()
+    snapshot(tmp_path / "whole", lambda: graph)
+    assert (tmp_path / "parts" / "graph.json").read_text() == (tmp_path / "whole" / "graph.json").read_text()
+    never = snapshot_from_parts(tmp_path / "parts", lambda _: pytest.fail("written again"))
+    assert same(never, graph)
+
+
+def test_features_and_node_ids_need_not_be_among_the_parts(tmp_path: Path) -> None:
+    def write(folder: Path) -> GraphMeta:
+        about = write_parts(folder)
+        for name in ("features", "node_id", "node_id_offsets"):
+            (folder / f"{name}.npy").unlink()
+        return about
+
+    bare = snapshot_from_parts(tmp_path / "parts", write)
+    assert (bare.features, bare.node_ids) == (None, None)
+    assert bare.fingerprint() == TextGraph(**parts(features=None, node_ids=None)).fingerprint()
+
+
+@pytest.mark.parametrize("missing", ["text", "text_offsets", "rowptr", "col", "label", "split_test", "node_id_offsets"])
+def test_a_missing_part_is_named(tmp_path: Path, missing: str) -> None:
+    def write(folder: Path) -> GraphMeta:
+        about = write_parts(folder)
+        (folder / f"{missing}.npy").unlink()
+        return about
+
+    with pytest.raises(DataError, match=rf"^six: the parts of the graph are not complete \(.*{missing}\.npy"):
+        snapshot_from_parts(tmp_path / "parts", write)
+    assert not list(tmp_path.glob("*parts"))
+
+
+def test_parts_that_break_an_invariant_are_refused(tmp_path: Path, either_size: bool) -> None:
+    def write(folder: Path) -> GraphMeta:
+        about = write_parts(folder)
+        np.save(folder / "col.npy", moved(COL, 7, 2))
+        return about
+
+    with pytest.raises(DataError, match=r"^six: the adjacency is not symmetric"):
+        snapshot_from_parts(tmp_path / "parts", write)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_graph_is_made_of_parts_in_a_memory_smaller_than_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph of 84 MB; a quarter of that may be held at a time: texts, edges, checks and hashes go by blocks."""
+    monkeypatch.setattr(module, "MAPPED_BYTES", 2_000_000)
+    n, degree, budget = 200_000, 40, 4_000_000
+    rng = np.random.default_rng(0)
+
+    def edges() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, n, 5_000):
+            source = np.repeat(np.arange(start, start + 5_000), degree // 2)
+            yield source, (source + np.tile(np.arange(1, degree // 2 + 1), 5_000)) % n
+
+    def write(folder: Path) -> GraphMeta:
+        with TextsWriter(folder, n) as texts:
+            texts.extend(f"{node:>100}" for node in range(n))
+        write_csr(edges, n, folder, memory_bytes=budget)
+        features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, (n, 64))
+        features[:] = 1
+        np.save(folder / "label.npy", rng.integers(0, 4, n))
+        for index, part in enumerate(("train", "valid", "test")):
+            np.save(folder / f"split_{part}.npy", np.arange(index, n, 3))
+        return GraphMeta("large", list("abcd"))
+
+    tracemalloc.start()
+    try:
+        graph = snapshot_from_parts(tmp_path / "large", write)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert graph.num_edges == n * degree // 2
+    size = sum(file.stat().st_size for file in (tmp_path / "large").iterdir())
+    assert size > 80_000_000
+    assert peak < size / 4

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from glem_graphgym.data.text_graph import csr_from_edges
-from glem_graphgym.em.hop_step import HopLearner
+from glem_graphgym.em import hop_step
+from glem_graphgym.em.hop_step import Consistency, HopLearner, SelfTraining
 from glem_graphgym.em.m_step import GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.em.stage import FitLog, Hardware, Validation
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.hops import propagate
+from glem_graphgym.models.mean_teacher import MeanTeacher
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sagn import SAGN
 from glem_graphgym.models.sgc import SGC
@@ -44,6 +46,7 @@ def learner_of(
     score: Callable[[np.ndarray], float] = lambda logits: 0.5,
     hardware: Hardware | None = None,
     batch_size: int = 0,
+    hop_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> HopLearner:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
@@ -62,6 +65,7 @@ def learner_of(
         hops=HOPS,
         label_hops=2,
         batch_size=batch_size,
+        **(hop_options or {}),
     )
 
 
@@ -208,3 +212,230 @@ def test_weights_loaded_again_predict_the_same() -> None:
     again = learner_of(gamlp, label_input=True)
     again.load(targets(), FEATURES, weights)
     assert np.array_equal(predictions(again), before)
+
+
+# ---- self-training (RLU) ------------------------------------------------------------------------------------------
+
+UNLABELLED = np.setdiff1d(REST, VALID)
+
+
+def class_features(noise: float, seed: int = 0) -> np.ndarray:
+    """Features that tell of the class, with noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(N, D)) * noise
+    x[:, :C] += np.eye(C)[LABELS]
+    return x.astype(np.float32)
+
+
+def class_graph() -> Structures:
+    """Edges between nodes of one class alone."""
+    pairs = RNG_OF_EDGES.integers(0, N, (2, 400))
+    pairs = pairs[:, LABELS[pairs[0]] == LABELS[pairs[1]]]
+    adjacency = Adjacency(*(torch.from_numpy(part) for part in csr_from_edges(*pairs, N)))
+    return Structures(adjacency, adjacency)
+
+
+RNG_OF_EDGES = np.random.default_rng(7)
+CLASS_GRAPH = class_graph()
+
+
+def valid_accuracy(logits: np.ndarray) -> float:
+    return float((logits.argmax(-1) == LABELS[VALID]).mean())
+
+
+class Watch:
+    """Notes what every stage of a learner is trained on."""
+
+    def __init__(self, learner: HopLearner) -> None:
+        self.targets: list[StepTargets] = []
+        train = learner.train
+
+        def watched(made: StepTargets, title: str) -> FitLog:
+            self.targets.append(made)
+            return train(made, title)
+
+        learner.train = watched  # type: ignore[method-assign]
+
+
+def self_training(stages: int = 3, threshold: float = 0.5, **options: Any) -> HopLearner:
+    hop_options = {"unlabelled": UNLABELLED, "self_training": SelfTraining(stages, threshold, 0.4)}
+    settings = {"epochs": 20, "lr": 1.0, "structures": CLASS_GRAPH, "score": valid_accuracy, **options}
+    return learner_of(hop_options=hop_options, **settings)
+
+
+def test_later_stages_learn_what_the_stage_before_was_sure_of() -> None:
+    learner = self_training()
+    watch = Watch(learner)
+    learner.fit(targets(pseudo=False), class_features(0.3), "test")
+    first, second, third = watch.targets
+    assert first.pseudo is None
+    for made in (second, third):
+        assert made.pseudo is not None
+        assert set(made.pseudo.nodes) <= set(UNLABELLED) and len(made.pseudo.nodes) > 5
+        nodes, soft, is_gold = made.batch(0)
+        assert nodes[is_gold.numpy()].tolist() == GOLD.tolist()
+        assert nodes[~is_gold.numpy()].tolist() == made.pseudo.nodes.tolist()  # all of them, in every epoch
+        assert (soft[~is_gold].amax(-1) > 0.5).all() and made.weight == 0.4
+
+
+def test_a_stage_is_sure_of_what_its_network_gives_more_than_the_threshold() -> None:
+    learner = self_training(threshold=0.6)
+    learner.fit(targets(pseudo=False), class_features(0.3), "test")
+    own = learner._confident(targets().gold, N)
+    probability = torch.from_numpy(predictions(learner)).softmax(-1)
+    sure = UNLABELLED[(probability[UNLABELLED].amax(-1) > 0.6).numpy()]
+    assert own.nodes.tolist() == sure.tolist() and 0 < len(sure) < len(UNLABELLED)
+    torch.testing.assert_close(own.targets(sure), probability[sure], atol=1e-3, rtol=1e-3)
+
+
+def test_validation_picks_the_stage_and_the_log_holds_all() -> None:
+    scores = iter([0.2, 0.3, 0.9, 0.1, 0.5, 0.6])  # two epochs a stage: the second stage's first is the best
+    learner = self_training(score=lambda logits: next(scores))
+    learner.settings = replace(learner.settings, epochs=2)
+    weights: list[Any] = []
+    take = learner.take_model
+
+    def watched(*args: Any) -> None:
+        if learner.model is not None:
+            weights.append({name: value.clone() for name, value in learner.model.state_dict().items()})
+        take(*args)
+
+    learner.take_model = watched  # type: ignore[method-assign]
+    log = learner.fit(targets(pseudo=False), class_features(0.3), "test")
+    assert (log.best_score, log.best_epoch, log.epochs) == (0.9, 3, 6)
+    assert [row["epoch"] for row in log.history] == [1, 2, 3, 4, 5, 6]
+    assert learner.model is not None
+    after_second = weights[1]  # taken when the third stage's network replaced it
+    assert all(torch.equal(value, after_second[name]) for name, value in learner.model.state_dict().items())
+
+
+def test_no_node_is_sure_enough_and_training_ends() -> None:
+    learner = self_training(threshold=1.0)
+    watch = Watch(learner)
+    learner.fit(targets(pseudo=False), class_features(0.3), "test")
+    assert len(watch.targets) == 1
+
+
+def test_with_pseudo_labels_of_the_other_model_there_is_one_stage() -> None:
+    learner = self_training()
+    watch = Watch(learner)
+    learner.fit(targets(), class_features(0.3), "test")
+    assert len(watch.targets) == 1
+
+
+# ---- consistency (SCR) --------------------------------------------------------------------------------------------
+
+
+def consistent(weight: float = 1.0, **options: Any) -> HopLearner:
+    scr = Consistency(weight, 0.9, options.pop("threshold", 0.0))
+    return learner_of(hop_options={"unlabelled": UNLABELLED, "consistency": scr}, **options)
+
+
+def test_without_stages_and_consistency_training_is_what_it_was_bit_for_bit() -> None:
+    found = []
+    for options in ({}, {"unlabelled": UNLABELLED, "self_training": SelfTraining(), "consistency": Consistency()}):
+        learner = learner_of(gamlp, batch_size=7, label_input=True, hop_options=options)
+        torch.manual_seed(0)
+        learner.fit(targets(), FEATURES, "test")
+        found.append(predictions(learner))
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("build", [lambda d, c: SGC(d, c), gamlp])
+def test_a_step_is_that_of_both_losses_by_hand_and_its_gradient_the_students(
+    build: Callable[[int, int], nn.Module],
+) -> None:
+    with_labels = build is gamlp
+    learner = consistent(0.7, build=build, label_input=with_labels)
+    torch.manual_seed(0)
+    learner.load(targets(), FEATURES, None)
+    task = learner.task(targets())
+    hops, labels, target, is_gold, counts = next(iter(task.train_dataloader()))
+    known = len(target)
+    assert hops.shape[1] == 2 * known  # as many unlabelled nodes beside them
+    with torch.no_grad():
+        for parameter in task.teacher.average.parameters():  # type: ignore[union-attr, operator]
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    before = {name: value.clone() for name, value in task.teacher.state_dict().items()}  # type: ignore[union-attr, operator]
+    task.model.train()
+    loss = task.training_step((hops, labels, target, is_gold, counts), 0)
+    loss.backward()
+    logits = task.model(hops, labels)
+    entropy = -(target * torch.log_softmax(logits[:known], -1)).sum(-1)
+    supervised = 0.3 * entropy[~is_gold].mean() + 0.7 * entropy[is_gold].mean()
+    teacher = task.teacher.average(hops[:, known:], None if labels is None else labels[:, known:]).softmax(-1)  # type: ignore[union-attr, operator]
+    sharp = teacher**2 / (teacher**2).sum(-1, keepdim=True)
+    apart = ((logits[known:].softmax(-1) - sharp) ** 2).sum(-1).mean()
+    torch.testing.assert_close(loss, supervised + 0.7 * apart)
+    assert apart > 1e-6
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+    assert all(parameter.grad is None for parameter in task.teacher.parameters())  # type: ignore[union-attr, operator]
+    after = task.teacher.state_dict()  # type: ignore[union-attr, operator]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_teacher_is_the_moving_average_of_the_weights_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[dict[str, Tensor]] = []
+    teachers: list[Any] = []
+    update = MeanTeacher.update
+
+    def watched(self: MeanTeacher, student: nn.Module) -> None:
+        steps.append({name: value.clone() for name, value in student.state_dict().items()})
+        update(self, student)
+        teachers.append(self)
+
+    monkeypatch.setattr(MeanTeacher, "update", watched)
+    learner = consistent(batch_size=10, epochs=3)
+    torch.manual_seed(3)
+    start = SGC(D, C).state_dict()
+    torch.manual_seed(3)
+    learner.fit(targets(), FEATURES, "test")
+    assert len(steps) == 3 * 2  # epochs, batches
+    wanted = {name: value.clone() for name, value in start.items()}
+    for step in steps:
+        wanted = {name: 0.9 * value + 0.1 * step[name] for name, value in wanted.items()}
+    found = teachers[-1].average.module.state_dict()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_other_unlabelled_nodes_every_epoch_and_never_labelled_or_validation_ones() -> None:
+    learner = consistent(batch_size=10)
+    learner.load(targets(), FEATURES, None)
+    task = learner.task(targets())
+    assert isinstance(task, hop_step._HopTask)
+    drawn = task._unlabelled(10)
+    assert len(set(drawn)) == 10 and set(drawn) <= set(UNLABELLED)
+    assert drawn.tolist() == task._unlabelled(10).tolist()
+    type(task).current_epoch, usual = 1, type(task).current_epoch  # type: ignore[misc, assignment]
+    try:
+        assert drawn.tolist() != task._unlabelled(10).tolist()
+    finally:
+        type(task).current_epoch = usual  # type: ignore[method-assign, misc]
+
+
+def test_a_teacher_that_is_sure_of_nothing_changes_no_weight() -> None:
+    """Beside batch norm, which SGC has not, unlabelled nodes act through their loss alone."""
+    found = []
+    for learner in (consistent(5.0, threshold=0.999), learner_of()):
+        torch.manual_seed(0)
+        learner.fit(targets(), FEATURES, "test")
+        found.append(predictions(learner))
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", ["stages", "consistency"])
+def test_neither_hurts_where_features_tell_of_the_class(options: str) -> None:
+    extra: dict[str, Any] = {"unlabelled": UNLABELLED}
+    if options == "stages":
+        extra["self_training"] = SelfTraining(3, 0.6, 0.5)
+    else:
+        extra["consistency"] = Consistency(0.5, 0.9, 0.6)
+    rest, right = np.setdiff1d(UNLABELLED, VALID), []
+    for hop_options in ({}, extra):
+        settings: dict[str, Any] = {"score": valid_accuracy, "epochs": 40, "lr": 1.0, "structures": CLASS_GRAPH}
+        learner = learner_of(hop_options=hop_options, **settings)
+        torch.manual_seed(0)
+        learner.fit(targets(pseudo=False), class_features(0.4), "test")
+        right.append(float((predictions(learner)[rest].argmax(-1) == LABELS[rest]).mean()))
+    assert right[1] >= right[0] - 0.05 and right[1] > 0.7

@@ -102,12 +102,14 @@ class FakeLM(Notebook):
     def fit(self, targets: StepTargets, title: str, init: Weights | None = None) -> FitLog:
         return self.note(Note(title, targets, init))
 
-    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str) -> None:
+    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str, nodes: np.ndarray | None = None) -> None:
         self.fill(logits, 0)
         self.fill(embeddings, 5)
 
 
 class FakeGNN(Notebook):
+    together = False
+
     def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
         return self.note(Note(title, targets, features=np.array(features)))
 

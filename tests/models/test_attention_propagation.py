@@ -14,7 +14,6 @@ from torch import Tensor
 
 from glem_graphgym.models.attention_propagation import (
     AttentionGraph,
-    attention_dropout,
     attention_scores,
     with_self_loops,
 )
@@ -198,16 +197,6 @@ def test_the_share_of_edges_that_is_dropped_is_exact_and_drawn_anew() -> None:
     assert again[1] is not None
     assert torch.equal(again[0], again[1])
     assert graph.draw_edges(0.0) is None
-
-
-def test_attention_dropout_keeps_the_expectation_and_can_be_drawn_again() -> None:
-    weight = torch.rand(20000)
-    dropped = attention_dropout(weight, 0.4, torch.Generator().manual_seed(1))
-    kept = dropped > 0
-    assert abs(kept.float().mean() - 0.6) < 0.02
-    torch.testing.assert_close(dropped[kept], weight[kept] / 0.6)
-    assert torch.equal(dropped, attention_dropout(weight, 0.4, torch.Generator().manual_seed(1)))
-    assert attention_dropout(weight, 0.0) is weight
 
 
 def test_scores_are_those_of_the_transformed_features() -> None:

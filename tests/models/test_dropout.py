@@ -61,6 +61,26 @@ def test_equal_seeds_drop_equally() -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
+@pytest.mark.parametrize("probability", [0.4, 0.5])
+def test_a_generator_of_its_own_draws_the_same_again_and_leaves_the_global_one_alone(probability: float) -> None:
+    x = torch.rand(20_000) + 0.1
+    state = torch.get_rng_state()
+    first, second, other = (
+        dropout(x, probability, True, torch.Generator().manual_seed(seed)) for seed in (2**63 - 2, 2**63 - 2, 3)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, second)
+    kept = first > 0
+    assert abs(kept.float().mean() - (1 - probability)) < 5 * (0.25 / len(x)) ** 0.5
+    torch.testing.assert_close(first[kept], x[kept] / (1 - probability), rtol=1e-4, atol=0)
+    assert abs((kept & (other > 0)).float().mean() - (1 - probability) ** 2) < 0.02  # another seed is another draw
+
+
+def test_the_gradient_is_that_of_the_draw() -> None:
+    x = torch.randn(6, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: dropout(x, 0.3, True, torch.Generator().manual_seed(4)), (x,))
+
+
 def test_every_dropout_of_a_module_is_replaced_and_keeps_its_probability() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3), nn.Sequential(nn.Dropout(0.2), nn.Dropout2d(0.1)))
     use_cheap_dropout(module)

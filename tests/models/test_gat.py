@@ -118,6 +118,22 @@ def test_dropout_acts_in_training_only_and_follows_the_seed(name: str, adjacency
     assert torch.equal(net.eval()(x, adjacency), build(norm="none", dropout=0.0)(x, adjacency))
 
 
+def test_attention_weights_are_dropped_and_scaled() -> None:
+    """A star: the hub's attention to 4,000 equal leaves is uniform, and what is left of its sum is binomial."""
+    leaves, probability = 4000, 0.3
+    edges = torch.stack([torch.arange(1, leaves + 1), torch.zeros(leaves, dtype=torch.long)])
+    star = Adjacency.from_edge_index(edges, leaves + 1)
+    layer = GATLayer(2, 2, attention_dropout=probability, self_loops=False)
+    torch.nn.init.eye_(layer.linear.weight)
+    x = torch.ones(leaves + 1, 2)
+    sums = torch.stack([layer(x, star)[0] for _ in range(50)])
+    assert torch.equal(sums[:, 0], sums[:, 1])  # the weight is dropped, not a feature
+    expected_std = (probability / (1 - probability) / leaves) ** 0.5
+    assert abs(sums[:, 0].mean() - 1) < 5 * expected_std / 50**0.5
+    assert 0.6 < sums[:, 0].std() / expected_std < 1.4
+    torch.testing.assert_close(layer.eval()(x, star)[0], torch.ones(2), atol=1e-4, rtol=0)
+
+
 def test_it_learns_whom_to_attend_to() -> None:
     """The label is that of the one neighbour that is marked: a mean over neighbours cannot tell."""
     torch.manual_seed(0)

@@ -46,7 +46,7 @@ def test_every_name_is_registered() -> None:
     assert {"linear_warmup", "cosine_warmup", "constant_warmup"} <= set(register.scheduler_dict)
     assert "ogb_accuracy" in register.metric_dict
     assert "glem_text_graph" in register.loader_dict
-    modes = {"glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_predict"}
+    modes = {"glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem_predict"}
     assert modes <= set(register.train_dict)
 
 

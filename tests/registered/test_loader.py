@@ -121,7 +121,7 @@ def test_static_features_are_the_untuned_models_embeddings(tmp_path: Path, tiny_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset__name": "nowhere"}, "dataset.name is 'nowhere', expected one of: debian, ogbn-arxiv, table"),
+        ({"dataset__name": "nowhere"}, "dataset.name is 'nowhere', expected one of: debian, ogbn-arxiv, ogbn-products"),
         ({"dataset__name": "table"}, "dataset.name is 'table', but dataset.tag_source is empty"),
         ({}, "glem.node_features is 'text' and the graph has no raw features; expected static"),
         ({"glem__node_features": "raw"}, "glem.node_features is 'raw' and the graph has no raw features"),

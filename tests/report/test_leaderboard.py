@@ -175,13 +175,40 @@ def test_equal_folder_names_are_told_apart_and_a_folder_counts_once(tmp_path: Pa
 
 def test_config_fingerprint_is_of_the_settings_without_the_seed(tmp_path: Path, run_folder: Any) -> None:
     for name, seed, alpha, iterations in (("a", 0, 0.5, 1), ("b", 7, 0.5, 1), ("c", 0, 0.6, 1), ("d", 0, 0.5, 2)):
-        run_folder(tmp_path / name, seed, settings={"glem.alpha": alpha})
-        (tmp_path / name / "config.yaml").write_text(f"glem:\n  em_iterations: {iterations}\n")
+        run_folder(tmp_path / name, seed, settings={"glem.alpha": alpha}, em_iterations=iterations)
     board = board_of(tmp_path)
     config = {name: one.config for name, one in board.experiments.items()}
     assert config["a"] == config["b"]
     assert len(set(config.values())) == 3
     assert [axis.name for axis in board.axes] == ["glem.alpha", "glem.em_iterations"]
+
+
+def test_em_iterations_stand_beside_the_configuration_where_they_vary(tmp_path: Path, run_folder: Any) -> None:
+    for name, asked in (("one", 1), ("two", 2)):
+        scores = [(0.70 + asked / 100, 0.7), (0.74 + asked / 100, 0.7), (0.73 + asked / 100, 0.7)]
+        run_folder(tmp_path / "grid" / name, 0, scores, em_iterations=asked)
+    run_folder(tmp_path / "grid" / "lm", 0, mode="glem_lm")
+    board = board_of(tmp_path / "grid")
+    shown = {row.experiment: row.config_text for row in board.rows}
+    config = {name: one.config for name, one in board.experiments.items()}
+    assert shown == {"one": f"{config['one']}, EM 1", "two": f"{config['two']}, EM 2", "lm": config["lm"]}
+    assert f"| {config['two']}, EM 2 |" in to_markdown([board])
+    rows = csv.DictReader(io.StringIO(to_csv([board])))
+    assert {row["experiment"]: row["em_iterations"] for row in rows} == {"one": "1", "two": "2", "lm": ""}
+    alone = board_of(tmp_path / "grid" / "two")
+    assert {row.config_text for row in alone.rows} == {config["two"]}
+
+
+def test_seeds_that_differ_in_iterations_or_versions_are_said_to(tmp_path: Path, run_folder: Any) -> None:
+    run_folder(tmp_path / "glem", 0, em_iterations=1, versions={"torch": "2.13.0", "ogb": "1.3.6"})
+    run_folder(tmp_path / "glem", 1, em_iterations=2, versions={"torch": "2.13.0, 2.14.0", "ogb": "1.3.6"})
+    board = board_of(tmp_path)
+    assert board.experiments["glem"].settings["glem.em_iterations"] == [1, 2]
+    assert all(row.config_text.endswith(", EM 1, 2") for row in board.rows)
+    text = " ".join(printed(board).split())
+    assert "glem was run with several versions of torch: 2.13.0, 2.14.0" in text
+    assert "glem was run with several numbers of EM iterations: 1, 2" in text
+    assert "versions of ogb" not in text
 
 
 # --- significance ------------------------------------------------------------------------------------------

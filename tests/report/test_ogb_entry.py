@@ -95,12 +95,31 @@ def test_versions_must_be_known_recent_and_the_same(tmp_path: Path, run_folder: 
     old = save(tmp_path / "old", run_folder, versions={"ogb": "1.2.4"})
     assert "1.2.4, expected at least 1.3.6" in refusal(old)
     assert "the runs recorded 1.2.4" in refusal(old, ogb_version="1.3.6")
-    mixed = save(tmp_path / "mixed", run_folder, range(1, 10))
-    run_folder(tmp_path / "mixed" / "lr=0.01", 0, scores(0, 0.01), dataset="ogbn-arxiv",
-               settings={"optim.base_lr": 0.01, "lm.model": "/models/deberta-base"},
-               versions={**VERSIONS, "torch": "2.14.0"})  # fmt: skip
-    (mixed,) = read_boards([tmp_path / "mixed"])
-    assert "different versions of torch: 2.13.0, 2.14.0" in refusal(mixed)
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({"versions": {**VERSIONS, "ogb": "1.3.7"}}, "different versions of ogb: 1.3.6, 1.3.7; run them anew"),
+        ({"versions": {**VERSIONS, "ogb": "1.3.6, 1.3.7"}}, "different versions of ogb: 1.3.6, 1.3.7; run them anew"),
+        ({"versions": {**VERSIONS, "torch": "2.14.0"}}, None),  # no rule of OGB's; the leaderboard has a note
+        ({"versions": VERSIONS, "em_iterations": 2}, "different glem.em_iterations: 1, 2; run all of them again"),
+    ],
+)
+def test_seeds_are_of_one_version_of_ogb_and_of_equal_length(
+    tmp_path: Path, run_folder: Any, about: dict[str, Any], expected: str | None
+) -> None:
+    save(tmp_path, run_folder, range(1, 10), em_iterations=1)
+    for lr in (0.1, 0.001, 0.01):
+        settings = {"optim.base_lr": lr, "lm.model": "/models/deberta-base"}
+        known = {"dataset": "ogbn-arxiv", "settings": settings, "em_iterations": 1, **about}
+        run_folder(tmp_path / f"lr={lr}", 0, scores(0, lr), **known)
+    (board,) = read_boards([tmp_path])
+    if expected:
+        assert expected in refusal(board)
+    else:
+        assert ogb_entry(board, ABOUT).ogb_version == "1.3.6"
+        assert any("several versions of torch: 2.13.0, 2.14.0" in note for note in board.notes)
 
 
 def test_other_graphs_and_stock_training_are_refused(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
@@ -145,6 +164,7 @@ def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
     [
         ("glem", "text", True, ["raw text", "pretrained deberta-base"]),
         ("glem", "text", False, ["raw text"]),
+        ("glem_joint", "text", True, ["raw text", "pretrained deberta-base"]),
         ("glem_gnn", "raw", True, []),
         ("glem_gnn", "static", True, ["raw text", "pretrained deberta-base"]),
         ("glem_gnn", "file", True, ["features giant.npy"]),

@@ -1,0 +1,82 @@
+"""NumPy's .npy files written piece by piece, for arrays that never are in memory as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class NpyWriter:
+    """A one-dimensional array that is appended to; `np.load` reads it once the ``with`` block has ended.
+
+    Its length goes into the header at the end, for which NumPy leaves room. A block that ends in an error removes
+    the file.
+
+    Args:
+        path: the file, replaced if it exists.
+        dtype: of the array; what is written is cast to it.
+    """
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.path, self.dtype, self.length = path, np.dtype(dtype), 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def write(self, block: np.ndarray) -> None:
+        """Append a one-dimensional block."""
+        block = np.ascontiguousarray(block, dtype=self.dtype)
+        self._file.write(block.data)
+        self.length += len(block)
+
+    def _write_header(self) -> None:
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def __enter__(self) -> NpyWriter:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        with self._file:
+            if kind is None:
+                self._file.seek(0)
+                self._write_header()
+        if kind is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class PointerWriter:
+    """int64 (N+1,) pointers of N rows, written while their items come by: where the items of each row begin.
+
+    Args:
+        path: the file.
+        num_rows: N.
+        at_once: pointers that are made together; bounds the memory.
+    """
+
+    def __init__(self, path: Path, num_rows: int, at_once: int = 1 << 18) -> None:
+        self.num_rows, self.at_once = num_rows, at_once
+        self._file = NpyWriter(path, np.int64)
+        self._before = 0  # size of all items that have come
+
+    def add(self, rows: np.ndarray, sizes: np.ndarray | None = None) -> None:
+        """Items of these rows, int64 (n,), never decreasing from one call to the next; of size 1, or of ``sizes``."""
+        if len(rows):
+            ends = np.arange(len(rows) + 1) if sizes is None else np.concatenate([[0], np.cumsum(sizes)])
+            self._write_up_to(int(rows[-1]) + 1, rows, ends)
+            self._before += int(ends[-1])
+
+    def _write_up_to(self, stop: int, rows: np.ndarray, ends: np.ndarray) -> None:
+        """Pointers of the rows below ``stop``, which no later item can change."""
+        for start in range(self._file.length, stop, self.at_once):
+            wanted = np.arange(start, min(start + self.at_once, stop))
+            self._file.write(self._before + ends[np.searchsorted(rows, wanted)])
+
+    def __enter__(self) -> PointerWriter:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            self._write_up_to(self.num_rows + 1, np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
+        self._file.__exit__(kind, *rest)

@@ -1,0 +1,8 @@
+"""Open Graph Benchmark datasets with their raw text."""
+
+from glem_graphgym.data.ogb.archive import ogb_accuracy
+from glem_graphgym.data.ogb.arxiv import load_ogbn_arxiv
+from glem_graphgym.data.ogb.papers100m import load_ogbn_papers100m
+from glem_graphgym.data.ogb.products import load_ogbn_products
+
+__all__ = ["load_ogbn_arxiv", "load_ogbn_papers100m", "load_ogbn_products", "ogb_accuracy"]

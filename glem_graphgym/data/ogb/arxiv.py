@@ -1,0 +1,121 @@
+"""ogbn-arxiv with its raw text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
+from glem_graphgym.data.ogb.download import download
+from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
+from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts, csr_from_edges, snapshot
+from glem_graphgym.files import fingerprint
+
+# To be raised whenever the same files would give another graph than before.
+RECIPE_VERSION = 1
+TEXT = "titleabs.tsv.gz"
+TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_arxiv/{TEXT}"
+PAPERS = "mapping/nodeidx2paperid.csv.gz"
+CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
+REMEDY = f"delete it to have it downloaded again, or put {TEXT_URL} in its place"
+
+
+def load_ogbn_arxiv(root: Path) -> TextGraph:
+    """ogbn-arxiv with titles and abstracts: 169,343 papers, 40 classes, citations made undirected.
+
+    What is missing on disk is downloaded: OGB's archive into ``<root>/ogbn_arxiv`` and the text into the same
+    folder; ``titleabs.tsv.gz`` or ``titleabs.tsv`` is looked for there first, then in ``root``, then PyG's copy,
+    ``<root>/ogbn_arxiv/raw/node-text.csv.gz``. The finished graph is frozen under ``<root>/ogbn_arxiv/text_graph``,
+    in a folder of its own for each text file. Nothing is ever asked on standard input.
+
+    ``features`` are OGB's, float32 (N, 128), means of word vectors; ``node_ids`` are the paper ids of the
+    Microsoft Academic Graph. A paper without a text gets an empty one, is counted in ``origin`` and logged.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset or
+            version; says which file is expected where, and from which URL.
+    """
+    archive = OgbArchive.of("ogbn-arxiv", root)
+    archive.provide([PAPERS])
+    text_file = _provide_text(archive.folder)
+    key = fingerprint(RECIPE_VERSION, text_file.read_bytes(), (archive.folder / PAPERS).read_bytes())
+    return snapshot(archive.folder / "text_graph" / key, lambda: _graph(archive, text_file))
+
+
+def _provide_text(folder: Path) -> Path:
+    found = find((folder, folder.parent), (TEXT, TEXT.removesuffix(".gz")))
+    found = found or find((folder / "raw", folder), (PYG_TEXT,))
+    if found is None:
+        found = folder / TEXT
+        download(TEXT_URL, found, f"Download {TEXT_URL} and put it at {found}")
+    return found
+
+
+def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
+    papers = read_mapping(archive.folder / PAPERS, "node idx", "paper id")
+    class_names = archive.class_names(CATEGORIES)
+    texts, counts = _texts(text_file, papers)
+    missing = np.array([node for node, text in enumerate(texts) if not text], dtype=np.int64)
+    expected = (
+        "paper id, title and abstract, separated by tabs, of nearly all papers: this is another file or a part of it; "
+        f"put {TEXT_URL} in its place"
+    )
+    report(text_file, "papers", counts, missing=missing, total=len(papers), expected=expected, names=papers)
+    data, split = archive.read()
+    if len(papers) != data.num_nodes:
+        raise DataError(
+            f"{archive.folder / PAPERS}: {len(papers)} papers for {data.num_nodes} nodes; unpack OGB's "
+            "archive anew, without an older folder 'processed'"
+        )
+    source, target = data.edge_index.numpy()
+    rowptr, col = csr_from_edges(source, target, data.num_nodes)
+    return TextGraph(
+        name=archive.name,
+        texts=Texts.of(texts),
+        rowptr=rowptr,
+        col=col,
+        label=np.nan_to_num(data.y.numpy().reshape(-1), nan=UNLABELLED).astype(np.int64),
+        split=split,
+        class_names=class_names,
+        features=data.x.numpy().astype(np.float32, copy=False),
+        node_ids=papers,
+        origin={
+            "files": [archive.release.name, text_file.name],
+            "nodes": len(papers),
+            "directed_edges": len(source),
+            "edges": len(col) // 2,
+            "missing_texts": len(missing),
+            **counts,
+        },
+    )
+
+
+def _texts(text_file: Path, papers: list[str]) -> tuple[list[str], dict[str, int]]:
+    """The text of every paper, "" where there is none, and counts of rows and of what was wrong with them."""
+    counts = dict.fromkeys(("text_rows", "skipped_rows", "repeated_papers", "rows_not_utf8"), 0)
+    if text_file.name != PYG_TEXT:
+        text_of = _read_papers(text_file, counts)
+        return [text_of.get(paper, "") for paper in papers], counts
+    texts = list(node_texts(text_file, counts))
+    if len(texts) != len(papers):
+        raise DataError(f"{text_file} has {len(texts)} rows for {len(papers)} papers, expected one for each, in order")
+    return texts, counts
+
+
+def _read_papers(path: Path, counts: dict[str, int]) -> dict[str, str]:
+    """Text by paper id. Of several rows of one paper the first with a text wins."""
+    texts: dict[str, str] = {}
+    for raw in TextFile(path, REMEDY).lines():
+        paper, *fields = raw.rstrip(b"\r\n").split(b"\t", 2)
+        # The published file is a tar archive: its header is glued to the first row, zeros follow the last.
+        paper = paper.rpartition(b"\0")[2]
+        counts["text_rows"] += 1
+        if not (fields and paper.isdigit()):
+            counts["skipped_rows"] += 1
+            continue
+        title, _, abstract = decoded(b"\t".join(fields), counts).partition("\t")
+        name = paper.decode()
+        counts["repeated_papers"] += name in texts
+        texts[name] = texts.get(name) or sentence(Title=title, Abstract=abstract)
+    return texts

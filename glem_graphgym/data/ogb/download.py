@@ -1,0 +1,81 @@
+"""Downloads of many GB: what has come is kept when the connection or the process breaks, and the rest is asked for."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.files import sync
+
+PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
+
+
+def download(url: str, path: Path, remedy: str) -> None:
+    """Download ``url`` to ``path``, which exists only when all of it has come.
+
+    Until then it is ``.<name>.part`` beside it; another call goes on from there where the server can. Processes that
+    want the same file wait for the first of them.
+
+    Raises:
+        DataError: it could not be downloaded in full; the message ends in ``remedy``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.name.lstrip(".")
+    part = path.with_name(f".{name}.part")
+    with FileLock(path.with_name(f".{name}.lock")):
+        if path.is_file():
+            return
+        try:
+            _fetch(url, part)
+        except (OSError, HTTPException) as error:
+            kept = f" The next start goes on from {part}." if part.exists() else ""
+            raise DataError(f"{url} could not be downloaded ({error}). {remedy}.{kept}") from error
+        sync(part)
+        part.replace(path)
+        sync(path.parent)
+
+
+def _fetch(url: str, part: Path) -> None:
+    """All of ``url`` into ``part``, beginning after what is there already."""
+    start = part.stat().st_size if part.exists() else 0
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urlopen(request, timeout=60)
+    except HTTPError as error:
+        if error.code != RANGE_NOT_SATISFIABLE or not start:
+            raise
+        if _size(error, start) != start:  # else it had all come
+            part.unlink()
+            raise
+        return
+    with response:
+        if response.status != PARTIAL_CONTENT:
+            start = 0
+        size = _size(response, start)
+        free = shutil.disk_usage(part.parent).free
+        if size is not None and free < size - start:
+            raise OSError(f"it takes {(size - start) / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+        with part.open("ab" if start else "wb") as file:
+            name = url.rpartition("/")[2]
+            with tqdm.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
+                shutil.copyfileobj(stream, file, 1 << 20)
+            if size not in (None, file.tell()):
+                raise OSError(f"the connection ended after {file.tell()} of {size} bytes")
+
+
+def _size(response: Any, start: int) -> int | None:
+    """Bytes of the whole file, as the server announces them for what comes after ``start``."""
+    whole = re.search(r"/(\d+)$", response.headers.get("Content-Range") or "")
+    if whole:
+        return int(whole[1])
+    announced = response.headers.get("Content-Length")
+    return None if announced is None else start + int(announced)

@@ -1,0 +1,304 @@
+"""ogbn-papers100M with its raw text: 111 million nodes, read in streams and memory maps, made piece by piece.
+
+OGB's class would hold several copies of 80 GB in memory. What it reads is read here as it lies on disk; the format is
+that of ``ogb.io.read_graph_raw.read_binary_graph_raw``.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from glem_graphgym.data.csr import write_csr
+from glem_graphgym.data.npz import NpzMember
+from glem_graphgym.data.ogb.archive import OgbArchive
+from glem_graphgym.data.ogb.download import download
+from glem_graphgym.data.ogb.parts import (
+    MEMORY_BYTES,
+    ROWS_AT_ONCE,
+    check_edges,
+    class_labels,
+    frozen_before,
+    save_split,
+)
+from glem_graphgym.data.ogb.text_files import BROKEN_FILE, CheckedTexts, TextFile, decoded, find, report, sentence
+from glem_graphgym.data.pieces import Pieces
+from glem_graphgym.data.text_graph import UNLABELLED, DataError, GraphMeta, TextGraph, Texts, snapshot_from_parts
+from glem_graphgym.files import fingerprint, sampled_fingerprint
+
+# To be raised whenever the same files would give another graph than before.
+RECIPE_VERSION = 1
+TEXTS = ("idx_title.tsv", "idx_abs.tsv")
+ZIP = "paperinfo.zip"
+TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_papers100M/{ZIP}"
+CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
+UNUSED = ("skipped_rows", "rows_without_text", "repeated")  # rows that give no node a text
+MOST_DIGITS = 18  # of a node index
+
+logger = logging.getLogger(__name__)
+
+
+def load_ogbn_papers100m(root: Path) -> TextGraph:
+    """ogbn-papers100M with titles and abstracts: 111,059,956 papers, 172 classes, citations made undirected.
+
+    OGB's archive is downloaded into ``<root>/ogbn_papers100M`` where it is missing (56 GB; its arrays take 83 GB). The
+    raw text is looked for in that folder and in ``root``: ``paperinfo.zip``, which is read without unpacking, then
+    ``idx_title.tsv`` and ``idx_abs.tsv``, there or in a folder ``paperinfo``. Else the archive is downloaded (34 GB).
+
+    The finished graph is frozen under ``<root>/ogbn_papers100M/text_graph``, in a folder of its own for each text.
+    It is made of pieces: labels and split, titles, texts, features, structure. Each is kept when the process is killed,
+    and none takes more memory than some GB. All sources may be deleted once it is there.
+
+    ``features`` are OGB's, float32 (N, 128), and memory-mapped; papers outside of arXiv have no label (-1);
+    ``node_ids`` is None. A paper without a text gets an empty one, is counted in ``origin`` and logged.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset or
+            version; says which file is expected where, and from which URL.
+    """
+    archive = OgbArchive.of("ogbn-papers100M", root)
+    snapshots = archive.folder / "text_graph"
+    graph = frozen_before(snapshots, archive.is_complete() and bool(_find_texts(archive.folder)))
+    if graph is not None:
+        return graph
+    archive.provide()
+    raw = RawGraph.of(archive)
+    text_files = _provide_texts(archive.folder)
+    graph_key = fingerprint(RECIPE_VERSION, _sampled(archive, [*archive.raw_files(), *archive.split_files()]))
+    text_key = fingerprint(
+        RECIPE_VERSION, raw.num_nodes, sampled_fingerprint(*{file.path: None for file in text_files})
+    )
+    of_graph, of_texts = ("labels", "features", "structure"), ("titles", "texts")
+    keys = {**dict.fromkeys(of_graph, graph_key), **dict.fromkeys(of_texts, text_key)}
+    pieces = Pieces(snapshots / ".pieces", keys)
+
+    def write(folder: Path) -> GraphMeta:
+        class_names = archive.class_names(CATEGORIES)
+        labels = pieces.make("labels", lambda piece: _write_labels(piece, archive, raw, len(class_names)))
+        titles = pieces.make("titles", lambda piece: _write_titles(piece, text_files[0], raw.num_nodes))
+        texts = pieces.make("texts", lambda piece: _write_texts(piece, titles, text_files[1], raw.num_nodes))
+        features = pieces.make("features", lambda piece: _write_features(piece, raw))
+        structure = pieces.make("structure", lambda piece: _write_structure(piece, raw))
+        pieces.link_into(folder, labels, texts, features, structure)
+        files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
+        return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+
+    graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
+    pieces.discard()
+    return graph
+
+
+def _sampled(archive: OgbArchive, names: list[str]) -> str:
+    return sampled_fingerprint(*(archive.folder / name for name in names))
+
+
+# ---- edges, features, labels --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RawGraph:
+    """OGB's binary files, open; checked to fit each other before anything long begins."""
+
+    num_nodes: int
+    edges: NpzMember  # int (2, E)
+    features: NpzMember  # float (N, F)
+    labels: NpzMember  # (N, 1), NaN where there is none
+
+    @classmethod
+    def of(cls, archive: OgbArchive) -> RawGraph:
+        data, label = (archive.folder / name for name in archive.raw_files())
+        nodes, edges = (int(NpzMember(data, f"num_{what}_list").read().sum()) for what in ("nodes", "edges"))
+        raw = cls(
+            num_nodes=nodes,
+            edges=NpzMember(data, "edge_index"),
+            features=NpzMember(data, "node_feat"),
+            labels=NpzMember(label, "node_label"),
+        )
+        raw._check("int64 (2, E)", raw.edges, raw.edges.dtype.kind in "iu" and raw.edges.shape == (2, edges))
+        floats = raw.features.dtype.kind == "f" and len(raw.features.shape) == 2
+        raw._check("floats (N, F)", raw.features, floats and raw.features.shape[0] == nodes)
+        raw._check("(N, 1)", raw.labels, raw.labels.shape in ((nodes, 1), (nodes,)))
+        return raw
+
+    def _check(self, expected: str, member: NpzMember, sound: bool) -> None:
+        if not sound:
+            edges = self.edges.shape[-1] if self.edges.shape else 0
+            raise DataError(
+                f"{member.path}: {member.key} is {member.dtype} {member.shape}, expected {expected} with N "
+                f"{self.num_nodes} and E as in num_edges_list ({edges} in edge_index); unpack OGB's archive anew"
+            )
+
+
+def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph, num_classes: int) -> dict[str, int]:
+    source = raw.labels.path
+    label, split = class_labels(raw.labels.read(), str(source)), archive.read_split()
+    if label.max(initial=UNLABELLED) >= num_classes or label.min(initial=0) < UNLABELLED:
+        raise DataError(f"{source}: labels run from {label.min()} to {label.max()}, expected 0 to {num_classes - 1}")
+    for part, nodes in split.items():
+        wrong = nodes[(nodes < 0) | (nodes >= raw.num_nodes)]
+        if len(wrong) or (label[nodes] == UNLABELLED).any():
+            what = f"node {wrong[0]}" if len(wrong) else "nodes without a label"
+            raise DataError(
+                f"{archive.folder}: split '{part}' holds {what}, but there are {raw.num_nodes} nodes and each needs a "
+                f"label in {source.name}. {archive.remedy()}"
+            )
+    np.save(folder / "label.npy", label)
+    save_split(folder, split)
+    return {"nodes": raw.num_nodes, "labelled_nodes": int((label != UNLABELLED).sum())}
+
+
+def _write_features(folder: Path, raw: RawGraph) -> dict[str, int]:
+    file = folder / "features.npy"
+    if not raw.features.fortran_order:
+        raw.features.copy(file)
+        return {}
+    columns = raw.features.map(folder)
+    rows = np.lib.format.open_memmap(file, "w+", columns.dtype, columns.shape)
+    for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="features, row by row", disable=None):
+        rows[start : start + ROWS_AT_ONCE] = columns[start : start + ROWS_AT_ONCE]
+    rows.flush()
+    (folder / "node_feat.npy").unlink(missing_ok=True)
+    return {}
+
+
+def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
+    edges = raw.edges.map(folder)
+
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, edges.shape[1], ROWS_AT_ONCE):
+            yield edges[0, start : start + ROWS_AT_ONCE], edges[1, start : start + ROWS_AT_ONCE]
+
+    write_csr(chunks, raw.num_nodes, folder, memory_bytes=MEMORY_BYTES)
+    undirected = check_edges(folder, edges)
+    (folder / "edge_index.npy").unlink(missing_ok=True)
+    return {"directed_edges": edges.shape[1], "edges": undirected}
+
+
+# ---- texts --------------------------------------------------------------------------------------------------------
+
+
+class _OutOfOrder(Exception):
+    """A row of texts names a node before that of the row above it."""
+
+
+def _find_texts(folder: Path) -> list[TextFile]:
+    """Titles and abstracts, in the archive or unpacked; nothing where they are not there.
+
+    The archive first: unlike what unpacking left, it says whether it is whole.
+    """
+    remedy = f"put the one of {TEXT_URL} in its place"
+    packed = find((folder, folder.parent), [ZIP])
+    if packed:
+        return _in_archive(packed, remedy)
+    places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "paperinfo")]
+    files = [path for name in TEXTS if (path := find(places, [name]))]
+    return [TextFile(path, remedy) for path in files] if len(files) == len(TEXTS) else []
+
+
+def _in_archive(packed: Path, remedy: str) -> list[TextFile]:
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            members = {Path(name).name: name for name in archive.namelist()}
+    except BROKEN_FILE as error:
+        raise DataError(f"{packed} is damaged or not what its name says ({error}); {remedy}") from error
+    if missing := [name for name in TEXTS if name not in members]:
+        raise DataError(f"{packed} holds {', '.join(members) or 'nothing'}, but no {missing[0]}; {remedy}")
+    return [TextFile(packed, f"{remedy}, or unpack it there with unzip", members[name]) for name in TEXTS]
+
+
+def _provide_texts(folder: Path) -> list[TextFile]:
+    if not _find_texts(folder):
+        path = folder / ZIP
+        download(TEXT_URL, path, f"Download {TEXT_URL} and put it at {path}")
+    return _find_texts(folder)
+
+
+def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
+    counts = _new_counts()
+    with CheckedTexts(folder, num_nodes, "title") as writer:
+        writer.write(_rows(source, num_nodes, counts))
+    counts["repeated"] = writer.repeated
+    missing = np.flatnonzero(np.diff(writer.read().offsets) == 0)
+    expected = (
+        "node index and title, separated by a tab, of nearly all papers: this is another file or a part of it; "
+        f"{source.remedy}"
+    )
+    report(source, "papers", counts, missing=missing, total=num_nodes, expected=expected)
+    return {**_named("title", counts), "missing_titles": len(missing)}
+
+
+def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
+    """Title and abstract of every node. Abstracts in node order go straight through; others are sorted on disk."""
+    stored = Texts(*(np.load(titles / f"title{name}.npy", mmap_mode="r") for name in ("", "_offsets")))
+    counts = _new_counts()
+    try:
+        _write_merged(folder, stored, _in_node_order(_rows(source, num_nodes, counts), num_nodes, counts))
+    except _OutOfOrder as error:
+        logger.info("%s: %s; they are sorted on disk first", source, error)
+        counts = _new_counts()
+        with CheckedTexts(folder, num_nodes, "abstract") as writer:
+            writer.write(_rows(source, num_nodes, counts))
+        counts["repeated"] = writer.repeated
+        _write_merged(folder, stored, writer.read())
+        for name in ("abstract", "abstract_offsets"):
+            (folder / f"{name}.npy").unlink()
+    missing = int((np.diff(np.load(folder / "text_offsets.npy", mmap_mode="r")) == 0).sum())
+    without = num_nodes - (counts["text_rows"] - sum(counts[name] for name in UNUSED))
+    logger.info("%s: %d of %d papers have no abstract", source, without, num_nodes)
+    return {**_named("abstract", counts), "missing_abstracts": without, "missing_texts": missing}
+
+
+def _write_merged(folder: Path, titles: Texts, abstracts: Any) -> None:
+    with CheckedTexts(folder, len(titles)) as writer:
+        pairs = zip(titles, abstracts, strict=True)
+        bar = tqdm(pairs, total=len(titles), desc="texts", unit="node", unit_scale=True, disable=None)
+        writer.write_in_order(sentence(Title=title, Abstract=abstract) for title, abstract in bar)
+
+
+def _new_counts() -> dict[str, int]:
+    return dict.fromkeys(("text_rows", "rows_not_utf8", *UNUSED), 0)
+
+
+def _named(what: str, counts: dict[str, int]) -> dict[str, int]:
+    return {f"{what}_{name.removeprefix('text_')}": count for name, count in counts.items()}
+
+
+def _rows(source: TextFile, num_nodes: int, counts: dict[str, int]) -> Iterator[tuple[int, str]]:
+    """(node, text) of every row that has both, in the order of the file."""
+    for raw in source.lines():
+        counts["text_rows"] += 1
+        index, tab, rest = raw.partition(b"\t")
+        if not (tab and index.isdigit() and len(index) <= MOST_DIGITS and (node := int(index)) < num_nodes):
+            counts["skipped_rows"] += 1
+            continue
+        text = decoded(rest, counts).strip()
+        if text:
+            yield node, text
+        else:
+            counts["rows_without_text"] += 1
+
+
+def _in_node_order(rows: Iterator[tuple[int, str]], num_nodes: int, counts: dict[str, int]) -> Iterator[str]:
+    """The text of node 0, 1, 2, and so on, "" where there is none; of several of one node the first.
+
+    Raises:
+        _OutOfOrder: a row names an earlier node than the one before.
+    """
+    expected = 0
+    for node, text in rows:
+        if node == expected - 1:
+            counts["repeated"] += 1
+            continue
+        if node < expected:
+            raise _OutOfOrder(f"the row of node {node} comes after that of node {expected - 1}")
+        yield from chain(repeat("", node - expected), [text])
+        expected = node + 1
+    yield from repeat("", num_nodes - expected)

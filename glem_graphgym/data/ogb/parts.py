@@ -1,0 +1,64 @@
+"""Parts of a snapshot that ogbn-products and ogbn-papers100M share: labels, split, and checks of what was written."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, load_text_graph
+
+MEMORY_BYTES = 2 << 30  # for sorting edges
+ROWS_AT_ONCE = 1 << 20
+CHECKED_EDGES = 1000
+
+logger = logging.getLogger(__name__)
+
+
+def frozen_before(snapshots: Path, sources_complete: bool) -> TextGraph | None:
+    """The one snapshot whose sources have been deleted; None where they are there, or where there is not just one."""
+    found = [path for path in snapshots.glob("[!.]*") if (path / "graph.json").is_file()]
+    if sources_complete or len(found) != 1:
+        return None
+    logger.info("%s: not all that it was made of is there any more; it is used as it is", found[0])
+    return load_text_graph(found[0])
+
+
+def class_labels(published: np.ndarray, source: str) -> np.ndarray:
+    """int64 (N,) classes of OGB's labels (N, 1) or (N,), `UNLABELLED` where they are NaN.
+
+    Raises:
+        DataError: a label is no whole number, or there is not one column; names ``source``.
+    """
+    if published.ndim not in (1, 2) or published.size != len(published):
+        raise DataError(f"{source}: labels have the shape {published.shape}, expected ({len(published)}, 1)")
+    label = np.empty(len(published), dtype=np.int64)
+    for start in range(0, len(label), ROWS_AT_ONCE):
+        block = published[start : start + ROWS_AT_ONCE].reshape(-1).astype(np.float64)
+        known = ~np.isnan(block)
+        if (np.floor(block[known]) != block[known]).any() or np.isinf(block).any():
+            raise DataError(f"{source}: a label near node {start} is no whole number; unpack OGB's archive anew")
+        label[start : start + ROWS_AT_ONCE] = np.where(known, block, UNLABELLED)
+    return label
+
+
+def save_split(folder: Path, split: dict[str, np.ndarray]) -> None:
+    """Write the split as a snapshot has it."""
+    for part, nodes in split.items():
+        np.save(folder / f"split_{part}.npy", nodes)
+
+
+def check_edges(folder: Path, edges: np.ndarray) -> int:
+    """Look up some of the edges, integers (2, E), in the adjacency that was made of them; the number of all in it.
+
+    Raises:
+        DataError: one is missing, in either direction.
+    """
+    rowptr, col = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col"))
+    for index in np.unique(np.linspace(0, edges.shape[1] - 1, CHECKED_EDGES).astype(np.int64)) if edges.size else ():
+        a, b = int(edges[0, index]), int(edges[1, index])
+        for row, neighbour in ((a, b), (b, a)):
+            if a != b and neighbour not in col[rowptr[row] : rowptr[row + 1]]:
+                raise DataError(f"{folder}: edge {index} from {a} to {b} got lost; check the disk and start again")
+    return len(col) // 2

@@ -1,0 +1,233 @@
+"""ogbn-products with its raw text, joined out of Amazon-3M without ever holding that in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glem_graphgym.data.csr import write_csr
+from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
+from glem_graphgym.data.ogb.parts import MEMORY_BYTES, check_edges, class_labels, frozen_before, save_split
+from glem_graphgym.data.ogb.text_files import (
+    PYG_TEXT,
+    CheckedTexts,
+    TextFile,
+    decoded,
+    find,
+    node_texts,
+    report,
+    sentence,
+)
+from glem_graphgym.data.pieces import Pieces
+from glem_graphgym.data.text_graph import DataError, GraphMeta, TextGraph, TextsWriter, snapshot_from_parts
+from glem_graphgym.files import fingerprint, sampled_fingerprint
+
+# To be raised whenever the same files would give another graph than before.
+RECIPE_VERSION = 1
+TEXTS = ("trn.json.gz", "tst.json.gz")
+TEXT_URL = "https://drive.google.com/file/d/1gsabsx8KR2N9jJz16jTcA0QASXsNuKnN"
+PRODUCTS = "mapping/nodeidx2asin.csv.gz"
+CATEGORIES = "mapping/labelidx2productcategory.csv.gz"
+LINES_AT_ONCE = 1 << 12  # products that are looked up together
+
+
+def load_ogbn_products(root: Path) -> TextGraph:
+    """ogbn-products with titles and descriptions: 2,449,029 products, 47 classes, bought-together edges.
+
+    OGB's archive is downloaded into ``<root>/ogbn_products`` where it is missing. The raw text is what the Extreme
+    Classification Repository publishes as Amazon-3M: ``trn.json.gz`` and ``tst.json.gz``, unpacked or not, in that
+    folder, in ``root``, or in a folder ``Amazon-3M.raw`` in either; nobody can download it without a browser. PyG's
+    copy is taken where that is not there: ``<root>/ogbn_products/raw/node-text.csv.gz``, in node order.
+
+    The finished graph is frozen under ``<root>/ogbn_products/text_graph``, in a folder of its own for each text. Texts
+    and graph are made one after the other and each is kept when the process is killed. All that Amazon-3M holds is
+    read once, of it only the texts of nodes are written; OGB's class reads its tables into memory.
+
+    ``features`` are OGB's, float32 (N, 100), principal components of bags of words; ``node_ids`` are Amazon's product
+    ids. A product without a text gets an empty one, is counted in ``origin`` and logged.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset or
+            version; says which file is expected where, and from which URL.
+    """
+    archive = OgbArchive.of("ogbn-products", root)
+    snapshots = archive.folder / "text_graph"
+    text_files = _find_texts(archive.folder)
+    graph = frozen_before(snapshots, archive.is_complete([PRODUCTS]) and bool(text_files))
+    if graph is not None:
+        return graph
+    archive.provide([PRODUCTS])
+    _require_texts(archive.folder, text_files)
+    products = archive.folder / PRODUCTS
+    raw = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
+    text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), products.read_bytes())
+    graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*raw))
+    pieces = Pieces(snapshots / ".pieces", {"texts": text_key, "graph": graph_key})
+
+    def write(folder: Path) -> GraphMeta:
+        class_names = archive.class_names(CATEGORIES)
+        ids = read_mapping(products, "node idx", "asin")
+        texts = pieces.make("texts", lambda piece: _write_texts(piece, ids, text_files))
+        made = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
+        pieces.link_into(folder, texts, made)
+        with TextsWriter(folder, len(ids), "node_id") as writer:
+            writer.extend(ids)
+        files = [archive.release.name, *(file.name for file in text_files)]
+        return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+
+    graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
+    pieces.discard()
+    return graph
+
+
+# ---- texts --------------------------------------------------------------------------------------------------------
+
+
+def _find_texts(folder: Path) -> list[Path]:
+    """Both files of Amazon-3M, or PyG's copy; nothing where neither is complete."""
+    found = _amazon_files(folder)
+    if len(found) < len(TEXTS):
+        copy = find((folder / "raw", folder), (PYG_TEXT,))
+        return [copy] if copy else []
+    return found
+
+
+def _amazon_files(folder: Path) -> list[Path]:
+    places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "Amazon-3M.raw")]
+    found = [find(places, (name, name.removesuffix(".gz"))) for name in TEXTS]
+    return [path for path in found if path is not None]
+
+
+def _require_texts(folder: Path, text_files: list[Path]) -> None:
+    if not text_files:
+        found = ", ".join(map(str, _amazon_files(folder)))
+        raise DataError(
+            f"the raw text of ogbn-products is {'not complete' if found else 'missing'}: expected "
+            f"{' and '.join(TEXTS)} in {folder} or in {folder / 'Amazon-3M.raw'}, found {found or 'neither'}. Download "
+            f"Amazon-3M (raw text) of the Extreme Classification Repository with a browser, {TEXT_URL}, and unpack it "
+            f"there; or put PyG's {PYG_TEXT} into {folder / 'raw'}"
+        )
+
+
+def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> dict[str, int]:
+    counts = dict.fromkeys(("text_rows", "rows_not_utf8"), 0)
+    with CheckedTexts(folder, len(products)) as writer:
+        if text_files[0].name == PYG_TEXT:
+            _copy_in_order(writer, text_files[0], counts)
+        else:
+            counts |= dict.fromkeys(("skipped_rows", "rows_without_text", "rows_of_no_node"), 0)
+            writer.write(_joined(products, text_files, counts))
+            counts["repeated_products"] = writer.repeated
+    missing = np.flatnonzero(np.diff(writer.read().offsets) == 0)
+    expected = (
+        "JSON lines with uid, title and content of nearly all products: this is another file or a part of it; "
+        f"put {' and '.join(TEXTS)} of Amazon-3M in its place, from {TEXT_URL}"
+    )
+    report(
+        " and ".join(map(str, text_files)),
+        "products",
+        counts,
+        missing=missing,
+        total=len(products),
+        expected=expected,
+        names=products,
+    )
+    return {**counts, "missing_texts": len(missing)}
+
+
+def _copy_in_order(writer: CheckedTexts, path: Path, counts: dict[str, int]) -> None:
+    total = writer.num_texts
+    writer.write_in_order(islice(node_texts(path, counts), total + 1))
+    if counts["text_rows"] != total:
+        found = f"more than {total}" if counts["text_rows"] > total else counts["text_rows"]
+        raise DataError(f"{path} has {found} rows for {total} products, expected one for each, in order")
+
+
+def _joined(products: list[str], text_files: list[Path], counts: dict[str, int]) -> Iterator[tuple[int, str]]:
+    """(node, text) in the order of the files; every node that carries a product's id gets that product's text."""
+    rows_of = _RowsOf(products)
+    described = (pair for path in text_files for pair in _described(path, counts))
+    while block := list(islice(described, LINES_AT_ONCE)):
+        found, rows = rows_of([uid for uid, _ in block])
+        counts["rows_of_no_node"] += len(block) - len(set(found))
+        yield from ((row, block[index][1]) for index, row in zip(found, rows, strict=True))
+
+
+def _described(path: Path, counts: dict[str, int]) -> Iterator[tuple[bytes, str]]:
+    """(product id, text) of every row that has both."""
+    for raw in TextFile(path, f"put the one of Amazon-3M in its place, from {TEXT_URL}").lines():
+        counts["text_rows"] += 1
+        product = _product(decoded(raw, counts).removeprefix("\ufeff"))
+        uid = product.get("uid")
+        if not isinstance(uid, str) or not uid.strip():
+            counts["skipped_rows"] += 1
+            continue
+        text = sentence(Title=_text(product.get("title")), Content=_text(product.get("content")))
+        if text:
+            yield uid.strip().encode("utf-8", "replace"), text
+        else:
+            counts["rows_without_text"] += 1
+
+
+def _product(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    # JSON may hold half of a surrogate pair, which no encoding can write.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+class _RowsOf:
+    """The rows that carry an id, out of one sorted array of all ids."""
+
+    def __init__(self, ids: list[str]) -> None:
+        encoded = np.array([name.encode("utf-8") for name in ids])
+        self._order = np.argsort(encoded, kind="stable")
+        self._sorted = encoded[self._order]
+
+    def __call__(self, wanted: list[bytes]) -> tuple[list[int], list[int]]:
+        """For every row that carries one of the wanted ids: the place of that id in ``wanted``, and the row."""
+        # A longer id would be cut to the width of the array, and found where it is not.
+        places = np.array([i for i, name in enumerate(wanted) if len(name) <= self._sorted.itemsize], dtype=np.int64)
+        names = np.array([wanted[i] for i in places], dtype=self._sorted.dtype)
+        first, last = (np.searchsorted(self._sorted, names, side) for side in ("left", "right"))
+        sizes = last - first
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rows = self._order[np.repeat(first, sizes) + within]
+        return np.repeat(places, sizes).tolist(), rows.tolist()
+
+
+# ---- everything else ----------------------------------------------------------------------------------------------
+
+
+def _write_graph(folder: Path, archive: OgbArchive, num_products: int) -> dict[str, int]:
+    data, split = archive.read()
+    if num_products != data.num_nodes:
+        raise DataError(
+            f"{archive.folder / PRODUCTS}: {num_products} products for {data.num_nodes} nodes; unpack OGB's archive "
+            "anew, without an older folder 'processed'"
+        )
+    np.save(folder / "label.npy", class_labels(data.y.numpy(), str(archive.folder)))
+    save_split(folder, split)
+    np.save(folder / "features.npy", data.x.numpy().astype(np.float32, copy=False))
+    del data.x
+    edges = _published(data.edge_index.numpy(), archive)
+    write_csr(lambda: iter([(edges[0], edges[1])]), num_products, folder, memory_bytes=MEMORY_BYTES)
+    return {"nodes": num_products, "published_edges": edges.shape[1], "edges": check_edges(folder, edges)}
+
+
+def _published(edge_index: np.ndarray, archive: OgbArchive) -> np.ndarray:
+    """The edges as they are in OGB's table, without the reverse ones that its class puts after each."""
+    edges, reverse = edge_index[:, ::2], edge_index[::-1, 1::2]
+    doubled = archive.master["add_inverse_edge"] == "True" and np.array_equal(edges, reverse)
+    return edges if doubled else edge_index

@@ -1,0 +1,232 @@
+"""Raw texts as they are published: rows streamed out of packed files, counted where something is wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import logging
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from glem_graphgym.data.ogb.archive import listed
+from glem_graphgym.data.text_graph import DataError, Texts, TextsWriter
+
+BROKEN_FILE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+PYG_TEXT = "node-text.csv.gz"  # as PyG's TAGDataset publishes it, for ogbn-arxiv and ogbn-products
+LINES_AT_ONCE = 1 << 14  # between two updates of the progress bar
+ROWS_AT_ONCE = 1 << 14
+CHECKED_TEXTS = 1000  # texts that are read again after they have been written
+LONGEST_CELL = 1 << 30
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of texts, plain, gzipped, or inside a zip archive that is not unpacked.
+
+    Attributes:
+        path: of the file or archive.
+        remedy: what to do when it is damaged.
+        member: name of the file inside the archive; "" for none.
+    """
+
+    path: Path
+    remedy: str
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.member}" if self.member else str(self.path)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines, each with its end, as they come from the disk; shows progress.
+
+        Raises:
+            DataError: the file is damaged, cut short, or packed in a way that cannot be read.
+        """
+        try:
+            name = f"reading {self.member or self.path.name}"
+            with (
+                self._open() as (disk, begin, size, stream),
+                tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as bar,
+            ):
+                while lines := list(islice(stream, LINES_AT_ONCE)):
+                    yield from lines
+                    bar.update(max(disk.tell() - begin - bar.n, 0))
+        except BROKEN_FILE as error:
+            raise DataError(f"{self} is damaged or not what its name says ({error}); {self.remedy}") from error
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[IO[bytes], int, int, Iterable[bytes]]]:
+        """The file on disk, where what is read begins in it and how long it is there, and the stream of lines."""
+        with self.path.open("rb") as disk:
+            if self.member:
+                with zipfile.ZipFile(disk) as archive, archive.open(self.member) as member:
+                    info = archive.getinfo(self.member)
+                    # Lines of zipfile's own reader are cut in Python.
+                    yield disk, info.header_offset, info.compress_size, io.BufferedReader(member, 1 << 20)  # type: ignore[type-var]
+            elif self.path.suffix == ".gz":
+                with gzip.open(disk) as lines:
+                    yield disk, 0, self.path.stat().st_size, lines
+            else:
+                yield disk, 0, self.path.stat().st_size, disk
+
+
+def find(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
+    """The first of these files that is there; every name is looked for in a folder before the next folder."""
+    names = list(names)
+    return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
+
+
+def decoded(raw: bytes, counts: dict[str, int]) -> str:
+    """UTF-8 text; counts in ``rows_not_utf8`` where U+FFFD had to replace bytes."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        counts["rows_not_utf8"] += 1
+        return raw.decode("utf-8", "replace")
+
+
+def sentence(**parts: str) -> str:
+    """The text of a node: ``Title: …. Abstract: …``, without the parts that are empty."""
+    stripped = {name: part.strip() for name, part in parts.items()}
+    return ". ".join(f"{name}: {part}" for name, part in stripped.items() if part)
+
+
+def node_texts(path: Path, counts: dict[str, int]) -> Iterator[str]:
+    """Column ``text`` of a ``node-text.csv.gz``, whose rows are the nodes in order.
+
+    Raises:
+        DataError: the file is damaged or has no such column.
+    """
+    remedy = "download it again"
+    lines = (
+        line.decode("utf-8", "surrogateescape").replace("\0", "")
+        for line in TextFile(path, remedy).lines()  # quoted cells may go over several lines
+    )
+    limit = csv.field_size_limit(LONGEST_CELL)
+    try:
+        rows = csv.reader(lines, strict=True)
+        header = next(rows, [])
+        if "text" not in header:
+            raise DataError(f"{path} has the columns {header}, expected one that is called 'text'; {remedy}")
+        column = header.index("text")
+        for row in rows:
+            counts["text_rows"] += 1
+            if len(row) > len(header):
+                raise DataError(f"{path}: row {counts['text_rows']} has {len(row)} columns, expected {len(header)}")
+            yield _sound(row[column] if len(row) > column else "", counts).strip()
+    except csv.Error as error:
+        raise DataError(f"{path}: row {counts['text_rows'] + 1} is no CSV ({error}); {remedy}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _sound(text: str, counts: dict[str, int]) -> str:
+    """``text`` with U+FFFD for what was no UTF-8."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        return decoded(text.encode("utf-8", "surrogateescape"), counts)
+
+
+class CheckedTexts:
+    """A `TextsWriter` that remembers some of the texts and, once they are on disk, reads them again.
+
+    Args:
+        folder, num_texts, stem: see `TextsWriter`.
+    """
+
+    def __init__(self, folder: Path, num_texts: int, stem: str = "text") -> None:
+        self.folder, self.num_texts, self.stem = folder, num_texts, stem
+        self._every = max(num_texts // CHECKED_TEXTS, 1)
+        self._remembered: dict[int, str] = {}
+        self._writer = TextsWriter(folder, num_texts, stem)
+
+    def write_in_order(self, texts: Iterable[str]) -> None:
+        """Write the texts of row 0, 1, 2, and so on."""
+        for row, text in enumerate(texts):
+            if row % self._every == 0:
+                self._remembered[row] = text
+            self._writer.append(text)
+
+    def write(self, rows: Iterable[tuple[int, str]]) -> None:
+        """Write (row, text), which may come in any order; of several texts of one row the first stays."""
+        while block := list(islice(rows := iter(rows), ROWS_AT_ONCE)):
+            for row, text in block:
+                if row % self._every == 0:
+                    self._remembered.setdefault(row, text)
+            self._writer.put([row for row, _ in block], [text for _, text in block])
+
+    @property
+    def repeated(self) -> int:
+        """How many texts came for a row that had one already."""
+        return self._writer.repeated
+
+    def __enter__(self) -> CheckedTexts:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        self._writer.__exit__(kind, *rest)
+        if kind is None:
+            texts = self.read()
+            wrong = [row for row, text in self._remembered.items() if texts[row] != text]
+            if wrong:
+                raise DataError(
+                    f"{self.folder}: text {wrong[0]} is not what was written, nor are {len(wrong) - 1} more of "
+                    f"{len(self._remembered)}; check the disk"
+                )
+
+    def read(self) -> Texts:
+        """The texts, memory-mapped."""
+        files = (self.folder / f"{self.stem}.npy", self.folder / f"{self.stem}_offsets.npy")
+        return Texts(*(np.load(file, mmap_mode="r") for file in files))
+
+
+def report(
+    source: object,
+    nodes: str,
+    counts: dict[str, int],
+    *,
+    missing: np.ndarray,
+    total: int,
+    expected: str,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Log which of ``total`` nodes have no text, and rows with bytes that are no UTF-8.
+
+    Args:
+        source: the file that was read.
+        nodes: what the nodes are, e.g. "papers".
+        counts: ``text_rows``, ``rows_not_utf8`` and, where there are any, ``skipped_rows``.
+        missing: int (m,), the nodes without a text.
+        expected: what the file should hold, and where to get it; for the error.
+        names: of all nodes; None for their indices.
+
+    Raises:
+        DataError: more than half have none: it is another file, or a part of one.
+    """
+    first = [str(node) if names is None else names[node] for node in missing[:5]]
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    message = (
+        f"{source} has no text for {len(missing)} of {total} {nodes} ({listed(first)}{more}); of its "
+        f"{counts['text_rows']} rows {counts.get('skipped_rows', 0)} name no {nodes.removesuffix('s')}"
+    )
+    if 2 * len(missing) > total:
+        raise DataError(f"{message}. Expected {expected}")
+    if len(missing):
+        logger.warning("%s. These nodes get an empty text.", message)
+    if broken := counts["rows_not_utf8"]:
+        logger.warning("%s: %d rows hold bytes that are not UTF-8; U+FFFD replaces them.", source, broken)

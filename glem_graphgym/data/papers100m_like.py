@@ -1,0 +1,299 @@
+"""A generated graph in the on-disk format of ogbn-papers100M, of any size, for scale runs: written block by block.
+
+Files and keys are those that ``ogb.io.read_graph_raw.read_binary_graph_raw`` and our loader of ogbn-papers100M read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.synthetic import draw_class_means, draw_features, draw_texts
+from glem_graphgym.files import make_once
+
+CLASSES = 172  # of ogbn-papers100M: its table of categories names them all
+LABELLED = 0.0139  # share of papers that are on arXiv, so have a class
+TRAIN, VALID = 0.78, 0.08  # of the labelled ones; the rest is for testing
+WITHOUT_TITLE, WITHOUT_ABSTRACT = 0.002, 0.05  # shares of nodes
+FIRST_YEAR, TRAIN_YEAR, VALID_YEAR, TEST_YEAR = 1990, 2017, 2018, 2019
+NODES_AT_ONCE, EDGES_AT_ONCE = 1 << 16, 1 << 20
+# What streams of random numbers are for. Each block of each has its own generator, so that it can be drawn again.
+DEAL, EDGES, MEANS, FEATURES, YEARS, TITLES, ABSTRACTS = range(7)
+
+
+def write_papers100m_like(
+    folder: Path,
+    num_nodes: int,
+    num_edges: int,
+    *,
+    num_classes: int = CLASSES,
+    features: int = 64,
+    feature_dtype: str = "float32",
+    text_words: int = 32,
+    text_signal: float = 0.35,
+    structure_signal: float = 0.6,
+    labelled: float = LABELLED,
+    seed: int = 0,
+) -> Path:
+    """Write a graph as OGB's archive of ogbn-papers100M and its raw text have it, in a few hundred MB of memory.
+
+    Texts, features and edges tell of the class as those of `synthetic.make_synthetic` do: each word is, with
+    probability ``text_signal``, one of its class's own; features go from noise to the means of the classes; each edge
+    starts at any node and ends, with probability ``structure_signal``, in the class of its source. The first of a
+    class, and of all, are cited most: the number of citations has a Pareto tail of exponent 3. Edges are directed, as
+    citations are; some of them are there twice, none is a loop. Some nodes have no title, or no abstract.
+
+    What is in each block depends on ``seed`` alone, so that the same arguments give the same arrays and texts.
+
+    Args:
+        folder: where the files go; ``<root>/ogbn_papers100M`` for the loader. Must not exist.
+        num_nodes: N.
+        num_edges: E, directed.
+        num_classes: C of the classes that occur, 2 to 172; balanced to within one node.
+        features: F of ``node_feat``.
+        feature_dtype: of ``node_feat``, ``"float32"`` as in OGB's archive or ``"float16"``.
+        text_words: words of title and abstract together, at least 2; a quarter of them are the title's.
+        text_signal, structure_signal: probabilities, 0 to 1.
+        labelled: share of the nodes that have a label: 78% of them to train, 8% to validate, 14% to test, split by
+            year. At least one of each class is to train.
+        seed: of all random numbers.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        DataError: an argument is out of range, or the folder exists.
+    """
+    if folder.exists():
+        raise DataError(f"{folder} exists; expected a new folder: delete that one, or name another")
+    sizes = {"num_nodes": (num_nodes, 2), "num_edges": (num_edges, 0), "features": (features, 1), "seed": (seed, 0)}
+    for name, (value, least) in {**sizes, "text_words": (text_words, 2)}.items():
+        if value < least:
+            raise DataError(f"{name} is {value}, expected at least {least}")
+    for name, share in {"text_signal": text_signal, "structure_signal": structure_signal, "labelled": labelled}.items():
+        if not 0 <= share <= 1:
+            raise DataError(f"{name} is {share}, expected 0 to 1")
+    if feature_dtype not in ("float16", "float32"):
+        raise DataError(f"feature_dtype is '{feature_dtype}', expected 'float16' or 'float32'")
+    graph = _Drawn(num_nodes, num_edges, num_classes, labelled, text_signal, structure_signal, seed)
+
+    def make(temporary: Path) -> None:
+        for inner in ("raw", "split/time", "mapping"):
+            (temporary / inner).mkdir(parents=True)
+        labels = graph.labels()
+        _write_data(temporary / "raw/data.npz", graph, labels, features, np.dtype(feature_dtype))
+        _write_labels(temporary / "raw/node-label.npz", graph, labels)
+        for part, nodes in labels.split().items():
+            _write_lines(temporary / f"split/time/{part}.csv.gz", iter([nodes.tolist()]))
+        _write_mappings(temporary / "mapping", num_nodes)
+        title = max(1, text_words // 4)
+        for name, stream, words, missing in (
+            ("idx_title.tsv", TITLES, title, WITHOUT_TITLE),
+            ("idx_abs.tsv", ABSTRACTS, text_words - title, WITHOUT_ABSTRACT),
+        ):
+            _write_texts(temporary / name, graph, stream, words, missing)
+        (temporary / "RELEASE_v1.txt").touch()
+
+    return make_once(folder, make)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labelled nodes, in the order in which they were dealt out, and the first of them to validate and to test."""
+
+    nodes: np.ndarray  # int64 (L,)
+    valid: int
+    test: int
+
+    def split(self) -> dict[str, np.ndarray]:
+        parts = np.split(self.nodes, [self.valid, self.test])
+        return {part: np.sort(nodes) for part, nodes in zip(("train", "valid", "test"), parts, strict=True)}
+
+
+class _Drawn:
+    """The graph as functions of node and block: nothing of it is held in memory but the labelled nodes.
+
+    Node v has the place (a·v + b) mod N in a shuffled row, a being coprime to N; the places are of class 0, 1, ...,
+    C - 1 in turn, and the first of a class are cited most. Both directions are a multiplication, so that neither
+    classes nor members of classes need a table.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        num_edges: int,
+        num_classes: int,
+        labelled: float,
+        text_signal: float,
+        structure_signal: float,
+        seed: int,
+    ) -> None:
+        self.num_nodes, self.num_edges, self.num_classes, self.seed = num_nodes, num_edges, num_classes, seed
+        self.text_signal, self.structure_signal = text_signal, structure_signal
+        self.num_labelled = round(labelled * num_nodes)
+        if not 2 <= num_classes <= CLASSES or int(TRAIN * self.num_labelled) < num_classes:
+            raise DataError(
+                f"{self.num_labelled} labelled nodes (of {num_nodes}) for {num_classes} classes, expected 2 to "
+                f"{CLASSES} classes and at least {math.ceil(num_classes / TRAIN)} labelled nodes; raise the number of "
+                "nodes or the share that is labelled, or take fewer classes"
+            )
+        self._factor = int(num_nodes * (math.sqrt(5) - 1) / 2)
+        while math.gcd(self._factor, num_nodes) != 1:
+            self._factor += 1
+        self._inverse = pow(self._factor, -1, num_nodes)
+        self._shift = seed % num_nodes
+
+    def generator(self, stream: int, block: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream, block])
+
+    def place_of(self, node: np.ndarray) -> np.ndarray:
+        return (node * self._factor + self._shift) % self.num_nodes
+
+    def node_at(self, place: np.ndarray) -> np.ndarray:
+        return (place - self._shift) * self._inverse % self.num_nodes
+
+    def class_of(self, node: np.ndarray) -> np.ndarray:
+        return self.place_of(node) % self.num_classes
+
+    def class_size(self, of_class: np.ndarray) -> np.ndarray:
+        return (self.num_nodes - 1 - of_class) // self.num_classes + 1
+
+    def labels(self) -> _Labels:
+        """Classes take turns, so that they are balanced in each part of the split."""
+        rng, num = self.generator(DEAL), self.num_labelled
+        nodes = np.empty(num, dtype=np.int64)
+        for of_class in range(self.num_classes):
+            dealt = len(range(of_class, num, self.num_classes))
+            rank = rng.choice(int(self.class_size(np.array(of_class))), dealt, replace=False)
+            nodes[of_class :: self.num_classes] = self.node_at(rank * self.num_classes + of_class)
+        valid = int(TRAIN * num)
+        return _Labels(nodes, valid, valid + int(VALID * num))
+
+    def node_blocks(self, what: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and nodes of each block."""
+        with tqdm(total=self.num_nodes, desc=what, unit="node", unit_scale=True, disable=None) as bar:
+            for block, start in enumerate(range(0, self.num_nodes, NODES_AT_ONCE)):
+                nodes = np.arange(start, min(start + NODES_AT_ONCE, self.num_nodes))
+                yield block, nodes
+                bar.update(len(nodes))
+
+    def edges(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Sources and targets, int64, block by block; the same ones each time."""
+        with tqdm(total=self.num_edges, desc=what, unit="edge", unit_scale=True, disable=None) as bar:
+            for block, start in enumerate(range(0, self.num_edges, EDGES_AT_ONCE)):
+                size = min(EDGES_AT_ONCE, self.num_edges - start)
+                yield self._edge_block(self.generator(EDGES, block), size)
+                bar.update(size)
+
+    def _edge_block(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+        source = rng.integers(0, self.num_nodes, size)
+        of_class = self.class_of(source)
+        inside = rng.random(size) < self.structure_signal
+        # The square of a uniform: the nth of a row is drawn with a probability that falls as 1/sqrt(n).
+        drawn = rng.random(size)
+        drawn *= drawn
+        rank = (drawn * np.where(inside, self.class_size(of_class), self.num_nodes)).astype(np.int64)
+        target = self.node_at(np.where(inside, rank * self.num_classes + of_class, rank))
+        loop = target == source
+        target[loop] = (target[loop] + 1) % self.num_nodes
+        return source, target
+
+
+# ---- arrays -------------------------------------------------------------------------------------------------------
+
+
+def _write_data(path: Path, graph: _Drawn, labels: _Labels, features: int, dtype: np.dtype) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        with _member(archive, "edge_index", np.dtype(np.int64), (2, graph.num_edges)) as file:
+            for end, what in enumerate(("sources of edges", "targets of edges")):
+                for ends in graph.edges(what):
+                    file.write(ends[end].data)
+        for what, number in (("nodes", graph.num_nodes), ("edges", graph.num_edges)):
+            with _member(archive, f"num_{what}_list", np.dtype(np.int64), (1,)) as file:
+                file.write(np.array([number]).data)
+        with _member(archive, "node_feat", dtype, (graph.num_nodes, features)) as file:
+            means = draw_class_means(graph.generator(MEANS), graph.num_classes, features)
+            for block, nodes in graph.node_blocks("features"):
+                rng = graph.generator(FEATURES, block)
+                drawn = draw_features(rng, graph.class_of(nodes), means, graph.text_signal)
+                file.write(drawn.astype(dtype).data)
+        with _member(archive, "node_year", np.dtype(np.int64), (graph.num_nodes, 1)) as file:
+            split = labels.split()
+            for block, nodes in graph.node_blocks("years"):
+                years = graph.generator(YEARS, block).integers(FIRST_YEAR, TEST_YEAR + 1, len(nodes))
+                train = _within(split["train"], nodes)
+                years[train] = np.minimum(years[train], TRAIN_YEAR)
+                years[_within(split["valid"], nodes)] = VALID_YEAR
+                years[_within(split["test"], nodes)] = TEST_YEAR
+                file.write(years.data)
+
+
+def _write_labels(path: Path, graph: _Drawn, labels: _Labels) -> None:
+    known = np.sort(labels.nodes)
+    with (
+        zipfile.ZipFile(path, "w") as archive,
+        _member(archive, "node_label", np.dtype(np.float32), (graph.num_nodes, 1)) as file,
+    ):
+        for _, nodes in graph.node_blocks("labels"):
+            label = np.full(len(nodes), np.nan, dtype=np.float32)
+            here = _within(known, nodes)
+            label[here] = graph.class_of(nodes[here])
+            file.write(label.data)
+
+
+def _member(archive: zipfile.ZipFile, key: str, dtype: np.dtype, shape: tuple[int, ...]) -> IO[bytes]:
+    """An array of an .npz file, stored as it is, open for its bytes."""
+    info = zipfile.ZipInfo(f"{key}.npy")  # of 1980, not of now
+    file = archive.open(info, "w", force_zip64=True)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _within(chosen: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Where in a block of consecutive nodes the sorted ``chosen`` ones are."""
+    first, last = np.searchsorted(chosen, [nodes[0], nodes[-1] + 1])
+    return chosen[first:last] - nodes[0]
+
+
+# ---- tables and texts ---------------------------------------------------------------------------------------------
+
+
+def _write_mappings(folder: Path, num_nodes: int) -> None:
+    categories = (f"{index},arxiv generated {index}" for index in range(CLASSES))
+    _write_lines(folder / "labelidx2arxivcategeory.csv.gz", iter([["label idx,arxiv category"], categories]))
+
+    def papers() -> Iterator[Any]:
+        yield ["node idx,paper id"]
+        for start in range(0, num_nodes, NODES_AT_ONCE):
+            yield (f"{node},{1_000_000_000 + node}" for node in range(start, min(start + NODES_AT_ONCE, num_nodes)))
+
+    _write_lines(folder / "nodeidx2paperid.csv.gz", papers())
+
+
+def _write_lines(path: Path, blocks: Iterator[Any]) -> None:
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+        for lines in blocks:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+
+
+def _write_texts(path: Path, graph: _Drawn, stream: int, words: int, missing: float) -> None:
+    vocabulary = 20 * graph.num_classes
+    with path.open("w", encoding="utf-8") as file:
+        for block, nodes in graph.node_blocks(path.name):
+            rng = graph.generator(stream, block)
+            given = rng.random(len(nodes)) >= missing
+            label = graph.class_of(nodes)
+            texts = draw_texts(rng, label, graph.num_classes, vocabulary, words, graph.text_signal)
+            file.writelines(
+                f"{node}\t{text}\n" for node, text, kept in zip(nodes.tolist(), texts, given, strict=True) if kept
+            )

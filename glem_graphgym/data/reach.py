@@ -1,0 +1,38 @@
+"""Which nodes a prediction depends on: a graph's nodes within some hops of others, from CSR arrays, block by block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ENTRIES_AT_ONCE = 1 << 22
+
+
+def nodes_within(
+    rowptr: np.ndarray, col: np.ndarray, nodes: np.ndarray, hops: int, *, entries_at_once: int = ENTRIES_AT_ONCE
+) -> np.ndarray:
+    """int64, increasing: ``nodes`` and all nodes within ``hops`` steps of one of them.
+
+    Takes a few bytes a node; the graph may be memory-mapped, and only the parts of it that lie on the way are read.
+
+    Args:
+        rowptr: int64 (N+1,), col: integers (E,), of a symmetric adjacency.
+        nodes: integers (n,).
+        hops: 0 or more.
+    """
+    reached = np.zeros(len(rowptr) - 1, dtype=bool)
+    reached[nodes] = True
+    latest = reached.copy()
+    for _ in range(hops):
+        before = reached.copy()
+        first = 0
+        while first < len(latest):
+            end = int(np.searchsorted(rowptr, int(rowptr[first]) + entries_at_once, side="right")) - 1
+            end = min(max(end, first + 1), first + entries_at_once, len(latest))
+            if latest[first:end].any():
+                entries = np.repeat(latest[first:end], np.diff(rowptr[first : end + 1]))
+                reached[np.asarray(col[int(rowptr[first]) : int(rowptr[end])])[entries]] = True
+            first = end
+        latest = reached & ~before
+        if not latest.any():
+            break
+    return np.flatnonzero(reached)

@@ -1,0 +1,133 @@
+"""Sampled neighbourhoods of nodes, straight from a graph's CSR arrays, which may be memory-mapped.
+
+PyG's samplers need pyg-lib, of which there are no wheels on the package index; this one needs numpy alone. It loops
+over hops and over the neighbours to draw, never over nodes or edges, and what it takes does not grow with the graph or
+with the degrees of hubs that are sampled from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ALL = -1  # as a fan-out: every neighbour
+
+
+@dataclass(frozen=True)
+class Block:
+    """The sampled neighbourhood of some nodes, the seeds: n nodes and e edges, in local indices 0..n-1.
+
+    Attributes:
+        nodes: int64 (n,), index in the graph of each node: the seeds in their order, then what each hop adds, by index.
+        ends: int64 (hops + 1,), how many nodes lie within 0, 1, … hops of the seeds: the first is the number of seeds,
+            the last is n. Nodes within all hops but the last have their drawn neighbours; those that the last hop
+            adds have none.
+        rowptr: int64 (n+1,), where each node's drawn neighbours begin in ``col``; row = target, as in
+            `models.propagation.Adjacency`.
+        col: int64 (e,), local indices of the neighbours, increasing within a row.
+        degree: int64 (n,), how many neighbours each node has in the graph.
+    """
+
+    nodes: np.ndarray
+    ends: np.ndarray
+    rowptr: np.ndarray
+    col: np.ndarray
+    degree: np.ndarray
+
+    @property
+    def num_seeds(self) -> int:
+        return int(self.ends[0])
+
+    def edge_index(self) -> np.ndarray:
+        """int64 (2, e): neighbour, then target, of every edge; messages go that way (PyG's convention)."""
+        return np.stack([self.col, np.repeat(np.arange(len(self.nodes)), np.diff(self.rowptr))])
+
+
+class NeighbourSampler:
+    """Draws neighbours of neighbours of nodes, uniformly without replacement (GraphSAGE, Hamilton et al. 2017).
+
+    Args:
+        rowptr: integers (N+1,), CSR row pointers.
+        col: integers (E,), neighbours; a node's are all different.
+        fan_outs: neighbours drawn for each seed, then for each node that the first hop adds, and so on; `ALL` (-1)
+            takes every neighbour. A node that has no more than the fan-out gets all it has. A draw takes time
+            quadratic in the fan-out, so that it need not read all neighbours of a hub.
+
+    Raises:
+        ValueError: no fan-out, or one that is neither positive nor `ALL`.
+    """
+
+    def __init__(self, rowptr: np.ndarray, col: np.ndarray, fan_outs: Sequence[int]) -> None:
+        if not len(fan_outs) or any(fan_out < 1 and fan_out != ALL for fan_out in fan_outs):
+            raise ValueError(f"fan-outs are {list(fan_outs)}, expected at least one, each at least 1, or {ALL} for all")
+        self.rowptr, self.col, self.fan_outs = rowptr, col, tuple(fan_outs)
+
+    def sample(self, seeds: np.ndarray, rng: np.random.Generator) -> Block:
+        """The neighbourhood of ``seeds``, int64 (b,): a node's neighbours are drawn once, however often it is met.
+
+        Raises:
+            ValueError: a seed occurs twice, or is no node of the graph.
+        """
+        nodes = np.asarray(seeds, dtype=np.int64)
+        found = np.sort(nodes)
+        if (np.diff(found) == 0).any():
+            raise ValueError(f"node {found[:-1][np.diff(found) == 0][0]} is a seed more than once")
+        if len(found) and (found[0] < 0 or found[-1] >= len(self.rowptr) - 1):
+            raise ValueError(f"seeds run from {found[0]} to {found[-1]}, expected 0 to {len(self.rowptr) - 2}")
+        parts, counts, drawn = [nodes], [], []
+        for fan_out in self.fan_outs:
+            count, neighbours = self._draw(parts[-1], fan_out, rng)
+            new = _without(neighbours, found)
+            found = np.sort(np.concatenate([found, new]))
+            parts.append(new)
+            counts.append(count)
+            drawn.append(neighbours)
+        nodes = np.concatenate(parts)
+        ends = np.cumsum([len(part) for part in parts])
+        degree = np.asarray(self.rowptr[nodes + 1], dtype=np.int64) - self.rowptr[nodes]
+        rowptr = np.zeros(len(nodes) + 1, dtype=np.int64)
+        np.cumsum(np.concatenate([*counts, np.zeros(len(parts[-1]), dtype=np.int64)]), out=rowptr[1:])
+        order = np.argsort(nodes, kind="stable")
+        local = order[np.searchsorted(nodes[order], np.concatenate(drawn))]
+        row = np.repeat(np.arange(len(nodes)), np.diff(rowptr))
+        return Block(nodes, ends, rowptr, np.sort(row * len(nodes) + local) % max(len(nodes), 1), degree)
+
+    def _draw(self, nodes: np.ndarray, fan_out: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """How many neighbours each of ``nodes`` gets, int64 (b,), and which, int64 (sum of them,), node after node."""
+        first = np.asarray(self.rowptr[nodes], dtype=np.int64)
+        degree = self.rowptr[nodes + 1] - first
+        count = degree if fan_out == ALL else np.minimum(degree, fan_out)
+        start = np.cumsum(count) - count
+        # Places in `col`, at first each node's leading ones; where there is a choice they are drawn.
+        place = np.arange(count.sum()) + np.repeat(first - start, count)
+        choice = np.flatnonzero(degree > count)
+        if len(choice):
+            picked = first[choice, None] + _subsets(degree[choice], fan_out, rng)
+            place[start[choice, None] + np.arange(fan_out)] = picked
+        return count, np.asarray(self.col[place], dtype=np.int64)
+
+
+def _without(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The distinct ``values``, sorted, that are not among the sorted ``known``; np.unique hashes, which is slower."""
+    values = np.sort(values)
+    values = values[np.diff(values, prepend=-1) > 0]
+    if not len(known):
+        return values
+    return values[known[np.searchsorted(known, values).clip(max=len(known) - 1)] != values]
+
+
+def _subsets(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """int64 (b, count): for each of ``sizes`` a subset of 0..size-1, all subsets being equally probable.
+
+    Floyd's algorithm (Bentley and Floyd, "A sample of brilliance", 1987), for all rows at a time; ``sizes`` exceed
+    ``count``.
+    """
+    chosen = np.full((len(sizes), count), -1, dtype=np.int64)
+    for drawn in range(count):
+        last = sizes - count + drawn
+        candidate = rng.integers(0, last + 1)
+        taken = (chosen[:, :drawn] == candidate[:, None]).any(1)
+        chosen[:, drawn] = np.where(taken, last, candidate)
+    return chosen

@@ -1,0 +1,75 @@
+"""Small stand-ins for large data: what is measured on them says what the data itself would take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from glem_graphgym.data.csr import csr_from_edges
+from glem_graphgym.data.text_graph import SPLITS, TextGraph, Texts
+from glem_graphgym.data.tokens import TokenStore, encode_texts
+
+SAMPLED_TEXTS = 2000
+
+
+class TokensLike(TokenStore):
+    """Tokens of texts that stand for others: text i is text ``stands_for[i]`` of a store.
+
+    Args:
+        store: n texts.
+        stands_for: integers (N,), places in the store.
+    """
+
+    def __init__(self, store: TokenStore, stands_for: np.ndarray) -> None:
+        self.store, self.stands_for = store, stands_for
+        self.ids, self.offsets, self.pad_id = store.ids, store.offsets, store.pad_id
+        self.lengths = store.lengths[stands_for]
+
+    def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.store.pad(self.stands_for[nodes])
+
+
+def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = SAMPLED_TEXTS) -> TokensLike:
+    """Tokens of all N texts as far as ``count`` of them, evenly spread over the texts by size, can tell.
+
+    A text is represented by the sampled one that is the next larger in bytes, so the longest stand for themselves.
+    """
+    order = np.argsort(np.diff(texts.offsets), kind="stable")
+    chosen = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(np.int64))
+    ids = encode_texts([texts[i] for i in order[chosen]], tokenizer, max_length)
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in ids])]).astype(np.int64)
+    flat = np.concatenate([np.asarray(text, dtype=np.int32) for text in ids])
+    store = TokenStore(flat, offsets, tokenizer.pad_token_id)
+    stands_for = np.empty(len(texts), dtype=np.int32)
+    stands_for[order] = np.searchsorted(chosen, np.arange(len(texts)))
+    return TokensLike(store, stands_for)
+
+
+def smaller_graph(graph: TextGraph, num_nodes: int, seed: int = 0) -> TextGraph:
+    """A graph of ``num_nodes`` < N nodes, without texts, with the mean degree, classes and split shares of ``graph``.
+
+    Each node takes the edges of a share of the graph's nodes, thinned out by as much; labels are drawn anew.
+    """
+    rng = np.random.default_rng(seed)
+    share = num_nodes / graph.num_nodes
+    # With replacement, so that memory is that of the small graph: as many draws as hit that share of the edges.
+    draws = int(-np.log1p(-share) * graph.num_edges)
+    entries = np.sort(rng.integers(0, max(1, len(graph.col)), draws))
+    row = np.searchsorted(graph.rowptr, entries, side="right") - 1
+    rowptr, col = csr_from_edges(row % num_nodes, np.asarray(graph.col[entries], np.int64) % num_nodes, num_nodes)
+    order, split, start = rng.permutation(num_nodes), {}, 0
+    for part in SPLITS:
+        size = max(1, int(share * len(graph.split[part])))
+        split[part] = np.sort(order[start : start + size])
+        start += size
+    return TextGraph(
+        name=graph.name,
+        texts=Texts.of([""] * num_nodes),
+        rowptr=rowptr,
+        col=col,
+        label=rng.integers(0, graph.num_classes, num_nodes),
+        split=split,
+        class_names=graph.class_names,
+        features=None if graph.features is None else np.asarray(graph.features[:num_nodes]),
+    )

@@ -1,0 +1,130 @@
+"""Node features, and label channels, that are made some rows at a time: no float32 copy of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from glem_graphgym.em.pseudo_labels import StepTargets
+from glem_graphgym.files import fingerprint
+
+BYTES_AT_ONCE = 16 << 20
+
+
+class FeatureRows:
+    """The GNN's node features: several arrays side by side, standardised where asked for, read by rows.
+
+    ``np.asarray`` of it gives all of them, float32 (N, D), for whoever has the memory.
+
+    Args:
+        parts: float (N, d) each, in any precision; may be memory-mapped.
+        standardise: every column gets mean 0 and deviation 1, over ``rows`` where given: input norm.
+        rows: int64, increasing, or None.
+        fixed: whether every step of every run gets the same, so that what is made of them is worth keeping.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray],
+        *,
+        standardise: bool = False,
+        rows: np.ndarray | None = None,
+        fixed: bool = False,
+    ) -> None:
+        self.parts, self.fixed, self.standardised, self.rows = list(parts), fixed, standardise, rows
+        self.mean: np.ndarray | None = None
+        self.deviation: np.ndarray | None = None
+        if standardise:
+            self.mean, self.deviation = column_statistics(self.parts, rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.parts[0]), sum(part.shape[1] for part in self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        """float32 (end - first, D)."""
+        x = _joined(self.parts, first, end)
+        return x if self.mean is None else (x - self.mean) / self.deviation
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        out = np.empty(self.shape, dtype=np.float32)
+        for first, end in _ranges(*self.shape):
+            out[first:end] = self.read(first, end)
+        return out if dtype is None else out.astype(dtype, copy=False)
+
+    def key(self) -> str:
+        """Names the content; read once from first to last."""
+        return fingerprint(*self.parts, self.standardised, self.rows if self.standardised else None)
+
+
+class LabelRows:
+    """The label channel of a step, as `m_step.label_channel` makes it: float32 (N, C), read by rows."""
+
+    def __init__(self, num_nodes: int, targets: StepTargets) -> None:
+        self.num_nodes, self.targets = num_nodes, targets
+        self.gold_order = np.argsort(targets.gold.nodes, kind="stable")
+        self.gold_nodes = targets.gold.nodes[self.gold_order]
+        self.pseudo_nodes = np.empty(0, np.int64) if targets.pseudo is None else np.sort(targets.pseudo.nodes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_nodes, self.targets.gold.num_classes
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        out = np.zeros((end - first, self.shape[1]), dtype=np.float32)
+        start, stop = np.searchsorted(self.pseudo_nodes, [first, end])
+        if start < stop:
+            assert self.targets.pseudo is not None
+            nodes = self.pseudo_nodes[start:stop]
+            out[nodes - first] = self.targets.pseudo.targets(nodes).numpy()
+        start, stop = np.searchsorted(self.gold_nodes, [first, end])
+        nodes, labels = self.gold_nodes[start:stop], self.targets.gold.labels[self.gold_order[start:stop]]
+        out[nodes - first] = 0.0
+        out[nodes - first, labels] = 1.0
+        return out
+
+    def key(self) -> str:
+        """Names the content; predictions are read once."""
+        gold, pseudo = self.targets.gold, self.targets.pseudo
+        known = [gold.nodes, gold.labels, self.shape]
+        if pseudo is not None:
+            known += [pseudo.nodes, pseudo.logits, pseudo.temperature, pseudo.hard]
+        return fingerprint(*known)
+
+
+def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of every column over ``rows`` (None: all), float32 (D,); a constant column's deviation is 1.
+
+    One pass in float64, blocks being merged by the formula of Chan et al. (1979), which cancels nothing.
+    """
+    width = sum(part.shape[1] for part in parts)
+    count, mean, squares = 0, np.zeros(width), np.zeros(width)
+    for first, end in _ranges(len(parts[0]), width):
+        x = _joined(parts, first, end).astype(np.float64)
+        if rows is not None:
+            start, stop = np.searchsorted(rows, [first, end])
+            x = x[rows[start:stop] - first]
+        if not len(x):
+            continue
+        block_mean = x.mean(0)
+        difference, total = block_mean - mean, count + len(x)
+        squares += ((x - block_mean) ** 2).sum(0) + difference**2 * (count * len(x) / total)
+        mean += difference * (len(x) / total)
+        count = total
+    deviation = np.sqrt(squares / max(1, count)).astype(np.float32)
+    deviation[deviation < 1e-6] = 1.0
+    return mean.astype(np.float32), deviation
+
+
+def _joined(parts: Sequence[np.ndarray], first: int, end: int) -> np.ndarray:
+    return np.concatenate([np.asarray(part[first:end], dtype=np.float32) for part in parts], axis=1)
+
+
+def _ranges(count: int, width: int) -> Iterator[tuple[int, int]]:
+    step = max(1, BYTES_AT_ONCE // (4 * max(1, width)))
+    return ((first, min(first + step, count)) for first in range(0, count, step))

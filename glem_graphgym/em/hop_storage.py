@@ -1,0 +1,162 @@
+"""Where the hop features of an M-step lie when they are larger than memory: on disk, named by what they are made of.
+
+Hops of features that every run shares (raw, static or from a file) are kept in a cache, those of a step's embeddings
+and labels in the run's working folder, which the journal empties when the step is finished. Both go on where a killed
+process left them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
+from glem_graphgym.files import fingerprint, make_once
+from glem_graphgym.models.out_of_core import (
+    BLOCK_BYTES,
+    MappedHops,
+    feature_chains,
+    label_chains,
+    plan_columns,
+    propagate_to_disk,
+)
+from glem_graphgym.models.stored_operator import ENTRIES_AT_ONCE, StoredOperator, store_operator
+
+OPERATOR = "gcn"  # as `networks.gcn_operator`
+
+
+class StoredGraph(Protocol):
+    """A structure of `Structures` as arrays that may be memory-mapped.
+
+    Attributes:
+        rowptr, col: CSR of all N nodes.
+        keep: bool (N,): nodes whose edges count; None = all.
+    """
+
+    rowptr: np.ndarray
+    col: np.ndarray
+    keep: np.ndarray | None
+
+
+class HopStorage:
+    """Makes hop features within a budget of memory.
+
+    Args:
+        budget: bytes that the propagation, a batch, or both in turn may take.
+        working: folder for what one step needs; emptied by others.
+        cache: folder for what every run may use.
+        nodes: int64 (n,), increasing: the nodes that are trained on or predicted, whose hops are stored; None = all.
+    """
+
+    def __init__(self, budget: int, working: Path, cache: Path, nodes: np.ndarray | None = None) -> None:
+        self.budget, self.working, self.cache, self.nodes = budget, working, cache, nodes
+
+    def fits(self, num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int) -> bool:
+        """Whether hops in memory stay within the budget."""
+        return hops_in_memory(num_nodes, entries, width, hops, item_bytes, classes) <= self.budget
+
+    def features(self, structures: Any, x: FeatureRows, hops: int) -> MappedHops:
+        """Hops 0 to K of the features, (K+1, n, D)."""
+        parts = self._parts(structures)
+        key = fingerprint("hops", x.key(), [name for name, _, _ in parts], hops, self._nodes_key)
+        folder = (self.cache if x.fixed else self.working) / f"hops-{key}"
+        return self._made(folder, lambda: feature_chains(self._open(parts)), x, hops, 0)
+
+    def labels(self, structures: Any, labels: LabelRows, folds: np.ndarray, hops: int) -> MappedHops:
+        """The last label hop, (1, n, C); ``folds`` int8 (N,), as of `fold_label_hops`."""
+        parts = self._parts(structures)
+        key = fingerprint("labels", labels.key(), folds, [name for name, _, _ in parts], hops, self._nodes_key)
+        folder = self.working / f"labels-{key}"
+        return self._made(folder, lambda: label_chains(self._open(parts), folds), labels, hops, hops)
+
+    def rows_at_once(self, hops: int, width: int, most: int) -> int:
+        """Nodes whose hops may be in memory at a time, in inference."""
+        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width))))
+
+    def check_batch(self, nodes: int, hops: int, width: int) -> None:
+        """
+        Raises:
+            ValueError: hops of ``nodes`` at a time exceed the budget; says how many do not.
+        """
+        needed = batch_bytes(nodes, hops, width)
+        if needed > self.budget:
+            raise ValueError(
+                f"a batch of {nodes:,} nodes with {hops + 1} hops of {width} columns takes {needed / 1e9:.3g} GB, but "
+                f"glem.memory_budget_gb is {self.budget / 1e9:.3g}; set gnn.batch_size to at most "
+                f"{self.budget // batch_bytes(1, hops, width)}"
+            )
+
+    def _made(self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int) -> MappedHops:
+        num_nodes, width = source.shape
+        plan_columns(num_nodes, width, self.budget)  # a budget that is too small is refused before anything is written
+        stored = None if self.nodes is None else np.isin(np.arange(num_nodes), self.nodes, assume_unique=True)
+
+        def make(temporary: Path) -> None:
+            propagate_to_disk(temporary, chains(), source, hops, first_hop=first_hop, stored=stored, budget=self.budget)
+
+        make_once(folder, make, resume=True)
+        return MappedHops(np.load(folder / "hops.npy", mmap_mode="r"), self.nodes)
+
+    # ---- the graph -------------------------------------------------------------------------------------------------
+
+    def _parts(self, structures: Any) -> list[tuple[str, StoredGraph, np.ndarray | None]]:
+        """(key, structure, bool (N,) nodes that see through it or None) of every structure that is needed."""
+        train, predict = structures.train, structures.predict
+        if structures.seen is None or train.keep is predict.keep:
+            return [(self._graph_key(train), train, None)]
+        seen = np.zeros(len(train.rowptr) - 1, dtype=bool)
+        seen[structures.seen] = True
+        return [(self._graph_key(predict), predict, ~seen), (self._graph_key(train), train, seen)]
+
+    def _open(
+        self, parts: Sequence[tuple[str, StoredGraph, np.ndarray | None]]
+    ) -> list[tuple[StoredOperator, np.ndarray | None]]:
+        block_bytes = min(BLOCK_BYTES, self.budget // 8)
+        entries = max(1, min(ENTRIES_AT_ONCE, block_bytes // 64))  # int64 rows, columns and places, float64 weights
+
+        def opened(name: str, graph: StoredGraph) -> StoredOperator:
+            def make(folder: Path) -> None:
+                store_operator(folder, graph.rowptr, graph.col, OPERATOR, graph.keep, entries_at_once=entries)
+
+            return StoredOperator(make_once(self.cache / f"operator-{name}", make), block_bytes)
+
+        return [(opened(name, graph), nodes) for name, graph, nodes in parts]
+
+    def _graph_key(self, graph: StoredGraph) -> str:
+        return fingerprint(OPERATOR, self._csr_key(graph), graph.keep)
+
+    def _csr_key(self, graph: StoredGraph) -> str:
+        if self._known is None or self._known[0] is not graph.col:
+            self._known = (graph.col, fingerprint(graph.rowptr, graph.col))
+        return self._known[1]
+
+    _known: tuple[np.ndarray, str] | None = None
+
+    @cached_property
+    def _nodes_key(self) -> str:
+        return fingerprint(self.nodes)
+
+
+def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:
+    """Bytes, about, that hop features take when all is in memory: features, hops, graph, and label hops if any.
+
+    Args:
+        entries: of the adjacency, both directions of every edge.
+        item_bytes: of a stored hop's number.
+        classes: C, with label input; else 0.
+    """
+    floats = num_nodes * width
+    hop_floats = (hops + 1) * floats
+    copies = hop_floats * item_bytes if item_bytes != 4 else 0
+    product = min(12 * floats, 1 << 30)
+    graph = 56 * (entries + num_nodes)  # int64 edge list, CSR, that with loops, keys while they are sorted, weights
+    return 4 * floats + 4 * hop_floats + copies + product + graph + 5 * 4 * num_nodes * classes
+
+
+def batch_bytes(nodes: int, hops: int, width: int) -> int:
+    """Bytes, about, of a batch's hops: as they are read, in their order, in float32."""
+    return (2 + 2 + 4) * (hops + 1) * nodes * width

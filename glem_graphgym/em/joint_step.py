@@ -1,0 +1,322 @@
+"""Joint co-training: text encoder and GNN trained end to end, on the texts of sampled neighbourhoods.
+
+The costly way that GLEM replaces, and the baseline it is measured against: a step encodes, with gradient, the text of
+every node of its neighbourhoods rather than one text a target.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from glem_graphgym.data.tokens import TokenStore, budget_batches
+from glem_graphgym.em.e_step import LMSettings
+from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
+from glem_graphgym.em.pseudo_labels import StepTargets
+from glem_graphgym.em.sampled_step import Neighbourhood, Neighbourhoods, even_batches, input_rows
+from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
+from glem_graphgym.models.joint import JointModel
+
+VALIDATED_AT_ONCE = 8192  # validation nodes whose neighbourhoods are sampled together, each text encoded once
+ROWS_AT_ONCE = 1 << 16  # in inference
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """How text encoder and GNN are trained together.
+
+    Attributes:
+        lm: of the encoder, as in an E-step; ``batch_size`` counts gold nodes, whose neighbourhoods come on top, and
+            ``accumulate`` the parts in which they are sampled and go through the model. Schedule and clipping hold
+            for both parts, patience and validations too.
+        gnn_lr, gnn_weight_decay: of the GNN, under the same schedule.
+        part_tokens: padded tokens of a part of a step's texts: texts of similar length, so that little is padding.
+        recompute: compute each part anew in the backward pass, so that a step needs the memory of one part.
+        label_input: gold labels as further input, those of the step's own nodes hidden.
+    """
+
+    lm: LMSettings
+    gnn_lr: float = 0.005
+    gnn_weight_decay: float = 0.0
+    part_tokens: int = 1024
+    recompute: bool = False
+    label_input: bool = False
+
+
+class JointLearner:
+    """Text encoder and GNN as one: `fit` them on gold labels, `predict` all nodes.
+
+    Training and validation see sampled neighbourhoods, prediction does not sample: every text is encoded once, and the
+    GNN sees all neighbours.
+
+    Args:
+        tokens: N texts.
+        build: (F, num_classes) -> model with pretrained encoder, for F features beside the embedding.
+        structures: as of a `GNNLearner`.
+        neighbourhoods: draws them from these structures, one hop a layer of the GNN.
+        validation: selects the weights.
+        hardware: device and precision.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenStore,
+        build: Callable[[int, int], JointModel],
+        structures: Structures,
+        neighbourhoods: Neighbourhoods,
+        settings: JointSettings,
+        validation: Validation,
+        hardware: Hardware,
+    ) -> None:
+        self.tokens, self.build = tokens, build
+        self.structures, self.neighbourhoods = structures, neighbourhoods
+        self.settings, self.validation, self.hardware = settings, validation, hardware
+        self.model: JointModel | None = None
+        self.targets: StepTargets | None = None
+        self.inputs: GNNInputs | None = None
+        self.costs: dict[str, float] = {}
+
+    def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
+        """Train a new model on the gold labels of ``targets``; ``features`` float (N, F) stand beside the embeddings.
+
+        Leaves in ``costs`` what a step and an epoch took.
+
+        Raises:
+            MemoryError: a step did not fit; says how large it was.
+        """
+        self.load(targets, features, None)
+        assert self.model is not None
+        lm = self.settings.lm
+        scaled = self.hardware.precision == "16-mixed"
+        if self.hardware.accelerator == "cpu" and not scaled:
+            use_sparse_gradients(self.model)
+        task = _JointTask(self, targets, scaled)
+        plan = FitPlan(
+            title=title,
+            epochs=lm.epochs,
+            eval_every=1 / lm.evals_per_epoch,
+            patience=lm.patience,
+            accumulate=lm.accumulate,
+            clip=lm.clip if scaled else 0.0,
+            new_batches=True,
+        )
+        try:
+            log = fit(task, plan, self.hardware)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise MemoryError(f"{title}: {task.meter.latest} did not fit into memory; {_SAVE_MEMORY}") from error
+        self.costs = task.meter.notes(lm.accumulate)
+        return log
+
+    def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
+        """Take a new model for these features, pretrained and fresh or, where given, with ``weights``."""
+        more = torch.from_numpy(np.asarray(features, dtype=np.float32))
+        self.targets = targets
+        self.inputs = GNNInputs(more, targets if self.settings.label_input else None)
+        self.model = self.build(self.inputs.dim, targets.gold.num_classes)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+
+    def logits(self, hood: Neighbourhood) -> Tensor:
+        """Logits (b, C) of a neighbourhood's seeds; their own gold labels are no input."""
+        assert self.model is not None and self.inputs is not None, "fit or load a model first"
+        more = input_rows(self.inputs, hood.nodes, slice(hood.num_seeds)).to(self.hardware.device)
+        embeddings = self._encode(hood.nodes)
+        return self.model(embeddings, more, hood.structure.to(self.hardware.device))[: hood.num_seeds]
+
+    def _encode(self, nodes: np.ndarray) -> Tensor:
+        """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length."""
+        places = np.arange(len(nodes))
+        parts = list(budget_batches(self.tokens.lengths[nodes], places, self.settings.part_tokens))
+        found = torch.cat([self._encode_part(nodes[part]) for part in parts])
+        order = torch.from_numpy(np.argsort(np.concatenate(parts))).to(found.device)
+        return found.index_select(0, order)
+
+    def _encode_part(self, nodes: np.ndarray) -> Tensor:
+        assert self.model is not None
+        ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(nodes))
+        if self.settings.recompute and torch.is_grad_enabled():
+            return checkpoint(self.model.encoder, ids, mask, use_reentrant=False)
+        return self.model.encoder(ids, mask)
+
+    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str = "predicting") -> None:
+        """Write all nodes' logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped).
+
+        The GNN sees all neighbours of all nodes, and the embeddings as they are written.
+        """
+        assert self.model is not None and self.targets is not None and self.inputs is not None
+        model = self.model.to(self.hardware.device).eval()
+        nodes = np.arange(len(self.tokens))
+        bar = tqdm(total=len(nodes), desc=title, unit="text", disable=None, leave=False)
+        with torch.inference_mode(), self.hardware.autocast(), bar:
+            for batch in budget_batches(self.tokens.lengths, nodes, self.settings.lm.infer_tokens):
+                embeddings[batch] = half(self._encode_part(batch))
+                bar.update(len(batch))
+        features = self._all_features(embeddings)
+        settings = GNNSettings(label_input=self.settings.label_input)
+        exact = GNNLearner(
+            lambda dim_in, num_classes: model.gnn, self.structures, _untrained, settings, self.validation, self.hardware
+        )
+        exact.load(self.targets, features, None)
+        exact.predict(logits)
+
+    def _all_features(self, embeddings: np.ndarray) -> np.ndarray:
+        """float32 (N, H + F): the GNN's input but for labels."""
+        assert self.model is not None and self.inputs is not None
+        found = np.empty((len(embeddings), embeddings.shape[1] + self.inputs.x.shape[1]), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(found), ROWS_AT_ONCE):
+                rows = slice(start, start + ROWS_AT_ONCE)
+                part = torch.from_numpy(np.asarray(embeddings[rows], dtype=np.float32)).to(self.hardware.device)
+                more = self.inputs.x[rows].to(self.hardware.device)
+                found[rows] = self.model.node_features(part, more).cpu().numpy()
+        return found
+
+    @property
+    def embedding_dim(self) -> int:
+        assert self.model is not None, "fit or load a model first"
+        return self.model.encoder.dim
+
+
+_SAVE_MEMORY = (
+    "lower lm.batch_size, gnn.fan_out or lm.part_tokens, raise lm.accumulate, or set lm.gradient_checkpointing"
+)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _untrained(parameters: Any) -> Any:
+    raise AssertionError("this learner only predicts")
+
+
+class _Meter:
+    """What training costs: texts a step, and seconds of training without those of validation."""
+
+    def __init__(self) -> None:
+        self.steps = self.texts = self.tokens = self.most_texts = 0
+        self.epochs = self.seconds = 0.0
+        self.latest = "a step"
+        self._since: float | None = None
+
+    def see(self, hood: Neighbourhood, tokens: int) -> None:
+        texts = len(hood.nodes)
+        self.steps, self.texts, self.tokens = self.steps + 1, self.texts + texts, self.tokens + tokens
+        self.most_texts = max(self.most_texts, texts)
+        self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
+
+    def run(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def halt(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def notes(self, accumulate: int) -> dict[str, float]:
+        steps = max(1, self.steps // accumulate)
+        return {
+            "steps": steps,
+            "texts_per_step": round(self.texts / steps, 1),
+            "tokens_per_step": round(self.tokens / steps, 1),
+            "most_texts_at_once": self.most_texts,
+            "train_seconds_per_epoch": round(self.seconds / max(1.0, self.epochs), 3),
+        }
+
+
+class _JointTask(Task):
+    """Batches of gold nodes with freshly sampled neighbourhoods; validation nodes with theirs, sampled once.
+
+    ``scaled``: gradients are scaled for float16, so they are clipped by whoever unscales them, not by the optimizer.
+    """
+
+    model: JointModel
+
+    def __init__(self, learner: JointLearner, targets: StepTargets, scaled: bool) -> None:
+        assert learner.model is not None, "load a model first"
+        super().__init__(learner.model, learner.validation)
+        self.learner, self.targets, self.scaled = learner, targets, scaled
+        self.settings = learner.settings
+        self.meter = _Meter()
+
+    def train_dataloader(self) -> DataLoader:
+        gold, lm = self.targets.gold, self.settings.lm
+        target = gold.targets()
+        rng = np.random.default_rng([self.targets.seed, self.current_epoch, 4])
+        order = rng.permutation(len(gold.nodes))
+        batches = even_batches(order, lm.batch_size)
+        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.accumulate) if len(part)]
+
+        def collate(item: tuple[np.ndarray, int]) -> tuple[Neighbourhood, Tensor, int]:
+            part, size = item
+            return self.learner.neighbourhoods.around(gold.nodes[part], rng), target[part], size
+
+        return DataLoader(parts, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader:
+        nodes = self.validation.nodes
+        parts = [nodes[start : start + VALIDATED_AT_ONCE] for start in range(0, len(nodes), VALIDATED_AT_ONCE)]
+
+        def collate(part: np.ndarray) -> Neighbourhood:
+            # The same neighbourhoods at every validation: scores differ by the weights alone.
+            return self.learner.neighbourhoods.around(part, np.random.default_rng([self.targets.seed, int(part[0]), 5]))
+
+        return DataLoader(parts, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
+
+    def training_step(self, batch: tuple[Neighbourhood, Tensor, int], batch_idx: int) -> Tensor:
+        hood, target, size = batch
+        self.meter.see(hood, int(self.learner.tokens.lengths[hood.nodes].sum()))
+        lm = self.settings.lm
+        is_gold = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        loss = glem_loss(self.learner.logits(hood), target, is_gold, 0.0, lm.label_smoothing, (size, 0))
+        return loss * lm.accumulate  # Lightning takes the mean over parts, whose sum is the batch's loss
+
+    def validation_step(self, hood: Neighbourhood, batch_idx: int) -> None:
+        self.see(hood.nodes[: hood.num_seeds], self.learner.logits(hood))
+
+    def configure_optimizers(self) -> Any:
+        s = self.settings
+        of_encoder = decay_groups(self.model.encoder, s.lm.weight_decay)
+        of_gnn = [
+            {**group, "lr": s.gnn_lr}
+            for part in (self.model.norm, self.model.gnn)
+            for group in decay_groups(part, s.gnn_weight_decay)
+        ]
+        groups = [group for group in (*of_encoder, *of_gnn) if group["params"]]
+        optimizer = (
+            adamw(groups, s.lm.lr, s.lm.weight_decay, fused=False)
+            if self.scaled
+            else ClippedAdamW(groups, s.lm.lr, s.lm.weight_decay, s.lm.clip)
+        )
+        total = float(self.trainer.estimated_stepping_batches)
+        schedule = warmup_schedule(optimizer, s.lm.warmup_epochs * total / s.lm.epochs, total, s.lm.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---- the clock ------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        self.meter.run()
+
+    def on_validation_start(self) -> None:
+        self.meter.halt()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.meter.run()
+
+    def on_train_epoch_end(self) -> None:
+        self.meter.halt()
+        self.meter.epochs += 1

@@ -1,0 +1,89 @@
+"""A sampled neighbourhood as the networks take it: the sum over drawn neighbours, weighted as in the whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from glem_graphgym.models.attention_propagation import with_self_loops
+from glem_graphgym.models.dropout import dropout
+from glem_graphgym.models.mlp import LayerStack
+from glem_graphgym.models.propagation import Adjacency, SparseOperator
+
+
+class BlockAdjacency(Adjacency):
+    """Drawn edges among the n nodes of a block, as an `Adjacency`; its GCN operator knows the whole graph's degrees.
+
+    Means and attention are over the drawn neighbours. GCN's weights are 1/√(d~_i d~_j) with degrees of the whole graph,
+    times d~_i / (number drawn + 1): so they are the full-batch ones where all neighbours are drawn, and a row's weights
+    stay as large on average where they are not.
+
+    Args:
+        rowptr: int64 (n+1,); col: int64 (e,), as `Adjacency`. The seeds come first, then what each hop adds.
+        degree: int64 (n,), neighbours of each node in the whole graph.
+        ends: how many nodes lie within 0, 1, … hops of the seeds; the last is n. The last hop's nodes have no edges.
+    """
+
+    def __init__(self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int]) -> None:
+        super().__init__(rowptr, col)
+        self.degree, self.ends = degree, tuple(ends)
+        self._layers: list[BlockAdjacency] | None = None
+
+    @property
+    def num_seeds(self) -> int:
+        return self.ends[0]
+
+    def to(self, device: torch.device | str) -> BlockAdjacency:
+        """The same block on ``device``; this very object when it is there already."""
+        col = self.col.to(device)
+        if col is self.col:
+            return self
+        return BlockAdjacency(self.rowptr.to(device).long(), col, self.degree.to(device), self.ends)
+
+    def gcn(self) -> SparseOperator:
+        """D~^-1/2 (A+I) D~^-1/2 of the whole graph, estimated from the drawn edges."""
+        if "gcn" not in self._operators:
+            drawn = self.rowptr.diff().double() + 1
+            scale = self.degree.double() + 1
+            pattern = with_self_loops(self)._pattern
+            self._operators["gcn"] = SparseOperator(pattern, scale.sqrt() / drawn, scale.rsqrt())
+        return self._operators["gcn"]
+
+    def layers(self) -> list[BlockAdjacency]:
+        """For each of a network's layers the edges into the nodes whose outputs are still needed, first layer first.
+
+        Layer l of L works on the nodes within L - l hops, and gives those within L - l - 1 hops their outputs: the
+        nodes beyond have no neighbours here, so what they would be given is of no use.
+        """
+        if self._layers is None:
+            rowptr, col = self.rowptr.long(), self.col
+            self._layers = []
+            for needed, given in reversed(list(pairwise(self.ends))):
+                inner = torch.cat([rowptr[: needed + 1], rowptr[needed].expand(given - needed)])
+                layer = BlockAdjacency(inner, col[: int(rowptr[needed])], self.degree[:given], (needed, given))
+                self._layers.append(layer)
+        return self._layers
+
+
+def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:
+    """Logits (b, C) of a block's seeds, from features ``x`` (n, D) of all its nodes.
+
+    Every layer's outputs are computed for the nodes that the next layer reads, and for no others: norms see the same
+    kind of nodes as in full-batch training, and no product is made in vain.
+
+    Raises:
+        ValueError: the block has another number of hops than the network has layers.
+    """
+    hops = len(block.ends) - 1
+    if hops != len(network.layers):
+        raise ValueError(f"the block has {hops} hops, the network {len(network.layers)} layers; expected as many")
+    x = dropout(x, network.input_dropout, network.training)
+    *inner, outer = block.layers()
+    for layer, activation, adjacency in zip(network.layers[:-1], network.activations, inner, strict=True):
+        hidden = activation(layer(x, adjacency)[: adjacency.num_seeds])
+        x = x[: len(hidden)]
+        x = x + hidden if network.residual and x.shape == hidden.shape else hidden
+    return network.layers[-1](x, outer)[: block.num_seeds]

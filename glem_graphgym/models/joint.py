@@ -1,0 +1,36 @@
+"""Text encoder and GNN as one module: the texts' embeddings are the GNN's node features, gradients reach both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glem_graphgym.models.text_encoder import TextEncoder
+
+
+class JointModel(nn.Module):
+    """p_φ(y_n | s_V, A) with φ reaching down to the text encoder.
+
+    Statistics of embeddings that change with every step are worth nothing, so input norm is a layer norm here: it looks
+    at one node alone, and is the same on a sampled neighbourhood and on the whole graph.
+
+    Args:
+        encoder: token ids (B, L), attention mask (B, L) -> text embeddings (B, H).
+        gnn: features (n, H + F), structure -> logits.
+        norm: layer norm of the embeddings; False gives them to the GNN as they are.
+    """
+
+    def __init__(self, encoder: TextEncoder, gnn: nn.Module, norm: bool = True) -> None:
+        super().__init__()
+        self.encoder, self.gnn = encoder, gnn
+        self.norm: nn.Module = nn.LayerNorm(encoder.dim) if norm else nn.Identity()
+
+    def node_features(self, embeddings: Tensor, more: Tensor) -> Tensor:
+        """float32 (n, H + F), the GNN's input, of text embeddings (n, H) and further features (n, F)."""
+        return torch.cat([self.norm(embeddings.float()), more.float()], dim=1)
+
+    def forward(self, embeddings: Tensor, more: Tensor, structure: Any) -> Tensor:
+        """The GNN's logits, of text embeddings (n, H), further features (n, F; F may be 0) and their structure."""
+        return self.gnn(self.node_features(embeddings, more), structure)

@@ -1,0 +1,407 @@
+"""Hop features larger than memory: propagated on disk, a block of columns at a time, and read back by batches of nodes.
+
+What a propagation reads and writes: the columns that fit into memory stay there from hop to hop, in float32, and only
+the graph is read again, 8 bytes an entry a hop. So the entries are read (number of column blocks) x K times, and of
+features no byte more often than needed: each block's columns are once read, and each hop is once written, block after
+block, then joined to rows, which is how batches of nodes are read. With one block the joining falls away.
+
+Sums are those of `propagate`: the same bits, rounded once to float16.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glem_graphgym.files import read_json, write_json
+from glem_graphgym.models.stored_operator import StoredOperator
+
+SAVE_SECONDS = 120.0  # a killed propagation loses about that much work
+BLOCK_BYTES = 64 << 20  # for entries and rows on their way; at most an eighth of the budget
+LIMIT = float(np.finfo(np.float16).max)
+
+
+class Rows(Protocol):
+    """A float matrix (N, D) that is read, or made, some rows at a time."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        """float32 (end - first, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One propagation x, Ax, A²x, …: from which rows of the source, and whose hops are kept.
+
+    Attributes:
+        operator: A.
+        nodes: bool (N,): whose hops are kept; None = all.
+        folds: int8 (N,), or None. With them rows of the source count only where a fold, 0 or more, is given and it is
+            not ``fold``, and hops are kept of the nodes of ``fold`` alone: nobody sees what is of its own fold.
+        fold: 0 or more, or -1 for the nodes without a fold.
+    """
+
+    operator: StoredOperator
+    nodes: np.ndarray | None = None
+    folds: np.ndarray | None = None
+    fold: int = -1
+
+    def hidden(self, first: int, end: int) -> np.ndarray | None:
+        """bool (end - first,): rows of the source that count as zeros; None: no row."""
+        if self.folds is None:
+            return None
+        folds = self.folds[first:end]
+        return (folds < 0) | (folds == self.fold)
+
+    def kept(self, first: int, end: int) -> np.ndarray | None:
+        """bool (end - first,): nodes whose hops are kept; None: all."""
+        kept = None if self.nodes is None else self.nodes[first:end]
+        if self.folds is None:
+            return kept
+        own = self.folds[first:end] == self.fold
+        return own if kept is None else own & kept
+
+
+def feature_chains(parts: Sequence[tuple[StoredOperator, np.ndarray | None]]) -> list[Chain]:
+    """One propagation for each (operator, bool (N,) nodes that see through it, or None for all)."""
+    return [Chain(operator, nodes) for operator, nodes in parts]
+
+
+def label_chains(parts: Sequence[tuple[StoredOperator, np.ndarray | None]], folds: np.ndarray) -> list[Chain]:
+    """As `feature_chains`, each once for every value of ``folds`` int8 (N,), as `fold_label_hops` does."""
+    present = np.unique(folds).tolist()
+    return [Chain(operator, nodes, folds, fold) for operator, nodes in parts for fold in present]
+
+
+def propagate_to_disk(
+    folder: Path,
+    chains: Sequence[Chain],
+    source: Rows,
+    hops: int,
+    *,
+    first_hop: int = 0,
+    stored: np.ndarray | None = None,
+    budget: int | None = None,
+    save_seconds: float = SAVE_SECONDS,
+) -> None:
+    """Write hops ``first_hop`` to K of every chain into ``folder/hops.npy``, float16 (K + 1 - first_hop, n, D).
+
+    Goes on where an earlier call with the same arguments was killed: what it finished is noted in
+    ``folder/progress.json``, after each block of columns and at least every ``save_seconds``. Another budget, which
+    cuts other blocks, starts anew. Needs the space of the result twice on disk, and, with several blocks, that of the
+    source in float32; all but the result is removed.
+
+    Args:
+        folder: exists; holds nothing but what an earlier call left.
+        chains: whose ``kept`` nodes are disjoint and together all that is stored.
+        source: (N, D), hop 0.
+        hops: K.
+        stored: bool (N,): the n nodes whose hops are stored, in their order; None = all N.
+        budget: bytes of memory at most; None = no limit.
+
+    Raises:
+        ValueError: the budget does not suffice for a column, or the disk for the result; with the figures.
+    """
+    num_nodes, width = source.shape
+    columns, block_bytes = plan_columns(num_nodes, width, budget)
+    progress = _Progress(folder, {"columns": columns, "hops": [first_hop, hops], "shape": [num_nodes, width]})
+    _Propagation(folder, chains, source, (first_hop, hops), stored, columns, block_bytes, progress, save_seconds).run()
+
+
+def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, int]:
+    """How many columns are propagated at a time, and bytes for all else that is on its way.
+
+    Raises:
+        ValueError: not even one column fits; names the figures.
+    """
+    if budget is None:
+        return max(1, width), BLOCK_BYTES
+    block_bytes = min(BLOCK_BYTES, budget // 8)
+    column = 2 * 4 * num_nodes  # float32, before and after a hop
+    masks = 8 * num_nodes  # folds, whose hops are kept and whose are stored, with what is computed of them
+    most = (budget - 2 * block_bytes - masks) // max(1, column)
+    if most < 1:
+        least = (masks + column) * 4 / 3
+        raise ValueError(
+            f"{num_nodes:,} nodes need at least {least / 1e9:.3g} GB of memory to be propagated a column at a time, "
+            f"but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb)"
+        )
+    blocks = -(-width // most)
+    return max(1, -(-width // max(1, blocks))), block_bytes
+
+
+class MappedHops:
+    """Hops on disk, read by batches of nodes.
+
+    Args:
+        array: float16 (H, n, D), memory-mapped.
+        nodes: int64 (n,), increasing: whose hops these are; None = 0..n-1.
+    """
+
+    def __init__(self, array: np.ndarray, nodes: np.ndarray | None = None) -> None:
+        self.array, self.nodes = array, nodes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def read(self, nodes: np.ndarray) -> Tensor:
+        """float16 (H, B, D) of ``nodes`` int64 (B,), in any order.
+
+        Rows are read in the order in which they lie: from a cold file that takes a fraction of the time.
+
+        Raises:
+            ValueError: hops of a node are not stored.
+        """
+        rows = self._rows(nodes)
+        order = np.argsort(rows, kind="stable")
+        rows = rows[order]
+        out = np.empty((len(self.array), len(nodes), self.array.shape[2]), dtype=np.float16)
+        for hop, stored in zip(out, self.array, strict=True):
+            hop[order] = stored[rows]
+        return torch.from_numpy(out)
+
+    def _rows(self, nodes: np.ndarray) -> np.ndarray:
+        if self.nodes is None:
+            return nodes
+        rows = np.minimum(np.searchsorted(self.nodes, nodes), max(0, len(self.nodes) - 1))
+        missing = nodes[self.nodes[rows] != nodes] if len(self.nodes) else nodes
+        if len(missing):
+            raise ValueError(f"hops of node {missing[0]} and {len(missing) - 1} more are not among those stored")
+        return rows
+
+
+class _Progress:
+    """What is finished, in ``progress.json``: written atomically, after what it tells of is on disk."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        self.file = folder / "progress.json"
+        self.noted: dict[str, Any] = {"plan": plan, "split": False, "done": [], "state": None, "joined": []}
+        if self.file.exists() and (found := read_json(self.file))["plan"] == plan:
+            self.noted = found
+            return
+        for path in folder.iterdir():
+            path.unlink()
+
+    def note(self, **news: Any) -> None:
+        self.noted.update(news)
+        write_json(self.file, self.noted)
+
+
+class _Propagation:
+    """`propagate_to_disk` at work."""
+
+    def __init__(
+        self,
+        folder: Path,
+        chains: Sequence[Chain],
+        source: Rows,
+        hops: tuple[int, int],
+        stored: np.ndarray | None,
+        columns: int,
+        block_bytes: int,
+        progress: _Progress,
+        save_seconds: float,
+    ) -> None:
+        self.folder, self.chains, self.source, self.stored = folder, chains, source, stored
+        (self.first, self.last), self.progress, self.save_seconds = hops, progress, save_seconds
+        self.num_nodes, self.width = source.shape
+        self.count = self.num_nodes if stored is None else int(stored.sum())
+        self.blocks = [slice(start, min(start + columns, self.width)) for start in range(0, self.width, columns)]
+        self.columns, self.block_bytes = columns, block_bytes
+
+    def run(self) -> None:
+        self._check_disk()
+        kept = self.last - self.first + 1
+        # Rows of hops in the end. Sparse until they are written, so no bytes are lost on it before.
+        self.out = _mapped(self.folder / "hops.npy", np.float16, (kept, self.count, self.width))
+        if len(self.blocks) > 1:
+            self._split()
+        two = [torch.empty(self.num_nodes, self.columns) for _ in range(min(2, self.last + 1))]
+        for block in range(len(self.blocks)):
+            for chain in range(len(self.chains)):
+                if f"{chain}.{block}" not in self.progress.noted["done"]:
+                    self._propagate(chain, block, two)
+        del two
+        self._join()
+        self.out.flush()
+        del self.out
+        for path in self.folder.iterdir():
+            if path.name != "hops.npy":
+                path.unlink()
+
+    # ---- one block of columns, from hop to hop ---------------------------------------------------------------------
+
+    def _propagate(self, chain: int, block: int, two: list[Tensor]) -> None:
+        name, what = f"{chain}.{block}", self.chains[chain]
+        width = self.blocks[block].stop - self.blocks[block].start
+        # Flat views, so that a narrower last block is as contiguous as the others.
+        current, *other = (array.view(-1)[: self.num_nodes * width].view(self.num_nodes, width) for array in two)
+        start = self._resume(name, current)
+        if start is None:
+            self._read(block, what, current)
+            start = 0
+            if self.first == 0:
+                self._keep(0, block, what, current)
+        saved = time.monotonic()
+        for hop in range(start + 1, self.last + 1):
+            (following,) = other
+            what.operator.multiply(current, following)
+            current, other = following, [current]
+            if hop >= self.first:
+                self._keep(hop, block, what, current)
+            if hop < self.last and time.monotonic() - saved >= self.save_seconds:
+                self._save(name, hop, current)
+                saved = time.monotonic()
+        done = [*self.progress.noted["done"], name]
+        self.progress.note(done=done, state=None)
+        _log_progress(len(done), len(self.chains) * len(self.blocks), self.folder)
+
+    def _read(self, block: int, chain: Chain, out: Tensor) -> None:
+        split = self._split_file(block)
+        columns = np.load(split, mmap_mode="r") if len(self.blocks) > 1 else None
+        for first, end in self._rows(self.width if columns is None else out.shape[1]):
+            rows = self.source.read(first, end) if columns is None else np.array(columns[first:end])
+            out[first:end] = torch.from_numpy(rows)
+            hidden = chain.hidden(first, end)
+            if hidden is not None:
+                out[first:end][torch.from_numpy(hidden)] = 0.0
+
+    def _keep(self, hop: int, block: int, chain: Chain, current: Tensor) -> None:
+        """Store a hop's columns, of the chain's nodes."""
+        target = self._target(hop, block)
+        place = 0
+        for first, end in self._rows(current.shape[1]):
+            values = current[first:end].clamp(-LIMIT, LIMIT).half().numpy()
+            kept = chain.kept(first, end)
+            stored = None if self.stored is None else self.stored[first:end]
+            if kept is None and stored is None:
+                target[first:end] = values
+                continue
+            rows = np.arange(end - first) if stored is None else np.cumsum(stored) - 1
+            taken = np.ones(end - first, dtype=bool) if kept is None else kept
+            taken = taken if stored is None else taken & stored
+            target[place + rows[taken]] = values[taken]
+            place += end - first if stored is None else int(stored.sum())
+        target.flush()
+
+    def _target(self, hop: int, block: int) -> np.memmap:
+        """(n, columns) float16 on disk: the rows themselves where there is but one block."""
+        if len(self.blocks) == 1:
+            return self.out[hop - self.first]
+        width = self.blocks[block].stop - self.blocks[block].start
+        return _mapped(self._part(hop, block), np.float16, (self.count, width))
+
+    # ---- before and after ------------------------------------------------------------------------------------------
+
+    def _split(self) -> None:
+        """The source, read once, as one file a block of columns: rows would be read whole for every block."""
+        if self.progress.noted["split"]:
+            return
+        files = [
+            np.lib.format.open_memmap(
+                self._split_file(block), "w+", np.float32, (self.num_nodes, place.stop - place.start)
+            )
+            for block, place in enumerate(self.blocks)
+        ]
+        for first, end in self._rows(self.width):
+            rows = self.source.read(first, end)
+            for file, place in zip(files, self.blocks, strict=True):
+                file[first:end] = rows[:, place]
+        for file in files:
+            file.flush()
+        self.progress.note(split=True)
+
+    def _join(self) -> None:
+        """Rows out of the blocks of columns."""
+        if len(self.blocks) == 1:
+            return
+        for hop in range(self.first, self.last + 1):
+            if hop in self.progress.noted["joined"]:
+                continue
+            parts = [np.load(self._part(hop, block), mmap_mode="r") for block in range(len(self.blocks))]
+            for first, end in _ranges(self.count, self.block_bytes // (4 * self.width)):
+                for part, place in zip(parts, self.blocks, strict=True):
+                    self.out[hop - self.first, first:end, place] = part[first:end]
+            self.out.flush()
+            self.progress.note(joined=[*self.progress.noted["joined"], hop])
+            for block in range(len(self.blocks)):
+                self._part(hop, block).unlink()
+
+    # ---- what a killed propagation goes on from --------------------------------------------------------------------
+
+    def _save(self, name: str, hop: int, current: Tensor) -> None:
+        old = self.progress.noted["state"]
+        file = self.folder / f"state-{name}-{hop}.npy"
+        state = np.lib.format.open_memmap(file, "w+", np.float32, tuple(current.shape))
+        state[:] = current.numpy()
+        state.flush()
+        self.progress.note(state={"name": name, "hop": hop, "file": file.name})
+        if old is not None:
+            (self.folder / old["file"]).unlink(missing_ok=True)
+
+    def _resume(self, name: str, out: Tensor) -> int | None:
+        """The hop that was saved of this block, read back; None where none was."""
+        state = self.progress.noted["state"]
+        if state is None or state["name"] != name:
+            return None
+        saved = np.load(self.folder / state["file"], mmap_mode="r")
+        for first, end in self._rows(out.shape[1]):
+            out[first:end] = torch.from_numpy(np.array(saved[first:end]))
+        return int(state["hop"])
+
+    def _check_disk(self) -> None:
+        result = 2 * (self.last - self.first + 1) * self.count * self.width
+        needed = result
+        if len(self.blocks) > 1:
+            needed += result + 4 * self.num_nodes * self.width
+        there = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir())
+        free = shutil.disk_usage(self.folder).free + there
+        if free < needed:
+            raise ValueError(
+                f"{self.folder}: the disk has {free / 1e9:.3g} GB free, hop features need {needed / 1e9:.3g} GB "
+                f"({self.last - self.first + 1} hops of {self.count:,} nodes with {self.width} columns)"
+            )
+
+    def _rows(self, width: int) -> Iterator[tuple[int, int]]:
+        return _ranges(self.num_nodes, self.block_bytes // (16 * max(1, width)))
+
+    def _split_file(self, block: int) -> Path:
+        return self.folder / f"source-{block}.npy"
+
+    def _part(self, hop: int, block: int) -> Path:
+        return self.folder / f"hop-{hop}-{block}.npy"
+
+
+def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
+    step = max(1, step)
+    return ((first, min(first + step, count)) for first in range(0, count, step))
+
+
+def _mapped(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """The array in ``file``, for reading and writing; made when there is none of that shape and type."""
+    if file.exists():
+        try:
+            found = np.lib.format.open_memmap(file, "r+")
+            if found.shape == shape and found.dtype == dtype:
+                return found
+        except ValueError:  # half a header
+            pass
+    return np.lib.format.open_memmap(file, "w+", dtype, shape)
+
+
+def _log_progress(done: int, of: int, folder: Path) -> None:
+    if of > 1:
+        logging.info(f"hop features: {done} of {of} blocks, in {folder}")

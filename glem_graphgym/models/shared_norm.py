@@ -1,0 +1,80 @@
+"""Batch norm over the parts of a batch that several processes hold, on CPU and GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from glem_graphgym import processes
+
+
+class SharedBatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` whose mean and variance in training are those of all processes' rows (B_r, D) together.
+
+    torch's `SyncBatchNorm` does the same on GPUs alone. A process may have no rows.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or processes.world_size() == 1:
+            return super().forward(input)
+        x = input.float()
+        rows = _Sum.apply(x.new_tensor(float(len(x))))
+        mean = _Sum.apply(x.sum(0)) / rows
+        centred = x - mean
+        variance = _Sum.apply(centred.square().sum(0)) / rows
+        self._note(mean.detach(), variance.detach(), rows)
+        out = centred * torch.rsqrt(variance + self.eps)
+        if self.affine:
+            out = out * self.weight + self.bias
+        return out.to(input.dtype)
+
+    @torch.no_grad()
+    def _note(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * rows / (rows - 1).clamp(min=1), share)
+
+
+def share_batch_norms(module: nn.Module) -> None:
+    """Turn every `nn.BatchNorm1d` inside ``module`` into a `SharedBatchNorm`, with its weights and names of weights."""
+    for name, inner in module.named_children():
+        if type(inner) is nn.BatchNorm1d:
+            setattr(module, name, _shared(inner))
+        else:
+            share_batch_norms(inner)
+
+
+def _shared(norm: nn.BatchNorm1d) -> SharedBatchNorm:
+    shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats).train(
+        norm.training
+    )
+    for name, parameter in norm.named_parameters(recurse=False):
+        setattr(shared, name, parameter)
+    for name, buffer in norm.named_buffers(recurse=False):
+        setattr(shared, name, buffer)
+    return shared
+
+
+class _Sum(torch.autograd.Function):
+    """Σ over processes; each one's gradient is the sum of all, since each one's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        return _sum(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _sum(gradient)
+
+
+def _sum(value: Tensor) -> Tensor:
+    from torch import distributed
+
+    value = value.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(value)
+    return value

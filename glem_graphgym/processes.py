@@ -1,0 +1,261 @@
+"""Several processes that do one run together: who this one is, and what they tell each other. Imports nothing of ours.
+
+Every process runs the same program from its start to its end. What all of them do together (training, inference) is
+called in all of them; what one has to do alone is done by the first, while the others wait for it. Without `join`
+there is one process, the first, and everything here is at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+Job = Callable[[Path], T]
+
+STEP_TIMEOUT = timedelta(minutes=10)  # of training, in which all are busy with equal parts
+WAIT_TIMEOUT = timedelta(days=30)  # for what the first does alone, however long that takes
+PARENT = "GLEM_STARTED_BY"  # process id of `starting.start`
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of a run's processes this is: ``rank`` of ``size``, and ``local_rank`` of ``local_size`` on its machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @property
+    def machines(self) -> int:
+        return self.size // self.local_size
+
+
+@dataclass
+class _Company:
+    place: Place
+    group: Any  # CPU tensors, patient
+    alone: bool = False
+
+
+_company: _Company | None = None
+
+
+def find_place() -> Place | None:
+    """What torchrun, `starting.start` or srun has written into the environment; None where this is the only process.
+
+    Raises:
+        ValueError: the machines have unequal numbers of processes.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        place = Place(*(int(os.environ[name]) for name in names))
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # not SLURM_NTASKS: a batch script has that too
+        size = int(os.environ["SLURM_STEP_NUM_TASKS"])
+        machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        place = Place(int(os.environ["SLURM_PROCID"]), size, int(os.environ["SLURM_LOCALID"]), size // machines)
+        if size % machines:
+            raise ValueError(f"srun started {size} processes on {machines} machines, expected as many on each")
+    else:
+        return None
+    return place if place.size > 1 else None
+
+
+def join(place: Place, accelerator: str) -> None:
+    """Connect with the run's other processes (gloo, and NCCL where ``accelerator`` is ``cuda``).
+
+    A process that dies closes its connections, at which the others fail; one that hangs is noticed in training after
+    `STEP_TIMEOUT`.
+    """
+    from torch import distributed
+
+    global _company
+    _end_with_parent()
+    _write_environment(place)
+    if accelerator == "cuda":
+        torch.cuda.set_device(place.local_rank)
+    backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=STEP_TIMEOUT)
+    _company = _Company(place, distributed.new_group(backend="gloo", timeout=WAIT_TIMEOUT))
+
+
+def _write_environment(place: Place) -> None:
+    """The variables that torch and Lightning read, as torchrun sets them, where srun started this process."""
+    if "MASTER_ADDR" not in os.environ and "SLURM_JOB_ID" in os.environ:
+        from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+        step = int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
+        os.environ["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(nodes)
+        os.environ.setdefault("MASTER_PORT", str(15_000 + step % 10_000))
+    values = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.size,
+        "LOCAL_RANK": place.local_rank,
+        "LOCAL_WORLD_SIZE": place.local_size,
+        "GROUP_RANK": place.rank // place.local_size,
+    }
+    os.environ.update({name: str(value) for name, value in values.items()})
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the one that started it is killed, rather than let it run on unwatched."""
+    parent = os.environ.get(PARENT)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):
+        raise SystemExit(1)
+
+
+def leave() -> None:
+    """Wait for the others and disconnect, at a good end."""
+    from torch import distributed
+
+    global _company
+    if _company is not None:
+        barrier()
+        distributed.destroy_process_group()
+        _company = None
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error means that another process has ended, which has an error of its own."""
+    from torch import distributed
+
+    if _company is None or not isinstance(error, RuntimeError):
+        return False
+    words = ("gloo", "nccl", "connection", "broken pipe", "timed out", "process group")
+    return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
+
+
+# ---- who this is ----------------------------------------------------------------------------------------------------
+
+
+def place() -> Place:
+    """This process among those that work together now."""
+    if _company is None or _company.alone:
+        return Place(0, 1, 0, 1)
+    return _company.place
+
+
+def rank() -> int:
+    """0 in the first, which alone writes and reports."""
+    return place().rank
+
+
+def world_size() -> int:
+    """How many processes work together now."""
+    return place().size
+
+
+def have_joined() -> bool:
+    """Whether the run has several processes, though this one may do something alone just now."""
+    return _company is not None
+
+
+# ---- what they tell each other --------------------------------------------------------------------------------------
+
+
+def barrier() -> None:
+    """Wait until all are here."""
+    gather(None)
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of their ranks, in all of them."""
+    if world_size() == 1:
+        return [value]
+    from torch import distributed
+
+    assert _company is not None
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value, group=_company.group)
+    return values
+
+
+def gather_to_first(value: T) -> list[T]:
+    """Every process's value, in the order of their ranks, in the first; an empty list in the others."""
+    if world_size() == 1:
+        return [value]
+    from torch import distributed
+
+    assert _company is not None
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    distributed.gather_object(value, values, group=_company.group)
+    return values or []
+
+
+def from_first(ask: Callable[[], T]) -> T:
+    """The first process's ``ask()``, in all of them; the others do not call it."""
+    if world_size() == 1:
+        return ask()
+    from torch import distributed
+
+    assert _company is not None
+    values: list[Any] = [ask() if rank() == 0 else None]
+    distributed.broadcast_object_list(values, group=_company.group)
+    return values[0]
+
+
+# ---- what the first does --------------------------------------------------------------------------------------------
+
+
+def on_first(program: Callable[[], None]) -> None:
+    """Have the first process run ``program``, as if it were the only one; the others wait for its end."""
+    if rank() == 0:
+        with _alone():
+            program()
+    barrier()
+
+
+def lead(program: Callable[[Job[T]], Any], job: Job[T]) -> None:
+    """Have the first process run ``program(job)``, and all of them ``job`` together when the program calls it, if ever.
+
+    The others call ``job`` on a folder that is thrown away.
+    """
+    if world_size() == 1:
+        program(job)
+        return
+    if rank() > 0:
+        if from_first(lambda: False):
+            with tempfile.TemporaryDirectory() as scratch:
+                job(Path(scratch))
+        barrier()
+        return
+    began = False
+
+    def announced(folder: Path) -> T:
+        nonlocal began
+        began = from_first(lambda: True)
+        return job(folder)
+
+    program(announced)
+    if not began:
+        from_first(lambda: False)
+    barrier()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    if _company is None or _company.alone:
+        yield
+        return
+    _company.alone = True
+    try:
+        yield
+    finally:
+        _company.alone = False

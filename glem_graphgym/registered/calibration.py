@@ -1,0 +1,522 @@
+"""What the stages of a run cost, measured on a small part of each: memory, time and sizes.
+
+Done in a process of its own, ``python -m glem_graphgym.registered.calibration request.json answer.json``: so its memory
+is that of a run, and whatever goes wrong in it takes nobody else along. The stages are tried in their order with the
+run's own learners, as memory that one of them keeps is there in the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch_geometric.graphgym.config import cfg as graphgym_cfg
+from yacs.config import CfgNode
+
+from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, shuffled_batches, token_folder
+from glem_graphgym.em.e_step import LMLearner
+from glem_graphgym.em.hop_storage import hops_in_memory
+from glem_graphgym.em.m_step import GNNLearner
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.stage import Validation
+from glem_graphgym.files import fingerprint, read_json, write_json
+from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
+from glem_graphgym.registered.config import feature_kinds, load_config
+from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
+from glem_graphgym.registered.language_model import hardware_for, untuned_lm
+from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+from glem_graphgym.registered.networks import sees_hops
+from glem_graphgym.registered.run_folder import check_run_folder, identity_of, lm_gold_key
+from glem_graphgym.registered.sizes import budget_bytes, full_batch_bytes
+from glem_graphgym.registered.train import (
+    em_settings,
+    encoded_nodes,
+    gnn_learner,
+    lm_learners,
+    predicted_nodes,
+    unlabelled_nodes,
+)
+
+MB = 1 << 20
+TRIAL_SECONDS = 8.0  # of training batches that an LM stage is tried on, in two epochs
+FEWEST, MOST = 6, 15  # such batches an epoch
+INFERRED_BATCHES = 3  # beside the one of the longest texts
+GNN_EPOCHS = 3
+GRAPH_AT_ONCE = 5_000_000  # nodes and adjacency entries of a graph that is tried as it is
+FEWEST_NODES = 1000
+MEMORY_SHARE = 3  # a trial of a GNN may take about one part in so many of what is available
+SAFETY = 4  # times a lower bound of what a full-batch network takes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes.
+
+    Attributes:
+        resident_mb: peak of the process's resident memory, files that are mapped into it included.
+        mapped_mb: about how much of it are pages of predictions' files, which the system can write out and reuse.
+        accelerator_mb: peak of the accelerator's memory; 0 on CPU.
+        seconds: if it trains all its epochs.
+        texts: texts that it trains on, each counted in every epoch; tokens: theirs, padding included.
+    """
+
+    resident_mb: float
+    mapped_mb: float
+    accelerator_mb: float
+    seconds: float
+    texts: int = 0
+    tokens: int = 0
+
+
+class Stopwatch:
+    """Times a model's passes, each from its beginning to that of the next: with all that follows the forward pass."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, bool, int]] = []  # when, in training?, size of the input
+
+    def on(self, build: Callable[..., Any]) -> Callable[..., Any]:
+        """``build`` with every model that it makes being watched."""
+
+        def watched(*args: Any) -> Any:
+            model = build(*args)
+            model.register_forward_pre_hook(self._note)
+            return model
+
+        return watched
+
+    def _note(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        self.calls.append((_now(), model.training, args[0].numel()))
+
+    def stop(self) -> None:
+        self.calls.append((_now(), False, 0))
+
+    def passes(self, training: bool) -> tuple[float, int, int]:
+        """Seconds, sizes and number of passes of one kind; without the first, which warms up, where there are more."""
+        spans = [
+            (end - start, size)
+            for (start, in_training, size), (end, _, _) in itertools.pairwise(self.calls)
+            if in_training == training and size
+        ]
+        spans = spans[1:] or spans
+        return sum(span for span, _ in spans), sum(size for _, size in spans), len(spans)
+
+    def total(self) -> float:
+        return self.calls[-1][0] - self.calls[0][0] if self.calls else 0.0
+
+    def rate(self, training: bool) -> float:
+        """Seconds a unit of input."""
+        seconds, size, _ = self.passes(training)
+        return seconds / max(1, size)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Rising:
+    """A validation score that gets better every time, so that weights are kept as often as they can be."""
+
+    def __init__(self) -> None:
+        self.score = 0.0
+
+    def __call__(self, logits: np.ndarray) -> float:
+        self.score += 1.0
+        return self.score
+
+
+class Calibration:
+    """Tries the stages of the run that ``cfg`` describes.
+
+    Args:
+        scratch: an empty folder for placeholders of large files, in which nothing is stored.
+    """
+
+    def __init__(self, cfg: CfgNode, graph: TextGraph, scratch: Path) -> None:
+        self.cfg, self.graph, self.scratch = cfg, graph, scratch
+        self.settings = em_settings(cfg)
+        self.candidates, self.encoded, self.predicted = _nodes_of(cfg, graph)
+        self.tokens: TokenStore | None = None
+        self.about: dict[str, Any] = {
+            "tokens": None,
+            "static": None,
+            "dim": 0,
+            "lm_weights": 0,
+            "gnn_weights": 0,
+            "hops": None,
+        }
+        self.stages: dict[str, Cost] = {}
+        self.unseen_mb = 0.0  # of what a run has in memory and a trial on a smaller graph has not
+        self.scale = 1.0  # nodes of the graph a node of the one that GNNs are tried on
+
+    def run(self, kinds: list[str]) -> dict[str, Any]:
+        """``kinds``: names of stages without their iteration, in their order."""
+        cfg, graph = self.cfg, self.graph
+        with_lm = "lm_gold" in kinds
+        static = "static" in feature_kinds(cfg.glem.node_features)
+        if with_lm or static:
+            self._open_tokens()
+        if static:
+            self._try_static()
+        learners = dict(zip(("lm_gold", "e_step"), self._lm_learners(), strict=True)) if with_lm else {}
+        gnn_kinds = [kind for kind in kinds if kind in ("gnn_gold", "m_step")]
+        if gnn_kinds:
+            if with_lm:
+                self.about["dim"] = _embedding_dim(learners["lm_gold"])
+            small, gnn, features = self._gnn()
+        for kind in kinds:
+            if kind in learners:
+                self._try_lm(kind, learners[kind])
+            elif kind in gnn_kinds:
+                self._try_gnn(kind, gnn, small, features)
+        shape = {"nodes": graph.num_nodes, "edges": graph.num_edges, "classes": graph.num_classes}
+        return {
+            "graph": {"name": graph.name, **shape},
+            **self.about,
+            "shared_lm_gold": str(Path(cfg.dataset.dir) / "lm_gold" / self._lm_gold_key()),
+            "accelerator": hardware_for(cfg, cfg.lm.precision if with_lm else cfg.gnn.precision).accelerator,
+            "stages": {kind: asdict(cost) for kind, cost in self.stages.items()},
+        }
+
+    def _lm_gold_key(self) -> str:
+        """As in `train.prepare`."""
+        key = lm_gold_key(self.cfg, self.graph)
+        return key if self.cfg.glem.encode_nodes == "all" else fingerprint(key, self.encoded)
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[Callable[[], tuple[float, float]]]:
+        """Resident and accelerator memory in MB, peak of the block."""
+        memory = PeakMemory()
+        yield lambda: (memory.resident_mb(), memory.peak_mb() if torch.cuda.is_available() else 0.0)
+
+    # ---- texts ----------------------------------------------------------------------------------------------------
+
+    def _open_tokens(self) -> None:
+        from glem_graphgym.models.text_encoder import load_tokenizer
+
+        cfg, texts = self.cfg, self.graph.texts
+        tokenizer = load_tokenizer(cfg.lm.model)
+        folder = token_folder(texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
+        known = folder.is_dir()
+        self.tokens = open_tokens(cfg, self.graph) if known else sampled_tokens(texts, tokenizer, cfg.lm.max_length)
+        total = int(self.tokens.lengths.sum())
+        size = total * id_type(tokenizer).itemsize + 8 * (len(texts) + 1)
+        self.about["tokens"] = {"total": total, "known": known, "folder": str(folder), "bytes": size}
+
+    def _lm_learners(self) -> tuple[LMLearner, LMLearner]:
+        assert self.tokens is not None
+        nobody = Validation(np.empty(0, dtype=np.int64), Rising())
+        return lm_learners(self.cfg, self.tokens, self.graph.num_classes, nobody)
+
+    def _epoch_nodes(self, kind: str) -> np.ndarray:
+        """int64 (n,): nodes like those that an epoch of the LM trains on."""
+        gold = self.graph.split["train"]
+        if kind == "lm_gold":
+            return gold
+        most = int(np.ceil(self.settings.confidence * len(self.candidates)))
+        count = min(round(self.settings.lm_ratio * len(gold)), most)
+        return np.concatenate([gold, np.random.default_rng(0).choice(self.candidates, count, replace=False)])
+
+    def _try_lm(self, kind: str, learner: LMLearner) -> None:
+        assert self.tokens is not None
+        nodes, settings, watch = self._epoch_nodes(kind), learner.settings, Stopwatch()
+        epoch = _training_batches(self.tokens.lengths, nodes, settings.batch_size)
+        learner.build = watch.on(learner.build)
+        with self._measured() as memory:
+            start = _now()
+            longest = nodes[np.argsort(-self.tokens.lengths[nodes], kind="stable")[: settings.batch_size]]
+            self._fit_lm(learner, longest, min(2, settings.epochs * settings.evals_per_epoch))
+            watch.stop()
+            overhead = _now() - start - watch.total()
+            seconds, _, passes = watch.passes(training=True)
+            step = settings.accumulate * seconds / max(1, passes)
+            count = int(np.clip(TRIAL_SECONDS / 2 / max(step, 1e-3), FEWEST, MOST))
+            learner.model = None
+            gc.collect()  # a run does not train twice in a stage
+            watch.calls.clear()
+            # The longest come in among batches of other sizes, which have cut up memory before.
+            mixed = np.concatenate([*epoch[:count], longest])
+            self._fit_lm(learner, mixed, min(2, settings.epochs * settings.evals_per_epoch))
+            watch.stop()
+            train_rate = watch.rate(training=True)
+            infer_rate = self._predict_lm(learner, watch)
+            resident, accelerator = memory()
+        tokens = _padded(self.tokens.lengths, epoch, settings.accumulate) * settings.epochs
+        valid = self.graph.split["valid"]
+        validated = _inferred_tokens(self.tokens.lengths, valid, settings.infer_tokens)
+        inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.infer_tokens)
+        inferred += validated * settings.epochs * settings.evals_per_epoch
+        learner.settings = settings
+        assert learner.model is not None
+        self.about["dim"], self.about["lm_weights"] = learner.embedding_dim, _bytes_of(learner.model)
+        mapped = 2 * self.graph.num_nodes * (learner.embedding_dim + self.graph.num_classes) / MB
+        self.stages[kind] = Cost(
+            resident_mb=resident + mapped + self.unseen_mb,
+            mapped_mb=mapped,
+            accelerator_mb=accelerator,
+            seconds=overhead + tokens * train_rate + inferred * infer_rate,
+            texts=len(nodes) * settings.epochs,
+            tokens=tokens,
+        )
+
+    def _fit_lm(self, learner: LMLearner, nodes: np.ndarray, epochs: int) -> None:
+        """Train on ``nodes``, with a validation on the longest validation texts after every epoch."""
+        assert self.tokens is not None
+        valid = self._longest(self.graph.split["valid"], learner.settings.infer_tokens)
+        learner.tokens = TokensLike(self.tokens, np.concatenate([nodes, valid]))
+        learner.validation = Validation(len(nodes) + np.arange(len(valid)), Rising())
+        settings = learner.settings
+        learner.settings = replace(settings, epochs=epochs, evals_per_epoch=1, patience=0)
+        places = np.arange(len(nodes))
+        gold = Gold(places, np.zeros(len(nodes), dtype=np.int64), self.graph.num_classes)
+        learner.fit(StepTargets(gold), "calibration")
+        learner.settings = settings
+
+    def _predict_lm(self, learner: LMLearner, watch: Stopwatch) -> float:
+        """Seconds a token of inference."""
+        assert self.tokens is not None
+        nodes, budget = self.encoded, learner.settings.infer_tokens
+        mean = max(1.0, self.tokens.lengths[nodes].mean())
+        count = min(len(nodes), int(INFERRED_BATCHES * budget / mean) + 1)
+        some = np.random.default_rng(0).choice(nodes, count, replace=False)
+        chosen = np.concatenate([self._longest(nodes, budget), some])
+        learner.tokens = TokensLike(self.tokens, chosen)
+        logits = np.zeros((len(chosen), self.graph.num_classes), dtype=np.float16)
+        watch.calls.clear()
+        learner.predict(logits, np.zeros((len(chosen), learner.embedding_dim), dtype=np.float16), "calibration")
+        watch.stop()
+        return watch.rate(training=False)
+
+    def _longest(self, nodes: np.ndarray, budget: int) -> np.ndarray:
+        """The first batch of inference, which is the largest."""
+        assert self.tokens is not None
+        return next(budget_batches(self.tokens.lengths, nodes, budget))
+
+    def _try_static(self) -> None:
+        """The embeddings of the untuned LM, which are made before the first stage."""
+        assert self.tokens is not None
+        some = None if len(self.encoded) == self.graph.num_nodes else self.encoded
+        folder = static_folder(self.cfg, self.tokens, some)
+        known = self.about["tokens"]["known"] and folder.is_dir()
+        self.about["static"] = about = {"folder": str(folder if known else folder.parent), "known": known}
+        if known:
+            about["dim"] = np.load(folder / "embeddings.npy", mmap_mode="r").shape[1]
+            return
+        watch = Stopwatch()
+        with self._measured() as memory:
+            start = _now()
+            learner = untuned_lm(self.cfg, self.tokens)
+            assert learner.model is not None
+            about["dim"] = learner.embedding_dim
+            learner.model.register_forward_pre_hook(watch._note)
+            overhead = _now() - start
+            rate = self._predict_lm(learner, watch)
+            resident, accelerator = memory()
+        tokens = _inferred_tokens(self.tokens.lengths, self.encoded, learner.settings.infer_tokens)
+        mapped = 2 * self.graph.num_nodes * learner.embedding_dim / MB
+        self.stages["static"] = Cost(resident + mapped, mapped, accelerator, overhead + tokens * rate)
+
+    # ---- the graph ------------------------------------------------------------------------------------------------
+
+    def _gnn(self) -> tuple[TextGraph, GNNLearner, Callable[[np.ndarray | None], np.ndarray]]:
+        """A graph to try the GNN on, the GNN, and what makes its features."""
+        cfg, graph = self.cfg, self.graph
+        widths = self._widths()
+        entries = graph.num_nodes + len(graph.col)
+        bytes_needed = _bytes_of_gnn(cfg, graph, sum(widths.values()))
+        share = min(1.0, GRAPH_AT_ONCE / entries, available_bytes() / MEMORY_SHARE / bytes_needed)
+        count = max(FEWEST_NODES, int(share * graph.num_nodes))
+        small = graph if count >= graph.num_nodes else smaller_graph(graph, count)
+        self.scale, self.about["tried_nodes"] = graph.num_nodes / small.num_nodes, small.num_nodes
+        in_memory = cfg.clone()  # what does not fit into a budget is reckoned, and not tried
+        in_memory.glem.memory_budget_gb, in_memory.run_dir = 0.0, str(self.scratch)
+        features = feature_builder(*self._feature_source(in_memory, small, widths))
+        before = PeakMemory().resident_mb()
+        candidates, _, predicted = _nodes_of(cfg, small)
+        gnn = gnn_learner(in_memory, small, Validation(small.split["valid"], Rising()), candidates, predicted)
+        structures = max(0.0, PeakMemory().resident_mb() - before)
+        self.unseen_mb = (self.scale - 1) * structures
+        return small, gnn, features
+
+    def _widths(self) -> dict[str, int]:
+        """Columns of each kind of node features."""
+        widths = {}
+        for kind in feature_kinds(self.cfg.glem.node_features):
+            if kind == "text":
+                widths[kind] = self.about["dim"]
+            elif kind == "static":
+                widths[kind] = self.about["static"]["dim"]
+            elif kind == "raw":
+                widths[kind] = 0 if self.graph.features is None else self.graph.features.shape[1]
+            else:
+                file = self.cfg.glem.feature_file
+                widths[kind] = load_matrix(file, self.graph.num_nodes, "glem.feature_file").shape[1]
+        return widths
+
+    def _feature_source(self, cfg: CfgNode, small: TextGraph, widths: dict[str, int]) -> tuple[Any, ...]:
+        """Arguments for `feature_builder`: a placeholder stands for features of the whole graph, or not yet made."""
+        static = self.about["static"]
+        everything = len(self.encoded) == self.graph.num_nodes
+        if small is self.graph and (static is None or static["known"]):
+            return cfg, small, self.tokens, None if everything else self.encoded
+        cfg = cfg.clone()
+        others = sum(width for kind, width in widths.items() if kind != "text")
+        cfg.glem.node_features = "+".join((["text"] if "text" in widths else []) + (["file"] if others else []))
+        cfg.glem.feature_file = self._placeholder("features", small.num_nodes, others) if others else ""
+        return cfg, small, None, None
+
+    def _placeholder(self, name: str, rows: int, columns: int) -> str:
+        """A float16 file of zeros that takes no space."""
+        file = self.scratch / f"{name}.npy"
+        np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(rows, columns))
+        return str(file)
+
+    def _targets(self, kind: str, small: TextGraph) -> StepTargets:
+        train = small.split["train"]
+        gold = Gold(train, small.label[train], small.num_classes)
+        s = self.settings
+        if kind == "gnn_gold":
+            return StepTargets(gold)
+        candidates, _, _ = _nodes_of(self.cfg, small)
+        logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
+        pseudo = PseudoLabels(logits, candidates, gold, temperature=s.temperature, hard=s.hard, confidence=s.confidence)
+        return StepTargets(gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw)
+
+    def _try_gnn(
+        self, kind: str, gnn: GNNLearner, small: TextGraph, features: Callable[[np.ndarray | None], np.ndarray]
+    ) -> None:
+        settings, build, watch = gnn.settings, gnn.build, Stopwatch()
+        gnn.settings = replace(settings, epochs=min(GNN_EPOCHS, settings.epochs), eval_every=1, patience=0)
+        gnn.build, gnn.validation = watch.on(build), Validation(small.split["valid"], Rising())
+        embeddings = None
+        if self.about["dim"]:
+            embeddings = np.load(self._placeholder("text", small.num_nodes, self.about["dim"]), mmap_mode="r")
+        logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
+        before = PeakMemory().resident_mb()
+        with self._measured() as memory:
+            start = _now()
+            gnn.fit(self._targets(kind, small), features(embeddings), "calibration")
+            watch.stop()
+            overhead = _now() - start - watch.total()
+            epoch, evaluation = (self._a_round(watch, gnn.settings.epochs, training) for training in (True, False))
+            start = _now()
+            gnn.predict(logits)
+            overhead += _now() - start
+            resident, accelerator = memory()
+        epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
+        gnn.settings, gnn.build = settings, build
+        assert gnn.model is not None
+        self.about["gnn_weights"] = _bytes_of(gnn.model)
+        growth = self.scale * (resident - before)
+        budget = budget_bytes(self.cfg)
+        if self._hops_on_disk():
+            growth = min(growth, resident - before + budget / MB)
+        self.stages[kind] = Cost(
+            resident_mb=before + growth + self.unseen_mb,
+            mapped_mb=2 * self.graph.num_nodes * (self.about["dim"] + self.graph.num_classes) / MB,
+            accelerator_mb=self.scale * accelerator,
+            seconds=self.scale * (overhead + epochs * epoch + evaluations * evaluation),
+        )
+
+    def _hops_on_disk(self) -> bool:
+        """Whether hop features exceed ``glem.memory_budget_gb``; says under ``hops`` what they take on disk."""
+        cfg, graph, budget = self.cfg, self.graph, budget_bytes(self.cfg)
+        width = sum(self._widths().values())
+        if not budget or not sees_hops() or _bytes_of_gnn(cfg, graph, width) <= budget:
+            return False
+        rows = graph.num_nodes if self.predicted is None else len(self.predicted)
+        # Twice the result, while it is written, and hop 0 in float32: `out_of_core.propagate_to_disk`.
+        hops = 2 * 2 * (cfg.gnn.hops + 1) * rows * width + 4 * graph.num_nodes * width
+        self.about["hops"] = {"bytes": hops, "operator": 8 * (len(graph.col) + 2 * graph.num_nodes)}
+        return True
+
+    @staticmethod
+    def _a_round(watch: Stopwatch, rounds: int, training: bool) -> float:
+        """Seconds of an epoch's training, or of a validation."""
+        seconds, _, timed = watch.passes(training)
+        passes = sum(in_training == training and size > 0 for _, in_training, size in watch.calls)
+        return seconds / max(1, timed) * passes / max(1, rounds)
+
+
+def _training_batches(lengths: np.ndarray, nodes: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Nodes of the batches of an epoch."""
+    batches = shuffled_batches(lengths[nodes], np.arange(len(nodes)), batch_size, np.random.default_rng(0))
+    return [nodes[batch] for batch in batches]
+
+
+def _padded(lengths: np.ndarray, batches: list[np.ndarray], parts: int) -> int:
+    """Tokens of batches that go through a model in ``parts``, padding included."""
+    pieces = (part for batch in batches for part in np.array_split(lengths[batch], parts) if len(part))
+    return sum(len(part) * int(part.max()) for part in pieces)
+
+
+def _inferred_tokens(lengths: np.ndarray, nodes: np.ndarray, budget: int) -> int:
+    """Tokens of inference over ``nodes``, padding included."""
+    return sum(len(batch) * int(lengths[batch[0]]) for batch in budget_batches(lengths, nodes, budget))
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def _embedding_dim(learner: LMLearner) -> int:
+    learner.load(None)
+    dim, learner.model = learner.embedding_dim, None
+    return dim
+
+
+def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
+    """About, and rather too much, what a GNN on features of that width takes: it decides on the size of a trial."""
+    if not sees_hops():
+        return SAFETY * sum(full_batch_bytes(cfg, graph, width).values())
+    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+    classes = graph.num_classes if cfg.glem.label_input else 0
+    return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
+
+
+def _nodes_of(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Candidates for pseudo-labels, nodes that are encoded, and those that are predicted (None: all), as in a run."""
+    _, candidates = unlabelled_nodes(cfg, graph)
+    predicted = predicted_nodes(cfg, graph, candidates)
+    if predicted is not None:
+        candidates = np.intersect1d(candidates, predicted, assume_unique=True)
+    encoded = encoded_nodes(cfg, graph, predicted)
+    return candidates, np.arange(graph.num_nodes) if encoded is None else encoded, predicted
+
+
+def main(request: Path, answer: Path) -> None:
+    """Answer ``request`` (``cfg``, ``run_dir``, ``overwrite``, ``kinds``), or say under ``error`` why not."""
+    with contextlib.suppress(OSError):  # should memory run out all the same, let it be this process
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    asked = read_json(request)
+    cfg = graphgym_cfg
+    try:
+        load_config(cfg, asked["cfg"])
+        cfg.run_dir = asked["run_dir"]
+        keep_freed_memory()
+        torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
+        graph = load_text_graph_of(cfg)
+        if not asked["overwrite"]:
+            check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph))
+        found = Calibration(cfg, graph, answer.parent).run(asked["kinds"])
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        found = {"error": str(error)}
+    write_json(answer, found)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,335 @@
+"""What a run will need, and whether this machine has it: memory, disk and time, before anything is trained.
+
+Sizes of files follow from the graph and the models; memory and time are measured on a small part of every stage, by a
+process of its own (`calibration`). Nothing is written but temporary files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from glem_graphgym.em.loop import UNTIL_PLATEAU
+from glem_graphgym.files import read_json, write_json
+from glem_graphgym.memory import available_bytes
+from glem_graphgym.registered.config import ConfigError, dump_config
+from glem_graphgym.registered.run_folder import RunError
+
+MB = 1 << 20
+STAGED_MODES = {
+    "glem": ("lm_gold", "gnn_gold"),
+    "glem_lm": ("lm_gold",),
+    "glem_gnn": ("gnn_gold",),
+    "glem_cascade": ("lm_gold", "gnn_gold"),
+}
+LM_KINDS = ("static", "lm_gold", "e_step")
+GNN_KINDS = ("gnn_gold", "m_step")
+KEPT_LMS = 4  # weights: of the first LM, the latest, the best, the best GNN's teacher
+KEPT_GNNS = 1  # the best
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage of a run.
+
+    Attributes:
+        folder: under ``stages/``; ``static`` for the embeddings of the untuned LM, which are made before them.
+        kind: its name without the iteration.
+        done: it is there already.
+    """
+
+    folder: str
+    kind: str
+    done: bool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Something that a run writes.
+
+    Attributes:
+        done: it is there already.
+        passing: the run removes it again.
+    """
+
+    what: str
+    path: str
+    bytes: int
+    done: bool = False
+    passing: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one resource: what is needed of it, at its peak, and what there is, in bytes.
+
+    Attributes:
+        resource: its name, for people.
+        stage: the stage that needs most; empty where all need it together.
+        remedy: what helps where it does not suffice: keys and their values.
+    """
+
+    resource: str
+    needed: int
+    available: int
+    stage: str
+    remedy: str
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found.
+
+    Attributes:
+        measured: the answer of `calibration`.
+        stages: of all seeds, in their order.
+        stored: of all seeds.
+        verdicts: one a resource.
+        at_most: the number of EM iterations is not known beforehand, and its bound was taken.
+    """
+
+    measured: dict[str, Any]
+    stages: list[Planned]
+    stored: list[Stored]
+    verdicts: list[Verdict]
+    at_most: bool
+
+    @property
+    def fits(self) -> bool:
+        return all(verdict.fits for verdict in self.verdicts)
+
+    def seconds(self) -> float:
+        """Of all stages that are not there yet."""
+        costs = self.measured["stages"]
+        return sum(costs[stage.kind]["seconds"] for stage in self.stages if not stage.done and stage.kind in costs)
+
+
+def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> Preflight:
+    """What the run that ``cfg`` describes needs, in each of ``run_dirs`` (one a seed), and whether it is there.
+
+    Raises:
+        ConfigError: ``train.mode`` has no stages.
+        RunError: the first folder holds another run, the configuration or the data cannot be used, or what was
+            tried did not fit into memory.
+    """
+    if cfg.train.mode not in STAGED_MODES:
+        raise ConfigError(
+            f"train.mode is '{cfg.train.mode}', but --dry_run knows what the stages of {', '.join(STAGED_MODES)} need"
+        )
+    plans = {run_dir: planned_stages(cfg, run_dir, overwrite) for run_dir in run_dirs}
+    kinds = list(dict.fromkeys(stage.kind for plan in plans.values() for stage in plan))
+    measured = measure(cfg, run_dirs[0], overwrite, kinds)
+    if cfg.glem.share_lm_gold and Path(measured["shared_lm_gold"]).is_dir():
+        plans[run_dirs[0]] = [
+            Planned(stage.folder, stage.kind, stage.done or stage.kind == "lm_gold") for stage in plans[run_dirs[0]]
+        ]
+    stages = [stage for plan in plans.values() for stage in plan]
+    stored = common_files(cfg, measured)
+    for run_dir, plan in plans.items():
+        stored += run_files(cfg, measured, run_dir, plan)
+    if "static" in measured["stages"]:
+        stages.insert(0, Planned("static", "static", done=False))
+    freed = {run_dir: _size_of(run_dir) for run_dir in run_dirs} if overwrite else {}
+    verdicts = [*disk_verdicts(cfg, stored, freed), *memory_verdicts(cfg, measured, stages)]
+    return Preflight(measured, stages, stored, verdicts, cfg.glem.em_iterations == UNTIL_PLATEAU)
+
+
+def planned_stages(cfg: CfgNode, run_dir: Path, overwrite: bool = False) -> list[Planned]:
+    """The stages of ``train.mode`` in the order in which `em.loop` does them."""
+    names = list(STAGED_MODES[cfg.train.mode])
+    if cfg.train.mode == "glem":
+        asked = cfg.glem.em_iterations
+        steps = ("e_step", "m_step") if cfg.glem.order == "lm_first" else ("m_step", "e_step")
+        iterations = cfg.glem.em_max_iterations if asked == UNTIL_PLATEAU else asked
+        names += [f"{step}_{iteration}" for iteration in range(1, iterations + 1) for step in steps]
+    if "gnn_gold" in names and cfg.glem.correct_and_smooth:
+        names.append("correct_and_smooth")
+    if {"lm_gold", "gnn_gold"} <= set(names) and cfg.glem.ensemble:
+        names.append("ensemble")
+    folders = [f"{index:02d}_{name}" for index, name in enumerate(names)]
+    return [
+        Planned(
+            folder=folder,
+            kind=re.sub(r"_\d+$", "", name),
+            done=not overwrite and (run_dir / "stages" / folder / "stage.json").exists(),
+        )
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def measure(cfg: CfgNode, run_dir: Path, overwrite: bool, kinds: Sequence[str]) -> dict[str, Any]:
+    """What `calibration` answers, from a process of its own."""
+    root = Path(__file__).resolve().parents[2]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory(prefix="glem-dry-run-") as name:
+        folder = Path(name)
+        dump_config(cfg, folder / "config.yaml")
+        asked = {"cfg": str(folder / "config.yaml"), "run_dir": str(run_dir), "overwrite": overwrite}
+        write_json(folder / "request.json", {**asked, "kinds": list(kinds)})
+        command = [sys.executable, "-m", "glem_graphgym.registered.calibration"]
+        done = subprocess.run(
+            [*command, str(folder / "request.json"), str(folder / "answer.json")],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if not (folder / "answer.json").exists():
+            how = f"was killed by signal {-done.returncode}, as happens when memory runs out"
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            if done.returncode >= 0:
+                how = f"failed: {lines[-1] if lines else f'exit status {done.returncode}'}"
+            raise RunError(f"the trial of this configuration {how}; {lm_remedy(cfg)}, or {gnn_remedy(cfg)}")
+        found = read_json(folder / "answer.json")
+    if "error" in found:
+        raise RunError(found["error"])
+    return found
+
+
+# ---- disk ---------------------------------------------------------------------------------------------------------
+
+
+def common_files(cfg: CfgNode, measured: dict[str, Any]) -> list[Stored]:
+    """What runs share under ``dataset.dir``."""
+    nodes, stored = measured["graph"]["nodes"], []
+    tokens, static, hops = measured["tokens"], measured["static"], measured["hops"]
+    if tokens:
+        stored.append(Stored("tokens", tokens["folder"], tokens["bytes"], tokens["known"]))
+    if static:
+        shape = f"float16 ({nodes:,}, {static['dim']})"
+        size = 2 * nodes * static["dim"]
+        stored.append(Stored(f"static embeddings, {shape}", static["folder"], size, static["known"]))
+    if hops:
+        stored.append(Stored("propagation operator", str(Path(cfg.dataset.dir) / "hops"), hops["operator"]))
+    return stored
+
+
+def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) -> list[Stored]:
+    """What the stages of a run write into its folder."""
+    nodes, classes, dim = measured["graph"]["nodes"], measured["graph"]["classes"], measured["dim"]
+    stored = []
+    for stage in plan:
+        parts = {f"logits float16 ({nodes:,}, {classes})": 2 * nodes * classes}
+        if stage.kind in LM_KINDS:
+            parts[f"embeddings float16 ({nodes:,}, {dim})"] = 2 * nodes * dim
+        what = f"{stage.folder}: {', '.join(parts)}"
+        stored.append(Stored(what, str(run_dir / "stages" / stage.folder), sum(parts.values()), stage.done))
+    for model, kinds, kept, size in (
+        ("LM", LM_KINDS, KEPT_LMS, measured["lm_weights"]),
+        ("GNN", GNN_KINDS, KEPT_GNNS, measured["gnn_weights"]),
+    ):
+        missing = sum(stage.kind in kinds and not stage.done for stage in plan)
+        count = missing if cfg.glem.keep_weights == "all" else min(missing, kept)
+        if count:
+            stored.append(Stored(f"weights of {count} × {model}", str(run_dir / "stages"), count * size))
+        if count < missing:  # one that is not yet known to be forgotten
+            stored.append(Stored(f"one more of the {model}", str(run_dir / "stages"), size, passing=True))
+    if measured["hops"]:
+        working = str(run_dir / "working")
+        stored.append(Stored("hop features, float16, of one M-step", working, measured["hops"]["bytes"], passing=True))
+    return stored
+
+
+def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]) -> list[Verdict]:
+    """One a file system; what ``--overwrite`` deletes first is free."""
+    groups: dict[int, list[Stored]] = {}
+    for item in stored:
+        groups.setdefault(_existing(Path(item.path)).stat().st_dev, []).append(item)
+    verdicts = []
+    for device, items in groups.items():
+        place = _existing(Path(items[0].path))
+        more = sum(size for path, size in freed.items() if _existing(path).stat().st_dev == device)
+        needed = sum(item.bytes for item in items if not item.done)
+        mount = next(folder for folder in (place, *place.parents) if os.path.ismount(folder) or folder.parent == folder)
+        verdicts.append(Verdict(f"disk mounted at {mount}", needed, free_bytes(place) + more, "", disk_remedy(cfg)))
+    return verdicts
+
+
+def free_bytes(place: Path) -> int:
+    return shutil.disk_usage(place).free
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or the nearest of the folders above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Planned]) -> list[Verdict]:
+    """Memory and, where there is one, the accelerator's; of the stage that needs most.
+
+    Pages of files that are mapped into memory are not needed: the system takes them back.
+    """
+    costs = measured["stages"]
+    kinds = [stage.kind for stage in stages if not stage.done and stage.kind in costs]
+    if not kinds:
+        return []
+
+    def verdict(resource: str, available: int, need: dict[str, float]) -> Verdict:
+        most = max(need, key=lambda kind: need[kind])
+        remedy = lm_remedy(cfg) if most in LM_KINDS else gnn_remedy(cfg)
+        return Verdict(resource, round(need[most] * MB), available, most, remedy)
+
+    resident = {kind: max(0.0, costs[kind]["resident_mb"] - costs[kind]["mapped_mb"]) for kind in kinds}
+    verdicts = [verdict("memory", available_bytes(), resident)]
+    if measured["accelerator"] == "cuda":
+        accelerator = {kind: costs[kind]["accelerator_mb"] for kind in kinds}
+        verdicts.append(verdict("accelerator memory", torch.cuda.mem_get_info()[0], accelerator))
+    return verdicts
+
+
+# ---- what to do ---------------------------------------------------------------------------------------------------
+
+
+def lm_remedy(cfg: CfgNode) -> str:
+    lm, ways = cfg.lm, []
+    batch = min([lm.batch_size, *([cfg.glem.lm_batch_size] if cfg.glem.lm_batch_size > 0 else [])])
+    if 2 * lm.accumulate <= batch:
+        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
+    if not lm.gradient_checkpointing:
+        ways.append("lm.gradient_checkpointing True")
+    ways.append(f"lm.max_length below {lm.max_length}")
+    return f"set {', '.join(ways)}, or take a smaller lm.model"
+
+
+def gnn_remedy(cfg: CfgNode) -> str:
+    from glem_graphgym.registered.networks import sees_hops
+
+    ways = [f"set gnn.dim_inner below {cfg.gnn.dim_inner}"]
+    if sees_hops():
+        ways.append(f"gnn.hops below {cfg.gnn.hops}")
+        if not cfg.glem.memory_budget_gb:
+            ways.append("glem.memory_budget_gb to what hop features may take of memory")
+    else:
+        ways.append("gnn.fan_out to sample neighbours")
+        ways.append("take a model.type on hop features, such as glem_gamlp, with glem.memory_budget_gb")
+    return ", or ".join(ways)
+
+
+def disk_remedy(cfg: CfgNode) -> str:
+    ways = ["set out_dir or dataset.dir to a place with more room"]
+    if cfg.glem.keep_weights == "all":
+        ways.append("glem.keep_weights needed")
+    return ", or ".join(ways)

@@ -1,0 +1,158 @@
+"""A dataset made ready before any run: graph, texts and tokens on disk, checked, and where each of them lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
+from glem_graphgym.data.tokens import TokenStore, encode_texts, token_folder
+from glem_graphgym.files import read_json
+from glem_graphgym.registered.config import feature_kinds
+from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+
+TEXTS_CHECKED = 1000  # spread evenly over all nodes
+ROWS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One thing that is ready.
+
+    Attributes:
+        what: its name.
+        where: its file or folder; None for what is made anew at every start.
+        bytes: its size on disk.
+        holds: what is in it, in words.
+    """
+
+    what: str
+    where: Path | None
+    bytes: int
+    holds: str
+
+
+def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
+    """Make the graph that the configuration names and, where it reads texts, their tokens; check both.
+
+    What is there already is checked, not made again.
+
+    Raises:
+        DataError: a file is missing, damaged or of another dataset; says what to put where.
+        ValueError: ``dataset.format`` is not TAG, or the tokenizer of ``lm.model`` cannot be loaded.
+    """
+    if cfg.dataset.format != "TAG":
+        raise ValueError(f"dataset.format is '{cfg.dataset.format}', expected 'TAG': others are not prepared here")
+    graph = load_text_graph_of(cfg)
+    check_texts(graph.texts, graph.name)
+    ready = list(_graph_parts(graph, _snapshot_of(graph, Path(cfg.dataset.dir))))
+    return [*ready, _tokens(cfg, graph)] if reads_texts(cfg) else ready
+
+
+def reads_texts(cfg: CfgNode) -> bool:
+    """Whether a run of this configuration gives the nodes' texts to a language model."""
+    if "static" in feature_kinds(cfg.glem.node_features):
+        return True
+    if cfg.train.mode == "standard":
+        text_encoder = cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text"
+        return text_encoder or cfg.model.type == "glem_lm"
+    return cfg.train.mode != "glem_gnn"
+
+
+def _snapshot_of(graph: TextGraph, root: Path) -> Path | None:
+    """The newest folder under ``root`` in which this graph is frozen."""
+    found = [file.parent for file in root.rglob("graph.json") if not file.parent.name.startswith(".")]
+    same = [folder for folder in found if read_json(folder / "graph.json").get("fingerprint") == graph.fingerprint()]
+    return max(same, key=lambda folder: (folder / "graph.json").stat().st_mtime, default=None)
+
+
+def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
+    split = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
+    unlabelled = int((graph.label == UNLABELLED).sum())
+    empty = sum(int((np.diff(ends) == 0).sum()) for ends in _overlapping(graph.texts.offsets))
+    parts = {
+        "graph": ((), f"{graph.name}, fingerprint {graph.fingerprint()}"),
+        "texts": (("text", "text_offsets"), f"{len(graph.texts):,} texts, {empty:,} of them empty"),
+        "structure": (("rowptr", "col"), f"{graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges"),
+        "labels": (("label", *(f"split_{part}" for part in graph.split)), _labels(graph, unlabelled, split)),
+        "features": (("features",), _shape(graph.features)),
+    }
+    for what, (names, holds) in parts.items():
+        if folder is None or not names:
+            yield Prepared(what, folder, _size(folder) if folder else 0, holds)
+            continue
+        files = [file for name in names if (file := folder / f"{name}.npy").exists()]
+        if files:
+            yield Prepared(what, files[0], sum(map(_size, files)), holds)
+
+
+def _labels(graph: TextGraph, unlabelled: int, split: str) -> str:
+    return f"{graph.num_classes} classes, {split}; {unlabelled:,} nodes without a label"
+
+
+def _shape(features: np.ndarray | None) -> str:
+    return "none" if features is None else f"{features.dtype}, {features.shape[1]} columns"
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
+# ---- checks -------------------------------------------------------------------------------------------------------
+
+
+def check_texts(texts: Texts, name: str) -> None:
+    """Check that every text ends where the next begins, and that texts from all over the buffer are UTF-8.
+
+    Raises:
+        DataError: says of which graph, and what to do.
+    """
+    remedy = "delete its snapshot to have it made anew"
+    _check_pointers(texts.offsets, len(texts.buffer), f"{name}: texts", remedy)
+    for node in _spread(len(texts)):
+        try:
+            texts[node]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: text {node} is no UTF-8 ({error}); {remedy}") from error
+
+
+def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
+    from glem_graphgym.models.text_encoder import load_tokenizer
+
+    store, tokenizer = open_tokens(cfg, graph), load_tokenizer(cfg.lm.model)
+    folder = token_folder(graph.texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
+    remedy = f"delete {folder} to have it made anew"
+    _check_pointers(store.offsets, len(store.ids), f"{folder}: tokens", remedy)
+    nodes = _spread(len(graph.texts))
+    expected = encode_texts([graph.texts[node] for node in nodes], tokenizer, cfg.lm.max_length)
+    for node, ids in zip(nodes, expected, strict=True):
+        if _ids(store, node) != list(ids):
+            raise DataError(f"{folder}: the tokens of node {node} are not those of its text; {remedy}")
+    mean = len(store.ids) / max(len(store), 1)
+    holds = f"{len(store.ids):,} tokens, {mean:.0f} a text, at most {cfg.lm.max_length}; {cfg.lm.model}"
+    return Prepared("tokens", folder, _size(folder), holds)
+
+
+def _ids(store: TokenStore, node: int) -> list[int]:
+    return store.ids[store.offsets[node] : store.offsets[node + 1]].tolist()
+
+
+def _check_pointers(offsets: np.ndarray, end: int, what: str, remedy: str) -> None:
+    ordered = all(bool((np.diff(block) >= 0).all()) for block in _overlapping(offsets))
+    if not ordered or offsets[0] != 0 or offsets[-1] != end:
+        raise DataError(f"{what}: offsets must grow from 0 to {end}; {remedy}")
+
+
+def _overlapping(offsets: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of offsets, each beginning with the last of the one before."""
+    for start in range(0, len(offsets) - 1, ROWS_AT_ONCE):
+        yield offsets[start : start + ROWS_AT_ONCE + 1]
+
+
+def _spread(count: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(count, TEXTS_CHECKED)).astype(np.int64)).tolist() if count else []

@@ -1,0 +1,167 @@
+"""What a run needs of memory, estimated before its first stage: what cannot run is refused with the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch_geometric.graphgym.register import network_dict
+from yacs.config import CfgNode
+
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.hop_storage import batch_bytes, hops_in_memory
+from glem_graphgym.memory import machine_bytes
+from glem_graphgym.models.out_of_core import plan_columns
+from glem_graphgym.models.text_encoder import model_source
+from glem_graphgym.registered.config import feature_kinds
+from glem_graphgym.registered.language_model import hardware_for
+from glem_graphgym.registered.networks import GraphNetwork, sees_hops
+
+GB = 1e9
+HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
+
+
+def budget_bytes(cfg: CfgNode) -> int:
+    """``glem.memory_budget_gb`` in bytes; 0 = none."""
+    return round(cfg.glem.memory_budget_gb * GB)
+
+
+def feature_width(cfg: CfgNode, graph: TextGraph) -> int:
+    """D, the width of the GNN's node features; the language model's own width is read from its configuration."""
+    width = 0
+    for kind in feature_kinds(cfg.glem.node_features):
+        if kind == "raw":
+            width += 0 if graph.features is None else graph.features.shape[1]
+        elif kind == "file":
+            width += _columns(Path(cfg.glem.feature_file))
+        elif kind == "text" and cfg.lm.shrink_dim:
+            width += cfg.lm.shrink_dim
+        else:
+            width += _hidden_size(cfg.lm.model)
+    return width
+
+
+def _columns(file: Path) -> int:
+    """Of the matrix in a file, without reading it."""
+    try:
+        if file.suffix == ".npy":
+            return int(np.load(file, mmap_mode="r").shape[1])
+        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True).shape[1])
+    except Exception:  # whatever is wrong with it, reading it will say it better
+        return 0
+
+
+def _hidden_size(model: str) -> int:
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(model_source(model)).hidden_size)
+    except Exception:  # whatever is wrong with it, loading the model will say it better
+        return 0
+
+
+def check_memory(cfg: CfgNode, graph: TextGraph) -> None:
+    """
+    Raises:
+        ValueError: the M-step does not fit into ``glem.memory_budget_gb`` or, without a budget, into the machine (the
+            accelerator for full-batch networks); says what takes how much, and what does fit.
+    """
+    width = feature_width(cfg, graph)
+    if sees_hops():
+        _check_hops(cfg, graph, width)
+    elif not cfg.gnn.fan_out:
+        _check_full_batch(cfg, graph, width)
+
+
+def _check_hops(cfg: CfgNode, graph: TextGraph, width: int) -> None:
+    n, hops, budget = graph.num_nodes, cfg.gnn.hops, budget_bytes(cfg)
+    classes = graph.num_classes if cfg.glem.label_input else 0
+    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+    needed = hops_in_memory(n, len(graph.col), width, hops, item_bytes, classes)
+    if not budget:
+        if needed > machine_bytes():
+            raise ValueError(
+                f"model.type {cfg.model.type} on {n:,} nodes with {width} features takes about {_gb(needed)} for "
+                f"{hops} hops, and this machine has {_gb(machine_bytes())}; set glem.memory_budget_gb below that, and "
+                "hops are propagated on disk"
+            )
+        return
+    if needed <= budget:
+        return
+    plan_columns(n, max(width, classes), budget)
+    gold = len(graph.split["train"])
+    at_once = min(gold, cfg.gnn.batch_size or gold)
+    if batch_bytes(at_once, hops, width) > budget:
+        raise ValueError(
+            f"gnn.batch_size is {cfg.gnn.batch_size} with {gold:,} training nodes: {hops + 1} hops of {width} columns "
+            f"take {_gb(batch_bytes(at_once, hops, width))}, but glem.memory_budget_gb is {budget / GB:g}; set it to "
+            f"at most {budget // max(1, batch_bytes(1, hops, width))}"
+        )
+    if cfg.glem.correct_and_smooth:
+        smoothing = _smoothing_bytes(graph)
+        if smoothing > budget:
+            raise ValueError(
+                f"glem.correct_and_smooth takes about {_gb(smoothing)} on {n:,} nodes, but glem.memory_budget_gb is "
+                f"{budget / GB:g}; set it to False"
+            )
+
+
+def _check_full_batch(cfg: CfgNode, graph: TextGraph, width: int) -> None:
+    parts = full_batch_bytes(cfg, graph, width)
+    if cfg.glem.correct_and_smooth:
+        parts["Correct & Smooth"] = _smoothing_bytes(graph)
+    budget, needed = budget_bytes(cfg), sum(parts.values())
+    limit, whose = _limit(cfg) if not budget else (budget, f"glem.memory_budget_gb is {budget / GB:g}")
+    if needed > limit:
+        raise ValueError(
+            f"model.type {cfg.model.type} trains on the whole graph at a time and takes about {_gb(needed)} "
+            f"({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())}), but {whose}; expected "
+            f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled, "
+            "gnn.fan_out"
+        )
+
+
+def _limit(cfg: CfgNode) -> tuple[int, str]:
+    if hardware_for(cfg, "32").accelerator == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        return total, f"the accelerator has {_gb(total)}"
+    return machine_bytes(), f"this machine has {_gb(machine_bytes())}"
+
+
+def full_batch_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
+    """Bytes that a full-batch training step takes at least, part by part: a lower bound, so that nothing is refused
+    that could run.
+
+    Features are there once, and once more as the first layer's input; a layer keeps two arrays of its width for the
+    backward pass, which has two of the widest layer on its way. Ours hold 24 bytes an edge; networks that pass
+    messages along edges keep each layer's, a number an edge and channel.
+    """
+    n, entries, g = graph.num_nodes, len(graph.col), cfg.gnn
+    item = hardware_for(cfg, g.precision).dtype.itemsize
+    heads = g.att_heads if cfg.model.type in ("glem_gat", "glem_revgat") else 1
+    channels = g.dim_inner * heads
+    layers = 1 if cfg.model.type == "glem_revgat" else max(1, g.layers_mp)  # whose blocks are computed anew
+    labels = graph.num_classes if cfg.glem.label_input else 0
+    parts = {
+        "features": n * (4 * width + item * (width + labels)),
+        f"activations of {g.layers_mp} layers": 2 * layers * n * channels * item,
+        "edges": 24 * entries,
+        "gradients": n * (2 * channels * item + 2 * 4 * graph.num_classes),
+    }
+    if cfg.model.type in ("glem_gat", "glem_revgat"):
+        parts["attention"] = 3 * 4 * layers * entries * heads
+    network = network_dict.get(cfg.model.type)
+    if not (isinstance(network, type) and issubclass(network, GraphNetwork)):
+        parts["messages"] = item * max(1, g.layers_mp) * entries * g.dim_inner
+    return parts
+
+
+def _smoothing_bytes(graph: TextGraph) -> int:
+    """Of PyG's Correct & Smooth: edges and their weights, a message an edge and class, predictions and their copies."""
+    entries = len(graph.col)
+    return entries * (16 + 4 + 4 * graph.num_classes) + 5 * 4 * graph.num_nodes * graph.num_classes
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.3g} GB"

@@ -1,0 +1,93 @@
+"""What a run will need, as tables: its stages, what it writes, and whether the machine has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from glem_graphgym.report.stats import default_console, new_table
+
+HOUR, MINUTE = 3600, 60
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def print_needs(found: Any, title: str, console: Console | None = None) -> None:
+    """Print what `registered.preflight.examine` found: stages, files, one line a resource, and the time."""
+    console = console or default_console()
+    measured = found.measured
+    _say(console, _texts_line(measured))
+    console.print(_stages_table(title, found.stages, measured["stages"]))
+    console.print(_files_table(found.stored))
+    for verdict in found.verdicts:
+        _say(console, verdict_line(verdict))
+    at_most = ", at most, as epochs and iterations may end early"
+    _say(console, f"time: about {shown_time(found.seconds())} on this machine as busy as it is now{at_most}")
+
+
+def verdict_line(verdict: Any) -> str:
+    """Whether a resource suffices: what is needed, what there is and, if it does not, what to do."""
+    who = f"{verdict.stage} " if verdict.stage else "the run "
+    has = f"{who}needs {shown_size(verdict.needed)}, {shown_size(verdict.available)} are free"
+    if verdict.fits:
+        return f"{verdict.resource}: fits; {has}"
+    return f"{verdict.resource}: DOES NOT FIT; {has}; {verdict.remedy}"
+
+
+def shown_size(size: float) -> str:
+    """``1.5 GB``: in powers of 1024, as the reports' MB are."""
+    for unit in UNITS:
+        if size < 1024 or unit == UNITS[-1]:
+            return f"{size:,.0f} {unit}" if unit in UNITS[:2] or size >= 100 else f"{size:,.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def shown_time(seconds: float) -> str:
+    if seconds < MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:,.1f} h"
+
+
+def _texts_line(measured: Mapping[str, Any]) -> str:
+    graph, tokens = measured["graph"], measured["tokens"]
+    line = f"{graph['name']}: {graph['nodes']:,} nodes, {graph['edges']:,} undirected edges, {graph['classes']} classes"
+    if tokens:
+        how = "" if tokens["known"] else "about "
+        line += f"; {how}{tokens['total']:,} tokens in {graph['nodes']:,} texts"
+    return line
+
+
+def _stages_table(title: str, stages: Sequence[Any], costs: Mapping[str, Mapping[str, Any]]) -> Any:
+    accelerator = any(cost["accelerator_mb"] for cost in costs.values())
+    numbers = ["texts trained on", "tokens", "memory", "of it files", *(["accelerator"] if accelerator else []), "time"]
+    table = new_table(title, ["stage", ""], numbers)
+    for stage in stages:
+        cost = costs.get(stage.kind)
+        if stage.done or cost is None:
+            table.add_row(stage.folder, "is there already" if stage.done else "no training", *[""] * len(numbers))
+            continue
+        counts = (f"{cost[name]:,}" if cost[name] else "" for name in ("texts", "tokens"))
+        sizes = [cost["resident_mb"], cost["mapped_mb"], *([cost["accelerator_mb"]] if accelerator else [])]
+        memory = (shown_size(size * 2**20) for size in sizes)
+        table.add_row(stage.folder, "", *counts, *memory, shown_time(cost["seconds"]))
+    return table
+
+
+def _files_table(stored: Sequence[Any]) -> Any:
+    table = new_table("Files", ["what", "where", ""], ["size"])
+    for item in stored:
+        table.add_row(
+            item.what,
+            item.path,
+            "is there already" if item.done else "for a while" if item.passing else "",
+            shown_size(item.bytes),
+        )
+    return table
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

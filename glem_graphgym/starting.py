@@ -1,0 +1,88 @@
+"""Start a command as several processes on this machine, and end all of them as soon as one fails."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from glem_graphgym.processes import PARENT
+
+LOST = 75  # exit status of a process that failed because another did
+GRACE = 3.0  # seconds in which the others may end by themselves, with a message of their own
+
+
+def start(command: list[str], count: int) -> int:
+    """Run ``command`` as ``count`` processes that find each other (`processes.join`); the exit status of the run.
+
+    The first has the terminal. Of each other that fails by itself the last line of its errors is shown. The others get
+    `GRACE` to end then, and are killed: nothing of value is in them, whatever is finished lies on disk.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # a free port, with nobody between
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"{rank}.log" for rank in range(count)]
+        started = [_start(command, rank, count, store.port, logs[rank]) for rank in range(count)]
+        try:
+            _wait(started)
+            ended = [process.poll() for process in started]
+        except KeyboardInterrupt:  # the terminal has sent it to all of them
+            _wait(started, GRACE)
+            return 1
+        finally:
+            _end(started)
+        return _report(ended, logs)
+
+
+def _start(command: list[str], rank: int, count: int, port: int, log: Path) -> subprocess.Popen:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
+    environment = {
+        **os.environ,
+        **{name: str(value) for name, value in numbers.items()},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        # To torch: the port is open already, all processes connect to it.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        PARENT: str(os.getpid()),
+    }
+    if rank == 0:
+        return subprocess.Popen(command, env=environment)
+    with log.open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+
+
+def _wait(started: list[subprocess.Popen], at_most: float = math.inf) -> None:
+    """Until all have ended, or one has failed and the others have had their time; ``at_most`` so many seconds."""
+    deadline = time.monotonic() + at_most
+    while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+        if deadline == math.inf and any(process.poll() for process in started):
+            deadline = time.monotonic() + GRACE
+        time.sleep(0.05)
+
+
+def _end(started: list[subprocess.Popen]) -> None:
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+    for process in started:
+        process.wait()
+
+
+def _report(ended: list[int | None], logs: list[Path]) -> int:
+    """Say which processes failed by themselves, beyond what the first has said itself; the run's exit status."""
+    if all(status == 0 for status in ended):
+        return 0
+    first_spoke = ended[0] is not None and ended[0] not in (0, LOST) and ended[0] > 0
+    for rank, status in enumerate(ended):
+        if status in (None, 0, LOST) or first_spoke:
+            continue
+        how = f"was killed by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        lines = logs[rank].read_text(errors="replace").split("\n") if logs[rank].exists() else []
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        print(f"error: process {rank} of {len(ended)} {how}{': ' if last else ''}{last}", file=sys.stderr)
+    return 1

@@ -1,0 +1,411 @@
+"""What GLEM saves: the LM alone, joint co-training and GLEM by step, epoch, memory and largest batch, side by side.
+
+Every figure comes from a process of its own, in which the train modes' own learners (`registered.train`) do a fixed
+number of steps with the configurations ``configs_gg/{lm,joint,glem}_debian.yaml``, the first ones uncounted. An epoch
+is extrapolated: steps of an epoch times the median step. The peak is of the whole process, Python and torch included.
+The largest batch whose process stays within ``--memory_gb`` is found by bisection over powers of two; a process that
+needs far more is stopped by the operating system rather than by a machine that swaps.
+
+``python -m benchmarks.cost '<JSON of a Job>'`` is one such process: it prints its figures as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from benchmarks.measure import Row, row_of
+from glem_graphgym.data.debian import load_debian
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.memory import PeakMemory, keep_freed_memory
+
+RUN = Path(__file__).resolve().parent.parent
+PART = "cost"
+LM, JOINT, GLEM = "LM alone", "joint co-training", "GLEM"
+CONFIGS = {LM: "lm_debian", JOINT: "joint_debian", GLEM: "glem_debian"}
+M_STEP, ENCODING = "GLEM's M-step", "GLEM's encoding of all texts"
+BATCH, WARM_UP, STEPS = 32, 3, 12
+LARGEST = 2048  # gold nodes a step that are tried at most: two such steps find enough of them on the debian graph
+ENCODED = 4000  # texts, for the speed of encoding
+SLACK_MB = 1024  # above the budget, before a process is stopped; what it maps is more than what it uses
+LIMIT_S = 600  # for a process, which takes half a minute where nobody else works
+DEBIAN: tuple[str, ...] = ("dataset.name", "debian")
+GENERATED = ("dataset.name", "synthetic", "dataset.synthetic_nodes", "60000", "dataset.synthetic_words", "17")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures.
+
+    Attributes:
+        method: `LM`, `JOINT`, `GLEM` (its E-step), `M_STEP` or `ENCODING`.
+        batch: gold nodes a step; in an E-step gold and pseudo nodes.
+        warm_up, steps: optimizer steps that are not counted, and that are.
+        options: key, value, ... that the configuration is loaded with: the graph, and what is changed of it.
+        data: folder for the graph and its tokens.
+        limit_mb: of memory that the process maps; 0 = none.
+    """
+
+    method: str
+    batch: int = BATCH
+    warm_up: int = WARM_UP
+    steps: int = STEPS
+    options: tuple[str, ...] = DEBIAN
+    data: str = "datasets"
+    limit_mb: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was found.
+
+    Attributes:
+        seconds: of each counted step (of an epoch, of the encoding of all texts).
+        steps_per_epoch: optimizer steps of an epoch.
+        texts_per_step: texts encoded in a step, on average.
+        peak_mb: highest resident memory of the process.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    steps_per_epoch: int = 1
+    texts_per_step: float = 0.0
+    peak_mb: float = 0.0
+
+
+def cost(
+    repeats: int, memory_gb: float = 4.0, options: tuple[str, ...] | None = None, largest: int = LARGEST
+) -> Iterator[Row]:
+    """The table; ``options`` name another graph than the debian one, or change the configurations."""
+    with tempfile.TemporaryDirectory() as folder:
+        options, data = graph_options(folder) if options is None else (options, folder)
+        limit_mb = round(1024 * memory_gb) + SLACK_MB
+        first: dict[str, Cost] = {}
+        for method in CONFIGS:
+            found = first[method] = measured(Job(method, steps=max(STEPS, repeats), options=options, data=data))
+            yield from rows_of(method, found, first.get(JOINT) if method == GLEM else None)
+        for method, what in ((M_STEP, "an epoch, full batch"), (ENCODING, "all texts, once an iteration")):
+            found = measured(Job(method, steps=max(3, repeats), options=options, data=data))
+            yield row_of(PART, f"{method}, {what}", found.seconds, "s")
+        for method in CONFIGS:
+
+            def fits(batch: int, method: str = method) -> bool:
+                job = Job(method, batch, warm_up=1, steps=1, options=options, data=data, limit_mb=limit_mb)
+                probed = run_job(job)
+                return probed is not None and probed.peak_mb <= 1024 * memory_gb
+
+            batch = largest_fitting(fits, largest)
+            what = f"{method}, largest batch in {memory_gb:g} GB (of powers of two up to {largest})"
+            yield Row(PART, what, batch, "nodes a step")
+
+
+def rows_of(method: str, found: Cost, joint: Cost | None) -> Iterator[Row]:
+    """The figures of a method; beside them those of joint co-training where they are given."""
+
+    def rival(of: Callable[[Cost], float]) -> dict[str, Any]:
+        return {} if joint is None else {"rival": of(joint), "rival_name": JOINT}
+
+    name = "GLEM's E-step" if method == GLEM else method
+    yield row_of(PART, f"{name}, a step, batches of {BATCH}", found.seconds, "s", **rival(a_step))
+    what = f"{name}, an epoch of {found.steps_per_epoch:,} steps, extrapolated from {len(found.seconds)}"
+    seconds = [found.steps_per_epoch * second for second in found.seconds]
+    yield row_of(PART, what, seconds, "s", **rival(lambda cost: cost.steps_per_epoch * a_step(cost)))
+    what = f"{name}, texts encoded with gradient in a step"
+    yield Row(PART, what, found.texts_per_step, "texts", **rival(lambda cost: cost.texts_per_step))
+    yield Row(PART, f"{name}, peak memory, batches of {BATCH}", found.peak_mb, "MB", **rival(lambda cost: cost.peak_mb))
+
+
+def a_step(found: Cost) -> float:
+    return float(np.median(found.seconds))
+
+
+def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
+    """The largest power of two up to ``most`` that fits, 0 if even 1 does not; what fits in less fits too."""
+    low, high = -1, int(math.log2(most))  # 2^low fits
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(2**middle):
+            low = middle
+        else:
+            high = middle - 1
+    return 2**low if low >= 0 else 0
+
+
+def graph_options(folder: str) -> tuple[tuple[str, ...], str]:
+    """The debian graph where apt has package lists or ``datasets`` it, else a generated one of about its size."""
+    data = str(Path("datasets").resolve())
+    try:
+        load_debian(Path(data))
+        return DEBIAN, data
+    except DataError as error:
+        print(f"a generated graph stands in for the Debian graph: {error}", file=sys.stderr)
+        return GENERATED, folder
+
+
+# ---- processes ----------------------------------------------------------------------------------------------------
+
+
+def measured(job: Job) -> Cost:
+    """
+    Raises:
+        MemoryError: the process did not get the memory that it wanted.
+    """
+    found = run_job(job)
+    if found is None:
+        raise MemoryError(f"{job.method} with batches of {job.batch} does not fit into this machine's memory")
+    return found
+
+
+def run_job(job: Job) -> Cost | None:
+    """What a process of its own finds; None when it did not get the memory that it wanted.
+
+    Raises:
+        RuntimeError: it failed for another reason, or took too long.
+    """
+    command = [sys.executable, "-m", "benchmarks.cost", json.dumps(asdict(job))]
+    path = os.pathsep.join([str(RUN), str(RUN.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(
+            f"{job.method} with batches of {job.batch} was not done after {LIMIT_S} s; is this machine busy with "
+            "something else?"
+        ) from error
+    if done.returncode == 0:
+        return Cost(**json.loads(done.stdout.splitlines()[-1]))
+    if is_out_of_memory(done.returncode, done.stderr):
+        return None
+    raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+def is_out_of_memory(code: int, stderr: str) -> bool:
+    """Whether a process ended for want of memory: killed by the kernel, or told so by one of many libraries."""
+    return code == -9 or bool(
+        re.search(r"MemoryError|bad_alloc|llocate memory|out of memory|Thread creation failed|memory object", stderr)
+    )
+
+
+def do(job: Job) -> Cost:
+    """Measure in this process."""
+    if job.limit_mb:
+        resource.setrlimit(resource.RLIMIT_DATA, (job.limit_mb << 20, job.limit_mb << 20))
+    memory = PeakMemory()
+    keep_freed_memory()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    graph, learners = load(job)
+    seconds, per_epoch, texts = WORK[job.method](job, graph, learners)
+    return Cost(seconds, per_epoch, texts, round(memory.resident_mb(), 1))
+
+
+def load(job: Job) -> tuple[TextGraph, Any]:
+    """The graph, and a namespace of what makes learners out of the configuration."""
+    from torch_geometric.graphgym.config import cfg
+
+    import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym.registered.config import load_config
+    from glem_graphgym.registered.loader import load_text_graph_of
+
+    size = {GLEM: "glem.lm_batch_size"}.get(job.method, "lm.batch_size")
+    mine = ["dataset.dir", job.data, size, str(job.batch), "lm.epochs", "1", "glem.lm_epochs", "1"]
+    mine += ["train.eval_period", "1000000", "optim.max_epoch", str(job.warm_up + job.steps), "optim.patience", "0"]
+    config = RUN.parent / "configs_gg" / f"{CONFIGS.get(job.method, CONFIGS[GLEM])}.yaml"
+    load_config(cfg, config, [*mine, *job.options])
+    return load_text_graph_of(cfg), cfg
+
+
+# ---- what a process does ------------------------------------------------------------------------------------------
+
+Found = tuple[list[float], int, float]  # seconds of each counted step, steps of an epoch, texts a step
+
+
+class Steps:
+    """Notes when each optimizer step ended, and how many texts were padded for encoding until then."""
+
+    def __init__(self, store: Any = None) -> None:
+        self.ends: list[float] = []
+        self.texts: list[int] = []
+        self.seen = 0
+        self.latest = (0, 0.0)
+        if store is not None:
+            plain = store.pad
+
+            def pad(nodes: np.ndarray) -> Any:
+                self.seen += len(nodes)
+                return plain(nodes)
+
+            store.pad = pad
+
+    def __enter__(self) -> Steps:
+        self.hook = register_optimizer_step_post_hook(self.note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.hook.remove()
+
+    def note(self, optimizer: Any, *_: Any) -> None:
+        made = (id(optimizer), float(next(iter(optimizer.state.values()))["step"]))
+        if made == self.latest:  # torch reports a step that calls its parent class's twice
+            return
+        self.latest = made
+        self.ends.append(time.perf_counter())
+        self.texts.append(self.seen)
+
+    def counted(self, job: Job, per_epoch: int) -> Found:
+        if len(self.ends) != job.warm_up + job.steps:
+            raise RuntimeError(f"{len(self.ends)} steps were made, expected {job.warm_up + job.steps}")
+        start = job.warm_up - 1  # the last one that is not counted
+        texts = (self.texts[-1] - self.texts[start]) / job.steps
+        return np.diff(self.ends[start:]).tolist(), per_epoch, texts
+
+
+def nobody() -> Any:
+    """A validation that selects nothing and takes no time."""
+    from glem_graphgym.em.stage import Validation
+
+    return Validation(np.arange(32), lambda logits: 0.0)
+
+
+def gold_of(graph: TextGraph, count: int | None = None) -> Any:
+    """The gold labels, or a random ``count`` of them.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    from glem_graphgym.em.pseudo_labels import Gold
+
+    nodes = graph.split["train"]
+    if count is not None:
+        if count > len(nodes):
+            raise ValueError(f"{count} gold nodes are wanted for the steps, but {graph.name} has {len(nodes)}")
+        nodes = np.sort(np.random.default_rng(0).choice(nodes, count, replace=False))
+    return Gold(nodes, graph.label[nodes], graph.num_classes)
+
+
+def pseudo_of(graph: TextGraph, gold: Any, count: int | None = None) -> Any:
+    """Pseudo-labels at random, of all nodes without a gold label or of a random ``count`` of them."""
+    from glem_graphgym.em.pseudo_labels import PseudoLabels
+
+    rng = np.random.default_rng(1)
+    rest = np.setdiff1d(np.arange(graph.num_nodes), graph.split["train"])
+    if count is not None:
+        rest = np.sort(rng.choice(rest, min(count, len(rest)), replace=False))
+    return PseudoLabels(rng.normal(size=(graph.num_nodes, graph.num_classes)).astype(np.float16), rest, gold)
+
+
+def lm_alone(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.em.pseudo_labels import StepTargets
+    from glem_graphgym.registered.loader import open_tokens
+    from glem_graphgym.registered.train import lm_learners
+
+    store = open_tokens(cfg, graph)
+    learner, _ = lm_learners(cfg, store, graph.num_classes, nobody())
+    gold = gold_of(graph, job.batch * (job.warm_up + job.steps))
+    with Steps(store) as steps:
+        learner.fit(StepTargets(gold), job.method)
+    return steps.counted(job, math.ceil(len(graph.split["train"]) / job.batch))
+
+
+def joint(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.em.pseudo_labels import StepTargets
+    from glem_graphgym.registered.loader import open_tokens
+    from glem_graphgym.registered.train import joint_learner
+
+    store = open_tokens(cfg, graph)
+    learner = joint_learner(cfg, graph, store, nobody())
+    gold = gold_of(graph, job.batch * (job.warm_up + job.steps))
+    with Steps(store) as steps:
+        learner.fit(StepTargets(gold), np.empty((graph.num_nodes, 0), dtype=np.float32), job.method)
+    return steps.counted(job, math.ceil(len(graph.split["train"]) / job.batch))
+
+
+def e_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.em.pseudo_labels import StepTargets
+    from glem_graphgym.registered.loader import open_tokens
+    from glem_graphgym.registered.train import lm_learners
+
+    store = open_tokens(cfg, graph)
+    _, learner = lm_learners(cfg, store, graph.num_classes, nobody())
+    gold_total = len(graph.split["train"])
+    pseudo_total = min(round(gold_total * cfg.glem.lm_pseudo_ratio), graph.num_nodes - gold_total)
+    wanted = job.batch * (job.warm_up + job.steps)
+    gold = gold_of(graph, max(1, round(wanted * gold_total / (gold_total + pseudo_total))))
+    pseudo = pseudo_of(graph, gold, wanted - len(gold.nodes))
+    ratio = len(pseudo.nodes) / len(gold.nodes)
+    with Steps(store) as steps:
+        learner.fit(StepTargets(gold, pseudo, cfg.glem.alpha, ratio), job.method)
+    return steps.counted(job, math.ceil((gold_total + pseudo_total) / job.batch))
+
+
+def m_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.em.pseudo_labels import StepTargets
+    from glem_graphgym.models.text_encoder import load_text_encoder
+    from glem_graphgym.registered.config import feature_kinds
+    from glem_graphgym.registered.language_model import encoder_config, hardware_for
+    from glem_graphgym.registered.train import gnn_learner
+
+    learner = gnn_learner(cfg, graph, nobody())
+    dim = load_text_encoder(encoder_config(cfg, hardware_for(cfg, "32"), -1.0, -1.0)).dim
+    shape = (graph.num_nodes, dim * len(feature_kinds(cfg.glem.node_features)))
+    features = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    gold = gold_of(graph)
+    targets = StepTargets(gold, pseudo_of(graph, gold), cfg.glem.beta, cfg.glem.gnn_pseudo_ratio)
+    with Steps() as steps:
+        learner.fit(targets, features, job.method)
+    return steps.counted(job, 1)
+
+
+def encoding(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.data.tokens import TokenStore
+    from glem_graphgym.registered.loader import open_tokens
+    from glem_graphgym.registered.train import lm_learners
+
+    whole = open_tokens(cfg, graph)
+    count = min(ENCODED, len(whole))
+    store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
+    learner, _ = lm_learners(cfg, store, graph.num_classes, nobody())
+    learner.load(None)
+    logits, embeddings = (np.zeros((count, width), np.float16) for width in (graph.num_classes, learner.embedding_dim))
+    seconds = []
+    for number in range(1 + job.steps):
+        start = time.perf_counter()
+        learner.predict(logits, embeddings, job.method)
+        if number:
+            seconds.append((time.perf_counter() - start) * len(whole) / count)
+    return seconds, 1, 0.0
+
+
+WORK: dict[str, Callable[[Job, TextGraph, Any], Found]] = {
+    LM: lm_alone,
+    JOINT: joint,
+    GLEM: e_step,
+    M_STEP: m_step,
+    ENCODING: encoding,
+}
+
+
+def main() -> int:
+    logging.disable(logging.INFO)
+    job = json.loads(sys.argv[1])
+    print(json.dumps(asdict(do(Job(**{**job, "options": tuple(job["options"])})))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Write a generated graph in the format of ogbn-papers100M, to measure how runs scale.
+
+``python run/make_papers100m_like.py --folder datasets/ogbn_papers100M --nodes 5000000 --edges 60000000`` writes
+what the loader of ogbn-papers100M reads: ``dataset.name ogbn-papers100M`` with ``dataset.dir datasets`` runs on it.
+Exit status: 0 done; 1 nothing was written, with the reason; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Write a generated graph in the format of ogbn-papers100M.")
+    parser.add_argument("--folder", required=True, type=Path, help="folder to write, e.g. datasets/ogbn_papers100M")
+    parser.add_argument("--nodes", required=True, type=int, help="number of nodes (ogbn-papers100M: 111059956)")
+    parser.add_argument("--edges", required=True, type=int, help="number of directed edges (there: 1615685872)")
+    parser.add_argument("--classes", type=int, default=172, help="classes that occur, at most 172 (default: 172)")
+    parser.add_argument("--features", type=int, default=64, help="width of the features (there: 128; default: 64)")
+    parser.add_argument("--feature_dtype", choices=["float16", "float32"], default="float32", help="(there: float32)")
+    parser.add_argument("--text_words", type=int, default=32, help="words of title and abstract (default: 32)")
+    parser.add_argument("--labelled", type=float, default=0.0139, help="share of labelled nodes (default: 0.0139)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Imported late, so that --help and a wrong command line answer at once.
+    from glem_graphgym.data.errors import DataError
+    from glem_graphgym.data.papers100m_like import write_papers100m_like
+
+    try:
+        write_papers100m_like(
+            args.folder,
+            args.nodes,
+            args.edges,
+            num_classes=args.classes,
+            features=args.features,
+            feature_dtype=args.feature_dtype,
+            text_words=args.text_words,
+            labelled=args.labelled,
+            seed=args.seed,
+        )
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    size = sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file())
+    print(f"{args.folder}: {args.nodes:,} nodes, {args.edges:,} directed edges, {size / 1e9:.1f} GB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Make a dataset ready: ``python run/prepare.py --cfg configs_gg/glem_arxiv.yaml [key value ...]``.
+
+Downloads what is missing where there is a network and says what to put where otherwise; makes graph, texts and tokens,
+checks them, and prints what lies where. Type the same command again after a crash or a kill: what is finished is kept.
+Exit status: 0 the dataset is ready; 1 it could not be done (one message says why); 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import add_config, parse_with_options
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Of `run/main.py`'s command line the part that names a configuration."""
+    parser = argparse.ArgumentParser(
+        description="Make the dataset of a configuration ready; type the same command again to resume.",
+        epilog="Options 'key value' override the YAML, e.g.: dataset.dir /data lm.max_length 256",
+    )
+    add_config(parser)
+    return parse_with_options(parser, argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Imported late, so that --help and a wrong command line answer at once.
+    from torch_geometric.graphgym.config import cfg
+
+    import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym.registered.config import load_config
+    from glem_graphgym.registered.preparation import prepare_dataset
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        load_config(cfg, args.cfg_file, args.opts)
+        print_prepared(prepare_dataset(cfg), cfg.dataset.name)
+    except (ValueError, OSError, MemoryError) as error:  # with DataError and ConfigError
+        if os.environ.get("GLEM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; type the same command again to resume", file=sys.stderr)
+        return 1
+    return 0
+
+
+def print_prepared(prepared: Iterable[Any], name: str) -> None:
+    """A table of what is ready, where it lies and how large it is."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{name} is ready")
+    for column in ("what", "size", "holds", "where"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for part in prepared:
+        where = str(part.where) if part.where else "made anew at every start"
+        size = size_text(part.bytes) if part.where else ""
+        table.add_row(*(Text(cell) for cell in (part.what, size, part.holds, where)))
+    Console().print(table)
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest unit of which there is at least one: ``1.5 GB``."""
+    amount, units = float(size), ["kB", "MB", "GB", "TB"]
+    if amount < 1000:
+        return f"{size} B"
+    while amount >= 999.95 and units:
+        amount, unit = amount / 1000, units.pop(0)
+    return f"{amount:.1f} {unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

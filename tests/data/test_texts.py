@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glem_graphgym.data import texts as module
+from glem_graphgym.data.texts import Texts, TextsWriter
+from glem_graphgym.files import fingerprint
+
+STRINGS = st.lists(st.text(st.characters(exclude_categories=["Cs"])))
+
+
+def read(folder: Path, stem: str = "text") -> Texts:
+    buffer, offsets = (np.load(folder / f"{stem}{end}.npy", mmap_mode="r") for end in ("", "_offsets"))
+    assert (buffer.dtype, offsets.dtype) == (np.uint8, np.int64)
+    return Texts(buffer, offsets)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TEXTS_AT_ONCE": 7, "ROWS_AT_ONCE": 11, "SORT_BYTES": 150, "PARTS": 9}.items():
+        monkeypatch.setattr(module, name, value)
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(STRINGS)
+def test_texts_read_like_the_list_they_were_made_of(strings: list[str]) -> None:
+    texts = Texts.of(strings)
+    assert list(texts) == strings
+    assert len(texts) == len(strings)
+    assert texts[:] == strings
+    assert texts[1:-1] == strings[1:-1]
+    assert texts[3:1] == []
+    assert texts[::-2] == strings[::-2]
+    assert [texts[-1 - i] for i in range(len(strings))] == strings[::-1]
+
+
+def test_iteration_goes_over_many_blocks(few_at_once: None) -> None:
+    strings = [str(i) * (i % 3) for i in range(50)]
+    assert list(Texts.of(strings)) == strings
+
+
+def test_a_text_index_out_of_range_is_an_error() -> None:
+    texts = Texts.of(["a", "b"])
+    for index in (2, -3):
+        with pytest.raises(IndexError):
+            texts[index]
+
+
+def test_lone_surrogates_do_not_stop_a_dataset() -> None:
+    assert list(Texts.of(["a\ud800b"])) == ["a?b"]
+
+
+def test_texts_of_texts_are_the_same_object() -> None:
+    texts = Texts.of(["a"])
+    assert Texts.of(texts) is texts
+
+
+def test_texts_are_equal_to_whatever_holds_the_same_strings() -> None:
+    texts = Texts.of(["ab", "", "c"])
+    for same in (["ab", "", "c"], ("ab", "", "c"), Texts.of(["ab", "", "c"])):
+        assert texts == same and same == texts
+    for other in (["ab", "", "d"], ["ab", ""], ["a", "b", "c"], [], "abc", None, 3, Texts.of(["a", "b", "c"])):
+        assert texts != other and other != texts
+
+
+def test_fingerprint_of_texts_tells_where_one_ends() -> None:
+    several = [["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""], ["", "abc"]]
+    assert len({Texts.of(texts).fingerprint() for texts in several}) == len(several)
+    assert Texts.of(["ab", "c"]).fingerprint() == Texts.of(("ab", "c")).fingerprint()
+
+
+def test_fingerprint_of_texts_is_that_of_earlier_releases_and_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = Texts.of(["ab", "ü", ""])
+    assert texts.fingerprint() == "6661d8b7d77cc625" == fingerprint(texts.offsets, texts.buffer)
+    monkeypatch.setattr(module, "fingerprint", lambda *_: pytest.fail("computed again"))
+    assert texts.fingerprint() == "6661d8b7d77cc625"
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(strings=STRINGS)
+def test_what_is_appended_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, strings: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("texts")
+    with TextsWriter(folder, len(strings)) as writer:
+        writer.extend(strings[:3])
+        for text in strings[3:]:
+            writer.append(text)
+    texts = read(folder)
+    assert texts == strings
+    assert texts.fingerprint() == Texts.of(strings).fingerprint()
+    assert names(folder) == ["text.npy", "text_offsets.npy"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_in_any_order_with_holes_and_repeats(tmp_path: Path, few_at_once: None, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 300))
+    rows = rng.integers(0, n, rng.integers(0, 2 * n))
+    rows = np.sort(rows) if seed % 3 == 0 else rows
+    strings = ["ü" * int(rng.integers(0, 9)) + str(i) for i in range(len(rows))]
+    expected: dict[int, str] = {}
+    for row, text in zip(rows.tolist(), strings, strict=True):
+        expected.setdefault(row, text)
+    with TextsWriter(tmp_path, n, "node_id") as writer:
+        for chosen in np.array_split(np.arange(len(rows)), rng.integers(1, 6)):
+            writer.put(rows[chosen], [strings[i] for i in chosen])
+    assert read(tmp_path, "node_id") == [expected.get(row, "") for row in range(n)]
+    assert writer.repeated == len(rows) - len(expected)
+    assert np.flatnonzero(writer.given).tolist() == sorted(expected)
+    assert names(tmp_path) == ["node_id.npy", "node_id_offsets.npy"]
+
+
+def test_one_text_larger_than_what_is_sorted_at_a_time(tmp_path: Path, few_at_once: None) -> None:
+    strings = ["a" * 5000, "b", "", "c" * 400]
+    with TextsWriter(tmp_path, 4) as writer:
+        writer.put([3, 1, 0, 2], [strings[row] for row in (3, 1, 0, 2)])
+    assert read(tmp_path) == strings
+
+
+def test_appending_goes_on_after_the_row_that_was_put(tmp_path: Path) -> None:
+    with TextsWriter(tmp_path, 6) as writer:
+        writer.append("zero")
+        writer.put([2], ["two"])
+        writer.append("three")
+    assert read(tmp_path) == ["zero", "", "two", "three", "", ""]
+
+
+def test_no_texts(tmp_path: Path) -> None:
+    for n in (0, 3):
+        with TextsWriter(tmp_path, n) as writer:
+            writer.put([], [])
+        assert read(tmp_path) == [""] * n
+
+
+def test_texts_that_are_no_unicode_become_question_marks(tmp_path: Path) -> None:
+    with TextsWriter(tmp_path, 1) as writer:
+        writer.append("a\ud800b")
+    assert read(tmp_path) == ["a?b"]
+
+
+@pytest.mark.parametrize("rows", [[0, 3], [-1, 0]])
+def test_a_row_out_of_range_is_an_error_and_leaves_nothing(tmp_path: Path, rows: list[int]) -> None:
+    message = f"texts of rows {rows[0]} to {rows[1]}, expected 0 to 2"
+    with pytest.raises(ValueError, match=message), TextsWriter(tmp_path, 3) as writer:
+        writer.put(rows, ["a", "b"])
+    assert names(tmp_path) == []
+
+
+def test_too_many_appended_texts_are_an_error_at_the_latest_at_the_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rows 0 to 2, expected 0 to 1"), TextsWriter(tmp_path, 2) as writer:
+        writer.extend("abc")
+    assert names(tmp_path) == []
+
+
+def test_rows_and_texts_of_different_number_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 texts for 2 rows"), TextsWriter(tmp_path, 3) as writer:
+        writer.put([0, 1], ["a", "b", "c"])
+
+
+def test_a_block_that_fails_leaves_nothing_and_the_old_files_alone(tmp_path: Path) -> None:
+    def texts() -> Iterator[str]:
+        yield "new"
+        raise OSError("disk pulled")
+
+    with TextsWriter(tmp_path, 2) as writer:
+        writer.extend(["old", "texts"])
+    with pytest.raises(OSError, match="disk pulled"), TextsWriter(tmp_path, 2) as writer:
+        writer.extend(texts())
+    assert read(tmp_path) == ["old", "texts"]
+    assert names(tmp_path) == ["text.npy", "text_offsets.npy"]
+
+
+def test_what_a_killed_process_left_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".text" / "written").mkdir(parents=True)
+    (tmp_path / ".text" / "written" / "buffer.npy").write_text("half")
+    with TextsWriter(tmp_path, 1) as writer:
+        writer.append("a")
+    assert read(tmp_path) == ["a"]
+    assert names(tmp_path) == ["text.npy", "text_offsets.npy"]
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_order: bool) -> None:
+    """40 MB of texts, written in their order or backwards with 2 MB sorted at a time."""
+    monkeypatch.setattr(module, "SORT_BYTES", 2_000_000)
+    monkeypatch.setattr(module, "TEXTS_AT_ONCE", 500)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 4_000)
+    n = 20_000
+
+    def blocks() -> Iterator[list[int]]:
+        rows = range(n) if in_order else range(n)[::-1]
+        yield from (list(rows[start : start + 500]) for start in range(0, n, 500))
+
+    tracemalloc.start()
+    try:
+        with TextsWriter(tmp_path, n) as writer:
+            for rows in blocks():
+                writer.put(rows, [f"{row:>2000}" for row in rows])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12_000_000
+    assert [text.lstrip() for text in read(tmp_path)] == [str(row) for row in range(n)]

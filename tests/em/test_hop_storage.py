@@ -1,0 +1,287 @@
+"""The M-step on hops on disk: what it trains, what it keeps, what a killed one goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from glem_graphgym.data.csr import csr_from_edges
+from glem_graphgym.em import hop_storage
+from glem_graphgym.em.feature_rows import FeatureRows
+from glem_graphgym.em.hop_step import HopLearner
+from glem_graphgym.em.hop_storage import HopStorage, batch_bytes, hops_in_memory
+from glem_graphgym.em.m_step import GNNSettings, Structures
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.models.gamlp import GAMLP
+from glem_graphgym.models.out_of_core import MappedHops
+from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.stored_operator import StoredOperator
+
+N, C, D, HOPS, LABEL_HOPS = 300, 3, 12, 2, 2
+RNG = np.random.default_rng(0)
+ROWPTR, COL = csr_from_edges(RNG.integers(0, N, 500), RNG.integers(0, N, 500), N)
+GOLD, VALID, TEST = np.arange(0, 60, 3), np.arange(100, 140), np.arange(200, 240)
+REST = np.setdiff1d(np.arange(N), GOLD)
+FEATURES = RNG.normal(size=(N, D)).astype(np.float32)
+LABELS = RNG.integers(0, C, N)
+BUDGET = 24_000  # bytes: two blocks of features, one of labels
+
+
+@dataclass
+class Graph:
+    """A `StoredGraph` that can be had in memory too."""
+
+    rowptr: np.ndarray
+    col: np.ndarray
+    keep: np.ndarray | None = None
+    renumbered: bool = False
+
+    @property
+    def adjacency(self) -> Adjacency:
+        if self.keep is None:
+            return Adjacency(torch.from_numpy(self.rowptr), torch.from_numpy(self.col))
+        row = np.repeat(np.arange(N), np.diff(self.rowptr))
+        kept = self.keep[row] & self.keep[self.col]
+        edges, count = np.stack([row[kept], self.col[kept]]).astype(np.int64), N
+        if self.renumbered:
+            edges, count = (np.cumsum(self.keep) - 1)[edges], int(self.keep.sum())
+        return Adjacency.from_edge_index(torch.from_numpy(edges), count)
+
+
+def structures(setting: str = "transductive") -> Structures:
+    if setting == "transductive":
+        return Structures(Graph(ROWPTR, COL), Graph(ROWPTR, COL))
+    keep = np.ones(N, dtype=bool)
+    keep[TEST] = False
+    predict = Graph(ROWPTR, COL) if setting == "inductive" else Graph(ROWPTR, COL, keep)
+    return Structures(Graph(ROWPTR, COL, keep, renumbered=True), predict, np.flatnonzero(keep))
+
+
+def targets(pseudo: bool = True, seed: int = 5) -> StepTargets:
+    gold = Gold(GOLD, LABELS[GOLD], C)
+    logits = np.random.default_rng(1).normal(size=(N, C))
+    unseen = np.setdiff1d(REST, TEST)
+    return StepTargets(gold, PseudoLabels(logits, unseen, gold) if pseudo else None, 0.3, 1.5, True, seed)
+
+
+def gamlp(dim_in: int, classes: int) -> nn.Module:
+    return GAMLP(dim_in, 8, classes, HOPS, dropout=0.3, label_hops=1, label_dropout=0.2)
+
+
+def learner_of(storage: HopStorage | None, setting: str = "transductive", **options: Any) -> HopLearner:
+    def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
+        made = torch.optim.SGD(params, lr=0.05)  # Adam makes steps of gradients that are but rounding
+        return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
+
+    validation = Validation(VALID, lambda logits: float((logits.argmax(-1) == LABELS[VALID]).mean()))
+    return HopLearner(
+        gamlp,
+        structures(setting),
+        optimizer,
+        GNNSettings(epochs=4, label_input=True),
+        validation,
+        Hardware(),
+        **{
+            "operator": lambda graph: graph.adjacency.gcn(),
+            "hops": HOPS,
+            "label_hops": LABEL_HOPS,
+            "batch_size": 12,
+            "storage": storage,
+            **options,
+        },
+    )
+
+
+def storage_in(folder: Path, nodes: np.ndarray | None = None, budget: int = BUDGET) -> HopStorage:
+    return HopStorage(budget, folder / "working", folder / "cache", nodes)
+
+
+def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) -> tuple[np.ndarray, HopLearner]:
+    torch.manual_seed(0)
+    learner.fit(targets(pseudo), features, "test")
+    logits = np.zeros((N, C), dtype=np.float32)
+    learner.predict(logits)
+    return logits, learner
+
+
+# ---- the same results ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
+def test_training_on_disk_is_training_in_memory_up_to_rounding(tmp_path: Path, setting: str) -> None:
+    wanted, memory = trained(learner_of(None, setting))
+    found, disk = trained(learner_of(storage_in(tmp_path), setting))
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+    assert memory.model is not None and disk.model is not None
+    for ours, theirs in zip(disk.model.parameters(), memory.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
+def test_hops_on_disk_are_those_in_memory_rounded(tmp_path: Path, setting: str) -> None:
+    memory, disk = learner_of(None, setting), learner_of(storage_in(tmp_path), setting)
+    for learner in (memory, disk):
+        learner.load(targets(), FEATURES, None)
+    assert isinstance(disk.hop_features, MappedHops) and isinstance(disk.label_features, MappedHops)
+    assert isinstance(memory.hop_features, torch.Tensor) and isinstance(memory.label_features, torch.Tensor)
+    for ours, theirs in zip(disk.batch(np.arange(N)), (memory.hop_features, memory.label_features), strict=True):
+        assert ours is not None
+        assert torch.equal(ours, theirs.half().float())
+
+
+def test_hops_are_stored_of_the_nodes_that_are_needed_and_no_others(tmp_path: Path) -> None:
+    needed = np.unique(np.concatenate([GOLD, VALID, TEST, targets().drawn(0)]))
+    nodes = np.union1d(needed, targets().pseudo.nodes)  # type: ignore[union-attr]
+    nodes = nodes[nodes != 299]
+    disk = learner_of(storage_in(tmp_path, nodes), predicted=nodes)
+    disk.load(targets(), FEATURES, None)
+    assert disk.hop_features is not None and disk.hop_features.shape == (HOPS + 1, len(nodes), D)
+    with pytest.raises(ValueError, match="hops of node 299"):
+        disk.batch(np.array([299]))
+    logits, _ = trained(disk)
+    whole, _ = trained(learner_of(storage_in(tmp_path / "whole")))
+    np.testing.assert_array_equal(logits[nodes], whole[nodes])
+    assert not logits[299].any() and whole[299].any()
+
+
+def test_what_fits_stays_in_memory_and_is_bit_for_bit_what_it_is_without_a_budget(tmp_path: Path) -> None:
+    wanted, _ = trained(learner_of(None))
+    found, learner = trained(learner_of(storage_in(tmp_path, budget=10**9)))
+    assert isinstance(learner.hop_features, torch.Tensor)
+    np.testing.assert_array_equal(found, wanted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_made_by_rows(tmp_path: Path) -> None:
+    rows = FeatureRows([FEATURES[:, :5], FEATURES[:, 5:]], standardise=True)
+    found, _ = trained(learner_of(storage_in(tmp_path)), rows)
+    wanted, _ = trained(learner_of(storage_in(tmp_path)), np.asarray(rows))
+    np.testing.assert_array_equal(found, wanted)
+
+
+# ---- what is kept where -------------------------------------------------------------------------------------------
+
+
+def folders(folder: Path) -> list[str]:
+    return sorted(path.name.split("-")[0] for path in folder.iterdir() if path.is_dir())
+
+
+def test_hops_of_a_step_lie_in_the_working_folder_and_those_of_fixed_features_in_the_cache(tmp_path: Path) -> None:
+    learner_of(storage_in(tmp_path)).load(targets(), FeatureRows([FEATURES]), None)
+    assert folders(tmp_path / "working") == ["hops", "labels"]
+    assert folders(tmp_path / "cache") == ["operator"]
+    learner_of(storage_in(tmp_path)).load(targets(), FeatureRows([FEATURES], fixed=True), None)
+    assert folders(tmp_path / "cache") == ["hops", "operator"]
+
+
+def test_a_job_with_the_same_features_propagates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = learner_of(HopStorage(BUDGET, tmp_path / "one", tmp_path / "cache"))
+    first.load(targets(pseudo=False), FeatureRows([FEATURES], fixed=True), None)
+    products = []
+    multiply = StoredOperator.multiply
+
+    def counted(self: StoredOperator, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        products.append(x.shape[1])
+        return multiply(self, x, out)
+
+    monkeypatch.setattr(StoredOperator, "multiply", counted)
+    second = learner_of(HopStorage(BUDGET, tmp_path / "two", tmp_path / "cache"))
+    second.load(targets(pseudo=False, seed=6), FeatureRows([FEATURES.copy()], fixed=True), None)
+    assert len(products) == LABEL_HOPS * 6 and set(products) == {C}  # label hops of another draw alone
+    learner_of(HopStorage(BUDGET, tmp_path / "two", tmp_path / "cache")).load(
+        targets(pseudo=False, seed=6), FeatureRows([FEATURES + 1], fixed=True), None
+    )
+    assert products[LABEL_HOPS * 6 :] == [D // 2] * 2 * HOPS  # other features, whose labels are there
+
+
+class Killed(BaseException):
+    """Ends a process as a signal would."""
+
+
+def test_a_killed_step_goes_on_and_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, _ = trained(learner_of(storage_in(tmp_path / "whole")))
+    total, multiply = [0], StoredOperator.multiply
+
+    def dying_at(last: int) -> Callable[..., torch.Tensor]:
+        left = [last]
+
+        def work(self: StoredOperator, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            total[0] += 1
+            return multiply(self, x, out)
+
+        return work
+
+    deaths = 0
+    for _ in range(10):  # features, then labels
+        with monkeypatch.context() as patch:
+            patch.setattr(StoredOperator, "multiply", dying_at(HOPS))
+            try:
+                trained(learner_of(storage_in(tmp_path / "killed")))
+            except Killed:
+                deaths += 1
+    assert deaths == 7 and folders(tmp_path / "killed" / "working") == ["hops", "labels"]
+    assert total[0] == 2 * HOPS + 6 * LABEL_HOPS  # nothing twice
+    found, _ = trained(learner_of(storage_in(tmp_path / "killed")))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_operator_is_stored_once_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = []
+    monkeypatch.setattr(hop_storage, "store_operator", _noting(stored, hop_storage.store_operator))
+    for setting in ("transductive", "structure_free", "inductive", "transductive"):
+        learner_of(storage_in(tmp_path), setting).load(targets(), FEATURES, None)
+    # the whole graph, the one among seen nodes, and for inductive both, which are there
+    assert len(stored) == 2
+
+
+def _noting(notes: list[Any], function: Callable[..., None]) -> Callable[..., None]:
+    def noted(*args: Any, **options: Any) -> None:
+        notes.append(args)
+        function(*args, **options)
+
+    return noted
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_exceeds_the_budget_is_refused_with_one_that_does_not(tmp_path: Path) -> None:
+    budget = batch_bytes(30, HOPS, D)
+    learner = learner_of(storage_in(tmp_path, budget=budget), batch_size=0)
+    with pytest.raises(ValueError, match=r"a batch of 50 nodes with 3 hops of 12 columns .* at most 30$"):
+        learner.fit(targets(), FEATURES, "test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_below_a_column_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    learner = learner_of(storage_in(tmp_path, budget=4000), batch_size=2)
+    with pytest.raises(ValueError, match=r"300 nodes need at least .*glem.memory_budget_gb"):
+        learner.fit(targets(), FEATURES, "test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inference_reads_as_many_nodes_at_a_time_as_the_budget_allows(tmp_path: Path) -> None:
+    storage = storage_in(tmp_path, budget=batch_bytes(10, HOPS, D))
+    assert storage.rows_at_once(HOPS, D, 1000) == 10
+    assert storage.rows_at_once(HOPS, D, 7) == 7
+    assert storage.rows_at_once(100, 10**6, 7) == 1
+
+
+def test_the_estimate_of_hops_in_memory_grows_with_all_it_is_made_of() -> None:
+    base = {"num_nodes": 1000, "entries": 5000, "width": 20, "hops": 3, "item_bytes": 4, "classes": 0}
+    size = hops_in_memory(**base)
+    assert size > 4 * 1000 * 20 * 5 + 8 * 5000
+    changes = {"num_nodes": 2000, "entries": 6000, "width": 30, "hops": 4, "item_bytes": 2, "classes": 9}
+    for name, value in changes.items():
+        assert hops_in_memory(**{**base, name: value}) > size, name

@@ -1,0 +1,497 @@
+"""Joint co-training of text encoder and GNN: its step by hand, what it may see, and runs of it from a configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.register import train_dict
+
+from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges
+from glem_graphgym.em import joint_step
+from glem_graphgym.em.joint_step import JointLearner
+from glem_graphgym.em.pseudo_labels import Gold, StepTargets
+from glem_graphgym.em.sampled_step import Neighbourhood
+from glem_graphgym.files import read_json
+from glem_graphgym.registered import loader
+from glem_graphgym.registered.config import ConfigError, load_config
+from glem_graphgym.registered.train import prepare
+from glem_graphgym.report.stats import finish_run
+
+NODES, CLASSES, H = 90, 3, 32  # H: the tiny model's width
+
+Configure = Callable[..., None]
+
+
+@pytest.fixture
+def configure(tmp_path: Path, tiny_lm: Path) -> Configure:
+    """Loads the configuration of a small joint run under ``tmp_path``, with options as on the command line."""
+    file = tmp_path / "joint.yaml"
+    file.write_text(
+        f"""
+num_threads: 1
+dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.2, 0.4],
+  synthetic_nodes: {NODES}, synthetic_classes: {CLASSES}, synthetic_degree: 4.0, synthetic_words: 4,
+  synthetic_text_signal: 0.9, synthetic_structure_signal: 0.9}}
+lm: {{model: {tiny_lm}, max_length: 16, precision: 32, epochs: 2, batch_size: 8, lr: 4.0e-3, part_tokens: 64}}
+model: {{type: glem_sage}}
+gnn: {{dim_inner: 8, layers_mp: 2, layers_post_mp: 1, dropout: 0.2, fan_out: [3, 2]}}
+optim: {{optimizer: adamw, scheduler: none, base_lr: 0.01}}
+train: {{mode: glem_joint}}
+"""
+    )
+
+    def load(*options: object, run: str = "run") -> None:
+        load_config(cfg, file, [str(option) for option in options])
+        cfg.run_dir = str(tmp_path / run)
+        Path(cfg.run_dir).mkdir(exist_ok=True)
+
+    return load
+
+
+STILL = ("lm.dropout", 0.0, "lm.attention_dropout", 0.0, "gnn.dropout", 0.0, "gnn.norm", "layer")  # nothing is random
+ALL = ("gnn.fan_out", "[-1, -1]")
+
+
+def learner_of(configure: Configure, *options: object) -> tuple[TextGraph, JointLearner, StepTargets, np.ndarray]:
+    """A learner with its graph, the targets and further features that a run would give it."""
+    configure(*options)
+    graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True)
+    assert run.joint is not None
+    return graph, run.joint, StepTargets(run.gold, seed=5), run.features(None)
+
+
+def loaded(configure: Configure, *options: object) -> tuple[TextGraph, JointLearner, StepTargets]:
+    graph, learner, targets, features = learner_of(configure, *options)
+    torch.manual_seed(0)
+    learner.load(targets, features, None)
+    return graph, learner, targets
+
+
+def around(learner: JointLearner, nodes: np.ndarray, seed: int = 0) -> Neighbourhood:
+    return learner.neighbourhoods.around(nodes, np.random.default_rng(seed))
+
+
+def gradients(learner: JointLearner, loss: Tensor) -> dict[str, Tensor]:
+    assert learner.model is not None
+    named = dict(learner.model.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
+
+
+def train_and_finish() -> Path:
+    train_dict[cfg.train.mode]()
+    finish_run(Path(cfg.run_dir))
+    return Path(cfg.run_dir)
+
+
+def stage_of(run: Path) -> dict[str, Any]:
+    return read_json(run / "stages" / "00_joint" / "stage.json")
+
+
+def weights_of(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "stages" / "00_joint" / "weights.safetensors")
+
+
+# ---- a step by hand -----------------------------------------------------------------------------------------------
+
+
+def full_logits(learner: JointLearner) -> Tensor:
+    """(N, C), with gradient: every text encoded at once, the GNN on the whole graph."""
+    model: Any = learner.model
+    assert learner.inputs is not None
+    ids, mask = (torch.from_numpy(array) for array in learner.tokens.pad(np.arange(NODES)))
+    embeddings = model.encoder(ids, mask)
+    normed = F.layer_norm(embeddings, (H,), model.norm.weight, model.norm.bias)
+    return model.gnn(torch.cat([normed, learner.inputs.x], 1), learner.structures.predict)
+
+
+@pytest.mark.parametrize("network", ["glem_sage", "glem_gcn", "glem_gat"])
+def test_with_all_neighbours_a_step_is_that_of_the_whole_graph(network: str, configure: Configure) -> None:
+    _, learner, targets = loaded(configure, *STILL, *ALL, "model.type", network)
+    gold = targets.gold
+    labels = torch.from_numpy(gold.labels)
+    found = learner.logits(around(learner, gold.nodes))
+    full = full_logits(learner)[gold.nodes]
+    torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-5)
+    ours, theirs = (gradients(learner, F.cross_entropy(logits, labels)) for logits in (found, full))
+    assert ours.keys() == theirs.keys()
+    assert any(name.startswith("encoder") for name in ours)
+    for name, grad in ours.items():
+        torch.testing.assert_close(grad, theirs[name], rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_reach_the_texts_of_neighbours(configure: Configure) -> None:
+    _, learner, targets = loaded(configure, *STILL)
+    node = targets.gold.nodes[:1]
+    hood = around(learner, node)
+    tokens = learner.tokens
+    own = set(tokens.pad(node)[0].ravel().tolist())
+    others = set(tokens.pad(hood.nodes[1:])[0].ravel().tolist()) - own
+    assert others
+    found = gradients(learner, learner.logits(hood).sum())
+    (words,) = [grad for name, grad in found.items() if name.endswith("word_embeddings.weight")]
+    assert (words[sorted(others)].abs().sum(1) > 0).all()
+
+
+def test_parts_of_texts_and_their_recomputation_change_nothing(configure: Configure) -> None:
+    """Dropouts included: a part that is computed anew draws the same ones."""
+    results = []
+    for options in (("lm.gradient_checkpointing", False), ("lm.gradient_checkpointing", True)):
+        _, learner, targets = loaded(configure, *options)
+        assert learner.settings.recompute == options[1]
+        hood = around(learner, targets.gold.nodes[:6])
+        torch.manual_seed(1)
+        logits = learner.logits(hood)
+        results.append((logits, gradients(learner, logits.square().sum())))
+    (logits, grads), (again, grads_again) = results
+    assert torch.equal(logits, again)
+    assert all(torch.equal(grad, grads_again[name]) for name, grad in grads.items())
+    _, whole, _ = loaded(configure, *STILL, "lm.part_tokens", 100_000)
+    _, parts, _ = loaded(configure, *STILL, "lm.part_tokens", 20)
+    nodes = np.random.default_rng(0).permutation(NODES)[:40]
+    torch.testing.assert_close(parts._encode(nodes), whole._encode(nodes), rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_holds_no_more_than_its_tokens(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, learner, _ = loaded(configure, "lm.part_tokens", 40)
+    shapes = []
+    model: Any = learner.model
+    usual = model.encoder.forward
+
+    def forward(ids: Tensor, mask: Tensor) -> Tensor:
+        shapes.append(ids.shape)
+        return usual(ids, mask)
+
+    monkeypatch.setattr(model.encoder, "forward", forward)
+    learner._encode(np.arange(NODES))
+    assert sum(texts for texts, _ in shapes) == NODES
+    assert all(texts == 1 or texts * length <= 40 for texts, length in shapes)
+
+
+def test_accumulated_parts_are_one_batch(configure: Configure) -> None:
+    """With all neighbours and nothing random the parts' losses add up to the batch's, and so do gradients."""
+    trained = []
+    for accumulate in (1, 4):
+        _, learner, targets, features = learner_of(configure, *STILL, *ALL, "lm.accumulate", accumulate, "lm.epochs", 1)
+        torch.manual_seed(0)
+        learner.fit(targets, features, "test")
+        assert learner.model is not None
+        trained.append(dict(learner.model.named_parameters()))
+        assert learner.costs["steps"] == -(-len(targets.gold.nodes) // 8)
+    for name, value in trained[0].items():
+        torch.testing.assert_close(value, trained[1][name], rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize(("frozen", "free"), [("lm.lr", "gnn"), ("optim.base_lr", "encoder")])
+def test_each_part_has_a_learning_rate_of_its_own(frozen: str, free: str, configure: Configure) -> None:
+    _, learner, targets, features = learner_of(configure, frozen, 0.0)
+    torch.manual_seed(0)
+    fresh = learner.build(0, CLASSES).state_dict()
+    torch.manual_seed(0)
+    learner.fit(targets, features, "test")
+    assert learner.model is not None
+    changed = {
+        name.split(".")[0] for name, value in learner.model.named_parameters() if not torch.equal(value, fresh[name])
+    }
+    assert free in changed
+    assert changed <= ({"gnn", "norm"} if free == "gnn" else {"encoder"})
+
+
+# ---- what may be seen ---------------------------------------------------------------------------------------------
+
+
+def test_no_node_sees_its_own_label_and_all_see_those_of_others(configure: Configure) -> None:
+    _, learner, targets = loaded(configure, *STILL, *ALL, "glem.label_input", True)
+    gold = targets.gold
+    weights = learner.model.state_dict() if learner.model else {}
+    seeds = gold.nodes[:5]
+
+    def logits_with(changed: int | None) -> Tensor:
+        labels = gold.labels.copy()
+        if changed is not None:
+            place = int(np.flatnonzero(gold.nodes == changed)[0])
+            labels[place] = (labels[place] + 1) % CLASSES
+        learner.load(StepTargets(Gold(gold.nodes, labels, CLASSES)), np.zeros((NODES, 0)), weights)
+        with torch.no_grad():
+            return learner.logits(around(learner, seeds))
+
+    usual = logits_with(None)
+    assert all(torch.equal(logits_with(int(seed)), usual) for seed in seeds)
+    near = set(around(learner, seeds).nodes.tolist()) & set(gold.nodes[5:].tolist())
+    assert near
+    assert all(not torch.equal(logits_with(node), usual) for node in near)
+
+
+def test_validation_sees_the_same_neighbourhoods_every_time(configure: Configure) -> None:
+    _, learner, targets, features = learner_of(configure, "lm.epochs", 3)
+    seen: list[list[int]] = []
+    usual = learner.logits
+
+    def logits(hood: Neighbourhood) -> Tensor:
+        if learner.model is not None and not learner.model.training:
+            seen.append(hood.nodes.tolist())
+        return usual(hood)
+
+    learner.logits = logits  # type: ignore[method-assign]
+    learner.fit(targets, features, "test")
+    assert len(seen) == 3
+    assert seen[0] == seen[1] == seen[2]
+    assert sorted(seen[0][: len(learner.validation.nodes)]) == learner.validation.nodes.tolist()
+
+
+def test_many_validation_nodes_are_taken_some_at_a_time(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = []
+    for most in (5, 8192):
+        monkeypatch.setattr(joint_step, "VALIDATED_AT_ONCE", most)
+        _, learner, targets, features = learner_of(configure, *ALL, "lm.epochs", 1)
+        torch.manual_seed(0)
+        scores.append(learner.fit(targets, features, "test").best_score)
+    assert scores[0] == scores[1]
+
+
+def with_other_test_nodes(graph: TextGraph) -> TextGraph:
+    """The same but for its test nodes: other edges, other labels, the words of their texts in another order."""
+    test = graph.split["test"]
+    texts = [" ".join(reversed(text.split())) if node in set(test) else text for node, text in enumerate(graph.texts)]
+    row, col = graph.edge_index()
+    seen = ~np.isin(row, test) & ~np.isin(col, test)
+    rng = np.random.default_rng(1)
+    source, target = rng.choice(test, 90), rng.integers(0, graph.num_nodes, 90)
+    rowptr, col = csr_from_edges(np.r_[row[seen], source], np.r_[col[seen], target], graph.num_nodes)
+    label = graph.label.copy()
+    label[test] = (label[test] + 1) % graph.num_classes
+    return replace(graph, texts=Texts.of(texts), rowptr=rowptr, col=col, label=label)
+
+
+def with_permuted_labels(graph: TextGraph) -> TextGraph:
+    label, rng = graph.label.copy(), np.random.default_rng(3)
+    for part in ("valid", "test"):
+        label[graph.split[part]] = rng.permutation(label[graph.split[part]])
+    return replace(graph, label=label)
+
+
+def two_runs(
+    change: Callable[[TextGraph], TextGraph], configure: Configure, monkeypatch: pytest.MonkeyPatch, *options: object
+) -> list[dict[str, Tensor]]:
+    """The weights of a run and of one on the changed graph; one validation each, so that selection has no choice."""
+    usual = loader.GRAPHS["synthetic"]
+    weights = []
+    for name, make in {"usual": usual, "other": lambda cfg: change(usual(cfg))}.items():
+        monkeypatch.setitem(loader.GRAPHS, "synthetic", make)
+        configure("lm.epochs", 1, *options, run=name)
+        weights.append(weights_of(train_and_finish()))
+    return weights
+
+
+def test_labels_outside_of_training_reach_no_weight(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = two_runs(with_permuted_labels, configure, monkeypatch, "glem.label_input", True)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("setting", ["inductive", "structure_free"])
+def test_unseen_test_nodes_change_no_weight(
+    setting: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two_runs(with_other_test_nodes, configure, monkeypatch, "glem.setting", setting)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_transductive_training_does_see_test_nodes(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail."""
+    one, other = two_runs(with_other_test_nodes, configure, monkeypatch)
+    assert not all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# ---- prediction ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("features", ["text", "text+static", "raw+text"])
+def test_prediction_sees_all_neighbours_of_all_nodes(features: str, configure: Configure) -> None:
+    """Whatever the fan-outs of training: logits and embeddings are those of the whole graph, by hand."""
+    options = ("glem.node_features", features, "dataset.synthetic_features", 4, "gnn.fan_out", "[1, 1]")
+    _, learner, targets, further = learner_of(configure, *options)
+    learner.fit(targets, further, "test")
+    assert learner.model is not None and learner.embedding_dim == H
+    assert further.shape == (NODES, {"text": 0, "text+static": H, "raw+text": 4}[features])
+    logits, embeddings = np.zeros((NODES, CLASSES), np.float16), np.zeros((NODES, H), np.float16)
+    learner.predict(logits, embeddings)
+    with torch.no_grad():
+        ids, mask = (torch.from_numpy(array) for array in learner.tokens.pad(np.arange(NODES)))
+        np.testing.assert_allclose(embeddings, learner.model.eval().encoder(ids, mask), atol=3e-3)
+        np.testing.assert_allclose(logits, full_logits(learner), atol=2e-2)
+
+
+def test_without_input_norm_the_gnn_sees_embeddings_as_they_are(configure: Configure) -> None:
+    _, learner, _ = loaded(configure, "glem.input_norm", False)
+    assert learner.model is not None
+    embeddings = torch.randn(4, H)
+    assert torch.equal(learner.model.node_features(embeddings, torch.zeros(4, 0)), embeddings)
+    _, learner, _ = loaded(configure)
+    assert learner.model is not None
+    torch.testing.assert_close(learner.model.node_features(embeddings, torch.zeros(4, 0)).mean(1), torch.zeros(4))
+
+
+def test_label_input_is_on_in_prediction_too(configure: Configure) -> None:
+    configure("glem.label_input", True)
+    run = train_and_finish()
+    cfg.train.mode = "glem_predict"
+    train_dict["glem_predict"]()
+    assert read_json(run / "predictions.json")["Joint"] == stage_of(run)["scores"]
+
+
+# ---- a run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_leaves_one_row_with_its_costs(configure: Configure) -> None:
+    configure("lm.epochs", 6)
+    run = train_and_finish()
+    record = stage_of(run)
+    assert (record["model"], record["method"], record["name"], record["lr"]) == ("GNN", "Joint", "joint", 4e-3)
+    assert record["scores"]["test"]["accuracy"] > 0.6
+    (row,) = read_json(run / "summary.json")
+    assert (row["method"], row["params"]) == ("Joint", record["params"])
+    encoder = sum(value.numel() for name, value in weights_of(run).items() if name.startswith("encoder."))
+    assert encoder < record["params"] < encoder + 5000
+    notes = record["diagnostics"]
+    assert notes["steps"] == 6 * -(-27 // 8)
+    # A node has at most 3 neighbours, and these at most 2 each.
+    assert 7 < notes["texts_per_step"] < 7 * (1 + 3 + 6)
+    assert notes["texts_per_step"] < notes["most_texts_at_once"] <= 70
+    assert 4 * notes["texts_per_step"] < notes["tokens_per_step"] < 16 * notes["texts_per_step"]
+    assert 0 < notes["train_seconds_per_epoch"] * 6 < record["seconds"]
+    val = [json.loads(line) for line in (run / "val" / "stats.json").read_text().splitlines()]
+    assert val[0]["gnn_accuracy"] == val[0]["accuracy"] > 0
+    assert np.load(run / "stages/00_joint/embeddings.npy").shape == (NODES, H)
+
+
+def test_texts_a_step_are_counted_right(configure: Configure) -> None:
+    _, learner, targets, features = learner_of(configure, "lm.accumulate", 2)
+    texts = []
+    usual = learner.logits
+
+    def logits(hood: Neighbourhood) -> Tensor:
+        if learner.model is not None and learner.model.training:
+            texts.append(len(hood.nodes))
+        return usual(hood)
+
+    learner.logits = logits  # type: ignore[method-assign]
+    learner.fit(targets, features, "test")
+    assert learner.costs["steps"] * 2 == len(texts) == 2 * 2 * 4
+    assert learner.costs["texts_per_step"] == pytest.approx(2 * np.mean(texts), abs=0.06)
+    assert learner.costs["most_texts_at_once"] == max(texts)
+
+
+def test_a_finished_stage_is_not_done_again_and_predictions_repeat(configure: Configure) -> None:
+    configure()
+    run = train_and_finish()
+    before = (run / "stages/00_joint/stage.json").stat().st_mtime_ns
+    train_and_finish()
+    assert (run / "stages/00_joint/stage.json").stat().st_mtime_ns == before
+    cfg.train.mode = "glem_predict"
+    train_dict["glem_predict"]()
+    assert read_json(run / "predictions.json")["Joint"] == stage_of(run)["scores"]
+    table = pd.read_csv(run / "predictions.csv.gz")
+    assert list(table.columns) == ["node", "Joint", "Joint probability"]
+    assert len(table) == NODES
+
+
+def test_a_killed_run_ends_as_one_that_was_not(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    configure(run="whole")
+    whole = train_and_finish()
+    configure(run="killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(JointLearner, "predict", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            train_and_finish()
+    assert not list(Path(cfg.run_dir).glob("stages/0*"))
+    killed = train_and_finish()
+    for name in ("logits", "embeddings"):
+        one, other = (np.load(run / f"stages/00_joint/{name}.npy") for run in (whole, killed))
+        assert np.array_equal(one, other)
+
+
+def test_correct_and_smooth_follows(configure: Configure) -> None:
+    configure("glem.correct_and_smooth", True)
+    rows = read_json(train_and_finish() / "summary.json")
+    assert [row["method"] for row in rows] == ["Joint", "Joint+C&S"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_a_step_that_does_not_fit_into_memory_says_how_large_it_was(error: RuntimeError, configure: Configure) -> None:
+    _, learner, targets, features = learner_of(configure)
+
+    def no_room(nodes: np.ndarray) -> Tensor:
+        raise error
+
+    learner._encode = no_room  # type: ignore[method-assign]
+    with pytest.raises(
+        MemoryError, match=r"test: a step on the \d+ texts \(\d+ tokens\) around 7 nodes.*lm\.batch_size"
+    ):
+        learner.fit(targets, features, "test")
+
+
+def test_other_errors_of_a_step_stay_what_they_are(configure: Configure) -> None:
+    _, learner, targets, features = learner_of(configure)
+
+    def broken(nodes: np.ndarray) -> Tensor:
+        raise RuntimeError("something else")
+
+    learner._encode = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="something else"):
+        learner.fit(targets, features, "test")
+
+
+# ---- settings that contradict -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["gnn.fan_out", "[]"], r"glem_joint .*gnn\.fan_out is \[\]; expected one number a layer, such as \[5, 5\]"),
+        (["gnn.fan_out", "[5]"], r"gnn\.fan_out is \[5\], but gnn\.layers_mp is 2"),
+        (["gnn.fan_out", "[5, 0]"], r"gnn\.fan_out is \[5, 0\], expected whole numbers"),
+        (["gnn.fan_out", "[5, 2.5]"], r"gnn\.fan_out is \[5, 2\.5\], expected whole numbers"),
+        (["glem.node_features", "static"], r"glem\.node_features is 'static', but train\.mode glem_joint"),
+        (["optim.optimizer", "adam"], r"optim\.optimizer is 'adam' and optim\.scheduler 'none'.*expected 'adamw'"),
+        (["optim.scheduler", "cos"], r"optim\.scheduler 'cos'"),
+        (["model.type", "glem_revgat", "gnn.symmetric_norm", True], r"gnn\.symmetric_norm True"),
+    ],
+)
+def test_contradictions_are_named(options: list[object], message: str, configure: Configure) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure(*options)
+
+
+@pytest.mark.parametrize("mode", ["glem_joint", "glem_cascade"])
+def test_networks_on_hop_features_are_refused(mode: str, configure: Configure) -> None:
+    configure("model.type", "glem_gamlp", "train.mode", mode)
+    with pytest.raises(ConfigError, match=r"model\.type glem_gamlp"):
+        train_and_finish()
+    assert not list(Path(cfg.run_dir).glob("stages/*"))
+
+
+def test_the_m_step_samples_where_a_fan_out_is_given(configure: Configure) -> None:
+    """And GLEM's other stages run around it."""
+    configure("train.mode", "glem", "gnn.batch_size", 10, "optim.max_epoch", 4, "glem.label_input", True)
+    run = train_and_finish()
+    rows = read_json(run / "stages" / "03_m_step_1" / "history.json")
+    assert rows[-1]["step"] > rows[-1]["epoch"] == 4  # several steps an epoch
+    cfg.train.mode = "glem_predict"
+    train_dict["glem_predict"]()
+    scores = read_json(run / "predictions.json")
+    assert scores["GLEM-GNN"] == read_json(run / "stages/03_m_step_1/stage.json")["scores"]

@@ -1,0 +1,270 @@
+"""The M-step on sampled neighbourhoods, with the networks as a configuration builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.data.sampling import ALL
+from glem_graphgym.data.text_graph import csr_from_edges
+from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches, input_rows
+from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.registered.networks import Structure, build_gnn
+
+N, C, D = 40, 3, 5
+RNG = np.random.default_rng(0)
+ROWPTR, COL = csr_from_edges(RNG.integers(0, N, 90), RNG.integers(0, N, 90), N)
+GOLD, VALID, TEST = np.arange(0, 24, 2), np.arange(24, 32), np.arange(32, N)
+REST = np.setdiff1d(np.arange(N), GOLD)
+FEATURES = RNG.normal(size=(N, D)).astype(np.float32)
+LABELS = RNG.integers(0, C, N)
+NETWORKS = ["glem_sage", "glem_gcn", "glem_gat", "glem_mlp", "glem_revgat", "gnn"]
+
+
+@pytest.fixture(autouse=True)
+def network_settings(fresh_config: None) -> None:
+    """Two layers, without what differs from draw to draw or from batch to batch."""
+    g = cfg.gnn
+    g.layers_mp, g.layers_post_mp, g.dim_inner, g.dropout, g.norm, g.batchnorm = 2, 1, 8, 0.0, "layer", False
+    g.layer_type, g.head = "sageconv", "node"
+    cfg.dataset.node_encoder = False
+
+
+def whole() -> Structures:
+    row = np.repeat(np.arange(N), np.diff(ROWPTR))
+    structure = Structure(torch.from_numpy(np.stack([row, COL]).astype(np.int64)), N)
+    return Structures(structure, structure)
+
+
+def without_test_nodes() -> Structures:
+    """Training sees all nodes but ``TEST``, prediction the whole graph."""
+    seen = np.setdiff1d(np.arange(N), TEST)
+    row = np.repeat(np.arange(N), np.diff(ROWPTR))
+    kept = np.isin(row, seen) & np.isin(COL, seen)
+    edges = np.searchsorted(seen, np.stack([row[kept], COL[kept]]))
+    return Structures(Structure(torch.from_numpy(edges), len(seen)), whole().predict, seen)
+
+
+def targets(pseudo_nodes: np.ndarray | None = REST, labels: np.ndarray = LABELS, **options: Any) -> StepTargets:
+    gold = Gold(GOLD, labels[GOLD], C)
+    logits = np.random.default_rng(1).normal(size=(N, C))
+    pseudo = None if pseudo_nodes is None else PseudoLabels(logits, pseudo_nodes, gold)
+    return StepTargets(gold, pseudo, **{"weight": 0.3, "ratio": 1.5, "redraw": True, "seed": 5, **options})
+
+
+def learner_of(
+    fan_outs: list[int] | None,
+    structures: Structures | None = None,
+    batch_size: int = 0,
+    score: Callable[[np.ndarray], float] = lambda logits: 0.5,
+    build: Callable[[int, int], nn.Module] = build_gnn,
+    lr: float = 0.1,
+    **options: Any,
+) -> GNNLearner:
+    """A `SampledLearner`, or without fan-outs the full-batch one."""
+
+    def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
+        made = torch.optim.SGD(params, lr=lr)
+        return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
+
+    def seeded(dim_in: int, num_classes: int) -> nn.Module:
+        torch.manual_seed(3)
+        return build(dim_in, num_classes)
+
+    structures = structures or whole()
+    settings = GNNSettings(**{"epochs": 1, **options})
+    common = (seeded, structures, optimizer, settings, Validation(VALID, score), Hardware())
+    if fan_outs is None:
+        return GNNLearner(*common)
+    hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, fan_outs)
+    return SampledLearner(*common, neighbourhoods=hoods, batch_size=batch_size)
+
+
+def predictions(learner: GNNLearner) -> np.ndarray:
+    out = np.zeros((N, C), dtype=np.float32)
+    learner.predict(out)
+    return out
+
+
+def trained(learner: GNNLearner, made: StepTargets | None = None, features: np.ndarray = FEATURES) -> list[Tensor]:
+    learner.fit(made or targets(), features, "test")
+    assert learner.model is not None
+    return [parameter.detach() for parameter in learner.model.parameters()]
+
+
+# ---- all neighbours and one batch are the full-batch step -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("label_input", [False, True])
+def test_all_neighbours_in_one_batch_take_the_full_batch_step(network: str, label_input: bool) -> None:
+    """Plain gradient descent: weights are equal after a step if and only if gradients were."""
+    cfg.model.type = network
+    full, sampled = (learner_of(fan_outs, label_input=label_input) for fan_outs in (None, [ALL, ALL]))
+    fresh = [parameter.detach() for parameter in build_and_seed(full, label_input)]
+    for before, one, other in zip(fresh, trained(full), trained(sampled), strict=True):
+        torch.testing.assert_close(other - before, one - before, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(predictions(sampled), predictions(full), atol=2e-3)
+
+
+def build_and_seed(learner: GNNLearner, label_input: bool) -> list[nn.Parameter]:
+    return list(learner.build(D + C * label_input, C).parameters())
+
+
+@pytest.mark.parametrize("network", ["glem_sage", "glem_gcn", "glem_gat"])
+def test_the_same_where_training_does_not_see_test_nodes(network: str) -> None:
+    cfg.model.type = network
+    seen = targets(np.setdiff1d(REST, TEST))
+    full, sampled = (learner_of(fan_outs, without_test_nodes()) for fan_outs in (None, [ALL, ALL]))
+    for one, other in zip(trained(full, seen), trained(sampled, seen), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(predictions(sampled), predictions(full), atol=2e-3)
+    changed = FEATURES.copy()
+    changed[TEST] += 1
+    for one, other in zip(trained(full, seen), trained(sampled, seen, changed), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_predictions_are_the_full_batch_ones_with_the_same_weights(network: str) -> None:
+    cfg.model.type = network
+    sampled, full = learner_of([2, 1], batch_size=5, epochs=3), learner_of(None)
+    trained(sampled)
+    assert sampled.model is not None
+    full.load(targets(), FEATURES, dict(sampled.model.state_dict()))
+    assert np.array_equal(predictions(sampled), predictions(full))
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"),
+    [(20, 0, [20]), (20, 7, [7, 7, 6]), (20, 19, [10, 10]), (20, 20, [20]), (3, 1, [1, 1, 1])],
+)
+def test_batches_are_equally_large_and_not_larger_than_asked(count: int, size: int, sizes: list[int]) -> None:
+    batches = even_batches(np.arange(count), size)
+    assert [len(batch) for batch in batches] == sizes
+    assert np.concatenate(batches).tolist() == list(range(count))
+
+
+class Watch(nn.Module):
+    """A network that takes note of the inputs and structures that it is trained on."""
+
+    def __init__(self, dim_in: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim_in, num_classes)
+        self.seen: list[tuple[Tensor, Structure]] = []
+
+    def forward(self, x: Tensor, structure: Structure) -> Tensor:
+        if self.training:
+            self.seen.append((x.clone(), structure))
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("label_input", [False, True])
+def test_an_epochs_targets_come_once_each_with_their_neighbours_inputs(label_input: bool) -> None:
+    learner = learner_of([3, 2], batch_size=6, build=Watch, epochs=2, label_input=label_input)
+    trained(learner)
+    watch: Any = learner.model
+    assert learner.inputs is not None
+    per_epoch = len(watch.seen) // 2
+    assert per_epoch > 1
+    for epoch in range(2):
+        batches = watch.seen[epoch * per_epoch : (epoch + 1) * per_epoch]
+        rows = [node_of(x[: structure.adjacency.num_seeds, :D]) for x, structure in batches]
+        nodes, _, _ = targets().batch(epoch)
+        if label_input:  # of which some are inputs instead
+            assert set(np.concatenate(rows)) <= set(nodes)
+        else:
+            assert sorted(np.concatenate(rows)) == sorted(nodes)
+        aims = np.concatenate(rows)
+        for x, structure in batches:
+            found = node_of(x[:, :D])
+            degree = np.diff(ROWPTR)[found]
+            assert structure.adjacency.degree.tolist() == degree.tolist()
+            if label_input:
+                # No target of this epoch sees a label of one; all others show theirs.
+                hidden = np.isin(found, aims)
+                assert x[hidden, D:].abs().sum() == 0
+                wanted = learner.inputs.labels[torch.from_numpy(found)]
+                torch.testing.assert_close(x[~hidden, D:], wanted[~hidden])
+                assert (~hidden).any()
+
+
+def node_of(rows: Tensor) -> np.ndarray:
+    """The nodes whose features the rows are."""
+    return np.abs(FEATURES[None] - rows.numpy()[:, None]).sum(-1).argmin(1)
+
+
+def test_neighbourhoods_are_drawn_anew_and_the_same_in_every_run() -> None:
+    def draws() -> list[list[int]]:
+        learner = learner_of([2, 1], batch_size=50, build=Watch, epochs=3)
+        trained(learner, targets(redraw=False))
+        watch: Any = learner.model
+        return [structure.edge_index.flatten().tolist() for _, structure in watch.seen]
+
+    one, other = draws(), draws()
+    assert one == other
+    assert one[0] != one[1] != one[2]
+
+
+def test_training_on_samples_learns() -> None:
+    """Labels that a node's neighbours tell and its own features do not."""
+    cfg.model.type = "glem_sage"
+    mean = np.stack([FEATURES[COL[a:b]].mean(0) if b > a else np.zeros(D) for a, b in pairwise(ROWPTR)])
+    labels = mean[:, :C].argmax(1)
+    learner = learner_of([ALL, 2], batch_size=4, epochs=150, eval_every=150, lr=0.2)
+    trained(learner, targets(None, labels))
+    assert (predictions(learner)[GOLD].argmax(1) == labels[GOLD]).mean() > 0.9
+
+
+def test_validation_and_test_labels_change_nothing() -> None:
+    others = LABELS.copy()
+    others[REST] = (others[REST] + 1) % C
+    weights = []
+    for labels in (LABELS, others):
+        cfg.model.type = "glem_sage"
+        learner = learner_of([3, 2], batch_size=7, label_input=True, epochs=3)
+        weights.append(trained(learner, targets(labels=labels)))
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_the_best_weights_by_exact_validation_are_kept() -> None:
+    """What is scored is the full-batch prediction of the validation nodes."""
+    cfg.model.type = "glem_sage"
+    scored: list[np.ndarray] = []
+
+    def score(logits: np.ndarray) -> float:
+        scored.append(logits)
+        return [0.1, 0.9, 0.2][len(scored) - 1]
+
+    learner = learner_of([1, 1], batch_size=7, score=score, epochs=3)
+    log = learner.fit(targets(), FEATURES, "test")
+    assert log.best_epoch == 2
+    np.testing.assert_allclose(predictions(learner)[VALID], scored[1], atol=2e-3)
+
+
+# ---- rows of inputs -----------------------------------------------------------------------------------------------
+
+
+def test_rows_without_labels_are_the_features_and_rows_with_them_hide_what_is_asked() -> None:
+    x, nodes = torch.from_numpy(FEATURES), np.array([7, 0, 2])
+    assert torch.equal(input_rows(GNNInputs(x, None), nodes, slice(2)), x[nodes])
+    inputs = GNNInputs(x, targets())
+    assert inputs.labels is not None
+    before = inputs.labels.clone()
+    rows = input_rows(inputs, nodes, slice(2))
+    assert torch.equal(rows[:, :D], x[nodes])
+    assert rows[:2, D:].abs().sum() == 0
+    assert torch.equal(rows[2, D:], before[2])
+    assert torch.equal(inputs.labels, before)

@@ -1,0 +1,145 @@
+"""--dry_run: its estimates beside what the run then takes, on sizes at which memory tells; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.registered import preflight
+from glem_graphgym.registered.config import load_config
+from glem_graphgym.registered.preflight import Preflight, examine
+from tests.end_to_end.test_main import load_main
+
+MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
+STAGES = ("lm_gold", "gnn_gold", "e_step", "m_step")
+
+CONFIG = """
+metric_best: accuracy
+num_threads: 1
+tensorboard_agg: False
+out_dir: {folder}/results
+dataset:
+  format: TAG
+  name: synthetic
+  dir: {folder}/datasets
+  tag_split: [0.02, 0.02, 0.9]
+  synthetic_nodes: 15000
+  synthetic_degree: 6.0
+  synthetic_words: 4
+lm:
+  model: {tiny_lm}
+  epochs: 2
+  batch_size: 512
+  max_length: 16
+  precision: 32
+model:
+  type: {network}
+gnn:
+  layers_mp: 3
+  layers_post_mp: 1
+  dim_inner: 768
+  dropout: 0.2
+optim:
+  optimizer: adamw
+  scheduler: none
+  max_epoch: 4
+train:
+  mode: glem
+  eval_period: 2
+glem:
+  node_features: text+static
+  label_input: True
+"""
+
+
+def write_config(folder: Path, tiny_lm: Path, network: str = "glem_sage") -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / "synth.yaml"
+    file.write_text(CONFIG.format(folder=folder, tiny_lm=tiny_lm, network=network))
+    return file
+
+
+def foreseen(config: Path) -> Preflight:
+    load_config(cfg, config)
+    return examine(cfg, [Path(cfg.out_dir) / "synth" / "0"])
+
+
+def size_of(*folders: Path) -> int:
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def run(config: Path) -> list[dict[str, Any]]:
+    """The records of the stages of a run, by a program of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(MAIN), "--cfg", str(config)], env=environment, check=True, timeout=600)
+    stages = config.parent / "results" / "synth" / "0" / "stages"
+    return [json.loads((folder / "stage.json").read_text()) for folder in sorted(stages.iterdir())]
+
+
+@pytest.mark.parametrize("network", ["glem_sage", "glem_sagn"])
+def test_a_run_takes_what_was_foreseen(network: str, tmp_path: Path, tiny_lm: Path) -> None:
+    config = write_config(tmp_path, tiny_lm, network)
+    found = foreseen(config)
+    assert found.fits
+    assert not (tmp_path / "results").exists()
+    assert size_of(tmp_path / "datasets") == 0
+    records = run(config)
+    stored = sum(item.bytes for item in found.stored if not item.passing)
+    assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
+    memory = {record["name"].removesuffix("_1"): record["peak_memory_mb"] for record in records}
+    assert set(memory) == set(STAGES)
+    expected = {kind: cost["resident_mb"] for kind, cost in found.measured["stages"].items() if kind in memory}
+    assert expected == pytest.approx(memory, rel=0.25)
+    if network == "glem_sage":
+        assert memory["gnn_gold"] > memory["lm_gold"] + 200  # so that the network, not the program, was foreseen
+
+
+def test_a_graph_of_which_a_part_is_tried_takes_what_was_foreseen(
+    tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial's own bound of nodes and edges is lowered, for the process that tries."""
+    config = write_config(tmp_path, tiny_lm)
+    config.write_text(config.read_text().replace("mode: glem", "mode: glem_gnn").replace("text+static", "static"))
+    whole = foreseen(config).measured
+    program = "from glem_graphgym.registered import calibration as c, preflight; import sys; from pathlib import Path\n"
+    program += "c.GRAPH_AT_ONCE = 40_000\nc.main(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    file = tmp_path / "lowered.py"
+    file.write_text(program)
+    real = subprocess.run
+
+    def lowered(command: list[str], **more: Any) -> Any:
+        assert command[1:3] == ["-m", "glem_graphgym.registered.calibration"]
+        return real([command[0], str(file), *command[3:]], **more)
+
+    monkeypatch.setattr(preflight.subprocess, "run", lowered)
+    part = foreseen(config).measured
+    assert (whole["tried_nodes"], part["tried_nodes"]) == (15_000, 5_714)
+    memory = [found["stages"]["gnn_gold"]["resident_mb"] for found in (part, whole)]
+    assert memory[0] == pytest.approx(memory[1], rel=0.25)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_to_do(
+    tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tiny_lm)
+    small = ["dataset.synthetic_nodes", "600", "gnn.dim_inner", "16"]
+    main = load_main().main
+    assert main(["--cfg", str(config), "--dry_run", *small]) == 0
+    assert "DOES NOT FIT" not in capsys.readouterr().out
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 1000)
+    assert main(["--cfg", str(config), "--dry_run", *small]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "DOES NOT FIT" in line]
+    assert len(lines) == 2
+    assert "1,000 bytes are free" in lines[0]
+    assert "set out_dir or dataset.dir to a place with more room" in lines[0]
+    assert "100 MB are free" in lines[1]
+    assert "set " in lines[1]
+    assert not (tmp_path / "results").exists()

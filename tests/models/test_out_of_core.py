@@ -1,0 +1,309 @@
+"""Hops on disk: those in memory, rounded once, whatever the budget, and whenever the process is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from glem_graphgym.files import read_json
+from glem_graphgym.models import out_of_core
+from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
+from glem_graphgym.models.out_of_core import (
+    Chain,
+    MappedHops,
+    feature_chains,
+    label_chains,
+    plan_columns,
+    propagate_to_disk,
+)
+from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.stored_operator import StoredOperator, store_operator
+
+NODES, WIDTH, HOPS = 50, 11, 3
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(NODES, WIDTH)) * 3).astype(np.float32)
+BUDGETS = {1: None, 3: 50 * 8 * 4 * 2, 11: 50 * 8 * 3}  # column blocks -> bytes
+
+
+class Killed(BaseException):
+    """Ends a process as a signal would."""
+
+
+class Rows:
+    """A source that counts how much of it is read."""
+
+    def __init__(self, array: np.ndarray = X) -> None:
+        self.array, self.read_rows = array, 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.array.shape  # type: ignore[return-value]
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        self.read_rows += end - first
+        return self.array[first:end]
+
+
+@pytest.fixture(scope="module")
+def adjacency() -> Adjacency:
+    drawn = torch.randint(0, NODES - 3, (2, 120), generator=torch.Generator().manual_seed(0))
+    return Adjacency.from_edge_index(torch.cat([drawn, drawn.flip(0)], dim=1), NODES)
+
+
+@pytest.fixture(scope="module")
+def operator(adjacency: Adjacency, tmp_path_factory: pytest.TempPathFactory) -> StoredOperator:
+    folder = tmp_path_factory.mktemp("operator")
+    store_operator(folder, adjacency.rowptr.long().numpy(), adjacency.col.numpy(), "gcn")
+    return StoredOperator(folder, 200)
+
+
+def made(folder: Path, chains: Sequence[Chain], source: Any = None, hops: int = HOPS, **options: Any) -> np.ndarray:
+    folder.mkdir(exist_ok=True)
+    propagate_to_disk(folder, chains, source or Rows(), hops, **options)
+    assert [file.name for file in folder.iterdir()] == ["hops.npy"]
+    return np.load(folder / "hops.npy")
+
+
+def in_memory(adjacency: Adjacency) -> np.ndarray:
+    return propagate(adjacency.gcn(), torch.from_numpy(X), HOPS).half().numpy()
+
+
+@pytest.mark.parametrize("blocks", BUDGETS)
+def test_hops_are_those_in_memory_rounded_once(
+    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int
+) -> None:
+    columns, _ = plan_columns(NODES, WIDTH, BUDGETS[blocks])
+    assert -(-WIDTH // columns) == blocks
+    source = Rows()
+    found = made(tmp_path / "a", feature_chains([(operator, None)]), source, budget=BUDGETS[blocks])
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, in_memory(adjacency))
+    assert source.read_rows == NODES  # once, however many blocks
+
+
+def test_what_float16_cannot_hold_is_cut_off(tmp_path: Path, operator: StoredOperator) -> None:
+    found = made(tmp_path / "a", feature_chains([(operator, None)]), Rows(X * 1e6), hops=1)
+    assert np.isfinite(found).all() and np.abs(found).max() == np.finfo(np.float16).max
+
+
+@pytest.mark.parametrize("hops", [0, 1])
+def test_few_hops(tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, hops: int) -> None:
+    found = made(tmp_path / "a", feature_chains([(operator, None)]), hops=hops, budget=BUDGETS[3])
+    np.testing.assert_array_equal(found, in_memory(adjacency)[: hops + 1])
+
+
+@pytest.mark.parametrize("blocks", BUDGETS)
+def test_stored_nodes_alone(tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int) -> None:
+    stored = np.random.default_rng(2).random(NODES) < 0.4
+    found = made(tmp_path / "a", feature_chains([(operator, None)]), stored=stored, budget=BUDGETS[blocks])
+    np.testing.assert_array_equal(found, in_memory(adjacency)[:, stored])
+
+
+@pytest.mark.parametrize("blocks", BUDGETS)
+def test_nodes_that_see_through_different_operators(tmp_path: Path, operator: StoredOperator, blocks: int) -> None:
+    seen = np.random.default_rng(3).random(NODES) < 0.5
+    stored = np.random.default_rng(4).random(NODES) < 0.7
+    (tmp_path / "op").mkdir()
+    rowptr, col = np.zeros(NODES + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
+    store_operator(tmp_path / "op", rowptr, col, "gcn")
+    nothing = StoredOperator(tmp_path / "op")  # the identity
+    chains = feature_chains([(operator, ~seen), (nothing, seen)])
+    found = made(tmp_path / "a", chains, stored=stored, budget=BUDGETS[blocks])
+    whole = made(tmp_path / "b", feature_chains([(operator, None)]))
+    whole[:, seen] = X[seen].astype(np.float16)
+    np.testing.assert_array_equal(found, whole[:, stored])
+
+
+def labels_and_folds() -> tuple[Tensor, Tensor]:
+    labels = torch.rand(NODES, WIDTH, generator=torch.Generator().manual_seed(1))
+    given = torch.rand(NODES, generator=torch.Generator().manual_seed(2)) < 0.6
+    return labels, draw_folds(given, 3, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("blocks", BUDGETS)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_label_hops_are_those_in_memory(
+    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int, keep: int
+) -> None:
+    labels, folds = labels_and_folds()
+    wanted = fold_label_hops(adjacency.gcn(), labels, folds, HOPS, keep=keep).half().numpy()
+    chains = label_chains([(operator, None)], folds.to(torch.int8).numpy())
+    budget = BUDGETS[blocks]
+    found = made(tmp_path / "a", chains, Rows(labels.numpy()), first_hop=HOPS - keep + 1, budget=budget)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_nobodys_label_hops_tell_of_its_own_label(tmp_path: Path, operator: StoredOperator) -> None:
+    labels, folds = labels_and_folds()
+    chains = label_chains([(operator, None)], folds.to(torch.int8).numpy())
+    before = made(tmp_path / "a", chains, Rows(labels.numpy()), first_hop=HOPS)
+    for node in np.flatnonzero(folds >= 0)[:5]:
+        changed = labels.numpy().copy()
+        changed[node] += 100
+        after = made(tmp_path / f"{node}", chains, Rows(changed), first_hop=HOPS)
+        np.testing.assert_array_equal(after[:, node], before[:, node])
+        assert not np.array_equal(after, before)
+
+
+# ---- killed and resumed -------------------------------------------------------------------------------------------
+
+
+class Dying:
+    """Wraps a function so that its n-th call kills the process."""
+
+    def __init__(self, function: Callable[..., Any], last: int) -> None:
+        self.function, self.left = function, last
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return self.function(*args, **options)
+
+
+def features_of(operator: StoredOperator) -> dict[str, Any]:
+    return {"chains": feature_chains([(operator, None)]), "source": Rows()}
+
+
+def labels_of(operator: StoredOperator) -> dict[str, Any]:
+    labels, folds = labels_and_folds()
+    chains = label_chains([(operator, None)], folds.to(torch.int8).numpy())
+    return {"chains": chains, "source": Rows(labels.numpy()), "first_hop": HOPS}
+
+
+@pytest.mark.parametrize("what", [features_of, labels_of])
+@pytest.mark.parametrize("blocks", BUDGETS)
+@pytest.mark.parametrize("save_seconds", [0.0, 1e9])
+def test_killed_wherever_it_may_be_it_goes_on_and_ends_with_the_same_bits(
+    tmp_path: Path,
+    operator: StoredOperator,
+    monkeypatch: pytest.MonkeyPatch,
+    what: Callable[[StoredOperator], dict[str, Any]],
+    blocks: int,
+    save_seconds: float,
+) -> None:
+    """Killed over and over, each time after one more step than before, at products and whenever progress is noted."""
+    options = {**what(operator), "budget": BUDGETS[blocks], "save_seconds": save_seconds}
+    wanted = made(tmp_path / "whole", **options)
+    folder = tmp_path / "killed"
+    deaths = 0
+    for target, name in ((StoredOperator, "multiply"), (out_of_core._Progress, "note")):
+        for step in range(1, 4):
+            with monkeypatch.context() as patch:
+                patch.setattr(target, name, _bound(Dying(getattr(target, name), step)))
+                try:
+                    folder.mkdir(exist_ok=True)
+                    propagate_to_disk(folder, hops=HOPS, **options)
+                except Killed:
+                    deaths += 1
+                else:
+                    break
+    assert deaths > 0
+    np.testing.assert_array_equal(made(folder, **options), wanted)
+
+
+def _bound(function: Callable[..., Any]) -> Any:
+    return lambda self, *args, **options: function(self, *args, **options)
+
+
+def products(operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> int:
+    count, multiply = [0], StoredOperator.multiply
+
+    def counted(self: StoredOperator, x: Tensor, out: Tensor) -> Tensor:
+        count[0] += 1
+        return multiply(self, x, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredOperator, "multiply", counted)
+        work()
+    return count[0]
+
+
+def test_what_is_finished_is_not_done_again(
+    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {**features_of(operator), "hops": HOPS, "budget": BUDGETS[3]}
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 2 * HOPS + 1)))
+        with pytest.raises(Killed):
+            propagate_to_disk(tmp_path, **options)
+    assert read_json(tmp_path / "progress.json")["done"] == ["0.0", "0.1"]
+    assert products(operator, monkeypatch, lambda: propagate_to_disk(tmp_path, **options)) == HOPS
+
+
+def test_a_saved_hop_is_not_done_again(
+    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {**features_of(operator), "hops": HOPS, "save_seconds": 0.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 2)))
+        with pytest.raises(Killed):
+            propagate_to_disk(tmp_path, **options)
+    assert read_json(tmp_path / "progress.json")["state"]["hop"] == 2
+    assert products(operator, monkeypatch, lambda: propagate_to_disk(tmp_path, **options)) == 1
+
+
+def test_another_budget_starts_anew(
+    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 4)))
+        with pytest.raises(Killed):
+            propagate_to_disk(tmp_path, **features_of(operator), hops=HOPS, budget=BUDGETS[3])
+    found = made(tmp_path, **features_of(operator), budget=BUDGETS[11])
+    np.testing.assert_array_equal(found, in_memory(adjacency))
+
+
+# ---- memory, disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [10**6, 3 * 10**6, 10**7])
+def test_operand_result_and_blocks_stay_within_the_budget(budget: int) -> None:
+    columns, block_bytes = plan_columns(10_000, 300, budget)
+    assert 2 * 4 * 10_000 * columns + 2 * block_bytes <= budget
+    assert 2 * 4 * 10_000 * (columns + 40) + 2 * block_bytes > 0.6 * budget  # and use it
+
+
+def test_blocks_are_equally_wide() -> None:
+    columns, _ = plan_columns(1000, 100, 1000 * 8 * 90)  # 66 would fit
+    assert columns == 50
+
+
+def test_a_budget_below_one_column_is_refused_with_the_figures() -> None:
+    with pytest.raises(ValueError, match=r"1,000,000 nodes need at least 0.0213 GB .* the budget is 0.01 GB"):
+        plan_columns(1_000_000, 5, 10**7)
+    assert plan_columns(1_000_000, 5, 21_400_000)[0] == 1
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out_of_core.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ValueError, match=r"the disk has 1e-06 GB free, hop features need .* \(4 hops of 50 nodes"):
+        propagate_to_disk(tmp_path, **features_of(operator), hops=HOPS)
+    assert not (tmp_path / "hops.npy").exists()
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def test_batches_come_in_the_order_asked_for() -> None:
+    array = RNG.normal(size=(3, 20, 4)).astype(np.float16)
+    nodes = RNG.permutation(20)[:9]
+    assert torch.equal(MappedHops(array).read(nodes), torch.from_numpy(array[:, nodes]))
+    stored = np.sort(RNG.permutation(100)[:20])
+    found = MappedHops(array, stored).read(stored[nodes])
+    assert torch.equal(found, torch.from_numpy(array[:, nodes]))
+    assert MappedHops(array).read(np.empty(0, dtype=np.int64)).shape == (3, 0, 4)
+
+
+def test_a_node_that_is_not_stored_is_named() -> None:
+    hops = MappedHops(np.zeros((2, 3, 4), dtype=np.float16), np.array([1, 5, 9]))
+    with pytest.raises(ValueError, match="hops of node 6 and 1 more are not among those stored"):
+        hops.read(np.array([5, 6, 100]))

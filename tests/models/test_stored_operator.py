@@ -1,0 +1,109 @@
+"""Operators on disk: the same bits as those in memory, whatever the blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.stored_operator import KINDS, StoredOperator, row_blocks, store_operator
+
+NODES = 60
+
+
+def graph(loops: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A hub that knows everybody, nodes that know nobody, and, where asked for, self-loops."""
+    rng = np.random.default_rng(0)
+    rows, cols = rng.integers(0, NODES - 5, (2, 150))
+    hub = np.full(NODES - 5, 7)
+    row, col = np.r_[rows, cols, hub, np.arange(NODES - 5)], np.r_[cols, rows, np.arange(NODES - 5), hub]
+    kept = np.ones(len(row), dtype=bool) if loops else row != col
+    key = np.unique(row[kept] * NODES + col[kept])
+    rowptr = np.searchsorted(key, np.arange(NODES + 1) * NODES)
+    return rowptr.astype(np.int64), (key % NODES).astype(np.int32)
+
+
+def adjacency(rowptr: np.ndarray, col: np.ndarray) -> Adjacency:
+    return Adjacency(torch.from_numpy(rowptr), torch.from_numpy(col))
+
+
+def stored(folder: Path, *graph: Any, block_bytes: int = 64 << 20, **options: Any) -> StoredOperator:
+    folder.mkdir()
+    store_operator(folder, *graph, **options)
+    return StoredOperator(folder, block_bytes)
+
+
+X = torch.randn(NODES, 9, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loops", [False, True])
+def test_products_are_those_of_the_operator_in_memory_bit_for_bit(tmp_path: Path, kind: str, loops: bool) -> None:
+    rowptr, col = graph(loops)
+    wanted = getattr(adjacency(rowptr, col), kind)()
+    for number, (entries, block_bytes) in enumerate([(1 << 20, 1 << 20), (5, 1), (40, 600)]):
+        found = stored(tmp_path / str(number), rowptr, col, kind, entries_at_once=entries, block_bytes=block_bytes)
+        assert torch.equal(found.multiply(X, torch.empty_like(X)), wanted @ X)
+        np.testing.assert_array_equal(found.weight, wanted.weight(torch.float32).numpy())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_left_out_nodes_have_no_edges(tmp_path: Path, kind: str) -> None:
+    rowptr, col = graph()
+    keep = np.random.default_rng(1).random(NODES) < 0.6
+    row = np.repeat(np.arange(NODES), np.diff(rowptr))
+    inner = keep[row] & keep[col]
+    edges = torch.from_numpy(np.stack([col[inner], row[inner]]).astype(np.int64))
+    wanted = getattr(Adjacency.from_edge_index(edges, NODES), kind)() @ X
+    found = stored(tmp_path / "a", rowptr, col, kind, keep, entries_at_once=30)
+    assert torch.equal(found.multiply(X, torch.empty_like(X)), wanted)
+    # And of the others it is the graph among them, renumbered.
+    new = np.cumsum(keep) - 1
+    among = Adjacency.from_edge_index(torch.from_numpy(np.stack([new[col[inner]], new[row[inner]]])), int(keep.sum()))
+    assert torch.equal(wanted[keep], getattr(among, kind)() @ X[keep])
+
+
+def test_memory_mapped_graphs_are_taken_as_they_are(tmp_path: Path) -> None:
+    rowptr, col = graph()
+    for name, array in {"rowptr": rowptr, "col": col}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col")]
+    found = stored(tmp_path / "a", *mapped, "gcn")
+    assert torch.equal(found.multiply(X, torch.empty_like(X)), adjacency(rowptr, col).gcn() @ X)
+
+
+def test_a_graph_without_edges(tmp_path: Path) -> None:
+    nothing = np.zeros(NODES + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
+    assert torch.equal(stored(tmp_path / "a", *nothing, "gcn").multiply(X, torch.empty_like(X)), X)
+    assert not stored(tmp_path / "b", *nothing, "mean").multiply(X, torch.ones_like(X)).any()
+
+
+def test_blocks_hold_so_many_entries_and_rows_or_one_row() -> None:
+    rowptr = np.array([0, 3, 3, 4, 20, 22, 22])
+    assert list(row_blocks(rowptr, 4, 10)) == [(0, 3), (3, 4), (4, 6)]
+    assert list(row_blocks(rowptr, 100, 4)) == [(0, 4), (4, 6)]
+    assert list(row_blocks(rowptr, 0, 0)) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "max"}, "kind is 'max', expected one of sum, mean, gcn"),
+        ({"kind": "gcn", "keep": np.ones(3, dtype=bool)}, r"keep is bool of shape \(3,\), expected bool of shape"),
+    ],
+)
+def test_what_is_no_operator_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        store_operator(tmp_path, *graph(), **options)
+
+
+def test_operands_of_another_type_or_shape_are_refused(tmp_path: Path) -> None:
+    operator = stored(tmp_path / "a", *graph(), "gcn")
+    with pytest.raises(ValueError, match=r"x is torch.float64 of shape \(60, 9\), expected torch.float32"):
+        operator.multiply(X.double(), X)
+    with pytest.raises(ValueError, match=r"out is torch.float32 of shape \(3, 9\)"):
+        operator.multiply(X, X[:3])

@@ -1,0 +1,243 @@
+"""The dry run: which stages and files a run has, what fits, and what is said about what does not."""
+
+from __future__ import annotations
+
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.registered import preflight
+from glem_graphgym.registered.calibration import Stopwatch
+from glem_graphgym.registered.config import ConfigError, load_config
+from glem_graphgym.registered.preflight import (
+    Planned,
+    Preflight,
+    Stored,
+    Verdict,
+    disk_verdicts,
+    examine,
+    gnn_remedy,
+    lm_remedy,
+    memory_verdicts,
+    planned_stages,
+    run_files,
+)
+from glem_graphgym.report.needs import print_needs, shown_size, shown_time, verdict_line
+
+COST = {"resident_mb": 900.0, "mapped_mb": 100.0, "accelerator_mb": 0.0, "seconds": 90.0, "texts": 5, "tokens": 50}
+
+
+def configure(**keys: Any) -> None:
+    cfg.dataset.format = "TAG"
+    cfg.dataset.task, cfg.dataset.task_type = "node", "classification"
+    cfg.train.mode = "glem"
+    for name, value in keys.items():
+        group, _, key = name.partition("__")
+        cfg[group][key] = value
+
+
+def measured(**costs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "graph": {"name": "toy", "nodes": 1000, "edges": 3000, "classes": 7},
+        "tokens": {"total": 5000, "known": False, "folder": "/data/tokens/t", "bytes": 10_000},
+        "static": None,
+        "hops": None,
+        "dim": 32,
+        "lm_weights": 4_000,
+        "gnn_weights": 300,
+        "shared_lm_gold": "/data/lm_gold/key",
+        "accelerator": "cpu",
+        "stages": costs or dict.fromkeys(("lm_gold", "gnn_gold", "e_step", "m_step"), COST),
+    }
+
+
+def names(stages: list[Planned]) -> list[str]:
+    return [stage.folder for stage in stages]
+
+
+# ---- stages -------------------------------------------------------------------------------------------------------
+
+
+def test_stages_are_those_of_the_mode_in_its_order(tmp_path: Path) -> None:
+    configure(glem__em_iterations=2, glem__ensemble=True, glem__correct_and_smooth=True)
+    assert names(planned_stages(cfg, tmp_path)) == [
+        *("00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1", "04_e_step_2", "05_m_step_2"),
+        *("06_correct_and_smooth", "07_ensemble"),
+    ]
+    configure(glem__em_iterations=1, glem__order="gnn_first", glem__ensemble=False, glem__correct_and_smooth=False)
+    assert names(planned_stages(cfg, tmp_path)) == ["00_lm_gold", "01_gnn_gold", "02_m_step_1", "03_e_step_1"]
+    cfg.train.mode = "glem_cascade"
+    assert names(planned_stages(cfg, tmp_path)) == ["00_lm_gold", "01_gnn_gold"]
+    assert [stage.kind for stage in planned_stages(cfg, tmp_path)] == ["lm_gold", "gnn_gold"]
+
+
+def test_until_a_plateau_means_at_most_so_many(tmp_path: Path) -> None:
+    configure(glem__em_iterations=-1, glem__em_max_iterations=3)
+    assert names(planned_stages(cfg, tmp_path))[-1] == "07_m_step_3"
+
+
+def test_a_finished_stage_is_done_unless_it_is_overwritten(tmp_path: Path) -> None:
+    configure()
+    (tmp_path / "stages" / "00_lm_gold").mkdir(parents=True)
+    (tmp_path / "stages" / "01_gnn_gold").mkdir()
+    (tmp_path / "stages" / "00_lm_gold" / "stage.json").write_text("{}")
+    assert [stage.done for stage in planned_stages(cfg, tmp_path)] == [True, False, False, False]
+    assert not any(stage.done for stage in planned_stages(cfg, tmp_path, overwrite=True))
+
+
+@pytest.mark.parametrize("mode", ["standard", "glem_predict"])
+def test_modes_without_stages_are_refused(mode: str, tmp_path: Path) -> None:
+    configure(train__mode=mode)
+    with pytest.raises(ConfigError, match=f"train.mode is '{mode}'.*glem_cascade"):
+        examine(cfg, [tmp_path])
+
+
+# ---- disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_a_run_have_the_sizes_of_their_arrays(tmp_path: Path) -> None:
+    configure(glem__em_iterations=3)
+    stored = {item.what: item for item in run_files(cfg, measured(), tmp_path, planned_stages(cfg, tmp_path))}
+    assert stored["00_lm_gold: logits float16 (1,000, 7), embeddings float16 (1,000, 32)"].bytes == 2 * 1000 * (7 + 32)
+    assert stored["03_m_step_1: logits float16 (1,000, 7)"].bytes == 2 * 1000 * 7
+    assert stored["weights of 4 × LM"].bytes == 16_000
+    assert stored["weights of 1 × GNN"].bytes == 300
+    assert (stored["one more of the GNN"].bytes, stored["one more of the GNN"].passing) == (300, True)
+    configure(glem__keep_weights="all", glem__em_iterations=5)
+    stored = {item.what: item for item in run_files(cfg, measured(), tmp_path, planned_stages(cfg, tmp_path))}
+    assert stored["weights of 6 × LM"].bytes == 24_000
+    assert stored["weights of 6 × GNN"].bytes == 1_800
+
+
+def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 1_000)
+    stored = [Stored("a", str(tmp_path / "new" / "a"), 900), Stored("b", str(tmp_path), 5_000, done=True)]
+    (verdict,) = disk_verdicts(cfg, stored, {})
+    assert (verdict.needed, verdict.available, verdict.fits) == (900, 1_000, True)
+    (verdict,) = disk_verdicts(cfg, [*stored, Stored("c", str(tmp_path), 101)], {})
+    assert not verdict.fits
+    (verdict,) = disk_verdicts(cfg, [*stored, Stored("c", str(tmp_path), 101)], {tmp_path: 50})
+    assert verdict.fits
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_that_of_the_largest_stage_that_is_still_to_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure()
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 1000 << 20)
+    costs = {"lm_gold": {**COST, "resident_mb": 5000.0}, "gnn_gold": COST, "e_step": {**COST, "resident_mb": 1300.0}}
+    stages = [Planned("00", "lm_gold", done=True), Planned("01", "gnn_gold", False), Planned("02", "e_step", False)]
+    (verdict,) = memory_verdicts(cfg, measured(**costs), stages)
+    assert (verdict.stage, verdict.needed, verdict.fits) == ("e_step", 1200 << 20, False)
+    assert "lm.accumulate 2 or more" in verdict.remedy
+    assert "lm.gradient_checkpointing True" in verdict.remedy
+    (verdict,) = memory_verdicts(cfg, measured(**costs), stages[:2])
+    assert (verdict.stage, verdict.fits) == ("gnn_gold", True)
+    assert memory_verdicts(cfg, measured(**costs), stages[:1]) == []
+
+
+def test_an_accelerator_has_a_verdict_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure()
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100 << 20, 200 << 20))
+    found = {**measured(gnn_gold={**COST, "accelerator_mb": 101.0}), "accelerator": "cuda"}
+    memory, accelerator = memory_verdicts(cfg, found, [Planned("01_gnn_gold", "gnn_gold", False)])
+    assert memory.fits
+    assert (accelerator.resource, accelerator.needed, accelerator.fits) == ("accelerator memory", 101 << 20, False)
+
+
+def test_remedies_name_only_what_is_left_to_do() -> None:
+    configure(lm__gradient_checkpointing=True, lm__batch_size=4, lm__accumulate=4)
+    assert "accumulate" not in lm_remedy(cfg)
+    assert "gradient_checkpointing" not in lm_remedy(cfg)
+    cfg.model.type = "glem_sage"
+    assert "glem_gamlp" in gnn_remedy(cfg)
+    cfg.model.type = "glem_sagn"
+    assert "gnn.hops below 3" in gnn_remedy(cfg)
+
+
+# ---- how it is said -----------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_says_what_is_needed_what_there_is_and_what_to_do() -> None:
+    line = verdict_line(Verdict("memory", 3 << 30, 1 << 30, "e_step", "set lm.accumulate 2"))
+    assert line == "memory: DOES NOT FIT; e_step needs 3.0 GB, 1.0 GB are free; set lm.accumulate 2"
+    line = verdict_line(Verdict("disk at /data", 3 << 30, 1 << 40, "", "set out_dir elsewhere"))
+    assert line == "disk at /data: fits; the run needs 3.0 GB, 1.0 TB are free"
+
+
+def test_sizes_and_times_are_readable() -> None:
+    assert [shown_size(size) for size in (900, 2048, 5 << 20, 150 << 20, 3 << 40)] == [
+        *("900 bytes", "2 kB", "5.0 MB", "150 MB", "3.0 TB"),
+    ]
+    assert [shown_time(seconds) for seconds in (12, 90, 7200)] == ["12 s", "2 min", "2.0 h"]
+
+
+def test_the_tables_name_every_stage_and_file() -> None:
+    stages = [Planned("00_lm_gold", "lm_gold", True), Planned("01_gnn_gold", "gnn_gold", False)]
+    stored = [Stored("logits", "/results/x", 5 << 20)]
+    found = Preflight(measured(), stages, stored, [Verdict("memory", 1, 2, "gnn_gold", "")], at_most=False)
+    assert found.seconds() == 90.0
+    out = StringIO()
+    print_needs(found, "toy", Console(file=out, width=160))
+    for part in (
+        "about 5,000 tokens",
+        "00_lm_gold",
+        "is there already",
+        "01_gnn_gold",
+        "900 MB",
+        "/results/x",
+        "5.0 MB",
+    ):
+        assert part in out.getvalue()
+    assert "about 2 min" in out.getvalue()
+
+
+# ---- the stopwatch ------------------------------------------------------------------------------------------------
+
+
+class Sleeper(torch.nn.Module):
+    def forward(self, x: torch.Tensor, seconds: float) -> torch.Tensor:
+        time.sleep(seconds)
+        return x
+
+
+def test_the_stopwatch_tells_training_from_inference_and_leaves_out_the_first() -> None:
+    watch = Stopwatch()
+    model = watch.on(lambda: Sleeper())()
+    x = torch.zeros(10)
+    for seconds in (0.3, 0.05, 0.05):
+        model(x, seconds)
+    model.eval()
+    for seconds in (0.2, 0.02):
+        model(x, seconds)
+    watch.stop()
+    assert watch.passes(training=True)[1:] == (20, 2)
+    assert 0.1 <= watch.passes(training=True)[0] < 0.28
+    assert watch.passes(training=False)[1:] == (10, 1)
+    assert watch.rate(training=False) == pytest.approx(watch.passes(training=False)[0] / 10)
+    assert 0.62 <= watch.total() < 2
+
+
+# ---- a trial that fails -------------------------------------------------------------------------------------------
+
+
+def test_what_goes_wrong_in_the_trial_is_said_here(tmp_path: Path, tiny_lm: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        f"out_dir: {tmp_path}/results\n"
+        f"dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/data, synthetic_nodes: 200}}\n"
+        f"lm: {{model: {tiny_lm}}}\nmodel: {{type: no_such_network}}\ntrain: {{mode: glem_cascade}}\n"
+    )
+    load_config(cfg, file)
+    with pytest.raises(RuntimeError, match=r"model\.type is 'no_such_network', expected one of"):
+        examine(cfg, [tmp_path / "results" / "0"])
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "data").exists()

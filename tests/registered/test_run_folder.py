@@ -1,0 +1,126 @@
+"""What ``run.json`` notes beside a run's settings: versions of packages, and the EM iterations that were asked for."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch_geometric
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.register import train_dict
+
+from glem_graphgym.files import read_json, write_json
+from glem_graphgym.registered import run_folder
+from glem_graphgym.registered.config import load_config
+from glem_graphgym.registered.run_folder import check_run_folder, identity_of, package_versions, take_run_folder
+from glem_graphgym.report.stats import finish_run
+
+OLD = {"ogb": "1.3.6", "torch": "2.13.0"}
+NEW = {"ogb": "1.3.6", "torch": "2.14.0", "transformers": "5.9.0"}
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_lm: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        f"""
+num_threads: 1
+dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.2, 0.4],
+  synthetic_nodes: 60, synthetic_classes: 3, synthetic_degree: 5.0, synthetic_words: 4}}
+lm: {{model: {tiny_lm}, max_length: 16, precision: 32, epochs: 1, batch_size: 8, lr: 4.0e-3}}
+model: {{type: glem_sage}}
+gnn: {{dim_inner: 8, layers_mp: 2, layers_post_mp: 1}}
+optim: {{optimizer: adamw, scheduler: none, max_epoch: 2}}
+train: {{mode: glem}}
+"""
+    )
+    return file
+
+
+def with_versions(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> dict[str, Any]:
+    """What a run of the loaded configuration would note if ``versions`` were installed."""
+    monkeypatch.setattr(run_folder, "package_versions", lambda: versions)
+    return identity_of(cfg, None)
+
+
+def begun(run_dir: Path, identity: dict[str, Any], *, stages: int = 1, finished: bool = False) -> Path:
+    take_run_folder(run_dir, identity)
+    for index in range(stages):
+        (run_dir / "stages" / f"{index:02d}_lm_gold").mkdir(parents=True)
+    if finished:
+        write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), "finished": True})
+    return run_dir
+
+
+def test_versions_are_those_of_the_installed_packages() -> None:
+    found = package_versions()
+    assert set(found) == {"ogb", "torch", "torch_geometric", "transformers"}
+    assert found["ogb"] == version("ogb")
+    assert found["torch_geometric"] == torch_geometric.__version__
+
+
+def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "NOTED_PACKAGES", ("torch", "no-such-package-of-anybodys"))
+    assert set(package_versions()) == {"torch"}
+
+
+@pytest.mark.parametrize(("mode", "noted"), [("glem", 3), ("glem_cascade", None), ("glem_lm", None)])
+def test_em_iterations_are_noted_where_there_is_em(config: Path, mode: str, noted: int | None) -> None:
+    load_config(cfg, config, ["train.mode", mode, "glem.em_iterations", "3"])
+    assert identity_of(cfg, None).get("em_iterations") == noted
+    assert "glem.em_iterations" not in identity_of(cfg, None)["settings"]
+
+
+def test_a_run_goes_on_under_other_versions_and_notes_both(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_config(cfg, config)
+    run_dir = begun(tmp_path / "exp" / "0", with_versions(monkeypatch, OLD))
+    now = with_versions(monkeypatch, NEW)
+    check_run_folder(run_dir, now)  # does not refuse
+    with caplog.at_level(logging.WARNING):
+        take_run_folder(run_dir, now)
+        take_run_folder(run_dir, now)
+    expected = {"ogb": "1.3.6", "torch": "2.13.0, 2.14.0", "transformers": "5.9.0"}
+    assert read_json(run_dir / "run.json")["versions"] == expected
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2  # once, for each package that differs
+    assert said[0].endswith("was begun with torch 2.13.0, goes on with 2.14.0")
+    check_run_folder(tmp_path / "exp" / "1", now)  # nor does another seed
+
+
+@pytest.mark.parametrize(("asked", "joined"), [(1, False), (2, True)])
+def test_a_finished_run_keeps_its_versions_unless_it_goes_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, joined: bool
+) -> None:
+    load_config(cfg, config)
+    run_dir = begun(tmp_path / "0", with_versions(monkeypatch, OLD), finished=True)
+    load_config(cfg, config, ["glem.em_iterations", str(asked)])
+    take_run_folder(run_dir, with_versions(monkeypatch, NEW))
+    noted = read_json(run_dir / "run.json")
+    assert noted["versions"]["torch"] == ("2.13.0, 2.14.0" if joined else "2.13.0")
+    assert noted["em_iterations"] == 1  # what its tables show, until it has gone on
+
+
+def test_a_run_that_starts_anew_notes_its_own_versions_alone(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_config(cfg, config)
+    run_dir = begun(tmp_path / "0", with_versions(monkeypatch, OLD), finished=True)
+    take_run_folder(run_dir, with_versions(monkeypatch, NEW), overwrite=True)
+    assert read_json(run_dir / "run.json")["versions"] == NEW
+
+
+def test_a_run_notes_how_many_iterations_its_tables_show(config: Path, tmp_path: Path) -> None:
+    for asked in (1, 2, 1):
+        load_config(cfg, config, ["glem.em_iterations", str(asked)])
+        cfg.run_dir = str(tmp_path / "0")
+        train_dict[cfg.train.mode]()
+        finish_run(Path(cfg.run_dir))
+        noted = read_json(tmp_path / "0" / "run.json")
+        assert noted["em_iterations"] == asked
+        assert len(noted["stages"]) == 2 + 2 * asked
+        assert noted["versions"] == package_versions()

@@ -1,0 +1,271 @@
+"""The configurations that ship: each loads, builds, says where its hyperparameters are from, keeps published ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
+
+from glem_graphgym.registered.config import feature_kinds, load_config
+from glem_graphgym.registered.loader import GRAPHS
+from glem_graphgym.registered.networks import build_gnn, sees_hops
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {file.stem: file for file in sorted((ROOT / "configs_gg").glob("*.yaml"))}
+NETWORKS = [stem for stem in CONFIGS if not re.match("(lm|lm_lora|lm_large)_", stem)]
+
+# (width of the raw features, classes)
+SIZES = {"ogbn-arxiv": (128, 40), "ogbn-products": (100, 47), "ogbn-papers100M": (128, 172)}
+SIZES |= {"debian": (0, 56), "synthetic": (0, 4)}
+EMBEDDINGS = {"microsoft/deberta-base": 768, "microsoft/deberta-large": 1024}
+EMBEDDINGS |= {"sentence-transformers/all-MiniLM-L6-v2": 384}
+GIANT = 768
+
+
+def load(stem: str) -> None:
+    load_config(cfg, CONFIGS[stem])
+
+
+def value_of(key: str) -> Any:
+    group, name = key.split(".")
+    return cfg[group][name]
+
+
+def dim_in() -> int:
+    """Width of the GNN's input: features side by side, and labels where the network takes them with its features."""
+    raw, classes = SIZES[cfg.dataset.name]
+    text = EMBEDDINGS[cfg.lm.model]
+    widths = {"raw": raw, "text": cfg.lm.shrink_dim or text, "static": text, "file": GIANT}
+    labels = classes if cfg.glem.label_input and not sees_hops() else 0
+    return sum(widths[kind] for kind in feature_kinds(cfg.glem.node_features)) + labels
+
+
+def build() -> nn.Module:
+    with torch.device("meta"):
+        return build_gnn(dim_in(), SIZES[cfg.dataset.name][1])
+
+
+# ---- every configuration ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stem", CONFIGS)
+def test_it_loads_and_is_named_for_method_and_data(stem: str) -> None:
+    load(stem)
+    assert re.fullmatch(r"[a-z0-9_]+", stem)  # agg_batch takes run names apart at "-" and "="
+    assert cfg.dataset.name in GRAPHS
+    assert cfg.dataset.name.removeprefix("ogbn-").lower() in stem
+    assert cfg.metric_best == "accuracy"
+    kind = {"lm": "glem_lm", "cascade": "glem_cascade", "joint": "glem_joint", "glem": "glem", "synthetic": "glem"}
+    assert cfg.train.mode == kind.get(stem.split("_")[0], "glem_gnn")
+
+
+@pytest.mark.parametrize("stem", NETWORKS)
+def test_its_network_and_optimizer_can_be_made(stem: str) -> None:
+    load(stem)
+    network = build()
+    optimizer = create_optimizer(network.parameters(), cfg.optim)
+    create_scheduler(optimizer, cfg.optim)
+    assert not cfg.glem.label_input or getattr(network, "label_hops", 1) > 0
+
+
+@pytest.mark.parametrize("stem", CONFIGS)
+def test_its_comment_says_what_it_is_and_where_its_hyperparameters_are_from(stem: str) -> None:
+    lines = CONFIGS[stem].read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+    assert lines[0].startswith("# ")
+    if "debian" not in stem and stem != "synthetic":
+        assert re.search(r"authors|published|OGB's example|GIANT's|chosen for this project", comment), comment
+
+
+def test_the_readme_lists_each_of_them_and_no_other() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"\n## Configurations\n.*?\n## ", readme, re.DOTALL)
+    assert table is not None
+    listed = [name for row in re.findall(r"^\| (`.*?) \| ", table[0], re.M) for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(CONFIGS)
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------------
+
+
+def published_papers100m() -> int:
+    """GAMLP's README has 16,308,751, with a linear map of x and its PReLU that the run makes and never uses."""
+    return 16_308_751 - (128 * 1024 + 1024 + 1)
+
+
+@pytest.mark.parametrize(
+    ("stem", "published"),
+    [
+        ("mlp_arxiv", 110_120),  # OGB's leaderboard, as the following four
+        ("gcn_arxiv", 110_120),
+        ("sage_arxiv", 218_664),
+        ("mlp_products", 103_727),
+        ("sage_products", 206_895),
+        ("giant_sage_arxiv", 546_344),
+        ("giant_revgat_arxiv", 3_081_296),  # the README of GIANT's authors
+        ("gamlp_products", 3_335_831),  # the README of GAMLP's authors
+        ("gamlp_papers100m", published_papers100m()),
+        ("sagn_products", 2_179_678),  # the README of SCR's authors
+        ("giant_sagn_products", 1_154_654),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(stem: str, published: int) -> None:
+    load(stem)
+    assert sum(parameter.numel() for parameter in build().parameters()) == published
+
+
+# ---- published hyperparameters ------------------------------------------------------------------------------------
+
+# shared/GLEM.md, section 2: fine-tuning on gold. A batch of 36 is what one step sees, whatever accumulates it.
+LM_ARXIV = {
+    "lm.model": "microsoft/deberta-base", "lm.lr": 2e-5, "lm.batch_size": 36, "lm.epochs": 4, "lm.dropout": 0.3,
+    "lm.head_dropout": 0.4, "lm.label_smoothing": 0.3, "lm.warmup_epochs": 0.6, "lm.lora_rank": 0, "lm.max_length": 512,
+}  # fmt: skip
+LM_PRODUCTS = {
+    "lm.model": "microsoft/deberta-base", "lm.lr": 2e-5, "lm.batch_size": 144, "lm.epochs": 4, "lm.dropout": 0.1,
+    "lm.attention_dropout": 0.3, "lm.head_dropout": 0.2, "lm.label_smoothing": 0.1, "lm.warmup_epochs": 0.6,
+}  # fmt: skip
+LM_PAPERS = {
+    "lm.model": "microsoft/deberta-base", "lm.lr": 5e-5, "lm.batch_size": 288, "lm.epochs": 5, "lm.dropout": 0.3,
+    "lm.head_dropout": 0.4, "lm.label_smoothing": 0.3, "lm.shrink_dim": 100, "lm.warmup_epochs": 0.6,
+}  # fmt: skip
+LM_LARGE = {
+    "lm.model": "microsoft/deberta-large", "lm.lr": 2e-5, "lm.batch_size": 72, "lm.epochs": 4, "lm.dropout": 0.1,
+    "lm.attention_dropout": 0.1, "lm.head_dropout": 0.1, "lm.warmup_epochs": 1.0,
+}  # fmt: skip
+
+# The same: networks.
+GCN = {
+    "model.type": "glem_gcn", "gnn.layers_mp": 2, "gnn.dim_inner": 256, "optim.base_lr": 0.01,
+    "optim.weight_decay": 5e-4, "gnn.dropout": 0.5, "gnn.norm": "batch",
+}  # fmt: skip
+SAGE = {"model.type": "glem_sage", "gnn.layers_mp": 3, "gnn.dim_inner": 256, "optim.base_lr": 0.003}
+REVGAT = {
+    "model.type": "glem_revgat", "gnn.layers_mp": 3, "gnn.dim_inner": 256, "gnn.att_heads": 3, "gnn.group": 2,
+    "optim.optimizer": "rmsprop", "optim.base_lr": 0.002, "optim.warmup_epochs": 50, "gnn.dropout": 0.75,
+    "gnn.input_dropout": 0.25, "gnn.edge_drop": 0.3, "gnn.attend_destination": False, "glem.label_input": False,
+    "optim.max_epoch": 2000, "optim.patience": 300, "glem.input_norm": True,
+}  # fmt: skip
+GAMLP = {
+    "model.type": "glem_gamlp", "gnn.dim_inner": 1024, "gnn.hops": 5, "gnn.label_hops": 9, "optim.base_lr": 1e-3,
+    "gnn.dropout": 0.5, "gnn.input_dropout": 0.2, "gnn.attention_dropout": 0.5, "gnn.batch_size": 50000,
+}  # fmt: skip
+GAMLP_ARXIV = {**GAMLP, "gnn.dim_inner": 256, "gnn.hops": 3, "gnn.label_hops": 5, "optim.max_epoch": 500}
+SAGN = {
+    "model.type": "glem_sagn", "gnn.dim_inner": 256, "gnn.hops": 3, "gnn.att_heads": 1, "optim.base_lr": 1e-3,
+    "gnn.dropout": 0.5, "gnn.input_dropout": 0.2, "gnn.attention_dropout": 0.4, "gnn.label_hops": 9,
+    "gnn.batch_size": 50000, "gnn.ema": 0.99,
+    # the README of SCR's authors
+    "gnn.consistency": 0.5, "gnn.consistency_threshold": 0.85,
+}  # fmt: skip
+# The same, and the README of GLEM's authors for ogbn-papers100M: sigmoid, no dropout of inputs and attention.
+GAMLP_PAPERS = {
+    "model.type": "glem_gamlp", "optim.max_epoch": 150, "gnn.hops": 6, "gnn.layers_mp": 6, "gnn.batch_size": 40000,
+    "gnn.hop_activation": "sigmoid", "gnn.input_dropout": 0.0, "gnn.attention_dropout": 0.0, "optim.patience": 120,
+    "glem.label_input": False, "glem.input_norm": False,
+}  # fmt: skip
+
+# The same: EM. T = 0.2 in every published run.
+EM_REVGAT = {
+    "glem.order": "lm_first", "glem.alpha": 0.8, "glem.beta": 0.05, "glem.lm_pseudo_ratio": 1.0,
+    "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 1.0, "glem.confidence": 1.0,
+    "glem.lm_init": "pretrained", "glem.lm_init_first": "same",
+    "glem.lm_epochs": 3, "glem.lm_lr": 2e-5, "glem.lm_batch_size": 30, "glem.lm_head_dropout": 0.4,
+    "glem.lm_label_smoothing": 0.0, "glem.em_iterations": 2,
+}  # fmt: skip
+EM_GCN = {
+    "glem.order": "gnn_first", "glem.alpha": 0.5, "glem.beta": 0.7, "glem.lm_pseudo_ratio": 0.1,
+    "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 0.2, "glem.confidence": 0.8,
+    "glem.lm_init": "previous", "glem.lm_init_first": "same",
+    "glem.lm_epochs": 1, "glem.lm_lr": 3e-5, "glem.lm_batch_size": 30, "optim.max_epoch": 500, "optim.patience": 300,
+    "glem.label_input": True,
+    # not in GLEM.md but in the README of GLEM's authors
+    "glem.input_norm": False, "glem.em_iterations": 2, "glem.lm_head_dropout": 0.4, "glem.lm_label_smoothing": 0.0,
+}  # fmt: skip
+EM_GAMLP = {
+    "glem.order": "lm_first", "glem.alpha": 0.8, "glem.beta": 0.05, "glem.lm_pseudo_ratio": 0.5,
+    "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 0.1, "glem.confidence": 1.0,
+    "glem.lm_init": "previous",
+    "glem.lm_init_first": "pretrained", "glem.lm_epochs": 1, "glem.lm_lr": 3e-5,
+}  # fmt: skip
+EM_PAPERS = {
+    "glem.order": "lm_first", "glem.alpha": 0.4, "glem.beta": 0.05, "glem.lm_pseudo_ratio": 0.5,
+    "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 0.1, "glem.confidence": 0.85,
+    "glem.lm_init": "pretrained", "glem.lm_init_first": "same",
+    "glem.lm_epochs": 6, "glem.lm_lr": 2e-5, "glem.lm_batch_size": 480, "glem.lm_label_smoothing": 0.2,
+    "glem.lm_warmup_epochs": 1.0, "glem.pseudo_nodes": "valid_test",
+}  # fmt: skip
+
+# OGB's examples for its leaderboard.
+OGB = {"gnn.layers_mp": 3, "gnn.dim_inner": 256, "optim.optimizer": "adam", "optim.base_lr": 0.01, "gnn.dropout": 0.5}
+OGB |= {"optim.weight_decay": 0.0, "optim.patience": 0, "glem.input_norm": False, "glem.label_input": False}
+OGB_ARXIV = {**OGB, "gnn.norm": "batch", "optim.max_epoch": 500}
+OGB_PRODUCTS = {**OGB, "gnn.norm": "none", "optim.max_epoch": 300}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "lm_arxiv": LM_ARXIV,
+    "lm_large_arxiv": LM_LARGE,
+    "lm_products": LM_PRODUCTS,
+    "lm_papers100m": LM_PAPERS,
+    "mlp_arxiv": OGB_ARXIV,
+    "gcn_arxiv": OGB_ARXIV,
+    "sage_arxiv": OGB_ARXIV,
+    "giant_mlp_arxiv": OGB_ARXIV,
+    "giant_sage_arxiv": {**OGB_ARXIV, "optim.base_lr": 8e-4},
+    "giant_revgat_arxiv": {**REVGAT, "gnn.layers_mp": 5, "gnn.symmetric_norm": True, "glem.label_input": True,
+                           "glem.input_norm": False},
+    "mlp_products": {**OGB_PRODUCTS, "gnn.dropout": 0.0},
+    "sage_products": OGB_PRODUCTS,
+    "gamlp_arxiv": GAMLP_ARXIV,
+    "revgat_arxiv": REVGAT,
+    "cascade_arxiv": {**LM_ARXIV, **REVGAT},
+    "joint_arxiv": LM_ARXIV,
+    "joint_products": LM_PRODUCTS,
+    "glem_arxiv": {**LM_ARXIV, **GCN, **EM_GCN},
+    "glem_revgat_arxiv": {**LM_ARXIV, **REVGAT, **EM_REVGAT},
+    "glem_gamlp_arxiv": {**LM_ARXIV, **GAMLP_ARXIV, **EM_GAMLP, "glem.lm_batch_size": 30},
+    "glem_sage_arxiv": {**LM_ARXIV, **SAGE, **EM_REVGAT},
+    "gamlp_products": {**GAMLP, "gnn.dim_inner": 512, "gnn.residual": True, "gnn.layers_mp": 4, "optim.max_epoch": 400},
+    "sagn_products": {**SAGN, "gnn.dim_inner": 512, "gnn.label_hops": 14, "gnn.batch_size": 100_000,
+                      "gnn.layers_mp": 2, "gnn.label_dropout": 0.5, "optim.max_epoch": 1000},
+    "giant_sagn_products": {**SAGN, "gnn.layers_mp": 1, "gnn.label_dropout": 0.5, "optim.max_epoch": 1000},
+    "cascade_products": {**LM_PRODUCTS, **GAMLP},
+    "glem_gamlp_products": {**LM_PRODUCTS, **GAMLP, **EM_GAMLP},
+    "glem_sagn_products": {**LM_PRODUCTS, **SAGN, **EM_GAMLP},
+    "glem_giant_sagn_products": {**LM_PRODUCTS, **SAGN, **EM_GAMLP},
+    "gamlp_papers100m": {"gnn.dim_inner": 1024, "gnn.hops": 6, "gnn.layers_mp": 6, "gnn.label_hops": 9,
+                         "gnn.hop_activation": "sigmoid", "gnn.residual": False, "gnn.batch_size": 5000,
+                         "gnn.input_dropout": 0.0, "gnn.attention_dropout": 0.0, "gnn.dropout": 0.5,
+                         "optim.base_lr": 1e-3, "optim.max_epoch": 100, "glem.label_input": True},
+    "giant_gamlp_papers100m": {**GAMLP_PAPERS, "gnn.hops": 2},
+    "cascade_papers100m": {**LM_PAPERS, **GAMLP_PAPERS},
+    "glem_gamlp_papers100m": {**LM_PAPERS, **GAMLP_PAPERS, **EM_PAPERS},
+    "glem_giant_gamlp_papers100m": {**LM_PAPERS, **GAMLP_PAPERS, **EM_PAPERS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stem", PUBLISHED)
+def test_published_hyperparameters_are_kept(stem: str) -> None:
+    load(stem)
+    expected = PUBLISHED[stem]
+    assert {key: value_of(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("stem", [stem for stem in CONFIGS if stem.endswith("papers100m")])
+def test_ogbn_papers100m_keeps_memory_small(stem: str) -> None:
+    load(stem)
+    assert cfg.glem.encode_nodes == "needed"
+    assert cfg.glem.memory_budget_gb > 0
+    assert cfg.train.mode != "glem" or cfg.glem.pseudo_nodes == "valid_test"
+    assert cfg.lm.shrink_dim == 100 or "text" not in feature_kinds(cfg.glem.node_features)
+
+
+def test_every_configuration_of_a_published_data_set_is_compared_but_for_our_own_choices() -> None:
+    own = {"gnn_arxiv", "gnn_products", "lm_lora_arxiv", "sgc_papers100m"}
+    assert {stem for stem in CONFIGS if not re.search("debian|synthetic", stem)} == {*PUBLISHED, *own}
