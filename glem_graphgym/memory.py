@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import resource
 import sys
@@ -44,6 +45,7 @@ class PeakMemory:
     def __init__(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        gc.collect()  # a trainer and what it trained refer to each other, and would stay until the collector comes by
         libc = _glibc()
         if libc is not None:
             libc.malloc_trim(0)  # what an earlier stage freed is no part of this one's peak

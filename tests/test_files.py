@@ -101,6 +101,23 @@ def test_what_a_killed_make_left_is_not_taken_over(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["a"]
 
 
+def test_what_can_be_resumed_is_handed_over_as_it_was_left(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("so far")
+        raise RuntimeError("killed")
+
+    def go_on(folder: Path) -> None:
+        assert (folder / "half").read_text() == "so far"
+        (folder / "half").rename(folder / "whole")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        make_once(tmp_path / "x", fail, resume=True)
+    assert not (tmp_path / "x").exists()
+    make_once(tmp_path / "x", go_on, resume=True)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["whole"]
+    assert not (tmp_path / ".x.part").exists()
+
+
 def _quickly(folder: Path) -> None:
     (folder / "a").write_text("whole")
 

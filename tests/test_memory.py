@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from glem_graphgym.memory import PeakMemory
+from glem_graphgym import memory
+from glem_graphgym.memory import PeakMemory, machine_bytes
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or not PeakMemory().own_mark,
@@ -27,3 +30,31 @@ def test_peak_memory_does_not_count_what_was_freed_before() -> None:
     start = PeakMemory().peak_mb()
     touch(256)
     assert PeakMemory().peak_mb() < start + 100
+
+
+def test_the_machines_memory_is_bounded_by_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUPS", ())
+    whole = machine_bytes()
+    assert whole > 2**28
+    (tmp_path / "limit").write_text("max\n")
+    monkeypatch.setattr(
+        memory, "CGROUPS", ((tmp_path, "limit", "use", "file"), (tmp_path / "none", "limit", "use", "file"))
+    )
+    assert machine_bytes() == whole
+    (tmp_path / "limit").write_text("12345678\n")
+    assert machine_bytes() == 12345678
+
+
+def test_available_memory_is_what_the_containers_limit_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = memory.available_bytes()
+    assert 0 < free <= memory.machine_bytes()
+    monkeypatch.setattr(memory, "CGROUPS", ((tmp_path, "memory.max", "memory.current", "inactive_file"),))
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    assert memory.available_bytes() > 1_000_000
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory.available_bytes() == 300
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\nactive_file 50\n")
+    assert memory.available_bytes() == 450
+    (tmp_path / "memory.current").write_text("5000\n")
+    assert memory.available_bytes() == 0

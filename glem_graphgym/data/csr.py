@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +26,7 @@ ENTRIES_AT_ONCE = 1 << 16  # entries looked at together: all that is computed of
 
 
 def csr_from_edges(source: np.ndarray, target: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric CSR (rowptr int64 (N+1,), col int32 (2E,)) of an edge list.
+    """Symmetric CSR of an edge list: rowptr int64 (N+1,) and col (2E,), int32 where N fits into it, else int64.
 
     Both directions of every edge, no self-loops, no duplicates, neighbours in order.
 
@@ -40,7 +41,11 @@ def csr_from_edges(source: np.ndarray, target: np.ndarray, num_nodes: int) -> tu
     key = key[np.diff(key, prepend=-1) > 0]  # np.unique hashes, which is many times slower here
     rowptr = np.zeros(num_nodes + 1, dtype=np.int64)
     np.cumsum(np.bincount(key // max(num_nodes, 1), minlength=num_nodes), out=rowptr[1:])
-    return rowptr, (key % max(num_nodes, 1)).astype(np.int32)
+    return rowptr, (key % max(num_nodes, 1)).astype(_column_type(num_nodes))
+
+
+def _column_type(num_nodes: int) -> type[np.signedinteger[Any]]:
+    return np.int32 if num_nodes - 1 <= np.iinfo(np.int32).max else np.int64
 
 
 def _check_ends(source: np.ndarray, target: np.ndarray, num_nodes: int) -> None:
@@ -115,7 +120,7 @@ class _ExternalSort:
     def _edge_keys(self, what: str, total: int | None = None) -> Iterator[np.ndarray]:
         with tqdm(total=total, desc=what, unit="edge", unit_scale=True, disable=None) as bar:
             for source, target in self.edges():
-                _check_chunk(source := np.asarray(source), target := np.asarray(target))
+                source, target = _integers(source, target)
                 for start in range(0, len(source), self.chunk):
                     piece = slice(start, start + self.chunk)
                     ends = source[piece].astype(np.int64), target[piece].astype(np.int64)
@@ -194,13 +199,16 @@ class _ExternalSort:
         file.unlink(missing_ok=True)
 
 
-def _check_chunk(source: np.ndarray, target: np.ndarray) -> None:
+def _integers(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A chunk of edges as arrays, after checking that it is one."""
+    source, target = np.asarray(source), np.asarray(target)
     for end in (source, target):
         if end.ndim != 1 or len(source) != len(target) or (len(end) and end.dtype.kind not in "iu"):
             raise DataError(
                 f"a chunk of edges is {source.dtype} {source.shape} and {target.dtype} {target.shape}, "
                 "expected two integer arrays of the same length"
             )
+    return source, target
 
 
 def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:
@@ -214,10 +222,9 @@ def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:
 
 def _write_rows(runs: Iterator[np.ndarray], num_nodes: int, folder: Path, at_once: int) -> None:
     """``rowptr.npy`` and ``col.npy`` of strictly increasing keys row·N + col."""
-    small = num_nodes - 1 <= np.iinfo(np.int32).max
     with (
         PointerWriter(folder / "rowptr.npy", num_nodes, at_once) as rowptr,
-        NpyWriter(folder / "col.npy", np.int32 if small else np.int64) as col,
+        NpyWriter(folder / "col.npy", _column_type(num_nodes)) as col,
     ):
         for keys in runs:
             row = keys // num_nodes

@@ -422,9 +422,9 @@ class Calibration:
         assert gnn.model is not None
         self.about["gnn_weights"] = _bytes_of(gnn.model)
         growth = self.scale * (resident - before)
-        budget = budget_bytes(self.cfg)
-        if self._hops_on_disk():
-            growth = min(growth, resident - before + budget / MB)
+        if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
+            hops = _bytes_of_gnn(self.cfg, small, sum(self._widths().values()))
+            growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
         self.stages[kind] = Cost(
             resident_mb=before + growth + self.unseen_mb,
             mapped_mb=2 * self.graph.num_nodes * (self.about["dim"] + self.graph.num_classes) / MB,

@@ -32,7 +32,8 @@ COLUMNS = (
 CSS = """
 :root{color-scheme:light;--bg:#f6f7f9;--surface:#fff;--line:#e3e6eb;--text:#14181f;--soft:#596273;--muted:#98a1b0;
 --accent:#2f6fdb;--good:#137a4d;--bad:#b3372f;--tint:#eef3fc;--lm:#2f6fdb;--gnn:#0f8f6b;--cascade:#b97a00;
---joint:#0a86a8;--glem-lm:#7a4ad6;--glem-gnn:#d22f6b;--other:#5f6b7c;--shadow:0 1px 2px rgb(20 24 31/6%),0 4px 16px rgb(20 24 31/4%)}
+--joint:#0a86a8;--glem-lm:#7a4ad6;--glem-gnn:#d22f6b;--other:#5f6b7c;
+--shadow:0 1px 2px rgb(20 24 31/6%),0 4px 16px rgb(20 24 31/4%)}
 @media(prefers-color-scheme:dark){:root:not([data-theme=light]){color-scheme:dark;--bg:#0e1116;--surface:#171b22;
 --line:#2a303a;--text:#e8ebf0;--soft:#a2acbb;--muted:#6d7787;--accent:#6ea3ff;--good:#4cc38a;--bad:#ff8a80;
 --tint:#1a2436;--lm:#6ea3ff;--gnn:#35c49a;--cascade:#e8b03c;--joint:#4fc8e8;

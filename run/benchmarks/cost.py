@@ -40,12 +40,16 @@ RUN = Path(__file__).resolve().parent.parent
 PART = "cost"
 LM, JOINT, GLEM = "LM alone", "joint co-training", "GLEM"
 CONFIGS = {LM: "lm_debian", JOINT: "joint_debian", GLEM: "glem_debian"}
-M_STEP, ENCODING = "GLEM's M-step", "GLEM's encoding of all texts"
+M_STEP, ENCODING = "GLEM's M-step", "GLEM's encoding"
 BATCH, WARM_UP, STEPS = 32, 3, 12
 LARGEST = 2048  # gold nodes a step that are tried at most: two such steps find enough of them on the debian graph
 ENCODED = 4000  # texts, for the speed of encoding
 SLACK_MB = 1024  # above the budget, before a process is stopped; what it maps is more than what it uses
 LIMIT_S = 600  # for a process, which takes half a minute where nobody else works
+OUT_OF_MEMORY = re.compile(
+    # Python, NumPy, C++, torch's allocator, the kernel, OpenMP, oneDNN
+    "MemoryError|bad_alloc|llocate memory|out of memory|Thread creation failed|could not (create|execute) a "
+)
 DEBIAN: tuple[str, ...] = ("dataset.name", "debian")
 GENERATED = ("dataset.name", "synthetic", "dataset.synthetic_nodes", "60000", "dataset.synthetic_words", "17")
 
@@ -197,9 +201,7 @@ def run_job(job: Job) -> Cost | None:
 
 def is_out_of_memory(code: int, stderr: str) -> bool:
     """Whether a process ended for want of memory: killed by the kernel, or told so by one of many libraries."""
-    return code == -9 or bool(
-        re.search(r"MemoryError|bad_alloc|llocate memory|out of memory|Thread creation failed|memory object", stderr)
-    )
+    return code == -9 or bool(OUT_OF_MEMORY.search(stderr))
 
 
 def do(job: Job) -> Cost:

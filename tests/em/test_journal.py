@@ -117,6 +117,20 @@ def test_a_stage_leaves_what_it_was_and_what_came_of_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seen, [done.logits])
 
 
+def test_what_a_stage_works_on_is_there_until_it_is_finished(tmp_path: Path) -> None:
+    made = journal(tmp_path)
+    (made.working / "hops").mkdir(parents=True)
+
+    def killed(folder: Path) -> Work:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.stage(FIRST, killed)
+    assert (tmp_path / "working" / "hops").is_dir()
+    made.stage(FIRST, RandomWork())
+    assert not (tmp_path / "working").exists()
+
+
 def test_predictions_are_memory_mapped_and_weights_come_back_as_they_were(tmp_path: Path) -> None:
     done = journal(tmp_path).stage(FIRST, RandomWork())
     assert isinstance(done.logits, np.memmap)

@@ -44,12 +44,12 @@ model:
 gnn:
   layers_mp: 3
   layers_post_mp: 1
-  dim_inner: 768
+  dim_inner: 448
   dropout: 0.2
 optim:
   optimizer: adamw
   scheduler: none
-  max_epoch: 4
+  max_epoch: 3
 train:
   mode: glem
   eval_period: 2

@@ -16,13 +16,19 @@ from hypothesis import strategies as st
 
 from glem_graphgym.report.charts import Chart, Scale, nice_step
 from glem_graphgym.report.leaderboard import read_boards
-from glem_graphgym.report.page import render_page
+from glem_graphgym.report.page import CSS, render_page
 from glem_graphgym.report.panels import seconds_text
+from glem_graphgym.report.stats import METHODS
 
 VOID = {"meta", "link"}
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+
+
+def test_every_method_has_a_colour_in_every_theme() -> None:
+    for method in METHODS:
+        assert len(re.findall(rf"[;{{\n]--{method.lower()}:#[0-9a-f]{{6}};", CSS)) == 3
 
 
 class Balanced(HTMLParser):

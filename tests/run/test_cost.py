@@ -101,6 +101,7 @@ def test_a_process_that_takes_too_long_is_an_error(job: Job, monkeypatch: pytest
         ),
         (1, "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 5.96 GiB", True),
         (-6, "terminate called after throwing an instance of 'std::bad_alloc'", True),
+        (1, "RuntimeError: could not create a primitive", True),
         (1, "ConfigError: unknown key", False),
         (-11, "", False),
     ],

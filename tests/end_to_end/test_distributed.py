@@ -1,0 +1,200 @@
+"""run/main.py in two processes, however they are started: the results of one, and no hang when one is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.registered.config import ConfigError, check_devices, load_config
+
+MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
+SECONDS = 300  # for a run that takes ten, on a busy machine
+STAGES = ["00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1"]
+# Of logits and embeddings, which are stored in float16. What the E-step's embeddings were rounded by, batch norm
+# multiplies in the last stage: they hardly differ between nodes.
+TOLERANCE = dict(zip(STAGES, (4e-3, 4e-3, 4e-3, 6e-2), strict=True))
+
+# Without dropout, which processes draw by themselves. The M-step has batch norm; its optimizer is SGD, because Adam
+# makes steps of full length of the rounding errors that are the gradients of biases before a batch norm.
+CONFIG = """
+metric_best: accuracy
+num_threads: 1
+tensorboard_agg: False
+accelerator: cpu
+print: both
+dataset:
+  format: TAG
+  name: synthetic
+  tag_split: [0.3, 0.2, 0.3]
+  synthetic_nodes: 160
+  synthetic_classes: 3
+  synthetic_degree: 5.0
+  synthetic_words: 4
+  synthetic_text_signal: 0.8
+  synthetic_structure_signal: 0.8
+lm:
+  batch_size: 7
+  dropout: 0.0
+  attention_dropout: 0.0
+  head_dropout: 0.0
+  epochs: 2
+  evals_per_epoch: 2
+  infer_tokens: 128
+  lr: 1.0e-3
+  max_length: 16
+  precision: 32
+model:
+  type: glem_gamlp
+gnn:
+  batch_size: 33
+  dim_inner: 16
+  dropout: 0.0
+  hops: 2
+  input_dropout: 0.0
+  label_dropout: 0.0
+  label_hops: 2
+glem:
+  label_input: True
+optim:
+  base_lr: 0.1
+  max_epoch: 6
+  optimizer: sgd
+  scheduler: none
+train:
+  mode: glem
+  eval_period: 2
+"""
+
+
+def write_config(folder: Path, tiny_lm: Path) -> Path:
+    values = yaml.safe_load(CONFIG)
+    values["dataset"]["dir"] = str(folder / "datasets")
+    values["lm"]["model"] = str(tiny_lm)
+    file = folder / "synth.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLEM_TRACEBACK": ""}
+
+
+def command(config: Path, out: Path, *options: object, torchrun: bool = False) -> list[str]:
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if torchrun else []
+    return [sys.executable, *start, str(MAIN), "--cfg", str(config), "out_dir", str(out), *map(str, options)]
+
+
+def run(*arguments: object, **options: bool) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*arguments, **options),  # type: ignore[arg-type]
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def config(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("distributed"), tiny_lm)
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path) -> Path:
+    """The run's folder, done by one process."""
+    run(config, config.parent / "one")
+    return config.parent / "one" / "synth" / "0"
+
+
+def files(run_dir: Path) -> set[str]:
+    return {str(path.relative_to(run_dir.parent)) for path in run_dir.parent.rglob("*") if path.is_file()}
+
+
+def check_same(run_dir: Path, expected: Path) -> None:
+    for stage in STAGES:
+        for file in sorted((expected / "stages" / stage).glob("*.npy")):
+            found, right = (np.load(folder / "stages" / stage / file.name) for folder in (run_dir, expected))
+            np.testing.assert_allclose(found, right, atol=TOLERANCE[stage], rtol=2e-3, err_msg=f"{stage}/{file.name}")
+            assert np.abs(right.astype(float)).max() > 0.05
+        found, right = (
+            json.loads((folder / "stages" / stage / "history.json").read_text()) for folder in (run_dir, expected)
+        )
+        assert len(right) > 1
+        for mine, theirs in zip(found, right, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    assert files(run_dir) == files(expected)
+    lines = (run_dir / "logging.log").read_text().splitlines()
+    assert [sum(line.startswith(f"{stage}: ") for line in lines) for stage in STAGES] == [1] * len(STAGES)
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_two_processes_give_what_one_gives(config: Path, alone: Path, torchrun: bool) -> None:
+    out = config.parent / f"two_{torchrun}"
+    options = ("lm.accumulate", 1) if torchrun else ("devices", 2)
+    done = run(config, out, *options, torchrun=torchrun)
+    check_same(out / "synth" / "0", alone)
+    assert done.stdout.count("03_m_step_1: ") == done.stdout.count("synth, seed 0") == 1
+
+
+def child(parent: int, rank: str) -> int:
+    for process in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"\0RANK={rank}\0" in f"\0{Path(f'/proc/{process}/environ').read_text()}":
+            return int(process)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the process in /proc")
+def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path) -> None:
+    out = config.parent / "killed"
+    options = ("glem.lm_epochs", 25, "optim.max_epoch", 2, "lm.evals_per_epoch", 1)
+    started = subprocess.Popen(
+        command(config, out, "devices", 2, *options), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    stages = out / "synth" / "0" / "stages"
+    deadline = time.monotonic() + SECONDS
+    while not (stages / ".02_e_step_1.part").exists():
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.kill(child(started.pid, "1"), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = started.communicate(timeout=SECONDS)
+    assert started.returncode == 1
+    assert time.monotonic() - killed < 60
+    assert "error: process 1 of 2 was killed by signal SIGKILL" in errors
+    assert sorted(path.name for path in stages.glob("[0-9]*")) == STAGES[:2]
+
+    done = run(config, out, *options)  # the number of processes is no part of what the run is
+    assert done.stdout.count("done before") == 2
+    assert sorted(path.name for path in stages.glob("[0-9]*")) == STAGES
+
+
+@pytest.mark.parametrize(
+    ("options", "started", "message"),
+    [
+        (("devices", "0"), None, "devices is 0, expected the number of processes"),
+        (("devices", "3"), 2, "devices is 3, but 2 processes were started on this machine"),
+        (("train.mode", "standard"), 2, "train.mode standard is GraphGym's own training"),
+    ],
+)
+def test_wrong_numbers_of_processes_are_refused(
+    config: Path, options: tuple[str, ...], started: int | None, message: str
+) -> None:
+    def check() -> None:
+        load_config(cfg, config, options)
+        check_devices(cfg, started)
+
+    with pytest.raises(ConfigError, match=message):
+        check()

@@ -1,0 +1,148 @@
+"""What a run is estimated to need, and runs that are refused for it before they start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.data.synthetic import make_synthetic
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.registered import sizes
+from glem_graphgym.registered.config import ConfigError, load_config
+from glem_graphgym.registered.sizes import check_memory, feature_width, full_batch_bytes
+from glem_graphgym.registered.train import prepare
+
+NODES = 400
+JOINT = ("optim.optimizer", "adamw", "optim.scheduler", "none")
+
+
+@pytest.fixture
+def configure(tmp_path: Path, tiny_lm: Path) -> Callable[..., None]:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        f"""
+accelerator: cpu
+dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.2, 0.4],
+  synthetic_nodes: {NODES}, synthetic_words: 4, synthetic_features: 6}}
+lm: {{model: {tiny_lm}, max_length: 12, precision: 32}}
+model: {{type: glem_gcn}}
+gnn: {{dim_inner: 16, layers_mp: 2}}
+train: {{mode: glem}}
+"""
+    )
+
+    def load(*options: object) -> None:
+        load_config(cfg, file, [str(option) for option in options])
+        cfg.run_dir = str(tmp_path / "run")
+
+    return load
+
+
+@pytest.fixture
+def graph() -> TextGraph:
+    return make_synthetic(num_nodes=NODES, feature_dim=6, words_per_text=4)
+
+
+def test_the_width_is_that_of_all_sources(configure: Callable[..., None], graph: TextGraph, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((NODES, 5), dtype=np.float32))
+    torch.save(torch.zeros(NODES, 7), tmp_path / "x.pt")
+    for options, width in [
+        ((), 32),
+        (("lm.shrink_dim", 8), 8),
+        (("glem.node_features", "static+raw", "lm.shrink_dim", 8), 32 + 6),
+        (("glem.node_features", "text+file", "glem.feature_file", tmp_path / "x.npy"), 32 + 5),
+        (("glem.node_features", "file", "glem.feature_file", tmp_path / "x.pt"), 7),
+    ]:
+        configure(*options)
+        assert feature_width(cfg, graph) == width
+
+
+def test_a_full_batch_that_exceeds_the_budget_is_refused_with_figures_and_a_way_out(
+    configure: Callable[..., None], tmp_path: Path
+) -> None:
+    configure("glem.memory_budget_gb", 1e-5)
+    with pytest.raises(ValueError, match=r"model.type glem_gcn trains on the whole graph") as error:
+        prepare(cfg, with_lm=True, with_gnn=True)
+    for part in ("features", "activations of 2 layers", "edges", "glem.memory_budget_gb is 1e-05", "glem_gamlp"):
+        assert part in str(error.value)
+    assert not (tmp_path / "run").exists() and not list((tmp_path / "datasets").glob("tokens/*"))
+
+
+@pytest.mark.parametrize("options", [(), ("gnn.fan_out", "[2, 2]", "glem.memory_budget_gb", 1e-5)])
+def test_what_fits_or_samples_is_not_refused(
+    configure: Callable[..., None], graph: TextGraph, options: tuple[object, ...]
+) -> None:
+    configure(*options)
+    check_memory(cfg, graph)
+
+
+@pytest.mark.parametrize("model", ["glem_gcn", "glem_gamlp", "gnn"])
+def test_without_a_budget_the_machine_is_the_limit(
+    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    configure("model.type", model)
+    check_memory(cfg, graph)
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 10_000)
+    remedy = "set glem.memory_budget_gb" if model == "glem_gamlp" else "gnn.fan_out"
+    with pytest.raises(ValueError, match=f"this machine has 1e-05 GB.*{remedy}"):
+        check_memory(cfg, graph)
+
+
+def test_networks_that_pass_messages_need_more(configure: Callable[..., None], graph: TextGraph) -> None:
+    needs = {}
+    for model in ("glem_gcn", "glem_gat", "gnn"):
+        configure("model.type", model)
+        needs[model] = full_batch_bytes(cfg, graph, 32)
+    assert "messages" in needs["gnn"] and "attention" in needs["glem_gat"]
+    assert sum(needs["gnn"].values()) > sum(needs["glem_gcn"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("gnn.batch_size", 0), r"gnn.batch_size is 0 with 40 training nodes: .* set it to at most \d+"),
+        (("glem.correct_and_smooth", True, "gnn.batch_size", 8), "glem.correct_and_smooth takes about"),
+        (("glem.memory_budget_gb", 1e-6), r"400 nodes need at least .*glem.memory_budget_gb"),
+    ],
+)
+def test_hops_that_cannot_be_made_within_the_budget(
+    configure: Callable[..., None], graph: TextGraph, options: tuple[object, ...], message: str
+) -> None:
+    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, *options)
+    with pytest.raises(ValueError, match=message):
+        check_memory(cfg, graph)
+
+
+def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph) -> None:
+    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size", 8)
+    check_memory(cfg, graph)
+
+
+@pytest.mark.parametrize(("key", "value"), [("gnn.stages", 2), ("gnn.consistency", 0.5)])
+def test_settings_of_hop_networks_with_another(configure: Callable[..., None], key: str, value: Any) -> None:
+    configure(key, value)
+    with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type glem_gcn sees the whole graph"):
+        prepare(cfg, with_lm=True, with_gnn=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("gnn.ema", 1.0), "gnn.ema is 1.0, expected a share below 1"),
+        (("gnn.consistency_threshold", 1.0), "gnn.consistency_threshold is 1.0"),
+        (("glem.encode_nodes", "needed", "glem.correct_and_smooth", True), "glem.encode_nodes is 'needed'"),
+        (
+            ("glem.encode_nodes", "needed", "train.mode", "glem_joint", "gnn.fan_out", "[2, 2]", *JOINT),
+            "glem.encode_nodes is 'needed'",
+        ),
+    ],
+)
+def test_contradictions(configure: Callable[..., None], options: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure(*options)
