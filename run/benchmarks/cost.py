@@ -127,9 +127,9 @@ def rows_of(method: str, found: Cost, joint: Cost | None) -> Iterator[Row]:
 
     name = "GLEM's E-step" if method == GLEM else method
     yield row_of(PART, f"{name}, a step, batches of {BATCH}", found.seconds, "s", **rival(a_step))
-    what = f"{name}, an epoch of {found.steps_per_epoch:,} steps, extrapolated from {len(found.seconds)}"
-    seconds = [found.steps_per_epoch * second for second in found.seconds]
-    yield row_of(PART, what, seconds, "s", **rival(lambda cost: cost.steps_per_epoch * a_step(cost)))
+    nodes = "gold and pseudo nodes" if method == GLEM else "gold nodes"
+    what = f"{name}, an epoch over {nodes}: {found.steps_per_epoch:,} steps, extrapolated from {len(found.seconds)}"
+    yield row_of(PART, what, [found.steps_per_epoch * second for second in found.seconds], "s")
     what = f"{name}, texts encoded with gradient in a step"
     yield Row(PART, what, found.texts_per_step, "texts", **rival(lambda cost: cost.texts_per_step))
     yield Row(PART, f"{name}, peak memory, batches of {BATCH}", found.peak_mb, "MB", **rival(lambda cost: cost.peak_mb))

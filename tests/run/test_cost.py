@@ -125,10 +125,11 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "run_job", fake)
     rows = {row.what: row for row in cost.cost(1, memory_gb=1.0, options=("a", "b"), largest=2048)}
     assert all(job.options == ("a", "b") for job in jobs)
-    joint = rows["joint co-training, an epoch of 100 steps, extrapolated from 3"]
+    joint = rows["joint co-training, an epoch over gold nodes: 100 steps, extrapolated from 3"]
     assert (joint.value, joint.low, joint.high, joint.rival) == (512.0, 512.0, 1024.0, None)
-    glem = rows["GLEM's E-step, an epoch of 200 steps, extrapolated from 3"]
-    assert (glem.value, glem.rival, glem.rival_name, glem.times) == (64.0, 512.0, JOINT, 8.0)
+    assert rows["GLEM's E-step, an epoch over gold and pseudo nodes: 200 steps, extrapolated from 3"].value == 64.0
+    glem = rows["GLEM's E-step, a step, batches of 32"]
+    assert (glem.value, glem.rival, glem.rival_name, glem.times) == (0.32, 5.12, JOINT, 16.0)
     assert rows["GLEM's E-step, texts encoded with gradient in a step"].times == 16
     assert rows["LM alone, peak memory, batches of 32"].value == 132
     assert rows["GLEM's E-step, peak memory, batches of 32"].rival == 612
