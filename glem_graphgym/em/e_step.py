@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half, hide_bar
-from glem_graphgym.models.text_encoder import TextClassifier
+from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 
 ROUND = 16  # batches that each of several processes encodes before the first collects them
 
@@ -82,21 +83,8 @@ class LMLearner:
         """Train a new model on ``targets``, from pretrained weights or those of ``init``."""
         self.load(init)
         assert self.model is not None
-        settings = self.settings
-        scaled = self.hardware.precision == "16-mixed"
-        if self.hardware.accelerator == "cpu" and not scaled and processes.world_size() == 1:
-            use_sparse_gradients(self.model)
-        task = _LMTask(self.model, self.validation, self.tokens, targets, settings, scaled)
-        plan = FitPlan(
-            title=title,
-            epochs=settings.epochs,
-            eval_every=1 / settings.evals_per_epoch,
-            patience=settings.patience,
-            accumulate=settings.accumulate,
-            clip=settings.clip if scaled else 0.0,
-            new_batches=True,
-        )
-        return fit(task, plan, self.hardware)
+        task = _LMTask(self.model, self.validation, self.tokens, targets, self.settings, self.hardware)
+        return fit_lm(task, self.settings, self.hardware, title)
 
     def load(self, weights: Weights | None) -> None:
         """Take a new model with pretrained weights or, where given, ``weights``."""
@@ -143,10 +131,7 @@ class LMLearner:
 
 
 class _LMTask(Task):
-    """Batches of texts with targets, in buckets of similar length.
-
-    ``scaled``: gradients are scaled for float16, so they are clipped by whoever unscales them, not by the optimizer.
-    """
+    """Batches of texts with targets, in buckets of similar length."""
 
     model: TextClassifier
 
@@ -157,10 +142,10 @@ class _LMTask(Task):
         tokens: TokenStore,
         targets: StepTargets,
         settings: LMSettings,
-        scaled: bool,
+        hardware: Hardware,
     ) -> None:
         super().__init__(model, validation)
-        self.tokens, self.targets, self.settings, self.scaled = tokens, targets, settings, scaled
+        self.tokens, self.targets, self.settings, self.hardware = tokens, targets, settings, hardware
 
     def train_dataloader(self) -> DataLoader:
         nodes, target, is_gold = self.targets.batch(self.current_epoch)
@@ -212,17 +197,62 @@ class _LMTask(Task):
         self.see(nodes, logits)
 
     def configure_optimizers(self) -> Any:
-        settings = self.settings
-        groups = decay_groups(self.model, settings.weight_decay)
-        optimizer = (
-            adamw(groups, settings.lr, settings.weight_decay, fused=False)
-            if self.scaled
-            else ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
-        )
-        total = float(self.trainer.estimated_stepping_batches)
-        warmup = settings.warmup_epochs * total / settings.epochs
-        schedule = warmup_schedule(optimizer, warmup, total, settings.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        groups = decay_groups(self.model, self.settings.weight_decay)
+        return lm_optimizers(groups, self.settings, self.hardware, float(self.trainer.estimated_stepping_batches))
+
+
+def fit_lm(task: Task, settings: LMSettings, hardware: Hardware, title: str) -> FitLog:
+    """Train a task's language model, or a module that holds one, as `settings` say."""
+    if hardware.accelerator == "cpu" and not hardware.scales_gradients and processes.world_size() == 1:
+        use_sparse_gradients(task.model)
+    plan = FitPlan(
+        title=title,
+        epochs=settings.epochs,
+        eval_every=1 / settings.evals_per_epoch,
+        patience=settings.patience,
+        accumulate=settings.accumulate,
+        clip=settings.clip if hardware.scales_gradients else 0.0,
+        new_batches=True,
+    )
+    return fit(task, plan, hardware)
+
+
+def lm_optimizers(groups: list[dict], settings: LMSettings, hardware: Hardware, total_steps: float) -> dict[str, Any]:
+    """AdamW on ``groups`` of parameters and its schedule, counted in steps, as Lightning takes them."""
+    optimizer = (
+        adamw(groups, settings.lr, settings.weight_decay, fused=False)
+        if hardware.scales_gradients
+        else ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
+    )
+    warmup = settings.warmup_epochs * total_steps / settings.epochs
+    schedule = warmup_schedule(optimizer, warmup, total_steps, settings.decay)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def encode_in_parts(
+    encoder: TextEncoder,
+    tokens: TokenStore,
+    nodes: np.ndarray,
+    part_tokens: int,
+    device: torch.device,
+    recompute_from: int | None = None,
+) -> Tensor:
+    """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length and ``part_tokens`` padded tokens.
+
+    From ``recompute_from`` parts on (None: never) each is computed anew in the backward pass, so that a step takes the
+    memory of one part, and about a third more time.
+    """
+    parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), part_tokens))
+    recompute = recompute_from is not None and len(parts) >= recompute_from and torch.is_grad_enabled()
+    found = []
+    for part in parts:
+        ids, mask = (torch.from_numpy(array).to(device) for array in tokens.pad(nodes[part]))
+        if recompute:
+            found.append(checkpoint(encoder, ids, mask, use_reentrant=False))
+        else:
+            found.append(encoder(ids, mask))
+    order = torch.from_numpy(np.argsort(np.concatenate(parts))).to(device)
+    return torch.cat(found).index_select(0, order)
 
 
 def open_predictions(folder: Path, name: str, rows: int, columns: int) -> np.ndarray:

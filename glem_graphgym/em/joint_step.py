@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from glem_graphgym.data.tokens import TokenStore, budget_batches
-from glem_graphgym.em.e_step import LMSettings
+from glem_graphgym.em.e_step import LMSettings, encode_in_parts, fit_lm, lm_optimizers
 from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.objective import glem_loss
-from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
+from glem_graphgym.em.optim import decay_groups
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhood, Neighbourhoods, even_batches, input_rows
-from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
+from glem_graphgym.em.stage import FitLog, Hardware, Task, Validation, Weights, half
 from glem_graphgym.models.joint import JointModel
 
 VALIDATED_AT_ONCE = 8192  # validation nodes whose neighbourhoods are sampled together, each text encoded once
@@ -98,21 +97,9 @@ class JointLearner:
         self.load(targets, features, None)
         assert self.model is not None
         lm = self.settings.lm
-        scaled = self.hardware.precision == "16-mixed"
-        if self.hardware.accelerator == "cpu" and not scaled:
-            use_sparse_gradients(self.model)
-        task = _JointTask(self, targets, scaled)
-        plan = FitPlan(
-            title=title,
-            epochs=lm.epochs,
-            eval_every=1 / lm.evals_per_epoch,
-            patience=lm.patience,
-            accumulate=lm.accumulate,
-            clip=lm.clip if scaled else 0.0,
-            new_batches=True,
-        )
+        task = _JointTask(self, targets)
         try:
-            log = fit(task, plan, self.hardware)
+            log = fit_lm(task, lm, self.hardware, title)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -138,18 +125,10 @@ class JointLearner:
 
     def _encode(self, nodes: np.ndarray) -> Tensor:
         """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length."""
-        places = np.arange(len(nodes))
-        parts = list(budget_batches(self.tokens.lengths[nodes], places, self.settings.part_tokens))
-        found = torch.cat([self._encode_part(nodes[part]) for part in parts])
-        order = torch.from_numpy(np.argsort(np.concatenate(parts))).to(found.device)
-        return found.index_select(0, order)
-
-    def _encode_part(self, nodes: np.ndarray) -> Tensor:
         assert self.model is not None
-        ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(nodes))
-        if self.settings.recompute and torch.is_grad_enabled():
-            return checkpoint(self.model.encoder, ids, mask, use_reentrant=False)
-        return self.model.encoder(ids, mask)
+        s, device = self.settings, self.hardware.device
+        recompute_from = 1 if s.recompute else None
+        return encode_in_parts(self.model.encoder, self.tokens, nodes, s.part_tokens, device, recompute_from)
 
     def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str = "predicting") -> None:
         """Write all nodes' logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped).
@@ -162,7 +141,8 @@ class JointLearner:
         bar = tqdm(total=len(nodes), desc=title, unit="text", disable=None, leave=False)
         with torch.inference_mode(), self.hardware.autocast(), bar:
             for batch in budget_batches(self.tokens.lengths, nodes, self.settings.lm.infer_tokens):
-                embeddings[batch] = half(self._encode_part(batch))
+                ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(batch))
+                embeddings[batch] = half(model.encoder(ids, mask))
                 bar.update(len(batch))
         features = self._all_features(embeddings)
         settings = GNNSettings(label_input=self.settings.label_input)
@@ -239,17 +219,14 @@ class _Meter:
 
 
 class _JointTask(Task):
-    """Batches of gold nodes with freshly sampled neighbourhoods; validation nodes with theirs, sampled once.
-
-    ``scaled``: gradients are scaled for float16, so they are clipped by whoever unscales them, not by the optimizer.
-    """
+    """Batches of gold nodes with freshly sampled neighbourhoods; validation nodes with theirs, sampled once."""
 
     model: JointModel
 
-    def __init__(self, learner: JointLearner, targets: StepTargets, scaled: bool) -> None:
+    def __init__(self, learner: JointLearner, targets: StepTargets) -> None:
         assert learner.model is not None, "load a model first"
         super().__init__(learner.model, learner.validation)
-        self.learner, self.targets, self.scaled = learner, targets, scaled
+        self.learner, self.targets = learner, targets
         self.settings = learner.settings
         self.meter = _Meter()
 
@@ -297,14 +274,7 @@ class _JointTask(Task):
             for group in decay_groups(part, s.gnn_weight_decay)
         ]
         groups = [group for group in (*of_encoder, *of_gnn) if group["params"]]
-        optimizer = (
-            adamw(groups, s.lm.lr, s.lm.weight_decay, fused=False)
-            if self.scaled
-            else ClippedAdamW(groups, s.lm.lr, s.lm.weight_decay, s.lm.clip)
-        )
-        total = float(self.trainer.estimated_stepping_batches)
-        schedule = warmup_schedule(optimizer, s.lm.warmup_epochs * total / s.lm.epochs, total, s.lm.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return lm_optimizers(groups, s.lm, self.learner.hardware, float(self.trainer.estimated_stepping_batches))
 
     # ---- the clock ------------------------------------------------------------------------------------------------
 

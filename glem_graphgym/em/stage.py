@@ -54,6 +54,11 @@ class Hardware:
         types = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
         return types[self.precision]
 
+    @property
+    def scales_gradients(self) -> bool:
+        """For float16. They are then clipped by whoever unscales them, not by the optimizer."""
+        return self.precision == "16-mixed"
+
     def autocast(self) -> torch.autocast:
         """The precision of training, for a forward pass outside of the trainer."""
         mixed = self.precision != "32-true"

@@ -32,22 +32,20 @@ from glem_graphgym.em.hop_storage import hops_in_memory
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Validation
-from glem_graphgym.files import fingerprint, read_json, write_json
+from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.networks import sees_hops
-from glem_graphgym.registered.run_folder import check_run_folder, identity_of, lm_gold_key
+from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
 from glem_graphgym.registered.sizes import budget_bytes, full_batch_bytes
 from glem_graphgym.registered.train import (
     em_settings,
-    encoded_nodes,
     gnn_learner,
     lm_learners,
-    predicted_nodes,
-    unlabelled_nodes,
+    nodes_of,
 )
 
 MB = 1 << 20
@@ -152,7 +150,9 @@ class Calibration:
     def __init__(self, cfg: CfgNode, graph: TextGraph, scratch: Path) -> None:
         self.cfg, self.graph, self.scratch = cfg, graph, scratch
         self.settings = em_settings(cfg)
-        self.candidates, self.encoded, self.predicted = _nodes_of(cfg, graph)
+        self.nodes = nodes_of(cfg, graph)
+        encoded = self.nodes.encoded
+        self.encoded = np.arange(graph.num_nodes) if encoded is None else encoded
         self.tokens: TokenStore | None = None
         self.about: dict[str, Any] = {
             "tokens": None,
@@ -164,6 +164,7 @@ class Calibration:
         }
         self.stages: dict[str, Cost] = {}
         self.unseen_mb = 0.0  # of what a run has in memory and a trial on a smaller graph has not
+        self.widths: dict[str, int] = {}  # columns of each kind of node features
         self.scale = 1.0  # nodes of the graph a node of the one that GNNs are tried on
 
     def run(self, kinds: list[str]) -> dict[str, Any]:
@@ -190,15 +191,10 @@ class Calibration:
         return {
             "graph": {"name": graph.name, **shape},
             **self.about,
-            "shared_lm_gold": str(Path(cfg.dataset.dir) / "lm_gold" / self._lm_gold_key()),
+            "shared_lm_gold": str(shared_lm_gold(cfg, graph, self.nodes.encoded)),
             "accelerator": hardware_for(cfg, cfg.lm.precision if with_lm else cfg.gnn.precision).accelerator,
             "stages": {kind: asdict(cost) for kind, cost in self.stages.items()},
         }
-
-    def _lm_gold_key(self) -> str:
-        """As in `train.prepare`."""
-        key = lm_gold_key(self.cfg, self.graph)
-        return key if self.cfg.glem.encode_nodes == "all" else fingerprint(key, self.encoded)
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[Callable[[], tuple[float, float]]]:
@@ -230,9 +226,9 @@ class Calibration:
         gold = self.graph.split["train"]
         if kind == "lm_gold":
             return gold
-        most = int(np.ceil(self.settings.confidence * len(self.candidates)))
+        most = int(np.ceil(self.settings.confidence * len(self.nodes.candidates)))
         count = min(round(self.settings.lm_ratio * len(gold)), most)
-        return np.concatenate([gold, np.random.default_rng(0).choice(self.candidates, count, replace=False)])
+        return np.concatenate([gold, np.random.default_rng(0).choice(self.nodes.candidates, count, replace=False)])
 
     def _try_lm(self, kind: str, learner: LMLearner) -> None:
         assert self.tokens is not None
@@ -313,8 +309,7 @@ class Calibration:
     def _try_static(self) -> None:
         """The embeddings of the untuned LM, which are made before the first stage."""
         assert self.tokens is not None
-        some = None if len(self.encoded) == self.graph.num_nodes else self.encoded
-        folder = static_folder(self.cfg, self.tokens, some)
+        folder = static_folder(self.cfg, self.tokens, self.nodes.encoded)
         known = self.about["tokens"]["known"] and folder.is_dir()
         self.about["static"] = about = {"folder": str(folder if known else folder.parent), "known": known}
         if known:
@@ -339,7 +334,7 @@ class Calibration:
     def _gnn(self) -> tuple[TextGraph, GNNLearner, Callable[[np.ndarray | None], np.ndarray]]:
         """A graph to try the GNN on, the GNN, and what makes its features."""
         cfg, graph = self.cfg, self.graph
-        widths = self._widths()
+        self.widths = widths = self._widths()
         entries = graph.num_nodes + len(graph.col)
         bytes_needed = _bytes_of_gnn(cfg, graph, sum(widths.values()))
         share = min(1.0, GRAPH_AT_ONCE / entries, available_bytes() / MEMORY_SHARE / bytes_needed)
@@ -350,8 +345,9 @@ class Calibration:
         in_memory.glem.memory_budget_gb, in_memory.run_dir = 0.0, str(self.scratch)
         features = feature_builder(*self._feature_source(in_memory, small, widths))
         before = PeakMemory().resident_mb()
-        candidates, _, predicted = _nodes_of(cfg, small)
-        gnn = gnn_learner(in_memory, small, Validation(small.split["valid"], Rising()), candidates, predicted)
+        self.small_nodes = nodes = self.nodes if small is graph else nodes_of(cfg, small)
+        validation = Validation(small.split["valid"], Rising())
+        gnn = gnn_learner(in_memory, small, validation, nodes.candidates, nodes.predicted)
         structures = max(0.0, PeakMemory().resident_mb() - before)
         self.unseen_mb = (self.scale - 1) * structures
         return small, gnn, features
@@ -374,9 +370,8 @@ class Calibration:
     def _feature_source(self, cfg: CfgNode, small: TextGraph, widths: dict[str, int]) -> tuple[Any, ...]:
         """Arguments for `feature_builder`: a placeholder stands for features of the whole graph, or not yet made."""
         static = self.about["static"]
-        everything = len(self.encoded) == self.graph.num_nodes
         if small is self.graph and (static is None or static["known"]):
-            return cfg, small, self.tokens, None if everything else self.encoded
+            return cfg, small, self.tokens, self.nodes.encoded
         cfg = cfg.clone()
         others = sum(width for kind, width in widths.items() if kind != "text")
         cfg.glem.node_features = "+".join((["text"] if "text" in widths else []) + (["file"] if others else []))
@@ -395,7 +390,7 @@ class Calibration:
         s = self.settings
         if kind == "gnn_gold":
             return StepTargets(gold)
-        candidates, _, _ = _nodes_of(self.cfg, small)
+        candidates = self.small_nodes.candidates
         logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
         pseudo = PseudoLabels(logits, candidates, gold, temperature=s.temperature, hard=s.hard, confidence=s.confidence)
         return StepTargets(gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw)
@@ -427,7 +422,7 @@ class Calibration:
         self.about["gnn_weights"] = _bytes_of(gnn.model)
         growth = self.scale * (resident - before)
         if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
-            hops = _bytes_of_gnn(self.cfg, small, sum(self._widths().values()))
+            hops = _bytes_of_gnn(self.cfg, small, sum(self.widths.values()))
             growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
         self.stages[kind] = Cost(
             resident_mb=before + growth + self.unseen_mb,
@@ -439,10 +434,11 @@ class Calibration:
     def _hops_on_disk(self) -> bool:
         """Whether hop features exceed ``glem.memory_budget_gb``; says under ``hops`` what they take on disk."""
         cfg, graph, budget = self.cfg, self.graph, budget_bytes(self.cfg)
-        width = sum(self._widths().values())
+        width = sum(self.widths.values())
         if not budget or not sees_hops() or _bytes_of_gnn(cfg, graph, width) <= budget:
             return False
-        rows = graph.num_nodes if self.predicted is None else len(self.predicted)
+        predicted = self.nodes.predicted
+        rows = graph.num_nodes if predicted is None else len(predicted)
         # Twice the result, while it is written, and hop 0 in float32: `out_of_core.propagate_to_disk`.
         hops = 2 * 2 * (cfg.gnn.hops + 1) * rows * width + 4 * graph.num_nodes * width
         self.about["hops"] = {"bytes": hops, "operator": 8 * (len(graph.col) + 2 * graph.num_nodes)}
@@ -490,16 +486,6 @@ def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
     item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
     classes = graph.num_classes if cfg.glem.label_input else 0
     return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
-
-
-def _nodes_of(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Candidates for pseudo-labels, nodes that are encoded, and those that are predicted (None: all), as in a run."""
-    _, candidates = unlabelled_nodes(cfg, graph)
-    predicted = predicted_nodes(cfg, graph, candidates)
-    if predicted is not None:
-        candidates = np.intersect1d(candidates, predicted, assume_unique=True)
-    encoded = encoded_nodes(cfg, graph, predicted)
-    return candidates, np.arange(graph.num_nodes) if encoded is None else encoded, predicted
 
 
 def main(request: Path, answer: Path) -> None:

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch_geometric.graphgym.config import cfg
 from yacs.config import CfgNode
 
-from glem_graphgym.data.tokens import TokenStore, budget_batches
-from glem_graphgym.em.e_step import LMLearner, LMSettings
+from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em.e_step import LMLearner, LMSettings, encode_in_parts
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
@@ -76,17 +75,8 @@ class TextEmbeddings(nn.Module):
         self.budget = infer_tokens(cfg, hardware_for(cfg, "32"))
 
     def forward(self, nodes: Tensor) -> Tensor:
-        places = np.arange(len(nodes))
-        ids = nodes.cpu().numpy()
-        parts = list(budget_batches(self.tokens.lengths[ids], places, self.budget))
-        out = [self._encode(ids[part], nodes.device, len(parts) > 1) for part in parts]
-        return torch.cat(out)[torch.from_numpy(np.argsort(np.concatenate(parts))).to(nodes.device)]
-
-    def _encode(self, nodes: np.ndarray, device: torch.device, again: bool) -> Tensor:
-        ids, mask = (torch.from_numpy(array).to(device) for array in self.tokens.pad(nodes))
-        if again and torch.is_grad_enabled():
-            return checkpoint(self.encoder, ids, mask, use_reentrant=False)
-        return self.encoder(ids, mask)
+        ids, device = nodes.cpu().numpy(), nodes.device
+        return encode_in_parts(self.encoder, self.tokens, ids, self.budget, device, recompute_from=2)
 
 
 def hardware_for(cfg: CfgNode, precision: str) -> Hardware:

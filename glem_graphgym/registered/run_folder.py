@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import TextGraph
@@ -73,11 +74,15 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
     return {name: value for name, value in flat.items() if name not in _INDIFFERENT}
 
 
-def lm_gold_key(cfg: CfgNode, graph: TextGraph) -> str:
-    """Names all that the LM fine-tuned on gold depends on: graph, seed, LM settings, weights, device."""
+def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -> Path:
+    """Where runs share the LM fine-tuned on gold: a folder named by all that it depends on.
+
+    That is graph, seed, LM settings, weights, device, and ``encoded``, int64: the nodes that it encodes; None = all.
+    """
     settings = {key: value for key, value in decisive_settings(cfg).items() if key.startswith("lm.")}
     hashes = file_hashes(cfg).get("lm.model")
-    return fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator)
+    key = fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator)
+    return Path(cfg.dataset.dir) / "lm_gold" / (key if encoded is None else fingerprint(key, encoded))
 
 
 def file_hashes(cfg: CfgNode) -> dict[str, str]:

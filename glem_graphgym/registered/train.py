@@ -10,7 +10,7 @@ import functools
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner
 from glem_graphgym.em.stage import Validation
-from glem_graphgym.files import atomic_write, fingerprint, read_json, write_json
+from glem_graphgym.files import atomic_write, read_json, write_json
 from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.text_encoder import load_text_encoder
@@ -57,8 +57,8 @@ from glem_graphgym.registered.run_folder import (
     METRIC,
     check_run_folder,
     identity_of,
-    lm_gold_key,
     require_finished,
+    shared_lm_gold,
     take_run_folder,
 )
 from glem_graphgym.registered.sizes import budget_bytes, check_memory
@@ -131,38 +131,33 @@ def prepare(
     accuracy = accuracy_of(graph.name)
     train = graph.split["train"]
     gold = Gold(train, graph.label[train], graph.num_classes)
-    unlabelled, candidates = unlabelled_nodes(cfg, graph)
-    predicted = predicted_nodes(cfg, graph, candidates)
-    if predicted is not None:
-        unlabelled = np.intersect1d(unlabelled, predicted, assume_unique=True)
-        candidates = np.intersect1d(candidates, predicted, assume_unique=True)
-    encoded = encoded_nodes(cfg, graph, predicted)
+    nodes = nodes_of(cfg, graph)
     valid = graph.split["valid"]
     valid_labels = graph.label[valid]
     validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))
     run = Run(
         num_nodes=graph.num_nodes,
         gold=gold,
-        unlabelled=unlabelled,
-        candidates=candidates,
+        unlabelled=nodes.unlabelled,
+        candidates=nodes.candidates,
         settings=em_settings(cfg),
         journal=Journal(Path(cfg.run_dir), cfg.seed, lambda logits: scores_of(graph, logits, accuracy), metric=METRIC),
-        features=feature_builder(cfg, graph, tokens, encoded) if with_gnn else lambda embeddings: np.empty((0, 0)),
+        features=lambda embeddings: np.empty((0, 0)),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
-        encoded=encoded,
+        encoded=nodes.encoded,
     )
     if cfg.glem.first_predictions:
         run.first_predictions = load_matrix(
             cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=graph.num_classes
         )
     if cfg.glem.share_lm_gold:
-        key = lm_gold_key(cfg, graph)
-        run.shared_lm_gold = Path(cfg.dataset.dir) / "lm_gold" / (key if encoded is None else fingerprint(key, encoded))
+        run.shared_lm_gold = shared_lm_gold(cfg, graph, nodes.encoded)
     if with_lm:
         assert tokens is not None
         run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
     if with_gnn:
-        run.gnn = gnn_learner(cfg, graph, validation, candidates, predicted)
+        run.features = feature_builder(cfg, graph, tokens, nodes.encoded)
+        run.gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted)
         run.correct_and_smooth = smoother(cfg, run.gnn.structures, gold)
     if with_joint:
         assert tokens is not None
@@ -172,6 +167,31 @@ def prepare(
     if cfg.train.mode != "glem_predict" and processes.rank() == 0:
         take_run_folder(Path(cfg.run_dir), identity, overwrite)
     return graph, run
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Which nodes a run is about; int64, increasing.
+
+    Attributes:
+        unlabelled, candidates: as of a `Run`.
+        predicted: trained on, scored or pseudo-labelled; None where all are predicted.
+        encoded: whose texts these predictions depend on, as far as the GNN sees; None = all.
+    """
+
+    unlabelled: np.ndarray
+    candidates: np.ndarray
+    predicted: np.ndarray | None
+    encoded: np.ndarray | None
+
+
+def nodes_of(cfg: CfgNode, graph: TextGraph) -> Nodes:
+    unlabelled, candidates = unlabelled_nodes(cfg, graph)
+    predicted = predicted_nodes(cfg, graph, candidates)
+    if predicted is not None:
+        unlabelled = np.intersect1d(unlabelled, predicted, assume_unique=True)
+        candidates = np.intersect1d(candidates, predicted, assume_unique=True)
+    return Nodes(unlabelled, candidates, predicted, encoded_nodes(cfg, graph, predicted))
 
 
 def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray]:

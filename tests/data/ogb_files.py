@@ -13,6 +13,8 @@ from urllib.request import Request
 
 import numpy as np
 
+from glem_graphgym.data.text_graph import TextGraph
+
 N = 12
 EDGES = [(0, 1), (1, 0), (0, 1), (2, 2), (5, 3), (7, 11), (11, 10), (3, 4), (8, 2)]
 UNDIRECTED = [(0, 1), (2, 8), (3, 4), (3, 5), (7, 11), (10, 11)]
@@ -190,3 +192,7 @@ def write_paperinfo(
         archive.writestr("paperinfo/", "")
         for name, lines in rows.items():
             archive.writestr(f"paperinfo/{name}", b"".join(line + b"\n" for line in lines))
+
+
+def edges_of(graph: TextGraph) -> list[tuple[int, int]]:
+    return [(int(a), int(b)) for a, b in graph.edge_index().T if a < b]

@@ -27,6 +27,7 @@ from ogb_files import (
     N,
     Response,
     arxiv_rows,
+    edges_of,
     serving,
     write_arxiv,
     write_lines,
@@ -36,7 +37,7 @@ from ogb_files import (
 
 from glem_graphgym.data.ogb import arxiv, download, load_ogbn_arxiv, ogb_accuracy
 from glem_graphgym.data.ogb.archive import OgbArchive
-from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.text_graph import DataError
 
 pytestmark = pytest.mark.usefixtures("unattended")
 TAR_HEADER = b"titleabs.tsv" + b"\0" * 88 + b"0000644\0" + b"\0" * 404
@@ -47,10 +48,6 @@ def root(tmp_path: Path) -> Path:
     write_arxiv(tmp_path / "ogbn_arxiv")
     write_lines(tmp_path / "ogbn_arxiv" / "titleabs.tsv.gz", arxiv_rows())
     return tmp_path
-
-
-def edges_of(graph: TextGraph) -> list[tuple[int, int]]:
-    return [(int(a), int(b)) for a, b in graph.edge_index().T if a < b]
 
 
 def test_miniature_comes_through_ogb_and_is_undirected(root: Path) -> None:

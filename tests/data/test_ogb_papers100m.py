@@ -23,6 +23,7 @@ from ogb_files import (
     M,
     Response,
     abstract_rows,
+    edges_of,
     papers100m_texts,
     serving,
     title_rows,
@@ -32,7 +33,7 @@ from ogb_files import (
 )
 
 from glem_graphgym.data.ogb import download, load_ogbn_papers100m, ogb_accuracy, papers100m
-from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.memory import PeakMemory
 
 pytestmark = pytest.mark.usefixtures("unattended")
@@ -47,10 +48,6 @@ def root(tmp_path: Path) -> Path:
 
 def folder_of(root: Path) -> Path:
     return root / "ogbn_papers100M"
-
-
-def edges_of(graph: TextGraph) -> list[tuple[int, int]]:
-    return [(int(a), int(b)) for a, b in graph.edge_index().T if a < b]
 
 
 def test_miniature_becomes_a_graph_with_its_texts(root: Path) -> None:

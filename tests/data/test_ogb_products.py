@@ -19,6 +19,7 @@ from ogb_files import (
     UNDIRECTED,
     N,
     amazon_rows,
+    edges_of,
     product_row,
     write_amazon,
     write_asins,
@@ -29,7 +30,7 @@ from ogb_files import (
 
 from glem_graphgym.data.ogb import load_ogbn_products, ogb_accuracy, products
 from glem_graphgym.data.ogb.archive import OgbArchive
-from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.text_graph import DataError
 
 pytestmark = pytest.mark.usefixtures("unattended")
 TEXTS = [f"Title: title {node}. Content: about {node}" for node in range(N)]
@@ -53,10 +54,6 @@ def write_pyg(root: Path, texts: list[str]) -> Path:
     path = root / "ogbn_products/raw/node-text.csv.gz"
     pd.DataFrame(texts, columns=["text"]).to_csv(path, compression="gzip", index=False)
     return path
-
-
-def edges_of(graph: TextGraph) -> list[tuple[int, int]]:
-    return [(int(a), int(b)) for a, b in graph.edge_index().T if a < b]
 
 
 def test_miniature_comes_through_ogb_with_its_texts(root: Path) -> None:

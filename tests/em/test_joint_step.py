@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
-from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges
+from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import joint_step
 from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
@@ -28,6 +27,7 @@ from glem_graphgym.registered import loader
 from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.train import prepare
 from glem_graphgym.report.stats import finish_run
+from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
 
 NODES, CLASSES, H = 90, 3, 32  # H: the tiny model's width
 
@@ -259,27 +259,6 @@ def test_many_validation_nodes_are_taken_some_at_a_time(configure: Configure, mo
         torch.manual_seed(0)
         scores.append(learner.fit(targets, features, "test").best_score)
     assert scores[0] == scores[1]
-
-
-def with_other_test_nodes(graph: TextGraph) -> TextGraph:
-    """The same but for its test nodes: other edges, other labels, the words of their texts in another order."""
-    test = graph.split["test"]
-    texts = [" ".join(reversed(text.split())) if node in set(test) else text for node, text in enumerate(graph.texts)]
-    row, col = graph.edge_index()
-    seen = ~np.isin(row, test) & ~np.isin(col, test)
-    rng = np.random.default_rng(1)
-    source, target = rng.choice(test, 90), rng.integers(0, graph.num_nodes, 90)
-    rowptr, col = csr_from_edges(np.r_[row[seen], source], np.r_[col[seen], target], graph.num_nodes)
-    label = graph.label.copy()
-    label[test] = (label[test] + 1) % graph.num_classes
-    return replace(graph, texts=Texts.of(texts), rowptr=rowptr, col=col, label=label)
-
-
-def with_permuted_labels(graph: TextGraph) -> TextGraph:
-    label, rng = graph.label.copy(), np.random.default_rng(3)
-    for part in ("valid", "test"):
-        label[graph.split[part]] = rng.permutation(label[graph.split[part]])
-    return replace(graph, label=label)
 
 
 def two_runs(

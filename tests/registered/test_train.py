@@ -32,6 +32,7 @@ from glem_graphgym.registered.train import (
     unlabelled_nodes,
 )
 from glem_graphgym.report.stats import finish_run
+from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
 
 NODES, CLASSES = 100, 3
 
@@ -132,20 +133,6 @@ def test_structures(setting: str, train: set[tuple[int, int]], predict: set[tupl
     assert edges(structures.predict) == predict
 
 
-def with_other_test_nodes(graph: TextGraph) -> TextGraph:
-    """The same but for its test nodes: other edges, other labels, the words of their texts in another order."""
-    test = graph.split["test"]
-    texts = [" ".join(reversed(text.split())) if node in set(test) else text for node, text in enumerate(graph.texts)]
-    row, col = graph.edge_index()
-    seen = ~np.isin(row, test) & ~np.isin(col, test)
-    rng = np.random.default_rng(1)
-    source, target = rng.choice(test, 90), rng.integers(0, graph.num_nodes, 90)
-    rowptr, col = csr_from_edges(np.r_[row[seen], source], np.r_[col[seen], target], graph.num_nodes)
-    label = graph.label.copy()
-    label[test] = (label[test] + 1) % graph.num_classes
-    return replace(graph, texts=Texts.of(texts), rowptr=rowptr, col=col, label=label)
-
-
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:
     files = sorted(run.glob("stages/[0-9]*/weights.safetensors"))
     return {f"{file.parent.name} {name}": value for file in files for name, value in load_file(file).items()}
@@ -190,13 +177,6 @@ def test_transductive_training_does_see_test_nodes(
         weights.append(trained_weights(train_and_finish()))
     changed = {name.split()[0] for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
     assert changed == {"01_gnn_gold", "02_e_step_1", "03_m_step_1"}
-
-
-def with_permuted_labels(graph: TextGraph) -> TextGraph:
-    label, rng = graph.label.copy(), np.random.default_rng(3)
-    for part in ("valid", "test"):
-        label[graph.split[part]] = rng.permutation(label[graph.split[part]])
-    return replace(graph, label=label)
 
 
 def test_labels_outside_of_training_reach_no_weight(

@@ -26,6 +26,7 @@ from glem_graphgym.data.ogb.download import download
 from glem_graphgym.data.text_graph import SPLITS, DataError
 from glem_graphgym.files import sync
 
+ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
 BROKEN_TABLE = (OSError, EOFError, zlib.error, ValueError)
 
 

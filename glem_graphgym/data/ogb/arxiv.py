@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
+from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive, read_mapping
 from glem_graphgym.data.ogb.download import download
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts, csr_from_edges, snapshot
@@ -17,7 +17,6 @@ RECIPE_VERSION = 1
 TEXT = "titleabs.tsv.gz"
 TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_arxiv/{TEXT}"
 PAPERS = "mapping/nodeidx2paperid.csv.gz"
-CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
 REMEDY = f"delete it to have it downloaded again, or put {TEXT_URL} in its place"
 
 
@@ -54,7 +53,7 @@ def _provide_text(folder: Path) -> Path:
 
 def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
     papers = read_mapping(archive.folder / PAPERS, "node idx", "paper id")
-    class_names = archive.class_names(CATEGORIES)
+    class_names = archive.class_names(ARXIV_CATEGORIES)
     texts, counts = _texts(text_file, papers)
     missing = np.array([node for node, text in enumerate(texts) if not text], dtype=np.int64)
     expected = (

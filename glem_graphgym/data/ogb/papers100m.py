@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.npz import NpzMember
-from glem_graphgym.data.ogb.archive import OgbArchive
+from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive
 from glem_graphgym.data.ogb.download import download
 from glem_graphgym.data.ogb.parts import (
     MEMORY_BYTES,
@@ -39,7 +39,6 @@ RECIPE_VERSION = 1
 TEXTS = ("idx_title.tsv", "idx_abs.tsv")
 ZIP = "paperinfo.zip"
 TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_papers100M/{ZIP}"
-CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
 UNUSED = ("skipped_rows", "rows_without_text", "repeated")  # rows that give no node a text
 MOST_DIGITS = 18  # of a node index
 
@@ -81,7 +80,7 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     pieces = Pieces(snapshots / ".pieces", keys)
 
     def write(folder: Path) -> GraphMeta:
-        class_names = archive.class_names(CATEGORIES)
+        class_names = archive.class_names(ARXIV_CATEGORIES)
         labels = pieces.make("labels", lambda piece: _write_labels(piece, archive, raw, len(class_names)))
         titles = pieces.make("titles", lambda piece: _write_titles(piece, text_files[0], raw.num_nodes))
         texts = pieces.make("texts", lambda piece: _write_texts(piece, titles, text_files[1], raw.num_nodes))
@@ -226,7 +225,7 @@ def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, i
     with CheckedTexts(folder, num_nodes, "title") as writer:
         writer.write(_rows(source, num_nodes, counts))
     counts["repeated"] = writer.repeated
-    missing = np.flatnonzero(np.diff(writer.read().offsets) == 0)
+    missing = writer.missing()
     expected = (
         "node index and title, separated by a tab, of nearly all papers: this is another file or a part of it; "
         f"{source.remedy}"

@@ -123,7 +123,7 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
             counts |= dict.fromkeys(("skipped_rows", "rows_without_text", "rows_of_no_node"), 0)
             writer.write(_joined(products, text_files, counts))
             counts["repeated_products"] = writer.repeated
-    missing = np.flatnonzero(np.diff(writer.read().offsets) == 0)
+    missing = writer.missing()
     expected = (
         "JSON lines with uid, title and content of nearly all products: this is another file or a part of it; "
         f"put {' and '.join(TEXTS)} of Amazon-3M in its place, from {TEXT_URL}"

@@ -169,6 +169,10 @@ class CheckedTexts:
                     self._remembered.setdefault(row, text)
             self._writer.put([row for row, _ in block], [text for _, text in block])
 
+    def missing(self) -> np.ndarray:
+        """int64: the rows that have no text, once all is on disk."""
+        return np.flatnonzero(np.diff(self.read().offsets) == 0)
+
     @property
     def repeated(self) -> int:
         """How many texts came for a row that had one already."""
