@@ -63,14 +63,14 @@ def tokens_of(length: str) -> TokenStore:
 
 
 class Clocked(TokenStore):
-    """Notes when each batch was asked for, and its size: the real training loop tells its speed by it."""
+    """Notes when each batch was asked for: the real training loop tells its speed by it."""
 
     def __init__(self, store: TokenStore) -> None:
         super().__init__(store.ids, store.offsets, store.pad_id)
-        self.asked: list[tuple[float, int, int]] = []
+        self.asked: list[float] = []
 
     def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.asked.append((time.perf_counter(), len(nodes), int(self.lengths[nodes].sum())))
+        self.asked.append(time.perf_counter())
         return super().pad(nodes)
 
 
@@ -114,25 +114,25 @@ def bound_of(model: TextClassifier, lengths: np.ndarray, passes: int) -> float:
     return flops(torch.bfloat16) / (passes * (2 * matrices * lengths.mean() + attention))
 
 
-def learner_of(store: TokenStore, batch_size: int) -> LMLearner:
-    nobody = Validation(np.arange(32), lambda logits: 0.0)
-    settings = LMSettings(epochs=1, batch_size=batch_size, infer_tokens=4096)
+def learner_of(store: TokenStore, batch_size: int = 32, epochs: int = 1) -> LMLearner:
+    nobody = Validation(np.arange(8), lambda logits: 0.0)
+    settings = LMSettings(epochs=epochs, batch_size=batch_size, infer_tokens=4096)
     return LMLearner(store, partial(classifier, CPU_ATTENTION), settings, nobody, HARDWARE)
 
 
 def e_step(repeats: int) -> Iterator[Row]:
     """Texts a second of E-step training by `LMLearner.fit`: half gold, half pseudo-labels, everything included."""
-    for length, size, count in (("short", 32, 3200), ("short", 64, 3200), ("long", 32, 800)):
+    for length, size, steps in (("short", 32, 50), ("short", 64, 25), ("long", 32, 10)):
         store = Clocked(tokens_of(length))
-        learner = learner_of(store, size)
+        learner = learner_of(store, size, epochs=repeats + 1)  # the first is the warm-up
+        count = size * steps
         nodes = np.random.default_rng(0).permutation(len(store))[:count]
         gold = Gold(nodes[: count // 2], np.zeros(count // 2, dtype=np.int64), CLASSES)
         rest = np.sort(nodes[count // 2 :])
         logits = np.random.default_rng(1).normal(size=(len(store), CLASSES)).astype(np.float16)
         learner.fit(StepTargets(gold, PseudoLabels(logits, rest, gold), 0.8, 1.0), "e_step")
-        asked = store.asked[: count // size]  # after these comes validation
-        parts = np.array_split(np.arange(5, len(asked) - 1), repeats)  # a rate for each stretch of batches
-        rates = [sum(asked[i][1] for i in part) / (asked[part[-1] + 1][0] - asked[part[0]][0]) for part in parts]
+        epochs = np.split(np.asarray(store.asked), repeats + 1)  # of each: its batches, then one of validation
+        rates = [count / (epoch[steps] - epoch[0]) for epoch in epochs[1:]]
         assert learner.model is not None
         bound = bound_of(learner.model, store.lengths[nodes], 3)
         what = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
@@ -144,7 +144,7 @@ def inference(repeats: int) -> Iterator[Row]:
     for length, count in (("short", 8000), ("long", 1000)):
         whole = tokens_of(length)
         store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
-        learner = learner_of(store, 32)
+        learner = learner_of(store)
         learner.load(None)
         assert learner.model is not None
         logits, embeddings = (np.zeros((count, width), dtype=np.float16) for width in (CLASSES, 384))
