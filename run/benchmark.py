@@ -2,8 +2,9 @@
 
 Every figure is the median of several repetitions after a warm-up, with seeds fixed; rivals take turns with ours in the
 same process. "bound" is what this machine's hardware allows, measured in the same run from a large matrix product and
-a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM) and ``cost`` (the LM alone,
-joint co-training and GLEM beside one another) take minutes and run only when named, the first also with --peer.
+a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``cost`` (the LM alone, joint
+co-training and GLEM beside one another) and ``scale`` (runs out of core on graphs of up to 5 million nodes, each once)
+take minutes to an hour and run only when named, the first also with --peer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from benchmarks import cost, gnn, lm, measure, whole
+from benchmarks import cost, gnn, lm, measure, scale, whole
 from benchmarks.measure import Row
 from rich.console import Console
 from rich.table import Table
@@ -41,17 +42,23 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "startup": whole.startup,
     "run": whole.run,
     "cost": cost.cost,
+    "scale": scale.scale,
 }
-WHEN_NAMED = ("peer", "cost")
+WHEN_NAMED = ("peer", "cost", "scale")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    left_out = " and ".join(WHEN_NAMED)
+    left_out = " and ".join([", ".join(WHEN_NAMED[:-1]), WHEN_NAMED[-1]])
     parser.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)} (default: all but {left_out})")
     parser.add_argument("--peer", action="store_true", help="PyG's own GLEM too, where it can be imported")
     parser.add_argument("--repeats", type=int, default=7, help="counted repetitions of each figure (default: 7)")
     parser.add_argument("--memory_gb", type=float, default=4.0, help="for the largest batch of cost (default: 4)")
+    sizes = ", ".join(f"{size:,}" for size in scale.SIZES)
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=scale.SIZES, help=f"of scale's graphs (default: {sizes})"
+    )
+    parser.add_argument("--folder", type=Path, help="for scale's files (default: where temporary files go)")
     parser.add_argument("--json", type=Path, help="write the rows there too")
     args = parser.parse_args()
     unknown = sorted(set(args.parts) - set(PARTS))
@@ -60,7 +67,11 @@ def main() -> int:
     parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
     if args.memory_gb <= 0:
         parser.error(f"--memory_gb is {args.memory_gb:g}, expected more than 0")
-    run: dict[str, Callable[[int], Iterable[Row]]] = {**PARTS, "cost": partial(cost.cost, memory_gb=args.memory_gb)}
+    run: dict[str, Callable[[int], Iterable[Row]]] = {
+        **PARTS,
+        "cost": partial(cost.cost, memory_gb=args.memory_gb),
+        "scale": partial(scale.scale, sizes=args.nodes, folder=args.folder),
+    }
     if args.peer and "peer" not in parts:
         parts.append("peer")
     keep_freed_memory()

@@ -21,6 +21,7 @@ from glem_graphgym.data.synthetic import draw_class_means, draw_features, draw_t
 from glem_graphgym.files import make_once
 
 CLASSES = 172  # of ogbn-papers100M: its table of categories names them all
+VOCABULARY = 20  # different words of the texts, a class
 LABELLED = 0.0139  # share of papers that are on arXiv, so have a class
 TRAIN, VALID = 0.78, 0.08  # of the labelled ones; the rest is for testing
 WITHOUT_TITLE, WITHOUT_ABSTRACT = 0.002, 0.05  # shares of nodes
@@ -287,7 +288,7 @@ def _write_lines(path: Path, blocks: Iterator[Any]) -> None:
 
 
 def _write_texts(path: Path, graph: _Drawn, stream: int, words: int, missing: float) -> None:
-    vocabulary = 20 * graph.num_classes
+    vocabulary = VOCABULARY * graph.num_classes
     with path.open("w", encoding="utf-8") as file:
         for block, nodes in graph.node_blocks(path.name):
             rng = graph.generator(stream, block)

@@ -243,6 +243,11 @@ def _word_table(vocabulary: int) -> np.ndarray:
     return spaced.view(np.uint8).reshape(vocabulary, spaced.dtype.itemsize)
 
 
+def word_list(vocabulary: int) -> list[str]:
+    """The words of `draw_texts`, in their order."""
+    return [bytes(row).rstrip(b" \0").decode() for row in _word_table(vocabulary)]
+
+
 def draw_texts(
     rng: np.random.Generator, label: np.ndarray, num_classes: int, vocabulary: int, length: int, signal: float
 ) -> Texts:

@@ -1,0 +1,172 @@
+"""How a whole run out of core grows with the graph: generated graphs in papers100M's format, from files to scores.
+
+For each number of nodes three programs run, one after the other, as a user would call them:
+``run/make_papers100m_like.py``, ``run/prepare.py`` and ``run/main.py`` with ``configs_gg/glem_gamlp_papers100m.yaml``
+and a tiny transformer: text embeddings and hops 64 wide, 3 hops, GAMLP. Memory is what the processes of a program hold
+themselves, summed; pages of files that the system can take back are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row
+from glem_graphgym.data.papers100m_like import CLASSES, VOCABULARY
+from glem_graphgym.data.synthetic import word_list
+
+RUN = Path(__file__).resolve().parent.parent
+CONFIG = RUN.parent / "configs_gg" / "glem_gamlp_papers100m.yaml"
+PART = "scale"
+SIZES = (500_000, 1_000_000, 2_500_000, 5_000_000)
+PAPERS100M = 111_059_956
+EDGES_A_NODE = 12
+WIDTH = 64  # of the features, of the tiny transformer, of GAMLP's hops
+BUDGET_GB = 0.2  # of memory for graph, features and hops, a million nodes: a quarter of what they take
+OPTIONS = {
+    "lm.shrink_dim": 0, "lm.max_length": 64, "lm.epochs": 1, "lm.batch_size": 64, "lm.accumulate": 1, "lm.lr": 1e-3,
+    "glem.lm_epochs": 1, "glem.lm_batch_size": 64, "glem.lm_lr": 1e-3,
+    "gnn.hops": 3, "gnn.layers_mp": 2, "gnn.dim_inner": 128, "gnn.batch_size": 10_000,
+    "optim.max_epoch": 5, "optim.patience": 0,
+}  # fmt: skip
+SAMPLED_EVERY = 0.1  # s
+
+
+def scale(repeats: int, sizes: Sequence[int] = SIZES, folder: Path | None = None) -> Iterator[Row]:
+    """Seconds, memory and files of each program at each of ``sizes``; then how they grow, and papers100M's by that.
+
+    Args:
+        sizes: numbers of nodes.
+        folder: where the files go for a while, 5 kB a node; None = where the system keeps temporary files.
+    """
+    totals: dict[str, list[float]] = {"s": [], "GB of memory": [], "GB of files": []}
+    for nodes in sizes:
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            data = Path(name)
+            lm = make_tiny_lm(data / "tiny_lm")
+            budget = {"glem.memory_budget_gb": BUDGET_GB * nodes / 1e6}
+            options = {**OPTIONS, **budget, "dataset.dir": data, "out_dir": data / "results", "lm.model": lm}
+            settings = [str(part) for pair in options.items() for part in pair]
+            what = f"{nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
+            graph = ["--folder", str(data / "ogbn_papers100M"), "--nodes", str(nodes)]
+            graph += ["--edges", str(EDGES_A_NODE * nodes), "--features", str(WIDTH)]
+            seconds, memory = 0.0, 0.0
+            for title, command in (
+                ("writing the graph", ["make_papers100m_like.py", *graph]),
+                ("prepare", ["prepare.py", "--cfg", str(CONFIG), *settings]),
+                ("the run", ["main.py", "--cfg", str(CONFIG), *settings]),
+            ):
+                took, peak = watched([sys.executable, str(RUN / command[0]), *command[1:]])
+                yield Row(PART, f"{what}: {title}", took, "s")
+                yield Row(PART, f"{what}: {title}, memory", peak, "GB")
+                if title == "writing the graph":
+                    continue  # a user of papers100M downloads it
+                seconds, memory = seconds + took, max(memory, peak)
+            for stage in sorted(data.glob("results/*/0/stages/*/stage.json")):
+                found = json.loads(stage.read_text())
+                yield Row(PART, f"{what}: {found['name']}", found["seconds"], "s")
+            files = sum(file.stat().st_size for file in data.rglob("*") if file.is_file()) / 1e9
+        for total, value in zip(totals.values(), (seconds, memory, files), strict=True):
+            total.append(value)
+        yield Row(PART, f"{what}: prepare and run", seconds, "s")
+        yield Row(PART, f"{what}: files, with the graph as it came", files, "GB")
+    if len(sizes) > 1:
+        for unit, values in totals.items():
+            power, at = growth(sizes, values)
+            yield Row(PART, f"growth of {unit}: its power of the number of nodes", power, "")
+            yield Row(PART, f"a straight line through them, at {PAPERS100M:,} nodes", at, unit)
+
+
+def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
+    """The exponent b of a power law a·N^b (least squares of the logarithms), and a straight line's value at papers100M.
+
+    An exponent of 1 is growth in proportion; below 1 there is a part that does not grow.
+    """
+    power, _ = np.polyfit(np.log(sizes), np.log(values), 1)
+    slope, start = np.polyfit(sizes, values, 1)
+    return float(power), float(start + slope * PAPERS100M)
+
+
+def watched(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds that a program took, and the most GB that it and the processes it started held themselves at a time.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        program = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        peak = 0
+        done = threading.Event()
+
+        def sample() -> None:
+            nonlocal peak
+            while not done.wait(SAMPLED_EVERY):
+                peak = max(peak, sum(own_bytes(pid) for pid in family(program.pid)))
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        try:
+            code = program.wait()
+        finally:
+            program.kill()
+            done.set()
+            sampler.join()
+        seconds = time.perf_counter() - start
+        if code != 0:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{said.read()[-2000:]}")
+    return seconds, peak / 1e9
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started, as far as they are still there."""
+    try:
+        children = [
+            int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
+        ]
+    except OSError:
+        children = []
+    return [pid, *(member for child in children for member in family(child))]
+
+
+def own_bytes(pid: int) -> int:
+    """Resident memory of a process without pages of files; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+def make_tiny_lm(folder: Path) -> Path:
+    """A BERT of two layers, width `WIDTH` and random weights, whose tokenizer knows the generated texts' words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", ":", "Title", "Abstract", *word_list(VOCABULARY * CLASSES)]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=4 * WIDTH, max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder

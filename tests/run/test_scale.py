@@ -1,0 +1,73 @@
+"""The part ``scale`` of run/benchmark.py: what is watched of a program, how growth is told, the tiny language model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "run"))
+
+from benchmarks import scale
+from benchmarks.scale import PAPERS100M, family, growth, make_tiny_lm, own_bytes, watched
+
+MB = 1e-3  # GB
+HOLD = "import sys, time; held = bytearray(b'x') * (int(sys.argv[1]) << 20); time.sleep(1)"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read off /proc")
+def test_memory_is_that_of_a_program_and_of_those_that_it_starts() -> None:
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD!r}, '150'], check=True)"
+    _, little = watched([sys.executable, "-c", HOLD, "0"])
+    seconds, much = watched([sys.executable, "-c", start])
+    assert 150 * MB < much - little < 150 * 1.05 * MB + 30 * MB
+    assert seconds > 1
+
+
+def test_pages_of_a_mapped_file_are_not_counted(tmp_path: Path) -> None:
+    np.save(tmp_path / "zeros.npy", np.zeros(20_000_000))  # 160 MB
+    read = "import numpy as np, sys, time; print(np.load(sys.argv[1], mmap_mode='r').sum()); time.sleep(0.5)"
+    _, peak = watched([sys.executable, "-c", read, str(tmp_path / "zeros.npy")])
+    assert peak < 120 * MB
+
+
+def test_a_program_that_fails_is_an_error_with_what_it_said() -> None:
+    with pytest.raises(RuntimeError, match=r"ended with 3:\nno such graph"):
+        watched([sys.executable, "-c", "print('no such graph'); raise SystemExit(3)"])
+
+
+def test_a_process_that_has_ended_holds_nothing() -> None:
+    assert own_bytes(2**22 + 1) == 0
+    assert family(2**22 + 1) == [2**22 + 1]
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_growth_is_the_power_of_the_number_of_nodes(power: float) -> None:
+    sizes = [10_000, 20_000, 80_000]
+    found, _ = growth(sizes, [3e-4 * size**power for size in sizes])
+    assert found == pytest.approx(power)
+
+
+def test_papers100m_is_read_off_the_straight_line() -> None:
+    sizes = [10_000, 20_000, 80_000]
+    power, at = growth(sizes, [5 + 2e-4 * size for size in sizes])
+    assert at == pytest.approx(5 + 2e-4 * PAPERS100M)
+    assert power < 1  # what does not grow counts for less
+
+
+def test_the_tiny_model_knows_every_word_of_the_generated_texts(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from glem_graphgym.data.ogb.text_files import sentence
+    from glem_graphgym.data.papers100m_like import CLASSES, VOCABULARY
+    from glem_graphgym.data.synthetic import draw_texts
+
+    make_tiny_lm(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    drawn = draw_texts(np.random.default_rng(0), np.arange(CLASSES), CLASSES, VOCABULARY * CLASSES, 12, 0.5)
+    ids = tokenizer([sentence(Title=text, Abstract=text) for text in drawn])["input_ids"]
+    assert all(tokenizer.unk_token_id not in text for text in ids)
+    assert {len(text) for text in ids} == {2 + 2 * 12 + 5}, "a token a word, name and sign, and the two ends"
+    assert AutoModel.from_pretrained(tmp_path).config.hidden_size == scale.WIDTH
