@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -49,6 +50,8 @@ class TokenStore:
 def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> TokenStore:
     """The store for these texts, tokenizer and length under ``cache``, made there if it does not exist.
 
+    A process that was killed has left what it had tokenized, and the next one goes on from there.
+
     Args:
         texts: N texts.
         tokenizer: a Hugging Face tokenizer; fast ones run on all cores.
@@ -61,7 +64,7 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
     if tokenizer.pad_token_id is None:
         raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one (lm.model)")
     folder = token_folder(texts, tokenizer, max_length, cache)
-    make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path))
+    make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path), resume=True)
     try:
         meta = read_json(folder / "tokens.json")
         offsets = np.load(folder / "offsets.npy")
@@ -94,18 +97,47 @@ def tokenizer_identity(tokenizer: Any) -> str:
 
 
 def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> None:
+    """Fill ``folder`` with ``ids.bin``, ``offsets.npy`` and ``tokens.json``, block by block.
+
+    ``lengths.bin`` says how far it is: whoever finds it, with the ids, goes on behind its last block.
+    """
     dtype = id_type(tokenizer)
-    lengths = np.zeros(len(texts), dtype=np.int64)
-    starts = range(0, len(texts), TEXTS_AT_ONCE)
     # Overlong texts are cut on purpose; the tokenizer would warn about each.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    with (folder / "ids.bin").open("wb") as file:
-        for start in tqdm(starts, desc="tokenizing", unit="block", disable=None if len(starts) > 1 else True):
+    with (folder / "ids.bin").open("ab") as ids_file, (folder / "lengths.bin").open("ab") as lengths_file:
+        done = _keep_whole_blocks(ids_file, lengths_file, dtype)
+        starts = range(done, len(texts), TEXTS_AT_ONCE)
+        blocks = -(-len(texts) // TEXTS_AT_ONCE)
+        for start in tqdm(
+            starts,
+            desc="tokenizing",
+            unit="block",
+            initial=blocks - len(starts),
+            total=blocks,
+            disable=None if blocks > 1 else True,
+        ):
             block = encode_texts(texts[start : start + TEXTS_AT_ONCE], tokenizer, max_length)
-            lengths[start : start + len(block)] = [len(ids) for ids in block]
-            file.write(np.fromiter(itertools.chain.from_iterable(block), dtype=dtype).tobytes())
-    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+            ids = np.fromiter(itertools.chain.from_iterable(block), dtype=dtype)
+            # The ids first: a block whose lengths are there is there, whatever happens to the machine.
+            for file, values in ((ids_file, ids), (lengths_file, np.array([len(text) for text in block], np.int32))):
+                file.write(values.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(np.fromfile(folder / "lengths.bin", dtype=np.int32), out=offsets[1:])
+    np.save(folder / "offsets.npy", offsets)
     write_json(folder / "tokens.json", {"dtype": dtype.name, "max_length": max_length, "texts": len(texts)})
+    (folder / "lengths.bin").unlink()
+
+
+def _keep_whole_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dtype) -> int:
+    """Cut both files off after their last block that is whole; the number of texts that are done."""
+    lengths = np.fromfile(lengths_file.name, dtype=np.int32)
+    ends = np.cumsum(lengths, dtype=np.int64)[TEXTS_AT_ONCE - 1 :: TEXTS_AT_ONCE] * dtype.itemsize
+    whole = int(np.searchsorted(ends, os.fstat(ids_file.fileno()).st_size, side="right"))
+    ids_file.truncate(int(ends[whole - 1]) if whole else 0)
+    lengths_file.truncate(whole * TEXTS_AT_ONCE * lengths.itemsize)
+    return whole * TEXTS_AT_ONCE
 
 
 def encode_texts(texts: list[str], tokenizer: Any, max_length: int) -> list[list[int]]:

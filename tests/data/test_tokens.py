@@ -175,6 +175,42 @@ def test_a_store_is_made_once(tmp_path: Path, tokenizer: Any, monkeypatch: pytes
     np.testing.assert_array_equal(again.ids, first.ids)
 
 
+@pytest.mark.parametrize("torn", ["nothing", "ids", "lengths", "lost ids"])
+def test_a_killed_process_leaves_what_it_tokenized_to_the_next(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, torn: str
+) -> None:
+    monkeypatch.setattr(tokens, "TEXTS_AT_ONCE", 4)
+    texts = Texts.of([f"text number {i} of {'many ' * (i % 5)}" for i in range(18)])
+    whole = open_token_store(texts, tokenizer, 12, tmp_path / "whole")
+    usual, seen = tokens.encode_texts, 0
+
+    def killed(block: list[str], *args: Any) -> list[list[int]]:
+        nonlocal seen
+        seen += len(block)
+        if seen > 12:
+            raise KeyboardInterrupt
+        return usual(block, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "encode_texts", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_token_store(texts, tokenizer, 12, tmp_path / "killed")
+    (left,) = (tmp_path / "killed").glob(".*.part")
+    if torn in ("ids", "lengths"):
+        with (left / f"{torn}.bin").open("ab") as file:
+            file.write(b"\1\0\0\0\0")
+    elif torn == "lost ids":
+        with (left / "ids.bin").open("ab") as file:
+            file.truncate(file.tell() - 1)
+    again: list[int] = []
+    monkeypatch.setattr(tokens, "encode_texts", lambda block, *args: again.append(len(block)) or usual(block, *args))
+    store = open_token_store(texts, tokenizer, 12, tmp_path / "killed")
+    assert again == ([4, 4, 2] if torn == "lost ids" else [4, 2])
+    assert np.array_equal(store.ids, whole.ids) and np.array_equal(store.offsets, whole.offsets)
+    (folder,) = (path for path in (tmp_path / "killed").iterdir() if path.is_dir())
+    assert sorted(path.name for path in folder.iterdir()) == ["ids.bin", "offsets.npy", "tokens.json"]
+
+
 def test_a_tokenizer_that_was_used_otherwise_in_between_finds_its_store(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
