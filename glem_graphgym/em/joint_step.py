@@ -135,7 +135,7 @@ class JointLearner:
 
         The GNN sees all neighbours of all nodes, and the embeddings as they are written.
         """
-        assert self.model is not None and self.targets is not None and self.inputs is not None
+        assert self.model is not None, "fit or load a model first"
         model = self.model.to(self.hardware.device).eval()
         nodes = np.arange(len(self.tokens))
         bar = tqdm(total=len(nodes), desc=title, unit="text", disable=None, leave=False)
@@ -144,6 +144,12 @@ class JointLearner:
                 ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(batch))
                 embeddings[batch] = half(model.encoder(ids, mask))
                 bar.update(len(batch))
+        self.propagate(logits, embeddings)
+
+    def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
+        """Write all nodes' logits (N, C) that the GNN gives for text embeddings (N, H), seeing all neighbours."""
+        assert self.model is not None and self.targets is not None and self.inputs is not None
+        model = self.model.to(self.hardware.device).eval()
         features = self._all_features(embeddings)
         settings = GNNSettings(label_input=self.settings.label_input)
         exact = GNNLearner(

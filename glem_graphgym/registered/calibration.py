@@ -29,6 +29,7 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, shuffled_batches, token_folder
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.hop_storage import hops_in_memory
+from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Validation
@@ -43,7 +44,9 @@ from glem_graphgym.registered.run_folder import check_run_folder, identity_of, s
 from glem_graphgym.registered.sizes import budget_bytes, full_batch_bytes
 from glem_graphgym.registered.train import (
     em_settings,
+    further_features,
     gnn_learner,
+    joint_learner,
     lm_learners,
     nodes_of,
 )
@@ -54,6 +57,7 @@ FEWEST, MOST = 4, 20  # such batches an epoch
 # Batches of ever other sizes cut up memory, more so in a whole run than in a trial. Of what a stage of all-MiniLM-L6-v2
 # took beyond what was there before it, 42 steps on CPU had shown 87%, 22 steps 76%.
 CUT_UP = 1.25
+JOINT_VALIDATED = 512  # nodes
 INFERRED_BATCHES = 3  # beside the one of the longest texts
 GNN_EPOCHS = 3
 GRAPH_AT_ONCE = 5_000_000  # nodes and adjacency entries of a graph that is tried as it is
@@ -160,6 +164,7 @@ class Calibration:
             "dim": 0,
             "lm_weights": 0,
             "gnn_weights": 0,
+            "joint_weights": 0,
             "hops": None,
         }
         self.stages: dict[str, Cost] = {}
@@ -170,9 +175,9 @@ class Calibration:
     def run(self, kinds: list[str]) -> dict[str, Any]:
         """``kinds``: names of stages without their iteration, in their order."""
         cfg, graph = self.cfg, self.graph
-        with_lm = "lm_gold" in kinds
+        with_lm, with_joint = "lm_gold" in kinds, "joint" in kinds
         static = "static" in feature_kinds(cfg.glem.node_features)
-        if with_lm or static:
+        if with_lm or with_joint or static:
             self._open_tokens()
         if static:
             self._try_static()
@@ -182,6 +187,8 @@ class Calibration:
             if with_lm:
                 self.about["dim"] = _embedding_dim(learners["lm_gold"])
             small, gnn, features = self._gnn()
+        if with_joint:
+            self._try_joint()
         for kind in kinds:
             if kind in learners:
                 self._try_lm(kind, learners[kind])
@@ -192,7 +199,9 @@ class Calibration:
             "graph": {"name": graph.name, **shape},
             **self.about,
             "shared_lm_gold": str(shared_lm_gold(cfg, graph, self.nodes.encoded)),
-            "accelerator": hardware_for(cfg, cfg.lm.precision if with_lm else cfg.gnn.precision).accelerator,
+            "accelerator": hardware_for(
+                cfg, cfg.lm.precision if with_lm or with_joint else cfg.gnn.precision
+            ).accelerator,
             "stages": {kind: asdict(cost) for kind, cost in self.stages.items()},
         }
 
@@ -331,8 +340,8 @@ class Calibration:
 
     # ---- the graph ------------------------------------------------------------------------------------------------
 
-    def _gnn(self) -> tuple[TextGraph, GNNLearner, Callable[[np.ndarray | None], np.ndarray]]:
-        """A graph to try the GNN on, the GNN, and what makes its features."""
+    def _tried_graph(self) -> tuple[TextGraph, CfgNode]:
+        """A graph to try the GNN on, the whole one where that is small, and the configuration for it."""
         cfg, graph = self.cfg, self.graph
         self.widths = widths = self._widths()
         entries = graph.num_nodes + len(graph.col)
@@ -343,9 +352,14 @@ class Calibration:
         self.scale, self.about["tried_nodes"] = graph.num_nodes / small.num_nodes, small.num_nodes
         in_memory = cfg.clone()  # what does not fit into a budget is reckoned, and not tried
         in_memory.glem.memory_budget_gb, in_memory.run_dir = 0.0, str(self.scratch)
-        features = feature_builder(*self._feature_source(in_memory, small, widths))
+        return small, in_memory
+
+    def _gnn(self) -> tuple[TextGraph, GNNLearner, Callable[[np.ndarray | None], np.ndarray]]:
+        """A graph to try the GNN on, the GNN, and what makes its features."""
+        small, in_memory = self._tried_graph()
+        features = feature_builder(*self._feature_source(in_memory, small, self.widths))
         before = PeakMemory().resident_mb()
-        self.small_nodes = nodes = self.nodes if small is graph else nodes_of(cfg, small)
+        self.small_nodes = nodes = self.nodes if small is self.graph else nodes_of(self.cfg, small)
         validation = Validation(small.split["valid"], Rising())
         gnn = gnn_learner(in_memory, small, validation, nodes.candidates, nodes.predicted)
         structures = max(0.0, PeakMemory().resident_mb() - before)
@@ -430,6 +444,81 @@ class Calibration:
             accelerator_mb=self.scale * accelerator,
             seconds=self.scale * (overhead + epochs * epoch + evaluations * evaluation),
         )
+
+    # ---- both together --------------------------------------------------------------------------------------------
+
+    def _try_joint(self) -> None:
+        """LM and GNN as one: training on sampled neighbourhoods, encoding of all texts, the GNN on the whole graph."""
+        assert self.tokens is not None
+        lm = self._lm_learners()[0]
+        self.about["dim"] = dim = _embedding_dim(lm)
+        before = PeakMemory().resident_mb()
+        small, cfg = self._tried_graph()
+        tokens: TokenStore = self.tokens
+        if small is not self.graph:
+            chosen = np.random.default_rng(0).choice(self.graph.num_nodes, small.num_nodes, replace=False)
+            tokens = TokensLike(tokens, chosen)
+        valid = small.split["valid"]
+        learner = joint_learner(cfg, small, tokens, Validation(valid[:JOINT_VALIDATED], Rising()))
+        settings, train = learner.settings, small.split["train"]
+        source, graph, static_tokens, _ = self._feature_source(cfg, small, self.widths)
+        with self._measured() as memory:
+            start = _now()
+            features = further_features(source, graph, static_tokens)(None)
+            first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])
+            overhead = _now() - start - first
+            learner.model = None
+            gc.collect()
+            count = int(np.clip(TRIAL_SECONDS / max(first, 1e-3), FEWEST, MOST)) * settings.lm.batch_size
+            some = np.random.default_rng(0).permutation(train)[:count]
+            seconds = self._fit_joint(learner, small, features, some) / learner.costs["steps"]
+            fitted, accelerator = memory()
+        embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r")
+        with self._measured() as memory:
+            start = _now()
+            learner.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
+            propagation = _now() - start
+            propagated, accelerator_propagated = memory()
+        assert learner.model is not None
+        self.about["joint_weights"] = _bytes_of(learner.model)
+        validated = self.scale * self._validated_tokens(learner, valid)
+        learner.model, costs = None, learner.costs
+        watch = Stopwatch()
+        lm.build = watch.on(lm.build)
+        lm.load(None)
+        rate = self._predict_lm(lm, watch)
+        inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.lm.infer_tokens)
+        steps = -(-len(self.graph.split["train"]) // settings.lm.batch_size) * settings.lm.epochs
+        evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
+        mapped = 2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB
+        self.stages["joint"] = Cost(
+            resident_mb=before + max(CUT_UP * (fitted - before), self.scale * (propagated - before)) + mapped,
+            mapped_mb=mapped,
+            accelerator_mb=max(accelerator, self.scale * accelerator_propagated),
+            seconds=overhead + steps * seconds + rate * (evaluations * validated + inferred) + self.scale * propagation,
+            texts=round(steps * costs["texts_per_step"]),
+            tokens=round(steps * costs["tokens_per_step"]),
+        )
+
+    def _fit_joint(self, learner: JointLearner, small: TextGraph, features: np.ndarray, nodes: np.ndarray) -> float:
+        """Train on ``nodes`` once, with a validation; seconds without it."""
+        settings = learner.settings
+        learner.settings = replace(settings, lm=replace(settings.lm, epochs=1, evals_per_epoch=1, patience=0))
+        nodes = np.sort(nodes)
+        learner.fit(StepTargets(Gold(nodes, small.label[nodes], small.num_classes)), features, "calibration")
+        learner.settings = settings
+        return learner.costs["train_seconds_per_epoch"]
+
+    @staticmethod
+    def _validated_tokens(learner: JointLearner, valid: np.ndarray) -> int:
+        """Tokens of a validation, padding included."""
+        rng, total = np.random.default_rng(0), 0
+        for start in range(0, len(valid), VALIDATED_AT_ONCE):
+            hood = learner.neighbourhoods.around(valid[start : start + VALIDATED_AT_ONCE], rng)
+            total += _inferred_tokens(learner.tokens.lengths, hood.nodes, learner.settings.part_tokens)
+        return total
+
+    # ---- what they are made of ------------------------------------------------------------------------------------
 
     def _hops_on_disk(self) -> bool:
         """Whether hop features exceed ``glem.memory_budget_gb``; says under ``hops`` what they take on disk."""

@@ -32,7 +32,9 @@ STAGED_MODES = {
     "glem_lm": ("lm_gold",),
     "glem_gnn": ("gnn_gold",),
     "glem_cascade": ("lm_gold", "gnn_gold"),
+    "glem_joint": ("joint",),
 }
+JOINT_KINDS = ("joint",)
 LM_KINDS = ("static", "lm_gold", "e_step")
 GNN_KINDS = ("gnn_gold", "m_step")
 KEPT_LMS = 4  # weights: of the first LM, the latest, the best, the best GNN's teacher
@@ -157,7 +159,7 @@ def planned_stages(cfg: CfgNode, run_dir: Path, overwrite: bool = False) -> list
         steps = ("e_step", "m_step") if cfg.glem.order == "lm_first" else ("m_step", "e_step")
         iterations = cfg.glem.em_max_iterations if asked == UNTIL_PLATEAU else asked
         names += [f"{step}_{iteration}" for iteration in range(1, iterations + 1) for step in steps]
-    if "gnn_gold" in names and cfg.glem.correct_and_smooth:
+    if {"gnn_gold", "joint"} & set(names) and cfg.glem.correct_and_smooth:
         names.append("correct_and_smooth")
     if {"lm_gold", "gnn_gold"} <= set(names) and cfg.glem.ensemble:
         names.append("ensemble")
@@ -225,13 +227,14 @@ def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Seque
     stored = []
     for stage in plan:
         parts = {f"logits float16 ({nodes:,}, {classes})": 2 * nodes * classes}
-        if stage.kind in LM_KINDS:
+        if stage.kind in (*LM_KINDS, *JOINT_KINDS):
             parts[f"embeddings float16 ({nodes:,}, {dim})"] = 2 * nodes * dim
         what = f"{stage.folder}: {', '.join(parts)}"
         stored.append(Stored(what, str(run_dir / "stages" / stage.folder), sum(parts.values()), stage.done))
     for model, kinds, kept, size in (
         ("LM", LM_KINDS, KEPT_LMS, measured["lm_weights"]),
         ("GNN", GNN_KINDS, KEPT_GNNS, measured["gnn_weights"]),
+        ("LM and GNN", JOINT_KINDS, 1, measured["joint_weights"]),
     ):
         missing = sum(stage.kind in kinds and not stage.done for stage in plan)
         count = missing if cfg.glem.keep_weights == "all" else min(missing, kept)
@@ -289,8 +292,8 @@ def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Pla
 
     def verdict(resource: str, available: int, need: dict[str, float]) -> Verdict:
         most = max(need, key=lambda kind: need[kind])
-        remedy = lm_remedy(cfg) if most in LM_KINDS else gnn_remedy(cfg)
-        return Verdict(resource, round(need[most] * MB), available, most, remedy)
+        remedy = joint_remedy if most in JOINT_KINDS else lm_remedy if most in LM_KINDS else gnn_remedy
+        return Verdict(resource, round(need[most] * MB), available, most, remedy(cfg))
 
     resident = {kind: max(0.0, costs[kind]["resident_mb"] - costs[kind]["mapped_mb"]) for kind in kinds}
     verdicts = [verdict("memory", available_bytes(), resident)]
@@ -312,6 +315,15 @@ def lm_remedy(cfg: CfgNode) -> str:
         ways.append("lm.gradient_checkpointing True")
     ways.append(f"lm.max_length below {lm.max_length}")
     return f"set {', '.join(ways)}, or take a smaller lm.model"
+
+
+def joint_remedy(cfg: CfgNode) -> str:
+    lm, ways = cfg.lm, []
+    if 2 * lm.accumulate <= lm.batch_size:
+        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
+    if not lm.gradient_checkpointing:
+        ways.append("lm.gradient_checkpointing True")
+    return f"set {', '.join([*ways, f'gnn.fan_out to less than {cfg.gnn.fan_out}'])}, or take train.mode glem"
 
 
 def gnn_remedy(cfg: CfgNode) -> str:

@@ -101,6 +101,24 @@ def test_a_run_takes_what_was_foreseen(network: str, tmp_path: Path, tiny_lm: Pa
         assert memory["gnn_gold"] > memory["lm_gold"] + 200  # so that the network, not the program, was foreseen
 
 
+def test_joint_training_takes_what_was_foreseen(tmp_path: Path, tiny_lm: Path) -> None:
+    config = write_config(tmp_path, tiny_lm)
+    text = config.read_text().replace("mode: glem", "mode: glem_joint").replace("layers_mp: 3", "layers_mp: 2")
+    config.write_text(text.replace("gnn:\n", "gnn:\n  fan_out: [3, 2]\n").replace("batch_size: 512", "batch_size: 64"))
+    found = foreseen(config)
+    assert found.fits
+    assert not (tmp_path / "results").exists()
+    (record,) = run(config)
+    cost = found.measured["stages"]["joint"]
+    assert cost["resident_mb"] == pytest.approx(record["peak_memory_mb"], rel=0.25)
+    notes = record["diagnostics"]
+    assert cost["texts"] == pytest.approx(notes["steps"] * notes["texts_per_step"], rel=0.1)
+    assert cost["tokens"] == pytest.approx(notes["steps"] * notes["tokens_per_step"], rel=0.1)
+    assert 0.2 < cost["seconds"] / record["seconds"] < 5  # other tests work beside it
+    stored = sum(item.bytes for item in found.stored if not item.passing)
+    assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
+
+
 def test_a_graph_of_which_a_part_is_tried_takes_what_was_foreseen(
     tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

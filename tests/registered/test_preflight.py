@@ -23,6 +23,7 @@ from glem_graphgym.registered.preflight import (
     disk_verdicts,
     examine,
     gnn_remedy,
+    joint_remedy,
     lm_remedy,
     memory_verdicts,
     planned_stages,
@@ -51,6 +52,7 @@ def measured(**costs: dict[str, Any]) -> dict[str, Any]:
         "dim": 32,
         "lm_weights": 4_000,
         "gnn_weights": 300,
+        "joint_weights": 5_000,
         "shared_lm_gold": "/data/lm_gold/key",
         "accelerator": "cpu",
         "stages": costs or dict.fromkeys(("lm_gold", "gnn_gold", "e_step", "m_step"), COST),
@@ -75,6 +77,8 @@ def test_stages_are_those_of_the_mode_in_its_order(tmp_path: Path) -> None:
     cfg.train.mode = "glem_cascade"
     assert names(planned_stages(cfg, tmp_path)) == ["00_lm_gold", "01_gnn_gold"]
     assert [stage.kind for stage in planned_stages(cfg, tmp_path)] == ["lm_gold", "gnn_gold"]
+    configure(train__mode="glem_joint", glem__correct_and_smooth=True)
+    assert names(planned_stages(cfg, tmp_path)) == ["00_joint", "01_correct_and_smooth"]
 
 
 def test_until_a_plateau_means_at_most_so_many(tmp_path: Path) -> None:
@@ -113,6 +117,13 @@ def test_files_of_a_run_have_the_sizes_of_their_arrays(tmp_path: Path) -> None:
     stored = {item.what: item for item in run_files(cfg, measured(), tmp_path, planned_stages(cfg, tmp_path))}
     assert stored["weights of 6 × LM"].bytes == 24_000
     assert stored["weights of 6 × GNN"].bytes == 1_800
+
+
+def test_joint_training_keeps_its_embeddings_and_one_model(tmp_path: Path) -> None:
+    configure(train__mode="glem_joint")
+    stored = {item.what: item.bytes for item in run_files(cfg, measured(), tmp_path, planned_stages(cfg, tmp_path))}
+    arrays = "00_joint: logits float16 (1,000, 7), embeddings float16 (1,000, 32)"
+    assert stored == {arrays: 2 * 1000 * (7 + 32), "weights of 1 × LM and GNN": 5_000}
 
 
 def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +168,8 @@ def test_remedies_name_only_what_is_left_to_do() -> None:
     configure(lm__gradient_checkpointing=True, lm__batch_size=4, lm__accumulate=4)
     assert "accumulate" not in lm_remedy(cfg)
     assert "gradient_checkpointing" not in lm_remedy(cfg)
+    cfg.gnn.fan_out = [5, 3]
+    assert joint_remedy(cfg) == "set gnn.fan_out to less than [5, 3], or take train.mode glem"
     cfg.model.type = "glem_sage"
     assert "glem_gamlp" in gnn_remedy(cfg)
     cfg.model.type = "glem_sagn"
