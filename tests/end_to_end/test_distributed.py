@@ -21,8 +21,8 @@ from glem_graphgym.registered.config import ConfigError, check_devices, load_con
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 SECONDS = 300  # for a run that takes ten, on a busy machine
 STAGES = ["00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1"]
-# Of logits and embeddings, which are stored in float16. In the last stage training multiplies what the E-step's embeddings
-# and pseudo-labels were rounded by; on equal ones two processes give what one gives (second test).
+# Of logits and embeddings, which are stored in float16. In the last stage training multiplies what the E-step's
+# embeddings and pseudo-labels were rounded by; on equal ones two processes give what one gives (second test).
 TOLERANCE = dict(zip(STAGES, (4e-3, 4e-3, 4e-3, 6e-2), strict=True))
 
 # Without dropout, which processes draw by themselves. The M-step has batch norm; its optimizer is SGD, because Adam
