@@ -90,13 +90,15 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int) -> None:
     if needed <= budget:
         return
     plan_columns(n, max(width, classes), budget)
-    gold = len(graph.split["train"])
-    at_once = min(gold, cfg.gnn.batch_size or gold)
+    trained = len(graph.split["train"])
+    if cfg.train.mode == "glem":
+        trained = min(n, trained + round(trained * cfg.glem.gnn_pseudo_ratio))
+    at_once = min(trained, cfg.gnn.batch_size or trained)
     if batch_bytes(at_once, hops, width) > budget:
         raise ValueError(
-            f"gnn.batch_size is {cfg.gnn.batch_size} with {gold:,} training nodes: {hops + 1} hops of {width} columns "
-            f"take {_gb(batch_bytes(at_once, hops, width))}, but glem.memory_budget_gb is {budget / GB:g}; set it to "
-            f"at most {budget // max(1, batch_bytes(1, hops, width))}"
+            f"gnn.batch_size is {cfg.gnn.batch_size} with {trained:,} training nodes: {hops + 1} hops of {width} "
+            f"columns take {_gb(batch_bytes(at_once, hops, width))}, but glem.memory_budget_gb is {budget / GB:g}; set "
+            f"it to at most {budget // max(1, batch_bytes(1, hops, width))}"
         )
     if cfg.glem.correct_and_smooth:
         smoothing = _smoothing_bytes(graph)

@@ -106,7 +106,8 @@ def test_networks_that_pass_messages_need_more(configure: Callable[..., None], g
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("gnn.batch_size", 0), r"gnn.batch_size is 0 with 40 training nodes: .* set it to at most \d+"),
+        (("gnn.batch_size", 0), r"gnn.batch_size is 0 with 80 training nodes: .* set it to at most \d+"),  # half pseudo
+        (("gnn.batch_size", 0, "train.mode", "glem_cascade"), "gnn.batch_size is 0 with 40 training nodes"),
         (("glem.correct_and_smooth", True, "gnn.batch_size", 8), "glem.correct_and_smooth takes about"),
         (("glem.memory_budget_gb", 1e-6), r"400 nodes need at least .*glem.memory_budget_gb"),
     ],
