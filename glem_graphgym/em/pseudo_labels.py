@@ -84,15 +84,25 @@ def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.nd
     if share >= 1 or not len(nodes):
         return nodes
     probability = F.softmax(torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32)), dim=-1).amax(-1).numpy()
-    count = int(np.ceil(share * len(nodes) - 1e-9))  # 0.55 * 100 is a little more than 55
+    count = num_confident(len(nodes), share)
     kept = np.argsort(-probability, kind="stable")[:count]
     return np.sort(nodes[kept])
 
 
+def num_confident(candidates: int, share: float) -> int:
+    """How many of so many candidates are kept."""
+    return int(np.ceil(share * candidates - 1e-9))  # 0.55 * 100 is a little more than 55
+
+
+def num_drawn(candidates: int, ratio: float, num_gold: int) -> int:
+    """How many pseudo nodes `draw` takes out of so many."""
+    return min(round(ratio * num_gold), candidates)
+
+
 def draw(nodes: np.ndarray, ratio: float, num_gold: int, rng: np.random.Generator) -> np.ndarray:
     """``ratio`` pseudo nodes a gold node, without replacement; all of ``nodes`` when there are not more."""
-    count = round(ratio * num_gold)
-    return nodes if count >= len(nodes) else np.sort(rng.choice(nodes, count, replace=False))
+    count = num_drawn(len(nodes), ratio, num_gold)
+    return nodes if count == len(nodes) else np.sort(rng.choice(nodes, count, replace=False))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.hop_storage import hops_in_memory
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner
 from glem_graphgym.em.m_step import GNNLearner
-from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets, num_confident, num_drawn
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
@@ -235,8 +235,8 @@ class Calibration:
         gold = self.graph.split["train"]
         if kind == "lm_gold":
             return gold
-        most = int(np.ceil(self.settings.confidence * len(self.nodes.candidates)))
-        count = min(round(self.settings.lm_ratio * len(gold)), most)
+        kept = num_confident(len(self.nodes.candidates), self.settings.confidence)
+        count = num_drawn(kept, self.settings.lm_ratio, len(gold))
         return np.concatenate([gold, np.random.default_rng(0).choice(self.nodes.candidates, count, replace=False)])
 
     def _try_lm(self, kind: str, learner: LMLearner) -> None:

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_storage import batch_bytes, hops_in_memory
+from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.memory import machine_bytes
 from glem_graphgym.models.out_of_core import plan_columns
 from glem_graphgym.models.text_encoder import model_source
@@ -61,20 +62,23 @@ def _hidden_size(model: str) -> int:
         return 0
 
 
-def check_memory(cfg: CfgNode, graph: TextGraph) -> None:
+def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) -> None:
     """
+    Args:
+        candidates: how many nodes may get pseudo-labels; None = all without a gold label.
+
     Raises:
         ValueError: the M-step does not fit into ``glem.memory_budget_gb`` or, without a budget, into the machine (the
             accelerator for full-batch networks); says what takes how much, and what does fit.
     """
     width = feature_width(cfg, graph)
     if sees_hops():
-        _check_hops(cfg, graph, width)
+        _check_hops(cfg, graph, width, candidates)
     elif not cfg.gnn.fan_out:
         _check_full_batch(cfg, graph, width)
 
 
-def _check_hops(cfg: CfgNode, graph: TextGraph, width: int) -> None:
+def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
     n, hops, budget = graph.num_nodes, cfg.gnn.hops, budget_bytes(cfg)
     classes = graph.num_classes if cfg.glem.label_input else 0
     item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
@@ -92,7 +96,8 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int) -> None:
     plan_columns(n, max(width, classes), budget)
     trained = len(graph.split["train"])
     if cfg.train.mode == "glem":
-        trained = min(n, trained + round(trained * cfg.glem.gnn_pseudo_ratio))
+        kept = num_confident(n - trained if candidates is None else candidates, cfg.glem.confidence)
+        trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, trained)
     at_once = min(trained, cfg.gnn.batch_size or trained)
     if batch_bytes(at_once, hops, width) > budget:
         raise ValueError(

@@ -124,14 +124,14 @@ def prepare(
     identity = identity_of(cfg, graph)
     if not overwrite:
         check_run_folder(Path(cfg.run_dir), identity)
+    nodes = nodes_of(cfg, graph)
     if with_gnn:
-        check_memory(cfg, graph)
+        check_memory(cfg, graph, len(nodes.candidates))
     needs_tokens = with_lm or with_joint or "static" in feature_kinds(cfg.glem.node_features)
     tokens = open_tokens(cfg, graph) if needs_tokens else None
     accuracy = accuracy_of(graph.name)
     train = graph.split["train"]
     gold = Gold(train, graph.label[train], graph.num_classes)
-    nodes = nodes_of(cfg, graph)
     valid = graph.split["valid"]
     valid_labels = graph.label[valid]
     validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))

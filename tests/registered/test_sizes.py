@@ -120,6 +120,16 @@ def test_hops_that_cannot_be_made_within_the_budget(
         check_memory(cfg, graph)
 
 
+@pytest.mark.parametrize(("candidates", "confidence", "trained"), [(None, 1.0, 80), (10, 1.0, 50), (10, 0.5, 45)])
+def test_a_batch_has_no_more_pseudo_nodes_than_there_are(
+    configure: Callable[..., None], graph: TextGraph, candidates: int | None, confidence: float, trained: int
+) -> None:
+    budget = ("glem.memory_budget_gb", 3e-5, "glem.confidence", confidence, "gnn.batch_size", 0)
+    configure("model.type", "glem_gamlp", "gnn.hops", 2, *budget)
+    with pytest.raises(ValueError, match=f"with {trained} training nodes"):
+        check_memory(cfg, graph, candidates)
+
+
 def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph) -> None:
     configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size", 8)
     check_memory(cfg, graph)
