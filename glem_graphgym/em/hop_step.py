@@ -174,13 +174,22 @@ class HopLearner(GNNLearner):
 
     def _load_in_memory(self, targets: StepTargets, features: Any, folds: Tensor | None) -> None:
         x = torch.from_numpy(np.array(features, dtype=np.float32))
-        hop_features = self._merged(lambda operator, nodes: propagate(operator, x[nodes], self.hops))
-        self.hop_features = hop_features.to(self.hardware.dtype)
+
+        def propagated(operator: SparseOperator, nodes: Any) -> Tensor:
+            return propagate(operator, seen := x[nodes], self.hops, self._empty(self.hops + 1, seen))
+
+        self.hop_features = self._merged(propagated)
         if folds is not None:
             labels = label_channel(len(x), targets)
-            self.label_features = self._merged(
-                lambda operator, nodes: fold_label_hops(operator, labels[nodes], folds[nodes], self.label_hops, keep=1)
-            )
+
+            def label_hops(operator: SparseOperator, nodes: Any) -> Tensor:
+                seen = labels[nodes]
+                return fold_label_hops(operator, seen, folds[nodes], self.label_hops, self._empty(1, seen), keep=1)
+
+            self.label_features = self._merged(label_hops)
+
+    def _empty(self, hops: int, x: Tensor) -> Tensor:
+        return torch.empty(hops, *x.shape, dtype=self.hardware.dtype)
 
     def _load_stored(self, targets: StepTargets, features: Any, folds: Tensor | None) -> None:
         assert self.storage is not None
@@ -196,8 +205,7 @@ class HopLearner(GNNLearner):
         if self.storage is None:
             return False
         entries, classes = len(self.structures.train.col), num_classes if self.settings.label_input else 0
-        bytes_each = self.hardware.dtype.itemsize
-        return not self.storage.fits(num_nodes, entries, width, self.hops, bytes_each, classes)
+        return not self.storage.fits(num_nodes, entries, width, self.hops, classes)
 
     def _check_batch(self, targets: StepTargets, width: int) -> None:
         """
@@ -225,10 +233,10 @@ class HopLearner(GNNLearner):
         return _HopTask(targets, self)
 
     def batch(self, nodes: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Hop features (K+1, B, D) and label features (1, B, C) or None of ``nodes`` int64 (B,)."""
+        """Hop features (K+1, B, D) and label features (1, B, C) or None of ``nodes`` int64 (B,), of training's type."""
         assert self.hop_features is not None, "fit or load a model first"
-        labels = None if self.label_features is None else _rows(self.label_features, nodes, torch.float32)
-        return _rows(self.hop_features, nodes, self.hardware.dtype), labels
+        labels = None if self.label_features is None else _rows(self.label_features, nodes)
+        return _rows(self.hop_features, nodes), labels
 
     def logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Parts of ``nodes``, each with its logits."""
@@ -314,6 +322,6 @@ class _HopTask(StepTask):
             self.see(nodes, logits)
 
 
-def _rows(hops: Tensor | MappedHops, nodes: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """(hops, B, …) of some nodes, those from disk in ``dtype``."""
-    return hops.read(nodes).to(dtype) if isinstance(hops, MappedHops) else hops[:, torch.from_numpy(nodes)]
+def _rows(hops: Tensor | MappedHops, nodes: np.ndarray) -> Tensor:
+    """(hops, B, …) of some nodes."""
+    return hops.read(nodes) if isinstance(hops, MappedHops) else hops[:, torch.from_numpy(nodes)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
 from glem_graphgym.files import fingerprint, make_once
@@ -50,44 +51,52 @@ class HopStorage:
         working: folder for what one step needs; emptied by others.
         cache: folder for what every run may use.
         nodes: int64 (n,), increasing: the nodes that are trained on or predicted, whose hops are stored; None = all.
+        dtype: of the stored hops: that in which training reads them.
     """
 
-    def __init__(self, budget: int, working: Path, cache: Path, nodes: np.ndarray | None = None) -> None:
-        self.budget, self.working, self.cache, self.nodes = budget, working, cache, nodes
+    def __init__(
+        self,
+        budget: int,
+        working: Path,
+        cache: Path,
+        nodes: np.ndarray | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.budget, self.working, self.cache, self.nodes, self.dtype = budget, working, cache, nodes, dtype
 
-    def fits(self, num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int) -> bool:
+    def fits(self, num_nodes: int, entries: int, width: int, hops: int, classes: int) -> bool:
         """Whether hops in memory stay within the budget."""
-        return hops_in_memory(num_nodes, entries, width, hops, item_bytes, classes) <= self.budget
+        return hops_in_memory(num_nodes, entries, width, hops, self.dtype.itemsize, classes) <= self.budget
 
     def features(self, structures: Any, x: FeatureRows, hops: int) -> MappedHops:
         """Hops 0 to K of the features, (K+1, n, D)."""
         parts = self._parts(structures)
-        key = fingerprint("hops", x.key(), [name for name, _, _ in parts], hops, self._nodes_key)
+        key = fingerprint("hops", x.key(), [name for name, _, _ in parts], hops, self._stored_key)
         folder = (self.cache if x.fixed else self.working) / f"hops-{key}"
         return self._made(folder, lambda: feature_chains(self._open(parts)), x, hops, 0)
 
     def labels(self, structures: Any, labels: LabelRows, folds: np.ndarray, hops: int) -> MappedHops:
         """The last label hop, (1, n, C); ``folds`` int8 (N,), as of `fold_label_hops`."""
         parts = self._parts(structures)
-        key = fingerprint("labels", labels.key(), folds, [name for name, _, _ in parts], hops, self._nodes_key)
+        key = fingerprint("labels", labels.key(), folds, [name for name, _, _ in parts], hops, self._stored_key)
         folder = self.working / f"labels-{key}"
         return self._made(folder, lambda: label_chains(self._open(parts), folds), labels, hops, hops)
 
     def rows_at_once(self, hops: int, width: int, most: int) -> int:
         """Nodes whose hops may be in memory at a time, in inference."""
-        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width))))
+        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
 
     def check_batch(self, nodes: int, hops: int, width: int) -> None:
         """
         Raises:
             ValueError: hops of ``nodes`` at a time exceed the budget; says how many do not.
         """
-        needed = batch_bytes(nodes, hops, width)
+        needed = batch_bytes(nodes, hops, width, self.dtype.itemsize)
         if needed > self.budget:
             raise ValueError(
                 f"a batch of {nodes:,} nodes with {hops + 1} hops of {width} columns takes {needed / 1e9:.3g} GB, but "
                 f"glem.memory_budget_gb is {self.budget / 1e9:.3g}; set gnn.batch_size to at most "
-                f"{self.budget // batch_bytes(1, hops, width)}"
+                f"{self.budget // batch_bytes(1, hops, width, self.dtype.itemsize)}"
             )
 
     def _made(self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int) -> MappedHops:
@@ -96,7 +105,8 @@ class HopStorage:
         stored = None if self.nodes is None else np.isin(np.arange(num_nodes), self.nodes, assume_unique=True)
 
         def make(temporary: Path) -> None:
-            propagate_to_disk(temporary, chains(), source, hops, first_hop=first_hop, stored=stored, budget=self.budget)
+            options: dict[str, Any] = {"dtype": self.dtype, "stored": stored, "budget": self.budget}
+            propagate_to_disk(temporary, chains(), source, hops, first_hop=first_hop, **options)
 
         make_once(folder, make, resume=True)
         return MappedHops(np.load(folder / "hops.npy", mmap_mode="r"), self.nodes)
@@ -137,8 +147,8 @@ class HopStorage:
     _known: tuple[np.ndarray, str] | None = None
 
     @cached_property
-    def _nodes_key(self) -> str:
-        return fingerprint(self.nodes)
+    def _stored_key(self) -> str:
+        return fingerprint(self.nodes, str(self.dtype))
 
 
 def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:
@@ -150,13 +160,12 @@ def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_byt
         classes: C, with label input; else 0.
     """
     floats = num_nodes * width
-    hop_floats = (hops + 1) * floats
-    copies = hop_floats * item_bytes if item_bytes != 4 else 0
+    stored = item_bytes * ((hops + 1) * floats + num_nodes * classes)
     product = min(12 * floats, 1 << 30)
     graph = 56 * (entries + num_nodes)  # int64 edge list, CSR, that with loops, keys while they are sorted, weights
-    return 4 * floats + 4 * hop_floats + copies + product + graph + 5 * 4 * num_nodes * classes
+    return 4 * floats + stored + product + graph + 4 * 4 * num_nodes * classes
 
 
-def batch_bytes(nodes: int, hops: int, width: int) -> int:
+def batch_bytes(nodes: int, hops: int, width: int, item_bytes: int) -> int:
     """Bytes, about, of a batch's hops: as they are read, in their order, in float32."""
-    return (2 + 2 + 4) * (hops + 1) * nodes * width
+    return (2 * item_bytes + 4) * (hops + 1) * nodes * width

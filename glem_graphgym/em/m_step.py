@@ -274,12 +274,3 @@ class GNNTask(StepTask):
         for nodes, x in self.inputs.for_prediction(self.validation.nodes):
             logits = self.learner.seen_logits(x)
             self.see(nodes, logits[torch.from_numpy(nodes).to(self.device)])
-
-
-def standardise(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """float32 (N, D): every column with mean 0 and deviation 1 (over ``rows`` where given): input norm."""
-    x = np.asarray(x, dtype=np.float32)
-    seen = x if rows is None else x[rows]
-    deviation = seen.std(0)
-    deviation[deviation < 1e-6] = 1.0
-    return (x - seen.mean(0)) / deviation

@@ -21,6 +21,14 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 BLOCK_BYTES = 1 << 30
 
 
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats as they are stored, in ``dtype``; what float16 cannot hold is cut off at its limits."""
+    if dtype == torch.float16 and values.dtype != dtype:
+        limit = torch.finfo(dtype).max
+        values = values.clamp(-limit, limit)
+    return values.to(dtype)
+
+
 @overload
 def propagate(
     operator: SparseOperator, x: Tensor | np.ndarray, hops: int, out: None = None, *, block_bytes: int = BLOCK_BYTES
@@ -43,7 +51,7 @@ def propagate(
 ) -> Tensor | np.ndarray:
     """Hop features [x, Ax, A²x, ...] without gradient, a block of columns at a time (SIGN, Frasca et al. 2020).
 
-    Products are float32, or float64 for such an ``x``, from first to last hop; each hop is rounded once, when stored.
+    Products are float32, or float64 for such an ``x``, from first to last hop; each hop is `rounded` once, when stored.
 
     Args:
         operator: A; the products run on its device.
@@ -70,10 +78,10 @@ def propagate(
     with torch.no_grad():
         for columns in _blocks(x, block_bytes):
             current = _read(x, columns, operator.device)
-            stored[0, :, columns] = current.to(stored)
+            stored[0, :, columns] = rounded(current, stored.dtype).to(stored.device)
             for hop in range(1, hops + 1):
                 current = operator @ current
-                stored[hop, :, columns] = current.to(stored)
+                stored[hop, :, columns] = rounded(current, stored.dtype).to(stored.device)
     return out
 
 
@@ -178,7 +186,8 @@ def fold_label_hops(
                 for hop in range(hops):
                     current = operator @ current
                     if hop >= hops - keep:
-                        stored[hop - hops + keep, nodes.to(stored.device), columns] = current[nodes].to(stored)
+                        found = rounded(current[nodes], stored.dtype).to(stored.device)
+                        stored[hop - hops + keep, nodes.to(stored.device), columns] = found
     return out
 
 

@@ -5,7 +5,7 @@ the graph is read again, 8 bytes an entry a hop. So the entries are read (number
 features no byte more often than needed: each block's columns are once read, and each hop is once written, block after
 block, then joined to rows, which is how batches of nodes are read. With one block the joining falls away.
 
-Sums are those of `propagate`: the same bits, rounded once to float16.
+Sums are those of `propagate` and so is their rounding: the same bits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ import torch
 from torch import Tensor
 
 from glem_graphgym.files import read_json, write_json
+from glem_graphgym.models.hops import rounded
 from glem_graphgym.models.stored_operator import StoredOperator
 
 SAVE_SECONDS = 120.0  # a killed propagation loses about that much work
 BLOCK_BYTES = 64 << 20  # for entries and rows on their way; at most an eighth of the budget
-LIMIT = float(np.finfo(np.float16).max)
+
+# What a file's numbers are to numpy; of bfloat16, which it does not know, the bits.
+FILE_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
 
 
 class Rows(Protocol):
@@ -92,12 +95,13 @@ def propagate_to_disk(
     source: Rows,
     hops: int,
     *,
+    dtype: torch.dtype,
     first_hop: int = 0,
     stored: np.ndarray | None = None,
     budget: int | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> None:
-    """Write hops ``first_hop`` to K of every chain into ``folder/hops.npy``, float16 (K + 1 - first_hop, n, D).
+    """Write hops ``first_hop`` to K of every chain into ``folder/hops.npy``, (K + 1 - first_hop, n, D).
 
     Goes on where an earlier call with the same arguments was killed: what it finished is noted in
     ``folder/progress.json``, after each block of columns and at least every ``save_seconds``. Another budget, which
@@ -109,6 +113,7 @@ def propagate_to_disk(
         chains: whose ``kept`` nodes are disjoint and together all that is stored.
         source: (N, D), hop 0.
         hops: K.
+        dtype: float32, float16 or bfloat16, to which hops are `rounded` when stored.
         stored: bool (N,): the n nodes whose hops are stored, in their order; None = all N.
         budget: bytes of memory at most; None = no limit.
 
@@ -117,8 +122,10 @@ def propagate_to_disk(
     """
     num_nodes, width = source.shape
     columns, block_bytes = plan_columns(num_nodes, width, budget)
-    progress = _Progress(folder, {"columns": columns, "hops": [first_hop, hops], "shape": [num_nodes, width]})
-    _Propagation(folder, chains, source, (first_hop, hops), stored, columns, block_bytes, progress, save_seconds).run()
+    plan = {"columns": columns, "hops": [first_hop, hops], "shape": [num_nodes, width], "dtype": str(dtype)}
+    progress = _Progress(folder, plan)
+    cut = (columns, block_bytes)
+    _Propagation(folder, chains, source, (first_hop, hops), dtype, stored, cut, progress, save_seconds).run()
 
 
 def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, int]:
@@ -147,7 +154,7 @@ class MappedHops:
     """Hops on disk, read by batches of nodes.
 
     Args:
-        array: float16 (H, n, D), memory-mapped.
+        array: (H, n, D) of `FILE_TYPES`, memory-mapped.
         nodes: int64 (n,), increasing: whose hops these are; None = 0..n-1.
     """
 
@@ -159,7 +166,7 @@ class MappedHops:
         return self.array.shape
 
     def read(self, nodes: np.ndarray) -> Tensor:
-        """float16 (H, B, D) of ``nodes`` int64 (B,), in any order.
+        """(H, B, D), of the type with which they were stored, of ``nodes`` int64 (B,), in any order.
 
         Rows are read in the order in which they lie, which costs nothing and spares a disk that has to seek.
 
@@ -169,10 +176,11 @@ class MappedHops:
         rows = self._rows(nodes)
         order = np.argsort(rows, kind="stable")
         rows = rows[order]
-        out = np.empty((len(self.array), len(nodes), self.array.shape[2]), dtype=np.float16)
+        out = np.empty((len(self.array), len(nodes), self.array.shape[2]), dtype=self.array.dtype)
         for hop, stored in zip(out, self.array, strict=True):
             hop[order] = stored[rows]
-        return torch.from_numpy(out)
+        values = torch.from_numpy(out)
+        return values.view(torch.bfloat16) if values.dtype == torch.int16 else values
 
     def _rows(self, nodes: np.ndarray) -> np.ndarray:
         if self.nodes is None:
@@ -210,24 +218,26 @@ class _Propagation:
         chains: Sequence[Chain],
         source: Rows,
         hops: tuple[int, int],
+        dtype: torch.dtype,
         stored: np.ndarray | None,
-        columns: int,
-        block_bytes: int,
+        cut: tuple[int, int],
         progress: _Progress,
         save_seconds: float,
     ) -> None:
         self.folder, self.chains, self.source, self.stored = folder, chains, source, stored
         (self.first, self.last), self.progress, self.save_seconds = hops, progress, save_seconds
+        self.dtype, self.file_type = dtype, np.dtype(FILE_TYPES[dtype])
+        self.columns, self.block_bytes = cut
         self.num_nodes, self.width = source.shape
         self.count = self.num_nodes if stored is None else int(stored.sum())
-        self.blocks = [slice(start, min(start + columns, self.width)) for start in range(0, self.width, columns)]
-        self.columns, self.block_bytes = columns, block_bytes
+        starts = range(0, self.width, self.columns)
+        self.blocks = [slice(start, min(start + self.columns, self.width)) for start in starts]
 
     def run(self) -> None:
         self._check_disk()
         kept = self.last - self.first + 1
         # Rows of hops in the end. Sparse until they are written, so no bytes are lost on it before.
-        self.out = _mapped(self.folder / "hops.npy", np.float16, (kept, self.count, self.width))
+        self.out = _mapped(self.folder / "hops.npy", self.file_type, (kept, self.count, self.width))
         if len(self.blocks) > 1:
             self._split()
         two = [torch.empty(self.num_nodes, self.columns) for _ in range(min(2, self.last + 1))]
@@ -285,7 +295,7 @@ class _Propagation:
         target = self._target(hop, block)
         place = 0
         for first, end in self._rows(current.shape[1]):
-            values = current[first:end].clamp(-LIMIT, LIMIT).half().numpy()
+            values = _numbers(rounded(current[first:end], self.dtype))
             kept = chain.kept(first, end)
             stored = None if self.stored is None else self.stored[first:end]
             if kept is None and stored is None:
@@ -299,11 +309,11 @@ class _Propagation:
         target.flush()
 
     def _target(self, hop: int, block: int) -> np.memmap:
-        """(n, columns) float16 on disk: the rows themselves where there is but one block."""
+        """(n, columns) on disk: the rows themselves where there is but one block."""
         if len(self.blocks) == 1:
             return self.out[hop - self.first]
         width = self.blocks[block].stop - self.blocks[block].start
-        return _mapped(self._part(hop, block), np.float16, (self.count, width))
+        return _mapped(self._part(hop, block), self.file_type, (self.count, width))
 
     # ---- before and after ------------------------------------------------------------------------------------------
 
@@ -366,7 +376,7 @@ class _Propagation:
         return int(state["hop"])
 
     def _check_disk(self) -> None:
-        result = 2 * (self.last - self.first + 1) * self.count * self.width
+        result = self.file_type.itemsize * (self.last - self.first + 1) * self.count * self.width
         needed = result
         if len(self.blocks) > 1:
             needed += result + 4 * self.num_nodes * self.width
@@ -386,6 +396,11 @@ class _Propagation:
 
     def _part(self, hop: int, block: int) -> Path:
         return self.folder / f"hop-{hop}-{block}.npy"
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    """As they lie in a file."""
+    return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:

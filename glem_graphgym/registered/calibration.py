@@ -529,7 +529,8 @@ class Calibration:
         predicted = self.nodes.predicted
         rows = graph.num_nodes if predicted is None else len(predicted)
         # Twice the result, while it is written, and hop 0 in float32: `out_of_core.propagate_to_disk`.
-        hops = 2 * 2 * (cfg.gnn.hops + 1) * rows * width + 4 * graph.num_nodes * width
+        item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+        hops = 2 * item_bytes * (cfg.gnn.hops + 1) * rows * width + 4 * graph.num_nodes * width
         self.about["hops"] = {"bytes": hops, "operator": 8 * (len(graph.col) + 2 * graph.num_nodes)}
         return True
 

@@ -15,7 +15,6 @@ from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.em.m_step import standardise
 from glem_graphgym.files import fingerprint, make_once
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import untuned_lm
@@ -118,9 +117,7 @@ def feature_builder(
 
     def build(embeddings: np.ndarray | None) -> Any:
         parts = [part for kind in kinds if (part := embeddings if kind == "text" else fixed[kind]) is not None]
-        if cfg.glem.memory_budget_gb:
-            return FeatureRows(parts, standardise=cfg.glem.input_norm, rows=seen, fixed="text" not in kinds)
-        x = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=1)
-        return standardise(x, seen) if cfg.glem.input_norm else x
+        rows = FeatureRows(parts, standardise=cfg.glem.input_norm, rows=seen, fixed="text" not in kinds)
+        return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
     return build

@@ -244,7 +244,7 @@ def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Seque
             stored.append(Stored(f"one more of the {model}", str(run_dir / "stages"), size, passing=True))
     if measured["hops"]:
         working = str(run_dir / "working")
-        stored.append(Stored("hop features, float16, of one M-step", working, measured["hops"]["bytes"], passing=True))
+        stored.append(Stored("hop features of one M-step", working, measured["hops"]["bytes"], passing=True))
     return stored
 
 

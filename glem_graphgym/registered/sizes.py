@@ -99,11 +99,12 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
         kept = num_confident(n - trained if candidates is None else candidates, cfg.glem.confidence)
         trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, trained)
     at_once = min(trained, cfg.gnn.batch_size or trained)
-    if batch_bytes(at_once, hops, width) > budget:
+    a_node = batch_bytes(1, hops, width, item_bytes)
+    if at_once * a_node > budget:
         raise ValueError(
             f"gnn.batch_size is {cfg.gnn.batch_size} with {trained:,} training nodes: {hops + 1} hops of {width} "
-            f"columns take {_gb(batch_bytes(at_once, hops, width))}, but glem.memory_budget_gb is {budget / GB:g}; set "
-            f"it to at most {budget // max(1, batch_bytes(1, hops, width))}"
+            f"columns take {_gb(at_once * a_node)}, but glem.memory_budget_gb is {budget / GB:g}; set "
+            f"it to at most {budget // max(1, a_node)}"
         )
     if cfg.glem.correct_and_smooth:
         smoothing = _smoothing_bytes(graph)

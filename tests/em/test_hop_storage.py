@@ -72,11 +72,16 @@ def targets(pseudo: bool = True, seed: int = 5) -> StepTargets:
     return StepTargets(gold, PseudoLabels(logits, unseen, gold) if pseudo else None, 0.3, 1.5, True, seed)
 
 
+PRECISIONS = ["32-true", "bf16-mixed"]
+
+
 def gamlp(dim_in: int, classes: int) -> nn.Module:
     return GAMLP(dim_in, 8, classes, HOPS, dropout=0.3, label_hops=1, label_dropout=0.2)
 
 
-def learner_of(storage: HopStorage | None, setting: str = "transductive", **options: Any) -> HopLearner:
+def learner_of(
+    storage: HopStorage | None, setting: str = "transductive", precision: str = "32-true", **options: Any
+) -> HopLearner:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
         made = torch.optim.SGD(params, lr=0.05)  # Adam makes steps of gradients that are but rounding
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
@@ -88,7 +93,7 @@ def learner_of(storage: HopStorage | None, setting: str = "transductive", **opti
         optimizer,
         GNNSettings(epochs=4, label_input=True),
         validation,
-        Hardware(),
+        Hardware(precision=precision),
         **{
             "operator": lambda graph: graph.adjacency.gcn(),
             "hops": HOPS,
@@ -100,8 +105,10 @@ def learner_of(storage: HopStorage | None, setting: str = "transductive", **opti
     )
 
 
-def storage_in(folder: Path, nodes: np.ndarray | None = None, budget: int = BUDGET) -> HopStorage:
-    return HopStorage(budget, folder / "working", folder / "cache", nodes)
+def storage_in(
+    folder: Path, nodes: np.ndarray | None = None, budget: int = BUDGET, precision: str = "32-true"
+) -> HopStorage:
+    return HopStorage(budget, folder / "working", folder / "cache", nodes, Hardware(precision=precision).dtype)
 
 
 def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) -> tuple[np.ndarray, HopLearner]:
@@ -115,26 +122,30 @@ def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) 
 # ---- the same results ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
-def test_training_on_disk_is_training_in_memory_up_to_rounding(tmp_path: Path, setting: str) -> None:
-    wanted, memory = trained(learner_of(None, setting))
-    found, disk = trained(learner_of(storage_in(tmp_path), setting))
-    np.testing.assert_allclose(found, wanted, atol=0.02)
+def test_training_on_disk_is_training_in_memory_bit_for_bit(tmp_path: Path, setting: str, precision: str) -> None:
+    wanted, memory = trained(learner_of(None, setting, precision))
+    found, disk = trained(learner_of(storage_in(tmp_path, precision=precision), setting, precision))
+    np.testing.assert_array_equal(found, wanted)
     assert memory.model is not None and disk.model is not None
     for ours, theirs in zip(disk.model.parameters(), memory.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-2)
+        assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
-def test_hops_on_disk_are_those_in_memory_rounded(tmp_path: Path, setting: str) -> None:
-    memory, disk = learner_of(None, setting), learner_of(storage_in(tmp_path), setting)
+def test_hops_on_disk_are_those_in_memory(tmp_path: Path, setting: str, precision: str) -> None:
+    memory = learner_of(None, setting, precision)
+    disk = learner_of(storage_in(tmp_path, precision=precision), setting, precision)
     for learner in (memory, disk):
         learner.load(targets(), FEATURES, None)
     assert isinstance(disk.hop_features, MappedHops) and isinstance(disk.label_features, MappedHops)
     assert isinstance(memory.hop_features, torch.Tensor) and isinstance(memory.label_features, torch.Tensor)
     for ours, theirs in zip(disk.batch(np.arange(N)), (memory.hop_features, memory.label_features), strict=True):
         assert ours is not None
-        assert torch.equal(ours, theirs.half().float())
+        assert ours.dtype == Hardware(precision=precision).dtype
+        assert torch.equal(ours, theirs)
 
 
 def test_hops_are_stored_of_the_nodes_that_are_needed_and_no_others(tmp_path: Path) -> None:
@@ -257,7 +268,7 @@ def _noting(notes: list[Any], function: Callable[..., None]) -> Callable[..., No
 
 
 def test_a_batch_that_exceeds_the_budget_is_refused_with_one_that_does_not(tmp_path: Path) -> None:
-    budget = batch_bytes(30, HOPS, D)
+    budget = batch_bytes(30, HOPS, D, 4)
     learner = learner_of(storage_in(tmp_path, budget=budget), batch_size=0)
     with pytest.raises(ValueError, match=r"a batch of 50 nodes with 3 hops of 12 columns .* at most 30$"):
         learner.fit(targets(), FEATURES, "test")
@@ -272,7 +283,7 @@ def test_a_budget_below_a_column_is_refused_before_anything_is_written(tmp_path:
 
 
 def test_inference_reads_as_many_nodes_at_a_time_as_the_budget_allows(tmp_path: Path) -> None:
-    storage = storage_in(tmp_path, budget=batch_bytes(10, HOPS, D))
+    storage = storage_in(tmp_path, budget=batch_bytes(10, HOPS, D, 4))
     assert storage.rows_at_once(HOPS, D, 1000) == 10
     assert storage.rows_at_once(HOPS, D, 7) == 7
     assert storage.rows_at_once(100, 10**6, 7) == 1
@@ -282,6 +293,6 @@ def test_the_estimate_of_hops_in_memory_grows_with_all_it_is_made_of() -> None:
     base = {"num_nodes": 1000, "entries": 5000, "width": 20, "hops": 3, "item_bytes": 4, "classes": 0}
     size = hops_in_memory(**base)
     assert size > 4 * 1000 * 20 * 5 + 8 * 5000
-    changes = {"num_nodes": 2000, "entries": 6000, "width": 30, "hops": 4, "item_bytes": 2, "classes": 9}
+    changes = {"num_nodes": 2000, "entries": 6000, "width": 30, "hops": 4, "item_bytes": 8, "classes": 9}
     for name, value in changes.items():
         assert hops_in_memory(**{**base, name: value}) > size, name

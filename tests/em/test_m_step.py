@@ -19,7 +19,6 @@ from glem_graphgym.em.m_step import (
     GNNSettings,
     Structures,
     label_channel,
-    standardise,
 )
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
@@ -432,24 +431,6 @@ def test_patience_and_interval_of_validation_reach_the_trainer() -> None:
 def test_predicting_before_fitting_is_an_error() -> None:
     with pytest.raises(AssertionError, match="fit or load a model first"):
         gnn_learner().predict(np.zeros((N, C)))
-
-
-# ---- input norm ---------------------------------------------------------------------------------------------------
-
-
-def test_standardised_columns_have_mean_zero_and_deviation_one() -> None:
-    x = np.array([[1.0, 5.0, 2.0], [3.0, 5.0, 2.0], [5.0, 5.0, 8.0]], dtype=np.float16)
-    got = standardise(x)
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got[:, 0], [-np.sqrt(1.5), 0, np.sqrt(1.5)], rtol=1e-5)
-    assert got[:, 1].tolist() == [0, 0, 0]  # a constant column tells nothing and stays finite
-    np.testing.assert_allclose(got[:, 2], [-np.sqrt(0.5), -np.sqrt(0.5), np.sqrt(2)], rtol=1e-5)
-
-
-def test_rows_outside_of_those_seen_have_no_part_in_the_norm() -> None:
-    x = np.array([[0.0], [2.0], [1e4]], dtype=np.float32)
-    np.testing.assert_allclose(standardise(x, np.array([0, 1])), [[-1], [1], [9999]])
-    np.testing.assert_array_equal(x, [[0], [2], [1e4]])
 
 
 def test_with_label_input_half_of_the_candidates_stay_visible_however_many_are_drawn(

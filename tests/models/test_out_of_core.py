@@ -1,4 +1,4 @@
-"""Hops on disk: those in memory, rounded once, whatever the budget, and whenever the process is killed."""
+"""Hops on disk: those in memory, bit for bit, whatever the budget, and whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -63,9 +63,16 @@ def operator(adjacency: Adjacency, tmp_path_factory: pytest.TempPathFactory) -> 
     return StoredOperator(folder, 200)
 
 
-def made(folder: Path, chains: Sequence[Chain], source: Any = None, hops: int = HOPS, **options: Any) -> np.ndarray:
+def made(
+    folder: Path,
+    chains: Sequence[Chain],
+    source: Any = None,
+    hops: int = HOPS,
+    dtype: torch.dtype = torch.float16,
+    **options: Any,
+) -> np.ndarray:
     folder.mkdir(exist_ok=True)
-    propagate_to_disk(folder, chains, source or Rows(), hops, **options)
+    propagate_to_disk(folder, chains, source or Rows(), hops, dtype=dtype, **options)
     assert [file.name for file in folder.iterdir()] == ["hops.npy"]
     return np.load(folder / "hops.npy")
 
@@ -74,22 +81,25 @@ def in_memory(adjacency: Adjacency) -> np.ndarray:
     return propagate(adjacency.gcn(), torch.from_numpy(X), HOPS).half().numpy()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("blocks", BUDGETS)
-def test_hops_are_those_in_memory_rounded_once(
-    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int
+def test_hops_are_those_in_memory(
+    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int, dtype: torch.dtype
 ) -> None:
     columns, _ = plan_columns(NODES, WIDTH, BUDGETS[blocks])
     assert -(-WIDTH // columns) == blocks
     source = Rows()
-    found = made(tmp_path / "a", feature_chains([(operator, None)]), source, budget=BUDGETS[blocks])
-    assert found.dtype == np.float16
-    np.testing.assert_array_equal(found, in_memory(adjacency))
+    found = made(tmp_path / "a", feature_chains([(operator, None)]), source, dtype=dtype, budget=BUDGETS[blocks])
+    wanted = propagate(adjacency.gcn(), torch.from_numpy(X), HOPS, torch.empty(HOPS + 1, NODES, WIDTH, dtype=dtype))
+    assert torch.equal(MappedHops(found).read(np.arange(NODES)), wanted)
     assert source.read_rows == NODES  # once, however many blocks
 
 
 def test_what_float16_cannot_hold_is_cut_off(tmp_path: Path, operator: StoredOperator) -> None:
     found = made(tmp_path / "a", feature_chains([(operator, None)]), Rows(X * 1e6), hops=1)
     assert np.isfinite(found).all() and np.abs(found).max() == np.finfo(np.float16).max
+    wanted = made(tmp_path / "b", feature_chains([(operator, None)]), Rows(X * 1e6), hops=1, dtype=torch.bfloat16)
+    assert MappedHops(wanted).read(np.arange(NODES)).abs().max() > 1e6
 
 
 @pytest.mark.parametrize("hops", [0, 1])
@@ -168,13 +178,13 @@ class Dying:
 
 
 def features_of(operator: StoredOperator) -> dict[str, Any]:
-    return {"chains": feature_chains([(operator, None)]), "source": Rows()}
+    return {"chains": feature_chains([(operator, None)]), "source": Rows(), "dtype": torch.float16}
 
 
 def labels_of(operator: StoredOperator) -> dict[str, Any]:
     labels, folds = labels_and_folds()
     chains = label_chains([(operator, None)], folds.to(torch.int8).numpy())
-    return {"chains": chains, "source": Rows(labels.numpy()), "first_hop": HOPS}
+    return {"chains": chains, "source": Rows(labels.numpy()), "first_hop": HOPS, "dtype": torch.bfloat16}
 
 
 @pytest.mark.parametrize("what", [features_of, labels_of])
