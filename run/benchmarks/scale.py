@@ -3,18 +3,21 @@
 For each number of nodes three programs run, one after the other, as a user would call them:
 ``run/make_papers100m_like.py``, ``run/prepare.py`` and ``run/main.py`` with ``configs_gg/glem_gamlp_papers100m.yaml``
 and a tiny transformer: text embeddings and hops 64 wide, 3 hops, GAMLP. Memory is what the processes of a program hold
-themselves, summed; pages of files that the system can take back are left out.
+themselves, summed; pages of files that the system can take back are left out. Files are the most that lay there at a
+time, those that are only there while a step works on them included.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +44,21 @@ OPTIONS = {
 SAMPLED_EVERY = 0.1  # s
 
 
+@dataclass
+class Used:
+    """What a program took: seconds, and the most GB of memory and of files at a time."""
+
+    seconds: float
+    memory: float
+    files: float
+
+
 def scale(repeats: int, sizes: Sequence[int] = SIZES, folder: Path | None = None) -> Iterator[Row]:
     """Seconds, memory and files of each program at each of ``sizes``; then how they grow, and papers100M's by that.
 
     Args:
         sizes: numbers of nodes.
-        folder: where the files go for a while, 5 kB a node; None = where the system keeps temporary files.
+        folder: where the files go for a while, 6 kB a node; None = where the system keeps temporary files.
     """
     totals: dict[str, list[float]] = {"s": [], "GB of memory": [], "GB of files": []}
     for nodes in sizes:
@@ -59,26 +71,27 @@ def scale(repeats: int, sizes: Sequence[int] = SIZES, folder: Path | None = None
             what = f"{nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
             graph = ["--folder", str(data / "ogbn_papers100M"), "--nodes", str(nodes)]
             graph += ["--edges", str(EDGES_A_NODE * nodes), "--features", str(WIDTH)]
-            seconds, memory = 0.0, 0.0
+            total = Used(0.0, 0.0, 0.0)
             for title, command in (
                 ("writing the graph", ["make_papers100m_like.py", *graph]),
                 ("prepare", ["prepare.py", "--cfg", str(CONFIG), *settings]),
                 ("the run", ["main.py", "--cfg", str(CONFIG), *settings]),
             ):
-                took, peak = watched([sys.executable, str(RUN / command[0]), *command[1:]])
-                yield Row(PART, f"{what}: {title}", took, "s")
-                yield Row(PART, f"{what}: {title}, memory", peak, "GB")
+                used = watched([sys.executable, str(RUN / command[0]), *command[1:]], data)
+                yield Row(PART, f"{what}: {title}", used.seconds, "s")
+                yield Row(PART, f"{what}: {title}, memory", used.memory, "GB")
+                yield Row(PART, f"{what}: {title}, files", used.files, "GB")
                 if title == "writing the graph":
                     continue  # a user of papers100M downloads it
-                seconds, memory = seconds + took, max(memory, peak)
+                memory, files = max(total.memory, used.memory), max(total.files, used.files)
+                total = Used(total.seconds + used.seconds, memory, files)
             for stage in sorted(data.glob("results/*/0/stages/*/stage.json")):
                 found = json.loads(stage.read_text())
                 yield Row(PART, f"{what}: {found['name']}", found["seconds"], "s")
-            files = sum(file.stat().st_size for file in data.rglob("*") if file.is_file()) / 1e9
-        for total, value in zip(totals.values(), (seconds, memory, files), strict=True):
-            total.append(value)
-        yield Row(PART, f"{what}: prepare and run", seconds, "s")
-        yield Row(PART, f"{what}: files, with the graph as it came", files, "GB")
+        for values, value in zip(totals.values(), (total.seconds, total.memory, total.files), strict=True):
+            values.append(value)
+        yield Row(PART, f"{what}: prepare and run", total.seconds, "s")
+        yield Row(PART, f"{what}: files at most, with the graph as it came", total.files, "GB")
     if len(sizes) > 1:
         for unit, values in totals.items():
             power, at = growth(sizes, values)
@@ -96,8 +109,8 @@ def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]
     return float(power), float(start + slope * PAPERS100M)
 
 
-def watched(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds that a program took, and the most GB that it and the processes it started held themselves at a time.
+def watched(command: Sequence[str], folder: Path) -> Used:
+    """What a program and the processes it started took, files under ``folder`` being counted.
 
     Raises:
         RuntimeError: it failed; with the end of what it said.
@@ -105,13 +118,14 @@ def watched(command: Sequence[str]) -> tuple[float, float]:
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         program = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        peak = 0
+        memory = files = 0
         done = threading.Event()
 
         def sample() -> None:
-            nonlocal peak
+            nonlocal memory, files
             while not done.wait(SAMPLED_EVERY):
-                peak = max(peak, sum(own_bytes(pid) for pid in family(program.pid)))
+                memory = max(memory, sum(own_bytes(pid) for pid in family(program.pid)))
+                files = max(files, bytes_under(folder))
 
         sampler = threading.Thread(target=sample)
         sampler.start()
@@ -125,7 +139,7 @@ def watched(command: Sequence[str]) -> tuple[float, float]:
         if code != 0:
             said.seek(0)
             raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{said.read()[-2000:]}")
-    return seconds, peak / 1e9
+    return Used(seconds, memory / 1e9, max(files, bytes_under(folder)) / 1e9)
 
 
 def family(pid: int) -> list[int]:
@@ -146,6 +160,18 @@ def own_bytes(pid: int) -> int:
     except OSError:
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+def bytes_under(folder: Path) -> int:
+    """Of disk that the files in a folder take; what of a sparse file was never written takes none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += 512 * Path(place, name).lstat().st_blocks
+            except FileNotFoundError:  # gone in between
+                continue
+    return total
 
 
 def make_tiny_lm(folder: Path) -> Path:

@@ -11,31 +11,51 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "run"))
 
 from benchmarks import scale
-from benchmarks.scale import PAPERS100M, family, growth, make_tiny_lm, own_bytes, watched
+from benchmarks.scale import PAPERS100M, bytes_under, family, growth, make_tiny_lm, own_bytes, watched
 
 MB = 1e-3  # GB
 HOLD = "import sys, time; held = bytearray(b'x') * (int(sys.argv[1]) << 20); time.sleep(1)"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read off /proc")
-def test_memory_is_that_of_a_program_and_of_those_that_it_starts() -> None:
+def test_memory_is_that_of_a_program_and_of_those_that_it_starts(tmp_path: Path) -> None:
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD!r}, '150'], check=True)"
-    _, little = watched([sys.executable, "-c", HOLD, "0"])
-    seconds, much = watched([sys.executable, "-c", start])
-    assert 150 * MB < much - little < 150 * 1.05 * MB + 30 * MB
-    assert seconds > 1
+    little = watched([sys.executable, "-c", HOLD, "0"], tmp_path)
+    much = watched([sys.executable, "-c", start], tmp_path)
+    assert 150 * MB < much.memory - little.memory < 150 * 1.05 * MB + 30 * MB
+    assert much.seconds > 1
 
 
 def test_pages_of_a_mapped_file_are_not_counted(tmp_path: Path) -> None:
     np.save(tmp_path / "zeros.npy", np.zeros(20_000_000))  # 160 MB
     read = "import numpy as np, sys, time; print(np.load(sys.argv[1], mmap_mode='r').sum()); time.sleep(0.5)"
-    _, peak = watched([sys.executable, "-c", read, str(tmp_path / "zeros.npy")])
-    assert peak < 120 * MB
+    used = watched([sys.executable, "-c", read, str(tmp_path / "zeros.npy")], tmp_path)
+    assert used.memory < 120 * MB
+    assert used.files == pytest.approx(160 * MB, rel=0.01)
 
 
-def test_a_program_that_fails_is_an_error_with_what_it_said() -> None:
+WORK = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1]) / "working"
+folder.mkdir()
+(folder / "a.bin").write_bytes(b"x" * 30_000_000)
+time.sleep(0.5)
+(folder / "a.bin").unlink()
+with (folder / "b.bin").open("wb") as file:
+    file.truncate(10**9)
+(folder / "c.bin").write_bytes(b"x" * 10_000_000)
+"""
+
+
+def test_files_are_the_most_that_lay_there_at_a_time(tmp_path: Path) -> None:
+    used = watched([sys.executable, "-c", WORK, str(tmp_path)], tmp_path)
+    assert used.files == pytest.approx(30 * MB, rel=0.01)
+    assert bytes_under(tmp_path) == pytest.approx(10e6, rel=0.01)
+
+
+def test_a_program_that_fails_is_an_error_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"ended with 3:\nno such graph"):
-        watched([sys.executable, "-c", "print('no such graph'); raise SystemExit(3)"])
+        watched([sys.executable, "-c", "print('no such graph'); raise SystemExit(3)"], tmp_path)
 
 
 def test_a_process_that_has_ended_holds_nothing() -> None:
