@@ -129,7 +129,7 @@ class HopLearner(GNNLearner):
     def _train_on_own_predictions(self, targets: StepTargets, log: FitLog, shape: tuple[int, int], title: str) -> None:
         """The later stages of `SelfTraining`; leaves the best stage's weights, and all stages in ``log``."""
         assert self.model is not None
-        best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        best = self.weights()
         for stage in range(2, self.self_training.stages + 1):
             own = self._confident(targets.gold, shape[0])
             if not len(own.nodes):
@@ -137,12 +137,8 @@ class HopLearner(GNNLearner):
             everything = len(own.nodes) / max(1, len(targets.gold.nodes)) + 1.0
             made = replace(targets, pseudo=own, weight=self.self_training.weight, ratio=everything, redraw=False)
             self.take_model(shape[1], targets.gold.num_classes, None)
-            found = self.train(made, f"{title}, stage {stage}")
-            if found.best_score > log.best_score:
-                best = {name: value.clone() for name, value in self.model.state_dict().items()}
-                log.best_score, log.best_epoch = found.best_score, log.epochs + found.best_epoch
-            log.history += [{**row, "epoch": log.epochs + row["epoch"]} for row in found.history]
-            log.epochs += found.epochs
+            if self.train_further(made, log, f"{title}, stage {stage}"):
+                best = self.weights()
         self.model.load_state_dict(best)
 
     def _confident(self, gold: Gold, num_nodes: int) -> PseudoLabels:

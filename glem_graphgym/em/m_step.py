@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from glem_graphgym.em.objective import glem_loss
@@ -31,6 +32,12 @@ class GNNSettings:
         label_input: concatenate labels to the features: y_L and ŷ_U, a target's own label hidden.
         label_input_rate: share 0-1 of the gold labels given as input in an epoch; the other gold nodes are its targets.
             Of the candidates for pseudo-labels at most 1 / `FOLDS` are targets at a time, for the same reason.
+        label_reuse: with label input, how many times predictions take the place of the labels that are not given,
+            before the pass that counts (label reuse, Wang et al. 2021).
+        distillation: share 0-1 of the loss that holds the predictions of all nodes against those of a teacher: the same
+            network, trained before without this term (self-distillation). Of steps on gold labels alone: in GLEM the
+            pseudo-labels of the language model take that place. 0 = off.
+        distillation_temperature: T of both distributions.
     """
 
     epochs: int = 200
@@ -40,6 +47,9 @@ class GNNSettings:
     clip: float = 0.0
     label_input: bool = False
     label_input_rate: float = 0.5
+    label_reuse: int = 0
+    distillation: float = 0.0
+    distillation_temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,11 +97,43 @@ class GNNLearner:
         self.predicted = predicted
         self.model: nn.Module | None = None
         self.inputs: GNNInputs | None = None
+        self.teacher: Tensor | None = None
 
     def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
         """Train a new GNN on float (N, D) ``features`` and ``targets``."""
         self.load(targets, features, None)
-        return self.train(targets, title)
+        log = self.train(targets, title)
+        if self.settings.distillation > 0 and targets.pseudo is None:
+            self._distil(targets, log, title)
+        return log
+
+    def _distil(self, targets: StepTargets, log: FitLog, title: str) -> None:
+        """Train a student of the GNN that is loaded; leaves the better one's weights, and both in ``log``."""
+        assert self.model is not None and self.inputs is not None
+        best = self.weights()
+        logits = np.zeros((len(self.inputs.x), targets.gold.num_classes), dtype=np.float16)
+        for nodes, found in self.predictions(np.arange(len(logits))):
+            logits[nodes] = found
+        self.teacher = torch.from_numpy(logits).float().to(self.hardware.device)
+        self.take_model(self.inputs.dim, targets.gold.num_classes, None)
+        if not self.train_further(targets, log, f"{title}, student"):
+            self.model.load_state_dict(best)
+        self.teacher = None
+
+    def weights(self) -> Weights:
+        """A copy of those of the GNN that is loaded."""
+        assert self.model is not None
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def train_further(self, targets: StepTargets, log: FitLog, title: str) -> bool:
+        """Train the GNN that is loaded as one more stage of ``log``; whether it is better than those before."""
+        found = self.train(targets, title)
+        better = found.best_score > log.best_score
+        if better:
+            log.best_score, log.best_epoch = found.best_score, log.epochs + found.best_epoch
+        log.history += [{**row, "epoch": log.epochs + row["epoch"]} for row in found.history]
+        log.epochs += found.epochs
+        return better
 
     def train(self, targets: StepTargets, title: str) -> FitLog:
         """Train the GNN that is loaded."""
@@ -125,11 +167,30 @@ class GNNLearner:
 
     def predict(self, logits: np.ndarray) -> None:
         """Write all nodes' logits (N, C), or those of the ``predicted`` ones, into the given array."""
+        for nodes, found in self.predictions(self.predicted_of(len(logits))):
+            logits[nodes] = found
+
+    def predictions(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Groups of int64 ``nodes`` that together are all of them, each with its float16 logits (n, C)."""
         assert self.model is not None and self.inputs is not None, "fit or load a model first"
         self.model.to(self.hardware.device).eval()
         with torch.inference_mode(), self.hardware.autocast():
-            for nodes, x in self.inputs.for_prediction(self.predicted_of(len(logits))):
-                logits[nodes] = half(self.all_logits(x)[torch.from_numpy(nodes)])
+            for group, x in self.inputs.for_prediction(nodes):
+                yield group, half(self.reusing_labels(x, self.all_logits)[torch.from_numpy(group)])
+
+    def reusing_labels(self, x: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits (N, C) of the input ``x`` (N, D + C), after `GNNSettings.label_reuse` passes that fill its labels.
+
+        A node whose label is hidden gets what is predicted of it where it was hidden, so it learns nothing of its own.
+        """
+        if self.settings.label_reuse == 0:
+            return logits_of(x)
+        assert self.inputs is not None
+        unknown = self.inputs.without_label(x)
+        with torch.no_grad():
+            for _ in range(self.settings.label_reuse):
+                x = self.inputs.filled(x, unknown, logits_of(x).float().softmax(-1))
+        return logits_of(x)
 
     @property
     def together(self) -> bool:
@@ -191,6 +252,17 @@ class GNNInputs:
         shown[torch.from_numpy(nodes)] = 0
         return torch.cat([self.x, shown], dim=1)
 
+    def without_label(self, x: Tensor) -> Tensor:
+        """bool (N,): nodes of which the input ``x`` tells no label."""
+        assert self.labels is not None, "there is no label input"
+        return ~x[:, self.x.shape[1] :].any(dim=1)
+
+    def filled(self, x: Tensor, nodes: Tensor, labels: Tensor) -> Tensor:
+        """The input ``x`` with the distributions ``labels`` (N, C) at the bool (N,) ``nodes``."""
+        assert self.labels is not None, "there is no label input"
+        known = x[:, self.x.shape[1] :]
+        return torch.cat([self.x, torch.where(nodes[:, None], labels.to(known), known)], dim=1)
+
     def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Groups of ``nodes`` that together are all of them, each with an input that hides the group's own labels.
 
@@ -244,9 +316,17 @@ class GNNTask(StepTask):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         nodes, target, is_gold = self.epoch_targets()
-        logits = self.learner.seen_logits(self.inputs.hiding(nodes))
+        logits = self.learner.reusing_labels(self.inputs.hiding(nodes), self.learner.seen_logits)
         place = torch.from_numpy(nodes).to(self.device)
-        return glem_loss(logits[place], target.to(self.device), is_gold.to(self.device), self.targets.weight)
+        loss = glem_loss(logits[place], target.to(self.device), is_gold.to(self.device), self.targets.weight)
+        if self.learner.teacher is None:
+            return loss
+        settings, seen = self.learner.settings, self.learner.structures.seen
+        nodes_of = slice(None) if seen is None else torch.from_numpy(seen).to(self.device)
+        distance = distillation_loss(
+            logits[nodes_of], self.learner.teacher[nodes_of], settings.distillation_temperature
+        )
+        return (1 - settings.distillation) * loss + settings.distillation * distance
 
     def epoch_targets(self) -> tuple[np.ndarray, Tensor, Tensor]:
         """An epoch's int64 (n,) nodes, float32 (n, C) targets and bool (n,) is-gold; none of the labels is an input."""
@@ -272,5 +352,19 @@ class GNNTask(StepTask):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         for nodes, x in self.inputs.for_prediction(self.validation.nodes):
-            logits = self.learner.seen_logits(x)
+            logits = self.learner.reusing_labels(x, self.learner.seen_logits)
             self.see(nodes, logits[torch.from_numpy(nodes).to(self.device)])
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(teacher / T) ‖ softmax(logits / T)) (Hinton et al. 2015), the mean over nodes and classes.
+
+    By classes too, as in RevGAT's published code, so that its weights can be taken over.
+
+    Args:
+        logits: float (n, C).
+        teacher: float (n, C) logits.
+        temperature: T, above 0.
+    """
+    ours, theirs = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, teacher))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).mean()

@@ -152,6 +152,9 @@ KEYS = (
     Key("gnn.fan_out", [], "neighbours", "Neighbours drawn a node, hop after hop, one number a layer; -1 = all; [] = full batch. Prediction never samples."),
     Key("gnn.hop_attention", "recursive", "", "Attention over hops (glem_gamlp).", choices=("recursive", "jk")),
     Key("gnn.hop_activation", "leaky_relu", "", "Of the attention scores (glem_gamlp).", choices=("sigmoid", "relu", "leaky_relu")),
+    Key("gnn.label_reuse", 0, "passes", "With glem.label_input: how many times predictions fill in the labels that are not given, before the pass that counts (full-batch networks).", low=0),
+    Key("gnn.distillation", 0.0, "share", "Of the loss on gold labels that a teacher's predictions have: the same network, trained before (self-distillation; full-batch networks); 0 = off.", low=0, high=1),
+    Key("gnn.distillation_temperature", 1.0, "", "T of self-distillation.", low=1e-3),
     Key("gnn.stages", 1, "stages", "Self-training on gold labels (RLU): further stages learn the confident predictions of the one before (networks on hop features); 1 = none.", low=1),
     Key("gnn.stage_threshold", 0.9, "share", "Top probability above which a node is a target of the next stage.", low=0, high=1),
     Key("gnn.stage_weight", 0.5, "weight", "Weight of these nodes' term in the loss.", low=0, high=1),
@@ -285,6 +288,10 @@ def check_config(cfg: CfgNode) -> None:
     for name, value in (("gnn.ema", cfg.gnn.ema), ("gnn.consistency_threshold", cfg.gnn.consistency_threshold)):
         if value >= 1:
             raise ConfigError(f"{name} is {value}, expected a share below 1")
+    if cfg.gnn.label_reuse and not cfg.glem.label_input:
+        raise ConfigError(
+            f"gnn.label_reuse is {cfg.gnn.label_reuse}, but no labels are given; set glem.label_input to True"
+        )
     if cfg.dataset.node_encoder and cfg.train.mode != "glem_predict" and cfg.dataset.node_encoder_name == "glem_text":
         raise ConfigError(
             f"train.mode {cfg.train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside "

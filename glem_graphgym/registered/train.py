@@ -328,6 +328,9 @@ def gnn_learner(
         clip=cfg.optim.clip,
         label_input=cfg.glem.label_input,
         label_input_rate=cfg.glem.label_input_rate,
+        label_reuse=cfg.gnn.label_reuse,
+        distillation=cfg.gnn.distillation,
+        distillation_temperature=cfg.gnn.distillation_temperature,
     )
 
     def make_optimizer(params: object) -> tuple[object, object]:
@@ -341,6 +344,8 @@ def gnn_learner(
         raise ValueError(f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False")
     hardware = hardware_for(cfg, cfg.gnn.precision)
     g, budget = cfg.gnn, budget_bytes(cfg)
+    if sees_hops() or g.fan_out:
+        _refuse_full_batch_settings(cfg)
     if not sees_hops():
         _refuse_hop_settings(cfg)
         structures = structures_of(cfg, graph)
@@ -374,6 +379,16 @@ def gnn_learner(
     )
 
 
+def _refuse_full_batch_settings(cfg: CfgNode) -> None:
+    which = f"model.type {cfg.model.type}" + (" with gnn.fan_out" if cfg.gnn.fan_out else "")
+    for name, value in (("label_reuse", cfg.gnn.label_reuse), ("distillation", cfg.gnn.distillation)):
+        if value:
+            raise ConfigError(
+                f"gnn.{name} is {value}, but {which} never has the predictions of all nodes in training; expected 0, "
+                "or a full-batch network"
+            )
+
+
 def _refuse_hop_settings(cfg: CfgNode) -> None:
     for name, value, off in (("stages", cfg.gnn.stages, 1), ("consistency", cfg.gnn.consistency, 0.0)):
         if value != off:
@@ -390,6 +405,8 @@ def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation
             f"model.type {cfg.model.type} propagates features once, before it is trained, but train.mode glem_joint "
             "trains the text encoder that makes them; expected a full-batch network such as glem_sage"
         )
+    _refuse_hop_settings(cfg)
+    _refuse_full_batch_settings(cfg)
     build_gnn(1, graph.num_classes)  # Wrong names and sizes are found now rather than after texts were read.
     lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
     settings = JointSettings(

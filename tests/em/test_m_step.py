@@ -18,6 +18,7 @@ from glem_graphgym.em.m_step import (
     GNNLearner,
     GNNSettings,
     Structures,
+    distillation_loss,
     label_channel,
 )
 from glem_graphgym.em.objective import glem_loss
@@ -158,10 +159,13 @@ def test_a_predictions_gradient_on_its_own_label_is_zero(build: Callable[[int, i
     assert gradient[5].abs().sum() > 0
 
 
+@pytest.mark.parametrize("label_reuse", [0, 2])
 @pytest.mark.parametrize("node", [5, 8])
-def test_changing_a_nodes_own_label_leaves_its_prediction_and_changing_a_neighbours_does_not(node: int) -> None:
+def test_changing_a_nodes_own_label_leaves_its_prediction_and_changing_a_neighbours_does_not(
+    node: int, label_reuse: int
+) -> None:
     """Node 5 has a pseudo-label, node 8 a gold label; through the learner, bit for bit."""
-    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=0, label_input=True))
+    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=0, label_input=True, label_reuse=label_reuse))
 
     def prediction(changed: int | None) -> np.ndarray:
         logits, labels = logits_of(), np.arange(len(GOLD)) % C
@@ -386,7 +390,8 @@ def test_no_target_of_a_training_step_sees_its_own_label(monkeypatch: pytest.Mon
     assert len(set(given_gold)) > 1 or rate != 0.5
 
 
-def test_validation_and_prediction_hide_alike() -> None:
+@pytest.mark.parametrize("label_reuse", [0, 1])
+def test_validation_and_prediction_hide_alike(label_reuse: int) -> None:
     scored: list[np.ndarray] = []
 
     def score(logits: np.ndarray) -> float:
@@ -394,7 +399,8 @@ def test_validation_and_prediction_hide_alike() -> None:
         return 0.5
 
     valid = np.array([1, 2, 3, 10, 13])
-    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=1, label_input=True), validation=Validation(valid, score))
+    options = GNNSettings(epochs=1, label_input=True, label_reuse=label_reuse)
+    learner = gnn_learner(NETWORKS[0], options, validation=Validation(valid, score))
     learner.fit(step_targets(), features_of(), "test")
     out = np.zeros((N, C), dtype=np.float32)
     learner.predict(out)
@@ -431,6 +437,108 @@ def test_patience_and_interval_of_validation_reach_the_trainer() -> None:
 def test_predicting_before_fitting_is_an_error() -> None:
     with pytest.raises(AssertionError, match="fit or load a model first"):
         gnn_learner().predict(np.zeros((N, C)))
+
+
+# ---- label reuse --------------------------------------------------------------------------------------------------
+
+
+def gold_alone() -> StepTargets:
+    return StepTargets(Gold(GOLD, np.arange(len(GOLD)) % C, C), seed=7)
+
+
+def test_label_reuse_gives_predictions_for_labels_that_are_not_given() -> None:
+    learner = gnn_learner(options=GNNSettings(epochs=1, label_input=True, label_reuse=2))
+    torch.manual_seed(0)
+    learner.fit(gold_alone(), features_of(), "test")
+    assert isinstance(learner.model, Watched)
+    first, second, third = learner.model.inputs(training=True)
+    given = first[:, D:].any(dim=1)
+    assert 0 < given.sum() < len(GOLD) and set(given.nonzero().flatten().tolist()) < set(GOLD)
+    torch.manual_seed(0)
+    untrained = Watched(D + C, C).linear
+    for before, after in ((first, second), (second, third)):
+        assert torch.equal(after[:, :D], before[:, :D])
+        assert torch.equal(after[given], first[given])
+        torch.testing.assert_close(after[~given, D:], untrained(before).softmax(-1)[~given])
+
+
+def test_label_reuse_lets_gradients_through_the_last_pass_alone() -> None:
+    learner = gnn_learner(options=GNNSettings(label_input=True, label_reuse=1))
+    learner.load(gold_alone(), features_of(), None)
+    x = learner.inputs.hiding(GOLD)  # type: ignore[union-attr]
+    passes: list[Tensor] = []
+
+    def logits_of_input(given: Tensor) -> Tensor:
+        passes.append(learner.model(given, None))  # type: ignore[misc]
+        return passes[-1]
+
+    learner.reusing_labels(x, logits_of_input)
+    assert [found.requires_grad for found in passes] == [False, True]
+
+
+# ---- self-distillation --------------------------------------------------------------------------------------------
+
+
+def test_distillation_loss_is_the_divergence_from_the_teacher() -> None:
+    ours, theirs = torch.tensor([[0.0, 1.0], [2.0, 0.0]], requires_grad=True), torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    p, q = (theirs / 2).softmax(-1), (ours / 2).softmax(-1)
+    wanted = 4 * (p * (p / q).log()).sum() / (2 * 2)
+    found = distillation_loss(ours, theirs, 2.0)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert ours.grad is not None
+    assert ours.grad[0].abs().sum() > 0 and ours.grad[1].abs().max() < 1e-7  # nothing to learn where they agree
+    assert distillation_loss(theirs, theirs, 0.5) == 0
+
+
+def test_a_student_that_sees_its_teacher_alone_becomes_it() -> None:
+    rising = iter(range(1000))
+    validation = Validation(REST[:5], lambda logits: float(next(rising)))  # so that the student is kept
+    options = GNNSettings(epochs=150, distillation=1.0)
+    models: list[Watched] = []
+
+    def build(dim_in: int, classes: int) -> nn.Module:
+        models.append(Watched(dim_in, classes))
+        return models[-1]
+
+    learner = GNNLearner(build, Structures(graph(), graph()), adam, options, validation, Hardware())
+    log = learner.fit(gold_alone(), features_of(), "test")
+    teacher, student = models
+    assert learner.model is student and log.epochs == 300 and log.best_epoch == 300
+    assert [row["epoch"] for row in log.history] == list(range(1, 301))
+    x = torch.from_numpy(features_of())
+    p, q = (model.linear(x).softmax(-1) for model in models)
+    assert (p - q).abs().max() < 0.05
+    assert not torch.equal(teacher.linear.weight, student.linear.weight)
+    assert learner.teacher is None
+
+
+def adam(parameters: Any) -> tuple[Any, Any]:
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+
+
+def test_validation_chooses_between_teacher_and_student() -> None:
+    falling = iter(range(1000, 0, -1))
+    validation = Validation(REST[:5], lambda logits: float(next(falling)))
+    learner = gnn_learner(options=GNNSettings(epochs=3, distillation=0.5), validation=validation)
+    weights: list[Tensor] = []
+    train = learner.train
+
+    def noted(targets: StepTargets, title: str) -> Any:
+        log = train(targets, title)
+        weights.append(weights_of(learner)["linear.weight"])
+        return log
+
+    learner.train = noted  # type: ignore[method-assign]
+    log = learner.fit(gold_alone(), features_of(), "test")
+    assert len(weights) == 2 and torch.equal(weights_of(learner)["linear.weight"], weights[0])
+    assert log.best_epoch == 1 and log.epochs == 6
+
+
+def test_a_step_with_pseudo_labels_has_no_teacher_of_its_own_kind() -> None:
+    log = gnn_learner(options=GNNSettings(epochs=3, distillation=0.5)).fit(step_targets(), features_of(), "test")
+    assert log.epochs == 3
 
 
 def test_with_label_input_half_of_the_candidates_stay_visible_however_many_are_drawn(

@@ -142,9 +142,20 @@ def test_settings_of_hop_networks_with_another(configure: Callable[..., None], k
         prepare(cfg, with_lm=True, with_gnn=True)
 
 
+@pytest.mark.parametrize("more", [("model.type", "glem_gamlp"), ("model.type", "glem_sage", "gnn.fan_out", "[3, 3]")])
+@pytest.mark.parametrize(("key", "value"), [("gnn.label_reuse", 1), ("gnn.distillation", 0.5)])
+def test_settings_of_full_batches_with_others(
+    configure: Callable[..., None], key: str, value: Any, more: tuple[str, ...]
+) -> None:
+    configure(key, value, "glem.label_input", True, *more)
+    with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type {more[1]}.* expected 0"):
+        prepare(cfg, with_lm=True, with_gnn=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("gnn.label_reuse", 1), "gnn.label_reuse is 1, but no labels are given; set glem.label_input to True"),
         (("gnn.ema", 1.0), "gnn.ema is 1.0, expected a share below 1"),
         (("gnn.consistency_threshold", 1.0), "gnn.consistency_threshold is 1.0"),
         (("glem.encode_nodes", "needed", "glem.correct_and_smooth", True), "glem.encode_nodes is 'needed'"),
