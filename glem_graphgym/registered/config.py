@@ -165,6 +165,7 @@ KEYS = (
     Key("gnn.label_dropout", 0.5, "share", "Dropout of the net on label hops (glem_sagn, glem_gamlp).", low=0, high=1),
     Key("gnn.precision", "32", "", "Precision of the M-step, as lm.precision.", choices=("auto", "32", "bf16", "16")),
     Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks).", low=0, high=1),
+    Key("gnn.input_norm", False, "", "Batch norm of the input features in the network, as GLEM's authors have it, in place of glem.input_norm (glem_revgat, glem_gamlp)."),
     Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (our networks)."),
     Key("optim.patience", 0, "evaluations", "M-step: stop after so many validations without a better score; 0 = never.", low=0),
     Key("optim.clip", 0.0, "norm", "M-step: upper bound of the gradient norm; 0 = none.", low=0),
@@ -288,6 +289,7 @@ def check_config(cfg: CfgNode) -> None:
     for name, value in (("gnn.ema", cfg.gnn.ema), ("gnn.consistency_threshold", cfg.gnn.consistency_threshold)):
         if value >= 1:
             raise ConfigError(f"{name} is {value}, expected a share below 1")
+    _check_input_norm(cfg)
     if cfg.gnn.label_reuse and not cfg.glem.label_input:
         raise ConfigError(
             f"gnn.label_reuse is {cfg.gnn.label_reuse}, but no labels are given; set glem.label_input to True"
@@ -296,6 +298,20 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             f"train.mode {cfg.train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside "
             "the GNN; use train.mode standard for that, or dataset.node_encoder False"
+        )
+
+
+def _check_input_norm(cfg: CfgNode) -> None:
+    if not cfg.gnn.input_norm:
+        return
+    if cfg.glem.input_norm:
+        raise ConfigError(
+            "gnn.input_norm and glem.input_norm are both True, expected one of them; set the other to False"
+        )
+    if cfg.model.type not in ("glem_revgat", "glem_gamlp"):
+        raise ConfigError(
+            f"gnn.input_norm is True, but model.type {cfg.model.type} has no norm of its input (glem_revgat and "
+            "glem_gamlp have); set glem.input_norm instead"
         )
 
 

@@ -125,6 +125,7 @@ class RevGATNetwork(GraphNetwork):
             attention_dropout=g.attention_dropout,
             attend_destination=g.attend_destination,
             symmetric_norm=g.symmetric_norm,
+            input_norm=g.input_norm,
         )
 
 
@@ -215,6 +216,7 @@ class GAMLPNetwork(HopGraphNetwork):
                 residual=g.residual,
                 output_layers=g.layers_mp,
                 activation=g.hop_activation,
+                input_norm=g.input_norm,
                 **attention_over_hops(),
             )
         )

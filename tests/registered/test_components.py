@@ -93,6 +93,15 @@ FULL_BATCH = ["glem_gcn", "glem_sage", "glem_mlp", "glem_gat", "glem_revgat"]
 ON_HOPS = ["glem_sgc", "glem_sign", "glem_sagn", "glem_gamlp"]
 
 
+@pytest.mark.parametrize("name", ["glem_revgat", "glem_gamlp"])
+def test_input_norm_in_the_network(name: str) -> None:
+    small_gnn()
+    sizes = {}
+    for cfg.gnn.input_norm in (False, True):
+        sizes[cfg.gnn.input_norm] = sum(p.numel() for p in register.network_dict[name](DIM, CLASSES).parameters())
+    assert sizes[True] - sizes[False] == 2 * DIM  # weight and bias of the norm
+
+
 @pytest.mark.parametrize("name", [*FULL_BATCH, *ON_HOPS])
 def test_networks_read_out_the_split_or_all(name: str, graph: TextGraph) -> None:
     small_gnn()

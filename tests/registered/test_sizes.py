@@ -155,6 +155,8 @@ def test_settings_of_full_batches_with_others(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("gnn.input_norm", True), "gnn.input_norm and glem.input_norm are both True"),
+        (("gnn.input_norm", True, "glem.input_norm", False), "model.type glem_gcn has no norm of its input"),
         (("gnn.label_reuse", 1), "gnn.label_reuse is 1, but no labels are given; set glem.label_input to True"),
         (("gnn.ema", 1.0), "gnn.ema is 1.0, expected a share below 1"),
         (("gnn.consistency_threshold", 1.0), "gnn.consistency_threshold is 1.0"),
