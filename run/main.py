@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
         return LOST
     except KeyboardInterrupt:
-        print("interrupted; type the same command again to resume", file=sys.stderr)
+        again = " without --overwrite" if args.overwrite else ""
+        print(f"interrupted; type the same command again{again} to resume", file=sys.stderr)
         return 1
     if args.mark_done and first:
         Path(args.cfg_file).rename(f"{args.cfg_file}_done")

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from glem_graphgym import processes
 from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
-from glem_graphgym.em.hop_storage import HopStorage
+from glem_graphgym.em.hop_storage import HopStorage, check_batch
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, StepTask, Structures, label_channel
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.sampled_step import even_batches
 from glem_graphgym.em.stage import FitLog, Hardware, Task, Validation, Weights, half
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
 from glem_graphgym.models.mean_teacher import MeanTeacher, consistency_loss
@@ -136,6 +137,8 @@ class HopLearner(GNNLearner):
                 break
             everything = len(own.nodes) / max(1, len(targets.gold.nodes)) + 1.0
             made = replace(targets, pseudo=own, weight=self.self_training.weight, ratio=everything, redraw=False)
+            if isinstance(self.hop_features, MappedHops):
+                self._check_batch(len(made.batch(0)[0]), shape[1])
             self.take_model(shape[1], targets.gold.num_classes, None)
             if self.train_further(made, log, f"{title}, stage {stage}"):
                 best = self.weights()
@@ -190,7 +193,7 @@ class HopLearner(GNNLearner):
     def _load_stored(self, targets: StepTargets, features: Any, folds: Tensor | None) -> None:
         assert self.storage is not None
         rows = features if isinstance(features, FeatureRows) else FeatureRows([features])
-        self._check_batch(targets, rows.shape[1])
+        self._check_batch(len(targets.batch(0)[0]), rows.shape[1])
         self.hop_features = self.storage.features(self.structures, rows, self.hops)
         if folds is not None:
             labels = LabelRows(len(rows), targets)
@@ -203,17 +206,14 @@ class HopLearner(GNNLearner):
         entries, classes = len(self.structures.train.col), num_classes if self.settings.label_input else 0
         return not self.storage.fits(num_nodes, entries, width, self.hops, classes)
 
-    def _check_batch(self, targets: StepTargets, width: int) -> None:
+    def _check_batch(self, trained: int, width: int) -> None:
         """
         Raises:
             ValueError: an optimizer step's hop features exceed the budget; says which batch size does not.
         """
         assert self.storage is not None
-        nodes = len(targets.gold.nodes)
-        if targets.pseudo is not None:
-            nodes += min(len(targets.pseudo.nodes), round(targets.ratio * nodes))
-        at_once = min(nodes, self.batch_size or nodes) * (2 if self.consistency.weight else 1)
-        self.storage.check_batch(at_once, self.hops, width)
+        sizes, item_bytes = (trained, self.batch_size, self.hops, width), self.hardware.dtype.itemsize
+        check_batch(self.storage.budget, *sizes, item_bytes, beside=self.consistency.weight > 0)
 
     def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
         """(hops, N, …): of the nodes that training sees on what it sees, of the others on what prediction sees."""
@@ -275,9 +275,8 @@ class _HopTask(StepTask):
     def train_dataloader(self) -> DataLoader:
         nodes, target, is_gold = self.targets.batch(self.current_epoch)
         rng = np.random.default_rng([self.targets.seed, self.current_epoch, 3])
-        order, size = rng.permutation(len(nodes)), self.learner.batch_size or len(nodes)
-        # A last batch of a few nodes would be noise to batch norm and to the step, so all batches are equally large.
-        batches = np.array_split(order, max(1, round(len(order) / size)))
+        order = rng.permutation(len(nodes))
+        batches = even_batches(order, self.learner.batch_size)
         beside = np.array_split(self._unlabelled(len(order)), len(batches))
 
         def collate(both: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:

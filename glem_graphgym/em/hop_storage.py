@@ -86,19 +86,6 @@ class HopStorage:
         """Nodes whose hops may be in memory at a time, in inference."""
         return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
 
-    def check_batch(self, nodes: int, hops: int, width: int) -> None:
-        """
-        Raises:
-            ValueError: hops of ``nodes`` at a time exceed the budget; says how many do not.
-        """
-        needed = batch_bytes(nodes, hops, width, self.dtype.itemsize)
-        if needed > self.budget:
-            raise ValueError(
-                f"a batch of {nodes:,} nodes with {hops + 1} hops of {width} columns takes {needed / 1e9:.3g} GB, but "
-                f"glem.memory_budget_gb is {self.budget / 1e9:.3g}; set gnn.batch_size to at most "
-                f"{self.budget // batch_bytes(1, hops, width, self.dtype.itemsize)}"
-            )
-
     def _made(self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int) -> MappedHops:
         num_nodes, width = source.shape
         plan_columns(num_nodes, width, self.budget)  # a budget that is too small is refused before anything is written
@@ -164,6 +151,30 @@ def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_byt
     product = min(12 * floats, 1 << 30)
     graph = 56 * (entries + num_nodes)  # int64 edge list, CSR, that with loops, keys while they are sorted, weights
     return 4 * floats + stored + product + graph + 4 * 4 * num_nodes * classes
+
+
+def check_batch(
+    budget: int, trained: int, batch_size: int, hops: int, width: int, item_bytes: int, *, beside: bool = False
+) -> None:
+    """
+    Args:
+        budget: bytes.
+        trained: nodes that an epoch trains on.
+        batch_size: of them at most in an optimizer step; 0 = all.
+        beside: whether as many unlabelled nodes go with them (consistency).
+
+    Raises:
+        ValueError: the hops of a step exceed the budget; says which batch size does not.
+    """
+    a_node = batch_bytes(1, hops, width, item_bytes) * (2 if beside else 1)
+    needed = a_node * min(trained, batch_size or trained)
+    if needed > budget:
+        more = ", and as many beside them for gnn.consistency" if beside else ""
+        raise ValueError(
+            f"gnn.batch_size is {batch_size} with {trained:,} training nodes{more}: {hops + 1} hops of {width} columns "
+            f"take {needed / 1e9:.3g} GB, but glem.memory_budget_gb is {budget / 1e9:.3g}; set it to at most "
+            f"{budget // max(1, a_node)}"
+        )
 
 
 def batch_bytes(nodes: int, hops: int, width: int, item_bytes: int) -> int:

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.files import fingerprint, read_json, write_json
-from glem_graphgym.registered.config import settings_of
+from glem_graphgym.registered.config import KEYS, settings_of
 
 METRIC = "accuracy"  # which score our train modes select by
 NOTED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
@@ -203,9 +203,12 @@ def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy:
             f"{run_dir} holds a run on another version of {now['dataset']} (fingerprint {before.get('fingerprint')}, "
             f"now {now.get('fingerprint')}); {remedy}"
         )
+    # A key that there was not yet when the run was made had no effect, as its default has none.
+    later = {key.name: key.default for key in KEYS if key.name in now["settings"]}
+    settings = {**later, **before["settings"]}
     changed = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-        for old, new in ((before["settings"], now["settings"]), (before["files"], now["files"]))
+        for old, new in ((settings, now["settings"]), (before["files"], now["files"]))
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]

@@ -10,7 +10,7 @@ from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em.hop_storage import batch_bytes, hops_in_memory
+from glem_graphgym.em.hop_storage import check_batch, hops_in_memory
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.memory import machine_bytes
 from glem_graphgym.models.out_of_core import plan_columns
@@ -98,14 +98,9 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
     if cfg.train.mode == "glem":
         kept = num_confident(n - trained if candidates is None else candidates, cfg.glem.confidence)
         trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, trained)
-    at_once = min(trained, cfg.gnn.batch_size or trained)
-    a_node = batch_bytes(1, hops, width, item_bytes)
-    if at_once * a_node > budget:
-        raise ValueError(
-            f"gnn.batch_size is {cfg.gnn.batch_size} with {trained:,} training nodes: {hops + 1} hops of {width} "
-            f"columns take {_gb(at_once * a_node)}, but glem.memory_budget_gb is {budget / GB:g}; set "
-            f"it to at most {budget // max(1, a_node)}"
-        )
+    if cfg.gnn.stages > 1:  # a later stage may be sure of all of them
+        trained = max(trained, len(graph.split["train"]) + (n if candidates is None else candidates))
+    check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.consistency > 0)
     if cfg.glem.correct_and_smooth:
         smoothing = _smoothing_bytes(graph)
         if smoothing > budget:

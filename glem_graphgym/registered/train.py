@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.optim import AdamW
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import register_train
@@ -34,6 +36,7 @@ from glem_graphgym.em.joint_step import JointLearner, JointSettings
 from glem_graphgym.em.journal import Finished, Journal, Scores
 from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner
 from glem_graphgym.em.stage import Validation
@@ -210,19 +213,24 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
     """int64, increasing: the nodes that are trained on, scored or pseudo-labelled; None where all are predicted."""
     if cfg.glem.encode_nodes == "all":
         return None
-    mode = cfg.train.mode
-    if mode == "glem_predict":
-        mode = read_json(Path(cfg.run_dir) / "run.json")["mode"]
+    mode = trained_mode(cfg)
     needed = np.unique(np.concatenate(list(graph.split.values())))
     pseudo = mode == "glem" or cfg.gnn.stages > 1 or cfg.gnn.consistency > 0
     return np.union1d(needed, candidates) if pseudo else needed
+
+
+def trained_mode(cfg: CfgNode) -> str:
+    """``train.mode``; of ``glem_predict`` that of the run whose weights predict."""
+    if cfg.train.mode != "glem_predict":
+        return str(cfg.train.mode)
+    return str(read_json(Path(cfg.run_dir) / "run.json")["mode"])
 
 
 def encoded_nodes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | None) -> np.ndarray | None:
     """int64, increasing: the nodes whose texts predictions depend on, as far as the GNN sees; None = all."""
     if predicted is None:
         return None
-    mode = cfg.train.mode
+    mode = trained_mode(cfg)
     reach = 0 if mode == "glem_lm" else cfg.gnn.hops if sees_hops() else cfg.gnn.layers_mp
     encoded = nodes_within(graph.rowptr, graph.col, predicted, reach)
     logging.info(f"glem.encode_nodes needed: {len(encoded):,} of {graph.num_nodes:,} texts are encoded")
@@ -333,8 +341,13 @@ def gnn_learner(
         distillation_temperature=cfg.gnn.distillation_temperature,
     )
 
-    def make_optimizer(params: object) -> tuple[object, object]:
+    hardware = hardware_for(cfg, cfg.gnn.precision)
+
+    def make_optimizer(params: Iterable[nn.Parameter]) -> tuple[object, object]:
+        params = list(params)
         optimizer = create_optimizer(params, cfg.optim)
+        if isinstance(optimizer, AdamW) and hardware.scales_gradients and cfg.optim.clip > 0:
+            optimizer = adamw(params, cfg.optim.base_lr, cfg.optim.weight_decay, fused=False)
         return optimizer, create_scheduler(optimizer, cfg.optim)
 
     # Wrong names and sizes are found now rather than after the LM has been trained.
@@ -342,7 +355,6 @@ def gnn_learner(
     make_optimizer(network.parameters())
     if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
         raise ValueError(f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False")
-    hardware = hardware_for(cfg, cfg.gnn.precision)
     g, budget = cfg.gnn, budget_bytes(cfg)
     if sees_hops() or g.fan_out:
         _refuse_full_batch_settings(cfg)

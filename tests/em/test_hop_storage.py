@@ -270,7 +270,7 @@ def _noting(notes: list[Any], function: Callable[..., None]) -> Callable[..., No
 def test_a_batch_that_exceeds_the_budget_is_refused_with_one_that_does_not(tmp_path: Path) -> None:
     budget = batch_bytes(30, HOPS, D, 4)
     learner = learner_of(storage_in(tmp_path, budget=budget), batch_size=0)
-    with pytest.raises(ValueError, match=r"a batch of 50 nodes with 3 hops of 12 columns .* at most 30$"):
+    with pytest.raises(ValueError, match=r"batch_size is 0 with 50 training nodes: 3 hops of 12 .* at most 30$"):
         learner.fit(targets(), FEATURES, "test")
     assert list(tmp_path.iterdir()) == []
 

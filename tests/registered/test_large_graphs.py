@@ -245,6 +245,10 @@ def test_embeddings_of_others_are_zeros_and_predictions_leave_them_out(configure
 def test_the_lm_alone_encodes_what_is_scored(configure: Callable[..., Path], encoded: list[int]) -> None:
     run(configure("lm", "train.mode", "glem_lm", "glem.encode_nodes", "needed"))
     assert set(encoded) == set(range(NODES))
+    encoded.clear()
+    cfg.train.mode = "glem_predict"
+    train_dict["glem_predict"]()
+    assert set(encoded) == set(range(NODES))
 
 
 def test_with_pseudo_labels_for_all_nodes_all_are_needed(configure: Callable[..., Path], encoded: list[int]) -> None:

@@ -124,3 +124,19 @@ def test_a_run_notes_how_many_iterations_its_tables_show(config: Path, tmp_path:
         assert noted["em_iterations"] == asked
         assert len(noted["stages"]) == 2 + 2 * asked
         assert noted["versions"] == package_versions()
+
+
+@pytest.mark.parametrize(("value", "refused"), [(0, False), (2, True)])
+def test_a_run_of_a_version_that_lacked_a_key_goes_on_with_the_keys_default(
+    config: Path, tmp_path: Path, value: int, refused: bool
+) -> None:
+    load_config(cfg, config, ["glem.label_input", "True"])
+    identity = identity_of(cfg, None)
+    older = {**identity, "settings": {k: v for k, v in identity["settings"].items() if k != "gnn.label_reuse"}}
+    begun(tmp_path / "0", older, finished=True)
+    load_config(cfg, config, ["glem.label_input", "True", "gnn.label_reuse", str(value)])
+    if refused:
+        with pytest.raises(run_folder.RunError, match=r"gnn.label_reuse was 0, now 2"):
+            check_run_folder(tmp_path / "0", identity_of(cfg, None))
+    else:
+        check_run_folder(tmp_path / "0", identity_of(cfg, None))

@@ -130,6 +130,38 @@ def test_a_batch_has_no_more_pseudo_nodes_than_there_are(
         check_memory(cfg, graph, candidates)
 
 
+def test_unlabelled_nodes_of_consistency_count_in_a_batch(configure: Callable[..., None], graph: TextGraph) -> None:
+    options = ("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size")
+    at_most = {}
+    for consistency in (0.0, 0.5):
+        configure(*options, 80, "gnn.consistency", consistency)
+        with pytest.raises(ValueError, match="set it to at most") as error:
+            check_memory(cfg, graph)
+        at_most[consistency] = int(str(error.value).split()[-1])
+        assert ("as many beside them" in str(error.value)) == (consistency > 0)
+        configure(*options, at_most[consistency], "gnn.consistency", consistency)
+        check_memory(cfg, graph)
+    assert at_most[0.5] == at_most[0.0] // 2
+
+
+def test_later_stages_of_self_training_may_train_on_all_nodes(configure: Callable[..., None], graph: TextGraph) -> None:
+    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.stages", 2)
+    with pytest.raises(ValueError, match=r"gnn.batch_size is 0 with 400 training nodes"):
+        check_memory(cfg, graph, 360)
+
+
+@pytest.mark.parametrize(("precision", "clip", "fused"), [("16", 1.0, False), ("16", 0.0, True), ("32", 1.0, True)])
+def test_gradients_of_float16_are_unscaled_before_they_are_clipped(
+    configure: Callable[..., None], precision: str, clip: float, fused: bool
+) -> None:
+    """The fused kernel would unscale them only afterwards."""
+    configure("gnn.precision", precision, "optim.clip", clip, "optim.optimizer", "adamw", "optim.base_lr", 0.5)
+    _, run = prepare(cfg, with_lm=True, with_gnn=True)
+    assert run.gnn is not None
+    optimizer, _ = run.gnn.make_optimizer(iter([torch.nn.Parameter(torch.zeros(1))]))
+    assert optimizer.defaults["fused"] == fused and optimizer.defaults["lr"] == 0.5
+
+
 def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph) -> None:
     configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size", 8)
     check_memory(cfg, graph)
