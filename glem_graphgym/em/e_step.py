@@ -124,6 +124,13 @@ class LMLearner:
         class_logits, embedding = model(ids, mask)
         return half(class_logits), half(embedding)
 
+    def encode_longest(self) -> None:
+        """Encode the longest text with the model that is loaded: whatever a model cannot take, it says then."""
+        assert self.model is not None, "fit or load a model first"
+        model = self.model.to(self.hardware.device).eval()
+        with torch.inference_mode(), self.hardware.autocast():
+            self._encode(model, np.array([np.argmax(self.tokens.lengths)]))
+
     @property
     def embedding_dim(self) -> int:
         assert self.model is not None, "fit or load a model first"

@@ -40,6 +40,7 @@ class EncoderConfig:
             weights; 0 = all are trained.
         lora_rank: rank of LoRA adapters on all linear layers, everything else frozen; 0 = full fine-tuning.
         pretrained: False builds the same architecture with random weights (for timing).
+        keys: what stands before ``dropout`` and ``attention_dropout`` where the user set them, for messages.
     """
 
     model: str
@@ -52,6 +53,7 @@ class EncoderConfig:
     freeze_layers: int = 0
     lora_rank: int = 0
     pretrained: bool = True
+    keys: str = "lm."
 
 
 class TextEncoder(nn.Module):
@@ -101,8 +103,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     # Ours is put in afterwards: not every model takes it, but all that do have eager too.
     attention = "eager" if config.attention == CPU_ATTENTION else config.attention
     hf_config = _pretrained(transformers.AutoConfig, config.model)
-    _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, "lm.dropout")
-    _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, "lm.attention_dropout")
+    _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, f"{config.keys}dropout")
+    _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, f"{config.keys}attention_dropout")
     if config.pretrained:
         backbone = _pretrained(
             transformers.AutoModel,

@@ -16,6 +16,7 @@ from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
+from glem_graphgym.registered.config import ConfigError
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
 CPU_PART, GPU_PART = 1024, 16384  # padded tokens of a part of a joint step's texts; small ones stay in a CPU's cache
@@ -24,6 +25,25 @@ CPU_PART, GPU_PART = 1024, 16384  # padded tokens of a part of a joint step's te
 def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> TextClassifier:
     encoder = load_text_encoder(config)
     return TextClassifier(encoder, LMHead(encoder.dim, num_classes, head_dropout))
+
+
+def check_lm(cfg: CfgNode, learner: LMLearner) -> None:
+    """Encode the longest text once, so that a model that cannot is found out before it is trained.
+
+    Raises:
+        ValueError: it cannot; or the model cannot be loaded as it is configured.
+    """
+    learner.load(None)
+    try:
+        learner.encode_longest()
+    except (IndexError, RuntimeError) as error:
+        longest, why = int(learner.tokens.lengths.max()), str(error).splitlines()[0]
+        raise ConfigError(
+            f"lm.model {cfg.lm.model} cannot encode the longest text, of {longest:,} tokens: {why}; set lm.max_length, "
+            f"now {cfg.lm.max_length}, to what the model takes"
+        ) from error
+    finally:
+        learner.model = None
 
 
 def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_dropout: float) -> EncoderConfig:

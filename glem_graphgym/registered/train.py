@@ -48,6 +48,7 @@ from glem_graphgym.registered.config import ConfigError, feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix
 from glem_graphgym.registered.language_model import (
     build_lm,
+    check_lm,
     encoder_config,
     hardware_for,
     infer_tokens,
@@ -158,6 +159,9 @@ def prepare(
     if with_lm:
         assert tokens is not None
         run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
+        check_lm(cfg, run.lm_gold)
+        if max(cfg.glem.lm_dropout, cfg.glem.lm_attention_dropout) >= 0:
+            check_lm(cfg, run.lm_em)
     if with_gnn:
         run.features = feature_builder(cfg, graph, tokens, nodes.encoded)
         run.gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted)
@@ -292,6 +296,7 @@ def lm_learners(
             return cfg.lm[name] if own < 0 else own
 
         config = encoder_config(cfg, hardware, value("dropout"), value("attention_dropout"))
+        config = replace(config, keys="glem.lm_" if e_step else "lm.")
         head_dropout = value("head_dropout")
         settings = LMSettings(
             epochs=int(value("epochs")),
@@ -421,6 +426,7 @@ def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation
     _refuse_full_batch_settings(cfg)
     build_gnn(1, graph.num_classes)  # Wrong names and sizes are found now rather than after texts were read.
     lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
+    check_lm(cfg, lm)
     settings = JointSettings(
         lm=lm.settings,
         gnn_lr=cfg.optim.base_lr,

@@ -20,7 +20,7 @@ from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.registered import loader
-from glem_graphgym.registered.config import load_config
+from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.run_folder import RunError, decisive_settings
 from glem_graphgym.registered.train import (
     em_settings,
@@ -191,6 +191,39 @@ def test_labels_outside_of_training_reach_no_weight(
         configure(*once, run=name)
         weights.append(trained_weights(train_and_finish()))
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+# ---- a language model that cannot do what is asked of it ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("train.mode", "glem_joint", "gnn.fan_out", "[2, 2]")], ids=["glem", "glem_joint"]
+)
+def test_texts_longer_than_the_model_takes_are_refused_before_anything_is_trained(
+    configure: Callable[..., None], options: tuple[object, ...]
+) -> None:
+    configure("lm.max_length", 512, "dataset.synthetic_words", 60, *options)
+    with pytest.raises(
+        ConfigError, match=r"the longest text, of 1\d\d tokens: .*; set lm.max_length, now 512, to what"
+    ):
+        train_dict[cfg.train.mode]()
+    assert not (Path(cfg.run_dir) / "stages").exists()
+
+
+def test_settings_of_the_e_step_alone_are_tried_before_anything_is_trained(
+    configure: Callable[..., None], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, XLNetConfig, XLNetModel
+
+    configure()
+    tokenizer = AutoTokenizer.from_pretrained(cfg.lm.model)
+    tokenizer.save_pretrained(tmp_path / "xlnet")
+    config = XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64)
+    XLNetModel(config).save_pretrained(tmp_path / "xlnet")
+    configure("lm.model", tmp_path / "xlnet", "glem.lm_attention_dropout", 0.1)
+    with pytest.raises(ValueError, match=r"glem.lm_attention_dropout is 0.1, but model type 'xlnet' has no such"):
+        train_dict[cfg.train.mode]()
+    assert not (Path(cfg.run_dir) / "stages").exists()
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------
