@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.data.text_graph import DataError
     from glem_graphgym.em.journal import seed_everything
     from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
-    from glem_graphgym.registered.run_folder import RunError, require_finished
+    from glem_graphgym.registered.run_folder import RunError, held, require_finished
     from glem_graphgym.starting import LOST
 
     try:
@@ -63,18 +64,20 @@ def main(argv: list[str] | None = None) -> int:
         if (status := start_or_join(cfg, sys.argv[1:] if argv is None else argv)) is not None:
             return status
         first = processes.rank() == 0  # it alone writes and reports
-        for seed in range(cfg.seed, cfg.seed + args.repeat):
+        last = cfg.seed + args.repeat - 1
+        for seed in range(cfg.seed, last + 1):
             cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
             cfg.run_dir = str(experiment / str(seed))
             if cfg.train.mode == "glem_predict":
                 require_finished(Path(cfg.run_dir))
             Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-            set_up_logging(cfg)
-            set_up_process(cfg)
-            seed_everything(seed)
-            if first and cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
-                dump_config(settings, experiment / cfg.cfg_dest)
-            run_seed(cfg, experiment.name, args.overwrite)
+            with held(Path(cfg.run_dir)) if first else nullcontext():
+                set_up_logging(cfg)
+                set_up_process(cfg)
+                seed_everything(seed)
+                if first and cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
+                    dump_config(settings, experiment / cfg.cfg_dest)
+                run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
         # Not before: a run that is refused must not change what stands there.
         if first and cfg.train.mode != "glem_predict":
             dump_config(settings, experiment / cfg.cfg_dest)
@@ -173,7 +176,7 @@ def set_up_logging(cfg: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def run_seed(cfg: Any, name: str, overwrite: bool) -> None:
+def run_seed(cfg: Any, name: str, overwrite: int) -> None:
     """One seed: train, then make its tables."""
     from torch_geometric.graphgym.register import train_dict
 
@@ -195,7 +198,7 @@ def run_seed(cfg: Any, name: str, overwrite: bool) -> None:
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
 
 
-def run_standard(cfg: Any, overwrite: bool) -> None:
+def run_standard(cfg: Any, overwrite: int) -> None:
     """GraphGym's own training, as its own main does it; a seed that is finished is not trained again."""
     from torch_geometric.graphgym.model_builder import create_model
     from torch_geometric.graphgym.train import GraphGymDataModule, train
@@ -210,12 +213,11 @@ def run_standard(cfg: Any, overwrite: bool) -> None:
 
     run_dir = Path(cfg.run_dir)
     identity = identity_of(cfg, load_text_graph_of(cfg) if cfg.dataset.format == "TAG" else None)
-    if not overwrite:
-        check_run_folder(run_dir, identity)
-        if is_finished(run_dir):
-            logging.info(f"{run_dir} is finished; --overwrite trains it again")
-            return
-    take_run_folder(run_dir, identity, overwrite)
+    check_run_folder(run_dir, identity, overwrite)
+    if not overwrite and is_finished(run_dir):
+        logging.info(f"{run_dir} is finished; --overwrite trains it again")
+        return
+    take_run_folder(run_dir, identity, overwrite > 0)
     # What an unfinished run left would be appended to.
     for split in ("train", "val", "test", "ckpt"):
         shutil.rmtree(run_dir / split, ignore_errors=True)

@@ -579,7 +579,7 @@ def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
 
 
 def main(request: Path, answer: Path) -> None:
-    """Answer ``request`` (``cfg``, ``run_dir``, ``overwrite``, ``kinds``), or say under ``error`` why not."""
+    """Answer ``request`` (``cfg``, ``run_dir``, ``overwrite`` seeds, ``kinds``), or say under ``error`` why not."""
     with contextlib.suppress(OSError):  # should memory run out all the same, let it be this process
         Path("/proc/self/oom_score_adj").write_text("1000")
     asked = read_json(request)
@@ -590,8 +590,7 @@ def main(request: Path, answer: Path) -> None:
         keep_freed_memory()
         torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
         graph = load_text_graph_of(cfg)
-        if not asked["overwrite"]:
-            check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph))
+        check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
         found = Calibration(cfg, graph, answer.parent).run(asked["kinds"])
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}

@@ -135,7 +135,7 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
         )
     plans = {run_dir: planned_stages(cfg, run_dir, overwrite) for run_dir in run_dirs}
     kinds = list(dict.fromkeys(stage.kind for plan in plans.values() for stage in plan))
-    measured = measure(cfg, run_dirs[0], overwrite, kinds)
+    measured = measure(cfg, run_dirs[0], len(run_dirs) if overwrite else 0, kinds)
     if cfg.glem.share_lm_gold and Path(measured["shared_lm_gold"]).is_dir():
         plans[run_dirs[0]] = [
             Planned(stage.folder, stage.kind, stage.done or stage.kind == "lm_gold") for stage in plans[run_dirs[0]]
@@ -174,7 +174,7 @@ def planned_stages(cfg: CfgNode, run_dir: Path, overwrite: bool = False) -> list
     ]
 
 
-def measure(cfg: CfgNode, run_dir: Path, overwrite: bool, kinds: Sequence[str]) -> dict[str, Any]:
+def measure(cfg: CfgNode, run_dir: Path, overwrite: int, kinds: Sequence[str]) -> dict[str, Any]:
     """What `calibration` answers, from a process of its own."""
     root = Path(__file__).resolve().parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import TextGraph
@@ -110,13 +113,36 @@ def _sha256(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def check_run_folder(run_dir: Path, identity: dict[str, Any]) -> None:
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold the folder against other processes.
+
+    Raises:
+        RunError: one works on it already.
+    """
+    lock = FileLock(run_dir.parent / f".{run_dir.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"another process is working on {run_dir}; wait for it, or choose another out_dir or seed"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0) -> None:
     """Refuse a folder that holds another run, or an experiment whose other seeds ran with other settings.
+
+    Args:
+        overwrite: how many seeds, from this one on, are done anew, so that what they hold does not count.
 
     Raises:
         RunError: says what differs, at most five things of it.
     """
-    if _has_results(run_dir):
+    if not overwrite and _has_results(run_dir):
         before = _noted(run_dir)
         if not before:
             raise RunError(f"{run_dir} holds stages but no run.json that says whose; start it anew with --overwrite")
@@ -124,7 +150,10 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any]) -> None:
     if identity["mode"] == "glem_predict":  # which adds nothing that could be aggregated
         return
     siblings = [path for path in run_dir.parent.glob("*") if path != run_dir and path.name.lstrip("-").isdigit()]
+    anew = range(identity["seed"], identity["seed"] + overwrite)
     for sibling in sorted(siblings):
+        if int(sibling.name) in anew:
+            continue
         other = _noted(sibling)
         if other and _has_results(sibling):
             _compare(

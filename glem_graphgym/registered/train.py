@@ -69,7 +69,7 @@ from glem_graphgym.registered.sizes import budget_bytes, check_memory
 
 
 @register_train("glem")
-def train_glem(overwrite: bool = False) -> TextGraph:
+def train_glem(overwrite: int = 0) -> TextGraph:
     """GLEM: variational EM between LM and GNN."""
     graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
     loop.run_em(run)
@@ -83,7 +83,7 @@ def train_glem(overwrite: bool = False) -> TextGraph:
 
 
 @register_train("glem_lm")
-def train_lm(overwrite: bool = False) -> TextGraph:
+def train_lm(overwrite: int = 0) -> TextGraph:
     """The LM alone, fine-tuned on gold labels."""
     graph, run = prepare(cfg, with_lm=True, with_gnn=False, overwrite=overwrite)
     loop.run_lm(run)
@@ -91,7 +91,7 @@ def train_lm(overwrite: bool = False) -> TextGraph:
 
 
 @register_train("glem_gnn")
-def train_gnn(overwrite: bool = False) -> TextGraph:
+def train_gnn(overwrite: int = 0) -> TextGraph:
     """The GNN alone, on static embeddings, raw features or a feature file."""
     graph, run = prepare(cfg, with_lm=False, with_gnn=True, overwrite=overwrite)
     loop.run_gnn(run)
@@ -99,7 +99,7 @@ def train_gnn(overwrite: bool = False) -> TextGraph:
 
 
 @register_train("glem_cascade")
-def train_cascade(overwrite: bool = False) -> TextGraph:
+def train_cascade(overwrite: int = 0) -> TextGraph:
     """LM, then GNN on its embeddings: GLEM with zero EM iterations."""
     graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
     loop.run_cascade(run)
@@ -107,7 +107,7 @@ def train_cascade(overwrite: bool = False) -> TextGraph:
 
 
 @register_train("glem_joint")
-def train_joint(overwrite: bool = False) -> TextGraph:
+def train_joint(overwrite: int = 0) -> TextGraph:
     """LM and GNN co-trained end to end, on sampled neighbourhoods: the costly baseline."""
     graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True, overwrite=overwrite)
     loop.run_joint(run)
@@ -118,16 +118,17 @@ def train_joint(overwrite: bool = False) -> TextGraph:
 
 
 def prepare(
-    cfg: CfgNode, *, with_lm: bool, with_gnn: bool, with_joint: bool = False, overwrite: bool = False
+    cfg: CfgNode, *, with_lm: bool, with_gnn: bool, with_joint: bool = False, overwrite: int = 0
 ) -> tuple[TextGraph, Run]:
     """Everything a mode needs, with all that can be checked checked before the first stage.
 
-    Only then, with ``overwrite``, is deleted what an earlier run left in the folder.
+    Args:
+        overwrite: how many seeds, from this one on, are done anew; 0 = none. What an earlier run left in the folder is
+            deleted after all checks.
     """
     graph = load_text_graph_of(cfg)
     identity = identity_of(cfg, graph)
-    if not overwrite:
-        check_run_folder(Path(cfg.run_dir), identity)
+    check_run_folder(Path(cfg.run_dir), identity, overwrite)
     nodes = nodes_of(cfg, graph)
     if with_gnn:
         check_memory(cfg, graph, len(nodes.candidates))
@@ -172,7 +173,7 @@ def prepare(
         run.joint = joint_learner(cfg, graph, tokens, validation)
         run.correct_and_smooth = smoother(cfg, run.joint.structures, gold)
     if cfg.train.mode != "glem_predict" and processes.rank() == 0:
-        take_run_folder(Path(cfg.run_dir), identity, overwrite)
+        take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
     return graph, run
 
 
@@ -503,7 +504,7 @@ def _structure(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
 
 
 @register_train("glem_predict")
-def predict(overwrite: bool = False) -> None:
+def predict(overwrite: int = 0) -> None:
     """Predict all nodes again from the weights that a finished run kept, write them into ``predictions.csv.gz``."""
     run_dir = Path(cfg.run_dir)
     run_json = run_dir / "run.json"

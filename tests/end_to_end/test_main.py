@@ -28,7 +28,7 @@ from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.registered.config import ConfigError, load_config
-from glem_graphgym.registered.run_folder import RunError
+from glem_graphgym.registered.run_folder import RunError, held
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 NODES, CLASSES = 160, 3
@@ -443,6 +443,23 @@ def test_overwrite_takes_another_configuration(config: Path, main: Runner) -> No
     assert main(config, "train.mode", "glem_lm") == 0
     assert main(config, "train.mode", "glem_lm", "lm.lr", "1e-4", "--overwrite") == 0
     assert json.loads((run_dir(config) / "run.json").read_text())["settings"]["lm.lr"] == 1e-4
+
+
+def test_overwrite_leaves_no_seeds_of_different_configurations(config: Path, main: Runner) -> None:
+    assert main(config, "train.mode", "glem_lm", "--repeat", 2) == 0
+    before, other = times(run_dir(config, 1)), ("train.mode", "glem_lm", "lm.lr", "1e-4", "--overwrite")
+    with pytest.raises(RunError, match=r"/0 holds a run with another configuration: lm.lr was .* Seeds of one exp"):
+        main(config, *other, "seed", 1)
+    assert times(run_dir(config, 1)) == before
+    assert main(config, *other, "--repeat", 2) == 0
+
+
+def test_a_folder_that_another_process_works_on_is_left_alone(config: Path, main: Runner) -> None:
+    run_dir(config).mkdir(parents=True)
+    with held(run_dir(config)), pytest.raises(RunError, match=r"another process is working on .*/0; wait for it"):
+        main(config, "train.mode", "glem_lm")
+    assert list(run_dir(config).iterdir()) == []
+    assert main(config, "train.mode", "glem_lm") == 0
 
 
 def test_repeat_runs_seed_after_seed(plain: Path, config: Path, main: Runner) -> None:
