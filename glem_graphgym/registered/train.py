@@ -38,7 +38,7 @@ from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
-from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner
+from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
 from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
@@ -425,6 +425,7 @@ def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation
         )
     _refuse_hop_settings(cfg)
     _refuse_full_batch_settings(cfg)
+    _check_parts(cfg, len(graph.split["train"]))
     build_gnn(1, graph.num_classes)  # Wrong names and sizes are found now rather than after texts were read.
     lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
     check_lm(cfg, lm)
@@ -447,6 +448,17 @@ def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation
     structures = structures_of(cfg, graph)
     neighbourhoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, cfg.gnn.fan_out)
     return JointLearner(tokens, build, structures, neighbourhoods, settings, validation, lm.hardware)
+
+
+def _check_parts(cfg: CfgNode, num_gold: int) -> None:
+    """Of a joint step: none of the ``lm.accumulate`` parts of a batch is empty, nor too small for batch norm."""
+    smallest = num_gold // len(even_batches(np.arange(num_gold), cfg.lm.batch_size))
+    at_most = max(1, smallest // (2 if cfg.gnn.norm == "batch" else 1))
+    if cfg.lm.accumulate > at_most:
+        raise ConfigError(
+            f"lm.accumulate is {cfg.lm.accumulate}, but a batch has {smallest} of the {num_gold:,} training nodes and "
+            f"gnn.norm is '{cfg.gnn.norm}'; expected at most {at_most} parts"
+        )
 
 
 def further_features(cfg: CfgNode, graph: TextGraph, tokens: TokenStore) -> Callable[[np.ndarray | None], np.ndarray]:

@@ -210,6 +210,23 @@ def test_texts_longer_than_the_model_takes_are_refused_before_anything_is_traine
     assert not (Path(cfg.run_dir) / "stages").exists()
 
 
+@pytest.mark.parametrize(
+    ("norm", "parts", "at_most"), [("batch", 8, 7), ("layer", 16, 15), ("batch", 4, None), ("layer", 8, None)]
+)
+def test_parts_of_a_joint_step_have_nodes_enough(
+    configure: Callable[..., None], norm: str, parts: int, at_most: int | None
+) -> None:
+    """30 training nodes in two batches of 15; a part of one node has no variance for batch norm."""
+    options = ("train.mode", "glem_joint", "gnn.fan_out", "[2, 2]", "gnn.norm", norm, "lm.epochs", 1)
+    configure(*options, "lm.batch_size", 16, "lm.accumulate", parts)
+    if at_most is None:
+        train_dict[cfg.train.mode]()
+        return
+    with pytest.raises(ConfigError, match=rf"lm.accumulate is {parts}, but a batch has 15 .* at most {at_most} parts"):
+        train_dict[cfg.train.mode]()
+    assert not (Path(cfg.run_dir) / "stages").exists()
+
+
 def test_settings_of_the_e_step_alone_are_tried_before_anything_is_trained(
     configure: Callable[..., None], tmp_path: Path
 ) -> None:
