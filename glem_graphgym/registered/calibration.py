@@ -41,9 +41,10 @@ from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.networks import sees_hops
 from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
-from glem_graphgym.registered.sizes import budget_bytes, full_batch_bytes
+from glem_graphgym.registered.sizes import budget_bytes, check_memory, full_batch_bytes
 from glem_graphgym.registered.train import (
     em_settings,
+    first_predictions,
     further_features,
     gnn_learner,
     joint_learner,
@@ -591,6 +592,10 @@ def main(request: Path, answer: Path) -> None:
         torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
         graph = load_text_graph_of(cfg)
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
+        first_predictions(cfg, graph)
+        # Without a budget the dry run itself says what fits.
+        if budget_bytes(cfg) and {"gnn_gold", "m_step"} & {*asked["kinds"]}:
+            check_memory(cfg, graph, len(nodes_of(cfg, graph).candidates))
         found = Calibration(cfg, graph, answer.parent).run(asked["kinds"])
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}

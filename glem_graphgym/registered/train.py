@@ -151,10 +151,7 @@ def prepare(
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
         encoded=nodes.encoded,
     )
-    if cfg.glem.first_predictions:
-        run.first_predictions = load_matrix(
-            cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=graph.num_classes
-        )
+    run.first_predictions = first_predictions(cfg, graph)
     if cfg.glem.share_lm_gold:
         run.shared_lm_gold = shared_lm_gold(cfg, graph, nodes.encoded)
     if with_lm:
@@ -175,6 +172,14 @@ def prepare(
     if cfg.train.mode != "glem_predict" and processes.rank() == 0:
         take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
     return graph, run
+
+
+def first_predictions(cfg: CfgNode, graph: TextGraph) -> np.ndarray | None:
+    """Logits (N, C) of ``glem.first_predictions``; None where it names no file."""
+    if not cfg.glem.first_predictions:
+        return None
+    columns = graph.num_classes
+    return load_matrix(cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=columns)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch_geometric.graphgym.config import cfg
 from glem_graphgym.registered import preflight
 from glem_graphgym.registered.config import load_config
 from glem_graphgym.registered.preflight import Preflight, examine
+from glem_graphgym.registered.run_folder import RunError
 from tests.end_to_end.test_main import load_main
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
@@ -161,3 +162,23 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_do(
     assert "100 MB are free" in lines[1]
     assert "set " in lines[1]
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("model.type", "glem_gamlp", "glem.memory_budget_gb", "4e-4"), "gnn.batch_size is 0 with"),
+        (("glem.memory_budget_gb", "4e-4"), "trains on the whole graph at a time"),
+        (("glem.first_predictions", "nowhere.npy"), "glem.first_predictions"),
+    ],
+)
+def test_what_the_run_itself_refuses_the_dry_run_refuses(
+    tmp_path: Path, tiny_lm: Path, options: tuple[str, ...], message: str
+) -> None:
+    config = write_config(tmp_path, tiny_lm)
+    small = ["dataset.synthetic_nodes", "600", "dataset.tag_split", "[0.6, 0.2, 0.2]", "gnn.dim_inner", "16", *options]
+    main = load_main().main
+    with pytest.raises(ValueError, match=message):
+        main(["--cfg", str(config), *small])
+    with pytest.raises(RunError, match=message):
+        main(["--cfg", str(config), "--dry_run", *small])
