@@ -583,6 +583,23 @@ def refusal(folder: Path, metric: str) -> str:
     return str(caught.value)
 
 
+def test_tables_have_the_seeds_that_finished_since(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run in which a later seed fails leaves the aggregate of the seeds before."""
+    write_seed(tmp_path / "b-a=1", 0, [0.1, 0.5])
+    assert tables.aggregate_grid(tmp_path) == []
+    write_seed(tmp_path / "b-a=1", 1, [0.1, 0.3])
+    write_seed(tmp_path / "b-a=1", 2, [0.7])
+    write(tmp_path / "b-a=1/2", "run.json", "{}")
+    (tmp_path / "b-a=1" / "3").mkdir()
+    write(tmp_path / "b-a=1", "config.yaml", "tensorboard_agg: true\n")
+    assert load("agg_batch").main(["--dir", str(tmp_path)]) == 0
+    assert "b-a=1: not finished, counted as far as they are: seeds 2" in capsys.readouterr().out
+    row = pd.read_csv(tmp_path / "agg" / "val_best.csv").iloc[0]
+    assert (row["accuracy"], row["accuracy_std"]) == (0.5, 0.1633)
+    assert json.loads((tmp_path / "b-a=1/agg/val/best.json").read_text())["accuracy"] == 0.5
+    assert list((tmp_path / "b-a=1/agg/val").glob("events.out.tfevents.*"))
+
+
 def test_tables_of_experiments_without_axes(tmp_path: Path) -> None:
     for name in ("glem_debian", "lm_debian", "b-a=1", "c-a=1"):
         write_seed(tmp_path / name, 0, [0.1])
