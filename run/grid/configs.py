@@ -192,20 +192,21 @@ def _fit_width(budget: int) -> int:
 def write_configs(configs: dict[str, str], folder: Path) -> Written:
     """Put the configurations into ``folder``; those that stand there as finished (``*.yaml_done``) are left so.
 
-    Waiting configurations of an earlier grid are removed; files that this program did not make are left alone.
+    Waiting configurations of an earlier grid or base are removed; files that this program did not make are left alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    finished = 0
+    finished, outdated = 0, []
     for name, text in configs.items():
-        done = folder / f"{name}.yaml_done"
+        waiting, done = folder / f"{name}.yaml", folder / f"{name}.yaml_done"
         if done.exists() and done.read_text(encoding="utf-8") == text:
             finished += 1
+            outdated += [waiting] if waiting.exists() else []
             continue
-        with atomic_write(folder / f"{name}.yaml", "w") as stream:
+        with atomic_write(waiting, "w") as stream:
             stream.write(text)
     others = [file for file in sorted(folder.glob("*.yaml")) if file.name.removesuffix(".yaml") not in configs]
     stale = [file for file in others if file.read_text(encoding="utf-8", errors="replace").startswith(MADE_BY)]
-    for file in stale:
+    for file in (*stale, *outdated):
         file.unlink()
     foreign = tuple(file.name for file in others if file not in stale)
-    return Written(folder, len(configs) - finished, finished, len(stale), foreign)
+    return Written(folder, len(configs) - finished, finished, len(stale) + len(outdated), foreign)

@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -425,7 +426,19 @@ def report(queue: Queue, done_before: int) -> str:
         lines += ["", *(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {line}" for name, status, line in rows), ""]
         logs = sorted({str(failure.job.log.parent) for failure in queue.failures})
         lines.append(f"Whole logs: {', '.join(f'{folder}/<job>.log' for folder in logs)}")
+        lines += _how_to_start_anew([failure.job for failure in queue.failures if "--overwrite" in failure.last_line])
     return "\n".join(lines)
+
+
+def _how_to_start_anew(jobs: Sequence[Job]) -> list[str]:
+    """What stands for main's ``--overwrite``, which a queue does not take, where results of other settings lie."""
+    if not jobs:
+        return []
+    folders = [results_of(job.config) / job.name for job in jobs]
+    remedy = (
+        "There is no --overwrite here: change out_dir in the base, or delete these results; then type the command again"
+    )
+    return [remedy, *(f"rm -r {shlex.quote(str(folder))}" for folder in folders)]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -275,12 +275,17 @@ def test_made_again_finished_configurations_stay_finished(base: Path, capsys: py
     ]
     out = capsys.readouterr().out
     assert "1 of them are finished already" in out
-    assert "1 waiting configurations of an earlier grid were removed" in out
+    assert "1 waiting configurations of an earlier grid or base were removed" in out
     assert "left alone, and run with the others: mine.yaml" in out
     # Other settings under the same name are another experiment.
     write(base.parent, "base.yaml", BASE + "seed: 5\n")
     generate(base, "glem.alpha a [0.1]\n")
     assert (folder / "base-a=0.1.yaml").exists()
+    # The finished one's settings again: what waits beside it is of the other base, and must not run.
+    write(base.parent, "base.yaml", BASE)
+    generate(base, "glem.alpha a [0.1]\n")
+    assert sorted(file.name for file in folder.iterdir()) == ["base-a=0.1.yaml_done", "mine.yaml"]
+    assert "1 waiting configurations of an earlier grid or base were removed" in capsys.readouterr().out
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------------------
@@ -498,6 +503,20 @@ def test_more_seeds_of_finished_configurations(tmp_path: Path, monkeypatch: pyte
     assert [job.config.name for job in found] == ["some.yaml"]
     assert done == 2
     assert found[0].log == Path("results/g/logs/some.log")
+
+
+def test_where_main_asks_for_overwrite_the_report_says_which_results_to_delete(tmp_path: Path) -> None:
+    for name in ("a job", "other"):
+        write(tmp_path, f"{name}.yaml", "out_dir: results/g\n")
+    found, _ = jobs.find_jobs(tmp_path, 1)
+    queue = jobs.Queue(found, jobs.make_plan(arguments(), 2, {}))
+    refusal = "error: results/g/a job/0 holds another run; choose another out_dir, or start it anew with --overwrite"
+    for job, line in zip(found, (refusal, "error: no data"), strict=True):
+        queue.failures.append(jobs.Failure(job, "1", line))
+    lines = jobs.report(queue, 0).splitlines()
+    assert lines[-3].startswith("Whole logs: ")
+    assert "There is no --overwrite here: change out_dir in the base, or delete these results" in lines[-2]
+    assert lines[-1] == "rm -r 'results/g/a job'"
 
 
 def test_a_wrong_folder_or_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
