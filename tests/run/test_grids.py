@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -488,27 +489,61 @@ def test_two_queues_do_not_run_the_same_jobs(tmp_path: Path) -> None:
         pass
 
 
-def test_more_seeds_of_finished_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def done_with_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of finished configurations whose first seed is 4, with none, two or three seeds, or a foreign one."""
     monkeypatch.chdir(tmp_path)
-    for name in ("some", "all", "none"):
+    for name in ("none", "some", "all", "foreign"):
         write(tmp_path, f"{name}.yaml_done", "out_dir: results/g\nseed: 4\n")
     for name, seeds in (("some", (4, 5)), ("all", (4, 5, 6))):
         for seed in seeds:
             run = tmp_path / f"results/g/{name}/{seed}"
             run.mkdir(parents=True)
             write(run, "run.json", json.dumps({"finished": True}))
-    found, done = jobs.find_jobs(tmp_path, 2)
-    assert (found, done) == ([], 3)
-    found, done = jobs.find_jobs(tmp_path, 3)
-    assert [job.config.name for job in found] == ["some.yaml"]
-    assert done == 2
-    assert found[0].log == Path("results/g/logs/some.log")
+    write_seed(tmp_path / "results/g/foreign", 4, [0.5])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("repeat", "own", "waiting"),
+    [(2, False, []), (3, False, ["some"]), (2, True, ["none"]), (3, True, ["none", "some"])],
+)
+def test_finished_configurations_that_lack_seeds_wait_again(
+    repeat: int, own: bool, waiting: list[str], done_with_seeds: Path
+) -> None:
+    """With none at all, too (results were deleted), unless another program runs them, or did."""
+    found, done = jobs.find_jobs(done_with_seeds, repeat, own)
+    assert [job.name for job in found] == waiting
+    assert done == 4 - len(waiting)
+    assert [job.log for job in found] == [Path(f"results/g/logs/{name}.log") for name in waiting]
+
+
+def test_deleted_results_are_computed_again(done_with_seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(jobs.Queue, "run", lambda queue: started.extend(job.name for job in queue.jobs))
+    shutil.rmtree(done_with_seeds / "results")
+    assert jobs.main([".", "1", "1", "0", str(write(done_with_seeds, "other.py", ""))]) == 0
+    assert started == []
+    assert jobs.main([".", "1"]) == 0
+    assert started == ["all", "foreign", "none", "some"]
+
+
+@pytest.mark.parametrize(("main", "waiting"), [((), ["none", "some"]), (("--main", "other.py"), ["some"])])
+def test_an_array_has_the_seeds_that_finished_configurations_lack(
+    main: tuple[str, ...], waiting: list[str], done_with_seeds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load("slurm_gen").main(["--dir", ".", "--repeat", "3", *main]) == 0
+    script = capsys.readouterr().out
+    assert [line.strip() for line in script.splitlines() if line.endswith(".yaml")] == [
+        f"{name}.yaml" for name in waiting
+    ]
+    assert f"--array=0-{3 * len(waiting) - 1}\n" in script
 
 
 def test_where_main_asks_for_overwrite_the_report_says_which_results_to_delete(tmp_path: Path) -> None:
     for name in ("a job", "other"):
         write(tmp_path, f"{name}.yaml", "out_dir: results/g\n")
-    found, _ = jobs.find_jobs(tmp_path, 1)
+    found, _ = jobs.find_jobs(tmp_path, 1, True)
     queue = jobs.Queue(found, jobs.make_plan(arguments(), 2, {}))
     refusal = "error: results/g/a job/0 holds another run; choose another out_dir, or start it anew with --overwrite"
     for job, line in zip(found, (refusal, "error: no data"), strict=True):
