@@ -165,6 +165,15 @@ def test_lists_as_values(base: Path) -> None:
         ("train.mode m ['glem_gnn']\n", "line 1 (train.mode): glem.node_features is 'text'"),
         ("model.type t ['glem_sgae']\n", "line 1 (model.type): model.type is 'glem_sgae', expected one of: gnn"),
         ("optim.optimizer o ['adamm']\n", "optim.optimizer is 'adamm', expected one of: adam, sgd"),
+        (
+            "optim.scheduler s ['bogus']\n",
+            "optim.scheduler is 'bogus', expected one of: none, step, cos",
+        ),
+        (
+            "gnn.stage_type s ['stak']\n",
+            "line 1 (gnn.stage_type): gnn.stage_type is 'stak', expected one of: skipconcat",
+        ),
+        ("gnn.dim_inner d [None]\n", "line 1 (gnn.dim_inner): gnn.dim_inner is None, expected int"),
         ("lm.epochs e [1.5]\n", "line 1 (lm.epochs): lm.epochs is 1.5 (float), expected int"),
         ("lm e [1]\n", "line 1 (lm): 'lm' is a group of keys, found the value 1"),
         ("seed.x e [1]\n", "line 1 (seed.x): seed is {'x': 1} (dict), expected int"),
