@@ -22,6 +22,7 @@ from grid.space import Axis, GridError, Point, base_name, point_name
 from grid.where import configs_folder
 
 MADE_BY = "# Made by run/configs_gen.py"
+TRAIN_LM_ON_GOLD = ("glem", "glem_lm", "glem_cascade")  # train modes whose LM is first fine-tuned on gold
 _MAX_ERRORS = 10
 
 Config = dict[str, Any]
@@ -56,6 +57,8 @@ def read_base(file: str | None, flag: str) -> Config:
 
 def make_configs(base_file: str | None, grid_file: str, points: Iterable[Point], budget: int | None) -> dict[str, str]:
     """Name -> YAML text of every point, each loaded and checked as ``run/main.py`` would.
+
+    Where neither base nor grid says whether the LM fine-tuned on gold is shared, it is: no result depends on it.
 
     Args:
         base_file: what all points share; None: only GraphGym's defaults.
@@ -111,10 +114,12 @@ def set_values(base: Config, point: Point, grid_file: str, base_file: str | None
 
 
 def _check(config: Config, file: Path, budget: int | None) -> str:
-    """What is wrong with a configuration, "" if nothing; fits ``gnn.dim_inner`` to the budget."""
+    """What is wrong with a configuration, "" if nothing; shares the LM, fits ``gnn.dim_inner`` to the budget."""
     file.write_text(_dump(config), encoding="utf-8")
     try:
         load_config(cfg, file)
+        if cfg.train.mode in TRAIN_LM_ON_GOLD:
+            config.setdefault("glem", {}).setdefault("share_lm_gold", True)
         if budget is not None:
             config.setdefault("gnn", {})["dim_inner"] = _fit_width(budget)
     except (ValueError, KeyError) as error:
@@ -180,13 +185,15 @@ def _fit_width(budget: int) -> int:
 def write_configs(configs: dict[str, str], folder: Path) -> Written:
     """Put the configurations into ``folder``; those that stand there as finished (``*.yaml_done``) are left so.
 
+    A finished one may differ in ``glem.share_lm_gold``, which no result depends on.
+
     Waiting configurations of an earlier grid or base are removed; files that this program did not make are left alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     finished, outdated = 0, []
     for name, text in configs.items():
         waiting, done = folder / f"{name}.yaml", folder / f"{name}.yaml_done"
-        if done.exists() and done.read_text(encoding="utf-8") == text:
+        if done.exists() and _same_results(done.read_text(encoding="utf-8", errors="replace"), text):
             finished += 1
             outdated += [waiting] if waiting.exists() else []
             continue
@@ -198,3 +205,18 @@ def write_configs(configs: dict[str, str], folder: Path) -> Written:
         file.unlink()
     foreign = tuple(file.name for file in others if file not in stale)
     return Written(folder, len(configs) - finished, finished, len(stale) + len(outdated), foreign)
+
+
+def _same_results(one: str, other: str) -> bool:
+    return one == other or _without_sharing(one) == _without_sharing(other)
+
+
+def _without_sharing(text: str) -> Any:
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(config, dict) and isinstance(config.get("glem"), dict):
+        config["glem"].pop("share_lm_gold", None)
+        config = {key: value for key, value in config.items() if key != "glem" or value}
+    return config

@@ -27,6 +27,7 @@ sys.path.insert(0, str(RUN))
 from grid import configs, jobs, space, tables, where  # noqa: E402
 
 from glem_graphgym.registered.config import load_config  # noqa: E402
+from glem_graphgym.registered.run_folder import decisive_settings  # noqa: E402
 
 
 def load(name: str) -> ModuleType:
@@ -118,10 +119,10 @@ def test_blocks_do_not_leak(base: Path) -> None:
     found = {file.stem: yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")}
     groups = {name: (config.get("glem"), config.get("seed")) for name, config in found.items()}
     assert groups == {
-        "base-a=0.1": ({"alpha": 0.1}, None),
-        "base-a=0.2": ({"alpha": 0.2}, None),
-        "base-b=0.3": ({"beta": 0.3}, None),
-        "base-s=3": (None, 3),
+        "base-a=0.1": ({"alpha": 0.1, "share_lm_gold": True}, None),
+        "base-a=0.2": ({"alpha": 0.2, "share_lm_gold": True}, None),
+        "base-b=0.3": ({"beta": 0.3, "share_lm_gold": True}, None),
+        "base-s=3": ({"share_lm_gold": True}, 3),
     }
 
 
@@ -296,6 +297,51 @@ def test_made_again_finished_configurations_stay_finished(base: Path, capsys: py
     generate(base, "glem.alpha a [0.1]\n")
     assert sorted(file.name for file in folder.iterdir()) == ["base-a=0.1.yaml_done", "mine.yaml"]
     assert "1 waiting configurations of an earlier grid or base were removed" in capsys.readouterr().out
+
+
+def test_the_lm_fine_tuned_on_gold_is_shared_where_nobody_says_otherwise(base: Path) -> None:
+    modes = ["standard", "glem", "glem_lm", "glem_cascade", "glem_joint"]
+    grid = f"train.mode m {modes}\nglem.node_features f ['text+static']\ngnn.fan_out n [[5,5]]\n"
+    grid += "\ntrain.mode m ['glem_gnn']\nglem.node_features f ['static']\n"
+    write(base.parent, "base.yaml", BASE + "optim: {optimizer: adamw, scheduler: none}\n")
+    folder = generate(base, grid + "\ntrain.mode m ['glem']\nglem.share_lm_gold s [False]\n")
+    groups = {file.stem: yaml.safe_load(file.read_text())["glem"] for file in folder.glob("*.yaml")}
+    shared = {name: group.get("share_lm_gold") for name, group in groups.items()}
+    assert shared == {
+        "base-m=standard-f=text+static-n=5,5": None,
+        "base-m=glem-f=text+static-n=5,5": True,
+        "base-m=glem_lm-f=text+static-n=5,5": True,
+        "base-m=glem_cascade-f=text+static-n=5,5": True,
+        "base-m=glem_joint-f=text+static-n=5,5": None,
+        "base-m=glem_gnn-f=static": None,
+        "base-m=glem-s=False": False,
+    }
+    write(base.parent, "base.yaml", BASE + "glem: {share_lm_gold: False}\n")
+    (file,) = generate(base, "glem.alpha a [0.5]\n").glob("*.yaml")
+    assert yaml.safe_load(file.read_text())["glem"] == {"share_lm_gold": False, "alpha": 0.5}
+
+
+@pytest.mark.parametrize("grid", ["glem.alpha a [0.5]\n", "seed a [7]\n"])
+def test_runs_that_did_not_share_the_lm_stay_finished(
+    grid: str, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = generate(base, grid)
+    (file,) = folder.glob("*.yaml")
+    load_config(cfg, file)
+    settings = decisive_settings(cfg)
+    old = file.read_text().replace("  share_lm_gold: true\n", "").replace("glem:\nm", "m")
+    assert "share" not in old
+    file.unlink()
+    done = write(folder, f"{file.name}_done", old)
+    load_config(cfg, done)
+    assert decisive_settings(cfg) == settings
+    generate(base, grid)
+    assert [file.name for file in folder.iterdir()] == [done.name]
+    assert done.read_text() == old
+    assert "1 of them are finished already" in capsys.readouterr().out
+    write(folder, done.name, old.replace("synthetic", "table"))
+    generate(base, grid)
+    assert file.exists()
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------------------
