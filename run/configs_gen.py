@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     if written.finished:
         print(f"{written.finished} of them are finished already (*.yaml_done)")
     if written.dropped:
-        print(f"{written.dropped} waiting configurations of an earlier grid were removed")
+        print(f"{written.dropped} waiting configurations of an earlier grid or base were removed")
     if written.foreign:
         print(f"left alone, and run with the others: {', '.join(written.foreign)}")
     return 0

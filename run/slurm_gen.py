@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 import yaml
+from grid.jobs import OWN_MAIN, reopen
 
+OWN = "run/main.py"
 HEAD = """\
 #!/bin/bash
 {directives}
@@ -51,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--sbatch", action="append", default=[], metavar="OPTION", help="further option, e.g. account=x"
     )
     parser.add_argument("--python", default="python", help="Python on the cluster's nodes (default: python)")
-    parser.add_argument("--main", default="run/main.py", help="program of a task (default: run/main.py)")
+    parser.add_argument("--main", default=OWN, help=f"program of a task (default: {OWN})")
     args = parser.parse_args(argv)
     for name, low in (("repeat", 1), ("max_jobs", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(args, name) < low:
@@ -64,9 +66,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def array_script(args: argparse.Namespace) -> str:
     """
+    Finished configurations that lack seeds wait again, as for run/parallel.sh.
+
     Raises:
         ValueError: there is no configuration that waits, or one cannot be read; names it.
     """
+    reopen(args.dir, args.repeat, args.main == OWN or Path(args.main).resolve() == OWN_MAIN)
     files = sorted(args.dir.glob("*.yaml"))
     if not files:
         done = len(list(args.dir.glob("*.yaml_done")))

@@ -6,7 +6,7 @@ GraphGym's grids reach two levels (``group.key``), so no key lies deeper.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,23 @@ from typing import Any
 import torch
 import yaml
 from torch_geometric.graphgym.config import assert_cfg, set_cfg
-from torch_geometric.graphgym.register import register_config
+from torch_geometric.graphgym.register import (
+    act_dict,
+    edge_encoder_dict,
+    head_dict,
+    layer_dict,
+    loader_dict,
+    loss_dict,
+    metric_dict,
+    network_dict,
+    node_encoder_dict,
+    optimizer_dict,
+    pooling_dict,
+    register_config,
+    scheduler_dict,
+    stage_dict,
+)
+from torch_geometric.nn.resolver import aggregation_resolver
 from yacs.config import CfgNode
 
 from glem_graphgym.files import atomic_write
@@ -201,19 +217,21 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
     if not isinstance(values, dict):
         raise ConfigError(f"--cfg {file}: expected 'key: value' lines, found {type(values).__name__}")
     set_cfg(cfg)
-    _merge(cfg, values, str(file))
+    defaults = cfg.clone()
+    _merge(cfg, values, defaults, str(file))
     options = list(options)
     if len(options) % 2:
         raise ConfigError(f"options must be pairs 'key value'; '{options[-1]}' stands alone")
     for name, text in zip(options[::2], options[1::2], strict=True):
         group, _, key = name.rpartition(".")
         value = yaml.safe_load(text) if text else ""
-        _merge(cfg, {group: {key: value}} if group else {key: value}, "command line")
+        _merge(cfg, {group: {key: value}} if group else {key: value}, defaults, "command line")
+    _check_choice("dataset.task", cfg.dataset.task, ("node", "edge", "graph", "link_pred"))
     assert_cfg(cfg)
     check_config(cfg)
 
 
-def _merge(cfg: CfgNode, values: dict, origin: str, prefix: str = "") -> None:
+def _merge(cfg: CfgNode, values: dict, defaults: CfgNode, origin: str, prefix: str = "") -> None:
     for name, value in values.items():
         full = f"{prefix}{name}"
         if name not in cfg:
@@ -221,9 +239,9 @@ def _merge(cfg: CfgNode, values: dict, origin: str, prefix: str = "") -> None:
         if isinstance(cfg[name], CfgNode):
             if not isinstance(value, dict):
                 raise ConfigError(f"{origin}: '{full}' is a group of keys, found the value {value!r}")
-            _merge(cfg[name], value, origin, f"{full}.")
+            _merge(cfg[name], value, defaults[name], origin, f"{full}.")
         else:
-            cfg[name] = _coerced(cfg[name], value, full, origin)
+            cfg[name] = _coerced(defaults[name], value, full, origin)
 
 
 def _nearest(cfg: CfgNode, prefix: str, name: str) -> str:
@@ -231,8 +249,17 @@ def _nearest(cfg: CfgNode, prefix: str, name: str) -> str:
     return f"; did you mean '{prefix}{close[0]}'?" if close else f"; known here: {', '.join(sorted(map(str, cfg)))}"
 
 
+# GraphGym itself sets devices to None where it finds no GPU, and has a scheduler of that name.
+NULLABLE = ("devices", "optim.scheduler")
+
+
 def _coerced(default: Any, value: Any, name: str, origin: str) -> Any:
-    """``value`` in the type of ``default``; a list may stand for a tuple, an int for a float; None fits everything."""
+    """``value`` in the type of ``default``; a list may stand for a tuple, an int for a float.
+
+    None fits where it is the default, and in `NULLABLE` keys; a default of None takes everything.
+    """
+    if value is None and default is not None and name not in NULLABLE:
+        raise ConfigError(f"{origin}: {name} is None, expected {type(default).__name__}")
     if isinstance(default, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
         try:
             return float(value)
@@ -256,6 +283,7 @@ def check_config(cfg: CfgNode) -> None:
     for key in KEYS:
         group, name = key.name.split(".")
         key.check(cfg[group][name])
+    _check_names(cfg)
     if cfg.devices is not None and cfg.devices < 1:
         raise ConfigError(
             f"devices is {cfg.devices}, expected the number of processes on this machine (one a GPU), at least 1"
@@ -313,6 +341,79 @@ def _check_input_norm(cfg: CfgNode) -> None:
             f"gnn.input_norm is True, but model.type {cfg.model.type} has no norm of its input (glem_revgat and "
             "glem_gamlp have); set glem.input_norm instead"
         )
+
+
+# ---- names that GraphGym looks up only while it runs --------------------------------------------------------------
+
+SAMPLERS = ("full_batch", "neighbor", "random_node", "saint_rw", "saint_node", "saint_edge", "cluster")
+TASK_TYPES = ("classification", "regression", "classification_binary", "classification_multi")
+GENERAL_LAYERS = ("generalconv", "generaledgeconv", "generalsampleedgeconv")
+
+
+def _check_names(cfg: CfgNode) -> None:
+    """Check names against GraphGym's registries, plugins' names among them, and against what its code compares with.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    _check_choice("print", cfg.print, ("stdout", "file", "both"))
+    _check_choice("metric_agg", cfg.metric_agg, ("argmax", "argmin"))
+    _check_choice("train.sampler", cfg.train.sampler, SAMPLERS)
+    _check_choice("val.sampler", cfg.val.sampler, SAMPLERS)
+    _check_choice("optim.optimizer", cfg.optim.optimizer, optimizer_dict)
+    _check_choice("optim.scheduler", cfg.optim.scheduler, scheduler_dict)
+    _check_choice("model.size_average", cfg.model.size_average, ("mean", "sum"))
+    for metric in cfg.custom_metrics:
+        _check_choice("custom_metrics", metric, metric_dict)
+    if not cfg.custom_metrics:
+        _check_choice("dataset.task_type", cfg.dataset.task_type, TASK_TYPES)
+    # Losses and loaders see every name, and not all are registered under that which they answer to.
+    if _ours_alone(loss_dict):
+        _check_choice("model.loss_fun", cfg.model.loss_fun, ("cross_entropy", "mse", *loss_dict))
+    if _ours_alone(loader_dict):
+        _check_choice("dataset.format", cfg.dataset.format, ("PyG", "OGB", "TAG"))
+    if cfg.dataset.format == "TAG":
+        from glem_graphgym.registered.loader import GRAPHS  # which imports this module
+
+        _check_choice("dataset.name", cfg.dataset.name, GRAPHS)
+    _check_choice("model.type", cfg.model.type, network_dict)
+    if cfg.model.type == "gnn" or cfg.model.type.startswith("glem_"):  # other networks may read keys in their own way
+        _check_parts(cfg)
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    """Names of what GraphGym's GNN is made of, of which our networks read none."""
+    g = cfg.gnn
+    _check_choice("gnn.layer_type", g.layer_type, layer_dict)
+    _check_choice("gnn.stage_type", g.stage_type, stage_dict)
+    _check_choice("gnn.act", g.act, act_dict)
+    _check_choice("gnn.head", g.head, head_dict)
+    if g.head == "graph":
+        _check_choice("model.graph_pooling", cfg.model.graph_pooling, pooling_dict)
+    if g.head in ("edge", "link_pred"):
+        _check_choice("model.edge_decoding", cfg.model.edge_decoding, ("dot", "cosine_similarity", "concat"))
+    if cfg.dataset.node_encoder:
+        _check_choice("dataset.node_encoder_name", cfg.dataset.node_encoder_name, node_encoder_dict)
+    if cfg.dataset.edge_encoder:
+        _check_choice("dataset.edge_encoder_name", cfg.dataset.edge_encoder_name, edge_encoder_dict)
+    if g.layer_type in GENERAL_LAYERS:
+        _check_choice("gnn.self_msg", g.self_msg, ("none", "add", "concat"))
+        _check_choice("gnn.msg_direction", g.msg_direction, ("single", "both"))
+        try:
+            aggregation_resolver(g.agg)
+        except (ValueError, TypeError) as error:
+            known = "add, mean, max, or another aggregation of torch_geometric.nn that needs no arguments"
+            raise ConfigError(f"gnn.agg is '{g.agg}', expected one of: {known}") from error
+
+
+def _check_choice(name: str, value: Any, known: Collection[Any]) -> None:
+    if value not in list(known):  # a value may be a list, which no registry can look up
+        names = ", ".join(str(other) for other in known if other is not None)
+        raise ConfigError(f"{name} is '{value}', expected one of: {names}")
+
+
+def _ours_alone(registry: Mapping[str, Any]) -> bool:
+    return all(found.__module__.startswith("glem_graphgym.") for found in registry.values())
 
 
 def check_devices(cfg: CfgNode, started: int | None) -> None:

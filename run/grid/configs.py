@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from torch_geometric.graphgym.config import cfg
-from torch_geometric.graphgym.register import layer_dict, network_dict, optimizer_dict
+from torch_geometric.graphgym.register import network_dict
 from torch_geometric.graphgym.utils.comp_budget import params_count
 
 import glem_graphgym  # noqa: F401 - registers the plugin, whose keys and names a grid may use
@@ -22,6 +22,7 @@ from grid.space import Axis, GridError, Point, base_name, point_name
 from grid.where import configs_folder
 
 MADE_BY = "# Made by run/configs_gen.py"
+TRAIN_LM_ON_GOLD = ("glem", "glem_lm", "glem_cascade")  # train modes whose LM is first fine-tuned on gold
 _MAX_ERRORS = 10
 
 Config = dict[str, Any]
@@ -56,6 +57,8 @@ def read_base(file: str | None, flag: str) -> Config:
 
 def make_configs(base_file: str | None, grid_file: str, points: Iterable[Point], budget: int | None) -> dict[str, str]:
     """Name -> YAML text of every point, each loaded and checked as ``run/main.py`` would.
+
+    Where neither base nor grid says whether the LM fine-tuned on gold is shared, it is: no result depends on it.
 
     Args:
         base_file: what all points share; None: only GraphGym's defaults.
@@ -111,11 +114,12 @@ def set_values(base: Config, point: Point, grid_file: str, base_file: str | None
 
 
 def _check(config: Config, file: Path, budget: int | None) -> str:
-    """What is wrong with a configuration, "" if nothing; fits ``gnn.dim_inner`` to the budget."""
+    """What is wrong with a configuration, "" if nothing; shares the LM, fits ``gnn.dim_inner`` to the budget."""
     file.write_text(_dump(config), encoding="utf-8")
     try:
         load_config(cfg, file)
-        _check_names()
+        if cfg.train.mode in TRAIN_LM_ON_GOLD:
+            config.setdefault("glem", {}).setdefault("share_lm_gold", True)
         if budget is not None:
             config.setdefault("gnn", {})["dim_inner"] = _fit_width(budget)
     except (ValueError, KeyError) as error:
@@ -123,16 +127,6 @@ def _check(config: Config, file: Path, budget: int | None) -> str:
     finally:
         file.unlink()
     return ""
-
-
-def _check_names() -> None:
-    """Names that GraphGym looks up only when the model is built."""
-    names = [("model.type", cfg.model.type, network_dict), ("optim.optimizer", cfg.optim.optimizer, optimizer_dict)]
-    if cfg.model.type == "gnn":
-        names.append(("gnn.layer_type", cfg.gnn.layer_type, layer_dict))
-    for key, name, known in names:
-        if name not in known:
-            raise ValueError(f"{key} is '{name}', expected one of: {', '.join(map(str, known))}")
 
 
 def _lines(grid_file: str, block: Sequence[Axis], error: str) -> str:
@@ -159,7 +153,6 @@ def parameters_of(budget_file: str) -> int:
     """
     try:
         load_config(cfg, budget_file)
-        _check_names()
         return _parameters(cfg.gnn.dim_inner)
     except (ValueError, KeyError) as error:
         raise GridError(f"--config_budget {budget_file}: {error}") from error
@@ -192,20 +185,38 @@ def _fit_width(budget: int) -> int:
 def write_configs(configs: dict[str, str], folder: Path) -> Written:
     """Put the configurations into ``folder``; those that stand there as finished (``*.yaml_done``) are left so.
 
-    Waiting configurations of an earlier grid are removed; files that this program did not make are left alone.
+    A finished one may differ in ``glem.share_lm_gold``, which no result depends on.
+
+    Waiting configurations of an earlier grid or base are removed; files that this program did not make are left alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    finished = 0
+    finished, outdated = 0, []
     for name, text in configs.items():
-        done = folder / f"{name}.yaml_done"
-        if done.exists() and done.read_text(encoding="utf-8") == text:
+        waiting, done = folder / f"{name}.yaml", folder / f"{name}.yaml_done"
+        if done.exists() and _same_results(done.read_text(encoding="utf-8", errors="replace"), text):
             finished += 1
+            outdated += [waiting] if waiting.exists() else []
             continue
-        with atomic_write(folder / f"{name}.yaml", "w") as stream:
+        with atomic_write(waiting, "w") as stream:
             stream.write(text)
     others = [file for file in sorted(folder.glob("*.yaml")) if file.name.removesuffix(".yaml") not in configs]
     stale = [file for file in others if file.read_text(encoding="utf-8", errors="replace").startswith(MADE_BY)]
-    for file in stale:
+    for file in (*stale, *outdated):
         file.unlink()
     foreign = tuple(file.name for file in others if file not in stale)
-    return Written(folder, len(configs) - finished, finished, len(stale), foreign)
+    return Written(folder, len(configs) - finished, finished, len(stale) + len(outdated), foreign)
+
+
+def _same_results(one: str, other: str) -> bool:
+    return one == other or _without_sharing(one) == _without_sharing(other)
+
+
+def _without_sharing(text: str) -> Any:
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(config, dict) and isinstance(config.get("glem"), dict):
+        config["glem"].pop("share_lm_gold", None)
+        config = {key: value for key, value in config.items() if key != "glem" or value}
+    return config

@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -100,26 +101,39 @@ class Failure:
 # ---- which jobs ---------------------------------------------------------------------------------------------------
 
 
-def find_jobs(folder: Path, repeat: int) -> tuple[list[Job], int]:
+def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
     """The waiting configurations (``*.yaml``) by name, and the number of finished ones (``*.yaml_done``).
 
-    A finished one that has some of the seeds asked for, but not all, waits again.
+    Those that `reopen` finds wait again; ``own`` is as there.
 
     Raises:
         JobError: there are neither.
     """
     if not folder.is_dir():
         raise JobError(f"{folder}: no such folder; expected the folder of configurations that configs_gen.py made")
-    done = sorted(folder.glob(f"*.yaml{DONE}"))
-    for file in done:
-        waiting = file.with_name(file.name.removesuffix(DONE))
-        if not waiting.exists() and _lacks_seeds(file, repeat):
-            file.rename(waiting)
+    reopen(folder, repeat, own)
     configs = sorted(folder.glob("*.yaml"))
-    finished = sum(not file.with_name(file.name.removesuffix(DONE)).exists() for file in done)
+    finished = sum(not _waiting(file).exists() for file in folder.glob(f"*.yaml{DONE}"))
     if not configs and not finished:
         raise JobError(f"{folder}: no configuration in it (*.yaml); make some with run/configs_gen.py")
     return [_job(file) for file in configs], finished
+
+
+def reopen(folder: Path, repeat: int, own: bool) -> None:
+    """Let finished configurations (``*.yaml_done``) that lack seeds wait again (``*.yaml``).
+
+    Args:
+        repeat: seeds asked for.
+        own: they are run by our main.py, which notes the seeds that it finishes. Of another program, which may note
+            nothing, only those with some of the seeds are known to lack the others.
+    """
+    for file in sorted(folder.glob(f"*.yaml{DONE}")):
+        if not _waiting(file).exists() and _lacks_seeds(file, repeat, own):
+            file.rename(_waiting(file))
+
+
+def _waiting(done: Path) -> Path:
+    return done.with_name(done.name.removesuffix(DONE))
 
 
 def _job(config: Path) -> Job:
@@ -142,11 +156,17 @@ def _settings(config: Path) -> Mapping[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _lacks_seeds(done: Path, repeat: int) -> bool:
+def _lacks_seeds(done: Path, repeat: int, own: bool) -> bool:
     first = _settings(done).get("seed", 0)
     folder = results_of(done) / done.name.removesuffix(f".yaml{DONE}")
-    finished = {seed for seed in range(first, first + repeat) if _is_finished(folder / str(seed))}
-    return 0 < len(finished) < repeat
+    runs = [folder / str(seed) for seed in range(first, first + repeat)]
+    finished = sum(map(_is_finished, runs))
+    return finished < repeat if finished else own and not any(map(_is_foreign, runs))
+
+
+def _is_foreign(run: Path) -> bool:
+    """Whether another program than our main.py has left results there."""
+    return (run / "val" / "stats.json").exists() and not (run / "run.json").exists()
 
 
 def _is_finished(run: Path) -> bool:
@@ -425,7 +445,19 @@ def report(queue: Queue, done_before: int) -> str:
         lines += ["", *(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {line}" for name, status, line in rows), ""]
         logs = sorted({str(failure.job.log.parent) for failure in queue.failures})
         lines.append(f"Whole logs: {', '.join(f'{folder}/<job>.log' for folder in logs)}")
+        lines += _how_to_start_anew([failure.job for failure in queue.failures if "--overwrite" in failure.last_line])
     return "\n".join(lines)
+
+
+def _how_to_start_anew(jobs: Sequence[Job]) -> list[str]:
+    """What stands for main's ``--overwrite``, which a queue does not take, where results of other settings lie."""
+    if not jobs:
+        return []
+    folders = [results_of(job.config) / job.name for job in jobs]
+    remedy = (
+        "There is no --overwrite here: change out_dir in the base, or delete these results; then type the command again"
+    )
+    return [remedy, *(f"rm -r {shlex.quote(str(folder))}" for folder in folders)]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -455,10 +487,11 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
+        own = find_main(args.main) == OWN_MAIN
         if not args.config_dir.is_dir():
-            find_jobs(args.config_dir, args.repeat)  # says so
+            find_jobs(args.config_dir, args.repeat, own)  # says so
         with alone_with(args.config_dir):
-            jobs, done = find_jobs(args.config_dir, args.repeat)
+            jobs, done = find_jobs(args.config_dir, args.repeat, own)
             plan = make_plan(args, len(jobs), os.environ)
             if plan.threads:  # before libraries that read it once are imported
                 os.environ["OMP_NUM_THREADS"] = str(plan.threads)

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from glem_graphgym.files import atomic_write
+from glem_graphgym.files import atomic_write, read_json
 from glem_graphgym.report.aggregate import SEED, SPLITS, aggregate_seeds
 from grid.space import axes_of
 
@@ -53,7 +53,8 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
     """Write ``<folder>/agg/{train,val,test}{_best,,_bestepoch}.csv``; returns notes on what was left out and why.
 
     ``*_best.csv``: mean and population standard deviation over seeds, each at its epoch of best validation, as
-    ``agg/<split>/best.json`` has them (which is made where a killed run or GraphGym's own main left it out).
+    ``agg/<split>/best.json`` has them. That is made anew from all seeds with results: a run in which a later seed
+    failed left it as it was, and GraphGym's own main knows no test.
     ``*.csv``: mean over seeds at the last epoch. ``*_bestepoch.csv``: mean over seeds at the one epoch whose mean
     validation metric is best, the same for all splits; the last epoch where a split was not evaluated then.
 
@@ -80,6 +81,12 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
     if not experiments:
         raise ValueError("\n".join([f"--dir {folder}: no experiment with results in it", *notes]))
     notes += _uneven_seeds(experiments)
+    for one in experiments:
+        unfinished = [seed for seed in one.seeds if not _is_finished(folder / one.name / str(seed))]
+        if unfinished:
+            notes.append(
+                f"{one.name}: not finished, counted as far as they are: seeds {', '.join(map(str, unfinished))}"
+            )
     for split in SPLITS:
         for table in TABLES:
             chosen = [(one.name, one.rows[table, split]) for one in experiments if (table, split) in one.rows]
@@ -94,10 +101,13 @@ def _seeds(experiment: Path) -> list[int]:
 def _read_experiment(path: Path, metric: str) -> Experiment:
     settings = _settings(path)
     split_seeds = {split: [seed for seed in _seeds(path) if _has_rows(path / str(seed), split)] for split in SPLITS}
-    if not all((path / "agg" / split / "best.json").exists() for split in SPLITS if split_seeds[split]):
-        aggregate_seeds(
-            path, settings.get("metric_best", "auto"), settings.get("metric_agg", "argmax"), settings.get("round", 4)
-        )
+    aggregate_seeds(
+        path,
+        settings.get("metric_best", "auto"),
+        settings.get("metric_agg", "argmax"),
+        settings.get("round", 4),
+        settings.get("tensorboard_agg", False),
+    )
     selection = Selection(
         settings.get("metric_best", "auto") if metric == "auto" else metric, settings.get("metric_agg", "argmax")
     )
@@ -126,6 +136,14 @@ def _settings(experiment: Path) -> Mapping[str, Any]:
 def _has_rows(run: Path, split: str) -> bool:
     file = run / split / "stats.json"
     return file.is_file() and file.stat().st_size > 0
+
+
+def _is_finished(run: Path) -> bool:
+    """False where ``run.json`` says so; GraphGym's own main writes none."""
+    try:
+        return bool(read_json(run / "run.json").get("finished"))
+    except (OSError, ValueError, AttributeError):
+        return not (run / "run.json").exists()
 
 
 def _read_rows(file: Path) -> list[Row]:

@@ -100,6 +100,8 @@ def test_a_grid_with_a_job_that_fails(grid: tuple[Path, subprocess.CompletedProc
         for seed in ("0", "1"):
             assert (results / name / seed / "summary.json").exists()
         assert f"{name}, seed 1" in (results / "logs" / f"{name}.log").read_text()
+    # The LM fine-tuned on gold is one a seed, for GLEM and cascades with all GNNs.
+    assert len(list((folder / "datasets" / "lm_gold").glob("[0-9a-f]*"))) == 2
 
 
 def test_its_tables_have_a_row_a_configuration(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch_geometric.graphgym import register
 from torch_geometric.graphgym.config import cfg, set_cfg
 from torch_geometric.graphgym.loader import create_loader
 from torch_geometric.graphgym.model_builder import create_model
@@ -150,6 +151,14 @@ REFUSED = [
     ("", ("dataset.tag_split", "0.5"), "command line: dataset.tag_split is 0.5 (float), expected list"),
     ("lm:\n  lr: null\n", (), "lm.lr is None, expected float"),
     ("glem:\n  em_iterations:\n", (), "glem.em_iterations is None, expected int"),
+    ("gnn:\n  dim_inner: null\n", (), "{file}: gnn.dim_inner is None, expected int"),
+    ("gnn:\n  act:\n", (), "{file}: gnn.act is None, expected str"),
+    ("devices: null\n", ("devices", "two"), "command line: devices is 'two' (str), expected int"),
+    (
+        "optim: {scheduler: null}\n",
+        ("optim.scheduler", "[a]"),
+        "command line: optim.scheduler is ['a'] (list), expected str",
+    ),
     ("glem:\n  alpha: .nan\n", (), "glem.alpha is nan, expected float"),
     ("glem:\n  alpha: 1.5\n", (), "glem.alpha is 1.5, expected 0 to 1"),
     ("glem:\n  beta: -0.1\n", (), "glem.beta is -0.1, expected 0 to 1"),
@@ -174,6 +183,86 @@ def test_what_is_refused(text: str, options: tuple[str, ...], message: str, tmp_
     with pytest.raises(ConfigError) as error:
         load(tmp_path, text, *options)
     assert message.format(file=tmp_path / "config.yaml") in str(error.value)
+
+
+def test_nothing_is_a_value_where_graphgym_takes_it(tmp_path: Path) -> None:
+    load(tmp_path, "devices: null\n", "optim.scheduler", "null")
+    assert (cfg.devices, cfg.optim.scheduler) == (None, None)
+
+
+STOCK = ("dataset.format", "PyG", "model.type", "gnn")
+NAMES = [
+    (("dataset.task", "nodes"), "node, edge, graph, link_pred"),
+    (("dataset.task_type", "multilabel"), "classification, regression, classification_binary, classification_multi"),
+    (("dataset.format", "NetworkX"), "PyG, OGB, TAG"),
+    (("dataset.name", "Cora", "dataset.format", "TAG"), "debian, ogbn-arxiv, "),
+    (("optim.optimizer", "adamm"), "adam, sgd, "),
+    (("optim.scheduler", "steps"), "none, step, cos, "),
+    (("model.type", "gcn"), "gnn, "),
+    (("model.loss_fun", "bce"), "cross_entropy, mse, glem_pseudo_label"),
+    (("model.size_average", "none"), "mean, sum"),
+    (("model.graph_pooling", "sum", "gnn.head", "graph"), "add, mean, max"),
+    (("model.edge_decoding", "cosine", "dataset.task", "link_pred"), "dot, cosine_similarity, concat"),
+    (("gnn.layer_type", "gcn"), "linear, mlp, gcnconv, "),
+    (("gnn.layer_type", "gcn", "model.type", "glem_sage"), "linear, mlp, gcnconv, "),
+    (("gnn.stage_type", "stak"), "skipconcat, skipsum, stack"),
+    (("gnn.act", "rleu"), "relu, "),
+    (("gnn.head", "nodes"), "node, "),
+    (("gnn.agg", "avg"), "add, mean, max, or another aggregation of torch_geometric.nn"),
+    (("gnn.agg", "quantile"), "add, mean, max, or another aggregation of torch_geometric.nn that needs no arguments"),
+    (("gnn.self_msg", "cat"), "none, add, concat"),
+    (("gnn.msg_direction", "boht"), "single, both"),
+    (("dataset.node_encoder_name", "Atoms", "dataset.node_encoder", "True"), "Integer, Atom, "),
+    (("dataset.edge_encoder_name", "Bonds", "dataset.edge_encoder", "True"), "Bond"),
+    (("custom_metrics", "[ogb_acc]"), "ogb_accuracy"),
+    (("train.sampler", "full"), "full_batch, neighbor, "),
+    (("val.sampler", "full"), "full_batch, neighbor, "),
+    (("metric_agg", "max"), "argmax, argmin"),
+    (("print", "loudly"), "stdout, file, both"),
+]
+
+
+@pytest.mark.parametrize(("options", "known"), NAMES, ids=[f"{row[0][0]} {row[0][1]}" for row in NAMES])
+def test_names_that_graphgym_looks_up_later(options: tuple[str, ...], known: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "", *STOCK, *options)
+    assert f"{options[0]} is '{options[1].strip('[]')}', expected one of: {known}" in str(error.value)
+
+
+@pytest.mark.parametrize("agg", ["add", "mean", "max", "sum", "min", "std", "softmax"])
+def test_every_aggregation_of_pyg_is_known(agg: str, tmp_path: Path) -> None:
+    load(tmp_path, "", *STOCK, "gnn.agg", agg)
+
+
+CUSTOM = {
+    "gnn.layer_type": register.layer_dict,
+    "gnn.stage_type": register.stage_dict,
+    "gnn.act": register.act_dict,
+    "gnn.head": register.head_dict,
+    "optim.optimizer": register.optimizer_dict,
+    "optim.scheduler": register.scheduler_dict,
+    "model.type": register.network_dict,
+    "model.graph_pooling": register.pooling_dict,
+    "dataset.node_encoder_name": register.node_encoder_dict,
+    "dataset.edge_encoder_name": register.edge_encoder_dict,
+    "custom_metrics": register.metric_dict,
+    "model.loss_fun": register.loss_dict,
+    "dataset.format": register.loader_dict,
+}
+
+
+@pytest.mark.parametrize("key", CUSTOM)
+def test_names_of_other_plugins_are_known(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss and a loader answer to other names than those that they are registered under, where they like."""
+    monkeypatch.setitem(CUSTOM[key], "another" if key in ("model.loss_fun", "dataset.format") else "custom", Path)
+    more = ["dataset.node_encoder", "True", "dataset.edge_encoder", "True", "dataset.edge_encoder_name", "Bond"]
+    more += ["gnn.head", "graph"] if key == "model.graph_pooling" else []
+    load(tmp_path, "", *STOCK, *more, key, "[custom]" if key == "custom_metrics" else "custom")
+
+
+def test_another_network_may_have_names_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(register.network_dict, "custom", Path)
+    load(tmp_path, "", *STOCK, "model.type", "custom", "gnn.layer_type", "its_own", "gnn.stage_type", "its_own")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

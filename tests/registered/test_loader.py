@@ -121,7 +121,6 @@ def test_static_features_are_the_untuned_models_embeddings(tmp_path: Path, tiny_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset__name": "nowhere"}, "dataset.name is 'nowhere', expected one of: debian, ogbn-arxiv, ogbn-products"),
         ({"dataset__name": "table"}, "dataset.name is 'table', but dataset.tag_source is empty"),
         ({}, "glem.node_features is 'text' and the graph has no raw features; expected static"),
         ({"glem__node_features": "raw"}, "glem.node_features is 'raw' and the graph has no raw features"),
@@ -135,6 +134,13 @@ def test_what_cannot_be_loaded(options: dict[str, object], message: str, tmp_pat
     with pytest.raises(DataError) as error:
         load_dataset()
     assert message in str(error.value)
+
+
+def test_a_graph_that_nobody_loads(tmp_path: Path) -> None:
+    configure(tmp_path)
+    cfg.dataset.name = "nowhere"
+    with pytest.raises(DataError, match=r"dataset\.name is 'nowhere', expected one of: debian, ogbn-arxiv"):
+        load_dataset()
 
 
 def test_keys_reach_the_generator(tmp_path: Path) -> None:

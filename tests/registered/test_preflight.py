@@ -247,10 +247,11 @@ def test_what_goes_wrong_in_the_trial_is_said_here(tmp_path: Path, tiny_lm: Path
     file.write_text(
         f"out_dir: {tmp_path}/results\n"
         f"dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/data, synthetic_nodes: 200}}\n"
-        f"lm: {{model: {tiny_lm}}}\nmodel: {{type: no_such_network}}\ntrain: {{mode: glem_cascade}}\n"
+        f"lm: {{model: {tiny_lm}}}\ngnn: {{layers_mp: 0}}\nmodel: {{type: glem_sage}}\n"
+        "train: {mode: glem_cascade}\n"
     )
     load_config(cfg, file)
-    with pytest.raises(RuntimeError, match=r"model\.type is 'no_such_network', expected one of"):
+    with pytest.raises(RuntimeError, match="num_layers is 0"):
         examine(cfg, [tmp_path / "results" / "0"])
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "data").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ sys.path.insert(0, str(RUN))
 from grid import configs, jobs, space, tables, where  # noqa: E402
 
 from glem_graphgym.registered.config import load_config  # noqa: E402
+from glem_graphgym.registered.run_folder import decisive_settings  # noqa: E402
 
 
 def load(name: str) -> ModuleType:
@@ -117,10 +119,10 @@ def test_blocks_do_not_leak(base: Path) -> None:
     found = {file.stem: yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")}
     groups = {name: (config.get("glem"), config.get("seed")) for name, config in found.items()}
     assert groups == {
-        "base-a=0.1": ({"alpha": 0.1}, None),
-        "base-a=0.2": ({"alpha": 0.2}, None),
-        "base-b=0.3": ({"beta": 0.3}, None),
-        "base-s=3": (None, 3),
+        "base-a=0.1": ({"alpha": 0.1, "share_lm_gold": True}, None),
+        "base-a=0.2": ({"alpha": 0.2, "share_lm_gold": True}, None),
+        "base-b=0.3": ({"beta": 0.3, "share_lm_gold": True}, None),
+        "base-s=3": ({"share_lm_gold": True}, 3),
     }
 
 
@@ -164,6 +166,15 @@ def test_lists_as_values(base: Path) -> None:
         ("train.mode m ['glem_gnn']\n", "line 1 (train.mode): glem.node_features is 'text'"),
         ("model.type t ['glem_sgae']\n", "line 1 (model.type): model.type is 'glem_sgae', expected one of: gnn"),
         ("optim.optimizer o ['adamm']\n", "optim.optimizer is 'adamm', expected one of: adam, sgd"),
+        (
+            "optim.scheduler s ['bogus']\n",
+            "optim.scheduler is 'bogus', expected one of: none, step, cos",
+        ),
+        (
+            "gnn.stage_type s ['stak']\n",
+            "line 1 (gnn.stage_type): gnn.stage_type is 'stak', expected one of: skipconcat",
+        ),
+        ("gnn.dim_inner d [None]\n", "line 1 (gnn.dim_inner): gnn.dim_inner is None, expected int"),
         ("lm.epochs e [1.5]\n", "line 1 (lm.epochs): lm.epochs is 1.5 (float), expected int"),
         ("lm e [1]\n", "line 1 (lm): 'lm' is a group of keys, found the value 1"),
         ("seed.x e [1]\n", "line 1 (seed.x): seed is {'x': 1} (dict), expected int"),
@@ -275,12 +286,62 @@ def test_made_again_finished_configurations_stay_finished(base: Path, capsys: py
     ]
     out = capsys.readouterr().out
     assert "1 of them are finished already" in out
-    assert "1 waiting configurations of an earlier grid were removed" in out
+    assert "1 waiting configurations of an earlier grid or base were removed" in out
     assert "left alone, and run with the others: mine.yaml" in out
     # Other settings under the same name are another experiment.
     write(base.parent, "base.yaml", BASE + "seed: 5\n")
     generate(base, "glem.alpha a [0.1]\n")
     assert (folder / "base-a=0.1.yaml").exists()
+    # The finished one's settings again: what waits beside it is of the other base, and must not run.
+    write(base.parent, "base.yaml", BASE)
+    generate(base, "glem.alpha a [0.1]\n")
+    assert sorted(file.name for file in folder.iterdir()) == ["base-a=0.1.yaml_done", "mine.yaml"]
+    assert "1 waiting configurations of an earlier grid or base were removed" in capsys.readouterr().out
+
+
+def test_the_lm_fine_tuned_on_gold_is_shared_where_nobody_says_otherwise(base: Path) -> None:
+    modes = ["standard", "glem", "glem_lm", "glem_cascade", "glem_joint"]
+    grid = f"train.mode m {modes}\nglem.node_features f ['text+static']\ngnn.fan_out n [[5,5]]\n"
+    grid += "\ntrain.mode m ['glem_gnn']\nglem.node_features f ['static']\n"
+    write(base.parent, "base.yaml", BASE + "optim: {optimizer: adamw, scheduler: none}\n")
+    folder = generate(base, grid + "\ntrain.mode m ['glem']\nglem.share_lm_gold s [False]\n")
+    groups = {file.stem: yaml.safe_load(file.read_text())["glem"] for file in folder.glob("*.yaml")}
+    shared = {name: group.get("share_lm_gold") for name, group in groups.items()}
+    assert shared == {
+        "base-m=standard-f=text+static-n=5,5": None,
+        "base-m=glem-f=text+static-n=5,5": True,
+        "base-m=glem_lm-f=text+static-n=5,5": True,
+        "base-m=glem_cascade-f=text+static-n=5,5": True,
+        "base-m=glem_joint-f=text+static-n=5,5": None,
+        "base-m=glem_gnn-f=static": None,
+        "base-m=glem-s=False": False,
+    }
+    write(base.parent, "base.yaml", BASE + "glem: {share_lm_gold: False}\n")
+    (file,) = generate(base, "glem.alpha a [0.5]\n").glob("*.yaml")
+    assert yaml.safe_load(file.read_text())["glem"] == {"share_lm_gold": False, "alpha": 0.5}
+
+
+@pytest.mark.parametrize("grid", ["glem.alpha a [0.5]\n", "seed a [7]\n"])
+def test_runs_that_did_not_share_the_lm_stay_finished(
+    grid: str, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = generate(base, grid)
+    (file,) = folder.glob("*.yaml")
+    load_config(cfg, file)
+    settings = decisive_settings(cfg)
+    old = file.read_text().replace("  share_lm_gold: true\n", "").replace("glem:\nm", "m")
+    assert "share" not in old
+    file.unlink()
+    done = write(folder, f"{file.name}_done", old)
+    load_config(cfg, done)
+    assert decisive_settings(cfg) == settings
+    generate(base, grid)
+    assert [file.name for file in folder.iterdir()] == [done.name]
+    assert done.read_text() == old
+    assert "1 of them are finished already" in capsys.readouterr().out
+    write(folder, done.name, old.replace("synthetic", "table"))
+    generate(base, grid)
+    assert file.exists()
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------------------
@@ -483,21 +544,69 @@ def test_two_queues_do_not_run_the_same_jobs(tmp_path: Path) -> None:
         pass
 
 
-def test_more_seeds_of_finished_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def done_with_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of finished configurations whose first seed is 4, with none, two or three seeds, or a foreign one."""
     monkeypatch.chdir(tmp_path)
-    for name in ("some", "all", "none"):
+    for name in ("none", "some", "all", "foreign"):
         write(tmp_path, f"{name}.yaml_done", "out_dir: results/g\nseed: 4\n")
     for name, seeds in (("some", (4, 5)), ("all", (4, 5, 6))):
         for seed in seeds:
             run = tmp_path / f"results/g/{name}/{seed}"
             run.mkdir(parents=True)
             write(run, "run.json", json.dumps({"finished": True}))
-    found, done = jobs.find_jobs(tmp_path, 2)
-    assert (found, done) == ([], 3)
-    found, done = jobs.find_jobs(tmp_path, 3)
-    assert [job.config.name for job in found] == ["some.yaml"]
-    assert done == 2
-    assert found[0].log == Path("results/g/logs/some.log")
+    write_seed(tmp_path / "results/g/foreign", 4, [0.5])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("repeat", "own", "waiting"),
+    [(2, False, []), (3, False, ["some"]), (2, True, ["none"]), (3, True, ["none", "some"])],
+)
+def test_finished_configurations_that_lack_seeds_wait_again(
+    repeat: int, own: bool, waiting: list[str], done_with_seeds: Path
+) -> None:
+    """With none at all, too (results were deleted), unless another program runs them, or did."""
+    found, done = jobs.find_jobs(done_with_seeds, repeat, own)
+    assert [job.name for job in found] == waiting
+    assert done == 4 - len(waiting)
+    assert [job.log for job in found] == [Path(f"results/g/logs/{name}.log") for name in waiting]
+
+
+def test_deleted_results_are_computed_again(done_with_seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(jobs.Queue, "run", lambda queue: started.extend(job.name for job in queue.jobs))
+    shutil.rmtree(done_with_seeds / "results")
+    assert jobs.main([".", "1", "1", "0", str(write(done_with_seeds, "other.py", ""))]) == 0
+    assert started == []
+    assert jobs.main([".", "1"]) == 0
+    assert started == ["all", "foreign", "none", "some"]
+
+
+@pytest.mark.parametrize(("main", "waiting"), [((), ["none", "some"]), (("--main", "other.py"), ["some"])])
+def test_an_array_has_the_seeds_that_finished_configurations_lack(
+    main: tuple[str, ...], waiting: list[str], done_with_seeds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load("slurm_gen").main(["--dir", ".", "--repeat", "3", *main]) == 0
+    script = capsys.readouterr().out
+    assert [line.strip() for line in script.splitlines() if line.endswith(".yaml")] == [
+        f"{name}.yaml" for name in waiting
+    ]
+    assert f"--array=0-{3 * len(waiting) - 1}\n" in script
+
+
+def test_where_main_asks_for_overwrite_the_report_says_which_results_to_delete(tmp_path: Path) -> None:
+    for name in ("a job", "other"):
+        write(tmp_path, f"{name}.yaml", "out_dir: results/g\n")
+    found, _ = jobs.find_jobs(tmp_path, 1, True)
+    queue = jobs.Queue(found, jobs.make_plan(arguments(), 2, {}))
+    refusal = "error: results/g/a job/0 holds another run; choose another out_dir, or start it anew with --overwrite"
+    for job, line in zip(found, (refusal, "error: no data"), strict=True):
+        queue.failures.append(jobs.Failure(job, "1", line))
+    lines = jobs.report(queue, 0).splitlines()
+    assert lines[-3].startswith("Whole logs: ")
+    assert "There is no --overwrite here: change out_dir in the base, or delete these results" in lines[-2]
+    assert lines[-1] == "rm -r 'results/g/a job'"
 
 
 def test_a_wrong_folder_or_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -581,6 +690,23 @@ def refusal(folder: Path, metric: str) -> str:
     with pytest.raises(ValueError) as caught:
         tables.aggregate_grid(folder, metric)
     return str(caught.value)
+
+
+def test_tables_have_the_seeds_that_finished_since(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run in which a later seed fails leaves the aggregate of the seeds before."""
+    write_seed(tmp_path / "b-a=1", 0, [0.1, 0.5])
+    assert tables.aggregate_grid(tmp_path) == []
+    write_seed(tmp_path / "b-a=1", 1, [0.1, 0.3])
+    write_seed(tmp_path / "b-a=1", 2, [0.7])
+    write(tmp_path / "b-a=1/2", "run.json", "{}")
+    (tmp_path / "b-a=1" / "3").mkdir()
+    write(tmp_path / "b-a=1", "config.yaml", "tensorboard_agg: true\n")
+    assert load("agg_batch").main(["--dir", str(tmp_path)]) == 0
+    assert "b-a=1: not finished, counted as far as they are: seeds 2" in capsys.readouterr().out
+    row = pd.read_csv(tmp_path / "agg" / "val_best.csv").iloc[0]
+    assert (row["accuracy"], row["accuracy_std"]) == (0.5, 0.1633)
+    assert json.loads((tmp_path / "b-a=1/agg/val/best.json").read_text())["accuracy"] == 0.5
+    assert list((tmp_path / "b-a=1/agg/val").glob("events.out.tfevents.*"))
 
 
 def test_tables_of_experiments_without_axes(tmp_path: Path) -> None:
