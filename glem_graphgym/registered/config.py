@@ -142,7 +142,7 @@ KEYS = (
     Key("glem.feature_file", "", "path", "Features (N, F) for node_features file: .npy or .pt, in node order."),
     Key("glem.input_norm", True, "", "Standardise every column of the node features (our train modes); glem_joint: layer norm of the embeddings."),
     Key("glem.label_input", False, "", "Labels as further input of the GNN, a target's own label hidden."),
-    Key("glem.label_input_rate", 0.5, "share", "Gold labels given as input in an epoch; the others are its targets.", low=0, high=1),
+    Key("glem.label_input_rate", 0.5, "share", "Gold labels given as input in an epoch, below 1; the others are its targets (networks on the graph itself; those on hop features see four fifths).", low=0, high=1),
     Key("glem.setting", "transductive", "", "inductive: test nodes unseen in training; structure_free: moreover without edges when predicted.", choices=("transductive", "inductive", "structure_free")),
     Key("glem.first_predictions", "", "path", "Logits (N, C), .npy or .pt, that take the place of the first step's teacher."),
     Key("glem.ensemble", False, "", "A further row GLEM-LM+GNN: both together, weighted by validation."),
@@ -180,9 +180,9 @@ KEYS = (
     Key("gnn.label_layers", 4, "layers", "Layers of the net on label hops (glem_sagn, glem_gamlp).", low=1),
     Key("gnn.label_dropout", 0.5, "share", "Dropout of the net on label hops (glem_sagn, glem_gamlp).", low=0, high=1),
     Key("gnn.precision", "32", "", "Precision of the M-step, as lm.precision.", choices=("auto", "32", "bf16", "16")),
-    Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks).", low=0, high=1),
+    Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks but glem_sgc).", low=0, high=1),
     Key("gnn.input_norm", False, "", "Batch norm of the input features in the network, as GLEM's authors have it, in place of glem.input_norm (glem_revgat, glem_gamlp)."),
-    Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (our networks)."),
+    Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (glem_mlp, glem_gcn, glem_sage, glem_gat); glem_gamlp: the features to what attention gathers."),
     Key("optim.patience", 0, "evaluations", "M-step: stop after so many validations without a better score; 0 = never.", low=0),
     Key("optim.clip", 0.0, "norm", "M-step: upper bound of the gradient norm; 0 = none.", low=0),
     Key("optim.warmup_epochs", 0.0, "epochs", "Linear warm-up of the schedulers linear_warmup, cosine_warmup, constant_warmup.", low=0),
@@ -314,8 +314,9 @@ def check_config(cfg: CfgNode) -> None:
     _check_features(cfg)
     _check_sampling(cfg)
     _check_encoded(cfg)
-    for name, value in (("gnn.ema", cfg.gnn.ema), ("gnn.consistency_threshold", cfg.gnn.consistency_threshold)):
-        if value >= 1:
+    for name in ("gnn.ema", "gnn.consistency_threshold", "glem.label_input_rate"):
+        group, _, last = name.partition(".")
+        if (value := cfg[group][last]) >= 1:
             raise ConfigError(f"{name} is {value}, expected a share below 1")
     _check_input_norm(cfg)
     if cfg.gnn.label_reuse and not cfg.glem.label_input:

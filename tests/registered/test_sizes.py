@@ -191,6 +191,7 @@ def test_settings_of_full_batches_with_others(
         (("gnn.input_norm", True, "glem.input_norm", False), "model.type glem_gcn has no norm of its input"),
         (("gnn.label_reuse", 1), "gnn.label_reuse is 1, but no labels are given; set glem.label_input to True"),
         (("gnn.ema", 1.0), "gnn.ema is 1.0, expected a share below 1"),
+        (("glem.label_input_rate", 1.0), r"glem.label_input_rate is 1.0, expected a share below 1"),
         (("gnn.consistency_threshold", 1.0), "gnn.consistency_threshold is 1.0"),
         (("glem.encode_nodes", "needed", "glem.correct_and_smooth", True), "glem.encode_nodes is 'needed'"),
         (
