@@ -176,7 +176,7 @@ def test_the_grid_of_the_debian_graph_keeps_its_names_with_the_ensemble() -> Non
     for base in ("glem_debian", "glem_debian_small"):
         file, grid = ROOT / f"configs_gg/{base}.yaml", ROOT / "configs_gg/grids/debian.txt"
         made = configs.make_configs(str(file), str(grid), space.all_points(space.read_grid(grid)), None)  # loads each
-        assert len(made) == 12
+        assert len(made) == 13
         assert {f"{base}-mode=glem-share=True-gnn=glem_{kind}" for kind in ("sage", "gamlp", "gcn")} <= set(made)
         assert all("ensemble: true" in text for text in made.values())
         assert not any("ensemble" in name for name in made)

@@ -64,7 +64,8 @@ class StageKey:
 class Work:
     """What doing a stage gives back to the journal; predictions go straight into the folder it was given.
 
-    ``notes`` are numbers for the stage's diagnostics.
+    ``notes`` are numbers for the stage's diagnostics; ``seconds_before`` what was done for it earlier, maybe by another
+    run, and counts as its own.
     """
 
     log: FitLog
@@ -72,6 +73,7 @@ class Work:
     params: int
     lr: float
     notes: dict[str, float] = field(default_factory=dict)
+    seconds_before: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Journal:
         memory = PeakMemory()
         start = time.perf_counter()
         result = work(part)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start + result.seconds_before
         logits = np.load(part / "logits.npy", mmap_mode="r")
         scores = self.evaluate(logits)
         record: dict[str, Any] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Run:
         joint: LM and GNN as one module; None in runs without.
         first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
             ``lm_first`` order, of the LM in ``gnn_first`` order.
+        features_seconds: that static embeddings among the features took; of the first stage that sees them.
         shared_lm_gold: folder in which runs share the LM fine-tuned on gold, or None.
         correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
         features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D), an array or
@@ -105,6 +106,7 @@ class Run:
     gnn: GNNLearner | None = None
     joint: JointLearner | None = None
     first_predictions: np.ndarray | None = None
+    features_seconds: float = 0.0
     shared_lm_gold: Path | None = None
     correct_and_smooth: Callable[[np.ndarray], np.ndarray] | None = None
     encoded: np.ndarray | None = None
@@ -249,7 +251,8 @@ class Run:
         if processes.rank() == 0:
             self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes))
         assert self.gnn.model is not None
-        return _work(self.gnn.model, log, self.gnn.settings.lr)
+        work = _work(self.gnn.model, log, self.gnn.settings.lr)
+        return replace(work, seconds_before=self.features_seconds) if key.name == "gnn_gold" else work
 
     def _joint_work(self, key: StageKey, folder: Path) -> Work:
         joint = self.joint
@@ -264,7 +267,7 @@ class Run:
         assert joint.model is not None
         work = _work(joint.model, log, joint.settings.lm.lr)
         work.notes.update(joint.costs)
-        return work
+        return replace(work, seconds_before=self.features_seconds)
 
     def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
         s = self.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.files import fingerprint, make_once
+from glem_graphgym.files import fingerprint, make_once, read_json, write_json
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import untuned_lm
 from glem_graphgym.registered.run_folder import file_hashes
 
 ROWS_AT_ONCE = 1 << 16
+SECONDS = "seconds.json"  # beside the embeddings: what they took
 
 
 def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> np.ndarray:
@@ -78,12 +80,23 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None
         rows = len(tokens)
         logits = open_predictions(folder, "unused", rows, 1)
         embeddings = open_predictions(folder, "embeddings", rows, learner.embedding_dim)
+        start = time.perf_counter()
         learner.predict(logits, embeddings, "static embeddings", nodes)
+        write_json(folder / SECONDS, round(time.perf_counter() - start, 3))
         (folder / "unused.npy").unlink()
 
     folder = static_folder(cfg, tokens, nodes)
     processes.lead(lambda job: make_once(folder, job), make)
     return np.load(folder / "embeddings.npy", mmap_mode="r")
+
+
+def seconds_before(cfg: CfgNode, tokens: TokenStore | None, nodes: np.ndarray | None) -> float:
+    """Seconds that the static embeddings among the features took, whichever run made them; 0 without any."""
+    if "static" not in feature_kinds(cfg.glem.node_features):
+        return 0.0
+    assert tokens is not None
+    file = static_folder(cfg, tokens, nodes) / SECONDS
+    return float(read_json(file)) if file.exists() else 0.0
 
 
 def feature_builder(

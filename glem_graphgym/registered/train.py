@@ -45,7 +45,7 @@ from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, co
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.text_encoder import load_text_encoder
 from glem_graphgym.registered.config import ConfigError, feature_kinds
-from glem_graphgym.registered.features import feature_builder, load_matrix
+from glem_graphgym.registered.features import feature_builder, load_matrix, seconds_before
 from glem_graphgym.registered.language_model import (
     build_lm,
     check_lm,
@@ -162,11 +162,13 @@ def prepare(
             check_lm(cfg, run.lm_em)
     if with_gnn:
         run.features = feature_builder(cfg, graph, tokens, nodes.encoded)
+        run.features_seconds = seconds_before(cfg, tokens, nodes.encoded)
         run.gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted)
         run.correct_and_smooth = smoother(cfg, run.gnn.structures, gold)
     if with_joint:
         assert tokens is not None
         run.features = further_features(cfg, graph, tokens)
+        run.features_seconds = seconds_before(cfg, tokens, None)
         run.joint = joint_learner(cfg, graph, tokens, validation)
         run.correct_and_smooth = smoother(cfg, run.joint.structures, gold)
     if cfg.train.mode != "glem_predict" and processes.rank() == 0:

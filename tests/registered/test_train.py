@@ -488,3 +488,23 @@ def test_a_diverging_run_says_what_to_do(configure: Callable[..., None]) -> None
     with pytest.raises(FloatingPointError, match=r"gnn_gold: the training loss is .* lower the learning rate"):
         train_and_finish()
     assert [path.name for path in Path(cfg.run_dir).glob("stages/[0-9]*")] == ["00_lm_gold"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "stage"),
+    [("glem_gnn", "00_gnn_gold"), ("glem_cascade", "01_gnn_gold"), ("glem_joint", "00_joint")],
+)
+def test_static_embeddings_count_in_the_seconds_of_the_first_stage_that_sees_them(
+    configure: Callable[..., None], tmp_path: Path, mode: str, stage: str
+) -> None:
+    """Of every run, whichever has made them."""
+    features = "static" if mode == "glem_gnn" else "text+static"
+    more = ("gnn.fan_out", "[2, 2]") if mode == "glem_joint" else ()
+    for run in ("first", "second"):
+        configure("train.mode", mode, "glem.node_features", features, *more, run=run)
+        train_and_finish()
+        (noted,) = (tmp_path / "datasets" / "static").glob("*/seconds.json")
+        taken = json.loads((tmp_path / run / "stages" / stage / "stage.json").read_text())["seconds"]
+        assert taken >= json.loads(noted.read_text())
+        noted.write_text("1000.0")
+    assert taken > 1000
