@@ -131,7 +131,7 @@ def experiment_name(file: str) -> str:
 
 
 def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
-    """Print what the run needs, and write nothing; 1 if something does not fit."""
+    """Print what the run needs, and write nothing of it; 1 if something does not fit."""
     from glem_graphgym.registered.preflight import examine
     from glem_graphgym.report.needs import print_needs
 

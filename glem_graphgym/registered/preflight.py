@@ -1,7 +1,7 @@
 """What a run will need, and whether this machine has it: memory, disk and time, before anything is trained.
 
 Sizes of files follow from the graph and the models; memory and time are measured on a small part of every stage, by a
-process of its own (`calibration`). Nothing is written but temporary files.
+process of its own (`calibration`). Nothing is written but temporary files and, where it is missing, the dataset.
 """
 
 from __future__ import annotations
