@@ -19,6 +19,8 @@ from glem_graphgym.report.significance import TEST, Difference, holm, paired_dif
 from glem_graphgym.report.stats import default_console, in_order, new_table
 
 RANKING = "ranked by mean validation accuracy; test accuracy plays no part in any choice"
+# Train modes from the simplest: the earlier ones are parts of the later ones.
+SIMPLEST_FIRST = ("glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Row:
         to_best, to_baseline: difference to the first row, and to the first that is not GLEM; None for those rows.
         caveat: what must be known to read the row; "" mostly.
         also: further experiments with the very same scores on every seed, e.g. an LM that no setting of theirs
-            touches. They are one row, since the same result counted twice would weaken every test of significance.
+            touches, or the LM that a cascade and GLEM start from. They are one row, named after the simplest train
+            mode, since the same result counted twice would weaken every test of significance.
     """
 
     rank: int
@@ -213,15 +216,19 @@ def _mixed(experiments: Sequence[Experiment]) -> list[str]:
 
 def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
     rows: dict[Any, Row] = {}
-    for one in experiments:
+    for one in sorted(experiments, key=lambda one: _complexity(one.mode)):
         for method in _methods(one):
             scores = [(s, run.results[method]) for s, run in one.runs.items() if method in run.results]
-            key = (one.mode, method, *((seed, r.valid, r.test, r.params) for seed, r in scores))
+            key = (one.mode == STOCK, method, *((seed, r.valid, r.test, r.params) for seed, r in scores))
             if key in rows:
                 rows[key] = replace(rows[key], also=(*rows[key].also, one.name))
             else:
                 rows[key] = _row(one, method, len(experiments) == 1)
     return list(rows.values())
+
+
+def _complexity(mode: str) -> int:
+    return SIMPLEST_FIRST.index(mode) if mode in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
 
 
 def _methods(experiment: Experiment) -> list[str]:
@@ -279,7 +286,10 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if all(len(row.seeds) == 1 for row in rows):
         notes.append("one seed: there is no spread, and small differences mean nothing")
     if any(row.also for row in rows):
-        notes.append("experiments with the very same scores on every seed share a row; the CSV names them (same_in)")
+        notes.append(
+            "experiments with the very same scores on every seed share a row, named after the simplest train mode; "
+            "the CSV names them all (same_in)"
+        )
     return notes + sorted({f"{row.name}: {row.caveat}" for row in rows if row.caveat})
 
 

@@ -125,6 +125,28 @@ def test_the_same_result_counts_once(grid: Path) -> None:
     assert any("share a row" in note for note in board.notes)
 
 
+def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_folder: Any) -> None:
+    """A cascade and GLEM start from the LM alone: as rows of their own they would raise every p-value by Holm."""
+    modes = (("a-glem", "glem", 4), ("b-cascade", "glem_cascade", 2), ("c-lm", "glem_lm", 1))
+    for seed in range(4):
+        shake = [0.004, -0.002, 0.001, 0.003][seed]
+        scores = [(0.70 + shake, 0.69 - shake), (0.74, 0.73 + shake), (0.73, 0.74 + 2 * shake), (0.78, 0.76 + shake)]
+        for name, mode, stages in modes:
+            run_folder(tmp_path / name, seed, scores[:stages], mode=mode)
+    board = board_of(tmp_path)
+    rows = {row.method: (row.name, row.also) for row in board.rows}
+    assert rows == {
+        "GLEM-GNN": ("a-glem GLEM-GNN", ()),
+        "Cascade": ("b-cascade Cascade", ("a-glem",)),
+        "GLEM-LM": ("a-glem GLEM-LM", ()),
+        "LM": ("c-lm LM", ("b-cascade", "a-glem")),
+    }
+    assert len(board.rows) == 4
+    alone = board_of(tmp_path / "a-glem")
+    together = [row.to_best.p for row in board.rows if row.to_best]
+    assert together == [row.to_best.p for row in alone.rows if row.to_best]
+
+
 # --- folders -----------------------------------------------------------------------------------------------
 
 
