@@ -25,8 +25,20 @@ ROUND_TIMES += [f * 60 for f in (1, 2, 5, 10, 20, 40)] + [f * 3600 for f in (1, 
 MODEL_COLORS = {"LM": "var(--glem-lm)", "GNN": "var(--glem-gnn)"}
 
 
+SMOOTHED = "+C&S"
+COLORED = (*METHODS, "LM+Cascade", "GLEM-LM+GNN")
+
+
 def color_of(method: str) -> str:
-    return f"var(--{method.lower()})" if method in METHODS else "var(--other)"
+    """A CSS colour; Correct & Smooth has a shade of the method that it comes after."""
+    base = method.removesuffix(SMOOTHED)
+    color = f"var(--{base.lower().replace('+', '-')})" if base in COLORED else "var(--other)"
+    return color if base == method else f"color-mix(in srgb,{color} 55%,var(--text))"
+
+
+def mark_of(method: str) -> str:
+    """Shape of a method's mark: a square for Correct & Smooth, a diamond for an ensemble."""
+    return "square" if method.endswith(SMOOTHED) else "diamond" if "+" in method else "circle"
 
 
 def all_panels(board: Board) -> str:
@@ -45,7 +57,7 @@ def all_panels(board: Board) -> str:
 
 
 def card(title: str, subtitle: str, body: str, legend: Sequence[tuple[str, str, str]] = (), style: str = "") -> str:
-    """A panel; ``legend`` has (text, colour, style) a mark, style one of ``solid``, ``dashed``, ``dot``, ``hollow``."""
+    """A panel; ``legend`` has (text, colour, style) a mark, style a class of the page's CSS."""
     keys = "".join(
         f'<span class="key"><i class="{kind}" style="--c:{color}"></i>{escape(text)}</span>'
         for text, color, kind in legend
@@ -202,7 +214,7 @@ def compute_panel(board: Board) -> str:
         _compute_mark(chart, row)
     if len(rows) <= MAX_LABELS:
         _compute_labels(chart, rows)
-    legend = [(method, color_of(method), "dot") for method in dict.fromkeys(row.method for row in rows)]
+    legend = [(method, color_of(method), mark_of(method)) for method in dict.fromkeys(row.method for row in rows)]
     subtitle = "filled: test ± std; ring: validation" + ("; logarithmic time" if log else "")
     return card(title, subtitle, chart.svg(x_ticks=_time_ticks(chart)), legend)
 
@@ -224,9 +236,10 @@ def _compute_mark(chart: Chart, row: Row) -> None:
     color, at = color_of(row.method), 100 * row.test.mean
     if row.test.std:
         chart.whisker(row.seconds, at - 100 * row.test.std, at + 100 * row.test.std, color)
-    cost = f"{seconds_text(row.seconds)}, {row.params:,} parameters"
-    chart.dot(row.seconds, 100 * row.valid.mean, color, f"{row.name}: validation {percent(row.valid)} %", "hollow", 3.5)
-    chart.dot(row.seconds, at, color, f"{row.name}: test {percent(row.test)} %, {cost}", radius=5)
+    cost, shape = f"{seconds_text(row.seconds)}, {row.params:,} parameters", mark_of(row.method)
+    valid = f"{row.name}: validation {percent(row.valid)} %"
+    chart.dot(row.seconds, 100 * row.valid.mean, color, valid, "hollow", 3.5, shape)
+    chart.dot(row.seconds, at, color, f"{row.name}: test {percent(row.test)} %, {cost}", radius=5, shape=shape)
 
 
 def _compute_labels(chart: Chart, rows: Sequence[Row]) -> None:
@@ -365,7 +378,7 @@ def class_panel(described: Described | None) -> str:
     chart = _class_chart(title, pooled, shown)
     ticks = [(float(place), _short(first["classes"][index]["name"], 20)) for place, index in enumerate(shown)]
     which = f"the {len(shown)} largest of {len(order)} classes" if len(shown) < len(order) else "largest class first"
-    legend = [(method, color_of(method), "dot") for method in pooled]
+    legend = [(method, color_of(method), mark_of(method)) for method in pooled]
     body = f'<div class="split"><div>{chart.svg(y_ticks=ticks)}</div><div>{_confusions(pooled, described)}</div></div>'
     body += _class_table(described, order)
     return card(title, f"{described.experiment}; test nodes; {which}", body, legend, "wide")
@@ -382,7 +395,8 @@ def _class_chart(title: str, pooled: Mapping[str, Description], shown: Sequence[
         chart.line([(min(shares.values()), place), (max(shares.values()), place)], "var(--muted)", style="faint")
         for method, share in shares.items():
             name, support = rows[method]["name"], rows[method]["support"]
-            chart.dot(share, place, color_of(method), f"{name}, {method}: {share:.1f} % of {support:,}", radius=4.5)
+            text = f"{name}, {method}: {share:.1f} % of {support:,}"
+            chart.dot(share, place, color_of(method), text, radius=4.5, shape=mark_of(method))
     return chart
 
 
