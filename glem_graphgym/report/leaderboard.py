@@ -1,4 +1,4 @@
-"""The leaderboard: one row a method, ranked by validation; one table a graph; as text, CSV and Markdown."""
+"""The leaderboard: one row a method, ranked by validation; one table a graph; as CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from glem_graphgym.report.experiments import METRIC, STOCK, STOCK_CAVEAT, Experiment, read_experiments
 from glem_graphgym.report.published import Published, published_for
 from glem_graphgym.report.significance import TEST, Difference, holm, paired_difference
-from glem_graphgym.report.stats import default_console, in_order, new_table
+from glem_graphgym.report.stats import in_order
 
 RANKING = "ranked by mean validation accuracy; test accuracy plays no part in any choice"
 # Train modes from the simplest: the earlier ones are parts of the later ones.
@@ -343,8 +341,12 @@ def difference_text(difference: Difference | None) -> str:
         return "–"
     if difference.mean is None:
         return "no common seed"
-    reason = p_text(difference.p) if difference.p is not None else difference.reason
-    return f"{100 * difference.mean:+.2f} ({reason}, n = {difference.seeds})"
+    return f"{100 * difference.mean:+.2f} ({difference_reason(difference)}, n = {difference.seeds})"
+
+
+def difference_reason(difference: Difference) -> str:
+    """The p-value, or why there is none."""
+    return p_text(difference.p) if difference.p is not None else difference.reason
 
 
 def p_text(p: float) -> str:
@@ -359,10 +361,10 @@ TEXTS = ["#", "method"]
 NUMBERS = ["valid %", "test %", "to best", "to best non-GLEM", "params", "seconds", "peak MB", "seeds", "config"]
 
 
-def _cells(row: Row) -> list[str]:
+def cells_of(row: Row) -> list[str]:
     return [
         str(row.rank),
-        row.name + (" †" if row.caveat else "") + (f" (+ {len(row.also)} the same)" if row.also else ""),
+        row.name + marks_of(row),
         percent(row.valid),
         percent(row.test),
         difference_text(row.to_best),
@@ -375,7 +377,12 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _published_cells(row: Published) -> list[str]:
+def marks_of(row: Row) -> str:
+    """What is appended to a row's name: whether it has a caveat, and how many experiments share it."""
+    return (" †" if row.caveat else "") + (f" (+ {len(row.also)} the same)" if row.also else "")
+
+
+def published_cells(row: Published) -> list[str]:
     valid, test = published_spread(row.valid, row.valid_std), published_spread(row.test, row.test_std)
     empty = [""] * 5
     return [
@@ -398,27 +405,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def print_board(board: Board, console: Console | None = None) -> None:
-    """Print the table of one graph, published rows below ours, then what must be known to read it."""
-    console = console or default_console()
-    table = new_table(board.title, TEXTS, NUMBERS)
-    for row in board.rows:
-        table.add_row(*map(_plain, _cells(row)))
-    if board.published:
-        table.add_section()
-        for published in board.published:
-            table.add_row(*map(_plain, _published_cells(published)), style="dim")
-    console.print(table)
-    for note in _all_notes(board):
-        console.print(_plain(note), highlight=False)
-
-
-def _plain(text: str) -> str:
-    """Text whose brackets are not taken for rich's markup."""
-    return text.replace("[", r"\[")
-
-
-def _all_notes(board: Board) -> list[str]:
+def all_notes(board: Board) -> list[str]:
     return [("† " if STOCK_CAVEAT in note else "") + note for note in board.notes]
 
 
@@ -428,9 +415,9 @@ def to_markdown(boards: Sequence[Board]) -> str:
     for board in boards:
         lines = [f"### {_cell(board.title)}", "", _line(TEXTS + NUMBERS)]
         lines.append(_line(["---"] * len(TEXTS) + ["---:"] * len(NUMBERS)))
-        lines += [_line(_cells(row)) for row in board.rows]
-        lines += [_line(_published_cells(row)) for row in board.published]
-        lines += ["", *(f"- {_cell(note)}" for note in _all_notes(board)), ""]
+        lines += [_line(cells_of(row)) for row in board.rows]
+        lines += [_line(published_cells(row)) for row in board.published]
+        lines += ["", *(f"- {_cell(note)}" for note in all_notes(board)), ""]
         parts.append("\n".join(lines))
     return "\n".join(parts)
 

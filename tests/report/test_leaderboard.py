@@ -19,13 +19,13 @@ from glem_graphgym.report.leaderboard import (
     Board,
     difference_text,
     make_board,
-    print_board,
     read_boards,
     seeds_text,
     to_csv,
     to_markdown,
 )
 from glem_graphgym.report.significance import CONSTANT, TOO_FEW, Difference, holm, paired_difference
+from glem_graphgym.report.terminal import print_board
 
 
 def board_of(*dirs: Path) -> Board:
