@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glem_graphgym.report.experiments import METRIC, STOCK, STOCK_CAVEAT, Experiment, read_experiments
+from glem_graphgym.report.experiments import (
+    METRIC,
+    STOCK,
+    STOCK_CAVEAT,
+    STOCK_METHOD,
+    Experiment,
+    read_experiments,
+)
 from glem_graphgym.report.published import Published, published_for
 from glem_graphgym.report.significance import TEST, Difference, holm, paired_difference
 from glem_graphgym.report.stats import in_order
@@ -19,6 +26,8 @@ from glem_graphgym.report.stats import in_order
 RANKING = "ranked by mean validation accuracy; test accuracy plays no part in any choice"
 # Train modes from the simplest: the earlier ones are parts of the later ones.
 SIMPLEST_FIRST = ("glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem")
+FINAL_METHOD = dict(zip(SIMPLEST_FIRST, ("LM", "GNN", "Cascade", "Joint", "GLEM-GNN"), strict=True))
+FINAL_METHOD[STOCK] = STOCK_METHOD
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ class Board:
         rows: by rank.
         published: rows from elsewhere, for the same dataset.
         experiments: by name.
-        axes: in what the experiments with the focus row's mode differ.
+        axes: in what experiments of one train mode differ, over all modes.
         notes: what was left out, and what must be known to read the table.
     """
 
@@ -128,13 +137,10 @@ class Board:
         return next((row for row in self.rows if not is_glem(row.method)), None)
 
     @property
-    def focus(self) -> Row:
-        """The row whose settings are looked at closer: the best of GLEM, without GLEM the best."""
-        return _focus(self.rows)
-
-
-def _focus(rows: Sequence[Row]) -> Row:
-    return next((row for row in rows if is_glem(row.method)), rows[0])
+    def final_rows(self) -> dict[str, Row]:
+        """By experiment the row of the method that its train mode ends with; none where that was not reached."""
+        final = {name: FINAL_METHOD.get(one.mode) for name, one in self.experiments.items()}
+        return {name: row for row in self.rows for name in row.experiments if row.method == final[name]}
 
 
 def is_glem(method: str) -> bool:
@@ -187,7 +193,7 @@ def make_board(experiments: Sequence[Experiment]) -> Board:
         rows=rows,
         published=published_for(dataset) if metric == METRIC else [],
         experiments=by_name,
-        axes=grid_axes([one for one in experiments if one.mode == by_name[_focus(rows).experiment].mode]),
+        axes=axes_within_modes(experiments),
         notes=[*_notes(rows), *_mixed(experiments)],
     )
 
@@ -301,6 +307,19 @@ def grid_axes(experiments: Sequence[Experiment]) -> list[Axis]:
         if len(distinct) > 1:
             partitions.setdefault(tuple(distinct.index(value) for value in values), []).append(key)
     return [_axis(tuple(keys), experiments) for keys in partitions.values()]
+
+
+def axes_within_modes(experiments: Sequence[Experiment]) -> list[Axis]:
+    """The axes of each train mode's experiments, GLEM's first; what several modes vary is one axis over all of them.
+
+    Settings in which only whole modes differ are no axis: nothing would tell their effect from the mode's.
+    """
+    varied: dict[tuple[str, ...], list[Experiment]] = {}
+    for mode in sorted({one.mode for one in experiments}, key=_complexity, reverse=True):
+        members = [one for one in experiments if one.mode == mode]
+        for axis in grid_axes(members):
+            varied.setdefault(axis.keys, []).extend(members)
+    return [_axis(keys, members) for keys, members in varied.items()]
 
 
 def _axis(keys: tuple[str, ...], experiments: Sequence[Experiment]) -> Axis:

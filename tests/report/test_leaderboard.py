@@ -307,6 +307,28 @@ def test_axes_are_settings_that_differ_and_those_in_step_are_one(
     assert axes["gnn.act"].values["elu"] == ["lr=0.001-act=elu", "lr=0.01-act=elu", "lr=0.1-act=elu"]
 
 
+def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path, run_folder: Any) -> None:
+    plan = [("glem_lm", 1, "lm.lora_rank", (0, 8)), ("glem_gnn", 1, "model.type", ("glem_mlp", "glem_sage"))]
+    plan += [("glem_cascade", 2, "model.type", ("glem_sage",)), ("glem", 4, "model.type", ("glem_sage", "glem_gcn"))]
+    for mode, stages, key, values in plan:
+        for place, value in enumerate(values):
+            scores = [(0.7 + place / 100, 0.7), (0.74, 0.73), (0.73, 0.74), (0.78 + place / 100, 0.76)][:stages]
+            settings = {"lm.lora_rank": 0, "glem.node_features": "static" if mode == "glem_gnn" else "text", key: value}
+            run_folder(tmp_path / f"{mode}-{value}", 0, scores, mode=mode, settings=settings)
+    board = board_of(tmp_path)
+    assert {axis.name: axis.values for axis in board.axes} == {
+        "model.type": {
+            "glem_gcn": ["glem-glem_gcn"],
+            "glem_mlp": ["glem_gnn-glem_mlp"],
+            "glem_sage": ["glem-glem_sage", "glem_gnn-glem_sage"],
+        },
+        "lm.lora_rank": {"0": ["glem_lm-0"], "8": ["glem_lm-8"]},
+    }
+    final = {name: row.method for name, row in board.final_rows.items()}
+    assert final["glem_lm-8"] == "LM" and final["glem_cascade-glem_sage"] == "Cascade"
+    assert final["glem-glem_gcn"] == final["glem-glem_sage"] == "GLEM-GNN"
+
+
 # --- tables ------------------------------------------------------------------------------------------------
 
 

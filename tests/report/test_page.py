@@ -156,6 +156,31 @@ def test_panels_without_data_say_what_is_missing(tmp_path: Path, run_folder: Any
     assert "too few seeds" in page
 
 
+def test_sensitivity_is_of_every_train_mode(tmp_path: Path, run_folder: Any) -> None:
+    for mode, stages in (("glem_cascade", 2), ("glem", 4)):
+        for place, network in enumerate(("glem_gcn", "glem_sage")):
+            scores = [(0.7, 0.7), (0.71 + place / 100, 0.72), (0.7, 0.7), (0.73 + place / 100, 0.74)][:stages]
+            run_folder(tmp_path / f"{mode}-{network}", 0, scores, mode=mode, settings={"model.type": network})
+    for rank in (0, 8):
+        run_folder(
+            tmp_path / f"lm-{rank}", 0, [(0.6 + rank / 100, 0.6)], mode="glem_lm", settings={"lm.lora_rank": rank}
+        )
+    page = page_of(tmp_path)
+    parse(page)
+    networks = panel(page, "Sensitivity to model.type")
+    for text in ("GLEM-GNN, model.type = glem_sage, valid: 74.00 %", "Cascade, model.type = glem_gcn, valid: 71.00 %"):
+        assert text in networks
+    assert "each train mode by its final method, and compared with itself alone" in networks
+    assert "LM, lm.lora_rank = 8, valid: 68.00 %" in panel(page, "Sensitivity to lm.lora_rank")
+    modes = panel(page, "Sensitivity to train.mode")
+    assert all(f">{mode}</text>" in modes for mode in ("lm", "cascade", "glem"))
+    assert all(f">{network}</text>" in modes for network in ("gcn", "sage"))  # lines from cascade to GLEM
+    assert "other settings may differ" in modes
+    assert "Sensitivity to train.mode" not in page_of(
+        *(tmp_path / f"glem-{name}" for name in ("glem_gcn", "glem_sage"))
+    )
+
+
 def test_text_from_runs_is_escaped(tmp_path: Path, run_folder: Any) -> None:
     evil = '<script>alert("x")</script>&'
     for name, value in (("<i>a</i>&", evil), ("b'\"", "plain")):
