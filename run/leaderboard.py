@@ -48,8 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     # Imported late, so that --help and a wrong command line answer at once.
     from glem_graphgym.files import atomic_write
-    from glem_graphgym.report.leaderboard import print_board, read_boards, to_csv, to_markdown
+    from glem_graphgym.report.leaderboard import read_boards, to_csv, to_markdown
     from glem_graphgym.report.page import render_page
+    from glem_graphgym.report.terminal import print_board
 
     try:
         boards = read_boards(args.dirs)

@@ -68,8 +68,10 @@ def aggregate_seeds(
 
     ``stats.json`` has a row an epoch: the mean and, as ``<key>_std``, the population standard deviation of
     each number over the seeds that have that epoch. ``best.json`` is the same over one row a seed: that of
-    the seed's epoch with the best validation metric, the first of equal ones. GraphGym evaluates the test
-    split once, under another epoch, so where a split has no row of the best epoch its last row counts.
+    the seed's epoch with the best validation metric, the first of equal ones. Where a seed has rows of EM
+    iterations (``em_iteration`` from 1), only those compete: the LM and the GNN on gold labels are baselines, to
+    which GLEM must be able to lose. GraphGym evaluates the test split once, under another epoch, so where a split
+    has no row of the best epoch its last row counts.
     ``epoch`` in ``best.json`` is that of the lowest seed. Numbers are rounded to ``digits`` decimals. An
     older ``agg`` is replaced when the new one is complete.
 
@@ -168,12 +170,13 @@ def _numbers(row: Any) -> Row:
 
 
 def best_epoch(rows: Sequence[Row], metric: str, best: str, folder: Path) -> float:
-    """The epoch of the validation rows with the best metric, the first of equal ones.
+    """The epoch of the validation rows with the best metric, the first of equal ones; of EM's where there are such.
 
     Raises:
         ValueError: no row has the metric; names the file below ``folder``, the seed's.
     """
     key = _metric_key(rows[0], folder) if metric == "auto" else metric
+    rows = [row for row in rows if row.get("em_iteration", 0) >= 1] or rows
     values = np.array([row.get(key, math.nan) for row in rows], dtype=float)
     if np.isnan(values).all():
         raise ValueError(

@@ -115,12 +115,12 @@ class Chart:
             f'<line class="whisker" style="--c:{color}" x1="{at}" x2="{at}" y1="{self.y(low)}" y2="{self.y(high)}"/>'
         )
 
-    def dot(self, x: float, y: float, color: str, title: str, style: str = "", radius: float = 4) -> None:
-        """A dot; ``style`` ``hollow`` leaves it empty, ``faint`` pale."""
-        self.marks.append(
-            f'<circle class="dot {style}" style="--c:{color}" cx="{self.x(x)}" cy="{self.y(y)}" r="{radius}">'
-            f"{_title(title)}</circle>"
-        )
+    def dot(
+        self, x: float, y: float, color: str, title: str, style: str = "", radius: float = 4, shape: str = "circle"
+    ) -> None:
+        """A mark; ``style`` ``hollow`` leaves it empty, ``faint`` pale; ``shape`` is circle, square or diamond."""
+        element, place = _outline(shape, self.x(x), self.y(y), radius)
+        self.marks.append(f'<{element} class="dot {style}" style="--c:{color}" {place}>{_title(title)}</{element}>')
 
     def bar(self, x: tuple[float, float], y: tuple[float, float], color: str, title: str, style: str = "") -> None:
         """A bar over the values from ``x[0]`` to ``x[1]``, from ``y[0]`` up or down to ``y[1]``."""
@@ -173,6 +173,15 @@ class Chart:
         middle = (self.left + self.width - RIGHT) / 2
         parts.append(f'<text class="axis" text-anchor="middle" x="{middle:g}" y="{self.height - 8:g}">')
         return "".join(parts) + escape(self.x_name) + "</text>"
+
+
+def _outline(shape: str, x: float, y: float, radius: float) -> tuple[str, str]:
+    """SVG element and geometry of a mark about as large as a circle of that radius."""
+    if shape == "circle":
+        return "circle", f'cx="{x}" cy="{y}" r="{radius}"'
+    turned = f' transform="rotate(45 {x} {y})"' if shape == "diamond" else ""
+    side = 1.8 * radius
+    return "rect", f'x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" width="{side:.1f}" height="{side:.1f}"{turned}'
 
 
 def _title(text: str) -> str:

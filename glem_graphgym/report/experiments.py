@@ -90,6 +90,13 @@ class Experiment:
         return sorted({version for versions in noted for version in versions})
 
 
+def network_of(experiment: Experiment) -> str:
+    """What the GNN is called; for GraphGym's own network the layer's name."""
+    network = str(experiment.settings.get("model.type", ""))
+    layer = str(experiment.settings.get("gnn.layer_type", network))
+    return layer if network == "gnn" else network.removeprefix("glem_")
+
+
 def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]:
     """The experiments in ``dirs`` and what had to be left out of them, in words.
 

@@ -1,4 +1,4 @@
-"""The leaderboard: one row a method, ranked by validation; one table a graph; as text, CSV and Markdown."""
+"""The leaderboard: one row a method, ranked by validation; one table a graph; as CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from glem_graphgym.report.experiments import METRIC, STOCK, STOCK_CAVEAT, Experiment, read_experiments
+from glem_graphgym.report.experiments import (
+    METRIC,
+    STOCK,
+    STOCK_CAVEAT,
+    STOCK_METHOD,
+    Experiment,
+    read_experiments,
+)
 from glem_graphgym.report.published import Published, published_for
 from glem_graphgym.report.significance import TEST, Difference, holm, paired_difference
-from glem_graphgym.report.stats import default_console, in_order, new_table
+from glem_graphgym.report.stats import in_order
 
 RANKING = "ranked by mean validation accuracy; test accuracy plays no part in any choice"
+# Train modes from the simplest: the earlier ones are parts of the later ones.
+SIMPLEST_FIRST = ("glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem")
+FINAL_METHOD = dict(zip(SIMPLEST_FIRST, ("LM", "GNN", "Cascade", "Joint", "GLEM-GNN"), strict=True))
+FINAL_METHOD[STOCK] = STOCK_METHOD
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class Row:
         to_best, to_baseline: difference to the first row, and to the first that is not GLEM; None for those rows.
         caveat: what must be known to read the row; "" mostly.
         also: further experiments with the very same scores on every seed, e.g. an LM that no setting of theirs
-            touches. They are one row, since the same result counted twice would weaken every test of significance.
+            touches, or the LM that a cascade and GLEM start from. They are one row, named after the simplest train
+            mode, since the same result counted twice would weaken every test of significance.
     """
 
     rank: int
@@ -104,7 +114,7 @@ class Board:
         rows: by rank.
         published: rows from elsewhere, for the same dataset.
         experiments: by name.
-        axes: in what the experiments with the focus row's mode differ.
+        axes: in what experiments of one train mode differ, over all modes.
         notes: what was left out, and what must be known to read the table.
     """
 
@@ -127,13 +137,10 @@ class Board:
         return next((row for row in self.rows if not is_glem(row.method)), None)
 
     @property
-    def focus(self) -> Row:
-        """The row whose settings are looked at closer: the best of GLEM, without GLEM the best."""
-        return _focus(self.rows)
-
-
-def _focus(rows: Sequence[Row]) -> Row:
-    return next((row for row in rows if is_glem(row.method)), rows[0])
+    def final_rows(self) -> dict[str, Row]:
+        """By experiment the row of the method that its train mode ends with; none where that was not reached."""
+        final = {name: FINAL_METHOD.get(one.mode) for name, one in self.experiments.items()}
+        return {name: row for row in self.rows for name in row.experiments if row.method == final[name]}
 
 
 def is_glem(method: str) -> bool:
@@ -186,7 +193,7 @@ def make_board(experiments: Sequence[Experiment]) -> Board:
         rows=rows,
         published=published_for(dataset) if metric == METRIC else [],
         experiments=by_name,
-        axes=grid_axes([one for one in experiments if one.mode == by_name[_focus(rows).experiment].mode]),
+        axes=axes_within_modes(experiments),
         notes=[*_notes(rows), *_mixed(experiments)],
     )
 
@@ -213,15 +220,19 @@ def _mixed(experiments: Sequence[Experiment]) -> list[str]:
 
 def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
     rows: dict[Any, Row] = {}
-    for one in experiments:
+    for one in sorted(experiments, key=lambda one: _complexity(one.mode)):
         for method in _methods(one):
             scores = [(s, run.results[method]) for s, run in one.runs.items() if method in run.results]
-            key = (one.mode, method, *((seed, r.valid, r.test, r.params) for seed, r in scores))
+            key = (one.mode == STOCK, method, *((seed, r.valid, r.test, r.params) for seed, r in scores))
             if key in rows:
                 rows[key] = replace(rows[key], also=(*rows[key].also, one.name))
             else:
                 rows[key] = _row(one, method, len(experiments) == 1)
     return list(rows.values())
+
+
+def _complexity(mode: str) -> int:
+    return SIMPLEST_FIRST.index(mode) if mode in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
 
 
 def _methods(experiment: Experiment) -> list[str]:
@@ -279,7 +290,10 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if all(len(row.seeds) == 1 for row in rows):
         notes.append("one seed: there is no spread, and small differences mean nothing")
     if any(row.also for row in rows):
-        notes.append("experiments with the very same scores on every seed share a row; the CSV names them (same_in)")
+        notes.append(
+            "experiments with the very same scores on every seed share a row, named after the simplest train mode; "
+            "the CSV names them all (same_in)"
+        )
     return notes + sorted({f"{row.name}: {row.caveat}" for row in rows if row.caveat})
 
 
@@ -293,6 +307,19 @@ def grid_axes(experiments: Sequence[Experiment]) -> list[Axis]:
         if len(distinct) > 1:
             partitions.setdefault(tuple(distinct.index(value) for value in values), []).append(key)
     return [_axis(tuple(keys), experiments) for keys in partitions.values()]
+
+
+def axes_within_modes(experiments: Sequence[Experiment]) -> list[Axis]:
+    """The axes of each train mode's experiments, GLEM's first; what several modes vary is one axis over all of them.
+
+    Settings in which only whole modes differ are no axis: nothing would tell their effect from the mode's.
+    """
+    varied: dict[tuple[str, ...], list[Experiment]] = {}
+    for mode in sorted({one.mode for one in experiments}, key=_complexity, reverse=True):
+        members = [one for one in experiments if one.mode == mode]
+        for axis in grid_axes(members):
+            varied.setdefault(axis.keys, []).extend(members)
+    return [_axis(keys, members) for keys, members in varied.items()]
 
 
 def _axis(keys: tuple[str, ...], experiments: Sequence[Experiment]) -> Axis:
@@ -333,8 +360,12 @@ def difference_text(difference: Difference | None) -> str:
         return "–"
     if difference.mean is None:
         return "no common seed"
-    reason = p_text(difference.p) if difference.p is not None else difference.reason
-    return f"{100 * difference.mean:+.2f} ({reason}, n = {difference.seeds})"
+    return f"{100 * difference.mean:+.2f} ({difference_reason(difference)}, n = {difference.seeds})"
+
+
+def difference_reason(difference: Difference) -> str:
+    """The p-value, or why there is none."""
+    return p_text(difference.p) if difference.p is not None else difference.reason
 
 
 def p_text(p: float) -> str:
@@ -349,10 +380,10 @@ TEXTS = ["#", "method"]
 NUMBERS = ["valid %", "test %", "to best", "to best non-GLEM", "params", "seconds", "peak MB", "seeds", "config"]
 
 
-def _cells(row: Row) -> list[str]:
+def cells_of(row: Row) -> list[str]:
     return [
         str(row.rank),
-        row.name + (" †" if row.caveat else "") + (f" (+ {len(row.also)} the same)" if row.also else ""),
+        row.name + marks_of(row),
         percent(row.valid),
         percent(row.test),
         difference_text(row.to_best),
@@ -365,7 +396,12 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _published_cells(row: Published) -> list[str]:
+def marks_of(row: Row) -> str:
+    """What is appended to a row's name: whether it has a caveat, and how many experiments share it."""
+    return (" †" if row.caveat else "") + (f" (+ {len(row.also)} the same)" if row.also else "")
+
+
+def published_cells(row: Published) -> list[str]:
     valid, test = published_spread(row.valid, row.valid_std), published_spread(row.test, row.test_std)
     empty = [""] * 5
     return [
@@ -388,27 +424,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def print_board(board: Board, console: Console | None = None) -> None:
-    """Print the table of one graph, published rows below ours, then what must be known to read it."""
-    console = console or default_console()
-    table = new_table(board.title, TEXTS, NUMBERS)
-    for row in board.rows:
-        table.add_row(*map(_plain, _cells(row)))
-    if board.published:
-        table.add_section()
-        for published in board.published:
-            table.add_row(*map(_plain, _published_cells(published)), style="dim")
-    console.print(table)
-    for note in _all_notes(board):
-        console.print(_plain(note), highlight=False)
-
-
-def _plain(text: str) -> str:
-    """Text whose brackets are not taken for rich's markup."""
-    return text.replace("[", r"\[")
-
-
-def _all_notes(board: Board) -> list[str]:
+def all_notes(board: Board) -> list[str]:
     return [("† " if STOCK_CAVEAT in note else "") + note for note in board.notes]
 
 
@@ -418,9 +434,9 @@ def to_markdown(boards: Sequence[Board]) -> str:
     for board in boards:
         lines = [f"### {_cell(board.title)}", "", _line(TEXTS + NUMBERS)]
         lines.append(_line(["---"] * len(TEXTS) + ["---:"] * len(NUMBERS)))
-        lines += [_line(_cells(row)) for row in board.rows]
-        lines += [_line(_published_cells(row)) for row in board.published]
-        lines += ["", *(f"- {_cell(note)}" for note in _all_notes(board)), ""]
+        lines += [_line(cells_of(row)) for row in board.rows]
+        lines += [_line(published_cells(row)) for row in board.published]
+        lines += ["", *(f"- {_cell(note)}" for note in all_notes(board)), ""]
         parts.append("\n".join(lines))
     return "\n".join(parts)
 

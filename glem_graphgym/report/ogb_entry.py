@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
-from glem_graphgym.report.experiments import STOCK, Experiment
+from glem_graphgym.report.experiments import STOCK, Experiment, network_of
 from glem_graphgym.report.leaderboard import Board, Row, Spread, grid_axes, show_value
 
 SEEDS = {"ogbn-papers100M": 3}
@@ -218,13 +218,7 @@ def method_name(name: str, external: Sequence[str]) -> str:
 
 
 def _network(experiment: Experiment) -> str:
-    """What the GNN is called; for GraphGym's own network the layer's name."""
-    network = str(experiment.settings.get("model.type", ""))
-    if experiment.mode == "glem_lm":
-        return "no GNN"
-    return (
-        str(experiment.settings.get("gnn.layer_type", network)) if network == "gnn" else network.removeprefix("glem_")
-    )
+    return "no GNN" if experiment.mode == "glem_lm" else network_of(experiment)
 
 
 def tuned_hyperparameters(board: Board, row: Row) -> list[str]:

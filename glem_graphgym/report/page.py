@@ -32,15 +32,16 @@ COLUMNS = (
 CSS = """
 :root{color-scheme:light;--bg:#f6f7f9;--surface:#fff;--line:#e3e6eb;--text:#14181f;--soft:#596273;--muted:#98a1b0;
 --accent:#2f6fdb;--good:#137a4d;--bad:#b3372f;--tint:#eef3fc;--lm:#2f6fdb;--gnn:#0f8f6b;--cascade:#b97a00;
---joint:#0a86a8;--glem-lm:#7a4ad6;--glem-gnn:#d22f6b;--other:#5f6b7c;
+--joint:#0a86a8;--glem-lm:#7a4ad6;--glem-gnn:#d22f6b;--lm-cascade:#d4501e;--glem-lm-gnn:#5c8500;--other:#5f6b7c;
 --shadow:0 1px 2px rgb(20 24 31/6%),0 4px 16px rgb(20 24 31/4%)}
 @media(prefers-color-scheme:dark){:root:not([data-theme=light]){color-scheme:dark;--bg:#0e1116;--surface:#171b22;
 --line:#2a303a;--text:#e8ebf0;--soft:#a2acbb;--muted:#6d7787;--accent:#6ea3ff;--good:#4cc38a;--bad:#ff8a80;
 --tint:#1a2436;--lm:#6ea3ff;--gnn:#35c49a;--cascade:#e8b03c;--joint:#4fc8e8;
---glem-lm:#b190ff;--glem-gnn:#ff78a5;--other:#a2acbb;--shadow:none}}
+--glem-lm:#b190ff;--glem-gnn:#ff78a5;--lm-cascade:#ff8f5a;--glem-lm-gnn:#a5d64c;--other:#a2acbb;--shadow:none}}
 :root[data-theme=dark]{color-scheme:dark;--bg:#0e1116;--surface:#171b22;--line:#2a303a;--text:#e8ebf0;--soft:#a2acbb;
 --muted:#6d7787;--accent:#6ea3ff;--good:#4cc38a;--bad:#ff8a80;--tint:#1a2436;--lm:#6ea3ff;--gnn:#35c49a;
---cascade:#e8b03c;--joint:#4fc8e8;--glem-lm:#b190ff;--glem-gnn:#ff78a5;--other:#a2acbb;--shadow:none}
+--cascade:#e8b03c;--joint:#4fc8e8;--glem-lm:#b190ff;--glem-gnn:#ff78a5;--lm-cascade:#ff8f5a;--glem-lm-gnn:#a5d64c;
+--other:#a2acbb;--shadow:none}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--text);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue","DejaVu Sans",sans-serif}
@@ -74,12 +75,14 @@ th button{font-weight:600}th button::after{content:"↕";opacity:.35;margin-left
 th[aria-sort=ascending] button::after{content:"↑";opacity:1}
 th[aria-sort=descending] button::after{content:"↓";opacity:1}
 th[aria-sort=ascending],th[aria-sort=descending]{color:var(--text)}
-.name::before{content:"";display:inline-block;width:10px;height:10px;border-radius:3px;background:var(--c);
-margin-right:8px}
+.name{display:inline-block;position:relative;padding-left:18px}
+.name::before{content:"";position:absolute;left:0;top:.42em;width:10px;height:10px;border-radius:3px;background:var(--c)}
 .published .name::before{background:none;border:2px solid var(--muted);border-radius:50%}
 .published td{color:var(--soft)}tr.published.opens td{border-top:2px solid var(--line)}
 .experiment,.p{display:block;color:var(--soft);font-size:12px}.experiment{padding-left:18px}
-.tag{border:1px solid var(--line);border-radius:99px;padding:1px 8px;font-size:11.5px;margin-left:8px}
+.p{white-space:normal;max-width:9em;margin-left:auto}
+.tag{display:inline-block;white-space:nowrap;border:1px solid var(--line);border-radius:99px;padding:1px 8px;
+font-size:11.5px;margin-left:8px}
 .up{color:var(--good);font-weight:600}.down{color:var(--bad);font-weight:600}
 .small{font-size:13px}.small th,.small td{padding:5px 8px}
 .grid-of-cards{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));margin:16px 0}
@@ -89,7 +92,8 @@ margin-right:8px}
 .legend{display:flex;flex-wrap:wrap;gap:2px 14px;margin-top:8px;font-size:12.5px;color:var(--soft)}
 .key{display:inline-flex;align-items:center;gap:6px}.key i{width:16px;height:0;border-top:2.5px solid var(--c)}
 .key i.dashed{border-top-style:dashed}
-.key i.dot{width:9px;height:9px;border:0;border-radius:50%;background:var(--c)}
+.key i.circle,.key i.square,.key i.diamond{width:9px;height:9px;border:0;background:var(--c)}
+.key i.circle{border-radius:50%}.key i.diamond{transform:rotate(45deg)}
 .key i.box,.key i.gap{width:11px;height:11px;border:1px solid var(--c);background:var(--c);border-radius:2px}
 .key i.gap{background:none;border-style:dashed}
 .chart{display:block;width:100%;height:auto;margin-top:8px}

@@ -10,8 +10,8 @@ from html import escape
 
 from glem_graphgym.report import charts
 from glem_graphgym.report.charts import Chart
-from glem_graphgym.report.experiments import Experiment, best_stage, stage_folder
-from glem_graphgym.report.leaderboard import Axis, Board, Row, Spread, percent
+from glem_graphgym.report.experiments import Experiment, best_stage, network_of, stage_folder
+from glem_graphgym.report.leaderboard import SIMPLEST_FIRST, Axis, Board, Row, Spread, percent
 from glem_graphgym.report.reliability import BINS, FILE, Description, pool, read_descriptions
 from glem_graphgym.report.stats import METHODS, in_order
 
@@ -25,8 +25,20 @@ ROUND_TIMES += [f * 60 for f in (1, 2, 5, 10, 20, 40)] + [f * 3600 for f in (1, 
 MODEL_COLORS = {"LM": "var(--glem-lm)", "GNN": "var(--glem-gnn)"}
 
 
+SMOOTHED = "+C&S"
+COLORED = (*METHODS, "LM+Cascade", "GLEM-LM+GNN")
+
+
 def color_of(method: str) -> str:
-    return f"var(--{method.lower()})" if method in METHODS else "var(--other)"
+    """A CSS colour; Correct & Smooth has a shade of the method that it comes after."""
+    base = method.removesuffix(SMOOTHED)
+    color = f"var(--{base.lower().replace('+', '-')})" if base in COLORED else "var(--other)"
+    return color if base == method else f"color-mix(in srgb,{color} 55%,var(--text))"
+
+
+def mark_of(method: str) -> str:
+    """Shape of a method's mark: a square for Correct & Smooth, a diamond for an ensemble."""
+    return "square" if method.endswith(SMOOTHED) else "diamond" if "+" in method else "circle"
 
 
 def all_panels(board: Board) -> str:
@@ -45,7 +57,7 @@ def all_panels(board: Board) -> str:
 
 
 def card(title: str, subtitle: str, body: str, legend: Sequence[tuple[str, str, str]] = (), style: str = "") -> str:
-    """A panel; ``legend`` has (text, colour, style) a mark, style one of ``solid``, ``dashed``, ``dot``, ``hollow``."""
+    """A panel; ``legend`` has (text, colour, style) a mark, style a class of the page's CSS."""
     keys = "".join(
         f'<span class="key"><i class="{kind}" style="--c:{color}"></i>{escape(text)}</span>'
         for text, color, kind in legend
@@ -202,7 +214,7 @@ def compute_panel(board: Board) -> str:
         _compute_mark(chart, row)
     if len(rows) <= MAX_LABELS:
         _compute_labels(chart, rows)
-    legend = [(method, color_of(method), "dot") for method in dict.fromkeys(row.method for row in rows)]
+    legend = [(method, color_of(method), mark_of(method)) for method in dict.fromkeys(row.method for row in rows)]
     subtitle = "filled: test ± std; ring: validation" + ("; logarithmic time" if log else "")
     return card(title, subtitle, chart.svg(x_ticks=_time_ticks(chart)), legend)
 
@@ -224,9 +236,10 @@ def _compute_mark(chart: Chart, row: Row) -> None:
     color, at = color_of(row.method), 100 * row.test.mean
     if row.test.std:
         chart.whisker(row.seconds, at - 100 * row.test.std, at + 100 * row.test.std, color)
-    cost = f"{seconds_text(row.seconds)}, {row.params:,} parameters"
-    chart.dot(row.seconds, 100 * row.valid.mean, color, f"{row.name}: validation {percent(row.valid)} %", "hollow", 3.5)
-    chart.dot(row.seconds, at, color, f"{row.name}: test {percent(row.test)} %, {cost}", radius=5)
+    cost, shape = f"{seconds_text(row.seconds)}, {row.params:,} parameters", mark_of(row.method)
+    valid = f"{row.name}: validation {percent(row.valid)} %"
+    chart.dot(row.seconds, 100 * row.valid.mean, color, valid, "hollow", 3.5, shape)
+    chart.dot(row.seconds, at, color, f"{row.name}: test {percent(row.test)} %, {cost}", radius=5, shape=shape)
 
 
 def _compute_labels(chart: Chart, rows: Sequence[Row]) -> None:
@@ -242,15 +255,13 @@ def _compute_labels(chart: Chart, rows: Sequence[Row]) -> None:
 
 
 def sensitivity_panels(board: Board) -> list[str]:
-    """One panel for each axis of the grid: the focus row's method, mean over the other axes."""
-    method = board.focus.method
-    rows = {name: row for row in board.rows if row.method == method for name in row.experiments}
-    panels = []
+    """A panel for train modes, then one for each axis: an experiment is shown by its mode's final method."""
+    final = board.final_rows
+    panels = _mode_panel(board, final)
     for axis in board.axes[:MAX_AXES]:
-        values = {value: [rows[name] for name in names if name in rows] for value, names in axis.values.items()}
-        values = {value: found for value, found in values.items() if found}
-        if len(values) > 1:
-            panels.append(_sensitivity(method, axis, values))
+        series = _series(board, axis, final)
+        if series:
+            panels.append(_sensitivity(axis, series))
     left = len(board.axes) - MAX_AXES
     if left > 0:
         panels.append(
@@ -259,33 +270,113 @@ def sensitivity_panels(board: Board) -> list[str]:
     return panels
 
 
-def _sensitivity(method: str, axis: Axis, values: Mapping[str, list[Row]]) -> str:
-    ends = [part.mean + sign * (part.std or 0) for rows in values.values() for r in rows for part in (r.valid, r.test)
-            for sign in (-1, 1)]  # fmt: skip
-    name = _short(axis.name, 44)
+Series = dict[str, dict[str, list[Row]]]
+
+
+def _series(board: Board, axis: Axis, final: Mapping[str, Row]) -> Series:
+    """By train mode's final method, which two values or more were tried with: its rows by value."""
+    series: Series = {}
+    for value, names in axis.values.items():
+        for name in names:
+            if name in final:
+                series.setdefault(final[name].method, {}).setdefault(value, []).append(final[name])
+    return {method: values for method, values in series.items() if len(values) > 1}
+
+
+def _sensitivity(axis: Axis, series: Series) -> str:
+    every = [row for values in series.values() for rows in values.values() for row in rows]
+    ends = [part.mean + sign * (part.std or 0) for r in every for part in (r.valid, r.test) for sign in (-1, 1)]
+    shown = [value for value in axis.values if any(value in values for values in series.values())]
+    name, methods = _short(axis.name, 44), ", ".join(series)
     chart = Chart(
-        f"Accuracy of {method} for each value of {axis.name}", name, "accuracy, %",
-        (-0.4, len(values) - 0.6), _percent_range(ends),
+        f"Accuracy of {methods} for each value of {axis.name}", name, "accuracy, %",
+        (-0.4, len(shown) - 0.6), _percent_range(ends),
     )  # fmt: skip
-    for split, color, style in (("test", "var(--muted)", "dashed"), ("valid", color_of(method), "")):
-        means = []
-        for place, (value, rows) in enumerate(values.items()):
-            scores = [row.valid if split == "valid" else row.test for row in rows]
-            spread = Spread.of(score.mean for score in scores) if len(rows) > 1 else scores[0]
-            for row, score in zip(rows, scores, strict=True):
-                if len(rows) > 1:
-                    chart.dot(place, 100 * score.mean, color, f"{row.name}, {split}: {percent(score)} %", "faint", 2.5)
-            if spread.std:
-                chart.whisker(place, 100 * (spread.mean - spread.std), 100 * (spread.mean + spread.std), color)
-            means.append((place, value, spread))
-        chart.line([(place, 100 * s.mean) for place, _, s in means], color, style=style)
-        for place, value, s in means:
-            chart.dot(place, 100 * s.mean, color, f"{axis.name} = {value}, {split}: {percent(s)} %", radius=4)
-    several = max(len(rows) for rows in values.values()) > 1
-    subtitle = f"{method}; mean ± std over " + ("the experiments with that value" if several else "seeds")
-    ticks = [(float(place), _short(value, max(5, 64 // len(values)))) for place, value in enumerate(values)]
-    legend = [("valid", color_of(method), "solid"), ("test", "var(--muted)", "dashed")]
+    legend = []
+    for method, values in series.items():
+        test = "var(--muted)" if len(series) == 1 else color_of(method)
+        for split, color, style in (("test", test, "dashed"), ("valid", color_of(method), "")):
+            rows_at = {float(place): values[value] for place, value in enumerate(shown) if value in values}
+            texts = {float(place): f"{method}, {axis.name} = {value}" for place, value in enumerate(shown)}
+            _sensitivity_line(chart, rows_at, texts, split, color, style)
+            prefix = "" if len(series) == 1 else f"{method}, "
+            legend.append((f"{prefix}{split}", color, style or "solid"))
+    several = max(len(rows) for values in series.values() for rows in values.values()) > 1
+    over = "the experiments with that value, whose other settings differ" if several else "seeds"
+    subtitle = f"{methods}; mean ± std over {over}"
+    if len(series) > 1:
+        subtitle += "; each train mode by its final method, and compared with itself alone"
+    ticks = [(float(place), _short(value, max(5, 64 // len(shown)))) for place, value in enumerate(shown)]
     return card(f"Sensitivity to {name}", subtitle, chart.svg(x_ticks=ticks), legend)
+
+
+def _sensitivity_line(
+    chart: Chart, rows_at: Mapping[float, list[Row]], texts: Mapping[float, str], split: str, color: str, style: str
+) -> None:
+    means = []
+    for place, rows in rows_at.items():
+        scores = [row.valid if split == "valid" else row.test for row in rows]
+        spread = Spread.of(score.mean for score in scores) if len(rows) > 1 else scores[0]
+        for row, score in zip(rows, scores, strict=True):
+            if len(rows) > 1:
+                chart.dot(place, 100 * score.mean, color, f"{row.name}, {split}: {percent(score)} %", "faint", 2.5)
+        if spread.std:
+            chart.whisker(place, 100 * (spread.mean - spread.std), 100 * (spread.mean + spread.std), color)
+        means.append((place, spread))
+    chart.line([(place, 100 * s.mean) for place, s in means], color, style=style)
+    for place, s in means:
+        chart.dot(place, 100 * s.mean, color, f"{texts[place]}, {split}: {percent(s)} %", radius=4)
+
+
+def _mode_panel(board: Board, final: Mapping[str, Row]) -> list[str]:
+    """Train modes beside one another, lines between experiments with the same GNN; nothing where there is one mode."""
+    modes: dict[str, dict[str, Row]] = {}
+    for mode in SIMPLEST_FIRST:
+        rows = {name: row for name, row in final.items() if board.experiments[name].mode == mode}
+        if rows:
+            modes[mode] = rows
+    if len(modes) < 2:
+        return []
+    every = [row for rows in modes.values() for row in rows.values()]
+    ends = [r.test.mean + sign * (r.test.std or 0) for r in every for sign in (-1, 1)] + [r.valid.mean for r in every]
+    chart = Chart(
+        "Accuracy of each train mode", "train.mode", "accuracy, %", (-0.4, len(modes) - 0.3), _percent_range(ends)
+    )
+    for network, points in _by_network(board, modes).items():
+        chart.line(points, "var(--muted)", network)
+        chart.text(*points[-1], _short(network, 12), shift=(8, 4))
+    legend = []
+    for place, rows in enumerate(modes.values()):
+        method = next(iter(rows.values())).method
+        legend.append((method, color_of(method), mark_of(method)))
+        for row in rows.values():
+            _mode_mark(chart, place, row)
+    ticks = [(float(place), mode.removeprefix("glem_")) for place, mode in enumerate(modes)]
+    subtitle = (
+        "each train mode by its final method; filled: test ± std; ring: validation; "
+        "a line joins experiments with the same model.type, other settings may differ"
+    )
+    return [card("Sensitivity to train.mode", subtitle, chart.svg(x_ticks=ticks), legend)]
+
+
+def _by_network(board: Board, modes: Mapping[str, Mapping[str, Row]]) -> dict[str, list[tuple[float, float]]]:
+    """By GNN (place of the mode, mean test accuracy in %) of the modes that have it; those with two modes or more."""
+    scores: dict[str, dict[float, list[float]]] = {}
+    for place, (mode, rows) in enumerate(modes.items()):
+        for name, row in rows.items():
+            if mode != "glem_lm":
+                network = network_of(board.experiments[name])
+                scores.setdefault(network, {}).setdefault(float(place), []).append(100 * row.test.mean)
+    found = {network: [(at, statistics.fmean(s)) for at, s in points.items()] for network, points in scores.items()}
+    return {network: points for network, points in found.items() if len(points) > 1}
+
+
+def _mode_mark(chart: Chart, place: int, row: Row) -> None:
+    color, at = color_of(row.method), 100 * row.test.mean
+    if row.test.std:
+        chart.whisker(place, at - 100 * row.test.std, at + 100 * row.test.std, color)
+    chart.dot(place, 100 * row.valid.mean, color, f"{row.name}: validation {percent(row.valid)} %", "hollow", 3.5)
+    chart.dot(place, at, color, f"{row.name}: test {percent(row.test)} %")
 
 
 # --- per-class accuracy, calibration -----------------------------------------------------------------------
@@ -365,7 +456,7 @@ def class_panel(described: Described | None) -> str:
     chart = _class_chart(title, pooled, shown)
     ticks = [(float(place), _short(first["classes"][index]["name"], 20)) for place, index in enumerate(shown)]
     which = f"the {len(shown)} largest of {len(order)} classes" if len(shown) < len(order) else "largest class first"
-    legend = [(method, color_of(method), "dot") for method in pooled]
+    legend = [(method, color_of(method), mark_of(method)) for method in pooled]
     body = f'<div class="split"><div>{chart.svg(y_ticks=ticks)}</div><div>{_confusions(pooled, described)}</div></div>'
     body += _class_table(described, order)
     return card(title, f"{described.experiment}; test nodes; {which}", body, legend, "wide")
@@ -382,7 +473,8 @@ def _class_chart(title: str, pooled: Mapping[str, Description], shown: Sequence[
         chart.line([(min(shares.values()), place), (max(shares.values()), place)], "var(--muted)", style="faint")
         for method, share in shares.items():
             name, support = rows[method]["name"], rows[method]["support"]
-            chart.dot(share, place, color_of(method), f"{name}, {method}: {share:.1f} % of {support:,}", radius=4.5)
+            text = f"{name}, {method}: {share:.1f} % of {support:,}"
+            chart.dot(share, place, color_of(method), text, radius=4.5, shape=mark_of(method))
     return chart
 
 

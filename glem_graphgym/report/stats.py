@@ -166,7 +166,8 @@ def write_stats(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> No
 
     Every row of every split has the same keys (train also has GraphGym's ``eta``, always 0): ``epoch`` is the
     stage's index; ``loss`` and the metric are the stage's own; ``lm_*`` and ``gnn_*`` are those of the latest
-    LM and GNN up to that stage, 0.0 before the first of its kind; ``time_iter`` is the stage's seconds.
+    LM and GNN up to that stage, 0.0 before the first of its kind; ``time_iter`` is the stage's seconds; ``params``
+    are those of every kind of model (LM, GNN) trained up to that stage, each kind counted once, as in the summary.
     Values are rounded to ``digits`` decimals, except ``lr``, of which nothing would be left. Each file is
     replaced as a whole: of rows with the same epoch GraphGym's reader keeps the first, so appending would
     keep what is outdated.
@@ -216,7 +217,7 @@ def _require_stages(run_dir: Path) -> list[Stage]:
 def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -> list[dict[str, float]]:
     latest = dict.fromkeys(MODELS, (0.0, 0.0))
     rows = []
-    for stage in stages:
+    for place, stage in enumerate(stages):
         score, loss = _score(stage, split, metric), _score(stage, split, "loss")
         if stage.model in latest:
             latest[stage.model] = (score, loss)
@@ -225,7 +226,7 @@ def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -
             **({"eta": 0.0} if split == "train" else {}),
             "loss": loss,
             "lr": stage.lr,
-            "params": stage.params,
+            "params": _params_of(stages[: place + 1]),
             "time_iter": stage.seconds,
             metric: score,
             "em_iteration": stage.em_iteration,
@@ -272,15 +273,19 @@ def summary_rows(stages: Sequence[Stage], metric: str = "accuracy") -> list[Summ
 def _summary_row(stages: Sequence[Stage], metric: str) -> SummaryRow:
     """The row of the last of ``stages``, which are all those that it took to get there."""
     chosen = stages[-1]
-    params_of_kind = {stage.model: stage.params for stage in stages}
     return SummaryRow(
         method=chosen.method,
         valid=_score(chosen, "valid", metric),
         test=_score(chosen, "test", metric),
-        params=sum(params_of_kind.values()),
+        params=_params_of(stages),
         seconds=sum(stage.seconds for stage in stages),
         peak_memory_mb=max(stage.peak_memory_mb for stage in stages),
     )
+
+
+def _params_of(stages: Sequence[Stage]) -> int:
+    """Parameters of the latest model of each kind."""
+    return sum({stage.model: stage.params for stage in stages}.values())
 
 
 def write_summary(run_dir: Path) -> list[SummaryRow]:

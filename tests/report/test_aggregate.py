@@ -116,7 +116,7 @@ def test_our_runs_give_the_same_numbers_in_graphgyms_agg_runs(
                 "name": model.lower(),
                 "model": model,
                 "method": model,
-                "em_iteration": index,
+                "em_iteration": 0,
             }
             costs = {
                 "seconds": 1.5,
@@ -157,6 +157,31 @@ def test_every_split_is_taken_at_the_seeds_first_best_validation_epoch(tmp_path:
     }
     assert (best_of(tmp_path, "train")["accuracy"], best_of(tmp_path, "train")["accuracy_std"]) == (0.7, 0.1)
     assert (best_of(tmp_path, "test")["accuracy"], best_of(tmp_path, "test")["accuracy_std"]) == (0.5, 0.1)
+
+
+def save_glem_seed(dir: Path, seed: int, val: Sequence[float], iterations: Sequence[int]) -> None:
+    """A row a stage; the test score is 1 - validation."""
+    for split, scores in (("val", val), ("test", [1 - v for v in val])):
+        rows = [{"epoch": e, "accuracy": a, "em_iteration": i, "params": 100 * (e + 1)}
+                for e, (a, i) in enumerate(zip(scores, iterations, strict=True))]  # fmt: skip
+        write_rows(dir / str(seed) / split / "stats.json", rows)
+
+
+def test_of_a_glem_run_only_stages_of_em_compete(tmp_path: Path) -> None:
+    """GLEM is shown as it is where its own cascade is better on validation; the stages' rows all stay."""
+    save_glem_seed(tmp_path, 0, [0.5, 0.9, 0.7, 0.8], [0, 0, 1, 1])
+    save_glem_seed(tmp_path, 1, [0.5, 0.6, 0.7, 0.8], [0, 0, 1, 1])
+    aggregate_seeds(tmp_path)
+    assert (best_of(tmp_path, "val")["accuracy"], best_of(tmp_path, "val")["em_iteration"]) == (0.8, 1)
+    assert best_of(tmp_path, "test")["accuracy"] == 0.2
+    assert (best_of(tmp_path, "val")["params"], best_of(tmp_path, "val")["params_std"]) == (400, 0)
+    assert [row["accuracy"] for row in read_rows(tmp_path / "agg" / "val" / "stats.json")] == [0.5, 0.75, 0.7, 0.8]
+
+
+def test_without_em_iterations_every_stage_competes(tmp_path: Path) -> None:
+    save_glem_seed(tmp_path, 0, [0.5, 0.9], [0, 0])
+    aggregate_seeds(tmp_path)
+    assert best_of(tmp_path, "val")["accuracy"] == 0.9
 
 
 def test_a_test_row_written_once_under_another_epoch_counts(tmp_path: Path) -> None:

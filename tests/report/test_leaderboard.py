@@ -19,13 +19,13 @@ from glem_graphgym.report.leaderboard import (
     Board,
     difference_text,
     make_board,
-    print_board,
     read_boards,
     seeds_text,
     to_csv,
     to_markdown,
 )
 from glem_graphgym.report.significance import CONSTANT, TOO_FEW, Difference, holm, paired_difference
+from glem_graphgym.report.terminal import print_board
 
 
 def board_of(*dirs: Path) -> Board:
@@ -123,6 +123,28 @@ def test_the_same_result_counts_once(grid: Path) -> None:
     lm = next(row for row in csv.DictReader(io.StringIO(to_csv([board]))) if row["method"] == "LM")
     assert (lm["experiment"], lm["same_in"]) == ("glem-alpha=0.3", "glem-alpha=0.7")
     assert any("share a row" in note for note in board.notes)
+
+
+def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_folder: Any) -> None:
+    """A cascade and GLEM start from the LM alone: as rows of their own they would raise every p-value by Holm."""
+    modes = (("a-glem", "glem", 4), ("b-cascade", "glem_cascade", 2), ("c-lm", "glem_lm", 1))
+    for seed in range(4):
+        shake = [0.004, -0.002, 0.001, 0.003][seed]
+        scores = [(0.70 + shake, 0.69 - shake), (0.74, 0.73 + shake), (0.73, 0.74 + 2 * shake), (0.78, 0.76 + shake)]
+        for name, mode, stages in modes:
+            run_folder(tmp_path / name, seed, scores[:stages], mode=mode)
+    board = board_of(tmp_path)
+    rows = {row.method: (row.name, row.also) for row in board.rows}
+    assert rows == {
+        "GLEM-GNN": ("a-glem GLEM-GNN", ()),
+        "Cascade": ("b-cascade Cascade", ("a-glem",)),
+        "GLEM-LM": ("a-glem GLEM-LM", ()),
+        "LM": ("c-lm LM", ("b-cascade", "a-glem")),
+    }
+    assert len(board.rows) == 4
+    alone = board_of(tmp_path / "a-glem")
+    together = [row.to_best.p for row in board.rows if row.to_best]
+    assert together == [row.to_best.p for row in alone.rows if row.to_best]
 
 
 # --- folders -----------------------------------------------------------------------------------------------
@@ -283,6 +305,28 @@ def test_axes_are_settings_that_differ_and_those_in_step_are_one(
     assert list(axes["gnn.dim_inner + optim.base_lr"].values) == ["64, 0.01", "128, 0.001", "256, 0.1"]
     assert list(axes["gnn.act"].values) == ["elu", "relu"]
     assert axes["gnn.act"].values["elu"] == ["lr=0.001-act=elu", "lr=0.01-act=elu", "lr=0.1-act=elu"]
+
+
+def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path, run_folder: Any) -> None:
+    plan = [("glem_lm", 1, "lm.lora_rank", (0, 8)), ("glem_gnn", 1, "model.type", ("glem_mlp", "glem_sage"))]
+    plan += [("glem_cascade", 2, "model.type", ("glem_sage",)), ("glem", 4, "model.type", ("glem_sage", "glem_gcn"))]
+    for mode, stages, key, values in plan:
+        for place, value in enumerate(values):
+            scores = [(0.7 + place / 100, 0.7), (0.74, 0.73), (0.73, 0.74), (0.78 + place / 100, 0.76)][:stages]
+            settings = {"lm.lora_rank": 0, "glem.node_features": "static" if mode == "glem_gnn" else "text", key: value}
+            run_folder(tmp_path / f"{mode}-{value}", 0, scores, mode=mode, settings=settings)
+    board = board_of(tmp_path)
+    assert {axis.name: axis.values for axis in board.axes} == {
+        "model.type": {
+            "glem_gcn": ["glem-glem_gcn"],
+            "glem_mlp": ["glem_gnn-glem_mlp"],
+            "glem_sage": ["glem-glem_sage", "glem_gnn-glem_sage"],
+        },
+        "lm.lora_rank": {"0": ["glem_lm-0"], "8": ["glem_lm-8"]},
+    }
+    final = {name: row.method for name, row in board.final_rows.items()}
+    assert final["glem_lm-8"] == "LM" and final["glem_cascade-glem_sage"] == "Cascade"
+    assert final["glem-glem_gcn"] == final["glem-glem_sage"] == "GLEM-GNN"
 
 
 # --- tables ------------------------------------------------------------------------------------------------

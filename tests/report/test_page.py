@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from glem_graphgym.report.charts import Chart, Scale, nice_step
 from glem_graphgym.report.leaderboard import read_boards
 from glem_graphgym.report.page import CSS, render_page
-from glem_graphgym.report.panels import seconds_text
-from glem_graphgym.report.stats import METHODS
+from glem_graphgym.report.panels import COLORED, color_of, mark_of, seconds_text
 
 VOID = {"meta", "link"}
 CHROMIUM = next(
@@ -27,8 +26,40 @@ CHROMIUM = next(
 
 
 def test_every_method_has_a_colour_in_every_theme() -> None:
-    for method in METHODS:
-        assert len(re.findall(rf"[;{{\n]--{method.lower()}:#[0-9a-f]{{6}};", CSS)) == 3
+    for method in COLORED:
+        assert len(re.findall(rf"[;{{\n]{color_of(method)[4:-1]}:#[0-9a-f]{{6}};", CSS)) == 3
+
+
+METHODS_OF_RUNS = [*COLORED, *(f"{gnn}+C&S" for gnn in ("GNN", "Cascade", "Joint", "GLEM-GNN")), "GraphGym"]
+
+
+def test_no_two_methods_look_the_same_and_all_can_be_seen() -> None:
+    assert len({(color_of(method), mark_of(method)) for method in METHODS_OF_RUNS}) == len(METHODS_OF_RUNS)
+    themes = [dict(re.findall(r"(--[\w-]+):(#[0-9a-f]{3,6})", part)) for part in CSS.split("{color-scheme:")[1:]]
+    assert len(themes) == 3
+    for theme in themes:
+        colors = {method: shown(color_of(method), theme) for method in METHODS_OF_RUNS}
+        assert len({tuple(map(round, color)) for color in colors.values()}) == len(colors)
+        surface = luminance(rgb(theme["--surface"]))
+        for color in colors.values():
+            low, high = sorted((luminance(color), surface))
+            assert (high + 0.05) / (low + 0.05) >= 3  # WCAG, of graphical objects
+
+
+def rgb(color: str) -> list[float]:
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    return [int(digits[at : at + 2], 16) for at in (0, 2, 4)]
+
+
+def shown(color: str, theme: dict[str, str]) -> list[float]:
+    parts = [rgb(theme[name]) for name in re.findall(r"var\((--[\w-]+)\)", color)]
+    share = int(found[1]) / 100 if (found := re.search(r"(\d+)%", color)) else 1
+    return [share * first + (1 - share) * last for first, last in zip(parts[0], parts[-1], strict=True)]
+
+
+def luminance(color: list[float]) -> float:
+    linear = [c / 12.92 if (c := v / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for v in color]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 class Balanced(HTMLParser):
@@ -125,6 +156,31 @@ def test_panels_without_data_say_what_is_missing(tmp_path: Path, run_folder: Any
     assert "too few seeds" in page
 
 
+def test_sensitivity_is_of_every_train_mode(tmp_path: Path, run_folder: Any) -> None:
+    for mode, stages in (("glem_cascade", 2), ("glem", 4)):
+        for place, network in enumerate(("glem_gcn", "glem_sage")):
+            scores = [(0.7, 0.7), (0.71 + place / 100, 0.72), (0.7, 0.7), (0.73 + place / 100, 0.74)][:stages]
+            run_folder(tmp_path / f"{mode}-{network}", 0, scores, mode=mode, settings={"model.type": network})
+    for rank in (0, 8):
+        run_folder(
+            tmp_path / f"lm-{rank}", 0, [(0.6 + rank / 100, 0.6)], mode="glem_lm", settings={"lm.lora_rank": rank}
+        )
+    page = page_of(tmp_path)
+    parse(page)
+    networks = panel(page, "Sensitivity to model.type")
+    for text in ("GLEM-GNN, model.type = glem_sage, valid: 74.00 %", "Cascade, model.type = glem_gcn, valid: 71.00 %"):
+        assert text in networks
+    assert "each train mode by its final method, and compared with itself alone" in networks
+    assert "LM, lm.lora_rank = 8, valid: 68.00 %" in panel(page, "Sensitivity to lm.lora_rank")
+    modes = panel(page, "Sensitivity to train.mode")
+    assert all(f">{mode}</text>" in modes for mode in ("lm", "cascade", "glem"))
+    assert all(f">{network}</text>" in modes for network in ("gcn", "sage"))  # lines from cascade to GLEM
+    assert "other settings may differ" in modes
+    assert "Sensitivity to train.mode" not in page_of(
+        *(tmp_path / f"glem-{name}" for name in ("glem_gcn", "glem_sage"))
+    )
+
+
 def test_text_from_runs_is_escaped(tmp_path: Path, run_folder: Any) -> None:
     evil = '<script>alert("x")</script>&'
     for name, value in (("<i>a</i>&", evil), ("b'\"", "plain")):
@@ -187,6 +243,18 @@ def test_marks_of_a_chart_carry_their_title() -> None:
     assert [element.text for element in root.iter("title")] == ["5 > 4"]
 
 
+@pytest.mark.parametrize("shape", ["circle", "square", "diamond"])
+def test_a_mark_is_where_its_value_is(shape: str) -> None:
+    chart = Chart("a", "x", "y", (0, 1), (0, 1))
+    chart.dot(0.5, 0.5, "red", "", radius=5, shape=shape)
+    (mark,) = ET.fromstring(f"<svg>{chart.marks[0]}</svg>")
+    place = {name: float(value) for name, value in mark.items() if name not in ("class", "style", "transform")}
+    sides = (("x", "width"), ("y", "height"))
+    middle = [place.get(f"c{axis}", place.get(axis, 0) + place.get(side, 0) / 2) for axis, side in sides]
+    assert middle == pytest.approx([chart.x(0.5), chart.y(0.5)])
+    assert (mark.get("transform") is None) == (shape != "diamond")
+
+
 # --- in a browser ------------------------------------------------------------------------------------------
 
 
@@ -219,3 +287,29 @@ def test_a_browser_runs_the_page_without_errors_and_sorts_it(tmp_path: Path, gri
     seconds = column("theme=dark&sort=8", 8)
     assert [float(value) for value in seconds[:-1]] == sorted(float(value) for value in seconds[:-1])
     assert seconds[-1] == ""  # not known: last
+
+
+LAYOUT = """<script>addEventListener("load", () => {
+const board = document.querySelector(".board");
+const tags = [...document.querySelectorAll(".tag")].map(tag => tag.getBoundingClientRect().height);
+document.body.dataset.layout = [board.scrollWidth - board.clientWidth, Math.max(0, ...tags)].join(" ");
+});</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser installed")
+def test_the_table_fits_a_desktop_and_its_tags_stay_whole_on_a_phone(tmp_path: Path, run_folder: Any) -> None:
+    for gain in (0.0, 0.01):
+        for seed in range(3):
+            scores = [(0.7, 0.7 + gain), (0.74, 0.73 + gain), (0.73, 0.74 + gain), (0.78 + gain, 0.76 + gain)]
+            run_folder(tmp_path / f"alpha={gain}", seed, scores, dataset="ogbn-products")
+    file = tmp_path / "page.html"
+    page = page_of(tmp_path)
+    assert page.count("the same difference on every seed") > 4
+    file.write_text(page.replace("</body>", LAYOUT))
+    layout = {}
+    for width in (1400, 500):
+        dom, _ = browse(tmp_path, file, "", f"--window-size={width},900")
+        (found,) = re.findall(r'data-layout="(\S+) (\S+)"', dom)
+        layout[width] = [float(value) for value in found]
+    assert layout[1400][0] == 0  # pixels that stick out
+    assert layout[500][1] < 28  # one line

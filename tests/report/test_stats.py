@@ -159,6 +159,15 @@ def test_stats_rows_hold_own_scores_and_those_of_the_latest_lm_and_gnn(tmp_path:
     assert [row["accuracy"] for row in rows_of(run / "train" / "stats.json")] == [0.9] * 4
 
 
+def test_params_are_those_of_all_that_was_trained_to_get_there(tmp_path: Path) -> None:
+    smooth = stage_dict(4, "GLEM-GNN+C&S", 0.77, model="none", params=0, em_iteration=1)
+    run = save(tmp_path, *GLEM_RUN[:4], smooth)
+    write_stats(run)
+    for split in ("train", "val", "test"):
+        assert [row["params"] for row in rows_of(run / split / "stats.json")] == [2000, 2300, 2300, 2300, 2300]
+    assert [row.params for row in summary_rows(read_stages(run))] == [2000, 2300, 2300, 2300, 2300]
+
+
 def test_every_row_of_every_split_has_the_same_keys_but_for_eta(tmp_path: Path) -> None:
     run = save(tmp_path, *GLEM_RUN)
     write_stats(run)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from glem_graphgym.report.leaderboard import Board, percent, read_boards
+from glem_graphgym.report.terminal import COLUMNS, common_prefix, print_board
+
+NAMES = (
+    "mode=glem-share=True-gnn=glem_sage",
+    "mode=glem-share=True-gnn=glem_gamlp",
+    "mode=glem_cascade-share=True-gnn=glem_gcn",
+)
+
+
+def printed(board: Board, width: int) -> str:
+    output = io.StringIO()
+    print_board(board, Console(file=output, width=width))
+    return output.getvalue()
+
+
+@pytest.fixture
+def board(tmp_path: Path, run_folder: Any) -> Board:
+    """Three experiments of a grid, with differences of every kind, on a graph that has published rows."""
+    for place, name in enumerate(NAMES):
+        for seed in range(3):
+            shake = [0.004, -0.002, 0.001][seed]
+            scores = [
+                (0.70, 0.69),
+                (0.74 + place / 100, 0.73 + shake),
+                (0.73 + place / 50, 0.74),
+                (0.78 - place / 50, 0.76 - shake),
+            ]
+            run_folder(tmp_path / f"glem_debian-{name}", seed, scores, dataset="ogbn-arxiv")
+    (board,) = read_boards([tmp_path])
+    return board
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160, 200, 300])
+def test_the_table_fits_the_terminal_and_breaks_no_name_or_number(board: Board, width: int) -> None:
+    text = printed(board, width)
+    table = text.split("ranked by")[0]
+    assert all(len(line) <= width for line in table.splitlines())
+    assert "…" not in table
+    for row in board.rows:
+        assert percent(row.valid) in table and percent(row.test) in table
+    for word in ("GLEM-GNN", "GLEM-LM", "Cascade", "share=True-", "gnn=glem_gamlp", "n = 3"):
+        assert word in table
+    assert len(table.splitlines()) < 6 * (len(board.rows) + len(board.published))
+
+
+def test_columns_that_are_left_out_are_named(board: Board) -> None:
+    assert "left out" not in printed(board, 300)
+    assert all(name in printed(board, 300) for name in COLUMNS)
+    text = printed(board, 100)
+    head = text.split("┡")[0]
+    assert "non-GLEM" in head and "params" not in head and "config" not in head
+    (note,) = [line for line in text.splitlines() if line.startswith("left out")]
+    assert note.startswith("left out at a width of 100: to best, params, seconds, peak MB, seeds, config")
+
+
+def test_what_all_names_begin_with_is_said_once(board: Board) -> None:
+    text = printed(board, 300)
+    assert text.count("glem_debian-") == 1
+    assert "names are without 'glem_debian-', with which all experiments begin" in text
+    assert "mode=glem-share=True-gnn=glem_sage GLEM-GNN" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["a-lr=1e-05", "a-lr=1e-06"], "a-"),
+        (["a-b=1-lr=1e-05", "a-b=1-lr=1e-06-c=2"], "a-b=1-"),
+        (["a-lr=1", "a"], ""),
+        (["glem_debian", "glem_arxiv"], ""),
+        (["a-lr=1"], ""),
+    ],
+)
+def test_a_prefix_ends_before_a_whole_setting(names: list[str], prefix: str) -> None:
+    assert common_prefix(names) == prefix
