@@ -69,9 +69,11 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
         raise ValueError(f"--dir {folder}: no such folder; expected results/<grid>, with a folder for each experiment")
     experiments, notes = [], []
     for path in sorted(
-        path for path in folder.iterdir() if path.name not in NOT_RUNS and not path.name.startswith(".")
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and path.name not in NOT_RUNS and not path.name.startswith(".")
     ):
-        if not path.is_dir() or not _seeds(path):
+        if not _seeds(path):
             notes.append(f"{path.name}: skipped, not an experiment (no folder named by a seed in it)")
             continue
         try:
