@@ -276,8 +276,10 @@ class _Propagation:
             if hop < self.last and time.monotonic() - saved >= self.save_seconds:
                 self._save(name, hop, current)
                 saved = time.monotonic()
-        done = [*self.progress.noted["done"], name]
+        done, state = [*self.progress.noted["done"], name], self.progress.noted["state"]
         self.progress.note(done=done, state=None)
+        if state is not None:
+            (self.folder / state["file"]).unlink(missing_ok=True)
         _log_progress(len(done), len(self.chains) * len(self.blocks), self.folder)
 
     def _read(self, block: int, chain: Chain, out: Tensor) -> None:
@@ -380,6 +382,7 @@ class _Propagation:
         needed = result
         if len(self.blocks) > 1:
             needed += result + 4 * self.num_nodes * self.width
+        needed += 2 * 4 * self.num_nodes * self.columns  # what a killed propagation goes on from, old and new
         there = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir())
         free = shutil.disk_usage(self.folder).free + there
         if free < needed:

@@ -259,6 +259,22 @@ def test_a_saved_hop_is_not_done_again(
     assert products(operator, monkeypatch, lambda: propagate_to_disk(tmp_path, **options)) == 1
 
 
+@pytest.mark.parametrize("blocks", BUDGETS)
+def test_of_saved_hops_no_more_lie_on_disk_than_old_and_new(
+    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, blocks: int
+) -> None:
+    lying, multiply = [], StoredOperator.multiply
+
+    def counted(self: StoredOperator, x: Tensor, out: Tensor) -> Tensor:
+        lying.append(len(list(tmp_path.glob("state-*"))))
+        return multiply(self, x, out)
+
+    monkeypatch.setattr(StoredOperator, "multiply", counted)
+    options: dict[str, Any] = {**labels_of(operator), "budget": BUDGETS[blocks], "save_seconds": 0.0}
+    propagate_to_disk(tmp_path, hops=HOPS, **options)
+    assert len(lying) == 4 * HOPS * blocks and max(lying) == 1
+
+
 def test_another_budget_starts_anew(
     tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
