@@ -7,11 +7,12 @@ ogbn-papers100M; parameters of all stages; external data named in the method's n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+from glem_graphgym.files import read_json
 from glem_graphgym.report.experiments import STOCK, Experiment, network_of
 from glem_graphgym.report.leaderboard import Board, Row, Spread, grid_axes, show_value
 
@@ -87,6 +88,7 @@ def ogb_entry(board: Board, about: About, row: Row | None = None) -> OgbEntry:
         *_version_problems(experiment.versions("ogb"), about, version),
         *_iteration_problems(experiment),
         *_choice_problems(board, row),
+        *_teacher_problems(experiment, about),
         *_missing(about),
     ]
     if problems:
@@ -193,12 +195,51 @@ def _missing(about: About) -> list[str]:
     return problems
 
 
+def _teacher_problems(experiment: Experiment, about: About) -> list[str]:
+    file = first_predictions(experiment)
+    if file is None or about.name or _teacher(file):
+        return []
+    return [
+        f"glem.first_predictions is {file}, and no run.json of a run that made it is found, so what external data the "
+        "predictions rest on is not known; give a --name that says it, or run this where that run's folder is"
+    ]
+
+
+def first_predictions(experiment: Experiment) -> Path | None:
+    file = experiment.settings.get("glem.first_predictions")
+    return Path(str(file)) if file and experiment.mode == "glem" else None
+
+
+def _teacher(logits: Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and ``run.json`` of the experiment that made ``<experiment>/<seed>/stages/<stage>/logits.npy``, if there."""
+    run = logits.resolve().parent.parent.parent
+    try:
+        about = read_json(run / "run.json")
+        return run.parent.name, {"mode": str(about["mode"]), "settings": dict(about["settings"])}
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
 def external_data(experiment: Experiment) -> list[str]:
-    """What a run used beyond the dataset: raw text, a pretrained model, files of features or predictions."""
-    settings = experiment.settings
+    """What a run used beyond the dataset: raw text, a pretrained model, files of features or predictions.
+
+    Predictions that another run made bring what that run used, which is followed to its ``run.json``.
+    """
+    found = _data_of(experiment.mode, experiment.settings)
+    file = first_predictions(experiment)
+    teacher = file and _teacher(file)
+    if teacher:
+        name, about = teacher
+        found += [f"predictions of {name}", *_data_of(about["mode"], about["settings"])]
+    elif file:
+        found.append(f"predictions {file.name}")
+    return list(dict.fromkeys(found))
+
+
+def _data_of(mode: str, settings: Mapping[str, Any]) -> list[str]:
     kinds = str(settings.get("glem.node_features", "")).split("+")
     modes = ("glem", "glem_lm", "glem_cascade", "glem_joint")
-    reads_text = experiment.mode in modes or bool({"text", "static"} & set(kinds))
+    reads_text = mode in modes or bool({"text", "static"} & set(kinds))
     found = []
     if reads_text:
         found.append(RAW_TEXT)
@@ -206,8 +247,6 @@ def external_data(experiment: Experiment) -> list[str]:
             found.append(f"pretrained {PurePath(str(settings.get('lm.model', 'language model'))).name}")
     if "file" in kinds:
         found.append(f"features {PurePath(str(settings.get('glem.feature_file', ''))).name}")
-    if settings.get("glem.first_predictions"):
-        found.append(f"predictions {PurePath(str(settings['glem.first_predictions'])).name}")
     return found
 
 

@@ -181,6 +181,34 @@ def test_external_data_is_what_the_run_read(
     assert ogb_entry(board, ABOUT).external_data == expected
 
 
+def taught(folder: Path, run_folder: Any, first_predictions: Path) -> Board:
+    settings = {"glem.first_predictions": str(first_predictions), "lm.model": "/models/deberta-base"}
+    for seed in range(10):
+        run_folder(folder, seed, dataset="ogbn-arxiv", settings=settings, versions=VERSIONS)
+    (board,) = read_boards([folder])
+    return board
+
+
+def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Path, run_folder: Any) -> None:
+    settings = {"glem.node_features": "file", "glem.feature_file": "/data/giant/X.all.xrt-emb.npy"}
+    teacher = run_folder(tmp_path / "giant_sagn", 0, mode="glem_gnn", dataset="ogbn-arxiv", settings=settings)
+    board = taught(tmp_path / "glem_giant", run_folder, teacher / "stages" / "00_gnn_gold" / "logits.npy")
+    entry = ogb_entry(board, replace(ABOUT, name=""))
+    expected = ["raw text", "pretrained deberta-base", "predictions of giant_sagn", "features X.all.xrt-emb.npy"]
+    assert entry.external_data == expected
+    assert entry.method == f"GLEM-GNN (sage) ({', '.join(expected)})"
+
+
+def test_a_first_teacher_of_which_nothing_is_known_is_refused_until_the_name_says_it(
+    tmp_path: Path, run_folder: Any
+) -> None:
+    board = taught(tmp_path / "glem_giant", run_folder, tmp_path / "elsewhere" / "logits.npy")
+    message = refusal(board, name="")
+    assert "no run.json of a run that made it is found" in message and "give a --name that says it" in message
+    named = ogb_entry(board, replace(ABOUT, name="GLEM+GIANT+SAGE"))
+    assert named.method == "GLEM+GIANT+SAGE (raw text, pretrained deberta-base, predictions logits.npy)"
+
+
 def test_external_data_that_the_name_tells_is_not_repeated() -> None:
     assert method_name("GLEM+GCN", []) == "GLEM+GCN"
     said = "GLEM+GCN (Raw Text, DeBERTa-base)"
