@@ -10,25 +10,33 @@ import torch.nn.functional as F
 
 from glem_graphgym.em.stage import Validation
 
+ROWS_AT_ONCE = 1 << 16
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 
 
 def ensemble(
-    lm_logits: np.ndarray, gnn_logits: np.ndarray, validation: Validation, weights: Sequence[float] = WEIGHTS
-) -> tuple[np.ndarray, float]:
-    """Logits float32 (N, C) of w · p_LM + (1 − w) · p_GNN, and the LM's weight w.
+    lm_logits: np.ndarray,
+    gnn_logits: np.ndarray,
+    validation: Validation,
+    out: np.ndarray,
+    weights: Sequence[float] = WEIGHTS,
+) -> float:
+    """Write logits of w · p_LM + (1 − w) · p_GNN into ``out``, block by block; the LM's weight w.
 
     Args:
-        lm_logits, gnn_logits: float (N, C).
+        lm_logits, gnn_logits, out: float (N, C), may be memory-mapped.
         validation: chooses w out of ``weights`` (0-1): the best score, the one nearest to 1/2 on ties.
     """
-    lm, gnn = _probabilities(lm_logits), _probabilities(gnn_logits)
+    lm, gnn = (_probabilities(logits[validation.nodes]) for logits in (lm_logits, gnn_logits))
+    best = max(weights, key=lambda w: (validation.score(_mixed(lm, gnn, w)), -abs(w - 0.5)))
+    for start in range(0, len(out), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        out[rows] = _mixed(_probabilities(lm_logits[rows]), _probabilities(gnn_logits[rows]), best)
+    return best
 
-    def mixed(nodes: np.ndarray | slice, weight: float) -> np.ndarray:
-        return np.log(np.maximum(weight * lm[nodes] + (1 - weight) * gnn[nodes], np.finfo(np.float32).tiny))
 
-    best = max(weights, key=lambda weight: (validation.score(mixed(validation.nodes, weight)), -abs(weight - 0.5)))
-    return mixed(slice(None), best), best
+def _mixed(lm: np.ndarray, gnn: np.ndarray, weight: float) -> np.ndarray:
+    return np.log(np.maximum(weight * lm + (1 - weight) * gnn, np.finfo(np.float32).tiny))
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

@@ -164,14 +164,18 @@ class Run:
         lm, gnn = (self._best(model) for model in ("LM", "GNN"))
         if self.correct_and_smooth and gnn:
             smooth = self.correct_and_smooth
-            self._derive("correct_and_smooth", f"{gnn.key.method}+C&S", gnn, lambda: (smooth(gnn.logits), {}))
+
+            def smoothed(out: np.ndarray) -> dict[str, float]:
+                out[:] = smooth(gnn.logits)
+                return {}
+
+            self._derive("correct_and_smooth", f"{gnn.key.method}+C&S", gnn, smoothed)
         if self.settings.ensemble and lm and gnn:
             assert self.gnn is not None
             validation = self.gnn.validation
 
-            def mix() -> tuple[np.ndarray, dict[str, float]]:
-                logits, weight = ensemble(lm.logits, gnn.logits, validation)
-                return logits, {"ensemble_weight_lm": weight}
+            def mix(out: np.ndarray) -> dict[str, float]:
+                return {"ensemble_weight_lm": ensemble(lm.logits, gnn.logits, validation, out)}
 
             self._derive("ensemble", f"{lm.key.method}+{gnn.key.method.removeprefix('GLEM-')}", gnn, mix)
 
@@ -183,14 +187,13 @@ class Run:
         return max((stage for stage in found if stage), key=lambda stage: stage.valid, default=None)
 
     def _derive(
-        self, name: str, method: str, after: Finished, compute: Callable[[], tuple[np.ndarray, dict[str, float]]]
+        self, name: str, method: str, after: Finished, compute: Callable[[np.ndarray], dict[str, float]]
     ) -> None:
-        """A stage of its own for logits that are computed from finished ones."""
+        """A stage of its own for logits (N, C) that ``compute`` writes, out of finished ones."""
 
         def work(folder: Path) -> Work:
-            logits, notes = compute()
-            open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)[:] = logits
-            return Work(FitLog(), {}, 0, 0.0, notes)
+            out = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)
+            return Work(FitLog(), {}, 0, 0.0, compute(out))
 
         self.journal.stage(self._key(name, "none", method, after.key.em_iteration), work)
 

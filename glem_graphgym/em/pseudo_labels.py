@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROWS_AT_ONCE = 1 << 16
+
 
 @dataclass(frozen=True)
 class Gold:
@@ -83,7 +85,11 @@ def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.nd
     """The ``share`` (0-1, rounded up to whole nodes) of ``nodes`` with the highest top probability, in node order."""
     if share >= 1 or not len(nodes):
         return nodes
-    probability = F.softmax(torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32)), dim=-1).amax(-1).numpy()
+    probability = np.empty(len(nodes), dtype=np.float32)
+    for start in range(0, len(nodes), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        block = torch.from_numpy(np.asarray(logits[nodes[rows]], dtype=np.float32))
+        probability[rows] = F.softmax(block, dim=-1).amax(-1).numpy()
     count = num_confident(len(nodes), share)
     kept = np.argsort(-probability, kind="stable")[:count]
     return np.sort(nodes[kept])

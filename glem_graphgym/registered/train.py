@@ -29,7 +29,7 @@ from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import loop
-from glem_graphgym.em.e_step import LMLearner, LMSettings
+from glem_graphgym.em.e_step import LMLearner, LMSettings, open_predictions
 from glem_graphgym.em.hop_step import Consistency, HopLearner, SelfTraining
 from glem_graphgym.em.hop_storage import HopStorage
 from glem_graphgym.em.joint_step import JointLearner, JointSettings
@@ -561,18 +561,18 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
 
     All processes encode; what they found, and the GNN, is the first one's. The others get zeros.
     """
-    shape = (run.num_nodes, run.gold.num_classes)
-    logits = np.zeros(shape, dtype=np.float16)
+    classes = run.gold.num_classes
+    logits = _scratch(run, f"{stage.key.folder}-logits", classes)
     if stage.key.model == "LM":
         _encode(run, stage, logits)
         return logits
     lm = loop.teacher_of(run.journal, stage) if run.lm_em else None
-    embeddings = _encode(run, lm, np.zeros(shape, dtype=np.float16)) if lm else None
+    embeddings = _encode(run, lm, _scratch(run, "teacher-logits", classes)) if lm else None
     if processes.rank() > 0:
         return logits
     if run.joint is not None:
         run.joint.load(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
-        run.joint.predict(logits, np.zeros((run.num_nodes, run.joint.embedding_dim), dtype=np.float16))
+        run.joint.predict(logits, _scratch(run, "embeddings", run.joint.embedding_dim))
         return logits
     assert run.gnn is not None
     pseudo = None
@@ -590,6 +590,15 @@ def _encode(run: Run, stage: Finished, logits: np.ndarray) -> np.ndarray:
     learner = run.lm_em if stage.key.em_iteration else run.lm_gold
     assert learner is not None
     learner.load(stage.weights())
-    embeddings = np.zeros((run.num_nodes, learner.embedding_dim), dtype=np.float16)
+    embeddings = _scratch(run, "embeddings", learner.embedding_dim)
     learner.predict(logits, embeddings, f"{stage.key.name} encodes", run.encoded)
     return embeddings
+
+
+def _scratch(run: Run, name: str, columns: int) -> np.ndarray:
+    """float16 zeros (N, columns); of the first process on disk, in the run's working folder."""
+    if processes.rank() > 0:
+        return np.zeros((run.num_nodes, columns), dtype=np.float16)
+    run.journal.working.mkdir(parents=True, exist_ok=True)
+    (run.journal.working / f"{name}.npy").unlink(missing_ok=True)  # an earlier stage's may still be mapped
+    return open_predictions(run.journal.working, name, run.num_nodes, columns)

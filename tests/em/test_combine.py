@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from glem_graphgym.em import combine
 from glem_graphgym.em.combine import WEIGHTS, ensemble
 from glem_graphgym.em.stage import Validation
 
@@ -20,10 +21,16 @@ def logits_of(first: list[float]) -> np.ndarray:
     return np.log(np.stack([p, 1 - p], axis=1))
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(combine, "ROWS_AT_ONCE", 4)
+
+
 def test_probabilities_are_mixed_by_the_weight_that_validation_prefers() -> None:
     lm = logits_of([0.99, 0.01, 0.45, 0.55, 0.5, 0.5])  # sure of the first two nodes, a little wrong on the next
     gnn = logits_of([0.45, 0.55, 0.99, 0.01, 0.9, 0.2])  # and the other way round
-    mixed, weight = ensemble(lm, gnn, validation())
+    mixed = np.zeros((6, 2))
+    weight = ensemble(lm, gnn, validation(), mixed)
     assert weight == 0.5
     assert mixed.argmax(-1)[:4].tolist() == LABELS[:4].tolist()
     np.testing.assert_allclose(np.exp(mixed[4]), [0.5 * 0.5 + 0.5 * 0.9, 0.5 * 0.5 + 0.5 * 0.1], rtol=1e-5)
@@ -35,7 +42,8 @@ def test_where_one_is_right_and_the_other_as_surely_wrong_the_right_one_decides(
     right = logits_of([0.8, 0.2, 0.8, 0.2, 0.5, 0.5])
     wrong = logits_of([0.2, 0.8, 0.2, 0.8, 0.5, 0.5])
     models = {better: right, worse: wrong}
-    mixed, weight = ensemble(models[1.0], models[0.0], validation())
+    mixed = np.zeros((6, 2))
+    weight = ensemble(models[1.0], models[0.0], validation(), mixed)
     assert weight == (0.55 if better else 0.45)  # the nearest to 1/2 that is enough
     assert mixed.argmax(-1)[:4].tolist() == LABELS[:4].tolist()
 
@@ -49,5 +57,5 @@ def test_labels_outside_of_validation_play_no_part() -> None:
         scored.append(len(logits))
         return 0.5
 
-    ensemble(lm, gnn, Validation(VALID, score))
+    ensemble(lm, gnn, Validation(VALID, score), np.zeros((6, 2)))
     assert scored == [len(VALID)] * len(WEIGHTS)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glem_graphgym.em import pseudo_labels
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets, draw, keep_confident
 
 NO_GOLD = Gold(np.empty(0, np.int64), np.empty(0, np.int64), 3)
@@ -90,7 +91,11 @@ FALLING = np.array([[4.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])
         (0.0, []),
     ],
 )
-def test_confidence_keeps_the_top_share_rounded_up(share: float, kept: list[int]) -> None:
+def test_confidence_keeps_the_top_share_rounded_up(
+    share: float, kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert keep_confident(FALLING, np.arange(4), share).tolist() == kept
+    monkeypatch.setattr(pseudo_labels, "ROWS_AT_ONCE", 3)
     assert keep_confident(FALLING, np.arange(4), share).tolist() == kept
 
 
