@@ -270,6 +270,24 @@ def test_zip_packed_in_a_way_that_python_cannot_read(root: Path, monkeypatch: py
     path.write_bytes(raw)
     with pytest.raises(DataError, match=r"idx_title\.tsv is damaged .*compression.* or unpack it there with unzip"):
         load_ogbn_papers100m(root)
+    write_paperinfo(folder_of(root) / "paperinfo")
+    assert load_ogbn_papers100m(root).origin["missing_abstracts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [([], "0 of 15 papers, and 0 of its 0 rows"), ([b"a\tb"] * 3 + [b"7\tc"], "1 of 15 papers, and 3 of its 4 rows")],
+)
+def test_abstracts_of_something_else_are_refused(root: Path, rows: list[bytes], found: str) -> None:
+    write_paperinfo(folder_of(root) / "paperinfo.zip", title_rows(), rows)
+    with pytest.raises(DataError, match=rf"idx_abs\.tsv has abstracts for {found} name no paper\. .*another file"):
+        load_ogbn_papers100m(root)
+
+
+def test_half_of_the_abstracts_missing_is_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_paperinfo(folder_of(root) / "paperinfo.zip", title_rows(), [b"0\ta", b"3\tb"])
+    load_ogbn_papers100m(root)
+    assert "more than half of the papers have no abstract" in caplog.text
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -184,6 +184,9 @@ def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
 # ---- texts --------------------------------------------------------------------------------------------------------
 
 
+KNOWN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
 class _OutOfOrder(Exception):
     """A row of texts names a node before that of the row above it."""
 
@@ -191,15 +194,26 @@ class _OutOfOrder(Exception):
 def _find_texts(folder: Path) -> list[TextFile]:
     """Titles and abstracts, in the archive or unpacked; nothing where they are not there.
 
-    The archive first: unlike what unpacking left, it says whether it is whole.
+    The archive first: unlike what unpacking left, it says whether it is whole. Not so one that cannot be read here.
     """
     remedy = f"put the one of {TEXT_URL} in its place"
     packed = find((folder, folder.parent), [ZIP])
-    if packed:
-        return _in_archive(packed, remedy)
     places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "paperinfo")]
     files = [path for name in TEXTS if (path := find(places, [name]))]
-    return [TextFile(path, remedy) for path in files] if len(files) == len(TEXTS) else []
+    unpacked = [TextFile(path, remedy) for path in files] if len(files) == len(TEXTS) else []
+    if packed and not (unpacked and _is_foreign(packed)):
+        return _in_archive(packed, remedy)
+    return unpacked
+
+
+def _is_foreign(packed: Path) -> bool:
+    """Whether a sound archive is encrypted, or packed by a method that Python's zipfile does not know (Deflate64)."""
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            infos = [info for info in archive.infolist() if Path(info.filename).name in TEXTS]
+    except BROKEN_FILE:
+        return False
+    return any(info.flag_bits & 1 or info.compress_type not in KNOWN_METHODS for info in infos)
 
 
 def _in_archive(packed: Path, remedy: str) -> list[TextFile]:
@@ -251,6 +265,14 @@ def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -
             (folder / f"{name}.npy").unlink()
     missing = int((np.diff(np.load(folder / "text_offsets.npy", mmap_mode="r")) == 0).sum())
     without = num_nodes - (counts["text_rows"] - sum(counts[name] for name in UNUSED))
+    if without == num_nodes or 2 * counts["skipped_rows"] > counts["text_rows"]:
+        raise DataError(
+            f"{source} has abstracts for {num_nodes - without} of {num_nodes} papers, and {counts['skipped_rows']} of "
+            f"its {counts['text_rows']} rows name no paper. Expected node index and abstract, separated by a tab: this "
+            f"is another file or a part of it; {source.remedy}"
+        )
+    if 2 * without > num_nodes:
+        logger.warning("%s: more than half of the papers have no abstract; is the file whole?", source)
     logger.info("%s: %d of %d papers have no abstract", source, without, num_nodes)
     return {**_named("abstract", counts), "missing_abstracts": without, "missing_texts": missing}
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from glem_graphgym.data.ogb.archive import listed
 from glem_graphgym.data.text_graph import DataError, Texts, TextsWriter
 
-BROKEN_FILE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+# Python's zipfile raises RuntimeError for an encrypted member, and its subclass NotImplementedError for other methods.
+BROKEN_FILE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 PYG_TEXT = "node-text.csv.gz"  # as PyG's TAGDataset publishes it, for ogbn-arxiv and ogbn-products
 LINES_AT_ONCE = 1 << 14  # between two updates of the progress bar
 ROWS_AT_ONCE = 1 << 14
