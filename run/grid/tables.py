@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pandas as pd
 import yaml
 
 from glem_graphgym.files import atomic_write, read_json
-from glem_graphgym.report.aggregate import SEED, SPLITS, aggregate_seeds
+from glem_graphgym.report.aggregate import SEED, SPLITS, aggregate_seeds, best_epoch
 from grid.space import axes_of
 
 log = logging.getLogger(__name__)
@@ -113,7 +112,8 @@ def _read_experiment(path: Path, metric: str) -> Experiment:
     selection = Selection(
         settings.get("metric_best", "auto") if metric == "auto" else metric, settings.get("metric_agg", "argmax")
     )
-    epoch = _best_epoch(_read_rows(path / "agg" / "val" / "stats.json"), selection)
+    rows_of_val = _read_rows(path / "agg" / "val" / "stats.json")
+    epoch = best_epoch(rows_of_val, selection.metric, selection.best, path / "agg")
     rows: dict[tuple[str, str], Row] = {}
     for split in SPLITS:
         if (path / "agg" / split / "best.json").exists():
@@ -154,18 +154,6 @@ def _read_rows(file: Path) -> list[Row]:
     if not rows:
         raise ValueError(f"{file} is empty; run that experiment again")
     return rows
-
-
-def _best_epoch(rows: Sequence[Row], selection: Selection) -> float:
-    metric = selection.metric
-    if metric == "auto":
-        metric = "auc" if "auc" in rows[0] else "accuracy"
-    sign = -1 if selection.best == "argmin" else 1
-    values = [sign * row.get(metric, math.nan) for row in rows]
-    if all(math.isnan(value) for value in values):
-        raise ValueError(f"no metric '{metric}' in its validation rows, found {sorted(rows[0])}; name one by --metric")
-    best = max(value for value in values if not math.isnan(value))
-    return rows[values.index(best)]["epoch"]
 
 
 def _uneven_seeds(experiments: Sequence[Experiment]) -> list[str]:

@@ -684,7 +684,7 @@ def test_tables_of_uneven_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write(results / "b-loss=ce", "config.yaml", "metric_best: loss\nmetric_agg: argmin\n")
     tables.aggregate_grid(results)
     assert pd.read_csv(results / "agg" / "test_best.csv")["accuracy"].tolist() == [0.5, 0.7, 0.3]
-    assert "no metric 'f1'" in "".join(refusal(results, "f1"))
+    assert "no value of metric 'f1'" in "".join(refusal(results, "f1"))
 
 
 def refusal(folder: Path, metric: str) -> str:
