@@ -66,7 +66,7 @@ overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:9px 10px;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:middle}
 .board th{white-space:normal}.board td.text{min-width:clamp(150px,21vw,290px);white-space:normal;overflow-wrap:anywhere}
-.board td.text:last-child{min-width:0;white-space:nowrap}
+.board td.text:last-child{min-width:0;white-space:normal;overflow-wrap:normal}
 th{color:var(--soft);font-size:12.5px;font-weight:600;background:var(--surface)}
 td.num,th.num{text-align:right}tbody tr:last-child td{border-bottom:0}
 .board tbody tr:hover{background:var(--tint)}
