@@ -138,7 +138,7 @@ class HopLearner(GNNLearner):
             everything = len(own.nodes) / max(1, len(targets.gold.nodes)) + 1.0
             made = replace(targets, pseudo=own, weight=self.self_training.weight, ratio=everything, redraw=False)
             if isinstance(self.hop_features, MappedHops):
-                self._check_batch(len(made.batch(0)[0]), shape[1])
+                self._check_batch(made.num_trained, shape[1])
             self.take_model(shape[1], targets.gold.num_classes, None)
             if self.train_further(made, log, f"{title}, stage {stage}"):
                 best = self.weights()
@@ -193,7 +193,7 @@ class HopLearner(GNNLearner):
     def _load_stored(self, targets: StepTargets, features: Any, folds: Tensor | None) -> None:
         assert self.storage is not None
         rows = features if isinstance(features, FeatureRows) else FeatureRows([features])
-        self._check_batch(len(targets.batch(0)[0]), rows.shape[1])
+        self._check_batch(targets.num_trained, rows.shape[1])
         self.hop_features = self.storage.features(self.structures, rows, self.hops)
         if folds is not None:
             labels = LabelRows(len(rows), targets)

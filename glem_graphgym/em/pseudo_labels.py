@@ -131,6 +131,12 @@ class StepTargets:
     redraw: bool = False
     seed: int = 0
 
+    @property
+    def num_trained(self) -> int:
+        """Nodes of an epoch."""
+        num_gold = len(self.gold.nodes)
+        return num_gold + (num_drawn(len(self.pseudo.nodes), self.ratio, num_gold) if self.pseudo else 0)
+
     def drawn(self, epoch: int) -> np.ndarray:
         """int64 (n,), the pseudo nodes of an epoch; none in a step on gold alone."""
         if self.pseudo is None:
