@@ -160,7 +160,7 @@ def _lacks_seeds(done: Path, repeat: int, own: bool) -> bool:
     first = _settings(done).get("seed", 0)
     folder = results_of(done) / done.name.removesuffix(f".yaml{DONE}")
     runs = [folder / str(seed) for seed in range(first, first + repeat)]
-    finished = sum(map(_is_finished, runs))
+    finished = sum(map(is_finished, runs))
     return finished < repeat if finished else own and not any(map(_is_foreign, runs))
 
 
@@ -169,7 +169,8 @@ def _is_foreign(run: Path) -> bool:
     return (run / "val" / "stats.json").exists() and not (run / "run.json").exists()
 
 
-def _is_finished(run: Path) -> bool:
+def is_finished(run: Path) -> bool:
+    """Whether our main.py has noted so in ``run.json``."""
     try:
         return bool(json.loads((run / "run.json").read_text(encoding="utf-8")).get("finished"))
     except (OSError, ValueError, AttributeError):

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from glem_graphgym.files import atomic_write, read_json
+from glem_graphgym.files import atomic_write
 from glem_graphgym.report.aggregate import SEED, SPLITS, aggregate_seeds, best_epoch
+from grid.jobs import is_finished
 from grid.space import axes_of
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
         raise ValueError("\n".join([f"--dir {folder}: no experiment with results in it", *notes]))
     notes += _uneven_seeds(experiments)
     for one in experiments:
-        unfinished = [seed for seed in one.seeds if not _is_finished(folder / one.name / str(seed))]
+        unfinished = [seed for seed in one.seeds if _is_unfinished(folder / one.name / str(seed))]
         if unfinished:
             notes.append(
                 f"{one.name}: not finished, counted as far as they are: seeds {', '.join(map(str, unfinished))}"
@@ -140,12 +141,9 @@ def _has_rows(run: Path, split: str) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
-def _is_finished(run: Path) -> bool:
-    """False where ``run.json`` says so; GraphGym's own main writes none."""
-    try:
-        return bool(read_json(run / "run.json").get("finished"))
-    except (OSError, ValueError, AttributeError):
-        return not (run / "run.json").exists()
+def _is_unfinished(run: Path) -> bool:
+    """As far as is known: GraphGym's own main writes no ``run.json``."""
+    return (run / "run.json").exists() and not is_finished(run)
 
 
 def _read_rows(file: Path) -> list[Row]:
