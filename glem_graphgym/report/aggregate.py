@@ -70,7 +70,8 @@ def aggregate_seeds(
     each number over the seeds that have that epoch. ``best.json`` is the same over one row a seed: that of
     the seed's epoch with the best validation metric, the first of equal ones. Where a seed has rows of EM
     iterations (``em_iteration`` from 1), only those compete: the LM and the GNN on gold labels are baselines, to
-    which GLEM must be able to lose. GraphGym evaluates the test split once, under another epoch, so where a split
+    which GLEM must be able to lose; of other runs only rows at which all their models were trained, so not a cascade's
+    LM. GraphGym evaluates the test split once, under another epoch, so where a split
     has no row of the best epoch its last row counts.
     ``epoch`` in ``best.json`` is that of the lowest seed. Numbers are rounded to ``digits`` decimals. An
     older ``agg`` is replaced when the new one is complete.
@@ -170,13 +171,13 @@ def _numbers(row: Any) -> Row:
 
 
 def best_epoch(rows: Sequence[Row], metric: str, best: str, folder: Path) -> float:
-    """The epoch of the validation rows with the best metric, the first of equal ones; of EM's where there are such.
+    """The epoch of the validation rows with the best metric, the first of equal ones, among those that compete.
 
     Raises:
         ValueError: no row has the metric; names the file below ``folder``, the seed's.
     """
     key = _metric_key(rows[0], folder) if metric == "auto" else metric
-    rows = [row for row in rows if row.get("em_iteration", 0) >= 1] or rows
+    rows = _competing(rows)
     values = np.array([row.get(key, math.nan) for row in rows], dtype=float)
     if np.isnan(values).all():
         raise ValueError(
@@ -184,6 +185,14 @@ def best_epoch(rows: Sequence[Row], metric: str, best: str, folder: Path) -> flo
             "name one of them as the metric"
         )
     return rows[int(np.nanargmax(values if best == "argmax" else -values))]["epoch"]
+
+
+def _competing(rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows of EM iterations; without any, those at which all models of the run were there (the most parameters)."""
+    all_models = max(row.get("params", 0) for row in rows)
+    return [row for row in rows if row.get("em_iteration", 0) >= 1] or [
+        row for row in rows if not row.get("params", 0) < all_models
+    ]
 
 
 def _metric_key(row: Row, folder: Path) -> str:

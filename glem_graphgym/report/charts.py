@@ -13,6 +13,7 @@ from html import escape
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 44
+CHARACTER = 7.0  # width of a tick's text, about, a character, with air between two texts
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,23 @@ class Chart:
         y_text: Callable[[float], str] = "{:g}".format,
     ) -> str:
         """The whole chart; ``x_ticks`` and ``y_ticks`` are places and texts where an axis is no number."""
-        across = x_ticks if x_ticks is not None else [(value, x_text(value)) for value in self.x.ticks()]
+        across = x_ticks if x_ticks is not None else self.apart([(value, x_text(value)) for value in self.x.ticks()])
         upward = y_ticks if y_ticks is not None else [(value, y_text(value)) for value in self.y.ticks()]
         return (
             f'<svg class="chart" role="img" aria-label="{escape(self.label, quote=True)}" '
             f'viewBox="0 0 {self.width:g} {self.height:g}" preserveAspectRatio="xMidYMid meet">'
             f"{self._y_axis(upward)}{self._x_axis(across)}{''.join(self.marks)}</svg>"
         )
+
+    def apart(self, places: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+        """Ticks of a numeric x axis without the texts that would run into the one before; their places stay marked."""
+        shown, free = [], -math.inf
+        for value, text in places:
+            half = CHARACTER * len(text) / 2
+            fits = self.x(value) - half >= free
+            shown.append((value, text if fits else ""))
+            free = self.x(value) + half if fits else free
+        return shown
 
     def _y_axis(self, places: Sequence[tuple[float, str]]) -> str:
         left, right, middle = self.left, self.width - RIGHT, (TOP + self.height - BOTTOM) / 2

@@ -246,7 +246,9 @@ def _data_of(mode: str, settings: Mapping[str, Any]) -> list[str]:
         if settings.get("lm.pretrained", True) or "static" in kinds:
             found.append(f"pretrained {PurePath(str(settings.get('lm.model', 'language model'))).name}")
     if "file" in kinds:
-        found.append(f"features {PurePath(str(settings.get('glem.feature_file', ''))).name}")
+        file = PurePath(str(settings.get("glem.feature_file", "")))
+        # Its folders often tell more than its name: giant/ogbn-papers100M/X.all.xrt-emb.npy
+        found.append(f"features {'/'.join(file.relative_to(file.anchor).parts[-3:])}")
     return found
 
 

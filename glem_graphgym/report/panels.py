@@ -228,7 +228,7 @@ def _time_ticks(chart: Chart) -> list[tuple[float, str]]:
         step = charts.nice_step((high - low) / unit / 5) * unit
         found = [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
     found = found[:: math.ceil(len(found) / 7)]
-    return [(seconds, seconds_text(seconds)) for seconds in found if seconds > 0 or not chart.log_x]
+    return chart.apart([(seconds, seconds_text(seconds)) for seconds in found if seconds > 0 or not chart.log_x])
 
 
 def _compute_mark(chart: Chart, row: Row) -> None:

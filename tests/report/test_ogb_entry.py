@@ -167,7 +167,7 @@ def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
         ("glem_joint", "text", True, ["raw text", "pretrained deberta-base"]),
         ("glem_gnn", "raw", True, []),
         ("glem_gnn", "static", True, ["raw text", "pretrained deberta-base"]),
-        ("glem_gnn", "file", True, ["features giant.npy"]),
+        ("glem_gnn", "file", True, ["features data/giant.npy"]),
     ],
 )
 def test_external_data_is_what_the_run_read(
@@ -194,7 +194,8 @@ def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Pat
     teacher = run_folder(tmp_path / "giant_sagn", 0, mode="glem_gnn", dataset="ogbn-arxiv", settings=settings)
     board = taught(tmp_path / "glem_giant", run_folder, teacher / "stages" / "00_gnn_gold" / "logits.npy")
     entry = ogb_entry(board, replace(ABOUT, name=""))
-    expected = ["raw text", "pretrained deberta-base", "predictions of giant_sagn", "features X.all.xrt-emb.npy"]
+    expected = ["raw text", "pretrained deberta-base", "predictions of giant_sagn",
+                "features data/giant/X.all.xrt-emb.npy"]  # fmt: skip
     assert entry.external_data == expected
     assert entry.method == f"GLEM-GNN (sage) ({', '.join(expected)})"
 

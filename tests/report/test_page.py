@@ -224,6 +224,12 @@ def test_logarithmic_ticks_lie_inside(low: float, factor: float) -> None:
     assert scale(low) == 0 and scale(low * factor) == 100
 
 
+def test_texts_of_ticks_do_not_run_into_each_other_and_their_places_stay() -> None:
+    chart = Chart("", "", "", (0, 1000), (0, 1))
+    ticks = [(0, "0 s"), (500, "8.33 min"), (540, "9 min"), (900, "15 min")]
+    assert chart.apart(ticks) == [(0, "0 s"), (500, "8.33 min"), (540, ""), (900, "15 min")]
+
+
 def test_steps_are_round() -> None:
     assert [nice_step(rough) for rough in (0.11, 0.23, 0.72, 1.0, 3.0, 7.5)] == [0.1, 0.2, 1.0, 1.0, 5.0, 10.0]
     assert [seconds_text(value) for value in (0.5, 95, 120, 810.46, 7200)] == [
