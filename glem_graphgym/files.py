@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk never leaves half of one. Imports nothing of ours."""
+"""Writing files so that a crash, a kill or a full disk never leaves half of one."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock
 
+from glem_graphgym.disk import writing
+
 BLOCK_BYTES = 1 << 24  # of an array that is hashed at a time
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` that replaces it (fsync, rename) when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Open a temporary file beside ``path`` that replaces it (fsync, rename) when the block ends without error.
+
+    Raises:
+        DiskFullError: there is no room for it; names ``path``, which stays as it was.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,11 +61,14 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
     Processes that want the same folder at the same time wait for the first of them (a lock file beside it).
     A ``make`` that was killed leaves a temporary folder that the next caller removes; with ``resume`` it gets that
     folder as it was left, to go on from.
+
+    Raises:
+        DiskFullError: there is no room for it; names the folder, or the file in it where that is known.
     """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with writing(folder), FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             return folder
         temporary = folder.parent / f".{folder.name}.part"

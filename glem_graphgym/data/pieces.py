@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from glem_graphgym.disk import writing
 from glem_graphgym.files import make_once, read_json, write_json
 
 COUNTS = "counts.json"
@@ -66,4 +67,5 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+        with writing(target, source.stat().st_size):
+            shutil.copyfile(source, target)

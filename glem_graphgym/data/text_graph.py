@@ -14,6 +14,7 @@ from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
 from glem_graphgym.data.errors import DataError as DataError
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
+from glem_graphgym.disk import writing
 from glem_graphgym.files import fingerprint, make_once, read_json, sampled_fingerprint, write_json
 
 SPLITS = ("train", "valid", "test")
@@ -217,7 +218,8 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
             arrays |= {stem: texts.buffer, f"{stem}_offsets": texts.offsets}
     for name, array in arrays.items():
         if array is not None:
-            np.save(folder / f"{name}.npy", array)
+            with writing(folder / f"{name}.npy", array.nbytes):
+                np.save(folder / f"{name}.npy", array)
     _seal(graph, folder)
 
 

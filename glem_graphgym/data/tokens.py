@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from glem_graphgym.data.text_graph import DataError, Texts
+from glem_graphgym.disk import writing
 from glem_graphgym.files import fingerprint, make_once, read_json, write_json
 
 TEXTS_AT_ONCE = 16_384  # texts handed to the tokenizer's threads at a time; bounds memory, not speed
@@ -60,6 +61,7 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
 
     Raises:
         DataError: the tokenizer has no padding token, or a stored file is damaged.
+        DiskFullError: there is no room for it; what was tokenized is kept.
     """
     if tokenizer.pad_token_id is None:
         raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one (lm.model)")
@@ -120,9 +122,10 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
             ids = np.fromiter(itertools.chain.from_iterable(block), dtype=dtype)
             # The ids first: a block whose lengths are there is there, whatever happens to the machine.
             for file, values in ((ids_file, ids), (lengths_file, np.array([len(text) for text in block], np.int32))):
-                file.write(values.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
+                with writing(Path(file.name)):
+                    file.write(values.tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(np.fromfile(folder / "lengths.bin", dtype=np.int32), out=offsets[1:])
     np.save(folder / "offsets.npy", offsets)

@@ -249,18 +249,3 @@ def test_options_override_the_file_and_unknown_ones_are_named(
         script.main(["--cfg", str(config), "dataset.nam", "debian"])
     with pytest.raises(ConfigError, match=r"dataset\.name is .ogbn-arvix., expected one of: debian, ogbn-arxiv, "):
         script.main(["--cfg", str(config), "dataset.name", "ogbn-arvix"])
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (999_949, "999.9 kB"),
-        (999_960, "1.0 MB"),
-        (83_000_000_000, "83.0 GB"),
-    ],
-)
-def test_sizes_in_words(script: ModuleType, size: int, text: str) -> None:
-    assert script.size_text(size) == text

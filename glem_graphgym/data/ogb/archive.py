@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from glem_graphgym.data.ogb.download import download
 from glem_graphgym.data.text_graph import SPLITS, DataError
+from glem_graphgym.disk import DiskFullError, require_space, writing
 from glem_graphgym.files import sync
 
 ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
@@ -125,8 +126,11 @@ class OgbArchive:
         with self._lock(), torch.serialization.safe_globals(needed):
             self._forget_interrupted_processing()
             try:
-                dataset = PygNodePropPredDataset(self.name, root=str(self.folder.parent))
-                data, split = dataset[0], dataset.get_idx_split()
+                with writing(self.folder / "processed"):
+                    dataset = PygNodePropPredDataset(self.name, root=str(self.folder.parent))
+                    data, split = dataset[0], dataset.get_idx_split()
+            except DiskFullError:
+                raise
             except (*BROKEN_TABLE, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
                 raise DataError(
                     f"{self.folder}: OGB cannot read it ({error!r:.200}). Delete its folder 'processed', "
@@ -258,13 +262,10 @@ class OgbArchive:
             tqdm.wrapattr(file, "read", total=packed.stat().st_size, desc=name) as stream,
             zipfile.ZipFile(cast(IO[bytes], stream)) as members,
         ):
-            size, free = sum(info.file_size for info in members.infolist()), shutil.disk_usage(temporary).free
-            if size > free:
-                raise OSError(
-                    f"{source}: unpacking it to {self.folder.parent} takes {size / 1e9:.1f} GB, "
-                    f"{free / 1e9:.1f} GB are free; make room"
-                )
-            members.extractall(temporary)
+            size = sum(info.file_size for info in members.infolist())
+            require_space(self.folder.parent, size, f"unpacking {source}")
+            with writing(self.folder, size):
+                members.extractall(temporary)
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder.with_name(f".{self.folder.name}.lock"))

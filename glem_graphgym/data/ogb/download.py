@@ -14,6 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
+from glem_graphgym.disk import DiskFullError, require_space, writing
 from glem_graphgym.files import sync
 
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
@@ -27,6 +28,7 @@ def download(url: str, path: Path, remedy: str) -> None:
 
     Raises:
         DataError: it could not be downloaded in full; the message ends in ``remedy``.
+        DiskFullError: there is no room for it; asked before it begins. What has come is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.lstrip(".")
@@ -36,6 +38,8 @@ def download(url: str, path: Path, remedy: str) -> None:
             return
         try:
             _fetch(url, part)
+        except DiskFullError:
+            raise
         except (OSError, HTTPException) as error:
             kept = f" The next start goes on from {part}." if part.exists() else ""
             raise DataError(f"{url} could not be downloaded ({error}). {remedy}.{kept}") from error
@@ -61,10 +65,9 @@ def _fetch(url: str, part: Path) -> None:
         if response.status != PARTIAL_CONTENT:
             start = 0
         size = _size(response, start)
-        free = shutil.disk_usage(part.parent).free
-        if size is not None and free < size - start:
-            raise OSError(f"it takes {(size - start) / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
-        with part.open("ab" if start else "wb") as file:
+        if size is not None:
+            require_space(part.parent, size - start, f"downloading {url}")
+        with writing(part, size), part.open("ab" if start else "wb") as file:
             name = url.rpartition("/")[2]
             with tqdm.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)

@@ -32,6 +32,7 @@ from glem_graphgym.data.ogb.parts import (
 from glem_graphgym.data.ogb.text_files import BROKEN_FILE, CheckedTexts, TextFile, decoded, find, report, sentence
 from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, GraphMeta, TextGraph, Texts, snapshot_from_parts
+from glem_graphgym.disk import new_array
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 
 # To be raised whenever the same files would give another graph than before.
@@ -160,7 +161,7 @@ def _write_features(folder: Path, raw: RawGraph) -> dict[str, int]:
         raw.features.copy(file)
         return {}
     columns = raw.features.map(folder)
-    rows = np.lib.format.open_memmap(file, "w+", columns.dtype, columns.shape)
+    rows = new_array(file, columns.dtype, columns.shape)
     for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="features, row by row", disable=None):
         rows[start : start + ROWS_AT_ONCE] = columns[start : start + ROWS_AT_ONCE]
     rows.flush()
