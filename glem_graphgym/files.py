@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from glem_graphgym.disk import writing
 
 BLOCK_BYTES = 1 << 24  # of an array that is hashed at a time
+FINGERPRINT_AT_END = re.compile("[0-9a-f]{16}$")
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -85,6 +87,30 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
                 shutil.rmtree(temporary, ignore_errors=True)
         sync(folder.parent)
     return folder
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Remove what `make_once` left unfinished beside ``folder``, under names with another `fingerprint` at their end.
+
+    For makers that do not resume: nobody asks for the old ones again when the sources have changed. What another
+    process is filling stays.
+    """
+    others = re.compile(re.escape(FINGERPRINT_AT_END.sub("", folder.name)) + FINGERPRINT_AT_END.pattern)
+    for part in folder.parent.glob(".*.part"):
+        name = part.name.removeprefix(".").removesuffix(".part")
+        lock = folder.parent / f".{name}.lock"
+        if name != folder.name and others.fullmatch(name) and part.is_dir() and is_free(lock):
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def is_free(lock: Path) -> bool:
+    """Whether no process holds a lock file."""
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 def sync(path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.npy import NpyWriter, PointerWriter
 from glem_graphgym.disk import require_space, writing
+from glem_graphgym.progress import Progress
 
 Edges = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 Keys = Callable[[], Iterator[np.ndarray]]
@@ -109,13 +109,13 @@ class _ExternalSort:
         require_space(self.folder.parent, 8 * total + 8 * self.num_nodes, f"sorting {total // 2:,} edges")
         self.capacity = min(self.capacity, max(BUCKET, -(-2 * total // BUCKETS)))
         buckets = self._deal(self._edge_keys("sorting edges", total // 2), 0, self.num_nodes**2, counted, "b")
-        with tqdm(total=total, desc="writing the adjacency", unit="entry", unit_scale=True, disable=None) as bar:
+        with Progress(total=total, desc="writing the adjacency", unit="entry", unit_scale=True) as bar:
             for low, high, count, file in buckets:
                 yield from self._sorted(low, high, count, file)
                 bar.update(count)
 
     def _edge_keys(self, what: str, total: int | None = None) -> Iterator[np.ndarray]:
-        with tqdm(total=total, desc=what, unit="edge", unit_scale=True, disable=None) as bar:
+        with Progress(total=total, desc=what, unit="edge", unit_scale=True) as bar:
             for source, target in self.edges():
                 source, target = _integers(source, target)
                 for start in range(0, len(source), self.chunk):
@@ -265,13 +265,16 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray) -> None:
         raise DataError(f"{name}: row pointers must not decrease")
     least, most, last, loops, ordered = n, -1, -1, 0, True
     balance = [0, 0]
-    for row, neighbour in entry_blocks(rowptr, col):
-        least, most = min(least, int(neighbour.min())), max(most, int(neighbour.max()))
-        key = row * n + neighbour
-        ordered = ordered and int(key[0]) > last and bool((key[1:] > key[:-1]).all())
-        last = int(key[-1])
-        loops += int(np.count_nonzero(row == neighbour))
-        balance = [a + b for a, b in zip(balance, _imbalance(row, neighbour, n), strict=True)]
+    what = f"checking the edges of {name}"
+    with Progress(total=len(col), desc=what, unit="entry", unit_scale=True, leave=False) as bar:
+        for row, neighbour in entry_blocks(rowptr, col):
+            bar.update(len(row))
+            least, most = min(least, int(neighbour.min())), max(most, int(neighbour.max()))
+            key = row * n + neighbour
+            ordered = ordered and int(key[0]) > last and bool((key[1:] > key[:-1]).all())
+            last = int(key[-1])
+            loops += int(np.count_nonzero(row == neighbour))
+            balance = [a + b for a, b in zip(balance, _imbalance(row, neighbour, n), strict=True)]
     if len(col) and (least < 0 or most >= n):
         raise DataError(f"{name}: edges name nodes {least} to {most}, expected 0 to {n - 1}")
     if not ordered:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.disk import DiskFullError, require_space, writing
+from glem_graphgym.progress import Progress
 
 BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, NotImplementedError)
 BLOCK_BYTES = 1 << 22
@@ -46,7 +46,7 @@ class NpzMember:
             raise
         except BROKEN as error:
             raise self._damaged(error) from error
-        expected = self._header_bytes + math.prod(self.shape) * self.dtype.itemsize
+        expected = self._header_bytes + self.nbytes
         if self.dtype.hasobject or self._info.file_size != expected:
             raise self._damaged(f"{self._info.file_size} bytes for {self.dtype} {self.shape}, expected {expected}")
 
@@ -57,6 +57,10 @@ class NpzMember:
             raise ValueError(f"'{self.key}' has version {version} of the .npy format, expected 1.0 or 2.0")
         self.shape, self.fortran_order, self.dtype = read[version](stream)
         self._header_bytes = stream.tell()
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def stored(self) -> bool:
@@ -100,7 +104,7 @@ class NpzMember:
             with (
                 zipfile.ZipFile(self.path) as archive,
                 archive.open(self._info) as stream,
-                tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None) as bar,
+                Progress(total=total, desc=what, unit="B", unit_scale=True) as bar,
             ):
                 while block := stream.read(BLOCK_BYTES):
                     if out is not None:

@@ -15,7 +15,7 @@ from glem_graphgym.data.errors import DataError as DataError
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
 from glem_graphgym.disk import writing
-from glem_graphgym.files import fingerprint, make_once, read_json, sampled_fingerprint, write_json
+from glem_graphgym.files import fingerprint, forget_unfinished, make_once, read_json, sampled_fingerprint, write_json
 
 SPLITS = ("train", "valid", "test")
 UNLABELLED = -1
@@ -173,7 +173,12 @@ class GraphMeta:
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
     """The graph frozen in ``folder``; built and frozen there first when the folder does not exist."""
-    make_once(folder, lambda temporary: save_text_graph(build(), temporary))
+
+    def make(temporary: Path) -> None:
+        forget_unfinished(folder)
+        save_text_graph(build(), temporary)
+
+    make_once(folder, make)
     return load_text_graph(folder)
 
 
@@ -195,6 +200,7 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
     """
 
     def make(temporary: Path) -> None:
+        forget_unfinished(folder)
         about = write(temporary)
         try:
             graph = _open(temporary, about)
