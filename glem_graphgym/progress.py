@@ -20,7 +20,7 @@ class Progress(tqdm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.in_lines = not sys.stderr.isatty()
-        self.lines = 0
+        self.said: float = -1  # `n` of the last line
         if self.in_lines:
             options |= {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "file": sys.stderr}
         super().__init__(*args, **options)
@@ -28,7 +28,7 @@ class Progress(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         if not self.in_lines:
             return super().display(msg, pos)
-        self.lines += 1
+        self.said = self.n
         shown = LINE_WITHOUT_TOTAL if self.total is None else LINE
         about = {**self.format_dict, "bar_format": shown, "ncols": None}
         print(self.format_meter(**about), file=sys.stderr, flush=True)
@@ -36,7 +36,7 @@ class Progress(tqdm):
 
     def close(self) -> None:
         if self.in_lines and not self.disable:
-            if self.lines:
+            if self.said not in (-1, self.n):
                 self.display()
             self.last_print_t = 0.0  # to tqdm nothing was shown, so there is nothing to clear
         super().close()

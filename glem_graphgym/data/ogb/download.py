@@ -11,11 +11,11 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.disk import DiskFullError, require_space, writing
 from glem_graphgym.files import sync
+from glem_graphgym.progress import Progress
 
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
@@ -42,10 +42,26 @@ def download(url: str, path: Path, remedy: str) -> None:
             raise
         except (OSError, HTTPException) as error:
             kept = f" The next start goes on from {part}." if part.exists() else ""
-            raise DataError(f"{url} could not be downloaded ({error}). {remedy}.{kept}") from error
+            raise DataError(f"{_failed(url, error, remedy)}{kept}") from error
         sync(part)
         part.replace(path)
         sync(path.parent)
+
+
+def check_download(url: str, remedy: str) -> None:
+    """Ask the server for a file that is to be downloaded, but do not take it.
+
+    Raises:
+        DataError: the server cannot be reached or does not have it; the message ends in ``remedy``.
+    """
+    try:
+        urlopen(Request(url), timeout=60).close()
+    except (OSError, HTTPException) as error:
+        raise _failed(url, error, remedy) from error
+
+
+def _failed(url: str, error: Exception, remedy: str) -> DataError:
+    return DataError(f"{url} could not be downloaded ({error}). {remedy}.")
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -69,7 +85,7 @@ def _fetch(url: str, part: Path) -> None:
             require_space(part.parent, size - start, f"downloading {url}")
         with writing(part, size), part.open("ab" if start else "wb") as file:
             name = url.rpartition("/")[2]
-            with tqdm.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
+            with Progress.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)
             if size not in (None, file.tell()):
                 raise OSError(f"the connection ended after {file.tell()} of {size} bytes")
