@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk never leaves half of one. Imports nothing of ours."""
+"""Writing files so that a crash, a kill or a full disk never leaves half of one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,27 +15,35 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from glem_graphgym.disk import writing
 
 BLOCK_BYTES = 1 << 24  # of an array that is hashed at a time
+FINGERPRINT_AT_END = re.compile("[0-9a-f]{16}$")
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` that replaces it (fsync, rename) when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Open a temporary file beside ``path`` that replaces it (fsync, rename) when the block ends without error.
+
+    Raises:
+        DiskFullError: there is no room for it; names ``path``, which stays as it was.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,11 +63,14 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
     Processes that want the same folder at the same time wait for the first of them (a lock file beside it).
     A ``make`` that was killed leaves a temporary folder that the next caller removes; with ``resume`` it gets that
     folder as it was left, to go on from.
+
+    Raises:
+        DiskFullError: there is no room for it; names the folder, or the file in it where that is known.
     """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with writing(folder), FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             return folder
         temporary = folder.parent / f".{folder.name}.part"
@@ -75,6 +87,30 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
                 shutil.rmtree(temporary, ignore_errors=True)
         sync(folder.parent)
     return folder
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Remove what `make_once` left unfinished beside ``folder``, under names with another `fingerprint` at their end.
+
+    For makers that do not resume: nobody asks for the old ones again when the sources have changed. What another
+    process is filling stays.
+    """
+    others = re.compile(re.escape(FINGERPRINT_AT_END.sub("", folder.name)) + FINGERPRINT_AT_END.pattern)
+    for part in folder.parent.glob(".*.part"):
+        name = part.name.removeprefix(".").removesuffix(".part")
+        lock = folder.parent / f".{name}.lock"
+        if name != folder.name and others.fullmatch(name) and part.is_dir() and is_free(lock):
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def is_free(lock: Path) -> bool:
+    """Whether no process holds a lock file."""
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 def sync(path: Path) -> None:

@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym import processes
     from glem_graphgym.data.text_graph import DataError
+    from glem_graphgym.disk import writing
     from glem_graphgym.em.journal import seed_everything
     from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
     from glem_graphgym.registered.run_folder import RunError, held, require_finished
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             if cfg.train.mode == "glem_predict":
                 require_finished(Path(cfg.run_dir))
             Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-            with held(Path(cfg.run_dir)) if first else nullcontext():
+            with writing(Path(cfg.run_dir)), held(Path(cfg.run_dir)) if first else nullcontext():
                 set_up_logging(cfg)
                 set_up_process(cfg)
                 seed_everything(seed)

@@ -33,19 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late, so that --help and a wrong command line answer at once.
     from glem_graphgym.data.errors import DataError
     from glem_graphgym.data.papers100m_like import write_papers100m_like
+    from glem_graphgym.disk import writing
 
     try:
-        write_papers100m_like(
-            args.folder,
-            args.nodes,
-            args.edges,
-            num_classes=args.classes,
-            features=args.features,
-            feature_dtype=args.feature_dtype,
-            text_words=args.text_words,
-            labelled=args.labelled,
-            seed=args.seed,
-        )
+        with writing(args.folder):
+            write_papers100m_like(
+                args.folder,
+                args.nodes,
+                args.edges,
+                num_classes=args.classes,
+                features=args.features,
+                feature_dtype=args.feature_dtype,
+                text_words=args.text_words,
+                labelled=args.labelled,
+                seed=args.seed,
+            )
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from torch_geometric.graphgym.config import cfg
 
     import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym.disk import writing
     from glem_graphgym.registered.config import load_config
     from glem_graphgym.registered.preparation import prepare_dataset
 
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         load_config(cfg, args.cfg_file, args.opts)
-        print_prepared(prepare_dataset(cfg), cfg.dataset.name)
+        with writing(Path(cfg.dataset.dir)):
+            print_prepared(prepare_dataset(cfg), cfg.dataset.name)
     except (ValueError, OSError, MemoryError) as error:  # with DataError and ConfigError
         if os.environ.get("GLEM_TRACEBACK"):
             raise
@@ -62,6 +64,8 @@ def print_prepared(prepared: Iterable[Any], name: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from glem_graphgym.disk import size_text
+
     table = Table(title=f"{name} is ready")
     for column in ("what", "size", "holds", "where"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
@@ -70,16 +74,6 @@ def print_prepared(prepared: Iterable[Any], name: str) -> None:
         size = size_text(part.bytes) if part.where else ""
         table.add_row(*(Text(cell) for cell in (part.what, size, part.holds, where)))
     Console().print(table)
-
-
-def size_text(size: int) -> str:
-    """Bytes in the largest unit of which there is at least one: ``1.5 GB``."""
-    amount, units = float(size), ["kB", "MB", "GB", "TB"]
-    if amount < 1000:
-        return f"{size} B"
-    while amount >= 999.95 and units:
-        amount, unit = amount / 1000, units.pop(0)
-    return f"{amount:.1f} {unit}"
 
 
 if __name__ == "__main__":

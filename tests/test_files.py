@@ -9,9 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from glem_graphgym import files
-from glem_graphgym.files import atomic_write, fingerprint, make_once, read_json, sampled_fingerprint, write_json
+from glem_graphgym.files import (
+    atomic_write,
+    fingerprint,
+    forget_unfinished,
+    make_once,
+    read_json,
+    sampled_fingerprint,
+    write_json,
+)
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
@@ -144,6 +153,20 @@ def test_processes_side_by_side_wait_for_the_first(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert (tmp_path / "calls").read_text() == "call\n"
+
+
+def test_what_was_left_of_other_sources_is_removed_but_not_what_is_being_made(tmp_path: Path) -> None:
+    ours, old, busy = (fingerprint(name) for name in ("ours", "old", "busy"))
+    stay = [f".table-{ours}.part", f".table-{busy}.part", f".{old}.part", ".table-notes.part", f".others-{old}.part"]
+    for name in (*stay, f".table-{old}.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("")
+    (tmp_path / f".table-{old[::-1]}.part").write_text("a file is no folder")
+    with FileLock(tmp_path / f".table-{busy}.lock"):
+        forget_unfinished(tmp_path / f"table-{ours}")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set(stay)
+    assert not (tmp_path / f".table-{old}.lock").exists()
+    assert (tmp_path / f".table-{old[::-1]}.part").exists()
 
 
 # ---- fingerprints -------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.npy import NpyWriter, PointerWriter
+from glem_graphgym.disk import require_space, writing
+from glem_graphgym.progress import Progress
 
 Edges = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 Keys = Callable[[], Iterator[np.ndarray]]
@@ -74,7 +75,8 @@ def write_csr(edges: Edges, num_nodes: int, folder: Path, *, memory_bytes: int) 
 
     Raises:
         DataError: an edge names a node outside of 0..N-1, a chunk is not a pair of equally long integer arrays,
-            the disk is too full, or the two passes differ.
+            or the two passes differ.
+        DiskFullError: there is no room on the disk; asked before the edges are dealt out.
     """
     if memory_bytes < 1 or not 0 <= num_nodes <= 3_037_000_499:  # N² has to fit into int64
         raise ValueError(
@@ -104,21 +106,16 @@ class _ExternalSort:
     def runs(self) -> Iterator[np.ndarray]:
         """Strictly increasing keys, int64, one block after the other."""
         counted, total = self._count(self._edge_keys("counting edges"), 0, self.num_nodes**2)
-        free = shutil.disk_usage(self.folder).free
-        if (needed := 8 * total + 8 * self.num_nodes) > free:
-            raise DataError(
-                f"{self.folder.parent}: sorting {total // 2:,} edges takes {needed / 1e9:.1f} GB of disk, "
-                f"{free / 1e9:.1f} GB are free; make room"
-            )
+        require_space(self.folder.parent, 8 * total + 8 * self.num_nodes, f"sorting {total // 2:,} edges")
         self.capacity = min(self.capacity, max(BUCKET, -(-2 * total // BUCKETS)))
         buckets = self._deal(self._edge_keys("sorting edges", total // 2), 0, self.num_nodes**2, counted, "b")
-        with tqdm(total=total, desc="writing the adjacency", unit="entry", unit_scale=True, disable=None) as bar:
+        with Progress(total=total, desc="writing the adjacency", unit="entry", unit_scale=True) as bar:
             for low, high, count, file in buckets:
                 yield from self._sorted(low, high, count, file)
                 bar.update(count)
 
     def _edge_keys(self, what: str, total: int | None = None) -> Iterator[np.ndarray]:
-        with tqdm(total=total, desc=what, unit="edge", unit_scale=True, disable=None) as bar:
+        with Progress(total=total, desc=what, unit="edge", unit_scale=True) as bar:
             for source, target in self.edges():
                 source, target = _integers(source, target)
                 for start in range(0, len(source), self.chunk):
@@ -171,7 +168,7 @@ class _ExternalSort:
             ends[-1] = len(block)
             starts = np.concatenate([[0], ends[:-1]])
             for index in np.flatnonzero(ends > starts):
-                with files[index].open("ab") as file:
+                with writing(files[index]), files[index].open("ab") as file:
                     file.write(block[starts[index] : ends[index]].data)
             dealt += ends - starts
         if not np.array_equal(dealt, counts):
@@ -268,13 +265,16 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray) -> None:
         raise DataError(f"{name}: row pointers must not decrease")
     least, most, last, loops, ordered = n, -1, -1, 0, True
     balance = [0, 0]
-    for row, neighbour in entry_blocks(rowptr, col):
-        least, most = min(least, int(neighbour.min())), max(most, int(neighbour.max()))
-        key = row * n + neighbour
-        ordered = ordered and int(key[0]) > last and bool((key[1:] > key[:-1]).all())
-        last = int(key[-1])
-        loops += int(np.count_nonzero(row == neighbour))
-        balance = [a + b for a, b in zip(balance, _imbalance(row, neighbour, n), strict=True)]
+    what = f"checking the edges of {name}"
+    with Progress(total=len(col), desc=what, unit="entry", unit_scale=True, leave=False) as bar:
+        for row, neighbour in entry_blocks(rowptr, col):
+            bar.update(len(row))
+            least, most = min(least, int(neighbour.min())), max(most, int(neighbour.max()))
+            key = row * n + neighbour
+            ordered = ordered and int(key[0]) > last and bool((key[1:] > key[:-1]).all())
+            last = int(key[-1])
+            loops += int(np.count_nonzero(row == neighbour))
+            balance = [a + b for a, b in zip(balance, _imbalance(row, neighbour, n), strict=True)]
     if len(col) and (least < 0 or most >= n):
         raise DataError(f"{name}: edges name nodes {least} to {most}, expected 0 to {n - 1}")
     if not ordered:

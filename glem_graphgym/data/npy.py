@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from glem_graphgym.disk import writing
+
 
 class NpyWriter:
     """A one-dimensional array that is appended to; `np.load` reads it once the ``with`` block has ended.
@@ -17,6 +19,9 @@ class NpyWriter:
     Args:
         path: the file, replaced if it exists.
         dtype: of the array; what is written is cast to it.
+
+    Raises:
+        DiskFullError: there is no room for it; names the file.
     """
 
     def __init__(self, path: Path, dtype: Any) -> None:
@@ -27,7 +32,8 @@ class NpyWriter:
     def write(self, block: np.ndarray) -> None:
         """Append a one-dimensional block."""
         block = np.ascontiguousarray(block, dtype=self.dtype)
-        self._file.write(block.data)
+        with writing(self.path):
+            self._file.write(block.data)
         self.length += len(block)
 
     def _write_header(self) -> None:
@@ -38,12 +44,16 @@ class NpyWriter:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        with self._file:
-            if kind is None:
-                self._file.seek(0)
-                self._write_header()
-        if kind is not None:
-            self.path.unlink(missing_ok=True)
+        whole = False
+        try:
+            with writing(self.path), self._file:
+                if kind is None:
+                    self._file.seek(0)
+                    self._write_header()
+                    whole = True
+        finally:
+            if not whole:
+                self.path.unlink(missing_ok=True)
 
 
 class PointerWriter:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
+from glem_graphgym.disk import DiskFullError, require_space, writing
+from glem_graphgym.progress import Progress
 
 BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, NotImplementedError)
 BLOCK_BYTES = 1 << 22
@@ -46,7 +46,7 @@ class NpzMember:
             raise
         except BROKEN as error:
             raise self._damaged(error) from error
-        expected = self._header_bytes + math.prod(self.shape) * self.dtype.itemsize
+        expected = self._header_bytes + self.nbytes
         if self.dtype.hasobject or self._info.file_size != expected:
             raise self._damaged(f"{self._info.file_size} bytes for {self.dtype} {self.shape}, expected {expected}")
 
@@ -59,12 +59,22 @@ class NpzMember:
         self._header_bytes = stream.tell()
 
     @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
     def stored(self) -> bool:
         return self._info.compress_type == zipfile.ZIP_STORED
 
     def copy(self, file: Path) -> None:
-        """Write the array to ``file`` as .npy, in its order, a few MB at a time, and check it against its CRC-32."""
-        with file.open("wb") as out:
+        """Write the array to ``file`` as .npy, in its order, a few MB at a time, and check it against its CRC-32.
+
+        Raises:
+            DataError: the archive is damaged.
+            DiskFullError: there is no room for the array; asked before anything is written.
+        """
+        require_space(file.parent, self._info.file_size, f"unpacking {self.key}")
+        with writing(file, self._info.file_size), file.open("wb") as out:
             self._stream(out, f"unpacking {self.key}")
 
     def map(self, folder: Path) -> np.ndarray:
@@ -94,15 +104,14 @@ class NpzMember:
             with (
                 zipfile.ZipFile(self.path) as archive,
                 archive.open(self._info) as stream,
-                tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None) as bar,
+                Progress(total=total, desc=what, unit="B", unit_scale=True) as bar,
             ):
-                if out is not None and shutil.disk_usage(Path(out.name).parent).free < total:
-                    raise DataError(f"{out.name}: unpacking {self.key} takes {total / 1e9:.1f} GB of disk; make room")
                 while block := stream.read(BLOCK_BYTES):
                     if out is not None:
-                        out.write(block)
+                        with writing(Path(out.name), total):
+                            out.write(block)
                     bar.update(len(block))
-        except DataError:
+        except DiskFullError:
             raise
         except BROKEN as error:
             raise self._damaged(error) from error

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.synthetic import draw_class_means, draw_features, draw_texts
 from glem_graphgym.files import make_once
+from glem_graphgym.progress import Progress
 
 CLASSES = 172  # of ogbn-papers100M: its table of categories names them all
 VOCABULARY = 20  # different words of the texts, a class
@@ -181,7 +181,7 @@ class _Drawn:
 
     def node_blocks(self, what: str) -> Iterator[tuple[int, np.ndarray]]:
         """Number and nodes of each block."""
-        with tqdm(total=self.num_nodes, desc=what, unit="node", unit_scale=True, disable=None) as bar:
+        with Progress(total=self.num_nodes, desc=what, unit="node", unit_scale=True) as bar:
             for block, start in enumerate(range(0, self.num_nodes, NODES_AT_ONCE)):
                 nodes = np.arange(start, min(start + NODES_AT_ONCE, self.num_nodes))
                 yield block, nodes
@@ -189,7 +189,7 @@ class _Drawn:
 
     def edges(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Sources and targets, int64, block by block; the same ones each time."""
-        with tqdm(total=self.num_edges, desc=what, unit="edge", unit_scale=True, disable=None) as bar:
+        with Progress(total=self.num_edges, desc=what, unit="edge", unit_scale=True) as bar:
             for block, start in enumerate(range(0, self.num_edges, EDGES_AT_ONCE)):
                 size = min(EDGES_AT_ONCE, self.num_edges - start)
                 yield self._edge_block(self.generator(EDGES, block), size)

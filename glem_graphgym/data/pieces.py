@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from glem_graphgym.files import make_once, read_json, write_json
+from filelock import FileLock
+
+from glem_graphgym.disk import require_space, writing
+from glem_graphgym.files import fingerprint, is_free, make_once, read_json, write_json
 
 COUNTS = "counts.json"
 
@@ -18,15 +22,51 @@ class Pieces:
 
     Args:
         folder: where they are kept, one folder a piece. Snapshots that differ in one piece share the others.
+            Its file of the same name with ``.lock`` belongs to it.
         keys: name of each piece -> fingerprint of all that it is made of.
+        sizes: name -> bytes of disk that the piece takes, about, where that is known.
 
     Attributes:
         counts: what the pieces that were asked for say of themselves, all together.
     """
 
-    def __init__(self, folder: Path, keys: dict[str, str]) -> None:
-        self.folder, self.keys = folder, keys
+    def __init__(self, folder: Path, keys: dict[str, str], sizes: dict[str, int] | None = None) -> None:
+        self.folder, self.keys, self.sizes = folder, keys, sizes or {}
         self.counts: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The time in which a snapshot is made of these pieces.
+
+        It begins with removing those that others left, of sources that have changed since, unless another process is
+        at work on a snapshot of its own.
+
+        Raises:
+            DiskFullError: there is no room for all pieces that are missing.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        claim = self.folder / f".{fingerprint(self.keys)}.claim"
+        lock = FileLock(claim)
+        with FileLock(self.folder.with_name(f"{self.folder.name}.lock")):
+            lock.acquire()
+            if all(is_free(other) for other in self.folder.glob(".*.claim") if other != claim):
+                self._forget_others(claim)
+        try:
+            missing = {name: size for name, size in self.sizes.items() if not self._place(name).is_dir()}
+            require_space(self.folder, sum(missing.values()), f"making {', '.join(missing)}")
+            yield
+        finally:
+            lock.release()
+
+    def _forget_others(self, claim: Path) -> None:
+        ours = {self._place(name).name for name in self.keys}
+        for path in self.folder.iterdir():
+            if path == claim or path.name.removeprefix(".").removesuffix(".part").removesuffix(".lock") in ours:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def make(self, name: str, write: Callable[[Path], dict[str, Any]]) -> Path:
         """The folder of a piece, made where it is not there yet.
@@ -34,9 +74,13 @@ class Pieces:
         Args:
             name: of the piece.
             write: puts the piece's files into the empty folder that it is given, and returns JSON-able counts.
+
+        Raises:
+            DiskFullError: there is no room for it; asked before it is begun, where its size is known.
         """
 
         def make(temporary: Path) -> None:
+            require_space(self.folder, self.sizes.get(name, 0), f"making {name}")
             write_json(temporary / COUNTS, write(temporary))
 
         piece = make_once(self._place(name), make)
@@ -55,6 +99,7 @@ class Pieces:
         for piece in map(self._place, self.keys):
             shutil.rmtree(piece, ignore_errors=True)
             (piece.parent / f".{piece.name}.lock").unlink(missing_ok=True)
+        (self.folder / f".{fingerprint(self.keys)}.claim").unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
@@ -66,4 +111,5 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+        with writing(target, source.stat().st_size):
+            shutil.copyfile(source, target)

@@ -14,7 +14,8 @@ from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
 from glem_graphgym.data.errors import DataError as DataError
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
-from glem_graphgym.files import fingerprint, make_once, read_json, sampled_fingerprint, write_json
+from glem_graphgym.disk import writing
+from glem_graphgym.files import fingerprint, forget_unfinished, make_once, read_json, sampled_fingerprint, write_json
 
 SPLITS = ("train", "valid", "test")
 UNLABELLED = -1
@@ -172,7 +173,12 @@ class GraphMeta:
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
     """The graph frozen in ``folder``; built and frozen there first when the folder does not exist."""
-    make_once(folder, lambda temporary: save_text_graph(build(), temporary))
+
+    def make(temporary: Path) -> None:
+        forget_unfinished(folder)
+        save_text_graph(build(), temporary)
+
+    make_once(folder, make)
     return load_text_graph(folder)
 
 
@@ -194,6 +200,7 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
     """
 
     def make(temporary: Path) -> None:
+        forget_unfinished(folder)
         about = write(temporary)
         try:
             graph = _open(temporary, about)
@@ -217,7 +224,8 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
             arrays |= {stem: texts.buffer, f"{stem}_offsets": texts.offsets}
     for name, array in arrays.items():
         if array is not None:
-            np.save(folder / f"{name}.npy", array)
+            with writing(folder / f"{name}.npy", array.nbytes):
+                np.save(folder / f"{name}.npy", array)
     _seal(graph, folder)
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.text_graph import DataError, Texts
+from glem_graphgym.disk import require_space, writing
 from glem_graphgym.files import fingerprint, make_once, read_json, write_json
+from glem_graphgym.progress import Progress
 
+SAMPLED_TEXTS = 1000  # that tell how many tokens all have
 TEXTS_AT_ONCE = 16_384  # texts handed to the tokenizer's threads at a time; bounds memory, not speed
 
 
@@ -60,9 +62,9 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
 
     Raises:
         DataError: the tokenizer has no padding token, or a stored file is damaged.
+        DiskFullError: there is no room for it; what was tokenized is kept.
     """
-    if tokenizer.pad_token_id is None:
-        raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one (lm.model)")
+    check_tokenizer(tokenizer)
     folder = token_folder(texts, tokenizer, max_length, cache)
     make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path), resume=True)
     try:
@@ -74,6 +76,15 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
     return TokenStore(ids, offsets, tokenizer.pad_token_id)
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """
+    Raises:
+        DataError: it has no padding token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one (lm.model)")
 
 
 def token_folder(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> Path:
@@ -102,32 +113,44 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
     ``lengths.bin`` says how far it is: whoever finds it, with the ids, goes on behind its last block.
     """
     dtype = id_type(tokenizer)
+    if len(texts) > SAMPLED_TEXTS:
+        there = sum(file.stat().st_size for file in folder.iterdir())
+        require_space(folder, _bytes_of(texts, tokenizer, max_length) - there, f"tokenizing {len(texts):,} texts")
     # Overlong texts are cut on purpose; the tokenizer would warn about each.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     with (folder / "ids.bin").open("ab") as ids_file, (folder / "lengths.bin").open("ab") as lengths_file:
         done = _keep_whole_blocks(ids_file, lengths_file, dtype)
         starts = range(done, len(texts), TEXTS_AT_ONCE)
         blocks = -(-len(texts) // TEXTS_AT_ONCE)
-        for start in tqdm(
+        for start in Progress(
             starts,
             desc="tokenizing",
             unit="block",
             initial=blocks - len(starts),
             total=blocks,
-            disable=None if blocks > 1 else True,
+            disable=blocks <= 1,
         ):
             block = encode_texts(texts[start : start + TEXTS_AT_ONCE], tokenizer, max_length)
             ids = np.fromiter(itertools.chain.from_iterable(block), dtype=dtype)
             # The ids first: a block whose lengths are there is there, whatever happens to the machine.
             for file, values in ((ids_file, ids), (lengths_file, np.array([len(text) for text in block], np.int32))):
-                file.write(values.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
+                with writing(Path(file.name)):
+                    file.write(values.tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(np.fromfile(folder / "lengths.bin", dtype=np.int32), out=offsets[1:])
     np.save(folder / "offsets.npy", offsets)
     write_json(folder / "tokens.json", {"dtype": dtype.name, "max_length": max_length, "texts": len(texts)})
     (folder / "lengths.bin").unlink()
+
+
+def _bytes_of(texts: Texts, tokenizer: Any, max_length: int) -> int:
+    """That the store will take on disk, about, with the lengths that are there until it is whole."""
+    chosen = np.unique(np.linspace(0, len(texts) - 1, SAMPLED_TEXTS).astype(np.int64))
+    sample = encode_texts([texts[node] for node in chosen], tokenizer, max_length)
+    tokens = sum(map(len, sample)) * len(texts) // len(chosen)
+    return tokens * id_type(tokenizer).itemsize + (8 + np.dtype(np.int32).itemsize) * (len(texts) + 1)
 
 
 def _keep_whole_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dtype) -> int:

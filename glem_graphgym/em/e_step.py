@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from glem_graphgym import processes
 from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batches
+from glem_graphgym.disk import new_array
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
@@ -262,6 +263,15 @@ def encode_in_parts(
     return torch.cat(found).index_select(0, order)
 
 
-def open_predictions(folder: Path, name: str, rows: int, columns: int) -> np.ndarray:
-    """A new float16 array (rows, columns) in ``folder/name.npy``, memory-mapped for writing."""
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=(rows, columns))
+def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
+    """New float16 zeros (rows, columns) in ``folder/name.npy``, memory-mapped for writing.
+
+    On disk they take the space of ``nodes`` alone, int64 (n,), increasing; None = of all rows. In other processes than
+    the first, which write nothing, they take none.
+
+    Raises:
+        DiskFullError: there is no room for them; nothing is left of the file.
+    """
+    if processes.rank() > 0:
+        nodes = np.empty(0, dtype=np.int64)
+    return new_array(folder / f"{name}.npy", np.float16, (rows, columns), nodes)

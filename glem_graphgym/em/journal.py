@@ -30,6 +30,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glem_graphgym import processes
+from glem_graphgym.disk import writing
 from glem_graphgym.em.stage import FitLog, Weights
 from glem_graphgym.files import make_once, read_json, sync, write_json
 from glem_graphgym.memory import PeakMemory
@@ -205,7 +206,8 @@ class Journal:
         }
         if result.weights:
             weights = {name: value.contiguous() for name, value in result.weights.items()}
-            save_file(weights, part / "weights.safetensors")
+            with writing(part / "weights.safetensors"):
+                save_file(weights, part / "weights.safetensors")
         write_json(part / "history.json", result.log.history)
         write_json(part / "stage.json", record)
 
@@ -245,7 +247,8 @@ def _take(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
     except OSError:
-        shutil.copyfile(file, target)
+        with writing(target):
+            shutil.copyfile(file, target)
 
 
 def stage_seed(seed: int, index: int, rank: int = 0) -> int:

@@ -238,10 +238,10 @@ class Run:
         seed = stage_seed(self.journal.seed, key.index)
         targets = StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, seed)
         log = lm.fit(targets, key.name, init)
-        logits = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)
+        logits = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes, self.encoded)
         lm.predict(
             logits,
-            open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim),
+            open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim, self.encoded),
             f"{key.name} encodes",
             self.encoded,
         )
@@ -252,7 +252,8 @@ class Run:
         assert self.gnn is not None, "this run has no GNN"
         log = self.gnn.fit(self.gnn_step_targets(key, pseudo), self.features(lm.embeddings if lm else None), key.name)
         if processes.rank() == 0:
-            self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes))
+            classes, predicted = self.gold.num_classes, self.gnn.predicted
+            self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, classes, predicted))
         assert self.gnn.model is not None
         work = _work(self.gnn.model, log, self.gnn.settings.lr)
         return replace(work, seconds_before=self.features_seconds) if key.name == "gnn_gold" else work

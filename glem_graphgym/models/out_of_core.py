@@ -10,9 +10,9 @@ Sums are those of `propagate` and so is their rounding: the same bits.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glem_graphgym.disk import kept_array, new_array, require_space, writing
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.models.hops import rounded
 from glem_graphgym.models.stored_operator import StoredOperator
@@ -105,8 +106,7 @@ def propagate_to_disk(
 
     Goes on where an earlier call with the same arguments was killed: what it finished is noted in
     ``folder/progress.json``, after each block of columns and at least every ``save_seconds``. Another budget, which
-    cuts other blocks, starts anew. Needs the space of the result twice on disk, and, with several blocks, that of the
-    source in float32; all but the result is removed.
+    cuts other blocks, starts anew. Takes `bytes_on_disk` at its peak; all but the result is removed.
 
     Args:
         folder: exists; holds nothing but what an earlier call left.
@@ -118,7 +118,8 @@ def propagate_to_disk(
         budget: bytes of memory at most; None = no limit.
 
     Raises:
-        ValueError: the budget does not suffice for a column, or the disk for the result; with the figures.
+        ValueError: the budget does not suffice for a column; with the figures.
+        DiskFullError: there is no room on the disk; asked before anything is written.
     """
     num_nodes, width = source.shape
     columns, block_bytes = plan_columns(num_nodes, width, budget)
@@ -148,6 +149,20 @@ def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, i
         )
     blocks = -(-width // most)
     return max(1, -(-width // max(1, blocks))), block_bytes
+
+
+def bytes_on_disk(num_nodes: int, stored: int, width: int, kept: int, item_bytes: int, columns: int) -> int:
+    """What a propagation takes of disk at its peak, ``kept`` hops of ``stored`` nodes included.
+
+    Args:
+        item_bytes: of a stored number.
+        columns: propagated at a time, of ``width``.
+    """
+    hop = item_bytes * stored * width
+    saved = 2 * 4 * num_nodes * columns  # what a killed propagation goes on from, old and new
+    if columns >= width:
+        return kept * hop + saved
+    return kept * hop + 4 * num_nodes * width + max(saved, hop)  # a hop is there twice while it is joined
 
 
 class MappedHops:
@@ -230,27 +245,31 @@ class _Propagation:
         self.columns, self.block_bytes = cut
         self.num_nodes, self.width = source.shape
         self.count = self.num_nodes if stored is None else int(stored.sum())
+        self.file = folder / "hops.npy"
+        self.shape = (self.last - self.first + 1, self.count, self.width)
+        self._hop_bytes = self.file_type.itemsize * self.count * self.width
         starts = range(0, self.width, self.columns)
         self.blocks = [slice(start, min(start + self.columns, self.width)) for start in starts]
 
     def run(self) -> None:
         self._check_disk()
-        kept = self.last - self.first + 1
-        # Rows of hops in the end. Sparse until they are written, so no bytes are lost on it before.
-        self.out = _mapped(self.folder / "hops.npy", self.file_type, (kept, self.count, self.width))
         if len(self.blocks) > 1:
             self._split()
+        else:
+            self.out = kept_array(self.file, self.file_type, self.shape)
         two = [torch.empty(self.num_nodes, self.columns) for _ in range(min(2, self.last + 1))]
         for block in range(len(self.blocks)):
             for chain in range(len(self.chains)):
                 if f"{chain}.{block}" not in self.progress.noted["done"]:
                     self._propagate(chain, block, two)
         del two
-        self._join()
-        self.out.flush()
-        del self.out
+        if len(self.blocks) > 1:
+            self._join()
+        else:
+            self.out.flush()
+            del self.out
         for path in self.folder.iterdir():
-            if path.name != "hops.npy":
+            if path != self.file:
                 path.unlink()
 
     # ---- one block of columns, from hop to hop ---------------------------------------------------------------------
@@ -315,7 +334,7 @@ class _Propagation:
         if len(self.blocks) == 1:
             return self.out[hop - self.first]
         width = self.blocks[block].stop - self.blocks[block].start
-        return _mapped(self._part(hop, block), self.file_type, (self.count, width))
+        return kept_array(self._part(hop, block), self.file_type, (self.count, width))
 
     # ---- before and after ------------------------------------------------------------------------------------------
 
@@ -324,9 +343,7 @@ class _Propagation:
         if self.progress.noted["split"]:
             return
         files = [
-            np.lib.format.open_memmap(
-                self._split_file(block), "w+", np.float32, (self.num_nodes, place.stop - place.start)
-            )
+            new_array(self._split_file(block), np.float32, (self.num_nodes, place.stop - place.start))
             for block, place in enumerate(self.blocks)
         ]
         for first, end in self._rows(self.width):
@@ -338,29 +355,31 @@ class _Propagation:
         self.progress.note(split=True)
 
     def _join(self) -> None:
-        """Rows out of the blocks of columns."""
-        if len(self.blocks) == 1:
-            return
-        for hop in range(self.first, self.last + 1):
-            if hop in self.progress.noted["joined"]:
-                continue
-            parts = [np.load(self._part(hop, block), mmap_mode="r") for block in range(len(self.blocks))]
-            with (self.folder / "hops.npy").open("r+b") as file:  # which takes half the time of the map
-                file.seek(self.out.offset + (hop - self.first) * self.out[0].nbytes)
+        """Rows out of the blocks of columns, hop after hop: the file grows as the blocks of a hop are removed."""
+        header = io.BytesIO()
+        about = {"descr": np.lib.format.dtype_to_descr(self.file_type), "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, about)
+        joined = self.progress.noted["joined"]
+        # Plain writes take half the time of a map.
+        with writing(self.file), self.file.open("r+b" if joined else "wb") as file:
+            file.write(header.getvalue())
+            for hop in range(self.first + len(joined), self.last + 1):
+                parts = [np.load(self._part(hop, block), mmap_mode="r") for block in range(len(self.blocks))]
+                file.seek(len(header.getvalue()) + (hop - self.first) * self._hop_bytes)
                 for first, end in _ranges(self.count, self.block_bytes // (4 * self.width)):
                     file.write(np.concatenate([part[first:end] for part in parts], axis=1).data)
                 file.flush()
                 os.fsync(file.fileno())
-            self.progress.note(joined=[*self.progress.noted["joined"], hop])
-            for block in range(len(self.blocks)):
-                self._part(hop, block).unlink()
+                self.progress.note(joined=[*self.progress.noted["joined"], hop])
+                for block in range(len(self.blocks)):
+                    self._part(hop, block).unlink(missing_ok=True)
 
     # ---- what a killed propagation goes on from --------------------------------------------------------------------
 
     def _save(self, name: str, hop: int, current: Tensor) -> None:
         old = self.progress.noted["state"]
         file = self.folder / f"state-{name}-{hop}.npy"
-        state = np.lib.format.open_memmap(file, "w+", np.float32, tuple(current.shape))
+        state = new_array(file, np.float32, tuple(current.shape))
         state[:] = current.numpy()
         state.flush()
         self.progress.note(state={"name": name, "hop": hop, "file": file.name})
@@ -378,18 +397,11 @@ class _Propagation:
         return int(state["hop"])
 
     def _check_disk(self) -> None:
-        result = self.file_type.itemsize * (self.last - self.first + 1) * self.count * self.width
-        needed = result
-        if len(self.blocks) > 1:
-            needed += result + 4 * self.num_nodes * self.width
-        needed += 2 * 4 * self.num_nodes * self.columns  # what a killed propagation goes on from, old and new
+        kept, count, width = self.shape
+        needed = bytes_on_disk(self.num_nodes, count, width, kept, self.file_type.itemsize, self.columns)
         there = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir())
-        free = shutil.disk_usage(self.folder).free + there
-        if free < needed:
-            raise ValueError(
-                f"{self.folder}: the disk has {free / 1e9:.3g} GB free, hop features need {needed / 1e9:.3g} GB "
-                f"({self.last - self.first + 1} hops of {self.count:,} nodes with {self.width} columns)"
-            )
+        what = f"propagating hop features ({kept} hops of {count:,} nodes with {width} columns)"
+        require_space(self.folder, needed - there, what)
 
     def _rows(self, width: int) -> Iterator[tuple[int, int]]:
         return _ranges(self.num_nodes, self.block_bytes // (16 * max(1, width)))
@@ -409,18 +421,6 @@ def _numbers(values: Tensor) -> np.ndarray:
 def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
     step = max(1, step)
     return ((first, min(first + step, count)) for first in range(0, count, step))
-
-
-def _mapped(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """The array in ``file``, for reading and writing; made when there is none of that shape and type."""
-    if file.exists():
-        try:
-            found = np.lib.format.open_memmap(file, "r+")
-            if found.shape == shape and found.dtype == dtype:
-                return found
-        except ValueError:  # half a header
-            pass
-    return np.lib.format.open_memmap(file, "w+", dtype, shape)
 
 
 def _log_progress(done: int, of: int, folder: Path) -> None:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glem_graphgym.disk import new_array
+
 KINDS = ("sum", "mean", "gcn")
 ENTRIES_AT_ONCE = 1 << 20
 
@@ -85,6 +87,7 @@ def store_operator(
 
     Raises:
         ValueError: an argument is none of these.
+        DiskFullError: there is no room for it; says of which file.
     """
     num_nodes = len(rowptr) - 1
     if kind not in KINDS:
@@ -99,12 +102,12 @@ def store_operator(
         degree[first:end] = np.bincount(row, minlength=end - first)
     left, right = _scales(kind, degree)
     total = int(degree.sum())
-    stored_rowptr = np.lib.format.open_memmap(folder / "rowptr.npy", "w+", np.int64, (num_nodes + 1,))
+    stored_rowptr = new_array(folder / "rowptr.npy", np.int64, (num_nodes + 1,))
     np.cumsum(degree, out=stored_rowptr[1:])
     del degree
     index_type = np.int32 if num_nodes < 2**31 else np.int64
-    stored_col = np.lib.format.open_memmap(folder / "col.npy", "w+", index_type, (total,))
-    stored_weight = np.lib.format.open_memmap(folder / "weight.npy", "w+", np.float32, (total,))
+    stored_col = new_array(folder / "col.npy", index_type, (total,))
+    stored_weight = new_array(folder / "weight.npy", np.float32, (total,))
     for first, end in blocks:
         row, column = _entries(rowptr, col, first, end, keep, loops)
         place = slice(int(stored_rowptr[first]), int(stored_rowptr[end]))

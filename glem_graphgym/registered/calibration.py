@@ -35,6 +35,7 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets, num_
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
+from glem_graphgym.models.out_of_core import bytes_on_disk, plan_columns
 from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
@@ -529,9 +530,9 @@ class Calibration:
             return False
         predicted = self.nodes.predicted
         rows = graph.num_nodes if predicted is None else len(predicted)
-        # Twice the result, while it is written, and hop 0 in float32: `out_of_core.propagate_to_disk`.
         item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
-        hops = 2 * item_bytes * (cfg.gnn.hops + 1) * rows * width + 4 * graph.num_nodes * width
+        columns, _ = plan_columns(graph.num_nodes, width, budget)
+        hops = bytes_on_disk(graph.num_nodes, rows, width, cfg.gnn.hops + 1, item_bytes, columns)
         self.about["hops"] = {"bytes": hops, "operator": 8 * (len(graph.col) + 2 * graph.num_nodes)}
         return True
 

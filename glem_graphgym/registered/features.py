@@ -78,8 +78,8 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None
     def make(folder: Path) -> None:
         learner = untuned_lm(cfg, tokens)
         rows = len(tokens)
-        logits = open_predictions(folder, "unused", rows, 1)
-        embeddings = open_predictions(folder, "embeddings", rows, learner.embedding_dim)
+        logits = open_predictions(folder, "unused", rows, 1, nodes)
+        embeddings = open_predictions(folder, "embeddings", rows, learner.embedding_dim, nodes)
         start = time.perf_counter()
         learner.predict(logits, embeddings, "static embeddings", nodes)
         write_json(folder / SECONDS, round(time.perf_counter() - start, 3))

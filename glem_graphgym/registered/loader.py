@@ -105,6 +105,21 @@ GRAPHS: dict[str, Callable[[CfgNode], TextGraph]] = {
 }
 
 
+def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
+    """What says of a dataset, before anything long, which of its sources are missing or wrong: each raises DataError.
+
+    None where building it finds out as fast.
+    """
+    from glem_graphgym.data import ogb
+
+    checks = {
+        "ogbn-arxiv": ogb.checks_of_ogbn_arxiv,
+        "ogbn-products": ogb.checks_of_ogbn_products,
+        "ogbn-papers100M": ogb.checks_of_ogbn_papers100m,
+    }
+    return checks[cfg.dataset.name](Path(cfg.dataset.dir)) if cfg.dataset.name in checks else []
+
+
 def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
     """The graph's token ids for ``lm.model`` and ``lm.max_length``, cached under ``dataset.dir``."""
     from glem_graphgym.models.text_encoder import load_tokenizer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
+from glem_graphgym.disk import free_bytes
 from glem_graphgym.em.loop import UNTIL_PLATEAU
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
@@ -261,10 +261,6 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
         mount = next(folder for folder in (place, *place.parents) if os.path.ismount(folder) or folder.parent == folder)
         verdicts.append(Verdict(f"disk mounted at {mount}", needed, free_bytes(place) + more, "", disk_remedy(cfg)))
     return verdicts
-
-
-def free_bytes(place: Path) -> int:
-    return shutil.disk_usage(place).free
 
 
 def _existing(path: Path) -> Path:

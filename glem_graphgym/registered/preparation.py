@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
+from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
-from glem_graphgym.data.tokens import TokenStore, encode_texts, token_folder
+from glem_graphgym.data.tokens import TokenStore, check_tokenizer, encode_texts, token_folder
 from glem_graphgym.files import read_json
 from glem_graphgym.registered.config import feature_kinds
-from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+from glem_graphgym.registered.loader import checks_of, load_text_graph_of, open_tokens
 
 TEXTS_CHECKED = 1000  # spread evenly over all nodes
 ROWS_AT_ONCE = 1 << 20
@@ -39,14 +40,17 @@ class Prepared:
 def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
     """Make the graph that the configuration names and, where it reads texts, their tokens; check both.
 
-    What is there already is checked, not made again.
+    What is there already is checked, not made again. All sources and the tokenizer are looked for before anything long.
 
     Raises:
-        DataError: a file is missing, damaged or of another dataset; says what to put where.
-        ValueError: ``dataset.format`` is not TAG, or the tokenizer of ``lm.model`` cannot be loaded.
+        DataError: files are missing, damaged or of another dataset, or the tokenizer of ``lm.model`` cannot be loaded;
+            says of all that was looked for what to put where.
+        ValueError: ``dataset.format`` is not TAG.
+        DiskFullError: there is no room on the disk; says for what.
     """
     if cfg.dataset.format != "TAG":
         raise ValueError(f"dataset.format is '{cfg.dataset.format}', expected 'TAG': others are not prepared here")
+    check_all(*checks_of(cfg), *([lambda: _check_tokenizer(cfg)] if reads_texts(cfg) else []))
     graph = load_text_graph_of(cfg)
     check_texts(graph.texts, graph.name)
     ready = list(_graph_parts(graph, _snapshot_of(graph, Path(cfg.dataset.dir))))
@@ -119,6 +123,12 @@ def check_texts(texts: Texts, name: str) -> None:
             texts[node]
         except UnicodeDecodeError as error:
             raise DataError(f"{name}: text {node} is no UTF-8 ({error}); {remedy}") from error
+
+
+def _check_tokenizer(cfg: CfgNode) -> None:
+    from glem_graphgym.models.text_encoder import load_tokenizer
+
+    check_tokenizer(load_tokenizer(cfg.lm.model))
 
 
 def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:

@@ -562,12 +562,14 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
     All processes encode; what they found, and the GNN, is the first one's. The others get zeros.
     """
     classes = run.gold.num_classes
-    logits = _scratch(run, f"{stage.key.folder}-logits", classes)
-    if stage.key.model == "LM":
+    on_lm = stage.key.model == "LM"
+    predicted = run.encoded if on_lm or run.gnn is None else run.gnn.predicted
+    logits = _scratch(run, f"{stage.key.folder}-logits", classes, predicted)
+    if on_lm:
         _encode(run, stage, logits)
         return logits
     lm = loop.teacher_of(run.journal, stage) if run.lm_em else None
-    embeddings = _encode(run, lm, _scratch(run, "teacher-logits", classes)) if lm else None
+    embeddings = _encode(run, lm, _scratch(run, "teacher-logits", classes, run.encoded)) if lm else None
     if processes.rank() > 0:
         return logits
     if run.joint is not None:
@@ -590,15 +592,14 @@ def _encode(run: Run, stage: Finished, logits: np.ndarray) -> np.ndarray:
     learner = run.lm_em if stage.key.em_iteration else run.lm_gold
     assert learner is not None
     learner.load(stage.weights())
-    embeddings = _scratch(run, "embeddings", learner.embedding_dim)
+    embeddings = _scratch(run, "embeddings", learner.embedding_dim, run.encoded)
     learner.predict(logits, embeddings, f"{stage.key.name} encodes", run.encoded)
     return embeddings
 
 
-def _scratch(run: Run, name: str, columns: int) -> np.ndarray:
-    """float16 zeros (N, columns); of the first process on disk, in the run's working folder."""
+def _scratch(run: Run, name: str, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
+    """float16 zeros (N, columns); of the first process on disk, in the run's working folder, as `open_predictions`."""
     if processes.rank() > 0:
         return np.zeros((run.num_nodes, columns), dtype=np.float16)
     run.journal.working.mkdir(parents=True, exist_ok=True)
-    (run.journal.working / f"{name}.npy").unlink(missing_ok=True)  # an earlier stage's may still be mapped
-    return open_predictions(run.journal.working, name, run.num_nodes, columns)
+    return open_predictions(run.journal.working, name, run.num_nodes, columns, nodes)

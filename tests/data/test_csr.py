@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glem_graphgym import disk
 from glem_graphgym.data import csr
 from glem_graphgym.data.csr import Edges, bounded_cuts, check_csr, csr_from_edges, entry_blocks, write_csr
 from glem_graphgym.data.errors import DataError
+from glem_graphgym.disk import DiskFullError
 
 # ---- in memory --------------------------------------------------------------------------------------------------
 
@@ -225,9 +227,8 @@ def test_edges_that_differ_the_second_time_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_seen_before_the_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(csr.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(DataError, match=r"takes 0\.0 GB of disk, 0\.0 GB are free; make room"):
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 100)
+    with pytest.raises(DiskFullError, match=r"sorting 9 edges takes 224 B of disk, 100 B are free; make room"):
         write_csr(chunks(np.arange(9), np.arange(1, 10)), 10, tmp_path, memory_bytes=10_000)
 
 

@@ -35,9 +35,10 @@ from ogb_files import (
     write_table,
 )
 
-from glem_graphgym.data.ogb import arxiv, download, load_ogbn_arxiv, ogb_accuracy
+from glem_graphgym.data.ogb import archive, arxiv, download, load_ogbn_arxiv, ogb_accuracy
 from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError
+from glem_graphgym.disk import DiskFullError, require_space
 
 pytestmark = pytest.mark.usefixtures("unattended")
 TAR_HEADER = b"titleabs.tsv" + b"\0" * 88 + b"0000644\0" + b"\0" * 404
@@ -392,21 +393,28 @@ def test_a_packed_archive_that_is_damaged_is_named_and_kept(tmp_path: Path) -> N
     assert packed.exists()
 
 
-@pytest.mark.parametrize(("module", "what"), [("download", "could not be downloaded"), ("archive", "unpacking it to")])
+@pytest.mark.parametrize("what", ["downloading", "unpacking"])
 def test_what_does_not_fit_on_the_disk_is_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     server, asked = published(tmp_path), []
     monkeypatch.setattr(download, "urlopen", serving(server, asked))
-    full = types.SimpleNamespace(disk_usage=lambda path: types.SimpleNamespace(free=10), rmtree=shutil.rmtree)
+
+    def full(folder: Path, needed: int, asking: str) -> None:
+        if asking.startswith(what):
+            require_space(folder, needed + 10**15, asking)
+
     with monkeypatch.context() as patch:
-        patch.setattr(f"glem_graphgym.data.ogb.{module}.shutil", full)
-        with pytest.raises((OSError, DataError), match=rf"{what}.*GB.* 0\.0 GB are free"):
+        for module in (download, archive):
+            patch.setattr(module, "require_space", full)
+        with pytest.raises(
+            DiskFullError, match=rf"{what} http\S*/arxiv\.zip takes 1000\.0 TB of disk, .* are free; make"
+        ):
             load_ogbn_arxiv(tmp_path / "root")
     assert not (tmp_path / "root/ogbn_arxiv").exists()
     asked.clear()
     assert load_ogbn_arxiv(tmp_path / "root").num_nodes == N
-    assert len(asked) == (2 if module == "download" else 1)  # the archive had come and is kept
+    assert len(asked) == (2 if what == "downloading" else 1)  # the archive had come and is kept
 
 
 def test_a_kill_after_the_download_does_not_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

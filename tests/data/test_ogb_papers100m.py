@@ -32,8 +32,10 @@ from ogb_files import (
     write_table,
 )
 
+from glem_graphgym import disk
 from glem_graphgym.data.ogb import download, load_ogbn_papers100m, ogb_accuracy, papers100m
 from glem_graphgym.data.text_graph import DataError
+from glem_graphgym.disk import DiskFullError
 from glem_graphgym.memory import PeakMemory
 
 pytestmark = pytest.mark.usefixtures("unattended")
@@ -274,11 +276,77 @@ def test_zip_packed_in_a_way_that_python_cannot_read(root: Path, monkeypatch: py
     assert load_ogbn_papers100m(root).origin["missing_abstracts"] == 4
 
 
+@pytest.mark.parametrize("name", ["idx_title", "idx_abs"])
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ([], "0 rows 0 name no paper and 0 have a text"),
+        ([b"a\tb"] * 3 + [b"7\tc"], "4 rows 3 name no paper and 1 have a text"),
+        ([b"15\tno such paper"] * 9, "5 rows 5 name no paper and 0 have a text"),
+        ([b"7\t", b"8\t \t"] * 9, "5 rows 0 name no paper and 0 have a text"),
+    ],
+)
+def test_texts_of_something_else_are_refused_by_their_first_rows(
+    root: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: list[bytes], found: str
+) -> None:
+    monkeypatch.setattr(papers100m, "FIRST_ROWS", 5)
+    given = {"titles" if name == "idx_title" else "abstracts": rows}
+    write_paperinfo(folder_of(root) / "paperinfo.zip", **given)
+    message = rf"{name}\.tsv: of its first {found}\. Expected node index and text, .* of 15 papers: .*another file; put"
+    with pytest.raises(DataError, match=message):
+        load_ogbn_papers100m(root)
+    assert not (folder_of(root) / "text_graph/.pieces").exists()
+
+
+def test_a_few_strange_rows_at_the_beginning_are_none_of_that(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(papers100m, "FIRST_ROWS", 4)
+    write_paperinfo(folder_of(root) / "paperinfo.zip", [b"node\ttitle", *title_rows()], [b"x", b"y", *abstract_rows()])
+    assert load_ogbn_papers100m(root).origin["abstract_skipped_rows"] == 2
+
+
+def test_room_for_all_pieces_is_asked_for_before_the_first(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "free_bytes", lambda path: 500)
+        patch.setattr(papers100m, "_write_labels", None)  # which nobody comes to
+        message = (
+            r"\.pieces: making labels, titles, texts, features, structure takes 1\.\d kB of disk, 500 B are free; make"
+        )
+        with pytest.raises(DiskFullError, match=message):
+            load_ogbn_papers100m(root)
+    assert load_ogbn_papers100m(root).num_nodes == M
+
+
+def test_pieces_of_sources_that_have_changed_are_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    snapshots = folder_of(root) / "text_graph"
+    with monkeypatch.context() as patch:
+        patch.setattr(papers100m, "_write_features", kill)
+        with pytest.raises(KeyboardInterrupt):
+            load_ogbn_papers100m(root)
+    first = {path.name for path in (snapshots / ".pieces").glob("[!.]*")}
+    assert len(first) == 3
+    write_paperinfo(folder_of(root) / "paperinfo.zip", title_rows()[:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(papers100m, "_write_titles", kill)
+        with pytest.raises(KeyboardInterrupt):
+            load_ogbn_papers100m(root)
+    (labels,) = {path.name for path in (snapshots / ".pieces").glob("[!.]*")}
+    assert labels in first  # of the graph, which is the same
+    load_ogbn_papers100m(root)
+    assert not (snapshots / ".pieces").exists()
+    assert not list(snapshots.glob(".*.part"))
+
+
 @pytest.mark.parametrize(
     ("rows", "found"),
     [([], "0 of 15 papers, and 0 of its 0 rows"), ([b"a\tb"] * 3 + [b"7\tc"], "1 of 15 papers, and 3 of its 4 rows")],
 )
-def test_abstracts_of_something_else_are_refused(root: Path, rows: list[bytes], found: str) -> None:
+def test_abstracts_of_something_else_are_refused_when_all_were_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch, rows: list[bytes], found: str
+) -> None:
+    monkeypatch.setattr(papers100m, "_check_first_rows", lambda *args: None)
     write_paperinfo(folder_of(root) / "paperinfo.zip", title_rows(), rows)
     with pytest.raises(DataError, match=rf"idx_abs\.tsv has abstracts for {found} name no paper\. .*another file"):
         load_ogbn_papers100m(root)

@@ -262,6 +262,7 @@ def test_without_texts_it_says_what_to_put_where(root: Path) -> None:
 
 
 def test_without_network_it_says_where_to_unpack_the_archive(tmp_path: Path) -> None:
+    write_amazon(tmp_path / "ogbn_products")
     with pytest.raises(DataError) as error:
         load_ogbn_products(tmp_path)
     assert "http://snap.stanford.edu/ogb/data/nodeproppred/products.zip" in str(error.value)

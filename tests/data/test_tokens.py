@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from glem_graphgym import disk
 from glem_graphgym.data import tokens
 from glem_graphgym.data.text_graph import DataError, Texts
 from glem_graphgym.data.tokens import (
@@ -23,6 +24,7 @@ from glem_graphgym.data.tokens import (
     shuffled_batches,
     tokenizer_identity,
 )
+from glem_graphgym.disk import DiskFullError
 from glem_graphgym.models.text_encoder import load_tokenizer
 
 TEXTS = ["abc def", "", "a, b: c", "zürich 123 " * 20, "€", "short"]
@@ -142,6 +144,23 @@ def test_ids_are_those_of_the_tokenizer(tmp_path: Path, tokenizer: Any, max_leng
     together = tokenizer(TEXTS, truncation=True, max_length=max_length, padding=True, return_tensors="np")
     np.testing.assert_array_equal(ids, together["input_ids"])
     np.testing.assert_array_equal(mask, together["attention_mask"])
+
+
+def test_room_for_the_tokens_is_asked_for_before_the_first(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = Texts.of([f"text {number}" for number in range(40)])
+    monkeypatch.setattr(tokens, "SAMPLED_TEXTS", 10)
+    whole = open_token_store(texts, tokenizer, 8, tmp_path / "whole")
+    size = whole.ids.nbytes + 12 * 41  # offsets, and the lengths that go in the end
+    for free, fits in ((0.85 * size, False), (1.15 * size, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "free_bytes", lambda path, free=free: round(free))
+            if fits:
+                open_token_store(texts, tokenizer, 8, tmp_path / "store")
+            else:
+                with pytest.raises(DiskFullError, match=r"tokenizing 40 texts takes .* are free; make room"):
+                    open_token_store(texts, tokenizer, 8, tmp_path / "store")
 
 
 def test_blocks_of_texts_join_without_a_seam(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

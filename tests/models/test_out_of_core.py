@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from glem_graphgym import disk
+from glem_graphgym.disk import DiskFullError
 from glem_graphgym.files import read_json
 from glem_graphgym.models import out_of_core
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
@@ -310,8 +312,11 @@ def test_a_budget_below_one_column_is_refused_with_the_figures() -> None:
 def test_a_full_disk_is_noticed_before_anything_is_written(
     tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_core.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(ValueError, match=r"the disk has 1e-06 GB free, hop features need .* \(4 hops of 50 nodes"):
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
+    message = (
+        r"propagating hop features \(4 hops of 50 nodes with 11 columns\) takes .* of disk, 1\.0 kB are free; make"
+    )
+    with pytest.raises(DiskFullError, match=message):
         propagate_to_disk(tmp_path, **features_of(operator), hops=HOPS)
     assert not (tmp_path / "hops.npy").exists()
 

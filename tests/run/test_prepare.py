@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +244,106 @@ def test_errors_are_one_line_and_status_1(tmp_path: Path, tiny_lm: Path) -> None
     assert "unknown flag --repeat; options are written as 'key value'" in wrong.stderr
 
 
+# ---- what is looked for first -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "text"),
+    [
+        (
+            "ogbn-arxiv",
+            "arxiv.zip",
+            r"titleabs\.tsv\.gz could not be downloaded \(no network\)\. Download",
+        ),
+        ("ogbn-products", "products.zip", "the raw text of ogbn-products is missing: expected trn.json.gz"),
+        ("ogbn-papers100M", "papers100M-bin.zip", r"paperinfo\.zip could not be downloaded \(no network\)\. Download"),
+    ],
+)
+def test_all_that_is_missing_is_listed_at_once(
+    tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch, name: str, archive: str, text: str
+) -> None:
+    monkeypatch.setattr(preparation, "load_text_graph_of", None)  # which nobody comes to
+    load_config(cfg, configure(tmp_path, tiny_lm, name), ["lm.model", str(tmp_path / "none")])
+    with pytest.raises(DataError) as found:
+        prepare_dataset(cfg)
+    head, *lines = str(found.value).splitlines()
+    assert head == "3 things are missing or wrong:"
+    assert re.match(
+        rf"  1\. \S+{archive} could not be downloaded \(no network\)\. Download .* and unpack it so", lines[0]
+    )
+    assert re.match(rf"  2\. \S*{text}", lines[1])
+    assert lines[2].startswith(
+        f"  3. lm.model '{tmp_path}/none' could not be loaded: expected a folder with config.json"
+    )
+    assert len(lines) == 3
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_a_tokenizer_alone_is_found_out_before_the_graph_is_built(
+    tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_files("ogbn-papers100M", tmp_path / "datasets")
+    monkeypatch.setattr(preparation, "load_text_graph_of", None)
+    options = ["lm.model", str(tmp_path / "none")]
+    load_config(cfg, configure(tmp_path, tiny_lm, "ogbn-papers100M"), options)
+    with pytest.raises(DataError, match=r"^lm\.model '\S+none' could not be loaded"):
+        prepare_dataset(cfg)
+    options += ["train.mode", "glem_gnn", "glem.node_features", "raw"]
+    load_config(cfg, configure(tmp_path, tiny_lm, "ogbn-papers100M"), options)
+    with pytest.raises(TypeError, match="not callable"):  # no text is read, so nobody misses the tokenizer
+        prepare_dataset(cfg)
+
+
+def test_files_that_are_wrong_are_listed_with_those_that_are_missing(
+    tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "datasets/ogbn_papers100M"
+    write_papers100m(folder)
+    write_paperinfo(folder / "paperinfo.zip", [b"a\tb"], [b"c\td"])
+    with pytest.raises(
+        DataError, match=r"(?s)^2 things.*1\. .*idx_title\.tsv: of its first 1 rows.*2\. .*idx_abs\.tsv: "
+    ):
+        prepared(tmp_path, tiny_lm, "ogbn-papers100M")
+    (folder / "raw/data.npz").unlink()
+    (folder / "paperinfo.zip").write_bytes(b"no archive")
+    with pytest.raises(
+        DataError, match=r"(?s)^2 things.*1\. .*missing raw/data\.npz; found.*2\. .*paperinfo\.zip is damaged"
+    ):
+        prepared(tmp_path, tiny_lm, "ogbn-papers100M")
+
+
+@pytest.mark.parametrize("name", ["ogbn-products", "ogbn-papers100M"])
+def test_a_snapshot_needs_no_sources(tmp_path: Path, tiny_lm: Path, name: str) -> None:
+    make_files(name, tmp_path / "datasets")
+    first = prepared(tmp_path, tiny_lm, name)
+    for path in [*(tmp_path / "datasets").rglob("*.zip"), *(tmp_path / "datasets").rglob("*.json.gz")]:
+        path.unlink()
+    shutil.rmtree(next((tmp_path / "datasets").glob("ogbn_*/raw")))
+    assert prepared(tmp_path, tiny_lm, name) == first
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(
+    script: ModuleType,
+    tmp_path: Path,
+    tiny_lm: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_files("ogbn-arxiv", tmp_path / "datasets")
+    config = str(configure(tmp_path, tiny_lm, "ogbn-arxiv"))
+    monkeypatch.delenv("GLEM_TRACEBACK")
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("glem_graphgym.data.text_graph.np.save", full)
+        assert script.main(["--cfg", config]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"error: {tmp_path}/datasets/\S+\.npy: the disk is full; it takes .* are free; make room", line)
+    assert script.main(["--cfg", config]) == 0
+
+
 def test_options_override_the_file_and_unknown_ones_are_named(
     script: ModuleType, tmp_path: Path, tiny_lm: Path
 ) -> None:
@@ -249,18 +352,3 @@ def test_options_override_the_file_and_unknown_ones_are_named(
         script.main(["--cfg", str(config), "dataset.nam", "debian"])
     with pytest.raises(ConfigError, match=r"dataset\.name is .ogbn-arvix., expected one of: debian, ogbn-arxiv, "):
         script.main(["--cfg", str(config), "dataset.name", "ogbn-arvix"])
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (999_949, "999.9 kB"),
-        (999_960, "1.0 MB"),
-        (83_000_000_000, "83.0 GB"),
-    ],
-)
-def test_sizes_in_words(script: ModuleType, size: int, text: str) -> None:
-    assert script.size_text(size) == text

@@ -20,11 +20,12 @@ from typing import IO, Any, cast
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from tqdm import tqdm
 
-from glem_graphgym.data.ogb.download import download
+from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.text_graph import SPLITS, DataError
+from glem_graphgym.disk import DiskFullError, require_space, writing
 from glem_graphgym.files import sync
+from glem_graphgym.progress import Progress
 
 ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
 BROKEN_TABLE = (OSError, EOFError, zlib.error, ValueError)
@@ -96,6 +97,20 @@ class OgbArchive:
         with self._lock():
             if not self._present():
                 self._download()
+        self._require(mappings)
+
+    def check(self, mappings: Sequence[str] = ()) -> None:
+        """Whether `provide` can do its work, without doing it: of what it would download the server is asked.
+
+        Raises:
+            DataError: files are missing beside others that are there, or the server cannot be reached.
+        """
+        if self._present():
+            self._require(mappings)
+        elif not self._packed().is_file():
+            check_download(self.master["url"], self.remedy())
+
+    def _require(self, mappings: Sequence[str]) -> None:
         if missing := self._missing(mappings):
             raise DataError(
                 f"{self.folder} is no complete copy of {self.name}: missing {listed(missing)}; found "
@@ -125,8 +140,11 @@ class OgbArchive:
         with self._lock(), torch.serialization.safe_globals(needed):
             self._forget_interrupted_processing()
             try:
-                dataset = PygNodePropPredDataset(self.name, root=str(self.folder.parent))
-                data, split = dataset[0], dataset.get_idx_split()
+                with writing(self.folder / "processed"):
+                    dataset = PygNodePropPredDataset(self.name, root=str(self.folder.parent))
+                    data, split = dataset[0], dataset.get_idx_split()
+            except DiskFullError:
+                raise
             except (*BROKEN_TABLE, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
                 raise DataError(
                     f"{self.folder}: OGB cannot read it ({error!r:.200}). Delete its folder 'processed', "
@@ -201,10 +219,8 @@ class OgbArchive:
 
     def _download(self) -> None:
         """Download and unpack; RELEASE comes last, so that nothing that was cut short looks complete."""
-        url = self.master["url"]
-        given = self.folder.parent / url.rpartition("/")[2]
-        packed = given if given.is_file() else self.folder.with_name(f".{self.folder.name}.zip")
-        download(url, packed, self.remedy())
+        packed = self._packed()
+        download(self.master["url"], packed, self.remedy())
         temporary = self.folder.with_name(f".{self.folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -216,8 +232,13 @@ class OgbArchive:
             sync(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        if packed != given:
+        if _is_ours(packed):
             packed.unlink()
+
+    def _packed(self) -> Path:
+        """The archive that somebody put beside the folder, or the place of the one that is downloaded."""
+        given = self.folder.parent / self.master["url"].rpartition("/")[2]
+        return given if given.is_file() else self.folder.with_name(f".{self.folder.name}.zip")
 
     def _put(self, member: Path) -> None:
         """Move a file or folder of the unpacked archive to its place, into a folder that is there already."""
@@ -231,7 +252,7 @@ class OgbArchive:
 
     def _unpack(self, packed: Path, temporary: Path) -> Path:
         """The folder of the unpacked archive; one that is no use and that nobody else put there is removed."""
-        downloaded = packed.name.startswith(".")
+        downloaded = _is_ours(packed)
         source = self.master["url"] if downloaded else str(packed)
         try:
             self._extract(packed, temporary, source)
@@ -255,16 +276,13 @@ class OgbArchive:
         name = f"unpacking {self.name}"
         with (
             packed.open("rb") as file,
-            tqdm.wrapattr(file, "read", total=packed.stat().st_size, desc=name) as stream,
+            Progress.wrapattr(file, "read", total=packed.stat().st_size, desc=name) as stream,
             zipfile.ZipFile(cast(IO[bytes], stream)) as members,
         ):
-            size, free = sum(info.file_size for info in members.infolist()), shutil.disk_usage(temporary).free
-            if size > free:
-                raise OSError(
-                    f"{source}: unpacking it to {self.folder.parent} takes {size / 1e9:.1f} GB, "
-                    f"{free / 1e9:.1f} GB are free; make room"
-                )
-            members.extractall(temporary)
+            size = sum(info.file_size for info in members.infolist())
+            require_space(self.folder.parent, size, f"unpacking {source}")
+            with writing(self.folder, size):
+                members.extractall(temporary)
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
@@ -274,6 +292,11 @@ class OgbArchive:
         processed = self.folder / "processed"
         if not (processed / "pre_filter.pt").exists():
             (processed / "geometric_data_processed.pt").unlink(missing_ok=True)
+
+
+def _is_ours(packed: Path) -> bool:
+    """Whether an archive was downloaded here, and not put there by somebody."""
+    return packed.name.startswith(".")
 
 
 def read_mapping(path: Path, *columns: str) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive, read_mapping
-from glem_graphgym.data.ogb.download import download
+from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts, csr_from_edges, snapshot
 from glem_graphgym.files import fingerprint
@@ -42,13 +43,30 @@ def load_ogbn_arxiv(root: Path) -> TextGraph:
     return snapshot(archive.folder / "text_graph" / key, lambda: _graph(archive, text_file))
 
 
-def _provide_text(folder: Path) -> Path:
+def checks_of_ogbn_arxiv(root: Path) -> list[Callable[[], object]]:
+    """What says, before anything is downloaded or made, which files are missing or wrong: each raises DataError."""
+    archive = OgbArchive.of("ogbn-arxiv", root)
+    checks: list[Callable[[], object]] = [lambda: archive.check([PAPERS])]
+    if _find_text(archive.folder) is None:
+        checks.append(lambda: check_download(TEXT_URL, _remedy(archive.folder)))
+    return checks
+
+
+def _find_text(folder: Path) -> Path | None:
     found = find((folder, folder.parent), (TEXT, TEXT.removesuffix(".gz")))
-    found = found or find((folder / "raw", folder), (PYG_TEXT,))
+    return found or find((folder / "raw", folder), (PYG_TEXT,))
+
+
+def _provide_text(folder: Path) -> Path:
+    found = _find_text(folder)
     if found is None:
         found = folder / TEXT
-        download(TEXT_URL, found, f"Download {TEXT_URL} and put it at {found}")
+        download(TEXT_URL, found, _remedy(folder))
     return found
+
+
+def _remedy(folder: Path) -> str:
+    return f"Download {TEXT_URL} and put it at {folder / TEXT}"
 
 
 def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:

@@ -11,10 +11,11 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from glem_graphgym.data.errors import DataError
+from glem_graphgym.disk import DiskFullError, require_space, writing
 from glem_graphgym.files import sync
+from glem_graphgym.progress import Progress
 
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
@@ -27,6 +28,7 @@ def download(url: str, path: Path, remedy: str) -> None:
 
     Raises:
         DataError: it could not be downloaded in full; the message ends in ``remedy``.
+        DiskFullError: there is no room for it; asked before it begins. What has come is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.lstrip(".")
@@ -36,12 +38,30 @@ def download(url: str, path: Path, remedy: str) -> None:
             return
         try:
             _fetch(url, part)
+        except DiskFullError:
+            raise
         except (OSError, HTTPException) as error:
             kept = f" The next start goes on from {part}." if part.exists() else ""
-            raise DataError(f"{url} could not be downloaded ({error}). {remedy}.{kept}") from error
+            raise DataError(f"{_failed(url, error, remedy)}{kept}") from error
         sync(part)
         part.replace(path)
         sync(path.parent)
+
+
+def check_download(url: str, remedy: str) -> None:
+    """Ask the server for a file that is to be downloaded, but do not take it.
+
+    Raises:
+        DataError: the server cannot be reached or does not have it; the message ends in ``remedy``.
+    """
+    try:
+        urlopen(Request(url), timeout=60).close()
+    except (OSError, HTTPException) as error:
+        raise _failed(url, error, remedy) from error
+
+
+def _failed(url: str, error: Exception, remedy: str) -> DataError:
+    return DataError(f"{url} could not be downloaded ({error}). {remedy}.")
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -61,12 +81,11 @@ def _fetch(url: str, part: Path) -> None:
         if response.status != PARTIAL_CONTENT:
             start = 0
         size = _size(response, start)
-        free = shutil.disk_usage(part.parent).free
-        if size is not None and free < size - start:
-            raise OSError(f"it takes {(size - start) / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
-        with part.open("ab" if start else "wb") as file:
+        if size is not None:
+            require_space(part.parent, size - start, f"downloading {url}")
+        with writing(part, size), part.open("ab" if start else "wb") as file:
             name = url.rpartition("/")[2]
-            with tqdm.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
+            with Progress.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)
             if size not in (None, file.tell()):
                 raise OSError(f"the connection ended after {file.tell()} of {size} bytes")

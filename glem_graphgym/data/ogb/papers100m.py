@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
+from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.csr import write_csr
+from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.npz import NpzMember
 from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive
-from glem_graphgym.data.ogb.download import download
+from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.parts import (
     MEMORY_BYTES,
     ROWS_AT_ONCE,
     check_edges,
     class_labels,
     frozen_before,
+    frozen_folder,
     save_split,
 )
 from glem_graphgym.data.ogb.text_files import BROKEN_FILE, CheckedTexts, TextFile, decoded, find, report, sentence
 from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, GraphMeta, TextGraph, Texts, snapshot_from_parts
+from glem_graphgym.disk import new_array
 from glem_graphgym.files import fingerprint, sampled_fingerprint
+from glem_graphgym.progress import Progress
 
 # To be raised whenever the same files would give another graph than before.
 RECIPE_VERSION = 1
@@ -41,6 +45,7 @@ ZIP = "paperinfo.zip"
 TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_papers100M/{ZIP}"
 UNUSED = ("skipped_rows", "rows_without_text", "repeated")  # rows that give no node a text
 MOST_DIGITS = 18  # of a node index
+FIRST_ROWS = 1 << 14  # of a file of texts that are looked at before anything is written
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +59,8 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
 
     The finished graph is frozen under ``<root>/ogbn_papers100M/text_graph``, in a folder of its own for each text.
     It is made of pieces: labels and split, titles, texts, features, structure. Each is kept when the process is killed,
-    and none takes more memory than some GB. All sources may be deleted once it is there.
+    and none takes more memory than some GB. All sources may be deleted once it is there. Before the first piece, the
+    first rows of titles and abstracts are looked at, and the disk is asked for the room of all that are missing.
 
     ``features`` are OGB's, float32 (N, 128), and memory-mapped; papers outside of arXiv have no label (-1);
     ``node_ids`` is None. A paper without a text gets an empty one, is counted in ``origin`` and logged.
@@ -62,6 +68,7 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     Raises:
         DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset or
             version; says which file is expected where, and from which URL.
+        DiskFullError: there is no room on the disk; says for what.
     """
     archive = OgbArchive.of("ogbn-papers100M", root)
     snapshots = archive.folder / "text_graph"
@@ -77,22 +84,55 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     )
     of_graph, of_texts = ("labels", "features", "structure"), ("titles", "texts")
     keys = {**dict.fromkeys(of_graph, graph_key), **dict.fromkeys(of_texts, text_key)}
-    pieces = Pieces(snapshots / ".pieces", keys)
+    pieces = Pieces(snapshots / ".pieces", keys, _sizes(raw, *text_files))
 
     def write(folder: Path) -> GraphMeta:
-        class_names = archive.class_names(ARXIV_CATEGORIES)
-        labels = pieces.make("labels", lambda piece: _write_labels(piece, archive, raw, len(class_names)))
-        titles = pieces.make("titles", lambda piece: _write_titles(piece, text_files[0], raw.num_nodes))
-        texts = pieces.make("texts", lambda piece: _write_texts(piece, titles, text_files[1], raw.num_nodes))
-        features = pieces.make("features", lambda piece: _write_features(piece, raw))
-        structure = pieces.make("structure", lambda piece: _write_structure(piece, raw))
-        pieces.link_into(folder, labels, texts, features, structure)
-        files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
-        return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+        check_all(*(partial(_check_first_rows, file, raw.num_nodes) for file in text_files))
+        with pieces.claimed():
+            class_names = archive.class_names(ARXIV_CATEGORIES)
+            labels = pieces.make("labels", lambda piece: _write_labels(piece, archive, raw, len(class_names)))
+            titles = pieces.make("titles", lambda piece: _write_titles(piece, text_files[0], raw.num_nodes))
+            texts = pieces.make("texts", lambda piece: _write_texts(piece, titles, text_files[1], raw.num_nodes))
+            features = pieces.make("features", lambda piece: _write_features(piece, raw))
+            structure = pieces.make("structure", lambda piece: _write_structure(piece, raw))
+            pieces.link_into(folder, labels, texts, features, structure)
+            files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
+            return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
 
     graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
     pieces.discard()
     return graph
+
+
+def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
+    """What says, before anything is downloaded or made, which files are missing or wrong: each raises DataError."""
+    archive = OgbArchive.of("ogbn-papers100M", root)
+
+    def texts() -> None:
+        if not _find_texts(archive.folder):
+            check_download(TEXT_URL, _remedy(archive.folder))
+
+    def content() -> None:
+        if archive.is_complete():
+            nodes = RawGraph.of(archive).num_nodes
+            check_all(*(partial(_check_first_rows, file, nodes) for file in _find_texts(archive.folder)))
+
+    frozen = frozen_folder(archive.folder / "text_graph")
+    if frozen and not (archive.is_complete() and _find_texts(archive.folder)):
+        return []
+    return [archive.check, texts, content]
+
+
+def _sizes(raw: RawGraph, titles: TextFile, abstracts: TextFile) -> dict[str, int]:
+    """Bytes that the pieces take on disk, about."""
+    per_node = 8 * (raw.num_nodes + 1)  # labels, and where each text or row begins
+    return {
+        "labels": per_node,
+        "titles": titles.size() + per_node,
+        "texts": titles.size() + abstracts.size() + per_node,
+        "features": raw.features.nbytes,
+        "structure": 2 * 4 * raw.edges.shape[1] + per_node,
+    }
 
 
 def _sampled(archive: OgbArchive, names: list[str]) -> str:
@@ -160,8 +200,8 @@ def _write_features(folder: Path, raw: RawGraph) -> dict[str, int]:
         raw.features.copy(file)
         return {}
     columns = raw.features.map(folder)
-    rows = np.lib.format.open_memmap(file, "w+", columns.dtype, columns.shape)
-    for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="features, row by row", disable=None):
+    rows = new_array(file, columns.dtype, columns.shape)
+    for start in Progress(range(0, len(rows), ROWS_AT_ONCE), desc="features, row by row"):
         rows[start : start + ROWS_AT_ONCE] = columns[start : start + ROWS_AT_ONCE]
     rows.flush()
     (folder / "node_feat.npy").unlink(missing_ok=True)
@@ -229,15 +269,34 @@ def _in_archive(packed: Path, remedy: str) -> list[TextFile]:
 
 def _provide_texts(folder: Path) -> list[TextFile]:
     if not _find_texts(folder):
-        path = folder / ZIP
-        download(TEXT_URL, path, f"Download {TEXT_URL} and put it at {path}")
+        download(TEXT_URL, folder / ZIP, _remedy(folder))
     return _find_texts(folder)
+
+
+def _remedy(folder: Path) -> str:
+    return f"Download {TEXT_URL} and put it at {folder / ZIP}"
+
+
+def _check_first_rows(source: TextFile, num_nodes: int) -> None:
+    """Look at the first rows of titles or abstracts, which tell a file of something else from the right one.
+
+    Raises:
+        DataError: there are none, or most of them name no paper, or none has a text.
+    """
+    counts = _new_counts()
+    with_text = sum(1 for _ in _rows(islice(source.lines(), FIRST_ROWS), num_nodes, counts))
+    if not with_text or 2 * counts["skipped_rows"] > counts["text_rows"]:
+        raise DataError(
+            f"{source}: of its first {counts['text_rows']} rows {counts['skipped_rows']} name no paper and {with_text} "
+            f"have a text. Expected node index and text, separated by a tab, of {num_nodes} papers: this is another "
+            f"file; {source.remedy}"
+        )
 
 
 def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
     counts = _new_counts()
     with CheckedTexts(folder, num_nodes, "title") as writer:
-        writer.write(_rows(source, num_nodes, counts))
+        writer.write(_rows(source.lines(), num_nodes, counts))
     counts["repeated"] = writer.repeated
     missing = writer.missing()
     expected = (
@@ -253,12 +312,12 @@ def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -
     stored = Texts(*(np.load(titles / f"title{name}.npy", mmap_mode="r") for name in ("", "_offsets")))
     counts = _new_counts()
     try:
-        _write_merged(folder, stored, _in_node_order(_rows(source, num_nodes, counts), num_nodes, counts))
+        _write_merged(folder, stored, _in_node_order(_rows(source.lines(), num_nodes, counts), num_nodes, counts))
     except _OutOfOrder as error:
         logger.info("%s: %s; they are sorted on disk first", source, error)
         counts = _new_counts()
         with CheckedTexts(folder, num_nodes, "abstract") as writer:
-            writer.write(_rows(source, num_nodes, counts))
+            writer.write(_rows(source.lines(), num_nodes, counts))
         counts["repeated"] = writer.repeated
         _write_merged(folder, stored, writer.read())
         for name in ("abstract", "abstract_offsets"):
@@ -280,7 +339,7 @@ def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -
 def _write_merged(folder: Path, titles: Texts, abstracts: Any) -> None:
     with CheckedTexts(folder, len(titles)) as writer:
         pairs = zip(titles, abstracts, strict=True)
-        bar = tqdm(pairs, total=len(titles), desc="texts", unit="node", unit_scale=True, disable=None)
+        bar = Progress(pairs, total=len(titles), desc="texts", unit="node", unit_scale=True)
         writer.write_in_order(sentence(Title=title, Abstract=abstract) for title, abstract in bar)
 
 
@@ -292,9 +351,9 @@ def _named(what: str, counts: dict[str, int]) -> dict[str, int]:
     return {f"{what}_{name.removeprefix('text_')}": count for name, count in counts.items()}
 
 
-def _rows(source: TextFile, num_nodes: int, counts: dict[str, int]) -> Iterator[tuple[int, str]]:
+def _rows(lines: Iterable[bytes], num_nodes: int, counts: dict[str, int]) -> Iterator[tuple[int, str]]:
     """(node, text) of every row that has both, in the order of the file."""
-    for raw in source.lines():
+    for raw in lines:
         counts["text_rows"] += 1
         index, tab, rest = raw.partition(b"\t")
         if not (tab and index.isdigit() and len(index) <= MOST_DIGITS and (node := int(index)) < num_nodes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,14 @@ import numpy as np
 
 from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
-from glem_graphgym.data.ogb.parts import MEMORY_BYTES, check_edges, class_labels, frozen_before, save_split
+from glem_graphgym.data.ogb.parts import (
+    MEMORY_BYTES,
+    check_edges,
+    class_labels,
+    frozen_before,
+    frozen_folder,
+    save_split,
+)
 from glem_graphgym.data.ogb.text_files import (
     PYG_TEXT,
     CheckedTexts,
@@ -61,8 +68,8 @@ def load_ogbn_products(root: Path) -> TextGraph:
     graph = frozen_before(snapshots, archive.is_complete([PRODUCTS]) and bool(text_files))
     if graph is not None:
         return graph
-    archive.provide([PRODUCTS])
     _require_texts(archive.folder, text_files)
+    archive.provide([PRODUCTS])
     products = archive.folder / PRODUCTS
     raw = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
     text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), products.read_bytes())
@@ -70,19 +77,29 @@ def load_ogbn_products(root: Path) -> TextGraph:
     pieces = Pieces(snapshots / ".pieces", {"texts": text_key, "graph": graph_key})
 
     def write(folder: Path) -> GraphMeta:
-        class_names = archive.class_names(CATEGORIES)
-        ids = read_mapping(products, "node idx", "asin")
-        texts = pieces.make("texts", lambda piece: _write_texts(piece, ids, text_files))
-        made = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
-        pieces.link_into(folder, texts, made)
-        with TextsWriter(folder, len(ids), "node_id") as writer:
-            writer.extend(ids)
-        files = [archive.release.name, *(file.name for file in text_files)]
-        return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+        with pieces.claimed():
+            class_names = archive.class_names(CATEGORIES)
+            ids = read_mapping(products, "node idx", "asin")
+            texts = pieces.make("texts", lambda piece: _write_texts(piece, ids, text_files))
+            made = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
+            pieces.link_into(folder, texts, made)
+            with TextsWriter(folder, len(ids), "node_id") as writer:
+                writer.extend(ids)
+            files = [archive.release.name, *(file.name for file in text_files)]
+            return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
 
     graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
     pieces.discard()
     return graph
+
+
+def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
+    """What says, before anything is downloaded or made, which files are missing or wrong: each raises DataError."""
+    archive = OgbArchive.of("ogbn-products", root)
+    text_files = _find_texts(archive.folder)
+    if frozen_folder(archive.folder / "text_graph") and not (archive.is_complete([PRODUCTS]) and text_files):
+        return []
+    return [lambda: archive.check([PRODUCTS]), lambda: _require_texts(archive.folder, text_files)]
 
 
 # ---- texts --------------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from glem_graphgym.data.ogb.archive import listed
 from glem_graphgym.data.text_graph import DataError, Texts, TextsWriter
+from glem_graphgym.progress import Progress
 
 # Python's zipfile raises RuntimeError for an encrypted member, and its subclass NotImplementedError for other methods.
 BROKEN_FILE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
@@ -59,13 +59,20 @@ class TextFile:
             name = f"reading {self.member or self.path.name}"
             with (
                 self._open() as (disk, begin, size, stream),
-                tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as bar,
+                Progress(total=size, desc=name, unit="B", unit_scale=True) as bar,
             ):
                 while lines := list(islice(stream, LINES_AT_ONCE)):
                     yield from lines
                     bar.update(max(disk.tell() - begin - bar.n, 0))
         except BROKEN_FILE as error:
             raise DataError(f"{self} is damaged or not what its name says ({error}); {self.remedy}") from error
+
+    def size(self) -> int:
+        """Bytes of the texts as they are read; of a gzipped file, which does not say, as they lie there."""
+        if not self.member:
+            return self.path.stat().st_size
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.getinfo(self.member).file_size
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[IO[bytes], int, int, Iterable[bytes]]]:

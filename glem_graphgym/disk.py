@@ -1,0 +1,194 @@
+"""Room on a disk: allocated before a file is mapped into memory, and one clear error where there is none.
+
+A file that is mapped sparse takes its space page by page while it is written, and a disk that is full by then kills the
+process by a signal (SIGBUS), which nobody can catch. Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+REMEDY = (
+    "make room there, or take another disk (out_dir, dataset.dir), and type the same command again: "
+    "what is finished is kept"
+)
+# What the system says of a file that cannot grow.
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the file system or this shell's limit (ulimit -f) allows",
+}
+# And what is left of that in the errors of NumPy, torch and safetensors.
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|unexpected pos \d+ vs \d+")
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
+
+BLOCK_BYTES = 1 << 22
+ROWS_AT_ONCE = 1 << 18
+
+
+class DiskFullError(OSError):
+    """There is no room for a file; the message names it, what it takes, what is free and what to do."""
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Check that ``needed`` bytes are free on the disk of ``folder``.
+
+    Args:
+        what: needs them; for the message.
+
+    Raises:
+        DiskFullError: they are not.
+    """
+    free = free_bytes(folder)
+    if free < needed:
+        raise DiskFullError(f"{folder}: {what} takes {size_text(needed)} of disk, {size_text(free)} are free; {REMEDY}")
+
+
+@contextlib.contextmanager
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """A block that writes to ``path``, a file or a folder, and may find the disk full.
+
+    Args:
+        needed: bytes that ``path`` takes, where they are known.
+
+    Raises:
+        DiskFullError: it did, or a block within did, whose error already names its file.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if (reason := _why_full(error)) is None:
+            raise
+        takes = "" if needed is None else f"it takes {size_text(needed)}, "
+        free = size_text(free_bytes(path))
+        raise DiskFullError(f"{path}: {reason}; {takes}{free} are free; {REMEDY}") from error
+
+
+def _why_full(error: Exception) -> str | None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := RUST_ERROR.search(str(error))):
+        number = int(found[1])
+    if number is None and SHORT_WRITE.search(str(error)):
+        return f"it could not be written in full ({error})"
+    return FULL.get(number) if number is not None else None
+
+
+def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray | None = None) -> np.memmap:
+    """An .npy file of zeros, memory-mapped for reading and writing, whose space on the disk is its own.
+
+    A file that is there is replaced; whoever has it mapped keeps the old one.
+
+    Args:
+        rows: int64, increasing: the rows that will be written. The others take no space, and must not be written
+            to. None: all.
+
+    Raises:
+        DiskFullError: there is no room for it; nothing is left of it.
+    """
+    file.unlink(missing_ok=True)
+    try:
+        with writing(file, _bytes_of(dtype, shape)):
+            array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+        _allocate(file, array, rows)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return array
+
+
+def kept_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """The array that a killed process left in ``file``, as `new_array`; a new one where none of that kind is there."""
+    if file.exists():
+        try:
+            array = np.lib.format.open_memmap(file, "r+")
+        except ValueError:  # half a header
+            pass
+        else:
+            if array.shape == shape and array.dtype == dtype:
+                if _taken(file) < array.offset + array.nbytes:  # it was killed while the space was allocated
+                    _allocate(file, array, None)
+                return array
+    return new_array(file, dtype, shape)
+
+
+def _bytes_of(dtype: Any, shape: tuple[int, ...]) -> int:
+    return int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+
+
+def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:
+    """Have the disk set aside what the array (or its ``rows``) takes; what has been written stays."""
+    needed = sum(end - start for start, end in _ranges(array, rows))
+    with writing(file, needed), file.open("r+b") as opened:
+        # Asked beforehand, so that nobody else finds a full disk meanwhile.
+        require_space(file, needed - _taken(file), "the array")
+        for start, end in _ranges(array, rows):
+            _reserve(opened, start, end)
+
+
+def _ranges(array: np.memmap, rows: np.ndarray | None) -> Iterator[tuple[int, int]]:
+    """Bytes (start, end) of the file that hold the array, or the pages with its ``rows``."""
+    size = array.offset + array.nbytes
+    if rows is None:
+        yield 0, size
+        return
+    row_bytes = array.nbytes // max(len(array), 1)
+    for place in range(0, len(rows), ROWS_AT_ONCE):
+        start = array.offset + rows[place : place + ROWS_AT_ONCE] * row_bytes
+        first, last = start // mmap.PAGESIZE, (start + row_bytes - 1) // mmap.PAGESIZE
+        new = np.flatnonzero(first[1:] > last[:-1] + 1) + 1  # pages that do not touch those before
+        for begin, end in zip([0, *new], [*new - 1, len(first) - 1], strict=True):
+            yield int(first[begin]) * mmap.PAGESIZE, min((int(last[end]) + 1) * mmap.PAGESIZE, size)
+
+
+def _reserve(file: BinaryIO, start: int, end: int) -> None:
+    """Allocate bytes of a file that is as long already, and leave in them what is there."""
+    if start == end:
+        return
+    try:
+        os.posix_fallocate(file.fileno(), start, end - start)
+        return
+    except AttributeError:  # a system without it
+        pass
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    for place in range(start, end, BLOCK_BYTES):
+        file.seek(place)
+        block = file.read(min(BLOCK_BYTES, end - place))
+        file.seek(place)
+        file.write(block)
+    file.flush()
+
+
+def _taken(file: Path) -> int:
+    """Bytes of disk that a file has."""
+    return 512 * file.stat().st_blocks
+
+
+def free_bytes(path: Path) -> int:
+    """Free on the disk of a file or folder that may not be there yet."""
+    path = path.absolute()
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest unit of which there is at least one: ``1.5 GB``."""
+    amount, units = float(size), ["kB", "MB", "GB", "TB"]
+    if amount < 1000:
+        return f"{size} B"
+    while amount >= 999.95 and units:
+        amount, unit = amount / 1000, units.pop(0)
+    return f"{amount:.1f} {unit}"
