@@ -397,7 +397,7 @@ def gnn_learner(
         label_hops=g.label_hops,
         batch_size=g.batch_size,
         predicted=predicted,
-        storage=HopStorage(budget, working, cache, predicted, hardware.dtype) if budget else None,
+        storage=HopStorage(budget, working, cache, predicted) if budget else None,
         unlabelled=unlabelled,
         self_training=SelfTraining(g.stages, g.stage_threshold, g.stage_weight),
         consistency=Consistency(g.consistency, g.ema, g.consistency_threshold),
