@@ -171,8 +171,8 @@ def check_batch(
         more = ", and as many beside them for gnn.consistency" if beside else ""
         raise ValueError(
             f"gnn.batch_size is {batch_size} with {trained:,} training nodes{more}: {hops + 1} hops of {width} columns "
-            f"take {needed / 1e9:.3g} GB, but glem.memory_budget_gb is {budget / 1e9:.3g}; set it to at most "
-            f"{budget // max(1, a_node)}"
+            f"take {needed / 1e9:.3g} GB, but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb, as far as "
+            f"this machine has it); set gnn.batch_size to at most {budget // max(1, a_node)}"
         )
 
 

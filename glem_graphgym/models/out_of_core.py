@@ -144,7 +144,7 @@ def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, i
         least = (masks + column) * 4 / 3
         raise ValueError(
             f"{num_nodes:,} nodes need at least {least / 1e9:.3g} GB of memory to be propagated a column at a time, "
-            f"but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb)"
+            f"but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb, as far as this machine has it)"
         )
     blocks = -(-width // most)
     return max(1, -(-width // max(1, blocks))), block_bytes

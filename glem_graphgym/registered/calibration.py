@@ -43,6 +43,7 @@ from glem_graphgym.registered.networks import sees_hops
 from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
 from glem_graphgym.registered.sizes import budget_bytes, check_memory, full_batch_bytes
 from glem_graphgym.registered.train import (
+    check_gnn,
     em_settings,
     first_predictions,
     further_features,
@@ -593,9 +594,10 @@ def main(request: Path, answer: Path) -> None:
         graph = load_text_graph_of(cfg)
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
         first_predictions(cfg, graph)
-        # Without a budget the dry run itself says what fits.
-        if budget_bytes(cfg) and {"gnn_gold", "m_step"} & {*asked["kinds"]}:
-            check_memory(cfg, graph, len(nodes_of(cfg, graph).candidates))
+        if {"gnn_gold", "m_step", "joint"} & {*asked["kinds"]}:
+            check_gnn(cfg, graph, "joint" in asked["kinds"])
+            if cfg.glem.memory_budget_gb:  # Without a budget the dry run itself says what fits.
+                check_memory(cfg, graph, len(nodes_of(cfg, graph).candidates))
         found = Calibration(cfg, graph, answer.parent).run(asked["kinds"])
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}
