@@ -121,11 +121,30 @@ def propagate_to_disk(
         ValueError: the budget does not suffice for a column, or the disk for the result; with the figures.
     """
     num_nodes, width = source.shape
-    columns, block_bytes = plan_columns(num_nodes, width, budget)
+    columns, _ = plan_columns(num_nodes, width, budget)
     plan = {"columns": columns, "hops": [first_hop, hops], "shape": [num_nodes, width], "dtype": str(dtype)}
     progress = _Progress(folder, plan)
-    cut = (columns, block_bytes)
-    _Propagation(folder, chains, source, (first_hop, hops), dtype, stored, cut, progress, save_seconds).run()
+    _Propagation(folder, chains, source, (first_hop, hops), dtype, stored, budget, progress, save_seconds).run()
+
+
+def disk_bytes(
+    num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int | None
+) -> tuple[int, int]:
+    """What `propagate_to_disk` leaves on disk, and what it needs there beside that until it has ended.
+
+    Args:
+        num_nodes: N; stored: n of them whose hops are stored.
+        width: D.
+        hops: how many are stored.
+        item_bytes: of a stored number.
+        budget: bytes of memory; None = no limit.
+    """
+    columns, _ = plan_columns(num_nodes, width, budget)
+    result = item_bytes * hops * stored * width
+    beside = 2 * 4 * num_nodes * columns  # what a killed propagation goes on from, old and new
+    if columns < width:  # hops by blocks of columns, and so the source
+        beside += result + 4 * num_nodes * width
+    return result, beside
 
 
 def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, int]:
@@ -220,15 +239,16 @@ class _Propagation:
         hops: tuple[int, int],
         dtype: torch.dtype,
         stored: np.ndarray | None,
-        cut: tuple[int, int],
+        budget: int | None,
         progress: _Progress,
         save_seconds: float,
     ) -> None:
         self.folder, self.chains, self.source, self.stored = folder, chains, source, stored
         (self.first, self.last), self.progress, self.save_seconds = hops, progress, save_seconds
         self.dtype, self.file_type = dtype, np.dtype(FILE_TYPES[dtype])
-        self.columns, self.block_bytes = cut
         self.num_nodes, self.width = source.shape
+        self.budget = budget
+        self.columns, self.block_bytes = plan_columns(self.num_nodes, self.width, budget)
         self.count = self.num_nodes if stored is None else int(stored.sum())
         starts = range(0, self.width, self.columns)
         self.blocks = [slice(start, min(start + self.columns, self.width)) for start in starts]
@@ -378,11 +398,8 @@ class _Propagation:
         return int(state["hop"])
 
     def _check_disk(self) -> None:
-        result = self.file_type.itemsize * (self.last - self.first + 1) * self.count * self.width
-        needed = result
-        if len(self.blocks) > 1:
-            needed += result + 4 * self.num_nodes * self.width
-        needed += 2 * 4 * self.num_nodes * self.columns  # what a killed propagation goes on from, old and new
+        sizes = (self.num_nodes, self.count, self.width, self.last - self.first + 1, self.file_type.itemsize)
+        needed = sum(disk_bytes(*sizes, self.budget))
         there = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir())
         free = shutil.disk_usage(self.folder).free + there
         if free < needed:

@@ -360,7 +360,6 @@ def gnn_learner(
             return GNNLearner(*common, predicted=predicted)
         hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, g.fan_out)
         return SampledLearner(*common, neighbourhoods=hoods, batch_size=g.batch_size, predicted=predicted)
-    working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
     return HopLearner(
         build_gnn,
         stored_structures_of(cfg, graph) if budget else structures_of(cfg, graph),
@@ -373,11 +372,16 @@ def gnn_learner(
         label_hops=g.label_hops,
         batch_size=g.batch_size,
         predicted=predicted,
-        storage=HopStorage(budget, working, cache, predicted) if budget else None,
+        storage=hop_storage(cfg, predicted) if budget else None,
         unlabelled=unlabelled,
         self_training=SelfTraining(g.stages, g.stage_threshold, g.stage_weight),
         consistency=Consistency(g.consistency, g.ema, g.consistency_threshold),
     )
+
+
+def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
+    """Where hop features lie that exceed the budget; ``predicted`` as of a `GNNLearner`."""
+    return HopStorage(budget_bytes(cfg), Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops", predicted)
 
 
 def check_gnn(cfg: CfgNode, graph: TextGraph, joint: bool) -> None:
