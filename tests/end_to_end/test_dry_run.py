@@ -195,7 +195,8 @@ def test_a_missing_dataset_is_built_before_ones_eyes(
         + "".join(f"{node},word{node},{'ab'[node % 2]},{['train', 'valid', 'test'][node % 3]}\n" for node in range(60))
     )
     (tmp_path / "edges.csv").write_text("source,target\n" + "".join(f"{node},{node + 1}\n" for node in range(59)))
-    small = ["dataset.name", "table", "dataset.tag_source", str(tmp_path), "gnn.dim_inner", "16"]
+    table = ["dataset.name", "table", "dataset.tag_source", str(tmp_path), "dataset.tag_split", "[0.4, 0.3, 0.3]"]
+    small = [*table, "gnn.dim_inner", "16"]
     main = load_main().main
     for is_there in (False, True):
         assert main(["--cfg", str(config), "--dry_run", *small]) == 0
@@ -220,7 +221,7 @@ def is_trial(process: int) -> bool:
 
 
 def waited(ask: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (answer := ask()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
