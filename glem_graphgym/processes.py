@@ -26,7 +26,7 @@ Job = Callable[[Path], T]
 
 STEP_TIMEOUT = timedelta(minutes=10)  # of training, in which all are busy with equal parts
 WAIT_TIMEOUT = timedelta(days=30)  # for what the first does alone, however long that takes
-PARENT = "GLEM_STARTED_BY"  # process id of `starting.start`
+PARENT = "GLEM_STARTED_BY"  # process id of whoever started this one
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def join(place: Place, accelerator: str) -> None:
     from torch import distributed
 
     global _company
-    _end_with_parent()
+    end_with_parent()
     _write_environment(place)
     if accelerator == "cuda":
         torch.cuda.set_device(place.local_rank)
@@ -110,7 +110,7 @@ def _write_environment(place: Place) -> None:
     os.environ.update({name: str(value) for name, value in values.items()})
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have Linux kill this process when the one that started it is killed, rather than let it run on unwatched."""
     parent = os.environ.get(PARENT)
     if parent is None or not sys.platform.startswith("linux"):

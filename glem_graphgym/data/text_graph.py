@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
@@ -173,13 +174,7 @@ class GraphMeta:
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
     """The graph frozen in ``folder``; built and frozen there first when the folder does not exist."""
-
-    def make(temporary: Path) -> None:
-        forget_unfinished(folder)
-        save_text_graph(build(), temporary)
-
-    make_once(folder, make)
-    return load_text_graph(folder)
+    return _made(folder, lambda temporary: save_text_graph(build(), temporary))
 
 
 def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> TextGraph:
@@ -200,7 +195,6 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
     """
 
     def make(temporary: Path) -> None:
-        forget_unfinished(folder)
         about = write(temporary)
         try:
             graph = _open(temporary, about)
@@ -210,7 +204,16 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
             raise DataError(f"{about.name}: the parts of the graph are not complete ({error})") from error
         _seal(graph, temporary)
 
-    make_once(folder, make)
+    return _made(folder, make)
+
+
+def _made(folder: Path, make: Callable[[Path], None]) -> TextGraph:
+    def announced(temporary: Path) -> None:
+        logging.getLogger(__name__).info(f"{folder} is not there yet: it is made now, once for all runs")
+        forget_unfinished(folder)
+        make(temporary)
+
+    make_once(folder, announced)
     return load_text_graph(folder)
 
 

@@ -7,8 +7,6 @@ process left them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,48 +49,48 @@ class HopStorage:
         working: folder for what one step needs; emptied by others.
         cache: folder for what every run may use.
         nodes: int64 (n,), increasing: the nodes that are trained on or predicted, whose hops are stored; None = all.
-        dtype: of the stored hops: that in which training reads them.
+
+    Hops are stored in the type in which training reads them, ``dtype``.
     """
 
-    def __init__(
-        self,
-        budget: int,
-        working: Path,
-        cache: Path,
-        nodes: np.ndarray | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.budget, self.working, self.cache, self.nodes, self.dtype = budget, working, cache, nodes, dtype
+    def __init__(self, budget: int, working: Path, cache: Path, nodes: np.ndarray | None = None) -> None:
+        self.budget, self.working, self.cache, self.nodes = budget, working, cache, nodes
 
-    def fits(self, num_nodes: int, entries: int, width: int, hops: int, classes: int) -> bool:
+    def fits(self, num_nodes: int, entries: int, width: int, hops: int, classes: int, dtype: torch.dtype) -> bool:
         """Whether hops in memory stay within the budget."""
-        return hops_in_memory(num_nodes, entries, width, hops, self.dtype.itemsize, classes) <= self.budget
+        return hops_in_memory(num_nodes, entries, width, hops, dtype.itemsize, classes) <= self.budget
 
-    def features(self, structures: Any, x: FeatureRows, hops: int) -> MappedHops:
+    def features(self, structures: Any, x: FeatureRows, hops: int, dtype: torch.dtype) -> MappedHops:
         """Hops 0 to K of the features, (K+1, n, D)."""
-        parts = self._parts(structures)
-        key = fingerprint("hops", x.key(), [name for name, _, _ in parts], hops, self._stored_key)
-        folder = (self.cache if x.fixed else self.working) / f"hops-{key}"
-        return self._made(folder, lambda: feature_chains(self._open(parts)), x, hops, 0)
+        folder = self.features_folder(structures, x, hops, dtype)
+        return self._made(folder, lambda: feature_chains(self._open(structures)), x, hops, 0, dtype)
 
-    def labels(self, structures: Any, labels: LabelRows, folds: np.ndarray, hops: int) -> MappedHops:
+    def labels(
+        self, structures: Any, labels: LabelRows, folds: np.ndarray, hops: int, dtype: torch.dtype
+    ) -> MappedHops:
         """The last label hop, (1, n, C); ``folds`` int8 (N,), as of `fold_label_hops`."""
-        parts = self._parts(structures)
-        key = fingerprint("labels", labels.key(), folds, [name for name, _, _ in parts], hops, self._stored_key)
+        key = fingerprint("labels", labels.key(), folds, *self._made_of(structures, hops, dtype))
         folder = self.working / f"labels-{key}"
-        return self._made(folder, lambda: label_chains(self._open(parts), folds), labels, hops, hops)
+        return self._made(folder, lambda: label_chains(self._open(structures), folds), labels, hops, hops, dtype)
 
-    def rows_at_once(self, hops: int, width: int, most: int) -> int:
+    def rows_at_once(self, hops: int, width: int, most: int, dtype: torch.dtype) -> int:
         """Nodes whose hops may be in memory at a time, in inference."""
-        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
+        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, dtype.itemsize))))
 
-    def _made(self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int) -> MappedHops:
+    def features_folder(self, structures: Any, x: FeatureRows, hops: int, dtype: torch.dtype) -> Path:
+        """Where hops of the features lie, or will lie."""
+        key = fingerprint("hops", x.key(), *self._made_of(structures, hops, dtype))
+        return (self.cache if x.fixed else self.working) / f"hops-{key}"
+
+    def _made(
+        self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int, dtype: torch.dtype
+    ) -> MappedHops:
         num_nodes, width = source.shape
         plan_columns(num_nodes, width, self.budget)  # a budget that is too small is refused before anything is written
         stored = None if self.nodes is None else np.isin(np.arange(num_nodes), self.nodes, assume_unique=True)
 
         def make(temporary: Path) -> None:
-            options: dict[str, Any] = {"dtype": self.dtype, "stored": stored, "budget": self.budget}
+            options: dict[str, Any] = {"dtype": dtype, "stored": stored, "budget": self.budget}
             propagate_to_disk(temporary, chains(), source, hops, first_hop=first_hop, **options)
 
         make_once(folder, make, resume=True)
@@ -100,28 +98,31 @@ class HopStorage:
 
     # ---- the graph -------------------------------------------------------------------------------------------------
 
-    def _parts(self, structures: Any) -> list[tuple[str, StoredGraph, np.ndarray | None]]:
-        """(key, structure, bool (N,) nodes that see through it or None) of every structure that is needed."""
+    @staticmethod
+    def needed(structures: Any) -> list[tuple[StoredGraph, np.ndarray | None]]:
+        """(structure, bool (N,) nodes that see through it or None for all) of every structure that is needed."""
         train, predict = structures.train, structures.predict
         if structures.seen is None or train.keep is predict.keep:
-            return [(self._graph_key(train), train, None)]
+            return [(train, None)]
         seen = np.zeros(len(train.rowptr) - 1, dtype=bool)
         seen[structures.seen] = True
-        return [(self._graph_key(predict), predict, ~seen), (self._graph_key(train), train, seen)]
+        return [(predict, ~seen), (train, seen)]
 
-    def _open(
-        self, parts: Sequence[tuple[str, StoredGraph, np.ndarray | None]]
-    ) -> list[tuple[StoredOperator, np.ndarray | None]]:
+    def operator_folder(self, graph: StoredGraph) -> Path:
+        """Where a structure's operator lies, or will lie."""
+        return self.cache / f"operator-{self._graph_key(graph)}"
+
+    def _open(self, structures: Any) -> list[tuple[StoredOperator, np.ndarray | None]]:
         block_bytes = min(BLOCK_BYTES, self.budget // 8)
         entries = max(1, min(ENTRIES_AT_ONCE, block_bytes // 64))  # int64 rows, columns and places, float64 weights
 
-        def opened(name: str, graph: StoredGraph) -> StoredOperator:
+        def opened(graph: StoredGraph) -> StoredOperator:
             def make(folder: Path) -> None:
                 store_operator(folder, graph.rowptr, graph.col, OPERATOR, graph.keep, entries_at_once=entries)
 
-            return StoredOperator(make_once(self.cache / f"operator-{name}", make), block_bytes)
+            return StoredOperator(make_once(self.operator_folder(graph), make), block_bytes)
 
-        return [(opened(name, graph), nodes) for name, graph, nodes in parts]
+        return [(opened(graph), nodes) for graph, nodes in self.needed(structures)]
 
     def _graph_key(self, graph: StoredGraph) -> str:
         return fingerprint(OPERATOR, self._csr_key(graph), graph.keep)
@@ -133,9 +134,10 @@ class HopStorage:
 
     _known: tuple[np.ndarray, str] | None = None
 
-    @cached_property
-    def _stored_key(self) -> str:
-        return fingerprint(self.nodes, str(self.dtype))
+    def _made_of(self, structures: Any, hops: int, dtype: torch.dtype) -> tuple[list[str], int, str]:
+        """What names stored hops beside their source."""
+        keys = [self._graph_key(graph) for graph, _ in self.needed(structures)]
+        return keys, hops, fingerprint(self.nodes, str(dtype))
 
 
 def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:
@@ -172,8 +174,8 @@ def check_batch(
         more = ", and as many beside them for gnn.consistency" if beside else ""
         raise ValueError(
             f"gnn.batch_size is {batch_size} with {trained:,} training nodes{more}: {hops + 1} hops of {width} columns "
-            f"take {needed / 1e9:.3g} GB, but glem.memory_budget_gb is {budget / 1e9:.3g}; set it to at most "
-            f"{budget // max(1, a_node)}"
+            f"take {needed / 1e9:.3g} GB, but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb, as far as "
+            f"this machine has it); set gnn.batch_size to at most {budget // max(1, a_node)}"
         )
 
 

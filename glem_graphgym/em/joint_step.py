@@ -242,7 +242,7 @@ class _JointTask(Task):
         rng = np.random.default_rng([self.targets.seed, self.current_epoch, 4])
         order = rng.permutation(len(gold.nodes))
         batches = even_batches(order, lm.batch_size)
-        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.accumulate) if len(part)]
+        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.accumulate)]
 
         def collate(item: tuple[np.ndarray, int]) -> tuple[Neighbourhood, Tensor, int]:
             part, size = item

@@ -106,7 +106,7 @@ def propagate_to_disk(
 
     Goes on where an earlier call with the same arguments was killed: what it finished is noted in
     ``folder/progress.json``, after each block of columns and at least every ``save_seconds``. Another budget, which
-    cuts other blocks, starts anew. Takes `bytes_on_disk` at its peak; all but the result is removed.
+    cuts other blocks, starts anew. Takes `disk_bytes` at its peak; all but the result is removed.
 
     Args:
         folder: exists; holds nothing but what an earlier call left.
@@ -122,11 +122,30 @@ def propagate_to_disk(
         DiskFullError: there is no room on the disk; asked before anything is written.
     """
     num_nodes, width = source.shape
-    columns, block_bytes = plan_columns(num_nodes, width, budget)
+    columns, _ = plan_columns(num_nodes, width, budget)
     plan = {"columns": columns, "hops": [first_hop, hops], "shape": [num_nodes, width], "dtype": str(dtype)}
     progress = _Progress(folder, plan)
-    cut = (columns, block_bytes)
-    _Propagation(folder, chains, source, (first_hop, hops), dtype, stored, cut, progress, save_seconds).run()
+    _Propagation(folder, chains, source, (first_hop, hops), dtype, stored, budget, progress, save_seconds).run()
+
+
+def disk_bytes(
+    num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int | None
+) -> tuple[int, int]:
+    """What `propagate_to_disk` leaves on disk, and what it needs there beside that until it has ended.
+
+    Args:
+        num_nodes: N; stored: n of them whose hops are stored.
+        width: D.
+        hops: how many are stored.
+        item_bytes: of a stored number.
+        budget: bytes of memory; None = no limit.
+    """
+    columns, _ = plan_columns(num_nodes, width, budget)
+    hop = item_bytes * stored * width
+    beside = 2 * 4 * num_nodes * columns  # what a killed propagation goes on from, old and new
+    if columns < width:  # the source by blocks of columns, and so hops, each of which is there twice while it is joined
+        beside = max(beside, hop) + 4 * num_nodes * width
+    return hops * hop, beside
 
 
 def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, int]:
@@ -145,24 +164,10 @@ def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, i
         least = (masks + column) * 4 / 3
         raise ValueError(
             f"{num_nodes:,} nodes need at least {least / 1e9:.3g} GB of memory to be propagated a column at a time, "
-            f"but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb)"
+            f"but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb, as far as this machine has it)"
         )
     blocks = -(-width // most)
     return max(1, -(-width // max(1, blocks))), block_bytes
-
-
-def bytes_on_disk(num_nodes: int, stored: int, width: int, kept: int, item_bytes: int, columns: int) -> int:
-    """What a propagation takes of disk at its peak, ``kept`` hops of ``stored`` nodes included.
-
-    Args:
-        item_bytes: of a stored number.
-        columns: propagated at a time, of ``width``.
-    """
-    hop = item_bytes * stored * width
-    saved = 2 * 4 * num_nodes * columns  # what a killed propagation goes on from, old and new
-    if columns >= width:
-        return kept * hop + saved
-    return kept * hop + 4 * num_nodes * width + max(saved, hop)  # a hop is there twice while it is joined
 
 
 class MappedHops:
@@ -235,15 +240,16 @@ class _Propagation:
         hops: tuple[int, int],
         dtype: torch.dtype,
         stored: np.ndarray | None,
-        cut: tuple[int, int],
+        budget: int | None,
         progress: _Progress,
         save_seconds: float,
     ) -> None:
         self.folder, self.chains, self.source, self.stored = folder, chains, source, stored
         (self.first, self.last), self.progress, self.save_seconds = hops, progress, save_seconds
         self.dtype, self.file_type = dtype, np.dtype(FILE_TYPES[dtype])
-        self.columns, self.block_bytes = cut
         self.num_nodes, self.width = source.shape
+        self.budget = budget
+        self.columns, self.block_bytes = plan_columns(self.num_nodes, self.width, budget)
         self.count = self.num_nodes if stored is None else int(stored.sum())
         self.file = folder / "hops.npy"
         self.shape = (self.last - self.first + 1, self.count, self.width)
@@ -398,7 +404,7 @@ class _Propagation:
 
     def _check_disk(self) -> None:
         kept, count, width = self.shape
-        needed = bytes_on_disk(self.num_nodes, count, width, kept, self.file_type.itemsize, self.columns)
+        needed = sum(disk_bytes(self.num_nodes, count, width, kept, self.file_type.itemsize, self.budget))
         there = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir())
         what = f"propagating hop features ({kept} hops of {count:,} nodes with {width} columns)"
         require_space(self.folder, needed - there, what)

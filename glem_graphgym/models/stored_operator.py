@@ -122,6 +122,21 @@ def store_operator(
         array.flush()
 
 
+def operator_bytes(
+    rowptr: np.ndarray, col: np.ndarray, keep: np.ndarray | None = None, *, entries_at_once: int = ENTRIES_AT_ONCE
+) -> int:
+    """What `store_operator` writes for the ``gcn`` operator, without files' headers; arguments as there.
+
+    Of a graph without loops; each that there is takes one entry less.
+    """
+    num_nodes, entries = len(rowptr) - 1, len(col)
+    if keep is not None:
+        blocks = row_blocks(rowptr, entries_at_once, entries_at_once)
+        entries = sum(len(_entries(rowptr, col, first, end, keep, loops=False)[0]) for first, end in blocks)
+    index_bytes = 4 if num_nodes < 2**31 else 8
+    return 8 * (num_nodes + 1) + (index_bytes + 4) * (entries + num_nodes)
+
+
 def _scales(kind: str, degree: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
     """float64 (N,) each: what rows and columns are multiplied with; None = 1."""
     if kind == "sum":

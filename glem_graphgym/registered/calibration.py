@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import logging
 import os
 import sys
 import time
@@ -24,33 +25,39 @@ from torch import nn
 from torch_geometric.graphgym.config import cfg as graphgym_cfg
 from yacs.config import CfgNode
 
+from glem_graphgym import processes
 from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, shuffled_batches, token_folder
 from glem_graphgym.em.e_step import LMLearner
-from glem_graphgym.em.hop_storage import hops_in_memory
+from glem_graphgym.em.hop_step import HopLearner
+from glem_graphgym.em.hop_storage import HopStorage, StoredGraph, hops_in_memory
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner
-from glem_graphgym.em.m_step import GNNLearner
+from glem_graphgym.em.m_step import GNNLearner, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets, num_confident, num_drawn
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
-from glem_graphgym.models.out_of_core import bytes_on_disk, plan_columns
+from glem_graphgym.models.out_of_core import disk_bytes
+from glem_graphgym.models.stored_operator import operator_bytes
 from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.networks import sees_hops
 from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
-from glem_graphgym.registered.sizes import budget_bytes, check_memory, full_batch_bytes
+from glem_graphgym.registered.sizes import budget_bytes, check_memory, full_batch_bytes, processes_here
 from glem_graphgym.registered.train import (
+    check_gnn,
     em_settings,
     first_predictions,
     further_features,
     gnn_learner,
+    hop_storage,
     joint_learner,
     lm_learners,
     nodes_of,
+    stored_structures_of,
 )
 
 MB = 1 << 20
@@ -155,7 +162,7 @@ class Calibration:
 
     def __init__(self, cfg: CfgNode, graph: TextGraph, scratch: Path) -> None:
         self.cfg, self.graph, self.scratch = cfg, graph, scratch
-        self.settings = em_settings(cfg)
+        self.settings, self.processes = em_settings(cfg), processes_here(cfg)
         self.nodes = nodes_of(cfg, graph)
         encoded = self.nodes.encoded
         self.encoded = np.arange(graph.num_nodes) if encoded is None else encoded
@@ -168,6 +175,7 @@ class Calibration:
             "gnn_weights": 0,
             "joint_weights": 0,
             "hops": None,
+            "together": ["static", "lm_gold", "e_step"],  # what all processes of a run do, each a part
         }
         self.stages: dict[str, Cost] = {}
         self.unseen_mb = 0.0  # of what a run has in memory and a trial on a smaller graph has not
@@ -204,6 +212,7 @@ class Calibration:
             "accelerator": hardware_for(
                 cfg, cfg.lm.precision if with_lm or with_joint else cfg.gnn.precision
             ).accelerator,
+            "processes": self.processes,
             "stages": {kind: asdict(cost) for kind, cost in self.stages.items()},
         }
 
@@ -243,7 +252,8 @@ class Calibration:
 
     def _try_lm(self, kind: str, learner: LMLearner) -> None:
         assert self.tokens is not None
-        nodes, settings, watch = self._epoch_nodes(kind), learner.settings, Stopwatch()
+        whole, nodes, watch = learner.settings, self._epoch_nodes(kind), Stopwatch()
+        settings = learner.settings = replace(whole, batch_size=self._part(whole.batch_size))
         epoch = _training_batches(self.tokens.lengths, nodes, settings.batch_size)
         learner.build = watch.on(learner.build)
         before = PeakMemory().resident_mb()
@@ -271,18 +281,28 @@ class Calibration:
         validated = _inferred_tokens(self.tokens.lengths, valid, settings.infer_tokens)
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.infer_tokens)
         inferred += validated * settings.epochs * settings.evals_per_epoch
-        learner.settings = settings
+        learner.settings = whole
         assert learner.model is not None
         self.about["dim"], self.about["lm_weights"] = learner.embedding_dim, _bytes_of(learner.model)
         mapped = 2 * self.graph.num_nodes * (learner.embedding_dim + self.graph.num_classes) / MB
+        peak = before + CUT_UP * (resident - before)
         self.stages[kind] = Cost(
-            resident_mb=before + CUT_UP * (resident - before) + mapped + self.unseen_mb,
+            resident_mb=peak + mapped + self.unseen_mb + self._buckets_mb(learner.model),
             mapped_mb=mapped,
             accelerator_mb=accelerator,
             seconds=overhead + tokens * train_rate + inferred * infer_rate,
             texts=len(nodes) * settings.epochs,
             tokens=tokens,
         )
+
+    def _part(self, batch_size: int) -> int:
+        """Of a batch what each of the run's processes takes."""
+        return -(-batch_size // self.processes)
+
+    def _buckets_mb(self, model: nn.Module) -> float:
+        """What several processes that train together exchange gradients in."""
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        return trained / MB if self.processes > 1 else 0.0
 
     def _fit_lm(self, learner: LMLearner, nodes: np.ndarray, epochs: int) -> None:
         """Train on ``nodes``, with a validation on the longest validation texts after every epoch."""
@@ -414,7 +434,11 @@ class Calibration:
     def _try_gnn(
         self, kind: str, gnn: GNNLearner, small: TextGraph, features: Callable[[np.ndarray | None], np.ndarray]
     ) -> None:
-        settings, build, watch = gnn.settings, gnn.build, Stopwatch()
+        settings, build, watch, targets = gnn.settings, gnn.build, Stopwatch(), self._targets(kind, small)
+        together = isinstance(gnn, HopLearner) and gnn.together
+        if isinstance(gnn, HopLearner) and together:
+            self.about["together"].append(kind)
+            whole, gnn.batch_size = gnn.batch_size, self._part(gnn.batch_size or targets.num_trained)
         gnn.settings = replace(settings, epochs=min(GNN_EPOCHS, settings.epochs), eval_every=1, patience=0)
         gnn.build, gnn.validation = watch.on(build), Validation(small.split["valid"], Rising())
         embeddings = None
@@ -424,7 +448,7 @@ class Calibration:
         before = PeakMemory().resident_mb()
         with self._measured() as memory:
             start = _now()
-            gnn.fit(self._targets(kind, small), features(embeddings), "calibration")
+            gnn.fit(targets, features(embeddings), "calibration")
             watch.stop()
             overhead = _now() - start - watch.total()
             epoch, evaluation = (self._a_round(watch, gnn.settings.epochs, training) for training in (True, False))
@@ -434,6 +458,8 @@ class Calibration:
             resident, accelerator = memory()
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
         gnn.settings, gnn.build = settings, build
+        if isinstance(gnn, HopLearner) and together:
+            gnn.batch_size = whole
         assert gnn.model is not None
         self.about["gnn_weights"] = _bytes_of(gnn.model)
         growth = self.scale * (resident - before)
@@ -441,7 +467,7 @@ class Calibration:
             hops = _bytes_of_gnn(self.cfg, small, sum(self.widths.values()))
             growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
         self.stages[kind] = Cost(
-            resident_mb=before + growth + self.unseen_mb,
+            resident_mb=before + growth + self.unseen_mb + (self._buckets_mb(gnn.model) if together else 0.0),
             mapped_mb=2 * self.graph.num_nodes * (self.about["dim"] + self.graph.num_classes) / MB,
             accelerator_mb=self.scale * accelerator,
             seconds=self.scale * (overhead + epochs * epoch + evaluations * evaluation),
@@ -524,17 +550,54 @@ class Calibration:
 
     def _hops_on_disk(self) -> bool:
         """Whether hop features exceed ``glem.memory_budget_gb``; says under ``hops`` what they take on disk."""
-        cfg, graph, budget = self.cfg, self.graph, budget_bytes(self.cfg)
-        width = sum(self.widths.values())
-        if not budget or not sees_hops() or _bytes_of_gnn(cfg, graph, width) <= budget:
+        width, budget = sum(self.widths.values()), budget_bytes(self.cfg)
+        if not budget or not sees_hops() or _bytes_of_gnn(self.cfg, self.graph, width) <= budget:
             return False
-        predicted = self.nodes.predicted
-        rows = graph.num_nodes if predicted is None else len(predicted)
-        item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
-        columns, _ = plan_columns(graph.num_nodes, width, budget)
-        hops = bytes_on_disk(graph.num_nodes, rows, width, cfg.gnn.hops + 1, item_bytes, columns)
-        self.about["hops"] = {"bytes": hops, "operator": 8 * (len(graph.col) + 2 * graph.num_nodes)}
+        self.about["hops"] = self.about["hops"] or self._hop_files(width)
         return True
+
+    def _hop_files(self, width: int) -> dict[str, Any]:
+        """Files of hops: ``bytes`` and ``folder`` of those of features, whether they are ``known`` and ``fixed``, what
+        is needed ``beside`` them while they are made and for ``labels``, and the ``operators``."""
+        cfg, graph, predicted = self.cfg, self.graph, self.nodes.predicted
+        storage, structures = hop_storage(cfg, predicted), stored_structures_of(cfg, graph)
+        item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+        rows = graph.num_nodes if predicted is None else len(predicted)
+
+        def on_disk(columns: int, hops: int) -> tuple[int, int]:
+            return disk_bytes(graph.num_nodes, rows, columns, hops, item_bytes, storage.budget)
+
+        features, beside = on_disk(width, cfg.gnn.hops + 1)
+        folder = self._folder_of_hops(storage, structures)
+        return {
+            "fixed": "text" not in self.widths,
+            "folder": str(folder),
+            "known": folder != storage.cache and folder.is_dir(),
+            "bytes": features,
+            "beside": beside,
+            "labels": sum(on_disk(graph.num_classes, 1)) if cfg.glem.label_input else 0,
+            "operators": [self._operator_file(storage, part) for part, _ in storage.needed(structures)],
+        }
+
+    def _folder_of_hops(self, storage: HopStorage, structures: Structures) -> Path:
+        """Where hops of features lie that never change; their cache where they cannot be there yet.
+
+        Features are read from first to last to name it, so not without need.
+        """
+        static = self.about["static"]
+        made = "text" not in self.widths and (static is None or static["known"])
+        if not made or not any(storage.cache.glob("hops-*")):
+            return storage.cache
+        x = feature_builder(self.cfg, self.graph, self.tokens, self.nodes.encoded)(None)
+        dtype = hardware_for(self.cfg, self.cfg.gnn.precision).dtype
+        return storage.features_folder(structures, x, self.cfg.gnn.hops, dtype)
+
+    @staticmethod
+    def _operator_file(storage: HopStorage, part: StoredGraph) -> dict[str, Any]:
+        """Of a propagation operator; the graph is read to name its folder where there are any."""
+        folder = storage.operator_folder(part) if any(storage.cache.glob("operator-*")) else storage.cache
+        known = folder != storage.cache and folder.is_dir()
+        return {"folder": str(folder), "known": known, "bytes": operator_bytes(part.rowptr, part.col, part.keep)}
 
     @staticmethod
     def _a_round(watch: Stopwatch, rounds: int, training: bool) -> float:
@@ -580,8 +643,29 @@ def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
     return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
 
 
+@contextlib.contextmanager
+def _shown(terminal: int) -> Iterator[None]:
+    """Show what loading a graph says, bars too, on the file descriptor ``terminal``: a missing dataset is built."""
+    kept, said = os.dup(2), logging.getLogger("glem_graphgym.data")
+    handler = logging.StreamHandler(sys.stderr)
+    os.dup2(terminal, 2)
+    said.addHandler(handler)
+    said.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        said.removeHandler(handler)
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def main(request: Path, answer: Path) -> None:
-    """Answer ``request`` (``cfg``, ``run_dir``, ``overwrite`` seeds, ``kinds``), or say under ``error`` why not."""
+    """Answer ``request``, or say under ``error`` why not.
+
+    A request has ``cfg``, ``run_dir``, ``overwrite`` seeds, ``kinds`` of stages, and ``terminal``, the file descriptor
+    on which the building of a missing dataset is shown.
+    """
+    processes.end_with_parent()
     with contextlib.suppress(OSError):  # should memory run out all the same, let it be this process
         Path("/proc/self/oom_score_adj").write_text("1000")
     asked = read_json(request)
@@ -590,14 +674,17 @@ def main(request: Path, answer: Path) -> None:
         load_config(cfg, asked["cfg"])
         cfg.run_dir = asked["run_dir"]
         keep_freed_memory()
+        program_mb = PeakMemory().resident_mb()
         torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
-        graph = load_text_graph_of(cfg)
+        with _shown(asked["terminal"]):
+            graph = load_text_graph_of(cfg)
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
         first_predictions(cfg, graph)
-        # Without a budget the dry run itself says what fits.
-        if budget_bytes(cfg) and {"gnn_gold", "m_step"} & {*asked["kinds"]}:
-            check_memory(cfg, graph, len(nodes_of(cfg, graph).candidates))
-        found = Calibration(cfg, graph, answer.parent).run(asked["kinds"])
+        if {"gnn_gold", "m_step", "joint"} & {*asked["kinds"]}:
+            check_gnn(cfg, graph, "joint" in asked["kinds"])
+            if cfg.glem.memory_budget_gb:  # Without a budget the dry run itself says what fits.
+                check_memory(cfg, graph, len(nodes_of(cfg, graph).candidates))
+        found = {**Calibration(cfg, graph, answer.parent).run(asked["kinds"]), "program_mb": program_mb}
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}
     write_json(answer, found)

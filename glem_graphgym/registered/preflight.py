@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from glem_graphgym.disk import free_bytes
 from glem_graphgym.em.loop import UNTIL_PLATEAU
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
+from glem_graphgym.processes import PARENT
 from glem_graphgym.registered.config import ConfigError, dump_config
 from glem_graphgym.registered.run_folder import RunError
 
@@ -39,6 +41,7 @@ LM_KINDS = ("static", "lm_gold", "e_step")
 GNN_KINDS = ("gnn_gold", "m_step")
 KEPT_LMS = 4  # weights: of the first LM, the latest, the best, the best GNN's teacher
 KEPT_GNNS = 1  # the best
+LOG = "log"  # what the process that tries stages says
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Stored:
     Attributes:
         done: it is there already.
         passing: the run removes it again.
+        run: whose it is where it is ``passing``: of several seeds, which come one after the other, the largest counts.
     """
 
     what: str
@@ -70,6 +74,7 @@ class Stored:
     bytes: int
     done: bool = False
     passing: bool = False
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,18 +187,23 @@ def measure(cfg: CfgNode, run_dir: Path, overwrite: int, kinds: Sequence[str]) -
         folder = Path(name)
         dump_config(cfg, folder / "config.yaml")
         asked = {"cfg": str(folder / "config.yaml"), "run_dir": str(run_dir), "overwrite": overwrite}
-        write_json(folder / "request.json", {**asked, "kinds": list(kinds)})
         command = [sys.executable, "-m", "glem_graphgym.registered.calibration"]
-        done = subprocess.run(
-            [*command, str(folder / "request.json"), str(folder / "answer.json")],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        terminal = os.dup(2)
+        try:
+            write_json(folder / "request.json", {**asked, "kinds": list(kinds), "terminal": terminal})
+            with (folder / LOG).open("wb") as log:
+                done = subprocess.run(
+                    [*command, str(folder / "request.json"), str(folder / "answer.json")],
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT: str(os.getpid())},
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[terminal],
+                )
+        finally:
+            os.close(terminal)
         if not (folder / "answer.json").exists():
             how = f"was killed by signal {-done.returncode}, as happens when memory runs out"
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            lines = [line for line in (folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
             if done.returncode >= 0:
                 how = f"failed: {lines[-1] if lines else f'exit status {done.returncode}'}"
             raise RunError(f"the trial of this configuration {how}; {lm_remedy(cfg)}, or {gnn_remedy(cfg)}")
@@ -217,7 +227,10 @@ def common_files(cfg: CfgNode, measured: dict[str, Any]) -> list[Stored]:
         size = 2 * nodes * static["dim"]
         stored.append(Stored(f"static embeddings, {shape}", static["folder"], size, static["known"]))
     if hops:
-        stored.append(Stored("propagation operator", str(Path(cfg.dataset.dir) / "hops"), hops["operator"]))
+        operators = hops["operators"]
+        stored += [Stored("propagation operator", one["folder"], one["bytes"], one["known"]) for one in operators]
+        if hops["fixed"]:
+            stored.append(Stored("hop features", hops["folder"], hops["bytes"], hops["known"]))
     return stored
 
 
@@ -225,6 +238,11 @@ def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Seque
     """What the stages of a run write into its folder."""
     nodes, classes, dim = measured["graph"]["nodes"], measured["graph"]["classes"], measured["dim"]
     stored = []
+
+    def passing(what: str, place: Path | str, size: int) -> None:
+        if size:
+            stored.append(Stored(what, str(place), size, passing=True, run=str(run_dir)))
+
     for stage in plan:
         parts = {f"logits float16 ({nodes:,}, {classes})": 2 * nodes * classes}
         if stage.kind in (*LM_KINDS, *JOINT_KINDS):
@@ -241,15 +259,20 @@ def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Seque
         if count:
             stored.append(Stored(f"weights of {count} × {model}", str(run_dir / "stages"), count * size))
         if count < missing:  # one that is not yet known to be forgotten
-            stored.append(Stored(f"one more of the {model}", str(run_dir / "stages"), size, passing=True))
-    if measured["hops"]:
-        working = str(run_dir / "working")
-        stored.append(Stored("hop features of one M-step", working, measured["hops"]["bytes"], passing=True))
+            passing(f"one more of the {model}", run_dir / "stages", size)
+    hops, working = measured["hops"], run_dir / "working"
+    if hops and any(stage.kind in GNN_KINDS and not stage.done for stage in plan):
+        if not hops["fixed"]:  # first hops of features are made, then, beside these, those of labels
+            most = hops["bytes"] + max(hops["beside"], hops["labels"])
+            passing("hop features of one M-step", working, most)
+        else:
+            passing("hop features, while they are made", hops["folder"], 0 if hops["known"] else hops["beside"])
+            passing("label hops of one M-step", working, hops["labels"])
     return stored
 
 
 def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]) -> list[Verdict]:
-    """One a file system; what ``--overwrite`` deletes first is free."""
+    """One a file system; what ``--overwrite`` deletes first is free, what a seed removes is free for the next."""
     groups: dict[int, list[Stored]] = {}
     for item in stored:
         groups.setdefault(_existing(Path(item.path)).stat().st_dev, []).append(item)
@@ -257,7 +280,11 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
     for device, items in groups.items():
         place = _existing(Path(items[0].path))
         more = sum(size for path, size in freed.items() if _existing(path).stat().st_dev == device)
-        needed = sum(item.bytes for item in items if not item.done)
+        needed = sum(item.bytes for item in items if not item.done and not item.passing)
+        of_runs: Counter[str] = Counter()
+        for item in items:
+            of_runs[item.run] += item.bytes * item.passing
+        needed += max(of_runs.values())
         mount = next(folder for folder in (place, *place.parents) if os.path.ismount(folder) or folder.parent == folder)
         verdicts.append(Verdict(f"disk mounted at {mount}", needed, free_bytes(place) + more, "", disk_remedy(cfg)))
     return verdicts
@@ -279,7 +306,7 @@ def _size_of(folder: Path) -> int:
 def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Planned]) -> list[Verdict]:
     """Memory and, where there is one, the accelerator's; of the stage that needs most.
 
-    Pages of files that are mapped into memory are not needed: the system takes them back.
+    Memory is that of all processes of the run on this machine, each of which has an accelerator of its own.
     """
     costs = measured["stages"]
     kinds = [stage.kind for stage in stages if not stage.done and stage.kind in costs]
@@ -291,12 +318,29 @@ def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Pla
         remedy = joint_remedy if most in JOINT_KINDS else lm_remedy if most in LM_KINDS else gnn_remedy
         return Verdict(resource, round(need[most] * MB), available, most, remedy(cfg))
 
-    resident = {kind: max(0.0, costs[kind]["resident_mb"] - costs[kind]["mapped_mb"]) for kind in kinds}
-    verdicts = [verdict("memory", available_bytes(), resident)]
+    name = "memory" if measured["processes"] == 1 else f"memory of {measured['processes']} processes"
+    verdicts = [verdict(name, available_bytes(), resident_of_all(measured, kinds))]
     if measured["accelerator"] == "cuda":
         accelerator = {kind: costs[kind]["accelerator_mb"] for kind in kinds}
         verdicts.append(verdict("accelerator memory", torch.cuda.mem_get_info()[0], accelerator))
     return verdicts
+
+
+def resident_of_all(measured: dict[str, Any], kinds: Sequence[str]) -> dict[str, float]:
+    """MB that all processes of a run have resident at the peak of each kind of stage; ``kinds`` in their order.
+
+    Pages of files that are mapped into memory are not needed: the system takes them back. Processes that wait while
+    the first one works alone keep what they had taken before, and the one that has started them stays as it was.
+    """
+    count, held, found = measured["processes"], measured["program_mb"], dict.fromkeys(kinds, 0.0)
+    for kind in kinds:
+        cost = measured["stages"][kind]
+        own = max(0.0, cost["resident_mb"] - cost["mapped_mb"])
+        together = kind in measured["together"]
+        held = max(held, own) if together else held
+        others = (count - 1) * (own if together else held) + measured["program_mb"] if count > 1 else 0.0
+        found[kind] = max(found[kind], own + others)
+    return found
 
 
 # ---- what to do ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
+from glem_graphgym import processes
+from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_storage import check_batch, hops_in_memory
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
@@ -21,11 +24,30 @@ from glem_graphgym.registered.networks import GraphNetwork, sees_hops
 
 GB = 1e9
 HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
+BUDGET_SHARE = 0.8  # of the machine's memory, at most: programs, networks and texts need some of it too
 
 
 def budget_bytes(cfg: CfgNode) -> int:
-    """``glem.memory_budget_gb`` in bytes; 0 = none."""
+    """What a process may take for hop features: ``glem.memory_budget_gb`` in bytes, as far as this machine has it.
+
+    A budget above `BUDGET_SHARE` of the machine's memory counts as that: what exceeds it goes to disk instead of
+    having the run killed. 0 = none.
+    """
+    return min(_asked_bytes(cfg), round(BUDGET_SHARE * _machine_share(cfg)))
+
+
+def _asked_bytes(cfg: CfgNode) -> int:
     return round(cfg.glem.memory_budget_gb * GB)
+
+
+def processes_here(cfg: CfgNode) -> int:
+    """How many processes do the run on this machine."""
+    return processes.place().local_size if processes.have_joined() else cfg.devices or 1
+
+
+def _machine_share(cfg: CfgNode) -> int:
+    """Bytes of this machine for each process that holds hop features: all do, but with consistency the first alone."""
+    return machine_bytes() // (1 if cfg.gnn.consistency > 0 else processes_here(cfg))
 
 
 def feature_width(cfg: CfgNode, graph: TextGraph) -> int:
@@ -68,14 +90,20 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
         candidates: how many nodes may get pseudo-labels; None = all without a gold label.
 
     Raises:
-        ValueError: the M-step does not fit into ``glem.memory_budget_gb`` or, without a budget, into the machine (the
-            accelerator for full-batch networks); says what takes how much, and what does fit.
+        ValueError: the GNN's training or prediction does not fit into ``glem.memory_budget_gb`` or into the machine
+            (the accelerator for networks that see the whole graph); says what takes how much, and what does fit.
     """
     width = feature_width(cfg, graph)
     if sees_hops():
         _check_hops(cfg, graph, width, candidates)
-    elif not cfg.gnn.fan_out:
-        _check_full_batch(cfg, graph, width)
+    elif cfg.gnn.fan_out:
+        instead = f"{HOP_NETWORKS} in train.mode glem" if cfg.train.mode == "glem_joint" else HOP_NETWORKS
+        how = "samples neighbours in training, but predicts on the whole graph at a time"
+        _check_whole_graph(cfg, graph, sampled_bytes(cfg, graph, width), how, instead)
+    else:
+        instead = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
+        how = "trains on the whole graph at a time"
+        _check_whole_graph(cfg, graph, full_batch_bytes(cfg, graph, width), how, f"{instead}, gnn.fan_out")
 
 
 def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
@@ -84,15 +112,22 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
     item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
     needed = hops_in_memory(n, len(graph.col), width, hops, item_bytes, classes)
     if not budget:
-        if needed > machine_bytes():
+        if needed > _machine_share(cfg):
+            count = machine_bytes() // _machine_share(cfg)
+            each = f" for each of {count} processes" if count > 1 else ""
             raise ValueError(
                 f"model.type {cfg.model.type} on {n:,} nodes with {width} features takes about {_gb(needed)} for "
-                f"{hops} hops, and this machine has {_gb(machine_bytes())}; set glem.memory_budget_gb below that, and "
-                "hops are propagated on disk"
+                f"{hops} hops, and this machine has {_gb(_machine_share(cfg))}{each}; set glem.memory_budget_gb below "
+                "that, and hops are propagated on disk"
             )
         return
     if needed <= budget:
         return
+    if budget < _asked_bytes(cfg):
+        logging.warning(
+            f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}, but this machine has {_gb(machine_bytes())}: hop "
+            f"features, which would take {_gb(needed)}, are propagated on disk within {_gb(budget)} of memory"
+        )
     plan_columns(n, max(width, classes), budget)
     trained = len(graph.split["train"])
     if cfg.train.mode == "glem":
@@ -105,31 +140,35 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
         smoothing = _smoothing_bytes(graph)
         if smoothing > budget:
             raise ValueError(
-                f"glem.correct_and_smooth takes about {_gb(smoothing)} on {n:,} nodes, but glem.memory_budget_gb is "
-                f"{budget / GB:g}; set it to False"
+                f"glem.correct_and_smooth takes about {_gb(smoothing)} on {n:,} nodes, but the budget is {_gb(budget)} "
+                "(glem.memory_budget_gb, as far as this machine has it); set it to False"
             )
 
 
-def _check_full_batch(cfg: CfgNode, graph: TextGraph, width: int) -> None:
-    parts = full_batch_bytes(cfg, graph, width)
+def _check_whole_graph(cfg: CfgNode, graph: TextGraph, parts: dict[str, int], how: str, instead: str) -> None:
+    """
+    Args:
+        parts: bytes of what is needed at a time, by its name; how: why so much is needed; instead: what needs less.
+    """
     if cfg.glem.correct_and_smooth:
-        parts["Correct & Smooth"] = _smoothing_bytes(graph)
-    budget, needed = budget_bytes(cfg), sum(parts.values())
-    limit, whose = _limit(cfg) if not budget else (budget, f"glem.memory_budget_gb is {budget / GB:g}")
+        parts = {**parts, "Correct & Smooth": _smoothing_bytes(graph)}
+    needed, (limit, whose) = sum(parts.values()), _limit(cfg)
     if needed > limit:
         raise ValueError(
-            f"model.type {cfg.model.type} trains on the whole graph at a time and takes about {_gb(needed)} "
-            f"({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())}), but {whose}; expected "
-            f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled, "
-            "gnn.fan_out"
+            f"model.type {cfg.model.type} {how} and takes about {_gb(needed)} "
+            f"({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())}), but {whose}; expected {instead}"
         )
 
 
 def _limit(cfg: CfgNode) -> tuple[int, str]:
+    """Bytes for a network that sees the whole graph, and what sets this limit."""
+    limits = [(machine_bytes(), f"this machine has {_gb(machine_bytes())}")]
     if hardware_for(cfg, "32").accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
-        return total, f"the accelerator has {_gb(total)}"
-    return machine_bytes(), f"this machine has {_gb(machine_bytes())}"
+        limits = [(total, f"the accelerator has {_gb(total)}")]
+    if cfg.glem.memory_budget_gb:
+        limits.append((_asked_bytes(cfg), f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}"))
+    return min(limits)
 
 
 def full_batch_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
@@ -142,8 +181,7 @@ def full_batch_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, in
     """
     n, entries, g = graph.num_nodes, len(graph.col), cfg.gnn
     item = hardware_for(cfg, g.precision).dtype.itemsize
-    heads = g.att_heads if cfg.model.type in ("glem_gat", "glem_revgat") else 1
-    channels = g.dim_inner * heads
+    heads, channels = _heads(cfg), g.dim_inner * _heads(cfg)
     layers = 1 if cfg.model.type == "glem_revgat" else max(1, g.layers_mp)  # whose blocks are computed anew
     labels = graph.num_classes if cfg.glem.label_input else 0
     parts = {
@@ -158,6 +196,41 @@ def full_batch_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, in
     if not (isinstance(network, type) and issubclass(network, GraphNetwork)):
         parts["messages"] = item * max(1, g.layers_mp) * entries * g.dim_inner
     return parts
+
+
+def _heads(cfg: CfgNode) -> int:
+    return cfg.gnn.att_heads if cfg.model.type in ("glem_gat", "glem_revgat") else 1
+
+
+def sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
+    """Bytes that training on sampled neighbourhoods and predicting all nodes take at least, part by part: a lower
+    bound, so that nothing is refused that could run. Of joint training the GNN's part, without that of texts.
+
+    Graph and features are there all the time; beside them a step's neighbourhood, or in a prediction, which keeps
+    nothing for a backward pass, a layer's outputs of all nodes.
+    """
+    n, g, joint = graph.num_nodes, cfg.gnn, cfg.train.mode == "glem_joint"
+    item = hardware_for(cfg, cfg.lm.precision if joint else g.precision).dtype.itemsize
+    labels = graph.num_classes if cfg.glem.label_input else 0
+    channels = g.dim_inner * _heads(cfg) if g.layers_mp > 1 else graph.num_classes
+    size = cfg.lm.batch_size // cfg.lm.accumulate if joint else g.batch_size
+    nodes, edges = _drawn(cfg, graph, size)
+    step = item * nodes * (width + labels) + 16 * edges
+    prediction = item * n * (channels + (width + labels if labels else 0))
+    return {
+        "features": n * (item * width + 4 * labels),
+        "edges": 24 * len(graph.col),
+        "a prediction of all nodes" if prediction > step else "a step's neighbourhood": max(prediction, step),
+    }
+
+
+def _drawn(cfg: CfgNode, graph: TextGraph, batch_size: int) -> tuple[int, int]:
+    """Nodes and edges of the neighbourhood of a batch: one is drawn. 0 = all training nodes."""
+    seeds = graph.split["train"][: batch_size or None]
+    if cfg.glem.setting != "transductive":  # where training sees fewer edges: not more than is certain
+        return len(seeds), 0
+    block = NeighbourSampler(graph.rowptr, graph.col, cfg.gnn.fan_out).sample(seeds, np.random.default_rng(0))
+    return len(block.nodes), len(block.col)
 
 
 def _smoothing_bytes(graph: TextGraph) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.optim import AdamW
 from torch_geometric.graphgym.config import cfg
-from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import register_train
 from yacs.config import CfgNode
 
@@ -36,7 +33,6 @@ from glem_graphgym.em.joint_step import JointLearner, JointSettings
 from glem_graphgym.em.journal import Finished, Journal, Scores
 from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
-from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
 from glem_graphgym.em.stage import Validation
@@ -56,7 +52,9 @@ from glem_graphgym.registered.language_model import (
 )
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
+from glem_graphgym.registered.network_check import check_network
 from glem_graphgym.registered.networks import StoredStructure, Structure, build_gnn, gcn_operator, sees_hops
+from glem_graphgym.registered.optim import gnn_optimizer
 from glem_graphgym.registered.run_folder import (
     METRIC,
     check_run_folder,
@@ -65,7 +63,7 @@ from glem_graphgym.registered.run_folder import (
     shared_lm_gold,
     take_run_folder,
 )
-from glem_graphgym.registered.sizes import budget_bytes, check_memory
+from glem_graphgym.registered.sizes import budget_bytes, check_memory, feature_width
 
 
 @register_train("glem")
@@ -130,7 +128,8 @@ def prepare(
     identity = identity_of(cfg, graph)
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
     nodes = nodes_of(cfg, graph)
-    if with_gnn:
+    if with_gnn or with_joint:
+        check_gnn(cfg, graph, with_joint)
         check_memory(cfg, graph, len(nodes.candidates))
     needs_tokens = with_lm or with_joint or "static" in feature_kinds(cfg.glem.node_features)
     tokens = open_tokens(cfg, graph) if needs_tokens else None
@@ -337,9 +336,6 @@ def gnn_learner(
     Args:
         unlabelled: int64, nodes that self-training and consistency may use.
         predicted: as of a `GNNLearner`.
-
-    Raises:
-        ConfigError: a setting of networks on hop features with another network.
     """
     settings = GNNSettings(
         epochs=cfg.optim.max_epoch,
@@ -355,36 +351,15 @@ def gnn_learner(
     )
 
     hardware = hardware_for(cfg, cfg.gnn.precision)
-
-    def make_optimizer(params: Iterable[nn.Parameter]) -> tuple[object, object]:
-        params = list(params)
-        optimizer = create_optimizer(params, cfg.optim)
-        if isinstance(optimizer, AdamW) and hardware.scales_gradients and cfg.optim.clip > 0:
-            optimizer = adamw(params, cfg.optim.base_lr, cfg.optim.weight_decay, fused=False)
-        return optimizer, create_scheduler(optimizer, cfg.optim)
-
-    # Wrong names and sizes are found now rather than after the LM has been trained.
-    network = build_gnn(1, graph.num_classes)
-    make_optimizer(network.parameters())
-    if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
-        raise ValueError(f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False")
+    make_optimizer = gnn_optimizer(cfg, hardware)
     g, budget = cfg.gnn, budget_bytes(cfg)
-    if sees_hops() or g.fan_out:
-        _refuse_full_batch_settings(cfg)
     if not sees_hops():
-        _refuse_hop_settings(cfg)
         structures = structures_of(cfg, graph)
         common = (build_gnn, structures, make_optimizer, settings, validation, hardware)
         if not g.fan_out:
             return GNNLearner(*common, predicted=predicted)
         hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, g.fan_out)
         return SampledLearner(*common, neighbourhoods=hoods, batch_size=g.batch_size, predicted=predicted)
-    if g.fan_out:
-        raise ConfigError(
-            f"gnn.fan_out is {g.fan_out}, but model.type {cfg.model.type} trains on hop features, which need no "
-            "sampling; set it to []"
-        )
-    working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
     return HopLearner(
         build_gnn,
         stored_structures_of(cfg, graph) if budget else structures_of(cfg, graph),
@@ -397,11 +372,44 @@ def gnn_learner(
         label_hops=g.label_hops,
         batch_size=g.batch_size,
         predicted=predicted,
-        storage=HopStorage(budget, working, cache, predicted, hardware.dtype) if budget else None,
+        storage=hop_storage(cfg, predicted) if budget else None,
         unlabelled=unlabelled,
         self_training=SelfTraining(g.stages, g.stage_threshold, g.stage_weight),
         consistency=Consistency(g.consistency, g.ema, g.consistency_threshold),
     )
+
+
+def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
+    """Where hop features lie that exceed the budget; ``predicted`` as of a `GNNLearner`."""
+    return HopStorage(budget_bytes(cfg), Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops", predicted)
+
+
+def check_gnn(cfg: CfgNode, graph: TextGraph, joint: bool) -> None:
+    """All that can be found of the GNN before long work: settings that do not go together, and networks that fail.
+
+    Args:
+        joint: whether it is trained together with the LM.
+
+    Raises:
+        ConfigError: names the keys, or ``model.type``.
+    """
+    if sees_hops() and joint:
+        raise ConfigError(
+            f"model.type {cfg.model.type} propagates features once, before it is trained, but train.mode glem_joint "
+            "trains the text encoder that makes them; expected a full-batch network such as glem_sage"
+        )
+    if sees_hops() and cfg.gnn.fan_out:
+        raise ConfigError(
+            f"gnn.fan_out is {cfg.gnn.fan_out}, but model.type {cfg.model.type} trains on hop features, which need no "
+            "sampling; set it to []"
+        )
+    if sees_hops() or cfg.gnn.fan_out:
+        _refuse_full_batch_settings(cfg)
+    if not sees_hops():
+        _refuse_hop_settings(cfg)
+    if joint:
+        _check_parts(cfg, len(graph.split["train"]))
+    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint)
 
 
 def _refuse_full_batch_settings(cfg: CfgNode) -> None:
@@ -425,15 +433,6 @@ def _refuse_hop_settings(cfg: CfgNode) -> None:
 
 def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation: Validation) -> JointLearner:
     """LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model on sampled neighbourhoods."""
-    if sees_hops():
-        raise ConfigError(
-            f"model.type {cfg.model.type} propagates features once, before it is trained, but train.mode glem_joint "
-            "trains the text encoder that makes them; expected a full-batch network such as glem_sage"
-        )
-    _refuse_hop_settings(cfg)
-    _refuse_full_batch_settings(cfg)
-    _check_parts(cfg, len(graph.split["train"]))
-    build_gnn(1, graph.num_classes)  # Wrong names and sizes are found now rather than after texts were read.
     lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
     check_lm(cfg, lm)
     settings = JointSettings(

@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.models import out_of_core
 from glem_graphgym.registered import preflight
 from glem_graphgym.registered.config import load_config
 from glem_graphgym.registered.preflight import Preflight, examine
@@ -100,6 +104,128 @@ def test_a_run_takes_what_was_foreseen(network: str, tmp_path: Path, tiny_lm: Pa
     assert expected == pytest.approx(memory, rel=0.25)
     if network == "glem_sage":
         assert memory["gnn_gold"] > memory["lm_gold"] + 200  # so that the network, not the program, was foreseen
+
+
+HOPS_ON_DISK = """
+gnn: {dim_inner: 16, hops: 2, label_hops: 2, batch_size: 100}
+dataset: {tag_split: [0.1, 0.1, 0.3], synthetic_nodes: 3000}
+lm: {epochs: 1, batch_size: 64}
+glem: {memory_budget_gb: 3.0e-4, pseudo_nodes: valid_test}
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train": {"mode": "glem_gnn"}, "glem": {"node_features": "static", "label_input": False}},
+        {"train": {"mode": "glem_gnn"}, "glem": {"node_features": "static", "encode_nodes": "needed"}},
+        {"train": {"mode": "glem_cascade"}, "glem": {"node_features": "text", "setting": "inductive"}},
+    ],
+    ids=["fixed", "needed", "inductive"],
+)
+def test_hops_on_disk_take_what_was_foreseen(
+    options: dict[str, Any], tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, tiny_lm, "glem_gamlp")
+    values = yaml.safe_load(config.read_text())
+    for more in (yaml.safe_load(HOPS_ON_DISK), options):
+        for group, keys in more.items():
+            values[group].update(keys)
+    config.write_text(yaml.safe_dump(values))
+    found = foreseen(config)
+    assert size_of(tmp_path / "datasets") == 0
+    peaks, join = [], out_of_core._Propagation._join
+
+    def noted(self: Any) -> None:
+        peaks.append(size_of(self.folder))
+        join(self)
+
+    monkeypatch.setattr(out_of_core._Propagation, "_join", noted)
+    assert load_main().main(["--cfg", str(config)]) == 0
+    stored = sum(item.bytes for item in found.stored if not item.passing)
+    assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
+    hops = {item.what: item for item in found.stored if item.what.startswith("hop features")}
+    assert sum(item.bytes for item in hops.values()) == pytest.approx(max(peaks), rel=0.25)
+    operators = [item for item in found.stored if item.what == "propagation operator"]
+    assert len(operators) == (2 if "setting" in options["glem"] else 1)
+    written = tmp_path / "datasets" / "hops"
+    assert sum(item.bytes for item in operators) == pytest.approx(size_of(*written.glob("operator-*")), rel=0.05)
+    (run_dir,) = (tmp_path / "results" / "synth").glob("[0-9]*")
+    again = examine(cfg, [run_dir.parent / "1"])
+    there = {item.what for item in again.stored if item.done}
+    kept = {"hop features"} if options["train"]["mode"] == "glem_gnn" else set()
+    assert {"tokens", "propagation operator"} | kept <= there
+    assert not any(item.what == "hop features, while they are made" for item in again.stored)
+
+
+def resident_mb(process: int) -> float:
+    """Of a process and all that it has started."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # it has ended
+        return 0.0
+    own = sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+    return own + sum(resident_mb(int(child)) for child in children)
+
+
+@pytest.mark.parametrize("network", ["glem_sage", "glem_sagn"])
+def test_several_processes_take_together_what_was_foreseen(network: str, tmp_path: Path, tiny_lm: Path) -> None:
+    config = write_config(tmp_path, tiny_lm, network)
+    config.write_text(config.read_text() + "accelerator: cpu\ndevices: 2\n")
+    found = foreseen(config)
+    (verdict,) = (verdict for verdict in found.verdicts if "memory" in verdict.resource)
+    assert verdict.resource == "memory of 2 processes"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, str(MAIN), "--cfg", str(config)], env=environment) as running:
+        peak = 0.0
+        while running.poll() is None:
+            peak = max(peak, resident_mb(running.pid))
+            time.sleep(0.1)
+    assert running.returncode == 0
+    assert verdict.needed / 2**20 == pytest.approx(peak, rel=0.25)
+
+
+def test_a_missing_dataset_is_built_before_ones_eyes(
+    tmp_path: Path, tiny_lm: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tiny_lm)
+    (tmp_path / "nodes.csv").write_text(
+        "id,text,label,split\n"
+        + "".join(f"{node},word{node},{'ab'[node % 2]},{['train', 'valid', 'test'][node % 3]}\n" for node in range(60))
+    )
+    (tmp_path / "edges.csv").write_text("source,target\n" + "".join(f"{node},{node + 1}\n" for node in range(59)))
+    table = ["dataset.name", "table", "dataset.tag_source", str(tmp_path), "dataset.tag_split", "[0.4, 0.3, 0.3]"]
+    small = [*table, "gnn.dim_inner", "16"]
+    main = load_main().main
+    for is_there in (False, True):
+        assert main(["--cfg", str(config), "--dry_run", *small]) == 0
+        assert ("is not there yet: it is made now" in capfd.readouterr().err) != is_there
+
+
+def test_what_tries_stages_ends_with_the_dry_run(tmp_path: Path, tiny_lm: Path) -> None:
+    config = write_config(tmp_path, tiny_lm)
+    with subprocess.Popen([sys.executable, str(MAIN), "--cfg", str(config), "--dry_run"]) as running:
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        (child,) = waited(lambda: [int(name) for name in children.read_text().split() if is_trial(int(name))])
+        waited(lambda: Path(f"/proc/{child}/oom_score_adj").read_text().strip() == "1000")
+        running.kill()
+    waited(lambda: not is_trial(child))
+
+
+def is_trial(process: int) -> bool:
+    try:
+        return b"calibration" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def waited(ask: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 300
+    while not (answer := ask()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return answer
 
 
 def test_joint_training_takes_what_was_foreseen(tmp_path: Path, tiny_lm: Path) -> None:

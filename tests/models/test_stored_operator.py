@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glem_graphgym.models.propagation import Adjacency
-from glem_graphgym.models.stored_operator import KINDS, StoredOperator, row_blocks, store_operator
+from glem_graphgym.models.stored_operator import KINDS, StoredOperator, operator_bytes, row_blocks, store_operator
 
 NODES = 60
 
@@ -65,6 +65,15 @@ def test_left_out_nodes_have_no_edges(tmp_path: Path, kind: str) -> None:
     new = np.cumsum(keep) - 1
     among = Adjacency.from_edge_index(torch.from_numpy(np.stack([new[col[inner]], new[row[inner]]])), int(keep.sum()))
     assert torch.equal(wanted[keep], getattr(among, kind)() @ X[keep])
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_its_size_is_known_before_it_is_written(tmp_path: Path, left_out: bool) -> None:
+    rowptr, col = graph()
+    keep = np.random.default_rng(1).random(NODES) < 0.6 if left_out else None
+    found = stored(tmp_path / "operator", rowptr, col, "gcn", keep=keep)
+    written = sum(array.nbytes for array in (found.rowptr, found.col, found.weight))
+    assert operator_bytes(rowptr, col, keep, entries_at_once=7) == written
 
 
 def test_memory_mapped_graphs_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from glem_graphgym.registered.preflight import (
     Preflight,
     Stored,
     Verdict,
+    common_files,
     disk_verdicts,
     examine,
     gnn_remedy,
@@ -27,6 +28,7 @@ from glem_graphgym.registered.preflight import (
     lm_remedy,
     memory_verdicts,
     planned_stages,
+    resident_of_all,
     run_files,
 )
 from glem_graphgym.report.needs import print_needs, shown_size, shown_time, verdict_line
@@ -55,6 +57,9 @@ def measured(**costs: dict[str, Any]) -> dict[str, Any]:
         "joint_weights": 5_000,
         "shared_lm_gold": "/data/lm_gold/key",
         "accelerator": "cpu",
+        "processes": 1,
+        "program_mb": 300.0,
+        "together": ["static", "lm_gold", "e_step"],
         "stages": costs or dict.fromkeys(("lm_gold", "gnn_gold", "e_step", "m_step"), COST),
     }
 
@@ -137,6 +142,50 @@ def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest
     assert verdict.fits
 
 
+def test_what_one_seed_removes_again_is_free_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 1_000)
+    kept = [Stored("logits", str(tmp_path / seed), 100) for seed in "01"]
+    passing = [
+        Stored(what, str(tmp_path / seed), size, passing=True, run=seed)
+        for seed, size in (("0", 30), ("1", 40))
+        for what in ("weights", "hops")
+    ]
+    (verdict,) = disk_verdicts(cfg, [*kept, *passing], {})
+    assert verdict.needed == 2 * 100 + 2 * 40
+
+
+HOPS = {"fixed": False, "folder": "/data/hops", "known": False, "bytes": 1000, "beside": 700, "labels": 90}
+OPERATORS = [
+    {"folder": "/data/hops/operator-a", "bytes": 50, "known": True},
+    {"folder": "", "bytes": 60, "known": False},
+]
+
+
+def test_hops_of_embeddings_pass_and_those_of_fixed_features_stay_for_all_seeds(tmp_path: Path) -> None:
+    configure(train__mode="glem_cascade")
+    found = {**measured(), "hops": {**HOPS, "operators": OPERATORS}}
+    plan = planned_stages(cfg, tmp_path)
+    hops = {item.what: item for item in run_files(cfg, found, tmp_path, plan) if "hop" in item.what}
+    assert [(what, item.bytes, item.passing) for what, item in hops.items()] == [
+        ("hop features of one M-step", 1700, True)
+    ]
+    shared = [(item.bytes, item.done) for item in common_files(cfg, found) if item.what != "tokens"]
+    assert shared == [(50, True), (60, False)]
+    found["hops"].update(fixed=True)
+    hops = {item.what: item for item in run_files(cfg, found, tmp_path, plan) if "hop" in item.what}
+    assert {what: (item.bytes, item.path) for what, item in hops.items()} == {
+        "hop features, while they are made": (700, "/data/hops"),
+        "label hops of one M-step": (90, str(tmp_path / "working")),
+    }
+    assert [(item.bytes, item.done) for item in common_files(cfg, found)][-1] == (1000, False)
+    found["hops"].update(known=True, labels=0)
+    assert not any("hop" in item.what for item in run_files(cfg, found, tmp_path, plan))
+    assert [(item.bytes, item.done) for item in common_files(cfg, found)][-1] == (1000, True)
+    found["hops"].update(known=False)
+    finished = [Planned(stage.folder, stage.kind, done=True) for stage in plan]
+    assert not any("hop" in item.what for item in run_files(cfg, found, tmp_path, finished))
+
+
 # ---- memory -------------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +201,20 @@ def test_memory_is_that_of_the_largest_stage_that_is_still_to_be_done(monkeypatc
     (verdict,) = memory_verdicts(cfg, measured(**costs), stages[:2])
     assert (verdict.stage, verdict.fits) == ("gnn_gold", True)
     assert memory_verdicts(cfg, measured(**costs), stages[:1]) == []
+
+
+def test_memory_is_that_of_all_processes_and_of_the_one_that_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure()
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 1 << 40)
+    costs = {kind: {**COST, "resident_mb": mb + 100.0} for kind, mb in (("lm_gold", 500.0), ("gnn_gold", 900.0))}
+    kinds = ["lm_gold", "gnn_gold"]
+    found = {**measured(**costs), "processes": 3}
+    assert resident_of_all(found, kinds) == {"lm_gold": 3 * 500 + 300, "gnn_gold": 900 + 2 * 500 + 300}
+    assert resident_of_all({**found, "together": kinds}, kinds)["gnn_gold"] == 3 * 900 + 300
+    assert resident_of_all({**found, "processes": 1}, kinds) == {"lm_gold": 500, "gnn_gold": 900}
+    assert resident_of_all(found, ["gnn_gold"]) == {"gnn_gold": 900 + 2 * 300 + 300}  # who waits has done nothing yet
+    (verdict,) = memory_verdicts(cfg, found, [Planned(kind, kind, done=False) for kind in kinds])
+    assert (verdict.resource, verdict.needed, verdict.stage) == ("memory of 3 processes", 2200 << 20, "gnn_gold")
 
 
 def test_an_accelerator_has_a_verdict_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,16 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.hop_step import HopLearner
 from glem_graphgym.registered import sizes
 from glem_graphgym.registered.config import ConfigError, load_config
-from glem_graphgym.registered.sizes import check_memory, feature_width, full_batch_bytes
+from glem_graphgym.registered.sizes import (
+    budget_bytes,
+    check_memory,
+    feature_width,
+    full_batch_bytes,
+    sampled_bytes,
+)
 from glem_graphgym.registered.train import prepare
 
 NODES = 400
@@ -74,12 +81,107 @@ def test_a_full_batch_that_exceeds_the_budget_is_refused_with_figures_and_a_way_
     assert not (tmp_path / "run").exists() and not list((tmp_path / "datasets").glob("tokens/*"))
 
 
-@pytest.mark.parametrize("options", [(), ("gnn.fan_out", "[2, 2]", "glem.memory_budget_gb", 1e-5)])
-def test_what_fits_or_samples_is_not_refused(
-    configure: Callable[..., None], graph: TextGraph, options: tuple[object, ...]
+SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
+
+
+@pytest.mark.parametrize("options", [(), SAMPLED, ("train.mode", "glem_joint", *SAMPLED, *JOINT)])
+@pytest.mark.parametrize("budget", [0.0, 1e-3, 1e6])
+def test_what_fits_is_not_refused(
+    configure: Callable[..., None], graph: TextGraph, options: tuple[object, ...], budget: float
 ) -> None:
-    configure(*options)
+    configure("glem.memory_budget_gb", budget, *options)
     check_memory(cfg, graph)
+
+
+@pytest.mark.parametrize("limit", ["budget", "machine"])
+@pytest.mark.parametrize("mode", ["glem", "glem_joint"])
+def test_sampled_networks_need_graph_features_and_a_prediction(
+    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch, mode: str, limit: str
+) -> None:
+    configure("train.mode", mode, *SAMPLED, *JOINT, *(("glem.memory_budget_gb", 1e-4) if limit == "budget" else ()))
+    if limit == "machine":
+        monkeypatch.setattr(sizes, "machine_bytes", lambda: 100_000)
+    with pytest.raises(ValueError, match=r"model.type glem_gcn samples neighbours in training, but predicts") as error:
+        check_memory(cfg, graph)
+    whose = "glem.memory_budget_gb is 0.0001" if limit == "budget" else "this machine has 0.0001 GB"
+    instead = "glem_sign in train.mode glem" if mode == "glem_joint" else "glem_sign"
+    for part in ("features", "edges", "a prediction of all nodes", whose, f"or {instead}"):
+        assert part in str(error.value)
+    assert str(error.value).endswith(instead)
+
+
+def test_what_a_sampled_network_needs_grows_with_its_neighbourhoods(
+    configure: Callable[..., None], graph: TextGraph
+) -> None:
+    configure(*SAMPLED)
+    few = sampled_bytes(cfg, graph, 32)
+    assert few["features"] == 4 * NODES * 32
+    assert few["edges"] == 24 * len(graph.col)
+    assert few["a prediction of all nodes"] == 4 * NODES * 16
+    configure("gnn.fan_out", "[-1, -1]", "gnn.dim_inner", 2)
+    many = sampled_bytes(cfg, graph, 32)["a step's neighbourhood"]
+    assert many > 4 * len(graph.split["train"]) * 32
+    configure("gnn.fan_out", "[-1, -1]", "gnn.dim_inner", 2, "glem.setting", "inductive")  # not more than is certain
+    assert sampled_bytes(cfg, graph, 32)["a step's neighbourhood"] == 4 * len(graph.split["train"]) * 32 < many
+
+
+# ---- a budget that the machine has not ------------------------------------------------------------------------------
+
+HOPS = ("model.type", "glem_gamlp", "gnn.hops", 2, "gnn.batch_size", 8)
+
+
+def test_a_budget_is_no_more_than_most_of_the_machine(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 10_000)
+    for asked, processes, consistency, found in [
+        (0.0, 1, 0.0, 0), (5e-6, 1, 0.0, 5_000), (9e-6, 1, 0.0, 8_000), (64.0, 1, 0.0, 8_000),
+        (64.0, 2, 0.0, 4_000), (64.0, 2, 0.5, 8_000),
+    ]:  # fmt: skip
+        configure(*HOPS, "glem.memory_budget_gb", asked, "devices", processes, "gnn.consistency", consistency)
+        assert budget_bytes(cfg) == found
+
+
+def test_a_budget_above_the_machine_propagates_on_disk_within_the_machine(
+    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(*HOPS, "glem.memory_budget_gb", 64)
+    check_memory(cfg, graph)
+    assert "memory_budget_gb" not in caplog.text
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 40_000)
+    check_memory(cfg, graph)
+    assert "glem.memory_budget_gb is 64, but this machine has 4e-05 GB" in caplog.text
+    assert "within 3.2e-05 GB of memory" in caplog.text
+    _, run = prepare(cfg, with_lm=True, with_gnn=True)
+    assert isinstance(run.gnn, HopLearner) and run.gnn.storage is not None
+    assert run.gnn.storage.budget == 32_000
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 2_000)
+    with pytest.raises(
+        ValueError, match=r"budget is 1.6e-06 GB \(glem.memory_budget_gb, as far as this machine has it"
+    ):
+        check_memory(cfg, graph)
+
+
+def test_a_full_batch_within_the_budget_but_not_the_machine_is_refused(
+    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure("glem.memory_budget_gb", 64)
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 10_000)
+    with pytest.raises(ValueError, match="but this machine has 1e-05 GB; expected"):
+        check_memory(cfg, graph)
+
+
+def test_hops_of_several_processes_are_held_several_times(
+    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 800_000)
+    for processes, consistency, fits in [(1, 0.0, True), (2, 0.5, True), (2, 0.0, False)]:
+        configure(*HOPS, "devices", processes, "gnn.consistency", consistency)
+        if fits:
+            check_memory(cfg, graph)
+            continue
+        with pytest.raises(ValueError, match=r"has 0.0004 GB for each of 2 processes; set glem.memory_budget_gb"):
+            check_memory(cfg, graph)
 
 
 @pytest.mark.parametrize("model", ["glem_gcn", "glem_gamlp", "gnn"])
@@ -106,7 +208,7 @@ def test_networks_that_pass_messages_need_more(configure: Callable[..., None], g
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("gnn.batch_size", 0), r"gnn.batch_size is 0 with 80 training nodes: .* set it to at most \d+"),  # half pseudo
+        (("gnn.batch_size", 0), r"gnn.batch_size is 0 with 80 training nodes: .* at most \d+"),  # half pseudo
         (("gnn.batch_size", 0, "train.mode", "glem_cascade"), "gnn.batch_size is 0 with 40 training nodes"),
         (("glem.correct_and_smooth", True, "gnn.batch_size", 8), "glem.correct_and_smooth takes about"),
         (("glem.memory_budget_gb", 1e-6), r"400 nodes need at least .*glem.memory_budget_gb"),
@@ -135,7 +237,7 @@ def test_unlabelled_nodes_of_consistency_count_in_a_batch(configure: Callable[..
     at_most = {}
     for consistency in (0.0, 0.5):
         configure(*options, 80, "gnn.consistency", consistency)
-        with pytest.raises(ValueError, match="set it to at most") as error:
+        with pytest.raises(ValueError, match=r"set gnn.batch_size to at most") as error:
             check_memory(cfg, graph)
         at_most[consistency] = int(str(error.value).split()[-1])
         assert ("as many beside them" in str(error.value)) == (consistency > 0)

@@ -1,0 +1,176 @@
+"""GNNs and optimizers that build but cannot be trained are found before anything long begins."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch_geometric.graphgym import register
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.registered import loader
+from glem_graphgym.registered.config import ConfigError, load_config
+from glem_graphgym.registered.network_check import check_network
+from glem_graphgym.registered.train import prepare
+
+CLASSES, WIDTH = 4, 32
+
+
+@pytest.fixture
+def configure(tmp_path: Path, tiny_lm: Path) -> Callable[..., None]:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        f"""
+accelerator: cpu
+dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, synthetic_nodes: 100, synthetic_classes: {CLASSES}}}
+lm: {{model: {tiny_lm}, max_length: 12, precision: 32}}
+gnn: {{dim_inner: 8, layers_mp: 2}}
+train: {{mode: glem}}
+"""
+    )
+
+    def load(*options: object) -> None:
+        load_config(cfg, file, [str(option) for option in options])
+        cfg.run_dir = str(tmp_path / "run")
+
+    return load
+
+
+class Foreign(nn.Module):
+    """A network of some other plugin, right but for what a subclass does wrong."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim_out)
+
+    def forward(self, batch: Any) -> Any:
+        return self.linear(batch.x), None
+
+
+class NeedsArguments(Foreign):
+    def __init__(self, dim_in: int, dim_out: int, depth: int) -> None:
+        super().__init__(dim_in, dim_out)
+
+
+class TakesTwo(Foreign):
+    def forward(self, x: Any, edge_index: Any) -> Any:
+        return self.linear(x), None
+
+
+class TooWide(Foreign):
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out + 1)
+
+
+class OfTheGraph(Foreign):
+    def forward(self, batch: Any) -> Any:
+        return self.linear(batch.x).mean(0, keepdim=True), None
+
+
+class WithoutGradients(Foreign):
+    def forward(self, batch: Any) -> Any:
+        return self.linear(batch.x).detach(), None
+
+
+class CannotPredict(Foreign):
+    def forward(self, batch: Any) -> Any:
+        assert self.training, "only for training"
+        return super().forward(batch)
+
+
+class Drawing(Foreign):
+    def forward(self, batch: Any) -> Any:
+        random.random(), np.random.random(), torch.rand(3)  # noqa: NPY002
+        return super().forward(batch)
+
+
+def check() -> None:
+    check_network(cfg, CLASSES, WIDTH, joint=False)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (NeedsArguments, "model.type foreign cannot be built: TypeError: .*depth"),
+        (
+            TakesTwo,
+            "cannot be the GNN of train.mode glem: TypeError: .*edge_index.*; expected a network",
+        ),
+        (TooWide, r"of 8 nodes it gives \(8, 5\), expected \(8, 4\)"),
+        (OfTheGraph, r"of 8 nodes it gives \(1, 4\), expected \(8, 4\)"),
+        (WithoutGradients, "model.type foreign cannot be the GNN of train.mode glem: RuntimeError: .*grad"),
+        (CannotPredict, "AssertionError: only for training"),
+    ],
+)
+def test_a_network_that_cannot_be_trained(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch, network: type[nn.Module], message: str
+) -> None:
+    monkeypatch.setitem(register.network_dict, "foreign", network)
+    configure("model.type", "foreign")
+    with pytest.raises(ConfigError, match=message):
+        check()
+
+
+NETWORKS = ("glem_mlp", "glem_gcn", "glem_sage", "glem_gat", "glem_revgat", "glem_sgc", "glem_sign", "glem_sagn")
+
+
+@pytest.mark.parametrize("network", [*NETWORKS, "glem_gamlp", "gnn"])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_networks_that_can(configure: Callable[..., None], network: str, precision: str) -> None:
+    configure("model.type", network, "gnn.precision", precision, "dataset.node_encoder", False)
+    check()
+    if network not in ("glem_sgc", "glem_sign"):
+        configure("model.type", network, "glem.label_input", True, "dataset.node_encoder", False)
+        check()
+
+
+def test_the_language_model_is_no_gnn(configure: Callable[..., None]) -> None:
+    configure("model.type", "glem_lm")
+    with pytest.raises(ConfigError, match=r"model.type glem_lm is the language model, for train.mode standard, but"):
+        check()
+
+
+def test_an_optimizer_that_cannot_be_made(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(register.optimizer_dict, "broken", lambda params, base_lr, turbo: None)
+    configure("optim.optimizer", "broken", "model.type", "glem_sage")
+    with pytest.raises(ConfigError, match=r"optim.optimizer broken with optim.scheduler cos cannot be made"):
+        check()
+    check_network(cfg, CLASSES, WIDTH, joint=True)  # where the LM's trains both
+
+
+def test_later_draws_stay_what_they_were(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(register.network_dict, "foreign", Drawing)
+    configure("model.type", "foreign")
+
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(1))  # noqa: NPY002
+
+    def seeded() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    seeded()
+    wanted = draws()
+    seeded()
+    check()
+    assert draws() == wanted
+
+
+@pytest.mark.parametrize(("with_gnn", "options"), [(True, ()), (False, ("train.mode", "glem_joint"))])
+def test_it_is_found_before_texts_are_tokenised(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_gnn: bool, options: Any
+) -> None:
+    monkeypatch.setitem(register.network_dict, "foreign", TooWide)
+    monkeypatch.setattr(loader, "open_token_store", None)
+    joint = ("gnn.fan_out", "[2, 2]", "optim.optimizer", "adamw", "optim.scheduler", "none") if options else ()
+    configure("model.type", "foreign", *options, *joint)
+    with pytest.raises(ConfigError, match=r"model.type foreign cannot be the GNN"):
+        prepare(cfg, with_lm=with_gnn, with_gnn=with_gnn, with_joint=not with_gnn)
+    assert not (tmp_path / "datasets").exists()
