@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from glem_graphgym import processes
 from glem_graphgym.processes import LOST, Place, find_place
 from glem_graphgym.starting import start
 
-SECONDS = 120  # for what takes a few, on a busy machine
+SECONDS = 300  # for what takes a few, on a busy machine
 VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
     *("SLURM_STEP_NUM_NODES", "SLURM_PROCID", "SLURM_LOCALID"),
@@ -128,8 +129,7 @@ processes.leave()
 
 
 def test_two_processes_tell_each_other_and_share_batch_norms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    root = str(Path(__file__).resolve().parents[1])
-    assert start([sys.executable, "-c", PROGRAM, root, str(tmp_path)], 2) == 0, capfd.readouterr().err
+    assert start([sys.executable, "-c", PROGRAM, ROOT, str(tmp_path)], 2) == 0, capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
@@ -155,10 +155,7 @@ def test_an_error_of_all_is_said_once(capfd: pytest.CaptureFixture[str]) -> None
     assert capfd.readouterr().err == "error: no such file\n"
 
 
-# ---- a process that is no longer heard of -------------------------------------------------------------------------
-
 ROOT = str(Path(__file__).resolve().parents[1])
-TIMEOUT = 3.0
 JOIN = """
 import os, signal, subprocess, sys, threading, time
 sys.path.insert(0, sys.argv[1])
@@ -166,6 +163,45 @@ from glem_graphgym import processes
 processes.join(processes.find_place(), "cpu")
 rank = processes.rank()
 """
+# Which end as run/main.py does.
+FAIL = """
+def full():
+    raise OSError("disk full")
+def job(folder):
+    full() if rank == 1 else processes.gather(0)
+try:
+    processes.on_first(full) if sys.argv[2] == "alone" else processes.lead(lambda do: do("."), job)
+except OSError as error:
+    sys.exit(f"error: {error}")
+except RuntimeError as error:
+    sys.exit(processes.LOST if processes.is_lost(error) else f"error: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("alone", "error: disk full\n"), ("together", "error: process 1 of 2 ended with status 1: error: disk full\n")],
+)
+def test_an_error_in_one_while_the_others_wait_ends_them(
+    how: str, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert start([sys.executable, "-c", JOIN + FAIL, ROOT, how], 2) == 1
+    assert capfd.readouterr().err == expected
+
+
+def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2), ("GROUP_RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setattr(processes, "STEP_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(ConnectionError, match="the 2 processes of this run have not found each other: "):
+        processes.join(Place(0, 2, 0, 2), "cpu")
+
+
+# ---- a process that is no longer heard of -------------------------------------------------------------------------
+
+TIMEOUT = 3.0
 STOPPED = JOIN + "if rank == int(sys.argv[2]):\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
 # Which ends in the first of them only after minutes.
 ALONE = "processes.on_first(lambda: time.sleep(600))"
