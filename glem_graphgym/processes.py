@@ -1,4 +1,4 @@
-"""Several processes that do one run together: who this one is, and what they tell each other. Imports nothing of ours.
+"""Several processes that do one run together: who this one is, and what they tell each other.
 
 Every process runs the same program from its start to its end. What all of them do together (training, inference) is
 called in all of them; what one has to do alone is done by the first, while the others wait for it. Without `join`
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
+import socket
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,12 +24,18 @@ from typing import Any, TypeVar
 
 import torch
 
+from glem_graphgym.heartbeat import Heartbeat
+
 T = TypeVar("T")
 Job = Callable[[Path], T]
 
 STEP_TIMEOUT = timedelta(minutes=10)  # of training, in which all are busy with equal parts
 WAIT_TIMEOUT = timedelta(days=30)  # for what the first does alone, however long that takes
+# Without a beat. It needs Python's lock, which pickling and garbage collection hold for seconds at a time, and for many
+# times that on a machine that swaps.
+HEARTBEAT_TIMEOUT = timedelta(minutes=5)
 PARENT = "GLEM_STARTED_BY"  # process id of whoever started this one
+LOST = 75  # exit status of a process that failed because another did
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class _Company:
     place: Place
     group: Any  # CPU tensors, patient
     alone: bool = False
+    heartbeat: Heartbeat | None = None
 
 
 _company: _Company | None = None
@@ -76,8 +86,11 @@ def find_place() -> Place | None:
 def join(place: Place, accelerator: str) -> None:
     """Connect with the run's other processes (gloo, and NCCL where ``accelerator`` is ``cuda``).
 
-    A process that dies closes its connections, at which the others fail; one that hangs is noticed in training after
-    `STEP_TIMEOUT`.
+    A process that dies closes its connections, at which the others fail; that one has stopped, or its machine is out
+    of reach, shows by its heartbeat; that one hangs is noticed in training after `STEP_TIMEOUT`.
+
+    Raises:
+        ConnectionError: they have not found each other.
     """
     from torch import distributed
 
@@ -87,8 +100,41 @@ def join(place: Place, accelerator: str) -> None:
     if accelerator == "cuda":
         torch.cuda.set_device(place.local_rank)
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=STEP_TIMEOUT)
-    _company = _Company(place, distributed.new_group(backend="gloo", timeout=WAIT_TIMEOUT))
+    try:
+        distributed.init_process_group(backend, timeout=STEP_TIMEOUT)
+        _company = _Company(place, distributed.new_group(backend="gloo", timeout=WAIT_TIMEOUT))
+    except distributed.DistError as error:
+        raise ConnectionError(f"the {place.size} processes of this run have not found each other: {error}") from error
+    _company.heartbeat = _start_heartbeat()
+
+
+def _start_heartbeat() -> Heartbeat:
+    """Over a connection of its own to the store in which the processes have found each other."""
+    from torch import distributed
+
+    timeout = _heartbeat_timeout()
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=STEP_TIMEOUT)
+    attempt = from_first(lambda: uuid.uuid4().hex)  # torchrun keeps its store when it starts the processes again
+    hosts = gather(socket.gethostname())
+
+    def end(lost: int) -> None:
+        """At once, because the main thread may be deep in torch; whatever is finished lies on disk."""
+        what = f"process {lost} of {len(hosts)} on {hosts[lost]}"
+        if lost == rank():
+            what = f"{address}:{port}, where the processes of this run meet,"
+        print(f"error: {what} has given no sign of life for {timeout:g} seconds", file=sys.stderr, flush=True)
+        os._exit(LOST)
+
+    return Heartbeat(distributed.PrefixStore(attempt, store), rank(), len(hosts), timeout, end)
+
+
+def _heartbeat_timeout() -> float:
+    text = os.environ.get("GLEM_HEARTBEAT_TIMEOUT", str(HEARTBEAT_TIMEOUT.total_seconds()))
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise ValueError(f"GLEM_HEARTBEAT_TIMEOUT is {text}, expected seconds")
 
 
 def _write_environment(place: Place) -> None:
@@ -128,6 +174,8 @@ def leave() -> None:
     global _company
     if _company is not None:
         barrier()
+        if _company.heartbeat is not None:
+            _company.heartbeat.stop()
         distributed.destroy_process_group()
         _company = None
 

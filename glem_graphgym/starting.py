@@ -11,9 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from glem_graphgym.processes import PARENT
+from glem_graphgym.processes import LOST, PARENT
 
-LOST = 75  # exit status of a process that failed because another did
 GRACE = 3.0  # seconds in which the others may end by themselves, with a message of their own
 
 
@@ -77,12 +76,19 @@ def _report(ended: list[int | None], logs: list[Path]) -> int:
     """Say which processes failed by themselves, beyond what the first has said itself; the run's exit status."""
     if all(status == 0 for status in ended):
         return 0
-    first_spoke = ended[0] is not None and ended[0] not in (0, LOST) and ended[0] > 0
-    for rank, status in enumerate(ended):
-        if status in (None, 0, LOST) or first_spoke:
-            continue
+    if ended[0] is not None and ended[0] not in (0, LOST) and ended[0] > 0:
+        return 1
+    failed = [(rank, status) for rank, status in enumerate(ended) if status not in (None, 0, LOST)]
+    for rank, status in failed:
+        assert status is not None
         how = f"was killed by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        lines = logs[rank].read_text(errors="replace").split("\n") if logs[rank].exists() else []
-        last = next((line for line in reversed(lines) if line.strip()), "")
+        last = _last_line(logs[rank])
         print(f"error: process {rank} of {len(ended)} {how}{': ' if last else ''}{last}", file=sys.stderr)
+    if not failed and ended[0] != LOST:  # the first is the one that was lost: the others know why
+        print(next(filter(None, map(_last_line, logs)), "error: a process of this run was lost"), file=sys.stderr)
     return 1
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "")

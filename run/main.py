@@ -53,7 +53,6 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.em.journal import seed_everything
     from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
     from glem_graphgym.registered.run_folder import RunError, held, require_finished
-    from glem_graphgym.starting import LOST
 
     try:
         load_config(cfg, args.cfg_file, args.opts)
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         if not processes.is_lost(error):
             raise
         print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
-        return LOST
+        return processes.LOST
     except KeyboardInterrupt:
         again = " without --overwrite" if args.overwrite else ""
         print(f"interrupted; type the same command again{again} to resume", file=sys.stderr)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "report": {"report"},
     "registered": {"registered", "em", "data", "models"},
 }
-BESIDE_MAY_IMPORT = {"starting": {"processes"}, "files": {"disk"}}
+BESIDE_MAY_IMPORT = {"starting": {"processes"}, "processes": {"heartbeat"}, "files": {"disk"}}
 # Large, optional, or both: only whoever uses them pays for them.
 LATE = {"transformers", "tokenizers", "peft", "ogb", "tensorboardX", "pyarrow", "lightning"}
 

@@ -1,17 +1,22 @@
-"""Several processes: how they learn who they are, what they tell each other, and what happens when one fails."""
+"""Several processes: how they learn who they are, what they tell each other, what happens when one fails or stops."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from glem_graphgym import processes
-from glem_graphgym.processes import Place, find_place
-from glem_graphgym.starting import LOST, start
+from glem_graphgym.processes import LOST, Place, find_place
+from glem_graphgym.starting import start
 
+SECONDS = 300  # for what takes a few, on a busy machine
 VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
     *("SLURM_STEP_NUM_NODES", "SLURM_PROCID", "SLURM_LOCALID"),
@@ -124,8 +129,7 @@ processes.leave()
 
 
 def test_two_processes_tell_each_other_and_share_batch_norms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    root = str(Path(__file__).resolve().parents[1])
-    assert start([sys.executable, "-c", PROGRAM, root, str(tmp_path)], 2) == 0, capfd.readouterr().err
+    assert start([sys.executable, "-c", PROGRAM, ROOT, str(tmp_path)], 2) == 0, capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
@@ -134,14 +138,14 @@ def test_two_processes_tell_each_other_and_share_batch_norms(tmp_path: Path, cap
     [
         ("raise ValueError('boom')", "error: process 1 of 2 ended with status 1: ValueError: boom\n"),
         ("os.kill(os.getpid(), 9)", "error: process 1 of 2 was killed by signal SIGKILL\n"),
-        (f"sys.exit({LOST})", ""),
+        (f"sys.exit({LOST})", "error: a process of this run was lost\n"),
     ],
 )
 def test_one_that_fails_ends_the_others(second: str, expected: str, capfd: pytest.CaptureFixture[str]) -> None:
     program = f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {second}\ntime.sleep(600)"
     began = time.monotonic()
     assert start([sys.executable, "-c", program], 2) == 1
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < SECONDS
     assert capfd.readouterr().err == expected
 
 
@@ -149,3 +153,131 @@ def test_an_error_of_all_is_said_once(capfd: pytest.CaptureFixture[str]) -> None
     program = "import sys; print('error: no such file', file=sys.stderr); sys.exit(1)"
     assert start([sys.executable, "-c", program], 3) == 1
     assert capfd.readouterr().err == "error: no such file\n"
+
+
+ROOT = str(Path(__file__).resolve().parents[1])
+JOIN = """
+import os, signal, subprocess, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from glem_graphgym import processes
+processes.join(processes.find_place(), "cpu")
+rank = processes.rank()
+"""
+# Which end as run/main.py does.
+FAIL = """
+def full():
+    raise OSError("disk full")
+def job(folder):
+    full() if rank == 1 else processes.gather(0)
+try:
+    processes.on_first(full) if sys.argv[2] == "alone" else processes.lead(lambda do: do("."), job)
+except OSError as error:
+    sys.exit(f"error: {error}")
+except RuntimeError as error:
+    sys.exit(processes.LOST if processes.is_lost(error) else f"error: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("alone", "error: disk full\n"), ("together", "error: process 1 of 2 ended with status 1: error: disk full\n")],
+)
+def test_an_error_in_one_while_the_others_wait_ends_them(
+    how: str, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert start([sys.executable, "-c", JOIN + FAIL, ROOT, how], 2) == 1
+    assert capfd.readouterr().err == expected
+
+
+def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2), ("GROUP_RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setattr(processes, "STEP_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(ConnectionError, match="the 2 processes of this run have not found each other: "):
+        processes.join(Place(0, 2, 0, 2), "cpu")
+
+
+# ---- a process that is no longer heard of -------------------------------------------------------------------------
+
+TIMEOUT = 3.0
+STOPPED = JOIN + "if rank == int(sys.argv[2]):\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+# Which ends in the first of them only after minutes.
+ALONE = "processes.on_first(lambda: time.sleep(600))"
+SILENT = f"has given no sign of life for {TIMEOUT:g} seconds\n"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLEM_HEARTBEAT_TIMEOUT", str(TIMEOUT))
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def by_srun(program: str, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Two processes as srun starts them, the first of which holds the store that all meet in."""
+    task = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    places = [{**os.environ, **task, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    command = [sys.executable, "-c", program, ROOT, *arguments]
+    return [subprocess.Popen(command, env=place, stderr=subprocess.PIPE, text=True) for place in places]
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.usefixtures("impatient")
+def test_one_that_is_stopped_ends_the_run_which_names_it(stopped: int, capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    assert start([sys.executable, "-c", STOPPED + ALONE, ROOT, str(stopped)], 2) == 1
+    assert time.monotonic() - began < SECONDS
+    assert capfd.readouterr().err == f"error: process {stopped} of 2 on {socket.gethostname()} {SILENT}"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_first_that_is_stopped_with_the_store_ends_the_others() -> None:
+    first, second = by_srun(STOPPED + ALONE, "0")
+    try:
+        _, errors = second.communicate(timeout=SECONDS)
+        assert second.returncode == LOST
+        assert errors.endswith(f", where the processes of this run meet, {SILENT}")
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_work_of_the_first_alone_takes_as_long_as_it_likes() -> None:
+    program = f"""{JOIN}
+processes.on_first(lambda: time.sleep({2 * TIMEOUT}))
+processes.leave()
+assert threading.enumerate() == [threading.main_thread()]
+time.sleep(rank * {2 * TIMEOUT})
+"""
+    for process in by_srun(program):
+        assert process.communicate(timeout=SECONDS) == (None, "")
+        assert process.returncode == 0
+
+
+@pytest.mark.usefixtures("impatient")
+def test_processes_that_were_suspended_alike_accuse_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    program = f"""{JOIN}
+first, second = processes.gather(os.getpid())
+wake = f"kill -CONT {{first}}; sleep {TIMEOUT / 4}; kill -CONT {{second}}"
+if rank == 0:
+    subprocess.Popen(["sh", "-c", f"kill -STOP {{first}} {{second}}; sleep {2 * TIMEOUT}; {{wake}}"])
+processes.on_first(lambda: time.sleep({4 * TIMEOUT}))
+processes.leave()
+"""
+    assert start([sys.executable, "-c", program, ROOT], 2) == 0, capfd.readouterr().err
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+def test_a_timeout_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLEM_HEARTBEAT_TIMEOUT", value)
+    with pytest.raises(ValueError, match=f"GLEM_HEARTBEAT_TIMEOUT is {value}, expected seconds"):
+        processes._heartbeat_timeout()
