@@ -110,6 +110,7 @@ class FakeLM(Notebook):
 
 class FakeGNN(Notebook):
     together = False
+    predicted = None
 
     def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
         return self.note(Note(title, targets, features=np.array(features)))
