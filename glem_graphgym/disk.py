@@ -118,7 +118,7 @@ def kept_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
             pass
         else:
             if array.shape == shape and array.dtype == dtype:
-                if _taken(file) < array.offset + array.nbytes:  # it was killed while the space was allocated
+                if taken_bytes(file) < array.offset + array.nbytes:  # it was killed while the space was allocated
                     _allocate(file, array, None)
                 return array
     return new_array(file, dtype, shape)
@@ -133,7 +133,7 @@ def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:
     needed = sum(end - start for start, end in _ranges(array, rows))
     with writing(file, needed), file.open("r+b") as opened:
         # Asked beforehand, so that nobody else finds a full disk meanwhile.
-        require_space(file, needed - _taken(file), "the array")
+        require_space(file, needed - taken_bytes(file), "the array")
         for start, end in _ranges(array, rows):
             _reserve(opened, start, end)
 
@@ -173,15 +173,20 @@ def _reserve(file: BinaryIO, start: int, end: int) -> None:
     file.flush()
 
 
-def _taken(file: Path) -> int:
+def taken_bytes(file: Path) -> int:
     """Bytes of disk that a file has."""
     return 512 * file.stat().st_blocks
 
 
 def free_bytes(path: Path) -> int:
     """Free on the disk of a file or folder that may not be there yet."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest of the folders above it that is there."""
     path = path.absolute()
-    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def size_text(size: int) -> str:

@@ -113,6 +113,15 @@ def is_free(lock: Path) -> bool:
         return False
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Have a file as ``target`` too: the same bytes on disk where the file system can, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links, or another one
+        with writing(target, source.stat().st_size):
+            shutil.copyfile(source, target)
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder that was written by somebody else to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from glem_graphgym.disk import require_space, writing
-from glem_graphgym.files import fingerprint, is_free, make_once, read_json, write_json
+from glem_graphgym.disk import require_space
+from glem_graphgym.files import fingerprint, is_free, link_or_copy, make_once, read_json, write_json
 
 COUNTS = "counts.json"
 
@@ -92,7 +91,7 @@ class Pieces:
         for piece in pieces:
             for file in sorted(piece.iterdir()):
                 if file.name != COUNTS:
-                    _link(file, folder / file.name)
+                    link_or_copy(file, folder / file.name)
 
     def discard(self) -> None:
         """Remove the pieces, now that the snapshot holds them; those of a process that was killed here too."""
@@ -105,11 +104,3 @@ class Pieces:
 
     def _place(self, name: str) -> Path:
         return self.folder / f"{name}-{self.keys[name]}"
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        with writing(target, source.stat().st_size):
-            shutil.copyfile(source, target)

@@ -16,7 +16,6 @@ What a stage may go on from besides (hop features on disk) lies in ``<run folder
 from __future__ import annotations
 
 import logging
-import os
 import random
 import shutil
 import time
@@ -32,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from glem_graphgym import processes
 from glem_graphgym.disk import writing
 from glem_graphgym.em.stage import FitLog, Weights
-from glem_graphgym.files import make_once, read_json, sync, write_json
+from glem_graphgym.files import link_or_copy, make_once, read_json, sync, write_json
 from glem_graphgym.memory import PeakMemory
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
@@ -175,7 +174,7 @@ class Journal:
         else:
             make_once(shared, lambda temporary: self._perform(key, temporary, work, diagnose))
             for file in shared.iterdir():
-                _take(file, part / file.name)
+                link_or_copy(file, part / file.name)
         for file in part.iterdir():
             sync(file)
         part.rename(folder)
@@ -240,15 +239,6 @@ class Journal:
         for stage in self.finished:
             if stage.key.folder not in keep:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
-
-
-def _take(file: Path, target: Path) -> None:
-    """Have ``file`` as ``target`` too: the same bytes on disk where the file system can, else a copy."""
-    try:
-        os.link(file, target)
-    except OSError:
-        with writing(target):
-            shutil.copyfile(file, target)
 
 
 def stage_seed(seed: int, index: int, rank: int = 0) -> int:

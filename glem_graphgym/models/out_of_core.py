@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glem_graphgym.disk import kept_array, new_array, require_space, writing
+from glem_graphgym.disk import kept_array, new_array, require_space, taken_bytes, writing
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.models.hops import rounded
 from glem_graphgym.models.stored_operator import StoredOperator
@@ -405,7 +405,7 @@ class _Propagation:
     def _check_disk(self) -> None:
         kept, count, width = self.shape
         needed = sum(disk_bytes(self.num_nodes, count, width, kept, self.file_type.itemsize, self.budget))
-        there = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir())
+        there = sum(map(taken_bytes, self.folder.iterdir()))
         what = f"propagating hop features ({kept} hops of {count:,} nodes with {width} columns)"
         require_space(self.folder, needed - there, what)
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from glem_graphgym.disk import free_bytes
+from glem_graphgym.disk import existing, free_bytes
 from glem_graphgym.em.loop import UNTIL_PLATEAU
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
@@ -275,11 +275,11 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
     """One a file system; what ``--overwrite`` deletes first is free, what a seed removes is free for the next."""
     groups: dict[int, list[Stored]] = {}
     for item in stored:
-        groups.setdefault(_existing(Path(item.path)).stat().st_dev, []).append(item)
+        groups.setdefault(existing(Path(item.path)).stat().st_dev, []).append(item)
     verdicts = []
     for device, items in groups.items():
-        place = _existing(Path(items[0].path))
-        more = sum(size for path, size in freed.items() if _existing(path).stat().st_dev == device)
+        place = existing(Path(items[0].path))
+        more = sum(size for path, size in freed.items() if existing(path).stat().st_dev == device)
         needed = sum(item.bytes for item in items if not item.done and not item.passing)
         of_runs: Counter[str] = Counter()
         for item in items:
@@ -288,12 +288,6 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
         mount = next(folder for folder in (place, *place.parents) if os.path.ismount(folder) or folder.parent == folder)
         verdicts.append(Verdict(f"disk mounted at {mount}", needed, free_bytes(place) + more, "", disk_remedy(cfg)))
     return verdicts
-
-
-def _existing(path: Path) -> Path:
-    """The path itself, or the nearest of the folders above it that is there."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _size_of(folder: Path) -> int:

@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 def frozen_before(snapshots: Path, sources_complete: bool) -> TextGraph | None:
     """The one snapshot whose sources have been deleted; None where they are there, or where there is not just one."""
-    if sources_complete or not (found := frozen_folder(snapshots)):
+    if (found := frozen_folder(snapshots, sources_complete)) is None:
         return None
     logger.info("%s: not all that it was made of is there any more; it is used as it is", found)
     return load_text_graph(found)
 
 
-def frozen_folder(snapshots: Path) -> Path | None:
-    """The folder of the one snapshot that is there; None where there is not just one."""
+def frozen_folder(snapshots: Path, sources_complete: bool) -> Path | None:
+    """The folder of that snapshot."""
     found = [path for path in snapshots.glob("[!.]*") if (path / "graph.json").is_file()]
-    return found[0] if len(found) == 1 else None
+    return found[0] if len(found) == 1 and not sources_complete else None
 
 
 def class_labels(published: np.ndarray, source: str) -> np.ndarray:

@@ -97,7 +97,7 @@ def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
     """What says, before anything is downloaded or made, which files are missing or wrong: each raises DataError."""
     archive = OgbArchive.of("ogbn-products", root)
     text_files = _find_texts(archive.folder)
-    if frozen_folder(archive.folder / "text_graph") and not (archive.is_complete([PRODUCTS]) and text_files):
+    if frozen_folder(archive.folder / "text_graph", archive.is_complete([PRODUCTS]) and bool(text_files)):
         return []
     return [lambda: archive.check([PRODUCTS]), lambda: _require_texts(archive.folder, text_files)]
 
