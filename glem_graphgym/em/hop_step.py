@@ -194,18 +194,17 @@ class HopLearner(GNNLearner):
         assert self.storage is not None
         rows = features if isinstance(features, FeatureRows) else FeatureRows([features])
         self._check_batch(targets.num_trained, rows.shape[1])
-        dtype = self.hardware.dtype
-        self.hop_features = self.storage.features(self.structures, rows, self.hops, dtype)
+        self.hop_features = self.storage.features(self.structures, rows, self.hops)
         if folds is not None:
             labels = LabelRows(len(rows), targets)
             small = folds.to(torch.int8).numpy()
-            self.label_features = self.storage.labels(self.structures, labels, small, self.label_hops, dtype)
+            self.label_features = self.storage.labels(self.structures, labels, small, self.label_hops)
 
     def _is_stored(self, num_nodes: int, width: int, num_classes: int) -> bool:
         if self.storage is None:
             return False
         entries, classes = len(self.structures.train.col), num_classes if self.settings.label_input else 0
-        return not self.storage.fits(num_nodes, entries, width, self.hops, classes, self.hardware.dtype)
+        return not self.storage.fits(num_nodes, entries, width, self.hops, classes)
 
     def _check_batch(self, trained: int, width: int) -> None:
         """
@@ -242,8 +241,7 @@ class HopLearner(GNNLearner):
         device = next(self.model.parameters()).device
         at_once = NODES_AT_ONCE
         if self.storage is not None:
-            width, dtype = self.hop_features.shape[2], self.hardware.dtype
-            at_once = self.storage.rows_at_once(self.hops, width, NODES_AT_ONCE, dtype)
+            at_once = self.storage.rows_at_once(self.hops, self.hop_features.shape[2], NODES_AT_ONCE)
         for start in range(0, len(nodes), at_once):
             part = nodes[start : start + at_once]
             hops, labels = self.batch(part)

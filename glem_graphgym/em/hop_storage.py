@@ -7,6 +7,7 @@ process left them.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,48 +50,50 @@ class HopStorage:
         working: folder for what one step needs; emptied by others.
         cache: folder for what every run may use.
         nodes: int64 (n,), increasing: the nodes that are trained on or predicted, whose hops are stored; None = all.
-
-    Hops are stored in the type in which training reads them, ``dtype``.
+        dtype: of the stored hops: that in which training reads them.
     """
 
-    def __init__(self, budget: int, working: Path, cache: Path, nodes: np.ndarray | None = None) -> None:
-        self.budget, self.working, self.cache, self.nodes = budget, working, cache, nodes
+    def __init__(
+        self,
+        budget: int,
+        working: Path,
+        cache: Path,
+        nodes: np.ndarray | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.budget, self.working, self.cache, self.nodes, self.dtype = budget, working, cache, nodes, dtype
 
-    def fits(self, num_nodes: int, entries: int, width: int, hops: int, classes: int, dtype: torch.dtype) -> bool:
+    def fits(self, num_nodes: int, entries: int, width: int, hops: int, classes: int) -> bool:
         """Whether hops in memory stay within the budget."""
-        return hops_in_memory(num_nodes, entries, width, hops, dtype.itemsize, classes) <= self.budget
+        return hops_in_memory(num_nodes, entries, width, hops, self.dtype.itemsize, classes) <= self.budget
 
-    def features(self, structures: Any, x: FeatureRows, hops: int, dtype: torch.dtype) -> MappedHops:
+    def features(self, structures: Any, x: FeatureRows, hops: int) -> MappedHops:
         """Hops 0 to K of the features, (K+1, n, D)."""
-        folder = self.features_folder(structures, x, hops, dtype)
-        return self._made(folder, lambda: feature_chains(self._open(structures)), x, hops, 0, dtype)
+        folder = self.features_folder(structures, x, hops)
+        return self._made(folder, lambda: feature_chains(self._open(structures)), x, hops, 0)
 
-    def labels(
-        self, structures: Any, labels: LabelRows, folds: np.ndarray, hops: int, dtype: torch.dtype
-    ) -> MappedHops:
+    def labels(self, structures: Any, labels: LabelRows, folds: np.ndarray, hops: int) -> MappedHops:
         """The last label hop, (1, n, C); ``folds`` int8 (N,), as of `fold_label_hops`."""
-        key = fingerprint("labels", labels.key(), folds, *self._made_of(structures, hops, dtype))
+        key = fingerprint("labels", labels.key(), folds, *self._made_of(structures, hops))
         folder = self.working / f"labels-{key}"
-        return self._made(folder, lambda: label_chains(self._open(structures), folds), labels, hops, hops, dtype)
+        return self._made(folder, lambda: label_chains(self._open(structures), folds), labels, hops, hops)
 
-    def rows_at_once(self, hops: int, width: int, most: int, dtype: torch.dtype) -> int:
+    def rows_at_once(self, hops: int, width: int, most: int) -> int:
         """Nodes whose hops may be in memory at a time, in inference."""
-        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, dtype.itemsize))))
+        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
 
-    def features_folder(self, structures: Any, x: FeatureRows, hops: int, dtype: torch.dtype) -> Path:
+    def features_folder(self, structures: Any, x: FeatureRows, hops: int) -> Path:
         """Where hops of the features lie, or will lie."""
-        key = fingerprint("hops", x.key(), *self._made_of(structures, hops, dtype))
+        key = fingerprint("hops", x.key(), *self._made_of(structures, hops))
         return (self.cache if x.fixed else self.working) / f"hops-{key}"
 
-    def _made(
-        self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int, dtype: torch.dtype
-    ) -> MappedHops:
+    def _made(self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int) -> MappedHops:
         num_nodes, width = source.shape
         plan_columns(num_nodes, width, self.budget)  # a budget that is too small is refused before anything is written
         stored = None if self.nodes is None else np.isin(np.arange(num_nodes), self.nodes, assume_unique=True)
 
         def make(temporary: Path) -> None:
-            options: dict[str, Any] = {"dtype": dtype, "stored": stored, "budget": self.budget}
+            options: dict[str, Any] = {"dtype": self.dtype, "stored": stored, "budget": self.budget}
             propagate_to_disk(temporary, chains(), source, hops, first_hop=first_hop, **options)
 
         make_once(folder, make, resume=True)
@@ -134,10 +137,13 @@ class HopStorage:
 
     _known: tuple[np.ndarray, str] | None = None
 
-    def _made_of(self, structures: Any, hops: int, dtype: torch.dtype) -> tuple[list[str], int, str]:
+    def _made_of(self, structures: Any, hops: int) -> tuple[list[str], int, str]:
         """What names stored hops beside their source."""
-        keys = [self._graph_key(graph) for graph, _ in self.needed(structures)]
-        return keys, hops, fingerprint(self.nodes, str(dtype))
+        return [self._graph_key(graph) for graph, _ in self.needed(structures)], hops, self._stored_key
+
+    @cached_property
+    def _stored_key(self) -> str:
+        return fingerprint(self.nodes, str(self.dtype))
 
 
 def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:

@@ -561,11 +561,10 @@ class Calibration:
         is needed ``beside`` them while they are made and for ``labels``, and the ``operators``."""
         cfg, graph, predicted = self.cfg, self.graph, self.nodes.predicted
         storage, structures = hop_storage(cfg, predicted), stored_structures_of(cfg, graph)
-        item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
         rows = graph.num_nodes if predicted is None else len(predicted)
 
         def on_disk(columns: int, hops: int) -> tuple[int, int]:
-            return disk_bytes(graph.num_nodes, rows, columns, hops, item_bytes, storage.budget)
+            return disk_bytes(graph.num_nodes, rows, columns, hops, storage.dtype.itemsize, storage.budget)
 
         features, beside = on_disk(width, cfg.gnn.hops + 1)
         folder = self._folder_of_hops(storage, structures)
@@ -589,8 +588,7 @@ class Calibration:
         if not made or not any(storage.cache.glob("hops-*")):
             return storage.cache
         x = feature_builder(self.cfg, self.graph, self.tokens, self.nodes.encoded)(None)
-        dtype = hardware_for(self.cfg, self.cfg.gnn.precision).dtype
-        return storage.features_folder(structures, x, self.cfg.gnn.hops, dtype)
+        return storage.features_folder(structures, x, self.cfg.gnn.hops)
 
     @staticmethod
     def _operator_file(storage: HopStorage, part: StoredGraph) -> dict[str, Any]:

@@ -381,7 +381,8 @@ def gnn_learner(
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
     """Where hop features lie that exceed the budget; ``predicted`` as of a `GNNLearner`."""
-    return HopStorage(budget_bytes(cfg), Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops", predicted)
+    working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
+    return HopStorage(budget_bytes(cfg), working, cache, predicted, hardware_for(cfg, cfg.gnn.precision).dtype)
 
 
 def check_gnn(cfg: CfgNode, graph: TextGraph, joint: bool) -> None:

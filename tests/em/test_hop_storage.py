@@ -105,8 +105,10 @@ def learner_of(
     )
 
 
-def storage_in(folder: Path, nodes: np.ndarray | None = None, budget: int = BUDGET) -> HopStorage:
-    return HopStorage(budget, folder / "working", folder / "cache", nodes)
+def storage_in(
+    folder: Path, nodes: np.ndarray | None = None, budget: int = BUDGET, precision: str = "32-true"
+) -> HopStorage:
+    return HopStorage(budget, folder / "working", folder / "cache", nodes, Hardware(precision=precision).dtype)
 
 
 def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) -> tuple[np.ndarray, HopLearner]:
@@ -124,7 +126,7 @@ def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) 
 @pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
 def test_training_on_disk_is_training_in_memory_bit_for_bit(tmp_path: Path, setting: str, precision: str) -> None:
     wanted, memory = trained(learner_of(None, setting, precision))
-    found, disk = trained(learner_of(storage_in(tmp_path), setting, precision))
+    found, disk = trained(learner_of(storage_in(tmp_path, precision=precision), setting, precision))
     np.testing.assert_array_equal(found, wanted)
     assert memory.model is not None and disk.model is not None
     for ours, theirs in zip(disk.model.parameters(), memory.model.parameters(), strict=True):
@@ -135,7 +137,7 @@ def test_training_on_disk_is_training_in_memory_bit_for_bit(tmp_path: Path, sett
 @pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
 def test_hops_on_disk_are_those_in_memory(tmp_path: Path, setting: str, precision: str) -> None:
     memory = learner_of(None, setting, precision)
-    disk = learner_of(storage_in(tmp_path), setting, precision)
+    disk = learner_of(storage_in(tmp_path, precision=precision), setting, precision)
     for learner in (memory, disk):
         learner.load(targets(), FEATURES, None)
     assert isinstance(disk.hop_features, MappedHops) and isinstance(disk.label_features, MappedHops)
@@ -282,9 +284,9 @@ def test_a_budget_below_a_column_is_refused_before_anything_is_written(tmp_path:
 
 def test_inference_reads_as_many_nodes_at_a_time_as_the_budget_allows(tmp_path: Path) -> None:
     storage = storage_in(tmp_path, budget=batch_bytes(10, HOPS, D, 4))
-    assert storage.rows_at_once(HOPS, D, 1000, torch.float32) == 10
-    assert storage.rows_at_once(HOPS, D, 7, torch.float32) == 7
-    assert storage.rows_at_once(100, 10**6, 7, torch.float32) == 1
+    assert storage.rows_at_once(HOPS, D, 1000) == 10
+    assert storage.rows_at_once(HOPS, D, 7) == 7
+    assert storage.rows_at_once(100, 10**6, 7) == 1
 
 
 def test_the_estimate_of_hops_in_memory_grows_with_all_it_is_made_of() -> None:
