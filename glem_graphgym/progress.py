@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_SECONDS = 30.0
-LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} {unit}, {elapsed} gone, about {remaining} left"
+LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} {unit}, {elapsed} gone, about {remaining} left{postfix}"
 LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {elapsed} gone"
 
 

@@ -250,4 +250,7 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    from glem_graphgym import processes
+
+    processes.end(status)

@@ -172,9 +172,12 @@ def job(folder):
 try:
     processes.on_first(full) if sys.argv[2] == "alone" else processes.lead(lambda do: do("."), job)
 except OSError as error:
-    sys.exit(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
+    processes.end(1)
 except RuntimeError as error:
-    sys.exit(processes.LOST if processes.is_lost(error) else f"error: {error}")
+    if not processes.is_lost(error):
+        raise
+    processes.end(processes.LOST)
 """
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from glem_graphgym import processes
 from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batches
@@ -21,8 +20,9 @@ from glem_graphgym.disk import new_array
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half, hide_bar
+from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
+from glem_graphgym.progress import Progress
 
 ROUND = 16  # batches that each of several processes encodes before the first collects them
 
@@ -109,7 +109,7 @@ class LMLearner:
         assert self.model is not None, "fit or load a model first"
         model = self.model.to(self.hardware.device).eval()
         nodes = np.arange(len(self.tokens)) if nodes is None else nodes
-        bar = tqdm(total=len(nodes), desc=title, unit="text", disable=hide_bar(), leave=False)
+        bar = Progress(total=len(nodes), desc=title, unit="text", disable=processes.rank() > 0, leave=False)
         batches = budget_batches(self.tokens.lengths, nodes, self.settings.infer_tokens)
         rank, size = processes.rank(), processes.world_size()
         with torch.inference_mode(), self.hardware.autocast(), bar:

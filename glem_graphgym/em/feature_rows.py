@@ -39,6 +39,11 @@ class FeatureRows:
         if standardise:
             self.mean, self.deviation = column_statistics(self.parts, rows)
 
+    @classmethod
+    def of(cls, features: Any) -> FeatureRows:
+        """Features that are such rows already, or a float array (N, D)."""
+        return features if isinstance(features, FeatureRows) else cls([features])
+
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.parts[0]), sum(part.shape[1] for part in self.parts)
@@ -48,7 +53,17 @@ class FeatureRows:
 
     def read(self, first: int, end: int) -> np.ndarray:
         """float32 (end - first, D)."""
-        x = _joined(self.parts, first, end)
+        return self._normed(_joined(self.parts, first, end))
+
+    def take(self, nodes: np.ndarray) -> np.ndarray:
+        """float32 (n, D) of ``nodes``, int64 (n,), in any order."""
+        order = np.argsort(nodes, kind="stable")  # read as they lie, which spares a disk that has to seek
+        places = nodes[order]
+        x = np.empty((len(nodes), self.shape[1]), dtype=np.float32)
+        x[order] = self._normed(np.concatenate([np.asarray(part[places], np.float32) for part in self.parts], axis=1))
+        return x
+
+    def _normed(self, x: np.ndarray) -> np.ndarray:
         return x if self.mean is None else (x - self.mean) / self.deviation
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -76,16 +91,18 @@ class LabelRows:
         return self.num_nodes, self.targets.gold.num_classes
 
     def read(self, first: int, end: int) -> np.ndarray:
-        out = np.zeros((end - first, self.shape[1]), dtype=np.float32)
-        start, stop = np.searchsorted(self.pseudo_nodes, [first, end])
-        if start < stop:
+        return self.take(np.arange(first, end))
+
+    def take(self, nodes: np.ndarray) -> np.ndarray:
+        """float32 (n, C) of ``nodes``, int64 (n,), in any order."""
+        out = np.zeros((len(nodes), self.shape[1]), dtype=np.float32)
+        rows, _ = _found(nodes, self.pseudo_nodes)
+        if len(rows):
             assert self.targets.pseudo is not None
-            nodes = self.pseudo_nodes[start:stop]
-            out[nodes - first] = self.targets.pseudo.targets(nodes).numpy()
-        start, stop = np.searchsorted(self.gold_nodes, [first, end])
-        nodes, labels = self.gold_nodes[start:stop], self.targets.gold.labels[self.gold_order[start:stop]]
-        out[nodes - first] = 0.0
-        out[nodes - first, labels] = 1.0
+            out[rows] = self.targets.pseudo.targets(nodes[rows]).numpy()
+        rows, places = _found(nodes, self.gold_nodes)
+        out[rows] = 0.0
+        out[rows, self.targets.gold.labels[self.gold_order[places]]] = 1.0
         return out
 
     def key(self) -> str:
@@ -119,6 +136,15 @@ def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> t
     deviation = np.sqrt(squares / max(1, count)).astype(np.float32)
     deviation[deviation < 1e-6] = 1.0
     return mean.astype(np.float32), deviation
+
+
+def _found(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of ``nodes`` are among the increasing ``known`` ones, and where there."""
+    if not len(known):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    places = np.searchsorted(known, nodes).clip(max=len(known) - 1)
+    rows = np.flatnonzero(known[places] == nodes)
+    return rows, places[rows]
 
 
 def _joined(parts: Sequence[np.ndarray], first: int, end: int) -> np.ndarray:

@@ -192,7 +192,7 @@ class HopLearner(GNNLearner):
 
     def _load_stored(self, targets: StepTargets, features: Any, folds: Tensor | None) -> None:
         assert self.storage is not None
-        rows = features if isinstance(features, FeatureRows) else FeatureRows([features])
+        rows = FeatureRows.of(features)
         self._check_batch(targets.num_trained, rows.shape[1])
         self.hop_features = self.storage.features(self.structures, rows, self.hops)
         if folds is not None:

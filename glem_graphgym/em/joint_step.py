@@ -7,7 +7,7 @@ every node of its neighbourhoods rather than one text a target.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from glem_graphgym.data.tokens import TokenStore, budget_batches
 from glem_graphgym.em.e_step import LMSettings, encode_in_parts, fit_lm, lm_optimizers
+from glem_graphgym.em.feature_rows import FeatureRows
+from glem_graphgym.em.layerwise import LayerwiseInference, StoredInputs
 from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import decay_groups
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.sampled_step import Neighbourhood, Neighbourhoods, even_batches, input_rows
+from glem_graphgym.em.sampled_step import Neighbourhood, Neighbourhoods, even_batches
 from glem_graphgym.em.stage import FitLog, Hardware, Task, Validation, Weights, half
 from glem_graphgym.models.joint import JointModel
+from glem_graphgym.progress import Progress
 
 VALIDATED_AT_ONCE = 8192  # validation nodes whose neighbourhoods are sampled together, each text encoded once
 ROWS_AT_ONCE = 1 << 16  # in inference
@@ -66,6 +68,9 @@ class JointLearner:
         neighbourhoods: draws them from these structures, one hop a layer of the GNN.
         validation: selects the weights.
         hardware: device and precision.
+        predicted: as of a `GNNLearner`.
+        layerwise: lets the GNN predict where graph and features are too large to be in memory; its network is then
+            `layerwise.Layered`. None: they are in memory.
     """
 
     def __init__(
@@ -77,13 +82,17 @@ class JointLearner:
         settings: JointSettings,
         validation: Validation,
         hardware: Hardware,
+        *,
+        predicted: np.ndarray | None = None,
+        layerwise: LayerwiseInference | None = None,
     ) -> None:
         self.tokens, self.build = tokens, build
         self.structures, self.neighbourhoods = structures, neighbourhoods
         self.settings, self.validation, self.hardware = settings, validation, hardware
+        self.predicted, self.layerwise = predicted, layerwise
         self.model: JointModel | None = None
         self.targets: StepTargets | None = None
-        self.inputs: GNNInputs | None = None
+        self.inputs: GNNInputs | StoredInputs | None = None
         self.costs: dict[str, float] = {}
 
     def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
@@ -109,9 +118,12 @@ class JointLearner:
 
     def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
         """Take a new model for these features, pretrained and fresh or, where given, with ``weights``."""
-        more = torch.from_numpy(np.asarray(features, dtype=np.float32))
         self.targets = targets
-        self.inputs = GNNInputs(more, targets if self.settings.label_input else None)
+        labels = targets if self.settings.label_input else None
+        if self.layerwise is None:
+            self.inputs = GNNInputs(torch.from_numpy(np.asarray(features, dtype=np.float32)), labels)
+        else:
+            self.inputs = StoredInputs(FeatureRows.of(features), labels, torch.float32)
         self.model = self.build(self.inputs.dim, targets.gold.num_classes)
         if weights is not None:
             self.model.load_state_dict(weights)
@@ -119,7 +131,7 @@ class JointLearner:
     def logits(self, hood: Neighbourhood) -> Tensor:
         """Logits (b, C) of a neighbourhood's seeds; their own gold labels are no input."""
         assert self.model is not None and self.inputs is not None, "fit or load a model first"
-        more = input_rows(self.inputs, hood.nodes, slice(hood.num_seeds)).to(self.hardware.device)
+        more = self.inputs.rows(hood.nodes, slice(hood.num_seeds)).to(self.hardware.device)
         embeddings = self._encode(hood.nodes)
         return self.model(embeddings, more, hood.structure.to(self.hardware.device))[: hood.num_seeds]
 
@@ -130,15 +142,22 @@ class JointLearner:
         recompute_from = 1 if s.recompute else None
         return encode_in_parts(self.model.encoder, self.tokens, nodes, s.part_tokens, device, recompute_from)
 
-    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str = "predicting") -> None:
-        """Write all nodes' logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped).
+    def predict(
+        self,
+        logits: np.ndarray,
+        embeddings: np.ndarray,
+        title: str = "predicting",
+        nodes: np.ndarray | None = None,
+    ) -> None:
+        """Write logits (N, C) of the ``predicted`` nodes and text embeddings (N, H) into the given arrays (float16,
+        memory-mapped), these of ``nodes``, int64 (n,), alone where given.
 
         The GNN sees all neighbours of all nodes, and the embeddings as they are written.
         """
         assert self.model is not None, "fit or load a model first"
         model = self.model.to(self.hardware.device).eval()
-        nodes = np.arange(len(self.tokens))
-        bar = tqdm(total=len(nodes), desc=title, unit="text", disable=None, leave=False)
+        nodes = np.arange(len(self.tokens)) if nodes is None else nodes
+        bar = Progress(total=len(nodes), desc=title, unit="text", leave=False)
         with torch.inference_mode(), self.hardware.autocast(), bar:
             for batch in budget_batches(self.tokens.lengths, nodes, self.settings.lm.infer_tokens):
                 ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(batch))
@@ -147,28 +166,63 @@ class JointLearner:
         self.propagate(logits, embeddings)
 
     def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
-        """Write all nodes' logits (N, C) that the GNN gives for text embeddings (N, H), seeing all neighbours."""
-        assert self.model is not None and self.targets is not None and self.inputs is not None
-        model = self.model.to(self.hardware.device).eval()
-        features = self._all_features(embeddings)
-        settings = GNNSettings(label_input=self.settings.label_input)
+        """Write the logits (N, C) that the GNN gives for text embeddings (N, H), seeing all neighbours."""
+        assert self.model is not None
+        self.model.to(self.hardware.device).eval()
+        if self.layerwise is None:
+            self._propagate_in_memory(logits, embeddings)
+            return
+        predicted = np.arange(len(logits)) if self.predicted is None else self.predicted
+        with torch.inference_mode(), self.hardware.autocast():
+            for nodes, found in self._exact_logits(self.layerwise, embeddings, predicted):
+                logits[nodes] = half(found)
+
+    def _exact_logits(
+        self, layerwise: LayerwiseInference, embeddings: np.ndarray, nodes: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Parts of ``nodes``, each with its logits (b, C); no features of all nodes are made."""
+        model, inputs = self.model, self.inputs
+        assert model is not None
+        assert isinstance(inputs, StoredInputs)
+        gnn: Any = model.gnn
+        for group, more in inputs.for_prediction(nodes):
+
+            def rows(wanted: np.ndarray, more: Callable[[np.ndarray], Tensor] = more) -> Tensor:
+                return self._node_features(embeddings[wanted], more(wanted))
+
+            yield from layerwise.logits(gnn, embeddings.shape[1] + inputs.dim, rows, group)
+
+    def _propagate_in_memory(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
+        model, targets = self.model, self.targets
+        assert model is not None
+        assert targets is not None
         exact = GNNLearner(
-            lambda dim_in, num_classes: model.gnn, self.structures, _untrained, settings, self.validation, self.hardware
+            lambda dim_in, num_classes: model.gnn,
+            self.structures,
+            _untrained,
+            GNNSettings(label_input=self.settings.label_input),
+            self.validation,
+            self.hardware,
+            predicted=self.predicted,
         )
-        exact.load(self.targets, features, None)
+        exact.load(targets, self._all_features(embeddings), None)
         exact.predict(logits)
 
     def _all_features(self, embeddings: np.ndarray) -> np.ndarray:
         """float32 (N, H + F): the GNN's input but for labels."""
-        assert self.model is not None and self.inputs is not None
+        assert isinstance(self.inputs, GNNInputs)
         found = np.empty((len(embeddings), embeddings.shape[1] + self.inputs.x.shape[1]), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(found), ROWS_AT_ONCE):
                 rows = slice(start, start + ROWS_AT_ONCE)
-                part = torch.from_numpy(np.asarray(embeddings[rows], dtype=np.float32)).to(self.hardware.device)
-                more = self.inputs.x[rows].to(self.hardware.device)
-                found[rows] = self.model.node_features(part, more).cpu().numpy()
+                found[rows] = self._node_features(embeddings[rows], self.inputs.x[rows]).cpu().numpy()
         return found
+
+    def _node_features(self, embeddings: np.ndarray, more: Tensor) -> Tensor:
+        """float32 (n, H + F) of some nodes' text embeddings (n, H) and further features (n, F)."""
+        assert self.model is not None
+        x = torch.from_numpy(np.asarray(embeddings, dtype=np.float32)).to(self.hardware.device)
+        return self.model.node_features(x, more.to(self.hardware.device))
 
     @property
     def embedding_dim(self) -> int:

@@ -262,11 +262,11 @@ class Run:
         joint = self.joint
         assert joint is not None, "this run has no joint model"
         log = joint.fit(self.gnn_step_targets(key, None), self.features(None), key.name)
-        logits = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)
         joint.predict(
-            logits,
-            open_predictions(folder, "embeddings", self.num_nodes, joint.embedding_dim),
+            open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes, joint.predicted),
+            open_predictions(folder, "embeddings", self.num_nodes, joint.embedding_dim, self.encoded),
             f"{key.name} encodes",
+            self.encoded,
         )
         assert joint.model is not None
         work = _work(joint.model, log, joint.settings.lm.lr)

@@ -241,6 +241,10 @@ class GNNInputs:
             self.is_gold = np.isin(np.arange(len(x)), targets.gold.nodes)
 
     @property
+    def num_nodes(self) -> int:
+        return len(self.x)
+
+    @property
     def dim(self) -> int:
         return self.x.shape[1] + (0 if self.labels is None else self.labels.shape[1])
 
@@ -263,18 +267,42 @@ class GNNInputs:
         known = x[:, self.x.shape[1] :]
         return torch.cat([self.x, torch.where(nodes[:, None], labels.to(known), known)], dim=1)
 
-    def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Groups of ``nodes`` that together are all of them, each with an input that hides the group's own labels.
+    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
+        """(n, D [+ C]): the input of ``nodes``, int64 (n,), without the labels of its ``hidden`` rows."""
+        places = torch.from_numpy(nodes)
+        return with_labels(self.x[places], None if self.labels is None else self.labels[places], hidden)
 
-        The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the
-        labels of its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
-        """
+    def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Groups of ``nodes`` that together are all of them, each with an input that hides the group's own labels."""
         if self.labels is None:
             yield nodes, self.x
             return
-        fold_of = np.arange(len(self.x)) % FOLDS + FOLDS * self.is_gold
-        for fold in np.unique(fold_of[nodes]):
-            yield nodes[fold_of[nodes] == fold], self.hiding(np.flatnonzero(fold_of == fold))
+        for group, fold in prediction_folds(self.is_gold, nodes):
+            yield group, self.hiding(fold)
+
+
+def with_labels(x: Tensor, labels: Tensor | None, hidden: Tensor | slice) -> Tensor:
+    """Features (n, D) and, where there are any, ``labels`` (n, C) beside them, zeros in the ``hidden`` rows."""
+    if labels is None:
+        return x
+    shown = labels.clone()
+    shown[hidden] = 0
+    return torch.cat([x, shown], dim=1)
+
+
+def prediction_folds(is_gold: np.ndarray, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Groups of ``nodes`` that together are all of them, each with the nodes whose labels its input hides.
+
+    The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the labels of
+    its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
+
+    Args:
+        is_gold: bool (N,).
+        nodes: int64, increasing.
+    """
+    fold_of = np.arange(len(is_gold)) % FOLDS + FOLDS * is_gold
+    for fold in np.unique(fold_of[nodes]):
+        yield nodes[fold_of[nodes] == fold], np.flatnonzero(fold_of == fold)
 
 
 def label_channel(num_nodes: int, targets: StepTargets) -> Tensor:
@@ -306,8 +334,7 @@ class GNNTask(StepTask):
 
     def __init__(self, targets: StepTargets, learner: GNNLearner) -> None:
         super().__init__(targets, learner)
-        assert learner.inputs is not None, "load a model first"
-        self.inputs, self.learner = learner.inputs, learner
+        self.learner = learner
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
@@ -316,7 +343,9 @@ class GNNTask(StepTask):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         nodes, target, is_gold = self.epoch_targets()
-        logits = self.learner.reusing_labels(self.inputs.hiding(nodes), self.learner.seen_logits)
+        inputs = self.learner.inputs
+        assert inputs is not None
+        logits = self.learner.reusing_labels(inputs.hiding(nodes), self.learner.seen_logits)
         place = torch.from_numpy(nodes).to(self.device)
         loss = glem_loss(logits[place], target.to(self.device), is_gold.to(self.device), self.targets.weight)
         if self.learner.teacher is None:
@@ -351,7 +380,8 @@ class GNNTask(StepTask):
         return rng.permutation(pseudo)[-(-len(self.targets.pseudo.nodes) // FOLDS) :]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        for nodes, x in self.inputs.for_prediction(self.validation.nodes):
+        assert self.learner.inputs is not None
+        for nodes, x in self.learner.inputs.for_prediction(self.validation.nodes):
             logits = self.learner.reusing_labels(x, self.learner.seen_logits)
             self.see(nodes, logits[torch.from_numpy(nodes).to(self.device)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from glem_graphgym.data.sampling import Block, NeighbourSampler
-from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, GNNTask, Structures
+from glem_graphgym.em.feature_rows import FeatureRows
+from glem_graphgym.em.layerwise import LayerwiseInference, StoredInputs
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GNNTask, Structures
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.stage import Hardware, Task, Validation
+from glem_graphgym.em.stage import Hardware, Task, Validation, Weights, half
 
 
 class Neighbourhood(NamedTuple):
@@ -58,15 +60,13 @@ class Neighbourhoods:
         return Neighbourhood(nodes, self.of_block(block), len(seeds))
 
 
-def input_rows(inputs: GNNInputs, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
-    """(n, D [+ C]): the GNN's input of ``nodes``, int64 (n,), without the labels of its ``hidden`` rows."""
-    places = torch.from_numpy(nodes)
-    x = inputs.x[places]
-    if inputs.labels is None:
-        return x
-    shown = inputs.labels[places]
-    shown[hidden] = 0
-    return torch.cat([x, shown], dim=1)
+class SampledInputs(Protocol):
+    """The GNN's input, read by rows: `GNNInputs`, or `StoredInputs`."""
+
+    @property
+    def num_nodes(self) -> int: ...
+
+    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor: ...
 
 
 class SampledLearner(GNNLearner):
@@ -100,8 +100,72 @@ class SampledLearner(GNNLearner):
         super().__init__(build, structures, make_optimizer, settings, validation, hardware, predicted=predicted)
         self.neighbourhoods, self.batch_size = neighbourhoods, batch_size
 
+    @property
+    def sampled_inputs(self) -> SampledInputs:
+        """What training reads rows of."""
+        assert self.inputs is not None, "fit or load a model first"
+        return self.inputs
+
     def task(self, targets: StepTargets) -> Task:
         return _SampledTask(targets, self)
+
+
+class StoredSampledLearner(SampledLearner):
+    """A `SampledLearner` for a graph and features that may be memory-mapped: nothing of all nodes is in memory.
+
+    Its network is `layerwise.Layered`, and training sees the whole graph (transductive).
+
+    Args:
+        layerwise: validates and predicts.
+
+        The others as `SampledLearner`.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[int, int], nn.Module],
+        structures: Structures,
+        make_optimizer: Callable[[Iterator[nn.Parameter]], tuple[Any, Any]],
+        settings: GNNSettings,
+        validation: Validation,
+        hardware: Hardware,
+        *,
+        neighbourhoods: Neighbourhoods,
+        layerwise: LayerwiseInference,
+        batch_size: int = 0,
+        predicted: np.ndarray | None = None,
+    ) -> None:
+        more: dict[str, Any] = {"neighbourhoods": neighbourhoods, "batch_size": batch_size, "predicted": predicted}
+        super().__init__(build, structures, make_optimizer, settings, validation, hardware, **more)
+        self.layerwise = layerwise
+        self.stored: StoredInputs | None = None
+
+    @property
+    def sampled_inputs(self) -> StoredInputs:
+        assert self.stored is not None, "fit or load a model first"
+        return self.stored
+
+    def load(self, targets: StepTargets, features: Any, weights: Weights | None) -> None:
+        """Take a new GNN for float (N, D) ``features``, an array or `FeatureRows`, as a `GNNLearner`."""
+        labels = targets if self.settings.label_input else None
+        self.stored = StoredInputs(FeatureRows.of(features), labels, self.hardware.dtype)
+        self.take_model(self.stored.dim, targets.gold.num_classes, weights)
+
+    def predictions(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        assert self.model is not None, "fit or load a model first"
+        self.model.to(self.hardware.device).eval()
+        with torch.inference_mode(), self.hardware.autocast():
+            for part, logits in self.exact_logits(nodes):
+                yield part, half(logits)
+
+    def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Parts of ``nodes`` that together are all of them, each with its logits."""
+        model, inputs = self.model, self.sampled_inputs
+        for group, rows in inputs.for_prediction(nodes):
+            yield from self.layerwise.logits(model, inputs.dim, rows, group)  # type: ignore[arg-type]
+
+    def task(self, targets: StepTargets) -> Task:
+        return _StoredSampledTask(targets, self)
 
 
 class _SampledTask(GNNTask):
@@ -113,12 +177,13 @@ class _SampledTask(GNNTask):
     def train_dataloader(self) -> DataLoader:
         nodes, target, is_gold = self.epoch_targets()
         rng = np.random.default_rng([self.targets.seed, self.current_epoch, 3])
-        hidden = torch.zeros(len(self.inputs.x), dtype=torch.bool)
+        inputs = self.learner.sampled_inputs
+        hidden = torch.zeros(inputs.num_nodes, dtype=torch.bool)
         hidden[torch.from_numpy(nodes)] = True
 
         def collate(batch: np.ndarray) -> tuple[Any, ...]:
             hood = self.learner.neighbourhoods.around(nodes[batch], rng)
-            x = input_rows(self.inputs, hood.nodes, hidden[torch.from_numpy(hood.nodes)])
+            x = inputs.rows(hood.nodes, hidden[torch.from_numpy(hood.nodes)])
             return x, hood.structure, target[batch], is_gold[batch]
 
         self.num_batches = self.num_batches or len(even_batches(nodes, self.learner.batch_size))
@@ -128,6 +193,14 @@ class _SampledTask(GNNTask):
     def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
         x, structure, target, is_gold = batch
         return glem_loss(self.model(x, structure)[: len(target)], target, is_gold, self.targets.weight)
+
+
+class _StoredSampledTask(_SampledTask):
+    learner: StoredSampledLearner
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        for nodes, logits in self.learner.exact_logits(self.validation.nodes):
+            self.see(nodes, logits)
 
 
 def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -16,10 +16,10 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from glem_graphgym import processes
 from glem_graphgym.models.shared_norm import share_batch_norms
+from glem_graphgym.progress import Progress
 
 Weights = dict[str, Tensor]
 
@@ -211,7 +211,9 @@ class _BestWeights(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         total = self.plan.epochs * trainer.num_training_batches
-        self.bar = tqdm(total=int(total), desc=self.plan.title, unit="batch", disable=hide_bar(), leave=False)
+        self.bar = Progress(
+            total=int(total), desc=self.plan.title, unit="batch", disable=processes.rank() > 0, leave=False
+        )
         if processes.world_size() > 1:
             # Lightning's own handler begins to talk to the other processes, in the middle of what they say.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -258,11 +260,6 @@ class _BestWeights(pl.Callback):
 
     def restore(self, task: Task) -> None:
         task.model.load_state_dict(self.weights)
-
-
-def hide_bar() -> bool | None:
-    """tqdm's ``disable``: one process shows progress, on a terminal."""
-    return True if processes.rank() > 0 else None
 
 
 def _quiet_lightning() -> None:

@@ -80,10 +80,22 @@ def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor
     hops = len(block.ends) - 1
     if hops != len(network.layers):
         raise ValueError(f"the block has {hops} hops, the network {len(network.layers)} layers; expected as many")
-    x = dropout(x, network.input_dropout, network.training)
-    *inner, outer = block.layers()
-    for layer, activation, adjacency in zip(network.layers[:-1], network.activations, inner, strict=True):
-        hidden = activation(layer(x, adjacency)[: adjacency.num_seeds])
-        x = x[: len(hidden)]
-        x = x + hidden if network.residual and x.shape == hidden.shape else hidden
-    return network.layers[-1](x, outer)[: block.num_seeds]
+    for index, adjacency in enumerate(block.layers()):
+        x = layer_outputs(network, index, x, adjacency)
+    return x
+
+
+def layer_outputs(network: LayerStack, index: int, x: Tensor, block: BlockAdjacency) -> Tensor:
+    """What a network's layer ``index`` gives the seeds of a block of one hop, (b, D'): the last layer's are logits.
+
+    Args:
+        x: (n, D), of all the block's nodes what the layer before gives, or the network's input features.
+    """
+    seeds = block.num_seeds
+    if index == 0:
+        x = dropout(x, network.input_dropout, network.training)
+    out = network.layers[index](x, block)[:seeds]
+    if index == len(network.layers) - 1:
+        return out
+    out, before = network.activations[index](out), x[:seeds]
+    return before + out if network.residual and before.shape == out.shape else out

@@ -46,7 +46,15 @@ from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.networks import sees_hops
 from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
-from glem_graphgym.registered.sizes import budget_bytes, check_memory, full_batch_bytes, processes_here
+from glem_graphgym.registered.sizes import (
+    GB,
+    budget_bytes,
+    check_memory,
+    full_batch_bytes,
+    layer_file_bytes,
+    predicts_layerwise,
+    processes_here,
+)
 from glem_graphgym.registered.train import (
     check_gnn,
     em_settings,
@@ -175,12 +183,14 @@ class Calibration:
             "gnn_weights": 0,
             "joint_weights": 0,
             "hops": None,
+            "layers": 0,  # bytes of what layers give, on disk while a GNN predicts
             "together": ["static", "lm_gold", "e_step"],  # what all processes of a run do, each a part
         }
         self.stages: dict[str, Cost] = {}
         self.unseen_mb = 0.0  # of what a run has in memory and a trial on a smaller graph has not
         self.widths: dict[str, int] = {}  # columns of each kind of node features
         self.scale = 1.0  # nodes of the graph a node of the one that GNNs are tried on
+        self.layerwise = False  # whether a GNN on sampled neighbourhoods predicts by blocks of nodes
 
     def run(self, kinds: list[str]) -> dict[str, Any]:
         """``kinds``: names of stages without their iteration, in their order."""
@@ -372,18 +382,22 @@ class Calibration:
         count = max(FEWEST_NODES, int(share * graph.num_nodes))
         small = graph if count >= graph.num_nodes else smaller_graph(graph, count)
         self.scale, self.about["tried_nodes"] = graph.num_nodes / small.num_nodes, small.num_nodes
-        in_memory = cfg.clone()  # what does not fit into a budget is reckoned, and not tried
-        in_memory.glem.memory_budget_gb, in_memory.run_dir = 0.0, str(self.scratch)
-        return small, in_memory
+        tried = cfg.clone()
+        tried.run_dir, tried.glem.memory_budget_gb = str(self.scratch), 0.0  # hops on disk are reckoned, and not tried
+        self.layerwise = predicts_layerwise(cfg, graph)
+        if self.layerwise:  # in proportion, so that the small graph exceeds it too
+            tried.glem.memory_budget_gb = budget_bytes(cfg) / self.scale / GB
+            self.about["layers"] = layer_file_bytes(cfg, graph, self.nodes.predicted)
+        return small, tried
 
     def _gnn(self) -> tuple[TextGraph, GNNLearner, Callable[[np.ndarray | None], np.ndarray]]:
         """A graph to try the GNN on, the GNN, and what makes its features."""
-        small, in_memory = self._tried_graph()
-        features = feature_builder(*self._feature_source(in_memory, small, self.widths))
+        small, tried = self._tried_graph()
+        features = feature_builder(*self._feature_source(tried, small, self.widths))
         before = PeakMemory().resident_mb()
         self.small_nodes = nodes = self.nodes if small is self.graph else nodes_of(self.cfg, small)
         validation = Validation(small.split["valid"], Rising())
-        gnn = gnn_learner(in_memory, small, validation, nodes.candidates, nodes.predicted)
+        gnn = gnn_learner(tried, small, validation, nodes.candidates, nodes.predicted)
         structures = max(0.0, PeakMemory().resident_mb() - before)
         self.unseen_mb = (self.scale - 1) * structures
         return small, gnn, features
@@ -466,6 +480,8 @@ class Calibration:
         if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
             hops = _bytes_of_gnn(self.cfg, small, sum(self.widths.values()))
             growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
+        elif self.layerwise:  # the budget takes the place of what grows with the graph
+            growth = min(growth, resident - before + budget_bytes(self.cfg) / MB)
         self.stages[kind] = Cost(
             resident_mb=before + growth + self.unseen_mb + (self._buckets_mb(gnn.model) if together else 0.0),
             mapped_mb=2 * self.graph.num_nodes * (self.about["dim"] + self.graph.num_classes) / MB,
@@ -487,12 +503,13 @@ class Calibration:
             chosen = np.random.default_rng(0).choice(self.graph.num_nodes, small.num_nodes, replace=False)
             tokens = TokensLike(tokens, chosen)
         valid = small.split["valid"]
-        learner = joint_learner(cfg, small, tokens, Validation(valid[:JOINT_VALIDATED], Rising()))
+        predicted = self.nodes.predicted if small is self.graph else nodes_of(self.cfg, small).predicted
+        learner = joint_learner(cfg, small, tokens, Validation(valid[:JOINT_VALIDATED], Rising()), predicted)
         settings, train = learner.settings, small.split["train"]
-        source, graph, static_tokens, _ = self._feature_source(cfg, small, self.widths)
+        source = self._feature_source(cfg, small, self.widths)
         with self._measured() as memory:
             start = _now()
-            features = further_features(source, graph, static_tokens)(None)
+            features = further_features(*source)(None)
             first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])
             overhead = _now() - start - first
             learner.model = None
@@ -519,8 +536,11 @@ class Calibration:
         steps = -(-len(self.graph.split["train"]) // settings.lm.batch_size) * settings.lm.epochs
         evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
         mapped = 2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB
+        growth = self.scale * (propagated - before)
+        if self.layerwise:
+            growth = min(growth, propagated - before + budget_bytes(self.cfg) / MB)
         self.stages["joint"] = Cost(
-            resident_mb=before + max(CUT_UP * (fitted - before), self.scale * (propagated - before)) + mapped,
+            resident_mb=before + max(CUT_UP * (fitted - before), growth) + mapped,
             mapped_mb=mapped,
             accelerator_mb=max(accelerator, self.scale * accelerator_propagated),
             seconds=overhead + steps * seconds + rate * (evaluations * validated + inferred) + self.scale * propagation,

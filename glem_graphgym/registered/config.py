@@ -480,8 +480,6 @@ def _check_encoded(cfg: CfgNode) -> None:
             "glem.correct_and_smooth smooths the predictions of all nodes, but glem.encode_nodes is 'needed'; set it to "
             "'all', or glem.correct_and_smooth to False"
         )
-    if cfg.train.mode == "glem_joint":
-        raise ConfigError("train.mode glem_joint encodes all nodes, but glem.encode_nodes is 'needed'; set it to 'all'")
 
 
 def _check_sampling(cfg: CfgNode) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import network_dict, register_network
 
 from glem_graphgym.data.sampling import Block
-from glem_graphgym.models.block import BlockAdjacency, seed_logits
+from glem_graphgym.models.block import BlockAdjacency, layer_outputs, seed_logits
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.gat import GAT
 from glem_graphgym.models.gcn import GCN
@@ -43,6 +43,8 @@ class GraphNetwork(nn.Module):
         dim_in: F; dim_out: C.
         more: arguments beside those that all of them take.
     """
+
+    layered: ClassVar[bool] = True  # whether the plain module is a `LayerStack`
 
     def __init__(self, make: Callable[..., nn.Module], dim_in: int, dim_out: int, **more: Any) -> None:
         super().__init__()
@@ -112,6 +114,8 @@ class GATNetwork(GraphNetwork):
 @register_network("glem_revgat")
 class RevGATNetwork(GraphNetwork):
     """Grouped reversible GAT (Li et al. 2021); ``gnn.dim_inner`` is the width of a head."""
+
+    layered = False
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         g = cfg.gnn
@@ -272,6 +276,11 @@ class StoredStructure:
     def structure(self) -> Structure:
         return self._make()
 
+    def csr(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row pointers (N+1,) and neighbours (E,), for a sampler, which knows of no mask."""
+        assert self.keep is None, "neighbours are not sampled from a part of a stored graph"
+        return self.rowptr, self.col
+
     @property
     def adjacency(self) -> Adjacency:
         return self.structure.adjacency
@@ -303,6 +312,31 @@ class GNN(nn.Module):
         return logits
 
 
+class LayeredGNN(GNN):
+    """A `GNN` of one of our layer stacks, whose layers can be asked for one by one."""
+
+    @property
+    def _stack(self) -> LayerStack:
+        stack = self.network.net
+        assert isinstance(stack, LayerStack)
+        return stack
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._stack.layers)
+
+    def layer(self, index: int, x: Tensor, structure: Structure) -> Tensor:
+        """What layer ``index`` gives the seeds of a neighbourhood of one hop, (b, D'), from ``x`` (n, D)."""
+        assert isinstance(structure.adjacency, BlockAdjacency)
+        return layer_outputs(self._stack, index, x, structure.adjacency)
+
+
+def has_layers() -> bool:
+    """Whether `build_gnn` makes a `LayeredGNN` of the network that ``model.type`` names."""
+    network = network_dict.get(cfg.model.type)
+    return isinstance(network, type) and issubclass(network, GraphNetwork) and network.layered
+
+
 def sees_hops() -> bool:
     """Whether ``model.type`` names a network on hop features."""
     network = network_dict.get(cfg.model.type)
@@ -322,7 +356,9 @@ def build_gnn(dim_in: int, num_classes: int) -> nn.Module:
         raise ValueError(
             f"model.type {cfg.model.type}: gnn.* or model.* asks for {error}, which is not registered"
         ) from error
-    return network.net if isinstance(network, HopGraphNetwork) else GNN(network)
+    if isinstance(network, HopGraphNetwork):
+        return network.net
+    return LayeredGNN(network) if has_layers() else GNN(network)
 
 
 # ---- the language model -------------------------------------------------------------------------------------------

@@ -261,6 +261,8 @@ def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Seque
         if count < missing:  # one that is not yet known to be forgotten
             passing(f"one more of the {model}", run_dir / "stages", size)
     hops, working = measured["hops"], run_dir / "working"
+    if any(stage.kind in (*GNN_KINDS, *JOINT_KINDS) and not stage.done for stage in plan):
+        passing("outputs of a GNN's layers", working, measured["layers"])
     if hops and any(stage.kind in GNN_KINDS and not stage.done for stage in plan):
         if not hops["fixed"]:  # first hops of features are made, then, beside these, those of labels
             most = hops["bytes"] + max(hops["beside"], hops["labels"])
@@ -369,7 +371,8 @@ def gnn_remedy(cfg: CfgNode) -> str:
         if not cfg.glem.memory_budget_gb:
             ways.append("glem.memory_budget_gb to what hop features may take of memory")
     else:
-        ways.append("gnn.fan_out to sample neighbours")
+        if not cfg.gnn.fan_out:
+            ways.append("gnn.fan_out to sample neighbours")
         ways.append("take a model.type on hop features, such as glem_gamlp, with glem.memory_budget_gb")
     return ", or ".join(ways)
 

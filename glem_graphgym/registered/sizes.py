@@ -11,16 +11,18 @@ from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_storage import check_batch, hops_in_memory
+from glem_graphgym.em.m_step import prediction_folds
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.memory import machine_bytes
 from glem_graphgym.models.out_of_core import plan_columns
 from glem_graphgym.models.text_encoder import model_source
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import hardware_for
-from glem_graphgym.registered.networks import GraphNetwork, sees_hops
+from glem_graphgym.registered.networks import GraphNetwork, has_layers, sees_hops
 
 GB = 1e9
 HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
@@ -96,14 +98,55 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
     width = feature_width(cfg, graph)
     if sees_hops():
         _check_hops(cfg, graph, width, candidates)
+    elif predicts_layerwise(cfg, graph):
+        _check_layerwise(cfg, graph, width)
     elif cfg.gnn.fan_out:
-        instead = f"{HOP_NETWORKS} in train.mode glem" if cfg.train.mode == "glem_joint" else HOP_NETWORKS
-        how = "samples neighbours in training, but predicts on the whole graph at a time"
-        _check_whole_graph(cfg, graph, sampled_bytes(cfg, graph, width), how, instead)
+        _check_whole_graph(
+            cfg,
+            graph,
+            sampled_bytes(cfg, graph, width),
+            "samples neighbours in training, but predicts on the whole graph at a time",
+            _instead_of_sampling(cfg),
+        )
     else:
         instead = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
         how = "trains on the whole graph at a time"
         _check_whole_graph(cfg, graph, full_batch_bytes(cfg, graph, width), how, f"{instead}, gnn.fan_out")
+
+
+def predicts_layerwise(cfg: CfgNode, graph: TextGraph) -> bool:
+    """Whether a GNN on sampled neighbourhoods reads graph and features from disk, and predicts layer after layer over
+    blocks of nodes: where all at a time exceeds ``glem.memory_budget_gb``."""
+    budget = budget_bytes(cfg)
+    if not budget or not cfg.gnn.fan_out or not _can_predict_layerwise(cfg):
+        return False
+    return sum(sampled_bytes(cfg, graph, feature_width(cfg, graph)).values()) > budget
+
+
+def _can_predict_layerwise(cfg: CfgNode) -> bool:
+    return has_layers() and cfg.glem.setting == "transductive"
+
+
+def _instead_of_sampling(cfg: CfgNode) -> str:
+    """What a network whose prediction needs the whole graph could do with less memory."""
+    if not cfg.glem.memory_budget_gb and _can_predict_layerwise(cfg):
+        return "glem.memory_budget_gb below that, and it predicts by blocks of nodes"
+    if cfg.glem.setting != "transductive" and has_layers():
+        return "glem.setting transductive, with which it predicts by blocks of nodes"
+    layered = "glem_sage, glem_gcn or glem_gat, which predict by blocks of nodes within glem.memory_budget_gb"
+    return f"model.type {layered}" if cfg.train.mode == "glem_joint" else f"{HOP_NETWORKS}, or {layered}"
+
+
+def _check_layerwise(cfg: CfgNode, graph: TextGraph, width: int) -> None:
+    needed, budget = neighbourhood_bytes(cfg, graph, width), budget_bytes(cfg)
+    if needed > budget:
+        size = "lm.batch_size / lm.accumulate" if cfg.train.mode == "glem_joint" else "gnn.batch_size"
+        raise ValueError(
+            f"a step's neighbourhood takes about {_gb(needed)} beside the graph, but the budget is {_gb(budget)} "
+            f"(glem.memory_budget_gb, as far as this machine has it); set {size} or gnn.fan_out lower"
+        )
+    if cfg.glem.correct_and_smooth:
+        _check_smoothing(cfg, graph)
 
 
 def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
@@ -137,12 +180,16 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
         trained = max(trained, len(graph.split["train"]) + (n if candidates is None else candidates))
     check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.consistency > 0)
     if cfg.glem.correct_and_smooth:
-        smoothing = _smoothing_bytes(graph)
-        if smoothing > budget:
-            raise ValueError(
-                f"glem.correct_and_smooth takes about {_gb(smoothing)} on {n:,} nodes, but the budget is {_gb(budget)} "
-                "(glem.memory_budget_gb, as far as this machine has it); set it to False"
-            )
+        _check_smoothing(cfg, graph)
+
+
+def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
+    needed, budget = _smoothing_bytes(graph), budget_bytes(cfg)
+    if needed > budget:
+        raise ValueError(
+            f"glem.correct_and_smooth takes about {_gb(needed)} on {graph.num_nodes:,} nodes, but the budget is "
+            f"{_gb(budget)} (glem.memory_budget_gb, as far as this machine has it); set it to False"
+        )
 
 
 def _check_whole_graph(cfg: CfgNode, graph: TextGraph, parts: dict[str, int], how: str, instead: str) -> None:
@@ -209,19 +256,50 @@ def sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
     Graph and features are there all the time; beside them a step's neighbourhood, or in a prediction, which keeps
     nothing for a backward pass, a layer's outputs of all nodes.
     """
-    n, g, joint = graph.num_nodes, cfg.gnn, cfg.train.mode == "glem_joint"
-    item = hardware_for(cfg, cfg.lm.precision if joint else g.precision).dtype.itemsize
-    labels = graph.num_classes if cfg.glem.label_input else 0
+    n, g = graph.num_nodes, cfg.gnn
+    item, labels = _sampled_item_bytes(cfg), graph.num_classes if cfg.glem.label_input else 0
     channels = g.dim_inner * _heads(cfg) if g.layers_mp > 1 else graph.num_classes
-    size = cfg.lm.batch_size // cfg.lm.accumulate if joint else g.batch_size
-    nodes, edges = _drawn(cfg, graph, size)
-    step = item * nodes * (width + labels) + 16 * edges
+    step = neighbourhood_bytes(cfg, graph, width)
     prediction = item * n * (channels + (width + labels if labels else 0))
     return {
         "features": n * (item * width + 4 * labels),
         "edges": 24 * len(graph.col),
         "a prediction of all nodes" if prediction > step else "a step's neighbourhood": max(prediction, step),
     }
+
+
+def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
+    """Of these what a step's sampled neighbourhood takes."""
+    joint = cfg.train.mode == "glem_joint"
+    labels = graph.num_classes if cfg.glem.label_input else 0
+    nodes, edges = _drawn(cfg, graph, cfg.lm.batch_size // cfg.lm.accumulate if joint else cfg.gnn.batch_size)
+    return _sampled_item_bytes(cfg) * nodes * (width + labels) + 16 * edges
+
+
+def _sampled_item_bytes(cfg: CfgNode) -> int:
+    precision = cfg.lm.precision if cfg.train.mode == "glem_joint" else cfg.gnn.precision
+    return hardware_for(cfg, precision).dtype.itemsize
+
+
+def layer_file_bytes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | None) -> int:
+    """What `predicts_layerwise` needs of disk for the outputs of layers, of which two lie there at a time.
+
+    Args:
+        predicted: as of a `GNNLearner`.
+    """
+    first = cfg.gnn.layers_mp - 1  # as many hops from the predicted nodes reach those that the first layer is needed of
+    groups = [predicted]
+    if predicted is not None and cfg.glem.label_input:  # which are predicted one after the other
+        is_gold = np.zeros(graph.num_nodes, dtype=bool)
+        is_gold[graph.split["train"]] = True
+        groups = [group for group, _ in prediction_folds(is_gold, predicted)]
+
+    def within(group: np.ndarray | None, hops: int) -> int:
+        return graph.num_nodes if group is None else len(nodes_within(graph.rowptr, graph.col, group, hops))
+
+    nodes = max(sum(within(group, hops) for hops in range(max(1, first - 1), first + 1)) for group in groups)
+    item = 4 if cfg.gnn.norm == "layer" else _sampled_item_bytes(cfg)  # a layer norm gives float32 in any precision
+    return item * nodes * cfg.gnn.dim_inner * _heads(cfg)
 
 
 def _drawn(cfg: CfgNode, graph: TextGraph, batch_size: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,11 +32,12 @@ from glem_graphgym.em.hop_step import Consistency, HopLearner, SelfTraining
 from glem_graphgym.em.hop_storage import HopStorage
 from glem_graphgym.em.joint_step import JointLearner, JointSettings
 from glem_graphgym.em.journal import Finished, Journal, Scores
+from glem_graphgym.em.layerwise import LayerwiseInference
 from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
-from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
-from glem_graphgym.em.stage import Validation
+from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner, even_batches
+from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
 from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
 from glem_graphgym.models.joint import JointModel
@@ -63,7 +65,7 @@ from glem_graphgym.registered.run_folder import (
     shared_lm_gold,
     take_run_folder,
 )
-from glem_graphgym.registered.sizes import budget_bytes, check_memory, feature_width
+from glem_graphgym.registered.sizes import budget_bytes, check_memory, feature_width, predicts_layerwise
 
 
 @register_train("glem")
@@ -166,9 +168,9 @@ def prepare(
         run.correct_and_smooth = smoother(cfg, run.gnn.structures, gold)
     if with_joint:
         assert tokens is not None
-        run.features = further_features(cfg, graph, tokens)
-        run.features_seconds = seconds_before(cfg, tokens, None)
-        run.joint = joint_learner(cfg, graph, tokens, validation)
+        run.features = further_features(cfg, graph, tokens, nodes.encoded)
+        run.features_seconds = seconds_before(cfg, tokens, nodes.encoded)
+        run.joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted)
         run.correct_and_smooth = smoother(cfg, run.joint.structures, gold)
     if cfg.train.mode != "glem_predict" and processes.rank() == 0:
         take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
@@ -354,12 +356,14 @@ def gnn_learner(
     make_optimizer = gnn_optimizer(cfg, hardware)
     g, budget = cfg.gnn, budget_bytes(cfg)
     if not sees_hops():
-        structures = structures_of(cfg, graph)
+        structures, hoods, layerwise = sampled_graph(cfg, graph, hardware)
         common = (build_gnn, structures, make_optimizer, settings, validation, hardware)
-        if not g.fan_out:
+        if hoods is None:
             return GNNLearner(*common, predicted=predicted)
-        hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, g.fan_out)
-        return SampledLearner(*common, neighbourhoods=hoods, batch_size=g.batch_size, predicted=predicted)
+        sampled: dict[str, Any] = {"neighbourhoods": hoods, "batch_size": g.batch_size, "predicted": predicted}
+        if layerwise is None:
+            return SampledLearner(*common, **sampled)
+        return StoredSampledLearner(*common, layerwise=layerwise, **sampled)
     return HopLearner(
         build_gnn,
         stored_structures_of(cfg, graph) if budget else structures_of(cfg, graph),
@@ -377,6 +381,28 @@ def gnn_learner(
         self_training=SelfTraining(g.stages, g.stage_threshold, g.stage_weight),
         consistency=Consistency(g.consistency, g.ema, g.consistency_threshold),
     )
+
+
+def sampled_graph(
+    cfg: CfgNode, graph: TextGraph, hardware: Hardware
+) -> tuple[Structures, Neighbourhoods | None, LayerwiseInference | None]:
+    """What a GNN sees of the graph, what samples neighbours from it where ``gnn.fan_out`` asks for them, and what
+    predicts where the whole graph exceeds ``glem.memory_budget_gb``."""
+    fan_out = cfg.gnn.fan_out
+    if not predicts_layerwise(cfg, graph):
+        structures = structures_of(cfg, graph)
+        hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, fan_out) if fan_out else None
+        return structures, hoods, None
+    structures = stored_structures_of(cfg, graph)
+    layerwise = LayerwiseInference(
+        graph.rowptr,
+        graph.col,
+        Structure.of_block,
+        budget=budget_bytes(cfg),
+        working=Path(cfg.run_dir) / "working",
+        hardware=hardware,
+    )
+    return structures, Neighbourhoods(structures, StoredStructure.csr, Structure.of_block, fan_out), layerwise
 
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
@@ -432,8 +458,14 @@ def _refuse_hop_settings(cfg: CfgNode) -> None:
             )
 
 
-def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation: Validation) -> JointLearner:
-    """LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model on sampled neighbourhoods."""
+def joint_learner(
+    cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation: Validation, predicted: np.ndarray | None = None
+) -> JointLearner:
+    """LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model on sampled neighbourhoods.
+
+    Args:
+        predicted: as of a `GNNLearner`.
+    """
     lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
     check_lm(cfg, lm)
     settings = JointSettings(
@@ -452,9 +484,10 @@ def joint_learner(cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation
         encoder = load_text_encoder(config)
         return JointModel(encoder, build_gnn(encoder.dim + dim_more, num_classes), cfg.glem.input_norm)
 
-    structures = structures_of(cfg, graph)
-    neighbourhoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, cfg.gnn.fan_out)
-    return JointLearner(tokens, build, structures, neighbourhoods, settings, validation, lm.hardware)
+    structures, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware)
+    assert hoods is not None, "joint training samples neighbours"
+    common = (tokens, build, structures, hoods, settings, validation, lm.hardware)
+    return JointLearner(*common, predicted=predicted, layerwise=layerwise)
 
 
 def _check_parts(cfg: CfgNode, num_gold: int) -> None:
@@ -468,11 +501,13 @@ def _check_parts(cfg: CfgNode, num_gold: int) -> None:
         )
 
 
-def further_features(cfg: CfgNode, graph: TextGraph, tokens: TokenStore) -> Callable[[np.ndarray | None], np.ndarray]:
+def further_features(
+    cfg: CfgNode, graph: TextGraph, tokens: TokenStore, encoded: np.ndarray | None
+) -> Callable[[np.ndarray | None], Any]:
     """What makes the features (N, F) beside the text embedding where that is trained with the GNN; F may be 0."""
     if feature_kinds(cfg.glem.node_features) == ["text"]:
         return lambda embeddings: np.empty((graph.num_nodes, 0), dtype=np.float32)
-    return feature_builder(cfg, graph, tokens)
+    return feature_builder(cfg, graph, tokens, encoded)
 
 
 def smoother(cfg: CfgNode, structures: Structures, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -563,7 +598,8 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
     """
     classes = run.gold.num_classes
     on_lm = stage.key.model == "LM"
-    predicted = run.encoded if on_lm or run.gnn is None else run.gnn.predicted
+    gnn = run.joint or run.gnn
+    predicted = run.encoded if on_lm or gnn is None else gnn.predicted
     logits = _scratch(run, f"{stage.key.folder}-logits", classes, predicted)
     if on_lm:
         _encode(run, stage, logits)
@@ -574,7 +610,8 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
         return logits
     if run.joint is not None:
         run.joint.load(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
-        run.joint.predict(logits, _scratch(run, "embeddings", run.joint.embedding_dim))
+        embeddings = _scratch(run, "embeddings", run.joint.embedding_dim, run.encoded)
+        run.joint.predict(logits, embeddings, f"{stage.key.name} encodes", run.encoded)
         return logits
     assert run.gnn is not None
     pseudo = None

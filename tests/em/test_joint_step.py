@@ -21,7 +21,7 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import joint_step
 from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
-from glem_graphgym.em.sampled_step import Neighbourhood
+from glem_graphgym.em.sampled_step import Neighbourhood, StoredSampledLearner
 from glem_graphgym.files import read_json
 from glem_graphgym.registered import loader
 from glem_graphgym.registered.config import ConfigError, load_config
@@ -330,6 +330,55 @@ def test_label_input_is_on_in_prediction_too(configure: Configure) -> None:
     assert read_json(run / "predictions.json")["Joint"] == stage_of(run)["scores"]
 
 
+# ---- within a budget of memory, and of the nodes that are needed -----------------------------------------------------
+
+BUDGET = ("glem.memory_budget_gb", 3e-5)  # a step fits into it, the graph and its features do not
+WIDE = ("gnn.dim_inner", 64, "lm.batch_size", 4, "gnn.fan_out", "[2, 1]")
+
+
+@pytest.mark.parametrize("label_input", [False, True])
+@pytest.mark.parametrize("features", ["text", "text+static"])
+def test_a_run_within_a_budget_ends_as_one_in_memory(label_input: bool, features: str, configure: Configure) -> None:
+    options = ("glem.label_input", label_input, "glem.node_features", features, *WIDE)
+    configure(*options, run="memory")
+    memory = train_and_finish()
+    configure(*options, *BUDGET, run="budget")
+    _, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True)
+    assert run.joint is not None and run.joint.layerwise is not None
+    budget = train_and_finish()
+    for name, value in weights_of(memory).items():
+        torch.testing.assert_close(weights_of(budget)[name], value)
+    one, other = (np.load(run / "stages/00_joint/logits.npy").astype(float) for run in (memory, budget))
+    np.testing.assert_allclose(other, one, atol=4e-3)
+    assert not (budget / "working").exists()
+    cfg.train.mode = "glem_predict"
+    train_dict["glem_predict"]()
+    assert read_json(budget / "predictions.json")["Joint"] == stage_of(budget)["scores"]
+
+
+@pytest.mark.parametrize("budget", [(), BUDGET])
+def test_only_texts_that_scored_nodes_see_are_encoded(budget: tuple[object, ...], configure: Configure) -> None:
+    options = ("dataset.tag_split", "[0.1, 0.04, 0.04]", "lm.epochs", 1, *WIDE, *budget)
+    configure(*options, run="all")
+    every = train_and_finish()
+    configure(*options, "glem.encode_nodes", "needed", run="needed")
+    graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True)
+    assert run.encoded is not None and len(run.encoded) < NODES
+    needed = train_and_finish()
+    assert stage_of(needed)["scores"] == stage_of(every)["scores"]
+    scored = np.unique(np.concatenate(list(graph.split.values())))
+    arrays = {
+        name: [np.load(run / f"stages/00_joint/{name}.npy") for run in (every, needed)]
+        for name in ("logits", "embeddings")
+    }
+    for nodes, (one, other) in ((scored, arrays["logits"]), (run.encoded, arrays["embeddings"])):
+        assert np.array_equal(one[nodes], other[nodes]) and np.abs(other[nodes]).sum(1).all()
+        assert not np.delete(other, nodes, 0).any()
+    cfg.train.mode = "glem_predict"
+    train_dict["glem_predict"]()
+    assert len(pd.read_csv(needed / "predictions.csv.gz")) == len(scored)
+
+
 # ---- a run --------------------------------------------------------------------------------------------------------
 
 
@@ -474,3 +523,20 @@ def test_the_m_step_samples_where_a_fan_out_is_given(configure: Configure) -> No
     train_dict["glem_predict"]()
     scores = read_json(run / "predictions.json")
     assert scores["GLEM-GNN"] == read_json(run / "stages/03_m_step_1/stage.json")["scores"]
+
+
+def test_a_sampled_m_step_within_a_budget_ends_as_one_in_memory(configure: Configure) -> None:
+    options = ("train.mode", "glem", "gnn.batch_size", 4, "optim.max_epoch", 4, "glem.label_input", True, *WIDE)
+    runs = []
+    for name, budget in (("memory", ()), ("budget", BUDGET)):
+        configure(*options, *budget, run=name)
+        _, run = prepare(cfg, with_lm=True, with_gnn=True)
+        assert isinstance(run.gnn, StoredSampledLearner) == bool(budget)
+        runs.append(train_and_finish())
+    for stage in ("01_gnn_gold", "03_m_step_1"):
+        one, other = (np.load(run / f"stages/{stage}/logits.npy").astype(float) for run in runs)
+        np.testing.assert_allclose(other, one, atol=2e-2)
+    cfg.train.mode = "glem_predict"
+    train_dict["glem_predict"]()
+    scores = read_json(runs[1] / "predictions.json")
+    assert scores["GLEM-GNN"] == read_json(runs[1] / "stages/03_m_step_1/stage.json")["scores"]

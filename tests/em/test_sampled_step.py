@@ -16,7 +16,7 @@ from glem_graphgym.data.sampling import ALL
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches, input_rows
+from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.registered.networks import Structure, build_gnn
 
@@ -259,11 +259,11 @@ def test_the_best_weights_by_exact_validation_are_kept() -> None:
 
 def test_rows_without_labels_are_the_features_and_rows_with_them_hide_what_is_asked() -> None:
     x, nodes = torch.from_numpy(FEATURES), np.array([7, 0, 2])
-    assert torch.equal(input_rows(GNNInputs(x, None), nodes, slice(2)), x[nodes])
+    assert torch.equal(GNNInputs(x, None).rows(nodes, slice(2)), x[nodes])
     inputs = GNNInputs(x, targets())
     assert inputs.labels is not None
     before = inputs.labels.clone()
-    rows = input_rows(inputs, nodes, slice(2))
+    rows = inputs.rows(nodes, slice(2))
     assert torch.equal(rows[:, :D], x[nodes])
     assert rows[:2, D:].abs().sum() == 0
     assert torch.equal(rows[2, D:], before[2])

@@ -18,6 +18,7 @@ from torch_geometric.graphgym.config import cfg
 from glem_graphgym.models import out_of_core
 from glem_graphgym.registered import preflight
 from glem_graphgym.registered.config import load_config
+from glem_graphgym.registered.networks import LayeredGNN
 from glem_graphgym.registered.preflight import Preflight, examine
 from glem_graphgym.registered.run_folder import RunError
 from tests.end_to_end.test_main import load_main
@@ -158,6 +159,36 @@ def test_hops_on_disk_take_what_was_foreseen(
     assert not any(item.what == "hop features, while they are made" for item in again.stored)
 
 
+@pytest.mark.parametrize("mode", ["glem_gnn", "glem_joint"])
+@pytest.mark.parametrize("encoded", ["all", "needed"])
+def test_outputs_of_layers_take_what_was_foreseen(
+    mode: str, encoded: str, tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, tiny_lm)
+    values = yaml.safe_load(config.read_text())
+    values["dataset"].update(tag_split=[0.05, 0.05, 0.05], synthetic_nodes=3000)
+    values["gnn"].update(fan_out=[3, 2, 2], dim_inner=16, batch_size=30)
+    values["lm"].update(batch_size=30, epochs=1)
+    values["train"]["mode"] = mode
+    values["glem"].update(memory_budget_gb=2e-4, encode_nodes=encoded)
+    if mode == "glem_gnn":
+        values["glem"]["node_features"] = "static"
+    config.write_text(yaml.safe_dump(values))
+    found = foreseen(config)
+    (layers,) = (item for item in found.stored if item.what == "outputs of a GNN's layers")
+    assert layers.passing
+    peaks, layer = [], LayeredGNN.layer
+
+    def noted(self: LayeredGNN, index: int, x: Any, structure: Any) -> Any:
+        peaks.append(sum(file.stat().st_size for file in (tmp_path / "results").rglob("layer_*.npy")))
+        return layer(self, index, x, structure)
+
+    monkeypatch.setattr(LayeredGNN, "layer", noted)
+    assert load_main().main(["--cfg", str(config)]) == 0
+    assert layers.bytes == pytest.approx(max(peaks), rel=0.25)
+    assert not list((tmp_path / "results").rglob("layer_*.npy"))
+
+
 def resident_mb(process: int) -> float:
     """Of a process and all that it has started."""
     try:
@@ -228,12 +259,16 @@ def waited(ask: Callable[[], Any]) -> Any:
     return answer
 
 
-def test_joint_training_takes_what_was_foreseen(tmp_path: Path, tiny_lm: Path) -> None:
+@pytest.mark.parametrize("budget", [0.0, 0.02])
+def test_joint_training_takes_what_was_foreseen(budget: float, tmp_path: Path, tiny_lm: Path) -> None:
     config = write_config(tmp_path, tiny_lm)
     text = config.read_text().replace("mode: glem", "mode: glem_joint").replace("layers_mp: 3", "layers_mp: 2")
-    config.write_text(text.replace("gnn:\n", "gnn:\n  fan_out: [3, 2]\n").replace("batch_size: 512", "batch_size: 64"))
+    text = text.replace("gnn:\n", "gnn:\n  fan_out: [3, 2]\n").replace("batch_size: 512", "batch_size: 64")
+    config.write_text(f"{text}  memory_budget_gb: {budget}\n")
     found = foreseen(config)
     assert found.fits
+    (layers,) = (item.bytes for item in found.stored if "layers" in item.what) if budget else (0,)
+    assert layers == (4 * 15_000 * 448 if budget else 0)
     assert not (tmp_path / "results").exists()
     (record,) = run(config)
     cost = found.measured["stages"]["joint"]

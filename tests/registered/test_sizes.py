@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_step import HopLearner
@@ -21,6 +22,8 @@ from glem_graphgym.registered.sizes import (
     check_memory,
     feature_width,
     full_batch_bytes,
+    layer_file_bytes,
+    predicts_layerwise,
     sampled_bytes,
 )
 from glem_graphgym.registered.train import prepare
@@ -93,21 +96,76 @@ def test_what_fits_is_not_refused(
     check_memory(cfg, graph)
 
 
-@pytest.mark.parametrize("limit", ["budget", "machine"])
+LAYERWISE = r"glem_sage, glem_gcn or glem_gat, which predict by blocks of nodes within glem.memory_budget_gb"
+
+
 @pytest.mark.parametrize("mode", ["glem", "glem_joint"])
-def test_sampled_networks_need_graph_features_and_a_prediction(
-    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch, mode: str, limit: str
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ((), "glem.memory_budget_gb below that, and it predicts by blocks of nodes"),
+        (("glem.setting", "inductive"), "glem.setting transductive, with which it predicts by blocks of nodes"),
+        (("model.type", "glem_revgat"), LAYERWISE),
+        (("model.type", "glem_revgat", "glem.memory_budget_gb", 9e-5), LAYERWISE),
+        (("glem.setting", "inductive", "glem.memory_budget_gb", 9e-5), "glem.setting transductive"),
+    ],
+)
+def test_sampled_networks_that_see_the_whole_graph_in_prediction(
+    configure: Callable[..., None],
+    graph: TextGraph,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    options: tuple[object, ...],
+    instead: str,
 ) -> None:
-    configure("train.mode", mode, *SAMPLED, *JOINT, *(("glem.memory_budget_gb", 1e-4) if limit == "budget" else ()))
-    if limit == "machine":
-        monkeypatch.setattr(sizes, "machine_bytes", lambda: 100_000)
-    with pytest.raises(ValueError, match=r"model.type glem_gcn samples neighbours in training, but predicts") as error:
+    configure("train.mode", mode, *SAMPLED, *JOINT, *options)
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 100_000)
+    whose = "glem.memory_budget_gb is 9e-05" if "glem.memory_budget_gb" in options else "this machine has 0.0001 GB"
+    message = rf"model.type glem_\w+ samples neighbours in training, but predicts .*, but {whose}; expected .*{instead}"
+    with pytest.raises(ValueError, match=message) as error:
         check_memory(cfg, graph)
-    whose = "glem.memory_budget_gb is 0.0001" if limit == "budget" else "this machine has 0.0001 GB"
-    instead = "glem_sign in train.mode glem" if mode == "glem_joint" else "glem_sign"
-    for part in ("features", "edges", "a prediction of all nodes", whose, f"or {instead}"):
+    for part in ("features", "edges", "a prediction of all nodes"):
         assert part in str(error.value)
-    assert str(error.value).endswith(instead)
+    assert ("glem_gamlp" in str(error.value)) == ("glem_revgat" in options and mode == "glem")
+
+
+@pytest.mark.parametrize("mode", ["glem", "glem_joint"])
+def test_within_a_budget_sampled_networks_predict_by_blocks_of_nodes(
+    configure: Callable[..., None], graph: TextGraph, mode: str
+) -> None:
+    for budget, by_blocks in ((0.0, False), (1e-4, True), (1.0, False)):
+        configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", budget)
+        assert predicts_layerwise(cfg, graph) == by_blocks
+        check_memory(cfg, graph)
+    configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", 1e-6)
+    keys = "lm.batch_size / lm.accumulate" if mode == "glem_joint" else "gnn.batch_size"
+    with pytest.raises(ValueError, match=rf"a step's neighbourhood takes about .* set {keys} or gnn.fan_out lower"):
+        check_memory(cfg, graph)
+    configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", 3e-5, "glem.correct_and_smooth", True)
+    with pytest.raises(ValueError, match=r"glem.correct_and_smooth takes about"):
+        check_memory(cfg, graph)
+
+
+@pytest.mark.parametrize(
+    ("options", "item"),
+    [((), 4), (("gnn.precision", "bf16"), 2), (("gnn.precision", "bf16", "gnn.norm", "layer"), 4)],
+)
+def test_outputs_of_layers_on_disk(
+    configure: Callable[..., None], graph: TextGraph, options: tuple[object, ...], item: int
+) -> None:
+    """Of a first layer those of the nodes within as many hops as there are further layers, and so on; two at a time."""
+    asked = np.arange(3)
+    reach = [len(nodes_within(graph.rowptr, graph.col, asked, hops)) for hops in range(4)]
+    assert 3 == reach[0] < reach[1] < reach[2]
+    for layers, whole, some in (
+        (1, 0, 0),
+        (2, NODES, reach[1]),
+        (3, 2 * NODES, reach[2] + reach[1]),
+        (4, 2 * NODES, reach[3] + reach[2]),
+    ):
+        configure(*options, "gnn.layers_mp", layers, "gnn.fan_out", str([2] * layers))
+        for predicted, rows in ((None, whole), (asked, some)):
+            assert layer_file_bytes(cfg, graph, predicted) == item * rows * cfg.gnn.dim_inner
 
 
 def test_what_a_sampled_network_needs_grows_with_its_neighbourhoods(
@@ -296,10 +354,6 @@ def test_settings_of_full_batches_with_others(
         (("glem.label_input_rate", 1.0), r"glem.label_input_rate is 1.0, expected a share below 1"),
         (("gnn.consistency_threshold", 1.0), "gnn.consistency_threshold is 1.0"),
         (("glem.encode_nodes", "needed", "glem.correct_and_smooth", True), "glem.encode_nodes is 'needed'"),
-        (
-            ("glem.encode_nodes", "needed", "train.mode", "glem_joint", "gnn.fan_out", "[2, 2]", *JOINT),
-            "glem.encode_nodes is 'needed'",
-        ),
     ],
 )
 def test_contradictions(configure: Callable[..., None], options: tuple[object, ...], message: str) -> None:

@@ -1,0 +1,185 @@
+"""Exact prediction of networks that are trained on sampled neighbourhoods, where the whole graph is too much at a time.
+
+Layer after layer, each over blocks of nodes with all their neighbours: no node's layer is computed twice, and memory
+holds a block. What a layer gives lies on disk until the next one has read it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.sampling import ALL, Block, NeighbourSampler
+from glem_graphgym.disk import new_array
+from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
+from glem_graphgym.em.m_step import prediction_folds, with_labels
+from glem_graphgym.em.pseudo_labels import StepTargets
+from glem_graphgym.em.stage import Hardware
+from glem_graphgym.models.out_of_core import FILE_TYPES, MappedHops
+from glem_graphgym.progress import Progress
+
+MOST_BYTES = 1 << 30  # of a block, whatever the budget: more would hardly be faster
+ROW_COPIES = 4  # of a node's features in a block: as read, on the device, multiplied, given
+EDGE_BYTES = 160  # while a block is made of its edges
+NODES_AT_ONCE = 1 << 20  # that are cut into blocks together
+
+
+class Layered(Protocol):
+    """A network whose layers can be asked for one by one."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def layer(self, index: int, x: Tensor, structure: Any) -> Tensor:
+        """What layer ``index`` gives the seeds of a neighbourhood of one hop, from the ``x`` (n, D) of its nodes."""
+        ...
+
+
+class LayerwiseInference:
+    """Logits of a `Layered` network as on the whole graph, within a budget of memory.
+
+    Args:
+        rowptr: integers (N+1,), col: integers (E,), of what prediction sees; may be memory-mapped.
+        of_block: a neighbourhood -> what the network takes as ``structure``.
+        budget: bytes that a block may take. A node with more neighbours than that is a block of its own.
+        working: folder for what layers give.
+        hardware: device and precision.
+    """
+
+    def __init__(
+        self,
+        rowptr: np.ndarray,
+        col: np.ndarray,
+        of_block: Callable[[Block], Any],
+        *,
+        budget: int,
+        working: Path,
+        hardware: Hardware,
+    ) -> None:
+        self.rowptr, self.col, self.of_block = rowptr, col, of_block
+        self.budget, self.working, self.hardware = min(budget, MOST_BYTES), working, hardware
+        self.sampler = NeighbourSampler(rowptr, col, [ALL])
+
+    def logits(
+        self, model: Layered, dim_in: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Parts of ``nodes``, int64 (n,), increasing, each with its logits (b, C), of a network in evaluation mode.
+
+        Args:
+            dim_in: D; rows: int64 (n,) -> the network's input (n, D) of these nodes.
+
+        Raises:
+            DiskFullError: there is no room for what a layer gives.
+        """
+        needed = self._needed(nodes, model.num_layers)
+        width = max(dim_in, *(max(parameter.shape) for parameter in model.parameters()))  # of all that is computed
+        files: list[Path] = []
+        for index, of_layer in enumerate(needed[:-1]):
+            files.append(self.working / f"layer_{index}.npy")
+            rows = self._stored(files[-1], self._layer(model, index, width, rows, of_layer), of_layer)
+            for file in files[:-1]:
+                file.unlink(missing_ok=True)
+        yield from self._layer(model, len(needed) - 1, width, rows, needed[-1])
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def _needed(self, nodes: np.ndarray, layers: int) -> list[np.ndarray]:
+        """For each layer, the first one first, the nodes whose outputs are needed."""
+        needed = [nodes]
+        for _ in range(layers - 1):
+            needed.append(nodes_within(self.rowptr, self.col, needed[-1], 1))
+        return needed[::-1]
+
+    def _layer(
+        self, model: Layered, index: int, width: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        rng = np.random.default_rng(0)  # which has nothing to choose
+        title = f"layer {index + 1} of {model.num_layers}"
+        with Progress(total=len(nodes), desc=title, unit="node", leave=False) as bar:
+            for seeds in self._blocks(nodes, width):
+                block = self.sampler.sample(seeds, rng)
+                x = rows(block.nodes).to(self.hardware.device)
+                yield seeds, model.layer(index, x, self.of_block(block).to(self.hardware.device))
+                bar.update(len(seeds))
+
+    def _blocks(self, nodes: np.ndarray, width: int) -> Iterator[np.ndarray]:
+        """Parts of ``nodes`` that, with their neighbours, stay within the budget."""
+        row_bytes = ROW_COPIES * 4 * width
+        for start in range(0, len(nodes), NODES_AT_ONCE):
+            part = nodes[start : start + NODES_AT_ONCE]
+            degree = np.asarray(self.rowptr[part + 1], dtype=np.int64) - self.rowptr[part]
+            ends = np.cumsum((degree + 1) * row_bytes + degree * EDGE_BYTES)
+            first = taken = 0
+            while first < len(part):
+                end = max(first + 1, int(np.searchsorted(ends, taken + self.budget, side="right")))
+                yield part[first:end]
+                first, taken = end, int(ends[end - 1])
+
+    def _stored(
+        self, file: Path, parts: Iterator[tuple[np.ndarray, Tensor]], nodes: np.ndarray
+    ) -> Callable[[np.ndarray], Tensor]:
+        """Write a layer's outputs; what reads their rows."""
+        array, done = None, 0
+        for _, out in parts:
+            values = out.cpu()
+            if array is None:
+                self.working.mkdir(parents=True, exist_ok=True)
+                array = new_array(file, FILE_TYPES[values.dtype], (1, len(nodes), values.shape[1]))
+            bits = values.view(torch.int16) if values.dtype == torch.bfloat16 else values
+            array[0, done : done + len(values)] = bits.numpy()
+            done += len(values)
+        assert array is not None, "a prediction of no nodes"
+        hidden = MappedHops(array, None if len(nodes) == len(self.rowptr) - 1 else nodes)
+        return lambda wanted: hidden.read(wanted)[0]
+
+
+class StoredInputs:
+    """As `GNNInputs`, of features that may be memory-mapped: rows are read, and nothing of all nodes is made.
+
+    Args:
+        x: (N, D).
+        targets: the step's labels, or None without label input.
+    """
+
+    def __init__(self, x: FeatureRows, targets: StepTargets | None, dtype: torch.dtype) -> None:
+        self.x, self.dtype = x, dtype
+        self.labels = None if targets is None else LabelRows(len(x), targets)
+        self.is_gold = np.zeros(len(x), dtype=bool)
+        if targets is not None:
+            self.is_gold[targets.gold.nodes] = True
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.x)
+
+    @property
+    def dim(self) -> int:
+        return self.x.shape[1] + (0 if self.labels is None else self.labels.shape[1])
+
+    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
+        """(n, D [+ C]): the input of ``nodes``, int64 (n,), without the labels of its ``hidden`` rows."""
+        x = torch.from_numpy(self.x.take(nodes)).to(self.dtype)
+        labels = None if self.labels is None else torch.from_numpy(self.labels.take(nodes)).to(self.dtype)
+        return with_labels(x, labels, hidden)
+
+    def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], Tensor]]]:
+        """Groups of ``nodes`` that together are all of them, each with what reads rows without the group's labels."""
+        if self.labels is None:
+            yield nodes, lambda wanted: self.rows(wanted, slice(0))
+            return
+        for group, fold in prediction_folds(self.is_gold, nodes):
+            hidden = np.zeros(self.num_nodes, dtype=bool)
+            hidden[fold] = True
+            yield group, functools.partial(self._rows_hiding, hidden)
+
+    def _rows_hiding(self, hidden: np.ndarray, nodes: np.ndarray) -> Tensor:
+        return self.rows(nodes, torch.from_numpy(hidden[nodes]))
