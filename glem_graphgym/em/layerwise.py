@@ -176,9 +176,7 @@ class StoredInputs:
         if self.labels is None:
             yield nodes, lambda wanted: self.rows(wanted, slice(0))
             return
-        for group, fold in prediction_folds(self.is_gold, nodes):
-            hidden = np.zeros(self.num_nodes, dtype=bool)
-            hidden[fold] = True
+        for group, hidden in prediction_folds(self.is_gold, nodes):
             yield group, functools.partial(self._rows_hiding, hidden)
 
     def _rows_hiding(self, hidden: np.ndarray, nodes: np.ndarray) -> Tensor:

@@ -249,7 +249,7 @@ class GNNInputs:
         return self.x.shape[1] + (0 if self.labels is None else self.labels.shape[1])
 
     def hiding(self, nodes: np.ndarray) -> Tensor:
-        """(N, D [+ C]), of the features' type: the input in which the labels of ``nodes`` are hidden."""
+        """(N, D [+ C]), of the features' type: the input without the labels of ``nodes``, indices or bool (N,)."""
         if self.labels is None:
             return self.x
         shown = self.labels.clone()
@@ -291,7 +291,7 @@ def with_labels(x: Tensor, labels: Tensor | None, hidden: Tensor | slice) -> Ten
 
 
 def prediction_folds(is_gold: np.ndarray, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Groups of ``nodes`` that together are all of them, each with the nodes whose labels its input hides.
+    """Groups of ``nodes`` that together are all of them, each with bool (N,): the nodes whose labels its input hides.
 
     The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the labels of
     its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
@@ -300,9 +300,11 @@ def prediction_folds(is_gold: np.ndarray, nodes: np.ndarray) -> Iterator[tuple[n
         is_gold: bool (N,).
         nodes: int64, increasing.
     """
-    fold_of = np.arange(len(is_gold)) % FOLDS + FOLDS * is_gold
-    for fold in np.unique(fold_of[nodes]):
-        yield nodes[fold_of[nodes] == fold], np.flatnonzero(fold_of == fold)
+    fold_of = FOLDS * is_gold.astype(np.int8)
+    for fold in range(FOLDS):
+        fold_of[fold::FOLDS] += fold
+    for fold in np.unique(fold_of[nodes]).tolist():
+        yield nodes[fold_of[nodes] == fold], fold_of == fold
 
 
 def label_channel(num_nodes: int, targets: StepTargets) -> Tensor:

@@ -215,15 +215,19 @@ class Calibration:
             elif kind in gnn_kinds:
                 self._try_gnn(kind, gnn, small, features)
         shape = {"nodes": graph.num_nodes, "edges": graph.num_edges, "classes": graph.num_classes}
+        precision = cfg.lm.precision if with_lm or with_joint else cfg.gnn.precision
+        accelerator = hardware_for(cfg, precision).accelerator
+        stages = {
+            kind: among_processes(cost, self.processes, accelerator, kind in self.about["together"])
+            for kind, cost in self.stages.items()
+        }
         return {
             "graph": {"name": graph.name, **shape},
             **self.about,
             "shared_lm_gold": str(shared_lm_gold(cfg, graph, self.nodes.encoded)),
-            "accelerator": hardware_for(
-                cfg, cfg.lm.precision if with_lm or with_joint else cfg.gnn.precision
-            ).accelerator,
+            "accelerator": accelerator,
             "processes": self.processes,
-            "stages": {kind: asdict(cost) for kind, cost in self.stages.items()},
+            "stages": {kind: asdict(cost) for kind, cost in stages.items()},
         }
 
     @contextlib.contextmanager
@@ -623,6 +627,14 @@ class Calibration:
         seconds, _, timed = watch.passes(training)
         passes = sum(in_training == training and size > 0 for _, in_training, size in watch.calls)
         return seconds / max(1, timed) * passes / max(1, rounds)
+
+
+def among_processes(cost: Cost, processes: int, accelerator: str, together: bool) -> Cost:
+    """The cost of a stage that one process was tried on, where several do it together, each a part of it.
+
+    Time is shared where each has an accelerator of its own; on CPU they share the cores, all of which the trial had.
+    """
+    return replace(cost, seconds=cost.seconds / processes) if together and accelerator == "cuda" else cost
 
 
 def _training_batches(lengths: np.ndarray, nodes: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -152,7 +152,7 @@ KEYS = (
     Key("glem.cs_smooth_layers", 50, "propagations", "Correct & Smooth: propagations of the predictions.", low=0),
     Key("glem.cs_smooth_alpha", 0.8, "share", "Correct & Smooth: how far a prediction spreads.", low=0, high=1),
     Key("glem.encode_nodes", "all", "", "Nodes that the LM encodes: all, or those that are trained on, scored or pseudo-labelled, with their neighbours as far as the GNN sees.", choices=("all", "needed")),
-    Key("glem.memory_budget_gb", 0.0, "GB", "Memory for graph and hop features, at most four fifths of the machine's; what exceeds it is propagated on disk (glem_sgc, glem_sign, glem_sagn, glem_gamlp) or refused; 0 = all in memory.", low=0),
+    Key("glem.memory_budget_gb", 0.0, "GB", "Memory for graph and features, at most four fifths of the machine's; what exceeds it stays on disk (networks on hop features, sampled glem_sage, glem_gcn, glem_gat, glem_mlp) or is refused; 0 = all in memory.", low=0),
     Key("glem.share_lm_gold", False, "", "Keep the LM fine-tuned on gold under dataset.dir; runs with the same LM settings and seed share it."),
     Key("glem.keep_weights", "needed", "", "Weights kept on disk: of the models that are still needed, or of every stage.", choices=("needed", "all")),
     # ---- keys beside GraphGym's own -------------------------------------------------------------------------------

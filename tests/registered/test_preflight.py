@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.registered import preflight
-from glem_graphgym.registered.calibration import Stopwatch
+from glem_graphgym.registered.calibration import Cost, Stopwatch, among_processes
 from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.preflight import (
     Planned,
@@ -51,6 +52,7 @@ def measured(**costs: dict[str, Any]) -> dict[str, Any]:
         "tokens": {"total": 5000, "known": False, "folder": "/data/tokens/t", "bytes": 10_000},
         "static": None,
         "hops": None,
+        "layers": 0,
         "dim": 32,
         "lm_weights": 4_000,
         "gnn_weights": 300,
@@ -184,6 +186,27 @@ def test_hops_of_embeddings_pass_and_those_of_fixed_features_stay_for_all_seeds(
     found["hops"].update(known=False)
     finished = [Planned(stage.folder, stage.kind, done=True) for stage in plan]
     assert not any("hop" in item.what for item in run_files(cfg, found, tmp_path, finished))
+
+
+def test_outputs_of_layers_pass_and_are_there_while_a_gnn_predicts(tmp_path: Path) -> None:
+    found = {**measured(), "layers": 800}
+    for mode, there in (("glem_gnn", True), ("glem_joint", True), ("glem_lm", False)):
+        configure(train__mode=mode)
+        for done in (False, True):
+            plan = [replace(stage, done=done) for stage in planned_stages(cfg, tmp_path)]
+            files = [
+                (item.bytes, item.passing) for item in run_files(cfg, found, tmp_path, plan) if "layers" in item.what
+            ]
+            assert files == ([(800, True)] if there and not done else [])
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "together", "seconds"), [("cuda", True, 30.0), ("cuda", False, 90.0), ("cpu", True, 90.0)]
+)
+def test_processes_share_the_time_of_what_they_do_together_where_each_has_an_accelerator(
+    accelerator: str, together: bool, seconds: float
+) -> None:
+    assert among_processes(Cost(**COST), 3, accelerator, together).seconds == seconds
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
