@@ -22,7 +22,9 @@ class Progress(tqdm):
         self.in_lines = not sys.stderr.isatty()
         self.said: float = -1  # `n` of the last line
         if self.in_lines:
-            options |= {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "file": sys.stderr}
+            # maxinterval: tqdm's own thread shows a bar that has not been shown for so long.
+            intervals = dict.fromkeys(("mininterval", "maxinterval", "delay"), LINE_SECONDS)
+            options |= {**intervals, "file": sys.stderr}
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
