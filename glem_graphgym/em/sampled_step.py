@@ -121,22 +121,8 @@ class StoredSampledLearner(SampledLearner):
         The others as `SampledLearner`.
     """
 
-    def __init__(
-        self,
-        build: Callable[[int, int], nn.Module],
-        structures: Structures,
-        make_optimizer: Callable[[Iterator[nn.Parameter]], tuple[Any, Any]],
-        settings: GNNSettings,
-        validation: Validation,
-        hardware: Hardware,
-        *,
-        neighbourhoods: Neighbourhoods,
-        layerwise: LayerwiseInference,
-        batch_size: int = 0,
-        predicted: np.ndarray | None = None,
-    ) -> None:
-        more: dict[str, Any] = {"neighbourhoods": neighbourhoods, "batch_size": batch_size, "predicted": predicted}
-        super().__init__(build, structures, make_optimizer, settings, validation, hardware, **more)
+    def __init__(self, *args: Any, layerwise: LayerwiseInference, **more: Any) -> None:
+        super().__init__(*args, **more)
         self.layerwise = layerwise
         self.stored: StoredInputs | None = None
 
