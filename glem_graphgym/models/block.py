@@ -72,7 +72,7 @@ def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor
     """Logits (b, C) of a block's seeds, from features ``x`` (n, D) of all its nodes.
 
     Every layer's outputs are computed for the nodes that the next layer reads, and for no others: norms see the same
-    kind of nodes as in full-batch training, and no product is made in vain.
+    kind of nodes as in full-batch training.
 
     Raises:
         ValueError: the block has another number of hops than the network has layers.
