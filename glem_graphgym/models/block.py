@@ -71,7 +71,7 @@ class BlockAdjacency(Adjacency):
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:
     """Logits (b, C) of a block's seeds, from features ``x`` (n, D) of all its nodes.
 
-    Every layer's outputs are computed for the nodes that the next layer reads, and for no others: norms see the same
+    Every layer's outputs are kept for the nodes that the next layer reads, and for no others: norms see the same
     kind of nodes as in full-batch training.
 
     Raises:
