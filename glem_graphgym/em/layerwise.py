@@ -22,7 +22,7 @@ from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
 from glem_graphgym.em.m_step import prediction_folds, with_labels
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.stage import Hardware
-from glem_graphgym.models.out_of_core import FILE_TYPES, MappedHops
+from glem_graphgym.models.out_of_core import FILE_TYPES, MappedHops, file_numbers
 from glem_graphgym.progress import Progress
 
 MOST_BYTES = 1 << 30  # of a block, whatever the budget: more would hardly be faster
@@ -134,8 +134,7 @@ class LayerwiseInference:
             if array is None:
                 self.working.mkdir(parents=True, exist_ok=True)
                 array = new_array(file, FILE_TYPES[values.dtype], (1, len(nodes), values.shape[1]))
-            bits = values.view(torch.int16) if values.dtype == torch.bfloat16 else values
-            array[0, done : done + len(values)] = bits.numpy()
+            array[0, done : done + len(values)] = file_numbers(values)
             done += len(values)
         assert array is not None, "a prediction of no nodes"
         hidden = MappedHops(array, None if len(nodes) == len(self.rowptr) - 1 else nodes)
@@ -153,9 +152,6 @@ class StoredInputs:
     def __init__(self, x: FeatureRows, targets: StepTargets | None, dtype: torch.dtype) -> None:
         self.x, self.dtype = x, dtype
         self.labels = None if targets is None else LabelRows(len(x), targets)
-        self.is_gold = np.zeros(len(x), dtype=bool)
-        if targets is not None:
-            self.is_gold[targets.gold.nodes] = True
 
     @property
     def num_nodes(self) -> int:
@@ -176,7 +172,7 @@ class StoredInputs:
         if self.labels is None:
             yield nodes, lambda wanted: self.rows(wanted, slice(0))
             return
-        for group, hidden in prediction_folds(self.is_gold, nodes):
+        for group, hidden in prediction_folds(self.num_nodes, self.labels.targets.gold.nodes, nodes):
             yield group, functools.partial(self._rows_hiding, hidden)
 
     def _rows_hiding(self, hidden: np.ndarray, nodes: np.ndarray) -> Tensor:

@@ -238,7 +238,7 @@ class GNNInputs:
         self.labels: Tensor | None = None
         if targets is not None:
             self.labels = label_channel(len(x), targets).to(x)
-            self.is_gold = np.isin(np.arange(len(x)), targets.gold.nodes)
+            self.gold = targets.gold.nodes
 
     @property
     def num_nodes(self) -> int:
@@ -250,11 +250,7 @@ class GNNInputs:
 
     def hiding(self, nodes: np.ndarray) -> Tensor:
         """(N, D [+ C]), of the features' type: the input without the labels of ``nodes``, indices or bool (N,)."""
-        if self.labels is None:
-            return self.x
-        shown = self.labels.clone()
-        shown[torch.from_numpy(nodes)] = 0
-        return torch.cat([self.x, shown], dim=1)
+        return with_labels(self.x, None if self.labels is None else self.labels.clone(), torch.from_numpy(nodes))
 
     def without_label(self, x: Tensor) -> Tensor:
         """bool (N,): nodes of which the input ``x`` tells no label."""
@@ -277,30 +273,34 @@ class GNNInputs:
         if self.labels is None:
             yield nodes, self.x
             return
-        for group, fold in prediction_folds(self.is_gold, nodes):
+        for group, fold in prediction_folds(self.num_nodes, self.gold, nodes):
             yield group, self.hiding(fold)
 
 
 def with_labels(x: Tensor, labels: Tensor | None, hidden: Tensor | slice) -> Tensor:
-    """Features (n, D) and, where there are any, ``labels`` (n, C) beside them, zeros in the ``hidden`` rows."""
+    """Features (n, D) and, where there are any, labels (n, C) beside them without the ``hidden`` rows'.
+
+    Args:
+        labels: the caller's own copy, in which these become zeros.
+    """
     if labels is None:
         return x
-    shown = labels.clone()
-    shown[hidden] = 0
-    return torch.cat([x, shown], dim=1)
+    labels[hidden] = 0
+    return torch.cat([x, labels], dim=1)
 
 
-def prediction_folds(is_gold: np.ndarray, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def prediction_folds(num_nodes: int, gold: np.ndarray, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Groups of ``nodes`` that together are all of them, each with bool (N,): the nodes whose labels its input hides.
 
     The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the labels of
     its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
 
     Args:
-        is_gold: bool (N,).
+        num_nodes: N; gold: int64, those with a gold label.
         nodes: int64, increasing.
     """
-    fold_of = FOLDS * is_gold.astype(np.int8)
+    fold_of = np.zeros(num_nodes, dtype=np.int8)
+    fold_of[gold] = FOLDS
     for fold in range(FOLDS):
         fold_of[fold::FOLDS] += fold
     for fold in np.unique(fold_of[nodes]).tolist():

@@ -322,7 +322,7 @@ class _Propagation:
         target = self._target(hop, block)
         place = 0
         for first, end in self._rows(current.shape[1]):
-            values = _numbers(rounded(current[first:end], self.dtype))
+            values = file_numbers(rounded(current[first:end], self.dtype))
             kept = chain.kept(first, end)
             stored = None if self.stored is None else self.stored[first:end]
             if kept is None and stored is None:
@@ -419,7 +419,7 @@ class _Propagation:
         return self.folder / f"hop-{hop}-{block}.npy"
 
 
-def _numbers(values: Tensor) -> np.ndarray:
+def file_numbers(values: Tensor) -> np.ndarray:
     """As they lie in a file."""
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
 

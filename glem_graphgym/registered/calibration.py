@@ -486,14 +486,22 @@ class Calibration:
         if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
             hops = _bytes_of_gnn(self.cfg, small, sum(self.widths.values()))
             growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
-        elif self.layerwise:  # the budget takes the place of what grows with the graph
-            growth = min(growth, resident - before + budget_bytes(self.cfg) / MB)
+        else:
+            growth = self._growth_within_budget(growth, resident - before)
         self.stages[kind] = Cost(
             resident_mb=before + growth + self._unseen_of(gnn.model, together),
             mapped_mb=2 * self.graph.num_nodes * (self.about["dim"] + self.graph.num_classes) / MB,
             accelerator_mb=self.scale * accelerator,
             seconds=self.scale * (overhead + epochs * epoch + evaluations * evaluation),
         )
+
+    def _growth_within_budget(self, growth: float, tried: float) -> float:
+        """MB: of a layerwise prediction the budget takes the place of what grows with the graph.
+
+        Args:
+            growth: in proportion to the graph; tried: on the one that was tried.
+        """
+        return min(growth, tried + budget_bytes(self.cfg) / MB) if self.layerwise else growth
 
     def _unseen_of(self, model: nn.Module, together: bool) -> float:
         """MB that a run has beside what the trial of this GNN showed."""
@@ -546,9 +554,7 @@ class Calibration:
         steps = -(-len(self.graph.split["train"]) // settings.lm.batch_size) * settings.lm.epochs
         evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
         mapped = 2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB
-        growth = self.scale * (propagated - before)
-        if self.layerwise:
-            growth = min(growth, propagated - before + budget_bytes(self.cfg) / MB)
+        growth = self._growth_within_budget(self.scale * (propagated - before), propagated - before)
         self.stages["joint"] = Cost(
             resident_mb=before + max(CUT_UP * (fitted - before), growth) + mapped,
             mapped_mb=mapped,

@@ -98,16 +98,13 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
     width = feature_width(cfg, graph)
     if sees_hops():
         _check_hops(cfg, graph, width, candidates)
-    elif predicts_layerwise(cfg, graph):
-        _check_layerwise(cfg, graph, width)
     elif cfg.gnn.fan_out:
-        _check_whole_graph(
-            cfg,
-            graph,
-            sampled_bytes(cfg, graph, width),
-            "samples neighbours in training, but predicts on the whole graph at a time",
-            _instead_of_sampling(cfg),
-        )
+        parts = sampled_bytes(cfg, graph, width)
+        if _need_layerwise(cfg, parts):
+            _check_layerwise(cfg, graph, width)
+        else:
+            how = "samples neighbours in training, but predicts on the whole graph at a time"
+            _check_whole_graph(cfg, graph, parts, how, _instead_of_sampling(cfg))
     else:
         instead = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
         how = "trains on the whole graph at a time"
@@ -117,10 +114,15 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
 def predicts_layerwise(cfg: CfgNode, graph: TextGraph) -> bool:
     """Whether a GNN on sampled neighbourhoods reads graph and features from disk, and predicts layer after layer over
     blocks of nodes: where all at a time exceeds ``glem.memory_budget_gb``."""
-    budget = budget_bytes(cfg)
-    if not budget or not cfg.gnn.fan_out or not _can_predict_layerwise(cfg):
+    if not cfg.gnn.fan_out or not budget_bytes(cfg):
         return False
-    return sum(sampled_bytes(cfg, graph, feature_width(cfg, graph)).values()) > budget
+    return _need_layerwise(cfg, sampled_bytes(cfg, graph, feature_width(cfg, graph)))
+
+
+def _need_layerwise(cfg: CfgNode, parts: dict[str, int]) -> bool:
+    """Whether `sampled_bytes` exceed the budget of a network that then predicts layer after layer."""
+    budget = budget_bytes(cfg)
+    return bool(budget) and _can_predict_layerwise(cfg) and sum(parts.values()) > budget
 
 
 def _can_predict_layerwise(cfg: CfgNode) -> bool:
@@ -290,9 +292,7 @@ def layer_file_bytes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | Non
     first = cfg.gnn.layers_mp - 1  # as many hops from the predicted nodes reach those that the first layer is needed of
     groups = [predicted]
     if predicted is not None and cfg.glem.label_input:  # which are predicted one after the other
-        is_gold = np.zeros(graph.num_nodes, dtype=bool)
-        is_gold[graph.split["train"]] = True
-        groups = [group for group, _ in prediction_folds(is_gold, predicted)]
+        groups = [group for group, _ in prediction_folds(graph.num_nodes, graph.split["train"], predicted)]
 
     def within(group: np.ndarray | None, hops: int) -> int:
         return graph.num_nodes if group is None else len(nodes_within(graph.rowptr, graph.col, group, hops))
