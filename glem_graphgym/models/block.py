@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from glem_graphgym.models.attention_propagation import with_self_loops
-from glem_graphgym.models.dropout import dropout
 from glem_graphgym.models.mlp import LayerStack
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
 
@@ -81,21 +80,5 @@ def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor
     if hops != len(network.layers):
         raise ValueError(f"the block has {hops} hops, the network {len(network.layers)} layers; expected as many")
     for index, adjacency in enumerate(block.layers()):
-        x = layer_outputs(network, index, x, adjacency)
+        x = network.layer(index, x, adjacency, adjacency.num_seeds)
     return x
-
-
-def layer_outputs(network: LayerStack, index: int, x: Tensor, block: BlockAdjacency) -> Tensor:
-    """What a network's layer ``index`` gives the seeds of a block of one hop, (b, D'): the last layer's are logits.
-
-    Args:
-        x: (n, D), of all the block's nodes what the layer before gives, or the network's input features.
-    """
-    seeds = block.num_seeds
-    if index == 0:
-        x = dropout(x, network.input_dropout, network.training)
-    out = network.layers[index](x, block)[:seeds]
-    if index == len(network.layers) - 1:
-        return out
-    out, before = network.activations[index](out), x[:seeds]
-    return before + out if network.residual and before.shape == out.shape else out

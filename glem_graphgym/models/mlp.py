@@ -64,11 +64,29 @@ class LayerStack(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         """Logits (N, C) of node features ``x`` (N, dim_in)."""
-        x = dropout(x, self.input_dropout, self.training)
-        for layer, activation in zip(self.layers[:-1], self.activations, strict=True):
-            hidden = activation(layer(x, adjacency))
-            x = x + hidden if self.residual and x.shape == hidden.shape else hidden
-        return self.layers[-1](x, adjacency)
+        for index in range(len(self.layers)):
+            x = self.layer(index, x, adjacency)
+        return x
+
+    def layer(self, index: int, x: Tensor, adjacency: Adjacency, kept: int | None = None) -> Tensor:
+        """What layer ``index`` gives, (N, D'), from what the one before gives (N, D): the last layer's are logits.
+
+        Args:
+            x: of the first layer the node features.
+            kept: of how many of the nodes, the first ones, outputs are wanted; None = all.
+        """
+        if index == 0:
+            x = dropout(x, self.input_dropout, self.training)
+        out = _first(self.layers[index](x, adjacency), kept)
+        if index == len(self.layers) - 1:
+            return out
+        out, before = self.activations[index](out), _first(x, kept)
+        return before + out if self.residual and before.shape == out.shape else out
+
+
+def _first(x: Tensor, kept: int | None) -> Tensor:
+    """The first rows; no slice of all of them, whose backward pass would copy them."""
+    return x if kept is None else x[:kept]
 
 
 class Activation(nn.Module):

@@ -14,7 +14,7 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import network_dict, register_network
 
 from glem_graphgym.data.sampling import Block
-from glem_graphgym.models.block import BlockAdjacency, layer_outputs, seed_logits
+from glem_graphgym.models.block import BlockAdjacency, seed_logits
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.gat import GAT
 from glem_graphgym.models.gcn import GCN
@@ -327,8 +327,9 @@ class LayeredGNN(GNN):
 
     def layer(self, index: int, x: Tensor, structure: Structure) -> Tensor:
         """What layer ``index`` gives the seeds of a neighbourhood of one hop, (b, D'), from ``x`` (n, D)."""
-        assert isinstance(structure.adjacency, BlockAdjacency)
-        return layer_outputs(self._stack, index, x, structure.adjacency)
+        block = structure.adjacency
+        assert isinstance(block, BlockAdjacency)
+        return self._stack.layer(index, x, block, block.num_seeds)
 
 
 def has_layers() -> bool:
