@@ -20,16 +20,10 @@ from torch.autograd.function import once_differentiable
 from glem_graphgym.models.propagation import Adjacency
 
 
-def with_self_loops(adjacency: Adjacency) -> Adjacency:
-    """A + I; a self-loop that A has already is not doubled."""
-    node = torch.arange(adjacency.num_nodes, device=adjacency.device)
-    row = node.repeat_interleave(adjacency.rowptr.diff())
-    edges = torch.stack([torch.cat([adjacency.col.long(), node]), torch.cat([row, node])])
-    return Adjacency.from_edge_index(edges, adjacency.num_nodes)
-
-
 class AttentionGraph:
     """``heads`` copies of a graph, as attention over its edges needs them; E edges in all, self-loops included.
+
+    N nodes attend to one another, or the first T of them, the adjacency's targets, to all N.
 
     Vectors on edges have shape (E·H,): by target node, then head, then source. Made by `AttentionGraph.of`.
 
@@ -44,12 +38,13 @@ class AttentionGraph:
     def __init__(self, adjacency: Adjacency, heads: int) -> None:
         if heads < 1:
             raise ValueError(f"heads is {heads}, expected at least 1")
-        self.num_nodes, self.num_edges, self.heads = adjacency.num_nodes, len(adjacency.col), heads
+        self.num_nodes, self.num_targets = adjacency.num_nodes, adjacency.num_targets
+        self.num_edges, self.heads = len(adjacency.col), heads
         # embedding_bag wants all indices of one type; 32 bits halve the memory.
         index_type = torch.int32 if heads * max(self.num_nodes, self.num_edges) < 2**31 else torch.int64
         degree = adjacency.rowptr.diff().long()
-        node, head = (torch.arange(n, device=adjacency.device) for n in (self.num_nodes, heads))
-        rows = _by_head(node.repeat_interleave(degree), head)
+        target, head = (torch.arange(n, device=adjacency.device) for n in (self.num_targets, heads))
+        rows = _by_head(target.repeat_interleave(degree), head)
         order = rows.argsort(stable=True)
         row, col = rows[order], _by_head(adjacency.col.long(), head)[order]
         self._edge = (order // heads).to(index_type)  # which edge of the graph each entry belongs to
@@ -67,12 +62,12 @@ class AttentionGraph:
         made = _MADE.setdefault(adjacency, {})
         if (heads, self_loops) not in made:
             with torch.inference_mode(False):  # so that training may use it too
-                graph = AttentionGraph(with_self_loops(adjacency) if self_loops else adjacency, heads)
+                graph = AttentionGraph(adjacency.with_self_loops() if self_loops else adjacency, heads)
             made[heads, self_loops] = graph
         return made[heads, self_loops]
 
     def in_degree(self) -> Tensor:
-        """int64 (N,): edges into each node."""
+        """int64 (T,): edges into each target."""
         return self._rowptr.diff()[:: self.heads].long()
 
     def out_degree(self) -> Tensor:
@@ -95,7 +90,7 @@ class AttentionGraph:
         """Attention (E·H,): softmax over each node's incoming edges of leaky_relu(source_j + target_i), a head apart.
 
         Args:
-            source: (N, H), score of a node as a source; ``target``: (N, H), as a target, or None for 0.
+            source: (N, H), score of a node as a source; ``target``: (T, H), as a target, or None for 0.
             kept: bool (E,), the edges to which the softmax is restricted; the others get 0. None for all.
             slope: of the leaky ReLU, below 0.
 
@@ -104,9 +99,9 @@ class AttentionGraph:
         Raises:
             ValueError: a shape is another.
         """
-        for name, scores in (("source", source), ("target", target)):
-            if scores is not None and scores.shape != (self.num_nodes, self.heads):
-                expected = (self.num_nodes, self.heads)
+        for name, scores, nodes in (("source", source, self.num_nodes), ("target", target, self.num_targets)):
+            if scores is not None and scores.shape != (nodes, self.heads):
+                expected = (nodes, self.heads)
                 raise ValueError(f"{name} scores have shape {tuple(scores.shape)}, expected {expected}")
         if kept is not None and (kept.shape != (self.num_edges,) or kept.dtype != torch.bool):
             found = f"{kept.dtype} of shape {tuple(kept.shape)}"
@@ -130,7 +125,7 @@ class AttentionGraph:
         return self._symmetric_weight
 
     def sum(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Sum over the edges into each node of weight times the source's values, a head apart: (N, H·D).
+        """Sum over the edges into each node of weight times the source's values, a head apart: (T, H·D).
 
         Args:
             values: (N, H·D), float32, bfloat16, float16 or float64; the sum has this type.
@@ -145,10 +140,10 @@ class AttentionGraph:
         if weight.shape != self._col.shape:
             raise ValueError(f"weights have shape {tuple(weight.shape)}, expected {tuple(self._col.shape)}")
         by_head = values.reshape(self.num_nodes * self.heads, values.shape[1] // self.heads)
-        return _WeightedSum.apply(by_head, weight, self).view(values.shape)
+        return _WeightedSum.apply(by_head, weight, self).view(self.num_targets, values.shape[1])
 
     def _total(self, entries: Tensor) -> Tensor:
-        """(N·H,): the sum of each row's entries (E·H,)."""
+        """(T·H,): the sum of each row's entries (E·H,)."""
         return torch.segment_reduce(entries, "sum", offsets=self._rowptr, unsafe=True, initial=0)
 
     def _transposed_total(self, entries: Tensor) -> Tensor:
@@ -157,12 +152,12 @@ class AttentionGraph:
         return torch.segment_reduce(entries, "sum", offsets=self._transposed_rowptr, unsafe=True, initial=0)
 
     def _dots(self, left: Tensor, right: Tensor) -> Tensor:
-        """(E·H,): left[row] · right[column] at each entry, of two (N·H, D)."""
+        """(E·H,): left[row] · right[column] at each entry, of (T·H, D) and (N·H, D)."""
         if left.device.type == "cpu" and left.dtype in (torch.float32, torch.float64):
             # A third faster than the other way, which takes the remaining types and devices.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-                zeros, size = left.new_zeros(len(self._col)), (len(left), len(left))
+                zeros, size = left.new_zeros(len(self._col)), (len(left), len(right))
                 pattern = torch.sparse_csr_tensor(self._rowptr, self._col, zeros, size, check_invariants=False)
                 return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0).values()
         # What autograd calls for embedding_bag with mode "sum" (0), here without a gradient for the embedding.

@@ -8,26 +8,26 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from glem_graphgym.models.attention_propagation import with_self_loops
 from glem_graphgym.models.mlp import LayerStack
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
 
 
 class BlockAdjacency(Adjacency):
-    """Drawn edges among the n nodes of a block, as an `Adjacency`; its GCN operator knows the whole graph's degrees.
+    """Drawn edges among the n nodes of a block, as an `Adjacency` whose GCN operator knows the whole graph's degrees.
 
     Means and attention are over the drawn neighbours. GCN's weights are 1/√(d~_i d~_j) with degrees of the whole graph,
     times d~_i / (number drawn + 1): so they are the full-batch ones where all neighbours are drawn, and a row's weights
     stay as large on average where they are not.
 
     Args:
-        rowptr: int64 (n+1,); col: int64 (e,), as `Adjacency`. The seeds come first, then what each hop adds.
+        rowptr: int64 (t+1,); col: int64 (e,), as `Adjacency`. The seeds come first, then what each hop adds.
         degree: int64 (n,), neighbours of each node in the whole graph.
-        ends: how many nodes lie within 0, 1, … hops of the seeds; the last is n. The last hop's nodes have no edges.
+        ends: how many nodes lie within 0, 1, … hops of the seeds; the last is n. The last hop's nodes have no edges:
+            they may be targets, t = n, or not.
     """
 
     def __init__(self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int]) -> None:
-        super().__init__(rowptr, col)
+        super().__init__(rowptr, col, len(degree))
         self.degree, self.ends = degree, tuple(ends)
         self._layers: list[BlockAdjacency] | None = None
 
@@ -47,22 +47,22 @@ class BlockAdjacency(Adjacency):
         if "gcn" not in self._operators:
             drawn = self.rowptr.diff().double() + 1
             scale = self.degree.double() + 1
-            pattern = with_self_loops(self)._pattern
-            self._operators["gcn"] = SparseOperator(pattern, scale.sqrt() / drawn, scale.rsqrt())
+            pattern = self.with_self_loops()._pattern
+            self._operators["gcn"] = SparseOperator(pattern, self.targets_of(scale).sqrt() / drawn, scale.rsqrt())
         return self._operators["gcn"]
 
     def layers(self) -> list[BlockAdjacency]:
         """For each of a network's layers the edges into the nodes whose outputs are still needed, first layer first.
 
-        Layer l of L works on the nodes within L - l hops, and gives those within L - l - 1 hops their outputs: the
-        nodes beyond have no neighbours here, so what they would be given is of no use.
+        Layer l of L reads the nodes within L - l hops, and its targets are those within L - l - 1 hops: the nodes
+        beyond have no neighbours here, so what they would be given is of no use.
         """
         if self._layers is None:
             rowptr, col = self.rowptr.long(), self.col
             self._layers = []
-            for needed, given in reversed(list(pairwise(self.ends))):
-                inner = torch.cat([rowptr[: needed + 1], rowptr[needed].expand(given - needed)])
-                layer = BlockAdjacency(inner, col[: int(rowptr[needed])], self.degree[:given], (needed, given))
+            for targets, nodes in reversed(list(pairwise(self.ends))):
+                inner = rowptr[: targets + 1]
+                layer = BlockAdjacency(inner, col[: int(inner[-1])], self.degree[:nodes], (targets, nodes))
                 self._layers.append(layer)
         return self._layers
 
@@ -70,8 +70,8 @@ class BlockAdjacency(Adjacency):
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:
     """Logits (b, C) of a block's seeds, from features ``x`` (n, D) of all its nodes.
 
-    Every layer's outputs are kept for the nodes that the next layer reads, and for no others: norms see the same
-    kind of nodes as in full-batch training.
+    Every layer gives outputs to the nodes that the next layer reads, and to no others: norms see the same kind of
+    nodes as in full-batch training.
 
     Raises:
         ValueError: the block has another number of hops than the network has layers.
@@ -80,5 +80,5 @@ def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor
     if hops != len(network.layers):
         raise ValueError(f"the block has {hops} hops, the network {len(network.layers)} layers; expected as many")
     for index, adjacency in enumerate(block.layers()):
-        x = network.layer(index, x, adjacency, adjacency.num_seeds)
+        x = network.layer(index, x, adjacency)
     return x

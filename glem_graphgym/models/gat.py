@@ -56,10 +56,10 @@ class GATLayer(nn.Module):
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         graph = AttentionGraph.of(adjacency, self.heads, self.self_loops)
         source, target = attention_scores(x, self.linear.weight, self.source, self.target)
-        attention = dropout(graph.softmax(source, target), self.attention_dropout, self.training)
+        attention = dropout(graph.softmax(source, adjacency.targets_of(target)), self.attention_dropout, self.training)
         out = graph.sum(self.linear(x), attention)
         if not self.concat:
-            out = out.view(len(x), self.heads, -1).mean(dim=1)
+            out = out.view(len(out), self.heads, -1).mean(dim=1)
         return out + self.bias.to(out.dtype)
 
 

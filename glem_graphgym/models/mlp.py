@@ -16,7 +16,8 @@ class LayerStack(nn.Module):
     """Layers with norm, ReLU and dropout between them: all that GCN, SAGE and MLP have in common.
 
     A subclass names its ``Layer``: a module built as ``Layer(dim_in, dim_out)`` with ``reset_parameters()``
-    and ``forward(x, adjacency)``. What the last layer gives are the logits.
+    and ``forward(x, adjacency)``, which from the nodes' (N, D) gives the adjacency's targets (T, D'). What the last
+    layer gives are the logits.
 
     Args:
         dim_in: width of the node features.
@@ -68,25 +69,24 @@ class LayerStack(nn.Module):
             x = self.layer(index, x, adjacency)
         return x
 
-    def layer(self, index: int, x: Tensor, adjacency: Adjacency, kept: int | None = None) -> Tensor:
-        """What layer ``index`` gives, (N, D'), from what the one before gives (N, D): the last layer's are logits.
+    def layer(self, index: int, x: Tensor, adjacency: Adjacency) -> Tensor:
+        """What layer ``index`` gives the adjacency's targets, (T, D'), from what the one before gives its nodes (N, D).
 
-        Args:
-            x: of the first layer the node features.
-            kept: of how many of the nodes, the first ones, outputs are wanted; None = all.
+        The first layer takes node features, the last one gives logits.
         """
         if index == 0:
             x = dropout(x, self.input_dropout, self.training)
-        out = _first(self.layers[index](x, adjacency), kept)
+        out = self.layers[index](x, adjacency)
         if index == len(self.layers) - 1:
             return out
-        out, before = self.activations[index](out), _first(x, kept)
-        return before + out if self.residual and before.shape == out.shape else out
+        out = self.activations[index](out)
+        if not self.residual or x.shape[1] != out.shape[1]:
+            return out
+        return _of_targets(x, adjacency) + out
 
 
-def _first(x: Tensor, kept: int | None) -> Tensor:
-    """The first rows; no slice of all of them, whose backward pass would copy them."""
-    return x if kept is None else x[:kept]
+def _of_targets(x: Tensor, adjacency: Adjacency | None) -> Tensor:
+    return x if adjacency is None else adjacency.targets_of(x)
 
 
 class Activation(nn.Module):
@@ -124,7 +124,7 @@ class MLPLayer(nn.Module):
         self.linear.reset_parameters()
 
     def forward(self, x: Tensor, adjacency: Adjacency | None) -> Tensor:
-        return self.linear(x)
+        return self.linear(_of_targets(x, adjacency))
 
 
 class MLP(LayerStack):

@@ -19,22 +19,24 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Adjacency:
-    """The adjacency matrix A (N x N) of a graph in CSR form, and the propagation operators made of it.
+    """The adjacency matrix A (T x N) of a graph in CSR form, and the propagation operators made of it.
 
-    Row i lists the nodes that node i receives messages from; in PyG's terms row = target, column = source.
-    Immutable; operators are made when first asked for, then kept.
+    Row i lists the nodes that node i receives messages from; in PyG's terms row = target, column = source. The targets
+    are the first T of the N nodes, and all of them in a whole graph. Immutable; operators are made when first asked
+    for, then kept.
 
     Args:
-        rowptr: int64 (N+1,), where each row begins in ``col``; from 0 to nnz.
+        rowptr: int64 (T+1,), where each row begins in ``col``; from 0 to nnz.
         col: int32 or int64 (nnz,), column indices, strictly increasing within a row.
+        num_nodes: N, at least T; None = T.
 
     Raises:
-        ValueError: the two are not such a matrix; says what was found.
+        ValueError: the three are not such a matrix; says what was found.
     """
 
-    def __init__(self, rowptr: Tensor, col: Tensor) -> None:
-        _check_csr(rowptr, col)
-        self._pattern = _Pattern(rowptr, col)
+    def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None) -> None:
+        _check_csr(rowptr, col, num_nodes)
+        self._pattern = _Pattern(rowptr, col, len(rowptr) - 1 if num_nodes is None else num_nodes)
         self._operators: dict[str, SparseOperator] = {}
 
     @classmethod
@@ -49,15 +51,26 @@ class Adjacency:
             raise ValueError(f"edge_index is {found}, expected torch.int64 of shape (2, number of edges)")
         _check_range("edge_index", edge_index, num_nodes)
         source, target = edge_index
-        return cls(*_csr(target, source, num_nodes))
+        return cls(*_csr(target, source, num_nodes, num_nodes))
 
     @property
     def num_nodes(self) -> int:
-        return self._pattern.num_nodes
+        """N, whose features are propagated."""
+        return self._pattern.num_columns
+
+    @property
+    def num_targets(self) -> int:
+        """T, which are propagated to."""
+        return self._pattern.num_rows
+
+    def targets_of(self, x: Tensor) -> Tensor:
+        """The targets' rows (T, D) of ``x`` (N, D): ``x`` itself where all nodes are targets."""
+        # No slice of all rows, whose backward pass would copy them.
+        return x if self.num_targets == self.num_nodes else x[: self.num_targets]
 
     @property
     def rowptr(self) -> Tensor:
-        """(N+1,), of the index type that the operators use: int32 where it suffices."""
+        """(T+1,), of the index type that the operators use: int32 where it suffices."""
         return self._pattern.rowptr
 
     @property
@@ -72,44 +85,57 @@ class Adjacency:
     def to(self, device: torch.device | str) -> Adjacency:
         """The same graph on ``device``; this very object when it is there already."""
         col = self.col.to(device)
-        return self if col is self.col else Adjacency(self.rowptr.to(device).long(), col)
+        return self if col is self.col else Adjacency(self.rowptr.to(device).long(), col, self.num_nodes)
+
+    def with_self_loops(self) -> Adjacency:
+        """A + I; a self-loop that A has already is not doubled."""
+        target = torch.arange(self.num_targets, device=self.device)
+        row, col = torch.cat([self._pattern.rows(), target]), torch.cat([self.col.long(), target])
+        return Adjacency(*_csr(row, col, self.num_targets, self.num_nodes), self.num_nodes)
 
     def sum(self) -> SparseOperator:
         """A: the sum over neighbours."""
         if "sum" not in self._operators:
-            one = torch.ones(self.num_nodes, dtype=torch.float64, device=self.device)
-            self._operators["sum"] = SparseOperator(self._pattern, one, one)
+            left, right = (self._ones(number) for number in (self.num_targets, self.num_nodes))
+            self._operators["sum"] = SparseOperator(self._pattern, left, right)
         return self._operators["sum"]
 
     def mean(self) -> SparseOperator:
         """D^-1 A: the mean over neighbours, 0 where there are none (GraphSAGE, Hamilton et al. 2017)."""
         if "mean" not in self._operators:
             degree = self.rowptr.diff().double()
-            self._operators["mean"] = SparseOperator(self._pattern, 1 / degree.clamp(min=1), torch.ones_like(degree))
+            right = self._ones(self.num_nodes)
+            self._operators["mean"] = SparseOperator(self._pattern, 1 / degree.clamp(min=1), right)
         return self._operators["mean"]
 
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017).
 
         A self-loop that A has already is not doubled.
+
+        Raises:
+            ValueError: some nodes are no targets, so that their degrees are not known.
         """
         if "gcn" not in self._operators:
-            node = torch.arange(self.num_nodes, device=self.device)
-            row = torch.cat([self._pattern.rows(), node])
-            looped = _Pattern(*_csr(row, torch.cat([self.col.long(), node]), self.num_nodes))
+            if self.num_targets != self.num_nodes:
+                raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator wants all")
+            looped = self.with_self_loops()._pattern
             scale = looped.rowptr.diff().double().rsqrt()
             self._operators["gcn"] = SparseOperator(looped, scale, scale)
         return self._operators["gcn"]
 
+    def _ones(self, number: int) -> Tensor:
+        return torch.ones(number, dtype=torch.float64, device=self.device)
+
 
 class SparseOperator:
-    """The constant matrix diag(left) A diag(right), N x N; ``operator @ x`` multiplies it by dense features.
+    """The constant matrix diag(left) A diag(right), T x N; ``operator @ x`` multiplies it by dense features.
 
-    ``x`` is (N, D) float32, bfloat16, float16 or float64. The product has its type, with sums kept in float32
+    ``x`` is (N, D) float32, bfloat16, float16 or float64. The product (T, D) has its type, with sums kept in float32
     at least, and passes gradients of any order on to ``x``; the matrix gets none. Equal operands give equal
     bits, whatever the number of threads.
 
-    Made by `Adjacency`. ``left`` and ``right`` are float64 (N,); entries are rounded once, to the type of x.
+    Made by `Adjacency`. ``left`` and ``right`` are float64 (T,) and (N,); entries are rounded once, to the type of x.
     """
 
     def __init__(self, pattern: _Pattern, left: Tensor, right: Tensor) -> None:
@@ -122,7 +148,13 @@ class SparseOperator:
 
     @property
     def num_nodes(self) -> int:
-        return self._pattern.num_nodes
+        """N, whose features are propagated."""
+        return self._pattern.num_columns
+
+    @property
+    def num_targets(self) -> int:
+        """T, which are propagated to."""
+        return self._pattern.num_rows
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +181,7 @@ class SparseOperator:
         return self._transpose
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """The product with ``x`` (N, D).
+        """The product (T, D) with ``x`` (N, D).
 
         Raises:
             ValueError: ``x`` is not a float matrix of N rows on the operator's device.
@@ -173,14 +205,16 @@ class SparseOperator:
 
 
 def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, plus: Tensor | None = None) -> Tensor:
-    """operator · x · Wᵀ + b [+ plus], (N, D_out): propagates whichever is narrower, x or its transform.
+    """operator · x · Wᵀ + b [+ plus], (T, D_out): propagates whichever is narrower, x or its transform.
 
     The two orders give the same up to rounding, as both steps are linear; the bias is added after both. Where ``x``
-    comes again in every epoch its product is kept. ``plus`` (N, D_out) costs no pass of its own where it can be added
+    comes again in every epoch its product is kept. Where not all nodes are targets ``x`` is propagated, so that the
+    targets alone are transformed. ``plus`` (T, D_out) costs no pass of its own where it can be added
     within the matrix product.
     """
     propagated = operator.kept_product(x)
-    if propagated is None and linear.out_features < linear.in_features:
+    narrows = linear.out_features < linear.in_features
+    if propagated is None and narrows and operator.num_targets == operator.num_nodes:
         out = operator @ F.linear(x, linear.weight)
         for other in (linear.bias, plus):
             out = out if other is None else out + other.to(out.dtype)
@@ -207,10 +241,10 @@ class _Product(torch.autograd.Function):
 class _Pattern:
     """Where a CSR matrix has entries; knows its transpose, which operators with other weights share."""
 
-    def __init__(self, rowptr: Tensor, col: Tensor) -> None:
-        self.num_nodes = len(rowptr) - 1
+    def __init__(self, rowptr: Tensor, col: Tensor, num_columns: int) -> None:
+        self.num_rows, self.num_columns = len(rowptr) - 1, num_columns
         # embedding_bag wants both of one type; 32 bits halve the memory and cost no time.
-        index_type = torch.int32 if max(self.num_nodes, len(col)) < 2**31 else torch.int64
+        index_type = torch.int32 if max(self.num_rows, num_columns, len(col)) < 2**31 else torch.int64
         self.rowptr = rowptr.to(index_type)
         self.col = col.to(index_type)
         self._symmetric: bool | None = None
@@ -218,12 +252,13 @@ class _Pattern:
 
     def rows(self) -> Tensor:
         """int64 (nnz,): the row of each entry."""
-        node = torch.arange(self.num_nodes, device=self.col.device)
-        return node.repeat_interleave(self.rowptr.diff(), output_size=len(self.col))
+        row = torch.arange(self.num_rows, device=self.col.device)
+        return row.repeat_interleave(self.rowptr.diff(), output_size=len(self.col))
 
     def transpose(self) -> _Pattern:
         if self._symmetric is None:
-            self._transpose = _Pattern(*_csr(self.col.long(), self.rows(), self.num_nodes))
+            turned = _csr(self.col.long(), self.rows(), self.num_columns, self.num_rows)
+            self._transpose = _Pattern(*turned, self.num_rows)
             self._symmetric = torch.equal(self._transpose.rowptr, self.rowptr) and torch.equal(
                 self._transpose.col, self.col
             )
@@ -232,24 +267,27 @@ class _Pattern:
         return self if self._transpose is None else self._transpose
 
 
-def _csr(row: Tensor, col: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
     """int64 row pointers and columns of the entries (row, col), sorted and without duplicates."""
-    key = torch.unique_consecutive((row * num_nodes + col).sort().values)
-    starts = torch.arange(num_nodes + 1, device=key.device) * num_nodes
-    return torch.searchsorted(key, starts), key % max(num_nodes, 1)
+    key = torch.unique_consecutive((row * num_columns + col).sort().values)
+    starts = torch.arange(num_rows + 1, device=key.device) * num_columns
+    return torch.searchsorted(key, starts), key % max(num_columns, 1)
 
 
-def _check_csr(rowptr: Tensor, col: Tensor) -> None:
+def _check_csr(rowptr: Tensor, col: Tensor, num_nodes: int | None) -> None:
     if rowptr.dim() != 1 or len(rowptr) == 0 or rowptr.dtype != torch.int64:
         found = f"{rowptr.dtype} of shape {tuple(rowptr.shape)}"
-        raise ValueError(f"rowptr is {found}, expected torch.int64 of shape (N+1,)")
+        raise ValueError(f"rowptr is {found}, expected torch.int64 of shape (T+1,)")
     if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64):
         found = f"{col.dtype} of shape {tuple(col.shape)}"
         raise ValueError(f"col is {found}, expected torch.int32 or torch.int64 of shape (nnz,)")
     if rowptr[0] != 0 or rowptr[-1] != len(col) or (rowptr.diff() < 0).any():
         found = f"from {int(rowptr[0])} to {int(rowptr[-1])}"
         raise ValueError(f"rowptr runs {found}, expected from 0 to {len(col)} without decreasing")
-    _check_range("col", col, len(rowptr) - 1)
+    targets = len(rowptr) - 1
+    if num_nodes is not None and num_nodes < targets:
+        raise ValueError(f"num_nodes is {num_nodes}, expected at least the {targets} rows of rowptr")
+    _check_range("col", col, targets if num_nodes is None else num_nodes)
     increases = col.diff() > 0
     starts = rowptr[(rowptr > 0) & (rowptr < len(col))]
     increases[starts - 1] = True

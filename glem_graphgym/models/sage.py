@@ -21,7 +21,7 @@ class SAGELayer(nn.Module):
         self.root.reset_parameters()
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
-        return aggregate(adjacency.mean(), x, self.neighbour, plus=self.root(x))
+        return aggregate(adjacency.mean(), x, self.neighbour, plus=self.root(adjacency.targets_of(x)))
 
 
 class SAGE(LayerStack):

@@ -329,7 +329,8 @@ class LayeredGNN(GNN):
         """What layer ``index`` gives the seeds of a neighbourhood of one hop, (b, D'), from ``x`` (n, D)."""
         block = structure.adjacency
         assert isinstance(block, BlockAdjacency)
-        return self._stack.layer(index, x, block, block.num_seeds)
+        (one_hop,) = block.layers()
+        return self._stack.layer(index, x, one_hop)
 
 
 def has_layers() -> bool:

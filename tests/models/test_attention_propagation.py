@@ -12,11 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glem_graphgym.models.attention_propagation import (
-    AttentionGraph,
-    attention_scores,
-    with_self_loops,
-)
+from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
 from glem_graphgym.models.propagation import Adjacency
 
 # Directed, with a self-loop (3) and a node without any edge (4); (sources, targets).
@@ -35,22 +31,22 @@ def adjacency() -> Adjacency:
 
 
 def dense_mask(adjacency: Adjacency, kept: Tensor | None = None) -> Tensor:
-    """bool (N, N): whether node j sends to node i over a kept edge."""
-    mask = torch.zeros(adjacency.num_nodes, adjacency.num_nodes, dtype=torch.bool)
-    row = torch.arange(adjacency.num_nodes).repeat_interleave(adjacency.rowptr.diff())
+    """bool (T, N): whether node j sends to node i over a kept edge."""
+    mask = torch.zeros(adjacency.num_targets, adjacency.num_nodes, dtype=torch.bool)
+    row = torch.arange(adjacency.num_targets).repeat_interleave(adjacency.rowptr.diff())
     mask[row, adjacency.col.long()] = True if kept is None else kept
     return mask
 
 
 def dense_attention(mask: Tensor, source: Tensor, target: Tensor | None, slope: float = 0.2) -> Tensor:
-    """(H, N, N): what AttentionGraph.softmax is on a dense matrix; rows without an entry are 0."""
+    """(H, T, N): what AttentionGraph.softmax is on a dense matrix; rows without an entry are 0."""
     scores = source.T[:, None, :] + (0 if target is None else target.T[:, :, None])
     scores = F.leaky_relu(scores.expand(-1, len(mask), -1), slope).masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=2).masked_fill(~mask, 0).nan_to_num(0)
 
 
 def dense_sum(attention: Tensor, values: Tensor) -> Tensor:
-    heads, nodes, _ = attention.shape
+    heads, _, nodes = attention.shape
     return torch.einsum("hij,jhd->ihd", attention, values.view(nodes, heads, -1)).flatten(1)
 
 
@@ -61,11 +57,16 @@ def test_any_graph_equals_its_dense_matrix_forward_and_backward(
 ) -> None:
     node = st.integers(0, nodes - 1)
     pairs = data.draw(st.lists(st.tuples(node, node), max_size=30))
-    adjacency = Adjacency.from_edge_index(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T, nodes)
+    whole = Adjacency.from_edge_index(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T, nodes)
+    targets = data.draw(st.integers(0, nodes))
+    rowptr = whole.rowptr[: targets + 1].long()
+    adjacency = Adjacency(rowptr, whole.col[: int(rowptr[-1])], nodes)
     graph = AttentionGraph(adjacency, heads)
     kept = graph.draw_edges(0.4) if drop else None
-    source, target = torch.randn(2, nodes, heads, dtype=torch.float64)
-    values, seed = torch.randn(2, nodes, heads * 3, dtype=torch.float64)
+    source = torch.randn(nodes, heads, dtype=torch.float64)
+    target = torch.randn(targets, heads, dtype=torch.float64)
+    values = torch.randn(nodes, heads * 3, dtype=torch.float64)
+    seed = torch.randn(targets, heads * 3, dtype=torch.float64)
     results = []
     for dense in (False, True):
         leaves = [leaf.clone().requires_grad_() for leaf in (source, target, values)]
@@ -158,7 +159,7 @@ def test_no_warning_comes_from_torch(adjacency: Adjacency) -> None:
 
 
 def test_self_loops_are_added_once(adjacency: Adjacency) -> None:
-    looped = with_self_loops(adjacency)
+    looped = adjacency.with_self_loops()
     assert torch.equal(dense_mask(looped), dense_mask(adjacency) | torch.eye(NODES, dtype=torch.bool))
     assert AttentionGraph.of(adjacency, 2, self_loops=True).num_edges == len(looped.col) == 9
     assert AttentionGraph.of(adjacency, 2, self_loops=False).num_edges == 5
@@ -166,7 +167,7 @@ def test_self_loops_are_added_once(adjacency: Adjacency) -> None:
 
 def test_degrees_and_the_symmetric_weight(adjacency: Adjacency) -> None:
     graph = AttentionGraph.of(adjacency, 2, self_loops=True)
-    mask = dense_mask(with_self_loops(adjacency)).double()
+    mask = dense_mask(adjacency.with_self_loops()).double()
     assert graph.in_degree().tolist() == mask.sum(1).tolist() == [1, 3, 2, 2, 1]
     assert graph.out_degree().tolist() == mask.sum(0).tolist() == [3, 2, 2, 1, 1]
     uniform = graph.softmax(torch.zeros(NODES, 2, dtype=torch.float64))

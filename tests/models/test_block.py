@@ -78,6 +78,24 @@ def test_all_neighbours_give_the_whole_graphs_logits_and_gradients(
 
 
 @pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("training", [False, True])
+def test_wide_outputs_are_computed_for_the_nodes_that_need_them_alone(make: type[LayerStack], training: bool) -> None:
+    """A layer's targets are a tenth of what it reads where ten neighbours are drawn. GAT reads transformed sources."""
+    network = network_of(make, 2).train(training)
+    nodes, block = block_of([7, 0, 33], 2)
+    ends = block.ends
+    assert ends[0] < ends[1] < ends[2]
+    seen: list[tuple[int, ...]] = []
+    for module in network.modules():
+        module.register_forward_hook(lambda module, inputs, out: seen.append(tuple(out.shape)))
+    seed_logits(network, X[nodes], block)
+    targets = [ends[1], ends[0]]
+    wide = [shape[0] for shape in seen if shape[0] not in targets]
+    assert seen
+    assert wide == ([ends[2]] if make is GAT else [])
+
+
+@pytest.mark.parametrize("make", NETWORKS)
 def test_batch_norm_sees_the_nodes_whose_outputs_are_read_and_no_others(make: type[LayerStack]) -> None:
     """The nodes of the last hop have no neighbours in the block: their hidden states would be none of the graph's."""
     network = network_of(make, 2, norm="batch")

@@ -30,6 +30,12 @@ def symmetric(edges: Tensor, nodes: int) -> Adjacency:
     return Adjacency.from_edge_index(torch.cat([edges, edges.flip(0)], dim=1), nodes)
 
 
+def into_first(adjacency: Adjacency, targets: int) -> Adjacency:
+    """The rows of the first nodes alone."""
+    rowptr = adjacency.rowptr[: targets + 1].long()
+    return Adjacency(rowptr, adjacency.col[: int(rowptr[-1])], adjacency.num_nodes)
+
+
 def dense(operator: SparseOperator) -> Tensor:
     return operator @ torch.eye(operator.num_nodes, dtype=torch.float64)
 
@@ -76,14 +82,42 @@ def test_any_graph_equals_its_dense_matrix_forward_and_backward(nodes: int, data
     edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
     matrix = torch.zeros(nodes, nodes, dtype=torch.float64)
     matrix[edges[1], edges[0]] = 1
-    operator = Adjacency.from_edge_index(edges, nodes).mean()
-    matrix = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+    targets = data.draw(st.integers(0, nodes))
+    operator = into_first(Adjacency.from_edge_index(edges, nodes), targets).mean()
+    matrix = (matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1))[:targets]
     x = torch.randn(nodes, 3, dtype=torch.float64, requires_grad=True)
-    seed = torch.randn(nodes, 3, dtype=torch.float64)
+    seed = torch.randn(targets, 3, dtype=torch.float64)
     product = operator @ x
     product.backward(seed)
     torch.testing.assert_close(product, matrix @ x)
     torch.testing.assert_close(x.grad, matrix.T @ seed)
+
+
+def test_rows_of_the_first_nodes_alone(adjacency: Adjacency) -> None:
+    few = into_first(adjacency, 3)
+    assert (few.num_targets, few.num_nodes, few.sum().num_targets, few.sum().num_nodes) == (3, 5, 3, 5)
+    for name in ("sum", "mean"):
+        whole, part = (getattr(graph, name)() for graph in (adjacency, few))
+        assert torch.equal(dense(part), dense(whole)[:3])
+        assert torch.equal(dense(part.transpose()), dense(whole)[:3].T)
+    assert torch.equal(dense(few.with_self_loops().sum()), dense(adjacency.with_self_loops().sum())[:3])
+    x = torch.randn(NODES, 2)
+    assert torch.equal(few.targets_of(x), x[:3])
+    assert adjacency.targets_of(x) is x
+    with pytest.raises(ValueError, match="3 of 5 nodes are targets, GCN's operator wants all"):
+        few.gcn()
+    with pytest.raises(ValueError, match=r"features are torch.float32 of shape \(3, 2\), expected .* \(5, D\)"):
+        few.mean() @ x[:3]
+
+
+@pytest.mark.parametrize("dims", [(7, 3), (3, 7)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_aggregate_transforms_no_more_than_the_targets(adjacency: Adjacency, dims: tuple[int, int], bias: bool) -> None:
+    linear, x, plus = nn.Linear(*dims, bias=bias), torch.randn(NODES, dims[0]), torch.randn(3, dims[1])
+    whole = aggregate(adjacency.mean(), x, linear)
+    for more in (None, plus):
+        found = aggregate(into_first(adjacency, 3).mean(), x, linear, more)
+        torch.testing.assert_close(found, whole[:3] if more is None else whole[:3] + more)
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "gcn"])
@@ -323,6 +357,13 @@ def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:
 def test_what_is_not_csr_is_refused(rowptr: Tensor, col: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Adjacency(rowptr, col)
+
+
+def test_fewer_nodes_than_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_nodes is 1, expected at least the 2 rows of rowptr"):
+        Adjacency(torch.tensor([0, 1, 1]), torch.tensor([0]), 1)
+    with pytest.raises(ValueError, match="col names nodes 3 to 3, expected 0 to 2"):
+        Adjacency(torch.tensor([0, 1, 1]), torch.tensor([3]), 3)
 
 
 def test_columns_may_fall_from_row_to_row() -> None:
