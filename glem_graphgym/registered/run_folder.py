@@ -37,6 +37,13 @@ class RunError(RuntimeError):
     """A run folder does not hold what is needed, or holds somebody else's run; the message says what to do."""
 
 
+def trained_mode(cfg: CfgNode) -> str:
+    """``train.mode``; of ``glem_predict`` that of the run whose weights predict."""
+    if cfg.train.mode != "glem_predict":
+        return str(cfg.train.mode)
+    return str(read_json(Path(cfg.run_dir) / "run.json")["mode"])
+
+
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
     """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name.
 

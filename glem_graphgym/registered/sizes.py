@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_storage import check_batch, hops_in_memory
+from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.em.m_step import prediction_folds
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.memory import machine_bytes
@@ -23,9 +25,12 @@ from glem_graphgym.models.text_encoder import model_source
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import hardware_for
 from glem_graphgym.registered.networks import GraphNetwork, has_layers, sees_hops
+from glem_graphgym.registered.run_folder import trained_mode
 
 GB = 1e9
 HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
+STEP = "a step's neighbourhood"
+BLOCK_BYTES = 32  # of a sampled neighbourhood, for each node and edge
 BUDGET_SHARE = 0.8  # of the machine's memory, at most: programs, networks and texts need some of it too
 
 
@@ -99,12 +104,15 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
     if sees_hops():
         _check_hops(cfg, graph, width, candidates)
     elif cfg.gnn.fan_out:
-        parts = sampled_bytes(cfg, graph, width)
-        if _need_layerwise(cfg, parts):
-            _check_layerwise(cfg, graph, width)
-        else:
+        neighbourhoods = neighbourhood_bytes(cfg, graph, width)
+        if cfg.train.mode != "glem_predict":  # which trains nothing
+            _check_neighbourhoods(cfg, neighbourhoods)
+        parts = sampled_bytes(cfg, graph, width, neighbourhoods)
+        if not _need_layerwise(cfg, parts):
             how = "samples neighbours in training, but predicts on the whole graph at a time"
             _check_whole_graph(cfg, graph, parts, how, _instead_of_sampling(cfg))
+        elif cfg.glem.correct_and_smooth:
+            _check_smoothing(cfg, graph)
     else:
         instead = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
         how = "trains on the whole graph at a time"
@@ -116,7 +124,8 @@ def predicts_layerwise(cfg: CfgNode, graph: TextGraph) -> bool:
     blocks of nodes: where all at a time exceeds ``glem.memory_budget_gb``."""
     if not cfg.gnn.fan_out or not budget_bytes(cfg):
         return False
-    return _need_layerwise(cfg, sampled_bytes(cfg, graph, feature_width(cfg, graph)))
+    width = feature_width(cfg, graph)
+    return _need_layerwise(cfg, sampled_bytes(cfg, graph, width, neighbourhood_bytes(cfg, graph, width)))
 
 
 def _need_layerwise(cfg: CfgNode, parts: dict[str, int]) -> bool:
@@ -136,19 +145,16 @@ def _instead_of_sampling(cfg: CfgNode) -> str:
     if cfg.glem.setting != "transductive" and has_layers():
         return "glem.setting transductive, with which it predicts by blocks of nodes"
     layered = "glem_sage, glem_gcn or glem_gat, which predict by blocks of nodes within glem.memory_budget_gb"
-    return f"model.type {layered}" if cfg.train.mode == "glem_joint" else f"{HOP_NETWORKS}, or {layered}"
+    return f"model.type {layered}" if _is_joint(cfg) else f"{HOP_NETWORKS}, or {layered}"
 
 
-def _check_layerwise(cfg: CfgNode, graph: TextGraph, width: int) -> None:
-    needed, budget = neighbourhood_bytes(cfg, graph, width), budget_bytes(cfg)
-    if needed > budget:
-        size = "lm.batch_size / lm.accumulate" if cfg.train.mode == "glem_joint" else "gnn.batch_size"
-        raise ValueError(
-            f"a step's neighbourhood takes about {_gb(needed)} beside the graph, but the budget is {_gb(budget)} "
-            f"(glem.memory_budget_gb, as far as this machine has it); set {size} or gnn.fan_out lower"
-        )
-    if cfg.glem.correct_and_smooth:
-        _check_smoothing(cfg, graph)
+def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int]) -> None:
+    limit, whose = _limit(cfg)
+    for name, needed in parts.items():
+        if needed > limit:
+            size = "lm.batch_size / lm.accumulate" if _is_joint(cfg) else "gnn.batch_size"
+            lower = f"{size} or gnn.fan_out" if name == STEP else "gnn.fan_out"
+            raise ValueError(f"{name} takes about {_gb(needed)} beside the graph, but {whose}; set {lower} lower")
 
 
 def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
@@ -228,16 +234,20 @@ def full_batch_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, in
     backward pass, which has two of the widest layer on its way. Ours hold 24 bytes an edge; networks that pass
     messages along edges keep each layer's, a number an edge and channel.
     """
-    n, entries, g = graph.num_nodes, len(graph.col), cfg.gnn
-    item = hardware_for(cfg, g.precision).dtype.itemsize
-    heads, channels = _heads(cfg), g.dim_inner * _heads(cfg)
+    return _bytes_of_step(cfg, graph.num_nodes, len(graph.col), width, graph.num_classes)
+
+
+def _bytes_of_step(cfg: CfgNode, n: int, entries: int, width: int, classes: int) -> dict[str, int]:
+    """`full_batch_bytes` of any graph: its nodes, edges and classes."""
+    g, item = cfg.gnn, _item_bytes(cfg)
+    heads, channels = _heads(cfg), cfg.gnn.dim_inner * _heads(cfg)
     layers = 1 if cfg.model.type == "glem_revgat" else max(1, g.layers_mp)  # whose blocks are computed anew
-    labels = graph.num_classes if cfg.glem.label_input else 0
+    labels = classes if cfg.glem.label_input else 0
     parts = {
         "features": n * (4 * width + item * (width + labels)),
         f"activations of {g.layers_mp} layers": 2 * layers * n * channels * item,
         "edges": 24 * entries,
-        "gradients": n * (2 * channels * item + 2 * 4 * graph.num_classes),
+        "gradients": n * (2 * channels * item + 2 * 4 * classes),
     }
     if cfg.model.type in ("glem_gat", "glem_revgat"):
         parts["attention"] = 3 * 4 * layers * entries * heads
@@ -251,35 +261,79 @@ def _heads(cfg: CfgNode) -> int:
     return cfg.gnn.att_heads if cfg.model.type in ("glem_gat", "glem_revgat") else 1
 
 
-def sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
+def sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int, neighbourhoods: dict[str, int]) -> dict[str, int]:
     """Bytes that training on sampled neighbourhoods and predicting all nodes take at least, part by part: a lower
     bound, so that nothing is refused that could run. Of joint training the GNN's part, without that of texts.
 
-    Graph and features are there all the time; beside them a step's neighbourhood, or in a prediction, which keeps
-    nothing for a backward pass, a layer's outputs of all nodes.
+    Graph and features are there all the time; beside them a neighbourhood or, in a prediction, which keeps nothing for
+    a backward pass, a layer's outputs of all nodes.
+
+    Args:
+        neighbourhoods: as of `neighbourhood_bytes`.
     """
     n, g = graph.num_nodes, cfg.gnn
-    item, labels = _sampled_item_bytes(cfg), graph.num_classes if cfg.glem.label_input else 0
+    item, labels = _item_bytes(cfg), graph.num_classes if cfg.glem.label_input else 0
     channels = g.dim_inner * _heads(cfg) if g.layers_mp > 1 else graph.num_classes
-    step = neighbourhood_bytes(cfg, graph, width)
     prediction = item * n * (channels + (width + labels if labels else 0))
     return {
         "features": n * (item * width + 4 * labels),
         "edges": 24 * len(graph.col),
-        "a prediction of all nodes" if prediction > step else "a step's neighbourhood": max(prediction, step),
+        **dict([max({**neighbourhoods, "a prediction of all nodes": prediction}.items(), key=lambda part: part[1])]),
     }
 
 
-def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
-    """Of these what a step's sampled neighbourhood takes."""
-    joint = cfg.train.mode == "glem_joint"
-    labels = graph.num_classes if cfg.glem.label_input else 0
-    nodes, edges = _drawn(cfg, graph, cfg.lm.batch_size // cfg.lm.accumulate if joint else cfg.gnn.batch_size)
-    return _sampled_item_bytes(cfg) * nodes * (width + labels) + 16 * edges
+def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
+    """Of these what sampled neighbourhoods take: a training step's, and a validation's where that samples too."""
+    train, valid = graph.split["train"], graph.split["valid"]
+    if not _is_joint(cfg):
+        return {STEP: _block_bytes(cfg, graph, width, train[: cfg.gnn.batch_size or None])}
+    return {
+        STEP: _block_bytes(cfg, graph, width, train[: cfg.lm.batch_size // cfg.lm.accumulate]),
+        "a validation's neighbourhood": _block_bytes(cfg, graph, width, valid[:VALIDATED_AT_ONCE], training=False),
+    }
 
 
-def _sampled_item_bytes(cfg: CfgNode) -> int:
-    precision = cfg.lm.precision if cfg.train.mode == "glem_joint" else cfg.gnn.precision
+def _block_bytes(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, training: bool = True) -> int:
+    """Of the neighbourhood of ``seeds``, one being drawn: with what a training step keeps, or a prediction makes.
+
+    To a network that is no stack of layers it is a graph. A layer of a stack sums over neighbours, or transforms all
+    nodes where it attends to them, and has an output, for its targets alone. Training keeps these of all layers, and
+    the outputs once more, normalised. In the backward pass three arrays of the largest output are on their way, or the
+    gradients of an output and of what was attended to.
+    """
+    ends, edges = _drawn(cfg, graph, seeds)
+    if not has_layers():
+        return sum(_bytes_of_step(cfg, ends[-1], edges, width, graph.num_classes).values())
+    item, heads, network = _item_bytes(cfg), _heads(cfg), cfg.model.type
+    attends, sums = network == "glem_gat", network != "glem_mlp"
+    joint = _is_joint(cfg)  # whose input is float32, and gets a gradient
+    dim_in = width + (graph.num_classes if cfg.glem.label_input else 0)
+    dims = [dim_in, *[cfg.gnn.dim_inner * heads] * (len(ends) - 2), graph.num_classes * heads]
+    inner, outputs = [], []
+    for (before, after), (nodes, targets) in zip(pairwise(dims), pairwise(reversed(ends)), strict=True):
+        inner.append(item * (nodes * after if attends else targets * before if sums else 0))
+        outputs.append(_output_bytes(cfg) * targets * after)
+    block = (4 if joint else item) * ends[-1] * dim_in + BLOCK_BYTES * (ends[-1] + edges)
+    if attends:
+        block += 3 * 4 * heads * edges
+    if not training:
+        return block + max(map(sum, zip(inner, outputs, strict=True)))
+    gradients = max(of_all + output if attends else 3 * output for of_all, output in zip(inner, outputs, strict=True))
+    return block + sum(inner) + 2 * sum(outputs) + gradients + (4 * ends[-1] * dim_in if joint else 0)
+
+
+def _is_joint(cfg: CfgNode) -> bool:
+    return trained_mode(cfg) == "glem_joint"
+
+
+def _output_bytes(cfg: CfgNode) -> int:
+    """Of a number that a layer gives: a layer norm gives float32 in any precision."""
+    return 4 if cfg.gnn.norm == "layer" else _item_bytes(cfg)
+
+
+def _item_bytes(cfg: CfgNode) -> int:
+    """Of a number that the GNN computes with."""
+    precision = cfg.lm.precision if _is_joint(cfg) else cfg.gnn.precision
     return hardware_for(cfg, precision).dtype.itemsize
 
 
@@ -298,17 +352,15 @@ def layer_file_bytes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | Non
         return graph.num_nodes if group is None else len(nodes_within(graph.rowptr, graph.col, group, hops))
 
     nodes = max(sum(within(group, hops) for hops in range(max(1, first - 1), first + 1)) for group in groups)
-    item = 4 if cfg.gnn.norm == "layer" else _sampled_item_bytes(cfg)  # a layer norm gives float32 in any precision
-    return item * nodes * cfg.gnn.dim_inner * _heads(cfg)
+    return _output_bytes(cfg) * nodes * cfg.gnn.dim_inner * _heads(cfg)
 
 
-def _drawn(cfg: CfgNode, graph: TextGraph, batch_size: int) -> tuple[int, int]:
-    """Nodes and edges of the neighbourhood of a batch: one is drawn. 0 = all training nodes."""
-    seeds = graph.split["train"][: batch_size or None]
+def _drawn(cfg: CfgNode, graph: TextGraph, seeds: np.ndarray) -> tuple[list[int], int]:
+    """How many nodes of a neighbourhood of ``seeds`` lie within 0, 1, … hops, and how many edges it has."""
     if cfg.glem.setting != "transductive":  # where training sees fewer edges: not more than is certain
-        return len(seeds), 0
+        return [len(seeds)] * (len(cfg.gnn.fan_out) + 1), 0
     block = NeighbourSampler(graph.rowptr, graph.col, cfg.gnn.fan_out).sample(seeds, np.random.default_rng(0))
-    return len(block.nodes), len(block.col)
+    return block.ends.tolist(), len(block.col)
 
 
 def _smoothing_bytes(graph: TextGraph) -> int:

@@ -64,6 +64,7 @@ from glem_graphgym.registered.run_folder import (
     require_finished,
     shared_lm_gold,
     take_run_folder,
+    trained_mode,
 )
 from glem_graphgym.registered.sizes import budget_bytes, check_memory, feature_width, predicts_layerwise
 
@@ -230,13 +231,6 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
     needed = np.unique(np.concatenate(list(graph.split.values())))
     pseudo = mode == "glem" or cfg.gnn.stages > 1 or cfg.gnn.consistency > 0
     return np.union1d(needed, candidates) if pseudo else needed
-
-
-def trained_mode(cfg: CfgNode) -> str:
-    """``train.mode``; of ``glem_predict`` that of the run whose weights predict."""
-    if cfg.train.mode != "glem_predict":
-        return str(cfg.train.mode)
-    return str(read_json(Path(cfg.run_dir) / "run.json")["mode"])
 
 
 def encoded_nodes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | None) -> np.ndarray | None:
