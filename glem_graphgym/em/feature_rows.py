@@ -60,8 +60,12 @@ class FeatureRows:
         order = np.argsort(nodes, kind="stable")  # read as they lie, which spares a disk that has to seek
         places = nodes[order]
         x = np.empty((len(nodes), self.shape[1]), dtype=np.float32)
-        x[order] = self._normed(np.concatenate([np.asarray(part[places], np.float32) for part in self.parts], axis=1))
-        return x
+        first = 0
+        for part in self.parts:
+            end = first + part.shape[1]
+            x[order, first:end] = part[places]
+            first = end
+        return self._normed(x)
 
     def _normed(self, x: np.ndarray) -> np.ndarray:
         return x if self.mean is None else (x - self.mean) / self.deviation
