@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -224,11 +225,13 @@ def test_parameter_counts_are_the_published_ones(stem: str, published: int) -> N
 def test_a_full_batch_fits_into_a_large_accelerator(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load(stem)
     nodes, edges = GRAPH_SIZES[cfg.dataset.name]
-    graph: Any = SimpleNamespace(num_nodes=nodes, col=range(edges), num_classes=SIZES[cfg.dataset.name][1])
+    classes, split = SIZES[cfg.dataset.name][1], {"train": np.arange(2), "valid": np.arange(2)}
+    graph: Any = SimpleNamespace(num_nodes=nodes, col=range(edges), num_classes=classes, split=split)
     monkeypatch.setattr(sizes, "feature_width", lambda cfg, graph: feature_width())
     monkeypatch.setattr(sizes, "_limit", lambda cfg: (ACCELERATOR, "the accelerator"))
     monkeypatch.setattr(sizes, "machine_bytes", lambda: 256_000_000_000)
-    monkeypatch.setattr(sizes, "_drawn", lambda *_: (nodes, edges))  # of a batch: at most all
+    hops = len(cfg.gnn.fan_out)
+    monkeypatch.setattr(sizes, "_drawn", lambda *_: ([nodes] * (hops + 1), edges))  # of a batch: at most all
     sizes.check_memory(cfg, graph)
 
 

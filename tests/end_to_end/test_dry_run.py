@@ -170,7 +170,7 @@ def test_outputs_of_layers_take_what_was_foreseen(
     values["gnn"].update(fan_out=[3, 2, 2], dim_inner=16, batch_size=30)
     values["lm"].update(batch_size=30, epochs=1)
     values["train"]["mode"] = mode
-    values["glem"].update(memory_budget_gb=2e-4, encode_nodes=encoded)
+    values["glem"].update(memory_budget_gb=9e-4, encode_nodes=encoded)
     if mode == "glem_gnn":
         values["glem"]["node_features"] = "static"
     config.write_text(yaml.safe_dump(values))
