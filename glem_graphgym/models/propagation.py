@@ -208,13 +208,14 @@ def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, plus: Tens
     """operator · x · Wᵀ + b [+ plus], (T, D_out): propagates whichever is narrower, x or its transform.
 
     The two orders give the same up to rounding, as both steps are linear; the bias is added after both. Where ``x``
-    comes again in every epoch its product is kept. Where not all nodes are targets ``x`` is propagated, so that the
-    targets alone are transformed. ``plus`` (T, D_out) costs no pass of its own where it can be added
-    within the matrix product.
+    comes again in every epoch its product is kept. Where not all nodes are targets training propagates ``x``, so that
+    the targets alone are transformed; prediction does not, to round as on the whole graph. ``plus`` (T, D_out) costs no
+    pass of its own where it can be added within the matrix product.
     """
     propagated = operator.kept_product(x)
     narrows = linear.out_features < linear.in_features
-    if propagated is None and narrows and operator.num_targets == operator.num_nodes:
+    trains_few = operator.num_targets < operator.num_nodes and torch.is_grad_enabled()
+    if propagated is None and narrows and not trains_few:
         out = operator @ F.linear(x, linear.weight)
         for other in (linear.bias, plus):
             out = out if other is None else out + other.to(out.dtype)

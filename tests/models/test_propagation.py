@@ -115,9 +115,20 @@ def test_rows_of_the_first_nodes_alone(adjacency: Adjacency) -> None:
 def test_aggregate_transforms_no_more_than_the_targets(adjacency: Adjacency, dims: tuple[int, int], bias: bool) -> None:
     linear, x, plus = nn.Linear(*dims, bias=bias), torch.randn(NODES, dims[0]), torch.randn(3, dims[1])
     whole = aggregate(adjacency.mean(), x, linear)
+    seen: list[int] = []
+    linear.register_forward_hook(lambda module, inputs, out: seen.append(len(out)))
     for more in (None, plus):
         found = aggregate(into_first(adjacency, 3).mean(), x, linear, more)
         torch.testing.assert_close(found, whole[:3] if more is None else whole[:3] + more)
+    assert seen == [3]  # with a summand the product is taken without the module
+
+
+@pytest.mark.parametrize("dims", [(70, 30), (30, 70)])
+def test_prediction_of_a_part_rounds_as_that_of_the_whole(adjacency: Adjacency, dims: tuple[int, int]) -> None:
+    linear, x = nn.Linear(*dims).bfloat16(), torch.randn(NODES, dims[0]).bfloat16()
+    with torch.no_grad():
+        whole = aggregate(adjacency.mean(), x, linear)
+        assert torch.equal(aggregate(into_first(adjacency, 3).mean(), x.clone(), linear), whole[:3])
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "gcn"])
