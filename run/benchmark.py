@@ -38,6 +38,7 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "m_step": gnn.m_step,
     "lightning": gnn.lightning,
     "propagation": gnn.propagation,
+    "sampled": gnn.sampled,
     "allocator": gnn.allocator,
     "startup": whole.startup,
     "run": whole.run,

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.nn import SAGEConv
-from torch_geometric.utils import scatter
+from torch_geometric.utils import scatter, trim_to_layer
 
 from benchmarks.measure import Row, bandwidth, flops, medians, row_of, seconds_of
+from glem_graphgym.data.sampling import Block, NeighbourSampler
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.memory import keep_freed_memory
+from glem_graphgym.models.block import BlockAdjacency, seed_logits
 from glem_graphgym.models.gcn import GCN
 from glem_graphgym.models.mlp import MLP
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
@@ -36,6 +38,7 @@ from glem_graphgym.models.sage import SAGE
 
 CLASSES = 58
 NODES, EDGES, FEATURES, WIDTH, LAYERS = 63_666, 296_480, 384, 256, 3  # the Debian graph; the GNN of OGB's baselines
+LARGE_NODES, LARGE_EDGES, SEEDS, FAN_OUT = 1_000_000, 12_000_000, 4_096, [15, 10]
 GOLD, VALID = 5_243, 5_227
 MODELS: dict[str, Callable[..., nn.Module]] = {"SAGE": SAGE, "GCN": GCN, "MLP": MLP}
 SINGLE, HALF = Hardware("cpu", "32-true"), Hardware("cpu", "bf16-mixed")
@@ -56,18 +59,35 @@ def features() -> np.ndarray:
 
 
 class PyGSAGE(nn.Module):
-    """The same GraphSAGE out of PyG's `SAGEConv` on ``edge_index``, as PyG's own examples write it."""
+    """The same GraphSAGE out of PyG's `SAGEConv` on ``edge_index``, as PyG's own examples write it.
 
-    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int) -> None:
+    Args:
+        sizes: nodes, and edges, that each hop of a sampled neighbourhood adds; layers then leave out what is needed no
+            more.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_hidden: int,
+        dim_out: int,
+        num_layers: int,
+        sizes: tuple[list[int], list[int]] | None = None,
+    ) -> None:
         super().__init__()
+        self.sizes = sizes
         dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
         self.convs = nn.ModuleList(SAGEConv(a, b) for a, b in pairwise(dims))
         self.norms = nn.ModuleList(nn.BatchNorm1d(dim_hidden) for _ in range(num_layers - 1))
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
-            x = F.dropout(F.relu(norm(conv(x, edge_index))), 0.5, self.training)
-        return self.convs[-1](x, edge_index)
+        for layer, conv in enumerate(self.convs):
+            if self.sizes is not None:
+                x, edge_index, _ = trim_to_layer(layer, *self.sizes, x, edge_index)
+            x = conv(x, edge_index)
+            if layer < len(self.norms):
+                x = F.dropout(F.relu(self.norms[layer](x)), 0.5, self.training)
+        return x
 
 
 def learner_of(model: Callable[..., nn.Module], structure: Any, hardware: Hardware, epochs: int) -> GNNLearner:
@@ -229,6 +249,45 @@ def propagation(repeats: int) -> Iterator[Row]:
         "propagation", f"{hops} hops of {FEATURES} features", [1e3 * s for s in seconds[""]], "ms",
         bound=bound, rival=1e3 * float(np.median(seconds[rival])), rival_name=rival,
     )  # fmt: skip
+
+
+def sampled(repeats: int) -> Iterator[Row]:
+    """A sampled neighbourhood of a larger graph: drawing it, and a training step on it, against PyG's layers on it."""
+    rng = np.random.default_rng(0)
+    ends = rng.integers(0, LARGE_NODES, (2, LARGE_EDGES))
+    keys = np.unique(np.concatenate([ends[0] * LARGE_NODES + ends[1], ends[1] * LARGE_NODES + ends[0]]))
+    rowptr = np.searchsorted(keys, np.arange(LARGE_NODES + 1) * LARGE_NODES)
+    sampler = NeighbourSampler(rowptr, (keys % LARGE_NODES).astype(np.int32), FAN_OUT)
+    seeds = rng.choice(LARGE_NODES, SEEDS, replace=False)
+
+    def draw() -> Block:
+        return sampler.sample(seeds, np.random.default_rng(0))
+
+    block = draw()
+    around = f"{SEEDS:,} nodes, fan-out {FAN_OUT}: {len(block.nodes):,} nodes and {len(block.col):,} edges"
+    yield row_of("sampled", f"drawing, {around}", [1e3 * s for s in seconds_of({"": draw}, repeats)[""]], "ms")
+
+    x, edge_index = torch.randn(len(block.nodes), FEATURES), torch.from_numpy(block.edge_index())
+    rows, columns, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
+    sizes = np.diff(block.ends, prepend=0).tolist(), np.diff(block.rowptr[block.ends[:-1]], prepend=0).tolist()
+    model = SAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT))
+    rivals = {
+        "PyG's SAGEConv": PyGSAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT)),
+        "the same with trim_to_layer": PyGSAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT), sizes),
+    }
+    logits: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: seed_logits(model, x, BlockAdjacency(rows, columns, degree, block.ends.tolist())),
+        **{name: partial(rival, x, edge_index) for name, rival in rivals.items()},
+    }
+
+    def step(name: str) -> None:
+        logits[name]()[:SEEDS].logsumexp(-1).mean().backward()
+
+    seconds = seconds_of({name: partial(step, name) for name in logits}, min(repeats, 3))
+    ours = [1e3 * s for s in seconds["ours"]]
+    for name in rivals:
+        more = {"rival": 1e3 * float(np.median(seconds[name])), "rival_name": name}
+        yield row_of("sampled", f"SAGE {len(FAN_OUT)}x{WIDTH}, a training step on it", ours, "ms", **more)
 
 
 def allocator(repeats: int) -> Iterator[Row]:
