@@ -15,7 +15,8 @@ from torch import nn
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 
-from glem_graphgym.registered import sizes
+from glem_graphgym import memory
+from glem_graphgym.registered import memory_check, sizes
 from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.loader import GRAPHS
 from glem_graphgym.registered.networks import build_gnn, sees_hops
@@ -227,12 +228,12 @@ def test_a_full_batch_fits_into_a_large_accelerator(stem: str, monkeypatch: pyte
     nodes, edges = GRAPH_SIZES[cfg.dataset.name]
     classes, split = SIZES[cfg.dataset.name][1], {"train": np.arange(2), "valid": np.arange(2)}
     graph: Any = SimpleNamespace(num_nodes=nodes, col=range(edges), num_classes=classes, split=split)
-    monkeypatch.setattr(sizes, "feature_width", lambda cfg, graph: feature_width())
-    monkeypatch.setattr(sizes, "_limit", lambda cfg: (ACCELERATOR, "the accelerator"))
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 256_000_000_000)
+    monkeypatch.setattr(memory_check, "feature_width", lambda cfg, graph: feature_width())
+    monkeypatch.setattr(memory_check, "_limit", lambda cfg: (ACCELERATOR, "the accelerator"))
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 256_000_000_000)
     hops = len(cfg.gnn.fan_out)
     monkeypatch.setattr(sizes, "_drawn", lambda *_: ([nodes] * (hops + 1), edges))  # of a batch: at most all
-    sizes.check_memory(cfg, graph)
+    memory_check.check_memory(cfg, graph)
 
 
 # ---- published hyperparameters ------------------------------------------------------------------------------------

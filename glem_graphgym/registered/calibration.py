@@ -44,12 +44,12 @@ from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+from glem_graphgym.registered.memory_check import check_memory
 from glem_graphgym.registered.networks import sees_hops
 from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
 from glem_graphgym.registered.sizes import (
     GB,
     budget_bytes,
-    check_memory,
     full_batch_bytes,
     layer_file_bytes,
     predicts_layerwise,

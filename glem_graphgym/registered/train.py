@@ -53,6 +53,7 @@ from glem_graphgym.registered.language_model import (
     part_tokens,
 )
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+from glem_graphgym.registered.memory_check import check_memory
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
 from glem_graphgym.registered.network_check import check_network
 from glem_graphgym.registered.networks import StoredStructure, Structure, build_gnn, gcn_operator, sees_hops
@@ -66,7 +67,7 @@ from glem_graphgym.registered.run_folder import (
     take_run_folder,
     trained_mode,
 )
-from glem_graphgym.registered.sizes import budget_bytes, check_memory, feature_width, predicts_layerwise
+from glem_graphgym.registered.sizes import budget_bytes, feature_width, predicts_layerwise
 
 
 @register_train("glem")

@@ -1,4 +1,4 @@
-"""What a run is estimated to need, and runs that are refused for it before they start."""
+"""What a run is estimated to need, and what it takes."""
 
 from __future__ import annotations
 
@@ -16,61 +16,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym import memory
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em.hop_step import HopLearner
-from glem_graphgym.registered import sizes
-from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.networks import Structure, build_gnn
 from glem_graphgym.registered.sizes import (
     STEP,
     budget_bytes,
-    check_memory,
     feature_width,
     full_batch_bytes,
     layer_file_bytes,
     neighbourhood_bytes,
-    predicts_layerwise,
     sampled_bytes,
 )
-from glem_graphgym.registered.train import prepare
 
-NODES = 400
-JOINT = ("optim.optimizer", "adamw", "optim.scheduler", "none")
-
-
-@pytest.fixture
-def configure(tmp_path: Path, tiny_lm: Path) -> Callable[..., None]:
-    file = tmp_path / "small.yaml"
-    file.write_text(
-        f"""
-accelerator: cpu
-dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.2, 0.4],
-  synthetic_nodes: {NODES}, synthetic_words: 4, synthetic_features: 6}}
-lm: {{model: {tiny_lm}, max_length: 12, precision: 32}}
-model: {{type: glem_gcn}}
-gnn: {{dim_inner: 16, layers_mp: 2}}
-train: {{mode: glem}}
-"""
-    )
-
-    def load(*options: object) -> None:
-        load_config(cfg, file, [str(option) for option in options])
-        cfg.run_dir = str(tmp_path / "run")
-
-    return load
-
-
-@pytest.fixture
-def graph() -> TextGraph:
-    return make_synthetic(num_nodes=NODES, feature_dim=6, words_per_text=4)
+SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
+HOPS = ("model.type", "glem_gamlp", "gnn.hops", 2, "gnn.batch_size", 8)
 
 
 def test_the_width_is_that_of_all_sources(configure: Callable[..., None], graph: TextGraph, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((NODES, 5), dtype=np.float32))
-    torch.save(torch.zeros(NODES, 7), tmp_path / "x.pt")
+    np.save(tmp_path / "x.npy", np.zeros((graph.num_nodes, 5), dtype=np.float32))
+    torch.save(torch.zeros(graph.num_nodes, 7), tmp_path / "x.pt")
     for options, width in [
         ((), 32),
         (("lm.shrink_dim", 8), 8),
@@ -80,81 +48,6 @@ def test_the_width_is_that_of_all_sources(configure: Callable[..., None], graph:
     ]:
         configure(*options)
         assert feature_width(cfg, graph) == width
-
-
-def test_a_full_batch_that_exceeds_the_budget_is_refused_with_figures_and_a_way_out(
-    configure: Callable[..., None], tmp_path: Path
-) -> None:
-    configure("glem.memory_budget_gb", 1e-5)
-    with pytest.raises(ValueError, match=r"model.type glem_gcn trains on the whole graph") as error:
-        prepare(cfg, with_lm=True, with_gnn=True)
-    for part in ("features", "activations of 2 layers", "edges", "glem.memory_budget_gb is 1e-05", "glem_gamlp"):
-        assert part in str(error.value)
-    assert not (tmp_path / "run").exists() and not list((tmp_path / "datasets").glob("tokens/*"))
-
-
-SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
-
-
-@pytest.mark.parametrize("options", [(), SAMPLED, ("train.mode", "glem_joint", *SAMPLED, *JOINT)])
-@pytest.mark.parametrize("budget", [0.0, 1e-3, 1e6])
-def test_what_fits_is_not_refused(
-    configure: Callable[..., None], graph: TextGraph, options: tuple[object, ...], budget: float
-) -> None:
-    configure("glem.memory_budget_gb", budget, *options)
-    check_memory(cfg, graph)
-
-
-LAYERWISE = r"glem_sage, glem_gcn or glem_gat, which predict by blocks of nodes within glem.memory_budget_gb"
-
-
-@pytest.mark.parametrize("mode", ["glem", "glem_joint"])
-@pytest.mark.parametrize(
-    ("options", "instead"),
-    [
-        ((), "glem.memory_budget_gb below that, and it predicts by blocks of nodes"),
-        (("glem.setting", "inductive"), "glem.setting transductive, with which it predicts by blocks of nodes"),
-        (("model.type", "glem_revgat"), LAYERWISE),
-        (("model.type", "glem_revgat", "glem.memory_budget_gb", 9.9e-5), LAYERWISE),
-        (("glem.setting", "inductive", "glem.memory_budget_gb", 9.9e-5), "glem.setting transductive"),
-    ],
-)
-def test_sampled_networks_that_see_the_whole_graph_in_prediction(
-    configure: Callable[..., None],
-    graph: TextGraph,
-    monkeypatch: pytest.MonkeyPatch,
-    mode: str,
-    options: tuple[object, ...],
-    instead: str,
-) -> None:
-    configure("train.mode", mode, *SAMPLED, *JOINT, *options)
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 100_000)
-    whose = "glem.memory_budget_gb is 9.9e-05" if "glem.memory_budget_gb" in options else "this machine has 0.0001 GB"
-    message = rf"model.type glem_\w+ samples neighbours in training, but predicts .*, but {whose}; expected .*{instead}"
-    with pytest.raises(ValueError, match=message) as error:
-        check_memory(cfg, graph)
-    for part in ("features", "edges"):
-        assert part in str(error.value)
-    # With so few nodes a neighbourhood may take more than a prediction of all.
-    assert ("a prediction of all nodes" in str(error.value)) != ("neighbourhood" in str(error.value))
-    assert ("glem_gamlp" in str(error.value)) == ("glem_revgat" in options and mode == "glem")
-
-
-@pytest.mark.parametrize("mode", ["glem", "glem_joint"])
-def test_within_a_budget_sampled_networks_predict_by_blocks_of_nodes(
-    configure: Callable[..., None], graph: TextGraph, mode: str
-) -> None:
-    for budget, by_blocks in ((0.0, False), (1e-4, True), (1.0, False)):
-        configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", budget)
-        assert predicts_layerwise(cfg, graph) == by_blocks
-        check_memory(cfg, graph)
-    configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", 1e-6)
-    keys = "lm.batch_size / lm.accumulate" if mode == "glem_joint" else "gnn.batch_size"
-    with pytest.raises(ValueError, match=rf"a step's neighbourhood takes about .* set {keys} or gnn.fan_out lower"):
-        check_memory(cfg, graph)
-    configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", 1e-4, "glem.correct_and_smooth", True)
-    with pytest.raises(ValueError, match=r"glem.correct_and_smooth takes about"):
-        check_memory(cfg, graph)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +63,9 @@ def test_outputs_of_layers_on_disk(
     assert 3 == reach[0] < reach[1] < reach[2]
     for layers, whole, some in (
         (1, 0, 0),
-        (2, NODES, reach[1]),
-        (3, 2 * NODES, reach[2] + reach[1]),
-        (4, 2 * NODES, reach[3] + reach[2]),
+        (2, graph.num_nodes, reach[1]),
+        (3, 2 * graph.num_nodes, reach[2] + reach[1]),
+        (4, 2 * graph.num_nodes, reach[3] + reach[2]),
     ):
         configure(*options, "gnn.layers_mp", layers, "gnn.fan_out", str([2] * layers))
         for predicted, rows in ((None, whole), (asked, some)):
@@ -184,9 +77,9 @@ def test_what_a_sampled_network_needs_grows_with_its_neighbourhoods(
 ) -> None:
     configure(*SAMPLED)
     few = sampled_bytes(cfg, graph, 32, neighbourhood_bytes(cfg, graph, 32))
-    assert few["features"] == 4 * NODES * 32
+    assert few["features"] == 4 * graph.num_nodes * 32
     assert few["edges"] == 24 * len(graph.col)
-    assert few["a prediction of all nodes"] == 4 * NODES * 16
+    assert few["a prediction of all nodes"] == 4 * graph.num_nodes * 16
     configure("gnn.fan_out", "[-1, -1]", "gnn.dim_inner", 2)
     neighbourhoods = neighbourhood_bytes(cfg, graph, 32)
     assert sampled_bytes(cfg, graph, 32, neighbourhoods)[STEP] == neighbourhoods[STEP]
@@ -244,75 +137,16 @@ def test_a_steps_neighbourhood_takes_what_is_said(
     assert 0.7 * said < live.peak < 1.05 * said
 
 
-# ---- a budget that the machine has not ------------------------------------------------------------------------------
-
-HOPS = ("model.type", "glem_gamlp", "gnn.hops", 2, "gnn.batch_size", 8)
-
-
 def test_a_budget_is_no_more_than_most_of_the_machine(
     configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 10_000)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 10_000)
     for asked, processes, consistency, found in [
         (0.0, 1, 0.0, 0), (5e-6, 1, 0.0, 5_000), (9e-6, 1, 0.0, 8_000), (64.0, 1, 0.0, 8_000),
         (64.0, 2, 0.0, 4_000), (64.0, 2, 0.5, 8_000),
     ]:  # fmt: skip
         configure(*HOPS, "glem.memory_budget_gb", asked, "devices", processes, "gnn.consistency", consistency)
         assert budget_bytes(cfg) == found
-
-
-def test_a_budget_above_the_machine_propagates_on_disk_within_the_machine(
-    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    configure(*HOPS, "glem.memory_budget_gb", 64)
-    check_memory(cfg, graph)
-    assert "memory_budget_gb" not in caplog.text
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 40_000)
-    check_memory(cfg, graph)
-    assert "glem.memory_budget_gb is 64, but this machine has 4e-05 GB" in caplog.text
-    assert "within 3.2e-05 GB of memory" in caplog.text
-    _, run = prepare(cfg, with_lm=True, with_gnn=True)
-    assert isinstance(run.gnn, HopLearner) and run.gnn.storage is not None
-    assert run.gnn.storage.budget == 32_000
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 2_000)
-    with pytest.raises(
-        ValueError, match=r"budget is 1.6e-06 GB \(glem.memory_budget_gb, as far as this machine has it"
-    ):
-        check_memory(cfg, graph)
-
-
-def test_a_full_batch_within_the_budget_but_not_the_machine_is_refused(
-    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configure("glem.memory_budget_gb", 64)
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 10_000)
-    with pytest.raises(ValueError, match="but this machine has 1e-05 GB; expected"):
-        check_memory(cfg, graph)
-
-
-def test_hops_of_several_processes_are_held_several_times(
-    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 800_000)
-    for processes, consistency, fits in [(1, 0.0, True), (2, 0.5, True), (2, 0.0, False)]:
-        configure(*HOPS, "devices", processes, "gnn.consistency", consistency)
-        if fits:
-            check_memory(cfg, graph)
-            continue
-        with pytest.raises(ValueError, match=r"has 0.0004 GB for each of 2 processes; set glem.memory_budget_gb"):
-            check_memory(cfg, graph)
-
-
-@pytest.mark.parametrize("model", ["glem_gcn", "glem_gamlp", "gnn"])
-def test_without_a_budget_the_machine_is_the_limit(
-    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
-    configure("model.type", model)
-    check_memory(cfg, graph)
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 10_000)
-    remedy = "set glem.memory_budget_gb" if model == "glem_gamlp" else "gnn.fan_out"
-    with pytest.raises(ValueError, match=f"this machine has 1e-05 GB.*{remedy}"):
-        check_memory(cfg, graph)
 
 
 def test_networks_that_pass_messages_need_more(configure: Callable[..., None], graph: TextGraph) -> None:
@@ -322,101 +156,3 @@ def test_networks_that_pass_messages_need_more(configure: Callable[..., None], g
         needs[model] = full_batch_bytes(cfg, graph, 32)
     assert "messages" in needs["gnn"] and "attention" in needs["glem_gat"]
     assert sum(needs["gnn"].values()) > sum(needs["glem_gcn"].values())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("gnn.batch_size", 0), r"gnn.batch_size is 0 with 80 training nodes: .* at most \d+"),  # half pseudo
-        (("gnn.batch_size", 0, "train.mode", "glem_cascade"), "gnn.batch_size is 0 with 40 training nodes"),
-        (("glem.correct_and_smooth", True, "gnn.batch_size", 8), "glem.correct_and_smooth takes about"),
-        (("glem.memory_budget_gb", 1e-6), r"400 nodes need at least .*glem.memory_budget_gb"),
-    ],
-)
-def test_hops_that_cannot_be_made_within_the_budget(
-    configure: Callable[..., None], graph: TextGraph, options: tuple[object, ...], message: str
-) -> None:
-    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, *options)
-    with pytest.raises(ValueError, match=message):
-        check_memory(cfg, graph)
-
-
-@pytest.mark.parametrize(("candidates", "confidence", "trained"), [(None, 1.0, 80), (10, 1.0, 50), (10, 0.5, 45)])
-def test_a_batch_has_no_more_pseudo_nodes_than_there_are(
-    configure: Callable[..., None], graph: TextGraph, candidates: int | None, confidence: float, trained: int
-) -> None:
-    budget = ("glem.memory_budget_gb", 3e-5, "glem.confidence", confidence, "gnn.batch_size", 0)
-    configure("model.type", "glem_gamlp", "gnn.hops", 2, *budget)
-    with pytest.raises(ValueError, match=f"with {trained} training nodes"):
-        check_memory(cfg, graph, candidates)
-
-
-def test_unlabelled_nodes_of_consistency_count_in_a_batch(configure: Callable[..., None], graph: TextGraph) -> None:
-    options = ("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size")
-    at_most = {}
-    for consistency in (0.0, 0.5):
-        configure(*options, 80, "gnn.consistency", consistency)
-        with pytest.raises(ValueError, match=r"set gnn.batch_size to at most") as error:
-            check_memory(cfg, graph)
-        at_most[consistency] = int(str(error.value).split()[-1])
-        assert ("as many beside them" in str(error.value)) == (consistency > 0)
-        configure(*options, at_most[consistency], "gnn.consistency", consistency)
-        check_memory(cfg, graph)
-    assert at_most[0.5] == at_most[0.0] // 2
-
-
-def test_later_stages_of_self_training_may_train_on_all_nodes(configure: Callable[..., None], graph: TextGraph) -> None:
-    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.stages", 2)
-    with pytest.raises(ValueError, match=r"gnn.batch_size is 0 with 400 training nodes"):
-        check_memory(cfg, graph, 360)
-
-
-@pytest.mark.parametrize(("precision", "clip", "fused"), [("16", 1.0, False), ("16", 0.0, True), ("32", 1.0, True)])
-def test_gradients_of_float16_are_unscaled_before_they_are_clipped(
-    configure: Callable[..., None], precision: str, clip: float, fused: bool
-) -> None:
-    """The fused kernel would unscale them only afterwards."""
-    configure("gnn.precision", precision, "optim.clip", clip, "optim.optimizer", "adamw", "optim.base_lr", 0.5)
-    _, run = prepare(cfg, with_lm=True, with_gnn=True)
-    assert run.gnn is not None
-    optimizer, _ = run.gnn.make_optimizer(iter([torch.nn.Parameter(torch.zeros(1))]))
-    assert optimizer.defaults["fused"] == fused and optimizer.defaults["lr"] == 0.5
-
-
-def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph) -> None:
-    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size", 8)
-    check_memory(cfg, graph)
-
-
-@pytest.mark.parametrize(("key", "value"), [("gnn.stages", 2), ("gnn.consistency", 0.5)])
-def test_settings_of_hop_networks_with_another(configure: Callable[..., None], key: str, value: Any) -> None:
-    configure(key, value)
-    with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type glem_gcn sees the whole graph"):
-        prepare(cfg, with_lm=True, with_gnn=True)
-
-
-@pytest.mark.parametrize("more", [("model.type", "glem_gamlp"), ("model.type", "glem_sage", "gnn.fan_out", "[3, 3]")])
-@pytest.mark.parametrize(("key", "value"), [("gnn.label_reuse", 1), ("gnn.distillation", 0.5)])
-def test_settings_of_full_batches_with_others(
-    configure: Callable[..., None], key: str, value: Any, more: tuple[str, ...]
-) -> None:
-    configure(key, value, "glem.label_input", True, *more)
-    with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type {more[1]}.* expected 0"):
-        prepare(cfg, with_lm=True, with_gnn=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("gnn.input_norm", True), "gnn.input_norm and glem.input_norm are both True"),
-        (("gnn.input_norm", True, "glem.input_norm", False), "model.type glem_gcn has no norm of its input"),
-        (("gnn.label_reuse", 1), "gnn.label_reuse is 1, but no labels are given; set glem.label_input to True"),
-        (("gnn.ema", 1.0), "gnn.ema is 1.0, expected a share below 1"),
-        (("glem.label_input_rate", 1.0), r"glem.label_input_rate is 1.0, expected a share below 1"),
-        (("gnn.consistency_threshold", 1.0), "gnn.consistency_threshold is 1.0"),
-        (("glem.encode_nodes", "needed", "glem.correct_and_smooth", True), "glem.encode_nodes is 'needed'"),
-    ],
-)
-def test_contradictions(configure: Callable[..., None], options: tuple[object, ...], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        configure(*options)

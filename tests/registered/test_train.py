@@ -102,6 +102,21 @@ def test_candidates(setting: str, pseudo_nodes: str, unlabelled: list[int], cand
     assert [nodes.tolist() for nodes in found] == [unlabelled, candidates]
 
 
+# ---- optimizers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "clip", "fused"), [("16", 1.0, False), ("16", 0.0, True), ("32", 1.0, True)])
+def test_gradients_of_float16_are_unscaled_before_they_are_clipped(
+    configure: Callable[..., None], precision: str, clip: float, fused: bool
+) -> None:
+    """The fused kernel would unscale them only afterwards."""
+    configure("gnn.precision", precision, "optim.clip", clip, "optim.optimizer", "adamw", "optim.base_lr", 0.5)
+    _, run = prepare(cfg, with_lm=True, with_gnn=True)
+    assert run.gnn is not None
+    optimizer, _ = run.gnn.make_optimizer(iter([torch.nn.Parameter(torch.zeros(1))]))
+    assert optimizer.defaults["fused"] == fused and optimizer.defaults["lr"] == 0.5
+
+
 # ---- what the GNN sees of the edges -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,154 @@
+"""What cannot run in the memory that there is, refused before the first stage: with the figures, and what does fit."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from yacs.config import CfgNode
+
+from glem_graphgym import memory
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.hop_storage import check_batch, hops_in_memory
+from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
+from glem_graphgym.models.out_of_core import plan_columns
+from glem_graphgym.registered.language_model import hardware_for
+from glem_graphgym.registered.networks import has_layers, sees_hops
+from glem_graphgym.registered.sizes import (
+    GB,
+    STEP,
+    asked_bytes,
+    budget_bytes,
+    can_predict_layerwise,
+    feature_width,
+    full_batch_bytes,
+    is_joint,
+    machine_share,
+    need_layerwise,
+    neighbourhood_bytes,
+    sampled_bytes,
+    smoothing_bytes,
+)
+
+HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
+
+
+def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) -> None:
+    """
+    Args:
+        candidates: how many nodes may get pseudo-labels; None = all without a gold label.
+
+    Raises:
+        ValueError: the GNN's training or prediction does not fit into ``glem.memory_budget_gb`` or into the machine
+            (the accelerator for networks that see the whole graph); says what takes how much, and what does fit.
+    """
+    width = feature_width(cfg, graph)
+    if sees_hops():
+        _check_hops(cfg, graph, width, candidates)
+    elif cfg.gnn.fan_out:
+        neighbourhoods = neighbourhood_bytes(cfg, graph, width)
+        if cfg.train.mode != "glem_predict":  # which trains nothing
+            _check_neighbourhoods(cfg, neighbourhoods)
+        parts = sampled_bytes(cfg, graph, width, neighbourhoods)
+        if not need_layerwise(cfg, parts):
+            how = "samples neighbours in training, but predicts on the whole graph at a time"
+            _check_whole_graph(cfg, graph, parts, how, _instead_of_sampling(cfg))
+        elif cfg.glem.correct_and_smooth:
+            _check_smoothing(cfg, graph)
+    else:
+        instead = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
+        how = "trains on the whole graph at a time"
+        _check_whole_graph(cfg, graph, full_batch_bytes(cfg, graph, width), how, f"{instead}, gnn.fan_out")
+
+
+def _instead_of_sampling(cfg: CfgNode) -> str:
+    """What a network whose prediction needs the whole graph could do with less memory."""
+    if not cfg.glem.memory_budget_gb and can_predict_layerwise(cfg):
+        return "glem.memory_budget_gb below that, and it predicts by blocks of nodes"
+    if cfg.glem.setting != "transductive" and has_layers():
+        return "glem.setting transductive, with which it predicts by blocks of nodes"
+    layered = "glem_sage, glem_gcn or glem_gat, which predict by blocks of nodes within glem.memory_budget_gb"
+    return f"model.type {layered}" if is_joint(cfg) else f"{HOP_NETWORKS}, or {layered}"
+
+
+def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int]) -> None:
+    limit, whose = _limit(cfg)
+    for name, needed in parts.items():
+        if needed > limit:
+            size = "lm.batch_size / lm.accumulate" if is_joint(cfg) else "gnn.batch_size"
+            lower = f"{size} or gnn.fan_out" if name == STEP else "gnn.fan_out"
+            raise ValueError(f"{name} takes about {_gb(needed)} beside the graph, but {whose}; set {lower} lower")
+
+
+def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
+    n, hops, budget = graph.num_nodes, cfg.gnn.hops, budget_bytes(cfg)
+    classes = graph.num_classes if cfg.glem.label_input else 0
+    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+    needed = hops_in_memory(n, len(graph.col), width, hops, item_bytes, classes)
+    if not budget:
+        if needed > machine_share(cfg):
+            count = memory.machine_bytes() // machine_share(cfg)
+            each = f" for each of {count} processes" if count > 1 else ""
+            raise ValueError(
+                f"model.type {cfg.model.type} on {n:,} nodes with {width} features takes about {_gb(needed)} for "
+                f"{hops} hops, and this machine has {_gb(machine_share(cfg))}{each}; set glem.memory_budget_gb below "
+                "that, and hops are propagated on disk"
+            )
+        return
+    if needed <= budget:
+        return
+    if budget < asked_bytes(cfg):
+        logging.warning(
+            f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}, but this machine has "
+            f"{_gb(memory.machine_bytes())}: hop features, which would take {_gb(needed)}, are propagated on disk "
+            f"within {_gb(budget)} of memory"
+        )
+    plan_columns(n, max(width, classes), budget)
+    trained = len(graph.split["train"])
+    if cfg.train.mode == "glem":
+        kept = num_confident(n - trained if candidates is None else candidates, cfg.glem.confidence)
+        trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, trained)
+    if cfg.gnn.stages > 1:  # a later stage may be sure of all of them
+        trained = max(trained, len(graph.split["train"]) + (n if candidates is None else candidates))
+    check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.consistency > 0)
+    if cfg.glem.correct_and_smooth:
+        _check_smoothing(cfg, graph)
+
+
+def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
+    needed, budget = smoothing_bytes(graph), budget_bytes(cfg)
+    if needed > budget:
+        raise ValueError(
+            f"glem.correct_and_smooth takes about {_gb(needed)} on {graph.num_nodes:,} nodes, but the budget is "
+            f"{_gb(budget)} (glem.memory_budget_gb, as far as this machine has it); set it to False"
+        )
+
+
+def _check_whole_graph(cfg: CfgNode, graph: TextGraph, parts: dict[str, int], how: str, instead: str) -> None:
+    """
+    Args:
+        parts: bytes of what is needed at a time, by its name; how: why so much is needed; instead: what needs less.
+    """
+    if cfg.glem.correct_and_smooth:
+        parts = {**parts, "Correct & Smooth": smoothing_bytes(graph)}
+    needed, (limit, whose) = sum(parts.values()), _limit(cfg)
+    if needed > limit:
+        raise ValueError(
+            f"model.type {cfg.model.type} {how} and takes about {_gb(needed)} "
+            f"({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())}), but {whose}; expected {instead}"
+        )
+
+
+def _limit(cfg: CfgNode) -> tuple[int, str]:
+    """Bytes for a network that sees the whole graph, and what sets this limit."""
+    limits = [(memory.machine_bytes(), f"this machine has {_gb(memory.machine_bytes())}")]
+    if hardware_for(cfg, "32").accelerator == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        limits = [(total, f"the accelerator has {_gb(total)}")]
+    if cfg.glem.memory_budget_gb:
+        limits.append((asked_bytes(cfg), f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}"))
+    return min(limits)
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.3g} GB"
