@@ -62,18 +62,11 @@ class PyGSAGE(nn.Module):
     """The same GraphSAGE out of PyG's `SAGEConv` on ``edge_index``, as PyG's own examples write it.
 
     Args:
-        sizes: nodes, and edges, that each hop of a sampled neighbourhood adds; layers then leave out what is needed no
-            more.
+        sizes: lists of the nodes and of the edges that each hop of a sampled neighbourhood adds; layers then leave out
+            what is needed no more. None: they see all.
     """
 
-    def __init__(
-        self,
-        dim_in: int,
-        dim_hidden: int,
-        dim_out: int,
-        num_layers: int,
-        sizes: tuple[list[int], list[int]] | None = None,
-    ) -> None:
+    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int, sizes: Any = None) -> None:
         super().__init__()
         self.sizes = sizes
         dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]

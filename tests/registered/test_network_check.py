@@ -15,31 +15,11 @@ from torch_geometric.graphgym import register
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.registered import loader
-from glem_graphgym.registered.config import ConfigError, load_config
+from glem_graphgym.registered.config import ConfigError
 from glem_graphgym.registered.network_check import check_network
 from glem_graphgym.registered.train import prepare
 
 CLASSES, WIDTH = 4, 32
-
-
-@pytest.fixture
-def configure(tmp_path: Path, tiny_lm: Path) -> Callable[..., None]:
-    file = tmp_path / "small.yaml"
-    file.write_text(
-        f"""
-accelerator: cpu
-dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, synthetic_nodes: 100, synthetic_classes: {CLASSES}}}
-lm: {{model: {tiny_lm}, max_length: 12, precision: 32}}
-gnn: {{dim_inner: 8, layers_mp: 2}}
-train: {{mode: glem}}
-"""
-    )
-
-    def load(*options: object) -> None:
-        load_config(cfg, file, [str(option) for option in options])
-        cfg.run_dir = str(tmp_path / "run")
-
-    return load
 
 
 class Foreign(nn.Module):
