@@ -47,10 +47,11 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
         _check_hops(cfg, graph, width, candidates)
     elif cfg.gnn.fan_out:
         neighbourhoods = neighbourhood_bytes(cfg, graph, width)
-        if cfg.train.mode != "glem_predict":  # which trains nothing
-            _check_neighbourhoods(cfg, neighbourhoods)
         parts = sampled_bytes(cfg, graph, width, neighbourhoods)
-        if not need_layerwise(cfg, parts):
+        layerwise = need_layerwise(cfg, parts)
+        if cfg.train.mode != "glem_predict":  # which trains nothing
+            _check_neighbourhoods(cfg, neighbourhoods, min([_limit(cfg), *([_budget(cfg)] if layerwise else [])]))
+        if not layerwise:
             how = "samples neighbours in training, but predicts on the whole graph at a time"
             _check_whole_graph(cfg, graph, parts, how, _instead_of_sampling(cfg))
         elif cfg.glem.correct_and_smooth:
@@ -71,8 +72,8 @@ def _instead_of_sampling(cfg: CfgNode) -> str:
     return f"model.type {layered}" if is_joint(cfg) else f"{HOP_NETWORKS}, or {layered}"
 
 
-def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int]) -> None:
-    limit, whose = _limit(cfg)
+def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int], limit_and_whose: tuple[int, str]) -> None:
+    limit, whose = limit_and_whose
     for name, needed in parts.items():
         if needed > limit:
             size = "lm.batch_size / lm.accumulate" if is_joint(cfg) else "gnn.batch_size"
@@ -116,11 +117,11 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
 
 
 def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
-    needed, budget = smoothing_bytes(graph), budget_bytes(cfg)
+    needed, (budget, whose) = smoothing_bytes(graph), _budget(cfg)
     if needed > budget:
         raise ValueError(
-            f"glem.correct_and_smooth takes about {_gb(needed)} on {graph.num_nodes:,} nodes, but the budget is "
-            f"{_gb(budget)} (glem.memory_budget_gb, as far as this machine has it); set it to False"
+            f"glem.correct_and_smooth takes about {_gb(needed)} on {graph.num_nodes:,} nodes, but {whose}; "
+            "set it to False"
         )
 
 
@@ -139,8 +140,14 @@ def _check_whole_graph(cfg: CfgNode, graph: TextGraph, parts: dict[str, int], ho
         )
 
 
+def _budget(cfg: CfgNode) -> tuple[int, str]:
+    """Bytes for what reads the rest from disk, and what sets this limit."""
+    budget = budget_bytes(cfg)
+    return budget, f"the budget is {_gb(budget)} (glem.memory_budget_gb, as far as this machine has it)"
+
+
 def _limit(cfg: CfgNode) -> tuple[int, str]:
-    """Bytes for a network that sees the whole graph, and what sets this limit."""
+    """Bytes for what is in memory, or in the accelerator's, at a time, and what sets this limit."""
     limits = [(memory.machine_bytes(), f"this machine has {_gb(memory.machine_bytes())}")]
     if hardware_for(cfg, "32").accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory

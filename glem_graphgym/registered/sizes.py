@@ -118,8 +118,7 @@ def full_batch_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, in
 
 def _full_batch_parts(cfg: CfgNode, n: int, entries: int, width: int, classes: int) -> dict[str, int]:
     """`full_batch_bytes` of any graph: its nodes, edges and classes."""
-    g, item = cfg.gnn, _item_bytes(cfg)
-    heads, channels = _heads(cfg), cfg.gnn.dim_inner * _heads(cfg)
+    g, item, channels = cfg.gnn, _item_bytes(cfg), _channels(cfg)
     layers = 1 if cfg.model.type == "glem_revgat" else max(1, g.layers_mp)  # whose blocks are computed anew
     labels = classes if cfg.glem.label_input else 0
     parts = {
@@ -129,11 +128,16 @@ def _full_batch_parts(cfg: CfgNode, n: int, entries: int, width: int, classes: i
         "gradients": n * (2 * channels * item + 2 * 4 * classes),
     }
     if cfg.model.type in ("glem_gat", "glem_revgat"):
-        parts["attention"] = 3 * 4 * layers * entries * heads
+        parts["attention"] = 3 * 4 * layers * entries * _heads(cfg)
     network = network_dict.get(cfg.model.type)
     if not (isinstance(network, type) and issubclass(network, GraphNetwork)):
         parts["messages"] = item * max(1, g.layers_mp) * entries * g.dim_inner
     return parts
+
+
+def _channels(cfg: CfgNode) -> int:
+    """Width of a hidden layer."""
+    return cfg.gnn.dim_inner * _heads(cfg)
 
 
 def _heads(cfg: CfgNode) -> int:
@@ -152,13 +156,12 @@ def sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int, neighbourhoods: di
     """
     n, g = graph.num_nodes, cfg.gnn
     item, labels = _item_bytes(cfg), graph.num_classes if cfg.glem.label_input else 0
-    channels = g.dim_inner * _heads(cfg) if g.layers_mp > 1 else graph.num_classes
+    channels = _channels(cfg) if g.layers_mp > 1 else graph.num_classes
     prediction = item * n * (channels + (width + labels if labels else 0))
-    return {
-        "features": n * (item * width + 4 * labels),
-        "edges": 24 * len(graph.col),
-        **dict([max({**neighbourhoods, "a prediction of all nodes": prediction}.items(), key=lambda part: part[1])]),
-    }
+    in_turn = {**neighbourhoods, "a prediction of all nodes": prediction}
+    largest = max(in_turn, key=in_turn.__getitem__)
+    features, edges = n * (item * width + 4 * labels), 24 * len(graph.col)
+    return {"features": features, "edges": edges, largest: in_turn[largest]}
 
 
 def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
@@ -200,12 +203,12 @@ def _layer_bytes(cfg: CfgNode, graph: TextGraph, width: int, ends: Sequence[int]
     """Of each layer of a stack on a neighbourhood of as many hops, with ``ends`` as of a `Block`: what it sums over
     neighbours, for its targets, or transforms of all nodes where it attends to them; and its outputs, for its targets.
     """
-    item, network, channels = _item_bytes(cfg), cfg.model.type, cfg.gnn.dim_inner * _heads(cfg)
-    dims = [_dim_in(cfg, graph, width), *[channels] * (len(ends) - 2), graph.num_classes * _heads(cfg)]
+    item, given, network = _item_bytes(cfg), _output_bytes(cfg), cfg.model.type
+    dims = [_dim_in(cfg, graph, width), *[_channels(cfg)] * (len(ends) - 2), graph.num_classes * _heads(cfg)]
     found = []
     for (before, after), (nodes, targets) in zip(pairwise(dims), pairwise(reversed(ends)), strict=True):
         inner = nodes * after if network == "glem_gat" else 0 if network == "glem_mlp" else targets * before
-        found.append((item * inner, _output_bytes(cfg) * targets * after))
+        found.append((item * inner, given * targets * after))
     return found
 
 
@@ -254,7 +257,7 @@ def layer_file_bytes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | Non
         return graph.num_nodes if group is None else len(nodes_within(graph.rowptr, graph.col, group, hops))
 
     nodes = max(sum(within(group, hops) for hops in range(max(1, first - 1), first + 1)) for group in groups)
-    return _output_bytes(cfg) * nodes * cfg.gnn.dim_inner * _heads(cfg)
+    return _output_bytes(cfg) * nodes * _channels(cfg)
 
 
 def _drawn(cfg: CfgNode, graph: TextGraph, seeds: np.ndarray) -> tuple[list[int], int]:

@@ -23,6 +23,7 @@ from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import scatter, trim_to_layer
 
 from benchmarks.measure import Row, bandwidth, flops, medians, row_of, seconds_of
+from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.data.sampling import Block, NeighbourSampler
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.objective import glem_loss
@@ -248,9 +249,7 @@ def sampled(repeats: int) -> Iterator[Row]:
     """A sampled neighbourhood of a larger graph: drawing it, and a training step on it, against PyG's layers on it."""
     rng = np.random.default_rng(0)
     ends = rng.integers(0, LARGE_NODES, (2, LARGE_EDGES))
-    keys = np.unique(np.concatenate([ends[0] * LARGE_NODES + ends[1], ends[1] * LARGE_NODES + ends[0]]))
-    rowptr = np.searchsorted(keys, np.arange(LARGE_NODES + 1) * LARGE_NODES)
-    sampler = NeighbourSampler(rowptr, (keys % LARGE_NODES).astype(np.int32), FAN_OUT)
+    sampler = NeighbourSampler(*csr_from_edges(ends[0], ends[1], LARGE_NODES), FAN_OUT)
     seeds = rng.choice(LARGE_NODES, SEEDS, replace=False)
 
     def draw() -> Block:

@@ -14,7 +14,7 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_step import HopLearner
 from glem_graphgym.registered.config import ConfigError
 from glem_graphgym.registered.memory_check import check_memory
-from glem_graphgym.registered.sizes import predicts_layerwise
+from glem_graphgym.registered.sizes import STEP, neighbourhood_bytes, predicts_layerwise
 from glem_graphgym.registered.train import prepare
 
 SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
@@ -75,6 +75,18 @@ def test_sampled_networks_that_see_the_whole_graph_in_prediction(
     # With so few nodes a neighbourhood may take more than a prediction of all.
     assert ("a prediction of all nodes" in str(error.value)) != ("neighbourhood" in str(error.value))
     assert ("glem_gamlp" in str(error.value)) == ("glem_revgat" in options and mode == "glem")
+
+
+def test_a_step_is_held_against_the_part_of_the_budget_that_the_machine_has(
+    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(*SAMPLED, "glem.memory_budget_gb", 64)
+    step = neighbourhood_bytes(cfg, graph, 32)[STEP]
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(step / 0.79))
+    check_memory(cfg, graph)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(step / 0.81))  # of which four fifths are the budget
+    with pytest.raises(ValueError, match=r"a step's .* but the budget is .* \(glem.memory_budget_gb, as far as this"):
+        check_memory(cfg, graph)
 
 
 @pytest.mark.parametrize("mode", ["glem", "glem_joint"])
