@@ -1,0 +1,120 @@
+"""The corpus of bad inputs: whatever is wrong ends in one line that names the key or file, before long work begins.
+
+A case is data: what is changed in a run that works, and which names its message must hold. Messages are not compared
+word for word.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+RUN = Path(__file__).resolve().parents[2] / "run"
+
+# A run that works and takes a second: every case changes one thing of it.
+WORKING = """
+accelerator: cpu
+metric_best: accuracy
+num_threads: 1
+tensorboard_agg: False
+out_dir: {folder}/results
+dataset: {{format: TAG, name: synthetic, dir: {folder}/datasets, tag_split: [0.3, 0.2, 0.3],
+  synthetic_nodes: 60, synthetic_classes: 2, synthetic_words: 3}}
+lm: {{model: {tiny_lm}, epochs: 1, batch_size: 8, max_length: 16, precision: 32}}
+model: {{type: glem_sage}}
+gnn: {{layers_mp: 2, layers_post_mp: 1, dim_inner: 8}}
+optim: {{optimizer: adamw, scheduler: none, max_epoch: 2}}
+train: {{mode: glem}}
+"""
+
+
+def load_program(name: str) -> ModuleType:
+    """``run/<name>.py`` as a module."""
+    spec = importlib.util.spec_from_file_location(f"program_{name}", RUN / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Program:
+    """``run/main.py`` (or another program of ``run/``) in this process, in a folder of its own.
+
+    Attributes:
+        folder: where the configuration ``small.yaml``, ``datasets/`` and ``results/`` are.
+    """
+
+    def __init__(self, folder: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.tiny_lm, self.capsys = folder, tiny_lm, capsys
+        self.config = folder / "small.yaml"
+        self.write(WORKING)
+
+    def write(self, text: str) -> None:
+        """Make ``text`` the configuration; ``{folder}`` and ``{tiny_lm}`` stand for their paths."""
+        self.config.write_text(text.format(folder=self.folder, tiny_lm=self.tiny_lm), encoding="utf-8")
+
+    def run(self, *options: object, program: str = "main") -> tuple[int, str, str]:
+        """Exit status, standard output and standard error of ``--cfg small.yaml`` with ``options``."""
+        self.capsys.readouterr()
+        try:
+            status = load_program(program).main(["--cfg", str(self.config), *map(str, options)])
+        except SystemExit as error:  # argparse
+            status = error.code if isinstance(error.code, int) else 1
+        return status, *self.capsys.readouterr()
+
+    def refuses(self, *options: object, names: str | Sequence[str], status: int = 1) -> str:
+        """The one line of standard error with which the program refuses ``options``, checked; no stage was run.
+
+        Args:
+            names: what the message must hold: keys, files, values.
+            status: 1 where a run cannot be done, 2 for a wrong command line.
+        """
+        before = self.stages()
+        found, _, err = self.run(*options)
+        lines = [line for line in err.splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line]
+        assert found == status, f"exit status {found}, expected {status}; {err}"
+        assert len(errors) == 1 and lines[-1] == errors[0], f"expected one line that begins with error:, found {lines}"
+        assert "Traceback" not in err
+        for name in [names] if isinstance(names, str) else names:
+            assert name in errors[0], f"{name!r} is not in {errors[0]!r}"
+        assert self.stages() == before, "a stage was run before the input was refused"
+        return errors[0]
+
+    def accepts(self, *options: object, says: str | Sequence[str] = ()) -> str:
+        """What the program says, on both streams, of a run that goes through; checked for ``says``."""
+        found, out, err = self.run(*options)
+        assert found == 0, err
+        for name in [says] if isinstance(says, str) else says:
+            assert name in out + err
+        return out + err
+
+    def stages(self) -> list[str]:
+        """Finished stages, of all seeds."""
+        return sorted(str(path) for path in self.folder.glob("results/*/*/stages/[0-9]*"))
+
+
+@pytest.fixture
+def program(
+    tmp_path: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Program]:
+    """A working run, of which a case changes one thing; what ``run/main.py`` sets for its process is taken back."""
+    monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    environment, path, root = dict(os.environ), sys.path[:], logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield Program(tmp_path, tiny_lm, capsys)
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:], sys.path[:] = handlers, path
+    root.setLevel(level)
+    os.environ.clear()
+    os.environ.update(environment)
