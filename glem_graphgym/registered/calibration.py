@@ -240,7 +240,7 @@ class Calibration:
     # ---- texts ----------------------------------------------------------------------------------------------------
 
     def _open_tokens(self) -> None:
-        from glem_graphgym.models.text_encoder import load_tokenizer
+        from glem_graphgym.models.pretrained import load_tokenizer
 
         cfg, texts = self.cfg, self.graph.texts
         tokenizer = load_tokenizer(cfg.lm.model)

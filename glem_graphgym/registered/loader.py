@@ -122,7 +122,7 @@ def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
 
 def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
     """The graph's token ids for ``lm.model`` and ``lm.max_length``, cached under ``dataset.dir``."""
-    from glem_graphgym.models.text_encoder import load_tokenizer
+    from glem_graphgym.models.pretrained import load_tokenizer
 
     cache = Path(cfg.dataset.dir) / "tokens"
     return open_token_store(graph.texts, load_tokenizer(cfg.lm.model), cfg.lm.max_length, cache)

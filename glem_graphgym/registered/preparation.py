@@ -126,13 +126,13 @@ def check_texts(texts: Texts, name: str) -> None:
 
 
 def _check_tokenizer(cfg: CfgNode) -> None:
-    from glem_graphgym.models.text_encoder import load_tokenizer
+    from glem_graphgym.models.pretrained import load_tokenizer
 
     check_tokenizer(load_tokenizer(cfg.lm.model))
 
 
 def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
-    from glem_graphgym.models.text_encoder import load_tokenizer
+    from glem_graphgym.models.pretrained import load_tokenizer
 
     store, tokenizer = open_tokens(cfg, graph), load_tokenizer(cfg.lm.model)
     folder = token_folder(graph.texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")

@@ -17,7 +17,7 @@ from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.em.m_step import prediction_folds
-from glem_graphgym.models.text_encoder import model_source
+from glem_graphgym.models.pretrained import load_config
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import hardware_for
 from glem_graphgym.registered.networks import GraphNetwork, has_layers
@@ -78,10 +78,8 @@ def _columns(file: Path) -> int:
 
 
 def _hidden_size(model: str) -> int:
-    from transformers import AutoConfig
-
     try:
-        return int(AutoConfig.from_pretrained(model_source(model)).hidden_size)
+        return int(load_config(model).hidden_size)
     except Exception:  # whatever is wrong with it, loading the model will say it better
         return 0
 

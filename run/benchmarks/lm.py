@@ -25,12 +25,11 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.pretrained import load_tokenizer, model_source
 from glem_graphgym.models.text_encoder import (
     EncoderConfig,
     TextClassifier,
     load_text_encoder,
-    load_tokenizer,
-    model_source,
 )
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"

@@ -12,7 +12,7 @@ from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_grap
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import open_token_store
-from glem_graphgym.models.text_encoder import load_tokenizer
+from glem_graphgym.models.pretrained import load_tokenizer
 
 
 def texts_of_many_sizes(count: int) -> Texts:

@@ -25,7 +25,7 @@ from glem_graphgym.data.tokens import (
     tokenizer_identity,
 )
 from glem_graphgym.disk import DiskFullError
-from glem_graphgym.models.text_encoder import load_tokenizer
+from glem_graphgym.models.pretrained import load_tokenizer
 
 TEXTS = ["abc def", "", "a, b: c", "zürich 123 " * 20, "€", "short"]
 

@@ -18,7 +18,8 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
-from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder, load_tokenizer
+from glem_graphgym.models.pretrained import load_tokenizer
+from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
 
 N, C = 30, 3
 GOLD = np.arange(0, 24, 3)  # 8 nodes

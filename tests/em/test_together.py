@@ -18,9 +18,10 @@ from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Hardware, Task, Validation
 from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sgc import SGC
-from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder, load_tokenizer
+from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
 from glem_graphgym.processes import Place
 
 N, C = 30, 3

@@ -18,13 +18,12 @@ from torch_geometric.graphgym.init import init_weights
 from torch_geometric.graphgym.models.gnn import GNN
 
 from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.pretrained import load_tokenizer, model_source
 from glem_graphgym.models.text_encoder import (
     EncoderConfig,
     TextClassifier,
     TextEncoder,
     load_text_encoder,
-    load_tokenizer,
-    model_source,
 )
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
