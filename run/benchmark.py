@@ -18,7 +18,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import before_imports
+
+before_imports()
 
 import torch
 from benchmarks import cost, gnn, lm, measure, scale, whole

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import add_config, parse_with_options
+from command_line import add_config, before_imports, logs_to_file, parse_with_options
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,6 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    before_imports(quiet=logs_to_file(args))
     if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`
     # Imported late, so that --help and a wrong command line answer at once.

@@ -11,7 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import before_imports
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    before_imports()
     # Imported late, so that --help and a wrong command line answer at once.
     from glem_graphgym.data.errors import DataError
     from glem_graphgym.data.papers100m_like import write_papers100m_like

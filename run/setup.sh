@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 extras=$(IFS=,; echo "$*")
 wanted="$extras $(cat setup.cfg constraints.txt | cksum)"
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
+    echo "Setting up .venv, once: downloads PyTorch and what goes with it, which takes minutes ..."
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
     # torch first and alone: everything else accepts what is there.
     .venv/bin/pip install --quiet "$(grep '^torch==' constraints.txt)"

@@ -349,7 +349,10 @@ class Queue:
 
 def import_early() -> None:
     """What every job needs, once for all of them."""
-    sys.path.insert(0, str(RUN.parent))
+    sys.path[:0] = [str(RUN), str(RUN.parent)]
+    from command_line import before_imports
+
+    before_imports()
     for name in ("torch_geometric.graphgym.train", "transformers", "glem_graphgym.report.aggregate"):
         importlib.import_module(name)
 

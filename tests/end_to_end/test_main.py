@@ -688,7 +688,7 @@ def test_an_expected_error_is_one_line(config: Path) -> None:
     out, err = finish(process)
     assert process.returncode == 1
     assert err == "error: command line: unknown key 'glem.aplha'; did you mean 'glem.alpha'?\n"
-    assert out == ""
+    assert out == "Loading PyTorch, PyTorch Geometric and Lightning ...\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""What the programs of run/ do before torch is imported: they say something, and set what OpenMP reads once."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).resolve().parents[2] / "run"
+LINE = "Loading PyTorch, PyTorch Geometric and Lightning ..."
+# In place of torch: says that its import has begun, and what OpenMP would then read.
+TORCH = """
+import os
+print("torch:", *(f"{name}={os.environ[name]}" for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ))
+raise SystemExit(0)
+"""
+PROGRAMS = {
+    "main": ["--cfg", "small.yaml", "seed", "3"],
+    "prepare": ["--cfg", "small.yaml"],
+    "configs_gen": ["--config", "small.yaml", "--grid", "grid.txt"],
+    "leaderboard": ["--dir", "results"],
+    "agg_batch": ["--dir", "results"],
+    "make_papers100m_like": ["--folder", "x", "--nodes", "9", "--edges", "9"],
+    "benchmark": [],
+    "grid/jobs": [".", "1"],
+}
+
+
+def start(folder: Path, program: str, *more: str, **environment: str) -> list[str]:
+    """Lines of standard output of a program that ends where it imports torch."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(TORCH)
+    (folder / "small.yaml").write_text("out_dir: results\nprint: both\n")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    done = subprocess.run(
+        [sys.executable, str(RUN / f"{program}.py"), *PROGRAMS[program], *more],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_line_comes_first_and_openmp_is_set_before_torch_is_imported(program: str, tmp_path: Path) -> None:
+    first, *rest = start(tmp_path, program, GPUS="none")
+    assert first == LINE
+    assert len(rest) == 1 and re.fullmatch(r"torch: GOMP_SPINCOUNT=\d+", rest[0])
+
+
+@pytest.mark.parametrize("own", ["GOMP_SPINCOUNT=7", "OMP_WAIT_POLICY=active"])
+def test_what_the_user_has_set_stands(own: str, tmp_path: Path) -> None:
+    name, _, value = own.partition("=")
+    assert start(tmp_path, "main", **{name: value}) == [LINE, f"torch: {own}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (["print", "file"], {}),
+        ([], {"RANK": "1", "WORLD_SIZE": "2"}),
+        ([], {"SLURM_PROCID": "3"}),
+        ([], {"GLEM_STARTED_BY": "1"}),
+    ],
+)
+def test_the_line_is_said_once_and_not_where_quiet_is_asked_for(
+    options: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    (line,) = start(tmp_path, "main", *options, **environment)
+    assert line.startswith("torch: GOMP_SPINCOUNT=")
+
+
+@pytest.mark.parametrize(
+    ("text", "quiet"),
+    [("print: file", True), ("print: 'file'  # no more", True), ("print: stdout", False), ("x: [", False)],
+)
+def test_print_is_read_from_the_file_too(text: str, quiet: bool, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(f"seed: 1\n{text}\n")
+    assert (LINE not in start(tmp_path, "main", "--cfg", "other.yaml")) == quiet
+
+
+def test_no_program_imports_torch_without_it() -> None:
+    for file in RUN.glob("*.py"):
+        text = file.read_text()
+        if re.search(r"^\s*(from|import) (torch|glem_graphgym|grid\.(configs|tables))", text, re.MULTILINE):
+            assert re.search(r"^\s*before_imports\(", text, re.MULTILINE), file.name
