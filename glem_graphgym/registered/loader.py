@@ -73,8 +73,8 @@ def _table(cfg: CfgNode) -> TextGraph:
 
     if not cfg.dataset.tag_source:
         raise DataError("dataset.name is 'table', but dataset.tag_source is empty; expected the folder of the tables")
-    d = cfg.dataset
-    return load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed)
+    d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
+    return load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed, raw=raw)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:

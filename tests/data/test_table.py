@@ -125,7 +125,8 @@ def test_columns_are_found_by_name_whatever_their_order(pets: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
-        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["10", "9", "-2"], ["-2", "9", "10"]),
+        (["1.0", "9", "10.0"], ["1", "9", "10"]),
         (["10", "9", "x"], ["10", "9", "x"]),
         (["b", "B", "a"], ["B", "a", "b"]),
         (["1.5", "10", "2"], ["1.5", "10", "2"]),
@@ -137,7 +138,7 @@ def test_order_of_classes(pets: Path, labels: list[str], classes: list[str]) -> 
     write(pets, "\n".join(["id,text,label,split", *rows]), "source,target\n0,1\n")
     graph = load(pets)
     assert graph.class_names == classes
-    assert labels_of(graph) == labels
+    assert labels_of(graph) == [label.removesuffix(".0") for label in labels]
 
 
 def test_unlabelled_node_in_a_split_is_named(pets: Path) -> None:
@@ -153,7 +154,7 @@ def test_class_outside_training_is_kept_and_reported(pets: Path, caplog: pytest.
     assert graph.class_names == ["axolotls", "cats", "dogs", "newts"]
     assert labels_of(graph) == ["cats", "dogs", "cats", "newts", None, "axolotls"]
     assert graph.origin["classes_without_training"] == ["axolotls", "newts"]
-    assert "cannot be predicted: ['axolotls', 'newts']" in caplog.text
+    assert "cannot be predicted: axolotls, newts" in caplog.text
 
 
 # Ids
@@ -228,15 +229,15 @@ def test_text_keeps_line_breaks_quotes_and_a_byte_order_mark_is_no_column(pets: 
 # Splits
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
+@pytest.mark.parametrize("name", ["val", "validation", "dev", "VAL", " Dev "])
 def test_other_names_of_validation(pets: Path, name: str) -> None:
     write(pets, NODES.replace("valid", name))
     assert split_of(load(pets))["valid"] == ["c"]
 
 
 def test_unknown_split_is_refused(pets: Path) -> None:
-    write(pets, NODES.replace("sixth,cats,", "sixth,cats,Train").replace("dogs,test", "dogs,dev"))
-    with pytest.raises(DataError, match=r"column 'split' holds \{'dev': 1, 'Train': 1\}, expected \['train', 'valid'"):
+    write(pets, NODES.replace("sixth,cats,", "sixth,cats,learn").replace("dogs,test", "dogs,exam"))
+    with pytest.raises(DataError, match=r"'split' holds 'exam' \(1 times\), 'learn' \(1 times\), expected \['train'"):
         load(pets)
 
 
@@ -340,19 +341,19 @@ def test_two_files_for_one_table_are_ambiguous(pets: Path) -> None:
             r"no column \['id', 'text', 'label'\]; found \['id;text;label;split'\]",
         ),
         (NODES, EDGES.replace("target", "to"), r"edges\.csv has no column \['target'\]"),
-        ("", EDGES, r"nodes\.csv is empty, expected a header with \['id', 'text', 'label'\]"),
+        ("", EDGES, r"nodes\.csv is empty, expected a line with the names of the columns"),
         (NODES, "", r"edges\.csv is empty"),
         ("id,text,label,split\n", EDGES, r"nodes\.csv has no rows"),
-        (NODES + "g,unquoted, comma,cats,\n", EDGES, r"nodes\.csv cannot be read"),
+        (NODES + "g,unquoted, comma,cats,\n", EDGES, r"nodes\.csv, line 8: 5 fields, but the header has 4 .* comma"),
         (
             NODES.replace("a,first text,cats,train", "a,un, quoted,cats,train"),
             EDGES,
-            r"nodes\.csv cannot be read",
+            r"nodes\.csv, line 2: 5 fields",
         ),
-        (NODES.replace("third", '"third'), EDGES, r"nodes\.csv cannot be read"),
-        (NODES.encode().replace(b"third", b"caf\xe9"), EDGES, r"nodes\.csv is not UTF-8 .*0xe9"),
-        (NODES.encode("utf-16"), EDGES, r"nodes\.csv is not UTF-8"),
-        (NODES.replace("dogs", "cats"), EDGES, r"1 classes; at least 2"),
+        (NODES.replace("third", '"third'), EDGES, r"nodes\.csv, line 4 to 7: a quote is opened and never closed"),
+        (NODES.encode().replace(b"third", b"caf\xe9"), EDGES, r"nodes\.csv, line 4: byte 0xe9 is not UTF-8"),
+        (NODES.encode("utf-16"), EDGES, r"nodes\.csv is UTF-16"),
+        (NODES.replace("dogs", "cats"), EDGES, r"nodes\.csv: column 'label' holds 1 classes \['cats'\]; at least 2"),
     ],
 )
 def test_unusable_file_is_named(pets: Path, nodes: str | bytes, edges: str | bytes, message: str) -> None:
@@ -440,7 +441,8 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @st.composite
 def tables(draw: st.DrawFn) -> Tables:
     ids = draw(st.lists(WORDS.filter(bool), min_size=4, max_size=12, unique=True))
-    classes = draw(st.lists(WORDS.filter(bool), min_size=2, max_size=4, unique=True))
+    words = WORDS.filter(lambda word: word.strip() and word.strip()[0] not in "+-0123456789")  # no numbers
+    classes = draw(st.lists(words, min_size=2, max_size=4, unique=True))
     labels = classes[:2] + [draw(st.sampled_from([*classes, ""])) for _ in ids[2:]]
     labels[2] = labels[2] or classes[0]
     choices = st.sampled_from(["", "train", "valid", "val", "validation", "test"])

@@ -1,0 +1,174 @@
+"""CSV files that others wrote: checked row by row, and refused with the line where a row is not what it seems."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from glem_graphgym.data.errors import DataError
+
+GZIP = b"\x1f\x8b"
+# First bytes of files that are often renamed to .csv.
+NO_CSV = {
+    b"PAR1": "a Parquet file; name it .parquet",
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook; save it as CSV",
+    codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8",
+}
+QUOTING = 'a text with commas, quotes or line breaks must stand in quotes ("), and a quote in it twice ("")'
+
+
+def read_csv_bytes(path: Path) -> bytes:
+    """The file's content, unpacked if it is gzipped whatever its name, as UTF-8 without a byte order mark.
+
+    Raises:
+        DataError: the file is damaged, empty, no CSV or not UTF-8; names it, and the line where there is one.
+    """
+    content = path.read_bytes()
+    if content.startswith(GZIP):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} cannot be read as gzipped CSV ({error}); export it again") from error
+    for begin, what in NO_CSV.items():
+        if content.startswith(begin):
+            raise DataError(f"{path} is {what}")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if (nul := content.find(b"\0")) >= 0:
+        raise DataError(
+            f"{path}, line {_line_of(content, nul)}: a NUL byte, which no CSV holds (is it UTF-16, or cut short?); "
+            "save it as UTF-8"
+        )
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        around = content[max(error.start - 20, 0) : error.start + 20].decode("latin-1")
+        raise DataError(
+            f"{path}, line {_line_of(content, error.start)}: byte 0x{content[error.start]:02x} is not UTF-8 (in "
+            f"Latin-1 it reads {around!r}); save the file as UTF-8"
+        ) from error
+    if not content.strip():
+        raise DataError(f"{path} is empty, expected a line with the names of the columns")
+    return content
+
+
+def _line_of(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1
+
+
+def check_rows(path: Path, content: bytes, closed: Sequence[str] = ()) -> list[str]:
+    """The header of a CSV, after every row was seen to have its number of fields.
+
+    Args:
+        path: for the errors.
+        content: see `read_csv_bytes`.
+        closed: columns with few different values. By them rows are found that a stray quote has made part of a text.
+
+    Raises:
+        DataError: a row is longer or shorter than the header, or a quote swallows rows; names the line.
+    """
+    lines: list[str] = []  # of the row that is being read
+
+    def stream() -> Iterator[str]:
+        for line in io.TextIOWrapper(io.BytesIO(content), "utf-8", newline=""):
+            lines.append(line)
+            yield line
+
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        reader = csv.reader(stream(), strict=True)
+        header: list[str] = []
+        values: dict[int, set[str]] = {}
+        multiline: list[tuple[int, list[str], list[str]]] = []
+        for row in reader:
+            first, of_row = reader.line_num - len(lines) + 1, lines[:]
+            lines.clear()
+            if not row:  # an empty line
+                continue
+            if not header:
+                header = row
+                values = {header.index(name): set() for name in closed if name in header}
+                continue
+            if len(row) != len(header):
+                raise DataError(_wrong_length(path, first, of_row, row, header))
+            for position, known in values.items():
+                known.add(row[position])
+            if len(of_row) > 1 and all(line.count(",") >= len(header) - 1 for line in of_row):
+                multiline.append((first, of_row, row))
+    except csv.Error as error:
+        first = reader.line_num - len(lines) + 1
+        raise DataError(_bad_quotes(path, first, lines, str(error))) from error
+    finally:
+        csv.field_size_limit(limit)
+    for first, of_row, row in multiline:
+        if _swallows_rows(of_row, row, values):
+            raise DataError(
+                f"{path}, lines {first} to {first + len(of_row) - 1}: the quote in {_shown(of_row[0])} makes one row "
+                f"of these lines, each of which looks like a row; {QUOTING}"
+            )
+    return header
+
+
+def read_table(content: bytes, strings: Iterable[str]) -> pd.DataFrame:
+    """The table of a checked CSV: these columns as strings, as written; others as numbers where all are numbers."""
+    # No word stands for a missing value: "NA", "null" and "nan" are ids and texts like any other.
+    return pd.read_csv(
+        io.BytesIO(content),
+        dtype=dict.fromkeys(strings, str),
+        keep_default_na=False,
+        index_col=False,
+        low_memory=False,
+    )
+
+
+def _wrong_length(path: Path, first: int, lines: list[str], row: list[str], header: list[str]) -> str:
+    where = f"{path}, line {first}" + (f" to {first + len(lines) - 1}" if len(lines) > 1 else "")
+    found = f"{where}: {len(row)} fields, but the header has {len(header)} ({_shown(lines[0])})"
+    if len(row) < len(header):
+        return f"{found}; is a text broken into two lines without quotes, or the row cut short? {QUOTING}"
+    if not any(field.strip() for field in row[len(header) :]):
+        return f"{found}; take the commas at the end of the row away, or name these columns in the header"
+    return f"{found}; a comma in a text without quotes? {QUOTING}"
+
+
+def _bad_quotes(path: Path, first: int, lines: list[str], error: str) -> str:
+    where = f"{path}, line {first}" + (f" to {first + len(lines) - 1}" if len(lines) > 1 else "")
+    if any('\\"' in line for line in lines):
+        return (
+            f"""{where}: quotes are written as \\" (Spark does that), expected ""; in Spark: .option("escape", '"')"""
+        )
+    what = "a quote is opened and never closed" if "end of data" in error else "a quote is closed within a field"
+    return f"{where}: {what} ({_shown(lines[0] if lines else '')}); {QUOTING}"
+
+
+def _swallows_rows(lines: list[str], row: list[str], values: dict[int, set[str]]) -> bool:
+    """Whether each of the lines of one row looks like a row of its own, by its values of the columns ``values``."""
+    text = next((position for position, field in enumerate(row) if "\n" in field or "\r" in field), None)
+    if text is None:
+        return False
+    before = [position for position in values if position < text]
+    after = [position for position in values if position > text]
+    width = len(row)
+
+    def looks_like_a_row(line: str, positions: list[int], *, from_end: bool) -> bool:
+        fields = line.rstrip("\r\n").split(",")
+        found = [fields[position - width if from_end else position] for position in positions]
+        return any(found) and all(field in values[position] for field, position in zip(found, positions, strict=True))
+
+    if after:
+        return all(looks_like_a_row(line, after, from_end=True) for line in lines[:-1])
+    return bool(before) and all(looks_like_a_row(line, before, from_end=False) for line in lines[1:])
+
+
+def _shown(line: str, most: int = 60) -> str:
+    line = line.rstrip("\r\n")
+    return repr(line if len(line) <= most else line[: most - 1] + "…")
