@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from glem_graphgym.models.attention import CPU_ATTENTION, use_cpu_attention
 from glem_graphgym.models.dropout import use_cheap_dropout
+from glem_graphgym.models.families import fit_family
 from glem_graphgym.models.pretrained import load_backbone, load_config
 
 # The names under which Hugging Face configurations keep the two kinds of dropout.
@@ -104,6 +105,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
         backbone = load_backbone(config.model, hf_config, attention)
     else:
         backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=attention)
+    backbone = fit_family(backbone)
     if config.attention == CPU_ATTENTION:
         use_cpu_attention(backbone)
     # from_pretrained gives evaluation mode and Lightning keeps it: no dropout would act, nor gradient checkpointing.
