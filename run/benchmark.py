@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,7 +26,7 @@ before_imports()
 
 import torch
 from benchmarks import cost, gnn, lm, measure, scale, whole
-from benchmarks.measure import Row
+from benchmarks.measure import Row, describe_machine
 from rich.console import Console
 from rich.table import Table
 
@@ -121,15 +120,6 @@ def show(rows: list[Row]) -> None:
         median, low, high, bound, rival = numbers
         table.add_row(row.part, row.what, median, low, high, row.unit, bound, share, rival, times, row.rival_name)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def describe_machine() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

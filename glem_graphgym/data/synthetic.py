@@ -249,23 +249,35 @@ def word_list(vocabulary: int) -> list[str]:
 
 
 def draw_texts(
-    rng: np.random.Generator, label: np.ndarray, num_classes: int, vocabulary: int, length: int, signal: float
+    rng: np.random.Generator,
+    label: np.ndarray,
+    num_classes: int,
+    vocabulary: int,
+    length: int | np.ndarray,
+    signal: float,
 ) -> Texts:
-    """One text of ``length`` words a node, as bytes throughout; by blocks of nodes, to bound the memory."""
+    """One text of ``length`` words per node, as bytes throughout; by blocks of nodes, to bound the memory.
+
+    Args:
+        length: number of words, of all texts or int (N,) of each.
+    """
     table = _word_table(vocabulary)
     own_words = (vocabulary - 1 - np.arange(num_classes)) // num_classes + 1
+    words = np.broadcast_to(length, label.shape)
     lengths, buffers = [], []
     for start in range(0, len(label), _TEXTS_AT_A_TIME):
-        of_class = label[start : start + _TEXTS_AT_A_TIME, None]
-        shape = (len(of_class), length)
-        own = of_class + num_classes * rng.integers(0, own_words[of_class], size=shape)
-        word = np.where(rng.random(shape) < signal, own, rng.integers(0, vocabulary, size=shape))
+        count = words[start : start + _TEXTS_AT_A_TIME]
+        end = np.cumsum(count)
+        of_class = np.repeat(label[start : start + _TEXTS_AT_A_TIME], count)
+        size = len(of_class)
+        own = of_class + num_classes * rng.integers(0, own_words[of_class], size=size)
+        word = np.where(rng.random(size) < signal, own, rng.integers(0, vocabulary, size=size))
         letters = table[word]
-        last = letters[:, -1]
-        last[last == ord(" ")] = 0
-        letters = letters.reshape(len(of_class), -1)
+        last = end[count > 0] - 1
+        letters[last] = np.where(letters[last] == ord(" "), 0, letters[last])
         written = letters != 0
-        lengths.append(written.sum(axis=1))
+        bytes_before = np.concatenate([[0], written.sum(axis=1).cumsum()])
+        lengths.append(bytes_before[end] - bytes_before[end - count])
         buffers.append(letters[written])
     offsets = np.concatenate([[0], *lengths]).cumsum(dtype=np.int64)
     return Texts(np.concatenate(buffers), offsets)

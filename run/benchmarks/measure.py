@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,3 +103,14 @@ def machine() -> Iterable[Row]:
         kind = str(dtype).removeprefix("torch.")
         yield Row("machine", f"matrix product 2048x2048x2048, {kind}", flops(dtype) / 1e9, "GFLOP/s")
     yield Row("machine", "copy of 256 MB, read and written", bandwidth() / 1e9, "GB/s")
+
+
+def describe_machine() -> str:
+    """Processor, threads, version of torch, and the GPU where torch sees one."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"

@@ -109,15 +109,18 @@ def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]
     return float(power), float(start + slope * PAPERS100M)
 
 
-def watched(command: Sequence[str], folder: Path) -> Used:
+def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
     """What a program and the processes it started took, files under ``folder`` being counted.
 
+    Args:
+        shown: whether it writes where this process does.
+
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: it failed; with the end of what it said where that is not shown.
     """
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        program = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        program = subprocess.Popen(command, stdout=None if shown else said, stderr=None if shown else subprocess.STDOUT)
         memory = files = 0
         done = threading.Event()
 
@@ -138,7 +141,7 @@ def watched(command: Sequence[str], folder: Path) -> Used:
         seconds = time.perf_counter() - start
         if code != 0:
             said.seek(0)
-            raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{said.read()[-2000:]}")
+            raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{said.read()[-2000:]}".rstrip(":\n"))
     return Used(seconds, memory / 1e9, max(files, bytes_under(folder)) / 1e9)
 
 

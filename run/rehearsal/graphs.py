@@ -1,0 +1,306 @@
+"""Generated graphs in the on-disk formats of ogbn-arxiv and ogbn-products, at their true sizes or at a share of them.
+
+True are: file names and formats, numbers of nodes, edges, features and classes, the sizes of the split, and about: the
+share of edges within a class, the sizes of the classes, and the largest degree. Lengths of texts are assumptions, see
+`ARXIV` and `PRODUCTS`: log-normal numbers of words. Words, features and edges tell of the class, but not all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from glem_graphgym.data.synthetic import draw_class_means, draw_features, draw_texts
+from glem_graphgym.data.text_graph import SPLITS, Texts
+from glem_graphgym.files import make_once
+from glem_graphgym.progress import Progress
+
+VOCABULARY = 731  # 512 words that are one token each, and 219 compounds of two: 1.3 tokens per word
+TEXT_SIGNAL = 0.2  # share of a text's words, and of its features, that tell of a class
+MISLEADING = 0.2  # share of texts whose words are another class's: neighbours know better
+NODES_AT_ONCE, EDGES_AT_ONCE = 1 << 14, 1 << 22
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Log-normal numbers of words, at least 1 and at most ``most``; ``missing`` is the share that has none."""
+
+    mean: float
+    spread: float  # standard deviation of the logarithm
+    most: int
+    missing: float = 0.0
+
+    def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        drawn = self.mean * np.exp(self.spread * rng.standard_normal(size) - self.spread**2 / 2)
+        words = np.clip(np.rint(drawn), 1, self.most).astype(np.int64)
+        words[rng.random(size) < self.missing] = 0
+        return words
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size and shape of a dataset of OGB.
+
+    Attributes:
+        name: OGB's.
+        edges: rows of OGB's table of edges.
+        pairs: pairs of nodes with an edge between them; the other rows are the reverse of one.
+        split: numbers of nodes to train, to validate and to test, all of them together.
+        split_name: folder of the split.
+        homophily: probability that an edge's target is drawn from the class of its source.
+        hubs: a node of rank r is cited with a probability that falls as r^(1/hubs - 1).
+        title, body: words of a node's title, and of its abstract or description.
+    """
+
+    name: str
+    nodes: int
+    edges: int
+    pairs: int
+    features: int
+    classes: int
+    split: tuple[int, int, int]
+    split_name: str
+    homophily: float
+    hubs: float
+    title: Lengths
+    body: Lengths
+
+    def scaled(self, scale: float) -> Shape:
+        """The same shape with ``scale`` times the nodes and edges."""
+        train, valid, test = (max(1, round(scale * size)) for size in self.split)
+        edges, pairs = round(scale * self.edges), round(scale * self.pairs)
+        sizes = {"nodes": train + valid + test, "edges": edges, "pairs": pairs, "split": (train, valid, test)}
+        return Shape(**{**self.__dict__, **sizes})
+
+
+ARXIV = Shape(
+    name="ogbn-arxiv",
+    nodes=169_343,
+    edges=1_166_243,
+    pairs=1_157_799,
+    features=128,
+    classes=40,
+    split=(90_941, 29_799, 48_603),
+    split_name="time",
+    homophily=0.62,
+    hubs=3.5,
+    title=Lengths(9, 0.4, 40),
+    body=Lengths(165, 0.4, 600),
+)
+PRODUCTS = Shape(
+    name="ogbn-products",
+    nodes=2_449_029,
+    edges=61_859_140,
+    pairs=61_859_140,
+    features=100,
+    classes=47,
+    split=(196_615, 39_323, 2_213_091),
+    split_name="sales_ranking",
+    homophily=0.78,
+    hubs=2.0,
+    title=Lengths(10, 0.5, 60),
+    body=Lengths(65, 0.9, 1500, missing=0.1),
+)
+
+
+def write_graph(root: Path, shape: Shape, seed: int = 0) -> Path:
+    """Write a graph of this shape where our loader looks for it under ``root``; what is there already is left alone.
+
+    Returns:
+        The dataset's folder.
+    """
+    write_texts = {ARXIV.name: _write_papers, PRODUCTS.name: _write_products}[shape.name]
+
+    def make(folder: Path) -> None:
+        for inner in ("raw", "mapping", f"split/{shape.split_name}"):
+            (folder / inner).mkdir(parents=True)
+        rng = np.random.default_rng(seed)
+        sizes = _class_sizes(shape)
+        label = rng.permutation(np.repeat(np.arange(shape.classes), sizes))
+        told = np.where(rng.random(shape.nodes) < MISLEADING, rng.permutation(label), label)
+        split = np.split(rng.permutation(shape.nodes), np.cumsum(shape.split)[:-1])
+        _write_tables(folder, shape, rng, label, told, split)
+        write_texts(folder, shape, rng, told)
+        (folder / "RELEASE_v1.txt").write_text(f"A generated graph in the format and size of {shape.name}\n")
+
+    return make_once(root / shape.name.replace("-", "_"), make)
+
+
+def _class_sizes(shape: Shape) -> np.ndarray:
+    """Nodes per class, int64 (C,), in proportion to 1/2, 1/3, 1/4, ...: the largest has 15%, as in ogbn-arxiv."""
+    weight = 1 / np.arange(2, shape.classes + 2)
+    ends = np.rint(np.cumsum(weight) / weight.sum() * shape.nodes).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------
+
+
+def _write_tables(
+    folder: Path, shape: Shape, rng: np.random.Generator, label: np.ndarray, told: np.ndarray, split: list[np.ndarray]
+) -> None:
+    write_blocks(folder / "raw/num-node-list.csv.gz", [f"{shape.nodes}\n".encode()])
+    write_blocks(folder / "raw/num-edge-list.csv.gz", [f"{shape.edges}\n".encode()])
+    write_blocks(folder / "raw/node-label.csv.gz", [_lines(label)])
+    for part, nodes in zip(SPLITS, split, strict=True):
+        write_blocks(folder / f"split/{shape.split_name}/{part}.csv.gz", [_lines(np.sort(nodes))])
+    if shape.split_name == "time":
+        year = np.empty(shape.nodes, dtype=np.int64)
+        for nodes, (first, last) in zip(split, ((1995, 2017), (2018, 2018), (2019, 2020)), strict=True):
+            year[nodes] = rng.integers(first, last + 1, len(nodes))
+        write_blocks(folder / "raw/node_year.csv.gz", [_lines(year)])
+    names = np.array([f"{node}" for node in range(shape.nodes)], dtype="S")
+    write_blocks(folder / "raw/edge.csv.gz", _table_blocks(names, draw_edges(rng, label, shape), "edges"))
+    means = draw_class_means(rng, shape.classes, shape.features)
+    # Three decimals between -10 and 10.
+    numbers = np.array([f"{thousandths / 1000:.3f}" for thousandths in range(-9999, 10_000)], dtype="S")
+
+    def features() -> Iterator[np.ndarray]:
+        for start in range(0, shape.nodes, NODES_AT_ONCE):
+            drawn = draw_features(rng, told[start : start + NODES_AT_ONCE], means, TEXT_SIGNAL)
+            yield np.clip(np.rint(drawn * 1000), -9999, 9999).astype(np.int64) + 9999
+
+    blocks = Progress(features(), desc="features", total=-(-shape.nodes // NODES_AT_ONCE))
+    write_blocks(folder / "raw/node-feat.csv.gz", (_csv(numbers, block) for block in blocks))
+
+
+def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.ndarray:
+    """Directed edges, int64 (E, 2), in random order: ``shape.pairs`` different pairs, some of them both ways.
+
+    Sources are uniform; targets are drawn by rank, from the class of the source or from all nodes.
+    """
+    nodes = len(label)
+    shuffled = rng.permutation(nodes)
+    by_class = shuffled[np.argsort(label[shuffled], kind="stable")]
+    class_size = np.bincount(label, minlength=shape.classes)
+    class_start = np.cumsum(class_size) - class_size
+
+    def draw(size: int) -> np.ndarray:
+        """A pair as 2·(lower·N + higher), and 1 more where the higher node is the source."""
+        source = rng.integers(0, nodes, size)
+        inside = rng.random(size) < shape.homophily
+        within = np.where(inside, class_size[label[source]], nodes)
+        rank = (rng.random(size) ** shape.hubs * within).astype(np.int64)
+        target = np.where(inside, by_class[(rank + class_start[label[source]]) % nodes], shuffled[rank])
+        code = (np.minimum(source, target) * nodes + np.maximum(source, target)) * 2 + (source > target)
+        return code[source != target]
+
+    codes = np.empty(0, dtype=np.int64)
+    with Progress(total=shape.pairs, desc="drawing edges", unit="edge", unit_scale=True) as bar:
+        while len(codes) < shape.pairs:
+            wanted = shape.pairs - len(codes)
+            sizes = [min(EDGES_AT_ONCE, wanted - start) for start in range(0, wanted, EDGES_AT_ONCE)]
+            codes = np.concatenate([codes, *(draw(size) for size in sizes)])
+            codes.sort()
+            codes = codes[np.diff(codes >> 1, prepend=-1) > 0]
+            bar.update(len(codes) - bar.n)
+    reverse = rng.choice(codes, shape.edges - shape.pairs, replace=False) ^ 1
+    codes = np.concatenate([codes, reverse])
+    rng.shuffle(codes)
+    flipped = codes & 1
+    codes >>= 1
+    edges = np.stack([codes // nodes, codes % nodes], axis=1)
+    edges[flipped == 1] = edges[flipped == 1, ::-1]
+    return edges
+
+
+def _table_blocks(names: np.ndarray, rows: np.ndarray, what: str) -> Iterator[bytes]:
+    starts = range(0, len(rows), EDGES_AT_ONCE // 4)
+    for start in Progress(starts, desc=what):
+        yield _csv(names, rows[start : start + EDGES_AT_ONCE // 4])
+
+
+def _csv(names: np.ndarray, rows: np.ndarray) -> bytes:
+    """Lines of CSV: ``rows``, int64 (n, F), are places in ``names``, bytes (V,)."""
+    with_comma, with_end = (np.char.add(names, end) for end in (b",", b"\n"))
+    letters = with_comma[rows]
+    letters[:, -1] = with_end[rows[:, -1]]
+    raw = letters.view(np.uint8)
+    return raw[raw != 0].tobytes()
+
+
+def _lines(numbers: np.ndarray) -> bytes:
+    return b"".join(b"%d\n" % number for number in numbers.tolist())
+
+
+def write_blocks(path: Path, blocks: Iterable[bytes]) -> None:
+    """Write a gzipped file block by block; the same bytes give the same file."""
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+        for block in blocks:
+            file.write(block)
+
+
+# ---- texts --------------------------------------------------------------------------------------------------------
+
+
+def _texts(rng: np.random.Generator, told: np.ndarray, shape: Shape, lengths: Lengths) -> Texts:
+    words = lengths.draw(rng, len(told))
+    return draw_texts(rng, told, shape.classes, VOCABULARY, words, TEXT_SIGNAL)
+
+
+def _blocks_of_texts(rng: np.random.Generator, told: np.ndarray, shape: Shape) -> Iterator[tuple[int, Texts, Texts]]:
+    """The first node of each block, with the block's titles and bodies."""
+    for start in Progress(range(0, len(told), NODES_AT_ONCE), desc="texts"):
+        block = told[start : start + NODES_AT_ONCE]
+        yield start, _texts(rng, block, shape, shape.title), _texts(rng, block, shape, shape.body)
+
+
+def _write_mapping(folder: Path, name: str, header: str, names: list[str]) -> None:
+    rows = [header, *(f"{index},{name}" for index, name in enumerate(names))]
+    write_blocks(folder / f"mapping/{name}.csv.gz", ["".join(f"{row}\n" for row in rows).encode()])
+
+
+def _write_papers(folder: Path, shape: Shape, rng: np.random.Generator, told: np.ndarray) -> None:
+    """``titleabs.tsv.gz`` as it is published: a gzipped tar archive, whose rows are in no order.
+
+    It has rows of papers that are no nodes, and one that is no paper.
+    """
+    strangers = shape.nodes // 20
+    papers = rng.choice(2_900_000_000, shape.nodes + strangers, replace=False) + 9_657_784
+    names = [str(paper) for paper in papers.tolist()]
+    _write_mapping(folder, "nodeidx2paperid", "node idx,paper id", names[: shape.nodes])
+    categories = [f"arxiv generated {index}" for index in range(shape.classes)]
+    _write_mapping(folder, "labelidx2arxivcategeory", "label idx,arxiv category", categories)
+    rows = ["paper id\ttitle\tabstract\n"]
+    for start, titles, abstracts in _blocks_of_texts(rng, np.append(told, told[:strangers]), shape):
+        papers_here = names[start : start + NODES_AT_ONCE]
+        rows += [f"{paper}\t{a}\t{b}\n" for paper, a, b in zip(papers_here, titles, abstracts, strict=True)]
+    order = [0, *(1 + rng.permutation(len(rows) - 1)).tolist()]
+    member = tarfile.TarInfo("titleabs.tsv")
+    member.size = sum(map(len, rows))  # all of it is ASCII
+    padding = b"\0" * (-(member.size + tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
+    blocks = (rows[row].encode() for row in order)
+    write_blocks(folder / "titleabs.tsv.gz", _chained(member.tobuf(tarfile.GNU_FORMAT), blocks, padding))
+
+
+def _chained(first: bytes, blocks: Iterable[bytes], last: bytes) -> Iterator[bytes]:
+    yield first
+    yield from blocks
+    yield last
+
+
+def _write_products(folder: Path, shape: Shape, rng: np.random.Generator, told: np.ndarray) -> None:
+    """``trn.json.gz`` and ``tst.json.gz`` of Amazon-3M: 70% and 30% of the products, in the order of the nodes."""
+    names = [f"B{number:09d}" for number in rng.choice(10**9, shape.nodes, replace=False).tolist()]
+    _write_mapping(folder, "nodeidx2asin", "node idx,asin", names)
+    categories = [f"Generated &amp; Category {index}" for index in range(shape.classes)]
+    _write_mapping(folder, "labelidx2productcategory", "label idx,product category", categories)
+    first = 7 * shape.nodes // 10
+
+    def lines(start: int, end: int) -> Iterator[bytes]:
+        for begin, titles, contents in _blocks_of_texts(rng, told[start:end], shape):
+            uids = names[start + begin : start + begin + len(titles)]
+            rows = (
+                {"uid": uid, "title": title, "content": content, "target_ind": [7, 11], "target_rel": [1.0, 1.0]}
+                for uid, title, content in zip(uids, titles, contents, strict=True)
+            )
+            yield "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    write_blocks(folder / "trn.json.gz", lines(0, first))
+    write_blocks(folder / "tst.json.gz", lines(first, shape.nodes))

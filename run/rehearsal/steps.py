@@ -1,0 +1,69 @@
+"""The steps of a rehearsal: programs as a user types them, and what each of them and of their stages took."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.scale import watched
+
+from glem_graphgym.files import read_json, write_json
+
+RUN = Path(__file__).resolve().parent.parent
+COLUMNS = ("step", "minutes", "memory GB", "files GB", "epochs", "valid", "test")
+
+
+class Steps:
+    """Runs each step once: what it took is noted in ``<results>/steps.json``, so that a finished one is not repeated.
+
+    Args:
+        results: where the runs' folders go.
+        data: the folder whose files are counted.
+    """
+
+    def __init__(self, results: Path, data: Path) -> None:
+        self.results, self.data = results, data
+        self._file = results / "steps.json"
+        self._done = read_json(self._file) if self._file.exists() else {}
+        self._names: list[str] = []
+
+    def run(self, name: str, program: str, *arguments: object) -> None:
+        """Type ``python run/<program> <arguments>``, unless that has been done already.
+
+        Raises:
+            RuntimeError: the program failed; it has said why.
+        """
+        words = [program, *map(str, arguments)]
+        self._names.append(name)
+        print(f"\n$ python run/{shlex.join(words)}", flush=True)
+        if self._done.get(name, {}).get("command") == words:
+            print("done before", flush=True)
+            return
+        try:
+            used = watched([sys.executable, str(RUN / words[0]), *words[1:]], self.data, shown=True)
+        except RuntimeError as error:
+            raise RuntimeError(f"'{name}' failed, see above; type the same command again to resume") from error
+        self._done[name] = {"command": words, **asdict(used)}
+        write_json(self._file, self._done)
+
+    def table(self) -> str:
+        """Markdown: a row per step, and below a run one per stage."""
+        rows: list[list[str]] = []
+        for name in self._names:
+            used = self._done[name]
+            rows.append([name, minutes(used["seconds"]), f"{used['memory']:.2f}", f"{used['files']:.2f}"])
+            config = name.removeprefix("run, ")
+            for file in sorted(self.results.glob(f"{config}/*/stages/*/stage.json")) if config != name else []:
+                stage = read_json(file)
+                valid, test = (f"{stage['scores'][part]['accuracy']:.3f}" for part in ("valid", "test"))
+                title = f"· {stage['name']} ({stage['method']})"
+                memory = f"{stage['peak_memory_mb'] / 1024:.2f}"
+                rows.append([title, minutes(stage["seconds"]), memory, "", f"{stage['epochs']:g}", valid, test])
+        lines = [COLUMNS, ["---"] * len(COLUMNS), *(row + [""] * (len(COLUMNS) - len(row)) for row in rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}"

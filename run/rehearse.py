@@ -1,0 +1,110 @@
+"""Rehearse the runs on OGB's graphs: ``python run/rehearse.py arxiv [--scale 0.1] [key value ...]``.
+
+Writes a generated graph in the exact format and size of ogbn-arxiv (or ogbn-products) and a small DeBERTa with random
+weights, then types what a user types: run/prepare.py, run/main.py for each configuration, run/leaderboard.py. Ends
+with a table of time, memory and scores per stage, which figures.md keeps. Type the same command again to resume.
+Exit status: 0 done; 1 a step failed, and said why; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import before_imports, parse_with_options
+
+ROOT = Path(__file__).resolve().parent.parent
+Options = Mapping[str, object]
+# Random weights learn nothing in a few epochs at the learning rates of pretrained ones.
+FEW_EPOCHS: dict[str, Options] = {
+    "tiny": {
+        "lm.epochs": 1, "lm.lr": 2e-3, "lm.warmup_epochs": 0.1, "glem.lm_epochs": 1, "glem.lm_lr": 2e-3,
+        "optim.max_epoch": 10, "optim.warmup_epochs": 2,
+    },
+    "base": {"lm.epochs": 1, "glem.lm_epochs": 1, "optim.max_epoch": 300},
+}  # fmt: skip
+ALWAYS: Options = {"glem.em_iterations": 1, "glem.share_lm_gold": True}
+CONFIGS: dict[str, dict[str, Options]] = {
+    "arxiv": {"glem_arxiv": {}, "glem_revgat_arxiv": {}},
+    "products": {"glem_gamlp_products": {"glem.encode_nodes": "needed"}},
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Run the configurations of an OGB dataset on a generated graph of its size, from the first command "
+        "to the leaderboard.",
+        epilog="Options 'key value' override the YAML and what this script sets, e.g.: lm.max_length 128",
+    )
+    parser.add_argument("dataset", choices=list(CONFIGS))
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the true size, 0.001 to 1 (default: 1)")
+    parser.add_argument("--lm", choices=list(FEW_EPOCHS), default="tiny", help="size of the DeBERTa (default: tiny)")
+    parser.add_argument("--precision", choices=["bf16", "16", "32"], default="bf16", help="of the LM (default: bf16)")
+    parser.add_argument("--full_length", action="store_true", help="every text has more than 512 tokens")
+    parser.add_argument("--prepare", action="store_true", help="stop after run/prepare.py")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("datasets/rehearsal"), help="for all files (default: datasets/rehearsal)"
+    )
+    args = parse_with_options(parser, argv)
+    if not 0.001 <= args.scale <= 1:
+        parser.error(f"--scale is {args.scale:g}, expected 0.001 to 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    before_imports()
+    # Imported late, so that --help and a wrong command line answer at once.
+    from benchmarks.measure import describe_machine
+    from rehearsal import graphs
+    from rehearsal.models import make_deberta
+    from rehearsal.steps import Steps
+
+    from glem_graphgym.disk import writing
+    from glem_graphgym.files import atomic_write
+
+    shape = {"arxiv": graphs.ARXIV, "products": graphs.PRODUCTS}[args.dataset].scaled(args.scale)
+    if args.full_length:
+        shape = replace(shape, body=graphs.Lengths(600, 0.0, 600))
+    data = args.folder / f"{args.dataset}_{args.scale:g}{'_full' if args.full_length else ''}"
+    results = data / f"results_{args.lm}_{args.precision}"
+    try:
+        with writing(args.folder):
+            print(f"{data}: {shape.nodes:,} nodes, {shape.edges:,} edges in the format of {shape.name}", flush=True)
+            graphs.write_graph(data, shape)
+            lm = make_deberta(args.folder / f"deberta_{args.lm}", args.lm)
+            steps = Steps(results, data)
+            for config, own in CONFIGS[args.dataset].items():
+                folders = {"dataset.dir": data, "out_dir": results, "lm.model": lm, "lm.precision": args.precision}
+                options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **own}
+                settings = ["--cfg", ROOT / "configs_gg" / f"{config}.yaml"]
+                settings += [word for key, value in options.items() if key not in args.opts for word in (key, value)]
+                settings += args.opts
+                steps.run(f"prepare, {config}", "prepare.py", *settings)
+                if not args.prepare:
+                    steps.run(f"run, {config}", "main.py", *settings)
+            if not args.prepare:
+                note = "Rehearsal on a generated graph: these scores say nothing of the method"
+                steps.run("leaderboard", "leaderboard.py", "--dir", results, "--title", note)
+            title = f"{shape.name} x {args.scale:g}, DeBERTa {args.lm}, {args.precision}"
+            text = f"{title}; {describe_machine()}\n\n{steps.table()}"
+            with atomic_write(results / "figures.md", "w") as file:
+                file.write(f"{text}\n")
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; type the same command again to resume", file=sys.stderr)
+        return 1
+    print(f"\n{text}\nin {results / 'figures.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
