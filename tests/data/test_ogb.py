@@ -1,10 +1,9 @@
-"""ogbn-arxiv on a miniature in the exact raw format that OGB publishes, read by OGB's own classes."""
+"""ogbn-arxiv on a miniature in the exact raw format that OGB publishes, read as OGB's own class reads it."""
 
 from __future__ import annotations
 
 import io
 import logging
-import shutil
 import sys
 import types
 import zipfile
@@ -70,38 +69,38 @@ def test_miniature_comes_through_ogb_and_is_undirected(root: Path) -> None:
     assert graph.origin["missing_texts"] == 0
 
 
-def test_second_load_reads_what_ogb_processed_and_third_the_snapshot(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = load_ogbn_arxiv(root)
-    processed = root / "ogbn_arxiv/processed/geometric_data_processed.pt"
-    written = processed.stat().st_mtime_ns
-    shutil.rmtree(root / "ogbn_arxiv/text_graph")
-    second = load_ogbn_arxiv(root)
-    assert processed.stat().st_mtime_ns == written
-    monkeypatch.setattr(OgbArchive, "read", lambda self: pytest.fail("the snapshot was not used"))
-    third = load_ogbn_arxiv(root)
-    assert first.fingerprint() == second.fingerprint() == third.fingerprint()
-
-
-def test_pyg_classes_are_trusted_only_while_ogb_loads(root: Path) -> None:
+def test_the_same_as_ogbs_own_class_reads(root: Path) -> None:
     import torch
+    from ogb.nodeproppred import PygNodePropPredDataset
+    from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+    from torch_geometric.data.storage import GlobalStorage
 
-    before = set(torch.serialization.get_safe_globals())
-    load_ogbn_arxiv(root)
-    assert set(torch.serialization.get_safe_globals()) == before
+    graph, split = OgbArchive.of("ogbn-arxiv", root).read()
+    assert not (root / "ogbn_arxiv/processed").exists()
+    with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage]):
+        dataset = PygNodePropPredDataset("ogbn-arxiv", root=str(root))
+    data, expected = dataset[0], dataset.get_idx_split()
+    np.testing.assert_array_equal(graph.edge_index, data.edge_index.numpy())
+    np.testing.assert_array_equal(graph.features, data.x.numpy())
+    np.testing.assert_array_equal(graph.label, data.y.numpy()[:, 0])
+    assert {part: nodes.tolist() for part, nodes in split.items()} == {
+        part: sorted(nodes.tolist()) for part, nodes in expected.items()
+    }
 
 
-def test_processing_that_was_interrupted_is_done_again(root: Path) -> None:
+def test_second_load_reads_the_snapshot(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_ogbn_arxiv(root)
-    shutil.rmtree(root / "ogbn_arxiv/text_graph")
-    processed = root / "ogbn_arxiv/processed"
-    whole = (processed / "geometric_data_processed.pt").read_bytes()
-    (processed / "geometric_data_processed.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="Delete its folder 'processed'"):
-        load_ogbn_arxiv(root)
-    (processed / "pre_filter.pt").unlink()  # a kill leaves it unwritten
+    monkeypatch.setattr(OgbArchive, "read", lambda self: pytest.fail("the snapshot was not used"))
     assert load_ogbn_arxiv(root).fingerprint() == first.fingerprint()
+
+
+@pytest.mark.parametrize("table", ["raw/edge", "raw/node-feat", "split/time/valid"])
+def test_other_tables_make_another_graph(root: Path, table: str) -> None:
+    first = load_ogbn_arxiv(root)
+    rows = {"raw/edge": EDGES[:-1], "raw/node-feat": (FEATURES * 2).tolist(), "split/time/valid": [[3]]}[table]
+    write_table(root / f"ogbn_arxiv/{table}.csv.gz", rows)
+    write_table(root / "ogbn_arxiv/raw/num-edge-list.csv.gz", [[len(EDGES) - (table == "raw/edge")]])
+    assert load_ogbn_arxiv(root).fingerprint() != first.fingerprint()
 
 
 def test_another_text_file_makes_another_graph(root: Path) -> None:
@@ -327,12 +326,7 @@ def test_kill_before_the_release_file_is_moved_is_seen(tmp_path: Path, monkeypat
         patch.setattr(Path, "rename", killed_at_release)
         with pytest.raises(KeyboardInterrupt):
             load_ogbn_arxiv(tmp_path)
-    assert {path.name for path in (tmp_path / "ogbn_arxiv").iterdir()} == {
-        "raw",
-        "split",
-        "mapping",
-        "processed",
-    }
+    assert {path.name for path in (tmp_path / "ogbn_arxiv").iterdir()} == {"raw", "split", "mapping"}
     with pytest.raises(DataError, match=r"missing RELEASE_v1\.txt; found mapping/"):
         load_ogbn_arxiv(tmp_path)
 
@@ -510,7 +504,6 @@ def test_import_of_ogb_starts_no_version_check(
         monkeypatch.delitem(sys.modules, name)
     use(root)
     assert sys.modules["ogb.version"].check_outdated is None
-    assert "ogb.nodeproppred" in sys.modules
     assert sys.modules["outdated"] is outdated
 
 

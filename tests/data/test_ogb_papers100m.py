@@ -408,11 +408,11 @@ def test_arrays_that_do_not_fit_are_refused_at_once(
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([172, *PAPERS100M_LABELS[1:]], "labels run from -1 to 172, expected 0 to 171"),
-        ([-3, *PAPERS100M_LABELS[1:]], "labels run from -3 to 171"),
-        ([0.5, *PAPERS100M_LABELS[1:]], "no whole number"),
-        ([float("inf"), *PAPERS100M_LABELS[1:]], "no whole number"),
-        ([NAN, *PAPERS100M_LABELS[1:]], "split 'train' holds nodes without a label"),
+        ([172, *PAPERS100M_LABELS[1:]], "row 0 holds the label 172, expected a whole number from 0 to 171"),
+        ([-3, *PAPERS100M_LABELS[1:]], "row 0 holds the label -3"),
+        ([0.5, *PAPERS100M_LABELS[1:]], "row 0 holds the label 0.5"),
+        ([float("inf"), *PAPERS100M_LABELS[1:]], "row 0 holds the label inf"),
+        ([NAN, *PAPERS100M_LABELS[1:]], r"train\.csv\.gz: row 1 names node 0, which has no label"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_the_texts_are_read(
@@ -427,12 +427,13 @@ def test_labels_that_do_not_fit_are_refused_before_the_texts_are_read(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[0], [15]], "split 'valid' holds node 15, but there are 15 nodes"),
-        ([[-1]], "split 'valid' holds node -1"),
-        ([[0, 1]], r"valid\.csv\.gz holds int64 \(1, 2\), expected one column"),
-        ([["a"]], r"valid\.csv\.gz holds .* expected one column"),
+        ([[0], [15]], r"valid\.csv\.gz: row 1 holds \[15\], expected nodes from 0 to 14"),
+        ([[-1]], r"valid\.csv\.gz: row 0 holds \[-1\]"),
+        ([[0, 1]], r"valid\.csv\.gz has 1 rows of 2 columns, expected 1 of 1"),
+        ([["a"]], r"valid\.csv\.gz: row 0 holds 'a', expected numbers"),
         ([], r"valid\.csv\.gz cannot be read"),
-        ([[5], [3]], "1 nodes are in more than one split"),
+        ([[5], [3]], r"valid\.csv\.gz: row 0 names node 5, which is in another split too"),
+        ([[3], [7], [3]], r"valid\.csv\.gz: row 2 names node 3, a second time"),
     ],
 )
 def test_split_that_does_not_fit_is_refused(root: Path, rows: list[list[int]], message: str) -> None:

@@ -1,4 +1,7 @@
-"""What OGB publishes of a node-property dataset: provided on disk, complete, and read through OGB's own class.
+"""What OGB publishes of a node-property dataset: provided on disk, complete, and read from its raw files.
+
+OGB's own class keeps what it has read as pickles, which may run anything when they are loaded, and takes files that
+contradict each other. Its tables are read here instead: no pickle is opened, whoever put it there.
 
 Hu et al., "Open Graph Benchmark: Datasets for Machine Learning on Graphs", NeurIPS 2020, arXiv 2005.00687.
 """
@@ -7,23 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import html
-import pickle
 import shutil
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from pandas.errors import DtypeWarning
 
 from glem_graphgym.data.ogb.download import check_download, download
-from glem_graphgym.data.text_graph import SPLITS, DataError
-from glem_graphgym.disk import DiskFullError, require_space, writing
+from glem_graphgym.data.ogb.parts import check_finite, class_labels
+from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, DataError
+from glem_graphgym.disk import require_space, writing
 from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
 
@@ -48,6 +53,21 @@ def ogb_accuracy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
         return float(score["acc"])
 
     return accuracy
+
+
+@dataclass(frozen=True)
+class OgbGraph:
+    """What OGB's tables hold of a graph with N nodes and E directed edges.
+
+    Attributes:
+        edge_index: int64 (2, E), as published.
+        features: float32 (N, F).
+        label: int64 (N,), `UNLABELLED` where there is none.
+    """
+
+    edge_index: np.ndarray
+    features: np.ndarray
+    label: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,16 +97,13 @@ class OgbArchive:
 
     @property
     def release(self) -> Path:
-        """The file without which OGB's class asks, on standard input, whether it may delete the folder."""
+        """The file that tells which version of the dataset a folder holds."""
         return self.folder / f"RELEASE_v{self.master['version']}.txt"
 
     def provide(self, mappings: Sequence[str] = ()) -> None:
         """Make sure that the folder is complete, with these mapping files; download it if nothing is there.
 
         An archive that lies packed beside the folder, under the name that it has on OGB's server, is unpacked instead.
-
-        OGB's class must not see an incomplete folder: it would ask on standard input, delete the folder with
-        all that others put there, or end the process.
 
         Raises:
             DataError: files are missing beside others that are there, or the download fails.
@@ -121,56 +138,103 @@ class OgbArchive:
         """Whether all files are there, with these mapping files."""
         return not self._missing(mappings)
 
-    def read(self) -> tuple[Any, dict[str, np.ndarray]]:
-        """OGB's PyG ``Data`` (x, y, edge_index) and its split, sorted int64 node indices; all in memory.
+    def read(self) -> tuple[OgbGraph, dict[str, np.ndarray]]:
+        """The graph in OGB's tables, and its split, sorted int64 node indices; all in memory.
 
         Raises:
-            DataError: OGB cannot read its files.
+            DataError: a table is damaged, holds what it must not hold, or has another length than the tables that
+                count nodes and edges say; names it, and the row.
         """
-        import torch
-        from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
-        from torch_geometric.data.storage import GlobalStorage
+        nodes, edges = (self._count(f"raw/num-{what}-list.csv.gz") for what in ("node", "edge"))
+        edge = self._table("raw/edge.csv.gz", edges, 2, whole=True)
+        self._check_range("raw/edge.csv.gz", edge, nodes)
+        with np.errstate(over="ignore"):
+            features = self._table("raw/node-feat.csv.gz", nodes).astype(np.float32)
+        published = self._table("raw/node-label.csv.gz", nodes, 1)
+        label = class_labels(published, str(self.folder / "raw/node-label.csv.gz"), int(self.master["num classes"]))
+        check_finite(features, self.folder / "raw/node-feat.csv.gz")
+        graph = OgbGraph(np.ascontiguousarray(edge.T), features, label)
+        return graph, self.read_split(label)
 
-        with _without_version_check():
-            from ogb.nodeproppred import PygNodePropPredDataset
+    def read_split(self, label: np.ndarray) -> dict[str, np.ndarray]:
+        """The split, sorted int64 node indices, straight from its tables.
 
-        # OGB calls torch.load without arguments, which since torch 2.6 refuses these classes of PyG.
-        already_safe = torch.serialization.get_safe_globals()
-        needed = [kind for kind in (DataEdgeAttr, DataTensorAttr, GlobalStorage) if kind not in already_safe]
-        with self._lock(), torch.serialization.safe_globals(needed):
-            self._forget_interrupted_processing()
-            try:
-                with writing(self.folder / "processed"):
-                    dataset = PygNodePropPredDataset(self.name, root=str(self.folder.parent))
-                    data, split = dataset[0], dataset.get_idx_split()
-            except DiskFullError:
-                raise
-            except (*BROKEN_TABLE, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-                raise DataError(
-                    f"{self.folder}: OGB cannot read it ({error!r:.200}). Delete its folder 'processed', "
-                    f"which another version may have made; if that is not it: {self.remedy()}"
-                ) from error
-        return data, {part: np.sort(split[part].numpy().astype(np.int64)) for part in SPLITS}
-
-    def read_split(self) -> dict[str, np.ndarray]:
-        """The split alone, sorted int64 node indices, straight from its tables.
+        Args:
+            label: int64 (N,), of all nodes, `UNLABELLED` where there is none.
 
         Raises:
-            DataError: a table is damaged, or holds anything but one column of node indices.
+            DataError: a table is damaged or holds anything but nodes that have a label, each once in all tables.
         """
         split = {}
+        seen = np.zeros(len(label), dtype=bool)
         for part in SPLITS:
-            path = self.folder / self._split_table(part)
-            try:
-                nodes = pd.read_csv(path, header=None).to_numpy()
-            except BROKEN_TABLE as error:
-                raise DataError(f"{path} cannot be read ({error}). {self.remedy()}") from error
-            if nodes.ndim != 2 or nodes.shape[1] != 1 or nodes.dtype.kind != "i":
-                raise DataError(
-                    f"{path} holds {nodes.dtype} {nodes.shape}, expected one column of node indices. {self.remedy()}"
-                )
-            split[part] = np.sort(nodes[:, 0].astype(np.int64))
+            table = self._split_table(part)
+            rows = self._table(table, None, 1, whole=True)
+            self._check_range(table, rows, len(label))
+            nodes = rows[:, 0]
+            repeated = np.ones(len(nodes), dtype=bool)
+            repeated[np.unique(nodes, return_index=True)[1]] = False
+            for wrong, what in (
+                (repeated, "a second time"),
+                (seen[nodes], "which is in another split too"),
+                (label[nodes] == UNLABELLED, "which has no label"),
+            ):
+                if wrong.any():
+                    row = int(np.argmax(wrong))
+                    raise DataError(
+                        f"{self.folder / table}: row {row} names node {nodes[row]}, {what}. {self.remedy()}"
+                    )
+            seen[nodes] = True
+            split[part] = np.sort(nodes)
         return split
+
+    def _count(self, name: str) -> int:
+        """The one number in a table that counts nodes or edges."""
+        return int(self._table(name, 1, 1, whole=True)[0, 0])
+
+    def _table(self, name: str, rows: int | None, columns: int | None = None, whole: bool = False) -> np.ndarray:
+        """int64 (if ``whole``) or float64 (rows, columns) of a table without a header.
+
+        Raises:
+            DataError: the table is damaged, has another shape, or holds something else than numbers.
+        """
+        path = self.folder / name
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DtypeWarning)  # words among numbers, which are refused below
+                table = pd.read_csv(path, header=None)
+        except BROKEN_TABLE as error:
+            raise DataError(f"{path} cannot be read ({str(error).strip()}). {self.remedy()}") from error
+        for column in table.columns[[kind.kind not in "iuf" for kind in table.dtypes]]:
+            numbers = pd.to_numeric(table[column].astype(str), errors="coerce")
+            if (words := numbers.isna() & table[column].notna()).any():
+                row = int(np.argmax(words))
+                raise DataError(f"{path}: row {row} holds {table[column][row]!r}, expected numbers. {self.remedy()}")
+            table[column] = numbers
+        values = table.to_numpy()
+        shape = (len(values) if rows is None else rows, values.shape[1] if columns is None else columns)
+        if values.shape != shape:
+            counts = "num-edge-list" if name == "raw/edge.csv.gz" else "num-node-list"
+            raise DataError(
+                f"{path} has {values.shape[0]} rows of {values.shape[1]} columns, expected {shape[0]} of {shape[1]}"
+                + (f" by {counts}.csv.gz" if values.shape[0] != shape[0] != 1 else "")
+                + f". {self.remedy()}"
+            )
+        if not whole:
+            return values
+        if values.dtype.kind == "f" and (wrong := ~(np.floor(values) == values).all(axis=1)).any():
+            row = int(np.argmax(wrong))
+            raise DataError(f"{path}: row {row} holds {values[row].tolist()}, expected whole numbers. {self.remedy()}")
+        return values.astype(np.int64, copy=False)
+
+    def _check_range(self, name: str, nodes: np.ndarray, num_nodes: int) -> None:
+        wrong = ((nodes < 0) | (nodes >= num_nodes)).any(axis=1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{self.folder / name}: row {row} holds {nodes[row].tolist()}, expected nodes from 0 to "
+                f"{num_nodes - 1}. {self.remedy()}"
+            )
 
     def class_names(self, table: str) -> list[str]:
         """Names of the classes out of a mapping file; ``class 3`` for one without a name, or for all without the file.
@@ -228,7 +292,8 @@ class OgbArchive:
             unpacked = self._unpack(packed, temporary)
             self.folder.mkdir(exist_ok=True)
             for member in sorted(unpacked.iterdir(), key=lambda path: path.name.startswith("RELEASE")):
-                self._put(member)
+                if member.name != "processed":  # OGB's class would have pickles there
+                    self._put(member)
             sync(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -243,11 +308,10 @@ class OgbArchive:
     def _put(self, member: Path) -> None:
         """Move a file or folder of the unpacked archive to its place, into a folder that is there already."""
         target = self.folder / member.name
-        if target.is_dir() and member.name != "processed":  # one of those was made from other raw files
+        if target.is_dir():
             for inner in member.iterdir():
                 inner.rename(target / inner.name)
         else:
-            shutil.rmtree(target, ignore_errors=True)
             member.rename(target)
 
     def _unpack(self, packed: Path, temporary: Path) -> Path:
@@ -286,12 +350,6 @@ class OgbArchive:
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
-
-    def _forget_interrupted_processing(self) -> None:
-        # PyG writes pre_filter.pt last: without it, what OGB made of the raw files may be half of a file.
-        processed = self.folder / "processed"
-        if not (processed / "pre_filter.pt").exists():
-            (processed / "geometric_data_processed.pt").unlink(missing_ok=True)
 
 
 def _is_ours(packed: Path) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive, read_mapping
+from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive, listed, read_mapping
 from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
-from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts, csr_from_edges, snapshot
-from glem_graphgym.files import fingerprint
+from glem_graphgym.data.text_graph import DataError, TextGraph, Texts, csr_from_edges, snapshot
+from glem_graphgym.files import fingerprint, sampled_fingerprint
 
 # To be raised whenever the same files would give another graph than before.
 RECIPE_VERSION = 1
@@ -27,7 +28,7 @@ def load_ogbn_arxiv(root: Path) -> TextGraph:
     What is missing on disk is downloaded: OGB's archive into ``<root>/ogbn_arxiv`` and the text into the same
     folder; ``titleabs.tsv.gz`` or ``titleabs.tsv`` is looked for there first, then in ``root``, then PyG's copy,
     ``<root>/ogbn_arxiv/raw/node-text.csv.gz``. The finished graph is frozen under ``<root>/ogbn_arxiv/text_graph``,
-    in a folder of its own for each text file. Nothing is ever asked on standard input.
+    in a folder of its own for each content of the files. Nothing is ever asked on standard input.
 
     ``features`` are OGB's, float32 (N, 128), means of word vectors; ``node_ids`` are the paper ids of the
     Microsoft Academic Graph. A paper without a text gets an empty one, is counted in ``origin`` and logged.
@@ -39,7 +40,9 @@ def load_ogbn_arxiv(root: Path) -> TextGraph:
     archive = OgbArchive.of("ogbn-arxiv", root)
     archive.provide([PAPERS])
     text_file = _provide_text(archive.folder)
-    key = fingerprint(RECIPE_VERSION, text_file.read_bytes(), (archive.folder / PAPERS).read_bytes())
+    tables = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
+    papers = (archive.folder / PAPERS).read_bytes()
+    key = fingerprint(RECIPE_VERSION, text_file.read_bytes(), papers, sampled_fingerprint(*tables))
     return snapshot(archive.folder / "text_graph" / key, lambda: _graph(archive, text_file))
 
 
@@ -71,6 +74,11 @@ def _remedy(folder: Path) -> str:
 
 def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
     papers = read_mapping(archive.folder / PAPERS, "node idx", "paper id")
+    if repeated := [paper for paper, count in Counter(papers).items() if count > 1 or not paper.strip()]:
+        raise DataError(
+            f"{archive.folder / PAPERS}: {len(repeated)} paper ids are of several nodes or empty ({listed(repeated)}); "
+            "unpack OGB's archive anew"
+        )
     class_names = archive.class_names(ARXIV_CATEGORIES)
     texts, counts = _texts(text_file, papers)
     missing = np.array([node for node, text in enumerate(texts) if not text], dtype=np.int64)
@@ -79,23 +87,22 @@ def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
         f"put {TEXT_URL} in its place"
     )
     report(text_file, "papers", counts, missing=missing, total=len(papers), expected=expected, names=papers)
-    data, split = archive.read()
-    if len(papers) != data.num_nodes:
+    graph, split = archive.read()
+    if len(papers) != len(graph.label):
         raise DataError(
-            f"{archive.folder / PAPERS}: {len(papers)} papers for {data.num_nodes} nodes; unpack OGB's "
-            "archive anew, without an older folder 'processed'"
+            f"{archive.folder / PAPERS}: {len(papers)} papers for {len(graph.label)} nodes; unpack OGB's archive anew"
         )
-    source, target = data.edge_index.numpy()
-    rowptr, col = csr_from_edges(source, target, data.num_nodes)
+    source, target = graph.edge_index
+    rowptr, col = csr_from_edges(source, target, len(papers))
     return TextGraph(
         name=archive.name,
         texts=Texts.of(texts),
         rowptr=rowptr,
         col=col,
-        label=np.nan_to_num(data.y.numpy().reshape(-1), nan=UNLABELLED).astype(np.int64),
+        label=graph.label,
         split=split,
         class_names=class_names,
-        features=data.x.numpy().astype(np.float32, copy=False),
+        features=graph.features,
         node_ids=papers,
         origin={
             "files": [archive.release.name, text_file.name],

@@ -26,6 +26,7 @@ from glem_graphgym.data.ogb.parts import (
     MEMORY_BYTES,
     ROWS_AT_ONCE,
     check_edges,
+    check_finite,
     class_labels,
     frozen_before,
     frozen_folder,
@@ -176,18 +177,8 @@ class RawGraph:
 
 
 def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph, num_classes: int) -> dict[str, int]:
-    source = raw.labels.path
-    label, split = class_labels(raw.labels.read(), str(source)), archive.read_split()
-    if label.max(initial=UNLABELLED) >= num_classes or label.min(initial=0) < UNLABELLED:
-        raise DataError(f"{source}: labels run from {label.min()} to {label.max()}, expected 0 to {num_classes - 1}")
-    for part, nodes in split.items():
-        wrong = nodes[(nodes < 0) | (nodes >= raw.num_nodes)]
-        if len(wrong) or (label[nodes] == UNLABELLED).any():
-            what = f"node {wrong[0]}" if len(wrong) else "nodes without a label"
-            raise DataError(
-                f"{archive.folder}: split '{part}' holds {what}, but there are {raw.num_nodes} nodes and each needs a "
-                f"label in {source.name}. {archive.remedy()}"
-            )
+    label = class_labels(raw.labels.read(), str(raw.labels.path), num_classes)
+    split = archive.read_split(label)
     np.save(folder / "label.npy", label)
     save_split(folder, split)
     return {"nodes": raw.num_nodes, "labelled_nodes": int((label != UNLABELLED).sum())}
@@ -197,12 +188,14 @@ def _write_features(folder: Path, raw: RawGraph) -> dict[str, int]:
     file = folder / "features.npy"
     if not raw.features.fortran_order:
         raw.features.copy(file)
+        check_finite(np.load(file, mmap_mode="r"), raw.features.path)
         return {}
     columns = raw.features.map(folder)
     rows = new_array(file, columns.dtype, columns.shape)
     for start in Progress(range(0, len(rows), ROWS_AT_ONCE), desc="features, row by row"):
         rows[start : start + ROWS_AT_ONCE] = columns[start : start + ROWS_AT_ONCE]
     rows.flush()
+    check_finite(rows, raw.features.path)
     (folder / "node_feat.npy").unlink(missing_ok=True)
     return {}
 
@@ -214,7 +207,10 @@ def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
         for start in range(0, edges.shape[1], ROWS_AT_ONCE):
             yield edges[0, start : start + ROWS_AT_ONCE], edges[1, start : start + ROWS_AT_ONCE]
 
-    write_csr(chunks, raw.num_nodes, folder, memory_bytes=MEMORY_BYTES)
+    try:
+        write_csr(chunks, raw.num_nodes, folder, memory_bytes=MEMORY_BYTES)
+    except DataError as error:
+        raise DataError(f"{raw.edges.path}: {error}; unpack OGB's archive anew") from error
     undirected = check_edges(folder, edges)
     (folder / "edge_index.npy").unlink(missing_ok=True)
     return {"directed_edges": edges.shape[1], "edges": undirected}

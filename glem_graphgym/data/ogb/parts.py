@@ -30,11 +30,11 @@ def frozen_folder(snapshots: Path, sources_complete: bool) -> Path | None:
     return found[0] if len(found) == 1 and not sources_complete else None
 
 
-def class_labels(published: np.ndarray, source: str) -> np.ndarray:
+def class_labels(published: np.ndarray, source: str, num_classes: int) -> np.ndarray:
     """int64 (N,) classes of OGB's labels (N, 1) or (N,), `UNLABELLED` where they are NaN.
 
     Raises:
-        DataError: a label is no whole number, or there is not one column; names ``source``.
+        DataError: a label is no class from 0 to ``num_classes`` - 1, or there is not one column; names ``source``.
     """
     if published.ndim not in (1, 2) or published.size != len(published):
         raise DataError(f"{source}: labels have the shape {published.shape}, expected ({len(published)}, 1)")
@@ -42,10 +42,30 @@ def class_labels(published: np.ndarray, source: str) -> np.ndarray:
     for start in range(0, len(label), ROWS_AT_ONCE):
         block = published[start : start + ROWS_AT_ONCE].reshape(-1).astype(np.float64)
         known = ~np.isnan(block)
-        if (np.floor(block[known]) != block[known]).any() or np.isinf(block).any():
-            raise DataError(f"{source}: a label near node {start} is no whole number; unpack OGB's archive anew")
+        wrong = known & ~((block >= 0) & (block < num_classes) & (np.floor(block) == block))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{source}: row {start + row} holds the label {block[row]:g}, expected a whole number from 0 to "
+                f"{num_classes - 1}; unpack OGB's archive anew"
+            )
         label[start : start + ROWS_AT_ONCE] = np.where(known, block, UNLABELLED)
     return label
+
+
+def check_finite(features: np.ndarray, source: Path) -> None:
+    """Look through features (N, F), block by block.
+
+    Raises:
+        DataError: one is NaN or infinite; names ``source`` and the row.
+    """
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        wrong = ~np.isfinite(features[start : start + ROWS_AT_ONCE]).all(axis=1)
+        if wrong.any():
+            raise DataError(
+                f"{source}: row {start + int(np.argmax(wrong))} holds features that are not finite; unpack OGB's "
+                "archive anew"
+            )
 
 
 def save_split(folder: Path, split: dict[str, np.ndarray]) -> None:

@@ -15,7 +15,6 @@ from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
 from glem_graphgym.data.ogb.parts import (
     MEMORY_BYTES,
     check_edges,
-    class_labels,
     frozen_before,
     frozen_folder,
     save_split,
@@ -53,7 +52,7 @@ def load_ogbn_products(root: Path) -> TextGraph:
 
     The finished graph is frozen under ``<root>/ogbn_products/text_graph``, in a folder of its own for each text. Texts
     and graph are made one after the other and each is kept when the process is killed. All that Amazon-3M holds is
-    read once, of it only the texts of nodes are written; OGB's class reads its tables into memory.
+    read once, of it only the texts of nodes are written; OGB's tables are read into memory.
 
     ``features`` are OGB's, float32 (N, 100), principal components of bags of words; ``node_ids`` are Amazon's product
     ids. A product without a text gets an empty one, is counted in ``origin`` and logged.
@@ -228,23 +227,15 @@ class _RowsOf:
 
 
 def _write_graph(folder: Path, archive: OgbArchive, num_products: int) -> dict[str, int]:
-    data, split = archive.read()
-    if num_products != data.num_nodes:
+    graph, split = archive.read()
+    if num_products != len(graph.label):
         raise DataError(
-            f"{archive.folder / PRODUCTS}: {num_products} products for {data.num_nodes} nodes; unpack OGB's archive "
-            "anew, without an older folder 'processed'"
+            f"{archive.folder / PRODUCTS}: {num_products} products for {len(graph.label)} nodes; unpack OGB's archive "
+            "anew"
         )
-    np.save(folder / "label.npy", class_labels(data.y.numpy(), str(archive.folder)))
+    np.save(folder / "label.npy", graph.label)
     save_split(folder, split)
-    np.save(folder / "features.npy", data.x.numpy().astype(np.float32, copy=False))
-    del data.x
-    edges = _published(data.edge_index.numpy(), archive)
+    np.save(folder / "features.npy", graph.features)
+    edges = graph.edge_index
     write_csr(lambda: iter([(edges[0], edges[1])]), num_products, folder, memory_bytes=MEMORY_BYTES)
     return {"nodes": num_products, "published_edges": edges.shape[1], "edges": check_edges(folder, edges)}
-
-
-def _published(edge_index: np.ndarray, archive: OgbArchive) -> np.ndarray:
-    """The edges as they are in OGB's table, without the reverse ones that its class puts after each."""
-    edges, reverse = edge_index[:, ::2], edge_index[::-1, 1::2]
-    doubled = archive.master["add_inverse_edge"] == "True" and np.array_equal(edges, reverse)
-    return edges if doubled else edge_index
