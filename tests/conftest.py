@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a worker, no network, a tiny language model, GraphGym's global state put back."""
+"""Shared by all tests: one thread a worker, no network, one seed, a tiny language model, GraphGym's state put back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch_geometric.graphgym.config import cfg, set_cfg
 
 import glem_graphgym  # noqa: F401 - registers the plugin once for the whole session
+from glem_graphgym.em.journal import seed_everything
 
 torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
@@ -29,6 +30,12 @@ def fresh_config() -> Iterator[None]:
     yield
     cfg.clear()
     set_cfg(cfg)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not depend on the tests that ran before it; nor is it what weights were drawn with."""
+    seed_everything(1234)
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ class Journal:
     Args:
         run_dir: the run's folder.
         seed: the run's seed; every stage starts from its own seed made of it, so a resumed run repeats nothing and
-            ends with the same numbers as an uninterrupted one.
+            ends with the same numbers as an uninterrupted one on the same machine.
         evaluate: logits (N, C) -> scores of every split. The only place that test labels are used.
         report: (stage, all stages finished before) -> diagnostics that go into its record.
         metric: which of the scores selects.

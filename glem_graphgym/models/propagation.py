@@ -133,7 +133,7 @@ class SparseOperator:
 
     ``x`` is (N, D) float32, bfloat16, float16 or float64. The product (T, D) has its type, with sums kept in float32
     at least, and passes gradients of any order on to ``x``; the matrix gets none. Equal operands give equal
-    bits, whatever the number of threads.
+    bits on the same machine, whatever the number of threads.
 
     Made by `Adjacency`. ``left`` and ``right`` are float64 (T,) and (N,); entries are rounded once, to the type of x.
     """

@@ -20,11 +20,6 @@ EDGES = torch.tensor([[2, 0, 1, 0, 3], [1, 1, 2, 3, 3]])
 NODES = 5
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def adjacency() -> Adjacency:
     return Adjacency.from_edge_index(EDGES, NODES)

@@ -1,0 +1,62 @@
+"""The tolerances of this suite pass what rounding does and nothing more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tolerances import assert_equal_up_to_rounding, rounding_error
+
+TYPES = [torch.float64, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("terms", [3, 150, 5000])
+def test_any_order_of_summation_passes(dtype: torch.dtype, terms: int) -> None:
+    x = torch.randn(terms, 40, dtype=dtype)
+    one_by_one = torch.zeros(40, dtype=dtype)
+    for row in x:
+        one_by_one += row
+    for other in (x.sum(0), x.flip(0).sum(0), x[torch.randperm(terms)].cumsum(0)[-1], x.double().sum(0).to(dtype)):
+        assert_equal_up_to_rounding(other, one_by_one, summands=terms)
+        assert (other - one_by_one).abs().max() <= rounding_error(dtype, terms, float(x.abs().sum(0).max()))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda x: x[:-1].sum(0),  # a term is lost
+        lambda x: torch.cat([x, x[:1]]).sum(0),  # a term counts twice
+        lambda x: x.sum(0) * (1 + 1e-3),  # a factor is off, such as an epsilon
+        lambda x: x.bfloat16().sum(0),
+        lambda x: x.half().sum(0),
+    ],
+)
+def test_a_fault_does_not(dtype: torch.dtype, fault: object) -> None:
+    x = torch.randn(230, 40, dtype=dtype)
+    with pytest.raises(AssertionError):
+        assert_equal_up_to_rounding(fault(x).to(dtype), x.sum(0), summands=230)  # type: ignore[operator]
+
+
+def test_single_precision_within_double_is_a_fault() -> None:
+    x = torch.randn(230, 40, dtype=torch.float64)
+    with pytest.raises(AssertionError):
+        assert_equal_up_to_rounding(x.float().sum(0).double(), x.sum(0), summands=230)
+
+
+def test_arrays_half_precision_and_magnitudes_are_judged_too() -> None:
+    exact = np.array([1 / 3, 100.0])
+    assert_equal_up_to_rounding(exact.astype(np.float16), exact, summands=1)
+    assert_equal_up_to_rounding(exact + 0.01, exact, summands=1, dtype=torch.float16)
+    for values, options in ((exact + 0.2, {"dtype": torch.float16}), (exact + 0.01, {}), (exact, {"magnitude": 0.0})):
+        wanted = exact if "magnitude" not in options else exact + 1e-9
+        with pytest.raises(AssertionError):
+            assert_equal_up_to_rounding(values, wanted, summands=1, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [np.array([1.0, np.nan]), np.array([1.0]), np.array([1.0, np.inf])])
+def test_nan_infinity_and_another_shape_are_faults(bad: np.ndarray) -> None:
+    with pytest.raises(AssertionError):
+        assert_equal_up_to_rounding(bad, np.array([1.0, 1.0]), summands=10)
