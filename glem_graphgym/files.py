@@ -53,8 +53,49 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+class DamagedFileError(ValueError):
+    """A file that an earlier run wrote is empty, truncated or something else; the message names it and the remedy."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """A block that reads ``path``, which an earlier run wrote.
+
+    Args:
+        remedy: what to do where it is damaged, for the message.
+
+    Raises:
+        DamagedFileError: it is missing, or not what it should be.
+    """
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except Exception as error:  # NumPy, json and safetensors each have errors of their own
+        reason = f"no {error}" if isinstance(error, KeyError) else (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedFileError(f"{path} is damaged or missing ({reason}); {remedy}") from error
+
+
+REMAKE = "delete it to have it made anew"
+
+
+def read_json(path: Path, remedy: str = REMAKE) -> Any:
+    """
+    Raises:
+        DamagedFileError: the file is missing or not JSON.
+    """
+    with reading(path, remedy):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_array(path: Path, remedy: str = REMAKE) -> np.ndarray:
+    """The array of an .npy file, memory-mapped for reading.
+
+    Raises:
+        DamagedFileError: the file is missing, truncated or no .npy file.
+    """
+    with reading(path, remedy):
+        return np.load(path, mmap_mode="r")
 
 
 def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = False) -> Path:

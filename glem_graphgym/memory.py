@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import gc
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -109,3 +112,54 @@ def machine_bytes() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [lines[0] for folder, limit, *_ in CGROUPS if (lines := _lines(folder / limit))]
     return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def limit_to_machine() -> None:
+    """Have an allocation beyond all the memory of this machine fail, where Linux would kill the process later on.
+
+    The limit is on private writable memory (RLIMIT_DATA) and counts swap. A limit that is lower already stays.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    swap = [int(line.split()[1]) * 1024 for line in _lines(Path("/proc/meminfo")) if line.startswith("SwapTotal:")]
+    limit, (soft, hard) = machine_bytes() + sum(swap), resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY or soft > limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+class OutOfMemoryError(MemoryError):
+    """Memory, or the accelerator's, ran out; the message says in what and which keys help."""
+
+
+# What torch, CUDA's libraries and C++ say where they have no exception of their own for it.
+NO_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(no in words for no in NO_MEMORY))
+
+
+@contextlib.contextmanager
+def naming_out_of_memory(what: str, remedy: str) -> Iterator[None]:
+    """A block in which memory may run out.
+
+    Args:
+        what: is done in it; remedy: the keys that save memory there. Both for the message.
+
+    Raises:
+        OutOfMemoryError: it did.
+    """
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OutOfMemoryError(
+            f"{what} ran out of memory ({reason}); {remedy}; then type the same command again: finished stages are kept"
+        ) from error

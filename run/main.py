@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.data.text_graph import DataError
     from glem_graphgym.disk import writing
     from glem_graphgym.em.journal import seed_everything
+    from glem_graphgym.memory import is_out_of_memory
     from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
     from glem_graphgym.registered.run_folder import RunError, held, require_finished
 
@@ -91,6 +92,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
+        if is_out_of_memory(error):  # before or after the stages, which say it themselves
+            remedy = "take a smaller dataset.name or lm.model, or a machine with more"
+            print(f"error: memory ran out ({str(error).splitlines()[0]}); {remedy}", file=sys.stderr)
+            return 1
         if not processes.is_lost(error):
             raise
         print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
@@ -133,9 +138,11 @@ def experiment_name(file: str) -> str:
 
 def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
     """Print what the run needs, and write nothing of it; 1 if something does not fit."""
+    from glem_graphgym.registered.config import check_devices
     from glem_graphgym.registered.preflight import examine
     from glem_graphgym.report.needs import print_needs
 
+    check_devices(cfg, None)
     print("trying a part of every stage on this machine ...", flush=True)
     found = examine(cfg, [experiment / str(cfg.seed + place) for place in range(repeat)], overwrite)
     print_needs(found, f"{experiment.name}: what it needs")
@@ -150,9 +157,11 @@ def set_up_process(cfg: Any) -> None:
     import torch
 
     from glem_graphgym import processes
-    from glem_graphgym.memory import keep_freed_memory
+    from glem_graphgym.memory import keep_freed_memory, limit_to_machine
 
     keep_freed_memory()
+    if not torch.cuda.is_available():  # whose driver maps far more than it uses
+        limit_to_machine()
     share = len(os.sched_getaffinity(0)) // processes.place().local_size
     torch.set_num_threads(max(1, min(cfg.num_threads, share)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
-from glem_graphgym.files import fingerprint, make_once
+from glem_graphgym.files import fingerprint, make_once, read_array
 from glem_graphgym.models.out_of_core import (
     BLOCK_BYTES,
     MappedHops,
@@ -97,7 +97,7 @@ class HopStorage:
             propagate_to_disk(temporary, chains(), source, hops, first_hop=first_hop, **options)
 
         make_once(folder, make, resume=True)
-        return MappedHops(np.load(folder / "hops.npy", mmap_mode="r"), self.nodes)
+        return MappedHops(read_array(folder / "hops.npy", f"delete {folder} to have it made anew"), self.nodes)
 
     # ---- the graph -------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from glem_graphgym.em.optim import decay_groups
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhood, Neighbourhoods, even_batches
 from glem_graphgym.em.stage import FitLog, Hardware, Task, Validation, Weights, half
+from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.progress import Progress
 
@@ -109,10 +110,10 @@ class JointLearner:
         task = _JointTask(self, targets)
         try:
             log = fit_lm(task, lm, self.hardware, title)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
-            raise MemoryError(f"{title}: {task.meter.latest} did not fit into memory; {_SAVE_MEMORY}") from error
+            raise MemoryError(f"{task.meter.latest} did not fit") from error
         self.costs = task.meter.notes(lm.accumulate)
         return log
 
@@ -228,15 +229,6 @@ class JointLearner:
     def embedding_dim(self) -> int:
         assert self.model is not None, "fit or load a model first"
         return self.model.encoder.dim
-
-
-_SAVE_MEMORY = (
-    "lower lm.batch_size, gnn.fan_out or lm.part_tokens, raise lm.accumulate, or set lm.gradient_checkpointing"
-)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _untrained(parameters: Any) -> Any:

@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glem_graphgym import processes
 from glem_graphgym.disk import writing
 from glem_graphgym.em.stage import FitLog, Weights
-from glem_graphgym.files import link_or_copy, make_once, read_json, sync, write_json
-from glem_graphgym.memory import PeakMemory
+from glem_graphgym.files import link_or_copy, make_once, read_array, read_json, reading, sync, write_json
+from glem_graphgym.memory import PeakMemory, naming_out_of_memory
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
 
@@ -112,7 +113,8 @@ class Journal:
         evaluate: logits (N, C) -> scores of every split. The only place that test labels are used.
         report: (stage, all stages finished before) -> diagnostics that go into its record.
         metric: which of the scores selects.
-        say: called with a line a finished stage.
+        say: called with one line per finished stage.
+        save_memory: kind of model (``LM``, ``GNN``, ``none``) -> the keys that help where a stage runs out of memory.
     """
 
     def __init__(
@@ -123,9 +125,11 @@ class Journal:
         *,
         metric: str = "accuracy",
         say: Callable[[str], None] = logging.info,
+        save_memory: Callable[[str], str] = lambda model: "use a smaller model or smaller batches",
     ) -> None:
         self.folder, self.working = run_dir / "stages", run_dir / "working"
         self.seed, self.evaluate, self.metric, self.say = seed, evaluate, metric, say
+        self.save_memory = save_memory
         self.finished: list[Finished] = []
 
     def stage(
@@ -144,12 +148,17 @@ class Journal:
             shared: a folder for this very stage that runs have in common, named by all that it depends on: the first
                 run does it, the others take it over, with the seconds that it took.
             together: whether ``work`` is done by all processes of the run, rather than by the first alone.
+
+        Raises:
+            OutOfMemoryError: memory ran out; names the stage.
+            DamagedFileError: what a finished stage left cannot be read; names the file.
         """
         folder = self.folder / key.folder
 
         def seeded(part: Path) -> Work:
             seed_everything(stage_seed(self.seed, key.index, processes.rank()))
-            return work(part)
+            with naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model)):
+                return work(part)
 
         if not processes.from_first((folder / "stage.json").exists):
             if together:
@@ -173,6 +182,7 @@ class Journal:
             self._perform(key, part, work, diagnose)
         else:
             make_once(shared, lambda temporary: self._perform(key, temporary, work, diagnose))
+            self._read(key, shared)  # a damaged one would be damaged in every run that takes it over
             for file in shared.iterdir():
                 link_or_copy(file, part / file.name)
         for file in part.iterdir():
@@ -211,14 +221,23 @@ class Journal:
         write_json(part / "stage.json", record)
 
     def _read(self, key: StageKey, folder: Path) -> Finished:
-        record = read_json(folder / "stage.json")
-        embeddings = folder / "embeddings.npy"
+        """
+        Raises:
+            DamagedFileError: one of the stage's files is damaged.
+        """
+        remedy = f"delete {folder} and type the same command again to redo this stage"
+        embeddings, weights = folder / "embeddings.npy", folder / "weights.safetensors"
+        with reading(folder / "stage.json", remedy):
+            valid = float(read_json(folder / "stage.json", remedy)["scores"]["valid"][self.metric])
+        if weights.exists():
+            with reading(weights, remedy), safe_open(weights, "pt"):  # reads the header, and compares the size with it
+                pass
         return Finished(
             key=key,
             folder=folder,
-            logits=np.load(folder / "logits.npy", mmap_mode="r"),
-            embeddings=np.load(embeddings, mmap_mode="r") if embeddings.exists() else None,
-            valid=record["scores"]["valid"][self.metric],
+            logits=read_array(folder / "logits.npy", remedy),
+            embeddings=read_array(embeddings, remedy) if embeddings.exists() else None,
+            valid=valid,
         )
 
     def read_all(self, names: list[str] | None = None) -> None:
@@ -226,8 +245,9 @@ class Journal:
         for folder in sorted(self.folder.glob("[0-9]*_*"), key=lambda path: int(path.name.split("_")[0])):
             if names is not None and folder.name not in names:
                 continue
-            record = read_json(folder / "stage.json")
-            key = StageKey(**{name: record[name] for name in ("index", "name", "model", "method", "em_iteration")})
+            with reading(folder / "stage.json", f"delete {folder} and type the command of the run again to redo it"):
+                record = read_json(folder / "stage.json")
+                key = StageKey(**{name: record[name] for name in ("index", "name", "model", "method", "em_iteration")})
             self.finished.append(self._read(key, folder))
 
     def best(self, method: str) -> Finished | None:

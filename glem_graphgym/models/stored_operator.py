@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glem_graphgym.disk import new_array
+from glem_graphgym.files import read_array
 
 KINDS = ("sum", "mean", "gcn")
 ENTRIES_AT_ONCE = 1 << 20
@@ -31,7 +32,8 @@ class StoredOperator:
 
     def __init__(self, folder: Path, block_bytes: int = 64 << 20) -> None:
         self.rowptr, self.col, self.weight = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col", "weight")
+            read_array(folder / f"{name}.npy", f"delete {folder} to have it made anew")
+            for name in ("rowptr", "col", "weight")
         )
         self.block_bytes = block_bytes
 

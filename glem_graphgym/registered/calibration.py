@@ -44,7 +44,6 @@ from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
-from glem_graphgym.registered.memory_check import check_memory
 from glem_graphgym.registered.networks import sees_hops
 from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
 from glem_graphgym.registered.sizes import (
@@ -57,6 +56,7 @@ from glem_graphgym.registered.sizes import (
 )
 from glem_graphgym.registered.train import (
     check_gnn,
+    check_lms,
     em_settings,
     first_predictions,
     further_features,
@@ -203,6 +203,8 @@ class Calibration:
         if static:
             self._try_static()
         learners = dict(zip(("lm_gold", "e_step"), self._lm_learners(), strict=True)) if with_lm else {}
+        if learners:
+            check_lms(cfg, *learners.values())
         gnn_kinds = [kind for kind in kinds if kind in ("gnn_gold", "m_step")]
         if gnn_kinds:
             if with_lm:
@@ -723,9 +725,7 @@ def main(request: Path, answer: Path) -> None:
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
         first_predictions(cfg, graph)
         if {"gnn_gold", "m_step", "joint"} & {*asked["kinds"]}:
-            check_gnn(cfg, graph, "joint" in asked["kinds"])
-            if cfg.glem.memory_budget_gb:  # Without a budget the dry run itself says what fits.
-                check_memory(cfg, graph, len(nodes_of(cfg, graph).candidates))
+            check_gnn(cfg, graph, len(nodes_of(cfg, graph).candidates), "joint" in asked["kinds"])
         found = {**Calibration(cfg, graph, answer.parent).run(asked["kinds"]), "program_mb": program_mb}
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}

@@ -16,7 +16,8 @@ from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.files import fingerprint, make_once, read_json, write_json
+from glem_graphgym.files import fingerprint, make_once, read_array, read_json, write_json
+from glem_graphgym.memory import naming_out_of_memory
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import untuned_lm
 from glem_graphgym.registered.run_folder import file_hashes
@@ -81,13 +82,15 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None
         logits = open_predictions(folder, "unused", rows, 1, nodes)
         embeddings = open_predictions(folder, "embeddings", rows, learner.embedding_dim, nodes)
         start = time.perf_counter()
-        learner.predict(logits, embeddings, "static embeddings", nodes)
+        remedy = f"set lm.infer_tokens below {learner.settings.infer_tokens}, or take a smaller lm.model"
+        with naming_out_of_memory("encoding static embeddings", remedy):
+            learner.predict(logits, embeddings, "static embeddings", nodes)
         write_json(folder / SECONDS, round(time.perf_counter() - start, 3))
         (folder / "unused.npy").unlink()
 
     folder = static_folder(cfg, tokens, nodes)
     processes.lead(lambda job: make_once(folder, job), make)
-    return np.load(folder / "embeddings.npy", mmap_mode="r")
+    return read_array(folder / "embeddings.npy", f"delete {folder} to have it made anew")
 
 
 def seconds_before(cfg: CfgNode, tokens: TokenStore | None, nodes: np.ndarray | None) -> float:

@@ -159,3 +159,48 @@ def _limit(cfg: CfgNode) -> tuple[int, str]:
 
 def _gb(size: int) -> str:
     return f"{size / GB:.3g} GB"
+
+
+# ---- what helps ---------------------------------------------------------------------------------------------------
+
+
+def stage_remedy(cfg: CfgNode, model: str) -> str:
+    """The keys that save memory in a stage of ``model``, as `em.journal.StageKey` names it."""
+    if model == "none":
+        return "set glem.correct_and_smooth and glem.ensemble to False"
+    if model == "LM":
+        return lm_remedy(cfg)
+    return joint_remedy(cfg) if is_joint(cfg) else gnn_remedy(cfg)
+
+
+def lm_remedy(cfg: CfgNode) -> str:
+    lm, ways = cfg.lm, []
+    batch = min([lm.batch_size, *([cfg.glem.lm_batch_size] if cfg.glem.lm_batch_size > 0 else [])])
+    if 2 * lm.accumulate <= batch:
+        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
+    if not lm.gradient_checkpointing:
+        ways.append("lm.gradient_checkpointing True")
+    ways.append(f"lm.max_length below {lm.max_length}")
+    return f"set {', '.join(ways)}, or take a smaller lm.model"
+
+
+def joint_remedy(cfg: CfgNode) -> str:
+    lm, ways = cfg.lm, []
+    if 2 * lm.accumulate <= lm.batch_size:
+        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
+    if not lm.gradient_checkpointing:
+        ways.append("lm.gradient_checkpointing True")
+    return f"set {', '.join([*ways, f'gnn.fan_out to less than {cfg.gnn.fan_out}'])}, or take train.mode glem"
+
+
+def gnn_remedy(cfg: CfgNode) -> str:
+    ways = [f"set gnn.dim_inner below {cfg.gnn.dim_inner}"]
+    if sees_hops():
+        ways.append(f"gnn.hops below {cfg.gnn.hops}")
+        if not cfg.glem.memory_budget_gb:
+            ways.append("glem.memory_budget_gb to what hop features may take of memory")
+    else:
+        if not cfg.gnn.fan_out:
+            ways.append("gnn.fan_out to sample neighbours")
+        ways.append("take a model.type on hop features, such as glem_gamlp, with glem.memory_budget_gb")
+    return ", or ".join(ways)

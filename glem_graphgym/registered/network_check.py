@@ -22,7 +22,7 @@ from glem_graphgym.registered.optim import gnn_optimizer
 NODES = 8  # of a ring
 
 
-def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool) -> None:
+def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, smallest_batch: int = NODES) -> None:
     """Build the GNN and its optimizer, take a training step's passes on a tiny graph, and predict.
 
     Draws no number that a run would draw.
@@ -31,6 +31,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool) -> No
         num_classes: C.
         width: columns D of the node features, without labels.
         joint: whether it is trained together with the LM, whose optimizer it then has.
+        smallest_batch: nodes in the smallest batch of training.
 
     Raises:
         ConfigError: it cannot be built, trained or asked for predictions; names ``model.type`` or the keys at fault.
@@ -52,6 +53,12 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool) -> No
         if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
             raise ConfigError(
                 f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False"
+            )
+        if smallest_batch < 2 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+            size = "lm.batch_size / lm.accumulate" if joint else "gnn.batch_size"
+            raise ConfigError(
+                f"{size} leaves a training batch of one node, and batch norm (gnn.norm {cfg.gnn.norm}) in model.type "
+                f"{cfg.model.type} needs at least two; raise {size}, label more nodes, or set gnn.norm to layer or none"
             )
         if not joint:
             _check_optimizer(cfg, network, hardware)

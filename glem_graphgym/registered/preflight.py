@@ -26,6 +26,7 @@ from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
 from glem_graphgym.processes import PARENT
 from glem_graphgym.registered.config import ConfigError, dump_config
+from glem_graphgym.registered.memory_check import gnn_remedy, joint_remedy, lm_remedy
 from glem_graphgym.registered.run_folder import RunError
 
 MB = 1 << 20
@@ -340,41 +341,6 @@ def resident_of_all(measured: dict[str, Any], kinds: Sequence[str]) -> dict[str,
 
 
 # ---- what to do ---------------------------------------------------------------------------------------------------
-
-
-def lm_remedy(cfg: CfgNode) -> str:
-    lm, ways = cfg.lm, []
-    batch = min([lm.batch_size, *([cfg.glem.lm_batch_size] if cfg.glem.lm_batch_size > 0 else [])])
-    if 2 * lm.accumulate <= batch:
-        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
-    if not lm.gradient_checkpointing:
-        ways.append("lm.gradient_checkpointing True")
-    ways.append(f"lm.max_length below {lm.max_length}")
-    return f"set {', '.join(ways)}, or take a smaller lm.model"
-
-
-def joint_remedy(cfg: CfgNode) -> str:
-    lm, ways = cfg.lm, []
-    if 2 * lm.accumulate <= lm.batch_size:
-        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
-    if not lm.gradient_checkpointing:
-        ways.append("lm.gradient_checkpointing True")
-    return f"set {', '.join([*ways, f'gnn.fan_out to less than {cfg.gnn.fan_out}'])}, or take train.mode glem"
-
-
-def gnn_remedy(cfg: CfgNode) -> str:
-    from glem_graphgym.registered.networks import sees_hops
-
-    ways = [f"set gnn.dim_inner below {cfg.gnn.dim_inner}"]
-    if sees_hops():
-        ways.append(f"gnn.hops below {cfg.gnn.hops}")
-        if not cfg.glem.memory_budget_gb:
-            ways.append("glem.memory_budget_gb to what hop features may take of memory")
-    else:
-        if not cfg.gnn.fan_out:
-            ways.append("gnn.fan_out to sample neighbours")
-        ways.append("take a model.type on hop features, such as glem_gamlp, with glem.memory_budget_gb")
-    return ", or ".join(ways)
 
 
 def disk_remedy(cfg: CfgNode) -> str:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.files import fingerprint, read_json, write_json
+from glem_graphgym.files import fingerprint, read_json, reading, write_json
 from glem_graphgym.registered.config import KEYS, settings_of
 
 METRIC = "accuracy"  # which score our train modes select by
@@ -41,7 +41,7 @@ def trained_mode(cfg: CfgNode) -> str:
     """``train.mode``; of ``glem_predict`` that of the run whose weights predict."""
     if cfg.train.mode != "glem_predict":
         return str(cfg.train.mode)
-    return str(read_json(Path(cfg.run_dir) / "run.json")["mode"])
+    return str(_noted(Path(cfg.run_dir)).get("mode"))
 
 
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
@@ -219,7 +219,10 @@ def require_finished(run_dir: Path) -> None:
 
 def _noted(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run.json"
-    return read_json(path) if path.exists() else {}
+    remedy = "restore it, or start that seed anew with --overwrite"
+    with reading(path, remedy):
+        found = read_json(path, remedy) if path.exists() else {}
+        return dict(found)
 
 
 def _has_results(run_dir: Path) -> bool:

@@ -35,7 +35,7 @@ from glem_graphgym.em.journal import Finished, Journal, Scores
 from glem_graphgym.em.layerwise import LayerwiseInference
 from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
-from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, num_confident, num_drawn
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner, even_batches
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
@@ -53,7 +53,7 @@ from glem_graphgym.registered.language_model import (
     part_tokens,
 )
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
-from glem_graphgym.registered.memory_check import check_memory
+from glem_graphgym.registered.memory_check import check_memory, stage_remedy
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
 from glem_graphgym.registered.network_check import check_network
 from glem_graphgym.registered.networks import StoredStructure, Structure, build_gnn, gcn_operator, sees_hops
@@ -132,9 +132,9 @@ def prepare(
     identity = identity_of(cfg, graph)
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
     nodes = nodes_of(cfg, graph)
+    external = first_predictions(cfg, graph)
     if with_gnn or with_joint:
-        check_gnn(cfg, graph, with_joint)
-        check_memory(cfg, graph, len(nodes.candidates))
+        check_gnn(cfg, graph, len(nodes.candidates), with_joint)
     needs_tokens = with_lm or with_joint or "static" in feature_kinds(cfg.glem.node_features)
     tokens = open_tokens(cfg, graph) if needs_tokens else None
     accuracy = accuracy_of(graph.name)
@@ -149,20 +149,24 @@ def prepare(
         unlabelled=nodes.unlabelled,
         candidates=nodes.candidates,
         settings=em_settings(cfg),
-        journal=Journal(Path(cfg.run_dir), cfg.seed, lambda logits: scores_of(graph, logits, accuracy), metric=METRIC),
+        journal=Journal(
+            Path(cfg.run_dir),
+            cfg.seed,
+            lambda logits: scores_of(graph, logits, accuracy),
+            metric=METRIC,
+            save_memory=functools.partial(stage_remedy, cfg),
+        ),
         features=lambda embeddings: np.empty((0, 0)),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
         encoded=nodes.encoded,
     )
-    run.first_predictions = first_predictions(cfg, graph)
+    run.first_predictions = external
     if cfg.glem.share_lm_gold:
         run.shared_lm_gold = shared_lm_gold(cfg, graph, nodes.encoded)
     if with_lm:
         assert tokens is not None
         run.lm_gold, run.lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
-        check_lm(cfg, run.lm_gold)
-        if max(cfg.glem.lm_dropout, cfg.glem.lm_attention_dropout) >= 0:
-            check_lm(cfg, run.lm_em)
+        check_lms(cfg, run.lm_gold, run.lm_em)
     if with_gnn:
         run.features = feature_builder(cfg, graph, tokens, nodes.encoded)
         run.features_seconds = seconds_before(cfg, tokens, nodes.encoded)
@@ -406,14 +410,24 @@ def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
     return HopStorage(budget_bytes(cfg), working, cache, predicted, hardware_for(cfg, cfg.gnn.precision).dtype)
 
 
-def check_gnn(cfg: CfgNode, graph: TextGraph, joint: bool) -> None:
-    """All that can be found of the GNN before long work: settings that do not go together, and networks that fail.
+def check_lms(cfg: CfgNode, gold: LMLearner, em: LMLearner) -> None:
+    """`check_lm` for the LM as it is trained on gold and, where that differs, as it is trained in E-steps."""
+    check_lm(cfg, gold)
+    if max(cfg.glem.lm_dropout, cfg.glem.lm_attention_dropout) >= 0:
+        check_lm(cfg, em)
+
+
+def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> None:
+    """Find before long work whatever stops the GNN: contradicting settings, a network that fails, too little memory.
+
+    A run and its dry run both ask here.
 
     Args:
+        candidates: how many nodes may get pseudo-labels.
         joint: whether it is trained together with the LM.
 
     Raises:
-        ConfigError: names the keys, or ``model.type``.
+        ValueError: names the keys, or ``model.type``.
     """
     if sees_hops() and joint:
         raise ConfigError(
@@ -431,7 +445,25 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, joint: bool) -> None:
         _refuse_hop_settings(cfg)
     if joint:
         _check_parts(cfg, len(graph.split["train"]))
-    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint)
+    smallest = _smallest_batch(cfg, graph, candidates, joint)
+    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest)
+    check_memory(cfg, graph, candidates)
+
+
+def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> int:
+    """Nodes in the smallest batch of any M-step, over which batch norm takes its means."""
+    gold = len(graph.split["train"])
+    if joint:
+        return max(1, gold // len(even_batches(np.arange(gold), cfg.lm.batch_size)) // cfg.lm.accumulate)
+    if not sees_hops() and not cfg.gnn.fan_out:
+        return graph.num_nodes
+    if cfg.glem.label_input and not sees_hops():  # an epoch's targets are the gold nodes that are no input
+        gold = max(1, int(gold * (1 - cfg.glem.label_input_rate)))
+    trained = [gold]
+    if cfg.train.mode == "glem":
+        drawn = num_drawn(num_confident(candidates, cfg.glem.confidence), cfg.glem.gnn_pseudo_ratio, gold)
+        trained.append(gold + drawn)
+    return min(count // len(even_batches(np.arange(count), cfg.gnn.batch_size)) for count in trained)
 
 
 def _refuse_full_batch_settings(cfg: CfgNode) -> None:
