@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glem_graphgym.models.dropout import dropout as cheap_dropout
 
 CPU_ATTENTION = "glem_cpu"
+BEYOND_A_MASK = ("softcap", "position_bias", "s_aux", "sinks")  # what some models want of their attention besides
 SCORES_AT_ONCE = 1 << 20  # attention scores of an inference step: 2 to 4 MB
 
 
@@ -25,7 +26,7 @@ def cpu_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface.
 
@@ -38,7 +39,12 @@ def cpu_attention(
 
     Returns:
         (B, L, heads, D), and no attention weights.
+
+    Raises:
+        TypeError: the model wants more than scores, a mask and dropout.
     """
+    if any(others.get(name) is not None for name in BEYOND_A_MASK):
+        raise TypeError(f"{CPU_ATTENTION} takes no {', '.join(BEYOND_A_MASK)}")
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     dropout = dropout if module.training else 0.0
     if torch.is_grad_enabled():
@@ -85,13 +91,17 @@ def use_cpu_attention(backbone: Any) -> None:
         backbone.set_attn_implementation("eager")
 
 
+def probe_batch(config: Any) -> dict[str, Tensor]:
+    """Two texts of 7 and 4 tokens, to find out how a model of this configuration behaves."""
+    ids = torch.arange(14).view(2, 7) % config.vocab_size
+    return {"input_ids": ids, "attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3])}
+
+
 def _probe(backbone: Any) -> Tensor:
-    """States (2, 7, H) of two texts of 7 and 4 tokens, in evaluation mode."""
-    ids = torch.arange(14).view(2, 7) % backbone.config.vocab_size
-    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
-    training = backbone.training
+    """States (2, 7, H) of `probe_batch`, in evaluation mode; zeros under the padding."""
+    batch, training = probe_batch(backbone.config), backbone.training
     backbone.eval()
     with torch.no_grad():
-        states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = backbone(**batch).last_hidden_state
     backbone.train(training)
-    return states * mask[:, :, None]
+    return states * batch["attention_mask"][:, :, None]

@@ -12,6 +12,7 @@ def fit_family(backbone: Any) -> Any:
     """The encoder inside ``backbone``, with its family's faults mended.
 
     - An encoder-decoder model (T5, BART) is its encoder.
+    - A causal model keeps no keys and values for a next token.
     - DeBERTa (v1) runs under autocast to half precision.
     - ConvBERT embeds a text alike with and without padding.
     - MobileBERT, whose last token sees what follows it, sees zeros there, whether padding follows or nothing.
@@ -20,6 +21,8 @@ def fit_family(backbone: Any) -> Any:
     """
     if backbone.config.is_encoder_decoder:
         backbone = backbone.get_encoder()
+    if getattr(backbone.config, "use_cache", False):
+        backbone.config.use_cache = False
     family = backbone.config.model_type
     if family == "deberta":
         _let_deberta_attend_in_half_precision(backbone)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
 
-from glem_graphgym.models.attention import CPU_ATTENTION, use_cpu_attention
+from glem_graphgym.models.attention import CPU_ATTENTION, probe_batch, use_cpu_attention
 from glem_graphgym.models.dropout import use_cheap_dropout
 from glem_graphgym.models.families import fit_family
 from glem_graphgym.models.pretrained import load_backbone, load_config
 
-# The names under which Hugging Face configurations keep the two kinds of dropout.
-HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
-ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+# The names under which Hugging Face configurations keep the two kinds of dropout. T5's and XLNet's one dropout, which
+# acts on attention too, counts as hidden.
+HIDDEN_DROPOUT = (
+    *("hidden_dropout_prob", "hidden_dropout", "dropout", "dropout_rate", "resid_pdrop", "resid_dropout"),
+    *("embedding_dropout", "embd_pdrop", "embed_dropout", "mlp_dropout", "activation_dropout"),
+)
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,10 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
                 "False, and raise lm.accumulate to save memory"
             )
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.freeze_layers > 0:
-        _freeze(backbone, config.freeze_layers)
     if config.lora_rank > 0:
         backbone = _with_lora(backbone, config.lora_rank)
+    if config.freeze_layers > 0:
+        _freeze(backbone, config.freeze_layers)
     use_cheap_dropout(backbone)
     return TextEncoder(backbone, config.pooling, config.shrink_dim)
 
@@ -138,15 +142,36 @@ def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str)
         setattr(hf_config, name, value)
 
 
-def _freeze(backbone: nn.Module, count: int) -> None:
-    """Freeze the first ``count`` transformer layers, all embeddings and whatever else comes before the layers."""
-    layers = max((m for m in backbone.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
-    if count > len(layers):
-        raise ValueError(f"lm.freeze_layers is {count}, but '{type(backbone).__name__}' has {len(layers)} layers")
-    first = next(layers.parameters())
-    for parameter in takewhile(lambda parameter: parameter is not first, backbone.parameters()):
-        parameter.requires_grad_(False)
-    for module in (*layers[:count], *(m for m in backbone.modules() if isinstance(m, nn.Embedding))):
+def _freeze(backbone: Any, count: int) -> None:
+    """Freeze the first ``count`` transformer layers, all embeddings and whatever else these layers' output depends on.
+
+    So no gradient runs into them, and adapters in them keep still too.
+    """
+    wanted = getattr(backbone.config, "num_hidden_layers", 0)
+    lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == wanted]
+    if not lists:
+        raise ValueError(
+            f"lm.freeze_layers is {count}, but the layers of model type '{backbone.config.model_type}' have their "
+            "weights in common, or are not told apart; set it to 0"
+        )
+    if count > wanted:
+        raise ValueError(f"lm.freeze_layers is {count}, but lm.model has {wanted} layers; expected at most as many")
+    outputs: list[Any] = []
+    hook = lists[0][count - 1].register_forward_hook(lambda *call: outputs.append(call[-1]))
+    backbone.eval()(**probe_batch(backbone.config))  # in training a layer may be dropped
+    backbone.train()
+    hook.remove()
+    output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+    waiting, seen = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            node.variable.requires_grad_(False)
+        waiting += [before for before, _ in node.next_functions]
+    for module in (*lists[0][:count], *(m for m in backbone.modules() if isinstance(m, nn.Embedding))):
         module.requires_grad_(False)
 
 
@@ -157,7 +182,9 @@ def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:
         raise ValueError(f"lm.lora_rank is {rank}, which needs the extra 'lora': pip install peft") from error
     logging.getLogger("peft").setLevel(logging.ERROR)
     lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear")
-    return peft.get_peft_model(backbone, lora)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it finds in GPT-2, and corrects by itself
+        return peft.get_peft_model(backbone, lora)
 
 
 class TextClassifier(nn.Module):

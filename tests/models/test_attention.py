@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from glem_graphgym.models import attention
 from glem_graphgym.models.attention import CPU_ATTENTION, cpu_attention
 from glem_graphgym.models.text_encoder import EncoderConfig, load_text_encoder
-from tests.models.test_text_encoder import FAMILIES, IDS, MASK
+from tests.models.families import save_random
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -71,24 +69,6 @@ def test_scaling_is_the_models_own() -> None:
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
-def test_every_family_encodes_as_with_its_eager_attention(name: str, tmp_path: Path) -> None:
-    """Those that cannot take another implementation keep their own."""
-    config = copy.deepcopy(FAMILIES[name])
-    config.save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
-    encoded = {}
-    for implementation in ("eager", CPU_ATTENTION):
-        encoder = load_text_encoder(EncoderConfig(str(tmp_path), attention=implementation)).eval()
-        with torch.no_grad():
-            encoded[implementation] = encoder(IDS, MASK)
-    torch.testing.assert_close(encoded[CPU_ATTENTION], encoded["eager"], rtol=1e-4, atol=1e-5)
-    takes = getattr(encoder.backbone, "_supports_attention_backend", False)
-    assert (encoder.backbone.config._attn_implementation == CPU_ATTENTION) == takes
-    assert takes or name in ("deberta-v2", "mpnet")
-
-
 @pytest.mark.parametrize("fault", ["different", "error"])
 def test_a_model_that_would_come_out_otherwise_keeps_its_own(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,8 +79,14 @@ def test_a_model_that_would_come_out_otherwise_keeps_its_own(
         return cpu_attention(module, *args, **kwargs)[0] * 1.1, None  # type: ignore[arg-type]
 
     monkeypatch.setattr(attention, "cpu_attention", strange)
-    torch.manual_seed(0)
-    transformers.AutoModel.from_config(FAMILIES["bert"]).save_pretrained(tmp_path)
+    save_random("bert", tmp_path)
     encoder = load_text_encoder(EncoderConfig(str(tmp_path), attention=CPU_ATTENTION))
     assert encoder.backbone.config._attn_implementation == "eager"  # type: ignore[union-attr]
     assert encoder.training
+
+
+def test_what_is_wanted_beyond_a_mask_is_refused() -> None:
+    query, key, value, mask = inputs()
+    with pytest.raises(TypeError, match="softcap"):
+        cpu_attention(torch.nn.Identity(), query, key, value, mask, softcap=30.0)
+    cpu_attention(torch.nn.Identity(), query, key, value, mask, softcap=None, sliding_window=4)

@@ -27,27 +27,6 @@ from glem_graphgym.models.text_encoder import (
 )
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-SIZES: dict[str, Any] = {
-    **{"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-    **{"intermediate_size": 24, "max_position_embeddings": 40},
-}
-MODERN_IDS: dict[str, Any] = {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
-FAMILIES = {
-    "bert": transformers.BertConfig(**SIZES),
-    "roberta": transformers.RobertaConfig(**SIZES),
-    "deberta-v2": transformers.DebertaV2Config(**SIZES),
-    "distilbert": transformers.DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=24),
-    "modernbert": transformers.ModernBertConfig(**SIZES, **MODERN_IDS, pad_token_id=0),
-    "electra": transformers.ElectraConfig(**SIZES, embedding_size=16),
-    "mpnet": transformers.MPNetConfig(**SIZES),
-}
-
-
-@pytest.fixture(params=list(FAMILIES))
-def family(request: pytest.FixtureRequest, tmp_path: Path) -> EncoderConfig:
-    FAMILIES[request.param].save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    return EncoderConfig(str(tmp_path), pretrained=False)
 
 
 @pytest.fixture
@@ -115,17 +94,6 @@ def test_unknown_pooling_is_refused() -> None:
         TextEncoder(Given(STATES), "max")
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("attention", ["eager", None])
-def test_padding_does_not_change_an_embedding(family: EncoderConfig, pooling: str, attention: str | None) -> None:
-    encoder = load_text_encoder(replace(family, pooling=pooling, attention=attention)).eval()
-    with torch.inference_mode():
-        together = encoder(IDS, MASK)
-        for row, length in enumerate(MASK.sum(1).tolist()):
-            alone = encoder(IDS[row : row + 1, :length], MASK[row : row + 1, :length])
-            torch.testing.assert_close(together[row : row + 1], alone, atol=2e-6, rtol=1e-5)
-
-
 def test_what_stands_under_the_padding_does_not_matter(tiny: EncoderConfig) -> None:
     encoder = load_text_encoder(tiny).eval()
     other = torch.where(MASK == 1, IDS, 55)
@@ -142,12 +110,6 @@ def test_weights_are_those_of_the_folder(tiny: EncoderConfig) -> None:
     assert all(torch.equal(loaded[name], stored[name]) for name in loaded)
     assert set(stored) - set(loaded) == {"pooler.dense.weight", "pooler.dense.bias"}
     assert not same(state(load_text_encoder(replace(tiny, pretrained=False)).backbone), loaded)
-
-
-def test_every_trained_weight_gets_a_gradient(family: EncoderConfig) -> None:
-    encoder = load_text_encoder(family)
-    encoder(IDS, MASK).square().sum().backward()
-    assert [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -212,32 +174,10 @@ def rates(module: nn.Module) -> set[float]:
     return {inner.p for inner in module.modules() if isinstance(inner, nn.Dropout)}
 
 
-def test_dropouts_reach_the_layers(family: EncoderConfig) -> None:
-    assert rates(load_text_encoder(replace(family, dropout=0.3, attention_dropout=0.2))) == {0.2, 0.3}
-    silent = load_text_encoder(replace(family, dropout=0.0, attention_dropout=0.0))
-    assert torch.equal(silent(IDS, MASK), silent(IDS, MASK))
-
-
-@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
-def test_each_dropout_acts_in_training_and_not_in_evaluation(family: EncoderConfig, kind: str) -> None:
-    none = {"dropout": 0.0, "attention_dropout": 0.0}
-    encoder = load_text_encoder(replace(family, **{**none, kind: 0.5}))  # type: ignore[arg-type]
-    assert not torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
-    encoder.eval()
-    assert torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
-
-
 def test_without_a_wish_the_pretrained_dropouts_stay(tiny_lm: Path, tmp_path: Path) -> None:
     folder = changed(tiny_lm, tmp_path, hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.15)
     assert rates(load_text_encoder(EncoderConfig(folder))) == {0.15, 0.25}
     assert rates(load_text_encoder(EncoderConfig(folder, dropout=0.35))) == {0.15, 0.35}
-
-
-@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
-def test_a_dropout_that_the_model_type_lacks_is_refused(tmp_path: Path, kind: str) -> None:
-    transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"lm.{kind} is 0.3, but model type 'gpt2' has no such dropout; set it to -1"):
-        load_text_encoder(EncoderConfig(str(tmp_path), pretrained=False, **{kind: 0.3}))  # type: ignore[arg-type]
 
 
 # ---- where models come from ---------------------------------------------------------------------------------------
@@ -395,25 +335,7 @@ def test_head_dropout_acts_on_the_logits_not_on_the_embedding(tiny: EncoderConfi
     assert not torch.equal(logits, again)
 
 
-def test_frozen_layers_keep_their_weights_and_get_no_gradient(family: EncoderConfig) -> None:
-    encoder = load_text_encoder(replace(family, freeze_layers=1))
-    encoder(IDS, MASK).square().sum().backward()
-    layers = max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len)
-    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
-    inside = {id(p) for p in layers[0].parameters()} | {id(p) for m in embeddings(encoder) for p in m.parameters()}
-    for name, parameter in encoder.named_parameters():
-        assert (parameter.grad is None) == (name not in trained), name
-        if id(parameter) in inside:
-            assert name not in trained
-    assert all(p.requires_grad for module in (layers[1],) for p in module.parameters() if id(p) not in inside)
-    assert trained
-
-
-def embeddings(module: nn.Module) -> list[nn.Embedding]:
-    return [inner for inner in module.modules() if isinstance(inner, nn.Embedding)]
-
-
 def test_more_frozen_layers_than_there_are(tiny: EncoderConfig) -> None:
     assert not any(p.requires_grad for p in load_text_encoder(replace(tiny, freeze_layers=2)).parameters())
-    with pytest.raises(ValueError, match=r"lm\.freeze_layers is 3, but 'BertModel' has 2 layers"):
+    with pytest.raises(ValueError, match=r"lm\.freeze_layers is 3, but lm\.model has 2 layers"):
         load_text_encoder(replace(tiny, freeze_layers=3))
