@@ -32,7 +32,7 @@ FEW_EPOCHS: dict[str, Options] = {
 ALWAYS: Options = {"glem.em_iterations": 1, "glem.share_lm_gold": True}
 CONFIGS: dict[str, dict[str, Options]] = {
     "arxiv": {"glem_arxiv": {}, "glem_revgat_arxiv": {}},
-    "products": {"glem_gamlp_products": {"glem.encode_nodes": "needed"}},
+    "products": {"glem_gamlp_products": {"glem.encode_nodes": "needed", "optim.max_epoch": 2}},
 }
 
 

@@ -183,11 +183,11 @@ FAST = ["accelerator", "cpu", "num_threads", "1", "lm.max_length", "16", "optim.
 def test_from_the_first_command_to_the_leaderboard(
     tmp_path: Path, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["arxiv", "--scale", "0.001", "--folder", str(tmp_path), "--precision", "32", *FAST]
+    command = ["arxiv", "--scale", "0.001", "--folder", str(tmp_path), *FAST]
     assert program("rehearse").main(command) == 0
     out = capsys.readouterr().out
     assert in_this_process == ["prepare", "main", "prepare", "main", "leaderboard"]
-    results = tmp_path / "arxiv_0.001" / "results_tiny_32"
+    results = tmp_path / "arxiv_0.001" / "results_tiny_bf16"
     assert {file.name for file in results.glob("leaderboard.*")} >= {"leaderboard.csv", "leaderboard.html"}
     table = (results / "figures.md").read_text()
     assert table.strip() in out
@@ -200,7 +200,7 @@ def test_from_the_first_command_to_the_leaderboard(
         for stage in stages:
             wanted = [f"· {stage['name']} ({stage['method']})", f"{stage['seconds'] / 60:.1f}"]
             assert any(row[:2] == wanted and row[-1] == f"{stage['scores']['test']['accuracy']:.3f}" for row in rows)
-        assert re.search(r"precision: '?32", (results / config / "config.yaml").read_text())
+        assert re.search(r"precision: bf16", (results / config / "config.yaml").read_text())
     assert len(list((tmp_path / "arxiv_0.001/lm_gold").glob("[!.]*"))) == 1, "both runs share the LM on gold"
 
     in_this_process.clear()
