@@ -31,7 +31,7 @@ FEW_EPOCHS: dict[str, Options] = {
 }  # fmt: skip
 ALWAYS: Options = {"glem.em_iterations": 1, "glem.share_lm_gold": True}
 CONFIGS: dict[str, dict[str, Options]] = {
-    "arxiv": {"glem_arxiv": {}, "glem_revgat_arxiv": {}},
+    "arxiv": {"glem_arxiv": {}, "glem_revgat_arxiv": {"optim.max_epoch": 5}},
     "products": {"glem_gamlp_products": {"glem.encode_nodes": "needed", "optim.max_epoch": 2}},
 }
 
