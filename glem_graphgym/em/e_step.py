@@ -37,7 +37,7 @@ class LMSettings:
         accumulate: parts in which a batch goes through the model, to save memory; the step's size stays the same.
         lr: peak learning rate; weight_decay: of matrices, not of norms and biases.
         warmup_epochs: epochs (may be a fraction) of linear warm-up; decay: ``linear``, ``cosine`` or ``constant``.
-        label_smoothing: share 0-1, of gold targets.
+        label_smoothing: share 0-1, of gold targets; smooth_pseudo: of pseudo-labels too.
         clip: upper bound of the gradient norm, 0 = none.
         evals_per_epoch, patience: how often validation is scored, and after how many scores without a better one
             training stops (0 = never).
@@ -52,6 +52,7 @@ class LMSettings:
     warmup_epochs: float = 0.6
     decay: str = "linear"
     label_smoothing: float = 0.0
+    smooth_pseudo: bool = False
     clip: float = 1.0
     evals_per_epoch: int = 1
     patience: int = 0
@@ -195,7 +196,8 @@ class _LMTask(Task):
         ids, mask, target, is_gold, counts = batch
         logits, _ = self.model(ids, mask)
         settings = self.settings
-        loss = glem_loss(logits, target, is_gold, self.targets.weight, settings.label_smoothing, counts)
+        smoothing, weight = settings.label_smoothing, self.targets.weight
+        loss = glem_loss(logits, target, is_gold, weight, smoothing, counts, settings.smooth_pseudo)
         # Means over parts and over processes are taken, whose sum is the batch's loss.
         return loss * settings.accumulate * processes.world_size()
 

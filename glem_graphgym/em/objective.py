@@ -21,21 +21,24 @@ def glem_loss(
     pseudo_weight: float,
     label_smoothing: float = 0.0,
     counts: tuple[int, int] | None = None,
+    smooth_pseudo: bool = False,
 ) -> Tensor:
     """The negative of O(q) (E-step) or O(φ) (M-step) over a batch: ``w · CE(pseudo) + (1 − w) · CE(gold)``.
 
     Each term is the mean over its own nodes of the batch, as in the authors' code. Without gold nodes the second
-    term is 0; without pseudo nodes the loss is plain cross-entropy on gold, with weight 1.
+    term is 0; without pseudo nodes the loss is plain cross-entropy on gold, with weight 1. With label smoothing ε a
+    target t over C classes becomes ``(1 − ε) · t + ε / C``.
 
     Args:
         logits: float (B, C).
         target: float (B, C), one distribution a row: one-hot for gold, the other model's for pseudo nodes.
         is_gold: bool (B,).
         pseudo_weight: w in 0-1, α of the E-step or β of the M-step (GLEM paper, O(q) and O(φ)).
-        label_smoothing: share 0-1 of a gold target's mass spread evenly over the classes; pseudo-labels, which are
-            distributions already, are left as they are.
+        label_smoothing: ε, share 0-1 of a gold target's mass spread evenly over the classes.
         counts: (gold, pseudo) nodes of the whole batch, when B is but a part of it: the parts' losses then add up to
             the batch's. None where it is the whole.
+        smooth_pseudo: smooth pseudo-labels as gold labels, as the authors' code does; False leaves them as they are,
+            since they are distributions already.
 
     Returns:
         scalar tensor.
@@ -43,7 +46,7 @@ def glem_loss(
     log_prob = F.log_softmax(logits.float(), dim=-1)
     if label_smoothing > 0:
         smooth = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
-        target = torch.where(is_gold[:, None], smooth, target)
+        target = smooth if smooth_pseudo else torch.where(is_gold[:, None], smooth, target)
     cross_entropy = -(target * log_prob).sum(-1)
     num_gold, num_pseudo = counts or (int(is_gold.sum()), int((~is_gold).sum()))
     gold = cross_entropy[is_gold].sum() / max(num_gold, 1)

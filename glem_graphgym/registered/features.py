@@ -125,15 +125,16 @@ def feature_builder(
         elif kind == "static":
             assert tokens is not None
             fixed[kind] = static_embeddings(cfg, tokens, encoded)
-    seen = None
+    of_encoded = encoded is not None and bool({"text", "static"} & set(kinds))
+    counted = encoded if of_encoded else None
     if cfg.glem.setting != "transductive":
-        seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
-    if encoded is not None and {"text", "static"} & set(kinds):
-        seen = encoded if seen is None else np.intersect1d(seen, encoded, assume_unique=True)
+        counted = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
+        if of_encoded:  # which other nodes are encoded depends on the edges of test nodes
+            counted = np.union1d(graph.split["train"], graph.split["valid"])
 
     def build(embeddings: np.ndarray | None) -> Any:
         parts = [part for kind in kinds if (part := embeddings if kind == "text" else fixed[kind]) is not None]
-        rows = FeatureRows(parts, standardise=cfg.glem.input_norm, rows=seen, fixed="text" not in kinds)
+        rows = FeatureRows(parts, standardise=cfg.glem.input_norm, rows=counted, fixed="text" not in kinds)
         return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
     return build

@@ -82,7 +82,7 @@ class GCNNetwork(GraphNetwork):
     """Full-batch GCN on sparse CSR (Kipf & Welling 2017)."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
-        super().__init__(GCN, dim_in, dim_out, residual=cfg.gnn.residual)
+        super().__init__(GCN, dim_in, dim_out, residual=cfg.gnn.residual, hidden_bias=cfg.gnn.hidden_bias)
 
 
 @register_network("glem_sage")

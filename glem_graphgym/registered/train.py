@@ -315,6 +315,7 @@ def lm_learners(
             warmup_epochs=value("warmup_epochs"),
             decay=cfg.lm.decay,
             label_smoothing=value("label_smoothing"),
+            smooth_pseudo=cfg.glem.smooth_pseudo,
             clip=cfg.lm.clip,
             evals_per_epoch=cfg.lm.evals_per_epoch,
             patience=cfg.lm.patience,
@@ -441,6 +442,12 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> N
         )
     if sees_hops() or cfg.gnn.fan_out:
         _refuse_full_batch_settings(cfg)
+    elif cfg.glem.encode_nodes == "needed" and cfg.glem.setting != "transductive":
+        raise ConfigError(
+            f"glem.setting is '{cfg.glem.setting}', but with glem.encode_nodes 'needed' the edges of test nodes decide "
+            f"which texts model.type {cfg.model.type} is trained on; set glem.encode_nodes to 'all', or sample "
+            "neighbours (gnn.fan_out)"
+        )
     if not sees_hops():
         _refuse_hop_settings(cfg)
     if joint:
@@ -538,13 +545,25 @@ def further_features(
 
 
 def smoother(cfg: CfgNode, structures: Structures, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Correct & Smooth on the structure that the GNN predicts with, as ``glem.cs_*`` say; None where not asked for."""
+    """Correct & Smooth as ``glem.cs_*`` say; None where not asked for.
+
+    Every node is smoothed on the structure that the GNN predicts it with: a node that training sees on what training
+    sees, so that no edge of a test node changes its prediction in the inductive settings.
+    """
     g = cfg.glem
     if not g.correct_and_smooth:
         return None
     settings = CorrectAndSmoothSettings(g.cs_correct_layers, g.cs_correct_alpha, g.cs_smooth_layers, g.cs_smooth_alpha)
-    predict = structures.predict
-    return lambda logits: correct_and_smooth(logits, gold.nodes, gold.labels, predict.edge_index.cpu(), settings)
+
+    def smooth(logits: np.ndarray) -> np.ndarray:
+        everything = structures.predict.edge_index.cpu()
+        smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, everything, settings)
+        if (seen := structures.seen) is not None:
+            among_seen, gold_places = structures.train.edge_index.cpu(), np.searchsorted(seen, gold.nodes)
+            smoothed[seen] = correct_and_smooth(logits[seen], gold_places, gold.labels, among_seen, settings)
+        return smoothed
+
+    return smooth
 
 
 def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:

@@ -94,14 +94,18 @@ def predictions(learner: LMLearner) -> tuple[np.ndarray, np.ndarray]:
 # ---- what is trained on -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_is_the_objective_over_the_steps_nodes(learner: Callable[..., LMLearner], smoothing: float) -> None:
-    lm, targets = learner(lr=0.0, label_smoothing=smoothing), step_targets()
+@pytest.mark.parametrize(("smoothing", "smooth_pseudo"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_the_loss_is_the_objective_over_the_steps_nodes(
+    learner: Callable[..., LMLearner], smoothing: float, smooth_pseudo: bool
+) -> None:
+    lm, targets = learner(lr=0.0, label_smoothing=smoothing, smooth_pseudo=smooth_pseudo), step_targets()
     log = lm.fit(targets, "test")
     nodes, target, is_gold = targets.batch(0)
     logits = torch.from_numpy(predictions(lm)[0][nodes])
-    expected = glem_loss(logits, target, is_gold, 0.3, smoothing)
+    expected, other = (glem_loss(logits, target, is_gold, 0.3, smoothing, None, of) for of in (smooth_pseudo, True))
     assert log.history[0]["loss"] == pytest.approx(float(expected), rel=1e-3)
+    if smoothing and not smooth_pseudo:
+        assert float(expected) != pytest.approx(float(other), rel=3e-3)
 
 
 def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., LMLearner], tokens: Watched) -> None:

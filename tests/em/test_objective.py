@@ -68,6 +68,25 @@ def test_label_smoothing_moves_mass_of_gold_targets_only() -> None:
     torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(LOGITS[:2], classes, label_smoothing=0.2))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_pseudo_labels_are_smoothed_too_where_asked_for(weight: float) -> None:
+    """Smoothing 0.2 of 2 classes turns (1, 0) into (0.9, 0.1) and (0.8, 0.2) into (0.74, 0.26)."""
+    gold = -(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4) + 0.9 * math.log(1 / 4) + 0.1 * math.log(3 / 4)) / 2
+    target = TARGET.clone()
+    target[2] = torch.tensor([0.8, 0.2])
+    pseudo = -(0.74 * math.log(3 / 4) + 0.26 * math.log(1 / 4))
+    loss = glem_loss(LOGITS, target, IS_GOLD, weight, label_smoothing=0.2, smooth_pseudo=True)
+    assert float(loss) == pytest.approx(weight * pseudo + (1 - weight) * gold, rel=1e-6)
+    smoothed = torch.nn.functional.cross_entropy(LOGITS[2:], target[2:], label_smoothing=0.2)  # as the authors' code
+    alone = glem_loss(LOGITS[2:], target[2:], IS_GOLD[2:], 1.0, label_smoothing=0.2, smooth_pseudo=True)
+    torch.testing.assert_close(alone, smoothed)
+
+
+def test_without_smoothing_there_is_nothing_to_smooth() -> None:
+    usual = glem_loss(LOGITS, TARGET, IS_GOLD, 0.4)
+    assert torch.equal(glem_loss(LOGITS, TARGET, IS_GOLD, 0.4, smooth_pseudo=True), usual)
+
+
 def test_loss_of_half_precision_logits_is_computed_in_single_precision() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         logits = LOGITS.to(dtype)
@@ -85,6 +104,7 @@ class Batch(NamedTuple):
     is_gold: np.ndarray
     weight: float
     smoothing: float
+    smooth_pseudo: bool
 
 
 def twin(batch: Batch) -> float:
@@ -93,7 +113,8 @@ def twin(batch: Batch) -> float:
     terms: dict[bool, list[float]] = {True: [], False: []}
     for z, t, gold in zip(batch.logits.astype(np.float64), batch.target, batch.is_gold, strict=True):
         log_q = z - z.max() - np.log(np.exp(z - z.max()).sum())
-        goal = (1 - batch.smoothing) * t + batch.smoothing / classes if gold else t
+        smoothed = gold or batch.smooth_pseudo
+        goal = (1 - batch.smoothing) * t + batch.smoothing / classes if smoothed else t
         terms[bool(gold)].append(-float(np.dot(goal, log_q)))
     if not terms[False]:
         return float(np.mean(terms[True]))
@@ -111,12 +132,13 @@ def batches(draw: st.DrawFn) -> Batch:
     hard = np.eye(classes)[rng.integers(0, classes, rows)]
     target = np.where(is_gold[:, None], hard, soft)
     share = st.floats(0, 1, width=32)
-    return Batch(logits, target, is_gold, draw(share), draw(st.sampled_from([0.0, 0.1, 1.0])))
+    smoothing, smooth_pseudo = draw(st.sampled_from([0.0, 0.1, 1.0])), draw(st.booleans())
+    return Batch(logits, target, is_gold, draw(share), smoothing, smooth_pseudo)
 
 
 def loss_of(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
     target, is_gold = torch.from_numpy(batch.target).float(), torch.from_numpy(batch.is_gold)
-    return glem_loss(logits, target, is_gold, batch.weight, batch.smoothing)
+    return glem_loss(logits, target, is_gold, batch.weight, batch.smoothing, None, batch.smooth_pseudo)
 
 
 @settings(max_examples=200, deadline=None)

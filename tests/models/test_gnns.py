@@ -86,6 +86,25 @@ def test_parameter_counts_of_the_ogbn_arxiv_baselines(network: type[LayerStack],
     assert sum(parameter.numel() for parameter in bare.parameters()) == expected - 1024
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_hidden_biases_can_be_left_out_of_a_gcn(norm: str, adjacency: Adjacency) -> None:
+    """The GCN of GLEM's authors has 217,640 parameters at 808 -> 40. Under batch norm it is the same function."""
+    assert sum(parameter.numel() for parameter in GCN(808, 256, 40, 2, hidden_bias=False).parameters()) == 217_640
+    assert sum(parameter.numel() for parameter in GCN(808, 256, 40, 2).parameters()) == 217_640 + 256
+    bare = build(GCN, hidden_bias=False, norm=norm, dropout=0.0)
+    names = {name for name, _ in bare.named_parameters() if name.startswith("layers") and name.endswith("bias")}
+    assert names == {"layers.2.linear.bias"}
+    bare.reset_parameters()
+    full = build(GCN, norm=norm, dropout=0.0)
+    full.load_state_dict(bare.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in full.layers[:-1]:
+            layer.linear.bias.normal_()
+    x = torch.randn(NODES, 6)
+    same = torch.allclose(full(x, adjacency), bare(x, adjacency), atol=1e-5)
+    assert same == (norm == "batch")
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 def test_a_network_is_layers_norms_and_relus_in_turn(
@@ -155,8 +174,13 @@ def test_mlp_takes_no_graph_and_heeds_none(adjacency: Adjacency) -> None:
 
 
 def test_all_networks_are_built_and_called_alike() -> None:
-    for method in ("__init__", "reset_parameters"):
-        assert len({str(inspect.signature(getattr(network, method))) for network in NETWORKS}) == 1
+    arguments = list(inspect.signature(LayerStack.__init__).parameters.values())
+    for network in NETWORKS:
+        own = [] if network is not GCN else ["hidden_bias"]
+        found = list(inspect.signature(network.__init__).parameters.values())
+        assert found[: len(arguments)] == arguments
+        assert [parameter.name for parameter in found[len(arguments) :]] == own
+        assert inspect.signature(network.reset_parameters) == inspect.signature(LayerStack.reset_parameters)
     assert {tuple(inspect.signature(network.forward).parameters) for network in NETWORKS} == {
         ("self", "x", "adjacency")
     }

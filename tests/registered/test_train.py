@@ -28,6 +28,7 @@ from glem_graphgym.registered.train import (
     prepare,
     pseudo_accuracy,
     scores_of,
+    smoother,
     structures_of,
     unlabelled_nodes,
 )
@@ -178,6 +179,116 @@ def test_unseen_test_nodes_change_no_weight(
     assert list(one) == list(other)
     assert len({name.split()[0] for name in one}) == 4
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+SMOOTH = ["glem.correct_and_smooth", True, "glem.cs_smooth_layers", 5, "glem.cs_correct_layers", 5]
+HOPS = ["model.type", "glem_gamlp", "gnn.hops", 2, "glem.label_input", True, "gnn.batch_size", 20]
+JOINT = ["train.mode", "glem_joint", "gnn.fan_out", "[2, 2]"]
+
+
+def predictions_with_other_test_nodes(
+    options: Sequence[object], configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Two runs, the second with other texts, edges and labels of test nodes.
+
+    Returns:
+        int64, the nodes outside of the test split that are predicted; stage -> bool (N,), those of which it predicts
+        something else.
+    """
+    logits: list[dict[str, np.ndarray]] = []
+    usual = loader.GRAPHS["synthetic"]
+    for name, make in {"usual": usual, "other": lambda cfg: with_other_test_nodes(usual(cfg))}.items():
+        monkeypatch.setitem(loader.GRAPHS, "synthetic", make)
+        configure(*options, run=name)
+        logits.append(logits_of(train_and_finish()))
+    one, other = logits
+    assert list(one) == list(other)
+    split = usual(cfg).split
+    seen = np.union1d(split["train"], split["valid"])
+    if cfg.glem.encode_nodes == "all":
+        seen = np.setdiff1d(np.arange(NODES), split["test"])
+    return seen, {stage: (one[stage] != other[stage]).any(1) for stage in one}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [*SMOOTH, "glem.setting", "inductive", "glem.ensemble", True],
+        [*SMOOTH, "glem.setting", "structure_free", "glem.label_input", True],
+        [*SMOOTH, *HOPS, "glem.setting", "inductive"],
+        [*SMOOTH, *HOPS, "glem.setting", "inductive", "glem.memory_budget_gb", 0.01],
+        [*SMOOTH, *HOPS, "glem.setting", "structure_free"],
+        [
+            *HOPS,
+            "glem.setting",
+            "inductive",
+            "train.mode",
+            "glem_cascade",
+            "gnn.stages",
+            2,
+            "gnn.stage_threshold",
+            0.34,
+        ],
+        [*HOPS, "glem.setting", "inductive", "gnn.consistency", 0.5, "gnn.consistency_threshold", 0.34],
+        [*SMOOTH, *JOINT, "glem.setting", "inductive"],
+        [*SMOOTH, "glem.setting", "inductive", "gnn.fan_out", "[2, 2]"],
+        [*HOPS, "glem.setting", "inductive", "glem.encode_nodes", "needed", "glem.pseudo_nodes", "valid_test"],
+        [
+            "gnn.fan_out",
+            "[2, 2]",
+            "glem.setting",
+            "structure_free",
+            "glem.encode_nodes",
+            "needed",
+            "train.mode",
+            "glem_cascade",
+        ],
+        [*SMOOTH, "glem.setting", "inductive", "train.mode", "glem_cascade", "gnn.distillation", 0.5],
+        [*SMOOTH, "glem.setting", "inductive", "model.type", "glem_revgat", "gnn.dim_inner", 4],
+    ],
+    ids=lambda options: " ".join(map(str, options)).replace("glem.", "").replace(" ".join(map(str, SMOOTH)), "C&S"),
+)
+def test_test_nodes_change_no_prediction_of_another_node(
+    options: list[object], configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the inductive settings, of no stage: neither training nor what follows it without training."""
+    if "needed" in options:
+        options = [*options, "glem.input_norm", True]  # over rows that must not depend on what is encoded
+    seen, changed = predictions_with_other_test_nodes(options, configure, monkeypatch)
+    assert {stage: seen[changed[stage][seen]].tolist() for stage in changed} == {stage: [] for stage in changed}
+    assert all(stage.any() for stage in changed.values())  # of test nodes, whose texts differ
+    assert ("glem.correct_and_smooth" in options) == any("correct_and_smooth" in stage for stage in changed)
+
+
+def test_transductive_smoothing_does_see_the_edges_of_test_nodes(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail: here of smoothing alone, since raw features see no edges."""
+    options = [*SMOOTH, "train.mode", "glem_gnn", "glem.node_features", "raw", "model.type", "glem_mlp"]
+    options += ["dataset.synthetic_features", 4, "glem.input_norm", False]
+    seen, changed = predictions_with_other_test_nodes(options, configure, monkeypatch)
+    assert [changed[stage][seen].any() for stage in ("00_gnn_gold", "01_correct_and_smooth")] == [False, True]
+
+
+def test_smoothing_attaches_test_nodes_to_what_training_sees(configure: Callable[..., None]) -> None:
+    """Inductive: of test nodes as on the whole graph, of the others as on the graph without test nodes."""
+    configure(*SMOOTH)
+    graph, rng = path_graph(), np.random.default_rng(0)
+    logits = rng.normal(size=(7, 2)).astype(np.float32)
+    gold = Gold(graph.split["train"], graph.label[graph.split["train"]], 2)
+    found = {}
+    for setting in ("transductive", "inductive", "structure_free"):
+        cfg.glem.setting = setting
+        smooth = smoother(cfg, structures_of(cfg, graph), gold)
+        assert smooth is not None
+        found[setting] = smooth(logits)
+    test, alone = graph.split["test"], {6}  # 6 has no neighbour but 5
+    seen = np.setdiff1d(np.arange(7), test)
+    assert np.array_equal(found["inductive"][test], found["transductive"][test])
+    assert np.array_equal(found["inductive"][seen], found["structure_free"][seen])
+    assert (found["inductive"][seen] != found["transductive"][seen]).any()
+    isolated = [*test, *alone]  # where no edge is left a prediction keeps its class
+    assert np.array_equal(found["structure_free"][isolated].argmax(-1), logits[isolated].argmax(-1))
 
 
 def test_transductive_training_does_see_test_nodes(
