@@ -316,11 +316,16 @@ def check_config(cfg: CfgNode) -> None:
     _check_features(cfg)
     _check_sampling(cfg)
     _check_encoded(cfg)
-    for name in ("gnn.ema", "gnn.consistency_threshold", "glem.label_input_rate"):
+    for name in BELOW_ONE:
         group, _, last = name.partition(".")
         if (value := cfg[group][last]) >= 1:
             raise ConfigError(f"{name} is {value}, expected a share below 1")
     _check_input_norm(cfg)
+    if cfg.lm.freeze_layers and cfg.lm.lora_rank:
+        raise ConfigError(
+            f"lm.freeze_layers is {cfg.lm.freeze_layers}, but lm.lora_rank {cfg.lm.lora_rank} freezes all layers and "
+            "trains adapters in each; set one of them to 0"
+        )
     if cfg.gnn.label_reuse and not cfg.glem.label_input:
         raise ConfigError(
             f"gnn.label_reuse is {cfg.gnn.label_reuse}, but no labels are given; set glem.label_input to True"
@@ -439,6 +444,14 @@ def check_devices(cfg: CfgNode, started: int | None) -> None:
     if count > 1 and cfg.accelerator in ("auto", "cuda") and 0 < gpus < count:
         raise ConfigError(f"{count} processes are asked for (devices), but torch sees {gpus} GPUs; expected one each")
 
+
+# Shares that at 1 leave nothing to learn from.
+BELOW_ONE = (
+    *("gnn.ema", "gnn.consistency_threshold", "glem.label_input_rate"),
+    *(f"{group}{name}" for group in ("lm.", "glem.lm_")
+      for name in ("dropout", "attention_dropout", "head_dropout", "label_smoothing")),
+    *(f"gnn.{name}" for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout", "edge_drop")),
+)  # fmt: skip
 
 FEATURE_KINDS = ("text", "static", "raw", "file")
 

@@ -1,0 +1,141 @@
+"""Settings that contradict each other, in any train mode: refused in one line that names the keys, before any stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.bad_inputs.conftest import Program
+
+GNN = ["train.mode", "glem_gnn", "glem.node_features", "static"]
+JOINT = ["train.mode", "glem_joint", "gnn.fan_out", "[2, 2]"]
+GAMLP = ["model.type", "glem_gamlp"]
+
+# what is wrong: options, and what the message must name
+CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
+    # ---- the mode and the node features
+    "embeddings without an LM": (["train.mode", "glem_gnn"], ["glem.node_features", "glem_gnn"]),
+    "joint training without texts": ([*JOINT, "glem.node_features", "static"], ["glem.node_features", "glem_joint"]),
+    "a kind of features that there is not": (["glem.node_features", "text+words"], ["glem.node_features", "words"]),
+    "a file without a name": (["glem.node_features", "text+file"], ["glem.node_features", "glem.feature_file"]),
+    "a name without a file": (["glem.feature_file", "x.npy"], ["glem.node_features", "glem.feature_file"]),
+    "raw features of a graph without": (["glem.node_features", "text+raw"], ["glem.node_features"]),
+    "text encoder inside the GNN": (
+        ["dataset.node_encoder", True, "dataset.node_encoder_name", "glem_text"],
+        ["train.mode", "dataset.node_encoder"],
+    ),
+    "an LM as the GNN": (["model.type", "glem_lm"], ["model.type", "glem_lm"]),
+    "a data set without texts": (["dataset.format", "PyG", "dataset.name", "Cora"], ["train.mode", "dataset.format"]),
+    "graphs in place of nodes": (["dataset.task", "graph"], ["train.mode", "dataset.task"]),
+    "regression": (["dataset.task_type", "regression"], ["train.mode", "dataset.task_type"]),
+    "standard training with a node encoder of ours": (
+        ["train.mode", "standard", "dataset.node_encoder", True],
+        ["model.type", "dataset.node_encoder"],
+    ),
+    # ---- sampled neighbourhoods
+    "joint training without sampling": (["train.mode", "glem_joint"], ["glem_joint", "gnn.fan_out"]),
+    "a number too few": (["gnn.fan_out", "[3]"], ["gnn.fan_out", "gnn.layers_mp"]),
+    "a number too many": ([*JOINT, "gnn.fan_out", "[3, 3, 3]"], ["gnn.fan_out", "gnn.layers_mp"]),
+    "no neighbour": (["gnn.fan_out", "[3, 0]"], ["gnn.fan_out"]),
+    "half a neighbour": (["gnn.fan_out", "[3, 0.5]"], ["gnn.fan_out"]),
+    "sampling for hop features": ([*GAMLP, "gnn.fan_out", "[2, 2]"], ["gnn.fan_out", "model.type"]),
+    "degrees that sampling takes away": (
+        ["model.type", "glem_revgat", "gnn.fan_out", "[2, 2]", "gnn.symmetric_norm", True],
+        ["gnn.fan_out", "gnn.symmetric_norm"],
+    ),
+    # ---- joint training
+    "joint training of hop features": ([*JOINT, *GAMLP], ["model.type", "glem_joint"]),
+    "joint training with another optimizer": ([*JOINT, "optim.optimizer", "sgd"], ["optim.optimizer", "glem_joint"]),
+    "joint training with another schedule": ([*JOINT, "optim.scheduler", "cos"], ["optim.scheduler", "glem_joint"]),
+    "more parts than nodes": ([*JOINT, "lm.accumulate", 8], ["lm.accumulate", "gnn.norm"]),
+    "joint self-distillation": ([*JOINT, "gnn.distillation", 0.5], ["gnn.distillation"]),
+    # ---- what hop networks can, and full-batch networks can
+    "self-training of a full-batch network": ([*GNN, "gnn.stages", 2], ["gnn.stages", "model.type"]),
+    "consistency of a full-batch network": (["gnn.consistency", 0.5], ["gnn.consistency", "model.type"]),
+    "label reuse on hop features": (
+        [*GNN, *GAMLP, "glem.label_input", True, "gnn.label_reuse", 1],
+        ["gnn.label_reuse", "model.type"],
+    ),
+    "self-distillation on hop features": ([*GNN, *GAMLP, "gnn.distillation", 0.5], ["gnn.distillation", "model.type"]),
+    "self-distillation on sampled neighbours": (
+        ["gnn.fan_out", "[2, 2]", "gnn.distillation", 0.5],
+        ["gnn.distillation", "gnn.fan_out"],
+    ),
+    "labels for a network that takes none": (
+        ["model.type", "glem_sgc", "glem.label_input", True],
+        ["glem.label_input", "model.type"],
+    ),
+    "reuse of labels that are not given": (["gnn.label_reuse", 1], ["gnn.label_reuse", "glem.label_input"]),
+    "two norms of the input": (
+        [*GAMLP, "gnn.input_norm", True, "glem.input_norm", True],
+        ["gnn.input_norm", "glem.input_norm"],
+    ),
+    "a norm that the network does not have": (
+        ["gnn.input_norm", True, "glem.input_norm", False],
+        ["gnn.input_norm", "model.type"],
+    ),
+    # ---- nodes that are left out
+    "smoothing of predictions that nobody makes": (
+        ["glem.encode_nodes", "needed", "glem.correct_and_smooth", True],
+        ["glem.encode_nodes", "glem.correct_and_smooth"],
+    ),
+    "inductive, but edges of test nodes decide": (
+        ["glem.encode_nodes", "needed", "glem.setting", "inductive"],
+        ["glem.encode_nodes", "glem.setting"],
+    ),
+    "structure-free, but edges of test nodes decide": (
+        ["glem.encode_nodes", "needed", "glem.setting", "structure_free", "train.mode", "glem_cascade"],
+        ["glem.encode_nodes", "glem.setting"],
+    ),
+    # ---- batches
+    "unequal parts": (["lm.accumulate", 3], ["lm.batch_size", "lm.accumulate"]),
+    "unequal E-step parts": (["lm.accumulate", 2, "glem.lm_batch_size", 7], ["glem.lm_batch_size", "lm.accumulate"]),
+    "no text in a batch": (["glem.lm_batch_size", 0], ["glem.lm_batch_size"]),
+    "no epoch between validations": (["train.eval_period", 0], ["train.eval_period"]),
+    # ---- what is trained in two ways at once
+    "frozen layers with adapters": (["lm.freeze_layers", 1, "lm.lora_rank", 2], ["lm.freeze_layers", "lm.lora_rank"]),
+    "more frozen layers than there are": (["lm.freeze_layers", 9], ["lm.freeze_layers"]),
+    "half of the channels": (["model.type", "glem_revgat", "gnn.group", 5], ["group"]),
+    # ---- results that there are not
+    "prediction without a run": (["train.mode", "glem_predict"], ["out_dir"]),
+    "predictions of nobody": (["glem.first_predictions", "nowhere.npy"], ["glem.first_predictions", "nowhere.npy"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_contradictory_settings_are_refused(case: str, program: Program) -> None:
+    options, names = CONTRADICTIONS[case]
+    program.refuses(*options, names=names)
+
+
+BELOW_ONE = ["gnn.ema", "gnn.consistency_threshold", "glem.label_input_rate", "lm.dropout", "lm.attention_dropout"]
+BELOW_ONE += ["lm.head_dropout", "lm.label_smoothing", "glem.lm_dropout", "glem.lm_attention_dropout"]
+BELOW_ONE += ["glem.lm_head_dropout", "glem.lm_label_smoothing", "gnn.dropout", "gnn.input_dropout", "gnn.edge_drop"]
+BELOW_ONE += ["gnn.attention_dropout", "gnn.label_dropout"]
+
+
+@pytest.mark.parametrize("key", BELOW_ONE)
+def test_a_share_that_leaves_nothing_to_learn_from_is_refused(key: str, program: Program) -> None:
+    """Dropout of everything, labels smoothed to nothing, all labels given and none to predict."""
+    program.refuses(key, 1, names=[key, "1"])
+
+
+@pytest.mark.parametrize("shape", [(60, 3), (59, 2), (60,)], ids=str)
+def test_first_predictions_of_another_graph_are_refused(shape: tuple[int, ...], program: Program) -> None:
+    np.save(program.folder / "first.npy", np.zeros(shape, dtype=np.float32))
+    program.refuses(
+        "glem.first_predictions", program.folder / "first.npy", names=["glem.first_predictions", "first.npy"]
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["glem.encode_nodes", "needed", "glem.setting", "inductive", "gnn.fan_out", "[2, 2]"],
+        ["glem.encode_nodes", "needed", "glem.setting", "inductive", *GAMLP],
+        ["glem.smooth_pseudo", True, "lm.label_smoothing", 0.99],
+    ],
+    ids=["sampled", "hops", "smoothed"],
+)
+def test_what_is_sound_runs(options: list[object], program: Program) -> None:
+    program.accepts(*options, "train.mode", "glem")
