@@ -88,7 +88,7 @@ class LabelRows:
         self.num_nodes, self.targets = num_nodes, targets
         self.gold_order = np.argsort(targets.gold.nodes, kind="stable")
         self.gold_nodes = targets.gold.nodes[self.gold_order]
-        self.pseudo_nodes = np.empty(0, np.int64) if targets.pseudo is None else np.sort(targets.pseudo.nodes)
+        self.pseudo_nodes = np.empty(0, np.int64) if targets.pseudo is None else np.sort(targets.pseudo.candidates)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,7 +114,7 @@ class LabelRows:
         gold, pseudo = self.targets.gold, self.targets.pseudo
         known = [gold.nodes, gold.labels, self.shape]
         if pseudo is not None:
-            known += [pseudo.nodes, pseudo.logits, pseudo.temperature, pseudo.hard]
+            known += [pseudo.candidates, pseudo.logits, pseudo.temperature, pseudo.hard]
         return fingerprint(*known)
 
 

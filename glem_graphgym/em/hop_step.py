@@ -162,7 +162,7 @@ class HopLearner(GNNLearner):
         known = torch.zeros(num_nodes, dtype=torch.bool)
         known[torch.from_numpy(targets.gold.nodes)] = True
         if targets.pseudo is not None:
-            known[torch.from_numpy(targets.pseudo.nodes)] = True
+            known[torch.from_numpy(targets.pseudo.candidates)] = True
         generator = torch.Generator().manual_seed(targets.seed)
         folds = draw_folds(known, LABEL_FOLDS, generator) if self.settings.label_input else None
         if self._is_stored(num_nodes, width, targets.gold.num_classes):

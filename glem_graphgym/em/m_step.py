@@ -312,7 +312,7 @@ def label_channel(num_nodes: int, targets: StepTargets) -> Tensor:
     channel = torch.zeros(num_nodes, targets.gold.num_classes)
     pseudo: PseudoLabels | None = targets.pseudo
     if pseudo is not None:
-        channel[torch.from_numpy(pseudo.nodes)] = pseudo.targets(pseudo.nodes)
+        channel[torch.from_numpy(pseudo.candidates)] = pseudo.targets(pseudo.candidates)
     channel[torch.from_numpy(targets.gold.nodes)] = targets.gold.targets()
     return channel
 
@@ -379,7 +379,7 @@ class GNNTask(StepTask):
         """Of the places of pseudo nodes those beyond what one fold of the candidates hides, at random."""
         if self.targets.pseudo is None:
             return pseudo
-        return rng.permutation(pseudo)[-(-len(self.targets.pseudo.nodes) // FOLDS) :]
+        return rng.permutation(pseudo)[-(-len(self.targets.pseudo.candidates) // FOLDS) :]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         assert self.learner.inputs is not None

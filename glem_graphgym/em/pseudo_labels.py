@@ -54,6 +54,10 @@ class PseudoLabels:
         hard: one-hot of the most probable class instead.
         confidence: share 0-1 of the candidates kept, those of highest probability of their class; 1 keeps all.
 
+    Attributes:
+        candidates: int64 (n,), all of them: nodes whose ŷ may be an input of the GNN, ŷ_U.
+        nodes: int64, those of them that are kept: nodes that may be trained on.
+
     Raises:
         ValueError: a candidate is a gold node.
     """
@@ -71,7 +75,7 @@ class PseudoLabels:
         if np.isin(nodes, gold.nodes).any():
             raise ValueError("a gold node was offered for a pseudo-label; pseudo-labels never replace gold labels")
         self.logits, self.temperature, self.hard = logits, temperature, hard
-        self.nodes = keep_confident(logits, nodes, confidence)
+        self.candidates, self.nodes = nodes, keep_confident(logits, nodes, confidence)
 
     def targets(self, nodes: np.ndarray) -> Tensor:
         """float32 (n, C): a distribution a node."""
