@@ -60,10 +60,13 @@ def step_targets(logits: np.ndarray | None = None, gold_labels: Any = None, **op
 # ---- the label channel --------------------------------------------------------------------------------------------
 
 
-def test_label_channel_holds_gold_one_hot_and_the_candidates_distributions() -> None:
+@pytest.mark.parametrize("confidence", [1.0, 0.5])
+def test_label_channel_holds_gold_one_hot_and_the_candidates_distributions(confidence: float) -> None:
+    """Of all candidates, also of those that the filter leaves no targets."""
     logits = logits_of()
     gold = Gold(np.array([0, 2]), np.array([2, 1]), C)
-    pseudo = PseudoLabels(logits, np.array([1, 5]), gold, temperature=0.5)
+    pseudo = PseudoLabels(logits, np.array([1, 5]), gold, temperature=0.5, confidence=confidence)
+    assert len(pseudo.nodes) == 2 * confidence
     channel = label_channel(N, StepTargets(gold, pseudo))
     assert channel[[0, 2]].tolist() == [[0, 0, 1], [0, 1, 0]]
     expected = np.exp(logits[[1, 5]] / 0.5)
