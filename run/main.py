@@ -215,6 +215,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from torch_geometric.graphgym.utils.comp_budget import params_count
     from torch_geometric.graphgym.utils.device import auto_select_device
 
+    from glem_graphgym.data.pickles import only_data_is_unpickled
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
     from glem_graphgym.registered.loader import load_text_graph_of
@@ -233,7 +234,8 @@ def run_standard(cfg: Any, overwrite: int) -> None:
         shutil.rmtree(run_dir / split, ignore_errors=True)
     auto_select_device()
     memory, start = PeakMemory(), time.perf_counter()
-    datamodule = GraphGymDataModule()
+    with only_data_is_unpickled(Path(cfg.dataset.dir)):
+        datamodule = GraphGymDataModule()
     model = create_model()
     logging.info(model)
     cfg.params = params_count(model)
