@@ -6,13 +6,41 @@ Imports nothing of ours.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 LINE_SECONDS = 30.0
+BAR = "{desc}: {percentage:.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} {unit}, {elapsed} gone, about {remaining} left{postfix}"
 LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {elapsed} gone"
+MINUTE, HOUR = 60, 3600
+
+
+class Watcher(Protocol):
+    """Whoever knows what the work is a part of."""
+
+    def title(self, text: str) -> str:
+        """What a bar that calls itself ``text`` is called."""
+
+    def remark(self, bar: Any) -> str:
+        """What is said beside a bar; may be empty."""
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(by: Watcher) -> Iterator[None]:
+    """Let ``by`` name, and speak beside, the bars that are made meanwhile."""
+    token = _watcher.set(by)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 class Progress(tqdm):
@@ -21,24 +49,43 @@ class Progress(tqdm):
     def __init__(self, *args: Any, **options: Any) -> None:
         self.in_lines = not sys.stderr.isatty()
         self.said: float = -1  # `n` of the last line
+        self.watcher = _watcher.get()
+        if self.watcher and options.get("desc"):
+            options["desc"] = self.watcher.title(options["desc"])
         if self.in_lines:
             # maxinterval: tqdm's own thread shows a bar that has not been shown for so long.
             intervals = dict.fromkeys(("mininterval", "maxinterval", "delay"), LINE_SECONDS)
             options |= {**intervals, "file": sys.stderr}
+        elif options.get("total") is not None:
+            options.setdefault("bar_format", BAR)
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        about = {**self.format_dict, "ncols": None if self.in_lines else self.format_dict["ncols"]}
+        if self.watcher and (remark := self.watcher.remark(self)):
+            remark = f"run: {remark if self.in_lines else remark.replace('about ', '~')}"
+            about["postfix"] = ", ".join(filter(None, [about["postfix"], remark]))
         if not self.in_lines:
-            return super().display(msg, pos)
+            return super().display(self.format_meter(**about) if msg is None else msg, pos)
         self.said = self.n
-        shown = LINE_WITHOUT_TOTAL if self.total is None else LINE
-        about = {**self.format_dict, "bar_format": shown, "ncols": None}
+        about["bar_format"] = LINE_WITHOUT_TOTAL if self.total is None else LINE
         print(self.format_meter(**about), file=sys.stderr, flush=True)
         return True
 
     def close(self) -> None:
+        if self.watcher and not self.disable:
+            self.watcher.remark(self)  # which sees how far it came
         if self.in_lines and not self.disable:
             if self.said not in (-1, self.n):
                 self.display()
             self.last_print_t = 0.0  # to tqdm nothing was shown, so there is nothing to clear
         super().close()
+
+
+def time_text(seconds: float) -> str:
+    """``0.4 s``, ``40 s``, ``9 min`` or ``1.5 h``."""
+    if seconds < MINUTE:
+        return f"{seconds:.{int(seconds < 1)}f} s"
+    if seconds < HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:,.1f} h"

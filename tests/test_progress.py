@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from glem_graphgym.progress import Progress
+from glem_graphgym.progress import Progress, time_text, watched
 
 
 class Clock:
@@ -77,3 +77,59 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", terminal)
     list(Progress(range(3), desc="texts", total=3, file=terminal))
     assert "texts: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
+
+
+class Whole:
+    """A watcher that counts what it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def title(self, text: str) -> str:
+        return f"E-step 1, {text}"
+
+    def remark(self, bar: Progress) -> str:
+        self.seen.append(bar.n)
+        return "about 5 of 9 min left"
+
+
+def test_what_the_work_is_a_part_of_is_said_beside_it(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Whole()
+    with watched(whole):
+        bar = Progress(clock.slowly(3), desc="texts", total=4, unit="nodes")
+        bar.set_postfix_str("best 78.1%", refresh=False)
+        list(bar)
+    line = lines_of(capsys)[-1]
+    assert line.startswith("E-step 1, texts: 75%, 3 of 4 nodes") and line.endswith(
+        " left, best 78.1%, run: about 5 of 9 min left"
+    )
+    assert whole.seen[-1] == 3
+    list(Progress(clock.slowly(3), desc="texts", total=4, unit="nodes"))
+    assert lines_of(capsys)[-1].startswith("texts: 75%")
+
+
+def test_a_quick_bar_is_silent_but_watched(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Whole()
+    with watched(whole):
+        list(Progress(clock.slowly(2), desc="quick", total=2))
+    assert lines_of(capsys) == [] and whole.seen == [2]
+
+
+def test_a_bar_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with watched(Whole()):
+        bar = Progress(clock.slowly(90), desc="texts", total=100, file=terminal, ncols=80)
+        bar.set_postfix_str("best 78.1%", refresh=False)
+        list(bar)
+    shown = terminal.getvalue().split("\r")
+    assert max(len(line.rstrip("\n")) for line in shown) <= 80
+    assert "E-step 1, texts: 90%|" in shown[-2] and ", best 78.1%, run: ~5 of 9 min left]" in shown[-2]
+
+
+def test_times_are_readable() -> None:
+    assert [time_text(seconds) for seconds in (0.24, 12, 90, 7200)] == ["0.2 s", "12 s", "2 min", "2.0 h"]

@@ -116,6 +116,10 @@ class HopLearner(GNNLearner):
     # ---- training --------------------------------------------------------------------------------------------------
 
     @property
+    def trains_again(self) -> bool:
+        return self.self_training.stages > 1 or super().trains_again
+
+    @property
     def together(self) -> bool:
         """Not with consistency, whose mean over a batch's confident nodes is no sum over parts of the batch."""
         return self.consistency.weight == 0

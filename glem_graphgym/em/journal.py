@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import random
 import shutil
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -31,9 +32,13 @@ from safetensors.torch import load_file, save_file
 
 from glem_graphgym import processes
 from glem_graphgym.disk import writing
+from glem_graphgym.em.plan import Plan, Watch, in_words
 from glem_graphgym.em.stage import FitLog, Weights
 from glem_graphgym.files import link_or_copy, make_once, read_array, read_json, reading, sync, write_json
 from glem_graphgym.memory import PeakMemory, naming_out_of_memory
+from glem_graphgym.progress import time_text, watched
+
+LINE_WIDTH = 80
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
 
@@ -113,7 +118,7 @@ class Journal:
         evaluate: logits (N, C) -> scores of every split. The only place that test labels are used.
         report: (stage, all stages finished before) -> diagnostics that go into its record.
         metric: which of the scores selects.
-        say: called with one line per finished stage.
+        say: called with a line at the beginning and at the end of each stage.
         save_memory: kind of model (``LM``, ``GNN``, ``none``) -> the keys that help where a stage runs out of memory.
     """
 
@@ -131,6 +136,7 @@ class Journal:
         self.seed, self.evaluate, self.metric, self.say = seed, evaluate, metric, say
         self.save_memory = save_memory
         self.finished: list[Finished] = []
+        self.plan = Plan()
 
     def stage(
         self,
@@ -157,7 +163,8 @@ class Journal:
 
         def seeded(part: Path) -> Work:
             seed_everything(stage_seed(self.seed, key.index, processes.rank()))
-            with naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model)):
+            out_of_memory = naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model))
+            with out_of_memory, watched(Watch(self.plan, key.index, key.name)):
                 return work(part)
 
         if not processes.from_first((folder / "stage.json").exists):
@@ -166,8 +173,9 @@ class Journal:
             else:
                 processes.on_first(lambda: self._do(key, folder, seeded, diagnose, shared))
         else:
-            self.say(f"{key.folder}: done before, taken from {folder}")
+            self.say(f"{self.plan.numbered(key.index)} was done before: {self._scores(folder)}")
         done = self._read(key, folder)
+        self.plan.note(key.name, read_json(folder / "stage.json")["seconds"])
         self.finished.append(done)
         return done
 
@@ -178,6 +186,7 @@ class Journal:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         part.mkdir(parents=True)
+        own = shared is None or not (shared / "stage.json").exists()
         if shared is None:
             self._perform(key, part, work, diagnose)
         else:
@@ -190,12 +199,20 @@ class Journal:
         part.rename(folder)
         sync(self.folder)
         shutil.rmtree(self.working, ignore_errors=True)
-        record = read_json(folder / "stage.json")
-        scores = ", ".join(f"{split} {values[self.metric]:.4f}" for split, values in record["scores"].items())
-        self.say(f"{key.folder}: {scores} ({record['seconds']:.0f} s, best epoch {record['best_epoch']:g})")
+        took = time_text(read_json(folder / "stage.json")["seconds"])
+        how = "took" if own else "taken from another run, which took"
+        self.say(f"{self.plan.numbered(key.index)}: {self._scores(folder)}; {how} {took}")
+
+    def _scores(self, folder: Path) -> str:
+        """``accuracy 97.92% train, 81.25% valid, 79.17% test``."""
+        scores = read_json(folder / "stage.json")["scores"]
+        return f"{self.metric} " + ", ".join(f"{100 * of[self.metric]:.2f}% {split}" for split, of in scores.items())
 
     def _perform(self, key: StageKey, part: Path, work: Callable[[Path], Work], diagnose: Any) -> None:
         """Do a stage's work and write all that it leaves into the folder ``part``."""
+        left = self.plan.left(key.index)
+        line = f"{self.plan.numbered(key.index)}{left and ', '}{left}: {in_words(key.name)}"
+        self.say(textwrap.fill(line, LINE_WIDTH, subsequent_indent="  ", break_on_hyphens=False))
         memory = PeakMemory()
         start = time.perf_counter()
         result = work(part)

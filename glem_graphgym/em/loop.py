@@ -242,7 +242,7 @@ class Run:
         lm.predict(
             logits,
             open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim, self.encoded),
-            f"{key.name} encodes",
+            f"{key.name}, encoding",
             self.encoded,
         )
         assert lm.model is not None
@@ -265,7 +265,7 @@ class Run:
         joint.predict(
             open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes, joint.predicted),
             open_predictions(folder, "embeddings", self.num_nodes, joint.embedding_dim, self.encoded),
-            f"{key.name} encodes",
+            f"{key.name}, encoding",
             self.encoded,
         )
         assert joint.model is not None

@@ -193,6 +193,11 @@ class GNNLearner:
         return logits_of(x)
 
     @property
+    def trains_again(self) -> bool:
+        """Whether a step on gold labels alone trains more than once."""
+        return self.settings.distillation > 0
+
+    @property
     def together(self) -> bool:
         """Whether all processes of a run train it; a full batch cannot be shared, so the first trains it alone."""
         return False

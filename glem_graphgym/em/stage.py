@@ -251,7 +251,7 @@ class _BestWeights(pl.Callback):
             self.weights = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
         else:
             self.since_best += 1
-        self.bar.set_postfix(valid=f"{score:.4f}", best=f"{self.record.best_score:.4f}", refresh=False)
+        self.bar.set_postfix_str(f"best {100 * self.record.best_score:.1f}%", refresh=False)
         if self.plan.patience and self.since_best >= self.plan.patience:
             trainer.should_stop = True
 

@@ -30,8 +30,8 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     graph = GRAPHS[cfg.dataset.name](cfg)
     sizes = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
     logging.info(
-        f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges, {graph.num_classes} classes; "
-        f"{sizes}; fingerprint {graph.fingerprint()}"
+        f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges, {graph.num_classes} classes\n"
+        f"  {sizes}; fingerprint {graph.fingerprint()}"
     )
     return graph
 

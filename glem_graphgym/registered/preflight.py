@@ -7,7 +7,6 @@ process of its own (`calibration`). Nothing is written but temporary files and, 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,21 +21,15 @@ from yacs.config import CfgNode
 
 from glem_graphgym.disk import existing, free_bytes
 from glem_graphgym.em.loop import UNTIL_PLATEAU
+from glem_graphgym.em.plan import FIRST_STAGES, kind_of
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
 from glem_graphgym.processes import PARENT
 from glem_graphgym.registered.config import ConfigError, dump_config
 from glem_graphgym.registered.memory_check import gnn_remedy, joint_remedy, lm_remedy
-from glem_graphgym.registered.run_folder import RunError
+from glem_graphgym.registered.run_folder import RunError, names_of_stages
 
 MB = 1 << 20
-STAGED_MODES = {
-    "glem": ("lm_gold", "gnn_gold"),
-    "glem_lm": ("lm_gold",),
-    "glem_gnn": ("gnn_gold",),
-    "glem_cascade": ("lm_gold", "gnn_gold"),
-    "glem_joint": ("joint",),
-}
 JOINT_KINDS = ("joint",)
 LM_KINDS = ("static", "lm_gold", "e_step")
 GNN_KINDS = ("gnn_gold", "m_step")
@@ -135,9 +128,9 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
         RunError: the first folder holds another run, the configuration or the data cannot be used, or what was
             tried did not fit into memory.
     """
-    if cfg.train.mode not in STAGED_MODES:
+    if cfg.train.mode not in FIRST_STAGES:
         raise ConfigError(
-            f"train.mode is '{cfg.train.mode}', but --dry_run knows what the stages of {', '.join(STAGED_MODES)} need"
+            f"train.mode is '{cfg.train.mode}', but --dry_run knows what the stages of {', '.join(FIRST_STAGES)} need"
         )
     plans = {run_dir: planned_stages(cfg, run_dir, overwrite) for run_dir in run_dirs}
     kinds = list(dict.fromkeys(stage.kind for plan in plans.values() for stage in plan))
@@ -159,21 +152,12 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
 
 def planned_stages(cfg: CfgNode, run_dir: Path, overwrite: bool = False) -> list[Planned]:
     """The stages of ``train.mode`` in the order in which `em.loop` does them."""
-    names = list(STAGED_MODES[cfg.train.mode])
-    if cfg.train.mode == "glem":
-        asked = cfg.glem.em_iterations
-        steps = ("e_step", "m_step") if cfg.glem.order == "lm_first" else ("m_step", "e_step")
-        iterations = cfg.glem.em_max_iterations if asked == UNTIL_PLATEAU else asked
-        names += [f"{step}_{iteration}" for iteration in range(1, iterations + 1) for step in steps]
-    if {"gnn_gold", "joint"} & set(names) and cfg.glem.correct_and_smooth:
-        names.append("correct_and_smooth")
-    if {"lm_gold", "gnn_gold"} <= set(names) and cfg.glem.ensemble:
-        names.append("ensemble")
+    names = names_of_stages(cfg)
     folders = [f"{index:02d}_{name}" for index, name in enumerate(names)]
     return [
         Planned(
             folder=folder,
-            kind=re.sub(r"_\d+$", "", name),
+            kind=kind_of(name),
             done=not overwrite and (run_dir / "stages" / folder / "stage.json").exists(),
         )
         for name, folder in zip(names, folders, strict=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.loop import UNTIL_PLATEAU
+from glem_graphgym.em.plan import stage_names
 from glem_graphgym.files import fingerprint, read_json, reading, write_json
 from glem_graphgym.registered.config import KEYS, settings_of
 
@@ -61,6 +64,24 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
         "versions": package_versions(),
         **({"em_iterations": cfg.glem.em_iterations} if cfg.train.mode == "glem" else {}),
     }
+
+
+def names_of_stages(cfg: CfgNode) -> list[str]:
+    """The stages of the run that ``cfg`` describes, in their order; with those of all iterations that there can be."""
+    g = cfg.glem
+    iterations = g.em_max_iterations if g.em_iterations == UNTIL_PLATEAU else g.em_iterations
+    return stage_names(cfg.train.mode, g.order, iterations, g.correct_and_smooth, g.ensemble)
+
+
+def seconds_of_other_seeds(run_dir: Path) -> dict[str, float]:
+    """Stage -> mean of the seconds that it took with other seeds of the experiment, as far as that can be read."""
+    found: dict[str, list[float]] = {}
+    for file in run_dir.parent.glob("*/stages/[0-9]*/stage.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = read_json(file)
+            if file.parents[2] != run_dir:
+                found.setdefault(record["name"], []).append(float(record["seconds"]))
+    return {name: statistics.fmean(seconds) for name, seconds in found.items()}
 
 
 def package_versions() -> dict[str, str]:

@@ -35,6 +35,7 @@ from glem_graphgym.em.journal import Finished, Journal, Scores
 from glem_graphgym.em.layerwise import LayerwiseInference
 from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.plan import FIRST_STAGES, Plan, planned_stages, title_of
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, num_confident, num_drawn
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner, even_batches
 from glem_graphgym.em.stage import Hardware, Validation
@@ -62,7 +63,9 @@ from glem_graphgym.registered.run_folder import (
     METRIC,
     check_run_folder,
     identity_of,
+    names_of_stages,
     require_finished,
+    seconds_of_other_seeds,
     shared_lm_gold,
     take_run_folder,
     trained_mode,
@@ -178,9 +181,19 @@ def prepare(
         run.features_seconds = seconds_before(cfg, tokens, nodes.encoded)
         run.joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted)
         run.correct_and_smooth = smoother(cfg, run.joint.structures, gold)
+    if cfg.train.mode in FIRST_STAGES:
+        run.journal.plan = plan_of(cfg, run)
     if cfg.train.mode != "glem_predict" and processes.rank() == 0:
         take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
     return graph, run
+
+
+def plan_of(cfg: CfgNode, run: Run) -> Plan:
+    """The stages that the run is going to do, and what is known of the time that they take."""
+    stages = planned_stages(run, names_of_stages(cfg))
+    encoded = run.num_nodes if run.encoded is None else len(run.encoded)
+    prior = {"LM": run.features_seconds / encoded} if run.features_seconds else {}
+    return Plan(stages, cfg.glem.em_iterations == loop.UNTIL_PLATEAU, seconds_of_other_seeds(Path(cfg.run_dir)), prior)
 
 
 def first_predictions(cfg: CfgNode, graph: TextGraph) -> np.ndarray | None:
@@ -657,7 +670,7 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
     if run.joint is not None:
         run.joint.load(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
         embeddings = _scratch(run, "embeddings", run.joint.embedding_dim, run.encoded)
-        run.joint.predict(logits, embeddings, f"{stage.key.name} encodes", run.encoded)
+        run.joint.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
         return logits
     assert run.gnn is not None
     pseudo = None
@@ -676,7 +689,7 @@ def _encode(run: Run, stage: Finished, logits: np.ndarray) -> np.ndarray:
     assert learner is not None
     learner.load(stage.weights())
     embeddings = _scratch(run, "embeddings", learner.embedding_dim, run.encoded)
-    learner.predict(logits, embeddings, f"{stage.key.name} encodes", run.encoded)
+    learner.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
     return embeddings
 
 

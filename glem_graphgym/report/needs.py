@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from glem_graphgym.progress import time_text
 from glem_graphgym.report.stats import default_console, new_table
 
-HOUR, MINUTE = 3600, 60
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -23,7 +23,7 @@ def print_needs(found: Any, title: str, console: Console | None = None) -> None:
     for verdict in found.verdicts:
         _say(console, verdict_line(verdict))
     at_most = ", at most, as epochs and iterations may end early"
-    _say(console, f"time: about {shown_time(found.seconds())} on this machine as busy as it is now{at_most}")
+    _say(console, f"time: about {time_text(found.seconds())} on this machine as busy as it is now{at_most}")
 
 
 def verdict_line(verdict: Any) -> str:
@@ -42,14 +42,6 @@ def shown_size(size: float) -> str:
             return f"{size:,.0f} {unit}" if unit in UNITS[:2] or size >= 100 else f"{size:,.1f} {unit}"
         size /= 1024
     raise AssertionError
-
-
-def shown_time(seconds: float) -> str:
-    if seconds < MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < HOUR:
-        return f"{seconds / MINUTE:.0f} min"
-    return f"{seconds / HOUR:,.1f} h"
 
 
 def _texts_line(measured: Mapping[str, Any]) -> str:
@@ -73,7 +65,7 @@ def _stages_table(title: str, stages: Sequence[Any], costs: Mapping[str, Mapping
         counts = (f"{cost[name]:,}" if cost[name] else "" for name in ("texts", "tokens"))
         sizes = [cost["resident_mb"], cost["mapped_mb"], *([cost["accelerator_mb"]] if accelerator else [])]
         memory = (shown_size(size * 2**20) for size in sizes)
-        table.add_row(stage.folder, "", *counts, *memory, shown_time(cost["seconds"]))
+        table.add_row(stage.folder, "", *counts, *memory, time_text(cost["seconds"]))
     return table
 
 

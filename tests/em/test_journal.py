@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from glem_graphgym.em.journal import (
     seed_everything,
     stage_seed,
 )
+from glem_graphgym.em.plan import Plan, PlannedStage
 from glem_graphgym.em.stage import FitLog
 from glem_graphgym.files import read_json
 
@@ -153,17 +155,32 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
     assert never.calls == 0
     assert content(tmp_path) == before
     assert done.valid == before["stages/00_lm_gold/stage.json"]["scores"]["valid"]["accuracy"]
-    assert "done before" in said[0]
+    assert said == ["stage 1 was done before: " + scores_in_words(tmp_path / "stages" / "00_lm_gold")]
 
 
-def test_each_finished_stage_is_said_once_with_its_scores(tmp_path: Path) -> None:
+def scores_in_words(folder: Path) -> str:
+    scores = read_json(folder / "stage.json")["scores"]
+    return "accuracy " + ", ".join(f"{100 * scores[part]['accuracy']:.2f}% {part}" for part in scores)
+
+
+def test_each_stage_is_said_when_it_begins_and_when_it_is_done(tmp_path: Path) -> None:
     said: list[str] = []
-    journal(tmp_path, say=said.append).stage(FIRST, RandomWork())
-    scores = read_json(tmp_path / "stages" / "00_lm_gold" / "stage.json")["scores"]
-    (line,) = said
-    assert line.startswith(
-        f"00_lm_gold: train {scores['train']['accuracy']:.4f}, valid {scores['valid']['accuracy']:.4f}"
-    )
+    made = journal(tmp_path, say=said.append)
+    made.plan = Plan([PlannedStage("lm_gold", "LM"), PlannedStage("gnn_gold", "GNN")])
+    made.stage(FIRST, RandomWork())
+    begun, done = said
+    assert begun == "stage 1 of 2: the language model learns from gold labels"
+    scores = scores_in_words(tmp_path / "stages" / "00_lm_gold")
+    assert re.fullmatch(rf"stage 1 of 2: {re.escape(scores)}; took 0\.\d s", done)
+
+
+def test_a_stage_that_another_run_has_done_is_not_said_to_begin(tmp_path: Path) -> None:
+    said: list[str] = []
+    for name in ("a", "b"):
+        made = journal(tmp_path / name, say=said.append)
+        made.stage(FIRST, RandomWork(), shared=tmp_path / "shared" / "x")
+    assert [line.split(":")[0] for line in said] == ["stage 1"] * 3
+    assert "; took " in said[1] and "; taken from another run, which took " in said[2]
 
 
 def test_the_metric_that_selects_is_the_one_named(tmp_path: Path) -> None:

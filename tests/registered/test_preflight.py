@@ -32,7 +32,7 @@ from glem_graphgym.registered.preflight import (
     resident_of_all,
     run_files,
 )
-from glem_graphgym.report.needs import print_needs, shown_size, shown_time, verdict_line
+from glem_graphgym.report.needs import print_needs, shown_size, verdict_line
 
 COST = {"resident_mb": 900.0, "mapped_mb": 100.0, "accelerator_mb": 0.0, "seconds": 90.0, "texts": 5, "tokens": 50}
 
@@ -272,11 +272,10 @@ def test_a_verdict_says_what_is_needed_what_there_is_and_what_to_do() -> None:
     assert line == "disk at /data: fits; the run needs 3.0 GB, 1.0 TB are free"
 
 
-def test_sizes_and_times_are_readable() -> None:
+def test_sizes_are_readable() -> None:
     assert [shown_size(size) for size in (900, 2048, 5 << 20, 150 << 20, 3 << 40)] == [
         *("900 bytes", "2 kB", "5.0 MB", "150 MB", "3.0 TB"),
     ]
-    assert [shown_time(seconds) for seconds in (12, 90, 7200)] == ["12 s", "2 min", "2.0 h"]
 
 
 def test_the_tables_name_every_stage_and_file() -> None:

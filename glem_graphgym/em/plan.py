@@ -1,0 +1,248 @@
+"""The stages of a run before they are done: which there are, what each is in words, and about how long is left."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
+from glem_graphgym.progress import Progress, time_text
+
+if TYPE_CHECKING:
+    from glem_graphgym.em.e_step import LMLearner
+    from glem_graphgym.em.loop import Run
+
+# train.mode -> stages before the EM iterations
+FIRST_STAGES = {
+    "glem": ("lm_gold", "gnn_gold"),
+    "glem_lm": ("lm_gold",),
+    "glem_gnn": ("gnn_gold",),
+    "glem_cascade": ("lm_gold", "gnn_gold"),
+    "glem_joint": ("joint",),
+}
+WORDS = {
+    "lm_gold": "the language model learns from gold labels",
+    "gnn_gold": "the GNN learns from gold labels",
+    "e_step": "the language model learns from gold labels and the GNN's pseudo-labels",
+    "m_step": "the GNN learns from gold labels and the language model's pseudo-labels",
+    "joint": "language model and GNN learn together from gold labels",
+    "correct_and_smooth": "Correct & Smooth on the GNN's predictions",
+    "ensemble": "language model and GNN predict together",
+}
+TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "E-step", "m_step": "M-step"}
+BACKWARD = 3  # forward passes that a training step on a text takes the time of
+ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is taken for that of the rest
+
+
+def stage_names(mode: str, order: str, iterations: int, correct_and_smooth: bool, ensemble: bool) -> list[str]:
+    """The stages of ``train.mode``, in the order in which `loop` does them; ``iterations`` of EM in ``glem``."""
+    names = list(FIRST_STAGES[mode])
+    if mode == "glem":
+        steps = ("e_step", "m_step") if order == "lm_first" else ("m_step", "e_step")
+        names += [f"{step}_{iteration}" for iteration in range(1, iterations + 1) for step in steps]
+    if {"gnn_gold", "joint"} & set(names) and correct_and_smooth:
+        names.append("correct_and_smooth")
+    if {"lm_gold", "gnn_gold"} <= set(names) and ensemble:
+        names.append("ensemble")
+    return names
+
+
+def kind_of(name: str) -> str:
+    """A stage's name without its iteration: ``e_step`` of ``e_step_1``."""
+    return re.sub(r"_\d+$", "", name)
+
+
+def in_words(name: str) -> str:
+    """``E-step 1, the language model learns from gold labels and the GNN's pseudo-labels``."""
+    words = WORDS.get(kind_of(name), name)
+    return f"{title_of(name)}, {words}" if kind_of(name) in ("e_step", "m_step") else words
+
+
+def title_of(name: str) -> str:
+    """What a bar is called: ``E-step 1``."""
+    kind = kind_of(name)
+    return TITLES.get(kind, name) + name.removeprefix(kind).replace("_", " ")
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage that is going to be done.
+
+    Attributes:
+        name: as of a `StageKey`.
+        model: ``LM``, ``GNN`` or ``none``, which takes no time worth telling.
+        work: unit of a progress bar -> how much of the stage's work it shows, comparable among stages of one model; for
+            the LM in forward passes of one text.
+        seconds_before: counted among the stage's seconds, but spent before the stages.
+    """
+
+    name: str
+    model: str
+    work: Mapping[str, float] = field(default_factory=dict)
+    seconds_before: float = 0.0
+
+
+def planned_stages(run: Run, names: Sequence[str]) -> list[PlannedStage]:
+    """The stages called ``names`` of a run, with the work that each will be."""
+    gold, settings = len(run.gold.nodes), run.settings
+    candidates = num_confident(len(run.candidates), settings.confidence)
+    encoded = run.num_nodes if run.encoded is None else len(run.encoded)
+
+    def of_lm(lm: LMLearner, ratio: float) -> dict[str, float]:
+        trained = gold + num_drawn(candidates, ratio, gold)
+        validated = lm.settings.evals_per_epoch * len(lm.validation.nodes)
+        return {"batch": lm.settings.epochs * (BACKWARD * trained + validated), "text": encoded}
+
+    def of_gnn(ratio: float) -> dict[str, float]:
+        assert run.gnn is not None
+        if run.gnn.trains_again:
+            return {}
+        trained = gold + num_drawn(candidates, ratio, gold) if run.gnn.new_batches else 1
+        return {"batch": run.gnn.settings.epochs * trained}
+
+    def planned(name: str) -> PlannedStage:
+        kind = kind_of(name)
+        if kind == "lm_gold":
+            assert run.lm_gold is not None
+            return PlannedStage(name, "LM", of_lm(run.lm_gold, 0))
+        if kind == "e_step":
+            assert run.lm_em is not None
+            return PlannedStage(name, "LM", of_lm(run.lm_em, settings.lm_ratio))
+        if kind == "gnn_gold":
+            return PlannedStage(name, "GNN", of_gnn(0), run.features_seconds)
+        if kind == "m_step":
+            return PlannedStage(name, "GNN", of_gnn(settings.gnn_ratio))
+        if kind == "joint":
+            return PlannedStage(name, "GNN", {"batch": 1.0}, run.features_seconds)
+        return PlannedStage(name, "none")
+
+    return [planned(name) for name in names]
+
+
+class Plan:
+    """The stages of a run, and how long they take as far as that is known.
+
+    Args:
+        stages: in their order; empty where they are not known.
+        at_most: EM ends by itself, so that not all of them may be done.
+        known: name -> seconds of the same stage with another seed.
+        prior: model -> seconds that a unit of its work took elsewhere; used until a stage of this run says more.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[PlannedStage] = (),
+        at_most: bool = False,
+        known: Mapping[str, float] | None = None,
+        prior: Mapping[str, float] | None = None,
+    ) -> None:
+        self.stages, self.at_most, self.known, self.prior = stages, at_most, known or {}, prior or {}
+        self.seconds: dict[str, float] = {}  # of stages that are done
+
+    def numbered(self, index: int) -> str:
+        """``stage 2 of 4``; ``stage 5, at most 22`` where EM ends by itself."""
+        if not self.stages:
+            return f"stage {index + 1}"
+        return f"stage {index + 1}{', at most' if self.at_most else ' of'} {len(self.stages)}"
+
+    def note(self, name: str, seconds: float) -> None:
+        """Take what a stage took, as its record says."""
+        self.seconds[name] = seconds
+
+    def _own_seconds(self, stage: PlannedStage) -> float:
+        return max(0.0, self.seconds[stage.name] - stage.seconds_before)
+
+    def _expected(self, stage: PlannedStage, watch: Watch | None) -> float | None:
+        """Seconds of a stage that is not done; None where nothing is known of them.
+
+        Args:
+            watch: of the present stage, where that is one of the same model.
+        """
+        if stage.name in self.known:
+            return self.known[stage.name] - stage.seconds_before
+        seconds, work = watch.done() if watch and watch.speed() else (0.0, 0.0)
+        for other in self.stages:
+            if other.model == stage.model and other.work and other.name in self.seconds:
+                seconds += self._own_seconds(other)
+                work += sum(other.work.values())
+        rate = seconds / work if work else self.prior.get(stage.model)
+        return rate * sum(stage.work.values()) if rate and stage.work else None
+
+    def left(self, index: int, watch: Watch | None = None) -> str:
+        """``about 5 of 9 min left``, from the beginning of stage ``index`` or from where ``watch`` sees it.
+
+        ``more than 5 min left`` where the time of some stages is not known; nothing where that of none is.
+        """
+        total, all_known = 0.0, True
+        for place, stage in enumerate(self.stages[index:], start=index):
+            if stage.model == "none":
+                continue
+            now = watch if place == index else None
+            if now and (speed := now.speed()):
+                total += now.work_left() * speed
+                continue
+            expected = self._expected(stage, watch if stage.model == self.stages[index].model else None)
+            if expected is None:
+                all_known = False
+            else:
+                total += max(0.0, expected - (now.elapsed() if now else 0.0))
+        if total < 1:
+            return ""
+        if self.at_most:
+            return f"at most about {time_text(total)} left" if all_known else ""
+        if not all_known:
+            return f"more than {time_text(total)} left"
+        done = sum(self.seconds.values()) + (watch.elapsed() if watch else 0.0)
+        return f"about {_of(time_text(total), time_text(total + done))} left"
+
+
+def _of(left: str, whole: str) -> str:
+    """``5 of 9 min``."""
+    if left == whole:
+        return left
+    (number, unit), (_, other) = left.split(), whole.split()
+    return f"{number if unit == other else left} of {whole}"
+
+
+class Watch:
+    """Sees the progress bars of one stage: what they are called, how far the stage is, and what to say beside them."""
+
+    def __init__(self, plan: Plan, index: int, name: str) -> None:
+        self.plan, self.index, self.name = plan, index, name
+        self.begun = time.perf_counter()
+        self.work = dict(plan.stages[index].work) if index < len(plan.stages) else {}
+        self.worked: dict[str, tuple[float, float]] = {}  # unit -> seconds of its bar, and share 0-1 that it has done
+
+    def title(self, text: str) -> str:
+        title = title_of(self.name)
+        return text.replace(self.name, title, 1) if self.name in text else f"{title}, {text}"
+
+    def remark(self, bar: Progress) -> str:
+        if bar.unit not in self.work or not bar.total:
+            return ""
+        self.worked[bar.unit] = (float(bar.format_dict["elapsed"] or 0.0), min(1.0, bar.n / bar.total))
+        return self.plan.left(self.index, self)
+
+    def done(self) -> tuple[float, float]:
+        """Seconds and work of the stage's bars so far."""
+        work = sum(self.work[unit] * share for unit, (_, share) in self.worked.items())
+        return sum(seconds for seconds, _ in self.worked.values()), work
+
+    def work_left(self) -> float:
+        """Of the bar that is shown and of those after it; one before it has ended, early maybe."""
+        units = list(self.work)
+        shown = max((units.index(unit) for unit in self.worked), default=0)
+        rest = {unit: 1 - self.worked[unit][1] if unit in self.worked else 1.0 for unit in units[shown:]}
+        return sum(self.work[unit] * share for unit, share in rest.items())
+
+    def speed(self) -> float | None:
+        """Seconds per unit of work; None as long as there is too little of it to go by."""
+        seconds, work = self.done()
+        enough = seconds >= ENOUGH_SECONDS and work >= ENOUGH_SHARE * sum(self.work.values())
+        return seconds / work if enough else None
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.begun
