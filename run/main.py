@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             dump_config(settings, experiment / cfg.cfg_dest)
         if first:
             report_experiment(cfg, experiment)
+            say_where(cfg.train.mode, experiment, range(settings.seed, last + 1))
         processes.leave()
     except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
         if os.environ.get("GLEM_TRACEBACK"):
@@ -206,6 +208,8 @@ def run_seed(cfg: Any, name: str, overwrite: int) -> None:
     stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
     reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
+    if cfg.print in ("file", "both"):
+        stats.log_run(run_dir, run_dir / "logging.log")
 
 
 def run_standard(cfg: Any, overwrite: int) -> None:
@@ -258,7 +262,27 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
     if cfg.train.mode != "standard":
         rows = aggregate.aggregate_summaries(experiment)
         if rows and rows[0].seeds > 1:
-            aggregate.print_aggregate(rows, title=f"{experiment.name}, mean ± std over seeds")
+            aggregate.print_aggregate(rows, title=f"{experiment.name}, mean ± std over {rows[0].seeds} seeds")
+
+
+def say_where(mode: str, experiment: Path, seeds: range) -> None:
+    """The last lines: the file with the results of what was asked for, and the command that shows them."""
+    seed = str(seeds[0]) if len(seeds) == 1 else f"{{{','.join(map(str, seeds))}}}"
+    if mode == "glem_predict":
+        print(f"Predictions: {experiment / seed / 'predictions.csv.gz'}", flush=True)
+        return
+    if mode == "standard":
+        file = experiment / "agg" / "test" / "best.json"
+    else:
+        file = experiment / seed / "summary.json" if len(seeds) == 1 else experiment / "summary.json"
+    python = "python" if shutil.which("python") == sys.executable else as_typed(Path(sys.executable))
+    command = [python, as_typed(Path(__file__).resolve().with_name("leaderboard.py")), "--dir", str(experiment)]
+    print(f"Results: {file}\nTo see and compare them: {shlex.join(command)}", flush=True)
+
+
+def as_typed(path: Path) -> str:
+    """A path as one types it: from the working directory where it lies below that."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

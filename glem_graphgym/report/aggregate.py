@@ -318,17 +318,21 @@ def _unbiased_std(values: Sequence[float]) -> float | None:
 
 
 def print_aggregate(rows: Sequence[AggregateRow], title: str, console: Console | None = None) -> None:
-    """Print one line a method: validation and test score in % as mean ± std, and what it costs."""
-    numbers = ["seeds", "valid %", "test %", "params", "seconds", "peak memory MB"]
+    """Print one line per method: validation and test score in % as mean ± std, and what it costs.
+
+    The number of seeds has a column where it is not the same for all.
+    """
+    differ = len({row.seeds for row in rows}) > 1
+    numbers = [*(["seeds"] if differ else []), "valid %", "test %", "params", "seconds", "peak MB"]
     table = new_table(title, ["method"], numbers)
     for row in rows:
         table.add_row(
             row.method,
-            str(row.seeds),
+            *([str(row.seeds)] if differ else []),
             _percent(row.valid_mean, row.valid_std),
             _percent(row.test_mean, row.test_std),
             f"{row.params:,}",
-            f"{row.seconds_mean:,.1f}",
+            f"{row.seconds_mean:,.0f}",
             f"{row.peak_memory_mb:,.0f}",
         )
     (console or default_console()).print(table)

@@ -13,7 +13,7 @@ from glem_graphgym.report.charts import Chart
 from glem_graphgym.report.experiments import Experiment, best_stage, network_of, stage_folder
 from glem_graphgym.report.leaderboard import SIMPLEST_FIRST, Axis, Board, Row, Spread, percent
 from glem_graphgym.report.reliability import BINS, FILE, Description, pool, read_descriptions
-from glem_graphgym.report.stats import METHODS, in_order
+from glem_graphgym.report.stats import DIAGNOSTICS, METHODS, in_order
 
 MAX_CLASSES = 25
 MAX_AXES = 12
@@ -49,6 +49,7 @@ def all_panels(board: Board) -> str:
             em_panel(board),
             compute_panel(board),
             agreement_panel(board),
+            diagnostics_panel(board),
             *sensitivity_panels(board),
             calibration_panel(described),
             class_panel(described),
@@ -168,6 +169,35 @@ def agreement_panel(board: Board) -> str:
         legend.append((texts[key], color, "solid"))
     ticks = [(float(at), _step(name)) for at, name in sorted(names.items())]
     return card(title, f"{focus.name}; over unlabelled nodes", chart.svg(x_ticks=ticks), legend)
+
+
+def diagnostics_panel(board: Board) -> str:
+    """What the stages of the experiment of `with_em` recorded, as a table."""
+    title, focus = "Diagnostics of the EM iterations", with_em(board)
+    values = {} if focus is None else {key: _diagnostic(focus, key) for key in DIAGNOSTICS}
+    stages = sorted({(index, name) for points in values.values() for index, name, _ in points})
+    if focus is None or not stages:
+        return missing(title, "No stage here recorded any; runs with EM iterations do.")
+    shown = {key: {index: spread for index, _, spread in points} for key, points in values.items() if points}
+    heads = "".join(f'<th class=num title="{escape(DIAGNOSTICS[key], quote=True)}">{escape(key)}</th>' for key in shown)
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f"<td class=num>{_number(spreads.get(index))}</td>" for spreads in shown.values())
+        + "</tr>"
+        for index, name in stages
+    )
+    means = "".join(f"<li><b>{escape(key)}</b>: {escape(DIAGNOSTICS[key])}</li>" for key in shown)
+    body = (
+        f"<div class=scroll><table class=small><thead><tr><th>stage</th>{heads}</tr></thead><tbody>{rows}</tbody>"
+        f'</table></div><details><summary>What the columns mean</summary><ul class="sub">{means}</ul></details>'
+    )
+    return card(title, f"{focus.name}; mean over {len(focus.runs)} seed(s)", body, style="wide")
+
+
+def _number(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.mean:,.0f}" if abs(spread.mean) >= 100 else f"{spread.mean:.4f}"
 
 
 def _diagnostic(experiment: Experiment, key: str) -> list[tuple[int, str, Spread]]:

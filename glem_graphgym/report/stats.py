@@ -18,7 +18,23 @@ from glem_graphgym.files import atomic_write, read_json, write_json
 
 METHODS = ("LM", "GNN", "Cascade", "Joint", "GLEM-LM", "GLEM-GNN")
 MODELS = ("LM", "GNN")
+# What a stage's record holds beside scores and costs.
+DIAGNOSTICS = {
+    "o_q": "Objective O(q) of the E-step over all nodes, in nats; higher is better.",
+    "o_phi": "Objective O(φ) of the M-step over all nodes, in nats; higher is better.",
+    "entropy_q": "Mean entropy of the language model's predictions on unlabelled nodes, in nats; 0: it is sure.",
+    "agreement": "Share 0-1 of the unlabelled nodes for which LM and GNN predict the same class.",
+    "pseudo_accuracy_valid": "Share 0-1 of right pseudo-labels, on the validation nodes among the candidates.",
+    "pseudo_candidates": "Nodes that may get a pseudo-label, after glem.confidence.",
+    "ensemble_weight_lm": "Weight 0-1 of the LM in the ensemble, chosen on validation.",
+    "steps": "Optimizer steps of joint training.",
+    "texts_per_step": "Texts that a step of joint training encodes, the mean.",
+    "tokens_per_step": "Tokens of these texts, the mean.",
+    "most_texts_at_once": "The most texts that joint training encoded together.",
+    "train_seconds_per_epoch": "Seconds per epoch of joint training, without validation.",
+}
 NO_MODEL = "none"
+LOG_WIDTH = 200
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
 
 
@@ -311,7 +327,9 @@ def print_summary(rows: Sequence[SummaryRow], title: str, console: Console | Non
 def print_progress(stages: Sequence[Stage], metric: str = "accuracy", console: Console | None = None) -> None:
     """Print one line a stage, ruled off by EM iteration, with a column for each diagnostic reported."""
     diagnostics = list(dict.fromkeys(key for stage in stages for key in stage.diagnostics))
-    table = new_table("EM iterations", ["EM", "stage", "method"], ["valid %", "best epoch", "seconds", *diagnostics])
+    table = new_table(
+        "Stages and their diagnostics", ["EM", "stage", "method"], ["valid %", "best epoch", "seconds", *diagnostics]
+    )
     for place, stage in enumerate(stages):
         values = [_shown(stage.diagnostics[key]) if key in stage.diagnostics else "" for key in diagnostics]
         valid = f"{100 * _score(stage, 'valid', metric):.2f}"
@@ -339,7 +357,7 @@ def new_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table
 
 def default_console() -> Console:
     """Standard output; in a log file there is no edge, so tables are as wide as they need to be."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
 def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> list[SummaryRow]:
@@ -355,12 +373,17 @@ def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> lis
 
 
 def print_run(run_dir: Path, title: str, console: Console | None = None) -> None:
-    """Print a finished run: its stages where there was EM, then one line a method."""
-    stages = read_stages(run_dir)
-    metric = read_metric(run_dir)
-    if any(stage.em_iteration for stage in stages):
+    """Print a finished run: one line per method."""
+    print_summary(summary_rows(read_stages(run_dir), read_metric(run_dir)), title, console)
+
+
+def log_run(run_dir: Path, log: Path) -> None:
+    """Append to a log file what would not fit a terminal: the stages with their diagnostics, and the summary."""
+    stages, metric = read_stages(run_dir), read_metric(run_dir)
+    with log.open("a", encoding="utf-8") as file:
+        console = Console(file=file, width=LOG_WIDTH)
         print_progress(stages, metric, console)
-    print_summary(summary_rows(stages, metric), title, console)
+        print_summary(summary_rows(stages, metric), "", console)
 
 
 def print_predictions(run_dir: Path, console: Console | None = None) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -314,6 +315,41 @@ def test_the_final_table_is_printed(finished: tuple[Path, str]) -> None:
         line = next(line for line in table.splitlines() if f" {method} " in line)
         assert f"{100 * row['test']:.2f}" in line
         assert f"{row['params']:,}" in line
+
+
+def test_the_last_lines_say_where_the_results_are_and_how_to_see_them(finished: tuple[Path, str]) -> None:
+    config, out = finished
+    results, command = out.splitlines()[-2:]
+    assert results == f"Results: {run_dir(config) / 'summary.json'}"
+    assert (run_dir(config) / "summary.json").is_file()
+    program, *arguments = shlex.split(command.removeprefix("To see and compare them: "))
+    shown = subprocess.run([program, *arguments], capture_output=True, text=True, cwd=config.parent, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    assert " GLEM-GNN " in shown.stdout
+
+
+def test_no_line_is_wider_than_80_columns_but_for_paths(finished: tuple[Path, str]) -> None:
+    config, out = finished
+    assert [line for line in out.splitlines() if len(line) > 80 and str(config.parent) not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "seeds", "last"),
+    [
+        ("glem", range(3, 4), "Results: results/x/3/summary.json"),
+        ("glem", range(3, 5), "Results: results/x/summary.json"),
+        ("standard", range(1), "Results: results/x/agg/test/best.json"),
+        ("glem_predict", range(1), "Predictions: results/x/0/predictions.csv.gz"),
+        ("glem_predict", range(2), "Predictions: results/x/{0,1}/predictions.csv.gz"),
+    ],
+)
+def test_every_mode_says_where_its_results_are(
+    mode: str, seeds: range, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_main().say_where(mode, Path("results/x"), seeds)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == last
+    assert [line.endswith("run/leaderboard.py --dir results/x") for line in rest] == [True] * (mode != "glem_predict")
 
 
 def test_the_written_config_loads_again(finished: tuple[Path, str]) -> None:

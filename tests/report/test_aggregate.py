@@ -475,9 +475,19 @@ def test_aggregate_table_shows_mean_and_std_in_percent() -> None:
     print_aggregate(rows, "debian", Console(file=output, width=120))
     cells = [[c.strip() for c in line.strip("│").split("│")] for line in output.getvalue().splitlines() if "│" in line]
     assert cells == [
-        ["LM", "1", "70.00", "71.00", "1,000", "60.0", "512"],
-        ["GLEM-GNN", "3", "80.13 ± 0.10", "79.93 ± 0.21", "22,713,216", "1,234.5", "2,048"],
+        ["LM", "1", "70.00", "71.00", "1,000", "60", "512"],
+        ["GLEM-GNN", "3", "80.13 ± 0.10", "79.93 ± 0.21", "22,713,216", "1,234", "2,048"],
     ]
+
+
+def test_aggregate_table_of_the_largest_runs_fits_80_columns() -> None:
+    output = io.StringIO()
+    costs = (435_061_760, 123_456.0, 70_000.0)
+    rows = [AggregateRow(method, 3, 0.8, 0.001, 0.8, 0.001, *costs) for method in ("GLEM-GNN+C&S", "GLEM-LM+GNN")]
+    print_aggregate(rows, "x", Console(file=output, width=80))
+    lines = output.getvalue().splitlines()
+    assert len([line for line in lines if line.startswith("│")]) == len(rows)  # none is folded
+    assert "435,061,760" in lines[-2] and "seeds" not in output.getvalue()
 
 
 # --- GraphGym's agg_batch ----------------------------------------------------------------------------------

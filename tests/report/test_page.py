@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from glem_graphgym.report.charts import Chart, Scale, nice_step
 from glem_graphgym.report.leaderboard import read_boards
 from glem_graphgym.report.page import CSS, render_page
 from glem_graphgym.report.panels import COLORED, color_of, mark_of, seconds_text
+from glem_graphgym.report.stats import DIAGNOSTICS
 
 VOID = {"meta", "link"}
+SHOWN_DIAGNOSTICS = ["agreement", "pseudo_accuracy_valid", "pseudo_candidates"]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -133,6 +136,14 @@ def test_every_panel_is_drawn_when_its_data_is_there(grid: Path) -> None:
     assert "stock" not in compute  # its seconds are not known
 
 
+def test_diagnostics_are_a_table_with_their_meaning(grid: Path) -> None:
+    table = panel(page_of(grid), "Diagnostics of the EM iterations")
+    assert [name for name in DIAGNOSTICS if f">{name}</th>" in table] == SHOWN_DIAGNOSTICS
+    for name in SHOWN_DIAGNOSTICS:
+        assert escape(DIAGNOSTICS[name]) in table
+    assert re.search(r"<tr><td>m_step_1</td>(<td class=num>0\.\d{4}</td>){2}<td class=num>100</td></tr>", table)
+
+
 def test_charts_are_well_formed_and_labelled(grid: Path) -> None:
     charts = re.findall(r'<svg class="chart".*?</svg>', page_of(grid), re.DOTALL)
     assert len(charts) >= 9
@@ -148,7 +159,7 @@ def test_panels_without_data_say_what_is_missing(tmp_path: Path, run_folder: Any
     stock_folder(tmp_path / "stock", 0, [0.5, 0.6], 0.55)
     page = page_of(tmp_path / "stock")
     parse(page)
-    assert page.count('class="missing"') == 5
+    assert page.count('class="missing"') == 6
     run_folder(tmp_path / "glem", 0)
     page = page_of(tmp_path / "glem")
     assert "No stage here has a predictions.json" in panel(page, "Calibration")

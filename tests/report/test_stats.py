@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from glem_graphgym.report.stats import (
+    DIAGNOSTICS,
     Stage,
     SummaryRow,
+    log_run,
     print_progress,
+    print_run,
     print_summary,
     read_stages,
     summary_rows,
@@ -66,6 +69,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in file.read_text().splitlines()]
 
 
+ONE = {"o_q": -1.25}
 GLEM_RUN = [
     stage_dict(0, "LM", 0.70, 0.69, seconds=100.0, peak_memory_mb=900.0),
     stage_dict(1, "Cascade", 0.72, 0.71, seconds=5.0, lr=0.01),
@@ -272,6 +276,29 @@ def test_summary_json_is_the_list_of_rows(tmp_path: Path) -> None:
         "peak_memory_mb": 900.0,
     }
     assert [SummaryRow(**row) for row in found] == returned
+
+
+# --- diagnostics -------------------------------------------------------------------------------------------
+
+
+def test_the_documentation_explains_every_diagnostic() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    rows = "".join(f"| `{name}` | {meaning} |\n" for name, meaning in DIAGNOSTICS.items())
+    assert f"| column | meaning |\n|---|---|\n{rows}\n" in page
+
+
+def test_diagnostics_are_in_the_log_and_not_on_the_terminal(tmp_path: Path) -> None:
+    run = save(tmp_path, stage_dict(0, "LM", 0.70), stage_dict(1, "GLEM-LM", 0.74, em_iteration=1, diagnostics=ONE))
+    output = io.StringIO()
+    print_run(run, "debian, seed 0", Console(file=output, width=80))
+    (run / "logging.log").write_text("before\n")
+    log_run(run, run / "logging.log")
+    log = (run / "logging.log").read_text(encoding="utf-8")
+    assert log.startswith("before\n") and "│ glem-lm_1 " in log and " -1.2500 │" in log
+    assert "o_q" in log and "o_q" not in output.getvalue()
+    for text in (log, output.getvalue()):
+        assert "│ GLEM-LM │   74.00 │" in text
+    assert max(map(len, output.getvalue().splitlines())) <= 80
 
 
 # --- tables ------------------------------------------------------------------------------------------------
