@@ -167,15 +167,17 @@ class Journal:
             with out_of_memory, watched(Watch(self.plan, key.index, key.name)):
                 return work(part)
 
-        if not processes.from_first((folder / "stage.json").exists):
+        was_done = processes.from_first((folder / "stage.json").exists)
+        if not was_done:
             if together:
                 processes.lead(lambda job: self._do(key, folder, job, diagnose, shared), seeded)
             else:
                 processes.on_first(lambda: self._do(key, folder, seeded, diagnose, shared))
-        else:
-            self.say(f"{self.plan.numbered(key.index)} was done before: {self._scores(folder)}")
         done = self._read(key, folder)
-        self.plan.note(key.name, read_json(folder / "stage.json")["seconds"])
+        with reading(folder / "stage.json", _remedy(folder)):
+            self.plan.note(key.name, float(read_json(folder / "stage.json")["seconds"]))
+            if was_done:
+                self.say(f"{self.plan.numbered(key.index)} was done before: {self._scores(folder)}")
         self.finished.append(done)
         return done
 
@@ -242,7 +244,7 @@ class Journal:
         Raises:
             DamagedFileError: one of the stage's files is damaged.
         """
-        remedy = f"delete {folder} and type the same command again to redo this stage"
+        remedy = _remedy(folder)
         embeddings, weights = folder / "embeddings.npy", folder / "weights.safetensors"
         with reading(folder / "stage.json", remedy):
             valid = float(read_json(folder / "stage.json", remedy)["scores"]["valid"][self.metric])
@@ -276,6 +278,10 @@ class Journal:
         for stage in self.finished:
             if stage.key.folder not in keep:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and type the same command again to redo this stage"
 
 
 def stage_seed(seed: int, index: int, rank: int = 0) -> int:
