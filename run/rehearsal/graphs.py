@@ -155,11 +155,11 @@ def _write_tables(
         for nodes, (first, last) in zip(split, ((1995, 2017), (2018, 2018), (2019, 2020)), strict=True):
             year[nodes] = rng.integers(first, last + 1, len(nodes))
         write_blocks(folder / "raw/node_year.csv.gz", [_lines(year)])
-    names = np.array([f"{node}" for node in range(shape.nodes)], dtype="S")
-    write_blocks(folder / "raw/edge.csv.gz", _table_blocks(names, draw_edges(rng, label, shape), "edges"))
+    node_cells = Cells(f"{node}" for node in range(shape.nodes))
+    write_blocks(folder / "raw/edge.csv.gz", _table_blocks(node_cells, draw_edges(rng, label, shape), "edges"))
     means = draw_class_means(rng, shape.classes, shape.features)
     # Three decimals between -10 and 10.
-    numbers = np.array([f"{thousandths / 1000:.3f}" for thousandths in range(-9999, 10_000)], dtype="S")
+    numbers = Cells(f"{thousandths / 1000:.3f}" for thousandths in range(-9999, 10_000))
 
     def features() -> Iterator[np.ndarray]:
         for start in range(0, shape.nodes, NODES_AT_ONCE):
@@ -167,7 +167,7 @@ def _write_tables(
             yield np.clip(np.rint(drawn * 1000), -9999, 9999).astype(np.int64) + 9999
 
     blocks = Progress(features(), desc="features", total=-(-shape.nodes // NODES_AT_ONCE))
-    write_blocks(folder / "raw/node-feat.csv.gz", (_csv(numbers, block) for block in blocks))
+    write_blocks(folder / "raw/node-feat.csv.gz", (numbers.lines(block) for block in blocks))
 
 
 def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.ndarray:
@@ -210,19 +210,25 @@ def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.
     return edges
 
 
-def _table_blocks(names: np.ndarray, rows: np.ndarray, what: str) -> Iterator[bytes]:
+def _table_blocks(cells: Cells, rows: np.ndarray, what: str) -> Iterator[bytes]:
     starts = range(0, len(rows), EDGES_AT_ONCE // 4)
     for start in Progress(starts, desc=what):
-        yield _csv(names, rows[start : start + EDGES_AT_ONCE // 4])
+        yield cells.lines(rows[start : start + EDGES_AT_ONCE // 4])
 
 
-def _csv(names: np.ndarray, rows: np.ndarray) -> bytes:
-    """Lines of CSV: ``rows``, int64 (n, F), are places in ``names``, bytes (V,)."""
-    with_comma, with_end = (np.char.add(names, end) for end in (b",", b"\n"))
-    letters = with_comma[rows]
-    letters[:, -1] = with_end[rows[:, -1]]
-    raw = letters.view(np.uint8)
-    return raw[raw != 0].tobytes()
+class Cells:
+    """Lines of CSV whose cells are chosen from a few million different ones."""
+
+    def __init__(self, cells: Iterable[str]) -> None:
+        written = np.array(list(cells), dtype="S")
+        self._with_comma, self._with_end = (np.char.add(written, end) for end in (b",", b"\n"))
+
+    def lines(self, rows: np.ndarray) -> bytes:
+        """The lines of ``rows``, int64 (n, F): places of cells."""
+        letters = self._with_comma[rows]
+        letters[:, -1] = self._with_end[rows[:, -1]]
+        raw = letters.view(np.uint8)
+        return raw[raw != 0].tobytes()
 
 
 def _lines(numbers: np.ndarray) -> bytes:
