@@ -18,6 +18,7 @@ from glem_graphgym.files import fingerprint, make_once, read_json, write_json
 from glem_graphgym.progress import Progress
 
 SAMPLED_TEXTS = 1000  # that tell how many tokens all have
+IDS_AT_ONCE, BLOCKS_COUNTED = 1 << 20, 64  # in which unknown tokens are counted
 TEXTS_AT_ONCE = 16_384  # texts handed to the tokenizer's threads at a time; bounds memory, not speed
 
 
@@ -28,14 +29,25 @@ class TokenStore:
         ids: uint16 or int32 (T,), all texts one after the other; 2 bytes a token where the vocabulary allows.
         offsets: int64 (N+1,), where each text begins.
         pad_id: the id that fills up a batch.
+        unknown_id: the id of what the vocabulary lacks; None where there is no such id.
     """
 
-    def __init__(self, ids: np.ndarray, offsets: np.ndarray, pad_id: int) -> None:
-        self.ids, self.offsets, self.pad_id = ids, offsets, pad_id
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, pad_id: int, unknown_id: int | None = None) -> None:
+        self.ids, self.offsets, self.pad_id, self.unknown_id = ids, offsets, pad_id, unknown_id
         self.lengths = np.diff(offsets)
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def unknown_share(self) -> float:
+        """Share 0-1 of tokens that the vocabulary lacks; of a large store by blocks spread over all of it."""
+        if self.unknown_id is None or not len(self.ids):
+            return 0.0
+        starts = np.unique(np.linspace(0, max(len(self.ids) - IDS_AT_ONCE, 0), BLOCKS_COUNTED).astype(np.int64))
+        if len(self.ids) <= IDS_AT_ONCE * BLOCKS_COUNTED:
+            starts = np.arange(0, len(self.ids), IDS_AT_ONCE)
+        blocks = [self.ids[start : start + IDS_AT_ONCE] for start in starts]
+        return sum(int((block == self.unknown_id).sum()) for block in blocks) / sum(map(len, blocks))
 
     def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids int64 (B, L) and attention mask int64 (B, L) of the nodes' texts, L being their longest."""
@@ -75,7 +87,13 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
         raise DataError(f"{folder}: damaged token store ({error}); delete the folder to have it remade") from error
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
-    return TokenStore(ids, offsets, tokenizer.pad_token_id)
+    return TokenStore(ids, offsets, tokenizer.pad_token_id, _unknown_id(tokenizer))
+
+
+def _unknown_id(tokenizer: Any) -> int | None:
+    """The id of unknown tokens; None where there is none, or where it is one that every text has, as GPT-2's."""
+    others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
 
 def check_tokenizer(tokenizer: Any) -> None:

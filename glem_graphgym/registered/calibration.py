@@ -43,7 +43,7 @@ from glem_graphgym.models.stored_operator import operator_bytes
 from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
-from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
+from glem_graphgym.registered.loader import load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.registered.networks import sees_hops
 from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
 from glem_graphgym.registered.sizes import (
@@ -242,10 +242,8 @@ class Calibration:
     # ---- texts ----------------------------------------------------------------------------------------------------
 
     def _open_tokens(self) -> None:
-        from glem_graphgym.models.pretrained import load_tokenizer
-
         cfg, texts = self.cfg, self.graph.texts
-        tokenizer = load_tokenizer(cfg.lm.model)
+        tokenizer = tokenizer_of(cfg, texts)
         folder = token_folder(texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
         known = folder.is_dir()
         self.tokens = open_tokens(cfg, self.graph) if known else sampled_tokens(texts, tokenizer, cfg.lm.max_length)

@@ -90,7 +90,12 @@ KEYS = (
     # ---- the language model ---------------------------------------------------------------------------------------
     Key("lm.model", "sentence-transformers/all-MiniLM-L6-v2", "", "Hugging Face encoder: hub id or local folder."),
     Key("lm.pretrained", True, "", "Load pretrained weights; False = same architecture, random weights."),
-    Key("lm.pooling", "mean", "", "Text embedding: mean over tokens, or the first token.", choices=("mean", "cls")),
+    Key(
+        "lm.pooling", "auto", "",
+        "Text embedding: mean over tokens, first or last token; auto = as the model's modules.json says (with its Dense "
+        "modules), else last for causal models and mean for others.",
+        choices=("auto", "mean", "cls", "last"),
+    ),
     Key("lm.max_length", 128, "tokens", "Longest text, special tokens included.", low=3),
     Key("lm.shrink_dim", 0, "dims", "Width of a linear bottleneck whose output is the embedding; 0 = none.", low=0),
     Key("lm.epochs", 3, "epochs", "Passes over the gold nodes; 0 = as pretrained.", low=0),
@@ -458,6 +463,18 @@ FEATURE_KINDS = ("text", "static", "raw", "file")
 
 def feature_kinds(node_features: str) -> list[str]:
     return [part.strip() for part in node_features.split("+")]
+
+
+def reads_texts(cfg: CfgNode) -> bool:
+    """Whether a run of this configuration gives the nodes' texts to a language model."""
+    if cfg.dataset.format != "TAG":
+        return False
+    if "static" in feature_kinds(cfg.glem.node_features):
+        return True
+    if cfg.train.mode == "standard":
+        text_encoder = cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text"
+        return text_encoder or cfg.model.type == "glem_lm"
+    return cfg.train.mode != "glem_gnn"
 
 
 def _check_features(cfg: CfgNode) -> None:

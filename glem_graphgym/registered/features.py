@@ -18,6 +18,7 @@ from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.feature_rows import FeatureRows
 from glem_graphgym.files import fingerprint, make_once, read_array, read_json, write_json
 from glem_graphgym.memory import naming_out_of_memory
+from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import untuned_lm
 from glem_graphgym.registered.run_folder import file_hashes
@@ -63,7 +64,7 @@ def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = N
         lm.model,
         file_hashes(cfg).get("lm.model"),
         lm.pretrained,
-        lm.pooling,
+        str(readout_of(lm.model, lm.pooling)),
         lm.precision,
         lm.attention,
     )

@@ -15,6 +15,7 @@ from glem_graphgym.em.e_step import LMLearner, LMSettings, encode_in_parts
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
 from glem_graphgym.registered.config import ConfigError
 
@@ -93,6 +94,7 @@ class TextEmbeddings(nn.Module):
         super().__init__()
         self.tokens, self.encoder = tokens, encoder
         self.budget = infer_tokens(cfg, hardware_for(cfg, "32"))
+        readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
 
     def forward(self, nodes: Tensor) -> Tensor:
         ids, device = nodes.cpu().numpy(), nodes.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import register_loader
 from yacs.config import CfgNode
 
-from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.features import static_embeddings
+
+MANY_UNKNOWN = 0.05  # share of unknown tokens that is warned of
+TEXTS_COMPARED, CHARACTERS_COMPARED = 100, 1000  # of which two tokenizers' ids are compared
 
 
 def load_text_graph_of(cfg: CfgNode) -> TextGraph:
@@ -121,11 +125,27 @@ def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
 
 
 def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
-    """The graph's token ids for ``lm.model`` and ``lm.max_length``, cached under ``dataset.dir``."""
+    """The graph's token ids for ``lm.model`` and ``lm.max_length``, cached under ``dataset.dir``.
+
+    Warns where the model does not know many of them.
+    """
+    tokenizer, cache = tokenizer_of(cfg, graph.texts), Path(cfg.dataset.dir) / "tokens"
+    store = open_token_store(graph.texts, tokenizer, cfg.lm.max_length, cache)
+    unknown = store.unknown_share()
+    if unknown > MANY_UNKNOWN:
+        logging.warning(
+            f"lm.model {cfg.lm.model} does not know {unknown:.0%} of the tokens of {graph.name}: its vocabulary was "
+            "not made for these texts; expected a model of their language"
+        )
+    return store
+
+
+def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
+    """The tokenizer of ``lm.model``, held against the file that it is made of on some of the texts."""
     from glem_graphgym.models.pretrained import load_tokenizer
 
-    cache = Path(cfg.dataset.dir) / "tokens"
-    return open_token_store(graph.texts, load_tokenizer(cfg.lm.model), cfg.lm.max_length, cache)
+    nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
+    return load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
 
 
 def tokens_of_config() -> TokenStore:

@@ -13,8 +13,8 @@ from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, check_tokenizer, encode_texts, token_folder
 from glem_graphgym.files import read_json
-from glem_graphgym.registered.config import feature_kinds
-from glem_graphgym.registered.loader import checks_of, load_text_graph_of, open_tokens
+from glem_graphgym.registered.config import reads_texts
+from glem_graphgym.registered.loader import checks_of, load_text_graph_of, open_tokens, tokenizer_of
 
 TEXTS_CHECKED = 1000  # spread evenly over all nodes
 ROWS_AT_ONCE = 1 << 20
@@ -55,16 +55,6 @@ def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
     check_texts(graph.texts, graph.name)
     ready = list(_graph_parts(graph, _snapshot_of(graph, Path(cfg.dataset.dir))))
     return [*ready, _tokens(cfg, graph)] if reads_texts(cfg) else ready
-
-
-def reads_texts(cfg: CfgNode) -> bool:
-    """Whether a run of this configuration gives the nodes' texts to a language model."""
-    if "static" in feature_kinds(cfg.glem.node_features):
-        return True
-    if cfg.train.mode == "standard":
-        text_encoder = cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text"
-        return text_encoder or cfg.model.type == "glem_lm"
-    return cfg.train.mode != "glem_gnn"
 
 
 def _snapshot_of(graph: TextGraph, root: Path) -> Path | None:
@@ -132,9 +122,7 @@ def _check_tokenizer(cfg: CfgNode) -> None:
 
 
 def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
-    from glem_graphgym.models.pretrained import load_tokenizer
-
-    store, tokenizer = open_tokens(cfg, graph), load_tokenizer(cfg.lm.model)
+    store, tokenizer = open_tokens(cfg, graph), tokenizer_of(cfg, graph.texts)
     folder = token_folder(graph.texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
     remedy = f"delete {folder} to have it made anew"
     _check_pointers(store.offsets, len(store.ids), f"{folder}: tokens", remedy)
@@ -144,7 +132,8 @@ def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
         if _ids(store, node) != list(ids):
             raise DataError(f"{folder}: the tokens of node {node} are not those of its text; {remedy}")
     mean = len(store.ids) / max(len(store), 1)
-    holds = f"{len(store.ids):,} tokens, {mean:.0f} a text, at most {cfg.lm.max_length}; {cfg.lm.model}"
+    known = f"{store.unknown_share():.1%} unknown to {cfg.lm.model}"
+    holds = f"{len(store.ids):,} tokens, {mean:.0f} per text, at most {cfg.lm.max_length}; {known}"
     return Prepared("tokens", folder, _size(folder), holds)
 
 

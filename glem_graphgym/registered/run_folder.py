@@ -20,7 +20,9 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.loop import UNTIL_PLATEAU
 from glem_graphgym.em.plan import stage_names
 from glem_graphgym.files import fingerprint, read_json, reading, write_json
-from glem_graphgym.registered.config import KEYS, settings_of
+from glem_graphgym.models.pooling import readout_of
+from glem_graphgym.models.pretrained import find_model
+from glem_graphgym.registered.config import KEYS, reads_texts, settings_of
 
 METRIC = "accuracy"  # which score our train modes select by
 NOTED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
@@ -59,7 +61,7 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
         "mode": cfg.train.mode,
         "dataset": cfg.dataset.name if graph is None else graph.name,
         **known,
-        "settings": decisive_settings(cfg),
+        "settings": {**decisive_settings(cfg), **resolved_settings(cfg)},
         "files": file_hashes(cfg),
         "versions": package_versions(),
         **({"em_iterations": cfg.glem.em_iterations} if cfg.train.mode == "glem" else {}),
@@ -105,12 +107,22 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
     return {name: value for name, value in flat.items() if name not in _INDIFFERENT}
 
 
+def resolved_settings(cfg: CfgNode) -> dict[str, object]:
+    """What stands in the place of settings that leave it to the model, so that a run of the same results may go on.
+
+    Raises:
+        ValueError: the model cannot be found, or cannot do what is set.
+    """
+    return {"lm.pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling))} if reads_texts(cfg) else {}
+
+
 def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -> Path:
     """Where runs share the LM fine-tuned on gold: a folder named by all that it depends on.
 
     That is graph, seed, LM settings, weights, device, and ``encoded``, int64: the nodes that it encodes; None = all.
     """
     settings = {key: value for key, value in decisive_settings(cfg).items() if key.startswith("lm.")}
+    settings |= resolved_settings(cfg)
     hashes = file_hashes(cfg).get("lm.model")
     key = fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator)
     return Path(cfg.dataset.dir) / "lm_gold" / (key if encoded is None else fingerprint(key, encoded))
@@ -127,8 +139,7 @@ def file_hashes(cfg: CfgNode) -> dict[str, str]:
             hashes[key] = _sha256([Path(path)])
     folder = Path(cfg.lm.model).expanduser()
     if cfg.dataset.format == "TAG" and folder.is_dir():
-        names = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json")
-        hashes["lm.model"] = _sha256(sorted(file for name in names for file in folder.glob(name)))
+        hashes["lm.model"] = _sha256(find_model(cfg.lm.model).decisive())
     return hashes
 
 

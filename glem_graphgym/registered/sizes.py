@@ -17,6 +17,7 @@ from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.em.m_step import prediction_folds
+from glem_graphgym.models.pooling import readout_of, width_after
 from glem_graphgym.models.pretrained import load_config
 from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import hardware_for
@@ -63,7 +64,7 @@ def feature_width(cfg: CfgNode, graph: TextGraph) -> int:
         elif kind == "text" and cfg.lm.shrink_dim:
             width += cfg.lm.shrink_dim
         else:
-            width += _hidden_size(cfg.lm.model)
+            width += _embedding_width(cfg)
     return width
 
 
@@ -77,9 +78,10 @@ def _columns(file: Path) -> int:
         return 0
 
 
-def _hidden_size(model: str) -> int:
+def _embedding_width(cfg: CfgNode) -> int:
     try:
-        return int(load_config(model).hidden_size)
+        dense = readout_of(cfg.lm.model, cfg.lm.pooling).dense
+        return width_after(dense, int(load_config(cfg.lm.model).hidden_size))
     except Exception:  # whatever is wrong with it, loading the model will say it better
         return 0
 

@@ -42,6 +42,7 @@ from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
 from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
 from glem_graphgym.models.joint import JointModel
+from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.text_encoder import load_text_encoder
 from glem_graphgym.registered.config import ConfigError, feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix, seconds_before
@@ -140,6 +141,9 @@ def prepare(
         check_gnn(cfg, graph, len(nodes.candidates), with_joint)
     needs_tokens = with_lm or with_joint or "static" in feature_kinds(cfg.glem.node_features)
     tokens = open_tokens(cfg, graph) if needs_tokens else None
+    if tokens is not None:
+        identity["unknown_tokens"] = round(tokens.unknown_share(), 4)
+        readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
     accuracy = accuracy_of(graph.name)
     train = graph.split["train"]
     gold = Gold(train, graph.label[train], graph.num_classes)

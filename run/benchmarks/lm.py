@@ -24,8 +24,9 @@ from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.attention import CPU_ATTENTION
+from glem_graphgym.models.hub import model_folder
 from glem_graphgym.models.lm_head import LMHead
-from glem_graphgym.models.pretrained import load_tokenizer, model_source
+from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.text_encoder import (
     EncoderConfig,
     TextClassifier,
@@ -163,7 +164,7 @@ def peer(repeats: int) -> Iterator[Row]:
 
     gnn = GraphSAGE(8, 8, 1, CLASSES)
     for dtype in (torch.bfloat16, torch.float32):
-        rival = GLEM(model_source(MODEL), gnn, CLASSES, lm_dtype=dtype, lm_use_lora=False)
+        rival = GLEM(str(model_folder(MODEL)), gnn, CLASSES, lm_dtype=dtype, lm_use_lora=False)
         optimizer = torch.optim.AdamW(rival.lm.parameters(), lr=2e-5)
         batch = _peer_batch()
 

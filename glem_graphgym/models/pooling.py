@@ -1,0 +1,244 @@
+"""How a text's token states become its embedding: what ``lm.pooling`` and a sentence-transformers folder say of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glem_graphgym.models.pretrained import (
+    ModelFiles,
+    find_model,
+    is_causal,
+    load_config,
+    modules_folder,
+    read_modules,
+)
+
+POOLINGS = ("mean", "cls", "last")
+# Names of sentence-transformers, before version 6 (flags) and since.
+MODES = {
+    **{"cls": "cls", "mean": "mean", "lasttoken": "last"},
+    **{"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"},
+}
+TRANSFORMERS = ("Transformer", "BERT", "RoBERTa", "DistilBERT", "ALBERT", "XLNet", "CamemBERT", "XLMRoBERTa")
+CLS_LAST = ("xlnet",)  # model types whose CLS token is a text's last
+LEFT_OUT = ("Normalize", "Dropout")  # without weights; what follows the embedding has its own scale and dropout
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What makes a text's embedding of its token states.
+
+    Attributes:
+        pooling: ``mean`` over the text's tokens, ``cls`` (its first) or ``last``.
+        dense: folders of the Dense modules that follow, in order.
+        why: where that is from, in words.
+        left_out: modules of the folder that are not applied.
+        warning: what a user should know of it; "" = nothing.
+    """
+
+    pooling: str
+    dense: tuple[Path, ...] = ()
+    why: str = ""
+    left_out: tuple[str, ...] = ()
+    warning: str = ""
+
+    def __str__(self) -> str:
+        """The embedding in short: ``mean``, ``mean + 2_Dense``."""
+        return " + ".join([self.pooling, *(folder.name for folder in self.dense)])
+
+    def log(self, model: str) -> None:
+        left_out = f"; {', '.join(self.left_out)} of its modules.json left out" if self.left_out else ""
+        logging.info(f"lm.model {model}: a text's embedding is {self} ({self.why}){left_out}")
+        if self.warning:
+            logging.warning(self.warning)
+
+
+def readout_of(model: str, pooling: str) -> Readout:
+    """How ``model`` makes embeddings under ``lm.pooling`` (mean, cls, last, or auto).
+
+    ``auto`` follows modules.json of a sentence-transformers folder, Dense modules included; without one it is the
+    last token of a causal model and the mean of others. A pooling that is named goes before the folder's, with a
+    warning where they differ, and without the Dense modules, which were trained on the folder's.
+
+    Raises:
+        ValueError: the model cannot be found, its modules are not supported, or its first token has seen nothing.
+    """
+    if pooling not in ("auto", *POOLINGS):
+        raise ValueError(f"lm.pooling is '{pooling}', expected one of: auto, {', '.join(POOLINGS)}")
+    files = find_model(model)
+    modules = read_modules(files)
+    if not modules:
+        if pooling == "auto":
+            causal = is_causal(load_config(model))
+            pooling, why = ("last", "a causal model") if causal else ("mean", "the model says nothing of it")
+            return Readout(pooling, why=why)
+        readout = Readout(pooling, why="lm.pooling")
+    else:
+        readout = _of_modules(files, modules, pooling)
+    if readout.pooling == "cls":
+        _check_cls(model, readout)
+    return readout
+
+
+def _of_modules(files: ModelFiles, modules: list[dict[str, Any]], pooling: str) -> Readout:
+    file = modules_folder(files) / "modules.json"
+    try:
+        own = _own_readout(files, modules)
+    except _UnsupportedError as error:
+        if pooling == "auto":
+            raise ValueError(
+                f"lm.model '{files.model}': {file} asks for {error}, which is not supported; set lm.pooling to mean, "
+                "cls or last to take the transformer alone"
+            ) from error
+        warning = f"lm.pooling is '{pooling}', but {file} asks for {error}: what follows the transformer is left out"
+        return Readout(pooling, why="lm.pooling", warning=warning)
+    if pooling in ("auto", own.pooling):
+        return own
+    return Readout(
+        pooling,
+        why="lm.pooling",
+        left_out=(*(folder.name for folder in own.dense), *own.left_out),
+        warning=f"lm.pooling is '{pooling}', but {file} says that lm.model {files.model} was trained with '{own}'",
+    )
+
+
+class _UnsupportedError(Exception):
+    """What a folder asks for and we do not have, in words."""
+
+
+def _own_readout(files: ModelFiles, modules: list[dict[str, Any]]) -> Readout:
+    """As modules.json says."""
+    folder = modules_folder(files)
+    pooling, dense, left_out = "", [], []
+    for index, module in enumerate(modules):
+        origin, _, name = module["type"].rpartition(".")
+        path = folder / module["path"]
+        if origin.split(".")[0] != "sentence_transformers":
+            raise _UnsupportedError(f"'{module['type']}', code of its own, which is never run")
+        if index == 0 and name in TRANSFORMERS:
+            continue
+        if name == "Pooling" and not pooling:
+            pooling = _mode(_settings(path), path)
+        elif name == "Dense" and pooling:
+            _check_dense(_settings(path), path)
+            dense.append(path)
+        elif name in LEFT_OUT and pooling:
+            left_out.append(path.name if module["path"] else name)
+        else:
+            raise _UnsupportedError(f"'{module['type']}' as module {index}")
+    if not pooling:
+        raise _UnsupportedError("no Pooling module")
+    return Readout(pooling, tuple(dense), "modules.json", tuple(left_out))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """config.json of a module; Normalize and its like may have none."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"lm.model: {folder / 'config.json'} cannot be read ({error}); copy it anew") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"lm.model: {folder / 'config.json'} holds a {type(values).__name__}, expected keys")
+    return values
+
+
+def _mode(settings: dict[str, Any], folder: Path) -> str:
+    mode = settings.get("pooling_mode")
+    if mode is None:
+        flags = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]
+        modes = flags or ["mean"]
+    else:
+        modes = [mode] if isinstance(mode, str) else list(mode)
+    if len(modes) != 1 or modes[0] not in MODES:
+        raise _UnsupportedError(f"pooling {' and '.join(map(str, modes))} ({folder / 'config.json'})")
+    return MODES[modes[0]]
+
+
+def _check_cls(model: str, readout: Readout) -> None:
+    """
+    Raises:
+        ValueError: the first token has seen nothing of its text, or is not the one that stands for it.
+    """
+    config = load_config(model)
+    who = f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
+    if is_causal(config):
+        raise ValueError(f"{who} has seen nothing of its text, as in every causal model; expected last, or mean")
+    if config.model_type in CLS_LAST and readout.why == "lm.pooling":
+        raise ValueError(f"{who} is a word: it puts its CLS token last; expected last, or mean")
+
+
+# ---- Dense --------------------------------------------------------------------------------------------------------
+
+
+class Dense(nn.Module):
+    """A Dense module of sentence-transformers: (B, in_features) -> (B, out_features), by a linear map and activation.
+
+    Args:
+        settings: of its config.json, checked.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.in_features, self.out_features = int(settings["in_features"]), int(settings["out_features"])
+        self.linear = nn.Linear(self.in_features, self.out_features, bias=bool(settings.get("bias", True)))
+        self.activation = _activation(settings)()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.linear(x))
+
+
+def load_dense(folder: Path, pretrained: bool) -> Dense:
+    """The Dense module of a folder, with its weights.
+
+    Raises:
+        ValueError: the weights are missing, damaged, or of another shape; names the file.
+    """
+    dense = Dense(_settings(folder))
+    if not pretrained:
+        return dense
+    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    file = safe if safe.is_file() else pickled
+    try:
+        if file is safe:
+            from safetensors.torch import load_file
+
+            weights = load_file(file)
+        else:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+        dense.load_state_dict({name: value.float() for name, value in weights.items()})
+    except Exception as error:  # reading somebody's file can fail in any way
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"lm.model: {file} does not hold the weights that its config.json asks for: {said}") from error
+    return dense
+
+
+def width_after(folders: tuple[Path, ...], hidden: int) -> int:
+    """Columns of an embedding whose token states have ``hidden``, after the Dense modules."""
+    return int(_settings(folders[-1])["out_features"]) if folders else hidden
+
+
+def _check_dense(settings: dict[str, Any], folder: Path) -> None:
+    sizes = [settings.get("in_features"), settings.get("out_features")]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"lm.model: {folder / 'config.json'} has in_features and out_features {sizes}, expected sizes")
+    names = [settings.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")]
+    if names != ["sentence_embedding"] * 2 or settings.get("use_residual"):
+        raise _UnsupportedError(f"a Dense module on {names[0]}, or with a residual ({folder / 'config.json'})")
+    _activation(settings)
+
+
+def _activation(settings: dict[str, Any]) -> type[nn.Module]:
+    """The class of torch.nn that the settings name; nothing is imported for it."""
+    path = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = path.rpartition(".")[2]
+    found = getattr(nn, name, None)
+    if not path.startswith("torch.nn.") or name not in (*nn.modules.activation.__all__, "Identity"):
+        raise _UnsupportedError(f"the activation '{path}'")
+    return found  # type: ignore[return-value]
