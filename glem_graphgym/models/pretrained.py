@@ -455,6 +455,10 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
         tokenizer = None
     if file.is_file():
         tokenizer = _as_in_file(tokenizer, file, files, texts)
+    if _lowercases(files) and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        normalizers = importlib.import_module("tokenizers.normalizers")
+        before = [backend.normalizer] if backend.normalizer is not None else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a damaged vocabulary
         raise ValueError(f"lm.model '{model}': the tokenizer in {folder} knows special tokens alone; copy it anew")
     return tokenizer
@@ -492,6 +496,12 @@ def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[s
     missing = {key: token for key, token in named.items() if key not in wrapped.special_tokens_map}
     wrapped.add_special_tokens({key: token for key, token in missing.items() if token in vocabulary})
     return wrapped
+
+
+def _lowercases(files: ModelFiles) -> bool:
+    """Whether a sentence-transformers folder asks for texts in lower case, whatever its tokenizer does."""
+    file = (files.adapter or files.transformer) / "sentence_bert_config.json"
+    return file.is_file() and bool(_read(file, files.model, dict).get("do_lower_case"))
 
 
 def _has_tokenizer(folder: Path) -> bool:

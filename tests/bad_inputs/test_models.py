@@ -657,6 +657,21 @@ def test_without_tokenizer_config_the_special_tokens_are_found(tmp_path: Path, l
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id) == (0, 1, 2)
 
 
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_folder_that_asks_for_lower_case_gets_it(lm: Path, tmp_path: Path, lower: bool) -> None:
+    """As sentence-transformers does, whatever the tokenizer's own normalizer says."""
+    models = sentence_modules_of_library()
+    values = json.loads((lm / "tokenizer.json").read_text())
+    values["normalizer"]["lowercase"] = False
+    (lm / "tokenizer.json").write_text(json.dumps(values))
+    model = models.Transformer(str(lm), do_lower_case=lower)
+    model.save(str(tmp_path / "st"))
+    edit(tmp_path / "st" / "sentence_bert_config.json", do_lower_case=lower)
+    ids = load_tokenizer(str(tmp_path / "st"), ["ABC"])("ABC")["input_ids"]
+    assert ids == model.tokenizer("ABC")["input_ids"]
+    assert (1 in ids) is not lower
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_damaged_tokenizer_json_is_refused(lm: Path, text: str) -> None:
     (lm / "tokenizer.json").write_text(text)
