@@ -30,7 +30,10 @@ def model_folder(model: str) -> Path:
     if package and importlib.util.find_spec(package):
         return Path(importlib.import_module(package).get_model_path())
     if not HUB_ID.fullmatch(model):
-        raise ValueError(f"lm.model '{model}' is no folder; expected one with config.json, tokenizer and weights")
+        raise ValueError(
+            f"lm.model '{model}' could not be loaded: expected a folder with config.json, tokenizer and weights, and "
+            "there is no folder of that name"
+        )
     return _of_hub(model)
 
 

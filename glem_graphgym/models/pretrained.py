@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from glem_graphgym.models.hub import model_folder
 
@@ -187,7 +186,11 @@ def _config_of(files: ModelFiles) -> Any:
             f"the model needs {own}; expected a model whose architecture transformers has"
         )
     if "model_type" in values:
-        return _library(transformers.AutoConfig.from_pretrained, files, str(files.transformer), trust_remote_code=False)
+        load = transformers.AutoConfig.from_pretrained
+        config = _library(load, files, str(files.transformer), trust_remote_code=False)
+        if any(str(name).endswith("EncoderModel") for name in values.get("architectures") or []):
+            config.is_encoder_decoder = True  # saved without its decoder (T5EncoderModel); AutoModel builds both
+        return config
     return _library(transformers.AutoConfig.for_model, files, kind, **values)
 
 
@@ -314,19 +317,21 @@ def _attempt(files: ModelFiles, hf_config: Any, attention: str | None, renaming:
     return model, _misfit(model, info)
 
 
-def _misfit(model: nn.Module, info: dict[str, Any]) -> Misfit:
+def _misfit(model: Any, info: dict[str, Any]) -> Misfit:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     mismatched = {name: (tuple(stored), tuple(built)) for name, stored, built in info["mismatched_keys"]}
     absent = set(info["missing_keys"]) - set(mismatched)
     there = {id(parameter) for name, parameter in parameters.items() if name not in absent}
-    weights = [name for name in parameters if not _is_pooler(name)]
+    used = model.get_encoder() if model.config.is_encoder_decoder else model  # no decoder is trained here
+    kept = {id(parameter) for parameter in used.parameters()}
+    weights = [name for name, parameter in parameters.items() if id(parameter) in kept and not _is_pooler(name)]
     unexpected = sorted(info["unexpected_keys"])
     patterns = {re.sub(r"\.\d+\.", ".#.", name) for name in weights}
     return Misfit(
         missing=[name for name in weights if name in absent and id(parameters[name]) not in there],
         unexpected=unexpected,
         total=len(weights),
-        shapes={name: shapes for name, shapes in sorted(mismatched.items()) if not _is_pooler(name)},
+        shapes={name: shapes for name, shapes in sorted(mismatched.items()) if name in weights},
         left_out=[name for name in unexpected if re.sub(r"\.\d+\.", ".#.", name) in patterns],
     )
 

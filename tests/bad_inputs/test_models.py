@@ -139,6 +139,20 @@ def test_wrappers_between_the_parts_of_a_name_fit(lm: Path) -> None:
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_encoder_without_its_decoder_fits(tmp_path: Path, alone: bool) -> None:
+    """As sentence-t5 is saved; its decoder is not used."""
+    config = transformers.T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    kind = transformers.T5EncoderModel if alone else transformers.T5ForConditionalGeneration
+    torch.manual_seed(1)
+    saved = kind(config)
+    saved.save_pretrained(tmp_path)
+    loaded = load_text_encoder(EncoderConfig(str(tmp_path))).backbone.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in saved.get_encoder().state_dict().items())
+    rewrite(tmp_path, lambda name: None if name.startswith("encoder.block.1.") else name)
+    refused(lambda: backbone(tmp_path), "8 of 21" if not alone else "8 of", "encoder.block.1.")
+
+
 def test_position_ids_of_older_files_are_no_alarm(lm: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = {**load_file(lm / "model.safetensors"), "embeddings.position_ids": torch.arange(64)[None]}
     save_file(weights, lm / "model.safetensors", metadata={"format": "pt"})

@@ -195,7 +195,7 @@ def changed(tiny_lm: Path, tmp_path: Path, **values: Any) -> str:
 @pytest.mark.parametrize("load", [load_tokenizer, lambda model: load_text_encoder(EncoderConfig(model))])
 @pytest.mark.parametrize("model", ["nobody/nothing-of-that-name", "no such folder"])
 def test_an_unknown_model_is_one_clear_error(model: str, load: Callable[[str], Any]) -> None:
-    with pytest.raises(ValueError, match=f"^lm.model '{model}' is no folder") as error:
+    with pytest.raises(ValueError, match=f"^lm.model '{model}' .*no folder") as error:
         load(model)
     assert "\n" not in str(error.value)
 
