@@ -70,9 +70,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_shares(self.shares)
-        for key, least in (("labels_per_source", 1), ("min_class_size", 1), ("max_nodes", 0)):
-            if getattr(self, key) < least:
-                raise DataError(f"debian: {key} is {getattr(self, key)}, expected {least} or more")
+        for key, value, least in (
+            ("labels_per_source", self.labels_per_source, 1),
+            ("min_class_size", self.min_class_size, 1),
+            ("tag_max_nodes", self.max_nodes, 0),
+        ):
+            if value < least:
+                raise DataError(f"dataset.{key} is {value}, expected {least} or more")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -353,7 +357,8 @@ def _labels(
     if len(names) < 2:
         raise DataError(
             f"debian: {len(names)} of {len(size)} sections have {recipe.min_class_size} or more labelled "
-            "packages and one in training; expected 2: lower min_class_size or give a larger Packages file"
+            "packages and one in training; expected 2: lower dataset.min_class_size or name a larger Packages file "
+            "(dataset.tag_source)"
         )
     index = {section: i for i, section in enumerate(names)}
     label = np.full(len(packages), UNLABELLED, dtype=np.int64)

@@ -49,6 +49,19 @@ _MAX_VOCABULARY = len(_WORDS) * (len(_WORDS) + 1)  # single words, then compound
 _TEXTS_AT_A_TIME = 1 << 14
 
 
+# The argument's name in a configuration.
+KEYS = {
+    "num_nodes": "dataset.synthetic_nodes",
+    "num_classes": "dataset.synthetic_classes",
+    "words_per_text": "dataset.synthetic_words",
+    "feature_dim": "dataset.synthetic_features",
+    "text_signal": "dataset.synthetic_text_signal",
+    "structure_signal": "dataset.synthetic_structure_signal",
+    "seed": "dataset.tag_seed",
+    "vocabulary": "vocabulary",
+}
+
+
 def make_synthetic(
     *,
     num_nodes: int = 1000,
@@ -145,26 +158,26 @@ def _check_sizes(**sizes: Any) -> None:
     for name, value in sizes.items():
         low = least.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise DataError(f"{name} is {value!r}, expected an integer of at least {low}")
+            raise DataError(f"{KEYS[name]} is {value!r}, expected an integer of at least {low}")
     classes, vocabulary = sizes["num_classes"], sizes["vocabulary"]
     if not classes <= vocabulary <= _MAX_VOCABULARY:
         raise DataError(
-            f"vocabulary is {vocabulary}, expected at least one word for each of the {classes} classes "
-            f"and at most {_MAX_VOCABULARY} words"
+            f"dataset.synthetic_classes is {classes}, but the vocabulary has {vocabulary} words; expected at least one "
+            f"for each class, and at most {_MAX_VOCABULARY}"
         )
 
 
 def _check_probability(name: str, value: float) -> None:
     if not _is_number(value) or not 0 <= value <= 1:
-        raise DataError(f"{name} is {value!r}, expected a number from 0 (tells nothing) to 1 (tells all)")
+        raise DataError(f"{KEYS[name]} is {value!r}, expected a number from 0 (tells nothing) to 1 (tells all)")
 
 
 def _check_degree(avg_degree: float, num_nodes: int, num_classes: int) -> None:
     most = (num_nodes // num_classes - 1) / 2
     if not _is_number(avg_degree) or not 0 <= avg_degree <= most:
         raise DataError(
-            f"avg_degree is {avg_degree!r}, expected a number from 0 to {most:g} (half of a class) for "
-            f"num_nodes {num_nodes} and num_classes {num_classes}; lower it or raise num_nodes"
+            f"dataset.synthetic_degree is {avg_degree!r}, expected a number from 0 to {most:g} (half of a class) for "
+            f"dataset.synthetic_nodes {num_nodes} and dataset.synthetic_classes {num_classes}; lower it"
         )
 
 
@@ -172,15 +185,15 @@ def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> li
     """Where train, valid and test end in a shuffled row of all nodes."""
     numbers = isinstance(shares, Sequence | np.ndarray) and len(shares) == len(SPLITS)
     if not numbers or not all(_is_number(share) and share > 0 for share in shares):
-        raise DataError(f"shares is {shares!r}, expected three numbers above 0, for {', '.join(SPLITS)}")
+        raise DataError(f"dataset.tag_split is {shares!r}, expected three numbers above 0, for {', '.join(SPLITS)}")
     if sum(shares) > 1 + 1e-9:
-        raise DataError(f"shares {tuple(shares)} sum to {sum(shares):g}, expected at most 1")
+        raise DataError(f"dataset.tag_split: shares {tuple(shares)} sum to {sum(shares):g}, expected at most 1")
     ends = [min(round(share * num_nodes), num_nodes) for share in np.cumsum(shares)]
     for part, size, least in zip(SPLITS, np.diff([0, *ends]), (num_classes, 1, 1), strict=True):
         if size < least:
             raise DataError(
-                f"shares {tuple(shares)} put {size} of {num_nodes} nodes into '{part}', expected at least "
-                f"{least}; raise that share or num_nodes"
+                f"dataset.tag_split: shares {tuple(shares)} put {size} of {num_nodes} nodes into '{part}', expected at "
+                f"least {least}; raise that share or dataset.synthetic_nodes"
             )
     return ends
 

@@ -45,6 +45,7 @@ class GraphNetwork(nn.Module):
     """
 
     layered: ClassVar[bool] = True  # whether the plain module is a `LayerStack`
+    least_layers: ClassVar[int] = 1
 
     def __init__(self, make: Callable[..., nn.Module], dim_in: int, dim_out: int, **more: Any) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class GraphNetwork(nn.Module):
             dim_in,
             cfg.gnn.dim_inner,
             dim_out,
-            cfg.gnn.layers_mp,
+            layers_mp(self.least_layers),
             dropout=cfg.gnn.dropout,
             norm=cfg.gnn.norm,
             input_dropout=cfg.gnn.input_dropout,
@@ -66,6 +67,17 @@ class GraphNetwork(nn.Module):
         if isinstance(adjacency, BlockAdjacency) and isinstance(self.net, LayerStack):
             return seed_logits(self.net, batch.x, adjacency), None
         return read_out(self.net(batch.x, adjacency), batch)
+
+
+def layers_mp(least: int = 1) -> int:
+    """``gnn.layers_mp``.
+
+    Raises:
+        ValueError: ``model.type`` needs more.
+    """
+    if cfg.gnn.layers_mp < least:
+        raise ValueError(f"gnn.layers_mp is {cfg.gnn.layers_mp}, model.type {cfg.model.type} needs at least {least}")
+    return int(cfg.gnn.layers_mp)
 
 
 def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -115,10 +127,14 @@ class GATNetwork(GraphNetwork):
 class RevGATNetwork(GraphNetwork):
     """Grouped reversible GAT (Li et al. 2021); ``gnn.dim_inner`` is the width of a head."""
 
-    layered = False
+    layered, least_layers = False, 2
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         g = cfg.gnn
+        if g.dim_inner % g.group:
+            raise ValueError(
+                f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.group, {g.group} ({cfg.model.type})"
+            )
         super().__init__(
             RevGAT,
             dim_in,
@@ -182,7 +198,7 @@ class SIGNNetwork(HopGraphNetwork):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         g = cfg.gnn
-        super().__init__(SIGN(dim_in, g.dim_inner, dim_out, g.hops, g.layers_mp, g.dropout, g.input_dropout))
+        super().__init__(SIGN(dim_in, g.dim_inner, dim_out, g.hops, layers_mp(), g.dropout, g.input_dropout))
 
 
 @register_network("glem_sagn")
@@ -197,7 +213,7 @@ class SAGNNetwork(HopGraphNetwork):
                 g.dim_inner,
                 dim_out,
                 g.hops,
-                g.layers_mp,
+                layers_mp(),
                 heads=g.att_heads,
                 **attention_over_hops(),
             )
@@ -218,7 +234,7 @@ class GAMLPNetwork(HopGraphNetwork):
                 g.hops,
                 attention=g.hop_attention,
                 residual=g.residual,
-                output_layers=g.layers_mp,
+                output_layers=layers_mp(),
                 activation=g.hop_activation,
                 input_norm=g.input_norm,
                 **attention_over_hops(),
