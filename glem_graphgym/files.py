@@ -220,3 +220,28 @@ def sampled_fingerprint(*paths: Path) -> str:
                 parts.append(hashlib.sha256(file.read(SAMPLE_BYTES)).hexdigest())
         parts.append([path.name, size])
     return fingerprint(*parts)
+
+
+def expand_path(text: str) -> str:
+    """A path with ``~`` and ``$NAME`` or ``${NAME}`` in it written out; twice written out is the same.
+
+    Raises:
+        ValueError: a variable is not set, or there is no such user; names it.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            raise ValueError(f"the environment variable {name} is not set")
+        return os.environ[name]
+
+    path = re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text)
+    if "$" in path:
+        raise ValueError("a $ in it names no variable; expected $NAME or ${NAME}")
+    home, slash, rest = path.partition("/")
+    if not home.startswith("~"):
+        return path
+    try:
+        return f"{Path(home).expanduser()}{slash}{rest}"
+    except RuntimeError as error:
+        raise ValueError(f"there is no user {home[1:]}; write ./{path} for a folder of that name") from error

@@ -6,13 +6,16 @@ GraphGym's grids reach two levels (``group.key``), so no key lies deeper.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-import yaml
 from torch_geometric.graphgym.config import assert_cfg, set_cfg
 from torch_geometric.graphgym.register import (
     act_dict,
@@ -33,50 +36,122 @@ from torch_geometric.graphgym.register import (
 from torch_geometric.nn.resolver import aggregation_resolver
 from yacs.config import CfgNode
 
-from glem_graphgym.files import atomic_write
+from glem_graphgym.files import atomic_write, expand_path
+from glem_graphgym.yaml_text import TRUTH, Scalar, Tree, YamlError, natural, parse, read_file, whole_number
+
+log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
     """A key of the configuration is unknown, of the wrong type, or contradicts another; the message names it."""
 
 
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list such as [1, 2]"}
+LARGEST = {int: 2**31 - 1, float: 1e12}  # where a key has no bound of its own: beyond it there are only mistakes
+LAST_SEED = 2**32 - 1  # numpy takes no larger one
+
+
 @dataclass(frozen=True)
 class Key:
     """A config key: ``group.name``, its default (whose type every value must have), unit and meaning.
 
-    ``allowed`` is a tuple of the values it may take, or a pair (low, high) for numbers when ``span`` is set.
+    Attributes:
+        choices: the values it may take; none where it may take all of its type.
+        low, high: bounds of a number, or of each number in a list.
+        below: a bound that is itself too large.
+        or_minus_one: -1 stands for something else, and is allowed beside the bounds.
     """
 
     name: str
     default: Any
-    unit: str
-    meaning: str
+    unit: str = ""
+    meaning: str = ""
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    below: float | None = None
+    or_minus_one: bool = False
+
+    def value(self, cfg: CfgNode) -> Any:
+        group, _, name = self.name.rpartition(".")
+        return cfg[group][name] if group else cfg[name]
 
     def check(self, value: Any) -> None:
+        """
+        Raises:
+            ConfigError: names the key, the value and what is expected.
+        """
         if self.choices and value not in self.choices:
-            raise ConfigError(f"{self.name} is '{value}', expected one of: {', '.join(self.choices)}")
-        if value is None or value != value:
-            raise ConfigError(f"{self.name} is {value}, expected {type(self.default).__name__}")
-        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
-            bounds = f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
-            raise ConfigError(f"{self.name} is {value}, expected {bounds}")
+            raise ConfigError(f"{self.name} is '{shown(value)}', expected one of: {', '.join(self.choices)}")
+        several = isinstance(self.default, list | tuple)
+        if several != isinstance(value, list | tuple):
+            raise _unfit(self.name, value, KINDS[list if several else type(self.default)])
+        kind = kind_of_items(self.default) if several else type(self.default)
+        for item in value if several else [value]:
+            if kind is not None and not _is_a(kind, item):
+                raise _unfit(self.name, value, f"a list of {KINDS[kind]} each" if several else KINDS[kind])
+            if kind in LARGEST and not self._fits(item, LARGEST[kind]):
+                raise ConfigError(f"{self.name} is {shown(value)}, expected {self._bounds(item, LARGEST[kind])}")
+
+    def _fits(self, number: float, largest: float) -> bool:
+        if self.or_minus_one and number == -1:
+            return True
+        largest = largest if self.high is None else self.high
+        return (
+            (self.low is None or number >= self.low)
+            and number <= largest
+            and (self.below is None or number < self.below)
+        )
+
+    def _bounds(self, number: float, largest: float) -> str:
+        low = -math.inf if self.low is None else self.low
+        if self.below is not None:
+            text = f"at least {low:g} and below {self.below:g}"
+        elif self.high is not None:
+            text = f"{low:g} to {self.high:g}" if self.high < 1e6 else f"{low:g} to {self.high:,}"
+        else:
+            text = f"at most {largest:,}" if number > largest else f"at least {low:g}"
+        return text + (", or -1" if self.or_minus_one else "")
 
 
+def kind_of_items(default: list | tuple) -> type | None:
+    """The type of a list's values; None where its default does not tell."""
+    return type(default[0]) if default else None
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, and not too long."""
+    text = value.text if isinstance(value, Scalar) else str(natural(value))
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _unfit(name: str, value: Any, expected: str, origin: str = "") -> ConfigError:
+    where = f"{origin}: " if origin else ""
+    found = f"'{shown(value)}'" if isinstance(value, Scalar | str) else shown(value)
+    return ConfigError(f"{where}{name} is {found}, expected {expected}")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether a value is of a type; whole numbers are numbers, truth values and what is not finite are none."""
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+OUR_MODES = ("glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem_predict")
 AS_LM = "-1 = as in lm"
 
 KEYS = (
     # ---- what runs ------------------------------------------------------------------------------------------------
     Key(
         "train.mode", "standard", "", "What is run: stock GraphGym training, GLEM, or a part of it as a baseline.",
-        choices=("standard", "glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem_predict"),
+        choices=("standard", *OUR_MODES),
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
     Key("dataset.tag_source", "", "path", "Packages file (debian) or folder of tables (table); empty = the default source."),
-    Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Train, valid and test shares where the data has no split of its own."),
-    Key("dataset.tag_seed", 0, "", "Seed of a random split and of generated graphs.", low=0),
+    Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Train, valid and test shares where the data has no split of its own.", low=0, high=1),
+    Key("dataset.tag_seed", 0, "", "Seed of a random split and of generated graphs.", low=0, high=LAST_SEED),
     Key("dataset.tag_max_nodes", 0, "nodes", "Upper bound for a smaller variant of the debian graph; 0 = all.", low=0),
     Key("dataset.labels_per_source", 5, "nodes", "Packages of one source that may carry a label (debian).", low=1),
     Key("dataset.min_class_size", 20, "nodes", "Classes with fewer labelled nodes are left unlabelled (debian).", low=1),
@@ -101,14 +176,14 @@ KEYS = (
     Key("lm.epochs", 3, "epochs", "Passes over the gold nodes; 0 = as pretrained.", low=0),
     Key("lm.batch_size", 32, "texts", "Texts an optimizer step (glem_joint: gold nodes, without their neighbours).", low=1),
     Key("lm.accumulate", 1, "parts", "Parts in which a batch goes through the model, to save memory.", low=1),
-    Key("lm.lr", 2e-5, "", "Peak learning rate.", low=0),
+    Key("lm.lr", 2e-5, "", "Peak learning rate.", low=0, high=100),
     Key("lm.weight_decay", 0.01, "", "AdamW weight decay of matrices (not of norms and biases).", low=0),
     Key("lm.warmup_epochs", 0.6, "epochs", "Linear warm-up of the learning rate.", low=0),
     Key("lm.decay", "linear", "", "Learning rate after warm-up.", choices=("linear", "cosine", "constant")),
-    Key("lm.label_smoothing", 0.0, "share", "Of gold labels' mass, spread over all classes.", low=0, high=1),
-    Key("lm.dropout", -1.0, "share", "Hidden dropout of the encoder; -1 = as pretrained.", low=-1, high=1),
-    Key("lm.attention_dropout", -1.0, "share", "Attention dropout of the encoder; -1 = as pretrained.", low=-1, high=1),
-    Key("lm.head_dropout", 0.1, "share", "Dropout before the classifier.", low=0, high=1),
+    Key("lm.label_smoothing", 0.0, "share", "Of gold labels' mass, spread over all classes.", low=0, below=1),
+    Key("lm.dropout", -1.0, "share", "Hidden dropout of the encoder; -1 = as pretrained.", low=0, below=1, or_minus_one=True),
+    Key("lm.attention_dropout", -1.0, "share", "Attention dropout of the encoder; -1 = as pretrained.", low=0, below=1, or_minus_one=True),
+    Key("lm.head_dropout", 0.1, "share", "Dropout before the classifier.", low=0, below=1),
     Key("lm.clip", 1.0, "norm", "Upper bound of the gradient norm; 0 = none.", low=0),
     Key("lm.evals_per_epoch", 1, "", "Validations an epoch; the best one's weights are kept.", low=1),
     Key("lm.patience", 0, "evaluations", "Stop after so many without a better score; 0 = never.", low=0),
@@ -121,7 +196,7 @@ KEYS = (
     Key("lm.part_tokens", 0, "tokens", "Padded tokens of a part of a step's texts, which are encoded part after part (glem_joint); 0 = by device.", low=0),
     # ---- EM -------------------------------------------------------------------------------------------------------
     Key("glem.order", "lm_first", "", "Which step opens an EM iteration.", choices=("lm_first", "gnn_first")),
-    Key("glem.em_iterations", 1, "iterations", "EM iterations; -1 = until neither model's validation score rises.", low=-1),
+    Key("glem.em_iterations", 1, "iterations", "EM iterations; -1 = until neither model's validation score rises.", low=0, or_minus_one=True),
     Key("glem.em_max_iterations", 10, "iterations", "Bound when em_iterations is -1.", low=1),
     Key("glem.alpha", 0.8, "weight", "Weight α of the pseudo-label term in the E-step.", low=0, high=1),
     Key("glem.beta", 0.05, "weight", "Weight β of the pseudo-label term in the M-step.", low=0, high=1),
@@ -135,20 +210,20 @@ KEYS = (
     Key("glem.pseudo_nodes", "all", "", "Which unlabelled nodes may get pseudo-labels.", choices=("all", "valid_test")),
     Key("glem.lm_init", "pretrained", "", "Where an E-step's LM starts.", choices=("pretrained", "previous", "gold")),
     Key("glem.lm_init_first", "same", "", "The same for the first E-step.", choices=("same", "pretrained", "previous", "gold")),
-    Key("glem.lm_epochs", -1, "epochs", f"E-step: {AS_LM}.epochs.", low=-1),
-    Key("glem.lm_lr", -1.0, "", f"E-step: {AS_LM}.lr."),
-    Key("glem.lm_batch_size", -1, "texts", f"E-step: {AS_LM}.batch_size."),
-    Key("glem.lm_warmup_epochs", -1.0, "epochs", f"E-step: {AS_LM}.warmup_epochs."),
-    Key("glem.lm_label_smoothing", -1.0, "share", f"E-step: {AS_LM}.label_smoothing.", high=1),
+    Key("glem.lm_epochs", -1, "epochs", f"E-step: {AS_LM}.epochs.", low=0, or_minus_one=True),
+    Key("glem.lm_lr", -1.0, "", f"E-step: {AS_LM}.lr.", low=0, high=100, or_minus_one=True),
+    Key("glem.lm_batch_size", -1, "texts", f"E-step: {AS_LM}.batch_size.", low=1, or_minus_one=True),
+    Key("glem.lm_warmup_epochs", -1.0, "epochs", f"E-step: {AS_LM}.warmup_epochs.", low=0, or_minus_one=True),
+    Key("glem.lm_label_smoothing", -1.0, "share", f"E-step: {AS_LM}.label_smoothing.", low=0, below=1, or_minus_one=True),
     Key("glem.smooth_pseudo", False, "", "E-step: label smoothing of pseudo-labels too, as in the published runs; False = of gold labels alone."),
-    Key("glem.lm_dropout", -1.0, "share", f"E-step: {AS_LM}.dropout.", high=1),
-    Key("glem.lm_attention_dropout", -1.0, "share", f"E-step: {AS_LM}.attention_dropout.", high=1),
-    Key("glem.lm_head_dropout", -1.0, "share", f"E-step: {AS_LM}.head_dropout.", high=1),
+    Key("glem.lm_dropout", -1.0, "share", f"E-step: {AS_LM}.dropout.", low=0, below=1, or_minus_one=True),
+    Key("glem.lm_attention_dropout", -1.0, "share", f"E-step: {AS_LM}.attention_dropout.", low=0, below=1, or_minus_one=True),
+    Key("glem.lm_head_dropout", -1.0, "share", f"E-step: {AS_LM}.head_dropout.", low=0, below=1, or_minus_one=True),
     Key("glem.node_features", "text", "", "Node features of the GNN: text (embeddings of the trained LM), static (of the untuned LM), raw, file, or several joined by +."),
     Key("glem.feature_file", "", "path", "Features (N, F) for node_features file: .npy or .pt, in node order."),
     Key("glem.input_norm", True, "", "Standardise every column of the node features (our train modes); glem_joint: layer norm of the embeddings."),
     Key("glem.label_input", False, "", "Labels as further input of the GNN, a target's own label hidden."),
-    Key("glem.label_input_rate", 0.5, "share", "Gold labels given as input in an epoch, below 1; the others are its targets (networks on the graph itself; those on hop features see four fifths).", low=0, high=1),
+    Key("glem.label_input_rate", 0.5, "share", "Gold labels given as input in an epoch, below 1; the others are its targets (networks on the graph itself; those on hop features see four fifths).", low=0, below=1),
     Key("glem.setting", "transductive", "", "inductive: test nodes unseen in training; structure_free: moreover without edges when predicted.", choices=("transductive", "inductive", "structure_free")),
     Key("glem.first_predictions", "", "path", "Logits (N, C), .npy or .pt, that take the place of the first step's teacher."),
     Key("glem.ensemble", False, "", "A further row GLEM-LM+GNN: both together, weighted by validation."),
@@ -163,8 +238,8 @@ KEYS = (
     Key("glem.keep_weights", "needed", "", "Weights kept on disk: of the models that are still needed, or of every stage.", choices=("needed", "all")),
     # ---- keys beside GraphGym's own -------------------------------------------------------------------------------
     Key("gnn.norm", "batch", "", "Normalisation between layers of the full-batch networks glem_*.", choices=("batch", "layer", "none")),
-    Key("gnn.attention_dropout", 0.0, "share", "Dropout of attention weights (glem_gat, glem_revgat, glem_sagn, glem_gamlp).", low=0, high=1),
-    Key("gnn.edge_drop", 0.0, "share", "Edges dropped in every training step (glem_revgat).", low=0, high=1),
+    Key("gnn.attention_dropout", 0.0, "share", "Dropout of attention weights (glem_gat, glem_revgat, glem_sagn, glem_gamlp).", low=0, below=1),
+    Key("gnn.edge_drop", 0.0, "share", "Edges dropped in every training step (glem_revgat).", low=0, below=1),
     Key("gnn.group", 2, "groups", "Groups of channels in a reversible block (glem_revgat).", low=2),
     Key("gnn.attend_destination", False, "", "Attention looks at the target node too (glem_revgat)."),
     Key("gnn.symmetric_norm", False, "", "Attention times D^-1/2 on both sides, as in GCN (glem_revgat)."),
@@ -181,12 +256,12 @@ KEYS = (
     Key("gnn.stage_threshold", 0.9, "share", "Top probability above which a node is a target of the next stage.", low=0, high=1),
     Key("gnn.stage_weight", 0.5, "weight", "Weight of these nodes' term in the loss.", low=0, high=1),
     Key("gnn.consistency", 0.0, "weight", "Consistency of unlabelled nodes with a mean teacher (SCR; networks on hop features); 0 = off.", low=0),
-    Key("gnn.consistency_threshold", 0.8, "share", "Top probability of the teacher above which a node counts.", low=0, high=1),
-    Key("gnn.ema", 0.99, "share", "Decay of the mean teacher's weights, a step.", low=0, high=1),
+    Key("gnn.consistency_threshold", 0.8, "share", "Top probability of the teacher above which a node counts.", low=0, below=1),
+    Key("gnn.ema", 0.99, "share", "Decay of the mean teacher's weights, a step.", low=0, below=1),
     Key("gnn.label_layers", 4, "layers", "Layers of the net on label hops (glem_sagn, glem_gamlp).", low=1),
-    Key("gnn.label_dropout", 0.5, "share", "Dropout of the net on label hops (glem_sagn, glem_gamlp).", low=0, high=1),
+    Key("gnn.label_dropout", 0.5, "share", "Dropout of the net on label hops (glem_sagn, glem_gamlp).", low=0, below=1),
     Key("gnn.precision", "32", "", "Precision of the M-step, as lm.precision.", choices=("auto", "32", "bf16", "16")),
-    Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks but glem_sgc).", low=0, high=1),
+    Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks but glem_sgc).", low=0, below=1),
     Key("gnn.input_norm", False, "", "Batch norm of the input features in the network, as GLEM's authors have it, in place of glem.input_norm (glem_revgat, glem_gamlp)."),
     Key("gnn.hidden_bias", True, "", "Biases in all layers; False = in the last one alone, as GLEM's authors have it (glem_gcn)."),
     Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (glem_mlp, glem_gcn, glem_sage, glem_gat); glem_gamlp: the features to what attention gathers."),
@@ -194,6 +269,52 @@ KEYS = (
     Key("optim.clip", 0.0, "norm", "M-step: upper bound of the gradient norm; 0 = none.", low=0),
     Key("optim.warmup_epochs", 0.0, "epochs", "Linear warm-up of the schedulers linear_warmup, cosine_warmup, constant_warmup.", low=0),
 )  # fmt: skip
+
+
+# Of GraphGym's own numbers, what makes sense; their defaults stand in GraphGym.
+STOCK_KEYS = (
+    Key("seed", 0, low=0, high=LAST_SEED),
+    Key("round", 4, low=0, high=15),
+    Key("num_workers", 0, low=0),
+    Key("num_threads", 6, low=1),
+    Key("dataset.split", [0.8, 0.1, 0.1], low=0, high=1),
+    Key("dataset.encoder_dim", 128, low=1),
+    Key("dataset.edge_dim", 128, low=1),
+    Key("dataset.edge_message_ratio", 0.8, low=0, high=1),
+    Key("dataset.edge_negative_sampling_ratio", 1.0, low=0),
+    Key("train.batch_size", 16, low=1),
+    Key("train.node_per_graph", 32, low=1),
+    Key("train.eval_period", 10, low=1),
+    Key("train.ckpt_period", 100, low=1),
+    Key("train.epoch_resume", -1, low=0, or_minus_one=True),
+    Key("train.iter_per_epoch", 32, low=1),
+    Key("train.walk_length", 4, low=1),
+    Key("train.neighbor_sizes", [20, 15, 10, 5], low=0, or_minus_one=True),
+    Key("val.node_per_graph", 32, low=1),
+    Key("model.thresh", 0.5, low=0, high=1),
+    Key("gnn.layers_pre_mp", 0, low=0),
+    Key("gnn.layers_mp", 2, low=0),
+    Key("gnn.layers_post_mp", 0, low=0),
+    Key("gnn.dim_inner", 16, low=1),
+    Key("gnn.skip_every", 1, low=1),
+    Key("gnn.dropout", 0.0, low=0, below=1),
+    Key("gnn.att_heads", 1, low=1),
+    Key("gnn.keep_edge", 0.5, low=0, high=1),
+    Key("optim.base_lr", 0.01, low=0, high=1000),
+    Key("optim.weight_decay", 5e-4, low=0),
+    Key("optim.momentum", 0.9, low=0, below=1),
+    Key("optim.steps", [30, 60, 90], low=0),
+    Key("optim.lr_decay", 0.1, low=0),
+    Key("optim.max_epoch", 200, low=0),
+    Key("bn.eps", 1e-5, low=0),
+    Key("bn.mom", 0.1, low=0, high=1),
+)
+
+# Folders and files (lm.model: a hub id, too), in which ~ and $NAME are written out.
+PATHS = ("out_dir", "dataset.dir", "dataset.tag_source", "lm.model", "glem.feature_file", "glem.first_predictions")
+
+# GraphGym itself sets devices to None where it finds no GPU, and has a scheduler of that name.
+NULLABLE = ("devices", "optim.scheduler")
 
 
 @register_config("glem_graphgym")
@@ -206,94 +327,176 @@ def add_keys(cfg: CfgNode) -> None:
         cfg[group][name] = key.default
 
 
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
 def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> None:
     """Set ``cfg`` to defaults, then the YAML ``file``, then ``options`` (key value key value …), and check it.
 
-    Integers become floats where the default is a float, and so do numbers that YAML reads as text (``2e-5``).
+    The default's type decides how a value is read: ``007`` is a text for ``out_dir`` and no number for ``seed``. Of a
+    key that is given twice on the command line the last value counts, with a warning.
 
     Raises:
         ConfigError: names the file or key, what was found and what was expected.
     """
-    file = Path(file)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"--cfg {file}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--cfg {file}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--cfg {file}: expected 'key: value' lines, found {type(values).__name__}")
+        tree = read_file(Path(file))
+    except YamlError as error:
+        raise ConfigError(f"--cfg {file}: {error}") from error
     set_cfg(cfg)
     defaults = cfg.clone()
-    _merge(cfg, values, defaults, str(file))
+    _merge(cfg, typed_values(tree, defaults, str(file)))
     options = list(options)
     if len(options) % 2:
-        raise ConfigError(f"options must be pairs 'key value'; '{options[-1]}' stands alone")
+        raise ConfigError(f"options must be pairs 'key value'; '{shown(options[-1])}' stands alone")
+    for name, count in Counter(options[::2]).items():
+        if count > 1:
+            last = options[1::2][len(options) // 2 - 1 - options[::2][::-1].index(name)]
+            log.warning(f"{name} is given {count} times on the command line; the last value counts: {shown(last)}")
     for name, text in zip(options[::2], options[1::2], strict=True):
         group, _, key = name.rpartition(".")
-        value = yaml.safe_load(text) if text else ""
-        _merge(cfg, {group: {key: value}} if group else {key: value}, defaults, "command line")
+        value = _typed_on_command_line(text)
+        _merge(cfg, typed_values({group: {key: value}} if group else {key: value}, defaults, "command line"))
     _check_choice("dataset.task", cfg.dataset.task, ("node", "edge", "graph", "link_pred"))
     assert_cfg(cfg)
     check_config(cfg)
 
 
-def _merge(cfg: CfgNode, values: dict, defaults: CfgNode, origin: str, prefix: str = "") -> None:
-    for name, value in values.items():
-        full = f"{prefix}{name}"
-        if name not in cfg:
-            raise ConfigError(f"{origin}: unknown key '{full}'{_nearest(cfg, prefix, str(name))}")
-        if isinstance(cfg[name], CfgNode):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{origin}: '{full}' is a group of keys, found the value {value!r}")
-            _merge(cfg[name], value, defaults[name], origin, f"{full}.")
-        else:
-            cfg[name] = _coerced(defaults[name], value, full, origin)
-
-
-def _nearest(cfg: CfgNode, prefix: str, name: str) -> str:
-    close = difflib.get_close_matches(name, [str(key) for key in cfg], n=1, cutoff=0.5)
-    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; known here: {', '.join(sorted(map(str, cfg)))}"
-
-
-# GraphGym itself sets devices to None where it finds no GPU, and has a scheduler of that name.
-NULLABLE = ("devices", "optim.scheduler")
-
-
-def _coerced(default: Any, value: Any, name: str, origin: str) -> Any:
-    """``value`` in the type of ``default``; a list may stand for a tuple, an int for a float.
-
-    None fits where it is the default, and in `NULLABLE` keys; a default of None takes everything.
-    """
-    if value is None and default is not None and name not in NULLABLE:
-        raise ConfigError(f"{origin}: {name} is None, expected {type(default).__name__}")
-    if isinstance(default, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
+def _typed_on_command_line(text: str) -> Tree:
+    """What a shell passes on has lost its quotes; where there are others within them, they count as in YAML."""
+    if text[:1] in ("'", '"'):
         try:
-            return float(value)
-        except ValueError:
-            pass
-    elif default is None or value is None or type(value) is type(default):
-        return value
-    elif isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    elif isinstance(default, list | tuple) and isinstance(value, list | tuple):
-        return type(default)(value)
-    elif isinstance(default, list | tuple) and isinstance(value, str):
-        parsed = yaml.safe_load(value)
-        if isinstance(parsed, list):
-            return type(default)(parsed)
-    raise ConfigError(f"{origin}: {name} is {value!r} ({type(value).__name__}), expected {type(default).__name__}")
+            tree = parse(text)
+        except YamlError:
+            return Scalar(text)
+        return tree if isinstance(tree, Scalar) else Scalar(text)
+    return Scalar(text, quoted=not text)
+
+
+def _merge(cfg: CfgNode, values: dict) -> None:
+    for name, value in values.items():
+        if isinstance(cfg[name], CfgNode):
+            _merge(cfg[name], value)
+        else:
+            cfg[name] = value
+
+
+def typed_values(tree: dict[str, Tree], defaults: CfgNode, origin: str, prefix: str = "") -> dict[str, Any]:
+    """The keys and values of ``tree``, each value in the type of its default.
+
+    Args:
+        origin: where they come from, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, or its value is of another type.
+    """
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        full = f"{prefix}{name}"
+        if name not in defaults:
+            raise ConfigError(f"{origin}: unknown key '{shown(full)}'{_nearest(defaults, prefix, name)}")
+        if not isinstance(defaults[name], CfgNode):
+            values[name] = _typed(defaults[name], value, full, origin)
+        elif isinstance(value, dict):
+            values[name] = typed_values(value, defaults[name], origin, f"{full}.")
+        else:
+            found = "nothing" if isinstance(value, Scalar) and value.is_nothing else f"the value {shown(value)}"
+            raise ConfigError(f"{origin}: '{full}' is a group of keys, found {found}")
+    return values
+
+
+def _nearest(defaults: CfgNode, prefix: str, name: str) -> str:
+    group, _, key = name.partition(".")
+    if not prefix and isinstance(defaults.get(group), CfgNode) and key in defaults[group]:
+        return f"; in a file, write '{group}:' and below it, indented, '{key}: ...'"
+    close = difflib.get_close_matches(name, [str(key) for key in defaults], n=1, cutoff=0.5)
+    return (
+        f"; did you mean '{prefix}{close[0]}'?" if close else f"; known here: {', '.join(sorted(map(str, defaults)))}"
+    )
+
+
+def _typed(default: Any, value: Tree, name: str, origin: str) -> Any:
+    """``value`` in the type of ``default``; a list may stand for a tuple.
+
+    Nothing (``null``) fits where it is the default, and in `NULLABLE` keys; a default of None takes everything.
+    """
+    if isinstance(value, Scalar) and value.is_nothing and (default is None or name in NULLABLE):
+        return None
+    if default is None:
+        return natural(value)
+    if isinstance(value, Scalar) and not value.text and not value.quoted:
+        raise ConfigError(f"{origin}: {name} has no value, expected {KINDS[_kind_of(default)]}")
+    if isinstance(default, list | tuple):
+        items = _list_of(value)
+        if items is None:
+            raise _unfit(name, value, KINDS[list], origin)
+        kind = kind_of_items(default)
+        return type(default)(
+            [natural(item) if kind is None else _converted(kind, item, name, origin) for item in items]
+        )
+    return _converted(type(default), value, name, origin)
+
+
+def _kind_of(default: Any) -> type:
+    return list if isinstance(default, tuple) else type(default)
+
+
+def _list_of(value: Tree) -> list[Tree] | None:
+    """A list, also one that stands in a text, as on the command line; None where it is none."""
+    if isinstance(value, Scalar):
+        try:
+            tree = parse(value.text)
+        except YamlError:
+            return None
+        return tree if isinstance(tree, list) else None
+    return value if isinstance(value, list) else None
+
+
+def _converted(kind: type, value: Tree, name: str, origin: str) -> Any:
+    """A text, or the number or boolean that a text is."""
+    if not isinstance(value, Scalar):
+        raise _unfit(name, value, KINDS.get(kind, kind.__name__), origin)
+    text = value.text
+    try:
+        if kind is str:
+            return text
+        if kind is bool:
+            return TRUTH[text.strip().lower()]
+        number = whole_number(text) if kind is int else float(text)
+    except (KeyError, ValueError) as error:
+        raise _unfit(name, value, KINDS[kind], origin) from error
+    if not abs(number) < math.inf:
+        raise _unfit(name, value, "a finite number", origin)
+    return number
+
+
+# ---- checking -------------------------------------------------------------------------------------------------------
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Check every key of ours against its bounds, and keys against each other; contradictions name both."""
-    for key in KEYS:
-        group, name = key.name.split(".")
-        key.check(cfg[group][name])
+    """Write out ~ and $NAME in paths, then check every key against its bounds, and keys against each other.
+
+    Whoever builds a run calls this, so that a configuration is checked whichever way it was loaded.
+
+    Raises:
+        ConfigError: names the key; of a contradiction both.
+    """
+    for name, value in _flat(cfg):
+        _check_value(name, value)
+    for name in PATHS:
+        group, _, last = name.rpartition(".")
+        node = cfg[group] if group else cfg
+        try:
+            node[last] = expand_path(node[last])
+        except ValueError as error:
+            raise ConfigError(f"{name} is '{shown(node[last])}', but {error}") from error
+    for key in (*STOCK_KEYS, *KEYS):
+        key.check(key.value(cfg))
     _check_names(cfg)
-    if cfg.devices is not None and cfg.devices < 1:
+    _check_results(cfg)
+    if cfg.devices is not None and (not _is_a(int, cfg.devices) or not 1 <= cfg.devices <= 1024):
         raise ConfigError(
-            f"devices is {cfg.devices}, expected the number of processes on this machine (one a GPU), at least 1"
+            f"devices is {shown(cfg.devices)}, expected the number of processes on this machine (one per GPU), at least 1"
         )
     if cfg.train.mode == "standard":
         if cfg.dataset.node_encoder and cfg.model.type.startswith("glem_"):
@@ -311,20 +514,19 @@ def check_config(cfg: CfgNode) -> None:
             f"'{cfg.dataset.task_type}', expected 'node' and 'classification'"
         )
     for name, size in (("lm.batch_size", cfg.lm.batch_size), ("glem.lm_batch_size", cfg.glem.lm_batch_size)):
-        if size == 0 or (size > 0 and size % cfg.lm.accumulate):
+        if size > 0 and size % cfg.lm.accumulate:
             raise ConfigError(f"{name} {size} cannot be cut into lm.accumulate {cfg.lm.accumulate} equal parts")
-    if cfg.train.eval_period < 1 or cfg.optim.max_epoch < 0:
-        raise ConfigError(
-            f"train.eval_period is {cfg.train.eval_period} and optim.max_epoch {cfg.optim.max_epoch}, expected at least "
-            "1 and at least 0"
-        )
+    if cfg.accelerator not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"accelerator is '{shown(cfg.accelerator)}', expected auto, cpu or cuda")
+    for name in ("lm.model", "dataset.dir"):
+        if not cfg[name.partition(".")[0]][name.partition(".")[2]]:
+            raise ConfigError(
+                f"{name} is empty, expected {'a hub id or a folder' if name == 'lm.model' else 'a folder'}"
+            )
+    _check_shares(cfg.dataset.tag_split)
     _check_features(cfg)
     _check_sampling(cfg)
     _check_encoded(cfg)
-    for name in BELOW_ONE:
-        group, _, last = name.partition(".")
-        if (value := cfg[group][last]) >= 1:
-            raise ConfigError(f"{name} is {value}, expected a share below 1")
     _check_input_norm(cfg)
     if cfg.lm.freeze_layers and cfg.lm.lora_rank:
         raise ConfigError(
@@ -339,6 +541,82 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             f"train.mode {cfg.train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside "
             "the GNN; use train.mode standard for that, or dataset.node_encoder False"
+        )
+
+
+def _flat(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
+    """Every key and its value, without what GraphGym adds while it runs."""
+    for name, value in settings_of(cfg).items():
+        if isinstance(value, CfgNode):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Refuse what no key can mean, of any plugin: control characters in a text, and numbers that are not finite."""
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, str) and any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in item):
+            raise ConfigError(f"{name} is {item[:80]!r}, expected a text without line breaks and control characters")
+        if isinstance(item, str) and not item.isascii() and not _is_unicode(item):
+            raise ConfigError(f"{name} is {item[:80]!r}, expected a text that UTF-8 can write")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ConfigError(f"{name} is {shown(value)}, expected finite numbers")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ---- what comes after the last stage, and must not fail then ----------------------------------------------------------
+
+OUR_METRICS = ("accuracy", "loss", "lm_accuracy", "lm_loss", "gnn_accuracy", "gnn_loss")
+STOCK_METRICS = {
+    "regression": ("mae", "mse", "rmse"),
+    "classification_multi": ("accuracy",),
+    "classification_binary": ("accuracy", "precision", "recall", "f1", "auc"),
+}
+
+
+def _check_results(cfg: CfgNode) -> None:
+    if not cfg.out_dir:
+        raise ConfigError("out_dir is empty, expected a folder for the results ('.' is the current one)")
+    parts = PurePath(cfg.cfg_dest).parts
+    taken = not parts or parts[0] == "agg" or re.fullmatch(r"-?\d+", parts[0])
+    if taken or ".." in parts or PurePath(cfg.cfg_dest).is_absolute():
+        raise ConfigError(
+            f"cfg_dest is '{shown(cfg.cfg_dest)}', expected the name of a file in the experiment's folder, such as config.yaml"
+        )
+    check_metric(cfg)
+
+
+def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:
+    """Check ``metric_best`` against the scores that a run will have.
+
+    Args:
+        task_type: GraphGym's kind of task, where the data has told it; None: as ``dataset.task_type`` says.
+
+    Raises:
+        ConfigError: names the metrics that there are.
+    """
+    task_type = task_type or cfg.dataset.task_type
+    known = OUR_METRICS
+    if cfg.train.mode == "standard":
+        known = tuple(cfg.custom_metrics) or STOCK_METRICS.get(task_type, STOCK_METRICS["classification_binary"])
+        known = (*known, "loss")
+    if {"auc", "accuracy"} & set(known):
+        known = ("auto", *known)
+    _check_choice("metric_best", cfg.metric_best, known)
+
+
+def _check_shares(shares: list[float]) -> None:
+    if len(shares) != 3 or not all(share > 0 for share in shares) or sum(shares) > 1 + 1e-6:
+        raise ConfigError(
+            f"dataset.tag_split is {shares}, expected three shares above 0 for train, valid and test, together at most 1"
         )
 
 
@@ -451,12 +729,7 @@ def check_devices(cfg: CfgNode, started: int | None) -> None:
 
 
 # Shares that at 1 leave nothing to learn from.
-BELOW_ONE = (
-    *("gnn.ema", "gnn.consistency_threshold", "glem.label_input_rate"),
-    *(f"{group}{name}" for group in ("lm.", "glem.lm_")
-      for name in ("dropout", "attention_dropout", "head_dropout", "label_smoothing")),
-    *(f"gnn.{name}" for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout", "edge_drop")),
-)  # fmt: skip
+
 
 FEATURE_KINDS = ("text", "static", "raw", "file")
 

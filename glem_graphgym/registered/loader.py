@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.registered.config import feature_kinds
+from glem_graphgym.registered.config import OUR_MODES, ConfigError, check_config, feature_kinds
 from glem_graphgym.registered.features import static_embeddings
 
 MANY_UNKNOWN = 0.05  # share of unknown tokens that is warned of
@@ -180,9 +180,23 @@ class TextGraphDataset(InMemoryDataset):
 
 @register_loader("glem_text_graph")
 def load_text_graph_dataset(format: str, name: str, dataset_dir: str) -> TextGraphDataset | None:
-    """GraphGym's loader for ``dataset.format: TAG``; None for other formats, so that their loaders get their turn."""
+    """GraphGym's loader for ``dataset.format: TAG``; None for other formats, so that their loaders get their turn.
+
+    GraphGym asks it for its own training alone. Our train modes load their graph themselves, so that one of them which
+    stands in the configuration now would never be run.
+
+    Raises:
+        ConfigError: ``train.mode`` is one of ours, or the configuration has a mistake.
+    """
+    mode = cfg.train.mode
+    if mode in OUR_MODES:
+        raise ConfigError(
+            f"train.mode is '{mode}', but GraphGym's own training has been started, which knows train.mode standard "
+            f"alone; call train_dict['{mode}']() in place of it, as run/main.py does, or set train.mode to standard"
+        )
     if format != "TAG":
         return None
+    check_config(cfg)
     graph = load_text_graph_of(cfg)
     kind = feature_kinds(cfg.glem.node_features)
     if (cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text") or cfg.model.type == "glem_lm":

@@ -44,7 +44,7 @@ from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, co
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.text_encoder import load_text_encoder
-from glem_graphgym.registered.config import ConfigError, feature_kinds
+from glem_graphgym.registered.config import ConfigError, check_config, feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix, seconds_before
 from glem_graphgym.registered.language_model import (
     build_lm,
@@ -77,6 +77,7 @@ from glem_graphgym.registered.sizes import budget_bytes, feature_width, predicts
 @register_train("glem")
 def train_glem(overwrite: int = 0) -> TextGraph:
     """GLEM: variational EM between LM and GNN."""
+    require_mode(cfg, "glem")
     graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
     loop.run_em(run)
     if processes.rank() > 0:
@@ -91,6 +92,7 @@ def train_glem(overwrite: int = 0) -> TextGraph:
 @register_train("glem_lm")
 def train_lm(overwrite: int = 0) -> TextGraph:
     """The LM alone, fine-tuned on gold labels."""
+    require_mode(cfg, "glem_lm")
     graph, run = prepare(cfg, with_lm=True, with_gnn=False, overwrite=overwrite)
     loop.run_lm(run)
     return graph
@@ -99,6 +101,7 @@ def train_lm(overwrite: int = 0) -> TextGraph:
 @register_train("glem_gnn")
 def train_gnn(overwrite: int = 0) -> TextGraph:
     """The GNN alone, on static embeddings, raw features or a feature file."""
+    require_mode(cfg, "glem_gnn")
     graph, run = prepare(cfg, with_lm=False, with_gnn=True, overwrite=overwrite)
     loop.run_gnn(run)
     return graph
@@ -107,6 +110,7 @@ def train_gnn(overwrite: int = 0) -> TextGraph:
 @register_train("glem_cascade")
 def train_cascade(overwrite: int = 0) -> TextGraph:
     """LM, then GNN on its embeddings: GLEM with zero EM iterations."""
+    require_mode(cfg, "glem_cascade")
     graph, run = prepare(cfg, with_lm=True, with_gnn=True, overwrite=overwrite)
     loop.run_cascade(run)
     return graph
@@ -115,12 +119,24 @@ def train_cascade(overwrite: int = 0) -> TextGraph:
 @register_train("glem_joint")
 def train_joint(overwrite: int = 0) -> TextGraph:
     """LM and GNN co-trained end to end, on sampled neighbourhoods: the costly baseline."""
+    require_mode(cfg, "glem_joint")
     graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True, overwrite=overwrite)
     loop.run_joint(run)
     return graph
 
 
 # ---- from the configuration to a run ------------------------------------------------------------------------------
+
+
+def require_mode(cfg: CfgNode, mode: str) -> None:
+    """
+    Raises:
+        ConfigError: ``train.mode``, which decides much of a run, is another than the mode that was called.
+    """
+    if cfg.train.mode != mode:
+        raise ConfigError(
+            f"train.mode is '{cfg.train.mode}', but train_dict['{mode}'] was called; set train.mode to {mode}"
+        )
 
 
 def prepare(
@@ -132,6 +148,7 @@ def prepare(
         overwrite: how many seeds, from this one on, are done anew; 0 = none. What an earlier run left in the folder is
             deleted after all checks.
     """
+    check_config(cfg)  # a main of one's own has loaded it with GraphGym's load_cfg
     graph = load_text_graph_of(cfg)
     identity = identity_of(cfg, graph)
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
@@ -623,6 +640,7 @@ def _structure(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
 @register_train("glem_predict")
 def predict(overwrite: int = 0) -> None:
     """Predict all nodes again from the weights that a finished run kept, write them into ``predictions.csv.gz``."""
+    require_mode(cfg, "glem_predict")
     run_dir = Path(cfg.run_dir)
     run_json = run_dir / "run.json"
     require_finished(run_dir)

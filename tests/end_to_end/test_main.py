@@ -747,7 +747,7 @@ def test_an_expected_error_is_one_line(config: Path) -> None:
         (["glem.first_predictions", "nowhere.npy"], "glem.first_predictions: nowhere.npy cannot be read"),
         (["accelerator", "cuda:99"], "accelerator is 'cuda:99', expected auto, cpu"),
         (["print", "loudly"], "print is 'loudly', expected one of: stdout, file, both"),
-        (["glem.alpha", "null"], "glem.alpha is None, expected float"),
+        (["glem.alpha", "null"], "glem.alpha is 'null', expected a number"),
         (["seed"], "options must be pairs 'key value'; 'seed' stands alone"),
     ],
 )

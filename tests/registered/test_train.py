@@ -610,7 +610,18 @@ def test_graph_and_mode_are_on_record(configure: Callable[..., None]) -> None:
 
 
 def test_a_diverging_run_says_what_to_do(configure: Callable[..., None]) -> None:
-    configure("optim.base_lr", "1e30", "optim.optimizer", "sgd", "train.mode", "glem_cascade", "gnn.norm", "none")
+    configure(
+        "optim.base_lr",
+        "1000",
+        "optim.weight_decay",
+        "1e12",
+        "optim.optimizer",
+        "sgd",
+        "train.mode",
+        "glem_cascade",
+        "gnn.norm",
+        "none",
+    )
     with pytest.raises(FloatingPointError, match=r"gnn_gold: the training loss is .* lower the learning rate"):
         train_and_finish()
     assert [path.name for path in Path(cfg.run_dir).glob("stages/[0-9]*")] == ["00_lm_gold"]
