@@ -15,12 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import before_imports
+from command_line import before_imports, path, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Aggregate the experiments of a grid into CSV files in <dir>/agg.")
-    parser.add_argument("--dir", type=Path, required=True, help="results of a grid: results/<grid>")
+    parser.add_argument("--dir", type=path, required=True, help="results of a grid: results/<grid>")
     parser.add_argument(
         "--metric",
         default="auto",
@@ -49,4 +49,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import before_imports
+from command_line import before_imports, path, run_program
 
 before_imports()
 
@@ -63,8 +63,8 @@ def main() -> int:
     parser.add_argument(
         "--nodes", type=int, nargs="+", default=scale.SIZES, help=f"of scale's graphs (default: {sizes})"
     )
-    parser.add_argument("--folder", type=Path, help="for scale's files (default: where temporary files go)")
-    parser.add_argument("--json", type=Path, help="write the rows there too")
+    parser.add_argument("--folder", type=path, help="for scale's files (default: where temporary files go)")
+    parser.add_argument("--json", type=path, help="write the rows there too")
     args = parser.parse_args()
     unknown = sorted(set(args.parts) - set(PARTS))
     if unknown:
@@ -123,4 +123,4 @@ def show(rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import before_imports
+from command_line import before_imports, path, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,20 +22,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Make one configuration for each point of a grid, after checking all of them.",
         epilog="In file names, %%XX (as in a URL) stands for '/', space, '=' and whatever else would break there.",
     )
-    parser.add_argument("--config", help="base YAML; what a grid does not name stays as it is there")
+    parser.add_argument("--config", type=path, help="base YAML; what a grid does not name stays as it is there")
     parser.add_argument(
-        "--grid", required=True, help="grid: lines 'key alias [value,value]', blank lines between blocks"
+        "--grid", type=path, required=True, help="grid: lines 'key alias [value,value]', blank lines between blocks"
     )
-    parser.add_argument("--out_dir", default="configs", help="parent of <config>_grid_<grid>/ (default: configs)")
+    parser.add_argument(
+        "--out_dir", type=path, default=Path("configs"), help="parent of <config>_grid_<grid>/ (default: configs)"
+    )
     parser.add_argument("--sample", action="store_true", help="a random sample (of 10, or --sample_num) of the grid")
     parser.add_argument("--sample_num", type=int, help="size of the random sample, drawn without replacement")
     parser.add_argument(
         "--sample_alias",
+        type=path,
         help="file with aliases on its first line: for each, --sample_num random points, each with all values of it",
     )
     parser.add_argument("--seed", type=int, default=123, help="seed of the sample (default: 123)")
     parser.add_argument(
         "--config_budget",
+        type=path,
         help="YAML whose number of parameters gnn.dim_inner is fitted to (counted as GraphGym: one input, one output)",
     )
     args = parser.parse_args(argv)
@@ -84,4 +88,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

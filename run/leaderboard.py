@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import before_imports
+from command_line import before_imports, path, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,10 +23,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="One row a method, ranked by validation, out of finished runs; published results beside it."
     )
     parser.add_argument(
-        "--dir", dest="dirs", nargs="+", type=Path, required=True, action="extend",
+        "--dir", dest="dirs", nargs="+", type=path, required=True, action="extend",
         help="folder of an experiment (with seed folders) or of several experiments",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder for the files (default: the first --dir)")
+    parser.add_argument("--out", type=path, help="folder for the files (default: the first --dir)")
     parser.add_argument("--title", default="GLEM leaderboard", help="of the HTML page")
     ogb = parser.add_argument_group("entry for the OGB leaderboard")
     ogb.add_argument(
@@ -105,4 +105,4 @@ def write_entry(entry: Any, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import add_config, before_imports, logs_to_file, parse_with_options
+from command_line import add_config, before_imports, logs_to_file, parse_with_options, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry_run", action="store_true", help="say what the run needs; 1 if it does not fit")
     parser.add_argument("--mark_done", action="store_true", help="rename the YAML to <name>_done when finished")
     args = parse_with_options(parser, argv)
-    if args.repeat < 1:
-        parser.error(f"--repeat is {args.repeat}, expected at least 1")
+    if not 1 <= args.repeat <= 10_000:
+        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
     return args
 
 
@@ -54,11 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.disk import writing
     from glem_graphgym.em.journal import seed_everything
     from glem_graphgym.memory import is_out_of_memory
-    from glem_graphgym.registered.config import ConfigError, dump_config, load_config, settings_of
+    from glem_graphgym.registered.config import ConfigError, check_seeds, dump_config, load_config, settings_of
     from glem_graphgym.registered.run_folder import RunError, held, require_finished
 
     try:
         load_config(cfg, args.cfg_file, args.opts)
+        check_seeds(cfg.seed, args.repeat)
         experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
         cfg.out_dir = str(experiment)
         settings = settings_of(cfg)  # GraphGym's training writes into cfg
@@ -214,6 +215,7 @@ def run_seed(cfg: Any, name: str, overwrite: int) -> None:
 
 def run_standard(cfg: Any, overwrite: int) -> None:
     """GraphGym's own training, as its own main does it; a seed that is finished is not trained again."""
+    from torch_geometric.graphgym.logger import infer_task
     from torch_geometric.graphgym.model_builder import create_model
     from torch_geometric.graphgym.train import GraphGymDataModule, train
     from torch_geometric.graphgym.utils.comp_budget import params_count
@@ -222,6 +224,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from glem_graphgym.data.pickles import only_data_is_unpickled
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
+    from glem_graphgym.registered.config import check_metric
     from glem_graphgym.registered.loader import load_text_graph_of
     from glem_graphgym.registered.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
     from glem_graphgym.report.stats import drop_sanity_row
@@ -240,6 +243,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     memory, start = PeakMemory(), time.perf_counter()
     with only_data_is_unpickled(Path(cfg.dataset.dir)):
         datamodule = GraphGymDataModule()
+    check_metric(cfg, infer_task())
     model = create_model()
     logging.info(model)
     cfg.params = params_count(model)
@@ -286,7 +290,7 @@ def as_typed(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    status = main()
+    status = run_program(main)
     from glem_graphgym import processes
 
     processes.end(status)

@@ -14,12 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import before_imports
+from command_line import before_imports, path, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write a generated graph in the format of ogbn-papers100M.")
-    parser.add_argument("--folder", required=True, type=Path, help="folder to write, e.g. datasets/ogbn_papers100M")
+    parser.add_argument("--folder", required=True, type=path, help="folder to write, e.g. datasets/ogbn_papers100M")
     parser.add_argument("--nodes", required=True, type=int, help="number of nodes (ogbn-papers100M: 111059956)")
     parser.add_argument("--edges", required=True, type=int, help="number of directed edges (there: 1615685872)")
     parser.add_argument("--classes", type=int, default=172, help="classes that occur, at most 172 (default: 172)")
@@ -61,4 +61,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

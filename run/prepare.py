@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import add_config, before_imports, parse_with_options
+from command_line import add_config, before_imports, parse_with_options, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -78,4 +78,4 @@ def print_prepared(prepared: Iterable[Any], name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from grid.jobs import OWN_MAIN, reopen
+from command_line import path, run_program
+from grid.jobs import OWN_MAIN, reopen, written_out
 
 OWN = "run/main.py"
 HEAD = """\
@@ -39,9 +40,9 @@ exec {python} {main} --cfg "$config" --repeat 1 seed "$seed"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write an sbatch array script, one task a configuration and seed.")
-    parser.add_argument("--dir", type=Path, required=True, help="folder of configurations, from run/configs_gen.py")
+    parser.add_argument("--dir", type=path, required=True, help="folder of configurations, from run/configs_gen.py")
     parser.add_argument("--repeat", type=int, default=1, help="seeds a configuration (default: 1)")
-    parser.add_argument("--out", type=Path, help="file to write (default: the terminal)")
+    parser.add_argument("--out", type=path, help="file to write (default: the terminal)")
     parser.add_argument("--max_jobs", type=int, default=0, help="tasks at a time (default: as many as Slurm gives)")
     parser.add_argument("--partition", help="Slurm partition")
     parser.add_argument("--time", help="bound on a task's time, e.g. 4:00:00")
@@ -78,7 +79,7 @@ def array_script(args: argparse.Namespace) -> str:
         found = f"{done} finished ones" if done else "none"
         raise ValueError(f"--dir {args.dir}: expected configurations (*.yaml), found {found}; see run/configs_gen.py")
     settings = [read_settings(file) for file in files]
-    logs = Path(str(settings[0].get("out_dir") or "results")) / "logs"
+    logs = written_out(settings[0].get("out_dir", "results")) / "logs"
     return HEAD.format(
         directives="\n".join(f"#SBATCH {line}" for line in directives(args, len(files), logs)),
         seeds=args.repeat,
@@ -91,10 +92,10 @@ def array_script(args: argparse.Namespace) -> str:
 
 def read_settings(file: Path) -> dict:
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        settings = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}  # texts as typed
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("seed", 0), int):
+        raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict) or not str(settings.get("seed", 0)).isdecimal():
         raise ValueError(f"{file}: expected 'key: value' lines, and an integer for seed if there is one")
     return settings
 
@@ -144,4 +145,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -57,7 +57,7 @@ class Key:
 
     Attributes:
         choices: the values it may take; none where it may take all of its type.
-        low, high: bounds of a number, or of each number in a list.
+        low, high: bounds of a number, or of each number in a list; without the lower one any number of the type will do.
         below: a bound that is itself too large.
         or_minus_one: -1 stands for something else, and is allowed beside the bounds.
     """
@@ -71,10 +71,6 @@ class Key:
     high: float | None = None
     below: float | None = None
     or_minus_one: bool = False
-
-    def value(self, cfg: CfgNode) -> Any:
-        group, _, name = self.name.rpartition(".")
-        return cfg[group][name] if group else cfg[name]
 
     def check(self, value: Any) -> None:
         """
@@ -90,7 +86,7 @@ class Key:
         for item in value if several else [value]:
             if kind is not None and not _is_a(kind, item):
                 raise _unfit(self.name, value, f"a list of {KINDS[kind]} each" if several else KINDS[kind])
-            if kind in LARGEST and not self._fits(item, LARGEST[kind]):
+            if kind in LARGEST and self.low is not None and not self._fits(item, LARGEST[kind]):
                 raise ConfigError(f"{self.name} is {shown(value)}, expected {self._bounds(item, LARGEST[kind])}")
 
     def _fits(self, number: float, largest: float) -> bool:
@@ -481,7 +477,12 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names the key; of a contradiction both.
     """
+    set_cfg(pristine := CfgNode())
+    keys = {name: Key(name, default) for name, default in _flat(pristine)}
+    keys |= {key.name: key for key in (*STOCK_KEYS, *KEYS)}
     for name, value in _flat(cfg):
+        if name in keys and keys[name].default is not None and not (value is None and name in NULLABLE):
+            keys[name].check(value)
         _check_value(name, value)
     for name in PATHS:
         group, _, last = name.rpartition(".")
@@ -490,10 +491,9 @@ def check_config(cfg: CfgNode) -> None:
             node[last] = expand_path(node[last])
         except ValueError as error:
             raise ConfigError(f"{name} is '{shown(node[last])}', but {error}") from error
-    for key in (*STOCK_KEYS, *KEYS):
-        key.check(key.value(cfg))
     _check_names(cfg)
     _check_results(cfg)
+    _check_fan_out(cfg.gnn.fan_out)
     if cfg.devices is not None and (not _is_a(int, cfg.devices) or not 1 <= cfg.devices <= 1024):
         raise ConfigError(
             f"devices is {shown(cfg.devices)}, expected the number of processes on this machine (one per GPU), at least 1"
@@ -506,12 +506,12 @@ def check_config(cfg: CfgNode) -> None:
         return
     if cfg.dataset.format != "TAG":
         raise ConfigError(
-            f"train.mode {cfg.train.mode} needs texts: dataset.format is '{cfg.dataset.format}', expected 'TAG'"
+            f"train.mode {cfg.train.mode} needs texts: dataset.format is '{shown(cfg.dataset.format)}', expected 'TAG'"
         )
     if cfg.dataset.task != "node" or cfg.dataset.task_type != "classification":
         raise ConfigError(
             f"train.mode {cfg.train.mode} classifies nodes: dataset.task is '{cfg.dataset.task}' and dataset.task_type "
-            f"'{cfg.dataset.task_type}', expected 'node' and 'classification'"
+            f"'{shown(cfg.dataset.task_type)}', expected 'node' and 'classification'"
         )
     for name, size in (("lm.batch_size", cfg.lm.batch_size), ("glem.lm_batch_size", cfg.glem.lm_batch_size)):
         if size > 0 and size % cfg.lm.accumulate:
@@ -572,7 +572,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-# ---- what comes after the last stage, and must not fail then ----------------------------------------------------------
+# ---- what comes after the last stage, and must not fail then --------------------------------------------------------
 
 OUR_METRICS = ("accuracy", "loss", "lm_accuracy", "lm_loss", "gnn_accuracy", "gnn_loss")
 STOCK_METRICS = {
@@ -604,7 +604,7 @@ def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:
         ConfigError: names the metrics that there are.
     """
     task_type = task_type or cfg.dataset.task_type
-    known = OUR_METRICS
+    known: tuple[str, ...] = OUR_METRICS
     if cfg.train.mode == "standard":
         known = tuple(cfg.custom_metrics) or STOCK_METRICS.get(task_type, STOCK_METRICS["classification_binary"])
         known = (*known, "loss")
@@ -634,7 +634,7 @@ def _check_input_norm(cfg: CfgNode) -> None:
         )
 
 
-# ---- names that GraphGym looks up only while it runs --------------------------------------------------------------
+# ---- names that GraphGym looks up only while it runs ----------------------------------------------------------------
 
 SAMPLERS = ("full_batch", "neighbor", "random_node", "saint_rw", "saint_node", "saint_edge", "cluster")
 TASK_TYPES = ("classification", "regression", "classification_binary", "classification_multi")
@@ -694,13 +694,13 @@ def _check_parts(cfg: CfgNode) -> None:
             aggregation_resolver(g.agg)
         except (ValueError, TypeError) as error:
             known = "add, mean, max, or another aggregation of torch_geometric.nn that needs no arguments"
-            raise ConfigError(f"gnn.agg is '{g.agg}', expected one of: {known}") from error
+            raise ConfigError(f"gnn.agg is '{shown(g.agg)}', expected one of: {known}") from error
 
 
 def _check_choice(name: str, value: Any, known: Collection[Any]) -> None:
     if value not in list(known):  # a value may be a list, which no registry can look up
         names = ", ".join(str(other) for other in known if other is not None)
-        raise ConfigError(f"{name} is '{value}', expected one of: {names}")
+        raise ConfigError(f"{name} is '{shown(value)}', expected one of: {names}")
 
 
 def _ours_alone(registry: Mapping[str, Any]) -> bool:
@@ -728,7 +728,15 @@ def check_devices(cfg: CfgNode, started: int | None) -> None:
         raise ConfigError(f"{count} processes are asked for (devices), but torch sees {gpus} GPUs; expected one each")
 
 
-# Shares that at 1 leave nothing to learn from.
+def check_seeds(first: int, count: int) -> None:
+    """
+    Raises:
+        ConfigError: the last of ``count`` seeds is too large.
+    """
+    if first + count - 1 > LAST_SEED:
+        raise ConfigError(
+            f"seed is {first} and --repeat {count}, so the last seed would be {first + count - 1}; expected at most {LAST_SEED}"
+        )
 
 
 FEATURE_KINDS = ("text", "static", "raw", "file")
@@ -755,7 +763,7 @@ def _check_features(cfg: CfgNode) -> None:
     for kind in kinds:
         if kind not in FEATURE_KINDS:
             raise ConfigError(
-                f"glem.node_features is '{cfg.glem.node_features}': '{kind}' is unknown, "
+                f"glem.node_features is '{shown(cfg.glem.node_features)}': '{shown(kind)}' is unknown, "
                 f"expected {', '.join(FEATURE_KINDS)}, joined by +"
             )
     if "text" in kinds and cfg.train.mode == "glem_gnn":
@@ -765,12 +773,12 @@ def _check_features(cfg: CfgNode) -> None:
         )
     if cfg.train.mode == "glem_joint" and "text" not in kinds:
         raise ConfigError(
-            f"glem.node_features is '{cfg.glem.node_features}', but train.mode glem_joint trains the text encoder as "
+            f"glem.node_features is '{shown(cfg.glem.node_features)}', but train.mode glem_joint trains the text encoder as "
             "node encoder; expected text, alone or joined by + with others"
         )
     if ("file" in kinds) != bool(cfg.glem.feature_file):
         raise ConfigError(
-            f"glem.node_features '{cfg.glem.node_features}' and glem.feature_file '{cfg.glem.feature_file}' disagree: "
+            f"glem.node_features '{shown(cfg.glem.node_features)}' and glem.feature_file '{shown(cfg.glem.feature_file)}' disagree: "
             "a file is given if and only if 'file' is one of the features"
         )
 
@@ -787,12 +795,15 @@ def _check_encoded(cfg: CfgNode) -> None:
         )
 
 
-def _check_sampling(cfg: CfgNode) -> None:
-    fan_out, joint = cfg.gnn.fan_out, cfg.train.mode == "glem_joint"
+def _check_fan_out(fan_out: list[int]) -> None:
     if not all(type(count) is int and (count > 0 or count == -1) for count in fan_out):
         raise ConfigError(
-            f"gnn.fan_out is {fan_out}, expected whole numbers, each at least 1, or -1 for all neighbours"
+            f"gnn.fan_out is {shown(fan_out)}, expected whole numbers, each at least 1, or -1 for all neighbours"
         )
+
+
+def _check_sampling(cfg: CfgNode) -> None:
+    fan_out, joint = cfg.gnn.fan_out, cfg.train.mode == "glem_joint"
     if joint and not fan_out:
         raise ConfigError(
             "train.mode glem_joint trains on sampled neighbourhoods, but gnn.fan_out is []; expected one number a layer, "

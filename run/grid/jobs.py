@@ -137,27 +137,40 @@ def _waiting(done: Path) -> Path:
 
 
 def _job(config: Path) -> Job:
-    threads = _settings(config).get("num_threads", _DEFAULT_THREADS)
+    threads = _number(_settings(config), "num_threads", _DEFAULT_THREADS)
     log = results_of(config) / "logs" / f"{config.name.removesuffix('.yaml')}.log"
-    return Job(config, log, threads if isinstance(threads, int) and threads > 0 else _DEFAULT_THREADS)
+    return Job(config, log, threads or _DEFAULT_THREADS)
 
 
 def results_of(config: Path) -> Path:
     """The folder in which a configuration's experiment has its own: its ``out_dir``."""
-    return Path(str(_settings(config).get("out_dir") or "results"))
+    return written_out(_settings(config).get("out_dir", "results"))
+
+
+def written_out(path: str) -> Path:
+    """A path of a configuration without ``~`` and ``$NAME``; a name that there is not is left to the job to refuse."""
+    written = Path(os.path.expandvars(path))
+    with contextlib.suppress(RuntimeError):
+        return written.expanduser()
+    return written
 
 
 def _settings(config: Path) -> Mapping[str, Any]:
-    """What the YAML says; nothing where it cannot be read, which the job itself will report."""
+    """What the YAML says, as it was typed; nothing where it cannot be read, which the job itself will report."""
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        settings = yaml.load(config.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return settings if isinstance(settings, dict) else {}
 
 
+def _number(settings: Mapping[str, Any], name: str, default: int) -> int:
+    text = str(settings.get(name, default))
+    return int(text) if text.isdecimal() else default
+
+
 def _lacks_seeds(done: Path, repeat: int, own: bool) -> bool:
-    first = _settings(done).get("seed", 0)
+    first = _number(_settings(done), "seed", 0)
     folder = results_of(done) / done.name.removesuffix(f".yaml{DONE}")
     runs = [folder / str(seed) for seed in range(first, first + repeat)]
     finished = sum(map(is_finished, runs))
@@ -513,4 +526,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(RUN))
+    from command_line import run_program
+
+    sys.exit(run_program(main))

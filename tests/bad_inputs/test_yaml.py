@@ -23,7 +23,7 @@ def refused(text: str | bytes, folder: Path, *options: str) -> str:
     return message
 
 
-# ---- no YAML of keys and values ---------------------------------------------------------------------------------------
+# ---- no YAML of keys and values -------------------------------------------------------------------------------------
 
 NO_KEYS = {
     "empty": ("", ["empty"]),
@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_read(what: str, tmp_path: Path) -> None:
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-# ---- what stands twice ------------------------------------------------------------------------------------------------
+# ---- what stands twice ----------------------------------------------------------------------------------------------
 
 TWICE = {
     "a group": ("lm:\n  epochs: 1\nseed: 1\nlm:\n  lr: 0.1\n", ["'lm'", "lines 1 and 4"]),
@@ -143,7 +143,7 @@ def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
     assert (cfg.seed, cfg.round) == (3, 2)
 
 
-# ---- keys -------------------------------------------------------------------------------------------------------------
+# ---- keys -----------------------------------------------------------------------------------------------------------
 
 UNKNOWN = {
     "glem.alpha: 0.5": ["glem.alpha", "'glem:'"],
@@ -167,7 +167,7 @@ def test_keys_that_there_are_not(text: str, tmp_path: Path) -> None:
         assert name in message
 
 
-# ---- texts stand as they were typed -----------------------------------------------------------------------------------
+# ---- texts stand as they were typed ---------------------------------------------------------------------------------
 
 TYPED = [
     *(
@@ -242,7 +242,7 @@ def test_control_characters_in_a_text(text: str, tmp_path: Path) -> None:
     assert "lm.model" in refused(f"lm:\n  model: {text}\n".replace("\n  a\n  b", "\n    a\n    b"), tmp_path)
 
 
-# ---- paths ------------------------------------------------------------------------------------------------------------
+# ---- paths ----------------------------------------------------------------------------------------------------------
 
 PATHS = ["out_dir", "dataset.dir", "dataset.tag_source", "lm.model", "glem.feature_file", "glem.first_predictions"]
 

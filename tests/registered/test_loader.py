@@ -12,7 +12,7 @@ from torch_geometric.graphgym.loader import create_dataset, create_loader, load_
 from torch_geometric.graphgym.register import loader_dict
 
 from glem_graphgym.data.text_graph import DataError
-from glem_graphgym.registered.config import load_config
+from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.loader import (
     GRAPHS,
     load_text_graph_dataset,
@@ -139,7 +139,7 @@ def test_what_cannot_be_loaded(options: dict[str, object], message: str, tmp_pat
 def test_a_graph_that_nobody_loads(tmp_path: Path) -> None:
     configure(tmp_path)
     cfg.dataset.name = "nowhere"
-    with pytest.raises(DataError, match=r"dataset\.name is 'nowhere', expected one of: debian, ogbn-arxiv"):
+    with pytest.raises(ConfigError, match=r"dataset\.name is 'nowhere', expected one of: debian, ogbn-arxiv"):
         load_dataset()
 
 
