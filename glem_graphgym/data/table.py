@@ -173,6 +173,8 @@ def _report(graph: TextGraph, nodes_file: Path, raw: bool) -> None:
         logger.warning("%s: nodes without a label by these words in column 'label': %s", name, words)
     if words := origin["classes_like_no_label"]:
         logger.warning("%s: these words are labels like any other, an empty field is none: %s", name, words)
+    if odd := origin["odd_labels"]:
+        logger.warning("%s: labels that are unlike the others are classes too: %s", name, _listed(odd, quoted=True))
     if similar := origin["similar_labels"]:
         logger.warning("%s: labels that may be meant to be the same are different classes: %s", name, _listed(similar))
     if origin["fractional_labels"]:
@@ -340,11 +342,19 @@ def _labels(path: Path, nodes: pd.DataFrame) -> tuple[np.ndarray, list[str], dic
     unusual = {
         "no_label_words": {name: counts[name] for name in sorted(no_label)},
         "classes_like_no_label": {name: counts[name] for name in sorted(words - no_label)},
+        "odd_labels": _odd(classes),
         "similar_labels": _similar(classes),
         "fractional_labels": fractional,
     }
     label = [index[class_of[name]] if name in class_of else UNLABELLED for name in names]
     return np.array(label, dtype=np.int64), classes, unusual
+
+
+def _odd(classes: Sequence[str]) -> list[str]:
+    """Negative numbers, and words where most other labels are numbers."""
+    numbers = [name for name in classes if NUMBER.fullmatch(name.strip())]
+    words = [name for name in classes if name not in numbers] if 2 * len(numbers) > len(classes) else []
+    return [*(name for name in numbers if name.strip().startswith("-")), *words]
 
 
 def _similar(classes: Sequence[str]) -> list[str]:
@@ -456,6 +466,8 @@ def _features(path: Path, columns: pd.DataFrame, ids: list[str]) -> np.ndarray |
     if len(bad):
         row, position = bad[0]
         column, value = columns.columns[position], columns.iloc[row, position]
+        if str(value).strip().casefold() in SPLIT_NAMES:
+            raise DataError(f"{path}: column '{column}' holds {value!r}; if it is the split, call it 'split'")
         raise DataError(
             f"{path}: column '{column}' holds {value!r} at node '{ids[row]}' ({len(bad)} such values); "
             f"columns beside {[*NODE_COLUMNS]} are features, expected finite numbers. Fill in the values or "

@@ -203,6 +203,7 @@ REFUSED_NODES: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     # features
     "a feature of words": (with_column("colour", lambda i: "red"), ["'colour'", "'red'", "n0"]),
+    "a split under another name": (with_column("set", lambda i: "train", UNSPLIT), ["'set'", "'split'"]),
     "a feature with a gap": (with_column("size", lambda i: i if i != 7 else ""), ["'size'", "n7"]),
     "a feature with nan": (with_column("size", lambda i: i if i != 7 else "nan"), ["'size'", "n7"]),
     "a feature with a decimal comma": (with_column("size", lambda i: f'"{i},5"'), ["'size'", "'0,5'"]),
@@ -555,6 +556,10 @@ def test_no_label_in_parquet(tmp_path: Path, missing: Any) -> None:
         (("true", "TRUE", "false"), "'TRUE' and 'true'"),
         (("01", "1", "2"), "'01' and '1'"),
         (("1.5", "2.5", "3.5"), "fractions"),
+        (("0", "1", "?"), "unlike the others are classes too: '?'"),
+        (("0", "1", "unlabelled"), "'unlabelled'"),
+        (("0", "1", "inf"), "'inf'"),
+        (("-100", "0", "1"), "'-100'"),
     ],
 )
 def test_labels_that_may_not_be_meant_are_said(
