@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
                 seed_everything(seed)
                 if first and cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
                     dump_config(settings, experiment / cfg.cfg_dest)
+                if args.repeat > 1:
+                    logging.info(f"seed {seed}, {seed - settings.seed + 1} of {args.repeat}")
                 run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
         # Not before: a run that is refused must not change what stands there.
         if first and cfg.train.mode != "glem_predict":
@@ -222,6 +225,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from torch_geometric.graphgym.utils.device import auto_select_device
 
     from glem_graphgym.data.pickles import only_data_is_unpickled
+    from glem_graphgym.em.stage import quiet_lightning
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
     from glem_graphgym.registered.config import check_metric
@@ -248,7 +252,9 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     logging.info(model)
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)
-    train(model, datamodule, logger=True, trainer_config={"logger": False})
+    with warnings.catch_warnings():
+        quiet_lightning()
+        train(model, datamodule, logger=True, trainer_config={"logger": False})
     cost = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(memory.peak_mb(), 1)}
     drop_sanity_row(run_dir / "val" / "stats.json")
     write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), **cost, "finished": True})

@@ -33,7 +33,7 @@ WORDS = {
     "ensemble": "language model and GNN predict together",
 }
 TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "E-step", "m_step": "M-step"}
-BACKWARD = 3  # forward passes that a training step on a text takes the time of
+TRAINING = 4  # times that inference takes for a text; 4.2 in docs/measurements.md, "e_step" and "inference"
 ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is taken for that of the rest
 
 
@@ -94,11 +94,11 @@ def planned_stages(run: Run, names: Sequence[str]) -> list[PlannedStage]:
     def of_lm(lm: LMLearner, ratio: float) -> dict[str, float]:
         trained = gold + num_drawn(candidates, ratio, gold)
         validated = lm.settings.evals_per_epoch * len(lm.validation.nodes)
-        return {"batch": lm.settings.epochs * (BACKWARD * trained + validated), "text": encoded}
+        return {"batch": lm.settings.epochs * (TRAINING * trained + validated), "text": encoded}
 
     def of_gnn(ratio: float) -> dict[str, float]:
         assert run.gnn is not None
-        if run.gnn.trains_again:
+        if run.gnn.trains_again:  # on gold labels, which says nothing of steps on pseudo-labels
             return {}
         trained = gold + num_drawn(candidates, ratio, gold) if run.gnn.new_batches else 1
         return {"batch": run.gnn.settings.epochs * trained}

@@ -149,7 +149,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware) -> FitLog:
     keeper = _BestWeights(plan)
     few = plan.eval_every < 1
     with warnings.catch_warnings():
-        _quiet_lightning()
+        quiet_lightning()
         trainer = pl.Trainer(
             max_epochs=plan.epochs,
             accelerator=hardware.accelerator,
@@ -262,11 +262,15 @@ class _BestWeights(pl.Callback):
         task.model.load_state_dict(self.weights)
 
 
-def _quiet_lightning() -> None:
-    """Lightning's hints about devices, workers and loggers would stand between a user and the scores."""
+def quiet_lightning() -> None:
+    """Silence Lightning's hints about devices, workers and loggers, which stand between a user and the scores.
+
+    To be called within `warnings.catch_warnings`.
+    """
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     warnings.filterwarnings("ignore", message=".*srun.*")

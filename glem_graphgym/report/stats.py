@@ -390,7 +390,7 @@ def print_predictions(run_dir: Path, console: Console | None = None) -> None:
     """Print the scores of ``predictions.json``: a finished run's models, evaluated again from their weights."""
     scores = read_json(run_dir / "predictions.json")
     metric = read_metric(run_dir)
-    table = new_table(f"predictions.csv.gz of {run_dir}", ["method"], ["valid %", "test %"])
+    table = new_table(f"seed {run_dir.name}, predicted again", ["method"], ["valid %", "test %"])
     for method, splits in scores.items():
         table.add_row(method, *(f"{100 * splits[split][metric]:.2f}" for split in ("valid", "test")))
     (console or default_console()).print(table)

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from glem_graphgym.em.plan import Plan, PlannedStage, Watch, in_words, stage_names, title_of
+from glem_graphgym.em.loop import EMSettings
+from glem_graphgym.em.plan import (
+    TRAINING,
+    Plan,
+    PlannedStage,
+    Watch,
+    in_words,
+    planned_stages,
+    stage_names,
+    title_of,
+)
 
 LM, EM, GNN = {"batch": 90.0, "text": 10.0}, {"batch": 280.0, "text": 20.0}, {"batch": 50.0}
 GLEM = [
@@ -37,6 +47,28 @@ class TestNames:
         )
         assert [title_of(name) for name in ("lm_gold", "m_step_3", "joint")] == ["LM", "M-step 3", "LM and GNN"]
         assert not any("_" in in_words(name) for name in stage_names("glem", "lm_first", 2, True, True))
+
+
+def lm(epochs: int) -> Any:
+    settings = SimpleNamespace(epochs=epochs, evals_per_epoch=2)
+    return SimpleNamespace(settings=settings, validation=SimpleNamespace(nodes=range(20)))
+
+
+@pytest.mark.parametrize(("batches", "gnn_gold", "m_step"), [(True, 70, 140), (False, 7, 7)])
+def test_the_work_of_stages_is_that_of_their_settings(batches: bool, gnn_gold: float, m_step: float) -> None:
+    gnn = SimpleNamespace(settings=SimpleNamespace(epochs=7), new_batches=batches, trains_again=False)
+    run: Any = SimpleNamespace(
+        **{"gold": SimpleNamespace(nodes=range(10)), "candidates": range(100), "num_nodes": 200, "encoded": None},
+        **{"settings": EMSettings(lm_ratio=2.0, gnn_ratio=1.0), "features_seconds": 5.0},
+        **{"lm_gold": lm(3), "lm_em": lm(1), "gnn": gnn},
+    )
+    found = {stage.name: stage for stage in planned_stages(run, ["lm_gold", "gnn_gold", "e_step_1", "m_step_1"])}
+    assert found["lm_gold"].work == {"batch": 3 * (TRAINING * 10 + 2 * 20), "text": 200}
+    assert found["e_step_1"].work == {"batch": TRAINING * 30 + 2 * 20, "text": 200}
+    assert (found["gnn_gold"].work, found["gnn_gold"].seconds_before) == ({"batch": gnn_gold}, 5.0)
+    assert (found["m_step_1"].work, found["m_step_1"].seconds_before) == ({"batch": m_step}, 0.0)
+    gnn.trains_again = True  # how often is known, how often until it is good is not
+    assert planned_stages(run, ["gnn_gold"])[0].work == {}
 
 
 class TestLeft:

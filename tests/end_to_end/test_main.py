@@ -29,7 +29,7 @@ from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.registered.config import ConfigError, load_config
-from glem_graphgym.registered.run_folder import RunError, held
+from glem_graphgym.registered.run_folder import RunError, held, names_of_stages
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 NODES, CLASSES = 160, 3
@@ -585,6 +585,7 @@ def test_modes_and_what_they_do(
 ) -> None:
     assert main(config, *options) == 0
     assert sorted(all_logits(run_dir(config))) == stages
+    assert names_of_stages(cfg) == [stage[3:] for stage in stages]
     assert list(summary(run_dir(config))) == methods
 
 
