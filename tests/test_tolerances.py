@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tolerances import assert_equal_up_to_rounding, rounding_error
+from tests.tolerances import assert_all_equal_up_to_rounding, assert_equal_up_to_rounding, rounding_error
 
 TYPES = [torch.float64, torch.float32]
 
@@ -54,6 +54,14 @@ def test_arrays_half_precision_and_magnitudes_are_judged_too() -> None:
         wanted = exact if "magnitude" not in options else exact + 1e-9
         with pytest.raises(AssertionError):
             assert_equal_up_to_rounding(values, wanted, summands=1, **options)  # type: ignore[arg-type]
+
+
+def test_what_cancels_is_judged_by_what_it_was_summed_of() -> None:
+    vanishing, large = torch.tensor([1e-6, -2e-7]), torch.tensor([10.0, 3.0])
+    assert_all_equal_up_to_rounding([(vanishing, torch.zeros(2)), (large, large)], summands=10)
+    for pairs in ([(vanishing, torch.zeros(2))], [(vanishing * 1000, torch.zeros(2)), (large, large)]):
+        with pytest.raises(AssertionError):
+            assert_all_equal_up_to_rounding(pairs, summands=10)
 
 
 @pytest.mark.parametrize("bad", [np.array([1.0, np.nan]), np.array([1.0]), np.array([1.0, np.inf])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,18 @@ def assert_equal_up_to_rounding(
         magnitude = float(expected64.abs().max()) if expected.numel() else 0.0
     error = rounding_error(dtype or actual.dtype, summands, magnitude)
     torch.testing.assert_close(actual.double(), expected64, rtol=0, atol=error)
+
+
+def assert_all_equal_up_to_rounding(pairs: Iterable[tuple[Any, Any]], summands: int) -> None:
+    """Outputs and gradients of one network, computed in two ways, are equal.
+
+    The largest element of all stands for Σ|terms|: a gradient may vanish altogether by cancellation, as that of
+    attention scores does where all neighbours are alike, and has the error of what it was summed of.
+    """
+    pairs = list(pairs)
+    magnitude = max(float(_tensor(expected).abs().max()) for _, expected in pairs)
+    for actual, expected in pairs:
+        assert_equal_up_to_rounding(actual, expected, summands, magnitude=magnitude)
 
 
 def _tensor(values: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch_geometric.nn import GATConv
 from glem_graphgym.models.gat import GAT, GATLayer
 from glem_graphgym.models.propagation import Adjacency
 from tests.models.conftest import NODES, assert_reset_leaves_nothing_learned
-from tests.tolerances import assert_equal_up_to_rounding
+from tests.tolerances import assert_all_equal_up_to_rounding
 
 
 def build(**changes: Any) -> GAT:
@@ -48,9 +48,8 @@ def test_a_layer_equals_pyg_forward_and_in_all_gradients(
     out_theirs.backward(seed)
     assert len(list(ours.parameters())) == len(parameters)
     pairs = [(out_ours, out_theirs), (x_ours.grad, x_theirs.grad)]
-    for mine, other in [*pairs, *[(mine.grad, other.grad.view(mine.shape)) for mine, other in parameters]]:
-        # A gradient sums over edges and nodes.
-        assert_equal_up_to_rounding(mine, other, summands=edges.shape[1] + NODES)
+    pairs += [(mine.grad, other.grad.view(mine.shape)) for mine, other in parameters]
+    assert_all_equal_up_to_rounding(pairs, summands=edges.shape[1] + NODES)  # a gradient sums over edges and nodes
 
 
 def test_an_isolated_node_is_transformed_alone_or_gets_nothing(adjacency: Adjacency) -> None:
