@@ -183,7 +183,6 @@ def test_unseen_test_nodes_change_no_weight(
 
 SMOOTH = ["glem.correct_and_smooth", True, "glem.cs_smooth_layers", 5, "glem.cs_correct_layers", 5]
 HOPS = ["model.type", "glem_gamlp", "gnn.hops", 2, "glem.label_input", True, "gnn.batch_size", 20]
-JOINT = ["train.mode", "glem_joint", "gnn.fan_out", "[2, 2]"]
 
 
 def predictions_with_other_test_nodes(
@@ -210,43 +209,35 @@ def predictions_with_other_test_nodes(
     return seen, {stage: (one[stage] != other[stage]).any(1) for stage in one}
 
 
+ALONE = ["train.mode", "glem_gnn", "glem.node_features", "static"]
+INDUCTIVE = {
+    "glem": [*SMOOTH, "glem.ensemble", True],
+    "joint": [*SMOOTH, "train.mode", "glem_joint", "gnn.fan_out", "[2, 2]"],
+    "sampled": [*SMOOTH, *ALONE, "gnn.fan_out", "[2, 2]"],
+    "distilled": [*SMOOTH, *ALONE, "gnn.distillation", 0.5],
+    "revgat": [*SMOOTH, *ALONE, "model.type", "glem_revgat", "gnn.dim_inner", 4],
+    "hops": [*SMOOTH, *ALONE, *HOPS],
+    "hops on disk": [*SMOOTH, *ALONE, *HOPS, "glem.memory_budget_gb", 0.01],
+    "self-training": [*ALONE, *HOPS, "gnn.stages", 2, "gnn.stage_threshold", 0.34],
+    "consistency": [*ALONE, *HOPS, "gnn.consistency", 0.5, "gnn.consistency_threshold", 0.34],
+    "needed": ["glem.encode_nodes", "needed", *ALONE, *HOPS],
+    "needed, sampled": ["glem.encode_nodes", "needed", *ALONE, "gnn.fan_out", "[2, 2]"],
+}
+WITHOUT_EDGES = {
+    "structure-free": [*SMOOTH, *ALONE, "glem.label_input", True],
+    "structure-free hops": [*SMOOTH, *ALONE, *HOPS],
+}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        [*SMOOTH, "glem.setting", "inductive", "glem.ensemble", True],
-        [*SMOOTH, "glem.setting", "structure_free", "glem.label_input", True],
-        [*SMOOTH, *HOPS, "glem.setting", "inductive"],
-        [*SMOOTH, *HOPS, "glem.setting", "inductive", "glem.memory_budget_gb", 0.01],
-        [*SMOOTH, *HOPS, "glem.setting", "structure_free"],
-        [
-            *HOPS,
-            "glem.setting",
-            "inductive",
-            "train.mode",
-            "glem_cascade",
-            "gnn.stages",
-            2,
-            "gnn.stage_threshold",
-            0.34,
-        ],
-        [*HOPS, "glem.setting", "inductive", "gnn.consistency", 0.5, "gnn.consistency_threshold", 0.34],
-        [*SMOOTH, *JOINT, "glem.setting", "inductive"],
-        [*SMOOTH, "glem.setting", "inductive", "gnn.fan_out", "[2, 2]"],
-        [*HOPS, "glem.setting", "inductive", "glem.encode_nodes", "needed", "glem.pseudo_nodes", "valid_test"],
-        [
-            "gnn.fan_out",
-            "[2, 2]",
-            "glem.setting",
-            "structure_free",
-            "glem.encode_nodes",
-            "needed",
-            "train.mode",
-            "glem_cascade",
-        ],
-        [*SMOOTH, "glem.setting", "inductive", "train.mode", "glem_cascade", "gnn.distillation", 0.5],
-        [*SMOOTH, "glem.setting", "inductive", "model.type", "glem_revgat", "gnn.dim_inner", 4],
+        *(pytest.param([*options, "glem.setting", "inductive"], id=name) for name, options in INDUCTIVE.items()),
+        *(
+            pytest.param([*options, "glem.setting", "structure_free"], id=name)
+            for name, options in WITHOUT_EDGES.items()
+        ),
     ],
-    ids=lambda options: " ".join(map(str, options)).replace("glem.", "").replace(" ".join(map(str, SMOOTH)), "C&S"),
 )
 def test_test_nodes_change_no_prediction_of_another_node(
     options: list[object], configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
