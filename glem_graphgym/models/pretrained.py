@@ -68,8 +68,8 @@ class ModelFiles:
         for path in (Path(module["path"]) for module in read_modules(self) if module["path"]):
             files += [self.folder / path / "config.json", *sorted((self.folder / path).glob("*model*.*"))]
         files.append(self.folder / "modules.json")
-        own = [file for file in dict.fromkeys(files) if file.is_file()]
-        return own + (self.base.decisive() if self.base else [])
+        files += self.base.decisive() if self.base else []
+        return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
 def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = ()) -> ModelFiles:

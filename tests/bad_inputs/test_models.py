@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from glem_graphgym.models.pooling import readout_of
-from glem_graphgym.models.pretrained import is_causal, load_backbone, load_config, load_tokenizer
+from glem_graphgym.models.pretrained import find_model, is_causal, load_backbone, load_config, load_tokenizer
 from glem_graphgym.models.text_encoder import EncoderConfig, TextEncoder, load_text_encoder
 from tests.bad_inputs.conftest import Program
 
@@ -433,6 +433,23 @@ def sentence_transformer(lm: Path, folder: Path, modes: Any, *more: Any) -> Tens
     )
     model.save(str(folder))
     return st.SentenceTransformer(str(folder), device="cpu").encode(TEXTS, convert_to_tensor=True)
+
+
+def test_what_a_run_depends_on_is_hashed(lm: Path, adapter: Path) -> None:
+    """Of a plain folder no more than ever, so that runs may go on; of others all that makes the embeddings."""
+
+    def names(folder: Path) -> list[str]:
+        return [file.relative_to(lm.parent).as_posix() for file in find_model(str(folder)).decisive()]
+
+    plain = ["lm/config.json", "lm/model.safetensors", "lm/tokenizer.json"]
+    assert names(lm) == plain
+    own = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    assert sorted(names(adapter)) == sorted([*own, *plain])
+    write_modules(lm, sentence_modules("1_Pooling", "2_Dense"), {"pooling_mode": "mean"})
+    edit(lm / "2_Dense" / "config.json", in_features=32, out_features=8)
+    (lm / "2_Dense" / "model.safetensors").touch()
+    more = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "modules.json"]
+    assert names(lm) == [*plain, *(f"lm/{name}" for name in more)]
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
