@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import before_imports, path, run_program
 
+MOST = 10_000  # configurations: each is made and checked, and nobody waits for more runs
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -43,8 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="YAML whose number of parameters gnn.dim_inner is fitted to (counted as GraphGym: one input, one output)",
     )
     args = parser.parse_args(argv)
-    if args.sample_num is not None and args.sample_num < 1:
-        parser.error(f"--sample_num is {args.sample_num}, expected at least 1")
+    if args.sample_num is not None and not 1 <= args.sample_num <= MOST:
+        parser.error(f"--sample_num is {args.sample_num}, expected 1 to {MOST:,}")
     return args
 
 
@@ -56,10 +58,16 @@ def main(argv: list[str] | None = None) -> int:
     from grid.where import configs_folder
 
     try:
-        blocks = space.read_grid(Path(args.grid))
+        blocks = space.read_grid(args.grid, configs.is_text)
         number = args.sample_num or 10
+        every = sum(map(space.size_of, blocks))
+        if every > MOST and not (args.sample or args.sample_num or args.sample_alias):
+            raise space.GridError(
+                f"{args.grid} spans {every:,} points, expected at most {MOST:,}; draw some with --sample_num, "
+                "or drop values"
+            )
         if args.sample_alias:
-            points = space.controlled_points(blocks, space.read_aliases(Path(args.sample_alias)), number, args.seed)
+            points = space.controlled_points(blocks, space.read_aliases(args.sample_alias), number, args.seed)
         elif args.sample or args.sample_num:
             points = space.random_points(blocks, number, args.seed)
         else:

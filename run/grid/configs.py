@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.config import cfg, set_cfg
 from torch_geometric.graphgym.register import network_dict
 from torch_geometric.graphgym.utils.comp_budget import params_count
+from yacs.config import CfgNode
 
 import glem_graphgym  # noqa: F401 - registers the plugin, whose keys and names a grid may use
 from glem_graphgym.files import atomic_write
-from glem_graphgym.registered.config import load_config
+from glem_graphgym.registered.config import NULLABLE, ConfigError, load_config, typed_values
+from glem_graphgym.yaml_text import YamlError, read_file
 from grid.space import Axis, GridError, Point, base_name, point_name
 from grid.where import configs_folder
 
@@ -39,23 +41,33 @@ class Written:
     foreign: tuple[str, ...]
 
 
-def read_base(file: str | None, flag: str) -> Config:
+def read_base(file: str | Path | None, flag: str) -> Config:
     """
     Raises:
-        GridError: the file is missing, or not a YAML of ``key: value`` lines.
+        GridError: the file is missing, not a YAML of ``key: value`` lines, or has a key or value that is none.
     """
     if file is None:
         return {}
     try:
-        config = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GridError(f"{flag} {file}: cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise GridError(f"{flag} {file}: expected 'key: value' lines, found {type(config).__name__}")
-    return config
+        set_cfg(cfg)
+        return typed_values(read_file(Path(file)), cfg, f"{flag} {file}")
+    except YamlError as error:
+        raise GridError(f"{flag} {file}: {error}") from error
+    except ConfigError as error:
+        raise GridError(str(error)) from error
 
 
-def make_configs(base_file: str | None, grid_file: str, points: Iterable[Point], budget: int | None) -> dict[str, str]:
+def is_text(key: str) -> bool:
+    """Whether a key of the configuration takes texts."""
+    set_cfg(cfg)
+    group, _, name = key.rpartition(".")
+    node = cfg.get(group) if group else cfg
+    return isinstance(node, CfgNode) and isinstance(node.get(name), str) and key not in NULLABLE
+
+
+def make_configs(
+    base_file: str | Path | None, grid_file: str | Path, points: Iterable[Point], budget: int | None
+) -> dict[str, str]:
     """Name -> YAML text of every point, each loaded and checked as ``run/main.py`` would.
 
     Where neither base nor grid says whether the LM fine-tuned on gold is shared, it is: no result depends on it.
@@ -98,7 +110,7 @@ def make_configs(base_file: str | None, grid_file: str, points: Iterable[Point],
     return {name: header + _dump(config) for name, config in made.items()}
 
 
-def set_values(base: Config, point: Point, grid_file: str, base_file: str | None = None) -> Config:
+def set_values(base: Config, point: Point, grid_file: str | Path, base_file: str | Path | None = None) -> Config:
     """A copy of ``base`` with the point's values; ``base`` and other points share nothing with it."""
     config = copy.deepcopy(base)
     for axis, value in zip(point.block, point.values, strict=True):
@@ -129,7 +141,7 @@ def _check(config: Config, file: Path, budget: int | None) -> str:
     return ""
 
 
-def _lines(grid_file: str, block: Sequence[Axis], error: str) -> str:
+def _lines(grid_file: str | Path, block: Sequence[Axis], error: str) -> str:
     """Where in the grid an error comes from: the axes that it names, or the whole block."""
     named = [axis for axis in block if re.search(rf"(?<![\w.]){re.escape(axis.key)}(?![\w.])", error)]
     named = named or [axis for axis in block if error.startswith(f"{axis.key.partition('.')[0]} is ")]
@@ -145,7 +157,7 @@ def _dump(config: Config) -> str:
 # ---- computational budget -----------------------------------------------------------------------------------------
 
 
-def parameters_of(budget_file: str) -> int:
+def parameters_of(budget_file: str | Path) -> int:
     """Parameters of a configuration's network, with one input and one output column, as GraphGym counts.
 
     Raises:

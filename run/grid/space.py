@@ -10,7 +10,8 @@ import ast
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from urllib.parse import quote, unquote
 ALIAS = re.compile(r"[\w.+]+")
 # Of what GraphGym itself writes into names, all that neither a shell, nor a file system, nor "=" minds.
 _PLAIN = "+,"
+MAX_CHARACTERS = 10_000_000
 _MAX_NAME = 200  # bytes: a file system takes 255, and ".yaml_done" and temporary names are added
 
 
@@ -58,8 +60,11 @@ class Point:
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
-def read_grid(file: Path) -> list[Block]:
+def read_grid(file: Path, is_text: Callable[[str], bool] = lambda key: False) -> list[Block]:
     """
+    Args:
+        is_text: whether a key takes texts; its values stand as they were typed, ``[007]`` aside, which is no Python.
+
     Raises:
         GridError: names the file, the line, what was found and what was expected.
     """
@@ -69,7 +74,7 @@ def read_grid(file: Path) -> list[Block]:
         if text.startswith("#"):
             continue
         if text:
-            blocks[-1].append(_read_axis(text, number, f"{file}, line {number}"))
+            blocks[-1].append(_read_axis(text, number, f"{file}, line {number}", is_text))
         elif blocks[-1]:
             blocks.append([])
     found = [tuple(block) for block in blocks if block]
@@ -90,12 +95,16 @@ def read_aliases(file: Path) -> list[str]:
 
 def _read(file: Path, flag: str) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"more than {MAX_CHARACTERS:,} characters")
+        return text
+    except (OSError, ValueError) as error:
         raise GridError(f"{flag} {file}: cannot be read ({error}); expected a text file") from error
 
 
-def _read_axis(text: str, line: int, where: str) -> Axis:
+def _read_axis(text: str, line: int, where: str, is_text: Callable[[str], bool]) -> Axis:
     parts = text.split(maxsplit=2)
     if len(parts) < 3:
         raise GridError(f"{where}: found '{text}', expected 'key alias [value, value]'")
@@ -105,16 +114,30 @@ def _read_axis(text: str, line: int, where: str) -> Axis:
     if not ALIAS.fullmatch(alias):
         raise GridError(f"{where}: alias '{alias}', expected letters, digits, '_', '.' or '+' (it becomes a file name)")
     try:
-        values = ast.literal_eval(listed)
-    except (ValueError, SyntaxError) as error:
-        raise GridError(f"{where}: {listed} is no Python list; strings need quotes, e.g. ['a','b']") from error
+        tree = ast.parse(listed, mode="eval").body
+        values = ast.literal_eval(tree)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise GridError(
+            f"{where}: {_short(listed)} is no Python list in one line; strings need quotes, e.g. ['a','b']"
+        ) from error
     if not isinstance(values, list | tuple) or not values:
-        raise GridError(f"{where}: {listed}, expected a list with at least one value, e.g. [1,2]")
-    names = [value_name(value) for value in values]
-    for name in names:
-        if names.count(name) > 1:
+        raise GridError(f"{where}: {_short(listed)}, expected a list with at least one value, e.g. [1,2]")
+    if is_text(key) and isinstance(tree, ast.List | ast.Tuple):
+        values = [
+            value if isinstance(value, str | list | tuple) else ast.get_source_segment(listed, element)
+            for value, element in zip(values, tree.elts, strict=True)
+        ]
+    seen: set[str] = set()
+    for value in values:
+        name = value_name(value)
+        if name in seen:
             raise GridError(f"{where}: value {unquote(name)} stands twice, or cannot be told apart in file names")
+        seen.add(name)
     return Axis(line, key, alias, tuple(_storable(value, where) for value in values))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _storable(value: Any, where: str) -> Any:
@@ -163,7 +186,14 @@ def _point(block: Block, index: int) -> Point:
 def random_points(blocks: Sequence[Block], number: int, seed: int) -> list[Point]:
     """``number`` different points of all blocks together, each equally likely; all of them where there are fewer."""
     sizes = [size_of(block) for block in blocks]
-    chosen = random.Random(seed).sample(range(sum(sizes)), min(number, sum(sizes)))
+    total, draw = sum(sizes), random.Random(seed)
+    chosen: Collection[int]
+    if total <= sys.maxsize:
+        chosen = draw.sample(range(total), min(number, total))
+    else:  # more than a range can count
+        chosen = set()
+        while len(chosen) < number:
+            chosen.add(draw.randrange(total))
     points = []
     for index in sorted(chosen):
         for block, size in zip(blocks, sizes, strict=True):
@@ -215,7 +245,7 @@ def _value_text(value: Any) -> str:
     return ",".join(map(_value_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def base_name(file: str | None) -> str:
+def base_name(file: str | Path | None) -> str:
     """The first part of all names: that of the base file, where GraphGym bears neither "-" nor "."."""
     if file is None:
         return "default"

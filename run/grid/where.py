@@ -13,7 +13,7 @@ from grid.jobs import DONE, results_of
 from grid.space import base_name
 
 
-def configs_folder(out_dir: str, config: str | None, grid: str) -> Path:
+def configs_folder(out_dir: str | Path, config: str | Path | None, grid: str | Path) -> Path:
     """The folder of a grid's configurations, named as GraphGym does it."""
     return Path(out_dir) / f"{base_name(config)}_grid_{base_name(grid)}"
 

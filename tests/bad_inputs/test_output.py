@@ -1,0 +1,63 @@
+"""Standard output that closes or fills up: the work is done all the same, and nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bad_inputs.conftest import RUN, Program
+
+# What a program of run/ does, without the seconds of imports: it prints, logs, and writes what it is there for.
+PROGRAM = """
+import logging, pathlib, sys
+sys.path.insert(0, {run!r})
+from command_line import run_program
+
+def main():
+    logging.basicConfig(level=logging.INFO, handlers=[logging.StreamHandler(sys.stdout)])
+    for number in range(3000):
+        print("line", number, flush=number % 7 == 0)
+        logging.info("logged")
+        print("progress", number, end="\\r", file=sys.stderr, flush=True)
+    pathlib.Path("done").write_text("done")
+    return {status}
+
+sys.exit(run_program(main))
+"""
+# How a shell calls it, and the exit status that is expected after all has gone well.
+CALLS = {
+    "a reader that goes": ("{command} 2>errors | head -1 >/dev/null; exit ${{PIPESTATUS[0]}}", 0),
+    "a reader of both that goes": ("{command} 2>&1 | head -1 >/dev/null; exit ${{PIPESTATUS[0]}}", 0),
+    "a full disk": ("{command} 2>errors >/dev/full", 1),
+    "a full disk for errors": ("{command} 2>/dev/full >/dev/null", 0),
+    "a full disk for both": ("{command} >/dev/full 2>&1", 1),
+    "closed": ("{command} 2>errors >&-", 0),
+    "errors closed": ("{command} 2>&- >/dev/null", 0),
+    "both closed": ("{command} 2>&- >&-", 0),
+}
+
+
+@pytest.mark.parametrize("status", [0, 3])
+@pytest.mark.parametrize("case", CALLS)
+def test_the_work_is_done_all_the_same(case: str, status: int, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(run=str(RUN), status=status))
+    call, expected = CALLS[case]
+    shell = ["bash", "-c", call.format(command=f"{sys.executable} program.py")]
+    assert subprocess.run(shell, cwd=tmp_path, check=False, timeout=60).returncode == (status or expected)
+    assert (tmp_path / "done").exists()
+    errors = (tmp_path / "errors").read_text() if (tmp_path / "errors").exists() else ""
+    assert "Traceback" not in errors and "Logging error" not in errors
+    assert ("No space left" in errors) == (case == "a full disk")
+
+
+def test_a_run_is_finished_though_its_output_is_lost(program: Program) -> None:
+    shell = f"{sys.executable} {RUN / 'main.py'} --cfg {program.config} 2>errors >/dev/full"
+    done = subprocess.run(["bash", "-c", shell], cwd=program.folder, check=False, timeout=300, env=dict(os.environ))
+    errors = (program.folder / "errors").read_text()
+    assert done.returncode == 1 and "Traceback" not in errors
+    assert "error: standard output cannot be written" in errors.splitlines()[-1]
+    assert len(program.stages()) == 4 and (program.folder / "results/small/agg/val/best.json").exists()

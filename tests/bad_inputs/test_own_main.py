@@ -1,0 +1,86 @@
+"""GraphGym's own way in: ``load_cfg`` checks nothing of ours, so whatever builds a run does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from torch_geometric.graphgym.config import cfg, load_cfg
+from torch_geometric.graphgym.loader import create_loader
+from torch_geometric.graphgym.register import train_dict
+
+from glem_graphgym.registered.config import OUR_MODES, ConfigError
+from tests.bad_inputs.conftest import WORKING
+
+
+@pytest.fixture
+def own_main(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which GraphGym's ``load_cfg`` has a configuration that works."""
+    monkeypatch.chdir(tmp_path)
+    text = WORKING.replace("precision: 32", "precision: auto")  # which yacs reads as a number, whatever its quotes
+    (tmp_path / "own.yaml").write_text(text.format(folder=tmp_path, tiny_lm=tiny_lm))
+    return tmp_path
+
+
+def load(folder: Path, *options: object) -> None:
+    load_cfg(cfg, SimpleNamespace(cfg_file=str(folder / "own.yaml"), opts=[str(option) for option in options]))
+    cfg.run_dir = str(folder / "results" / "own" / "0")
+
+
+WRONG = {
+    ("glem.alpha", 7.0): ["glem.alpha"],
+    ("glem.order", "gnnfirst"): ["glem.order", "gnn_first"],
+    ("glem.lm_lr", -2e-4): ["glem.lm_lr"],
+    ("glem.beta", "1e999"): ["glem.beta"],
+    ("lm.epochs", -1): ["lm.epochs"],
+    ("lm.precision", "half"): ["lm.precision"],
+    ("gnn.dropout", 1.5): ["gnn.dropout"],
+    ("gnn.layers_mp", -1): ["gnn.layers_mp"],
+    ("dataset.tag_split", "[0.5,0.5,0.5]"): ["dataset.tag_split"],
+    ("dataset.dir", "'$NOT_SET/x'"): ["dataset.dir", "NOT_SET"],
+    ("metric_best", "acc"): ["metric_best"],
+    ("optim.steps", "['a']"): ["optim.steps"],
+    ("seed", -3): ["seed"],
+    ("dataset.format", "PyG"): ["dataset.format"],
+}
+
+
+@pytest.mark.parametrize("options", WRONG, ids=lambda options: f"{options[0]} {options[1]}")
+def test_what_is_wrong_is_refused_when_a_mode_is_called(options: tuple[str, object], own_main: Path) -> None:
+    load(own_main, *options)
+    with pytest.raises(ConfigError) as error:
+        train_dict["glem"]()
+    for name in WRONG[options]:
+        assert name in str(error.value)
+    assert not (own_main / "results").exists()
+
+
+@pytest.mark.parametrize("mode", OUR_MODES)
+def test_a_mode_that_is_not_the_one_configured(mode: str, own_main: Path) -> None:
+    load(own_main, "train.mode", "standard")
+    with pytest.raises(ConfigError, match=rf"train\.mode is 'standard', but .*{mode}"):
+        train_dict[mode]()
+
+
+@pytest.mark.parametrize("mode", OUR_MODES)
+@pytest.mark.parametrize("features", ["static", "text"])
+@pytest.mark.parametrize("format", ["TAG", "PyG"])
+def test_graphgyms_own_training_refuses_a_mode_of_ours(mode: str, features: str, format: str, own_main: Path) -> None:
+    """It would train the GNN alone, and say nothing."""
+    load(own_main, "train.mode", mode, "glem.node_features", features, "dataset.format", format)
+    with pytest.raises(ConfigError) as error:
+        create_loader()
+    for name in ("train.mode", f"'{mode}'", "standard", "train_dict"):
+        assert name in str(error.value)
+
+
+def test_graphgyms_own_training_is_checked_too(own_main: Path) -> None:
+    load(own_main, "train.mode", "standard", "glem.node_features", "static", "glem.alpha", 7.0)
+    with pytest.raises(ConfigError, match=r"glem\.alpha"):
+        create_loader()
+
+
+def test_what_is_right_is_built(own_main: Path) -> None:
+    load(own_main, "train.mode", "standard", "dataset.synthetic_features", 3, "glem.node_features", "raw")
+    assert len(create_loader()) == 3
