@@ -18,7 +18,7 @@ from glem_graphgym.files import fingerprint, make_once, read_json, write_json
 from glem_graphgym.progress import Progress
 
 SAMPLED_TEXTS = 1000  # that tell how many tokens all have
-IDS_AT_ONCE, BLOCKS_COUNTED = 1 << 20, 64  # in which unknown tokens are counted
+IDS_AT_ONCE, BLOCKS_COUNTED = 1 << 20, 64  # ids that are looked at together; blocks in which unknown ones are counted
 TEXTS_AT_ONCE = 16_384  # texts handed to the tokenizer's threads at a time; bounds memory, not speed
 
 
@@ -30,11 +30,25 @@ class TokenStore:
         offsets: int64 (N+1,), where each text begins.
         pad_id: the id that fills up a batch.
         unknown_id: the id of what the vocabulary lacks; None where there is no such id.
+        ids_below: all ids that the tokenizer can give are below it; None where that is not known.
     """
 
-    def __init__(self, ids: np.ndarray, offsets: np.ndarray, pad_id: int, unknown_id: int | None = None) -> None:
-        self.ids, self.offsets, self.pad_id, self.unknown_id = ids, offsets, pad_id, unknown_id
+    def __init__(
+        self,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        pad_id: int,
+        unknown_id: int | None = None,
+        ids_below: int | None = None,
+    ) -> None:
+        self.ids, self.offsets, self.pad_id = ids, offsets, pad_id
+        self.unknown_id, self.ids_below = unknown_id, ids_below
         self.lengths = np.diff(offsets)
+
+    def largest_id(self) -> int:
+        """The largest id in the texts; -1 without any. Reads them all."""
+        starts = range(0, len(self.ids), IDS_AT_ONCE)
+        return max((int(self.ids[start : start + IDS_AT_ONCE].max()) for start in starts), default=-1)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -87,7 +101,7 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
         raise DataError(f"{folder}: damaged token store ({error}); delete the folder to have it remade") from error
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
-    return TokenStore(ids, offsets, tokenizer.pad_token_id, _unknown_id(tokenizer))
+    return TokenStore(ids, offsets, tokenizer.pad_token_id, _unknown_id(tokenizer), ids_below(tokenizer))
 
 
 def _unknown_id(tokenizer: Any) -> int | None:
@@ -112,7 +126,12 @@ def token_folder(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> 
 
 def id_type(tokenizer: Any) -> np.dtype:
     """In which its token ids are stored: 2 bytes a token where the vocabulary allows."""
-    return np.dtype(np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else np.int32)
+    return np.dtype(np.uint16 if ids_below(tokenizer) <= np.iinfo(np.uint16).max + 1 else np.int32)
+
+
+def ids_below(tokenizer: Any) -> int:
+    """One more than the largest id of a tokenizer, whose vocabulary may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def tokenizer_identity(tokenizer: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
@@ -24,6 +24,7 @@ from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, 
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
+SHORT_AMONG = 1000  # texts of which the shortest are taken to try a model
 ROUND = 16  # batches that each of several processes encodes before the first collects them
 
 
@@ -126,6 +127,39 @@ class LMLearner:
         class_logits, embedding = model(ids, mask)
         return half(class_logits), half(embedding)
 
+    def try_step(self, hardware: Hardware) -> None:
+        """Train on two short texts with the model that is loaded, as far as the gradients.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite. Whatever else a model may raise.
+        """
+        assert self.model is not None, "fit or load a model first"
+        model = self.model.to(hardware.device).train()
+        _use_gradients(model, hardware)
+        ids, mask = (torch.from_numpy(array).to(hardware.device) for array in self.tokens.pad(self._short()))
+        with hardware.autocast():
+            logits, _ = model(ids, mask)
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.zeros_like(ids[:, 0]))
+        model.zero_grad()
+        loss.backward()
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        values = [loss, *(grad._values() if grad.is_sparse else grad for grad in grads)]
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise FloatingPointError("the loss or a gradient is not finite")
+
+    def padding_error(self) -> float:
+        """Relative difference of a short text's embeddings alone and beside a longer one, in float32."""
+        assert self.model is not None, "fit or load a model first"
+        model, short = self.model.to(self.hardware.device).eval(), self._short()
+        with torch.inference_mode():
+            alone, beside = (torch.from_numpy(self._encode(model, nodes)[1][0]).float() for nodes in (short[:1], short))
+        return float((beside - alone).norm() / alone.norm().clamp(min=1e-6))
+
+    def _short(self) -> np.ndarray:
+        """Two nodes with short texts of different lengths, the shortest first; one where all have the same length."""
+        lengths, nodes = np.unique(self.tokens.lengths[:SHORT_AMONG], return_index=True)
+        return nodes[lengths > 0][:2] if lengths.max() > 0 else nodes[:1]
+
     def encode_longest(self) -> None:
         """Encode the longest text with the model that is loaded: whatever a model cannot take, it says then."""
         assert self.model is not None, "fit or load a model first"
@@ -213,8 +247,7 @@ class _LMTask(Task):
 
 def fit_lm(task: Task, settings: LMSettings, hardware: Hardware, title: str) -> FitLog:
     """Train a task's language model, or a module that holds one, as `settings` say."""
-    if hardware.accelerator == "cpu" and not hardware.scales_gradients and processes.world_size() == 1:
-        use_sparse_gradients(task.model)
+    _use_gradients(task.model, hardware)
     plan = FitPlan(
         title=title,
         epochs=settings.epochs,
@@ -225,6 +258,12 @@ def fit_lm(task: Task, settings: LMSettings, hardware: Hardware, title: str) -> 
         new_batches=True,
     )
     return fit(task, plan, hardware)
+
+
+def _use_gradients(model: nn.Module, hardware: Hardware) -> None:
+    """Let large embeddings have the kind of gradients that is fast on ``hardware``."""
+    if hardware.accelerator == "cpu" and not hardware.scales_gradients and processes.world_size() == 1:
+        use_sparse_gradients(model)
 
 
 def lm_optimizers(groups: list[dict], settings: LMSettings, hardware: Hardware, total_steps: float) -> dict[str, Any]:

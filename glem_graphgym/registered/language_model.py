@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +17,7 @@ from yacs.config import CfgNode
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMLearner, LMSettings, encode_in_parts
 from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.pooling import readout_of
@@ -20,6 +25,7 @@ from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, Tex
 from glem_graphgym.registered.config import ConfigError
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
+PADDING_SEEN = 0.01  # relative difference of an embedding with and without padding that is warned of
 CPU_PART, GPU_PART = 1024, 16384  # padded tokens of a part of a joint step's texts; small ones stay in a CPU's cache
 
 
@@ -29,22 +35,113 @@ def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> Te
 
 
 def check_lm(cfg: CfgNode, learner: LMLearner) -> None:
-    """Encode the longest text once, so that a model that cannot is found out before it is trained.
+    """Train on two short texts and encode the longest one, so that a model that cannot is found out before a stage.
+
+    Warns of a model that sees the padding.
 
     Raises:
-        ValueError: it cannot; or the model cannot be loaded as it is configured.
+        ValueError: it cannot, whatever a model of somebody's may raise; or it cannot be loaded as it is configured.
     """
-    learner.load(None)
+    name = f"lm.model {cfg.lm.model}"
+    with random_state_kept(learner.hardware):
+        try:
+            with _naming(f"{name} cannot be built", "expected an encoder of texts that transformers knows"):
+                learner.load(None)
+            _check_ids(name, learner)
+            if learner.settings.epochs > 0:
+                _check_training(name, learner)
+            with _naming(
+                f"{name} cannot encode the longest text, of {int(learner.tokens.lengths.max()):,} tokens",
+                f"set lm.max_length, now {cfg.lm.max_length}, to what the model takes",
+            ):
+                learner.encode_longest()
+            if (difference := learner.padding_error()) > PADDING_SEEN:
+                logging.warning(
+                    f"{name} sees the padding: beside a longer text, a text's embedding differs by {difference:.0%}; "
+                    "expected a model that takes attention_mask"
+                )
+        finally:
+            learner.model = None
+
+
+def _check_ids(name: str, learner: LMLearner) -> None:
+    """
+    Raises:
+        ConfigError: the tokenizer gives ids that the model's embedding table has no rows for.
+    """
+    assert learner.model is not None
     try:
-        learner.encode_longest()
-    except (IndexError, RuntimeError) as error:
-        longest, why = int(learner.tokens.lengths.max()), str(error).splitlines()[0]
+        table = learner.model.encoder.backbone.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        return
+    if not isinstance(table, nn.Embedding):
+        return
+    tokens = learner.tokens
+    rows, remedy = table.num_embeddings, "expected the tokenizer that the model was trained with"
+    if not 0 <= tokens.pad_id < rows:
         raise ConfigError(
-            f"lm.model {cfg.lm.model} cannot encode the longest text, of {longest:,} tokens: {why}; set lm.max_length, "
-            f"now {cfg.lm.max_length}, to what the model takes"
-        ) from error
+            f"{name}: its tokenizer pads with id {tokens.pad_id}, but its embedding table has {rows:,} rows; {remedy}, "
+            "or a pad_token in tokenizer_config.json that is in its vocabulary"
+        )
+    if tokens.ids_below is None or tokens.ids_below > rows:
+        largest = tokens.largest_id()
+        if largest >= rows:
+            raise ConfigError(
+                f"{name}: its tokenizer gives these texts ids up to {largest}, but its embedding table has {rows:,} "
+                f"rows; {remedy}"
+            )
+
+
+def _check_training(name: str, learner: LMLearner) -> None:
+    """
+    Raises:
+        ConfigError: a step of training fails; says whether it is due to half precision.
+    """
+    whole = Hardware(learner.hardware.accelerator)
+    remedy = "expected a model that gives last_hidden_state for input_ids and attention_mask"
+    try:
+        learner.try_step(learner.hardware)
+    except Exception as error:
+        if learner.hardware != whole and not is_out_of_memory(error):
+            with contextlib.suppress(Exception):
+                learner.try_step(whole)
+                remedy = "set lm.precision to 32, in which it can"
+        with _naming(f"{name} cannot be trained in {learner.hardware.precision}", remedy):
+            raise
+
+
+@contextlib.contextmanager
+def _naming(what: str, remedy: str) -> Iterator[None]:
+    """A block in which a model of somebody's may fail in any way: that becomes one line. Memory may still run out.
+
+    Raises:
+        ConfigError: it did; ours, which names a key already, is left as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ConfigError) or is_out_of_memory(error) or str(error).startswith(("lm.", "glem.")):
+            raise
+        raise ConfigError(f"{what}: {first_line(error)}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def random_state_kept(hardware: Hardware) -> Iterator[None]:
+    """Whatever is drawn in the block, all that follows draws what it would have drawn without it."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from it
+    devices = [torch.cuda.current_device()] if hardware.accelerator == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
     finally:
-        learner.model = None
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def first_line(error: Exception) -> str:
+    """The error's type and first line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_dropout: float) -> EncoderConfig:

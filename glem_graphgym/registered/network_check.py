@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +10,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.em.stage import Hardware
 from glem_graphgym.registered.config import ConfigError
-from glem_graphgym.registered.language_model import hardware_for
+from glem_graphgym.registered.language_model import first_line, hardware_for, random_state_kept
 from glem_graphgym.registered.networks import LMNetwork, Structure, build_gnn, sees_hops
 from glem_graphgym.registered.optim import gnn_optimizer
 
@@ -43,13 +38,13 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             f"model.type {cfg.model.type} is the language model, for train.mode standard, but train.mode {mode} trains "
             "a GNN; expected one, such as glem_sage (the language model is what lm.* describes)"
         )
-    with _random_state_kept(hardware):
+    with random_state_kept(hardware):
         try:
             network = build_gnn(width if sees_hops() else width + _label_columns(cfg, num_classes), num_classes)
         except ValueError:  # which names what is wrong already
             raise
         except Exception as error:
-            raise ConfigError(f"model.type {cfg.model.type} cannot be built: {_said(error)}") from error
+            raise ConfigError(f"model.type {cfg.model.type} cannot be built: {first_line(error)}") from error
         if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
             raise ConfigError(
                 f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False"
@@ -66,7 +61,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             _try(cfg, network, num_classes, width, hardware)
         except Exception as error:
             raise ConfigError(
-                f"model.type {cfg.model.type} cannot be the GNN of train.mode {mode}: {_said(error)}; expected a "
+                f"model.type {cfg.model.type} cannot be the GNN of train.mode {mode}: {first_line(error)}; expected a "
                 f"network that takes a batch with x (n, {width}) and edge_index, and gives logits (n, {num_classes}) "
                 "and labels"
             ) from error
@@ -82,7 +77,7 @@ def _check_optimizer(cfg: CfgNode, network: nn.Module, hardware: Hardware) -> No
     except Exception as error:
         raise ConfigError(
             f"optim.optimizer {cfg.optim.optimizer} with optim.scheduler {cfg.optim.scheduler} cannot be made for "
-            f"model.type {cfg.model.type}: {_said(error)}"
+            f"model.type {cfg.model.type}: {first_line(error)}"
         ) from error
 
 
@@ -114,22 +109,3 @@ def _inputs(cfg: CfgNode, num_classes: int, width: int, hardware: Hardware) -> t
     ring = torch.stack([torch.arange(NODES), torch.arange(NODES).roll(1)])
     structure = Structure(torch.cat([ring, ring.flip(0)], dim=1), NODES).to(device)
     return torch.rand(NODES, width + labels).to(device, hardware.dtype), structure
-
-
-@contextmanager
-def _random_state_kept(hardware: Hardware) -> Iterator[None]:
-    """Whatever is drawn in the block, all that follows draws what it would have drawn without it."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a network may draw from it
-    devices = [torch.cuda.current_device()] if hardware.accelerator == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
-def _said(error: Exception) -> str:
-    """The error's type and first line."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
