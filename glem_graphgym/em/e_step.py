@@ -24,7 +24,7 @@ from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, 
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
-SHORT_AMONG = 1000  # texts of which the shortest are taken to try a model
+TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the longest try a model
 ROUND = 16  # batches that each of several processes encodes before the first collects them
 
 
@@ -136,7 +136,7 @@ class LMLearner:
         assert self.model is not None, "fit or load a model first"
         model = self.model.to(hardware.device).train()
         _use_gradients(model, hardware)
-        ids, mask = (torch.from_numpy(array).to(hardware.device) for array in self.tokens.pad(self._short()))
+        ids, mask = self._short_texts()
         with hardware.autocast():
             logits, _ = model(ids, mask)
         loss = torch.nn.functional.cross_entropy(logits.float(), torch.zeros_like(ids[:, 0]))
@@ -148,17 +148,21 @@ class LMLearner:
             raise FloatingPointError("the loss or a gradient is not finite")
 
     def padding_error(self) -> float:
-        """Relative difference of a short text's embeddings alone and beside a longer one, in float32."""
+        """Relative difference of a short text's embeddings alone and padded beside a longer one, in float32."""
         assert self.model is not None, "fit or load a model first"
-        model, short = self.model.to(self.hardware.device).eval(), self._short()
+        model, (ids, mask) = self.model.to(self.hardware.device).eval(), self._short_texts()
+        length = int(mask[0].sum())
         with torch.inference_mode():
-            alone, beside = (torch.from_numpy(self._encode(model, nodes)[1][0]).float() for nodes in (short[:1], short))
-        return float((beside - alone).norm() / alone.norm().clamp(min=1e-6))
+            padded, alone = model(ids, mask)[1][0], model(ids[:1, :length], mask[:1, :length])[1][0]
+        return float((padded - alone).norm() / alone.norm().clamp(min=1e-6))
 
-    def _short(self) -> np.ndarray:
-        """Two nodes with short texts of different lengths, the shortest first; one where all have the same length."""
-        lengths, nodes = np.unique(self.tokens.lengths[:SHORT_AMONG], return_index=True)
-        return nodes[lengths > 0][:2] if lengths.max() > 0 else nodes[:1]
+    def _short_texts(self) -> tuple[Tensor, Tensor]:
+        """Ids (2, L) and mask (2, L) of a text's first tokens and, padded, of half as many."""
+        node = int(np.argmax(self.tokens.lengths[:TRIED_AMONG]))
+        ids, mask = (array[:, :TRIED_TOKENS] for array in self.tokens.pad(np.array([node, node])))
+        half = max(1, ids.shape[1] // 2)
+        ids[0, half:], mask[0, half:] = self.tokens.pad_id, 0
+        return torch.from_numpy(ids).to(self.hardware.device), torch.from_numpy(mask).to(self.hardware.device)
 
     def encode_longest(self) -> None:
         """Encode the longest text with the model that is loaded: whatever a model cannot take, it says then."""
