@@ -77,7 +77,7 @@ def readout_of(model: str, pooling: str) -> Readout:
     if not modules:
         if pooling == "auto":
             causal = is_causal(load_config(model))
-            pooling, why = ("last", "a causal model") if causal else ("mean", "the model says nothing of it")
+            pooling, why = ("last", "a causal model") if causal else ("mean", "the model says none")
             return Readout(pooling, why=why)
         readout = Readout(pooling, why="lm.pooling")
     else:
