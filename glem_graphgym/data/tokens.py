@@ -87,10 +87,9 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
         cache: folder of stores, one a key of (texts, tokenizer, max_length); jobs side by side share it.
 
     Raises:
-        DataError: the tokenizer has no padding token, or a stored file is damaged.
+        DataError: a stored file is damaged.
         DiskFullError: there is no room for it; what was tokenized is kept.
     """
-    check_tokenizer(tokenizer)
     folder = token_folder(texts, tokenizer, max_length, cache)
     make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path), resume=True)
     try:
@@ -101,7 +100,7 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
         raise DataError(f"{folder}: damaged token store ({error}); delete the folder to have it remade") from error
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
-    return TokenStore(ids, offsets, tokenizer.pad_token_id, _unknown_id(tokenizer), ids_below(tokenizer))
+    return TokenStore(ids, offsets, padding_id(tokenizer), _unknown_id(tokenizer), ids_below(tokenizer))
 
 
 def _unknown_id(tokenizer: Any) -> int | None:
@@ -110,13 +109,13 @@ def _unknown_id(tokenizer: Any) -> int | None:
     return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def padding_id(tokenizer: Any) -> int:
+    """The id that fills up a batch. Without a padding token, as GPT-2 and Llama have none, that of the end of a text.
+
+    The attention mask hides it, so any id of the vocabulary would do.
     """
-    Raises:
-        DataError: it has no padding token.
-    """
-    if tokenizer.pad_token_id is None:
-        raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one (lm.model)")
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    return next((number for number in known if number is not None), 0)
 
 
 def token_folder(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> Path:

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
-from glem_graphgym.data.tokens import TokenStore, check_tokenizer, encode_texts, token_folder
+from glem_graphgym.data.tokens import TokenStore, encode_texts, token_folder
 from glem_graphgym.files import read_json
 from glem_graphgym.registered.config import reads_texts
 from glem_graphgym.registered.loader import checks_of, load_text_graph_of, open_tokens, tokenizer_of
@@ -118,7 +118,7 @@ def check_texts(texts: Texts, name: str) -> None:
 def _check_tokenizer(cfg: CfgNode) -> None:
     from glem_graphgym.models.pretrained import load_tokenizer
 
-    check_tokenizer(load_tokenizer(cfg.lm.model))
+    load_tokenizer(cfg.lm.model)
 
 
 def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:

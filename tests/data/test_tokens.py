@@ -21,6 +21,7 @@ from glem_graphgym.data.tokens import (
     TokenStore,
     budget_batches,
     open_token_store,
+    padding_id,
     shuffled_batches,
     tokenizer_identity,
 )
@@ -306,10 +307,14 @@ def test_processes_side_by_side_share_one_store(tmp_path: Path, tiny_lm: Path, t
     assert ids[0] == ids[1] == open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path).ids.tolist()
 
 
-def test_a_tokenizer_without_padding_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no padding token; set one \(lm.model\)"):
-        open_token_store(Texts.of(TEXTS), word_tokenizer(50, pad=None), 8, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_a_tokenizer_without_padding_fills_up_with_another_token(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer(50, pad=None)
+    assert tokenizer.pad_token_id is None
+    store = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
+    ids, mask = store.pad(np.arange(len(TEXTS)))
+    assert set(ids[mask == 0]) == {tokenizer.unk_token_id}
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(3)
+    assert padding_id(tokenizer) == 3
 
 
 def cut(file: Path) -> None:
