@@ -100,10 +100,10 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
         raise DataError(f"{folder}: damaged token store ({error}); delete the folder to have it remade") from error
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
-    return TokenStore(ids, offsets, padding_id(tokenizer), _unknown_id(tokenizer), ids_below(tokenizer))
+    return TokenStore(ids, offsets, padding_id(tokenizer), unknown_id(tokenizer), ids_below(tokenizer))
 
 
-def _unknown_id(tokenizer: Any) -> int | None:
+def unknown_id(tokenizer: Any) -> int | None:
     """The id of unknown tokens; None where there is none, or where it is one that every text has, as GPT-2's."""
     others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id

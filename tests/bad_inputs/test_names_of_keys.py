@@ -17,7 +17,7 @@ GNN = ("train.mode", "glem_gnn", "glem.node_features", "raw", "dataset.synthetic
         (("dataset.synthetic_classes", "50"), ["dataset.tag_split", "'train'", "50"]),
         (("dataset.synthetic_classes", "5000", "dataset.synthetic_nodes", "60000"), ["dataset.synthetic_classes"]),
         (("dataset.tag_split", "[0.001, 0.5, 0.4]"), ["dataset.tag_split", "'train'", "dataset.synthetic_nodes"]),
-        (("dataset.tag_split", "[0.5, 0.4, 0.4]"), ["dataset.tag_split", "1.3"]),
+        (("dataset.tag_split", "[0.5, 0.4, 0.4]"), ["dataset.tag_split", "0.4"]),
         (("model.type", "glem_mlp", "gnn.layers_mp", "0"), ["gnn.layers_mp", "0", "glem_mlp", "1"]),
         (("model.type", "glem_gcn", "gnn.layers_mp", "0"), ["gnn.layers_mp", "0", "glem_gcn", "1"]),
         (("model.type", "glem_sage", "gnn.layers_mp", "0"), ["gnn.layers_mp", "0", "glem_sage", "1"]),

@@ -336,7 +336,7 @@ def test_what_goes_wrong_in_the_trial_is_said_here(tmp_path: Path, tiny_lm: Path
         "train: {mode: glem_cascade}\n"
     )
     load_config(cfg, file)
-    with pytest.raises(RuntimeError, match="num_layers is 0"):
+    with pytest.raises(RuntimeError, match=r"gnn\.layers_mp is 0"):
         examine(cfg, [tmp_path / "results" / "0"])
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "data").exists()
