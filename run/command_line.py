@@ -12,15 +12,19 @@ import io
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 # How long a thread of libgomp, which torch's wheels bring, keeps its core busy at the end of its share of the work
-# before it sleeps: 300,000 rounds by default. Where another program wants the core too, that time is lost to both.
-# (libomp and Intel's runtime read KMP_BLOCKTIME.)
-OPENMP = {"GOMP_SPINCOUNT": "10000"}
-OPENMP_WAITING = (*OPENMP, "OMP_WAIT_POLICY")  # whoever has set one of these has chosen
+# before it sleeps: 300,000 rounds by default, in which a core that another program wants is lost to both. 2,000 rounds
+# cost an E-step 2% on a quiet machine and gain a third beside a busy process; where one is busy at the start, threads
+# sleep at once, which doubles the speed there and would cost a sixth elsewhere (docs/measurements.md, "Shared cores").
+QUIET = {"GOMP_SPINCOUNT": "2000"}
+SHARED = {"OMP_WAIT_POLICY": "passive"}
+STAT = Path("/proc/stat")
+LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long other programs are watched, and how many cores make them busy
 
 
 def before_imports(quiet: bool = False) -> None:
@@ -31,12 +35,34 @@ def before_imports(quiet: bool = False) -> None:
     Args:
         quiet: nothing is said.
     """
-    if not any(name in os.environ for name in OPENMP_WAITING):
-        os.environ.update(OPENMP)
+    if not os.environ.keys() & {*QUIET, *SHARED}:
+        os.environ.update(SHARED if cores_in_use() >= BUSY_CORES else QUIET)
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     started_by_ours = "GLEM_STARTED_BY" in os.environ
     if not quiet and rank == "0" and not started_by_ours and "torch" not in sys.modules:
         print("Loading PyTorch, PyTorch Geometric and Lightning ...", flush=True)
+
+
+def cores_in_use() -> float:
+    """How many of the cores that this process may use are busy with other programs now; 0 where Linux does not tell."""
+    if not STAT.exists() or not hasattr(os, "sched_getaffinity"):
+        return 0.0
+    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    before = _ticks(STAT.read_text(), cores)
+    time.sleep(LOOK_SECONDS)
+    busy, total = (now - then for now, then in zip(_ticks(STAT.read_text(), cores), before, strict=True))
+    return len(cores) * busy / max(1, total)
+
+
+def _ticks(stat: str, cores: set[str]) -> tuple[int, int]:
+    """Of these cores the ticks that were not idle, and all ticks, as /proc/stat counts them since the start."""
+    rows = [
+        [int(value) for value in row[1:9]]
+        for line in stat.splitlines()
+        if (row := line.split())[:1] and row[0] in cores
+    ]
+    total = sum(map(sum, rows))
+    return total - sum(row[3] + row[4] for row in rows), total  # idle, and waiting for a disk
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 RUN = Path(__file__).resolve().parents[2] / "run"
+spec = importlib.util.spec_from_file_location("command_line_tested", RUN / "command_line.py")
+assert spec is not None and spec.loader is not None
+command_line: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(command_line)
 LINE = "Loading PyTorch, PyTorch Geometric and Lightning ..."
 # In place of torch: says that its import has begun, and what OpenMP would then read.
 TORCH = """
@@ -53,13 +59,52 @@ def start(folder: Path, program: str, *more: str, **environment: str) -> list[st
 def test_a_line_comes_first_and_openmp_is_set_before_torch_is_imported(program: str, tmp_path: Path) -> None:
     first, *rest = start(tmp_path, program, GPUS="none")
     assert first == LINE
-    assert len(rest) == 1 and re.fullmatch(r"torch: GOMP_SPINCOUNT=\d+", rest[0])
+    assert len(rest) == 1 and re.fullmatch(r"torch: (GOMP_SPINCOUNT=\d+|OMP_WAIT_POLICY=passive)", rest[0])
 
 
 @pytest.mark.parametrize("own", ["GOMP_SPINCOUNT=7", "OMP_WAIT_POLICY=active"])
 def test_what_the_user_has_set_stands(own: str, tmp_path: Path) -> None:
     name, _, value = own.partition("=")
     assert start(tmp_path, "main", **{name: value}) == [LINE, f"torch: {own}"]
+
+
+STAT = """cpu  99 99 99 99 99 99 99 99 0 0
+cpu0 100 5 20 1000 10 1 2 3 7 0
+cpu1 {user} 0 0 {idle} 0 0 0 0 0 0
+cpu12 7777 0 0 0 0 0 0 0 0 0
+intr 1 2 3
+"""
+
+
+def test_ticks_are_those_of_the_cores_that_may_be_used() -> None:
+    text = STAT.format(user=40, idle=60)
+    assert command_line._ticks(text, {"cpu0"}) == (131, 1141)
+    assert command_line._ticks(text, {"cpu0", "cpu1"}) == (171, 1241)
+
+
+@pytest.mark.parametrize(("busy", "expected"), [(0, "GOMP_SPINCOUNT"), (2, "GOMP_SPINCOUNT"), (5, "OMP_WAIT_POLICY")])
+def test_threads_sleep_at_once_beside_a_busy_program(
+    busy: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "stat"
+    file.write_text(STAT.format(user=0, idle=0))
+    monkeypatch.setattr(command_line, "STAT", file)
+    monkeypatch.setattr(command_line.time, "sleep", lambda _: file.write_text(STAT.format(user=busy, idle=10 - busy)))
+    monkeypatch.setattr(command_line.os, "sched_getaffinity", lambda _: {1}, raising=False)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "to be put back")
+        monkeypatch.delenv(name)
+    command_line.before_imports(quiet=True)
+    assert [name for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ] == [expected]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux alone tells")
+def test_a_real_busy_program_is_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as program:
+        try:
+            assert max(command_line.cores_in_use() for _ in range(20)) >= command_line.BUSY_CORES
+        finally:
+            program.kill()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +120,7 @@ def test_the_line_is_said_once_and_not_where_quiet_is_asked_for(
     options: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     (line,) = start(tmp_path, "main", *options, **environment)
-    assert line.startswith("torch: GOMP_SPINCOUNT=")
+    assert line.startswith(("torch: GOMP_SPINCOUNT=", "torch: OMP_WAIT_POLICY="))
 
 
 @pytest.mark.parametrize(
