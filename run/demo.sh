@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up an environment of its own and train GLEM on the embedded default, the Debian package graph.
-# Usage: bash run/demo.sh [small] [key value ...]    "small" = a first try, about ten minutes on two cores.
+# Usage: bash run/demo.sh [small] [key value ...]    "small" = a first try, two to five minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
