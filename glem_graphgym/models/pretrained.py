@@ -524,7 +524,7 @@ def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
     """What a library's function gives, without its progress bars and reports; no code of the model's is run.
 
     Raises:
-        ValueError: whatever the function fails with, in one line that names ``lm.model``.
+        ValueError: whatever the function fails with, in one line that names ``lm.model`` or ``lm.attention``.
     """
     import transformers
 
@@ -534,6 +534,12 @@ def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
         return load(*args, **options)
     except Exception as error:  # reading somebody's files can fail in any way
         said = " ".join(str(error).split()) or repr(error)
+        attention = options.get("attn_implementation")
+        if attention not in (None, "eager") and "attention" in said.lower().replace("attn_implementation", "attention"):
+            raise ValueError(
+                f"lm.attention is '{attention}', which does not work here for lm.model '{files.model}'; expected auto, "
+                f"eager, sdpa or another one that is installed. The library said: {said:.200}"
+            ) from error
         raise ValueError(
             f"lm.model '{files.model}' could not be loaded: expected config.json, tokenizer and weights of one "
             f"model in {files.transformer}. The library said: {said[:300]}"

@@ -88,7 +88,7 @@ def aggregate_seeds(
             missing; names the file.
     """
     if best not in ("argmax", "argmin"):
-        raise ValueError(f"best is {best!r}, expected 'argmax' or 'argmin'")
+        raise ValueError(f"metric_agg is {best!r}, expected 'argmax' or 'argmin'")
     runs = _read_runs(dir)
     selected = {seed: best_epoch(rows["val"], metric, best, dir / str(seed)) for seed, rows in runs.items()}
 

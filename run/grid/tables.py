@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from glem_graphgym.files import atomic_write
+from glem_graphgym.files import atomic_write, reading
 from glem_graphgym.report.aggregate import SEED, SPLITS, aggregate_seeds, best_epoch
 from grid.jobs import is_finished
 from grid.space import axes_of
@@ -148,7 +148,8 @@ def _is_unfinished(run: Path) -> bool:
 
 def _read_rows(file: Path) -> list[Row]:
     """The rows of a file that `aggregate_seeds`, or GraphGym's `agg_runs`, wrote: one JSON object a line."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with reading(file, "run that experiment again"):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not rows:
         raise ValueError(f"{file} is empty; run that experiment again")
     return rows

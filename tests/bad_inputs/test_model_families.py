@@ -243,3 +243,9 @@ def test_a_model_that_sees_the_padding_is_warned_of(
     check_lm(cfg, learner(tmp_path, pretrained=name != "fnet"))
     assert ("sees the padding" in caplog.text) == (name == "fnet")
     assert ("lm.model" in caplog.text) == (name == "fnet")
+
+
+@pytest.mark.parametrize("attention", ["foo", "flash_attention_2", "Eager", "none"])
+def test_an_attention_that_there_is_not(attention: str, program: Program) -> None:
+    """FlashAttention needs a package that is not installed here."""
+    program.refuses("lm.attention", attention, names=["lm.attention", attention])

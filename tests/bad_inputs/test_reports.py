@@ -1,0 +1,107 @@
+"""Programs that read finished runs: folders that hold none, damaged files and wrong flags, named in one line."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.bad_inputs.conftest import RUN, WORKING, load_program
+from tests.bad_inputs.test_run_folders import DAMAGES
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
+    """Results of a finished run, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(WORKING.format(folder=folder, tiny_lm=tiny_lm))
+    command = [sys.executable, str(RUN / "main.py"), "--cfg", str(folder / "small.yaml")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return folder / "results"
+
+
+@pytest.fixture
+def results(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(finished, tmp_path / "results"))
+
+
+def refusal(program: str, *arguments: object, capsys: pytest.CaptureFixture[str], status: Sequence[int] = (1,)) -> str:
+    """The one line with which ``run/<program>.py`` refuses its arguments."""
+    capsys.readouterr()
+    try:
+        found = load_program(program).main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse
+        found = error.code
+    err = capsys.readouterr().err
+    assert found in status, f"exit status {found}, expected {status}; {err}"
+    (line,) = (line for line in err.splitlines() if "error:" in line)
+    assert "Traceback" not in err
+    return line
+
+
+FILES = ["small/0/run.json", "small/0/stages/01_gnn_gold/stage.json", "small/0/val/stats.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_leaderboard_names_a_damaged_file(file: str, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (results / file).read_bytes()
+    for name in ("emptied", "other bytes"):
+        if file.endswith("stats.json") and name == "emptied":  # as before a run has written any
+            continue
+        DAMAGES[name](results / file)
+        if not file.endswith("val/stats.json"):  # which the leaderboard does not read of runs of ours
+            assert file in refusal("leaderboard", "--dir", results, capsys=capsys)
+        (results / file).write_bytes(whole)
+
+
+@pytest.mark.parametrize("file", ["small/agg/val/stats.json", "small/agg/test/best.json"])
+@pytest.mark.parametrize("damage", ["emptied", "cut", "other bytes"])
+def test_tables_of_a_grid_name_a_damaged_file(
+    file: str, damage: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(results / "small" / "0")  # what is left of a grid whose seeds were removed
+    DAMAGES[damage](results / file)
+    line = refusal("agg_batch", "--dir", results, capsys=capsys)
+    assert str(results) in line
+
+
+NOT_THERE = [
+    ("leaderboard", ["--dir", "nothing"], "nothing"),
+    ("leaderboard", ["--dir", "empty"], "empty"),
+    ("leaderboard", ["--dir", "results/small/0"], "results/small/0"),
+    ("agg_batch", ["--dir", "nothing"], "nothing"),
+    ("agg_batch", ["--dir", "empty"], "empty"),
+    ("slurm_gen", ["--dir", "nothing"], "nothing"),
+    ("slurm_gen", ["--dir", "empty"], "empty"),
+]
+FLAGS = [
+    ("leaderboard", [], "--dir"),
+    ("leaderboard", ["--dir", "results", "--nonsense", "1"], "--nonsense"),
+    ("agg_batch", [], "--dir"),
+    ("agg_batch", ["--dir", "results", "--nonsense"], "--nonsense"),
+    ("slurm_gen", ["--dir", "results", "--repeat", "many"], "--repeat"),
+    ("slurm_gen", ["--dir", "results", "--repeat", "0"], "--repeat"),
+    ("slurm_gen", ["--dir", "results", "--gpus", "-1"], "--gpus"),
+    ("slurm_gen", ["--dir", "results", "--cpus", "0"], "--cpus"),
+]
+
+
+@pytest.mark.parametrize(("program", "arguments", "named"), NOT_THERE)
+def test_folders_without_what_is_read(
+    program: str, arguments: list[str], named: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    assert named in refusal(program, *arguments, capsys=capsys, status=(1, 2))
+
+
+@pytest.mark.parametrize(("program", "arguments", "named"), FLAGS)
+def test_wrong_flags(
+    program: str, arguments: list[str], named: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refusal(program, *arguments, capsys=capsys, status=(1, 2))
