@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    before_imports()
+    before_imports(computes=False)
     # Imported late, so that --help and a wrong command line answer at once.
     from grid.tables import aggregate_grid
 

@@ -27,15 +27,16 @@ STAT = Path("/proc/stat")
 LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long other programs are watched, and how many cores make them busy
 
 
-def before_imports(quiet: bool = False) -> None:
+def before_imports(quiet: bool = False, computes: bool = True) -> None:
     """To be called before torch is imported: sets what OpenMP reads once, and says that importing takes a while.
 
     What the user has set stands. Processes that this one starts inherit the settings.
 
     Args:
         quiet: nothing is said.
+        computes: whether so much is computed that it is worth a look at what other programs do.
     """
-    if not os.environ.keys() & {*QUIET, *SHARED}:
+    if computes and not os.environ.keys() & {*QUIET, *SHARED}:
         os.environ.update(SHARED if cores_in_use() >= BUSY_CORES else QUIET)
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     started_by_ours = "GLEM_STARTED_BY" in os.environ

@@ -47,61 +47,23 @@ def main(argv: list[str] | None = None) -> int:
     if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`
     # Imported late, so that --help and a wrong command line answer at once.
-    from torch_geometric.graphgym.config import cfg
-
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym import processes
     from glem_graphgym.data.text_graph import DataError
-    from glem_graphgym.disk import writing
-    from glem_graphgym.em.journal import seed_everything
-    from glem_graphgym.memory import is_out_of_memory
-    from glem_graphgym.registered.config import ConfigError, check_seeds, dump_config, load_config, settings_of
-    from glem_graphgym.registered.run_folder import RunError, held, require_finished
+    from glem_graphgym.memory import naming_out_of_memory
+    from glem_graphgym.registered.config import ConfigError
+    from glem_graphgym.registered.run_folder import RunError
 
     try:
-        load_config(cfg, args.cfg_file, args.opts)
-        check_seeds(cfg.seed, args.repeat)
-        experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
-        cfg.out_dir = str(experiment)
-        settings = settings_of(cfg)  # GraphGym's training writes into cfg
-        if args.dry_run:
-            return dry_run(cfg, experiment, args.repeat, args.overwrite)
-        if (status := start_or_join(cfg, sys.argv[1:] if argv is None else argv)) is not None:
-            return status
-        first = processes.rank() == 0  # it alone writes and reports
-        last = cfg.seed + args.repeat - 1
-        for seed in range(cfg.seed, last + 1):
-            cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
-            cfg.run_dir = str(experiment / str(seed))
-            if cfg.train.mode == "glem_predict":
-                require_finished(Path(cfg.run_dir))
-            Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-            with writing(Path(cfg.run_dir)), held(Path(cfg.run_dir)) if first else nullcontext():
-                set_up_logging(cfg)
-                set_up_process(cfg)
-                seed_everything(seed)
-                if first and cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
-                    dump_config(settings, experiment / cfg.cfg_dest)
-                if args.repeat > 1:
-                    logging.info(f"seed {seed}, {seed - settings.seed + 1} of {args.repeat}")
-                run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
-        # Not before: a run that is refused must not change what stands there.
-        if first and cfg.train.mode != "glem_predict":
-            dump_config(settings, experiment / cfg.cfg_dest)
-        if first:
-            report_experiment(cfg, experiment)
-            say_where(cfg.train.mode, experiment, range(settings.seed, last + 1))
-        processes.leave()
+        # Stages name themselves where memory runs out; this is for what is before and after them.
+        with naming_out_of_memory("the run", "take a smaller dataset.name or lm.model, or a machine with more"):
+            return run_experiment(args, sys.argv[1:] if argv is None else argv)
     except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
         if os.environ.get("GLEM_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if is_out_of_memory(error):  # before or after the stages, which say it themselves
-            remedy = "take a smaller dataset.name or lm.model, or a machine with more"
-            print(f"error: memory ran out ({str(error).splitlines()[0]}); {remedy}", file=sys.stderr)
-            return 1
         if not processes.is_lost(error):
             raise
         print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
@@ -110,6 +72,51 @@ def main(argv: list[str] | None = None) -> int:
         again = " without --overwrite" if args.overwrite else ""
         print(f"interrupted; type the same command again{again} to resume", file=sys.stderr)
         return 1
+
+
+def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
+    """All seeds of a run, or its dry run; the exit status."""
+    from torch_geometric.graphgym.config import cfg
+
+    from glem_graphgym import processes
+    from glem_graphgym.disk import writing
+    from glem_graphgym.em.journal import seed_everything
+    from glem_graphgym.registered.config import check_seeds, dump_config, load_config, settings_of
+    from glem_graphgym.registered.run_folder import held, require_finished
+
+    load_config(cfg, args.cfg_file, args.opts)
+    check_seeds(cfg.seed, args.repeat)
+    experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
+    cfg.out_dir = str(experiment)
+    settings = settings_of(cfg)  # GraphGym's training writes into cfg
+    if args.dry_run:
+        return dry_run(cfg, experiment, args.repeat, args.overwrite)
+    if (status := start_or_join(cfg, argv)) is not None:
+        return status
+    first = processes.rank() == 0  # it alone writes and reports
+    last = cfg.seed + args.repeat - 1
+    for seed in range(cfg.seed, last + 1):
+        cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
+        cfg.run_dir = str(experiment / str(seed))
+        if cfg.train.mode == "glem_predict":
+            require_finished(Path(cfg.run_dir))
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+        with writing(Path(cfg.run_dir)), held(Path(cfg.run_dir)) if first else nullcontext():
+            set_up_logging(cfg)
+            set_up_process(cfg)
+            seed_everything(seed)
+            if first and cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
+                dump_config(settings, experiment / cfg.cfg_dest)
+            if args.repeat > 1:
+                logging.info(f"seed {seed}, {seed - settings.seed + 1} of {args.repeat}")
+            run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
+    # Not before: a run that is refused must not change what stands there.
+    if first and cfg.train.mode != "glem_predict":
+        dump_config(settings, experiment / cfg.cfg_dest)
+    if first:
+        report_experiment(cfg, experiment)
+        say_where(cfg.train.mode, experiment, range(settings.seed, last + 1))
+    processes.leave()
     if args.mark_done and first:
         Path(args.cfg_file).rename(f"{args.cfg_file}_done")
     return 0

@@ -172,7 +172,7 @@ class _SampledTask(GNNTask):
             x = inputs.rows(hood.nodes, hidden[torch.from_numpy(hood.nodes)])
             return x, hood.structure, target[batch], is_gold[batch]
 
-        self.num_batches = self.num_batches or len(even_batches(nodes, self.learner.batch_size))
+        self.num_batches = self.num_batches or num_batches(len(nodes), self.learner.batch_size)
         batches = [batch for batch in np.array_split(rng.permutation(len(nodes)), self.num_batches) if len(batch)]
         return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
 
@@ -194,4 +194,9 @@ def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
     A last batch of a few nodes would be noise to batch norm and to the step.
     """
-    return np.array_split(order, max(1, -(-len(order) // (batch_size or max(1, len(order))))))
+    return np.array_split(order, num_batches(len(order), batch_size))
+
+
+def num_batches(num_nodes: int, batch_size: int) -> int:
+    """How many `even_batches` there are of so many nodes."""
+    return -(-num_nodes // batch_size) if num_nodes and batch_size else 1

@@ -37,7 +37,7 @@ from glem_graphgym.em.loop import EMSettings, Run
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
 from glem_graphgym.em.plan import FIRST_STAGES, Plan, planned_stages, title_of
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, num_confident, num_drawn
-from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner, even_batches
+from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner, num_batches
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
 from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
@@ -495,7 +495,7 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
     """Nodes in the smallest batch of any M-step, over which batch norm takes its means."""
     gold = len(graph.split["train"])
     if joint:
-        return max(1, gold // len(even_batches(np.arange(gold), cfg.lm.batch_size)) // cfg.lm.accumulate)
+        return max(1, gold // num_batches(gold, cfg.lm.batch_size) // cfg.lm.accumulate)
     if not sees_hops() and not cfg.gnn.fan_out:
         return graph.num_nodes
     if cfg.glem.label_input and not sees_hops():  # an epoch's targets are the gold nodes that are no input
@@ -504,7 +504,7 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
     if cfg.train.mode == "glem":
         drawn = num_drawn(num_confident(candidates, cfg.glem.confidence), cfg.glem.gnn_pseudo_ratio, gold)
         trained.append(gold + drawn)
-    return min(count // len(even_batches(np.arange(count), cfg.gnn.batch_size)) for count in trained)
+    return min(count // num_batches(count, cfg.gnn.batch_size) for count in trained)
 
 
 def _refuse_full_batch_settings(cfg: CfgNode) -> None:
@@ -560,7 +560,7 @@ def joint_learner(
 
 def _check_parts(cfg: CfgNode, num_gold: int) -> None:
     """Of a joint step: none of the ``lm.accumulate`` parts of a batch is empty, nor too small for batch norm."""
-    smallest = num_gold // len(even_batches(np.arange(num_gold), cfg.lm.batch_size))
+    smallest = num_gold // num_batches(num_gold, cfg.lm.batch_size)
     at_most = max(1, smallest // (2 if cfg.gnn.norm == "batch" else 1))
     if cfg.lm.accumulate > at_most:
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,3 +119,13 @@ def program(
     root.setLevel(level)
     os.environ.clear()
     os.environ.update(environment)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
+    """A folder with a configuration and its finished run, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(WORKING.format(folder=folder, tiny_lm=tiny_lm))
+    command = [sys.executable, str(RUN / "main.py"), "--cfg", str(folder / "small.yaml")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return folder

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.bad_inputs.conftest import RUN, WORKING, load_program
+from tests.bad_inputs.conftest import load_program
 from tests.bad_inputs.test_run_folders import DAMAGES
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
-    """Results of a finished run, to be copied and damaged."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "small.yaml").write_text(WORKING.format(folder=folder, tiny_lm=tiny_lm))
-    command = [sys.executable, str(RUN / "main.py"), "--cfg", str(folder / "small.yaml")]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return folder / "results"
 
 
 @pytest.fixture
 def results(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(finished, tmp_path / "results"))
+    return Path(shutil.copytree(finished / "results", tmp_path / "results"))
 
 
 def refusal(program: str, *arguments: object, capsys: pytest.CaptureFixture[str], status: Sequence[int] = (1,)) -> str:

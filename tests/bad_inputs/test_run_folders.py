@@ -17,7 +17,7 @@ from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.memory import OutOfMemoryError, is_out_of_memory, naming_out_of_memory
-from tests.bad_inputs.conftest import RUN, WORKING, Program
+from tests.bad_inputs.conftest import RUN, Program
 
 Damage = Callable[[Path], None]
 
@@ -48,16 +48,6 @@ STAGE_FILES = {
     f"{LM_STAGE}/embeddings.npy": {name: DAMAGES[name] for name in ("emptied", "cut", "other bytes")},
     f"{LM_STAGE}/weights.safetensors": {name: DAMAGES[name] for name in ("emptied", "cut", "other bytes")},
 }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
-    """A folder with a configuration and its finished run, to be copied and damaged."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "small.yaml").write_text(WORKING.format(folder=folder, tiny_lm=tiny_lm))
-    command = [sys.executable, str(RUN / "main.py"), "--cfg", str(folder / "small.yaml")]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return folder
 
 
 @pytest.fixture
@@ -150,6 +140,14 @@ def test_memory_that_runs_out_names_the_stage_and_the_keys_and_can_be_resumed(
         assert stage in line and key in line and "same command" in line
         assert len(program.stages()) == int(stage[:2]), number
     program.accepts(*options)
+
+
+def test_memory_that_runs_out_before_the_stages_is_said_in_one_line(program: Program) -> None:
+    for error in ERRORS.values():
+        with pytest.MonkeyPatch.context() as patch:
+            reads = "glem_graphgym.registered.train.load_text_graph_of"
+            patch.setattr(reads, lambda *_, error=error: (_ for _ in ()).throw(error))
+            program.refuses(names=["memory", "dataset.name"])
 
 
 def test_only_memory_counts_as_memory() -> None:

@@ -24,6 +24,7 @@ from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.out_of_core import MappedHops
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.stored_operator import StoredOperator
+from tests.tolerances import assert_equal_up_to_rounding
 
 N, C, D, HOPS, LABEL_HOPS = 300, 3, 12, 2, 2
 RNG = np.random.default_rng(0)
@@ -124,13 +125,19 @@ def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
-def test_training_on_disk_is_training_in_memory_bit_for_bit(tmp_path: Path, setting: str, precision: str) -> None:
+def test_training_on_disk_is_training_in_memory(tmp_path: Path, setting: str, precision: str) -> None:
     wanted, memory = trained(learner_of(None, setting, precision))
     found, disk = trained(learner_of(storage_in(tmp_path, precision=precision), setting, precision))
-    np.testing.assert_array_equal(found, wanted)
     assert memory.model is not None and disk.model is not None
-    for ours, theirs in zip(disk.model.parameters(), memory.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    in_float32 = precision == "32-true"
+    # Logits are stored as float16. A processor may add up the last rows of a batch in another order than the first.
+    assert_equal_up_to_rounding(found, wanted, 2 if in_float32 else 4, torch.float16 if in_float32 else torch.bfloat16)
+    pairs = list(zip(disk.model.parameters(), memory.model.parameters(), strict=True))
+    # Forward and back: features, hidden units and rows of a batch meet in a gradient, and 20 gradients in a weight.
+    summands = 2 * (D + 8) + 12 + 20 if in_float32 else 4
+    magnitude = max(float(expected.abs().max()) for _, expected in pairs)
+    for ours, theirs in pairs:
+        assert_equal_up_to_rounding(ours, theirs, summands, None if in_float32 else torch.bfloat16, magnitude)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

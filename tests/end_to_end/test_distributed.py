@@ -67,7 +67,7 @@ gnn:
 glem:
   label_input: True
 optim:
-  base_lr: 0.1
+  base_lr: 0.02
   max_epoch: 6
   optimizer: sgd
   scheduler: none
