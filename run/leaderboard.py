@@ -1,6 +1,6 @@
-"""Rank what runs left: ``python run/leaderboard.py --dir results/<grid> [more folders] [--ogb ...]``.
+"""Rank finished runs: ``python run/leaderboard.py --dir results/<grid> [more folders] [--ogb ...]``.
 
-Prints a table for each graph and writes leaderboard.csv, leaderboard.md and leaderboard.html, with ``--ogb`` also
+Prints a table per graph and writes leaderboard.csv, leaderboard.md and leaderboard.html, with ``--ogb`` also
 ogb_entry.json and ogb_entry.md. Exit status: 0 done; 1 it could not be done (a message says why); 2 wrong command line.
 """
 
@@ -20,7 +20,7 @@ from command_line import before_imports, path, run_program
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="One row a method, ranked by validation, out of finished runs; published results beside it."
+        description="One row per method, ranked by validation, out of finished runs; published results beside it."
     )
     parser.add_argument(
         "--dir", dest="dirs", nargs="+", type=path, required=True, action="extend",
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make_entry(boards: Any, args: argparse.Namespace) -> Any:
+def make_entry(boards: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The entry of ``--row``, or of the first board's best."""
     from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
 
@@ -93,11 +93,11 @@ def make_entry(boards: Any, args: argparse.Namespace) -> Any:
     return ogb_entry(board, about, row)
 
 
-def write_entry(entry: Any, out: Path) -> None:
+def write_entry(entry: dict[str, Any], out: Path) -> None:
     from glem_graphgym.files import atomic_write, write_json
-    from glem_graphgym.report.ogb_entry import entry_json, entry_markdown
+    from glem_graphgym.report.ogb_entry import entry_markdown
 
-    write_json(out / "ogb_entry.json", entry_json(entry))
+    write_json(out / "ogb_entry.json", entry)
     with atomic_write(out / "ogb_entry.md", "w") as file:
         file.write(entry_markdown(entry))
     print(entry_markdown(entry))

@@ -278,8 +278,8 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
     )
     if cfg.train.mode != "standard":
         rows = aggregate.aggregate_summaries(experiment)
-        if rows and rows[0].seeds > 1:
-            aggregate.print_aggregate(rows, title=f"{experiment.name}, mean ± std over {rows[0].seeds} seeds")
+        if rows and rows[0].runs > 1:
+            aggregate.print_aggregate(rows, title=f"{experiment.name}, mean ± std over {rows[0].runs} seeds")
 
 
 def say_where(mode: str, experiment: Path, seeds: range) -> None:

@@ -1,60 +1,62 @@
-"""Finished runs read back from disk: experiments, their seeds, and the result of each method for each seed."""
+"""Finished runs read back from disk: experiments, their seeds, and one frame of results, a row per seed and method."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glem_graphgym.files import fingerprint, read_json
-from glem_graphgym.report.aggregate import SEED, best_epoch, read_rows, read_summary, row_at
-from glem_graphgym.report.stats import Stage, read_stages
+import pandas as pd
+
+from glem_graphgym.files import fingerprint, read_json, reading
+from glem_graphgym.report.epochs import best_epoch, read_rows, row_at, seed_folders
+from glem_graphgym.report.significance import Difference
+from glem_graphgym.report.stats import SUMMARY, Stage, in_order, read_stages
 
 STOCK = "standard"  # GraphGym's own training
 STOCK_METHOD = "GraphGym"
 METRIC = "accuracy"
 STOCK_CAVEAT = "GraphGym evaluates test once, with the last weights rather than those of the best validation epoch"
+OURS = "this run"  # source of a row that is not published
 
 
-@dataclass(frozen=True)
-class Result:
-    """The result of one method in one run.
+def results(dirs: Sequence[Path]) -> pd.DataFrame:
+    """Results of finished runs, a row per seed and method.
 
-    Attributes:
-        valid, test: a share 0-1, at the stage or epoch with the best validation score.
-        params: parameters of all stages (LM and GNN).
-        seconds, peak_memory_mb: from the start of the run to that stage; None where not recorded.
+    Columns: ``experiment``, the name of its folder; ``mode``, its ``train.mode``; ``dataset`` and ``fingerprint``, the
+    graph and a hash of its content (None where not recorded); ``metric``; ``config``, as in `Experiment`; ``seed``;
+    ``method``, one of `stats.METHODS`, a name of the run's own, or GraphGym; ``valid`` and ``test``, shares 0-1 at the
+    stage or epoch of best validation; ``params``, parameters of every kind of model (LM, GNN) trained up to there, each
+    kind counted once; ``seconds`` and ``peak_memory_mb``, wall-clock time and highest memory in MB from the start of
+    the run up to there, NaN where not recorded.
+
+    Args:
+        dirs: as `read_experiments`.
+
+    Raises:
+        ValueError: as `read_experiments`.
     """
-
-    valid: float
-    test: float
-    params: int
-    seconds: float | None
-    peak_memory_mb: float | None
+    frames = []
+    for one in read_experiments(dirs)[0]:
+        about = {"experiment": one.name, "mode": one.mode, "dataset": one.dataset, "fingerprint": one.fingerprint}
+        frames.append(one.results.assign(**about, metric=one.metric, config=one.config))
+    columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY]
+    return pd.concat(frames, ignore_index=True)[columns].astype({"seconds": float, "peak_memory_mb": float})
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished seed of an experiment.
+    """One finished seed of an experiment: its folder, its ``run.json``, and its stages (none of stock GraphGym)."""
 
-    Attributes:
-        results: by method.
-        stages: the finished stages; empty for stock GraphGym.
-        versions: of the packages that the run was made with, as far as its ``run.json`` says; ``"1.3.5, 1.3.6"`` where
-            it went on under another version than it was begun with.
-        em_iterations: EM iterations that were asked for last; None where there is no EM, or it was not recorded.
-    """
-
-    seed: int
     folder: Path
-    results: dict[str, Result]
+    about: dict[str, Any]
     stages: list[Stage]
-    versions: dict[str, str] = field(default_factory=dict)
-    em_iterations: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experiment:
     """Runs that differ in their seed alone.
 
@@ -62,12 +64,14 @@ class Experiment:
         name: the folder's, with its parent's before it where two folders share a name.
         mode: ``train.mode``.
         dataset: name of the graph.
-        fingerprint: of the graph's content; None where the runs did not record it.
-        metric: what selects and what is shown.
+        fingerprint: hash of the graph's content; None where the runs did not record it.
+        metric: metric that selects and that is shown.
         settings: ``group.key`` -> value of every setting that a result can depend on, without the seed. A list of
             values for ``glem.em_iterations`` where seeds differ in it.
         config: 8 hexadecimal digits of a hash of mode, settings and the files that they name.
+        em_iterations: numbers that were asked for, over seeds; one mostly, none where there is no EM.
         runs: by seed, ascending.
+        results: its part of the frame: columns ``seed`` and `stats.SUMMARY`.
     """
 
     name: str
@@ -77,24 +81,30 @@ class Experiment:
     metric: str
     settings: dict[str, Any]
     config: str
+    em_iterations: list[int]
     runs: dict[int, Run]
+    results: pd.DataFrame
 
     @property
-    def em_iterations(self) -> list[int]:
-        """The numbers of EM iterations that were asked for, over seeds; one mostly, none where there is no EM."""
-        return _em_iterations(self.runs.values())
+    def versions(self) -> dict[str, list[str]]:
+        """By package the versions that the runs were made with, as far as they recorded it.
 
-    def versions(self, package: str) -> list[str]:
-        """The versions of a package that the runs were made with, as far as they recorded it."""
-        noted = [run.versions[package].split(", ") for run in self.runs.values() if package in run.versions]
-        return sorted({version for versions in noted for version in versions})
+        A run that went on under another version than it was begun with has ``"1.3.5, 1.3.6"``.
+        """
+        noted = [item for run in self.runs.values() for item in run.about.get("versions", {}).items()]
+        names = sorted({name for name, _ in noted})
+        return {name: sorted({v for other, text in noted if other == name for v in text.split(", ")}) for name in names}
 
+    def of(self, method: str) -> pd.DataFrame:
+        """The results of one method, indexed by seed."""
+        return self.results[self.results["method"] == method].set_index("seed")
 
-def network_of(experiment: Experiment) -> str:
-    """What the GNN is called; for GraphGym's own network the layer's name."""
-    network = str(experiment.settings.get("model.type", ""))
-    layer = str(experiment.settings.get("gnn.layer_type", network))
-    return layer if network == "gnn" else network.removeprefix("glem_")
+    @property
+    def network(self) -> str:
+        """Name of the GNN; for GraphGym's own network the layer's."""
+        network = str(self.settings.get("model.type", ""))
+        layer = str(self.settings.get("gnn.layer_type", network))
+        return layer if network == "gnn" else network.removeprefix("glem_")
 
 
 def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]:
@@ -108,12 +118,9 @@ def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]
             seed, or a file is damaged; names the folder or file.
     """
     folders = list(dict.fromkeys(folder.resolve() for dir in dirs for folder in experiment_folders(dir)))
-    experiments: list[Experiment] = []
     notes: list[str] = []
-    for folder, name in zip(folders, _names(folders), strict=True):
-        experiment = _read_experiment(folder, name, notes)
-        if experiment:
-            experiments.append(experiment)
+    found = [_read_experiment(folder, name, notes) for folder, name in zip(folders, _names(folders), strict=True)]
+    experiments = [one for one in found if one]
     if not experiments:
         raise ValueError(f"{', '.join(map(str, dirs))}: no finished run; {'; '.join(notes)}")
     return experiments, notes
@@ -127,9 +134,9 @@ def experiment_folders(dir: Path) -> list[Path]:
     """
     if not dir.is_dir():
         raise ValueError(f"{dir}: no such folder; expected results/<experiment> or a folder of experiments")
-    if _seeds(dir):
+    if seed_folders(dir, "run.json"):
         return [dir]
-    found = [path for path in sorted(dir.iterdir()) if path.is_dir() and _seeds(path)]
+    found = [path for path in sorted(dir.iterdir()) if path.is_dir() and seed_folders(path, "run.json")]
     if not found:
         hint = "this is the folder of one seed, give the one above it" if (dir / "run.json").is_file() else ""
         raise ValueError(
@@ -138,73 +145,53 @@ def experiment_folders(dir: Path) -> list[Path]:
     return found
 
 
-def _seeds(folder: Path) -> list[Path]:
-    found = [path.parent for path in folder.glob("*/run.json") if SEED.fullmatch(path.parent.name)]
-    return sorted(found, key=lambda path: int(path.name))
-
-
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names, made unique by as many of the folders above as it takes."""
     names = [folder.name for folder in folders]
     for depth in range(2, 2 + max((len(folder.parts) for folder in folders), default=0)):
         taken = {name for name in names if names.count(name) > 1}
-        if not taken:
-            break
         pairs = zip(names, folders, strict=True)
         names = ["/".join(folder.parts[-depth:]) if name in taken else name for name, folder in pairs]
     return names
 
 
 def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | None:
-    noted: dict[int, dict[str, Any]] = {}
     runs: dict[int, Run] = {}
-    for seed_folder in _seeds(folder):
-        about = _read_about(seed_folder / "run.json")
-        seed = int(seed_folder.name)
+    rows: list[dict[str, Any]] = []
+    for seed, seed_folder in seed_folders(folder, "run.json").items():
+        remedy = "start that run anew with --overwrite"
+        with reading(seed_folder / "run.json", remedy):
+            about = read_json(seed_folder / "run.json", remedy)
+            about["mode"], about["dataset"], _seedless(about)
         if not about.get("finished"):
             notes.append(f"{name}, seed {seed}: unfinished, left out")
             continue
+        stock = about["mode"] == STOCK
         try:
-            runs[seed] = _read_run(seed, seed_folder, about)
+            found = _stock_row(seed_folder, about) if stock else read_summary(seed_folder / "summary.json")
         except LookupError as error:
             notes.append(f"{name}, seed {seed}: left out: {error.args[0]}")
             continue
-        noted[seed] = about
+        rows += [{"seed": seed, **row} for row in found]
+        runs[seed] = Run(seed_folder, about, [] if stock else read_stages(seed_folder))
     if not runs:
         return None
-    first = next(iter(noted.values()))
-    for seed, about in noted.items():
-        _require_same(folder, first, about, seed)
+    first = next(iter(runs.values())).about
+    for seed, run in runs.items():
+        _require_same(folder, first, run.about, seed)
     settings = _seedless(first)
-    if asked := _em_iterations(runs.values()):  # no setting in run.json, since a finished run may go on for more
+    # Not among run.json's settings, since a finished run may go on for more.
+    noted = {run.about.get("em_iterations") for run in runs.values() if run.stages}
+    asked = sorted(number for number in noted if number is not None)
+    if asked:
         settings["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
-    return Experiment(
-        name=name,
-        mode=first["mode"],
-        dataset=first["dataset"],
-        fingerprint=first.get("fingerprint"),
-        metric=first.get("metric", METRIC),
-        settings=settings,
-        config=fingerprint(first["mode"], settings, first.get("files", {}))[:8],
-        runs=runs,
-    )
-
-
-def _read_about(file: Path) -> dict[str, Any]:
-    try:
-        about = read_json(file)
-        about["mode"], about["dataset"], about["settings"].items()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); start that run anew with --overwrite") from error
-    return about
+    config = fingerprint(first["mode"], settings, first.get("files", {}))[:8]
+    graph = (first["dataset"], first.get("fingerprint"), first.get("metric", METRIC))
+    return Experiment(name, first["mode"], *graph, settings, config, asked, runs, pd.DataFrame(rows))
 
 
 def _seedless(about: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in about["settings"].items() if key != "seed"}
-
-
-def _em_iterations(runs: Iterable[Run]) -> list[int]:
-    return sorted({run.em_iterations for run in runs if run.em_iterations is not None})
 
 
 def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, Any], seed: int) -> None:
@@ -218,37 +205,118 @@ def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, An
         )
 
 
-def _read_run(seed: int, folder: Path, about: Mapping[str, Any]) -> Run:
-    versions = about.get("versions", {})
-    if about["mode"] == STOCK:
-        return Run(seed, folder, {STOCK_METHOD: _stock_result(folder, about)}, [], versions)
-    file = folder / "summary.json"
+def read_summary(file: Path) -> list[dict[str, Any]]:
+    """The rows of a seed's ``summary.json``, with the keys `stats.SUMMARY`.
+
+    Raises:
+        LookupError: there is no such file.
+        ValueError: the file is damaged.
+    """
     if not file.is_file():
         raise LookupError("no summary.json")
-    results = {
-        row.method: Result(row.valid, row.test, row.params, row.seconds, row.peak_memory_mb)
-        for row in read_summary(file)
-    }
-    return Run(seed, folder, results, read_stages(folder), versions, about.get("em_iterations"))
+    remedy = "start that seed's run again to have it rewritten"
+    with reading(file, remedy):
+        return [{key: row[key] for key in SUMMARY} for row in read_json(file, remedy)]
 
 
-def _stock_result(folder: Path, about: Mapping[str, Any]) -> Result:
+def _stock_row(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Validation at its best epoch; test from the same epoch where there is one, else GraphGym's one test row."""
     rows = {split: read_rows(folder / split / "stats.json") for split in ("val", "test")}
     if not all(rows.values()) or not all(METRIC in row for part in rows.values() for row in part):
         raise LookupError(f"no {METRIC} in val/stats.json and test/stats.json")
     epoch = best_epoch(rows["val"], METRIC, "argmax", folder)
-    valid = row_at(rows["val"], epoch, folder / "val")
-    test = row_at(rows["test"], epoch, folder / "test")
-    seconds, memory = about.get("seconds"), about.get("peak_memory_mb")
-    return Result(valid[METRIC], test[METRIC], int(valid.get("params", 0)), seconds, memory)
+    valid, test = (row_at(rows[split], epoch, folder / split) for split in ("val", "test"))
+    costs = (int(valid.get("params", 0)), about.get("seconds"), about.get("peak_memory_mb"))
+    return [dict(zip(SUMMARY, (STOCK_METHOD, valid[METRIC], test[METRIC], *costs), strict=True))]
 
 
-def best_stage(run: Run, method: str, metric: str) -> Stage | None:
-    """The stage behind a method's result: the first one with its best validation score."""
-    stages = [stage for stage in run.stages if stage.method == method]
-    return max(stages, key=lambda stage: stage.scores["valid"][metric], default=None)
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds and unbiased standard deviation (n - 1, as OGB leaderboards ask).
+
+    Attributes:
+        mean: NaN where a published number could not be checked.
+        std: None for one seed, or where it is not known.
+    """
+
+    mean: float
+    std: float | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        found = list(map(float, values))
+        return cls(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.mean - (self.std or 0), self.mean + (self.std or 0)
+
+    def columns(self, name: str) -> dict[str, Any]:
+        """The columns of a CSV that hold it."""
+        return {f"{name}_mean": self.mean, f"{name}_std": self.std}
 
 
-def stage_folder(run: Run, stage: Stage) -> Path:
-    return run.folder / "stages" / f"{stage.index:02d}_{stage.name}"
+def percent(spread: Spread | None) -> str:
+    """``82.65 ± 0.21``: % with the unbiased standard deviation, where there is one."""
+    if spread is None or math.isnan(spread.mean):
+        return ""
+    return f"{100 * spread.mean:.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over seeds: of an experiment, or as it was published.
+
+    Attributes:
+        method: as in `results`, or as published.
+        runs: how many seeds.
+        valid, test: shares 0-1, each seed's at its epoch or stage of best validation.
+        seeds: ascending; empty where published, as are the costs.
+        params: parameters of all stages, the largest of the seeds.
+        seconds: mean over seeds, to get that model from the start; None where not recorded.
+        peak_memory_mb: highest of any seed; None where not recorded.
+        name: name of the row in its table.
+        source: `OURS`, or where the row was published.
+        experiment, config, em_iterations: as in `Experiment`.
+        caveat: what must be known to read the row; "" mostly.
+        same_in: further experiments with the very same scores on every seed, e.g. an LM that no setting of theirs
+            touches, or the LM that a cascade and GLEM start from. They are one row, named after the simplest train
+            mode, since the same result counted twice would weaken every test of significance.
+        rank: from 1, by mean validation score; None before ranking and where published.
+        to_best, to_non_glem: difference to the first row, and to the first that is not GLEM; None for those rows.
+    """
+
+    method: str
+    runs: int
+    valid: Spread
+    test: Spread
+    seeds: tuple[int, ...] = ()
+    params: int = 0
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    name: str = ""
+    source: str = OURS
+    experiment: str = ""
+    config: str = ""
+    em_iterations: tuple[int, ...] = ()
+    caveat: str = ""
+    same_in: tuple[str, ...] = ()
+    rank: int | None = None
+    to_best: Difference | None = None
+    to_non_glem: Difference | None = None
+
+    @property
+    def published(self) -> bool:
+        return self.source != OURS
+
+
+def over_seeds(frame: pd.DataFrame) -> list[Row]:
+    """A row per method out of an experiment's part of the frame, in the order of `stats.METHODS`."""
+    rows = []
+    for method in in_order(frame["method"]):
+        part = frame[frame["method"] == method]
+        seconds, memory = (part[name].dropna().tolist() for name in ("seconds", "peak_memory_mb"))
+        row = Row(method, len(part), Spread.of(part["valid"]), Spread.of(part["test"]), tuple(part["seed"].tolist()))
+        mean, most = statistics.fmean(seconds) if seconds else None, max(memory, default=None)
+        rows.append(replace(row, params=int(part["params"].max()), seconds=mean, peak_memory_mb=most))
+    return rows

@@ -7,19 +7,23 @@ ogbn-papers100M; parameters of all stages; external data named in the method's n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from jinja2 import Template
+
 from glem_graphgym.files import read_json
-from glem_graphgym.report.experiments import STOCK, Experiment, network_of
-from glem_graphgym.report.leaderboard import Board, Row, Spread, grid_axes, show_value
+from glem_graphgym.report.experiments import STOCK, Experiment, Row, Spread
+from glem_graphgym.report.leaderboard import Board, show_value, sort_key, varied_settings
 
 SEEDS = {"ogbn-papers100M": 3}
 DEFAULT_SEEDS = 10
-MIN_OGB = (1, 3, 6)  # the latest, so that every dataset's own requirement is met
+MIN_OGB = "1.3.6"  # the latest, so that every dataset's own requirement is met
 RAW_TEXT = "raw text"
+TABLE = Path(__file__).parent / "templates" / "ogb_entry.md"
+READ_TEXT = ("glem", "glem_lm", "glem_cascade", "glem_joint")
 
 
 class OgbError(ValueError):
@@ -28,15 +32,9 @@ class OgbError(ValueError):
 
 @dataclass(frozen=True)
 class About:
-    """What runs can not know of themselves; "" and None are refused.
+    """What runs can not know of themselves: flags of run/leaderboard.py, whose help says what they mean.
 
-    Attributes:
-        contact: name and e-mail address.
-        code, paper: URLs.
-        hardware: e.g. ``NVIDIA H100 (80GB GPU)``.
-        official: whether the submitter wrote the method's paper.
-        name: name of the method; external data that it does not mention is appended. "" means one made of the run.
-        ogb_version: where the runs did not record it.
+    All but ``name``, of which "" means one made of the run, and ``ogb_version`` are refused where not given.
     """
 
     contact: str = ""
@@ -48,176 +46,117 @@ class About:
     ogb_version: str = ""
 
 
-@dataclass(frozen=True)
-class OgbEntry:
-    """The fields of the submission form, in its order."""
-
-    ogb_version: str
-    method: str
-    external_data: list[str]
-    dataset: str
-    test_mean: float
-    test_std: float
-    valid_mean: float
-    valid_std: float
-    seeds: list[int]
-    contact: str
-    code: str
-    paper: str
-    params: int
-    hardware: str
-    tuned_hyperparameters: list[str]
-    official: bool
-    dataset_fingerprint: str
-    config: str
-
-
-def ogb_entry(board: Board, about: About, row: Row | None = None) -> OgbEntry:
-    """The entry of a row (that with the best validation score unless given).
+def ogb_entry(board: Board, about: About, row: Row | None = None) -> dict[str, Any]:
+    """The entry of a row (that with the best validation score unless given): the form's fields, in its order.
 
     Raises:
         OgbError: a rule does not hold or a field is missing; lists all of them.
     """
     row = row or board.rows[0]
     experiment = board.experiments[row.experiment]
-    version = about.ogb_version or ", ".join(experiment.versions("ogb"))
     wanted = list(range(SEEDS.get(board.dataset, DEFAULT_SEEDS)))
-    problems = [
-        *_graph_problems(board, experiment),
-        *_seed_problems(row, wanted),
-        *_version_problems(experiment.versions("ogb"), about, version),
-        *_iteration_problems(experiment),
-        *_choice_problems(board, row),
-        *_teacher_problems(experiment, about),
-        *_missing(about),
-    ]
+    version = about.ogb_version or ", ".join(experiment.versions.get("ogb", []))
+    problems = list(_problems(board, row, experiment, about, wanted, version))
     if problems:
         raise OgbError(f"no OGB entry for {row.name}:\n" + "\n".join(f"- {problem}" for problem in problems))
-    results = [experiment.runs[seed].results[row.method] for seed in wanted]
-    valid, test = Spread.of(one.valid for one in results), Spread.of(one.test for one in results)
-    assert valid.std is not None and test.std is not None and about.official is not None
+    results = experiment.of(row.method).loc[wanted]
     external = external_data(experiment)
-    return OgbEntry(
-        ogb_version=version,
-        method=method_name(about.name or f"{row.method} ({_network(experiment)})", external),
-        external_data=external,
-        dataset=board.dataset,
-        test_mean=test.mean,
-        test_std=test.std,
-        valid_mean=valid.mean,
-        valid_std=valid.std,
-        seeds=wanted,
-        contact=about.contact,
-        code=about.code,
-        paper=about.paper,
-        params=row.params,
-        hardware=about.hardware,
-        tuned_hyperparameters=tuned_hyperparameters(board, row),
-        official=about.official,
-        dataset_fingerprint=board.fingerprint or "",
-        config=row.config,
-    )
+    network = "no GNN" if experiment.mode == "glem_lm" else experiment.network
+    return {
+        "ogb_version": version,
+        "method": method_name(about.name or f"{row.method} ({network})", external),
+        "external_data": external,
+        "dataset": board.dataset,
+        **Spread.of(results["test"]).columns("test"),
+        **Spread.of(results["valid"]).columns("valid"),
+        "seeds": wanted,
+        "contact": about.contact,
+        "code": about.code,
+        "paper": about.paper,
+        "params": row.params,
+        "hardware": about.hardware,
+        "tuned_hyperparameters": tuned_hyperparameters(board, row),
+        "official": about.official,
+        "dataset_fingerprint": board.fingerprint,
+        "config": row.config,
+    }
 
 
-def _graph_problems(board: Board, experiment: Experiment) -> list[str]:
-    problems = []
+def _problems(
+    board: Board, row: Row, experiment: Experiment, about: About, wanted: Sequence[int], version: str
+) -> Iterator[str]:
     if not re.fullmatch(r"ogb[a-z]-\w+", board.dataset):
-        problems.append(f"the dataset is {board.dataset}, expected one of OGB's, e.g. ogbn-arxiv")
+        yield f"the dataset is {board.dataset}, expected one of OGB's, e.g. ogbn-arxiv"
     if board.fingerprint is None:
-        problems.append("the runs did not record the graph's fingerprint, so nothing shows that it is OGB's graph")
+        yield "the runs did not record the graph's fingerprint, so nothing shows that it is OGB's graph"
     if experiment.mode == STOCK:
-        problems.append("GraphGym's own training tests the last weights, not those that validation selects")
-    return problems
+        yield "GraphGym's own training tests the last weights, not those that validation selects"
+    if missing := [seed for seed in wanted if seed not in row.seeds]:
+        yield (
+            f"the seeds are {list(row.seeds)}, expected {wanted[0]} to {wanted[-1]}; missing: {missing} "
+            f"(run/main.py --repeat {len(wanted)} seed 0 runs those)"
+        )
+    yield from _version_problems(experiment.versions.get("ogb", []), about, version)
+    if len(asked := experiment.em_iterations) > 1:
+        yield (
+            f"the seeds were run with different glem.em_iterations: {', '.join(map(str, asked))}; run all of them "
+            "again with the one that validation chose, and they go on from where they are"
+        )
+    best = next(other for other in board.rows if other.method == row.method)
+    if best != row:
+        yield (
+            f"hyperparameters are chosen by validation, and there {best.name} ({100 * best.valid.mean:.2f} %) is "
+            f"better than {row.name} ({100 * row.valid.mean:.2f} %); name that row, or give --dir the experiments of "
+            "this submission alone"
+        )
+    file, _, known, _ = _teacher(experiment)
+    if file and not about.name and not known:
+        yield (
+            f"glem.first_predictions is {file}, and no run.json of a run that made it is found, so what external data "
+            "the predictions rest on is not known; give a --name that says it, or run this where that run's folder is"
+        )
+    yield from _missing(about)
 
 
-def _seed_problems(row: Row, wanted: Sequence[int]) -> list[str]:
-    missing = [seed for seed in wanted if seed not in row.seeds]
-    if not missing:
-        return []
-    return [
-        f"the seeds are {list(row.seeds)}, expected {wanted[0]} to {wanted[-1]}; missing: {missing} "
-        f"(run/main.py --repeat {len(wanted)} seed 0 runs those)"
-    ]
-
-
-def _version_problems(recorded: Sequence[str], about: About, version: str) -> list[str]:
+def _version_problems(recorded: Sequence[str], about: About, version: str) -> Iterator[str]:
     """OGB's own version alone is asked for; of other packages that differ the leaderboard has a note."""
-    problems = []
     if about.ogb_version and set(recorded) - {about.ogb_version}:
-        problems.append(f"--ogb-version is {about.ogb_version}, but the runs recorded {', '.join(recorded)}")
+        yield f"--ogb-version is {about.ogb_version}, but the runs recorded {', '.join(recorded)}"
     if len(recorded) > 1:
-        problems.append(f"the seeds were run with different versions of ogb: {', '.join(recorded)}; run them anew")
+        yield f"the seeds were run with different versions of ogb: {', '.join(recorded)}; run them anew"
     if not version:
-        problems.append("the runs did not record the version of ogb; give it with --ogb-version")
-    elif len(recorded) < 2 and _numbers(version) < MIN_OGB:
-        wanted = ".".join(map(str, MIN_OGB))
-        problems.append(f"the version of ogb is {version}, expected at least {wanted}")
-    return problems
-
-
-def _iteration_problems(experiment: Experiment) -> list[str]:
-    asked = experiment.em_iterations
-    if len(asked) < 2:
-        return []
-    return [
-        f"the seeds were run with different glem.em_iterations: {', '.join(map(str, asked))}; run all of them again "
-        "with the one that validation chose, and they go on from where they are"
-    ]
+        yield "the runs did not record the version of ogb; give it with --ogb-version"
+    elif len(recorded) < 2 and _numbers(version) < _numbers(MIN_OGB):
+        yield f"the version of ogb is {version}, expected at least {MIN_OGB}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-def _choice_problems(board: Board, row: Row) -> list[str]:
-    best = next(other for other in board.rows if other.method == row.method)
-    if best == row:
-        return []
-    return [
-        f"hyperparameters are chosen by validation, and there {best.name} ({100 * best.valid.mean:.2f} %) is better "
-        f"than {row.name} ({100 * row.valid.mean:.2f} %); name that row, or give --dir the experiments of this "
-        "submission alone"
-    ]
-
-
-def _missing(about: About) -> list[str]:
-    flags = ("contact", "code", "paper", "hardware")
-    problems = [f"--{name} is missing" for name in flags if not getattr(about, name).strip()]
+def _missing(about: About) -> Iterator[str]:
+    for name in ("contact", "code", "paper", "hardware"):
+        if not getattr(about, name).strip():
+            yield f"--{name} is missing"
     if about.contact and "@" not in about.contact:
-        problems.append(f"--contact is {about.contact!r}, expected a name and an e-mail address")
-    problems += [
-        f"--{name} is {value!r}, expected a URL"
-        for name, value in (("code", about.code), ("paper", about.paper))
-        if value and not re.match(r"https?://", value)
-    ]
+        yield f"--contact is {about.contact!r}, expected a name and an e-mail address"
+    for name, value in (("code", about.code), ("paper", about.paper)):
+        if value and not re.match(r"https?://", value):
+            yield f"--{name} is {value!r}, expected a URL"
     if about.official is None:
-        problems.append("--official or --unofficial is missing")
-    return problems
+        yield "--official or --unofficial is missing"
 
 
-def _teacher_problems(experiment: Experiment, about: About) -> list[str]:
-    file = first_predictions(experiment)
-    if file is None or about.name or _teacher(file):
-        return []
-    return [
-        f"glem.first_predictions is {file}, and no run.json of a run that made it is found, so what external data the "
-        "predictions rest on is not known; give a --name that says it, or run this where that run's folder is"
-    ]
-
-
-def first_predictions(experiment: Experiment) -> Path | None:
-    file = experiment.settings.get("glem.first_predictions")
-    return Path(str(file)) if file and experiment.mode == "glem" else None
-
-
-def _teacher(logits: Path) -> tuple[str, dict[str, Any]] | None:
-    """Name and ``run.json`` of the experiment that made ``<experiment>/<seed>/stages/<stage>/logits.npy``, if there."""
-    run = logits.resolve().parent.parent.parent
+def _teacher(experiment: Experiment) -> tuple[Path | None, str, str, dict[str, Any]]:
+    """File of the first predictions, or None; name, mode and settings of the experiment that made it, where known."""
+    text = experiment.settings.get("glem.first_predictions") if experiment.mode == "glem" else None
+    file = Path(str(text)) if text else None
     try:
-        about = read_json(run / "run.json")
-        return run.parent.name, {"mode": str(about["mode"]), "settings": dict(about["settings"])}
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
+        run = Path(str(text)).resolve().parents[2]  # <experiment>/<seed>/stages/<stage>/logits.npy
+        about = read_json(run / "run.json") if text else {}
+        return file, run.parent.name, str(about["mode"]), dict(about["settings"])
+    except (OSError, LookupError, TypeError, ValueError):
+        return file, "", "", {}
 
 
 def external_data(experiment: Experiment) -> list[str]:
@@ -226,11 +165,9 @@ def external_data(experiment: Experiment) -> list[str]:
     Predictions that another run made bring what that run used, which is followed to its ``run.json``.
     """
     found = _data_of(experiment.mode, experiment.settings)
-    file = first_predictions(experiment)
-    teacher = file and _teacher(file)
-    if teacher:
-        name, about = teacher
-        found += [f"predictions of {name}", *_data_of(about["mode"], about["settings"])]
+    file, name, mode, settings = _teacher(experiment)
+    if mode:
+        found += [f"predictions of {name}", *_data_of(mode, settings)]
     elif file:
         found.append(f"predictions {file.name}")
     return list(dict.fromkeys(found))
@@ -238,10 +175,8 @@ def external_data(experiment: Experiment) -> list[str]:
 
 def _data_of(mode: str, settings: Mapping[str, Any]) -> list[str]:
     kinds = str(settings.get("glem.node_features", "")).split("+")
-    modes = ("glem", "glem_lm", "glem_cascade", "glem_joint")
-    reads_text = mode in modes or bool({"text", "static"} & set(kinds))
     found = []
-    if reads_text:
+    if mode in READ_TEXT or {"text", "static"} & set(kinds):
         found.append(RAW_TEXT)
         if settings.get("lm.pretrained", True) or "static" in kinds:
             found.append(f"pretrained {PurePath(str(settings.get('lm.model', 'language model'))).name}")
@@ -258,52 +193,24 @@ def method_name(name: str, external: Sequence[str]) -> str:
     return f"{name} ({', '.join(unsaid)})" if unsaid else name
 
 
-def _network(experiment: Experiment) -> str:
-    return "no GNN" if experiment.mode == "glem_lm" else network_of(experiment)
-
-
 def tuned_hyperparameters(board: Board, row: Row) -> list[str]:
     """``"optim.base_lr: [0.001*, 0.01]"`` for each setting that was tried with several values; * is the chosen one."""
     chosen = board.experiments[row.experiment]
     rivals = [one for one in board.experiments.values() if one.mode == chosen.mode]
     tuned = []
-    for key in sorted(key for axis in grid_axes(rivals) for key in axis.keys):
-        values = {_sortable(one.settings.get(key)): one.settings.get(key) for one in rivals}
+    for key in sorted(key for keys in varied_settings(rivals) for key in keys):
+        values = {sort_key(one.settings.get(key), show_value): one.settings.get(key) for one in rivals}
         ordered = [values[place] for place in sorted(values)]
         shown = [show_value(value) + ("*" if value == chosen.settings.get(key) else "") for value in ordered]
         tuned.append(f"{key}: [{', '.join(shown)}]")
     return tuned
 
 
-def _sortable(value: Any) -> tuple[int, float, str]:
-    if isinstance(value, int | float):
-        return (0, float(value), "")
-    return (1, 0.0, show_value(value))
-
-
-def entry_json(entry: OgbEntry) -> dict[str, Any]:
-    return asdict(entry)
-
-
-def entry_markdown(entry: OgbEntry) -> str:
+def entry_markdown(entry: Mapping[str, Any]) -> str:
     """The entry as a Markdown table, in the order of the form."""
-    fields = {
-        "OGB version": entry.ogb_version,
-        "Method": entry.method,
-        "External data": f"Yes: {', '.join(entry.external_data)}" if entry.external_data else "No",
-        "Dataset": entry.dataset,
-        "Test performance": f"{entry.test_mean:.4f} ± {entry.test_std:.4f}",
-        "Validation performance": f"{entry.valid_mean:.4f} ± {entry.valid_std:.4f}",
-        "Seeds": ", ".join(map(str, entry.seeds)),
-        "Contact": entry.contact,
-        "Code": entry.code,
-        "Paper": entry.paper,
-        "#Params": f"{entry.params:,}",
-        "Hardware": entry.hardware,
-        "Tuned hyperparameters": "; ".join(entry.tuned_hyperparameters) or "none",
-        "Official": "official" if entry.official else "unofficial",
-        "Dataset fingerprint": entry.dataset_fingerprint,
-        "Configuration": entry.config,
+    template = Template(TABLE.read_text(encoding="utf-8"), keep_trailing_newline=True, trim_blocks=True)
+    cells = {name: value.replace("|", "\\|") if isinstance(value, str) else value for name, value in entry.items()}
+    cells |= {
+        name: [one.replace("|", "\\|") for one in entry[name]] for name in ("external_data", "tuned_hyperparameters")
     }
-    lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in fields.items()]
-    return "\n".join(["| field | value |", "|---|---|", *lines, ""])
+    return template.render(cells)

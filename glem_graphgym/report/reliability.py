@@ -6,13 +6,14 @@ where labels are at hand, so that a report needs neither the graph nor the logit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glem_graphgym.files import read_json, write_json
+from glem_graphgym.files import read_json, reading, write_json
 
 FILE = "predictions.json"
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
@@ -43,40 +44,35 @@ def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Se
     Raises:
         ValueError: shapes do not fit, a label is no class, or a logit is not finite.
     """
-    _check(logits, labels, class_names)
+    size = len(class_names)
+    if logits.ndim != 2 or logits.shape != (len(labels), size) or not len(labels):
+        raise ValueError(f"logits have shape {logits.shape}, expected (n, C) = ({len(labels)}, {size}) with n > 0")
+    if labels.min() < 0 or labels.max() >= size:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, expected 0 to {size - 1}; give labelled nodes only"
+        )
     predicted, confidence = _predict(logits)
     right = predicted == labels
-    size = len(class_names)
     pairs = np.bincount(labels.astype(np.int64) * size + predicted, minlength=size * size).reshape(size, size)
+    names, counts = [str(name) for name in class_names], (pairs.sum(1), pairs.sum(0), pairs.diagonal())
+    wrong = pairs - np.diag(np.diag(pairs))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:TOP_CONFUSIONS]
     bins = _bins(confidence, right)
     return {
         "nodes": len(labels),
         "accuracy": float(right.mean()),
         "ece": _ece(bins),
         "classes": [
-            {
-                "name": str(name),
-                "support": int(pairs[index].sum()),
-                "predicted": int(pairs[:, index].sum()),
-                "correct": int(pairs[index, index]),
-            }
-            for index, name in enumerate(class_names)
+            {"name": name, "support": int(support), "predicted": int(chosen), "correct": int(correct)}
+            for name, support, chosen, correct in zip(names, *counts, strict=True)
         ],
-        "confusions": _confusions(pairs, class_names),
+        "confusions": [
+            {"true": names[at // size], "predicted": names[at % size], "count": int(wrong.flat[at])}
+            for at in order
+            if wrong.flat[at]
+        ],
         "bins": bins,
     }
-
-
-def _check(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    if logits.ndim != 2 or logits.shape != (len(labels), len(class_names)) or not len(labels):
-        raise ValueError(
-            f"logits have shape {logits.shape}, expected (n, C) = ({len(labels)}, {len(class_names)}) with n > 0"
-        )
-    if labels.min() < 0 or labels.max() >= len(class_names):
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}; "
-            "give labelled nodes only"
-        )
 
 
 def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,9 +91,7 @@ def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _bins(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    count = np.bincount(place, minlength=BINS)
-    sums = np.bincount(place, weights=confidence, minlength=BINS)
-    hits = np.bincount(place, weights=right, minlength=BINS)
+    count, sums, hits = (np.bincount(place, weights, minlength=BINS) for weights in (None, confidence, right))
     return [
         {
             "low": index / BINS,
@@ -114,13 +108,6 @@ def _ece(bins: Sequence[Mapping[str, Any]]) -> float:
     nodes = sum(row["count"] for row in bins)
     gaps = (row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins if row["count"])
     return float(sum(gaps) / nodes)
-
-
-def _confusions(pairs: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    wrong = pairs - np.diag(np.diag(pairs))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:TOP_CONFUSIONS]
-    found = [(*divmod(int(place), len(class_names)), int(wrong.flat[place])) for place in order]
-    return [{"true": str(class_names[t]), "predicted": str(class_names[p]), "count": n} for t, p, n in found if n]
 
 
 def describe_run(
@@ -160,17 +147,13 @@ def read_descriptions(stage: Path) -> dict[str, Description] | None:
     Raises:
         ValueError: the file is damaged; names it.
     """
-    file = stage / FILE
+    file, remedy = stage / FILE, "delete it and start the run again to rewrite it"
     if not file.exists():
         return None
-    try:
-        found = read_json(file)
-        for part in DESCRIBED:
-            for key in ("nodes", "accuracy", "ece", "classes", "confusions", "bins"):
-                found[part][key]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); delete it and start the run again to rewrite it") from error
-    return found
+    keys = ("nodes", "accuracy", "ece", "classes", "confusions", "bins")
+    with reading(file, remedy):
+        found = read_json(file, remedy)
+        return {part: {key: found[part][key] for key in keys} for part in DESCRIBED}
 
 
 def pool(descriptions: Sequence[Description]) -> Description:
@@ -186,22 +169,22 @@ def pool(descriptions: Sequence[Description]) -> Description:
         raise ValueError("only descriptions of the same classes can be pooled")
     nodes = sum(one["nodes"] for one in descriptions)
     bins = [_pool_bin(rows) for rows in zip(*(one["bins"] for one in descriptions), strict=True)]
-    counts = ("support", "predicted", "correct")
-    confusions: dict[tuple[str, str], int] = {}
-    for one in descriptions:
-        for row in one["confusions"]:
-            key = (row["true"], row["predicted"])
-            confusions[key] = confusions.get(key, 0) + row["count"]
-    ordered = sorted(confusions.items(), key=lambda item: -item[1])[:TOP_CONFUSIONS]
+    confusions: Counter[tuple[str, str]] = Counter()
+    for row in (row for one in descriptions for row in one["confusions"]):
+        confusions[row["true"], row["predicted"]] += row["count"]
     return {
         "nodes": nodes,
         "accuracy": sum(one["accuracy"] * one["nodes"] for one in descriptions) / nodes,
         "ece": _ece(bins),
         "classes": [
-            {"name": rows[0]["name"], **{key: sum(row[key] for row in rows) for key in counts}}
+            {"name": rows[0]["name"]} | {key: sum(row[key] for row in rows) for key in rows[0] if key != "name"}
             for rows in zip(*(one["classes"] for one in descriptions), strict=True)
         ],
-        "confusions": [{"true": t, "predicted": p, "count": n} for (t, p), n in ordered],
+        # The most frequent first; of equal ones the first found.
+        "confusions": [
+            {"true": true, "predicted": predicted, "count": count}
+            for (true, predicted), count in confusions.most_common(TOP_CONFUSIONS)
+        ],
         "bins": bins,
     }
 
@@ -212,10 +195,4 @@ def _pool_bin(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def mean(key: str) -> float | None:
         return sum(row[key] * row["count"] for row in rows if row["count"]) / count if count else None
 
-    return {
-        "low": rows[0]["low"],
-        "high": rows[0]["high"],
-        "count": count,
-        "confidence": mean("confidence"),
-        "accuracy": mean("accuracy"),
-    }
+    return {**rows[0], "count": count, "confidence": mean("confidence"), "accuracy": mean("accuracy")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 MIN_SEEDS = 3
 TEST = (
@@ -25,14 +26,25 @@ class Difference:
         mean: mean of (row - reference) over common seeds, a share; None without a common seed.
         seeds: how many seeds both have.
         p: p-value, Holm-corrected where `holm` was applied; None where no test could be made.
-        reason: why there is no p-value; "" where there is one.
+        why_no_p: why there is no p-value; "" where there is one.
     """
 
     reference: str
     mean: float | None
     seeds: int
     p: float | None
-    reason: str = ""
+    why_no_p: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The p-value as text, or why there is none."""
+        if self.p is None:
+            return self.why_no_p
+        return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}" if self.p < 0.1 else f"p = {self.p:.2f}"
+
+    def columns(self, name: str) -> dict[str, Any]:
+        """The columns of a CSV that hold it."""
+        return {name: self.mean, f"{name}_n": self.seeds, f"{name}_p": self.p, f"{name}_reason": self.why_no_p}
 
 
 def paired_difference(scores: Mapping[int, float], reference: Mapping[int, float], name: str) -> Difference:
@@ -41,11 +53,10 @@ def paired_difference(scores: Mapping[int, float], reference: Mapping[int, float
     Fewer than 3 common seeds give no p-value. Differences that are all zero give 1; differences that are all the
     same but not zero leave the t statistic undefined and give no p-value.
     """
-    differences = [scores[seed] - reference[seed] for seed in sorted(scores.keys() & reference.keys())]
-    if not differences:
-        return Difference(name, None, 0, None, TOO_FEW)
-    mean, count = statistics.fmean(differences), len(differences)
-    if count < MIN_SEEDS:
+    common = sorted(scores.keys() & reference.keys())
+    differences = [scores[seed] - reference[seed] for seed in common]
+    mean, count = statistics.fmean(differences) if differences else None, len(differences)
+    if mean is None or count < MIN_SEEDS:
         return Difference(name, mean, count, None, TOO_FEW)
     if max(differences) - min(differences) < _NO_SPREAD:
         if abs(mean) < _NO_SPREAD:
@@ -53,20 +64,15 @@ def paired_difference(scores: Mapping[int, float], reference: Mapping[int, float
         return Difference(name, mean, count, None, CONSTANT)
     from scipy.stats import ttest_rel
 
-    common = sorted(scores.keys() & reference.keys())
     p = ttest_rel([scores[seed] for seed in common], [reference[seed] for seed in common]).pvalue
     return Difference(name, mean, count, float(p))
 
 
 def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
     """The same with p-values corrected for their number (Holm 1979); those without a p-value stay as they are."""
-    tested = sorted(
-        ((one.p, place) for place, one in enumerate(differences) if one is not None and one.p is not None),
-    )
+    tested = sorted((one.p, place) for place, one in enumerate(differences) if one is not None and one.p is not None)
     result, floor = list(differences), 0.0
     for rank, (p, place) in enumerate(tested):
         floor = max(floor, min(1.0, p * (len(tested) - rank)))
-        one = result[place]
-        assert one is not None
-        result[place] = replace(one, p=floor)
+        result[place] = replace(result[place], p=floor)  # type: ignore[type-var]
     return result

@@ -9,19 +9,9 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 
-from glem_graphgym.report.leaderboard import (
-    NUMBERS,
-    TEXTS,
-    Board,
-    Row,
-    all_notes,
-    cells_of,
-    difference_reason,
-    marks_of,
-    published_cells,
-)
-from glem_graphgym.report.published import Published
+from glem_graphgym.report.leaderboard import NUMBERS, TEXTS, Board, cells_of, marks_of
 from glem_graphgym.report.significance import Difference
 from glem_graphgym.report.stats import default_console, new_table
 
@@ -30,8 +20,6 @@ LEAST_FIRST = ("config", "peak MB", "seconds", "seeds", "params", "to best")
 EDGE = 3  # a column's padding and rule
 NAME_WIDTH, MIN_NAME_WIDTH, REASON_WIDTH = 36, 18, 16
 SETTING = re.compile(r"(?<=-)(?=[^-=/]+=)")  # where a grid's names go on with "key=value"
-
-Cells = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,30 +41,17 @@ def print_board(board: Board, console: Console | None = None) -> None:
     style, columns = _fitting(board, prefix, console.width)
     heads = [name.replace(" non", "\nnon") if style.stack_differences else name for name in columns]
     table = new_table(board.title, heads[: len(TEXTS)], heads[len(TEXTS) :])
-    for row in board.rows:
-        cells = _row(row, prefix, style)
-        table.add_row(*(_plain(cells[name]) for name in columns))
-    if board.published:
-        table.add_section()
-        for published in board.published:
-            cells = _published(published, style)
-            table.add_row(*(_plain(cells[name]) for name in columns), style="dim")
+    for place, cells in enumerate(_cells(board, prefix, style)):
+        if place == len(board.rows):
+            table.add_section()
+        table.add_row(*(escape(cells[name]) for name in columns), style="dim" if place >= len(board.rows) else None)
     console.print(table)
-    for note in [*_own_notes(prefix, columns, console.width), *all_notes(board)]:
-        console.print(_plain(note), highlight=False)
-
-
-def _plain(text: str) -> str:
-    """Text whose brackets are not taken for rich's markup."""
-    return text.replace("[", r"\[")
-
-
-def _own_notes(prefix: str, columns: Sequence[str], width: int) -> list[str]:
     notes = [f"names are without {prefix!r}, with which all experiments begin"] if prefix else []
-    left_out = [name for name in COLUMNS if name not in columns]
-    if left_out:
-        notes.append(f"left out at a width of {width}: {', '.join(left_out)}; the CSV and the Markdown file have them")
-    return notes
+    if left_out := [name for name in COLUMNS if name not in columns]:
+        names = ", ".join(left_out)
+        notes.append(f"left out at a width of {console.width}: {names}; the CSV and the Markdown file have them")
+    for note in [*notes, *board.notes]:
+        console.print(note, highlight=False, markup=False)
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -91,44 +66,40 @@ def common_prefix(names: Iterable[str]) -> str:
 
 def _fitting(board: Board, prefix: str, width: int) -> tuple[Style, list[str]]:
     """The style that needs the fewest lines, with all columns; where none fits, the narrowest with as many as fit."""
-    styles = [Style(), Style(stack_differences=True), Style(stack_differences=True, stack_names=True)]
-    columns = list(COLUMNS)
-    for style in styles:
-        if _width(board, prefix, style, columns) <= width:
+
+    def excess(style: Style, columns: Sequence[str]) -> int:
+        rows = _cells(board, prefix, style)
+        heads = {name: name.split(" non") if style.stack_differences else [name] for name in columns}
+        lines = [[*heads[name], *(line for row in rows for line in row[name].split("\n"))] for name in columns]
+        return sum(max(map(cell_len, column)) for column in lines) + EDGE * len(columns) + 1 - width
+
+    narrow = Style(stack_differences=True, stack_names=True)
+    options = [(style, COLUMNS) for style in (Style(), Style(stack_differences=True))]
+    for left_out in range(len(LEAST_FIRST) + 1):
+        options.append((narrow, [name for name in COLUMNS if name not in LEAST_FIRST[:left_out]]))
+    for style, columns in options:
+        if excess(style, columns) <= 0:
             return style, columns
-    for name in LEAST_FIRST:
-        columns.remove(name)
-        if _width(board, prefix, style, columns) <= width:
-            return style, columns
-    excess = _width(board, prefix, style, columns) - width
-    return Style(True, True, max(MIN_NAME_WIDTH, NAME_WIDTH - excess)), columns
+    return Style(True, True, max(MIN_NAME_WIDTH, NAME_WIDTH - excess(style, columns))), columns
 
 
-def _width(board: Board, prefix: str, style: Style, columns: Sequence[str]) -> int:
-    rows = [_row(row, prefix, style) for row in board.rows] + [_published(row, style) for row in board.published]
-    heads = {name: name.split(" non") if style.stack_differences else [name] for name in columns}
-    widest = [max(cell_len(line) for line in [*heads[name], *(x for row in rows for x in row[name].split("\n"))])
-              for name in columns]  # fmt: skip
-    return sum(widest) + EDGE * len(columns) + 1
-
-
-def _row(row: Row, prefix: str, style: Style) -> Cells:
-    cells = dict(zip(COLUMNS, cells_of(row), strict=True))
-    if row.name != row.method:
-        experiment, method = row.experiment.removeprefix(prefix), row.method + marks_of(row)
-        lines = [method, *_wrapped(experiment, style.name_width)]
-        cells["method"] = "\n".join(lines) if style.stack_names else f"{experiment} {method}"
-    if style.stack_differences:
-        cells |= {"to best": _stacked(row.to_best), "to best non-GLEM": _stacked(row.to_baseline)}
-    return cells
-
-
-def _published(row: Published, style: Style) -> Cells:
-    cells = dict(zip(COLUMNS, published_cells(row), strict=True))
-    if style.stack_names:
-        source = textwrap.wrap(f"published: {row.source}", style.name_width)
-        cells["method"] = "\n".join([*textwrap.wrap(row.method, style.name_width), *source])
-    return cells
+def _cells(board: Board, prefix: str, style: Style) -> list[dict[str, str]]:
+    """The text of a board's rows by column."""
+    table = []
+    for row, texts in zip([*board.rows, *board.published], cells_of(board), strict=True):
+        cells = dict(zip(COLUMNS, texts, strict=True))
+        lines = [row.method + marks_of(row), *_wrapped(row.experiment.removeprefix(prefix), style.name_width)]
+        if row.published:
+            parts = (row.method, f"published: {row.source}")
+            lines = [line for part in parts for line in textwrap.wrap(part, style.name_width)]
+        elif style.stack_differences:
+            cells |= {"to best": _stacked(row.to_best), "to best non-GLEM": _stacked(row.to_non_glem)}
+        if style.stack_names and (row.published or row.name != row.method):
+            cells["method"] = "\n".join(lines)
+        elif not row.published and row.name != row.method:
+            cells["method"] = f"{row.experiment.removeprefix(prefix)} {lines[0]}"
+        table.append(cells)
+    return table
 
 
 def _wrapped(name: str, width: int) -> list[str]:
@@ -146,5 +117,5 @@ def _stacked(difference: Difference | None) -> str:
         return "–"
     if difference.mean is None:
         return "no common\nseed"
-    reason = textwrap.wrap(difference_reason(difference), REASON_WIDTH)
+    reason = textwrap.wrap(difference.reason, REASON_WIDTH)
     return "\n".join([f"{100 * difference.mean:+.2f} (n = {difference.seeds})", *reason])

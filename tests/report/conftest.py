@@ -48,23 +48,13 @@ STAGES = [
 
 def stage_record(index: int, valid: float, test: float) -> dict[str, Any]:
     name, model, method, iteration = STAGES[index]
+    about = {"index": index, "name": name, "model": model, "method": method, "em_iteration": iteration}
+    costs = {"seconds": 100.0, "params": 20000} if model == "LM" else {"seconds": 10.0, "params": 300}
+    costs |= {"peak_memory_mb": 500.0 + index, "lr": 2e-5, "epochs": 3, "best_epoch": 2.0}
     scores = {"train": 0.95, "valid": valid, "test": test}
+    parts = {split: {"accuracy": value, "loss": 1 - value} for split, value in scores.items()}
     diagnostics = {"agreement": 0.8 + valid / 10, "pseudo_accuracy_valid": valid, "pseudo_candidates": 100}
-    return {
-        "index": index,
-        "name": name,
-        "model": model,
-        "method": method,
-        "em_iteration": iteration,
-        "seconds": 100.0 if model == "LM" else 10.0,
-        "peak_memory_mb": 500.0 + index,
-        "params": 20000 if model == "LM" else 300,
-        "lr": 2e-5,
-        "epochs": 3,
-        "best_epoch": 2.0,
-        "scores": {split: {"accuracy": value, "loss": 1 - value} for split, value in scores.items()},
-        "diagnostics": diagnostics if iteration else {},
-    }
+    return {**about, **costs, "scores": parts, "diagnostics": diagnostics if iteration else {}}
 
 
 def save_run(
@@ -83,17 +73,9 @@ def save_run(
     folder = experiment / str(seed)
     known = {"glem.alpha": 0.5, "lm.model": "sentence-transformers/all-MiniLM-L6-v2", "model.type": "glem_sage"}
     known |= {"lm.pretrained": True, "glem.node_features": "text+static", "glem.first_predictions": ""}
-    identity = {
-        "seed": seed,
-        "mode": "glem",
-        "dataset": dataset,
-        "fingerprint": fingerprint,
-        "origin": {"nodes": NODES},
-        "metric": "accuracy",
-        "settings": {"seed": seed, **known, **(settings or {})},
-        "files": {},
-        **about,
-    }
+    graph = {"dataset": dataset, "fingerprint": fingerprint, "origin": {"nodes": NODES}, "metric": "accuracy"}
+    identity = {"seed": seed, "mode": "glem", **graph, "settings": {"seed": seed, **known, **(settings or {})}}
+    identity |= {"files": {}, **about}
     write_json(folder / "run.json", identity)
     for index, (valid, test) in enumerate(scores):
         stage = folder / "stages" / f"{index:02d}_{STAGES[index][0]}"

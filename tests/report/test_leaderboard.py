@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats as scipy_stats
 
-from glem_graphgym.report.experiments import STOCK_CAVEAT, experiment_folders, read_experiments
+from glem_graphgym.report import results
+from glem_graphgym.report.experiments import STOCK_CAVEAT, Spread, experiment_folders, read_experiments
 from glem_graphgym.report.leaderboard import (
     Board,
+    config_texts,
     difference_text,
     make_board,
+    published_for,
     read_boards,
     seeds_text,
     to_csv,
@@ -39,9 +42,6 @@ def printed(board: Board) -> str:
     return output.getvalue()
 
 
-# --- rows --------------------------------------------------------------------------------------------------
-
-
 def test_one_experiment_has_a_row_a_method_ranked_by_validation(tmp_path: Path, run_folder: Any) -> None:
     # On test the order is another one.
     run_folder(tmp_path / "glem", 0, [(0.70, 0.95), (0.74, 0.80), (0.73, 0.90), (0.78, 0.70)])
@@ -54,7 +54,28 @@ def test_one_experiment_has_a_row_a_method_ranked_by_validation(tmp_path: Path, 
     assert best.valid.std == pytest.approx(math.sqrt(2) / 100)  # n - 1
     assert best.test.std == pytest.approx(statistics.stdev([0.70, 0.74]))
     assert (board.dataset, board.fingerprint) == ("debian", "27fc6cf3f908e571")
-    assert board.baseline is board.rows[1]
+    assert {row.to_non_glem.reference for row in board.rows if row.to_non_glem} == {"Cascade"}
+
+
+def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path, run_folder: Any) -> None:
+    other = run_folder(tmp_path / "other", 0, dataset="ogbn-arxiv", em_iterations=1).parent
+    frame = results([grid, other])
+    assert frame.groupby("experiment").size().to_dict() == {
+        "glem-alpha=0.3": 16, "glem-alpha=0.7": 16, "stock": 3, "other": 4,
+    }  # fmt: skip
+    assert list(frame) == ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", "method",
+                           "valid", "test", "params", "seconds", "peak_memory_mb"]  # fmt: skip
+    last = frame[(frame.experiment == "glem-alpha=0.7") & (frame.method == "GLEM-GNN")]
+    assert last.seed.tolist() == [0, 1, 2, 3] and last.valid.tolist() == [0.794, 0.788, 0.791, 0.793]
+    assert last[["params", "seconds", "peak_memory_mb"]].drop_duplicates().values.tolist() == [[20300, 220, 503]]
+    stock = frame[frame.experiment == "stock"]
+    assert stock.test.tolist() == [0.6, 0.61, 0.62] and stock.seconds.isna().all()
+    # The tables are views of it.
+    for board in read_boards([grid, other]):
+        for row in board.rows:
+            scores = frame[(frame.experiment == row.experiment) & (frame.method == row.method)]
+            assert (row.test, row.valid) == (Spread.of(scores.test), Spread.of(scores.valid))
+            assert scores[["dataset", "config"]].drop_duplicates().values.tolist() == [[board.dataset, row.config]]
 
 
 def test_test_scores_change_no_rank_and_no_choice(tmp_path: Path, run_folder: Any) -> None:
@@ -65,7 +86,7 @@ def test_test_scores_change_no_rank_and_no_choice(tmp_path: Path, run_folder: An
             run_folder(tmp_path / name / "glem", seed, scores)
         boards.append(board_of(tmp_path / name))
     assert [row.name for row in boards[0].rows] == [row.name for row in boards[1].rows]
-    assert boards[0].rows[0].to_baseline.reference == boards[1].rows[0].to_baseline.reference  # type: ignore[union-attr]
+    assert boards[0].rows[0].to_non_glem.reference == boards[1].rows[0].to_non_glem.reference  # type: ignore[union-attr]
 
 
 def test_a_single_seed_has_no_std_and_says_so(tmp_path: Path, run_folder: Any) -> None:
@@ -76,7 +97,7 @@ def test_a_single_seed_has_no_std_and_says_so(tmp_path: Path, run_folder: Any) -
     assert "78.00" in printed(board) and "±" not in printed(board).split("ranked by")[0]
 
 
-def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path) -> None:
+def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path, stock_folder: Any) -> None:
     board = board_of(grid)
     names = [row.name for row in board.rows]
     assert names[:2] == ["glem-alpha=0.7 GLEM-GNN", "glem-alpha=0.3 GLEM-GNN"]
@@ -87,11 +108,8 @@ def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path)
     assert stock.caveat == STOCK_CAVEAT
     assert any(STOCK_CAVEAT in note for note in board.notes)
     assert any("different seeds" in note for note in board.notes)
-
-
-def test_what_a_stock_run_recorded_of_its_costs_is_shown(tmp_path: Path, stock_folder: Any) -> None:
-    stock_folder(tmp_path / "stock", 0, [0.5, 0.6], 0.55, seconds=12.5, peak_memory_mb=300.0)
-    (row,) = board_of(tmp_path).rows
+    stock_folder(grid.parent / "alone", 0, [0.5, 0.6], 0.55, seconds=12.5, peak_memory_mb=300.0)
+    (row,) = board_of(grid.parent / "alone").rows
     assert (row.seconds, row.peak_memory_mb) == (12.5, 300.0)
 
 
@@ -118,7 +136,7 @@ def test_the_same_result_counts_once(grid: Path) -> None:
     board = board_of(grid)
     assert len(board.rows) == 7
     for row in board.rows:
-        assert row.also == (("glem-alpha=0.7",) if row.method in ("LM", "Cascade") else ())
+        assert row.same_in == (("glem-alpha=0.7",) if row.method in ("LM", "Cascade") else ())
     assert "glem-alpha=0.3 LM (+ 1 the same)" in printed(board)
     lm = next(row for row in csv.DictReader(io.StringIO(to_csv([board]))) if row["method"] == "LM")
     assert (lm["experiment"], lm["same_in"]) == ("glem-alpha=0.3", "glem-alpha=0.7")
@@ -134,7 +152,7 @@ def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_
         for name, mode, stages in modes:
             run_folder(tmp_path / name, seed, scores[:stages], mode=mode)
     board = board_of(tmp_path)
-    rows = {row.method: (row.name, row.also) for row in board.rows}
+    rows = {row.method: (row.name, row.same_in) for row in board.rows}
     assert rows == {
         "GLEM-GNN": ("a-glem GLEM-GNN", ()),
         "Cascade": ("b-cascade Cascade", ("a-glem",)),
@@ -145,9 +163,6 @@ def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_
     alone = board_of(tmp_path / "a-glem")
     together = [row.to_best.p for row in board.rows if row.to_best]
     assert together == [row.to_best.p for row in alone.rows if row.to_best]
-
-
-# --- folders -----------------------------------------------------------------------------------------------
 
 
 def test_unfinished_and_incomplete_seeds_are_left_out_by_name(
@@ -202,7 +217,7 @@ def test_config_fingerprint_is_of_the_settings_without_the_seed(tmp_path: Path, 
     config = {name: one.config for name, one in board.experiments.items()}
     assert config["a"] == config["b"]
     assert len(set(config.values())) == 3
-    assert [axis.name for axis in board.axes] == ["glem.alpha", "glem.em_iterations"]
+    assert list(board.axes) == ["glem.alpha", "glem.em_iterations"]
 
 
 def test_em_iterations_stand_beside_the_configuration_where_they_vary(tmp_path: Path, run_folder: Any) -> None:
@@ -211,14 +226,14 @@ def test_em_iterations_stand_beside_the_configuration_where_they_vary(tmp_path: 
         run_folder(tmp_path / "grid" / name, 0, scores, em_iterations=asked)
     run_folder(tmp_path / "grid" / "lm", 0, mode="glem_lm")
     board = board_of(tmp_path / "grid")
-    shown = {row.experiment: row.config_text for row in board.rows}
+    shown = {row.experiment: text for row, text in zip(board.rows, config_texts(board.rows), strict=True)}
     config = {name: one.config for name, one in board.experiments.items()}
     assert shown == {"one": f"{config['one']}, EM 1", "two": f"{config['two']}, EM 2", "lm": config["lm"]}
     assert f"| {config['two']}, EM 2 |" in to_markdown([board])
     rows = csv.DictReader(io.StringIO(to_csv([board])))
     assert {row["experiment"]: row["em_iterations"] for row in rows} == {"one": "1", "two": "2", "lm": ""}
     alone = board_of(tmp_path / "grid" / "two")
-    assert {row.config_text for row in alone.rows} == {config["two"]}
+    assert set(config_texts(alone.rows)) == {config["two"]}
 
 
 def test_seeds_that_differ_in_iterations_or_versions_are_said_to(tmp_path: Path, run_folder: Any) -> None:
@@ -226,14 +241,11 @@ def test_seeds_that_differ_in_iterations_or_versions_are_said_to(tmp_path: Path,
     run_folder(tmp_path / "glem", 1, em_iterations=2, versions={"torch": "2.13.0, 2.14.0", "ogb": "1.3.6"})
     board = board_of(tmp_path)
     assert board.experiments["glem"].settings["glem.em_iterations"] == [1, 2]
-    assert all(row.config_text.endswith(", EM 1, 2") for row in board.rows)
+    assert all(text.endswith(", EM 1, 2") for text in config_texts(board.rows))
     text = " ".join(printed(board).split())
     assert "glem was run with several versions of torch: 2.13.0, 2.14.0" in text
     assert "glem was run with several numbers of EM iterations: 1, 2" in text
     assert "versions of ogb" not in text
-
-
-# --- significance ------------------------------------------------------------------------------------------
 
 
 def test_paired_test_is_scipys_over_common_seeds() -> None:
@@ -246,11 +258,11 @@ def test_paired_test_is_scipys_over_common_seeds() -> None:
 def test_too_few_seeds_and_no_variance_give_no_false_p() -> None:
     assert paired_difference({0: 0.5}, {1: 0.4}, "x") == Difference("x", None, 0, None, TOO_FEW)
     two = paired_difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.4}, "x")
-    assert (two.seeds, two.p, two.reason) == (2, None, TOO_FEW)
+    assert (two.seeds, two.p, two.why_no_p) == (2, None, TOO_FEW)
     same = {0: 0.1 + 0.2, 1: 0.5, 2: 0.6}
     assert paired_difference(same, {0: 0.3, 1: 0.5, 2: 0.6}, "x") == Difference("x", 0.0, 3, 1.0)
     shifted = paired_difference({seed: value + 0.01 for seed, value in same.items()}, same, "x")
-    assert (shifted.p, shifted.reason) == (None, CONSTANT)
+    assert (shifted.p, shifted.why_no_p) == (None, CONSTANT)
     assert difference_text(shifted) == f"+1.00 ({CONSTANT}, n = 3)"
 
 
@@ -273,18 +285,14 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(ps: list[float]) -> N
 
 def test_differences_are_to_the_best_row_and_to_the_best_that_is_not_glem(grid: Path) -> None:
     board = board_of(grid)
-    best, baseline = board.rows[0], board.baseline
-    assert baseline is not None and baseline.method == "Cascade"
-    assert best.to_best is None and baseline.to_baseline is None
+    best, baseline = board.rows[0], next(row for row in board.rows if not row.method.startswith("GLEM"))
+    assert baseline.method == "Cascade" and best.to_best is None and baseline.to_non_glem is None
     assert {row.to_best.reference for row in board.rows[1:] if row.to_best} == {best.name}
-    assert {row.to_baseline.reference for row in board.rows if row.to_baseline} == {baseline.name}
+    assert {row.to_non_glem.reference for row in board.rows if row.to_non_glem} == {baseline.name}
     (stock,) = [row for row in board.rows if row.experiment == "stock"]
     assert stock.to_best is not None and stock.to_best.seeds == 3
     rival = board.rows[1]  # the other α: 1 point lower on every seed
     assert rival.to_best is not None and (rival.to_best.mean, rival.to_best.reason) == (pytest.approx(-0.01), CONSTANT)
-
-
-# --- axes --------------------------------------------------------------------------------------------------
 
 
 def test_axes_are_settings_that_differ_and_those_in_step_are_one(
@@ -300,11 +308,11 @@ def test_axes_are_settings_that_differ_and_those_in_step_are_one(
             }
             run_folder(tmp_path / f"lr={lr}-act={act}", 0, settings=settings)
     stock_folder(tmp_path / "stock", 0, [0.5], 0.5, fingerprint="27fc6cf3f908e571")
-    axes = {axis.name: axis for axis in board_of(tmp_path).axes}
+    axes = board_of(tmp_path).axes
     assert set(axes) == {"gnn.act", "gnn.dim_inner + optim.base_lr"}
-    assert list(axes["gnn.dim_inner + optim.base_lr"].values) == ["64, 0.01", "128, 0.001", "256, 0.1"]
-    assert list(axes["gnn.act"].values) == ["elu", "relu"]
-    assert axes["gnn.act"].values["elu"] == ["lr=0.001-act=elu", "lr=0.01-act=elu", "lr=0.1-act=elu"]
+    assert list(axes["gnn.dim_inner + optim.base_lr"]) == ["64, 0.01", "128, 0.001", "256, 0.1"]
+    assert list(axes["gnn.act"]) == ["elu", "relu"]
+    assert axes["gnn.act"]["elu"] == ["lr=0.001-act=elu", "lr=0.01-act=elu", "lr=0.1-act=elu"]
 
 
 def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path, run_folder: Any) -> None:
@@ -316,7 +324,7 @@ def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path, run_folder: An
             settings = {"lm.lora_rank": 0, "glem.node_features": "static" if mode == "glem_gnn" else "text", key: value}
             run_folder(tmp_path / f"{mode}-{value}", 0, scores, mode=mode, settings=settings)
     board = board_of(tmp_path)
-    assert {axis.name: axis.values for axis in board.axes} == {
+    assert board.axes == {
         "model.type": {
             "glem_gcn": ["glem-glem_gcn"],
             "glem_mlp": ["glem_gnn-glem_mlp"],
@@ -329,9 +337,6 @@ def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path, run_folder: An
     assert final["glem-glem_gcn"] == final["glem-glem_sage"] == "GLEM-GNN"
 
 
-# --- tables ------------------------------------------------------------------------------------------------
-
-
 def test_terminal_table_has_every_row_and_says_how_it_was_made(grid: Path) -> None:
     board = board_of(grid)
     text = printed(board)
@@ -339,6 +344,48 @@ def test_terminal_table_has_every_row_and_says_how_it_was_made(grid: Path) -> No
     assert "79.15 ± 0.26" in text  # the best, validation
     assert "paired t-test" in text and "Holm" in text and "ranked by mean validation" in text
     assert "stock GraphGym †" in text and "† stock GraphGym: GraphGym evaluates test once" in text
+
+
+# dataset, method, valid, test, runs, source, as they were checked
+CHECKED = """
+    ogbn-arxiv | GLEM+RevGAT | .7746 ± .0018 | .7694 ± .0025 | 10 | OGB leaderboard
+    ogbn-arxiv | GLEM+GAMLP | .7695 ± .0014 | .7562 ± .0023 | 10 | authors' README
+    ogbn-arxiv | GLEM+GCN | .7686 ± .0019 | .7593 ± .0019 | 10 | authors' README
+    ogbn-arxiv | MLP on OGB features | .5765 | .5550 | 10 | OGB leaderboard
+    ogbn-arxiv | GCN on OGB features | .7300 | .7174 | 10 | OGB leaderboard
+    ogbn-arxiv | SAGE on OGB features | .7277 | .7149 | 10 | OGB leaderboard
+    ogbn-arxiv | MLP on GIANT features | nan | .7306 | 10 | GIANT README, OGB
+    ogbn-arxiv | SAGE on GIANT features | .7595 | .7435 | 10 | GIANT README, OGB
+    ogbn-arxiv | RevGAT on GIANT features | .7701 | .7590 | 10 | GIANT README, OGB
+    ogbn-arxiv | TAPE+RevGAT | .7785 | .7750 | 10 | OGB leaderboard
+    ogbn-arxiv | SimTeG+TAPE+RevGAT | .7846 | .7803 | 10 | OGB leaderboard
+    ogbn-products | GLEM+GIANT+SAGN+SCR | .9400 ± .0003 | .8737 ± .0006 | 10 | OGB leaderboard
+    ogbn-products | GLEM+GAMLP | .9419 ± .0001 | .8509 ± .0021 | 10 | authors' README
+    ogbn-products | MLP on OGB features | .7554 | .6106 | 10 | OGB leaderboard
+    ogbn-products | SAGE on OGB features | .9224 | .7850 | 10 | OGB leaderboard
+    ogbn-products | GAMLP on OGB features | .9312 | .8354 | 10 | OGB leaderboard
+    ogbn-papers100M | GLEM+GIANT+GAMLP | .7354 ± .0001 | .7037 ± .0002 | 3 | OGB leaderboard
+    ogbn-papers100M | GLEM+GAMLP | .7211 ± .0006 | .6891 ± .0012 | 3 | older authors' README
+    ogbn-papers100M | MLP on OGB features | .4960 | .4724 | 3 | OGB leaderboard
+    ogbn-papers100M | SGC on OGB features | .6648 | .6329 | 3 | OGB leaderboard
+    ogbn-papers100M | GAMLP on OGB features | .7117 | .6771 | 3 | OGB leaderboard
+"""
+
+
+def test_published_rows_are_those_that_were_checked_and_no_other() -> None:
+    def spread(cell: str) -> str:
+        mean, _, std = cell.partition("±")
+        return repr(Spread(float(mean), float(std) if std else None))
+
+    expected = [[cell.strip() for cell in line.split("|")] for line in CHECKED.strip().splitlines()]
+    datasets = list(dict.fromkeys(dataset for dataset, *_ in expected))
+    found = [
+        [dataset, row.method, repr(row.valid), repr(row.test), str(row.runs), row.source]
+        for dataset in datasets
+        for row in published_for(dataset)
+    ]
+    assert found == [[d, m, spread(valid), spread(test), runs, source] for d, m, valid, test, runs, source in expected]
+    assert published_for("debian") == []
 
 
 def test_published_rows_stand_beside_with_their_source(tmp_path: Path, run_folder: Any) -> None:

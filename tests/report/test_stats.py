@@ -12,40 +12,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from glem_graphgym.report.panels import DIAGNOSTICS
 from glem_graphgym.report.stats import (
-    DIAGNOSTICS,
+    SUMMARY,
     Stage,
-    SummaryRow,
+    finish_run,
     log_run,
-    print_progress,
     print_run,
-    print_summary,
     read_stages,
     summary_rows,
-    write_stats,
-    write_summary,
 )
+
+SPLITS = ("train", "val", "test")
 
 
 def stage_dict(index: int, method: str, valid: float, test: float = 0.5, **changes: Any) -> dict[str, Any]:
     model = "LM" if method in ("LM", "GLEM-LM") else "GNN"
     scores = {"train": 0.9, "valid": valid, "test": test}
-    return {
-        "index": index,
-        "name": f"{method.lower()}_{index}",
-        "model": model,
-        "method": method,
-        "em_iteration": 0,
+    costs = {
         "seconds": 10.0,
         "peak_memory_mb": 100.0,
         "params": 2000 if model == "LM" else 300,
         "lr": 2e-5,
         "epochs": 3,
-        "best_epoch": 2.0,
-        "scores": {split: {"accuracy": value, "loss": round(1 - value, 6)} for split, value in scores.items()},
-        "diagnostics": {},
-        **changes,
     }
+    parts = {split: {"accuracy": value, "loss": round(1 - value, 6)} for split, value in scores.items()}
+    about = {"index": index, "name": f"{method.lower()}_{index}", "model": model, "method": method, "em_iteration": 0}
+    return {**about, **costs, "lr": 2e-5, "epochs": 3, "best_epoch": 2.0, "scores": parts, "diagnostics": {}, **changes}
 
 
 def stage(*args: Any, **changes: Any) -> Stage:
@@ -69,7 +62,14 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in file.read_text().splitlines()]
 
 
-ONE = {"o_q": -1.25}
+def column(run: Path, split: str, key: str) -> list[Any]:
+    return [row[key] for row in rows_of(run / split / "stats.json")]
+
+
+def summary(*values: Any) -> dict[str, Any]:
+    return dict(zip(SUMMARY, values, strict=True))
+
+
 GLEM_RUN = [
     stage_dict(0, "LM", 0.70, 0.69, seconds=100.0, peak_memory_mb=900.0),
     stage_dict(1, "Cascade", 0.72, 0.71, seconds=5.0, lr=0.01),
@@ -80,21 +80,18 @@ GLEM_RUN = [
 ]
 
 
-# --- reading -----------------------------------------------------------------------------------------------
-
-
 def test_stages_are_read_by_index_and_unfinished_ones_left_out(tmp_path: Path) -> None:
     run = save(tmp_path, stage_dict(10, "GLEM-LM", 0.8), stage_dict(2, "LM", 0.7), stage_dict(9, "GNN", 0.6))
     (run / "stages" / "11_glem_gnn").mkdir()  # being trained
     killed = run / "stages" / ".12_lm.part"  # killed while it was written
     killed.mkdir()
     (killed / "stage.json").write_text(json.dumps(stage_dict(12, "LM", 0.1)))
-
     stages = read_stages(run)
-
     assert [s.index for s in stages] == [2, 9, 10]
     assert stages[0] == stage(2, "LM", 0.7)
     assert read_stages(tmp_path / "nothing") == []
+    (run / "run.json").write_text(json.dumps({"stages": ["02_lm_2"]}))  # what the last command asked for
+    assert [s.index for s in read_stages(run)] == [2]
 
 
 def test_unknown_fields_and_undefined_diagnostics_are_ignored(tmp_path: Path) -> None:
@@ -102,28 +99,26 @@ def test_unknown_fields_and_undefined_diagnostics_are_ignored(tmp_path: Path) ->
     assert read_stages(run)[0].diagnostics == {"elbo_q": -1.5}
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("", "Expecting value"),
-        ('{"index": 0, "na', "Unterminated"),
-        ("[1, 2]", "expected an object, found list"),
-        (json.dumps({k: v for k, v in GLEM_RUN[0].items() if k != "params"}), "no 'params'"),
-        (json.dumps(GLEM_RUN[0] | {"model": "MLP"}), "\"model\" is 'MLP'"),
-        (json.dumps(GLEM_RUN[0] | {"seconds": None}), "NoneType"),
-        (json.dumps(GLEM_RUN[0] | {"lr": math.nan}), "finite numbers, found nan"),
-        (json.dumps(GLEM_RUN[0] | {"scores": {"train": {}, "valid": {}}}), "no 'test'"),
-        (json.dumps(GLEM_RUN[0] | {"diagnostics": [1.0]}), "'list'"),
-    ],
-)
-def test_a_damaged_stage_is_named_with_the_reason(tmp_path: Path, content: str, reason: str) -> None:
-    run = save(tmp_path, GLEM_RUN[0])
-    file = run / "stages" / "00_lm_0" / "stage.json"
-    file.write_text(content)
-    with pytest.raises(ValueError, match="is damaged") as error:
-        read_stages(run)
-    assert str(file) in str(error.value)
-    assert reason in str(error.value)
+DAMAGES: list[tuple[str, str]] = [
+    ("", "Expecting value"),
+    ('{"index": 0, "na', "Unterminated"),
+    ("[1, 2]", "expected an object, found list"),
+    (json.dumps({k: v for k, v in GLEM_RUN[0].items() if k != "params"}), "no 'params'"),
+    (json.dumps(GLEM_RUN[0] | {"model": "MLP"}), "\"model\" is 'MLP'"),
+    (json.dumps(GLEM_RUN[0] | {"seconds": None}), "NoneType"),
+    (json.dumps(GLEM_RUN[0] | {"lr": math.nan}), "finite numbers, found nan"),
+    (json.dumps(GLEM_RUN[0] | {"scores": {"train": {}, "valid": {}}}), "no 'test'"),
+    (json.dumps(GLEM_RUN[0] | {"diagnostics": [1.0]}), "'list'"),
+]
+
+
+def test_a_damaged_stage_is_named_with_the_reason(tmp_path: Path) -> None:
+    file = save(tmp_path, GLEM_RUN[0]) / "stages" / "00_lm_0" / "stage.json"
+    for content, reason in DAMAGES:
+        file.write_text(content)
+        with pytest.raises(ValueError, match="is damaged") as error:
+            read_stages(tmp_path)
+        assert str(file) in str(error.value) and reason in str(error.value)
 
 
 def test_two_stages_of_one_index_are_both_named(tmp_path: Path) -> None:
@@ -132,14 +127,11 @@ def test_two_stages_of_one_index_are_both_named(tmp_path: Path) -> None:
         read_stages(run)
 
 
-# --- GraphGym's stats --------------------------------------------------------------------------------------
-
-
 def test_stats_rows_hold_own_scores_and_those_of_the_latest_lm_and_gnn(tmp_path: Path) -> None:
-    run = save(tmp_path, *GLEM_RUN[:4])
-    write_stats(run)
-    val = rows_of(run / "val" / "stats.json")
-    assert val[0] == {
+    smooth = stage_dict(4, "GLEM-GNN+C&S", 0.77, model="none", params=0, em_iteration=1)
+    run = save(tmp_path, *GLEM_RUN[:4], smooth)
+    finish_run(run)
+    first = {
         "epoch": 0,
         "loss": 0.3,
         "lr": 2e-5,
@@ -147,105 +139,82 @@ def test_stats_rows_hold_own_scores_and_those_of_the_latest_lm_and_gnn(tmp_path:
         "time_iter": 100.0,
         "accuracy": 0.7,
         "em_iteration": 0,
-        "peak_memory_mb": 900.0,
-        "lm_accuracy": 0.7,
-        "lm_loss": 0.3,
-        "gnn_accuracy": 0.0,
-        "gnn_loss": 0.0,
     }
-    assert [row["epoch"] for row in val] == [0, 1, 2, 3]
-    assert [row["em_iteration"] for row in val] == [0, 0, 1, 1]
-    assert [row["accuracy"] for row in val] == [0.70, 0.72, 0.74, 0.76]
-    assert [row["lm_accuracy"] for row in val] == [0.70, 0.70, 0.74, 0.74]
-    assert [row["gnn_accuracy"] for row in val] == [0.0, 0.72, 0.72, 0.76]
-    assert [row["gnn_loss"] for row in val] == [0.0, 0.28, 0.28, 0.24]
-    assert [row["accuracy"] for row in rows_of(run / "test" / "stats.json")] == [0.69, 0.71, 0.70, 0.75]
-    assert [row["accuracy"] for row in rows_of(run / "train" / "stats.json")] == [0.9] * 4
-
-
-def test_params_are_those_of_all_that_was_trained_to_get_there(tmp_path: Path) -> None:
-    smooth = stage_dict(4, "GLEM-GNN+C&S", 0.77, model="none", params=0, em_iteration=1)
-    run = save(tmp_path, *GLEM_RUN[:4], smooth)
-    write_stats(run)
-    for split in ("train", "val", "test"):
-        assert [row["params"] for row in rows_of(run / split / "stats.json")] == [2000, 2300, 2300, 2300, 2300]
-    assert [row.params for row in summary_rows(read_stages(run))] == [2000, 2300, 2300, 2300, 2300]
-
-
-def test_every_row_of_every_split_has_the_same_keys_but_for_eta(tmp_path: Path) -> None:
-    run = save(tmp_path, *GLEM_RUN)
-    write_stats(run)
-    keys = {split: {tuple(row) for row in rows_of(run / split / "stats.json")} for split in ("train", "val", "test")}
-    assert len(keys["val"]) == 1
-    assert keys["test"] == keys["val"]
-    (train,) = keys["train"]
-    assert train[:2] == ("epoch", "eta")
-    assert {tuple(key for key in train if key != "eta")} == keys["val"]
-    assert {row["eta"] for row in rows_of(run / "train" / "stats.json")} == {0.0}
+    first |= {"peak_memory_mb": 900.0, "lm_accuracy": 0.7, "lm_loss": 0.3, "gnn_accuracy": 0.0, "gnn_loss": 0.0}
+    assert rows_of(run / "val" / "stats.json")[0] == first
+    expected = {
+        "epoch": [0, 1, 2, 3, 4],
+        "em_iteration": [0, 0, 1, 1, 1],
+        "accuracy": [0.70, 0.72, 0.74, 0.76, 0.77],
+        "lm_accuracy": [0.70, 0.70, 0.74, 0.74, 0.74],
+        "gnn_accuracy": [0.0, 0.72, 0.72, 0.76, 0.76],
+        "gnn_loss": [0.0, 0.28, 0.28, 0.24, 0.24],
+        "params": [2000, 2300, 2300, 2300, 2300],  # of all that was trained to get there
+    }
+    assert {key: column(run, "val", key) for key in expected} == expected
+    assert column(run, "test", "accuracy") == [0.69, 0.71, 0.70, 0.75, 0.5]
+    assert column(run, "train", "accuracy") == [0.9] * 5
+    keys = {split: {tuple(row) for row in rows_of(run / split / "stats.json")} for split in SPLITS}
+    assert keys["test"] == keys["val"] == {tuple(first)}
+    assert keys["train"] == {("epoch", "eta", *tuple(first)[1:])}
+    assert set(column(run, "train", "eta")) == {0.0}
 
 
 def test_the_metric_names_the_keys_and_digits_round_all_but_lr(tmp_path: Path) -> None:
-    one = stage_dict(0, "GNN", 0.5, seconds=1.23456)
-    one["scores"] = {split: {"rocauc": 0.123456, "loss": 0.98765} for split in ("train", "valid", "test")}
-    run = save(tmp_path, one, metric="rocauc")
-    write_stats(run, digits=3)
+    scores = {split: {"rocauc": 0.123456, "loss": 0.98765} for split in ("train", "valid", "test")}
+    run = save(tmp_path, stage_dict(0, "GNN", 0.5, seconds=1.23456, scores=scores), metric="rocauc")
+    finish_run(run, digits=3)
     (row,) = rows_of(run / "test" / "stats.json")
     found = (row["rocauc"], row["gnn_rocauc"], row["lm_rocauc"], row["loss"], row["time_iter"], row["lr"])
     assert found == (0.123, 0.123, 0.0, 0.988, 1.235, 2e-5)
 
 
 def test_writing_again_replaces_rows_instead_of_appending(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
     run = save(tmp_path, *GLEM_RUN[:2])
-    write_stats(run)
-    files = {split: run / split / "stats.json" for split in ("train", "val", "test")}
-    first = {split: file.read_bytes() for split, file in files.items()}
-    write_stats(run)
-    assert {split: file.read_bytes() for split, file in files.items()} == first
-
-    save(run, GLEM_RUN[2])
-    write_stats(run)
-    for split, file in files.items():
-        assert file.read_bytes().startswith(first[split])
-        assert len(file.read_bytes().splitlines()) == 3
-        assert [path.name for path in file.parent.iterdir()] == ["stats.json"]  # no temporary left
+    first: dict[str, bytes] = {}
+    for stages in (2, 2, 3):
+        if stages == 3:
+            save(run, GLEM_RUN[2])
+        finish_run(run, tensorboard=True)
+        for split in SPLITS:
+            content = (run / split / "stats.json").read_bytes()
+            assert content.startswith(first.setdefault(split, content)) and len(content.splitlines()) == stages
+            (events,) = (path for path in (run / split).iterdir() if path.name != "stats.json")  # no temporary left
+            assert b"gnn_accuracy" in events.read_bytes()
+    assert json.loads((run / "run.json").read_text())["finished"] is True
 
 
 def test_a_run_without_what_is_needed_is_refused_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.json.*is this the folder of a run"):
-        write_stats(tmp_path / "a")
+        finish_run(tmp_path / "a")
     with pytest.raises(ValueError, match=r"b.stages: no finished stage"):
-        write_stats(save(tmp_path / "b"))
+        finish_run(save(tmp_path / "b"))
     run = save(tmp_path / "c", GLEM_RUN[0], metric="rocauc")
     with pytest.raises(ValueError, match=r'stage 0 \(lm_0\) has no "rocauc" on train.*accuracy'):
-        write_stats(run)
-    assert not (run / "train" / "stats.json").exists()
+        finish_run(run)
+    assert not (run / "train" / "stats.json").exists() and "finished" not in (run / "run.json").read_text()
 
 
-# --- summary -----------------------------------------------------------------------------------------------
-
-
-def test_summary_counts_all_that_it_took_to_get_each_model() -> None:
-    rows = summary_rows([Stage(**one) for one in GLEM_RUN])
-    assert rows == [
-        SummaryRow("LM", 0.70, 0.69, params=2000, seconds=100.0, peak_memory_mb=900.0),
-        SummaryRow("Cascade", 0.72, 0.71, params=2300, seconds=105.0, peak_memory_mb=900.0),
-        SummaryRow("GLEM-LM", 0.74, 0.70, params=2300, seconds=185.0, peak_memory_mb=1000.0),
+def test_summary_counts_all_that_it_took_to_get_each_model(tmp_path: Path) -> None:
+    run = save(tmp_path, *GLEM_RUN)
+    expected = [
+        summary("LM", 0.70, 0.69, 2000, 100.0, 900.0),
+        summary("Cascade", 0.72, 0.71, 2300, 105.0, 900.0),
+        summary("GLEM-LM", 0.74, 0.70, 2300, 185.0, 1000.0),
         # Both iterations have the same validation score: the first counts, whatever the second has on test.
-        SummaryRow("GLEM-GNN", 0.76, 0.75, params=2300, seconds=191.0, peak_memory_mb=1000.0),
+        summary("GLEM-GNN", 0.76, 0.75, 2300, 191.0, 1000.0),
     ]
-
-
-def test_a_later_better_iteration_counts_with_its_own_cost() -> None:
-    stages = [Stage(**one) for one in GLEM_RUN]
+    assert finish_run(run) == expected == json.loads((run / "summary.json").read_text())
+    stages = read_stages(run)
     stages[5] = stage(5, "GLEM-GNN", 0.77, 0.60, seconds=7.0, em_iteration=2, params=350)
-    row = summary_rows(stages)[-1]
-    assert row == SummaryRow("GLEM-GNN", 0.77, 0.60, params=2350, seconds=278.0, peak_memory_mb=1100.0)
+    assert summary_rows(stages)[-1] == summary("GLEM-GNN", 0.77, 0.60, 2350, 278.0, 1100.0)
 
 
 def test_methods_are_in_a_fixed_order_and_others_follow() -> None:
     methods = ["SAGN", "GLEM-GNN", "GNN", "MLP", "Cascade", "LM", "GLEM-LM", "MLP"]
     rows = summary_rows([stage(index, method, 0.5) for index, method in enumerate(methods)])
-    assert [row.method for row in rows] == ["LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN", "SAGN", "MLP"]
+    assert [row["method"] for row in rows] == ["LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN", "SAGN", "MLP"]
 
 
 shares = st.sampled_from([0.1, 0.2, 0.3])
@@ -259,26 +228,8 @@ def test_test_scores_never_choose_a_stage(run: list[tuple[str, float, float]], r
     random.shuffle(shuffled)
     others = [replace(one, scores=one.scores | {"test": s}) for one, s in zip(stages, shuffled, strict=True)]
     for row, other in zip(summary_rows(stages), summary_rows(others), strict=True):
-        assert replace(row, test=0.0) == replace(other, test=0.0)
-        assert row.valid == max(valid for method, valid, _ in run if method == row.method)
-
-
-def test_summary_json_is_the_list_of_rows(tmp_path: Path) -> None:
-    run = save(tmp_path, *GLEM_RUN[:2])
-    returned = write_summary(run)
-    found = json.loads((run / "summary.json").read_text())
-    assert found[1] == {
-        "method": "Cascade",
-        "valid": 0.72,
-        "test": 0.71,
-        "params": 2300,
-        "seconds": 105.0,
-        "peak_memory_mb": 900.0,
-    }
-    assert [SummaryRow(**row) for row in found] == returned
-
-
-# --- diagnostics -------------------------------------------------------------------------------------------
+        assert row | {"test": 0.0} == other | {"test": 0.0}
+        assert row["valid"] == max(valid for method, valid, _ in run if method == row["method"])
 
 
 def test_the_documentation_explains_every_diagnostic() -> None:
@@ -287,70 +238,45 @@ def test_the_documentation_explains_every_diagnostic() -> None:
     assert f"| column | meaning |\n|---|---|\n{rows}\n" in page
 
 
-def test_diagnostics_are_in_the_log_and_not_on_the_terminal(tmp_path: Path) -> None:
-    run = save(tmp_path, stage_dict(0, "LM", 0.70), stage_dict(1, "GLEM-LM", 0.74, em_iteration=1, diagnostics=ONE))
-    output = io.StringIO()
-    print_run(run, "debian, seed 0", Console(file=output, width=80))
-    (run / "logging.log").write_text("before\n")
-    log_run(run, run / "logging.log")
-    log = (run / "logging.log").read_text(encoding="utf-8")
-    assert log.startswith("before\n") and "│ glem-lm_1 " in log and " -1.2500 │" in log
-    assert "o_q" in log and "o_q" not in output.getvalue()
-    for text in (log, output.getvalue()):
-        assert "│ GLEM-LM │   74.00 │" in text
-    assert max(map(len, output.getvalue().splitlines())) <= 80
-
-
-# --- tables ------------------------------------------------------------------------------------------------
-
-
-def lines_of(output: io.StringIO) -> list[list[str]]:
-    rows = [line for line in output.getvalue().splitlines() if line.startswith(("│", "┃"))]
+def lines_of(text: str) -> list[list[str]]:
+    rows = [line for line in text.splitlines() if line.startswith(("│", "┃"))]
     return [[cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")] for line in rows]
 
 
-def test_summary_table_shows_percent_and_costs() -> None:
+def printed(run: Path, width: int) -> str:
     output = io.StringIO()
-    row = SummaryRow("GLEM-GNN", 0.79934, 0.80006, params=22713216, seconds=1234.56, peak_memory_mb=2345.6)
-    print_summary([row], "debian, seed 0", Console(file=output, width=120))
-    assert "debian, seed 0" in output.getvalue()
-    assert lines_of(output) == [
+    print_run(run, "debian, seed 0", Console(file=output, width=width))
+    return output.getvalue()
+
+
+def test_a_run_is_printed_in_percent_with_costs_and_numbers_are_never_cut(tmp_path: Path) -> None:
+    costs = {"params": 22713216, "seconds": 1234.56, "peak_memory_mb": 2345.6}
+    run = save(tmp_path, stage_dict(0, "GLEM-GNN", 0.79934, 0.80006, **costs))
+    assert "debian, seed 0" in printed(run, 120)
+    assert lines_of(printed(run, 120)) == [
         ["method", "valid %", "test %", "params", "seconds", "peak memory MB"],
         ["GLEM-GNN", "79.93", "80.01", "22,713,216", "1,234.6", "2,346"],
     ]
-
-
-def test_a_narrow_terminal_folds_numbers_and_never_cuts_them() -> None:
-    output = io.StringIO()
-    row = SummaryRow("GLEM-GNN", 0.79934, 0.80006, params=22713216, seconds=1234.56, peak_memory_mb=2345.6)
-    print_summary([row], "", Console(file=output, width=44))
-    body = [cells for cells in lines_of(output) if cells[1][:1].isdigit() or cells[3][:1].isdigit()]
-    assert "…" not in output.getvalue()
+    assert max(map(len, printed(run, 80).splitlines())) <= 80
+    body = [cells for cells in lines_of(printed(run, 44)) if cells[1][:1].isdigit() or cells[3][:1].isdigit()]
+    assert "…" not in printed(run, 44)
     assert ["".join(column) for column in zip(*body, strict=True)][1:4] == ["79.93", "80.01", "22,713,216"]
 
 
-def test_progress_has_a_column_only_for_diagnostics_that_were_reported() -> None:
-    output = io.StringIO()
-    stages = [
-        stage(0, "LM", 0.70),
-        stage(1, "GLEM-LM", 0.74, em_iteration=1, diagnostics={"elbo_q": -1.25}),
-        stage(2, "GLEM-GNN", 0.76, em_iteration=1, diagnostics={"agreement": 0.8}),
+def test_the_log_has_the_stages_with_the_diagnostics_that_were_reported(tmp_path: Path) -> None:
+    lm = stage_dict(1, "GLEM-LM", 0.74, em_iteration=1, diagnostics={"o_q": -1.25})
+    gnn = stage_dict(2, "GLEM-GNN", 0.76, em_iteration=1, diagnostics={"agreement": 0.8, "pseudo_candidates": 1234})
+    run = save(tmp_path, stage_dict(0, "LM", 0.70), lm, gnn)
+    (run / "logging.log").write_text("before\n")
+    log_run(run, run / "logging.log")
+    log = (run / "logging.log").read_text(encoding="utf-8")
+    assert log.startswith("before\n") and "o_q" not in printed(run, 200)
+    head = ["EM", "stage", "method", "valid %", "best epoch", "seconds", "o_q", "agreement", "pseudo_candidates"]
+    assert lines_of(log) == [
+        head,
+        ["0", "lm_0", "LM", "70.00", "2", "10.0", "", "", ""],
+        ["1", "glem-lm_1", "GLEM-LM", "74.00", "2", "10.0", "-1.2500", "", ""],
+        ["1", "glem-gnn_2", "GLEM-GNN", "76.00", "2", "10.0", "", "0.8000", "1,234"],
+        *lines_of(printed(run, 200)),
     ]
-    print_progress(stages, console=Console(file=output, width=160))
-    assert lines_of(output) == [
-        ["EM", "stage", "method", "valid %", "best epoch", "seconds", "elbo_q", "agreement"],
-        ["0", "lm_0", "LM", "70.00", "2", "10.0", "", ""],
-        ["1", "glem-lm_1", "GLEM-LM", "74.00", "2", "10.0", "-1.2500", ""],
-        ["1", "glem-gnn_2", "GLEM-GNN", "76.00", "2", "10.0", "", "0.8000"],
-    ]
-    assert output.getvalue().count("├") == 1  # one rule: between iterations 0 and 1
-
-
-def test_tensorboard_holds_each_splits_rows_once_however_often_they_are_written(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
-    run_dir = save(tmp_path, *GLEM_RUN)
-    for _ in range(2):
-        write_stats(run_dir, tensorboard=True)
-    for split in ("train", "val", "test"):
-        (events,) = (run_dir / split).glob("events.out.tfevents.*")
-        assert b"gnn_accuracy" in events.read_bytes()
+    assert log.count("├") == 1  # one rule: between iterations 0 and 1

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from glem_graphgym.report.leaderboard import Board, percent, read_boards
+from glem_graphgym.report.experiments import percent
+from glem_graphgym.report.leaderboard import Board, read_boards
 from glem_graphgym.report.terminal import COLUMNS, common_prefix, print_board
 
 NAMES = (

@@ -1,0 +1,114 @@
+"""GraphGym's rows per epoch (``<seed>/<split>/stats.json``) read back, and the epoch that validation chooses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")  # GraphGym's names of the folders
+SEED = re.compile(r"0|-?[1-9][0-9]*")
+
+EpochRow = dict[str, float]
+log = logging.getLogger(__name__)
+
+
+def seed_folders(dir: Path, holding: str = "") -> dict[int, Path]:
+    """Folders named by a seed, ascending, that hold a file or folder of that name.
+
+    Raises:
+        ValueError: ``dir`` is no folder.
+    """
+    if not dir.is_dir():
+        raise ValueError(f"{dir}: no such folder; expected the folder of one experiment, with a folder for each seed")
+    named = [path for path in dir.iterdir() if SEED.fullmatch(path.name) and path.is_dir()]
+    found = {int(path.name): path for path in named if (path / holding).exists()}
+    return dict(sorted(found.items()))
+
+
+def read_rows(file: Path) -> list[EpochRow]:
+    """Rows of a stats file by epoch; of several with the same epoch the first, as GraphGym reads them.
+
+    Empty where there is no file. A last line that a killed run left half written is ignored with a warning.
+
+    Raises:
+        ValueError: a line before the last is damaged; names the file and the line.
+    """
+    if not file.is_file():
+        return []
+    rows: dict[float, EpochRow] = {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _numbers(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(
+                    f"{file}, line {number}: not a JSON object with an epoch ({error}); remove that line, "
+                    "or the seed's folder, and aggregate again"
+                ) from error
+            log.warning("%s: the last line is half written (a killed run?) and is ignored", file)
+            continue
+        rows.setdefault(row["epoch"], row)
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _numbers(row: Any) -> EpochRow:
+    """The numbers of a row: null is NaN; text and nested values, of which there is no mean, are left out."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("epoch"), int | float):
+        raise ValueError('no number under "epoch"')
+    values = {key: math.nan if value is None else value for key, value in row.items()}
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+
+
+def best_epoch(rows: Sequence[EpochRow], metric: str, best: str, folder: Path) -> float:
+    """The epoch of the validation rows with the best metric, the first of equal ones, among those that compete.
+
+    Rows of EM iterations compete (``em_iteration`` from 1): the LM and the GNN on gold labels are baselines, to which
+    GLEM must be able to lose. Without any, those at which all models of the run were trained (the most parameters),
+    so not a cascade's LM.
+
+    Args:
+        metric: key of the rows; ``"auto"`` is ``auc`` if present, else ``accuracy``.
+        best: ``"argmax"`` or ``"argmin"``.
+        folder: the seed's, for messages.
+
+    Raises:
+        ValueError: no row has the metric; names the file below ``folder``.
+    """
+    file = folder / "val" / "stats.json"
+    key = metric
+    if metric == "auto":
+        key = next((name for name in ("auc", "accuracy") if name in rows[0]), "")
+        if not key:
+            raise ValueError(
+                f"{file}: metric 'auto' means auc or accuracy, but found only the keys {sorted(rows[0])}; "
+                "name one of them as the metric"
+            )
+    all_models = max(row.get("params", 0) for row in rows)
+    competing = [row for row in rows if row.get("em_iteration", 0) >= 1]
+    competing = competing or [row for row in rows if not row.get("params", 0) < all_models]
+    values = np.array([row.get(key, math.nan) for row in competing], dtype=float)
+    if np.isnan(values).all():
+        raise ValueError(
+            f"{file}: no value of metric {key!r}, found the keys {sorted(competing[0])}; name one of them as the metric"
+        )
+    return competing[int(np.nanargmax(values if best == "argmax" else -values))]["epoch"]
+
+
+def row_at(rows: Sequence[EpochRow], epoch: float, folder: Path) -> EpochRow:
+    """The row of that epoch; the last one where there is none, with a warning for other splits than ``test``."""
+    for row in rows:
+        if row["epoch"] == epoch:
+            return row
+    if folder.name != "test":  # a killed run: Lightning logs validation before training
+        log.warning("%s: no row of epoch %d, the best on validation; its last row is taken", folder, epoch)
+    return rows[-1]

@@ -1,0 +1,47 @@
+"""A grid that run/main.py made (tiny language model, generated graph), and the tables that were recorded of it."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from glem_graphgym.report.leaderboard import read_boards, to_csv, to_markdown
+from glem_graphgym.report.page import render_page
+from glem_graphgym.report.stats import finish_run
+
+RECORDED = Path(__file__).with_name("recorded")
+sys.path.insert(0, str(RECORDED.parents[2] / "run"))
+
+from grid.tables import aggregate_grid  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The grid's ``run.json``, stages and descriptions of predictions; stats and summaries are made anew."""
+    folder = tmp_path_factory.mktemp("recorded")
+    with tarfile.open(RECORDED / "grid.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    for run in folder.glob("grid/*/*/run.json"):
+        finish_run(run.parent)
+    return folder / "grid"
+
+
+def test_the_leaderboard_of_a_recorded_grid_is_as_it_was(recorded: Path) -> None:
+    boards = read_boards([recorded])
+    assert to_csv(boards) == (RECORDED / "leaderboard.csv").read_text(encoding="utf-8")
+    assert to_markdown(boards) == (RECORDED / "leaderboard.md").read_text(encoding="utf-8")
+    page = render_page(boards)
+    assert 'class="missing"' not in page
+    assert all(text in page for text in ("66.67 ± 4.17", "55.56 ± 12.73", "Sensitivity to glem.alpha", "f4a2c4a5"))
+
+
+def test_the_tables_of_a_recorded_grid_are_as_they_were(recorded: Path) -> None:
+    notes = aggregate_grid(recorded)
+    assert [note.partition(":")[0] for note in notes] == ["tiny-mode=glem_gnn", "tiny-mode=glem_lm"]  # of fewer seeds
+    files = sorted((recorded / "agg").iterdir())
+    assert len(files) == 9
+    for file in files:
+        assert file.read_bytes() == (RECORDED / file.name).read_bytes(), file.name
