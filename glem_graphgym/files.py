@@ -130,6 +130,26 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
     return folder
 
 
+def replace_folder(folder: Path, make: Callable[[Path], None]) -> None:
+    """Fill a temporary sibling by ``make``, then let it replace ``folder``; jobs at once take turns."""
+    new, old = (folder.parent / f".{folder.name}.{name}" for name in ("part", "old"))
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if old.exists() and not folder.exists():  # killed between the two renames below
+            old.rename(folder)
+        for rest in (new, old):
+            shutil.rmtree(rest, ignore_errors=True)
+        try:
+            new.mkdir()
+            make(new)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def forget_unfinished(folder: Path) -> None:
     """Remove what `make_once` left unfinished beside ``folder``, under names with another `fingerprint` at their end.
 

@@ -8,17 +8,15 @@ missing tensorboardX.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from rich.console import Console
 
-from glem_graphgym.files import atomic_write, sync, write_json
+from glem_graphgym.files import atomic_write, replace_folder, write_json
 from glem_graphgym.report.epochs import SPLITS, EpochRow, best_epoch, log, read_rows, row_at, seed_folders
 from glem_graphgym.report.experiments import Row, over_seeds, percent, read_summary
 from glem_graphgym.report.stats import default_console, new_table, write_tensorboard
@@ -45,8 +43,7 @@ def aggregate_seeds(
 
     Args:
         dir: folder with one folder per seed, named by the seed; other folders are skipped.
-        metric: key of the validation rows to select by; ``"auto"`` is ``auc`` if present, else ``accuracy``.
-        best: ``"argmax"`` or ``"argmin"``: whether the largest or the smallest value is the best.
+        metric, best: as `best_epoch`.
         digits: decimals kept.
         tensorboard: also write the rows as TensorBoard events; where that fails, a warning is logged.
 
@@ -76,7 +73,7 @@ def aggregate_seeds(
         if tensorboard:
             write_tensorboard(folder, found.stats)
 
-    _replace_folder(dir / "agg", write)
+    replace_folder(dir / "agg", write)
     return found
 
 
@@ -116,26 +113,6 @@ def _write_lines(file: Path, rows: Sequence[EpochRow]) -> None:
     with atomic_write(file, "w") as handle:
         # Not strict JSON: the NaN of a run that diverged stays NaN, as GraphGym writes and reads it.
         handle.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def _replace_folder(folder: Path, make: Callable[[Path], None]) -> None:
-    """Fill a temporary sibling by ``make``, then let it replace ``folder``; jobs at once take turns."""
-    new, old = (folder.parent / f".{folder.name}.{name}" for name in ("part", "old"))
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if old.exists() and not folder.exists():  # killed between the two renames below
-            old.rename(folder)
-        for rest in (new, old):
-            shutil.rmtree(rest, ignore_errors=True)
-        try:
-            new.mkdir()
-            make(new)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def aggregate_summaries(dir: Path) -> list[Row]:

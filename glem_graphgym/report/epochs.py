@@ -84,22 +84,16 @@ def best_epoch(rows: Sequence[EpochRow], metric: str, best: str, folder: Path) -
     Raises:
         ValueError: no row has the metric; names the file below ``folder``.
     """
-    file = folder / "val" / "stats.json"
-    key = metric
-    if metric == "auto":
-        key = next((name for name in ("auc", "accuracy") if name in rows[0]), "")
-        if not key:
-            raise ValueError(
-                f"{file}: metric 'auto' means auc or accuracy, but found only the keys {sorted(rows[0])}; "
-                "name one of them as the metric"
-            )
+    key = metric if metric != "auto" else "auc" if "auc" in rows[0] else "accuracy"
     all_models = max(row.get("params", 0) for row in rows)
     competing = [row for row in rows if row.get("em_iteration", 0) >= 1]
     competing = competing or [row for row in rows if not row.get("params", 0) < all_models]
     values = np.array([row.get(key, math.nan) for row in competing], dtype=float)
     if np.isnan(values).all():
+        meaning = ", which means auc or accuracy" if metric == "auto" else ""
         raise ValueError(
-            f"{file}: no value of metric {key!r}, found the keys {sorted(competing[0])}; name one of them as the metric"
+            f"{folder / 'val' / 'stats.json'}: no value of metric {metric!r}{meaning}, found the keys "
+            f"{sorted(competing[0])}; name one of them as the metric"
         )
     return competing[int(np.nanargmax(values if best == "argmax" else -values))]["epoch"]
 

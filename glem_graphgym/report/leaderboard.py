@@ -23,9 +23,8 @@ from glem_graphgym.report.experiments import (
     percent,
     read_experiments,
 )
-from glem_graphgym.report.significance import TEST, Difference, holm, paired_difference
+from glem_graphgym.report.significance import Difference, holm, paired_difference
 
-RANKING = "ranked by mean validation accuracy; test accuracy plays no part in any choice"
 # Train modes from the simplest: the earlier ones are parts of the later ones.
 SIMPLEST_FIRST = ("glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem")
 FINAL_METHOD = dict(zip(SIMPLEST_FIRST, ("LM", "GNN", "Cascade", "Joint", "GLEM-GNN"), strict=True))
@@ -93,7 +92,7 @@ def read_boards(dirs: Sequence[Path]) -> list[Board]:
     groups: dict[tuple[str, str | None, str], list[Experiment]] = {}
     for experiment in experiments:
         groups.setdefault((experiment.dataset, experiment.fingerprint, experiment.metric), []).append(experiment)
-    boards = sorted(map(make_board, groups.values()), key=lambda board: -len(board.rows))
+    boards = sorted((_board(*graph, group) for graph, group in groups.items()), key=lambda board: -len(board.rows))
     apart = []
     if len(boards) > 1:
         shown = "; ".join(f"{dataset}, fingerprint {print_ or 'not recorded'}" for dataset, print_, _ in groups)
@@ -103,18 +102,7 @@ def read_boards(dirs: Sequence[Path]) -> list[Board]:
     return [replace(board, notes=[*apart, *board.notes, *left_out]) for board in boards]
 
 
-def make_board(experiments: Sequence[Experiment]) -> Board:
-    """The board of experiments on one graph.
-
-    Raises:
-        ValueError: they are not on one graph, or not scored by one metric.
-    """
-    graphs = {(one.dataset, one.fingerprint, one.metric) for one in experiments}
-    if len(graphs) != 1:
-        raise ValueError(
-            f"results on different graphs or metrics can not be ranked together: {sorted(map(str, graphs))}"
-        )
-    dataset, fingerprint, metric = graphs.pop()
+def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequence[Experiment]) -> Board:
     by_name = {one.name: one for one in experiments}
     rows = sorted(_distinct_rows(experiments), key=lambda row: (-row.valid.mean, row.params, row.name))
     rows = [replace(row, rank=rank) for rank, row in enumerate(rows, start=1)]
@@ -161,7 +149,11 @@ def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment]) -> lis
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = [RANKING, f"significance: {TEST}; fewer than 3 common seeds are not tested"]
+    notes = [
+        "ranked by mean validation accuracy; test accuracy plays no part in any choice",
+        "significance: two-sided paired t-test on test accuracy over the seeds that both rows have, p-values "
+        "Holm-corrected over the rows of the table; fewer than 3 common seeds are not tested",
+    ]
     if len({row.seeds for row in rows}) > 1:
         notes.append("rows rest on different seeds; differences are taken over the seeds that both rows have")
     if all(row.runs == 1 for row in rows):

@@ -72,12 +72,8 @@ def _stages_table(title: str, stages: Sequence[Any], costs: Mapping[str, Mapping
 def _files_table(stored: Sequence[Any]) -> Any:
     table = new_table("Files", ["what", "where", ""], ["size"])
     for item in stored:
-        table.add_row(
-            item.what,
-            item.path,
-            "is there already" if item.done else "for a while" if item.passing else "",
-            shown_size(item.bytes),
-        )
+        note = "is there already" if item.done else "for a while" if item.passing else ""
+        table.add_row(item.what, item.path, note, shown_size(item.bytes))
     return table
 
 

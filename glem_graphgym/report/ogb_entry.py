@@ -96,7 +96,15 @@ def _problems(
             f"the seeds are {list(row.seeds)}, expected {wanted[0]} to {wanted[-1]}; missing: {missing} "
             f"(run/main.py --repeat {len(wanted)} seed 0 runs those)"
         )
-    yield from _version_problems(experiment.versions.get("ogb", []), about, version)
+    recorded = experiment.versions.get("ogb", [])  # of other packages that differ the leaderboard has a note
+    if about.ogb_version and set(recorded) - {about.ogb_version}:
+        yield f"--ogb-version is {about.ogb_version}, but the runs recorded {', '.join(recorded)}"
+    if len(recorded) > 1:
+        yield f"the seeds were run with different versions of ogb: {', '.join(recorded)}; run them anew"
+    if not version:
+        yield "the runs did not record the version of ogb; give it with --ogb-version"
+    elif len(recorded) < 2 and _numbers(version) < _numbers(MIN_OGB):
+        yield f"the version of ogb is {version}, expected at least {MIN_OGB}"
     if len(asked := experiment.em_iterations) > 1:
         yield (
             f"the seeds were run with different glem.em_iterations: {', '.join(map(str, asked))}; run all of them "
@@ -116,18 +124,6 @@ def _problems(
             "the predictions rest on is not known; give a --name that says it, or run this where that run's folder is"
         )
     yield from _missing(about)
-
-
-def _version_problems(recorded: Sequence[str], about: About, version: str) -> Iterator[str]:
-    """OGB's own version alone is asked for; of other packages that differ the leaderboard has a note."""
-    if about.ogb_version and set(recorded) - {about.ogb_version}:
-        yield f"--ogb-version is {about.ogb_version}, but the runs recorded {', '.join(recorded)}"
-    if len(recorded) > 1:
-        yield f"the seeds were run with different versions of ogb: {', '.join(recorded)}; run them anew"
-    if not version:
-        yield "the runs did not record the version of ogb; give it with --ogb-version"
-    elif len(recorded) < 2 and _numbers(version) < _numbers(MIN_OGB):
-        yield f"the version of ogb is {version}, expected at least {MIN_OGB}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -208,9 +204,8 @@ def tuned_hyperparameters(board: Board, row: Row) -> list[str]:
 
 def entry_markdown(entry: Mapping[str, Any]) -> str:
     """The entry as a Markdown table, in the order of the form."""
-    template = Template(TABLE.read_text(encoding="utf-8"), keep_trailing_newline=True, trim_blocks=True)
-    cells = {name: value.replace("|", "\\|") if isinstance(value, str) else value for name, value in entry.items()}
-    cells |= {
-        name: [one.replace("|", "\\|") for one in entry[name]] for name in ("external_data", "tuned_hyperparameters")
-    }
-    return template.render(cells)
+
+    def escaped(value: Any) -> Any:
+        return value.replace("|", "\\|") if isinstance(value, str) else value
+
+    return Template(TABLE.read_text(encoding="utf-8"), keep_trailing_newline=True, finalize=escaped).render(entry)

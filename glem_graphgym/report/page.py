@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from glem_graphgym.report.charts import Scale
 from glem_graphgym.report.experiments import percent
 from glem_graphgym.report.leaderboard import Board, config_texts, seeds_text
-from glem_graphgym.report.panels import FOLDER, all_panels, color_of, seconds_text
+from glem_graphgym.report.panels import FOLDER, all_panels, color_of, mark_of, seconds_text
 
 
 def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str:
@@ -28,16 +28,10 @@ def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str
 
 def environment() -> Environment:
     """The templates of the page, with what they call."""
-    found = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters |= {"percent": percent, "signed": signed, "compact": compact, "duration": seconds_text}
-    found.filters |= {"seeds_text": seeds_text, "color_of": color_of, "panels": all_panels, "scale": scale}
-    found.filters["config_texts"] = config_texts
+    look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    found = Environment(loader=FileSystemLoader(FOLDER), **look)  # type: ignore[arg-type]
+    called = (percent, signed, compact, seconds_text, seeds_text, config_texts, scale, color_of, mark_of, all_panels)
+    found.filters |= {function.__name__: function for function in called}
     return found
 
 

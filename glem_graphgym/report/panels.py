@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import yaml
 from glem_graphgym.report.charts import Chart, nice_step, padded
 from glem_graphgym.report.experiments import Experiment, Row, Spread, percent
 from glem_graphgym.report.leaderboard import SIMPLEST_FIRST, Board
-from glem_graphgym.report.reliability import BINS, FILE, Description, pool, read_descriptions
+from glem_graphgym.report.reliability import BINS, Description, pool, read_descriptions
 from glem_graphgym.report.stats import METHODS, Stage, best_stage, diagnostic_text, in_order
 
 FOLDER = Path(__file__).with_name("templates")
@@ -25,44 +24,18 @@ ROUND_TIMES += [f * 60 for f in (1, 2, 5, 10, 20, 40)] + [f * 3600 for f in (1, 
 DIAGNOSTICS: dict[str, str] = yaml.safe_load((FOLDER / "diagnostics.yaml").read_text(encoding="utf-8"))
 MODEL_COLORS = {"LM": "var(--glem-lm)", "GNN": "var(--glem-gnn)"}
 SMOOTHED = "+C&S"
-CALIBRATION, CLASSES = "Calibration", "Accuracy by class"
 COLORED = (*METHODS, "LM+Cascade", "GLEM-LM+GNN")
 
 Series = dict[str, dict[str, list[Row]]]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A card of the page.
-
-    Attributes:
-        title, subtitle: head of the card.
-        chart: drawn in it.
-        legend: text, colour and style per mark; the style is a class of ``templates/page.css``.
-        missing: why there is nothing to show, in place of everything else.
-        kind: macro that shows ``data``: ``diagnostics``, ``calibration``, ``classes``; "" without.
-    """
-
-    title: str
-    subtitle: str = ""
-    chart: Chart | None = None
-    legend: Sequence[tuple[str, str, str]] = ()
-    missing: str = ""
-    kind: str = ""
-    data: Mapping[str, Any] = field(default_factory=dict)
+# Name of the macro of templates/panel.html that shows it, and what it shows: nothing where a board lacks the data.
+Panel = tuple[str, dict[str, Any]]
 
 
 def all_panels(board: Board) -> list[Panel]:
-    """Every panel of a board; one that lacks its data says what is missing."""
+    """Every panel of a board, in the page's order."""
     focus = with_em(board)
-    return [
-        em_panel(board, focus),
-        compute_panel(board),
-        agreement_panel(focus),
-        diagnostics_panel(focus),
-        *sensitivity_panels(board),
-        *described_panels(board),
-    ]
+    panels = [em_panel(board, focus), compute_panel(board), agreement_panel(focus), diagnostics_panel(focus)]
+    return panels + sensitivity_panels(board) + described_panels(board)
 
 
 def color_of(method: str) -> str:
@@ -92,6 +65,10 @@ def _accuracy_chart(
     if ticks:
         more["x_ticks"] = [(float(at), text) for at, text in enumerate(ticks)]
     return Chart(label, x_name, y_name, x_range, padded([100 * share for share in shares]), **more)
+
+
+def _spreads(lines: Iterable[Mapping[Any, Spread]]) -> list[Spread]:
+    return [spread for points in lines for spread in points.values()]
 
 
 def _percents(spread: Spread) -> tuple[float, float]:
@@ -133,12 +110,10 @@ def with_em(board: Board) -> Experiment | None:
     return None
 
 
-def _over_seeds(
-    experiment: Experiment, key: Callable[[Stage], Any], value: Callable[[Stage], float | None]
-) -> dict[Any, Spread]:
+def _over_seeds(one: Experiment, key: Callable[[Stage], Any], value: Callable[[Stage], Any]) -> dict[Any, Spread]:
     """A number of the stages over seeds, by a key of the stages, ascending; stages without the number are left out."""
     found: dict[Any, list[float]] = {}
-    for stage in (stage for run in experiment.runs.values() for stage in run.stages):
+    for stage in (stage for run in one.runs.values() for stage in run.stages):
         if (number := value(stage)) is not None:
             found.setdefault(key(stage), []).append(number)
     return {at: Spread.of(found[at]) for at in sorted(found)}
@@ -151,17 +126,15 @@ def em_scores(one: Experiment, model: str, split: str) -> dict[float, Spread]:
 
 
 def em_panel(board: Board, focus: Experiment | None) -> Panel:
-    title = "Accuracy by EM iteration"
     if focus is None:
-        return Panel(title, missing="No run here has EM iterations.")
+        return "em", {}
     series = {(m, s): em_scores(focus, m, s) for m in ("LM", "GNN") for s in ("test", "valid")}
     others = [em_scores(one, "GNN", "valid") for one in board.experiments.values() if one is not focus][:MAX_OTHERS]
     others = [points for points in others if len(points) > 1]
     last = int(max(at for points in [*series.values(), *others] for at in points))
     chart = _accuracy_chart(
-        f"{title} of {focus.name}: LM and GNN, validation and test", "EM iteration (0: gold labels alone)",
-        (-0.15, last + 0.15), [spread for points in series.values() for spread in points.values()],
-        [spread for points in others for spread in points.values()],
+        f"Accuracy by EM iteration of {focus.name}: LM and GNN, validation and test",
+        "EM iteration (0: gold labels alone)", (-0.15, last + 0.15), _spreads(series.values()), _spreads(others),
         x_ticks=[(float(at), str(at)) for at in range(0, last + 1, max(1, math.ceil(last / 8)))],
     )  # fmt: skip
     for points in others:
@@ -171,11 +144,7 @@ def em_panel(board: Board, focus: Experiment | None) -> Panel:
         names = {at: f"{model}, EM iteration {at}, {split}" for at in points}
         style, dots = ("dashed", "hollow") if split == "test" else ("", "")
         _line(chart, points, names, MODEL_COLORS[model], style, dots, band=split == "valid")
-    kinds = (("valid", "solid"), ("test", "dashed"))
-    legend = [(f"{model}, {split}", color, kind) for model, color in MODEL_COLORS.items() for split, kind in kinds]
-    seeds = len(focus.runs)
-    subtitle = f"{focus.name}; mean over {seeds} seeds, band ± 1 std" if seeds > 1 else f"{focus.name}; one seed"
-    return Panel(title, subtitle, chart, legend)
+    return "em", {"chart": chart, "name": focus.name, "seeds": len(focus.runs)}
 
 
 def _diagnostic(experiment: Experiment | None, key: str) -> dict[tuple[int, str], Spread]:
@@ -186,15 +155,14 @@ def _diagnostic(experiment: Experiment | None, key: str) -> dict[tuple[int, str]
 
 
 def agreement_panel(focus: Experiment | None) -> Panel:
-    title = "Agreement of LM and GNN"
     texts = {"agreement": "same class predicted", "pseudo_accuracy_valid": "pseudo-labels right (validation)"}
     lines = {key: _diagnostic(focus, key) for key in texts}
     if focus is None or not lines["agreement"]:
-        return Panel(title, missing="No stage here recorded how far LM and GNN agree; runs with EM iterations do.")
+        return "agreement", {}
     names = {at: name for points in lines.values() for at, name in points}
     chart = _accuracy_chart(
-        f"{title} after each step of {focus.name}", "step (E: the LM learns, M: the GNN learns)",
-        (min(names) - 0.3, max(names) + 0.3), [s for points in lines.values() for s in points.values()],
+        f"Agreement of LM and GNN after each step of {focus.name}", "step (E: the LM learns, M: the GNN learns)",
+        (min(names) - 0.3, max(names) + 0.3), _spreads(lines.values()),
         y_name="share of nodes, %", x_ticks=[(float(at), _step(name)) for at, name in sorted(names.items())],
     )  # fmt: skip
     legend = []
@@ -203,7 +171,7 @@ def agreement_panel(focus: Experiment | None) -> Panel:
             titles = {float(at): f"{name}, {texts[key]}" for at, name in points}
             _line(chart, {at: s for (at, _), s in points.items()}, titles, color, band=True)
             legend.append((texts[key], color, "solid"))
-    return Panel(title, f"{focus.name}; over unlabelled nodes", chart, legend)
+    return "agreement", {"chart": chart, "name": focus.name, "legend": legend}
 
 
 def _step(name: str) -> str:
@@ -214,27 +182,25 @@ def _step(name: str) -> str:
 
 def diagnostics_panel(focus: Experiment | None) -> Panel:
     """What the stages of the experiment of `with_em` recorded, as a table."""
-    title = "Diagnostics of the EM iterations"
     shown = {key: points for key in DIAGNOSTICS if (points := _diagnostic(focus, key))}
     if focus is None or not shown:
-        return Panel(title, missing="No stage here recorded any; runs with EM iterations do.")
+        return "diagnostics", {}
     rows = {}
     for stage in sorted({stage for points in shown.values() for stage in points}):
         spreads = [points.get(stage) for points in shown.values()]
         rows[stage] = [diagnostic_text(spread.mean) if spread else "" for spread in spreads]
-    data = {"meanings": {key: DIAGNOSTICS[key] for key in shown}, "rows": rows}
-    return Panel(title, f"{focus.name}; mean over {len(focus.runs)} seed(s)", kind="diagnostics", data=data)
+    meanings = {key: DIAGNOSTICS[key] for key in shown}
+    return "diagnostics", {"meanings": meanings, "rows": rows, "name": focus.name, "seeds": len(focus.runs)}
 
 
 def compute_panel(board: Board) -> Panel:
-    title = "Accuracy against compute"
     seconds = {row: row.seconds for row in board.rows if row.seconds}
     if not seconds:
-        return Panel(title, missing="No run here recorded its seconds.")
+        return "compute", {}
     low, high = min(seconds.values()), max(seconds.values())
     log = high > 5 * low
     chart = _accuracy_chart(
-        f"{title}: test accuracy of {len(seconds)} methods over the seconds that it took to get there",
+        f"Accuracy against compute: test accuracy of {len(seconds)} methods over the seconds that it took to get there",
         "time from start to that model", (low / 1.4, high * 1.4) if log else padded((low, high), 0.15),
         [row.test for row in seconds], [row.valid for row in seconds], log_x=log,
     )  # fmt: skip
@@ -246,9 +212,7 @@ def compute_panel(board: Board) -> Panel:
         left = chart.x(at) > (chart.x.start + chart.x.end) / 2
         anchor, shift = ("end", -9) if left else ("start", 9)
         chart.text(at, 100 * row.test.mean, _short(row.name, 26), anchor, (shift, 4))
-    legend = [(method, color_of(method), mark_of(method)) for method in dict.fromkeys(row.method for row in seconds)]
-    subtitle = "filled: test ± std; ring: validation" + "; logarithmic time" * log
-    return Panel(title, subtitle, chart, legend)
+    return "compute", {"chart": chart, "methods": list(dict.fromkeys(row.method for row in seconds)), "log": log}
 
 
 def _time_ticks(chart: Chart) -> list[tuple[float, str]]:
@@ -276,20 +240,17 @@ def sensitivity_panels(board: Board) -> list[Panel]:
         if series:
             panels.append(_sensitivity(axis, list(values), series))
     left = len(board.axes) - MAX_AXES
-    if left > 0:
-        reason = f"{left} more settings differ between experiments and are not drawn."
-        panels.append(Panel("Further settings", missing=reason))
-    return panels
+    return panels + [("further", {"left": left})] * (left > 0)
 
 
 def _sensitivity(axis: str, values: Sequence[str], series: Series) -> Panel:
     """Accuracy by an axis' value: a line per method that two values or more were tried with, and split."""
-    every = [rows for rows_of in series.values() for rows in rows_of.values()]
+    groups = [rows for rows_of in series.values() for rows in rows_of.values()]
     shown = [value for value in values if any(value in rows_of for rows_of in series.values())]
-    name, methods, alone = _short(axis, 44), ", ".join(series), len(series) == 1
+    name, alone = _short(axis, 44), len(series) == 1
     chart = _accuracy_chart(
-        f"Accuracy of {methods} for each value of {axis}", name, (-0.4, len(shown) - 0.6),
-        [part for rows in every for row in rows for part in (row.valid, row.test)],
+        f"Accuracy of {', '.join(series)} for each value of {axis}", name, (-0.4, len(shown) - 0.6),
+        [part for rows in groups for row in rows for part in (row.valid, row.test)],
         ticks=[_short(value, max(5, 64 // len(shown))) for value in shown],
     )  # fmt: skip
     legend = []
@@ -300,10 +261,8 @@ def _sensitivity(axis: str, values: Sequence[str], series: Series) -> Panel:
             names = {float(at): f"{method}, {axis} = {value}, {split}" for at, value in enumerate(shown)}
             _line(chart, _over_rows(chart, rows_at, split, color), names, color, style, radius=4)
             legend.append((split if alone else f"{method}, {split}", color, style or "solid"))
-    several = max(map(len, every)) > 1
-    over = "the experiments with that value, whose other settings differ" if several else "seeds"
-    more = "" if alone else "; each train mode by its final method, and compared with itself alone"
-    return Panel(f"Sensitivity to {name}", f"{methods}; mean ± std over {over}{more}", chart, legend)
+    several = max(map(len, groups)) > 1
+    return "sensitivity", {"chart": chart, "name": name, "methods": list(series), "several": several, "legend": legend}
 
 
 def _over_rows(chart: Chart, rows_at: Mapping[float, list[Row]], split: str, color: str) -> dict[float, Spread]:
@@ -335,17 +294,10 @@ def _mode_panel(board: Board, final: Mapping[str, Row]) -> list[Panel]:
     for network, points in _by_network(board, modes).items():
         chart.line(points, "var(--muted)", network)
         chart.text(*points[-1], _short(network, 12), shift=(8, 4))
-    legend = []
     for at, rows in enumerate(modes.values()):
-        method = next(iter(rows.values())).method
-        legend.append((method, color_of(method), mark_of(method)))
         for row in rows.values():
             _row_mark(chart, at, row)
-    subtitle = (
-        "each train mode by its final method; filled: test ± std; ring: validation; "
-        "a line joins experiments with the same model.type, other settings may differ"
-    )
-    return [Panel("Sensitivity to train.mode", subtitle, chart, legend)]
+    return [("modes", {"chart": chart, "methods": [next(iter(rows.values())).method for rows in modes.values()]})]
 
 
 def _by_network(board: Board, modes: Mapping[str, Mapping[str, Row]]) -> dict[str, list[tuple[float, float]]]:
@@ -373,8 +325,7 @@ def described_panels(board: Board) -> list[Panel]:
         if found:
             methods = {method: found[method] for method in in_order(found)}
             return [calibration_panel(experiment.name, methods), class_panel(experiment.name, methods)]
-    reason = f"No stage here has a {FILE}; start a finished run's command again to have it written."
-    return [Panel(title, missing=reason) for title in (CALIBRATION, CLASSES)]
+    return [("calibration", {}), ("classes", {})]
 
 
 def calibration_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -> Panel:
@@ -393,12 +344,7 @@ def calibration_panel(experiment: str, methods: Mapping[str, Sequence[Descriptio
                 chart.bar((low, high), (accuracy, confidence), color_of(method), text, "gap")
         chart.line([(0, 0), (100, 100)], "var(--muted)", "perfectly calibrated", "dashed")
         diagrams.append((method, percent(error), chart))
-    legend = [("accuracy", "var(--soft)", "box"), ("gap to confidence", "var(--soft)", "gap")]
-    subtitle = (
-        f"{experiment}; test nodes in {BINS} bins of equal width by confidence; "
-        "a bar below the diagonal is overconfident"
-    )
-    return Panel(CALIBRATION, subtitle, legend=legend, kind="calibration", data={"diagrams": diagrams})
+    return "calibration", {"diagrams": diagrams, "experiment": experiment, "bins": BINS}
 
 
 def class_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -> Panel:
@@ -409,7 +355,7 @@ def class_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -
     order = [index for index in order if classes[index]["support"]]
     shown = order[:MAX_CLASSES]
     chart = Chart(
-        f"{CLASSES} of {', '.join(pooled)}", "accuracy, %", "", (-2, 102), (len(shown) - 0.3, -0.7),
+        f"Accuracy by class of {', '.join(pooled)}", "accuracy, %", "", (-2, 102), (len(shown) - 0.3, -0.7),
         width=520, height=70 + 19 * len(shown), left=130,
         y_ticks=[(float(at), _short(classes[index]["name"], 20)) for at, index in enumerate(shown)],
     )  # fmt: skip
@@ -420,8 +366,6 @@ def class_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -
         for method, share in shares.items():
             text = f"{of[method]['name']}, {method}: {share:.1f} % of {of[method]['support']:,}"
             chart.dot(share, at, color_of(method), text, radius=4.5, shape=mark_of(method))
-    which = f"the {len(shown)} largest of {len(order)} classes" if len(shown) < len(order) else "largest class first"
-    legend = [(method, color_of(method), mark_of(method)) for method in pooled]
     last = list(pooled)[-1]
     rows = []
     for index in order:
@@ -431,4 +375,4 @@ def class_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -
         rows.append((classes[index]["name"], nodes, cells))
     data = {"chart": chart, "methods": list(pooled), "rows": rows, "last": last, "seeds": len(methods[last])}
     data |= {"nodes": pooled[last]["nodes"], "confusions": pooled[last]["confusions"][:MAX_CONFUSIONS]}
-    return Panel(CLASSES, f"{experiment}; test nodes; {which}", legend=legend, kind="classes", data=data)
+    return "classes", {**data, "experiment": experiment, "shown": len(shown)}

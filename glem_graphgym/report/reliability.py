@@ -57,7 +57,8 @@ def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Se
     names, counts = [str(name) for name in class_names], (pairs.sum(1), pairs.sum(0), pairs.diagonal())
     wrong = pairs - np.diag(np.diag(pairs))
     order = np.argsort(-wrong, axis=None, kind="stable")[:TOP_CONFUSIONS]
-    bins = _bins(confidence, right)
+    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    bins = _bins(*(np.bincount(place, weights, minlength=BINS) for weights in (None, confidence, right)))
     return {
         "nodes": len(labels),
         "accuracy": float(right.mean()),
@@ -89,18 +90,13 @@ def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return predicted, confidence
 
 
-def _bins(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    count, sums, hits = (np.bincount(place, weights, minlength=BINS) for weights in (None, confidence, right))
+def _bins(counts: np.ndarray, confidences: np.ndarray, hits: np.ndarray) -> list[dict[str, Any]]:
+    """The rows of ``bins`` out of, per bin, the nodes, the sum of their confidences, and those predicted right."""
+    edges = [index / BINS for index in range(BINS + 1)]
+    sums = zip(edges, edges[1:], counts.tolist(), confidences.tolist(), hits.tolist(), strict=False)
     return [
-        {
-            "low": index / BINS,
-            "high": (index + 1) / BINS,
-            "count": int(n),
-            "confidence": float(sums[index] / n) if n else None,
-            "accuracy": float(hits[index] / n) if n else None,
-        }
-        for index, n in enumerate(count)
+        {"low": a, "high": b, "count": n, "confidence": c / n if n else None, "accuracy": h / n if n else None}
+        for a, b, n, c, h in sums
     ]
 
 
@@ -112,8 +108,8 @@ def _ece(bins: Sequence[Mapping[str, Any]]) -> float:
 
 def describe_run(
     run_dir: Path, labels: np.ndarray, split: Mapping[str, np.ndarray], class_names: Sequence[str]
-) -> list[Path]:
-    """Write ``predictions.json`` into every finished stage of a run that lacks it; returns the files written.
+) -> None:
+    """Write ``predictions.json`` into every finished stage of a run that lacks it.
 
     Args:
         run_dir: folder of the run, with ``stages/<ii>_<name>/logits.npy``.
@@ -124,7 +120,6 @@ def describe_run(
     Raises:
         ValueError: logits do not fit the labels; names the file.
     """
-    written = []
     for stage in sorted((run_dir / "stages").glob("[0-9]*_*/stage.json")):
         file, source = stage.parent / FILE, stage.parent / "logits.npy"
         if file.exists() or not source.exists():
@@ -137,8 +132,6 @@ def describe_run(
             write_json(file, {part: describe_predictions(*pair, class_names) for part, pair in parts.items()})
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        written.append(file)
-    return written
 
 
 def read_descriptions(stage: Path) -> dict[str, Description] | None:
@@ -168,7 +161,11 @@ def pool(descriptions: Sequence[Description]) -> Description:
     if not names or any(other != names[0] for other in names):
         raise ValueError("only descriptions of the same classes can be pooled")
     nodes = sum(one["nodes"] for one in descriptions)
-    bins = [_pool_bin(rows) for rows in zip(*(one["bins"] for one in descriptions), strict=True)]
+    counts, confidences, accuracies = (
+        np.array([[row[key] or 0 for row in one["bins"]] for one in descriptions])
+        for key in ("count", "confidence", "accuracy")
+    )
+    bins = _bins(counts.sum(0), (counts * confidences).sum(0), (counts * accuracies).sum(0))
     confusions: Counter[tuple[str, str]] = Counter()
     for row in (row for one in descriptions for row in one["confusions"]):
         confusions[row["true"], row["predicted"]] += row["count"]
@@ -187,12 +184,3 @@ def pool(descriptions: Sequence[Description]) -> Description:
         ],
         "bins": bins,
     }
-
-
-def _pool_bin(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    count = sum(row["count"] for row in rows)
-
-    def mean(key: str) -> float | None:
-        return sum(row[key] * row["count"] for row in rows if row["count"]) / count if count else None
-
-    return {**rows[0], "count": count, "confidence": mean("confidence"), "accuracy": mean("accuracy")}

@@ -8,10 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 MIN_SEEDS = 3
-TEST = (
-    "two-sided paired t-test on test accuracy over the seeds that both rows have, "
-    "p-values Holm-corrected over the rows of the table"
-)
 TOO_FEW = "too few seeds"
 CONSTANT = "the same difference on every seed"
 _NO_SPREAD = 1e-12  # differences of shares that are equal but for rounding

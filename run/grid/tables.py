@@ -7,7 +7,7 @@ folder that is no run (``logs/``), at blocks with different axes and at values o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +113,14 @@ def _write_table(file: Path, rows: Mapping[str, Row]) -> None:
     stats = [{key: value for key, value in row.items() if key not in _DROPPED} for row in rows.values()]
     taken = {key for row in stats for key in row}
     names = {alias: f"{alias}_axis" if alias in taken else alias for alias in aliases}
-    ordered = sorted(zip(axes, stats, strict=True), key=lambda pair: _order(pair[0], aliases))
+    ordered = sorted(zip(axes, stats, strict=True), key=lambda pair: [_order(pair[0].get(alias)) for alias in aliases])
     table = [{names[alias]: found[alias] for alias in found} | row for found, row in ordered]
     columns = [*names.values(), *dict.fromkeys(key for row in stats for key in row)]
     with atomic_write(file, "w") as stream:
         pd.DataFrame(table, columns=columns, dtype=object).to_csv(stream, index=False)
 
 
-def _order(axes: Mapping[str, Any], aliases: Sequence[str]) -> list[tuple[int, float, str]]:
+def _order(value: Any) -> tuple[int, float, str]:
     """Missing values first, then numbers, then text."""
-    values = [axes.get(alias) for alias in aliases]
-    return [
-        (0, 0.0, "") if value is None
-        else (1, float(value), "") if isinstance(value, int | float) and not isinstance(value, bool)
-        else (2, 0.0, str(value))
-        for value in values
-    ]  # fmt: skip
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return 0 if value is None else 1 if number else 2, float(value) if number else 0.0, "" if number else str(value)

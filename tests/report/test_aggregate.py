@@ -196,7 +196,7 @@ def test_the_metric_and_its_direction_choose_the_epoch(tmp_path: Path) -> None:
 
 def test_a_metric_that_is_not_there_names_the_keys_found(tmp_path: Path) -> None:
     save_val(tmp_path, 0.5, key="mae", loss=[1.0])
-    with pytest.raises(ValueError, match=r"'auto' means auc or accuracy.*\['epoch', 'loss', 'mae'\]"):
+    with pytest.raises(ValueError, match=r"metric 'auto', which means auc or accuracy.*\['epoch', 'loss', 'mae'\]"):
         aggregate_seeds(tmp_path)
     with pytest.raises(ValueError, match=r"no value of metric 'f1'.*\['epoch', 'loss', 'mae'\]"):
         aggregate_seeds(tmp_path, metric="f1")

@@ -114,14 +114,17 @@ def test_a_run_is_described_once_from_valid_and_test_nodes_alone(tmp_path: Path)
     stage = save_logits(tmp_path, "00_lm_gold", logits)
     (tmp_path / "stages" / ".01_gnn_gold.part").mkdir()
     assert read_descriptions(stage) is None
-    assert describe_run(tmp_path, labels, split, NAMES) == [stage / "predictions.json"]
+    describe_run(tmp_path, labels, split, NAMES)
     found = read_descriptions(stage)
     assert found == {
         part: describe_predictions(logits[split[part]], labels[split[part]], NAMES) for part in found or {}
     }
     assert set(found or {}) == {"valid", "test"}
     assert len((found or {})["test"]["bins"]) == BINS
-    assert describe_run(tmp_path, labels, split, NAMES) == []
+    assert not list(tmp_path.glob("stages/.*/*"))
+    (stage / "predictions.json").write_text("{}")
+    describe_run(tmp_path, labels, split, NAMES)
+    assert (stage / "predictions.json").read_text() == "{}"  # as it was
 
 
 def test_logits_of_another_graph_and_damaged_files_are_named(tmp_path: Path) -> None:
