@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late, so that --help and a wrong command line answer at once.
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym import processes
+    from glem_graphgym.config import ConfigError
     from glem_graphgym.data.text_graph import DataError
     from glem_graphgym.memory import naming_out_of_memory
-    from glem_graphgym.registered.config import ConfigError
     from glem_graphgym.registered.run_folder import RunError
 
     try:
@@ -79,9 +79,9 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
     from torch_geometric.graphgym.config import cfg
 
     from glem_graphgym import processes
+    from glem_graphgym.config import check_seeds, dump_config, load_config, settings_of
     from glem_graphgym.disk import writing
     from glem_graphgym.em.journal import seed_everything
-    from glem_graphgym.registered.config import check_seeds, dump_config, load_config, settings_of
     from glem_graphgym.registered.run_folder import held, require_finished
 
     load_config(cfg, args.cfg_file, args.opts)
@@ -129,7 +129,7 @@ def start_or_join(cfg: Any, argv: list[str]) -> int | None:
         The exit status of the processes that were started; None where the run is to be done in this one.
     """
     from glem_graphgym import processes
-    from glem_graphgym.registered.config import check_devices
+    from glem_graphgym.config import check_devices
     from glem_graphgym.registered.language_model import hardware_for
     from glem_graphgym.starting import start
 
@@ -151,7 +151,7 @@ def experiment_name(file: str) -> str:
 
 def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
     """Print what the run needs, and write nothing of it; 1 if something does not fit."""
-    from glem_graphgym.registered.config import check_devices
+    from glem_graphgym.config import check_devices
     from glem_graphgym.registered.preflight import examine
     from glem_graphgym.report.needs import print_needs
 
@@ -231,11 +231,11 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from torch_geometric.graphgym.utils.comp_budget import params_count
     from torch_geometric.graphgym.utils.device import auto_select_device
 
+    from glem_graphgym.config import check_metric
     from glem_graphgym.data.pickles import only_data_is_unpickled
     from glem_graphgym.em.stage import quiet_lightning
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
-    from glem_graphgym.registered.config import check_metric
     from glem_graphgym.registered.loader import load_text_graph_of
     from glem_graphgym.registered.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
     from glem_graphgym.report.stats import drop_sanity_row

@@ -24,10 +24,10 @@ Options = Mapping[str, object]
 # Random weights learn nothing in a few epochs at the learning rates of pretrained ones.
 FEW_EPOCHS: dict[str, Options] = {
     "tiny": {
-        "lm.epochs": 1, "lm.lr": 2e-3, "lm.warmup_epochs": 0.1, "glem.lm_epochs": 1, "glem.lm_lr": 2e-3,
+        "lm.epochs": 1, "lm.lr": 2e-3, "lm.warmup_epochs": 0.1, "e_step.epochs": 1, "e_step.lr": 2e-3,
         "optim.max_epoch": 10, "optim.warmup_epochs": 2,
     },
-    "base": {"lm.epochs": 1, "glem.lm_epochs": 1, "optim.max_epoch": 300},
+    "base": {"lm.epochs": 1, "e_step.epochs": 1, "optim.max_epoch": 300},
 }  # fmt: skip
 ALWAYS: Options = {"glem.em_iterations": 1, "glem.share_lm_gold": True}
 CONFIGS: dict[str, dict[str, Options]] = {

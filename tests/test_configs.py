@@ -16,8 +16,8 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 
 from glem_graphgym import memory
+from glem_graphgym.config import KEYS, feature_kinds, load_config
 from glem_graphgym.registered import memory_check, sizes
-from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.loader import GRAPHS
 from glem_graphgym.registered.networks import build_gnn, sees_hops
 from glem_graphgym.registered.run_folder import decisive_settings
@@ -89,7 +89,7 @@ def test_its_network_and_optimizer_can_be_made(stem: str) -> None:
     optimizer = create_optimizer(network.parameters(), cfg.optim)
     create_scheduler(optimizer, cfg.optim)
     assert not cfg.glem.label_input or getattr(network, "label_hops", 1) > 0
-    only_hops = cfg.gnn.stages > 1 or cfg.gnn.consistency > 0
+    only_hops = cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
     assert not (only_hops and not sees_hops()) and not (cfg.gnn.fan_out and sees_hops())  # refused when it is run
 
 
@@ -272,7 +272,7 @@ GCN = {
 SAGE = {
     "model.type": "glem_sage", "gnn.layers_mp": 3, "gnn.dim_inner": 256, "optim.base_lr": 0.003,
     "gnn.fan_out": [15, 10, 5], "gnn.batch_size": 1000, "gnn.dropout": 0.5, "gnn.norm": "none",
-    "optim.weight_decay": 0.0, "optim.max_epoch": 20, "optim.patience": 15, "glem.input_norm": False,
+    "optim.weight_decay": 0.0, "optim.max_epoch": 20, "optim.patience": 15, "gnn.input_norm": "none",
 }  # fmt: skip
 # DGL's example for ogbn-arxiv, as it is by default.
 GAT = {
@@ -281,23 +281,23 @@ GAT = {
     "optim.weight_decay": 0.0, "optim.warmup_epochs": 50, "optim.max_epoch": 2000, "glem.label_input": False,
 }  # fmt: skip
 REVGAT = {
-    "model.type": "glem_revgat", "gnn.layers_mp": 3, "gnn.dim_inner": 256, "gnn.att_heads": 3, "gnn.group": 2,
+    "model.type": "glem_revgat", "gnn.layers_mp": 3, "gnn.dim_inner": 256, "gnn.att_heads": 3, "gnn.rev_groups": 2,
     "optim.optimizer": "rmsprop", "optim.base_lr": 0.002, "optim.warmup_epochs": 50, "gnn.dropout": 0.75,
-    "gnn.input_dropout": 0.25, "gnn.edge_drop": 0.3, "gnn.attend_destination": False, "glem.label_input": False,
-    "optim.max_epoch": 2000, "optim.patience": 300, "gnn.input_norm": True, "glem.input_norm": False,
+    "gnn.input_dropout": 0.25, "gnn.edge_drop": 0.3, "glem.label_input": False,
+    "optim.max_epoch": 2000, "optim.patience": 300, "gnn.input_norm": "batch",
 }  # fmt: skip
 GIANT_REVGAT = {
     **REVGAT, "gnn.layers_mp": 5, "gnn.symmetric_norm": True, "glem.label_input": True, "gnn.label_reuse": 1,
-    "gnn.input_norm": False,
+    "gnn.input_norm": "none",
 }  # fmt: skip
-LABEL_BRANCH = {"glem.label_input": True, "gnn.label_layers": 4, "gnn.label_dropout": 0.0}
+LABEL_BRANCH = {"glem.label_input": True, "gnn.label_dropout": 0.0}
 GAMLP = {
     "model.type": "glem_gamlp", "gnn.dim_inner": 1024, "gnn.hops": 5, "gnn.label_hops": 9, "optim.base_lr": 1e-3,
     "gnn.dropout": 0.5, "gnn.input_dropout": 0.2, "gnn.attention_dropout": 0.5, "gnn.batch_size": 50000,
 }  # fmt: skip
 GAMLP_ARXIV = {
-    **GAMLP, "gnn.dim_inner": 256, "gnn.hops": 3, "gnn.label_hops": 5, "optim.max_epoch": 500, "gnn.input_norm": False,
-    "glem.input_norm": False, **LABEL_BRANCH,
+    **GAMLP, "gnn.dim_inner": 256, "gnn.hops": 3, "gnn.label_hops": 5, "optim.max_epoch": 500, "gnn.input_norm": "none",
+    **LABEL_BRANCH,
 }  # fmt: skip
 GAMLP_PRODUCTS = {
     **GAMLP, "gnn.dim_inner": 512, "gnn.residual": True, "gnn.layers_mp": 4, "optim.max_epoch": 400,
@@ -305,68 +305,67 @@ GAMLP_PRODUCTS = {
 SAGN = {
     "model.type": "glem_sagn", "gnn.dim_inner": 256, "gnn.hops": 3, "gnn.att_heads": 1, "optim.base_lr": 1e-3,
     "gnn.dropout": 0.5, "gnn.input_dropout": 0.2, "gnn.attention_dropout": 0.4, "gnn.label_hops": 9,
-    "gnn.batch_size": 50000, "gnn.ema": 0.99,
+    "gnn.batch_size": 50000,
     # the README of SCR's authors
-    "gnn.consistency": 0.5, "gnn.consistency_threshold": 0.85,
+    "gnn.scr_weight": 0.5, "gnn.scr_threshold": 0.85,
 }  # fmt: skip
 # The same, and the README of GLEM's authors for ogbn-papers100M: sigmoid, no dropout of inputs and attention.
 GAMLP_PAPERS = {
     "model.type": "glem_gamlp", "optim.max_epoch": 150, "gnn.hops": 6, "gnn.layers_mp": 6, "gnn.batch_size": 40000,
     "gnn.hop_activation": "sigmoid", "gnn.input_dropout": 0.0, "gnn.attention_dropout": 0.0, "optim.patience": 120,
-    "glem.input_norm": False, **LABEL_BRANCH, "gnn.label_hops": 9,
+    "gnn.input_norm": "none", **LABEL_BRANCH, "gnn.label_hops": 9,
 }  # fmt: skip
 
 # The same: EM. T = 0.2 in every published run. No E-step of their code has a warm-up.
 E_STEP = {
-    "glem.lm_warmup_epochs": 0.0,
+    "e_step.warmup_epochs": 0.0,
     "glem.smooth_pseudo": True,
-    "glem.lm_dropout": -1.0,
-    "glem.lm_attention_dropout": -1.0,
+    "e_step.dropout": None,
+    "e_step.attention_dropout": None,
 }
 EM_REVGAT = {
     **E_STEP,
     "glem.order": "lm_first", "glem.alpha": 0.8, "glem.beta": 0.05, "glem.lm_pseudo_ratio": 1.0,
     "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 1.0, "glem.confidence": 1.0,
     "glem.lm_init": "pretrained", "glem.lm_init_first": "same",
-    "glem.lm_epochs": 3, "glem.lm_lr": 2e-5, "glem.lm_batch_size": 30, "glem.lm_head_dropout": 0.4,
-    "glem.lm_label_smoothing": 0.0, "glem.em_iterations": 2,
+    "e_step.epochs": 3, "e_step.lr": 2e-5, "e_step.batch_size": 30, "e_step.head_dropout": 0.4,
+    "e_step.label_smoothing": 0.0, "glem.em_iterations": 2,
 }  # fmt: skip
 EM_GCN = {
     **E_STEP,
     "glem.order": "gnn_first", "glem.alpha": 0.5, "glem.beta": 0.7, "glem.lm_pseudo_ratio": 0.1,
     "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 0.2, "glem.confidence": 0.8,
     "glem.lm_init": "previous", "glem.lm_init_first": "same",
-    "glem.lm_epochs": 1, "glem.lm_lr": 3e-5, "glem.lm_batch_size": 30, "optim.max_epoch": 500, "optim.patience": 300,
+    "e_step.epochs": 1, "e_step.lr": 3e-5, "e_step.batch_size": 30, "optim.max_epoch": 500, "optim.patience": 300,
     "glem.label_input": True,
     # not in GLEM.md but in the README of GLEM's authors
-    "glem.input_norm": False, "glem.em_iterations": 2, "glem.lm_head_dropout": 0.4, "glem.lm_label_smoothing": 0.0,
+    "gnn.input_norm": "none", "glem.em_iterations": 2, "e_step.head_dropout": 0.4, "e_step.label_smoothing": 0.0,
 }  # fmt: skip
 EM_GAMLP = {
-    **E_STEP, "glem.lm_head_dropout": 0.4, "glem.lm_label_smoothing": 0.0,
+    **E_STEP, "e_step.head_dropout": 0.4, "e_step.label_smoothing": 0.0,
     "glem.order": "lm_first", "glem.alpha": 0.8, "glem.beta": 0.05, "glem.lm_pseudo_ratio": 0.5,
     "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 0.1, "glem.confidence": 1.0,
     "glem.lm_init": "previous",
-    "glem.lm_init_first": "pretrained", "glem.lm_epochs": 1, "glem.lm_lr": 3e-5,
+    "glem.lm_init_first": "pretrained", "e_step.epochs": 1, "e_step.lr": 3e-5,
 }  # fmt: skip
 EM_PAPERS = {
-    **E_STEP, "glem.lm_head_dropout": 0.3,
+    **E_STEP, "e_step.head_dropout": 0.3,
     "glem.order": "lm_first", "glem.alpha": 0.4, "glem.beta": 0.05, "glem.lm_pseudo_ratio": 0.5,
     "glem.temperature": 0.2, "glem.gnn_pseudo_ratio": 0.1, "glem.confidence": 0.85,
     "glem.lm_init": "pretrained", "glem.lm_init_first": "same",
-    "glem.lm_epochs": 6, "glem.lm_lr": 2e-5, "glem.lm_batch_size": 480, "glem.lm_label_smoothing": 0.2,
+    "e_step.epochs": 6, "e_step.lr": 2e-5, "e_step.batch_size": 480, "e_step.label_smoothing": 0.2,
     "glem.pseudo_nodes": "valid_test",
 }  # fmt: skip
 
 # OGB's examples for its leaderboard.
 OGB = {"gnn.layers_mp": 3, "gnn.dim_inner": 256, "optim.optimizer": "adam", "optim.base_lr": 0.01, "gnn.dropout": 0.5}
-OGB |= {"optim.weight_decay": 0.0, "optim.patience": 0, "glem.input_norm": False, "glem.label_input": False}
+OGB |= {"optim.weight_decay": 0.0, "optim.patience": 0, "gnn.input_norm": "none", "glem.label_input": False}
 OGB_ARXIV = {**OGB, "gnn.norm": "batch", "optim.max_epoch": 500}
 OGB_PRODUCTS = {**OGB, "gnn.norm": "none", "optim.max_epoch": 300}
 
 # Correct & Smooth: PyG's example; the shares for ogbn-arxiv are those of the method's authors, rounded.
 SMOOTH = {
-    "glem.correct_and_smooth": True, "glem.cs_correct_layers": 50, "glem.cs_correct_alpha": 1.0,
-    "glem.cs_smooth_layers": 50, "glem.cs_smooth_alpha": 0.8,
+    "glem.correct_and_smooth": True, "glem.cs_correct_alpha": 1.0, "glem.cs_smooth_alpha": 0.8,
 }  # fmt: skip
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -394,14 +393,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "joint_products": LM_PRODUCTS,
     "glem_arxiv": {**LM_ARXIV, **GCN, **EM_GCN},
     "glem_revgat_arxiv": {**LM_ARXIV, **REVGAT, **EM_REVGAT},
-    "glem_gamlp_arxiv": {**LM_ARXIV, **GAMLP_ARXIV, **EM_GAMLP, "glem.lm_batch_size": 30,
+    "glem_gamlp_arxiv": {**LM_ARXIV, **GAMLP_ARXIV, **EM_GAMLP, "e_step.batch_size": 30,
                          "glem.em_iterations": 2},
     "glem_sage_arxiv": {**LM_ARXIV, **SAGE, **EM_REVGAT},
     "glem_gat_arxiv": {**LM_ARXIV, **GAT, **EM_REVGAT},
     "glem_large_revgat_arxiv": {**LM_LARGE, **REVGAT, **EM_REVGAT},
     "gamlp_products": GAMLP_PRODUCTS,
     # 300 epochs without a better score, of which every tenth is validated
-    "gamlp_rlu_products": {**GAMLP_PRODUCTS, "gnn.stages": 4, "gnn.stage_threshold": 0.85, "optim.patience": 30,
+    "gamlp_rlu_products": {**GAMLP_PRODUCTS, "gnn.rlu_rounds": 4, "gnn.rlu_threshold": 0.85, "optim.patience": 30,
                            "train.eval_period": 10},
     "sagn_products": {**SAGN, "gnn.dim_inner": 512, "gnn.label_hops": 14, "gnn.batch_size": 100_000,
                       "gnn.layers_mp": 2, "gnn.label_dropout": 0.5, "optim.max_epoch": 1000},
@@ -410,7 +409,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "glem_gamlp_products": {**LM_PRODUCTS, **GAMLP, **EM_GAMLP, **LABEL_BRANCH},
     "glem_sagn_products": {**LM_PRODUCTS, **SAGN, **EM_GAMLP},
     "glem_sage_products": {**LM_PRODUCTS, **SAGE, **EM_GAMLP},
-    "glem_gcn_products": {**LM_PRODUCTS, **GCN, **EM_GCN, "glem.lm_batch_size": 144},
+    "glem_gcn_products": {**LM_PRODUCTS, **GCN, **EM_GCN, "e_step.batch_size": 144},
     "glem_giant_sagn_products": {**LM_PRODUCTS, **SAGN, **EM_GAMLP},
     "gamlp_papers100m": {"gnn.dim_inner": 1024, "gnn.hops": 6, "gnn.layers_mp": 6, "gnn.label_hops": 9,
                          "gnn.hop_activation": "sigmoid", "gnn.residual": False, "gnn.batch_size": 5000,
@@ -445,3 +444,20 @@ def test_every_configuration_of_a_published_data_set_is_compared_but_for_our_own
     own = {"gnn_arxiv", "gnn_products", "sgc_papers100m", "mlp_papers100m", "sage_papers100m"}
     own |= {"lm_lora_arxiv", "lm_lora_products", "lm_lora_papers100m"}
     assert {stem for stem in CONFIGS if not re.search("debian|synthetic", stem)} == {*PUBLISHED, *own}
+
+
+# ---- that every key has a use ---------------------------------------------------------------------------------------
+
+# Keys of the machine, the disk and one's own data, which a shipped file has no reason to set.
+OF_THE_USER = {"dataset.tag_source", "lm.attention", "lm.precision", "lm.infer_tokens", "lm.micro_batch_tokens"}
+OF_THE_USER |= {"glem.keep_weights", "glem.checkpoint_minutes"}
+
+
+def test_every_key_is_set_to_another_value_than_its_default_by_something_that_ships() -> None:
+    used = set()
+    for stem in CONFIGS:
+        load(stem)
+        used |= {key.name for key in KEYS if value_of(key.name) != key.default}
+    for grid in (ROOT / "configs_gg" / "grids").glob("*.txt"):
+        used |= {axis.key for block in space.read_grid(grid) for axis in block}
+    assert {key.name for key in KEYS} - used == OF_THE_USER & {key.name for key in KEYS}

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.config import load_config
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.models.dropout import Dropout
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.text_encoder import TextClassifier
-from glem_graphgym.registered.config import load_config
 from glem_graphgym.registered.networks import build_gnn
 from glem_graphgym.registered.train import lm_learners
 
@@ -62,15 +62,15 @@ def dropouts(module: nn.Module) -> set[float]:
 @pytest.mark.parametrize("file", FINE_TUNED, ids=lambda file: file.stem)
 def test_the_encoder_trains_at_its_pretrained_dropouts(file: Path, deberta: Path) -> None:
     """The published code sets others after the model is built, which nothing reads."""
-    for learner, key in zip(learners(file, deberta), ("lm.", "glem.lm_"), strict=True):
+    for learner, key in zip(learners(file, deberta), ("lm", "e_step"), strict=True):
         model: TextClassifier = learner.build()
         assert dropouts(model.encoder) == {0.1}, key
         assert dropouts(model.head) == {head_dropout(key)}  # which does act there
 
 
 def head_dropout(key: str) -> float:
-    own = cfg.glem.lm_head_dropout if key == "glem.lm_" else -1.0
-    return cfg.lm.head_dropout if own < 0 else own
+    own = cfg[key].head_dropout
+    return cfg.lm.head_dropout if own is None else own
 
 
 @pytest.mark.parametrize("file", GLEM, ids=lambda file: file.stem)
@@ -103,7 +103,7 @@ def test_the_file_says_why(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     reasons = [] if "large" in file.stem else ["stay as pretrained .*after the model is built"]
     if file in GLEM:
-        reasons += ["lm_warmup_epochs: 0.0  # .*warms up in fine-tuning on gold", "smooth_pseudo: true  # .*smooths"]
+        reasons += ["warmup_epochs: 0.0  # .*warms up in fine-tuning on gold", "smooth_pseudo: true  # .*smooths"]
     if "gcn" in file.stem or file.stem == "glem_arxiv":
         reasons += [r"# .*input dropout .* bias in the last layer alone\.\n  input_dropout: 0.1\n  hidden_bias: false"]
     if "papers100m" in file.stem and "gamlp" in file.stem:

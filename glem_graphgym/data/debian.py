@@ -357,8 +357,7 @@ def _labels(
     if len(names) < 2:
         raise DataError(
             f"debian: {len(names)} of {len(size)} sections have {recipe.min_class_size} or more labelled "
-            "packages and one in training; expected 2: lower dataset.min_class_size or name a larger Packages file "
-            "(dataset.tag_source)"
+            "packages and one in training; expected 2: name a larger Packages file (dataset.tag_source)"
         )
     index = {section: i for i, section in enumerate(names)}
     label = np.full(len(packages), UNLABELLED, dtype=np.int64)

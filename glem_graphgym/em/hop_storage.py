@@ -177,7 +177,7 @@ def check_batch(
     a_node = batch_bytes(1, hops, width, item_bytes) * (2 if beside else 1)
     needed = a_node * min(trained, batch_size or trained)
     if needed > budget:
-        more = ", and as many beside them for gnn.consistency" if beside else ""
+        more = ", and as many beside them for gnn.scr_weight" if beside else ""
         raise ValueError(
             f"gnn.batch_size is {batch_size} with {trained:,} training nodes{more}: {hops + 1} hops of {width} columns "
             f"take {needed / 1e9:.3g} GB, but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb, as far as "

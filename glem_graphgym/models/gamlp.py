@@ -26,37 +26,32 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
 }
-_ATTENTIONS = ("recursive", "jk")
 _PREPROCESSES = ("own", "shared", "none")
 
 
 class GAMLP(HopNetwork):
-    """Node-wise attention over hops, then an MLP with initial residual (Zhang et al. 2022).
+    """Node-wise recursive attention over hops, then an MLP with initial residual (Zhang et al. 2022).
 
     Hops are transformed, weighted and added up; a linear map of x is added, and PReLU and dropout follow, where
     ``residual``; an `InitialResidual` net gives the logits. With ``label_hops`` a feed-forward net on the label hops
     adds to them; the published one (GAMLP+RLU) takes the last label hop alone.
 
-    The published setting for ogbn-products: recursive, 512 hidden, 5 hops, output and label nets of 4 layers,
+    The published setting for ogbn-products: 512 hidden, 5 hops, output and label nets of 4 layers,
     leaky_relu, residual, dropout 0.5, input 0.2, attention 0.5. For ogbn-papers100M: 1024 hidden, 6 hops, output net
     of 6 layers, sigmoid, no residual, dropout 0.5 alone.
 
-    Differences from the published code: parameters that a setting does not use are not made; the recursive variant's
-    residual has a bias and the jk variant's has none, as with the published label branch.
+    Difference from the published code: parameters that a setting does not use are not made.
 
     Args:
         dim_in: D, width of the node features.
         dim_hidden: H, width of every hidden layer.
         dim_out: C, number of classes.
         hops: K, at least 0.
-        attention: ``"recursive"``, each hop scored against what was gathered up to it, or ``"jk"``, against a
-            reference made of all hops.
         preprocess: ``"own"``, two layers a hop; ``"shared"``, two layers for all hops; ``"none"``, the hops as they
             are.
         residual: add a linear map of x to the gathered hops; needs D = H without preprocessing.
-        reference_layers: layers of the reference net of ``"jk"`` (the published n-layers-1).
         output_layers: layers of the net that gives the logits (n-layers-2).
-        alpha: share 0-1 of the first layer's output in every middle layer's input, in both these nets.
+        alpha: share 0-1 of the first layer's output in every middle layer's input of that net.
         activation: of the attention scores: ``"sigmoid"``, ``"relu"`` or ``"leaky_relu"``.
         dropout: probability, 0 to below 1, after each PReLU.
         input_dropout: probability, 0 to below 1, of dropping an input feature.
@@ -77,10 +72,8 @@ class GAMLP(HopNetwork):
         dim_hidden: int,
         dim_out: int,
         hops: int,
-        attention: str = "recursive",
         preprocess: str = "own",
         residual: bool = True,
-        reference_layers: int = 4,
         output_layers: int = 4,
         alpha: float = 0.5,
         activation: str = "leaky_relu",
@@ -93,7 +86,6 @@ class GAMLP(HopNetwork):
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__(dim_in, dim_out, hops, label_hops)
-        _check_choice("attention", attention, _ATTENTIONS)
         _check_choice("preprocess", preprocess, _PREPROCESSES)
         _check_choice("activation", activation, tuple(_ACTIVATIONS))
         check_sizes(dim_hidden=dim_hidden)
@@ -113,14 +105,9 @@ class GAMLP(HopNetwork):
         self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
         count = {"own": hops + 1, "shared": 1, "none": 0}[preprocess]
         self.preprocess = nn.ModuleList(FeedForward(dim_in, dim_hidden, dim_hidden, 2, dropout) for _ in range(count))
-        self.prelu = nn.PReLU() if residual or attention == "jk" else None  # of both, as in the published code
-        self.attention: RecursiveAttention | JKAttention
-        if attention == "recursive":
-            self.attention = RecursiveAttention(dim, _ACTIVATIONS[activation], attention_dropout)
-        else:
-            reference = InitialResidual((hops + 1) * dim, dim_hidden, dim_hidden, reference_layers, dropout, alpha)
-            self.attention = JKAttention(dim, dim_hidden, reference, _ACTIVATIONS[activation])
-        self.residual = nn.Linear(dim_in, dim_hidden, bias=attention == "recursive") if residual else None
+        self.prelu = nn.PReLU() if residual else None
+        self.attention = RecursiveAttention(dim, _ACTIVATIONS[activation], attention_dropout)
+        self.residual = nn.Linear(dim_in, dim_hidden) if residual else None
         self.output = InitialResidual(dim, dim_hidden, dim_out, output_layers, dropout, alpha)
         if label_hops:
             label_net = FeedForward(label_hops * dim_out, dim_hidden, dim_out, label_layers, dropout)
@@ -140,7 +127,7 @@ class GAMLP(HopNetwork):
     def hop_logits(self, hop_features: Tensor) -> Tensor:
         x = self.prepare(hop_features)
         hidden = self.encode(x)
-        weights = dropout(self.hop_weights(hidden), self.attention_dropout, self.training)
+        weights = dropout(self.attention(hidden), self.attention_dropout, self.training)
         out = weighted_sum(hidden, weights)
         if self.residual is not None and self.prelu is not None:
             out = dropout(self.prelu(out + self.residual(x[0])), self.dropout, self.training)
@@ -159,13 +146,6 @@ class GAMLP(HopNetwork):
             return [transform(x[hop]) for hop, transform in enumerate(self.preprocess)]
         # All hops at once, so that batch norm normalises by the same statistics in training and in evaluation.
         return list(self.preprocess[0](x.flatten(0, 1)).view(*x.shape[:2], -1).unbind())
-
-    def hop_weights(self, hidden: list[Tensor]) -> Tensor:
-        """Attention weights (B, K+1) of encoded hops; they add up to 1 over the hops."""
-        if isinstance(self.attention, RecursiveAttention):
-            return self.attention(hidden)
-        reference = dropout(self.prelu(self.attention.refer(hidden)), self.dropout, self.training)  # type: ignore[misc]
-        return self.attention(hidden, reference)
 
 
 class RecursiveAttention(nn.Module):
@@ -202,44 +182,8 @@ class RecursiveAttention(nn.Module):
         return torch.stack(scores, dim=1).softmax(1)
 
 
-class JKAttention(nn.Module):
-    """softmax_k δ(w · [r ‖ h_k] + b) with r a reference vector made of all hops, as jumping knowledge.
-
-    The JK attention of Zhang et al. 2022.
-
-    Args:
-        dim: H, width of an encoded hop.
-        dim_reference: R, width of the reference.
-        reference: net (B, (K+1) H) -> (B, R).
-        activation: δ.
-    """
-
-    def __init__(
-        self, dim: int, dim_reference: int, reference: InitialResidual, activation: Callable[[Tensor], Tensor]
-    ) -> None:
-        super().__init__()
-        self.reference = reference
-        self.linear = nn.Linear(dim_reference + dim, 1)
-        self.activation = activation
-        reset_glorot(self.linear)
-
-    def reset_parameters(self) -> None:
-        self.reference.reset_parameters()
-        reset_glorot(self.linear)
-
-    def refer(self, hidden: list[Tensor]) -> Tensor:
-        """The reference net's output (B, R), before its PReLU."""
-        return self.reference(torch.cat(hidden, dim=1))
-
-    def forward(self, hidden: list[Tensor], reference: Tensor) -> Tensor:
-        """Weights (B, K+1) of K+1 hops (B, H), given the reference (B, R)."""
-        of_reference, of_hop = self.linear.weight.split([reference.shape[1], hidden[0].shape[1]], dim=1)
-        scores = torch.cat([F.linear(h, of_hop, self.linear.bias) for h in hidden], dim=1)
-        return self.activation(scores + F.linear(reference, of_reference)).softmax(1)
-
-
 class InitialResidual(nn.Module):
-    """Layers without bias, each with batch norm, PReLU and dropout between; what GAMLP's output and reference nets are.
+    """Layers without bias, each with batch norm, PReLU and dropout between; GAMLP's output net.
 
     x_1 = BN(x W_1); x_l = BN(((1-α) x̂ + α x_1) W_l) + x̂ for middle layers, x̂ being x_{l-1} after PReLU and dropout;
     the last layer is BN(x̂ W_L), so the logits of an output net are normalised. First and last layer add their input

@@ -25,7 +25,7 @@ from glem_graphgym.models.propagation import Adjacency
 class RevGATLayer(nn.Module):
     """Graph attention plus a linear transform of the node itself; no bias.
 
-    Out of the authors' code, where it differs from the GAT paper: attention may leave out the target; a share of the
+    Out of the authors' code, where it differs from the GAT paper: attention leaves out the target; a share of the
     edges is dropped before the softmax; with ``symmetric_norm`` the source's values are divided by the root of its
     out-degree before they are scored, and the sum is multiplied by the root of the target's in-degree, which makes
     uniform attention GCN's D^-1/2 A D^-1/2.
@@ -36,7 +36,6 @@ class RevGATLayer(nn.Module):
         heads: H.
         edge_drop: share, 0 to below 1, of the edges dropped in training.
         attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-        attend_destination: let the target's features count in the attention too.
         symmetric_norm: as above.
     """
 
@@ -47,7 +46,6 @@ class RevGATLayer(nn.Module):
         heads: int,
         edge_drop: float = 0.0,
         attention_dropout: float = 0.0,
-        attend_destination: bool = False,
         symmetric_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -56,16 +54,13 @@ class RevGATLayer(nn.Module):
         self.linear = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.root = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.source = nn.Parameter(torch.empty(heads, dim_out))
-        self.target = nn.Parameter(torch.empty(heads, dim_out)) if attend_destination else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         gain = nn.init.calculate_gain("relu")
         for weight in (self.linear.weight, self.root.weight):
             nn.init.xavier_normal_(weight, gain)
-        for vector in (self.source, self.target):
-            if vector is not None:
-                nn.init.xavier_normal_(vector[None], gain)  # the authors' has a leading 1, which counts in the scale
+        nn.init.xavier_normal_(self.source[None], gain)  # the authors' has a leading 1, which counts in the scale
 
     def forward(self, x: Tensor, graph: AttentionGraph, seed: int | None) -> Tensor:
         """(N, H·D) of ``x`` (N, D_in); drops edges and attention weights as ``seed`` says, nothing where it is None."""
@@ -75,16 +70,14 @@ class RevGATLayer(nn.Module):
         return torch.addmm(total, x, self.root.weight.T)
 
     def _edge_weight(self, x: Tensor, graph: AttentionGraph, seed: int | None) -> Tensor:
-        vectors = [vector for vector in (self.source, self.target) if vector is not None]
-        source, *others = attention_scores(x, self.linear.weight, *vectors)
-        target = others[0] if others else None
+        (source,) = attention_scores(x, self.linear.weight, self.source)
         if self.symmetric_norm:
             source = source * graph.out_degree().clamp(min=1).to(self.source.dtype).rsqrt()[:, None]
         if seed is None:
-            weight = graph.softmax(source, target)
+            weight = graph.softmax(source)
         else:
             generator = torch.Generator(x.device).manual_seed(seed)
-            weight = graph.softmax(source, target, graph.draw_edges(self.edge_drop, generator))
+            weight = graph.softmax(source, kept=graph.draw_edges(self.edge_drop, generator))
             weight = dropout(weight, self.attention_dropout, True, generator)
         return weight * graph.symmetric_weight().to(weight.dtype) if self.symmetric_norm else weight
 
@@ -234,7 +227,7 @@ class RevGAT(nn.Module):
         input_dropout: probability, 0 to below 1, of dropping an input feature.
         edge_drop: share, 0 to below 1, of the edges that each layer drops in training, drawn anew in every pass.
         attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-        attend_destination, symmetric_norm: as `RevGATLayer`.
+        symmetric_norm: as `RevGATLayer`.
         norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
         input_norm: batch norm of the features, before their dropout.
         self_loops: let every node attend to itself too, as published.
@@ -255,7 +248,6 @@ class RevGAT(nn.Module):
         input_dropout: float = 0.25,
         edge_drop: float = 0.3,
         attention_dropout: float = 0.0,
-        attend_destination: bool = False,
         symmetric_norm: bool = True,
         norm: str = "batch",
         input_norm: bool = False,
@@ -275,7 +267,7 @@ class RevGAT(nn.Module):
                 raise ValueError(f"{name} is {share}, expected a share from 0 to below 1")
 
         def layer(dim_in: int, dim_out: int, heads: int) -> RevGATLayer:
-            return RevGATLayer(dim_in, dim_out, heads, edge_drop, attention_dropout, attend_destination, symmetric_norm)
+            return RevGATLayer(dim_in, dim_out, heads, edge_drop, attention_dropout, symmetric_norm)
 
         def block() -> ReversibleBlock:
             return ReversibleBlock(

@@ -137,7 +137,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
         if not backbone.supports_gradient_checkpointing:
             raise ValueError(
                 f"lm.gradient_checkpointing is True, but model type '{hf_config.model_type}' cannot; set it to "
-                "False, and raise lm.accumulate to save memory"
+                "False, and raise lm.grad_accumulation to save memory"
             )
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.lora_rank > 0:

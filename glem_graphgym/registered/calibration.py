@@ -26,6 +26,7 @@ from torch_geometric.graphgym.config import cfg as graphgym_cfg
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.config import feature_kinds, load_config
 from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, shuffled_batches, token_folder
@@ -40,7 +41,6 @@ from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.models.out_of_core import disk_bytes
 from glem_graphgym.models.stored_operator import operator_bytes
-from glem_graphgym.registered.config import feature_kinds, load_config
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens, tokenizer_of

@@ -12,6 +12,7 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import open_predictions
@@ -19,7 +20,6 @@ from glem_graphgym.em.feature_rows import FeatureRows
 from glem_graphgym.files import fingerprint, make_once, read_array, read_json, write_json
 from glem_graphgym.memory import naming_out_of_memory
 from glem_graphgym.models.pooling import readout_of
-from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import untuned_lm
 from glem_graphgym.registered.run_folder import file_hashes
 
@@ -135,7 +135,8 @@ def feature_builder(
 
     def build(embeddings: np.ndarray | None) -> Any:
         parts = [part for kind in kinds if (part := embeddings if kind == "text" else fixed[kind]) is not None]
-        rows = FeatureRows(parts, standardise=cfg.glem.input_norm, rows=counted, fixed="text" not in kinds)
+        standardise = cfg.gnn.input_norm in ("standardise", "layer")
+        rows = FeatureRows(parts, standardise=standardise, rows=counted, fixed="text" not in kinds)
         return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
     return build

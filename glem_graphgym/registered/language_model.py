@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 from yacs.config import CfgNode
 
+from glem_graphgym.config import ConfigError
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMLearner, LMSettings, encode_in_parts
 from glem_graphgym.em.stage import Hardware, Validation
@@ -22,7 +23,6 @@ from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
-from glem_graphgym.registered.config import ConfigError
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
 PADDING_SEEN = 0.01  # relative difference of an embedding with and without padding that is warned of
@@ -172,7 +172,7 @@ def infer_tokens(cfg: CfgNode, hardware: Hardware) -> int:
 
 
 def part_tokens(cfg: CfgNode, hardware: Hardware) -> int:
-    return cfg.lm.part_tokens or (CPU_PART if hardware.accelerator == "cpu" else GPU_PART)
+    return cfg.lm.micro_batch_tokens or (CPU_PART if hardware.accelerator == "cpu" else GPU_PART)
 
 
 class TextEmbeddings(nn.Module):

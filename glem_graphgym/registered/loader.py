@@ -14,9 +14,9 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import register_loader
 from yacs.config import CfgNode
 
+from glem_graphgym.config import OUR_MODES, TEXT_GRAPHS, ConfigError, check_config, feature_kinds
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.registered.config import OUR_MODES, ConfigError, check_config, feature_kinds
 from glem_graphgym.registered.features import static_embeddings
 
 MANY_UNKNOWN = 0.05  # share of unknown tokens that is warned of
@@ -48,8 +48,6 @@ def _debian(cfg: CfgNode) -> TextGraph:
         Path(d.dir),
         packages=d.tag_source,
         shares=d.tag_split,
-        labels_per_source=d.labels_per_source,
-        min_class_size=d.min_class_size,
         max_nodes=d.tag_max_nodes,
     )
 
@@ -99,7 +97,8 @@ def _synthetic(cfg: CfgNode) -> TextGraph:
 
 
 # dataset.name -> how to get the graph. A new dataset is one function in `data/` and one line here.
-GRAPHS: dict[str, Callable[[CfgNode], TextGraph]] = {
+GRAPHS = TEXT_GRAPHS
+GRAPHS |= {
     "debian": _debian,
     "ogbn-arxiv": _ogbn_arxiv,
     "ogbn-products": _ogbn_products,

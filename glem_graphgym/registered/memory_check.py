@@ -76,7 +76,7 @@ def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int], limit_and_whose: 
     limit, whose = limit_and_whose
     for name, needed in parts.items():
         if needed > limit:
-            size = "lm.batch_size / lm.accumulate" if is_joint(cfg) else "gnn.batch_size"
+            size = "lm.batch_size / lm.grad_accumulation" if is_joint(cfg) else "gnn.batch_size"
             lower = f"{size} or gnn.fan_out" if name == STEP else "gnn.fan_out"
             raise ValueError(f"{name} takes about {_gb(needed)} beside the graph, but {whose}; set {lower} lower")
 
@@ -109,9 +109,9 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
     if cfg.train.mode == "glem":
         kept = num_confident(n - trained if candidates is None else candidates, cfg.glem.confidence)
         trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, trained)
-    if cfg.gnn.stages > 1:  # a later stage may be sure of all of them
+    if cfg.gnn.rlu_rounds > 1:  # a later round may be sure of all of them
         trained = max(trained, len(graph.split["train"]) + (n if candidates is None else candidates))
-    check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.consistency > 0)
+    check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.scr_weight > 0)
     if cfg.glem.correct_and_smooth:
         _check_smoothing(cfg, graph)
 
@@ -175,9 +175,9 @@ def stage_remedy(cfg: CfgNode, model: str) -> str:
 
 def lm_remedy(cfg: CfgNode) -> str:
     lm, ways = cfg.lm, []
-    batch = min([lm.batch_size, *([cfg.glem.lm_batch_size] if cfg.glem.lm_batch_size > 0 else [])])
-    if 2 * lm.accumulate <= batch:
-        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
+    batch = min(lm.batch_size, cfg.e_step.batch_size or lm.batch_size)
+    if 2 * lm.grad_accumulation <= batch:
+        ways.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
     if not lm.gradient_checkpointing:
         ways.append("lm.gradient_checkpointing True")
     ways.append(f"lm.max_length below {lm.max_length}")
@@ -186,8 +186,8 @@ def lm_remedy(cfg: CfgNode) -> str:
 
 def joint_remedy(cfg: CfgNode) -> str:
     lm, ways = cfg.lm, []
-    if 2 * lm.accumulate <= lm.batch_size:
-        ways.append(f"lm.accumulate {2 * lm.accumulate} or more")
+    if 2 * lm.grad_accumulation <= lm.batch_size:
+        ways.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
     if not lm.gradient_checkpointing:
         ways.append("lm.gradient_checkpointing True")
     return f"set {', '.join([*ways, f'gnn.fan_out to less than {cfg.gnn.fan_out}'])}, or take train.mode glem"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
+from glem_graphgym.config import ConfigError
 from glem_graphgym.em.stage import Hardware
-from glem_graphgym.registered.config import ConfigError
 from glem_graphgym.registered.language_model import first_line, hardware_for, random_state_kept
 from glem_graphgym.registered.networks import LMNetwork, Structure, build_gnn, sees_hops
 from glem_graphgym.registered.optim import gnn_optimizer
@@ -50,7 +50,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
                 f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False"
             )
         if smallest_batch < 2 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
-            size = "lm.batch_size / lm.accumulate" if joint else "gnn.batch_size"
+            size = "lm.batch_size / lm.grad_accumulation" if joint else "gnn.batch_size"
             raise ConfigError(
                 f"{size} leaves a training batch of one node, and batch norm (gnn.norm {cfg.gnn.norm}) in model.type "
                 f"{cfg.model.type} needs at least two; raise {size}, label more nodes, or set gnn.norm to layer or none"
@@ -73,7 +73,7 @@ def _label_columns(cfg: CfgNode, num_classes: int) -> int:
 
 def _check_optimizer(cfg: CfgNode, network: nn.Module, hardware: Hardware) -> None:
     try:
-        gnn_optimizer(cfg, hardware)(network.parameters())
+        gnn_optimizer(cfg)(network.parameters())
     except Exception as error:
         raise ConfigError(
             f"optim.optimizer {cfg.optim.optimizer} with optim.scheduler {cfg.optim.scheduler} cannot be made for "

@@ -131,21 +131,21 @@ class RevGATNetwork(GraphNetwork):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         g = cfg.gnn
-        if g.dim_inner % g.group:
+        if g.dim_inner % g.rev_groups:
             raise ValueError(
-                f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.group, {g.group} ({cfg.model.type})"
+                f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.rev_groups, {g.rev_groups} "
+                f"({cfg.model.type})"
             )
         super().__init__(
             RevGAT,
             dim_in,
             dim_out,
             heads=g.att_heads,
-            group=g.group,
+            group=g.rev_groups,
             edge_drop=g.edge_drop,
             attention_dropout=g.attention_dropout,
-            attend_destination=g.attend_destination,
             symmetric_norm=g.symmetric_norm,
-            input_norm=g.input_norm,
+            input_norm=g.input_norm == "batch",
         )
 
 
@@ -179,7 +179,6 @@ def attention_over_hops() -> dict[str, Any]:
         "input_dropout": g.input_dropout,
         "attention_dropout": g.attention_dropout,
         "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard"),
-        "label_layers": g.label_layers,
         "label_dropout": g.label_dropout,
     }
 
@@ -222,7 +221,7 @@ class SAGNNetwork(HopGraphNetwork):
 
 @register_network("glem_gamlp")
 class GAMLPNetwork(HopGraphNetwork):
-    """GAMLP (Zhang et al. 2022); ``gnn.hop_attention`` chooses the variant."""
+    """GAMLP (Zhang et al. 2022), with recursive attention."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         g = cfg.gnn
@@ -232,11 +231,10 @@ class GAMLPNetwork(HopGraphNetwork):
                 g.dim_inner,
                 dim_out,
                 g.hops,
-                attention=g.hop_attention,
                 residual=g.residual,
                 output_layers=layers_mp(),
                 activation=g.hop_activation,
-                input_norm=g.input_norm,
+                input_norm=g.input_norm == "batch",
                 **attention_over_hops(),
             )
         )

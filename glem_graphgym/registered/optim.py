@@ -16,17 +16,13 @@ from torch_geometric.graphgym.register import register_optimizer, register_sched
 from yacs.config import CfgNode
 
 from glem_graphgym.em.optim import adamw, warmup_schedule
-from glem_graphgym.em.stage import Hardware
 
 
-def gnn_optimizer(cfg: CfgNode, hardware: Hardware) -> Callable[[Iterable[nn.Parameter]], tuple[Any, Any]]:
+def gnn_optimizer(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], tuple[Any, Any]]:
     """Parameters -> (optimizer, learning-rate schedule counted in epochs), as ``optim.*`` say."""
 
     def make(params: Iterable[nn.Parameter]) -> tuple[Any, Any]:
-        params = list(params)
-        optimizer = create_optimizer(params, cfg.optim)
-        if isinstance(optimizer, AdamW) and hardware.scales_gradients and cfg.optim.clip > 0:
-            optimizer = adamw(params, cfg.optim.base_lr, cfg.optim.weight_decay, fused=False)
+        optimizer = create_optimizer(list(params), cfg.optim)
         return optimizer, create_scheduler(optimizer, cfg.optim)
 
     return make

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
+from glem_graphgym.config import ConfigError, dump_config
 from glem_graphgym.disk import existing, free_bytes
 from glem_graphgym.em.loop import UNTIL_PLATEAU
 from glem_graphgym.em.plan import FIRST_STAGES, kind_of
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
 from glem_graphgym.processes import PARENT
-from glem_graphgym.registered.config import ConfigError, dump_config
 from glem_graphgym.registered.memory_check import gnn_remedy, joint_remedy, lm_remedy
 from glem_graphgym.registered.run_folder import RunError, names_of_stages
 

@@ -16,13 +16,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
+from glem_graphgym.config import KEYS, flat_settings, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.loop import UNTIL_PLATEAU
 from glem_graphgym.em.plan import stage_names
 from glem_graphgym.files import fingerprint, read_json, reading, write_json
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import find_model
-from glem_graphgym.registered.config import KEYS, reads_texts, settings_of
+from glem_graphgym.renamed import in_new_names
 
 METRIC = "accuracy"  # which score our train modes select by
 NOTED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
@@ -99,12 +100,7 @@ def package_versions() -> dict[str, str]:
 
 def decisive_settings(cfg: CfgNode) -> dict[str, object]:
     """``group.key`` -> value of every setting that a result can depend on."""
-    flat: dict[str, object] = {}
-    for name, value in settings_of(cfg).items():
-        flat.update(
-            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, CfgNode) else {name: value}
-        )
-    return {name: value for name, value in flat.items() if name not in _INDIFFERENT}
+    return {name: value for name, value in flat_settings(cfg) if name not in _INDIFFERENT}
 
 
 def resolved_settings(cfg: CfgNode) -> dict[str, object]:
@@ -276,7 +272,7 @@ def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy:
         )
     # A key that there was not yet when the run was made had no effect, as its default has none.
     later = {key.name: key.default for key in KEYS if key.name in now["settings"]}
-    settings = {**later, **before["settings"]}
+    settings = {**later, **in_new_names(before["settings"])}
     changed = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for old, new in ((settings, now["settings"]), (before["files"], now["files"]))

@@ -12,6 +12,7 @@ from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
 from glem_graphgym import memory, processes
+from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.text_graph import TextGraph
@@ -19,7 +20,6 @@ from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.em.m_step import prediction_folds
 from glem_graphgym.models.pooling import readout_of, width_after
 from glem_graphgym.models.pretrained import load_config
-from glem_graphgym.registered.config import feature_kinds
 from glem_graphgym.registered.language_model import hardware_for
 from glem_graphgym.registered.networks import GraphNetwork, has_layers
 from glem_graphgym.registered.run_folder import trained_mode
@@ -50,7 +50,7 @@ def processes_here(cfg: CfgNode) -> int:
 
 def machine_share(cfg: CfgNode) -> int:
     """Bytes of this machine for each process that holds hop features: all do, but with consistency the first alone."""
-    return memory.machine_bytes() // (1 if cfg.gnn.consistency > 0 else processes_here(cfg))
+    return memory.machine_bytes() // (1 if cfg.gnn.scr_weight > 0 else processes_here(cfg))
 
 
 def feature_width(cfg: CfgNode, graph: TextGraph) -> int:
@@ -170,7 +170,7 @@ def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str,
     if not is_joint(cfg):
         return {STEP: _step_bytes(cfg, graph, width, train[: cfg.gnn.batch_size or None])}
     return {
-        STEP: _step_bytes(cfg, graph, width, train[: cfg.lm.batch_size // cfg.lm.accumulate]),
+        STEP: _step_bytes(cfg, graph, width, train[: cfg.lm.batch_size // cfg.lm.grad_accumulation]),
         "a validation's neighbourhood": _validation_bytes(cfg, graph, width, valid[:VALIDATED_AT_ONCE]),
     }
 

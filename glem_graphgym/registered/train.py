@@ -23,6 +23,7 @@ from torch_geometric.graphgym.register import register_train
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.config import ConfigError, check_config, feature_kinds
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
@@ -44,7 +45,6 @@ from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, co
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.text_encoder import load_text_encoder
-from glem_graphgym.registered.config import ConfigError, check_config, feature_kinds
 from glem_graphgym.registered.features import feature_builder, load_matrix, seconds_before
 from glem_graphgym.registered.language_model import (
     build_lm,
@@ -268,7 +268,7 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
         return None
     mode = trained_mode(cfg)
     needed = np.unique(np.concatenate(list(graph.split.values())))
-    pseudo = mode == "glem" or cfg.gnn.stages > 1 or cfg.gnn.consistency > 0
+    pseudo = mode == "glem" or cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
     return np.union1d(needed, candidates) if pseudo else needed
 
 
@@ -317,7 +317,6 @@ def em_settings(cfg: CfgNode) -> EMSettings:
         lm_ratio=g.lm_pseudo_ratio,
         gnn_ratio=g.gnn_pseudo_ratio,
         lm_redraw=g.lm_redraw == "epoch",
-        gnn_redraw=g.gnn_redraw == "epoch",
         confidence=g.confidence,
         lm_init=g.lm_init,
         lm_init_first=g.lm_init if g.lm_init_first == "same" else g.lm_init_first,
@@ -329,30 +328,28 @@ def em_settings(cfg: CfgNode) -> EMSettings:
 def lm_learners(
     cfg: CfgNode, tokens: TokenStore, num_classes: int, validation: Validation
 ) -> tuple[LMLearner, LMLearner]:
-    """The LM as it is trained on gold (``lm.*``) and in E-steps (``glem.lm_*`` where not -1, else ``lm.*``)."""
+    """The LM as it is trained on gold (``lm.*``) and in E-steps (``e_step.*`` where not null, else ``lm.*``)."""
     hardware = hardware_for(cfg, cfg.lm.precision)
 
     def learner(e_step: bool) -> LMLearner:
         def value(name: str) -> float:
-            own = cfg.glem[f"lm_{name}"] if e_step else -1
-            return cfg.lm[name] if own < 0 else own
+            own = cfg.e_step[name] if e_step else None
+            return cfg.lm[name] if own is None else own
 
         config = encoder_config(cfg, hardware, value("dropout"), value("attention_dropout"))
-        config = replace(config, keys="glem.lm_" if e_step else "lm.")
+        config = replace(config, keys="e_step." if e_step else "lm.")
         head_dropout = value("head_dropout")
         settings = LMSettings(
             epochs=int(value("epochs")),
             batch_size=int(value("batch_size")),
-            accumulate=cfg.lm.accumulate,
+            accumulate=cfg.lm.grad_accumulation,
             lr=value("lr"),
             weight_decay=cfg.lm.weight_decay,
             warmup_epochs=value("warmup_epochs"),
             decay=cfg.lm.decay,
             label_smoothing=value("label_smoothing"),
             smooth_pseudo=cfg.glem.smooth_pseudo,
-            clip=cfg.lm.clip,
             evals_per_epoch=cfg.lm.evals_per_epoch,
-            patience=cfg.lm.patience,
             infer_tokens=infer_tokens(cfg, hardware),
         )
         return LMLearner(tokens, lambda: build_lm(config, num_classes, head_dropout), settings, validation, hardware)
@@ -378,16 +375,14 @@ def gnn_learner(
         lr=cfg.optim.base_lr,
         eval_every=cfg.train.eval_period,
         patience=cfg.optim.patience,
-        clip=cfg.optim.clip,
         label_input=cfg.glem.label_input,
-        label_input_rate=cfg.glem.label_input_rate,
         label_reuse=cfg.gnn.label_reuse,
         distillation=cfg.gnn.distillation,
         distillation_temperature=cfg.gnn.distillation_temperature,
     )
 
     hardware = hardware_for(cfg, cfg.gnn.precision)
-    make_optimizer = gnn_optimizer(cfg, hardware)
+    make_optimizer = gnn_optimizer(cfg)
     g, budget = cfg.gnn, budget_bytes(cfg)
     if not sees_hops():
         structures, hoods, layerwise = sampled_graph(cfg, graph, hardware)
@@ -412,8 +407,8 @@ def gnn_learner(
         predicted=predicted,
         storage=hop_storage(cfg, predicted) if budget else None,
         unlabelled=unlabelled,
-        self_training=SelfTraining(g.stages, g.stage_threshold, g.stage_weight),
-        consistency=Consistency(g.consistency, g.ema, g.consistency_threshold),
+        self_training=SelfTraining(g.rlu_rounds, g.rlu_threshold, g.rlu_weight),
+        consistency=Consistency(g.scr_weight, threshold=g.scr_threshold),
     )
 
 
@@ -448,7 +443,7 @@ def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
 def check_lms(cfg: CfgNode, gold: LMLearner, em: LMLearner) -> None:
     """`check_lm` for the LM as it is trained on gold and, where that differs, as it is trained in E-steps."""
     check_lm(cfg, gold)
-    if max(cfg.glem.lm_dropout, cfg.glem.lm_attention_dropout) >= 0:
+    if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
         check_lm(cfg, em)
 
 
@@ -495,11 +490,11 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
     """Nodes in the smallest batch of any M-step, over which batch norm takes its means."""
     gold = len(graph.split["train"])
     if joint:
-        return max(1, gold // num_batches(gold, cfg.lm.batch_size) // cfg.lm.accumulate)
+        return max(1, gold // num_batches(gold, cfg.lm.batch_size) // cfg.lm.grad_accumulation)
     if not sees_hops() and not cfg.gnn.fan_out:
         return graph.num_nodes
     if cfg.glem.label_input and not sees_hops():  # an epoch's targets are the gold nodes that are no input
-        gold = max(1, int(gold * (1 - cfg.glem.label_input_rate)))
+        gold = max(1, int(gold * (1 - GNNSettings.label_input_rate)))
     trained = [gold]
     if cfg.train.mode == "glem":
         drawn = num_drawn(num_confident(candidates, cfg.glem.confidence), cfg.glem.gnn_pseudo_ratio, gold)
@@ -518,7 +513,7 @@ def _refuse_full_batch_settings(cfg: CfgNode) -> None:
 
 
 def _refuse_hop_settings(cfg: CfgNode) -> None:
-    for name, value, off in (("stages", cfg.gnn.stages, 1), ("consistency", cfg.gnn.consistency, 0.0)):
+    for name, value, off in (("rlu_rounds", cfg.gnn.rlu_rounds, 1), ("scr_weight", cfg.gnn.scr_weight, 0.0)):
         if value != off:
             raise ConfigError(
                 f"gnn.{name} is {value}, but model.type {cfg.model.type} sees the whole graph in every step; expected "
@@ -550,7 +545,8 @@ def joint_learner(
 
     def build(dim_more: int, num_classes: int) -> JointModel:
         encoder = load_text_encoder(config)
-        return JointModel(encoder, build_gnn(encoder.dim + dim_more, num_classes), cfg.glem.input_norm)
+        normed = cfg.gnn.input_norm in ("standardise", "layer")
+        return JointModel(encoder, build_gnn(encoder.dim + dim_more, num_classes), normed)
 
     structures, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware)
     assert hoods is not None, "joint training samples neighbours"
@@ -559,13 +555,13 @@ def joint_learner(
 
 
 def _check_parts(cfg: CfgNode, num_gold: int) -> None:
-    """Of a joint step: none of the ``lm.accumulate`` parts of a batch is empty, nor too small for batch norm."""
+    """Of a joint step: none of the ``lm.grad_accumulation`` parts of a batch is empty, nor too small for batch norm."""
     smallest = num_gold // num_batches(num_gold, cfg.lm.batch_size)
     at_most = max(1, smallest // (2 if cfg.gnn.norm == "batch" else 1))
-    if cfg.lm.accumulate > at_most:
+    if cfg.lm.grad_accumulation > at_most:
         raise ConfigError(
-            f"lm.accumulate is {cfg.lm.accumulate}, but a batch has {smallest} of the {num_gold:,} training nodes and "
-            f"gnn.norm is '{cfg.gnn.norm}'; expected at most {at_most} parts"
+            f"lm.grad_accumulation is {cfg.lm.grad_accumulation}, but a batch has {smallest} of the {num_gold:,} "
+            f"training nodes and gnn.norm is '{cfg.gnn.norm}'; expected at most {at_most} parts"
         )
 
 
@@ -587,7 +583,7 @@ def smoother(cfg: CfgNode, structures: Structures, gold: Gold) -> Callable[[np.n
     g = cfg.glem
     if not g.correct_and_smooth:
         return None
-    settings = CorrectAndSmoothSettings(g.cs_correct_layers, g.cs_correct_alpha, g.cs_smooth_layers, g.cs_smooth_alpha)
+    settings = CorrectAndSmoothSettings(correct_alpha=g.cs_correct_alpha, smooth_alpha=g.cs_smooth_alpha)
 
     def smooth(logits: np.ndarray) -> np.ndarray:
         everything = structures.predict.edge_index.cpu()

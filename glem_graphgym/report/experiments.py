@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from glem_graphgym.files import fingerprint, read_json, reading
+from glem_graphgym.renamed import in_new_names
 from glem_graphgym.report.epochs import best_epoch, read_rows, row_at, seed_folders
 from glem_graphgym.report.significance import Difference
 from glem_graphgym.report.stats import SUMMARY, Stage, in_order, read_stages
@@ -179,19 +180,20 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     first = next(iter(runs.values())).about
     for seed, run in runs.items():
         _require_same(folder, first, run.about, seed)
-    settings = _seedless(first)
+    settings, as_noted = _seedless(first), {key: value for key, value in first["settings"].items() if key != "seed"}
     # Not among run.json's settings, since a finished run may go on for more.
     noted = {run.about.get("em_iterations") for run in runs.values() if run.stages}
     asked = sorted(number for number in noted if number is not None)
     if asked:
-        settings["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
-    config = fingerprint(first["mode"], settings, first.get("files", {}))[:8]
+        settings["glem.em_iterations"] = as_noted["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
+    config = fingerprint(first["mode"], as_noted, first.get("files", {}))[:8]
     graph = (first["dataset"], first.get("fingerprint"), first.get("metric", METRIC))
     return Experiment(name, first["mode"], *graph, settings, config, asked, runs, pd.DataFrame(rows))
 
 
 def _seedless(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in about["settings"].items() if key != "seed"}
+    """Settings in today's names, so that runs of earlier versions stand beside those of this one."""
+    return in_new_names({key: value for key, value in about["settings"].items() if key != "seed"})
 
 
 def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, Any], seed: int) -> None:

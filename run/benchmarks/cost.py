@@ -221,11 +221,11 @@ def load(job: Job) -> tuple[TextGraph, Any]:
     from torch_geometric.graphgym.config import cfg
 
     import glem_graphgym  # noqa: F401 - registers the plugin
-    from glem_graphgym.registered.config import load_config
+    from glem_graphgym.config import load_config
     from glem_graphgym.registered.loader import load_text_graph_of
 
-    size = {GLEM: "glem.lm_batch_size"}.get(job.method, "lm.batch_size")
-    mine = ["dataset.dir", job.data, size, str(job.batch), "lm.epochs", "1", "glem.lm_epochs", "1"]
+    size = {GLEM: "e_step.batch_size"}.get(job.method, "lm.batch_size")
+    mine = ["dataset.dir", job.data, size, str(job.batch), "lm.epochs", "1", "e_step.epochs", "1"]
     mine += ["train.eval_period", "1000000", "optim.max_epoch", str(job.warm_up + job.steps), "optim.patience", "0"]
     config = RUN.parent / "configs_gg" / f"{CONFIGS.get(job.method, CONFIGS[GLEM])}.yaml"
     load_config(cfg, config, [*mine, *job.options])
@@ -356,9 +356,9 @@ def e_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
 
 
 def m_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.config import feature_kinds
     from glem_graphgym.em.pseudo_labels import StepTargets
     from glem_graphgym.models.text_encoder import load_text_encoder
-    from glem_graphgym.registered.config import feature_kinds
     from glem_graphgym.registered.language_model import encoder_config, hardware_for
     from glem_graphgym.registered.train import gnn_learner
 

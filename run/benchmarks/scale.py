@@ -36,8 +36,8 @@ EDGES_A_NODE = 12
 WIDTH = 64  # of the features, of the tiny transformer, of GAMLP's hops
 BUDGET_GB = 0.2  # of memory for graph, features and hops, a million nodes: a quarter of what they take
 OPTIONS = {
-    "lm.shrink_dim": 0, "lm.max_length": 64, "lm.epochs": 1, "lm.batch_size": 64, "lm.accumulate": 1, "lm.lr": 1e-3,
-    "glem.lm_epochs": 1, "glem.lm_batch_size": 64, "glem.lm_lr": 1e-3,
+    "lm.shrink_dim": 0, "lm.max_length": 64, "lm.epochs": 1, "lm.batch_size": 64, "lm.grad_accumulation": 1,
+    "lm.lr": 1e-3, "e_step.epochs": 1, "e_step.batch_size": 64, "e_step.lr": 1e-3,
     "gnn.hops": 3, "gnn.layers_mp": 2, "gnn.dim_inner": 128, "gnn.batch_size": 10_000,
     "optim.max_epoch": 5, "optim.patience": 0,
 }  # fmt: skip

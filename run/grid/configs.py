@@ -17,9 +17,9 @@ from torch_geometric.graphgym.utils.comp_budget import params_count
 from yacs.config import CfgNode
 
 import glem_graphgym  # noqa: F401 - registers the plugin, whose keys and names a grid may use
+from glem_graphgym.config import NULLABLE, ConfigError, load_config, typed_values
+from glem_graphgym.config.yaml_text import YamlError, read_file
 from glem_graphgym.files import atomic_write
-from glem_graphgym.registered.config import NULLABLE, ConfigError, load_config, typed_values
-from glem_graphgym.yaml_text import YamlError, read_file
 from grid.space import Axis, GridError, Point, base_name, point_name
 from grid.where import configs_folder
 

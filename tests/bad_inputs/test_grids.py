@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch_geometric.graphgym.config import cfg
 
-from glem_graphgym.registered.config import load_config
+from glem_graphgym.config import load_config
 from tests.bad_inputs.conftest import RUN, load_program
 
 sys.path.insert(0, str(RUN))
@@ -32,7 +32,7 @@ WRONG = {
     "a value that is not allowed": ("glem.alpha a [0.5, 7]\n", ["line 1", "glem.alpha", "7"]),
     "infinity": ("seed s [1]\nlm.lr a [1e999]\n", ["line 2", "lm.lr"]),
     "a large seed": ("seed s [1, 4294967296]\n", ["line 1", "seed"]),
-    "a number where only -1 means something": ("glem.lm_lr a [-2e-4]\n", ["line 1", "glem.lm_lr"]),
+    "a number where only -1 means something": ("e_step.lr a [-2e-4]\n", ["line 1", "e_step.lr"]),
     "an alias of two keys": ("seed s [1]\nround s [1]\n", ["line 2", "'s'", "line 1"]),
     "a key twice": ("seed s [1]\nseed t [2]\n", ["line 2", "seed", "line 1"]),
     "an alias with a slash": ("seed a/b [1]\n", ["line 1", "a/b"]),
@@ -106,7 +106,7 @@ def test_a_million_points_are_refused_at_once(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("powers", [1, 12])
 def test_some_of_very_many_points_can_be_drawn(powers: int, tmp_path: Path) -> None:
     keys = ["lm.epochs", "lm.batch_size", "lm.max_length", "glem.em_iterations", "gnn.hops", "gnn.label_hops"]
-    keys += ["gnn.layers_mp", "gnn.label_layers", "optim.patience", "lm.patience", "train.ckpt_period"]
+    keys += ["gnn.layers_mp", "gnn.rlu_rounds", "optim.patience", "lm.evals_per_epoch", "train.ckpt_period"]
     more = "".join(f"{key} b{i} {list(range(3, 103))}\n" for i, key in enumerate(keys[: powers - 1]))
     assert generate(tmp_path, MANY + more, "--sample_num", 3) == 0
     assert len(list((tmp_path / "configs").glob("*/*.yaml"))) == 3

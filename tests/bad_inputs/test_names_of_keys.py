@@ -26,8 +26,8 @@ GNN = ("train.mode", "glem_gnn", "glem.node_features", "raw", "dataset.synthetic
         (("model.type", "glem_sign", "gnn.layers_mp", "0"), ["gnn.layers_mp", "0", "glem_sign", "1"]),
         (("model.type", "glem_sagn", "gnn.layers_mp", "0"), ["gnn.layers_mp", "0", "glem_sagn", "1"]),
         (("model.type", "glem_gamlp", "gnn.layers_mp", "0"), ["gnn.layers_mp", "0", "glem_gamlp", "1"]),
-        (("model.type", "glem_revgat", "gnn.dim_inner", "7"), ["gnn.dim_inner", "7", "gnn.group", "2"]),
-        (("model.type", "glem_revgat", "gnn.group", "3"), ["gnn.dim_inner", "8", "gnn.group", "3"]),
+        (("model.type", "glem_revgat", "gnn.dim_inner", "7"), ["gnn.dim_inner", "7", "gnn.rev_groups", "2"]),
+        (("model.type", "glem_revgat", "gnn.rev_groups", "3"), ["gnn.dim_inner", "8", "gnn.rev_groups", "3"]),
     ],
 )
 def test_a_refusal_names_the_key(program: Program, options: tuple[str, ...], names: list[str]) -> None:

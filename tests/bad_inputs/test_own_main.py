@@ -10,7 +10,7 @@ from torch_geometric.graphgym.config import cfg, load_cfg
 from torch_geometric.graphgym.loader import create_loader
 from torch_geometric.graphgym.register import train_dict
 
-from glem_graphgym.registered.config import OUR_MODES, ConfigError
+from glem_graphgym.config import OUR_MODES, ConfigError
 from tests.bad_inputs.conftest import WORKING
 
 
@@ -31,7 +31,7 @@ def load(folder: Path, *options: object) -> None:
 WRONG = {
     ("glem.alpha", 7.0): ["glem.alpha"],
     ("glem.order", "gnnfirst"): ["glem.order", "gnn_first"],
-    ("glem.lm_lr", -2e-4): ["glem.lm_lr"],
+    ("e_step.lr", -2e-4): ["e_step.lr"],
     ("glem.beta", "1e999"): ["glem.beta"],
     ("lm.epochs", -1): ["lm.epochs"],
     ("lm.precision", "half"): ["lm.precision"],

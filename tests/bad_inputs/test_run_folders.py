@@ -119,7 +119,7 @@ ERRORS = {
 }
 # (learner, its method, options) -> the stage in which memory runs out, and a key that helps.
 STEPS: list[tuple[Any, str, tuple[Any, ...], str, str]] = [
-    (LMLearner, "fit", (), "00_lm_gold", "lm.accumulate"),
+    (LMLearner, "fit", (), "00_lm_gold", "lm.grad_accumulation"),
     (LMLearner, "predict", (), "00_lm_gold", "lm.max_length"),
     (GNNLearner, "fit", (), "01_gnn_gold", "gnn.dim_inner"),
     (GNNLearner, "predict", (), "01_gnn_gold", "gnn.dim_inner"),
@@ -185,7 +185,7 @@ def test_a_real_shortage_ends_in_one_line(program: Program, monkeypatch: pytest.
     )
     assert done.returncode == 1, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "error:" in line)
-    assert "00_lm_gold" in line and "lm.accumulate" in line
+    assert "00_lm_gold" in line and "lm.grad_accumulation" in line
     assert "Traceback" not in done.stderr
 
 

@@ -47,11 +47,11 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     "joint training of hop features": ([*JOINT, *GAMLP], ["model.type", "glem_joint"]),
     "joint training with another optimizer": ([*JOINT, "optim.optimizer", "sgd"], ["optim.optimizer", "glem_joint"]),
     "joint training with another schedule": ([*JOINT, "optim.scheduler", "cos"], ["optim.scheduler", "glem_joint"]),
-    "more parts than nodes": ([*JOINT, "lm.accumulate", 8], ["lm.accumulate", "gnn.norm"]),
+    "more parts than nodes": ([*JOINT, "lm.grad_accumulation", 8], ["lm.grad_accumulation", "gnn.norm"]),
     "joint self-distillation": ([*JOINT, "gnn.distillation", 0.5], ["gnn.distillation"]),
     # ---- what hop networks can, and full-batch networks can
-    "self-training of a full-batch network": ([*GNN, "gnn.stages", 2], ["gnn.stages", "model.type"]),
-    "consistency of a full-batch network": (["gnn.consistency", 0.5], ["gnn.consistency", "model.type"]),
+    "self-training of a full-batch network": ([*GNN, "gnn.rlu_rounds", 2], ["gnn.rlu_rounds", "model.type"]),
+    "consistency of a full-batch network": (["gnn.scr_weight", 0.5], ["gnn.scr_weight", "model.type"]),
     "label reuse on hop features": (
         [*GNN, *GAMLP, "glem.label_input", True, "gnn.label_reuse", 1],
         ["gnn.label_reuse", "model.type"],
@@ -66,14 +66,8 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
         ["glem.label_input", "model.type"],
     ),
     "reuse of labels that are not given": (["gnn.label_reuse", 1], ["gnn.label_reuse", "glem.label_input"]),
-    "two norms of the input": (
-        [*GAMLP, "gnn.input_norm", True, "glem.input_norm", True],
-        ["gnn.input_norm", "glem.input_norm"],
-    ),
-    "a norm that the network does not have": (
-        ["gnn.input_norm", True, "glem.input_norm", False],
-        ["gnn.input_norm", "model.type"],
-    ),
+    "a norm that the network does not have": (["gnn.input_norm", "batch"], ["gnn.input_norm", "model.type"]),
+    "a norm for embeddings that do not change": (["gnn.input_norm", "layer"], ["gnn.input_norm", "train.mode glem"]),
     # ---- nodes that are left out
     "smoothing of predictions that nobody makes": (
         ["glem.encode_nodes", "needed", "glem.correct_and_smooth", True],
@@ -88,14 +82,17 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
         ["glem.encode_nodes", "glem.setting"],
     ),
     # ---- batches
-    "unequal parts": (["lm.accumulate", 3], ["lm.batch_size", "lm.accumulate"]),
-    "unequal E-step parts": (["lm.accumulate", 2, "glem.lm_batch_size", 7], ["glem.lm_batch_size", "lm.accumulate"]),
-    "no text in a batch": (["glem.lm_batch_size", 0], ["glem.lm_batch_size"]),
+    "unequal parts": (["lm.grad_accumulation", 3], ["lm.batch_size", "lm.grad_accumulation"]),
+    "unequal E-step parts": (
+        ["lm.grad_accumulation", 2, "e_step.batch_size", 7],
+        ["e_step.batch_size", "lm.grad_accumulation"],
+    ),
+    "no text in a batch": (["e_step.batch_size", 0], ["e_step.batch_size"]),
     "no epoch between validations": (["train.eval_period", 0], ["train.eval_period"]),
     # ---- what is trained in two ways at once
     "frozen layers with adapters": (["lm.freeze_layers", 1, "lm.lora_rank", 2], ["lm.freeze_layers", "lm.lora_rank"]),
     "more frozen layers than there are": (["lm.freeze_layers", 9], ["lm.freeze_layers"]),
-    "half of the channels": (["model.type", "glem_revgat", "gnn.group", 5], ["group"]),
+    "half of the channels": (["model.type", "glem_revgat", "gnn.rev_groups", 5], ["group"]),
     # ---- results that there are not
     "prediction without a run": (["train.mode", "glem_predict"], ["out_dir"]),
     "predictions of nobody": (["glem.first_predictions", "nowhere.npy"], ["glem.first_predictions", "nowhere.npy"]),
@@ -108,9 +105,9 @@ def test_contradictory_settings_are_refused(case: str, program: Program) -> None
     program.refuses(*options, names=names)
 
 
-BELOW_ONE = ["gnn.ema", "gnn.consistency_threshold", "glem.label_input_rate", "lm.dropout", "lm.attention_dropout"]
-BELOW_ONE += ["lm.head_dropout", "lm.label_smoothing", "glem.lm_dropout", "glem.lm_attention_dropout"]
-BELOW_ONE += ["glem.lm_head_dropout", "glem.lm_label_smoothing", "gnn.dropout", "gnn.input_dropout", "gnn.edge_drop"]
+BELOW_ONE = ["gnn.scr_threshold", "lm.dropout", "lm.attention_dropout"]
+BELOW_ONE += ["lm.head_dropout", "lm.label_smoothing", "e_step.dropout", "e_step.attention_dropout"]
+BELOW_ONE += ["e_step.head_dropout", "e_step.label_smoothing", "gnn.dropout", "gnn.input_dropout", "gnn.edge_drop"]
 BELOW_ONE += ["gnn.attention_dropout", "gnn.label_dropout"]
 
 

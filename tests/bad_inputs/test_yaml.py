@@ -9,7 +9,7 @@ import pytest
 import yaml
 from torch_geometric.graphgym.config import cfg
 
-from glem_graphgym.registered.config import ConfigError, dump_config, load_config
+from glem_graphgym.config import ConfigError, dump_config, load_config
 
 
 def refused(text: str | bytes, folder: Path, *options: str) -> str:

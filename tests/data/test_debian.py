@@ -352,7 +352,7 @@ def test_the_class_size_counts_labels_after_the_cap() -> None:
 
 
 def test_too_few_classes_are_an_error_that_names_the_option() -> None:
-    with pytest.raises(DataError, match=r"0 of 2 sections have 100 .* lower dataset\.min_class_size"):
+    with pytest.raises(DataError, match=r"0 of 2 sections have 100 .* larger Packages file \(dataset\.tag_source\)"):
         graph_of(min_class_size=100)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
+from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import joint_step
 from glem_graphgym.em.joint_step import JointLearner
@@ -24,7 +25,6 @@ from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhood, StoredSampledLearner
 from glem_graphgym.files import read_json
 from glem_graphgym.registered import loader
-from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.train import prepare
 from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
@@ -44,7 +44,7 @@ num_threads: 1
 dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.2, 0.4],
   synthetic_nodes: {NODES}, synthetic_classes: {CLASSES}, synthetic_degree: 4.0, synthetic_words: 4,
   synthetic_text_signal: 0.9, synthetic_structure_signal: 0.9}}
-lm: {{model: {tiny_lm}, max_length: 16, precision: 32, epochs: 2, batch_size: 8, lr: 4.0e-3, part_tokens: 64}}
+lm: {{model: {tiny_lm}, max_length: 16, precision: 32, epochs: 2, batch_size: 8, lr: 4.0e-3, micro_batch_tokens: 64}}
 model: {{type: glem_sage}}
 gnn: {{dim_inner: 8, layers_mp: 2, layers_post_mp: 1, dropout: 0.2, fan_out: [3, 2]}}
 optim: {{optimizer: adamw, scheduler: none, base_lr: 0.01}}
@@ -158,14 +158,14 @@ def test_parts_of_texts_and_their_recomputation_change_nothing(configure: Config
     (logits, grads), (again, grads_again) = results
     assert torch.equal(logits, again)
     assert all(torch.equal(grad, grads_again[name]) for name, grad in grads.items())
-    _, whole, _ = loaded(configure, *STILL, "lm.part_tokens", 100_000)
-    _, parts, _ = loaded(configure, *STILL, "lm.part_tokens", 20)
+    _, whole, _ = loaded(configure, *STILL, "lm.micro_batch_tokens", 100_000)
+    _, parts, _ = loaded(configure, *STILL, "lm.micro_batch_tokens", 20)
     nodes = np.random.default_rng(0).permutation(NODES)[:40]
     torch.testing.assert_close(parts._encode(nodes), whole._encode(nodes), rtol=1e-4, atol=1e-5)
 
 
 def test_a_part_holds_no_more_than_its_tokens(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, learner, _ = loaded(configure, "lm.part_tokens", 40)
+    _, learner, _ = loaded(configure, "lm.micro_batch_tokens", 40)
     shapes = []
     model: Any = learner.model
     usual = model.encoder.forward
@@ -184,7 +184,9 @@ def test_accumulated_parts_are_one_batch(configure: Configure) -> None:
     """With all neighbours and nothing random the parts' losses add up to the batch's, and so do gradients."""
     trained = []
     for accumulate in (1, 4):
-        _, learner, targets, features = learner_of(configure, *STILL, *ALL, "lm.accumulate", accumulate, "lm.epochs", 1)
+        _, learner, targets, features = learner_of(
+            configure, *STILL, *ALL, "lm.grad_accumulation", accumulate, "lm.epochs", 1
+        )
         torch.manual_seed(0)
         learner.fit(targets, features, "test")
         assert learner.model is not None
@@ -313,7 +315,7 @@ def test_prediction_sees_all_neighbours_of_all_nodes(features: str, configure: C
 
 
 def test_without_input_norm_the_gnn_sees_embeddings_as_they_are(configure: Configure) -> None:
-    _, learner, _ = loaded(configure, "glem.input_norm", False)
+    _, learner, _ = loaded(configure, "gnn.input_norm", "none")
     assert learner.model is not None
     embeddings = torch.randn(4, H)
     assert torch.equal(learner.model.node_features(embeddings, torch.zeros(4, 0)), embeddings)
@@ -406,7 +408,7 @@ def test_a_run_learns_and_leaves_one_row_with_its_costs(configure: Configure) ->
 
 
 def test_texts_a_step_are_counted_right(configure: Configure) -> None:
-    _, learner, targets, features = learner_of(configure, "lm.accumulate", 2)
+    _, learner, targets, features = learner_of(configure, "lm.grad_accumulation", 2)
     texts = []
     usual = learner.logits
 
@@ -489,7 +491,10 @@ def test_other_errors_of_a_step_stay_what_they_are(configure: Configure) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["gnn.fan_out", "[]"], r"glem_joint .*gnn\.fan_out is \[\]; expected one number a layer, such as \[5, 5\]"),
+        (
+            ["gnn.fan_out", "[]"],
+            r"glem_joint .*gnn\.fan_out is \[\]; expected one number for each layer \(gnn\.layers_mp 2\)",
+        ),
         (["gnn.fan_out", "[5]"], r"gnn\.fan_out is \[5\], but gnn\.layers_mp is 2"),
         (["gnn.fan_out", "[5, 0]"], r"gnn\.fan_out is \[5, 0\], expected whole numbers"),
         (["gnn.fan_out", "[5, 2.5]"], r"gnn\.fan_out is \[5, 2\.5\], expected whole numbers"),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.config import load_config
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph, Texts
 from glem_graphgym.em.loop import run_em, run_gnn
 from glem_graphgym.files import read_json
 from glem_graphgym.registered import train
-from glem_graphgym.registered.config import load_config
 from glem_graphgym.registered.loader import GRAPHS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import e_step, m_step
 from glem_graphgym.em.feature_rows import FeatureRows
@@ -35,7 +36,6 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import FitLog, Validation, Weights
 from glem_graphgym.files import read_json
 from glem_graphgym.registered import train
-from glem_graphgym.registered.config import load_config
 
 # ==== learners that take notes =====================================================================================
 
@@ -467,7 +467,6 @@ SMALL: dict[str, Any] = {
     **{
         "glem.temperature": 1.0,
         "glem.em_iterations": 2,
-        "glem.gnn_redraw": "epoch",
         "glem.alpha": 0.6,
         "glem.beta": 0.4,
     },

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from torch_geometric.graphgym.config import cfg
 
-from glem_graphgym.registered.config import ConfigError, check_devices, load_config
+from glem_graphgym.config import ConfigError, check_devices, load_config
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 SECONDS = 300  # for a run that takes ten, on a busy machine
@@ -144,7 +144,7 @@ def check_same(run_dir: Path, expected: Path) -> None:
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_two_processes_give_what_one_gives(config: Path, alone: Path, torchrun: bool) -> None:
     out = config.parent / f"two_{torchrun}"
-    options = ("lm.accumulate", 1) if torchrun else ("devices", 2)
+    options = ("lm.grad_accumulation", 1) if torchrun else ("devices", 2)
     done = run(config, out, *options, torchrun=torchrun)
     check_same(out / "synth" / "0", alone)
     assert done.stdout.count("stage 4 of 4: accuracy ") == done.stdout.count("synth, seed 0") == 1
@@ -169,7 +169,7 @@ def child(parent: int, rank: str) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the process in /proc")
 def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path) -> None:
     out = config.parent / "killed"
-    options = ("glem.lm_epochs", 25, "optim.max_epoch", 2, "lm.evals_per_epoch", 1)
+    options = ("e_step.epochs", 25, "optim.max_epoch", 2, "lm.evals_per_epoch", 1)
     started = subprocess.Popen(
         command(config, out, "devices", 2, *options), env=environment(), stderr=subprocess.PIPE, text=True
     )

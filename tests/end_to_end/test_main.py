@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.utils.agg_runs import agg_batch
 
+from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.m_step import GNNLearner
-from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.run_folder import RunError, held, names_of_stages
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
@@ -162,7 +162,7 @@ def summary(run: Path) -> dict[str, dict[str, Any]]:
         ("glem_sgc", []),
         ("glem_sign", ["gnn.batch_size", 20]),
         ("glem_sagn", ["glem.label_input", True, "gnn.att_heads", 2]),
-        ("glem_gamlp", ["glem.label_input", True, "gnn.batch_size", 20, "gnn.hop_attention", "jk"]),
+        ("glem_gamlp", ["glem.label_input", True, "gnn.batch_size", 20]),
         ("glem_gamlp", ["glem.setting", "inductive", "gnn.precision", "bf16"]),
     ],
 )
@@ -243,7 +243,7 @@ def times(run: Path) -> dict[str, int]:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple[Path, str]:
     """A finished run of the program in a process of its own: its configuration, and what it printed."""
     config = write_config(tmp_path_factory.mktemp("finished"), tiny_lm)
-    process = start(config, "glem.lm_epochs", 8)
+    process = start(config, "e_step.epochs", 8)
     out, err = finish(process)
     assert process.returncode == 0, err
     assert "Traceback" not in err
@@ -358,7 +358,7 @@ def test_the_written_config_loads_again(finished: tuple[Path, str]) -> None:
     written = run_dir(config).parent / "config.yaml"
     load_config(cfg, written)
     assert cfg.train.mode == "glem"
-    assert cfg.glem.lm_epochs == 8
+    assert cfg.e_step.epochs == 8
     assert cfg.lm.precision == "32"
     assert cfg.seed == 0
     assert cfg.out_dir == str(run_dir(config).parent)
@@ -367,7 +367,7 @@ def test_the_written_config_loads_again(finished: tuple[Path, str]) -> None:
 def test_a_finished_run_is_not_recomputed(finished: tuple[Path, str], main: Runner) -> None:
     config, _ = finished
     before, table = times(run_dir(config)), summary(run_dir(config))
-    assert main(config, "glem.lm_epochs", 8) == 0
+    assert main(config, "e_step.epochs", 8) == 0
     assert times(run_dir(config)) == before
     assert summary(run_dir(config)) == table
 
@@ -386,7 +386,7 @@ def test_killed_and_interrupted_it_ends_with_the_same_numbers(
 ) -> None:
     config = write_config(tmp_path, tiny_lm)
     run = run_dir(config)
-    killed = start(config, "glem.lm_epochs", 8)
+    killed = start(config, "e_step.epochs", 8)
     wait_for("stages/01_*/stage.json", run, killed)
     killed.kill()
     finish(killed)
@@ -398,14 +398,14 @@ def test_killed_and_interrupted_it_ends_with_the_same_numbers(
 
     # What the kill left of stage 2 is removed before the stage is begun anew.
     shutil.rmtree(run / "stages/.02_e_step_1.part", ignore_errors=True)
-    interrupted = start(config, "glem.lm_epochs", 8)
+    interrupted = start(config, "e_step.epochs", 8)
     wait_for("stages/.02_e_step_1.part", run, interrupted)
     interrupted.send_signal(signal.SIGINT)
     _, err = finish(interrupted)
     assert interrupted.returncode == 1, err
     assert sorted(all_logits(run)) == STAGES[:2]
 
-    resumed = start(config, "glem.lm_epochs", 8)
+    resumed = start(config, "e_step.epochs", 8)
     _, err = finish(resumed)
     assert resumed.returncode == 0, err
     assert {path: time for path, time in times(run).items() if path in done} == {
@@ -606,16 +606,16 @@ KNOBS: dict[str, list[object]] = {
     "inductive": ["glem.setting", "inductive"],
     "confidence": ["glem.confidence", 0.3],
     "dropout": ["lm.dropout", 0.6],
-    "attention dropout": ["glem.lm_attention_dropout", 0.6],
+    "attention dropout": ["e_step.attention_dropout", 0.6],
     "alpha": ["glem.alpha", 0.1],
     "temperature": ["glem.temperature", 5.0],
     "no pseudo nodes": ["glem.lm_pseudo_ratio", 0, "glem.gnn_pseudo_ratio", 0],
     "valid and test only": ["glem.pseudo_nodes", "valid_test", "glem.lm_pseudo_ratio", 9],
     "from gold": ["glem.lm_init", "gold"],
     "from previous": ["glem.lm_init", "previous"],
-    "own E-step rate": ["glem.lm_lr", "1e-4"],
+    "own E-step rate": ["e_step.lr", "1e-4"],
     "static features too": ["glem.node_features", "text + static"],
-    "no input norm": ["glem.input_norm", False],
+    "no input norm": ["gnn.input_norm", "none"],
     "GraphGym's GAT": ["model.type", "gnn", "gnn.layer_type", "gatconv"],
 }
 
@@ -642,7 +642,7 @@ def test_the_first_e_step_from_previous_is_from_gold(config: Path, main: Runner)
 
 
 def test_zero_epochs_keep_the_initial_weights(config: Path, main: Runner) -> None:
-    assert main(config, "glem.lm_epochs", 0, "glem.lm_init", "gold") == 0
+    assert main(config, "e_step.epochs", 0, "glem.lm_init", "gold") == 0
     logits = all_logits(run_dir(config))
     assert logits["02_e_step_1"].tobytes() == logits["00_lm_gold"].tobytes()
 

@@ -30,7 +30,8 @@ model: {{type: glem_sage}}
 gnn: {{layers_mp: 2, layers_post_mp: 1, dim_inner: 16, dropout: 0.2, precision: 32}}
 optim: {{optimizer: sgd, base_lr: 0.2, scheduler: none, max_epoch: 4}}
 train: {{mode: glem, eval_period: 2}}
-glem: {{em_iterations: 1, lm_epochs: 1, lm_pseudo_ratio: 1.0, gnn_pseudo_ratio: 0.5}}
+e_step: {{epochs: 1}}
+glem: {{em_iterations: 1, lm_pseudo_ratio: 1.0, gnn_pseudo_ratio: 0.5}}
 """
 
 HOPS = {"optim.base_lr": 0.05, "gnn.hops": 2, "gnn.batch_size": 16}
@@ -53,7 +54,7 @@ CASES: dict[str, dict[str, object]] = {
     "glem_structure_free": {"glem.setting": "structure_free", "model.type": "glem_gcn"},
     "glem_until_plateau": {"glem.em_iterations": -1, "glem.em_max_iterations": 2, "glem.lm_init": "previous"},
     "glem_accumulated": {
-        "lm.accumulate": 2,
+        "lm.grad_accumulation": 2,
         "lm.decay": "cosine",
         "lm.label_smoothing": 0.1,
         "glem.smooth_pseudo": True,
@@ -79,13 +80,13 @@ CASES: dict[str, dict[str, object]] = {
     "gnn_static": {"train.mode": "glem_gnn", "glem.node_features": "static"},
     "gnn_distilled": {**ON_GOLD, "gnn.distillation": 0.5},
     "gnn_label_reuse": {**ON_GOLD, "glem.label_input": True, "gnn.label_reuse": 1},
-    "gnn_self_trained": {**ON_GOLD, "model.type": "glem_sagn", **HOPS, "gnn.stages": 2, "gnn.stage_threshold": 0.4},
+    "gnn_self_trained": {**ON_GOLD, "model.type": "glem_sagn", **HOPS, "gnn.rlu_rounds": 2, "gnn.rlu_threshold": 0.4},
     "gnn_consistent": {
         **ON_GOLD,
         "model.type": "glem_gamlp",
         **HOPS,
-        "gnn.consistency": 1.0,
-        "gnn.consistency_threshold": 0.3,
+        "gnn.scr_weight": 1.0,
+        "gnn.scr_threshold": 0.3,
     },
     "gnn_mlp": {**ON_GOLD, "model.type": "glem_mlp", "glem.correct_and_smooth": True},
     "gnn_sgc": {**ON_GOLD, "model.type": "glem_sgc", **HOPS},

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glem_graphgym.models.gamlp import GAMLP, InitialResidual, JKAttention, RecursiveAttention
+from glem_graphgym.models.gamlp import GAMLP, InitialResidual, RecursiveAttention
 
 HOPS, BATCH = 3, 9
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,11 +32,10 @@ def batch_norm(x: Tensor) -> Tensor:
     return x / (1 + 1e-5) ** 0.5  # fresh running statistics: mean 0, variance 1
 
 
-@pytest.mark.parametrize("attention", ["recursive", "jk"])
 @pytest.mark.parametrize("preprocess", ["own", "shared", "none"])
-def test_attention_weights_add_up_to_one(attention: str, preprocess: str) -> None:
-    net = build(attention=attention, preprocess=preprocess, residual=False)
-    weights = net.hop_weights(net.encode(net.prepare(batch())))
+def test_attention_weights_add_up_to_one(preprocess: str) -> None:
+    net = build(preprocess=preprocess, residual=False)
+    weights = net.attention(net.encode(net.prepare(batch())))
     assert weights.shape == (BATCH, HOPS + 1)
     torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, dtype=torch.float64))
     assert (weights > 0).all()
@@ -47,9 +46,8 @@ def test_recursive_attention_by_hand(activation: str) -> None:
     """The formula as written: vectors are gathered, and concatenated with the hop's own."""
     net = build(activation=activation)
     hidden = net.encode(batch())
-    assert isinstance(net.attention, RecursiveAttention)
     nn.init.normal_(net.attention.linear.bias)
-    weights, delta = net.hop_weights(hidden), ACTIVATIONS[activation]
+    weights, delta = net.attention(hidden), ACTIVATIONS[activation]
     for node in range(BATCH):
         h = [x[node] for x in hidden]
         scores = [delta(net.attention.linear(torch.cat([h[0], h[0]])))]
@@ -57,19 +55,6 @@ def test_recursive_attention_by_hand(activation: str) -> None:
             past = torch.cat(scores).softmax(0)
             history = sum(past[j] * h[j] for j in range(k))
             scores.append(delta(net.attention.linear(torch.cat([history, h[k]]))))  # type: ignore[list-item]
-        torch.testing.assert_close(weights[node], torch.cat(scores).softmax(0))
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_jk_attention_by_hand(activation: str) -> None:
-    net = build(activation=activation, attention="jk")
-    hidden = net.encode(batch())
-    assert isinstance(net.attention, JKAttention) and net.prelu is not None
-    nn.init.normal_(net.attention.linear.bias)
-    weights, delta = net.hop_weights(hidden), ACTIVATIONS[activation]
-    reference = net.prelu(net.attention.reference(torch.cat(hidden, dim=1)))
-    for node in range(BATCH):
-        scores = [delta(net.attention.linear(torch.cat([reference[node], x[node]]))) for x in hidden]
         torch.testing.assert_close(weights[node], torch.cat(scores).softmax(0))
 
 
@@ -175,23 +160,6 @@ def test_published_parameter_count_of_ogbn_papers100m() -> None:
     assert parameters(net) == recursive_count(dim_in, h, classes, 6, 6, residual=False) == 16_308_751 - unused
 
 
-def test_published_parameter_count_of_the_jk_variant() -> None:
-    """GAMLP's README has 6,734,882 for ogbn-mag: 256 features, 349 classes, 5 hops, 512 hidden.
-
-    That count includes NARS' mixture of 8 relation subsets in front, 8 numbers a feature and hop, for the typed graph;
-    it is no part of GAMLP and not built here.
-    """
-    dim_in, h, classes, hops = 256, 512, 349, 5
-    derived = (hops + 1) * ffn([dim_in, h, h])  # a transform a hop
-    derived += initial_residual([(hops + 1) * h, h, h, h, h])  # reference
-    derived += 2 * h + 1  # attention
-    derived += dim_in * h + 1  # linear map of x without bias; one PReLU for it and for the reference
-    derived += initial_residual([h, h, h, h, classes])
-    derived += ffn([classes, h, h, h, classes])  # label branch
-    net = GAMLP(dim_in, h, classes, hops, attention="jk", label_hops=1)
-    assert parameters(net) == derived == 6_734_882 - 8 * dim_in * (hops + 1)
-
-
 @pytest.mark.parametrize(
     ("dim_in", "h", "classes", "hops"),
     [
@@ -208,7 +176,6 @@ def test_parameter_counts_of_glem(dim_in: int, h: int, classes: int, hops: int) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": "soft"}, "attention is 'soft', expected one of recursive, jk"),
         ({"preprocess": "some"}, "preprocess is 'some', expected one of own, shared, none"),
         ({"activation": "tanh"}, "activation is 'tanh', expected one of sigmoid, relu, leaky_relu"),
         ({"preprocess": "none"}, "residual without preprocessing adds 4 columns to 5, expected dim_hidden = dim_in"),

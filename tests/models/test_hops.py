@@ -240,9 +240,8 @@ NETWORKS: dict[str, tuple[type[HopNetwork], dict[str, Any]]] = {
     "sagn, one layer": (SAGN, {**COMMON, "num_layers": 1}),
     "recursive gamlp": (GAMLP, COMMON),
     "recursive gamlp, labels": (GAMLP, {**LABELLED, "attention_dropout": 0.3, "label_dropout": 0.2}),
-    "jk gamlp, labels": (GAMLP, {**LABELLED, "attention": "jk", "activation": "sigmoid", "input_norm": True}),
+    "normed gamlp, labels": (GAMLP, {**LABELLED, "activation": "sigmoid", "input_norm": True}),
     "shared gamlp": (GAMLP, {**COMMON, "preprocess": "shared", "residual": False}),
-    "plain jk gamlp": (GAMLP, {**COMMON, "attention": "jk", "preprocess": "none", "residual": False}),
     "plain gamlp": (GAMLP, {**COMMON, "preprocess": "none", "dim_hidden": DIM, "output_layers": 1}),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)

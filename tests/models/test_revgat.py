@@ -73,12 +73,9 @@ def dense_layer(layer: RevGATLayer, x: Tensor, mask: Tensor) -> Tensor:
     """The layer on a dense mask (N, N), target by source, without dropping anything."""
     heads, dim = layer.source.shape
     values = F.linear(x, layer.linear.weight).view(NODES, heads, dim)
-    plain_values = values
     if layer.symmetric_norm:
         values = values / mask.sum(0).clamp(min=1).sqrt()[:, None, None]
     scores = (values * layer.source).sum(2).T[:, None, :].expand(-1, NODES, -1)
-    if layer.target is not None:
-        scores = scores + (plain_values * layer.target).sum(2).T[:, :, None]
     attention = F.leaky_relu(scores, 0.2).masked_fill(~mask, -torch.inf).softmax(2).masked_fill(~mask, 0).nan_to_num(0)
     out = torch.einsum("hij,jhd->ihd", attention, values)
     if layer.symmetric_norm:
@@ -93,14 +90,13 @@ def dense_mask(adjacency: Adjacency, self_loops: bool) -> Tensor:
     return mask | torch.eye(NODES, dtype=torch.bool) if self_loops else mask
 
 
-@pytest.mark.parametrize("attend_destination", [False, True])
 @pytest.mark.parametrize("symmetric_norm", [False, True])
 @pytest.mark.parametrize("self_loops", [False, True])
 def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(
-    adjacency: Adjacency, attend_destination: bool, symmetric_norm: bool, self_loops: bool
+    adjacency: Adjacency, symmetric_norm: bool, self_loops: bool
 ) -> None:
     torch.manual_seed(0)
-    layer = RevGATLayer(6, 4, 2, attend_destination=attend_destination, symmetric_norm=symmetric_norm).double()
+    layer = RevGATLayer(6, 4, 2, symmetric_norm=symmetric_norm).double()
     x, seed = torch.randn(NODES, 6, dtype=torch.float64), torch.randn(NODES, 8, dtype=torch.float64)
     results = []
     for dense in (False, True):
@@ -150,7 +146,7 @@ def test_the_network_is_its_published_formula(adjacency: Adjacency, group: int) 
         {"norm": "layer"},
         {"norm": "none", "attention_dropout": 0.4},
         {"dropout": 0.0, "edge_drop": 0.0},
-        {"attend_destination": True, "symmetric_norm": False, "self_loops": False, "input_norm": True},
+        {"symmetric_norm": False, "self_loops": False, "input_norm": True},
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
@@ -320,7 +316,6 @@ def test_parameter_counts_of_variants() -> None:
 
     base = (2 * 128 * 768 + 768) + 2 * (2 * 384 * 384 + 3 * 384) + 2 * 768 + (2 * 768 * 40 + 40) + 40
     assert count() == base
-    assert count(attend_destination=True) == base + 768 + 2 * 384 + 40
     assert count(input_norm=True) == base + 2 * 128
     assert count(norm="none") == base - 2 * 2 * 384 - 2 * 768
 
@@ -372,7 +367,7 @@ def test_a_change_of_the_parameters_before_the_backward_pass_is_noticed(adjacenc
 
 
 def test_reset_parameters_leaves_nothing_of_what_was_learned(adjacency: Adjacency) -> None:
-    make = partial(build, attend_destination=True, input_norm=True)
+    make = partial(build, input_norm=True)
     assert_reset_leaves_nothing_learned(make, adjacency)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.config import load_config
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.registered.config import load_config
 
 NODES = 400
 

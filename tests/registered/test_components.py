@@ -20,6 +20,7 @@ from torch_geometric.graphgym.model_builder import create_model
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.nn import GCNConv, SAGEConv
 
+from glem_graphgym.config import load_config
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
@@ -27,7 +28,6 @@ from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.models.propagation import Adjacency
-from glem_graphgym.registered.config import load_config
 from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.loss import pseudo_label_loss
@@ -97,9 +97,9 @@ ON_HOPS = ["glem_sgc", "glem_sign", "glem_sagn", "glem_gamlp"]
 def test_input_norm_in_the_network(name: str) -> None:
     small_gnn()
     sizes = {}
-    for cfg.gnn.input_norm in (False, True):
+    for cfg.gnn.input_norm in ("none", "batch"):
         sizes[cfg.gnn.input_norm] = sum(p.numel() for p in register.network_dict[name](DIM, CLASSES).parameters())
-    assert sizes[True] - sizes[False] == 2 * DIM  # weight and bias of the norm
+    assert sizes["batch"] - sizes["none"] == 2 * DIM  # weight and bias of the norm
 
 
 @pytest.mark.parametrize("name", [*FULL_BATCH, *ON_HOPS])

@@ -31,7 +31,7 @@ def graph() -> TextGraph:
 @pytest.fixture
 def tokens(graph: TextGraph, tmp_path: Path, tiny_lm: Path) -> TokenStore:
     cfg.dataset.dir, cfg.lm.model, cfg.lm.max_length = str(tmp_path / "datasets"), str(tiny_lm), 16
-    cfg.lm.precision, cfg.glem.input_norm = "32", False
+    cfg.lm.precision, cfg.gnn.input_norm = "32", "none"
     return open_tokens(cfg, graph)
 
 
@@ -89,7 +89,7 @@ def test_a_torch_file_is_as_good_as_a_numpy_file(graph: TextGraph, tokens: Token
 
 
 def test_input_norm_standardises_columns(graph: TextGraph, tokens: TokenStore, embeddings: np.ndarray) -> None:
-    cfg.glem.input_norm = True
+    cfg.gnn.input_norm = "standardise"
     embeddings[:, 4] = 2.5
     x = feature_builder(cfg, graph, tokens)(embeddings)
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
@@ -101,7 +101,7 @@ def test_input_norm_standardises_columns(graph: TextGraph, tokens: TokenStore, e
 def test_statistics_are_not_those_of_test_nodes(
     setting: str, graph: TextGraph, tokens: TokenStore, embeddings: np.ndarray
 ) -> None:
-    cfg.glem.input_norm, cfg.glem.setting = True, setting
+    cfg.gnn.input_norm, cfg.glem.setting = "standardise", setting
     build = feature_builder(cfg, graph, tokens)
     test = graph.split["test"]
     seen = np.setdiff1d(np.arange(NODES), test)
@@ -118,7 +118,7 @@ def test_statistics_are_not_those_of_test_nodes(
 def test_transductive_statistics_are_those_of_all_nodes(
     graph: TextGraph, tokens: TokenStore, embeddings: np.ndarray
 ) -> None:
-    cfg.glem.input_norm = True
+    cfg.gnn.input_norm = "standardise"
     build = feature_builder(cfg, graph, tokens)
     changed = embeddings.copy()
     changed[graph.split["test"]] += 100

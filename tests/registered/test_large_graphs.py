@@ -13,12 +13,12 @@ import pytest
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
+from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import e_step
 from glem_graphgym.models.stored_operator import StoredOperator
 from glem_graphgym.registered import loader
-from glem_graphgym.registered.config import load_config
 from glem_graphgym.report.stats import finish_run
 
 NODES, FAR = 120, 80  # nodes within reach of a split; nodes beyond, each further than the one before
@@ -61,9 +61,10 @@ accelerator: cpu
 num_threads: 1
 dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets}}
 lm: {{model: {tiny_lm}, max_length: 12, precision: 32, epochs: 1, batch_size: 8, lr: 4.0e-3}}
-glem: {{pseudo_nodes: valid_test, label_input: True, input_norm: False}}
+glem: {{pseudo_nodes: valid_test, label_input: True}}
 model: {{type: glem_gamlp}}
-gnn: {{dim_inner: 8, hops: 2, label_hops: 2, layers_mp: 2, dropout: 0.2, batch_size: 16, precision: 32}}
+gnn: {{dim_inner: 8, hops: 2, label_hops: 2, layers_mp: 2, dropout: 0.2, batch_size: 16, precision: 32,
+  input_norm: none}}
 optim: {{optimizer: sgd, base_lr: 0.05, scheduler: none, max_epoch: 4}}
 train: {{mode: glem, eval_period: 1}}
 """
@@ -93,12 +94,12 @@ def run(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("norm", ["none", "standardise"])
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_run_on_disk_is_the_run_in_memory(
-    configure: Callable[..., Path], setting: str, norm: bool, precision: str
+    configure: Callable[..., Path], setting: str, norm: str, precision: str
 ) -> None:
-    options = ("glem.setting", setting, "glem.input_norm", norm, "gnn.precision", precision)
+    options = ("glem.setting", setting, "gnn.input_norm", norm, "gnn.precision", precision)
     wanted = run(configure("memory", *options))
     run_dir = configure("disk", *options, "glem.memory_budget_gb", BUDGET)
     found = run(run_dir)
@@ -230,7 +231,8 @@ def test_scores_are_equal_when_far_nodes_are_not_encoded(
 
 
 def test_embeddings_of_others_are_zeros_and_predictions_leave_them_out(configure: Callable[..., Path]) -> None:
-    run_dir = configure("run", "glem.encode_nodes", "needed", "glem.input_norm", True, "glem.keep_weights", "all")
+    options = ("gnn.input_norm", "standardise", "glem.keep_weights", "all")
+    run_dir = configure("run", "glem.encode_nodes", "needed", *options)
     stages = run(run_dir)
     embeddings = np.load(run_dir / "stages" / "02_e_step_1" / "embeddings.npy")
     assert embeddings[: NODES + 2].any(1).all() and not embeddings[NODES + 2 :].any()

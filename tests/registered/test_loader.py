@@ -11,8 +11,8 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.loader import create_dataset, create_loader, load_dataset
 from torch_geometric.graphgym.register import loader_dict
 
+from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
-from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.loader import (
     GRAPHS,
     load_text_graph_dataset,
@@ -182,15 +182,13 @@ def test_keys_reach_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         seen.update(options, folder=folder)
 
     monkeypatch.setattr("glem_graphgym.data.debian.load_debian", load_debian)
-    options = {"labels_per_source": 3, "min_class_size": 4, "tag_max_nodes": 500, "tag_source": "Packages.xz"}
+    options = {"tag_max_nodes": 500, "tag_source": "Packages.xz"}
     configure(tmp_path, dataset__name="debian", **{f"dataset__{key}": value for key, value in options.items()})
     GRAPHS["debian"](cfg)
     assert seen == {
         "folder": tmp_path / "datasets",
         "packages": "Packages.xz",
         "shares": [0.2, 0.2, 0.6],
-        "labels_per_source": 3,
-        "min_class_size": 4,
         "max_nodes": 500,
     }
 

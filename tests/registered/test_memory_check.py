@@ -10,9 +10,9 @@ import pytest
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym import memory
+from glem_graphgym.config import ConfigError
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_step import HopLearner
-from glem_graphgym.registered.config import ConfigError
 from glem_graphgym.registered.memory_check import check_memory
 from glem_graphgym.registered.sizes import STEP, neighbourhood_bytes, predicts_layerwise
 from glem_graphgym.registered.train import prepare
@@ -98,7 +98,7 @@ def test_within_a_budget_sampled_networks_predict_by_blocks_of_nodes(
         assert predicts_layerwise(cfg, graph) == by_blocks
         check_memory(cfg, graph)
     configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", 1e-6)
-    keys = "lm.batch_size / lm.accumulate" if mode == "glem_joint" else "gnn.batch_size"
+    keys = "lm.batch_size / lm.grad_accumulation" if mode == "glem_joint" else "gnn.batch_size"
     with pytest.raises(ValueError, match=rf"a step's neighbourhood takes about .* set {keys} or gnn.fan_out lower"):
         check_memory(cfg, graph)
     configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", 1e-4, "glem.correct_and_smooth", True)
@@ -143,7 +143,7 @@ def test_hops_of_several_processes_are_held_several_times(
 ) -> None:
     monkeypatch.setattr(memory, "machine_bytes", lambda: 800_000)
     for processes, consistency, fits in [(1, 0.0, True), (2, 0.5, True), (2, 0.0, False)]:
-        configure(*HOPS, "devices", processes, "gnn.consistency", consistency)
+        configure(*HOPS, "devices", processes, "gnn.scr_weight", consistency)
         if fits:
             check_memory(cfg, graph)
             continue
@@ -194,18 +194,18 @@ def test_unlabelled_nodes_of_consistency_count_in_a_batch(configure: Callable[..
     options = ("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size")
     at_most = {}
     for consistency in (0.0, 0.5):
-        configure(*options, 80, "gnn.consistency", consistency)
+        configure(*options, 80, "gnn.scr_weight", consistency)
         with pytest.raises(ValueError, match=r"set gnn.batch_size to at most") as error:
             check_memory(cfg, graph)
         at_most[consistency] = int(str(error.value).split()[-1])
         assert ("as many beside them" in str(error.value)) == (consistency > 0)
-        configure(*options, at_most[consistency], "gnn.consistency", consistency)
+        configure(*options, at_most[consistency], "gnn.scr_weight", consistency)
         check_memory(cfg, graph)
     assert at_most[0.5] == at_most[0.0] // 2
 
 
 def test_later_stages_of_self_training_may_train_on_all_nodes(configure: Callable[..., None], graph: TextGraph) -> None:
-    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.stages", 2)
+    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.rlu_rounds", 2)
     with pytest.raises(ValueError, match=r"gnn.batch_size is 0 with 400 training nodes"):
         check_memory(cfg, graph, 360)
 
@@ -218,7 +218,7 @@ def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph
 # ---- settings that do not go together -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "value"), [("gnn.stages", 2), ("gnn.consistency", 0.5)])
+@pytest.mark.parametrize(("key", "value"), [("gnn.rlu_rounds", 2), ("gnn.scr_weight", 0.5)])
 def test_settings_of_hop_networks_with_another(configure: Callable[..., None], key: str, value: Any) -> None:
     configure(key, value)
     with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type glem_gcn sees the whole graph"):
@@ -238,12 +238,9 @@ def test_settings_of_full_batches_with_others(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("gnn.input_norm", True), "gnn.input_norm and glem.input_norm are both True"),
-        (("gnn.input_norm", True, "glem.input_norm", False), "model.type glem_gcn has no norm of its input"),
+        (("gnn.input_norm", "batch"), "model.type glem_gcn has no norm of its input"),
         (("gnn.label_reuse", 1), "gnn.label_reuse is 1, but no labels are given; set glem.label_input to True"),
-        (("gnn.ema", 1.0), "gnn.ema is 1.0, expected .* below 1"),
-        (("glem.label_input_rate", 1.0), r"glem.label_input_rate is 1.0, expected .* below 1"),
-        (("gnn.consistency_threshold", 1.0), "gnn.consistency_threshold is 1.0"),
+        (("gnn.scr_threshold", 1.0), "gnn.scr_threshold is 1.0"),
         (("glem.encode_nodes", "needed", "glem.correct_and_smooth", True), "glem.encode_nodes is 'needed'"),
     ],
 )

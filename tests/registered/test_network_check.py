@@ -14,8 +14,8 @@ from torch import nn
 from torch_geometric.graphgym import register
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.config import ConfigError
 from glem_graphgym.registered import loader
-from glem_graphgym.registered.config import ConfigError
 from glem_graphgym.registered.network_check import check_network
 from glem_graphgym.registered.train import prepare
 

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.registered import preflight
 from glem_graphgym.registered.calibration import Cost, Stopwatch, among_processes
-from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.preflight import (
     Planned,
     Preflight,
@@ -219,7 +219,7 @@ def test_memory_is_that_of_the_largest_stage_that_is_still_to_be_done(monkeypatc
     stages = [Planned("00", "lm_gold", done=True), Planned("01", "gnn_gold", False), Planned("02", "e_step", False)]
     (verdict,) = memory_verdicts(cfg, measured(**costs), stages)
     assert (verdict.stage, verdict.needed, verdict.fits) == ("e_step", 1200 << 20, False)
-    assert "lm.accumulate 2 or more" in verdict.remedy
+    assert "lm.grad_accumulation 2 or more" in verdict.remedy
     assert "lm.gradient_checkpointing True" in verdict.remedy
     (verdict,) = memory_verdicts(cfg, measured(**costs), stages[:2])
     assert (verdict.stage, verdict.fits) == ("gnn_gold", True)
@@ -251,8 +251,8 @@ def test_an_accelerator_has_a_verdict_of_its_own(monkeypatch: pytest.MonkeyPatch
 
 
 def test_remedies_name_only_what_is_left_to_do() -> None:
-    configure(lm__gradient_checkpointing=True, lm__batch_size=4, lm__accumulate=4)
-    assert "accumulate" not in lm_remedy(cfg)
+    configure(lm__gradient_checkpointing=True, lm__batch_size=4, lm__grad_accumulation=4)
+    assert "grad_accumulation" not in lm_remedy(cfg)
     assert "gradient_checkpointing" not in lm_remedy(cfg)
     cfg.gnn.fan_out = [5, 3]
     assert joint_remedy(cfg) == "set gnn.fan_out to less than [5, 3], or take train.mode glem"
@@ -266,8 +266,8 @@ def test_remedies_name_only_what_is_left_to_do() -> None:
 
 
 def test_a_verdict_says_what_is_needed_what_there_is_and_what_to_do() -> None:
-    line = verdict_line(Verdict("memory", 3 << 30, 1 << 30, "e_step", "set lm.accumulate 2"))
-    assert line == "memory: DOES NOT FIT; e_step needs 3.0 GB, 1.0 GB are free; set lm.accumulate 2"
+    line = verdict_line(Verdict("memory", 3 << 30, 1 << 30, "e_step", "set lm.grad_accumulation 2"))
+    assert line == "memory: DOES NOT FIT; e_step needs 3.0 GB, 1.0 GB are free; set lm.grad_accumulation 2"
     line = verdict_line(Verdict("disk at /data", 3 << 30, 1 << 40, "", "set out_dir elsewhere"))
     assert line == "disk at /data: fits; the run needs 3.0 GB, 1.0 TB are free"
 

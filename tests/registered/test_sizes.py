@@ -145,7 +145,7 @@ def test_a_budget_is_no_more_than_most_of_the_machine(
         (0.0, 1, 0.0, 0), (5e-6, 1, 0.0, 5_000), (9e-6, 1, 0.0, 8_000), (64.0, 1, 0.0, 8_000),
         (64.0, 2, 0.0, 4_000), (64.0, 2, 0.5, 8_000),
     ]:  # fmt: skip
-        configure(*HOPS, "glem.memory_budget_gb", asked, "devices", processes, "gnn.consistency", consistency)
+        configure(*HOPS, "glem.memory_budget_gb", asked, "devices", processes, "gnn.scr_weight", consistency)
         assert budget_bytes(cfg) == found
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
+from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts, csr_from_edges
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.stage import Validation
 from glem_graphgym.registered import loader
-from glem_graphgym.registered.config import ConfigError, load_config
 from glem_graphgym.registered.run_folder import RunError, decisive_settings
 from glem_graphgym.registered.train import (
     em_settings,
@@ -103,21 +103,6 @@ def test_candidates(setting: str, pseudo_nodes: str, unlabelled: list[int], cand
     assert [nodes.tolist() for nodes in found] == [unlabelled, candidates]
 
 
-# ---- optimizers -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("precision", "clip", "fused"), [("16", 1.0, False), ("16", 0.0, True), ("32", 1.0, True)])
-def test_gradients_of_float16_are_unscaled_before_they_are_clipped(
-    configure: Callable[..., None], precision: str, clip: float, fused: bool
-) -> None:
-    """The fused kernel would unscale them only afterwards."""
-    configure("gnn.precision", precision, "optim.clip", clip, "optim.optimizer", "adamw", "optim.base_lr", 0.5)
-    _, run = prepare(cfg, with_lm=True, with_gnn=True)
-    assert run.gnn is not None
-    optimizer, _ = run.gnn.make_optimizer(iter([torch.nn.Parameter(torch.zeros(1))]))
-    assert optimizer.defaults["fused"] == fused and optimizer.defaults["lr"] == 0.5
-
-
 # ---- what the GNN sees of the edges -------------------------------------------------------------------------------
 
 
@@ -181,7 +166,7 @@ def test_unseen_test_nodes_change_no_weight(
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-SMOOTH = ["glem.correct_and_smooth", True, "glem.cs_smooth_layers", 5, "glem.cs_correct_layers", 5]
+SMOOTH = ["glem.correct_and_smooth", True]
 HOPS = ["model.type", "glem_gamlp", "gnn.hops", 2, "glem.label_input", True, "gnn.batch_size", 20]
 
 
@@ -218,8 +203,8 @@ INDUCTIVE = {
     "revgat": [*SMOOTH, *ALONE, "model.type", "glem_revgat", "gnn.dim_inner", 4],
     "hops": [*SMOOTH, *ALONE, *HOPS],
     "hops on disk": [*SMOOTH, *ALONE, *HOPS, "glem.memory_budget_gb", 0.01],
-    "self-training": [*ALONE, *HOPS, "gnn.stages", 2, "gnn.stage_threshold", 0.34],
-    "consistency": [*ALONE, *HOPS, "gnn.consistency", 0.5, "gnn.consistency_threshold", 0.34],
+    "self-training": [*ALONE, *HOPS, "gnn.rlu_rounds", 2, "gnn.rlu_threshold", 0.34],
+    "consistency": [*ALONE, *HOPS, "gnn.scr_weight", 0.5, "gnn.scr_threshold", 0.34],
     "needed": ["glem.encode_nodes", "needed", *ALONE, *HOPS],
     "needed, sampled": ["glem.encode_nodes", "needed", *ALONE, "gnn.fan_out", "[2, 2]"],
 }
@@ -244,7 +229,7 @@ def test_test_nodes_change_no_prediction_of_another_node(
 ) -> None:
     """In the inductive settings, of no stage: neither training nor what follows it without training."""
     if "needed" in options:
-        options = [*options, "glem.input_norm", True]  # over rows that must not depend on what is encoded
+        options = [*options, "gnn.input_norm", "standardise"]  # over rows that must not depend on what is encoded
     seen, changed = predictions_with_other_test_nodes(options, configure, monkeypatch)
     assert {stage: seen[changed[stage][seen]].tolist() for stage in changed} == {stage: [] for stage in changed}
     assert all(stage.any() for stage in changed.values())  # of test nodes, whose texts differ
@@ -256,7 +241,7 @@ def test_transductive_smoothing_does_see_the_edges_of_test_nodes(
 ) -> None:
     """The test above can fail: here of smoothing alone, since raw features see no edges."""
     options = [*SMOOTH, "train.mode", "glem_gnn", "glem.node_features", "raw", "model.type", "glem_mlp"]
-    options += ["dataset.synthetic_features", 4, "glem.input_norm", False]
+    options += ["dataset.synthetic_features", 4, "gnn.input_norm", "none"]
     seen, changed = predictions_with_other_test_nodes(options, configure, monkeypatch)
     assert [changed[stage][seen].any() for stage in ("00_gnn_gold", "01_correct_and_smooth")] == [False, True]
 
@@ -335,11 +320,13 @@ def test_parts_of_a_joint_step_have_nodes_enough(
 ) -> None:
     """30 training nodes in two batches of 15; a part of one node has no variance for batch norm."""
     options = ("train.mode", "glem_joint", "gnn.fan_out", "[2, 2]", "gnn.norm", norm, "lm.epochs", 1)
-    configure(*options, "lm.batch_size", 16, "lm.accumulate", parts)
+    configure(*options, "lm.batch_size", 16, "lm.grad_accumulation", parts)
     if at_most is None:
         train_dict[cfg.train.mode]()
         return
-    with pytest.raises(ConfigError, match=rf"lm.accumulate is {parts}, but a batch has 15 .* at most {at_most} parts"):
+    with pytest.raises(
+        ConfigError, match=rf"lm.grad_accumulation is {parts}, but a batch has 15 .* at most {at_most} parts"
+    ):
         train_dict[cfg.train.mode]()
     assert not (Path(cfg.run_dir) / "stages").exists()
 
@@ -354,8 +341,8 @@ def test_settings_of_the_e_step_alone_are_tried_before_anything_is_trained(
     tokenizer.save_pretrained(tmp_path / "xlnet")
     config = XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64)
     XLNetModel(config).save_pretrained(tmp_path / "xlnet")
-    configure("lm.model", tmp_path / "xlnet", "glem.lm_attention_dropout", 0.1)
-    with pytest.raises(ValueError, match=r"glem.lm_attention_dropout is 0.1, but model type 'xlnet' has no such"):
+    configure("lm.model", tmp_path / "xlnet", "e_step.attention_dropout", 0.1)
+    with pytest.raises(ValueError, match=r"e_step.attention_dropout is 0.1, but model type 'xlnet' has no such"):
         train_dict[cfg.train.mode]()
     assert not (Path(cfg.run_dir) / "stages").exists()
 
@@ -371,7 +358,7 @@ def learners(configure: Callable[..., None], *options: object) -> tuple[LMLearne
 
 
 def test_the_e_step_inherits_from_lm(configure: Callable[..., None]) -> None:
-    gold, em = learners(configure, "lm.lr", "3e-4", "lm.epochs", 7, "lm.decay", "cosine", "lm.accumulate", 2)
+    gold, em = learners(configure, "lm.lr", "3e-4", "lm.epochs", 7, "lm.decay", "cosine", "lm.grad_accumulation", 2)
     assert gold.settings == em.settings
     assert (gold.settings.lr, gold.settings.epochs, gold.settings.decay) == (3e-4, 7, "cosine")
     assert (gold.settings.batch_size, gold.settings.accumulate) == (8, 2)
@@ -382,7 +369,7 @@ OVERRIDES = {"epochs": 2, "lr": 1e-4, "batch_size": 4, "warmup_epochs": 0.0, "la
 
 @pytest.mark.parametrize("key", OVERRIDES)
 def test_the_e_steps_own_settings_override(key: str, configure: Callable[..., None]) -> None:
-    gold, em = learners(configure, f"glem.lm_{key}", OVERRIDES[key])
+    gold, em = learners(configure, f"e_step.{key}", OVERRIDES[key])
     assert getattr(em.settings, key) == OVERRIDES[key]
     assert replace(em.settings, **{key: getattr(gold.settings, key)}) == gold.settings
     assert getattr(gold.settings, key) == cfg.lm[key] != OVERRIDES[key]
@@ -392,7 +379,7 @@ def test_dropouts_of_both_steps(configure: Callable[..., None]) -> None:
     gold, em = learners(
         configure,
         *("lm.dropout", 0.25, "lm.head_dropout", 0.5),
-        *("glem.lm_dropout", 0.0, "glem.lm_attention_dropout", 0.75, "glem.lm_head_dropout", 0.0),
+        *("e_step.dropout", 0.0, "e_step.attention_dropout", 0.75, "e_step.head_dropout", 0.0),
     )
     found = []
     for learner in (gold, em):
@@ -408,14 +395,14 @@ def test_dropouts_of_both_steps(configure: Callable[..., None]) -> None:
 def test_em_settings_are_the_configurations() -> None:
     cfg.glem.order, cfg.glem.targets, cfg.glem.lm_init = "gnn_first", "hard", "previous"
     cfg.glem.lm_pseudo_ratio, cfg.glem.gnn_pseudo_ratio, cfg.glem.confidence = 0.5, 2.0, 0.9
-    cfg.glem.lm_redraw, cfg.glem.gnn_redraw, cfg.glem.keep_weights = "epoch", "step", "all"
+    cfg.glem.lm_redraw, cfg.glem.keep_weights = "epoch", "all"
     found = em_settings(cfg)
     assert (found.order, found.hard, found.lm_init, found.lm_init_first) == (
         *("gnn_first", True),
         *("previous", "previous"),
     )
     assert (found.lm_ratio, found.gnn_ratio, found.confidence) == (0.5, 2.0, 0.9)
-    assert (found.lm_redraw, found.gnn_redraw, found.keep_all_weights) == (True, False, True)
+    assert (found.lm_redraw, found.gnn_redraw, found.keep_all_weights) == (True, True, True)
     cfg.glem.lm_init_first = "gold"
     assert (em_settings(cfg).lm_init, em_settings(cfg).lm_init_first) == ("previous", "gold")
 

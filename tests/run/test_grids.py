@@ -26,7 +26,7 @@ sys.path.insert(0, str(RUN))
 
 from grid import configs, jobs, space, tables, where  # noqa: E402
 
-from glem_graphgym.registered.config import load_config  # noqa: E402
+from glem_graphgym.config import load_config  # noqa: E402
 from glem_graphgym.registered.run_folder import decisive_settings  # noqa: E402
 
 
@@ -106,9 +106,12 @@ gnn.agg agg ['add','mean','max']
     }
 
 
-@pytest.mark.parametrize("name", ["synthetic", "example"])
+BASES = {"synthetic": "synthetic", "example": "synthetic", "signal": "synthetic", "ablations": "glem_debian_small"}
+
+
+@pytest.mark.parametrize("name", BASES)
 def test_our_grids_load(name: str, tmp_path: Path) -> None:
-    base, grid = ROOT / "configs_gg/synthetic.yaml", ROOT / f"configs_gg/grids/{name}.txt"
+    base, grid = ROOT / f"configs_gg/{BASES[name]}.yaml", ROOT / f"configs_gg/grids/{name}.txt"
     blocks = space.read_grid(grid)
     made = configs.make_configs(str(base), str(grid), space.all_points(blocks), None)
     assert len(made) == sum(map(space.size_of, blocks))

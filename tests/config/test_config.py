@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,22 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_geometric.graphgym import register
-from torch_geometric.graphgym.config import cfg, set_cfg
+from torch_geometric.graphgym.config import assert_cfg, cfg, set_cfg
 from torch_geometric.graphgym.loader import create_loader
 from torch_geometric.graphgym.model_builder import create_model
 from yacs.config import CfgNode
 
-from glem_graphgym.registered import train
-from glem_graphgym.registered.config import (
+from glem_graphgym.config import (
     KEYS,
     ConfigError,
     Key,
+    check_config,
     dump_config,
     feature_kinds,
     keys_table,
     load_config,
 )
+from glem_graphgym.registered import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs_gg").glob("*.yaml"))
 GLEM = {"dataset": {"format": "TAG", "name": "synthetic"}, "train": {"mode": "glem"}}
@@ -55,6 +57,7 @@ def test_every_key_is_registered_two_levels_deep(key: Key) -> None:
     assert key.name.count(".") == 1
     assert value_of(key.name) == key.default
     assert type(value_of(key.name)) is type(key.default)
+    assert (key.default is None) == (key.kind is not None)
     key.check(key.default)
     assert key.meaning.endswith(".")
     assert not key.choices or key.default in key.choices
@@ -83,7 +86,8 @@ def test_the_table_for_the_readme_has_a_row_a_key() -> None:
         assert line.startswith(f"| `{key.name}` | `")
         assert line.count("|") == 5
         assert key.meaning in line
-    assert "| `glem.order` | `lm_first` |  | Which step opens an EM iteration. (lm_first / gnn_first) |" in lines
+    assert "| `glem.beta` | `0.05` | weight | Weight β of the pseudo-label term in the M-step. |" in lines
+    assert "| `e_step.lr` | `null` |  | E-step; null = as in lm.lr. |" in lines
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -171,6 +175,11 @@ REFUSED = [
         "glem.order is 'lm', expected one of: lm_first, gnn_first",
     ),
     ("train:\n  mode: em\n", (), "train.mode is 'em', expected one of: standard, glem, "),
+    ("e_step: {lr: high}\n", (), "{file}: e_step.lr is 'high', expected a number"),
+    ("", ("e_step.epochs", "1.5"), "command line: e_step.epochs is '1.5', expected a whole number"),
+    ("", ("e_step.batch_size", "0"), "e_step.batch_size is 0, expected at least 1"),
+    ("", ("e_step.lr", "-1"), "e_step.lr is -1.0, expected 0 to 100"),
+    ("gnn: {input_norm: true}\n", (), "gnn.input_norm is 'true', expected one of: none, standardise, batch, layer"),
     ("", ("seed",), "options must be pairs 'key value'; 'seed' stands alone"),
     ("- 1\n- 2\n", (), "{file}: expected 'key: value' lines, found a list"),
     ("a: [1\n", (), "{file}: not valid YAML"),
@@ -266,6 +275,34 @@ def test_another_network_may_have_names_of_its_own(tmp_path: Path, monkeypatch: 
     load(tmp_path, "", *STOCK, "model.type", "custom", "gnn.layer_type", "its_own", "gnn.stage_type", "its_own")
 
 
+UNSET = ["e_step: {lr: null, epochs: ~}", "e_step: {lr: , epochs: null}", "e_step: {}", "seed: 1"]
+
+
+@pytest.mark.parametrize("text", UNSET)
+def test_what_is_unset_for_the_e_step_is_none(text: str, tmp_path: Path) -> None:
+    load(tmp_path, text)
+    assert (cfg.e_step.lr, cfg.e_step.epochs) == (None, None)
+
+
+def test_the_command_line_sets_and_unsets_the_e_step(tmp_path: Path) -> None:
+    load(tmp_path, "e_step: {lr: 1e-4, epochs: 2}", "e_step.lr", "null", "e_step.epochs", "3", "e_step.dropout", "-1")
+    assert (cfg.e_step.lr, cfg.e_step.epochs, cfg.e_step.dropout) == (None, 3, -1.0)
+    assert type(cfg.e_step.dropout) is float
+    dump_config(cfg, tmp_path / "dumped.yaml")
+    load_config(cfg, tmp_path / "dumped.yaml")
+    assert (cfg.e_step.lr, cfg.e_step.epochs, cfg.e_step.dropout) == (None, 3, -1.0)
+
+
+def test_graphgyms_own_way_in_takes_null_and_numbers(tmp_path: Path) -> None:
+    cfg.merge_from_file(str(write(tmp_path, {"e_step": {"lr": 0.001, "epochs": None}})))
+    assert (cfg.e_step.lr, cfg.e_step.epochs) == (0.001, None)
+    assert_cfg(cfg)
+    check_config(cfg)
+    cfg.merge_from_list(["e_step.epochs", "high"])
+    with pytest.raises(ConfigError, match=r"e_step\.epochs is 'high', expected a whole number"):
+        check_config(cfg)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--cfg .*none\.yaml: cannot be read \(No such file or directory\)"):
         load_config(cfg, tmp_path / "none.yaml")
@@ -275,9 +312,9 @@ CONTRADICTIONS = {
     ("dataset.format", "PyG"): ["train.mode glem", "dataset.format is 'PyG'"],
     ("dataset.task", "graph"): ["train.mode glem", "dataset.task is 'graph'"],
     ("dataset.task_type", "regression"): ["train.mode glem", "dataset.task_type 'regression'"],
-    ("lm.accumulate", "5"): ["lm.batch_size 32", "lm.accumulate 5"],
-    ("lm.accumulate", "8", "glem.lm_batch_size", "12"): ["glem.lm_batch_size 12", "lm.accumulate 8"],
-    ("glem.lm_batch_size", "0"): ["glem.lm_batch_size is 0"],
+    ("lm.grad_accumulation", "5"): ["lm.batch_size 32", "lm.grad_accumulation, 5"],
+    ("lm.grad_accumulation", "8", "e_step.batch_size", "12"): ["e_step.batch_size 12", "lm.grad_accumulation, 8"],
+    ("e_step.batch_size", "0"): ["e_step.batch_size is 0"],
     ("glem.node_features", "txt+raw"): ["glem.node_features is 'txt+raw'", "'txt' is unknown"],
     ("glem.node_features", "text+"): ["'' is unknown", "text, static, raw, file"],
     ("train.mode", "glem_gnn"): ["glem.node_features is 'text'", "train.mode glem_gnn"],
@@ -305,7 +342,7 @@ def test_contradictions_name_both_keys(options: tuple[str, ...], tmp_path: Path)
 
 
 def test_a_stock_configuration_is_not_checked_for_ours(tmp_path: Path) -> None:
-    load(tmp_path, {"dataset": {"format": "PyG", "task": "graph"}, "lm": {"accumulate": 5}})
+    load(tmp_path, {"dataset": {"format": "PyG", "task": "graph"}, "lm": {"grad_accumulation": 5}})
     assert cfg.train.mode == "standard"
 
 
@@ -339,6 +376,8 @@ def test_what_is_dumped_loads_again_after_a_run(tmp_path: Path) -> None:
 def values_of(key: Key) -> st.SearchStrategy[Any]:
     low = -1e6 if key.low is None else key.low
     high = next((bound for bound in (key.high, key.below) if bound is not None), 1e6)
+    if key.kind:
+        return st.none() | values_of(replace(key, default=key.kind(0), kind=None))
     if key.choices:
         return st.sampled_from(key.choices)
     if isinstance(key.default, bool):

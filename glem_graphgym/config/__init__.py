@@ -1,0 +1,23 @@
+"""The configuration: every key with its meaning, loading and checks; all of it functions of a ``cfg`` argument."""
+
+from glem_graphgym.config.checks import (  # noqa: F401
+    TEXT_GRAPHS,
+    check_config,
+    check_devices,
+    check_metric,
+    check_seeds,
+    feature_kinds,
+    reads_texts,
+)
+from glem_graphgym.config.keys import (  # noqa: F401
+    KEYS,
+    NULLABLE,
+    OUR_MODES,
+    ConfigError,
+    Key,
+    all_keys,
+    flat_settings,
+    keys_table,
+    settings_of,
+)
+from glem_graphgym.config.loading import dump_config, load_config, typed_values  # noqa: F401

@@ -1,0 +1,316 @@
+"""Checks of a whole configuration: every value against its key, names against registries, keys against each other."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import PurePath
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch_geometric.graphgym import register
+from torch_geometric.nn.resolver import aggregation_resolver
+from yacs.config import CfgNode
+
+from glem_graphgym.config.keys import (
+    LAST_SEED,
+    PATHS,
+    ConfigError,
+    all_keys,
+    flat_settings,
+    settings_of,
+    shown,
+)
+from glem_graphgym.files import expand_path
+
+NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and what UTF-8 cannot write
+# dataset.name -> function of a configuration that gives its text graph, in the order of registration.
+TEXT_GRAPHS: dict[str, Callable[[CfgNode], Any]] = {}
+FEATURE_KINDS = ("text", "static", "raw", "file")
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Expand ~ and $NAME in paths, then check every key against its bounds, and keys against each other.
+
+    Whoever builds a run calls this, so that a configuration is checked whichever way it was loaded.
+
+    Raises:
+        ConfigError: names the key; of a contradiction both.
+    """
+    keys = all_keys()
+    for name, value in flat_settings(cfg):
+        if name in keys and (keys[name].default is not None or keys[name].kind):
+            keys[name].check(value)
+        _check_value(name, value)
+    for name in PATHS:
+        group, last = _place(cfg, name)
+        try:
+            group[last] = expand_path(group[last])
+        except ValueError as error:
+            raise ConfigError(f"{name} is '{shown(group[last])}', but {error}") from error
+    _check_names(cfg)
+    check_metric(cfg)
+    for kind in feature_kinds(cfg.glem.node_features) if cfg.train.mode != "standard" else []:
+        if kind not in FEATURE_KINDS:
+            raise ConfigError(
+                f"glem.node_features is '{shown(cfg.glem.node_features)}': '{shown(kind)}' is unknown, expected "
+                f"{', '.join(FEATURE_KINDS)}, joined by +"
+            )
+    values = {
+        name: SimpleNamespace(**{key: shown(item) for key, item in value.items()})
+        if isinstance(value, CfgNode)
+        else shown(value)
+        for name, value in settings_of(cfg).items()
+    }
+    for holds, message in (*RULES, *(STANDARD_RULES if cfg.train.mode == "standard" else OUR_RULES)):
+        if not holds(cfg):
+            raise ConfigError(message.format(**values))
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether a text names a file of the experiment's folder that is neither a seed's folder nor ``agg``."""
+    path = PurePath(text)
+    taken = not path.parts or path.parts[0] == "agg" or re.fullmatch(r"-?\d+", path.parts[0])
+    return not taken and ".." not in path.parts and not path.is_absolute()
+
+
+Rule = tuple[Callable[[CfgNode], object], str]
+
+# What must hold of a configuration c, and what to say where it does not; {group.key} is the value found.
+RULES: tuple[Rule, ...] = (
+    (lambda c: c.out_dir,
+     "out_dir is empty, expected a folder for the results ('.' is the current one)"),
+    (lambda c: _is_file_name(c.cfg_dest),
+     "cfg_dest is '{cfg_dest}', expected the name of a file in the experiment's folder, such as config.yaml"),
+    (lambda c: all(type(count) is int and (count > 0 or count == -1) for count in c.gnn.fan_out),
+     "gnn.fan_out is {gnn.fan_out}, expected whole numbers, each at least 1, or -1 for all neighbours"),
+)  # fmt: skip
+
+STANDARD_RULES: tuple[Rule, ...] = (
+    (lambda c: not (c.dataset.node_encoder and c.model.type.startswith("glem_")),
+     "model.type {model.type} has no node encoder, but dataset.node_encoder is True; expected model.type gnn"),
+)  # fmt: skip
+
+OUR_RULES: tuple[Rule, ...] = (
+    (lambda c: c.dataset.format == "TAG",
+     "train.mode {train.mode} needs texts: dataset.format is '{dataset.format}', expected 'TAG'"),
+    (lambda c: (c.dataset.task, c.dataset.task_type) == ("node", "classification"),
+     "train.mode {train.mode} classifies nodes: dataset.task is '{dataset.task}' and dataset.task_type "
+     "'{dataset.task_type}', expected 'node' and 'classification'"),
+    (lambda c: c.lm.batch_size % c.lm.grad_accumulation == 0,
+     "lm.batch_size {lm.batch_size} is no multiple of lm.grad_accumulation, {lm.grad_accumulation}"),
+    (lambda c: (c.e_step.batch_size or 0) % c.lm.grad_accumulation == 0,
+     "e_step.batch_size {e_step.batch_size} is no multiple of lm.grad_accumulation, {lm.grad_accumulation}"),
+    (lambda c: c.accelerator in ("auto", "cpu", "cuda"),
+     "accelerator is '{accelerator}', expected auto, cpu or cuda"),
+    (lambda c: c.lm.model,
+     "lm.model is empty, expected a hub id or a folder"),
+    (lambda c: c.dataset.dir,
+     "dataset.dir is empty, expected a folder"),
+    (lambda c: len(c.dataset.tag_split) == 3 and min(c.dataset.tag_split) > 0 and sum(c.dataset.tag_split) <= 1 + 1e-6,
+     "dataset.tag_split is {dataset.tag_split}, expected three shares above 0 for train, valid and test, together at "
+     "most 1"),
+    (lambda c: c.train.mode != "glem_gnn" or "text" not in feature_kinds(c.glem.node_features),
+     "glem.node_features is 'text', the embeddings of a trained LM, but train.mode glem_gnn trains none; expected "
+     "static, raw or file (or train.mode glem_cascade)"),
+    (lambda c: c.train.mode != "glem_joint" or "text" in feature_kinds(c.glem.node_features),
+     "glem.node_features is '{glem.node_features}', but train.mode glem_joint trains the text encoder as node encoder; "
+     "expected text, alone or joined by + with others"),
+    (lambda c: ("file" in feature_kinds(c.glem.node_features)) == bool(c.glem.feature_file),
+     "glem.node_features '{glem.node_features}' and glem.feature_file '{glem.feature_file}' disagree: a file is given "
+     "if and only if 'file' is one of the features"),
+    (lambda c: c.gnn.fan_out or c.train.mode != "glem_joint",
+     "train.mode glem_joint trains on sampled neighbourhoods, but gnn.fan_out is []; expected one number for each "
+     "layer (gnn.layers_mp {gnn.layers_mp}), such as [5, 3]"),
+    (lambda c: len(c.gnn.fan_out) in (0, c.gnn.layers_mp),
+     "gnn.fan_out is {gnn.fan_out}, but gnn.layers_mp is {gnn.layers_mp}; expected one number per layer"),
+    (lambda c: not (c.gnn.fan_out and c.model.type == "glem_revgat" and c.gnn.symmetric_norm),
+     "gnn.fan_out {gnn.fan_out} leaves gnn.symmetric_norm True without the degrees that it scales by; set "
+     "gnn.symmetric_norm to False, or gnn.fan_out to []"),
+    (lambda c: c.train.mode != "glem_joint" or (c.optim.optimizer, c.optim.scheduler) == ("adamw", "none"),
+     "optim.optimizer is '{optim.optimizer}' and optim.scheduler '{optim.scheduler}', but train.mode glem_joint trains "
+     "LM and GNN with one AdamW whose rates follow lm.warmup_epochs and lm.decay; expected 'adamw' and 'none'"),
+    (lambda c: c.glem.encode_nodes == "all" or not c.glem.correct_and_smooth,
+     "glem.correct_and_smooth smooths the predictions of all nodes, but glem.encode_nodes is 'needed'; set it to "
+     "'all', or glem.correct_and_smooth to False"),
+    (lambda c: c.gnn.input_norm != "batch" or c.model.type in ("glem_revgat", "glem_gamlp"),
+     "gnn.input_norm is 'batch', but model.type {model.type} has no norm of its input (glem_revgat and glem_gamlp "
+     "have); expected standardise or none"),
+    (lambda c: c.gnn.input_norm != "layer" or c.train.mode in ("glem_joint", "glem_predict"),
+     "gnn.input_norm is 'layer', but train.mode {train.mode} does not change text embeddings while it trains the GNN; "
+     "expected standardise, batch or none"),
+    (lambda c: not (c.lm.freeze_layers and c.lm.lora_rank),
+     "lm.freeze_layers is {lm.freeze_layers}, but lm.lora_rank {lm.lora_rank} freezes all layers and trains adapters "
+     "in each; set one of them to 0"),
+    (lambda c: c.glem.label_input or not c.gnn.label_reuse,
+     "gnn.label_reuse is {gnn.label_reuse}, but no labels are given; set glem.label_input to True"),
+    (lambda c: not (c.dataset.node_encoder and c.dataset.node_encoder_name == "glem_text")
+     or c.train.mode == "glem_predict",
+     "train.mode {train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside the GNN; "
+     "use train.mode standard for that, or dataset.node_encoder False"),
+)  # fmt: skip
+
+
+def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
+    """The group in which a key lies, and its name there."""
+    group, _, last = name.rpartition(".")
+    return (cfg[group] if group else cfg), last
+
+
+def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
+    if value not in list(known):  # a value may be a list, which no registry can look up
+        names = ", ".join(str(other) for other in known if other is not None)
+        raise ConfigError(f"{name} is '{shown(value)}', expected one of: {names}")
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Refuse what no key of any plugin can mean: control characters in a text, and numbers that are not finite."""
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ConfigError(f"{name} is {shown(value)}, expected finite numbers")
+        if isinstance(item, str) and NO_TEXT.search(item):
+            raise ConfigError(f"{name} is {item[:80]!r}, expected a text without line breaks and control characters")
+
+
+def feature_kinds(node_features: str) -> list[str]:
+    return [part.strip() for part in node_features.split("+")]
+
+
+def reads_texts(cfg: CfgNode) -> bool:
+    """Whether a run of this configuration gives the nodes' texts to a language model."""
+    if cfg.dataset.format != "TAG":
+        return False
+    if "static" in feature_kinds(cfg.glem.node_features):
+        return True
+    if cfg.train.mode == "standard":
+        text_encoder = cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text"
+        return text_encoder or cfg.model.type == "glem_lm"
+    return cfg.train.mode != "glem_gnn"
+
+
+OUR_METRICS = ("accuracy", "loss", "lm_accuracy", "lm_loss", "gnn_accuracy", "gnn_loss")
+STOCK_METRICS = {
+    "regression": ("mae", "mse", "rmse"),
+    "classification_multi": ("accuracy",),
+    "classification_binary": ("accuracy", "precision", "recall", "f1", "auc"),
+}
+
+
+def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:
+    """Check ``metric_best`` against the scores that a run will have.
+
+    Args:
+        task_type: GraphGym's kind of task, once the data has told it; None: as ``dataset.task_type`` says.
+
+    Raises:
+        ConfigError: names the metrics that there are.
+    """
+    task_type = task_type or cfg.dataset.task_type
+    known: tuple[str, ...] = OUR_METRICS
+    if cfg.train.mode == "standard":
+        known = tuple(cfg.custom_metrics) or STOCK_METRICS.get(task_type, STOCK_METRICS["classification_binary"])
+        known = (*known, "loss")
+    if {"auc", "accuracy"} & set(known):
+        known = ("auto", *known)
+    check_choice("metric_best", cfg.metric_best, known)
+
+
+def check_devices(cfg: CfgNode, started: int | None) -> None:
+    """Check ``devices`` against what is there.
+
+    Args:
+        started: processes that somebody has started on this machine; None where this is the only one.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if started is not None and cfg.train.mode == "standard":
+        raise ConfigError("train.mode standard is GraphGym's own training; start it as one process")
+    if started is not None and cfg.devices not in (None, 1, started):
+        raise ConfigError(
+            f"devices is {cfg.devices}, but {started} processes were started on this machine; start {cfg.devices}, or "
+            "leave devices out"
+        )
+    count, gpus = started or cfg.devices or 1, torch.cuda.device_count()
+    if count > 1 and cfg.accelerator in ("auto", "cuda") and 0 < gpus < count:
+        raise ConfigError(f"{count} processes are asked for (devices), but torch sees {gpus} GPUs; expected one each")
+
+
+def check_seeds(first: int, count: int) -> None:
+    """
+    Raises:
+        ConfigError: the last of ``count`` seeds is too large.
+    """
+    if (last := first + count - 1) > LAST_SEED:
+        raise ConfigError(
+            f"seed is {first} and --repeat {count}, so the last seed would be {last}; expected at most {LAST_SEED}"
+        )
+
+
+# ---- names that GraphGym looks up only while it runs ----------------------------------------------------------------
+
+SAMPLERS = ("full_batch", "neighbor", "random_node", "saint_rw", "saint_node", "saint_edge", "cluster")
+TASK_TYPES = ("classification", "regression", "classification_binary", "classification_multi")
+GENERAL_LAYERS = ("generalconv", "generaledgeconv", "generalsampleedgeconv")
+
+
+def _check_names(cfg: CfgNode) -> None:
+    """Check names against GraphGym's registries, plugins' names among them, and against what its code compares with.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    d, g = cfg.dataset, cfg.gnn
+    choices: dict[str, Collection[Any]] = {
+        "print": ("stdout", "file", "both"),
+        "metric_agg": ("argmax", "argmin"),
+        "train.sampler": SAMPLERS,
+        "val.sampler": SAMPLERS,
+        "optim.optimizer": register.optimizer_dict,
+        "optim.scheduler": register.scheduler_dict,
+        "model.size_average": ("mean", "sum"),
+    }
+    for metric in cfg.custom_metrics:
+        check_choice("custom_metrics", metric, register.metric_dict)
+    if not cfg.custom_metrics:
+        choices["dataset.task_type"] = TASK_TYPES
+    # Losses and loaders see every name, and not all are registered under that which they answer to.
+    if _ours_alone(register.loss_dict):
+        choices["model.loss_fun"] = ("cross_entropy", "mse", *register.loss_dict)
+    if _ours_alone(register.loader_dict):
+        choices["dataset.format"] = ("PyG", "OGB", "TAG")
+    if d.format == "TAG":
+        choices["dataset.name"] = TEXT_GRAPHS
+    choices["model.type"] = register.network_dict
+    if cfg.model.type == "gnn" or cfg.model.type.startswith("glem_"):  # other networks may read keys in their own way
+        choices |= {
+            "gnn.layer_type": register.layer_dict,
+            "gnn.stage_type": register.stage_dict,
+            "gnn.act": register.act_dict,
+            "gnn.head": register.head_dict,
+        }
+        if g.head == "graph":
+            choices["model.graph_pooling"] = register.pooling_dict
+        if g.head in ("edge", "link_pred"):
+            choices["model.edge_decoding"] = ("dot", "cosine_similarity", "concat")
+        if d.node_encoder:
+            choices["dataset.node_encoder_name"] = register.node_encoder_dict
+        if d.edge_encoder:
+            choices["dataset.edge_encoder_name"] = register.edge_encoder_dict
+        if g.layer_type in GENERAL_LAYERS:
+            choices |= {"gnn.self_msg": ("none", "add", "concat"), "gnn.msg_direction": ("single", "both")}
+    for name, known in choices.items():
+        group, last = _place(cfg, name)
+        check_choice(name, group[last], known)
+    if "gnn.self_msg" in choices:
+        try:
+            aggregation_resolver(g.agg)
+        except (ValueError, TypeError) as error:
+            known_names = "add, mean, max, or another aggregation of torch_geometric.nn that needs no arguments"
+            raise ConfigError(f"gnn.agg is '{shown(g.agg)}', expected one of: {known_names}") from error
+
+
+def _ours_alone(registry: Mapping[str, Any]) -> bool:
+    return all(found.__module__.startswith("glem_graphgym.") for found in registry.values())

@@ -1,0 +1,69 @@
+"""Old names of configuration keys, for messages and for run folders that were made under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_DROPOUTS = ("dropout", "attention_dropout", "head_dropout")
+_E_STEP = ("epochs", "lr", "batch_size", "warmup_epochs", "label_smoothing", *_DROPOUTS)
+
+# Old name -> new name.
+RENAMED = {
+    **{f"glem.lm_{name}": f"e_step.{name}" for name in _E_STEP},
+    "glem.input_norm": "gnn.input_norm",
+    "lm.accumulate": "lm.grad_accumulation",
+    "lm.part_tokens": "lm.micro_batch_tokens",
+    "gnn.stages": "gnn.rlu_rounds",
+    "gnn.stage_threshold": "gnn.rlu_threshold",
+    "gnn.stage_weight": "gnn.rlu_weight",
+    "gnn.consistency": "gnn.scr_weight",
+    "gnn.consistency_threshold": "gnn.scr_threshold",
+    "gnn.group": "gnn.rev_groups",
+}
+
+# Key that is gone -> the value that holds in its place, which was its default.
+REMOVED: dict[str, Any] = {
+    "dataset.labels_per_source": 5,
+    "dataset.min_class_size": 20,
+    "lm.clip": 1.0,
+    "lm.patience": 0,
+    "glem.label_input_rate": 0.5,
+    "glem.gnn_redraw": "epoch",
+    "glem.cs_correct_layers": 50,
+    "glem.cs_smooth_layers": 50,
+    "gnn.attend_destination": False,
+    "gnn.hop_attention": "recursive",
+    "gnn.ema": 0.99,
+    "gnn.label_layers": 4,
+    "optim.clip": 0.0,
+}
+
+
+def old_names(names: Iterable[str]) -> str:
+    """What has become of the old names among ``names``, in words; "" where there are none."""
+    found = []
+    for name in dict.fromkeys(names):
+        if name in RENAMED:
+            hint = " (null for -1)" if name.startswith("glem.lm_") else ""
+            hint = " (none, standardise, batch or layer)" if name == "glem.input_norm" else hint
+            found.append(f"{name} is now {RENAMED[name]}{hint}")
+        elif name in REMOVED:
+            found.append(f"{name} is no key any more (it is always {REMOVED[name]!r}); leave it out")
+    return "; ".join(found)
+
+
+def in_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings ``group.key`` -> value of a run's ``run.json`` as they are called now.
+
+    A key that is gone is left out where it had the value that holds now, and stays where it had another.
+    """
+    found = {key: value for key, value in settings.items() if key not in REMOVED or value != REMOVED[key]}
+    if "glem.input_norm" in found:
+        outside, inside = found.pop("glem.input_norm"), found.get("gnn.input_norm")
+        found["gnn.input_norm"] = "batch" if inside else "standardise" if outside else "none"
+    for old, new in RENAMED.items():
+        if old in found:
+            value = found.pop(old)
+            found[new] = None if old.startswith("glem.lm_") and value == -1 else value
+    return found
