@@ -47,7 +47,7 @@ class Scale:
 
 
 def nice_step(rough: float) -> float:
-    """Of 1, 2, 5 times a power of ten the first that is not much smaller."""
+    """The first of 1, 2 and 5 times a power of ten that is not much smaller."""
     power = 10 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.7)
 

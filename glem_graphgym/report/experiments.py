@@ -88,7 +88,7 @@ class Experiment:
 
     @property
     def versions(self) -> dict[str, list[str]]:
-        """By package the versions that the runs were made with, as far as they recorded it.
+        """Versions that the runs were made with, by package, as far as they recorded it.
 
         A run that went on under another version than it was begun with has ``"1.3.5, 1.3.6"``.
         """

@@ -63,7 +63,7 @@ class Board:
 
     @property
     def final_rows(self) -> dict[str, Row]:
-        """By experiment the row of the method that its train mode ends with; none where that was not reached."""
+        """The row of each experiment's final method, which its train mode ends with; none where it was not reached."""
         final = {name: FINAL_METHOD.get(one.mode) for name, one in self.experiments.items()}
         names = [(name, row) for row in self.rows for name in (row.experiment, *row.same_in)]
         return {name: row for name, row in names if row.method == final[name]}
@@ -167,7 +167,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _mixed(experiments: Sequence[Experiment]) -> list[str]:
-    """In what the seeds of an experiment differ that is no setting: versions of packages, EM iterations asked for."""
+    """Differences between the seeds of an experiment that are no settings: versions of packages, EM iterations."""
     notes = []
     for one in experiments:
         kinds = {f"versions of {name}": versions for name, versions in one.versions.items()}
@@ -240,7 +240,7 @@ def config_texts(rows: Sequence[Row]) -> list[str]:
 
 
 def marks_of(row: Row) -> str:
-    """What is appended to a row's name: whether it has a caveat, and how many experiments share it."""
+    """Marks after a row's name: whether it has a caveat, and how many experiments share it."""
     return (" †" if row.caveat else "") + (f" (+ {len(row.same_in)} the same)" if row.same_in else "")
 
 

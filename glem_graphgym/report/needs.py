@@ -1,4 +1,4 @@
-"""What a run will need, as tables: its stages, what it writes, and whether the machine has it."""
+"""Tables of the needs of a run: its stages, its files, and whether the machine has enough for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_needs(found: Any, title: str, console: Console | None = None) -> None:
 
 
 def verdict_line(verdict: Any) -> str:
-    """Whether a resource suffices: what is needed, what there is and, if it does not, what to do."""
+    """One line per resource: how much is needed and free, and what to do if that does not suffice."""
     who = f"{verdict.stage} " if verdict.stage else "the run "
     has = f"{who}needs {shown_size(verdict.needed)}, {shown_size(verdict.available)} are free"
     if verdict.fits:

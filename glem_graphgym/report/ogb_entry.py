@@ -1,4 +1,4 @@
-"""What the OGB leaderboard's submission form asks for, and whether its rules hold.
+"""The entry for the OGB leaderboard: the fields of its submission form, refused where its rules do not hold.
 
 Rules: https://ogb.stanford.edu/docs/leader_overview/ (mean and unbiased std over the seeds 0-9, three seeds for
 ogbn-papers100M; parameters of all stages; external data named in the method's name; hyperparameters by validation).
@@ -32,9 +32,9 @@ class OgbError(ValueError):
 
 @dataclass(frozen=True)
 class About:
-    """What runs can not know of themselves: flags of run/leaderboard.py, whose help says what they mean.
+    """Facts that runs do not record: the flags of run/leaderboard.py, whose help explains them.
 
-    All but ``name``, of which "" means one made of the run, and ``ogb_version`` are refused where not given.
+    All are required except ``name`` ("": one is made from the run) and ``ogb_version`` ("": as the runs recorded it).
     """
 
     contact: str = ""
@@ -156,7 +156,7 @@ def _teacher(experiment: Experiment) -> tuple[Path | None, str, str, dict[str, A
 
 
 def external_data(experiment: Experiment) -> list[str]:
-    """What a run used beyond the dataset: raw text, a pretrained model, files of features or predictions.
+    """Sources that a run used beyond the dataset: raw text, a pretrained model, files of features or predictions.
 
     Predictions that another run made bring what that run used, which is followed to its ``run.json``.
     """

@@ -27,7 +27,7 @@ SMOOTHED = "+C&S"
 COLORED = (*METHODS, "LM+Cascade", "GLEM-LM+GNN")
 
 Series = dict[str, dict[str, list[Row]]]
-# Name of the macro of templates/panel.html that shows it, and what it shows: nothing where a board lacks the data.
+# Name of a macro of templates/panel.html, and the data that it shows; empty where the board lacks them.
 Panel = tuple[str, dict[str, Any]]
 
 
@@ -148,7 +148,7 @@ def em_panel(board: Board, focus: Experiment | None) -> Panel:
 
 
 def _diagnostic(experiment: Experiment | None, key: str) -> dict[tuple[int, str], Spread]:
-    """By stage (index, name) a diagnostic over seeds; nothing without an experiment."""
+    """One diagnostic over seeds, by stage (index, name); empty without an experiment."""
     if experiment is None:
         return {}
     return _over_seeds(experiment, lambda stage: (stage.index, stage.name), lambda stage: stage.diagnostics.get(key))
@@ -181,7 +181,7 @@ def _step(name: str) -> str:
 
 
 def diagnostics_panel(focus: Experiment | None) -> Panel:
-    """What the stages of the experiment of `with_em` recorded, as a table."""
+    """Table of the diagnostics that stages recorded: a row per stage, a column per diagnostic."""
     shown = {key: points for key in DIAGNOSTICS if (points := _diagnostic(focus, key))}
     if focus is None or not shown:
         return "diagnostics", {}
@@ -301,7 +301,7 @@ def _mode_panel(board: Board, final: Mapping[str, Row]) -> list[Panel]:
 
 
 def _by_network(board: Board, modes: Mapping[str, Mapping[str, Row]]) -> dict[str, list[tuple[float, float]]]:
-    """By GNN (position of the mode, mean test accuracy in %) of its modes; GNNs with one mode are left out."""
+    """Points (position of the mode, mean test accuracy in %) by GNN; GNNs with a single mode are left out."""
     scores: dict[str, dict[float, list[float]]] = {}
     for at, (mode, rows) in enumerate(modes.items()):
         for name, row in rows.items() if mode != "glem_lm" else ():

@@ -1,4 +1,4 @@
-"""Where predictions are right and whether they know it: accuracy by class, confusions, calibration.
+"""Quality of predictions: accuracy by class, confusions, calibration.
 
 ``<stage>/predictions.json`` holds, for ``valid`` and ``test``, what `describe_predictions` returns. It is written
 where labels are at hand, so that a report needs neither the graph nor the logits.
@@ -25,7 +25,7 @@ Description = dict[str, Any]
 
 
 def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Description:
-    """What logits say against labels, as strict JSON.
+    """Compare logits with labels; the result is strict JSON.
 
     The confidence of a node is its largest probability, softmax over the logits. Bin b of the 15 holds the nodes
     with confidence in (b/15, (b+1)/15]; the expected calibration error is the mean over nodes of the distance
@@ -135,7 +135,7 @@ def describe_run(
 
 
 def read_descriptions(stage: Path) -> dict[str, Description] | None:
-    """What `describe_run` left in a stage's folder, by split; None where it left nothing.
+    """Read ``predictions.json`` of a stage's folder: a description per split; None where there is no such file.
 
     Raises:
         ValueError: the file is damaged; names it.

@@ -1,4 +1,4 @@
-"""Whether two methods differ: a paired test over the seeds that both have."""
+"""Significance of the difference between two methods: a paired test over the seeds that both have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_SPREAD = 1e-12  # differences of shares that are equal but for rounding
 
 @dataclass(frozen=True)
 class Difference:
-    """How a row differs from a reference.
+    """Difference between a row and a reference.
 
     Attributes:
         reference: name of the row that it is compared with.
@@ -65,7 +65,7 @@ def paired_difference(scores: Mapping[int, float], reference: Mapping[int, float
 
 
 def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
-    """The same with p-values corrected for their number (Holm 1979); those without a p-value stay as they are."""
+    """Correct the p-values for their number (Holm 1979); differences without a p-value stay as they are."""
     tested = sorted((one.p, place) for place, one in enumerate(differences) if one is not None and one.p is not None)
     result, floor = list(differences), 0.0
     for rank, (p, place) in enumerate(tested):

@@ -214,7 +214,7 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 
 def best_stage(stages: Sequence[Stage], method: str, metric: str) -> Stage | None:
-    """The stage behind a method's result: the first one with its best validation score; None for another run's."""
+    """The stage behind a method's result: the first with its best validation score; None without such a stage."""
     competing = [stage for stage in stages if stage.method == method]
     return max(competing, key=lambda stage: stage.score("valid", metric), default=None)
 

@@ -55,7 +55,7 @@ def print_board(board: Board, console: Console | None = None) -> None:
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """What all names of a grid begin with, up to their first setting that differs: ``glem_debian-``; mostly ""."""
+    """The start that all names of a grid share, up to the first setting that differs: ``glem_debian-``; mostly ""."""
     found = list(names)
     if len(found) < 2:
         return ""

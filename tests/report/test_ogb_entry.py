@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from glem_graphgym.report.experiments import read_experiments
 from glem_graphgym.report.leaderboard import Board, read_boards
-from glem_graphgym.report.ogb_entry import About, OgbError, entry_markdown, method_name, ogb_entry
+from glem_graphgym.report.ogb_entry import About, OgbError, entry_markdown, external_data, method_name, ogb_entry
 
 ABOUT = About(
     contact="A. Author (author@example.org)",
@@ -130,19 +131,17 @@ def test_other_graphs_and_stock_training_are_refused(tmp_path: Path, run_folder:
     assert "did not record the graph's fingerprint" in message and "tests the last weights" in message
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_missing_fields_are_named(board: Board) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"contact": ""}, "--contact is missing"),
         ({"contact": "A. Author"}, "expected a name and an e-mail address"),
         ({"code": " "}, "--code is missing"),
         ({"paper": "arXiv 2210.14709"}, "--paper is 'arXiv 2210.14709', expected a URL"),
         ({"hardware": ""}, "--hardware is missing"),
         ({"official": None}, "--official or --unofficial is missing"),
-    ],
-)
-def test_missing_fields_are_named(board: Board, changes: dict[str, Any], expected: str) -> None:
-    assert expected in refusal(board, **changes)
+    ]
+    for changes, expected in cases:
+        assert expected in refusal(board, **changes)
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, run_folder: Any) -> None:
@@ -158,26 +157,17 @@ def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
     assert ogb_entry(board, replace(ABOUT, name=""), cascade)["method"].startswith("Cascade (sage)")
 
 
-@pytest.mark.parametrize(
-    ("mode", "features", "pretrained", "expected"),
-    [
-        ("glem", "text", True, ["raw text", "pretrained deberta-base"]),
-        ("glem", "text", False, ["raw text"]),
-        ("glem_joint", "text", True, ["raw text", "pretrained deberta-base"]),
-        ("glem_gnn", "raw", True, []),
-        ("glem_gnn", "static", True, ["raw text", "pretrained deberta-base"]),
-        ("glem_gnn", "file", True, ["features data/giant.npy"]),
-    ],
-)
-def test_external_data_is_what_the_run_read(
-    tmp_path: Path, run_folder: Any, mode: str, features: str, pretrained: bool, expected: list[str]
-) -> None:
-    settings = {"glem.node_features": features, "lm.model": "/models/deberta-base", "lm.pretrained": pretrained,
-                "glem.feature_file": "/data/giant.npy"}  # fmt: skip
-    for seed in range(10):
-        run_folder(tmp_path / "x", seed, dataset="ogbn-arxiv", settings=settings, mode=mode, versions=VERSIONS)
-    (board,) = read_boards([tmp_path])
-    assert ogb_entry(board, ABOUT)["external_data"] == expected
+def test_external_data_is_what_the_run_read(tmp_path: Path, run_folder: Any) -> None:
+    text = ["raw text", "pretrained deberta-base"]
+    cases = [("glem", "text", True, text), ("glem", "text", False, text[:1]), ("glem_joint", "text", True, text)]
+    cases += [("glem_gnn", "raw", True, []), ("glem_gnn", "static", True, text)]
+    for place, (mode, features, pretrained, expected) in enumerate(
+        [*cases, ("glem_gnn", "file", True, ["features data/giant.npy"])]
+    ):
+        settings = {"glem.node_features": features, "lm.model": "/models/deberta-base", "lm.pretrained": pretrained}
+        run_folder(tmp_path / str(place), 0, settings={**settings, "glem.feature_file": "/data/giant.npy"}, mode=mode)
+        (experiment,), _ = read_experiments([tmp_path / str(place)])
+        assert external_data(experiment) == expected
 
 
 def taught(folder: Path, run_folder: Any, first_predictions: Path) -> Board:

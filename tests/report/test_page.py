@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from hypothesis import strategies as st
 from glem_graphgym.report.charts import Chart, Scale, nice_step
 from glem_graphgym.report.leaderboard import read_boards
 from glem_graphgym.report.page import environment, render_page
-from glem_graphgym.report.panels import COLORED, DIAGNOSTICS, FOLDER, color_of, mark_of, seconds_text
+from glem_graphgym.report.panels import COLORED, FOLDER, color_of, mark_of, seconds_text
 
 CSS = "\n" + (FOLDER / "page.css").read_text(encoding="utf-8")
 
 VOID = {"meta", "link"}
-SHOWN_DIAGNOSTICS = ["agreement", "pseudo_accuracy_valid", "pseudo_candidates"]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -135,14 +133,6 @@ def test_every_panel_is_drawn_when_its_data_is_there(grid: Path) -> None:
     compute = panel(page, "Accuracy against compute")
     assert "glem-alpha=0.7 GLEM-GNN: test 76.85 ± 0.26 %, 3.67 min, 20,300 parameters" in compute
     assert "stock" not in compute  # its seconds are not known
-
-
-def test_diagnostics_are_a_table_with_their_meaning(grid: Path) -> None:
-    table = panel(page_of(grid), "Diagnostics of the EM iterations")
-    assert [name for name in DIAGNOSTICS if f">{name}</th>" in table] == SHOWN_DIAGNOSTICS
-    for name in SHOWN_DIAGNOSTICS:
-        assert escape(DIAGNOSTICS[name]) in table
-    assert re.search(r'<tr><td>m_step_1</td>(<td class="num">0\.\d{4}</td>){2}<td class="num">100</td></tr>', table)
 
 
 def test_charts_are_well_formed_and_labelled(grid: Path) -> None:

@@ -69,6 +69,7 @@ def test_what_all_names_begin_with_is_said_once(board: Board) -> None:
     assert text.count("glem_debian-") == 1
     assert "names are without 'glem_debian-', with which all experiments begin" in text
     assert "mode=glem-share=True-gnn=glem_sage GLEM-GNN" in text
+    assert text.count("├") == 1  # one rule, between our rows and published ones
 
 
 @pytest.mark.parametrize(
