@@ -195,7 +195,7 @@ def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path) -> No
 @pytest.mark.parametrize(
     ("options", "started", "message"),
     [
-        (("devices", "0"), None, "devices is 0, expected the number of processes"),
+        (("devices", "0"), None, "devices is 0, expected 1 to 1024"),
         (("devices", "3"), 2, "devices is 3, but 2 processes were started on this machine"),
         (("train.mode", "standard"), 2, "train.mode standard is GraphGym's own training"),
     ],
