@@ -109,7 +109,7 @@ def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray |
     return array
 
 
-def kept_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+def kept_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray | None = None) -> np.memmap:
     """The array that a killed process left in ``file``, as `new_array`; a new one where none of that kind is there."""
     if file.exists():
         try:
@@ -119,9 +119,9 @@ def kept_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
         else:
             if array.shape == shape and array.dtype == dtype:
                 if taken_bytes(file) < array.offset + array.nbytes:  # it was killed while the space was allocated
-                    _allocate(file, array, None)
+                    _allocate(file, array, rows)
                 return array
-    return new_array(file, dtype, shape)
+    return new_array(file, dtype, shape, rows)
 
 
 def _bytes_of(dtype: Any, shape: tuple[int, ...]) -> int:

@@ -98,28 +98,31 @@ def read_array(path: Path, remedy: str = REMAKE) -> np.ndarray:
         return np.load(path, mmap_mode="r")
 
 
-def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = False) -> Path:
-    """Fill ``folder`` by calling ``make`` on a temporary sibling and renaming it; a folder that exists is left alone.
+@contextlib.contextmanager
+def making(folder: Path, *, resume: bool = False) -> Iterator[Path | None]:
+    """A block that fills a temporary sibling of ``folder``, which then gets its name; None where ``folder`` is there.
 
     Processes that want the same folder at the same time wait for the first of them (a lock file beside it).
-    A ``make`` that was killed leaves a temporary folder that the next caller removes; with ``resume`` it gets that
+    A process that was killed leaves a temporary folder that the next one removes; with ``resume`` it gets that
     folder as it was left, to go on from.
 
     Raises:
         DiskFullError: there is no room for it; names the folder, or the file in it where that is known.
     """
     if folder.is_dir():
-        return folder
+        yield None
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with writing(folder), FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
-            return folder
+            yield None
+            return
         temporary = folder.parent / f".{folder.name}.part"
         if not resume:
             shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(exist_ok=resume)
         try:
-            make(temporary)
+            yield temporary
             for file in temporary.iterdir():
                 sync(file)
             temporary.rename(folder)
@@ -127,6 +130,13 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
             if not resume:
                 shutil.rmtree(temporary, ignore_errors=True)
         sync(folder.parent)
+
+
+def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = False) -> Path:
+    """``folder``, filled by ``make`` if it is not there: see `making`."""
+    with making(folder, resume=resume) as temporary:
+        if temporary is not None:
+            make(temporary)
     return folder
 
 

@@ -8,9 +8,12 @@ import errno
 import gc
 import os
 import resource
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +42,23 @@ def _glibc() -> ctypes.CDLL | None:
         return None
 
 
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """A block at whose end a Ctrl-C that came in it is raised."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *given: came.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came and callable(handler):
+        handler(*came[0])
+
+
 class PeakMemory:
     """Peak memory from its making on, in MB: of the accelerator where there is one, else resident in this process.
 
@@ -48,7 +68,8 @@ class PeakMemory:
     def __init__(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        gc.collect()  # a trainer and what it trained refer to each other, and would stay until the collector comes by
+        with interrupts_held_back():  # one that comes in a finaliser is lost
+            gc.collect()  # a task and what trained it may refer to each other, and stay until the collector comes by
         libc = _glibc()
         if libc is not None:
             libc.malloc_trim(0)  # what an earlier stage freed is no part of this one's peak

@@ -15,12 +15,10 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -28,7 +26,6 @@ import torch
 from glem_graphgym.heartbeat import Heartbeat
 
 T = TypeVar("T")
-Job = Callable[[Path], T]
 
 STEP_TIMEOUT = timedelta(minutes=10)  # of training, in which all are busy with equal parts
 WAIT_TIMEOUT = timedelta(days=30)  # for what the first does alone, however long that takes
@@ -116,7 +113,7 @@ def _start_heartbeat() -> Heartbeat:
     timeout = _heartbeat_timeout()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=STEP_TIMEOUT)
-    attempt = from_first(lambda: uuid.uuid4().hex)  # torchrun keeps its store when it starts the processes again
+    attempt = broadcast(lambda: uuid.uuid4().hex)  # torchrun keeps its store when it starts the processes again
     hosts = gather(socket.gethostname())
 
     def end(lost: int) -> None:
@@ -141,7 +138,7 @@ def _heartbeat_timeout() -> float:
 def _write_environment(place: Place) -> None:
     """The variables that torch and Lightning read, as torchrun sets them, where srun started this process."""
     if "MASTER_ADDR" not in os.environ and "SLURM_JOB_ID" in os.environ:
-        from pytorch_lightning.plugins.environments import SLURMEnvironment
+        from lightning_fabric.plugins.environments import SLURMEnvironment
 
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
         step = int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
@@ -249,7 +246,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def gather_to_first(value: T) -> list[T]:
+def gather_to_rank_zero(value: T) -> list[T]:
     """Every process's value, in the order of their ranks, in the first; an empty list in the others."""
     if world_size() == 1:
         return [value]
@@ -261,7 +258,7 @@ def gather_to_first(value: T) -> list[T]:
     return values or []
 
 
-def from_first(ask: Callable[[], T]) -> T:
+def broadcast(ask: Callable[[], T]) -> T:
     """The first process's ``ask()``, in all of them; the others do not call it."""
     if world_size() == 1:
         return ask()
@@ -276,44 +273,10 @@ def from_first(ask: Callable[[], T]) -> T:
 # ---- what the first does --------------------------------------------------------------------------------------------
 
 
-def on_first(program: Callable[[], None]) -> None:
-    """Have the first process run ``program``, as if it were the only one; the others wait for its end."""
-    if rank() == 0:
-        with _alone():
-            program()
-    barrier()
-
-
-def lead(program: Callable[[Job[T]], Any], job: Job[T]) -> None:
-    """Have the first process run ``program(job)``, and all of them ``job`` together when the program calls it, if ever.
-
-    The others call ``job`` on a folder that is thrown away.
-    """
-    if world_size() == 1:
-        program(job)
-        return
-    if rank() > 0:
-        if from_first(lambda: False):
-            with tempfile.TemporaryDirectory() as scratch:
-                job(Path(scratch))
-        barrier()
-        return
-    began = False
-
-    def announced(folder: Path) -> T:
-        nonlocal began
-        began = from_first(lambda: True)
-        return job(folder)
-
-    program(announced)
-    if not began:
-        from_first(lambda: False)
-    barrier()
-
-
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    if _company is None or _company.alone:
+def alone(really: bool = True) -> Iterator[None]:
+    """A block in which this process takes itself for the only one, while the others wait for it; if ``really``."""
+    if not really or _company is None or _company.alone:
         yield
         return
     _company.alone = True

@@ -40,7 +40,6 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "peer": lm.peer,
     "attention": lm.attention,
     "m_step": gnn.m_step,
-    "lightning": gnn.lightning,
     "propagation": gnn.propagation,
     "sampled": gnn.sampled,
     "allocator": gnn.allocator,

@@ -233,7 +233,6 @@ def run_standard(cfg: Any, overwrite: int) -> None:
 
     from glem_graphgym.config import check_metric
     from glem_graphgym.data.pickles import only_data_is_unpickled
-    from glem_graphgym.em.stage import quiet_lightning
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
     from glem_graphgym.registered.loader import load_text_graph_of
@@ -260,7 +259,11 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)
     with warnings.catch_warnings():
-        quiet_lightning()
+        # Hints about devices, workers and loggers, which stand between a user and the scores.
+        for name in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", message=".*(does not have many workers|'pin_memory' argument|srun).*")
         train(model, datamodule, logger=True, trainer_config={"logger": False})
     cost = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(memory.peak_mb(), 1)}
     drop_sanity_row(run_dir / "val" / "stats.json")

@@ -15,17 +15,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "glem_graphgym"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = ("config", "data", "models", "em", "report", "registered")
+LAYERS = ("config", "data", "models", "out_of_core", "em", "report", "registered")
 # Which layers each may import; modules beside the layers (files.py, ...) import nothing of ours and serve all.
 MAY_IMPORT = {
     "config": {"config"},
     "data": {"data"},
     "models": {"models"},
-    "em": {"em", "data", "models"},
+    "out_of_core": {"out_of_core", "data", "models"},
+    "em": {"em", "out_of_core", "data", "models"},
     "report": {"report"},
-    "registered": {"registered", "config", "em", "data", "models"},
+    "registered": {"registered", "config", "em", "out_of_core", "data", "models"},
 }
-BESIDE_MAY_IMPORT = {"starting": {"processes"}, "processes": {"heartbeat"}, "files": {"disk"}}
+BESIDE_MAY_IMPORT = {
+    "starting": {"processes"},
+    "processes": {"heartbeat"},
+    "files": {"disk"},
+    "hardware": {"processes"},
+}
 # Large, optional, or both: only whoever uses them pays for them.
 LATE = {"transformers", "tokenizers", "peft", "ogb", "tensorboardX", "pyarrow", "lightning"}
 
@@ -104,6 +110,11 @@ def test_only_what_is_registered_knows_graphgym(file: Path) -> None:
 def test_large_and_optional_packages_are_imported_where_they_are_used(file: Path) -> None:
     found = {name.split(".")[0] for name in at_import(ast.parse(file.read_text()))}
     assert not found & LATE
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_nothing_of_ours_is_trained_by_pytorch_lightning(file: Path) -> None:
+    assert not [name for name in imports(ast.parse(file.read_text())) if name.startswith("pytorch_lightning")]
 
 
 def test_the_package_registers_every_module_of_registered() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from glem_graphgym import memory
-from glem_graphgym.memory import PeakMemory, machine_bytes
+from glem_graphgym.memory import PeakMemory, interrupts_held_back, machine_bytes
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or not PeakMemory().own_mark,
@@ -58,3 +60,17 @@ def test_available_memory_is_what_the_containers_limit_leaves(tmp_path: Path, mo
     assert memory.available_bytes() == 450
     (tmp_path / "memory.current").write_text("5000\n")
     assert memory.available_bytes() == 0
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
+    done = []
+
+    def block() -> None:
+        with interrupts_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert done == ["the block"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

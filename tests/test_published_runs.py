@@ -17,7 +17,7 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import load_config
 from glem_graphgym.em.e_step import LMLearner
-from glem_graphgym.em.stage import Validation
+from glem_graphgym.em.fit import Validation
 from glem_graphgym.models.dropout import Dropout
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.text_encoder import TextClassifier

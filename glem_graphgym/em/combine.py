@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from glem_graphgym.em.stage import Validation
+from glem_graphgym.em.fit import Validation
 
 ROWS_AT_ONCE = 1 << 16
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))

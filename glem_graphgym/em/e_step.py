@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
 
 from glem_graphgym import processes
 from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batches
-from glem_graphgym.disk import new_array
+from glem_graphgym.disk import kept_array
+from glem_graphgym.em.checkpoint import Checkpoint
+from glem_graphgym.em.fit import Batches, FitLog, FitPlan, Fitted, Task, Validation, Weights, fit, to_float16
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.stage import FitLog, FitPlan, Hardware, Task, Validation, Weights, fit, half
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
 TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the longest try a model
+ENCODING = "encoding"  # the checkpoint of `LMLearner.predict`
 ROUND = 16  # batches that each of several processes encodes before the first collects them
 
 
@@ -60,40 +62,112 @@ class LMSettings:
     infer_tokens: int = 8192
 
 
+@dataclass(frozen=True)
 class LMLearner:
-    """q_θ(y_n | s_n) with its tokens: `fit` it on a step's targets, `predict` all nodes.
+    """q_θ(y_n | s_n).
 
-    Args:
+    Attributes:
         tokens: N texts.
         build: makes the model of a step, with pretrained weights and the step's dropouts.
+        settings: how it is trained.
         validation: selects the weights.
         hardware: device and precision.
     """
 
-    def __init__(
-        self,
-        tokens: TokenStore,
-        build: Callable[[], TextClassifier],
-        settings: LMSettings,
-        validation: Validation,
-        hardware: Hardware,
-    ) -> None:
-        self.tokens, self.build, self.settings = tokens, build, settings
-        self.validation, self.hardware = validation, hardware
-        self.model: TextClassifier | None = None
+    tokens: TokenStore
+    build: Callable[[], TextClassifier]
+    settings: LMSettings
+    validation: Validation
+    hardware: Hardware
 
-    def fit(self, targets: StepTargets, title: str, init: Weights | None = None) -> FitLog:
-        """Train a new model on ``targets``, from pretrained weights or those of ``init``."""
-        self.load(init)
-        assert self.model is not None
-        task = _LMTask(self.model, self.validation, self.tokens, targets, self.settings, self.hardware)
-        return fit_lm(task, self.settings, self.hardware, title)
-
-    def load(self, weights: Weights | None) -> None:
-        """Take a new model with pretrained weights or, where given, ``weights``."""
-        self.model = self.build()
+    def start(self, targets: StepTargets | None = None, weights: Weights | None = None) -> LMTask:
+        """A model with pretrained weights or, where given, ``weights``; without ``targets`` it only predicts."""
+        model = self.build()
         if weights is not None:
-            self.model.load_state_dict(weights)
+            model.load_state_dict(weights)
+        return LMTask(self, model, targets)
+
+    def fit(
+        self, targets: StepTargets, title: str, init: Weights | None = None, checkpoint: Checkpoint | None = None
+    ) -> Fitted:
+        """Train a new model on ``targets``, from pretrained weights or those of ``init``; see `em.fit.fit`."""
+        task = self.start(targets, init)
+        return Fitted(task, fit_lm(task, self.settings, self.hardware, title, checkpoint))
+
+
+class LMTask(Task):
+    """A language model with the texts and targets of one step: it can be trained, and predicts.
+
+    Args:
+        learner: that has started it.
+        model: the language model.
+        targets: what it is trained on; None where it only predicts.
+    """
+
+    model: TextClassifier
+
+    def __init__(self, learner: LMLearner, model: TextClassifier, targets: StepTargets | None) -> None:
+        super().__init__(model, learner.validation)
+        self.learner, self.targets = learner, targets
+        self.tokens, self.settings, self.hardware = learner.tokens, learner.settings, learner.hardware
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.model.encoder.dim
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def batches(self, epoch: int) -> Batches:
+        """Batches of texts, in buckets of similar length."""
+        assert self.targets is not None, "a language model that only predicts"
+        nodes, target, is_gold = self.targets.batch(epoch)
+        rng = np.random.default_rng([self.targets.seed, epoch, 1])
+        places = np.arange(len(nodes))
+        batches = shuffled_batches(self.tokens.lengths[nodes], places, self.settings.batch_size, rng)
+        rank, size = processes.rank(), processes.world_size()
+        parts = [
+            (part, batch)
+            for batch in batches
+            for part in np.array_split(batch[rank::size], self.settings.accumulate)  # as similar in length as can be
+        ]
+
+        def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
+            part, batch = item
+            num_gold = int(is_gold[batch].sum())
+            counts = (num_gold, len(batch) - num_gold)
+            if not len(part):
+                # Every rank needs the same number of micro-batches; this one has zero weight.
+                nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool)
+                return *self._padded(nodes[batch[:1]]), *nothing, counts
+            return *self._padded(nodes[part]), target[part], is_gold[part], counts
+
+        return Batches(parts, prepare)
+
+    def _padded(self, nodes: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, L) of the nodes' texts."""
+        ids, mask = self.tokens.pad(nodes)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def forward(self, batch: tuple[Any, ...]) -> Tensor:
+        assert self.targets is not None
+        ids, mask, target, is_gold, counts = batch
+        logits, _ = self.model(ids, mask)
+        settings = self.settings
+        smoothing, weight = settings.label_smoothing, self.targets.weight
+        return glem_loss(logits, target, is_gold, weight, smoothing, counts, settings.smooth_pseudo)
+
+    def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
+        own = batches[processes.rank() :: processes.world_size()]
+        prepared = Batches(own, self._padded).prepared(self.hardware.device)
+        for nodes, (ids, mask) in zip(own, prepared, strict=True):
+            yield nodes, self.model(ids, mask)[0]
+
+    def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
+        groups = decay_groups(self.model, self.settings.weight_decay)
+        return lm_optimizer(groups, self.settings, self.hardware, num_steps)
+
+    # ---- prediction -----------------------------------------------------------------------------------------------
 
     def predict(
         self,
@@ -101,39 +175,49 @@ class LMLearner:
         embeddings: np.ndarray,
         title: str = "predicting",
         nodes: np.ndarray | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """Write logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped).
 
         Of ``nodes``, int64 (n,), alone where given; the other rows are left as they are. Processes that work together
-        are dealt batches in turn, which are equal in padded tokens; the first one writes what all have computed, so
-        that no disk has to be shared for it, and the others' arrays stay as they are.
+        are dealt batches in turn, which are equal in padded tokens; the first one writes what all have computed, and
+        the others' arrays stay as they are.
+
+        Args:
+            checkpoint: kept now and then, and gone on from: the batches that it counts are in the arrays.
         """
-        assert self.model is not None, "fit or load a model first"
         model = self.model.to(self.hardware.device).eval()
         nodes = np.arange(len(self.tokens)) if nodes is None else nodes
         bar = Progress(total=len(nodes), desc=title, unit="text", disable=processes.rank() > 0, leave=False)
         batches = budget_batches(self.tokens.lengths, nodes, self.settings.infer_tokens)
+        done = encoded_before(checkpoint, self.settings.infer_tokens)
+        bar.update(sum(len(batch) for batch in itertools.islice(batches, done)))
         rank, size = processes.rank(), processes.world_size()
         with torch.inference_mode(), self.hardware.autocast(), bar:
             while dealt := list(itertools.islice(batches, size * ROUND if size > 1 else 1)):
                 encoded = [(batch, *self._encode(model, batch)) for batch in dealt[rank::size]]
-                for batch, class_logits, embedding in itertools.chain(*processes.gather_to_first(encoded)):
+                for batch, class_logits, embedding in itertools.chain(*processes.gather_to_rank_zero(encoded)):
                     logits[batch], embeddings[batch] = class_logits, embedding
                     bar.update(len(batch))
+                done += len(dealt)
+                if checkpoint and checkpoint.due():
+                    flush(logits, embeddings)
+                    checkpoint.write(ENCODING, {"batches": done, "infer_tokens": self.settings.infer_tokens})
 
     def _encode(self, model: TextClassifier, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits (B, C) and text embeddings (B, H) of the nodes' texts, float16."""
-        ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(nodes))
+        ids, mask = (array.to(self.hardware.device) for array in self._padded(nodes))
         class_logits, embedding = model(ids, mask)
-        return half(class_logits), half(embedding)
+        return to_float16(class_logits), to_float16(embedding)
+
+    # ---- a model of somebody's, tried before long work --------------------------------------------------------------
 
     def try_step(self, hardware: Hardware) -> None:
-        """Train on two short texts with the model that is loaded, as far as the gradients.
+        """Train on two short texts as far as the gradients.
 
         Raises:
             FloatingPointError: the loss or a gradient is not finite. Whatever else a model may raise.
         """
-        assert self.model is not None, "fit or load a model first"
         model = self.model.to(hardware.device).train()
         _use_gradients(model, hardware)
         ids, mask = self._short_texts()
@@ -149,7 +233,6 @@ class LMLearner:
 
     def padding_error(self) -> float:
         """Relative difference of a short text's embeddings alone and padded beside a longer one, in float32."""
-        assert self.model is not None, "fit or load a model first"
         model, (ids, mask) = self.model.to(self.hardware.device).eval(), self._short_texts()
         length = int(mask[0].sum())
         with torch.inference_mode():
@@ -165,91 +248,15 @@ class LMLearner:
         return torch.from_numpy(ids).to(self.hardware.device), torch.from_numpy(mask).to(self.hardware.device)
 
     def encode_longest(self) -> None:
-        """Encode the longest text with the model that is loaded: whatever a model cannot take, it says then."""
-        assert self.model is not None, "fit or load a model first"
+        """Encode the longest text: whatever a model cannot take, it says then."""
         model = self.model.to(self.hardware.device).eval()
         with torch.inference_mode(), self.hardware.autocast():
             self._encode(model, np.array([np.argmax(self.tokens.lengths)]))
 
-    @property
-    def embedding_dim(self) -> int:
-        assert self.model is not None, "fit or load a model first"
-        return self.model.encoder.dim
 
-
-class _LMTask(Task):
-    """Batches of texts with targets, in buckets of similar length."""
-
-    model: TextClassifier
-
-    def __init__(
-        self,
-        model: TextClassifier,
-        validation: Validation,
-        tokens: TokenStore,
-        targets: StepTargets,
-        settings: LMSettings,
-        hardware: Hardware,
-    ) -> None:
-        super().__init__(model, validation)
-        self.tokens, self.targets, self.settings, self.hardware = tokens, targets, settings, hardware
-
-    def train_dataloader(self) -> DataLoader:
-        nodes, target, is_gold = self.targets.batch(self.current_epoch)
-        rng = np.random.default_rng([self.targets.seed, self.current_epoch, 1])
-        places = np.arange(len(nodes))
-        batches = shuffled_batches(self.tokens.lengths[nodes], places, self.settings.batch_size, rng)
-        rank, size = processes.rank(), processes.world_size()
-        parts = [
-            (part, batch)
-            for batch in batches
-            for part in np.array_split(batch[rank::size], self.settings.accumulate)  # as similar in length as can be
-        ]
-
-        def collate(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
-            part, batch = item
-            num_gold = int(is_gold[batch].sum())
-            counts = (num_gold, len(batch) - num_gold)
-            if not len(part):  # every step takes as many parts, of every process: here one that counts for nothing
-                ids, mask = self.tokens.pad(nodes[batch[:1]])
-                nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool)
-                return torch.from_numpy(ids), torch.from_numpy(mask), *nothing, counts
-            ids, mask = self.tokens.pad(nodes[part])
-            return torch.from_numpy(ids), torch.from_numpy(mask), target[part], is_gold[part], counts
-
-        return DataLoader(parts, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
-
-    def val_dataloader(self) -> DataLoader:
-        every = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
-        # Lightning leaves out a validation without batches, for which the other processes would wait.
-        batches = every[processes.rank() :: processes.world_size()] or every[:1]
-
-        def collate(batch: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor]:
-            ids, mask = self.tokens.pad(batch)
-            return batch, torch.from_numpy(ids), torch.from_numpy(mask)
-
-        return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
-
-    def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
-        ids, mask, target, is_gold, counts = batch
-        logits, _ = self.model(ids, mask)
-        settings = self.settings
-        smoothing, weight = settings.label_smoothing, self.targets.weight
-        loss = glem_loss(logits, target, is_gold, weight, smoothing, counts, settings.smooth_pseudo)
-        # Means over parts and over processes are taken, whose sum is the batch's loss.
-        return loss * settings.accumulate * processes.world_size()
-
-    def validation_step(self, batch: tuple[np.ndarray, Tensor, Tensor], batch_idx: int) -> None:
-        nodes, ids, mask = batch
-        logits, _ = self.model(ids, mask)
-        self.see(nodes, logits)
-
-    def configure_optimizers(self) -> Any:
-        groups = decay_groups(self.model, self.settings.weight_decay)
-        return lm_optimizers(groups, self.settings, self.hardware, float(self.trainer.estimated_stepping_batches))
-
-
-def fit_lm(task: Task, settings: LMSettings, hardware: Hardware, title: str) -> FitLog:
+def fit_lm(
+    task: Task, settings: LMSettings, hardware: Hardware, title: str, checkpoint: Checkpoint | None = None
+) -> FitLog:
     """Train a task's language model, or a module that holds one, as `settings` say."""
     _use_gradients(task.model, hardware)
     plan = FitPlan(
@@ -259,9 +266,8 @@ def fit_lm(task: Task, settings: LMSettings, hardware: Hardware, title: str) -> 
         patience=settings.patience,
         accumulate=settings.accumulate,
         clip=settings.clip if hardware.scales_gradients else 0.0,
-        new_batches=True,
     )
-    return fit(task, plan, hardware)
+    return fit(task, plan, hardware, checkpoint)
 
 
 def _use_gradients(model: nn.Module, hardware: Hardware) -> None:
@@ -270,16 +276,17 @@ def _use_gradients(model: nn.Module, hardware: Hardware) -> None:
         use_sparse_gradients(model)
 
 
-def lm_optimizers(groups: list[dict], settings: LMSettings, hardware: Hardware, total_steps: float) -> dict[str, Any]:
-    """AdamW on ``groups`` of parameters and its schedule, counted in steps, as Lightning takes them."""
+def lm_optimizer(
+    groups: list[dict], settings: LMSettings, hardware: Hardware, num_steps: int
+) -> tuple[torch.optim.Optimizer, Any, str]:
+    """AdamW on ``groups`` of parameters and its schedule, counted in steps, as of a `Task`."""
     optimizer = (
         adamw(groups, settings.lr, settings.weight_decay, fused=False)
         if hardware.scales_gradients
         else ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
     )
-    warmup = settings.warmup_epochs * total_steps / settings.epochs
-    schedule = warmup_schedule(optimizer, warmup, total_steps, settings.decay)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    warmup = settings.warmup_epochs * num_steps / settings.epochs
+    return optimizer, warmup_schedule(optimizer, warmup, num_steps, settings.decay), "step"
 
 
 def encode_in_parts(
@@ -309,14 +316,27 @@ def encode_in_parts(
 
 
 def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
-    """New float16 zeros (rows, columns) in ``folder/name.npy``, memory-mapped for writing.
+    """float16 (rows, columns) in ``folder/name.npy``, memory-mapped for writing: zeros, or what a killed run has left.
 
     On disk they take the space of ``nodes`` alone, int64 (n,), increasing; None = of all rows. In other processes than
     the first, which write nothing, they take none.
 
     Raises:
-        DiskFullError: there is no room for them; nothing is left of the file.
+        DiskFullError: there is no room for them.
     """
     if processes.rank() > 0:
-        nodes = np.empty(0, dtype=np.int64)
-    return new_array(folder / f"{name}.npy", np.float16, (rows, columns), nodes)
+        return np.zeros((rows, columns), dtype=np.float16)
+    return kept_array(folder / f"{name}.npy", np.float16, (rows, columns), nodes)
+
+
+def encoded_before(checkpoint: Checkpoint | None, infer_tokens: int) -> int:
+    """Batches of so many padded tokens that a killed run has encoded."""
+    kept = checkpoint.read(ENCODING) if checkpoint else None
+    return int(kept["batches"]) if kept and kept["infer_tokens"] == infer_tokens else 0
+
+
+def flush(*arrays: np.ndarray) -> None:
+    """Have the disk hold what was written into memory-mapped arrays."""
+    for array in arrays:
+        if isinstance(array, np.memmap):
+            array.flush()

@@ -6,7 +6,6 @@ every node of its neighbourhoods rather than one text a target.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from glem_graphgym.data.tokens import TokenStore, budget_batches
-from glem_graphgym.em.e_step import LMSettings, encode_in_parts, fit_lm, lm_optimizers
-from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.em.layerwise import LayerwiseInference, StoredInputs
-from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.checkpoint import Checkpoint
+from glem_graphgym.em.e_step import ENCODING, LMSettings, encode_in_parts, encoded_before, fit_lm, flush, lm_optimizer
+from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, to_float16
+from glem_graphgym.em.inputs import GNNInputs, StoredInputs
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import decay_groups
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhood, Neighbourhoods, even_batches
-from glem_graphgym.em.stage import FitLog, Hardware, Task, Validation, Weights, half
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.joint import JointModel
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 from glem_graphgym.progress import Progress
 
 VALIDATED_AT_ONCE = 8192  # validation nodes whose neighbourhoods are sampled together, each text encoded once
@@ -56,17 +57,19 @@ class JointSettings:
     label_input: bool = False
 
 
+@dataclass(frozen=True)
 class JointLearner:
-    """Text encoder and GNN as one: `fit` them on gold labels, `predict` all nodes.
+    """Text encoder and GNN as one, trained on gold labels.
 
     Training and validation see sampled neighbourhoods, prediction does not sample: every text is encoded once, and the
     GNN sees all neighbours.
 
-    Args:
+    Attributes:
         tokens: N texts.
         build: (F, num_classes) -> model with pretrained encoder, for F features beside the embedding.
-        structures: as of a `GNNLearner`.
-        neighbourhoods: draws them from these structures, one hop a layer of the GNN.
+        graphs: as of a `GNNLearner`.
+        neighbourhoods: draws them from these graphs, one hop per layer of the GNN.
+        settings: how it is trained.
         validation: selects the weights.
         hardware: device and precision.
         predicted: as of a `GNNLearner`.
@@ -74,74 +77,150 @@ class JointLearner:
             `layerwise.Layered`. None: they are in memory.
     """
 
-    def __init__(
-        self,
-        tokens: TokenStore,
-        build: Callable[[int, int], JointModel],
-        structures: Structures,
-        neighbourhoods: Neighbourhoods,
-        settings: JointSettings,
-        validation: Validation,
-        hardware: Hardware,
-        *,
-        predicted: np.ndarray | None = None,
-        layerwise: LayerwiseInference | None = None,
-    ) -> None:
-        self.tokens, self.build = tokens, build
-        self.structures, self.neighbourhoods = structures, neighbourhoods
-        self.settings, self.validation, self.hardware = settings, validation, hardware
-        self.predicted, self.layerwise = predicted, layerwise
-        self.model: JointModel | None = None
-        self.targets: StepTargets | None = None
-        self.inputs: GNNInputs | StoredInputs | None = None
-        self.costs: dict[str, float] = {}
+    tokens: TokenStore
+    build: Callable[[int, int], JointModel]
+    graphs: GraphViews
+    neighbourhoods: Neighbourhoods
+    settings: JointSettings
+    validation: Validation
+    hardware: Hardware
+    predicted: np.ndarray | None = None
+    layerwise: LayerwiseInference | None = None
 
-    def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
-        """Train a new model on the gold labels of ``targets``; ``features`` float (N, F) stand beside the embeddings.
+    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> JointTask:
+        """A model with a pretrained encoder or, where given, ``weights``; ``features`` float (N, F) stand beside the
+        embeddings."""
+        labels = targets if self.settings.label_input else None
+        inputs: StoredInputs
+        if self.layerwise is None:
+            inputs = GNNInputs(torch.from_numpy(np.asarray(features, dtype=np.float32)), labels)
+        else:
+            inputs = StoredInputs(FeatureRows.of(features), labels, torch.float32)
+        model = self.build(inputs.dim, targets.gold.num_classes)
+        if weights is not None:
+            model.load_state_dict(weights)
+        return JointTask(self, inputs, targets, model)
 
-        Leaves in ``costs`` what a step and an epoch took.
+    def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
+        """Train a new model on the gold labels of ``targets``; see `em.fit.fit`.
 
         Raises:
             MemoryError: a step did not fit; says how large it was.
         """
-        self.load(targets, features, None)
-        assert self.model is not None
-        lm = self.settings.lm
-        task = _JointTask(self, targets)
+        task = self.start(targets, features)
         try:
-            log = fit_lm(task, lm, self.hardware, title)
+            return Fitted(task, fit_lm(task, self.settings.lm, self.hardware, title, checkpoint))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(f"{task.meter.latest} did not fit") from error
-        self.costs = task.meter.notes(lm.accumulate)
-        return log
 
-    def load(self, targets: StepTargets, features: np.ndarray, weights: Weights | None) -> None:
-        """Take a new model for these features, pretrained and fresh or, where given, with ``weights``."""
-        self.targets = targets
-        labels = targets if self.settings.label_input else None
-        if self.layerwise is None:
-            self.inputs = GNNInputs(torch.from_numpy(np.asarray(features, dtype=np.float32)), labels)
-        else:
-            self.inputs = StoredInputs(FeatureRows.of(features), labels, torch.float32)
-        self.model = self.build(self.inputs.dim, targets.gold.num_classes)
-        if weights is not None:
-            self.model.load_state_dict(weights)
+
+class _Meter:
+    """What a step of training takes."""
+
+    def __init__(self) -> None:
+        self.steps = self.texts = self.tokens = self.most_texts = 0
+        self.latest = "a step"
+
+    def see(self, hood: Neighbourhood, tokens: int) -> None:
+        texts = len(hood.nodes)
+        self.steps, self.texts, self.tokens = self.steps + 1, self.texts + texts, self.tokens + tokens
+        self.most_texts = max(self.most_texts, texts)
+        self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
+
+    def notes(self, accumulate: int) -> dict[str, float]:
+        steps = max(1, self.steps // accumulate)
+        return {
+            "steps": steps,
+            "texts_per_step": round(self.texts / steps, 1),
+            "tokens_per_step": round(self.tokens / steps, 1),
+            "most_texts_at_once": self.most_texts,
+        }
+
+
+class JointTask(Task):
+    """Text encoder and GNN with the texts, features and targets of a run: they can be trained, and predict.
+
+    Trained on batches of gold nodes with freshly sampled neighbourhoods; validation nodes have theirs, sampled once.
+    """
+
+    model: JointModel
+
+    def __init__(self, learner: JointLearner, inputs: StoredInputs, targets: StepTargets, model: JointModel) -> None:
+        super().__init__(model, learner.validation)
+        self.learner, self.inputs, self.targets = learner, inputs, targets
+        self.settings, self.tokens, self.device = learner.settings, learner.tokens, learner.hardware.device
+        self.meter = _Meter()
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.model.encoder.dim
+
+    def costs(self, log: FitLog) -> dict[str, float]:
+        """What a step and an epoch of its training took."""
+        seconds = log.train_seconds / max(1, log.epochs)
+        return {**self.meter.notes(self.settings.lm.accumulate), "train_seconds_per_epoch": round(seconds, 3)}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return dict(vars(self.meter))
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        vars(self.meter).update(state)
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def batches(self, epoch: int) -> Batches:
+        gold, lm = self.targets.gold, self.settings.lm
+        target = gold.targets()
+        rng = np.random.default_rng([self.targets.seed, epoch, 4])
+        order = rng.permutation(len(gold.nodes))
+        batches = even_batches(order, lm.batch_size)
+        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.accumulate)]
+
+        def prepare(item: tuple[np.ndarray, int]) -> tuple[Neighbourhood, Tensor, int]:
+            part, size = item
+            return self.learner.neighbourhoods.around(gold.nodes[part], rng), target[part], size
+
+        return Batches(parts, prepare)
+
+    def forward(self, batch: tuple[Neighbourhood, Tensor, int]) -> Tensor:
+        hood, target, size = batch
+        self.meter.see(hood, int(self.tokens.lengths[hood.nodes].sum()))
+        is_gold = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        return glem_loss(self.logits(hood), target, is_gold, 0.0, self.settings.lm.label_smoothing, (size, 0))
 
     def logits(self, hood: Neighbourhood) -> Tensor:
         """Logits (b, C) of a neighbourhood's seeds; their own gold labels are no input."""
-        assert self.model is not None and self.inputs is not None, "fit or load a model first"
-        more = self.inputs.rows(hood.nodes, slice(hood.num_seeds)).to(self.hardware.device)
-        embeddings = self._encode(hood.nodes)
-        return self.model(embeddings, more, hood.structure.to(self.hardware.device))[: hood.num_seeds]
+        more = self.inputs.rows(hood.nodes, slice(hood.num_seeds)).to(self.device)
+        return self.model(self._encode(hood.nodes), more, hood.structure.to(self.device))[: hood.num_seeds]
 
     def _encode(self, nodes: np.ndarray) -> Tensor:
         """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length."""
-        assert self.model is not None
-        s, device = self.settings, self.hardware.device
+        s = self.settings
         recompute_from = 1 if s.recompute else None
-        return encode_in_parts(self.model.encoder, self.tokens, nodes, s.part_tokens, device, recompute_from)
+        return encode_in_parts(self.model.encoder, self.tokens, nodes, s.part_tokens, self.device, recompute_from)
+
+    def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        nodes = self.validation.nodes
+        for start in range(0, len(nodes), VALIDATED_AT_ONCE):
+            part = nodes[start : start + VALIDATED_AT_ONCE]
+            # The same neighbourhoods at every validation: scores differ by the weights alone.
+            rng = np.random.default_rng([self.targets.seed, int(part[0]), 5])
+            yield part, self.logits(self.learner.neighbourhoods.around(part, rng))
+
+    def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
+        s = self.settings
+        of_encoder = decay_groups(self.model.encoder, s.lm.weight_decay)
+        of_gnn = [
+            {**group, "lr": s.gnn_lr}
+            for part in (self.model.norm, self.model.gnn)
+            for group in decay_groups(part, s.gnn_weight_decay)
+        ]
+        groups = [group for group in (*of_encoder, *of_gnn) if group["params"]]
+        return lm_optimizer(groups, s.lm, self.learner.hardware, num_steps)
+
+    # ---- prediction -----------------------------------------------------------------------------------------------
 
     def predict(
         self,
@@ -149,65 +228,66 @@ class JointLearner:
         embeddings: np.ndarray,
         title: str = "predicting",
         nodes: np.ndarray | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """Write logits (N, C) of the ``predicted`` nodes and text embeddings (N, H) into the given arrays (float16,
         memory-mapped), these of ``nodes``, int64 (n,), alone where given.
 
         The GNN sees all neighbours of all nodes, and the embeddings as they are written.
         """
-        assert self.model is not None, "fit or load a model first"
-        model = self.model.to(self.hardware.device).eval()
+        model = self.model.to(self.device).eval()
         nodes = np.arange(len(self.tokens)) if nodes is None else nodes
         bar = Progress(total=len(nodes), desc=title, unit="text", leave=False)
-        with torch.inference_mode(), self.hardware.autocast(), bar:
-            for batch in budget_batches(self.tokens.lengths, nodes, self.settings.lm.infer_tokens):
-                ids, mask = (torch.from_numpy(array).to(self.hardware.device) for array in self.tokens.pad(batch))
-                embeddings[batch] = half(model.encoder(ids, mask))
+        tokens = self.settings.lm.infer_tokens
+        done = encoded_before(checkpoint, tokens)
+        with torch.inference_mode(), self.learner.hardware.autocast(), bar:
+            for number, batch in enumerate(budget_batches(self.tokens.lengths, nodes, tokens), start=1):
                 bar.update(len(batch))
+                if number <= done:
+                    continue
+                ids, mask = (torch.from_numpy(array).to(self.device) for array in self.tokens.pad(batch))
+                embeddings[batch] = to_float16(model.encoder(ids, mask))
+                if checkpoint and checkpoint.due():
+                    flush(embeddings)
+                    checkpoint.write(ENCODING, {"batches": number, "infer_tokens": tokens})
         self.propagate(logits, embeddings)
 
     def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
         """Write the logits (N, C) that the GNN gives for text embeddings (N, H), seeing all neighbours."""
-        assert self.model is not None
-        self.model.to(self.hardware.device).eval()
-        if self.layerwise is None:
+        self.model.to(self.device).eval()
+        if self.learner.layerwise is None:
             self._propagate_in_memory(logits, embeddings)
             return
-        predicted = np.arange(len(logits)) if self.predicted is None else self.predicted
-        with torch.inference_mode(), self.hardware.autocast():
-            for nodes, found in self._exact_logits(self.layerwise, embeddings, predicted):
-                logits[nodes] = half(found)
+        predicted = np.arange(len(logits)) if self.learner.predicted is None else self.learner.predicted
+        with torch.inference_mode(), self.learner.hardware.autocast():
+            for nodes, found in self._exact_logits(self.learner.layerwise, embeddings, predicted):
+                logits[nodes] = to_float16(found)
 
     def _exact_logits(
         self, layerwise: LayerwiseInference, embeddings: np.ndarray, nodes: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Parts of ``nodes``, each with its logits (b, C); no features of all nodes are made."""
-        model, inputs = self.model, self.inputs
-        assert model is not None
-        assert isinstance(inputs, StoredInputs)
-        gnn: Any = model.gnn
-        for group, more in inputs.for_prediction(nodes):
+        gnn: Any = self.model.gnn
+        for group, more in self.inputs.for_prediction(nodes):
 
             def rows(wanted: np.ndarray, more: Callable[[np.ndarray], Tensor] = more) -> Tensor:
                 return self._node_features(embeddings[wanted], more(wanted))
 
-            yield from layerwise.logits(gnn, embeddings.shape[1] + inputs.dim, rows, group)
+            yield from layerwise.logits(gnn, embeddings.shape[1] + self.inputs.dim, rows, group)
 
     def _propagate_in_memory(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
-        model, targets = self.model, self.targets
-        assert model is not None
-        assert targets is not None
+        learner, gnn = self.learner, self.model.gnn
+        settings = GNNSettings(label_input=self.settings.label_input)
         exact = GNNLearner(
-            lambda dim_in, num_classes: model.gnn,
-            self.structures,
-            _untrained,
-            GNNSettings(label_input=self.settings.label_input),
+            lambda dim_in, num_classes: gnn,
+            learner.graphs,
+            lambda parameters: (None, None),  # it only predicts
+            settings,
             self.validation,
-            self.hardware,
-            predicted=self.predicted,
+            learner.hardware,
+            predicted=learner.predicted,
         )
-        exact.load(targets, self._all_features(embeddings), None)
-        exact.predict(logits)
+        exact.start(self.targets, self._all_features(embeddings)).predict(logits)
 
     def _all_features(self, embeddings: np.ndarray) -> np.ndarray:
         """float32 (N, H + F): the GNN's input but for labels."""
@@ -221,124 +301,5 @@ class JointLearner:
 
     def _node_features(self, embeddings: np.ndarray, more: Tensor) -> Tensor:
         """float32 (n, H + F) of some nodes' text embeddings (n, H) and further features (n, F)."""
-        assert self.model is not None
-        x = torch.from_numpy(np.asarray(embeddings, dtype=np.float32)).to(self.hardware.device)
-        return self.model.node_features(x, more.to(self.hardware.device))
-
-    @property
-    def embedding_dim(self) -> int:
-        assert self.model is not None, "fit or load a model first"
-        return self.model.encoder.dim
-
-
-def _untrained(parameters: Any) -> Any:
-    raise AssertionError("this learner only predicts")
-
-
-class _Meter:
-    """What training costs: texts a step, and seconds of training without those of validation."""
-
-    def __init__(self) -> None:
-        self.steps = self.texts = self.tokens = self.most_texts = 0
-        self.epochs = self.seconds = 0.0
-        self.latest = "a step"
-        self._since: float | None = None
-
-    def see(self, hood: Neighbourhood, tokens: int) -> None:
-        texts = len(hood.nodes)
-        self.steps, self.texts, self.tokens = self.steps + 1, self.texts + texts, self.tokens + tokens
-        self.most_texts = max(self.most_texts, texts)
-        self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
-
-    def run(self) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()
-
-    def halt(self) -> None:
-        if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-            self._since = None
-
-    def notes(self, accumulate: int) -> dict[str, float]:
-        steps = max(1, self.steps // accumulate)
-        return {
-            "steps": steps,
-            "texts_per_step": round(self.texts / steps, 1),
-            "tokens_per_step": round(self.tokens / steps, 1),
-            "most_texts_at_once": self.most_texts,
-            "train_seconds_per_epoch": round(self.seconds / max(1.0, self.epochs), 3),
-        }
-
-
-class _JointTask(Task):
-    """Batches of gold nodes with freshly sampled neighbourhoods; validation nodes with theirs, sampled once."""
-
-    model: JointModel
-
-    def __init__(self, learner: JointLearner, targets: StepTargets) -> None:
-        assert learner.model is not None, "load a model first"
-        super().__init__(learner.model, learner.validation)
-        self.learner, self.targets = learner, targets
-        self.settings = learner.settings
-        self.meter = _Meter()
-
-    def train_dataloader(self) -> DataLoader:
-        gold, lm = self.targets.gold, self.settings.lm
-        target = gold.targets()
-        rng = np.random.default_rng([self.targets.seed, self.current_epoch, 4])
-        order = rng.permutation(len(gold.nodes))
-        batches = even_batches(order, lm.batch_size)
-        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.accumulate)]
-
-        def collate(item: tuple[np.ndarray, int]) -> tuple[Neighbourhood, Tensor, int]:
-            part, size = item
-            return self.learner.neighbourhoods.around(gold.nodes[part], rng), target[part], size
-
-        return DataLoader(parts, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
-
-    def val_dataloader(self) -> DataLoader:
-        nodes = self.validation.nodes
-        parts = [nodes[start : start + VALIDATED_AT_ONCE] for start in range(0, len(nodes), VALIDATED_AT_ONCE)]
-
-        def collate(part: np.ndarray) -> Neighbourhood:
-            # The same neighbourhoods at every validation: scores differ by the weights alone.
-            return self.learner.neighbourhoods.around(part, np.random.default_rng([self.targets.seed, int(part[0]), 5]))
-
-        return DataLoader(parts, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
-
-    def training_step(self, batch: tuple[Neighbourhood, Tensor, int], batch_idx: int) -> Tensor:
-        hood, target, size = batch
-        self.meter.see(hood, int(self.learner.tokens.lengths[hood.nodes].sum()))
-        lm = self.settings.lm
-        is_gold = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        loss = glem_loss(self.learner.logits(hood), target, is_gold, 0.0, lm.label_smoothing, (size, 0))
-        return loss * lm.accumulate  # Lightning takes the mean over parts, whose sum is the batch's loss
-
-    def validation_step(self, hood: Neighbourhood, batch_idx: int) -> None:
-        self.see(hood.nodes[: hood.num_seeds], self.learner.logits(hood))
-
-    def configure_optimizers(self) -> Any:
-        s = self.settings
-        of_encoder = decay_groups(self.model.encoder, s.lm.weight_decay)
-        of_gnn = [
-            {**group, "lr": s.gnn_lr}
-            for part in (self.model.norm, self.model.gnn)
-            for group in decay_groups(part, s.gnn_weight_decay)
-        ]
-        groups = [group for group in (*of_encoder, *of_gnn) if group["params"]]
-        return lm_optimizers(groups, s.lm, self.learner.hardware, float(self.trainer.estimated_stepping_batches))
-
-    # ---- the clock ------------------------------------------------------------------------------------------------
-
-    def on_train_epoch_start(self) -> None:
-        self.meter.run()
-
-    def on_validation_start(self) -> None:
-        self.meter.halt()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.meter.run()
-
-    def on_train_epoch_end(self) -> None:
-        self.meter.halt()
-        self.meter.epochs += 1
+        x = torch.from_numpy(np.asarray(embeddings, dtype=np.float32)).to(self.device)
+        return self.model.node_features(x, more.to(self.device))

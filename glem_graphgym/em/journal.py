@@ -8,19 +8,20 @@
     weights.safetensors  the trained weights, as long as the run or a later prediction needs them
     history.json         one row an evaluation
 
-A stage is written into a hidden folder that is renamed when it is whole: a killed run resumes at the stage it was in.
-Of several processes the first writes; the others take part in the work or wait, and read what is finished.
-What a stage may go on from besides (hop features on disk) lies in ``<run folder>/working/``, until it is finished.
+A stage fills a hidden folder that is renamed when it is whole; its checkpoints in there are what a killed run goes on
+from. Of several processes the first writes; the others take part in the work or wait, and read what is finished.
+Hop features on disk, which a stage may go on from too, lie in ``<run folder>/working/`` until it is finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import shutil
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ from safetensors.torch import load_file, save_file
 
 from glem_graphgym import processes
 from glem_graphgym.disk import writing
+from glem_graphgym.em.checkpoint import MINUTES, Checkpoint, filling
+from glem_graphgym.em.fit import FitLog, Weights
 from glem_graphgym.em.plan import Plan, Watch, in_words
-from glem_graphgym.em.stage import FitLog, Weights
-from glem_graphgym.files import link_or_copy, make_once, read_array, read_json, reading, sync, write_json
+from glem_graphgym.files import link_or_copy, making, read_array, read_json, reading, write_json
 from glem_graphgym.memory import PeakMemory, naming_out_of_memory
 from glem_graphgym.progress import time_text, watched
 
@@ -67,8 +69,8 @@ class StageKey:
 
 
 @dataclass
-class Work:
-    """What doing a stage gives back to the journal; predictions go straight into the folder it was given.
+class StageOutput:
+    """What came of a stage beside its predictions, which go straight into its folder.
 
     ``notes`` are numbers for the stage's diagnostics; ``seconds_before`` what was done for it earlier, maybe by another
     run, and counts as its own.
@@ -83,7 +85,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedStage:
     """A finished stage, read back from disk: predictions are memory-mapped.
 
     Attributes:
@@ -108,6 +110,41 @@ class Finished:
         return load_file(path)
 
 
+class Stage:
+    """A stage that is being done: a block of `Journal.stage`.
+
+    Attributes:
+        todo: whether this process has work to do: the stage is not finished, and not done by others.
+        folder: for ``logits.npy`` (and ``embeddings.npy``), while there is work to do.
+        checkpoint: what the stage goes on from where a run was killed.
+        result: once the block has ended.
+    """
+
+    def __init__(self, key: StageKey, folder: Path | None, minutes: float) -> None:
+        self.key = key
+        self.todo = folder is not None
+        self.folder = folder or Path()
+        self.checkpoint = Checkpoint(self.folder, minutes)
+        self.work: StageOutput | None = None
+        self.seconds = 0.0
+        self._memory = PeakMemory() if self.todo else None
+        self._start = time.perf_counter()
+
+    def finish(self, work: StageOutput) -> None:
+        """The work is done, and predictions are written. What follows is diagnosis, and not counted."""
+        assert self._memory is not None
+        self.work = work
+        self.seconds = time.perf_counter() - self._start + self.checkpoint.seconds_before + work.seconds_before
+        self.peak_mb = self._memory.peak_mb()
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float16 (N, C), as they were written."""
+        return np.load(self.folder / "logits.npy", mmap_mode="r")
+
+    result: FinishedStage
+
+
 class Journal:
     """Does each stage once.
 
@@ -116,10 +153,10 @@ class Journal:
         seed: the run's seed; every stage starts from its own seed made of it, so a resumed run repeats nothing and
             ends with the same numbers as an uninterrupted one on the same machine.
         evaluate: logits (N, C) -> scores of every split. The only place that test labels are used.
-        report: (stage, all stages finished before) -> diagnostics that go into its record.
         metric: which of the scores selects.
         say: called with a line at the beginning and at the end of each stage.
         save_memory: kind of model (``LM``, ``GNN``, ``none``) -> the keys that help where a stage runs out of memory.
+        checkpoint_minutes: between the checkpoints of a stage.
     """
 
     def __init__(
@@ -131,115 +168,111 @@ class Journal:
         metric: str = "accuracy",
         say: Callable[[str], None] = logging.info,
         save_memory: Callable[[str], str] = lambda model: "use a smaller model or smaller batches",
+        checkpoint_minutes: float = MINUTES,
     ) -> None:
         self.folder, self.working = run_dir / "stages", run_dir / "working"
         self.seed, self.evaluate, self.metric, self.say = seed, evaluate, metric, say
-        self.save_memory = save_memory
-        self.finished: list[Finished] = []
+        self.save_memory, self.checkpoint_minutes = save_memory, checkpoint_minutes
+        self.finished: list[FinishedStage] = []
         self.plan = Plan()
 
-    def stage(
-        self,
-        key: StageKey,
-        work: Callable[[Path], Work],
-        diagnose: Callable[[np.ndarray], dict[str, float]] | None = None,
-        shared: Path | None = None,
-        together: bool = False,
-    ) -> Finished:
-        """The finished stage ``key``: read back when it is there, else done by ``work(folder)`` and recorded.
+    @contextlib.contextmanager
+    def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Stage]:
+        """A block that does the stage ``key`` where there is something `todo`, and ends it with `Stage.finish`.
 
         Args:
-            work: trains and writes ``logits.npy`` (and ``embeddings.npy``) into the folder it is given.
-            diagnose: logits of this stage -> further numbers for its record.
+            data_parallel: whether all processes of the run do it, rather than the first alone.
             shared: a folder for this very stage that runs have in common, named by all that it depends on: the first
                 run does it, the others take it over, with the seconds that it took.
-            together: whether ``work`` is done by all processes of the run, rather than by the first alone.
 
         Raises:
             OutOfMemoryError: memory ran out; names the stage.
             DamagedFileError: what a finished stage left cannot be read; names the file.
         """
         folder = self.folder / key.folder
-
-        def seeded(part: Path) -> Work:
-            seed_everything(stage_seed(self.seed, key.index, processes.rank()))
-            out_of_memory = naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model))
-            with out_of_memory, watched(Watch(self.plan, key.index, key.name)):
-                return work(part)
-
-        was_done = processes.from_first((folder / "stage.json").exists)
-        if not was_done:
-            if together:
-                processes.lead(lambda job: self._do(key, folder, job, diagnose, shared), seeded)
-            else:
-                processes.on_first(lambda: self._do(key, folder, seeded, diagnose, shared))
-        done = self._read(key, folder)
+        was_done = processes.broadcast((folder / "stage.json").exists)
+        if was_done:
+            stage = Stage(key, None, self.checkpoint_minutes)
+            yield stage
+        else:
+            if processes.rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            with filling(shared or folder, data_parallel) as part:
+                stage = Stage(key, part, self.checkpoint_minutes)
+                if part is None:
+                    yield stage
+                else:
+                    with self._doing(stage):
+                        yield stage
+            if processes.rank() == 0:
+                self._keep(stage, folder, shared)
+            processes.barrier()
+        stage.result = self._read(key, folder)
         with reading(folder / "stage.json", _remedy(folder)):
             self.plan.note(key.name, float(read_json(folder / "stage.json")["seconds"]))
-            if was_done:
+            if was_done and processes.rank() == 0:
                 self.say(f"{self.plan.numbered(key.index)} was done before: {self._scores(folder)}")
-        self.finished.append(done)
-        return done
+        self.finished.append(stage.result)
 
-    def _do(
-        self, key: StageKey, folder: Path, work: Callable[[Path], Work], diagnose: Any, shared: Path | None
-    ) -> None:
-        part = self.folder / f".{key.folder}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.mkdir(parents=True)
-        own = shared is None or not (shared / "stage.json").exists()
-        if shared is None:
-            self._perform(key, part, work, diagnose)
-        else:
-            make_once(shared, lambda temporary: self._perform(key, temporary, work, diagnose))
-            self._read(key, shared)  # a damaged one would be damaged in every run that takes it over
-            for file in shared.iterdir():
-                link_or_copy(file, part / file.name)
-        for file in part.iterdir():
-            sync(file)
-        part.rename(folder)
-        sync(self.folder)
-        shutil.rmtree(self.working, ignore_errors=True)
-        took = time_text(read_json(folder / "stage.json")["seconds"])
-        how = "took" if own else "taken from another run, which took"
-        self.say(f"{self.plan.numbered(key.index)}: {self._scores(folder)}; {how} {took}")
+    @contextlib.contextmanager
+    def _doing(self, stage: Stage) -> Iterator[None]:
+        """The work of a stage, then its record."""
+        key = stage.key
+        seed_everything(stage_seed(self.seed, key.index, processes.rank()))
+        left = self.plan.left(key.index)
+        line = f"{self.plan.numbered(key.index)}{left and ', '}{left}: {in_words(key.name)}"
+        if processes.rank() == 0:
+            self.say(textwrap.fill(line, LINE_WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+        with (
+            naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model)),
+            watched(Watch(self.plan, key.index, key.name)),
+        ):
+            yield
+        if processes.rank() == 0:
+            self._record(stage)
 
     def _scores(self, folder: Path) -> str:
         """``accuracy 97.92% train, 81.25% valid, 79.17% test``."""
         scores = read_json(folder / "stage.json")["scores"]
         return f"{self.metric} " + ", ".join(f"{100 * of[self.metric]:.2f}% {split}" for split, of in scores.items())
 
-    def _perform(self, key: StageKey, part: Path, work: Callable[[Path], Work], diagnose: Any) -> None:
-        """Do a stage's work and write all that it leaves into the folder ``part``."""
-        left = self.plan.left(key.index)
-        line = f"{self.plan.numbered(key.index)}{left and ', '}{left}: {in_words(key.name)}"
-        self.say(textwrap.fill(line, LINE_WIDTH, subsequent_indent="  ", break_on_hyphens=False))
-        memory = PeakMemory()
-        start = time.perf_counter()
-        result = work(part)
-        seconds = time.perf_counter() - start + result.seconds_before
-        logits = np.load(part / "logits.npy", mmap_mode="r")
-        scores = self.evaluate(logits)
+    def _record(self, stage: Stage) -> None:
+        """Write what a stage leaves beside its predictions."""
+        work, folder = stage.work, stage.folder
+        assert work is not None, f"stage {stage.key.name} was not finished"
         record: dict[str, Any] = {
-            **asdict(key),
-            "seconds": round(seconds, 3),
-            "peak_memory_mb": round(memory.peak_mb(), 1),
-            "params": result.params,
-            "lr": result.lr,
-            "epochs": result.log.epochs,
-            "best_epoch": result.log.best_epoch,
-            "scores": scores,
-            "diagnostics": {**result.notes, **(diagnose(logits) if diagnose else {})},
+            **asdict(stage.key),
+            "seconds": round(stage.seconds, 3),
+            "peak_memory_mb": round(stage.peak_mb, 1),
+            "params": work.params,
+            "lr": work.lr,
+            "epochs": work.log.epochs,
+            "best_epoch": work.log.best_epoch,
+            "scores": self.evaluate(stage.logits),
+            "diagnostics": work.notes,
         }
-        if result.weights:
-            weights = {name: value.contiguous() for name, value in result.weights.items()}
-            with writing(part / "weights.safetensors"):
-                save_file(weights, part / "weights.safetensors")
-        write_json(part / "history.json", result.log.history)
-        write_json(part / "stage.json", record)
+        if work.weights:
+            weights = {name: value.contiguous() for name, value in work.weights.items()}
+            with writing(folder / "weights.safetensors"):
+                save_file(weights, folder / "weights.safetensors")
+        write_json(folder / "history.json", work.log.history)
+        write_json(folder / "stage.json", record)
 
-    def _read(self, key: StageKey, folder: Path) -> Finished:
+    def _keep(self, stage: Stage, folder: Path, shared: Path | None) -> None:
+        """Take over a shared stage, let go of what the stage worked with, and say what came of it."""
+        if shared is not None:
+            self._read(stage.key, shared)  # a damaged one would be damaged in every run that takes it over
+            with making(folder) as part:
+                assert part is not None
+                for file in shared.iterdir():
+                    link_or_copy(file, part / file.name)
+        (self.folder / f".{folder.name}.lock").unlink(missing_ok=True)
+        shutil.rmtree(self.working, ignore_errors=True)
+        took = time_text(read_json(folder / "stage.json")["seconds"])
+        how = "took" if stage.todo else "taken from another run, which took"
+        self.say(f"{self.plan.numbered(stage.key.index)}: {self._scores(folder)}; {how} {took}")
+
+    def _read(self, key: StageKey, folder: Path) -> FinishedStage:
         """
         Raises:
             DamagedFileError: one of the stage's files is damaged.
@@ -251,7 +284,7 @@ class Journal:
         if weights.exists():
             with reading(weights, remedy), safe_open(weights, "pt"):  # reads the header, and compares the size with it
                 pass
-        return Finished(
+        return FinishedStage(
             key=key,
             folder=folder,
             logits=read_array(folder / "logits.npy", remedy),
@@ -269,7 +302,7 @@ class Journal:
                 key = StageKey(**{name: record[name] for name in ("index", "name", "model", "method", "em_iteration")})
             self.finished.append(self._read(key, folder))
 
-    def best(self, method: str) -> Finished | None:
+    def best(self, method: str) -> FinishedStage | None:
         """Of the finished stages of ``method`` the one with the best validation score, the first on ties."""
         return max((s for s in self.finished if s.key.method == method), key=lambda s: s.valid, default=None)
 

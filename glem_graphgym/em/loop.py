@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from glem_graphgym import processes
 from glem_graphgym.em.combine import ensemble
 from glem_graphgym.em.e_step import LMLearner, open_predictions
+from glem_graphgym.em.fit import FitLog, Task, Weights
 from glem_graphgym.em.joint_step import JointLearner
-from glem_graphgym.em.journal import Finished, Journal, StageKey, Work, stage_seed
+from glem_graphgym.em.journal import FinishedStage, Journal, Stage, StageKey, StageOutput, stage_seed
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.em.objective import objective_report
+from glem_graphgym.em.on_gold import FitsAgain
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import FitLog, Weights
 
 UNTIL_PLATEAU = -1
 
@@ -103,7 +103,7 @@ class Run:
     pseudo_accuracy: Callable[[PseudoLabels], float]
     lm_gold: LMLearner | None = None
     lm_em: LMLearner | None = None
-    gnn: GNNLearner | None = None
+    gnn: GNNLearner | FitsAgain | None = None
     joint: JointLearner | None = None
     first_predictions: np.ndarray | None = None
     features_seconds: float = 0.0
@@ -113,49 +113,54 @@ class Run:
 
     # ---- the four steps -------------------------------------------------------------------------------------------
 
-    def fit_lm_on_gold(self) -> Finished:
+    def fit_lm_on_gold(self) -> FinishedStage:
         """θ on y_L: the LM fine-tuned on gold labels, and h_n for all nodes."""
         key = self._key("lm_gold", "LM", "LM", 0)
+        with self.journal.stage(key, data_parallel=True, shared=self.shared_lm_gold) as stage:
+            if stage.todo:
+                self._train_lm(stage, self.lm_gold, None, None)
+        return stage.result
 
-        def work(folder: Path) -> Work:
-            return self._lm_work(self.lm_gold, key, folder, None, None)
-
-        return self.journal.stage(key, work, shared=self.shared_lm_gold, together=True)
-
-    def fit_gnn_on_gold(self, lm: Finished | None) -> Finished:
+    def fit_gnn_on_gold(self, lm: FinishedStage | None) -> FinishedStage:
         """φ on y_L: the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""
         key = self._key("gnn_gold", "GNN", "Cascade" if lm else "GNN", 0)
-        return self.journal.stage(
-            key, lambda folder: self._gnn_work(key, folder, lm, None), together=self._gnn_together
-        )
+        with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
+            if stage.todo:
+                self._train_gnn(stage, lm, None)
+        return stage.result
 
-    def e_step(self, iteration: int, p_logits: np.ndarray, before: Finished, first: Finished) -> Finished:
+    def e_step(
+        self, iteration: int, p_logits: np.ndarray, before: FinishedStage, first: FinishedStage
+    ) -> FinishedStage:
         """θ on y_L and ŷ_U from p_φ: minimise KL(p‖q), the first of the two coordinate ascents."""
         key = self._key(f"e_step_{iteration}", "LM", "GLEM-LM", iteration)
-        pseudo = self.pseudo_labels(p_logits)
         how = self.settings.lm_init_first if iteration == 1 else self.settings.lm_init
+        with self.journal.stage(key, data_parallel=True) as stage:
+            if stage.todo:
+                init = {"pretrained": None, "previous": before, "gold": first}[how]
+                pseudo = self.pseudo_labels(p_logits)
+                output = self._train_lm(stage, self.lm_em, pseudo, init.weights() if init else None)
+                if processes.rank() == 0:
+                    output.notes.update(self._diagnose(stage.logits, p_logits, pseudo))
+        return stage.result
 
-        def work(folder: Path) -> Work:
-            init = {"pretrained": None, "previous": before, "gold": first}[how]
-            return self._lm_work(self.lm_em, key, folder, pseudo, init.weights() if init else None)
-
-        return self.journal.stage(key, work, lambda q_logits: self._diagnose(q_logits, p_logits, pseudo), together=True)
-
-    def m_step(self, iteration: int, q: Finished, q_logits: np.ndarray) -> Finished:
+    def m_step(self, iteration: int, q: FinishedStage, q_logits: np.ndarray) -> FinishedStage:
         """φ on y_L and ŷ_U from q_θ, with h_V from q_θ: maximise the pseudo-likelihood."""
         key = self._key(f"m_step_{iteration}", "GNN", "GLEM-GNN", iteration)
-        pseudo = self.pseudo_labels(q_logits)
-        return self.journal.stage(
-            key,
-            lambda folder: self._gnn_work(key, folder, q, pseudo),
-            lambda p_logits: self._diagnose(q_logits, p_logits, pseudo),
-            together=self._gnn_together,
-        )
+        with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
+            if stage.todo:
+                pseudo = self.pseudo_labels(q_logits)
+                output = self._train_gnn(stage, q, pseudo)
+                if processes.rank() == 0:
+                    output.notes.update(self._diagnose(q_logits, stage.logits, pseudo))
+        return stage.result
 
-    def fit_jointly(self) -> Finished:
+    def fit_jointly(self) -> FinishedStage:
         """θ and φ together on y_L, end to end: no step of GLEM, but the baseline it is measured against."""
-        key = self._key("joint", "GNN", "Joint", 0)
-        return self.journal.stage(key, lambda folder: self._joint_work(key, folder))
+        with self.journal.stage(self._key("joint", "GNN", "Joint", 0)) as stage:
+            if stage.todo:
+                self._train_jointly(stage)
+        return stage.result
 
     # ---- what follows without training ----------------------------------------------------------------------------
 
@@ -179,7 +184,7 @@ class Run:
 
             self._derive("ensemble", f"{lm.key.method}+{gnn.key.method.removeprefix('GLEM-')}", gnn, mix)
 
-    def _best(self, model: str) -> Finished | None:
+    def _best(self, model: str) -> FinishedStage | None:
         """The best stage of a kind of model by validation, of EM's where there was EM."""
         methods = {stage.key.method for stage in self.journal.finished if stage.key.model == model}
         em = {method for method in methods if method.startswith("GLEM-")}
@@ -187,15 +192,14 @@ class Run:
         return max((stage for stage in found if stage), key=lambda stage: stage.valid, default=None)
 
     def _derive(
-        self, name: str, method: str, after: Finished, compute: Callable[[np.ndarray], dict[str, float]]
+        self, name: str, method: str, after: FinishedStage, compute: Callable[[np.ndarray], dict[str, float]]
     ) -> None:
         """A stage of its own for logits (N, C) that ``compute`` writes, out of finished ones."""
 
-        def work(folder: Path) -> Work:
-            out = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes)
-            return Work(FitLog(), {}, 0, 0.0, compute(out))
-
-        self.journal.stage(self._key(name, "none", method, after.key.em_iteration), work)
+        with self.journal.stage(self._key(name, "none", method, after.key.em_iteration)) as stage:
+            if stage.todo:
+                out = open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes)
+                stage.finish(StageOutput(FitLog(), {}, 0, 0.0, compute(out)))
 
     # ---- what a step learns from ----------------------------------------------------------------------------------
 
@@ -211,7 +215,7 @@ class Run:
             confidence=s.confidence,
         )
 
-    def teacher_logits(self, iteration: int, teacher: Finished) -> np.ndarray:
+    def teacher_logits(self, iteration: int, teacher: FinishedStage) -> np.ndarray:
         """Logits (N, C) that an iteration's first step learns from: of ``teacher``, or external ones at first."""
         external = self.first_predictions if iteration == 1 else None
         return teacher.logits if external is None else external
@@ -219,65 +223,56 @@ class Run:
     # ---- doing a stage --------------------------------------------------------------------------------------------
 
     @property
-    def _gnn_together(self) -> bool:
-        return self.gnn is not None and self.gnn.together
+    def _gnn_data_parallel(self) -> bool:
+        return self.gnn is not None and self.gnn.data_parallel
 
     def _key(self, name: str, model: str, method: str, iteration: int) -> StageKey:
         return StageKey(len(self.journal.finished), name, model, method, iteration)
 
-    def _lm_work(
-        self,
-        lm: LMLearner | None,
-        key: StageKey,
-        folder: Path,
-        pseudo: PseudoLabels | None,
-        init: Weights | None,
-    ) -> Work:
+    def _train_lm(
+        self, stage: Stage, lm: LMLearner | None, pseudo: PseudoLabels | None, init: Weights | None
+    ) -> StageOutput:
         assert lm is not None, "this run has no language model"
-        s = self.settings
-        seed = stage_seed(self.journal.seed, key.index)
-        targets = StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, seed)
-        log = lm.fit(targets, key.name, init)
-        logits = open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes, self.encoded)
-        lm.predict(
-            logits,
-            open_predictions(folder, "embeddings", self.num_nodes, lm.embedding_dim, self.encoded),
-            f"{key.name}, encoding",
-            self.encoded,
-        )
-        assert lm.model is not None
-        return _work(lm.model, log, lm.settings.lr)
+        s, name = self.settings, stage.key.name
+        targets = StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, self._seed(stage.key))
+        task, log = lm.fit(targets, name, init, stage.checkpoint)
+        logits = open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes, self.encoded)
+        embeddings = open_predictions(stage.folder, "embeddings", self.num_nodes, task.embedding_dim, self.encoded)
+        task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
+        return self._finish(stage, task, log, lm.settings.lr)
 
-    def _gnn_work(self, key: StageKey, folder: Path, lm: Finished | None, pseudo: PseudoLabels | None) -> Work:
-        assert self.gnn is not None, "this run has no GNN"
-        log = self.gnn.fit(self.gnn_step_targets(key, pseudo), self.features(lm.embeddings if lm else None), key.name)
+    def _train_gnn(self, stage: Stage, lm: FinishedStage | None, pseudo: PseudoLabels | None) -> StageOutput:
+        gnn, name = self.gnn, stage.key.name
+        assert gnn is not None, "this run has no GNN"
+        features = self.features(lm.embeddings if lm else None)
+        task, log = gnn.fit(self.gnn_step_targets(stage.key, pseudo), features, name, stage.checkpoint)
         if processes.rank() == 0:
-            classes, predicted = self.gold.num_classes, self.gnn.predicted
-            self.gnn.predict(open_predictions(folder, "logits", self.num_nodes, classes, predicted))
-        assert self.gnn.model is not None
-        work = _work(self.gnn.model, log, self.gnn.settings.lr)
-        return replace(work, seconds_before=self.features_seconds) if key.name == "gnn_gold" else work
+            task.predict(open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes, gnn.predicted))
+        before = self.features_seconds if name == "gnn_gold" else 0.0
+        return self._finish(stage, task, log, gnn.settings.lr, seconds_before=before)
 
-    def _joint_work(self, key: StageKey, folder: Path) -> Work:
-        joint = self.joint
+    def _train_jointly(self, stage: Stage) -> StageOutput:
+        joint, name = self.joint, stage.key.name
         assert joint is not None, "this run has no joint model"
-        log = joint.fit(self.gnn_step_targets(key, None), self.features(None), key.name)
-        joint.predict(
-            open_predictions(folder, "logits", self.num_nodes, self.gold.num_classes, joint.predicted),
-            open_predictions(folder, "embeddings", self.num_nodes, joint.embedding_dim, self.encoded),
-            f"{key.name}, encoding",
-            self.encoded,
-        )
-        assert joint.model is not None
-        work = _work(joint.model, log, joint.settings.lm.lr)
-        work.notes.update(joint.costs)
-        return replace(work, seconds_before=self.features_seconds)
+        task, log = joint.fit(self.gnn_step_targets(stage.key, None), self.features(None), name, stage.checkpoint)
+        logits = open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes, joint.predicted)
+        embeddings = open_predictions(stage.folder, "embeddings", self.num_nodes, task.embedding_dim, self.encoded)
+        task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
+        lr, before = joint.settings.lm.lr, self.features_seconds
+        return self._finish(stage, task, log, lr, notes=task.costs(log), seconds_before=before)
+
+    def _finish(self, stage: Stage, task: Task, log: FitLog, lr: float, **more: Any) -> StageOutput:
+        weights = {name: value.detach().cpu() for name, value in task.model.state_dict().items()}
+        output = StageOutput(log, weights, sum(p.numel() for p in task.model.parameters()), lr, **more)
+        stage.finish(output)
+        return output
+
+    def _seed(self, key: StageKey) -> int:
+        return stage_seed(self.journal.seed, key.index)
 
     def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
         s = self.settings
-        return StepTargets(
-            self.gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw, stage_seed(self.journal.seed, key.index)
-        )
+        return StepTargets(self.gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw, self._seed(key))
 
     def _diagnose(self, q_logits: np.ndarray, p_logits: np.ndarray, pseudo: PseudoLabels) -> dict[str, float]:
         s = self.settings
@@ -345,7 +340,7 @@ def _iterations(run: Run) -> Iterator[int]:
         yield iteration
 
 
-def _forget_weights(run: Run, first: Finished, latest_lm: Finished) -> None:
+def _forget_weights(run: Run, first: FinishedStage, latest_lm: FinishedStage) -> None:
     """Drop weights that neither a later E-step nor a prediction with the best models can ask for."""
     if run.settings.keep_all_weights:
         return
@@ -356,11 +351,6 @@ def _forget_weights(run: Run, first: Finished, latest_lm: Finished) -> None:
     run.journal.forget_weights({stage.key.folder for stage in keep})
 
 
-def teacher_of(journal: Journal, gnn: Finished) -> Finished:
+def teacher_of(journal: Journal, gnn: FinishedStage) -> FinishedStage:
     """The LM stage whose embeddings a GNN stage was trained on: the last one before it."""
     return [s for s in journal.finished if s.key.model == "LM" and s.key.index < gnn.key.index][-1]
-
-
-def _work(model: nn.Module, log: FitLog, lr: float) -> Work:
-    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    return Work(log, weights, sum(p.numel() for p in model.parameters()), lr)

@@ -98,9 +98,9 @@ def planned_stages(run: Run, names: Sequence[str]) -> list[PlannedStage]:
 
     def of_gnn(ratio: float) -> dict[str, float]:
         assert run.gnn is not None
-        if run.gnn.trains_again:  # on gold labels, which says nothing of steps on pseudo-labels
+        if run.gnn.fits_more_than_once:  # on gold labels, which says nothing of steps on pseudo-labels
             return {}
-        trained = gold + num_drawn(candidates, ratio, gold) if run.gnn.new_batches else 1
+        trained = gold + num_drawn(candidates, ratio, gold) if run.gnn.in_batches else 1
         return {"batch": run.gnn.settings.epochs * trained}
 
     def planned(name: str) -> PlannedStage:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from glem_graphgym.data.sampling import Block, NeighbourSampler
-from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.em.layerwise import LayerwiseInference, StoredInputs
-from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GNNTask, Structures
+from glem_graphgym.em.fit import Batches, Weights
+from glem_graphgym.em.inputs import StoredInputs
+from glem_graphgym.em.m_step import FullBatchTask, GNNLearner, GNNTask, GraphViews
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.stage import Hardware, Task, Validation, Weights, half
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 
 
 class Neighbourhood(NamedTuple):
@@ -36,7 +37,7 @@ class Neighbourhoods:
     """Draws neighbourhoods.
 
     Args:
-        structures: as of a `GNNLearner`; neighbours are drawn from what training sees.
+        graphs: as of a `GNNLearner`; neighbours are drawn from what training sees.
         csr: structure -> row pointers (n+1,) and neighbours (E,) of its nodes.
         of_block: a sampled neighbourhood -> structure.
         fan_outs: neighbours drawn a node, hop after hop; -1 = all.
@@ -44,13 +45,13 @@ class Neighbourhoods:
 
     def __init__(
         self,
-        structures: Structures,
+        graphs: GraphViews,
         csr: Callable[[Any], tuple[np.ndarray, np.ndarray]],
         of_block: Callable[[Block], Any],
         fan_outs: Sequence[int],
     ) -> None:
-        self.seen, self.of_block = structures.seen, of_block
-        self.sampler = NeighbourSampler(*csr(structures.train), fan_outs)
+        self.seen, self.of_block = graphs.seen, of_block
+        self.sampler = NeighbourSampler(*csr(graphs.train), fan_outs)
 
     def around(self, seeds: np.ndarray, rng: np.random.Generator) -> Neighbourhood:
         """A neighbourhood of ``seeds``, int64 (b,), which training sees."""
@@ -60,133 +61,84 @@ class Neighbourhoods:
         return Neighbourhood(nodes, self.of_block(block), len(seeds))
 
 
-class SampledInputs(Protocol):
-    """The GNN's input, read by rows: `GNNInputs`, or `StoredInputs`."""
-
-    @property
-    def num_nodes(self) -> int: ...
-
-    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor: ...
-
-
+@dataclass(frozen=True, kw_only=True)
 class SampledLearner(GNNLearner):
-    """A `GNNLearner` that trains on sampled neighbourhoods, a batch of targets a step.
+    """A `GNNLearner` that trains on sampled neighbourhoods, a batch of targets per step.
 
     Validation and prediction are its own, on the whole graph and all neighbours: without gradients that takes little
     more memory than the features do. With label input an epoch's targets see no label of each other, as in full batch.
 
-    Args:
-        neighbourhoods: draws them from ``structures``, one hop a layer of the network.
-        batch_size: targets an optimizer step; 0 = all of an epoch's.
-
-        The others as `GNNLearner`.
+    Attributes:
+        neighbourhoods: draws them from ``graphs``, one hop per layer of the network.
+        batch_size: targets per optimizer step; 0 = all of an epoch's.
     """
 
-    new_batches = True
+    neighbourhoods: Neighbourhoods
+    batch_size: int = 0
 
-    def __init__(
-        self,
-        build: Callable[[int, int], nn.Module],
-        structures: Structures,
-        make_optimizer: Callable[[Iterator[nn.Parameter]], tuple[Any, Any]],
-        settings: GNNSettings,
-        validation: Validation,
-        hardware: Hardware,
-        *,
-        neighbourhoods: Neighbourhoods,
-        batch_size: int = 0,
-        predicted: np.ndarray | None = None,
-    ) -> None:
-        super().__init__(build, structures, make_optimizer, settings, validation, hardware, predicted=predicted)
-        self.neighbourhoods, self.batch_size = neighbourhoods, batch_size
+    in_batches: ClassVar[bool] = True
 
-    @property
-    def sampled_inputs(self) -> SampledInputs:
-        """What training reads rows of."""
-        assert self.inputs is not None, "fit or load a model first"
-        return self.inputs
-
-    def task(self, targets: StepTargets) -> Task:
-        return _SampledTask(targets, self)
+    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
+        whole = super().start(targets, features, weights)
+        return SampledTask(self, whole.inputs, targets, whole.model)
 
 
+@dataclass(frozen=True, kw_only=True)
 class StoredSampledLearner(SampledLearner):
     """A `SampledLearner` for a graph and features that may be memory-mapped: nothing of all nodes is in memory.
 
     Its network is `layerwise.Layered`, and training sees the whole graph (transductive).
 
-    Args:
+    Attributes:
         layerwise: validates and predicts.
-
-        The others as `SampledLearner`.
     """
 
-    def __init__(self, *args: Any, layerwise: LayerwiseInference, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.layerwise = layerwise
-        self.stored: StoredInputs | None = None
+    layerwise: LayerwiseInference
 
-    @property
-    def sampled_inputs(self) -> StoredInputs:
-        assert self.stored is not None, "fit or load a model first"
-        return self.stored
-
-    def load(self, targets: StepTargets, features: Any, weights: Weights | None) -> None:
-        """Take a new GNN for float (N, D) ``features``, an array or `FeatureRows`, as a `GNNLearner`."""
+    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
+        """A GNN for float (N, D) ``features``, an array or `FeatureRows`, as of a `GNNLearner`."""
         labels = targets if self.settings.label_input else None
-        self.stored = StoredInputs(FeatureRows.of(features), labels, self.hardware.dtype)
-        self.take_model(self.stored.dim, targets.gold.num_classes, weights)
-
-    def predictions(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        assert self.model is not None, "fit or load a model first"
-        self.model.to(self.hardware.device).eval()
-        with torch.inference_mode(), self.hardware.autocast():
-            for part, logits in self.exact_logits(nodes):
-                yield part, half(logits)
-
-    def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Parts of ``nodes`` that together are all of them, each with its logits."""
-        model, inputs = self.model, self.sampled_inputs
-        for group, rows in inputs.for_prediction(nodes):
-            yield from self.layerwise.logits(model, inputs.dim, rows, group)  # type: ignore[arg-type]
-
-    def task(self, targets: StepTargets) -> Task:
-        return _StoredSampledTask(targets, self)
+        inputs = StoredInputs(FeatureRows.of(features), labels, self.hardware.dtype)
+        return StoredSampledTask(self, inputs, targets, self.module(inputs.dim, targets, weights))
 
 
-class _SampledTask(GNNTask):
+class SampledTask(FullBatchTask):
     """Random batches of an epoch's targets, with freshly sampled neighbourhoods; validated as in full batch."""
 
-    learner: SampledLearner
     num_batches = 0  # of every epoch: as many as the first one needed, since with label input targets vary in number
 
-    def train_dataloader(self) -> DataLoader:
-        nodes, target, is_gold = self.epoch_targets()
-        rng = np.random.default_rng([self.targets.seed, self.current_epoch, 3])
-        inputs = self.learner.sampled_inputs
-        hidden = torch.zeros(inputs.num_nodes, dtype=torch.bool)
+    def batches(self, epoch: int) -> Batches:
+        nodes, target, is_gold = self.epoch_targets(epoch)
+        rng = np.random.default_rng([self.targets.seed, epoch, 3])
+        hidden = torch.zeros(self.inputs.num_nodes, dtype=torch.bool)
         hidden[torch.from_numpy(nodes)] = True
 
-        def collate(batch: np.ndarray) -> tuple[Any, ...]:
+        def prepare(batch: np.ndarray) -> tuple[Any, ...]:
             hood = self.learner.neighbourhoods.around(nodes[batch], rng)
-            x = inputs.rows(hood.nodes, hidden[torch.from_numpy(hood.nodes)])
+            x = self.inputs.rows(hood.nodes, hidden[torch.from_numpy(hood.nodes)])
             return x, hood.structure, target[batch], is_gold[batch]
 
         self.num_batches = self.num_batches or num_batches(len(nodes), self.learner.batch_size)
         batches = [batch for batch in np.array_split(rng.permutation(len(nodes)), self.num_batches) if len(batch)]
-        return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
+        return Batches(batches, prepare)
 
-    def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
+    def forward(self, batch: tuple[Any, ...]) -> Tensor:
         x, structure, target, is_gold = batch
         return glem_loss(self.model(x, structure)[: len(target)], target, is_gold, self.targets.weight)
 
 
-class _StoredSampledTask(_SampledTask):
-    learner: StoredSampledLearner
+class StoredSampledTask(SampledTask):
+    """The same, validated and predicted layer after layer over blocks of nodes."""
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        for nodes, logits in self.learner.exact_logits(self.validation.nodes):
-            self.see(nodes, logits)
+    inputs: StoredInputs  # type: ignore[assignment]
+
+    def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        return self.exact_logits(self.validation.nodes)
+
+    def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        model: Any = self.model
+        for group, rows in self.inputs.for_prediction(nodes):
+            yield from self.learner.layerwise.logits(model, self.inputs.dim, rows, group)
 
 
 def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

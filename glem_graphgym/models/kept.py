@@ -11,6 +11,16 @@ from torch import Tensor
 KEPT_BYTES = 1 << 30  # the largest input of which anything is kept
 
 
+def comes_again(x: Tensor) -> Tensor:
+    """Mark a tensor that every epoch brings again: what is computed from it is kept from the first time on.
+
+    So the order of a network's products, and with it the last bit of what it gives, does not depend on how often the
+    tensor has been seen: a resumed stage rounds as one that was not interrupted.
+    """
+    x.comes_again = True  # type: ignore[attr-defined]
+    return x
+
+
 class Kept:
     """A function of one tensor, computed when the tensor comes for the second time and kept as long as it comes."""
 
@@ -20,7 +30,8 @@ class Kept:
         self._value: Tensor | None = None
 
     def of(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """``compute(x)`` without gradient, in autocast's type where that is on; None at first sight of ``x``.
+        """``compute(x)`` without gradient, in autocast's type where that is on; None at first sight of ``x`` unless it
+        is known that it `comes_again`.
 
         None also for an ``x`` that needs gradients, whose value could not be kept, and for one of more than
         `KEPT_BYTES`.
@@ -28,7 +39,7 @@ class Kept:
         if x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
             return None
         if not self._input.is_now(x):
-            if not self._seen.is_now(x):
+            if not self._seen.is_now(x) and not getattr(x, "comes_again", False):
                 self._seen = _Seen(x)
                 return None
             self._input, self._value = _Seen(x), None

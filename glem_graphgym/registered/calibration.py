@@ -30,17 +30,18 @@ from glem_graphgym.config import feature_kinds, load_config
 from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, shuffled_batches, token_folder
-from glem_graphgym.em.e_step import LMLearner
-from glem_graphgym.em.hop_step import HopLearner
-from glem_graphgym.em.hop_storage import HopStorage, StoredGraph, hops_in_memory
-from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner
-from glem_graphgym.em.m_step import GNNLearner, Structures
+from glem_graphgym.em.e_step import LMLearner, LMTask
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner, JointTask
+from glem_graphgym.em.m_step import GNNLearner, GraphViews
+from glem_graphgym.em.on_gold import FitsAgain
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets, num_confident, num_drawn
-from glem_graphgym.em.stage import Validation
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
-from glem_graphgym.models.out_of_core import disk_bytes
-from glem_graphgym.models.stored_operator import operator_bytes
+from glem_graphgym.models.text_encoder import TextClassifier
+from glem_graphgym.out_of_core.hop_storage import HopStorage, StoredGraph, hops_in_memory
+from glem_graphgym.out_of_core.propagation import disk_bytes
+from glem_graphgym.out_of_core.stored_operator import operator_bytes
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
 from glem_graphgym.registered.language_model import hardware_for, untuned_lm
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens, tokenizer_of
@@ -65,7 +66,7 @@ from glem_graphgym.registered.train import (
     joint_learner,
     lm_learners,
     nodes_of,
-    stored_structures_of,
+    stored_graph_views_of,
 )
 
 MB = 1 << 20
@@ -184,7 +185,7 @@ class Calibration:
             "joint_weights": 0,
             "hops": None,
             "layers": 0,  # bytes of what layers give, on disk while a GNN predicts
-            "together": ["static", "lm_gold", "e_step"],  # what all processes of a run do, each a part
+            "data_parallel": ["static", "lm_gold", "e_step"],  # what all processes of a run do, each a part
         }
         self.stages: dict[str, Cost] = {}
         self.unseen_mb = 0.0  # of what a run has in memory and a trial on a smaller graph has not
@@ -221,7 +222,7 @@ class Calibration:
         precision = cfg.lm.precision if with_lm or with_joint else cfg.gnn.precision
         accelerator = hardware_for(cfg, precision).accelerator
         stages = {
-            kind: among_processes(cost, self.processes, accelerator, kind in self.about["together"])
+            kind: among_processes(cost, self.processes, accelerator, kind in self.about["data_parallel"])
             for kind, cost in self.stages.items()
         }
         return {
@@ -268,9 +269,9 @@ class Calibration:
     def _try_lm(self, kind: str, learner: LMLearner) -> None:
         assert self.tokens is not None
         whole, nodes, watch = learner.settings, self._epoch_nodes(kind), Stopwatch()
-        settings = learner.settings = replace(whole, batch_size=self._part(whole.batch_size))
+        settings = replace(whole, batch_size=self._part(whole.batch_size))
         epoch = _training_batches(self.tokens.lengths, nodes, settings.batch_size)
-        learner.build = watch.on(learner.build)
+        learner = replace(learner, settings=settings, build=watch.on(learner.build))
         before = PeakMemory().resident_mb()
         with self._measured() as memory:
             start = _now()
@@ -281,29 +282,26 @@ class Calibration:
             seconds, _, passes = watch.passes(training=True)
             step = settings.accumulate * seconds / max(1, passes)
             count = int(np.clip(TRIAL_SECONDS / 2 / max(step, 1e-3), FEWEST, MOST))
-            learner.model = None
             gc.collect()  # a run does not train twice in a stage
             watch.calls.clear()
             # The longest come in among batches of other sizes, which have cut up memory before.
             mixed = np.concatenate([*epoch[:count], longest])
-            self._fit_lm(learner, mixed, min(2, settings.epochs * settings.evals_per_epoch))
+            task = self._fit_lm(learner, mixed, min(2, settings.epochs * settings.evals_per_epoch))
             watch.stop()
             train_rate = watch.rate(training=True)
-            infer_rate = self._predict_lm(learner, watch)
+            infer_rate = self._predict_lm(learner, task.model, watch)
             resident, accelerator = memory()
         tokens = _padded(self.tokens.lengths, epoch, settings.accumulate) * settings.epochs
         valid = self.graph.split["valid"]
         validated = _inferred_tokens(self.tokens.lengths, valid, settings.infer_tokens)
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.infer_tokens)
         inferred += validated * settings.epochs * settings.evals_per_epoch
-        learner.settings = whole
-        assert learner.model is not None
-        self.about["dim"], self.about["lm_weights"] = learner.embedding_dim, _bytes_of(learner.model)
-        mapped = 2 * self.graph.num_nodes * (learner.embedding_dim + self.graph.num_classes) / MB
+        self.about["dim"], self.about["lm_weights"] = task.embedding_dim, _bytes_of(task.model)
+        mapped = 2 * self.graph.num_nodes * (task.embedding_dim + self.graph.num_classes) / MB
         self.cut_up_mb = max(self.cut_up_mb, (CUT_UP - 1) * (resident - before))
         peak = before + CUT_UP * (resident - before)
         self.stages[kind] = Cost(
-            resident_mb=peak + mapped + self.unseen_mb + self._buckets_mb(learner.model),
+            resident_mb=peak + mapped + self.unseen_mb + self._buckets_mb(task.model),
             mapped_mb=mapped,
             accelerator_mb=accelerator,
             seconds=overhead + tokens * train_rate + inferred * infer_rate,
@@ -320,20 +318,22 @@ class Calibration:
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         return trained / MB if self.processes > 1 else 0.0
 
-    def _fit_lm(self, learner: LMLearner, nodes: np.ndarray, epochs: int) -> None:
-        """Train on ``nodes``, with a validation on the longest validation texts after every epoch."""
+    def _fit_lm(self, learner: LMLearner, nodes: np.ndarray, epochs: int) -> LMTask:
+        """A model trained on ``nodes``, with a validation on the longest validation texts after every epoch."""
         assert self.tokens is not None
         valid = self._longest(self.graph.split["valid"], learner.settings.infer_tokens)
-        learner.tokens = TokensLike(self.tokens, np.concatenate([nodes, valid]))
-        learner.validation = Validation(len(nodes) + np.arange(len(valid)), Rising())
-        settings = learner.settings
-        learner.settings = replace(settings, epochs=epochs, evals_per_epoch=1, patience=0)
+        tried = replace(
+            learner,
+            tokens=TokensLike(self.tokens, np.concatenate([nodes, valid])),
+            validation=Validation(len(nodes) + np.arange(len(valid)), Rising()),
+            settings=replace(learner.settings, epochs=epochs, evals_per_epoch=1, patience=0),
+        )
         places = np.arange(len(nodes))
         gold = Gold(places, np.zeros(len(nodes), dtype=np.int64), self.graph.num_classes)
-        learner.fit(StepTargets(gold), "calibration")
-        learner.settings = settings
+        task: LMTask = tried.fit(StepTargets(gold), "calibration").task
+        return task
 
-    def _predict_lm(self, learner: LMLearner, watch: Stopwatch) -> float:
+    def _predict_lm(self, learner: LMLearner, model: TextClassifier, watch: Stopwatch) -> float:
         """Seconds a token of inference."""
         assert self.tokens is not None
         nodes, budget = self.encoded, learner.settings.infer_tokens
@@ -341,10 +341,10 @@ class Calibration:
         count = min(len(nodes), int(INFERRED_BATCHES * budget / mean) + 1)
         some = np.random.default_rng(0).choice(nodes, count, replace=False)
         chosen = np.concatenate([self._longest(nodes, budget), some])
-        learner.tokens = TokensLike(self.tokens, chosen)
+        task = LMTask(replace(learner, tokens=TokensLike(self.tokens, chosen)), model, None)
         logits = np.zeros((len(chosen), self.graph.num_classes), dtype=np.float16)
         watch.calls.clear()
-        learner.predict(logits, np.zeros((len(chosen), learner.embedding_dim), dtype=np.float16), "calibration")
+        task.predict(logits, np.zeros((len(chosen), task.embedding_dim), dtype=np.float16), "calibration")
         watch.stop()
         return watch.rate(training=False)
 
@@ -366,14 +366,13 @@ class Calibration:
         with self._measured() as memory:
             start = _now()
             learner = untuned_lm(self.cfg, self.tokens)
-            assert learner.model is not None
-            about["dim"] = learner.embedding_dim
-            learner.model.register_forward_pre_hook(watch._note)
+            model = watch.on(learner.build)()
+            about["dim"] = dim = model.encoder.dim
             overhead = _now() - start
-            rate = self._predict_lm(learner, watch)
+            rate = self._predict_lm(learner, model, watch)
             resident, accelerator = memory()
         tokens = _inferred_tokens(self.tokens.lengths, self.encoded, learner.settings.infer_tokens)
-        mapped = 2 * self.graph.num_nodes * learner.embedding_dim / MB
+        mapped = 2 * self.graph.num_nodes * dim / MB
         self.stages["static"] = Cost(resident + mapped, mapped, accelerator, overhead + tokens * rate)
 
     # ---- the graph ------------------------------------------------------------------------------------------------
@@ -396,7 +395,7 @@ class Calibration:
             self.about["layers"] = layer_file_bytes(cfg, graph, self.nodes.predicted)
         return small, tried
 
-    def _gnn(self) -> tuple[TextGraph, GNNLearner, Callable[[np.ndarray | None], np.ndarray]]:
+    def _gnn(self) -> tuple[TextGraph, GNNLearner | FitsAgain, Callable[[np.ndarray | None], np.ndarray]]:
         """A graph to try the GNN on, the GNN, and what makes its features."""
         small, tried = self._tried_graph()
         features = feature_builder(*self._feature_source(tried, small, self.widths))
@@ -404,8 +403,8 @@ class Calibration:
         self.small_nodes = nodes = self.nodes if small is self.graph else nodes_of(self.cfg, small)
         validation = Validation(small.split["valid"], Rising())
         gnn = gnn_learner(tried, small, validation, nodes.candidates, nodes.predicted)
-        structures = max(0.0, PeakMemory().resident_mb() - before)
-        self.unseen_mb = (self.scale - 1) * structures
+        graphs = max(0.0, PeakMemory().resident_mb() - before)
+        self.unseen_mb = (self.scale - 1) * graphs
         return small, gnn, features
 
     def _widths(self) -> dict[str, int]:
@@ -452,15 +451,22 @@ class Calibration:
         return StepTargets(gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw)
 
     def _try_gnn(
-        self, kind: str, gnn: GNNLearner, small: TextGraph, features: Callable[[np.ndarray | None], np.ndarray]
+        self,
+        kind: str,
+        gnn: GNNLearner | FitsAgain,
+        small: TextGraph,
+        features: Callable[[np.ndarray | None], np.ndarray],
     ) -> None:
-        settings, build, watch, targets = gnn.settings, gnn.build, Stopwatch(), self._targets(kind, small)
-        together = isinstance(gnn, HopLearner) and gnn.together
-        if isinstance(gnn, HopLearner) and together:
-            self.about["together"].append(kind)
-            whole, gnn.batch_size = gnn.batch_size, self._part(gnn.batch_size or targets.num_trained)
-        gnn.settings = replace(settings, epochs=min(GNN_EPOCHS, settings.epochs), eval_every=1, patience=0)
-        gnn.build, gnn.validation = watch.on(build), Validation(small.split["valid"], Rising())
+        settings, watch, targets = gnn.settings, Stopwatch(), self._targets(kind, small)
+        tried = gnn.but(
+            settings=replace(settings, epochs=min(GNN_EPOCHS, settings.epochs), eval_every=1, patience=0),
+            build=watch.on(gnn.build),
+            validation=Validation(small.split["valid"], Rising()),
+        )
+        if gnn.data_parallel:
+            self.about["data_parallel"].append(kind)
+            hops: Any = gnn
+            tried = tried.but(batch_size=self._part(hops.batch_size or targets.num_trained))
         embeddings = None
         if self.about["dim"]:
             embeddings = np.load(self._placeholder("text", small.num_nodes, self.about["dim"]), mmap_mode="r")
@@ -468,20 +474,16 @@ class Calibration:
         before = PeakMemory().resident_mb()
         with self._measured() as memory:
             start = _now()
-            gnn.fit(targets, features(embeddings), "calibration")
+            task = tried.fit(targets, features(embeddings), "calibration").task
             watch.stop()
             overhead = _now() - start - watch.total()
-            epoch, evaluation = (self._a_round(watch, gnn.settings.epochs, training) for training in (True, False))
+            epoch, evaluation = (self._a_round(watch, tried.settings.epochs, training) for training in (True, False))
             start = _now()
-            gnn.predict(logits)
+            task.predict(logits)
             overhead += _now() - start
             resident, accelerator = memory()
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
-        gnn.settings, gnn.build = settings, build
-        if isinstance(gnn, HopLearner) and together:
-            gnn.batch_size = whole
-        assert gnn.model is not None
-        self.about["gnn_weights"] = _bytes_of(gnn.model)
+        self.about["gnn_weights"] = _bytes_of(task.model)
         growth = self.scale * (resident - before)
         if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
             hops = _bytes_of_gnn(self.cfg, small, sum(self.widths.values()))
@@ -489,7 +491,7 @@ class Calibration:
         else:
             growth = self._growth_within_budget(growth, resident - before)
         self.stages[kind] = Cost(
-            resident_mb=before + growth + self._unseen_of(gnn.model, together),
+            resident_mb=before + growth + self._unseen_of(task.model, gnn.data_parallel),
             mapped_mb=2 * self.graph.num_nodes * (self.about["dim"] + self.graph.num_classes) / MB,
             accelerator_mb=self.scale * accelerator,
             seconds=self.scale * (overhead + epochs * epoch + evaluations * evaluation),
@@ -503,9 +505,9 @@ class Calibration:
         """
         return min(growth, tried + budget_bytes(self.cfg) / MB) if self.layerwise else growth
 
-    def _unseen_of(self, model: nn.Module, together: bool) -> float:
+    def _unseen_of(self, model: nn.Module, data_parallel: bool) -> float:
         """MB that a run has beside what the trial of this GNN showed."""
-        return self.unseen_mb + self.cut_up_mb + (self._buckets_mb(model) if together else 0.0)
+        return self.unseen_mb + self.cut_up_mb + (self._buckets_mb(model) if data_parallel else 0.0)
 
     # ---- both together --------------------------------------------------------------------------------------------
 
@@ -528,28 +530,25 @@ class Calibration:
         with self._measured() as memory:
             start = _now()
             features = further_features(*source)(None)
-            first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])
-            overhead = _now() - start - first
-            learner.model = None
+            first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])[1]
+            overhead = _now() - start - first["train_seconds_per_epoch"]
             gc.collect()
-            count = int(np.clip(TRIAL_SECONDS / max(first, 1e-3), FEWEST, MOST)) * settings.lm.batch_size
-            some = np.random.default_rng(0).permutation(train)[:count]
-            seconds = self._fit_joint(learner, small, features, some) / learner.costs["steps"]
+            batches = np.clip(TRIAL_SECONDS / max(first["train_seconds_per_epoch"], 1e-3), FEWEST, MOST)
+            some = np.random.default_rng(0).permutation(train)[: int(batches) * settings.lm.batch_size]
+            task, costs = self._fit_joint(learner, small, features, some)
+            seconds = costs["train_seconds_per_epoch"] / costs["steps"]
             fitted, accelerator = memory()
         embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r")
         with self._measured() as memory:
             start = _now()
-            learner.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
+            task.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
             propagation = _now() - start
             propagated, accelerator_propagated = memory()
-        assert learner.model is not None
-        self.about["joint_weights"] = _bytes_of(learner.model)
+        self.about["joint_weights"] = _bytes_of(task.model)
         validated = self.scale * self._validated_tokens(learner, valid)
-        learner.model, costs = None, learner.costs
+        del task
         watch = Stopwatch()
-        lm.build = watch.on(lm.build)
-        lm.load(None)
-        rate = self._predict_lm(lm, watch)
+        rate = self._predict_lm(lm, watch.on(lm.build)(), watch)
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.lm.infer_tokens)
         steps = -(-len(self.graph.split["train"]) // settings.lm.batch_size) * settings.lm.epochs
         evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
@@ -564,14 +563,15 @@ class Calibration:
             tokens=round(steps * costs["tokens_per_step"]),
         )
 
-    def _fit_joint(self, learner: JointLearner, small: TextGraph, features: np.ndarray, nodes: np.ndarray) -> float:
-        """Train on ``nodes`` once, with a validation; seconds without it."""
-        settings = learner.settings
-        learner.settings = replace(settings, lm=replace(settings.lm, epochs=1, evals_per_epoch=1, patience=0))
+    def _fit_joint(
+        self, learner: JointLearner, small: TextGraph, features: np.ndarray, nodes: np.ndarray
+    ) -> tuple[JointTask, dict[str, float]]:
+        """A model trained on ``nodes`` once, with a validation, and its costs."""
+        settings = replace(learner.settings, lm=replace(learner.settings.lm, epochs=1, evals_per_epoch=1, patience=0))
         nodes = np.sort(nodes)
-        learner.fit(StepTargets(Gold(nodes, small.label[nodes], small.num_classes)), features, "calibration")
-        learner.settings = settings
-        return learner.costs["train_seconds_per_epoch"]
+        gold = Gold(nodes, small.label[nodes], small.num_classes)
+        task, log = replace(learner, settings=settings).fit(StepTargets(gold), features, "calibration")
+        return task, task.costs(log)
 
     @staticmethod
     def _validated_tokens(learner: JointLearner, valid: np.ndarray) -> int:
@@ -596,14 +596,14 @@ class Calibration:
         """Files of hops: ``bytes`` and ``folder`` of those of features, whether they are ``known`` and ``fixed``, what
         is needed ``beside`` them while they are made and for ``labels``, and the ``operators``."""
         cfg, graph, predicted = self.cfg, self.graph, self.nodes.predicted
-        storage, structures = hop_storage(cfg, predicted), stored_structures_of(cfg, graph)
+        storage, graphs = hop_storage(cfg, predicted), stored_graph_views_of(cfg, graph)
         rows = graph.num_nodes if predicted is None else len(predicted)
 
         def on_disk(columns: int, hops: int) -> tuple[int, int]:
             return disk_bytes(graph.num_nodes, rows, columns, hops, storage.dtype.itemsize, storage.budget)
 
         features, beside = on_disk(width, cfg.gnn.hops + 1)
-        folder = self._folder_of_hops(storage, structures)
+        folder = self._folder_of_hops(storage, graphs)
         return {
             "fixed": "text" not in self.widths,
             "folder": str(folder),
@@ -611,10 +611,10 @@ class Calibration:
             "bytes": features,
             "beside": beside,
             "labels": sum(on_disk(graph.num_classes, 1)) if cfg.glem.label_input else 0,
-            "operators": [self._operator_file(storage, part) for part, _ in storage.needed(structures)],
+            "operators": [self._operator_file(storage, part) for part, _ in storage.needed(graphs)],
         }
 
-    def _folder_of_hops(self, storage: HopStorage, structures: Structures) -> Path:
+    def _folder_of_hops(self, storage: HopStorage, graphs: GraphViews) -> Path:
         """Where hops of features lie that never change; their cache where they cannot be there yet.
 
         Features are read from first to last to name it, so not without need.
@@ -624,7 +624,7 @@ class Calibration:
         if not made or not any(storage.cache.glob("hops-*")):
             return storage.cache
         x = feature_builder(self.cfg, self.graph, self.tokens, self.nodes.encoded)(None)
-        return storage.features_folder(structures, x, self.cfg.gnn.hops)
+        return storage.features_folder(graphs, x, self.cfg.gnn.hops)
 
     @staticmethod
     def _operator_file(storage: HopStorage, part: StoredGraph) -> dict[str, Any]:
@@ -641,12 +641,12 @@ class Calibration:
         return seconds / max(1, timed) * passes / max(1, rounds)
 
 
-def among_processes(cost: Cost, processes: int, accelerator: str, together: bool) -> Cost:
+def among_processes(cost: Cost, processes: int, accelerator: str, data_parallel: bool) -> Cost:
     """The cost of a stage that one process was tried on, where several do it together, each a part of it.
 
     Time is shared where each has an accelerator of its own; on CPU they share the cores, all of which the trial had.
     """
-    return replace(cost, seconds=cost.seconds / processes) if together and accelerator == "cuda" else cost
+    return replace(cost, seconds=cost.seconds / processes) if data_parallel and accelerator == "cuda" else cost
 
 
 def _training_batches(lengths: np.ndarray, nodes: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -671,9 +671,7 @@ def _bytes_of(model: nn.Module) -> int:
 
 
 def _embedding_dim(learner: LMLearner) -> int:
-    learner.load(None)
-    dim, learner.model = learner.embedding_dim, None
-    return dim
+    return learner.build().encoder.dim
 
 
 def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:

@@ -15,11 +15,12 @@ from glem_graphgym import processes
 from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em.checkpoint import Checkpoint, filling
 from glem_graphgym.em.e_step import open_predictions
-from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.files import fingerprint, make_once, read_array, read_json, write_json
+from glem_graphgym.files import fingerprint, read_array, read_json, write_json
 from glem_graphgym.memory import naming_out_of_memory
 from glem_graphgym.models.pooling import readout_of
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.registered.language_model import untuned_lm
 from glem_graphgym.registered.run_folder import file_hashes
 
@@ -77,20 +78,20 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None
     Of ``nodes``, int64 (n,), alone where given, and zeros for the others.
     """
 
-    def make(folder: Path) -> None:
-        learner = untuned_lm(cfg, tokens)
-        rows = len(tokens)
-        logits = open_predictions(folder, "unused", rows, 1, nodes)
-        embeddings = open_predictions(folder, "embeddings", rows, learner.embedding_dim, nodes)
-        start = time.perf_counter()
-        remedy = f"set lm.infer_tokens below {learner.settings.infer_tokens}, or take a smaller lm.model"
-        with naming_out_of_memory("encoding static embeddings", remedy):
-            learner.predict(logits, embeddings, "static embeddings", nodes)
-        write_json(folder / SECONDS, round(time.perf_counter() - start, 3))
-        (folder / "unused.npy").unlink()
-
     folder = static_folder(cfg, tokens, nodes)
-    processes.lead(lambda job: make_once(folder, job), make)
+    with filling(folder, data_parallel=True) as part:
+        if part is not None:
+            task = untuned_lm(cfg, tokens).start()
+            checkpoint = Checkpoint(part, cfg.glem.checkpoint_minutes)
+            unused = np.zeros((len(tokens), 1), dtype=np.float16)
+            embeddings = open_predictions(part, "embeddings", len(tokens), task.embedding_dim, nodes)
+            start = time.perf_counter()
+            remedy = f"set lm.infer_tokens below {task.settings.infer_tokens}, or take a smaller lm.model"
+            with naming_out_of_memory("encoding static embeddings", remedy):
+                task.predict(unused, embeddings, "static embeddings", nodes, checkpoint)
+            if processes.rank() == 0:
+                seconds = checkpoint.seconds_before + time.perf_counter() - start
+                write_json(part / SECONDS, round(seconds, 3))
     return read_array(folder / "embeddings.npy", f"delete {folder} to have it made anew")
 
 

@@ -16,8 +16,9 @@ from yacs.config import CfgNode
 
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.tokens import TokenStore
-from glem_graphgym.em.e_step import LMLearner, LMSettings, encode_in_parts
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
@@ -44,39 +45,35 @@ def check_lm(cfg: CfgNode, learner: LMLearner) -> None:
     """
     name = f"lm.model {cfg.lm.model}"
     with random_state_kept(learner.hardware):
-        try:
-            with _naming(f"{name} cannot be built", "expected an encoder of texts that transformers knows"):
-                learner.load(None)
-            _check_ids(name, learner)
-            if learner.settings.epochs > 0:
-                _check_training(name, learner)
-            with _naming(
-                f"{name} cannot encode the longest text, of {int(learner.tokens.lengths.max()):,} tokens",
-                f"set lm.max_length, now {cfg.lm.max_length}, to what the model takes",
-            ):
-                learner.encode_longest()
-            if (difference := learner.padding_error()) > PADDING_SEEN:
-                logging.warning(
-                    f"{name} sees the padding: beside a longer text, a text's embedding differs by {difference:.0%}; "
-                    "expected a model that takes attention_mask"
-                )
-        finally:
-            learner.model = None
+        with _naming(f"{name} cannot be built", "expected an encoder of texts that transformers knows"):
+            task = learner.start()
+        _check_ids(name, task)
+        if learner.settings.epochs > 0:
+            _check_training(name, task)
+        with _naming(
+            f"{name} cannot encode the longest text, of {int(learner.tokens.lengths.max()):,} tokens",
+            f"set lm.max_length, now {cfg.lm.max_length}, to what the model takes",
+        ):
+            task.encode_longest()
+        if (difference := task.padding_error()) > PADDING_SEEN:
+            logging.warning(
+                f"{name} sees the padding: beside a longer text, a text's embedding differs by {difference:.0%}; "
+                "expected a model that takes attention_mask"
+            )
 
 
-def _check_ids(name: str, learner: LMLearner) -> None:
+def _check_ids(name: str, task: LMTask) -> None:
     """
     Raises:
         ConfigError: the tokenizer gives ids that the model's embedding table has no rows for.
     """
-    assert learner.model is not None
     try:
-        table = learner.model.encoder.backbone.get_input_embeddings()  # type: ignore[operator]
+        table = task.model.encoder.backbone.get_input_embeddings()  # type: ignore[operator]
     except NotImplementedError:
         return
     if not isinstance(table, nn.Embedding):
         return
-    tokens = learner.tokens
+    tokens = task.tokens
     rows, remedy = table.num_embeddings, "expected the tokenizer that the model was trained with"
     if not 0 <= tokens.pad_id < rows:
         raise ConfigError(
@@ -92,21 +89,21 @@ def _check_ids(name: str, learner: LMLearner) -> None:
             )
 
 
-def _check_training(name: str, learner: LMLearner) -> None:
+def _check_training(name: str, task: LMTask) -> None:
     """
     Raises:
         ConfigError: a step of training fails; says whether it is due to half precision.
     """
-    whole = Hardware(learner.hardware.accelerator)
+    whole = Hardware(task.hardware.accelerator)
     remedy = "expected a model that gives last_hidden_state for input_ids and attention_mask"
     try:
-        learner.try_step(learner.hardware)
+        task.try_step(task.hardware)
     except Exception as error:
-        if learner.hardware != whole and not is_out_of_memory(error):
+        if task.hardware != whole and not is_out_of_memory(error):
             with contextlib.suppress(Exception):
-                learner.try_step(whole)
+                task.try_step(whole)
                 remedy = "set lm.precision to 32, in which it can"
-        with _naming(f"{name} cannot be trained in {learner.hardware.precision}", remedy):
+        with _naming(f"{name} cannot be trained in {task.hardware.precision}", remedy):
             raise
 
 
@@ -221,6 +218,4 @@ def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     plain = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
     nobody = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
     settings = LMSettings(infer_tokens=infer_tokens(cfg, hardware))
-    learner = LMLearner(tokens, lambda: build_lm(plain, 1, 0.0), settings, nobody, hardware)
-    learner.load(None)
-    return learner
+    return LMLearner(tokens, lambda: build_lm(plain, 1, 0.0), settings, nobody, hardware)

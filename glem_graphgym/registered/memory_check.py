@@ -9,9 +9,9 @@ from yacs.config import CfgNode
 
 from glem_graphgym import memory
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em.hop_storage import check_batch, hops_in_memory
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
-from glem_graphgym.models.out_of_core import plan_columns
+from glem_graphgym.out_of_core.hop_storage import check_batch, hops_in_memory
+from glem_graphgym.out_of_core.propagation import plan_columns
 from glem_graphgym.registered.language_model import hardware_for
 from glem_graphgym.registered.networks import has_layers, sees_hops
 from glem_graphgym.registered.sizes import (

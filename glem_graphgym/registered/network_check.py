@@ -9,7 +9,7 @@ from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
 from glem_graphgym.config import ConfigError
-from glem_graphgym.em.stage import Hardware
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.registered.language_model import first_line, hardware_for, random_state_kept
 from glem_graphgym.registered.networks import LMNetwork, Structure, build_gnn, sees_hops
 from glem_graphgym.registered.optim import gnn_optimizer

@@ -270,7 +270,7 @@ class Structure:
         return self
 
 
-class StoredStructure:
+class MmapGraph:
     """The graph in arrays that may be memory-mapped, for networks on hop features that are propagated on disk.
 
     Whoever has the memory finds what a `Structure` has, made when it is first asked for.
@@ -304,7 +304,7 @@ class StoredStructure:
         return self.structure.edge_index
 
 
-def gcn_operator(structure: Structure | StoredStructure) -> SparseOperator:
+def gcn_operator(structure: Structure | MmapGraph) -> SparseOperator:
     """D~^-1/2 (A+I) D~^-1/2, by which hop features are propagated (SIGN, GAMLP)."""
     return structure.adjacency.gcn()
 

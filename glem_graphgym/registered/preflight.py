@@ -317,7 +317,7 @@ def resident_of_all(measured: dict[str, Any], kinds: Sequence[str]) -> dict[str,
     for kind in kinds:
         cost = measured["stages"][kind]
         own = max(0.0, cost["resident_mb"] - cost["mapped_mb"])
-        together = kind in measured["together"]
+        together = kind in measured["data_parallel"]
         held = max(held, own) if together else held
         others = (count - 1) * (own if together else held) + measured["program_mb"] if count > 1 else 0.0
         found[kind] = max(found[kind], own + others)

@@ -16,8 +16,8 @@ from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.inputs import prediction_folds
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
-from glem_graphgym.em.m_step import prediction_folds
 from glem_graphgym.models.pooling import readout_of, width_after
 from glem_graphgym.models.pretrained import load_config
 from glem_graphgym.registered.language_model import hardware_for

@@ -29,22 +29,24 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import loop
 from glem_graphgym.em.e_step import LMLearner, LMSettings, open_predictions
-from glem_graphgym.em.hop_step import Consistency, HopLearner, SelfTraining
-from glem_graphgym.em.hop_storage import HopStorage
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.hop_step import Consistency, HopLearner
 from glem_graphgym.em.joint_step import JointLearner, JointSettings
-from glem_graphgym.em.journal import Finished, Journal, Scores
-from glem_graphgym.em.layerwise import LayerwiseInference
+from glem_graphgym.em.journal import FinishedStage, Journal, Scores
 from glem_graphgym.em.loop import EMSettings, Run
-from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews, LabelReuse
+from glem_graphgym.em.on_gold import FitsAgain, SelfDistillation, SelfTraining
 from glem_graphgym.em.plan import FIRST_STAGES, Plan, planned_stages, title_of
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, num_confident, num_drawn
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner, num_batches
-from glem_graphgym.em.stage import Hardware, Validation
 from glem_graphgym.files import atomic_write, read_json, write_json
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.text_encoder import load_text_encoder
+from glem_graphgym.out_of_core.hop_storage import HopStorage
+from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 from glem_graphgym.registered.features import feature_builder, load_matrix, seconds_before
 from glem_graphgym.registered.language_model import (
     build_lm,
@@ -58,7 +60,7 @@ from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.memory_check import check_memory, stage_remedy
 from glem_graphgym.registered.metrics import Accuracy, accuracy_of
 from glem_graphgym.registered.network_check import check_network
-from glem_graphgym.registered.networks import StoredStructure, Structure, build_gnn, gcn_operator, sees_hops
+from glem_graphgym.registered.networks import MmapGraph, Structure, build_gnn, gcn_operator, sees_hops
 from glem_graphgym.registered.optim import gnn_optimizer
 from glem_graphgym.registered.run_folder import (
     METRIC,
@@ -179,6 +181,7 @@ def prepare(
             lambda logits: scores_of(graph, logits, accuracy),
             metric=METRIC,
             save_memory=functools.partial(stage_remedy, cfg),
+            checkpoint_minutes=cfg.glem.checkpoint_minutes,
         ),
         features=lambda embeddings: np.empty((0, 0)),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
@@ -195,13 +198,13 @@ def prepare(
         run.features = feature_builder(cfg, graph, tokens, nodes.encoded)
         run.features_seconds = seconds_before(cfg, tokens, nodes.encoded)
         run.gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted)
-        run.correct_and_smooth = smoother(cfg, run.gnn.structures, gold)
+        run.correct_and_smooth = smoother(cfg, run.gnn.graphs, gold)
     if with_joint:
         assert tokens is not None
         run.features = further_features(cfg, graph, tokens, nodes.encoded)
         run.features_seconds = seconds_before(cfg, tokens, nodes.encoded)
         run.joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted)
-        run.correct_and_smooth = smoother(cfg, run.joint.structures, gold)
+        run.correct_and_smooth = smoother(cfg, run.joint.graphs, gold)
     if cfg.train.mode in FIRST_STAGES:
         run.journal.plan = plan_of(cfg, run)
     if cfg.train.mode != "glem_predict" and processes.rank() == 0:
@@ -363,7 +366,7 @@ def gnn_learner(
     validation: Validation,
     unlabelled: np.ndarray | None = None,
     predicted: np.ndarray | None = None,
-) -> GNNLearner:
+) -> GNNLearner | FitsAgain:
     """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe.
 
     Args:
@@ -376,26 +379,26 @@ def gnn_learner(
         eval_every=cfg.train.eval_period,
         patience=cfg.optim.patience,
         label_input=cfg.glem.label_input,
-        label_reuse=cfg.gnn.label_reuse,
-        distillation=cfg.gnn.distillation,
-        distillation_temperature=cfg.gnn.distillation_temperature,
     )
-
     hardware = hardware_for(cfg, cfg.gnn.precision)
     make_optimizer = gnn_optimizer(cfg)
     g, budget = cfg.gnn, budget_bytes(cfg)
     if not sees_hops():
-        structures, hoods, layerwise = sampled_graph(cfg, graph, hardware)
-        common = (build_gnn, structures, make_optimizer, settings, validation, hardware)
+        graphs, hoods, layerwise = sampled_graph(cfg, graph, hardware)
+        common = (build_gnn, graphs, make_optimizer, settings, validation, hardware)
         if hoods is None:
-            return GNNLearner(*common, predicted=predicted)
+            reuse = LabelReuse(g.label_reuse) if g.label_reuse and cfg.glem.label_input else None
+            whole = GNNLearner(*common, predicted=predicted, label_reuse=reuse)
+            return SelfDistillation(whole, g.distillation, g.distillation_temperature) if g.distillation else whole
         sampled: dict[str, Any] = {"neighbourhoods": hoods, "batch_size": g.batch_size, "predicted": predicted}
         if layerwise is None:
             return SampledLearner(*common, **sampled)
         return StoredSampledLearner(*common, layerwise=layerwise, **sampled)
-    return HopLearner(
+    unlabelled = np.empty(0, dtype=np.int64) if unlabelled is None else unlabelled
+    consistency = Consistency(g.scr_weight, unlabelled, threshold=g.scr_threshold) if g.scr_weight else None
+    learner = HopLearner(
         build_gnn,
-        stored_structures_of(cfg, graph) if budget else structures_of(cfg, graph),
+        stored_graph_views_of(cfg, graph) if budget else graph_views_of(cfg, graph),
         make_optimizer,
         settings,
         validation,
@@ -406,23 +409,24 @@ def gnn_learner(
         batch_size=g.batch_size,
         predicted=predicted,
         storage=hop_storage(cfg, predicted) if budget else None,
-        unlabelled=unlabelled,
-        self_training=SelfTraining(g.rlu_rounds, g.rlu_threshold, g.rlu_weight),
-        consistency=Consistency(g.scr_weight, threshold=g.scr_threshold),
+        consistency=consistency,
     )
+    if g.rlu_rounds == 1:
+        return learner
+    return SelfTraining(learner, g.rlu_rounds, unlabelled, g.rlu_threshold, g.rlu_weight)
 
 
 def sampled_graph(
     cfg: CfgNode, graph: TextGraph, hardware: Hardware
-) -> tuple[Structures, Neighbourhoods | None, LayerwiseInference | None]:
+) -> tuple[GraphViews, Neighbourhoods | None, LayerwiseInference | None]:
     """What a GNN sees of the graph, what samples neighbours from it where ``gnn.fan_out`` asks for them, and what
     predicts where the whole graph exceeds ``glem.memory_budget_gb``."""
     fan_out = cfg.gnn.fan_out
     if not predicts_layerwise(cfg, graph):
-        structures = structures_of(cfg, graph)
-        hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, fan_out) if fan_out else None
-        return structures, hoods, None
-    structures = stored_structures_of(cfg, graph)
+        graphs = graph_views_of(cfg, graph)
+        hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_out) if fan_out else None
+        return graphs, hoods, None
+    graphs = stored_graph_views_of(cfg, graph)
     layerwise = LayerwiseInference(
         graph.rowptr,
         graph.col,
@@ -431,7 +435,7 @@ def sampled_graph(
         working=Path(cfg.run_dir) / "working",
         hardware=hardware,
     )
-    return structures, Neighbourhoods(structures, StoredStructure.csr, Structure.of_block, fan_out), layerwise
+    return graphs, Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, fan_out), layerwise
 
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
@@ -548,9 +552,9 @@ def joint_learner(
         normed = cfg.gnn.input_norm in ("standardise", "layer")
         return JointModel(encoder, build_gnn(encoder.dim + dim_more, num_classes), normed)
 
-    structures, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware)
+    graphs, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware)
     assert hoods is not None, "joint training samples neighbours"
-    common = (tokens, build, structures, hoods, settings, validation, lm.hardware)
+    common = (tokens, build, graphs, hoods, settings, validation, lm.hardware)
     return JointLearner(*common, predicted=predicted, layerwise=layerwise)
 
 
@@ -574,7 +578,7 @@ def further_features(
     return feature_builder(cfg, graph, tokens, encoded)
 
 
-def smoother(cfg: CfgNode, structures: Structures, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
+def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
     """Correct & Smooth as ``glem.cs_*`` say; None where not asked for.
 
     Every node is smoothed on the structure that the GNN predicts it with: a node that training sees on what training
@@ -586,21 +590,21 @@ def smoother(cfg: CfgNode, structures: Structures, gold: Gold) -> Callable[[np.n
     settings = CorrectAndSmoothSettings(correct_alpha=g.cs_correct_alpha, smooth_alpha=g.cs_smooth_alpha)
 
     def smooth(logits: np.ndarray) -> np.ndarray:
-        everything = structures.predict.edge_index.cpu()
+        everything = graphs.predict.edge_index.cpu()
         smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, everything, settings)
-        if (seen := structures.seen) is not None:
-            among_seen, gold_places = structures.train.edge_index.cpu(), np.searchsorted(seen, gold.nodes)
+        if (seen := graphs.seen) is not None:
+            among_seen, gold_places = graphs.train.edge_index.cpu(), np.searchsorted(seen, gold.nodes)
             smoothed[seen] = correct_and_smooth(logits[seen], gold_places, gold.labels, among_seen, settings)
         return smoothed
 
     return smooth
 
 
-def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
+def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """What training and prediction see of the graph (GLEM paper, inductive settings)."""
     full = _structure(graph.rows(), graph.col, graph.num_nodes)
     if cfg.glem.setting == "transductive":
-        return Structures(full, full)
+        return GraphViews(full, full)
     is_test = np.zeros(graph.num_nodes, dtype=bool)
     is_test[graph.split["test"]] = True
     seen = np.flatnonzero(~is_test)
@@ -610,20 +614,20 @@ def structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
     row, col = row[kept], graph.col[kept]
     train = _structure(new_index[row], new_index[col], len(seen))
     predict = full if cfg.glem.setting == "inductive" else _structure(row, col, graph.num_nodes)
-    return Structures(train, predict, seen)
+    return GraphViews(train, predict, seen)
 
 
-def stored_structures_of(cfg: CfgNode, graph: TextGraph) -> Structures:
+def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The same in the graph's own arrays, for hop features that are propagated on disk."""
-    whole = functools.cache(lambda: structures_of(cfg, graph))
+    whole = functools.cache(lambda: graph_views_of(cfg, graph))
     seen = keep = None
     if cfg.glem.setting != "transductive":
         keep = np.ones(graph.num_nodes, dtype=bool)
         keep[graph.split["test"]] = False
         seen = np.flatnonzero(keep)
-    train = StoredStructure(graph.rowptr, graph.col, keep, lambda: whole().train)
+    train = MmapGraph(graph.rowptr, graph.col, keep, lambda: whole().train)
     keep_to_predict = None if cfg.glem.setting == "inductive" else keep
-    return Structures(train, StoredStructure(graph.rowptr, graph.col, keep_to_predict, lambda: whole().predict), seen)
+    return GraphViews(train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: whole().predict), seen)
 
 
 def _structure(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
@@ -668,7 +672,7 @@ def predict(overwrite: int = 0) -> None:
     shutil.rmtree(run.journal.working, ignore_errors=True)
 
 
-def predict_stage(run: Run, stage: Finished) -> np.ndarray:
+def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
     """float16 logits (N, C) of a finished stage, computed anew from its weights (and its LM's embeddings).
 
     All processes encode; what they found, and the GNN, is the first one's. The others get zeros.
@@ -686,9 +690,9 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
     if processes.rank() > 0:
         return logits
     if run.joint is not None:
-        run.joint.load(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
-        embeddings = _scratch(run, "embeddings", run.joint.embedding_dim, run.encoded)
-        run.joint.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
+        task = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
+        embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
+        task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
         return logits
     assert run.gnn is not None
     pseudo = None
@@ -696,18 +700,17 @@ def predict_stage(run: Run, stage: Finished) -> np.ndarray:
         opens = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
         pseudo = run.pseudo_labels(run.teacher_logits(stage.key.em_iteration, lm) if opens else lm.logits)
     targets = run.gnn_step_targets(stage.key, pseudo)
-    run.gnn.load(targets, run.features(embeddings), stage.weights())
-    run.gnn.predict(logits)
+    run.gnn.start(targets, run.features(embeddings), stage.weights()).predict(logits)
     return logits
 
 
-def _encode(run: Run, stage: Finished, logits: np.ndarray) -> np.ndarray:
+def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
     """float16 text embeddings (N, H) of an LM stage; its logits go into ``logits``."""
     learner = run.lm_em if stage.key.em_iteration else run.lm_gold
     assert learner is not None
-    learner.load(stage.weights())
-    embeddings = _scratch(run, "embeddings", learner.embedding_dim, run.encoded)
-    learner.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
+    task = learner.start(weights=stage.weights())
+    embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
+    task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
     return embeddings
 
 

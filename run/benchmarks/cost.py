@@ -279,7 +279,7 @@ class Steps:
 
 def nobody() -> Any:
     """A validation that selects nothing and takes no time."""
-    from glem_graphgym.em.stage import Validation
+    from glem_graphgym.em.fit import Validation
 
     return Validation(np.arange(32), lambda logits: 0.0)
 
@@ -382,12 +382,12 @@ def encoding(job: Job, graph: TextGraph, cfg: Any) -> Found:
     count = min(ENCODED, len(whole))
     store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
     learner, _ = lm_learners(cfg, store, graph.num_classes, nobody())
-    learner.load(None)
-    logits, embeddings = (np.zeros((count, width), np.float16) for width in (graph.num_classes, learner.embedding_dim))
+    task = learner.start()
+    logits, embeddings = (np.zeros((count, width), np.float16) for width in (graph.num_classes, task.embedding_dim))
     seconds = []
     for number in range(1 + job.steps):
         start = time.perf_counter()
-        learner.predict(logits, embeddings, job.method)
+        task.predict(logits, embeddings, job.method)
         if number:
             seconds.append((time.perf_counter() - start) * len(whole) / count)
     return seconds, 1, 0.0

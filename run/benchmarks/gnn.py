@@ -25,11 +25,11 @@ from torch_geometric.utils import scatter, trim_to_layer
 from benchmarks.measure import Row, bandwidth, flops, medians, row_of, seconds_of
 from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.data.sampling import Block, NeighbourSampler
-from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
-from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import keep_freed_memory
 from glem_graphgym.models.block import BlockAdjacency, seed_logits
 from glem_graphgym.models.gcn import GCN
@@ -93,8 +93,8 @@ def learner_of(model: Callable[..., nn.Module], structure: Any, hardware: Hardwa
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
 
     valid = Validation(np.arange(GOLD, GOLD + VALID), lambda logits: float(logits.argmax(-1).mean()))
-    structures = Structures(structure, structure)
-    return GNNLearner(build, structures, optimizer, GNNSettings(epochs=epochs), valid, hardware)
+    graphs = GraphViews(structure, structure)
+    return GNNLearner(build, graphs, optimizer, GNNSettings(epochs=epochs), valid, hardware)
 
 
 def targets() -> StepTargets:
@@ -105,9 +105,9 @@ def seconds_of_an_epoch(learner: GNNLearner, epochs: int = 4) -> float:
     """Seconds of an epoch (train and evaluate) of `GNNLearner.fit`: of ``epochs`` more, so that set-up drops out."""
 
     def fit(count: int) -> float:
-        learner.settings = replace(learner.settings, epochs=count)
+        counted = replace(learner, settings=replace(learner.settings, epochs=count))
         start = time.perf_counter()
-        learner.fit(targets(), features(), "m_step")
+        counted.fit(targets(), features(), "m_step")
         return time.perf_counter() - start
 
     return (fit(1 + epochs) - fit(1)) / epochs
@@ -154,45 +154,6 @@ def m_step(repeats: int) -> Iterator[Row]:
         more = {"rival": 1e3 * float(np.median(rivals)), "rival_name": "PyG's SAGEConv"} if rivals else {}
         what = f"{name} {LAYERS}x{WIDTH}, {hardware.precision}, an epoch"
         yield row_of("m_step", what, [1e3 * s for s in ours], "ms", bound=1e3 * bound, **more)
-
-
-def lightning(repeats: int) -> Iterator[Row]:
-    """What Lightning adds to an epoch: `GNNLearner.fit` against the bare loop of the same steps."""
-    for hardware in (SINGLE, HALF):
-        whole, bare = [], []
-        for _ in range(min(repeats, 5)):
-            whole.append(seconds_of_an_epoch(learner_of(SAGE, graph()[0], hardware, 1)))
-            bare.append(_seconds_of_a_bare_epoch(learner_of(SAGE, graph()[0], hardware, 1)))
-        percent = [100 * (a / b - 1) for a, b in zip(whole, bare, strict=True)]
-        yield row_of("lightning", f"overhead of an M-step epoch, {hardware.precision}", percent, "% (pairwise)")
-
-
-def _seconds_of_a_bare_epoch(learner: GNNLearner, epochs: int = 4) -> float:
-    learner.load(targets(), features(), None)
-    assert learner.model is not None and learner.inputs is not None
-    model, step = learner.model, targets()
-    optimizer, schedule = learner.make_optimizer(model.parameters())
-    valid = learner.validation
-
-    def epoch(number: int) -> None:
-        model.train()
-        nodes, target, is_gold = step.batch(number)
-        with learner.hardware.autocast():
-            logits = learner.seen_logits(learner.inputs.hiding(nodes))  # type: ignore[union-attr]
-            loss = glem_loss(logits[torch.from_numpy(nodes)], target, is_gold, step.weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        model.eval()
-        with torch.no_grad(), learner.hardware.autocast():
-            valid.score(learner.seen_logits(learner.inputs.x)[valid.nodes].float().numpy())  # type: ignore[union-attr]
-
-    epoch(0)
-    start = time.perf_counter()
-    for number in range(1, 1 + epochs):
-        epoch(number)
-    return (time.perf_counter() - start) / epochs
 
 
 def propagation(repeats: int) -> Iterator[Row]:

@@ -19,10 +19,11 @@ from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import DataError, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.em.e_step import LMLearner, LMSettings
+from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.hub import model_folder
 from glem_graphgym.models.lm_head import LMHead
@@ -130,11 +131,10 @@ def e_step(repeats: int) -> Iterator[Row]:
         gold = Gold(nodes[: count // 2], np.zeros(count // 2, dtype=np.int64), CLASSES)
         rest = np.sort(nodes[count // 2 :])
         logits = np.random.default_rng(1).normal(size=(len(store), CLASSES)).astype(np.float16)
-        learner.fit(StepTargets(gold, PseudoLabels(logits, rest, gold), 0.8, 1.0), "e_step")
+        task, _ = learner.fit(StepTargets(gold, PseudoLabels(logits, rest, gold), 0.8, 1.0), "e_step")
         epochs = np.split(np.asarray(store.asked), repeats + 1)  # of each: its batches, then one of validation
         rates = [count / (epoch[steps] - epoch[0]) for epoch in epochs[1:]]
-        assert learner.model is not None
-        bound = bound_of(learner.model, store.lengths[nodes], 3)
+        bound = bound_of(task.model, store.lengths[nodes], 3)
         what = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
         yield row_of("e_step", what, rates, "texts/s", bound=bound)
 
@@ -144,12 +144,10 @@ def inference(repeats: int) -> Iterator[Row]:
     for length, count in (("short", 8000), ("long", 1000)):
         whole = tokens_of(length)
         store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
-        learner = learner_of(store)
-        learner.load(None)
-        assert learner.model is not None
+        task = learner_of(store).start()
         logits, embeddings = (np.zeros((count, width), dtype=np.float16) for width in (CLASSES, 384))
-        seconds = seconds_of({"": partial(learner.predict, logits, embeddings)}, min(repeats, 5))[""]
-        bound = bound_of(learner.model, store.lengths, 1)
+        seconds = seconds_of({"": partial(task.predict, logits, embeddings)}, min(repeats, 5))[""]
+        bound = bound_of(task.model, store.lengths, 1)
         what = f"inference, {store.lengths.mean():.0f} tokens on average"
         yield row_of("inference", what, [count / s for s in seconds], "texts/s", bound=bound)
 

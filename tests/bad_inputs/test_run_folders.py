@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from glem_graphgym.em.e_step import LMLearner
+from glem_graphgym.em.e_step import LMLearner, LMTask
 from glem_graphgym.em.joint_step import JointLearner
-from glem_graphgym.em.m_step import GNNLearner
+from glem_graphgym.em.m_step import GNNLearner, GNNTask
 from glem_graphgym.memory import OutOfMemoryError, is_out_of_memory, naming_out_of_memory
 from tests.bad_inputs.conftest import RUN, Program
 
@@ -120,9 +120,9 @@ ERRORS = {
 # (learner, its method, options) -> the stage in which memory runs out, and a key that helps.
 STEPS: list[tuple[Any, str, tuple[Any, ...], str, str]] = [
     (LMLearner, "fit", (), "00_lm_gold", "lm.grad_accumulation"),
-    (LMLearner, "predict", (), "00_lm_gold", "lm.max_length"),
+    (LMTask, "predict", (), "00_lm_gold", "lm.max_length"),
     (GNNLearner, "fit", (), "01_gnn_gold", "gnn.dim_inner"),
-    (GNNLearner, "predict", (), "01_gnn_gold", "gnn.dim_inner"),
+    (GNNTask, "predict", (), "01_gnn_gold", "gnn.dim_inner"),
     (JointLearner, "fit", ("train.mode", "glem_joint", "gnn.fan_out", "[2,2]"), "00_joint", "gnn.fan_out"),
 ]
 

@@ -454,21 +454,20 @@ def test_every_yaml_loads_and_builds_its_models(file: Path, tmp_path: Path, tiny
     if mode != "glem_gnn":
         for learner in (run.lm_gold, run.lm_em):
             assert learner is not None
-            learner.load(None)
-            embeddings = np.zeros((graph.num_nodes, learner.embedding_dim), dtype=np.float16)
+            task = learner.start()
+            embeddings = np.zeros((graph.num_nodes, task.embedding_dim), dtype=np.float16)
             logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
-            learner.predict(logits, embeddings)
+            task.predict(logits, embeddings)
             assert np.isfinite(logits).all()
     if mode != "glem_lm":
         assert run.gnn is not None
         features = run.features(embeddings)
         assert len(features) == graph.num_nodes
         targets = run.gnn_step_targets(train.loop.StageKey(0, "gnn_gold", "GNN", "GNN"), None)
-        run.gnn.load(targets, features, None)
-        assert run.gnn.model is not None
-        optimizer, schedule = run.gnn.make_optimizer(run.gnn.model.parameters())
+        gnn = run.gnn.start(targets, features)
+        optimizer, schedule = run.gnn.make_optimizer(gnn.model.parameters())
         logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
-        run.gnn.predict(logits)
+        gnn.predict(logits)
         assert np.isfinite(logits).all()
         optimizer.step()
         schedule.step()

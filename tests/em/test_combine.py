@@ -5,7 +5,7 @@ import pytest
 
 from glem_graphgym.em import combine
 from glem_graphgym.em.combine import WEIGHTS, ensemble
-from glem_graphgym.em.stage import Validation
+from glem_graphgym.em.fit import Validation
 
 LABELS = np.array([0, 1, 0, 1, 0, 1])
 VALID = np.arange(4)

@@ -13,13 +13,15 @@ from torch import Tensor
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.em.e_step import LMLearner, LMSettings, open_predictions
+from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
+from tests.held import Held
 
 N, C = 30, 3
 GOLD = np.arange(0, 24, 3)  # 8 nodes
@@ -48,23 +50,24 @@ def tokens(tiny_lm: Path, tmp_path: Path) -> Watched:
 
 
 @pytest.fixture
-def learner(tokens: Watched, tiny_lm: Path) -> Callable[..., LMLearner]:
+def learner(tokens: Watched, tiny_lm: Path) -> Callable[..., Held]:
     """Makes a learner without dropout; ``score`` judges validation logits, the rest goes into its settings."""
 
     def make(
         score: Callable[[np.ndarray], float] = lambda logits: 0.5,
         dropout: float = 0.0,
         hardware: Hardware | None = None,
+        build: Callable[[], TextClassifier] | None = None,
         **options: Any,
-    ) -> LMLearner:
+    ) -> Held:
         config = EncoderConfig(str(tiny_lm), dropout=dropout, attention_dropout=dropout, attention="eager")
 
-        def build() -> TextClassifier:
+        def pretrained() -> TextClassifier:
             return TextClassifier(load_text_encoder(config), LMHead(32, C, dropout))
 
         defaults: dict[str, Any] = {"epochs": 1, "batch_size": 64, "lr": 1e-3, "clip": 0.0}
         settings = LMSettings(**{**defaults, **options})
-        return LMLearner(tokens, build, settings, Validation(VALID, score), hardware or Hardware())
+        return Held(LMLearner(tokens, build or pretrained, settings, Validation(VALID, score), hardware or Hardware()))
 
     return make
 
@@ -76,8 +79,7 @@ def step_targets(pseudo: bool = True, **options: Any) -> StepTargets:
     return StepTargets(gold, PseudoLabels(logits, REST, gold) if pseudo else None, **{**defaults, **options})
 
 
-def weights_of(learner: LMLearner) -> dict[str, Tensor]:
-    assert learner.model is not None
+def weights_of(learner: Held) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
 
 
@@ -85,7 +87,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def predictions(learner: LMLearner) -> tuple[np.ndarray, np.ndarray]:
+def predictions(learner: Held) -> tuple[np.ndarray, np.ndarray]:
     logits, embeddings = np.zeros((N, C), np.float32), np.zeros((N, 32), np.float32)
     learner.predict(logits, embeddings)
     return logits, embeddings
@@ -96,7 +98,7 @@ def predictions(learner: LMLearner) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("smoothing", "smooth_pseudo"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_the_loss_is_the_objective_over_the_steps_nodes(
-    learner: Callable[..., LMLearner], smoothing: float, smooth_pseudo: bool
+    learner: Callable[..., Held], smoothing: float, smooth_pseudo: bool
 ) -> None:
     lm, targets = learner(lr=0.0, label_smoothing=smoothing, smooth_pseudo=smooth_pseudo), step_targets()
     log = lm.fit(targets, "test")
@@ -108,7 +110,7 @@ def test_the_loss_is_the_objective_over_the_steps_nodes(
         assert log.history[0]["loss"] != pytest.approx(float(other), rel=1e-3)
 
 
-def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., LMLearner], tokens: Watched) -> None:
+def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., Held], tokens: Watched) -> None:
     targets = step_targets()
     learner(batch_size=6, epochs=2).fit(targets, "test")
     valid = [seen for seen in tokens.seen if set(seen) <= set(VALID.tolist())]
@@ -123,7 +125,7 @@ def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., 
 
 @pytest.mark.parametrize("redraw", [True, False])
 def test_pseudo_nodes_are_drawn_once_a_step_or_every_epoch(
-    learner: Callable[..., LMLearner], tokens: Watched, redraw: bool
+    learner: Callable[..., Held], tokens: Watched, redraw: bool
 ) -> None:
     targets = step_targets(redraw=redraw, ratio=0.5)
     learner(epochs=3).fit(targets, "test")
@@ -132,7 +134,7 @@ def test_pseudo_nodes_are_drawn_once_a_step_or_every_epoch(
     assert len(set(map(tuple, train))) == (3 if redraw else 1)
 
 
-def test_validation_nodes_are_never_trained_on(learner: Callable[..., LMLearner], tokens: Watched) -> None:
+def test_validation_nodes_are_never_trained_on(learner: Callable[..., Held], tokens: Watched) -> None:
     learner(epochs=2, batch_size=4).fit(step_targets(ratio=9.0), "test")
     batches = [set(seen) for seen in tokens.seen]
     assert all(batch <= set(VALID.tolist()) or not batch & set(VALID.tolist()) for batch in batches)
@@ -140,7 +142,7 @@ def test_validation_nodes_are_never_trained_on(learner: Callable[..., LMLearner]
 
 @pytest.mark.parametrize(("pseudo", "steps"), [(False, 1), (True, 3)])
 def test_accumulated_parts_make_the_step_of_the_whole_batch(
-    learner: Callable[..., LMLearner], pseudo: bool, steps: int
+    learner: Callable[..., Held], pseudo: bool, steps: int
 ) -> None:
     """Also where a part holds other shares of gold and pseudo nodes than its batch."""
     targets = step_targets(pseudo=pseudo)
@@ -162,9 +164,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(
 # ---- where it starts and what it keeps ----------------------------------------------------------------------------
 
 
-def test_without_epochs_the_weights_are_exactly_those_of_the_start(
-    learner: Callable[..., LMLearner], tiny_lm: Path
-) -> None:
+def test_without_epochs_the_weights_are_exactly_those_of_the_start(learner: Callable[..., Held], tiny_lm: Path) -> None:
     trained = learner(epochs=1)
     trained.fit(step_targets(), "test")
     init = weights_of(trained)
@@ -178,7 +178,7 @@ def test_without_epochs_the_weights_are_exactly_those_of_the_start(
     assert same(got, dict(pretrained))
 
 
-def test_every_fit_starts_from_the_pretrained_model_again(learner: Callable[..., LMLearner]) -> None:
+def test_every_fit_starts_from_the_pretrained_model_again(learner: Callable[..., Held]) -> None:
     lm, states = learner(), []
     for _ in range(2):
         torch.manual_seed(0)
@@ -187,9 +187,9 @@ def test_every_fit_starts_from_the_pretrained_model_again(learner: Callable[...,
     assert same(*states)
 
 
-def test_training_leaves_the_weights_it_starts_from_alone(learner: Callable[..., LMLearner]) -> None:
+def test_training_leaves_the_weights_it_starts_from_alone(learner: Callable[..., Held]) -> None:
     lm = learner(epochs=1)
-    lm.load(None)
+    lm.load()
     init = weights_of(lm)
     kept = copy.deepcopy(init)
     lm.fit(step_targets(), "test", init)
@@ -197,7 +197,7 @@ def test_training_leaves_the_weights_it_starts_from_alone(learner: Callable[...,
     assert not same(weights_of(lm), kept)
 
 
-def test_the_best_weights_by_validation_are_kept(learner: Callable[..., LMLearner]) -> None:
+def test_the_best_weights_by_validation_are_kept(learner: Callable[..., Held]) -> None:
     seen: list[np.ndarray] = []
     scores = iter([0.1, 0.8, 0.3])
 
@@ -213,19 +213,19 @@ def test_the_best_weights_by_validation_are_kept(learner: Callable[..., LMLearne
     assert np.abs(seen[2] - seen[1]).max() > 1e-3
 
 
-def test_a_learner_can_learn(learner: Callable[..., LMLearner]) -> None:
+def test_a_learner_can_learn(learner: Callable[..., Held]) -> None:
     lm = learner(epochs=30, lr=5e-3, batch_size=8)
     log = lm.fit(step_targets(pseudo=False), "test")
     assert log.history[0]["loss"] > 0.9
     assert log.history[-1]["loss"] < 0.1
 
 
-def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., LMLearner]) -> None:
+def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., Held]) -> None:
     losses = []
     for seed in (0, 1):
         lm = learner(lr=0.0, dropout=0.5)
         torch.manual_seed(0)
-        lm.load(None)
+        lm.load()
         init = weights_of(lm)
         torch.manual_seed(seed)
         losses.append(lm.fit(step_targets(), "test", init).history[0]["loss"])
@@ -237,7 +237,7 @@ def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., L
 # ---- schedule -----------------------------------------------------------------------------------------------------
 
 
-def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Callable[..., LMLearner]) -> None:
+def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Callable[..., Held]) -> None:
     # 20 nodes in batches of 5 are 4 steps an epoch; 0.5 epochs of warm-up are 2 of the 8 steps.
     lm = learner(batch_size=5, epochs=2, lr=0.3, warmup_epochs=0.5, evals_per_epoch=4)
     log = lm.fit(step_targets(ratio=1.5), "test")
@@ -246,14 +246,14 @@ def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Calla
     assert [row["epoch"] for row in log.history] == [k / 4 for k in range(1, 9)]
 
 
-def test_steps_are_counted_after_accumulation(learner: Callable[..., LMLearner]) -> None:
+def test_steps_are_counted_after_accumulation(learner: Callable[..., Held]) -> None:
     lm = learner(batch_size=10, accumulate=2, epochs=2, lr=0.3, warmup_epochs=0, evals_per_epoch=2)
     log = lm.fit(step_targets(ratio=1.5), "test")
     assert [row["step"] for row in log.history] == [1, 2, 3, 4]
     assert [row["lr"] for row in log.history] == pytest.approx([0.3, 0.225, 0.15, 0.075])
 
 
-def test_patience_counts_evaluations(learner: Callable[..., LMLearner]) -> None:
+def test_patience_counts_evaluations(learner: Callable[..., Held]) -> None:
     log = learner(batch_size=5, epochs=9, evals_per_epoch=2, patience=3).fit(step_targets(), "test")
     assert [row["epoch"] for row in log.history] == [0.5, 1, 1.5, 2]
 
@@ -263,13 +263,12 @@ def test_patience_counts_evaluations(learner: Callable[..., LMLearner]) -> None:
 
 @pytest.mark.parametrize("infer_tokens", [1, 40, 8192])
 def test_predictions_of_all_nodes_are_those_of_each_text_alone(
-    learner: Callable[..., LMLearner], tokens: Watched, infer_tokens: int
+    learner: Callable[..., Held], tokens: Watched, infer_tokens: int
 ) -> None:
     lm = learner(infer_tokens=infer_tokens)
     torch.manual_seed(0)
-    lm.load(None)
+    lm.load()
     logits, embeddings = predictions(lm)
-    assert lm.model is not None
     assert lm.embedding_dim == 32
     for node in range(N):
         ids, mask = tokens.pad(np.array([node]))
@@ -278,9 +277,9 @@ def test_predictions_of_all_nodes_are_those_of_each_text_alone(
         np.testing.assert_allclose(embeddings[node], embedding[0].detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_predictions_go_into_half_precision_files(learner: Callable[..., LMLearner], tmp_path: Path) -> None:
+def test_predictions_go_into_half_precision_files(learner: Callable[..., Held], tmp_path: Path) -> None:
     lm = learner()
-    lm.load(None)
+    lm.load()
     logits, embeddings = open_predictions(tmp_path, "logits", N, C), open_predictions(tmp_path, "embeddings", N, 32)
     lm.predict(logits, embeddings)
     expected = predictions(lm)
@@ -290,7 +289,7 @@ def test_predictions_go_into_half_precision_files(learner: Callable[..., LMLearn
         np.testing.assert_array_equal(stored, value.astype(np.float16))
 
 
-def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Callable[..., LMLearner]) -> None:
+def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Callable[..., Held]) -> None:
     results = []
     for precision in ("32-true", "bf16-mixed"):
         lm = learner(hardware=Hardware("cpu", precision))
@@ -301,11 +300,6 @@ def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Ca
     assert 0 < np.abs(results[0] - results[1]).max() < 0.1
 
 
-def test_predicting_before_fitting_is_an_error(learner: Callable[..., LMLearner]) -> None:
-    with pytest.raises(AssertionError, match="fit or load a model first"):
-        predictions(learner())
-
-
 class PlainAdamW(torch.optim.AdamW):
     """AdamW on dense gradients, clipped by torch."""
 
@@ -314,19 +308,16 @@ class PlainAdamW(torch.optim.AdamW):
         self.clip = clip
 
     def step(self, closure: Any = None) -> Any:
-        with torch.enable_grad():
-            loss = closure()
         torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.clip)
         super().step()
-        return loss
 
 
 def test_the_lean_path_on_cpu_trains_as_the_plain_one(
-    learner: Callable[..., LMLearner], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+    learner: Callable[..., Held], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sparse gradients, clipping inside the optimizer and our attention, against dense, `clip_grad_norm_` and eager."""
 
-    def trained(attention: str, sparse: bool) -> LMLearner:
+    def trained(attention: str, sparse: bool) -> Held:
         config = EncoderConfig(str(tiny_lm), dropout=0.0, attention_dropout=0.0, attention=attention)
 
         def build() -> TextClassifier:
@@ -335,8 +326,7 @@ def test_the_lean_path_on_cpu_trains_as_the_plain_one(
             encoder.backbone.get_input_embeddings().sparse = sparse  # type: ignore[operator, union-attr]
             return TextClassifier(encoder, LMHead(encoder.dim, C))
 
-        made = learner(epochs=3, clip=0.5, batch_size=8)
-        made.build = build
+        made = learner(epochs=3, clip=0.5, batch_size=8, build=build)
         made.fit(step_targets(), "test")
         return made
 

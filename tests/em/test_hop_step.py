@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from glem_graphgym.data.text_graph import csr_from_edges
-from glem_graphgym.em import hop_step
-from glem_graphgym.em.hop_step import Consistency, HopLearner, SelfTraining
-from glem_graphgym.em.m_step import GNNSettings, Structures
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.hop_step import Consistency, HopLearner
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GNNTask, GraphViews
+from glem_graphgym.em.on_gold import SelfTraining
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import FitLog, Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.hops import propagate
 from glem_graphgym.models.mean_teacher import MeanTeacher
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sagn import SAGN
 from glem_graphgym.models.sgc import SGC
+from tests.held import Held
 
 N, C, D, HOPS = 40, 3, 5, 2
 RNG = np.random.default_rng(0)
@@ -41,22 +43,22 @@ def targets(pseudo: bool = True, labels: np.ndarray = LABELS, **options: Any) ->
 
 def learner_of(
     build: Callable[[int, int], nn.Module] = lambda dim_in, classes: SGC(dim_in, classes),
-    structures: Structures | None = None,
+    graphs: GraphViews | None = None,
     lr: float = 0.05,
     score: Callable[[np.ndarray], float] = lambda logits: 0.5,
     hardware: Hardware | None = None,
     batch_size: int = 0,
     hop_options: dict[str, Any] | None = None,
     **options: Any,
-) -> HopLearner:
+) -> Held:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
         made = torch.optim.SGD(params, lr=lr)
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
 
     settings = GNNSettings(**{"epochs": 3, **options})
-    return HopLearner(
+    learner = HopLearner(
         build,
-        structures or Structures(ADJACENCY, ADJACENCY),
+        graphs or GraphViews(ADJACENCY, ADJACENCY),
         optimizer,
         settings,
         Validation(VALID, score),
@@ -65,8 +67,9 @@ def learner_of(
         hops=HOPS,
         label_hops=2,
         batch_size=batch_size,
-        **(hop_options or {}),
+        consistency=(hop_options or {}).get("consistency"),
     )
+    return Held(SelfTraining(learner, **rlu) if (rlu := (hop_options or {}).get("self_training")) else learner)
 
 
 def gamlp(dim_in: int, classes: int) -> nn.Module:
@@ -79,7 +82,7 @@ def sagn(dim_in: int, classes: int) -> nn.Module:
     return SAGN(dim_in, 8, classes, HOPS, dropout=0.0, label_hops=1, label_dropout=0.0)
 
 
-def predictions(learner: HopLearner) -> np.ndarray:
+def predictions(learner: Held) -> np.ndarray:
     out = np.zeros((N, C), dtype=np.float32)
     learner.predict(out)
     return out
@@ -88,7 +91,6 @@ def predictions(learner: HopLearner) -> np.ndarray:
 def test_predictions_are_the_networks_on_propagated_features() -> None:
     learner = learner_of()
     learner.fit(targets(), FEATURES, "test")
-    assert learner.model is not None
     with torch.no_grad():
         wanted = learner.model(propagate(ADJACENCY.gcn(), torch.from_numpy(FEATURES), HOPS))
     np.testing.assert_allclose(predictions(learner), wanted, rtol=1e-3, atol=1e-3)
@@ -104,7 +106,6 @@ def test_one_full_batch_step_is_that_of_the_objective_by_hand() -> None:
     logits = twin(propagate(ADJACENCY.gcn(), torch.from_numpy(FEATURES), HOPS)[:, torch.from_numpy(nodes)])
     entropy = -(target * torch.log_softmax(logits, -1)).sum(-1)
     (0.3 * entropy[~is_gold].mean() + 0.7 * entropy[is_gold].mean()).backward()
-    assert learner.model is not None
     for ours, theirs in zip(learner.model.parameters(), twin.parameters(), strict=True):
         assert theirs.grad is not None
         torch.testing.assert_close(ours, theirs - 0.05 * theirs.grad)
@@ -135,14 +136,13 @@ def test_with_label_input_no_target_sees_its_own_label(build: Callable[[int, int
     """What any node sees of labels is the same whatever its own label is, gold or pseudo."""
     learner = learner_of(build, label_input=True)
     learner.load(targets(), FEATURES, None)
-    assert learner.label_features is not None
-    before = learner.label_features.clone()
+    before = learner.inputs.labels.clone()
     for node in GOLD:
         changed = LABELS.copy()
         changed[node] = (changed[node] + 1) % C
         learner.load(targets(labels=changed), FEATURES, None)
-        assert torch.equal(learner.label_features[:, node], before[:, node])
-        assert not torch.equal(learner.label_features, before)
+        assert torch.equal(learner.inputs.labels[:, node], before[:, node])
+        assert not torch.equal(learner.inputs.labels, before)
     assert before.shape == (1, N, C)
 
 
@@ -166,20 +166,18 @@ def test_unseen_nodes_are_out_of_training_and_predicted_on_the_whole_graph() -> 
     kept = is_seen[row] & is_seen[COL]
     inner = torch.from_numpy(np.stack([row[kept], COL[kept]]).astype(np.int64))
     train = Adjacency.from_edge_index(inner, len(seen))
-    learner = learner_of(structures=Structures(train, ADJACENCY, seen))
+    learner = learner_of(graphs=GraphViews(train, ADJACENCY, seen))
     made = replace(targets(), pseudo=None)
     learner.fit(made, FEATURES, "test")
-    assert learner.hop_features is not None
     x = torch.from_numpy(FEATURES)
-    torch.testing.assert_close(learner.hop_features[:, seen], propagate(train.gcn(), x[: len(seen)], HOPS))
-    torch.testing.assert_close(learner.hop_features[:, unseen], propagate(ADJACENCY.gcn(), x, HOPS)[:, unseen])
+    torch.testing.assert_close(learner.inputs.hops[:, seen], propagate(train.gcn(), x[: len(seen)], HOPS))
+    torch.testing.assert_close(learner.inputs.hops[:, unseen], propagate(ADJACENCY.gcn(), x, HOPS)[:, unseen])
     before = predictions(learner)
     changed = FEATURES.copy()
     changed[unseen] += 1
-    other = learner_of(structures=Structures(train, ADJACENCY, seen))
+    other = learner_of(graphs=GraphViews(train, ADJACENCY, seen))
     torch.manual_seed(0)
     other.fit(made, changed, "test")
-    assert other.model is not None and learner.model is not None
     learner.load(made, changed, dict(learner.model.state_dict()))
     after = predictions(learner)
     assert np.array_equal(before[seen], after[seen])
@@ -199,15 +197,13 @@ def test_bfloat16_keeps_hops_in_half_the_bytes_and_agrees_up_to_rounding() -> No
         learner = learner_of(gamlp, hardware=hardware, epochs=5, label_input=True)
         learner.fit(targets(), FEATURES, "test")
         found.append(predictions(learner))
-    assert learner.hop_features is not None
-    assert learner.hop_features.dtype == torch.bfloat16
+    assert learner.inputs.hops.dtype == torch.bfloat16
     np.testing.assert_allclose(found[1], found[0], atol=0.15)
 
 
 def test_weights_loaded_again_predict_the_same() -> None:
     learner = learner_of(gamlp, label_input=True, epochs=4)
     learner.fit(targets(), FEATURES, "test")
-    assert learner.model is not None
     before, weights = predictions(learner), {k: v.clone() for k, v in learner.model.state_dict().items()}
     again = learner_of(gamlp, label_input=True)
     again.load(targets(), FEATURES, weights)
@@ -227,12 +223,12 @@ def class_features(noise: float, seed: int = 0) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def class_graph() -> Structures:
+def class_graph() -> GraphViews:
     """Edges between nodes of one class alone."""
     pairs = RNG_OF_EDGES.integers(0, N, (2, 400))
     pairs = pairs[:, LABELS[pairs[0]] == LABELS[pairs[1]]]
     adjacency = Adjacency(*(torch.from_numpy(part) for part in csr_from_edges(*pairs, N)))
-    return Structures(adjacency, adjacency)
+    return GraphViews(adjacency, adjacency)
 
 
 RNG_OF_EDGES = np.random.default_rng(7)
@@ -244,28 +240,31 @@ def valid_accuracy(logits: np.ndarray) -> float:
 
 
 class Watch:
-    """Notes what every stage of a learner is trained on."""
+    """Notes what every round of a learner is trained on, and the weights that it ends with."""
 
-    def __init__(self, learner: HopLearner) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.targets: list[StepTargets] = []
-        train = learner.train
+        self.weights: list[dict[str, Tensor]] = []
+        fit_task = GNNLearner.fit_task
 
-        def watched(made: StepTargets, title: str) -> FitLog:
-            self.targets.append(made)
-            return train(made, title)
+        def watched(learner: GNNLearner, task: GNNTask, *more: Any) -> Any:
+            self.targets.append(task.targets)
+            fitted = fit_task(learner, task, *more)
+            self.weights.append({name: value.clone() for name, value in task.model.state_dict().items()})
+            return fitted
 
-        learner.train = watched  # type: ignore[method-assign]
+        monkeypatch.setattr(GNNLearner, "fit_task", watched)
 
 
-def self_training(stages: int = 3, threshold: float = 0.5, **options: Any) -> HopLearner:
-    hop_options = {"unlabelled": UNLABELLED, "self_training": SelfTraining(stages, threshold, 0.4)}
-    settings = {"epochs": 20, "lr": 1.0, "structures": CLASS_GRAPH, "score": valid_accuracy, **options}
+def self_training(rounds: int = 3, threshold: float = 0.5, **options: Any) -> Held:
+    rlu = {"rounds": rounds, "unlabelled": UNLABELLED, "threshold": threshold, "weight": 0.4}
+    hop_options = {"self_training": rlu}
+    settings = {"epochs": 20, "lr": 1.0, "graphs": CLASS_GRAPH, "score": valid_accuracy, **options}
     return learner_of(hop_options=hop_options, **settings)
 
 
-def test_later_stages_learn_what_the_stage_before_was_sure_of() -> None:
-    learner = self_training()
-    watch = Watch(learner)
+def test_later_rounds_learn_what_the_round_before_was_sure_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, watch = self_training(), Watch(monkeypatch)
     learner.fit(targets(pseudo=False), class_features(0.3), "test")
     first, second, third = watch.targets
     assert first.pseudo is None
@@ -278,47 +277,34 @@ def test_later_stages_learn_what_the_stage_before_was_sure_of() -> None:
         assert (soft[~is_gold].amax(-1) > 0.5).all() and made.weight == 0.4
 
 
-def test_a_stage_is_sure_of_what_its_network_gives_more_than_the_threshold() -> None:
-    learner = self_training(threshold=0.6)
+def test_a_round_is_sure_of_what_its_network_gives_more_than_the_threshold() -> None:
+    learner = self_training(threshold=0.6, rounds=1)
     learner.fit(targets(pseudo=False), class_features(0.3), "test")
-    own = learner._confident(targets().gold, N)
+    own = learner.learner._confident(learner.task)
     probability = torch.from_numpy(predictions(learner)).softmax(-1)
     sure = UNLABELLED[(probability[UNLABELLED].amax(-1) > 0.6).numpy()]
     assert own.nodes.tolist() == sure.tolist() and 0 < len(sure) < len(UNLABELLED)
     torch.testing.assert_close(own.targets(sure), probability[sure], atol=1e-3, rtol=1e-3)
 
 
-def test_validation_picks_the_stage_and_the_log_holds_all() -> None:
-    scores = iter([0.2, 0.3, 0.9, 0.1, 0.5, 0.6])  # two epochs a stage: the second stage's first is the best
-    learner = self_training(score=lambda logits: next(scores))
-    learner.settings = replace(learner.settings, epochs=2)
-    weights: list[Any] = []
-    take = learner.take_model
-
-    def watched(*args: Any) -> None:
-        if learner.model is not None:
-            weights.append({name: value.clone() for name, value in learner.model.state_dict().items()})
-        take(*args)
-
-    learner.take_model = watched  # type: ignore[method-assign]
+def test_validation_picks_the_round_and_the_log_holds_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.2, 0.3, 0.9, 0.1, 0.5, 0.6])  # two epochs a round: the second round's first is the best
+    learner, watch = self_training(score=lambda logits: next(scores), epochs=2), Watch(monkeypatch)
     log = learner.fit(targets(pseudo=False), class_features(0.3), "test")
     assert (log.best_score, log.best_epoch, log.epochs) == (0.9, 3, 6)
     assert [row["epoch"] for row in log.history] == [1, 2, 3, 4, 5, 6]
-    assert learner.model is not None
-    after_second = weights[1]  # taken when the third stage's network replaced it
+    after_second = watch.weights[1]
     assert all(torch.equal(value, after_second[name]) for name, value in learner.model.state_dict().items())
 
 
-def test_no_node_is_sure_enough_and_training_ends() -> None:
-    learner = self_training(threshold=1.0)
-    watch = Watch(learner)
+def test_no_node_is_sure_enough_and_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, watch = self_training(threshold=1.0), Watch(monkeypatch)
     learner.fit(targets(pseudo=False), class_features(0.3), "test")
     assert len(watch.targets) == 1
 
 
-def test_with_pseudo_labels_of_the_other_model_there_is_one_stage() -> None:
-    learner = self_training()
-    watch = Watch(learner)
+def test_with_pseudo_labels_of_the_other_model_there_is_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, watch = self_training(), Watch(monkeypatch)
     learner.fit(targets(), class_features(0.3), "test")
     assert len(watch.targets) == 1
 
@@ -326,19 +312,9 @@ def test_with_pseudo_labels_of_the_other_model_there_is_one_stage() -> None:
 # ---- consistency (SCR) --------------------------------------------------------------------------------------------
 
 
-def consistent(weight: float = 1.0, **options: Any) -> HopLearner:
-    scr = Consistency(weight, 0.9, options.pop("threshold", 0.0))
-    return learner_of(hop_options={"unlabelled": UNLABELLED, "consistency": scr}, **options)
-
-
-def test_without_stages_and_consistency_training_is_what_it_was_bit_for_bit() -> None:
-    found = []
-    for options in ({}, {"unlabelled": UNLABELLED, "self_training": SelfTraining(), "consistency": Consistency()}):
-        learner = learner_of(gamlp, batch_size=7, label_input=True, hop_options=options)
-        torch.manual_seed(0)
-        learner.fit(targets(), FEATURES, "test")
-        found.append(predictions(learner))
-    assert np.array_equal(*found)
+def consistent(weight: float = 1.0, **options: Any) -> Held:
+    scr = Consistency(weight, UNLABELLED, 0.9, options.pop("threshold", 0.0))
+    return learner_of(hop_options={"consistency": scr}, **options)
 
 
 @pytest.mark.parametrize("build", [lambda d, c: SGC(d, c), gamlp])
@@ -349,28 +325,28 @@ def test_a_step_is_that_of_both_losses_by_hand_and_its_gradient_the_students(
     learner = consistent(0.7, build=build, label_input=with_labels)
     torch.manual_seed(0)
     learner.load(targets(), FEATURES, None)
-    task = learner.task(targets())
-    hops, labels, target, is_gold, counts = next(iter(task.train_dataloader()))
+    task = learner.task
+    hops, labels, target, is_gold, counts = next(task.batches(0).prepared(torch.device("cpu")))
     known = len(target)
     assert hops.shape[1] == 2 * known  # as many unlabelled nodes beside them
     with torch.no_grad():
-        for parameter in task.teacher.average.parameters():  # type: ignore[union-attr, operator]
+        for parameter in task.teacher.average.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
-    before = {name: value.clone() for name, value in task.teacher.state_dict().items()}  # type: ignore[union-attr, operator]
+    before = {name: value.clone() for name, value in task.teacher.state_dict().items()}
     task.model.train()
-    loss = task.training_step((hops, labels, target, is_gold, counts), 0)
+    loss = task((hops, labels, target, is_gold, counts))
     loss.backward()
     logits = task.model(hops, labels)
     entropy = -(target * torch.log_softmax(logits[:known], -1)).sum(-1)
     supervised = 0.3 * entropy[~is_gold].mean() + 0.7 * entropy[is_gold].mean()
-    teacher = task.teacher.average(hops[:, known:], None if labels is None else labels[:, known:]).softmax(-1)  # type: ignore[union-attr, operator]
+    teacher = task.teacher.average(hops[:, known:], None if labels is None else labels[:, known:]).softmax(-1)
     sharp = teacher**2 / (teacher**2).sum(-1, keepdim=True)
     apart = ((logits[known:].softmax(-1) - sharp) ** 2).sum(-1).mean()
     torch.testing.assert_close(loss, supervised + 0.7 * apart)
     assert apart > 1e-6
     assert all(parameter.grad is not None for parameter in task.model.parameters())
-    assert all(parameter.grad is None for parameter in task.teacher.parameters())  # type: ignore[union-attr, operator]
-    after = task.teacher.state_dict()  # type: ignore[union-attr, operator]
+    assert all(parameter.grad is None for parameter in task.teacher.parameters())
+    after = task.teacher.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
@@ -400,18 +376,11 @@ def test_the_teacher_is_the_moving_average_of_the_weights_after_every_step(monke
 
 
 def test_other_unlabelled_nodes_every_epoch_and_never_labelled_or_validation_ones() -> None:
-    learner = consistent(batch_size=10)
-    learner.load(targets(), FEATURES, None)
-    task = learner.task(targets())
-    assert isinstance(task, hop_step._HopTask)
-    drawn = task._unlabelled(10)
+    scr = Consistency(1.0, UNLABELLED)
+    drawn = scr.drawn(10, 5, epoch=0)
     assert len(set(drawn)) == 10 and set(drawn) <= set(UNLABELLED)
-    assert drawn.tolist() == task._unlabelled(10).tolist()
-    type(task).current_epoch, usual = 1, type(task).current_epoch  # type: ignore[misc, assignment]
-    try:
-        assert drawn.tolist() != task._unlabelled(10).tolist()
-    finally:
-        type(task).current_epoch = usual  # type: ignore[method-assign, misc]
+    assert drawn.tolist() == scr.drawn(10, 5, epoch=0).tolist()
+    assert drawn.tolist() != scr.drawn(10, 5, epoch=1).tolist()
 
 
 def test_a_teacher_that_is_sure_of_nothing_changes_no_weight() -> None:
@@ -424,16 +393,14 @@ def test_a_teacher_that_is_sure_of_nothing_changes_no_weight() -> None:
     np.testing.assert_allclose(*found, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", ["stages", "consistency"])
+@pytest.mark.parametrize("options", ["rounds", "consistency"])
 def test_neither_hurts_where_features_tell_of_the_class(options: str) -> None:
-    extra: dict[str, Any] = {"unlabelled": UNLABELLED}
-    if options == "stages":
-        extra["self_training"] = SelfTraining(3, 0.6, 0.5)
-    else:
-        extra["consistency"] = Consistency(0.5, 0.9, 0.6)
+    extra: dict[str, Any] = {"consistency": Consistency(0.5, UNLABELLED, 0.9, 0.6)}
+    if options == "rounds":
+        extra = {"self_training": {"rounds": 3, "unlabelled": UNLABELLED, "threshold": 0.6, "weight": 0.5}}
     rest, right = np.setdiff1d(UNLABELLED, VALID), []
     for hop_options in ({}, extra):
-        settings: dict[str, Any] = {"score": valid_accuracy, "epochs": 40, "lr": 1.0, "structures": CLASS_GRAPH}
+        settings: dict[str, Any] = {"score": valid_accuracy, "epochs": 40, "lr": 1.0, "graphs": CLASS_GRAPH}
         learner = learner_of(hop_options=hop_options, **settings)
         torch.manual_seed(0)
         learner.fit(targets(pseudo=False), class_features(0.4), "test")

@@ -20,7 +20,7 @@ from torch_geometric.graphgym.register import train_dict
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import joint_step
-from glem_graphgym.em.joint_step import JointLearner
+from glem_graphgym.em.joint_step import JointTask
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhood, StoredSampledLearner
 from glem_graphgym.files import read_json
@@ -28,6 +28,7 @@ from glem_graphgym.registered import loader
 from glem_graphgym.registered.train import prepare
 from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
+from tests.held import Held
 
 NODES, CLASSES, H = 90, 3, 32  # H: the tiny model's width
 
@@ -64,27 +65,26 @@ STILL = ("lm.dropout", 0.0, "lm.attention_dropout", 0.0, "gnn.dropout", 0.0, "gn
 ALL = ("gnn.fan_out", "[-1, -1]")
 
 
-def learner_of(configure: Configure, *options: object) -> tuple[TextGraph, JointLearner, StepTargets, np.ndarray]:
+def learner_of(configure: Configure, *options: object) -> tuple[TextGraph, Held, StepTargets, np.ndarray]:
     """A learner with its graph, the targets and further features that a run would give it."""
     configure(*options)
     graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True)
     assert run.joint is not None
-    return graph, run.joint, StepTargets(run.gold, seed=5), run.features(None)
+    return graph, Held(run.joint), StepTargets(run.gold, seed=5), run.features(None)
 
 
-def loaded(configure: Configure, *options: object) -> tuple[TextGraph, JointLearner, StepTargets]:
+def loaded(configure: Configure, *options: object) -> tuple[TextGraph, Held, StepTargets]:
     graph, learner, targets, features = learner_of(configure, *options)
     torch.manual_seed(0)
     learner.load(targets, features, None)
     return graph, learner, targets
 
 
-def around(learner: JointLearner, nodes: np.ndarray, seed: int = 0) -> Neighbourhood:
+def around(learner: Held, nodes: np.ndarray, seed: int = 0) -> Neighbourhood:
     return learner.neighbourhoods.around(nodes, np.random.default_rng(seed))
 
 
-def gradients(learner: JointLearner, loss: Tensor) -> dict[str, Tensor]:
-    assert learner.model is not None
+def gradients(learner: Held, loss: Tensor) -> dict[str, Tensor]:
     named = dict(learner.model.named_parameters())
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
@@ -107,14 +107,13 @@ def weights_of(run: Path) -> dict[str, Tensor]:
 # ---- a step by hand -----------------------------------------------------------------------------------------------
 
 
-def full_logits(learner: JointLearner) -> Tensor:
+def full_logits(learner: Held) -> Tensor:
     """(N, C), with gradient: every text encoded at once, the GNN on the whole graph."""
     model: Any = learner.model
-    assert learner.inputs is not None
     ids, mask = (torch.from_numpy(array) for array in learner.tokens.pad(np.arange(NODES)))
     embeddings = model.encoder(ids, mask)
     normed = F.layer_norm(embeddings, (H,), model.norm.weight, model.norm.bias)
-    return model.gnn(torch.cat([normed, learner.inputs.x], 1), learner.structures.predict)
+    return model.gnn(torch.cat([normed, learner.inputs.x], 1), learner.graphs.predict)
 
 
 @pytest.mark.parametrize("network", ["glem_sage", "glem_gcn", "glem_gat"])
@@ -188,10 +187,9 @@ def test_accumulated_parts_are_one_batch(configure: Configure) -> None:
             configure, *STILL, *ALL, "lm.grad_accumulation", accumulate, "lm.epochs", 1
         )
         torch.manual_seed(0)
-        learner.fit(targets, features, "test")
-        assert learner.model is not None
+        log = learner.fit(targets, features, "test")
         trained.append(dict(learner.model.named_parameters()))
-        assert learner.costs["steps"] == -(-len(targets.gold.nodes) // 8)
+        assert learner.task.costs(log)["steps"] == -(-len(targets.gold.nodes) // 8)
     for name, value in trained[0].items():
         torch.testing.assert_close(value, trained[1][name], rtol=1e-2, atol=2e-4)
 
@@ -203,7 +201,6 @@ def test_each_part_has_a_learning_rate_of_its_own(frozen: str, free: str, config
     fresh = learner.build(0, CLASSES).state_dict()
     torch.manual_seed(0)
     learner.fit(targets, features, "test")
-    assert learner.model is not None
     changed = {
         name.split(".")[0] for name, value in learner.model.named_parameters() if not torch.equal(value, fresh[name])
     }
@@ -217,7 +214,7 @@ def test_each_part_has_a_learning_rate_of_its_own(frozen: str, free: str, config
 def test_no_node_sees_its_own_label_and_all_see_those_of_others(configure: Configure) -> None:
     _, learner, targets = loaded(configure, *STILL, *ALL, "glem.label_input", True)
     gold = targets.gold
-    weights = learner.model.state_dict() if learner.model else {}
+    weights = learner.model.state_dict()
     seeds = gold.nodes[:5]
 
     def logits_with(changed: int | None) -> Tensor:
@@ -236,17 +233,19 @@ def test_no_node_sees_its_own_label_and_all_see_those_of_others(configure: Confi
     assert all(not torch.equal(logits_with(node), usual) for node in near)
 
 
-def test_validation_sees_the_same_neighbourhoods_every_time(configure: Configure) -> None:
+def test_validation_sees_the_same_neighbourhoods_every_time(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, learner, targets, features = learner_of(configure, "lm.epochs", 3)
     seen: list[list[int]] = []
-    usual = learner.logits
+    usual = JointTask.logits
 
-    def logits(hood: Neighbourhood) -> Tensor:
-        if learner.model is not None and not learner.model.training:
+    def logits(task: JointTask, hood: Neighbourhood) -> Tensor:
+        if not task.training:
             seen.append(hood.nodes.tolist())
-        return usual(hood)
+        return usual(task, hood)
 
-    learner.logits = logits  # type: ignore[method-assign]
+    monkeypatch.setattr(JointTask, "logits", logits)
     learner.fit(targets, features, "test")
     assert len(seen) == 3
     assert seen[0] == seen[1] == seen[2]
@@ -304,7 +303,7 @@ def test_prediction_sees_all_neighbours_of_all_nodes(features: str, configure: C
     options = ("glem.node_features", features, "dataset.synthetic_features", 4, "gnn.fan_out", "[1, 1]")
     _, learner, targets, further = learner_of(configure, *options)
     learner.fit(targets, further, "test")
-    assert learner.model is not None and learner.embedding_dim == H
+    assert learner.embedding_dim == H
     assert further.shape == (NODES, {"text": 0, "text+static": H, "raw+text": 4}[features])
     logits, embeddings = np.zeros((NODES, CLASSES), np.float16), np.zeros((NODES, H), np.float16)
     learner.predict(logits, embeddings)
@@ -316,11 +315,9 @@ def test_prediction_sees_all_neighbours_of_all_nodes(features: str, configure: C
 
 def test_without_input_norm_the_gnn_sees_embeddings_as_they_are(configure: Configure) -> None:
     _, learner, _ = loaded(configure, "gnn.input_norm", "none")
-    assert learner.model is not None
     embeddings = torch.randn(4, H)
     assert torch.equal(learner.model.node_features(embeddings, torch.zeros(4, 0)), embeddings)
     _, learner, _ = loaded(configure)
-    assert learner.model is not None
     torch.testing.assert_close(learner.model.node_features(embeddings, torch.zeros(4, 0)).mean(1), torch.zeros(4))
 
 
@@ -407,21 +404,22 @@ def test_a_run_learns_and_leaves_one_row_with_its_costs(configure: Configure) ->
     assert np.load(run / "stages/00_joint/embeddings.npy").shape == (NODES, H)
 
 
-def test_texts_a_step_are_counted_right(configure: Configure) -> None:
+def test_texts_a_step_are_counted_right(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     _, learner, targets, features = learner_of(configure, "lm.grad_accumulation", 2)
     texts = []
-    usual = learner.logits
+    usual = JointTask.logits
 
-    def logits(hood: Neighbourhood) -> Tensor:
-        if learner.model is not None and learner.model.training:
+    def logits(task: JointTask, hood: Neighbourhood) -> Tensor:
+        if task.training:
             texts.append(len(hood.nodes))
-        return usual(hood)
+        return usual(task, hood)
 
-    learner.logits = logits  # type: ignore[method-assign]
-    learner.fit(targets, features, "test")
-    assert learner.costs["steps"] * 2 == len(texts) == 2 * 2 * 4
-    assert learner.costs["texts_per_step"] == pytest.approx(2 * np.mean(texts), abs=0.06)
-    assert learner.costs["most_texts_at_once"] == max(texts)
+    monkeypatch.setattr(JointTask, "logits", logits)
+    log = learner.fit(targets, features, "test")
+    costs = learner.task.costs(log)
+    assert costs["steps"] * 2 == len(texts) == 2 * 2 * 4
+    assert costs["texts_per_step"] == pytest.approx(2 * np.mean(texts), abs=0.06)
+    assert costs["most_texts_at_once"] == max(texts)
 
 
 def test_a_finished_stage_is_not_done_again_and_predictions_repeat(configure: Configure) -> None:
@@ -446,7 +444,7 @@ def test_a_killed_run_ends_as_one_that_was_not(configure: Configure, monkeypatch
     whole = train_and_finish()
     configure(run="killed")
     with monkeypatch.context() as patch:
-        patch.setattr(JointLearner, "predict", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(JointTask, "predict", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             train_and_finish()
     assert not list(Path(cfg.run_dir).glob("stages/0*"))
@@ -463,24 +461,26 @@ def test_correct_and_smooth_follows(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
-def test_a_step_that_does_not_fit_into_memory_says_how_large_it_was(error: RuntimeError, configure: Configure) -> None:
+def test_a_step_that_does_not_fit_into_memory_says_how_large_it_was(
+    error: RuntimeError, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, learner, targets, features = learner_of(configure)
 
-    def no_room(nodes: np.ndarray) -> Tensor:
+    def no_room(*_: object) -> Tensor:
         raise error
 
-    learner._encode = no_room  # type: ignore[method-assign]
+    monkeypatch.setattr(JointTask, "_encode", no_room)
     with pytest.raises(MemoryError, match=r"a step on the \d+ texts \(\d+ tokens\) around 7 nodes did not fit"):
         learner.fit(targets, features, "test")
 
 
-def test_other_errors_of_a_step_stay_what_they_are(configure: Configure) -> None:
+def test_other_errors_of_a_step_stay_what_they_are(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     _, learner, targets, features = learner_of(configure)
 
-    def broken(nodes: np.ndarray) -> Tensor:
+    def broken(*_: object) -> Tensor:
         raise RuntimeError("something else")
 
-    learner._encode = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(JointTask, "_encode", broken)
     with pytest.raises(RuntimeError, match="something else"):
         learner.fit(targets, features, "test")
 

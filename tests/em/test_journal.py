@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from glem_graphgym.em.fit import FitLog
 from glem_graphgym.em.journal import (
-    Finished,
+    FinishedStage,
     Journal,
     Scores,
     StageKey,
-    Work,
+    StageOutput,
     seed_everything,
     stage_seed,
 )
 from glem_graphgym.em.plan import Plan, PlannedStage
-from glem_graphgym.em.stage import FitLog
 from glem_graphgym.files import read_json
 
 FIRST = StageKey(0, "lm_gold", "LM", "LM")
@@ -45,11 +45,11 @@ def draw_all() -> np.ndarray:
 class RandomWork:
     """A stage whose results are nothing but random numbers, on top of those of the stage before."""
 
-    def __init__(self, before: Finished | None = None, embeddings: bool = False, dies: bool = False) -> None:
+    def __init__(self, before: FinishedStage | None = None, embeddings: bool = False, dies: bool = False) -> None:
         self.before, self.embeddings, self.dies = before, embeddings, dies
         self.calls = 0
 
-    def __call__(self, folder: Path) -> Work:
+    def __call__(self, folder: Path) -> StageOutput:
         self.calls += 1
         logits = draw_all().reshape(4, 3).astype(np.float16)
         if self.before is not None:
@@ -60,7 +60,9 @@ class RandomWork:
         if self.dies:
             raise Killed
         history = [{"epoch": 1.0, "valid": 0.5}]
-        return Work(FitLog(2.0, 0.5, 3, history), {"weight": torch.randn(2, 3).T, "bias": torch.randn(2)}, 8, 0.1)
+        return StageOutput(
+            FitLog(2.0, 0.5, 3, history), {"weight": torch.randn(2, 3).T, "bias": torch.randn(2)}, 8, 0.1
+        )
 
 
 def evaluate(logits: np.ndarray) -> Scores:
@@ -87,6 +89,23 @@ def content(folder: Path) -> dict[str, Any]:
     return found
 
 
+def do(
+    made: Journal,
+    key: StageKey,
+    work: Callable[[Path], StageOutput],
+    diagnose: Callable[[np.ndarray], dict[str, float]] | None = None,
+    **options: Any,
+) -> FinishedStage:
+    """The stage ``key``, done by ``work(folder)`` if there is something to do."""
+    with made.stage(key, **options) as stage:
+        if stage.todo:
+            done = work(stage.folder)
+            stage.finish(done)
+            if diagnose:
+                done.notes.update(diagnose(stage.logits))
+    return stage.result
+
+
 # ---- one stage ----------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +117,7 @@ def test_a_stage_leaves_what_it_was_and_what_came_of_it(tmp_path: Path) -> None:
         seen.append(np.array(logits))
         return {"o_q": -1.5}
 
-    done = journal(tmp_path).stage(key, RandomWork(embeddings=True), diagnose)
+    done = do(journal(tmp_path), key, RandomWork(embeddings=True), diagnose)
     folder = tmp_path / "stages" / "04_e_step_1"
     assert done.folder == folder
     names = {"stage.json", "history.json", "logits.npy", "embeddings.npy", "weights.safetensors"}
@@ -123,18 +142,18 @@ def test_what_a_stage_works_on_is_there_until_it_is_finished(tmp_path: Path) -> 
     made = journal(tmp_path)
     (made.working / "hops").mkdir(parents=True)
 
-    def killed(folder: Path) -> Work:
+    def killed(folder: Path) -> StageOutput:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made.stage(FIRST, killed)
+        do(made, FIRST, killed)
     assert (tmp_path / "working" / "hops").is_dir()
-    made.stage(FIRST, RandomWork())
+    do(made, FIRST, RandomWork())
     assert not (tmp_path / "working").exists()
 
 
 def test_predictions_are_memory_mapped_and_weights_come_back_as_they_were(tmp_path: Path) -> None:
-    done = journal(tmp_path).stage(FIRST, RandomWork())
+    done = do(journal(tmp_path), FIRST, RandomWork())
     assert isinstance(done.logits, np.memmap)
     assert done.logits.dtype == np.float16
     assert done.embeddings is None
@@ -147,11 +166,11 @@ def test_predictions_are_memory_mapped_and_weights_come_back_as_they_were(tmp_pa
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
-    journal(tmp_path).stage(FIRST, RandomWork())
+    do(journal(tmp_path), FIRST, RandomWork())
     before = content(tmp_path)
     said: list[str] = []
     never = RandomWork(dies=True)
-    done = journal(tmp_path, say=said.append).stage(FIRST, never)
+    done = do(journal(tmp_path, say=said.append), FIRST, never)
     assert never.calls == 0
     assert content(tmp_path) == before
     assert done.valid == before["stages/00_lm_gold/stage.json"]["scores"]["valid"]["accuracy"]
@@ -167,7 +186,7 @@ def test_each_stage_is_said_when_it_begins_and_when_it_is_done(tmp_path: Path) -
     said: list[str] = []
     made = journal(tmp_path, say=said.append)
     made.plan = Plan([PlannedStage("lm_gold", "LM"), PlannedStage("gnn_gold", "GNN")])
-    made.stage(FIRST, RandomWork())
+    do(made, FIRST, RandomWork())
     begun, done = said
     assert begun == "stage 1 of 2: the language model learns from gold labels"
     scores = scores_in_words(tmp_path / "stages" / "00_lm_gold")
@@ -178,7 +197,7 @@ def test_a_stage_that_another_run_has_done_is_not_said_to_begin(tmp_path: Path) 
     said: list[str] = []
     for name in ("a", "b"):
         made = journal(tmp_path / name, say=said.append)
-        made.stage(FIRST, RandomWork(), shared=tmp_path / "shared" / "x")
+        do(made, FIRST, RandomWork(), shared=tmp_path / "shared" / "x")
     assert [line.split(":")[0] for line in said] == ["stage 1"] * 3
     assert "; took " in said[1] and "; taken from another run, which took " in said[2]
 
@@ -187,7 +206,7 @@ def test_the_metric_that_selects_is_the_one_named(tmp_path: Path) -> None:
     def both(logits: np.ndarray) -> Scores:
         return {split: {"accuracy": 0.25, "f1": 0.75} for split in ("train", "valid", "test")}
 
-    done = Journal(tmp_path, 0, both, metric="f1", say=lambda line: None).stage(FIRST, RandomWork())
+    done = do(Journal(tmp_path, 0, both, metric="f1", say=lambda line: None), FIRST, RandomWork())
     assert done.valid == 0.75
 
 
@@ -196,8 +215,8 @@ def test_the_metric_that_selects_is_the_one_named(tmp_path: Path) -> None:
 
 def two_stages(run_dir: Path, wrap: Callable[[int, RandomWork], RandomWork] = lambda stage, work: work) -> None:
     run = journal(run_dir)
-    first = run.stage(FIRST, wrap(0, RandomWork(embeddings=True)))
-    run.stage(SECOND, wrap(1, RandomWork(first)), lambda logits: {"sum": float(logits.sum())})
+    first = do(run, FIRST, wrap(0, RandomWork(embeddings=True)))
+    do(run, SECOND, wrap(1, RandomWork(first)), lambda logits: {"sum": float(logits.sum())})
 
 
 @pytest.mark.parametrize("killed_in", [0, 1])
@@ -219,7 +238,9 @@ def test_a_run_killed_in_a_stage_resumes_there_and_ends_with_the_same_bits(tmp_p
 
 
 @pytest.mark.parametrize("left", ["00_lm_gold", ".00_lm_gold.part"])
-def test_a_half_written_folder_is_cleared_away_and_the_stage_redone(tmp_path: Path, left: str) -> None:
+def test_a_half_written_folder_without_a_checkpoint_is_cleared_away_and_the_stage_redone(
+    tmp_path: Path, left: str
+) -> None:
     folder = tmp_path / "killed" / "stages" / left
     folder.mkdir(parents=True)
     (folder / "logits.npy").write_bytes(b"half")
@@ -238,7 +259,7 @@ def test_a_stage_whose_diagnosis_fails_is_not_finished(tmp_path: Path) -> None:
         raise Killed
 
     with pytest.raises(Killed):
-        journal(tmp_path).stage(FIRST, RandomWork(), diagnose)
+        do(journal(tmp_path), FIRST, RandomWork(), diagnose)
     assert not (tmp_path / "stages" / "00_lm_gold").exists()
 
 
@@ -255,7 +276,7 @@ def test_stages_and_runs_have_seeds_of_their_own() -> None:
 def test_a_stage_depends_on_its_seed_and_index_not_on_what_was_drawn_before(tmp_path: Path) -> None:
     def logits(name: str, seed: int, key: StageKey) -> list[float]:
         draw_all()
-        return journal(tmp_path / name, seed).stage(key, RandomWork()).logits.ravel().tolist()
+        return do(journal(tmp_path / name, seed), key, RandomWork()).logits.ravel().tolist()
 
     base = logits("a", 3, FIRST)
     assert logits("b", 3, FIRST) == base
@@ -281,7 +302,7 @@ class Valued(RandomWork):
         super().__init__()
         self.value = value
 
-    def __call__(self, folder: Path) -> Work:
+    def __call__(self, folder: Path) -> StageOutput:
         work = super().__call__(folder)
         np.save(folder / "logits.npy", np.full((4, 3), self.value, np.float16))
         return work
@@ -289,9 +310,9 @@ class Valued(RandomWork):
 
 def several(run_dir: Path) -> Journal:
     run = journal(run_dir)
-    run.stage(FIRST, Valued(0.5))
+    do(run, FIRST, Valued(0.5))
     for iteration, value in enumerate((0.25, 0.75, 0.75, 0.5), start=1):
-        run.stage(StageKey(iteration, f"e_step_{iteration}", "LM", "GLEM-LM", iteration), Valued(value))
+        do(run, StageKey(iteration, f"e_step_{iteration}", "LM", "GLEM-LM", iteration), Valued(value))
     return run
 
 

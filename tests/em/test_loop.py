@@ -18,8 +18,9 @@ from torch_geometric.graphgym.config import cfg
 from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import e_step, m_step
-from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.em.journal import Finished, Journal, Scores, stage_seed
+from glem_graphgym.em.fit import FitLog, Fitted, Validation, Weights
+from glem_graphgym.em.inputs import LabelChannel
+from glem_graphgym.em.journal import FinishedStage, Journal, Scores, stage_seed
 from glem_graphgym.em.loop import (
     UNTIL_PLATEAU,
     EMSettings,
@@ -30,11 +31,10 @@ from glem_graphgym.em.loop import (
     run_lm,
     teacher_of,
 )
-from glem_graphgym.em.m_step import label_channel
 from glem_graphgym.em.objective import objective_report
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import FitLog, Validation, Weights
 from glem_graphgym.files import read_json
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.registered import train
 
 # ==== learners that take notes =====================================================================================
@@ -68,13 +68,14 @@ class Notebook:
 
     settings = SimpleNamespace(lr=0.5)
     embedding_dim = H
+    graphs = SimpleNamespace()
 
     def __init__(self, scores: dict[str, float] | None = None, dies_in: str = "") -> None:
         self.scores, self.dies_in = scores or {}, dies_in
         self.notes: list[Note] = []
         self.model: nn.Module | None = None
 
-    def note(self, note: Note) -> FitLog:
+    def note(self, note: Note) -> Fitted:
         self.notes.append(note)
         self.model = nn.Linear(2, 2)
         with torch.no_grad():
@@ -85,7 +86,7 @@ class Notebook:
                 parameter.mul_(0.001).add_(len(note.title) + start + teacher / 7 + features / 11)
         if note.title == self.dies_in:
             raise Killed
-        return FitLog(1, 0.5, 1, [{"lr": 0.25}])
+        return Fitted(self, FitLog(1, 0.5, 1, [{"lr": 0.25}]))
 
     def fill(self, array: np.ndarray, kind: int) -> None:
         """Random numbers; the first of the logits is the stage's score."""
@@ -100,19 +101,19 @@ class Notebook:
 
 
 class FakeLM(Notebook):
-    def fit(self, targets: StepTargets, title: str, init: Weights | None = None) -> FitLog:
+    def fit(self, targets: StepTargets, title: str, init: Weights | None = None, checkpoint: Any = None) -> Fitted:
         return self.note(Note(title, targets, init))
 
-    def predict(self, logits: np.ndarray, embeddings: np.ndarray, title: str, nodes: np.ndarray | None = None) -> None:
+    def predict(self, logits: np.ndarray, embeddings: np.ndarray, *_: Any) -> None:
         self.fill(logits, 0)
         self.fill(embeddings, 5)
 
 
 class FakeGNN(Notebook):
-    together = False
+    data_parallel = False
     predicted = None
 
-    def fit(self, targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
+    def fit(self, targets: StepTargets, features: np.ndarray, title: str, checkpoint: Any = None) -> Fitted:
         return self.note(Note(title, targets, features=np.array(features)))
 
     def predict(self, logits: np.ndarray) -> None:
@@ -149,7 +150,7 @@ def fake_run(
     return run, lm_gold
 
 
-def named(run: Run, name: str) -> Finished:
+def named(run: Run, name: str) -> FinishedStage:
     (stage,) = [stage for stage in run.journal.finished if stage.key.name == name]
     return stage
 
@@ -506,23 +507,18 @@ def test_the_e_step_leaves_every_gnn_weight_and_the_m_step_every_lm_weight_as_it
     real_run: Callable[..., tuple[TextGraph, Run]],
 ) -> None:
     _, run = real_run(glem__lm_init="previous", glem__label_input=True, glem__keep_weights="all")
-    assert run.gnn is not None
-    assert run.lm_em is not None
     first = q = run.fit_lm_on_gold()
     p = run.fit_gnn_on_gold(q)
     for iteration in (1, 2):
-        gnn, files = state(run.gnn.model), content(p.folder)
-        trained = q.weights()
+        gnn, files = p.weights(), content(p.folder)
+        lm = q.weights()
         q = run.e_step(iteration, p.logits, q, first)
-        assert same(state(run.gnn.model), gnn)
         assert content(p.folder) == files
-        assert not same(q.weights(), trained)
-        lm, files = state(run.lm_em.model), content(q.folder)
+        assert not same(q.weights(), lm)
+        files = content(q.folder)
         p = run.m_step(iteration, q, q.logits)
-        assert same(state(run.lm_em.model), lm)
-        assert same(q.weights(), lm)
         assert content(q.folder) == files
-        assert not same(state(run.gnn.model), gnn)
+        assert not same(p.weights(), gnn)
 
 
 # ---- labels of validation and test nodes --------------------------------------------------------------------------
@@ -625,9 +621,9 @@ def test_with_a_score_that_says_nothing_validation_labels_do_not_matter_either(
         options = {"lm__epochs": 3, "lm__evals_per_epoch": 2, "train__eval_period": 1, "optim__patience": 3}
         graph, run = real_run(name, change, glem__em_iterations=1, **options)
         constant = Validation(graph.split["valid"], lambda logits: 0.5)
-        for learner in (run.lm_gold, run.lm_em, run.gnn):
-            assert learner is not None
-            learner.validation = constant
+        assert run.lm_gold is not None and run.lm_em is not None and run.gnn is not None
+        run.lm_gold, run.lm_em = (replace(lm, validation=constant) for lm in (run.lm_gold, run.lm_em))
+        run.gnn = run.gnn.but(validation=constant)
         run_em(run)
         calls.append(recorder.take())
     assert equal(*calls)
@@ -659,7 +655,7 @@ def test_pseudo_labels_never_replace_gold(
         assert target[is_gold].tolist() == one_hot.tolist()
         assert not np.isin(nodes[~is_gold.numpy()], gold).any()
     pseudo = run.pseudo_labels(wrong)
-    channel = label_channel(graph.num_nodes, run.gnn_step_targets(run.journal.finished[-1].key, pseudo))
+    channel = LabelChannel(graph.num_nodes, run.gnn_step_targets(run.journal.finished[-1].key, pseudo)).all_rows()
     assert channel[gold].tolist() == one_hot.tolist()
     rest = np.setdiff1d(np.arange(graph.num_nodes), gold)
     assert channel[rest].argmax(-1).tolist() == wrong[rest].argmax(-1).tolist()
@@ -670,19 +666,21 @@ def test_pseudo_labels_never_replace_gold(
 
 @pytest.mark.parametrize(("init", "starts"), [("pretrained", None), ("previous", "e_step_1"), ("gold", "lm_gold")])
 def test_without_epochs_an_e_step_has_exactly_the_weights_it_starts_from(
-    real_run: Callable[..., tuple[TextGraph, Run]], tiny_lm: Path, init: str, starts: str | None
+    real_run: Callable[..., tuple[TextGraph, Run]],
+    tiny_lm: Path,
+    init: str,
+    starts: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second E-step is without epochs; the first has learnt something."""
     _, run = real_run(glem__lm_init=init, glem__em_iterations=2, glem__keep_weights="all")
-    assert run.lm_em is not None
-    learner, fit = run.lm_em, run.lm_em.fit
+    fit = e_step.LMLearner.fit
 
-    def no_epochs_later(targets: StepTargets, title: str, init: Weights | None = None) -> FitLog:
-        if title == "e_step_2":
-            learner.settings = replace(learner.settings, epochs=0)
-        return fit(targets, title, init)
+    def no_epochs_later(self: e_step.LMLearner, targets: StepTargets, title: str, *more: Any) -> Fitted:
+        epochs = 0 if title == "e_step_2" else self.settings.epochs
+        return fit(replace(self, settings=replace(self.settings, epochs=epochs)), targets, title, *more)
 
-    learner.fit = no_epochs_later  # type: ignore[method-assign]
+    monkeypatch.setattr(e_step.LMLearner, "fit", no_epochs_later)
     run_em(run)
     got = named(run, "e_step_2").weights()
     assert not same(named(run, "e_step_1").weights(), named(run, "lm_gold").weights())
@@ -701,15 +699,14 @@ def test_the_lms_embeddings_standardised_are_what_the_gnn_is_trained_on(
     real_run: Callable[..., tuple[TextGraph, Run]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, run = real_run()
-    assert run.gnn is not None
     seen: dict[str, np.ndarray] = {}
-    fit = run.gnn.fit
+    fit = m_step.GNNLearner.fit
 
-    def watched(targets: StepTargets, features: np.ndarray, title: str) -> FitLog:
+    def watched(self: m_step.GNNLearner, targets: Any, features: np.ndarray, title: str, *more: Any) -> Fitted:
         seen[title] = features
-        return fit(targets, features, title)
+        return fit(self, targets, features, title, *more)
 
-    monkeypatch.setattr(run.gnn, "fit", watched)
+    monkeypatch.setattr(m_step.GNNLearner, "fit", watched)
     run_em(run)
     for step, lm in EMBEDDINGS["lm_first"].items():
         embeddings = named(run, lm).embeddings
@@ -727,13 +724,12 @@ def test_equal_seeds_give_equal_bits_and_a_killed_run_too(
     run_em(real_run("whole", **options)[1])
     torch.randn(3)
     _, run = real_run("killed", **options)
-    assert run.gnn is not None
 
     def die(*_: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.gnn, "predict", die)
+        patch.setattr(m_step.GNNTask, "predict", die)
         with pytest.raises(Killed):
             run_em(run)
     assert names(run) == ["lm_gold"]

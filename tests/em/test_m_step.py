@@ -12,21 +12,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from glem_graphgym.data.text_graph import csr_from_edges
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.inputs import FOLDS, GNNInputs, LabelChannel
 from glem_graphgym.em.m_step import (
-    FOLDS,
-    GNNInputs,
     GNNLearner,
     GNNSettings,
-    Structures,
-    distillation_loss,
-    label_channel,
+    GraphViews,
+    LabelReuse,
 )
 from glem_graphgym.em.objective import glem_loss
+from glem_graphgym.em.on_gold import SelfDistillation, distillation_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.gcn import GCN
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sage import SAGE
+from tests.held import Held
 
 N, C, D = 24, 3, 4
 GOLD = np.arange(0, N, 4)  # 6 nodes
@@ -67,7 +68,7 @@ def test_label_channel_holds_gold_one_hot_and_the_candidates_distributions(confi
     gold = Gold(np.array([0, 2]), np.array([2, 1]), C)
     pseudo = PseudoLabels(logits, np.array([1, 5]), gold, temperature=0.5, confidence=confidence)
     assert len(pseudo.nodes) == 2 * confidence
-    channel = label_channel(N, StepTargets(gold, pseudo))
+    channel = LabelChannel(N, StepTargets(gold, pseudo)).all_rows()
     assert channel[[0, 2]].tolist() == [[0, 0, 1], [0, 1, 0]]
     expected = np.exp(logits[[1, 5]] / 0.5)
     np.testing.assert_allclose(channel[[1, 5]], expected / expected.sum(-1, keepdims=True), rtol=1e-5)
@@ -76,7 +77,7 @@ def test_label_channel_holds_gold_one_hot_and_the_candidates_distributions(confi
 
 def test_without_pseudo_labels_the_channel_holds_gold_alone() -> None:
     gold = Gold(np.array([3]), np.array([1]), C)
-    channel = label_channel(N, StepTargets(gold))
+    channel = LabelChannel(N, StepTargets(gold)).all_rows()
     assert channel[3].tolist() == [0, 1, 0]
     assert channel.sum() == 1
 
@@ -91,7 +92,7 @@ def test_hidden_nodes_have_zeros_and_all_others_their_labels() -> None:
     assert x[hidden, D:].abs().sum() == 0
     shown = np.setdiff1d(np.arange(N), hidden)
     assert torch.equal(x[shown, D:], inputs.labels[shown])
-    assert torch.equal(inputs.labels, label_channel(N, step_targets()))  # hiding is not for ever
+    assert torch.equal(inputs.labels, LabelChannel(N, step_targets()).all_rows())  # hiding is not for ever
 
 
 def test_without_label_input_there_is_no_channel() -> None:
@@ -168,7 +169,7 @@ def test_changing_a_nodes_own_label_leaves_its_prediction_and_changing_a_neighbo
     node: int, label_reuse: int
 ) -> None:
     """Node 5 has a pseudo-label, node 8 a gold label; through the learner, bit for bit."""
-    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=0, label_input=True, label_reuse=label_reuse))
+    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=0, label_input=True), label_reuse=label_reuse)
 
     def prediction(changed: int | None) -> np.ndarray:
         logits, labels = logits_of(), np.arange(len(GOLD)) % C
@@ -218,22 +219,25 @@ def sgd(lr: float) -> Callable[[Any], tuple[Any, Any]]:
 def gnn_learner(
     build: Callable[[int, int], nn.Module] = Watched,
     options: GNNSettings | None = None,
-    structures: Structures | None = None,
+    graphs: GraphViews | None = None,
     validation: Validation | None = None,
     lr: float = 0.1,
-) -> GNNLearner:
-    return GNNLearner(
+    label_reuse: int = 0,
+    distillation: float = 0.0,
+) -> Held:
+    learner = GNNLearner(
         build,
-        structures or Structures(graph(), graph()),
+        graphs or GraphViews(graph(), graph()),
         sgd(lr),
         options or GNNSettings(epochs=1),
         validation or Validation(REST[:5], lambda logits: 0.5),
         Hardware(),
+        label_reuse=LabelReuse(label_reuse) if label_reuse else None,
     )
+    return Held(SelfDistillation(learner, distillation) if distillation else learner)
 
 
-def weights_of(learner: GNNLearner) -> dict[str, Tensor]:
-    assert learner.model is not None
+def weights_of(learner: Held) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
 
 
@@ -291,7 +295,7 @@ def part_of_graph(nodes: np.ndarray, renumbered: bool) -> Adjacency:
 
 def test_in_the_transductive_setting_all_is_seen_by_all() -> None:
     train = graph()
-    learner = gnn_learner(structures=Structures(train, train))
+    learner = gnn_learner(graphs=GraphViews(train, train))
     learner.fit(step_targets(), features_of(), "test")
     learner.predict(np.zeros((N, C)))
     assert isinstance(learner.model, Watched)
@@ -315,7 +319,7 @@ def inductive(structure_free: bool, changed: bool, label_input: bool) -> tuple[n
     learner = gnn_learner(
         NETWORKS[0],
         GNNSettings(epochs=5, label_input=label_input),
-        Structures(part_of_graph(SEEN, renumbered=True), predict, SEEN),
+        GraphViews(part_of_graph(SEEN, renumbered=True), predict, SEEN),
         Validation(SEEN[1::4], lambda logits: float(logits[0, 0])),
     )
     log = learner.fit(targets, features, "test")
@@ -340,9 +344,9 @@ def test_unseen_nodes_have_no_part_in_training_nor_in_the_predictions_of_others(
 @pytest.mark.parametrize("structure_free", [False, True])
 def test_unseen_nodes_are_predicted_with_their_edges_unless_structure_free(structure_free: bool) -> None:
     features = features_of()
-    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=1))
     predict = part_of_graph(SEEN, renumbered=False) if structure_free else graph()
-    learner.structures = Structures(part_of_graph(SEEN, renumbered=True), predict, SEEN)
+    views = GraphViews(part_of_graph(SEEN, renumbered=True), predict, SEEN)
+    learner = gnn_learner(NETWORKS[0], GNNSettings(epochs=1), views)
 
     def prediction(x: np.ndarray) -> np.ndarray:
         torch.manual_seed(0)
@@ -373,7 +377,7 @@ def test_no_target_of_a_training_step_sees_its_own_label(monkeypatch: pytest.Mon
     learner = gnn_learner(options=GNNSettings(epochs=epochs, label_input=True, label_input_rate=rate))
     learner.fit(targets, np.eye(N, dtype=np.float32), "test")
     assert isinstance(learner.model, Watched)
-    channel = label_channel(N, targets)
+    channel = LabelChannel(N, targets).all_rows()
     given_gold = []
     for epoch, (x, (target, is_gold)) in enumerate(zip(learner.model.inputs(True), losses, strict=True)):
         hidden = np.flatnonzero(x[:, N:].abs().sum(-1) == 0)
@@ -402,8 +406,8 @@ def test_validation_and_prediction_hide_alike(label_reuse: int) -> None:
         return 0.5
 
     valid = np.array([1, 2, 3, 10, 13])
-    options = GNNSettings(epochs=1, label_input=True, label_reuse=label_reuse)
-    learner = gnn_learner(NETWORKS[0], options, validation=Validation(valid, score))
+    options = GNNSettings(epochs=1, label_input=True)
+    learner = gnn_learner(NETWORKS[0], options, validation=Validation(valid, score), label_reuse=label_reuse)
     learner.fit(step_targets(), features_of(), "test")
     out = np.zeros((N, C), dtype=np.float32)
     learner.predict(out)
@@ -422,6 +426,16 @@ def test_weights_come_back_into_a_new_model_and_predict_the_same() -> None:
     assert np.abs(outs[0]).min() > 0
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_has_not_been_trained_here_rounds_as_what_has(network: Callable[[int, int], nn.Module]) -> None:
+    """A resumed stage predicts from weights that another process trained."""
+    trained, loaded = (gnn_learner(network, GNNSettings(epochs=5)) for _ in range(2))
+    trained.fit(step_targets(), features_of(), "test")
+    loaded.load(step_targets(), features_of(), weights_of(trained))
+    one, other = (list(learner.task.predictions(np.arange(N))) for learner in (trained, loaded))
+    assert all(torch.equal(logits, again) for (_, logits), (_, again) in zip(one, other, strict=True))
+
+
 def test_each_fit_starts_from_new_weights() -> None:
     learner = gnn_learner(options=GNNSettings(epochs=0))
     learner.fit(step_targets(), features_of(), "test")
@@ -437,11 +451,6 @@ def test_patience_and_interval_of_validation_reach_the_trainer() -> None:
     assert [row["epoch"] for row in log.history] == [3, 6, 9]
 
 
-def test_predicting_before_fitting_is_an_error() -> None:
-    with pytest.raises(AssertionError, match="fit or load a model first"):
-        gnn_learner().predict(np.zeros((N, C)))
-
-
 # ---- label reuse --------------------------------------------------------------------------------------------------
 
 
@@ -450,7 +459,7 @@ def gold_alone() -> StepTargets:
 
 
 def test_label_reuse_gives_predictions_for_labels_that_are_not_given() -> None:
-    learner = gnn_learner(options=GNNSettings(epochs=1, label_input=True, label_reuse=2))
+    learner = gnn_learner(options=GNNSettings(epochs=1, label_input=True), label_reuse=2)
     torch.manual_seed(0)
     learner.fit(gold_alone(), features_of(), "test")
     assert isinstance(learner.model, Watched)
@@ -466,16 +475,16 @@ def test_label_reuse_gives_predictions_for_labels_that_are_not_given() -> None:
 
 
 def test_label_reuse_lets_gradients_through_the_last_pass_alone() -> None:
-    learner = gnn_learner(options=GNNSettings(label_input=True, label_reuse=1))
+    learner = gnn_learner(options=GNNSettings(label_input=True), label_reuse=1)
     learner.load(gold_alone(), features_of(), None)
-    x = learner.inputs.hiding(GOLD)  # type: ignore[union-attr]
+    x = learner.inputs.hiding(GOLD)
     passes: list[Tensor] = []
 
     def logits_of_input(given: Tensor) -> Tensor:
-        passes.append(learner.model(given, None))  # type: ignore[misc]
+        passes.append(learner.model(given, None))
         return passes[-1]
 
-    learner.reusing_labels(x, logits_of_input)
+    learner.task._reusing_labels(x, logits_of_input)
     assert [found.requires_grad for found in passes] == [False, True]
 
 
@@ -497,14 +506,15 @@ def test_distillation_loss_is_the_divergence_from_the_teacher() -> None:
 def test_a_student_that_sees_its_teacher_alone_becomes_it() -> None:
     rising = iter(range(1000))
     validation = Validation(REST[:5], lambda logits: float(next(rising)))  # so that the student is kept
-    options = GNNSettings(epochs=150, distillation=1.0)
+    options = GNNSettings(epochs=150)
     models: list[Watched] = []
 
     def build(dim_in: int, classes: int) -> nn.Module:
         models.append(Watched(dim_in, classes))
         return models[-1]
 
-    learner = GNNLearner(build, Structures(graph(), graph()), adam, options, validation, Hardware())
+    plain = GNNLearner(build, GraphViews(graph(), graph()), adam, options, validation, Hardware())
+    learner = Held(SelfDistillation(plain, 1.0))
     log = learner.fit(gold_alone(), features_of(), "test")
     teacher, student = models
     assert learner.model is student and log.epochs == 300 and log.best_epoch == 300
@@ -513,7 +523,6 @@ def test_a_student_that_sees_its_teacher_alone_becomes_it() -> None:
     p, q = (model.linear(x).softmax(-1) for model in models)
     assert (p - q).abs().max() < 0.05
     assert not torch.equal(teacher.linear.weight, student.linear.weight)
-    assert learner.teacher is None
 
 
 def adam(parameters: Any) -> tuple[Any, Any]:
@@ -521,26 +530,26 @@ def adam(parameters: Any) -> tuple[Any, Any]:
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
 
 
-def test_validation_chooses_between_teacher_and_student() -> None:
+def test_validation_chooses_between_teacher_and_student(monkeypatch: pytest.MonkeyPatch) -> None:
     falling = iter(range(1000, 0, -1))
     validation = Validation(REST[:5], lambda logits: float(next(falling)))
-    learner = gnn_learner(options=GNNSettings(epochs=3, distillation=0.5), validation=validation)
+    learner = gnn_learner(options=GNNSettings(epochs=3), validation=validation, distillation=0.5)
     weights: list[Tensor] = []
-    train = learner.train
+    fit_task = GNNLearner.fit_task
 
-    def noted(targets: StepTargets, title: str) -> Any:
-        log = train(targets, title)
-        weights.append(weights_of(learner)["linear.weight"])
-        return log
+    def noted(self: GNNLearner, *args: Any) -> Any:
+        fitted = fit_task(self, *args)
+        weights.append(fitted.task.model.linear.weight.detach().clone())
+        return fitted
 
-    learner.train = noted  # type: ignore[method-assign]
+    monkeypatch.setattr(GNNLearner, "fit_task", noted)
     log = learner.fit(gold_alone(), features_of(), "test")
     assert len(weights) == 2 and torch.equal(weights_of(learner)["linear.weight"], weights[0])
     assert log.best_epoch == 1 and log.epochs == 6
 
 
 def test_a_step_with_pseudo_labels_has_no_teacher_of_its_own_kind() -> None:
-    log = gnn_learner(options=GNNSettings(epochs=3, distillation=0.5)).fit(step_targets(), features_of(), "test")
+    log = gnn_learner(options=GNNSettings(epochs=3), distillation=0.5).fit(step_targets(), features_of(), "test")
     assert log.epochs == 3
 
 

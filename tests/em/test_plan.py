@@ -56,7 +56,7 @@ def lm(epochs: int) -> Any:
 
 @pytest.mark.parametrize(("batches", "gnn_gold", "m_step"), [(True, 70, 140), (False, 7, 7)])
 def test_the_work_of_stages_is_that_of_their_settings(batches: bool, gnn_gold: float, m_step: float) -> None:
-    gnn = SimpleNamespace(settings=SimpleNamespace(epochs=7), new_batches=batches, trains_again=False)
+    gnn = SimpleNamespace(settings=SimpleNamespace(epochs=7), in_batches=batches, fits_more_than_once=False)
     run: Any = SimpleNamespace(
         **{"gold": SimpleNamespace(nodes=range(10)), "candidates": range(100), "num_nodes": 200, "encoded": None},
         **{"settings": EMSettings(lm_ratio=2.0, gnn_ratio=1.0), "features_seconds": 5.0},
@@ -67,7 +67,7 @@ def test_the_work_of_stages_is_that_of_their_settings(batches: bool, gnn_gold: f
     assert found["e_step_1"].work == {"batch": TRAINING * 30 + 2 * 20, "text": 200}
     assert (found["gnn_gold"].work, found["gnn_gold"].seconds_before) == ({"batch": gnn_gold}, 5.0)
     assert (found["m_step_1"].work, found["m_step_1"].seconds_before) == ({"batch": m_step}, 0.0)
-    gnn.trains_again = True  # how often is known, how often until it is good is not
+    gnn.fits_more_than_once = True  # how often is known, how often until it is good is not
     assert planned_stages(run, ["gnn_gold"])[0].work == {}
 
 

@@ -14,11 +14,14 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.data.sampling import ALL
 from glem_graphgym.data.text_graph import csr_from_edges
-from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.inputs import GNNInputs
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.registered.networks import Structure, build_gnn
+from tests.held import Held
 
 N, C, D = 40, 3, 5
 RNG = np.random.default_rng(0)
@@ -39,19 +42,19 @@ def network_settings(fresh_config: None) -> None:
     cfg.dataset.node_encoder = False
 
 
-def whole() -> Structures:
+def whole() -> GraphViews:
     row = np.repeat(np.arange(N), np.diff(ROWPTR))
     structure = Structure(torch.from_numpy(np.stack([row, COL]).astype(np.int64)), N)
-    return Structures(structure, structure)
+    return GraphViews(structure, structure)
 
 
-def without_test_nodes() -> Structures:
+def without_test_nodes() -> GraphViews:
     """Training sees all nodes but ``TEST``, prediction the whole graph."""
     seen = np.setdiff1d(np.arange(N), TEST)
     row = np.repeat(np.arange(N), np.diff(ROWPTR))
     kept = np.isin(row, seen) & np.isin(COL, seen)
     edges = np.searchsorted(seen, np.stack([row[kept], COL[kept]]))
-    return Structures(Structure(torch.from_numpy(edges), len(seen)), whole().predict, seen)
+    return GraphViews(Structure(torch.from_numpy(edges), len(seen)), whole().predict, seen)
 
 
 def targets(pseudo_nodes: np.ndarray | None = REST, labels: np.ndarray = LABELS, **options: Any) -> StepTargets:
@@ -63,13 +66,13 @@ def targets(pseudo_nodes: np.ndarray | None = REST, labels: np.ndarray = LABELS,
 
 def learner_of(
     fan_outs: list[int] | None,
-    structures: Structures | None = None,
+    graphs: GraphViews | None = None,
     batch_size: int = 0,
     score: Callable[[np.ndarray], float] = lambda logits: 0.5,
     build: Callable[[int, int], nn.Module] = build_gnn,
     lr: float = 0.1,
     **options: Any,
-) -> GNNLearner:
+) -> Held:
     """A `SampledLearner`, or without fan-outs the full-batch one."""
 
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
@@ -80,24 +83,23 @@ def learner_of(
         torch.manual_seed(3)
         return build(dim_in, num_classes)
 
-    structures = structures or whole()
+    graphs = graphs or whole()
     settings = GNNSettings(**{"epochs": 1, **options})
-    common = (seeded, structures, optimizer, settings, Validation(VALID, score), Hardware())
+    common = (seeded, graphs, optimizer, settings, Validation(VALID, score), Hardware())
     if fan_outs is None:
-        return GNNLearner(*common)
-    hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, fan_outs)
-    return SampledLearner(*common, neighbourhoods=hoods, batch_size=batch_size)
+        return Held(GNNLearner(*common))
+    hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_outs)
+    return Held(SampledLearner(*common, neighbourhoods=hoods, batch_size=batch_size))
 
 
-def predictions(learner: GNNLearner) -> np.ndarray:
+def predictions(learner: Held) -> np.ndarray:
     out = np.zeros((N, C), dtype=np.float32)
     learner.predict(out)
     return out
 
 
-def trained(learner: GNNLearner, made: StepTargets | None = None, features: np.ndarray = FEATURES) -> list[Tensor]:
+def trained(learner: Held, made: StepTargets | None = None, features: np.ndarray = FEATURES) -> list[Tensor]:
     learner.fit(made or targets(), features, "test")
-    assert learner.model is not None
     return [parameter.detach() for parameter in learner.model.parameters()]
 
 
@@ -116,7 +118,7 @@ def test_all_neighbours_in_one_batch_take_the_full_batch_step(network: str, labe
     np.testing.assert_allclose(predictions(sampled), predictions(full), atol=2e-3)
 
 
-def build_and_seed(learner: GNNLearner, label_input: bool) -> list[nn.Parameter]:
+def build_and_seed(learner: Held, label_input: bool) -> list[nn.Parameter]:
     return list(learner.build(D + C * label_input, C).parameters())
 
 
@@ -139,7 +141,6 @@ def test_predictions_are_the_full_batch_ones_with_the_same_weights(network: str)
     cfg.model.type = network
     sampled, full = learner_of([2, 1], batch_size=5, epochs=3), learner_of(None)
     trained(sampled)
-    assert sampled.model is not None
     full.load(targets(), FEATURES, dict(sampled.model.state_dict()))
     assert np.array_equal(predictions(sampled), predictions(full))
 
@@ -158,7 +159,7 @@ def test_batches_are_equally_large_and_not_larger_than_asked(count: int, size: i
 
 
 class Watch(nn.Module):
-    """A network that takes note of the inputs and structures that it is trained on."""
+    """A network that takes note of the inputs and graphs that it is trained on."""
 
     def __init__(self, dim_in: int, num_classes: int) -> None:
         super().__init__()
@@ -176,7 +177,6 @@ def test_an_epochs_targets_come_once_each_with_their_neighbours_inputs(label_inp
     learner = learner_of([3, 2], batch_size=6, build=Watch, epochs=2, label_input=label_input)
     trained(learner)
     watch: Any = learner.model
-    assert learner.inputs is not None
     per_epoch = len(watch.seen) // 2
     assert per_epoch > 1
     for epoch in range(2):

@@ -16,7 +16,7 @@ import yaml
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import load_config
-from glem_graphgym.models import out_of_core
+from glem_graphgym.out_of_core import propagation as out_of_core
 from glem_graphgym.registered import preflight
 from glem_graphgym.registered.networks import LayeredGNN
 from glem_graphgym.registered.preflight import Preflight, examine

@@ -27,8 +27,8 @@ from torch_geometric.graphgym.utils.agg_runs import agg_batch
 
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
-from glem_graphgym.em.e_step import LMLearner
-from glem_graphgym.em.m_step import GNNLearner
+from glem_graphgym.em.e_step import LMTask
+from glem_graphgym.em.m_step import GNNTask
 from glem_graphgym.registered.run_folder import RunError, held, names_of_stages
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
@@ -437,7 +437,7 @@ def test_a_crash_in_any_stage_changes_nothing(
 ) -> None:
     calls = [0]
 
-    def crash_at(learner: type[LMLearner] | type[GNNLearner]) -> None:
+    def crash_at(learner: type[LMTask] | type[GNNTask]) -> None:
         predict = learner.predict
 
         def crashing(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -448,8 +448,8 @@ def test_a_crash_in_any_stage_changes_nothing(
 
         monkeypatch.setattr(learner, "predict", crashing)
 
-    crash_at(LMLearner)
-    crash_at(GNNLearner)
+    crash_at(LMTask)
+    crash_at(GNNTask)
     with pytest.raises(OSError, match="no space left"):
         main(config)
     assert sorted(all_logits(run_dir(config))) == STAGES[:stage]
@@ -547,7 +547,8 @@ def test_more_iterations_continue_a_finished_run(config: Path, main: Runner) -> 
     assert {path: after[path] for path in before if path in after} == {
         path: time for path, time in before.items() if path in after
     }
-    assert {path for path in before if path not in after} <= {str(run / "stages/02_e_step_1/weights.safetensors")}
+    forgotten = {str(run / "stages" / stage / "weights.safetensors") for stage in ("02_e_step_1", "03_m_step_1")}
+    assert {path for path in before if path not in after} <= forgotten
     assert sorted(all_logits(run)) == [*STAGES, "04_e_step_2", "05_m_step_2"]
     assert [row["epoch"] for row in rows(run, "val")] == list(range(6))
 

@@ -96,18 +96,21 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
-def predictions_of(name: str, folder: Path, lm: Path) -> dict[str, np.ndarray]:
-    """Stage -> its float16 logits (N, C), of a run in ``folder`` with the language model ``lm``."""
+def arguments_of(name: str, folder: Path, lm: Path) -> list[str]:
+    """The command of a run in ``folder`` with the language model ``lm``, behind ``python``."""
     (folder / "small.yaml").write_text(CONFIG.format(folder=folder, lm=lm))
-    arguments = ["--cfg", str(folder / "small.yaml")]
-    arguments += [str(word) for option in CASES[name].items() for word in option]
+    options = [str(word) for option in CASES[name].items() for word in option]
+    return [str(RUN / "main.py"), "--cfg", str(folder / "small.yaml"), *options]
+
+
+def predictions_of(name: str, folder: Path, lm: Path) -> dict[str, np.ndarray]:
+    """Stage -> its float16 logits (N, C), of that run."""
+    program, *arguments = arguments_of(name, folder, lm)
     if "devices" in CASES[name]:
-        command = [sys.executable, str(RUN / "main.py"), *arguments]
-        subprocess.run(
-            command, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        command, environment = [sys.executable, program, *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment)
     else:
         set_cfg(cfg)
         assert load_program("main").main(arguments) == 0
     stages = sorted((folder / "results" / "small" / "0" / "stages").iterdir())
-    return {stage.name: np.load(stage / "logits.npy") for stage in stages}
+    return {stage.name: np.load(stage / "logits.npy") for stage in stages if stage.name[0] != "."}

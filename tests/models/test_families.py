@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from glem_graphgym.em.e_step import LMSettings, lm_optimizers
+from glem_graphgym.em.e_step import LMSettings, lm_optimizer
 from glem_graphgym.em.optim import decay_groups, use_sparse_gradients
-from glem_graphgym.em.stage import Hardware
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
@@ -163,7 +163,7 @@ def train(config: EncoderConfig, precision: str, steps: int = 4) -> tuple[TextCl
     if not hardware.scales_gradients:
         use_sparse_gradients(model, least_rows=1)
     settings = LMSettings(epochs=1, lr=5e-3, warmup_epochs=0)
-    optimizer = lm_optimizers(decay_groups(model, 0.01), settings, hardware, 100.0)["optimizer"]
+    optimizer = lm_optimizer(decay_groups(model, 0.01), settings, hardware, 100)[0]
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=hardware.scales_gradients)
     before = {name: value.clone() for name, value in model.named_parameters()}
 

@@ -23,10 +23,11 @@ from torch_geometric.nn import GCNConv, SAGEConv
 from glem_graphgym.config import load_config
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em.m_step import GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
 from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
@@ -189,19 +190,19 @@ def test_any_network_learns_as_the_gnn_of_the_m_step(name: str, graph: TextGraph
     structure = structure_of(graph)
     validation = Validation(valid, lambda logits: float((logits.argmax(-1) == labels).mean()))
     learner = GNNLearner(
-        build_gnn, Structures(structure, structure), optimize, GNNSettings(epochs=25), validation, Hardware()
+        build_gnn, GraphViews(structure, structure), optimize, GNNSettings(epochs=25), validation, Hardware()
     )
     gold = Gold(graph.split["train"], graph.label[graph.split["train"]], CLASSES)
     teacher = np.eye(CLASSES)[np.random.default_rng(0).permutation(graph.label)].astype(np.float16)
     pseudo = PseudoLabels(teacher, graph.split["test"], gold)
     torch.manual_seed(0)
     assert graph.features is not None
-    log = learner.fit(StepTargets(gold, pseudo, weight=0.05, ratio=0.5), graph.features, "m_step")
+    task, log = learner.fit(StepTargets(gold, pseudo, weight=0.05, ratio=0.5), graph.features, "m_step")
     losses = [row["loss"] for row in log.history]
     assert len(losses) == 25
     assert losses[-1] < 0.6 * losses[0]
     logits = np.zeros((NODES, CLASSES), dtype=np.float16)
-    learner.predict(logits)
+    task.predict(logits)
     assert validation.score(logits[valid]) == log.best_score >= 0.5
 
 

@@ -14,7 +14,7 @@ from torch_geometric.graphgym.config import cfg
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
-from glem_graphgym.em.e_step import LMLearner
+from glem_graphgym.em.e_step import LMTask
 from glem_graphgym.registered.features import feature_builder, load_matrix, static_embeddings
 from glem_graphgym.registered.loader import open_tokens
 
@@ -147,13 +147,13 @@ def test_static_embeddings_are_computed_once(
     graph: TextGraph, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    predict = LMLearner.predict
+    predict = LMTask.predict
 
     def counted(*args: Any) -> None:
         calls.append(1)
         predict(*args)
 
-    monkeypatch.setattr(LMLearner, "predict", counted)
+    monkeypatch.setattr(LMTask, "predict", counted)
     cfg.glem.node_features = "static"
     first = feature_builder(cfg, graph, tokens)(None)
     again = feature_builder(cfg, graph, tokens)(None)

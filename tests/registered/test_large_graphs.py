@@ -17,7 +17,7 @@ from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import e_step
-from glem_graphgym.models.stored_operator import StoredOperator
+from glem_graphgym.out_of_core.stored_operator import StoredOperator
 from glem_graphgym.registered import loader
 from glem_graphgym.report.stats import finish_run
 

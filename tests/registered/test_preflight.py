@@ -61,7 +61,7 @@ def measured(**costs: dict[str, Any]) -> dict[str, Any]:
         "accelerator": "cpu",
         "processes": 1,
         "program_mb": 300.0,
-        "together": ["static", "lm_gold", "e_step"],
+        "data_parallel": ["static", "lm_gold", "e_step"],
         "stages": costs or dict.fromkeys(("lm_gold", "gnn_gold", "e_step", "m_step"), COST),
     }
 
@@ -201,12 +201,12 @@ def test_outputs_of_layers_pass_and_are_there_while_a_gnn_predicts(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "together", "seconds"), [("cuda", True, 30.0), ("cuda", False, 90.0), ("cpu", True, 90.0)]
+    ("accelerator", "data_parallel", "seconds"), [("cuda", True, 30.0), ("cuda", False, 90.0), ("cpu", True, 90.0)]
 )
 def test_processes_share_the_time_of_what_they_do_together_where_each_has_an_accelerator(
-    accelerator: str, together: bool, seconds: float
+    accelerator: str, data_parallel: bool, seconds: float
 ) -> None:
-    assert among_processes(Cost(**COST), 3, accelerator, together).seconds == seconds
+    assert among_processes(Cost(**COST), 3, accelerator, data_parallel).seconds == seconds
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_memory_is_that_of_all_processes_and_of_the_one_that_starts_them(monkeyp
     kinds = ["lm_gold", "gnn_gold"]
     found = {**measured(**costs), "processes": 3}
     assert resident_of_all(found, kinds) == {"lm_gold": 3 * 500 + 300, "gnn_gold": 900 + 2 * 500 + 300}
-    assert resident_of_all({**found, "together": kinds}, kinds)["gnn_gold"] == 3 * 900 + 300
+    assert resident_of_all({**found, "data_parallel": kinds}, kinds)["gnn_gold"] == 3 * 900 + 300
     assert resident_of_all({**found, "processes": 1}, kinds) == {"lm_gold": 500, "gnn_gold": 900}
     assert resident_of_all(found, ["gnn_gold"]) == {"gnn_gold": 900 + 2 * 300 + 300}  # who waits has done nothing yet
     (verdict,) = memory_verdicts(cfg, found, [Planned(kind, kind, done=False) for kind in kinds])

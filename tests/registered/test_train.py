@@ -18,18 +18,18 @@ from torch_geometric.graphgym.register import train_dict
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts, csr_from_edges
 from glem_graphgym.em.e_step import LMLearner
+from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
-from glem_graphgym.em.stage import Validation
 from glem_graphgym.registered import loader
 from glem_graphgym.registered.run_folder import RunError, decisive_settings
 from glem_graphgym.registered.train import (
     em_settings,
+    graph_views_of,
     lm_learners,
     prepare,
     pseudo_accuracy,
     scores_of,
     smoother,
-    structures_of,
     unlabelled_nodes,
 )
 from glem_graphgym.report.stats import finish_run
@@ -126,12 +126,12 @@ def edges(structure: Any, nodes: Sequence[int] = range(7)) -> set[tuple[int, int
 )
 def test_structures(setting: str, train: set[tuple[int, int]], predict: set[tuple[int, int]]) -> None:
     cfg.glem.setting = setting
-    structures = structures_of(cfg, path_graph())
-    seen = range(7) if structures.seen is None else structures.seen
-    assert (structures.seen is None) == (setting == "transductive")
+    graphs = graph_views_of(cfg, path_graph())
+    seen = range(7) if graphs.seen is None else graphs.seen
+    assert (graphs.seen is None) == (setting == "transductive")
     assert set(range(7)) - set(seen) == (set() if setting == "transductive" else set(path_graph().split["test"]))
-    assert edges(structures.train, seen) == train
-    assert edges(structures.predict) == predict
+    assert edges(graphs.train, seen) == train
+    assert edges(graphs.predict) == predict
 
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -255,7 +255,7 @@ def test_smoothing_attaches_test_nodes_to_what_training_sees(configure: Callable
     found = {}
     for setting in ("transductive", "inductive", "structure_free"):
         cfg.glem.setting = setting
-        smooth = smoother(cfg, structures_of(cfg, graph), gold)
+        smooth = smoother(cfg, graph_views_of(cfg, graph), gold)
         assert smooth is not None
         found[setting] = smooth(logits)
     test, alone = graph.split["test"], {6}  # 6 has no neighbour but 5
@@ -383,10 +383,9 @@ def test_dropouts_of_both_steps(configure: Callable[..., None]) -> None:
     )
     found = []
     for learner in (gold, em):
-        learner.load(None)
-        assert learner.model is not None
-        config: Any = learner.model.encoder.backbone.config
-        head: Any = learner.model.head
+        model = learner.build()
+        config: Any = model.encoder.backbone.config
+        head: Any = model.head
         found.append((config.hidden_dropout_prob, config.attention_probs_dropout_prob, head.dropout.p))
     # -1 keeps what the pretrained model has: 0.1 for BERT.
     assert found == [(0.25, 0.1, 0.5), (0.0, 0.75, 0.0)]

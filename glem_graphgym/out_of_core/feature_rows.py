@@ -1,4 +1,4 @@
-"""Node features, and label channels, that are made some rows at a time: no float32 copy of all of them."""
+"""Node features that are made some rows at a time: no float32 copy of all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.files import fingerprint
 
 BYTES_AT_ONCE = 16 << 20
@@ -81,43 +80,6 @@ class FeatureRows:
         return fingerprint(*self.parts, self.standardised, self.rows if self.standardised else None)
 
 
-class LabelRows:
-    """The label channel of a step, as `m_step.label_channel` makes it: float32 (N, C), read by rows."""
-
-    def __init__(self, num_nodes: int, targets: StepTargets) -> None:
-        self.num_nodes, self.targets = num_nodes, targets
-        self.gold_order = np.argsort(targets.gold.nodes, kind="stable")
-        self.gold_nodes = targets.gold.nodes[self.gold_order]
-        self.pseudo_nodes = np.empty(0, np.int64) if targets.pseudo is None else np.sort(targets.pseudo.candidates)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.num_nodes, self.targets.gold.num_classes
-
-    def read(self, first: int, end: int) -> np.ndarray:
-        return self.take(np.arange(first, end))
-
-    def take(self, nodes: np.ndarray) -> np.ndarray:
-        """float32 (n, C) of ``nodes``, int64 (n,), in any order."""
-        out = np.zeros((len(nodes), self.shape[1]), dtype=np.float32)
-        rows, _ = _found(nodes, self.pseudo_nodes)
-        if len(rows):
-            assert self.targets.pseudo is not None
-            out[rows] = self.targets.pseudo.targets(nodes[rows]).numpy()
-        rows, places = _found(nodes, self.gold_nodes)
-        out[rows] = 0.0
-        out[rows, self.targets.gold.labels[self.gold_order[places]]] = 1.0
-        return out
-
-    def key(self) -> str:
-        """Names the content; predictions are read once."""
-        gold, pseudo = self.targets.gold, self.targets.pseudo
-        known = [gold.nodes, gold.labels, self.shape]
-        if pseudo is not None:
-            known += [pseudo.candidates, pseudo.logits, pseudo.temperature, pseudo.hard]
-        return fingerprint(*known)
-
-
 def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of every column over ``rows`` (None: all), float32 (D,); a constant column's deviation is 1.
 
@@ -140,15 +102,6 @@ def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> t
     deviation = np.sqrt(squares / max(1, count)).astype(np.float32)
     deviation[deviation < 1e-6] = 1.0
     return mean.astype(np.float32), deviation
-
-
-def _found(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of ``nodes`` are among the increasing ``known`` ones, and where there."""
-    if not len(known):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    places = np.searchsorted(known, nodes).clip(max=len(known) - 1)
-    rows = np.flatnonzero(known[places] == nodes)
-    return rows, places[rows]
 
 
 def _joined(parts: Sequence[np.ndarray], first: int, end: int) -> np.ndarray:

@@ -1,17 +1,19 @@
+"""The training loop: which weights it keeps, when it stops, what a step is, what a batch goes through."""
+
 from __future__ import annotations
 
 import copy
-import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from glem_graphgym.em.stage import FitPlan, Hardware, Task, Validation, fit, half
+from glem_graphgym.em.fit import Batches, FitPlan, Task, Validation, fit, to_float16
+from glem_graphgym.hardware import Hardware
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(12, 1, generator=torch.Generator().manual_seed(1))
@@ -29,37 +31,47 @@ class Script:
 
 
 class Regression(Task):
-    """Least squares in batches of given rows; plain gradient descent; keeps what it went through."""
+    """Least squares in batches of given rows; plain gradient descent; keeps what it went through.
 
-    def __init__(self, model: nn.Module, validation: Validation, batches: Sequence[Sequence[int]], lr: float) -> None:
+    Args:
+        of_step: rows of an optimizer step, over which the loss is a mean; None: of a batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        validation: Validation,
+        rows: Sequence[Sequence[int]],
+        lr: float,
+        of_step: int | None = None,
+    ) -> None:
         super().__init__(model, validation)
-        self.batches, self.lr = batches, lr
-        self.after_epoch: list[dict[str, Tensor]] = []
+        self.rows, self.lr, self.of_step = rows, lr, of_step
+        self.after_step_weights: list[dict[str, Tensor]] = []
         self.asked: list[int] = []
-        self.steps = 0
 
-    def train_dataloader(self) -> DataLoader:
-        self.asked.append(self.current_epoch)
-        return DataLoader([torch.tensor(rows) for rows in self.batches], batch_size=None)  # type: ignore[arg-type]
+    def batches(self, epoch: int) -> Batches:
+        self.asked.append(epoch)
+        return Batches(self.rows, torch.tensor)
 
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader([torch.tensor([7, 2]), torch.tensor([4])], batch_size=None)  # type: ignore[arg-type]
+    def forward(self, rows: Tensor) -> Tensor:
+        return (self.model(X[rows]) - Y[rows]).square().sum() / (self.of_step or len(rows))
 
-    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        return (self.model(X[rows]) - Y[rows]).square().mean()
+    def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        for nodes in (np.array([7, 2]), np.array([4])):
+            yield nodes, self.model(X[torch.from_numpy(nodes)])
 
-    def validation_step(self, rows: Tensor, batch_idx: int) -> None:
-        self.see(rows.numpy(), self.model(X[rows]))
+    def after_step(self) -> None:
+        self.after_step_weights.append(copy.deepcopy(self.model.state_dict()))
 
-    def on_train_epoch_end(self) -> None:
-        self.after_epoch.append(copy.deepcopy(self.model.state_dict()))
+    @property
+    def after_epoch(self) -> list[dict[str, Tensor]]:
+        """Where every batch is a step."""
+        return self.after_step_weights[len(self.rows) - 1 :: len(self.rows)]
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self.steps += 1
-        super().optimizer_step(*args, **kwargs)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.model.parameters(), lr=self.lr)
+    def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
+        made = torch.optim.SGD(self.model.parameters(), lr=self.lr)
+        return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0), "epoch"
 
 
 def regression(
@@ -67,10 +79,11 @@ def regression(
     batches: Sequence[Sequence[int]] = (range(12),),
     lr: float = 0.1,
     model: Any = None,
+    of_step: int | None = None,
 ) -> Regression:
     torch.manual_seed(0)
     validation = Validation(np.array([7, 2, 4]), Script(scores or [0.5] * 1000))
-    return Regression(model or nn.Linear(3, 1), validation, batches, lr)
+    return Regression(model or nn.Linear(3, 1), validation, batches, lr, of_step)
 
 
 def plan(epochs: int, **options: Any) -> FitPlan:
@@ -125,7 +138,7 @@ def test_score_sees_all_validation_logits_in_node_order() -> None:
 
 
 def test_half_precision_rounds_and_cuts_off_what_it_cannot_hold() -> None:
-    got = half(torch.tensor([1.0, 1 / 3, 7e4, -1e30, float("inf")], requires_grad=True))
+    got = to_float16(torch.tensor([1.0, 1 / 3, 7e4, -1e30, float("inf")], requires_grad=True))
     assert got.dtype == np.float16
     assert got.tolist() == [1.0, float(np.float16(1 / 3)), 65504, -65504, 65504]
 
@@ -185,27 +198,48 @@ def test_history_holds_the_mean_loss_of_batches_since_the_last_evaluation_and_th
     batches = [range(4), range(4, 10), range(10, 11), range(11, 12)]
     task = regression(batches=batches, lr=0.0)
     log = fit(task, plan(2, eval_every=2, accumulate=accumulate), Hardware())
-    losses = [task.training_step(torch.tensor(rows), 0).item() for rows in batches]
+    losses = [task(torch.tensor(rows)).item() for rows in batches]
     (row,) = log.history
-    assert row["loss"] == pytest.approx(np.mean(losses))
+    assert row["loss"] == pytest.approx(np.mean(losses) * accumulate)
     assert row["lr"] == 0.0
 
 
-@pytest.mark.parametrize(("anew", "epochs"), [(True, {0, 1, 2}), (False, {0})])
-def test_batches_are_asked_for_every_epoch_or_once(anew: bool, epochs: set[int]) -> None:
+def test_every_epoch_has_batches_of_its_own() -> None:
     task = regression()
-    fit(task, plan(3, new_batches=anew), Hardware())
-    assert set(task.asked) == epochs
+    fit(task, plan(3), Hardware())
+    assert set(task.asked) == {0, 1, 2}
+
+
+def test_a_batch_is_prepared_by_a_thread_while_the_one_before_is_in_use() -> None:
+    begun = [threading.Event() for _ in range(4)]
+
+    def prepare(item: int) -> Tensor:
+        begun[item].set()
+        return torch.tensor(item)
+
+    for item, batch in enumerate(Batches(range(4), prepare).prepared(torch.device("cpu"))):
+        assert batch == item
+        assert item == 3 or begun[item + 1].wait(10)
+        assert item >= 2 or not begun[item + 2].is_set()  # one ahead, no more
+    assert not list(Batches([], prepare).prepared(torch.device("cpu")))
+
+
+def test_an_error_in_preparing_a_batch_is_raised() -> None:
+    def prepare(item: int) -> Tensor:
+        raise ValueError("no such text")
+
+    with pytest.raises(ValueError, match="no such text"):
+        list(Batches([0, 1], prepare).prepared(torch.device("cpu")))
 
 
 # ---- the step -----------------------------------------------------------------------------------------------------
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
-    parts = regression(batches=[range(0, 3), range(3, 6), range(6, 9), range(9, 12)])
+    parts = regression(batches=[range(0, 2), range(2, 6), range(6, 9), range(9, 12)], of_step=6)
     whole = regression(batches=[range(0, 6), range(6, 12)])
     logs = [fit(parts, plan(2, accumulate=2), Hardware()), fit(whole, plan(2), Hardware())]
-    assert (parts.steps, whole.steps) == (4, 4)
+    assert (len(parts.after_step_weights), len(whole.after_step_weights)) == (4, 4)
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(parts.model.state_dict()[name], value)
     assert [[row["step"] for row in log.history] for log in logs] == [[2, 4], [2, 4]]
@@ -228,8 +262,9 @@ def test_clip_bounds_the_norm_of_the_gradient() -> None:
 
 def test_clip_works_with_the_fused_optimizer() -> None:
     class Fused(Regression):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.AdamW(self.model.parameters(), lr=0.1, fused=True)
+        def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
+            made = torch.optim.AdamW(self.model.parameters(), lr=0.1, fused=True)
+            return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0), "step"
 
     torch.manual_seed(0)
     task = Fused(nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1)
@@ -245,7 +280,7 @@ def test_equal_seeds_give_equal_bits() -> None:
         logs.append(fit(task, plan(3), Hardware()))
         states.append(task.model.state_dict())
     assert same(*states)
-    assert logs[0] == logs[1]
+    assert logs[0].history == logs[1].history
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do() -> None:
@@ -277,19 +312,13 @@ def test_mixed_precision_trains_in_bfloat16_and_keeps_weights_in_single() -> Non
 
 
 def test_an_interrupt_stays_one() -> None:
-    """Lightning makes a SystemExit of it, which would end a run without the word that it can be resumed."""
-
     class Interrupted(Regression):
-        def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        def forward(self, rows: Tensor) -> Tensor:
             raise KeyboardInterrupt
 
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        task = Interrupted(nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1)
-        with pytest.raises(KeyboardInterrupt):
-            fit(task, plan(2), Hardware())
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning leaves the process deaf to it
+    task = Interrupted(nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, plan(2), Hardware())
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(2.0, [2, 4, 5]), (3.0, [3, 5]), (0.4, [0.4, 0.8, 1, 1.4, 1.8, 2])])

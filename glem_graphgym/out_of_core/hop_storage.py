@@ -14,23 +14,30 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
 from glem_graphgym.files import fingerprint, make_once, read_array
-from glem_graphgym.models.out_of_core import (
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.propagation import (
     BLOCK_BYTES,
     MappedHops,
+    Rows,
     feature_chains,
     label_chains,
     plan_columns,
     propagate_to_disk,
 )
-from glem_graphgym.models.stored_operator import ENTRIES_AT_ONCE, StoredOperator, store_operator
+from glem_graphgym.out_of_core.stored_operator import ENTRIES_AT_ONCE, StoredOperator, store_operator
 
 OPERATOR = "gcn"  # as `networks.gcn_operator`
 
 
+class KeyedRows(Rows, Protocol):
+    """Rows with a name of their content."""
+
+    def key(self) -> str: ...
+
+
 class StoredGraph(Protocol):
-    """A structure of `Structures` as arrays that may be memory-mapped.
+    """A structure of `GraphViews` as arrays that may be memory-mapped.
 
     Attributes:
         rowptr, col: CSR of all N nodes.
@@ -67,24 +74,24 @@ class HopStorage:
         """Whether hops in memory stay within the budget."""
         return hops_in_memory(num_nodes, entries, width, hops, self.dtype.itemsize, classes) <= self.budget
 
-    def features(self, structures: Any, x: FeatureRows, hops: int) -> MappedHops:
+    def features(self, graphs: Any, x: FeatureRows, hops: int) -> MappedHops:
         """Hops 0 to K of the features, (K+1, n, D)."""
-        folder = self.features_folder(structures, x, hops)
-        return self._made(folder, lambda: feature_chains(self._open(structures)), x, hops, 0)
+        folder = self.features_folder(graphs, x, hops)
+        return self._made(folder, lambda: feature_chains(self._open(graphs)), x, hops, 0)
 
-    def labels(self, structures: Any, labels: LabelRows, folds: np.ndarray, hops: int) -> MappedHops:
+    def labels(self, graphs: Any, labels: KeyedRows, folds: np.ndarray, hops: int) -> MappedHops:
         """The last label hop, (1, n, C); ``folds`` int8 (N,), as of `fold_label_hops`."""
-        key = fingerprint("labels", labels.key(), folds, *self._made_of(structures, hops))
+        key = fingerprint("labels", labels.key(), folds, *self._made_of(graphs, hops))
         folder = self.working / f"labels-{key}"
-        return self._made(folder, lambda: label_chains(self._open(structures), folds), labels, hops, hops)
+        return self._made(folder, lambda: label_chains(self._open(graphs), folds), labels, hops, hops)
 
     def rows_at_once(self, hops: int, width: int, most: int) -> int:
         """Nodes whose hops may be in memory at a time, in inference."""
         return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
 
-    def features_folder(self, structures: Any, x: FeatureRows, hops: int) -> Path:
+    def features_folder(self, graphs: Any, x: FeatureRows, hops: int) -> Path:
         """Where hops of the features lie, or will lie."""
-        key = fingerprint("hops", x.key(), *self._made_of(structures, hops))
+        key = fingerprint("hops", x.key(), *self._made_of(graphs, hops))
         return (self.cache if x.fixed else self.working) / f"hops-{key}"
 
     def _made(self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int) -> MappedHops:
@@ -102,20 +109,20 @@ class HopStorage:
     # ---- the graph -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def needed(structures: Any) -> list[tuple[StoredGraph, np.ndarray | None]]:
+    def needed(graphs: Any) -> list[tuple[StoredGraph, np.ndarray | None]]:
         """(structure, bool (N,) nodes that see through it or None for all) of every structure that is needed."""
-        train, predict = structures.train, structures.predict
-        if structures.seen is None or train.keep is predict.keep:
+        train, predict = graphs.train, graphs.predict
+        if graphs.seen is None or train.keep is predict.keep:
             return [(train, None)]
         seen = np.zeros(len(train.rowptr) - 1, dtype=bool)
-        seen[structures.seen] = True
+        seen[graphs.seen] = True
         return [(predict, ~seen), (train, seen)]
 
     def operator_folder(self, graph: StoredGraph) -> Path:
         """Where a structure's operator lies, or will lie."""
         return self.cache / f"operator-{self._graph_key(graph)}"
 
-    def _open(self, structures: Any) -> list[tuple[StoredOperator, np.ndarray | None]]:
+    def _open(self, graphs: Any) -> list[tuple[StoredOperator, np.ndarray | None]]:
         block_bytes = min(BLOCK_BYTES, self.budget // 8)
         entries = max(1, min(ENTRIES_AT_ONCE, block_bytes // 64))  # int64 rows, columns and places, float64 weights
 
@@ -125,7 +132,7 @@ class HopStorage:
 
             return StoredOperator(make_once(self.operator_folder(graph), make), block_bytes)
 
-        return [(opened(graph), nodes) for graph, nodes in self.needed(structures)]
+        return [(opened(graph), nodes) for graph, nodes in self.needed(graphs)]
 
     def _graph_key(self, graph: StoredGraph) -> str:
         return fingerprint(OPERATOR, self._csr_key(graph), graph.keep)
@@ -137,9 +144,9 @@ class HopStorage:
 
     _known: tuple[np.ndarray, str] | None = None
 
-    def _made_of(self, structures: Any, hops: int) -> tuple[list[str], int, str]:
+    def _made_of(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
         """What names stored hops beside their source."""
-        return [self._graph_key(graph) for graph, _ in self.needed(structures)], hops, self._stored_key
+        return [self._graph_key(graph) for graph, _ in self.needed(graphs)], hops, self._stored_key
 
     @cached_property
     def _stored_key(self) -> str:

@@ -1,4 +1,4 @@
-"""Features and labels made by rows: what the arrays in memory hold."""
+"""Features made by rows: what the arrays in memory hold."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glem_graphgym.em import feature_rows
-from glem_graphgym.em.feature_rows import FeatureRows, LabelRows, column_statistics
-from glem_graphgym.em.m_step import label_channel
-from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.out_of_core import feature_rows
+from glem_graphgym.out_of_core.feature_rows import FeatureRows, column_statistics
 
-N, C = 70, 3
+N = 70
 RNG = np.random.default_rng(0)
 TEXT = RNG.normal(3, 2, size=(N, 5)).astype(np.float16)
 MORE = RNG.normal(-1, 0.1, size=(N, 2))
@@ -84,28 +82,3 @@ def test_the_key_names_the_content_and_not_where_it_lies(tmp_path: Path) -> None
         FeatureRows([TEXT, MORE], standardise=True, rows=ROWS).key(),
     ]
     assert len({key, *others}) == 6
-
-
-def targets(hard: bool = False, shift: int = 0, pseudo: bool = True) -> StepTargets:
-    nodes = np.array([60, 3, 11, 40])  # in no order
-    gold = Gold(nodes, (np.array([0, 2, 1, 1]) + shift) % C, C)
-    logits = np.random.default_rng(1).normal(size=(N, C)).astype(np.float16)
-    rest = np.setdiff1d(np.arange(N), nodes)[::2]
-    made = PseudoLabels(logits, rest, gold, temperature=0.5, hard=hard, confidence=0.7) if pseudo else None
-    return StepTargets(gold, made)
-
-
-@pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize("pseudo", [False, True])
-def test_label_rows_are_the_label_channel(hard: bool, pseudo: bool) -> None:
-    made = targets(hard, pseudo=pseudo)
-    rows, wanted = LabelRows(N, made), label_channel(N, made).numpy()
-    assert rows.shape == (N, C)
-    for first, end in ((0, N), (0, 1), (3, 12), (59, 61), (61, N)):
-        np.testing.assert_array_equal(rows.read(first, end), wanted[first:end])
-
-
-def test_keys_of_labels_differ_where_labels_do() -> None:
-    keys = {LabelRows(N, made).key() for made in (targets(), targets(True), targets(shift=1), targets(pseudo=False))}
-    assert len(keys) == 4
-    assert LabelRows(N, targets()).key() in keys

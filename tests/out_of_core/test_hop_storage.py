@@ -13,17 +13,19 @@ import torch
 from torch import nn
 
 from glem_graphgym.data.csr import csr_from_edges
-from glem_graphgym.em import hop_storage
-from glem_graphgym.em.feature_rows import FeatureRows
+from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.hop_step import HopLearner
-from glem_graphgym.em.hop_storage import HopStorage, batch_bytes, hops_in_memory
-from glem_graphgym.em.m_step import GNNSettings, Structures
+from glem_graphgym.em.m_step import GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.stage import Hardware, Validation
+from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.gamlp import GAMLP
-from glem_graphgym.models.out_of_core import MappedHops
 from glem_graphgym.models.propagation import Adjacency
-from glem_graphgym.models.stored_operator import StoredOperator
+from glem_graphgym.out_of_core import hop_storage
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.hop_storage import HopStorage, batch_bytes, hops_in_memory
+from glem_graphgym.out_of_core.propagation import MappedHops
+from glem_graphgym.out_of_core.stored_operator import StoredOperator
+from tests.held import Held
 from tests.tolerances import assert_equal_up_to_rounding
 
 N, C, D, HOPS, LABEL_HOPS = 300, 3, 12, 2, 2
@@ -57,13 +59,13 @@ class Graph:
         return Adjacency.from_edge_index(torch.from_numpy(edges), count)
 
 
-def structures(setting: str = "transductive") -> Structures:
+def graphs(setting: str = "transductive") -> GraphViews:
     if setting == "transductive":
-        return Structures(Graph(ROWPTR, COL), Graph(ROWPTR, COL))
+        return GraphViews(Graph(ROWPTR, COL), Graph(ROWPTR, COL))
     keep = np.ones(N, dtype=bool)
     keep[TEST] = False
     predict = Graph(ROWPTR, COL) if setting == "inductive" else Graph(ROWPTR, COL, keep)
-    return Structures(Graph(ROWPTR, COL, keep, renumbered=True), predict, np.flatnonzero(keep))
+    return GraphViews(Graph(ROWPTR, COL, keep, renumbered=True), predict, np.flatnonzero(keep))
 
 
 def targets(pseudo: bool = True, seed: int = 5) -> StepTargets:
@@ -82,15 +84,15 @@ def gamlp(dim_in: int, classes: int) -> nn.Module:
 
 def learner_of(
     storage: HopStorage | None, setting: str = "transductive", precision: str = "32-true", **options: Any
-) -> HopLearner:
+) -> Held:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
         made = torch.optim.SGD(params, lr=0.05)  # Adam makes steps of gradients that are but rounding
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
 
     validation = Validation(VALID, lambda logits: float((logits.argmax(-1) == LABELS[VALID]).mean()))
-    return HopLearner(
+    learner = HopLearner(
         gamlp,
-        structures(setting),
+        graphs(setting),
         optimizer,
         GNNSettings(epochs=4, label_input=True),
         validation,
@@ -104,6 +106,7 @@ def learner_of(
             **options,
         },
     )
+    return Held(learner)
 
 
 def storage_in(
@@ -112,7 +115,7 @@ def storage_in(
     return HopStorage(budget, folder / "working", folder / "cache", nodes, Hardware(precision=precision).dtype)
 
 
-def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) -> tuple[np.ndarray, HopLearner]:
+def trained(learner: Held, features: Any = FEATURES, pseudo: bool = True) -> tuple[np.ndarray, Held]:
     torch.manual_seed(0)
     learner.fit(targets(pseudo), features, "test")
     logits = np.zeros((N, C), dtype=np.float32)
@@ -128,7 +131,6 @@ def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) 
 def test_training_on_disk_is_training_in_memory(tmp_path: Path, setting: str, precision: str) -> None:
     wanted, memory = trained(learner_of(None, setting, precision))
     found, disk = trained(learner_of(storage_in(tmp_path, precision=precision), setting, precision))
-    assert memory.model is not None and disk.model is not None
     in_float32 = precision == "32-true"
     # Logits are stored as float16. A processor may add up the last rows of a batch in another order than the first.
     assert_equal_up_to_rounding(found, wanted, 2 if in_float32 else 4, torch.float16 if in_float32 else torch.bfloat16)
@@ -147,9 +149,10 @@ def test_hops_on_disk_are_those_in_memory(tmp_path: Path, setting: str, precisio
     disk = learner_of(storage_in(tmp_path, precision=precision), setting, precision)
     for learner in (memory, disk):
         learner.load(targets(), FEATURES, None)
-    assert isinstance(disk.hop_features, MappedHops) and isinstance(disk.label_features, MappedHops)
-    assert isinstance(memory.hop_features, torch.Tensor) and isinstance(memory.label_features, torch.Tensor)
-    for ours, theirs in zip(disk.batch(np.arange(N)), (memory.hop_features, memory.label_features), strict=True):
+    assert isinstance(disk.inputs.hops, MappedHops) and isinstance(disk.inputs.labels, MappedHops)
+    assert isinstance(memory.inputs.hops, torch.Tensor) and isinstance(memory.inputs.labels, torch.Tensor)
+    pairs = zip(disk.inputs.rows(np.arange(N)), (memory.inputs.hops, memory.inputs.labels), strict=True)
+    for ours, theirs in pairs:
         assert ours is not None
         assert ours.dtype == Hardware(precision=precision).dtype
         assert torch.equal(ours, theirs)
@@ -161,9 +164,9 @@ def test_hops_are_stored_of_the_nodes_that_are_needed_and_no_others(tmp_path: Pa
     nodes = nodes[nodes != 299]
     disk = learner_of(storage_in(tmp_path, nodes), predicted=nodes)
     disk.load(targets(), FEATURES, None)
-    assert disk.hop_features is not None and disk.hop_features.shape == (HOPS + 1, len(nodes), D)
+    assert disk.inputs.hops.shape == (HOPS + 1, len(nodes), D)
     with pytest.raises(ValueError, match="hops of node 299"):
-        disk.batch(np.array([299]))
+        disk.inputs.rows(np.array([299]))
     logits, _ = trained(disk)
     whole, _ = trained(learner_of(storage_in(tmp_path / "whole")))
     np.testing.assert_array_equal(logits[nodes], whole[nodes])
@@ -173,7 +176,7 @@ def test_hops_are_stored_of_the_nodes_that_are_needed_and_no_others(tmp_path: Pa
 def test_what_fits_stays_in_memory_and_is_bit_for_bit_what_it_is_without_a_budget(tmp_path: Path) -> None:
     wanted, _ = trained(learner_of(None))
     found, learner = trained(learner_of(storage_in(tmp_path, budget=10**9)))
-    assert isinstance(learner.hop_features, torch.Tensor)
+    assert isinstance(learner.inputs.hops, torch.Tensor)
     np.testing.assert_array_equal(found, wanted)
     assert list(tmp_path.iterdir()) == []
 

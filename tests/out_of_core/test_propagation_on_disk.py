@@ -14,9 +14,10 @@ from torch import Tensor
 from glem_graphgym import disk
 from glem_graphgym.disk import DiskFullError
 from glem_graphgym.files import read_json
-from glem_graphgym.models import out_of_core
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
-from glem_graphgym.models.out_of_core import (
+from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.out_of_core import propagation as out_of_core
+from glem_graphgym.out_of_core.propagation import (
     Chain,
     MappedHops,
     feature_chains,
@@ -24,8 +25,7 @@ from glem_graphgym.models.out_of_core import (
     plan_columns,
     propagate_to_disk,
 )
-from glem_graphgym.models.propagation import Adjacency
-from glem_graphgym.models.stored_operator import StoredOperator, store_operator
+from glem_graphgym.out_of_core.stored_operator import StoredOperator, store_operator
 
 NODES, WIDTH, HOPS = 50, 11, 3
 RNG = np.random.default_rng(0)

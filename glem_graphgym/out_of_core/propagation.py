@@ -26,7 +26,7 @@ from torch import Tensor
 from glem_graphgym.disk import kept_array, new_array, require_space, taken_bytes, writing
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.models.hops import rounded
-from glem_graphgym.models.stored_operator import StoredOperator
+from glem_graphgym.out_of_core.stored_operator import StoredOperator
 
 SAVE_SECONDS = 120.0  # a killed propagation loses about that much work
 BLOCK_BYTES = 64 << 20  # for entries and rows on their way; at most an eighth of the budget

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glem_graphgym.models.propagation import Adjacency
-from glem_graphgym.models.stored_operator import KINDS, StoredOperator, operator_bytes, row_blocks, store_operator
+from glem_graphgym.out_of_core.stored_operator import KINDS, StoredOperator, operator_bytes, row_blocks, store_operator
 
 NODES = 60
 

@@ -6,23 +6,18 @@ holds a block. What a layer gives lies on disk until the next one has read it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import ALL, Block, NeighbourSampler
 from glem_graphgym.disk import new_array
-from glem_graphgym.em.feature_rows import FeatureRows, LabelRows
-from glem_graphgym.em.m_step import prediction_folds, with_labels
-from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.stage import Hardware
-from glem_graphgym.models.out_of_core import FILE_TYPES, MappedHops, file_numbers
+from glem_graphgym.hardware import Hardware
+from glem_graphgym.out_of_core.propagation import FILE_TYPES, MappedHops, file_numbers
 from glem_graphgym.progress import Progress
 
 MOST_BYTES = 1 << 30  # of a block, whatever the budget: more would hardly be faster
@@ -139,41 +134,3 @@ class LayerwiseInference:
         assert array is not None, "a prediction of no nodes"
         hidden = MappedHops(array, None if len(nodes) == len(self.rowptr) - 1 else nodes)
         return lambda wanted: hidden.read(wanted)[0]
-
-
-class StoredInputs:
-    """As `GNNInputs`, of features that may be memory-mapped: rows are read, and nothing of all nodes is made.
-
-    Args:
-        x: (N, D).
-        targets: the step's labels, or None without label input.
-    """
-
-    def __init__(self, x: FeatureRows, targets: StepTargets | None, dtype: torch.dtype) -> None:
-        self.x, self.dtype = x, dtype
-        self.labels = None if targets is None else LabelRows(len(x), targets)
-
-    @property
-    def num_nodes(self) -> int:
-        return len(self.x)
-
-    @property
-    def dim(self) -> int:
-        return self.x.shape[1] + (0 if self.labels is None else self.labels.shape[1])
-
-    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
-        """(n, D [+ C]): the input of ``nodes``, int64 (n,), without the labels of its ``hidden`` rows."""
-        x = torch.from_numpy(self.x.take(nodes)).to(self.dtype)
-        labels = None if self.labels is None else torch.from_numpy(self.labels.take(nodes)).to(self.dtype)
-        return with_labels(x, labels, hidden)
-
-    def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], Tensor]]]:
-        """Groups of ``nodes`` that together are all of them, each with what reads rows without the group's labels."""
-        if self.labels is None:
-            yield nodes, lambda wanted: self.rows(wanted, slice(0))
-            return
-        for group, hidden in prediction_folds(self.num_nodes, self.labels.targets.gold.nodes, nodes):
-            yield group, functools.partial(self._rows_hiding, hidden)
-
-    def _rows_hiding(self, hidden: np.ndarray, nodes: np.ndarray) -> Tensor:
-        return self.rows(nodes, torch.from_numpy(hidden[nodes]))

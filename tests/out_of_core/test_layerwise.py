@@ -15,14 +15,17 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import csr_from_edges
-from glem_graphgym.em import layerwise
-from glem_graphgym.em.feature_rows import FeatureRows
-from glem_graphgym.em.layerwise import EDGE_BYTES, ROW_COPIES, LayerwiseInference, StoredInputs
-from glem_graphgym.em.m_step import GNNInputs, GNNLearner, GNNSettings, Structures
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.inputs import GNNInputs, StoredInputs
+from glem_graphgym.em.m_step import GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner
-from glem_graphgym.em.stage import Hardware, Validation
-from glem_graphgym.registered.networks import LayeredGNN, StoredStructure, Structure, build_gnn
+from glem_graphgym.hardware import Hardware
+from glem_graphgym.out_of_core import layerwise
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.layerwise import EDGE_BYTES, ROW_COPIES, LayerwiseInference
+from glem_graphgym.registered.networks import LayeredGNN, MmapGraph, Structure, build_gnn
+from tests.held import Held
 
 N, C, D = 60, 3, 5
 RNG = np.random.default_rng(0)
@@ -198,7 +201,7 @@ def test_stored_inputs_are_those_in_memory(labels: bool) -> None:
 # ---- a learner ----------------------------------------------------------------------------------------------------
 
 
-def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndarray | None = None) -> GNNLearner:
+def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndarray | None = None) -> Held:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
         made = torch.optim.SGD(params, lr=0.1)
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
@@ -211,21 +214,22 @@ def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndar
     validation = Validation(VALID, lambda logits: float((logits.argmax(-1) == LABELS[VALID]).mean()))
     common = (optimizer, settings, validation, Hardware())
     if not stored:
-        structures = Structures(whole(), whole())
-        hoods = Neighbourhoods(structures, Structure.csr, Structure.of_block, [2, 2, 2])
-        return SampledLearner(seeded, structures, *common, neighbourhoods=hoods, batch_size=9, predicted=predicted)
-    graph = StoredStructure(ROWPTR, COL, None, whole)
-    structures = Structures(graph, graph)
-    hoods = Neighbourhoods(structures, StoredStructure.csr, Structure.of_block, [2, 2, 2])
-    return StoredSampledLearner(
+        graphs = GraphViews(whole(), whole())
+        hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, [2, 2, 2])
+        return Held(SampledLearner(seeded, graphs, *common, predicted, neighbourhoods=hoods, batch_size=9))
+    graph = MmapGraph(ROWPTR, COL, None, whole)
+    graphs = GraphViews(graph, graph)
+    hoods = Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, [2, 2, 2])
+    learner = StoredSampledLearner(
         seeded,
-        structures,
+        graphs,
         *common,
+        predicted,
         neighbourhoods=hoods,
         layerwise=inference(folder),
         batch_size=9,
-        predicted=predicted,
     )
+    return Held(learner)
 
 
 @pytest.mark.parametrize("model", LAYERED)
@@ -242,7 +246,6 @@ def test_a_stored_learner_trains_and_predicts_as_one_in_memory(
         log = learner.fit(targets(), FEATURES, "test")
         out = np.zeros((N, C), dtype=np.float16)
         learner.predict(out)
-        assert learner.model is not None
         results.append((log.history, out, list(learner.model.parameters())))
     (history, out, parameters), (history_stored, out_stored, parameters_stored) = results
     assert [row["valid"] for row in history] == [row["valid"] for row in history_stored]
@@ -254,7 +257,7 @@ def test_a_stored_learner_trains_and_predicts_as_one_in_memory(
 
 
 def test_a_part_of_a_stored_graph_is_not_sampled_from() -> None:
-    graph = StoredStructure(ROWPTR, COL, np.ones(N, dtype=bool), whole)
+    graph = MmapGraph(ROWPTR, COL, np.ones(N, dtype=bool), whole)
     with pytest.raises(AssertionError, match="a part of a stored graph"):
         graph.csr()
 

@@ -1,0 +1,126 @@
+"""What a stage has done so far, on disk, so that a run that is killed goes on from there."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glem_graphgym import processes
+from glem_graphgym.disk import DiskFullError
+from glem_graphgym.files import atomic_write, making
+
+FOLDER = "checkpoint"
+MINUTES = 10.0
+
+
+class Checkpoint:
+    """The checkpoints of a stage, ``<folder>/checkpoint/<name>.pt``, written by the first of several processes.
+
+    Args:
+        folder: what the stage fills, on a disk that all processes read.
+        minutes: between two checkpoints.
+
+    Attributes:
+        seconds_before: spent on what was read, by processes that were killed later.
+    """
+
+    def __init__(self, folder: Path, minutes: float = MINUTES) -> None:
+        self.folder, self.minutes = folder / FOLDER, minutes
+        self.begun = self.written = time.monotonic()
+        self.seconds_before = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for the next one; the same answer in all processes."""
+        return processes.broadcast(lambda: time.monotonic() - self.written >= 60 * self.minutes)
+
+    def write(self, name: str, state: dict[str, Any]) -> None:
+        """Replace checkpoint ``name`` by ``state``, of tensors, numbers, text and containers of these.
+
+        Where the disk is full the stage goes on without one, and says so.
+        """
+        seconds = self.seconds_before + time.monotonic() - self.begun
+        state = {**state, "seconds": seconds, "random": processes.gather(random_state())}
+        if processes.rank() == 0:
+            try:
+                with atomic_write(self.folder / f"{name}.pt") as file:
+                    torch.save(state, file)
+            except DiskFullError as error:
+                logging.warning(f"no checkpoint could be kept: {error}")
+        self.written = time.monotonic()
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The latest state, and every random generator as it was then; None without one that can be read."""
+        file = self.folder / f"{name}.pt"
+        if not processes.broadcast(file.exists):
+            return None
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # unpickling can fail in any way
+            logging.warning(f"{file} cannot be read ({error!r:.100}); the stage begins anew")
+            return None
+        self.seconds_before = max(self.seconds_before, state.pop("seconds"))
+        random_states = state.pop("random")
+        if len(random_states) == processes.world_size():
+            set_random_state(random_states[processes.rank()])
+        return dict(state)
+
+    def remove(self) -> None:
+        """For a stage that is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that a library may draw from; without tensors, as processes tell each other."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - libraries below us draw from the global state
+    name, keys, *rest = numpy
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+
+
+@contextmanager
+def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
+    """A block that fills ``folder``, once, in every process of a run: `files.making`, by the first.
+
+    What a killed run has left of it is there if it has a checkpoint.
+
+    Args:
+        data_parallel: whether all processes do the work, rather than the first alone.
+
+    Yields:
+        The temporary folder; None where ``folder`` is there, or others do the work.
+    """
+    if processes.rank() > 0:
+        part = processes.broadcast(lambda: None)
+        yield part if data_parallel else None
+    else:
+        with making(folder, resume=True) as part:
+            if part is not None and not (part / FOLDER).is_dir():
+                for path in part.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            processes.broadcast(lambda: part)
+            with processes.alone(not data_parallel):
+                yield part
+            if part is not None:
+                shutil.rmtree(part / FOLDER, ignore_errors=True)
+    processes.barrier()

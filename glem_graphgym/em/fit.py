@@ -1,0 +1,331 @@
+"""Fit one module: train, watch the validation score, keep the best weights. The one place that trains."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from glem_graphgym import processes
+from glem_graphgym.em.checkpoint import Checkpoint
+from glem_graphgym.hardware import Hardware
+from glem_graphgym.models.shared_norm import share_batch_norms
+from glem_graphgym.progress import Progress
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What selects weights: the validation nodes and a score of their logits (float (n, C) -> float, higher wins)."""
+
+    nodes: np.ndarray
+    score: Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """How long and how to train.
+
+    Attributes:
+        title: shown beside the progress bar.
+        epochs: upper bound; 0 trains nothing.
+        eval_every: epochs between validations; below 1 several times an epoch. The end of training is validated too.
+        patience: evaluations without a better score before training stops; 0 = never stops early.
+        accumulate: batches whose gradients make one optimizer step.
+        clip: upper bound of the gradient norm; 0 = none.
+    """
+
+    title: str
+    epochs: int
+    eval_every: float = 1.0
+    patience: int = 0
+    accumulate: int = 1
+    clip: float = 0.0
+
+    def validates(self, epoch: int, batch: int, batches: int) -> bool:
+        """Whether validation is due after a batch; all three count from 1."""
+        if self.eval_every < 1:
+            return batch % max(1, int(batches * self.eval_every)) == 0
+        return batch == batches and epoch % min(int(self.eval_every), self.epochs) == 0
+
+
+@dataclass
+class FitLog:
+    """What training left behind.
+
+    Attributes:
+        history: one row an evaluation; best_epoch, best_score: of the one whose weights were kept.
+        epochs: that were trained, the last of them maybe in part.
+        train_seconds: without those of validation.
+    """
+
+    best_epoch: float = 0.0
+    best_score: float = -math.inf
+    epochs: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    train_seconds: float = 0.0
+
+
+class Fitted(NamedTuple):
+    """A task whose model has been trained, and the log of it."""
+
+    task: Any
+    log: FitLog
+
+
+class Batches(NamedTuple):
+    """The batches of an epoch: what tells them apart, and what makes one of each, tensors on the CPU."""
+
+    items: Sequence[Any]
+    prepare: Callable[[Any], Any]
+
+    def prepared(self, device: torch.device) -> Iterator[Any]:
+        """Each batch on ``device``; a thread prepares one while the one before is in use."""
+        make = self.prepare if device.type == "cpu" else lambda item: _pinned(self.prepare(item))
+        with ThreadPoolExecutor(1, "batches") as thread:
+            ahead = None
+            for item in self.items:
+                batch, ahead = ahead, thread.submit(make, item)
+                if batch is not None:
+                    yield move_data_to_device(batch.result(), device)
+            if ahead is not None:
+                yield move_data_to_device(ahead.result(), device)
+
+
+def _pinned(batch: Any) -> Any:
+    """The batch in memory that a GPU copies from while it computes."""
+    if isinstance(batch, Tensor):
+        return batch.pin_memory() if batch.device.type == "cpu" else batch
+    if isinstance(batch, tuple):
+        parts = [_pinned(part) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch
+
+
+class Task(nn.Module):
+    """A model with its objective and its batches.
+
+    Where processes train together each takes its part of every batch and of the validation nodes. A batch's loss is a
+    sum over its parts, those of all processes and those that one optimizer step accumulates.
+    """
+
+    def __init__(self, model: nn.Module, validation: Validation) -> None:
+        super().__init__()
+        self.model, self.validation = model, validation
+
+    def batches(self, epoch: int) -> Batches:
+        """Of ``epoch``, counted from 0; as many in every process."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> Tensor:
+        """A batch's loss, scalar."""
+        raise NotImplementedError
+
+    def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Validation nodes, int64 (b,), with their logits (b, C); those of all processes are all of them."""
+        raise NotImplementedError
+
+    def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
+        """Optimizer, learning-rate schedule, and whether it counts each ``step`` of ``num_steps`` or each ``epoch``."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after every step of the optimizer."""
+
+    def score(self) -> float:
+        """Of all validation nodes' logits, in the order of the nodes."""
+        own = [(nodes, logits.float().cpu().numpy()) for nodes, logits in self.validated()]
+        seen = [part for of_process in processes.gather(own) for part in of_process]
+        _, first = np.unique(np.concatenate([nodes for nodes, _ in seen]), return_index=True)
+        return self.validation.score(np.concatenate([logits for _, logits in seen])[first])
+
+
+def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | None = None) -> FitLog:
+    """Train ``task.model`` and leave it with the weights of its best validation score (the first best on ties).
+
+    All processes that work together train it (DDP) and end with the same weights.
+
+    Args:
+        checkpoint: kept now and then, and gone on from where it holds training of this title: with the same bits.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    if plan.epochs == 0:
+        return FitLog()
+    if processes.world_size() > 1:
+        share_batch_norms(task.model)
+    fabric = hardware.fabric()
+    steps = plan.epochs * math.ceil(len(task.batches(0).items) / plan.accumulate)
+    optimizer, schedule, interval = task.optimizer(steps)
+    objective, optimizer = fabric.setup(task, optimizer)
+    state = _State(task, optimizer, schedule, fabric, plan, checkpoint)
+    for epoch in range(state.epoch, plan.epochs):
+        batches = task.batches(epoch)
+        count = len(batches.items)
+        for number, batch in enumerate(batches.prepared(fabric.device), start=1):
+            if number <= state.batch:  # trained on before the run was killed; made again for what is drawn in it
+                continue
+            step_due = number % plan.accumulate == 0 or number == count
+            with fabric.no_backward_sync(objective, enabled=not step_due):
+                loss = objective(batch)
+                fabric.backward(loss * processes.world_size())  # DDP takes the mean over processes
+            state.trained(loss.detach())
+            if step_due:
+                if plan.clip > 0:
+                    fabric.clip_gradients(objective, optimizer, max_norm=plan.clip, error_if_nonfinite=False)
+                optimizer.step()
+                optimizer.zero_grad()
+                state.stepped()
+                if interval == "step":
+                    schedule.step()
+            if plan.validates(epoch + 1, number, count):
+                state.validate(epoch + number / count)
+            if state.ended:
+                break
+            if step_due and number < count:
+                state.keep_if_due(epoch, number)
+        if state.ended:
+            break
+        if interval == "epoch":
+            schedule.step()
+        state.batch = 0
+        state.keep_if_due(epoch + 1, 0)
+    if state.losses:
+        state.validate(float(plan.epochs))
+    return state.end()
+
+
+class _State:
+    """How far the training of a task is: its log, its best weights, and what a checkpoint holds of it all.
+
+    Attributes:
+        epoch, batch: where training goes on: epochs that are done, and batches of the next one.
+        finished: all is done, and the best weights are in the model.
+        losses: of the batches since the last validation.
+    """
+
+    def __init__(
+        self, task: Task, optimizer: Any, schedule: Any, fabric: Fabric, plan: FitPlan, checkpoint: Checkpoint | None
+    ) -> None:
+        self.task, self.optimizer, self.schedule, self.fabric = task.train(), optimizer, schedule, fabric
+        self.plan, self.checkpoint = plan, checkpoint
+        self.name = re.sub(r"\W+", "_", plan.title)
+        self.log, self.weights = FitLog(), Weights()
+        self.losses: list[Tensor] = []
+        self.epoch = self.batch = self.steps = self.since_best = 0
+        self.rate = 0.0
+        self.finished = False
+        if checkpoint and (kept := checkpoint.read(self.name)):
+            self._restore(kept)
+        batches = len(task.batches(0).items)
+        self.bar = Progress(
+            total=(plan.epochs - self.epoch) * batches - self.batch,
+            desc=plan.title,
+            unit="batch",
+            disable=processes.rank() > 0,
+            leave=False,
+        )
+        self.since = time.perf_counter()
+
+    def trained(self, loss: Tensor) -> None:
+        """Take note of a batch's loss."""
+        self.losses.append(loss)
+        self.rate = self.optimizer.param_groups[0]["lr"]
+        self.bar.update()
+
+    def stepped(self) -> None:
+        self.task.after_step()
+        self.steps += 1
+
+    def validate(self, epoch: float) -> None:
+        """Score the task after ``epoch`` epochs, counted from 1 and maybe with a fraction; keep the best weights."""
+        self.log.train_seconds += time.perf_counter() - self.since
+        log, title = self.log, self.plan.title
+        of_parts = processes.gather(float(torch.stack(self.losses).mean()))
+        loss = sum(of_parts) * self.plan.accumulate
+        self.losses.clear()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"{title}: the training loss is {loss} at epoch {epoch:.2f}; "
+                "lower the learning rate, set clipping, or train in higher precision"
+            )
+        self.task.eval()
+        with torch.inference_mode(), self.fabric.autocast():
+            score = self.task.score()
+        self.task.train()
+        epoch = round(epoch, 4)
+        log.history.append({"epoch": epoch, "step": self.steps, "loss": loss, "valid": score, "lr": self.rate})
+        log.epochs = math.ceil(epoch)
+        self.since_best += 1
+        if score > log.best_score:
+            log.best_score, log.best_epoch, self.since_best = score, epoch, 0
+            self.weights = {name: value.detach().clone() for name, value in self.task.model.state_dict().items()}
+        self.bar.set_postfix_str(f"best {100 * log.best_score:.1f}%", refresh=False)
+        self.since = time.perf_counter()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no batch is to be trained on any more: patience has run out, or all was done by a killed run."""
+        return self.finished or 0 < self.plan.patience <= self.since_best
+
+    def end(self) -> FitLog:
+        """Leave the best weights in the model, and in a checkpoint for what follows in the stage."""
+        self.bar.close()
+        self.task.model.load_state_dict(self.weights)
+        if self.checkpoint and not self.finished:
+            self.finished = True
+            self._keep(self.plan.epochs, 0)
+        return self.log
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def keep_if_due(self, epoch: int, batch: int) -> None:
+        """Write a checkpoint where it is time for one: ``epoch`` epochs and ``batch`` batches of the next are done."""
+        if self.checkpoint and self.checkpoint.due():
+            self._keep(epoch, batch)
+
+    def _keep(self, epoch: int, batch: int) -> None:
+        assert self.checkpoint is not None
+        whole = {} if self.finished else {
+            "task": self.task.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }  # fmt: skip
+        state = {
+            **whole,
+            **{name: getattr(self, name) for name in ("weights", "losses", "steps", "since_best", "rate", "finished")},
+            "log": asdict(self.log),
+            "epoch": epoch,
+            "batch": batch,
+        }
+        self.checkpoint.write(self.name, state)
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        self.log = FitLog(**kept.pop("log"))
+        if not kept["finished"]:
+            self.task.load_state_dict(kept.pop("task"))
+            self.optimizer.load_state_dict(kept.pop("optimizer"))
+            self.schedule.load_state_dict(kept.pop("schedule"))
+            self.fabric.strategy.precision.load_state_dict(kept.pop("precision"))
+        for name, value in kept.items():
+            setattr(self, name, value)
+        self.losses = [loss.to(self.fabric.device) for loss in self.losses]
+
+
+def to_float16(values: Tensor) -> np.ndarray:
+    """float16 array of a tensor, with what float16 cannot hold cut off at its limits."""
+    limit = torch.finfo(torch.float16).max
+    return values.detach().float().clamp(-limit, limit).cpu().numpy().astype(np.float16)

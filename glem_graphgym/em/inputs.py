@@ -1,0 +1,188 @@
+"""The GNN's input: node features and, with label input, the labels of other nodes beside them.
+
+In the label channel (N, C) a gold node has its one-hot label and a candidate for a pseudo-label its distribution ŷ. A
+node whose label is to be predicted has zeros, so no prediction can see its own label (y_{V∖n}; y_{L∖n} in O(φ)).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glem_graphgym.em.pseudo_labels import StepTargets
+from glem_graphgym.files import fingerprint
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+
+FOLDS = 2  # parts in which nodes' own labels are hidden when all nodes are predicted with label input
+
+
+class LabelChannel:
+    """The labels of a step as an input, float32 (N, C), read by rows.
+
+    Args:
+        num_nodes: N.
+        targets: gold labels and the pseudo-labels of all candidates.
+    """
+
+    def __init__(self, num_nodes: int, targets: StepTargets) -> None:
+        self.num_nodes, self.targets = num_nodes, targets
+        self.gold_order = np.argsort(targets.gold.nodes, kind="stable")
+        self.gold_nodes = targets.gold.nodes[self.gold_order]
+        self.pseudo_nodes = np.empty(0, np.int64) if targets.pseudo is None else np.sort(targets.pseudo.candidates)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_nodes, self.targets.gold.num_classes
+
+    def take(self, nodes: np.ndarray) -> np.ndarray:
+        """float32 (n, C) of ``nodes``, int64 (n,), in any order; zeros where a node has no label."""
+        out = np.zeros((len(nodes), self.shape[1]), dtype=np.float32)
+        rows, _ = _found(nodes, self.pseudo_nodes)
+        if len(rows):
+            assert self.targets.pseudo is not None
+            out[rows] = self.targets.pseudo.targets(nodes[rows]).numpy()
+        rows, places = _found(nodes, self.gold_nodes)
+        out[rows] = 0.0
+        out[rows, self.targets.gold.labels[self.gold_order[places]]] = 1.0
+        return out
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        """float32 (end - first, C)."""
+        return self.take(np.arange(first, end))
+
+    def all_rows(self) -> Tensor:
+        """float32 (N, C)."""
+        return torch.from_numpy(self.read(0, self.num_nodes))
+
+    def key(self) -> str:
+        """A name of the content; predictions are read once."""
+        gold, pseudo = self.targets.gold, self.targets.pseudo
+        known = [gold.nodes, gold.labels, self.shape]
+        if pseudo is not None:
+            known += [pseudo.candidates, pseudo.logits, pseudo.temperature, pseudo.hard]
+        return fingerprint(*known)
+
+
+def _found(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ``nodes`` that are among the increasing ``known`` ones, and their places there."""
+    if not len(known):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    places = np.searchsorted(known, nodes).clip(max=len(known) - 1)
+    rows = np.flatnonzero(known[places] == nodes)
+    return rows, places[rows]
+
+
+class StoredInputs:
+    """Input rows of features that may be memory-mapped: nothing of all nodes is made.
+
+    Args:
+        x: (N, D).
+        targets: the step's labels; None without label input.
+        dtype: of the rows.
+    """
+
+    def __init__(self, x: FeatureRows, targets: StepTargets | None, dtype: torch.dtype) -> None:
+        self.x, self.dtype = x, dtype
+        self.channel = None if targets is None else LabelChannel(len(x), targets)
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.x)
+
+    @property
+    def dim(self) -> int:
+        """Columns of the input: D, or D + C with label input."""
+        return int(self.x.shape[1]) + (0 if self.channel is None else self.channel.shape[1])
+
+    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
+        """(n, D [+ C]): the input of ``nodes``, int64 (n,), without the labels of its ``hidden`` rows."""
+        x = torch.from_numpy(self.x.take(nodes)).to(self.dtype)
+        if self.channel is None:
+            return x
+        return with_labels(x, torch.from_numpy(self.channel.take(nodes)).to(self.dtype), hidden)
+
+    def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+        """Groups that ``nodes`` fall into, each with its input without the group's own labels: int64 (n,) -> rows."""
+        if self.channel is None:
+            yield nodes, lambda wanted: self.rows(wanted, slice(0))
+            return
+        for group, hidden in prediction_folds(self.num_nodes, self.channel.gold_nodes, nodes):
+            yield group, functools.partial(self._rows_hiding, hidden)
+
+    def _rows_hiding(self, hidden: np.ndarray, nodes: np.ndarray) -> Tensor:
+        return self.rows(nodes, torch.from_numpy(hidden[nodes]))
+
+
+class GNNInputs(StoredInputs):
+    """The input of all nodes in memory.
+
+    Args:
+        x: float (N, D), on the device and of the type that the GNN computes in.
+        targets: the step's labels; None without label input.
+    """
+
+    x: Tensor  # type: ignore[assignment]
+
+    def __init__(self, x: Tensor, targets: StepTargets | None) -> None:
+        self.x, self.dtype = x, x.dtype
+        self.channel = None if targets is None else LabelChannel(len(x), targets)
+        self.labels = None if self.channel is None else self.channel.all_rows().to(x)
+
+    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
+        places = torch.from_numpy(nodes)
+        return self.x[places] if self.labels is None else with_labels(self.x[places], self.labels[places], hidden)
+
+    def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Groups that ``nodes`` fall into, each with the input (N, D [+ C]) without the group's own labels."""
+        if self.channel is None:
+            yield nodes, self.x
+            return
+        for group, hidden in prediction_folds(self.num_nodes, self.channel.gold_nodes, nodes):
+            yield group, self.hiding(hidden)
+
+    def hiding(self, nodes: np.ndarray) -> Tensor:
+        """(N, D [+ C]): the input without the labels of ``nodes``, indices or bool (N,)."""
+        return self.x if self.labels is None else with_labels(self.x, self.labels.clone(), torch.from_numpy(nodes))
+
+    def without_label(self, x: Tensor) -> Tensor:
+        """bool (N,): nodes of which the input ``x`` tells no label."""
+        return ~x[:, self.x.shape[1] :].any(dim=1)
+
+    def filled(self, x: Tensor, nodes: Tensor, labels: Tensor) -> Tensor:
+        """The input ``x`` with the distributions ``labels`` (N, C) at the bool (N,) ``nodes``."""
+        known = x[:, self.x.shape[1] :]
+        return torch.cat([self.x, torch.where(nodes[:, None], labels.to(known), known)], dim=1)
+
+
+def with_labels(x: Tensor, labels: Tensor, hidden: Tensor | slice) -> Tensor:
+    """Features (n, D) and labels (n, C) beside them without the ``hidden`` rows'.
+
+    Args:
+        labels: the caller's own copy, in which these become zeros.
+    """
+    labels[hidden] = 0
+    return torch.cat([x, labels], dim=1)
+
+
+def prediction_folds(num_nodes: int, gold: np.ndarray, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Groups that ``nodes`` fall into, each with bool (N,): the nodes whose labels are hidden where it is predicted.
+
+    The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the labels of
+    its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
+
+    Args:
+        num_nodes: N.
+        gold: int64, the nodes with a gold label.
+        nodes: int64, increasing.
+    """
+    fold_of = np.zeros(num_nodes, dtype=np.int8)
+    fold_of[gold] = FOLDS
+    for fold in range(FOLDS):
+        fold_of[fold::FOLDS] += fold
+    for fold in np.unique(fold_of[nodes]).tolist():
+        yield nodes[fold_of[nodes] == fold], fold_of == fold

@@ -1,0 +1,157 @@
+"""Baselines that train a GNN on gold labels more than once: reliable label utilisation, self-distillation.
+
+Each wraps a learner. In a step on pseudo-labels they leave it as it is: in GLEM the pseudo-labels of the language model
+take their place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glem_graphgym.em.checkpoint import Checkpoint
+from glem_graphgym.em.fit import FitLog, Fitted, to_float16
+from glem_graphgym.em.hop_step import HopLearner
+from glem_graphgym.em.m_step import AdjustLoss, GNNLearner, GNNTask
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.out_of_core.propagation import MappedHops
+
+
+@dataclass(frozen=True)
+class FitsAgain:
+    """A learner that, on gold labels alone, trains further GNNs after the first; validation picks one of them."""
+
+    learner: Any
+
+    fits_more_than_once: ClassVar[bool] = True
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not about fitting is the learner's."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.learner, name)
+
+    def but(self, **changes: Any) -> FitsAgain:
+        """The same around a learner with other attributes."""
+        return replace(self, learner=self.learner.but(**changes))
+
+    def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
+        first = self.learner.fit(targets, features, title, checkpoint)
+        return first if targets.pseudo is not None else self.fit_again(first, title, checkpoint)
+
+    def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
+        """The GNN with the best validation score of ``first`` and those trained after it; all of them in its log."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SelfTraining(FitsAgain):
+    """Reliable label utilisation (RLU, Zhang et al. 2022): a network's own confident predictions as further targets.
+
+    Each further network starts from fresh weights, with soft labels of the nodes that the one before was sure of.
+
+    Attributes:
+        rounds: networks that are trained, with the first.
+        unlabelled: int64, nodes that may become targets.
+        threshold: of the top probability, 0-1; nodes above it become targets of the next round.
+        weight: of their term in the loss, 0-1, as β of an M-step.
+    """
+
+    learner: HopLearner
+    rounds: int
+    unlabelled: np.ndarray
+    threshold: float = 0.9
+    weight: float = 0.5
+
+    def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
+        best = latest = first
+        log = first.log
+        for number in range(2, self.rounds + 1):
+            own = self._confident(latest.task)
+            if not len(own.nodes):
+                break
+            targets = latest.task.targets
+            everything = len(own.nodes) / max(1, len(targets.gold.nodes)) + 1.0
+            made = replace(targets, pseudo=own, weight=self.weight, ratio=everything, redraw=False)
+            if isinstance(latest.task.inputs.hops, MappedHops):
+                self.learner.check_batch(made.num_trained, latest.task.dim_in)
+            latest = self.learner.fit_task(latest.task.anew(made), f"{title}, stage {number}", checkpoint)
+            best, log = (latest if latest.log.best_score > log.best_score else best), joined(log, latest.log)
+        return Fitted(best.task, log)
+
+    def _confident(self, task: GNNTask) -> PseudoLabels:
+        """Soft labels of the unlabelled nodes that a network is sure of."""
+        gold: Gold = task.targets.gold
+        logits = np.zeros((task.inputs.num_nodes, gold.num_classes), dtype=np.float16)
+        sure = []
+        for nodes, found in task.predictions(self.unlabelled):
+            logits[nodes] = to_float16(found)
+            top = torch.from_numpy(logits[nodes].astype(np.float32)).softmax(-1).amax(-1).numpy()
+            sure.append(nodes[top > self.threshold])
+        return PseudoLabels(logits, np.concatenate([np.empty(0, dtype=np.int64), *sure]), gold)
+
+
+@dataclass(frozen=True)
+class SelfDistillation(FitsAgain):
+    """Self-distillation: a student of the same kind learns from the predictions of all nodes by the first GNN.
+
+    Attributes:
+        share: 0-1, of the distance from the teacher in the student's loss.
+        temperature: T of both distributions.
+    """
+
+    learner: GNNLearner
+    share: float
+    temperature: float = 1.0
+
+    def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
+        task = first.task
+        logits = np.zeros((task.inputs.num_nodes, task.targets.gold.num_classes), dtype=np.float16)
+        for nodes, found in task.predictions(np.arange(len(logits))):
+            logits[nodes] = to_float16(found)
+        student = self.learner.fit_task(task.anew(adjust_loss=self._towards(logits)), f"{title}, student", checkpoint)
+        best = student if student.log.best_score > first.log.best_score else first
+        return Fitted(best.task, joined(first.log, student.log))
+
+    def _towards(self, teacher: np.ndarray) -> AdjustLoss:
+        """Draw the logits (N, C) of nodes that training sees towards the teacher's."""
+        target = torch.from_numpy(teacher).float().to(self.learner.hardware.device)
+        seen = self.learner.graphs.seen
+        nodes = slice(None) if seen is None else torch.from_numpy(seen).to(target.device)
+
+        def adjusted(loss: Tensor, logits: Tensor) -> Tensor:
+            distance = distillation_loss(logits[nodes], target[nodes], self.temperature)
+            return (1 - self.share) * loss + self.share * distance
+
+        return adjusted
+
+
+def joined(log: FitLog, later: FitLog) -> FitLog:
+    """The log of two fits, one after the other."""
+    better = later.best_score > log.best_score
+    return FitLog(
+        best_epoch=log.epochs + later.best_epoch if better else log.best_epoch,
+        best_score=max(log.best_score, later.best_score),
+        epochs=log.epochs + later.epochs,
+        history=log.history + [{**row, "epoch": log.epochs + row["epoch"]} for row in later.history],
+        train_seconds=log.train_seconds + later.train_seconds,
+    )
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(teacher / T) ‖ softmax(logits / T)) (Hinton et al. 2015), the mean over nodes and classes.
+
+    By classes too, as in RevGAT's published code, so that its weights can be taken over.
+
+    Args:
+        logits: float (n, C).
+        teacher: float (n, C) logits.
+        temperature: T, above 0.
+    """
+    ours, theirs = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, teacher))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).mean()

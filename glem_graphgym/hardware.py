@@ -1,0 +1,83 @@
+"""Where a stage computes, and in which precision."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
+
+from glem_graphgym import processes
+
+
+class Autocast(MixedPrecision):
+    """Half precision inside the model alone: targets stay float32, and graphs are no tensors to be converted."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+    convert_output = convert_input
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a stage runs.
+
+    Attributes:
+        accelerator: ``cpu`` or ``cuda``.
+        precision: Lightning's name: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+    """
+
+    accelerator: str = "cpu"
+    precision: str = "32-true"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.accelerator)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that matrix products are computed in, and that large inputs are kept in."""
+        types = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return types[self.precision]
+
+    @property
+    def scales_gradients(self) -> bool:
+        """For float16. They are then clipped by whoever unscales them, not by the optimizer."""
+        return self.precision == "16-mixed"
+
+    def autocast(self) -> torch.autocast:
+        """The precision of training, for a forward pass outside of it."""
+        mixed = self.precision != "32-true"
+        return torch.autocast(self.accelerator, dtype=self.dtype if mixed else None, enabled=mixed)
+
+    def fabric(self) -> Fabric:
+        """Devices, precision and the strategy (DDP) of the processes that work together now, for training."""
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # hints about devices that are not used
+        plugins: list[Any] = [Precision()]
+        if self.precision != "32-true":
+            plugins = [Autocast(cast(Literal["bf16-mixed", "16-mixed"], self.precision), self.accelerator)]
+        here = processes.place()
+        if here.size == 1:
+            # One of several processes that trains alone must not take the launcher's variables for its own.
+            plugins += [LightningEnvironment()] if processes.have_joined() else []
+            return Fabric(accelerator=self.accelerator, devices=1, plugins=plugins)
+        strategy = DDPStrategy(
+            cluster_environment=TorchElasticEnvironment(),  # `processes.join` has set its variables
+            broadcast_buffers=False,  # they are the same everywhere
+            find_unused_parameters=True,  # a hub's model may have some
+        )
+        fabric = Fabric(
+            accelerator=self.accelerator,
+            strategy=strategy,
+            devices=here.local_size,
+            num_nodes=here.machines,
+            plugins=plugins,
+        )
+        fabric.launch()
+        return fabric
