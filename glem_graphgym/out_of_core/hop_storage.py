@@ -193,5 +193,5 @@ def check_batch(
 
 
 def batch_bytes(nodes: int, hops: int, width: int, item_bytes: int) -> int:
-    """Bytes, about, of a batch's hops: as they are read, in their order, in float32."""
-    return (2 * item_bytes + 4) * (hops + 1) * nodes * width
+    """Bytes, about, of a batch's hops: as they are trained on, in float32, and of the next batch while it is read."""
+    return (3 * item_bytes + 4) * (hops + 1) * nodes * width

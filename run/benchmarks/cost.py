@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.measure import Row, row_of
@@ -238,28 +239,27 @@ Found = tuple[list[float], int, float]  # seconds of each counted step, steps of
 
 
 class Steps:
-    """Notes when each optimizer step ended, and how many texts were padded for encoding until then."""
+    """Notes when each optimizer step ended, and how many texts were encoded for training until then."""
 
-    def __init__(self, store: Any = None) -> None:
+    def __init__(self) -> None:
         self.ends: list[float] = []
         self.texts: list[int] = []
         self.seen = 0
         self.latest = (0, 0.0)
-        if store is not None:
-            plain = store.pad
-
-            def pad(nodes: np.ndarray) -> Any:
-                self.seen += len(nodes)
-                return plain(nodes)
-
-            store.pad = pad
 
     def __enter__(self) -> Steps:
-        self.hook = register_optimizer_step_post_hook(self.note)
+        self.hooks = [register_optimizer_step_post_hook(self.note), register_module_forward_pre_hook(self.see)]
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.hook.remove()
+        for hook in self.hooks:
+            hook.remove()
+
+    def see(self, module: Any, args: tuple[Any, ...]) -> None:
+        from glem_graphgym.models.text_encoder import TextEncoder
+
+        if isinstance(module, TextEncoder) and module.training:
+            self.seen += len(args[0])
 
     def note(self, optimizer: Any, *_: Any) -> None:
         made = (id(optimizer), float(next(iter(optimizer.state.values()))["step"]))
@@ -319,7 +319,7 @@ def lm_alone(job: Job, graph: TextGraph, cfg: Any) -> Found:
     store = open_tokens(cfg, graph)
     learner, _ = lm_learners(cfg, store, graph.num_classes, nobody())
     gold = gold_of(graph, job.batch * (job.warm_up + job.steps))
-    with Steps(store) as steps:
+    with Steps() as steps:
         learner.fit(StepTargets(gold), job.method)
     return steps.counted(job, math.ceil(len(graph.split["train"]) / job.batch))
 
@@ -332,7 +332,7 @@ def joint(job: Job, graph: TextGraph, cfg: Any) -> Found:
     store = open_tokens(cfg, graph)
     learner = joint_learner(cfg, graph, store, nobody())
     gold = gold_of(graph, job.batch * (job.warm_up + job.steps))
-    with Steps(store) as steps:
+    with Steps() as steps:
         learner.fit(StepTargets(gold), np.empty((graph.num_nodes, 0), dtype=np.float32), job.method)
     return steps.counted(job, math.ceil(len(graph.split["train"]) / job.batch))
 
@@ -350,7 +350,7 @@ def e_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
     gold = gold_of(graph, max(1, round(wanted * gold_total / (gold_total + pseudo_total))))
     pseudo = pseudo_of(graph, gold, wanted - len(gold.nodes))
     ratio = len(pseudo.nodes) / len(gold.nodes)
-    with Steps(store) as steps:
+    with Steps() as steps:
         learner.fit(StepTargets(gold, pseudo, cfg.glem.alpha, ratio), job.method)
     return steps.counted(job, math.ceil((gold_total + pseudo_total) / job.batch))
 
