@@ -91,16 +91,25 @@ class Batches(NamedTuple):
     prepare: Callable[[Any], Any]
 
     def prepared(self, device: torch.device) -> Iterator[Any]:
-        """Each batch on ``device``; a thread prepares one while the one before is in use."""
-        make = self.prepare if device.type == "cpu" else lambda item: _pinned(self.prepare(item))
-        with ThreadPoolExecutor(1, "batches") as thread:
-            ahead = None
-            for item in self.items:
-                batch, ahead = ahead, thread.submit(make, item)
-                if batch is not None:
-                    yield move_data_to_device(batch.result(), device)
-            if ahead is not None:
-                yield move_data_to_device(ahead.result(), device)
+        """Each batch on ``device``. For a GPU a thread prepares one while it computes with the one before; on CPU a
+        thread would take a core from training (docs/measurements.md, "Shared cores")."""
+        if device.type == "cpu":
+            yield from map(self.prepare, self.items)
+            return
+        for batch in ahead(lambda item: _pinned(self.prepare(item)), self.items):
+            yield move_data_to_device(batch, device)
+
+
+def ahead(prepare: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """``prepare`` of each item, by a thread that is one item ahead."""
+    with ThreadPoolExecutor(1, "batches") as thread:
+        waiting = None
+        for item in items:
+            done, waiting = waiting, thread.submit(prepare, item)
+            if done is not None:
+                yield done.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _pinned(batch: Any) -> Any:

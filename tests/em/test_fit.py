@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glem_graphgym.em.fit import Batches, FitPlan, Task, Validation, fit, to_float16
+from glem_graphgym.em.fit import Batches, FitPlan, Task, Validation, ahead, fit, to_float16
 from glem_graphgym.hardware import Hardware
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -217,11 +217,12 @@ def test_a_batch_is_prepared_by_a_thread_while_the_one_before_is_in_use() -> Non
         begun[item].set()
         return torch.tensor(item)
 
-    for item, batch in enumerate(Batches(range(4), prepare).prepared(torch.device("cpu"))):
+    for item, batch in enumerate(ahead(prepare, range(4))):
         assert batch == item
         assert item == 3 or begun[item + 1].wait(10)
         assert item >= 2 or not begun[item + 2].is_set()  # one ahead, no more
-    assert not list(Batches([], prepare).prepared(torch.device("cpu")))
+    assert not list(ahead(prepare, []))
+    assert list(Batches(range(4), prepare).prepared(torch.device("cpu"))) == [0, 1, 2, 3]
 
 
 def test_an_error_in_preparing_a_batch_is_raised() -> None:
@@ -229,7 +230,7 @@ def test_an_error_in_preparing_a_batch_is_raised() -> None:
         raise ValueError("no such text")
 
     with pytest.raises(ValueError, match="no such text"):
-        list(Batches([0, 1], prepare).prepared(torch.device("cpu")))
+        list(ahead(prepare, [0, 1]))
 
 
 # ---- the step -----------------------------------------------------------------------------------------------------
