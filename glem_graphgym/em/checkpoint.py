@@ -73,20 +73,19 @@ class Checkpoint:
             set_random_state(random_states[processes.rank()])
         return dict(state)
 
-    def remove(self) -> None:
-        """For a stage that is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that a library may draw from; without tensors, as processes tell each other."""
+    """The state of every generator that a library may draw from; without tensors, as processes tell each other.
+
+    Of a GPU where this process computes on one.
+    """
     numpy: Any = np.random.get_state()  # noqa: NPY002 - libraries below us draw from the global state
     name, keys, *rest = numpy
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),
         "torch": torch.get_rng_state().tolist(),
-        "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_initialized() else None,
     }
 
 

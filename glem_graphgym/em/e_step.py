@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
 TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the longest try a model
-ENCODING = "encoding"  # the checkpoint of `LMLearner.predict`
+ENCODING = "encoding"  # the checkpoint of `encoding_rounds`
 ROUND = 16  # batches that each of several processes encodes before the first collects them
 
 
@@ -189,20 +189,16 @@ class LMTask(Task):
         model = self.model.to(self.hardware.device).eval()
         nodes = np.arange(len(self.tokens)) if nodes is None else nodes
         bar = Progress(total=len(nodes), desc=title, unit="text", disable=processes.rank() > 0, leave=False)
-        batches = budget_batches(self.tokens.lengths, nodes, self.settings.infer_tokens)
-        done = encoded_before(checkpoint, self.settings.infer_tokens)
-        bar.update(sum(len(batch) for batch in itertools.islice(batches, done)))
         rank, size = processes.rank(), processes.world_size()
+        at_once = size * ROUND if size > 1 else 1
+        how = (nodes, self.settings.infer_tokens, bar, checkpoint, (logits, embeddings))
+        rounds = encoding_rounds(self.tokens, *how, at_once)
         with torch.inference_mode(), self.hardware.autocast(), bar:
-            while dealt := list(itertools.islice(batches, size * ROUND if size > 1 else 1)):
+            for dealt in rounds:
                 encoded = [(batch, *self._encode(model, batch)) for batch in dealt[rank::size]]
                 for batch, class_logits, embedding in itertools.chain(*processes.gather_to_rank_zero(encoded)):
                     logits[batch], embeddings[batch] = class_logits, embedding
                     bar.update(len(batch))
-                done += len(dealt)
-                if checkpoint and checkpoint.due():
-                    flush(logits, embeddings)
-                    checkpoint.write(ENCODING, {"batches": done, "infer_tokens": self.settings.infer_tokens})
 
     def _encode(self, model: TextClassifier, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits (B, C) and text embeddings (B, H) of the nodes' texts, float16."""
@@ -329,14 +325,29 @@ def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np
     return kept_array(folder / f"{name}.npy", np.float16, (rows, columns), nodes)
 
 
-def encoded_before(checkpoint: Checkpoint | None, infer_tokens: int) -> int:
-    """Batches of so many padded tokens that a killed run has encoded."""
+def encoding_rounds(
+    tokens: TokenStore,
+    nodes: np.ndarray,
+    infer_tokens: int,
+    bar: Progress,
+    checkpoint: Checkpoint | None,
+    arrays: Sequence[np.ndarray],
+    size: int = 1,
+) -> Iterator[list[np.ndarray]]:
+    """Rounds of at most ``size`` batches of nodes to encode, without those that a killed run has encoded.
+
+    A batch has at most ``infer_tokens`` padded tokens. When the next round is asked for, what the last one wrote into
+    ``arrays`` may be kept in a checkpoint.
+    """
+    batches = budget_batches(tokens.lengths, nodes, infer_tokens)
     kept = checkpoint.read(ENCODING) if checkpoint else None
-    return int(kept["batches"]) if kept and kept["infer_tokens"] == infer_tokens else 0
-
-
-def flush(*arrays: np.ndarray) -> None:
-    """Have the disk hold what was written into memory-mapped arrays."""
-    for array in arrays:
-        if isinstance(array, np.memmap):
-            array.flush()
+    done = int(kept["batches"]) if kept and kept["infer_tokens"] == infer_tokens else 0
+    bar.update(sum(len(batch) for batch in itertools.islice(batches, done)))
+    while dealt := list(itertools.islice(batches, size)):
+        yield dealt
+        done += len(dealt)
+        if checkpoint and checkpoint.due():
+            for array in arrays:
+                if isinstance(array, np.memmap):  # those of other processes than the first are in memory, and empty
+                    array.flush()
+            checkpoint.write(ENCODING, {"batches": done, "infer_tokens": infer_tokens})

@@ -176,13 +176,15 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
     if processes.world_size() > 1:
         share_batch_norms(task.model)
     fabric = hardware.fabric()
-    steps = plan.epochs * math.ceil(len(task.batches(0).items) / plan.accumulate)
-    optimizer, schedule, interval = task.optimizer(steps)
+    batches = task.batches(0)
+    count = len(batches.items)
+    optimizer, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.accumulate))
     objective, optimizer = fabric.setup(task, optimizer)
-    state = _State(task, optimizer, schedule, fabric, plan, checkpoint)
+    state = _State(task, optimizer, schedule, fabric, plan, count, checkpoint)
     for epoch in range(state.epoch, plan.epochs):
-        batches = task.batches(epoch)
-        count = len(batches.items)
+        if epoch > 0:
+            batches = task.batches(epoch)
+            count = len(batches.items)
         for number, batch in enumerate(batches.prepared(fabric.device), start=1):
             if number <= state.batch:  # trained on before the run was killed; made again for what is drawn in it
                 continue
@@ -219,6 +221,9 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
 class _State:
     """How far the training of a task is: its log, its best weights, and what a checkpoint holds of it all.
 
+    Args:
+        count: batches of an epoch.
+
     Attributes:
         epoch, batch: where training goes on: epochs that are done, and batches of the next one.
         finished: all is done, and the best weights are in the model.
@@ -226,7 +231,14 @@ class _State:
     """
 
     def __init__(
-        self, task: Task, optimizer: Any, schedule: Any, fabric: Fabric, plan: FitPlan, checkpoint: Checkpoint | None
+        self,
+        task: Task,
+        optimizer: Any,
+        schedule: Any,
+        fabric: Fabric,
+        plan: FitPlan,
+        count: int,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.task, self.optimizer, self.schedule, self.fabric = task.train(), optimizer, schedule, fabric
         self.plan, self.checkpoint = plan, checkpoint
@@ -238,9 +250,9 @@ class _State:
         self.finished = False
         if checkpoint and (kept := checkpoint.read(self.name)):
             self._restore(kept)
-        batches = len(task.batches(0).items)
+        done = self.epoch * count + self.batch
         self.bar = Progress(
-            total=(plan.epochs - self.epoch) * batches - self.batch,
+            total=plan.epochs * count - done,
             desc=plan.title,
             unit="batch",
             disable=processes.rank() > 0,

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glem_graphgym.data.tokens import TokenStore, budget_batches
+from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import Checkpoint
-from glem_graphgym.em.e_step import ENCODING, LMSettings, encode_in_parts, encoded_before, fit_lm, flush, lm_optimizer
+from glem_graphgym.em.e_step import LMSettings, encode_in_parts, encoding_rounds, fit_lm, lm_optimizer
 from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, to_float16
 from glem_graphgym.em.inputs import GNNInputs, StoredInputs
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
@@ -238,18 +238,12 @@ class JointTask(Task):
         model = self.model.to(self.device).eval()
         nodes = np.arange(len(self.tokens)) if nodes is None else nodes
         bar = Progress(total=len(nodes), desc=title, unit="text", leave=False)
-        tokens = self.settings.lm.infer_tokens
-        done = encoded_before(checkpoint, tokens)
+        rounds = encoding_rounds(self.tokens, nodes, self.settings.lm.infer_tokens, bar, checkpoint, (embeddings,))
         with torch.inference_mode(), self.learner.hardware.autocast(), bar:
-            for number, batch in enumerate(budget_batches(self.tokens.lengths, nodes, tokens), start=1):
-                bar.update(len(batch))
-                if number <= done:
-                    continue
+            for (batch,) in rounds:
                 ids, mask = (torch.from_numpy(array).to(self.device) for array in self.tokens.pad(batch))
                 embeddings[batch] = to_float16(model.encoder(ids, mask))
-                if checkpoint and checkpoint.due():
-                    flush(embeddings)
-                    checkpoint.write(ENCODING, {"batches": number, "infer_tokens": tokens})
+                bar.update(len(batch))
         self.propagate(logits, embeddings)
 
     def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:

@@ -31,7 +31,6 @@ class GNNSettings:
         lr: base learning rate, for the record; the optimizer has its own.
         eval_every: epochs between validations.
         patience: validations without a better score before training stops; 0 = never.
-        clip: upper bound of the gradient norm, 0 = none.
         label_input: concatenate labels to the features: y_L and ŷ_U, a target's own label hidden.
         label_input_rate: share 0-1 of the gold labels given as input in an epoch; the other gold nodes are its targets.
             Of the candidates for pseudo-labels at most 1 / `FOLDS` are targets at a time, for the same reason.
@@ -41,7 +40,6 @@ class GNNSettings:
     lr: float = 0.0
     eval_every: int = 1
     patience: int = 0
-    clip: float = 0.0
     label_input: bool = False
     label_input_rate: float = 0.5
 
@@ -123,7 +121,11 @@ class GNNLearner:
         """A GNN for float (N, D) ``features`` and ``targets``, with fresh weights or, where given, ``weights``."""
         x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device, self.hardware.dtype)
         inputs = GNNInputs(comes_again(x), targets if self.settings.label_input else None)
-        return FullBatchTask(self, inputs, targets, self.module(inputs.dim, targets, weights))
+        return self._task()(self, inputs, targets, self.module(inputs.dim, targets, weights))
+
+    def _task(self) -> type[FullBatchTask]:
+        """The kind of task that `start` makes."""
+        return FullBatchTask
 
     def module(self, dim_in: int, targets: StepTargets, weights: Weights | None = None) -> nn.Module:
         """A new network for inputs of that width, with fresh weights or, where given, ``weights``."""
@@ -139,7 +141,7 @@ class GNNLearner:
     def fit_task(self, task: GNNTask, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
         """Train a GNN that has been started."""
         s = self.settings
-        plan = FitPlan(title, s.epochs, s.eval_every, s.patience, clip=s.clip)
+        plan = FitPlan(title, s.epochs, s.eval_every, s.patience)
         return Fitted(task, fit(task, plan, self.hardware, checkpoint))
 
 

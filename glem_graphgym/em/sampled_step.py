@@ -78,9 +78,8 @@ class SampledLearner(GNNLearner):
 
     in_batches: ClassVar[bool] = True
 
-    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
-        whole = super().start(targets, features, weights)
-        return SampledTask(self, whole.inputs, targets, whole.model)
+    def _task(self) -> type[SampledTask]:
+        return SampledTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em.checkpoint import random_state, set_random_state
 from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.hardware import Hardware
@@ -125,14 +125,13 @@ def _naming(what: str, remedy: str) -> Iterator[None]:
 @contextlib.contextmanager
 def random_state_kept(hardware: Hardware) -> Iterator[None]:
     """Whatever is drawn in the block, all that follows draws what it would have drawn without it."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from it
-    devices = [torch.cuda.current_device()] if hardware.accelerator == "cuda" else []
+    if hardware.accelerator == "cuda":
+        torch.cuda.init()
+    state = random_state()
     try:
-        with torch.random.fork_rng(devices):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        set_random_state(state)
 
 
 def first_line(error: Exception) -> str:

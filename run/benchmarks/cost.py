@@ -25,10 +25,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.measure import Row, row_of
@@ -248,18 +249,22 @@ class Steps:
         self.latest = (0, 0.0)
 
     def __enter__(self) -> Steps:
-        self.hooks = [register_optimizer_step_post_hook(self.note), register_module_forward_pre_hook(self.see)]
+        from glem_graphgym.models.text_encoder import TextEncoder
+
+        plain = TextEncoder.forward
+
+        def seen(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+            self.seen += len(ids) * encoder.training
+            return plain(encoder, ids, mask)
+
+        self.patch = mock.patch.object(TextEncoder, "forward", seen)
+        self.patch.start()
+        self.hook = register_optimizer_step_post_hook(self.note)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
-    def see(self, module: Any, args: tuple[Any, ...]) -> None:
-        from glem_graphgym.models.text_encoder import TextEncoder
-
-        if isinstance(module, TextEncoder) and module.training:
-            self.seen += len(args[0])
+        self.hook.remove()
+        self.patch.stop()
 
     def note(self, optimizer: Any, *_: Any) -> None:
         made = (id(optimizer), float(next(iter(optimizer.state.values()))["step"]))
