@@ -19,14 +19,18 @@ import pytest
 
 RUN = Path(__file__).resolve().parents[2] / "run"
 
-# A run that works and takes a second: every case changes one thing of it.
-WORKING = """
+# How every small run is computed, and where its results go.
+PREAMBLE = """
 accelerator: cpu
 metric_best: accuracy
 num_threads: 1
 tensorboard_agg: False
 out_dir: {folder}/results
-dataset: {{format: TAG, name: synthetic, dir: {folder}/datasets, tag_split: [0.3, 0.2, 0.3],
+"""
+# A run that works and takes a second: every case changes one thing of it.
+WORKING = (
+    PREAMBLE
+    + """dataset: {{format: TAG, name: synthetic, dir: {folder}/datasets, tag_split: [0.3, 0.2, 0.3],
   synthetic_nodes: 60, synthetic_classes: 2, synthetic_words: 3}}
 lm: {{model: {tiny_lm}, epochs: 1, batch_size: 8, max_length: 16, precision: 32}}
 model: {{type: glem_sage}}
@@ -34,6 +38,7 @@ gnn: {{layers_mp: 2, layers_post_mp: 1, dim_inner: 8}}
 optim: {{optimizer: adamw, scheduler: none, max_epoch: 2}}
 train: {{mode: glem}}
 """
+)
 
 
 def load_program(name: str) -> ModuleType:

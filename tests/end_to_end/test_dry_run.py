@@ -21,7 +21,7 @@ from glem_graphgym.registered import preflight
 from glem_graphgym.registered.networks import LayeredGNN
 from glem_graphgym.registered.preflight import Preflight, examine
 from glem_graphgym.registered.run_folder import RunError
-from tests.end_to_end.test_main import load_main
+from tests.bad_inputs.conftest import load_program
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 STAGES = ("lm_gold", "gnn_gold", "e_step", "m_step")
@@ -142,7 +142,7 @@ def test_hops_on_disk_take_what_was_foreseen(
         join(self)
 
     monkeypatch.setattr(out_of_core._Propagation, "_join", noted)
-    assert load_main().main(["--cfg", str(config)]) == 0
+    assert load_program("main").main(["--cfg", str(config)]) == 0
     stored = sum(item.bytes for item in found.stored if not item.passing)
     assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
     hops = {item.what: item for item in found.stored if item.what.startswith("hop features")}
@@ -184,7 +184,7 @@ def test_outputs_of_layers_take_what_was_foreseen(
         return layer(self, index, x, structure)
 
     monkeypatch.setattr(LayeredGNN, "layer", noted)
-    assert load_main().main(["--cfg", str(config)]) == 0
+    assert load_program("main").main(["--cfg", str(config)]) == 0
     assert layers.bytes == pytest.approx(max(peaks), rel=0.25)
     assert not list((tmp_path / "results").rglob("layer_*.npy"))
 
@@ -228,7 +228,7 @@ def test_a_missing_dataset_is_built_before_ones_eyes(
     (tmp_path / "edges.csv").write_text("source,target\n" + "".join(f"{node},{node + 1}\n" for node in range(59)))
     table = ["dataset.name", "table", "dataset.tag_source", str(tmp_path), "dataset.tag_split", "[0.4, 0.3, 0.3]"]
     small = [*table, "gnn.dim_inner", "16"]
-    main = load_main().main
+    main = load_program("main").main
     for is_there in (False, True):
         assert main(["--cfg", str(config), "--dry_run", *small]) == 0
         assert ("is not there yet: it is made now" in capfd.readouterr().err) != is_there
@@ -310,7 +310,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_do(
 ) -> None:
     config = write_config(tmp_path, tiny_lm)
     small = ["dataset.synthetic_nodes", "600", "gnn.dim_inner", "16"]
-    main = load_main().main
+    main = load_program("main").main
     assert main(["--cfg", str(config), "--dry_run", *small]) == 0
     assert "DOES NOT FIT" not in capsys.readouterr().out
     monkeypatch.setattr(preflight, "available_bytes", lambda: 100 << 20)
@@ -338,7 +338,7 @@ def test_what_the_run_itself_refuses_the_dry_run_refuses(
 ) -> None:
     config = write_config(tmp_path, tiny_lm)
     small = ["dataset.synthetic_nodes", "600", "dataset.tag_split", "[0.6, 0.2, 0.2]", "gnn.dim_inner", "16", *options]
-    main = load_main().main
+    main = load_program("main").main
     with pytest.raises(ValueError, match=message):
         main(["--cfg", str(config), *small])
     with pytest.raises(RunError, match=message):

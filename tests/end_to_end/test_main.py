@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.em.e_step import LMTask
 from glem_graphgym.em.m_step import GNNTask
 from glem_graphgym.registered.run_folder import RunError, held, names_of_stages
+from tests.bad_inputs.conftest import load_program
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 NODES, CLASSES = 160, 3
@@ -79,14 +78,6 @@ train:
 Runner = Callable[..., int]
 
 
-def load_main() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_main", MAIN)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_config(folder: Path, tiny_lm: Path, name: str = "synth") -> Path:
     file = folder / f"{name}.yaml"
     file.write_text(CONFIG.format(folder=folder, tiny_lm=tiny_lm))
@@ -96,7 +87,7 @@ def write_config(folder: Path, tiny_lm: Path, name: str = "synth") -> Path:
 @pytest.fixture
 def main() -> Iterator[Runner]:
     """``main(config, option, value, ...)``, with the logging that it sets up taken back."""
-    module, root = load_main(), logging.getLogger()
+    module, root = load_program("main"), logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
     def run(config: Path, *options: object) -> int:
@@ -347,7 +338,7 @@ def test_no_line_is_wider_than_80_columns_but_for_paths(finished: tuple[Path, st
 def test_every_mode_says_where_its_results_are(
     mode: str, seeds: range, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load_main().say_where(mode, Path("results/x"), seeds)
+    load_program("main").say_where(mode, Path("results/x"), seeds)
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == last
     assert [line.endswith("run/leaderboard.py --dir results/x") for line in rest] == [True] * (mode != "glem_predict")
@@ -424,7 +415,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        assert load_main().main(["--cfg", str(config), "glem.keep_weights", "all"]) == 0
+        assert load_program("main").main(["--cfg", str(config), "glem.keep_weights", "all"]) == 0
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
@@ -788,7 +779,7 @@ def test_a_missing_yaml(tmp_path: Path, main: Runner) -> None:
 @pytest.mark.parametrize("arguments", [[], ["--cfg", "x.yaml", "--repeat", "0"], ["--cfg", "x.yaml", "--overwite"]])
 def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        load_main().main(arguments)
+        load_program("main").main(arguments)
     assert exit.value.code == 2
     assert "error: " in capsys.readouterr().err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -11,13 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from torch_geometric.graphgym.register import loader_dict
 
 from glem_graphgym.registered.run_folder import RunError
 from glem_graphgym.report.leaderboard import read_boards
+from tests.bad_inputs.conftest import load_program
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "val", "test")
@@ -188,14 +187,6 @@ def same_logging() -> Iterator[None]:
     root.setLevel(level)
 
 
-def load_main() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_main", ROOT / "run" / "main.py")
-    assert spec is not None and spec.loader is not None
-    main = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(main)
-    return main
-
-
 def rows(file: Path) -> list[dict[str, float]]:
     """Rows of a stats file without what is measured."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -219,7 +210,7 @@ def test_standard_mode_is_stock_graphgym(
 ) -> None:
     """Through run/main.py, in this process: the same rows, and validation without the untrained model's."""
     monkeypatch.chdir(stock)
-    assert load_main().main(["--cfg", f"{config}.yaml", "out_dir", "ours"]) == 0
+    assert load_program("main").main(["--cfg", f"{config}.yaml", "out_dir", "ours"]) == 0
     about = json.loads((stock / "ours" / config / "3" / "run.json").read_text())
     assert "fingerprint" not in about and about["seconds"] > 0  # not a text graph, so its content is not known
     for split in SPLITS:
@@ -243,7 +234,7 @@ def test_a_stock_run_on_a_text_graph_notes_graph_cost_and_versions(
     (tmp_path / "gcn.yaml").write_text(TEXT_GRAPH_YAML)
     for number in range(2):
         start = time.perf_counter()
-        assert load_main().main(["--cfg", "gcn.yaml", "out_dir", "stock"]) == 0
+        assert load_program("main").main(["--cfg", "gcn.yaml", "out_dir", "stock"]) == 0
         seconds = time.perf_counter() - start
         about = json.loads((tmp_path / "stock" / "gcn" / "0" / "run.json").read_text())
         if number == 0:
@@ -254,13 +245,13 @@ def test_a_stock_run_on_a_text_graph_notes_graph_cost_and_versions(
     assert set(about["versions"]) == {"ogb", "torch", "torch_geometric", "transformers"}
     assert about["finished"] is True and "em_iterations" not in about
     (stock,) = read_boards([tmp_path / "stock"])
-    assert load_main().main(["--cfg", "gcn.yaml", "out_dir", "ours", "train.mode", "glem_gnn"]) == 0
+    assert load_program("main").main(["--cfg", "gcn.yaml", "out_dir", "ours", "train.mode", "glem_gnn"]) == 0
     (together,) = read_boards([tmp_path / "stock", tmp_path / "ours"])
     assert together.fingerprint == about["fingerprint"]
     assert {row.method for row in together.rows} == {"GraphGym", "GNN"}
     assert (stock.rows[0].seconds, stock.rows[0].peak_memory_mb) == (about["seconds"], about["peak_memory_mb"])
     with pytest.raises(RunError, match="another version of synthetic"):
-        load_main().main(["--cfg", "gcn.yaml", "out_dir", "stock", "dataset.tag_seed", "5"])
+        load_program("main").main(["--cfg", "gcn.yaml", "out_dir", "stock", "dataset.tag_seed", "5"])
 
 
 def test_the_same_names_in_two_classes_and_three(stock: Path) -> None:

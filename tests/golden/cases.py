@@ -10,19 +10,15 @@ from pathlib import Path
 import numpy as np
 from torch_geometric.graphgym.config import cfg, set_cfg
 
-from tests.bad_inputs.conftest import RUN, load_program
+from tests.bad_inputs.conftest import PREAMBLE, RUN, load_program
 
 RECORD = Path(__file__).with_name("record.npz")
 
 # Small steps of the language model, and the GNN by SGD: Adam makes a step of lr of a gradient that is but rounding, and
 # another processor rounds in another way.
-CONFIG = """
-accelerator: cpu
-metric_best: accuracy
-num_threads: 1
-tensorboard_agg: False
-out_dir: {folder}/results
-dataset: {{format: TAG, name: synthetic, dir: {folder}/datasets, tag_split: [0.3, 0.2, 0.3],
+CONFIG = (
+    PREAMBLE
+    + """dataset: {{format: TAG, name: synthetic, dir: {folder}/datasets, tag_split: [0.3, 0.2, 0.3],
   synthetic_nodes: 100, synthetic_classes: 3, synthetic_words: 4, synthetic_features: 6}}
 lm: {{model: {lm}, epochs: 2, batch_size: 8, max_length: 16, precision: 32, lr: 0.001, warmup_epochs: 0.5,
   evals_per_epoch: 2}}
@@ -33,6 +29,7 @@ train: {{mode: glem, eval_period: 2}}
 e_step: {{epochs: 1}}
 glem: {{em_iterations: 1, lm_pseudo_ratio: 1.0, gnn_pseudo_ratio: 0.5}}
 """
+)
 
 HOPS = {"optim.base_lr": 0.05, "gnn.hops": 2, "gnn.batch_size": 16}
 SAMPLED = {"gnn.fan_out": "[3,3]", "gnn.batch_size": 12}
