@@ -39,6 +39,14 @@ REMOVED: dict[str, Any] = {
     "optim.clip": 0.0,
 }
 
+# (key, old value) -> what to do in its place.
+OLD_VALUES = {
+    (
+        "train.mode",
+        "glem_predict",
+    ): "a program now: python run/predict.py with the --cfg and options of the run",
+}
+
 
 def old_names(names: Iterable[str]) -> str:
     """What has become of the old names among ``names``, in words; "" where there are none."""

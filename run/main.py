@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import add_config, before_imports, logs_to_file, parse_with_options, run_program
+from session import experiment_name, run_to_status, set_up_logging, set_up_process, start_or_join
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,34 +44,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(quiet=logs_to_file(args))
-    if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`
-    # Imported late, so that --help and a wrong command line answer at once.
-    import glem_graphgym  # noqa: F401 - registers the plugin
-    from glem_graphgym import processes
-    from glem_graphgym.config import ConfigError
-    from glem_graphgym.data.text_graph import DataError
-    from glem_graphgym.memory import naming_out_of_memory
-    from glem_graphgym.registered.run_folder import RunError
-
-    try:
-        # Stages name themselves where memory runs out; this is for what is before and after them.
-        with naming_out_of_memory("the run", "take a smaller dataset.name or lm.model, or a machine with more"):
-            return run_experiment(args, sys.argv[1:] if argv is None else argv)
-    except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
-        if os.environ.get("GLEM_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if not processes.is_lost(error):
-            raise
-        print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
-        return processes.LOST
-    except KeyboardInterrupt:
-        again = " without --overwrite" if args.overwrite else ""
-        print(f"interrupted; type the same command again{again} to resume", file=sys.stderr)
-        return 1
+    again = "the same command again" + (" without --overwrite" if args.overwrite else "")
+    return run_to_status(lambda: run_experiment(args, sys.argv[1:] if argv is None else argv), again)
 
 
 def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
@@ -79,10 +53,10 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
     from torch_geometric.graphgym.config import cfg
 
     from glem_graphgym import processes
+    from glem_graphgym.build.run_folder import held
     from glem_graphgym.config import check_seeds, dump_config, load_config, settings_of
     from glem_graphgym.disk import writing
     from glem_graphgym.em.journal import seed_everything
-    from glem_graphgym.registered.run_folder import held, require_finished
 
     load_config(cfg, args.cfg_file, args.opts)
     check_seeds(cfg.seed, args.repeat)
@@ -91,29 +65,26 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
     settings = settings_of(cfg)  # GraphGym's training writes into cfg
     if args.dry_run:
         return dry_run(cfg, experiment, args.repeat, args.overwrite)
-    if (status := start_or_join(cfg, argv)) is not None:
+    if (status := start_or_join(cfg, __file__, argv)) is not None:
         return status
     first = processes.rank() == 0  # it alone writes and reports
     last = cfg.seed + args.repeat - 1
     for seed in range(cfg.seed, last + 1):
         cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
         cfg.run_dir = str(experiment / str(seed))
-        if cfg.train.mode == "glem_predict":
-            require_finished(Path(cfg.run_dir))
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         with writing(Path(cfg.run_dir)), held(Path(cfg.run_dir)) if first else nullcontext():
             set_up_logging(cfg)
             set_up_process(cfg)
             seed_everything(seed)
-            if first and cfg.train.mode != "glem_predict" and not (experiment / cfg.cfg_dest).exists():
+            if first and not (experiment / cfg.cfg_dest).exists():
                 dump_config(settings, experiment / cfg.cfg_dest)
             if args.repeat > 1:
                 logging.info(f"seed {seed}, {seed - settings.seed + 1} of {args.repeat}")
             run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
     # Not before: a run that is refused must not change what stands there.
-    if first and cfg.train.mode != "glem_predict":
-        dump_config(settings, experiment / cfg.cfg_dest)
     if first:
+        dump_config(settings, experiment / cfg.cfg_dest)
         report_experiment(cfg, experiment)
         say_where(cfg.train.mode, experiment, range(settings.seed, last + 1))
     processes.leave()
@@ -122,81 +93,17 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
     return 0
 
 
-def start_or_join(cfg: Any, argv: list[str]) -> int | None:
-    """Become one of a run's processes; or, where ``devices`` asks for several and nobody has started them, do that.
-
-    Returns:
-        The exit status of the processes that were started; None where the run is to be done in this one.
-    """
-    from glem_graphgym import processes
-    from glem_graphgym.config import check_devices
-    from glem_graphgym.registered.language_model import hardware_for
-    from glem_graphgym.starting import start
-
-    place = processes.find_place()
-    check_devices(cfg, place.local_size if place else None)
-    count = cfg.devices or 1
-    if cfg.train.mode == "standard" or (place is None and count == 1):
-        return None
-    if place is None:
-        return start([sys.executable, str(Path(__file__).resolve()), *argv], count)
-    processes.join(place, hardware_for(cfg, "32").accelerator)
-    return None
-
-
-def experiment_name(file: str) -> str:
-    name = Path(file).name
-    return name.removesuffix(".yaml").removesuffix(".yml")
-
-
 def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
     """Print what the run needs, and write nothing of it; 1 if something does not fit."""
     from glem_graphgym.config import check_devices
-    from glem_graphgym.registered.preflight import examine
-    from glem_graphgym.report.needs import print_needs
+    from glem_graphgym.plan.needs import print_needs
+    from glem_graphgym.plan.preflight import examine
 
     check_devices(cfg, None)
     print("trying a part of every stage on this machine ...", flush=True)
     found = examine(cfg, [experiment / str(cfg.seed + place) for place in range(repeat)], overwrite)
     print_needs(found, f"{experiment.name}: what it needs")
     return 0 if found.fits else 1
-
-
-def set_up_process(cfg: Any) -> None:
-    """At most ``num_threads`` threads, and never more than the machine has: more only get in each other's way.
-
-    Processes on one machine share its threads.
-    """
-    import torch
-
-    from glem_graphgym import processes
-    from glem_graphgym.memory import keep_freed_memory, limit_to_machine
-
-    keep_freed_memory()
-    if not torch.cuda.is_available():  # whose driver maps far more than it uses
-        limit_to_machine()
-    share = len(os.sched_getaffinity(0)) // processes.place().local_size
-    torch.set_num_threads(max(1, min(cfg.num_threads, share)))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
-def set_up_logging(cfg: Any) -> None:
-    """To the terminal, to the run's logging.log, or to both, as ``print`` says; the first process's lines alone."""
-    from glem_graphgym import processes
-
-    if processes.rank() > 0:
-        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
-        return
-    handlers: list[logging.Handler] = []
-    if cfg.print in ("stdout", "both"):
-        handlers.append(logging.StreamHandler(sys.stdout))
-    if cfg.print in ("file", "both"):
-        handlers.append(logging.FileHandler(Path(cfg.run_dir) / "logging.log"))
-    if not handlers:
-        raise ValueError(f"print is '{cfg.print}', expected one of: stdout, file, both")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
-    for name in ("httpx", "httpcore", "filelock", "fsspec", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def run_seed(cfg: Any, name: str, overwrite: int) -> None:
@@ -213,9 +120,6 @@ def run_seed(cfg: Any, name: str, overwrite: int) -> None:
     if processes.rank() > 0:
         return
     run_dir = Path(cfg.run_dir)
-    if cfg.train.mode == "glem_predict":
-        stats.print_predictions(run_dir)
-        return
     stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
     reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
@@ -231,12 +135,12 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from torch_geometric.graphgym.utils.comp_budget import params_count
     from torch_geometric.graphgym.utils.device import auto_select_device
 
+    from glem_graphgym.build.graph import load_text_graph_of
+    from glem_graphgym.build.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
     from glem_graphgym.config import check_metric
     from glem_graphgym.data.pickles import only_data_is_unpickled
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
-    from glem_graphgym.registered.loader import load_text_graph_of
-    from glem_graphgym.registered.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
     from glem_graphgym.report.stats import drop_sanity_row
 
     run_dir = Path(cfg.run_dir)
@@ -274,8 +178,6 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
     """Aggregate over all seeds that the experiment's folder holds."""
     from glem_graphgym.report import aggregate
 
-    if cfg.train.mode == "glem_predict":
-        return
     aggregate.aggregate_seeds(
         experiment, cfg.metric_best, cfg.metric_agg, digits=cfg.round, tensorboard=cfg.tensorboard_agg
     )
@@ -288,9 +190,6 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
 def say_where(mode: str, experiment: Path, seeds: range) -> None:
     """The last lines: the file with the results of what was asked for, and the command that shows them."""
     seed = str(seeds[0]) if len(seeds) == 1 else f"{{{','.join(map(str, seeds))}}}"
-    if mode == "glem_predict":
-        print(f"Predictions: {experiment / seed / 'predictions.csv.gz'}", flush=True)
-        return
     if mode == "standard":
         file = experiment / "agg" / "test" / "best.json"
     else:

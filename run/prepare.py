@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     from torch_geometric.graphgym.config import cfg
 
     import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym.build.preparation import prepare_dataset
     from glem_graphgym.config import load_config
     from glem_graphgym.disk import writing
-    from glem_graphgym.registered.preparation import prepare_dataset
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -16,11 +16,11 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 
 from glem_graphgym import memory
+from glem_graphgym.build import memory_check, sizes
+from glem_graphgym.build.gnn import build_gnn, sees_hops
+from glem_graphgym.build.graph import GRAPHS
+from glem_graphgym.build.run_folder import decisive_settings
 from glem_graphgym.config import KEYS, feature_kinds, load_config
-from glem_graphgym.registered import memory_check, sizes
-from glem_graphgym.registered.loader import GRAPHS
-from glem_graphgym.registered.networks import build_gnn, sees_hops
-from glem_graphgym.registered.run_folder import decisive_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "run"))
@@ -59,13 +59,13 @@ def feature_width() -> int:
 
 def dim_in() -> int:
     """Width of the GNN's input: features, and labels where the network takes them with its features."""
-    labels = SIZES[cfg.dataset.name][1] if cfg.glem.label_input and not sees_hops() else 0
+    labels = SIZES[cfg.dataset.name][1] if cfg.glem.label_input and not sees_hops(cfg) else 0
     return feature_width() + labels
 
 
 def build() -> nn.Module:
     with torch.device("meta"):
-        return build_gnn(dim_in(), SIZES[cfg.dataset.name][1])
+        return build_gnn(cfg, dim_in(), SIZES[cfg.dataset.name][1])
 
 
 # ---- every configuration ------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_its_network_and_optimizer_can_be_made(stem: str) -> None:
     create_scheduler(optimizer, cfg.optim)
     assert not cfg.glem.label_input or getattr(network, "label_hops", 1) > 0
     only_hops = cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
-    assert not (only_hops and not sees_hops()) and not (cfg.gnn.fan_out and sees_hops())  # refused when it is run
+    assert not (only_hops and not sees_hops(cfg)) and not (cfg.gnn.fan_out and sees_hops(cfg))  # refused when it is run
 
 
 @pytest.mark.parametrize("stem", CONFIGS)

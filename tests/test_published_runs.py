@@ -15,14 +15,14 @@ import torch
 from torch import nn
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.gnn import build_gnn
+from glem_graphgym.build.run import lm_learners
 from glem_graphgym.config import load_config
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.models.dropout import Dropout
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.text_encoder import TextClassifier
-from glem_graphgym.registered.networks import build_gnn
-from glem_graphgym.registered.train import lm_learners
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs_gg"
 OF_OGB = [file for file in sorted(FOLDER.glob("*.yaml")) if re.search("_(arxiv|products|papers100m)$", file.stem)]
@@ -86,7 +86,7 @@ def test_e_steps_have_no_warm_up_and_smooth_pseudo_labels_as_gold_ones(file: Pat
 @pytest.mark.parametrize("file", [file for file in GLEM if "papers100m" in file.stem], ids=lambda file: file.stem)
 def test_gamlp_on_papers100m_has_its_label_branch_and_no_label_among_its_features(file: Path) -> None:
     load_config(cfg, file)
-    net = build_gnn(100, 172)
+    net = build_gnn(cfg, 100, 172)
     assert isinstance(net, GAMLP) and net.label_branch is not None
     assert sum(parameter.numel() for parameter in net.parameters()) == 16_079_375
     assert sum(parameter.numel() for parameter in net.label_branch.parameters()) == 2_458_797

@@ -12,7 +12,6 @@ from glem_graphgym.config.checks import (  # noqa: F401
 from glem_graphgym.config.keys import (  # noqa: F401
     KEYS,
     NULLABLE,
-    OUR_MODES,
     ConfigError,
     Key,
     all_keys,

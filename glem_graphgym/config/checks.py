@@ -138,7 +138,7 @@ OUR_RULES: tuple[Rule, ...] = (
     (lambda c: c.gnn.input_norm != "batch" or c.model.type in ("glem_revgat", "glem_gamlp"),
      "gnn.input_norm is 'batch', but model.type {model.type} has no norm of its input (glem_revgat and glem_gamlp "
      "have); expected standardise or none"),
-    (lambda c: c.gnn.input_norm != "layer" or c.train.mode in ("glem_joint", "glem_predict"),
+    (lambda c: c.gnn.input_norm != "layer" or c.train.mode == "glem_joint",
      "gnn.input_norm is 'layer', but train.mode {train.mode} does not change text embeddings while it trains the GNN; "
      "expected standardise, batch or none"),
     (lambda c: not (c.lm.freeze_layers and c.lm.lora_rank),
@@ -146,8 +146,7 @@ OUR_RULES: tuple[Rule, ...] = (
      "in each; set one of them to 0"),
     (lambda c: c.glem.label_input or not c.gnn.label_reuse,
      "gnn.label_reuse is {gnn.label_reuse}, but no labels are given; set glem.label_input to True"),
-    (lambda c: not (c.dataset.node_encoder and c.dataset.node_encoder_name == "glem_text")
-     or c.train.mode == "glem_predict",
+    (lambda c: not (c.dataset.node_encoder and c.dataset.node_encoder_name == "glem_text"),
      "train.mode {train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside the GNN; "
      "use train.mode standard for that, or dataset.node_encoder False"),
 )  # fmt: skip

@@ -13,6 +13,8 @@ from torch_geometric.graphgym.config import set_cfg
 from yacs.config import CfgNode
 
 from glem_graphgym.config.yaml_text import natural
+from glem_graphgym.modes import MODES
+from glem_graphgym.renamed import OLD_VALUES
 
 
 class ConfigError(ValueError):
@@ -55,7 +57,8 @@ class Key:
             ConfigError: names the key, the value and what is expected.
         """
         if self.choices and value not in self.choices:
-            raise ConfigError(f"{self.name} is '{shown(value)}', expected one of: {', '.join(self.choices)}")
+            expected = OLD_VALUES.get((self.name, str(value)), f"expected one of: {', '.join(self.choices)}")
+            raise ConfigError(f"{self.name} is '{shown(value)}', {expected}")
         if value is None and (self.kind or self.name in NULLABLE):
             return
         is_list = isinstance(self.default, list | tuple)
@@ -109,7 +112,6 @@ def is_a(kind: type, value: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-OUR_MODES = ("glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem_predict")
 LM_KEYS = (
     Key("lm.model", "sentence-transformers/all-MiniLM-L6-v2", "", "Hugging Face encoder: hub id or local folder."),
     Key("lm.pretrained", True, "", "Load pretrained weights; False = same architecture, random weights."),
@@ -157,7 +159,7 @@ KEYS = (
     # ---- what runs ------------------------------------------------------------------------------------------------
     Key(
         "train.mode", "standard", "", "What to run: GraphGym's own training, GLEM, or a part of it as a baseline.",
-        choices=("standard", *OUR_MODES),
+        choices=("standard", *MODES),
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
     Key("dataset.tag_source", "", "path", "Packages file (debian) or folder of tables (table); empty = the default source."),

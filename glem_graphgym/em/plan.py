@@ -13,7 +13,7 @@ from glem_graphgym.progress import Progress, time_text
 
 if TYPE_CHECKING:
     from glem_graphgym.em.e_step import LMLearner
-    from glem_graphgym.em.loop import Run
+    from glem_graphgym.em.run import Run
 
 # train.mode -> stages before the EM iterations
 FIRST_STAGES = {

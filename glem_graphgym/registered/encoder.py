@@ -8,9 +8,7 @@ from torch import nn
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import register_node_encoder
 
-from glem_graphgym.models.text_encoder import load_text_encoder
-from glem_graphgym.registered.language_model import TextEmbeddings, encoder_config, hardware_for
-from glem_graphgym.registered.loader import tokens_of_config
+from glem_graphgym.build.language_model import TextEmbeddings
 
 
 @register_node_encoder("glem_text")
@@ -23,8 +21,7 @@ class TextNodeEncoder(nn.Module):
 
     def __init__(self, emb_dim: int) -> None:
         super().__init__()
-        config = encoder_config(cfg, hardware_for(cfg, "32"), cfg.lm.dropout, cfg.lm.attention_dropout)
-        self.texts = TextEmbeddings(tokens_of_config(), load_text_encoder(config))
+        self.texts = TextEmbeddings.from_config(cfg)
         self.project = nn.Linear(self.texts.encoder.dim, emb_dim)
 
     def forward(self, batch: Any) -> Any:

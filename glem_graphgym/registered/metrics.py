@@ -1,25 +1,13 @@
-"""OGB's evaluators as GraphGym metrics (``custom_metrics: ['ogb_accuracy']``), and the score of our train modes."""
+"""OGB's evaluators as GraphGym metrics (``custom_metrics: ['ogb_accuracy']``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import register_metric
 
-Accuracy = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), predicted classes (n,)) -> share 0-1
-
-
-def accuracy_of(dataset: str) -> Accuracy:
-    """OGB's evaluator for ``ogbn-*`` graphs, the same share of right classes elsewhere."""
-    if dataset.startswith("ogbn-"):
-        from glem_graphgym.data.ogb import ogb_accuracy
-
-        return ogb_accuracy(dataset)
-    return lambda true, predicted: float((true == predicted).mean())
+from glem_graphgym.build.graph import accuracy_of
 
 
 @register_metric("ogb_accuracy")

@@ -1,31 +1,15 @@
-"""Optimizers and schedules that GraphGym lacks: fused AdamW, RMSprop, and linear warm-up with three kinds of decay.
-
-And the M-step's, whichever of these or of GraphGym's the configuration names.
-"""
+"""Optimizers and schedules that GraphGym lacks: fused AdamW, RMSprop, and linear warm-up with three kinds of decay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from torch import nn
 from torch.optim import AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
-from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import register_optimizer, register_scheduler
-from yacs.config import CfgNode
 
 from glem_graphgym.em.optim import adamw, warmup_schedule
-
-
-def gnn_optimizer(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], tuple[Any, Any]]:
-    """Parameters -> (optimizer, learning-rate schedule counted in epochs), as ``optim.*`` say."""
-
-    def make(params: Iterable[nn.Parameter]) -> tuple[Any, Any]:
-        optimizer = create_optimizer(list(params), cfg.optim)
-        return optimizer, create_scheduler(optimizer, cfg.optim)
-
-    return make
 
 
 @register_optimizer("adamw")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from glem_graphgym.modes import MODES
 from glem_graphgym.report.experiments import (
     METRIC,
     STOCK,
@@ -25,10 +26,8 @@ from glem_graphgym.report.experiments import (
 )
 from glem_graphgym.report.significance import Difference, holm, paired_difference
 
-# Train modes from the simplest: the earlier ones are parts of the later ones.
-SIMPLEST_FIRST = ("glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem")
-FINAL_METHOD = dict(zip(SIMPLEST_FIRST, ("LM", "GNN", "Cascade", "Joint", "GLEM-GNN"), strict=True))
-FINAL_METHOD[STOCK] = STOCK_METHOD
+SIMPLEST_FIRST = list(MODES)  # the earlier ones are parts of the later ones
+FINAL_METHOD = {name: mode.methods[-1] for name, mode in MODES.items()} | {STOCK: STOCK_METHOD}
 Axes = dict[str, dict[str, list[str]]]
 PUBLISHED = Path(__file__).with_name("published.csv")
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from glem_graphgym.modes import METHODS
 from glem_graphgym.report.charts import Chart, nice_step, padded
 from glem_graphgym.report.experiments import Experiment, Row, Spread, percent
 from glem_graphgym.report.leaderboard import SIMPLEST_FIRST, Board
 from glem_graphgym.report.reliability import BINS, Description, pool, read_descriptions
-from glem_graphgym.report.stats import METHODS, Stage, best_stage, diagnostic_text, in_order
+from glem_graphgym.report.stats import Stage, best_stage, diagnostic_text, in_order
 
 FOLDER = Path(__file__).with_name("templates")
 MAX_CLASSES, MAX_AXES, MAX_LABELS, MAX_OTHERS, MAX_CONFUSIONS = 25, 12, 6, 30, 12

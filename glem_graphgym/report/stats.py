@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from glem_graphgym.files import atomic_write, read_json, reading, write_json
+from glem_graphgym.modes import METHODS
 
-METHODS = ("LM", "GNN", "Cascade", "Joint", "GLEM-LM", "GLEM-GNN")
 MODELS = ("LM", "GNN")
 # Columns of `summary_rows` and of summary.json; `report.results` says what they mean.
 SUMMARY = ("method", "valid", "test", "params", "seconds", "peak_memory_mb")

@@ -223,8 +223,8 @@ def load(job: Job) -> tuple[TextGraph, Any]:
     from torch_geometric.graphgym.config import cfg
 
     import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym.build.graph import load_text_graph_of
     from glem_graphgym.config import load_config
-    from glem_graphgym.registered.loader import load_text_graph_of
 
     size = {GLEM: "e_step.batch_size"}.get(job.method, "lm.batch_size")
     mine = ["dataset.dir", job.data, size, str(job.batch), "lm.epochs", "1", "e_step.epochs", "1"]
@@ -317,9 +317,9 @@ def pseudo_of(graph: TextGraph, gold: Any, count: int | None = None) -> Any:
 
 
 def lm_alone(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.build.graph import open_tokens
+    from glem_graphgym.build.run import lm_learners
     from glem_graphgym.em.pseudo_labels import StepTargets
-    from glem_graphgym.registered.loader import open_tokens
-    from glem_graphgym.registered.train import lm_learners
 
     store = open_tokens(cfg, graph)
     learner, _ = lm_learners(cfg, store, graph.num_classes, nobody())
@@ -330,9 +330,9 @@ def lm_alone(job: Job, graph: TextGraph, cfg: Any) -> Found:
 
 
 def joint(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.build.graph import open_tokens
+    from glem_graphgym.build.run import joint_learner
     from glem_graphgym.em.pseudo_labels import StepTargets
-    from glem_graphgym.registered.loader import open_tokens
-    from glem_graphgym.registered.train import joint_learner
 
     store = open_tokens(cfg, graph)
     learner = joint_learner(cfg, graph, store, nobody())
@@ -343,9 +343,9 @@ def joint(job: Job, graph: TextGraph, cfg: Any) -> Found:
 
 
 def e_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.build.graph import open_tokens
+    from glem_graphgym.build.run import lm_learners
     from glem_graphgym.em.pseudo_labels import StepTargets
-    from glem_graphgym.registered.loader import open_tokens
-    from glem_graphgym.registered.train import lm_learners
 
     store = open_tokens(cfg, graph)
     _, learner = lm_learners(cfg, store, graph.num_classes, nobody())
@@ -361,11 +361,11 @@ def e_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
 
 
 def m_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.build.language_model import encoder_config, hardware_for
+    from glem_graphgym.build.run import gnn_learner
     from glem_graphgym.config import feature_kinds
     from glem_graphgym.em.pseudo_labels import StepTargets
     from glem_graphgym.models.text_encoder import load_text_encoder
-    from glem_graphgym.registered.language_model import encoder_config, hardware_for
-    from glem_graphgym.registered.train import gnn_learner
 
     learner = gnn_learner(cfg, graph, nobody())
     dim = load_text_encoder(encoder_config(cfg, hardware_for(cfg, "32"), -1.0, -1.0)).dim
@@ -379,9 +379,9 @@ def m_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
 
 
 def encoding(job: Job, graph: TextGraph, cfg: Any) -> Found:
+    from glem_graphgym.build.graph import open_tokens
+    from glem_graphgym.build.run import lm_learners
     from glem_graphgym.data.tokens import TokenStore
-    from glem_graphgym.registered.loader import open_tokens
-    from glem_graphgym.registered.train import lm_learners
 
     whole = open_tokens(cfg, graph)
     count = min(ENCODED, len(whole))

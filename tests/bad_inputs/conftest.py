@@ -75,7 +75,7 @@ class Program:
             status = error.code if isinstance(error.code, int) else 1
         return status, *self.capsys.readouterr()
 
-    def refuses(self, *options: object, names: str | Sequence[str], status: int = 1) -> str:
+    def refuses(self, *options: object, names: str | Sequence[str], status: int = 1, program: str = "main") -> str:
         """The one line of standard error with which the program refuses ``options``, checked; no stage was run.
 
         Args:
@@ -83,7 +83,7 @@ class Program:
             status: 1 where a run cannot be done, 2 for a wrong command line.
         """
         before = self.stages()
-        found, _, err = self.run(*options)
+        found, _, err = self.run(*options, program=program)
         lines = [line for line in err.splitlines() if line.strip()]
         errors = [line for line in lines if "error:" in line]
         assert found == status, f"exit status {found}, expected {status}; {err}"

@@ -21,6 +21,8 @@ import scipy.sparse
 import torch
 import yaml
 
+from glem_graphgym.build.features import load_matrix
+from glem_graphgym.build.sizes import _columns
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.ogb import load_ogbn_arxiv, load_ogbn_papers100m, load_ogbn_products
 from glem_graphgym.data.pickles import only_data_is_unpickled
@@ -28,8 +30,6 @@ from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.table import load_table
 from glem_graphgym.data.text_graph import Texts, load_text_graph, save_text_graph
 from glem_graphgym.data.tokens import open_token_store
-from glem_graphgym.registered.features import load_matrix
-from glem_graphgym.registered.sizes import _columns
 from tests.bad_inputs.conftest import Program
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
@@ -310,9 +310,9 @@ def test_a_run_that_is_resumed_runs_nothing_of_its_folder(program: Program, mark
     for file in files:
         content = file.read_bytes()
         file.write_bytes(as_npy(marker) if file.suffix == ".npy" else as_torch(marker))
-        mode = "glem_predict" if file.suffix == ".safetensors" else "glem"
+        started = "predict" if file.suffix == ".safetensors" else "main"
         with contextlib.suppress(Exception):  # what it says is another test's
-            program.run(*split, "train.mode", mode)
+            program.run(*split, program=started)
         assert not marker.ran(), file
         file.write_bytes(content)
 

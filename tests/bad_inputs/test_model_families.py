@@ -14,13 +14,13 @@ import torch
 import transformers
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.language_model import check_lm
+from glem_graphgym.build.run import lm_learners
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.memory import OutOfMemoryError
 from glem_graphgym.models.text_encoder import TextEncoder
-from glem_graphgym.registered.language_model import check_lm
-from glem_graphgym.registered.train import lm_learners
 from tests.bad_inputs.conftest import Program
 from tests.models.families import FAMILIES, save_random
 
@@ -119,7 +119,7 @@ def test_whatever_a_model_raises(bert: Path, monkeypatch: pytest.MonkeyPatch, fa
     if where == "forward":
         monkeypatch.setattr(TextEncoder, "forward", fail)
     else:
-        monkeypatch.setattr("glem_graphgym.registered.language_model.load_text_encoder", fail)
+        monkeypatch.setattr("glem_graphgym.build.language_model.load_text_encoder", fail)
     message = refusal(learner(bert))
     assert f"lm.model {bert}" in message
     assert type(fault).__name__ in message

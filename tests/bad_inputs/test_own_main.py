@@ -10,7 +10,8 @@ from torch_geometric.graphgym.config import cfg, load_cfg
 from torch_geometric.graphgym.loader import create_loader
 from torch_geometric.graphgym.register import train_dict
 
-from glem_graphgym.config import OUR_MODES, ConfigError
+from glem_graphgym.config import ConfigError
+from glem_graphgym.modes import MODES
 from tests.bad_inputs.conftest import WORKING
 
 
@@ -56,14 +57,14 @@ def test_what_is_wrong_is_refused_when_a_mode_is_called(options: tuple[str, obje
     assert not (own_main / "results").exists()
 
 
-@pytest.mark.parametrize("mode", OUR_MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_a_mode_that_is_not_the_one_configured(mode: str, own_main: Path) -> None:
     load(own_main, "train.mode", "standard")
     with pytest.raises(ConfigError, match=rf"train\.mode is 'standard', but .*{mode}"):
         train_dict[mode]()
 
 
-@pytest.mark.parametrize("mode", OUR_MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("features", ["static", "text"])
 @pytest.mark.parametrize("format", ["TAG", "PyG"])
 def test_graphgyms_own_training_refuses_a_mode_of_ours(mode: str, features: str, format: str, own_main: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_damaged_run_json_is_named_and_made_anew_by_overwrite(damage: str, cop
     DAMAGES[damage](copy.folder / "results/small/0/run.json")
     copy.refuses(names=["results/small/0/run.json", "--overwrite"])
     copy.refuses("seed", 1, names=["results/small/0/run.json", "--overwrite"])
-    copy.refuses("train.mode", "glem_predict", names="results/small/0/run.json")
+    copy.refuses(names="results/small/0/run.json", program="predict")
     copy.accepts("--overwrite")
 
 
@@ -87,7 +87,7 @@ def test_a_run_json_that_is_no_object(copy: Program) -> None:
 
 def test_a_damaged_stage_stops_a_prediction(copy: Program) -> None:
     cut(copy.folder / LM_STAGE / "weights.safetensors")
-    copy.refuses("train.mode", "glem_predict", names=["00_lm_gold/weights.safetensors", "delete"])
+    copy.refuses(program="predict", names=["00_lm_gold/weights.safetensors", "delete"])
 
 
 def test_a_damaged_shared_stage_is_named_where_it_is_shared(program: Program) -> None:
@@ -145,7 +145,7 @@ def test_memory_that_runs_out_names_the_stage_and_the_keys_and_can_be_resumed(
 def test_memory_that_runs_out_before_the_stages_is_said_in_one_line(program: Program) -> None:
     for error in ERRORS.values():
         with pytest.MonkeyPatch.context() as patch:
-            reads = "glem_graphgym.registered.train.load_text_graph_of"
+            reads = "glem_graphgym.build.run.load_text_graph_of"
             patch.setattr(reads, lambda *_, error=error: (_ for _ in ()).throw(error))
             program.refuses(names=["memory", "dataset.name"])
 

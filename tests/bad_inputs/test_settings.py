@@ -94,7 +94,7 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     "more frozen layers than there are": (["lm.freeze_layers", 9], ["lm.freeze_layers"]),
     "half of the channels": (["model.type", "glem_revgat", "gnn.rev_groups", 5], ["group"]),
     # ---- results that there are not
-    "prediction without a run": (["train.mode", "glem_predict"], ["out_dir"]),
+    "prediction as a train mode": (["train.mode", "glem_predict"], ["train.mode", "run/predict.py"]),
     "predictions of nobody": (["glem.first_predictions", "nowhere.npy"], ["glem.first_predictions", "nowhere.npy"]),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from torch_geometric.graphgym.loader import create_loader
 from torch_geometric.graphgym.model_builder import create_model
 from yacs.config import CfgNode
 
+from glem_graphgym.build import run as build_run
 from glem_graphgym.config import (
     KEYS,
     ConfigError,
@@ -28,7 +29,8 @@ from glem_graphgym.config import (
     keys_table,
     load_config,
 )
-from glem_graphgym.registered import train
+from glem_graphgym.em.journal import StageKey
+from glem_graphgym.modes import MODES
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs_gg").glob("*.yaml"))
 GLEM = {"dataset": {"format": "TAG", "name": "synthetic"}, "train": {"mode": "glem"}}
@@ -174,7 +176,7 @@ REFUSED = [
         (),
         "glem.order is 'lm', expected one of: lm_first, gnn_first",
     ),
-    ("train:\n  mode: em\n", (), "train.mode is 'em', expected one of: standard, glem, "),
+    ("train:\n  mode: em\n", (), "train.mode is 'em', expected one of: standard, glem_lm, "),
     ("e_step: {lr: high}\n", (), "{file}: e_step.lr is 'high', expected a number"),
     ("", ("e_step.epochs", "1.5"), "command line: e_step.epochs is '1.5', expected a whole number"),
     ("", ("e_step.batch_size", "0"), "e_step.batch_size is 0, expected at least 1"),
@@ -449,9 +451,15 @@ def test_every_yaml_loads_and_builds_its_models(file: Path, tmp_path: Path, tiny
         pred, true = create_model()(next(iter(loaders[0])))
         assert len(pred) == len(true)
         return
-    graph, run = train.prepare(cfg, with_lm=mode != "glem_gnn", with_gnn=mode != "glem_lm")
-    embeddings = None
-    if mode != "glem_gnn":
+    graph, run = build_run.prepare(cfg)
+    embeddings, key = None, StageKey(0, "first", "GNN", "GNN")
+    logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
+    if MODES[mode].joint:
+        assert run.joint is not None and run.lm_gold is None and run.gnn is None
+        task = run.joint.start(run.gnn_step_targets(key, None), run.features(None))
+        task.predict(logits, np.zeros((graph.num_nodes, task.embedding_dim), dtype=np.float16))
+        assert np.isfinite(logits).all()
+    if MODES[mode].lm:
         for learner in (run.lm_gold, run.lm_em):
             assert learner is not None
             task = learner.start()
@@ -459,11 +467,11 @@ def test_every_yaml_loads_and_builds_its_models(file: Path, tmp_path: Path, tiny
             logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
             task.predict(logits, embeddings)
             assert np.isfinite(logits).all()
-    if mode != "glem_lm":
+    if MODES[mode].gnn:
         assert run.gnn is not None
         features = run.features(embeddings)
         assert len(features) == graph.num_nodes
-        targets = run.gnn_step_targets(train.loop.StageKey(0, "gnn_gold", "GNN", "GNN"), None)
+        targets = run.gnn_step_targets(key, None)
         gnn = run.gnn.start(targets, features)
         optimizer, schedule = run.gnn.make_optimizer(gnn.model.parameters())
         logits = np.full((graph.num_nodes, graph.num_classes), np.nan)

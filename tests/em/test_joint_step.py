@@ -17,6 +17,9 @@ from torch import Tensor
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
+from glem_graphgym.build import graph as loader
+from glem_graphgym.build.prediction import predict_run
+from glem_graphgym.build.run import prepare
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import joint_step
@@ -24,8 +27,6 @@ from glem_graphgym.em.joint_step import JointTask
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhood, StoredSampledLearner
 from glem_graphgym.files import read_json
-from glem_graphgym.registered import loader
-from glem_graphgym.registered.train import prepare
 from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
 from tests.held import Held
@@ -68,7 +69,7 @@ ALL = ("gnn.fan_out", "[-1, -1]")
 def learner_of(configure: Configure, *options: object) -> tuple[TextGraph, Held, StepTargets, np.ndarray]:
     """A learner with its graph, the targets and further features that a run would give it."""
     configure(*options)
-    graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True)
+    graph, run = prepare(cfg)
     assert run.joint is not None
     return graph, Held(run.joint), StepTargets(run.gold, seed=5), run.features(None)
 
@@ -324,8 +325,7 @@ def test_without_input_norm_the_gnn_sees_embeddings_as_they_are(configure: Confi
 def test_label_input_is_on_in_prediction_too(configure: Configure) -> None:
     configure("glem.label_input", True)
     run = train_and_finish()
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     assert read_json(run / "predictions.json")["Joint"] == stage_of(run)["scores"]
 
 
@@ -342,7 +342,7 @@ def test_a_run_within_a_budget_ends_as_one_in_memory(label_input: bool, features
     configure(*options, run="memory")
     memory = train_and_finish()
     configure(*options, *BUDGET, run="budget")
-    _, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True)
+    _, run = prepare(cfg)
     assert run.joint is not None and run.joint.layerwise is not None
     budget = train_and_finish()
     for name, value in weights_of(memory).items():
@@ -350,8 +350,7 @@ def test_a_run_within_a_budget_ends_as_one_in_memory(label_input: bool, features
     one, other = (np.load(run / "stages/00_joint/logits.npy").astype(float) for run in (memory, budget))
     np.testing.assert_allclose(other, one, atol=4e-3)
     assert not (budget / "working").exists()
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     assert read_json(budget / "predictions.json")["Joint"] == stage_of(budget)["scores"]
 
 
@@ -361,7 +360,7 @@ def test_only_texts_that_scored_nodes_see_are_encoded(budget: tuple[object, ...]
     configure(*options, run="all")
     every = train_and_finish()
     configure(*options, "glem.encode_nodes", "needed", run="needed")
-    graph, run = prepare(cfg, with_lm=False, with_gnn=False, with_joint=True)
+    graph, run = prepare(cfg)
     assert run.encoded is not None and len(run.encoded) < NODES
     needed = train_and_finish()
     assert stage_of(needed)["scores"] == stage_of(every)["scores"]
@@ -373,8 +372,7 @@ def test_only_texts_that_scored_nodes_see_are_encoded(budget: tuple[object, ...]
     for nodes, (one, other) in ((scored, arrays["logits"]), (run.encoded, arrays["embeddings"])):
         assert np.array_equal(one[nodes], other[nodes]) and np.abs(other[nodes]).sum(1).all()
         assert not np.delete(other, nodes, 0).any()
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     assert len(pd.read_csv(needed / "predictions.csv.gz")) == len(scored)
 
 
@@ -428,8 +426,7 @@ def test_a_finished_stage_is_not_done_again_and_predictions_repeat(configure: Co
     before = (run / "stages/00_joint/stage.json").stat().st_mtime_ns
     train_and_finish()
     assert (run / "stages/00_joint/stage.json").stat().st_mtime_ns == before
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     assert read_json(run / "predictions.json")["Joint"] == stage_of(run)["scores"]
     table = pd.read_csv(run / "predictions.csv.gz")
     assert list(table.columns) == ["node", "Joint", "Joint probability"]
@@ -523,8 +520,7 @@ def test_the_m_step_samples_where_a_fan_out_is_given(configure: Configure) -> No
     run = train_and_finish()
     rows = read_json(run / "stages" / "03_m_step_1" / "history.json")
     assert rows[-1]["step"] > rows[-1]["epoch"] == 4  # several steps an epoch
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     scores = read_json(run / "predictions.json")
     assert scores["GLEM-GNN"] == read_json(run / "stages/03_m_step_1/stage.json")["scores"]
 
@@ -534,13 +530,12 @@ def test_a_sampled_m_step_within_a_budget_ends_as_one_in_memory(configure: Confi
     runs = []
     for name, budget in (("memory", ()), ("budget", BUDGET)):
         configure(*options, *budget, run=name)
-        _, run = prepare(cfg, with_lm=True, with_gnn=True)
+        _, run = prepare(cfg)
         assert isinstance(run.gnn, StoredSampledLearner) == bool(budget)
         runs.append(train_and_finish())
     for stage in ("01_gnn_gold", "03_m_step_1"):
         one, other = (np.load(run / f"stages/{stage}/logits.npy").astype(float) for run in runs)
         np.testing.assert_allclose(other, one, atol=2e-2)
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     scores = read_json(runs[1] / "predictions.json")
     assert scores["GLEM-GNN"] == read_json(runs[1] / "stages/03_m_step_1/stage.json")["scores"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build import run as build_run
+from glem_graphgym.build.graph import GRAPHS
 from glem_graphgym.config import load_config
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph, Texts
-from glem_graphgym.em.loop import run_em, run_gnn
 from glem_graphgym.files import read_json
-from glem_graphgym.registered import train
-from glem_graphgym.registered.loader import GRAPHS
+from glem_graphgym.modes import run_em, run_gnn
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 SETTINGS: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_glem_beats_lm_gnn_and_cascade_on_the_mean_of_three_seeds(
             own = {"lm.model": tiny_lm, "dataset.dir": tmp_path / "datasets", "glem.node_features": features}
             load_config(cfg, file, [str(word) for pair in {**SETTINGS, **own}.items() for word in pair])
             cfg.run_dir = str(tmp_path / f"{mode} {seed}" / str(seed))  # each graph is an experiment of its own
-            _, run = train.prepare(cfg, with_lm=mode == "glem", with_gnn=True)
+            _, run = build_run.prepare(cfg)
             run_mode(run)
             for method in ("LM", "GNN", "Cascade", "GLEM-LM", "GLEM-GNN"):
                 best = run.journal.best(method)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from glem_graphgym.em.loop import EMSettings
 from glem_graphgym.em.plan import (
     TRAINING,
     Plan,
@@ -18,6 +17,7 @@ from glem_graphgym.em.plan import (
     stage_names,
     title_of,
 )
+from glem_graphgym.em.run import EMSettings
 
 LM, EM, GNN = {"batch": 90.0, "text": 10.0}, {"batch": 280.0, "text": 20.0}, {"batch": 50.0}
 GLEM = [

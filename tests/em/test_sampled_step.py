@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.gnn import Structure, build_gnn
 from glem_graphgym.data.sampling import ALL
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.fit import Validation
@@ -20,7 +21,6 @@ from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
 from glem_graphgym.hardware import Hardware
-from glem_graphgym.registered.networks import Structure, build_gnn
 from tests.held import Held
 
 N, C, D = 40, 3, 5
@@ -69,7 +69,7 @@ def learner_of(
     graphs: GraphViews | None = None,
     batch_size: int = 0,
     score: Callable[[np.ndarray], float] = lambda logits: 0.5,
-    build: Callable[[int, int], nn.Module] = build_gnn,
+    build: Callable[[int, int], nn.Module] = lambda dim_in, num_classes: build_gnn(cfg, dim_in, num_classes),
     lr: float = 0.1,
     **options: Any,
 ) -> Held:

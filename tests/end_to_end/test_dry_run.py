@@ -15,12 +15,12 @@ import pytest
 import yaml
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.gnn import LayeredGNN
+from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.config import load_config
 from glem_graphgym.out_of_core import propagation as out_of_core
-from glem_graphgym.registered import preflight
-from glem_graphgym.registered.networks import LayeredGNN
-from glem_graphgym.registered.preflight import Preflight, examine
-from glem_graphgym.registered.run_folder import RunError
+from glem_graphgym.plan import preflight
+from glem_graphgym.plan.preflight import Preflight, examine
 from tests.bad_inputs.conftest import load_program
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
@@ -288,14 +288,14 @@ def test_a_graph_of_which_a_part_is_tried_takes_what_was_foreseen(
     config = write_config(tmp_path, tiny_lm)
     config.write_text(config.read_text().replace("mode: glem", "mode: glem_gnn").replace("text+static", "static"))
     whole = foreseen(config).measured
-    program = "from glem_graphgym.registered import calibration as c, preflight; import sys; from pathlib import Path\n"
+    program = "from glem_graphgym.plan import calibration as c, preflight; import sys; from pathlib import Path\n"
     program += "c.GRAPH_AT_ONCE = 40_000\nc.main(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     file = tmp_path / "lowered.py"
     file.write_text(program)
     real = subprocess.run
 
     def lowered(command: list[str], **more: Any) -> Any:
-        assert command[1:3] == ["-m", "glem_graphgym.registered.calibration"]
+        assert command[1:3] == ["-m", "glem_graphgym.plan.calibration"]
         return real([command[0], str(file), *command[3:]], **more)
 
     monkeypatch.setattr(preflight.subprocess, "run", lowered)

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.utils.agg_runs import agg_batch
 
+from glem_graphgym.build.run_folder import RunError, held, names_of_stages
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.em.e_step import LMTask
 from glem_graphgym.em.m_step import GNNTask
-from glem_graphgym.registered.run_folder import RunError, held, names_of_stages
 from tests.bad_inputs.conftest import load_program
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
@@ -86,12 +86,12 @@ def write_config(folder: Path, tiny_lm: Path, name: str = "synth") -> Path:
 
 @pytest.fixture
 def main() -> Iterator[Runner]:
-    """``main(config, option, value, ...)``, with the logging that it sets up taken back."""
-    module, root = load_program("main"), logging.getLogger()
+    """``main(config, option, value, ...)``, with the logging that it sets up taken back; or another program."""
+    root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
-    def run(config: Path, *options: object) -> int:
-        return module.main(["--cfg", str(config), *map(str, options)])
+    def run(config: Path, *options: object, program: str = "main") -> int:
+        return load_program(program).main(["--cfg", str(config), *map(str, options)])
 
     yield run
     for handler in root.handlers:
@@ -165,7 +165,7 @@ def test_every_network_is_an_m_step_and_predicts_again_from_its_weights(
     found = summary(run_dir(config))
     assert list(found) == ["LM", "Cascade", "GLEM-LM", "GLEM-GNN"]
     assert found["GLEM-GNN"]["valid"] > 1.2 / CLASSES
-    assert main(config, *options, "train.mode", "glem_predict") == 0
+    assert main(config, *options, program="predict") == 0
     again = json.loads((run_dir(config) / "predictions.json").read_text())
     assert again["GLEM-GNN"]["test"]["accuracy"] == pytest.approx(found["GLEM-GNN"]["test"], abs=0.03)
 
@@ -331,8 +331,6 @@ def test_no_line_is_wider_than_80_columns_but_for_paths(finished: tuple[Path, st
         ("glem", range(3, 4), "Results: results/x/3/summary.json"),
         ("glem", range(3, 5), "Results: results/x/summary.json"),
         ("standard", range(1), "Results: results/x/agg/test/best.json"),
-        ("glem_predict", range(1), "Predictions: results/x/0/predictions.csv.gz"),
-        ("glem_predict", range(2), "Predictions: results/x/{0,1}/predictions.csv.gz"),
     ],
 )
 def test_every_mode_says_where_its_results_are(
@@ -341,7 +339,7 @@ def test_every_mode_says_where_its_results_are(
     load_program("main").say_where(mode, Path("results/x"), seeds)
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == last
-    assert [line.endswith("run/leaderboard.py --dir results/x") for line in rest] == [True] * (mode != "glem_predict")
+    assert [line.endswith("run/leaderboard.py --dir results/x") for line in rest] == [True]
 
 
 def test_the_written_config_loads_again(finished: tuple[Path, str]) -> None:
@@ -678,7 +676,7 @@ def test_prediction_gives_all_nodes_and_the_same_scores(options: list[object], c
     options = [str(option).format(first=first) for option in options]
     assert main(config, *options) == 0
     run = run_dir(config)
-    assert main(config, *options, "train.mode", "glem_predict") == 0
+    assert main(config, *options, program="predict") == 0
     table = pd.read_csv(run / "predictions.csv.gz")
     assert table["node"].tolist() == list(range(NODES))
     scores = json.loads((run / "predictions.json").read_text())
@@ -702,7 +700,7 @@ def test_prediction_gives_all_nodes_and_the_same_scores(options: list[object], c
 def test_prediction_changes_nothing_of_the_run(plain: Path, main: Runner) -> None:
     before, stats = times(run_dir(plain)), rows(run_dir(plain), "test")
     written = (run_dir(plain).parent / "config.yaml").read_text()
-    assert main(plain, "train.mode", "glem_predict", "--overwrite", "glem.keep_weights", "all") == 0
+    assert main(plain, "glem.keep_weights", "all", program="predict") == 0
     assert times(run_dir(plain)) == before
     assert rows(run_dir(plain), "test") == stats
     assert (run_dir(plain).parent / "config.yaml").read_text() == written
@@ -710,7 +708,7 @@ def test_prediction_changes_nothing_of_the_run(plain: Path, main: Runner) -> Non
 
 def test_prediction_needs_a_finished_run(config: Path, main: Runner) -> None:
     with pytest.raises(RunError, match="holds no finished run; train first"):
-        main(config, "train.mode", "glem_predict")
+        main(config, program="predict")
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------

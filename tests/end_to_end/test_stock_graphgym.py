@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from torch_geometric.graphgym.register import loader_dict
 
-from glem_graphgym.registered.run_folder import RunError
+from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.report.leaderboard import read_boards
 from tests.bad_inputs.conftest import load_program
 

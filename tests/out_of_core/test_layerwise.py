@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.gnn import LayeredGNN, MmapGraph, Structure, build_gnn
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.fit import Validation
@@ -24,7 +25,6 @@ from glem_graphgym.hardware import Hardware
 from glem_graphgym.out_of_core import layerwise
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.layerwise import EDGE_BYTES, ROW_COPIES, LayerwiseInference
-from glem_graphgym.registered.networks import LayeredGNN, MmapGraph, Structure, build_gnn
 from tests.held import Held
 
 N, C, D = 60, 3, 5
@@ -53,7 +53,7 @@ def whole() -> Structure:
 def network() -> LayeredGNN:
     """With norms that have seen features, in evaluation mode."""
     torch.manual_seed(1)
-    made = build_gnn(D, C)
+    made = build_gnn(cfg, D, C)
     assert isinstance(made, LayeredGNN)
     made(torch.from_numpy(FEATURES), whole())
     return made.eval()
@@ -208,7 +208,7 @@ def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndar
 
     def seeded(dim_in: int, num_classes: int) -> nn.Module:
         torch.manual_seed(3)
-        return build_gnn(dim_in, num_classes)
+        return build_gnn(cfg, dim_in, num_classes)
 
     settings = GNNSettings(epochs=3, label_input=label_input)
     validation = Validation(VALID, lambda logits: float((logits.argmax(-1) == LABELS[VALID]).mean()))
@@ -263,7 +263,6 @@ def test_a_part_of_a_stored_graph_is_not_sampled_from() -> None:
 
 
 def test_networks_without_layers_have_none(fresh_config: None) -> None:
-    makes: Callable[[int, int], nn.Module] = build_gnn
     for model in ("glem_revgat", "glem_sage"):
         cfg.model.type = model
-        assert isinstance(makes(D, C), LayeredGNN) == (model == "glem_sage")
+        assert isinstance(build_gnn(cfg, D, C), LayeredGNN) == (model == "glem_sage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch_geometric.graphgym.model_builder import create_model
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.nn import GCNConv, SAGEConv
 
+from glem_graphgym.build.gnn import GNN, Structure, build_gnn
+from glem_graphgym.build.graph import load_text_graph_of, open_tokens
+from glem_graphgym.build.language_model import build_lm, encoder_config, hardware_for
 from glem_graphgym.config import load_config
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
@@ -29,11 +33,8 @@ from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.propagation import Adjacency
-from glem_graphgym.registered.language_model import build_lm, encoder_config, hardware_for
-from glem_graphgym.registered.loader import load_text_graph_of, open_tokens
 from glem_graphgym.registered.loss import pseudo_label_loss
 from glem_graphgym.registered.metrics import accuracy_of, ogb_accuracy_metric
-from glem_graphgym.registered.networks import GNN, Structure, build_gnn
 
 NODES, DIM, CLASSES = 60, 6, 3
 
@@ -47,7 +48,7 @@ def test_every_name_is_registered() -> None:
     assert {"linear_warmup", "cosine_warmup", "constant_warmup"} <= set(register.scheduler_dict)
     assert "ogb_accuracy" in register.metric_dict
     assert "glem_text_graph" in register.loader_dict
-    modes = {"glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_joint", "glem_predict"}
+    modes = {"glem", "glem_lm", "glem_gnn", "glem_cascade", "glem_joint"}
     assert modes <= set(register.train_dict)
 
 
@@ -190,7 +191,12 @@ def test_any_network_learns_as_the_gnn_of_the_m_step(name: str, graph: TextGraph
     structure = structure_of(graph)
     validation = Validation(valid, lambda logits: float((logits.argmax(-1) == labels).mean()))
     learner = GNNLearner(
-        build_gnn, GraphViews(structure, structure), optimize, GNNSettings(epochs=25), validation, Hardware()
+        functools.partial(build_gnn, cfg),
+        GraphViews(structure, structure),
+        optimize,
+        GNNSettings(epochs=25),
+        validation,
+        Hardware(),
     )
     gold = Gold(graph.split["train"], graph.label[graph.split["train"]], CLASSES)
     teacher = np.eye(CLASSES)[np.random.default_rng(0).permutation(graph.label)].astype(np.float16)
@@ -211,7 +217,7 @@ def test_the_input_features_outlive_graphgyms_layers(graph: TextGraph) -> None:
     small_gnn()
     cfg.model.type, cfg.gnn.layer_type, cfg.mem.inplace = "gnn", "gcnconv", True
     x = torch.from_numpy(np.array(graph.features))
-    before, gnn = x.clone(), build_gnn(DIM, CLASSES).eval()
+    before, gnn = x.clone(), build_gnn(cfg, DIM, CLASSES).eval()
     first = gnn(x, structure_of(graph))
     assert torch.equal(gnn(x, structure_of(graph)), first)
     assert torch.equal(x, before)
@@ -221,7 +227,7 @@ def test_the_input_features_outlive_graphgyms_layers(graph: TextGraph) -> None:
 def test_two_classes_have_two_logits_in_our_modes_and_one_in_graphgyms(name: str, graph: TextGraph) -> None:
     small_gnn()
     cfg.model.type = name
-    gnn = build_gnn(DIM, 2).eval()
+    gnn = build_gnn(cfg, DIM, 2).eval()
     assert isinstance(gnn, GNN)
     assert gnn(torch.randn(NODES, DIM), structure_of(graph)).shape == (NODES, 2)
     model = create_model(to_device=False, dim_in=DIM, dim_out=2)
@@ -247,7 +253,7 @@ def test_unknown_names_of_a_gnn(key: str, value: str, message: str) -> None:
     group, name = key.split(".")
     cfg[group][name] = value
     with pytest.raises(ValueError) as error:
-        build_gnn(DIM, CLASSES)
+        build_gnn(cfg, DIM, CLASSES)
     assert message in str(error.value)
 
 

@@ -26,8 +26,8 @@ sys.path.insert(0, str(RUN))
 
 from grid import configs, jobs, space, tables, where  # noqa: E402
 
+from glem_graphgym.build.run_folder import decisive_settings  # noqa: E402
 from glem_graphgym.config import load_config  # noqa: E402
-from glem_graphgym.registered.run_folder import decisive_settings  # noqa: E402
 
 
 def load(name: str) -> ModuleType:

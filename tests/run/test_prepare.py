@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build import preparation
+from glem_graphgym.build.preparation import Prepared, check_texts, prepare_dataset
 from glem_graphgym.config import ConfigError, load_config, reads_texts
 from glem_graphgym.data.text_graph import DataError, Texts
-from glem_graphgym.registered import preparation
-from glem_graphgym.registered.preparation import Prepared, check_texts, prepare_dataset
 
 TESTS = Path(__file__).resolve().parents[1]
 PREPARE = TESTS.parent / "run" / "prepare.py"

@@ -18,7 +18,8 @@ from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import e_step
 from glem_graphgym.out_of_core.stored_operator import StoredOperator
-from glem_graphgym.registered import loader
+from glem_graphgym.build.prediction import predict_run
+from glem_graphgym.build import graph as loader
 from glem_graphgym.report.stats import finish_run
 
 NODES, FAR = 120, 80  # nodes within reach of a split; nodes beyond, each further than the one before
@@ -179,8 +180,7 @@ def test_predictions_of_a_run_on_disk(configure: Callable[..., Path]) -> None:
     options = ("glem.memory_budget_gb", BUDGET, "glem.keep_weights", "all")
     run_dir = configure("run", *options)
     stages = run(run_dir)
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     scores = json.loads((run_dir / "predictions.json").read_text())
     assert scores["GLEM-GNN"]["test"]["accuracy"] == stages["03_m_step_1"][1]["test"]["accuracy"]
     assert not (run_dir / "working").exists()
@@ -240,8 +240,7 @@ def test_embeddings_of_others_are_zeros_and_predictions_leave_them_out(configure
     stages = run(run_dir)
     embeddings = np.load(run_dir / "stages" / "02_e_step_1" / "embeddings.npy")
     assert embeddings[: NODES + 2].any(1).all() and not embeddings[NODES + 2 :].any()
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     table = pd.read_csv(run_dir / "predictions.csv.gz")
     assert table["node"].tolist() == list(range(NODES))
     scores = json.loads((run_dir / "predictions.json").read_text())
@@ -252,8 +251,7 @@ def test_the_lm_alone_encodes_what_is_scored(configure: Callable[..., Path], enc
     run(configure("lm", "train.mode", "glem_lm", "glem.encode_nodes", "needed"))
     assert set(encoded) == set(range(NODES))
     encoded.clear()
-    cfg.train.mode = "glem_predict"
-    train_dict["glem_predict"]()
+    predict_run(cfg)
     assert set(encoded) == set(range(NODES))
 
 

@@ -13,9 +13,9 @@ from glem_graphgym import memory
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_step import HopLearner
-from glem_graphgym.registered.memory_check import check_memory
-from glem_graphgym.registered.sizes import STEP, neighbourhood_bytes, predicts_layerwise
-from glem_graphgym.registered.train import prepare
+from glem_graphgym.build.memory_check import check_memory
+from glem_graphgym.build.sizes import STEP, neighbourhood_bytes, predicts_layerwise
+from glem_graphgym.build.run import prepare
 
 SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
 HOPS = ("model.type", "glem_gamlp", "gnn.hops", 2, "gnn.batch_size", 8)
@@ -27,7 +27,7 @@ def test_a_full_batch_that_exceeds_the_budget_is_refused_with_figures_and_a_way_
 ) -> None:
     configure("glem.memory_budget_gb", 1e-5)
     with pytest.raises(ValueError, match=r"model.type glem_gcn trains on the whole graph") as error:
-        prepare(cfg, with_lm=True, with_gnn=True)
+        prepare(cfg)
     for part in ("features", "activations of 2 layers", "edges", "glem.memory_budget_gb is 1e-05", "glem_gamlp"):
         assert part in str(error.value)
     assert not (tmp_path / "run").exists() and not list((tmp_path / "datasets").glob("tokens/*"))
@@ -119,7 +119,7 @@ def test_a_budget_above_the_machine_propagates_on_disk_within_the_machine(
     check_memory(cfg, graph)
     assert "glem.memory_budget_gb is 64, but this machine has 4e-05 GB" in caplog.text
     assert "within 3.2e-05 GB of memory" in caplog.text
-    _, run = prepare(cfg, with_lm=True, with_gnn=True)
+    _, run = prepare(cfg)
     assert isinstance(run.gnn, HopLearner) and run.gnn.storage is not None
     assert run.gnn.storage.budget == 32_000
     monkeypatch.setattr(memory, "machine_bytes", lambda: 2_000)
@@ -222,7 +222,7 @@ def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph
 def test_settings_of_hop_networks_with_another(configure: Callable[..., None], key: str, value: Any) -> None:
     configure(key, value)
     with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type glem_gcn sees the whole graph"):
-        prepare(cfg, with_lm=True, with_gnn=True)
+        prepare(cfg)
 
 
 @pytest.mark.parametrize("more", [("model.type", "glem_gamlp"), ("model.type", "glem_sage", "gnn.fan_out", "[3, 3]")])
@@ -232,7 +232,7 @@ def test_settings_of_full_batches_with_others(
 ) -> None:
     configure(key, value, "glem.label_input", True, *more)
     with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type {more[1]}.* expected 0"):
-        prepare(cfg, with_lm=True, with_gnn=True)
+        prepare(cfg)
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,10 @@ from glem_graphgym.data.text_graph import DataError, TextGraph, Texts, csr_from_
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
-from glem_graphgym.registered import loader
-from glem_graphgym.registered.run_folder import RunError, decisive_settings
-from glem_graphgym.registered.train import (
-    em_settings,
-    graph_views_of,
-    lm_learners,
-    prepare,
-    pseudo_accuracy,
-    scores_of,
-    smoother,
-    unlabelled_nodes,
-)
+from glem_graphgym.build import graph as loader
+from glem_graphgym.build.run_folder import RunError, decisive_settings
+from glem_graphgym.build.learners import graph_views_of, lm_learners, smoother
+from glem_graphgym.build.run import em_settings, prepare, pseudo_accuracy, scores_of, unlabelled_nodes
 from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
 
@@ -485,7 +477,7 @@ def test_what_results_do_not_depend_on_may_change(configure: Callable[..., None]
 
 def test_a_folder_without_a_stage_is_free(configure: Callable[..., None], tmp_path: Path) -> None:
     configure("train.mode", "glem_lm")
-    prepare(cfg, with_lm=True, with_gnn=False)
+    prepare(cfg)
     (Path(cfg.run_dir) / "stages" / ".00_lm_gold.part").mkdir(parents=True)
     run = lm_run(configure, "lm.lr", "1e-4")
     assert json.loads((run / "run.json").read_text())["settings"]["lm.lr"] == 1e-4
@@ -555,7 +547,7 @@ def logits_of(run: Path) -> dict[str, np.ndarray]:
 
 def test_prepare_makes_what_a_mode_needs(configure: Callable[..., None]) -> None:
     configure("glem.setting", "inductive")
-    graph, run = prepare(cfg, with_lm=True, with_gnn=True)
+    graph, run = prepare(cfg)
     assert run.num_nodes == NODES
     assert np.array_equal(run.gold.nodes, graph.split["train"])
     assert np.array_equal(run.gold.labels, graph.label[graph.split["train"]])

@@ -13,13 +13,9 @@ from torch_geometric.graphgym.register import loader_dict
 
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
-from glem_graphgym.registered.loader import (
-    GRAPHS,
-    load_text_graph_dataset,
-    load_text_graph_of,
-    open_tokens,
-    tokens_of_config,
-)
+from glem_graphgym.build.graph import GRAPHS, load_text_graph_of, open_tokens
+from glem_graphgym.build.language_model import TextEmbeddings
+from glem_graphgym.registered.loader import load_text_graph_dataset
 
 NODES = """id,text,label,split,height,width
 a,first text,x,train,1.0,0.5
@@ -201,7 +197,7 @@ def test_tokens_go_by_model_and_length(tmp_path: Path, tiny_lm: Path) -> None:
     assert tokens.lengths.max() == 8
     ids, mask = tokens.pad(np.array([7]))
     assert ids[0, 0] == 2 and ids[0, -1] == 3 and mask.all()  # [CLS] and [SEP]
-    again = tokens_of_config()
+    again = TextEmbeddings.from_config(cfg).tokens
     assert np.array_equal(again.ids, tokens.ids)
     cfg.lm.max_length = 9
     assert open_tokens(cfg, graph).lengths.max() == 9
@@ -212,4 +208,4 @@ def test_a_text_encoder_needs_texts(tmp_path: Path) -> None:
     configure(tmp_path)
     cfg.dataset.format = "PyG"
     with pytest.raises(ValueError, match=r"dataset\.format is 'PyG', but a text encoder needs texts"):
-        tokens_of_config()
+        TextEmbeddings.from_config(cfg)

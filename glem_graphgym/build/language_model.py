@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.graphgym.config import cfg
 from yacs.config import CfgNode
 
+from glem_graphgym.build.graph import load_text_graph_of, open_tokens
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import random_state, set_random_state
@@ -181,13 +181,24 @@ class TextEmbeddings(nn.Module):
     Args:
         tokens: the graph's texts.
         encoder: token ids (B, L), attention mask (B, L) -> text embeddings (B, H).
+        budget: padded tokens of a part.
     """
 
-    def __init__(self, tokens: TokenStore, encoder: TextEncoder) -> None:
+    def __init__(self, tokens: TokenStore, encoder: TextEncoder, budget: int) -> None:
         super().__init__()
-        self.tokens, self.encoder = tokens, encoder
-        self.budget = infer_tokens(cfg, hardware_for(cfg, "32"))
+        self.tokens, self.encoder, self.budget = tokens, encoder, budget
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> TextEmbeddings:
+        """The texts that ``dataset.*`` names, read from the cache that the loader has filled, and ``lm.model``."""
+        if cfg.dataset.format != "TAG":
+            raise ValueError(f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'")
+        hardware = hardware_for(cfg, "32")
+        config = encoder_config(cfg, hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
+        tokens = open_tokens(cfg, load_text_graph_of(cfg))
+        encoder = load_text_encoder(config)
         readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
+        return cls(tokens, encoder, infer_tokens(cfg, hardware))
 
     def forward(self, nodes: Tensor) -> Tensor:
         ids, device = nodes.cpu().numpy(), nodes.device

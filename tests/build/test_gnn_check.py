@@ -15,9 +15,9 @@ from torch_geometric.graphgym import register
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import ConfigError
-from glem_graphgym.registered import loader
-from glem_graphgym.registered.network_check import check_network
-from glem_graphgym.registered.train import prepare
+from glem_graphgym.build import graph as loader
+from glem_graphgym.build.gnn_check import check_network
+from glem_graphgym.build.run import prepare
 
 CLASSES, WIDTH = 4, 32
 
@@ -143,14 +143,14 @@ def test_later_draws_stay_what_they_were(configure: Callable[..., None], monkeyp
     assert draws() == wanted
 
 
-@pytest.mark.parametrize(("with_gnn", "options"), [(True, ()), (False, ("train.mode", "glem_joint"))])
+@pytest.mark.parametrize("options", [(), ("train.mode", "glem_joint")])
 def test_it_is_found_before_texts_are_tokenised(
-    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_gnn: bool, options: Any
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: Any
 ) -> None:
     monkeypatch.setitem(register.network_dict, "foreign", TooWide)
     monkeypatch.setattr(loader, "open_token_store", None)
     joint = ("gnn.fan_out", "[2, 2]", "optim.optimizer", "adamw", "optim.scheduler", "none") if options else ()
     configure("model.type", "foreign", *options, *joint)
     with pytest.raises(ConfigError, match=r"model.type foreign cannot be the GNN"):
-        prepare(cfg, with_lm=with_gnn, with_gnn=with_gnn, with_joint=not with_gnn)
+        prepare(cfg)
     assert not (tmp_path / "datasets").exists()

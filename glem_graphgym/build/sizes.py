@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
 from glem_graphgym import memory, processes
@@ -20,9 +19,8 @@ from glem_graphgym.em.inputs import prediction_folds
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.models.pooling import readout_of, width_after
 from glem_graphgym.models.pretrained import load_config
-from glem_graphgym.registered.language_model import hardware_for
-from glem_graphgym.registered.networks import GraphNetwork, has_layers
-from glem_graphgym.registered.run_folder import trained_mode
+from glem_graphgym.build.language_model import hardware_for
+from glem_graphgym.build.gnn import NETWORKS, has_layers
 
 GB = 1e9
 STEP = "a step's neighbourhood"
@@ -102,7 +100,7 @@ def need_layerwise(cfg: CfgNode, parts: dict[str, int]) -> bool:
 
 
 def can_predict_layerwise(cfg: CfgNode) -> bool:
-    return has_layers() and cfg.glem.setting == "transductive"
+    return has_layers(cfg) and cfg.glem.setting == "transductive"
 
 
 def full_batch_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
@@ -129,8 +127,7 @@ def _full_batch_parts(cfg: CfgNode, n: int, entries: int, width: int, classes: i
     }
     if cfg.model.type in ("glem_gat", "glem_revgat"):
         parts["attention"] = 3 * 4 * layers * entries * _heads(cfg)
-    network = network_dict.get(cfg.model.type)
-    if not (isinstance(network, type) and issubclass(network, GraphNetwork)):
+    if cfg.model.type not in NETWORKS:
         parts["messages"] = item * max(1, g.layers_mp) * entries * g.dim_inner
     return parts
 
@@ -183,7 +180,7 @@ def _step_bytes(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray) -
     output and of what was attended to.
     """
     ends, edges = _drawn(cfg, graph, seeds)
-    if not has_layers():
+    if not has_layers(cfg):
         return sum(_full_batch_parts(cfg, ends[-1], edges, width, graph.num_classes).values())
     layers, attends = _layer_bytes(cfg, graph, width, ends), cfg.model.type == "glem_gat"
     kept = sum(inner + 2 * output for inner, output in layers)
@@ -196,7 +193,7 @@ def _validation_bytes(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndar
     """Of predicting ``seeds`` from a neighbourhood, one being drawn: nothing is kept but a layer's input."""
     ends, edges = _drawn(cfg, graph, seeds)
     given = _given_bytes(cfg, graph, width, ends[-1], edges)
-    return given + (max(map(sum, _layer_bytes(cfg, graph, width, ends))) if has_layers() else 0)
+    return given + (max(map(sum, _layer_bytes(cfg, graph, width, ends))) if has_layers(cfg) else 0)
 
 
 def _layer_bytes(cfg: CfgNode, graph: TextGraph, width: int, ends: Sequence[int]) -> list[tuple[int, int]]:
@@ -228,7 +225,7 @@ def _dim_in(cfg: CfgNode, graph: TextGraph, width: int) -> int:
 
 
 def is_joint(cfg: CfgNode) -> bool:
-    return trained_mode(cfg) == "glem_joint"
+    return cfg.train.mode == "glem_joint"
 
 
 def _output_bytes(cfg: CfgNode) -> int:

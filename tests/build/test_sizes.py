@@ -21,8 +21,8 @@ from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.registered.networks import Structure, build_gnn
-from glem_graphgym.registered.sizes import (
+from glem_graphgym.build.gnn import Structure, build_gnn
+from glem_graphgym.build.sizes import (
     STEP,
     budget_bytes,
     feature_width,
@@ -125,7 +125,7 @@ def test_a_steps_neighbourhood_takes_what_is_said(
     sampling = ("gnn.fan_out", str(fan_out), "gnn.batch_size", 200, "gnn.precision", precision)
     configure("model.type", network, *sizes_of_network, *sampling)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    features, gnn = torch.randn(graph.num_nodes, width).to(dtype), build_gnn(width, graph.num_classes)
+    features, gnn = torch.randn(graph.num_nodes, width).to(dtype), build_gnn(cfg, width, graph.num_classes)
     seeds = graph.split["train"][:200]
     with LiveTensors() as live:
         block = NeighbourSampler(graph.rowptr, graph.col, fan_out).sample(seeds, np.random.default_rng(0))

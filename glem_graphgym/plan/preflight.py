@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
+from glem_graphgym.build.memory_check import gnn_remedy, joint_remedy, lm_remedy
+from glem_graphgym.build.run_folder import RunError, names_of_stages
 from glem_graphgym.config import ConfigError, dump_config
 from glem_graphgym.disk import existing, free_bytes
-from glem_graphgym.em.loop import UNTIL_PLATEAU
 from glem_graphgym.em.plan import FIRST_STAGES, kind_of
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
+from glem_graphgym.modes import UNTIL_PLATEAU
 from glem_graphgym.processes import PARENT
-from glem_graphgym.registered.memory_check import gnn_remedy, joint_remedy, lm_remedy
-from glem_graphgym.registered.run_folder import RunError, names_of_stages
 
 MB = 1 << 20
 JOINT_KINDS = ("joint",)
@@ -172,7 +172,7 @@ def measure(cfg: CfgNode, run_dir: Path, overwrite: int, kinds: Sequence[str]) -
         folder = Path(name)
         dump_config(cfg, folder / "config.yaml")
         asked = {"cfg": str(folder / "config.yaml"), "run_dir": str(run_dir), "overwrite": overwrite}
-        command = [sys.executable, "-m", "glem_graphgym.registered.calibration"]
+        command = [sys.executable, "-m", "glem_graphgym.plan.calibration"]
         terminal = os.dup(2)
         try:
             write_json(folder / "request.json", {**asked, "kinds": list(kinds), "terminal": terminal})

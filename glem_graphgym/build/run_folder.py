@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.config import KEYS, flat_settings, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em.loop import UNTIL_PLATEAU
+from glem_graphgym.modes import UNTIL_PLATEAU
 from glem_graphgym.em.plan import stage_names
 from glem_graphgym.files import fingerprint, read_json, reading, write_json
 from glem_graphgym.models.pooling import readout_of
@@ -42,13 +42,6 @@ _INDIFFERENT = {
 
 class RunError(RuntimeError):
     """A run folder does not hold what is needed, or holds somebody else's run; the message says what to do."""
-
-
-def trained_mode(cfg: CfgNode) -> str:
-    """``train.mode``; of ``glem_predict`` that of the run whose weights predict."""
-    if cfg.train.mode != "glem_predict":
-        return str(cfg.train.mode)
-    return str(_noted(Path(cfg.run_dir)).get("mode"))
 
 
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
@@ -169,11 +162,12 @@ def held(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0) -> None:
+def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0, *, to_predict: bool = False) -> None:
     """Refuse a folder that holds another run, or an experiment whose other seeds ran with other settings.
 
     Args:
         overwrite: how many seeds, from this one on, are done anew, so that what they hold does not count.
+        to_predict: the run is finished and only predicts, so that other seeds do not matter.
 
     Raises:
         RunError: says what differs, at most five things of it.
@@ -182,8 +176,9 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
         before = _noted(run_dir)
         if not before:
             raise RunError(f"{run_dir} holds stages but no run.json that says whose; start it anew with --overwrite")
-        _compare(run_dir, before, identity, "choose another out_dir, or start it anew with --overwrite")
-    if identity["mode"] == "glem_predict":  # which adds nothing that could be aggregated
+        remedy = "choose another out_dir, or start it anew with --overwrite"
+        _compare(run_dir, before, identity, "give the options that it was trained with" if to_predict else remedy)
+    if to_predict:
         return
     siblings = [path for path in run_dir.parent.glob("*") if path != run_dir and path.name.lstrip("-").isdigit()]
     anew = range(identity["seed"], identity["seed"] + overwrite)
@@ -264,7 +259,7 @@ def _seedless(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
-    if now["mode"] not in (before["mode"], "glem_predict"):
+    if now["mode"] != before["mode"]:
         raise RunError(f"{run_dir} holds a run of train.mode {before['mode']}, now {now['mode']}; {remedy}")
     if before.get("fingerprint") != now.get("fingerprint"):
         raise RunError(

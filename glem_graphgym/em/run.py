@@ -1,13 +1,11 @@
-"""GLEM: variational EM between a language model q_θ and a GNN p_φ, in the paper's order (arXiv 2210.14709).
+"""The steps of GLEM: a language model q_θ and a GNN p_φ, trained on gold labels and on each other's pseudo-labels.
 
-`run_em` is the method; `run_lm`, `run_gnn` and `run_cascade` are its parts alone, as baselines; `run_joint` is what it
-replaces.
+The equations are those of arXiv 2210.14709. `modes` puts the steps in their order.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,6 @@ from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.em.objective import objective_report
 from glem_graphgym.em.on_gold import FitsAgain
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-
-UNTIL_PLATEAU = -1
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class EMSettings:
     keep_all_weights: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """One run's models, labels and journal; its methods are the steps, each done once and kept.
 
@@ -201,6 +197,20 @@ class Run:
                 out = open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes)
                 stage.finish(StageOutput(FitLog(), {}, 0, 0.0, compute(out)))
 
+    def forget_weights(self, latest_lm: FinishedStage) -> None:
+        """Delete weights that neither a later E-step nor a prediction with the best models can ask for."""
+        if self.settings.keep_all_weights:
+            return
+        best = [self.journal.best("GLEM-LM"), self.journal.best("GLEM-GNN")]
+        keep = [self.journal.finished[0], latest_lm, *(stage for stage in best if stage)]
+        if best[1]:
+            keep.append(self.teacher_of(best[1]))
+        self.journal.forget_weights({stage.key.folder for stage in keep})
+
+    def teacher_of(self, gnn: FinishedStage) -> FinishedStage:
+        """The LM stage whose embeddings a GNN stage was trained on: the last one before it."""
+        return [s for s in self.journal.finished if s.key.model == "LM" and s.key.index < gnn.key.index][-1]
+
     # ---- what a step learns from ----------------------------------------------------------------------------------
 
     def pseudo_labels(self, logits: np.ndarray) -> PseudoLabels:
@@ -285,72 +295,3 @@ class Run:
             "pseudo_accuracy_valid": self.pseudo_accuracy(pseudo),
             "pseudo_candidates": len(pseudo.nodes),
         }
-
-
-def run_lm(run: Run) -> None:
-    """The LM alone, fine-tuned on gold."""
-    run.fit_lm_on_gold()
-
-
-def run_gnn(run: Run) -> None:
-    """The GNN alone, on features that need no fine-tuned LM."""
-    run.fit_gnn_on_gold(None)
-    run.combine()
-
-
-def run_cascade(run: Run) -> None:
-    """LM, then GNN on its embeddings, without pseudo-labels: GLEM with zero EM iterations."""
-    run.fit_gnn_on_gold(run.fit_lm_on_gold())
-    run.combine()
-
-
-def run_joint(run: Run) -> None:
-    """LM and GNN co-trained end to end on gold, on sampled neighbourhoods."""
-    run.fit_jointly()
-    run.combine()
-
-
-def run_em(run: Run) -> None:
-    """GLEM."""
-    first = q = run.fit_lm_on_gold()
-    p = run.fit_gnn_on_gold(q)
-    for iteration in _iterations(run):
-        if run.settings.order == "lm_first":
-            q = run.e_step(iteration, run.teacher_logits(iteration, p), q, first)
-            p = run.m_step(iteration, q, q.logits)
-        else:
-            p = run.m_step(iteration, q, run.teacher_logits(iteration, q))
-            q = run.e_step(iteration, p.logits, q, first)
-        _forget_weights(run, first, q)
-    run.combine()
-
-
-def _iterations(run: Run) -> Iterator[int]:
-    """1, 2, … as many as asked for, or until neither model's validation score rose above all before."""
-    settings, journal = run.settings, run.journal
-    if settings.iterations != UNTIL_PLATEAU:
-        yield from range(1, settings.iterations + 1)
-        return
-    best = {"LM": -np.inf, "GNN": -np.inf}
-    for iteration in itertools.count(1):
-        now = {m: max(s.valid for s in journal.finished if s.key.model == m) for m in best}
-        if iteration > settings.max_iterations or all(now[m] <= best[m] for m in best):
-            return
-        best = now
-        yield iteration
-
-
-def _forget_weights(run: Run, first: FinishedStage, latest_lm: FinishedStage) -> None:
-    """Drop weights that neither a later E-step nor a prediction with the best models can ask for."""
-    if run.settings.keep_all_weights:
-        return
-    best = [run.journal.best("GLEM-LM"), run.journal.best("GLEM-GNN")]
-    keep = [first, latest_lm, *(stage for stage in best if stage)]
-    if best[1]:
-        keep.append(teacher_of(run.journal, best[1]))
-    run.journal.forget_weights({stage.key.folder for stage in keep})
-
-
-def teacher_of(journal: Journal, gnn: FinishedStage) -> FinishedStage:
-    """The LM stage whose embeddings a GNN stage was trained on: the last one before it."""
-    return [s for s in journal.finished if s.key.model == "LM" and s.key.index < gnn.key.index][-1]

@@ -15,27 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build import run as build_run
 from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import e_step, m_step
 from glem_graphgym.em.fit import FitLog, Fitted, Validation, Weights
 from glem_graphgym.em.inputs import LabelChannel
 from glem_graphgym.em.journal import FinishedStage, Journal, Scores, stage_seed
-from glem_graphgym.em.loop import (
-    UNTIL_PLATEAU,
-    EMSettings,
-    Run,
-    run_cascade,
-    run_em,
-    run_gnn,
-    run_lm,
-    teacher_of,
-)
 from glem_graphgym.em.objective import objective_report
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.run import EMSettings, Run
 from glem_graphgym.files import read_json
+from glem_graphgym.modes import UNTIL_PLATEAU, run_cascade, run_em, run_gnn, run_lm
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
-from glem_graphgym.registered import train
 
 # ==== learners that take notes =====================================================================================
 
@@ -212,14 +204,14 @@ def test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step(tmp_pat
     run_em(run)
     for step, lm in EMBEDDINGS[order].items():
         np.testing.assert_array_equal(book.of(step).features, named(run, lm).embeddings)
-        assert teacher_of(run.journal, named(run, step)) is named(run, lm)
+        assert run.teacher_of(named(run, step)) is named(run, lm)
 
 
 @pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
 def test_external_predictions_replace_the_first_steps_teacher_and_nothing_else(tmp_path: Path, order: str) -> None:
     external = np.random.default_rng(0).normal(size=(N, C))
     run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
-    run.first_predictions = external
+    run = replace(run, first_predictions=external)
     run_em(run)
     first, *others = TEACHERS[order].items()
     for step, teacher in [(first[0], None), *others]:
@@ -477,7 +469,7 @@ SMALL: dict[str, Any] = {
 @pytest.fixture
 def real_run(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[TextGraph, Run]]:
     """Makes a run of the small synthetic graph; ``change`` is applied to the graph before anything sees it."""
-    load = train.load_text_graph_of
+    load = build_run.load_text_graph_of
 
     def make(
         name: str = "run", change: Callable[[TextGraph], TextGraph] = lambda graph: graph, **options: Any
@@ -488,8 +480,8 @@ def real_run(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> 
         values = {**SMALL, "lm.model": tiny_lm, "dataset.dir": tmp_path / "datasets", **given}
         load_config(cfg, file, [str(word) for pair in values.items() for word in pair])
         cfg.run_dir = str(tmp_path / name)
-        monkeypatch.setattr(train, "load_text_graph_of", lambda cfg: change(load(cfg)))
-        return train.prepare(cfg, with_lm=True, with_gnn=True)
+        monkeypatch.setattr(build_run, "load_text_graph_of", lambda cfg: change(load(cfg)))
+        return build_run.prepare(cfg)
 
     return make
 
@@ -622,8 +614,8 @@ def test_with_a_score_that_says_nothing_validation_labels_do_not_matter_either(
         graph, run = real_run(name, change, glem__em_iterations=1, **options)
         constant = Validation(graph.split["valid"], lambda logits: 0.5)
         assert run.lm_gold is not None and run.lm_em is not None and run.gnn is not None
-        run.lm_gold, run.lm_em = (replace(lm, validation=constant) for lm in (run.lm_gold, run.lm_em))
-        run.gnn = run.gnn.but(validation=constant)
+        lm_gold, lm_em = (replace(lm, validation=constant) for lm in (run.lm_gold, run.lm_em))
+        run = replace(run, lm_gold=lm_gold, lm_em=lm_em, gnn=run.gnn.but(validation=constant))
         run_em(run)
         calls.append(recorder.take())
     assert equal(*calls)
@@ -646,7 +638,7 @@ def test_pseudo_labels_never_replace_gold(
     monkeypatch.setattr(StepTargets, "batch", watched)
     graph, run = real_run(glem__label_input=True, glem__lm_pseudo_ratio=100.0, glem__gnn_pseudo_ratio=100.0)
     wrong = 50 * np.eye(graph.num_classes)[(graph.label + 1) % graph.num_classes]
-    run.first_predictions = wrong
+    run = replace(run, first_predictions=wrong)
     run_em(run)
     gold, one_hot = graph.split["train"], np.eye(graph.num_classes)[graph.label[graph.split["train"]]]
     assert len(batches) >= 6

@@ -1,6 +1,6 @@
 """What the stages of a run cost, measured on a small part of each: memory, time and sizes.
 
-Done in a process of its own, ``python -m glem_graphgym.registered.calibration request.json answer.json``: so its memory
+Done in a process of its own, ``python -m glem_graphgym.plan.calibration request.json answer.json``: so its memory
 is that of a run, and whatever goes wrong in it takes nobody else along. The stages are tried in their order with the
 run's own learners, as memory that one of them keeps is there in the next.
 """
@@ -22,10 +22,33 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch_geometric.graphgym.config import cfg as graphgym_cfg
+from torch_geometric.graphgym.config import set_cfg
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.build.features import feature_builder, load_matrix, static_folder
+from glem_graphgym.build.gnn import sees_hops
+from glem_graphgym.build.gnn_check import check_gnn
+from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
+from glem_graphgym.build.language_model import hardware_for, untuned_lm
+from glem_graphgym.build.learners import (
+    further_features,
+    gnn_learner,
+    hop_storage,
+    joint_learner,
+    lm_learners,
+    stored_graph_views_of,
+)
+from glem_graphgym.build.run import check_lms, em_settings, first_predictions, nodes_of
+from glem_graphgym.build.run_folder import check_run_folder, identity_of, shared_lm_gold
+from glem_graphgym.build.sizes import (
+    GB,
+    budget_bytes,
+    full_batch_bytes,
+    layer_file_bytes,
+    predicts_layerwise,
+    processes_here,
+)
 from glem_graphgym.config import feature_kinds, load_config
 from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
@@ -42,32 +65,6 @@ from glem_graphgym.models.text_encoder import TextClassifier
 from glem_graphgym.out_of_core.hop_storage import HopStorage, StoredGraph, hops_in_memory
 from glem_graphgym.out_of_core.propagation import disk_bytes
 from glem_graphgym.out_of_core.stored_operator import operator_bytes
-from glem_graphgym.registered.features import feature_builder, load_matrix, static_folder
-from glem_graphgym.registered.language_model import hardware_for, untuned_lm
-from glem_graphgym.registered.loader import load_text_graph_of, open_tokens, tokenizer_of
-from glem_graphgym.registered.networks import sees_hops
-from glem_graphgym.registered.run_folder import check_run_folder, identity_of, shared_lm_gold
-from glem_graphgym.registered.sizes import (
-    GB,
-    budget_bytes,
-    full_batch_bytes,
-    layer_file_bytes,
-    predicts_layerwise,
-    processes_here,
-)
-from glem_graphgym.registered.train import (
-    check_gnn,
-    check_lms,
-    em_settings,
-    first_predictions,
-    further_features,
-    gnn_learner,
-    hop_storage,
-    joint_learner,
-    lm_learners,
-    nodes_of,
-    stored_graph_views_of,
-)
 
 MB = 1 << 20
 TRIAL_SECONDS = 8.0  # of training batches that an LM stage is tried on, in two epochs
@@ -587,7 +584,7 @@ class Calibration:
     def _hops_on_disk(self) -> bool:
         """Whether hop features exceed ``glem.memory_budget_gb``; says under ``hops`` what they take on disk."""
         width, budget = sum(self.widths.values()), budget_bytes(self.cfg)
-        if not budget or not sees_hops() or _bytes_of_gnn(self.cfg, self.graph, width) <= budget:
+        if not budget or not sees_hops(self.cfg) or _bytes_of_gnn(self.cfg, self.graph, width) <= budget:
             return False
         self.about["hops"] = self.about["hops"] or self._hop_files(width)
         return True
@@ -676,7 +673,7 @@ def _embedding_dim(learner: LMLearner) -> int:
 
 def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
     """About, and rather too much, what a GNN on features of that width takes: it decides on the size of a trial."""
-    if not sees_hops():
+    if not sees_hops(cfg):
         return SAFETY * sum(full_batch_bytes(cfg, graph, width).values())
     item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
     classes = graph.num_classes if cfg.glem.label_input else 0
@@ -709,7 +706,8 @@ def main(request: Path, answer: Path) -> None:
     with contextlib.suppress(OSError):  # should memory run out all the same, let it be this process
         Path("/proc/self/oom_score_adj").write_text("1000")
     asked = read_json(request)
-    cfg = graphgym_cfg
+    cfg = CfgNode()
+    set_cfg(cfg)
     try:
         load_config(cfg, asked["cfg"])
         cfg.run_dir = asked["run_dir"]

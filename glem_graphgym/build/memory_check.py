@@ -12,9 +12,9 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.out_of_core.hop_storage import check_batch, hops_in_memory
 from glem_graphgym.out_of_core.propagation import plan_columns
-from glem_graphgym.registered.language_model import hardware_for
-from glem_graphgym.registered.networks import has_layers, sees_hops
-from glem_graphgym.registered.sizes import (
+from glem_graphgym.build.language_model import hardware_for
+from glem_graphgym.build.gnn import has_layers, sees_hops
+from glem_graphgym.build.sizes import (
     GB,
     STEP,
     asked_bytes,
@@ -43,14 +43,13 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
             (the accelerator for networks that see the whole graph); says what takes how much, and what does fit.
     """
     width = feature_width(cfg, graph)
-    if sees_hops():
+    if sees_hops(cfg):
         _check_hops(cfg, graph, width, candidates)
     elif cfg.gnn.fan_out:
         neighbourhoods = neighbourhood_bytes(cfg, graph, width)
         parts = sampled_bytes(cfg, graph, width, neighbourhoods)
         layerwise = need_layerwise(cfg, parts)
-        if cfg.train.mode != "glem_predict":  # which trains nothing
-            _check_neighbourhoods(cfg, neighbourhoods, min([_limit(cfg), *([_budget(cfg)] if layerwise else [])]))
+        _check_neighbourhoods(cfg, neighbourhoods, min([_limit(cfg), *([_budget(cfg)] if layerwise else [])]))
         if not layerwise:
             how = "samples neighbours in training, but predicts on the whole graph at a time"
             _check_whole_graph(cfg, graph, parts, how, _instead_of_sampling(cfg))
@@ -66,7 +65,7 @@ def _instead_of_sampling(cfg: CfgNode) -> str:
     """What a network whose prediction needs the whole graph could do with less memory."""
     if not cfg.glem.memory_budget_gb and can_predict_layerwise(cfg):
         return "glem.memory_budget_gb below that, and it predicts by blocks of nodes"
-    if cfg.glem.setting != "transductive" and has_layers():
+    if cfg.glem.setting != "transductive" and has_layers(cfg):
         return "glem.setting transductive, with which it predicts by blocks of nodes"
     layered = "glem_sage, glem_gcn or glem_gat, which predict by blocks of nodes within glem.memory_budget_gb"
     return f"model.type {layered}" if is_joint(cfg) else f"{HOP_NETWORKS}, or {layered}"
@@ -195,7 +194,7 @@ def joint_remedy(cfg: CfgNode) -> str:
 
 def gnn_remedy(cfg: CfgNode) -> str:
     ways = [f"set gnn.dim_inner below {cfg.gnn.dim_inner}"]
-    if sees_hops():
+    if sees_hops(cfg):
         ways.append(f"gnn.hops below {cfg.gnn.hops}")
         if not cfg.glem.memory_budget_gb:
             ways.append("glem.memory_budget_gb to what hop features may take of memory")

@@ -1,0 +1,394 @@
+"""The GNN that ``model.type`` and ``gnn.*`` name: our networks, or any that GraphGym finds by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
+from torch_geometric.graphgym.register import network_dict
+from yacs.config import CfgNode
+
+from glem_graphgym.data.sampling import Block
+from glem_graphgym.models.block import BlockAdjacency, seed_logits
+from glem_graphgym.models.gamlp import GAMLP
+from glem_graphgym.models.gat import GAT
+from glem_graphgym.models.gcn import GCN
+from glem_graphgym.models.hop_network import HopNetwork
+from glem_graphgym.models.hops import propagate
+from glem_graphgym.models.mlp import MLP, LayerStack
+from glem_graphgym.models.propagation import Adjacency, SparseOperator
+from glem_graphgym.models.revgat import RevGAT
+from glem_graphgym.models.sage import SAGE
+from glem_graphgym.models.sagn import SAGN
+from glem_graphgym.models.sgc import SGC
+from glem_graphgym.models.sign import SIGN
+
+# ---- our networks, from the configuration -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of our networks under its ``model.type``.
+
+    Attributes:
+        make: (cfg, width of the node features F, classes C) -> plain module.
+        sees_hops: it takes hop features (K + 1, N, F) rather than features (N, F) and the graph.
+        is_layered: it is a `LayerStack`, so it trains on sampled neighbourhoods and predicts layer by layer.
+    """
+
+    make: Callable[[CfgNode, int, int], nn.Module]
+    sees_hops: bool = False
+    is_layered: bool = False
+
+
+def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) -> Network:
+    """A layer stack with the settings that all of them take and those of ``gnn.*`` in ``keys``.
+
+    Args:
+        renamed: argument of the module -> its key.
+    """
+
+    def build(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
+        own = {argument: cfg.gnn[key] for argument, key in {**dict(zip(keys, keys, strict=True)), **renamed}.items()}
+        return make(dim_in, cfg.gnn.dim_inner, dim_out, num_layers(cfg), **_common(cfg), **own)
+
+    return Network(build, is_layered=True)
+
+
+def _common(cfg: CfgNode) -> dict[str, Any]:
+    return {"dropout": cfg.gnn.dropout, "norm": cfg.gnn.norm, "input_dropout": cfg.gnn.input_dropout}
+
+
+def num_layers(cfg: CfgNode, least: int = 1) -> int:
+    """``gnn.layers_mp``.
+
+    Raises:
+        ValueError: ``model.type`` needs more.
+    """
+    if cfg.gnn.layers_mp < least:
+        raise ValueError(f"gnn.layers_mp is {cfg.gnn.layers_mp}, model.type {cfg.model.type} needs at least {least}")
+    return int(cfg.gnn.layers_mp)
+
+
+def _revgat(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
+    g = cfg.gnn
+    if g.dim_inner % g.rev_groups:
+        raise ValueError(
+            f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.rev_groups, {g.rev_groups} ({cfg.model.type})"
+        )
+    return RevGAT(
+        dim_in,
+        g.dim_inner,
+        dim_out,
+        num_layers(cfg, least=2),
+        heads=g.att_heads,
+        group=g.rev_groups,
+        edge_drop=g.edge_drop,
+        attention_dropout=g.attention_dropout,
+        symmetric_norm=g.symmetric_norm,
+        input_norm=g.input_norm == "batch",
+        **_common(cfg),
+    )
+
+
+def _sign(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
+    g = cfg.gnn
+    return SIGN(dim_in, g.dim_inner, dim_out, g.hops, num_layers(cfg), g.dropout, g.input_dropout)
+
+
+def _sagn(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
+    g = cfg.gnn
+    attention = _attention_over_hops(cfg)
+    return SAGN(dim_in, g.dim_inner, dim_out, g.hops, num_layers(cfg), heads=g.att_heads, **attention)
+
+
+def _gamlp(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
+    g = cfg.gnn
+    return GAMLP(
+        dim_in,
+        g.dim_inner,
+        dim_out,
+        g.hops,
+        residual=g.residual,
+        output_layers=num_layers(cfg),
+        activation=g.hop_activation,
+        input_norm=g.input_norm == "batch",
+        **_attention_over_hops(cfg),
+    )
+
+
+def _attention_over_hops(cfg: CfgNode) -> dict[str, Any]:
+    """Settings that SAGN and GAMLP share: dropouts, and the network on label hops.
+
+    The latter takes the last label hop, as published, in our train modes with label input, and is absent otherwise.
+    """
+    g = cfg.gnn
+    return {
+        "dropout": g.dropout,
+        "input_dropout": g.input_dropout,
+        "attention_dropout": g.attention_dropout,
+        "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard"),
+        "label_dropout": g.label_dropout,
+    }
+
+
+# model.type -> network. A new network of ours is a module in `models/` and one line here.
+NETWORKS: dict[str, Network] = {
+    "glem_mlp": _layer_stack(MLP, "residual"),
+    "glem_sage": _layer_stack(SAGE, "residual"),
+    "glem_gcn": _layer_stack(GCN, "residual", "hidden_bias"),
+    "glem_gat": _layer_stack(GAT, "residual", "attention_dropout", heads="att_heads"),
+    "glem_revgat": Network(_revgat),
+    "glem_sgc": Network(lambda cfg, dim_in, dim_out: SGC(dim_in, dim_out), sees_hops=True),
+    "glem_sign": Network(_sign, sees_hops=True),
+    "glem_sagn": Network(_sagn, sees_hops=True),
+    "glem_gamlp": Network(_gamlp, sees_hops=True),
+}
+
+
+def has_layers(cfg: CfgNode) -> bool:
+    """Whether ``model.type`` names a layer stack of ours, which `build_gnn` makes a `LayeredGNN` of."""
+    return cfg.model.type in NETWORKS and NETWORKS[cfg.model.type].is_layered
+
+
+def sees_hops(cfg: CfgNode) -> bool:
+    """Whether ``model.type`` names a network on hop features."""
+    return cfg.model.type in NETWORKS and NETWORKS[cfg.model.type].sees_hops
+
+
+# ---- as GraphGym calls them ---------------------------------------------------------------------------------------
+
+
+class GraphNetwork(nn.Module):
+    """One of our GNNs as a GraphGym network: called with a batch, returns (pred, true).
+
+    Args:
+        net: the plain module.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        adjacency = batch.adjacency if "adjacency" in batch else None
+        if adjacency is None:
+            adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
+        if isinstance(adjacency, BlockAdjacency) and isinstance(self.net, LayerStack):
+            return seed_logits(self.net, batch.x, adjacency), None
+        return read_out(self.net(batch.x, adjacency), batch)
+
+
+class HopGraphNetwork(nn.Module):
+    """One of our networks on hop features as a GraphGym network: propagates the batch's features, then reads hops.
+
+    Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`). GraphGym's own training
+    copies the graph for every step, so there it is propagated in every step too.
+
+    Args:
+        net: the plain module.
+        hops: K, how often features are propagated.
+    """
+
+    def __init__(self, net: HopNetwork, hops: int) -> None:
+        super().__init__()
+        self.net, self.hops = net, hops
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
+        return read_out(self.net(propagate(adjacency.gcn(), batch.x, self.hops)), batch)
+
+
+def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> nn.Module:
+    """The network ``name`` of `NETWORKS` as a GraphGym network."""
+    network = NETWORKS[name]
+    net = network.make(cfg, dim_in, dim_out)
+    if isinstance(net, HopNetwork):
+        return HopGraphNetwork(net, cfg.gnn.hops)
+    return GraphNetwork(net)
+
+
+def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
+    """(pred, true) as GraphGym's node head gives them: of the split's nodes, or of all outside of a split."""
+    labels = batch.y if "y" in batch else None
+    if "split" not in batch:
+        return logits, labels
+    mask = batch[f"{batch.split}_mask"]
+    return logits[mask], None if labels is None else labels[mask]
+
+
+# ---- as the M-step calls them -------------------------------------------------------------------------------------
+
+
+class Structure:
+    """The graph as every GNN finds what it needs: edge_index for GraphGym's layers, sparse CSR for ours.
+
+    Args:
+        edge_index: int64 (2, E), both directions.
+        num_nodes: N.
+        adjacency: the same edges where they are in that form already.
+    """
+
+    def __init__(self, edge_index: Tensor, num_nodes: int, adjacency: Adjacency | None = None) -> None:
+        self.edge_index, self.num_nodes = edge_index, num_nodes
+        self.adjacency = Adjacency.from_edge_index(edge_index, num_nodes) if adjacency is None else adjacency
+
+    @classmethod
+    def of_block(cls, block: Block) -> Structure:
+        """A sampled neighbourhood, of which our networks give the seeds' logits alone, others those of all nodes."""
+        rowptr, col, degree = (torch.from_numpy(part) for part in (block.rowptr, block.col, block.degree))
+        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist())
+        return cls(torch.from_numpy(block.edge_index()), len(block.nodes), adjacency)
+
+    def csr(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row pointers (N+1,) and neighbours (E,), for a sampler."""
+        return self.adjacency.rowptr.cpu().numpy(), self.adjacency.col.cpu().numpy()
+
+    def to(self, device: torch.device) -> Structure:
+        if self.edge_index.device.type != torch.device(device).type:
+            self.edge_index, self.adjacency = self.edge_index.to(device), self.adjacency.to(device)
+        return self
+
+
+class MmapGraph:
+    """The graph in arrays that may be memory-mapped, for networks on hop features that are propagated on disk.
+
+    Whoever has the memory finds what a `Structure` has, made when it is first asked for.
+
+    Args:
+        rowptr: int64 (N+1,), col: (E,), of all N nodes.
+        keep: bool (N,): only edges between nodes of the mask are there; None = all.
+        make: the same as a `Structure`, of the kept nodes alone where it is what training sees.
+    """
+
+    def __init__(
+        self, rowptr: np.ndarray, col: np.ndarray, keep: np.ndarray | None, make: Callable[[], Structure]
+    ) -> None:
+        self.rowptr, self.col, self.keep, self._make = rowptr, col, keep, make
+
+    @cached_property
+    def structure(self) -> Structure:
+        return self._make()
+
+    def csr(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row pointers (N+1,) and neighbours (E,), for a sampler, which knows of no mask."""
+        assert self.keep is None, "neighbours are not sampled from a part of a stored graph"
+        return self.rowptr, self.col
+
+    @property
+    def adjacency(self) -> Adjacency:
+        return self.structure.adjacency
+
+    @property
+    def edge_index(self) -> Tensor:
+        return self.structure.edge_index
+
+
+def gcn_operator(structure: Structure | MmapGraph) -> SparseOperator:
+    """D~^-1/2 (A+I) D~^-1/2, by which hop features are propagated (SIGN, GAMLP)."""
+    return structure.adjacency.gcn()
+
+
+class GNN(nn.Module):
+    """Any GraphGym network (``model.type`` and ``gnn.*``) as the M-step calls it: (features, structure) -> logits.
+
+    The network gets a new `Data` every time: GraphGym's layers write ``batch.x`` in place.
+
+    Args:
+        network: called with a batch, gives (logits, labels).
+        cfg: what a network that is not ours finds in GraphGym's global configuration; None = it reads nothing there.
+    """
+
+    def __init__(self, network: nn.Module, cfg: CfgNode | None = None) -> None:
+        super().__init__()
+        self.network, self.cfg = network, cfg
+
+    def forward(self, x: Tensor, structure: Structure) -> Tensor:  # (N, D) -> (N, C)
+        batch = Data(x=x, edge_index=structure.edge_index, num_nodes=structure.num_nodes)
+        batch.adjacency = structure.adjacency
+        with nullcontext() if self.cfg is None else as_global(self.cfg):
+            logits, _ = self.network(batch)
+        return logits
+
+
+class LayeredGNN(GNN):
+    """A `GNN` of one of our layer stacks, whose layers can be asked for one by one."""
+
+    @property
+    def _stack(self) -> LayerStack:
+        stack = self.network.net
+        assert isinstance(stack, LayerStack)
+        return stack
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._stack.layers)
+
+    def layer(self, index: int, x: Tensor, structure: Structure) -> Tensor:
+        """What layer ``index`` gives the seeds of a neighbourhood of one hop, (b, D'), from ``x`` (n, D)."""
+        block = structure.adjacency
+        assert isinstance(block, BlockAdjacency)
+        (one_hop,) = block.layers()
+        return self._stack.layer(index, x, one_hop)
+
+
+@contextmanager
+def as_global(cfg: CfgNode) -> Iterator[None]:
+    """A block in which GraphGym's global configuration holds the settings of ``cfg``.
+
+    Networks of GraphGym and of its other plugins read their settings there, when they are built and when they are called.
+    """
+    from torch_geometric.graphgym.config import cfg as live
+
+    if live is cfg:
+        yield
+        return
+    before = dict(live)
+    live.clear()
+    live.update(cfg)
+    try:
+        yield
+    finally:
+        live.clear()
+        live.update(before)
+
+
+def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
+    """The network that ``model.type`` names, with one logit per class (two for C = 2).
+
+    Its ``forward`` takes features and a `Structure`, or hop features where it `sees_hops`.
+
+    Raises:
+        ValueError: ``model.type``, or a layer that it asks for, is not registered.
+    """
+    name = cfg.model.type
+    if name in NETWORKS:
+        network = graphgym_network(cfg, name, dim_in, num_classes)
+        if isinstance(network, HopGraphNetwork):
+            return network.net
+        return LayeredGNN(network) if has_layers(cfg) else GNN(network)
+    if name not in network_dict:
+        raise ValueError(f"model.type is '{name}', expected one of: {', '.join(map(str, network_dict))}")
+    try:
+        with as_global(cfg):
+            return GNN(network_dict[name](dim_in, num_classes), cfg)
+    except KeyError as error:
+        raise ValueError(f"model.type {name}: gnn.* or model.* asks for {error}, which is not registered") from error
+
+
+def gnn_optimizer(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], tuple[Any, Any]]:
+    """Parameters -> (optimizer, learning-rate schedule counted in epochs), as ``optim.*`` say."""
+
+    def make(params: Iterable[nn.Parameter]) -> tuple[Any, Any]:
+        optimizer = create_optimizer(list(params), cfg.optim)
+        return optimizer, create_scheduler(optimizer, cfg.optim)
+
+    return make

@@ -1,0 +1,153 @@
+"""The text graph that ``dataset.*`` names, its tokens, and how predictions on it are scored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from glem_graphgym.config import TEXT_GRAPHS, feature_kinds
+from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
+from glem_graphgym.data.tokens import TokenStore, open_token_store
+
+Accuracy = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), predicted classes (n,)) -> share 0-1
+
+MANY_UNKNOWN = 0.05  # share of unknown tokens that is warned of
+TEXTS_COMPARED, CHARACTERS_COMPARED = 100, 1000  # of which two tokenizers' ids are compared
+
+
+def load_text_graph_of(cfg: CfgNode) -> TextGraph:
+    """The text graph that ``dataset.name`` and its keys describe.
+
+    Raises:
+        DataError: unknown name, or data that cannot be read; says what to do.
+    """
+    if cfg.dataset.name not in GRAPHS:
+        raise DataError(f"dataset.name is '{cfg.dataset.name}', expected one of: {', '.join(GRAPHS)}")
+    graph = GRAPHS[cfg.dataset.name](cfg)
+    sizes = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
+    logging.info(
+        f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges, {graph.num_classes} classes\n"
+        f"  {sizes}; fingerprint {graph.fingerprint()}"
+    )
+    return graph
+
+
+def _debian(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.debian import load_debian
+
+    d = cfg.dataset
+    return load_debian(
+        Path(d.dir),
+        packages=d.tag_source,
+        shares=d.tag_split,
+        max_nodes=d.tag_max_nodes,
+    )
+
+
+def _ogbn_arxiv(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.ogb import load_ogbn_arxiv
+
+    return load_ogbn_arxiv(Path(cfg.dataset.dir))
+
+
+def _ogbn_products(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.ogb import load_ogbn_products
+
+    return load_ogbn_products(Path(cfg.dataset.dir))
+
+
+def _ogbn_papers100m(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.ogb import load_ogbn_papers100m
+
+    return load_ogbn_papers100m(Path(cfg.dataset.dir))
+
+
+def _table(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.table import load_table
+
+    if not cfg.dataset.tag_source:
+        raise DataError("dataset.name is 'table', but dataset.tag_source is empty; expected the folder of the tables")
+    d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
+    return load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed, raw=raw)
+
+
+def _synthetic(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.synthetic import make_synthetic
+
+    d = cfg.dataset
+    return make_synthetic(
+        num_nodes=d.synthetic_nodes,
+        num_classes=d.synthetic_classes,
+        avg_degree=d.synthetic_degree,
+        text_signal=d.synthetic_text_signal,
+        structure_signal=d.synthetic_structure_signal,
+        words_per_text=d.synthetic_words,
+        feature_dim=d.synthetic_features,
+        shares=d.tag_split,
+        seed=d.tag_seed,
+    )
+
+
+# dataset.name -> how to get the graph. A new dataset is one function in `data/` and one line here.
+GRAPHS = TEXT_GRAPHS
+GRAPHS |= {
+    "debian": _debian,
+    "ogbn-arxiv": _ogbn_arxiv,
+    "ogbn-products": _ogbn_products,
+    "ogbn-papers100M": _ogbn_papers100m,
+    "table": _table,
+    "synthetic": _synthetic,
+}
+
+
+def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
+    """What says of a dataset, before anything long, which of its sources are missing or wrong: each raises DataError.
+
+    None where building it finds out as fast.
+    """
+    from glem_graphgym.data import ogb
+
+    checks = {
+        "ogbn-arxiv": ogb.checks_of_ogbn_arxiv,
+        "ogbn-products": ogb.checks_of_ogbn_products,
+        "ogbn-papers100M": ogb.checks_of_ogbn_papers100m,
+    }
+    return checks[cfg.dataset.name](Path(cfg.dataset.dir)) if cfg.dataset.name in checks else []
+
+
+def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
+    """The graph's token ids for ``lm.model`` and ``lm.max_length``, cached under ``dataset.dir``.
+
+    Warns where the model does not know many of them.
+    """
+    tokenizer, cache = tokenizer_of(cfg, graph.texts), Path(cfg.dataset.dir) / "tokens"
+    store = open_token_store(graph.texts, tokenizer, cfg.lm.max_length, cache)
+    unknown = store.unknown_share()
+    if unknown > MANY_UNKNOWN:
+        logging.warning(
+            f"lm.model {cfg.lm.model} does not know {unknown:.0%} of the tokens of {graph.name}: its vocabulary was "
+            "not made for these texts; expected a model of their language"
+        )
+    return store
+
+
+def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
+    """The tokenizer of ``lm.model``, held against the file that it is made of on some of the texts."""
+    from glem_graphgym.models.pretrained import load_tokenizer
+
+    nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
+    return load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
+
+
+def accuracy_of(dataset: str) -> Accuracy:
+    """OGB's evaluator for ``ogbn-*`` graphs, the same share of right classes elsewhere."""
+    if dataset.startswith("ogbn-"):
+        from glem_graphgym.data.ogb import ogb_accuracy
+
+        return ogb_accuracy(dataset)
+    return lambda true, predicted: float((true == predicted).mean())

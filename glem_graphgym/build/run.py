@@ -1,0 +1,268 @@
+"""A run out of a configuration: data, models and journal, everything that can be checked checked before any training."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from yacs.config import CfgNode
+
+from glem_graphgym import processes
+from glem_graphgym.build.features import feature_builder, load_matrix, seconds_before
+from glem_graphgym.build.gnn import sees_hops
+from glem_graphgym.build.gnn_check import check_gnn
+from glem_graphgym.build.graph import Accuracy, accuracy_of, load_text_graph_of, open_tokens
+from glem_graphgym.build.language_model import check_lm
+from glem_graphgym.build.learners import further_features, gnn_learner, joint_learner, lm_learners, smoother
+from glem_graphgym.build.memory_check import stage_remedy
+from glem_graphgym.build.run_folder import (
+    METRIC,
+    check_run_folder,
+    identity_of,
+    names_of_stages,
+    seconds_of_other_seeds,
+    shared_lm_gold,
+    take_run_folder,
+)
+from glem_graphgym.config import check_config, feature_kinds
+from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.e_step import LMLearner
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.journal import Journal, Scores
+from glem_graphgym.em.plan import Plan, planned_stages
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
+from glem_graphgym.em.run import EMSettings, Run
+from glem_graphgym.files import read_json, write_json
+from glem_graphgym.models.pooling import readout_of
+from glem_graphgym.modes import MODES, UNTIL_PLATEAU
+
+
+def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
+    """Do the stages of the run that ``cfg`` describes under ``cfg.run_dir``, those that are not done yet.
+
+    Args:
+        overwrite: how many seeds, from this one on, are done anew; 0 = none. What an earlier run left in the folder is
+            deleted after all checks.
+
+    Returns:
+        The graph, for reports on the run.
+    """
+    graph, run = prepare(cfg, overwrite)
+    MODES[cfg.train.mode].program(run)
+    if cfg.train.mode == "glem" and processes.rank() == 0:
+        # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
+        path = Path(cfg.run_dir) / "run.json"
+        asked = {"em_iterations": cfg.glem.em_iterations, "stages": [stage.key.folder for stage in run.journal.finished]}
+        write_json(path, {**read_json(path), **asked})
+    return graph
+
+
+def prepare(cfg: CfgNode, overwrite: int = 0) -> tuple[TextGraph, Run]:
+    """The graph and the run of ``train.mode``, after all checks; the run's folder is taken.
+
+    Args:
+        overwrite: as of `train_run`.
+    """
+    check_config(cfg)  # a main of one's own has loaded it with GraphGym's load_cfg
+    graph = load_text_graph_of(cfg)
+    identity = identity_of(cfg, graph)
+    check_run_folder(Path(cfg.run_dir), identity, overwrite)
+    run = build_run(cfg, graph)
+    if reader := run.lm_gold or run.joint:
+        identity["unknown_tokens"] = round(reader.tokens.unknown_share(), 4)
+    run.journal.plan = plan_of(cfg, run)
+    if processes.rank() == 0:
+        take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
+    return graph, run
+
+
+def build_run(cfg: CfgNode, graph: TextGraph) -> Run:
+    """The run of ``train.mode`` on a graph.
+
+    Raises:
+        ValueError: settings, files, models or memory do not allow it; names the keys.
+    """
+    mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
+    first = first_predictions(cfg, graph)
+    if mode.gnn or mode.joint:
+        check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
+    static = "static" in feature_kinds(cfg.glem.node_features)
+    tokens = open_tokens(cfg, graph) if mode.lm or mode.joint or static else None
+    if tokens is not None:
+        readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
+    accuracy = accuracy_of(graph.name)
+    train, valid = graph.split["train"], graph.split["valid"]
+    gold = Gold(train, graph.label[train], graph.num_classes)
+    valid_labels = graph.label[valid]
+    validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))
+    lm_gold = lm_em = gnn = joint = smooth = None
+    features: Any = lambda embeddings: np.empty((0, 0))  # noqa: E731 - without a GNN
+    if mode.lm:
+        assert tokens is not None
+        lm_gold, lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
+        check_lms(cfg, lm_gold, lm_em)
+    if mode.gnn:
+        features = feature_builder(cfg, graph, tokens, nodes.encoded)
+        gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted)
+        smooth = smoother(cfg, gnn.graphs, gold)
+    if mode.joint:
+        assert tokens is not None
+        check_lm(cfg, lm_learners(cfg, tokens, graph.num_classes, validation)[0])
+        features = further_features(cfg, graph, tokens, nodes.encoded)
+        joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted)
+        smooth = smoother(cfg, joint.graphs, gold)
+    return Run(
+        num_nodes=graph.num_nodes,
+        gold=gold,
+        unlabelled=nodes.unlabelled,
+        candidates=nodes.candidates,
+        settings=em_settings(cfg),
+        journal=Journal(
+            Path(cfg.run_dir),
+            cfg.seed,
+            lambda logits: scores_of(graph, logits, accuracy),
+            metric=METRIC,
+            save_memory=functools.partial(stage_remedy, cfg),
+            checkpoint_minutes=cfg.glem.checkpoint_minutes,
+        ),
+        features=features,
+        pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
+        lm_gold=lm_gold,
+        lm_em=lm_em,
+        gnn=gnn,
+        joint=joint,
+        first_predictions=first,
+        features_seconds=seconds_before(cfg, tokens, nodes.encoded) if gnn or joint else 0.0,
+        shared_lm_gold=shared_lm_gold(cfg, graph, nodes.encoded) if cfg.glem.share_lm_gold else None,
+        correct_and_smooth=smooth,
+        encoded=nodes.encoded,
+    )
+
+
+def check_lms(cfg: CfgNode, gold: LMLearner, em: LMLearner) -> None:
+    """`check_lm` for the LM as it is trained on gold and, where that differs, as it is trained in E-steps."""
+    check_lm(cfg, gold)
+    if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
+        check_lm(cfg, em)
+
+
+def plan_of(cfg: CfgNode, run: Run) -> Plan:
+    """The stages that the run is going to do, and what is known of the time that they take."""
+    stages = planned_stages(run, names_of_stages(cfg))
+    encoded = run.num_nodes if run.encoded is None else len(run.encoded)
+    prior = {"LM": run.features_seconds / encoded} if run.features_seconds else {}
+    return Plan(stages, cfg.glem.em_iterations == UNTIL_PLATEAU, seconds_of_other_seeds(Path(cfg.run_dir)), prior)
+
+
+def first_predictions(cfg: CfgNode, graph: TextGraph) -> np.ndarray | None:
+    """Logits (N, C) of ``glem.first_predictions``; None where it names no file."""
+    if not cfg.glem.first_predictions:
+        return None
+    columns = graph.num_classes
+    return load_matrix(cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=columns)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Which nodes a run is about; int64, increasing.
+
+    Attributes:
+        unlabelled, candidates: as of a `Run`.
+        predicted: trained on, scored or pseudo-labelled; None where all are predicted.
+        encoded: whose texts these predictions depend on, as far as the GNN sees; None = all.
+    """
+
+    unlabelled: np.ndarray
+    candidates: np.ndarray
+    predicted: np.ndarray | None
+    encoded: np.ndarray | None
+
+
+def nodes_of(cfg: CfgNode, graph: TextGraph) -> Nodes:
+    unlabelled, candidates = unlabelled_nodes(cfg, graph)
+    predicted = predicted_nodes(cfg, graph, candidates)
+    if predicted is not None:
+        unlabelled = np.intersect1d(unlabelled, predicted, assume_unique=True)
+        candidates = np.intersect1d(candidates, predicted, assume_unique=True)
+    return Nodes(unlabelled, candidates, predicted, encoded_nodes(cfg, graph, predicted))
+
+
+def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray]:
+    """U, every node without a gold label that training may see, and its part that may get pseudo-labels."""
+    unlabelled = np.setdiff1d(np.arange(graph.num_nodes), graph.split["train"])
+    candidates = unlabelled
+    if cfg.glem.pseudo_nodes == "valid_test":
+        candidates = np.union1d(graph.split["valid"], graph.split["test"])
+    if cfg.glem.setting != "transductive":
+        unlabelled = np.setdiff1d(unlabelled, graph.split["test"])
+        candidates = np.setdiff1d(candidates, graph.split["test"])
+    return unlabelled, candidates
+
+
+def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> np.ndarray | None:
+    """int64, increasing: the nodes that are trained on, scored or pseudo-labelled; None where all are predicted."""
+    if cfg.glem.encode_nodes == "all":
+        return None
+    mode = cfg.train.mode
+    needed = np.unique(np.concatenate(list(graph.split.values())))
+    pseudo = mode == "glem" or cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
+    return np.union1d(needed, candidates) if pseudo else needed
+
+
+def encoded_nodes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | None) -> np.ndarray | None:
+    """int64, increasing: the nodes whose texts predictions depend on, as far as the GNN sees; None = all."""
+    if predicted is None:
+        return None
+    reach = 0 if not (MODES[cfg.train.mode].gnn or MODES[cfg.train.mode].joint) else cfg.gnn.hops if sees_hops(cfg) else cfg.gnn.layers_mp
+    encoded = nodes_within(graph.rowptr, graph.col, predicted, reach)
+    logging.info(f"glem.encode_nodes needed: {len(encoded):,} of {graph.num_nodes:,} texts are encoded")
+    return encoded
+
+
+def scores_of(graph: TextGraph, logits: np.ndarray, accuracy: Accuracy) -> Scores:
+    """Accuracy and cross-entropy (nats) of logits (N, C) on every split."""
+    scores: Scores = {}
+    for part, nodes in graph.split.items():
+        part_logits = torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32))
+        labels = graph.label[nodes]
+        scores[part] = {
+            METRIC: accuracy(labels, part_logits.argmax(-1).numpy()),
+            "loss": float(F.cross_entropy(part_logits, torch.from_numpy(labels))),
+        }
+    return scores
+
+
+def pseudo_accuracy(graph: TextGraph, pseudo: PseudoLabels) -> float:
+    """Share 0-1 of right pseudo-labels among the validation nodes that are candidates; 0 when none is."""
+    nodes = np.intersect1d(graph.split["valid"], pseudo.nodes)
+    if not len(nodes):
+        return 0.0
+    return float((pseudo.targets(nodes).argmax(-1).numpy() == graph.label[nodes]).mean())
+
+
+def em_settings(cfg: CfgNode) -> EMSettings:
+    g = cfg.glem
+    return EMSettings(
+        order=g.order,
+        iterations=g.em_iterations,
+        max_iterations=g.em_max_iterations,
+        alpha=g.alpha,
+        beta=g.beta,
+        temperature=g.temperature,
+        hard=g.targets == "hard",
+        lm_ratio=g.lm_pseudo_ratio,
+        gnn_ratio=g.gnn_pseudo_ratio,
+        lm_redraw=g.lm_redraw == "epoch",
+        confidence=g.confidence,
+        lm_init=g.lm_init,
+        lm_init_first=g.lm_init if g.lm_init_first == "same" else g.lm_init_first,
+        ensemble=g.ensemble,
+        keep_all_weights=g.keep_weights == "all",
+    )

@@ -1,0 +1,73 @@
+"""Predictions of a finished run, computed anew from the weights that it kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from glem_graphgym import processes
+from glem_graphgym.em.e_step import open_predictions
+from glem_graphgym.em.journal import FinishedStage
+from glem_graphgym.em.plan import title_of
+from glem_graphgym.em.run import Run
+from glem_graphgym.modes import METHODS
+
+
+def predict_methods(run: Run) -> Iterator[tuple[str, np.ndarray]]:
+    """Each method of the run with the logits (N, C), float16, of its best stage; in GLEM those of EM alone."""
+    em = [method for method in METHODS if method.startswith("GLEM-")]
+    found = {method: stage for method in METHODS if (stage := run.journal.best(method))}
+    for method, stage in found.items():
+        if method in em or not set(em) & set(found):
+            yield method, predict_stage(run, stage)
+
+
+def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
+    """float16 logits (N, C) of a finished stage, computed anew from its weights (and its LM's embeddings).
+
+    All processes encode; what they found, and the GNN, is the first one's. The others get zeros.
+    """
+    classes = run.gold.num_classes
+    on_lm = stage.key.model == "LM"
+    gnn = run.joint or run.gnn
+    predicted = run.encoded if on_lm or gnn is None else gnn.predicted
+    logits = _scratch(run, f"{stage.key.folder}-logits", classes, predicted)
+    if on_lm:
+        _encode(run, stage, logits)
+        return logits
+    lm = run.teacher_of(stage) if run.lm_em else None
+    embeddings = _encode(run, lm, _scratch(run, "teacher-logits", classes, run.encoded)) if lm else None
+    if processes.rank() > 0:
+        return logits
+    if run.joint is not None:
+        task = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
+        embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
+        task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
+        return logits
+    assert run.gnn is not None
+    pseudo = None
+    if lm and stage.key.em_iteration > 0:
+        opens = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
+        pseudo = run.pseudo_labels(run.teacher_logits(stage.key.em_iteration, lm) if opens else lm.logits)
+    targets = run.gnn_step_targets(stage.key, pseudo)
+    run.gnn.start(targets, run.features(embeddings), stage.weights()).predict(logits)
+    return logits
+
+
+def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
+    """float16 text embeddings (N, H) of an LM stage; its logits go into ``logits``."""
+    learner = run.lm_em if stage.key.em_iteration else run.lm_gold
+    assert learner is not None
+    task = learner.start(weights=stage.weights())
+    embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
+    task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
+    return embeddings
+
+
+def _scratch(run: Run, name: str, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
+    """float16 zeros (N, columns); of the first process on disk, in the run's working folder, as `open_predictions`."""
+    if processes.rank() > 0:
+        return np.zeros((run.num_nodes, columns), dtype=np.float16)
+    run.journal.working.mkdir(parents=True, exist_ok=True)
+    return open_predictions(run.journal.working, name, run.num_nodes, columns, nodes)

@@ -1,0 +1,99 @@
+"""The train modes: each one's program over the steps of a `Run`, the models that it trains, its rows of results.
+
+`run_em` is GLEM: variational EM between a language model q and a GNN p, in the paper's order (arXiv 2210.14709).
+`run_lm`, `run_gnn` and `run_cascade` are its parts alone, as baselines; `run_joint` is what it replaces.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glem_graphgym.em.run import Run
+
+UNTIL_PLATEAU = -1  # of EM iterations: until one raises neither model's validation score
+
+
+def run_lm(run: Run) -> None:
+    """The LM alone, fine-tuned on gold."""
+    run.fit_lm_on_gold()
+
+
+def run_gnn(run: Run) -> None:
+    """The GNN alone, on features that need no fine-tuned LM."""
+    run.fit_gnn_on_gold(None)
+    run.combine()
+
+
+def run_cascade(run: Run) -> None:
+    """LM, then GNN on its embeddings, without pseudo-labels: GLEM with zero EM iterations."""
+    run.fit_gnn_on_gold(run.fit_lm_on_gold())
+    run.combine()
+
+
+def run_joint(run: Run) -> None:
+    """LM and GNN co-trained end to end on gold, on sampled neighbourhoods."""
+    run.fit_jointly()
+    run.combine()
+
+
+def run_em(run: Run) -> None:
+    """GLEM."""
+    first = q = run.fit_lm_on_gold()
+    p = run.fit_gnn_on_gold(q)
+    for iteration in _iterations(run):
+        if run.settings.order == "lm_first":
+            q = run.e_step(iteration, run.teacher_logits(iteration, p), q, first)
+            p = run.m_step(iteration, q, q.logits)
+        else:
+            p = run.m_step(iteration, q, run.teacher_logits(iteration, q))
+            q = run.e_step(iteration, p.logits, q, first)
+        run.forget_weights(q)
+    run.combine()
+
+
+def _iterations(run: Run) -> Iterator[int]:
+    """1, 2, … as many as asked for, or until neither model's validation score rose above all before."""
+    settings, finished = run.settings, run.journal.finished
+    if settings.iterations != UNTIL_PLATEAU:
+        yield from range(1, settings.iterations + 1)
+        return
+    best = {"LM": -math.inf, "GNN": -math.inf}
+    for iteration in itertools.count(1):
+        now = {model: max(stage.valid for stage in finished if stage.key.model == model) for model in best}
+        if iteration > settings.max_iterations or all(now[model] <= best[model] for model in best):
+            return
+        best = now
+        yield iteration
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A train mode.
+
+    Attributes:
+        program: does the stages of a run.
+        methods: rows of its results, in the order in which its stages are done; the last one is what it stands for.
+        lm, gnn, joint: whether it trains a language model, a GNN, both as one model.
+    """
+
+    program: Callable[[Run], None]
+    methods: tuple[str, ...]
+    lm: bool = False
+    gnn: bool = False
+    joint: bool = False
+
+
+# train.mode -> what it is; those that are parts of others come first.
+MODES: dict[str, Mode] = {
+    "glem_lm": Mode(run_lm, ("LM",), lm=True),
+    "glem_gnn": Mode(run_gnn, ("GNN",), gnn=True),
+    "glem_cascade": Mode(run_cascade, ("LM", "Cascade"), lm=True, gnn=True),
+    "glem_joint": Mode(run_joint, ("Joint",), joint=True),
+    "glem": Mode(run_em, ("LM", "Cascade", "GLEM-LM", "GLEM-GNN"), lm=True, gnn=True),
+}
+METHODS = tuple(dict.fromkeys(method for mode in MODES.values() for method in mode.methods))

@@ -1,0 +1,80 @@
+"""Predict all nodes from a finished run: ``python run/predict.py --cfg configs_gg/glem_debian.yaml [key value ...]``.
+
+Takes the configuration and the options that the run was trained with. Writes predictions.csv.gz (one row per node: a
+class and its probability per method) and predictions.json (scores) into the run's folder; nothing else there changes.
+Exit status: as of run/main.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import add_config, before_imports, logs_to_file, parse_with_options, run_program
+from session import experiment_name, run_to_status, set_up_logging, set_up_process, start_or_join
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Predict all nodes from the weights that a finished run kept.",
+        epilog="Options 'key value' override the YAML; give those that the run was trained with.",
+    )
+    add_config(parser)
+    parser.add_argument("--repeat", type=int, default=1, help="number of seeds: seed, seed + 1, ... (default: 1)")
+    args = parse_with_options(parser, argv)
+    if not 1 <= args.repeat <= 10_000:
+        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    before_imports(quiet=logs_to_file(args))
+    return run_to_status(lambda: predict(args, sys.argv[1:] if argv is None else argv), "the same command again")
+
+
+def predict(args: argparse.Namespace, argv: list[str]) -> int:
+    """All seeds; the exit status."""
+    from torch_geometric.graphgym.config import cfg
+
+    from glem_graphgym import processes
+    from glem_graphgym.build.prediction import FILE, predict_run
+    from glem_graphgym.build.run_folder import held, require_finished
+    from glem_graphgym.config import check_seeds, load_config
+    from glem_graphgym.disk import writing
+    from glem_graphgym.report import stats
+
+    load_config(cfg, args.cfg_file, args.opts)
+    check_seeds(cfg.seed, args.repeat)
+    experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
+    cfg.out_dir = str(experiment)
+    folders = [experiment / str(cfg.seed + place) for place in range(args.repeat)]
+    for run_dir in folders:
+        require_finished(run_dir)
+    if (status := start_or_join(cfg, __file__, argv)) is not None:
+        return status
+    first = processes.rank() == 0  # it alone writes
+    for run_dir in folders:
+        cfg.seed, cfg.run_dir = int(run_dir.name), str(run_dir)
+        with writing(run_dir), held(run_dir) if first else nullcontext():
+            set_up_logging(cfg)
+            set_up_process(cfg)
+            predict_run(cfg)
+            if first:
+                stats.print_predictions(run_dir)
+                logging.info(f"Predictions: {run_dir / FILE}")
+    processes.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    status = run_program(main)
+    from glem_graphgym import processes
+
+    processes.end(status)

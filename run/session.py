@@ -1,0 +1,112 @@
+"""What the programs that do a run have in common: errors in one line, processes, threads, and where the log goes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run_to_status(work: Callable[[], int], again: str) -> int:
+    """``work``'s exit status; 1, and one line on standard error, where something is wrong that a user can mend.
+
+    Args:
+        again: what to type after an interruption.
+    """
+    if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`
+    # Imported late, so that --help and a wrong command line answer at once.
+    import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym import processes
+    from glem_graphgym.build.run_folder import RunError
+    from glem_graphgym.config import ConfigError
+    from glem_graphgym.data.text_graph import DataError
+    from glem_graphgym.memory import naming_out_of_memory
+
+    try:
+        # Stages name themselves where memory runs out; this is for what is before and after them.
+        with naming_out_of_memory("the run", "take a smaller dataset.name or lm.model, or a machine with more"):
+            return work()
+    except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
+        if os.environ.get("GLEM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not processes.is_lost(error):
+            raise
+        print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
+        return processes.LOST
+    except KeyboardInterrupt:
+        print(f"interrupted; type {again} to resume", file=sys.stderr)
+        return 1
+
+
+def start_or_join(cfg: Any, program: str, argv: list[str]) -> int | None:
+    """Become one of a run's processes; or, where ``devices`` asks for several and nobody has started them, do that.
+
+    Args:
+        program: the file that was started, ``argv``: its arguments.
+
+    Returns:
+        The exit status of the processes that were started; None where the run is to be done in this one.
+    """
+    from glem_graphgym import processes
+    from glem_graphgym.build.language_model import hardware_for
+    from glem_graphgym.config import check_devices
+    from glem_graphgym.starting import start
+
+    place = processes.find_place()
+    check_devices(cfg, place.local_size if place else None)
+    count = cfg.devices or 1
+    if cfg.train.mode == "standard" or (place is None and count == 1):
+        return None
+    if place is None:
+        return start([sys.executable, str(Path(program).resolve()), *argv], count)
+    processes.join(place, hardware_for(cfg, "32").accelerator)
+    return None
+
+
+def experiment_name(file: str) -> str:
+    name = Path(file).name
+    return name.removesuffix(".yaml").removesuffix(".yml")
+
+
+def set_up_process(cfg: Any) -> None:
+    """At most ``num_threads`` threads, and never more than the machine has: more only get in each other's way.
+
+    Processes on one machine share its threads.
+    """
+    import torch
+
+    from glem_graphgym import processes
+    from glem_graphgym.memory import keep_freed_memory, limit_to_machine
+
+    keep_freed_memory()
+    if not torch.cuda.is_available():  # whose driver maps far more than it uses
+        limit_to_machine()
+    share = len(os.sched_getaffinity(0)) // processes.place().local_size
+    torch.set_num_threads(max(1, min(cfg.num_threads, share)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def set_up_logging(cfg: Any) -> None:
+    """To the terminal, to the run's logging.log, or to both, as ``print`` says; the first process's lines alone."""
+    from glem_graphgym import processes
+
+    if processes.rank() > 0:
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+        return
+    handlers: list[logging.Handler] = []
+    if cfg.print in ("stdout", "both"):
+        handlers.append(logging.StreamHandler(sys.stdout))
+    if cfg.print in ("file", "both"):
+        handlers.append(logging.FileHandler(Path(cfg.run_dir) / "logging.log"))
+    if not handlers:
+        raise ValueError(f"print is '{cfg.print}', expected one of: stdout, file, both")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    for name in ("httpx", "httpcore", "filelock", "fsspec", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
