@@ -1,0 +1,203 @@
+"""Checks of the GNN before a run: its settings, and a training step on a few nodes, so that no LM is trained in vain."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from glem_graphgym.build.memory_check import check_memory
+from glem_graphgym.build.sizes import feature_width
+from glem_graphgym.config import ConfigError
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.m_step import GNNSettings
+from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
+from glem_graphgym.em.sampled_step import num_batches
+from glem_graphgym.hardware import Hardware
+from glem_graphgym.build.language_model import first_line, hardware_for, random_state_kept
+from glem_graphgym.build.gnn import Structure, build_gnn, gnn_optimizer, sees_hops
+
+NODES = 8  # of a ring
+
+
+def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> None:
+    """Find before long work whatever stops the GNN: contradicting settings, a network that fails, too little memory.
+
+    A run and its dry run both ask here.
+
+    Args:
+        candidates: how many nodes may get pseudo-labels.
+        joint: whether it is trained together with the LM.
+
+    Raises:
+        ValueError: names the keys, or ``model.type``.
+    """
+    if sees_hops(cfg) and joint:
+        raise ConfigError(
+            f"model.type {cfg.model.type} propagates features once, before it is trained, but train.mode glem_joint "
+            "trains the text encoder that makes them; expected a full-batch network such as glem_sage"
+        )
+    if sees_hops(cfg) and cfg.gnn.fan_out:
+        raise ConfigError(
+            f"gnn.fan_out is {cfg.gnn.fan_out}, but model.type {cfg.model.type} trains on hop features, which need no "
+            "sampling; set it to []"
+        )
+    if sees_hops(cfg) or cfg.gnn.fan_out:
+        _refuse_full_batch_settings(cfg)
+    elif cfg.glem.encode_nodes == "needed" and cfg.glem.setting != "transductive":
+        raise ConfigError(
+            f"glem.setting is '{cfg.glem.setting}', but with glem.encode_nodes 'needed' the edges of test nodes decide "
+            f"which texts model.type {cfg.model.type} is trained on; set glem.encode_nodes to 'all', or sample "
+            "neighbours (gnn.fan_out)"
+        )
+    if not sees_hops(cfg):
+        _refuse_hop_settings(cfg)
+    if joint:
+        _check_parts(cfg, len(graph.split["train"]))
+    smallest = _smallest_batch(cfg, graph, candidates, joint)
+    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest)
+    check_memory(cfg, graph, candidates)
+
+
+def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> int:
+    """Nodes in the smallest batch of any M-step, over which batch norm takes its means."""
+    gold = len(graph.split["train"])
+    if joint:
+        return max(1, gold // num_batches(gold, cfg.lm.batch_size) // cfg.lm.grad_accumulation)
+    if not sees_hops(cfg) and not cfg.gnn.fan_out:
+        return graph.num_nodes
+    if cfg.glem.label_input and not sees_hops(cfg):  # an epoch's targets are the gold nodes that are no input
+        gold = max(1, int(gold * (1 - GNNSettings.label_input_rate)))
+    trained = [gold]
+    if cfg.train.mode == "glem":
+        drawn = num_drawn(num_confident(candidates, cfg.glem.confidence), cfg.glem.gnn_pseudo_ratio, gold)
+        trained.append(gold + drawn)
+    return min(count // num_batches(count, cfg.gnn.batch_size) for count in trained)
+
+
+def _refuse_full_batch_settings(cfg: CfgNode) -> None:
+    which = f"model.type {cfg.model.type}" + (" with gnn.fan_out" if cfg.gnn.fan_out else "")
+    for name, value in (("label_reuse", cfg.gnn.label_reuse), ("distillation", cfg.gnn.distillation)):
+        if value:
+            raise ConfigError(
+                f"gnn.{name} is {value}, but {which} never has the predictions of all nodes in training; expected 0, "
+                "or a full-batch network"
+            )
+
+
+def _refuse_hop_settings(cfg: CfgNode) -> None:
+    for name, value, off in (("rlu_rounds", cfg.gnn.rlu_rounds, 1), ("scr_weight", cfg.gnn.scr_weight, 0.0)):
+        if value != off:
+            raise ConfigError(
+                f"gnn.{name} is {value}, but model.type {cfg.model.type} sees the whole graph in every step; expected "
+                f"{off}, or a network on hop features (glem_sgc, glem_sign, glem_sagn, glem_gamlp)"
+            )
+
+
+def _check_parts(cfg: CfgNode, num_gold: int) -> None:
+    """Of a joint step: none of the ``lm.grad_accumulation`` parts of a batch is empty, nor too small for batch norm."""
+    smallest = num_gold // num_batches(num_gold, cfg.lm.batch_size)
+    at_most = max(1, smallest // (2 if cfg.gnn.norm == "batch" else 1))
+    if cfg.lm.grad_accumulation > at_most:
+        raise ConfigError(
+            f"lm.grad_accumulation is {cfg.lm.grad_accumulation}, but a batch has {smallest} of the {num_gold:,} "
+            f"training nodes and gnn.norm is '{cfg.gnn.norm}'; expected at most {at_most} parts"
+        )
+
+
+# ---- the network, tried on a few nodes -------------------------------------------------------------------------------
+
+
+def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, smallest_batch: int = NODES) -> None:
+    """Build the GNN and its optimizer, take a training step's passes on a tiny graph, and predict.
+
+    Draws no number that a run would draw.
+
+    Args:
+        num_classes: C.
+        width: columns D of the node features, without labels.
+        joint: whether it is trained together with the LM, whose optimizer it then has.
+        smallest_batch: nodes in the smallest batch of training.
+
+    Raises:
+        ConfigError: it cannot be built, trained or asked for predictions; names ``model.type`` or the keys at fault.
+        ValueError: a network of ours refuses a setting.
+    """
+    mode, hardware = cfg.train.mode, hardware_for(cfg, cfg.lm.precision if joint else cfg.gnn.precision)
+    if cfg.model.type == "glem_lm":
+        raise ConfigError(
+            f"model.type {cfg.model.type} is the language model, for train.mode standard, but train.mode {mode} trains "
+            "a GNN; expected one, such as glem_sage (the language model is what lm.* describes)"
+        )
+    with random_state_kept(hardware):
+        try:
+            network = build_gnn(cfg, width if sees_hops(cfg) else width + _label_columns(cfg, num_classes), num_classes)
+        except ValueError:  # which names what is wrong already
+            raise
+        except Exception as error:
+            raise ConfigError(f"model.type {cfg.model.type} cannot be built: {first_line(error)}") from error
+        if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
+            raise ConfigError(
+                f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False"
+            )
+        if smallest_batch < 2 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+            size = "lm.batch_size / lm.grad_accumulation" if joint else "gnn.batch_size"
+            raise ConfigError(
+                f"{size} leaves a training batch of one node, and batch norm (gnn.norm {cfg.gnn.norm}) in model.type "
+                f"{cfg.model.type} needs at least two; raise {size}, label more nodes, or set gnn.norm to layer or none"
+            )
+        if not joint:
+            _check_optimizer(cfg, network, hardware)
+        try:
+            _try(cfg, network, num_classes, width, hardware)
+        except Exception as error:
+            raise ConfigError(
+                f"model.type {cfg.model.type} cannot be the GNN of train.mode {mode}: {first_line(error)}; expected a "
+                f"network that takes a batch with x (n, {width}) and edge_index, and gives logits (n, {num_classes}) "
+                "and labels"
+            ) from error
+
+
+def _label_columns(cfg: CfgNode, num_classes: int) -> int:
+    return num_classes if cfg.glem.label_input else 0
+
+
+def _check_optimizer(cfg: CfgNode, network: nn.Module, hardware: Hardware) -> None:
+    try:
+        gnn_optimizer(cfg)(network.parameters())
+    except Exception as error:
+        raise ConfigError(
+            f"optim.optimizer {cfg.optim.optimizer} with optim.scheduler {cfg.optim.scheduler} cannot be made for "
+            f"model.type {cfg.model.type}: {first_line(error)}"
+        ) from error
+
+
+def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, hardware: Hardware) -> None:
+    """Forward and backward pass, then a prediction.
+
+    Raises:
+        ValueError: logits are none.
+    """
+    inputs = _inputs(cfg, num_classes, width, hardware)
+    network.to(hardware.device).train()
+    with hardware.autocast():
+        logits = network(*inputs)
+    if not isinstance(logits, Tensor) or logits.shape != (NODES, num_classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"of {NODES} nodes it gives {found}, expected ({NODES}, {num_classes})")
+    F.cross_entropy(logits.float(), torch.zeros(NODES, dtype=torch.long, device=logits.device)).backward()
+    network.eval()
+    with torch.inference_mode(), hardware.autocast():
+        network(*_inputs(cfg, num_classes, width, hardware))
+
+
+def _inputs(cfg: CfgNode, num_classes: int, width: int, hardware: Hardware) -> tuple[Tensor, Structure | Tensor | None]:
+    """What the network's ``forward`` takes: features and a ring, or hops of features and of labels."""
+    device, labels = hardware.device, _label_columns(cfg, num_classes)
+    if sees_hops(cfg):
+        hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)
+        return hops, torch.rand(1, NODES, labels).to(device, hardware.dtype) if labels else None
+    ring = torch.stack([torch.arange(NODES), torch.arange(NODES).roll(1)])
+    structure = Structure(torch.cat([ring, ring.flip(0)], dim=1), NODES).to(device)
+    return torch.rand(NODES, width + labels).to(device, hardware.dtype), structure

@@ -1,0 +1,252 @@
+"""The learners of a run: what trains the language model, the GNN, or both, as the configuration describes it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from glem_graphgym.build.features import feature_builder
+from glem_graphgym.build.gnn import MmapGraph, Structure, build_gnn, gcn_operator, gnn_optimizer, sees_hops
+from glem_graphgym.build.language_model import build_lm, encoder_config, hardware_for, infer_tokens, part_tokens
+from glem_graphgym.build.sizes import budget_bytes, predicts_layerwise
+from glem_graphgym.config import feature_kinds
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em.e_step import LMLearner, LMSettings
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.hop_step import Consistency, HopLearner
+from glem_graphgym.em.joint_step import JointLearner, JointSettings
+from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews, LabelReuse
+from glem_graphgym.em.on_gold import FitsAgain, SelfDistillation, SelfTraining
+from glem_graphgym.em.pseudo_labels import Gold
+from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner
+from glem_graphgym.hardware import Hardware
+from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
+from glem_graphgym.models.joint import JointModel
+from glem_graphgym.models.text_encoder import load_text_encoder
+from glem_graphgym.out_of_core.hop_storage import HopStorage
+from glem_graphgym.out_of_core.layerwise import LayerwiseInference
+
+
+def lm_learners(
+    cfg: CfgNode, tokens: TokenStore, num_classes: int, validation: Validation
+) -> tuple[LMLearner, LMLearner]:
+    """The LM as it is trained on gold (``lm.*``) and in E-steps (``e_step.*`` where not null, else ``lm.*``)."""
+    hardware = hardware_for(cfg, cfg.lm.precision)
+
+    def learner(e_step: bool) -> LMLearner:
+        def value(name: str) -> float:
+            own = cfg.e_step[name] if e_step else None
+            return cfg.lm[name] if own is None else own
+
+        config = encoder_config(cfg, hardware, value("dropout"), value("attention_dropout"))
+        config = replace(config, keys="e_step." if e_step else "lm.")
+        head_dropout = value("head_dropout")
+        settings = LMSettings(
+            epochs=int(value("epochs")),
+            batch_size=int(value("batch_size")),
+            accumulate=cfg.lm.grad_accumulation,
+            lr=value("lr"),
+            weight_decay=cfg.lm.weight_decay,
+            warmup_epochs=value("warmup_epochs"),
+            decay=cfg.lm.decay,
+            label_smoothing=value("label_smoothing"),
+            smooth_pseudo=cfg.glem.smooth_pseudo,
+            evals_per_epoch=cfg.lm.evals_per_epoch,
+            infer_tokens=infer_tokens(cfg, hardware),
+        )
+        return LMLearner(tokens, lambda: build_lm(config, num_classes, head_dropout), settings, validation, hardware)
+
+    return learner(False), learner(True)
+
+
+def gnn_learner(
+    cfg: CfgNode,
+    graph: TextGraph,
+    validation: Validation,
+    unlabelled: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
+) -> GNNLearner | FitsAgain:
+    """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe.
+
+    Args:
+        unlabelled: int64, nodes that self-training and consistency may use.
+        predicted: as of a `GNNLearner`.
+    """
+    settings = GNNSettings(
+        epochs=cfg.optim.max_epoch,
+        lr=cfg.optim.base_lr,
+        eval_every=cfg.train.eval_period,
+        patience=cfg.optim.patience,
+        label_input=cfg.glem.label_input,
+    )
+    hardware = hardware_for(cfg, cfg.gnn.precision)
+    make_optimizer = gnn_optimizer(cfg)
+    g, budget = cfg.gnn, budget_bytes(cfg)
+    def build(dim_in: int, num_classes: int) -> nn.Module:
+        return build_gnn(cfg, dim_in, num_classes)
+
+    if not sees_hops(cfg):
+        graphs, hoods, layerwise = sampled_graph(cfg, graph, hardware)
+        common = (build, graphs, make_optimizer, settings, validation, hardware)
+        if hoods is None:
+            reuse = LabelReuse(g.label_reuse) if g.label_reuse and cfg.glem.label_input else None
+            whole = GNNLearner(*common, predicted=predicted, label_reuse=reuse)
+            return SelfDistillation(whole, g.distillation, g.distillation_temperature) if g.distillation else whole
+        sampled: dict[str, Any] = {"neighbourhoods": hoods, "batch_size": g.batch_size, "predicted": predicted}
+        if layerwise is None:
+            return SampledLearner(*common, **sampled)
+        return StoredSampledLearner(*common, layerwise=layerwise, **sampled)
+    unlabelled = np.empty(0, dtype=np.int64) if unlabelled is None else unlabelled
+    consistency = Consistency(g.scr_weight, unlabelled, threshold=g.scr_threshold) if g.scr_weight else None
+    learner = HopLearner(
+        build,
+        stored_graph_views_of(cfg, graph) if budget else graph_views_of(cfg, graph),
+        make_optimizer,
+        settings,
+        validation,
+        hardware,
+        operator=gcn_operator,
+        hops=g.hops,
+        label_hops=g.label_hops,
+        batch_size=g.batch_size,
+        predicted=predicted,
+        storage=hop_storage(cfg, predicted) if budget else None,
+        consistency=consistency,
+    )
+    if g.rlu_rounds == 1:
+        return learner
+    return SelfTraining(learner, g.rlu_rounds, unlabelled, g.rlu_threshold, g.rlu_weight)
+
+
+def sampled_graph(
+    cfg: CfgNode, graph: TextGraph, hardware: Hardware
+) -> tuple[GraphViews, Neighbourhoods | None, LayerwiseInference | None]:
+    """What a GNN sees of the graph, what samples neighbours from it where ``gnn.fan_out`` asks for them, and what
+    predicts where the whole graph exceeds ``glem.memory_budget_gb``."""
+    fan_out = cfg.gnn.fan_out
+    if not predicts_layerwise(cfg, graph):
+        graphs = graph_views_of(cfg, graph)
+        hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_out) if fan_out else None
+        return graphs, hoods, None
+    graphs = stored_graph_views_of(cfg, graph)
+    layerwise = LayerwiseInference(
+        graph.rowptr,
+        graph.col,
+        Structure.of_block,
+        budget=budget_bytes(cfg),
+        working=Path(cfg.run_dir) / "working",
+        hardware=hardware,
+    )
+    return graphs, Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, fan_out), layerwise
+
+
+def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
+    """Where hop features lie that exceed the budget; ``predicted`` as of a `GNNLearner`."""
+    working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
+    return HopStorage(budget_bytes(cfg), working, cache, predicted, hardware_for(cfg, cfg.gnn.precision).dtype)
+
+
+def joint_learner(
+    cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation: Validation, predicted: np.ndarray | None = None
+) -> JointLearner:
+    """LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model on sampled neighbourhoods.
+
+    Args:
+        predicted: as of a `GNNLearner`.
+    """
+    lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
+    settings = JointSettings(
+        lm=lm.settings,
+        gnn_lr=cfg.optim.base_lr,
+        gnn_weight_decay=cfg.optim.weight_decay,
+        part_tokens=part_tokens(cfg, lm.hardware),
+        recompute=cfg.lm.gradient_checkpointing,
+        label_input=cfg.glem.label_input,
+    )
+    # What is computed anew is whole parts of a step's texts; layers within them need not be once more.
+    config = encoder_config(cfg, lm.hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
+    config = replace(config, gradient_checkpointing=False)
+
+    def build(dim_more: int, num_classes: int) -> JointModel:
+        encoder = load_text_encoder(config)
+        normed = cfg.gnn.input_norm in ("standardise", "layer")
+        return JointModel(encoder, build_gnn(cfg, encoder.dim + dim_more, num_classes), normed)
+
+    graphs, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware)
+    assert hoods is not None, "joint training samples neighbours"
+    common = (tokens, build, graphs, hoods, settings, validation, lm.hardware)
+    return JointLearner(*common, predicted=predicted, layerwise=layerwise)
+
+
+def further_features(
+    cfg: CfgNode, graph: TextGraph, tokens: TokenStore, encoded: np.ndarray | None
+) -> Callable[[np.ndarray | None], Any]:
+    """What makes the features (N, F) beside the text embedding where that is trained with the GNN; F may be 0."""
+    if feature_kinds(cfg.glem.node_features) == ["text"]:
+        return lambda embeddings: np.empty((graph.num_nodes, 0), dtype=np.float32)
+    return feature_builder(cfg, graph, tokens, encoded)
+
+
+def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Correct & Smooth as ``glem.cs_*`` say; None where not asked for.
+
+    Every node is smoothed on the structure that the GNN predicts it with: a node that training sees on what training
+    sees, so that no edge of a test node changes its prediction in the inductive settings.
+    """
+    g = cfg.glem
+    if not g.correct_and_smooth:
+        return None
+    settings = CorrectAndSmoothSettings(correct_alpha=g.cs_correct_alpha, smooth_alpha=g.cs_smooth_alpha)
+
+    def smooth(logits: np.ndarray) -> np.ndarray:
+        everything = graphs.predict.edge_index.cpu()
+        smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, everything, settings)
+        if (seen := graphs.seen) is not None:
+            among_seen, gold_places = graphs.train.edge_index.cpu(), np.searchsorted(seen, gold.nodes)
+            smoothed[seen] = correct_and_smooth(logits[seen], gold_places, gold.labels, among_seen, settings)
+        return smoothed
+
+    return smooth
+
+
+def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
+    """What training and prediction see of the graph (GLEM paper, inductive settings)."""
+    full = _structure(graph.rows(), graph.col, graph.num_nodes)
+    if cfg.glem.setting == "transductive":
+        return GraphViews(full, full)
+    is_test = np.zeros(graph.num_nodes, dtype=bool)
+    is_test[graph.split["test"]] = True
+    seen = np.flatnonzero(~is_test)
+    new_index = np.cumsum(~is_test) - 1
+    row = graph.rows()
+    kept = ~is_test[row] & ~is_test[graph.col]
+    row, col = row[kept], graph.col[kept]
+    train = _structure(new_index[row], new_index[col], len(seen))
+    predict = full if cfg.glem.setting == "inductive" else _structure(row, col, graph.num_nodes)
+    return GraphViews(train, predict, seen)
+
+
+def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
+    """The same in the graph's own arrays, for hop features that are propagated on disk."""
+    whole = functools.cache(lambda: graph_views_of(cfg, graph))
+    seen = keep = None
+    if cfg.glem.setting != "transductive":
+        keep = np.ones(graph.num_nodes, dtype=bool)
+        keep[graph.split["test"]] = False
+        seen = np.flatnonzero(keep)
+    train = MmapGraph(graph.rowptr, graph.col, keep, lambda: whole().train)
+    keep_to_predict = None if cfg.glem.setting == "inductive" else keep
+    return GraphViews(train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: whole().predict), seen)
+
+
+def _structure(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
+    return Structure(torch.from_numpy(np.stack([row, col]).astype(np.int64)), num_nodes)

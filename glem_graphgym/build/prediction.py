@@ -1,0 +1,64 @@
+"""``predictions.csv.gz``: every node's class by each method of a finished run, from the weights that the run kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from yacs.config import CfgNode
+
+from glem_graphgym import processes
+from glem_graphgym.build.graph import accuracy_of, load_text_graph_of
+from glem_graphgym.build.run import build_run, predicted_nodes, scores_of
+from glem_graphgym.build.run_folder import check_run_folder, identity_of, require_finished
+from glem_graphgym.config import ConfigError, check_config
+from glem_graphgym.em.journal import Scores
+from glem_graphgym.em.predict import predict_methods
+from glem_graphgym.files import atomic_write, read_json, write_json
+from glem_graphgym.modes import MODES
+
+FILE = "predictions.csv.gz"
+
+
+def predict_run(cfg: CfgNode) -> dict[str, Scores]:
+    """Predict all nodes from the finished run in ``cfg.run_dir``, into `FILE`; what is scored goes into predictions.json.
+
+    Returns:
+        Method -> scores on every split; empty in processes that only help.
+
+    Raises:
+        ConfigError: ``train.mode`` is none of ours.
+        RunError: the folder holds no finished run, or one of other settings.
+        FileNotFoundError: the run has not kept the weights of a stage.
+    """
+    check_config(cfg)
+    if cfg.train.mode not in MODES:
+        raise ConfigError(f"train.mode is '{cfg.train.mode}', expected the mode of the run: {', '.join(MODES)}")
+    run_dir = Path(cfg.run_dir)
+    require_finished(run_dir)
+    graph = load_text_graph_of(cfg)
+    check_run_folder(run_dir, identity_of(cfg, graph), to_predict=True)
+    run = build_run(cfg, graph)
+    run.journal.read_all(read_json(run_dir / "run.json").get("stages"))
+    nodes = predicted_nodes(cfg, graph, run.candidates)
+    nodes = np.arange(graph.num_nodes) if nodes is None else nodes
+    table = {"node": nodes if graph.node_ids is None else [graph.node_ids[int(node)] for node in nodes]}
+    scores: dict[str, Scores] = {}
+    for method, logits in predict_methods(run):
+        if processes.rank() > 0:
+            continue
+        shown = logits[nodes].astype(np.float32)
+        probability = torch.softmax(torch.from_numpy(shown), -1).amax(-1).numpy()
+        table[method] = np.array(graph.class_names, dtype=object)[shown.argmax(-1)]
+        table[f"{method} probability"] = probability.round(4)
+        scores[method] = scores_of(graph, logits, accuracy_of(graph.name))
+    if processes.rank() > 0:
+        return {}
+    with atomic_write(run_dir / FILE) as file:
+        pd.DataFrame(table).to_csv(file, index=False, compression="gzip")
+    write_json(run_dir / "predictions.json", scores)
+    shutil.rmtree(run.journal.working, ignore_errors=True)
+    return scores
