@@ -12,6 +12,8 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.build.language_model import untuned_lm
+from glem_graphgym.build.run_folder import file_hashes
 from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
@@ -21,8 +23,6 @@ from glem_graphgym.files import fingerprint, read_array, read_json, write_json
 from glem_graphgym.memory import naming_out_of_memory
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
-from glem_graphgym.build.language_model import untuned_lm
-from glem_graphgym.build.run_folder import file_hashes
 
 ROWS_AT_ONCE = 1 << 16
 SECONDS = "seconds.json"  # beside the embeddings: what they took

@@ -344,7 +344,7 @@ class LayeredGNN(GNN):
 def as_global(cfg: CfgNode) -> Iterator[None]:
     """A block in which GraphGym's global configuration holds the settings of ``cfg``.
 
-    Networks of GraphGym and of its other plugins read their settings there, when they are built and when they are called.
+    Networks of GraphGym and of its other plugins read their settings there, when they are built and when called.
     """
     from torch_geometric.graphgym.config import cfg as live
 

@@ -1,4 +1,4 @@
-"""Checks of the GNN before a run: its settings, and a training step on a few nodes, so that no LM is trained in vain."""
+"""Checks of the GNN before a run: its settings, and a training step on a few nodes, before an LM is trained in vain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from glem_graphgym.build.gnn import Structure, build_gnn, gnn_optimizer, sees_hops
+from glem_graphgym.build.language_model import first_line, hardware_for, random_state_kept
 from glem_graphgym.build.memory_check import check_memory
 from glem_graphgym.build.sizes import feature_width
 from glem_graphgym.config import ConfigError
@@ -15,8 +17,6 @@ from glem_graphgym.em.m_step import GNNSettings
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.em.sampled_step import num_batches
 from glem_graphgym.hardware import Hardware
-from glem_graphgym.build.language_model import first_line, hardware_for, random_state_kept
-from glem_graphgym.build.gnn import Structure, build_gnn, gnn_optimizer, sees_hops
 
 NODES = 8  # of a ring
 

@@ -192,7 +192,9 @@ class TextEmbeddings(nn.Module):
     def from_config(cls, cfg: CfgNode) -> TextEmbeddings:
         """The texts that ``dataset.*`` names, read from the cache that the loader has filled, and ``lm.model``."""
         if cfg.dataset.format != "TAG":
-            raise ValueError(f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'")
+            raise ValueError(
+                f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'"
+            )
         hardware = hardware_for(cfg, "32")
         config = encoder_config(cfg, hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
         tokens = open_tokens(cfg, load_text_graph_of(cfg))

@@ -91,6 +91,7 @@ def gnn_learner(
     hardware = hardware_for(cfg, cfg.gnn.precision)
     make_optimizer = gnn_optimizer(cfg)
     g, budget = cfg.gnn, budget_bytes(cfg)
+
     def build(dim_in: int, num_classes: int) -> nn.Module:
         return build_gnn(cfg, dim_in, num_classes)
 

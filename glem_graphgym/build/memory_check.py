@@ -8,12 +8,8 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import memory
-from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
-from glem_graphgym.out_of_core.hop_storage import check_batch, hops_in_memory
-from glem_graphgym.out_of_core.propagation import plan_columns
-from glem_graphgym.build.language_model import hardware_for
 from glem_graphgym.build.gnn import has_layers, sees_hops
+from glem_graphgym.build.language_model import hardware_for
 from glem_graphgym.build.sizes import (
     GB,
     STEP,
@@ -29,6 +25,10 @@ from glem_graphgym.build.sizes import (
     sampled_bytes,
     smoothing_bytes,
 )
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
+from glem_graphgym.out_of_core.hop_storage import check_batch, hops_in_memory
+from glem_graphgym.out_of_core.propagation import plan_columns
 
 HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
 

@@ -24,7 +24,7 @@ FILE = "predictions.csv.gz"
 
 
 def predict_run(cfg: CfgNode) -> dict[str, Scores]:
-    """Predict all nodes from the finished run in ``cfg.run_dir``, into `FILE`; what is scored goes into predictions.json.
+    """Predict all nodes from the finished run in ``cfg.run_dir`` into `FILE`; their scores go into predictions.json.
 
     Returns:
         Method -> scores on every split; empty in processes that only help.

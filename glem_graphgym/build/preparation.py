@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
+from glem_graphgym.build.graph import checks_of, load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.config import reads_texts
 from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, encode_texts, token_folder
 from glem_graphgym.files import read_json
-from glem_graphgym.build.graph import checks_of, load_text_graph_of, open_tokens, tokenizer_of
 
 TEXTS_CHECKED = 1000  # spread evenly over all nodes
 ROWS_AT_ONCE = 1 << 20

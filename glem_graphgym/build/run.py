@@ -1,4 +1,4 @@
-"""A run out of a configuration: data, models and journal, everything that can be checked checked before any training."""
+"""A run out of a configuration: data, models and journal, with everything checked that can be before any training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
     if cfg.train.mode == "glem" and processes.rank() == 0:
         # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
         path = Path(cfg.run_dir) / "run.json"
-        asked = {"em_iterations": cfg.glem.em_iterations, "stages": [stage.key.folder for stage in run.journal.finished]}
+        asked = {
+            "em_iterations": cfg.glem.em_iterations,
+            "stages": [stage.key.folder for stage in run.journal.finished],
+        }
         write_json(path, {**read_json(path), **asked})
     return graph
 
@@ -220,7 +223,9 @@ def encoded_nodes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | None) 
     """int64, increasing: the nodes whose texts predictions depend on, as far as the GNN sees; None = all."""
     if predicted is None:
         return None
-    reach = 0 if not (MODES[cfg.train.mode].gnn or MODES[cfg.train.mode].joint) else cfg.gnn.hops if sees_hops(cfg) else cfg.gnn.layers_mp
+    mode, reach = MODES[cfg.train.mode], 0
+    if mode.gnn or mode.joint:
+        reach = cfg.gnn.hops if sees_hops(cfg) else cfg.gnn.layers_mp
     encoded = nodes_within(graph.rowptr, graph.col, predicted, reach)
     logging.info(f"glem.encode_nodes needed: {len(encoded):,} of {graph.num_nodes:,} texts are encoded")
     return encoded

@@ -18,11 +18,11 @@ from yacs.config import CfgNode
 
 from glem_graphgym.config import KEYS, flat_settings, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.modes import UNTIL_PLATEAU
 from glem_graphgym.em.plan import stage_names
 from glem_graphgym.files import fingerprint, read_json, reading, write_json
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import find_model
+from glem_graphgym.modes import UNTIL_PLATEAU
 from glem_graphgym.renamed import in_new_names
 
 METRIC = "accuracy"  # which score our train modes select by

@@ -11,6 +11,8 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import memory, processes
+from glem_graphgym.build.gnn import NETWORKS, has_layers
+from glem_graphgym.build.language_model import hardware_for
 from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import NeighbourSampler
@@ -19,8 +21,6 @@ from glem_graphgym.em.inputs import prediction_folds
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.models.pooling import readout_of, width_after
 from glem_graphgym.models.pretrained import load_config
-from glem_graphgym.build.language_model import hardware_for
-from glem_graphgym.build.gnn import NETWORKS, has_layers
 
 GB = 1e9
 STEP = "a step's neighbourhood"

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.features import feature_builder, load_matrix, static_embeddings
+from glem_graphgym.build.graph import open_tokens
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMTask
-from glem_graphgym.build.features import feature_builder, load_matrix, static_embeddings
-from glem_graphgym.build.graph import open_tokens
 
 NODES, HIDDEN = 40, 32
 

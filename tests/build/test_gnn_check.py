@@ -14,10 +14,10 @@ from torch import nn
 from torch_geometric.graphgym import register
 from torch_geometric.graphgym.config import cfg
 
-from glem_graphgym.config import ConfigError
 from glem_graphgym.build import graph as loader
 from glem_graphgym.build.gnn_check import check_network
 from glem_graphgym.build.run import prepare
+from glem_graphgym.config import ConfigError
 
 CLASSES, WIDTH = 4, 32
 

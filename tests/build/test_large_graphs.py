@@ -13,13 +13,13 @@ import pytest
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
+from glem_graphgym.build import graph as loader
+from glem_graphgym.build.prediction import predict_run
 from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em import e_step
 from glem_graphgym.out_of_core.stored_operator import StoredOperator
-from glem_graphgym.build.prediction import predict_run
-from glem_graphgym.build import graph as loader
 from glem_graphgym.report.stats import finish_run
 
 NODES, FAR = 120, 80  # nodes within reach of a split; nodes beyond, each further than the one before

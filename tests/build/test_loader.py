@@ -11,10 +11,10 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.loader import create_dataset, create_loader, load_dataset
 from torch_geometric.graphgym.register import loader_dict
 
-from glem_graphgym.config import ConfigError, load_config
-from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.build.graph import GRAPHS, load_text_graph_of, open_tokens
 from glem_graphgym.build.language_model import TextEmbeddings
+from glem_graphgym.config import ConfigError, load_config
+from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.registered.loader import load_text_graph_dataset
 
 NODES = """id,text,label,split,height,width

@@ -10,12 +10,12 @@ import pytest
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym import memory
+from glem_graphgym.build.memory_check import check_memory
+from glem_graphgym.build.run import prepare
+from glem_graphgym.build.sizes import STEP, neighbourhood_bytes, predicts_layerwise
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_step import HopLearner
-from glem_graphgym.build.memory_check import check_memory
-from glem_graphgym.build.sizes import STEP, neighbourhood_bytes, predicts_layerwise
-from glem_graphgym.build.run import prepare
 
 SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
 HOPS = ("model.type", "glem_gamlp", "gnn.hops", 2, "gnn.batch_size", 8)

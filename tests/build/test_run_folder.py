@@ -12,10 +12,10 @@ import torch_geometric
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
-from glem_graphgym.config import load_config
-from glem_graphgym.files import read_json, write_json
 from glem_graphgym.build import run_folder
 from glem_graphgym.build.run_folder import check_run_folder, identity_of, package_versions, take_run_folder
+from glem_graphgym.config import load_config
+from glem_graphgym.files import read_json, write_json
 from glem_graphgym.report.stats import finish_run
 
 OLD = {"ogb": "1.3.6", "torch": "2.13.0"}

@@ -17,10 +17,6 @@ from torch.utils._pytree import tree_leaves
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym import memory
-from glem_graphgym.data.reach import nodes_within
-from glem_graphgym.data.sampling import NeighbourSampler
-from glem_graphgym.data.synthetic import make_synthetic
-from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.build.gnn import Structure, build_gnn
 from glem_graphgym.build.sizes import (
     STEP,
@@ -31,6 +27,10 @@ from glem_graphgym.build.sizes import (
     neighbourhood_bytes,
     sampled_bytes,
 )
+from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.sampling import NeighbourSampler
+from glem_graphgym.data.synthetic import make_synthetic
+from glem_graphgym.data.text_graph import TextGraph
 
 SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
 HOPS = ("model.type", "glem_gamlp", "gnn.hops", 2, "gnn.batch_size", 8)

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
+from glem_graphgym.build import graph as loader
+from glem_graphgym.build.learners import graph_views_of, lm_learners, smoother
+from glem_graphgym.build.run import em_settings, prepare, pseudo_accuracy, scores_of, unlabelled_nodes
+from glem_graphgym.build.run_folder import RunError, decisive_settings
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts, csr_from_edges
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
-from glem_graphgym.build import graph as loader
-from glem_graphgym.build.run_folder import RunError, decisive_settings
-from glem_graphgym.build.learners import graph_views_of, lm_learners, smoother
-from glem_graphgym.build.run import em_settings, prepare, pseudo_accuracy, scores_of, unlabelled_nodes
 from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
 
