@@ -20,11 +20,12 @@ import glem_graphgym  # noqa: F401 - registers the plugin, whose keys and names 
 from glem_graphgym.config import NULLABLE, ConfigError, load_config, typed_values
 from glem_graphgym.config.yaml_text import YamlError, read_file
 from glem_graphgym.files import atomic_write
+from glem_graphgym.modes import MODES
 from grid.space import Axis, GridError, Point, base_name, point_name
 from grid.where import configs_folder
 
 MADE_BY = "# Made by run/configs_gen.py"
-TRAIN_LM_ON_GOLD = ("glem", "glem_lm", "glem_cascade")  # train modes whose LM is first fine-tuned on gold
+TRAIN_LM_ON_GOLD = [name for name, mode in MODES.items() if mode.lm]
 _MAX_ERRORS = 10
 
 Config = dict[str, Any]
