@@ -1,25 +1,113 @@
-"""The README is true: its table of keys, the files and commands it names."""
+"""The README and the pages under docs/ are true: the table of keys, the files, links, commands and code in them."""
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
+import sys
 from pathlib import Path
+from urllib.parse import urlparse
 
-from glem_graphgym.config import keys_table
+import pytest
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.config import keys_table, load_config
+from tests.bad_inputs.conftest import WORKING, load_program
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in [README, *sorted((ROOT / "docs").glob("*.md"))]}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+
+
+def commands_of(text: str) -> list[str]:
+    """Every line of a bash block, and every ``python run/...`` or ``bash run/...`` in the running text."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    inline = re.findall(r"`((?:[A-Z_]+=\S+\s+)*(?:python|bash)\s+run/[^`]+)`", prose)
+    return [line for line in lines if line and not line.startswith("#")] + [" ".join(found.split()) for found in inline]
+
+
+COMMANDS = sorted({(name, command) for name, text in TEXTS.items() for command in commands_of(text)})
+
+
+def anchors_of(text: str) -> set[str]:
+    """The fragments under which GitHub shows the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_table_of_keys_is_the_code() -> None:
-    assert keys_table() in README
+    assert keys_table() in TEXTS["docs/config.md"]
 
 
-def test_files_that_it_names_exist() -> None:
-    named = set(re.findall(r"(?:configs_gg|run|docs|glem_graphgym|tests)/[\w/]*\.(?:yaml|sh|py|md)", README))
-    assert len(named) > 5
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_it_names_exist(page: str) -> None:
+    named = set(re.findall(r"(?:configs_gg|run|docs|glem_graphgym|tests)/[\w/]*\.(?:yaml|txt|sh|py|md)", TEXTS[page]))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+def test_each_link_leads_somewhere_and_the_readme_leads_to_each_page() -> None:
+    from_readme = set()
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            link = urlparse(target)
+            if link.scheme:
+                continue
+            file = (PAGES[page].parent / link.path).resolve() if link.path else PAGES[page]
+            assert file.exists(), (page, target)
+            if link.fragment:
+                assert link.fragment in anchors_of(file.read_text(encoding="utf-8")), (page, target)
+            if page == "README.md":
+                from_readme.add(file)
+    assert set(PAGES.values()) - from_readme == {README}
+
+
+def test_there_are_commands_on_most_pages() -> None:
+    assert len({page for page, _ in COMMANDS}) > len(PAGES) / 2 and len(COMMANDS) > 25
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_its_commands_are_understood(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs exist, their flags are known, and configuration and options load."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "2000")  # else loading the benchmark sets it for all tests to come
+    words = shlex.split(command, comments=True)
+    settings = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    for folder, ending, variable in (("configs_gg", "yaml", "CONFIG"), ("configs_gg/grids", "txt", "GRID")):
+        assert variable not in settings or Path(folder, f"{settings[variable]}.{ending}").exists()
+    programs = [place for place, word in enumerate(words) if re.fullmatch(r"run/\w+\.(py|sh)", word)]
+    if not programs:
+        assert words[0] == "source"
+        return
+    place = programs[0]
+    assert Path(words[place]).exists()
+    program = load_program(Path(words[place]).stem) if words[place].endswith(".py") else None
+    if not hasattr(program, "parse_args"):
+        return
+    args: argparse.Namespace = program.parse_args(words[place + 1 :])
+    if hasattr(args, "cfg_file"):
+        load_config(cfg, args.cfg_file, args.opts)
+
+
+def test_its_main_runs_a_configuration_of_ours(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (main,) = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    config = tmp_path / "own.yaml"
+    text = WORKING.replace("precision: 32", "precision: auto")  # which yacs reads as a number
+    config.write_text(text.format(folder=tmp_path, tiny_lm=tiny_lm), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", "--cfg", str(config), "glem.beta", "0.1"])
+    exec(compile(main, "README.md", "exec"), {})
+    assert cfg.glem.beta == 0.1
+    stages = [path.name for path in sorted((tmp_path / "results/own/0/stages").iterdir())]
+    assert stages == ["00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1"]
+
+
 def test_nothing_is_left_to_be_filled_in() -> None:
-    assert "@@" not in README
+    assert [page for page, text in TEXTS.items() if "@@" in text] == []
