@@ -149,7 +149,11 @@ DROPOUTS = ("dropout", "attention_dropout", "head_dropout")
 E_STEP = ("epochs", "lr", "batch_size", "warmup_epochs", "label_smoothing", *DROPOUTS)
 E_STEP_KEYS = tuple(
     replace(
-        key, name=f"e_step.{name}", default=None, kind=type(key.default), meaning=f"E-step; null = as in lm.{name}."
+        key,
+        name=f"e_step.{name}",
+        default=None,
+        kind=type(key.default),
+        meaning=f"lm.{name} in E-steps; null = the same.",
     )
     for key in LM_KEYS
     if (name := key.name.partition(".")[2]) in E_STEP
@@ -165,7 +169,7 @@ KEYS = (
     Key("dataset.tag_source", "", "path", "Packages file (debian) or folder of tables (table); empty = the default source."),
     Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Shares of train, valid and test, if the data has no split of its own.", low=0, high=1),
     Key("dataset.tag_seed", 0, "", "Seed of a random split and of generated graphs.", low=0, high=LAST_SEED),
-    Key("dataset.tag_max_nodes", 0, "nodes", "Upper bound for a smaller variant of the debian graph; 0 = all.", low=0),
+    Key("dataset.tag_max_nodes", 0, "nodes", "Most packages in a smaller variant of the Debian graph; 0 = all.", low=0),
     Key("dataset.synthetic_nodes", 1000, "nodes", "Size of a generated graph.", low=10),
     Key("dataset.synthetic_classes", 4, "classes", "Classes of a generated graph.", low=2),
     Key("dataset.synthetic_degree", 8.0, "edges", "Mean degree of a generated graph.", low=0),
@@ -178,24 +182,24 @@ KEYS = (
     # ---- EM -------------------------------------------------------------------------------------------------------
     Key("glem.order", "lm_first", "", "Which step comes first in an EM iteration.", choices=("lm_first", "gnn_first")),
     Key("glem.em_iterations", 1, "iterations", "EM iterations; -1 = until no model's validation score rises.", low=0, or_minus_one=True),
-    Key("glem.em_max_iterations", 10, "iterations", "Most EM iterations where em_iterations is -1.", low=1),
+    Key("glem.em_max_iterations", 10, "iterations", "Most EM iterations if em_iterations is -1.", low=1),
     Key("glem.alpha", 0.8, "weight", "Weight α of the pseudo-label term in the E-step.", low=0, high=1),
     Key("glem.beta", 0.05, "weight", "Weight β of the pseudo-label term in the M-step.", low=0, high=1),
     Key("glem.targets", "soft", "", "Pseudo-labels as distributions or as classes.", choices=("soft", "hard")),
     Key("glem.temperature", 0.2, "", "T of soft pseudo-labels, softmax(logits / T).", low=1e-3),
     Key("glem.lm_pseudo_ratio", 1.0, "nodes per gold node", "Pseudo-labelled nodes drawn for the E-step.", low=0),
     Key("glem.gnn_pseudo_ratio", 1.0, "nodes per gold node", "Pseudo-labelled nodes drawn for the M-step.", low=0),
-    Key("glem.lm_redraw", "step", "", "How often the E-step draws them: once per E-step, or in every epoch.", choices=("step", "epoch")),
+    Key("glem.lm_redraw", "step", "", "When the E-step draws its pseudo-labelled nodes: once per step, or in every epoch.", choices=("step", "epoch")),
     Key("glem.confidence", 1.0, "share", "Share of pseudo-labelled nodes that are kept, the most confident ones; 1 = all.", low=0.0, high=1),
     Key("glem.pseudo_nodes", "all", "", "Unlabelled nodes that may get pseudo-labels.", choices=("all", "valid_test")),
     Key("glem.lm_init", "pretrained", "", "Weights that the LM of an E-step starts from.", choices=("pretrained", "previous", "gold")),
-    Key("glem.lm_init_first", "same", "", "The same for the first E-step; same = as lm_init.", choices=("same", "pretrained", "previous", "gold")),
-    Key("glem.smooth_pseudo", False, "", "E-step: smooth pseudo-labels too, as in the published runs; False = gold labels alone."),
+    Key("glem.lm_init_first", "same", "", "Weights that the LM of the first E-step starts from; same = as lm_init.", choices=("same", "pretrained", "previous", "gold")),
+    Key("glem.smooth_pseudo", False, "", "E-step: smooth pseudo-labels too, as in the published runs; False = only gold labels."),
     Key("glem.node_features", "text", "", "Node features of the GNN: text (embeddings of the trained LM), static (of the untuned LM), raw, file; several are joined by +."),
     Key("glem.feature_file", "", "path", "Features (N, F) for node_features file: .npy or .pt, in node order."),
     Key("glem.label_input", False, "", "Labels are a further input of the GNN; a target's own label is hidden."),
     Key("glem.setting", "transductive", "", "inductive = test nodes are not seen in training; structure_free = and are predicted without their edges.", choices=("transductive", "inductive", "structure_free")),
-    Key("glem.first_predictions", "", "path", "Logits (N, C), .npy or .pt, in place of the first step's teacher."),
+    Key("glem.first_predictions", "", "path", "File of logits (N, C), .npy or .pt, that replace the first step's teacher."),
     Key("glem.ensemble", False, "", "A further row GLEM-LM+GNN: both models together, weighted by validation."),
     Key("glem.correct_and_smooth", False, "", "A further row: Correct & Smooth after the best GNN."),
     Key("glem.cs_correct_alpha", 1.0, "share", "Correct & Smooth: share of a residual that spreads in each of 50 propagations.", low=0, high=1),
@@ -219,7 +223,7 @@ KEYS = (
     Key("gnn.label_reuse", 0, "passes", "With glem.label_input: passes in which predictions fill in the labels that are not given, before the pass that counts (full-batch networks).", low=0),
     Key("gnn.distillation", 0.0, "share", "Self-distillation: share of the loss on gold labels that comes from the same network, trained before (full-batch networks); 0 = off.", low=0, high=1),
     Key("gnn.distillation_temperature", 1.0, "", "Self-distillation: T of both distributions.", low=1e-3),
-    Key("gnn.rlu_rounds", 1, "rounds", "Rounds of training on gold labels (RLU); each but the first also learns the confident predictions of the one before (networks on hop features); 1 = no self-training.", low=1),
+    Key("gnn.rlu_rounds", 1, "rounds", "Rounds of training on gold labels (RLU); each after the first also learns the confident predictions of the previous one (networks on hop features); 1 = no self-training.", low=1),
     Key("gnn.rlu_threshold", 0.9, "share", "RLU: top probability above which a node is a target of the next round.", low=0, high=1),
     Key("gnn.rlu_weight", 0.5, "weight", "RLU: weight of these nodes' term in the loss.", low=0, high=1),
     Key("gnn.scr_weight", 0.0, "weight", "Weight of the consistency of unlabelled nodes with a mean teacher (SCR; networks on hop features); 0 = off.", low=0),
@@ -230,11 +234,12 @@ KEYS = (
     Key(
         "gnn.input_norm", "standardise", "",
         "Norm of the GNN's input: standardise = every column of the node features, before training; batch = batch norm in "
-        "the network, as GLEM's authors have it (glem_revgat, glem_gamlp); layer = in glem_joint, of text embeddings, "
-        "which change in training, while other features are standardised (there standardise means the same).",
+        "the network, as in the code of GLEM's authors (glem_revgat, glem_gamlp); layer = layer norm of the text "
+        "embeddings, which change in training, and other features standardised (glem_joint; standardise means the same "
+        "there).",
         choices=("none", "standardise", "batch", "layer"),
     ),
-    Key("gnn.hidden_bias", True, "", "Biases in all layers; False = in the last layer alone, as GLEM's authors have it (glem_gcn)."),
+    Key("gnn.hidden_bias", True, "", "Biases in all layers; False = only in the last layer, as in the code of GLEM's authors (glem_gcn)."),
     Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (glem_mlp, glem_gcn, glem_sage, glem_gat), or the features to what attention gathers (glem_gamlp)."),
     Key("optim.patience", 0, "evaluations", "M-step: stop after this many validations without a better score; 0 = never.", low=0),
     Key("optim.warmup_epochs", 0.0, "epochs", "Linear warm-up of the schedulers linear_warmup, cosine_warmup, constant_warmup.", low=0),
@@ -286,7 +291,7 @@ def settings_of(cfg: CfgNode) -> CfgNode:
 
 
 def keys_table() -> str:
-    """All our keys as a Markdown table, for the README."""
+    """All our keys as a Markdown table, for docs/config.md."""
     lines = ["| key | default | unit | meaning |", "|---|---|---|---|"]
     for key in KEYS:
         values = f" ({' / '.join(key.choices)})" if key.choices else ""

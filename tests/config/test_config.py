@@ -81,7 +81,7 @@ def test_keys_are_not_graphgyms_own() -> None:
         assert key not in other.get(group, {})
 
 
-def test_the_table_for_the_readme_has_a_row_a_key() -> None:
+def test_the_table_of_keys_has_a_row_per_key() -> None:
     lines = keys_table().splitlines()
     assert len(lines) == 2 + len(KEYS)
     for key, line in zip(KEYS, lines[2:], strict=True):
@@ -89,7 +89,7 @@ def test_the_table_for_the_readme_has_a_row_a_key() -> None:
         assert line.count("|") == 5
         assert key.meaning in line
     assert "| `glem.beta` | `0.05` | weight | Weight β of the pseudo-label term in the M-step. |" in lines
-    assert "| `e_step.lr` | `null` |  | E-step; null = as in lm.lr. |" in lines
+    assert "| `e_step.lr` | `null` |  | lm.lr in E-steps; null = the same. |" in lines
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
