@@ -1,7 +1,7 @@
 """Aggregate the experiments of a grid: ``python run/agg_batch.py --dir results/<grid> [--metric accuracy]``.
 
 Writes GraphGym's ``agg/{train,val,test}.csv``, ``*_best.csv`` and ``*_bestepoch.csv``. Select on ``val_best.csv`` and
-report the same row of ``test_best.csv``: it is at the epoch of best validation.
+report the same row of ``test_best.csv``, which is at the epoch of best validation.
 Exit status: 0 written; 1 nothing to aggregate; 2 the command line is wrong.
 """
 

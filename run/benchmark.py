@@ -1,10 +1,10 @@
 """Measure speed: ``python run/benchmark.py [part ...]``; a table to the terminal, and JSON where asked.
 
-Every figure is the median of several repetitions after a warm-up, with seeds fixed; rivals take turns with ours in the
-same process. "bound" is what this machine's hardware allows, measured in the same run from a large matrix product and
-a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``cost`` (the LM alone, joint
-co-training and GLEM beside one another) and ``scale`` (runs out of core on graphs of up to 5 million nodes, each once)
-take minutes to an hour and run only when named, the first also with --peer.
+Every figure is the median of several repetitions after a warm-up, with fixed seeds; rivals take turns with our code in
+the same process. "bound" is what this machine's hardware allows, measured in the same run from a large matrix product
+and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``cost`` (the LM alone,
+joint training and GLEM compared) and ``scale`` (runs out of core on graphs of up to 5 million nodes, each once) take
+minutes to an hour and run only when named, ``peer`` also with --peer.
 """
 
 from __future__ import annotations
@@ -51,26 +51,31 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
 WHEN_NAMED = ("peer", "cost", "scale")
 
 
-def main() -> int:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     left_out = " and ".join([", ".join(WHEN_NAMED[:-1]), WHEN_NAMED[-1]])
     parser.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)} (default: all but {left_out})")
-    parser.add_argument("--peer", action="store_true", help="PyG's own GLEM too, where it can be imported")
-    parser.add_argument("--repeats", type=int, default=7, help="counted repetitions of each figure (default: 7)")
-    parser.add_argument("--memory_gb", type=float, default=4.0, help="for the largest batch of cost (default: 4)")
+    parser.add_argument("--peer", action="store_true", help="measure PyG's own GLEM too, if it can be imported")
+    parser.add_argument("--repeats", type=int, default=7, help="counted repetitions per figure (default: 7)")
+    parser.add_argument("--memory_gb", type=float, default=4.0, help="cost: memory for the largest batch (default: 4)")
     sizes = ", ".join(f"{size:,}" for size in scale.SIZES)
     parser.add_argument(
-        "--nodes", type=int, nargs="+", default=scale.SIZES, help=f"of scale's graphs (default: {sizes})"
+        "--nodes", type=int, nargs="+", default=scale.SIZES, help=f"scale: sizes of the graphs (default: {sizes})"
     )
-    parser.add_argument("--folder", type=path, help="for scale's files (default: where temporary files go)")
-    parser.add_argument("--json", type=path, help="write the rows there too")
-    args = parser.parse_args()
+    parser.add_argument("--folder", type=path, help="scale: folder for its files (default: the system's temporary one)")
+    parser.add_argument("--json", type=path, help="file to which the rows are written too")
+    args = parser.parse_args(argv)
     unknown = sorted(set(args.parts) - set(PARTS))
     if unknown:
         parser.error(f"unknown part {unknown[0]}; expected some of: {', '.join(PARTS)}")
-    parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
     if args.memory_gb <= 0:
         parser.error(f"--memory_gb is {args.memory_gb:g}, expected more than 0")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
     run: dict[str, Callable[[int], Iterable[Row]]] = {
         **PARTS,
         "cost": partial(cost.cost, memory_gb=args.memory_gb),
@@ -94,7 +99,7 @@ def main() -> int:
 
 
 def ratios_to_peer(rows: list[Row]) -> list[Row]:
-    """Our training and inference figures again, beside the peer's better one, where both were measured."""
+    """Our training and inference figures compared with the peer's better one, if both were measured."""
     again = []
     for part, name in (("e_step", "training"), ("inference", "inference")):
         rivals = [row.value for row in rows if row.part == "peer" and f", {name}," in row.what]

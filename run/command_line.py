@@ -1,7 +1,7 @@
-"""What the programs in this folder share: their first line, OpenMP's settings, ``--cfg FILE [key value ...]``, and
-standard streams that may fail.
+"""Shared by the programs in this folder: OpenMP's settings, ``--cfg FILE [key value ...]``, and standard streams whose
+failure ends no run.
 
-Imports nothing but the standard library: it is there before the seconds that PyTorch takes.
+Imports only the standard library, so that it is ready before PyTorch, whose import takes seconds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# How long a thread of libgomp, which torch's wheels bring, keeps its core busy at the end of its share of the work
-# before it sleeps: 300,000 rounds by default, in which a core that another program wants is lost to both. 2,000 rounds
-# cost an E-step 2% on a quiet machine and gain a third beside a busy process; where one is busy at the start, threads
-# sleep at once, which doubles the speed there and would cost a sixth elsewhere (docs/measurements.md, "Shared cores").
+# How many rounds a thread of libgomp (part of torch's wheels) spins after its share of the work before it sleeps. The
+# default of 300,000 wastes a core that another program wants. 2,000 rounds cost an E-step 2% on a quiet machine and
+# gain a third next to a busy process. If a process is busy at the start, threads sleep at once, which doubles the speed
+# there and would cost a sixth on a quiet machine (docs/measurements.md, "Shared cores").
 QUIET = {"GOMP_SPINCOUNT": "2000"}
 SHARED = {"OMP_WAIT_POLICY": "passive"}
 STAT = Path("/proc/stat")
@@ -28,13 +28,13 @@ LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long other programs are watched, and 
 
 
 def before_imports(quiet: bool = False, computes: bool = True) -> None:
-    """To be called before torch is imported: sets what OpenMP reads once, and says that importing takes a while.
+    """Set what OpenMP reads once, and print that importing takes a while; to be called before torch is imported.
 
-    What the user has set stands. Processes that this one starts inherit the settings.
+    Variables that the user has set stay as they are. Child processes inherit the settings.
 
     Args:
-        quiet: nothing is said.
-        computes: whether so much is computed that it is worth a look at what other programs do.
+        quiet: print nothing.
+        computes: whether the program computes enough for OpenMP's settings to matter.
     """
     if computes and not os.environ.keys() & {*QUIET, *SHARED}:
         os.environ.update(SHARED if cores_in_use() >= BUSY_CORES else QUIET)
@@ -45,7 +45,7 @@ def before_imports(quiet: bool = False, computes: bool = True) -> None:
 
 
 def cores_in_use() -> float:
-    """How many of the cores that this process may use are busy with other programs now; 0 where Linux does not tell."""
+    """Number of this process's cores that other programs keep busy now; 0 if the system does not tell."""
     if not STAT.exists() or not hasattr(os, "sched_getaffinity"):
         return 0.0
     cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -56,7 +56,7 @@ def cores_in_use() -> float:
 
 
 def _ticks(stat: str, cores: set[str]) -> tuple[int, int]:
-    """Of these cores the ticks that were not idle, and all ticks, as /proc/stat counts them since the start."""
+    """(busy ticks, all ticks) of ``cores`` since the system started, from the text of /proc/stat."""
     rows = [
         [int(value) for value in row[1:9]]
         for line in stat.splitlines()
@@ -72,7 +72,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def path(text: str) -> Path:
-    """A flag's path, with ``~`` and ``$NAME`` written out where a shell has left them (``--cfg=~/x.yaml``).
+    """A flag's path with ``~`` and ``$NAME`` expanded, which a shell leaves alone in ``--cfg=~/x.yaml``.
 
     Raises:
         argparse.ArgumentTypeError: there is no such variable or user.
@@ -83,11 +83,11 @@ def path(text: str) -> Path:
     try:
         return Path(written).expanduser()
     except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text} names a user that there is not") from error
+        raise argparse.ArgumentTypeError(f"{text} names a user that does not exist") from error
 
 
 def parse_with_options(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """Flags, and in ``opts`` the ``key value`` options that override the YAML, in any order; ends with 2 if wrong."""
+    """Parse flags and, into ``opts``, the ``key value`` options that override the YAML; exits with 2 on errors."""
     args, options = parser.parse_known_args(argv)
     keys = options[::2]
     unknown = [option for option in options if option.startswith("--") or (option in keys and option.startswith("-"))]
@@ -98,7 +98,7 @@ def parse_with_options(parser: argparse.ArgumentParser, argv: list[str] | None) 
 
 
 def logs_to_file(args: argparse.Namespace) -> bool:
-    """Whether ``print: file`` keeps the log off the terminal, as far as can be seen before the YAML is loaded."""
+    """Whether ``print: file`` keeps the log off the terminal; a guess, made before the YAML is loaded."""
     options = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     if "print" in options:
         return bool(options["print"] == "file")
@@ -107,7 +107,7 @@ def logs_to_file(args: argparse.Namespace) -> bool:
             return False
         with Path(args.cfg_file).open(encoding="utf-8", errors="replace") as file:
             text = file.read(1 << 20)
-    except (OSError, ValueError):  # said by whoever loads it
+    except (OSError, ValueError):  # loading the YAML will report it
         return False
     return re.search(r"""^print:\s*['"]?file\b""", text, re.MULTILINE) is not None
 
@@ -116,10 +116,10 @@ def logs_to_file(args: argparse.Namespace) -> bool:
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Call a program's ``main``, whose work goes on when its output can no longer be written; its exit status.
+    """Call a program's ``main`` and return its exit status; the work continues if output can no longer be written.
 
-    A reader that has gone (``| head -1``) is no error. Where a disk is full (``> log.txt``), one line says so at the
-    end, and the status is 1.
+    A reader that has gone (``| head -1``) is no error. If a disk is full (``> log.txt``), one line at the end says so,
+    and the status is 1.
     """
     output = _guard("stdout", 1)
     _guard("stderr", 2)
@@ -133,7 +133,7 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 def _is_lost(output: _Unfailing) -> bool:
-    """Whether something that was written has met an error that the reader has not caused; says so."""
+    """Whether output was lost, other than to a reader that has gone; prints that it was."""
     sys.stdout.flush()
     error = output.error
     if error is None or error.errno == errno.EPIPE:
@@ -143,7 +143,7 @@ def _is_lost(output: _Unfailing) -> bool:
 
 
 class _Unfailing(io.FileIO):
-    """A standard stream; once it cannot be written, it leads nowhere, for libraries and other processes too."""
+    """A standard stream that is redirected to /dev/null once writing fails, for libraries and child processes too."""
 
     error: OSError | None = None
 
@@ -157,7 +157,7 @@ class _Unfailing(io.FileIO):
 
 
 def _guard(name: str, descriptor: int) -> _Unfailing:
-    """Put an unfailing stream in the place of ``sys.stdout`` or ``sys.stderr``."""
+    """Replace ``sys.stdout`` or ``sys.stderr`` by an unfailing stream."""
     stream = getattr(sys, name)
     if stream is None:  # it was closed (>&-): the next file that is opened must not become it
         _lead_nowhere(descriptor)

@@ -1,4 +1,4 @@
-"""Make one configuration for each point of a grid, after checking all of them.
+"""Make one configuration per point of a grid, after checking all of them.
 
 ``python run/configs_gen.py --config configs_gg/synthetic.yaml --grid configs_gg/grids/example.txt --out_dir configs``
 writes ``configs/synthetic_grid_example/synthetic-<alias>=<value>-....yaml``, as GraphGym's script does.
@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import before_imports, path, run_program
 
-MOST = 10_000  # configurations: each is made and checked, and nobody waits for more runs
+MOST = 10_000  # configurations per grid; more is taken for a mistake
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Make one configuration for each point of a grid, after checking all of them.",
-        epilog="In file names, %%XX (as in a URL) stands for '/', space, '=' and whatever else would break there.",
+        description="Make one configuration per point of a grid, after checking all of them.",
+        epilog="In file names, %%XX (as in a URL) stands for '/', space, '=' and other special characters.",
     )
-    parser.add_argument("--config", type=path, help="base YAML; what a grid does not name stays as it is there")
+    parser.add_argument("--config", type=path, help="base YAML: its values hold for keys that the grid does not name")
     parser.add_argument(
         "--grid", type=path, required=True, help="grid: lines 'key alias [value,value]', blank lines between blocks"
     )
@@ -36,13 +36,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sample_alias",
         type=path,
-        help="file with aliases on its first line: for each, --sample_num random points, each with all values of it",
+        help="file with aliases on its first line: for each, --sample_num random points, each with all its values",
     )
     parser.add_argument("--seed", type=int, default=123, help="seed of the sample (default: 123)")
     parser.add_argument(
         "--config_budget",
         type=path,
-        help="YAML whose number of parameters gnn.dim_inner is fitted to (counted as GraphGym: one input, one output)",
+        help="YAML; gnn.dim_inner is fitted to its number of parameters (counted like GraphGym: one input, one output)",
     )
     args = parser.parse_args(argv)
     if args.sample_num is not None and not 1 <= args.sample_num <= MOST:

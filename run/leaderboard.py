@@ -1,7 +1,7 @@
 """Rank finished runs: ``python run/leaderboard.py --dir results/<grid> [more folders] [--ogb ...]``.
 
-Prints a table per graph and writes leaderboard.csv, leaderboard.md and leaderboard.html, with ``--ogb`` also
-ogb_entry.json and ogb_entry.md. Exit status: 0 done; 1 it could not be done (a message says why); 2 wrong command line.
+Prints one table per graph and writes leaderboard.csv, leaderboard.md and leaderboard.html, with ``--ogb`` also
+ogb_entry.json and ogb_entry.md. Exit status: 0 done; 1 failed (a message says why); 2 wrong command line.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from command_line import before_imports, path, run_program
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="One row per method, ranked by validation, out of finished runs; published results beside it."
+        description="Rank the methods of finished runs by validation, next to published results."
     )
     parser.add_argument(
         "--dir", dest="dirs", nargs="+", type=path, required=True, action="extend",
         help="folder of an experiment (with seed folders) or of several experiments",
     )  # fmt: skip
     parser.add_argument("--out", type=path, help="folder for the files (default: the first --dir)")
-    parser.add_argument("--title", default="GLEM leaderboard", help="of the HTML page")
+    parser.add_argument("--title", default="GLEM leaderboard", help="title of the HTML page")
     ogb = parser.add_argument_group("entry for the OGB leaderboard")
     ogb.add_argument(
-        "--ogb", action="store_true", help="write the submission's fields, or say which rule does not hold"
+        "--ogb", action="store_true", help="write the fields of a submission, or say which rule is violated"
     )
     ogb.add_argument("--row", default="", help="name of the row to submit (default: the best by validation)")
-    ogb.add_argument("--name", default="", help="name of the method; external data is appended unless it says so")
+    ogb.add_argument("--name", default="", help="name of the method; external data is appended if it is not mentioned")
     ogb.add_argument("--contact", default="", help="name and e-mail address")
     ogb.add_argument("--code", default="", help="URL of the code")
     ogb.add_argument("--paper", default="", help="URL of the paper")

@@ -1,7 +1,7 @@
 """Write a generated graph in the format of ogbn-papers100M, to measure how runs scale.
 
 ``python run/make_papers100m_like.py --folder datasets/ogbn_papers100M --nodes 5000000 --edges 60000000`` writes
-what the loader of ogbn-papers100M reads: ``dataset.name ogbn-papers100M`` with ``dataset.dir datasets`` runs on it.
+files that the loader of ogbn-papers100M reads. To run on them: ``dataset.name ogbn-papers100M dataset.dir datasets``.
 Exit status: 0 done; 1 nothing was written, with the reason; 2 the command line is wrong.
 """
 
@@ -21,13 +21,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write a generated graph in the format of ogbn-papers100M.")
     parser.add_argument("--folder", required=True, type=path, help="folder to write, e.g. datasets/ogbn_papers100M")
     parser.add_argument("--nodes", required=True, type=int, help="number of nodes (ogbn-papers100M: 111059956)")
-    parser.add_argument("--edges", required=True, type=int, help="number of directed edges (there: 1615685872)")
-    parser.add_argument("--classes", type=int, default=172, help="classes that occur, at most 172 (default: 172)")
-    parser.add_argument("--features", type=int, default=64, help="width of the features (there: 128; default: 64)")
-    parser.add_argument("--feature_dtype", choices=["float16", "float32"], default="float32", help="(there: float32)")
-    parser.add_argument("--text_words", type=int, default=32, help="words of title and abstract (default: 32)")
+    parser.add_argument("--edges", required=True, type=int, help="number of directed edges (1615685872 there)")
+    parser.add_argument("--classes", type=int, default=172, help="number of classes, at most 172 (default: 172)")
+    parser.add_argument("--features", type=int, default=64, help="width of the features (128 there; default: 64)")
+    parser.add_argument("--feature_dtype", choices=["float16", "float32"], default="float32", help="(float32 there)")
+    parser.add_argument("--text_words", type=int, default=32, help="words per text, with the title (default: 32)")
     parser.add_argument("--labelled", type=float, default=0.0139, help="share of labelled nodes (default: 0.0139)")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     return parser.parse_args(argv)
 
 

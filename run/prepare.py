@@ -1,8 +1,8 @@
 """Make a dataset ready: ``python run/prepare.py --cfg configs_gg/glem_arxiv.yaml [key value ...]``.
 
-Downloads what is missing where there is a network and says what to put where otherwise; makes graph, texts and tokens,
-checks them, and prints what lies where. Type the same command again after a crash or a kill: what is finished is kept.
-Exit status: 0 the dataset is ready; 1 it could not be done (one message says why); 2 the command line is wrong.
+Downloads missing files (without a network, says which file to put where), makes graph, texts and tokens, checks them,
+and prints where they are. After a crash or a kill, type the same command again: finished parts are kept.
+Exit status: 0 the dataset is ready; 1 it is not (one message says why); 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from command_line import add_config, before_imports, parse_with_options, run_pro
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Of `run/main.py`'s command line the part that names a configuration."""
+    """``--cfg`` and the ``key value`` options, as in `run/main.py`."""
     parser = argparse.ArgumentParser(
         description="Make the dataset of a configuration ready; type the same command again to resume.",
         epilog="Options 'key value' override the YAML, e.g.: dataset.dir /data lm.max_length 256",
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_prepared(prepared: Iterable[Any], name: str) -> None:
-    """A table of what is ready, where it lies and how large it is."""
+    """Print a table of the parts that are ready, with their paths and sizes."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,9 +1,9 @@
 """Rehearse the runs on OGB's graphs: ``python run/rehearse.py arxiv [--scale 0.1] [key value ...]``.
 
 Writes a generated graph in the exact format and size of ogbn-arxiv (or ogbn-products) and a small DeBERTa with random
-weights, then types what a user types: run/prepare.py, run/main.py for each configuration, run/leaderboard.py. Ends
-with a table of time, memory and scores per stage, which figures.md keeps. Type the same command again to resume.
-Exit status: 0 done; 1 a step failed, and said why; 2 the command line is wrong.
+weights, then runs the commands that a user types: run/prepare.py, run/main.py for each configuration,
+run/leaderboard.py. Ends with a table of time, memory and scores per stage, which is kept in figures.md. Type the same
+command again to resume. Exit status: 0 done; 1 a step failed and said why; 2 the command line is wrong.
 """
 
 from __future__ import annotations

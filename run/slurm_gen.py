@@ -1,4 +1,4 @@
-"""Write an sbatch array script for a folder of configurations, one task a configuration and seed.
+"""Write an sbatch array script for a folder of configurations, one task per configuration and seed.
 
 ``python run/slurm_gen.py --dir configs_gg/<grid> --repeat 3 --gpus 1 --time 4:00:00 --out grid.sbatch``, then
 ``sbatch grid.sbatch`` in the same folder; submitting it again resumes what was not finished.
@@ -39,16 +39,16 @@ exec {python} {main} --cfg "$config" --repeat 1 seed "$seed"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write an sbatch array script, one task a configuration and seed.")
+    parser = argparse.ArgumentParser(description="Write an sbatch array script, one task per configuration and seed.")
     parser.add_argument("--dir", type=path, required=True, help="folder of configurations, from run/configs_gen.py")
-    parser.add_argument("--repeat", type=int, default=1, help="seeds a configuration (default: 1)")
+    parser.add_argument("--repeat", type=int, default=1, help="seeds per configuration (default: 1)")
     parser.add_argument("--out", type=path, help="file to write (default: the terminal)")
-    parser.add_argument("--max_jobs", type=int, default=0, help="tasks at a time (default: as many as Slurm gives)")
+    parser.add_argument("--max_jobs", type=int, default=0, help="most tasks at a time (default: no limit)")
     parser.add_argument("--partition", help="Slurm partition")
-    parser.add_argument("--time", help="bound on a task's time, e.g. 4:00:00")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs a task (default: 0)")
-    parser.add_argument("--cpus", type=int, default=4, help="CPU cores a task (default: 4)")
-    parser.add_argument("--mem", help="memory a task, e.g. 32G")
+    parser.add_argument("--time", help="time limit per task, e.g. 4:00:00")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs per task (default: 0)")
+    parser.add_argument("--cpus", type=int, default=4, help="CPU cores per task (default: 4)")
+    parser.add_argument("--mem", help="memory per task, e.g. 32G")
     parser.add_argument("--name", help="job name (default: the folder's)")
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="further option, e.g. account=x"
@@ -66,11 +66,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def array_script(args: argparse.Namespace) -> str:
-    """
-    Finished configurations that lack seeds wait again, as for run/parallel.sh.
+    """The script for all waiting configurations; finished ones that lack seeds wait again, as for run/parallel.sh.
 
     Raises:
-        ValueError: there is no configuration that waits, or one cannot be read; names it.
+        ValueError: no configuration waits, or one cannot be read; names it.
     """
     reopen(args.dir, args.repeat, args.main == OWN or Path(args.main).resolve() == OWN_MAIN)
     files = sorted(args.dir.glob("*.yaml"))
@@ -101,7 +100,7 @@ def read_settings(file: Path) -> dict:
 
 
 def directives(args: argparse.Namespace, configs: int, logs: Path) -> list[str]:
-    """Options for sbatch, each quoted as it reads them ("%" in a log's name is doubled)."""
+    """Options for sbatch, quoted as sbatch reads them ("%" in the name of a log is doubled)."""
     array = f"0-{configs * args.repeat - 1}" + (f"%{args.max_jobs}" if args.max_jobs else "")
     options = {
         "job-name": args.name or args.dir.resolve().name,
@@ -137,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if logs:  # Slurm drops a task, without a word, whose log has no folder
+    if logs:  # Slurm silently drops a task if the folder of its log is missing
         folder = Path(logs[1].replace("%%", "%"))
         folder.mkdir(parents=True, exist_ok=True)
         print(f"logs: {folder}/slurm-<job>_<task>.log", file=sys.stderr)

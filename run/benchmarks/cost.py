@@ -1,4 +1,4 @@
-"""What GLEM saves: the LM alone, joint co-training and GLEM by step, epoch, memory and largest batch, side by side.
+"""What GLEM saves: step, epoch, memory and largest batch of the LM alone, joint training and GLEM, compared.
 
 Every figure comes from a process of its own, in which the train modes' own learners (`registered.train`) do a fixed
 number of steps with the configurations ``configs_gg/{lm,joint,glem}_debian.yaml``, the first ones uncounted. An epoch
@@ -40,14 +40,14 @@ from glem_graphgym.memory import PeakMemory, keep_freed_memory
 
 RUN = Path(__file__).resolve().parent.parent
 PART = "cost"
-LM, JOINT, GLEM = "LM alone", "joint co-training", "GLEM"
+LM, JOINT, GLEM = "LM alone", "joint training", "GLEM"
 CONFIGS = {LM: "lm_debian", JOINT: "joint_debian", GLEM: "glem_debian"}
 M_STEP, ENCODING = "GLEM's M-step", "GLEM's encoding"
 BATCH, WARM_UP, STEPS = 32, 3, 12
-LARGEST = 2048  # gold nodes a step that are tried at most: two such steps find enough of them on the debian graph
+LARGEST = 2048  # most gold nodes per step that are tried: the Debian graph has enough for two such steps
 ENCODED = 4000  # texts, for the speed of encoding
-SLACK_MB = 1024  # above the budget, before a process is stopped; what it maps is more than what it uses
-LIMIT_S = 600  # for a process, which takes half a minute where nobody else works
+SLACK_MB = 1024  # by which a process may exceed the budget before it is stopped: it maps more than it uses
+LIMIT_S = 600  # per process, which takes half a minute on an idle machine
 OUT_OF_MEMORY = re.compile(
     # Python, NumPy, C++, torch's allocator, the kernel, OpenMP, oneDNN
     "MemoryError|bad_alloc|llocate memory|out of memory|Thread creation failed|could not (create|execute) a "
@@ -62,11 +62,11 @@ class Job:
 
     Attributes:
         method: `LM`, `JOINT`, `GLEM` (its E-step), `M_STEP` or `ENCODING`.
-        batch: gold nodes a step; in an E-step gold and pseudo nodes.
-        warm_up, steps: optimizer steps that are not counted, and that are.
-        options: key, value, ... that the configuration is loaded with: the graph, and what is changed of it.
+        batch: gold nodes per step; in an E-step gold and pseudo nodes.
+        warm_up, steps: uncounted and counted optimizer steps.
+        options: key, value, ... that override the configuration, among them the graph.
         data: folder for the graph and its tokens.
-        limit_mb: of memory that the process maps; 0 = none.
+        limit_mb: limit of the memory that the process maps; 0 = none.
     """
 
     method: str
@@ -80,12 +80,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Cost:
-    """What was found.
+    """The measured figures of a `Job`.
 
     Attributes:
-        seconds: of each counted step (of an epoch, of the encoding of all texts).
-        steps_per_epoch: optimizer steps of an epoch.
-        texts_per_step: texts encoded in a step, on average.
+        seconds: one number per counted step (M-step: per epoch; encoding: for all texts).
+        steps_per_epoch: optimizer steps per epoch.
+        texts_per_step: mean number of texts encoded per step.
         peak_mb: highest resident memory of the process.
     """
 
@@ -98,7 +98,7 @@ class Cost:
 def cost(
     repeats: int, memory_gb: float = 4.0, options: tuple[str, ...] | None = None, largest: int = LARGEST
 ) -> Iterator[Row]:
-    """The table; ``options`` name another graph than the debian one, or change the configurations."""
+    """The rows of the table; ``options`` override the configurations, for instance with another graph."""
     with tempfile.TemporaryDirectory() as folder:
         options, data = graph_options(folder) if options is None else (options, folder)
         limit_mb = round(1024 * memory_gb) + SLACK_MB
@@ -106,7 +106,7 @@ def cost(
         for method in CONFIGS:
             found = first[method] = measured(Job(method, steps=max(STEPS, repeats), options=options, data=data))
             yield from rows_of(method, found, first.get(JOINT) if method == GLEM else None)
-        for method, what in ((M_STEP, "an epoch, full batch"), (ENCODING, "all texts, once an iteration")):
+        for method, what in ((M_STEP, "epoch, full batch"), (ENCODING, "all texts, once per iteration")):
             found = measured(Job(method, steps=max(3, repeats), options=options, data=data))
             yield row_of(PART, f"{method}, {what}", found.seconds, "s")
         for method in CONFIGS:
@@ -118,21 +118,21 @@ def cost(
 
             batch = largest_fitting(fits, largest)
             what = f"{method}, largest batch in {memory_gb:g} GB (of powers of two up to {largest})"
-            yield Row(PART, what, batch, "nodes a step")
+            yield Row(PART, what, batch, "nodes per step")
 
 
 def rows_of(method: str, found: Cost, joint: Cost | None) -> Iterator[Row]:
-    """The figures of a method; beside them those of joint co-training where they are given."""
+    """The figures of a method, compared with those of joint training if given."""
 
     def rival(of: Callable[[Cost], float]) -> dict[str, Any]:
         return {} if joint is None else {"rival": of(joint), "rival_name": JOINT}
 
     name = "GLEM's E-step" if method == GLEM else method
-    yield row_of(PART, f"{name}, a step, batches of {BATCH}", found.seconds, "s", **rival(a_step))
+    yield row_of(PART, f"{name}, step, batches of {BATCH}", found.seconds, "s", **rival(a_step))
     nodes = "gold and pseudo nodes" if method == GLEM else "gold nodes"
-    what = f"{name}, an epoch over {nodes}: {found.steps_per_epoch:,} steps, extrapolated from {len(found.seconds)}"
+    what = f"{name}, epoch over {nodes}: {found.steps_per_epoch:,} steps, extrapolated from {len(found.seconds)}"
     yield row_of(PART, what, [found.steps_per_epoch * second for second in found.seconds], "s")
-    what = f"{name}, texts encoded with gradient in a step"
+    what = f"{name}, texts encoded with gradient per step"
     yield Row(PART, what, found.texts_per_step, "texts", **rival(lambda cost: cost.texts_per_step))
     yield Row(PART, f"{name}, peak memory, batches of {BATCH}", found.peak_mb, "MB", **rival(lambda cost: cost.peak_mb))
 
@@ -142,7 +142,7 @@ def a_step(found: Cost) -> float:
 
 
 def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
-    """The largest power of two up to ``most`` that fits, 0 if even 1 does not; what fits in less fits too."""
+    """The largest power of two up to ``most`` that fits, 0 if 1 does not; assumes that smaller batches fit too."""
     low, high = -1, int(math.log2(most))  # 2^low fits
     while low < high:
         middle = (low + high + 1) // 2
@@ -154,7 +154,7 @@ def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
 
 
 def graph_options(folder: str) -> tuple[tuple[str, ...], str]:
-    """The debian graph where apt has package lists or ``datasets`` it, else a generated one of about its size."""
+    """The Debian graph if apt has package lists or ``datasets`` has the graph, else a generated one of similar size."""
     data = str(Path("datasets").resolve())
     try:
         load_debian(Path(data))
@@ -168,9 +168,10 @@ def graph_options(folder: str) -> tuple[tuple[str, ...], str]:
 
 
 def measured(job: Job) -> Cost:
-    """
+    """The figures of a job that must fit.
+
     Raises:
-        MemoryError: the process did not get the memory that it wanted.
+        MemoryError: the process ran out of memory.
     """
     found = run_job(job)
     if found is None:
@@ -179,7 +180,7 @@ def measured(job: Job) -> Cost:
 
 
 def run_job(job: Job) -> Cost | None:
-    """What a process of its own finds; None when it did not get the memory that it wanted.
+    """Measure in a process of its own; None if it ran out of memory.
 
     Raises:
         RuntimeError: it failed for another reason, or took too long.
@@ -202,7 +203,7 @@ def run_job(job: Job) -> Cost | None:
 
 
 def is_out_of_memory(code: int, stderr: str) -> bool:
-    """Whether a process ended for want of memory: killed by the kernel, or told so by one of many libraries."""
+    """Whether a process ran out of memory: killed by the kernel, or reported by one of many libraries."""
     return code == -9 or bool(OUT_OF_MEMORY.search(stderr))
 
 
@@ -219,7 +220,7 @@ def do(job: Job) -> Cost:
 
 
 def load(job: Job) -> tuple[TextGraph, Any]:
-    """The graph, and a namespace of what makes learners out of the configuration."""
+    """The graph and the configuration."""
     from torch_geometric.graphgym.config import cfg
 
     import glem_graphgym  # noqa: F401 - registers the plugin
@@ -236,11 +237,11 @@ def load(job: Job) -> tuple[TextGraph, Any]:
 
 # ---- what a process does ------------------------------------------------------------------------------------------
 
-Found = tuple[list[float], int, float]  # seconds of each counted step, steps of an epoch, texts a step
+Found = tuple[list[float], int, float]  # seconds per counted step, steps per epoch, texts per step
 
 
 class Steps:
-    """Notes when each optimizer step ended, and how many texts were encoded for training until then."""
+    """Records when each optimizer step ended, and how many texts had been encoded for training by then."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -268,7 +269,7 @@ class Steps:
 
     def note(self, optimizer: Any, *_: Any) -> None:
         made = (id(optimizer), float(next(iter(optimizer.state.values()))["step"]))
-        if made == self.latest:  # torch reports a step that calls its parent class's twice
+        if made == self.latest:  # torch reports a step twice if it calls that of its parent class
             return
         self.latest = made
         self.ends.append(time.perf_counter())
@@ -277,7 +278,7 @@ class Steps:
     def counted(self, job: Job, per_epoch: int) -> Found:
         if len(self.ends) != job.warm_up + job.steps:
             raise RuntimeError(f"{len(self.ends)} steps were made, expected {job.warm_up + job.steps}")
-        start = job.warm_up - 1  # the last one that is not counted
+        start = job.warm_up - 1  # the last uncounted step
         texts = (self.texts[-1] - self.texts[start]) / job.steps
         return np.diff(self.ends[start:]).tolist(), per_epoch, texts
 
@@ -306,7 +307,7 @@ def gold_of(graph: TextGraph, count: int | None = None) -> Any:
 
 
 def pseudo_of(graph: TextGraph, gold: Any, count: int | None = None) -> Any:
-    """Pseudo-labels at random, of all nodes without a gold label or of a random ``count`` of them."""
+    """Random pseudo-labels for all nodes without a gold label, or for a random ``count`` of them."""
     from glem_graphgym.em.pseudo_labels import PseudoLabels
 
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""The GNN: M-step epochs, products with the graph, hop propagation, and what Lightning costs."""
+"""The GNN: M-step epochs, products with the graph, hop propagation, sampled neighbourhoods, the allocator."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class PyGSAGE(nn.Module):
     """The same GraphSAGE out of PyG's `SAGEConv` on ``edge_index``, as PyG's own examples write it.
 
     Args:
-        sizes: lists of the nodes and of the edges that each hop of a sampled neighbourhood adds; layers then leave out
-            what is needed no more. None: they see all.
+        sizes: lists of the nodes and of the edges that each hop of a sampled neighbourhood adds; each layer then skips
+            those that later layers do not need. None = no layer skips any.
     """
 
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int, sizes: Any = None) -> None:
@@ -102,7 +102,7 @@ def targets() -> StepTargets:
 
 
 def seconds_of_an_epoch(learner: GNNLearner, epochs: int = 4) -> float:
-    """Seconds of an epoch (train and evaluate) of `GNNLearner.fit`: of ``epochs`` more, so that set-up drops out."""
+    """Seconds per epoch (train and evaluate) of `GNNLearner.fit`; set-up cancels out in a difference of two fits."""
 
     def fit(count: int) -> float:
         counted = replace(learner, settings=replace(learner.settings, epochs=count))
@@ -114,7 +114,7 @@ def seconds_of_an_epoch(learner: GNNLearner, epochs: int = 4) -> float:
 
 
 class Traffic:
-    """Counts bytes that sparse products read and write: each neighbour's row once an edge, no cache assumed."""
+    """Counts bytes that sparse products read and write: one neighbour's row per edge, without a cache."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -136,7 +136,7 @@ class Traffic:
 
 
 def bound_of_an_epoch(model: Callable[..., nn.Module], hardware: Hardware) -> float:
-    """Seconds of an epoch's matrix products and of the bytes of its sparse products, if they were all there is."""
+    """Seconds per epoch if only matrix products and the bytes of sparse products took time."""
     with Traffic() as traffic, FlopCounterMode(display=False) as counter:
         learner_of(model, graph()[0], hardware, 1).fit(targets(), features(), "counting")
     return counter.get_total_flops() / flops(hardware.dtype) + traffic.bytes / bandwidth()
@@ -152,7 +152,7 @@ def m_step(repeats: int) -> Iterator[Row]:
             if name == "SAGE":
                 rivals.append(seconds_of_an_epoch(learner_of(PyGSAGE, graph()[1], hardware, 1), epochs=1))
         more = {"rival": 1e3 * float(np.median(rivals)), "rival_name": "PyG's SAGEConv"} if rivals else {}
-        what = f"{name} {LAYERS}x{WIDTH}, {hardware.precision}, an epoch"
+        what = f"{name} {LAYERS}x{WIDTH}, {hardware.precision}, epoch"
         yield row_of("m_step", what, [1e3 * s for s in ours], "ms", bound=1e3 * bound, **more)
 
 
@@ -207,7 +207,7 @@ def propagation(repeats: int) -> Iterator[Row]:
 
 
 def sampled(repeats: int) -> Iterator[Row]:
-    """A sampled neighbourhood of a larger graph: drawing it, and a training step on it, against PyG's layers on it."""
+    """A sampled neighbourhood of a larger graph: drawing it, and a training step on it, compared with PyG's layers."""
     rng = np.random.default_rng(0)
     ends = rng.integers(0, LARGE_NODES, (2, LARGE_EDGES))
     sampler = NeighbourSampler(*csr_from_edges(ends[0], ends[1], LARGE_NODES), FAN_OUT)
@@ -240,11 +240,11 @@ def sampled(repeats: int) -> Iterator[Row]:
     ours = [1e3 * s for s in seconds["ours"]]
     for name in rivals:
         more = {"rival": 1e3 * float(np.median(seconds[name])), "rival_name": name}
-        yield row_of("sampled", f"SAGE {len(FAN_OUT)}x{WIDTH}, a training step on it", ours, "ms", **more)
+        yield row_of("sampled", f"SAGE {len(FAN_OUT)}x{WIDTH}, training step on it", ours, "ms", **more)
 
 
 def allocator(repeats: int) -> Iterator[Row]:
-    """A full-batch SAGE training step, in processes of their own with and without `keep_freed_memory`."""
+    """A full-batch SAGE training step with and without `keep_freed_memory`, each in a process of its own."""
     found = {}
     for kept in (True, False):
         code = f"import benchmarks.gnn as g; print(g.milliseconds_of_a_step({kept}, {repeats}))"

@@ -1,4 +1,4 @@
-"""The language model: tokenising, E-step training, inference, attention implementations, and PyG's GLEM beside them."""
+"""The language model: tokenising, E-step training, inference, attention implementations, and PyG's GLEM."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PEER, PEER_BATCH, PEER_LENGTH = "PyG's GLEM", 32, 512
 
 @cache
 def short_texts() -> Texts:
-    """The Debian graph's texts where apt has package lists, else generated ones of about that length."""
+    """The Debian graph's texts if apt has package lists, else generated ones of similar length."""
     try:
         return load_debian(Path("datasets")).texts
     except DataError as error:
@@ -52,7 +52,7 @@ def short_texts() -> Texts:
 
 @cache
 def long_texts() -> Texts:
-    """Ten short texts after one another: about 200 tokens, the length of an abstract."""
+    """Ten short texts joined: about 200 tokens, the length of an abstract."""
     texts = short_texts()
     return Texts.of([" ".join(texts[i : i + 10]) for i in range(0, 40_000, 10)])
 
@@ -64,7 +64,7 @@ def tokens_of(length: str) -> TokenStore:
 
 
 class Clocked(TokenStore):
-    """Notes when each batch was asked for: the real training loop tells its speed by it."""
+    """Records when each batch was requested, which gives the speed of the real training loop."""
 
     def __init__(self, store: TokenStore) -> None:
         super().__init__(store.ids, store.offsets, store.pad_id)
@@ -76,7 +76,7 @@ class Clocked(TokenStore):
 
 
 def tokenising(repeats: int) -> Iterator[Row]:
-    """Texts a second into a token store on disk; the bound is the tokenizer itself, without keeping what it finds."""
+    """Texts per second into a token store on disk; the bound is the tokenizer alone, without storing its output."""
     texts, tokenizer = short_texts(), load_tokenizer(MODEL)
     plain = list(texts)
 
@@ -95,10 +95,10 @@ def tokenising(repeats: int) -> Iterator[Row]:
     made = tokens_of("short")
     on_disk = made.ids.nbytes + made.offsets.nbytes
     padded = PEER_LENGTH * 3 * 8.0  # ids, mask and types of each text, as int64
-    what = f"bytes a text on disk, {made.lengths.mean():.1f} tokens on average"
+    what = f"bytes per text on disk, {made.lengths.mean():.1f} tokens on average"
     yield Row("tokenising", what, on_disk / len(made), "bytes", rival=padded, rival_name=PEER)
     excess = (on_disk - 8 * (len(made) + 1)) / len(made.ids)
-    yield Row("tokenising", "bytes a token, beside 8 a text", excess, "bytes")
+    yield Row("tokenising", "bytes per token, besides 8 per text", excess, "bytes")
 
 
 def classifier(attention: str | None) -> TextClassifier:
@@ -108,7 +108,7 @@ def classifier(attention: str | None) -> TextClassifier:
 
 
 def bound_of(model: TextClassifier, lengths: np.ndarray, passes: int) -> float:
-    """Texts a second if matrix products were all there is: ``passes`` forward passes' worth (training = 3)."""
+    """Texts per second if only matrix products took time; ``passes``: cost in forward passes (training = 3)."""
     config: Any = model.encoder.backbone.config
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in name)
     attention = 4 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).mean()
@@ -122,7 +122,7 @@ def learner_of(store: TokenStore, batch_size: int = 32, epochs: int = 1) -> LMLe
 
 
 def e_step(repeats: int) -> Iterator[Row]:
-    """Texts a second of E-step training by `LMLearner.fit`: half gold, half pseudo-labels, everything included."""
+    """Texts per second of E-step training by `LMLearner.fit`: half gold, half pseudo-labels, everything included."""
     for length, size, steps in (("short", 32, 50), ("short", 64, 25), ("long", 32, 10)):
         store = Clocked(tokens_of(length))
         learner = learner_of(store, size, epochs=repeats + 1)  # the first is the warm-up
@@ -132,7 +132,7 @@ def e_step(repeats: int) -> Iterator[Row]:
         rest = np.sort(nodes[count // 2 :])
         logits = np.random.default_rng(1).normal(size=(len(store), CLASSES)).astype(np.float16)
         task, _ = learner.fit(StepTargets(gold, PseudoLabels(logits, rest, gold), 0.8, 1.0), "e_step")
-        epochs = np.split(np.asarray(store.asked), repeats + 1)  # of each: its batches, then one of validation
+        epochs = np.split(np.asarray(store.asked), repeats + 1)  # per epoch: its batches, then one of validation
         rates = [count / (epoch[steps] - epoch[0]) for epoch in epochs[1:]]
         bound = bound_of(task.model, store.lengths[nodes], 3)
         what = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
@@ -140,7 +140,7 @@ def e_step(repeats: int) -> Iterator[Row]:
 
 
 def inference(repeats: int) -> Iterator[Row]:
-    """Texts a second of `LMLearner.predict`: logits and embeddings of texts into arrays."""
+    """Texts per second of `LMLearner.predict`: logits and embeddings of texts into arrays."""
     for length, count in (("short", 8000), ("long", 1000)):
         whole = tokens_of(length)
         store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
@@ -153,9 +153,9 @@ def inference(repeats: int) -> Iterator[Row]:
 
 
 def peer(repeats: int) -> Iterator[Row]:
-    """The same model and texts by `torch_geometric.llm.models.GLEM`, which pads every text to 512 tokens.
+    """The same model and texts with `torch_geometric.llm.models.GLEM`, which pads every text to 512 tokens.
 
-    In bf16 weights, its default, and in float32; batches of 32 as in its example. Few repetitions: a batch takes long.
+    In bf16 weights, its default, and in float32; batches of 32 as in its example. One repetition: a batch takes long.
     """
     from torch_geometric.llm.models import GLEM
     from torch_geometric.nn.models import GraphSAGE
@@ -181,7 +181,7 @@ def peer(repeats: int) -> Iterator[Row]:
 
 
 class _Loader(list):
-    """A list of batches that has the size that PyG's GLEM asks its loader for."""
+    """A list of batches with the ``dataset`` that PyG's GLEM asks its loader for."""
 
     @property
     def dataset(self) -> Any:
@@ -201,12 +201,12 @@ def _peer_batch() -> dict[str, Any]:
 
 
 def attention(repeats: int) -> Iterator[Row]:
-    """Ours against the implementations of transformers, by text length."""
+    """Our attention against those of transformers, by text length."""
     models = {name: classifier(name) for name in (CPU_ATTENTION, "eager", "sdpa")}
     optimizers = {name: adamw(model.parameters(), 1e-6, 0.0) for name, model in models.items()}
     for length in (21, 64, 200, 512):
         for training in (True, False):
-            size = max(4, (1344 if training else 4096) // length)  # about as many tokens a batch at every length
+            size = max(4, (1344 if training else 4096) // length)  # about as many tokens per batch at every length
             ids = torch.randint(1000, 20000, (size, length))
             step = _train if training else _infer
             runs = {name: partial(step, model, optimizers[name], ids) for name, model in models.items()}

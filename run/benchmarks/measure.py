@@ -1,4 +1,4 @@
-"""How it is measured: rows, medians of candidates that take turns, and what this machine's hardware allows."""
+"""Measuring: rows of figures, medians of candidates that take turns, and the bounds of this machine's hardware."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Row:
     """One figure.
 
     Attributes:
-        part, what: which part of the benchmark, and what of it.
+        part, what: part of the benchmark, and what is measured.
         value: the median, in ``unit``; low, high: the lowest and highest of the repetitions.
-        bound: what the hardware allows, in the same unit; None where that is not known.
+        bound: what the hardware allows, in the same unit; None if unknown.
         rival: the same figure of ``rival_name``, measured in turns with ours; None without one.
     """
 
@@ -83,7 +83,7 @@ def row_of(part: str, what: str, values: Iterable[float], unit: str, **more: Any
 
 @cache
 def flops(dtype: torch.dtype) -> float:
-    """Floating point operations a second of a large matrix product on this machine."""
+    """Floating point operations per second of a large matrix product on this machine."""
     size = 2048
     a, b = torch.randn(2, size, size).to(dtype).unbind()
     return 2 * size**3 / min(seconds_of({"": lambda: a @ b}, 7)[""])
@@ -91,14 +91,14 @@ def flops(dtype: torch.dtype) -> float:
 
 @cache
 def bandwidth() -> float:
-    """Bytes a second, read and written together, of a large copy on this machine."""
+    """Bytes per second, read and written together, of a large copy on this machine."""
     source = torch.randn(1 << 26)  # 256 MB: beyond every cache
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(seconds_of({"": lambda: target.copy_(source)}, 7)[""])
 
 
 def machine() -> Iterable[Row]:
-    """What the hardware allows: the bounds of the other parts are made of these."""
+    """What the hardware allows; the bounds of the other parts are computed from this."""
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
         yield Row("machine", f"matrix product 2048x2048x2048, {kind}", flops(dtype) / 1e9, "GFLOP/s")
@@ -106,7 +106,7 @@ def machine() -> Iterable[Row]:
 
 
 def describe_machine() -> str:
-    """Processor, threads, version of torch, and the GPU where torch sees one."""
+    """Processor, threads, version of torch, and the GPU if torch sees one."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

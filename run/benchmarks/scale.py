@@ -2,9 +2,9 @@
 
 For each number of nodes three programs run, one after the other, as a user would call them:
 ``run/make_papers100m_like.py``, ``run/prepare.py`` and ``run/main.py`` with ``configs_gg/glem_gamlp_papers100m.yaml``
-and a tiny transformer: text embeddings and hops 64 wide, 3 hops, GAMLP. Memory is what the processes of a program hold
-themselves, summed; pages of files that the system can take back are left out. Files are the most that lay there at a
-time, those that are only there while a step works on them included.
+and a tiny transformer: text embeddings and hops 64 wide, 3 hops, GAMLP. Memory is the sum over the processes of a
+program, without pages of files that the system can take back. Files are the most on disk at a time, including temporary
+files of a step.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PART = "scale"
 SIZES = (500_000, 1_000_000, 2_500_000, 5_000_000)
 PAPERS100M = 111_059_956
 EDGES_A_NODE = 12
-WIDTH = 64  # of the features, of the tiny transformer, of GAMLP's hops
-BUDGET_GB = 0.2  # of memory for graph, features and hops, a million nodes: a quarter of what they take
+WIDTH = 64  # of the features, the tiny transformer and GAMLP's hops
+BUDGET_GB = 0.2  # memory for graph, features and hops per million nodes: a quarter of what they take
 OPTIONS = {
     "lm.shrink_dim": 0, "lm.max_length": 64, "lm.epochs": 1, "lm.batch_size": 64, "lm.grad_accumulation": 1,
     "lm.lr": 1e-3, "e_step.epochs": 1, "e_step.batch_size": 64, "e_step.lr": 1e-3,
@@ -46,7 +46,7 @@ SAMPLED_EVERY = 0.1  # s
 
 @dataclass
 class Used:
-    """What a program took: seconds, and the most GB of memory and of files at a time."""
+    """Cost of a program: seconds, and the most GB of memory and of files at a time."""
 
     seconds: float
     memory: float
@@ -54,11 +54,11 @@ class Used:
 
 
 def scale(repeats: int, sizes: Sequence[int] = SIZES, folder: Path | None = None) -> Iterator[Row]:
-    """Seconds, memory and files of each program at each of ``sizes``; then how they grow, and papers100M's by that.
+    """Seconds, memory and files of each program per size; then how they grow, and what papers100M would take.
 
     Args:
         sizes: numbers of nodes.
-        folder: where the files go for a while, 6 kB a node; None = where the system keeps temporary files.
+        folder: for temporary files, 6 kB per node; None = the system's temporary folder.
     """
     totals: dict[str, list[float]] = {"s": [], "GB of memory": [], "GB of files": []}
     for nodes in sizes:
@@ -91,18 +91,18 @@ def scale(repeats: int, sizes: Sequence[int] = SIZES, folder: Path | None = None
         for values, value in zip(totals.values(), (total.seconds, total.memory, total.files), strict=True):
             values.append(value)
         yield Row(PART, f"{what}: prepare and run", total.seconds, "s")
-        yield Row(PART, f"{what}: files at most, with the graph as it came", total.files, "GB")
+        yield Row(PART, f"{what}: files at most, with the downloaded graph", total.files, "GB")
     if len(sizes) > 1:
         for unit, values in totals.items():
             power, at = growth(sizes, values)
-            yield Row(PART, f"growth of {unit}: its power of the number of nodes", power, "")
-            yield Row(PART, f"a straight line through them, at {PAPERS100M:,} nodes", at, unit)
+            yield Row(PART, f"growth of {unit}: power of the number of nodes", power, "")
+            yield Row(PART, f"straight line through them, at {PAPERS100M:,} nodes", at, unit)
 
 
 def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
     """The exponent b of a power law a·N^b (least squares of the logarithms), and a straight line's value at papers100M.
 
-    An exponent of 1 is growth in proportion; below 1 there is a part that does not grow.
+    An exponent of 1 means growth in proportion; below 1, a part is constant.
     """
     power, _ = np.polyfit(np.log(sizes), np.log(values), 1)
     slope, start = np.polyfit(sizes, values, 1)
@@ -110,13 +110,13 @@ def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]
 
 
 def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
-    """What a program and the processes it started took, files under ``folder`` being counted.
+    """Run a program and measure it with the processes that it starts, and the files under ``folder``.
 
     Args:
-        shown: whether it writes where this process does.
+        shown: whether its output is shown.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said where that is not shown.
+        RuntimeError: it failed; with the end of its output if that was not shown.
     """
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
@@ -146,7 +146,7 @@ def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it started, as far as they are still there."""
+    """A process and its descendants that still run."""
     try:
         children = [
             int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
@@ -157,7 +157,7 @@ def family(pid: int) -> list[int]:
 
 
 def own_bytes(pid: int) -> int:
-    """Resident memory of a process without pages of files; 0 when it has ended."""
+    """Resident memory of a process without pages of files; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -166,7 +166,7 @@ def own_bytes(pid: int) -> int:
 
 
 def bytes_under(folder: Path) -> int:
-    """Of disk that the files in a folder take; what of a sparse file was never written takes none."""
+    """Disk space of the files in a folder; unwritten parts of sparse files take none."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

@@ -1,1 +1,1 @@
-"""Grids of experiments: what configs_gen.py, parallel.sh and agg_batch.py do."""
+"""Grids of experiments: the code behind configs_gen.py, parallel.sh and agg_batch.py."""

@@ -1,4 +1,4 @@
-"""Configurations out of a base YAML and a grid: all are checked before the first is written."""
+"""Configurations from a base YAML and a grid; all are checked before the first is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a folder of configurations: how many wait, are finished already, and were dropped."""
+    """State of a folder of configurations: how many wait, are finished already, and were removed; foreign files."""
 
     folder: Path
     waiting: int
@@ -43,9 +43,10 @@ class Written:
 
 
 def read_base(file: str | Path | None, flag: str) -> Config:
-    """
+    """The settings of the base YAML; {} without one.
+
     Raises:
-        GridError: the file is missing, not a YAML of ``key: value`` lines, or has a key or value that is none.
+        GridError: the file is missing, not a YAML of ``key: value`` lines, or has a wrong key or value.
     """
     if file is None:
         return {}
@@ -59,7 +60,7 @@ def read_base(file: str | Path | None, flag: str) -> Config:
 
 
 def is_text(key: str) -> bool:
-    """Whether a key of the configuration takes texts."""
+    """Whether a key of the configuration takes a string."""
     set_cfg(cfg)
     group, _, name = key.rpartition(".")
     node = cfg.get(group) if group else cfg
@@ -71,22 +72,22 @@ def make_configs(
 ) -> dict[str, str]:
     """Name -> YAML text of every point, each loaded and checked as ``run/main.py`` would.
 
-    Where neither base nor grid says whether the LM fine-tuned on gold is shared, it is: no result depends on it.
+    The LM fine-tuned on gold is shared unless base or grid says otherwise: no result depends on it.
 
     Args:
-        base_file: what all points share; None: only GraphGym's defaults.
+        base_file: the settings that all points share; None: only GraphGym's defaults.
         grid_file: names the grid in messages and in ``out_dir``.
-        points: which of the grid's points.
-        budget: parameters that ``gnn.dim_inner`` is fitted to (`parameters_of`); None leaves it alone.
+        points: the points of the grid to make.
+        budget: number of parameters that ``gnn.dim_inner`` is fitted to (`parameters_of`); None = not fitted.
 
     Raises:
-        GridError: lists what is wrong, with the lines of the grid; no more than ten things.
+        GridError: lists at most ten errors, with their lines of the grid.
     """
     base, start = read_base(base_file, "--config"), base_name(base_file)
     base["out_dir"] = str(configs_folder(base.get("out_dir") or "results", base_file, grid_file))
     made: dict[str, Config] = {}
     origins: dict[str, tuple[Point, str]] = {}
-    errors: dict[str, None] = {}  # a set that keeps its order
+    errors: dict[str, None] = {}  # an ordered set
     with tempfile.TemporaryDirectory() as folder:
         for point in points:
             name = point_name(start, point, f"{grid_file}, line {point.block[0].line}")
@@ -112,7 +113,7 @@ def make_configs(
 
 
 def set_values(base: Config, point: Point, grid_file: str | Path, base_file: str | Path | None = None) -> Config:
-    """A copy of ``base`` with the point's values; ``base`` and other points share nothing with it."""
+    """A deep copy of ``base`` with the point's values."""
     config = copy.deepcopy(base)
     for axis, value in zip(point.block, point.values, strict=True):
         group, _, key = axis.key.rpartition(".")
@@ -127,7 +128,7 @@ def set_values(base: Config, point: Point, grid_file: str | Path, base_file: str
 
 
 def _check(config: Config, file: Path, budget: int | None) -> str:
-    """What is wrong with a configuration, "" if nothing; shares the LM, fits ``gnn.dim_inner`` to the budget."""
+    """Share the LM and fit ``gnn.dim_inner`` to the budget; returns the configuration's error, "" if none."""
     file.write_text(_dump(config), encoding="utf-8")
     try:
         load_config(cfg, file)
@@ -143,7 +144,7 @@ def _check(config: Config, file: Path, budget: int | None) -> str:
 
 
 def _lines(grid_file: str | Path, block: Sequence[Axis], error: str) -> str:
-    """Where in the grid an error comes from: the axes that it names, or the whole block."""
+    """The lines of the grid that an error comes from: the axes that it names, or the whole block."""
     named = [axis for axis in block if re.search(rf"(?<![\w.]){re.escape(axis.key)}(?![\w.])", error)]
     named = named or [axis for axis in block if error.startswith(f"{axis.key.partition('.')[0]} is ")]
     if named:
@@ -159,7 +160,7 @@ def _dump(config: Config) -> str:
 
 
 def parameters_of(budget_file: str | Path) -> int:
-    """Parameters of a configuration's network, with one input and one output column, as GraphGym counts.
+    """Number of parameters of a configuration's network, counted like GraphGym: one input and one output column.
 
     Raises:
         GridError: the file cannot be loaded.
@@ -179,7 +180,7 @@ def _parameters(width: int) -> int:
 
 
 def _fit_width(budget: int) -> int:
-    """``gnn.dim_inner`` with parameters nearest to the budget: from above if ``model.match_upper``, else from below."""
+    """``gnn.dim_inner`` whose parameters are nearest to the budget: above it if ``model.match_upper``, else below."""
     low, high = 0, 1  # parameters at low < budget <= parameters at high
     while _parameters(high) < budget:
         low, high = high, 2 * high
@@ -196,11 +197,10 @@ def _fit_width(budget: int) -> int:
 
 
 def write_configs(configs: dict[str, str], folder: Path) -> Written:
-    """Put the configurations into ``folder``; those that stand there as finished (``*.yaml_done``) are left so.
+    """Write the configurations into ``folder``; finished ones (``*.yaml_done``) stay finished.
 
-    A finished one may differ in ``glem.share_lm_gold``, which no result depends on.
-
-    Waiting configurations of an earlier grid or base are removed; files that this program did not make are left alone.
+    A finished one may differ in ``glem.share_lm_gold``, which no result depends on. Waiting configurations of an
+    earlier grid or base are removed; files that this program did not make are left alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     finished, outdated = 0, []

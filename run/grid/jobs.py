@@ -1,8 +1,8 @@
-"""Run the configurations of a folder, several at a time: what run/parallel.sh starts.
+"""Run the configurations of a folder, several at a time; run/parallel.sh starts this.
 
 Every job is ``run/main.py --cfg X --repeat R --mark_done`` in a process of its own, whose output goes to
-``<out_dir>/logs/<configuration>.log``. Without GPUs jobs are forked off this process once it has made the imports,
-which saves each of them seconds; with GPUs, which bear no fork, and for a main of one's own each job is a new Python.
+``<out_dir>/logs/<configuration>.log``. Without GPUs, jobs are forked from this process after its imports, which saves
+each of them seconds. With GPUs, which do not survive a fork, and for another main, each job is a new Python.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUN = Path(__file__).resolve().parent.parent
 OWN_MAIN = RUN / "main.py"
 DONE = "_done"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PATIENCE = 15.0  # seconds that an interrupted job gets to end by itself
+_PATIENCE = 15.0  # seconds for an interrupted job to end by itself
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_THREADS = 6  # GraphGym's num_threads
 
@@ -49,7 +49,7 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One configuration, where its output goes, and the most threads it asks for (``num_threads``)."""
+    """One configuration, the file for its output, and its ``num_threads``."""
 
     config: Path
     log: Path
@@ -66,11 +66,11 @@ class Plan:
 
     Attributes:
         main: the program that each job starts.
-        repeat: seeds a job.
+        repeat: seeds per job.
         at_once: jobs at a time.
         sleep: seconds between two starts.
-        gpus: device names for CUDA_VISIBLE_DEVICES, each job gets the least used; empty: the variable is left alone.
-        threads: CPU threads a job; 0: as the configuration says.
+        gpus: devices for CUDA_VISIBLE_DEVICES, of which each job gets the least used; empty = variable not set.
+        threads: CPU threads per job; 0 = those of the configuration.
     """
 
     main: Path
@@ -91,7 +91,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that did not end well: its exit status or signal, and the last line of its error."""
+    """A failed job: its exit status or signal, and the last line of its error."""
 
     job: Job
     status: str
@@ -104,7 +104,7 @@ class Failure:
 def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
     """The waiting configurations (``*.yaml``) by name, and the number of finished ones (``*.yaml_done``).
 
-    Those that `reopen` finds wait again; ``own`` is as there.
+    Finished ones that lack seeds wait again (`reopen`, with the same ``own``).
 
     Raises:
         JobError: there are neither.
@@ -123,9 +123,9 @@ def reopen(folder: Path, repeat: int, own: bool) -> None:
     """Let finished configurations (``*.yaml_done``) that lack seeds wait again (``*.yaml``).
 
     Args:
-        repeat: seeds asked for.
-        own: they are run by our main.py, which notes the seeds that it finishes. Of another program, which may note
-            nothing, only those with some of the seeds are known to lack the others.
+        repeat: number of seeds asked for.
+        own: whether our main.py runs them, which records each finished seed. Another program may record nothing, so
+            its configurations count as lacking seeds only if some of their seeds are recorded.
     """
     for file in sorted(folder.glob(f"*.yaml{DONE}")):
         if not _waiting(file).exists() and _lacks_seeds(file, repeat, own):
@@ -143,12 +143,12 @@ def _job(config: Path) -> Job:
 
 
 def results_of(config: Path) -> Path:
-    """The folder in which a configuration's experiment has its own: its ``out_dir``."""
+    """The parent of the folder of a configuration's experiment: its ``out_dir``."""
     return written_out(_settings(config).get("out_dir", "results"))
 
 
 def written_out(path: str) -> Path:
-    """A path of a configuration without ``~`` and ``$NAME``; a name that there is not is left to the job to refuse."""
+    """A path with ``~`` and ``$NAME`` expanded; an unknown name stays, and the job will refuse it."""
     written = Path(os.path.expandvars(path))
     with contextlib.suppress(RuntimeError):
         return written.expanduser()
@@ -156,7 +156,7 @@ def written_out(path: str) -> Path:
 
 
 def _settings(config: Path) -> Mapping[str, Any]:
-    """What the YAML says, as it was typed; nothing where it cannot be read, which the job itself will report."""
+    """The settings of the YAML, as typed; {} if it cannot be read, which the job will report."""
     try:
         settings = yaml.load(config.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -178,12 +178,12 @@ def _lacks_seeds(done: Path, repeat: int, own: bool) -> bool:
 
 
 def _is_foreign(run: Path) -> bool:
-    """Whether another program than our main.py has left results there."""
+    """Whether a program other than our main.py has left results there."""
     return (run / "val" / "stats.json").exists() and not (run / "run.json").exists()
 
 
 def is_finished(run: Path) -> bool:
-    """Whether our main.py has noted so in ``run.json``."""
+    """Whether our main.py has recorded in ``run.json`` that the run is finished."""
     try:
         return bool(json.loads((run / "run.json").read_text(encoding="utf-8")).get("finished"))
     except (OSError, ValueError, AttributeError):
@@ -192,9 +192,9 @@ def is_finished(run: Path) -> bool:
 
 @contextlib.contextmanager
 def alone_with(folder: Path, patience: float = 5.0) -> Iterator[None]:
-    """Hold the folder: a second queue in it would run the same jobs at the same time.
+    """Lock the folder, so that no second queue runs the same jobs at the same time.
 
-    Jobs inherit the lock, so it ends with the last of them. Raises JobError after ``patience`` seconds.
+    Jobs inherit the lock, so it ends with the last of them. Raises JobError after ``patience`` seconds of waiting.
     """
     with (folder / ".lock").open("w") as file:
         deadline = time.monotonic() + patience
@@ -213,7 +213,7 @@ def alone_with(folder: Path, patience: float = 5.0) -> Iterator[None]:
 
 
 def find_main(name: str) -> Path:
-    """GraphGym's MAIN: a program without its ``.py``, beside our main.py or in the current folder; or a path.
+    """The file of GraphGym's MAIN: a program name without ``.py``, in our run/ or the current folder; or a path.
 
     Raises:
         JobError: there is none.
@@ -226,7 +226,7 @@ def find_main(name: str) -> Path:
 
 
 def find_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """From GPUS (``0,1``; ``none``: the CPU), else CUDA_VISIBLE_DEVICES, else all that the driver lists."""
+    """GPUs named by GPUS (``0,1``; ``none`` = use the CPU), else by CUDA_VISIBLE_DEVICES, else all of the driver."""
     for variable in ("GPUS", "CUDA_VISIBLE_DEVICES"):
         if environment.get(variable):
             named = [name.strip() for name in environment[variable].split(",")]
@@ -241,9 +241,10 @@ def find_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def make_plan(args: argparse.Namespace, jobs: int, environment: Mapping[str, str]) -> Plan:
-    """
+    """The plan for ``jobs`` jobs, from arguments and environment.
+
     Raises:
-        JobError: the main or a number is wrong.
+        JobError: MAIN or a number is wrong.
     """
     gpus = find_gpus(environment)
     at_once = min(args.max_jobs, max(jobs, 1))
@@ -270,7 +271,7 @@ def command_of(job: Job, plan: Plan) -> list[str]:
 
 
 class Queue:
-    """Runs jobs as `Plan` says and collects what failed; stopping it stops them."""
+    """Runs jobs according to a `Plan` and collects failures; stopping the queue stops its jobs."""
 
     def __init__(self, jobs: Sequence[Job], plan: Plan) -> None:
         self.jobs, self.plan = jobs, plan
@@ -279,10 +280,10 @@ class Queue:
         self.failures: list[Failure] = []
 
     def run(self) -> None:
-        """All jobs.
+        """Run all jobs.
 
         Raises:
-            KeyboardInterrupt: it was stopped, and has stopped its jobs.
+            KeyboardInterrupt: the queue was stopped, and has stopped its jobs.
         """
         forked = self.plan.main == OWN_MAIN and not self.plan.gpus
         if forked:
@@ -310,20 +311,20 @@ class Queue:
         log_start = job.log.stat().st_size if job.log.exists() else 0
         print(f"[{number}/{len(self.jobs)}] {job.name}{f' on GPU {gpu}' if gpu else ''}", flush=True)
         parent = os.getpid()
-        # A stop waits until the child is noted here, and until it has its own way to stop there.
+        # Delay signals until the child is recorded here and has set its own signal handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         with warnings.catch_warnings():  # Python 3.12 warns of idle threads that libraries start when imported
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
             _be_job(job, command_of(job, self.plan), environment, forked, parent)
-        with contextlib.suppress(OSError):  # the child does it too, whoever comes first
+        with contextlib.suppress(OSError):  # the child does the same; either may come first
             os.setpgid(pid, pid)
         self.running[pid] = Running(job, gpu, time.monotonic(), log_start)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def _wait(self) -> None:
-        """For the next job to end."""
+        """Wait until a job ends, and record how it ended."""
         pid, status = os.waitpid(-1, 0)
         running = self.running.pop(pid, None)
         if running is None:
@@ -338,7 +339,7 @@ class Queue:
         print(f"FAILED {job.name} ({seconds})", flush=True)
 
     def _stop(self) -> None:
-        """Interrupt what runs, wait, kill what does not end; a second interrupt does not wait."""
+        """Interrupt the running jobs, wait, kill those that do not end; a second interrupt kills at once."""
         self._signal(signal.SIGINT)
         deadline = time.monotonic() + _PATIENCE
         try:
@@ -361,7 +362,7 @@ class Queue:
 
 
 def import_early() -> None:
-    """What every job needs, once for all of them."""
+    """Import once what every job needs."""
     sys.path[:0] = [str(RUN), str(RUN.parent)]
     from command_line import before_imports
 
@@ -371,7 +372,7 @@ def import_early() -> None:
 
 
 def _be_job(job: Job, command: list[str], environment: dict[str, str], forked: bool, parent: int) -> NoReturn:
-    """What the child process does; it must never go back into the queue's code."""
+    """Run the job in the child process; never returns to the queue's code."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -405,7 +406,7 @@ def _be_job(job: Job, command: list[str], environment: dict[str, str], forked: b
 
 
 def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when the queue dies, so that nobody works beside a new queue."""
+    """Have the kernel kill this process when the queue dies, so that no job runs next to those of a new queue."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -437,7 +438,7 @@ def name_of_status(code: int) -> str:
 
 
 def last_line(log: Path, start: int = 0) -> str:
-    """The last line of the error in a log from byte ``start`` on: ``error: ...`` where there is one, else the last."""
+    """The last ``error: ...`` line in a log from byte ``start`` on; without one, the last line of output."""
     try:
         with log.open("rb") as file:
             file.seek(max(start, log.stat().st_size - 65536))
@@ -467,7 +468,7 @@ def report(queue: Queue, done_before: int) -> str:
 
 
 def _how_to_start_anew(jobs: Sequence[Job]) -> list[str]:
-    """What stands for main's ``--overwrite``, which a queue does not take, where results of other settings lie."""
+    """What to do instead of main's ``--overwrite``, which a queue does not take, if results of other settings exist."""
     if not jobs:
         return []
     folders = [results_of(job.config) / job.name for job in jobs]
@@ -481,10 +482,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run/parallel.sh",
         description="Run every configuration of a folder, several at a time; finished ones are not run again.",
-        epilog="Environment: GPUS (0,1 or none; default: all), JOBS_PER_GPU (bound on jobs that share a GPU), PYTHON.",
+        epilog="Environment: GPUS (0,1 or none; default: all), JOBS_PER_GPU (most jobs that share a GPU), PYTHON.",
     )
     parser.add_argument("config_dir", type=Path, help="folder of configurations, from run/configs_gen.py")
-    parser.add_argument("repeat", type=int, help="seeds a configuration")
+    parser.add_argument("repeat", type=int, help="seeds per configuration")
     parser.add_argument("max_jobs", type=int, nargs="?", default=2, help="jobs at a time (default: 2)")
     parser.add_argument("sleep", type=float, nargs="?", default=1.0, help="seconds between two starts (default: 1)")
     parser.add_argument("main", nargs="?", default="main", help="program of a job, without .py (default: main)")
@@ -506,11 +507,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         own = find_main(args.main) == OWN_MAIN
         if not args.config_dir.is_dir():
-            find_jobs(args.config_dir, args.repeat, own)  # says so
+            find_jobs(args.config_dir, args.repeat, own)  # raises the error
         with alone_with(args.config_dir):
             jobs, done = find_jobs(args.config_dir, args.repeat, own)
             plan = make_plan(args, len(jobs), os.environ)
-            if plan.threads:  # before libraries that read it once are imported
+            if plan.threads:  # must precede the import of libraries that read it once
                 os.environ["OMP_NUM_THREADS"] = str(plan.threads)
             queue = Queue(jobs, plan)
             if jobs:

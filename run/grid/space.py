@@ -1,4 +1,4 @@
-"""A grid text and what it spans: axes, blocks, all or some of their points, and the file name of each.
+"""A grid: its axes, its blocks, all or some of their points, and the file name of each point.
 
 The format is GraphGym's: a line ``key alias [value, value, ...]`` is an axis, a blank line ends a block, ``#`` opens a
 comment. A block spans the product of its axes, a grid the union of its blocks.
@@ -18,10 +18,10 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 ALIAS = re.compile(r"[\w.+]+")
-# Of what GraphGym itself writes into names, all that neither a shell, nor a file system, nor "=" minds.
+# Characters of GraphGym's names that are safe in a shell, in a file system and next to "=".
 _PLAIN = "+,"
 MAX_CHARACTERS = 10_000_000
-_MAX_NAME = 200  # bytes: a file system takes 255, and ".yaml_done" and temporary names are added
+_MAX_NAME = 200  # bytes: file systems allow 255, and ".yaml_done" and temporary names are appended
 
 
 class GridError(ValueError):
@@ -36,7 +36,7 @@ class Axis:
         line: where it stands in the grid text, from 1.
         key: ``name`` or ``group.name``, as in the configuration.
         alias: its name in file names and tables.
-        values: at least one, no two of them alike.
+        values: at least one, all different.
     """
 
     line: int
@@ -61,9 +61,10 @@ class Point:
 
 
 def read_grid(file: Path, is_text: Callable[[str], bool] = lambda key: False) -> list[Block]:
-    """
+    """The blocks of a grid.
+
     Args:
-        is_text: whether a key takes texts; its values stand as they were typed, ``[007]`` aside, which is no Python.
+        is_text: whether a key takes a string; its values stay as they were typed (``[007]`` is refused: no Python).
 
     Raises:
         GridError: names the file, the line, what was found and what was expected.
@@ -86,7 +87,7 @@ def read_grid(file: Path, is_text: Callable[[str], bool] = lambda key: False) ->
 
 
 def read_aliases(file: Path) -> list[str]:
-    """The aliases on the first line of GraphGym's ``--sample_alias`` file, spaces between them."""
+    """The aliases on the first line of GraphGym's ``--sample_alias`` file, separated by spaces."""
     aliases = (_read(file, "--sample_alias").splitlines() or [""])[0].split()
     if not aliases:
         raise GridError(f"{file}: the first line is empty, expected aliases of the grid with spaces between them")
@@ -184,7 +185,7 @@ def _point(block: Block, index: int) -> Point:
 
 
 def random_points(blocks: Sequence[Block], number: int, seed: int) -> list[Point]:
-    """``number`` different points of all blocks together, each equally likely; all of them where there are fewer."""
+    """``number`` different points of all blocks, each equally likely; all points if there are fewer."""
     sizes = [size_of(block) for block in blocks]
     total, draw = sum(sizes), random.Random(seed)
     chosen: Collection[int]
@@ -208,7 +209,7 @@ def controlled_points(blocks: Sequence[Block], aliases: Iterable[str], number: i
     """GraphGym's controlled random search: for each alias, ``number`` random points, each with all its values.
 
     Raises:
-        GridError: an alias stands in no block; names it.
+        GridError: an alias is in no block; names it.
     """
     known = sorted({axis.alias for block in blocks for axis in block})
     points = []
@@ -233,10 +234,10 @@ def controlled_points(blocks: Sequence[Block], aliases: Iterable[str], number: i
 
 
 def value_name(value: Any) -> str:
-    """A value in a file name: as GraphGym writes it, with %XX (as in a URL) for what would break there.
+    """A value in a file name: as GraphGym writes it, with %XX (as in a URL) for special characters.
 
-    Letters, digits and ``_.-~+,`` stay: ``agg_batch`` finds the end of a value by the next ``=``, so that a ``-`` in
-    it does no harm. ``/``, space, ``=``, ``%`` and everything else is escaped; `urllib.parse.unquote` takes it back.
+    Letters, digits and ``_.-~+,`` stay (``agg_batch`` finds the end of a value by the next ``=``, so ``-`` does no
+    harm). ``/``, space, ``=``, ``%`` and all others are escaped; `urllib.parse.unquote` reverses it.
     """
     return quote(_value_text(value), safe=_PLAIN)
 
@@ -246,7 +247,7 @@ def _value_text(value: Any) -> str:
 
 
 def base_name(file: str | Path | None) -> str:
-    """The first part of all names: that of the base file, where GraphGym bears neither "-" nor "."."""
+    """The first part of all names: that of the base file, with "-" and "." escaped, which GraphGym does not allow."""
     if file is None:
         return "default"
     name = Path(file).name
@@ -273,9 +274,9 @@ def point_name(base: str, point: Point, where: str) -> str:
 
 
 def axes_of(name: str) -> dict[str, Any]:
-    """Alias -> value out of a name that `point_name` or GraphGym made; empty where it has no ``alias=value``.
+    """Alias -> value from a name that `point_name` or GraphGym made; empty if it has no ``alias=value``.
 
-    Values are read as Python where they can be, as GraphGym does it: ``1`` is a number whatever it was in the grid.
+    Like GraphGym, reads a value as Python if possible: ``1`` becomes a number, whatever it was in the grid.
     """
     _, dash, rest = name.partition("-")
     first, *others = rest.split("=")

@@ -1,8 +1,8 @@
-"""One CSV row per experiment of a grid: what run/agg_batch.py writes, with GraphGym's file names and columns.
+"""Tables of a grid with one row per experiment, as run/agg_batch.py writes them: GraphGym's file names and columns.
 
-Follows `agg_batch` of torch_geometric/graphgym/utils/agg_runs.py, which cannot be called: it ends with an error at a
-folder that is no run (``logs/``), at blocks with different axes and at values of different types, and in
-``test_bestepoch.csv`` it selects by test. Here validation alone selects.
+Follows `agg_batch` of torch_geometric/graphgym/utils/agg_runs.py, which cannot be used: it fails on a folder that is
+no run (``logs/``), on blocks with different axes and on values of different types, and in ``test_bestepoch.csv`` it
+selects by test. Here validation alone selects.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Rows = dict[tuple[str, str], Row]  # by table and split; a split that an experim
 def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
     """Write ``<folder>/agg/{train,val,test}{_best,,_bestepoch}.csv``; returns notes on what was left out and why.
 
-    ``*_best.csv``: mean and population standard deviation over seeds, each at its epoch of best validation, as
-    ``agg/<split>/best.json`` has them. That is made anew from all seeds with results: a run in which a later seed
-    failed left it as it was, and GraphGym's own main knows no test.
+    ``*_best.csv``: mean and population standard deviation over seeds, each at its epoch of best validation, as in
+    ``agg/<split>/best.json``. That file is made anew from all seeds with results, because a run whose later seed failed
+    did not update it, and GraphGym's own main has no test.
     ``*.csv``: mean over seeds at the last epoch. ``*_bestepoch.csv``: mean over seeds at the one epoch whose mean
-    validation metric is best, the same for all splits; the last epoch where a split was not evaluated then.
+    validation metric is best, the same for all splits; the last epoch if a split was not evaluated then.
 
     Args:
         folder: results of a grid, with one folder per experiment.
-        metric: of the validation rows; ``"auto"``: each experiment's ``metric_best``, or auc if present, else accuracy.
+        metric: validation metric; ``"auto"``: each experiment's ``metric_best``, or auc if present, else accuracy.
 
     Raises:
         ValueError: the folder is missing or holds no experiment with results; says what was found.
@@ -70,7 +70,7 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
     ]
     for name, found in seeds.items():
         runs = {seed: folder / name / str(seed) for seed in found}
-        # GraphGym's own main writes no run.json, so of its runs it is not known.
+        # Unknown for runs of GraphGym's own main, which writes no run.json.
         if going := [str(seed) for seed, run in runs.items() if (run / "run.json").exists() and not is_finished(run)]:
             notes.append(f"{name}: not finished, counted as far as they are: seeds {', '.join(going)}")
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Where a grid lies, for the shell scripts.
+"""Folders of a grid, for the shell scripts.
 
 ``python -m grid.where configs OUT_DIR CONFIG GRID`` prints the folder of its configurations,
 ``python -m grid.where results CONFIG_DIR`` those of their results.
@@ -19,7 +19,7 @@ def configs_folder(out_dir: str | Path, config: str | Path | None, grid: str | P
 
 
 def results_folders(folder: Path) -> list[Path]:
-    """The folders that hold the experiments of all configurations in ``folder``, finished or not."""
+    """The folders that hold the experiments of all configurations in ``folder``, finished or waiting."""
     files = [*folder.glob("*.yaml"), *folder.glob(f"*.yaml{DONE}")]
     return sorted({results_of(file) for file in files})
 

@@ -1,1 +1,1 @@
-"""What `run/rehearse.py` is made of: generated graphs in OGB's formats, and language models with random weights."""
+"""Parts of `run/rehearse.py`: generated graphs in OGB's formats, and language models with random weights."""

@@ -1,8 +1,8 @@
 """Generated graphs in the on-disk formats of ogbn-arxiv and ogbn-products, at their true sizes or at a share of them.
 
-True are: file names and formats, numbers of nodes, edges, features and classes, the sizes of the split, and about: the
-share of edges within a class, the sizes of the classes, and the largest degree. Lengths of texts are assumptions, see
-`ARXIV` and `PRODUCTS`: log-normal numbers of words. Words, features and edges tell of the class, but not all.
+Exact: file names and formats, numbers of nodes, edges, features and classes, and the sizes of the split. Approximate:
+the share of edges within a class, the sizes of the classes, and the largest degree. Assumed: the lengths of texts,
+log-normal numbers of words (`ARXIV`, `PRODUCTS`). Words, features and edges reveal the class in part.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from glem_graphgym.files import make_once
 from glem_graphgym.progress import Progress
 
 VOCABULARY = 731  # 512 words that are one token each, and 219 compounds of two: 1.3 tokens per word
-TEXT_SIGNAL = 0.2  # share of a text's words, and of its features, that tell of a class
-MISLEADING = 0.2  # share of texts whose words are another class's: neighbours know better
+TEXT_SIGNAL = 0.2  # share of a text's words, and of its features, that reveal a class
+MISLEADING = 0.2  # share of texts that reveal a wrong class: there only neighbours help
 NODES_AT_ONCE, EDGES_AT_ONCE = 1 << 14, 1 << 22
 
 
@@ -50,12 +50,12 @@ class Shape:
     Attributes:
         name: OGB's.
         edges: rows of OGB's table of edges.
-        pairs: pairs of nodes with an edge between them; the other rows are the reverse of one.
-        split: numbers of nodes to train, to validate and to test, all of them together.
+        pairs: pairs of nodes with an edge between them; each further row is the reverse of another.
+        split: numbers of train, validation and test nodes; their sum is the number of nodes.
         split_name: folder of the split.
         homophily: probability that an edge's target is drawn from the class of its source.
         hubs: a node of rank r is cited with a probability that falls as r^(1/hubs - 1).
-        title, body: words of a node's title, and of its abstract or description.
+        title, body: number of words of a title, and of an abstract or description.
     """
 
     name: str
@@ -110,7 +110,7 @@ PRODUCTS = Shape(
 
 
 def write_graph(root: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write a graph of this shape where our loader looks for it under ``root``; what is there already is left alone.
+    """Write a graph of this shape where our loader looks for it under ``root``, unless it exists.
 
     Returns:
         The dataset's folder.
@@ -171,7 +171,7 @@ def _write_tables(
 
 
 def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.ndarray:
-    """Directed edges, int64 (E, 2), in random order: ``shape.pairs`` different pairs, some of them both ways.
+    """Directed edges, int64 (E, 2), in random order: ``shape.pairs`` different pairs, some in both directions.
 
     Sources are uniform; targets are drawn by rank, from the class of the source or from all nodes.
     """
@@ -182,7 +182,7 @@ def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.
     class_start = np.cumsum(class_size) - class_size
 
     def draw(size: int) -> np.ndarray:
-        """A pair as 2·(lower·N + higher), and 1 more where the higher node is the source."""
+        """Pairs coded as 2·(lower·N + higher), plus 1 if the higher node is the source."""
         source = rng.integers(0, nodes, size)
         inside = rng.random(size) < shape.homophily
         within = np.where(inside, class_size[label[source]], nodes)
@@ -217,14 +217,14 @@ def _table_blocks(cells: Cells, rows: np.ndarray, what: str) -> Iterator[bytes]:
 
 
 class Cells:
-    """Lines of CSV whose cells are chosen from a few million different ones."""
+    """Writes CSV lines whose cells come from a fixed list of up to a few million."""
 
     def __init__(self, cells: Iterable[str]) -> None:
         written = np.array(list(cells), dtype="S")
         self._with_comma, self._with_end = (np.char.add(written, end) for end in (b",", b"\n"))
 
     def lines(self, rows: np.ndarray) -> bytes:
-        """The lines of ``rows``, int64 (n, F): places of cells."""
+        """The CSV lines for ``rows``, int64 (n, F): indices of cells."""
         letters = self._with_comma[rows]
         letters[:, -1] = self._with_end[rows[:, -1]]
         raw = letters.view(np.uint8)
@@ -263,9 +263,9 @@ def _write_mapping(folder: Path, name: str, header: str, names: list[str]) -> No
 
 
 def _write_papers(folder: Path, shape: Shape, rng: np.random.Generator, told: np.ndarray) -> None:
-    """``titleabs.tsv.gz`` as it is published: a gzipped tar archive, whose rows are in no order.
+    """``titleabs.tsv.gz`` as published: a gzipped tar archive with rows in random order.
 
-    It has rows of papers that are no nodes, and one that is no paper.
+    It includes papers that are not in the graph, and a header.
     """
     strangers = shape.nodes // 20
     papers = rng.choice(2_900_000_000, shape.nodes + strangers, replace=False) + 9_657_784

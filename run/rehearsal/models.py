@@ -8,7 +8,7 @@ from typing import Any
 from glem_graphgym.data.synthetic import word_list
 from glem_graphgym.files import make_once
 
-# What differs between them; everything else is as in microsoft/deberta-base.
+# Differences between the sizes; everything else is as in microsoft/deberta-base.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 256},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -17,9 +17,9 @@ VOCABULARY = {"tiny": 2048, "base": 50_265}  # rows of the embedding table
 
 
 def make_deberta(folder: Path, size: str) -> Path:
-    """A folder that ``lm.model`` can name; one that is there already is left alone.
+    """Make a folder that ``lm.model`` can name, unless it exists.
 
-    Words of five letters are one token, compounds of two of them are two.
+    Words of five letters are one token, compounds of two words are two.
     """
 
     def make(part: Path) -> None:

@@ -1,4 +1,4 @@
-"""The steps of a rehearsal: programs as a user types them, and what each of them and of their stages took."""
+"""The steps of a rehearsal: programs run as a user types them, and the cost of each program and stage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ COLUMNS = ("step", "minutes", "memory GB", "files GB", "epochs", "valid", "test"
 
 
 class Steps:
-    """Runs each step once: what it took is noted in ``<results>/steps.json``, so that a finished one is not repeated.
+    """Runs each step once; its cost is recorded in ``<results>/steps.json``, so a finished step is not repeated.
 
     Args:
-        results: where the runs' folders go.
-        data: the folder whose files are counted.
+        results: parent of the run folders.
+        data: folder whose files are counted.
     """
 
     def __init__(self, results: Path, data: Path) -> None:
@@ -30,10 +30,10 @@ class Steps:
         self._names: list[str] = []
 
     def run(self, name: str, program: str, *arguments: object) -> None:
-        """Type ``python run/<program> <arguments>``, unless that has been done already.
+        """Run ``python run/<program> <arguments>``, unless it is done already.
 
         Raises:
-            RuntimeError: the program failed; it has said why.
+            RuntimeError: the program failed; its own message says why.
         """
         words = [program, *map(str, arguments)]
         self._names.append(name)
@@ -49,7 +49,7 @@ class Steps:
         write_json(self._file, self._done)
 
     def table(self) -> str:
-        """Markdown: a row per step, and below a run one per stage."""
+        """Markdown table: one row per step, and below a run one per stage."""
         rows: list[list[str]] = []
         for name in self._names:
             used = self._done[name]

@@ -111,7 +111,7 @@ def test_want_of_memory_is_told_from_other_failures(code: int, stderr: str, expe
 
 
 def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With processes that take 10 ms and 1 MB a text: joint co-training reads 16 texts a node, the others one."""
+    """With processes that take 10 ms and 1 MB per text: joint training reads 16 texts per node, the others one."""
     jobs: list[Job] = []
 
     def fake(job: Job) -> Cost | None:
@@ -125,17 +125,17 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "run_job", fake)
     rows = {row.what: row for row in cost.cost(1, memory_gb=1.0, options=("a", "b"), largest=2048)}
     assert all(job.options == ("a", "b") for job in jobs)
-    joint = rows["joint co-training, an epoch over gold nodes: 100 steps, extrapolated from 3"]
+    joint = rows["joint training, epoch over gold nodes: 100 steps, extrapolated from 3"]
     assert (joint.value, joint.low, joint.high, joint.rival) == (512.0, 512.0, 1024.0, None)
-    assert rows["GLEM's E-step, an epoch over gold and pseudo nodes: 200 steps, extrapolated from 3"].value == 64.0
-    glem = rows["GLEM's E-step, a step, batches of 32"]
+    assert rows["GLEM's E-step, epoch over gold and pseudo nodes: 200 steps, extrapolated from 3"].value == 64.0
+    glem = rows["GLEM's E-step, step, batches of 32"]
     assert (glem.value, glem.rival, glem.rival_name, glem.times) == (0.32, 5.12, JOINT, 16.0)
-    assert rows["GLEM's E-step, texts encoded with gradient in a step"].times == 16
+    assert rows["GLEM's E-step, texts encoded with gradient per step"].times == 16
     assert rows["LM alone, peak memory, batches of 32"].value == 132
     assert rows["GLEM's E-step, peak memory, batches of 32"].rival == 612
-    assert rows["GLEM's M-step, an epoch, full batch"].unit == "s"
+    assert rows["GLEM's M-step, epoch, full batch"].unit == "s"
     largest = {what.split(",")[0]: row.value for what, row in rows.items() if "largest batch" in what}
-    assert largest == {LM: 512, JOINT: 32, GLEM: 512}  # 100 MB and 1 MB a text in 1024 MB
+    assert largest == {LM: 512, JOINT: 32, GLEM: 512}  # 100 MB and 1 MB per text in 1024 MB
     assert {job.limit_mb for job in jobs} == {0, 2048}
     assert set(WORK) == {job.method for job in jobs}
 
