@@ -162,7 +162,7 @@ def repository_files() -> Iterator[Path]:
     places = [path for path in ROOT.iterdir() if not path.name.startswith(".") and path.name not in GENERATED]
     for place in [*places, ROOT / ".ci"]:
         for path in [place] if place.is_file() else sorted(place.rglob("*")):
-            if path.is_file() and path.suffix in TEXT and not GENERATED & set(path.parts):
+            if path.is_file() and path.suffix in TEXT and "__pycache__" not in path.parts:
                 yield path
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import re
 import shlex
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import pytest
+from torch import Tensor
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import keys_table, load_config
+from glem_graphgym.em import e_step
+from glem_graphgym.em.objective import glem_loss
 from tests.bad_inputs.conftest import WORKING, load_program
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "glem_graphgym"
 README = ROOT / "README.md"
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [README, *sorted((ROOT / "docs").glob("*.md"))]}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
@@ -96,17 +104,46 @@ def test_its_commands_are_understood(page: str, command: str, monkeypatch: pytes
         load_config(cfg, args.cfg_file, args.opts)
 
 
-def test_its_main_runs_a_configuration_of_ours(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# What docs/architecture.md names in the code: (module, name in it), in the order of its two walks.
+WALK = re.findall(r"`([\w/]+\.py):([\w.]+)`", TEXTS["docs/architecture.md"])
+
+
+def test_the_walks_name_what_is_in_the_code() -> None:
+    assert len(WALK) > 20
+    for file, name in WALK:
+        found = importlib.import_module(f"glem_graphgym.{file.removesuffix('.py').replace('/', '.')}")
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
+def test_its_main_runs_a_configuration_and_the_walks_take_the_way_of_its_e_step(
+    tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (main,) = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
     config = tmp_path / "own.yaml"
     text = WORKING.replace("precision: 32", "precision: auto")  # which yacs reads as a number
     config.write_text(text.format(folder=tmp_path, tiny_lm=tiny_lm), encoding="utf-8")
+    stacks: list[list[tuple[str, str]]] = []
+
+    def noted_loss(*args: Any) -> Tensor:
+        codes = [frame.f_code for frame, _ in traceback.walk_stack(inspect.currentframe())]
+        ours = [(Path(code.co_filename), code.co_name) for code in reversed(codes)]
+        stacks.append([(str(file.relative_to(PACKAGE)), name) for file, name in ours if PACKAGE in file.parents])
+        return glem_loss(*args)
+
+    monkeypatch.setattr(e_step, "glem_loss", noted_loss)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["main.py", "--cfg", str(config), "glem.beta", "0.1"])
     exec(compile(main, "README.md", "exec"), {})
     assert cfg.glem.beta == 0.1
     stages = [path.name for path in sorted((tmp_path / "results/own/0/stages").iterdir())]
     assert stages == ["00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1"]
+
+    stack = stacks[-1]  # of the E-step: no other step after it trains a language model
+    walked = list(dict.fromkeys((file, name.rpartition(".")[2]) for file, name in WALK))
+    on_the_way = [place for place in walked if place in stack]
+    assert on_the_way == [place for place in stack if place in walked]
+    assert [name for _, name in on_the_way] == ["train", "train_run", "run_em", "e_step", "fit", "fit", "forward"]
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:
