@@ -178,8 +178,9 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
     fabric = hardware.fabric()
     batches = task.batches(0)
     count = len(batches.items)
+    task.to(fabric.device)  # before the optimizer takes hold of the parameters
     optimizer, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.accumulate))
-    objective, optimizer = fabric.setup(task, optimizer)
+    objective, optimizer = fabric.setup(task, optimizer, move_to_device=False)
     state = _State(task, optimizer, schedule, fabric, plan, count, checkpoint)
     for epoch in range(state.epoch, plan.epochs):
         if epoch > 0:
