@@ -276,15 +276,18 @@ def test_transductive_training_does_see_test_nodes(
 def test_labels_outside_of_training_reach_no_weight(
     configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one validation of each step, at its end, even selection has no choice."""
-    once = ["train.eval_period", 6, "glem.keep_weights", "all", "glem.label_input", True]
+    """With one validation of each step, at its end, even selection has no choice. Nor do they reach a prediction."""
+    once = [*SMOOTH, "train.eval_period", 6, "glem.keep_weights", "all", "glem.label_input", True]
     usual = loader.GRAPHS["synthetic"]
-    weights = []
+    weights, logits = [], []
     for name, make in {"usual": usual, "other": lambda cfg: with_permuted_labels(usual(cfg))}.items():
         monkeypatch.setitem(loader.GRAPHS, "synthetic", make)
         configure(*once, run=name)
         weights.append(trained_weights(train_and_finish()))
+        logits.append(logits_of(Path(cfg.run_dir)))
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert len(logits[0]) == 5  # with Correct & Smooth
+    assert all(np.array_equal(value, logits[1][stage]) for stage, value in logits[0].items())
 
 
 # ---- a language model that cannot do what is asked of it ----------------------------------------------------------

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 from glem_graphgym.em.checkpoint import FOLDER, Checkpoint, filling
 from glem_graphgym.em.journal import seed_everything
 from tests.golden.cases import CASES, arguments_of, predictions_of
+from tests.started import finish, kill, start_main
 
 # Each way in which a stage trains or encodes: in parts, with several fits a stage, from disk, jointly.
 KILLED = [
@@ -80,35 +78,30 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
 def test_a_run_that_gets_the_signal_at_any_moment_ends_with_the_same_bits(
     devices: int, tmp_path: Path, tiny_lm: Path
 ) -> None:
-    name = "glem_hops"  # which two processes train together
     more = ["devices", str(devices), "glem.checkpoint_minutes", "0", "lm.epochs", "3", "optim.max_epoch", "12"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def started(folder: Path) -> subprocess.Popen[bytes]:
+    def started(folder: Path) -> list[BaseProcess]:
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, *arguments_of(name, folder, tiny_lm), *more]
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+        return start_main([*arguments_of("glem_hops", folder, tiny_lm), *more], devices)  # two train it together
 
     def logits(folder: Path) -> dict[str, np.ndarray]:
         return {path.parent.name: np.load(path) for path in folder.glob("results/small/0/stages/[0-9]*/logits.npy")}
 
-    assert started(tmp_path / "whole").wait(300) == 0
+    finish(started(tmp_path / "whole"))
     rng, kills = random.Random(devices), 0
-    for _ in range(6):
+    for _ in range(3):
         run = started(tmp_path / "killed")
         stages = tmp_path / "killed/results/small/0/stages"
         deadline = time.monotonic() + 120
-        while run.poll() is None and time.monotonic() < deadline and not list(stages.glob(f".*.part/{FOLDER}/*.pt")):
-            time.sleep(0.02)  # until a stage has something to go on from
-        time.sleep(rng.random())
-        if run.poll() is not None:
+        while run[0].is_alive() and time.monotonic() < deadline and not list(stages.glob(f".*.part/{FOLDER}/*.pt")):
+            time.sleep(0.01)  # until a stage has something to go on from
+        time.sleep(rng.random() / 2)
+        if not run[0].is_alive():
             break
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        kill(run)
         kills += 1
     assert kills > 1
-    assert started(tmp_path / "killed").wait(300) == 0
+    finish(started(tmp_path / "killed"))
     wanted, found = logits(tmp_path / "whole"), logits(tmp_path / "killed")
     assert len(found) == len(wanted) == 4
     for stage in wanted:

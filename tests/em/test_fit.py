@@ -137,6 +137,14 @@ def test_score_sees_all_validation_logits_in_node_order() -> None:
     np.testing.assert_allclose(logits, task.model(X[[2, 4, 7]]).detach().numpy(), rtol=1e-6)
 
 
+def test_validation_is_scored_without_dropout() -> None:
+    task = regression([0.5], model=nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 1)), lr=0.0)
+    fit(task, plan(1), Hardware())
+    (logits,) = task.validation.score.seen  # type: ignore[attr-defined]
+    np.testing.assert_allclose(logits, task.model[1](X[[2, 4, 7]]).detach().numpy(), rtol=1e-6)  # type: ignore[index]
+    assert task.training
+
+
 def test_half_precision_rounds_and_cuts_off_what_it_cannot_hold() -> None:
     got = to_float16(torch.tensor([1.0, 1 / 3, 7e4, -1e30, float("inf")], requires_grad=True))
     assert got.dtype == np.float16

@@ -254,6 +254,20 @@ def test_one_epoch_is_one_step_down_the_objective_over_all_targets() -> None:
     torch.testing.assert_close(weights_of(learner)["linear.weight"], expected)
 
 
+def test_dropout_acts_in_training_and_not_in_prediction() -> None:
+    learner = gnn_learner(build=lambda dim_in, dim_out: GCN(dim_in, 8, dim_out, 2, dropout=0.5))
+    losses = set()
+    for seed in (0, 1):
+        learner.load(step_targets(), features_of())
+        torch.manual_seed(seed)
+        losses.add(learner.task.train()(learner.task.batches(0).prepare(0)).item())
+        found = [np.zeros((N, C), np.float32) for _ in range(2)]
+        for logits in found:
+            learner.predict(logits)
+        np.testing.assert_array_equal(*found)
+    assert len(losses) == 2
+
+
 def test_the_schedule_counts_epochs() -> None:
     log = gnn_learner(options=GNNSettings(epochs=4)).fit(step_targets(), features_of(), "test")
     assert [row["lr"] for row in log.history] == pytest.approx([0.1, 0.05, 0.025, 0.0125])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from torch_geometric.graphgym.config import cfg, set_cfg
 
-from tests.bad_inputs.conftest import PREAMBLE, RUN, load_program
+from tests.bad_inputs.conftest import PREAMBLE, load_program
+from tests.started import finish, start_main
 
 RECORD = Path(__file__).with_name("record.npz")
 
@@ -94,18 +92,17 @@ CASES: dict[str, dict[str, object]] = {
 
 
 def arguments_of(name: str, folder: Path, lm: Path) -> list[str]:
-    """The command of a run in ``folder`` with the language model ``lm``, behind ``python``."""
+    """Arguments of ``run/main.py`` for a run in ``folder`` with the language model ``lm``."""
     (folder / "small.yaml").write_text(CONFIG.format(folder=folder, lm=lm))
     options = [str(word) for option in CASES[name].items() for word in option]
-    return [str(RUN / "main.py"), "--cfg", str(folder / "small.yaml"), *options]
+    return ["--cfg", str(folder / "small.yaml"), *options]
 
 
 def predictions_of(name: str, folder: Path, lm: Path) -> dict[str, np.ndarray]:
     """Stage -> its float16 logits (N, C), of that run."""
-    program, *arguments = arguments_of(name, folder, lm)
-    if "devices" in CASES[name]:
-        command, environment = [sys.executable, program, *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment)
+    arguments = arguments_of(name, folder, lm)
+    if devices := CASES[name].get("devices"):
+        finish(start_main(arguments, int(str(devices))))
     else:
         set_cfg(cfg)
         assert load_program("main").main(arguments) == 0
