@@ -1,7 +1,7 @@
 """Run one experiment: ``python run/main.py --cfg configs_gg/glem_debian.yaml [--repeat 3] [key value ...]``.
 
-Exit status: 0 the run is finished; 1 it could not be done (one message says why); 2 the command line is wrong; 75 in
-one of several processes: another has ended.
+Exit status: 0 the run is finished; 1 it failed (one message says why); 2 the command line is wrong; 75 in one of
+several processes: another has ended.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_config(parser)
     parser.add_argument("--repeat", type=int, default=1, help="number of seeds: seed, seed + 1, ... (default: 1)")
-    parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run of these seeds left")
-    parser.add_argument("--dry_run", action="store_true", help="say what the run needs; 1 if it does not fit")
+    parser.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run of these seeds")
+    parser.add_argument("--dry_run", action="store_true", help="only show what the run needs; 1 if it does not fit")
     parser.add_argument("--mark_done", action="store_true", help="rename the YAML to <name>_done when finished")
     args = parse_with_options(parser, argv)
     if not 1 <= args.repeat <= 10_000:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
-    """All seeds of a run, or its dry run; the exit status."""
+    """Do all seeds of a run, or its dry run; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
     from glem_graphgym import processes
@@ -82,7 +82,7 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
             if args.repeat > 1:
                 logging.info(f"seed {seed}, {seed - settings.seed + 1} of {args.repeat}")
             run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
-    # Not before: a run that is refused must not change what stands there.
+    # Only now: a refused run must not change the configuration that is there.
     if first:
         dump_config(settings, experiment / cfg.cfg_dest)
         report_experiment(cfg, experiment)
@@ -94,7 +94,7 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
-    """Print what the run needs, and write nothing of it; 1 if something does not fit."""
+    """Print what the run needs, without any of its files; the exit status is 1 if something does not fit."""
     from glem_graphgym.config import check_devices
     from glem_graphgym.plan.needs import print_needs
     from glem_graphgym.plan.preflight import examine
@@ -107,7 +107,7 @@ def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
 
 
 def run_seed(cfg: Any, name: str, overwrite: int) -> None:
-    """One seed: train, then make its tables."""
+    """Train one seed, then write its tables."""
     from torch_geometric.graphgym.register import train_dict
 
     from glem_graphgym import processes
@@ -128,7 +128,7 @@ def run_seed(cfg: Any, name: str, overwrite: int) -> None:
 
 
 def run_standard(cfg: Any, overwrite: int) -> None:
-    """GraphGym's own training, as its own main does it; a seed that is finished is not trained again."""
+    """Train one seed like GraphGym's own main; a finished seed is not trained again."""
     from torch_geometric.graphgym.logger import infer_task
     from torch_geometric.graphgym.model_builder import create_model
     from torch_geometric.graphgym.train import GraphGymDataModule, train
@@ -150,7 +150,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
         logging.info(f"{run_dir} is finished; --overwrite trains it again")
         return
     take_run_folder(run_dir, identity, overwrite > 0)
-    # What an unfinished run left would be appended to.
+    # GraphGym would append to the files of an unfinished run.
     for split in ("train", "val", "test", "ckpt"):
         shutil.rmtree(run_dir / split, ignore_errors=True)
     auto_select_device()
@@ -163,7 +163,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)
     with warnings.catch_warnings():
-        # Hints about devices, workers and loggers, which stand between a user and the scores.
+        # Hints about devices, workers and loggers, which hide the scores.
         for name in ("pytorch_lightning", "lightning_fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -175,7 +175,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
 
 
 def report_experiment(cfg: Any, experiment: Path) -> None:
-    """Aggregate over all seeds that the experiment's folder holds."""
+    """Aggregate over all seeds in the experiment's folder."""
     from glem_graphgym.report import aggregate
 
     aggregate.aggregate_seeds(
@@ -188,7 +188,7 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
 
 
 def say_where(mode: str, experiment: Path, seeds: range) -> None:
-    """The last lines: the file with the results of what was asked for, and the command that shows them."""
+    """Print the last lines: the file with the results, and the command that shows them."""
     seed = str(seeds[0]) if len(seeds) == 1 else f"{{{','.join(map(str, seeds))}}}"
     if mode == "standard":
         file = experiment / "agg" / "test" / "best.json"
@@ -200,7 +200,7 @@ def say_where(mode: str, experiment: Path, seeds: range) -> None:
 
 
 def as_typed(path: Path) -> str:
-    """A path as one types it: from the working directory where it lies below that."""
+    """A path as one types it: relative if it is below the working directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -1,8 +1,8 @@
 """Predict all nodes from a finished run: ``python run/predict.py --cfg configs_gg/glem_debian.yaml [key value ...]``.
 
-Takes the configuration and the options that the run was trained with. Writes predictions.csv.gz (one row per node: a
+Give the configuration and the options that the run was trained with. Writes predictions.csv.gz (one row per node: a
 class and its probability per method) and predictions.json (scores) into the run's folder; nothing else there changes.
-Exit status: as of run/main.py.
+Exit status: as for run/main.py.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict(args: argparse.Namespace, argv: list[str]) -> int:
-    """All seeds; the exit status."""
+    """Predict all seeds; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
     from glem_graphgym import processes
@@ -59,7 +59,7 @@ def predict(args: argparse.Namespace, argv: list[str]) -> int:
         require_finished(run_dir)
     if (status := start_or_join(cfg, __file__, argv)) is not None:
         return status
-    first = processes.rank() == 0  # it alone writes
+    first = processes.rank() == 0  # only this process writes
     for run_dir in folders:
         cfg.seed, cfg.run_dir = int(run_dir.name), str(run_dir)
         with writing(run_dir), held(run_dir) if first else nullcontext():

@@ -1,4 +1,4 @@
-"""What the programs that do a run have in common: errors in one line, processes, threads, and where the log goes."""
+"""Shared by run/main.py and run/predict.py: errors in one line, processes, threads, and where the log goes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def run_to_status(work: Callable[[], int], again: str) -> int:
-    """``work``'s exit status; 1, and one line on standard error, where something is wrong that a user can mend.
+    """Call ``work`` and return its exit status; on an error that a user can fix, print one line and return 1.
 
     Args:
-        again: what to type after an interruption.
+        again: what to type to resume after an interruption.
     """
     if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`
@@ -27,7 +27,7 @@ def run_to_status(work: Callable[[], int], again: str) -> int:
     from glem_graphgym.memory import naming_out_of_memory
 
     try:
-        # Stages name themselves where memory runs out; this is for what is before and after them.
+        # A stage that runs out of memory names itself; this is for the work before and after stages.
         with naming_out_of_memory("the run", "take a smaller dataset.name or lm.model, or a machine with more"):
             return work()
     except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
@@ -46,13 +46,13 @@ def run_to_status(work: Callable[[], int], again: str) -> int:
 
 
 def start_or_join(cfg: Any, program: str, argv: list[str]) -> int | None:
-    """Become one of a run's processes; or, where ``devices`` asks for several and nobody has started them, do that.
+    """Join the processes of a run, or start them if ``devices`` asks for several and nothing has started them yet.
 
     Args:
-        program: the file that was started, ``argv``: its arguments.
+        program: the file that was started; argv: its arguments.
 
     Returns:
-        The exit status of the processes that were started; None where the run is to be done in this one.
+        The exit status of the processes that were started; None if this process is to do the run.
     """
     from glem_graphgym import processes
     from glem_graphgym.build.language_model import hardware_for
@@ -76,17 +76,14 @@ def experiment_name(file: str) -> str:
 
 
 def set_up_process(cfg: Any) -> None:
-    """At most ``num_threads`` threads, and never more than the machine has: more only get in each other's way.
-
-    Processes on one machine share its threads.
-    """
+    """Set memory and threads: at most ``num_threads``, and no more than this process's share of the machine's."""
     import torch
 
     from glem_graphgym import processes
     from glem_graphgym.memory import keep_freed_memory, limit_to_machine
 
     keep_freed_memory()
-    if not torch.cuda.is_available():  # whose driver maps far more than it uses
+    if not torch.cuda.is_available():  # CUDA's driver maps far more than it uses
         limit_to_machine()
     share = len(os.sched_getaffinity(0)) // processes.place().local_size
     torch.set_num_threads(max(1, min(cfg.num_threads, share)))
@@ -94,7 +91,7 @@ def set_up_process(cfg: Any) -> None:
 
 
 def set_up_logging(cfg: Any) -> None:
-    """To the terminal, to the run's logging.log, or to both, as ``print`` says; the first process's lines alone."""
+    """Log to the terminal, to the run's logging.log, or to both, as ``print`` says; only the first process logs."""
     from glem_graphgym import processes
 
     if processes.rank() > 0:
