@@ -42,8 +42,7 @@ class LMSettings:
         warmup_epochs: epochs (may be a fraction) of linear warm-up; decay: ``linear``, ``cosine`` or ``constant``.
         label_smoothing: share 0-1, of gold targets; smooth_pseudo: of pseudo-labels too.
         clip: upper bound of the gradient norm, 0 = none.
-        evals_per_epoch, patience: how often validation is scored, and after how many scores without a better one
-            training stops (0 = never).
+        evals_per_epoch: how often validation is scored.
         infer_tokens: padded tokens in an inference batch.
     """
 
@@ -58,7 +57,6 @@ class LMSettings:
     smooth_pseudo: bool = False
     clip: float = 1.0
     evals_per_epoch: int = 1
-    patience: int = 0
     infer_tokens: int = 8192
 
 
@@ -259,7 +257,6 @@ def fit_lm(
         title=title,
         epochs=settings.epochs,
         eval_every=1 / settings.evals_per_epoch,
-        patience=settings.patience,
         accumulate=settings.accumulate,
         clip=settings.clip if hardware.scales_gradients else 0.0,
     )

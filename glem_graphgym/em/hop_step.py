@@ -37,13 +37,11 @@ class Consistency:
     Attributes:
         weight: of `consistency_loss` beside the objective.
         unlabelled: int64, the nodes to draw from.
-        ema: the teacher's decay, a share below 1.
         threshold: top probability of the teacher, a share below 1, that a node must exceed to count.
     """
 
     weight: float
     unlabelled: np.ndarray
-    ema: float = 0.99
     threshold: float = 0.8
 
     def drawn(self, count: int, seed: int, epoch: int) -> np.ndarray:
@@ -186,7 +184,7 @@ class HopTask(GNNTask):
     def __init__(self, learner: HopLearner, inputs: HopInputs, targets: StepTargets, model: nn.Module, *_: Any) -> None:
         super().__init__(learner, inputs, targets, model)
         consistency = learner.consistency
-        self.teacher = None if consistency is None else MeanTeacher(self.model, consistency.ema)
+        self.teacher = None if consistency is None else MeanTeacher(self.model)
 
     def batches(self, epoch: int) -> Batches:
         nodes, target, is_gold = self.targets.batch(epoch)

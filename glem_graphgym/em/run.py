@@ -36,7 +36,7 @@ class EMSettings:
         alpha, beta: weight 0-1 of the pseudo-label term in E- and M-step.
         temperature: T of soft targets softmax(logits / T); hard: one-hot targets instead.
         lm_ratio, gnn_ratio: pseudo nodes drawn a gold node.
-        lm_redraw, gnn_redraw: draw anew every epoch rather than once a step.
+        lm_redraw: the E-step draws its pseudo nodes anew every epoch, as M-steps do, rather than once.
         confidence: share 0-1 of candidates kept, the most confident; 1 = all.
         lm_init: where an E-step's LM starts: ``pretrained``, ``previous`` (last LM of the run) or ``gold``.
         lm_init_first: the same for the first E-step.
@@ -54,7 +54,6 @@ class EMSettings:
     lm_ratio: float = 1.0
     gnn_ratio: float = 1.0
     lm_redraw: bool = False
-    gnn_redraw: bool = True
     confidence: float = 1.0
     lm_init: str = "pretrained"
     lm_init_first: str = "pretrained"
@@ -282,7 +281,7 @@ class Run:
 
     def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
         s = self.settings
-        return StepTargets(self.gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw, self._seed(key))
+        return StepTargets(self.gold, pseudo, s.beta, s.gnn_ratio, True, self._seed(key))
 
     def _diagnose(self, q_logits: np.ndarray, p_logits: np.ndarray, pseudo: PseudoLabels) -> dict[str, float]:
         s = self.settings

@@ -57,14 +57,14 @@ class AttentionGraph:
         self._symmetric_weight: Tensor | None = None
 
     @staticmethod
-    def of(adjacency: Adjacency, heads: int, self_loops: bool) -> AttentionGraph:
-        """The graph, or A + I with ``self_loops``; made once for an adjacency and kept as long as that is."""
+    def of(adjacency: Adjacency, heads: int) -> AttentionGraph:
+        """A + I, so that every node attends to itself too; made once per adjacency and kept as long as that is."""
         made = _MADE.setdefault(adjacency, {})
-        if (heads, self_loops) not in made:
+        if heads not in made:
             with torch.inference_mode(False):  # so that training may use it too
-                graph = AttentionGraph(adjacency.with_self_loops() if self_loops else adjacency, heads)
-            made[heads, self_loops] = graph
-        return made[heads, self_loops]
+                graph = AttentionGraph(adjacency.with_self_loops(), heads)
+            made[heads] = graph
+        return made[heads]
 
     def in_degree(self) -> Tensor:
         """int64 (T,): edges into each target."""
@@ -167,7 +167,7 @@ class AttentionGraph:
 
 
 # What AttentionGraph.of has made, by adjacency. The values must not refer to the adjacency.
-_MADE: weakref.WeakKeyDictionary[Adjacency, dict[tuple[int, bool], AttentionGraph]] = weakref.WeakKeyDictionary()
+_MADE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref.WeakKeyDictionary()
 
 
 def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
 }
-_PREPROCESSES = ("own", "shared", "none")
 
 
 class GAMLP(HopNetwork):
@@ -47,9 +45,7 @@ class GAMLP(HopNetwork):
         dim_hidden: H, width of every hidden layer.
         dim_out: C, number of classes.
         hops: K, at least 0.
-        preprocess: ``"own"``, two layers a hop; ``"shared"``, two layers for all hops; ``"none"``, the hops as they
-            are.
-        residual: add a linear map of x to the gathered hops; needs D = H without preprocessing.
+        residual: add a linear map of x to the gathered hops.
         output_layers: layers of the net that gives the logits (n-layers-2).
         alpha: share 0-1 of the first layer's output in every middle layer's input of that net.
         activation: of the attention scores: ``"sigmoid"``, ``"relu"`` or ``"leaky_relu"``.
@@ -72,7 +68,6 @@ class GAMLP(HopNetwork):
         dim_hidden: int,
         dim_out: int,
         hops: int,
-        preprocess: str = "own",
         residual: bool = True,
         output_layers: int = 4,
         alpha: float = 0.5,
@@ -86,7 +81,6 @@ class GAMLP(HopNetwork):
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__(dim_in, dim_out, hops, label_hops)
-        _check_choice("preprocess", preprocess, _PREPROCESSES)
         _check_choice("activation", activation, tuple(_ACTIVATIONS))
         check_sizes(dim_hidden=dim_hidden)
         check_probabilities(
@@ -95,32 +89,18 @@ class GAMLP(HopNetwork):
             attention_dropout=attention_dropout,
             label_dropout=label_dropout,
         )
-        dim = dim_in if preprocess == "none" else dim_hidden
-        if residual and dim != dim_hidden:
-            raise ValueError(
-                f"residual without preprocessing adds {dim_hidden} columns to {dim_in}, expected dim_hidden = dim_in; "
-                "preprocess the hops or leave the residual out"
-            )
         self.dropout, self.input_dropout, self.attention_dropout = dropout, input_dropout, attention_dropout
         self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
-        count = {"own": hops + 1, "shared": 1, "none": 0}[preprocess]
-        self.preprocess = nn.ModuleList(FeedForward(dim_in, dim_hidden, dim_hidden, 2, dropout) for _ in range(count))
+        self.preprocess = nn.ModuleList(
+            FeedForward(dim_in, dim_hidden, dim_hidden, 2, dropout) for _ in range(hops + 1)
+        )
         self.prelu = nn.PReLU() if residual else None
-        self.attention = RecursiveAttention(dim, _ACTIVATIONS[activation], attention_dropout)
+        self.attention = RecursiveAttention(dim_hidden, _ACTIVATIONS[activation], attention_dropout)
         self.residual = nn.Linear(dim_in, dim_hidden) if residual else None
-        self.output = InitialResidual(dim, dim_hidden, dim_out, output_layers, dropout, alpha)
+        self.output = InitialResidual(dim_hidden, dim_hidden, dim_out, output_layers, dropout, alpha)
         if label_hops:
             label_net = FeedForward(label_hops * dim_out, dim_hidden, dim_out, label_layers, dropout)
             self.label_branch = nn.Sequential(Dropout(label_dropout), label_net)
-        if self.residual is not None:
-            reset_glorot(self.residual)
-
-    def reset_parameters(self) -> None:
-        modules: list[Any] = [*self.preprocess, self.input_norm, self.prelu, self.attention, self.output]
-        modules += [] if self.label_branch is None else [self.label_branch[1]]  # type: ignore[index]
-        for module in modules:
-            if module is not None:
-                module.reset_parameters()
         if self.residual is not None:
             reset_glorot(self.residual)
 
@@ -139,13 +119,8 @@ class GAMLP(HopNetwork):
         return x if self.input_norm is None else self.input_norm(x.flatten(0, 1)).view_as(x)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """K+1 times (B, H), or (B, D) without preprocessing: the prepared hops, transformed."""
-        if len(self.preprocess) == 0:
-            return list(x.unbind())
-        if len(self.preprocess) == len(x):
-            return [transform(x[hop]) for hop, transform in enumerate(self.preprocess)]
-        # All hops at once, so that batch norm normalises by the same statistics in training and in evaluation.
-        return list(self.preprocess[0](x.flatten(0, 1)).view(*x.shape[:2], -1).unbind())
+        """K+1 times (B, H): the prepared hops, each transformed by two layers of its own."""
+        return [transform(x[hop]) for hop, transform in enumerate(self.preprocess)]
 
 
 class RecursiveAttention(nn.Module):
@@ -164,9 +139,6 @@ class RecursiveAttention(nn.Module):
         super().__init__()
         self.linear = nn.Linear(2 * dim, 1)
         self.activation, self.dropout = activation, dropout
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         reset_glorot(self.linear)
 
     def forward(self, hidden: list[Tensor]) -> Tensor:
@@ -212,15 +184,6 @@ class InitialResidual(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(dim) for dim in dims[1:])
         self.prelu = nn.PReLU() if num_layers > 1 else None
         self.dropout, self.alpha = dropout, alpha
-        self._reset_weights()
-
-    def reset_parameters(self) -> None:
-        for module in [*self.norms, self.prelu]:
-            if module is not None:
-                module.reset_parameters()
-        self._reset_weights()
-
-    def _reset_weights(self) -> None:
         for linear in self.linears:
             assert isinstance(linear, nn.Linear)
             bound = linear.out_features**-0.5

@@ -20,7 +20,6 @@ class GATLayer(nn.Module):
         heads: H.
         concat: put the heads beside one another, (N, H·D); else their mean, (N, D).
         attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-        self_loops: let every node attend to itself too, as published.
 
     Raises:
         ValueError: ``heads`` or ``attention_dropout`` is out of range.
@@ -33,28 +32,24 @@ class GATLayer(nn.Module):
         heads: int = 1,
         concat: bool = True,
         attention_dropout: float = 0.0,
-        self_loops: bool = True,
     ) -> None:
         super().__init__()
         if heads < 1:
             raise ValueError(f"heads is {heads}, expected at least 1")
         if not 0 <= attention_dropout < 1:
             raise ValueError(f"attention_dropout is {attention_dropout}, expected a probability from 0 to below 1")
-        self.heads, self.concat, self.self_loops = heads, concat, self_loops
+        self.heads, self.concat = heads, concat
         self.attention_dropout = attention_dropout
         self.linear = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.source = nn.Parameter(torch.empty(heads, dim_out))
         self.target = nn.Parameter(torch.empty(heads, dim_out))
         self.bias = nn.Parameter(torch.empty(heads * dim_out if concat else dim_out))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for weight in (self.linear.weight, self.source, self.target):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
-        graph = AttentionGraph.of(adjacency, self.heads, self.self_loops)
+        graph = AttentionGraph.of(adjacency, self.heads)
         source, target = attention_scores(x, self.linear.weight, self.source, self.target)
         attention = dropout(graph.softmax(source, adjacency.targets_of(target)), self.attention_dropout, self.training)
         out = graph.sum(self.linear(x), attention)
@@ -73,7 +68,6 @@ class GAT(LayerStack):
             as wide.
         heads: attention heads of every layer.
         attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-        self_loops: let every node attend to itself too, as published.
 
         The others as `LayerStack`.
 
@@ -95,7 +89,6 @@ class GAT(LayerStack):
         residual: bool = False,
         heads: int = 3,
         attention_dropout: float = 0.0,
-        self_loops: bool = True,
     ) -> None:
         if heads < 1:
             raise ValueError(f"heads is {heads}, expected at least 1")
@@ -111,7 +104,6 @@ class GAT(LayerStack):
                 heads,
                 concat=i < last,
                 attention_dropout=attention_dropout,
-                self_loops=self_loops,
             )
             for i in range(num_layers)
         )

@@ -14,12 +14,8 @@ class GCNLayer(nn.Module):
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
         self.linear = nn.Linear(dim_in, dim_out)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.linear.weight)
-        if self.linear.bias is not None:
-            nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         return aggregate(adjacency.gcn(), x, self.linear)

@@ -103,14 +103,8 @@ class FeedForward(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(dim) if batch_norm else nn.Identity() for dim in dims[1:-1])
         self.prelu = nn.PReLU() if prelu and num_layers > 1 else None
         self.dropout = dropout
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for linear in self.linears:
             reset_glorot(linear)
-        for module in [*self.norms, self.prelu]:
-            if isinstance(module, nn.BatchNorm1d | nn.PReLU):
-                module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim_out) of (B, dim_in)."""

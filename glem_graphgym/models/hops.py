@@ -191,28 +191,6 @@ def fold_label_hops(
     return out
 
 
-def propagate_labels(
-    operator: SparseOperator,
-    labels: Tensor,
-    is_given: Tensor,
-    hops: int,
-    *,
-    keep: int | None = None,
-    block_bytes: int = BLOCK_BYTES,
-) -> Tensor:
-    """Label hops (``keep`` or K, N, C) of the nodes whose labels are *not* given, from those that are.
-
-    Nodes of the bool (N,) mask ``is_given`` get zeros, since what they would get contains their own label; for them
-    to be training targets too, use `fold_label_hops`, whose arguments these are.
-
-    Raises:
-        ValueError: as there, or no bool mask.
-    """
-    if is_given.dtype != torch.bool:
-        raise ValueError(f"is_given is {_described(is_given)}, expected torch.bool of shape ({len(labels)},)")
-    return fold_label_hops(operator, labels, is_given.long() - 1, hops, keep=keep, block_bytes=block_bytes)
-
-
 def _blocks(x: Tensor | np.ndarray, block_bytes: int) -> Iterator[slice]:
     """Column ranges of (N, D): as wide as the bytes allow."""
     rows, width = x.shape

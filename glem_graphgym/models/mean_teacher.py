@@ -52,9 +52,8 @@ def consistency_loss(
     teacher: Tensor,
     temperature: float = 0.5,
     confidence: float = 0.0,
-    divergence: str = "squared",
 ) -> Tensor:
-    """How far the student is from the teacher's sharpened predictions, on unlabelled nodes: a mean over the confident.
+    """Mean over the confident nodes of Σ_c (p - t)²: p the student's probabilities, t the teacher's, sharpened.
 
     Sharpening raises the probabilities to the power 1/T and normalises (Zhang et al. 2021). A node
     counts where the teacher's top probability, unsharpened, exceeds ``confidence``; with none the loss is 0.
@@ -65,8 +64,6 @@ def consistency_loss(
             under dropout (SCR without teacher); a constant to the loss.
         temperature: T > 0.
         confidence: share 0 to below 1.
-        divergence: ``"squared"``, Σ_c (p - t)² a node, or ``"kl"``, KL(p ‖ t), with p the student's probabilities and t
-            the sharpened teacher's.
 
     Returns:
         A number with gradients to the student, float32.
@@ -81,28 +78,10 @@ def consistency_loss(
         raise ValueError(f"temperature is {temperature}, expected above 0")
     if not 0 <= confidence < 1:
         raise ValueError(f"confidence is {confidence}, expected a share from 0 to below 1")
-    if divergence not in _DIVERGENCES:
-        raise ValueError(f"divergence is {divergence!r}, expected one of {', '.join(_DIVERGENCES)}")
     teacher = teacher.detach()
     kept = teacher.amax(-1) > confidence
     log_student = student_logits.float().log_softmax(-1)
     log_teacher = (teacher.float().clamp(min=torch.finfo(torch.float32).tiny).log() / temperature).log_softmax(-1)
-    of_node = _DIVERGENCES[divergence](log_student, log_teacher)
+    of_node = (log_student.exp() - log_teacher.exp()).square().sum(-1)
     # Not of_node[kept].mean(), which is no number for no nodes.
     return of_node.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
-
-
-def falling_confidence(top: float, down: float, epoch: int, epochs: int) -> float:
-    """An epoch's threshold, which falls linearly from ``top`` at epoch 0 to ``down`` at ``epochs``, SCR's schedule."""
-    return top - (top - down) * epoch / epochs
-
-
-def _squared(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    return (log_student.exp() - log_teacher.exp()).square().sum(-1)
-
-
-def _kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    return (log_student.exp() * (log_student - log_teacher)).sum(-1)
-
-
-_DIVERGENCES = {"squared": _squared, "kl": _kl}

@@ -15,9 +15,8 @@ _NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 class LayerStack(nn.Module):
     """Layers with norm, ReLU and dropout between them: all that GCN, SAGE and MLP have in common.
 
-    A subclass names its ``Layer``: a module built as ``Layer(dim_in, dim_out)`` with ``reset_parameters()``
-    and ``forward(x, adjacency)``, which from the nodes' (N, D) gives the adjacency's targets (T, D'). What the last
-    layer gives are the logits.
+    A subclass names its ``Layer``: a module built as ``Layer(dim_in, dim_out)`` whose ``forward(x, adjacency)``
+    gives the adjacency's targets (T, D') from the nodes' (N, D). What the last layer gives are the logits.
 
     Args:
         dim_in: width of the node features.
@@ -58,10 +57,6 @@ class LayerStack(nn.Module):
         self.activations = nn.ModuleList(Activation(dim_hidden, norm, dropout) for _ in range(num_layers - 1))
         self.input_dropout = input_dropout
         self.residual = residual
-
-    def reset_parameters(self) -> None:
-        for module in [*self.layers, *self.activations]:
-            module.reset_parameters()
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         """Logits (N, C) of node features ``x`` (N, dim_in)."""
@@ -105,10 +100,6 @@ class Activation(nn.Module):
         self.norm = _NORMS[norm](dim)
         self.dropout = dropout
 
-    def reset_parameters(self) -> None:
-        if not isinstance(self.norm, nn.Identity):
-            self.norm.reset_parameters()
-
     def forward(self, x: Tensor) -> Tensor:
         return relu_dropout(self.norm(x), self.dropout, self.training)
 
@@ -119,9 +110,6 @@ class MLPLayer(nn.Module):
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
         self.linear = nn.Linear(dim_in, dim_out)
-
-    def reset_parameters(self) -> None:
-        self.linear.reset_parameters()
 
     def forward(self, x: Tensor, adjacency: Adjacency | None) -> Tensor:
         return self.linear(_of_targets(x, adjacency))

@@ -54,9 +54,6 @@ class RevGATLayer(nn.Module):
         self.linear = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.root = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.source = nn.Parameter(torch.empty(heads, dim_out))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         gain = nn.init.calculate_gain("relu")
         for weight in (self.linear.weight, self.root.weight):
             nn.init.xavier_normal_(weight, gain)
@@ -98,10 +95,6 @@ class GroupLayer(nn.Module):
         self.activation = Activation(layer.linear.in_features, norm, 0.0)
         self.layer = layer
 
-    def reset_parameters(self) -> None:
-        self.activation.reset_parameters()
-        self.layer.reset_parameters()
-
     def forward(self, x: Tensor, graph: AttentionGraph, mask: Tensor | None, seed: int | None) -> Tensor:
         x = self.activation(x)
         x = x.to(working_type(x))
@@ -114,10 +107,6 @@ class ReversibleBlock(nn.Module):
     def __init__(self, layers: Sequence[GroupLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-
-    def reset_parameters(self) -> None:
-        for layer in self.layers:
-            layer.reset_parameters()  # type: ignore[operator]
 
     def forward(self, xs: Sequence[Tensor], draws: Draws, seed: int | None) -> list[Tensor]:
         """The groups' outputs (N, D/C) of their inputs."""
@@ -230,7 +219,6 @@ class RevGAT(nn.Module):
         symmetric_norm: as `RevGATLayer`.
         norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
         input_norm: batch norm of the features, before their dropout.
-        self_loops: let every node attend to itself too, as published.
 
     Raises:
         ValueError: an argument is out of range.
@@ -251,7 +239,6 @@ class RevGAT(nn.Module):
         symmetric_norm: bool = True,
         norm: str = "batch",
         input_norm: bool = False,
-        self_loops: bool = True,
     ) -> None:
         super().__init__()
         sizes = {"dim_in": (dim_in, 1), "dim_hidden": (dim_hidden, 1), "dim_out": (dim_out, 1), "heads": (heads, 1)}
@@ -275,7 +262,7 @@ class RevGAT(nn.Module):
             )
 
         width = heads * dim_hidden
-        self.heads, self.group, self.self_loops = heads, group, self_loops
+        self.heads, self.group = heads, group
         self.dropout, self.input_dropout = dropout, input_dropout
         self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
         self.first = layer(dim_in, dim_hidden, heads)
@@ -284,21 +271,15 @@ class RevGAT(nn.Module):
         self.last = layer(width, dim_out, 1)
         self.bias = nn.Parameter(torch.zeros(dim_out))
 
-    def reset_parameters(self) -> None:
-        inputs = [] if self.input_norm is None else [self.input_norm]
-        for module in [*inputs, self.first, *self.blocks, self.activation, self.last]:
-            module.reset_parameters()
-        nn.init.zeros_(self.bias)
-
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         """Logits (N, C) of node features ``x`` (N, dim_in)."""
-        graph = AttentionGraph.of(adjacency, self.heads, self.self_loops)
+        graph = AttentionGraph.of(adjacency, self.heads)
         seeds = self._draw_seeds()
         x = self.first(self._input(x), graph, seeds[0])
         x = x.to(self.bias.dtype)  # wider than autocast's, for the blocks' sums
         draws = Draws(graph, self._draw_masks(x), seeds[1:-1])
         x = self.activation(run_blocks(list(self.blocks), x, draws))  # type: ignore[arg-type]
-        x = self.last(x, AttentionGraph.of(adjacency, 1, self.self_loops), seeds[-1])
+        x = self.last(x, AttentionGraph.of(adjacency, 1), seeds[-1])
         return x + self.bias.to(x.dtype)
 
     def _input(self, x: Tensor) -> Tensor:

@@ -16,10 +16,6 @@ class SAGELayer(nn.Module):
         self.neighbour = nn.Linear(dim_in, dim_out, bias=False)
         self.root = nn.Linear(dim_in, dim_out)
 
-    def reset_parameters(self) -> None:
-        self.neighbour.reset_parameters()
-        self.root.reset_parameters()
-
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         return aggregate(adjacency.mean(), x, self.neighbour, plus=self.root(adjacency.targets_of(x)))
 

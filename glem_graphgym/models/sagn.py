@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glem_graphgym.models.dropout import dropout, relu_dropout
 from glem_graphgym.models.hop_network import FeedForward, HopNetwork, check_probabilities, check_sizes, weighted_sum
+
+NEGATIVE_SLOPE = 0.2
 
 
 class SAGN(HopNetwork):
@@ -32,8 +32,6 @@ class SAGN(HopNetwork):
         dropout: probability, 0 to below 1, after each ReLU.
         input_dropout: probability, 0 to below 1, of dropping an input feature.
         attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-        negative_slope: of leaky_relu.
-        zero_attention: start from equal weights for all hops rather than from random attention vectors.
         label_hops: label hops that the label net takes; 0 = no label net.
         label_layers: layers of the label net.
         label_dropout: probability, 0 to below 1, after each ReLU of the label net.
@@ -53,8 +51,6 @@ class SAGN(HopNetwork):
         dropout: float = 0.5,
         input_dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        negative_slope: float = 0.2,
-        zero_attention: bool = True,
         label_hops: int = 0,
         label_layers: int = 4,
         label_dropout: float = 0.5,
@@ -65,12 +61,11 @@ class SAGN(HopNetwork):
             input_dropout=input_dropout, attention_dropout=attention_dropout, label_dropout=label_dropout
         )
         self.dropout, self.input_dropout, self.attention_dropout = dropout, input_dropout, attention_dropout
-        self.negative_slope, self.zero_attention = negative_slope, zero_attention
         self.encoders = nn.ModuleList(
             _Heads(heads, dim_in, dim_hidden, dim_hidden, num_layers, dropout) for _ in range(hops + 1)
         )
-        self.hop_vector = nn.Parameter(torch.empty(heads, dim_hidden))
-        self.query_vector = nn.Parameter(torch.empty(heads, dim_hidden))
+        self.hop_vector = nn.Parameter(torch.zeros(heads, dim_hidden))  # at first all hops count the same
+        self.query_vector = nn.Parameter(torch.zeros(heads, dim_hidden))
         self.residual = nn.Linear(dim_in, heads * dim_hidden, bias=False)
         self.norm = nn.BatchNorm1d(heads * dim_hidden)
         self.decoder = _Heads(heads, dim_hidden, dim_hidden, dim_out, num_layers, dropout)
@@ -78,23 +73,7 @@ class SAGN(HopNetwork):
             self.label_branch = _MeanOfHeads(
                 heads, label_hops * dim_out, dim_hidden, dim_out, label_layers, label_dropout
             )
-        self._reset_own()
-
-    def reset_parameters(self) -> None:
-        modules: list[Any] = [*self.encoders, self.norm, self.decoder, self.label_branch]
-        for module in modules:
-            if module is not None:
-                module.reset_parameters()
-        self._reset_own()
-
-    def _reset_own(self) -> None:
-        gain = nn.init.calculate_gain("relu")
-        nn.init.xavier_normal_(self.residual.weight, gain=gain)
-        for vector in (self.hop_vector, self.query_vector):
-            if self.zero_attention:
-                nn.init.zeros_(vector)
-            else:
-                nn.init.xavier_normal_(vector, gain=gain)
+        nn.init.xavier_normal_(self.residual.weight, gain=nn.init.calculate_gain("relu"))
 
     def hop_logits(self, hop_features: Tensor) -> Tensor:
         x = dropout(hop_features, self.input_dropout, self.training)
@@ -112,7 +91,7 @@ class SAGN(HopNetwork):
         """Weights (B, heads, K+1) of encoded hops, without dropout; they add up to 1 over the hops."""
         query = (hidden[0] * self.query_vector).sum(-1, keepdim=True)
         scores = torch.stack([(h * self.hop_vector).sum(-1) for h in hidden], dim=-1) + query
-        return F.leaky_relu(scores, self.negative_slope).softmax(-1)
+        return F.leaky_relu(scores, NEGATIVE_SLOPE).softmax(-1)
 
 
 class _Heads(nn.Module):
@@ -123,10 +102,6 @@ class _Heads(nn.Module):
         self.nets = nn.ModuleList(
             FeedForward(dim_in, dim_hidden, dim_out, num_layers, dropout, prelu=False) for _ in range(heads)
         )
-
-    def reset_parameters(self) -> None:
-        for net in [*self.nets]:
-            net.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([net(x if x.dim() == 2 else x[:, head]) for head, net in enumerate(self.nets)], dim=1)

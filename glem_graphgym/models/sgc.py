@@ -24,8 +24,5 @@ class SGC(HopNetwork):
         super().__init__(dim_in, dim_out, hops=None)
         self.linear = nn.Linear(dim_in, dim_out)
 
-    def reset_parameters(self) -> None:
-        self.linear.reset_parameters()
-
     def hop_logits(self, hop_features: Tensor) -> Tensor:
         return self.linear(hop_features[-1])

@@ -47,10 +47,6 @@ class SIGN(HopNetwork):
         self.mlp = FeedForward((hops + 1) * dim_hidden, dim_hidden, dim_out, num_layers, dropout, batch_norm=False)
         self.dropout, self.input_dropout = dropout, input_dropout
 
-    def reset_parameters(self) -> None:
-        for module in [*self.transforms, self.prelu, self.mlp]:
-            module.reset_parameters()
-
     def hop_logits(self, hop_features: Tensor) -> Tensor:
         x = dropout(hop_features, self.input_dropout, self.training)
         hidden = torch.cat([transform(x[hop]) for hop, transform in enumerate(self.transforms)], dim=1)

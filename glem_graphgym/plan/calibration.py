@@ -323,7 +323,7 @@ class Calibration:
             learner,
             tokens=TokensLike(self.tokens, np.concatenate([nodes, valid])),
             validation=Validation(len(nodes) + np.arange(len(valid)), Rising()),
-            settings=replace(learner.settings, epochs=epochs, evals_per_epoch=1, patience=0),
+            settings=replace(learner.settings, epochs=epochs, evals_per_epoch=1),
         )
         places = np.arange(len(nodes))
         gold = Gold(places, np.zeros(len(nodes), dtype=np.int64), self.graph.num_classes)
@@ -445,7 +445,7 @@ class Calibration:
         candidates = self.small_nodes.candidates
         logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
         pseudo = PseudoLabels(logits, candidates, gold, temperature=s.temperature, hard=s.hard, confidence=s.confidence)
-        return StepTargets(gold, pseudo, s.beta, s.gnn_ratio, s.gnn_redraw)
+        return StepTargets(gold, pseudo, s.beta, s.gnn_ratio, True)
 
     def _try_gnn(
         self,
@@ -564,7 +564,7 @@ class Calibration:
         self, learner: JointLearner, small: TextGraph, features: np.ndarray, nodes: np.ndarray
     ) -> tuple[JointTask, dict[str, float]]:
         """A model trained on ``nodes`` once, with a validation, and its costs."""
-        settings = replace(learner.settings, lm=replace(learner.settings.lm, epochs=1, evals_per_epoch=1, patience=0))
+        settings = replace(learner.settings, lm=replace(learner.settings.lm, epochs=1, evals_per_epoch=1))
         nodes = np.sort(nodes)
         gold = Gold(nodes, small.label[nodes], small.num_classes)
         task, log = replace(learner, settings=settings).fit(StepTargets(gold), features, "calibration")

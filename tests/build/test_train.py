@@ -396,7 +396,7 @@ def test_em_settings_are_the_configurations() -> None:
         *("previous", "previous"),
     )
     assert (found.lm_ratio, found.gnn_ratio, found.confidence) == (0.5, 2.0, 0.9)
-    assert (found.lm_redraw, found.gnn_redraw, found.keep_all_weights) == (True, True, True)
+    assert (found.lm_redraw, found.keep_all_weights) == (True, True)
     cfg.glem.lm_init_first = "gold"
     assert (em_settings(cfg).lm_init, em_settings(cfg).lm_init_first) == ("previous", "gold")
 

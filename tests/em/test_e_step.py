@@ -253,11 +253,6 @@ def test_steps_are_counted_after_accumulation(learner: Callable[..., Held]) -> N
     assert [row["lr"] for row in log.history] == pytest.approx([0.3, 0.225, 0.15, 0.075])
 
 
-def test_patience_counts_evaluations(learner: Callable[..., Held]) -> None:
-    log = learner(batch_size=5, epochs=9, evals_per_epoch=2, patience=3).fit(step_targets(), "test")
-    assert [row["epoch"] for row in log.history] == [0.5, 1, 1.5, 2]
-
-
 # ---- prediction ---------------------------------------------------------------------------------------------------
 
 

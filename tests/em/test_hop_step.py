@@ -313,7 +313,7 @@ def test_with_pseudo_labels_of_the_other_model_there_is_one_round(monkeypatch: p
 
 
 def consistent(weight: float = 1.0, **options: Any) -> Held:
-    scr = Consistency(weight, UNLABELLED, 0.9, options.pop("threshold", 0.0))
+    scr = Consistency(weight, UNLABELLED, options.pop("threshold", 0.0))
     return learner_of(hop_options={"consistency": scr}, **options)
 
 
@@ -369,7 +369,7 @@ def test_the_teacher_is_the_moving_average_of_the_weights_after_every_step(monke
     assert len(steps) == 3 * 2  # epochs, batches
     wanted = {name: value.clone() for name, value in start.items()}
     for step in steps:
-        wanted = {name: 0.9 * value + 0.1 * step[name] for name, value in wanted.items()}
+        wanted = {name: 0.99 * value + 0.01 * step[name] for name, value in wanted.items()}
     found = teachers[-1].average.module.state_dict()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value)
@@ -395,7 +395,7 @@ def test_a_teacher_that_is_sure_of_nothing_changes_no_weight() -> None:
 
 @pytest.mark.parametrize("options", ["rounds", "consistency"])
 def test_neither_hurts_where_features_tell_of_the_class(options: str) -> None:
-    extra: dict[str, Any] = {"consistency": Consistency(0.5, UNLABELLED, 0.9, 0.6)}
+    extra: dict[str, Any] = {"consistency": Consistency(0.5, UNLABELLED, 0.6)}
     if options == "rounds":
         extra = {"self_training": {"rounds": 3, "unlabelled": UNLABELLED, "threshold": 0.6, "weight": 0.5}}
     rest, right = np.setdiff1d(UNLABELLED, VALID), []

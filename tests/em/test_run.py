@@ -259,13 +259,12 @@ def test_the_knobs_of_each_step_reach_its_targets(tmp_path: Path) -> None:
         lm_ratio=2.0,
         gnn_ratio=0.5,
         lm_redraw=True,
-        gnn_redraw=False,
     )
     run, book = fake_run(tmp_path, settings)
     run_em(run)
     e, m = book.of("e_step_1").targets, book.of("m_step_1").targets
     assert (e.weight, e.ratio, e.redraw) == (0.9, 2.0, True)
-    assert (m.weight, m.ratio, m.redraw) == (0.1, 0.5, False)
+    assert (m.weight, m.ratio, m.redraw) == (0.1, 0.5, True)
     seeds = [note.targets.seed for note in book.notes]
     assert seeds == [stage_seed(3, index) for index in range(4)]
     for targets in (e, m):

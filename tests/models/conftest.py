@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glem_graphgym.models.propagation import Adjacency
 
@@ -24,22 +22,3 @@ def edges() -> Tensor:
 @pytest.fixture
 def adjacency(edges: Tensor) -> Adjacency:
     return Adjacency.from_edge_index(edges, NODES)
-
-
-def assert_reset_leaves_nothing_learned(build: Callable[[], nn.Module], adjacency: Adjacency) -> None:
-    """``reset_parameters`` of a used network gives what it gives of a new one, running statistics included."""
-
-    def reset(net: nn.Module) -> dict[str, Tensor]:
-        torch.manual_seed(3)
-        net.reset_parameters()  # type: ignore[operator]
-        return {name: value.clone() for name, value in net.state_dict().items()}
-
-    fresh, used = reset(build()), build()
-    used(torch.randn(NODES, 6), adjacency)  # moves the running statistics
-    with torch.no_grad():
-        for parameter in used.parameters():
-            parameter.add_(1)
-    again = reset(used)
-    assert fresh.keys() == again.keys()
-    for name, value in fresh.items():
-        assert torch.equal(value, again[name]), name

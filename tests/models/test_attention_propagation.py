@@ -78,7 +78,7 @@ def test_any_graph_equals_its_dense_matrix_forward_and_backward(
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_gradients(adjacency: Adjacency, heads: int) -> None:
-    graph = AttentionGraph.of(adjacency, heads, self_loops=True)
+    graph = AttentionGraph.of(adjacency, heads)
     kept = torch.ones(graph.num_edges, dtype=torch.bool)
     kept[:2] = False
     ends = [torch.randn(NODES, heads, dtype=torch.float64, requires_grad=True) for _ in range(2)]
@@ -156,12 +156,11 @@ def test_no_warning_comes_from_torch(adjacency: Adjacency) -> None:
 def test_self_loops_are_added_once(adjacency: Adjacency) -> None:
     looped = adjacency.with_self_loops()
     assert torch.equal(dense_mask(looped), dense_mask(adjacency) | torch.eye(NODES, dtype=torch.bool))
-    assert AttentionGraph.of(adjacency, 2, self_loops=True).num_edges == len(looped.col) == 9
-    assert AttentionGraph.of(adjacency, 2, self_loops=False).num_edges == 5
+    assert AttentionGraph.of(adjacency, 2).num_edges == len(looped.col) == 9
 
 
 def test_degrees_and_the_symmetric_weight(adjacency: Adjacency) -> None:
-    graph = AttentionGraph.of(adjacency, 2, self_loops=True)
+    graph = AttentionGraph.of(adjacency, 2)
     mask = dense_mask(adjacency.with_self_loops()).double()
     assert graph.in_degree().tolist() == mask.sum(1).tolist() == [1, 3, 2, 2, 1]
     assert graph.out_degree().tolist() == mask.sum(0).tolist() == [3, 2, 2, 1, 1]
@@ -174,7 +173,7 @@ def test_degrees_and_the_symmetric_weight(adjacency: Adjacency) -> None:
 def test_on_an_undirected_graph_uniform_attention_with_the_symmetric_weight_is_gcn() -> None:
     edges = torch.randint(0, 20, (2, 60), generator=torch.Generator().manual_seed(0))
     adjacency = Adjacency.from_edge_index(torch.cat([edges, edges.flip(0)], dim=1), 20)
-    graph = AttentionGraph.of(adjacency, 1, self_loops=True)
+    graph = AttentionGraph.of(adjacency, 1)
     x = torch.randn(20, 4)
     out = graph.sum(x, graph.softmax(torch.zeros(20, 1)) * graph.symmetric_weight())
     torch.testing.assert_close(out, adjacency.gcn() @ x)
@@ -243,10 +242,10 @@ def test_what_is_kept_for_the_backward_pass_is_no_wider_than_edges_or_nodes() ->
 def test_it_is_made_once_and_goes_with_the_adjacency(adjacency: Adjacency) -> None:
     edges = EDGES.clone()
     other = Adjacency.from_edge_index(edges, NODES)
-    graph = AttentionGraph.of(other, 2, self_loops=True)
-    assert AttentionGraph.of(other, 2, self_loops=True) is graph
-    assert AttentionGraph.of(other, 1, self_loops=True) is not graph
-    assert AttentionGraph.of(adjacency, 2, self_loops=True) is not graph
+    graph = AttentionGraph.of(other, 2)
+    assert AttentionGraph.of(other, 2) is graph
+    assert AttentionGraph.of(other, 1) is not graph
+    assert AttentionGraph.of(adjacency, 2) is not graph
     gone: list[weakref.ref[Any]] = [weakref.ref(other), weakref.ref(graph)]
     gc.disable()
     try:

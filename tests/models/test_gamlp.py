@@ -32,9 +32,8 @@ def batch_norm(x: Tensor) -> Tensor:
     return x / (1 + 1e-5) ** 0.5  # fresh running statistics: mean 0, variance 1
 
 
-@pytest.mark.parametrize("preprocess", ["own", "shared", "none"])
-def test_attention_weights_add_up_to_one(preprocess: str) -> None:
-    net = build(preprocess=preprocess, residual=False)
+def test_attention_weights_add_up_to_one() -> None:
+    net = build(residual=False)
     weights = net.attention(net.encode(net.prepare(batch())))
     assert weights.shape == (BATCH, HOPS + 1)
     torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, dtype=torch.float64))
@@ -81,18 +80,12 @@ def test_gamlp_by_hand() -> None:
 
 
 def test_without_residual_the_gathered_hops_go_straight_on() -> None:
-    net = build(residual=False, preprocess="none")
+    net = build(residual=False)
     hops = batch()
-    weights = net.attention([*hops])
-    torch.testing.assert_close(net(hops), net.output(torch.einsum("kbd,bk->bd", hops, weights)))
+    hidden = net.encode(hops)
+    gathered = torch.einsum("kbd,bk->bd", torch.stack(hidden), net.attention(hidden))
+    torch.testing.assert_close(net(hops), net.output(gathered))
     assert net.prelu is None and net.residual is None
-
-
-def test_shared_transforms_treat_all_hops_alike() -> None:
-    net = build(preprocess="shared")
-    hops = batch()
-    for hidden, x in zip(net.encode(hops), hops, strict=True):
-        torch.testing.assert_close(hidden, net.preprocess[0](x))
 
 
 @pytest.mark.parametrize(("dim_in", "dim_out"), [(4, 4), (5, 3), (4, 3), (5, 4)])
@@ -176,9 +169,7 @@ def test_parameter_counts_of_glem(dim_in: int, h: int, classes: int, hops: int) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preprocess": "some"}, "preprocess is 'some', expected one of own, shared, none"),
         ({"activation": "tanh"}, "activation is 'tanh', expected one of sigmoid, relu, leaky_relu"),
-        ({"preprocess": "none"}, "residual without preprocessing adds 4 columns to 5, expected dim_hidden = dim_in"),
         ({"alpha": 1.5}, "alpha is 1.5, expected a share"),
         ({"output_layers": 0}, "num_layers is 0"),
         ({"label_dropout": 1.0}, "label_dropout is 1.0"),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from glem_graphgym.models.gcn import GCN, GCNLayer
 from glem_graphgym.models.mlp import MLP, LayerStack
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sage import SAGE, SAGELayer
-from tests.models.conftest import NODES, assert_reset_leaves_nothing_learned
+from tests.models.conftest import NODES
 from tests.tolerances import assert_all_equal_up_to_rounding
 
 NETWORKS = [GCN, SAGE, MLP]
@@ -93,7 +92,6 @@ def test_hidden_biases_can_be_left_out_of_a_gcn(norm: str, adjacency: Adjacency)
     bare = build(GCN, hidden_bias=False, norm=norm, dropout=0.0)
     names = {name for name, _ in bare.named_parameters() if name.startswith("layers") and name.endswith("bias")}
     assert names == {"layers.2.linear.bias"}
-    bare.reset_parameters()
     full = build(GCN, norm=norm, dropout=0.0)
     full.load_state_dict(bare.state_dict(), strict=False)
     with torch.no_grad():
@@ -179,7 +177,6 @@ def test_all_networks_are_built_and_called_alike() -> None:
         found = list(inspect.signature(network.__init__).parameters.values())
         assert found[: len(arguments)] == arguments
         assert [parameter.name for parameter in found[len(arguments) :]] == own
-        assert inspect.signature(network.reset_parameters) == inspect.signature(LayerStack.reset_parameters)
     assert {tuple(inspect.signature(network.forward).parameters) for network in NETWORKS} == {
         ("self", "x", "adjacency")
     }
@@ -213,14 +210,6 @@ def test_same_seed_same_bits_in_training(network: type[LayerStack], adjacency: A
         return list(net.state_dict().values())
 
     assert all(torch.equal(a, b) for a, b in zip(trained(), trained(), strict=True))
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-def test_reset_parameters_leaves_nothing_of_what_was_learned(
-    network: type[LayerStack], norm: str, adjacency: Adjacency
-) -> None:
-    assert_reset_leaves_nothing_learned(partial(build, network, norm=norm), adjacency)
 
 
 def test_gcn_starts_as_glorot_with_zero_bias() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glem_graphgym.models.mean_teacher import MeanTeacher, consistency_loss, falling_confidence
+from glem_graphgym.models.mean_teacher import MeanTeacher, consistency_loss
 
 
 def student() -> nn.Sequential:
@@ -81,39 +81,36 @@ def test_it_survives_saving_and_loading() -> None:
     assert torch.equal(teacher(x), other(x))
 
 
-def by_hand(student_logits: Tensor, teacher: Tensor, temperature: float, confidence: float, kl: bool) -> float:
+def by_hand(student_logits: Tensor, teacher: Tensor, temperature: float, confidence: float) -> float:
     losses = []
     for logits, probability in zip(student_logits, teacher, strict=True):
         if probability.max() <= confidence:
             continue
         power = probability ** (1 / temperature)
         sharp, p = power / power.sum(), logits.exp() / logits.exp().sum()
-        losses.append((p * (p / sharp).log()).sum() if kl else ((p - sharp) ** 2).sum())
+        losses.append(((p - sharp) ** 2).sum())
     return float(sum(losses) / len(losses))
 
 
-@pytest.mark.parametrize("divergence", ["squared", "kl"])
 @pytest.mark.parametrize(("temperature", "confidence"), [(0.5, 0.0), (0.5, 0.6), (1.0, 0.5), (0.2, 0.0)])
-def test_consistency_loss_by_hand(divergence: str, temperature: float, confidence: float) -> None:
+def test_consistency_loss_by_hand(temperature: float, confidence: float) -> None:
     torch.manual_seed(0)
     logits, teacher = torch.randn(20, 3), (2 * torch.randn(20, 3)).softmax(-1)
-    loss = consistency_loss(logits, teacher, temperature, confidence, divergence)
-    expected = by_hand(logits.double(), teacher.double(), temperature, confidence, divergence == "kl")
+    loss = consistency_loss(logits, teacher, temperature, confidence)
+    expected = by_hand(logits.double(), teacher.double(), temperature, confidence)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("divergence", ["squared", "kl"])
-def test_it_is_zero_where_student_and_sharpened_teacher_agree(divergence: str) -> None:
+def test_it_is_zero_where_student_and_sharpened_teacher_agree() -> None:
     logits = torch.randn(6, 3)
-    loss = consistency_loss(2 * logits, logits.softmax(-1), temperature=0.5, divergence=divergence)
+    loss = consistency_loss(2 * logits, logits.softmax(-1), temperature=0.5)
     torch.testing.assert_close(loss, torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("divergence", ["squared", "kl"])
-def test_gradients_go_to_the_student_and_to_confident_nodes_only(divergence: str) -> None:
+def test_gradients_go_to_the_student_and_to_confident_nodes_only() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
     teacher = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.3, 0.3]], requires_grad=True)
-    consistency_loss(logits, teacher, confidence=0.8, divergence=divergence).backward()
+    consistency_loss(logits, teacher, confidence=0.8).backward()
     assert teacher.grad is None and logits.grad is not None and logits.grad.isfinite().all()
     assert logits.grad[0].abs().sum() > 0 and logits.grad[1].eq(0).all()
 
@@ -142,16 +139,11 @@ def test_a_student_under_dropout_is_drawn_to_its_teacher() -> None:
     assert distances[-1] < distances[0] / 2
 
 
-def test_the_threshold_falls_linearly() -> None:
-    assert [falling_confidence(0.85, 0.75, epoch, 1000) for epoch in (0, 500, 1000)] == pytest.approx([0.85, 0.8, 0.75])
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"temperature": 0.0}, "temperature is 0.0, expected above 0"),
         ({"confidence": 1.0}, "confidence is 1.0, expected a share"),
-        ({"divergence": "cosine"}, "divergence is 'cosine', expected one of squared, kl"),
         ({"teacher": torch.zeros(4, 2)}, r"are \(4, 3\) and \(4, 2\), expected"),
     ],
 )

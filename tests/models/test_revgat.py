@@ -14,7 +14,7 @@ from glem_graphgym.models import revgat
 from glem_graphgym.models.attention_propagation import AttentionGraph
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.revgat import Draws, GroupLayer, ReversibleBlock, RevGAT, RevGATLayer
-from tests.models.conftest import NODES, assert_reset_leaves_nothing_learned
+from tests.models.conftest import NODES
 from tests.tolerances import assert_equal_up_to_rounding
 
 
@@ -83,18 +83,15 @@ def dense_layer(layer: RevGATLayer, x: Tensor, mask: Tensor) -> Tensor:
     return out.flatten(1) + F.linear(x, layer.root.weight)
 
 
-def dense_mask(adjacency: Adjacency, self_loops: bool) -> Tensor:
+def dense_mask(adjacency: Adjacency) -> Tensor:
     row = torch.arange(NODES).repeat_interleave(adjacency.rowptr.diff())
     mask = torch.zeros(NODES, NODES, dtype=torch.bool)
     mask[row, adjacency.col.long()] = True
-    return mask | torch.eye(NODES, dtype=torch.bool) if self_loops else mask
+    return mask | torch.eye(NODES, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("symmetric_norm", [False, True])
-@pytest.mark.parametrize("self_loops", [False, True])
-def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(
-    adjacency: Adjacency, symmetric_norm: bool, self_loops: bool
-) -> None:
+def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(adjacency: Adjacency, symmetric_norm: bool) -> None:
     torch.manual_seed(0)
     layer = RevGATLayer(6, 4, 2, symmetric_norm=symmetric_norm).double()
     x, seed = torch.randn(NODES, 6, dtype=torch.float64), torch.randn(NODES, 8, dtype=torch.float64)
@@ -103,9 +100,9 @@ def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(
         layer.zero_grad()
         leaf = x.clone().requires_grad_()
         if dense:
-            out = dense_layer(layer, leaf, dense_mask(adjacency, self_loops))
+            out = dense_layer(layer, leaf, dense_mask(adjacency))
         else:
-            out = layer(leaf, AttentionGraph.of(adjacency, 2, self_loops), None)
+            out = layer(leaf, AttentionGraph.of(adjacency, 2), None)
         out.backward(seed)
         results.append([out, leaf.grad, *[parameter.grad for parameter in layer.parameters()]])
     for found, wanted in zip(*results, strict=True):
@@ -116,7 +113,7 @@ def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(
 def test_the_network_is_its_published_formula(adjacency: Adjacency, group: int) -> None:
     net = build(group=group, num_layers=4, norm="layer").double().eval()
     x = torch.randn(NODES, 6, dtype=torch.float64)
-    mask = dense_mask(adjacency, self_loops=True)
+    mask = dense_mask(adjacency)
 
     def norm(x: Tensor) -> Tensor:
         return F.relu((x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt())
@@ -146,7 +143,7 @@ def test_the_network_is_its_published_formula(adjacency: Adjacency, group: int) 
         {"norm": "layer"},
         {"norm": "none", "attention_dropout": 0.4},
         {"dropout": 0.0, "edge_drop": 0.0},
-        {"symmetric_norm": False, "self_loops": False, "input_norm": True},
+        {"symmetric_norm": False, "input_norm": True},
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
@@ -170,7 +167,7 @@ def test_gradients_and_statistics_are_those_of_plain_autograd(
 
 def test_a_block_is_unwound_to_its_input(adjacency: Adjacency) -> None:
     net = build(dim_hidden=8, group=4).double()
-    graph = AttentionGraph.of(adjacency, 3, self_loops=True)
+    graph = AttentionGraph.of(adjacency, 3)
     masks = [torch.randint(0, 2, (NODES, 6)).double() for _ in range(4)]
     draws = Draws(graph, masks, [])
     xs = list(torch.randn(4, NODES, 6, dtype=torch.float64))
@@ -364,11 +361,6 @@ def test_a_change_of_the_parameters_before_the_backward_pass_is_noticed(adjacenc
         next(net.blocks[0].parameters()).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-def test_reset_parameters_leaves_nothing_of_what_was_learned(adjacency: Adjacency) -> None:
-    make = partial(build, input_norm=True)
-    assert_reset_leaves_nothing_learned(make, adjacency)
 
 
 @pytest.mark.parametrize(
