@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from glem_graphgym.build.run_folder import (
     METRIC,
     check_run_folder,
     identity_of,
-    names_of_stages,
     seconds_of_other_seeds,
     shared_lm_gold,
     take_run_folder,
@@ -33,11 +33,13 @@ from glem_graphgym.build.run_folder import (
 from glem_graphgym.config import check_config, feature_kinds
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.journal import Journal, Scores
-from glem_graphgym.em.plan import Plan, planned_stages
+from glem_graphgym.em.plan import Plan
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
+from glem_graphgym.em.recorder import record
 from glem_graphgym.em.run import EMSettings, Run
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.models.pooling import readout_of
@@ -80,14 +82,23 @@ def prepare(cfg: CfgNode, overwrite: int = 0) -> tuple[TextGraph, Run]:
     run = build_run(cfg, graph)
     if reader := run.lm_gold or run.joint:
         identity["unknown_tokens"] = round(reader.tokens.unknown_share(), 4)
-    run.journal.plan = plan_of(cfg, run)
     if processes.rank() == 0:
         take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
     return graph, run
 
 
-def build_run(cfg: CfgNode, graph: TextGraph) -> Run:
+def build_run(
+    cfg: CfgNode,
+    graph: TextGraph,
+    tokens: TokenStore | None = None,
+    features: Callable[[np.ndarray | None], Any] | None = None,
+    seen: TextGraph | None = None,
+) -> Run:
     """The run of ``train.mode`` on a graph.
+
+    Args:
+        tokens, features, seen: take the place of the tokens of the graph's texts, of what makes the GNN's features, and
+            of the graph as its models see it, where a run is only looked at; None = they are made.
 
     Raises:
         ValueError: settings, files, models or memory do not allow it; names the keys.
@@ -97,7 +108,8 @@ def build_run(cfg: CfgNode, graph: TextGraph) -> Run:
     if mode.gnn or mode.joint:
         check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     static = "static" in feature_kinds(cfg.glem.node_features)
-    tokens = open_tokens(cfg, graph) if mode.lm or mode.joint or static else None
+    if tokens is None and (mode.lm or mode.joint or static):
+        tokens = open_tokens(cfg, graph)
     if tokens is not None:
         readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
     accuracy = accuracy_of(graph.name)
@@ -106,36 +118,38 @@ def build_run(cfg: CfgNode, graph: TextGraph) -> Run:
     valid_labels = graph.label[valid]
     validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))
     lm_gold = lm_em = gnn = joint = smooth = None
-    features: Any = lambda embeddings: np.empty((0, 0))  # noqa: E731 - without a GNN
+    graph_seen = seen or graph
     if mode.lm:
         assert tokens is not None
         lm_gold, lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
         check_lms(cfg, lm_gold, lm_em)
     if mode.gnn:
-        features = feature_builder(cfg, graph, tokens, nodes.encoded)
-        gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted)
+        features = features or feature_builder(cfg, graph, tokens, nodes.encoded)
+        gnn = gnn_learner(cfg, graph_seen, validation, nodes.candidates, nodes.predicted)
         smooth = smoother(cfg, gnn.graphs, gold)
     if mode.joint:
         assert tokens is not None
         check_lm(cfg, lm_learners(cfg, tokens, graph.num_classes, validation)[0])
-        features = further_features(cfg, graph, tokens, nodes.encoded)
-        joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted)
+        features = features or further_features(cfg, graph, tokens, nodes.encoded)
+        joint = joint_learner(cfg, graph_seen, tokens, validation, nodes.predicted)
         smooth = smoother(cfg, joint.graphs, gold)
-    return Run(
+    journal = functools.partial(
+        Journal,
+        Path(cfg.run_dir),
+        cfg.seed,
+        lambda logits: scores_of(graph, logits, accuracy),
+        metric=METRIC,
+        save_memory=functools.partial(stage_remedy, cfg),
+        checkpoint_minutes=cfg.glem.checkpoint_minutes,
+    )
+    run = Run(
         num_nodes=graph.num_nodes,
         gold=gold,
         unlabelled=nodes.unlabelled,
         candidates=nodes.candidates,
         settings=em_settings(cfg),
-        journal=Journal(
-            Path(cfg.run_dir),
-            cfg.seed,
-            lambda logits: scores_of(graph, logits, accuracy),
-            metric=METRIC,
-            save_memory=functools.partial(stage_remedy, cfg),
-            checkpoint_minutes=cfg.glem.checkpoint_minutes,
-        ),
-        features=features,
+        journal=journal(),
+        features=features or (lambda embeddings: None),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
         lm_gold=lm_gold,
         lm_em=lm_em,
@@ -147,6 +161,7 @@ def build_run(cfg: CfgNode, graph: TextGraph) -> Run:
         correct_and_smooth=smooth,
         encoded=nodes.encoded,
     )
+    return replace(run, journal=journal(plan=plan_of(cfg, run)))
 
 
 def check_lms(cfg: CfgNode, gold: LMLearner, em: LMLearner) -> None:
@@ -158,9 +173,12 @@ def check_lms(cfg: CfgNode, gold: LMLearner, em: LMLearner) -> None:
 
 def plan_of(cfg: CfgNode, run: Run) -> Plan:
     """The stages that the run is going to do, and what is known of the time that they take."""
-    stages = planned_stages(run, names_of_stages(cfg))
-    encoded = run.num_nodes if run.encoded is None else len(run.encoded)
-    prior = {"LM": run.features_seconds / encoded} if run.features_seconds else {}
+    stages = record(run, MODES[cfg.train.mode].program).planned(run.num_nodes)
+    encoded = slice(None) if run.encoded is None else run.encoded
+    reader = run.lm_gold or run.joint
+    prior = {}
+    if run.features_seconds and reader is not None:
+        prior = {"LM": run.features_seconds / int(reader.tokens.lengths[encoded].sum())}
     return Plan(stages, cfg.glem.em_iterations == UNTIL_PLATEAU, seconds_of_other_seeds(Path(cfg.run_dir)), prior)
 
 

@@ -18,11 +18,9 @@ from yacs.config import CfgNode
 
 from glem_graphgym.config import KEYS, flat_settings, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em.plan import stage_names
 from glem_graphgym.files import fingerprint, read_json, reading, write_json
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import find_model
-from glem_graphgym.modes import UNTIL_PLATEAU
 from glem_graphgym.renamed import in_new_names
 
 METRIC = "accuracy"  # which score our train modes select by
@@ -61,13 +59,6 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
         "versions": package_versions(),
         **({"em_iterations": cfg.glem.em_iterations} if cfg.train.mode == "glem" else {}),
     }
-
-
-def names_of_stages(cfg: CfgNode) -> list[str]:
-    """The stages of the run that ``cfg`` describes, in their order; with those of all iterations that there can be."""
-    g = cfg.glem
-    iterations = g.em_max_iterations if g.em_iterations == UNTIL_PLATEAU else g.em_iterations
-    return stage_names(cfg.train.mode, g.order, iterations, g.correct_and_smooth, g.ensemble)
 
 
 def seconds_of_other_seeds(run_dir: Path) -> dict[str, float]:

@@ -52,18 +52,23 @@ def machine_share(cfg: CfgNode) -> int:
 
 
 def feature_width(cfg: CfgNode, graph: TextGraph) -> int:
-    """D, the width of the GNN's node features; the language model's own width is read from its configuration."""
-    width = 0
+    """D, the width of the GNN's node features."""
+    return sum(feature_widths(cfg, graph).values())
+
+
+def feature_widths(cfg: CfgNode, graph: TextGraph) -> dict[str, int]:
+    """Kind of node features -> its columns; the language model's own width is read from its configuration."""
+    widths = {}
     for kind in feature_kinds(cfg.glem.node_features):
         if kind == "raw":
-            width += 0 if graph.features is None else graph.features.shape[1]
+            widths[kind] = 0 if graph.features is None else graph.features.shape[1]
         elif kind == "file":
-            width += _columns(Path(cfg.glem.feature_file))
+            widths[kind] = _columns(Path(cfg.glem.feature_file))
         elif kind == "text" and cfg.lm.shrink_dim:
-            width += cfg.lm.shrink_dim
+            widths[kind] = cfg.lm.shrink_dim
         else:
-            width += _embedding_width(cfg)
-    return width
+            widths[kind] = _embedding_width(cfg)
+    return widths
 
 
 def _columns(file: Path) -> int:

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -240,3 +240,9 @@ def budget_batches(lengths: np.ndarray, nodes: np.ndarray, tokens: int) -> Itera
         size = max(1, tokens // max(int(lengths[order[start]]), 1))
         yield order[start : start + size]
         start += size
+
+
+def padded_tokens(lengths: np.ndarray, batches: Iterable[np.ndarray], parts: int = 1) -> int:
+    """Tokens of ``batches`` of nodes, padding included, each of which goes through a model in so many ``parts``."""
+    pieces = (part for batch in batches for part in np.array_split(lengths[batch], parts) if len(part))
+    return sum(len(part) * int(part.max()) for part in pieces)

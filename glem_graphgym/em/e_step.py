@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glem_graphgym import processes
-from glem_graphgym.data.tokens import TokenStore, budget_batches, shuffled_batches
+from glem_graphgym.data.tokens import TokenStore, budget_batches, padded_tokens, shuffled_batches
 from glem_graphgym.disk import kept_array
 from glem_graphgym.em.checkpoint import Checkpoint
 from glem_graphgym.em.fit import Batches, FitLog, FitPlan, Fitted, Task, Validation, Weights, fit, to_float16
@@ -27,6 +27,7 @@ from glem_graphgym.progress import Progress
 
 TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the longest try a model
 ENCODING = "encoding"  # the checkpoint of `encoding_rounds`
+TRAINING = 4  # times that inference takes for a token; 4.2 in docs/measurements.md, "e_step" and "inference"
 ROUND = 16  # batches that each of several processes encodes before the first collects them
 
 
@@ -84,6 +85,27 @@ class LMLearner:
         if weights is not None:
             model.load_state_dict(weights)
         return LMTask(self, model, targets)
+
+    def model_for(self, width: int, num_classes: int) -> TextClassifier:
+        """The model of a step, whatever the ``width`` of node features."""
+        return self.build()
+
+    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
+        """Unit of a progress bar -> work of a step, in padded tokens of inference.
+
+        Args:
+            encoded: int64 (n,), nodes that are encoded after training.
+        """
+        lengths, settings = self.tokens.lengths, self.settings
+        validated = int(lengths[self.validation.nodes].sum())  # sorted by length, so next to nothing is padding
+        epoch = TRAINING * self.training_tokens(targets) + settings.evals_per_epoch * validated
+        return {"batch": settings.epochs * epoch, "token": int(lengths[encoded].sum())}
+
+    def training_tokens(self, targets: StepTargets) -> int:
+        """Padded tokens of an epoch like those of a step on ``targets``."""
+        nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
+        batches = shuffled_batches(self.tokens.lengths, nodes, self.settings.batch_size, rng)
+        return padded_tokens(self.tokens.lengths, batches, self.settings.accumulate)
 
     def fit(
         self, targets: StepTargets, title: str, init: Weights | None = None, checkpoint: Checkpoint | None = None
@@ -186,7 +208,7 @@ class LMTask(Task):
         """
         model = self.model.to(self.hardware.device).eval()
         nodes = np.arange(len(self.tokens)) if nodes is None else nodes
-        bar = Progress(total=len(nodes), desc=title, unit="text", disable=processes.rank() > 0, leave=False)
+        bar = encoding_bar(self.tokens, nodes, title)
         rank, size = processes.rank(), processes.world_size()
         at_once = size * ROUND if size > 1 else 1
         how = (nodes, self.settings.infer_tokens, bar, checkpoint, (logits, embeddings))
@@ -196,7 +218,7 @@ class LMTask(Task):
                 encoded = [(batch, *self._encode(model, batch)) for batch in dealt[rank::size]]
                 for batch, class_logits, embedding in itertools.chain(*processes.gather_to_rank_zero(encoded)):
                     logits[batch], embeddings[batch] = class_logits, embedding
-                    bar.update(len(batch))
+                    bar.update(int(self.tokens.lengths[batch].sum()))
 
     def _encode(self, model: TextClassifier, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits (B, C) and text embeddings (B, H) of the nodes' texts, float16."""
@@ -322,6 +344,12 @@ def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np
     return kept_array(folder / f"{name}.npy", np.float16, (rows, columns), nodes)
 
 
+def encoding_bar(tokens: TokenStore, nodes: np.ndarray, title: str) -> Progress:
+    """A bar that counts tokens: the longest texts come first, so texts would say too little of what is done."""
+    total, quiet = int(tokens.lengths[nodes].sum()), processes.rank() > 0
+    return Progress(total=total, desc=title, unit="token", unit_scale=True, disable=quiet, leave=False)
+
+
 def encoding_rounds(
     tokens: TokenStore,
     nodes: np.ndarray,
@@ -339,7 +367,7 @@ def encoding_rounds(
     batches = budget_batches(tokens.lengths, nodes, infer_tokens)
     kept = checkpoint.read(ENCODING) if checkpoint else None
     done = int(kept["batches"]) if kept and kept["infer_tokens"] == infer_tokens else 0
-    bar.update(sum(len(batch) for batch in itertools.islice(batches, done)))
+    bar.update(sum(int(tokens.lengths[batch].sum()) for batch in itertools.islice(batches, done)))
     while dealt := list(itertools.islice(batches, size)):
         yield dealt
         done += len(dealt)

@@ -85,6 +85,9 @@ class HopLearner(GNNLearner):
         """Not with consistency, whose mean over a batch's confident nodes is no sum over parts of the batch."""
         return self.consistency is None
 
+    def model_for(self, width: int, num_classes: int) -> nn.Module:
+        return self.build(width, num_classes)
+
     def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
         """A network for float (N, D) ``features``, an array or `FeatureRows`, as of a `GNNLearner`."""
         num_nodes, width = features.shape

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import Checkpoint
-from glem_graphgym.em.e_step import LMSettings, encode_in_parts, encoding_rounds, fit_lm, lm_optimizer
+from glem_graphgym.em.e_step import LMSettings, encode_in_parts, encoding_bar, encoding_rounds, fit_lm, lm_optimizer
 from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, to_float16
 from glem_graphgym.em.inputs import GNNInputs, StoredInputs
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
@@ -29,7 +29,6 @@ from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
-from glem_graphgym.progress import Progress
 
 VALIDATED_AT_ONCE = 8192  # validation nodes whose neighbourhoods are sampled together, each text encoded once
 ROWS_AT_ONCE = 1 << 16  # in inference
@@ -100,6 +99,14 @@ class JointLearner:
         if weights is not None:
             model.load_state_dict(weights)
         return JointTask(self, inputs, targets, model)
+
+    def model_for(self, width: int, num_classes: int) -> JointModel:
+        """The model of a step, for features of that ``width`` beside the embeddings."""
+        return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
+
+    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
+        """As of an `LMLearner`: how much of it training is nobody knows before neighbourhoods are drawn."""
+        return {"batch": 1.0}
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
         """Train a new model on the gold labels of ``targets``; see `em.fit.fit`.
@@ -237,13 +244,13 @@ class JointTask(Task):
         """
         model = self.model.to(self.device).eval()
         nodes = np.arange(len(self.tokens)) if nodes is None else nodes
-        bar = Progress(total=len(nodes), desc=title, unit="text", leave=False)
+        bar = encoding_bar(self.tokens, nodes, title)
         rounds = encoding_rounds(self.tokens, nodes, self.settings.lm.infer_tokens, bar, checkpoint, (embeddings,))
         with torch.inference_mode(), self.learner.hardware.autocast(), bar:
             for (batch,) in rounds:
                 ids, mask = (torch.from_numpy(array).to(self.device) for array in self.tokens.pad(batch))
                 embeddings[batch] = to_float16(model.encoder(ids, mask))
-                bar.update(len(batch))
+                bar.update(int(self.tokens.lengths[batch].sum()))
         self.propagate(logits, embeddings)
 
     def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:

@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from glem_graphgym import processes
 from glem_graphgym.disk import writing
 from glem_graphgym.em.checkpoint import MINUTES, Checkpoint, filling
+from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.fit import FitLog, Weights
 from glem_graphgym.em.plan import Plan, Watch, in_words
 from glem_graphgym.files import link_or_copy, making, read_array, read_json, reading, write_json
@@ -137,6 +138,14 @@ class Stage:
         self.seconds = time.perf_counter() - self._start + self.checkpoint.seconds_before + work.seconds_before
         self.peak_mb = self._memory.peak_mb()
 
+    def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
+        """float16 array ``name`` of that shape, which the stage fills, for ``nodes`` alone; see `open_predictions`."""
+        return open_predictions(self.folder, name, *shape, nodes)
+
+    def compute(self, numbers: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """``numbers()``, which follow from predictions: a stage that is recorded has none to compute them from."""
+        return numbers()
+
     @property
     def logits(self) -> np.ndarray:
         """float16 (N, C), as they were written."""
@@ -157,6 +166,7 @@ class Journal:
         say: called with a line at the beginning and at the end of each stage.
         save_memory: kind of model (``LM``, ``GNN``, ``none``) -> the keys that help where a stage runs out of memory.
         checkpoint_minutes: between the checkpoints of a stage.
+        plan: the stages of the run, for the lines that say how far it is.
     """
 
     def __init__(
@@ -169,12 +179,13 @@ class Journal:
         say: Callable[[str], None] = logging.info,
         save_memory: Callable[[str], str] = lambda model: "use a smaller model or smaller batches",
         checkpoint_minutes: float = MINUTES,
+        plan: Plan | None = None,
     ) -> None:
         self.folder, self.working = run_dir / "stages", run_dir / "working"
         self.seed, self.evaluate, self.metric, self.say = seed, evaluate, metric, say
         self.save_memory, self.checkpoint_minutes = save_memory, checkpoint_minutes
         self.finished: list[FinishedStage] = []
-        self.plan = Plan()
+        self.plan = plan or Plan()
 
     @contextlib.contextmanager
     def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Stage]:
@@ -252,7 +263,7 @@ class Journal:
             "diagnostics": work.notes,
         }
         if work.weights:
-            weights = {name: value.contiguous() for name, value in work.weights.items()}
+            weights = {name: value.cpu().contiguous() for name, value in work.weights.items()}
             with writing(folder / "weights.safetensors"):
                 save_file(weights, folder / "weights.safetensors")
         write_json(folder / "history.json", work.log.history)

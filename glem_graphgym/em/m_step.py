@@ -106,7 +106,6 @@ class GNNLearner:
     label_reuse: LabelReuse | None = None
 
     in_batches: ClassVar[bool] = False  # whether an epoch has several steps, each on a part of the targets
-    fits_more_than_once: ClassVar[bool] = False  # in a step on gold labels alone
 
     @property
     def data_parallel(self) -> bool:
@@ -133,6 +132,14 @@ class GNNLearner:
         if weights is not None:
             module.load_state_dict(weights)
         return module
+
+    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
+        """Unit of a progress bar -> work of a step, comparable among steps: nodes or, in full batch, epochs."""
+        return {"batch": self.settings.epochs * (targets.num_trained if self.in_batches else 1)}
+
+    def model_for(self, width: int, num_classes: int) -> nn.Module:
+        """The network of a step on node features of that ``width``."""
+        return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
         """Train a new GNN; see `em.fit.fit`."""

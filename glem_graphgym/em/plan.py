@@ -6,23 +6,9 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.progress import Progress, time_text
 
-if TYPE_CHECKING:
-    from glem_graphgym.em.e_step import LMLearner
-    from glem_graphgym.em.run import Run
-
-# train.mode -> stages before the EM iterations
-FIRST_STAGES = {
-    "glem": ("lm_gold", "gnn_gold"),
-    "glem_lm": ("lm_gold",),
-    "glem_gnn": ("gnn_gold",),
-    "glem_cascade": ("lm_gold", "gnn_gold"),
-    "glem_joint": ("joint",),
-}
 WORDS = {
     "lm_gold": "the language model learns from gold labels",
     "gnn_gold": "the GNN learns from gold labels",
@@ -33,21 +19,7 @@ WORDS = {
     "ensemble": "language model and GNN predict together",
 }
 TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "E-step", "m_step": "M-step"}
-TRAINING = 4  # times that inference takes for a text; 4.2 in docs/measurements.md, "e_step" and "inference"
 ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is taken for that of the rest
-
-
-def stage_names(mode: str, order: str, iterations: int, correct_and_smooth: bool, ensemble: bool) -> list[str]:
-    """The stages of ``train.mode``, in the order in which `loop` does them; ``iterations`` of EM in ``glem``."""
-    names = list(FIRST_STAGES[mode])
-    if mode == "glem":
-        steps = ("e_step", "m_step") if order == "lm_first" else ("m_step", "e_step")
-        names += [f"{step}_{iteration}" for iteration in range(1, iterations + 1) for step in steps]
-    if {"gnn_gold", "joint"} & set(names) and correct_and_smooth:
-        names.append("correct_and_smooth")
-    if {"lm_gold", "gnn_gold"} <= set(names) and ensemble:
-        names.append("ensemble")
-    return names
 
 
 def kind_of(name: str) -> str:
@@ -74,8 +46,7 @@ class PlannedStage:
     Attributes:
         name: as of a `StageKey`.
         model: ``LM``, ``GNN`` or ``none``, which takes no time worth telling.
-        work: unit of a progress bar -> how much of the stage's work it shows, comparable among stages of one model; for
-            the LM in forward passes of one text.
+        work: unit of a progress bar -> how much of the stage's work it shows, comparable among stages of one model.
         seconds_before: counted among the stage's seconds, but spent before the stages.
     """
 
@@ -83,43 +54,6 @@ class PlannedStage:
     model: str
     work: Mapping[str, float] = field(default_factory=dict)
     seconds_before: float = 0.0
-
-
-def planned_stages(run: Run, names: Sequence[str]) -> list[PlannedStage]:
-    """The stages called ``names`` of a run, with the work that each will be."""
-    gold, settings = len(run.gold.nodes), run.settings
-    candidates = num_confident(len(run.candidates), settings.confidence)
-    encoded = run.num_nodes if run.encoded is None else len(run.encoded)
-
-    def of_lm(lm: LMLearner, ratio: float) -> dict[str, float]:
-        trained = gold + num_drawn(candidates, ratio, gold)
-        validated = lm.settings.evals_per_epoch * len(lm.validation.nodes)
-        return {"batch": lm.settings.epochs * (TRAINING * trained + validated), "text": encoded}
-
-    def of_gnn(ratio: float) -> dict[str, float]:
-        assert run.gnn is not None
-        if run.gnn.fits_more_than_once:  # on gold labels, which says nothing of steps on pseudo-labels
-            return {}
-        trained = gold + num_drawn(candidates, ratio, gold) if run.gnn.in_batches else 1
-        return {"batch": run.gnn.settings.epochs * trained}
-
-    def planned(name: str) -> PlannedStage:
-        kind = kind_of(name)
-        if kind == "lm_gold":
-            assert run.lm_gold is not None
-            return PlannedStage(name, "LM", of_lm(run.lm_gold, 0))
-        if kind == "e_step":
-            assert run.lm_em is not None
-            return PlannedStage(name, "LM", of_lm(run.lm_em, settings.lm_ratio))
-        if kind == "gnn_gold":
-            return PlannedStage(name, "GNN", of_gnn(0), run.features_seconds)
-        if kind == "m_step":
-            return PlannedStage(name, "GNN", of_gnn(settings.gnn_ratio))
-        if kind == "joint":
-            return PlannedStage(name, "GNN", {"batch": 1.0}, run.features_seconds)
-        return PlannedStage(name, "none")
-
-    return [planned(name) for name in names]
 
 
 class Plan:

@@ -6,6 +6,7 @@ label: `Gold` is made from the training split alone, `PseudoLabels` from predict
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ class PseudoLabels:
 
     Attributes:
         candidates: int64 (n,), all of them: nodes whose ŷ may be an input of the GNN, ŷ_U.
-        nodes: int64, those of them that are kept: nodes that may be trained on.
+        nodes: int64, those of them that are kept: nodes that may be trained on; chosen when first asked for.
 
     Raises:
         ValueError: a candidate is a gold node.
@@ -75,7 +76,16 @@ class PseudoLabels:
         if np.isin(nodes, gold.nodes).any():
             raise ValueError("a gold node was offered for a pseudo-label; pseudo-labels never replace gold labels")
         self.logits, self.temperature, self.hard = logits, temperature, hard
-        self.candidates, self.nodes = nodes, keep_confident(logits, nodes, confidence)
+        self.candidates, self.confidence = nodes, confidence
+
+    @functools.cached_property
+    def nodes(self) -> np.ndarray:
+        return keep_confident(self.logits, self.candidates, self.confidence)
+
+    @property
+    def num_kept(self) -> int:
+        """How many `nodes` there are, without a look at the logits."""
+        return num_confident(len(self.candidates), self.confidence)
 
     def targets(self, nodes: np.ndarray) -> Tensor:
         """float32 (n, C): a distribution a node."""
@@ -139,7 +149,15 @@ class StepTargets:
     def num_trained(self) -> int:
         """Nodes of an epoch."""
         num_gold = len(self.gold.nodes)
-        return num_gold + (num_drawn(len(self.pseudo.nodes), self.ratio, num_gold) if self.pseudo else 0)
+        return num_gold + (num_drawn(self.pseudo.num_kept, self.ratio, num_gold) if self.pseudo else 0)
+
+    def like_an_epoch(self) -> np.ndarray:
+        """int64 (n,): the gold nodes and as many pseudo nodes as an epoch has, whatever their confidence."""
+        if self.pseudo is None:
+            return self.gold.nodes
+        count = self.num_trained - len(self.gold.nodes)
+        drawn = np.random.default_rng(self.seed).choice(self.pseudo.candidates, count, replace=False)
+        return np.concatenate([self.gold.nodes, drawn])
 
     def drawn(self, epoch: int) -> np.ndarray:
         """int64 (n,), the pseudo nodes of an epoch; none in a step on gold alone."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from glem_graphgym import processes
 from glem_graphgym.em.combine import ensemble
-from glem_graphgym.em.e_step import LMLearner, open_predictions
+from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import FitLog, Task, Weights
 from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.journal import FinishedStage, Journal, Stage, StageKey, StageOutput, stage_seed
@@ -136,7 +136,7 @@ class Run:
                 pseudo = self.pseudo_labels(p_logits)
                 output = self._train_lm(stage, self.lm_em, pseudo, init.weights() if init else None)
                 if processes.rank() == 0:
-                    output.notes.update(self._diagnose(stage.logits, p_logits, pseudo))
+                    output.notes |= stage.compute(lambda: self._diagnose(stage.logits, p_logits, pseudo))
         return stage.result
 
     def m_step(self, iteration: int, q: FinishedStage, q_logits: np.ndarray) -> FinishedStage:
@@ -147,7 +147,7 @@ class Run:
                 pseudo = self.pseudo_labels(q_logits)
                 output = self._train_gnn(stage, q, pseudo)
                 if processes.rank() == 0:
-                    output.notes.update(self._diagnose(q_logits, stage.logits, pseudo))
+                    output.notes |= stage.compute(lambda: self._diagnose(q_logits, stage.logits, pseudo))
         return stage.result
 
     def fit_jointly(self) -> FinishedStage:
@@ -193,8 +193,8 @@ class Run:
 
         with self.journal.stage(self._key(name, "none", method, after.key.em_iteration)) as stage:
             if stage.todo:
-                out = open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes)
-                stage.finish(StageOutput(FitLog(), {}, 0, 0.0, compute(out)))
+                out = stage.predictions("logits", (self.num_nodes, self.gold.num_classes))
+                stage.finish(StageOutput(FitLog(), {}, 0, 0.0, stage.compute(lambda: compute(out))))
 
     def forget_weights(self, latest_lm: FinishedStage) -> None:
         """Delete weights that neither a later E-step nor a prediction with the best models can ask for."""
@@ -245,8 +245,8 @@ class Run:
         s, name = self.settings, stage.key.name
         targets = StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, self._seed(stage.key))
         task, log = lm.fit(targets, name, init, stage.checkpoint)
-        logits = open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes, self.encoded)
-        embeddings = open_predictions(stage.folder, "embeddings", self.num_nodes, task.embedding_dim, self.encoded)
+        logits = stage.predictions("logits", (self.num_nodes, self.gold.num_classes), self.encoded)
+        embeddings = stage.predictions("embeddings", (self.num_nodes, task.embedding_dim), self.encoded)
         task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
         return self._finish(stage, task, log, lm.settings.lr)
 
@@ -256,7 +256,7 @@ class Run:
         features = self.features(lm.embeddings if lm else None)
         task, log = gnn.fit(self.gnn_step_targets(stage.key, pseudo), features, name, stage.checkpoint)
         if processes.rank() == 0:
-            task.predict(open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes, gnn.predicted))
+            task.predict(stage.predictions("logits", (self.num_nodes, self.gold.num_classes), gnn.predicted))
         before = self.features_seconds if name == "gnn_gold" else 0.0
         return self._finish(stage, task, log, gnn.settings.lr, seconds_before=before)
 
@@ -264,15 +264,15 @@ class Run:
         joint, name = self.joint, stage.key.name
         assert joint is not None, "this run has no joint model"
         task, log = joint.fit(self.gnn_step_targets(stage.key, None), self.features(None), name, stage.checkpoint)
-        logits = open_predictions(stage.folder, "logits", self.num_nodes, self.gold.num_classes, joint.predicted)
-        embeddings = open_predictions(stage.folder, "embeddings", self.num_nodes, task.embedding_dim, self.encoded)
+        logits = stage.predictions("logits", (self.num_nodes, self.gold.num_classes), joint.predicted)
+        embeddings = stage.predictions("embeddings", (self.num_nodes, task.embedding_dim), self.encoded)
         task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
         lr, before = joint.settings.lm.lr, self.features_seconds
         return self._finish(stage, task, log, lr, notes=task.costs(log), seconds_before=before)
 
     def _finish(self, stage: Stage, task: Task, log: FitLog, lr: float, **more: Any) -> StageOutput:
-        weights = {name: value.detach().cpu() for name, value in task.model.state_dict().items()}
-        output = StageOutput(log, weights, sum(p.numel() for p in task.model.parameters()), lr, **more)
+        params = sum(parameter.numel() for parameter in task.model.parameters())
+        output = StageOutput(log, task.model.state_dict(), params, lr, **more)
         stage.finish(output)
         return output
 

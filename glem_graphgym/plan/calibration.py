@@ -1,8 +1,8 @@
 """What the stages of a run cost, measured on a small part of each: memory, time and sizes.
 
 Done in a process of its own, ``python -m glem_graphgym.plan.calibration request.json answer.json``: so its memory
-is that of a run, and whatever goes wrong in it takes nobody else along. The stages are tried in their order with the
-run's own learners, as memory that one of them keeps is there in the next.
+is that of a run, and whatever goes wrong in it takes nobody else along. The run is built as ever and recorded
+(`em.recorder`); then each of its fits is tried in turn, as memory that one of them keeps is there in the next.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from torch_geometric.graphgym.config import set_cfg
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
-from glem_graphgym.build.features import feature_builder, load_matrix, static_folder
+from glem_graphgym.build.features import feature_builder, static_folder
 from glem_graphgym.build.gnn import sees_hops
-from glem_graphgym.build.gnn_check import check_gnn
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.build.language_model import hardware_for, untuned_lm
 from glem_graphgym.build.learners import (
@@ -39,34 +38,39 @@ from glem_graphgym.build.learners import (
     lm_learners,
     stored_graph_views_of,
 )
-from glem_graphgym.build.run import check_lms, em_settings, first_predictions, nodes_of
-from glem_graphgym.build.run_folder import check_run_folder, identity_of, shared_lm_gold
+from glem_graphgym.build.run import build_run, nodes_of
+from glem_graphgym.build.run_folder import check_run_folder, identity_of
 from glem_graphgym.build.sizes import (
     GB,
     budget_bytes,
+    feature_widths,
     full_batch_bytes,
     layer_file_bytes,
     predicts_layerwise,
     processes_here,
 )
-from glem_graphgym.config import feature_kinds, load_config
+from glem_graphgym.config import load_config, reads_texts
 from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, shuffled_batches, token_folder
+from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, padded_tokens, shuffled_batches, token_folder
 from glem_graphgym.em.e_step import LMLearner, LMTask
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner, JointTask
-from glem_graphgym.em.m_step import GNNLearner, GraphViews
-from glem_graphgym.em.on_gold import FitsAgain
-from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets, num_confident, num_drawn
+from glem_graphgym.em.m_step import GraphViews
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.recorder import RecordedStage, Recording, record
+from glem_graphgym.em.run import Run
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.models.text_encoder import TextClassifier
+from glem_graphgym.modes import MODES, UNTIL_PLATEAU
 from glem_graphgym.out_of_core.hop_storage import HopStorage, StoredGraph, hops_in_memory
 from glem_graphgym.out_of_core.propagation import disk_bytes
 from glem_graphgym.out_of_core.stored_operator import operator_bytes
 
 MB = 1 << 20
+STATIC = "static"  # the embeddings of the untuned LM, which are made before the first stage
+COURSES = 32  # of validation scores, at random, on which depends which weights are kept
 TRIAL_SECONDS = 8.0  # of training batches that an LM stage is tried on, in two epochs
 FEWEST, MOST = 4, 20  # such batches an epoch
 # Batches of ever other sizes cut up memory, more so in a whole run than in a trial. Of what a stage of all-MiniLM-L6-v2
@@ -91,6 +95,8 @@ class Cost:
         accelerator_mb: peak of the accelerator's memory; 0 on CPU.
         seconds: if it trains all its epochs.
         texts: texts that it trains on, each counted in every epoch; tokens: theirs, padding included.
+        model: as of a `StageKey`.
+        data_parallel: whether all processes of the run do it, each a part.
     """
 
     resident_mb: float
@@ -99,6 +105,8 @@ class Cost:
     seconds: float
     texts: int = 0
     tokens: int = 0
+    model: str = "LM"
+    data_parallel: bool = False
 
 
 class Stopwatch:
@@ -148,7 +156,7 @@ def _now() -> float:
     return time.perf_counter()
 
 
-class Rising:
+class AlwaysImproving:
     """A validation score that gets better every time, so that weights are kept as often as they can be."""
 
     def __init__(self) -> None:
@@ -160,7 +168,7 @@ class Rising:
 
 
 class Calibration:
-    """Tries the stages of the run that ``cfg`` describes.
+    """Records the run that ``cfg`` describes, and tries what it fits.
 
     Args:
         scratch: an empty folder for placeholders of large files, in which nothing is stored.
@@ -168,68 +176,103 @@ class Calibration:
 
     def __init__(self, cfg: CfgNode, graph: TextGraph, scratch: Path) -> None:
         self.cfg, self.graph, self.scratch = cfg, graph, scratch
-        self.settings, self.processes = em_settings(cfg), processes_here(cfg)
-        self.nodes = nodes_of(cfg, graph)
+        self.processes, self.nodes = processes_here(cfg), nodes_of(cfg, graph)
         encoded = self.nodes.encoded
         self.encoded = np.arange(graph.num_nodes) if encoded is None else encoded
-        self.tokens: TokenStore | None = None
+        self.widths = feature_widths(cfg, graph)
         self.about: dict[str, Any] = {
             "tokens": None,
             "static": None,
-            "dim": 0,
-            "lm_weights": 0,
-            "gnn_weights": 0,
-            "joint_weights": 0,
             "hops": None,
             "layers": 0,  # bytes of what layers give, on disk while a GNN predicts
-            "data_parallel": ["static", "lm_gold", "e_step"],  # what all processes of a run do, each a part
         }
-        self.stages: dict[str, Cost] = {}
+        self.costs: dict[str, Cost] = {}
+        self.models: dict[int, nn.Module] = {}
         self.unseen_mb = 0.0  # of what a run has in memory and a trial on a smaller graph has not
         self.cut_up_mb = 0.0  # that an LM stage leaves cut up in a run, and has not in a trial
-        self.widths: dict[str, int] = {}  # columns of each kind of node features
         self.scale = 1.0  # nodes of the graph a node of the one that GNNs are tried on
+        self.small: Any = None  # as of `_small_gnn`
         self.layerwise = False  # whether a GNN on sampled neighbourhoods predicts by blocks of nodes
-
-    def run(self, kinds: list[str]) -> dict[str, Any]:
-        """``kinds``: names of stages without their iteration, in their order."""
-        cfg, graph = self.cfg, self.graph
-        with_lm, with_joint = "lm_gold" in kinds, "joint" in kinds
-        static = "static" in feature_kinds(cfg.glem.node_features)
-        if with_lm or with_joint or static:
+        if reads_texts(cfg):
             self._open_tokens()
-        if static:
+        if STATIC in self.widths:
             self._try_static()
-        learners = dict(zip(("lm_gold", "e_step"), self._lm_learners(), strict=True)) if with_lm else {}
-        if learners:
-            check_lms(cfg, *learners.values())
-        gnn_kinds = [kind for kind in kinds if kind in ("gnn_gold", "m_step")]
-        if gnn_kinds:
-            if with_lm:
-                self.about["dim"] = _embedding_dim(learners["lm_gold"])
-            small, gnn, features = self._gnn()
-        if with_joint:
-            self._try_joint()
-        for kind in kinds:
-            if kind in learners:
-                self._try_lm(kind, learners[kind])
-            elif kind in gnn_kinds:
-                self._try_gnn(kind, gnn, small, features)
+
+    tokens: TokenStore
+
+    def run(self) -> dict[str, Any]:
+        """Recorded stages, their costs, and what they write."""
+        cfg, graph = self.cfg, self.graph
+        # Its learners are not used on the graph, so they need not see its edges.
+        nothing = replace(graph, rowptr=np.zeros_like(graph.rowptr), col=graph.col[:0], edges_checked=True)
+        run = build_run(cfg, graph, getattr(self, "tokens", None), lambda embeddings: None, nothing)
+        recording = self._record(run)
+        fits: dict[tuple[object, ...], str] = {}
+        stages = []
+        for stage in recording.stages:
+            cost = ""
+            if stage.learner is not None:
+                cost = fits.setdefault(stage.fit, stage.key.name)
+                if cost not in self.costs:
+                    self.costs[cost] = self._try(stage)
+            stages.append(
+                {
+                    "folder": stage.key.folder,
+                    "model": stage.key.model,
+                    "cost": cost,
+                    "arrays": stage.arrays,
+                    "weights": stage.weights,
+                    "shared": None if stage.shared is None else str(stage.shared),
+                }
+            )
         shape = {"nodes": graph.num_nodes, "edges": graph.num_edges, "classes": graph.num_classes}
-        precision = cfg.lm.precision if with_lm or with_joint else cfg.gnn.precision
-        accelerator = hardware_for(cfg, precision).accelerator
-        stages = {
-            kind: among_processes(cost, self.processes, accelerator, kind in self.about["data_parallel"])
-            for kind, cost in self.stages.items()
-        }
+        learner = run.lm_gold or run.joint or run.gnn
+        assert learner is not None
+        accelerator = learner.hardware.accelerator
+        costs = {name: among_processes(cost, self.processes, accelerator) for name, cost in self.costs.items()}
         return {
             "graph": {"name": graph.name, **shape},
             **self.about,
-            "shared_lm_gold": str(shared_lm_gold(cfg, graph, self.nodes.encoded)),
             "accelerator": accelerator,
             "processes": self.processes,
-            "stages": {kind: asdict(cost) for kind, cost in stages.items()},
+            "stages": stages,
+            "courses": self._courses(run),
+            "costs": {name: asdict(cost) for name, cost in costs.items()},
         }
+
+    # ---- the recorded run -----------------------------------------------------------------------------------------
+
+    def _record(self, run: Run, scores: Iterator[float] | None = None) -> Recording:
+        return record(run, MODES[self.cfg.train.mode].program, self._model_of, scores)
+
+    def _model_of(self, learner: Any, targets: StepTargets) -> nn.Module:
+        """A model without storage."""
+        if id(learner) not in self.models:
+            unseen = {"text"} if isinstance(learner, JointLearner) else set()
+            width = sum(width for kind, width in self.widths.items() if kind not in unseen)
+            self.models[id(learner)] = learner.model_for(width, targets.gold.num_classes).to("meta")
+        return self.models[id(learner)]
+
+    def _courses(self, run: Run) -> list[list[list[str]]]:
+        """Stages whose weights are on disk at the end of each stage and in the end, as validation scores may come."""
+        if run.settings.iterations == UNTIL_PLATEAU:
+            run = replace(run, settings=replace(run.settings, iterations=run.settings.max_iterations))
+        program, found = MODES[self.cfg.train.mode].program, set()
+        for seed in range(COURSES):
+            rng = np.random.default_rng(seed)
+            recording = record(run, program, scores=iter(rng.random, None))
+            found.add((*(stage.on_disk for stage in recording.stages), recording.kept))
+        return [[sorted(folders) for folders in course] for course in found]
+
+    def _try(self, stage: RecordedStage) -> Cost:
+        assert stage.targets is not None
+        if isinstance(stage.learner, LMLearner):
+            cost = self._try_lm(stage.learner, stage.targets)
+        elif isinstance(stage.learner, JointLearner):
+            cost = self._try_joint()
+        else:
+            cost = self._try_gnn(stage.learner, stage.targets)
+        return replace(cost, model=stage.key.model, data_parallel=stage.data_parallel)
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[Callable[[], tuple[float, float]]]:
@@ -249,25 +292,10 @@ class Calibration:
         size = total * id_type(tokenizer).itemsize + 8 * (len(texts) + 1)
         self.about["tokens"] = {"total": total, "known": known, "folder": str(folder), "bytes": size}
 
-    def _lm_learners(self) -> tuple[LMLearner, LMLearner]:
-        assert self.tokens is not None
-        nobody = Validation(np.empty(0, dtype=np.int64), Rising())
-        return lm_learners(self.cfg, self.tokens, self.graph.num_classes, nobody)
-
-    def _epoch_nodes(self, kind: str) -> np.ndarray:
-        """int64 (n,): nodes like those that an epoch of the LM trains on."""
-        gold = self.graph.split["train"]
-        if kind == "lm_gold":
-            return gold
-        kept = num_confident(len(self.nodes.candidates), self.settings.confidence)
-        count = num_drawn(kept, self.settings.lm_ratio, len(gold))
-        return np.concatenate([gold, np.random.default_rng(0).choice(self.nodes.candidates, count, replace=False)])
-
-    def _try_lm(self, kind: str, learner: LMLearner) -> None:
-        assert self.tokens is not None
-        whole, nodes, watch = learner.settings, self._epoch_nodes(kind), Stopwatch()
+    def _try_lm(self, learner: LMLearner, targets: StepTargets) -> Cost:
+        whole, nodes, watch = learner.settings, targets.like_an_epoch(), Stopwatch()
         settings = replace(whole, batch_size=self._part(whole.batch_size))
-        epoch = _training_batches(self.tokens.lengths, nodes, settings.batch_size)
+        epoch = shuffled_batches(self.tokens.lengths, nodes, settings.batch_size, np.random.default_rng(0))
         learner = replace(learner, settings=settings, build=watch.on(learner.build))
         before = PeakMemory().resident_mb()
         with self._measured() as memory:
@@ -288,16 +316,15 @@ class Calibration:
             train_rate = watch.rate(training=True)
             infer_rate = self._predict_lm(learner, task.model, watch)
             resident, accelerator = memory()
-        tokens = _padded(self.tokens.lengths, epoch, settings.accumulate) * settings.epochs
+        tokens = padded_tokens(self.tokens.lengths, epoch, settings.accumulate) * settings.epochs
         valid = self.graph.split["valid"]
         validated = _inferred_tokens(self.tokens.lengths, valid, settings.infer_tokens)
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.infer_tokens)
         inferred += validated * settings.epochs * settings.evals_per_epoch
-        self.about["dim"], self.about["lm_weights"] = task.embedding_dim, _bytes_of(task.model)
         mapped = 2 * self.graph.num_nodes * (task.embedding_dim + self.graph.num_classes) / MB
         self.cut_up_mb = max(self.cut_up_mb, (CUT_UP - 1) * (resident - before))
         peak = before + CUT_UP * (resident - before)
-        self.stages[kind] = Cost(
+        return Cost(
             resident_mb=peak + mapped + self.unseen_mb + self._buckets_mb(task.model),
             mapped_mb=mapped,
             accelerator_mb=accelerator,
@@ -317,12 +344,11 @@ class Calibration:
 
     def _fit_lm(self, learner: LMLearner, nodes: np.ndarray, epochs: int) -> LMTask:
         """A model trained on ``nodes``, with a validation on the longest validation texts after every epoch."""
-        assert self.tokens is not None
         valid = self._longest(self.graph.split["valid"], learner.settings.infer_tokens)
         tried = replace(
             learner,
             tokens=TokensLike(self.tokens, np.concatenate([nodes, valid])),
-            validation=Validation(len(nodes) + np.arange(len(valid)), Rising()),
+            validation=Validation(len(nodes) + np.arange(len(valid)), AlwaysImproving()),
             settings=replace(learner.settings, epochs=epochs, evals_per_epoch=1),
         )
         places = np.arange(len(nodes))
@@ -332,7 +358,6 @@ class Calibration:
 
     def _predict_lm(self, learner: LMLearner, model: TextClassifier, watch: Stopwatch) -> float:
         """Seconds a token of inference."""
-        assert self.tokens is not None
         nodes, budget = self.encoded, learner.settings.infer_tokens
         mean = max(1.0, self.tokens.lengths[nodes].mean())
         count = min(len(nodes), int(INFERRED_BATCHES * budget / mean) + 1)
@@ -347,12 +372,10 @@ class Calibration:
 
     def _longest(self, nodes: np.ndarray, budget: int) -> np.ndarray:
         """The first batch of inference, which is the largest."""
-        assert self.tokens is not None
         return next(budget_batches(self.tokens.lengths, nodes, budget))
 
     def _try_static(self) -> None:
         """The embeddings of the untuned LM, which are made before the first stage."""
-        assert self.tokens is not None
         folder = static_folder(self.cfg, self.tokens, self.nodes.encoded)
         known = self.about["tokens"]["known"] and folder.is_dir()
         self.about["static"] = about = {"folder": str(folder if known else folder.parent), "known": known}
@@ -370,16 +393,15 @@ class Calibration:
             resident, accelerator = memory()
         tokens = _inferred_tokens(self.tokens.lengths, self.encoded, learner.settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * dim / MB
-        self.stages["static"] = Cost(resident + mapped, mapped, accelerator, overhead + tokens * rate)
+        self.costs[STATIC] = Cost(resident + mapped, mapped, accelerator, overhead + tokens * rate, data_parallel=True)
 
     # ---- the graph ------------------------------------------------------------------------------------------------
 
     def _tried_graph(self) -> tuple[TextGraph, CfgNode]:
         """A graph to try the GNN on, the whole one where that is small, and the configuration for it."""
         cfg, graph = self.cfg, self.graph
-        self.widths = widths = self._widths()
         entries = graph.num_nodes + len(graph.col)
-        bytes_needed = _bytes_of_gnn(cfg, graph, sum(widths.values()))
+        bytes_needed = _bytes_of_gnn(cfg, graph, sum(self.widths.values()))
         share = min(1.0, GRAPH_AT_ONCE / entries, available_bytes() / MEMORY_SHARE / bytes_needed)
         count = max(FEWEST_NODES, int(share * graph.num_nodes))
         small = graph if count >= graph.num_nodes else smaller_graph(graph, count)
@@ -392,41 +414,27 @@ class Calibration:
             self.about["layers"] = layer_file_bytes(cfg, graph, self.nodes.predicted)
         return small, tried
 
-    def _gnn(self) -> tuple[TextGraph, GNNLearner | FitsAgain, Callable[[np.ndarray | None], np.ndarray]]:
-        """A graph to try the GNN on, the GNN, and what makes its features."""
-        small, tried = self._tried_graph()
-        features = feature_builder(*self._feature_source(tried, small, self.widths))
-        before = PeakMemory().resident_mb()
-        self.small_nodes = nodes = self.nodes if small is self.graph else nodes_of(self.cfg, small)
-        validation = Validation(small.split["valid"], Rising())
-        gnn = gnn_learner(tried, small, validation, nodes.candidates, nodes.predicted)
-        graphs = max(0.0, PeakMemory().resident_mb() - before)
-        self.unseen_mb = (self.scale - 1) * graphs
-        return small, gnn, features
+    def _small_gnn(self) -> tuple[TextGraph, Any, Callable[[np.ndarray | None], Any]]:
+        """A graph to try the GNN on, the GNN, and what makes its features; made once."""
+        if self.small is None:
+            small, tried = self._tried_graph()
+            features = feature_builder(*self._feature_source(tried, small))
+            before = PeakMemory().resident_mb()
+            nodes = self.nodes if small is self.graph else nodes_of(self.cfg, small)
+            validation = Validation(small.split["valid"], AlwaysImproving())
+            gnn = gnn_learner(tried, small, validation, nodes.candidates, nodes.predicted)
+            self.unseen_mb = (self.scale - 1) * max(0.0, PeakMemory().resident_mb() - before)
+            self.small_candidates, self.small = nodes.candidates, (small, gnn, features)
+        return self.small
 
-    def _widths(self) -> dict[str, int]:
-        """Columns of each kind of node features."""
-        widths = {}
-        for kind in feature_kinds(self.cfg.glem.node_features):
-            if kind == "text":
-                widths[kind] = self.about["dim"]
-            elif kind == "static":
-                widths[kind] = self.about["static"]["dim"]
-            elif kind == "raw":
-                widths[kind] = 0 if self.graph.features is None else self.graph.features.shape[1]
-            else:
-                file = self.cfg.glem.feature_file
-                widths[kind] = load_matrix(file, self.graph.num_nodes, "glem.feature_file").shape[1]
-        return widths
-
-    def _feature_source(self, cfg: CfgNode, small: TextGraph, widths: dict[str, int]) -> tuple[Any, ...]:
+    def _feature_source(self, cfg: CfgNode, small: TextGraph) -> tuple[Any, ...]:
         """Arguments for `feature_builder`: a placeholder stands for features of the whole graph, or not yet made."""
         static = self.about["static"]
         if small is self.graph and (static is None or static["known"]):
-            return cfg, small, self.tokens, self.nodes.encoded
+            return cfg, small, getattr(self, "tokens", None), self.nodes.encoded
         cfg = cfg.clone()
-        others = sum(width for kind, width in widths.items() if kind != "text")
-        cfg.glem.node_features = "+".join((["text"] if "text" in widths else []) + (["file"] if others else []))
+        others = sum(width for kind, width in self.widths.items() if kind != "text")
+        cfg.glem.node_features = "+".join((["text"] if "text" in self.widths else []) + (["file"] if others else []))
         cfg.glem.feature_file = self._placeholder("features", small.num_nodes, others) if others else ""
         return cfg, small, None, None
 
@@ -436,37 +444,28 @@ class Calibration:
         np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(rows, columns))
         return str(file)
 
-    def _targets(self, kind: str, small: TextGraph) -> StepTargets:
-        train = small.split["train"]
-        gold = Gold(train, small.label[train], small.num_classes)
-        s = self.settings
-        if kind == "gnn_gold":
-            return StepTargets(gold)
-        candidates = self.small_nodes.candidates
-        logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
-        pseudo = PseudoLabels(logits, candidates, gold, temperature=s.temperature, hard=s.hard, confidence=s.confidence)
-        return StepTargets(gold, pseudo, s.beta, s.gnn_ratio, True)
+    def _small_targets(self, like: StepTargets, small: TextGraph) -> StepTargets:
+        """Targets of the same kind on the small graph."""
+        gold, pseudo = Gold(small.split["train"], small.label[small.split["train"]], small.num_classes), like.pseudo
+        if pseudo is not None:
+            logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
+            how: dict[str, Any] = {name: getattr(pseudo, name) for name in ("temperature", "hard", "confidence")}
+            pseudo = PseudoLabels(logits, self.small_candidates, gold, **how)
+        return replace(like, gold=gold, pseudo=pseudo)
 
-    def _try_gnn(
-        self,
-        kind: str,
-        gnn: GNNLearner | FitsAgain,
-        small: TextGraph,
-        features: Callable[[np.ndarray | None], np.ndarray],
-    ) -> None:
-        settings, watch, targets = gnn.settings, Stopwatch(), self._targets(kind, small)
+    def _try_gnn(self, learner: Any, like: StepTargets) -> Cost:
+        small, gnn, features = self._small_gnn()
+        settings, watch, targets = gnn.settings, Stopwatch(), self._small_targets(like, small)
         tried = gnn.but(
             settings=replace(settings, epochs=min(GNN_EPOCHS, settings.epochs), eval_every=1, patience=0),
             build=watch.on(gnn.build),
-            validation=Validation(small.split["valid"], Rising()),
+            validation=Validation(small.split["valid"], AlwaysImproving()),
         )
         if gnn.data_parallel:
-            self.about["data_parallel"].append(kind)
-            hops: Any = gnn
-            tried = tried.but(batch_size=self._part(hops.batch_size or targets.num_trained))
-        embeddings = None
-        if self.about["dim"]:
-            embeddings = np.load(self._placeholder("text", small.num_nodes, self.about["dim"]), mmap_mode="r")
+            tried = tried.but(batch_size=self._part(gnn.batch_size or targets.num_trained))
+        embeddings, dim = None, self.widths.get("text", 0)
+        if dim:
+            embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r")
         logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
         before = PeakMemory().resident_mb()
         with self._measured() as memory:
@@ -480,16 +479,15 @@ class Calibration:
             overhead += _now() - start
             resident, accelerator = memory()
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
-        self.about["gnn_weights"] = _bytes_of(task.model)
         growth = self.scale * (resident - before)
         if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
             hops = _bytes_of_gnn(self.cfg, small, sum(self.widths.values()))
             growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
         else:
             growth = self._growth_within_budget(growth, resident - before)
-        self.stages[kind] = Cost(
+        return Cost(
             resident_mb=before + growth + self._unseen_of(task.model, gnn.data_parallel),
-            mapped_mb=2 * self.graph.num_nodes * (self.about["dim"] + self.graph.num_classes) / MB,
+            mapped_mb=2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB,
             accelerator_mb=self.scale * accelerator,
             seconds=self.scale * (overhead + epochs * epoch + evaluations * evaluation),
         )
@@ -508,11 +506,10 @@ class Calibration:
 
     # ---- both together --------------------------------------------------------------------------------------------
 
-    def _try_joint(self) -> None:
+    def _try_joint(self) -> Cost:
         """LM and GNN as one: training on sampled neighbourhoods, encoding of all texts, the GNN on the whole graph."""
-        assert self.tokens is not None
-        lm = self._lm_learners()[0]
-        self.about["dim"] = dim = _embedding_dim(lm)
+        nobody = Validation(np.empty(0, dtype=np.int64), AlwaysImproving())
+        lm, dim = lm_learners(self.cfg, self.tokens, self.graph.num_classes, nobody)[0], self.widths["text"]
         before = PeakMemory().resident_mb()
         small, cfg = self._tried_graph()
         tokens: TokenStore = self.tokens
@@ -521,9 +518,9 @@ class Calibration:
             tokens = TokensLike(tokens, chosen)
         valid = small.split["valid"]
         predicted = self.nodes.predicted if small is self.graph else nodes_of(self.cfg, small).predicted
-        learner = joint_learner(cfg, small, tokens, Validation(valid[:JOINT_VALIDATED], Rising()), predicted)
+        learner = joint_learner(cfg, small, tokens, Validation(valid[:JOINT_VALIDATED], AlwaysImproving()), predicted)
         settings, train = learner.settings, small.split["train"]
-        source = self._feature_source(cfg, small, self.widths)
+        source = self._feature_source(cfg, small)
         with self._measured() as memory:
             start = _now()
             features = further_features(*source)(None)
@@ -541,7 +538,6 @@ class Calibration:
             task.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
             propagation = _now() - start
             propagated, accelerator_propagated = memory()
-        self.about["joint_weights"] = _bytes_of(task.model)
         validated = self.scale * self._validated_tokens(learner, valid)
         del task
         watch = Stopwatch()
@@ -551,7 +547,7 @@ class Calibration:
         evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
         mapped = 2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB
         growth = self._growth_within_budget(self.scale * (propagated - before), propagated - before)
-        self.stages["joint"] = Cost(
+        return Cost(
             resident_mb=before + max(CUT_UP * (fitted - before), growth) + mapped,
             mapped_mb=mapped,
             accelerator_mb=max(accelerator, self.scale * accelerator_propagated),
@@ -638,37 +634,17 @@ class Calibration:
         return seconds / max(1, timed) * passes / max(1, rounds)
 
 
-def among_processes(cost: Cost, processes: int, accelerator: str, data_parallel: bool) -> Cost:
+def among_processes(cost: Cost, processes: int, accelerator: str) -> Cost:
     """The cost of a stage that one process was tried on, where several do it together, each a part of it.
 
     Time is shared where each has an accelerator of its own; on CPU they share the cores, all of which the trial had.
     """
-    return replace(cost, seconds=cost.seconds / processes) if data_parallel and accelerator == "cuda" else cost
-
-
-def _training_batches(lengths: np.ndarray, nodes: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Nodes of the batches of an epoch."""
-    batches = shuffled_batches(lengths[nodes], np.arange(len(nodes)), batch_size, np.random.default_rng(0))
-    return [nodes[batch] for batch in batches]
-
-
-def _padded(lengths: np.ndarray, batches: list[np.ndarray], parts: int) -> int:
-    """Tokens of batches that go through a model in ``parts``, padding included."""
-    pieces = (part for batch in batches for part in np.array_split(lengths[batch], parts) if len(part))
-    return sum(len(part) * int(part.max()) for part in pieces)
+    return replace(cost, seconds=cost.seconds / processes) if cost.data_parallel and accelerator == "cuda" else cost
 
 
 def _inferred_tokens(lengths: np.ndarray, nodes: np.ndarray, budget: int) -> int:
     """Tokens of inference over ``nodes``, padding included."""
-    return sum(len(batch) * int(lengths[batch[0]]) for batch in budget_batches(lengths, nodes, budget))
-
-
-def _bytes_of(model: nn.Module) -> int:
-    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
-
-
-def _embedding_dim(learner: LMLearner) -> int:
-    return learner.build().encoder.dim
+    return padded_tokens(lengths, budget_batches(lengths, nodes, budget))
 
 
 def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
@@ -699,8 +675,8 @@ def _shown(terminal: int) -> Iterator[None]:
 def main(request: Path, answer: Path) -> None:
     """Answer ``request``, or say under ``error`` why not.
 
-    A request has ``cfg``, ``run_dir``, ``overwrite`` seeds, ``kinds`` of stages, and ``terminal``, the file descriptor
-    on which the building of a missing dataset is shown.
+    A request has ``cfg``, ``run_dir``, ``overwrite`` seeds, and ``terminal``, the file descriptor on which the building
+    of a missing dataset is shown.
     """
     processes.end_with_parent()
     with contextlib.suppress(OSError):  # should memory run out all the same, let it be this process
@@ -717,10 +693,7 @@ def main(request: Path, answer: Path) -> None:
         with _shown(asked["terminal"]):
             graph = load_text_graph_of(cfg)
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
-        first_predictions(cfg, graph)
-        if {"gnn_gold", "m_step", "joint"} & {*asked["kinds"]}:
-            check_gnn(cfg, graph, len(nodes_of(cfg, graph).candidates), "joint" in asked["kinds"])
-        found = {**Calibration(cfg, graph, answer.parent).run(asked["kinds"]), "program_mb": program_mb}
+        found = {**Calibration(cfg, graph, answer.parent).run(), "program_mb": program_mb}
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}
     write_json(answer, found)

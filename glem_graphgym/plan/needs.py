@@ -18,7 +18,7 @@ def print_needs(found: Any, title: str, console: Console | None = None) -> None:
     console = console or default_console()
     measured = found.measured
     _say(console, _texts_line(measured))
-    console.print(_stages_table(title, found.stages, measured["stages"]))
+    console.print(_stages_table(title, found.stages, measured["costs"]))
     console.print(_files_table(found.stored))
     for verdict in found.verdicts:
         _say(console, verdict_line(verdict))
@@ -58,7 +58,7 @@ def _stages_table(title: str, stages: Sequence[Any], costs: Mapping[str, Mapping
     numbers = ["texts trained on", "tokens", "memory", "of it files", *(["accelerator"] if accelerator else []), "time"]
     table = new_table(title, ["stage", ""], numbers)
     for stage in stages:
-        cost = costs.get(stage.kind)
+        cost = costs.get(stage.cost)
         if stage.done or cost is None:
             table.add_row(stage.folder, "is there already" if stage.done else "no training", *[""] * len(numbers))
             continue

@@ -12,45 +12,46 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
-from glem_graphgym.build.memory_check import gnn_remedy, joint_remedy, lm_remedy
-from glem_graphgym.build.run_folder import RunError, names_of_stages
+from glem_graphgym.build.memory_check import gnn_remedy, lm_remedy, stage_remedy
+from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.config import ConfigError, dump_config
 from glem_graphgym.disk import existing, free_bytes
-from glem_graphgym.em.plan import FIRST_STAGES, kind_of
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
-from glem_graphgym.modes import UNTIL_PLATEAU
+from glem_graphgym.modes import MODES, UNTIL_PLATEAU
+from glem_graphgym.plan.calibration import STATIC
 from glem_graphgym.processes import PARENT
 
 MB = 1 << 20
-JOINT_KINDS = ("joint",)
-LM_KINDS = ("static", "lm_gold", "e_step")
-GNN_KINDS = ("gnn_gold", "m_step")
-KEPT_LMS = 4  # weights: of the first LM, the latest, the best, the best GNN's teacher
-KEPT_GNNS = 1  # the best
 LOG = "log"  # what the process that tries stages says
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage of a run.
+    """A stage of a run, as `calibration` recorded it.
 
     Attributes:
         folder: under ``stages/``; ``static`` for the embeddings of the untuned LM, which are made before them.
-        kind: its name without the iteration.
+        cost: name of what it takes among the costs; empty where it fits nothing.
         done: it is there already.
+        model: as of a `StageKey`.
+        arrays: name -> shape of its predictions, float16.
+        weights: bytes.
     """
 
     folder: str
-    kind: str
+    cost: str
     done: bool
+    model: str = "LM"
+    arrays: dict[str, list[int]] = field(default_factory=dict)
+    weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Preflight:
 
     def seconds(self) -> float:
         """Of all stages that are not there yet."""
-        costs = self.measured["stages"]
-        return sum(costs[stage.kind]["seconds"] for stage in self.stages if not stage.done and stage.kind in costs)
+        costs = self.measured["costs"]
+        return sum(costs[stage.cost]["seconds"] for stage in self.stages if not stage.done and stage.cost in costs)
 
 
 def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> Preflight:
@@ -128,43 +129,38 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
         RunError: the first folder holds another run, the configuration or the data cannot be used, or what was
             tried did not fit into memory.
     """
-    if cfg.train.mode not in FIRST_STAGES:
+    if cfg.train.mode not in MODES:
         raise ConfigError(
-            f"train.mode is '{cfg.train.mode}', but --dry_run knows what the stages of {', '.join(FIRST_STAGES)} need"
+            f"train.mode is '{cfg.train.mode}', but --dry_run knows what the stages of {', '.join(MODES)} need"
         )
-    plans = {run_dir: planned_stages(cfg, run_dir, overwrite) for run_dir in run_dirs}
-    kinds = list(dict.fromkeys(stage.kind for plan in plans.values() for stage in plan))
-    measured = measure(cfg, run_dirs[0], len(run_dirs) if overwrite else 0, kinds)
-    if cfg.glem.share_lm_gold and Path(measured["shared_lm_gold"]).is_dir():
-        plans[run_dirs[0]] = [
-            Planned(stage.folder, stage.kind, stage.done or stage.kind == "lm_gold") for stage in plans[run_dirs[0]]
-        ]
+    measured = measure(cfg, run_dirs[0], len(run_dirs) if overwrite else 0)
+    plans = {run_dir: planned_stages(measured, run_dir, overwrite) for run_dir in run_dirs}
+    for place, stage in enumerate(measured["stages"]):
+        if stage["shared"] and Path(stage["shared"]).is_dir():  # named by the seed, so it is the first run's alone
+            plans[run_dirs[0]][place] = replace(plans[run_dirs[0]][place], done=True)
     stages = [stage for plan in plans.values() for stage in plan]
-    stored = common_files(cfg, measured)
+    stored = common_files(measured)
     for run_dir, plan in plans.items():
-        stored += run_files(cfg, measured, run_dir, plan)
-    if "static" in measured["stages"]:
-        stages.insert(0, Planned("static", "static", done=False))
+        stored += run_files(measured, run_dir, plan)
+    if STATIC in measured["costs"]:
+        stages.insert(0, Planned(STATIC, STATIC, done=False))
     freed = {run_dir: _size_of(run_dir) for run_dir in run_dirs} if overwrite else {}
     verdicts = [*disk_verdicts(cfg, stored, freed), *memory_verdicts(cfg, measured, stages)]
     return Preflight(measured, stages, stored, verdicts, cfg.glem.em_iterations == UNTIL_PLATEAU)
 
 
-def planned_stages(cfg: CfgNode, run_dir: Path, overwrite: bool = False) -> list[Planned]:
-    """The stages of ``train.mode`` in the order in which `em.loop` does them."""
-    names = names_of_stages(cfg)
-    folders = [f"{index:02d}_{name}" for index, name in enumerate(names)]
+def planned_stages(measured: dict[str, Any], run_dir: Path, overwrite: bool = False) -> list[Planned]:
+    """The recorded stages, as far as they are done in a run folder."""
     return [
         Planned(
-            folder=folder,
-            kind=kind_of(name),
-            done=not overwrite and (run_dir / "stages" / folder / "stage.json").exists(),
+            **{name: stage[name] for name in ("folder", "cost", "model", "arrays", "weights")},
+            done=not overwrite and (run_dir / "stages" / stage["folder"] / "stage.json").exists(),
         )
-        for name, folder in zip(names, folders, strict=True)
+        for stage in measured["stages"]
     ]
 
 
-def measure(cfg: CfgNode, run_dir: Path, overwrite: int, kinds: Sequence[str]) -> dict[str, Any]:
+def measure(cfg: CfgNode, run_dir: Path, overwrite: int) -> dict[str, Any]:
     """What `calibration` answers, from a process of its own."""
     root = Path(__file__).resolve().parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -175,7 +171,7 @@ def measure(cfg: CfgNode, run_dir: Path, overwrite: int, kinds: Sequence[str]) -
         command = [sys.executable, "-m", "glem_graphgym.plan.calibration"]
         terminal = os.dup(2)
         try:
-            write_json(folder / "request.json", {**asked, "kinds": list(kinds), "terminal": terminal})
+            write_json(folder / "request.json", {**asked, "terminal": terminal})
             with (folder / LOG).open("wb") as log:
                 done = subprocess.run(
                     [*command, str(folder / "request.json"), str(folder / "answer.json")],
@@ -201,7 +197,7 @@ def measure(cfg: CfgNode, run_dir: Path, overwrite: int, kinds: Sequence[str]) -
 # ---- disk ---------------------------------------------------------------------------------------------------------
 
 
-def common_files(cfg: CfgNode, measured: dict[str, Any]) -> list[Stored]:
+def common_files(measured: dict[str, Any]) -> list[Stored]:
     """What runs share under ``dataset.dir``."""
     nodes, stored = measured["graph"]["nodes"], []
     tokens, static, hops = measured["tokens"], measured["static"], measured["hops"]
@@ -219,9 +215,8 @@ def common_files(cfg: CfgNode, measured: dict[str, Any]) -> list[Stored]:
     return stored
 
 
-def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) -> list[Stored]:
+def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) -> list[Stored]:
     """What the stages of a run write into its folder."""
-    nodes, classes, dim = measured["graph"]["nodes"], measured["graph"]["classes"], measured["dim"]
     stored = []
 
     def passing(what: str, place: Path | str, size: int) -> None:
@@ -229,30 +224,31 @@ def run_files(cfg: CfgNode, measured: dict[str, Any], run_dir: Path, plan: Seque
             stored.append(Stored(what, str(place), size, passing=True, run=str(run_dir)))
 
     for stage in plan:
-        parts = {f"logits float16 ({nodes:,}, {classes})": 2 * nodes * classes}
-        if stage.kind in (*LM_KINDS, *JOINT_KINDS):
-            parts[f"embeddings float16 ({nodes:,}, {dim})"] = 2 * nodes * dim
+        parts = {
+            f"{name} float16 ({rows:,}, {columns})": 2 * rows * columns
+            for name, (rows, columns) in stage.arrays.items()
+        }
         what = f"{stage.folder}: {', '.join(parts)}"
         stored.append(Stored(what, str(run_dir / "stages" / stage.folder), sum(parts.values()), stage.done))
-    for model, kinds, kept, size in (
-        ("LM", LM_KINDS, KEPT_LMS, measured["lm_weights"]),
-        ("GNN", GNN_KINDS, KEPT_GNNS, measured["gnn_weights"]),
-        ("LM and GNN", JOINT_KINDS, 1, measured["joint_weights"]),
-    ):
-        missing = sum(stage.kind in kinds and not stage.done for stage in plan)
-        count = missing if cfg.glem.keep_weights == "all" else min(missing, kept)
-        if count:
-            stored.append(Stored(f"weights of {count} × {model}", str(run_dir / "stages"), count * size))
-        if count < missing:  # one that is not yet known to be forgotten
-            passing(f"one more of the {model}", run_dir / "stages", size)
-    hops, working = measured["hops"], run_dir / "working"
-    if any(stage.kind in (*GNN_KINDS, *JOINT_KINDS) and not stage.done for stage in plan):
+    sizes = {stage.folder: stage.weights for stage in plan if not stage.done}
+
+    def missing(folders: Sequence[str]) -> tuple[int, int]:
+        """Bytes and number of the weights that are not there yet."""
+        found = [sizes[folder] for folder in folders if folder in sizes]
+        return sum(found), len(found)
+
+    kept, count = max(missing(course[-1]) for course in measured["courses"])
+    most = max(missing(folders)[0] for course in measured["courses"] for folders in course)
+    if kept:
+        stored.append(Stored(f"weights of {count} stages", str(run_dir / "stages"), kept))
+    passing("weights that are deleted again", run_dir / "stages", most - kept)
+    if any(stage.model == "GNN" and not stage.done for stage in plan):
+        hops, working = measured["hops"], run_dir / "working"
         passing("outputs of a GNN's layers", working, measured["layers"])
-    if hops and any(stage.kind in GNN_KINDS and not stage.done for stage in plan):
-        if not hops["fixed"]:  # first hops of features are made, then, beside these, those of labels
+        if hops and not hops["fixed"]:  # first hops of features are made, then, beside these, those of labels
             most = hops["bytes"] + max(hops["beside"], hops["labels"])
             passing("hop features of one M-step", working, most)
-        else:
+        elif hops:
             passing("hop features, while they are made", hops["folder"], 0 if hops["known"] else hops["beside"])
             passing("label hops of one M-step", working, hops["labels"])
     return stored
@@ -289,38 +285,36 @@ def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Pla
 
     Memory is that of all processes of the run on this machine, each of which has an accelerator of its own.
     """
-    costs = measured["stages"]
-    kinds = [stage.kind for stage in stages if not stage.done and stage.kind in costs]
-    if not kinds:
+    costs = measured["costs"]
+    names = [stage.cost for stage in stages if not stage.done and stage.cost in costs]
+    if not names:
         return []
 
     def verdict(resource: str, available: int, need: dict[str, float]) -> Verdict:
-        most = max(need, key=lambda kind: need[kind])
-        remedy = joint_remedy if most in JOINT_KINDS else lm_remedy if most in LM_KINDS else gnn_remedy
-        return Verdict(resource, round(need[most] * MB), available, most, remedy(cfg))
+        most = max(need, key=lambda name: need[name])
+        return Verdict(resource, round(need[most] * MB), available, most, stage_remedy(cfg, costs[most]["model"]))
 
     name = "memory" if measured["processes"] == 1 else f"memory of {measured['processes']} processes"
-    verdicts = [verdict(name, available_bytes(), resident_of_all(measured, kinds))]
+    verdicts = [verdict(name, available_bytes(), resident_of_all(measured, names))]
     if measured["accelerator"] == "cuda":
-        accelerator = {kind: costs[kind]["accelerator_mb"] for kind in kinds}
+        accelerator = {name: costs[name]["accelerator_mb"] for name in names}
         verdicts.append(verdict("accelerator memory", torch.cuda.mem_get_info()[0], accelerator))
     return verdicts
 
 
-def resident_of_all(measured: dict[str, Any], kinds: Sequence[str]) -> dict[str, float]:
-    """MB that all processes of a run have resident at the peak of each kind of stage; ``kinds`` in their order.
+def resident_of_all(measured: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """MB that all processes of a run have resident at the peak of each cost; ``names`` in their order.
 
     Pages of files that are mapped into memory are not needed: the system takes them back. Processes that wait while
     the first one works alone keep what they had taken before, and the one that has started them stays as it was.
     """
-    count, held, found = measured["processes"], measured["program_mb"], dict.fromkeys(kinds, 0.0)
-    for kind in kinds:
-        cost = measured["stages"][kind]
+    count, held, found = measured["processes"], measured["program_mb"], dict.fromkeys(names, 0.0)
+    for name in names:
+        cost = measured["costs"][name]
         own = max(0.0, cost["resident_mb"] - cost["mapped_mb"])
-        together = kind in measured["data_parallel"]
-        held = max(held, own) if together else held
-        others = (count - 1) * (own if together else held) + measured["program_mb"] if count > 1 else 0.0
-        found[kind] = max(found[kind], own + others)
+        held = max(held, own) if cost["data_parallel"] else held
+        others = (count - 1) * (own if cost["data_parallel"] else held) + measured["program_mb"] if count > 1 else 0.0
+        found[name] = max(found[name], own + others)
     return found
 
 

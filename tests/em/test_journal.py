@@ -184,8 +184,8 @@ def scores_in_words(folder: Path) -> str:
 
 def test_each_stage_is_said_when_it_begins_and_when_it_is_done(tmp_path: Path) -> None:
     said: list[str] = []
-    made = journal(tmp_path, say=said.append)
-    made.plan = Plan([PlannedStage("lm_gold", "LM"), PlannedStage("gnn_gold", "GNN")])
+    plan = Plan([PlannedStage("lm_gold", "LM"), PlannedStage("gnn_gold", "GNN")])
+    made = journal(tmp_path, say=said.append, plan=plan)
     do(made, FIRST, RandomWork())
     begun, done = said
     assert begun == "stage 1 of 2: the language model learns from gold labels"

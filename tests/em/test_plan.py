@@ -7,19 +7,9 @@ from typing import Any
 
 import pytest
 
-from glem_graphgym.em.plan import (
-    TRAINING,
-    Plan,
-    PlannedStage,
-    Watch,
-    in_words,
-    planned_stages,
-    stage_names,
-    title_of,
-)
-from glem_graphgym.em.run import EMSettings
+from glem_graphgym.em.plan import Plan, PlannedStage, Watch, in_words, title_of
 
-LM, EM, GNN = {"batch": 90.0, "text": 10.0}, {"batch": 280.0, "text": 20.0}, {"batch": 50.0}
+LM, EM, GNN = {"batch": 90.0, "token": 10.0}, {"batch": 280.0, "token": 20.0}, {"batch": 50.0}
 GLEM = [
     PlannedStage("lm_gold", "LM", LM),
     PlannedStage("gnn_gold", "GNN", GNN, seconds_before=500.0),
@@ -33,42 +23,12 @@ def bar(unit: str, share: float, seconds: float) -> Any:
     return SimpleNamespace(unit=unit, n=share * 1000, total=1000, format_dict={"elapsed": seconds})
 
 
-class TestNames:
-    def test_of_every_mode(self) -> None:
-        assert stage_names("glem_lm", "lm_first", 3, True, True) == ["lm_gold"]
-        assert stage_names("glem_gnn", "lm_first", 3, True, True) == ["gnn_gold", "correct_and_smooth"]
-        assert stage_names("glem_cascade", "lm_first", 3, False, True) == ["lm_gold", "gnn_gold", "ensemble"]
-        assert stage_names("glem_joint", "lm_first", 3, True, True) == ["joint", "correct_and_smooth"]
-        assert stage_names("glem", "gnn_first", 1, False, False) == ["lm_gold", "gnn_gold", "m_step_1", "e_step_1"]
-
-    def test_in_words(self) -> None:
-        assert in_words("e_step_12") == (
-            "E-step 12, the language model learns from gold labels and the GNN's pseudo-labels"
-        )
-        assert [title_of(name) for name in ("lm_gold", "m_step_3", "joint")] == ["LM", "M-step 3", "LM and GNN"]
-        assert not any("_" in in_words(name) for name in stage_names("glem", "lm_first", 2, True, True))
-
-
-def lm(epochs: int) -> Any:
-    settings = SimpleNamespace(epochs=epochs, evals_per_epoch=2)
-    return SimpleNamespace(settings=settings, validation=SimpleNamespace(nodes=range(20)))
-
-
-@pytest.mark.parametrize(("batches", "gnn_gold", "m_step"), [(True, 70, 140), (False, 7, 7)])
-def test_the_work_of_stages_is_that_of_their_settings(batches: bool, gnn_gold: float, m_step: float) -> None:
-    gnn = SimpleNamespace(settings=SimpleNamespace(epochs=7), in_batches=batches, fits_more_than_once=False)
-    run: Any = SimpleNamespace(
-        **{"gold": SimpleNamespace(nodes=range(10)), "candidates": range(100), "num_nodes": 200, "encoded": None},
-        **{"settings": EMSettings(lm_ratio=2.0, gnn_ratio=1.0), "features_seconds": 5.0},
-        **{"lm_gold": lm(3), "lm_em": lm(1), "gnn": gnn},
+def test_in_words() -> None:
+    assert in_words("e_step_12") == (
+        "E-step 12, the language model learns from gold labels and the GNN's pseudo-labels"
     )
-    found = {stage.name: stage for stage in planned_stages(run, ["lm_gold", "gnn_gold", "e_step_1", "m_step_1"])}
-    assert found["lm_gold"].work == {"batch": 3 * (TRAINING * 10 + 2 * 20), "text": 200}
-    assert found["e_step_1"].work == {"batch": TRAINING * 30 + 2 * 20, "text": 200}
-    assert (found["gnn_gold"].work, found["gnn_gold"].seconds_before) == ({"batch": gnn_gold}, 5.0)
-    assert (found["m_step_1"].work, found["m_step_1"].seconds_before) == ({"batch": m_step}, 0.0)
-    gnn.fits_more_than_once = True  # how often is known, how often until it is good is not
-    assert planned_stages(run, ["gnn_gold"])[0].work == {}
+    assert [title_of(name) for name in ("lm_gold", "m_step_3", "joint")] == ["LM", "M-step 3", "LM and GNN"]
+    assert not any("_" in in_words(stage.name) for stage in GLEM)
 
 
 class TestLeft:
@@ -126,7 +86,7 @@ class TestWatch:
         watch = Watch(Plan(GLEM[:1]), 0, "lm_gold")
         watch.remark(bar("batch", 0.5, 90.0))
         assert watch.work_left() == 55
-        watch.remark(bar("text", 0.1, 2.0))
+        watch.remark(bar("token", 0.1, 2.0))
         assert watch.work_left() == pytest.approx(9)
         assert watch.done() == (92.0, pytest.approx(46))
 

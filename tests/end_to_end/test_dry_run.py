@@ -24,7 +24,7 @@ from glem_graphgym.plan.preflight import Preflight, examine
 from tests.bad_inputs.conftest import load_program
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
-STAGES = ("lm_gold", "gnn_gold", "e_step", "m_step")
+STAGES = ("lm_gold", "gnn_gold", "e_step_1", "m_step_1")
 
 CONFIG = """
 metric_best: accuracy
@@ -99,9 +99,9 @@ def test_a_run_takes_what_was_foreseen(network: str, tmp_path: Path, tiny_lm: Pa
     records = run(config)
     stored = sum(item.bytes for item in found.stored if not item.passing)
     assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
-    memory = {record["name"].removesuffix("_1"): record["peak_memory_mb"] for record in records}
+    memory = {record["name"]: record["peak_memory_mb"] for record in records}
     assert set(memory) == set(STAGES)
-    expected = {kind: cost["resident_mb"] for kind, cost in found.measured["stages"].items() if kind in memory}
+    expected = {kind: cost["resident_mb"] for kind, cost in found.measured["costs"].items() if kind in memory}
     assert expected == pytest.approx(memory, rel=0.25)
     if network == "glem_sage":
         assert memory["gnn_gold"] > memory["lm_gold"] + 200  # so that the network, not the program, was foreseen
@@ -271,7 +271,7 @@ def test_joint_training_takes_what_was_foreseen(budget: float, tmp_path: Path, t
     assert layers == (4 * 15_000 * 448 if budget else 0)
     assert not (tmp_path / "results").exists()
     (record,) = run(config)
-    cost = found.measured["stages"]["joint"]
+    cost = found.measured["costs"]["joint"]
     assert cost["resident_mb"] == pytest.approx(record["peak_memory_mb"], rel=0.25)
     notes = record["diagnostics"]
     assert cost["texts"] == pytest.approx(notes["steps"] * notes["texts_per_step"], rel=0.1)
@@ -301,7 +301,7 @@ def test_a_graph_of_which_a_part_is_tried_takes_what_was_foreseen(
     monkeypatch.setattr(preflight.subprocess, "run", lowered)
     part = foreseen(config).measured
     assert (whole["tried_nodes"], part["tried_nodes"]) == (15_000, 5_714)
-    memory = [found["stages"]["gnn_gold"]["resident_mb"] for found in (part, whole)]
+    memory = [found["costs"]["gnn_gold"]["resident_mb"] for found in (part, whole)]
     assert memory[0] == pytest.approx(memory[1], rel=0.25)
 
 

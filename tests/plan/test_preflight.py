@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from rich.console import Console
 from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.memory_check import gnn_remedy, joint_remedy, lm_remedy
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.plan import preflight
 from glem_graphgym.plan.calibration import Cost, Stopwatch, among_processes
@@ -25,16 +28,16 @@ from glem_graphgym.plan.preflight import (
     common_files,
     disk_verdicts,
     examine,
-    gnn_remedy,
-    joint_remedy,
-    lm_remedy,
     memory_verdicts,
     planned_stages,
     resident_of_all,
     run_files,
 )
 
-COST = {"resident_mb": 900.0, "mapped_mb": 100.0, "accelerator_mb": 0.0, "seconds": 90.0, "texts": 5, "tokens": 50}
+COST: dict[str, Any] = {
+    **{"resident_mb": 900.0, "mapped_mb": 100.0, "accelerator_mb": 0.0, "seconds": 90.0, "texts": 5, "tokens": 50},
+    **{"model": "LM", "data_parallel": False},
+}
 
 
 def configure(**keys: Any) -> None:
@@ -46,60 +49,48 @@ def configure(**keys: Any) -> None:
         cfg[group][key] = value
 
 
-def measured(**costs: dict[str, Any]) -> dict[str, Any]:
+N, C, H = 1000, 7, 32
+NAMES = ("lm_gold", "gnn_gold", "e_step_1", "m_step_1")
+
+
+def recorded(names: Sequence[str] = NAMES) -> list[dict[str, Any]]:
+    """Stages as the trial answers them; those of one kind cost the same."""
+    stages = []
+    for place, name in enumerate(names):
+        model = "LM" if name.startswith(("lm", "e_step")) else "GNN"
+        arrays = {"logits": [N, C], **({"embeddings": [N, H]} if model == "LM" or name == "joint" else {})}
+        about = {"model": model, "arrays": arrays, "weights": 4_000 if model == "LM" else 300, "shared": None}
+        stages.append({"folder": f"{place:02d}_{name}", "cost": re.sub(r"_\d+$", "_1", name), **about})
+    return stages
+
+
+def measured(stages: list[dict[str, Any]] | None = None, **costs: dict[str, Any]) -> dict[str, Any]:
+    stages = stages or recorded()
+    folders = [stage["folder"] for stage in stages]
     return {
-        "graph": {"name": "toy", "nodes": 1000, "edges": 3000, "classes": 7},
+        "graph": {"name": "toy", "nodes": N, "edges": 3000, "classes": C},
         "tokens": {"total": 5000, "known": False, "folder": "/data/tokens/t", "bytes": 10_000},
         "static": None,
         "hops": None,
         "layers": 0,
-        "dim": 32,
-        "lm_weights": 4_000,
-        "gnn_weights": 300,
-        "joint_weights": 5_000,
-        "shared_lm_gold": "/data/lm_gold/key",
         "accelerator": "cpu",
         "processes": 1,
         "program_mb": 300.0,
-        "data_parallel": ["static", "lm_gold", "e_step"],
-        "stages": costs or dict.fromkeys(("lm_gold", "gnn_gold", "e_step", "m_step"), COST),
+        "stages": stages,
+        "courses": [[*(folders[: place + 1] for place in range(len(folders))), folders]],
+        "costs": costs or {stage["cost"]: {**COST, "model": stage["model"]} for stage in stages},
     }
-
-
-def names(stages: list[Planned]) -> list[str]:
-    return [stage.folder for stage in stages]
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------
 
 
-def test_stages_are_those_of_the_mode_in_its_order(tmp_path: Path) -> None:
-    configure(glem__em_iterations=2, glem__ensemble=True, glem__correct_and_smooth=True)
-    assert names(planned_stages(cfg, tmp_path)) == [
-        *("00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1", "04_e_step_2", "05_m_step_2"),
-        *("06_correct_and_smooth", "07_ensemble"),
-    ]
-    configure(glem__em_iterations=1, glem__order="gnn_first", glem__ensemble=False, glem__correct_and_smooth=False)
-    assert names(planned_stages(cfg, tmp_path)) == ["00_lm_gold", "01_gnn_gold", "02_m_step_1", "03_e_step_1"]
-    cfg.train.mode = "glem_cascade"
-    assert names(planned_stages(cfg, tmp_path)) == ["00_lm_gold", "01_gnn_gold"]
-    assert [stage.kind for stage in planned_stages(cfg, tmp_path)] == ["lm_gold", "gnn_gold"]
-    configure(train__mode="glem_joint", glem__correct_and_smooth=True)
-    assert names(planned_stages(cfg, tmp_path)) == ["00_joint", "01_correct_and_smooth"]
-
-
-def test_until_a_plateau_means_at_most_so_many(tmp_path: Path) -> None:
-    configure(glem__em_iterations=-1, glem__em_max_iterations=3)
-    assert names(planned_stages(cfg, tmp_path))[-1] == "07_m_step_3"
-
-
 def test_a_finished_stage_is_done_unless_it_is_overwritten(tmp_path: Path) -> None:
-    configure()
     (tmp_path / "stages" / "00_lm_gold").mkdir(parents=True)
     (tmp_path / "stages" / "01_gnn_gold").mkdir()
     (tmp_path / "stages" / "00_lm_gold" / "stage.json").write_text("{}")
-    assert [stage.done for stage in planned_stages(cfg, tmp_path)] == [True, False, False, False]
-    assert not any(stage.done for stage in planned_stages(cfg, tmp_path, overwrite=True))
+    assert [stage.done for stage in planned_stages(measured(), tmp_path)] == [True, False, False, False]
+    assert not any(stage.done for stage in planned_stages(measured(), tmp_path, overwrite=True))
 
 
 def test_a_mode_without_stages_is_refused(tmp_path: Path) -> None:
@@ -108,28 +99,44 @@ def test_a_mode_without_stages_is_refused(tmp_path: Path) -> None:
         examine(cfg, [tmp_path])
 
 
+def test_a_stage_that_runs_share_is_done_where_another_has_done_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure()
+    answer = measured()
+    answer["stages"][0]["shared"] = str(tmp_path / "shared")
+    monkeypatch.setattr(preflight, "measure", lambda *_: answer)
+    for there in (False, True):
+        found = examine(cfg, [tmp_path / "0", tmp_path / "1"])
+        assert [stage.done for stage in found.stages[:5]] == [there, False, False, False, False]
+        (tmp_path / "shared").mkdir(exist_ok=True)
+
+
 # ---- disk ---------------------------------------------------------------------------------------------------------
 
 
 def test_files_of_a_run_have_the_sizes_of_their_arrays(tmp_path: Path) -> None:
-    configure(glem__em_iterations=3)
-    stored = {item.what: item for item in run_files(cfg, measured(), tmp_path, planned_stages(cfg, tmp_path))}
-    assert stored["00_lm_gold: logits float16 (1,000, 7), embeddings float16 (1,000, 32)"].bytes == 2 * 1000 * (7 + 32)
-    assert stored["03_m_step_1: logits float16 (1,000, 7)"].bytes == 2 * 1000 * 7
-    assert stored["weights of 4 × LM"].bytes == 16_000
-    assert stored["weights of 1 × GNN"].bytes == 300
-    assert (stored["one more of the GNN"].bytes, stored["one more of the GNN"].passing) == (300, True)
-    configure(glem__keep_weights="all", glem__em_iterations=5)
-    stored = {item.what: item for item in run_files(cfg, measured(), tmp_path, planned_stages(cfg, tmp_path))}
-    assert stored["weights of 6 × LM"].bytes == 24_000
-    assert stored["weights of 6 × GNN"].bytes == 1_800
+    found = measured()
+    stored = {item.what: item for item in run_files(found, tmp_path, planned_stages(found, tmp_path))}
+    assert stored["00_lm_gold: logits float16 (1,000, 7), embeddings float16 (1,000, 32)"].bytes == 2 * N * (C + H)
+    assert stored["03_m_step_1: logits float16 (1,000, 7)"].bytes == 2 * N * C
+    assert stored["weights of 4 stages"].bytes == 2 * (4_000 + 300)
 
 
-def test_joint_training_keeps_its_embeddings_and_one_model(tmp_path: Path) -> None:
-    configure(train__mode="glem_joint")
-    stored = {item.what: item.bytes for item in run_files(cfg, measured(), tmp_path, planned_stages(cfg, tmp_path))}
-    arrays = "00_joint: logits float16 (1,000, 7), embeddings float16 (1,000, 32)"
-    assert stored == {arrays: 2 * 1000 * (7 + 32), "weights of 1 × LM and GNN": 5_000}
+def test_weights_are_those_of_the_worst_course_that_are_not_there_yet(tmp_path: Path) -> None:
+    found, (first, gnn, em, m) = measured(), [stage["folder"] for stage in recorded()]
+    found["courses"] = [[[first], [first, gnn, em], [em, m]], [[first], [first, gnn], [first, em, m]]]
+    for done, kept, count, most in ((False, 8_300, 3, 0), (True, 4_300, 2, 0)):
+        if done:
+            (tmp_path / "stages" / first).mkdir(parents=True)
+            (tmp_path / "stages" / first / "stage.json").write_text("{}")
+        stored = {item.what: item for item in run_files(found, tmp_path, planned_stages(found, tmp_path))}
+        assert stored[f"weights of {count} stages"].bytes == kept
+        assert ("weights that are deleted again" in stored) == (most > 0)
+    found["courses"].append([[first, gnn, em, m], []])
+    stored = {item.what: item for item in run_files(found, tmp_path, planned_stages(found, tmp_path))}
+    deleted = stored["weights that are deleted again"]
+    assert (deleted.bytes, deleted.passing) == (300, True)
 
 
 def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,39 +170,35 @@ OPERATORS = [
 
 
 def test_hops_of_embeddings_pass_and_those_of_fixed_features_stay_for_all_seeds(tmp_path: Path) -> None:
-    configure(train__mode="glem_cascade")
     found = {**measured(), "hops": {**HOPS, "operators": OPERATORS}}
-    plan = planned_stages(cfg, tmp_path)
-    hops = {item.what: item for item in run_files(cfg, found, tmp_path, plan) if "hop" in item.what}
+    plan = planned_stages(found, tmp_path)
+    hops = {item.what: item for item in run_files(found, tmp_path, plan) if "hop" in item.what}
     assert [(what, item.bytes, item.passing) for what, item in hops.items()] == [
         ("hop features of one M-step", 1700, True)
     ]
-    shared = [(item.bytes, item.done) for item in common_files(cfg, found) if item.what != "tokens"]
+    shared = [(item.bytes, item.done) for item in common_files(found) if item.what != "tokens"]
     assert shared == [(50, True), (60, False)]
     found["hops"].update(fixed=True)
-    hops = {item.what: item for item in run_files(cfg, found, tmp_path, plan) if "hop" in item.what}
+    hops = {item.what: item for item in run_files(found, tmp_path, plan) if "hop" in item.what}
     assert {what: (item.bytes, item.path) for what, item in hops.items()} == {
         "hop features, while they are made": (700, "/data/hops"),
         "label hops of one M-step": (90, str(tmp_path / "working")),
     }
-    assert [(item.bytes, item.done) for item in common_files(cfg, found)][-1] == (1000, False)
+    assert [(item.bytes, item.done) for item in common_files(found)][-1] == (1000, False)
     found["hops"].update(known=True, labels=0)
-    assert not any("hop" in item.what for item in run_files(cfg, found, tmp_path, plan))
-    assert [(item.bytes, item.done) for item in common_files(cfg, found)][-1] == (1000, True)
+    assert not any("hop" in item.what for item in run_files(found, tmp_path, plan))
+    assert [(item.bytes, item.done) for item in common_files(found)][-1] == (1000, True)
     found["hops"].update(known=False)
-    finished = [Planned(stage.folder, stage.kind, done=True) for stage in plan]
-    assert not any("hop" in item.what for item in run_files(cfg, found, tmp_path, finished))
+    finished = [replace(stage, done=True) for stage in plan]
+    assert not any("hop" in item.what for item in run_files(found, tmp_path, finished))
 
 
 def test_outputs_of_layers_pass_and_are_there_while_a_gnn_predicts(tmp_path: Path) -> None:
-    found = {**measured(), "layers": 800}
-    for mode, there in (("glem_gnn", True), ("glem_joint", True), ("glem_lm", False)):
-        configure(train__mode=mode)
+    for name, there in (("gnn_gold", True), ("joint", True), ("lm_gold", False)):
+        found = {**measured(recorded([name])), "layers": 800}
         for done in (False, True):
-            plan = [replace(stage, done=done) for stage in planned_stages(cfg, tmp_path)]
-            files = [
-                (item.bytes, item.passing) for item in run_files(cfg, found, tmp_path, plan) if "layers" in item.what
-            ]
+            plan = [replace(stage, done=done) for stage in planned_stages(found, tmp_path)]
+            files = [(item.bytes, item.passing) for item in run_files(found, tmp_path, plan) if "layers" in item.what]
             assert files == ([(800, True)] if there and not done else [])
 
 
@@ -205,7 +208,7 @@ def test_outputs_of_layers_pass_and_are_there_while_a_gnn_predicts(tmp_path: Pat
 def test_processes_share_the_time_of_what_they_do_together_where_each_has_an_accelerator(
     accelerator: str, data_parallel: bool, seconds: float
 ) -> None:
-    assert among_processes(Cost(**COST), 3, accelerator, data_parallel).seconds == seconds
+    assert among_processes(Cost(**{**COST, "data_parallel": data_parallel}), 3, accelerator).seconds == seconds
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
@@ -214,7 +217,11 @@ def test_processes_share_the_time_of_what_they_do_together_where_each_has_an_acc
 def test_memory_is_that_of_the_largest_stage_that_is_still_to_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     configure()
     monkeypatch.setattr(preflight, "available_bytes", lambda: 1000 << 20)
-    costs = {"lm_gold": {**COST, "resident_mb": 5000.0}, "gnn_gold": COST, "e_step": {**COST, "resident_mb": 1300.0}}
+    costs = {
+        "lm_gold": {**COST, "resident_mb": 5000.0},
+        "gnn_gold": {**COST, "model": "GNN"},
+        "e_step": {**COST, "resident_mb": 1300.0},
+    }
     stages = [Planned("00", "lm_gold", done=True), Planned("01", "gnn_gold", False), Planned("02", "e_step", False)]
     (verdict,) = memory_verdicts(cfg, measured(**costs), stages)
     assert (verdict.stage, verdict.needed, verdict.fits) == ("e_step", 1200 << 20, False)
@@ -222,17 +229,20 @@ def test_memory_is_that_of_the_largest_stage_that_is_still_to_be_done(monkeypatc
     assert "lm.gradient_checkpointing True" in verdict.remedy
     (verdict,) = memory_verdicts(cfg, measured(**costs), stages[:2])
     assert (verdict.stage, verdict.fits) == ("gnn_gold", True)
+    assert "gnn.dim_inner below" in verdict.remedy
     assert memory_verdicts(cfg, measured(**costs), stages[:1]) == []
 
 
 def test_memory_is_that_of_all_processes_and_of_the_one_that_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
     configure()
     monkeypatch.setattr(preflight, "available_bytes", lambda: 1 << 40)
-    costs = {kind: {**COST, "resident_mb": mb + 100.0} for kind, mb in (("lm_gold", 500.0), ("gnn_gold", 900.0))}
+    sizes = (("lm_gold", 500.0, True), ("gnn_gold", 900.0, False))
+    costs = {name: {**COST, "resident_mb": mb + 100.0, "data_parallel": shared} for name, mb, shared in sizes}
     kinds = ["lm_gold", "gnn_gold"]
     found = {**measured(**costs), "processes": 3}
     assert resident_of_all(found, kinds) == {"lm_gold": 3 * 500 + 300, "gnn_gold": 900 + 2 * 500 + 300}
-    assert resident_of_all({**found, "data_parallel": kinds}, kinds)["gnn_gold"] == 3 * 900 + 300
+    shared = {**found, "costs": {name: {**cost, "data_parallel": True} for name, cost in costs.items()}}
+    assert resident_of_all(shared, kinds)["gnn_gold"] == 3 * 900 + 300
     assert resident_of_all({**found, "processes": 1}, kinds) == {"lm_gold": 500, "gnn_gold": 900}
     assert resident_of_all(found, ["gnn_gold"]) == {"gnn_gold": 900 + 2 * 300 + 300}  # who waits has done nothing yet
     (verdict,) = memory_verdicts(cfg, found, [Planned(kind, kind, done=False) for kind in kinds])

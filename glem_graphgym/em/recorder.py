@@ -1,0 +1,197 @@
+"""A run that is recorded, not done: its program runs, and each stage notes what it would fit and what it would write.
+
+What is said of a run beforehand, its stages, their work and their files, follows from the program alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from glem_graphgym.em.fit import FitLog, Fitted, Weights
+from glem_graphgym.em.journal import FinishedStage, Journal, Stage, StageKey, StageOutput
+from glem_graphgym.em.plan import PlannedStage
+from glem_graphgym.em.pseudo_labels import StepTargets
+from glem_graphgym.em.run import Run
+
+LEARNERS = ("lm_gold", "lm_em", "gnn", "joint")  # of a `Run`
+
+
+@dataclass
+class RecordedStage:
+    """A stage as a `Journal` would do it.
+
+    Attributes:
+        data_parallel, shared: as of `Journal.stage`.
+        arrays: name -> shape of what the stage predicts, float16.
+        learner: what it fits; None where it fits nothing.
+        targets: what it fits it to.
+        encoded: int64 (n,), nodes whose texts it encodes once it is trained; None = all.
+        weights: bytes of the weights that it leaves; 0 where `record` was given no models.
+        on_disk: folders of the stages whose weights are on disk when this one ends, its own among them.
+        seconds_before: as of a `StageOutput`.
+    """
+
+    key: StageKey
+    data_parallel: bool = False
+    shared: Path | None = None
+    arrays: dict[str, tuple[int, int]] = field(default_factory=dict)
+    learner: Any = None
+    targets: StepTargets | None = None
+    encoded: np.ndarray | None = None
+    weights: int = 0
+    on_disk: frozenset[str] = frozenset()
+    seconds_before: float = 0.0
+
+    @property
+    def fit(self) -> tuple[object, ...]:
+        """What tells apart the fits of a run: equal ones take the same time and memory."""
+        assert self.targets is not None
+        return id(self.learner), self.targets.num_trained, self.targets.pseudo is None
+
+
+@dataclass
+class Recording:
+    """The stages of a run in their order, and the folders of those whose weights are kept in the end."""
+
+    stages: list[RecordedStage]
+    kept: frozenset[str]
+
+    def planned(self, num_nodes: int) -> list[PlannedStage]:
+        """The stages with the work that each will be, of a run on so many nodes."""
+        works: dict[Any, dict[str, float]] = {}
+        planned = []
+        for stage in self.stages:
+            work = {}
+            if stage.learner is not None:
+                if stage.fit not in works:
+                    encoded = np.arange(num_nodes) if stage.encoded is None else stage.encoded
+                    works[stage.fit] = stage.learner.work(stage.targets, encoded)
+                work = works[stage.fit]
+            planned.append(PlannedStage(stage.key.name, stage.key.model, work, stage.seconds_before))
+        return planned
+
+
+def record(
+    run: Run,
+    program: Callable[[Run], None],
+    model_of: Callable[[Any, StepTargets], nn.Module] | None = None,
+    scores: Iterator[float] | None = None,
+) -> Recording:
+    """What ``program`` would do with a run; nothing is trained, computed or written.
+
+    Args:
+        model_of: learner and targets -> the model that it would fit, maybe without storage (on the meta device). Tells
+            sizes of weights and embeddings, which are 0 otherwise.
+        scores: validation scores of the stages. None: each is better than all before, so that EM goes on as long as it
+            may.
+    """
+    shape = (run.num_nodes, run.gold.num_classes)
+    journal = _RecordingJournal(run.journal, shape, scores or itertools.count(1.0))
+    stand_ins: dict[str, Any] = {
+        name: _StandIn(learner, journal, model_of) for name in LEARNERS if (learner := getattr(run, name)) is not None
+    }
+    program(replace(run, journal=journal, features=lambda embeddings: None, **stand_ins))
+    return Recording(journal.stages, frozenset(journal.on_disk))
+
+
+class _RecordingJournal(Journal):
+    """A journal that does no stage; ``shape`` is that of logits (N, C)."""
+
+    def __init__(self, journal: Journal, shape: tuple[int, int], scores: Iterator[float]) -> None:
+        super().__init__(journal.folder.parent, journal.seed, journal.evaluate)
+        self.shape, self.scores, self.on_disk = shape, scores, set[str]()
+        self.stages: list[RecordedStage] = []
+
+    @contextlib.contextmanager
+    def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Stage]:
+        record = RecordedStage(key, data_parallel, shared)
+        self.stages.append(record)
+        stage = _RecordingStage(record)
+        yield stage
+        if stage.work is not None:
+            weights = stage.work.weights.values()
+            record.weights = sum(value.numel() * value.element_size() for value in weights)
+            record.seconds_before = stage.work.seconds_before
+        if record.learner is not None:
+            self.on_disk.add(key.folder)
+        record.on_disk = frozenset(self.on_disk)
+        logits = stage.arrays.get("logits", _zeros(self.shape))  # which one of several processes alone may write
+        embeddings = stage.arrays.get("embeddings")
+        stage.result = _Recorded(key, self.folder / key.folder, logits, embeddings, next(self.scores))
+        self.finished.append(stage.result)
+
+    def forget_weights(self, keep: set[str]) -> None:
+        self.on_disk &= keep
+
+
+class _RecordingStage(Stage):
+    def __init__(self, record: RecordedStage) -> None:
+        super().__init__(record.key, None, 0.0)
+        self.todo, self.record = True, record
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def finish(self, work: StageOutput) -> None:
+        self.work = work
+
+    def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
+        self.record.arrays[name] = shape
+        self.arrays[name] = _zeros(shape)
+        return self.arrays[name]
+
+    def compute(self, numbers: Callable[[], dict[str, float]]) -> dict[str, float]:
+        return {}
+
+    @property
+    def logits(self) -> np.ndarray:
+        return self.arrays["logits"]
+
+
+class _Recorded(FinishedStage):
+    def weights(self) -> Weights:
+        return {}
+
+
+class _StandIn:
+    """Takes the place of a learner: says what it says, and notes what it would fit."""
+
+    def __init__(self, learner: Any, journal: _RecordingJournal, model_of: Callable[..., nn.Module] | None) -> None:
+        self.learner, self.journal, self.model_of = learner, journal, model_of
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.learner, name)
+
+    def fit(self, targets: StepTargets, *_: Any) -> Fitted:
+        stage = self.journal.stages[-1]
+        stage.learner, stage.targets = self.learner, targets
+        model = nn.Module() if self.model_of is None else self.model_of(self.learner, targets)
+        return Fitted(_FittedStandIn(model, stage), FitLog())
+
+
+class _FittedStandIn:
+    def __init__(self, model: nn.Module, stage: RecordedStage) -> None:
+        self.model, self.stage = model, stage
+
+    @property
+    def embedding_dim(self) -> int:
+        return getattr(getattr(self.model, "encoder", None), "dim", 0)
+
+    def predict(self, logits: np.ndarray, *given: Any) -> None:
+        """The nodes that a language model encodes come after embeddings and title."""
+        if given:
+            self.stage.encoded = given[2]
+
+    def costs(self, log: FitLog) -> dict[str, float]:
+        return {}
+
+
+def _zeros(shape: tuple[int, int]) -> np.ndarray:
+    """float16, of one number in memory."""
+    return np.broadcast_to(np.float16(0), shape)
