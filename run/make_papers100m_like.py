@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
     # Imported late, so that --help and a wrong command line answer at once.
+    from rehearsal.papers100m import write_papers100m_like
+
     from glem_graphgym.data.errors import DataError
-    from glem_graphgym.data.papers100m_like import write_papers100m_like
     from glem_graphgym.disk import writing
 
     try:

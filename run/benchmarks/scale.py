@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rehearsal.papers100m import CLASSES, VOCABULARY
 
 from benchmarks.measure import Row
-from glem_graphgym.data.papers100m_like import CLASSES, VOCABULARY
 from glem_graphgym.data.synthetic import word_list
 
 RUN = Path(__file__).resolve().parent.parent

@@ -78,10 +78,10 @@ def test_papers100m_is_read_off_the_straight_line() -> None:
 
 
 def test_the_tiny_model_knows_every_word_of_the_generated_texts(tmp_path: Path) -> None:
+    from rehearsal.papers100m import CLASSES, VOCABULARY
     from transformers import AutoModel, AutoTokenizer
 
     from glem_graphgym.data.ogb.text_files import sentence
-    from glem_graphgym.data.papers100m_like import CLASSES, VOCABULARY
     from glem_graphgym.data.synthetic import draw_texts
 
     make_tiny_lm(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -17,13 +18,16 @@ from ogb.io.read_graph_raw import read_binary_graph_raw
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from glem_graphgym.data import papers100m_like
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.ogb import load_ogbn_papers100m
-from glem_graphgym.data.papers100m_like import write_papers100m_like
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "run"))
+
+from rehearsal import papers100m  # noqa: E402
+from rehearsal.papers100m import write_papers100m_like  # noqa: E402
 
 N, E, C = 4001, 30_000, 5
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +35,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Several blocks of nodes and of edges."""
     folder = tmp_path_factory.mktemp("like")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(papers100m_like, "NODES_AT_ONCE", 700)
-        patch.setattr(papers100m_like, "EDGES_AT_ONCE", 9000)
+        patch.setattr(papers100m, "NODES_AT_ONCE", 700)
+        patch.setattr(papers100m, "EDGES_AT_ONCE", 9000)
         write_papers100m_like(folder / "ogbn_papers100M", N, E, num_classes=C, features=6, labelled=0.2, seed=3)
         yield folder
 
@@ -89,7 +93,7 @@ def test_labels_are_few_and_split_by_year(raw: dict[str, Any]) -> None:
 
 def classes(raw: dict[str, Any]) -> np.ndarray:
     """The class of every node, the unlabelled ones too: what the generator knows and the files don't say."""
-    drawn = papers100m_like._Drawn(N, E, C, 0.2, 0.35, 0.6, 3)
+    drawn = papers100m._Drawn(N, E, C, 0.2, 0.35, 0.6, 3)
     of_class = drawn.class_of(np.arange(N))
     known = ~np.isnan(raw["label"][:, 0])
     assert np.array_equal(of_class[known], raw["label"][known, 0])
@@ -98,7 +102,7 @@ def classes(raw: dict[str, Any]) -> np.ndarray:
 
 def test_classes_are_balanced_and_places_are_a_shuffle(raw: dict[str, Any]) -> None:
     assert np.ptp(np.bincount(classes(raw))) <= 1
-    drawn = papers100m_like._Drawn(N, E, C, 0.2, 0.35, 0.6, 3)
+    drawn = papers100m._Drawn(N, E, C, 0.2, 0.35, 0.6, 3)
     place = drawn.place_of(np.arange(N))
     assert np.array_equal(np.sort(place), np.arange(N))
     assert np.array_equal(drawn.node_at(place), np.arange(N))
@@ -191,8 +195,8 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """60,000 nodes and 400,000 edges, 27 MB, in blocks of 2,000 and 20,000."""
-    monkeypatch.setattr(papers100m_like, "NODES_AT_ONCE", 2000)
-    monkeypatch.setattr(papers100m_like, "EDGES_AT_ONCE", 20_000)
+    monkeypatch.setattr(papers100m, "NODES_AT_ONCE", 2000)
+    monkeypatch.setattr(papers100m, "EDGES_AT_ONCE", 20_000)
     tracemalloc.start()
     try:
         write_papers100m_like(tmp_path / "x", 60_000, 400_000, num_classes=4, text_words=12)
