@@ -34,7 +34,7 @@ _INDIFFERENT = {
     *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights", "glem.ensemble"),
     "glem.checkpoint_minutes",
     "devices",  # up to rounding
-    *("glem.share_lm_gold", "glem.memory_budget_gb"),  # hops on disk are those in memory, bit for bit
+    *("glem.share_lm_gold", "glem.memory_budget_gb"),  # hops on disk are those in memory, up to rounding
 }
 
 
