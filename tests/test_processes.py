@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from glem_graphgym import processes
+from glem_graphgym import processes, starting
 from glem_graphgym.processes import LOST, Place, find_place
 from glem_graphgym.starting import start
 
@@ -66,12 +66,16 @@ def test_one_process_is_the_first_and_waits_for_nobody(tmp_path: Path) -> None:
     assert not processes.is_lost(RuntimeError("Connection closed by peer"))
 
 
+# Before a program: the package without what it registers, whose libraries take seconds to import.
+BARE = """
+import sys, types
+package = sys.modules["glem_graphgym"] = types.ModuleType("glem_graphgym")
+package.__path__ = [sys.argv[1] + "/glem_graphgym"]
+"""
 # In two processes; rank r holds the rows of a batch whose place is r modulo 2, or none of them.
-PROGRAM = """
-import sys
+PROGRAM = f"""{BARE}
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
 import torch
 from torch import nn
 
@@ -95,7 +99,7 @@ assert processes.world_size() == 2
 
 done_before = False
 for together in (True, False, True):  # the third time there is nothing to do
-    place = folder / f"filled_{together}"
+    place = folder / f"filled_{{together}}"
     with filling(place, together) as part:
         assert (part is not None) == (not done_before if together else rank == 0)
         if part is not None:
@@ -144,7 +148,10 @@ def test_two_processes_tell_each_other_and_share_batch_norms(tmp_path: Path, cap
         (f"sys.exit({LOST})", "error: a process of this run was lost\n"),
     ],
 )
-def test_one_that_fails_ends_the_others(second: str, expected: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_that_fails_ends_the_others(
+    second: str, expected: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "GRACE", 0.2)  # which the other would use up
     program = f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {second}\ntime.sleep(600)"
     began = time.monotonic()
     assert start([sys.executable, "-c", program], 2) == 1
@@ -159,9 +166,8 @@ def test_an_error_of_all_is_said_once(capfd: pytest.CaptureFixture[str]) -> None
 
 
 ROOT = str(Path(__file__).resolve().parents[1])
-JOIN = """
-import os, signal, subprocess, sys, threading, time
-sys.path.insert(0, sys.argv[1])
+JOIN = f"""{BARE}
+import os, signal, subprocess, threading, time
 from glem_graphgym import processes
 processes.join(processes.find_place(), "cpu")
 rank = processes.rank()
@@ -209,7 +215,7 @@ def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.Monkey
 
 # ---- a process that is no longer heard of -------------------------------------------------------------------------
 
-TIMEOUT = 3.0
+TIMEOUT = 2.0
 STOPPED = JOIN + "if rank == int(sys.argv[2]):\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
 # Which ends in the first of them only after minutes.
 ALONE = "rank or time.sleep(600)\nprocesses.barrier()"
@@ -260,11 +266,11 @@ def test_the_first_that_is_stopped_with_the_store_ends_the_others() -> None:
 @pytest.mark.usefixtures("impatient")
 def test_work_of_the_first_alone_takes_as_long_as_it_likes() -> None:
     program = f"""{JOIN}
-rank or time.sleep({2 * TIMEOUT})
+rank or time.sleep({1.5 * TIMEOUT})
 processes.barrier()
 processes.leave()
 assert threading.enumerate() == [threading.main_thread()]
-time.sleep(rank * {2 * TIMEOUT})
+time.sleep(rank * {1.5 * TIMEOUT})
 """
     for process in by_srun(program):
         assert process.communicate(timeout=SECONDS) == (None, "")
@@ -277,8 +283,8 @@ def test_processes_that_were_suspended_alike_accuse_nobody(capfd: pytest.Capture
 first, second = processes.gather(os.getpid())
 wake = f"kill -CONT {{first}}; sleep {TIMEOUT / 4}; kill -CONT {{second}}"
 if rank == 0:
-    subprocess.Popen(["sh", "-c", f"kill -STOP {{first}} {{second}}; sleep {2 * TIMEOUT}; {{wake}}"])
-rank or time.sleep({4 * TIMEOUT})
+    subprocess.Popen(["sh", "-c", f"kill -STOP {{first}} {{second}}; sleep {1.5 * TIMEOUT}; {{wake}}"])
+rank or time.sleep({3 * TIMEOUT})
 processes.barrier()
 processes.leave()
 """

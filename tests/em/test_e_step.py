@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.em.e_step import LMLearner, LMSettings, open_predictions
+from glem_graphgym.em.e_step import LMLearner, LMSettings, encode_in_parts, open_predictions
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
@@ -270,6 +270,17 @@ def test_predictions_of_all_nodes_are_those_of_each_text_alone(
         expected, embedding = lm.model(torch.from_numpy(ids), torch.from_numpy(mask))
         np.testing.assert_allclose(logits[node], expected[0].detach(), rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(embeddings[node], embedding[0].detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_texts_encoded_in_parts_come_in_the_order_of_nodes(learner: Callable[..., Held], tokens: Watched) -> None:
+    lm = learner()
+    lm.load()
+    encoder, nodes = lm.model.encoder.eval(), np.random.default_rng(0).permutation(N)
+    with torch.no_grad():
+        found, *alone = (
+            encode_in_parts(encoder, tokens, part, 40, torch.device("cpu")) for part in (nodes, *nodes[:, None])
+        )
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_predictions_go_into_half_precision_files(learner: Callable[..., Held], tmp_path: Path) -> None:

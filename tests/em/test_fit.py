@@ -244,6 +244,20 @@ def test_an_error_in_preparing_a_batch_is_raised() -> None:
 # ---- the step -----------------------------------------------------------------------------------------------------
 
 
+def test_steps_are_those_of_plain_gradient_descent() -> None:
+    task = regression(batches=[range(6), range(6, 12)])
+    fit(task, plan(2), Hardware())
+    torch.manual_seed(0)
+    twin = nn.Linear(3, 1)
+    for rows in 2 * [slice(0, 6), slice(6, 12)]:
+        gradients = torch.autograd.grad((twin(X[rows]) - Y[rows]).square().mean(), list(twin.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(twin.parameters(), gradients, strict=True):
+                parameter -= 0.1 * gradient
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(task.after_step_weights[-1][name], value)
+
+
 def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
     parts = regression(batches=[range(0, 2), range(2, 6), range(6, 9), range(9, 12)], of_step=6)
     whole = regression(batches=[range(0, 6), range(6, 12)])

@@ -67,7 +67,7 @@ class RandomWork:
 
 def evaluate(logits: np.ndarray) -> Scores:
     mean = float(np.abs(logits).astype(np.float64).mean())
-    return {split: {"accuracy": mean / k} for k, split in enumerate(("train", "valid", "test"), start=1)}
+    return {"train": {"accuracy": mean}, "valid": {"accuracy": mean / 2}, "test": {"accuracy": 1 / (1 + mean)}}
 
 
 def journal(run_dir: Path, seed: int = 3, **options: Any) -> Journal:

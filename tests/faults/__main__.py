@@ -7,38 +7,11 @@ must pass. Prints a table, and ends with status 1 if a fault was not noticed wit
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from tests.faults.faults import FAULTS, Fault
-
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60.0  # that a test has to notice a fault
-TESTS_FAILED = 1  # pytest's exit status; others mean that no test was run
-
-
-def run_test(test: str, fault: Fault | None) -> tuple[int, float]:
-    """The exit status of a test in a copy with ``fault``, and its seconds; status -1 where it took too long."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / ROOT.name
-        unneeded = shutil.ignore_patterns(".*", "__pycache__", "datasets", "results", "*.egg-info")
-        shutil.copytree(ROOT, copy, ignore=unneeded)
-        if fault is not None:
-            file = copy / "glem_graphgym" / fault.file
-            file.write_text(file.read_text(encoding="utf-8").replace(fault.old, fault.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/{test}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-        began = time.monotonic()
-        try:
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=2 * SECONDS)
-        except subprocess.TimeoutExpired:
-            return -1, 2 * SECONDS
-        return done.returncode, time.monotonic() - began
+from tests.faults.faults import FAULTS
+from tests.faults.seeding import SECONDS, TESTS_FAILED, run_test
 
 
 def main(names: list[str]) -> int:
@@ -46,16 +19,19 @@ def main(names: list[str]) -> int:
         print(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}", file=sys.stderr)
         return 2
     chosen = {name: FAULTS[name] for name in names or FAULTS}
-    tests = sorted({fault.test for fault in chosen.values()})
-    print(f"{len(chosen)} faults, {len(tests)} tests; seconds hold a start of Python and pytest", flush=True)
     missed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sound = dict(zip(tests, pool.map(lambda test: run_test(test, None)[0] == 0, tests), strict=True))
-        outcomes = pool.map(lambda fault: run_test(fault.test, fault), chosen.values())
-        for (name, fault), (status, seconds) in zip(chosen.items(), outcomes, strict=True):
-            noticed = status == TESTS_FAILED and seconds < SECONDS and sound[fault.test]
+        sound, outcomes = {}, {}
+        for name, fault in chosen.items():
+            if fault.test not in sound:
+                sound[fault.test] = pool.submit(run_test, fault.test, None)
+            outcomes[name] = pool.submit(run_test, fault.test, fault)
+        for name, fault in chosen.items():
+            status, seconds = outcomes[name].result()
+            passes = sound[fault.test].result()[0] == 0
+            noticed = passes and status == TESTS_FAILED and seconds < SECONDS
             missed += not noticed
-            why = "" if noticed else f" (status {status}{'' if sound[fault.test] else '; fails without the fault too'})"
+            why = "" if noticed else f" (status {status}{'' if passes else '; fails without the fault too'})"
             print(f"{'caught' if noticed else 'MISSED'} {seconds:5.1f} s  {name}: {fault.says}{why}", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} caught")
     return int(missed > 0)

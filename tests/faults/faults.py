@@ -182,7 +182,7 @@ FAULTS: dict[str, Fault] = {
         "em/e_step.py",
         "order = torch.from_numpy(np.argsort(np.concatenate(parts)))",
         "order = torch.from_numpy(np.concatenate(parts))",
-        "em/test_joint_step.py::test_parts_of_texts_and_their_recomputation_change_nothing",
+        "em/test_e_step.py::test_texts_encoded_in_parts_come_in_the_order_of_nodes",
     ),
     "scores_in_batch_order": Fault(
         "validation logits are scored in the order of batches, not of nodes",
@@ -326,7 +326,7 @@ FAULTS: dict[str, Fault] = {
         "em/fit.py",
         "                optimizer.zero_grad()\n",
         "",
-        "em/test_fit.py::test_accumulated_parts_make_the_step_of_the_whole_batch",
+        "em/test_fit.py::test_steps_are_those_of_plain_gradient_descent",
     ),
     "clipping_off": Fault(
         "the LM's gradients are not clipped",
@@ -403,7 +403,7 @@ FAULTS: dict[str, Fault] = {
         "em/combine.py",
         "weight * lm + (1 - weight) * gnn",
         "(1 - weight) * lm + weight * gnn",
-        "em/test_combine.py::test_probabilities_are_mixed_by_the_weight_that_validation_prefers",
+        "em/test_combine.py::test_where_one_is_right_and_the_other_as_surely_wrong_the_right_one_decides",
     ),
     # ---- killed runs, several processes ---------------------------------------------------------------------------
     "epoch_repeated": Fault(
@@ -439,7 +439,7 @@ FAULTS: dict[str, Fault] = {
         "em/fit.py",
         "fabric.backward(loss * processes.world_size())",
         "fabric.backward(loss)",
-        "golden/test_golden.py::test_a_run_predicts_what_it_predicted_when_it_was_recorded[joint_two_processes]",
+        "golden/test_golden.py::test_a_run_predicts_what_it_predicted_when_it_was_recorded[glem_two_processes]",
     ),
     "all_do_everything": Fault(
         "each of several processes trains on the whole batch",
@@ -453,7 +453,7 @@ FAULTS: dict[str, Fault] = {
         "build/run_folder.py",
         '    "glem.checkpoint_minutes",\n',
         '    "glem.checkpoint_minutes",\n    "glem.temperature",\n',
-        "build/test_train.py::test_a_folder_of_another_run_is_refused",
+        "build/test_train.py::test_decisive_settings_are_flat_and_whole",
     ),
     # ---- models ---------------------------------------------------------------------------------------------------
     "padding_in_mean": Fault(
