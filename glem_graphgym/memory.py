@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+GB = 1 << 30  # bytes, in keys and in messages
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 

@@ -16,11 +16,12 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 
 from glem_graphgym import memory
-from glem_graphgym.build import memory_check, sizes
+from glem_graphgym.build import footprint, memory_check
 from glem_graphgym.build.gnn import build_gnn, sees_hops
 from glem_graphgym.build.graph import GRAPHS
 from glem_graphgym.build.run_folder import decisive_settings
 from glem_graphgym.config import KEYS, feature_kinds, load_config
+from glem_graphgym.data.sampling import Block
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "run"))
@@ -226,14 +227,18 @@ def test_parameter_counts_are_the_published_ones(stem: str, published: int) -> N
 @pytest.mark.parametrize("stem", [stem for stem in NETWORKS if re.search("_(arxiv|products)$", stem)])
 def test_a_full_batch_fits_into_a_large_accelerator(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load(stem)
-    nodes, edges = GRAPH_SIZES[cfg.dataset.name]
-    classes, split = SIZES[cfg.dataset.name][1], {"train": np.arange(2), "valid": np.arange(2)}
-    graph: Any = SimpleNamespace(num_nodes=nodes, col=range(edges), num_classes=classes, split=split)
+    (nodes, edges), classes = GRAPH_SIZES[cfg.dataset.name], SIZES[cfg.dataset.name][1]
+    split = dict.fromkeys(("train", "valid", "test"), np.arange(nodes // 3))
+    names = {"name": cfg.dataset.name, "class_names": [str(number) for number in range(classes)]}
+    sizes = {"num_nodes": nodes, "rowptr": None, "col": range(edges), "num_classes": classes}
+    graph: Any = SimpleNamespace(**sizes, split=split, **names)
+    limit = memory_check.Limit(ACCELERATOR, "the accelerator")
     monkeypatch.setattr(memory_check, "feature_width", lambda cfg, graph: feature_width())
-    monkeypatch.setattr(memory_check, "_limit", lambda cfg: (ACCELERATOR, "the accelerator"))
+    monkeypatch.setattr(memory_check, "_limit", lambda cfg: limit)
     monkeypatch.setattr(memory, "machine_bytes", lambda: 256_000_000_000)
-    hops = len(cfg.gnn.fan_out)
-    monkeypatch.setattr(sizes, "_drawn", lambda *_: ([nodes] * (hops + 1), edges))  # of a batch: at most all
+    ends, rowptr = np.full(len(cfg.gnn.fan_out) + 1, nodes), np.linspace(0, edges, nodes + 1).astype(np.int64)
+    block = Block(np.arange(nodes), ends, rowptr, np.empty(0), np.empty(0))  # of a batch: at most all
+    monkeypatch.setattr(footprint, "NeighbourSampler", lambda *_: SimpleNamespace(sample=lambda *_: block))
     memory_check.check_memory(cfg, graph)
 
 

@@ -21,7 +21,7 @@ from glem_graphgym.hardware import Hardware
 NODES = 8  # of a ring
 
 
-def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> None:
+def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> bool:
     """Find before long work whatever stops the GNN: contradicting settings, a network that fails, too little memory.
 
     A run and its dry run both ask here.
@@ -29,6 +29,9 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> N
     Args:
         candidates: how many nodes may get pseudo-labels.
         joint: whether it is trained together with the LM.
+
+    Returns:
+        As of `check_memory`.
 
     Raises:
         ValueError: names the keys, or ``model.type``.
@@ -57,7 +60,7 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> N
         _check_parts(cfg, len(graph.split["train"]))
     smallest = _smallest_batch(cfg, graph, candidates, joint)
     check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest)
-    check_memory(cfg, graph, candidates)
+    return check_memory(cfg, graph, candidates)
 
 
 def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> int:

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from glem_graphgym.build.features import feature_builder
 from glem_graphgym.build.gnn import MmapGraph, Structure, build_gnn, gcn_operator, gnn_optimizer, sees_hops
 from glem_graphgym.build.language_model import build_lm, encoder_config, hardware_for, infer_tokens, part_tokens
-from glem_graphgym.build.sizes import budget_bytes, predicts_layerwise
+from glem_graphgym.build.sizes import budget_bytes
 from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
@@ -74,12 +74,14 @@ def gnn_learner(
     validation: Validation,
     unlabelled: np.ndarray | None = None,
     predicted: np.ndarray | None = None,
+    by_blocks: bool = False,
 ) -> GNNLearner | FitsAgain:
     """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe.
 
     Args:
         unlabelled: int64, nodes that self-training and consistency may use.
         predicted: as of a `GNNLearner`.
+        by_blocks: as `check_memory` says.
     """
     settings = GNNSettings(
         epochs=cfg.optim.max_epoch,
@@ -96,7 +98,7 @@ def gnn_learner(
         return build_gnn(cfg, dim_in, num_classes)
 
     if not sees_hops(cfg):
-        graphs, hoods, layerwise = sampled_graph(cfg, graph, hardware)
+        graphs, hoods, layerwise = sampled_graph(cfg, graph, hardware, by_blocks)
         common = (build, graphs, make_optimizer, settings, validation, hardware)
         if hoods is None:
             reuse = LabelReuse(g.label_reuse) if g.label_reuse and cfg.glem.label_input else None
@@ -129,12 +131,12 @@ def gnn_learner(
 
 
 def sampled_graph(
-    cfg: CfgNode, graph: TextGraph, hardware: Hardware
+    cfg: CfgNode, graph: TextGraph, hardware: Hardware, by_blocks: bool
 ) -> tuple[GraphViews, Neighbourhoods | None, LayerwiseInference | None]:
     """What a GNN sees of the graph, what samples neighbours from it where ``gnn.fan_out`` asks for them, and what
     predicts where the whole graph exceeds ``glem.memory_budget_gb``."""
     fan_out = cfg.gnn.fan_out
-    if not predicts_layerwise(cfg, graph):
+    if not by_blocks:
         graphs = graph_views_of(cfg, graph)
         hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_out) if fan_out else None
         return graphs, hoods, None
@@ -157,12 +159,18 @@ def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
 
 
 def joint_learner(
-    cfg: CfgNode, graph: TextGraph, tokens: TokenStore, validation: Validation, predicted: np.ndarray | None = None
+    cfg: CfgNode,
+    graph: TextGraph,
+    tokens: TokenStore,
+    validation: Validation,
+    predicted: np.ndarray | None = None,
+    by_blocks: bool = False,
 ) -> JointLearner:
     """LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model on sampled neighbourhoods.
 
     Args:
         predicted: as of a `GNNLearner`.
+        by_blocks: as `check_memory` says.
     """
     lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
     settings = JointSettings(
@@ -182,7 +190,7 @@ def joint_learner(
         normed = cfg.gnn.input_norm in ("standardise", "layer")
         return JointModel(encoder, build_gnn(cfg, encoder.dim + dim_more, num_classes), normed)
 
-    graphs, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware)
+    graphs, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware, by_blocks)
     assert hoods is not None, "joint training samples neighbours"
     common = (tokens, build, graphs, hoods, settings, validation, lm.hardware)
     return JointLearner(*common, predicted=predicted, layerwise=layerwise)

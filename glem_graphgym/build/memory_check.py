@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import memory
+from glem_graphgym.build.footprint import STEP, neighbourhood_bytes, whole_graph_bytes
 from glem_graphgym.build.gnn import has_layers, sees_hops
 from glem_graphgym.build.language_model import hardware_for
 from glem_graphgym.build.sizes import (
-    GB,
-    STEP,
     asked_bytes,
     budget_bytes,
     can_predict_layerwise,
     feature_width,
-    full_batch_bytes,
+    generous_bytes,
     is_joint,
     machine_share,
-    need_layerwise,
-    neighbourhood_bytes,
-    sampled_bytes,
     smoothing_bytes,
 )
 from glem_graphgym.data.text_graph import TextGraph
@@ -33,32 +30,53 @@ from glem_graphgym.out_of_core.propagation import plan_columns
 HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
 
 
-def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) -> None:
-    """
+class Limit(NamedTuple):
+    """Bytes that there are, and what sets the limit, in words."""
+
+    bytes: int
+    reason: str
+
+
+def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) -> bool:
+    """The one place that asks whether a GNN fits into memory.
+
     Args:
         candidates: how many nodes may get pseudo-labels; None = all without a gold label.
+
+    Returns:
+        Whether a GNN on sampled neighbourhoods reads graph and features from disk, and predicts layer after layer over
+        blocks of nodes: it does where all at a time exceeds ``glem.memory_budget_gb``.
 
     Raises:
         ValueError: the GNN's training or prediction does not fit into ``glem.memory_budget_gb`` or into the machine
             (the accelerator for networks that see the whole graph); says what takes how much, and what does fit.
     """
-    width = feature_width(cfg, graph)
+    width, limit, budget = feature_width(cfg, graph), _limit(cfg), _budget(cfg)
     if sees_hops(cfg):
         _check_hops(cfg, graph, width, candidates)
-    elif cfg.gnn.fan_out:
-        neighbourhoods = neighbourhood_bytes(cfg, graph, width)
-        parts = sampled_bytes(cfg, graph, width, neighbourhoods)
-        layerwise = need_layerwise(cfg, parts)
-        _check_neighbourhoods(cfg, neighbourhoods, min([_limit(cfg), *([_budget(cfg)] if layerwise else [])]))
-        if not layerwise:
-            how = "samples neighbours in training, but predicts on the whole graph at a time"
-            _check_whole_graph(cfg, graph, parts, how, _instead_of_sampling(cfg))
-        elif cfg.glem.correct_and_smooth:
-            _check_smoothing(cfg, graph)
-    else:
+        return False
+    by_blocks = bool(cfg.gnn.fan_out and budget.bytes and can_predict_layerwise(cfg))
+    enough = min(limit.bytes, budget.bytes) if by_blocks else limit.bytes
+    smoothing = {"Correct & Smooth": smoothing_bytes(graph)} if cfg.glem.correct_and_smooth else {}
+    if generous_bytes(cfg, graph, width) + sum(smoothing.values()) < enough:
+        return False
+    if not cfg.gnn.fan_out:
         instead = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
-        how = "trains on the whole graph at a time"
-        _check_whole_graph(cfg, graph, full_batch_bytes(cfg, graph, width), how, f"{instead}, gnn.fan_out")
+        how, parts = "trains on the whole graph at a time", whole_graph_bytes(cfg, graph, width)
+        _refuse_beyond(cfg, limit, parts | smoothing, how, f"{instead}, gnn.fan_out")
+        return False
+    sampled, parts = neighbourhood_bytes(cfg, graph, width), whole_graph_bytes(cfg, graph, width, trains=False)
+    largest = max(sampled, key=sampled.__getitem__)
+    if sampled[largest] > list(parts.values())[-1]:  # which comes in turn with a prediction
+        parts = {**dict(list(parts.items())[:-1]), largest: sampled[largest]}
+    layerwise = by_blocks and sum(parts.values()) > budget.bytes
+    _check_neighbourhoods(cfg, sampled, min(limit, budget) if layerwise else limit)
+    if not layerwise:
+        how = "samples neighbours in training, but predicts on the whole graph at a time"
+        _refuse_beyond(cfg, limit, parts | smoothing, how, _instead_of_sampling(cfg))
+    elif smoothing:
+        _check_smoothing(cfg, graph)
+    return layerwise
 
 
 def _instead_of_sampling(cfg: CfgNode) -> str:
@@ -71,13 +89,14 @@ def _instead_of_sampling(cfg: CfgNode) -> str:
     return f"model.type {layered}" if is_joint(cfg) else f"{HOP_NETWORKS}, or {layered}"
 
 
-def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int], limit_and_whose: tuple[int, str]) -> None:
-    limit, whose = limit_and_whose
+def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int], limit: Limit) -> None:
     for name, needed in parts.items():
-        if needed > limit:
+        if needed > limit.bytes:
             size = "lm.batch_size / lm.grad_accumulation" if is_joint(cfg) else "gnn.batch_size"
             lower = f"{size} or gnn.fan_out" if name == STEP else "gnn.fan_out"
-            raise ValueError(f"{name} takes about {_gb(needed)} beside the graph, but {whose}; set {lower} lower")
+            raise ValueError(
+                f"{name} takes about {_gb(needed)} beside the graph, but {limit.reason}; set {lower} lower"
+            )
 
 
 def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
@@ -124,40 +143,39 @@ def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
         )
 
 
-def _check_whole_graph(cfg: CfgNode, graph: TextGraph, parts: dict[str, int], how: str, instead: str) -> None:
+def _refuse_beyond(cfg: CfgNode, limit: Limit, parts: dict[str, int], how: str, instead: str) -> None:
     """
     Args:
         parts: bytes of what is needed at a time, by its name; how: why so much is needed; instead: what needs less.
     """
-    if cfg.glem.correct_and_smooth:
-        parts = {**parts, "Correct & Smooth": smoothing_bytes(graph)}
-    needed, (limit, whose) = sum(parts.values()), _limit(cfg)
-    if needed > limit:
+    needed = sum(parts.values())
+    if needed > limit.bytes:
         raise ValueError(
             f"model.type {cfg.model.type} {how} and takes about {_gb(needed)} "
-            f"({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())}), but {whose}; expected {instead}"
+            f"({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())}), but {limit.reason}; "
+            f"expected {instead}"
         )
 
 
-def _budget(cfg: CfgNode) -> tuple[int, str]:
-    """Bytes for what reads the rest from disk, and what sets this limit."""
+def _budget(cfg: CfgNode) -> Limit:
+    """For what reads the rest from disk."""
     budget = budget_bytes(cfg)
-    return budget, f"the budget is {_gb(budget)} (glem.memory_budget_gb, as far as this machine has it)"
+    return Limit(budget, f"the budget is {_gb(budget)} (glem.memory_budget_gb, as far as this machine has it)")
 
 
-def _limit(cfg: CfgNode) -> tuple[int, str]:
-    """Bytes for what is in memory, or in the accelerator's, at a time, and what sets this limit."""
-    limits = [(memory.machine_bytes(), f"this machine has {_gb(memory.machine_bytes())}")]
+def _limit(cfg: CfgNode) -> Limit:
+    """For what is in memory, or in the accelerator's, at a time."""
+    limits = [Limit(memory.machine_bytes(), f"this machine has {_gb(memory.machine_bytes())}")]
     if hardware_for(cfg, "32").accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
-        limits = [(total, f"the accelerator has {_gb(total)}")]
+        limits = [Limit(total, f"the accelerator has {_gb(total)}")]
     if cfg.glem.memory_budget_gb:
-        limits.append((asked_bytes(cfg), f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}"))
+        limits.append(Limit(asked_bytes(cfg), f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}"))
     return min(limits)
 
 
 def _gb(size: int) -> str:
-    return f"{size / GB:.3g} GB"
+    return f"{size / memory.GB:.3g} GB"
 
 
 # ---- what helps ---------------------------------------------------------------------------------------------------

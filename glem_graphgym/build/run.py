@@ -105,8 +105,7 @@ def build_run(
     """
     mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
     first = first_predictions(cfg, graph)
-    if mode.gnn or mode.joint:
-        check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
+    by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     static = "static" in feature_kinds(cfg.glem.node_features)
     if tokens is None and (mode.lm or mode.joint or static):
         tokens = open_tokens(cfg, graph)
@@ -125,13 +124,13 @@ def build_run(
         check_lms(cfg, lm_gold, lm_em)
     if mode.gnn:
         features = features or feature_builder(cfg, graph, tokens, nodes.encoded)
-        gnn = gnn_learner(cfg, graph_seen, validation, nodes.candidates, nodes.predicted)
+        gnn = gnn_learner(cfg, graph_seen, validation, nodes.candidates, nodes.predicted, by_blocks)
         smooth = smoother(cfg, gnn.graphs, gold)
     if mode.joint:
         assert tokens is not None
         check_lm(cfg, lm_learners(cfg, tokens, graph.num_classes, validation)[0])
         features = features or further_features(cfg, graph, tokens, nodes.encoded)
-        joint = joint_learner(cfg, graph_seen, tokens, validation, nodes.predicted)
+        joint = joint_learner(cfg, graph_seen, tokens, validation, nodes.predicted, by_blocks)
         smooth = smoother(cfg, joint.graphs, gold)
     journal = functools.partial(
         Journal,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from glem_graphgym.files import fingerprint, make_once, read_array
+from glem_graphgym.memory import GB
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.propagation import (
     BLOCK_BYTES,
@@ -187,7 +188,7 @@ def check_batch(
         more = ", and as many beside them for gnn.scr_weight" if beside else ""
         raise ValueError(
             f"gnn.batch_size is {batch_size} with {trained:,} training nodes{more}: {hops + 1} hops of {width} columns "
-            f"take {needed / 1e9:.3g} GB, but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb, as far as "
+            f"take {needed / GB:.3g} GB, but the budget is {budget / GB:.3g} GB (glem.memory_budget_gb, as far as "
             f"this machine has it); set gnn.batch_size to at most {budget // max(1, a_node)}"
         )
 

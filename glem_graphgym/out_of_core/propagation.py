@@ -25,6 +25,7 @@ from torch import Tensor
 
 from glem_graphgym.disk import kept_array, new_array, require_space, taken_bytes, writing
 from glem_graphgym.files import read_json, write_json
+from glem_graphgym.memory import GB
 from glem_graphgym.models.hops import rounded
 from glem_graphgym.out_of_core.stored_operator import StoredOperator
 
@@ -163,8 +164,8 @@ def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, i
     if most < 1:
         least = (masks + column) * 4 / 3
         raise ValueError(
-            f"{num_nodes:,} nodes need at least {least / 1e9:.3g} GB of memory to be propagated a column at a time, "
-            f"but the budget is {budget / 1e9:.3g} GB (glem.memory_budget_gb, as far as this machine has it)"
+            f"{num_nodes:,} nodes need at least {least / GB:.3g} GB of memory to be propagated a column at a time, "
+            f"but the budget is {budget / GB:.3g} GB (glem.memory_budget_gb, as far as this machine has it)"
         )
     blocks = -(-width // most)
     return max(1, -(-width // max(1, blocks))), block_bytes

@@ -27,6 +27,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym import processes
 from glem_graphgym.build.features import feature_builder, static_folder
+from glem_graphgym.build.footprint import layer_outputs, whole_graph_bytes
 from glem_graphgym.build.gnn import sees_hops
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.build.language_model import hardware_for, untuned_lm
@@ -41,27 +42,26 @@ from glem_graphgym.build.learners import (
 from glem_graphgym.build.run import build_run, nodes_of
 from glem_graphgym.build.run_folder import check_run_folder, identity_of
 from glem_graphgym.build.sizes import (
-    GB,
     budget_bytes,
     feature_widths,
-    full_batch_bytes,
-    layer_file_bytes,
-    predicts_layerwise,
     processes_here,
 )
 from glem_graphgym.config import load_config, reads_texts
+from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, padded_tokens, shuffled_batches, token_folder
 from glem_graphgym.em.e_step import LMLearner, LMTask
 from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.inputs import prediction_folds
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner, JointTask
 from glem_graphgym.em.m_step import GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.recorder import RecordedStage, Recording, record
 from glem_graphgym.em.run import Run
+from glem_graphgym.em.sampled_step import StoredSampledLearner
 from glem_graphgym.files import read_json, write_json
-from glem_graphgym.memory import PeakMemory, available_bytes, keep_freed_memory
+from glem_graphgym.memory import GB, PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.models.text_encoder import TextClassifier
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
 from glem_graphgym.out_of_core.hop_storage import HopStorage, StoredGraph, hops_in_memory
@@ -82,7 +82,6 @@ GNN_EPOCHS = 3
 GRAPH_AT_ONCE = 5_000_000  # nodes and adjacency entries of a graph that is tried as it is
 FEWEST_NODES = 1000
 MEMORY_SHARE = 3  # a trial of a GNN may take about one part in so many of what is available
-SAFETY = 4  # times a lower bound of what a full-batch network takes
 
 
 @dataclass(frozen=True)
@@ -206,6 +205,7 @@ class Calibration:
         # Its learners are not used on the graph, so they need not see its edges.
         nothing = replace(graph, rowptr=np.zeros_like(graph.rowptr), col=graph.col[:0], edges_checked=True)
         run = build_run(cfg, graph, getattr(self, "tokens", None), lambda embeddings: None, nothing)
+        self.layerwise = isinstance(run.gnn, StoredSampledLearner) or bool(run.joint and run.joint.layerwise)
         recording = self._record(run)
         fits: dict[tuple[object, ...], str] = {}
         stages = []
@@ -408,10 +408,9 @@ class Calibration:
         self.scale, self.about["tried_nodes"] = graph.num_nodes / small.num_nodes, small.num_nodes
         tried = cfg.clone()
         tried.run_dir, tried.glem.memory_budget_gb = str(self.scratch), 0.0  # hops on disk are reckoned, and not tried
-        self.layerwise = predicts_layerwise(cfg, graph)
         if self.layerwise:  # in proportion, so that the small graph exceeds it too
             tried.glem.memory_budget_gb = budget_bytes(cfg) / self.scale / GB
-            self.about["layers"] = layer_file_bytes(cfg, graph, self.nodes.predicted)
+            self.about["layers"] = layer_file_bytes(cfg, graph, sum(self.widths.values()), self.nodes.predicted)
         return small, tried
 
     def _small_gnn(self) -> tuple[TextGraph, Any, Callable[[np.ndarray | None], Any]]:
@@ -422,7 +421,7 @@ class Calibration:
             before = PeakMemory().resident_mb()
             nodes = self.nodes if small is self.graph else nodes_of(self.cfg, small)
             validation = Validation(small.split["valid"], AlwaysImproving())
-            gnn = gnn_learner(tried, small, validation, nodes.candidates, nodes.predicted)
+            gnn = gnn_learner(tried, small, validation, nodes.candidates, nodes.predicted, self.layerwise)
             self.unseen_mb = (self.scale - 1) * max(0.0, PeakMemory().resident_mb() - before)
             self.small_candidates, self.small = nodes.candidates, (small, gnn, features)
         return self.small
@@ -518,7 +517,8 @@ class Calibration:
             tokens = TokensLike(tokens, chosen)
         valid = small.split["valid"]
         predicted = self.nodes.predicted if small is self.graph else nodes_of(self.cfg, small).predicted
-        learner = joint_learner(cfg, small, tokens, Validation(valid[:JOINT_VALIDATED], AlwaysImproving()), predicted)
+        validation = Validation(valid[:JOINT_VALIDATED], AlwaysImproving())
+        learner = joint_learner(cfg, small, tokens, validation, predicted, self.layerwise)
         settings, train = learner.settings, small.split["train"]
         source = self._feature_source(cfg, small)
         with self._measured() as memory:
@@ -648,12 +648,33 @@ def _inferred_tokens(lengths: np.ndarray, nodes: np.ndarray, budget: int) -> int
 
 
 def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
-    """About, and rather too much, what a GNN on features of that width takes: it decides on the size of a trial."""
+    """About what a GNN on features of that width takes: it decides on the size of a trial."""
     if not sees_hops(cfg):
-        return SAFETY * sum(full_batch_bytes(cfg, graph, width).values())
+        return sum(whole_graph_bytes(cfg, graph, width, trains=not cfg.gnn.fan_out).values())
     item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
     classes = graph.num_classes if cfg.glem.label_input else 0
     return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
+
+
+def layer_file_bytes(cfg: CfgNode, graph: TextGraph, width: int, predicted: np.ndarray | None) -> int:
+    """Disk that a prediction layer after layer needs for the outputs of layers, of which two lie there at a time.
+
+    Args:
+        width: of the node features; predicted: as of a `GNNLearner`.
+    """
+    groups = [predicted]
+    if predicted is not None and cfg.glem.label_input:  # which are predicted one after the other
+        groups = [group for group, _ in prediction_folds(graph.num_nodes, graph.split["train"], predicted)]
+
+    def within(group: np.ndarray | None, hops: int) -> int:
+        return graph.num_nodes if group is None else len(nodes_within(graph.rowptr, graph.col, group, hops))
+
+    *hidden, _ = layer_outputs(cfg, graph.num_classes, width)
+    most = 0
+    for group in groups:  # as many hops away as there are layers above, a layer's output is needed
+        files = [size * within(group, len(hidden) - place) for place, size in enumerate(hidden)]
+        most = max([most, *files, *(sum(pair) for pair in itertools.pairwise(files))])
+    return most
 
 
 @contextlib.contextmanager

@@ -10,12 +10,13 @@ import pytest
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym import memory
+from glem_graphgym.build.footprint import STEP, neighbourhood_bytes
 from glem_graphgym.build.memory_check import check_memory
 from glem_graphgym.build.run import prepare
-from glem_graphgym.build.sizes import STEP, neighbourhood_bytes, predicts_layerwise
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_step import HopLearner
+from glem_graphgym.memory import GB
 
 SAMPLED = ("gnn.fan_out", "[2, 2]", "gnn.batch_size", 10)
 HOPS = ("model.type", "glem_gamlp", "gnn.hops", 2, "gnn.batch_size", 8)
@@ -28,7 +29,7 @@ def test_a_full_batch_that_exceeds_the_budget_is_refused_with_figures_and_a_way_
     configure("glem.memory_budget_gb", 1e-5)
     with pytest.raises(ValueError, match=r"model.type glem_gcn trains on the whole graph") as error:
         prepare(cfg)
-    for part in ("features", "activations of 2 layers", "edges", "glem.memory_budget_gb is 1e-05", "glem_gamlp"):
+    for part in ("features", "a training step", "edges", "glem.memory_budget_gb is 1e-05", "glem_gamlp"):
         assert part in str(error.value)
     assert not (tmp_path / "run").exists() and not list((tmp_path / "datasets").glob("tokens/*"))
 
@@ -65,7 +66,7 @@ def test_sampled_networks_that_see_the_whole_graph_in_prediction(
     instead: str,
 ) -> None:
     configure("train.mode", mode, *SAMPLED, *JOINT, *options)
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 100_000)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(1e-4 * GB))
     whose = "glem.memory_budget_gb is 9.9e-05" if "glem.memory_budget_gb" in options else "this machine has 0.0001 GB"
     message = rf"model.type glem_\w+ samples neighbours in training, but predicts .*, but {whose}; expected .*{instead}"
     with pytest.raises(ValueError, match=message) as error:
@@ -95,8 +96,7 @@ def test_within_a_budget_sampled_networks_predict_by_blocks_of_nodes(
 ) -> None:
     for budget, by_blocks in ((0.0, False), (1e-4, True), (1.0, False)):
         configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", budget)
-        assert predicts_layerwise(cfg, graph) == by_blocks
-        check_memory(cfg, graph)
+        assert check_memory(cfg, graph) == by_blocks
     configure("train.mode", mode, *SAMPLED, *JOINT, "glem.memory_budget_gb", 1e-6)
     keys = "lm.batch_size / lm.grad_accumulation" if mode == "glem_joint" else "gnn.batch_size"
     with pytest.raises(ValueError, match=rf"a step's neighbourhood takes about .* set {keys} or gnn.fan_out lower"):
@@ -115,14 +115,14 @@ def test_a_budget_above_the_machine_propagates_on_disk_within_the_machine(
     configure(*HOPS, "glem.memory_budget_gb", 64)
     check_memory(cfg, graph)
     assert "memory_budget_gb" not in caplog.text
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 40_000)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(4e-5 * GB))
     check_memory(cfg, graph)
     assert "glem.memory_budget_gb is 64, but this machine has 4e-05 GB" in caplog.text
     assert "within 3.2e-05 GB of memory" in caplog.text
     _, run = prepare(cfg)
     assert isinstance(run.gnn, HopLearner) and run.gnn.storage is not None
-    assert run.gnn.storage.budget == 32_000
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 2_000)
+    assert run.gnn.storage.budget == round(3.2e-5 * GB)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(2e-6 * GB))
     with pytest.raises(
         ValueError, match=r"budget is 1.6e-06 GB \(glem.memory_budget_gb, as far as this machine has it"
     ):
@@ -133,7 +133,7 @@ def test_a_full_batch_within_the_budget_but_not_the_machine_is_refused(
     configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure("glem.memory_budget_gb", 64)
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 10_000)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(1e-5 * GB))
     with pytest.raises(ValueError, match="but this machine has 1e-05 GB; expected"):
         check_memory(cfg, graph)
 
@@ -141,7 +141,7 @@ def test_a_full_batch_within_the_budget_but_not_the_machine_is_refused(
 def test_hops_of_several_processes_are_held_several_times(
     configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 800_000)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(8e-4 * GB))
     for processes, consistency, fits in [(1, 0.0, True), (2, 0.5, True), (2, 0.0, False)]:
         configure(*HOPS, "devices", processes, "gnn.scr_weight", consistency)
         if fits:
@@ -157,7 +157,7 @@ def test_without_a_budget_the_machine_is_the_limit(
 ) -> None:
     configure("model.type", model)
     check_memory(cfg, graph)
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 10_000)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: round(1e-5 * GB))
     remedy = "set glem.memory_budget_gb" if model == "glem_gamlp" else "gnn.fan_out"
     with pytest.raises(ValueError, match=f"this machine has 1e-05 GB.*{remedy}"):
         check_memory(cfg, graph)

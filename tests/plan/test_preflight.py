@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -17,8 +18,10 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.build.memory_check import gnn_remedy, joint_remedy, lm_remedy
 from glem_graphgym.config import ConfigError, load_config
+from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.plan import preflight
-from glem_graphgym.plan.calibration import Cost, Stopwatch, among_processes
+from glem_graphgym.plan.calibration import Cost, Stopwatch, among_processes, layer_file_bytes
 from glem_graphgym.plan.needs import print_needs, shown_size, verdict_line
 from glem_graphgym.plan.preflight import (
     Planned,
@@ -209,6 +212,23 @@ def test_processes_share_the_time_of_what_they_do_together_where_each_has_an_acc
     accelerator: str, data_parallel: bool, seconds: float
 ) -> None:
     assert among_processes(Cost(**{**COST, "data_parallel": data_parallel}), 3, accelerator).seconds == seconds
+
+
+def test_outputs_of_layers_on_disk() -> None:
+    """Of a first layer those of the nodes within as many hops as there are further layers, and so on; two at a time."""
+    configure(model__type="glem_gcn", gnn__dim_inner=16)
+    graph, asked = make_synthetic(num_nodes=400, feature_dim=6, words_per_text=4), np.arange(3)
+    reach = [len(nodes_within(graph.rowptr, graph.col, asked, hops)) for hops in range(4)]
+    assert 3 == reach[0] < reach[1] < reach[2]
+    for layers, whole, some in (
+        (1, 0, 0),
+        (2, graph.num_nodes, reach[1]),
+        (3, 2 * graph.num_nodes, reach[2] + reach[1]),
+        (4, 2 * graph.num_nodes, reach[3] + reach[2]),
+    ):
+        configure(gnn__layers_mp=layers)
+        for predicted, rows in ((None, whole), (asked, some)):
+            assert layer_file_bytes(cfg, graph, 32, predicted) == 4 * rows * 16
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------

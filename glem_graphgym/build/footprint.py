@@ -1,0 +1,190 @@
+"""What a GNN takes of memory: counted in real steps on small inputs of the same degree and widths, and extrapolated.
+
+So it holds for any registered network. Networks on hop features are reckoned in `out_of_core.hop_storage`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from glem_graphgym.build.gnn import LayeredGNN, Structure, build_gnn, gnn_optimizer
+from glem_graphgym.build.language_model import hardware_for, random_state_kept
+from glem_graphgym.build.learners import gnn_learner
+from glem_graphgym.build.sizes import is_joint
+from glem_graphgym.data.sampling import Block, NeighbourSampler
+from glem_graphgym.data.text_graph import SPLITS, TextGraph, Texts
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
+from glem_graphgym.em.pseudo_labels import Gold, StepTargets
+from glem_graphgym.hardware import Hardware
+from glem_graphgym.live_bytes import LiveBytes, counted, foreseen
+
+STEP = "a step's neighbourhood"
+FEWEST_NODES = 96  # of the smaller of two graphs; a graph of fewer is measured as it is
+BLOCK_NODES = 1500  # of the larger of two neighbourhoods
+
+
+def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool = True) -> dict[str, int]:
+    """Bytes of a GNN that sees the whole graph at a time, part by part.
+
+    Args:
+        width: of the node features.
+        trains: whether it is trained on the whole graph, or only predicts on it.
+    """
+    cfg = cfg.clone()
+    cfg.gnn.fan_out, cfg.glem.memory_budget_gb = [], 0.0
+    if is_joint(cfg):
+        cfg.gnn.precision = cfg.lm.precision
+    hardware, degree = hardware_for(cfg, cfg.gnn.precision), len(graph.col) / graph.num_nodes
+    small = max(FEWEST_NODES, 2 * int(degree) + 4)
+
+    def measure(nodes: float) -> LiveBytes:
+        like = ring_like(graph, round(nodes))
+        validation = Validation(like.split["valid"], lambda logits: 0.0)
+        gold = Gold(like.split["train"], like.label[like.split["train"]], like.num_classes)
+        with counted(hardware.accelerator) as live:
+            learner = gnn_learner(cfg, like, validation)
+            live.mark("edges")
+            features = torch.zeros(like.num_nodes, width)
+            live.mark("features")
+            task = learner.start(StepTargets(gold), features.numpy())
+            task.model.to(hardware.device)
+            optimizer = task.optimizer(2)[0] if trains else None
+            for epoch in range(2 if optimizer else 0):  # in the second there are the optimizer's states, too
+                assert optimizer is not None
+                batches = task.batches(epoch)
+                with hardware.autocast():
+                    loss = task(batches.prepare(batches.items[0]))
+                loss.backward()
+                del loss
+                optimizer.step()
+                optimizer.zero_grad()
+            task.predict(np.zeros((like.num_nodes, like.num_classes), dtype=np.float16))
+        return live
+
+    with random_state_kept(hardware):
+        peak, marks = foreseen(measure, small, 2 * small, graph.num_nodes)
+    edges, features = marks["edges"], marks["features"] - marks["edges"]
+    rest = "a training step" if trains else "a prediction of all nodes"
+    return {"features": features, "edges": edges, rest: peak - marks["features"]}
+
+
+def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
+    """Bytes of a training step on a sampled neighbourhood and, where validation samples too, of one of its batches.
+
+    Of joint training the GNN's part, without that of texts.
+    """
+    train, valid, joint = graph.split["train"], graph.split["valid"], is_joint(cfg)
+    if not joint:
+        return {STEP: _sampled(cfg, graph, width, train[: cfg.gnn.batch_size or None], True)}
+    return {
+        STEP: _sampled(cfg, graph, width, train[: cfg.lm.batch_size // cfg.lm.grad_accumulation], True),
+        "a validation's neighbourhood": _sampled(cfg, graph, width, valid[:VALIDATED_AT_ONCE], False),
+    }
+
+
+def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trains: bool) -> int:
+    """Bytes of a forward pass from a neighbourhood of ``seeds``, one being drawn, and of the step that it leads to."""
+    joint, classes = is_joint(cfg), graph.num_classes
+    hardware = hardware_for(cfg, cfg.lm.precision if joint else cfg.gnn.precision)
+    dim, dtype = width + (classes if cfg.glem.label_input else 0), torch.float32 if joint else hardware.dtype
+    if cfg.glem.setting != "transductive":  # where training sees fewer edges: not more than is certain
+        drawn = _no_neighbours(len(seeds), len(cfg.gnn.fan_out))
+    else:
+        drawn = NeighbourSampler(graph.rowptr, graph.col, cfg.gnn.fan_out).sample(seeds, np.random.default_rng(0))
+
+    def measure(share: float) -> LiveBytes:
+        block = scaled(drawn, share)
+        with counted(hardware.accelerator) as live:
+            network = build_gnn(cfg, dim, classes).to(hardware.device).train(trains)
+            x = torch.zeros(len(block.nodes), dim, device=hardware.device, dtype=dtype, requires_grad=joint and trains)
+            structure = Structure.of_block(block).to(hardware.device)
+            if not trains:
+                with torch.inference_mode(), hardware.autocast():
+                    network(x, structure)
+                return live
+            optimizer = gnn_optimizer(cfg)(network.parameters())[0]
+            for _ in range(2):
+                _step(network, x, structure, block.num_seeds, hardware)
+                optimizer.step()
+                optimizer.zero_grad()
+        return live
+
+    large = min(1.0, BLOCK_NODES / len(drawn.nodes))
+    with random_state_kept(hardware):
+        return foreseen(measure, large / 2, large, 1.0)[0]
+
+
+def _step(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardware: Hardware) -> None:
+    with hardware.autocast():
+        logits = network(x, structure)[:seeds]
+    F.cross_entropy(logits.float(), torch.zeros(seeds, dtype=torch.long, device=x.device)).backward()
+    x.grad = None
+
+
+def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
+    """Bytes per node that each layer of a stack gives, as prediction layer after layer stores them."""
+    hardware = hardware_for(cfg, cfg.lm.precision if is_joint(cfg) else cfg.gnn.precision)
+    dim = width + (num_classes if cfg.glem.label_input else 0)
+    found = []
+    with random_state_kept(hardware), torch.inference_mode(), hardware.autocast():
+        network = build_gnn(cfg, dim, num_classes).eval()
+        assert isinstance(network, LayeredGNN)
+        x, structure = torch.zeros(2, dim, dtype=hardware.dtype), Structure.of_block(_no_neighbours(2, 1))
+        for index in range(network.num_layers):
+            x = network.layer(index, x, structure)
+            found.append(x.shape[1] * x.element_size())
+    return found
+
+
+# ---- small inputs that are like large ones ---------------------------------------------------------------------------
+
+
+def ring_like(graph: TextGraph, num_nodes: int) -> TextGraph:
+    """A graph of so many nodes with the mean degree, classes and split shares of ``graph``: a ring, with edges to nodes
+    that are near on it. ``num_nodes`` exceeds twice the degree."""
+    per_node = len(graph.col) / graph.num_nodes / 2
+    reach = int(per_node)
+    some = np.arange(round((per_node - reach) * num_nodes))  # nodes that have an edge to one a step further
+    source = np.concatenate([np.tile(np.arange(num_nodes), reach), some])
+    step = np.concatenate([np.repeat(np.arange(1, reach + 1), num_nodes), np.full(len(some), reach + 1)])
+    target = (source + step) % num_nodes
+    key = np.sort(np.concatenate([source * num_nodes + target, target * num_nodes + source]))
+    rowptr = np.searchsorted(key, np.arange(num_nodes + 1) * num_nodes)
+    order, split, start = np.random.default_rng(0).permutation(num_nodes), {}, 0
+    for part in SPLITS:
+        size = max(2, int(len(graph.split[part]) * num_nodes / graph.num_nodes))
+        split[part] = np.sort(order[start : start + size])
+        start += size
+    labels = np.arange(num_nodes) % graph.num_classes
+    texts = Texts.of([""] * num_nodes)
+    return TextGraph(graph.name, texts, rowptr, key % num_nodes, labels, split, graph.class_names, edges_checked=True)
+
+
+def scaled(block: Block, share: float) -> Block:
+    """A neighbourhood with that share of the nodes and edges of each hop of ``block``."""
+    starts = [0, *block.ends[:-1].tolist()]
+    sizes = np.diff(block.ends, prepend=0).tolist()
+    groups = [max(2, round(share * size)) if size else 0 for size in sizes]
+    ends = np.cumsum(groups)
+    counts, columns = [np.zeros(groups[-1], dtype=np.int64)], []
+    parts = zip(groups[:-1], starts[:-1], block.ends[:-1], ends[1:], strict=True)
+    for place, (nodes, start, end, within) in enumerate(parts):
+        edges = round(share * int(block.rowptr[end] - block.rowptr[start]))
+        count = np.full(nodes, edges // max(1, nodes)) + (np.arange(nodes) < edges % max(1, nodes))
+        count = np.minimum(count, within)
+        counts.insert(place, count)
+        stride = max(1, int(within // max(1, count.max(initial=1))))
+        columns += [np.arange(each) * stride + row % stride for row, each in enumerate(count.tolist())]
+    rowptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    col = np.concatenate(columns) if columns else np.empty(0, dtype=np.int64)
+    return Block(np.arange(ends[-1]), ends, rowptr, col, np.full(ends[-1], 10))
+
+
+def _no_neighbours(seeds: int, hops: int) -> Block:
+    ends, nothing = np.full(hops + 1, seeds), np.zeros(seeds + 1, dtype=np.int64)
+    return Block(np.arange(seeds), ends, nothing, nothing[:0], nothing[:-1])
