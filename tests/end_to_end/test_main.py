@@ -26,8 +26,6 @@ from torch_geometric.graphgym.utils.agg_runs import agg_batch
 from glem_graphgym.build.run_folder import RunError, held
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
-from glem_graphgym.em.e_step import LMTask
-from glem_graphgym.em.m_step import GNNTask
 from tests.bad_inputs.conftest import load_program
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
@@ -157,17 +155,17 @@ def summary(run: Path) -> dict[str, dict[str, Any]]:
         ("glem_gamlp", ["glem.setting", "inductive", "gnn.precision", "bf16"]),
     ],
 )
-def test_every_network_is_an_m_step_and_predicts_again_from_its_weights(
+def test_every_network_trains_and_predicts_again_from_its_weights(
     model: str, options: list[object], config: Path, main: Runner
 ) -> None:
-    options = ["model.type", model, *options]
+    options = ["train.mode", "glem_gnn", "glem.node_features", "static", "model.type", model, *options]
     assert main(config, *options) == 0
     found = summary(run_dir(config))
-    assert list(found) == ["LM", "Cascade", "GLEM-LM", "GLEM-GNN"]
-    assert found["GLEM-GNN"]["valid"] > 1.2 / CLASSES
+    assert list(found) == ["GNN"]
+    assert found["GNN"]["valid"] > 1.2 / CLASSES
     assert main(config, *options, program="predict") == 0
     again = json.loads((run_dir(config) / "predictions.json").read_text())
-    assert again["GLEM-GNN"]["test"]["accuracy"] == pytest.approx(found["GLEM-GNN"]["test"], abs=0.03)
+    assert again["GNN"]["test"]["accuracy"] == pytest.approx(found["GNN"]["test"], abs=0.03)
 
 
 def test_networks_without_labels_as_input_say_so(config: Path, main: Runner) -> None:
@@ -420,34 +418,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     return config
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_a_crash_in_any_stage_changes_nothing(
-    stage: int, plain: Path, config: Path, main: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = [0]
-
-    def crash_at(learner: type[LMTask] | type[GNNTask]) -> None:
-        predict = learner.predict
-
-        def crashing(self: Any, *args: Any, **kwargs: Any) -> None:
-            calls[0] += 1
-            if calls[0] == stage + 1:
-                raise OSError("no space left on device")
-            predict(self, *args, **kwargs)
-
-        monkeypatch.setattr(learner, "predict", crashing)
-
-    crash_at(LMTask)
-    crash_at(GNNTask)
-    with pytest.raises(OSError, match="no space left"):
-        main(config)
-    assert sorted(all_logits(run_dir(config))) == STAGES[:stage]
-    assert main(config) == 0
-    # Every stage was done once, but the one that crashed twice.
-    assert calls[0] == 5
-    assert_same_run(run_dir(plain), run_dir(config))
-
-
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(plain: Path, config: Path, main: Runner) -> None:
     assert main(config, "seed", 1) == 0
     assert main(config, "seed", 0) == 0
@@ -542,14 +512,6 @@ def test_more_iterations_continue_a_finished_run(config: Path, main: Runner) -> 
     assert [row["epoch"] for row in rows(run, "val")] == list(range(6))
 
 
-def test_more_iterations_give_the_same_as_at_once(config: Path, main: Runner) -> None:
-    options = ["glem.lm_init", "previous", "glem.lm_init_first", "gold"]
-    assert main(config, *options) == 0
-    assert main(config, *options, "glem.em_iterations", 2) == 0
-    assert main(config, *options, "glem.em_iterations", 2, "out_dir", config.parent / "at_once") == 0
-    assert_same_run(config.parent / "at_once" / "synth" / "0", run_dir(config))
-
-
 # ---- modes and knobs ----------------------------------------------------------------------------------------------
 
 
@@ -587,72 +549,6 @@ def test_parts_alone_equal_the_parts_of_glem(plain: Path, config: Path, main: Ru
     cascade = all_logits(run_dir(config))
     assert cascade["00_lm_gold"].tobytes() == glem["00_lm_gold"].tobytes()
     assert cascade["01_gnn_gold"].tobytes() == glem["01_gnn_gold"].tobytes()
-
-
-KNOBS: dict[str, list[object]] = {
-    "label input": ["glem.label_input", True],
-    "hard targets": ["glem.targets", "hard"],
-    "structure free": ["glem.setting", "structure_free"],
-    "inductive": ["glem.setting", "inductive"],
-    "confidence": ["glem.confidence", 0.3],
-    "dropout": ["lm.dropout", 0.6],
-    "attention dropout": ["e_step.attention_dropout", 0.6],
-    "alpha": ["glem.alpha", 0.1],
-    "temperature": ["glem.temperature", 5.0],
-    "no pseudo nodes": ["glem.lm_pseudo_ratio", 0, "glem.gnn_pseudo_ratio", 0],
-    "valid and test only": ["glem.pseudo_nodes", "valid_test", "glem.lm_pseudo_ratio", 9],
-    "from gold": ["glem.lm_init", "gold"],
-    "from previous": ["glem.lm_init", "previous"],
-    "own E-step rate": ["e_step.lr", "1e-4"],
-    "static features too": ["glem.node_features", "text + static"],
-    "no input norm": ["gnn.input_norm", "none"],
-    "GraphGym's GAT": ["model.type", "gnn", "gnn.layer_type", "gatconv"],
-}
-
-
-@pytest.mark.parametrize("knob", KNOBS)
-def test_every_knob_turns_something(knob: str, plain: Path, config: Path, main: Runner) -> None:
-    """A run with the knob ends well and with other predictions than one without."""
-    assert main(config, *KNOBS[knob]) == 0
-    usual, found = all_logits(run_dir(plain)), all_logits(run_dir(config))
-    assert list(found) == STAGES
-    assert all(np.isfinite(logits).all() for logits in found.values())
-    assert (found["03_m_step_1"] != usual["03_m_step_1"]).any()
-
-
-def test_the_first_e_step_from_previous_is_from_gold(config: Path, main: Runner) -> None:
-    """At iteration 1 the run's last LM is the one trained on gold, so both choices are one."""
-    ends = {}
-    for init in ("gold", "previous"):
-        out = config.parent / init
-        assert main(config, "glem.lm_init", init, "glem.em_iterations", 2, "out_dir", out) == 0
-        ends[init] = all_logits(out / "synth" / "0")
-    assert ends["gold"]["02_e_step_1"].tobytes() == ends["previous"]["02_e_step_1"].tobytes()
-    assert (ends["gold"]["04_e_step_2"] != ends["previous"]["04_e_step_2"]).any()
-
-
-def test_zero_epochs_keep_the_initial_weights(config: Path, main: Runner) -> None:
-    assert main(config, "e_step.epochs", 0, "glem.lm_init", "gold") == 0
-    logits = all_logits(run_dir(config))
-    assert logits["02_e_step_1"].tobytes() == logits["00_lm_gold"].tobytes()
-
-
-def test_em_until_the_plateau(config: Path, main: Runner) -> None:
-    options = ["glem.em_iterations", -1, "glem.em_max_iterations", 4, "glem.lm_init", "previous"]
-    assert main(config, *options, "lm.epochs", 4) == 0
-    valid = rows(run_dir(config), "val")
-    lm, gnn = [row["lm_accuracy"] for row in valid[::2]], [row["gnn_accuracy"] for row in valid[1::2]]
-    # Iteration 0 is training on gold. Another one follows as long as the last raised one of the two best scores.
-    raised = [lm[k] > max(lm[:k]) or gnn[k] > max(gnn[:k]) for k in range(1, len(lm))]
-    assert 1 <= len(raised) <= 4
-    assert all(raised[:-1])
-    assert len(raised) == 4 or not raised[-1]
-
-
-def test_two_classes_have_two_logits(config: Path, main: Runner) -> None:
-    assert main(config, "dataset.synthetic_classes", 2) == 0
-    assert {logits.shape for logits in all_logits(run_dir(config)).values()} == {(NODES, 2)}
-    assert 0 < summary(run_dir(config))["GLEM-GNN"]["test"] <= 1
 
 
 # ---- prediction from a finished run -------------------------------------------------------------------------------
