@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # Set up an environment of its own and run all checks: lint, format, types, tests.
-# Usage: bash run/test.sh [--older-processor] [pytest arguments]
+# Usage: bash run/test.sh [fast] [--older-processor] [pytest arguments]
+#   fast               Without the tests that are marked slow.
 #   --older-processor  Compute without AVX and with sums in another order, as another processor does (x86 only).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+chosen=()
+if [ "${1:-}" = fast ]; then
+    shift
+    chosen=(-m "not slow")
+fi
 if [ "${1:-}" = --older-processor ]; then
     shift
     export ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41       # torch's own kernels, and oneDNN's
@@ -15,4 +21,4 @@ bash run/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest -n "$(nproc)" "$@"
+.venv/bin/python -m pytest -n "$(nproc)" --dist worksteal ${chosen[@]+"${chosen[@]}"} "$@"

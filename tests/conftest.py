@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,22 @@ torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)  # after others have been left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, dealt out by files: each of several workers (``--dist worksteal``) begins with its share."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for _, of_file in itertools.groupby(slow, key=lambda item: item.path):
+        min(shares, key=len).extend(of_file)
+    for number, share in enumerate(shares, start=1):
+        missing = len(items) * number // workers - sum(map(len, shares[:number]))
+        share += quick[:missing] if number < workers else quick
+        del quick[: max(missing, 0)]
+    items[:] = itertools.chain.from_iterable(shares)
 
 
 @pytest.fixture(autouse=True)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from torch_geometric.graphgym.config import cfg, set_cfg
 
 from glem_graphgym.report.stats import read_stages
+from tests.bad_inputs.conftest import load_program
 
 RUN = Path(__file__).resolve().parents[2] / "run"
 
@@ -60,18 +59,10 @@ glem:
 """
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"run_{name}", RUN / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """results/grid: GLEM with two values of α, three seeds each, and the GNN alone with two."""
-    folder, main, root = tmp_path_factory.mktemp("grid"), load("main"), logging.getLogger()
+    folder, main, root = tmp_path_factory.mktemp("grid"), load_program("main"), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     plan = (
         ("glem-alpha=0.2", "glem", 0.2, "text", 3),
@@ -110,7 +101,7 @@ def test_a_grid_becomes_a_leaderboard(grid: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_are_those_of_the_runs(grid: Path, tmp_path: Path) -> None:
-    assert load("leaderboard").main(["--dir", str(grid / "gnn"), "--out", str(tmp_path)]) == 0
+    assert load_program("leaderboard").main(["--dir", str(grid / "gnn"), "--out", str(tmp_path)]) == 0
     with (tmp_path / "leaderboard.csv").open() as file:
         (row,) = csv.DictReader(file)
     stages = [read_stages(grid / "gnn" / str(seed))[0] for seed in range(2)]

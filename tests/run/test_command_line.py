@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -12,11 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.bad_inputs.conftest import load_program
+
 RUN = Path(__file__).resolve().parents[2] / "run"
-spec = importlib.util.spec_from_file_location("command_line_tested", RUN / "command_line.py")
-assert spec is not None and spec.loader is not None
-command_line: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(command_line)
+command_line: Any = load_program("command_line")
 LINE = "Loading PyTorch, PyTorch Geometric and Lightning ..."
 # In place of torch: says that its import has begun, and what OpenMP would then read.
 TORCH = """

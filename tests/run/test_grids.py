@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -28,14 +26,7 @@ from grid import configs, jobs, space, tables, where  # noqa: E402
 
 from glem_graphgym.build.run_folder import decisive_settings  # noqa: E402
 from glem_graphgym.config import load_config  # noqa: E402
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"run_{name}", RUN / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.bad_inputs.conftest import load_program  # noqa: E402
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -61,7 +52,7 @@ def generate(base: Path, grid: str, *flags: object) -> Path:
     file = write(base.parent, "g.txt", grid)
     out = base.parent / "configs"
     arguments = ["--config", base, "--grid", file, "--out_dir", out, *flags]
-    assert load("configs_gen").main([str(argument) for argument in arguments]) == 0
+    assert load_program("configs_gen").main([str(argument) for argument in arguments]) == 0
     return out / f"{base.stem}_grid_g"
 
 
@@ -69,7 +60,7 @@ def refused(base: Path, grid: str, capsys: pytest.CaptureFixture[str], *flags: o
     """The message with which configs_gen.py refuses a grid; nothing has been written."""
     file = write(base.parent, "g.txt", grid)
     arguments = ["--config", base, "--grid", file, "--out_dir", base.parent / "configs", *flags]
-    assert load("configs_gen").main([str(argument) for argument in arguments]) == 1
+    assert load_program("configs_gen").main([str(argument) for argument in arguments]) == 1
     assert not (base.parent / "configs").exists()
     return capsys.readouterr().err
 
@@ -135,7 +126,7 @@ def test_values_keep_what_file_names_cannot(tmp_path: Path) -> None:
     folder = tmp_path / "configs" / "my%2Dbase%2Ev2_grid_g"
     file = write(tmp_path, "g.txt", f"lm.model lm {models}  # with / and spaces\nlm.lr lr [1e-5, 0.01]\n")
     arguments = ["--config", str(base), "--grid", str(file), "--out_dir", str(tmp_path / "configs")]
-    assert load("configs_gen").main(arguments) == 0
+    assert load_program("configs_gen").main(arguments) == 0
     assert where.configs_folder(str(tmp_path / "configs"), str(base), str(file)) == folder
     files = sorted(folder.glob("*.yaml"))
     assert len(files) == 10
@@ -212,7 +203,7 @@ def test_all_that_is_wrong_is_said_at_once(base: Path, capsys: pytest.CaptureFix
 
 
 def test_missing_files(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main = load("configs_gen").main
+    main = load_program("configs_gen").main
     assert main(["--config", str(base), "--grid", str(tmp_path / "no.txt")]) == 1
     assert "--grid" in capsys.readouterr().err
     assert "--config" in refused(tmp_path / "no.yaml", "seed s [1]\n", capsys)
@@ -590,7 +581,7 @@ def test_deleted_results_are_computed_again(done_with_seeds: Path, monkeypatch: 
 def test_an_array_has_the_seeds_that_finished_configurations_lack(
     main: tuple[str, ...], waiting: list[str], done_with_seeds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert load("slurm_gen").main(["--dir", ".", "--repeat", "3", *main]) == 0
+    assert load_program("slurm_gen").main(["--dir", ".", "--repeat", "3", *main]) == 0
     script = capsys.readouterr().out
     assert [line.strip() for line in script.splitlines() if line.endswith(".yaml")] == [
         f"{name}.yaml" for name in waiting
@@ -655,7 +646,7 @@ def test_tables_of_uneven_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (results / "stray-thing=1").mkdir()
     (results / "b-a=7" / "0").mkdir(parents=True)  # begun, no more
     write(results, "notes-a=3.txt", "x")
-    assert load("agg_batch").main(["--dir", str(results)]) == 0
+    assert load_program("agg_batch").main(["--dir", str(results)]) == 0
     out = capsys.readouterr().out
     for note in ("stray-thing=1: skipped, not", "b-a=7: skipped, without results"):
         assert note in out
@@ -705,7 +696,7 @@ def test_tables_have_the_seeds_that_finished_since(tmp_path: Path, capsys: pytes
     write(tmp_path / "b-a=1/2", "run.json", "{}")
     (tmp_path / "b-a=1" / "3").mkdir()
     write(tmp_path / "b-a=1", "config.yaml", "tensorboard_agg: true\n")
-    assert load("agg_batch").main(["--dir", str(tmp_path)]) == 0
+    assert load_program("agg_batch").main(["--dir", str(tmp_path)]) == 0
     assert "b-a=1: not finished, counted as far as they are: seeds 2" in capsys.readouterr().out
     row = pd.read_csv(tmp_path / "agg" / "val_best.csv").iloc[0]
     assert (row["accuracy"], row["accuracy_std"]) == (0.5, 0.1633)
@@ -723,9 +714,9 @@ def test_tables_of_experiments_without_axes(tmp_path: Path) -> None:
 
 
 def test_nothing_to_aggregate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert load("agg_batch").main(["--dir", str(tmp_path / "no")]) == 1
+    assert load_program("agg_batch").main(["--dir", str(tmp_path / "no")]) == 1
     assert "no such folder" in capsys.readouterr().err
-    assert load("agg_batch").main(["--dir", str(tmp_path)]) == 1
+    assert load_program("agg_batch").main(["--dir", str(tmp_path)]) == 1
     assert "no experiment with results" in capsys.readouterr().err
 
 
@@ -744,7 +735,7 @@ def test_every_task_of_the_array_runs_its_configuration_and_seed(
     program = write(tmp_path, "show.py", "import sys\nprint('|'.join(sys.argv[1:]))\n")
     flags = ["--partition", "long", "--time", "4:00:00", "--gpus", "1", "--mem", "8G", "--max_jobs", "5"]
     flags += ["--sbatch", "account=a b", "--python", sys.executable, "--main", str(program), "--out", "grid.sbatch"]
-    assert load("slurm_gen").main(["--dir", "my configs", "--repeat", "2", *flags]) == 0
+    assert load_program("slurm_gen").main(["--dir", "my configs", "--repeat", "2", *flags]) == 0
     assert (tmp_path / "results/g%2F/logs").is_dir()
     script = (tmp_path / "grid.sbatch").read_text()
     for line in (
@@ -767,10 +758,10 @@ def test_every_task_of_the_array_runs_its_configuration_and_seed(
         for seed in seeds
     ]
     assert not (tmp_path / "owned").exists()
-    assert load("slurm_gen").main(["--dir", "nowhere"]) == 1
+    assert load_program("slurm_gen").main(["--dir", "nowhere"]) == 1
     assert "expected configurations (*.yaml), found none" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        load("slurm_gen").main(["--dir", "x", "--time", "1\n#SBATCH --oops"])
+        load_program("slurm_gen").main(["--dir", "x", "--time", "1\n#SBATCH --oops"])
 
 
 # ---- the shell scripts --------------------------------------------------------------------------------------------

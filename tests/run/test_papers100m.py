@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 import tracemalloc
 import zipfile
@@ -26,6 +25,8 @@ sys.path.insert(0, str(ROOT / "run"))
 
 from rehearsal import papers100m  # noqa: E402
 from rehearsal.papers100m import write_papers100m_like  # noqa: E402
+
+from tests.bad_inputs.conftest import load_program  # noqa: E402
 
 N, E, C = 4001, 30_000, 5
 
@@ -208,10 +209,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_script_writes_it_or_says_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("make_papers100m_like", ROOT / "run/make_papers100m_like.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_program("make_papers100m_like")
     sizes = ["--nodes", "300", "--edges", "900", "--classes", "3", "--labelled", "0.1", "--seed", "4"]
     arguments = ["--folder", str(tmp_path / "x"), *sizes]
     assert script.main(arguments) == 0

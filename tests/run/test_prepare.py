@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -36,6 +35,8 @@ from ogb_files import (  # noqa: E402
     write_products,
 )
 
+from tests.bad_inputs.conftest import load_program  # noqa: E402
+
 CONFIG = """
 dataset: {{format: TAG, name: {name}, dir: {folder}/datasets}}
 lm: {{model: {tiny_lm}, max_length: 16}}
@@ -46,11 +47,7 @@ model: {{type: glem_sage}}
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_prepare", PREPARE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("prepare")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -10,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,13 +23,7 @@ from benchmarks.scale import Used  # noqa: E402
 from rehearsal import graphs, steps  # noqa: E402
 from rehearsal.models import make_deberta  # noqa: E402
 
-
-def program(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"program_{name}", RUN / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.bad_inputs.conftest import load_program  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +151,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         assert shown and folder.is_dir()
         name = Path(command[1]).stem
         run.append(name)
-        if (status := program(name).main(list(command[2:]))) != 0:
+        if (status := load_program(name).main(list(command[2:]))) != 0:
             raise RuntimeError(f"ended with {status}")
         return Used(60.0, 1.5, 0.25)
 
@@ -184,7 +176,7 @@ def test_from_the_first_command_to_the_leaderboard(
     tmp_path: Path, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["arxiv", "--scale", "0.001", "--folder", str(tmp_path), *FAST]
-    assert program("rehearse").main(command) == 0
+    assert load_program("rehearse").main(command) == 0
     out = capsys.readouterr().out
     assert in_this_process == ["prepare", "main", "prepare", "main", "leaderboard"]
     results = tmp_path / "arxiv_0.001" / "results_tiny_bf16"
@@ -204,7 +196,7 @@ def test_from_the_first_command_to_the_leaderboard(
     assert len(list((tmp_path / "arxiv_0.001/lm_gold").glob("[!.]*"))) == 1, "both runs share the LM on gold"
 
     in_this_process.clear()
-    assert program("rehearse").main(command) == 0
+    assert load_program("rehearse").main(command) == 0
     assert in_this_process == []
     assert (results / "figures.md").read_text() == table
 
@@ -213,18 +205,18 @@ def test_a_step_that_fails_ends_it_and_is_done_again(
     tmp_path: Path, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["products", "--scale", "0.001", "--folder", str(tmp_path), "--prepare", *FAST]
-    assert program("rehearse").main([*command, "lm.batch_size", "0"]) == 1
+    assert load_program("rehearse").main([*command, "lm.batch_size", "0"]) == 1
     err = capsys.readouterr().err
     assert "lm.batch_size" in err
     assert err.splitlines()[-1].startswith("error: 'prepare, glem_gamlp_products' failed")
-    assert program("rehearse").main(command) == 0
+    assert load_program("rehearse").main(command) == 0
     assert in_this_process == ["prepare", "prepare"]
     assert "| prepare, glem_gamlp_products | 1.0 | 1.50 | 0.25 |" in capsys.readouterr().out
 
 
 def test_texts_of_full_length(tmp_path: Path, in_this_process: list[str]) -> None:
     command = ["arxiv", "--scale", "0.001", "--folder", str(tmp_path), "--full_length", "--prepare", *FAST]
-    assert program("rehearse").main(command) == 0
+    assert load_program("rehearse").main(command) == 0
     graph = load_ogbn_arxiv(tmp_path / "arxiv_0.001_full")
     assert min(len(text.split()) for text in graph.texts) > 600
 
@@ -232,7 +224,7 @@ def test_texts_of_full_length(tmp_path: Path, in_this_process: list[str]) -> Non
 @pytest.mark.parametrize("wrong", [["--scale", "0"], ["--scale", "1.5"], ["--lm", "huge"], ["--nodes", "5"]])
 def test_a_wrong_command_line_is_refused(tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        program("rehearse").main(["arxiv", "--folder", str(tmp_path), *wrong])
+        load_program("rehearse").main(["arxiv", "--folder", str(tmp_path), *wrong])
     assert stopped.value.code == 2
     assert wrong[0] in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
