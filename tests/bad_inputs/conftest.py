@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 
@@ -50,6 +51,28 @@ def load_program(name: str) -> ModuleType:
     return module
 
 
+class Ended(NamedTuple):
+    """What a program left: its exit status, standard output and standard error."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_here(program: str, arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Ended:
+    """A program of ``run/`` in this process, which spares its imports; its user wants no traceback."""
+    capsys.readouterr()
+    wanted = os.environ.pop("GLEM_TRACEBACK", None)
+    try:
+        status = load_program(program).main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse
+        status = error.code if isinstance(error.code, int) else 1
+    finally:
+        if wanted is not None:
+            os.environ["GLEM_TRACEBACK"] = wanted
+    return Ended(status, *capsys.readouterr())
+
+
 class Program:
     """``run/main.py`` (or another program of ``run/``) in this process, in a folder of its own.
 
@@ -68,12 +91,7 @@ class Program:
 
     def run(self, *options: object, program: str = "main") -> tuple[int, str, str]:
         """Exit status, standard output and standard error of ``--cfg small.yaml`` with ``options``."""
-        self.capsys.readouterr()
-        try:
-            status = load_program(program).main(["--cfg", str(self.config), *map(str, options)])
-        except SystemExit as error:  # argparse
-            status = error.code if isinstance(error.code, int) else 1
-        return status, *self.capsys.readouterr()
+        return run_here(program, ["--cfg", self.config, *options], self.capsys)
 
     def refuses(self, *options: object, names: str | Sequence[str], status: int = 1, program: str = "main") -> str:
         """The one line of standard error with which the program refuses ``options``, checked; no stage was run.

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch_geometric.graphgym.config import cfg, set_cfg
 
 from glem_graphgym.report.stats import read_stages
-from tests.bad_inputs.conftest import load_program
-
-RUN = Path(__file__).resolve().parents[2] / "run"
+from tests.bad_inputs.conftest import RUN, Ended, load_program, run_here
 
 CONFIG = """
 metric_best: accuracy
@@ -79,14 +77,18 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     return folder / "results" / "grid"
 
 
-def start(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "GLEM_TRACEBACK"}
-    command = [sys.executable, str(RUN / "leaderboard.py"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+Start = Callable[..., Ended]
+
+
+@pytest.fixture
+def start(capsys: pytest.CaptureFixture[str]) -> Start:
+    """The program with these arguments."""
+    return lambda *arguments: run_here("leaderboard", arguments, capsys)
 
 
 def test_a_grid_becomes_a_leaderboard(grid: Path, tmp_path: Path) -> None:
-    result = start("--dir", grid, "--out", tmp_path)
+    command = [sys.executable, str(RUN / "leaderboard.py"), "--dir", str(grid), "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     assert "glem-alpha=0.8 GLEM-GNN" in result.stdout and "paired t-test" in result.stdout
     with (tmp_path / "leaderboard.csv").open() as file:
@@ -112,14 +114,16 @@ def test_numbers_are_those_of_the_runs(grid: Path, tmp_path: Path) -> None:
     assert row["dataset_fingerprint"] == about["fingerprint"]
 
 
-def test_several_folders_and_the_default_place(grid: Path) -> None:
+def test_several_folders_and_the_default_place(start: Start, grid: Path) -> None:
     result = start("--dir", grid / "gnn", grid / "glem-alpha=0.2")
     assert result.returncode == 0, result.stderr
     for suffix in ("csv", "md", "html"):
         (grid / "gnn" / f"leaderboard.{suffix}").unlink()
 
 
-def test_an_entry_that_breaks_the_rules_is_refused_and_nothing_is_written(grid: Path, tmp_path: Path) -> None:
+def test_an_entry_that_breaks_the_rules_is_refused_and_nothing_is_written(
+    start: Start, grid: Path, tmp_path: Path
+) -> None:
     result = start("--dir", grid, "--out", tmp_path, "--ogb", "--contact", "A. Author")
     assert result.returncode == 1
     for reason in ("the dataset is synthetic", "missing: [3, 4, 5, 6, 7, 8, 9]", "--code is missing", "e-mail address"):
@@ -129,7 +133,7 @@ def test_an_entry_that_breaks_the_rules_is_refused_and_nothing_is_written(grid: 
     assert result.returncode == 1 and "expected one of:" in result.stderr
 
 
-def test_wrong_folders_and_command_lines(tmp_path: Path) -> None:
+def test_wrong_folders_and_command_lines(start: Start, tmp_path: Path) -> None:
     result = start("--dir", tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "no run found" in result.stderr

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +33,7 @@ from ogb_files import (  # noqa: E402
     write_products,
 )
 
-from tests.bad_inputs.conftest import load_program  # noqa: E402
+from tests.bad_inputs.conftest import load_program, run_here  # noqa: E402
 
 CONFIG = """
 dataset: {{format: TAG, name: {name}, dir: {folder}/datasets}}
@@ -223,20 +221,14 @@ def test_the_command_prints_a_table_of_what_lies_where(
         assert words in out
 
 
-def test_errors_are_one_line_and_status_1(tmp_path: Path, tiny_lm: Path) -> None:
+def test_errors_are_one_line_and_status_1(tmp_path: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = configure(tmp_path, tiny_lm, "ogbn-products")
     write_products(tmp_path / "datasets/ogbn_products")
-
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "GLEM_TRACEBACK"}
-        command = [sys.executable, str(PREPARE), *options]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
-
-    missing = run("--cfg", str(config))
+    missing = run_here("prepare", ["--cfg", config], capsys)
     assert missing.returncode == 1
     (line,) = missing.stderr.splitlines()
     assert line.startswith("error: the raw text of ogbn-products is missing: expected trn.json.gz")
-    wrong = run("--cfg", str(config), "--repeat", "3")
+    wrong = run_here("prepare", ["--cfg", config, "--repeat", 3], capsys)
     assert wrong.returncode == 2
     assert "unknown flag --repeat; options are written as 'key value'" in wrong.stderr
 
