@@ -135,6 +135,7 @@ processes.leave()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_tell_each_other_and_share_batch_norms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert start([sys.executable, "-c", PROGRAM, ROOT, str(tmp_path)], 2) == 0, capfd.readouterr().err
     assert {"0", "1"} <= {path.name for path in tmp_path.iterdir()}
@@ -192,6 +193,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "expected"),
     [("alone", "error: disk full\n"), ("together", "error: process 1 of 2 ended with status 1: error: disk full\n")],
@@ -241,6 +243,7 @@ def by_srun(program: str, *arguments: str) -> list[subprocess.Popen[str]]:
     return [subprocess.Popen(command, env=place, stderr=subprocess.PIPE, text=True) for place in places]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 @pytest.mark.usefixtures("impatient")
 def test_one_that_is_stopped_ends_the_run_which_names_it(stopped: int, capfd: pytest.CaptureFixture[str]) -> None:
@@ -250,6 +253,7 @@ def test_one_that_is_stopped_ends_the_run_which_names_it(stopped: int, capfd: py
     assert capfd.readouterr().err == f"error: process {stopped} of 2 on {socket.gethostname()} {SILENT}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_the_first_that_is_stopped_with_the_store_ends_the_others() -> None:
     first, second = by_srun(STOPPED + ALONE, "0")
@@ -263,6 +267,7 @@ def test_the_first_that_is_stopped_with_the_store_ends_the_others() -> None:
         first.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_work_of_the_first_alone_takes_as_long_as_it_likes() -> None:
     program = f"""{JOIN}
@@ -277,6 +282,7 @@ time.sleep(rank * {1.5 * TIMEOUT})
         assert process.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_processes_that_were_suspended_alike_accuse_nobody(capfd: pytest.CaptureFixture[str]) -> None:
     program = f"""{JOIN}

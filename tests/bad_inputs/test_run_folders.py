@@ -176,6 +176,7 @@ runpy.run_path({main!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's accounts of memory")
 def test_a_real_shortage_ends_in_one_line(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = ("dataset.synthetic_nodes", 3000, "lm.batch_size", 2048, "dataset.synthetic_words", 400, "lm.max_length", 64)

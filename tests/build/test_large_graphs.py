@@ -94,6 +94,7 @@ def run(run_dir: Path) -> dict[str, Any]:
 # ---- hops on disk -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "norm", "precision"),  # every pair of values is there
     [
@@ -142,6 +143,7 @@ class Killed(BaseException):
     """Ends a run as a signal would."""
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_propagates_goes_on_there(
     configure: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +214,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "options", "reach"),
     [

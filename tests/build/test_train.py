@@ -131,6 +131,7 @@ def trained_weights(run: Path) -> dict[str, torch.Tensor]:
     return {f"{file.parent.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "norm"),
     [
@@ -206,6 +207,7 @@ WITHOUT_EDGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

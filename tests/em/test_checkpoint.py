@@ -35,6 +35,7 @@ class Killed(BaseException):
     """Ends a run as a signal would."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     name: str, tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
@@ -74,6 +75,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
         assert files[killed] == files[whole]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_gets_the_signal_at_any_moment_ends_with_the_same_bits(
     devices: int, tmp_path: Path, tiny_lm: Path

@@ -18,6 +18,8 @@ from glem_graphgym.data.text_graph import TextGraph, Texts
 from glem_graphgym.files import read_json
 from glem_graphgym.modes import run_em, run_gnn
 
+pytestmark = pytest.mark.slow
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 SETTINGS: dict[str, Any] = {
     **{"accelerator": "cpu", "lm.precision": 32, "gnn.precision": 32},

@@ -562,6 +562,7 @@ def permute(*parts: str) -> Callable[[TextGraph], TextGraph]:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

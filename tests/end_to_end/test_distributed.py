@@ -18,6 +18,8 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import ConfigError, check_devices, load_config
 
+pytestmark = pytest.mark.slow
+
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 SECONDS = 300  # for a run that takes ten, on a busy machine
 STAGES = ["00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1"]

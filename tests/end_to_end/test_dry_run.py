@@ -23,6 +23,8 @@ from glem_graphgym.plan import preflight
 from glem_graphgym.plan.preflight import Preflight, examine
 from tests.bad_inputs.conftest import load_program
 
+pytestmark = pytest.mark.slow
+
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
 STAGES = ("lm_gold", "gnn_gold", "e_step_1", "m_step_1")
 

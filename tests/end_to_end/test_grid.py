@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.slow
+
 RUN = Path(__file__).resolve().parents[2] / "run"
 
 BASE = """

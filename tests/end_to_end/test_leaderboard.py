@@ -16,6 +16,8 @@ from torch_geometric.graphgym.config import cfg, set_cfg
 from glem_graphgym.report.stats import read_stages
 from tests.bad_inputs.conftest import RUN, Ended, load_program, run_here
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 metric_best: accuracy
 num_threads: 1

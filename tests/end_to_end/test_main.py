@@ -368,6 +368,7 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_it_ends_with_the_same_numbers(
     finished: tuple[Path, str], tmp_path: Path, tiny_lm: Path
 ) -> None:

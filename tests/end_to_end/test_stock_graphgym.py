@@ -61,6 +61,8 @@ from torch_geometric.graphgym.train import GraphGymDataModule, train
 from torch_geometric.graphgym.utils.comp_budget import params_count
 from torch_geometric.graphgym.utils.device import auto_select_device
 
+pytestmark = pytest.mark.slow
+
 assert ("glem_graphgym" in sys.modules) == (mode == "with_plugin")
 for file in files:
     set_cfg(cfg)

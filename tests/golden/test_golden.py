@@ -16,6 +16,8 @@ import torch
 
 from tests.golden.cases import CASES, RECORD, predictions_of
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 0.02  # of probabilities: other processors add up in another order
 
 

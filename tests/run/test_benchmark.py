@@ -40,6 +40,7 @@ def test_candidates_take_turns_and_the_warm_up_is_not_counted() -> None:
     assert [len(found["a"]), len(found["b"])] == [3, 3]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     command = [sys.executable, str(RUN / "benchmark.py"), "startup", "--repeats", "1", "--json", str(out)]
@@ -51,6 +52,7 @@ def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
     assert "run/main.py --help" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_unknown_part_is_refused() -> None:
     done = subprocess.run([sys.executable, str(RUN / "benchmark.py"), "speed"], capture_output=True, text=True)
     assert done.returncode == 2

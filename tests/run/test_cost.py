@@ -50,6 +50,7 @@ def test_bisection_finds_the_largest_power_of_two_that_fits(power: int, threshol
     assert all(size <= most and size & (size - 1) == 0 for size in asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "per_epoch", "texts"),
     [(LM, 12, 8), (JOINT, 12, None), (GLEM, 38, 8), (M_STEP, 1, 0), (ENCODING, 1, 0)],
@@ -74,6 +75,7 @@ def test_more_steps_than_gold_nodes_are_refused(job: Job, same_threads: None) ->
         cost.do(replace(job, batch=80))
 
 
+@pytest.mark.slow
 def test_processes_of_their_own(job: Job) -> None:
     found = run_job(replace(job, method=M_STEP, limit_mb=8000))
     assert found is not None

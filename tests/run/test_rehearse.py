@@ -172,6 +172,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 FAST = ["accelerator", "cpu", "num_threads", "1", "lm.max_length", "16", "optim.max_epoch", "2", "print", "file"]
 
 
+@pytest.mark.slow
 def test_from_the_first_command_to_the_leaderboard(
     tmp_path: Path, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +202,7 @@ def test_from_the_first_command_to_the_leaderboard(
     assert (results / "figures.md").read_text() == table
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_it_and_is_done_again(
     tmp_path: Path, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_step_that_fails_ends_it_and_is_done_again(
     assert "| prepare, glem_gamlp_products | 1.0 | 1.50 | 0.25 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_texts_of_full_length(tmp_path: Path, in_this_process: list[str]) -> None:
     command = ["arxiv", "--scale", "0.001", "--folder", str(tmp_path), "--full_length", "--prepare", *FAST]
     assert load_program("rehearse").main(command) == 0
