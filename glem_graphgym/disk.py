@@ -56,7 +56,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+def disk_full_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     """A block that writes to ``path``, a file or a folder, and may find the disk full.
 
     Args:
@@ -100,7 +100,7 @@ def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray |
     """
     file.unlink(missing_ok=True)
     try:
-        with writing(file, _bytes_of(dtype, shape)):
+        with disk_full_errors(file, _bytes_of(dtype, shape)):
             array = np.lib.format.open_memmap(file, "w+", dtype, shape)
         _allocate(file, array, rows)
     except BaseException:
@@ -131,7 +131,7 @@ def _bytes_of(dtype: Any, shape: tuple[int, ...]) -> int:
 def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:
     """Have the disk set aside what the array (or its ``rows``) takes; what has been written stays."""
     needed = sum(end - start for start, end in _ranges(array, rows))
-    with writing(file, needed), file.open("r+b") as opened:
+    with disk_full_errors(file, needed), file.open("r+b") as opened:
         # Asked beforehand, so that nobody else finds a full disk meanwhile.
         require_space(file, needed - taken_bytes(file), "the array")
         for start, end in _ranges(array, rows):

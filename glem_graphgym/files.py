@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from glem_graphgym.disk import writing
+from glem_graphgym.disk import disk_full_errors
 
 BLOCK_BYTES = 1 << 24  # of an array that is hashed at a time
 FINGERPRINT_AT_END = re.compile("[0-9a-f]{16}$")
@@ -31,7 +31,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises:
         DiskFullError: there is no room for it; names ``path``, which stays as it was.
     """
-    with writing(path):
+    with disk_full_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
@@ -113,7 +113,7 @@ def making(folder: Path, *, resume: bool = False) -> Iterator[Path | None]:
         yield None
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing(folder), FileLock(folder.parent / f".{folder.name}.lock"):
+    with disk_full_errors(folder), FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             yield None
             return
@@ -189,7 +189,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links, or another one
-        with writing(target, source.stat().st_size):
+        with disk_full_errors(target, source.stat().st_size):
             shutil.copyfile(source, target)
 
 

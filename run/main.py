@@ -53,9 +53,9 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
     from torch_geometric.graphgym.config import cfg
 
     from glem_graphgym import processes
-    from glem_graphgym.build.run_folder import held
+    from glem_graphgym.build.run_folder import lock_run_folder
     from glem_graphgym.config import check_seeds, dump_config, load_config, settings_of
-    from glem_graphgym.disk import writing
+    from glem_graphgym.disk import disk_full_errors
     from glem_graphgym.em.journal import seed_everything
 
     load_config(cfg, args.cfg_file, args.opts)
@@ -73,7 +73,7 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
         cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
         cfg.run_dir = str(experiment / str(seed))
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-        with writing(Path(cfg.run_dir)), held(Path(cfg.run_dir)) if first else nullcontext():
+        with disk_full_errors(Path(cfg.run_dir)), lock_run_folder(Path(cfg.run_dir)) if first else nullcontext():
             set_up_logging(cfg)
             set_up_process(cfg)
             seed_everything(seed)

@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     from rehearsal.papers100m import write_papers100m_like
 
     from glem_graphgym.data.errors import DataError
-    from glem_graphgym.disk import writing
+    from glem_graphgym.disk import disk_full_errors
 
     try:
-        with writing(args.folder):
+        with disk_full_errors(args.folder):
             write_papers100m_like(
                 args.folder,
                 args.nodes,

@@ -45,9 +45,9 @@ def predict(args: argparse.Namespace, argv: list[str]) -> int:
 
     from glem_graphgym import processes
     from glem_graphgym.build.prediction import FILE, predict_run
-    from glem_graphgym.build.run_folder import held, require_finished
+    from glem_graphgym.build.run_folder import lock_run_folder, require_finished
     from glem_graphgym.config import check_seeds, load_config
-    from glem_graphgym.disk import writing
+    from glem_graphgym.disk import disk_full_errors
     from glem_graphgym.report import stats
 
     load_config(cfg, args.cfg_file, args.opts)
@@ -62,7 +62,7 @@ def predict(args: argparse.Namespace, argv: list[str]) -> int:
     first = processes.rank() == 0  # only this process writes
     for run_dir in folders:
         cfg.seed, cfg.run_dir = int(run_dir.name), str(run_dir)
-        with writing(run_dir), held(run_dir) if first else nullcontext():
+        with disk_full_errors(run_dir), lock_run_folder(run_dir) if first else nullcontext():
             set_up_logging(cfg)
             set_up_process(cfg)
             predict_run(cfg)

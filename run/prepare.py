@@ -40,13 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym.build.preparation import prepare_dataset
     from glem_graphgym.config import load_config
-    from glem_graphgym.disk import writing
+    from glem_graphgym.disk import disk_full_errors
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         load_config(cfg, args.cfg_file, args.opts)
-        with writing(Path(cfg.dataset.dir)):
+        with disk_full_errors(Path(cfg.dataset.dir)):
             print_prepared(prepare_dataset(cfg), cfg.dataset.name)
     except (ValueError, OSError, MemoryError) as error:  # with DataError and ConfigError
         if os.environ.get("GLEM_TRACEBACK"):

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     from rehearsal.models import make_deberta
     from rehearsal.steps import Steps
 
-    from glem_graphgym.disk import writing
+    from glem_graphgym.disk import disk_full_errors
     from glem_graphgym.files import atomic_write
 
     shape = {"arxiv": graphs.ARXIV, "products": graphs.PRODUCTS}[args.dataset].scaled(args.scale)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     data = args.folder / f"{args.dataset}_{args.scale:g}{'_full' if args.full_length else ''}"
     results = data / f"results_{args.lm}_{args.precision}"
     try:
-        with writing(args.folder):
+        with disk_full_errors(args.folder):
             print(f"{data}: {shape.nodes:,} nodes, {shape.edges:,} edges in the format of {shape.name}", flush=True)
             graphs.write_graph(data, shape)
             lm = make_deberta(args.folder / f"deberta_{args.lm}", args.lm)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from glem_graphgym import disk
 from glem_graphgym.data.npy import NpyWriter
-from glem_graphgym.disk import DiskFullError, kept_array, new_array, require_space, size_text, writing
+from glem_graphgym.disk import DiskFullError, disk_full_errors, kept_array, new_array, require_space, size_text
 from glem_graphgym.files import atomic_write, make_once
 
 MB = 1 << 20
@@ -150,7 +150,7 @@ def test_a_folder_is_asked_for_its_space_before_it_is_there(tmp_path: Path) -> N
 )
 def test_every_way_to_say_that_a_disk_is_full_names_the_file(tmp_path: Path, error: Exception, reason: str) -> None:
     def fail() -> None:
-        with writing(tmp_path / "outer"), writing(tmp_path / "inner", 3000):
+        with disk_full_errors(tmp_path / "outer"), disk_full_errors(tmp_path / "inner", 3000):
             raise error
 
     with pytest.raises(DiskFullError, match=rf"^{tmp_path}/inner: .*{reason}.*; it takes 3\.0 kB, .* are free; make"):
@@ -160,7 +160,7 @@ def test_every_way_to_say_that_a_disk_is_full_names_the_file(tmp_path: Path, err
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), ValueError("(os error 5)"), KeyboardInterrupt()])
 def test_other_errors_stay_what_they_are(tmp_path: Path, error: BaseException) -> None:
     def fail() -> None:
-        with writing(tmp_path):
+        with disk_full_errors(tmp_path):
             raise error
 
     with pytest.raises(type(error)) as found:
@@ -212,12 +212,12 @@ def _replaced(file: Path) -> None:
 
 
 def _saved(file: Path) -> None:
-    with writing(file):
+    with disk_full_errors(file):
         np.save(file, np.zeros(MB))
 
 
 def _weights(file: Path) -> None:
-    with writing(file):
+    with disk_full_errors(file):
         save_file({"a": torch.zeros(MB)}, file)
 
 

@@ -134,7 +134,7 @@ def _sha256(files: list[Path]) -> str:
 
 
 @contextmanager
-def held(run_dir: Path) -> Iterator[None]:
+def lock_run_folder(run_dir: Path) -> Iterator[None]:
     """Hold the folder against other processes.
 
     Raises:

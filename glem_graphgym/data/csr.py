@@ -11,7 +11,7 @@ import numpy as np
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.npy import NpyWriter, PointerWriter
-from glem_graphgym.disk import require_space, writing
+from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.progress import Progress
 
 Edges = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -168,7 +168,7 @@ class _ExternalSort:
             ends[-1] = len(block)
             starts = np.concatenate([[0], ends[:-1]])
             for index in np.flatnonzero(ends > starts):
-                with writing(files[index]), files[index].open("ab") as file:
+                with disk_full_errors(files[index]), files[index].open("ab") as file:
                     file.write(block[starts[index] : ends[index]].data)
             dealt += ends - starts
         if not np.array_equal(dealt, counts):

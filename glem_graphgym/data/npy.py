@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from glem_graphgym.disk import writing
+from glem_graphgym.disk import disk_full_errors
 
 
 class NpyWriter:
@@ -32,7 +32,7 @@ class NpyWriter:
     def write(self, block: np.ndarray) -> None:
         """Append a one-dimensional block."""
         block = np.ascontiguousarray(block, dtype=self.dtype)
-        with writing(self.path):
+        with disk_full_errors(self.path):
             self._file.write(block.data)
         self.length += len(block)
 
@@ -46,7 +46,7 @@ class NpyWriter:
     def __exit__(self, kind: Any, *_: Any) -> None:
         whole = False
         try:
-            with writing(self.path), self._file:
+            with disk_full_errors(self.path), self._file:
                 if kind is None:
                     self._file.seek(0)
                     self._write_header()

@@ -11,7 +11,7 @@ from typing import IO, Literal
 import numpy as np
 
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.disk import DiskFullError, require_space, writing
+from glem_graphgym.disk import DiskFullError, disk_full_errors, require_space
 from glem_graphgym.progress import Progress
 
 BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, NotImplementedError)
@@ -74,7 +74,7 @@ class NpzMember:
             DiskFullError: there is no room for the array; asked before anything is written.
         """
         require_space(file.parent, self._info.file_size, f"unpacking {self.key}")
-        with writing(file, self._info.file_size), file.open("wb") as out:
+        with disk_full_errors(file, self._info.file_size), file.open("wb") as out:
             self._stream(out, f"unpacking {self.key}")
 
     def map(self, folder: Path) -> np.ndarray:
@@ -108,7 +108,7 @@ class NpzMember:
             ):
                 while block := stream.read(BLOCK_BYTES):
                     if out is not None:
-                        with writing(Path(out.name), total):
+                        with disk_full_errors(Path(out.name), total):
                             out.write(block)
                     bar.update(len(block))
         except DiskFullError:

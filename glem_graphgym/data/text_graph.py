@@ -15,7 +15,7 @@ from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
 from glem_graphgym.data.errors import DataError as DataError
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
-from glem_graphgym.disk import writing
+from glem_graphgym.disk import disk_full_errors
 from glem_graphgym.files import fingerprint, forget_unfinished, make_once, read_json, sampled_fingerprint, write_json
 
 SPLITS = ("train", "valid", "test")
@@ -227,7 +227,7 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
             arrays |= {stem: texts.buffer, f"{stem}_offsets": texts.offsets}
     for name, array in arrays.items():
         if array is not None:
-            with writing(folder / f"{name}.npy", array.nbytes):
+            with disk_full_errors(folder / f"{name}.npy", array.nbytes):
                 np.save(folder / f"{name}.npy", array)
     _seal(graph, folder)
 

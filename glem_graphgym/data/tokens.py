@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from glem_graphgym.data.text_graph import DataError, Texts
-from glem_graphgym.disk import require_space, writing
+from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import fingerprint, make_once, read_json, write_json
 from glem_graphgym.progress import Progress
 
@@ -170,7 +170,7 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
             ids = np.fromiter(itertools.chain.from_iterable(block), dtype=dtype)
             # The ids first: a block whose lengths are there is there, whatever happens to the machine.
             for file, values in ((ids_file, ids), (lengths_file, np.array([len(text) for text in block], np.int32))):
-                with writing(Path(file.name)):
+                with disk_full_errors(Path(file.name)):
                     file.write(values.tobytes())
                     file.flush()
                     os.fsync(file.fileno())

@@ -32,7 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glem_graphgym import processes
-from glem_graphgym.disk import writing
+from glem_graphgym.disk import disk_full_errors
 from glem_graphgym.em.checkpoint import MINUTES, Checkpoint, filling
 from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.fit import FitLog, Weights
@@ -264,7 +264,7 @@ class Journal:
         }
         if work.weights:
             weights = {name: value.cpu().contiguous() for name, value in work.weights.items()}
-            with writing(folder / "weights.safetensors"):
+            with disk_full_errors(folder / "weights.safetensors"):
                 save_file(weights, folder / "weights.safetensors")
         write_json(folder / "history.json", work.log.history)
         write_json(folder / "stage.json", record)

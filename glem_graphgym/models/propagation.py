@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glem_graphgym.models.kept import Kept
+from glem_graphgym.models.input_cache import InputCache
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -144,7 +144,7 @@ class SparseOperator:
         self._right = right
         self._weights: dict[torch.dtype, Tensor] = {}
         self._transpose: SparseOperator | None = None
-        self._kept = Kept()
+        self._kept = InputCache()
 
     @property
     def num_nodes(self) -> int:
@@ -161,7 +161,7 @@ class SparseOperator:
         return self._pattern.col.device
 
     def kept_product(self, x: Tensor) -> Tensor | None:
-        """The product with an ``x`` that comes again unchanged, computed once; None where `Kept` keeps nothing."""
+        """The product with an ``x`` that comes again unchanged, computed once; None where nothing of ``x`` is kept."""
         return self._kept.of(x, self.__matmul__)
 
     def weight(self, dtype: torch.dtype) -> Tensor:

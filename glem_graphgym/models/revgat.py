@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
 from glem_graphgym.models.dropout import dropout
-from glem_graphgym.models.kept import working_type
+from glem_graphgym.models.input_cache import working_type
 from glem_graphgym.models.mlp import Activation
 from glem_graphgym.models.propagation import Adjacency
 

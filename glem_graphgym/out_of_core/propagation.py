@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glem_graphgym.disk import kept_array, new_array, require_space, taken_bytes, writing
+from glem_graphgym.disk import disk_full_errors, kept_array, new_array, require_space, taken_bytes
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import GB
 from glem_graphgym.models.hops import rounded
@@ -368,7 +368,7 @@ class _Propagation:
         np.lib.format.write_array_header_1_0(header, about)
         joined = self.progress.noted["joined"]
         # Plain writes take half the time of a map.
-        with writing(self.file), self.file.open("r+b" if joined else "wb") as file:
+        with disk_full_errors(self.file), self.file.open("r+b" if joined else "wb") as file:
             file.write(header.getvalue())
             for hop in range(self.first + len(joined), self.last + 1):
                 parts = [np.load(self._part(hop, block), mmap_mode="r") for block in range(len(self.blocks))]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.utils.agg_runs import agg_batch
 
-from glem_graphgym.build.run_folder import RunError, held
+from glem_graphgym.build.run_folder import RunError, lock_run_folder
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
 from tests.bad_inputs.conftest import load_program
@@ -456,7 +456,7 @@ def test_overwrite_leaves_no_seeds_of_different_configurations(config: Path, mai
 
 def test_a_folder_that_another_process_works_on_is_left_alone(config: Path, main: Runner) -> None:
     run_dir(config).mkdir(parents=True)
-    with held(run_dir(config)), pytest.raises(RunError, match=r"another process is working on .*/0; wait for it"):
+    with lock_run_folder(run_dir(config)), pytest.raises(RunError, match=r"another process is working on .*/0; wait"):
         main(config, "train.mode", "glem_lm")
     assert list(run_dir(config).iterdir()) == []
     assert main(config, "train.mode", "glem_lm") == 0

@@ -337,7 +337,7 @@ def test_a_kept_product_has_the_autocast_type_of_the_moment(adjacency: Adjacency
 
 
 def test_large_inputs_are_not_kept(adjacency: Adjacency, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glem_graphgym.models.kept.KEPT_BYTES", 4 * NODES * 4 - 1)
+    monkeypatch.setattr("glem_graphgym.models.input_cache.KEPT_BYTES", 4 * NODES * 4 - 1)
     operator, x = Watched(adjacency.mean()), torch.randn(NODES, 4)
     assert [operator.kept_product(x) for _ in range(3)] == [None] * 3
 

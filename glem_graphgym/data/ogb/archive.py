@@ -28,7 +28,7 @@ from pandas.errors import DtypeWarning
 from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.parts import check_finite, class_labels
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, DataError
-from glem_graphgym.disk import require_space, writing
+from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
 
@@ -345,7 +345,7 @@ class OgbArchive:
         ):
             size = sum(info.file_size for info in members.infolist())
             require_space(self.folder.parent, size, f"unpacking {source}")
-            with writing(self.folder, size):
+            with disk_full_errors(self.folder, size):
                 members.extractall(temporary)
 
     def _lock(self) -> FileLock:

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 from filelock import FileLock
 
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.disk import DiskFullError, require_space, writing
+from glem_graphgym.disk import DiskFullError, disk_full_errors, require_space
 from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
 
@@ -83,7 +83,7 @@ def _fetch(url: str, part: Path) -> None:
         size = _size(response, start)
         if size is not None:
             require_space(part.parent, size - start, f"downloading {url}")
-        with writing(part, size), part.open("ab" if start else "wb") as file:
+        with disk_full_errors(part, size), part.open("ab" if start else "wb") as file:
             name = url.rpartition("/")[2]
             with Progress.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)

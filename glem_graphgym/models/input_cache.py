@@ -21,7 +21,7 @@ def comes_again(x: Tensor) -> Tensor:
     return x
 
 
-class Kept:
+class InputCache:
     """A function of one tensor, computed when the tensor comes for the second time and kept as long as it comes."""
 
     def __init__(self) -> None:
