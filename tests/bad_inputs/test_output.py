@@ -54,6 +54,7 @@ def test_the_work_is_done_all_the_same(case: str, status: int, tmp_path: Path) -
     assert ("No space left" in errors) == (case == "a full disk")
 
 
+@pytest.mark.slow
 def test_a_run_is_finished_though_its_output_is_lost(program: Program) -> None:
     shell = f"{sys.executable} {RUN / 'main.py'} --cfg {program.config} 2>errors >/dev/full"
     done = subprocess.run(["bash", "-c", shell], cwd=program.folder, check=False, timeout=300, env=dict(os.environ))

@@ -190,6 +190,7 @@ def test_a_real_shortage_ends_in_one_line(program: Program, monkeypatch: pytest.
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of Linux's")
 def test_an_allocation_beyond_the_machine_fails_instead_of_having_the_process_killed() -> None:
     code = (

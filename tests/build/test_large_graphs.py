@@ -281,6 +281,7 @@ def test_static_embeddings_of_needed_nodes(configure: Callable[..., Path], encod
     assert len(list((tmp_path / "datasets" / "static").iterdir())) >= 2
 
 
+@pytest.mark.slow
 def test_an_lm_shared_between_runs_is_shared_among_those_that_encode_the_same(
     configure: Callable[..., Path], tmp_path: Path
 ) -> None:

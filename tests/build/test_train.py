@@ -526,6 +526,7 @@ def test_first_predictions_of_a_wrong_shape(
     assert not list(Path(cfg.run_dir).glob("stages/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
 def test_first_predictions_stand_in_for_the_first_teacher(
     order: str, configure: Callable[..., None], tmp_path: Path

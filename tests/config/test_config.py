@@ -437,6 +437,7 @@ def test_there_are_configurations() -> None:
     assert "glem_debian" in [file.stem for file in CONFIGS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_yaml_loads_and_builds_its_models(file: Path, tmp_path: Path, tiny_lm: Path) -> None:
     load_config(cfg, file)

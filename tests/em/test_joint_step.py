@@ -335,6 +335,7 @@ BUDGET = ("glem.memory_budget_gb", 4e-5)  # a step fits into it, the graph and i
 WIDE = ("gnn.dim_inner", 64, "lm.batch_size", 4, "gnn.fan_out", "[2, 1]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label_input", [False, True])
 @pytest.mark.parametrize("features", ["text", "text+static"])
 def test_a_run_within_a_budget_ends_as_one_in_memory(label_input: bool, features: str, configure: Configure) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import ConfigError, check_devices, load_config
+from tests.small import write_config
 
 pytestmark = pytest.mark.slow
 
@@ -29,63 +29,14 @@ TOLERANCE = dict(zip(STAGES, (4e-3, 4e-3, 4e-3, 6e-2), strict=True))
 
 # Without dropout, which processes draw by themselves. The M-step has batch norm; its optimizer is SGD, because Adam
 # makes steps of full length of the rounding errors that are the gradients of biases before a batch norm.
-CONFIG = """
-metric_best: accuracy
-num_threads: 1
-tensorboard_agg: False
-accelerator: cpu
-print: both
-dataset:
-  format: TAG
-  name: synthetic
-  tag_split: [0.3, 0.2, 0.3]
-  synthetic_nodes: 160
-  synthetic_classes: 3
-  synthetic_degree: 5.0
-  synthetic_words: 4
-  synthetic_text_signal: 0.8
-  synthetic_structure_signal: 0.8
-lm:
-  batch_size: 7
-  dropout: 0.0
-  attention_dropout: 0.0
-  head_dropout: 0.0
-  epochs: 2
-  evals_per_epoch: 2
-  infer_tokens: 128
-  lr: 1.0e-3
-  max_length: 16
-  precision: 32
-model:
-  type: glem_gamlp
-gnn:
-  batch_size: 33
-  dim_inner: 16
-  dropout: 0.0
-  hops: 2
-  input_dropout: 0.0
-  label_dropout: 0.0
-  label_hops: 2
-glem:
-  label_input: True
-optim:
-  base_lr: 0.02
-  max_epoch: 6
-  optimizer: sgd
-  scheduler: none
-train:
-  mode: glem
-  eval_period: 2
-"""
-
-
-def write_config(folder: Path, tiny_lm: Path) -> Path:
-    values = yaml.safe_load(CONFIG)
-    values["dataset"]["dir"] = str(folder / "datasets")
-    values["lm"]["model"] = str(tiny_lm)
-    file = folder / "synth.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
+CHANGES: dict[str, object] = {
+    **{"accelerator": "cpu", "print": "both", "model.type": "glem_gamlp", "glem.label_input": True},
+    **{"lm.batch_size": 7, "lm.dropout": 0.0, "lm.attention_dropout": 0.0, "lm.head_dropout": 0.0, "lm.epochs": 2},
+    **{"lm.evals_per_epoch": 2, "lm.infer_tokens": 128, "lm.lr": 1e-3},
+    **{"gnn.batch_size": 33, "gnn.dropout": 0.0, "gnn.input_dropout": 0.0, "gnn.label_dropout": 0.0},
+    **{"gnn.hops": 2, "gnn.label_hops": 2},
+    **{"optim.base_lr": 0.02, "optim.max_epoch": 6, "optim.optimizer": "sgd"},
+}
 
 
 def environment() -> dict[str, str]:
@@ -111,7 +62,7 @@ def run(*arguments: object, **options: bool) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def config(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_config(tmp_path_factory.mktemp("distributed"), tiny_lm)
+    return write_config(tmp_path_factory.mktemp("distributed") / "synth.yaml", tiny_lm, CHANGES)
 
 
 @pytest.fixture(scope="module")

@@ -11,37 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.small import write_config
+
 pytestmark = pytest.mark.slow
 
 RUN = Path(__file__).resolve().parents[2] / "run"
 
-BASE = """
-metric_best: accuracy
-num_threads: 1
-tensorboard_agg: False
-dataset:
-  format: TAG
-  name: synthetic
-  tag_split: [0.3, 0.2, 0.3]
-  synthetic_nodes: 120
-  synthetic_classes: 3
-  synthetic_words: 4
-lm:
-  model: {tiny_lm}
-  epochs: 1
-  batch_size: 16
-  lr: 4.0e-3
-  max_length: 16
-  precision: 32
-gnn:
-  dim_inner: 8
-optim:
-  optimizer: adamw
-  scheduler: none
-  max_epoch: 4
-train:
-  eval_period: 2
-"""
 GRID = """
 # GLEM and its baseline, with two GNNs
 train.mode mode ['glem_cascade','glem']
@@ -80,7 +55,8 @@ def computed(results: Path) -> dict[str, int]:
 def grid(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder where a grid of 2 x 2 x 2 configurations, and one that fails, was run with two seeds; its output."""
     folder = tmp_path_factory.mktemp("grid")
-    (folder / "tiny.yaml").write_text(BASE.format(tiny_lm=tiny_lm))
+    changes = {"out_dir": "results", "dataset.dir": "datasets", "dataset.synthetic_nodes": 120, "optim.max_epoch": 4}
+    write_config(folder / "tiny.yaml", tiny_lm, changes)
     (folder / "modes.txt").write_text(GRID)
     names = {"CONFIG": "tiny.yaml", "GRID": "modes.txt", "OUT_DIR": "configs"}
     return folder, start("run_batch.sh", folder=folder, **names, REPEAT="2", MAX_JOBS="2", SLEEP="0")

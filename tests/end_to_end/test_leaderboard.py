@@ -15,48 +15,9 @@ from torch_geometric.graphgym.config import cfg, set_cfg
 
 from glem_graphgym.report.stats import read_stages
 from tests.bad_inputs.conftest import RUN, Ended, load_program, run_here
+from tests.small import write_config
 
 pytestmark = pytest.mark.slow
-
-CONFIG = """
-metric_best: accuracy
-num_threads: 1
-tensorboard_agg: False
-print: file
-out_dir: {folder}/results/grid
-dataset:
-  format: TAG
-  name: synthetic
-  dir: {folder}/datasets
-  tag_split: [0.3, 0.2, 0.3]
-  synthetic_nodes: 120
-  synthetic_classes: 3
-  synthetic_words: 4
-  synthetic_text_signal: 0.8
-lm:
-  model: {tiny_lm}
-  epochs: 1
-  batch_size: 8
-  lr: 4.0e-3
-  max_length: 16
-  precision: 32
-model:
-  type: glem_sage
-gnn:
-  layers_mp: 2
-  layers_post_mp: 1
-  dim_inner: 16
-optim:
-  optimizer: adamw
-  scheduler: none
-  max_epoch: 6
-train:
-  mode: {mode}
-  eval_period: 2
-glem:
-  alpha: {alpha}
-  node_features: {features}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +31,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
         ("gnn", "glem_gnn", 0.5, "static", 2),
     )
     for name, mode, alpha, features, seeds in plan:
-        file = folder / f"{name}.yaml"
-        file.write_text(CONFIG.format(folder=folder, tiny_lm=tiny_lm, mode=mode, alpha=alpha, features=features))
+        changes = {"train.mode": mode, "glem.alpha": alpha, "glem.node_features": features, "optim.max_epoch": 6}
+        more = {"out_dir": str(folder / "results/grid"), "print": "file", "dataset.synthetic_nodes": 120}
+        file = write_config(folder / f"{name}.yaml", tiny_lm, {**changes, **more})
         set_cfg(cfg)
         assert main.main(["--cfg", str(file), "--repeat", str(seeds)]) == 0
     root.handlers[:] = handlers

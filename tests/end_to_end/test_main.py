@@ -27,59 +27,14 @@ from glem_graphgym.build.run_folder import RunError, lock_run_folder
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
 from tests.bad_inputs.conftest import load_program
+from tests.small import CLASSES, NODES, write_config
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
-NODES, CLASSES = 160, 3
 STAGES = ["00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1"]
 # What is measured rather than computed.
 MEASURED = ("time_iter", "eta", "peak_memory_mb")
 
-CONFIG = """
-metric_best: accuracy
-num_threads: 1
-tensorboard_agg: False
-out_dir: {folder}/results
-dataset:
-  format: TAG
-  name: synthetic
-  dir: {folder}/datasets
-  tag_split: [0.3, 0.2, 0.3]
-  synthetic_nodes: 160
-  synthetic_classes: 3
-  synthetic_degree: 5.0
-  synthetic_words: 4
-  synthetic_text_signal: 0.8
-  synthetic_structure_signal: 0.8
-lm:
-  model: {tiny_lm}
-  epochs: 1
-  batch_size: 8
-  lr: 4.0e-3
-  max_length: 16
-  precision: 32
-model:
-  type: glem_sage
-gnn:
-  layers_mp: 2
-  layers_post_mp: 1
-  dim_inner: 16
-  dropout: 0.2
-optim:
-  optimizer: adamw
-  scheduler: none
-  max_epoch: 8
-train:
-  mode: glem
-  eval_period: 2
-"""
-
 Runner = Callable[..., int]
-
-
-def write_config(folder: Path, tiny_lm: Path, name: str = "synth") -> Path:
-    file = folder / f"{name}.yaml"
-    file.write_text(CONFIG.format(folder=folder, tiny_lm=tiny_lm))
-    return file
 
 
 @pytest.fixture
@@ -101,7 +56,7 @@ def main() -> Iterator[Runner]:
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_lm: Path) -> Path:
-    return write_config(tmp_path, tiny_lm)
+    return write_config(tmp_path / "synth.yaml", tiny_lm)
 
 
 def start(config: Path, *options: object) -> subprocess.Popen[str]:
@@ -231,7 +186,7 @@ def times(run: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple[Path, str]:
     """A finished run of the program in a process of its own: its configuration, and what it printed."""
-    config = write_config(tmp_path_factory.mktemp("finished"), tiny_lm)
+    config = write_config(tmp_path_factory.mktemp("finished") / "synth.yaml", tiny_lm)
     process = start(config, "e_step.epochs", 8)
     out, err = finish(process)
     assert process.returncode == 0, err
@@ -306,6 +261,7 @@ def test_the_final_table_is_printed(finished: tuple[Path, str]) -> None:
         assert f"{row['params']:,}" in line
 
 
+@pytest.mark.slow
 def test_the_last_lines_say_where_the_results_are_and_how_to_see_them(finished: tuple[Path, str]) -> None:
     config, out = finished
     results, command = out.splitlines()[-2:]
@@ -372,7 +328,7 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None
 def test_killed_and_interrupted_it_ends_with_the_same_numbers(
     finished: tuple[Path, str], tmp_path: Path, tiny_lm: Path
 ) -> None:
-    config = write_config(tmp_path, tiny_lm)
+    config = write_config(tmp_path / "synth.yaml", tiny_lm)
     run = run_dir(config)
     killed = start(config, "e_step.epochs", 8)
     wait_for("stages/01_*/stage.json", run, killed)
@@ -408,7 +364,7 @@ def test_killed_and_interrupted_it_ends_with_the_same_numbers(
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """The configuration of a run that was done once in this process, with all its weights kept."""
-    config = write_config(tmp_path_factory.mktemp("plain"), tiny_lm)
+    config = write_config(tmp_path_factory.mktemp("plain") / "synth.yaml", tiny_lm)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -765,7 +721,7 @@ def test_a_folder_belongs_to_one_mode(config: Path, main: Runner) -> None:
 
 def test_graphgyms_agg_batch_reads_our_results(tmp_path: Path, tiny_lm: Path, main: Runner) -> None:
     for alpha in ("0.2", "0.9"):
-        config = write_config(tmp_path, tiny_lm, f"synth-alpha={alpha}")
+        config = write_config(tmp_path / f"synth-alpha={alpha}.yaml", tiny_lm)
         assert main(config, "glem.alpha", alpha, "--repeat", 2) == 0
     agg_batch(str(tmp_path / "results"), metric_best="accuracy")
     for split in ("train", "val", "test"):
