@@ -582,7 +582,7 @@ def test_an_expected_error_is_one_line(config: Path) -> None:
         (["dataset.name", "table"], "dataset.tag_source is empty"),
         (["dataset.tag_split", "[0.5, 0.5]"], "[0.5, 0.5]"),
         (["dataset.synthetic_degree", 500], "dataset.synthetic_degree is 500.0"),
-        (["train.mode", "glemm"], "train.mode is 'glemm', expected one of: standard, glem, "),
+        (["train.mode", "glemm"], "train.mode is 'glemm', expected one of: standard, "),
         (["lm.model", "/nowhere/at/all"], "lm.model '/nowhere/at/all' could not be loaded"),
         (["optim.optimizer", "adamm"], "optim.optimizer is 'adamm', expected one of: adam, "),
         (["optim.scheduler", "linear_warmdown"], "optim.scheduler is 'linear_warmdown', expected one of: none, "),
