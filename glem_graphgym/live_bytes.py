@@ -21,18 +21,15 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations read or give while it is entered, as long as they live.
 
-    Args:
-        device: type of the device whose tensors count.
-
     Attributes:
         now: bytes that live.
         history: int, bytes that live after each new tensor.
         marks: name -> bytes that lived when `mark` was called.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.device, self.now = device, 0
+        self.now = 0
         self.history: list[int] = []
         self.marks: dict[str, int] = {}
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -47,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs, out)):
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == self.device:
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                 self._see(tensor.untyped_storage())
         return out
 
@@ -63,12 +60,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 @contextmanager
-def counted(device: str = "cpu") -> Iterator[LiveBytes]:
+def counted() -> Iterator[LiveBytes]:
     """A block whose tensors are counted; cycles of objects are not collected in it, so that it repeats exactly."""
     collects = gc.isenabled()
     gc.disable()
     try:
-        with LiveBytes(device) as live:
+        with LiveBytes() as live:
             yield live
     finally:
         if collects:

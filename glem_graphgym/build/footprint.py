@@ -35,24 +35,23 @@ def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool =
         width: of the node features.
         trains: whether it is trained on the whole graph, or only predicts on it.
     """
+    real, hardware = _real_and_counted(cfg)
     cfg = cfg.clone()
     cfg.gnn.fan_out, cfg.glem.memory_budget_gb = [], 0.0
-    if is_joint(cfg):
-        cfg.gnn.precision = cfg.lm.precision
-    hardware, degree = hardware_for(cfg, cfg.gnn.precision), len(graph.col) / graph.num_nodes
+    cfg.accelerator, cfg.gnn.precision = "cpu", "32" if hardware.dtype == torch.float32 else "bf16"
+    degree = len(graph.col) / graph.num_nodes
     small = max(FEWEST_NODES, 2 * int(degree) + 4)
 
     def measure(nodes: float) -> LiveBytes:
         like = ring_like(graph, round(nodes))
         validation = Validation(like.split["valid"], lambda logits: 0.0)
         gold = Gold(like.split["train"], like.label[like.split["train"]], like.num_classes)
-        with counted(hardware.accelerator) as live:
+        with counted() as live:
             learner = gnn_learner(cfg, like, validation)
             live.mark("edges")
             features = torch.zeros(like.num_nodes, width)
             live.mark("features")
             task = learner.start(StepTargets(gold), features.numpy())
-            task.model.to(hardware.device)
             optimizer = task.optimizer(2)[0] if trains else None
             for epoch in range(2 if optimizer else 0):  # in the second there are the optimizer's states, too
                 assert optimizer is not None
@@ -70,6 +69,8 @@ def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool =
         peak, marks = foreseen(measure, small, 2 * small, graph.num_nodes)
     edges, features = marks["edges"], marks["features"] - marks["edges"]
     rest = "a training step" if trains else "a prediction of all nodes"
+    if real.accelerator == "cuda" and real.dtype != torch.float32:  # which has them in its own type alone
+        features = 0
     return {"features": features, "edges": edges, rest: peak - marks["features"]}
 
 
@@ -90,7 +91,7 @@ def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str,
 def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trains: bool) -> int:
     """Bytes of a forward pass from a neighbourhood of ``seeds``, one being drawn, and of the step that it leads to."""
     joint, classes = is_joint(cfg), graph.num_classes
-    hardware = hardware_for(cfg, cfg.lm.precision if joint else cfg.gnn.precision)
+    _, hardware = _real_and_counted(cfg)
     dim, dtype = width + (classes if cfg.glem.label_input else 0), torch.float32 if joint else hardware.dtype
     if cfg.glem.setting != "transductive":  # where training sees fewer edges: not more than is certain
         drawn = _no_neighbours(len(seeds), len(cfg.gnn.fan_out))
@@ -99,10 +100,10 @@ def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trai
 
     def measure(share: float) -> LiveBytes:
         block = scaled(drawn, share)
-        with counted(hardware.accelerator) as live:
-            network = build_gnn(cfg, dim, classes).to(hardware.device).train(trains)
-            x = torch.zeros(len(block.nodes), dim, device=hardware.device, dtype=dtype, requires_grad=joint and trains)
-            structure = Structure.of_block(block).to(hardware.device)
+        with counted() as live:
+            network = build_gnn(cfg, dim, classes).train(trains)
+            x = torch.zeros(len(block.nodes), dim, dtype=dtype, requires_grad=joint and trains)
+            structure = Structure.of_block(block)
             if not trains:
                 with torch.inference_mode(), hardware.autocast():
                     network(x, structure)
@@ -122,13 +123,13 @@ def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trai
 def _step(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardware: Hardware) -> None:
     with hardware.autocast():
         logits = network(x, structure)[:seeds]
-    F.cross_entropy(logits.float(), torch.zeros(seeds, dtype=torch.long, device=x.device)).backward()
+    F.cross_entropy(logits.float(), torch.zeros(seeds, dtype=torch.long)).backward()
     x.grad = None
 
 
 def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
     """Bytes per node that each layer of a stack gives, as prediction layer after layer stores them."""
-    hardware = hardware_for(cfg, cfg.lm.precision if is_joint(cfg) else cfg.gnn.precision)
+    _, hardware = _real_and_counted(cfg)
     dim = width + (num_classes if cfg.glem.label_input else 0)
     found = []
     with random_state_kept(hardware), torch.inference_mode(), hardware.autocast():
@@ -139,6 +140,12 @@ def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
             x = network.layer(index, x, structure)
             found.append(x.shape[1] * x.element_size())
     return found
+
+
+def _real_and_counted(cfg: CfgNode) -> tuple[Hardware, Hardware]:
+    """Where a run computes, and where its steps are counted: on the CPU, as many bytes per number."""
+    real = hardware_for(cfg, cfg.lm.precision if is_joint(cfg) else cfg.gnn.precision)
+    return real, Hardware("cpu", "32-true" if real.dtype == torch.float32 else "bf16-mixed")
 
 
 # ---- small inputs that are like large ones ---------------------------------------------------------------------------

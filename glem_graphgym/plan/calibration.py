@@ -57,7 +57,7 @@ from glem_graphgym.em.inputs import prediction_folds
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner, JointTask
 from glem_graphgym.em.m_step import GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
-from glem_graphgym.em.recorder import RecordedStage, Recording, record
+from glem_graphgym.em.recorder import RecordedStage, record
 from glem_graphgym.em.run import Run
 from glem_graphgym.em.sampled_step import StoredSampledLearner
 from glem_graphgym.files import read_json, write_json
@@ -78,7 +78,7 @@ FEWEST, MOST = 4, 20  # such batches an epoch
 CUT_UP = 1.5
 JOINT_VALIDATED = 512  # nodes
 INFERRED_BATCHES = 3  # beside the one of the longest texts
-GNN_EPOCHS = 3
+MORE_EPOCHS = 2  # of a GNN, beside the first
 GRAPH_AT_ONCE = 5_000_000  # nodes and adjacency entries of a graph that is tried as it is
 FEWEST_NODES = 1000
 MEMORY_SHARE = 3  # a trial of a GNN may take about one part in so many of what is available
@@ -108,51 +108,15 @@ class Cost:
     data_parallel: bool = False
 
 
-class Stopwatch:
-    """Times a model's passes, each from its beginning to that of the next: with all that follows the forward pass."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[float, bool, int]] = []  # when, in training?, size of the input
-
-    def on(self, build: Callable[..., Any]) -> Callable[..., Any]:
-        """``build`` with every model that it makes being watched."""
-
-        def watched(*args: Any) -> Any:
-            model = build(*args)
-            model.register_forward_pre_hook(self._note)
-            return model
-
-        return watched
-
-    def _note(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        self.calls.append((_now(), model.training, args[0].numel()))
-
-    def stop(self) -> None:
-        self.calls.append((_now(), False, 0))
-
-    def passes(self, training: bool) -> tuple[float, int, int]:
-        """Seconds, sizes and number of passes of one kind; without the first, which warms up, where there are more."""
-        spans = [
-            (end - start, size)
-            for (start, in_training, size), (end, _, _) in itertools.pairwise(self.calls)
-            if in_training == training and size
-        ]
-        spans = spans[1:] or spans
-        return sum(span for span, _ in spans), sum(size for _, size in spans), len(spans)
-
-    def total(self) -> float:
-        return self.calls[-1][0] - self.calls[0][0] if self.calls else 0.0
-
-    def rate(self, training: bool) -> float:
-        """Seconds a unit of input."""
-        seconds, size, _ = self.passes(training)
-        return seconds / max(1, size)
-
-
 def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def peaks(memory: PeakMemory) -> tuple[float, float]:
+    """Resident and accelerator memory in MB."""
+    return memory.resident_mb(), memory.peak_mb() if torch.cuda.is_available() else 0.0
 
 
 class AlwaysImproving:
@@ -176,6 +140,7 @@ class Calibration:
     def __init__(self, cfg: CfgNode, graph: TextGraph, scratch: Path) -> None:
         self.cfg, self.graph, self.scratch = cfg, graph, scratch
         self.processes, self.nodes = processes_here(cfg), nodes_of(cfg, graph)
+        self.program = MODES[cfg.train.mode].program
         encoded = self.nodes.encoded
         self.encoded = np.arange(graph.num_nodes) if encoded is None else encoded
         self.widths = feature_widths(cfg, graph)
@@ -192,21 +157,20 @@ class Calibration:
         self.scale = 1.0  # nodes of the graph a node of the one that GNNs are tried on
         self.small: Any = None  # as of `_small_gnn`
         self.layerwise = False  # whether a GNN on sampled neighbourhoods predicts by blocks of nodes
-        if reads_texts(cfg):
-            self._open_tokens()
+        self.tokens: Any = self._open_tokens() if reads_texts(cfg) else None
         if STATIC in self.widths:
             self._try_static()
-
-    tokens: TokenStore
 
     def run(self) -> dict[str, Any]:
         """Recorded stages, their costs, and what they write."""
         cfg, graph = self.cfg, self.graph
         # Its learners are not used on the graph, so they need not see its edges.
         nothing = replace(graph, rowptr=np.zeros_like(graph.rowptr), col=graph.col[:0], edges_checked=True)
-        run = build_run(cfg, graph, getattr(self, "tokens", None), lambda embeddings: None, nothing)
+        run = build_run(cfg, graph, self.tokens, lambda embeddings: None, nothing)
         self.layerwise = isinstance(run.gnn, StoredSampledLearner) or bool(run.joint and run.joint.layerwise)
-        recording = self._record(run)
+        recording = record(run, self.program, self._model_of)
+        if run.gnn is not None:
+            self._small_gnn()  # whose graph is in memory while a language model is trained
         fits: dict[tuple[object, ...], str] = {}
         stages = []
         for stage in recording.stages:
@@ -242,9 +206,6 @@ class Calibration:
 
     # ---- the recorded run -----------------------------------------------------------------------------------------
 
-    def _record(self, run: Run, scores: Iterator[float] | None = None) -> Recording:
-        return record(run, MODES[self.cfg.train.mode].program, self._model_of, scores)
-
     def _model_of(self, learner: Any, targets: StepTargets) -> nn.Module:
         """A model without storage."""
         if id(learner) not in self.models:
@@ -257,10 +218,9 @@ class Calibration:
         """Stages whose weights are on disk at the end of each stage and in the end, as validation scores may come."""
         if run.settings.iterations == UNTIL_PLATEAU:
             run = replace(run, settings=replace(run.settings, iterations=run.settings.max_iterations))
-        program, found = MODES[self.cfg.train.mode].program, set()
+        found = set()
         for seed in range(COURSES):
-            rng = np.random.default_rng(seed)
-            recording = record(run, program, scores=iter(rng.random, None))
+            recording = record(run, self.program, scores=iter(np.random.default_rng(seed).random, None))
             found.add((*(stage.on_disk for stage in recording.stages), recording.kept))
         return [[sorted(folders) for folders in course] for course in found]
 
@@ -274,53 +234,42 @@ class Calibration:
             cost = self._try_gnn(stage.learner, stage.targets)
         return replace(cost, model=stage.key.model, data_parallel=stage.data_parallel)
 
-    @contextlib.contextmanager
-    def _measured(self) -> Iterator[Callable[[], tuple[float, float]]]:
-        """Resident and accelerator memory in MB, peak of the block."""
-        memory = PeakMemory()
-        yield lambda: (memory.resident_mb(), memory.peak_mb() if torch.cuda.is_available() else 0.0)
-
     # ---- texts ----------------------------------------------------------------------------------------------------
 
-    def _open_tokens(self) -> None:
+    def _open_tokens(self) -> TokenStore:
         cfg, texts = self.cfg, self.graph.texts
         tokenizer = tokenizer_of(cfg, texts)
         folder = token_folder(texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
         known = folder.is_dir()
-        self.tokens = open_tokens(cfg, self.graph) if known else sampled_tokens(texts, tokenizer, cfg.lm.max_length)
-        total = int(self.tokens.lengths.sum())
+        tokens = open_tokens(cfg, self.graph) if known else sampled_tokens(texts, tokenizer, cfg.lm.max_length)
+        total = int(tokens.lengths.sum())
         size = total * id_type(tokenizer).itemsize + 8 * (len(texts) + 1)
         self.about["tokens"] = {"total": total, "known": known, "folder": str(folder), "bytes": size}
+        return tokens
 
     def _try_lm(self, learner: LMLearner, targets: StepTargets) -> Cost:
-        whole, nodes, watch = learner.settings, targets.like_an_epoch(), Stopwatch()
+        whole, nodes, lengths = learner.settings, targets.like_an_epoch(), self.tokens.lengths
         settings = replace(whole, batch_size=self._part(whole.batch_size))
-        epoch = shuffled_batches(self.tokens.lengths, nodes, settings.batch_size, np.random.default_rng(0))
-        learner = replace(learner, settings=settings, build=watch.on(learner.build))
+        epoch = shuffled_batches(lengths, nodes, settings.batch_size, np.random.default_rng(0))
+        learner = replace(learner, settings=settings)
         before = PeakMemory().resident_mb()
-        with self._measured() as memory:
-            start = _now()
-            longest = nodes[np.argsort(-self.tokens.lengths[nodes], kind="stable")[: settings.batch_size]]
-            self._fit_lm(learner, longest, min(2, settings.epochs * settings.evals_per_epoch))
-            watch.stop()
-            overhead = _now() - start - watch.total()
-            seconds, _, passes = watch.passes(training=True)
-            step = settings.accumulate * seconds / max(1, passes)
-            count = int(np.clip(TRIAL_SECONDS / 2 / max(step, 1e-3), FEWEST, MOST))
-            gc.collect()  # a run does not train twice in a stage
-            watch.calls.clear()
-            # The longest come in among batches of other sizes, which have cut up memory before.
-            mixed = np.concatenate([*epoch[:count], longest])
-            task = self._fit_lm(learner, mixed, min(2, settings.epochs * settings.evals_per_epoch))
-            watch.stop()
-            train_rate = watch.rate(training=True)
-            infer_rate = self._predict_lm(learner, task.model, watch)
-            resident, accelerator = memory()
-        tokens = padded_tokens(self.tokens.lengths, epoch, settings.accumulate) * settings.epochs
-        valid = self.graph.split["valid"]
-        validated = _inferred_tokens(self.tokens.lengths, valid, settings.infer_tokens)
-        inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.infer_tokens)
-        inferred += validated * settings.epochs * settings.evals_per_epoch
+        memory = PeakMemory()
+        start = _now()
+        longest = nodes[np.argsort(-lengths[nodes], kind="stable")[: settings.batch_size]]
+        _, seconds, steps = self._fit_lm(learner, [longest])
+        overhead = _now() - start - seconds
+        count = int(np.clip(TRIAL_SECONDS / 2 * steps / max(seconds, 1e-3), FEWEST, MOST))
+        gc.collect()  # a run does not train twice in a stage
+        # The longest come in among batches of other sizes, which have cut up memory before.
+        batches = [*epoch[:count], longest]
+        task, seconds, steps = self._fit_lm(learner, batches)
+        train_rate = seconds / max(1, padded_tokens(lengths, batches, settings.accumulate) * steps // len(batches))
+        infer_rate = self._predict_lm(learner, task.model)
+        resident, accelerator = peaks(memory)
+        tokens = padded_tokens(lengths, epoch, settings.accumulate) * settings.epochs
+        inferred = _inferred_tokens(lengths, self.graph.split["valid"], settings.infer_tokens)
+        inferred *= settings.epochs * settings.evals_per_epoch
+        inferred += _inferred_tokens(lengths, self.encoded, settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * (task.embedding_dim + self.graph.num_classes) / MB
         self.cut_up_mb = max(self.cut_up_mb, (CUT_UP - 1) * (resident - before))
         peak = before + CUT_UP * (resident - before)
@@ -342,33 +291,35 @@ class Calibration:
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         return trained / MB if self.processes > 1 else 0.0
 
-    def _fit_lm(self, learner: LMLearner, nodes: np.ndarray, epochs: int) -> LMTask:
-        """A model trained on ``nodes``, with a validation on the longest validation texts after every epoch."""
-        valid = self._longest(self.graph.split["valid"], learner.settings.infer_tokens)
+    def _fit_lm(self, learner: LMLearner, batches: list[np.ndarray]) -> tuple[LMTask, float, int]:
+        """A model trained on batches of nodes, with a validation on the longest validation texts after every epoch;
+        the seconds of training, and its steps."""
+        nodes, settings = np.concatenate(batches), learner.settings
+        valid = self._longest(self.graph.split["valid"], settings.infer_tokens)
+        epochs = min(2, settings.epochs * settings.evals_per_epoch)
         tried = replace(
             learner,
             tokens=TokensLike(self.tokens, np.concatenate([nodes, valid])),
             validation=Validation(len(nodes) + np.arange(len(valid)), AlwaysImproving()),
-            settings=replace(learner.settings, epochs=epochs, evals_per_epoch=1),
+            settings=replace(settings, epochs=epochs, evals_per_epoch=1),
         )
-        places = np.arange(len(nodes))
-        gold = Gold(places, np.zeros(len(nodes), dtype=np.int64), self.graph.num_classes)
-        task: LMTask = tried.fit(StepTargets(gold), "calibration").task
-        return task
+        gold = Gold(np.arange(len(nodes)), np.zeros(len(nodes), dtype=np.int64), self.graph.num_classes)
+        task, log = tried.fit(StepTargets(gold), "calibration")
+        return task, log.train_seconds, epochs * len(batches)
 
-    def _predict_lm(self, learner: LMLearner, model: TextClassifier, watch: Stopwatch) -> float:
-        """Seconds a token of inference."""
+    def _predict_lm(self, learner: LMLearner, model: TextClassifier) -> float:
+        """Seconds a token of inference; the longest texts, with which it begins, do not count."""
         nodes, budget = self.encoded, learner.settings.infer_tokens
-        mean = max(1.0, self.tokens.lengths[nodes].mean())
-        count = min(len(nodes), int(INFERRED_BATCHES * budget / mean) + 1)
+        count = min(len(nodes), int(INFERRED_BATCHES * budget / max(1.0, self.tokens.lengths[nodes].mean())) + 1)
         some = np.random.default_rng(0).choice(nodes, count, replace=False)
-        chosen = np.concatenate([self._longest(nodes, budget), some])
-        task = LMTask(replace(learner, tokens=TokensLike(self.tokens, chosen)), model, None)
-        logits = np.zeros((len(chosen), self.graph.num_classes), dtype=np.float16)
-        watch.calls.clear()
-        task.predict(logits, np.zeros((len(chosen), task.embedding_dim), dtype=np.float16), "calibration")
-        watch.stop()
-        return watch.rate(training=False)
+        seconds = 0.0
+        for chosen in (self._longest(nodes, budget), some):
+            task = LMTask(replace(learner, tokens=TokensLike(self.tokens, chosen)), model, None)
+            logits = np.zeros((len(chosen), self.graph.num_classes), dtype=np.float16)
+            start = _now()
+            task.predict(logits, np.zeros((len(chosen), task.embedding_dim), dtype=np.float16), "calibration")
+            seconds = _now() - start
+        return seconds / max(1, _inferred_tokens(self.tokens.lengths, some, budget))
 
     def _longest(self, nodes: np.ndarray, budget: int) -> np.ndarray:
         """The first batch of inference, which is the largest."""
@@ -382,15 +333,14 @@ class Calibration:
         if known:
             about["dim"] = np.load(folder / "embeddings.npy", mmap_mode="r").shape[1]
             return
-        watch = Stopwatch()
-        with self._measured() as memory:
-            start = _now()
-            learner = untuned_lm(self.cfg, self.tokens)
-            model = watch.on(learner.build)()
-            about["dim"] = dim = model.encoder.dim
-            overhead = _now() - start
-            rate = self._predict_lm(learner, model, watch)
-            resident, accelerator = memory()
+        memory = PeakMemory()
+        start = _now()
+        learner = untuned_lm(self.cfg, self.tokens)
+        model = learner.build()
+        about["dim"] = dim = model.encoder.dim
+        overhead = _now() - start
+        rate = self._predict_lm(learner, model)
+        resident, accelerator = peaks(memory)
         tokens = _inferred_tokens(self.tokens.lengths, self.encoded, learner.settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * dim / MB
         self.costs[STATIC] = Cost(resident + mapped, mapped, accelerator, overhead + tokens * rate, data_parallel=True)
@@ -430,7 +380,7 @@ class Calibration:
         """Arguments for `feature_builder`: a placeholder stands for features of the whole graph, or not yet made."""
         static = self.about["static"]
         if small is self.graph and (static is None or static["known"]):
-            return cfg, small, getattr(self, "tokens", None), self.nodes.encoded
+            return cfg, small, self.tokens, self.nodes.encoded
         cfg = cfg.clone()
         others = sum(width for kind, width in self.widths.items() if kind != "text")
         cfg.glem.node_features = "+".join((["text"] if "text" in self.widths else []) + (["file"] if others else []))
@@ -454,29 +404,29 @@ class Calibration:
 
     def _try_gnn(self, learner: Any, like: StepTargets) -> Cost:
         small, gnn, features = self._small_gnn()
-        settings, watch, targets = gnn.settings, Stopwatch(), self._small_targets(like, small)
-        tried = gnn.but(
-            settings=replace(settings, epochs=min(GNN_EPOCHS, settings.epochs), eval_every=1, patience=0),
-            build=watch.on(gnn.build),
-            validation=Validation(small.split["valid"], AlwaysImproving()),
-        )
+        settings, targets, dim = gnn.settings, self._small_targets(like, small), self.widths.get("text", 0)
+        tried = gnn.but(validation=Validation(small.split["valid"], AlwaysImproving()))
         if gnn.data_parallel:
             tried = tried.but(batch_size=self._part(gnn.batch_size or targets.num_trained))
-        embeddings, dim = None, self.widths.get("text", 0)
-        if dim:
-            embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r")
+        embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r") if dim else None
         logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
+
+        def fitted(epochs: int) -> tuple[Any, float, float]:
+            """What is fitted, and the seconds of it all and of training."""
+            start, how = _now(), replace(settings, epochs=epochs, eval_every=1, patience=0)
+            task, log = tried.but(settings=how).fit(targets, features(embeddings), "calibration")
+            return task, _now() - start, log.train_seconds
+
         before = PeakMemory().resident_mb()
-        with self._measured() as memory:
-            start = _now()
-            task = tried.fit(targets, features(embeddings), "calibration").task
-            watch.stop()
-            overhead = _now() - start - watch.total()
-            epoch, evaluation = (self._a_round(watch, tried.settings.epochs, training) for training in (True, False))
-            start = _now()
-            task.predict(logits)
-            overhead += _now() - start
-            resident, accelerator = memory()
+        memory = PeakMemory()
+        few, few_trained = fitted(1)[1:]
+        gc.collect()
+        task, many, many_trained = fitted(1 + MORE_EPOCHS)
+        a_round, epoch = (max(0.0, later) / MORE_EPOCHS for later in (many - few, many_trained - few_trained))
+        start = _now()
+        task.predict(logits)
+        overhead = max(0.0, few - a_round) + _now() - start
+        resident, accelerator = peaks(memory)
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
         growth = self.scale * (resident - before)
         if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
@@ -484,11 +434,12 @@ class Calibration:
             growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
         else:
             growth = self._growth_within_budget(growth, resident - before)
+        unseen = self.unseen_mb + self.cut_up_mb + (self._buckets_mb(task.model) if gnn.data_parallel else 0.0)
         return Cost(
-            resident_mb=before + growth + self._unseen_of(task.model, gnn.data_parallel),
+            resident_mb=before + growth + unseen,
             mapped_mb=2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB,
             accelerator_mb=self.scale * accelerator,
-            seconds=self.scale * (overhead + epochs * epoch + evaluations * evaluation),
+            seconds=self.scale * (overhead + epochs * epoch + evaluations * max(0.0, a_round - epoch)),
         )
 
     def _growth_within_budget(self, growth: float, tried: float) -> float:
@@ -498,10 +449,6 @@ class Calibration:
             growth: in proportion to the graph; tried: on the one that was tried.
         """
         return min(growth, tried + budget_bytes(self.cfg) / MB) if self.layerwise else growth
-
-    def _unseen_of(self, model: nn.Module, data_parallel: bool) -> float:
-        """MB that a run has beside what the trial of this GNN showed."""
-        return self.unseen_mb + self.cut_up_mb + (self._buckets_mb(model) if data_parallel else 0.0)
 
     # ---- both together --------------------------------------------------------------------------------------------
 
@@ -521,27 +468,26 @@ class Calibration:
         learner = joint_learner(cfg, small, tokens, validation, predicted, self.layerwise)
         settings, train = learner.settings, small.split["train"]
         source = self._feature_source(cfg, small)
-        with self._measured() as memory:
-            start = _now()
-            features = further_features(*source)(None)
-            first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])[1]
-            overhead = _now() - start - first["train_seconds_per_epoch"]
-            gc.collect()
-            batches = np.clip(TRIAL_SECONDS / max(first["train_seconds_per_epoch"], 1e-3), FEWEST, MOST)
-            some = np.random.default_rng(0).permutation(train)[: int(batches) * settings.lm.batch_size]
-            task, costs = self._fit_joint(learner, small, features, some)
-            seconds = costs["train_seconds_per_epoch"] / costs["steps"]
-            fitted, accelerator = memory()
+        memory = PeakMemory()
+        start = _now()
+        features = further_features(*source)(None)
+        first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])[1]
+        overhead = _now() - start - first["train_seconds_per_epoch"]
+        gc.collect()
+        batches = np.clip(TRIAL_SECONDS / max(first["train_seconds_per_epoch"], 1e-3), FEWEST, MOST)
+        some = np.random.default_rng(0).permutation(train)[: int(batches) * settings.lm.batch_size]
+        task, costs = self._fit_joint(learner, small, features, some)
+        seconds = costs["train_seconds_per_epoch"] / costs["steps"]
+        fitted, accelerator = peaks(memory)
         embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r")
-        with self._measured() as memory:
-            start = _now()
-            task.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
-            propagation = _now() - start
-            propagated, accelerator_propagated = memory()
+        memory = PeakMemory()
+        start = _now()
+        task.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
+        propagation = _now() - start
+        propagated, accelerator_propagated = peaks(memory)
         validated = self.scale * self._validated_tokens(learner, valid)
         del task
-        watch = Stopwatch()
-        rate = self._predict_lm(lm, watch.on(lm.build)(), watch)
+        rate = self._predict_lm(lm, lm.build())
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.lm.infer_tokens)
         steps = -(-len(self.graph.split["train"]) // settings.lm.batch_size) * settings.lm.epochs
         evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
@@ -625,13 +571,6 @@ class Calibration:
         folder = storage.operator_folder(part) if any(storage.cache.glob("operator-*")) else storage.cache
         known = folder != storage.cache and folder.is_dir()
         return {"folder": str(folder), "known": known, "bytes": operator_bytes(part.rowptr, part.col, part.keep)}
-
-    @staticmethod
-    def _a_round(watch: Stopwatch, rounds: int, training: bool) -> float:
-        """Seconds of an epoch's training, or of a validation."""
-        seconds, _, timed = watch.passes(training)
-        passes = sum(in_training == training and size > 0 for _, in_training, size in watch.calls)
-        return seconds / max(1, timed) * passes / max(1, rounds)
 
 
 def among_processes(cost: Cost, processes: int, accelerator: str) -> Cost:

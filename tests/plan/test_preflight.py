@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
@@ -21,7 +20,7 @@ from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.plan import preflight
-from glem_graphgym.plan.calibration import Cost, Stopwatch, among_processes, layer_file_bytes
+from glem_graphgym.plan.calibration import Cost, among_processes, layer_file_bytes
 from glem_graphgym.plan.needs import print_needs, shown_size, verdict_line
 from glem_graphgym.plan.preflight import (
     Planned,
@@ -325,32 +324,6 @@ def test_the_tables_name_every_stage_and_file() -> None:
     ):
         assert part in out.getvalue()
     assert "about 2 min" in out.getvalue()
-
-
-# ---- the stopwatch ------------------------------------------------------------------------------------------------
-
-
-class Sleeper(torch.nn.Module):
-    def forward(self, x: torch.Tensor, seconds: float) -> torch.Tensor:
-        time.sleep(seconds)
-        return x
-
-
-def test_the_stopwatch_tells_training_from_inference_and_leaves_out_the_first() -> None:
-    watch = Stopwatch()
-    model = watch.on(lambda: Sleeper())()
-    x = torch.zeros(10)
-    for seconds in (0.3, 0.05, 0.05):
-        model(x, seconds)
-    model.eval()
-    for seconds in (0.2, 0.02):
-        model(x, seconds)
-    watch.stop()
-    assert watch.passes(training=True)[1:] == (20, 2)
-    assert 0.1 <= watch.passes(training=True)[0] < 0.28
-    assert watch.passes(training=False)[1:] == (10, 1)
-    assert watch.rate(training=False) == pytest.approx(watch.passes(training=False)[0] / 10)
-    assert 0.62 <= watch.total() < 2
 
 
 # ---- a trial that fails -------------------------------------------------------------------------------------------
