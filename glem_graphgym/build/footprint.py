@@ -1,6 +1,6 @@
 """What a GNN takes of memory: counted in real steps on small inputs of the same degree and widths, and extrapolated.
 
-So it holds for any registered network. Networks on hop features are reckoned in `out_of_core.hop_storage`.
+So it holds for any registered network. Hop features themselves are reckoned in `out_of_core.hop_storage`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from glem_graphgym.live_bytes import LiveBytes, counted, foreseen
 STEP = "a step's neighbourhood"
 FEWEST_NODES = 96  # of the smaller of two graphs; a graph of fewer is measured as it is
 BLOCK_NODES = 1500  # of the larger of two neighbourhoods
+HOP_NODES = 128  # of the larger of two batches of a network on hop features
 
 
 def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool = True) -> dict[str, int]:
@@ -118,6 +119,34 @@ def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trai
     large = min(1.0, BLOCK_NODES / len(drawn.nodes))
     with random_state_kept(hardware):
         return foreseen(measure, large / 2, large, 1.0)[0]
+
+
+def hop_step_bytes(cfg: CfgNode, num_classes: int, width: int, nodes: int) -> int:
+    """Bytes of a training step of a network on hop features, of so many nodes: weights, optimizer, all that it keeps.
+
+    Args:
+        width: of the node features.
+    """
+    _, hardware = _real_and_counted(cfg)
+
+    def measure(count: float) -> LiveBytes:
+        size = round(count)
+        with counted() as live:
+            network = build_gnn(cfg, width, num_classes).train()
+            hops = torch.zeros(cfg.gnn.hops + 1, size, width, dtype=hardware.dtype)
+            labels = torch.zeros(1, size, num_classes, dtype=hardware.dtype) if cfg.glem.label_input else None
+            optimizer = gnn_optimizer(cfg)(network.parameters())[0]
+            for _ in range(2):  # in the second there are the optimizer's states, too
+                with hardware.autocast():
+                    logits = network(hops, labels)
+                F.cross_entropy(logits.float(), torch.zeros(size, dtype=torch.long)).backward()
+                del logits
+                optimizer.step()
+                optimizer.zero_grad()
+        return live
+
+    with random_state_kept(hardware):
+        return foreseen(measure, HOP_NODES / 2, HOP_NODES, nodes)[0]
 
 
 def _step(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardware: Hardware) -> None:

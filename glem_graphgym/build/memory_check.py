@@ -9,7 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import memory
-from glem_graphgym.build.footprint import STEP, neighbourhood_bytes, whole_graph_bytes
+from glem_graphgym.build.footprint import STEP, hop_step_bytes, neighbourhood_bytes, whole_graph_bytes
 from glem_graphgym.build.gnn import has_layers, sees_hops
 from glem_graphgym.build.language_model import hardware_for
 from glem_graphgym.build.sizes import (
@@ -18,6 +18,7 @@ from glem_graphgym.build.sizes import (
     can_predict_layerwise,
     feature_width,
     generous_bytes,
+    hop_step_generous_bytes,
     is_joint,
     machine_share,
     smoothing_bytes,
@@ -104,18 +105,26 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
     classes = graph.num_classes if cfg.glem.label_input else 0
     item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
     needed = hops_in_memory(n, len(graph.col), width, hops, item_bytes, classes)
-    if not budget:
-        if needed > machine_share(cfg):
-            count = memory.machine_bytes() // machine_share(cfg)
-            each = f" for each of {count} processes" if count > 1 else ""
-            raise ValueError(
-                f"model.type {cfg.model.type} on {n:,} nodes with {width} features takes about {_gb(needed)} for "
-                f"{hops} hops, and this machine has {_gb(machine_share(cfg))}{each}; set glem.memory_budget_gb below "
-                "that, and hops are propagated on disk"
-            )
+    trained = _trained(cfg, graph, candidates)
+    step = _check_hop_step(cfg, graph, width, trained)
+    share = machine_share(cfg)
+    if needed + step > share and not (budget and needed > budget):
+        count = memory.machine_bytes() // share
+        each = f" for each of {count} processes" if count > 1 else ""
+        beside = f" and {_gb(step)} for a training step" if step else ""
+        raise ValueError(
+            f"model.type {cfg.model.type} on {n:,} nodes with {width} features takes about {_gb(needed)} for "
+            f"{hops} hops{beside}, and this machine has {_gb(share)}{each}; set glem.memory_budget_gb below "
+            "that, and hops are propagated on disk"
+        )
+    if not budget or needed <= budget:
         return
-    if needed <= budget:
-        return
+    if budget + step > share:
+        raise ValueError(
+            f"a training step of model.type {cfg.model.type} takes about {_gb(step)} beside the {_gb(budget)} of "
+            f"glem.memory_budget_gb, but this machine has {_gb(share)}; set gnn.batch_size, now {cfg.gnn.batch_size}, "
+            "or glem.memory_budget_gb lower"
+        )
     if budget < asked_bytes(cfg):
         logging.warning(
             f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}, but this machine has "
@@ -123,15 +132,41 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
             f"within {_gb(budget)} of memory"
         )
     plan_columns(n, max(width, classes), budget)
-    trained = len(graph.split["train"])
-    if cfg.train.mode == "glem":
-        kept = num_confident(n - trained if candidates is None else candidates, cfg.glem.confidence)
-        trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, trained)
-    if cfg.gnn.rlu_rounds > 1:  # a later round may be sure of all of them
-        trained = max(trained, len(graph.split["train"]) + (n if candidates is None else candidates))
     check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.scr_weight > 0)
     if cfg.glem.correct_and_smooth:
         _check_smoothing(cfg, graph)
+
+
+def _trained(cfg: CfgNode, graph: TextGraph, candidates: int | None) -> int:
+    """The most nodes that an epoch of an M-step trains on."""
+    gold = trained = len(graph.split["train"])
+    if cfg.train.mode == "glem":
+        kept = num_confident(graph.num_nodes - gold if candidates is None else candidates, cfg.glem.confidence)
+        trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, gold)
+    if cfg.gnn.rlu_rounds > 1:  # a later round may be sure of all of them
+        trained = max(trained, gold + (graph.num_nodes if candidates is None else candidates))
+    return trained
+
+
+def _check_hop_step(cfg: CfgNode, graph: TextGraph, width: int, trained: int) -> int:
+    """Bytes of a training step that come on top of hop features in the machine's memory; 0 where they are few, or the
+    accelerator's.
+
+    Raises:
+        ValueError: a step alone exceeds machine or accelerator.
+    """
+    limit = _hardware_limit(cfg)
+    nodes = min(trained, cfg.gnn.batch_size or trained) * (2 if cfg.gnn.scr_weight > 0 else 1)
+    nodes = -(-nodes // (memory.machine_bytes() // machine_share(cfg)))
+    if hop_step_generous_bytes(cfg, width, nodes) < limit.bytes:
+        return 0
+    step = hop_step_bytes(cfg, graph.num_classes, width, nodes)
+    if step > limit.bytes:
+        raise ValueError(
+            f"a training step of model.type {cfg.model.type} on {nodes:,} nodes takes about {_gb(step)}, but "
+            f"{limit.reason}; set gnn.batch_size, now {cfg.gnn.batch_size}, or gnn.dim_inner lower"
+        )
+    return step if hardware_for(cfg, cfg.gnn.precision).accelerator == "cpu" else 0
 
 
 def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
@@ -165,13 +200,17 @@ def _budget(cfg: CfgNode) -> Limit:
 
 def _limit(cfg: CfgNode) -> Limit:
     """For what is in memory, or in the accelerator's, at a time."""
-    limits = [Limit(memory.machine_bytes(), f"this machine has {_gb(memory.machine_bytes())}")]
-    if hardware_for(cfg, "32").accelerator == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory
-        limits = [Limit(total, f"the accelerator has {_gb(total)}")]
+    limits = [_hardware_limit(cfg)]
     if cfg.glem.memory_budget_gb:
         limits.append(Limit(asked_bytes(cfg), f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}"))
     return min(limits)
+
+
+def _hardware_limit(cfg: CfgNode) -> Limit:
+    if hardware_for(cfg, "32").accelerator == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        return Limit(total, f"the accelerator has {_gb(total)}")
+    return Limit(memory.machine_bytes(), f"this machine has {_gb(memory.machine_bytes())}")
 
 
 def _gb(size: int) -> str:

@@ -97,6 +97,11 @@ def generous_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
     return 4 * WIDE_MARGIN * numbers
 
 
+def hop_step_generous_bytes(cfg: CfgNode, width: int, nodes: int) -> int:
+    """The same of a training step on the hop features of so many nodes."""
+    return 4 * WIDE_MARGIN * nodes * (cfg.gnn.hops + 1) * (cfg.gnn.dim_inner * max(1, cfg.gnn.att_heads) + width)
+
+
 def smoothing_bytes(graph: TextGraph) -> int:
     """Of PyG's Correct & Smooth: edges and their weights, a message an edge and class, predictions and their copies."""
     entries = len(graph.col)

@@ -10,7 +10,8 @@ import pytest
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym import memory
-from glem_graphgym.build.footprint import STEP, neighbourhood_bytes
+from glem_graphgym.build import memory_check
+from glem_graphgym.build.footprint import STEP, hop_step_bytes, neighbourhood_bytes
 from glem_graphgym.build.memory_check import check_memory
 from glem_graphgym.build.run import prepare
 from glem_graphgym.config import ConfigError
@@ -115,6 +116,7 @@ def test_a_budget_above_the_machine_propagates_on_disk_within_the_machine(
     configure(*HOPS, "glem.memory_budget_gb", 64)
     check_memory(cfg, graph)
     assert "memory_budget_gb" not in caplog.text
+    monkeypatch.setattr(memory_check, "hop_step_bytes", lambda *args: 0)  # whose weights alone exceed such a machine
     monkeypatch.setattr(memory, "machine_bytes", lambda: round(4e-5 * GB))
     check_memory(cfg, graph)
     assert "glem.memory_budget_gb is 64, but this machine has 4e-05 GB" in caplog.text
@@ -151,12 +153,32 @@ def test_hops_of_several_processes_are_held_several_times(
             check_memory(cfg, graph)
 
 
+def test_a_step_on_hop_features_must_fit_beside_them(
+    configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(*HOPS)
+    step = hop_step_bytes(cfg, graph.num_classes, 32, 8)
+    assert hop_step_bytes(cfg, graph.num_classes, 32, 80) > step  # weights and optimizer do not grow, all else does
+    monkeypatch.setattr(memory, "machine_bytes", lambda: step - 1)
+    with pytest.raises(ValueError, match=r"a training step of model.type glem_gamlp on 8 nodes takes about .* set gnn"):
+        check_memory(cfg, graph)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: step + 10_000)
+    with pytest.raises(ValueError, match=r"for 2 hops and .* for a training step, .* set glem.memory_budget_gb below"):
+        check_memory(cfg, graph)
+    configure(*HOPS, "glem.memory_budget_gb", 2e-5)
+    with pytest.raises(ValueError, match=r"beside the 2e-05 GB of glem.memory_budget_gb, .* set gnn.batch_size, now 8"):
+        check_memory(cfg, graph)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: step + 30_000)
+    check_memory(cfg, graph)
+
+
 @pytest.mark.parametrize("model", ["glem_gcn", "glem_gamlp", "gnn"])
 def test_without_a_budget_the_machine_is_the_limit(
     configure: Callable[..., None], graph: TextGraph, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     configure("model.type", model)
     check_memory(cfg, graph)
+    monkeypatch.setattr(memory_check, "hop_step_bytes", lambda *args: 0)  # whose weights alone exceed such a machine
     monkeypatch.setattr(memory, "machine_bytes", lambda: round(1e-5 * GB))
     remedy = "set glem.memory_budget_gb" if model == "glem_gamlp" else "gnn.fan_out"
     with pytest.raises(ValueError, match=f"this machine has 1e-05 GB.*{remedy}"):

@@ -18,6 +18,8 @@ from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.report.leaderboard import read_boards
 from tests.bad_inputs.conftest import load_program
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "val", "test")
 
@@ -60,8 +62,6 @@ from torch_geometric.graphgym.model_builder import create_model
 from torch_geometric.graphgym.train import GraphGymDataModule, train
 from torch_geometric.graphgym.utils.comp_budget import params_count
 from torch_geometric.graphgym.utils.device import auto_select_device
-
-pytestmark = pytest.mark.slow
 
 assert ("glem_graphgym" in sys.modules) == (mode == "with_plugin")
 for file in files:

@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, object]] = {
         "glem.ensemble": True,
     },
     "glem_sampled": {**SAMPLED, **ALL},
-    "glem_sampled_on_disk": {**SAMPLED, **ALL, "glem.memory_budget_gb": 6e-5},
+    "glem_sampled_on_disk": {**SAMPLED, **ALL, "glem.memory_budget_gb": 7e-5},
     "glem_hops": {"model.type": "glem_gamlp", **HOPS, **ALL},
     "glem_hops_on_disk": {"model.type": "glem_gamlp", **HOPS, **ALL, "glem.memory_budget_gb": 1e-4},
     "glem_sagn": {"model.type": "glem_sagn", **HOPS, **ALL},

@@ -304,7 +304,7 @@ def test_blocks_are_equally_wide() -> None:
 
 
 def test_a_budget_below_one_column_is_refused_with_the_figures() -> None:
-    with pytest.raises(ValueError, match=r"1,000,000 nodes need at least 0.0213 GB .* the budget is 0.01 GB"):
+    with pytest.raises(ValueError, match=r"1,000,000 nodes need at least 0.0199 GB .* the budget is 0.00931 GB"):
         plan_columns(1_000_000, 5, 10**7)
     assert plan_columns(1_000_000, 5, 21_400_000)[0] == 1
 
