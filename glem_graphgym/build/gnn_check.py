@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from glem_graphgym.build.gnn import Structure, build_gnn, gnn_optimizer, sees_hops
+from glem_graphgym.build.gnn import NETWORKS, Structure, build_gnn, gnn_optimizer, sees_hops
 from glem_graphgym.build.language_model import first_line, hardware_for, random_state_kept
 from glem_graphgym.build.memory_check import check_memory
 from glem_graphgym.build.sizes import feature_width
-from glem_graphgym.config import ConfigError
+from glem_graphgym.config import ConfigError, all_keys
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.m_step import GNNSettings
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
@@ -19,6 +22,14 @@ from glem_graphgym.em.sampled_step import num_batches
 from glem_graphgym.hardware import Hardware
 
 NODES = 8  # of a ring
+# gnn.* that the learners read; those that do not fit the network or stand for nothing are refused by name.
+KEYS_OF_TRAINING = frozenset(
+    (
+        *("precision", "input_norm", "fan_out", "label_reuse", "distillation", "distillation_temperature"),
+        *("rlu_rounds", "rlu_threshold", "rlu_weight", "scr_weight", "scr_threshold"),
+    )
+)
+log = logging.getLogger(__name__)
 
 
 def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> bool:
@@ -58,9 +69,36 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> b
         _refuse_hop_settings(cfg)
     if joint:
         _check_parts(cfg, len(graph.split["train"]))
+    if unused := unused_keys(cfg, joint):
+        log.warning("model.type %s does not use %s: set for nothing", cfg.model.type, ", ".join(unused))
     smallest = _smallest_batch(cfg, graph, candidates, joint)
     check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest)
     return check_memory(cfg, graph, candidates)
+
+
+def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
+    """Keys of ``gnn.*`` that are not at their default, but change nothing for a network of ours.
+
+    The network is built, without memory for its weights, from settings that note what is read.
+    """
+    if cfg.model.type not in NETWORKS:
+        return []  # GraphGym's layers read where nobody can look
+    read = set(KEYS_OF_TRAINING)
+    if sees_hops(cfg):
+        read |= {"hops", "batch_size"} | ({"label_hops"} if cfg.glem.label_input else set())
+    elif cfg.gnn.fan_out and not joint:
+        read |= {"batch_size"}
+
+    class Noted(CfgNode):
+        def __getitem__(self, name: str) -> object:
+            read.add(name)
+            return super().__getitem__(name)
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        NETWORKS[cfg.model.type].make(SimpleNamespace(**{**cfg, "gnn": Noted(cfg.gnn)}), 8, 2)
+    defaults = {key.removeprefix("gnn."): value.default for key, value in all_keys().items() if key.startswith("gnn.")}
+    defaults |= {"head": cfg.gnn.head, "layers_post_mp": 1}  # GraphGym itself sets them so
+    return sorted(f"gnn.{name}" for name in defaults.keys() - read if cfg.gnn[name] != defaults[name])
 
 
 def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> int:

@@ -24,6 +24,7 @@ from glem_graphgym.config.keys import (
     shown,
 )
 from glem_graphgym.files import expand_path
+from glem_graphgym.modes import MODES
 
 NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and what UTF-8 cannot write
 # dataset.name -> function of a configuration that gives its text graph, in the order of registration.
@@ -141,6 +142,13 @@ OUR_RULES: tuple[Rule, ...] = (
     (lambda c: c.gnn.input_norm != "layer" or c.train.mode == "glem_joint",
      "gnn.input_norm is 'layer', but train.mode {train.mode} does not change text embeddings while it trains the GNN; "
      "expected standardise, batch or none"),
+    (lambda c: c.optim.max_epoch > 0 or not MODES[c.train.mode].gnn,
+     "optim.max_epoch is {optim.max_epoch}, with which the GNN learns nothing; expected at least 1"),
+    (lambda c: c.optim.base_lr > 0 or c.train.mode == "glem_lm",
+     "optim.base_lr is {optim.base_lr}, with which the GNN learns nothing; expected a number above 0"),
+    (lambda c: 0 not in (c.lm.lr, c.e_step.lr) or c.train.mode == "glem_gnn",
+     "lm.lr is {lm.lr} and e_step.lr {e_step.lr}, with which the language model learns nothing; expected numbers above "
+     "0 (lm.epochs 0 keeps it as pretrained)"),
     (lambda c: not (c.lm.freeze_layers and c.lm.lora_rank),
      "lm.freeze_layers is {lm.freeze_layers}, but lm.lora_rank {lm.lora_rank} freezes all layers and trains adapters "
      "in each; set one of them to 0"),

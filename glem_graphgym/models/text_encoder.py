@@ -196,6 +196,11 @@ def _freeze(backbone: Any, count: int) -> None:
 
 
 def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:
+    full = max(min(weight.shape) for weight in backbone.parameters() if weight.dim() == 2)
+    if rank > full:
+        raise ValueError(
+            f"lm.lora_rank is {rank}, but no layer of lm.model has a rank above {full}; expected at most that"
+        )
     try:
         import peft
     except ImportError as error:

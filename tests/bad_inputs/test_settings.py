@@ -90,6 +90,11 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     "no text in a batch": (["e_step.batch_size", 0], ["e_step.batch_size"]),
     "no epoch between validations": (["train.eval_period", 0], ["train.eval_period"]),
     # ---- what is trained in two ways at once
+    "a GNN without epochs": (["optim.max_epoch", 0], ["optim.max_epoch"]),
+    "a GNN without a learning rate": (["optim.base_lr", 0], ["optim.base_lr"]),
+    "a language model without a learning rate": (["lm.lr", 0], ["lm.lr"]),
+    "E-steps without a learning rate": (["e_step.lr", 0], ["e_step.lr"]),
+    "adapters larger than the layers": (["lm.lora_rank", 1000], ["lm.lora_rank"]),
     "frozen layers with adapters": (["lm.freeze_layers", 1, "lm.lora_rank", 2], ["lm.freeze_layers", "lm.lora_rank"]),
     "more frozen layers than there are": (["lm.freeze_layers", 9], ["lm.freeze_layers"]),
     "half of the channels": (["model.type", "glem_revgat", "gnn.rev_groups", 5], ["group"]),
