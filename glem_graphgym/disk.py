@@ -1,13 +1,14 @@
-"""Room on a disk: allocated before a file is mapped into memory, and one clear error where there is none.
+"""Disk space: allocated before a file is mapped into memory, and one error where there is none.
 
-A file that is mapped sparse takes its space page by page while it is written, and a disk that is full by then kills the
-process by a signal (SIGBUS), which nobody can catch. Imports nothing of ours.
+A sparse file that is mapped takes its space while it is written, and a full disk then kills the process by SIGBUS,
+which cannot be caught. Imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import mmap
 import os
 import re
@@ -42,14 +43,7 @@ class DiskFullError(OSError):
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Check that ``needed`` bytes are free on the disk of ``folder``.
-
-    Args:
-        what: needs them; for the message.
-
-    Raises:
-        DiskFullError: they are not.
-    """
+    """Raise `DiskFullError` unless ``needed`` bytes, which ``what`` takes, are free on the disk of ``folder``."""
     free = free_bytes(folder)
     if free < needed:
         raise DiskFullError(f"{folder}: {what} takes {size_text(needed)} of disk, {size_text(free)} are free; {REMEDY}")
@@ -57,13 +51,9 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_full_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """A block that writes to ``path``, a file or a folder, and may find the disk full.
+    """Translate the errors of a full disk into `DiskFullError`, in a block that writes to ``path``, a file or folder.
 
-    Args:
-        needed: bytes that ``path`` takes, where they are known.
-
-    Raises:
-        DiskFullError: it did, or a block within did, whose error already names its file.
+    The innermost block names its path in the message, and the ``needed`` bytes where they are known.
     """
     try:
         yield
@@ -87,20 +77,19 @@ def _why_full(error: Exception) -> str | None:
 
 
 def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray | None = None) -> np.memmap:
-    """An .npy file of zeros, memory-mapped for reading and writing, whose space on the disk is its own.
+    """An .npy file of zeros, memory-mapped for reading and writing, with its disk space allocated.
 
-    A file that is there is replaced; whoever has it mapped keeps the old one.
+    Replaces an existing file; whoever has that mapped keeps the old one.
 
     Args:
-        rows: int64, increasing: the rows that will be written. The others take no space, and must not be written
-            to. None: all.
+        rows: int64, increasing: the only rows that will be written and take space. None: all.
 
     Raises:
         DiskFullError: there is no room for it; nothing is left of it.
     """
     file.unlink(missing_ok=True)
     try:
-        with disk_full_errors(file, _bytes_of(dtype, shape)):
+        with disk_full_errors(file, np.dtype(dtype).itemsize * math.prod(shape)):
             array = np.lib.format.open_memmap(file, "w+", dtype, shape)
         _allocate(file, array, rows)
     except BaseException:
@@ -110,7 +99,7 @@ def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray |
 
 
 def kept_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray | None = None) -> np.memmap:
-    """The array that a killed process left in ``file``, as `new_array`; a new one where none of that kind is there."""
+    """As `new_array`, but keeps what a killed process wrote into ``file``, if shape and dtype are the same."""
     if file.exists():
         try:
             array = np.lib.format.open_memmap(file, "r+")
@@ -124,12 +113,8 @@ def kept_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray 
     return new_array(file, dtype, shape, rows)
 
 
-def _bytes_of(dtype: Any, shape: tuple[int, ...]) -> int:
-    return int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
-
-
 def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:
-    """Have the disk set aside what the array (or its ``rows``) takes; what has been written stays."""
+    """Allocate disk space for the array (or its ``rows``); what has been written stays."""
     needed = sum(end - start for start, end in _ranges(array, rows))
     with disk_full_errors(file, needed), file.open("r+b") as opened:
         # Asked beforehand, so that nobody else finds a full disk meanwhile.
@@ -174,26 +159,24 @@ def _reserve(file: BinaryIO, start: int, end: int) -> None:
 
 
 def taken_bytes(file: Path) -> int:
-    """Bytes of disk that a file has."""
+    """Disk space of a file."""
     return 512 * file.stat().st_blocks
 
 
 def free_bytes(path: Path) -> int:
-    """Free on the disk of a file or folder that may not be there yet."""
-    return shutil.disk_usage(existing(path)).free
+    """Free bytes on the disk of a file or folder, which need not exist yet."""
+    return shutil.disk_usage(nearest_existing_parent(path)).free
 
 
-def existing(path: Path) -> Path:
-    """The path itself, or the nearest of the folders above it that is there."""
+def nearest_existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest of the folders above it that exists."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def size_text(size: int) -> str:
     """Bytes in the largest unit of which there is at least one: ``1.5 GB``."""
-    amount, units = float(size), ["kB", "MB", "GB", "TB"]
-    if amount < 1000:
+    if size < 1000:
         return f"{size} B"
-    while amount >= 999.95 and units:
-        amount, unit = amount / 1000, units.pop(0)
-    return f"{amount:.1f} {unit}"
+    amounts = [(size / 1000**power, unit) for power, unit in enumerate(("kB", "MB", "GB", "TB"), start=1)]
+    return next((f"{amount:.1f} {unit}" for amount, unit in amounts if amount < 999.95), f"{amounts[-1][0]:.1f} TB")

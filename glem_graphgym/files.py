@@ -29,7 +29,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that replaces it (fsync, rename) when the block ends without error.
 
     Raises:
-        DiskFullError: there is no room for it; names ``path``, which stays as it was.
+        DiskFullError: names ``path``, which stays as it was.
     """
     with disk_full_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,11 +61,8 @@ class DamagedFileError(ValueError):
 def reading(path: Path, remedy: str) -> Iterator[None]:
     """A block that reads ``path``, which an earlier run wrote.
 
-    Args:
-        remedy: what to do where it is damaged, for the message.
-
     Raises:
-        DamagedFileError: it is missing, or not what it should be.
+        DamagedFileError: it is missing, or not what it should be; the message ends with ``remedy``.
     """
     try:
         yield
@@ -80,34 +77,26 @@ REMAKE = "delete it to have it made anew"
 
 
 def read_json(path: Path, remedy: str = REMAKE) -> Any:
-    """
-    Raises:
-        DamagedFileError: the file is missing or not JSON.
-    """
+    """Content of a JSON file; raises `DamagedFileError` if it is missing or damaged."""
     with reading(path, remedy):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_array(path: Path, remedy: str = REMAKE) -> np.ndarray:
-    """The array of an .npy file, memory-mapped for reading.
-
-    Raises:
-        DamagedFileError: the file is missing, truncated or no .npy file.
-    """
+    """Memory-mapped array of an .npy file; raises `DamagedFileError` if it is missing or damaged."""
     with reading(path, remedy):
         return np.load(path, mmap_mode="r")
 
 
 @contextlib.contextmanager
 def making(folder: Path, *, resume: bool = False) -> Iterator[Path | None]:
-    """A block that fills a temporary sibling of ``folder``, which then gets its name; None where ``folder`` is there.
+    """A block that fills a temporary sibling of ``folder``, which is then renamed; None if ``folder`` exists.
 
-    Processes that want the same folder at the same time wait for the first of them (a lock file beside it).
-    A process that was killed leaves a temporary folder that the next one removes; with ``resume`` it gets that
-    folder as it was left, to go on from.
+    Processes that want the same folder at the same time take turns (a lock file beside it). The temporary folder of a
+    killed process is removed by the next one, or handed to it as it was left if ``resume``.
 
     Raises:
-        DiskFullError: there is no room for it; names the folder, or the file in it where that is known.
+        DiskFullError: names the folder, or the file in it where that is known.
     """
     if folder.is_dir():
         yield None
@@ -141,7 +130,7 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
 
 
 def replace_folder(folder: Path, make: Callable[[Path], None]) -> None:
-    """Fill a temporary sibling by ``make``, then let it replace ``folder``; jobs at once take turns."""
+    """Fill a temporary sibling by ``make``, then let it replace ``folder``; concurrent jobs take turns."""
     new, old = (folder.parent / f".{folder.name}.{name}" for name in ("part", "old"))
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if old.exists() and not folder.exists():  # killed between the two renames below
@@ -161,10 +150,9 @@ def replace_folder(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def forget_unfinished(folder: Path) -> None:
-    """Remove what `make_once` left unfinished beside ``folder``, under names with another `fingerprint` at their end.
+    """Remove unfinished siblings of ``folder`` with another `fingerprint` in their name: their sources have changed.
 
-    For makers that do not resume: nobody asks for the old ones again when the sources have changed. What another
-    process is filling stays.
+    For makers that do not resume. A folder that another process is filling stays.
     """
     others = re.compile(re.escape(FINGERPRINT_AT_END.sub("", folder.name)) + FINGERPRINT_AT_END.pattern)
     for part in folder.parent.glob(".*.part"):
@@ -185,7 +173,7 @@ def is_free(lock: Path) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Have a file as ``target`` too: the same bytes on disk where the file system can, else a copy."""
+    """Hard link ``target`` to ``source``, or copy it where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links, or another one
@@ -194,7 +182,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder that was written by somebody else to the disk."""
+    """Flush a file or folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -62,8 +62,8 @@ class Hardware:
         plugins: list[Any] = [Precision()]
         if self.precision != "32-true":
             plugins = [Autocast(cast(Literal["bf16-mixed", "16-mixed"], self.precision), self.accelerator)]
-        here = processes.place()
-        if here.size == 1:
+        info = processes.rank_info()
+        if info.size == 1:
             # One of several processes that trains alone must not take the launcher's variables for its own.
             plugins += [LightningEnvironment()] if processes.have_joined() else []
             return Fabric(accelerator=self.accelerator, devices=1, plugins=plugins)
@@ -75,8 +75,8 @@ class Hardware:
         fabric = Fabric(
             accelerator=self.accelerator,
             strategy=strategy,
-            devices=here.local_size,
-            num_nodes=here.machines,
+            devices=info.local_size,
+            num_nodes=info.machines,
             plugins=plugins,
         )
         fabric.launch()

@@ -22,13 +22,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed, for the next tensor of that size.
+    """Let glibc keep large freed blocks for the next tensor of that size; does nothing with another C library.
 
     By default it maps and unmaps every tensor of tens of MB, and the page faults take longer than most operations on
-    it (measured: docs/measurements.md). Does nothing where the C library is another.
+    it (measured: docs/measurements.md).
     """
-    libc = _glibc()
-    if libc is not None:
+    if (libc := _glibc()) is not None:
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
@@ -61,9 +60,9 @@ def interrupts_held_back() -> Iterator[None]:
 
 
 class PeakMemory:
-    """Peak memory from its making on, in MB: of the accelerator where there is one, else resident in this process.
+    """Peak memory in MB since construction: of the accelerator where there is one, else resident in this process.
 
-    Linux lets a process reset its own high-water mark; elsewhere the peak since the start of the process is given.
+    Outside Linux, which lets a process reset its high-water mark, it is the peak since the start of the process.
     """
 
     def __init__(self) -> None:
@@ -71,8 +70,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
         with interrupts_held_back():  # one that comes in a finaliser is lost
             gc.collect()  # a task and what trained it may refer to each other, and stay until the collector comes by
-        libc = _glibc()
-        if libc is not None:
+        if (libc := _glibc()) is not None:
             libc.malloc_trim(0)  # what an earlier stage freed is no part of this one's peak
         try:
             Path("/proc/self/clear_refs").write_text("5")
@@ -86,7 +84,7 @@ class PeakMemory:
         return self.resident_mb()
 
     def resident_mb(self) -> float:
-        """Of this process, whether there is an accelerator or not."""
+        """Peak of this process, with or without an accelerator."""
         if self.own_mark:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
@@ -96,11 +94,7 @@ class PeakMemory:
 
 def available_bytes() -> int:
     """Memory that can be taken now without swapping: what the machine has left, or its container's limit leaves."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    left = [os.sysconf("SC_PHYS_PAGES") * page]
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            left.append(int(line.split()[1]) * 1024)
+    left = [_physical_bytes(), *_meminfo("MemAvailable:")]
     left += [limit for root in CGROUPS if (limit := _left_in_cgroup(root)) is not None]
     return max(0, min(left))
 
@@ -122,6 +116,15 @@ def _left_in_cgroup(group: tuple[Path, str, str, str]) -> int | None:
     return int(limits[0]) - int(uses[0]) + sum(given_back)
 
 
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _meminfo(name: str) -> list[int]:
+    """Bytes under a name of /proc/meminfo; empty where there is none."""
+    return [int(line.split()[1]) * 1024 for line in _lines(Path("/proc/meminfo")) if line.startswith(name)]
+
+
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text().splitlines()
@@ -131,9 +134,8 @@ def _lines(file: Path) -> list[str]:
 
 def machine_bytes() -> int:
     """All the memory that this process could ever take: the machine's, or its container's limit where that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [lines[0] for folder, limit, *_ in CGROUPS if (lines := _lines(folder / limit))]
-    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+    return min([_physical_bytes(), *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def limit_to_machine() -> None:
@@ -143,8 +145,7 @@ def limit_to_machine() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    swap = [int(line.split()[1]) * 1024 for line in _lines(Path("/proc/meminfo")) if line.startswith("SwapTotal:")]
-    limit, (soft, hard) = machine_bytes() + sum(swap), resource.getrlimit(resource.RLIMIT_DATA)
+    limit, (soft, hard) = machine_bytes() + sum(_meminfo("SwapTotal:")), resource.getrlimit(resource.RLIMIT_DATA)
     if soft == resource.RLIM_INFINITY or soft > limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
@@ -166,14 +167,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def naming_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """A block in which memory may run out.
-
-    Args:
-        what: is done in it; remedy: the keys that save memory there. Both for the message.
-
-    Raises:
-        OutOfMemoryError: it did.
-    """
+    """Translate errors of exhausted memory into an `OutOfMemoryError` that says in ``what``, and the ``remedy``."""
     try:
         yield
     except OutOfMemoryError:

@@ -1,8 +1,7 @@
-"""Several processes that do one run together: who this one is, and what they tell each other.
+"""The process group of a run: this process's rank, and communication on the CPU.
 
-Every process runs the same program from its start to its end. What all of them do together (training, inference) is
-called in all of them; what one has to do alone is done by the first, while the others wait for it. Without `join`
-there is one process, the first, and everything here is at once.
+Every rank runs the same program. Training and inference are called in all ranks; rank 0 alone writes, while the others
+wait. Without `join` there is one process, of rank 0.
 """
 
 from __future__ import annotations
@@ -17,18 +16,19 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import distributed
 
 from glem_graphgym.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
-STEP_TIMEOUT = timedelta(minutes=10)  # of training, in which all are busy with equal parts
-WAIT_TIMEOUT = timedelta(days=30)  # for what the first does alone, however long that takes
+STEP_TIMEOUT = timedelta(minutes=10)  # of training, in which all ranks are busy with equal parts
+WAIT_TIMEOUT = timedelta(days=30)  # for what rank 0 does alone
 # Without a beat. It needs Python's lock, which pickling and garbage collection hold for seconds at a time, and for many
 # times that on a machine that swaps.
 HEARTBEAT_TIMEOUT = timedelta(minutes=5)
@@ -37,8 +37,8 @@ LOST = 75  # exit status of a process that failed because another did
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which of a run's processes this is: ``rank`` of ``size``, and ``local_rank`` of ``local_size`` on its machine."""
+class RankInfo:
+    """``rank`` of ``size`` processes of a run, ``local_rank`` of ``local_size`` on its machine."""
 
     rank: int
     size: int
@@ -51,65 +51,61 @@ class Place:
 
 
 @dataclass
-class _Company:
-    place: Place
-    group: Any  # CPU tensors, patient
+class _Group:
+    info: RankInfo
+    gloo: Any  # torch's group for CPU tensors, with WAIT_TIMEOUT
     alone: bool = False
     heartbeat: Heartbeat | None = None
 
 
-_company: _Company | None = None
+_group: _Group | None = None
 
 
-def find_place() -> Place | None:
-    """What torchrun, `starting.start` or srun has written into the environment; None where this is the only process.
+def rank_from_environment() -> RankInfo | None:
+    """The rank that torchrun, `starting.start` or srun has given this process; None where it is the only one.
 
     Raises:
         ValueError: the machines have unequal numbers of processes.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        place = Place(*(int(os.environ[name]) for name in names))
+        info = RankInfo(*(int(os.environ[name]) for name in names))
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # not SLURM_NTASKS: a batch script has that too
         size = int(os.environ["SLURM_STEP_NUM_TASKS"])
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-        place = Place(int(os.environ["SLURM_PROCID"]), size, int(os.environ["SLURM_LOCALID"]), size // machines)
+        info = RankInfo(int(os.environ["SLURM_PROCID"]), size, int(os.environ["SLURM_LOCALID"]), size // machines)
         if size % machines:
             raise ValueError(f"srun started {size} processes on {machines} machines, expected as many on each")
     else:
         return None
-    return place if place.size > 1 else None
+    return info if info.size > 1 else None
 
 
-def join(place: Place, accelerator: str) -> None:
-    """Connect with the run's other processes (gloo, and NCCL where ``accelerator`` is ``cuda``).
+def join(info: RankInfo, accelerator: str) -> None:
+    """Connect with the other ranks (gloo, and NCCL where ``accelerator`` is ``cuda``).
 
-    A process that dies closes its connections, at which the others fail; that one has stopped, or its machine is out
-    of reach, shows by its heartbeat; that one hangs is noticed in training after `STEP_TIMEOUT`.
+    The others notice a rank that dies by its closed connections, one that is stopped or out of reach by its heartbeat,
+    and one that hangs in training after `STEP_TIMEOUT`.
 
     Raises:
         ConnectionError: they have not found each other.
     """
-    from torch import distributed
-
-    global _company
+    global _group
     end_with_parent()
-    _write_environment(place)
+    _write_environment(info)
     if accelerator == "cuda":
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(info.local_rank)
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
     try:
         distributed.init_process_group(backend, timeout=STEP_TIMEOUT)
-        _company = _Company(place, distributed.new_group(backend="gloo", timeout=WAIT_TIMEOUT))
+        _group = _Group(info, distributed.new_group(backend="gloo", timeout=WAIT_TIMEOUT))
     except distributed.DistError as error:
-        raise ConnectionError(f"the {place.size} processes of this run have not found each other: {error}") from error
-    _company.heartbeat = _start_heartbeat()
+        raise ConnectionError(f"the {info.size} processes of this run have not found each other: {error}") from error
+    _group.heartbeat = _start_heartbeat()
 
 
 def _start_heartbeat() -> Heartbeat:
-    """Over a connection of its own to the store in which the processes have found each other."""
-    from torch import distributed
-
+    """A heartbeat over a connection of its own to the store in which the processes have found each other."""
     timeout = _heartbeat_timeout()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=STEP_TIMEOUT)
@@ -135,8 +131,8 @@ def _heartbeat_timeout() -> float:
     raise ValueError(f"GLEM_HEARTBEAT_TIMEOUT is {text}, expected seconds")
 
 
-def _write_environment(place: Place) -> None:
-    """The variables that torch and Lightning read, as torchrun sets them, where srun started this process."""
+def _write_environment(info: RankInfo) -> None:
+    """Set the variables that torch and Lightning read, as torchrun sets them, where srun started this process."""
     if "MASTER_ADDR" not in os.environ and "SLURM_JOB_ID" in os.environ:
         from lightning_fabric.plugins.environments import SLURMEnvironment
 
@@ -144,14 +140,9 @@ def _write_environment(place: Place) -> None:
         step = int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
         os.environ["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(nodes)
         os.environ.setdefault("MASTER_PORT", str(15_000 + step % 10_000))
-    values = {
-        "RANK": place.rank,
-        "WORLD_SIZE": place.size,
-        "LOCAL_RANK": place.local_rank,
-        "LOCAL_WORLD_SIZE": place.local_size,
-        "GROUP_RANK": place.rank // place.local_size,
-    }
-    os.environ.update({name: str(value) for name, value in values.items()})
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+    values = (*astuple(info), info.rank // info.local_size)
+    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
 
 
 def end_with_parent() -> None:
@@ -167,15 +158,13 @@ def end_with_parent() -> None:
 
 def leave() -> None:
     """Wait for the others and disconnect, at a good end."""
-    from torch import distributed
-
-    global _company
-    if _company is not None:
+    global _group
+    if _group is not None:
         barrier()
-        if _company.heartbeat is not None:
-            _company.heartbeat.stop()
+        if _group.heartbeat is not None:
+            _group.heartbeat.stop()
         distributed.destroy_process_group()
-        _company = None
+        _group = None
 
 
 def end(status: int) -> NoReturn:
@@ -183,7 +172,7 @@ def end(status: int) -> NoReturn:
 
     To take torch's connections down when another process has just broken them can abort this one (SIGABRT).
     """
-    if _company is None:
+    if _group is None:
         sys.exit(status)
     logging.shutdown()
     sys.stdout.flush()
@@ -193,94 +182,80 @@ def end(status: int) -> NoReturn:
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that another process has ended, which has an error of its own."""
-    from torch import distributed
-
-    if _company is None or not isinstance(error, RuntimeError):
+    if _group is None or not isinstance(error, RuntimeError):
         return False
     words = ("gloo", "nccl", "connection", "broken pipe", "timed out", "process group")
     return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
 
 
-# ---- who this is ----------------------------------------------------------------------------------------------------
+# ---- this process ---------------------------------------------------------------------------------------------------
 
 
-def place() -> Place:
+def rank_info() -> RankInfo:
     """This process among those that work together now."""
-    if _company is None or _company.alone:
-        return Place(0, 1, 0, 1)
-    return _company.place
+    return RankInfo(0, 1, 0, 1) if _group is None or _group.alone else _group.info
 
 
 def rank() -> int:
-    """0 in the first, which alone writes and reports."""
-    return place().rank
+    """0 in the process that alone writes and reports."""
+    return rank_info().rank
 
 
 def world_size() -> int:
     """How many processes work together now."""
-    return place().size
+    return rank_info().size
 
 
 def have_joined() -> bool:
     """Whether the run has several processes, though this one may do something alone just now."""
-    return _company is not None
-
-
-# ---- what they tell each other --------------------------------------------------------------------------------------
-
-
-def barrier() -> None:
-    """Wait until all are here."""
-    gather(None)
-
-
-def gather(value: T) -> list[T]:
-    """Every process's value, in the order of their ranks, in all of them."""
-    if world_size() == 1:
-        return [value]
-    from torch import distributed
-
-    assert _company is not None
-    values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value, group=_company.group)
-    return values
-
-
-def gather_to_rank_zero(value: T) -> list[T]:
-    """Every process's value, in the order of their ranks, in the first; an empty list in the others."""
-    if world_size() == 1:
-        return [value]
-    from torch import distributed
-
-    assert _company is not None
-    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    distributed.gather_object(value, values, group=_company.group)
-    return values or []
-
-
-def broadcast(ask: Callable[[], T]) -> T:
-    """The first process's ``ask()``, in all of them; the others do not call it."""
-    if world_size() == 1:
-        return ask()
-    from torch import distributed
-
-    assert _company is not None
-    values: list[Any] = [ask() if rank() == 0 else None]
-    distributed.broadcast_object_list(values, group=_company.group)
-    return values[0]
-
-
-# ---- what the first does --------------------------------------------------------------------------------------------
+    return _group is not None
 
 
 @contextlib.contextmanager
 def alone(really: bool = True) -> Iterator[None]:
     """A block in which this process takes itself for the only one, while the others wait for it; if ``really``."""
-    if not really or _company is None or _company.alone:
+    if not really or _group is None or _group.alone:
         yield
         return
-    _company.alone = True
+    _group.alone = True
     try:
         yield
     finally:
-        _company.alone = False
+        _group.alone = False
+
+
+# ---- communication --------------------------------------------------------------------------------------------------
+
+
+def _gloo() -> Any:
+    assert _group is not None
+    return _group.gloo
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    gather(None)
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, by rank, in all of them."""
+    values: list[Any] = [value] * world_size()
+    if len(values) > 1:
+        distributed.all_gather_object(values, value, group=_gloo())
+    return values
+
+
+def gather_to_rank_zero(value: T) -> list[T]:
+    """Every rank's value, by rank, in rank 0; an empty list in the others."""
+    values: list[Any] = [value] * world_size() if rank() == 0 else []
+    if world_size() > 1:
+        distributed.gather_object(value, values or None, group=_gloo())
+    return values
+
+
+def broadcast(ask: Callable[[], T]) -> T:
+    """Rank 0's ``ask()``, in all ranks; the others do not call it."""
+    values: list[Any] = [ask() if rank() == 0 else None]
+    if world_size() > 1:
+        distributed.broadcast_object_list(values, group=_gloo())
+    return values[0]

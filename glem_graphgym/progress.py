@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,22 +20,12 @@ LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {elapsed} gone"
 MINUTE, HOUR = 60, 3600
 
 
-class Watcher(Protocol):
-    """Whoever knows what the work is a part of."""
-
-    def title(self, text: str) -> str:
-        """What a bar that calls itself ``text`` is called."""
-
-    def remark(self, bar: Any) -> str:
-        """What is said beside a bar; may be empty."""
-
-
-_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+_watcher: ContextVar[Any] = ContextVar("watcher", default=None)
 
 
 @contextmanager
-def watched(by: Watcher) -> Iterator[None]:
-    """Let ``by`` name, and speak beside, the bars that are made meanwhile."""
+def watched(by: Any) -> Iterator[None]:
+    """Let ``by``, an `em.plan.Watch`, name the bars that are made in the block, and add a remark to each."""
     token = _watcher.set(by)
     try:
         yield

@@ -25,7 +25,7 @@ from command_line import before_imports, path, run_program
 before_imports()
 
 import torch
-from benchmarks import cost, gnn, lm, measure, scale, whole
+from benchmarks import cost, gnn, lm, measure, scale
 from benchmarks.measure import Row, describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -42,9 +42,7 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "m_step": gnn.m_step,
     "propagation": gnn.propagation,
     "sampled": gnn.sampled,
-    "allocator": gnn.allocator,
-    "startup": whole.startup,
-    "run": whole.run,
+    "startup": measure.startup,
     "cost": cost.cost,
     "scale": scale.scale,
 }

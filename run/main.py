@@ -141,7 +141,6 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from glem_graphgym.data.pickles import only_data_is_unpickled
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
-    from glem_graphgym.report.stats import drop_sanity_row
 
     run_dir = Path(cfg.run_dir)
     identity = identity_of(cfg, load_text_graph_of(cfg) if cfg.dataset.format == "TAG" else None)
@@ -168,9 +167,8 @@ def run_standard(cfg: Any, overwrite: int) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", message=".*(does not have many workers|'pin_memory' argument|srun).*")
-        train(model, datamodule, logger=True, trainer_config={"logger": False})
+        train(model, datamodule, logger=True, trainer_config={"logger": False, "num_sanity_val_steps": 0})
     cost = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(memory.peak_mb(), 1)}
-    drop_sanity_row(run_dir / "val" / "stats.json")
     write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), **cost, "finished": True})
 
 

@@ -59,14 +59,14 @@ def start_or_join(cfg: Any, program: str, argv: list[str]) -> int | None:
     from glem_graphgym.config import check_devices
     from glem_graphgym.starting import start
 
-    place = processes.find_place()
-    check_devices(cfg, place.local_size if place else None)
+    info = processes.rank_from_environment()
+    check_devices(cfg, info.local_size if info else None)
     count = cfg.devices or 1
-    if cfg.train.mode == "standard" or (place is None and count == 1):
+    if cfg.train.mode == "standard" or (info is None and count == 1):
         return None
-    if place is None:
+    if info is None:
         return start([sys.executable, str(Path(program).resolve()), *argv], count)
-    processes.join(place, hardware_for(cfg, "32").accelerator)
+    processes.join(info, hardware_for(cfg, "32").accelerator)
     return None
 
 
@@ -85,7 +85,7 @@ def set_up_process(cfg: Any) -> None:
     keep_freed_memory()
     if not torch.cuda.is_available():  # CUDA's driver maps far more than it uses
         limit_to_machine()
-    share = len(os.sched_getaffinity(0)) // processes.place().local_size
+    share = len(os.sched_getaffinity(0)) // processes.rank_info().local_size
     torch.set_num_threads(max(1, min(cfg.num_threads, share)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from glem_graphgym import processes, starting
-from glem_graphgym.processes import LOST, Place, find_place
+from glem_graphgym.processes import LOST, RankInfo, rank_from_environment
 from glem_graphgym.starting import start
 
 SECONDS = 300  # for what takes a few, on a busy machine
@@ -28,23 +28,23 @@ VARIABLES = (
     [
         ({}, None),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, None),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Place(5, 8, 1, 4)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, RankInfo(5, 8, 1, 4)),
         # A batch script of Slurm is one process, however many tasks its job may start.
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, None),
         (
             {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3", "SLURM_PROCID": "4", "SLURM_LOCALID": "0"},
-            Place(4, 6, 0, 2),
+            RankInfo(4, 6, 0, 2),
         ),
     ],
 )
 def test_a_process_finds_its_place(
-    variables: dict[str, str], expected: Place | None, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], expected: RankInfo | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert find_place() == expected
+    assert rank_from_environment() == expected
     assert expected is None or expected.machines * expected.local_size == expected.size
 
 
@@ -54,7 +54,7 @@ def test_unequal_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("STEP_NUM_TASKS", "5"), ("STEP_NUM_NODES", "2"), ("PROCID", "0"), ("LOCALID", "0")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     with pytest.raises(ValueError, match="srun started 5 processes on 2 machines"):
-        find_place()
+        rank_from_environment()
 
 
 def test_one_process_is_the_first_and_waits_for_nobody(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ from glem_graphgym.em.checkpoint import filling
 from glem_graphgym.models.shared_norm import SharedBatchNorm, share_batch_norms
 
 folder = Path(sys.argv[2])
-processes.join(processes.find_place(), "cpu")
+processes.join(processes.rank_from_environment(), "cpu")
 rank = processes.rank()
 assert processes.world_size() == 2
 assert processes.gather(rank * 10) == [0, 10]
@@ -170,7 +170,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 JOIN = f"""{BARE}
 import os, signal, subprocess, threading, time
 from glem_graphgym import processes
-processes.join(processes.find_place(), "cpu")
+processes.join(processes.rank_from_environment(), "cpu")
 rank = processes.rank()
 """
 # Which end as run/main.py does.
@@ -212,7 +212,7 @@ def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setattr(processes, "STEP_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(ConnectionError, match="the 2 processes of this run have not found each other: "):
-        processes.join(Place(0, 2, 0, 2), "cpu")
+        processes.join(RankInfo(0, 2, 0, 2), "cpu")
 
 
 # ---- a process that is no longer heard of -------------------------------------------------------------------------

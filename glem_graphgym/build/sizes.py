@@ -34,7 +34,7 @@ def asked_bytes(cfg: CfgNode) -> int:
 
 def processes_here(cfg: CfgNode) -> int:
     """How many processes do the run on this machine."""
-    return processes.place().local_size if processes.have_joined() else cfg.devices or 1
+    return processes.rank_info().local_size if processes.have_joined() else cfg.devices or 1
 
 
 def machine_share(cfg: CfgNode) -> int:

@@ -22,7 +22,7 @@ from yacs.config import CfgNode
 from glem_graphgym.build.memory_check import gnn_remedy, lm_remedy, stage_remedy
 from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.config import ConfigError, dump_config
-from glem_graphgym.disk import existing, free_bytes
+from glem_graphgym.disk import free_bytes, nearest_existing_parent
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import available_bytes
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
@@ -258,11 +258,11 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
     """One a file system; what ``--overwrite`` deletes first is free, what a seed removes is free for the next."""
     groups: dict[int, list[Stored]] = {}
     for item in stored:
-        groups.setdefault(existing(Path(item.path)).stat().st_dev, []).append(item)
+        groups.setdefault(nearest_existing_parent(Path(item.path)).stat().st_dev, []).append(item)
     verdicts = []
     for device, items in groups.items():
-        place = existing(Path(items[0].path))
-        more = sum(size for path, size in freed.items() if existing(path).stat().st_dev == device)
+        place = nearest_existing_parent(Path(items[0].path))
+        more = sum(size for path, size in freed.items() if nearest_existing_parent(path).stat().st_dev == device)
         needed = sum(item.bytes for item in items if not item.done and not item.passing)
         of_runs: Counter[str] = Counter()
         for item in items:

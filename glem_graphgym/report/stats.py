@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from glem_graphgym.files import atomic_write, read_json, reading, write_json
 from glem_graphgym.modes import METHODS
@@ -31,15 +31,14 @@ class Stage:
 
     Attributes:
         index, name: position in the run, from 0, and name there, e.g. ``"lm_gold"``.
-        model: kind of model that was fitted, ``"LM"`` or ``"GNN"``; ``"none"`` where predictions were combined.
+        model: kind of model, ``"LM"`` or ``"GNN"``; ``"none"`` where predictions were combined.
         method: row of the summary that it competes for, e.g. ``"GLEM-GNN"``.
-        em_iteration: EM iteration, 0 before the first.
-        seconds, peak_memory_mb: wall-clock time, and highest memory in MB, of this stage alone.
-        params: parameters of the model that was fitted.
+        em_iteration: 0 before the first.
+        seconds, peak_memory_mb, params: wall-clock time, highest memory in MB and parameters of this stage alone.
         lr: base learning rate.
         epochs, best_epoch: epochs trained, and the one whose weights were kept (may be a fraction).
-        scores: for each of ``train``, ``valid``, ``test``: the metric (share 0-1) and ``loss``.
-        diagnostics: how the EM objective moved; empty for a stage outside EM.
+        scores: ``train``, ``valid`` and ``test`` -> the metric (share 0-1) and ``loss``.
+        diagnostics: how the EM objective moved; empty outside EM.
     """
 
     index: int
@@ -66,9 +65,7 @@ class Stage:
 
 
 def read_stages(run_dir: Path) -> list[Stage]:
-    """The finished stages of a run by index; a folder without ``stage.json`` is unfinished and left out.
-
-    Where ``run.json`` lists the ``stages`` that the last command asked for, others in the folder are left out too.
+    """The finished stages of a run by index, of those that the last command asked for (``stages`` of ``run.json``).
 
     Raises:
         ValueError: a ``stage.json`` is damaged, or two stages have the same index; names the files.
@@ -119,11 +116,7 @@ def _read_stage(file: Path) -> Stage:
 
 
 def read_metric(run_dir: Path) -> str:
-    """Name of the metric that the run was scored by, from its ``run.json``.
-
-    Raises:
-        ValueError: ``run.json`` is missing, damaged or names no metric.
-    """
+    """The metric that the run was scored by; raises ValueError if ``run.json`` is missing, damaged or names none."""
     remedy = "is this the folder of a run?"
     with reading(run_dir / "run.json", remedy):
         return str(read_json(run_dir / "run.json", remedy)["metric"])
@@ -133,13 +126,11 @@ def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> lis
     """Write a run's stats and summary, and note in its ``run.json`` that it is finished; returns the summary.
 
     ``summary.json`` is a list of the run's `summary_rows`. ``train/``, ``val/`` and ``test/stats.json`` are in
-    GraphGym's format: JSON lines, one row per stage. Every row of every split has the same keys (train also has
-    GraphGym's ``eta``, always 0): ``epoch`` is the stage's index; ``loss`` and the metric are the stage's own; ``lm_*``
-    and ``gnn_*`` are those of the latest LM and GNN up to that stage, 0.0 before the first of its kind; ``time_iter``
-    is the stage's seconds; ``params`` are those of every kind of model (LM, GNN) trained up to that stage, each kind
-    counted once, as in the summary. Values are rounded to ``digits`` decimals, except ``lr``, of which nothing would be
-    left. Each file is replaced as a whole: of rows with the same epoch GraphGym's reader keeps the first, so appending
-    would keep what is outdated.
+    GraphGym's format, one JSON row per stage. All rows have the same keys (train also GraphGym's ``eta``, always 0):
+    ``epoch`` is the stage's index; ``lm_*`` and ``gnn_*`` are the scores of the latest LM and GNN up to that stage, 0.0
+    before the first; ``time_iter`` is the stage's seconds; ``params`` count every kind of model trained up to that
+    stage once. Values are rounded to ``digits`` decimals, except ``lr``. Files are replaced as a whole: GraphGym's
+    reader keeps the first of the rows with one epoch, so appending would keep outdated ones.
 
     Raises:
         ValueError: there is no finished stage, one is damaged, or one lacks the run's metric.
@@ -162,9 +153,8 @@ def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> lis
 def write_tensorboard(folder: Path, stats: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Write each split's rows as TensorBoard scalars into ``folder/<split>``, in place of older events there.
 
-    Without a working tensorboardX nothing is written but a warning.
+    An optional package can fail in any way (another protobuf, say): then a warning is logged.
     """
-    # An optional package can fail in any way (another protobuf, say); the rows matter more than its events.
     try:
         from tensorboardX import SummaryWriter
 
@@ -220,10 +210,10 @@ def best_stage(stages: Sequence[Stage], method: str, metric: str) -> Stage | Non
 
 
 def summary_rows(stages: Sequence[Stage], metric: str = "accuracy") -> list[dict[str, Any]]:
-    """A run's part of the results frame: a row per method, in the order of `METHODS`, with the keys `SUMMARY`.
+    """A row per method, in the order of `METHODS`, with the keys `SUMMARY`: a run's part of the results frame.
 
-    Each row is that of the method's stage with the best validation score, the first of equal ones. Test scores play
-    no part in the choice. Costs are those of all stages up to that one.
+    A row is that of the method's stage with the best validation score, the first of equal ones; test scores play no
+    part in the choice. Costs are those of all stages up to that one.
 
     Raises:
         ValueError: a stage was not scored by ``metric``.
@@ -239,26 +229,14 @@ def summary_rows(stages: Sequence[Stage], metric: str = "accuracy") -> list[dict
     return rows
 
 
-def drop_sanity_row(stats_file: Path) -> None:
-    """Drop the first row of a stock GraphGym run's validation stats, where Lightning's sanity check stands as epoch 0.
-
-    GraphGym's reader keeps the first row of an epoch, which would be the untrained model's.
-    """
-    lines = stats_file.read_text(encoding="utf-8").splitlines(keepends=True)
-    epochs = [json.loads(line)["epoch"] for line in lines]
-    if len(epochs) > 1 and epochs[0] == epochs[1]:
-        with atomic_write(stats_file, "w") as file:
-            file.writelines(lines[1:])
-
-
-def new_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    """An empty table with left-aligned columns of text, then right-aligned columns of numbers."""
-    table = Table(title=title)
-    for name in texts:
-        table.add_column(name, overflow="fold")
-    for name in numbers:
-        # Folded, not cut off with an ellipsis: a number that lost its end is a wrong number.
-        table.add_column(name, justify="right", overflow="fold")
+def new_table(title: str, texts: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """A table with left-aligned columns of text, then right-aligned columns of numbers."""
+    # Folded, not cut off with an ellipsis: a number that lost its end is a wrong number.
+    columns = [Column(name, overflow="fold") for name in texts]
+    columns += [Column(name, justify="right", overflow="fold") for name in numbers]
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -269,11 +247,14 @@ def default_console() -> Console:
 
 def print_run(run_dir: Path, title: str, console: Console | None = None) -> None:
     """Print a finished run, one line per method: scores in %, parameters, seconds and peak memory."""
-    table = new_table(title, ["method"], ["valid %", "test %", "params", "seconds", "peak memory MB"])
-    for row in summary_rows(read_stages(run_dir), read_metric(run_dir)):
-        costs = (f"{row['params']:,}", f"{row['seconds']:,.1f}", f"{row['peak_memory_mb']:,.0f}")
-        table.add_row(row["method"], f"{100 * row['valid']:.2f}", f"{100 * row['test']:.2f}", *costs)
-    (console or default_console()).print(table)
+    rows = [
+        (method, f"{100 * valid:.2f}", f"{100 * test:.2f}", f"{params:,}", f"{seconds:,.1f}", f"{memory:,.0f}")
+        for method, valid, test, params, seconds, memory in map(
+            dict.values, summary_rows(read_stages(run_dir), read_metric(run_dir))
+        )
+    ]
+    numbers = ["valid %", "test %", "params", "seconds", "peak memory MB"]
+    (console or default_console()).print(new_table(title, ["method"], numbers, rows))
 
 
 def log_run(run_dir: Path, log: Path) -> None:
@@ -302,7 +283,9 @@ def diagnostic_text(value: float) -> str:
 def print_predictions(run_dir: Path, console: Console | None = None) -> None:
     """Print the scores of ``predictions.json``: a finished run's models, evaluated again from their weights."""
     scores, metric = read_json(run_dir / "predictions.json"), read_metric(run_dir)
-    table = new_table(f"seed {run_dir.name}, predicted again", ["method"], ["valid %", "test %"])
-    for method, splits in scores.items():
-        table.add_row(method, *(f"{100 * splits[split][metric]:.2f}" for split in ("valid", "test")))
+    rows = [
+        (method, *(f"{100 * splits[split][metric]:.2f}" for split in ("valid", "test")))
+        for method, splits in scores.items()
+    ]
+    table = new_table(f"seed {run_dir.name}, predicted again", ["method"], ["valid %", "test %"], rows)
     (console or default_console()).print(table)

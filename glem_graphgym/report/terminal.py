@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from glem_graphgym.report.leaderboard import NUMBERS, TEXTS, Board, cells_of, marks_of
 from glem_graphgym.report.significance import Difference
@@ -17,8 +17,7 @@ from glem_graphgym.report.stats import default_console, new_table
 
 COLUMNS = TEXTS + NUMBERS
 LEAST_FIRST = ("config", "peak MB", "seconds", "seeds", "params", "to best")
-EDGE = 3  # a column's padding and rule
-NAME_WIDTH, MIN_NAME_WIDTH, REASON_WIDTH = 36, 18, 16
+NAME_WIDTH, MIN_NAME_WIDTH, REASON_WIDTH, WIDEST = 36, 18, 16, 10_000
 SETTING = re.compile(r"(?<=-)(?=[^-=/]+=)")  # where a grid's names go on with "key=value"
 
 
@@ -38,17 +37,20 @@ def print_board(board: Board, console: Console | None = None) -> None:
     """
     console = console or default_console()
     prefix = common_prefix(board.experiments)
-    style, columns = _fitting(board, prefix, console.width)
-    heads = [name.replace(" non", "\nnon") if style.stack_differences else name for name in columns]
-    table = new_table(board.title, heads[: len(TEXTS)], heads[len(TEXTS) :])
-    for place, cells in enumerate(_cells(board, prefix, style)):
-        if place == len(board.rows):
-            table.add_section()
-        table.add_row(*(escape(cells[name]) for name in columns), style="dim" if place >= len(board.rows) else None)
+    options = [(Style(), COLUMNS), (Style(stack_differences=True), COLUMNS)]
+    for left_out in range(len(LEAST_FIRST) + 1):
+        options.append((Style(True, True), [name for name in COLUMNS if name not in LEAST_FIRST[:left_out]]))
+    for style, columns in options:
+        table = _table(board, prefix, style, columns)
+        excess = console.measure(table, options=console.options.update(width=WIDEST)).maximum - console.width
+        if excess <= 0:
+            break
+    else:
+        table = _table(board, prefix, Style(True, True, max(MIN_NAME_WIDTH, NAME_WIDTH - excess)), columns)
     console.print(table)
     notes = [f"names are without {prefix!r}, with which all experiments begin"] if prefix else []
-    if left_out := [name for name in COLUMNS if name not in columns]:
-        names = ", ".join(left_out)
+    if left := [name for name in COLUMNS if name not in columns]:
+        names = ", ".join(left)
         notes.append(f"left out at a width of {console.width}: {names}; the CSV and the Markdown file have them")
     for note in [*notes, *board.notes]:
         console.print(note, highlight=False, markup=False)
@@ -64,23 +66,14 @@ def common_prefix(names: Iterable[str]) -> str:
     return max(shared, key=len, default="")
 
 
-def _fitting(board: Board, prefix: str, width: int) -> tuple[Style, list[str]]:
-    """The style that needs the fewest lines, with all columns; where none fits, the narrowest with as many as fit."""
-
-    def excess(style: Style, columns: Sequence[str]) -> int:
-        rows = _cells(board, prefix, style)
-        heads = {name: name.split(" non") if style.stack_differences else [name] for name in columns}
-        lines = [[*heads[name], *(line for row in rows for line in row[name].split("\n"))] for name in columns]
-        return sum(max(map(cell_len, column)) for column in lines) + EDGE * len(columns) + 1 - width
-
-    narrow = Style(stack_differences=True, stack_names=True)
-    options = [(style, COLUMNS) for style in (Style(), Style(stack_differences=True))]
-    for left_out in range(len(LEAST_FIRST) + 1):
-        options.append((narrow, [name for name in COLUMNS if name not in LEAST_FIRST[:left_out]]))
-    for style, columns in options:
-        if excess(style, columns) <= 0:
-            return style, columns
-    return Style(True, True, max(MIN_NAME_WIDTH, NAME_WIDTH - excess(style, columns))), columns
+def _table(board: Board, prefix: str, style: Style, columns: Sequence[str]) -> Table:
+    heads = [name.replace(" non", "\nnon") if style.stack_differences else name for name in columns]
+    table = new_table(board.title, heads[: len(TEXTS)], heads[len(TEXTS) :])
+    for index, cells in enumerate(_cells(board, prefix, style)):
+        if index == len(board.rows):
+            table.add_section()
+        table.add_row(*(escape(cells[name]) for name in columns), style="dim" if index >= len(board.rows) else None)
+    return table
 
 
 def _cells(board: Board, prefix: str, style: Style) -> list[dict[str, str]]:

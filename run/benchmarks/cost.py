@@ -1,6 +1,6 @@
 """What GLEM saves: step, epoch, memory and largest batch of the LM alone, joint training and GLEM, compared.
 
-Every figure comes from a process of its own, in which the train modes' own learners (`registered.train`) do a fixed
+Every figure comes from a process of its own, in which the train modes' own learners do a fixed
 number of steps with the configurations ``configs_gg/{lm,joint,glem}_debian.yaml``, the first ones uncounted. An epoch
 is extrapolated: steps of an epoch times the median step. The peak is of the whole process, Python and torch included.
 The largest batch whose process stays within ``--memory_gb`` is found by bisection over powers of two; a process that
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,12 +32,22 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch_geometric.graphgym.config import cfg
 
-from benchmarks.measure import Row, row_of
+import glem_graphgym  # noqa: F401 - registers the plugin
+from benchmarks.measure import Row, row_of, seconds_of
+from glem_graphgym.build.graph import load_text_graph_of, open_tokens
+from glem_graphgym.build.language_model import encoder_config, hardware_for
+from glem_graphgym.build.run import gnn_learner, joint_learner, lm_learners
+from glem_graphgym.config import feature_kinds, load_config
 from glem_graphgym.data.debian import load_debian
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.memory import PeakMemory, keep_freed_memory
+from glem_graphgym.models.text_encoder import TextEncoder, load_text_encoder
 
 RUN = Path(__file__).resolve().parent.parent
 PART = "cost"
@@ -143,14 +154,9 @@ def a_step(found: Cost) -> float:
 
 def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
     """The largest power of two up to ``most`` that fits, 0 if 1 does not; assumes that smaller batches fit too."""
-    low, high = -1, int(math.log2(most))  # 2^low fits
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(2**middle):
-            low = middle
-        else:
-            high = middle - 1
-    return 2**low if low >= 0 else 0
+    powers = range(int(math.log2(most)) + 1)
+    fitting = bisect_left(powers, True, key=lambda power: not fits(2**power))
+    return 2 ** (fitting - 1) if fitting else 0
 
 
 def graph_options(folder: str) -> tuple[tuple[str, ...], str]:
@@ -214,25 +220,18 @@ def do(job: Job) -> Cost:
     memory = PeakMemory()
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    graph, learners = load(job)
-    seconds, per_epoch, texts = WORK[job.method](job, graph, learners)
+    seconds, per_epoch, texts = WORK[job.method](job, configured(job))
     return Cost(seconds, per_epoch, texts, round(memory.resident_mb(), 1))
 
 
-def load(job: Job) -> tuple[TextGraph, Any]:
-    """The graph and the configuration."""
-    from torch_geometric.graphgym.config import cfg
-
-    import glem_graphgym  # noqa: F401 - registers the plugin
-    from glem_graphgym.build.graph import load_text_graph_of
-    from glem_graphgym.config import load_config
-
-    size = {GLEM: "e_step.batch_size"}.get(job.method, "lm.batch_size")
+def configured(job: Job) -> TextGraph:
+    """Load the configuration into GraphGym's cfg, and the graph that it names."""
+    size = "e_step.batch_size" if job.method == GLEM else "lm.batch_size"
     mine = ["dataset.dir", job.data, size, str(job.batch), "lm.epochs", "1", "e_step.epochs", "1"]
     mine += ["train.eval_period", "1000000", "optim.max_epoch", str(job.warm_up + job.steps), "optim.patience", "0"]
     config = RUN.parent / "configs_gg" / f"{CONFIGS.get(job.method, CONFIGS[GLEM])}.yaml"
     load_config(cfg, config, [*mine, *job.options])
-    return load_text_graph_of(cfg), cfg
+    return load_text_graph_of(cfg)
 
 
 # ---- what a process does ------------------------------------------------------------------------------------------
@@ -250,8 +249,6 @@ class Steps:
         self.latest = (0, 0.0)
 
     def __enter__(self) -> Steps:
-        from glem_graphgym.models.text_encoder import TextEncoder
-
         plain = TextEncoder.forward
 
         def seen(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
@@ -283,21 +280,16 @@ class Steps:
         return np.diff(self.ends[start:]).tolist(), per_epoch, texts
 
 
-def nobody() -> Any:
-    """A validation that selects nothing and takes no time."""
-    from glem_graphgym.em.fit import Validation
-
-    return Validation(np.arange(32), lambda logits: 0.0)
+# Selects nothing and takes no time.
+VALIDATION = Validation(np.arange(32), lambda logits: 0.0)
 
 
-def gold_of(graph: TextGraph, count: int | None = None) -> Any:
+def gold_of(graph: TextGraph, count: int | None = None) -> Gold:
     """The gold labels, or a random ``count`` of them.
 
     Raises:
         ValueError: there are fewer.
     """
-    from glem_graphgym.em.pseudo_labels import Gold
-
     nodes = graph.split["train"]
     if count is not None:
         if count > len(nodes):
@@ -306,10 +298,8 @@ def gold_of(graph: TextGraph, count: int | None = None) -> Any:
     return Gold(nodes, graph.label[nodes], graph.num_classes)
 
 
-def pseudo_of(graph: TextGraph, gold: Any, count: int | None = None) -> Any:
+def pseudo_of(graph: TextGraph, gold: Gold, count: int | None = None) -> PseudoLabels:
     """Random pseudo-labels for all nodes without a gold label, or for a random ``count`` of them."""
-    from glem_graphgym.em.pseudo_labels import PseudoLabels
-
     rng = np.random.default_rng(1)
     rest = np.setdiff1d(np.arange(graph.num_nodes), graph.split["train"])
     if count is not None:
@@ -317,58 +307,30 @@ def pseudo_of(graph: TextGraph, gold: Any, count: int | None = None) -> Any:
     return PseudoLabels(rng.normal(size=(graph.num_nodes, graph.num_classes)).astype(np.float16), rest, gold)
 
 
-def lm_alone(job: Job, graph: TextGraph, cfg: Any) -> Found:
-    from glem_graphgym.build.graph import open_tokens
-    from glem_graphgym.build.run import lm_learners
-    from glem_graphgym.em.pseudo_labels import StepTargets
-
+def language_model(job: Job, graph: TextGraph) -> Found:
+    """Steps of the LM alone, of joint training and of GLEM's E-step."""
     store = open_tokens(cfg, graph)
-    learner, _ = lm_learners(cfg, store, graph.num_classes, nobody())
-    gold = gold_of(graph, job.batch * (job.warm_up + job.steps))
-    with Steps() as steps:
-        learner.fit(StepTargets(gold), job.method)
-    return steps.counted(job, math.ceil(len(graph.split["train"]) / job.batch))
-
-
-def joint(job: Job, graph: TextGraph, cfg: Any) -> Found:
-    from glem_graphgym.build.graph import open_tokens
-    from glem_graphgym.build.run import joint_learner
-    from glem_graphgym.em.pseudo_labels import StepTargets
-
-    store = open_tokens(cfg, graph)
-    learner = joint_learner(cfg, graph, store, nobody())
-    gold = gold_of(graph, job.batch * (job.warm_up + job.steps))
-    with Steps() as steps:
-        learner.fit(StepTargets(gold), np.empty((graph.num_nodes, 0), dtype=np.float32), job.method)
-    return steps.counted(job, math.ceil(len(graph.split["train"]) / job.batch))
-
-
-def e_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
-    from glem_graphgym.build.graph import open_tokens
-    from glem_graphgym.build.run import lm_learners
-    from glem_graphgym.em.pseudo_labels import StepTargets
-
-    store = open_tokens(cfg, graph)
-    _, learner = lm_learners(cfg, store, graph.num_classes, nobody())
-    gold_total = len(graph.split["train"])
-    pseudo_total = min(round(gold_total * cfg.glem.lm_pseudo_ratio), graph.num_nodes - gold_total)
     wanted = job.batch * (job.warm_up + job.steps)
-    gold = gold_of(graph, max(1, round(wanted * gold_total / (gold_total + pseudo_total))))
-    pseudo = pseudo_of(graph, gold, wanted - len(gold.nodes))
-    ratio = len(pseudo.nodes) / len(gold.nodes)
+    gold_total, pseudo_total, features = len(graph.split["train"]), 0, []
+    if job.method == GLEM:
+        learner: Any = lm_learners(cfg, store, graph.num_classes, VALIDATION)[1]
+        pseudo_total = min(round(gold_total * cfg.glem.lm_pseudo_ratio), graph.num_nodes - gold_total)
+        gold = gold_of(graph, max(1, round(wanted * gold_total / (gold_total + pseudo_total))))
+        pseudo = pseudo_of(graph, gold, wanted - len(gold.nodes))
+        targets = StepTargets(gold, pseudo, cfg.glem.alpha, len(pseudo.nodes) / len(gold.nodes))
+    elif job.method == JOINT:
+        learner, features = joint_learner(cfg, graph, store, VALIDATION), [np.empty((graph.num_nodes, 0), np.float32)]
+        targets = StepTargets(gold_of(graph, wanted))
+    else:
+        learner = lm_learners(cfg, store, graph.num_classes, VALIDATION)[0]
+        targets = StepTargets(gold_of(graph, wanted))
     with Steps() as steps:
-        learner.fit(StepTargets(gold, pseudo, cfg.glem.alpha, ratio), job.method)
+        learner.fit(targets, *features, job.method)
     return steps.counted(job, math.ceil((gold_total + pseudo_total) / job.batch))
 
 
-def m_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
-    from glem_graphgym.build.language_model import encoder_config, hardware_for
-    from glem_graphgym.build.run import gnn_learner
-    from glem_graphgym.config import feature_kinds
-    from glem_graphgym.em.pseudo_labels import StepTargets
-    from glem_graphgym.models.text_encoder import load_text_encoder
-
-    learner = gnn_learner(cfg, graph, nobody())
+def m_step(job: Job, graph: TextGraph) -> Found:
+    learner = gnn_learner(cfg, graph, VALIDATION)
     dim = load_text_encoder(encoder_config(cfg, hardware_for(cfg, "32"), -1.0, -1.0)).dim
     shape = (graph.num_nodes, dim * len(feature_kinds(cfg.glem.node_features)))
     features = np.random.default_rng(2).normal(size=shape).astype(np.float32)
@@ -379,30 +341,18 @@ def m_step(job: Job, graph: TextGraph, cfg: Any) -> Found:
     return steps.counted(job, 1)
 
 
-def encoding(job: Job, graph: TextGraph, cfg: Any) -> Found:
-    from glem_graphgym.build.graph import open_tokens
-    from glem_graphgym.build.run import lm_learners
-    from glem_graphgym.data.tokens import TokenStore
-
+def encoding(job: Job, graph: TextGraph) -> Found:
     whole = open_tokens(cfg, graph)
     count = min(ENCODED, len(whole))
     store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
-    learner, _ = lm_learners(cfg, store, graph.num_classes, nobody())
-    task = learner.start()
+    task = lm_learners(cfg, store, graph.num_classes, VALIDATION)[0].start()
     logits, embeddings = (np.zeros((count, width), np.float16) for width in (graph.num_classes, task.embedding_dim))
-    seconds = []
-    for number in range(1 + job.steps):
-        start = time.perf_counter()
-        task.predict(logits, embeddings, job.method)
-        if number:
-            seconds.append((time.perf_counter() - start) * len(whole) / count)
-    return seconds, 1, 0.0
+    seconds = seconds_of({"": lambda: task.predict(logits, embeddings, job.method)}, job.steps)[""]
+    return [second * len(whole) / count for second in seconds], 1, 0.0
 
 
-WORK: dict[str, Callable[[Job, TextGraph, Any], Found]] = {
-    LM: lm_alone,
-    JOINT: joint,
-    GLEM: e_step,
+WORK: dict[str, Callable[[Job, TextGraph], Found]] = {
+    **dict.fromkeys(CONFIGS, language_model),
     M_STEP: m_step,
     ENCODING: encoding,
 }

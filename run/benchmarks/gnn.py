@@ -1,9 +1,7 @@
-"""The GNN: M-step epochs, products with the graph, hop propagation, sampled neighbourhoods, the allocator."""
+"""The GNN: M-step epochs, products with the graph, hop propagation, sampled neighbourhoods."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +28,6 @@ from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.hardware import Hardware
-from glem_graphgym.memory import keep_freed_memory
 from glem_graphgym.models.block import BlockAdjacency, seed_logits
 from glem_graphgym.models.gcn import GCN
 from glem_graphgym.models.mlp import MLP
@@ -241,32 +238,3 @@ def sampled(repeats: int) -> Iterator[Row]:
     for name in rivals:
         more = {"rival": 1e3 * float(np.median(seconds[name])), "rival_name": name}
         yield row_of("sampled", f"SAGE {len(FAN_OUT)}x{WIDTH}, training step on it", ours, "ms", **more)
-
-
-def allocator(repeats: int) -> Iterator[Row]:
-    """A full-batch SAGE training step with and without `keep_freed_memory`, each in a process of its own."""
-    found = {}
-    for kept in (True, False):
-        code = f"import benchmarks.gnn as g; print(g.milliseconds_of_a_step({kept}, {repeats}))"
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-        found[kept] = float(done.stdout)
-    what = f"SAGE {LAYERS}x{WIDTH} training step, freed memory kept"
-    yield Row("allocator", what, found[True], "ms", rival=found[False], rival_name="memory given back")
-
-
-def milliseconds_of_a_step(kept: bool, repeats: int) -> float:
-    if kept:
-        keep_freed_memory()
-    adjacency, _ = graph()
-    torch.manual_seed(0)
-    model: nn.Module = SAGE(FEATURES, WIDTH, CLASSES, LAYERS)
-    x = torch.from_numpy(features())
-    optimizer = adamw(model.parameters(), 1e-3, 0.0)
-
-    def step() -> None:
-        model(x, adjacency).logsumexp(-1).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return round(1e3 * medians({"": step}, repeats)[""], 1)

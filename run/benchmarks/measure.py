@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -114,3 +116,21 @@ def describe_machine() -> str:
         model = names[0].partition(":")[2].strip() if names else model
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
+
+
+IMPORT = """
+import time, torch_geometric.graphgym
+start = time.perf_counter()
+import glem_graphgym
+print(time.perf_counter() - start)
+"""
+
+
+def startup(repeats: int) -> Iterable[Row]:
+    """``run/main.py --help``, and what importing the plugin adds to importing GraphGym."""
+    command = [sys.executable, str(Path(__file__).resolve().parents[1] / "main.py"), "--help"]
+    seconds = seconds_of({"": lambda: subprocess.run(command, check=True, capture_output=True)}, repeats)[""]
+    yield row_of("startup", "run/main.py --help", seconds, "s")
+    command = [sys.executable, "-c", IMPORT]
+    added = [float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(min(repeats, 3))]
+    yield row_of("startup", "import glem_graphgym, beyond GraphGym's own import", added, "s")

@@ -23,7 +23,7 @@ from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sgc import SGC
 from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
-from glem_graphgym.processes import Place
+from glem_graphgym.processes import RankInfo
 
 N, C = 30, 3
 GOLD, VALID = np.arange(0, 24, 3), np.arange(24, 30)
@@ -39,7 +39,7 @@ def targets() -> StepTargets:
 
 
 def act_as(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
-    monkeypatch.setattr(processes, "place", lambda: Place(rank, size, rank, size))
+    monkeypatch.setattr(processes, "rank_info", lambda: RankInfo(rank, size, rank, size))
 
 
 def losses(task: Task) -> list[float]:

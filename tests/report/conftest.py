@@ -89,7 +89,7 @@ def save_run(
 
 
 def save_stock_run(experiment: Path, seed: int, val: Sequence[float], test: float, **about: Any) -> Path:
-    """A run of stock GraphGym after `drop_sanity_row`: a row an epoch, test once at the end."""
+    """A run of stock GraphGym: a row per epoch, test once at the end."""
     folder = experiment / str(seed)
     settings = {"seed": seed, "model.type": "gnn"}
     identity = {"seed": seed, "mode": "standard", "dataset": "debian", "settings": settings, "files": {}}
