@@ -21,9 +21,8 @@ from glem_graphgym.em.fit import Validation
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
-from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.pooling import readout_of
-from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
 PADDING_SEEN = 0.01  # relative difference of an embedding with and without padding that is warned of

@@ -66,7 +66,7 @@ class HopLearner(GNNLearner):
         hops: K.
         label_hops: how far labels are propagated; the last hop is what the network sees. Used with label input.
         batch_size: nodes per optimizer step; 0 = all of an epoch's.
-        storage: keeps hop features on disk where they exceed its budget; ``graphs`` must then be of `StoredGraph`s.
+        storage: keeps hop features on disk where they exceed its budget; ``graphs`` must then be of `MmapGraph`s.
             None: all is in memory.
         consistency: SCR; None = off.
     """
@@ -107,7 +107,7 @@ class HopLearner(GNNLearner):
         x = torch.from_numpy(np.array(features, dtype=np.float32))
 
         def propagated(operator: SparseOperator, nodes: Any) -> Tensor:
-            return propagate(operator, seen := x[nodes], self.hops, self._empty(self.hops + 1, seen))
+            return propagate(operator, x[nodes], self.hops, self.hardware.dtype)
 
         hops = self._merged(propagated)
         if folds is None:
@@ -115,13 +115,9 @@ class HopLearner(GNNLearner):
         labels = LabelChannel(len(x), targets).all_rows()
 
         def label_hops(operator: SparseOperator, nodes: Any) -> Tensor:
-            seen = labels[nodes]
-            return fold_label_hops(operator, seen, folds[nodes], self.label_hops, self._empty(1, seen), keep=1)
+            return fold_label_hops(operator, labels[nodes], folds[nodes], self.label_hops, self.hardware.dtype)
 
         return HopInputs(len(x), hops, self._merged(label_hops))
-
-    def _empty(self, hops: int, x: Tensor) -> Tensor:
-        return torch.empty(hops, *x.shape, dtype=self.hardware.dtype)
 
     def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
         """(hops, N, …): of the nodes that training sees on what it sees, of the others on what prediction sees."""

@@ -73,7 +73,7 @@ class JointLearner:
         hardware: device and precision.
         predicted: as of a `GNNLearner`.
         layerwise: lets the GNN predict where graph and features are too large to be in memory; its network is then
-            `layerwise.Layered`. None: they are in memory.
+            a `LayeredGNN`. None: they are in memory.
     """
 
     tokens: TokenStore

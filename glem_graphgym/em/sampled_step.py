@@ -86,7 +86,7 @@ class SampledLearner(GNNLearner):
 class StoredSampledLearner(SampledLearner):
     """A `SampledLearner` for a graph and features that may be memory-mapped: nothing of all nodes is in memory.
 
-    Its network is `layerwise.Layered`, and training sees the whole graph (transductive).
+    Its network is a `LayeredGNN`, and training sees the whole graph (transductive).
 
     Attributes:
         layerwise: validates and predicts.

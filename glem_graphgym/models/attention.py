@@ -28,17 +28,13 @@ def cpu_attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface.
+    """transformers' attention interface: (B, L, heads, D) and no weights, of (B, heads, L, D) each.
 
     Args:
         module: the attention layer that calls; whether it is in training mode decides about dropout.
-        query, key, value: (B, heads, L, D).
         attention_mask: float, broadcasts to (B, heads, L, L), added to the scores; None where nothing is masked.
         scaling: of the scores; None = D^-1/2.
         dropout: share 0-1 of the attention weights dropped in training.
-
-    Returns:
-        (B, L, heads, D), and no attention weights.
 
     Raises:
         TypeError: the model wants more than scores, a mask and dropout.

@@ -17,27 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.checks import check_sizes
+from glem_graphgym.models.propagation import Adjacency, described
 
 
 class AttentionGraph:
     """``heads`` copies of a graph, as attention over its edges needs them; E edges in all, self-loops included.
 
-    N nodes attend to one another, or the first T of them, the adjacency's targets, to all N.
-
-    Vectors on edges have shape (E·H,): by target node, then head, then source. Made by `AttentionGraph.of`.
-
-    Args:
-        adjacency: the graph; row = target, column = source.
-        heads: H, at least 1.
-
-    Raises:
-        ValueError: fewer than one head.
+    N nodes attend to one another, or the first T of them, the adjacency's targets, to all N. Vectors on edges have
+    shape (E·H,): by target node, then head, then source. Made by `AttentionGraph.of`.
     """
 
     def __init__(self, adjacency: Adjacency, heads: int) -> None:
-        if heads < 1:
-            raise ValueError(f"heads is {heads}, expected at least 1")
+        check_sizes(heads=heads)
         self.num_nodes, self.num_targets = adjacency.num_nodes, adjacency.num_targets
         self.num_edges, self.heads = len(adjacency.col), heads
         # embedding_bag wants all indices of one type; 32 bits halve the memory.
@@ -62,8 +54,7 @@ class AttentionGraph:
         made = _MADE.setdefault(adjacency, {})
         if heads not in made:
             with torch.inference_mode(False):  # so that training may use it too
-                graph = AttentionGraph(adjacency.with_self_loops(), heads)
-            made[heads] = graph
+                made[heads] = AttentionGraph(adjacency.with_self_loops(), heads)
         return made[heads]
 
     def in_degree(self) -> Tensor:
@@ -89,23 +80,18 @@ class AttentionGraph:
     ) -> Tensor:
         """Attention (E·H,): softmax over each node's incoming edges of leaky_relu(source_j + target_i), a head apart.
 
+        In float32, or float64 where the scores are. All 0 at a node without a (kept) edge.
+
         Args:
             source: (N, H), score of a node as a source; ``target``: (T, H), as a target, or None for 0.
             kept: bool (E,), the edges to which the softmax is restricted; the others get 0. None for all.
             slope: of the leaky ReLU, below 0.
-
-        In float32, or float64 where the scores are. All 0 at a node without a (kept) edge.
-
-        Raises:
-            ValueError: a shape is another.
         """
         for name, scores, nodes in (("source", source, self.num_nodes), ("target", target, self.num_targets)):
             if scores is not None and scores.shape != (nodes, self.heads):
-                expected = (nodes, self.heads)
-                raise ValueError(f"{name} scores have shape {tuple(scores.shape)}, expected {expected}")
+                raise ValueError(f"{name} scores have shape {tuple(scores.shape)}, expected {(nodes, self.heads)}")
         if kept is not None and (kept.shape != (self.num_edges,) or kept.dtype != torch.bool):
-            found = f"{kept.dtype} of shape {tuple(kept.shape)}"
-            raise ValueError(f"kept is {found}, expected torch.bool of shape ({self.num_edges},)")
+            raise ValueError(f"kept is {described(kept)}, expected torch.bool of shape ({self.num_edges},)")
         exact = torch.promote_types(source.dtype, torch.float32)
         source = source.to(exact).flatten()
         target = None if target is None else target.to(exact).flatten()
@@ -130,9 +116,6 @@ class AttentionGraph:
         Args:
             values: (N, H·D), float32, bfloat16, float16 or float64; the sum has this type.
             weight: (E·H,), rounded to the type of the values.
-
-        Raises:
-            ValueError: a shape is another.
         """
         if values.dim() != 2 or len(values) != self.num_nodes or values.shape[1] % self.heads:
             expected = f"({self.num_nodes}, a multiple of {self.heads})"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glem_graphgym.models.mlp import LayerStack
-from glem_graphgym.models.propagation import Adjacency, SparseOperator
+from glem_graphgym.models.propagation import Adjacency, SparseOperator, kept_operator
 
 
 class BlockAdjacency(Adjacency):
@@ -42,14 +42,12 @@ class BlockAdjacency(Adjacency):
             return self
         return BlockAdjacency(self.rowptr.to(device).long(), col, self.degree.to(device), self.ends)
 
+    @kept_operator
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2 of the whole graph, estimated from the drawn edges."""
-        if "gcn" not in self._operators:
-            drawn = self.rowptr.diff().double() + 1
-            scale = self.degree.double() + 1
-            pattern = self.with_self_loops()._pattern
-            self._operators["gcn"] = SparseOperator(pattern, self.targets_of(scale).sqrt() / drawn, scale.rsqrt())
-        return self._operators["gcn"]
+        drawn, scale = self.rowptr.diff().double() + 1, self.degree.double() + 1
+        pattern = self.with_self_loops()._pattern
+        return SparseOperator(pattern, self.targets_of(scale).sqrt() / drawn, scale.rsqrt())
 
     def layers(self) -> list[BlockAdjacency]:
         """For each of a network's layers the edges into the nodes whose outputs are still needed, first layer first.
@@ -62,8 +60,8 @@ class BlockAdjacency(Adjacency):
             self._layers = []
             for targets, nodes in reversed(list(pairwise(self.ends))):
                 inner = rowptr[: targets + 1]
-                layer = BlockAdjacency(inner, col[: int(inner[-1])], self.degree[:nodes], (targets, nodes))
-                self._layers.append(layer)
+                ends = (targets, nodes)
+                self._layers.append(BlockAdjacency(inner, col[: int(inner[-1])], self.degree[:nodes], ends))
         return self._layers
 
 
@@ -72,9 +70,6 @@ def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor
 
     Every layer gives outputs to the nodes that the next layer reads, and to no others: norms see the same kind of
     nodes as in full-batch training.
-
-    Raises:
-        ValueError: the block has another number of hops than the network has layers.
     """
     hops = len(block.ends) - 1
     if hops != len(network.layers):

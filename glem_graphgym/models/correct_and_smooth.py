@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -12,10 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CorrectAndSmoothSettings:
-    """Attributes: propagations (L₁, L₂) and coefficients (α₁, α₂, 0-1) of correction and smoothing, as PyG names them.
-
-    The scale γ of the correction is found from the residuals (``autoscale``).
-    """
+    """Propagations (L₁, L₂) and coefficients (α₁, α₂, 0-1) of correction and smoothing; γ is PyG's ``autoscale``."""
 
     correct_layers: int = 50
     correct_alpha: float = 1.0
@@ -35,9 +32,7 @@ def correct_and_smooth(
     """
     from torch_geometric.nn.models import CorrectAndSmooth
 
-    post = CorrectAndSmooth(
-        settings.correct_layers, settings.correct_alpha, settings.smooth_layers, settings.smooth_alpha
-    )
+    post = CorrectAndSmooth(*astuple(settings))
     soft = F.softmax(torch.from_numpy(np.asarray(logits, dtype=np.float32)), dim=-1)
     gold, place = torch.from_numpy(labels), torch.from_numpy(nodes)
     smoothed = post.smooth(post.correct(soft, gold, place, edge_index), gold, place, edge_index)

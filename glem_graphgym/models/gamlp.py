@@ -10,15 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glem_graphgym.models.checks import check_probabilities, check_sizes
 from glem_graphgym.models.dropout import Dropout, dropout
-from glem_graphgym.models.hop_network import (
-    FeedForward,
-    HopNetwork,
-    check_probabilities,
-    check_sizes,
-    reset_glorot,
-    weighted_sum,
-)
+from glem_graphgym.models.hop_network import FeedForward, HopNetwork, reset_glorot, weighted_sum
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -36,30 +30,19 @@ class GAMLP(HopNetwork):
 
     The published setting for ogbn-products: 512 hidden, 5 hops, output and label nets of 4 layers,
     leaky_relu, residual, dropout 0.5, input 0.2, attention 0.5. For ogbn-papers100M: 1024 hidden, 6 hops, output net
-    of 6 layers, sigmoid, no residual, dropout 0.5 alone.
-
-    Difference from the published code: parameters that a setting does not use are not made.
+    of 6 layers, sigmoid, no residual, dropout 0.5 alone. Parameters that a setting does not use are not made.
 
     Args:
-        dim_in: D, width of the node features.
-        dim_hidden: H, width of every hidden layer.
-        dim_out: C, number of classes.
-        hops: K, at least 0.
+        dim_in, dim_hidden, dim_out, hops: D, H, C and K.
         residual: add a linear map of x to the gathered hops.
-        output_layers: layers of the net that gives the logits (n-layers-2).
-        alpha: share 0-1 of the first layer's output in every middle layer's input of that net.
+        output_layers, label_layers: layers of the nets of logits (n-layers-2) and of label hops (n-layers-3).
+        alpha: share 0-1 of the first layer's output in every middle layer's input of the net of logits.
         activation: of the attention scores: ``"sigmoid"``, ``"relu"`` or ``"leaky_relu"``.
-        dropout: probability, 0 to below 1, after each PReLU.
-        input_dropout: probability, 0 to below 1, of dropping an input feature.
-        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
+        dropout: probability, 0 to below 1, after each PReLU; ``input_dropout``, ``attention_dropout`` and
+            ``label_dropout``: of dropping an input feature, an attention weight, an input of the label branch.
         input_norm: batch norm of the node features, over all hops at once (GLEM's authors; theirs takes hop after
             hop in training, and in evaluation statistics that mix them).
         label_hops: label hops that the label branch takes; 0 = no label branch.
-        label_layers: layers of the label branch (n-layers-3).
-        label_dropout: probability, 0 to below 1, of dropping an input of the label branch.
-
-    Raises:
-        ValueError: an argument is out of range or unknown.
     """
 
     def __init__(
@@ -81,13 +64,11 @@ class GAMLP(HopNetwork):
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__(dim_in, dim_out, hops, label_hops)
-        _check_choice("activation", activation, tuple(_ACTIVATIONS))
         check_sizes(dim_hidden=dim_hidden)
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
         check_probabilities(
-            dropout=dropout,
-            input_dropout=input_dropout,
-            attention_dropout=attention_dropout,
-            label_dropout=label_dropout,
+            input_dropout=input_dropout, attention_dropout=attention_dropout, label_dropout=label_dropout
         )
         self.dropout, self.input_dropout, self.attention_dropout = dropout, input_dropout, attention_dropout
         self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
@@ -105,22 +86,15 @@ class GAMLP(HopNetwork):
             reset_glorot(self.residual)
 
     def hop_logits(self, hop_features: Tensor) -> Tensor:
-        x = self.prepare(hop_features)
-        hidden = self.encode(x)
+        x = dropout(hop_features, self.input_dropout, self.training)
+        if self.input_norm is not None:
+            x = self.input_norm(x.flatten(0, 1)).view_as(x)
+        hidden = [transform(x[hop]) for hop, transform in enumerate(self.preprocess)]
         weights = dropout(self.attention(hidden), self.attention_dropout, self.training)
         out = weighted_sum(hidden, weights)
         if self.residual is not None and self.prelu is not None:
             out = dropout(self.prelu(out + self.residual(x[0])), self.dropout, self.training)
         return self.output(out)
-
-    def prepare(self, hop_features: Tensor) -> Tensor:
-        """(K+1, B, D): the hop features with input dropout and input norm."""
-        x = dropout(hop_features, self.input_dropout, self.training)
-        return x if self.input_norm is None else self.input_norm(x.flatten(0, 1)).view_as(x)
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """K+1 times (B, H): the prepared hops, each transformed by two layers of its own."""
-        return [transform(x[hop]) for hop, transform in enumerate(self.preprocess)]
 
 
 class RecursiveAttention(nn.Module):
@@ -128,11 +102,7 @@ class RecursiveAttention(nn.Module):
 
     The recursive attention of Zhang et al. 2022. The history enters by its product with one half of w alone, so
     products of the h_j with both halves are taken once; the recursion then runs over numbers, not vectors of width H.
-
-    Args:
-        dim: H, width of an encoded hop.
-        activation: δ.
-        dropout: probability of dropping a weight of the history.
+    ``activation`` is δ; ``dropout`` drops weights of the history.
     """
 
     def __init__(self, dim: int, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
@@ -160,15 +130,6 @@ class InitialResidual(nn.Module):
     x_1 = BN(x W_1); x_l = BN(((1-α) x̂ + α x_1) W_l) + x̂ for middle layers, x̂ being x_{l-1} after PReLU and dropout;
     the last layer is BN(x̂ W_L), so the logits of an output net are normalised. First and last layer add their input
     too where the widths agree. After GCNII (Chen et al. 2020), by way of GBP; all layers share one PReLU.
-
-    Args:
-        dim_in, dim_hidden, dim_out: widths; with one layer ``dim_hidden`` is unused.
-        num_layers: L, at least 1.
-        dropout: probability, 0 to below 1.
-        alpha: α, share 0-1.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -189,8 +150,7 @@ class InitialResidual(nn.Module):
             bound = linear.out_features**-0.5
             nn.init.uniform_(linear.weight, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim_out) of (B, dim_in)."""
+    def forward(self, x: Tensor) -> Tensor:  # (B, dim_in) -> (B, dim_out)
         x = first = self._layer(0, x, x)
         last = len(self.linears) - 1
         for layer in range(1, last + 1):
@@ -202,8 +162,3 @@ class InitialResidual(nn.Module):
     def _layer(self, layer: int, x: Tensor, skip: Tensor) -> Tensor:
         out = self.norms[layer](self.linears[layer](x))
         return out + skip if out.shape == skip.shape else out
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
+from glem_graphgym.models.checks import check_probabilities, check_sizes
 from glem_graphgym.models.dropout import dropout
 from glem_graphgym.models.mlp import LayerStack
 from glem_graphgym.models.propagation import Adjacency
@@ -15,31 +18,19 @@ class GATLayer(nn.Module):
     """Graph attention (Velickovic et al. 2018, equations 1 to 6), as PyG's ``GATConv``.
 
     Args:
-        dim_in: D_in.
-        dim_out: D, width of a head.
+        dim_in, dim_out: D_in and D, width of a head.
         heads: H.
         concat: put the heads beside one another, (N, H·D); else their mean, (N, D).
         attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-
-    Raises:
-        ValueError: ``heads`` or ``attention_dropout`` is out of range.
     """
 
     def __init__(
-        self,
-        dim_in: int,
-        dim_out: int,
-        heads: int = 1,
-        concat: bool = True,
-        attention_dropout: float = 0.0,
+        self, dim_in: int, dim_out: int, heads: int = 1, concat: bool = True, attention_dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if heads < 1:
-            raise ValueError(f"heads is {heads}, expected at least 1")
-        if not 0 <= attention_dropout < 1:
-            raise ValueError(f"attention_dropout is {attention_dropout}, expected a probability from 0 to below 1")
-        self.heads, self.concat = heads, concat
-        self.attention_dropout = attention_dropout
+        check_sizes(heads=heads)
+        check_probabilities(attention_dropout=attention_dropout)
+        self.heads, self.concat, self.attention_dropout = heads, concat, attention_dropout
         self.linear = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.source = nn.Parameter(torch.empty(heads, dim_out))
         self.target = nn.Parameter(torch.empty(heads, dim_out))
@@ -61,18 +52,9 @@ class GATLayer(nn.Module):
 class GAT(LayerStack):
     """Graph attention network: concatenated heads in the hidden layers, their mean in the last one.
 
-    Between the layers norm, ReLU and dropout as in `LayerStack`, where the paper has ELU and dropout.
-
-    Args:
-        dim_hidden: width **of a head**, as published ("8 heads of 8 features each"); a hidden layer is ``heads`` times
-            as wide.
-        heads: attention heads of every layer.
-        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-
-        The others as `LayerStack`.
-
-    Raises:
-        ValueError: an argument is out of range.
+    Between the layers norm, ReLU and dropout as in `LayerStack`, where the paper has ELU and dropout. Arguments as
+    there and of `GATLayer`, but ``dim_hidden`` is the width **of a head**, as published ("8 heads of 8 features each");
+    a hidden layer is ``heads`` times as wide.
     """
 
     Layer = nn.Identity  # a placeholder: the layers differ, so they are made below
@@ -83,27 +65,15 @@ class GAT(LayerStack):
         dim_hidden: int,
         dim_out: int,
         num_layers: int,
-        dropout: float = 0.5,
-        norm: str = "batch",
-        input_dropout: float = 0.0,
-        residual: bool = False,
+        *args: Any,
         heads: int = 3,
         attention_dropout: float = 0.0,
+        **options: Any,
     ) -> None:
-        if heads < 1:
-            raise ValueError(f"heads is {heads}, expected at least 1")
-        if dim_hidden < 1:
-            raise ValueError(f"dim_hidden is {dim_hidden}, expected at least 1")
-        width = heads * dim_hidden
-        super().__init__(dim_in, width, dim_out, num_layers, dropout, norm, input_dropout, residual)
-        last = num_layers - 1
+        check_sizes(heads=heads, dim_hidden=dim_hidden)
+        width, last = heads * dim_hidden, num_layers - 1
+        super().__init__(dim_in, width, dim_out, num_layers, *args, **options)
         self.layers = nn.ModuleList(
-            GATLayer(
-                width if i else dim_in,
-                dim_hidden if i < last else dim_out,
-                heads,
-                concat=i < last,
-                attention_dropout=attention_dropout,
-            )
+            GATLayer(width if i else dim_in, dim_hidden if i < last else dim_out, heads, i < last, attention_dropout)
             for i in range(num_layers)
         )

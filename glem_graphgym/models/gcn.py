@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from glem_graphgym.models.mlp import LayerStack
@@ -25,29 +27,14 @@ class GCN(LayerStack):
     """Graph convolutional network.
 
     With 3 layers of 256, batch norm and dropout 0.5 this is OGB's baseline for ogbn-arxiv. With 2 such layers, input
-    dropout 0.1 and no hidden biases it is the GCN of GLEM's authors.
-
-    Args:
-        hidden_bias: False leaves the bias out of every layer but the last; batch norm would cancel it anyway.
-
-        The others as `LayerStack`.
+    dropout 0.1 and no hidden biases it is the GCN of GLEM's authors. Arguments as `LayerStack`; ``hidden_bias`` False
+    leaves the bias out of every layer but the last, where batch norm would cancel it anyway.
     """
 
     Layer = GCNLayer
 
-    def __init__(
-        self,
-        dim_in: int,
-        dim_hidden: int,
-        dim_out: int,
-        num_layers: int,
-        dropout: float = 0.5,
-        norm: str = "batch",
-        input_dropout: float = 0.0,
-        residual: bool = False,
-        hidden_bias: bool = True,
-    ) -> None:
-        super().__init__(dim_in, dim_hidden, dim_out, num_layers, dropout, norm, input_dropout, residual)
+    def __init__(self, *args: Any, hidden_bias: bool = True, **options: Any) -> None:
+        super().__init__(*args, **options)
         if not hidden_bias:
             for layer in self.layers[:-1]:
                 assert isinstance(layer, GCNLayer)

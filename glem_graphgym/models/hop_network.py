@@ -8,31 +8,27 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from glem_graphgym.models.checks import check_probabilities, check_sizes
 from glem_graphgym.models.dropout import dropout, relu_dropout
 
 
 class HopNetwork(nn.Module):
     """A network that sees of the graph only its nodes' hop features, and so takes any batch of nodes.
 
-    A subclass defines `hop_logits`, and in its ``label_branch`` what becomes of label hops: a module
-    (B, label_hops · C) -> (B, C) whose output is added to the logits.
+    A subclass defines `hop_logits`, and for label hops a ``label_branch``, a module (B, label_hops · C) -> (B, C) whose
+    output is added to the logits.
 
     Args:
         dim_in: D, width of the node features.
         dim_out: C, number of classes.
         hops: K; the network expects K+1 hop features. None = any number from 1.
         label_hops: how many label hops the label branch takes; 0 = no label branch.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(self, dim_in: int, dim_out: int, hops: int | None, label_hops: int = 0) -> None:
         super().__init__()
         check_sizes(dim_in=dim_in, dim_out=dim_out)
-        for name, value in {"hops": hops or 0, "label_hops": label_hops}.items():
-            if value < 0:
-                raise ValueError(f"{name} is {value}, expected at least 0")
+        check_sizes(0, hops=hops or 0, label_hops=label_hops)
         self.dim_in, self.dim_out, self.hops, self.label_hops = dim_in, dim_out, hops, label_hops
         self.label_branch: nn.Module | None = None
 
@@ -42,11 +38,15 @@ class HopNetwork(nn.Module):
         Args:
             hop_features: (K+1, B, D), as `propagate` makes them.
             label_features: (label_hops, B, C), as `fold_label_hops` makes them; None without a label branch.
-
-        Raises:
-            ValueError: a shape is another.
         """
-        self._check(hop_features, label_features)
+        hops = "hops" if self.hops is None else str(self.hops + 1)
+        right = hop_features.dim() == 3 and hop_features.shape[2] == self.dim_in and len(hop_features) > 0
+        if not right or (self.hops is not None and len(hop_features) != self.hops + 1):
+            raise ValueError(f"hop_features are {tuple(hop_features.shape)}, expected ({hops}, batch, {self.dim_in})")
+        expected = (self.label_hops, hop_features.shape[1], self.dim_out) if self.label_hops else None
+        found = None if label_features is None else tuple(label_features.shape)
+        if found != expected:
+            raise ValueError(f"label_features are {found}, expected {expected} with label_hops = {self.label_hops}")
         logits = self.hop_logits(hop_features)
         if self.label_branch is None or label_features is None:
             return logits
@@ -56,32 +56,12 @@ class HopNetwork(nn.Module):
         """Logits (B, C) of hop features (K+1, B, D)."""
         raise NotImplementedError
 
-    def _check(self, hop_features: Tensor, label_features: Tensor | None) -> None:
-        hops = "hops" if self.hops is None else str(self.hops + 1)
-        right = hop_features.dim() == 3 and hop_features.shape[2] == self.dim_in and len(hop_features) > 0
-        if not right or (self.hops is not None and len(hop_features) != self.hops + 1):
-            raise ValueError(f"hop_features are {tuple(hop_features.shape)}, expected ({hops}, batch, {self.dim_in})")
-        expected = (self.label_hops, hop_features.shape[1], self.dim_out) if self.label_hops else None
-        found = None if label_features is None else tuple(label_features.shape)
-        if found != expected:
-            raise ValueError(f"label_features are {found}, expected {expected} with label_hops = {self.label_hops}")
-
 
 class FeedForward(nn.Module):
     """Linear layers, and between them batch norm, PReLU or ReLU, and dropout.
 
     All layers share one PReLU, as in the published code of SIGN and GAMLP; weights start Glorot with the gain of ReLU,
-    biases at 0.
-
-    Args:
-        dim_in, dim_hidden, dim_out: widths; with one layer ``dim_hidden`` is unused.
-        num_layers: linear layers, at least 1.
-        dropout: probability, 0 to below 1.
-        prelu: PReLU in place of ReLU.
-        batch_norm: normalise before each non-linearity.
-
-    Raises:
-        ValueError: an argument is out of range.
+    biases at 0. With one of the ``num_layers`` linear layers ``dim_hidden`` is unused.
     """
 
     def __init__(
@@ -106,8 +86,7 @@ class FeedForward(nn.Module):
         for linear in self.linears:
             reset_glorot(linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim_out) of (B, dim_in)."""
+    def forward(self, x: Tensor) -> Tensor:  # (B, dim_in) -> (B, dim_out)
         for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
             x = norm(linear(x))
             if self.prelu is None:
@@ -131,17 +110,3 @@ def reset_glorot(linear: nn.Module) -> None:
     nn.init.xavier_uniform_(linear.weight, gain=nn.init.calculate_gain("relu"))
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raises ValueError for a size below 1."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-
-
-def check_probabilities(**probabilities: float) -> None:
-    """Raises ValueError for a dropout probability outside 0 to below 1."""
-    for name, value in probabilities.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}, expected a probability from 0 to below 1")

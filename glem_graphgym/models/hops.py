@@ -8,17 +8,13 @@ read cold from a memory-mapped file by sorted nodes, hop-major took half the tim
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from glem_graphgym.models.propagation import SparseOperator
+from glem_graphgym.models.propagation import SparseOperator, described
 
-Array = TypeVar("Array", Tensor, np.ndarray)
-
-BLOCK_BYTES = 1 << 30
+BLOCK_BYTES = 1 << 30  # working memory of a propagation at most, results aside; a column at least
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -29,59 +25,24 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
-@overload
-def propagate(
-    operator: SparseOperator, x: Tensor | np.ndarray, hops: int, out: None = None, *, block_bytes: int = BLOCK_BYTES
-) -> Tensor: ...
-
-
-@overload
-def propagate(
-    operator: SparseOperator, x: Tensor | np.ndarray, hops: int, out: Array, *, block_bytes: int = BLOCK_BYTES
-) -> Array: ...
-
-
-def propagate(
-    operator: SparseOperator,
-    x: Tensor | np.ndarray,
-    hops: int,
-    out: Tensor | np.ndarray | None = None,
-    *,
-    block_bytes: int = BLOCK_BYTES,
-) -> Tensor | np.ndarray:
-    """Hop features [x, Ax, A²x, ...] without gradient, a block of columns at a time (SIGN, Frasca et al. 2020).
+@torch.no_grad()
+def propagate(operator: SparseOperator, x: Tensor, hops: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Hop features [x, Ax, A²x, ...] (K+1, N, D) without gradient, beside ``x`` (SIGN, Frasca et al. 2020).
 
     Products are float32, or float64 for such an ``x``, from first to last hop; each hop is `rounded` once, when stored.
 
     Args:
-        operator: A; the products run on its device.
-        x: (N, D) floats, on any device; an array may be memory-mapped.
+        operator: A; the products run on its device, a block of columns at a time.
+        x: (N, D) floats, on any device.
         hops: K, at least 0.
-        out: (K+1, N, D) floats to write into: a tensor, or an array that may be memory-mapped. None makes a tensor
-            beside ``x``, of its type.
-        block_bytes: bytes of working memory at most, ``out`` and the operator's weights aside; a column at least.
-
-    Returns:
-        ``out``, of shape (K+1, N, D).
-
-    Raises:
-        ValueError: a shape or type is another, or ``out`` cannot be written to.
+        dtype: of the result; None = that of ``x``.
     """
-    _check_rows("x", x, operator.num_nodes)
-    if hops < 0:
-        raise ValueError(f"hops is {hops}, expected at least 0")
-    shape = (hops + 1, *x.shape)
-    if out is None:
-        source = x if isinstance(x, Tensor) else torch.from_numpy(np.empty(0, dtype=x.dtype))
-        out = torch.empty(shape, dtype=source.dtype, device=source.device)
-    stored = _writable(out, shape)
-    with torch.no_grad():
-        for columns in _blocks(x, block_bytes):
-            current = _read(x, columns, operator.device)
-            stored[0, :, columns] = rounded(current, stored.dtype).to(stored.device)
-            for hop in range(1, hops + 1):
-                current = operator @ current
-                stored[hop, :, columns] = rounded(current, stored.dtype).to(stored.device)
+    _check("x", x, operator, hops, least=0)
+    out = torch.empty((hops + 1, *x.shape), dtype=dtype or x.dtype, device=x.device)
+    for columns, current in _blocks(operator, x):
+        for hop in range(hops + 1):
+            current = operator @ current if hop else current
+            out[hop, :, columns] = rounded(current, out.dtype).to(out.device)
     return out
 
 
@@ -94,7 +55,7 @@ def draw_folds(is_given: Tensor, num_folds: int, generator: torch.Generator | No
     if num_folds < 2:
         raise ValueError(f"num_folds is {num_folds}, expected at least 2: a node sees the labels of other folds only")
     if is_given.dtype != torch.bool or is_given.dim() != 1:
-        raise ValueError(f"is_given is {_described(is_given)}, expected torch.bool of shape (N,)")
+        raise ValueError(f"is_given is {described(is_given)}, expected torch.bool of shape (N,)")
     nodes = is_given.nonzero().flatten()
     order = torch.randperm(len(nodes), generator=generator).to(nodes.device)
     folds = torch.full(is_given.shape, -1, device=is_given.device)
@@ -102,43 +63,11 @@ def draw_folds(is_given: Tensor, num_folds: int, generator: torch.Generator | No
     return folds
 
 
-@overload
+@torch.no_grad()
 def fold_label_hops(
-    operator: SparseOperator,
-    labels: Tensor,
-    folds: Tensor,
-    hops: int,
-    out: None = None,
-    *,
-    keep: int | None = None,
-    block_bytes: int = BLOCK_BYTES,
-) -> Tensor: ...
-
-
-@overload
-def fold_label_hops(
-    operator: SparseOperator,
-    labels: Tensor,
-    folds: Tensor,
-    hops: int,
-    out: Array,
-    *,
-    keep: int | None = None,
-    block_bytes: int = BLOCK_BYTES,
-) -> Array: ...
-
-
-def fold_label_hops(
-    operator: SparseOperator,
-    labels: Tensor,
-    folds: Tensor,
-    hops: int,
-    out: Tensor | np.ndarray | None = None,
-    *,
-    keep: int | None = None,
-    block_bytes: int = BLOCK_BYTES,
-) -> Tensor | np.ndarray:
-    """Label hops [AY, A²Y, ...] in which no node sees its own label, at any hop: p(y_n | ..., y_{V∖n}).
+    operator: SparseOperator, labels: Tensor, folds: Tensor, hops: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The last label hop A^K Y, (1, N, C), in which no node sees its own label: p(y_n | ..., y_{V∖n}).
 
     A walk of two steps or more leads back to where it began, so propagating all labels at once would hand every node
     its own (the published code of GAMLP and SAGN does, and dilutes it by taking a late hop). Here the labels of each
@@ -153,94 +82,41 @@ def fold_label_hops(
         labels: float (N, C), a distribution a node: one-hot gold labels, or pseudo-labels. Read only where a fold is
             given; whatever stands elsewhere (labels not to be seen, NaN) is without effect.
         folds: integers (N,): the fold, 0 or more, of a node whose label is given; -1 for a node without.
-        hops: K, at least 1. There is no hop 0: it would be the node's own label.
-        out: (kept hops, N, C), as in `propagate`; None makes a tensor of the labels' type beside them.
-        keep: how many hops to return, the last ones; None = all K. The published GAMLP and SAGN take the last alone.
-        block_bytes: bytes of working memory at most, as in `propagate`.
-
-    Returns:
-        ``out``, of shape (``keep`` or K, N, C).
-
-    Raises:
-        ValueError: a shape or type is another, or a number is out of range.
+        hops: K, at least 1. Hop 0 would be the node's own label.
+        dtype: as in `propagate`.
     """
-    _check_rows("labels", labels, operator.num_nodes)
-    if hops < 1:
-        raise ValueError(f"hops is {hops}, expected at least 1")
-    keep = hops if keep is None else keep
-    if not 1 <= keep <= hops:
-        raise ValueError(f"keep is {keep}, expected 1 to {hops}, the number of hops")
-    _check_folds(folds, len(labels))
-    folds = folds.to(operator.device)
-    shape = (keep, *labels.shape)
-    if out is None:
-        out = torch.empty(shape, dtype=labels.dtype, device=labels.device)
-    stored = _writable(out, shape)
-    with torch.no_grad():
-        for columns in _blocks(labels, block_bytes):
-            block = _read(labels, columns, operator.device)
-            for fold in folds.unique().tolist():
-                seen = (folds >= 0) & (folds != fold)
-                current = block.where(seen[:, None], 0.0)
-                nodes = (folds == fold).nonzero().flatten()
-                for hop in range(hops):
-                    current = operator @ current
-                    if hop >= hops - keep:
-                        found = rounded(current[nodes], stored.dtype).to(stored.device)
-                        stored[hop - hops + keep, nodes.to(stored.device), columns] = found
-    return out
-
-
-def _blocks(x: Tensor | np.ndarray, block_bytes: int) -> Iterator[slice]:
-    """Column ranges of (N, D): as wide as the bytes allow."""
-    rows, width = x.shape
-    # Three copies of a block at a time: as it is read, or what is stored of it; a product's operand; its result.
-    column = 3 * rows * _working_type(x).itemsize
-    step = max(1, block_bytes // max(1, column))
-    return (slice(start, min(start + step, width)) for start in range(0, width, step))
-
-
-def _read(x: Tensor | np.ndarray, columns: slice, device: torch.device) -> Tensor:
-    block = x[:, columns]
-    if isinstance(block, np.ndarray):
-        block = torch.from_numpy(np.array(block))  # copied: torch warns of arrays that are mapped read-only
-    return block.detach().to(device, _working_type(x)).contiguous()
-
-
-def _working_type(x: Tensor | np.ndarray) -> torch.dtype:
-    return torch.float64 if x.dtype in (torch.float64, np.float64) else torch.float32
-
-
-def _writable(out: Tensor | np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    """``out`` as a tensor that shares its memory."""
-    if tuple(out.shape) != shape or not _is_float(out):
-        raise ValueError(f"out is {_described(out)}, expected floats of shape {shape}")
-    if isinstance(out, Tensor):
-        if out.requires_grad:
-            raise ValueError("out requires gradients, but hop features are made without; give out.detach()")
-        return out
-    if not out.flags.writeable:
-        raise ValueError("out is a read-only array; map it with mode 'r+' or 'w+'")
-    return torch.from_numpy(out)
-
-
-def _check_rows(name: str, x: Tensor | np.ndarray, rows: int) -> None:
-    if len(x.shape) != 2 or len(x) != rows or not _is_float(x):
-        raise ValueError(f"{name} is {_described(x)}, expected floats of shape ({rows}, columns)")
-
-
-def _check_folds(folds: Tensor, rows: int) -> None:
-    if folds.shape != (rows,) or folds.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
-        raise ValueError(f"folds is {_described(folds)}, expected signed integers of shape ({rows},)")
-    if rows and folds.min() < -1:
+    _check("labels", labels, operator, hops, least=1)
+    if folds.shape != (len(labels),) or folds.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
+        raise ValueError(f"folds is {described(folds)}, expected signed integers of shape ({len(labels)},)")
+    if len(folds) and folds.min() < -1:
         raise ValueError(
             f"folds has {int(folds.min())}, expected folds from 0, and -1 for nodes whose label is not given"
         )
+    folds = folds.to(operator.device)
+    out = torch.empty((1, *labels.shape), dtype=dtype or labels.dtype, device=labels.device)
+    for columns, block in _blocks(operator, labels):
+        for fold in folds.unique().tolist():
+            seen = (folds >= 0) & (folds != fold)
+            current = block.where(seen[:, None], 0.0)
+            for _ in range(hops):
+                current = operator @ current
+            nodes = (folds == fold).nonzero().flatten()
+            out[0, nodes.to(out.device), columns] = rounded(current[nodes], out.dtype).to(out.device)
+    return out
 
 
-def _is_float(x: Tensor | np.ndarray) -> bool:
-    return x.dtype.is_floating_point if isinstance(x, Tensor) else x.dtype in (np.float16, np.float32, np.float64)
+def _blocks(operator: SparseOperator, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Column ranges of ``x`` (N, D), as wide as `BLOCK_BYTES` allow, each with its columns ready for products."""
+    rows, width = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    # Three copies of a block at a time: as it is read, or what is stored of it; a product's operand; its result.
+    step = max(1, BLOCK_BYTES // max(1, 3 * rows * dtype.itemsize))
+    for columns in (slice(start, start + step) for start in range(0, width, step)):
+        yield columns, x[:, columns].detach().to(operator.device, dtype).contiguous()
 
 
-def _described(x: Tensor | np.ndarray) -> str:
-    return f"{x.dtype} of shape {tuple(x.shape)}"
+def _check(name: str, x: Tensor, operator: SparseOperator, hops: int, least: int) -> None:
+    if x.dim() != 2 or len(x) != operator.num_nodes or not x.is_floating_point():
+        raise ValueError(f"{name} is {described(x)}, expected floats of shape ({operator.num_nodes}, columns)")
+    if hops < least:
+        raise ValueError(f"hops is {hops}, expected at least {least}")

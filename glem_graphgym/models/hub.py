@@ -67,10 +67,7 @@ def _of_hub(model: str) -> Path:
 
 
 def wanted(names: Iterable[str]) -> list[str]:
-    """Which of a hub model's files are downloaded: its configuration, tokenizer and weights, once.
-
-    Weights come as safetensors where there are any, and never of other frameworks or exports (``onnx/``).
-    """
+    """The files of a hub model that are downloaded; of weights only safetensors where there are any."""
     names = list(names)
     parts = {name: (Path(name).parent.as_posix(), Path(name).name) for name in names}
     safe = {folder for folder, name in parts.values() if SAFE.fullmatch(name)}

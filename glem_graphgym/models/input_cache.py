@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 KEPT_BYTES = 1 << 30  # the largest input of which anything is kept
+_Known = tuple[weakref.ref[Tensor], int]  # a tensor, which is not kept alive, and its version
 
 
 def comes_again(x: Tensor) -> Tensor:
@@ -25,24 +26,23 @@ class InputCache:
     """A function of one tensor, computed when the tensor comes for the second time and kept as long as it comes."""
 
     def __init__(self) -> None:
-        self._seen = _Seen()  # the latest tensor
-        self._input = _Seen()  # the one whose value is kept
+        self._seen: _Known | None = None  # the latest tensor
+        self._input: _Known | None = None  # the one whose value is kept
         self._value: Tensor | None = None
 
     def of(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """``compute(x)`` without gradient, in autocast's type where that is on; None at first sight of ``x`` unless it
-        is known that it `comes_again`.
+        """``compute(x)`` without gradient, in autocast's type where that is on.
 
-        None also for an ``x`` that needs gradients, whose value could not be kept, and for one of more than
-        `KEPT_BYTES`.
+        None at first sight of ``x`` unless it is known that it `comes_again`, for an ``x`` that needs gradients, whose
+        value could not be kept, and for one of more than `KEPT_BYTES`.
         """
         if x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
             return None
-        if not self._input.is_now(x):
-            if not self._seen.is_now(x) and not getattr(x, "comes_again", False):
-                self._seen = _Seen(x)
+        if not _is_now(self._input, x):
+            if not _is_now(self._seen, x) and not getattr(x, "comes_again", False):
+                self._seen = weakref.ref(x), x._version
                 return None
-            self._input, self._value = _Seen(x), None
+            self._input, self._value = (weakref.ref(x), x._version), None
         dtype = working_type(x)
         if self._value is None or self._value.dtype != dtype:
             with torch.inference_mode(False), torch.no_grad():  # so that training may use it too
@@ -56,12 +56,6 @@ def working_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-class _Seen:
-    """Recognises a tensor that is still there and has not been written to since; does not keep it alive."""
-
-    def __init__(self, x: Tensor | None = None) -> None:
-        self._tensor = None if x is None else weakref.ref(x)
-        self._version = None if x is None else x._version
-
-    def is_now(self, x: Tensor) -> bool:
-        return self._tensor is not None and self._tensor() is x and self._version == x._version
+def _is_now(known: _Known | None, x: Tensor) -> bool:
+    """Whether ``known`` is ``x``, and it has not been written to since."""
+    return known is not None and known[0]() is x and known[1] == x._version

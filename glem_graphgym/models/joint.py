@@ -32,5 +32,4 @@ class JointModel(nn.Module):
         return torch.cat([self.norm(embeddings.float()), more.float()], dim=1)
 
     def forward(self, embeddings: Tensor, more: Tensor, structure: Any) -> Tensor:
-        """The GNN's logits, of text embeddings (n, H), further features (n, F; F may be 0) and their structure."""
         return self.gnn(self.node_features(embeddings, more), structure)

@@ -14,14 +14,7 @@ class MeanTeacher(nn.Module):
 
     The teacher starts as a copy of the student, and needs no gradients. It always predicts in evaluation mode, with
     an average of the student's batch-norm statistics too; the published code leaves its dropout on and averages
-    parameters only.
-
-    Args:
-        student: any module; copied.
-        decay: γ, share 0 to below 1 of the old weights in the new: teacher ← γ teacher + (1-γ) student.
-
-    Raises:
-        ValueError: ``decay`` is out of range.
+    parameters only. ``decay`` is γ, 0 to below 1, in teacher ← γ teacher + (1-γ) student.
     """
 
     def __init__(self, student: nn.Module, decay: float = 0.99) -> None:
@@ -38,7 +31,7 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Take the student's present weights into the average; call after each of its optimizer steps."""
+        """Take the student's weights into the average; call after each of its optimizer steps."""
         self.average.update_parameters(student)
 
     @torch.no_grad()
@@ -48,12 +41,9 @@ class MeanTeacher(nn.Module):
 
 
 def consistency_loss(
-    student_logits: Tensor,
-    teacher: Tensor,
-    temperature: float = 0.5,
-    confidence: float = 0.0,
+    student_logits: Tensor, teacher: Tensor, temperature: float = 0.5, confidence: float = 0.0
 ) -> Tensor:
-    """Mean over the confident nodes of Σ_c (p - t)²: p the student's probabilities, t the teacher's, sharpened.
+    """Mean over the confident nodes of Σ_c (p - t)², float32: p the student's probabilities, t the teacher's sharpened.
 
     Sharpening raises the probabilities to the power 1/T and normalises (Zhang et al. 2021). A node
     counts where the teacher's top probability, unsharpened, exceeds ``confidence``; with none the loss is 0.
@@ -64,12 +54,6 @@ def consistency_loss(
             under dropout (SCR without teacher); a constant to the loss.
         temperature: T > 0.
         confidence: share 0 to below 1.
-
-    Returns:
-        A number with gradients to the student, float32.
-
-    Raises:
-        ValueError: an argument is out of range, or the shapes differ.
     """
     if student_logits.shape != teacher.shape or student_logits.dim() != 2:
         found = f"{tuple(student_logits.shape)} and {tuple(teacher.shape)}"

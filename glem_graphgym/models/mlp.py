@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from glem_graphgym.models.checks import check_probabilities, check_sizes
 from glem_graphgym.models.dropout import dropout, relu_dropout
 from glem_graphgym.models.propagation import Adjacency
 
@@ -19,17 +20,12 @@ class LayerStack(nn.Module):
     gives the adjacency's targets (T, D') from the nodes' (N, D). What the last layer gives are the logits.
 
     Args:
-        dim_in: width of the node features.
-        dim_hidden: width of every layer but the last.
-        dim_out: C, number of classes.
-        num_layers: number of layers, at least 1.
+        dim_in, dim_hidden, dim_out: widths of the node features, of every layer but the last, and C.
+        num_layers: at least 1.
         dropout: probability, 0 to below 1, after each ReLU.
         norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
         input_dropout: probability, 0 to below 1, of dropping an input feature.
         residual: add a hidden layer's input to its output where both have the same width.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     Layer: type[nn.Module]
@@ -46,12 +42,8 @@ class LayerStack(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"dim_in": dim_in, "dim_hidden": dim_hidden, "dim_out": dim_out, "num_layers": num_layers}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        if not 0 <= input_dropout < 1:
-            raise ValueError(f"input_dropout is {input_dropout}, expected a probability from 0 to below 1")
+        check_sizes(dim_in=dim_in, dim_hidden=dim_hidden, dim_out=dim_out, num_layers=num_layers)
+        check_probabilities(input_dropout=input_dropout)
         dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
         self.layers = nn.ModuleList(self.Layer(a, b) for a, b in pairwise(dims))
         self.activations = nn.ModuleList(Activation(dim_hidden, norm, dropout) for _ in range(num_layers - 1))
@@ -65,19 +57,14 @@ class LayerStack(nn.Module):
         return x
 
     def layer(self, index: int, x: Tensor, adjacency: Adjacency) -> Tensor:
-        """What layer ``index`` gives the adjacency's targets, (T, D'), from what the one before gives its nodes (N, D).
-
-        The first layer takes node features, the last one gives logits.
-        """
+        """What layer ``index`` gives the adjacency's targets, (T, D'), from its nodes' (N, D)."""
         if index == 0:
             x = dropout(x, self.input_dropout, self.training)
         out = self.layers[index](x, adjacency)
         if index == len(self.layers) - 1:
             return out
         out = self.activations[index](out)
-        if not self.residual or x.shape[1] != out.shape[1]:
-            return out
-        return _of_targets(x, adjacency) + out
+        return _of_targets(x, adjacency) + out if self.residual and x.shape[1] == out.shape[1] else out
 
 
 def _of_targets(x: Tensor, adjacency: Adjacency | None) -> Tensor:
@@ -85,18 +72,13 @@ def _of_targets(x: Tensor, adjacency: Adjacency | None) -> Tensor:
 
 
 class Activation(nn.Module):
-    """Norm, ReLU, dropout: what follows every layer but the last.
-
-    Raises:
-        ValueError: unknown ``norm``, or ``dropout`` outside 0 to below 1.
-    """
+    """Norm, ReLU, dropout: what follows every layer but the last."""
 
     def __init__(self, dim: int, norm: str, dropout: float) -> None:
         super().__init__()
         if norm not in _NORMS:
             raise ValueError(f"norm is {norm!r}, expected one of {', '.join(_NORMS)}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, expected a probability from 0 to below 1")
+        check_probabilities(dropout=dropout)
         self.norm = _NORMS[norm](dim)
         self.dropout = dropout
 

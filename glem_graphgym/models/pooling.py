@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glem_graphgym.models.pretrained import (
-    ModelFiles,
     find_model,
     is_causal,
     load_config,
-    modules_folder,
+    read_json_of,
     read_modules,
 )
 
@@ -40,7 +39,7 @@ class Readout:
         dense: folders of the Dense modules that follow, in order.
         why: where that is from, in words.
         left_out: modules of the folder that are not applied.
-        warning: what a user should know of it; "" = nothing.
+        warning: what a user should know of it.
     """
 
     pooling: str
@@ -72,8 +71,7 @@ def readout_of(model: str, pooling: str) -> Readout:
     """
     if pooling not in ("auto", *POOLINGS):
         raise ValueError(f"lm.pooling is '{pooling}', expected one of: auto, {', '.join(POOLINGS)}")
-    files = find_model(model)
-    modules = read_modules(files)
+    folder, modules = read_modules(find_model(model))
     if not modules:
         if pooling == "auto":
             causal = is_causal(load_config(model))
@@ -81,20 +79,25 @@ def readout_of(model: str, pooling: str) -> Readout:
             return Readout(pooling, why=why)
         readout = Readout(pooling, why="lm.pooling")
     else:
-        readout = _of_modules(files, modules, pooling)
+        readout = _of_modules(model, folder, modules, pooling)
     if readout.pooling == "cls":
-        _check_cls(model, readout)
+        config = load_config(model)
+        who = f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
+        if is_causal(config):
+            raise ValueError(f"{who} has seen nothing of its text, as in every causal model; expected last, or mean")
+        if config.model_type in CLS_LAST and readout.why == "lm.pooling":
+            raise ValueError(f"{who} is a word: it puts its CLS token last; expected last, or mean")
     return readout
 
 
-def _of_modules(files: ModelFiles, modules: list[dict[str, Any]], pooling: str) -> Readout:
-    file = modules_folder(files) / "modules.json"
+def _of_modules(model: str, folder: Path, modules: list[dict[str, Any]], pooling: str) -> Readout:
+    file = folder / "modules.json"
     try:
-        own = _own_readout(files, modules)
+        own = _own_readout(folder, modules)
     except _UnsupportedError as error:
         if pooling == "auto":
             raise ValueError(
-                f"lm.model '{files.model}': {file} asks for {error}, which is not supported; set lm.pooling to mean, "
+                f"lm.model '{model}': {file} asks for {error}, which is not supported; set lm.pooling to mean, "
                 "cls or last to take the transformer alone"
             ) from error
         warning = f"lm.pooling is '{pooling}', but {file} asks for {error}: what follows the transformer is left out"
@@ -105,7 +108,7 @@ def _of_modules(files: ModelFiles, modules: list[dict[str, Any]], pooling: str) 
         pooling,
         why="lm.pooling",
         left_out=(*(folder.name for folder in own.dense), *own.left_out),
-        warning=f"lm.pooling is '{pooling}', but {file} says that lm.model {files.model} was trained with '{own}'",
+        warning=f"lm.pooling is '{pooling}', but {file} says that lm.model {model} was trained with '{own}'",
     )
 
 
@@ -113,9 +116,8 @@ class _UnsupportedError(Exception):
     """What a folder asks for and we do not have, in words."""
 
 
-def _own_readout(files: ModelFiles, modules: list[dict[str, Any]]) -> Readout:
+def _own_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:
     """As modules.json says."""
-    folder = modules_folder(files)
     pooling, dense, left_out = "", [], []
     for index, module in enumerate(modules):
         origin, _, name = module["type"].rpartition(".")
@@ -140,12 +142,7 @@ def _own_readout(files: ModelFiles, modules: list[dict[str, Any]]) -> Readout:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """config.json of a module; Normalize and its like may have none."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"lm.model: {folder / 'config.json'} cannot be read ({error}); copy it anew") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"lm.model: {folder / 'config.json'} holds a {type(values).__name__}, expected keys")
+    values: dict[str, Any] = read_json_of(folder / "config.json", "lm.model", dict)
     return values
 
 
@@ -161,46 +158,15 @@ def _mode(settings: dict[str, Any], folder: Path) -> str:
     return MODES[modes[0]]
 
 
-def _check_cls(model: str, readout: Readout) -> None:
-    """
-    Raises:
-        ValueError: the first token has seen nothing of its text, or is not the one that stands for it.
-    """
-    config = load_config(model)
-    who = f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
-    if is_causal(config):
-        raise ValueError(f"{who} has seen nothing of its text, as in every causal model; expected last, or mean")
-    if config.model_type in CLS_LAST and readout.why == "lm.pooling":
-        raise ValueError(f"{who} is a word: it puts its CLS token last; expected last, or mean")
-
-
 # ---- Dense --------------------------------------------------------------------------------------------------------
 
 
-class Dense(nn.Module):
-    """A Dense module of sentence-transformers: (B, in_features) -> (B, out_features), by a linear map and activation.
-
-    Args:
-        settings: of its config.json, checked.
-    """
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__()
-        self.in_features, self.out_features = int(settings["in_features"]), int(settings["out_features"])
-        self.linear = nn.Linear(self.in_features, self.out_features, bias=bool(settings.get("bias", True)))
-        self.activation = _activation(settings)()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.linear(x))
-
-
-def load_dense(folder: Path, pretrained: bool) -> Dense:
-    """The Dense module of a folder, with its weights.
-
-    Raises:
-        ValueError: the weights are missing, damaged, or of another shape; names the file.
-    """
-    dense = Dense(_settings(folder))
+def load_dense(folder: Path, pretrained: bool) -> nn.Sequential:
+    """A Dense module of sentence-transformers, in_features -> out_features, by its config.json and its weights."""
+    settings = _settings(folder)
+    width, columns = int(settings["in_features"]), int(settings["out_features"])
+    linear = nn.Linear(width, columns, bias=bool(settings.get("bias", True)))
+    dense = nn.Sequential(OrderedDict(linear=linear, activation=_activation(settings)()))
     if not pretrained:
         return dense
     safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
@@ -238,7 +204,7 @@ def _activation(settings: dict[str, Any]) -> type[nn.Module]:
     """The class of torch.nn that the settings name; nothing is imported for it."""
     path = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = path.rpartition(".")[2]
-    found = getattr(nn, name, None)
     if not path.startswith("torch.nn.") or name not in (*nn.modules.activation.__all__, "Identity"):
         raise _UnsupportedError(f"the activation '{path}'")
-    return found  # type: ignore[return-value]
+    activation: type[nn.Module] = getattr(nn, name)
+    return activation

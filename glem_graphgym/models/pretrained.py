@@ -6,7 +6,7 @@ Nothing in a model's folder is ever run: no Python that its configuration names,
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import json
 import logging
 import re
@@ -41,8 +41,8 @@ class ModelFiles:
     Attributes:
         model: as the user named it.
         folder: what ``lm.model`` stands for; ``modules.json`` of sentence-transformers is there.
-        transformer: in which config.json and weights are; ``folder``, or one below it.
-        adapter: in which an adapter of peft is, that is put on the weights; None without one.
+        transformer: folder of config.json and the weights; ``folder``, or one below it.
+        adapter: folder of an adapter of peft, that is put on the weights; None without one.
         base: the files of the model that the adapter was trained on; None where ``transformer`` has its weights too.
     """
 
@@ -52,32 +52,28 @@ class ModelFiles:
     adapter: Path | None = None
     base: ModelFiles | None = None
 
-    def weights(self) -> list[Path]:
-        """The transformer's own weight files."""
-        names = ("model*.safetensors", "pytorch_model*.bin")
-        return sorted(file for name in names for file in self.transformer.glob(name))
-
     def decisive(self) -> list[Path]:
         """All files that embeddings depend on."""
-        names = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json")
-        files = sorted(file for name in names for file in self.transformer.glob(name))
+        files = _globbed(self.transformer, "config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json")
         if not (self.transformer / "tokenizer.json").exists():
-            files += sorted(file for name in VOCABULARIES for file in self.transformer.glob(name))
+            files += _globbed(self.transformer, *VOCABULARIES)
         if self.adapter:
-            files += sorted(self.adapter.glob("adapter_*"))
-        for path in (Path(module["path"]) for module in read_modules(self) if module["path"]):
-            files += [self.folder / path / "config.json", *sorted((self.folder / path).glob("*model*.*"))]
+            files += _globbed(self.adapter, "adapter_*")
+        for folder in (self.folder / module["path"] for module in read_modules(self)[1] if module["path"]):
+            files += [folder / "config.json", *_globbed(folder, "*model*.*")]
         files.append(self.folder / "modules.json")
         files += self.base.decisive() if self.base else []
         return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
+def _globbed(folder: Path, *names: str) -> list[Path]:
+    return sorted(file for name in names for file in folder.glob(name))
+
+
 def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = ()) -> ModelFiles:
     """Where the files of ``model`` (hub id, folder or packaged model) are.
 
-    Args:
-        inside: a folder from which a relative path may lead, beside the working folder.
-        seen: folders of the adapters that have led here.
+    An adapter's base model is looked for ``inside`` the adapter's folder too; ``seen`` are the adapters on the way.
 
     Raises:
         ValueError: there is no such model; an adapter says on no model, or on itself.
@@ -85,7 +81,7 @@ def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = 
     beside = inside / model if inside else None
     folder = beside if beside and beside.is_dir() and not Path(model).is_dir() else model_folder(model)
     transformer = folder
-    modules = read_modules(ModelFiles(model, folder, folder))
+    _, modules = read_modules(ModelFiles(model, folder, folder))
     for path in (*(module["path"] for module in modules[:1]), "0_Transformer"):
         known = (transformer / "config.json").exists() or (transformer / "adapter_config.json").exists()
         if path and not known and (folder / path).is_dir():
@@ -93,7 +89,7 @@ def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = 
     if not (transformer / "adapter_config.json").is_file():
         return ModelFiles(model, folder, transformer)
     files = ModelFiles(model, folder, transformer, adapter=transformer)
-    if (transformer / "config.json").exists() and files.weights():
+    if (transformer / "config.json").exists() and _globbed(transformer, "model*.safetensors", "pytorch_model*.bin"):
         return files
     name = _read(transformer / "adapter_config.json", model, dict).get("base_model_name_or_path")
     if not name or folder.resolve() in seen:
@@ -113,15 +109,11 @@ def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = 
     return ModelFiles(model, folder, base.transformer, adapter=transformer, base=base)
 
 
-def read_modules(files: ModelFiles) -> list[dict[str, Any]]:
-    """The modules of a sentence-transformers folder, each with ``type`` and ``path``; [] in other folders.
-
-    Raises:
-        ValueError: modules.json is damaged, or leads out of the folder.
-    """
+def read_modules(files: ModelFiles) -> tuple[Path, list[dict[str, Any]]]:
+    """A sentence-transformers folder, and its modules, each with ``type`` and ``path``; [] in other folders."""
     file = files.folder / "modules.json"
     if not file.is_file():
-        return read_modules(files.base) if files.base else []
+        return read_modules(files.base) if files.base else (files.folder, [])
     modules = _read(file, files.model, list)
     for module in modules:
         path = module.get("path") if isinstance(module, dict) else None
@@ -129,30 +121,23 @@ def read_modules(files: ModelFiles) -> list[dict[str, Any]]:
             raise ValueError(f"lm.model '{files.model}': {file} is damaged: expected a type and a path, found {module}")
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise ValueError(f"lm.model '{files.model}': {file} leads out of the folder: path '{path}'")
-    return modules
-
-
-def modules_folder(files: ModelFiles) -> Path:
-    """The folder that the paths of `read_modules` start from."""
-    if files.base and not (files.folder / "modules.json").is_file():
-        return modules_folder(files.base)
-    return files.folder
+    return files.folder, modules
 
 
 def _read(file: Path, model: str, kind: type) -> Any:
-    """JSON of ``file``.
+    return read_json_of(file, f"lm.model '{model}'", kind)
 
-    Raises:
-        ValueError: it is missing, damaged, or not of that kind; names ``lm.model`` and the file.
-    """
+
+def read_json_of(file: Path, who: str, kind: type) -> Any:
+    """JSON of ``file``; its errors name ``who`` and the file."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"lm.model '{model}': {file} is missing; expected a model's folder, with weights") from error
+        raise ValueError(f"{who}: {file} is missing; expected a model's folder, with weights") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"lm.model '{model}': {file} cannot be read as JSON ({error}); copy it anew") from error
+        raise ValueError(f"{who}: {file} cannot be read as JSON ({error}); copy it anew") from error
     if not isinstance(value, kind):
-        raise ValueError(f"lm.model '{model}': {file} holds a {type(value).__name__}, expected a {kind.__name__}")
+        raise ValueError(f"{who}: {file} holds a {type(value).__name__}, expected a {kind.__name__}")
     return value
 
 
@@ -216,11 +201,8 @@ def is_causal(config: Any) -> bool:
         return False
     if getattr(config, "is_causal", None) is False or kind == "xlnet":
         return False
-    only_causal = (
-        kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
-    return only_causal or bool(getattr(config, "is_decoder", False))
+    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return (kind in causal and kind not in masked) or bool(getattr(config, "is_decoder", False))
 
 
 # ---- weights ------------------------------------------------------------------------------------------------------
@@ -234,8 +216,7 @@ def load_backbone(model: str, hf_config: Any, attention: str | None) -> Any:
         attention: implementation that transformers knows; None takes its default.
 
     Raises:
-        ValueError: the weights cannot be found or read, or are not those of the architecture: says how many are
-            missing, and the first of them.
+        ValueError: the weights cannot be found or read, or are not those of the architecture; says how many.
     """
     return _load(find_model(model), hf_config, attention)
 
@@ -253,34 +234,39 @@ def _load(files: ModelFiles, hf_config: Any, attention: str | None) -> Any:
     return _with_adapter(backbone, files) if files.adapter else backbone
 
 
-@dataclass(frozen=True)
 class Misfit:
-    """What a model's files and its architecture disagree about.
+    """What a model's files and its architecture disagree about, by what transformers says of loading it.
 
     Attributes:
         missing: names of weights that the files lack: of ``total``, without poolers, buffers and tied weights.
         unexpected: names in the files that the architecture has no place for, such as a pretraining head's.
-        shapes: name -> its shape in the files and in the architecture, where they differ.
+        mismatched: (name, its shape in the files, its shape in the architecture), where they differ.
         left_out: those unexpected names that differ from a weight's in a number alone: layers beyond the last.
     """
 
-    missing: list[str]
-    unexpected: list[str]
-    total: int
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    left_out: list[str]
+    def __init__(self, model: Any, info: dict[str, Any]) -> None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        absent = set(info["missing_keys"]) - {name for name, *_ in info["mismatched_keys"]}
+        there = {id(parameter) for name, parameter in parameters.items() if name not in absent}
+        used = model.get_encoder() if model.config.is_encoder_decoder else model  # no decoder is trained here
+        kept = {id(parameter) for parameter in used.parameters()}
+        weights = [name for name, parameter in parameters.items() if id(parameter) in kept and not _is_pooler(name)]
+        patterns = {re.sub(r"\.\d+\.", ".#.", name) for name in weights}
+        self.total = len(weights)
+        self.missing = [name for name in weights if name in absent and id(parameters[name]) not in there]
+        self.unexpected = sorted(info["unexpected_keys"])
+        self.mismatched = sorted(each for each in info["mismatched_keys"] if each[0] in weights)
+        self.left_out = [name for name in self.unexpected if re.sub(r"\.\d+\.", ".#.", name) in patterns]
 
     def check(self, files: ModelFiles) -> None:
-        """
-        Raises:
-            ValueError: weights are missing or have other shapes.
-        """
+        """Raises ValueError where weights are missing or have other shapes."""
         where = f"lm.model '{files.model}': "
-        if self.shapes:
-            name, (stored, built) = next(iter(self.shapes.items()))
+        if self.mismatched:
+            name, stored, built = self.mismatched[0]
             raise ValueError(
-                f"{where}{len(self.shapes)} of {self.total} weights have another shape in the files than config.json "
-                f"asks for, first {name}: {stored} instead of {built}; expected the config.json of these weights"
+                f"{where}{len(self.mismatched)} of {self.total} weights have another shape in the files than "
+                f"config.json asks for, first {name}: {tuple(stored)} instead of {tuple(built)}; expected the "
+                "config.json of these weights"
             )
         if self.missing:
             first = ", ".join(self.missing[:NAMED])
@@ -300,12 +286,7 @@ def _attempt(files: ModelFiles, hf_config: Any, attention: str | None, renaming:
     import transformers
 
     options: dict[str, Any] = {"config": hf_config, "attn_implementation": attention, "dtype": torch.float32}
-    options |= {
-        "trust_remote_code": False,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-        "key_mapping": renaming or None,
-    }
+    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with tempfile.TemporaryDirectory() as without_adapter:
         source = files.transformer
         if files.adapter:  # transformers would put it on by itself, and not say whether it fits
@@ -313,27 +294,10 @@ def _attempt(files: ModelFiles, hf_config: Any, attention: str | None, renaming:
             for file in files.transformer.iterdir():
                 if not file.name.startswith("adapter_"):
                     (source / file.name).symlink_to(file.resolve())
-        model, info = _library(transformers.AutoModel.from_pretrained, files, str(source), **options)
-    return model, _misfit(model, info)
-
-
-def _misfit(model: Any, info: dict[str, Any]) -> Misfit:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    mismatched = {name: (tuple(stored), tuple(built)) for name, stored, built in info["mismatched_keys"]}
-    absent = set(info["missing_keys"]) - set(mismatched)
-    there = {id(parameter) for name, parameter in parameters.items() if name not in absent}
-    used = model.get_encoder() if model.config.is_encoder_decoder else model  # no decoder is trained here
-    kept = {id(parameter) for parameter in used.parameters()}
-    weights = [name for name, parameter in parameters.items() if id(parameter) in kept and not _is_pooler(name)]
-    unexpected = sorted(info["unexpected_keys"])
-    patterns = {re.sub(r"\.\d+\.", ".#.", name) for name in weights}
-    return Misfit(
-        missing=[name for name in weights if name in absent and id(parameters[name]) not in there],
-        unexpected=unexpected,
-        total=len(weights),
-        shapes={name: shapes for name, shapes in sorted(mismatched.items()) if name in weights},
-        left_out=[name for name in unexpected if re.sub(r"\.\d+\.", ".#.", name) in patterns],
-    )
+        model, info = _library(
+            transformers.AutoModel.from_pretrained, files, str(source), key_mapping=renaming or None, **options
+        )
+    return model, Misfit(model, info)
 
 
 def _is_pooler(name: str) -> bool:
@@ -341,10 +305,7 @@ def _is_pooler(name: str) -> bool:
 
 
 def _renaming(missing: Collection[str], found: Iterable[str]) -> dict[str, str]:
-    """Regular expressions that strip from the names found what wrappers have put in, so that they are missing ones.
-
-    {} where nothing helps, and where two names would become one: of two models in a file none is chosen.
-    """
+    """Regular expressions that strip what wrappers have put into names; {} where two names would become one."""
     stripped: dict[str, list[str]] = {}
     for name in found:
         for bare in _without_wrappers(name):
@@ -375,11 +336,7 @@ def _without_wrappers(name: str) -> Iterable[str]:
 
 
 def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
-    """The backbone with the adapter's weights added to its own.
-
-    Raises:
-        ValueError: peft is missing, the adapter is of a kind that cannot be added, or does not fit.
-    """
+    """The backbone with the adapter's weights added to its own."""
     try:
         import peft
         from peft.utils import load_peft_weights, set_peft_model_state_dict
@@ -434,19 +391,16 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     import transformers
 
     files = find_model(model)
-    folder = files.transformer
-    if files.adapter and files.base and _has_tokenizer(files.adapter):
-        folder = files.adapter
-    if not _has_tokenizer(folder) and _has_tokenizer(files.folder):
-        folder = files.folder
-    if not _has_tokenizer(folder):
+    places = [*([files.adapter] if files.adapter and files.base else []), files.transformer, files.folder]
+    folder = next((place for place in places if _globbed(place, *VOCABULARIES)), None)
+    if folder is None:
         raise ValueError(
-            f"lm.model '{model}': {folder} lacks the files of the tokenizer; expected tokenizer.json, or a vocabulary "
-            "(vocab.txt, vocab.json with merges.txt, or *.model)"
+            f"lm.model '{model}': {files.transformer} lacks the files of the tokenizer; expected tokenizer.json, or a "
+            "vocabulary (vocab.txt, vocab.json with merges.txt, or *.model)"
         )
     file = folder / "tokenizer.json"
-    needs = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
-    if not file.is_file() and needs and any(folder.glob("*.model")):
+    readable = transformers.utils.is_sentencepiece_available() and transformers.utils.is_protobuf_available()
+    if not file.is_file() and not readable and any(folder.glob("*.model")):
         raise ValueError(
             f"lm.model '{model}': its vocabulary {next(folder.glob('*.model'))} is one of SentencePiece; `pip install "
             "sentencepiece protobuf` to read it, or add tokenizer.json"
@@ -460,7 +414,9 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
         tokenizer = None
     if file.is_file():
         tokenizer = _as_in_file(tokenizer, file, files, texts)
-    if _lowercases(files) and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+    file = (files.adapter or files.transformer) / "sentence_bert_config.json"  # whatever the tokenizer does
+    lowercases = file.is_file() and _read(file, files.model, dict).get("do_lower_case")
+    if lowercases and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         normalizers = importlib.import_module("tokenizers.normalizers")
         before = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
@@ -470,8 +426,7 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
 
 
 def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[str]) -> Any:
-    """``tokenizer`` if it cuts ``texts`` as tokenizer.json does (or a setting asks for other special tokens), else the
-    file's own; None, where transformers could make none, counts as different."""
+    """``tokenizer`` if it cuts ``texts`` as tokenizer.json does, else the file's own; None counts as different."""
     import transformers
     from tokenizers import Tokenizer
 
@@ -503,29 +458,8 @@ def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[s
     return wrapped
 
 
-def _lowercases(files: ModelFiles) -> bool:
-    """Whether a sentence-transformers folder asks for texts in lower case, whatever its tokenizer does."""
-    file = (files.adapter or files.transformer) / "sentence_bert_config.json"
-    return file.is_file() and bool(_read(file, files.model, dict).get("do_lower_case"))
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any(any(folder.glob(name)) for name in VOCABULARIES)
-
-
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ImportError:
-        return False
-
-
 def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
-    """What a library's function gives, without its progress bars and reports; no code of the model's is run.
-
-    Raises:
-        ValueError: whatever the function fails with, in one line that names ``lm.model`` or ``lm.attention``.
-    """
+    """What a library's function gives, without its progress bars; its errors in one line that names the key."""
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -7,6 +7,8 @@ bfloat16, which MKL's does not. The backward pass is the same product with the t
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,12 +20,23 @@ from glem_graphgym.models.input_cache import InputCache
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def kept_operator(make: Callable[[Any], SparseOperator]) -> Callable[[Any], SparseOperator]:
+    """A method of an `Adjacency` whose operator is made when first asked for, then kept."""
+
+    @functools.wraps(make)
+    def operator(self: Adjacency) -> SparseOperator:
+        if make.__name__ not in self._operators:
+            self._operators[make.__name__] = make(self)
+        return self._operators[make.__name__]
+
+    return operator
+
+
 class Adjacency:
-    """The adjacency matrix A (T x N) of a graph in CSR form, and the propagation operators made of it.
+    """The adjacency matrix A (T x N) of a graph in CSR form, and the propagation operators made of it. Immutable.
 
     Row i lists the nodes that node i receives messages from; in PyG's terms row = target, column = source. The targets
-    are the first T of the N nodes, and all of them in a whole graph. Immutable; operators are made when first asked
-    for, then kept.
+    are the first T of the N nodes, and all of them in a whole graph.
 
     Args:
         rowptr: int64 (T+1,), where each row begins in ``col``; from 0 to nnz.
@@ -47,8 +60,9 @@ class Adjacency:
             ValueError: wrong shape or type, or an index outside 0..num_nodes-1.
         """
         if edge_index.dim() != 2 or len(edge_index) != 2 or edge_index.dtype != torch.int64:
-            found = f"{edge_index.dtype} of shape {tuple(edge_index.shape)}"
-            raise ValueError(f"edge_index is {found}, expected torch.int64 of shape (2, number of edges)")
+            raise ValueError(
+                f"edge_index is {described(edge_index)}, expected torch.int64 of shape (2, number of edges)"
+            )
         _check_range("edge_index", edge_index, num_nodes)
         source, target = edge_index
         return cls(*_csr(target, source, num_nodes, num_nodes))
@@ -62,11 +76,6 @@ class Adjacency:
     def num_targets(self) -> int:
         """T, which are propagated to."""
         return self._pattern.num_rows
-
-    def targets_of(self, x: Tensor) -> Tensor:
-        """The targets' rows (T, D) of ``x`` (N, D): ``x`` itself where all nodes are targets."""
-        # No slice of all rows, whose backward pass would copy them.
-        return x if self.num_targets == self.num_nodes else x[: self.num_targets]
 
     @property
     def rowptr(self) -> Tensor:
@@ -82,6 +91,11 @@ class Adjacency:
     def device(self) -> torch.device:
         return self.col.device
 
+    def targets_of(self, x: Tensor) -> Tensor:
+        """The targets' rows (T, D) of ``x`` (N, D): ``x`` itself where all nodes are targets."""
+        # No slice of all rows, whose backward pass would copy them.
+        return x if self.num_targets == self.num_nodes else x[: self.num_targets]
+
     def to(self, device: torch.device | str) -> Adjacency:
         """The same graph on ``device``; this very object when it is there already."""
         col = self.col.to(device)
@@ -93,36 +107,29 @@ class Adjacency:
         row, col = torch.cat([self._pattern.rows(), target]), torch.cat([self.col.long(), target])
         return Adjacency(*_csr(row, col, self.num_targets, self.num_nodes), self.num_nodes)
 
+    @kept_operator
     def sum(self) -> SparseOperator:
         """A: the sum over neighbours."""
-        if "sum" not in self._operators:
-            left, right = (self._ones(number) for number in (self.num_targets, self.num_nodes))
-            self._operators["sum"] = SparseOperator(self._pattern, left, right)
-        return self._operators["sum"]
+        return SparseOperator(self._pattern, self._ones(self.num_targets), self._ones(self.num_nodes))
 
+    @kept_operator
     def mean(self) -> SparseOperator:
         """D^-1 A: the mean over neighbours, 0 where there are none (GraphSAGE, Hamilton et al. 2017)."""
-        if "mean" not in self._operators:
-            degree = self.rowptr.diff().double()
-            right = self._ones(self.num_nodes)
-            self._operators["mean"] = SparseOperator(self._pattern, 1 / degree.clamp(min=1), right)
-        return self._operators["mean"]
+        degree = self.rowptr.diff().double()
+        return SparseOperator(self._pattern, 1 / degree.clamp(min=1), self._ones(self.num_nodes))
 
+    @kept_operator
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017).
-
-        A self-loop that A has already is not doubled.
 
         Raises:
             ValueError: some nodes are no targets, so that their degrees are not known.
         """
-        if "gcn" not in self._operators:
-            if self.num_targets != self.num_nodes:
-                raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator wants all")
-            looped = self.with_self_loops()._pattern
-            scale = looped.rowptr.diff().double().rsqrt()
-            self._operators["gcn"] = SparseOperator(looped, scale, scale)
-        return self._operators["gcn"]
+        if self.num_targets != self.num_nodes:
+            raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator wants all")
+        looped = self.with_self_loops()._pattern
+        scale = looped.rowptr.diff().double().rsqrt()
+        return SparseOperator(looped, scale, scale)
 
     def _ones(self, number: int) -> Tensor:
         return torch.ones(number, dtype=torch.float64, device=self.device)
@@ -139,26 +146,12 @@ class SparseOperator:
     """
 
     def __init__(self, pattern: _Pattern, left: Tensor, right: Tensor) -> None:
-        self._pattern = pattern
-        self._left = left
-        self._right = right
+        self.num_targets, self.num_nodes = pattern.num_rows, pattern.num_columns
+        self.device = pattern.col.device
+        self._pattern, self._left, self._right = pattern, left, right
         self._weights: dict[torch.dtype, Tensor] = {}
         self._transpose: SparseOperator | None = None
         self._kept = InputCache()
-
-    @property
-    def num_nodes(self) -> int:
-        """N, whose features are propagated."""
-        return self._pattern.num_columns
-
-    @property
-    def num_targets(self) -> int:
-        """T, which are propagated to."""
-        return self._pattern.num_rows
-
-    @property
-    def device(self) -> torch.device:
-        return self._pattern.col.device
 
     def kept_product(self, x: Tensor) -> Tensor | None:
         """The product with an ``x`` that comes again unchanged, computed once; None where nothing of ``x`` is kept."""
@@ -187,8 +180,7 @@ class SparseOperator:
             ValueError: ``x`` is not a float matrix of N rows on the operator's device.
         """
         if x.dim() != 2 or len(x) != self.num_nodes or x.dtype not in _FLOATS:
-            found = f"{x.dtype} of shape {tuple(x.shape)}"
-            raise ValueError(f"features are {found}, expected floats of shape ({self.num_nodes}, D)")
+            raise ValueError(f"features are {described(x)}, expected floats of shape ({self.num_nodes}, D)")
         if x.device != self.device:
             raise ValueError(f"features are on {x.device}, the graph on {self.device}; move it with Adjacency.to")
         return _Product.apply(x, self)
@@ -246,9 +238,8 @@ class _Pattern:
         self.num_rows, self.num_columns = len(rowptr) - 1, num_columns
         # embedding_bag wants both of one type; 32 bits halve the memory and cost no time.
         index_type = torch.int32 if max(self.num_rows, num_columns, len(col)) < 2**31 else torch.int64
-        self.rowptr = rowptr.to(index_type)
-        self.col = col.to(index_type)
-        self._symmetric: bool | None = None
+        self.rowptr, self.col = rowptr.to(index_type), col.to(index_type)
+        self._symmetric = False
         self._transpose: _Pattern | None = None
 
     def rows(self) -> Tensor:
@@ -257,14 +248,11 @@ class _Pattern:
         return row.repeat_interleave(self.rowptr.diff(), output_size=len(self.col))
 
     def transpose(self) -> _Pattern:
-        if self._symmetric is None:
-            turned = _csr(self.col.long(), self.rows(), self.num_columns, self.num_rows)
-            self._transpose = _Pattern(*turned, self.num_rows)
-            self._symmetric = torch.equal(self._transpose.rowptr, self.rowptr) and torch.equal(
-                self._transpose.col, self.col
-            )
-            if self._symmetric:
-                self._transpose = None  # rather than self: a cycle would outlive its last user
+        if self._transpose is None and not self._symmetric:
+            turned = _Pattern(*_csr(self.col.long(), self.rows(), self.num_columns, self.num_rows), self.num_rows)
+            self._symmetric = torch.equal(turned.rowptr, self.rowptr) and torch.equal(turned.col, self.col)
+            # None rather than self: a cycle would outlive its last user.
+            self._transpose = None if self._symmetric else turned
         return self if self._transpose is None else self._transpose
 
 
@@ -277,11 +265,9 @@ def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int) -> tuple[Ten
 
 def _check_csr(rowptr: Tensor, col: Tensor, num_nodes: int | None) -> None:
     if rowptr.dim() != 1 or len(rowptr) == 0 or rowptr.dtype != torch.int64:
-        found = f"{rowptr.dtype} of shape {tuple(rowptr.shape)}"
-        raise ValueError(f"rowptr is {found}, expected torch.int64 of shape (T+1,)")
+        raise ValueError(f"rowptr is {described(rowptr)}, expected torch.int64 of shape (T+1,)")
     if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64):
-        found = f"{col.dtype} of shape {tuple(col.shape)}"
-        raise ValueError(f"col is {found}, expected torch.int32 or torch.int64 of shape (nnz,)")
+        raise ValueError(f"col is {described(col)}, expected torch.int32 or torch.int64 of shape (nnz,)")
     if rowptr[0] != 0 or rowptr[-1] != len(col) or (rowptr.diff() < 0).any():
         found = f"from {int(rowptr[0])} to {int(rowptr[-1])}"
         raise ValueError(f"rowptr runs {found}, expected from 0 to {len(col)} without decreasing")
@@ -290,8 +276,7 @@ def _check_csr(rowptr: Tensor, col: Tensor, num_nodes: int | None) -> None:
         raise ValueError(f"num_nodes is {num_nodes}, expected at least the {targets} rows of rowptr")
     _check_range("col", col, targets if num_nodes is None else num_nodes)
     increases = col.diff() > 0
-    starts = rowptr[(rowptr > 0) & (rowptr < len(col))]
-    increases[starts - 1] = True
+    increases[rowptr[(rowptr > 0) & (rowptr < len(col))] - 1] = True
     if not increases.all():
         raise ValueError(
             "col is not strictly increasing within every row; build the graph with Adjacency.from_edge_index"
@@ -302,3 +287,8 @@ def _check_range(name: str, index: Tensor, num_nodes: int) -> None:
     if index.numel() and (index.min() < 0 or index.max() >= num_nodes):
         found = f"{int(index.min())} to {int(index.max())}"
         raise ValueError(f"{name} names nodes {found}, expected 0 to {num_nodes - 1}")
+
+
+def described(x: Tensor) -> str:
+    """Type and shape, for messages."""
+    return f"{x.dtype} of shape {tuple(x.shape)}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
+from glem_graphgym.models.checks import check_probabilities, check_sizes
 from glem_graphgym.models.dropout import dropout
 from glem_graphgym.models.input_cache import working_type
 from glem_graphgym.models.mlp import Activation
@@ -31,12 +32,8 @@ class RevGATLayer(nn.Module):
     uniform attention GCN's D^-1/2 A D^-1/2.
 
     Args:
-        dim_in: D_in.
-        dim_out: D, width of a head.
-        heads: H.
-        edge_drop: share, 0 to below 1, of the edges dropped in training.
-        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-        symmetric_norm: as above.
+        dim_in, dim_out, heads: D_in, D (of a head) and H.
+        edge_drop, attention_dropout: shares, 0 to below 1, of the edges and attention weights dropped in training.
     """
 
     def __init__(
@@ -49,8 +46,7 @@ class RevGATLayer(nn.Module):
         symmetric_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.edge_drop, self.attention_dropout = edge_drop, attention_dropout
-        self.symmetric_norm = symmetric_norm
+        self.edge_drop, self.attention_dropout, self.symmetric_norm = edge_drop, attention_dropout, symmetric_norm
         self.linear = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.root = nn.Linear(dim_in, heads * dim_out, bias=False)
         self.source = nn.Parameter(torch.empty(heads, dim_out))
@@ -60,13 +56,8 @@ class RevGATLayer(nn.Module):
         nn.init.xavier_normal_(self.source[None], gain)  # the authors' has a leading 1, which counts in the scale
 
     def forward(self, x: Tensor, graph: AttentionGraph, seed: int | None) -> Tensor:
-        """(N, H·D) of ``x`` (N, D_in); drops edges and attention weights as ``seed`` says, nothing where it is None."""
+        """(N, H·D) of ``x`` (N, D_in); drops edges and attention weights by ``seed``, nothing where it is None."""
         x = x.to(working_type(x))  # once, rather than in every product below
-        weight = self._edge_weight(x, graph, seed)
-        total = graph.sum(self.linear(x), weight)
-        return torch.addmm(total, x, self.root.weight.T)
-
-    def _edge_weight(self, x: Tensor, graph: AttentionGraph, seed: int | None) -> Tensor:
         (source,) = attention_scores(x, self.linear.weight, self.source)
         if self.symmetric_norm:
             source = source * graph.out_degree().clamp(min=1).to(self.source.dtype).rsqrt()[:, None]
@@ -76,7 +67,9 @@ class RevGATLayer(nn.Module):
             generator = torch.Generator(x.device).manual_seed(seed)
             weight = graph.softmax(source, kept=graph.draw_edges(self.edge_drop, generator))
             weight = dropout(weight, self.attention_dropout, True, generator)
-        return weight * graph.symmetric_weight().to(weight.dtype) if self.symmetric_norm else weight
+        if self.symmetric_norm:
+            weight = weight * graph.symmetric_weight().to(weight.dtype)
+        return torch.addmm(graph.sum(self.linear(x), weight), x, self.root.weight.T)
 
 
 class Draws(NamedTuple):
@@ -120,10 +113,7 @@ class ReversibleBlock(nn.Module):
     def unwind(
         self, ys: Sequence[Tensor], grads: Sequence[Tensor], draws: Draws, seed: int | None
     ) -> tuple[list[Tensor], list[Tensor], dict[nn.Parameter, Tensor]]:
-        """Inputs, their gradients and those of the parameters, from the outputs and their gradients.
-
-        Each group's layer is computed once, for both its inverse and its gradients.
-        """
+        """Inputs, their gradients and those of the parameters, from the outputs and their gradients."""
         xs, grads = list(ys), list(grads)
         of_parameters: dict[nn.Parameter, Tensor] = {}
         for i in reversed(range(len(xs))):
@@ -154,10 +144,8 @@ def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
 
 def run_blocks(blocks: Sequence[ReversibleBlock], x: Tensor, draws: Draws) -> Tensor:
     """All ``blocks`` in turn on ``x`` (N, D), with nothing but the last one's output kept for the backward pass."""
-    if not blocks:
-        return x
     parameters = [parameter for block in blocks for parameter in block.parameters()]
-    return _Reversible.apply(x, blocks, draws, *parameters)
+    return _Reversible.apply(x, blocks, draws, *parameters) if blocks else x
 
 
 class _Reversible(torch.autograd.Function):
@@ -199,29 +187,21 @@ class RevGAT(nn.Module):
 
     The defaults are those of the authors' runs on ogbn-arxiv, with 5 layers and label input. GLEM trains 3 layers with
     ``input_norm``, and its configuration leaves ``symmetric_norm`` off by default. Within one forward pass all blocks
-    have the same dropout mask; unlike the authors', a block's groups start from weights of their own, and running
+    have the same dropout mask. Unlike the authors', a block's groups start from weights of their own, and running
     statistics of batch norm move once a pass.
 
     Under autocast the channels that the blocks add to stay in float32, so that their inputs can be computed from their
     outputs with little error.
 
     Args:
-        dim_in: width of the node features.
+        dim_in, dim_out: width of the node features, and C.
         dim_hidden: width **of a head**, as published (256); a hidden layer is ``heads`` times as wide.
-        dim_out: C, number of classes.
         num_layers: at least 2; all but two of them are reversible blocks.
         heads: attention heads of every layer but the last, which has one.
         group: at least 2, number of groups into which a block divides the channels; divides ``dim_hidden``.
-        dropout: probability, 0 to below 1, after each ReLU.
-        input_dropout: probability, 0 to below 1, of dropping an input feature.
-        edge_drop: share, 0 to below 1, of the edges that each layer drops in training, drawn anew in every pass.
-        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
-        symmetric_norm: as `RevGATLayer`.
-        norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
+        dropout, input_dropout, norm: as `LayerStack`.
+        edge_drop, attention_dropout, symmetric_norm: as `RevGATLayer`; edges are drawn anew in every pass.
         input_norm: batch norm of the features, before their dropout.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -241,17 +221,11 @@ class RevGAT(nn.Module):
         input_norm: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"dim_in": (dim_in, 1), "dim_hidden": (dim_hidden, 1), "dim_out": (dim_out, 1), "heads": (heads, 1)}
-        sizes |= {"num_layers": (num_layers, 2), "group": (group, 2)}
-        for name, (value, least) in sizes.items():
-            if value < least:
-                raise ValueError(f"{name} is {value}, expected at least {least}")
+        check_sizes(dim_in=dim_in, dim_hidden=dim_hidden, dim_out=dim_out, heads=heads)
+        check_sizes(2, num_layers=num_layers, group=group)
+        check_probabilities(input_dropout=input_dropout, edge_drop=edge_drop, attention_dropout=attention_dropout)
         if dim_hidden % group:
             raise ValueError(f"dim_hidden is {dim_hidden}, expected a multiple of group, {group}")
-        shares = {"input_dropout": input_dropout, "edge_drop": edge_drop, "attention_dropout": attention_dropout}
-        for name, share in shares.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} is {share}, expected a share from 0 to below 1")
 
         def layer(dim_in: int, dim_out: int, heads: int) -> RevGATLayer:
             return RevGATLayer(dim_in, dim_out, heads, edge_drop, attention_dropout, symmetric_norm)
@@ -275,17 +249,13 @@ class RevGAT(nn.Module):
         """Logits (N, C) of node features ``x`` (N, dim_in)."""
         graph = AttentionGraph.of(adjacency, self.heads)
         seeds = self._draw_seeds()
-        x = self.first(self._input(x), graph, seeds[0])
+        x = x if self.input_norm is None else self.input_norm(x)
+        x = self.first(dropout(x, self.input_dropout, self.training), graph, seeds[0])
         x = x.to(self.bias.dtype)  # wider than autocast's, for the blocks' sums
         draws = Draws(graph, self._draw_masks(x), seeds[1:-1])
         x = self.activation(run_blocks(list(self.blocks), x, draws))  # type: ignore[arg-type]
         x = self.last(x, AttentionGraph.of(adjacency, 1), seeds[-1])
         return x + self.bias.to(x.dtype)
-
-    def _input(self, x: Tensor) -> Tensor:
-        if self.input_norm is not None:
-            x = self.input_norm(x)
-        return dropout(x, self.input_dropout, self.training)
 
     def _draw_seeds(self) -> list[int | None]:
         """One for each layer's draw of edges, from the run's generator; None where nothing is dropped."""

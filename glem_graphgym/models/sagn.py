@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glem_graphgym.models.checks import check_probabilities, check_sizes
 from glem_graphgym.models.dropout import dropout, relu_dropout
-from glem_graphgym.models.hop_network import FeedForward, HopNetwork, check_probabilities, check_sizes, weighted_sum
+from glem_graphgym.models.hop_network import FeedForward, HopNetwork, weighted_sum
 
 NEGATIVE_SLOPE = 0.2
 
@@ -23,21 +24,12 @@ class SAGN(HopNetwork):
     label net of 4 layers; dropout 0.5, input 0.2, attention 0.4, label 0.5.
 
     Args:
-        dim_in: D, width of the node features.
-        dim_hidden: H, width of the hidden layers of a head.
-        dim_out: C, number of classes.
-        hops: K, at least 0.
-        num_layers: layers of each hop's encoder, and of the MLP after attention.
+        dim_in, dim_hidden, dim_out, hops: D, H (of a head), C and K.
+        num_layers: layers of each hop's encoder, and of the MLP after attention; ``label_layers``: of the label net.
         heads: attention heads, each with its own encoders.
-        dropout: probability, 0 to below 1, after each ReLU.
-        input_dropout: probability, 0 to below 1, of dropping an input feature.
-        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
+        dropout: probability, 0 to below 1, after each ReLU; ``label_dropout``: after those of the label net;
+            ``input_dropout`` and ``attention_dropout``: of dropping an input feature, an attention weight.
         label_hops: label hops that the label net takes; 0 = no label net.
-        label_layers: layers of the label net.
-        label_dropout: probability, 0 to below 1, after each ReLU of the label net.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -77,15 +69,11 @@ class SAGN(HopNetwork):
 
     def hop_logits(self, hop_features: Tensor) -> Tensor:
         x = dropout(hop_features, self.input_dropout, self.training)
-        hidden = self.encode(x)
+        hidden = [encoder(x[hop]) for hop, encoder in enumerate(self.encoders)]  # (B, heads, H) each
         weights = dropout(self.attention(hidden), self.attention_dropout, self.training)
         out = weighted_sum(hidden, weights).flatten(1) + self.residual(x[0])
         out = relu_dropout(self.norm(out), self.dropout, self.training)
         return self.decoder(out.view_as(hidden[0])).mean(1)
-
-    def encode(self, hop_features: Tensor) -> list[Tensor]:
-        """K+1 times (B, heads, H): the hops of (K+1, B, D), encoded."""
-        return [encoder(hop_features[hop]) for hop, encoder in enumerate(self.encoders)]
 
     def attention(self, hidden: list[Tensor]) -> Tensor:
         """Weights (B, heads, K+1) of encoded hops, without dropout; they add up to 1 over the hops."""

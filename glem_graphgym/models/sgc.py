@@ -11,13 +11,6 @@ class SGC(HopNetwork):
     """A^K x Wᵀ + b: logistic regression on the last hop (Wu et al. 2019).
 
     Takes any number of hop features and reads the last alone, so a batch may hold just that.
-
-    Args:
-        dim_in: D, width of the node features.
-        dim_out: C, number of classes.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:

@@ -41,22 +41,9 @@ class SharedBatchNorm(nn.BatchNorm1d):
 
 def share_batch_norms(module: nn.Module) -> None:
     """Turn every `nn.BatchNorm1d` inside ``module`` into a `SharedBatchNorm`, with its weights and names of weights."""
-    for name, inner in module.named_children():
+    for inner in module.modules():
         if type(inner) is nn.BatchNorm1d:
-            setattr(module, name, _shared(inner))
-        else:
-            share_batch_norms(inner)
-
-
-def _shared(norm: nn.BatchNorm1d) -> SharedBatchNorm:
-    shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats).train(
-        norm.training
-    )
-    for name, parameter in norm.named_parameters(recurse=False):
-        setattr(shared, name, parameter)
-    for name, buffer in norm.named_buffers(recurse=False):
-        setattr(shared, name, buffer)
-    return shared
+            inner.__class__ = SharedBatchNorm
 
 
 class _Sum(torch.autograd.Function):

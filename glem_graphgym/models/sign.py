@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from glem_graphgym.models.checks import check_probabilities
 from glem_graphgym.models.dropout import dropout
-from glem_graphgym.models.hop_network import FeedForward, HopNetwork, check_probabilities
+from glem_graphgym.models.hop_network import FeedForward, HopNetwork
 
 
 class SIGN(HopNetwork):
@@ -16,16 +17,10 @@ class SIGN(HopNetwork):
     example, which is the entry on OGB's leaderboards (512 hidden, 5 hops, 2 layers).
 
     Args:
-        dim_in: D, width of the node features.
-        dim_hidden: width of every layer but the last.
-        dim_out: C, number of classes.
-        hops: K, at least 0.
+        dim_in, dim_hidden, dim_out, hops: D, width of every layer but the last, C and K.
         num_layers: layers of each transform, and of the MLP.
         dropout: probability, 0 to below 1, after each PReLU.
         input_dropout: probability, 0 to below 1, of dropping an input feature.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from glem_graphgym.models.attention import CPU_ATTENTION, probe_batch, use_cpu_attention
-from glem_graphgym.models.dropout import use_cheap_dropout
+from glem_graphgym.models.dropout import Dropout, use_cheap_dropout
 from glem_graphgym.models.families import fit_family
-from glem_graphgym.models.pooling import POOLINGS, Dense, load_dense, readout_of
+from glem_graphgym.models.pooling import POOLINGS, load_dense, readout_of
 from glem_graphgym.models.pretrained import load_backbone, load_config
 
 # The names under which Hugging Face configurations keep the two kinds of dropout. T5's and XLNet's one dropout, which
@@ -31,8 +31,7 @@ class EncoderConfig:
 
     Attributes:
         model: Hugging Face hub id or local folder.
-        pooling: ``mean`` (over the text's tokens), ``cls`` (first token), ``last`` (last token), or ``auto``, see
-            `readout_of`.
+        pooling: ``mean``, ``cls``, ``last`` or ``auto``, see `readout_of`.
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
         dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
         attention: ``eager``, ``sdpa`` or another implementation that transformers knows, or `CPU_ATTENTION`, which
@@ -71,7 +70,7 @@ class TextEncoder(nn.Module):
         dense: what a sentence-transformers folder applies to the pooled state, in order.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, shrink_dim: int = 0, dense: Sequence[Dense] = ()) -> None:
+    def __init__(self, backbone: nn.Module, pooling: str, shrink_dim: int = 0, dense: Sequence[Any] = ()) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"lm.pooling is '{pooling}', expected one of: {', '.join(POOLINGS)}")
@@ -79,12 +78,12 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         hidden = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
         for module in dense:
-            if module.in_features != hidden:
+            if module.linear.in_features != hidden:
                 raise ValueError(
-                    f"lm.model: a Dense module takes {module.in_features} columns, but is given {hidden}; expected the "
-                    "modules of this model"
+                    f"lm.model: a Dense module takes {module.linear.in_features} columns, but is given {hidden}; "
+                    "expected the modules of this model"
                 )
-            hidden = module.out_features
+            hidden = module.linear.out_features
         self.dense = nn.Sequential(*dense)
         self.shrink = nn.Linear(hidden, shrink_dim) if shrink_dim > 0 else nn.Identity()
         self.dim = shrink_dim if shrink_dim > 0 else hidden
@@ -108,11 +107,7 @@ class TextEncoder(nn.Module):
 
 
 def load_text_encoder(config: EncoderConfig) -> TextEncoder:
-    """Build a text encoder and load its pretrained weights.
-
-    Raises:
-        ValueError: the model cannot be found or read, or it has no dropout of the kind asked for.
-    """
+    """Build a text encoder and load its pretrained weights; ValueError where model and settings do not fit."""
     import transformers
 
     # Ours is put in afterwards: not every model takes it, but all that do have eager too.
@@ -163,10 +158,7 @@ def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str)
 
 
 def _freeze(backbone: Any, count: int) -> None:
-    """Freeze the first ``count`` transformer layers, all embeddings and whatever else these layers' output depends on.
-
-    So no gradient runs into them, and adapters in them keep still too.
-    """
+    """Freeze the first ``count`` layers, all embeddings and whatever else these layers' output depends on."""
     wanted = getattr(backbone.config, "num_hidden_layers", 0)
     lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == wanted]
     if not lists:
@@ -210,6 +202,18 @@ def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it finds in GPT-2, and corrects by itself
         return peft.get_peft_model(backbone, lora)
+
+
+class LMHead(nn.Module):
+    """Text embeddings (B, H) -> logits (B, C): dropout, of entries in training, and a linear map."""
+
+    def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = Dropout(dropout)
+        self.linear = nn.Linear(dim, num_classes)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.linear(self.dropout(embedding))
 
 
 class TextClassifier(nn.Module):

@@ -15,7 +15,7 @@ BYTES_AT_ONCE = 16 << 20
 class FeatureRows:
     """The GNN's node features: several arrays side by side, standardised where asked for, read by rows.
 
-    ``np.asarray`` of it gives all of them, float32 (N, D), for whoever has the memory.
+    ``np.asarray`` of it gives all of them, float32 (N, D).
 
     Args:
         parts: float (N, d) each, in any precision; may be memory-mapped.
@@ -32,11 +32,8 @@ class FeatureRows:
         rows: np.ndarray | None = None,
         fixed: bool = False,
     ) -> None:
-        self.parts, self.fixed, self.standardised, self.rows = list(parts), fixed, standardise, rows
-        self.mean: np.ndarray | None = None
-        self.deviation: np.ndarray | None = None
-        if standardise:
-            self.mean, self.deviation = column_statistics(self.parts, rows)
+        self.parts, self.fixed, self.rows = list(parts), fixed, rows
+        self.statistics = column_statistics(self.parts, rows) if standardise else None
 
     @classmethod
     def of(cls, features: Any) -> FeatureRows:
@@ -67,17 +64,21 @@ class FeatureRows:
         return self._normed(x)
 
     def _normed(self, x: np.ndarray) -> np.ndarray:
-        return x if self.mean is None else (x - self.mean) / self.deviation
+        if self.statistics is None:
+            return x
+        mean, deviation = self.statistics
+        return (x - mean) / deviation
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         out = np.empty(self.shape, dtype=np.float32)
-        for first, end in _ranges(*self.shape):
+        for first, end in _blocks(*self.shape):
             out[first:end] = self.read(first, end)
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def key(self) -> str:
         """Names the content; read once from first to last."""
-        return fingerprint(*self.parts, self.standardised, self.rows if self.standardised else None)
+        standardised = self.statistics is not None
+        return fingerprint(*self.parts, standardised, self.rows if standardised else None)
 
 
 def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +88,7 @@ def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> t
     """
     width = sum(part.shape[1] for part in parts)
     count, mean, squares = 0, np.zeros(width), np.zeros(width)
-    for first, end in _ranges(len(parts[0]), width):
+    for first, end in _blocks(len(parts[0]), width):
         x = _joined(parts, first, end).astype(np.float64)
         if rows is not None:
             start, stop = np.searchsorted(rows, [first, end])
@@ -108,6 +109,11 @@ def _joined(parts: Sequence[np.ndarray], first: int, end: int) -> np.ndarray:
     return np.concatenate([np.asarray(part[first:end], dtype=np.float32) for part in parts], axis=1)
 
 
-def _ranges(count: int, width: int) -> Iterator[tuple[int, int]]:
-    step = max(1, BYTES_AT_ONCE // (4 * max(1, width)))
+def _blocks(count: int, width: int) -> Iterator[tuple[int, int]]:
+    return ranges(count, BYTES_AT_ONCE // (4 * max(1, width)))
+
+
+def ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
+    """(first, end) of successive ``step`` rows of ``count``; at least one row."""
+    step = max(1, step)
     return ((first, min(first + step, count)) for first in range(0, count, step))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,39 +19,19 @@ from glem_graphgym.memory import GB
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.propagation import (
     BLOCK_BYTES,
+    DiskPropagation,
     MappedHops,
     Rows,
-    feature_chains,
-    label_chains,
+    chains_of,
     plan_columns,
-    propagate_to_disk,
 )
 from glem_graphgym.out_of_core.stored_operator import ENTRIES_AT_ONCE, StoredOperator, store_operator
 
-OPERATOR = "gcn"  # as `networks.gcn_operator`
-
-
-class KeyedRows(Rows, Protocol):
-    """Rows with a name of their content."""
-
-    def key(self) -> str: ...
-
-
-class StoredGraph(Protocol):
-    """A structure of `GraphViews` as arrays that may be memory-mapped.
-
-    Attributes:
-        rowptr, col: CSR of all N nodes.
-        keep: bool (N,): nodes whose edges count; None = all.
-    """
-
-    rowptr: np.ndarray
-    col: np.ndarray
-    keep: np.ndarray | None
+OPERATOR = "gcn"  # as `build.gnn.gcn_operator`
 
 
 class HopStorage:
-    """Makes hop features within a budget of memory.
+    """Makes hop features within a budget of memory, of `GraphViews` of `MmapGraph`s.
 
     Args:
         budget: bytes that the propagation, a batch, or both in turn may take.
@@ -77,14 +57,12 @@ class HopStorage:
 
     def features(self, graphs: Any, x: FeatureRows, hops: int) -> MappedHops:
         """Hops 0 to K of the features, (K+1, n, D)."""
-        folder = self.features_folder(graphs, x, hops)
-        return self._made(folder, lambda: feature_chains(self._open(graphs)), x, hops, 0)
+        return self._made(self.features_folder(graphs, x, hops), graphs, x, hops)
 
-    def labels(self, graphs: Any, labels: KeyedRows, folds: np.ndarray, hops: int) -> MappedHops:
+    def labels(self, graphs: Any, labels: Rows, folds: np.ndarray, hops: int) -> MappedHops:
         """The last label hop, (1, n, C); ``folds`` int8 (N,), as of `fold_label_hops`."""
         key = fingerprint("labels", labels.key(), folds, *self._made_of(graphs, hops))
-        folder = self.working / f"labels-{key}"
-        return self._made(folder, lambda: label_chains(self._open(graphs), folds), labels, hops, hops)
+        return self._made(self.working / f"labels-{key}", graphs, labels, hops, hops, folds)
 
     def rows_at_once(self, hops: int, width: int, most: int) -> int:
         """Nodes whose hops may be in memory at a time, in inference."""
@@ -95,14 +73,17 @@ class HopStorage:
         key = fingerprint("hops", x.key(), *self._made_of(graphs, hops))
         return (self.cache if x.fixed else self.working) / f"hops-{key}"
 
-    def _made(self, folder: Path, chains: Any, source: Any, hops: int, first_hop: int) -> MappedHops:
+    def _made(
+        self, folder: Path, graphs: Any, source: Rows, hops: int, first_hop: int = 0, folds: np.ndarray | None = None
+    ) -> MappedHops:
         num_nodes, width = source.shape
         plan_columns(num_nodes, width, self.budget)  # a budget that is too small is refused before anything is written
         stored = None if self.nodes is None else np.isin(np.arange(num_nodes), self.nodes, assume_unique=True)
 
         def make(temporary: Path) -> None:
             options: dict[str, Any] = {"dtype": self.dtype, "stored": stored, "budget": self.budget}
-            propagate_to_disk(temporary, chains(), source, hops, first_hop=first_hop, **options)
+            chains = chains_of(self._open(graphs), folds)
+            DiskPropagation(temporary, chains, source, hops, first_hop=first_hop, **options).run()
 
         make_once(folder, make, resume=True)
         return MappedHops(read_array(folder / "hops.npy", f"delete {folder} to have it made anew"), self.nodes)
@@ -110,8 +91,8 @@ class HopStorage:
     # ---- the graph -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def needed(graphs: Any) -> list[tuple[StoredGraph, np.ndarray | None]]:
-        """(structure, bool (N,) nodes that see through it or None for all) of every structure that is needed."""
+    def needed(graphs: Any) -> list[tuple[Any, np.ndarray | None]]:
+        """Every structure that is needed, with the nodes that see through it, bool (N,), or None for all."""
         train, predict = graphs.train, graphs.predict
         if graphs.seen is None or train.keep is predict.keep:
             return [(train, None)]
@@ -119,7 +100,7 @@ class HopStorage:
         seen[graphs.seen] = True
         return [(predict, ~seen), (train, seen)]
 
-    def operator_folder(self, graph: StoredGraph) -> Path:
+    def operator_folder(self, graph: Any) -> Path:
         """Where a structure's operator lies, or will lie."""
         return self.cache / f"operator-{self._graph_key(graph)}"
 
@@ -127,23 +108,20 @@ class HopStorage:
         block_bytes = min(BLOCK_BYTES, self.budget // 8)
         entries = max(1, min(ENTRIES_AT_ONCE, block_bytes // 64))  # int64 rows, columns and places, float64 weights
 
-        def opened(graph: StoredGraph) -> StoredOperator:
+        def opened(graph: Any) -> StoredOperator:
             def make(folder: Path) -> None:
-                store_operator(folder, graph.rowptr, graph.col, OPERATOR, graph.keep, entries_at_once=entries)
+                store_operator(folder, graph.rowptr, graph.col, graph.keep, entries_at_once=entries)
 
             return StoredOperator(make_once(self.operator_folder(graph), make), block_bytes)
 
         return [(opened(graph), nodes) for graph, nodes in self.needed(graphs)]
 
-    def _graph_key(self, graph: StoredGraph) -> str:
-        return fingerprint(OPERATOR, self._csr_key(graph), graph.keep)
-
-    def _csr_key(self, graph: StoredGraph) -> str:
+    def _graph_key(self, graph: Any) -> str:
         if self._known is None or self._known[0] is not graph.col:
             self._known = (graph.col, fingerprint(graph.rowptr, graph.col))
-        return self._known[1]
+        return fingerprint(OPERATOR, self._known[1], graph.keep)
 
-    _known: tuple[np.ndarray, str] | None = None
+    _known: tuple[np.ndarray, str] | None = None  # the latest graph's columns, and its key
 
     def _made_of(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
         """What names stored hops beside their source."""
@@ -172,15 +150,11 @@ def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_byt
 def check_batch(
     budget: int, trained: int, batch_size: int, hops: int, width: int, item_bytes: int, *, beside: bool = False
 ) -> None:
-    """
-    Args:
-        budget: bytes.
-        trained: nodes that an epoch trains on.
-        batch_size: of them at most in an optimizer step; 0 = all.
-        beside: whether as many unlabelled nodes go with them (consistency).
+    """Refuses an optimizer step of at most ``batch_size`` (0 = all) of an epoch's ``trained`` nodes, whose hops exceed
+    ``budget`` bytes; with ``beside`` as many unlabelled nodes go with them (consistency).
 
     Raises:
-        ValueError: the hops of a step exceed the budget; says which batch size does not.
+        ValueError: says which batch size does not.
     """
     a_node = batch_bytes(1, hops, width, item_bytes) * (2 if beside else 1)
     needed = a_node * min(trained, batch_size or trained)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import ALL, Block, NeighbourSampler
@@ -26,21 +26,11 @@ EDGE_BYTES = 160  # while a block is made of its edges
 NODES_AT_ONCE = 1 << 20  # that are cut into blocks together
 
 
-class Layered(Protocol):
-    """A network whose layers can be asked for one by one."""
-
-    @property
-    def num_layers(self) -> int: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def layer(self, index: int, x: Tensor, structure: Any) -> Tensor:
-        """What layer ``index`` gives the seeds of a neighbourhood of one hop, from the ``x`` (n, D) of its nodes."""
-        ...
-
-
 class LayerwiseInference:
-    """Logits of a `Layered` network as on the whole graph, within a budget of memory.
+    """Logits of a network as on the whole graph, within a budget of memory.
+
+    The network has ``num_layers``, and a ``layer(index, x, structure)`` that gives the seeds of a neighbourhood of one
+    hop their output, from the ``x`` (n, D) of its nodes (`LayeredGNN`).
 
     Args:
         rowptr: integers (N+1,), col: integers (E,), of what prediction sees; may be memory-mapped.
@@ -65,7 +55,7 @@ class LayerwiseInference:
         self.sampler = NeighbourSampler(rowptr, col, [ALL])
 
     def logits(
-        self, model: Layered, dim_in: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
+        self, model: Any, dim_in: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Parts of ``nodes``, int64 (n,), increasing, each with its logits (b, C), of a network in evaluation mode.
 
@@ -75,7 +65,9 @@ class LayerwiseInference:
         Raises:
             DiskFullError: there is no room for what a layer gives.
         """
-        needed = self._needed(nodes, model.num_layers)
+        needed = [nodes]  # for each layer, the first one first, the nodes whose outputs are needed
+        for _ in range(model.num_layers - 1):
+            needed.insert(0, nodes_within(self.rowptr, self.col, needed[0], 1))
         width = max(dim_in, *(max(parameter.shape) for parameter in model.parameters()))  # of all that is computed
         files: list[Path] = []
         for index, of_layer in enumerate(needed[:-1]):
@@ -87,15 +79,8 @@ class LayerwiseInference:
         for file in files:
             file.unlink(missing_ok=True)
 
-    def _needed(self, nodes: np.ndarray, layers: int) -> list[np.ndarray]:
-        """For each layer, the first one first, the nodes whose outputs are needed."""
-        needed = [nodes]
-        for _ in range(layers - 1):
-            needed.append(nodes_within(self.rowptr, self.col, needed[-1], 1))
-        return needed[::-1]
-
     def _layer(
-        self, model: Layered, index: int, width: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
+        self, model: Any, index: int, width: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         rng = np.random.default_rng(0)  # which has nothing to choose
         title = f"layer {index + 1} of {model.num_layers}"

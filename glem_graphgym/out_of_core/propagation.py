@@ -27,6 +27,7 @@ from glem_graphgym.disk import disk_full_errors, kept_array, new_array, require_
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import GB
 from glem_graphgym.models.hops import rounded
+from glem_graphgym.out_of_core.feature_rows import ranges
 from glem_graphgym.out_of_core.stored_operator import StoredOperator
 
 SAVE_SECONDS = 120.0  # a killed propagation loses about that much work
@@ -44,6 +45,10 @@ class Rows(Protocol):
 
     def read(self, first: int, end: int) -> np.ndarray:
         """float32 (end - first, D)."""
+        ...
+
+    def key(self) -> str:
+        """A name of the content."""
         ...
 
 
@@ -80,66 +85,26 @@ class Chain:
         return own if kept is None else own & kept
 
 
-def feature_chains(parts: Sequence[tuple[StoredOperator, np.ndarray | None]]) -> list[Chain]:
-    """One propagation for each (operator, bool (N,) nodes that see through it, or None for all)."""
-    return [Chain(operator, nodes) for operator, nodes in parts]
+def chains_of(
+    parts: Sequence[tuple[StoredOperator, np.ndarray | None]], folds: np.ndarray | None = None
+) -> list[Chain]:
+    """One propagation per (operator, bool (N,) nodes that see through it, or None for all).
 
-
-def label_chains(parts: Sequence[tuple[StoredOperator, np.ndarray | None]], folds: np.ndarray) -> list[Chain]:
-    """As `feature_chains`, each once for every value of ``folds`` int8 (N,), as `fold_label_hops` does."""
-    present = np.unique(folds).tolist()
+    With ``folds`` int8 (N,) each once for every value of them, as `fold_label_hops` does.
+    """
+    present = [-1] if folds is None else np.unique(folds).tolist()
     return [Chain(operator, nodes, folds, fold) for operator, nodes in parts for fold in present]
 
 
-def propagate_to_disk(
-    folder: Path,
-    chains: Sequence[Chain],
-    source: Rows,
-    hops: int,
-    *,
-    dtype: torch.dtype,
-    first_hop: int = 0,
-    stored: np.ndarray | None = None,
-    budget: int | None = None,
-    save_seconds: float = SAVE_SECONDS,
-) -> None:
-    """Write hops ``first_hop`` to K of every chain into ``folder/hops.npy``, (K + 1 - first_hop, n, D).
-
-    Goes on where an earlier call with the same arguments was killed: what it finished is noted in
-    ``folder/progress.json``, after each block of columns and at least every ``save_seconds``. Another budget, which
-    cuts other blocks, starts anew. Takes `disk_bytes` at its peak; all but the result is removed.
-
-    Args:
-        folder: exists; holds nothing but what an earlier call left.
-        chains: whose ``kept`` nodes are disjoint and together all that is stored.
-        source: (N, D), hop 0.
-        hops: K.
-        dtype: float32, float16 or bfloat16, to which hops are `rounded` when stored.
-        stored: bool (N,): the n nodes whose hops are stored, in their order; None = all N.
-        budget: bytes of memory at most; None = no limit.
-
-    Raises:
-        ValueError: the budget does not suffice for a column; with the figures.
-        DiskFullError: there is no room on the disk; asked before anything is written.
-    """
-    num_nodes, width = source.shape
-    columns, _ = plan_columns(num_nodes, width, budget)
-    plan = {"columns": columns, "hops": [first_hop, hops], "shape": [num_nodes, width], "dtype": str(dtype)}
-    progress = _Progress(folder, plan)
-    _Propagation(folder, chains, source, (first_hop, hops), dtype, stored, budget, progress, save_seconds).run()
-
-
-def disk_bytes(
-    num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int | None
-) -> tuple[int, int]:
-    """What `propagate_to_disk` leaves on disk, and what it needs there beside that until it has ended.
+def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int) -> tuple[int, int]:
+    """What `DiskPropagation` leaves on disk, and what it needs there beside that until it has ended.
 
     Args:
         num_nodes: N; stored: n of them whose hops are stored.
         width: D.
         hops: how many are stored.
         item_bytes: of a stored number.
-        budget: bytes of memory; None = no limit.
+        budget: bytes of memory.
     """
     columns, _ = plan_columns(num_nodes, width, budget)
     hop = item_bytes * stored * width
@@ -149,14 +114,12 @@ def disk_bytes(
     return hops * hop, beside
 
 
-def plan_columns(num_nodes: int, width: int, budget: int | None) -> tuple[int, int]:
+def plan_columns(num_nodes: int, width: int, budget: int) -> tuple[int, int]:
     """How many columns are propagated at a time, and bytes for all else that is on its way.
 
     Raises:
         ValueError: not even one column fits; names the figures.
     """
-    if budget is None:
-        return max(1, width), BLOCK_BYTES
     block_bytes = min(BLOCK_BYTES, budget // 8)
     column = 2 * 4 * num_nodes  # float32, before and after a hop
     masks = 8 * num_nodes  # folds, whose hops are kept and whose are stored, with what is computed of them
@@ -213,53 +176,67 @@ class MappedHops:
         return rows
 
 
-class _Progress:
-    """What is finished, in ``progress.json``: written atomically, after what it tells of is on disk."""
+class DiskPropagation:
+    """Writes hops ``first_hop`` to K of every chain into ``folder/hops.npy``, (K + 1 - first_hop, n, D).
 
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        self.file = folder / "progress.json"
-        self.noted: dict[str, Any] = {"plan": plan, "split": False, "done": [], "state": None, "joined": []}
-        if self.file.exists() and (found := read_json(self.file))["plan"] == plan:
-            self.noted = found
-            return
-        for path in folder.iterdir():
-            path.unlink()
+    Goes on where an earlier one with the same arguments was killed. What is finished is noted in
+    ``folder/progress.json``, atomically and after it is on disk: after each block of columns, and at least every
+    `SAVE_SECONDS`. Another budget, which cuts other blocks, starts anew. Takes `disk_bytes` at its peak; all but the
+    result is removed.
 
-    def note(self, **news: Any) -> None:
-        self.noted.update(news)
-        write_json(self.file, self.noted)
+    Args:
+        folder: exists; holds nothing but what an earlier call left.
+        chains: whose ``kept`` nodes are disjoint and together all that is stored.
+        source: (N, D), hop 0.
+        hops: K.
+        dtype: float32, float16 or bfloat16, to which hops are `rounded` when stored.
+        stored: bool (N,): the n nodes whose hops are stored, in their order; None = all N.
+        budget: bytes of memory at most.
 
-
-class _Propagation:
-    """`propagate_to_disk` at work."""
+    Raises:
+        ValueError: the budget does not suffice for a column; with the figures.
+    """
 
     def __init__(
         self,
         folder: Path,
         chains: Sequence[Chain],
         source: Rows,
-        hops: tuple[int, int],
+        hops: int,
+        *,
         dtype: torch.dtype,
-        stored: np.ndarray | None,
-        budget: int | None,
-        progress: _Progress,
-        save_seconds: float,
+        budget: int,
+        first_hop: int = 0,
+        stored: np.ndarray | None = None,
     ) -> None:
         self.folder, self.chains, self.source, self.stored = folder, chains, source, stored
-        (self.first, self.last), self.progress, self.save_seconds = hops, progress, save_seconds
+        self.first, self.last, self.budget = first_hop, hops, budget
         self.dtype, self.file_type = dtype, np.dtype(FILE_TYPES[dtype])
         self.num_nodes, self.width = source.shape
-        self.budget = budget
         self.columns, self.block_bytes = plan_columns(self.num_nodes, self.width, budget)
         self.count = self.num_nodes if stored is None else int(stored.sum())
-        self.file = folder / "hops.npy"
-        self.shape = (self.last - self.first + 1, self.count, self.width)
-        self._hop_bytes = self.file_type.itemsize * self.count * self.width
+        self.file, self.shape = folder / "hops.npy", (hops + 1 - first_hop, self.count, self.width)
         starts = range(0, self.width, self.columns)
         self.blocks = [slice(start, min(start + self.columns, self.width)) for start in starts]
+        shape = [self.num_nodes, self.width]
+        plan = {"columns": self.columns, "hops": [first_hop, hops], "shape": shape, "dtype": str(dtype)}
+        self.progress: dict[str, Any] = {"plan": plan, "split": False, "done": [], "state": None, "joined": []}
+        file = folder / "progress.json"
+        if file.exists() and (found := read_json(file))["plan"] == plan:
+            self.progress = found
+        else:
+            for path in folder.iterdir():
+                path.unlink()
 
     def run(self) -> None:
-        self._check_disk()
+        """
+        Raises:
+            DiskFullError: there is no room on the disk; asked before anything is written.
+        """
+        hops, item_bytes = self.shape[0], self.file_type.itemsize
+        needed = sum(disk_bytes(self.num_nodes, self.count, self.width, hops, item_bytes, self.budget))
+        what = f"propagating hop features ({hops} hops of {self.count:,} nodes with {self.width} columns)"
+        require_space(self.folder, needed - sum(map(taken_bytes, self.folder.iterdir())), what)
         if len(self.blocks) > 1:
             self._split()
         else:
@@ -267,7 +244,7 @@ class _Propagation:
         two = [torch.empty(self.num_nodes, self.columns) for _ in range(min(2, self.last + 1))]
         for block in range(len(self.blocks)):
             for chain in range(len(self.chains)):
-                if f"{chain}.{block}" not in self.progress.noted["done"]:
+                if f"{chain}.{block}" not in self.progress["done"]:
                     self._propagate(chain, block, two)
         del two
         if len(self.blocks) > 1:
@@ -279,39 +256,58 @@ class _Propagation:
             if path != self.file:
                 path.unlink()
 
+    def _note(self, **news: object) -> None:
+        self.progress.update(news)
+        write_json(self.folder / "progress.json", self.progress)
+
     # ---- one block of columns, from hop to hop ---------------------------------------------------------------------
 
-    def _propagate(self, chain: int, block: int, two: list[Tensor]) -> None:
-        name, what = f"{chain}.{block}", self.chains[chain]
+    def _propagate(self, number: int, block: int, two: list[Tensor]) -> None:
+        name, chain = f"{number}.{block}", self.chains[number]
         width = self.blocks[block].stop - self.blocks[block].start
         # Flat views, so that a narrower last block is as contiguous as the others.
         current, *other = (array.view(-1)[: self.num_nodes * width].view(self.num_nodes, width) for array in two)
-        start = self._resume(name, current)
-        if start is None:
-            self._read(block, what, current)
-            start = 0
+        state = self.progress["state"]
+        start = state["hop"] if state is not None and state["name"] == name else 0
+        if start:
+            saved = np.load(self.folder / state["file"], mmap_mode="r")
+            for first, end in self._rows(width):
+                current[first:end] = torch.from_numpy(np.array(saved[first:end]))
+        else:
+            self._read(block, chain, current)
             if self.first == 0:
-                self._keep(0, block, what, current)
-        saved = time.monotonic()
+                self._keep(0, block, chain, current)
+        saved_at = time.monotonic()
         for hop in range(start + 1, self.last + 1):
             (following,) = other
-            what.operator.multiply(current, following)
+            chain.operator.multiply(current, following)
             current, other = following, [current]
             if hop >= self.first:
-                self._keep(hop, block, what, current)
-            if hop < self.last and time.monotonic() - saved >= self.save_seconds:
+                self._keep(hop, block, chain, current)
+            if hop < self.last and time.monotonic() - saved_at >= SAVE_SECONDS:
                 self._save(name, hop, current)
-                saved = time.monotonic()
-        done, state = [*self.progress.noted["done"], name], self.progress.noted["state"]
-        self.progress.note(done=done, state=None)
-        if state is not None:
-            (self.folder / state["file"]).unlink(missing_ok=True)
-        _log_progress(len(done), len(self.chains) * len(self.blocks), self.folder)
+                saved_at = time.monotonic()
+        done, of = [*self.progress["done"], name], len(self.chains) * len(self.blocks)
+        self._save(name, None, current, done=done)
+        if of > 1:
+            logging.info(f"hop features: {len(done)} of {of} blocks, in {self.folder}")
+
+    def _save(self, name: str, hop: int | None, current: Tensor, **news: object) -> None:
+        """Replace what a killed propagation goes on from; by nothing where ``hop`` is None."""
+        old, state = self.progress["state"], None
+        if hop is not None:
+            file = self.folder / f"state-{name}-{hop}.npy"
+            array = new_array(file, np.float32, tuple(current.shape))
+            array[:] = current.numpy()
+            array.flush()
+            state = {"name": name, "hop": hop, "file": file.name}
+        self._note(state=state, **news)
+        if old is not None:
+            (self.folder / old["file"]).unlink(missing_ok=True)
 
     def _read(self, block: int, chain: Chain, out: Tensor) -> None:
-        split = self._split_file(block)
-        columns = np.load(split, mmap_mode="r") if len(self.blocks) > 1 else None
-        for first, end in self._rows(self.width if columns is None else out.shape[1]):
+        columns = np.load(self._split_file(block), mmap_mode="r") if len(self.blocks) > 1 else None
+        for first, end in self._rows(out.shape[1]):
             rows = self.source.read(first, end) if columns is None else np.array(columns[first:end])
             out[first:end] = torch.from_numpy(rows)
             hidden = chain.hidden(first, end)
@@ -319,35 +315,29 @@ class _Propagation:
                 out[first:end][torch.from_numpy(hidden)] = 0.0
 
     def _keep(self, hop: int, block: int, chain: Chain, current: Tensor) -> None:
-        """Store a hop's columns, of the chain's nodes."""
-        target = self._target(hop, block)
+        """Store a hop's columns, of the chain's nodes: as rows of the result where there is but one block."""
+        if len(self.blocks) == 1:
+            target = self.out[hop - self.first]
+        else:
+            target = kept_array(self._part(hop, block), self.file_type, (self.count, current.shape[1]))
         place = 0
         for first, end in self._rows(current.shape[1]):
-            values = file_numbers(rounded(current[first:end], self.dtype))
-            kept = chain.kept(first, end)
-            stored = None if self.stored is None else self.stored[first:end]
-            if kept is None and stored is None:
-                target[first:end] = values
-                continue
-            rows = np.arange(end - first) if stored is None else np.cumsum(stored) - 1
-            taken = np.ones(end - first, dtype=bool) if kept is None else kept
-            taken = taken if stored is None else taken & stored
-            target[place + rows[taken]] = values[taken]
-            place += end - first if stored is None else int(stored.sum())
+            stored = slice(None) if self.stored is None else self.stored[first:end]
+            values = file_numbers(rounded(current[first:end], self.dtype))[stored]
+            mask = chain.kept(first, end)
+            kept = slice(None) if mask is None else mask[stored]
+            target[place : place + len(values)][kept] = values[kept]
+            place += len(values)
         target.flush()
 
-    def _target(self, hop: int, block: int) -> np.memmap:
-        """(n, columns) on disk: the rows themselves where there is but one block."""
-        if len(self.blocks) == 1:
-            return self.out[hop - self.first]
-        width = self.blocks[block].stop - self.blocks[block].start
-        return kept_array(self._part(hop, block), self.file_type, (self.count, width))
+    def _rows(self, width: int) -> Iterator[tuple[int, int]]:
+        return ranges(self.num_nodes, self.block_bytes // (16 * max(1, width)))
 
     # ---- before and after ------------------------------------------------------------------------------------------
 
     def _split(self) -> None:
         """The source, read once, as one file a block of columns: rows would be read whole for every block."""
-        if self.progress.noted["split"]:
+        if self.progress["split"]:
             return
         files = [
             new_array(self._split_file(block), np.float32, (self.num_nodes, place.stop - place.start))
@@ -359,59 +349,29 @@ class _Propagation:
                 file[first:end] = rows[:, place]
         for file in files:
             file.flush()
-        self.progress.note(split=True)
+        self._note(split=True)
 
     def _join(self) -> None:
         """Rows out of the blocks of columns, hop after hop: the file grows as the blocks of a hop are removed."""
         header = io.BytesIO()
         about = {"descr": np.lib.format.dtype_to_descr(self.file_type), "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(header, about)
-        joined = self.progress.noted["joined"]
+        joined = self.progress["joined"]
+        hop_bytes = self.file_type.itemsize * self.count * self.width
         # Plain writes take half the time of a map.
         with disk_full_errors(self.file), self.file.open("r+b" if joined else "wb") as file:
             file.write(header.getvalue())
             for hop in range(self.first + len(joined), self.last + 1):
-                parts = [np.load(self._part(hop, block), mmap_mode="r") for block in range(len(self.blocks))]
-                file.seek(len(header.getvalue()) + (hop - self.first) * self._hop_bytes)
-                for first, end in _ranges(self.count, self.block_bytes // (4 * self.width)):
+                names = [self._part(hop, block) for block in range(len(self.blocks))]
+                parts = [np.load(name, mmap_mode="r") for name in names]
+                file.seek(len(header.getvalue()) + (hop - self.first) * hop_bytes)
+                for first, end in ranges(self.count, self.block_bytes // (4 * self.width)):
                     file.write(np.concatenate([part[first:end] for part in parts], axis=1).data)
                 file.flush()
                 os.fsync(file.fileno())
-                self.progress.note(joined=[*self.progress.noted["joined"], hop])
-                for block in range(len(self.blocks)):
-                    self._part(hop, block).unlink(missing_ok=True)
-
-    # ---- what a killed propagation goes on from --------------------------------------------------------------------
-
-    def _save(self, name: str, hop: int, current: Tensor) -> None:
-        old = self.progress.noted["state"]
-        file = self.folder / f"state-{name}-{hop}.npy"
-        state = new_array(file, np.float32, tuple(current.shape))
-        state[:] = current.numpy()
-        state.flush()
-        self.progress.note(state={"name": name, "hop": hop, "file": file.name})
-        if old is not None:
-            (self.folder / old["file"]).unlink(missing_ok=True)
-
-    def _resume(self, name: str, out: Tensor) -> int | None:
-        """The hop that was saved of this block, read back; None where none was."""
-        state = self.progress.noted["state"]
-        if state is None or state["name"] != name:
-            return None
-        saved = np.load(self.folder / state["file"], mmap_mode="r")
-        for first, end in self._rows(out.shape[1]):
-            out[first:end] = torch.from_numpy(np.array(saved[first:end]))
-        return int(state["hop"])
-
-    def _check_disk(self) -> None:
-        kept, count, width = self.shape
-        needed = sum(disk_bytes(self.num_nodes, count, width, kept, self.file_type.itemsize, self.budget))
-        there = sum(map(taken_bytes, self.folder.iterdir()))
-        what = f"propagating hop features ({kept} hops of {count:,} nodes with {width} columns)"
-        require_space(self.folder, needed - there, what)
-
-    def _rows(self, width: int) -> Iterator[tuple[int, int]]:
-        return _ranges(self.num_nodes, self.block_bytes // (16 * max(1, width)))
+                self._note(joined=[*self.progress["joined"], hop])
+                for name in names:
+                    name.unlink(missing_ok=True)
 
     def _split_file(self, block: int) -> Path:
         return self.folder / f"source-{block}.npy"
@@ -423,13 +383,3 @@ class _Propagation:
 def file_numbers(values: Tensor) -> np.ndarray:
     """As they lie in a file."""
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
-
-
-def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
-    step = max(1, step)
-    return ((first, min(first + step, count)) for first in range(0, count, step))
-
-
-def _log_progress(done: int, of: int, folder: Path) -> None:
-    if of > 1:
-        logging.info(f"hop features: {done} of {of} blocks, in {folder}")

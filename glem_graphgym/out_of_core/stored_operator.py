@@ -1,4 +1,4 @@
-"""Propagation operators that lie on disk: the matrices of `models.propagation` for graphs larger than memory.
+"""Propagation operators that lie on disk: GCN's matrix of `models.propagation` for graphs larger than memory.
 
 The normalised matrix is written once, in CSR form with its weights, and a product reads it a block of rows at a time:
 8 bytes an entry from first to last, in the order in which they lie. What a product holds in memory is its operand, its
@@ -17,16 +17,15 @@ from torch import Tensor
 
 from glem_graphgym.disk import new_array
 from glem_graphgym.files import read_array
+from glem_graphgym.models.propagation import described
 
-KINDS = ("sum", "mean", "gcn")
 ENTRIES_AT_ONCE = 1 << 20
 
 
 class StoredOperator:
-    """The matrix that `store_operator` wrote, N x N.
+    """The matrix that `store_operator` wrote into ``folder``, N x N.
 
     Args:
-        folder: where it lies.
         block_bytes: bytes that a product may take beside its operand and its result; a row at least.
     """
 
@@ -35,22 +34,13 @@ class StoredOperator:
             read_array(folder / f"{name}.npy", f"delete {folder} to have it made anew")
             for name in ("rowptr", "col", "weight")
         )
-        self.block_bytes = block_bytes
-
-    @property
-    def num_nodes(self) -> int:
-        return len(self.rowptr) - 1
+        self.num_nodes, self.block_bytes = len(self.rowptr) - 1, block_bytes
 
     def multiply(self, x: Tensor, out: Tensor) -> Tensor:
-        """The product with ``x`` (N, D) float32, written into ``out`` of the same shape, which is returned.
-
-        Raises:
-            ValueError: a shape or type is another.
-        """
+        """The product with ``x`` (N, D) float32, written into ``out`` of the same shape, which is returned."""
         for name, given in {"x": x, "out": out}.items():
             if given.dtype != torch.float32 or given.dim() != 2 or len(given) != self.num_nodes:
-                found = f"{given.dtype} of shape {tuple(given.shape)}"
-                raise ValueError(f"{name} is {found}, expected torch.float32 of shape ({self.num_nodes}, D)")
+                raise ValueError(f"{name} is {described(given)}, expected torch.float32 of shape ({self.num_nodes}, D)")
         # Half of the bytes for entries, column and weight; half for rows of the product.
         entries, rows = self.block_bytes // 16, self.block_bytes // (8 * max(1, x.shape[1]))
         for first, end in row_blocks(self.rowptr, entries, rows):
@@ -71,54 +61,43 @@ def store_operator(
     folder: Path,
     rowptr: np.ndarray,
     col: np.ndarray,
-    kind: str,
     keep: np.ndarray | None = None,
     *,
     entries_at_once: int = ENTRIES_AT_ONCE,
 ) -> None:
-    """Write a propagation operator of a graph into an existing ``folder``, for `StoredOperator`.
+    """Write a graph's GCN operator, that of `Adjacency.gcn`, into an existing ``folder``, for `StoredOperator`.
 
     Takes about 20 bytes a node in memory, 8 bytes an entry and a node on disk.
 
     Args:
         rowptr: int64 (N+1,), CSR row pointers of A; may be memory-mapped, as ``col`` may.
         col: integers (nnz,), columns, strictly increasing within a row.
-        kind: which of `Adjacency`'s operators: ``sum``, ``mean`` or ``gcn``.
         keep: bool (N,): only entries between two nodes of the mask are taken, as if the others had no edges. None: all.
         entries_at_once: of A, in memory.
 
     Raises:
-        ValueError: an argument is none of these.
-        DiskFullError: there is no room for it; says of which file.
+        ValueError: the mask is of another shape or type.
+        DiskFullError: there is no room for it.
     """
     num_nodes = len(rowptr) - 1
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    if keep is not None and (keep.dtype != np.bool_ or keep.shape != (num_nodes,)):
+    if keep is not None and (keep.shape != (num_nodes,) or keep.dtype != bool):
         raise ValueError(f"keep is {keep.dtype} of shape {keep.shape}, expected bool of shape ({num_nodes},)")
-    loops = kind == "gcn"
-    degree = np.zeros(num_nodes, dtype=np.int64)
+    degree = np.empty(num_nodes, dtype=np.int64)
     blocks = list(row_blocks(rowptr, entries_at_once, entries_at_once))
     for first, end in blocks:
-        row, _ = _entries(rowptr, col, first, end, keep, loops)
+        row, _ = _entries(rowptr, col, first, end, keep)
         degree[first:end] = np.bincount(row, minlength=end - first)
-    left, right = _scales(kind, degree)
-    total = int(degree.sum())
+    scale, total = torch.from_numpy(degree).double().rsqrt_(), int(degree.sum())
     stored_rowptr = new_array(folder / "rowptr.npy", np.int64, (num_nodes + 1,))
     np.cumsum(degree, out=stored_rowptr[1:])
     del degree
-    index_type = np.int32 if num_nodes < 2**31 else np.int64
-    stored_col = new_array(folder / "col.npy", index_type, (total,))
+    stored_col = new_array(folder / "col.npy", _index_type(num_nodes), (total,))
     stored_weight = new_array(folder / "weight.npy", np.float32, (total,))
     for first, end in blocks:
-        row, column = _entries(rowptr, col, first, end, keep, loops)
+        row, column = _entries(rowptr, col, first, end, keep)
         place = slice(int(stored_rowptr[first]), int(stored_rowptr[end]))
         stored_col[place] = column
-        weight = torch.ones(len(row), dtype=torch.float64)
-        if left is not None:
-            weight = left[torch.from_numpy(row + first)]
-        if right is not None:
-            weight = weight * right[torch.from_numpy(column)]
+        weight = scale[torch.from_numpy(row + first)] * scale[torch.from_numpy(column)]
         stored_weight[place] = weight.float().numpy()
     for array in (stored_rowptr, stored_col, stored_weight):
         array.flush()
@@ -127,53 +106,34 @@ def store_operator(
 def operator_bytes(
     rowptr: np.ndarray, col: np.ndarray, keep: np.ndarray | None = None, *, entries_at_once: int = ENTRIES_AT_ONCE
 ) -> int:
-    """What `store_operator` writes for the ``gcn`` operator, without files' headers; arguments as there.
-
-    Of a graph without loops; each that there is takes one entry less.
-    """
-    num_nodes, entries = len(rowptr) - 1, len(col)
+    """What `store_operator` writes, without files' headers; arguments as there. No self-loops are expected in a whole
+    graph, which is not read; each that there is takes one entry less."""
+    num_nodes = len(rowptr) - 1
+    entries = len(col) + num_nodes
     if keep is not None:
         blocks = row_blocks(rowptr, entries_at_once, entries_at_once)
-        entries = sum(len(_entries(rowptr, col, first, end, keep, loops=False)[0]) for first, end in blocks)
-    index_bytes = 4 if num_nodes < 2**31 else 8
-    return 8 * (num_nodes + 1) + (index_bytes + 4) * (entries + num_nodes)
+        entries = sum(len(_entries(rowptr, col, first, end, keep)[0]) for first, end in blocks)
+    return 8 * (num_nodes + 1) + (np.dtype(_index_type(num_nodes)).itemsize + 4) * entries
 
 
-def _scales(kind: str, degree: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
-    """float64 (N,) each: what rows and columns are multiplied with; None = 1."""
-    if kind == "sum":
-        return None, None
-    number = torch.from_numpy(degree).double()
-    if kind == "mean":
-        return number.clamp_(min=1).reciprocal_(), None
-    scale = number.rsqrt_()
-    return scale, scale
+def _index_type(num_nodes: int) -> type[np.integer]:
+    return np.int32 if num_nodes < 2**31 else np.int64
 
 
 def _entries(
-    rowptr: np.ndarray, col: np.ndarray, first: int, end: int, keep: np.ndarray | None, loops: bool
+    rowptr: np.ndarray, col: np.ndarray, first: int, end: int, keep: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 rows, counted from ``first``, and columns of the entries of some rows; with ``loops`` of A+I."""
+    """int64 rows, counted from ``first``, and columns of the entries of some rows of A+I."""
     column = np.asarray(col[int(rowptr[first]) : int(rowptr[end])], dtype=np.int64)
     row = np.repeat(np.arange(end - first), np.diff(rowptr[first : end + 1]))
+    taken = column != row + first
     if keep is not None:
-        kept = keep[column] & keep[row + first]
-        row, column = row[kept], column[kept]
-    if not loops:
-        return row, column
-    others = column != row + first
-    if not others.all():
-        row, column = row[others], column[others]
-    # Each entry moves back by one place for every loop before it: those of earlier rows, and its own row's.
-    behind = column > row + first
-    place = np.arange(len(row)) + row + behind
-    number = np.bincount(row, minlength=end - first)
-    before = np.bincount(row[~behind], minlength=end - first)
-    loop_place = np.cumsum(number) - number + np.arange(end - first) + before
-    all_rows, all_columns = (np.empty(len(row) + end - first, dtype=np.int64) for _ in range(2))
-    all_rows[place], all_columns[place] = row, column
-    all_rows[loop_place], all_columns[loop_place] = np.arange(end - first), np.arange(first, end)
-    return all_rows, all_columns
+        taken &= keep[column] & keep[row + first]
+    row, column = row[taken], column[taken]
+    # A loop stands behind the entries of earlier rows, and those of its own row with smaller columns.
+    number, smaller = (np.bincount(rows, minlength=end - first) for rows in (row, row[column < row + first]))
+    place = np.cumsum(number) - number + smaller
+    return np.insert(row, place, np.arange(end - first)), np.insert(column, place, np.arange(first, end))
 
 
 def row_blocks(rowptr: np.ndarray, entries: int, rows: int) -> Iterator[tuple[int, int]]:

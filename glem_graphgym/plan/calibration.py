@@ -28,7 +28,7 @@ from yacs.config import CfgNode
 from glem_graphgym import processes
 from glem_graphgym.build.features import feature_builder, static_folder
 from glem_graphgym.build.footprint import layer_outputs, whole_graph_bytes
-from glem_graphgym.build.gnn import sees_hops
+from glem_graphgym.build.gnn import MmapGraph, sees_hops
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.build.language_model import hardware_for, untuned_lm
 from glem_graphgym.build.learners import (
@@ -64,7 +64,7 @@ from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import GB, PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.models.text_encoder import TextClassifier
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
-from glem_graphgym.out_of_core.hop_storage import HopStorage, StoredGraph, hops_in_memory
+from glem_graphgym.out_of_core.hop_storage import HopStorage, hops_in_memory
 from glem_graphgym.out_of_core.propagation import disk_bytes
 from glem_graphgym.out_of_core.stored_operator import operator_bytes
 
@@ -566,7 +566,7 @@ class Calibration:
         return storage.features_folder(graphs, x, self.cfg.gnn.hops)
 
     @staticmethod
-    def _operator_file(storage: HopStorage, part: StoredGraph) -> dict[str, Any]:
+    def _operator_file(storage: HopStorage, part: MmapGraph) -> dict[str, Any]:
         """Of a propagation operator; the graph is read to name its folder where there are any."""
         folder = storage.operator_folder(part) if any(storage.cache.glob("operator-*")) else storage.cache
         known = folder != storage.cache and folder.is_dir()

@@ -9,7 +9,7 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import register_head
 
 from glem_graphgym.build.gnn import read_out
-from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.text_encoder import LMHead
 
 
 @register_head("glem_lm_head")

@@ -11,7 +11,7 @@ from torch_geometric.graphgym.register import register_network
 
 from glem_graphgym.build.gnn import NETWORKS, graphgym_network, read_out
 from glem_graphgym.build.language_model import TextEmbeddings
-from glem_graphgym.models.lm_head import LMHead
+from glem_graphgym.models.text_encoder import LMHead
 
 for _name in NETWORKS:
     register_network(_name, functools.partial(graphgym_network, cfg, _name))

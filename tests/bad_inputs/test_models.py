@@ -739,14 +739,12 @@ def test_a_vocabulary_of_sentencepiece_alone_works(tmp_path: Path) -> None:
     assert load_tokenizer(str(folder))(text)["input_ids"] == [1, *pieces.encode(text), 2]
 
 
-@pytest.mark.parametrize("absent", ["sentencepiece", "google.protobuf"])
+@pytest.mark.parametrize("absent", ["sentencepiece", "protobuf"])
 def test_without_the_packages_for_it_the_message_says_which(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
-    from glem_graphgym.models import pretrained
-
     folder = spm_model(tmp_path)
-    monkeypatch.setattr(pretrained, "_importable", lambda name: name != absent)
+    monkeypatch.setattr(f"transformers.utils.is_{absent}_available", lambda: False)
     refused(lambda: load_tokenizer(str(folder)), "spm.model", "pip install sentencepiece protobuf")
 
 

@@ -18,9 +18,8 @@ from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
-from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.pretrained import load_tokenizer
-from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, load_text_encoder
 from tests.held import Held
 
 N, C = 30, 3

@@ -18,11 +18,10 @@ from glem_graphgym.em.hop_step import Consistency, HopLearner, HopTask
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
-from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sgc import SGC
-from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, load_text_encoder
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, load_text_encoder
 from glem_graphgym.processes import RankInfo
 
 N, C = 30, 3

@@ -136,13 +136,13 @@ def test_hops_on_disk_take_what_was_foreseen(
     config.write_text(yaml.safe_dump(values))
     found = foreseen(config)
     assert size_of(tmp_path / "datasets") == 0
-    peaks, join = [], out_of_core._Propagation._join
+    peaks, join = [], out_of_core.DiskPropagation._join
 
     def noted(self: Any) -> None:
         peaks.append(size_of(self.folder))
         join(self)
 
-    monkeypatch.setattr(out_of_core._Propagation, "_join", noted)
+    monkeypatch.setattr(out_of_core.DiskPropagation, "_join", noted)
     assert load_program("main").main(["--cfg", str(config)]) == 0
     stored = sum(item.bytes for item in found.stored if not item.passing)
     assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)

@@ -237,8 +237,8 @@ FAULTS: dict[str, Fault] = {
     "label_hop_off_by_one": Fault(
         "label hops begin with hop 0, the labels themselves",
         "models/hops.py",
-        "for hop in range(hops):\n                    current = operator @ current\n",
-        "for hop in range(hops):\n                    current = operator @ current if hop else current\n",
+        "for _ in range(hops):\n                current = operator @ current\n",
+        "for _ in range(hops - 1):\n                current = operator @ current\n",
         "models/test_hops.py::test_label_hops_are_sums_over_the_other_folds",
     ),
     # ---- inductive settings ---------------------------------------------------------------------------------------

@@ -17,8 +17,7 @@ from glem_graphgym.em.e_step import LMSettings, lm_optimizer
 from glem_graphgym.em.optim import decay_groups, use_sparse_gradients
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
-from glem_graphgym.models.lm_head import LMHead
-from glem_graphgym.models.text_encoder import EncoderConfig, TextClassifier, TextEncoder, load_text_encoder
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 from tests.models.families import FAMILIES, IDS, MASK, save_random
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -168,18 +167,6 @@ def test_mlp_takes_no_graph_and_heeds_none(adjacency: Adjacency) -> None:
     net = build(MLP).eval()
     x = torch.randn(NODES, 6)
     assert torch.equal(net(x, adjacency), net(x))
-
-
-def test_all_networks_are_built_and_called_alike() -> None:
-    arguments = list(inspect.signature(LayerStack.__init__).parameters.values())
-    for network in NETWORKS:
-        own = [] if network is not GCN else ["hidden_bias"]
-        found = list(inspect.signature(network.__init__).parameters.values())
-        assert found[: len(arguments)] == arguments
-        assert [parameter.name for parameter in found[len(arguments) :]] == own
-    assert {tuple(inspect.signature(network.forward).parameters) for network in NETWORKS} == {
-        ("self", "x", "adjacency")
-    }
 
 
 @pytest.mark.parametrize("network", NETWORKS)

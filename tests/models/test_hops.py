@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from glem_graphgym.models import hops as hops_module
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.hop_network import FeedForward, HopNetwork, weighted_sum
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
@@ -68,41 +67,22 @@ def test_no_gradient_and_no_hop(operator: SparseOperator) -> None:
     assert torch.equal(propagate(operator, x, 0), x.detach()[None])
 
 
-@pytest.mark.parametrize("columns", [1, 2, 3, 7, 100])
-def test_blocks_bound_the_width_and_change_no_bit(operator: SparseOperator, columns: int) -> None:
+@pytest.mark.parametrize("columns", [0, 1, 2, 3, 7, 100])
+def test_blocks_bound_the_width_and_change_no_bit(
+    operator: SparseOperator, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    x, spy = torch.randn(NODES, 7), Widths(operator)
+    expected = propagate(operator, x, 2)
+    monkeypatch.setattr(hops_module, "BLOCK_BYTES", 3 * NODES * 4 * columns)
+    assert torch.equal(propagate(spy, x, 2), expected)
+    assert max(spy.seen) == min(max(1, columns), 7) and sum(spy.seen) == 7 * 2  # a column however little is allowed
+
+
+def test_hops_are_rounded_when_stored_and_not_between(operator: SparseOperator) -> None:
     x = torch.randn(NODES, 7)
-    spy = Widths(operator)
-    hops = propagate(spy, x, 2, block_bytes=3 * NODES * 4 * columns)
-    assert max(spy.seen) == min(columns, 7) and sum(spy.seen) == 7 * 2
-    assert torch.equal(hops, propagate(operator, x, 2))
-
-
-def test_a_block_has_a_column_however_little_memory_is_allowed(operator: SparseOperator) -> None:
-    spy = Widths(operator)
-    propagate(spy, torch.randn(NODES, 3), 1, block_bytes=1)
-    assert spy.seen == [1, 1, 1]
-
-
-@pytest.mark.parametrize("source_type", [np.float16, np.float32])
-def test_memory_mapped_arrays_in_and_out(operator: SparseOperator, tmp_path: Path, source_type: Any) -> None:
-    x = np.random.default_rng(0).standard_normal((NODES, 7)).astype(source_type)
-    np.save(tmp_path / "x.npy", x)
-    out = np.memmap(tmp_path / "hops", np.float16, "w+", shape=(3, NODES, 7))
-    given = propagate(operator, np.load(tmp_path / "x.npy", mmap_mode="r"), 2, out, block_bytes=1000)
-    assert given is out
-    out.flush()
-    stored = np.memmap(tmp_path / "hops", np.float16, "r", shape=(3, NODES, 7))
-    # Rounded when stored and not between hops.
-    exact = propagate(operator, torch.from_numpy(x.astype(np.float32)), 2)
-    assert np.array_equal(stored, exact.half().numpy())
-    made = propagate(operator, x, 2)
-    assert isinstance(made, Tensor) and made.dtype == torch.from_numpy(x).dtype
-
-
-def test_x_may_be_hop_0_of_out_already(operator: SparseOperator) -> None:
-    out = torch.randn(3, NODES, 7)
-    expected = propagate(operator, out[0].clone(), 2)
-    assert torch.equal(propagate(operator, out[0], 2, out), expected)
+    assert torch.equal(propagate(operator, x, 2, torch.float16), propagate(operator, x, 2).half())
+    half = propagate(operator, x.half(), 2)
+    assert torch.equal(half, propagate(operator, x.half().float(), 2).half()) and half.dtype == torch.float16
 
 
 def test_bad_arguments_of_propagate(operator: SparseOperator) -> None:
@@ -115,14 +95,6 @@ def test_bad_arguments_of_propagate(operator: SparseOperator) -> None:
         propagate(operator, x[1:], 1)
     with pytest.raises(ValueError, match="hops is -1, expected at least 0"):
         propagate(operator, x, -1)
-    with pytest.raises(ValueError, match=r"out is .* of shape \(1, 40, 7\), expected floats of shape \(2, 40, 7\)"):
-        propagate(operator, x, 1, torch.empty(1, NODES, 7))
-    read_only = np.zeros((2, NODES, 7), np.float32)
-    read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
-        propagate(operator, x, 1, read_only)
-    with pytest.raises(ValueError, match="requires gradients"):
-        propagate(operator, x, 1, torch.empty(2, NODES, 7, requires_grad=True))
 
 
 @pytest.fixture
@@ -144,15 +116,20 @@ def test_folds_are_even_random_and_follow_the_generator() -> None:
         draw_folds(is_given.long(), 2)
 
 
+def label_hops(operator: SparseOperator, labels: Tensor, folds: Tensor) -> Tensor:
+    """All hops from the first, (HOPS, N, C)."""
+    return torch.cat([fold_label_hops(operator, labels, folds, hops) for hops in range(1, HOPS + 1)])
+
+
 def test_no_label_reaches_its_own_node_at_any_hop(operator: SparseOperator, folds: Tensor) -> None:
     """To the bit: a rounding error that depends on the own label would tell of it too."""
     labels = one_hot().float()
-    before = fold_label_hops(operator, labels, folds, HOPS)
+    before = label_hops(operator, labels, folds)
     for node in folds.ge(0).nonzero().flatten().tolist():
         for other in (labels[node].roll(1), torch.tensor([torch.nan, 1e30, -torch.inf])):
             changed = labels.clone()
             changed[node] = other
-            after = fold_label_hops(operator, changed, folds, HOPS)
+            after = label_hops(operator, changed, folds)
             assert torch.equal(before[:, node], after[:, node])
 
 
@@ -167,7 +144,7 @@ def test_the_same_labels_propagated_at_once_do_reach_their_own_nodes(operator: S
 
 def test_label_hops_are_sums_over_the_other_folds(operator: SparseOperator, folds: Tensor) -> None:
     labels = one_hot()
-    hops = fold_label_hops(operator, labels, folds, HOPS)
+    hops = label_hops(operator, labels, folds)
     for node in range(NODES):
         seen = (folds >= 0) & (folds != folds[node])  # of a node in no fold: all that are given
         for hop in range(HOPS):
@@ -190,14 +167,13 @@ def test_every_label_given_reaches_others_and_no_other_label_does(operator: Spar
         assert not torch.equal(before, fold_label_hops(operator, changed, folds, 2))
 
 
-def test_the_last_hops_alone_may_be_kept_and_stored(operator: SparseOperator, folds: Tensor, tmp_path: Path) -> None:
+def test_label_hops_may_be_stored_in_another_type(
+    operator: SparseOperator, folds: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = one_hot().float()
-    every = fold_label_hops(operator, labels, folds, HOPS)
-    assert every.shape == (HOPS, NODES, CLASSES) and every.dtype == torch.float32
-    assert torch.equal(fold_label_hops(operator, labels, folds, HOPS, keep=2), every[-2:])
-    out = np.memmap(tmp_path / "labels", np.float16, "w+", shape=(1, NODES, CLASSES))
-    assert fold_label_hops(operator, labels, folds.to(torch.int8), HOPS, out, keep=1, block_bytes=1) is out
-    assert np.array_equal(out, every[-1:].half().numpy())
+    expected = fold_label_hops(operator, labels, folds, HOPS).half()
+    monkeypatch.setattr(hops_module, "BLOCK_BYTES", 1)
+    assert torch.equal(fold_label_hops(operator, labels, folds.to(torch.int8), HOPS, torch.float16), expected)
 
 
 def test_bad_arguments_of_label_hops(operator: SparseOperator, folds: Tensor) -> None:
@@ -206,14 +182,10 @@ def test_bad_arguments_of_label_hops(operator: SparseOperator, folds: Tensor) ->
         fold_label_hops(operator, labels.long(), folds, 1)
     with pytest.raises(ValueError, match="hops is 0, expected at least 1"):
         fold_label_hops(operator, labels, folds, 0)
-    with pytest.raises(ValueError, match="keep is 3, expected 1 to 2"):
-        fold_label_hops(operator, labels, folds, 2, keep=3)
     with pytest.raises(ValueError, match=r"folds is torch.float32 of shape \(40,\), expected signed integers"):
         fold_label_hops(operator, labels, folds.float(), 1)
     with pytest.raises(ValueError, match="folds has -2"):
         fold_label_hops(operator, labels, folds - 1, 1)
-    with pytest.raises(ValueError, match="out is"):
-        fold_label_hops(operator, labels, folds, 2, torch.empty(1, NODES, CLASSES))
 
 
 # What all networks on hop features have in common

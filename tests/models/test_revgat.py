@@ -371,7 +371,7 @@ def test_a_change_of_the_parameters_before_the_backward_pass_is_noticed(adjacenc
         ({"group": 1}, "group is 1, expected at least 2"),
         ({"dim_hidden": 9}, "dim_hidden is 9, expected a multiple of group, 2"),
         ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
-        ({"edge_drop": 1.0}, "edge_drop is 1.0, expected a share from 0 to below 1"),
+        ({"edge_drop": 1.0}, "edge_drop is 1.0, expected a probability from 0 to below 1"),
         ({"input_dropout": -0.1}, "input_dropout is -0.1"),
         ({"norm": "group"}, "norm is 'group', expected one of batch, layer, none"),
     ],

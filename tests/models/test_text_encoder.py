@@ -18,10 +18,10 @@ from torch_geometric.graphgym.init import init_weights
 from torch_geometric.graphgym.models.gnn import GNN
 
 from glem_graphgym.models.hub import model_folder
-from glem_graphgym.models.lm_head import LMHead
 from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.text_encoder import (
     EncoderConfig,
+    LMHead,
     TextClassifier,
     TextEncoder,
     load_text_encoder,

@@ -40,7 +40,7 @@ BUDGET = 24_000  # bytes: two blocks of features, one of labels
 
 @dataclass
 class Graph:
-    """A `StoredGraph` that can be had in memory too."""
+    """A `MmapGraph` that can be had in memory too."""
 
     rowptr: np.ndarray
     col: np.ndarray

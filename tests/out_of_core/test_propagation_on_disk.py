@@ -17,20 +17,13 @@ from glem_graphgym.files import read_json
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.out_of_core import propagation as out_of_core
-from glem_graphgym.out_of_core.propagation import (
-    Chain,
-    MappedHops,
-    feature_chains,
-    label_chains,
-    plan_columns,
-    propagate_to_disk,
-)
+from glem_graphgym.out_of_core.propagation import Chain, DiskPropagation, MappedHops, chains_of, plan_columns
 from glem_graphgym.out_of_core.stored_operator import StoredOperator, store_operator
 
 NODES, WIDTH, HOPS = 50, 11, 3
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(NODES, WIDTH)) * 3).astype(np.float32)
-BUDGETS = {1: None, 3: 50 * 8 * 4 * 2, 11: 50 * 8 * 3}  # column blocks -> bytes
+BUDGETS = {1: 10**9, 3: 50 * 8 * 4 * 2, 11: 50 * 8 * 3}  # column blocks -> bytes
 
 
 class Killed(BaseException):
@@ -51,6 +44,9 @@ class Rows:
         self.read_rows += end - first
         return self.array[first:end]
 
+    def key(self) -> str:
+        raise AssertionError
+
 
 @pytest.fixture(scope="module")
 def adjacency() -> Adjacency:
@@ -61,7 +57,7 @@ def adjacency() -> Adjacency:
 @pytest.fixture(scope="module")
 def operator(adjacency: Adjacency, tmp_path_factory: pytest.TempPathFactory) -> StoredOperator:
     folder = tmp_path_factory.mktemp("operator")
-    store_operator(folder, adjacency.rowptr.long().numpy(), adjacency.col.numpy(), "gcn")
+    store_operator(folder, adjacency.rowptr.long().numpy(), adjacency.col.numpy())
     return StoredOperator(folder, 200)
 
 
@@ -71,10 +67,11 @@ def made(
     source: Any = None,
     hops: int = HOPS,
     dtype: torch.dtype = torch.float16,
+    budget: int = BUDGETS[1],
     **options: Any,
 ) -> np.ndarray:
     folder.mkdir(exist_ok=True)
-    propagate_to_disk(folder, chains, source or Rows(), hops, dtype=dtype, **options)
+    DiskPropagation(folder, chains, source or Rows(), hops, dtype=dtype, budget=budget, **options).run()
     assert [file.name for file in folder.iterdir()] == ["hops.npy"]
     return np.load(folder / "hops.npy")
 
@@ -91,29 +88,29 @@ def test_hops_are_those_in_memory(
     columns, _ = plan_columns(NODES, WIDTH, BUDGETS[blocks])
     assert -(-WIDTH // columns) == blocks
     source = Rows()
-    found = made(tmp_path / "a", feature_chains([(operator, None)]), source, dtype=dtype, budget=BUDGETS[blocks])
-    wanted = propagate(adjacency.gcn(), torch.from_numpy(X), HOPS, torch.empty(HOPS + 1, NODES, WIDTH, dtype=dtype))
+    found = made(tmp_path / "a", chains_of([(operator, None)]), source, dtype=dtype, budget=BUDGETS[blocks])
+    wanted = propagate(adjacency.gcn(), torch.from_numpy(X), HOPS, dtype)
     assert torch.equal(MappedHops(found).read(np.arange(NODES)), wanted)
     assert source.read_rows == NODES  # once, however many blocks
 
 
 def test_what_float16_cannot_hold_is_cut_off(tmp_path: Path, operator: StoredOperator) -> None:
-    found = made(tmp_path / "a", feature_chains([(operator, None)]), Rows(X * 1e6), hops=1)
+    found = made(tmp_path / "a", chains_of([(operator, None)]), Rows(X * 1e6), hops=1)
     assert np.isfinite(found).all() and np.abs(found).max() == np.finfo(np.float16).max
-    wanted = made(tmp_path / "b", feature_chains([(operator, None)]), Rows(X * 1e6), hops=1, dtype=torch.bfloat16)
+    wanted = made(tmp_path / "b", chains_of([(operator, None)]), Rows(X * 1e6), hops=1, dtype=torch.bfloat16)
     assert MappedHops(wanted).read(np.arange(NODES)).abs().max() > 1e6
 
 
 @pytest.mark.parametrize("hops", [0, 1])
 def test_few_hops(tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, hops: int) -> None:
-    found = made(tmp_path / "a", feature_chains([(operator, None)]), hops=hops, budget=BUDGETS[3])
+    found = made(tmp_path / "a", chains_of([(operator, None)]), hops=hops, budget=BUDGETS[3])
     np.testing.assert_array_equal(found, in_memory(adjacency)[: hops + 1])
 
 
 @pytest.mark.parametrize("blocks", BUDGETS)
 def test_stored_nodes_alone(tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int) -> None:
     stored = np.random.default_rng(2).random(NODES) < 0.4
-    found = made(tmp_path / "a", feature_chains([(operator, None)]), stored=stored, budget=BUDGETS[blocks])
+    found = made(tmp_path / "a", chains_of([(operator, None)]), stored=stored, budget=BUDGETS[blocks])
     np.testing.assert_array_equal(found, in_memory(adjacency)[:, stored])
 
 
@@ -123,11 +120,11 @@ def test_nodes_that_see_through_different_operators(tmp_path: Path, operator: St
     stored = np.random.default_rng(4).random(NODES) < 0.7
     (tmp_path / "op").mkdir()
     rowptr, col = np.zeros(NODES + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
-    store_operator(tmp_path / "op", rowptr, col, "gcn")
+    store_operator(tmp_path / "op", rowptr, col)
     nothing = StoredOperator(tmp_path / "op")  # the identity
-    chains = feature_chains([(operator, ~seen), (nothing, seen)])
+    chains = chains_of([(operator, ~seen), (nothing, seen)])
     found = made(tmp_path / "a", chains, stored=stored, budget=BUDGETS[blocks])
-    whole = made(tmp_path / "b", feature_chains([(operator, None)]))
+    whole = made(tmp_path / "b", chains_of([(operator, None)]))
     whole[:, seen] = X[seen].astype(np.float16)
     np.testing.assert_array_equal(found, whole[:, stored])
 
@@ -139,21 +136,19 @@ def labels_and_folds() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("blocks", BUDGETS)
-@pytest.mark.parametrize("keep", [1, 2])
 def test_label_hops_are_those_in_memory(
-    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int, keep: int
+    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int
 ) -> None:
     labels, folds = labels_and_folds()
-    wanted = fold_label_hops(adjacency.gcn(), labels, folds, HOPS, keep=keep).half().numpy()
-    chains = label_chains([(operator, None)], folds.to(torch.int8).numpy())
-    budget = BUDGETS[blocks]
-    found = made(tmp_path / "a", chains, Rows(labels.numpy()), first_hop=HOPS - keep + 1, budget=budget)
-    np.testing.assert_array_equal(found, wanted)
+    wanted = [fold_label_hops(adjacency.gcn(), labels, folds, hops).half().numpy() for hops in (HOPS - 1, HOPS)]
+    chains = chains_of([(operator, None)], folds.to(torch.int8).numpy())
+    found = made(tmp_path / "a", chains, Rows(labels.numpy()), first_hop=HOPS - 1, budget=BUDGETS[blocks])
+    np.testing.assert_array_equal(found, np.concatenate(wanted))
 
 
 def test_nobodys_label_hops_tell_of_its_own_label(tmp_path: Path, operator: StoredOperator) -> None:
     labels, folds = labels_and_folds()
-    chains = label_chains([(operator, None)], folds.to(torch.int8).numpy())
+    chains = chains_of([(operator, None)], folds.to(torch.int8).numpy())
     before = made(tmp_path / "a", chains, Rows(labels.numpy()), first_hop=HOPS)
     for node in np.flatnonzero(folds >= 0)[:5]:
         changed = labels.numpy().copy()
@@ -180,12 +175,12 @@ class Dying:
 
 
 def features_of(operator: StoredOperator) -> dict[str, Any]:
-    return {"chains": feature_chains([(operator, None)]), "source": Rows(), "dtype": torch.float16}
+    return {"chains": chains_of([(operator, None)]), "source": Rows(), "dtype": torch.float16}
 
 
 def labels_of(operator: StoredOperator) -> dict[str, Any]:
     labels, folds = labels_and_folds()
-    chains = label_chains([(operator, None)], folds.to(torch.int8).numpy())
+    chains = chains_of([(operator, None)], folds.to(torch.int8).numpy())
     return {"chains": chains, "source": Rows(labels.numpy()), "first_hop": HOPS, "dtype": torch.bfloat16}
 
 
@@ -201,17 +196,17 @@ def test_killed_wherever_it_may_be_it_goes_on_and_ends_with_the_same_bits(
     save_seconds: float,
 ) -> None:
     """Killed over and over, each time after one more step than before, at products and whenever progress is noted."""
-    options = {**what(operator), "budget": BUDGETS[blocks], "save_seconds": save_seconds}
+    monkeypatch.setattr(out_of_core, "SAVE_SECONDS", save_seconds)
+    options = {**what(operator), "budget": BUDGETS[blocks]}
     wanted = made(tmp_path / "whole", **options)
     folder = tmp_path / "killed"
     deaths = 0
-    for target, name in ((StoredOperator, "multiply"), (out_of_core._Progress, "note")):
+    for target, name in ((StoredOperator, "multiply"), (DiskPropagation, "_note")):
         for step in range(1, 4):
             with monkeypatch.context() as patch:
                 patch.setattr(target, name, _bound(Dying(getattr(target, name), step)))
                 try:
-                    folder.mkdir(exist_ok=True)
-                    propagate_to_disk(folder, hops=HOPS, **options)
+                    made(folder, **options)
                 except Killed:
                     deaths += 1
                 else:
@@ -224,7 +219,7 @@ def _bound(function: Callable[..., Any]) -> Any:
     return lambda self, *args, **options: function(self, *args, **options)
 
 
-def products(operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> int:
+def products(operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
     count, multiply = [0], StoredOperator.multiply
 
     def counted(self: StoredOperator, x: Tensor, out: Tensor) -> Tensor:
@@ -240,25 +235,26 @@ def products(operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, work: Ca
 def test_what_is_finished_is_not_done_again(
     tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {**features_of(operator), "hops": HOPS, "budget": BUDGETS[3]}
+    options: dict[str, Any] = {**features_of(operator), "budget": BUDGETS[3]}
     with monkeypatch.context() as patch:
         patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 2 * HOPS + 1)))
         with pytest.raises(Killed):
-            propagate_to_disk(tmp_path, **options)
+            made(tmp_path, **options)
     assert read_json(tmp_path / "progress.json")["done"] == ["0.0", "0.1"]
-    assert products(operator, monkeypatch, lambda: propagate_to_disk(tmp_path, **options)) == HOPS
+    assert products(operator, monkeypatch, lambda: made(tmp_path, **options)) == HOPS
 
 
 def test_a_saved_hop_is_not_done_again(
     tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {**features_of(operator), "hops": HOPS, "save_seconds": 0.0}
+    monkeypatch.setattr(out_of_core, "SAVE_SECONDS", 0.0)
+    options = features_of(operator)
     with monkeypatch.context() as patch:
         patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 2)))
         with pytest.raises(Killed):
-            propagate_to_disk(tmp_path, **options)
+            made(tmp_path, **options)
     assert read_json(tmp_path / "progress.json")["state"]["hop"] == 2
-    assert products(operator, monkeypatch, lambda: propagate_to_disk(tmp_path, **options)) == 1
+    assert products(operator, monkeypatch, lambda: made(tmp_path, **options)) == 1
 
 
 @pytest.mark.parametrize("blocks", BUDGETS)
@@ -272,8 +268,8 @@ def test_of_saved_hops_no_more_lie_on_disk_than_old_and_new(
         return multiply(self, x, out)
 
     monkeypatch.setattr(StoredOperator, "multiply", counted)
-    options: dict[str, Any] = {**labels_of(operator), "budget": BUDGETS[blocks], "save_seconds": 0.0}
-    propagate_to_disk(tmp_path, hops=HOPS, **options)
+    monkeypatch.setattr(out_of_core, "SAVE_SECONDS", 0.0)
+    made(tmp_path, **labels_of(operator), budget=BUDGETS[blocks])
     assert len(lying) == 4 * HOPS * blocks and max(lying) == 1
 
 
@@ -283,7 +279,7 @@ def test_another_budget_starts_anew(
     with monkeypatch.context() as patch:
         patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 4)))
         with pytest.raises(Killed):
-            propagate_to_disk(tmp_path, **features_of(operator), hops=HOPS, budget=BUDGETS[3])
+            made(tmp_path, **features_of(operator), budget=BUDGETS[3])
     found = made(tmp_path, **features_of(operator), budget=BUDGETS[11])
     np.testing.assert_array_equal(found, in_memory(adjacency))
 
@@ -317,7 +313,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
         r"propagating hop features \(4 hops of 50 nodes with 11 columns\) takes .* of disk, 1\.0 kB are free; make"
     )
     with pytest.raises(DiskFullError, match=message):
-        propagate_to_disk(tmp_path, **features_of(operator), hops=HOPS)
+        made(tmp_path, **features_of(operator))
     assert not (tmp_path / "hops.npy").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glem_graphgym.models.propagation import Adjacency
-from glem_graphgym.out_of_core.stored_operator import KINDS, StoredOperator, operator_bytes, row_blocks, store_operator
+from glem_graphgym.out_of_core.stored_operator import StoredOperator, operator_bytes, row_blocks, store_operator
 
 NODES = 60
 
@@ -40,38 +40,36 @@ def stored(folder: Path, *graph: Any, block_bytes: int = 64 << 20, **options: An
 X = torch.randn(NODES, 9, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loops", [False, True])
-def test_products_are_those_of_the_operator_in_memory_bit_for_bit(tmp_path: Path, kind: str, loops: bool) -> None:
+def test_products_are_those_of_the_operator_in_memory_bit_for_bit(tmp_path: Path, loops: bool) -> None:
     rowptr, col = graph(loops)
-    wanted = getattr(adjacency(rowptr, col), kind)()
+    wanted = adjacency(rowptr, col).gcn()
     for number, (entries, block_bytes) in enumerate([(1 << 20, 1 << 20), (5, 1), (40, 600)]):
-        found = stored(tmp_path / str(number), rowptr, col, kind, entries_at_once=entries, block_bytes=block_bytes)
+        found = stored(tmp_path / str(number), rowptr, col, entries_at_once=entries, block_bytes=block_bytes)
         assert torch.equal(found.multiply(X, torch.empty_like(X)), wanted @ X)
         np.testing.assert_array_equal(found.weight, wanted.weight(torch.float32).numpy())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_left_out_nodes_have_no_edges(tmp_path: Path, kind: str) -> None:
+def test_left_out_nodes_have_no_edges(tmp_path: Path) -> None:
     rowptr, col = graph()
     keep = np.random.default_rng(1).random(NODES) < 0.6
     row = np.repeat(np.arange(NODES), np.diff(rowptr))
     inner = keep[row] & keep[col]
     edges = torch.from_numpy(np.stack([col[inner], row[inner]]).astype(np.int64))
-    wanted = getattr(Adjacency.from_edge_index(edges, NODES), kind)() @ X
-    found = stored(tmp_path / "a", rowptr, col, kind, keep, entries_at_once=30)
+    wanted = Adjacency.from_edge_index(edges, NODES).gcn() @ X
+    found = stored(tmp_path / "a", rowptr, col, keep, entries_at_once=30)
     assert torch.equal(found.multiply(X, torch.empty_like(X)), wanted)
     # And of the others it is the graph among them, renumbered.
     new = np.cumsum(keep) - 1
     among = Adjacency.from_edge_index(torch.from_numpy(np.stack([new[col[inner]], new[row[inner]]])), int(keep.sum()))
-    assert torch.equal(wanted[keep], getattr(among, kind)() @ X[keep])
+    assert torch.equal(wanted[keep], among.gcn() @ X[keep])
 
 
 @pytest.mark.parametrize("left_out", [False, True])
 def test_its_size_is_known_before_it_is_written(tmp_path: Path, left_out: bool) -> None:
     rowptr, col = graph()
     keep = np.random.default_rng(1).random(NODES) < 0.6 if left_out else None
-    found = stored(tmp_path / "operator", rowptr, col, "gcn", keep=keep)
+    found = stored(tmp_path / "operator", rowptr, col, keep=keep)
     written = sum(array.nbytes for array in (found.rowptr, found.col, found.weight))
     assert operator_bytes(rowptr, col, keep, entries_at_once=7) == written
 
@@ -81,14 +79,13 @@ def test_memory_mapped_graphs_are_taken_as_they_are(tmp_path: Path) -> None:
     for name, array in {"rowptr": rowptr, "col": col}.items():
         np.save(tmp_path / f"{name}.npy", array)
     mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col")]
-    found = stored(tmp_path / "a", *mapped, "gcn")
+    found = stored(tmp_path / "a", *mapped)
     assert torch.equal(found.multiply(X, torch.empty_like(X)), adjacency(rowptr, col).gcn() @ X)
 
 
 def test_a_graph_without_edges(tmp_path: Path) -> None:
     nothing = np.zeros(NODES + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
-    assert torch.equal(stored(tmp_path / "a", *nothing, "gcn").multiply(X, torch.empty_like(X)), X)
-    assert not stored(tmp_path / "b", *nothing, "mean").multiply(X, torch.ones_like(X)).any()
+    assert torch.equal(stored(tmp_path / "a", *nothing).multiply(X, torch.empty_like(X)), X)
 
 
 def test_blocks_hold_so_many_entries_and_rows_or_one_row() -> None:
@@ -98,20 +95,13 @@ def test_blocks_hold_so_many_entries_and_rows_or_one_row() -> None:
     assert list(row_blocks(rowptr, 0, 0)) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "max"}, "kind is 'max', expected one of sum, mean, gcn"),
-        ({"kind": "gcn", "keep": np.ones(3, dtype=bool)}, r"keep is bool of shape \(3,\), expected bool of shape"),
-    ],
-)
-def test_what_is_no_operator_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        store_operator(tmp_path, *graph(), **options)
+def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"keep is bool of shape \(3,\), expected bool of shape"):
+        store_operator(tmp_path, *graph(), np.ones(3, dtype=bool))
 
 
 def test_operands_of_another_type_or_shape_are_refused(tmp_path: Path) -> None:
-    operator = stored(tmp_path / "a", *graph(), "gcn")
+    operator = stored(tmp_path / "a", *graph())
     with pytest.raises(ValueError, match=r"x is torch.float64 of shape \(60, 9\), expected torch.float32"):
         operator.multiply(X.double(), X)
     with pytest.raises(ValueError, match=r"out is torch.float32 of shape \(3, 9\)"):
