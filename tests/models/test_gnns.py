@@ -1,3 +1,5 @@
+"""The layer stacks: layers equal PyG's, networks are their layers in turn, and all are built and trained alike."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -6,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import GCNConv, SAGEConv
+from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
+from glem_graphgym.models.gat import GAT, GATLayer
 from glem_graphgym.models.gcn import GCN, GCNLayer
 from glem_graphgym.models.mlp import MLP, LayerStack
 from glem_graphgym.models.propagation import Adjacency
@@ -15,13 +18,19 @@ from glem_graphgym.models.sage import SAGE, SAGELayer
 from tests.models.conftest import NODES
 from tests.tolerances import assert_all_equal_up_to_rounding
 
-NETWORKS = [GCN, SAGE, MLP]
+every_network = pytest.mark.parametrize("network", [GCN, SAGE, MLP, GAT])
+every_norm = pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 
 
-def build(network: type[LayerStack], **changes: Any) -> LayerStack:
-    arguments: dict[str, Any] = {"dim_in": 6, "dim_hidden": 8, "dim_out": 3, "num_layers": 3}
+def build(network: type[LayerStack], **changes: Any) -> Any:
+    """With hidden layers of width 8: a GAT's are two heads of 4."""
+    own = {"dim_hidden": 4, "heads": 2} if network is GAT else {"dim_hidden": 8}
     torch.manual_seed(0)
-    return network(**{**arguments, **changes})
+    return network(**{"dim_in": 6, "dim_out": 3, "num_layers": 3, **own, **changes})
+
+
+def count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def gcn_pair(dim_in: int, dim_out: int) -> tuple[nn.Module, nn.Module, list[tuple[Any, Any]]]:
@@ -35,7 +44,19 @@ def sage_pair(dim_in: int, dim_out: int) -> tuple[nn.Module, nn.Module, list[tup
     return ours, theirs, [*neighbour, (ours.root.weight, theirs.lin_r.weight)]
 
 
-@pytest.mark.parametrize("pair", [gcn_pair, sage_pair])
+def gat_pair(heads: int, concat: bool) -> Any:
+    def pair(dim_in: int, dim_out: int) -> tuple[nn.Module, nn.Module, list[tuple[Any, Any]]]:
+        ours, theirs = GATLayer(dim_in, dim_out, heads, concat), GATConv(dim_in, dim_out, heads, concat)
+        vectors = [(ours.source, theirs.att_src), (ours.target, theirs.att_dst)]
+        return ours, theirs, [(ours.linear.weight, theirs.lin.weight), *vectors, (ours.bias, theirs.bias)]
+
+    return pair
+
+
+PAIRS = [gcn_pair, sage_pair, *[gat_pair(heads, concat) for heads in (1, 3) for concat in (True, False)]]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize(("dim_in", "dim_out"), [(7, 3), (3, 7), (4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_layers_equal_pyg_forward_and_in_all_gradients(
@@ -46,48 +67,41 @@ def test_layers_equal_pyg_forward_and_in_all_gradients(
     with torch.no_grad():
         for mine, other in parameters:
             other.normal_()
-            mine.copy_(other)
+            mine.copy_(other.view(mine.shape))
     x = torch.randn(NODES, dim_in, dtype=dtype)
     x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    seed = torch.randn(NODES, dim_out, dtype=dtype)
     out_ours, out_theirs = ours(x_ours, adjacency), theirs(x_theirs, edges)
+    seed = torch.randn_like(out_ours)
     out_ours.backward(seed)
     out_theirs.backward(seed)
     assert len(list(ours.parameters())) == len(parameters)
     pairs = [(out_ours, out_theirs), (x_ours.grad, x_theirs.grad)]
-    pairs += [(mine.grad, other.grad) for mine, other in parameters]
+    pairs += [(mine.grad, other.grad.view(mine.shape)) for mine, other in parameters]
     assert_all_equal_up_to_rounding(pairs, summands=edges.shape[1] + NODES)  # a gradient sums over edges and nodes
 
 
-def test_an_isolated_node_is_transformed_alone(adjacency: Adjacency) -> None:
-    x = torch.randn(NODES, 6)
-    gcn, sage = GCNLayer(6, 3), SAGELayer(6, 3)
-    torch.testing.assert_close(gcn(x, adjacency)[-1], gcn.linear(x[-1]))
-    torch.testing.assert_close(sage(x, adjacency)[-1], sage.root(x[-1]))
+MLP_COUNT = 110_120  # weights and biases of 128 -> 256 -> 256 -> 40; scale and shift of two norms of 256
+GAT_WEIGHTS = (128 * 768 + 3 * 768) + (768 * 768 + 3 * 768) + (768 * 120 + 2 * 120 + 40)  # 3 heads, two vectors a head
 
 
 @pytest.mark.parametrize(
-    ("network", "expected"),
+    ("network", "expected", "norms"),
     [
-        # weights and biases of 128 -> 256 -> 256 -> 40; scale and shift of two norms of 256
-        (MLP, (128 * 256 + 256) + (256 * 256 + 256) + (256 * 40 + 40) + 2 * 2 * 256),
-        (GCN, 110_120),  # as the MLP
-        (SAGE, 110_120 + 128 * 256 + 256 * 256 + 256 * 40),  # a second weight in every layer
+        (MLP, MLP_COUNT, 1024),
+        (GCN, MLP_COUNT, 1024),
+        (SAGE, MLP_COUNT + 128 * 256 + 256 * 256 + 256 * 40, 1024),  # a second weight in every layer
+        (GAT, GAT_WEIGHTS + 2 * 2 * 768, 2 * 2 * 768),
     ],
 )
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_parameter_counts_of_the_ogbn_arxiv_baselines(network: type[LayerStack], expected: int, norm: str) -> None:
-    net = network(128, 256, 40, 3, norm=norm)
-    assert sum(parameter.numel() for parameter in net.parameters()) == expected
-    bare = network(128, 256, 40, 3, norm="none")
-    assert sum(parameter.numel() for parameter in bare.parameters()) == expected - 1024
+def test_parameter_counts_of_the_ogbn_arxiv_baselines(network: type[LayerStack], expected: int, norms: int) -> None:
+    assert count(network(128, 256, 40, 3)) == count(network(128, 256, 40, 3, norm="layer")) == expected
+    assert count(network(128, 256, 40, 3, norm="none")) == expected - norms
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_hidden_biases_can_be_left_out_of_a_gcn(norm: str, adjacency: Adjacency) -> None:
     """The GCN of GLEM's authors has 217,640 parameters at 808 -> 40. Under batch norm it is the same function."""
-    assert sum(parameter.numel() for parameter in GCN(808, 256, 40, 2, hidden_bias=False).parameters()) == 217_640
-    assert sum(parameter.numel() for parameter in GCN(808, 256, 40, 2).parameters()) == 217_640 + 256
+    assert count(GCN(808, 256, 40, 2, hidden_bias=False)) == count(GCN(808, 256, 40, 2)) - 256 == 217_640
     bare = build(GCN, hidden_bias=False, norm=norm, dropout=0.0)
     names = {name for name, _ in bare.named_parameters() if name.startswith("layers") and name.endswith("bias")}
     assert names == {"layers.2.linear.bias"}
@@ -101,45 +115,29 @@ def test_hidden_biases_can_be_left_out_of_a_gcn(norm: str, adjacency: Adjacency)
     assert same == (norm == "batch")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@every_network
+@every_norm
+@pytest.mark.parametrize("residual", [False, True])
 def test_a_network_is_layers_norms_and_relus_in_turn(
-    network: type[LayerStack], norm: str, adjacency: Adjacency
+    network: type[LayerStack], norm: str, residual: bool, adjacency: Adjacency
 ) -> None:
-    net = build(network, norm=norm).eval()
+    net = build(network, norm=norm, residual=residual).eval()
     x = torch.randn(NODES, 6)
     hidden = x
     for layer in net.layers[:2]:
-        hidden = layer(hidden, adjacency)
+        out = layer(hidden, adjacency)
         if norm == "batch":
-            hidden = hidden / (1 + 1e-5) ** 0.5  # fresh running statistics: mean 0, variance 1
+            out = out / (1 + 1e-5) ** 0.5  # fresh running statistics: mean 0, variance 1
         if norm == "layer":
-            centred = hidden - hidden.mean(1, keepdim=True)
-            hidden = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt()
-        hidden = hidden.clamp(min=0)
+            centred = out - out.mean(1, keepdim=True)
+            out = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt()
+        out = out.clamp(min=0)
+        hidden = hidden + out if residual and hidden.shape == out.shape == (NODES, 8) else out
     torch.testing.assert_close(net(x, adjacency), net.layers[2](hidden, adjacency))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_residual_skips_the_hidden_layers_of_equal_width(network: type[LayerStack], adjacency: Adjacency) -> None:
-    net = build(network, residual=True, norm="none").eval()
-    x = torch.randn(NODES, 6)
-    first = F.relu(net.layers[0](x, adjacency))
-    second = first + F.relu(net.layers[1](first, adjacency))
-    torch.testing.assert_close(net(x, adjacency), net.layers[2](second, adjacency))
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_one_layer_is_linear_in_the_features(network: type[LayerStack], adjacency: Adjacency) -> None:
-    net = build(network, num_layers=1)
-    x, y = torch.randn(2, NODES, 6)
-    both = net(x, adjacency) + net(y, adjacency) - net(torch.zeros(NODES, 6), adjacency)
-    torch.testing.assert_close(net(x + y, adjacency), both)
-    assert both.shape == (NODES, 3)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@every_network
+@every_norm
 def test_renumbering_the_nodes_renumbers_the_logits(
     network: type[LayerStack], norm: str, edges: Tensor, adjacency: Adjacency
 ) -> None:
@@ -153,7 +151,7 @@ def test_renumbering_the_nodes_renumbers_the_logits(
     assert not torch.allclose(logits, net(x, adjacency))
 
 
-@pytest.mark.parametrize(("network", "reach"), [(GCN, 2), (SAGE, 2), (MLP, 0)])
+@pytest.mark.parametrize(("network", "reach"), [(GCN, 2), (SAGE, 2), (GAT, 2), (MLP, 0)])
 def test_a_node_is_reached_from_as_many_hops_as_layers(network: type[LayerStack], reach: int) -> None:
     path = Adjacency.from_edge_index(torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]), 5)  # 0 -> 1 -> ... -> 4
     net = build(network, num_layers=2, norm="none", dropout=0.0)
@@ -164,17 +162,16 @@ def test_a_node_is_reached_from_as_many_hops_as_layers(network: type[LayerStack]
 
 
 def test_mlp_takes_no_graph_and_heeds_none(adjacency: Adjacency) -> None:
-    net = build(MLP).eval()
-    x = torch.randn(NODES, 6)
+    net, x = build(MLP).eval(), torch.randn(NODES, 6)
     assert torch.equal(net(x, adjacency), net(x))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@every_network
 def test_dropout_acts_in_training_only_and_follows_the_seed(network: type[LayerStack], adjacency: Adjacency) -> None:
     x = torch.randn(NODES, 6)
-    for changes in ({"dropout": 0.5}, {"dropout": 0.0, "input_dropout": 0.5}):
-        net = build(network, norm="none", **changes)
-        plain = build(network, norm="none", dropout=0.0)
+    plain = build(network, norm="none", dropout=0.0)
+    for name in ("dropout", "input_dropout", *(["attention_dropout"] if network is GAT else [])):
+        net = build(network, norm="none", **{"dropout": 0.0, name: 0.5})
         torch.manual_seed(1)
         first, other = net(x, adjacency), net(x, adjacency)
         torch.manual_seed(1)
@@ -183,7 +180,7 @@ def test_dropout_acts_in_training_only_and_follows_the_seed(network: type[LayerS
         assert torch.equal(net.eval()(x, adjacency), plain(x, adjacency))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@every_network
 def test_same_seed_same_bits_in_training(network: type[LayerStack], adjacency: Adjacency) -> None:
     x = torch.randn(NODES, 6)
 
@@ -206,6 +203,52 @@ def test_gcn_starts_as_glorot_with_zero_bias() -> None:
     assert layer.linear.bias.eq(0).all()
 
 
+def test_attention_weights_are_dropped_and_scaled() -> None:
+    """A star: the hub's attention to 4,000 equal leaves is uniform, and what is left of its sum is binomial."""
+    leaves, probability = 4000, 0.3
+    edges = torch.stack([torch.arange(1, leaves), torch.zeros(leaves - 1, dtype=torch.long)])  # and the hub's own
+    star = Adjacency.from_edge_index(edges, leaves)
+    layer = GATLayer(2, 2, attention_dropout=probability)
+    torch.nn.init.eye_(layer.linear.weight)
+    x = torch.ones(leaves, 2)
+    sums = torch.stack([layer(x, star)[0] for _ in range(50)])
+    assert torch.equal(sums[:, 0], sums[:, 1])  # the weight is dropped, not a feature
+    expected_std = (probability / (1 - probability) / leaves) ** 0.5
+    assert abs(sums[:, 0].mean() - 1) < 5 * expected_std / 50**0.5
+    assert 0.6 < sums[:, 0].std() / expected_std < 1.4
+    torch.testing.assert_close(layer.eval()(x, star)[0], torch.ones(2), atol=1e-4, rtol=0)
+
+
+def test_it_learns_whom_to_attend_to() -> None:
+    """The label is that of the one neighbour that is marked: a mean over neighbours cannot tell."""
+    torch.manual_seed(0)
+    edges = torch.stack([torch.arange(1, 400), torch.arange(1, 400) // 4 * 4])
+    adjacency = Adjacency.from_edge_index(edges, 400)
+    x = torch.zeros(400, 3)
+    x[torch.arange(400), torch.randint(0, 2, (400,))] = 1
+    marked = torch.arange(100) * 4 + torch.randint(1, 4, (100,))
+    x[marked, 2] = 1
+    net = GAT(3, 8, 2, 1, heads=2)
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.05)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(net(x, adjacency)[::4], x[marked, 1].long())
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.1
+
+
+def test_autocast_stays_close(adjacency: Adjacency) -> None:
+    net, x = build(GAT, dropout=0.0), torch.randn(NODES, 6)
+    exact = net(x, adjacency)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = net(x, adjacency)
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), exact, atol=0.1, rtol=0.1)
+    logits.float().square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -214,9 +257,13 @@ def test_gcn_starts_as_glorot_with_zero_bias() -> None:
         ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
         ({"input_dropout": -0.1}, "input_dropout is -0.1"),
         ({"norm": "group"}, "norm is 'group', expected one of batch, layer, none"),
+        ({"heads": 0}, "heads is 0, expected at least 1"),
+        ({"attention_dropout": 1.0}, "attention_dropout is 1.0, expected a probability"),
     ],
 )
-@pytest.mark.parametrize("network", NETWORKS)
+@every_network
 def test_bad_arguments_are_refused(network: type[LayerStack], changes: dict[str, Any], message: str) -> None:
+    if network is not GAT and {"heads", "attention_dropout"} & changes.keys():
+        pytest.skip("has no such argument")
     with pytest.raises(ValueError, match=message):
         build(network, **changes)
