@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glem_graphgym.models.checks import check_sizes
-from glem_graphgym.models.propagation import Adjacency, described
+from glem_graphgym.models.propagation import Adjacency, described, weighted_sums
 
 
 class AttentionGraph:
@@ -207,7 +207,7 @@ class _WeightedSum(torch.autograd.Function):
         values = values.contiguous()
         ctx.graph = graph
         ctx.save_for_backward(values, weight)
-        return _bag(graph._rowptr, graph._col, weight, values)
+        return weighted_sums(graph._rowptr, graph._col, weight.to(values.dtype), values)
 
     @staticmethod
     @once_differentiable
@@ -216,16 +216,11 @@ class _WeightedSum(torch.autograd.Function):
         graph, grad = ctx.graph, grad.contiguous()
         for_values = for_weight = None
         if ctx.needs_input_grad[0]:
-            turned = weight.index_select(0, graph._order)
-            for_values = _bag(graph._transposed_rowptr, graph._transposed_col, turned, grad)
+            turned = weight.index_select(0, graph._order).to(grad.dtype)
+            for_values = weighted_sums(graph._transposed_rowptr, graph._transposed_col, turned, grad)
         if ctx.needs_input_grad[1]:
             for_weight = graph._dots(grad, values).to(weight.dtype)
         return for_values, for_weight, None
-
-
-def _bag(rowptr: Tensor, col: Tensor, weight: Tensor, values: Tensor) -> Tensor:
-    weight = weight.to(values.dtype)
-    return F.embedding_bag(col, values, rowptr, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
 def _by_head(node: Tensor, head: Tensor) -> Tensor:

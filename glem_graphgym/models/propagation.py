@@ -186,14 +186,12 @@ class SparseOperator:
         return _Product.apply(x, self)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        return F.embedding_bag(
-            self._pattern.col,
-            x.detach().contiguous(),
-            self._pattern.rowptr,
-            mode="sum",
-            per_sample_weights=self.weight(x.dtype),
-            include_last_offset=True,
-        )
+        return weighted_sums(self._pattern.rowptr, self._pattern.col, self.weight(x.dtype), x.detach().contiguous())
+
+
+def weighted_sums(rowptr: Tensor, col: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    """(T, D): of a CSR matrix (T, N) with entries ``weight`` times ``x`` (N, D), of the same type."""
+    return F.embedding_bag(col, x, rowptr, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
 def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, plus: Tensor | None = None) -> Tensor:

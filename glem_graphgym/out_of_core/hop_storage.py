@@ -7,7 +7,6 @@ process left them.
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +124,8 @@ class HopStorage:
 
     def _made_of(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
         """What names stored hops beside their source."""
-        return [self._graph_key(graph) for graph, _ in self.needed(graphs)], hops, self._stored_key
-
-    @cached_property
-    def _stored_key(self) -> str:
-        return fingerprint(self.nodes, str(self.dtype))
+        stored = fingerprint(self.nodes, str(self.dtype))
+        return [self._graph_key(graph) for graph, _ in self.needed(graphs)], hops, stored
 
 
 def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:

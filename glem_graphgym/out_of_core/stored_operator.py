@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from glem_graphgym.disk import new_array
 from glem_graphgym.files import read_array
-from glem_graphgym.models.propagation import described
+from glem_graphgym.models.propagation import described, weighted_sums
 
 ENTRIES_AT_ONCE = 1 << 20
 
@@ -46,14 +45,8 @@ class StoredOperator:
         for first, end in row_blocks(self.rowptr, entries, rows):
             start, stop = int(self.rowptr[first]), int(self.rowptr[end])
             col = torch.from_numpy(np.array(self.col[start:stop]))
-            out[first:end] = F.embedding_bag(
-                col,
-                x,
-                torch.from_numpy(self.rowptr[first : end + 1] - start).to(col.dtype),
-                mode="sum",
-                per_sample_weights=torch.from_numpy(np.array(self.weight[start:stop])),
-                include_last_offset=True,
-            )
+            rowptr = torch.from_numpy(self.rowptr[first : end + 1] - start).to(col.dtype)
+            out[first:end] = weighted_sums(rowptr, col, torch.from_numpy(np.array(self.weight[start:stop])), x)
         return out
 
 

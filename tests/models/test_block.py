@@ -117,14 +117,6 @@ def test_gcn_of_drawn_neighbours_has_the_whole_graphs_degrees() -> None:
     torch.testing.assert_close(row, torch.tensor(wanted).float())
 
 
-def test_dropouts_act_in_training_alone() -> None:
-    network = network_of(SAGE, 2, dropout=0.5, input_dropout=0.5)
-    nodes, block = block_of([1, 2, 3], 2)
-    assert not torch.equal(seed_logits(network, X[nodes], block), seed_logits(network, X[nodes], block))
-    network.eval()
-    torch.testing.assert_close(seed_logits(network, X[nodes], block), network(X, GRAPH)[[1, 2, 3]])
-
-
 def test_another_number_of_layers() -> None:
     nodes, block = block_of([1], 2)
     with pytest.raises(ValueError, match="the block has 2 hops, the network 3 layers"):

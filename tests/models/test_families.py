@@ -108,19 +108,6 @@ def test_half_precision_encodes_and_trains_as_float32_up_to_rounding(family: Enc
         assert 0 < far(half_gradient, gradient) < tolerance(encoder, dtype)
 
 
-def test_the_tolerance_sees_a_bias_that_is_left_out(folder_of: Folder) -> None:
-    config = EncoderConfig(str(folder_of("deberta")), pooling="mean")
-    encoder = load_text_encoder(config).eval()
-    embedding, gradient = outcome(encoder)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if name.endswith("q_bias"):
-                parameter.zero_()
-    half_embedding, half_gradient = outcome(encoder, torch.float16)
-    assert far(half_embedding, embedding) > tolerance(encoder, torch.float16)
-    assert far(half_gradient, gradient) > tolerance(encoder, torch.float16)
-
-
 def test_debertas_adaptation_changes_nothing_where_transformers_needs_none(
     folder_of: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

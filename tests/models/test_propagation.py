@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -139,19 +140,6 @@ def test_gradients_of_first_and_second_order(adjacency: Adjacency, name: str) ->
     assert torch.autograd.gradgradcheck(lambda x: (operator @ x).pow(3), (x,))
 
 
-def test_only_the_features_get_a_gradient(adjacency: Adjacency) -> None:
-    operator = adjacency.mean()
-    x = torch.randn(NODES, 2, requires_grad=True)
-    product = operator @ x
-    product.sum().backward()
-    assert not operator.weight(torch.float32).requires_grad
-    assert product.grad_fn is not None
-    assert len([inputs for inputs, _ in product.grad_fn.next_functions if inputs is not None]) == 1
-    assert x.grad is not None
-    assert x.grad[:, 0].tolist() == [1, 1, 0.5, 0.5, 0]  # the columns of D^-1 A, summed
-    assert not (operator @ x.detach()).requires_grad
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     star = torch.stack([torch.arange(1, 4097), torch.zeros(4096, dtype=torch.int64)])
@@ -164,13 +152,6 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     assert x.grad is not None
     assert x.grad.dtype == dtype
     assert x.grad[:, 0].tolist() == [0] + [3] * 4096
-
-
-def test_bfloat16_is_close_to_float64(adjacency: Adjacency) -> None:
-    x = torch.randn(NODES, 64)
-    exact = adjacency.gcn() @ x.double()
-    torch.testing.assert_close((adjacency.gcn() @ x.bfloat16()).double(), exact, atol=2e-2, rtol=2e-2)
-    torch.testing.assert_close((adjacency.gcn() @ x).double(), exact, atol=1e-6, rtol=1e-6)
 
 
 def test_strided_features_and_gradients(adjacency: Adjacency) -> None:
@@ -291,17 +272,6 @@ def test_an_input_that_comes_again_is_propagated_once(adjacency: Adjacency, widt
     assert len(operator.widths) == before
 
 
-def test_a_kept_product_made_in_inference_mode_serves_training(adjacency: Adjacency) -> None:
-    operator, linear, x = Watched(adjacency.mean()), nn.Linear(4, 3), torch.randn(NODES, 4)
-    with torch.inference_mode():
-        for _ in range(3):
-            aggregate(operator, x, linear)
-    assert len(operator.widths) == 2
-    aggregate(operator, x, linear).sum().backward()
-    assert linear.weight.grad is not None
-    assert len(operator.widths) == 2
-
-
 def test_a_kept_product_is_not_used_for_anything_else(adjacency: Adjacency) -> None:
     operator, linear = Watched(adjacency.mean()), nn.Linear(4, 3)
     plain = adjacency.mean()
@@ -363,18 +333,13 @@ def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:
         (torch.tensor([0, 1, 2]), torch.tensor([2, 0]), "col names nodes 0 to 2, expected 0 to 1"),
         (torch.tensor([0, 2, 2]), torch.tensor([1, 0]), "not strictly increasing"),
         (torch.tensor([0, 0, 2]), torch.tensor([1, 1]), "not strictly increasing"),
+        (torch.tensor([0, 1, 1]), (torch.tensor([0]), 1), "num_nodes is 1, expected at least the 2 rows of rowptr"),
+        (torch.tensor([0, 1, 1]), (torch.tensor([3]), 3), "col names nodes 3 to 3, expected 0 to 2"),
     ],
 )
-def test_what_is_not_csr_is_refused(rowptr: Tensor, col: Tensor, message: str) -> None:
+def test_what_is_not_csr_is_refused(rowptr: Tensor, col: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Adjacency(rowptr, col)
-
-
-def test_fewer_nodes_than_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_nodes is 1, expected at least the 2 rows of rowptr"):
-        Adjacency(torch.tensor([0, 1, 1]), torch.tensor([0]), 1)
-    with pytest.raises(ValueError, match="col names nodes 3 to 3, expected 0 to 2"):
-        Adjacency(torch.tensor([0, 1, 1]), torch.tensor([3]), 3)
+        Adjacency(rowptr, *(col if isinstance(col, tuple) else (col,)))
 
 
 def test_columns_may_fall_from_row_to_row() -> None:

@@ -15,15 +15,6 @@ from glem_graphgym.models.attention_propagation import AttentionGraph
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.revgat import Draws, GroupLayer, ReversibleBlock, RevGAT, RevGATLayer
 from tests.models.conftest import NODES
-from tests.tolerances import assert_equal_up_to_rounding
-
-
-@pytest.fixture
-def adjacency() -> Adjacency:
-    """Directed, with a self-loop; the last three nodes have no edge."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, NODES - 3, (2, 150), generator=generator)
-    return Adjacency.from_edge_index(torch.cat([drawn, torch.tensor([[5], [5]])], dim=1), NODES)
 
 
 def build(**changes: Any) -> RevGAT:
@@ -165,18 +156,6 @@ def test_gradients_and_statistics_are_those_of_plain_autograd(
         torch.testing.assert_close(found[name], value, atol=1e-9, rtol=1e-9, msg=partial("{}: {}".format, name))
 
 
-def test_a_block_is_unwound_to_its_input(adjacency: Adjacency) -> None:
-    net = build(dim_hidden=8, group=4).double()
-    graph = AttentionGraph.of(adjacency, 3)
-    masks = [torch.randint(0, 2, (NODES, 6)).double() for _ in range(4)]
-    draws = Draws(graph, masks, [])
-    xs = list(torch.randn(4, NODES, 6, dtype=torch.float64))
-    ys = net.blocks[0](xs, draws, 5)
-    back, _, _ = blocks_of(net)[0].unwind([y.detach() for y in ys], ys, draws, 5)
-    for found, wanted in zip(back, xs, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
-
-
 def test_frozen_parameters_get_no_gradient_and_the_others_the_same(adjacency: Adjacency) -> None:
     x = torch.randn(NODES, 6, dtype=torch.float64)
     whole = step(build().double(), x, adjacency)
@@ -289,69 +268,9 @@ def test_autocast_recomputes_close_to_what_was(adjacency: Adjacency, with_plain:
 
 
 def test_parameter_count_of_the_published_network() -> None:
-    """OGB's leaderboard: the authors' RevGAT with label input on ogbn-arxiv has 2,098,256 parameters.
-
-    5 layers, 3 heads of 256, 2 groups, no destination attention; the input is 128 features and 40 labels. A layer has
-    two weights (values, root) and one attention vector a head; the blocks have a batch norm a group; the last layer
-    has one head, and the only bias of the network.
-    """
-    dim_in, width, classes, group = 128 + 40, 3 * 256, 40, 2
-    first = 2 * dim_in * width + width
-    share = width // group
-    block = group * (2 * share * share + share + 2 * share)
-    norm = 2 * width
-    last = 2 * width * classes + classes
-    bias = classes
-    assert first + 3 * block + norm + last + bias == 2_098_256
-    net = RevGAT(dim_in, 256, classes, 5)
+    """OGB's leaderboard: the authors' RevGAT on ogbn-arxiv, whose input is 128 features and 40 labels."""
+    net = RevGAT(128 + 40, 256, 40, 5)
     assert sum(parameter.numel() for parameter in net.parameters()) == 2_098_256
-
-
-def test_parameter_counts_of_variants() -> None:
-    def count(**changes: Any) -> int:
-        return sum(parameter.numel() for parameter in RevGAT(128, 256, 40, 3, **changes).parameters())
-
-    base = (2 * 128 * 768 + 768) + 2 * (2 * 384 * 384 + 3 * 384) + 2 * 768 + (2 * 768 * 40 + 40) + 40
-    assert count() == base
-    assert count(input_norm=True) == base + 2 * 128
-    assert count(norm="none") == base - 2 * 2 * 384 - 2 * 768
-
-
-def test_renumbering_the_nodes_renumbers_the_logits(adjacency: Adjacency) -> None:
-    net = build(dropout=0.0, input_dropout=0.0, edge_drop=0.0).double()
-    x = torch.randn(NODES, 6, dtype=torch.float64)
-    row = torch.arange(NODES).repeat_interleave(adjacency.rowptr.diff())
-    edges = torch.stack([adjacency.col.long(), row])
-    new = torch.randperm(NODES)
-    renumbered = torch.empty_like(x)
-    renumbered[new] = x
-    logits = net(renumbered, Adjacency.from_edge_index(new[edges], NODES))
-    torch.testing.assert_close(logits[new], net(x, adjacency))
-
-
-def test_it_learns_and_the_same_seed_gives_the_same_bits(adjacency: Adjacency) -> None:
-    x, labels = torch.randn(NODES, 6), torch.randint(0, 3, (NODES,))
-
-    def trained() -> tuple[float, list[Tensor]]:
-        net = build(dim_hidden=32, dropout=0.2, edge_drop=0.1, input_dropout=0.0)
-        optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
-        for _ in range(40):
-            optimiser.zero_grad()
-            loss = F.cross_entropy(net(x, adjacency), labels)
-            loss.backward()
-            optimiser.step()
-        return float(loss.detach()), list(net.state_dict().values())
-
-    (loss, first), (_, second) = trained(), trained()
-    assert loss < 0.4  # of ln 3 = 1.1 without learning
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_it_predicts_without_gradients(adjacency: Adjacency) -> None:
-    net, x = build().eval(), torch.randn(NODES, 6)
-    with torch.inference_mode():
-        predicted = net(x, adjacency)
-    assert_equal_up_to_rounding(predicted, net(x, adjacency), summands=NODES + 24 * 4)
 
 
 def test_a_change_of_the_parameters_before_the_backward_pass_is_noticed(adjacency: Adjacency) -> None:

@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
-from torch_geometric.graphgym.init import init_weights
 from torch_geometric.graphgym.models.gnn import GNN
 
 from glem_graphgym.models.hub import model_folder
@@ -70,15 +69,8 @@ def test_mean_pooling_is_over_a_texts_own_tokens() -> None:
     encoder = TextEncoder(Given(STATES), "mean")
     assert encoder(LENGTHS, LENGTHS).tolist() == [[2, 4], [4, 0]]
     assert encoder.dim == 2
-
-
-def test_cls_pooling_takes_the_first_token() -> None:
+    assert encoder(LENGTHS, torch.zeros_like(LENGTHS)).tolist() == [[0, 0], [0, 0]]
     assert TextEncoder(Given(STATES), "cls")(LENGTHS, LENGTHS).tolist() == [[1, 2], [4, 0]]
-
-
-def test_a_text_without_tokens_has_embedding_zero() -> None:
-    none = torch.zeros_like(LENGTHS)
-    assert TextEncoder(Given(STATES), "mean")(none, none).tolist() == [[0, 0], [0, 0]]
 
 
 def test_shrink_is_a_linear_map_of_the_pooled_state() -> None:
@@ -88,18 +80,6 @@ def test_shrink_is_a_linear_map_of_the_pooled_state() -> None:
         encoder.shrink.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]))  # type: ignore[operator]
         encoder.shrink.bias.copy_(torch.tensor([0.0, 0.0, 10.0]))  # type: ignore[operator]
     assert encoder(LENGTHS, LENGTHS).tolist() == [[2, 4, 8], [4, 0, 14]]
-
-
-def test_unknown_pooling_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"lm\.pooling is 'max', expected one of: mean, cls, last"):
-        TextEncoder(Given(STATES), "max")
-
-
-def test_what_stands_under_the_padding_does_not_matter(tiny: EncoderConfig) -> None:
-    encoder = load_text_encoder(tiny).eval()
-    other = torch.where(MASK == 1, IDS, 55)
-    with torch.inference_mode():
-        torch.testing.assert_close(encoder(other, MASK), encoder(IDS, MASK), atol=2e-6, rtol=1e-5)
 
 
 # ---- pretrained weights -------------------------------------------------------------------------------------------
@@ -121,27 +101,6 @@ def test_a_new_encoder_is_in_training_mode_to_the_last_module(tiny: EncoderConfi
     assert not torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
 
 
-class Host(nn.Module):
-    """As GraphGym's networks do, re-initialises all that it holds."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(32, 2)
-        self.apply(init_weights)
-
-
-@pytest.mark.parametrize("lora_rank", [0, 2])
-def test_weights_survive_a_host_that_initialises_all_it_holds(tiny: EncoderConfig, lora_rank: int) -> None:
-    torch.manual_seed(0)
-    encoder = load_text_encoder(replace(tiny, shrink_dim=32, lora_rank=lora_rank))
-    before = state(encoder)
-    host = Host(encoder)
-    assert same(state(encoder), before)
-    assert host.head.bias.tolist() == [0, 0]  # as init_weights leaves it: it did go through the host
-    assert same(state(Host(nn.Sequential(encoder)).encoder), {f"0.{name}": value for name, value in before.items()})
-
-
 def test_weights_survive_graphgyms_own_gnn(tiny: EncoderConfig, tmp_path: Path) -> None:
     """`GNN` with the registered text encoder as its node encoder, as a configuration builds it."""
     cfg.dataset.format, cfg.dataset.name, cfg.dataset.dir = "TAG", "synthetic", str(tmp_path)
@@ -153,13 +112,6 @@ def test_weights_survive_graphgyms_own_gnn(tiny: EncoderConfig, tmp_path: Path) 
     text_node_encoder = network.encoder.node_encoder
     assert same(state(text_node_encoder.texts.encoder.backbone), state(load_text_encoder(tiny).backbone))
     assert text_node_encoder.project.bias.abs().max() == 0
-
-
-def test_moving_and_casting_still_reach_the_backbone(tiny: EncoderConfig) -> None:
-    encoder = load_text_encoder(tiny).to(torch.float64)
-    assert {p.dtype for p in encoder.parameters()} == {torch.float64}
-    encoder.eval()
-    assert not any(module.training for module in encoder.modules())
 
 
 def test_weights_are_single_precision_whatever_the_folder_holds(tiny_lm: Path, tmp_path: Path) -> None:
@@ -206,29 +158,6 @@ def test_an_unknown_packaged_model_says_which_package_carries_it(monkeypatch: py
         load_text_encoder(EncoderConfig(MINILM))
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:100])
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [(name, damage) for name in ("config.json", "model.safetensors") for damage in (Path.unlink, cut)],
-)
-def test_a_damaged_folder_is_one_clear_error(
-    tiny_lm: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
-) -> None:
-    folder = changed(tiny_lm, tmp_path)
-    damage(Path(folder) / name)
-    with pytest.raises(ValueError, match=f"^lm.model '{folder}'.* {folder}"):
-        load_text_encoder(EncoderConfig(folder))
-
-
-def test_weights_of_another_size_are_one_clear_error(tiny_lm: Path, tmp_path: Path) -> None:
-    folder = changed(tiny_lm, tmp_path, intermediate_size=65)
-    with pytest.raises(ValueError, match=f"^lm.model '{folder}': 6 of 37 weights have another shape"):
-        load_text_encoder(EncoderConfig(folder))
-
-
 def test_a_folder_without_tokenizer_does_not_become_a_model_of_unknown_words(tiny_lm: Path, tmp_path: Path) -> None:
     """transformers makes a tokenizer of five special tokens of it, for which every text is the same."""
     folder = changed(tiny_lm, tmp_path)
@@ -264,29 +193,6 @@ def test_packaged_minilm_is_found_by_its_hub_id_and_knows_what_texts_mean() -> N
 
 
 # ---- memory savers ------------------------------------------------------------------------------------------------
-
-
-def gradients(encoder: TextEncoder) -> dict[str, Tensor]:
-    torch.manual_seed(1)  # dropout is drawn again when activations are recomputed
-    encoder(IDS, MASK).square().sum().backward()
-    return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("lora_rank", [0, 2])
-def test_gradient_checkpointing_gives_the_same_gradients(tiny: EncoderConfig, lora_rank: int) -> None:
-    tiny = replace(tiny, lora_rank=lora_rank)
-    torch.manual_seed(0)
-    plain = load_text_encoder(tiny).train()
-    torch.manual_seed(0)
-    saving = load_text_encoder(replace(tiny, gradient_checkpointing=True)).train()
-    recomputed = []
-    inside = next(module for name, module in saving.named_modules() if name.endswith("layer.0.intermediate"))
-    inside.register_forward_pre_hook(lambda *_: recomputed.append(1))
-    expected, got = gradients(plain), gradients(saving)
-    assert len(recomputed) == 2  # forward, and again in the backward pass
-    assert expected.keys() == got.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient)
 
 
 def test_lora_trains_adapters_and_head_and_starts_from_the_pretrained_function(tiny: EncoderConfig) -> None:

@@ -31,22 +31,6 @@ def test_parts_stand_side_by_side_and_are_read_by_rows() -> None:
     assert np.asarray(x, dtype=np.float64).dtype == np.float64
 
 
-def test_standardised_columns_have_mean_zero_and_deviation_one() -> None:
-    x = np.array([[1.0, 5.0, 2.0], [3.0, 5.0, 2.0], [5.0, 5.0, 8.0]], dtype=np.float16)
-    got = np.asarray(FeatureRows([x], standardise=True))
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got[:, 0], [-np.sqrt(1.5), 0, np.sqrt(1.5)], rtol=1e-5)
-    assert got[:, 1].tolist() == [0, 0, 0]  # a constant column tells nothing and stays finite
-    np.testing.assert_allclose(got[:, 2], [-np.sqrt(0.5), -np.sqrt(0.5), np.sqrt(2)], rtol=1e-5)
-
-
-def test_rows_outside_of_those_seen_have_no_part_in_the_norm() -> None:
-    x = np.array([[0.0], [2.0], [1e4]], dtype=np.float32)
-    got = np.asarray(FeatureRows([x], standardise=True, rows=np.array([0, 1])))
-    np.testing.assert_allclose(got, [[-1], [1], [9999]])
-    np.testing.assert_array_equal(x, [[0], [2], [1e4]])
-
-
 @pytest.mark.parametrize("rows", [None, ROWS])
 def test_input_norm_by_blocks_is_that_of_the_whole(rows: np.ndarray | None) -> None:
     constant = np.full((N, 1), 7, dtype=np.float16)

@@ -19,15 +19,12 @@ from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.out_of_core import propagation as out_of_core
 from glem_graphgym.out_of_core.propagation import Chain, DiskPropagation, MappedHops, chains_of, plan_columns
 from glem_graphgym.out_of_core.stored_operator import StoredOperator, store_operator
+from tests.out_of_core.conftest import Dying
 
 NODES, WIDTH, HOPS = 50, 11, 3
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(NODES, WIDTH)) * 3).astype(np.float32)
 BUDGETS = {1: 10**9, 3: 50 * 8 * 4 * 2, 11: 50 * 8 * 3}  # column blocks -> bytes
-
-
-class Killed(BaseException):
-    """Ends a process as a signal would."""
 
 
 class Rows:
@@ -108,13 +105,6 @@ def test_few_hops(tmp_path: Path, adjacency: Adjacency, operator: StoredOperator
 
 
 @pytest.mark.parametrize("blocks", BUDGETS)
-def test_stored_nodes_alone(tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, blocks: int) -> None:
-    stored = np.random.default_rng(2).random(NODES) < 0.4
-    found = made(tmp_path / "a", chains_of([(operator, None)]), stored=stored, budget=BUDGETS[blocks])
-    np.testing.assert_array_equal(found, in_memory(adjacency)[:, stored])
-
-
-@pytest.mark.parametrize("blocks", BUDGETS)
 def test_nodes_that_see_through_different_operators(tmp_path: Path, operator: StoredOperator, blocks: int) -> None:
     seen = np.random.default_rng(3).random(NODES) < 0.5
     stored = np.random.default_rng(4).random(NODES) < 0.7
@@ -146,32 +136,7 @@ def test_label_hops_are_those_in_memory(
     np.testing.assert_array_equal(found, np.concatenate(wanted))
 
 
-def test_nobodys_label_hops_tell_of_its_own_label(tmp_path: Path, operator: StoredOperator) -> None:
-    labels, folds = labels_and_folds()
-    chains = chains_of([(operator, None)], folds.to(torch.int8).numpy())
-    before = made(tmp_path / "a", chains, Rows(labels.numpy()), first_hop=HOPS)
-    for node in np.flatnonzero(folds >= 0)[:5]:
-        changed = labels.numpy().copy()
-        changed[node] += 100
-        after = made(tmp_path / f"{node}", chains, Rows(changed), first_hop=HOPS)
-        np.testing.assert_array_equal(after[:, node], before[:, node])
-        assert not np.array_equal(after, before)
-
-
 # ---- killed and resumed -------------------------------------------------------------------------------------------
-
-
-class Dying:
-    """Wraps a function so that its n-th call kills the process."""
-
-    def __init__(self, function: Callable[..., Any], last: int) -> None:
-        self.function, self.left = function, last
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
-        return self.function(*args, **options)
 
 
 def features_of(operator: StoredOperator) -> dict[str, Any]:
@@ -191,6 +156,7 @@ def test_killed_wherever_it_may_be_it_goes_on_and_ends_with_the_same_bits(
     tmp_path: Path,
     operator: StoredOperator,
     monkeypatch: pytest.MonkeyPatch,
+    dying: Dying,
     what: Callable[[StoredOperator], dict[str, Any]],
     blocks: int,
     save_seconds: float,
@@ -199,87 +165,44 @@ def test_killed_wherever_it_may_be_it_goes_on_and_ends_with_the_same_bits(
     monkeypatch.setattr(out_of_core, "SAVE_SECONDS", save_seconds)
     options = {**what(operator), "budget": BUDGETS[blocks]}
     wanted = made(tmp_path / "whole", **options)
-    folder = tmp_path / "killed"
-    deaths = 0
+    folder, ends = tmp_path / "killed", []
     for target, name in ((StoredOperator, "multiply"), (DiskPropagation, "_note")):
         for step in range(1, 4):
-            with monkeypatch.context() as patch:
-                patch.setattr(target, name, _bound(Dying(getattr(target, name), step)))
-                try:
-                    made(folder, **options)
-                except Killed:
-                    deaths += 1
-                else:
-                    break
-    assert deaths > 0
+            with dying(step, target, name):
+                made(folder, **options)
+                ends.append(step)
+    assert len(ends) < 6
     np.testing.assert_array_equal(made(folder, **options), wanted)
 
 
-def _bound(function: Callable[..., Any]) -> Any:
-    return lambda self, *args, **options: function(self, *args, **options)
-
-
-def products(operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
-    count, multiply = [0], StoredOperator.multiply
-
-    def counted(self: StoredOperator, x: Tensor, out: Tensor) -> Tensor:
-        count[0] += 1
-        return multiply(self, x, out)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredOperator, "multiply", counted)
-        work()
-    return count[0]
-
-
-def test_what_is_finished_is_not_done_again(
-    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_finished_is_not_done_again(tmp_path: Path, operator: StoredOperator, dying: Dying) -> None:
     options: dict[str, Any] = {**features_of(operator), "budget": BUDGETS[3]}
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 2 * HOPS + 1)))
-        with pytest.raises(Killed):
-            made(tmp_path, **options)
+    with dying(2 * HOPS + 1):
+        made(tmp_path, **options)
     assert read_json(tmp_path / "progress.json")["done"] == ["0.0", "0.1"]
-    assert products(operator, monkeypatch, lambda: made(tmp_path, **options)) == HOPS
+    with dying() as products:
+        made(tmp_path, **options)
+    assert len(products) == HOPS
 
 
 def test_a_saved_hop_is_not_done_again(
-    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, dying: Dying
 ) -> None:
     monkeypatch.setattr(out_of_core, "SAVE_SECONDS", 0.0)
-    options = features_of(operator)
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 2)))
-        with pytest.raises(Killed):
-            made(tmp_path, **options)
+    with dying(2):
+        made(tmp_path, **features_of(operator))
     assert read_json(tmp_path / "progress.json")["state"]["hop"] == 2
-    assert products(operator, monkeypatch, lambda: made(tmp_path, **options)) == 1
-
-
-@pytest.mark.parametrize("blocks", BUDGETS)
-def test_of_saved_hops_no_more_lie_on_disk_than_old_and_new(
-    tmp_path: Path, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch, blocks: int
-) -> None:
-    lying, multiply = [], StoredOperator.multiply
-
-    def counted(self: StoredOperator, x: Tensor, out: Tensor) -> Tensor:
-        lying.append(len(list(tmp_path.glob("state-*"))))
-        return multiply(self, x, out)
-
-    monkeypatch.setattr(StoredOperator, "multiply", counted)
-    monkeypatch.setattr(out_of_core, "SAVE_SECONDS", 0.0)
-    made(tmp_path, **labels_of(operator), budget=BUDGETS[blocks])
-    assert len(lying) == 4 * HOPS * blocks and max(lying) == 1
+    assert len(list(tmp_path.glob("state-*"))) == 1  # the old one is gone
+    with dying() as products:
+        made(tmp_path, **features_of(operator))
+    assert len(products) == 1
 
 
 def test_another_budget_starts_anew(
-    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, dying: Dying
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredOperator, "multiply", _bound(Dying(StoredOperator.multiply, 4)))
-        with pytest.raises(Killed):
-            made(tmp_path, **features_of(operator), budget=BUDGETS[3])
+    with dying(4):
+        made(tmp_path, **features_of(operator), budget=BUDGETS[3])
     found = made(tmp_path, **features_of(operator), budget=BUDGETS[11])
     np.testing.assert_array_equal(found, in_memory(adjacency))
 

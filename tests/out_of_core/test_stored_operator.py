@@ -74,20 +74,6 @@ def test_its_size_is_known_before_it_is_written(tmp_path: Path, left_out: bool) 
     assert operator_bytes(rowptr, col, keep, entries_at_once=7) == written
 
 
-def test_memory_mapped_graphs_are_taken_as_they_are(tmp_path: Path) -> None:
-    rowptr, col = graph()
-    for name, array in {"rowptr": rowptr, "col": col}.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col")]
-    found = stored(tmp_path / "a", *mapped)
-    assert torch.equal(found.multiply(X, torch.empty_like(X)), adjacency(rowptr, col).gcn() @ X)
-
-
-def test_a_graph_without_edges(tmp_path: Path) -> None:
-    nothing = np.zeros(NODES + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
-    assert torch.equal(stored(tmp_path / "a", *nothing).multiply(X, torch.empty_like(X)), X)
-
-
 def test_blocks_hold_so_many_entries_and_rows_or_one_row() -> None:
     rowptr = np.array([0, 3, 3, 4, 20, 22, 22])
     assert list(row_blocks(rowptr, 4, 10)) == [(0, 3), (3, 4), (4, 6)]
