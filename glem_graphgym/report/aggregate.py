@@ -36,16 +36,15 @@ def aggregate_seeds(
     """Write ``agg/<split>/stats.json`` and ``agg/<split>/best.json`` over seeds of ours or GraphGym's.
 
     ``stats.json`` has a row per epoch: the mean and, as ``<key>_std``, the population standard deviation of each
-    number over the seeds that have that epoch. ``best.json`` is the same over one row per seed: that of the seed's
-    `best_epoch`. GraphGym evaluates the test split once, under another epoch, so where a split has no row of the best
-    epoch its last row counts. ``epoch`` in ``best.json`` is that of the lowest seed. An older ``agg`` is replaced when
-    the new one is complete.
+    number over the seeds that have that epoch. ``best.json`` is the same over each seed's row of its `best_epoch`, or
+    its last row: GraphGym evaluates the test split once, under another epoch. ``epoch`` there is that of the lowest
+    seed. An older ``agg`` is replaced when the new one is complete.
 
     Args:
         dir: folder with one folder per seed, named by the seed; other folders are skipped.
         metric, best: as `best_epoch`.
         digits: decimals kept.
-        tensorboard: also write the rows as TensorBoard events; where that fails, a warning is logged.
+        tensorboard: also write the rows as TensorBoard events.
 
     Raises:
         ValueError: no seed has validation rows, a file is damaged before its last line, or the metric is
@@ -116,10 +115,10 @@ def _write_lines(file: Path, rows: Sequence[EpochRow]) -> None:
 
 
 def aggregate_summaries(dir: Path) -> list[Row]:
-    """Mean and unbiased standard deviation of each method over the seeds' ``summary.json``.
+    """Each method over the seeds' ``summary.json``, also written as ``summary.json`` beside the seed folders.
 
-    Written as ``summary.json`` beside the seed folders, not inside ``agg``: GraphGym's `agg_batch` takes
-    everything in there for a split. A seed without a summary (unfinished) is left out with a warning.
+    Not inside ``agg``, where GraphGym's `agg_batch` takes everything for a split. A seed without a summary
+    (unfinished) is left out with a warning.
 
     Raises:
         ValueError: no seed has a summary, or one is damaged; names the file.
@@ -143,14 +142,12 @@ def aggregate_summaries(dir: Path) -> list[Row]:
 
 
 def print_aggregate(rows: Sequence[Row], title: str, console: Console | None = None) -> None:
-    """Print one line per method: validation and test score in % as mean ± std, and what it costs.
-
-    The number of seeds has a column where it is not the same for all.
-    """
+    """Print one line per method: scores in % as mean ± std, and costs; also the seeds where methods differ in them."""
     differ = len({row.runs for row in rows}) > 1
-    table = new_table(title, ["method"], [*["seeds"] * differ, "valid %", "test %", "params", "seconds", "peak MB"])
-    for row in rows:
-        scores, costs = (percent(row.valid), percent(row.test)), (row.seconds, row.peak_memory_mb)
-        seeds = [str(row.runs)] * differ
-        table.add_row(row.method, *seeds, *scores, f"{row.params:,}", *(f"{cost:,.0f}" for cost in costs))
-    (console or default_console()).print(table)
+    numbers = [*["seeds"] * differ, "valid %", "test %", "params", "seconds", "peak MB"]
+    cells = [
+        [row.method, *[str(row.runs)] * differ, percent(row.valid), percent(row.test),
+         *(f"{cost:,.0f}" for cost in (row.params, row.seconds, row.peak_memory_mb))]
+        for row in rows
+    ]  # fmt: skip
+    (console or default_console()).print(new_table(title, ["method"], numbers, cells))

@@ -66,8 +66,6 @@ class Chart:
     Attributes:
         label: what a screen reader says that the chart shows.
         x_name, y_name: names of the axes, with units.
-        x_range, y_range: values shown.
-        log_x: whether x is logarithmic.
         width, height: of the drawing, in its own units.
         left: room for what stands at the y axis.
         x_ticks, y_ticks: positions and texts; by default round numbers of a linear axis.

@@ -20,11 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def seed_folders(dir: Path, holding: str = "") -> dict[int, Path]:
-    """Folders named by a seed, ascending, that hold a file or folder of that name.
-
-    Raises:
-        ValueError: ``dir`` is no folder.
-    """
+    """Folders named by a seed, ascending, that hold a file or folder of that name; ValueError without ``dir``."""
     if not dir.is_dir():
         raise ValueError(f"{dir}: no such folder; expected the folder of one experiment, with a folder for each seed")
     named = [path for path in dir.iterdir() if SEED.fullmatch(path.name) and path.is_dir()]
@@ -73,8 +69,7 @@ def best_epoch(rows: Sequence[EpochRow], metric: str, best: str, folder: Path) -
     """The epoch of the validation rows with the best metric, the first of equal ones, among those that compete.
 
     Rows of EM iterations compete (``em_iteration`` from 1): the LM and the GNN on gold labels are baselines, to which
-    GLEM must be able to lose. Without any, those at which all models of the run were trained (the most parameters),
-    so not a cascade's LM.
+    GLEM must be able to lose. Without any, rows with the most parameters compete: not a cascade's LM.
 
     Args:
         metric: key of the rows; ``"auto"`` is ``auc`` if present, else ``accuracy``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,12 @@ OURS = "this run"  # source of a row that is not published
 
 
 def results(dirs: Sequence[Path]) -> pd.DataFrame:
-    """Results of finished runs, a row per seed and method.
+    """Results of finished runs in ``dirs`` (see `read_experiments`), a row per seed and method.
 
-    Columns: ``experiment``, the name of its folder; ``mode``, its ``train.mode``; ``dataset`` and ``fingerprint``, the
-    graph and a hash of its content (None where not recorded); ``metric``; ``config``, as in `Experiment`; ``seed``;
-    ``method``, one of `stats.METHODS`, a name of the run's own, or GraphGym; ``valid`` and ``test``, shares 0-1 at the
-    stage or epoch of best validation; ``params``, parameters of every kind of model (LM, GNN) trained up to there, each
-    kind counted once; ``seconds`` and ``peak_memory_mb``, wall-clock time and highest memory in MB from the start of
-    the run up to there, NaN where not recorded.
-
-    Args:
-        dirs: as `read_experiments`.
-
-    Raises:
-        ValueError: as `read_experiments`.
+    Columns: ``experiment``, ``mode``, ``dataset``, ``fingerprint``, ``metric`` and ``config``, as in `Experiment`;
+    ``seed``; ``method``, one of `METHODS`, a name of the run's own, or GraphGym; ``valid`` and ``test``, shares 0-1 at
+    the stage or epoch of best validation; ``params``, of every kind of model (LM, GNN) trained up to there, each once;
+    ``seconds`` and ``peak_memory_mb``, from the start of the run up to there, NaN where not recorded.
     """
     frames = []
     for one in read_experiments(dirs)[0]:
@@ -62,15 +54,14 @@ class Experiment:
     """Runs that differ in their seed alone.
 
     Attributes:
-        name: the folder's, with its parent's before it where two folders share a name.
+        name: of the folder, with as many of its parents as it takes to be unique.
         mode: ``train.mode``.
-        dataset: name of the graph.
-        fingerprint: hash of the graph's content; None where the runs did not record it.
+        dataset, fingerprint: name of the graph, and hash of its content; None where the runs did not record it.
         metric: metric that selects and that is shown.
         settings: ``group.key`` -> value of every setting that a result can depend on, without the seed. A list of
             values for ``glem.em_iterations`` where seeds differ in it.
         config: 8 hexadecimal digits of a hash of mode, settings and the files that they name.
-        em_iterations: numbers that were asked for, over seeds; one mostly, none where there is no EM.
+        em_iterations: numbers that were asked for, over seeds; empty without EM.
         runs: by seed, ascending.
         results: its part of the frame: columns ``seed`` and `stats.SUMMARY`.
     """
@@ -88,13 +79,12 @@ class Experiment:
 
     @property
     def versions(self) -> dict[str, list[str]]:
-        """Versions that the runs were made with, by package, as far as they recorded it.
-
-        A run that went on under another version than it was begun with has ``"1.3.5, 1.3.6"``.
-        """
-        noted = [item for run in self.runs.values() for item in run.about.get("versions", {}).items()]
-        names = sorted({name for name, _ in noted})
-        return {name: sorted({v for other, text in noted if other == name for v in text.split(", ")}) for name in names}
+        """Versions that the runs were made with, by package, as far as recorded: ``"1.3.5, 1.3.6"`` after an update."""
+        versions: dict[str, set[str]] = {}
+        for run in self.runs.values():
+            for name, text in run.about.get("versions", {}).items():
+                versions.setdefault(name, set()).update(text.split(", "))
+        return {name: sorted(versions[name]) for name in sorted(versions)}
 
     def of(self, method: str) -> pd.DataFrame:
         """The results of one method, indexed by seed."""
@@ -128,11 +118,7 @@ def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]
 
 
 def experiment_folders(dir: Path) -> list[Path]:
-    """``dir`` itself where it has seed folders with ``run.json``, else those of its folders that have.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """``dir`` itself if it has seed folders with ``run.json``, else its folders that have; ValueError without any."""
     if not dir.is_dir():
         raise ValueError(f"{dir}: no such folder; expected results/<experiment> or a folder of experiments")
     if seed_folders(dir, "run.json"):
@@ -148,11 +134,11 @@ def experiment_folders(dir: Path) -> list[Path]:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names, made unique by as many of the folders above as it takes."""
-    names = [folder.name for folder in folders]
-    for depth in range(2, 2 + max((len(folder.parts) for folder in folders), default=0)):
-        taken = {name for name in names if names.count(name) > 1}
-        pairs = zip(names, folders, strict=True)
-        names = ["/".join(folder.parts[-depth:]) if name in taken else name for name, folder in pairs]
+    names, depth = [folder.name for folder in folders], 1
+    while len(set(names)) < len(names):
+        depth += 1
+        pairs = list(zip(names, folders, strict=True))
+        names = ["/".join(folder.parts[-depth:]) if names.count(name) > 1 else name for name, folder in pairs]
     return names
 
 
@@ -208,12 +194,7 @@ def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, An
 
 
 def read_summary(file: Path) -> list[dict[str, Any]]:
-    """The rows of a seed's ``summary.json``, with the keys `stats.SUMMARY`.
-
-    Raises:
-        LookupError: there is no such file.
-        ValueError: the file is damaged.
-    """
+    """The rows of a seed's ``summary.json``, with the keys `stats.SUMMARY`; LookupError where there is no such file."""
     if not file.is_file():
         raise LookupError("no summary.json")
     remedy = "start that seed's run again to have it rewritten"
@@ -238,7 +219,7 @@ class Spread:
 
     Attributes:
         mean: NaN where a published number could not be checked.
-        std: None for one seed, or where it is not known.
+        std: None for one seed, or where unknown.
     """
 
     mean: float
@@ -270,21 +251,18 @@ class Row:
     """One method over seeds: of an experiment, or as it was published.
 
     Attributes:
-        method: as in `results`, or as published.
-        runs: how many seeds.
-        valid, test: shares 0-1, each seed's at its epoch or stage of best validation.
+        method, valid, test: as in `results`, over ``runs`` seeds.
         seeds: ascending; empty where published, as are the costs.
-        params: parameters of all stages, the largest of the seeds.
-        seconds: mean over seeds, to get that model from the start; None where not recorded.
-        peak_memory_mb: highest of any seed; None where not recorded.
+        params, peak_memory_mb: the largest of the seeds; None where not recorded.
+        seconds: mean over seeds; None where not recorded.
         name: name of the row in its table.
         source: `OURS`, or where the row was published.
         experiment, config, em_iterations: as in `Experiment`.
         caveat: what must be known to read the row; "" mostly.
-        same_in: further experiments with the very same scores on every seed, e.g. an LM that no setting of theirs
-            touches, or the LM that a cascade and GLEM start from. They are one row, named after the simplest train
-            mode, since the same result counted twice would weaken every test of significance.
-        rank: from 1, by mean validation score; None before ranking and where published.
+        same_in: further experiments with the very same scores on every seed, e.g. by the LM that a cascade and GLEM
+            start from. They are one row, named after the simplest train mode: the same result counted twice would
+            weaken every test of significance.
+        rank: from 1, by mean validation score; None where published.
         to_best, to_non_glem: difference to the first row, and to the first that is not GLEM; None for those rows.
     """
 
@@ -318,7 +296,7 @@ def over_seeds(frame: pd.DataFrame) -> list[Row]:
     for method in in_order(frame["method"]):
         part = frame[frame["method"] == method]
         seconds, memory = (part[name].dropna().tolist() for name in ("seconds", "peak_memory_mb"))
-        row = Row(method, len(part), Spread.of(part["valid"]), Spread.of(part["test"]), tuple(part["seed"].tolist()))
-        mean, most = statistics.fmean(seconds) if seconds else None, max(memory, default=None)
-        rows.append(replace(row, params=int(part["params"].max()), seconds=mean, peak_memory_mb=most))
+        costs = statistics.fmean(seconds) if seconds else None, max(memory, default=None)
+        scores, seeds = (Spread.of(part["valid"]), Spread.of(part["test"])), tuple(part["seed"].tolist())
+        rows.append(Row(method, len(part), *scores, seeds, int(part["params"].max()), *costs))
     return rows

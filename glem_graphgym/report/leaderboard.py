@@ -34,11 +34,10 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 
 @dataclass(frozen=True)
 class Board:
-    """All that is known of one graph: results on it can be ranked against each other.
+    """Results on one graph, which can be ranked against each other.
 
     Attributes:
-        dataset, fingerprint: the graph; None where runs did not record its content's fingerprint.
-        metric: what is compared, a share 0-1.
+        dataset, fingerprint, metric: as in `Experiment`.
         rows: by rank.
         published: rows from elsewhere, for the same dataset.
         experiments: by name.
@@ -82,11 +81,7 @@ def published_for(dataset: str) -> list[Row]:
 
 
 def read_boards(dirs: Sequence[Path]) -> list[Board]:
-    """One board for each graph (dataset, fingerprint) that runs in ``dirs`` were made on; the largest first.
-
-    Raises:
-        ValueError: as `read_experiments`.
-    """
+    """One board for each graph that runs in ``dirs`` (see `read_experiments`) were made on, the largest first."""
     experiments, left_out = read_experiments(dirs)
     groups: dict[tuple[str, str | None, str], list[Experiment]] = {}
     for experiment in experiments:
@@ -114,15 +109,16 @@ def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequ
 def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
     rows: dict[Any, Row] = {}
     for one in sorted(experiments, key=lambda one: _complexity(one.mode)):
+        about: dict[str, Any] = {"experiment": one.name, "config": one.config, "em_iterations": tuple(one.em_iterations)}
+        about |= {"caveat": STOCK_CAVEAT if one.mode == STOCK else ""}
         for row in over_seeds(one.results):
             scores = one.of(row.method)[["valid", "test", "params"]].itertuples(name=None)
             key = (one.mode == STOCK, row.method, *scores)
             if key in rows:
                 rows[key] = replace(rows[key], same_in=(*rows[key].same_in, one.name))
-                continue
-            name, caveat = f"{one.name} {row.method}", STOCK_CAVEAT if one.mode == STOCK else ""
-            named = replace(row, name=row.method if len(experiments) == 1 else name, caveat=caveat, experiment=one.name)
-            rows[key] = replace(named, config=one.config, em_iterations=tuple(one.em_iterations))
+            else:
+                name = row.method if len(experiments) == 1 else f"{one.name} {row.method}"
+                rows[key] = replace(row, name=name, **about)
     return list(rows.values())
 
 
@@ -131,19 +127,16 @@ def _complexity(mode: str) -> int:
 
 
 def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment]) -> list[Row]:
-    frames = [experiments[row.experiment].of(row.method) for row in rows]
-    scores = [
-        dict(zip(row.seeds, frame["test"].tolist(), strict=True)) for row, frame in zip(rows, frames, strict=True)
-    ]
+    scores: list[Any] = [experiments[row.experiment].of(row.method)["test"].to_dict() for row in rows]
 
-    def to(place: int | None) -> list[Difference | None]:
-        if place is None:
+    def to(reference: Row | None) -> list[Difference | None]:
+        if reference is None:
             return [None] * len(rows)
-        pairs = enumerate(scores)
-        return holm([None if i == place else paired_difference(s, scores[place], rows[place].name) for i, s in pairs])
+        theirs, pairs = scores[rows.index(reference)], zip(rows, scores, strict=True)
+        return holm([None if row is reference else paired_difference(s, theirs, reference.name) for row, s in pairs])
 
-    baseline = next((place for place, row in enumerate(rows) if not row.method.startswith("GLEM")), None)
-    pairs = zip(rows, to(0), to(baseline), strict=True)
+    baseline = next((row for row in rows if not row.method.startswith("GLEM")), None)
+    pairs = zip(rows, to(rows[0]), to(baseline), strict=True)
     return [replace(row, to_best=best, to_non_glem=base) for row, best, base in pairs]
 
 
@@ -245,7 +238,7 @@ def marks_of(row: Row) -> str:
 
 def seeds_text(seeds: Sequence[int]) -> str:
     """``10 (0-9)``, ``2 (3, 7)``."""
-    run = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    run = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1  # they ascend
     return f"{len(seeds)} ({f'{seeds[0]}-{seeds[-1]}' if run else ', '.join(map(str, seeds))})"
 
 

@@ -6,12 +6,12 @@ where labels are at hand, so that a report needs neither the graph nor the logit
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from glem_graphgym.files import read_json, reading, write_json
 
@@ -27,9 +27,9 @@ Description = dict[str, Any]
 def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Description:
     """Compare logits with labels; the result is strict JSON.
 
-    The confidence of a node is its largest probability, softmax over the logits. Bin b of the 15 holds the nodes
-    with confidence in (b/15, (b+1)/15]; the expected calibration error is the mean over nodes of the distance
-    between accuracy and mean confidence of their bin (Guo et al. 2017, equation 3).
+    The confidence of a node is its largest probability. Bin b of the 15 holds the nodes with confidence in
+    (b/15, (b+1)/15]; the expected calibration error is the mean over nodes of the distance between accuracy and mean
+    confidence of their bin (Guo et al. 2017, equation 3).
 
     Args:
         logits: float (n, C); may be memory-mapped.
@@ -54,26 +54,26 @@ def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Se
     predicted, confidence = _predict(logits)
     right = predicted == labels
     pairs = np.bincount(labels.astype(np.int64) * size + predicted, minlength=size * size).reshape(size, size)
-    names, counts = [str(name) for name in class_names], (pairs.sum(1), pairs.sum(0), pairs.diagonal())
-    wrong = pairs - np.diag(np.diag(pairs))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:TOP_CONFUSIONS]
-    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    bins = _bins(*(np.bincount(place, weights, minlength=BINS) for weights in (None, confidence, right)))
+    names = np.array([str(name) for name in class_names], dtype=object)
+    classes = {"name": names, "support": pairs.sum(1), "predicted": pairs.sum(0), "correct": pairs.diagonal()}
+    true, chosen = np.nonzero(pairs - np.diag(pairs.diagonal()))
+    confusions = pd.DataFrame({"true": names[true], "predicted": names[chosen], "count": pairs[true, chosen]})
+    bin_of = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    bins = _bins(*(np.bincount(bin_of, weights, minlength=BINS) for weights in (None, confidence, right)))
     return {
         "nodes": len(labels),
         "accuracy": float(right.mean()),
         "ece": _ece(bins),
-        "classes": [
-            {"name": name, "support": int(support), "predicted": int(chosen), "correct": int(correct)}
-            for name, support, chosen, correct in zip(names, *counts, strict=True)
-        ],
-        "confusions": [
-            {"true": names[at // size], "predicted": names[at % size], "count": int(wrong.flat[at])}
-            for at in order
-            if wrong.flat[at]
-        ],
+        "classes": pd.DataFrame(classes).to_dict("records"),
+        "confusions": _most_frequent(confusions),
         "bins": bins,
     }
+
+
+def _most_frequent(confusions: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The most frequent confusions; of equal ones the first."""
+    ordered = confusions.sort_values("count", ascending=False, kind="stable")
+    return ordered.head(TOP_CONFUSIONS).to_dict("records")
 
 
 def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,9 +113,8 @@ def describe_run(
 
     Args:
         run_dir: folder of the run, with ``stages/<ii>_<name>/logits.npy``.
-        labels: int (N,), class indices of all nodes, in node order.
+        labels: int (N,), class indices of all nodes.
         split: node indices of ``valid`` and ``test``.
-        class_names: C names.
 
     Raises:
         ValueError: logits do not fit the labels; names the file.
@@ -135,11 +134,7 @@ def describe_run(
 
 
 def read_descriptions(stage: Path) -> dict[str, Description] | None:
-    """Read ``predictions.json`` of a stage's folder: a description per split; None where there is no such file.
-
-    Raises:
-        ValueError: the file is damaged; names it.
-    """
+    """A description per split from ``predictions.json`` of a stage's folder; None where there is no such file."""
     file, remedy = stage / FILE, "delete it and start the run again to rewrite it"
     if not file.exists():
         return None
@@ -166,21 +161,16 @@ def pool(descriptions: Sequence[Description]) -> Description:
         for key in ("count", "confidence", "accuracy")
     )
     bins = _bins(counts.sum(0), (counts * confidences).sum(0), (counts * accuracies).sum(0))
-    confusions: Counter[tuple[str, str]] = Counter()
-    for row in (row for one in descriptions for row in one["confusions"]):
-        confusions[row["true"], row["predicted"]] += row["count"]
+    classes = pd.concat([pd.DataFrame(one["classes"]) for one in descriptions])
+    columns = {"name": "first", "support": "sum", "predicted": "sum", "correct": "sum"}
+    pairs = pd.DataFrame(
+        [row for one in descriptions for row in one["confusions"]], columns=["true", "predicted", "count"]
+    )
     return {
         "nodes": nodes,
         "accuracy": sum(one["accuracy"] * one["nodes"] for one in descriptions) / nodes,
         "ece": _ece(bins),
-        "classes": [
-            {"name": rows[0]["name"]} | {key: sum(row[key] for row in rows) for key in rows[0] if key != "name"}
-            for rows in zip(*(one["classes"] for one in descriptions), strict=True)
-        ],
-        # The most frequent first; of equal ones the first found.
-        "confusions": [
-            {"true": true, "predicted": predicted, "count": count}
-            for (true, predicted), count in confusions.most_common(TOP_CONFUSIONS)
-        ],
+        "classes": classes.groupby(level=0).agg(columns).to_dict("records"),
+        "confusions": _most_frequent(pairs.groupby(["true", "predicted"], sort=False, as_index=False).sum()),
         "bins": bins,
     }

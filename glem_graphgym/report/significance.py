@@ -15,14 +15,12 @@ _NO_SPREAD = 1e-12  # differences of shares that are equal but for rounding
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between a row and a reference.
+    """Difference between a row and the one named ``reference``.
 
     Attributes:
-        reference: name of the row that it is compared with.
         mean: mean of (row - reference) over common seeds, a share; None without a common seed.
         seeds: how many seeds both have.
-        p: p-value, Holm-corrected where `holm` was applied; None where no test could be made.
-        why_no_p: why there is no p-value; "" where there is one.
+        p: p-value, Holm-corrected where `holm` was applied; None where no test could be made, for ``why_no_p``.
     """
 
     reference: str
@@ -46,22 +44,20 @@ class Difference:
 def paired_difference(scores: Mapping[int, float], reference: Mapping[int, float], name: str) -> Difference:
     """Difference of scores by seed to those of the reference called ``name``, with an uncorrected p-value.
 
-    Fewer than 3 common seeds give no p-value. Differences that are all zero give 1; differences that are all the
-    same but not zero leave the t statistic undefined and give no p-value.
+    Differences that are all zero give 1; those that are all the same otherwise leave the t statistic undefined.
     """
     common = sorted(scores.keys() & reference.keys())
-    differences = [scores[seed] - reference[seed] for seed in common]
+    ours, theirs = [scores[seed] for seed in common], [reference[seed] for seed in common]
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     mean, count = statistics.fmean(differences) if differences else None, len(differences)
     if mean is None or count < MIN_SEEDS:
         return Difference(name, mean, count, None, TOO_FEW)
     if max(differences) - min(differences) < _NO_SPREAD:
-        if abs(mean) < _NO_SPREAD:
-            return Difference(name, 0.0, count, 1.0)
-        return Difference(name, mean, count, None, CONSTANT)
+        same = abs(mean) < _NO_SPREAD
+        return Difference(name, 0.0, count, 1.0) if same else Difference(name, mean, count, None, CONSTANT)
     from scipy.stats import ttest_rel
 
-    p = ttest_rel([scores[seed] for seed in common], [reference[seed] for seed in common]).pvalue
-    return Difference(name, mean, count, float(p))
+    return Difference(name, mean, count, float(ttest_rel(ours, theirs).pvalue))
 
 
 def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
