@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +33,6 @@ FULL = {
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|unexpected pos \d+ vs \d+")
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
-
-BLOCK_BYTES = 1 << 22
 ROWS_AT_ONCE = 1 << 18
 
 
@@ -120,7 +118,11 @@ def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:
         # Asked beforehand, so that nobody else finds a full disk meanwhile.
         require_space(file, needed - taken_bytes(file), "the array")
         for start, end in _ranges(array, rows):
-            _reserve(opened, start, end)
+            try:
+                os.posix_fallocate(opened.fileno(), start, end - start)  # keeps what is there
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:  # there the space is taken while it is written
+                    raise
 
 
 def _ranges(array: np.memmap, rows: np.ndarray | None) -> Iterator[tuple[int, int]]:
@@ -136,26 +138,6 @@ def _ranges(array: np.memmap, rows: np.ndarray | None) -> Iterator[tuple[int, in
         new = np.flatnonzero(first[1:] > last[:-1] + 1) + 1  # pages that do not touch those before
         for begin, end in zip([0, *new], [*new - 1, len(first) - 1], strict=True):
             yield int(first[begin]) * mmap.PAGESIZE, min((int(last[end]) + 1) * mmap.PAGESIZE, size)
-
-
-def _reserve(file: BinaryIO, start: int, end: int) -> None:
-    """Allocate bytes of a file that is as long already, and leave in them what is there."""
-    if start == end:
-        return
-    try:
-        os.posix_fallocate(file.fileno(), start, end - start)
-        return
-    except AttributeError:  # a system without it
-        pass
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-    for place in range(start, end, BLOCK_BYTES):
-        file.seek(place)
-        block = file.read(min(BLOCK_BYTES, end - place))
-        file.seek(place)
-        file.write(block)
-    file.flush()
 
 
 def taken_bytes(file: Path) -> int:

@@ -197,12 +197,14 @@ def fingerprint(*parts: Any) -> str:
     """
     digest = hashlib.sha256()
     for part in parts:
-        size, blocks = 0, iter(())
+        size: int = 0
+        blocks: Iterator[Any] = iter(())
         if isinstance(part, bytes | bytearray | memoryview):
             head = bytes(part)
         elif hasattr(part, "tobytes"):
             array = np.asarray(part)
-            head, size, blocks = f"{array.dtype.str}{array.shape}".encode(), array.nbytes, _bytes_of(array)
+            head, size = f"{array.dtype.str}{array.shape}".encode(), array.nbytes
+            blocks = _blocks_of(np.atleast_1d(array))
         else:
             head = json.dumps(part, sort_keys=True, default=str).encode()
         digest.update((len(head) + size).to_bytes(8, "little"))
@@ -211,16 +213,11 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _bytes_of(array: np.ndarray) -> Iterator[Any]:
-    """What ``array.tobytes()`` gives, in blocks of about BLOCK_BYTES."""
-    if array.ndim == 0 or array.nbytes == 0:
-        yield array.tobytes()
-        return
-    if array.flags.c_contiguous:
-        array = array.reshape(-1)
-    rows = max(1, BLOCK_BYTES * len(array) // array.nbytes)
-    for start in range(0, len(array), rows):
-        yield np.ascontiguousarray(array[start : start + rows]).view(np.uint8).data
+def _blocks_of(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array's bytes in order, uint8 (n,): at once where they need no copy, else about BLOCK_BYTES at a time."""
+    rows = len(array) if array.flags.c_contiguous else max(1, BLOCK_BYTES * len(array) // array.nbytes)
+    for start in range(0, len(array), rows or 1):
+        yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8)
 
 
 def sampled_fingerprint(*paths: Path) -> str:

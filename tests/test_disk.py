@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 import sys
 import textwrap
@@ -95,27 +94,15 @@ def test_half_a_header_and_another_array_are_made_anew(tmp_path: Path, content: 
     assert kept_array(tmp_path / "a.npy", np.int64, (5,)).shape == (5,)
 
 
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, None])
-def test_where_a_system_cannot_allocate_the_file_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
-) -> None:
+def test_a_file_system_that_cannot_allocate_has_sparse_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: int) -> None:
-        assert number is not None
-        raise OSError(number, "not here")
+        raise OSError(errno.EOPNOTSUPP, "not here")
 
-    monkeypatch.setattr(disk, "BLOCK_BYTES", 100_000)
-    if number is None:
-        monkeypatch.delattr(os, "posix_fallocate")
-    else:
-        monkeypatch.setattr(os, "posix_fallocate", refuse)
-    file = tmp_path / "a.npy"
-    array = new_array(file, np.float32, (1000, 500))
-    assert taken(file) >= 4 * 1000 * 500
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    array = new_array(tmp_path / "a.npy", np.float32, (1000, 500))
     array[3] = 1
-    sparse = np.lib.format.open_memmap(tmp_path / "b.npy", "w+", np.float32, (1000, 500))
-    sparse[400] = 5
-    assert kept_array(tmp_path / "b.npy", np.float32, (1000, 500))[399:402, 0].tolist() == [0, 5, 0]
-    assert taken(tmp_path / "b.npy") >= 4 * 1000 * 500
+    array.flush()
+    assert np.load(tmp_path / "a.npy")[2:5, 0].tolist() == [0, 1, 0]
 
 
 def test_what_does_not_fit_is_refused_before_the_disk_is_filled(
@@ -272,16 +259,7 @@ def test_a_limit_on_files_is_the_same_kind_of_error(tmp_path: Path) -> None:
 # ---- sizes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (999_949, "999.9 kB"),
-        (999_960, "1.0 MB"),
-        (83_000_000_000, "83.0 GB"),
-    ],
-)
-def test_sizes_in_words(size: int, text: str) -> None:
-    assert size_text(size) == text
+def test_sizes_in_words() -> None:
+    sizes = (0, 999, 1000, 999_949, 999_960, 83_000_000_000, 2 * 10**16)
+    texts = ["0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "83.0 GB", "20000.0 TB"]
+    assert [size_text(size) for size in sizes] == texts

@@ -109,7 +109,11 @@ def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequ
 def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
     rows: dict[Any, Row] = {}
     for one in sorted(experiments, key=lambda one: _complexity(one.mode)):
-        about: dict[str, Any] = {"experiment": one.name, "config": one.config, "em_iterations": tuple(one.em_iterations)}
+        about: dict[str, Any] = {
+            "experiment": one.name,
+            "config": one.config,
+            "em_iterations": tuple(one.em_iterations),
+        }
         about |= {"caveat": STOCK_CAVEAT if one.mode == STOCK else ""}
         for row in over_seeds(one.results):
             scores = one.of(row.method)[["valid", "test", "params"]].itertuples(name=None)

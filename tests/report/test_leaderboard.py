@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
 from pathlib import Path
@@ -127,18 +126,6 @@ def test_different_graphs_are_never_ranked_together(tmp_path: Path, run_folder: 
         assert "not comparable" in board.notes[0]
     assert [len(board.published) for board in boards] == [0, 0, 11, 0]
     assert any("did not record" in note for note in boards[-1].notes)
-
-
-def test_the_same_result_counts_once(grid: Path) -> None:
-    """α touches neither the LM nor the cascade: they are one row each, and one test of significance each."""
-    board = board_of(grid)
-    assert len(board.rows) == 7
-    for row in board.rows:
-        assert row.same_in == (("glem-alpha=0.7",) if row.method in ("LM", "Cascade") else ())
-    assert "glem-alpha=0.3 LM (+ 1 the same)" in printed(board)
-    lm = next(row for row in csv.DictReader(io.StringIO(to_csv([board]))) if row["method"] == "LM")
-    assert (lm["experiment"], lm["same_in"]) == ("glem-alpha=0.3", "glem-alpha=0.7")
-    assert any("share a row" in note for note in board.notes)
 
 
 def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_folder: Any) -> None:
@@ -376,10 +363,3 @@ def test_markdown_escapes_what_would_break_the_table(tmp_path: Path, run_folder:
 
 def test_seeds_are_written_short() -> None:
     assert [seeds_text(seeds) for seeds in ((4,), (3, 7), tuple(range(10)))] == ["1 (4)", "2 (3, 7)", "10 (0-9)"]
-
-
-def test_damaged_stages_are_named(grid: Path) -> None:
-    file = next(grid.glob("glem*/0/stages/*/stage.json"))
-    file.write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="is damaged"):
-        read_boards([grid])

@@ -13,15 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from glem_graphgym.report.panels import DIAGNOSTICS
-from glem_graphgym.report.stats import (
-    SUMMARY,
-    Stage,
-    finish_run,
-    log_run,
-    print_run,
-    read_stages,
-    summary_rows,
-)
+from glem_graphgym.report.stats import SUMMARY, Stage, finish_run, log_run, print_run, read_stages, summary_rows
 
 SPLITS = ("train", "val", "test")
 
@@ -131,16 +123,9 @@ def test_stats_rows_hold_own_scores_and_those_of_the_latest_lm_and_gnn(tmp_path:
     smooth = stage_dict(4, "GLEM-GNN+C&S", 0.77, model="none", params=0, em_iteration=1)
     run = save(tmp_path, *GLEM_RUN[:4], smooth)
     finish_run(run)
-    first = {
-        "epoch": 0,
-        "loss": 0.3,
-        "lr": 2e-5,
-        "params": 2000,
-        "time_iter": 100.0,
-        "accuracy": 0.7,
-        "em_iteration": 0,
-    }
-    first |= {"peak_memory_mb": 900.0, "lm_accuracy": 0.7, "lm_loss": 0.3, "gnn_accuracy": 0.0, "gnn_loss": 0.0}
+    first = {"epoch": 0, "loss": 0.3, "lr": 2e-5, "params": 2000, "time_iter": 100.0, "accuracy": 0.7}
+    first |= {"em_iteration": 0, "peak_memory_mb": 900.0, "lm_accuracy": 0.7, "lm_loss": 0.3}
+    first |= {"gnn_accuracy": 0.0, "gnn_loss": 0.0}
     assert rows_of(run / "val" / "stats.json")[0] == first
     expected = {
         "epoch": [0, 1, 2, 3, 4],

@@ -15,10 +15,7 @@ sys.path.insert(0, str(RUN))
 from benchmarks.measure import Row, row_of, seconds_of  # noqa: E402
 
 
-@pytest.mark.parametrize(
-    ("unit", "share", "times"),
-    [("texts/s", 0.4, 2.0), ("ms", 2.5, 0.5), ("bytes", 2.5, 0.5)],
-)
+@pytest.mark.parametrize(("unit", "share", "times"), [("texts/s", 0.4, 2.0), ("ms", 2.5, 0.5), ("bytes", 2.5, 0.5)])
 def test_shares_and_ratios_know_which_way_is_better(unit: str, share: float, times: float) -> None:
     row = Row("part", "what", 40.0, unit, bound=100.0, rival=20.0, rival_name="other")
     assert row.share == pytest.approx(share)

@@ -52,8 +52,7 @@ def test_bisection_finds_the_largest_power_of_two_that_fits(power: int, threshol
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "per_epoch", "texts"),
-    [(LM, 12, 8), (JOINT, 12, None), (GLEM, 38, 8), (M_STEP, 1, 0), (ENCODING, 1, 0)],
+    ("method", "per_epoch", "texts"), [(LM, 12, 8), (JOINT, 12, None), (GLEM, 38, 8), (M_STEP, 1, 0), (ENCODING, 1, 0)]
 )
 def test_a_process_counts_steps_and_texts(
     job: Job, same_threads: None, method: str, per_epoch: int, texts: int | None

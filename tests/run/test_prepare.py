@@ -16,7 +16,7 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.build import preparation
 from glem_graphgym.build.preparation import Prepared, check_texts, prepare_dataset
-from glem_graphgym.config import ConfigError, load_config, reads_texts
+from glem_graphgym.config import load_config, reads_texts
 from glem_graphgym.data.text_graph import DataError, Texts
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -239,11 +239,7 @@ def test_errors_are_one_line_and_status_1(tmp_path: Path, tiny_lm: Path, capsys:
 @pytest.mark.parametrize(
     ("name", "archive", "text"),
     [
-        (
-            "ogbn-arxiv",
-            "arxiv.zip",
-            r"titleabs\.tsv\.gz could not be downloaded \(no network\)\. Download",
-        ),
+        ("ogbn-arxiv", "arxiv.zip", r"titleabs\.tsv\.gz could not be downloaded \(no network\)\. Download"),
         ("ogbn-products", "products.zip", "the raw text of ogbn-products is missing: expected trn.json.gz"),
         ("ogbn-papers100M", "papers100M-bin.zip", r"paperinfo\.zip could not be downloaded \(no network\)\. Download"),
     ],
@@ -331,13 +327,3 @@ def test_a_full_disk_is_one_line_that_names_the_file(
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"error: {tmp_path}/datasets/\S+\.npy: the disk is full; it takes .* are free; make room", line)
     assert script.main(["--cfg", config]) == 0
-
-
-def test_options_override_the_file_and_unknown_ones_are_named(
-    script: ModuleType, tmp_path: Path, tiny_lm: Path
-) -> None:
-    config = configure(tmp_path, tiny_lm, "synthetic")
-    with pytest.raises(ConfigError, match=r"unknown key 'dataset\.nam'; did you mean 'dataset\.name'"):
-        script.main(["--cfg", str(config), "dataset.nam", "debian"])
-    with pytest.raises(ConfigError, match=r"dataset\.name is .ogbn-arvix., expected one of: debian, ogbn-arxiv, "):
-        script.main(["--cfg", str(config), "dataset.name", "ogbn-arvix"])
