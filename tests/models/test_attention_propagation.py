@@ -76,20 +76,6 @@ def test_any_graph_equals_its_dense_matrix_forward_and_backward(
         torch.testing.assert_close(found, wanted)
 
 
-def test_only_what_asks_for_a_gradient_gets_one(adjacency: Adjacency) -> None:
-    graph = AttentionGraph(adjacency, 1)
-    values, weight = torch.randn(NODES, 2), torch.rand(5, requires_grad=True)
-    graph.sum(values, weight).sum().backward()
-    assert weight.grad is not None
-    target = torch.randn(NODES, 1, requires_grad=True)
-    graph.softmax(torch.randn(NODES, 1), target).square().sum().backward()
-    assert target.grad is not None
-    values.requires_grad_()
-    graph.sum(values, weight.detach()).sum().backward()
-    assert values.grad is not None
-    assert not graph.sum(values.detach(), weight.detach()).requires_grad
-
-
 def test_large_scores_do_not_overflow(adjacency: Adjacency) -> None:
     graph = AttentionGraph(adjacency, 1)
     scores = torch.tensor([[1e4], [-1e4], [1e4], [3e4], [0.0]])
@@ -168,28 +154,6 @@ def test_scores_are_those_of_the_transformed_features() -> None:
     vectors = torch.randn(2, 2, 4, dtype=torch.float64)
     for scores, vector in zip(attention_scores(x, weight, *vectors), vectors, strict=True):
         torch.testing.assert_close(scores, ((x @ weight.T).view(NODES, 2, 4) * vector).sum(2))
-
-
-def test_same_bits_whatever_the_number_of_threads() -> None:
-    generator = torch.Generator().manual_seed(0)
-    adjacency = Adjacency.from_edge_index(torch.randint(0, 3000, (2, 20000), generator=generator), 3000)
-    graph = AttentionGraph(adjacency, 2)
-    source, x = torch.randn(3000, 2, generator=generator), torch.randn(3000, 40, generator=generator)
-
-    def run(threads: int) -> list[Tensor]:
-        torch.set_num_threads(threads)
-        leaves = [source.clone().requires_grad_(), x.clone().requires_grad_()]
-        out = graph.sum(leaves[1], graph.softmax(leaves[0]))
-        out.backward(x)
-        return [out.detach(), *[leaf.grad for leaf in leaves if leaf.grad is not None]]
-
-    before = torch.get_num_threads()
-    try:
-        one, two = run(1), run(2)
-    finally:
-        torch.set_num_threads(before)
-    assert len(one) == 3
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_what_is_kept_for_the_backward_pass_is_no_wider_than_edges_or_nodes() -> None:

@@ -38,16 +38,6 @@ def test_the_teacher_is_the_moving_average_of_weights_and_statistics() -> None:
             torch.testing.assert_close(state[name], value)
 
 
-def test_the_student_is_left_alone() -> None:
-    net = student()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    teacher = MeanTeacher(net)
-    teacher.update(net)
-    teacher(torch.randn(5, 4))
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
-
-
 def test_it_predicts_in_evaluation_mode_without_gradients() -> None:
     net = student()
     teacher = MeanTeacher(net).train()

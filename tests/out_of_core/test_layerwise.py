@@ -17,13 +17,11 @@ from glem_graphgym.build.gnn import LayeredGNN, MmapGraph, Structure, build_gnn
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.fit import Validation
-from glem_graphgym.em.inputs import GNNInputs, StoredInputs
 from glem_graphgym.em.m_step import GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.out_of_core import layerwise
-from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.layerwise import EDGE_BYTES, ROW_COPIES, LayerwiseInference
 from tests.held import Held
 
@@ -179,23 +177,6 @@ def targets(**options: Any) -> StepTargets:
     logits = np.random.default_rng(1).normal(size=(N, C))
     pseudo = PseudoLabels(logits, REST[::2], gold)
     return StepTargets(gold, pseudo, **{"weight": 0.3, "ratio": 1.5, "redraw": True, "seed": 5, **options})
-
-
-@pytest.mark.parametrize("labels", [False, True])
-def test_stored_inputs_are_those_in_memory(labels: bool) -> None:
-    made = targets() if labels else None
-    stored = StoredInputs(FeatureRows.of(FEATURES.astype(np.float64)), made, torch.float32)
-    memory = GNNInputs(torch.from_numpy(FEATURES), made)
-    assert (stored.dim, stored.num_nodes) == (memory.dim, memory.num_nodes) == (D + C * labels, N)
-    nodes = np.random.default_rng(2).permutation(N)[:20]
-    for hidden in (slice(5), torch.from_numpy(nodes % 3 == 0)):
-        torch.testing.assert_close(stored.rows(nodes, hidden), memory.rows(nodes, hidden))
-    asked = np.arange(4, N)
-    ours, theirs = list(stored.for_prediction(asked)), list(memory.for_prediction(asked))
-    assert len(ours) == len(theirs) == (3 if labels else 1)  # gold labels are of even nodes
-    for (group, rows), (other, x) in zip(ours, theirs, strict=True):
-        assert group.tolist() == other.tolist()
-        torch.testing.assert_close(rows(nodes), x[nodes])
 
 
 # ---- a learner ----------------------------------------------------------------------------------------------------
