@@ -30,11 +30,7 @@ def cpu_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (B, L, heads, D) and no weights, of (B, heads, L, D) each.
 
-    Args:
-        module: the attention layer that calls; whether it is in training mode decides about dropout.
-        attention_mask: float, broadcasts to (B, heads, L, L), added to the scores; None where nothing is masked.
-        scaling: of the scores; None = D^-1/2.
-        dropout: share 0-1 of the attention weights dropped in training.
+    ``attention_mask`` is added to the scores; ``scaling`` None = D^-1/2; ``dropout`` acts where ``module`` trains.
 
     Raises:
         TypeError: the model wants more than scores, a mask and dropout.
@@ -65,10 +61,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, drop
 
 
 def use_cpu_attention(backbone: Any) -> None:
-    """Let a transformers model in eager attention attend by `cpu_attention`, where that changes nothing.
+    """Let a transformers model in eager attention attend by `cpu_attention`, unless a small batch then differs.
 
-    Some models cannot take another implementation than their own, and some want more of it than scores and a mask
-    (a bias by position, say): a model keeps eager unless a small batch comes out the same.
+    Some models take no implementation but their own; some want more of it, such as a bias by position.
     """
     if not getattr(backbone, "_supports_attention_backend", False):
         return

@@ -80,12 +80,8 @@ class AttentionGraph:
     ) -> Tensor:
         """Attention (E·H,): softmax over each node's incoming edges of leaky_relu(source_j + target_i), a head apart.
 
+        Scores are (N, H) of sources and (T, H) of targets, None for 0; ``kept`` bool (E,): the edges that count.
         In float32, or float64 where the scores are. All 0 at a node without a (kept) edge.
-
-        Args:
-            source: (N, H), score of a node as a source; ``target``: (T, H), as a target, or None for 0.
-            kept: bool (E,), the edges to which the softmax is restricted; the others get 0. None for all.
-            slope: of the leaky ReLU, below 0.
         """
         for name, scores, nodes in (("source", source, self.num_nodes), ("target", target, self.num_targets)):
             if scores is not None and scores.shape != (nodes, self.heads):
@@ -100,8 +96,7 @@ class AttentionGraph:
     def symmetric_weight(self) -> Tensor:
         """float32 (E·H,): (in-degree of the target / out-degree of the source)^1/2.
 
-        Times the uniform attention 1 / in-degree this is D^-1/2 A D^-1/2, so that attention learns how to deviate from
-        GCN's weights.
+        Times the uniform attention 1 / in-degree this is D^-1/2 A D^-1/2, GCN's weights.
         """
         if self._symmetric_weight is None:
             with torch.inference_mode(False):
@@ -111,11 +106,9 @@ class AttentionGraph:
         return self._symmetric_weight
 
     def sum(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Sum over the edges into each node of weight times the source's values, a head apart: (T, H·D).
+        """(T, H·D): over the edges into each node the sum of weight (E·H,) times the source's values (N, H·D).
 
-        Args:
-            values: (N, H·D), float32, bfloat16, float16 or float64; the sum has this type.
-            weight: (E·H,), rounded to the type of the values.
+        Values are float32, bfloat16, float16 or float64; weights are rounded to their type.
         """
         if values.dim() != 2 or len(values) != self.num_nodes or values.shape[1] % self.heads:
             expected = f"({self.num_nodes}, a multiple of {self.heads})"
@@ -154,12 +147,9 @@ _MADE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref
 
 
 def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
-    """(N, H) for each of the vectors: a_h · W_h x, with W_h and a_h multiplied first.
+    """(N, H) for each of the ``vectors`` a (H, D): a_h · W_h x, with W_h and a_h multiplied first.
 
-    So one narrow matrix product gives them all, and no product as wide as the features is made.
-
-    Args:
-        x: (N, D_in); weight: (H·D, D_in), the heads' W_h below one another; vectors: (H, D), one a_h a row.
+    ``x`` is (N, D_in), ``weight`` (H·D, D_in). One narrow matrix product gives all, and none as wide as the features.
     """
     heads, dim = vectors[0].shape
     by_head = weight.view(heads, dim, -1)

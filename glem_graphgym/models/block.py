@@ -16,14 +16,12 @@ class BlockAdjacency(Adjacency):
     """Drawn edges among the n nodes of a block, as an `Adjacency` whose GCN operator knows the whole graph's degrees.
 
     Means and attention are over the drawn neighbours. GCN's weights are 1/√(d~_i d~_j) with degrees of the whole graph,
-    times d~_i / (number drawn + 1): so they are the full-batch ones where all neighbours are drawn, and a row's weights
-    stay as large on average where they are not.
+    times d~_i / (number drawn + 1): the full-batch ones where all neighbours are drawn, else as large on average.
 
     Args:
-        rowptr: int64 (t+1,); col: int64 (e,), as `Adjacency`. The seeds come first, then what each hop adds.
+        rowptr, col: as `Adjacency`. The seeds come first, then what each hop adds.
         degree: int64 (n,), neighbours of each node in the whole graph.
-        ends: how many nodes lie within 0, 1, … hops of the seeds; the last is n. The last hop's nodes have no edges:
-            they may be targets, t = n, or not.
+        ends: how many nodes lie within 0, 1, … hops of the seeds; the last hop's nodes have no edges.
     """
 
     def __init__(self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int]) -> None:
@@ -52,8 +50,7 @@ class BlockAdjacency(Adjacency):
     def layers(self) -> list[BlockAdjacency]:
         """For each of a network's layers the edges into the nodes whose outputs are still needed, first layer first.
 
-        Layer l of L reads the nodes within L - l hops, and its targets are those within L - l - 1 hops: the nodes
-        beyond have no neighbours here, so what they would be given is of no use.
+        Layer l of L reads the nodes within L - l hops, and its targets are those within L - l - 1 hops.
         """
         if self._layers is None:
             rowptr, col = self.rowptr.long(), self.col
@@ -68,8 +65,7 @@ class BlockAdjacency(Adjacency):
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:
     """Logits (b, C) of a block's seeds, from features ``x`` (n, D) of all its nodes.
 
-    Every layer gives outputs to the nodes that the next layer reads, and to no others: norms see the same kind of
-    nodes as in full-batch training.
+    Every layer gives outputs to the nodes that the next one reads alone, so norms see what they see in full batch.
     """
     hops = len(block.ends) - 1
     if hops != len(network.layers):

@@ -25,10 +25,7 @@ def correct_and_smooth(
 ) -> np.ndarray:
     """Log-probabilities float32 (N, C) of predictions corrected by the gold labels' residuals, then smoothed.
 
-    Args:
-        logits: float (N, C), of any classifier.
-        nodes, labels: int64 (n,), the gold nodes and their classes; their predictions become their labels.
-        edge_index: int64 (2, E), both directions.
+    ``logits`` are of any classifier; gold ``nodes`` become their ``labels``; ``edge_index`` has both directions.
     """
     from torch_geometric.nn.models import CorrectAndSmooth
 

@@ -40,8 +40,7 @@ def fit_family(backbone: Any) -> Any:
 def _let_deberta_attend_in_half_precision(backbone: nn.Module) -> None:
     """Cast DeBERTa's query and value biases as autocast casts those of linear layers.
 
-    Without that, adding its bias makes the query float32, while scores stay half; transformers then fills masked
-    scores with the least number of the query's type, which half precision cannot hold.
+    Else the query is float32, scores are half, and transformers fills masked ones with the query type's least number.
     """
     from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 

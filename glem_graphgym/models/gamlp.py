@@ -28,18 +28,15 @@ class GAMLP(HopNetwork):
     ``residual``; an `InitialResidual` net gives the logits. With ``label_hops`` a feed-forward net on the label hops
     adds to them; the published one (GAMLP+RLU) takes the last label hop alone.
 
-    The published setting for ogbn-products: 512 hidden, 5 hops, output and label nets of 4 layers,
-    leaky_relu, residual, dropout 0.5, input 0.2, attention 0.5. For ogbn-papers100M: 1024 hidden, 6 hops, output net
-    of 6 layers, sigmoid, no residual, dropout 0.5 alone. Parameters that a setting does not use are not made.
+    Published for ogbn-products: 512 hidden, 5 hops, nets of 4 layers, leaky_relu, residual, dropout 0.5, input 0.2,
+    attention 0.5; for ogbn-papers100M: 1024 hidden, 6 hops, output net of 6 layers, sigmoid, no residual, dropout 0.5.
 
     Args:
         dim_in, dim_hidden, dim_out, hops: D, H, C and K.
-        residual: add a linear map of x to the gathered hops.
         output_layers, label_layers: layers of the nets of logits (n-layers-2) and of label hops (n-layers-3).
         alpha: share 0-1 of the first layer's output in every middle layer's input of the net of logits.
         activation: of the attention scores: ``"sigmoid"``, ``"relu"`` or ``"leaky_relu"``.
-        dropout: probability, 0 to below 1, after each PReLU; ``input_dropout``, ``attention_dropout`` and
-            ``label_dropout``: of dropping an input feature, an attention weight, an input of the label branch.
+        dropout: probability after each PReLU; the other three: of dropping an input or an attention weight.
         input_norm: batch norm of the node features, over all hops at once (GLEM's authors; theirs takes hop after
             hop in training, and in evaluation statistics that mix them).
         label_hops: label hops that the label branch takes; 0 = no label branch.
@@ -100,9 +97,8 @@ class GAMLP(HopNetwork):
 class RecursiveAttention(nn.Module):
     """softmax_k s_k, s_k = δ(w · [Σ_{j<k} softmax_j(s_0..s_{k-1}) h_j ‖ h_k] + b), and h_0 for its own history.
 
-    The recursive attention of Zhang et al. 2022. The history enters by its product with one half of w alone, so
-    products of the h_j with both halves are taken once; the recursion then runs over numbers, not vectors of width H.
-    ``activation`` is δ; ``dropout`` drops weights of the history.
+    The recursive attention of Zhang et al. 2022. Products of the h_j with both halves of w are taken once, so the
+    recursion runs over numbers, not vectors. ``activation`` is δ; ``dropout`` drops weights of the history.
     """
 
     def __init__(self, dim: int, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
@@ -128,8 +124,8 @@ class InitialResidual(nn.Module):
     """Layers without bias, each with batch norm, PReLU and dropout between; GAMLP's output net.
 
     x_1 = BN(x W_1); x_l = BN(((1-α) x̂ + α x_1) W_l) + x̂ for middle layers, x̂ being x_{l-1} after PReLU and dropout;
-    the last layer is BN(x̂ W_L), so the logits of an output net are normalised. First and last layer add their input
-    too where the widths agree. After GCNII (Chen et al. 2020), by way of GBP; all layers share one PReLU.
+    the last layer is BN(x̂ W_L). First and last layer add their input too where the widths agree. After GCNII (Chen et
+    al. 2020), by way of GBP; all layers share one PReLU.
     """
 
     def __init__(

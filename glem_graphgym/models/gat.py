@@ -17,11 +17,7 @@ from glem_graphgym.models.propagation import Adjacency
 class GATLayer(nn.Module):
     """Graph attention (Velickovic et al. 2018, equations 1 to 6), as PyG's ``GATConv``.
 
-    Args:
-        dim_in, dim_out: D_in and D, width of a head.
-        heads: H.
-        concat: put the heads beside one another, (N, H·D); else their mean, (N, D).
-        attention_dropout: probability, 0 to below 1, of dropping an attention weight.
+    ``concat`` puts the H heads of width D beside one another, (N, H·D); else the layer gives their mean, (N, D).
     """
 
     def __init__(
@@ -52,9 +48,8 @@ class GATLayer(nn.Module):
 class GAT(LayerStack):
     """Graph attention network: concatenated heads in the hidden layers, their mean in the last one.
 
-    Between the layers norm, ReLU and dropout as in `LayerStack`, where the paper has ELU and dropout. Arguments as
-    there and of `GATLayer`, but ``dim_hidden`` is the width **of a head**, as published ("8 heads of 8 features each");
-    a hidden layer is ``heads`` times as wide.
+    Norm, ReLU and dropout between layers where the paper has ELU and dropout. Arguments as `LayerStack` and `GATLayer`,
+    but ``dim_hidden`` is the width **of a head**, as published; a hidden layer is ``heads`` times as wide.
     """
 
     Layer = nn.Identity  # a placeholder: the layers differ, so they are made below

@@ -24,11 +24,10 @@ class GCNLayer(nn.Module):
 
 
 class GCN(LayerStack):
-    """Graph convolutional network.
+    """Graph convolutional network; arguments as `LayerStack`.
 
-    With 3 layers of 256, batch norm and dropout 0.5 this is OGB's baseline for ogbn-arxiv. With 2 such layers, input
-    dropout 0.1 and no hidden biases it is the GCN of GLEM's authors. Arguments as `LayerStack`; ``hidden_bias`` False
-    leaves the bias out of every layer but the last, where batch norm would cancel it anyway.
+    With 3 layers of 256, batch norm and dropout 0.5 this is OGB's baseline for ogbn-arxiv; with 2, input dropout 0.1
+    and no ``hidden_bias``, which batch norm would cancel, it is the GCN of GLEM's authors.
     """
 
     Layer = GCNLayer

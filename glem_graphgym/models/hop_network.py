@@ -16,13 +16,7 @@ class HopNetwork(nn.Module):
     """A network that sees of the graph only its nodes' hop features, and so takes any batch of nodes.
 
     A subclass defines `hop_logits`, and for label hops a ``label_branch``, a module (B, label_hops · C) -> (B, C) whose
-    output is added to the logits.
-
-    Args:
-        dim_in: D, width of the node features.
-        dim_out: C, number of classes.
-        hops: K; the network expects K+1 hop features. None = any number from 1.
-        label_hops: how many label hops the label branch takes; 0 = no label branch.
+    output is added to the logits. ``hops`` K: it expects K+1 hop features; None = any number.
     """
 
     def __init__(self, dim_in: int, dim_out: int, hops: int | None, label_hops: int = 0) -> None:
@@ -33,11 +27,9 @@ class HopNetwork(nn.Module):
         self.label_branch: nn.Module | None = None
 
     def forward(self, hop_features: Tensor, label_features: Tensor | None = None) -> Tensor:
-        """Logits (B, C) of a batch of nodes.
+        """Logits (B, C) of a batch of nodes: of hop features (K+1, B, D), as `propagate` makes them.
 
-        Args:
-            hop_features: (K+1, B, D), as `propagate` makes them.
-            label_features: (label_hops, B, C), as `fold_label_hops` makes them; None without a label branch.
+        ``label_features`` are (label_hops, B, C), as of `fold_label_hops`; None without a label branch.
         """
         hops = "hops" if self.hops is None else str(self.hops + 1)
         right = hop_features.dim() == 3 and hop_features.shape[2] == self.dim_in and len(hop_features) > 0
@@ -60,8 +52,7 @@ class HopNetwork(nn.Module):
 class FeedForward(nn.Module):
     """Linear layers, and between them batch norm, PReLU or ReLU, and dropout.
 
-    All layers share one PReLU, as in the published code of SIGN and GAMLP; weights start Glorot with the gain of ReLU,
-    biases at 0. With one of the ``num_layers`` linear layers ``dim_hidden`` is unused.
+    All layers share one PReLU, as in the published code of SIGN and GAMLP. With one layer ``dim_hidden`` is unused.
     """
 
     def __init__(

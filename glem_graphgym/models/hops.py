@@ -47,11 +47,7 @@ def propagate(operator: SparseOperator, x: Tensor, hops: int, dtype: torch.dtype
 
 
 def draw_folds(is_given: Tensor, num_folds: int, generator: torch.Generator | None = None) -> Tensor:
-    """int64 (N,): random folds 0 to ``num_folds`` - 1 of equal size for the nodes of the bool (N,) mask, -1 elsewhere.
-
-    Raises:
-        ValueError: fewer than two folds, in which no node would see the label of any other, or no bool mask.
-    """
+    """int64 (N,): random folds 0 to ``num_folds`` - 1 of equal size where ``is_given``, -1 elsewhere."""
     if num_folds < 2:
         raise ValueError(f"num_folds is {num_folds}, expected at least 2: a node sees the labels of other folds only")
     if is_given.dtype != torch.bool or is_given.dim() != 1:
@@ -78,9 +74,8 @@ def fold_label_hops(
     scale between the two.
 
     Args:
-        operator: A.
-        labels: float (N, C), a distribution a node: one-hot gold labels, or pseudo-labels. Read only where a fold is
-            given; whatever stands elsewhere (labels not to be seen, NaN) is without effect.
+        labels: float (N, C), a distribution a node. Read only where a fold is given; whatever stands elsewhere (labels
+            not to be seen, NaN) is without effect.
         folds: integers (N,): the fold, 0 or more, of a node whose label is given; -1 for a node without.
         hops: K, at least 1. Hop 0 would be the node's own label.
         dtype: as in `propagate`.

@@ -15,8 +15,7 @@ _Known = tuple[weakref.ref[Tensor], int]  # a tensor, which is not kept alive, a
 def comes_again(x: Tensor) -> Tensor:
     """Mark a tensor that every epoch brings again: what is computed from it is kept from the first time on.
 
-    So the order of a network's products, and with it the last bit of what it gives, does not depend on how often the
-    tensor has been seen: a resumed stage rounds as one that was not interrupted.
+    So the order of a network's products, and with it the last bit, is the same in a resumed stage as in another.
     """
     x.comes_again = True  # type: ignore[attr-defined]
     return x
@@ -33,8 +32,7 @@ class InputCache:
     def of(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
         """``compute(x)`` without gradient, in autocast's type where that is on.
 
-        None at first sight of ``x`` unless it is known that it `comes_again`, for an ``x`` that needs gradients, whose
-        value could not be kept, and for one of more than `KEPT_BYTES`.
+        None at first sight of an ``x`` that is not marked, where ``x`` needs gradients, and above `KEPT_BYTES`.
         """
         if x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
             return None

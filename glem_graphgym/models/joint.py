@@ -13,13 +13,8 @@ from glem_graphgym.models.text_encoder import TextEncoder
 class JointModel(nn.Module):
     """p_φ(y_n | s_V, A) with φ reaching down to the text encoder.
 
-    Statistics of embeddings that change with every step are worth nothing, so input norm is a layer norm here: it looks
-    at one node alone, and is the same on a sampled neighbourhood and on the whole graph.
-
-    Args:
-        encoder: token ids (B, L), attention mask (B, L) -> text embeddings (B, H).
-        gnn: features (n, H + F), structure -> logits.
-        norm: layer norm of the embeddings; False gives them to the GNN as they are.
+    Statistics of embeddings that change with every step are worth nothing, so input norm is a layer norm here.
+    ``gnn`` takes features (n, H + F) and a structure.
     """
 
     def __init__(self, encoder: TextEncoder, gnn: nn.Module, norm: bool = True) -> None:

@@ -12,9 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class MeanTeacher(nn.Module):
     """A moving average of a student's weights, whose predictions are the targets of `consistency_loss`.
 
-    The teacher starts as a copy of the student, and needs no gradients. It always predicts in evaluation mode, with
-    an average of the student's batch-norm statistics too; the published code leaves its dropout on and averages
-    parameters only. ``decay`` is γ, 0 to below 1, in teacher ← γ teacher + (1-γ) student.
+    Always in evaluation mode, with averaged batch-norm statistics too; the published code leaves its dropout on and
+    averages parameters only. ``decay`` is γ, 0 to below 1, in teacher ← γ teacher + (1-γ) student.
     """
 
     def __init__(self, student: nn.Module, decay: float = 0.99) -> None:
@@ -45,15 +44,9 @@ def consistency_loss(
 ) -> Tensor:
     """Mean over the confident nodes of Σ_c (p - t)², float32: p the student's probabilities, t the teacher's sharpened.
 
-    Sharpening raises the probabilities to the power 1/T and normalises (Zhang et al. 2021). A node
-    counts where the teacher's top probability, unsharpened, exceeds ``confidence``; with none the loss is 0.
-
-    Args:
-        student_logits: (B, C).
-        teacher: (B, C), probabilities of a `MeanTeacher`, or the mean over several of the student's own predictions
-            under dropout (SCR without teacher); a constant to the loss.
-        temperature: T > 0.
-        confidence: share 0 to below 1.
+    Sharpening raises the probabilities (B, C) to the power 1/``temperature`` and normalises (Zhang et al. 2021). A node
+    counts where the teacher's top probability, unsharpened, exceeds ``confidence``; with none the loss is 0. The
+    teacher, a `MeanTeacher` or a mean over the student's own predictions, is a constant to the loss.
     """
     if student_logits.shape != teacher.shape or student_logits.dim() != 2:
         found = f"{tuple(student_logits.shape)} and {tuple(teacher.shape)}"

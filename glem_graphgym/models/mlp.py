@@ -21,10 +21,8 @@ class LayerStack(nn.Module):
 
     Args:
         dim_in, dim_hidden, dim_out: widths of the node features, of every layer but the last, and C.
-        num_layers: at least 1.
-        dropout: probability, 0 to below 1, after each ReLU.
+        dropout: probability, 0 to below 1, after each ReLU; ``input_dropout``: of dropping an input feature.
         norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
-        input_dropout: probability, 0 to below 1, of dropping an input feature.
         residual: add a hidden layer's input to its output where both have the same width.
     """
 

@@ -36,10 +36,8 @@ class Readout:
 
     Attributes:
         pooling: ``mean`` over the text's tokens, ``cls`` (its first) or ``last``.
-        dense: folders of the Dense modules that follow, in order.
-        why: where that is from, in words.
-        left_out: modules of the folder that are not applied.
-        warning: what a user should know of it.
+        dense: folders of the Dense modules that follow, in order; ``left_out``: modules that are not applied.
+        why: where that is from, in words; ``warning``: what a user should know of it.
     """
 
     pooling: str

@@ -145,11 +145,7 @@ def read_json_of(file: Path, who: str, kind: type) -> Any:
 
 
 def load_config(model: str) -> Any:
-    """The configuration of ``model`` (hub id, folder or packaged model) as transformers reads it.
-
-    Raises:
-        ValueError: it cannot be found or read, or names an architecture that transformers does not have.
-    """
+    """The configuration of ``model`` as transformers reads it; ValueError where it has no such architecture."""
     return _config_of(find_model(model))
 
 
@@ -211,9 +207,7 @@ def is_causal(config: Any) -> bool:
 def load_backbone(model: str, hf_config: Any, attention: str | None) -> Any:
     """The transformer of ``model`` with its pretrained weights, in float32, and the adapter that it may have.
 
-    Args:
-        hf_config: its configuration, possibly changed.
-        attention: implementation that transformers knows; None takes its default.
+    ``hf_config`` is its configuration, possibly changed; ``attention`` None takes transformers' default.
 
     Raises:
         ValueError: the weights cannot be found or read, or are not those of the architecture; says how many.
@@ -380,13 +374,10 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
 
 
 def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
-    """The tokenizer that belongs to ``model`` (hub id, folder or packaged model).
+    """The tokenizer that belongs to ``model``; ValueError where it cannot be found or read.
 
     Transformers rebuilds a tokenizer from the class that tokenizer_config.json names, which may not be what
     tokenizer.json describes. Where the two cut ``texts`` in different ways the file is followed, and a warning says so.
-
-    Raises:
-        ValueError: it cannot be found or read.
     """
     import transformers
 

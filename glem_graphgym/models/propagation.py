@@ -42,9 +42,6 @@ class Adjacency:
         rowptr: int64 (T+1,), where each row begins in ``col``; from 0 to nnz.
         col: int32 or int64 (nnz,), column indices, strictly increasing within a row.
         num_nodes: N, at least T; None = T.
-
-    Raises:
-        ValueError: the three are not such a matrix; says what was found.
     """
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None) -> None:
@@ -54,11 +51,7 @@ class Adjacency:
 
     @classmethod
     def from_edge_index(cls, edge_index: Tensor, num_nodes: int) -> Adjacency:
-        """The matrix of PyG's ``edge_index``, int64 (2, nnz): sources, then targets. Duplicates count once.
-
-        Raises:
-            ValueError: wrong shape or type, or an index outside 0..num_nodes-1.
-        """
+        """The matrix of PyG's ``edge_index``, int64 (2, nnz): sources, then targets. Duplicates count once."""
         if edge_index.dim() != 2 or len(edge_index) != 2 or edge_index.dtype != torch.int64:
             raise ValueError(
                 f"edge_index is {described(edge_index)}, expected torch.int64 of shape (2, number of edges)"
@@ -120,11 +113,7 @@ class Adjacency:
 
     @kept_operator
     def gcn(self) -> SparseOperator:
-        """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017).
-
-        Raises:
-            ValueError: some nodes are no targets, so that their degrees are not known.
-        """
+        """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017); of whole graphs alone."""
         if self.num_targets != self.num_nodes:
             raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator wants all")
         looped = self.with_self_loops()._pattern
@@ -140,9 +129,7 @@ class SparseOperator:
 
     ``x`` is (N, D) float32, bfloat16, float16 or float64. The product (T, D) has its type, with sums kept in float32
     at least, and passes gradients of any order on to ``x``; the matrix gets none. Equal operands give equal
-    bits on the same machine, whatever the number of threads.
-
-    Made by `Adjacency`. ``left`` and ``right`` are float64 (T,) and (N,); entries are rounded once, to the type of x.
+    bits on the same machine, whatever the number of threads. Entries are rounded once, to the type of ``x``.
     """
 
     def __init__(self, pattern: _Pattern, left: Tensor, right: Tensor) -> None:
@@ -174,11 +161,7 @@ class SparseOperator:
         return self._transpose
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """The product (T, D) with ``x`` (N, D).
-
-        Raises:
-            ValueError: ``x`` is not a float matrix of N rows on the operator's device.
-        """
+        """The product (T, D) with ``x`` (N, D)."""
         if x.dim() != 2 or len(x) != self.num_nodes or x.dtype not in _FLOATS:
             raise ValueError(f"features are {described(x)}, expected floats of shape ({self.num_nodes}, D)")
         if x.device != self.device:

@@ -30,10 +30,6 @@ class RevGATLayer(nn.Module):
     edges is dropped before the softmax; with ``symmetric_norm`` the source's values are divided by the root of its
     out-degree before they are scored, and the sum is multiplied by the root of the target's in-degree, which makes
     uniform attention GCN's D^-1/2 A D^-1/2.
-
-    Args:
-        dim_in, dim_out, heads: D_in, D (of a head) and H.
-        edge_drop, attention_dropout: shares, 0 to below 1, of the edges and attention weights dropped in training.
     """
 
     def __init__(
@@ -186,21 +182,17 @@ class RevGAT(nn.Module):
     """Full-batch graph attention: a first layer, reversible blocks, a last layer with one head.
 
     The defaults are those of the authors' runs on ogbn-arxiv, with 5 layers and label input. GLEM trains 3 layers with
-    ``input_norm``, and its configuration leaves ``symmetric_norm`` off by default. Within one forward pass all blocks
-    have the same dropout mask. Unlike the authors', a block's groups start from weights of their own, and running
-    statistics of batch norm move once a pass.
+    ``input_norm``. Within one forward pass all blocks have the same dropout mask. Unlike the authors', a block's groups
+    start from weights of their own, and running statistics of batch norm move once a pass.
 
     Under autocast the channels that the blocks add to stay in float32, so that their inputs can be computed from their
     outputs with little error.
 
     Args:
-        dim_in, dim_out: width of the node features, and C.
         dim_hidden: width **of a head**, as published (256); a hidden layer is ``heads`` times as wide.
         num_layers: at least 2; all but two of them are reversible blocks.
-        heads: attention heads of every layer but the last, which has one.
         group: at least 2, number of groups into which a block divides the channels; divides ``dim_hidden``.
-        dropout, input_dropout, norm: as `LayerStack`.
-        edge_drop, attention_dropout, symmetric_norm: as `RevGATLayer`; edges are drawn anew in every pass.
+        edge_drop, attention_dropout: shares of the edges, drawn anew in every pass, and of the attention weights.
         input_norm: batch norm of the features, before their dropout.
     """
 

@@ -25,11 +25,8 @@ class SAGN(HopNetwork):
 
     Args:
         dim_in, dim_hidden, dim_out, hops: D, H (of a head), C and K.
-        num_layers: layers of each hop's encoder, and of the MLP after attention; ``label_layers``: of the label net.
+        num_layers: layers of each hop's encoder, and of the MLP after attention.
         heads: attention heads, each with its own encoders.
-        dropout: probability, 0 to below 1, after each ReLU; ``label_dropout``: after those of the label net;
-            ``input_dropout`` and ``attention_dropout``: of dropping an input feature, an attention weight.
-        label_hops: label hops that the label net takes; 0 = no label net.
     """
 
     def __init__(

@@ -15,12 +15,6 @@ class SIGN(HopNetwork):
 
     Transforms and MLP are feed-forward nets of ``num_layers`` layers without batch norm and PReLU between, as in DGL's
     example, which is the entry on OGB's leaderboards (512 hidden, 5 hops, 2 layers).
-
-    Args:
-        dim_in, dim_hidden, dim_out, hops: D, width of every layer but the last, C and K.
-        num_layers: layers of each transform, and of the MLP.
-        dropout: probability, 0 to below 1, after each PReLU.
-        input_dropout: probability, 0 to below 1, of dropping an input feature.
     """
 
     def __init__(

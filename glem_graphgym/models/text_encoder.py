@@ -30,15 +30,13 @@ class EncoderConfig:
     """What a text encoder is made of.
 
     Attributes:
-        model: Hugging Face hub id or local folder.
-        pooling: ``mean``, ``cls``, ``last`` or ``auto``, see `readout_of`.
+        model, pooling: as `readout_of`.
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
         dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
-        attention: ``eager``, ``sdpa`` or another implementation that transformers knows, or `CPU_ATTENTION`, which
-            is ours for the models that can take it and eager for the others; None takes transformers' default.
+        attention: an implementation that transformers knows, None for its default, or `CPU_ATTENTION`, which is ours
+            for the models that can take it and eager for the others.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
-        freeze_layers: how many of the lowest transformer layers, and with them the embeddings, keep their pretrained
-            weights; 0 = all are trained.
+        freeze_layers: how many of the lowest layers, and with them the embeddings, keep their pretrained weights.
         lora_rank: rank of LoRA adapters on all linear layers, everything else frozen; 0 = full fine-tuning.
         pretrained: False builds the same architecture with random weights (for timing).
         keys: what stands before ``dropout`` and ``attention_dropout`` where the user set them, for messages.
@@ -61,13 +59,8 @@ class TextEncoder(nn.Module):
     """Transformer, pooling and optional bottleneck: the embedding h_n of a text s_n.
 
     `apply` does not descend into it: GraphGym's networks end their constructor in ``self.apply(init_weights)``,
-    which would replace the pretrained weights of every linear layer.
-
-    Args:
-        backbone: a Hugging Face encoder whose output has ``last_hidden_state``.
-        pooling: ``mean``, ``cls`` or ``last``. Texts are padded on the right; ``last`` takes either side.
-        shrink_dim: see `EncoderConfig`.
-        dense: what a sentence-transformers folder applies to the pooled state, in order.
+    which would replace the pretrained weights of every linear layer. Texts are padded on the right; pooling ``last``
+    takes either side. ``dense`` is what a sentence-transformers folder applies to the pooled state, in order.
     """
 
     def __init__(self, backbone: nn.Module, pooling: str, shrink_dim: int = 0, dense: Sequence[Any] = ()) -> None:

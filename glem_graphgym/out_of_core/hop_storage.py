@@ -131,10 +131,7 @@ class HopStorage:
 def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:
     """Bytes, about, that hop features take when all is in memory: features, hops, graph, and label hops if any.
 
-    Args:
-        entries: of the adjacency, both directions of every edge.
-        item_bytes: of a stored hop's number.
-        classes: C, with label input; else 0.
+    ``entries`` are those of both directions of every edge; ``classes`` is C with label input, else 0.
     """
     floats = num_nodes * width
     stored = item_bytes * ((hops + 1) * floats + num_nodes * classes)

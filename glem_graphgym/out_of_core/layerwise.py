@@ -59,11 +59,7 @@ class LayerwiseInference:
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Parts of ``nodes``, int64 (n,), increasing, each with its logits (b, C), of a network in evaluation mode.
 
-        Args:
-            dim_in: D; rows: int64 (n,) -> the network's input (n, D) of these nodes.
-
-        Raises:
-            DiskFullError: there is no room for what a layer gives.
+        ``rows`` gives the network's input (n, D) of some nodes; ``dim_in`` is D.
         """
         needed = [nodes]  # for each layer, the first one first, the nodes whose outputs are needed
         for _ in range(model.num_layers - 1):

@@ -99,12 +99,7 @@ def chains_of(
 def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int) -> tuple[int, int]:
     """What `DiskPropagation` leaves on disk, and what it needs there beside that until it has ended.
 
-    Args:
-        num_nodes: N; stored: n of them whose hops are stored.
-        width: D.
-        hops: how many are stored.
-        item_bytes: of a stored number.
-        budget: bytes of memory.
+    It stores ``hops`` hops of ``stored`` of the nodes with ``width`` columns, within a ``budget`` of memory.
     """
     columns, _ = plan_columns(num_nodes, width, budget)
     hop = item_bytes * stored * width
@@ -135,11 +130,9 @@ def plan_columns(num_nodes: int, width: int, budget: int) -> tuple[int, int]:
 
 
 class MappedHops:
-    """Hops on disk, read by batches of nodes.
+    """Hops on disk, (H, n, D) of `FILE_TYPES`, read by batches of nodes.
 
-    Args:
-        array: (H, n, D) of `FILE_TYPES`, memory-mapped.
-        nodes: int64 (n,), increasing: whose hops these are; None = 0..n-1.
+    ``nodes`` int64 (n,), increasing, are those whose hops these are; None = 0..n-1.
     """
 
     def __init__(self, array: np.ndarray, nodes: np.ndarray | None = None) -> None:
@@ -152,10 +145,7 @@ class MappedHops:
     def read(self, nodes: np.ndarray) -> Tensor:
         """(H, B, D), of the type with which they were stored, of ``nodes`` int64 (B,), in any order.
 
-        Rows are read in the order in which they lie, which costs nothing and spares a disk that has to seek.
-
-        Raises:
-            ValueError: hops of a node are not stored.
+        Rows are read in the order in which they lie, which spares a disk that has to seek.
         """
         rows = self._rows(nodes)
         order = np.argsort(rows, kind="stable")
@@ -185,16 +175,13 @@ class DiskPropagation:
     result is removed.
 
     Args:
-        folder: exists; holds nothing but what an earlier call left.
+        folder: exists; holds nothing but what an earlier one left.
         chains: whose ``kept`` nodes are disjoint and together all that is stored.
         source: (N, D), hop 0.
         hops: K.
         dtype: float32, float16 or bfloat16, to which hops are `rounded` when stored.
         stored: bool (N,): the n nodes whose hops are stored, in their order; None = all N.
-        budget: bytes of memory at most.
-
-    Raises:
-        ValueError: the budget does not suffice for a column; with the figures.
+        budget: bytes of memory; ValueError where they do not suffice for a column.
     """
 
     def __init__(
@@ -229,10 +216,7 @@ class DiskPropagation:
                 path.unlink()
 
     def run(self) -> None:
-        """
-        Raises:
-            DiskFullError: there is no room on the disk; asked before anything is written.
-        """
+        """Raises DiskFullError, before anything is written, where there is no room on the disk."""
         hops, item_bytes = self.shape[0], self.file_type.itemsize
         needed = sum(disk_bytes(self.num_nodes, self.count, self.width, hops, item_bytes, self.budget))
         what = f"propagating hop features ({hops} hops of {self.count:,} nodes with {self.width} columns)"

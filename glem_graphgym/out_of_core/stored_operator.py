@@ -24,8 +24,7 @@ ENTRIES_AT_ONCE = 1 << 20
 class StoredOperator:
     """The matrix that `store_operator` wrote into ``folder``, N x N.
 
-    Args:
-        block_bytes: bytes that a product may take beside its operand and its result; a row at least.
+    A product takes ``block_bytes`` beside its operand and its result; a row at least.
     """
 
     def __init__(self, folder: Path, block_bytes: int = 64 << 20) -> None:
@@ -63,14 +62,9 @@ def store_operator(
     Takes about 20 bytes a node in memory, 8 bytes an entry and a node on disk.
 
     Args:
-        rowptr: int64 (N+1,), CSR row pointers of A; may be memory-mapped, as ``col`` may.
-        col: integers (nnz,), columns, strictly increasing within a row.
+        rowptr, col: CSR of A, columns strictly increasing within a row; may be memory-mapped.
         keep: bool (N,): only entries between two nodes of the mask are taken, as if the others had no edges. None: all.
         entries_at_once: of A, in memory.
-
-    Raises:
-        ValueError: the mask is of another shape or type.
-        DiskFullError: there is no room for it.
     """
     num_nodes = len(rowptr) - 1
     if keep is not None and (keep.shape != (num_nodes,) or keep.dtype != bool):
