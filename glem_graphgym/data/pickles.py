@@ -12,20 +12,8 @@ from typing import Any
 from glem_graphgym.data.errors import DataError
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-BUILTINS = {
-    "object",
-    "list",
-    "dict",
-    "set",
-    "frozenset",
-    "tuple",
-    "int",
-    "float",
-    "complex",
-    "bytes",
-    "bytearray",
-    "long",
-}
+BUILTINS = {"object", *("list", "dict", "set", "frozenset", "tuple")}
+BUILTINS |= {"int", "float", "complex", "bytes", "bytearray", "long"}
 NUMPY = {"ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer"}
 # What arrays, sparse matrices and plain containers are pickled as, by Python 2 too: module -> names.
 DATA = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,40 +12,7 @@ import numpy as np
 from glem_graphgym.data.text_graph import SPLITS, DataError, TextGraph, Texts, csr_from_edges
 
 # 512 English words of five letters, each a single piece in BERT's uncased WordPiece vocabulary.
-_WORD_LIST = """
-abbey above adult agent alarm album alert alley alpha altar amber angel angle apple arena armor arrow
-award aware bacon badge baker basin basis batch beach beard beast belly bench berry birth blade blame
-blank blast blaze blend blind block bloom board bonus booth boots bound brain brand brass brave bread
-break breed brick bride brief bring brook broom brush build bunch cabin cable camel canal candy canoe
-cargo carry cause chain chair chalk charm chart chase check cheek chess chest chief child chill choir
-civic civil claim class clerk cliff climb clock cloth cloud clown coach coast cobra cocoa comic coral
-couch court cover crack craft crane cream creek creep crown curve cycle daily dance delta depth diary
-ditch diver dozen draft drain drama dream dress drift drill drink drive drown drums eager eagle earth
-edges elbow elder elite enjoy entry essay event exile fable faint faith fancy feast fence ferry field
-flame flash fleet float flood floor flour fluid flute focus force forge forum frame front frost fruit
-gauge genre giant glass globe glory glove grace grade grain grand grape graph grass green group grove
-guard guest guide guild habit haven heart hedge hills honey honor horse hotel house human humor image
-index input jeans jelly jewel joint judge juice knock label labor large laser laugh layer learn lemon
-level limit lodge logic loose lotus lover lunar lunch magic maker manor maple march marsh mason match
-mayor medal mercy merit metal meter metro micro model money month moral motor mount mouse mouth movie
-music naval nerve niche night noble noise north novel nurse ocean olive onion opera orbit order organ
-owner oxide paint panel paper party pasta patch pause peace peach pearl pedal penny phase phone photo
-piano piece pilot pitch pizza place plain plane plant plate point poker polar porch pound power press
-price pride prime print prior prize proof proud pulse pupil queen query quest quilt quota radar radio
-rally ranch range rapid ratio razor reach realm rebel reign relay reply rider ridge right rival river
-robot rocky round route royal rugby ruler rural salad salon sandy sauce scale scene scent scope score
-scout seven shade shaft shake sharp sheep sheet shelf shell shirt shock shore sight skill slate sleep
-slice slide slope smart smile smoke solar solid sonic sound south space spade spark speed spell spice
-spine split spoon sport spray squad stack staff stage stake stamp stand steam steel stick still stock
-stone store storm story stove straw strip study style sugar suite swamp sweet swift swing sword syrup
-table teach thief thigh thing think third thorn throw thumb tiger tight title toast token topic torch
-total touch tough tower toxic trace track trade trail train treat trend trial tribe trick troop truck
-trunk trust truth tutor twins uncle under union unity upper upset urban usage usual valid value valve
-vapor vault venue verse video villa vinyl viola viral virus visit vital vivid vocal voice voter wagon
-waist waste watch water wheat wheel white whole widow width witch woman woods world worth wound wrist
-youth zebra
-"""
-_WORDS = np.array(_WORD_LIST.split(), dtype="S5")
+_WORDS = np.array(Path(__file__).with_name("words.txt").read_text().split(), dtype="S5")
 _MAX_VOCABULARY = len(_WORDS) * (len(_WORDS) + 1)  # single words, then compounds of two
 _TEXTS_AT_A_TIME = 1 << 14
 

@@ -135,6 +135,7 @@ def _graph(name: str, nodes_file: Path, edges_file: Path, shares: list[float], s
         **words,
         "ids_with_blanks": sum(name != name.strip() for name in ids),
         "empty_texts": sum(not text.strip() for text in texts),
+        "repeated_texts": len(texts) - len(set(texts)),
         "classes_without_training": _untrained(label, split["train"], class_names),
         "split": "column" if "split" in nodes else [*masks] or {"shares": shares, "seed": seed},
         "feature_columns": feature_columns,
@@ -187,6 +188,8 @@ def _report(graph: TextGraph, nodes_file: Path, raw: bool) -> None:
         )
     if origin["empty_texts"]:
         logger.warning("%s: %d of %d texts are empty", name, origin["empty_texts"], origin["nodes"])
+    if 2 * (repeated := origin.get("repeated_texts", 0)) > origin["nodes"]:  # older snapshots do not say
+        logger.warning("%s: %d of %d texts repeat another node's", name, repeated, origin["nodes"])
     if not origin["edges"]:
         logger.warning("%s: the graph has no edges", name)
     if origin["ignored_edge_columns"]:

@@ -513,3 +513,10 @@ def test_random_split_has_its_shares_and_ignores_the_order_of_rows(
     permuted = write(root / "b", without_split(rng.sample(rows, n)), "source,target\n")
     again = split_of(load(permuted, shares=shares, seed=seed))
     assert {part: set(ids) for part, ids in again.items()} == {part: set(ids) for part, ids in split.items()}
+
+
+def test_texts_that_are_mostly_copies_are_reported(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nodes = pd.read_csv(pets / "nodes.csv", dtype=str, keep_default_na=False)
+    nodes.assign(text="a pet").to_csv(pets / "nodes.csv", index=False)
+    assert load(pets).origin["repeated_texts"] == len(nodes) - 1
+    assert f"{len(nodes) - 1} of {len(nodes)} texts repeat" in caplog.text
