@@ -1,21 +1,14 @@
-"""Hop features and label hops, and what all networks on them have in common."""
+"""Hop features and label hops."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glem_graphgym.models import hops as hops_module
-from glem_graphgym.models.gamlp import GAMLP
-from glem_graphgym.models.hop_network import FeedForward, HopNetwork, weighted_sum
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
-from glem_graphgym.models.sagn import SAGN
-from glem_graphgym.models.sgc import SGC
-from glem_graphgym.models.sign import SIGN
 
 NODES, CLASSES, HOPS = 40, 3, 4
 
@@ -164,134 +157,3 @@ def test_bad_arguments_of_label_hops(operator: SparseOperator, folds: Tensor) ->
         fold_label_hops(operator, labels, folds.float(), 1)
     with pytest.raises(ValueError, match="folds has -2"):
         fold_label_hops(operator, labels, folds - 1, 1)
-
-
-# What all networks on hop features have in common
-
-BATCH, DIM = 30, 6
-COMMON: dict[str, Any] = {"dim_in": DIM, "dim_hidden": 8, "dim_out": CLASSES, "hops": HOPS}
-LABELLED: dict[str, Any] = {**COMMON, "label_hops": 2}
-NETWORKS: dict[str, tuple[type[HopNetwork], dict[str, Any]]] = {
-    "sgc": (SGC, {"dim_in": DIM, "dim_out": CLASSES}),
-    "sign": (SIGN, COMMON),
-    "sagn": (SAGN, {**COMMON, "attention_dropout": 0.3}),
-    "sagn, heads and labels": (SAGN, {**LABELLED, "heads": 2}),
-    "sagn, one layer": (SAGN, {**COMMON, "num_layers": 1}),
-    "recursive gamlp": (GAMLP, COMMON),
-    "recursive gamlp, labels": (GAMLP, {**LABELLED, "attention_dropout": 0.3, "label_dropout": 0.2}),
-    "normed gamlp, labels": (GAMLP, {**LABELLED, "activation": "sigmoid", "input_norm": True}),
-    "plain gamlp": (GAMLP, {**COMMON, "residual": False, "output_layers": 1}),
-}
-every_network = pytest.mark.parametrize("name", NETWORKS)
-
-
-def build(name: str, **changes: Any) -> Any:
-    network, arguments = NETWORKS[name]
-    torch.manual_seed(0)
-    return network(**{**arguments, **changes})
-
-
-def batch_of(net: HopNetwork, size: int = BATCH, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(HOPS + 1, size, DIM, generator=generator, dtype=dtype)
-    labels = torch.rand(net.label_hops, size, CLASSES, generator=generator, dtype=dtype).softmax(-1)
-    return x, labels if net.label_hops else None
-
-
-def without_dropout(net: HopNetwork) -> HopNetwork:
-    for module in net.modules():
-        for attribute in [name for name in vars(module) if name.endswith("dropout")]:
-            setattr(module, attribute, 0.0)
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return net
-
-
-@every_network
-def test_a_node_is_predicted_alike_alone_and_in_a_batch(name: str) -> None:
-    net = build(name).double()
-    x, labels = batch_of(net, dtype=torch.float64)
-    net(x, labels)  # moves batch norm's running statistics
-    net.eval()
-    alone = net(x[:, 3:4], None if labels is None else labels[:, 3:4])
-    torch.testing.assert_close(alone, net(x, labels)[3:4])
-
-
-@every_network
-def test_dropout_acts_in_training_only_and_follows_the_seed(name: str) -> None:
-    if name == "sgc":
-        pytest.skip("has no dropout")
-    net = build(name, input_dropout=0.3)
-    x, labels = batch_of(net)
-    torch.manual_seed(1)
-    first, other = net(x, labels), net(x, labels)
-    torch.manual_seed(1)
-    assert torch.equal(first, net(x, labels))
-    assert not torch.equal(first, other)
-    net.eval()
-    evaluated = net(x, labels)
-    assert torch.equal(evaluated, net(x, labels))
-    assert torch.equal(evaluated, without_dropout(net)(x, labels))
-
-
-@every_network
-def test_bfloat16_autocast_stays_close(name: str) -> None:
-    net = without_dropout(build(name)).eval()
-    x, labels = batch_of(net)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = net(x, labels)
-        net(x, labels).float().sum().backward()
-    torch.testing.assert_close(logits.float(), net(x, labels), atol=0.1, rtol=0.1)
-
-
-@every_network
-def test_wrong_shapes_are_refused(name: str) -> None:
-    net = build(name)
-    x, labels = batch_of(net)
-    hops = "hops" if name == "sgc" else HOPS + 1
-    for wrong in (x[0], x[:, :, 1:], x[:0], *([] if name == "sgc" else [x[1:]])):
-        with pytest.raises(ValueError, match=rf"hop_features are .* expected \({hops}, batch, {DIM}\)"):
-            net(wrong, labels)
-    wrong_labels = torch.zeros(5, BATCH, CLASSES) if labels is None else labels[:, 1:]
-    with pytest.raises(ValueError, match="label_features are"):
-        net(x, wrong_labels)
-    if labels is not None:
-        with pytest.raises(ValueError, match=r"label_features are None, expected \(2, 30, 3\) with label_hops = 2"):
-            net(x)
-
-
-@every_network
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dim_in": 0}, "dim_in is 0, expected at least 1"),
-        ({"dim_out": 0}, "dim_out is 0"),
-        ({"dim_hidden": 0}, "dim_hidden is 0"),
-        ({"hops": -1}, "hops is -1, expected at least 0"),
-        ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
-        ({"input_dropout": -0.1}, "input_dropout is -0.1"),
-        ({"label_hops": -1}, "label_hops is -1"),
-    ],
-)
-def test_bad_arguments_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
-    if not changes.keys() <= NETWORKS[name][0].__init__.__annotations__.keys():
-        pytest.skip("has no such argument")
-    with pytest.raises(ValueError, match=message):
-        build(name, **changes)
-
-
-def test_a_feed_forward_net_is_its_layers_in_turn() -> None:
-    x = torch.randn(9, 4)
-    for prelu, slope in ((True, 0.25), (False, 0.0)):
-        net = FeedForward(4, 8, 2, 3, 0.5, prelu=prelu).eval()
-        hidden = x
-        for linear in net.linears[:-1]:
-            hidden = linear(hidden) / (1 + 1e-5) ** 0.5  # fresh running statistics: mean 0, variance 1
-            hidden = hidden.clamp(min=0) + slope * hidden.clamp(max=0)
-        torch.testing.assert_close(net(x), net.linears[-1](hidden))
-    assert [*FeedForward(4, 8, 2, 1, 0.5).state_dict()] == ["linears.0.weight", "linears.0.bias"]
-
-
-def test_weighted_sum() -> None:
-    hidden, weights = torch.randn(3, 5, 2, 4), torch.rand(5, 2, 3)
-    torch.testing.assert_close(weighted_sum([*hidden], weights), torch.einsum("kbhd,bhk->bhd", hidden, weights))
