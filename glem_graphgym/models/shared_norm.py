@@ -51,17 +51,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:
-        return _sum(value)
+        value = value.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(value)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return _sum(gradient)
-
-
-def _sum(value: Tensor) -> Tensor:
-    from torch import distributed
-
-    value = value.clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(value)
-    return value
+        return _Sum.forward(ctx, gradient)

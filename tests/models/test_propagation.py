@@ -154,16 +154,6 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     assert x.grad[:, 0].tolist() == [0] + [3] * 4096
 
 
-def test_strided_features_and_gradients(adjacency: Adjacency) -> None:
-    x = torch.randn(6, NODES, dtype=torch.float64, requires_grad=True)
-    product = adjacency.sum() @ x.T[:, ::2]
-    torch.testing.assert_close(product, DENSE @ x.T[:, ::2])
-    product.sum().backward()  # its gradient is an expanded scalar
-    assert x.grad is not None
-    torch.testing.assert_close(x.grad[0], DENSE.sum(dim=0))
-    assert x.grad[1].tolist() == [0] * NODES
-
-
 def test_same_bits_whatever_the_number_of_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     operator = symmetric(torch.randint(0, 3000, (2, 20000), generator=generator), 3000).mean()
@@ -187,16 +177,9 @@ def test_same_bits_whatever_the_number_of_threads() -> None:
         assert torch.equal(b, c)
 
 
-def test_graphs_without_edges_or_nodes() -> None:
-    none = torch.zeros(2, 0, dtype=torch.int64)
-    x = torch.randn(3, 2, requires_grad=True)
-    lonely = Adjacency.from_edge_index(none, 3)
-    assert torch.equal(lonely.mean() @ x, torch.zeros(3, 2))
-    assert torch.equal(lonely.gcn() @ x, x)
-    (lonely.sum() @ x).sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad, torch.zeros(3, 2))
-    assert (Adjacency.from_edge_index(none, 0).gcn() @ torch.zeros(0, 2)).shape == (0, 2)
+def test_a_graph_without_nodes() -> None:
+    nothing = Adjacency.from_edge_index(torch.zeros(2, 0, dtype=torch.int64), 0)
+    assert (nothing.gcn() @ torch.zeros(0, 2)).shape == (0, 2)
 
 
 def test_moving_to_the_same_device_keeps_what_was_made(adjacency: Adjacency) -> None:
