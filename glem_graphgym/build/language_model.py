@@ -227,6 +227,6 @@ def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     hardware = hardware_for(cfg, cfg.lm.precision)
     # A bottleneck that nobody has trained would be a random projection.
     plain = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
-    nobody = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
+    no_validation = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
     settings = LMSettings(infer_tokens=infer_tokens(cfg, hardware))
-    return LMLearner(tokens, lambda: build_lm(plain, 1, 0.0), settings, nobody, hardware)
+    return LMLearner(tokens, lambda: build_lm(plain, 1, 0.0), settings, no_validation, hardware)

@@ -1,4 +1,4 @@
-"""What a stage has done so far, on disk, so that a run that is killed goes on from there."""
+"""Progress of a stage on disk, so that a run that is killed goes on from there."""
 
 from __future__ import annotations
 
@@ -23,14 +23,9 @@ MINUTES = 10.0
 
 
 class Checkpoint:
-    """The checkpoints of a stage, ``<folder>/checkpoint/<name>.pt``, written by the first of several processes.
+    """The checkpoints of a stage, ``<folder>/checkpoint/<name>.pt``, on a disk that all ranks read; rank 0 writes.
 
-    Args:
-        folder: what the stage fills, on a disk that all processes read.
-        minutes: between two checkpoints.
-
-    Attributes:
-        seconds_before: spent on what was read, by processes that were killed later.
+    ``seconds_before`` were spent on what was read, by processes that were killed later.
     """
 
     def __init__(self, folder: Path, minutes: float = MINUTES) -> None:
@@ -45,7 +40,7 @@ class Checkpoint:
     def write(self, name: str, state: dict[str, Any]) -> None:
         """Replace checkpoint ``name`` by ``state``, of tensors, numbers, text and containers of these.
 
-        Where the disk is full the stage goes on without one, and says so.
+        On a full disk the stage goes on without one, with a warning.
         """
         seconds = self.seconds_before + time.monotonic() - self.begun
         state = {**state, "seconds": seconds, "random": processes.gather(random_state())}
@@ -75,9 +70,9 @@ class Checkpoint:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that a library may draw from; without tensors, as processes tell each other.
+    """State of every generator that a library may draw from, a GPU's too where this process computes on one.
 
-    Of a GPU where this process computes on one.
+    Without tensors, so that processes can send it to each other.
     """
     numpy: Any = np.random.get_state()  # noqa: NPY002 - libraries below us draw from the global state
     name, keys, *rest = numpy
@@ -99,15 +94,10 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
-    """A block that fills ``folder``, once, in every process of a run: `files.making`, by the first.
+    """A block that fills ``folder``, once, in every process of a run: `files.making` by rank 0, and a barrier.
 
-    What a killed run has left of it is there if it has a checkpoint.
-
-    Args:
-        data_parallel: whether all processes do the work, rather than the first alone.
-
-    Yields:
-        The temporary folder; None where ``folder`` is there, or others do the work.
+    Yields the temporary folder, which holds what a killed run left if that has a checkpoint. None where ``folder`` is
+    there, or where rank 0 does the work alone: it does unless ``data_parallel``.
     """
     if processes.rank() > 0:
         part = processes.broadcast(lambda: None)

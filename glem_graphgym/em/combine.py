@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,16 +17,13 @@ def ensemble(
     gnn_logits: np.ndarray,
     validation: Validation,
     out: np.ndarray,
-    weights: Sequence[float] = WEIGHTS,
 ) -> float:
-    """Write logits of w · p_LM + (1 − w) · p_GNN into ``out``, block by block; the LM's weight w.
+    """Write logits of w · p_LM + (1 − w) · p_GNN, float (N, C), into ``out`` block by block; returns w.
 
-    Args:
-        lm_logits, gnn_logits, out: float (N, C), may be memory-mapped.
-        validation: chooses w out of ``weights`` (0-1): the best score, the one nearest to 1/2 on ties.
+    Validation chooses w out of `WEIGHTS`: the best score, the one nearest to 1/2 on ties.
     """
     lm, gnn = (_probabilities(logits[validation.nodes]) for logits in (lm_logits, gnn_logits))
-    best = max(weights, key=lambda w: (validation.score(_mixed(lm, gnn, w)), -abs(w - 0.5)))
+    best = max(WEIGHTS, key=lambda w: (validation.score(_mixed(lm, gnn, w)), -abs(w - 0.5)))
     for start in range(0, len(out), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         out[rows] = _mixed(_probabilities(lm_logits[rows]), _probabilities(gnn_logits[rows]), best)

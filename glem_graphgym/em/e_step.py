@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from glem_graphgym import processes
 from glem_graphgym.data.tokens import TokenStore, budget_batches, padded_tokens, shuffled_batches
@@ -19,16 +19,16 @@ from glem_graphgym.disk import kept_array
 from glem_graphgym.em.checkpoint import Checkpoint
 from glem_graphgym.em.fit import Batches, FitLog, FitPlan, Fitted, Task, Validation, Weights, fit, to_float16
 from glem_graphgym.em.objective import glem_loss
-from glem_graphgym.em.optim import ClippedAdamW, adamw, decay_groups, use_sparse_gradients, warmup_schedule
+from glem_graphgym.em.optim import ClippedAdamW, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
 TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the longest try a model
-ENCODING = "encoding"  # the checkpoint of `encoding_rounds`
+ENCODING = "encoding"  # the checkpoint of `encode_texts`
 TRAINING = 4  # times that inference takes for a token; 4.2 in docs/measurements.md, "e_step" and "inference"
-ROUND = 16  # batches that each of several processes encodes before the first collects them
+ROUND = 16  # batches that each of several processes encodes before rank 0 collects them
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,11 @@ class LMSettings:
 
     Attributes:
         epochs: passes over the step's nodes; 0 = the model as it is initialised.
-        batch_size: texts an optimizer step.
-        accumulate: parts in which a batch goes through the model, to save memory; the step's size stays the same.
+        batch_size: texts per optimizer step, which go through the model in ``accumulate`` parts to save memory.
         lr: peak learning rate; weight_decay: of matrices, not of norms and biases.
         warmup_epochs: epochs (may be a fraction) of linear warm-up; decay: ``linear``, ``cosine`` or ``constant``.
         label_smoothing: share 0-1, of gold targets; smooth_pseudo: of pseudo-labels too.
         clip: upper bound of the gradient norm, 0 = none.
-        evals_per_epoch: how often validation is scored.
         infer_tokens: padded tokens in an inference batch.
     """
 
@@ -61,75 +59,18 @@ class LMSettings:
     infer_tokens: int = 8192
 
 
-@dataclass(frozen=True)
-class LMLearner:
-    """q_θ(y_n | s_n).
-
-    Attributes:
-        tokens: N texts.
-        build: makes the model of a step, with pretrained weights and the step's dropouts.
-        settings: how it is trained.
-        validation: selects the weights.
-        hardware: device and precision.
-    """
-
-    tokens: TokenStore
-    build: Callable[[], TextClassifier]
-    settings: LMSettings
-    validation: Validation
-    hardware: Hardware
-
-    def start(self, targets: StepTargets | None = None, weights: Weights | None = None) -> LMTask:
-        """A model with pretrained weights or, where given, ``weights``; without ``targets`` it only predicts."""
-        model = self.build()
-        if weights is not None:
-            model.load_state_dict(weights)
-        return LMTask(self, model, targets)
-
-    def model_for(self, width: int, num_classes: int) -> TextClassifier:
-        """The model of a step, whatever the ``width`` of node features."""
-        return self.build()
-
-    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """Unit of a progress bar -> work of a step, in padded tokens of inference.
-
-        Args:
-            encoded: int64 (n,), nodes that are encoded after training.
-        """
-        lengths, settings = self.tokens.lengths, self.settings
-        validated = int(lengths[self.validation.nodes].sum())  # sorted by length, so next to nothing is padding
-        epoch = TRAINING * self.training_tokens(targets) + settings.evals_per_epoch * validated
-        return {"batch": settings.epochs * epoch, "token": int(lengths[encoded].sum())}
-
-    def training_tokens(self, targets: StepTargets) -> int:
-        """Padded tokens of an epoch like those of a step on ``targets``."""
-        nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
-        batches = shuffled_batches(self.tokens.lengths, nodes, self.settings.batch_size, rng)
-        return padded_tokens(self.tokens.lengths, batches, self.settings.accumulate)
-
-    def fit(
-        self, targets: StepTargets, title: str, init: Weights | None = None, checkpoint: Checkpoint | None = None
-    ) -> Fitted:
-        """Train a new model on ``targets``, from pretrained weights or those of ``init``; see `em.fit.fit`."""
-        task = self.start(targets, init)
-        return Fitted(task, fit_lm(task, self.settings, self.hardware, title, checkpoint))
-
-
 class LMTask(Task):
     """A language model with the texts and targets of one step: it can be trained, and predicts.
 
-    Args:
-        learner: that has started it.
-        model: the language model.
-        targets: what it is trained on; None where it only predicts.
+    Without ``targets`` it only predicts.
     """
 
     model: TextClassifier
 
     def __init__(self, learner: LMLearner, model: TextClassifier, targets: StepTargets | None) -> None:
         super().__init__(model, learner.validation)
-        self.learner, self.targets = learner, targets
-        self.tokens, self.settings, self.hardware = learner.tokens, learner.settings, learner.hardware
+        self.targets, self.tokens, self.settings = targets, learner.tokens, learner.settings
+        self.hardware = learner.hardware
 
     @property
     def embedding_dim(self) -> int:
@@ -158,15 +99,10 @@ class LMTask(Task):
             if not len(part):
                 # Every rank needs the same number of micro-batches; this one has zero weight.
                 nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool)
-                return *self._padded(nodes[batch[:1]]), *nothing, counts
-            return *self._padded(nodes[part]), target[part], is_gold[part], counts
+                return *padded(self.tokens, nodes[batch[:1]]), *nothing, counts
+            return *padded(self.tokens, nodes[part]), target[part], is_gold[part], counts
 
         return Batches(parts, prepare)
-
-    def _padded(self, nodes: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, L) of the nodes' texts."""
-        ids, mask = self.tokens.pad(nodes)
-        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         assert self.targets is not None
@@ -179,7 +115,7 @@ class LMTask(Task):
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
         own = batches[processes.rank() :: processes.world_size()]
-        prepared = Batches(own, self._padded).prepared(self.hardware.device)
+        prepared = Batches(own, lambda nodes: padded(self.tokens, nodes)).prepared(self.hardware.device)
         for nodes, (ids, mask) in zip(own, prepared, strict=True):
             yield nodes, self.model(ids, mask)[0]
 
@@ -197,34 +133,11 @@ class LMTask(Task):
         nodes: np.ndarray | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Write logits (N, C) and text embeddings (N, H) into the given arrays (float16, memory-mapped).
-
-        Of ``nodes``, int64 (n,), alone where given; the other rows are left as they are. Processes that work together
-        are dealt batches in turn, which are equal in padded tokens; the first one writes what all have computed, and
-        the others' arrays stay as they are.
-
-        Args:
-            checkpoint: kept now and then, and gone on from: the batches that it counts are in the arrays.
-        """
+        """Write logits (N, C) and text embeddings (N, H) of ``nodes``, int64 (n,), None = all: see `encode_texts`."""
         model = self.model.to(self.hardware.device).eval()
-        nodes = np.arange(len(self.tokens)) if nodes is None else nodes
-        bar = encoding_bar(self.tokens, nodes, title)
-        rank, size = processes.rank(), processes.world_size()
-        at_once = size * ROUND if size > 1 else 1
-        how = (nodes, self.settings.infer_tokens, bar, checkpoint, (logits, embeddings))
-        rounds = encoding_rounds(self.tokens, *how, at_once)
-        with torch.inference_mode(), self.hardware.autocast(), bar:
-            for dealt in rounds:
-                encoded = [(batch, *self._encode(model, batch)) for batch in dealt[rank::size]]
-                for batch, class_logits, embedding in itertools.chain(*processes.gather_to_rank_zero(encoded)):
-                    logits[batch], embeddings[batch] = class_logits, embedding
-                    bar.update(int(self.tokens.lengths[batch].sum()))
-
-    def _encode(self, model: TextClassifier, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (B, C) and text embeddings (B, H) of the nodes' texts, float16."""
-        ids, mask = (array.to(self.hardware.device) for array in self._padded(nodes))
-        class_logits, embedding = model(ids, mask)
-        return to_float16(class_logits), to_float16(embedding)
+        how = (self.tokens, nodes, self.settings.infer_tokens, title, checkpoint)
+        with torch.inference_mode(), self.hardware.autocast():
+            encode_texts(model, (logits, embeddings), self.hardware.device, *how)
 
     # ---- a model of somebody's, tried before long work --------------------------------------------------------------
 
@@ -252,28 +165,75 @@ class LMTask(Task):
         model, (ids, mask) = self.model.to(self.hardware.device).eval(), self._short_texts()
         length = int(mask[0].sum())
         with torch.inference_mode():
-            padded, alone = model(ids, mask)[1][0], model(ids[:1, :length], mask[:1, :length])[1][0]
-        return float((padded - alone).norm() / alone.norm().clamp(min=1e-6))
+            among, alone = model(ids, mask)[1][0], model(ids[:1, :length], mask[:1, :length])[1][0]
+        return float((among - alone).norm() / alone.norm().clamp(min=1e-6))
 
     def _short_texts(self) -> tuple[Tensor, Tensor]:
         """Ids (2, L) and mask (2, L) of a text's first tokens and, padded, of half as many."""
         node = int(np.argmax(self.tokens.lengths[:TRIED_AMONG]))
-        ids, mask = (array[:, :TRIED_TOKENS] for array in self.tokens.pad(np.array([node, node])))
+        ids, mask = (array[:, :TRIED_TOKENS] for array in padded(self.tokens, np.array([node, node])))
         half = max(1, ids.shape[1] // 2)
         ids[0, half:], mask[0, half:] = self.tokens.pad_id, 0
-        return torch.from_numpy(ids).to(self.hardware.device), torch.from_numpy(mask).to(self.hardware.device)
+        return ids.to(self.hardware.device), mask.to(self.hardware.device)
 
     def encode_longest(self) -> None:
-        """Encode the longest text: whatever a model cannot take, it says then."""
+        """Encode the longest text: whatever a model cannot take, it raises then."""
         model = self.model.to(self.hardware.device).eval()
+        ids, mask = padded(self.tokens, np.array([np.argmax(self.tokens.lengths)]))
         with torch.inference_mode(), self.hardware.autocast():
-            self._encode(model, np.array([np.argmax(self.tokens.lengths)]))
+            model(ids.to(self.hardware.device), mask.to(self.hardware.device))
+
+
+@dataclass(frozen=True)
+class LMLearner:
+    """q_θ(y_n | s_n), the LM on N texts; ``build`` makes the model of a step, with pretrained weights and its dropouts.
+
+    ``validation`` selects the weights.
+    """
+
+    tokens: TokenStore
+    build: Callable[[], TextClassifier]
+    settings: LMSettings
+    validation: Validation
+    hardware: Hardware
+
+    def start(self, targets: StepTargets | None = None, weights: Weights | None = None) -> LMTask:
+        """A model with pretrained weights or, where given, ``weights``; without ``targets`` it only predicts."""
+        model = self.build()
+        if weights is not None:
+            model.load_state_dict(weights)
+        return LMTask(self, model, targets)
+
+    def model_for(self, width: int, num_classes: int) -> TextClassifier:
+        """The model of a step, whatever the ``width`` of node features."""
+        return self.build()
+
+    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
+        """Unit of a progress bar -> work of a step, in padded tokens of inference.
+
+        Args:
+            encoded: int64 (n,), nodes that are encoded after training.
+        """
+        lengths, settings = self.tokens.lengths, self.settings
+        validated = int(lengths[self.validation.nodes].sum())  # sorted by length, so next to nothing is padding
+        nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
+        batches = shuffled_batches(lengths, nodes, settings.batch_size, rng)
+        trained = padded_tokens(lengths, batches, settings.accumulate)
+        epoch = TRAINING * trained + settings.evals_per_epoch * validated
+        return {"batch": settings.epochs * epoch, "token": int(lengths[encoded].sum())}
+
+    def fit(
+        self, targets: StepTargets, title: str, init: Weights | None = None, checkpoint: Checkpoint | None = None
+    ) -> Fitted:
+        """Train a new model on ``targets``, from pretrained weights or those of ``init``; see `em.fit.fit`."""
+        task = self.start(targets, init)
+        return Fitted(task, fit_lm(task, self.settings, self.hardware, title, checkpoint))
 
 
 def fit_lm(
     task: Task, settings: LMSettings, hardware: Hardware, title: str, checkpoint: Checkpoint | None = None
 ) -> FitLog:
-    """Train a task's language model, or a module that holds one, as `settings` say."""
+    """Train a task's language model, or a module that holds one."""
     _use_gradients(task.model, hardware)
     plan = FitPlan(
         title=title,
@@ -296,12 +256,19 @@ def lm_optimizer(
 ) -> tuple[torch.optim.Optimizer, Any, str]:
     """AdamW on ``groups`` of parameters and its schedule, counted in steps, as of a `Task`."""
     optimizer = (
-        adamw(groups, settings.lr, settings.weight_decay, fused=False)
+        # Not fused: that kernel unscales gradients only after they have been clipped.
+        torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=False)
         if hardware.scales_gradients
         else ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
     )
     warmup = settings.warmup_epochs * num_steps / settings.epochs
     return optimizer, warmup_schedule(optimizer, warmup, num_steps, settings.decay), "step"
+
+
+def padded(tokens: TokenStore, nodes: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, L) of the nodes' texts."""
+    ids, mask = tokens.pad(nodes)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def encode_in_parts(
@@ -319,22 +286,19 @@ def encode_in_parts(
     """
     parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), part_tokens))
     recompute = recompute_from is not None and len(parts) >= recompute_from and torch.is_grad_enabled()
-    found = []
+    embeddings = []
     for part in parts:
-        ids, mask = (torch.from_numpy(array).to(device) for array in tokens.pad(nodes[part]))
-        if recompute:
-            found.append(checkpoint(encoder, ids, mask, use_reentrant=False))
-        else:
-            found.append(encoder(ids, mask))
+        ids, mask = (tensor.to(device) for tensor in padded(tokens, nodes[part]))
+        embeddings.append(recomputed(encoder, ids, mask, use_reentrant=False) if recompute else encoder(ids, mask))
     order = torch.from_numpy(np.argsort(np.concatenate(parts))).to(device)
-    return torch.cat(found).index_select(0, order)
+    return torch.cat(embeddings).index_select(0, order)
 
 
 def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
     """float16 (rows, columns) in ``folder/name.npy``, memory-mapped for writing: zeros, or what a killed run has left.
 
-    On disk they take the space of ``nodes`` alone, int64 (n,), increasing; None = of all rows. In other processes than
-    the first, which write nothing, they take none.
+    On disk they take the space of ``nodes`` alone, int64 (n,), increasing; None = of all rows. Ranks beyond 0 write
+    nothing, and get zeros in memory.
 
     Raises:
         DiskFullError: there is no room for them.
@@ -344,35 +308,46 @@ def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np
     return kept_array(folder / f"{name}.npy", np.float16, (rows, columns), nodes)
 
 
-def encoding_bar(tokens: TokenStore, nodes: np.ndarray, title: str) -> Progress:
-    """A bar that counts tokens: the longest texts come first, so texts would say too little of what is done."""
-    total, quiet = int(tokens.lengths[nodes].sum()), processes.rank() > 0
-    return Progress(total=total, desc=title, unit="token", unit_scale=True, disable=quiet, leave=False)
-
-
-def encoding_rounds(
-    tokens: TokenStore,
-    nodes: np.ndarray,
-    infer_tokens: int,
-    bar: Progress,
-    checkpoint: Checkpoint | None,
+def encode_texts(
+    model: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     arrays: Sequence[np.ndarray],
-    size: int = 1,
-) -> Iterator[list[np.ndarray]]:
-    """Rounds of at most ``size`` batches of nodes to encode, without those that a killed run has encoded.
+    device: torch.device,
+    tokens: TokenStore,
+    nodes: np.ndarray | None,
+    infer_tokens: int,
+    title: str,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Write what ``model`` gives for the texts of ``nodes``, int64 (n,), None = all, into their rows of ``arrays``.
 
-    A batch has at most ``infer_tokens`` padded tokens. When the next round is asked for, what the last one wrote into
-    ``arrays`` may be kept in a checkpoint.
+    Processes that work together are dealt batches in turn, of about ``infer_tokens`` padded tokens each; rank 0 writes
+    what all have computed, and the arrays of the others stay as they are.
+
+    Args:
+        model: ids and mask (B, L) -> tensors (B, D), one for each of the arrays: float16 (N, D), memory-mapped.
+        checkpoint: kept now and then, and gone on from: the batches that it counts are in the arrays.
     """
+    nodes = np.arange(len(tokens)) if nodes is None else nodes
     batches = budget_batches(tokens.lengths, nodes, infer_tokens)
+    rank, size = processes.rank(), processes.world_size()
     kept = checkpoint.read(ENCODING) if checkpoint else None
     done = int(kept["batches"]) if kept and kept["infer_tokens"] == infer_tokens else 0
-    bar.update(sum(int(tokens.lengths[batch].sum()) for batch in itertools.islice(batches, done)))
-    while dealt := list(itertools.islice(batches, size)):
-        yield dealt
-        done += len(dealt)
-        if checkpoint and checkpoint.due():
-            for array in arrays:
-                if isinstance(array, np.memmap):  # those of other processes than the first are in memory, and empty
-                    array.flush()
-            checkpoint.write(ENCODING, {"batches": done, "infer_tokens": infer_tokens})
+    # The longest texts come first, so a bar that counted texts would mislead.
+    total = int(tokens.lengths[nodes].sum())
+    with Progress(total=total, desc=title, unit="token", unit_scale=True, disable=rank > 0, leave=False) as bar:
+        bar.update(sum(int(tokens.lengths[batch].sum()) for batch in itertools.islice(batches, done)))
+        while dealt := list(itertools.islice(batches, size * ROUND if size > 1 else 1)):
+            encoded = []
+            for batch in dealt[rank::size]:
+                ids, mask = (tensor.to(device) for tensor in padded(tokens, batch))
+                encoded.append((batch, [to_float16(values) for values in model(ids, mask)]))
+            for batch, values in itertools.chain(*processes.gather_to_rank_zero(encoded)):
+                for array, rows in zip(arrays, values, strict=True):
+                    array[batch] = rows
+                bar.update(int(tokens.lengths[batch].sum()))
+            done += len(dealt)
+            if checkpoint and checkpoint.due():
+                for array in arrays:
+                    if isinstance(array, np.memmap):  # those of ranks beyond 0 are in memory, and empty
+                        array.flush()
+                checkpoint.write(ENCODING, {"batches": done, "infer_tokens": infer_tokens})

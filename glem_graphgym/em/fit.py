@@ -27,7 +27,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Validation:
-    """What selects weights: the validation nodes and a score of their logits (float (n, C) -> float, higher wins)."""
+    """Selects weights: the validation nodes and a score of their logits (float (n, C) -> float, higher wins)."""
 
     nodes: np.ndarray
     score: Callable[[np.ndarray], float]
@@ -38,11 +38,11 @@ class FitPlan:
     """How long and how to train.
 
     Attributes:
-        title: shown beside the progress bar.
+        title: of the progress bar, and of checkpoints.
         epochs: upper bound; 0 trains nothing.
-        eval_every: epochs between validations; below 1 several times an epoch. The end of training is validated too.
+        eval_every: epochs between validations; below 1 several times per epoch. The end of training is validated too.
         patience: evaluations without a better score before training stops; 0 = never stops early.
-        accumulate: batches whose gradients make one optimizer step.
+        accumulate: batches per optimizer step.
         clip: upper bound of the gradient norm; 0 = none.
     """
 
@@ -62,11 +62,11 @@ class FitPlan:
 
 @dataclass
 class FitLog:
-    """What training left behind.
+    """Record of a training.
 
     Attributes:
-        history: one row an evaluation; best_epoch, best_score: of the one whose weights were kept.
-        epochs: that were trained, the last of them maybe in part.
+        history: one row per evaluation; best_epoch, best_score: of the one whose weights were kept.
+        epochs: number trained, the last of them maybe in part.
         train_seconds: without those of validation.
     """
 
@@ -85,14 +85,14 @@ class Fitted(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """The batches of an epoch: what tells them apart, and what makes one of each, tensors on the CPU."""
+    """The batches of an epoch: ``prepare`` makes the CPU tensors of each of ``items``."""
 
     items: Sequence[Any]
     prepare: Callable[[Any], Any]
 
     def prepared(self, device: torch.device) -> Iterator[Any]:
-        """Each batch on ``device``. For a GPU a thread prepares one while it computes with the one before; on CPU a
-        thread would take a core from training (docs/measurements.md, "Shared cores")."""
+        """Each batch on ``device``. For a GPU a thread prepares one ahead; on CPU a thread would take a core from
+        training (docs/measurements.md, "Shared cores")."""
         if device.type == "cpu":
             yield from map(self.prepare, self.items)
             return
@@ -125,8 +125,8 @@ def _pinned(batch: Any) -> Any:
 class Task(nn.Module):
     """A model with its objective and its batches.
 
-    Where processes train together each takes its part of every batch and of the validation nodes. A batch's loss is a
-    sum over its parts, those of all processes and those that one optimizer step accumulates.
+    Processes that train together each take a part of every batch and of the validation nodes. The losses of a step's
+    parts, those of all processes and those that are accumulated, add up to its loss.
     """
 
     def __init__(self, model: nn.Module, validation: Validation) -> None:
@@ -134,7 +134,7 @@ class Task(nn.Module):
         self.model, self.validation = model, validation
 
     def batches(self, epoch: int) -> Batches:
-        """Of ``epoch``, counted from 0; as many in every process."""
+        """The batches of ``epoch``, counted from 0; as many in every process."""
         raise NotImplementedError
 
     def forward(self, batch: Any) -> Tensor:
@@ -142,7 +142,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Validation nodes, int64 (b,), with their logits (b, C); those of all processes are all of them."""
+        """This process's part of the validation nodes: int64 (b,) with their logits (b, C)."""
         raise NotImplementedError
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
@@ -153,7 +153,7 @@ class Task(nn.Module):
         """Called after every step of the optimizer."""
 
     def score(self) -> float:
-        """Of all validation nodes' logits, in the order of the nodes."""
+        """Score of all validation nodes' logits, in the order of the nodes."""
         own = [(nodes, logits.float().cpu().numpy()) for nodes, logits in self.validated()]
         seen = [part for of_process in processes.gather(own) for part in of_process]
         _, first = np.unique(np.concatenate([nodes for nodes, _ in seen]), return_index=True)
@@ -166,7 +166,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
     All processes that work together train it (DDP) and end with the same weights.
 
     Args:
-        checkpoint: kept now and then, and gone on from where it holds training of this title: with the same bits.
+        checkpoint: kept now and then; where it holds training of this title, that goes on, with the same bits.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -220,16 +220,15 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
 
 
 class _State:
-    """How far the training of a task is: its log, its best weights, and what a checkpoint holds of it all.
-
-    Args:
-        count: batches of an epoch.
+    """Progress of the training of a task: its log, its best weights, and what a checkpoint holds.
 
     Attributes:
         epoch, batch: where training goes on: epochs that are done, and batches of the next one.
         finished: all is done, and the best weights are in the model.
         losses: of the batches since the last validation.
     """
+
+    KEPT = ("weights", "losses", "steps", "since_best", "rate", "finished")
 
     def __init__(
         self,
@@ -241,8 +240,9 @@ class _State:
         count: int,
         checkpoint: Checkpoint | None,
     ) -> None:
-        self.task, self.optimizer, self.schedule, self.fabric = task.train(), optimizer, schedule, fabric
-        self.plan, self.checkpoint = plan, checkpoint
+        self.task, self.optimizer, self.fabric, self.plan, self.checkpoint = task, optimizer, fabric, plan, checkpoint
+        precision = fabric.strategy.precision
+        self.parts = {"task": task.train(), "optimizer": optimizer, "schedule": schedule, "precision": precision}
         self.name = re.sub(r"\W+", "_", plan.title)
         self.log, self.weights = FitLog(), Weights()
         self.losses: list[Tensor] = []
@@ -251,14 +251,9 @@ class _State:
         self.finished = False
         if checkpoint and (kept := checkpoint.read(self.name)):
             self._restore(kept)
-        done = self.epoch * count + self.batch
-        self.bar = Progress(
-            total=plan.epochs * count - done,
-            desc=plan.title,
-            unit="batch",
-            disable=processes.rank() > 0,
-            leave=False,
-        )
+        left = plan.epochs * count - (self.epoch * count + self.batch)
+        quiet = processes.rank() > 0
+        self.bar = Progress(total=left, desc=plan.title, unit="batch", disable=quiet, leave=False)
         self.since = time.perf_counter()
 
     def trained(self, loss: Tensor) -> None:
@@ -272,15 +267,14 @@ class _State:
         self.steps += 1
 
     def validate(self, epoch: float) -> None:
-        """Score the task after ``epoch`` epochs, counted from 1 and maybe with a fraction; keep the best weights."""
-        self.log.train_seconds += time.perf_counter() - self.since
-        log, title = self.log, self.plan.title
-        of_parts = processes.gather(float(torch.stack(self.losses).mean()))
-        loss = sum(of_parts) * self.plan.accumulate
+        """Score the task after ``epoch`` epochs, maybe with a fraction; keep the best weights."""
+        log = self.log
+        log.train_seconds += time.perf_counter() - self.since
+        loss = sum(processes.gather(float(torch.stack(self.losses).mean()))) * self.plan.accumulate
         self.losses.clear()
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"{title}: the training loss is {loss} at epoch {epoch:.2f}; "
+                f"{self.plan.title}: the training loss is {loss} at epoch {epoch:.2f}; "
                 "lower the learning rate, set clipping, or train in higher precision"
             )
         self.task.eval()
@@ -299,11 +293,11 @@ class _State:
 
     @property
     def ended(self) -> bool:
-        """Whether no batch is to be trained on any more: patience has run out, or all was done by a killed run."""
+        """Whether patience has run out, or all was done by a killed run."""
         return self.finished or 0 < self.plan.patience <= self.since_best
 
     def end(self) -> FitLog:
-        """Leave the best weights in the model, and in a checkpoint for what follows in the stage."""
+        """Leave the best weights in the model, and in a checkpoint for the rest of the stage."""
         self.bar.close()
         self.task.model.load_state_dict(self.weights)
         if self.checkpoint and not self.finished:
@@ -320,34 +314,21 @@ class _State:
 
     def _keep(self, epoch: int, batch: int) -> None:
         assert self.checkpoint is not None
-        whole = {} if self.finished else {
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-        }  # fmt: skip
-        state = {
-            **whole,
-            **{name: getattr(self, name) for name in ("weights", "losses", "steps", "since_best", "rate", "finished")},
-            "log": asdict(self.log),
-            "epoch": epoch,
-            "batch": batch,
-        }
-        self.checkpoint.write(self.name, state)
+        parts = {} if self.finished else {name: part.state_dict() for name, part in self.parts.items()}
+        own = {name: getattr(self, name) for name in self.KEPT}
+        self.checkpoint.write(self.name, {**parts, **own, "log": asdict(self.log), "epoch": epoch, "batch": batch})
 
     def _restore(self, kept: dict[str, Any]) -> None:
         self.log = FitLog(**kept.pop("log"))
         if not kept["finished"]:
-            self.task.load_state_dict(kept.pop("task"))
-            self.optimizer.load_state_dict(kept.pop("optimizer"))
-            self.schedule.load_state_dict(kept.pop("schedule"))
-            self.fabric.strategy.precision.load_state_dict(kept.pop("precision"))
+            for name, part in self.parts.items():
+                part.load_state_dict(kept.pop(name))
         for name, value in kept.items():
             setattr(self, name, value)
         self.losses = [loss.to(self.fabric.device) for loss in self.losses]
 
 
 def to_float16(values: Tensor) -> np.ndarray:
-    """float16 array of a tensor, with what float16 cannot hold cut off at its limits."""
+    """float16 array of a tensor; values beyond float16's limits are cut off there."""
     limit = torch.finfo(torch.float16).max
     return values.detach().float().clamp(-limit, limit).cpu().numpy().astype(np.float16)

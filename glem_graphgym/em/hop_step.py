@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from glem_graphgym import processes
-from glem_graphgym.em.fit import Batches, Weights
+from glem_graphgym.em.fit import Batches
 from glem_graphgym.em.inputs import LabelChannel
 from glem_graphgym.em.m_step import GNNLearner, GNNTask
 from glem_graphgym.em.objective import glem_loss
@@ -32,12 +32,8 @@ NODES_AT_ONCE = 1 << 16  # in inference
 class Consistency:
     """Consistency regularisation (SCR, Zhang et al. 2021): unlabelled nodes of every batch against a mean teacher.
 
-    As many unlabelled nodes as the batch has labelled ones are drawn anew every epoch.
-
-    Attributes:
-        weight: of `consistency_loss` beside the objective.
-        unlabelled: int64, the nodes to draw from.
-        threshold: top probability of the teacher, a share below 1, that a node must exceed to count.
+    As many of the ``unlabelled`` nodes, int64, as the batch has labelled ones are drawn anew every epoch. A node counts
+    where the teacher's top probability exceeds ``threshold``, below 1; ``weight`` is that of the term.
     """
 
     weight: float
@@ -45,114 +41,12 @@ class Consistency:
     threshold: float = 0.8
 
     def drawn(self, count: int, seed: int, epoch: int) -> np.ndarray:
-        """int64 (n,): at most ``count`` unlabelled nodes of an epoch."""
+        """At most ``count`` unlabelled nodes of an epoch, int64 (n,)."""
         return np.random.default_rng([seed, epoch, 4]).permutation(self.unlabelled)[:count]
 
     def loss(self, logits: Tensor, teacher: MeanTeacher, *inputs: Any) -> Tensor:
         """The weighted term for unlabelled nodes' logits (b, C); the teacher sees ``inputs``."""
         return self.weight * consistency_loss(logits, teacher(*inputs), confidence=self.threshold)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HopLearner(GNNLearner):
-    """p_φ on hop features: a `GNNLearner` whose network sees [x, Ax, A²x, …] of a node, and label hops if asked for.
-
-    With label input a node whose label is known, gold or pseudo, sees the labels of other nodes alone, at every hop
-    (`fold_label_hops`): y_{V∖n}. Its ``build`` gives a module with ``forward(hop_features (K+1, B, D), label_features
-    or None) -> logits (B, C)``.
-
-    Attributes:
-        operator: structure -> A.
-        hops: K.
-        label_hops: how far labels are propagated; the last hop is what the network sees. Used with label input.
-        batch_size: nodes per optimizer step; 0 = all of an epoch's.
-        storage: keeps hop features on disk where they exceed its budget; ``graphs`` must then be of `MmapGraph`s.
-            None: all is in memory.
-        consistency: SCR; None = off.
-    """
-
-    operator: Callable[[Any], SparseOperator]
-    hops: int
-    label_hops: int = 0
-    batch_size: int = 0
-    storage: HopStorage | None = None
-    consistency: Consistency | None = field(default=None)
-
-    in_batches: ClassVar[bool] = True
-
-    @property
-    def data_parallel(self) -> bool:
-        """Not with consistency, whose mean over a batch's confident nodes is no sum over parts of the batch."""
-        return self.consistency is None
-
-    def model_for(self, width: int, num_classes: int) -> nn.Module:
-        return self.build(width, num_classes)
-
-    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
-        """A network for float (N, D) ``features``, an array or `FeatureRows`, as of a `GNNLearner`."""
-        num_nodes, width = features.shape
-        known = torch.zeros(num_nodes, dtype=torch.bool)
-        known[torch.from_numpy(targets.gold.nodes)] = True
-        if targets.pseudo is not None:
-            known[torch.from_numpy(targets.pseudo.candidates)] = True
-        generator = torch.Generator().manual_seed(targets.seed)
-        folds = draw_folds(known, LABEL_FOLDS, generator) if self.settings.label_input else None
-        if self._is_stored(num_nodes, width, targets.gold.num_classes):
-            inputs = self._stored(targets, features, folds)
-        else:
-            inputs = self._in_memory(targets, features, folds)
-        return HopTask(self, inputs, targets, self.module(width, targets, weights))
-
-    def _in_memory(self, targets: StepTargets, features: Any, folds: Tensor | None) -> HopInputs:
-        x = torch.from_numpy(np.array(features, dtype=np.float32))
-
-        def propagated(operator: SparseOperator, nodes: Any) -> Tensor:
-            return propagate(operator, x[nodes], self.hops, self.hardware.dtype)
-
-        hops = self._merged(propagated)
-        if folds is None:
-            return HopInputs(len(x), hops, None)
-        labels = LabelChannel(len(x), targets).all_rows()
-
-        def label_hops(operator: SparseOperator, nodes: Any) -> Tensor:
-            return fold_label_hops(operator, labels[nodes], folds[nodes], self.label_hops, self.hardware.dtype)
-
-        return HopInputs(len(x), hops, self._merged(label_hops))
-
-    def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
-        """(hops, N, …): of the nodes that training sees on what it sees, of the others on what prediction sees."""
-        everything: Any = slice(None)
-        if self.graphs.seen is None:
-            return compute(self.operator(self.graphs.train), everything)
-        seen = torch.from_numpy(self.graphs.seen)
-        merged = compute(self.operator(self.graphs.predict), everything)
-        merged[:, seen] = compute(self.operator(self.graphs.train), seen)
-        return merged
-
-    def _is_stored(self, num_nodes: int, width: int, num_classes: int) -> bool:
-        if self.storage is None:
-            return False
-        entries, classes = len(self.graphs.train.col), num_classes if self.settings.label_input else 0
-        return not self.storage.fits(num_nodes, entries, width, self.hops, classes)
-
-    def _stored(self, targets: StepTargets, features: Any, folds: Tensor | None) -> HopInputs:
-        assert self.storage is not None
-        rows = FeatureRows.of(features)
-        self.check_batch(targets.num_trained, rows.shape[1])
-        hops, labels = self.storage.features(self.graphs, rows, self.hops), None
-        if folds is not None:
-            small = folds.to(torch.int8).numpy()
-            labels = self.storage.labels(self.graphs, LabelChannel(len(rows), targets), small, self.label_hops)
-        return HopInputs(len(rows), hops, labels)
-
-    def check_batch(self, trained: int, width: int) -> None:
-        """
-        Raises:
-            ValueError: an optimizer step's hop features exceed the budget; says which batch size does not.
-        """
-        assert self.storage is not None
-        sizes, item_bytes = (trained, self.batch_size, self.hops, width), self.hardware.dtype.itemsize
-        check_batch(self.storage.budget, *sizes, item_bytes, beside=self.consistency is not None)
 
 
 class HopInputs:
@@ -180,10 +74,9 @@ class HopTask(GNNTask):
     inputs: HopInputs
     learner: HopLearner
 
-    def __init__(self, learner: HopLearner, inputs: HopInputs, targets: StepTargets, model: nn.Module, *_: Any) -> None:
-        super().__init__(learner, inputs, targets, model)
-        consistency = learner.consistency
-        self.teacher = None if consistency is None else MeanTeacher(self.model)
+    def __init__(self, learner: HopLearner, *given: Any) -> None:
+        super().__init__(learner, *given)
+        self.teacher = None if learner.consistency is None else MeanTeacher(self.model)
 
     def batches(self, epoch: int) -> Batches:
         nodes, target, is_gold = self.targets.batch(epoch)
@@ -229,3 +122,98 @@ class HopTask(GNNTask):
             part = nodes[start : start + at_once]
             hops, labels = self.inputs.rows(part)
             yield part, self.model(hops.to(device), None if labels is None else labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopLearner(GNNLearner):
+    """p_φ on hop features: a `GNNLearner` whose network sees [x, Ax, A²x, …] of a node, and label hops if asked for.
+
+    With label input a node whose label is known, gold or pseudo, sees the labels of other nodes alone, at every hop
+    (`fold_label_hops`): y_{V∖n}. ``build`` gives a module with ``forward(hop_features (K+1, B, D), label_features (1,
+    B, C) or None) -> logits (B, C)``.
+
+    Attributes:
+        operator: structure -> A.
+        hops: K.
+        label_hops: how far labels are propagated with label input; the network sees the last hop.
+        batch_size: nodes per optimizer step; 0 = all of an epoch's.
+        storage: keeps hop features on disk where they exceed its budget, for ``graphs`` of `MmapGraph`s; None: all
+            is in memory.
+        consistency: SCR; None = off.
+    """
+
+    operator: Callable[[Any], SparseOperator]
+    hops: int
+    label_hops: int = 0
+    batch_size: int = 0
+    storage: HopStorage | None = None
+    consistency: Consistency | None = None
+
+    task: ClassVar[type[GNNTask]] = HopTask
+    in_batches: ClassVar[bool] = True
+
+    @property
+    def data_parallel(self) -> bool:
+        """Not with consistency, whose mean over a batch's confident nodes is no sum over parts of the batch."""
+        return self.consistency is None
+
+    def model_for(self, width: int, num_classes: int) -> nn.Module:
+        return self.build(width, num_classes)
+
+    def _inputs(self, features: Any, targets: StepTargets) -> HopInputs:
+        num_nodes, width = features.shape
+        known = torch.zeros(num_nodes, dtype=torch.bool)
+        known[torch.from_numpy(targets.gold.nodes)] = True
+        if targets.pseudo is not None:
+            known[torch.from_numpy(targets.pseudo.candidates)] = True
+        generator = torch.Generator().manual_seed(targets.seed)
+        folds = draw_folds(known, LABEL_FOLDS, generator) if self.settings.label_input else None
+        if self.storage is not None:
+            entries, classes = len(self.graphs.train.col), targets.gold.num_classes if self.settings.label_input else 0
+            if not self.storage.fits(num_nodes, entries, width, self.hops, classes):
+                return self._stored(targets, features, folds, self.storage)
+        return self._in_memory(targets, features, folds)
+
+    def _in_memory(self, targets: StepTargets, features: Any, folds: Tensor | None) -> HopInputs:
+        x = torch.from_numpy(np.array(features, dtype=np.float32))
+
+        def propagated(operator: SparseOperator, nodes: Any) -> Tensor:
+            return propagate(operator, x[nodes], self.hops, self.hardware.dtype)
+
+        hops = self._merged(propagated)
+        if folds is None:
+            return HopInputs(len(x), hops, None)
+        labels = LabelChannel(len(x), targets).all_rows()
+
+        def label_hops(operator: SparseOperator, nodes: Any) -> Tensor:
+            return fold_label_hops(operator, labels[nodes], folds[nodes], self.label_hops, self.hardware.dtype)
+
+        return HopInputs(len(x), hops, self._merged(label_hops))
+
+    def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
+        """(hops, N, …): the nodes that training sees on what it sees, the others on what prediction sees."""
+        everything: Any = slice(None)
+        if self.graphs.seen is None:
+            return compute(self.operator(self.graphs.train), everything)
+        seen = torch.from_numpy(self.graphs.seen)
+        merged = compute(self.operator(self.graphs.predict), everything)
+        merged[:, seen] = compute(self.operator(self.graphs.train), seen)
+        return merged
+
+    def _stored(self, targets: StepTargets, features: Any, folds: Tensor | None, storage: HopStorage) -> HopInputs:
+        rows = FeatureRows.of(features)
+        self.check_batch(targets.num_trained, rows.shape[1])
+        hops, labels = storage.features(self.graphs, rows, self.hops), None
+        if folds is not None:
+            small = folds.to(torch.int8).numpy()
+            labels = storage.labels(self.graphs, LabelChannel(len(rows), targets), small, self.label_hops)
+        return HopInputs(len(rows), hops, labels)
+
+    def check_batch(self, trained: int, width: int) -> None:
+        """
+        Raises:
+            ValueError: an optimizer step's hop features exceed the budget; says which batch size does not.
+        """
+        assert self.storage is not None
+        sizes, item_bytes = (trained, self.batch_size, self.hops, width), self.hardware.dtype.itemsize
+        check_batch(self.storage.budget, *sizes, item_bytes, beside=self.consistency is not None)

@@ -16,18 +16,12 @@ from torch import Tensor
 
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.files import fingerprint
-from glem_graphgym.out_of_core.feature_rows import FeatureRows
 
 FOLDS = 2  # parts in which nodes' own labels are hidden when all nodes are predicted with label input
 
 
 class LabelChannel:
-    """The labels of a step as an input, float32 (N, C), read by rows.
-
-    Args:
-        num_nodes: N.
-        targets: gold labels and the pseudo-labels of all candidates.
-    """
+    """The gold labels and candidates' pseudo-labels of a step as an input, float32 (N, C), read by rows."""
 
     def __init__(self, num_nodes: int, targets: StepTargets) -> None:
         self.num_nodes, self.targets = num_nodes, targets
@@ -40,13 +34,13 @@ class LabelChannel:
         return self.num_nodes, self.targets.gold.num_classes
 
     def take(self, nodes: np.ndarray) -> np.ndarray:
-        """float32 (n, C) of ``nodes``, int64 (n,), in any order; zeros where a node has no label."""
+        """float32 (n, C) for ``nodes``, int64 (n,), in any order; zeros where a node has no label."""
         out = np.zeros((len(nodes), self.shape[1]), dtype=np.float32)
-        rows, _ = _found(nodes, self.pseudo_nodes)
+        rows, _ = _among(nodes, self.pseudo_nodes)
         if len(rows):
             assert self.targets.pseudo is not None
             out[rows] = self.targets.pseudo.targets(nodes[rows]).numpy()
-        rows, places = _found(nodes, self.gold_nodes)
+        rows, places = _among(nodes, self.gold_nodes)
         out[rows] = 0.0
         out[rows, self.targets.gold.labels[self.gold_order[places]]] = 1.0
         return out
@@ -60,7 +54,7 @@ class LabelChannel:
         return torch.from_numpy(self.read(0, self.num_nodes))
 
     def key(self) -> str:
-        """A name of the content; predictions are read once."""
+        """Fingerprint of the content; predictions are read once."""
         gold, pseudo = self.targets.gold, self.targets.pseudo
         known = [gold.nodes, gold.labels, self.shape]
         if pseudo is not None:
@@ -68,25 +62,22 @@ class LabelChannel:
         return fingerprint(*known)
 
 
-def _found(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _among(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ``nodes`` that are among the increasing ``known`` ones, and their places there."""
     if not len(known):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return known, known
     places = np.searchsorted(known, nodes).clip(max=len(known) - 1)
     rows = np.flatnonzero(known[places] == nodes)
     return rows, places[rows]
 
 
 class StoredInputs:
-    """Input rows of features that may be memory-mapped: nothing of all nodes is made.
+    """Input rows, of type ``dtype``, of features (N, D) that may be memory-mapped; no array of all nodes is made.
 
-    Args:
-        x: (N, D).
-        targets: the step's labels; None without label input.
-        dtype: of the rows.
+    ``targets`` are the step's labels, None without label input.
     """
 
-    def __init__(self, x: FeatureRows, targets: StepTargets | None, dtype: torch.dtype) -> None:
+    def __init__(self, x: Any, targets: StepTargets | None, dtype: torch.dtype) -> None:
         self.x, self.dtype = x, dtype
         self.channel = None if targets is None else LabelChannel(len(x), targets)
 
@@ -119,18 +110,12 @@ class StoredInputs:
 
 
 class GNNInputs(StoredInputs):
-    """The input of all nodes in memory.
+    """The input of all nodes in memory: ``x`` is on the device and of the type that the GNN computes in."""
 
-    Args:
-        x: float (N, D), on the device and of the type that the GNN computes in.
-        targets: the step's labels; None without label input.
-    """
-
-    x: Tensor  # type: ignore[assignment]
+    x: Tensor
 
     def __init__(self, x: Tensor, targets: StepTargets | None) -> None:
-        self.x, self.dtype = x, x.dtype
-        self.channel = None if targets is None else LabelChannel(len(x), targets)
+        super().__init__(x, targets, x.dtype)
         self.labels = None if self.channel is None else self.channel.all_rows().to(x)
 
     def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
@@ -150,7 +135,7 @@ class GNNInputs(StoredInputs):
         return self.x if self.labels is None else with_labels(self.x, self.labels.clone(), torch.from_numpy(nodes))
 
     def without_label(self, x: Tensor) -> Tensor:
-        """bool (N,): nodes of which the input ``x`` tells no label."""
+        """bool (N,): nodes that have no label in the input ``x``."""
         return ~x[:, self.x.shape[1] :].any(dim=1)
 
     def filled(self, x: Tensor, nodes: Tensor, labels: Tensor) -> Tensor:
@@ -160,11 +145,7 @@ class GNNInputs(StoredInputs):
 
 
 def with_labels(x: Tensor, labels: Tensor, hidden: Tensor | slice) -> Tensor:
-    """Features (n, D) and labels (n, C) beside them without the ``hidden`` rows'.
-
-    Args:
-        labels: the caller's own copy, in which these become zeros.
-    """
+    """Features (n, D) and labels (n, C) beside them; the ``hidden`` rows of these become zeros, in place."""
     labels[hidden] = 0
     return torch.cat([x, labels], dim=1)
 
@@ -174,11 +155,6 @@ def prediction_folds(num_nodes: int, gold: np.ndarray, nodes: np.ndarray) -> Ite
 
     The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the labels of
     its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
-
-    Args:
-        num_nodes: N.
-        gold: int64, the nodes with a gold label.
-        nodes: int64, increasing.
     """
     fold_of = np.zeros(num_nodes, dtype=np.int8)
     fold_of[gold] = FOLDS

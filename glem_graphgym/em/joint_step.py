@@ -1,7 +1,7 @@
 """Joint co-training: text encoder and GNN trained end to end, on the texts of sampled neighbourhoods.
 
 The costly way that GLEM replaces, and the baseline it is measured against: a step encodes, with gradient, the text of
-every node of its neighbourhoods rather than one text a target.
+every node of its neighbourhoods rather than one text per target.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import Checkpoint
-from glem_graphgym.em.e_step import LMSettings, encode_in_parts, encoding_bar, encoding_rounds, fit_lm, lm_optimizer
+from glem_graphgym.em.e_step import LMSettings, encode_in_parts, encode_texts, fit_lm, lm_optimizer
 from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, to_float16
 from glem_graphgym.em.inputs import GNNInputs, StoredInputs
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
@@ -40,10 +40,10 @@ class JointSettings:
 
     Attributes:
         lm: of the encoder, as in an E-step; ``batch_size`` counts gold nodes, whose neighbourhoods come on top, and
-            ``accumulate`` the parts in which they are sampled and go through the model. Schedule and clipping hold
-            for both parts, patience and validations too.
+            ``accumulate`` the parts in which they are sampled and go through the model. Schedule, clipping and
+            validations are those of both models.
         gnn_lr, gnn_weight_decay: of the GNN, under the same schedule.
-        part_tokens: padded tokens of a part of a step's texts: texts of similar length, so that little is padding.
+        part_tokens: padded tokens of a part of a step's texts, which are of similar length.
         recompute: compute each part anew in the backward pass, so that a step needs the memory of one part.
         label_input: gold labels as further input, those of the step's own nodes hidden.
     """
@@ -66,14 +66,9 @@ class JointLearner:
     Attributes:
         tokens: N texts.
         build: (F, num_classes) -> model with pretrained encoder, for F features beside the embedding.
-        graphs: as of a `GNNLearner`.
+        graphs, validation, hardware, predicted: as of a `GNNLearner`.
         neighbourhoods: draws them from these graphs, one hop per layer of the GNN.
-        settings: how it is trained.
-        validation: selects the weights.
-        hardware: device and precision.
-        predicted: as of a `GNNLearner`.
-        layerwise: lets the GNN predict where graph and features are too large to be in memory; its network is then
-            a `LayeredGNN`. None: they are in memory.
+        layerwise: lets the GNN, a `LayeredGNN`, predict where graph and features exceed memory; else None.
     """
 
     tokens: TokenStore
@@ -105,7 +100,7 @@ class JointLearner:
         return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """As of an `LMLearner`: how much of it training is nobody knows before neighbourhoods are drawn."""
+        """As of an `LMLearner`; how much of it is training is not known before neighbourhoods are drawn."""
         return {"batch": 1.0}
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
@@ -123,27 +118,21 @@ class JointLearner:
             raise MemoryError(f"{task.meter.latest} did not fit") from error
 
 
+@dataclass
 class _Meter:
-    """What a step of training takes."""
+    """Counts of what steps of training took."""
 
-    def __init__(self) -> None:
-        self.steps = self.texts = self.tokens = self.most_texts = 0
-        self.latest = "a step"
+    steps: int = 0
+    texts: int = 0
+    tokens: int = 0
+    most_texts: int = 0
+    latest: str = "a step"
 
     def see(self, hood: Neighbourhood, tokens: int) -> None:
         texts = len(hood.nodes)
         self.steps, self.texts, self.tokens = self.steps + 1, self.texts + texts, self.tokens + tokens
         self.most_texts = max(self.most_texts, texts)
         self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
-
-    def notes(self, accumulate: int) -> dict[str, float]:
-        steps = max(1, self.steps // accumulate)
-        return {
-            "steps": steps,
-            "texts_per_step": round(self.texts / steps, 1),
-            "tokens_per_step": round(self.tokens / steps, 1),
-            "most_texts_at_once": self.most_texts,
-        }
 
 
 class JointTask(Task):
@@ -165,9 +154,15 @@ class JointTask(Task):
         return self.model.encoder.dim
 
     def costs(self, log: FitLog) -> dict[str, float]:
-        """What a step and an epoch of its training took."""
-        seconds = log.train_seconds / max(1, log.epochs)
-        return {**self.meter.notes(self.settings.lm.accumulate), "train_seconds_per_epoch": round(seconds, 3)}
+        """Costs of a step and of an epoch of its training."""
+        meter, steps = self.meter, max(1, self.meter.steps // self.settings.lm.accumulate)
+        return {
+            "steps": steps,
+            "texts_per_step": round(meter.texts / steps, 1),
+            "tokens_per_step": round(meter.tokens / steps, 1),
+            "most_texts_at_once": meter.most_texts,
+            "train_seconds_per_epoch": round(log.train_seconds / max(1, log.epochs), 3),
+        }
 
     def get_extra_state(self) -> dict[str, Any]:
         return dict(vars(self.meter))
@@ -237,20 +232,14 @@ class JointTask(Task):
         nodes: np.ndarray | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Write logits (N, C) of the ``predicted`` nodes and text embeddings (N, H) into the given arrays (float16,
-        memory-mapped), these of ``nodes``, int64 (n,), alone where given.
+        """Write logits (N, C) of the ``predicted`` nodes, and text embeddings (N, H) of ``nodes`` as `LMTask.predict`.
 
         The GNN sees all neighbours of all nodes, and the embeddings as they are written.
         """
-        model = self.model.to(self.device).eval()
-        nodes = np.arange(len(self.tokens)) if nodes is None else nodes
-        bar = encoding_bar(self.tokens, nodes, title)
-        rounds = encoding_rounds(self.tokens, nodes, self.settings.lm.infer_tokens, bar, checkpoint, (embeddings,))
-        with torch.inference_mode(), self.learner.hardware.autocast(), bar:
-            for (batch,) in rounds:
-                ids, mask = (torch.from_numpy(array).to(self.device) for array in self.tokens.pad(batch))
-                embeddings[batch] = to_float16(model.encoder(ids, mask))
-                bar.update(int(self.tokens.lengths[batch].sum()))
+        encoder = self.model.to(self.device).eval().encoder
+        how = (self.tokens, nodes, self.settings.lm.infer_tokens, title, checkpoint)
+        with torch.inference_mode(), self.learner.hardware.autocast():
+            encode_texts(lambda ids, mask: (encoder(ids, mask),), (embeddings,), self.device, *how)
         self.propagate(logits, embeddings)
 
     def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
@@ -277,15 +266,14 @@ class JointTask(Task):
             yield from layerwise.logits(gnn, embeddings.shape[1] + self.inputs.dim, rows, group)
 
     def _propagate_in_memory(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
-        learner, gnn = self.learner, self.model.gnn
-        settings = GNNSettings(label_input=self.settings.label_input)
+        learner, settings = self.learner, GNNSettings(label_input=self.settings.label_input)
         exact = GNNLearner(
-            lambda dim_in, num_classes: gnn,
-            learner.graphs,
-            lambda parameters: (None, None),  # it only predicts
-            settings,
-            self.validation,
-            learner.hardware,
+            build=lambda dim_in, num_classes: self.model.gnn,
+            graphs=learner.graphs,
+            make_optimizer=lambda parameters: (None, None),  # it only predicts
+            settings=settings,
+            validation=self.validation,
+            hardware=learner.hardware,
             predicted=learner.predicted,
         )
         exact.start(self.targets, self._all_features(embeddings)).predict(logits)
@@ -293,12 +281,12 @@ class JointTask(Task):
     def _all_features(self, embeddings: np.ndarray) -> np.ndarray:
         """float32 (N, H + F): the GNN's input but for labels."""
         assert isinstance(self.inputs, GNNInputs)
-        found = np.empty((len(embeddings), embeddings.shape[1] + self.inputs.x.shape[1]), dtype=np.float32)
+        features = np.empty((len(embeddings), embeddings.shape[1] + self.inputs.x.shape[1]), dtype=np.float32)
         with torch.inference_mode():
-            for start in range(0, len(found), ROWS_AT_ONCE):
+            for start in range(0, len(features), ROWS_AT_ONCE):
                 rows = slice(start, start + ROWS_AT_ONCE)
-                found[rows] = self._node_features(embeddings[rows], self.inputs.x[rows]).cpu().numpy()
-        return found
+                features[rows] = self._node_features(embeddings[rows], self.inputs.x[rows]).cpu().numpy()
+        return features
 
     def _node_features(self, embeddings: np.ndarray, more: Tensor) -> Tensor:
         """float32 (n, H + F) of some nodes' text embeddings (n, H) and further features (n, F)."""

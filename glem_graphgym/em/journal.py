@@ -6,11 +6,11 @@
     logits.npy           float16 (N, C), predictions for all nodes
     embeddings.npy       float16 (N, H), text embeddings (stages of the LM)
     weights.safetensors  the trained weights, as long as the run or a later prediction needs them
-    history.json         one row an evaluation
+    history.json         one row per evaluation
 
-A stage fills a hidden folder that is renamed when it is whole; its checkpoints in there are what a killed run goes on
-from. Of several processes the first writes; the others take part in the work or wait, and read what is finished.
-Hop features on disk, which a stage may go on from too, lie in ``<run folder>/working/`` until it is finished.
+A stage fills a hidden folder, which is renamed when it is whole; its checkpoints in there are what a killed run goes on
+from. Rank 0 writes; the other ranks take part in the work or wait, and read what is finished. Hop features on disk,
+which a stage may go on from too, lie in ``<run folder>/working/`` until it is finished.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,10 +47,10 @@ Scores = dict[str, dict[str, float]]  # split -> metric -> value
 
 @dataclass(frozen=True)
 class StageKey:
-    """What a stage is.
+    """A stage's identity.
 
     Attributes:
-        index: its place in the run, from 0.
+        index: position in the run, from 0.
         name: folder-safe, e.g. ``lm_gold`` or ``e_step_1``.
         model: ``LM`` or ``GNN``; ``none`` for predictions that were made of finished ones.
         method: the row of the results it counts for: LM, GNN, Cascade, GLEM-LM, GLEM-GNN.
@@ -71,10 +70,9 @@ class StageKey:
 
 @dataclass
 class StageOutput:
-    """What came of a stage beside its predictions, which go straight into its folder.
+    """Outcome of a stage beside its predictions, which go straight into its folder.
 
-    ``notes`` are numbers for the stage's diagnostics; ``seconds_before`` what was done for it earlier, maybe by another
-    run, and counts as its own.
+    ``notes`` are numbers for its diagnostics; ``seconds_before`` were spent for it earlier, and count as its own.
     """
 
     log: FitLog
@@ -87,12 +85,13 @@ class StageOutput:
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A finished stage, read back from disk: predictions are memory-mapped.
+    """A finished stage, read back from disk; predictions are memory-mapped.
 
     Attributes:
         logits: float16 (N, C).
         embeddings: float16 (N, H) or None.
         valid: validation score that selection goes by.
+        scores: that metric on every split.
     """
 
     key: StageKey
@@ -100,6 +99,8 @@ class FinishedStage:
     logits: np.ndarray
     embeddings: np.ndarray | None
     valid: float
+    scores: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def weights(self) -> Weights:
         path = self.folder / "weights.safetensors"
@@ -117,33 +118,33 @@ class Stage:
     Attributes:
         todo: whether this process has work to do: the stage is not finished, and not done by others.
         folder: for ``logits.npy`` (and ``embeddings.npy``), while there is work to do.
-        checkpoint: what the stage goes on from where a run was killed.
-        result: once the block has ended.
+        checkpoint: state to go on from where a run was killed.
+        output: given to `finish`.
+        result: set when the block has ended.
     """
 
+    result: FinishedStage
+
     def __init__(self, key: StageKey, folder: Path | None, minutes: float) -> None:
-        self.key = key
-        self.todo = folder is not None
-        self.folder = folder or Path()
+        self.key, self.todo, self.folder = key, folder is not None, folder or Path()
         self.checkpoint = Checkpoint(self.folder, minutes)
-        self.work: StageOutput | None = None
-        self.seconds = 0.0
+        self.output: StageOutput | None = None
         self._memory = PeakMemory() if self.todo else None
         self._start = time.perf_counter()
 
-    def finish(self, work: StageOutput) -> None:
+    def finish(self, output: StageOutput) -> None:
         """The work is done, and predictions are written. What follows is diagnosis, and not counted."""
         assert self._memory is not None
-        self.work = work
-        self.seconds = time.perf_counter() - self._start + self.checkpoint.seconds_before + work.seconds_before
+        self.output = output
+        self.seconds = time.perf_counter() - self._start + self.checkpoint.seconds_before + output.seconds_before
         self.peak_mb = self._memory.peak_mb()
 
     def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
-        """float16 array ``name`` of that shape, which the stage fills, for ``nodes`` alone; see `open_predictions`."""
+        """float16 array ``name`` of that shape for the stage to fill, for ``nodes`` alone; see `open_predictions`."""
         return open_predictions(self.folder, name, *shape, nodes)
 
     def compute(self, numbers: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """``numbers()``, which follow from predictions: a stage that is recorded has none to compute them from."""
+        """``numbers()``, which follow from predictions; a stage that is only recorded has none, and skips them."""
         return numbers()
 
     @property
@@ -151,19 +152,17 @@ class Stage:
         """float16 (N, C), as they were written."""
         return np.load(self.folder / "logits.npy", mmap_mode="r")
 
-    result: FinishedStage
-
 
 class Journal:
     """Does each stage once.
 
     Args:
         run_dir: the run's folder.
-        seed: the run's seed; every stage starts from its own seed made of it, so a resumed run repeats nothing and
-            ends with the same numbers as an uninterrupted one on the same machine.
-        evaluate: logits (N, C) -> scores of every split. The only place that test labels are used.
-        metric: which of the scores selects.
-        say: called with a line at the beginning and at the end of each stage.
+        seed: the run's seed. Every stage starts from its own seed made of it, so that a resumed run ends with the same
+            numbers as an uninterrupted one on the same machine.
+        evaluate: logits (N, C) -> scores of every split. The only use of test labels.
+        metric: the score that selects.
+        log: called with a line at the beginning and at the end of each stage.
         save_memory: kind of model (``LM``, ``GNN``, ``none``) -> the keys that help where a stage runs out of memory.
         checkpoint_minutes: between the checkpoints of a stage.
         plan: the stages of the run, for the lines that say how far it is.
@@ -176,13 +175,13 @@ class Journal:
         evaluate: Callable[[np.ndarray], Scores],
         *,
         metric: str = "accuracy",
-        say: Callable[[str], None] = logging.info,
+        log: Callable[[str], None] = logging.info,
         save_memory: Callable[[str], str] = lambda model: "use a smaller model or smaller batches",
         checkpoint_minutes: float = MINUTES,
         plan: Plan | None = None,
     ) -> None:
         self.folder, self.working = run_dir / "stages", run_dir / "working"
-        self.seed, self.evaluate, self.metric, self.say = seed, evaluate, metric, say
+        self.seed, self.evaluate, self.metric, self.log = seed, evaluate, metric, log
         self.save_memory, self.checkpoint_minutes = save_memory, checkpoint_minutes
         self.finished: list[FinishedStage] = []
         self.plan = plan or Plan()
@@ -192,38 +191,35 @@ class Journal:
         """A block that does the stage ``key`` where there is something `todo`, and ends it with `Stage.finish`.
 
         Args:
-            data_parallel: whether all processes of the run do it, rather than the first alone.
+            data_parallel: whether all processes of the run do it, rather than rank 0 alone.
             shared: a folder for this very stage that runs have in common, named by all that it depends on: the first
                 run does it, the others take it over, with the seconds that it took.
 
         Raises:
             OutOfMemoryError: memory ran out; names the stage.
-            DamagedFileError: what a finished stage left cannot be read; names the file.
+            DamagedFileError: a file of a finished stage cannot be read; names it.
         """
-        folder = self.folder / key.folder
+        folder, numbered = self.folder / key.folder, self.plan.numbered(key.index)
         was_done = processes.broadcast((folder / "stage.json").exists)
-        if was_done:
-            stage = Stage(key, None, self.checkpoint_minutes)
-            yield stage
-        else:
+        if processes.rank() == 0 and not was_done:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.nullcontext() if was_done else filling(shared or folder, data_parallel) as part:
+            stage = Stage(key, part, self.checkpoint_minutes)
+            with self._doing(stage) if stage.todo else contextlib.nullcontext():
+                yield stage
+        if not was_done:
             if processes.rank() == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-            with filling(shared or folder, data_parallel) as part:
-                stage = Stage(key, part, self.checkpoint_minutes)
-                if part is None:
-                    yield stage
-                else:
-                    with self._doing(stage):
-                        yield stage
-            if processes.rank() == 0:
-                self._keep(stage, folder, shared)
+                self._take_over(key, folder, shared)
             processes.barrier()
-        stage.result = self._read(key, folder)
-        with reading(folder / "stage.json", _remedy(folder)):
-            self.plan.note(key.name, float(read_json(folder / "stage.json")["seconds"]))
-            if was_done and processes.rank() == 0:
-                self.say(f"{self.plan.numbered(key.index)} was done before: {self._scores(folder)}")
-        self.finished.append(stage.result)
+        done = stage.result = self._read(key, folder)
+        self.plan.note(key.name, done.seconds)
+        self.finished.append(done)
+        if processes.rank() == 0:
+            shown = ", ".join(f"{100 * value:.2f}% {split}" for split, value in done.scores.items())
+            scores = f"{self.metric} {shown}"
+            how = "took" if stage.todo else "taken from another run, which took"
+            ended = f"{numbered}: {scores}; {how} {time_text(done.seconds)}"
+            self.log(f"{numbered} was done before: {scores}" if was_done else ended)
 
     @contextlib.contextmanager
     def _doing(self, stage: Stage) -> Iterator[None]:
@@ -233,7 +229,7 @@ class Journal:
         left = self.plan.left(key.index)
         line = f"{self.plan.numbered(key.index)}{left and ', '}{left}: {in_words(key.name)}"
         if processes.rank() == 0:
-            self.say(textwrap.fill(line, LINE_WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+            self.log(textwrap.fill(line, LINE_WIDTH, subsequent_indent="  ", break_on_hyphens=False))
         with (
             naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model)),
             watched(Watch(self.plan, key.index, key.name)),
@@ -242,66 +238,56 @@ class Journal:
         if processes.rank() == 0:
             self._record(stage)
 
-    def _scores(self, folder: Path) -> str:
-        """``accuracy 97.92% train, 81.25% valid, 79.17% test``."""
-        scores = read_json(folder / "stage.json")["scores"]
-        return f"{self.metric} " + ", ".join(f"{100 * of[self.metric]:.2f}% {split}" for split, of in scores.items())
-
     def _record(self, stage: Stage) -> None:
         """Write what a stage leaves beside its predictions."""
-        work, folder = stage.work, stage.folder
-        assert work is not None, f"stage {stage.key.name} was not finished"
-        record: dict[str, Any] = {
+        output, folder = stage.output, stage.folder
+        assert output is not None, f"stage {stage.key.name} was not finished"
+        record = {
             **asdict(stage.key),
             "seconds": round(stage.seconds, 3),
             "peak_memory_mb": round(stage.peak_mb, 1),
-            "params": work.params,
-            "lr": work.lr,
-            "epochs": work.log.epochs,
-            "best_epoch": work.log.best_epoch,
+            "params": output.params,
+            "lr": output.lr,
+            "epochs": output.log.epochs,
+            "best_epoch": output.log.best_epoch,
             "scores": self.evaluate(stage.logits),
-            "diagnostics": work.notes,
+            "diagnostics": output.notes,
         }
-        if work.weights:
-            weights = {name: value.cpu().contiguous() for name, value in work.weights.items()}
+        if output.weights:
+            weights = {name: value.cpu().contiguous() for name, value in output.weights.items()}
             with disk_full_errors(folder / "weights.safetensors"):
                 save_file(weights, folder / "weights.safetensors")
-        write_json(folder / "history.json", work.log.history)
+        write_json(folder / "history.json", output.log.history)
         write_json(folder / "stage.json", record)
 
-    def _keep(self, stage: Stage, folder: Path, shared: Path | None) -> None:
-        """Take over a shared stage, let go of what the stage worked with, and say what came of it."""
+    def _take_over(self, key: StageKey, folder: Path, shared: Path | None) -> None:
+        """Take over a shared stage, and remove what the stage worked with."""
         if shared is not None:
-            self._read(stage.key, shared)  # a damaged one would be damaged in every run that takes it over
+            self._read(key, shared)  # a damaged one would be damaged in every run that takes it over
             with making(folder) as part:
                 assert part is not None
                 for file in shared.iterdir():
                     link_or_copy(file, part / file.name)
         (self.folder / f".{folder.name}.lock").unlink(missing_ok=True)
         shutil.rmtree(self.working, ignore_errors=True)
-        took = time_text(read_json(folder / "stage.json")["seconds"])
-        how = "took" if stage.todo else "taken from another run, which took"
-        self.say(f"{self.plan.numbered(stage.key.index)}: {self._scores(folder)}; {how} {took}")
 
     def _read(self, key: StageKey, folder: Path) -> FinishedStage:
         """
         Raises:
             DamagedFileError: one of the stage's files is damaged.
         """
-        remedy = _remedy(folder)
+        remedy = f"delete {folder} and type the same command again to redo this stage"
         embeddings, weights = folder / "embeddings.npy", folder / "weights.safetensors"
         with reading(folder / "stage.json", remedy):
-            valid = float(read_json(folder / "stage.json", remedy)["scores"]["valid"][self.metric])
+            record = read_json(folder / "stage.json", remedy)
+            scores = {split: float(of[self.metric]) for split, of in record["scores"].items()}
+            valid, seconds = scores["valid"], float(record["seconds"])
         if weights.exists():
             with reading(weights, remedy), safe_open(weights, "pt"):  # reads the header, and compares the size with it
                 pass
-        return FinishedStage(
-            key=key,
-            folder=folder,
-            logits=read_array(folder / "logits.npy", remedy),
-            embeddings=read_array(embeddings, remedy) if embeddings.exists() else None,
-            valid=valid,
-        )
+        logits = read_array(folder / "logits.npy", remedy)
+        vectors = read_array(embeddings, remedy) if embeddings.exists() else None
+        return FinishedStage(key, folder, logits, vectors, valid, scores, seconds)
 
     def read_all(self, names: list[str] | None = None) -> None:
         """Take the stages that the run folder holds, in their order; only those whose folders are in ``names``."""
@@ -314,7 +300,7 @@ class Journal:
             self.finished.append(self._read(key, folder))
 
     def best(self, method: str) -> FinishedStage | None:
-        """Of the finished stages of ``method`` the one with the best validation score, the first on ties."""
+        """The finished stage of ``method`` with the best validation score, the first on ties."""
         return max((s for s in self.finished if s.key.method == method), key=lambda s: s.valid, default=None)
 
     def forget_weights(self, keep: set[str]) -> None:
@@ -324,15 +310,8 @@ class Journal:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
 
 
-def _remedy(folder: Path) -> str:
-    return f"delete {folder} and type the same command again to redo this stage"
-
-
 def stage_seed(seed: int, index: int, rank: int = 0) -> int:
-    """The seed of one stage of a run: a resumed run and an uninterrupted one agree on it.
-
-    Processes beyond the first have seeds of their own, for dropout.
-    """
+    """The seed of one stage of a run, resumed or not. Ranks beyond 0 have seeds of their own, for dropout."""
     return int(np.random.SeedSequence([seed, index, rank] if rank else [seed, index]).generate_state(1)[0])
 
 

@@ -27,10 +27,8 @@ class GNNSettings:
     """How the GNN is trained in one step.
 
     Attributes:
-        epochs: upper bound; full-batch training makes one step per epoch.
+        epochs, eval_every, patience: as of a `FitPlan`; full-batch training makes one step per epoch.
         lr: base learning rate, for the record; the optimizer has its own.
-        eval_every: epochs between validations.
-        patience: validations without a better score before training stops; 0 = never.
         label_input: concatenate labels to the features: y_L and ŷ_U, a target's own label hidden.
         label_input_rate: share 0-1 of the gold labels given as input in an epoch; the other gold nodes are its targets.
             Of the candidates for pseudo-labels at most 1 / `FOLDS` are targets at a time, for the same reason.
@@ -63,8 +61,7 @@ class GraphViews:
 class LabelReuse:
     """Label reuse (Wang et al. 2021): predictions take the place of the labels that are not given as input.
 
-    Attributes:
-        passes: forward passes without gradient before the one that counts.
+    They come of ``passes`` forward passes without gradient before the one that counts.
     """
 
     passes: int
@@ -81,86 +78,12 @@ class LabelReuse:
         return x
 
 
-@dataclass(frozen=True)
-class GNNLearner:
-    """p_φ(y_n | s_V, A, y_{V∖n}), trained in full batch.
-
-    Attributes:
-        build: (dim_in, num_classes) -> module with ``forward(x (N, D), structure) -> logits (N, C)``.
-        graphs: what `build`'s module takes as ``structure``.
-        make_optimizer: parameters -> (optimizer, learning-rate schedule counted in epochs).
-        settings: how it is trained.
-        validation: selects the weights.
-        hardware: device and precision.
-        predicted: int64, increasing: the nodes of which logits are predicted; None = all.
-        label_reuse: with label input and in full batch; None = off.
-    """
-
-    build: Callable[[int, int], nn.Module]
-    graphs: GraphViews
-    make_optimizer: Callable[[Iterator[nn.Parameter]], tuple[Any, Any]]
-    settings: GNNSettings
-    validation: Validation
-    hardware: Hardware
-    predicted: np.ndarray | None = None
-    label_reuse: LabelReuse | None = None
-
-    in_batches: ClassVar[bool] = False  # whether an epoch has several steps, each on a part of the targets
-
-    @property
-    def data_parallel(self) -> bool:
-        """Whether all processes of a run train it; a full batch cannot be shared, so the first trains it alone."""
-        return False
-
-    def but(self, **changes: Any) -> GNNLearner:
-        """A learner with other attributes."""
-        return replace(self, **changes)
-
-    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
-        """A GNN for float (N, D) ``features`` and ``targets``, with fresh weights or, where given, ``weights``."""
-        x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device, self.hardware.dtype)
-        inputs = GNNInputs(comes_again(x), targets if self.settings.label_input else None)
-        return self._task()(self, inputs, targets, self.module(inputs.dim, targets, weights))
-
-    def _task(self) -> type[FullBatchTask]:
-        """The kind of task that `start` makes."""
-        return FullBatchTask
-
-    def module(self, dim_in: int, targets: StepTargets, weights: Weights | None = None) -> nn.Module:
-        """A new network for inputs of that width, with fresh weights or, where given, ``weights``."""
-        module = self.build(dim_in, targets.gold.num_classes)
-        if weights is not None:
-            module.load_state_dict(weights)
-        return module
-
-    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """Unit of a progress bar -> work of a step, comparable among steps: nodes or, in full batch, epochs."""
-        return {"batch": self.settings.epochs * (targets.num_trained if self.in_batches else 1)}
-
-    def model_for(self, width: int, num_classes: int) -> nn.Module:
-        """The network of a step on node features of that ``width``."""
-        return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
-
-    def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
-        """Train a new GNN; see `em.fit.fit`."""
-        return self.fit_task(self.start(targets, features), title, checkpoint)
-
-    def fit_task(self, task: GNNTask, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
-        """Train a GNN that has been started."""
-        s = self.settings
-        plan = FitPlan(title, s.epochs, s.eval_every, s.patience)
-        return Fitted(task, fit(task, plan, self.hardware, checkpoint))
-
-
 class GNNTask(Task):
     """A GNN with the inputs and targets of one M-step: it can be trained, and predicts.
 
     Args:
-        learner: that has started it.
-        inputs: what the GNN sees, hiding labels where there are any.
-        targets: what it is trained on.
-        model: the GNN.
-        adjust_loss: what becomes of the objective's loss; None leaves it as it is.
+        inputs: of the GNN, hiding labels where there are any.
+        adjust_loss: changes the objective's loss; None leaves it as it is.
     """
 
     def __init__(
@@ -177,26 +100,19 @@ class GNNTask(Task):
     def anew(self, targets: StepTargets | None = None, adjust_loss: AdjustLoss | None = None) -> GNNTask:
         """Another GNN with fresh weights and the same inputs."""
         targets = targets or self.targets
-        return type(self)(self.learner, self.inputs, targets, self.learner.module(self.dim_in, targets), adjust_loss)
-
-    @property
-    def dim_in(self) -> int:
-        return int(self.inputs.dim)
+        module = self.learner.module(self.inputs.dim, targets)
+        return type(self)(self.learner, self.inputs, targets, module, adjust_loss)
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
         return *self.learner.make_optimizer(self.model.parameters()), "epoch"
 
-    def predict(self, logits: np.ndarray) -> None:
-        """Write all nodes' logits, or those of the learner's ``predicted`` ones, into the array (N, C)."""
-        predicted = self.learner.predicted
-        for nodes, found in self.predictions(np.arange(len(logits)) if predicted is None else predicted):
-            logits[nodes] = to_float16(found)
-
-    def predictions(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Groups that int64 ``nodes`` fall into, each with its logits (n, C), of a network in evaluation mode."""
+    def predict(self, logits: np.ndarray, nodes: np.ndarray | None = None) -> None:
+        """Write logits into the array (N, C): of int64 ``nodes``, else of the learner's ``predicted`` ones, or all."""
+        nodes = self.learner.predicted if nodes is None else nodes
         self.model.to(self.learner.hardware.device).eval()
         with torch.inference_mode(), self.learner.hardware.autocast():
-            yield from self.exact_logits(nodes)
+            for group, values in self.exact_logits(np.arange(len(logits)) if nodes is None else nodes):
+                logits[group] = to_float16(values)
 
     def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Groups that int64 ``nodes`` fall into, each with its logits (n, C), from all that prediction may see."""
@@ -215,14 +131,9 @@ class GNNTask(Task):
         given = gold & (rng.random(len(nodes)) < settings.label_input_rate)
         if not (gold & ~given).any():
             given = np.zeros(len(nodes), dtype=bool)
-        given[self._surplus(np.flatnonzero(~gold), rng)] = True
+        if self.targets.pseudo is not None:  # all but as many, at random, as one fold of the candidates hides
+            given[rng.permutation(np.flatnonzero(~gold))[-(-len(self.targets.pseudo.candidates) // FOLDS) :]] = True
         return nodes[~given], target[~given], is_gold[~given]
-
-    def _surplus(self, pseudo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Of the places of pseudo nodes those beyond what one fold of the candidates hides, at random."""
-        if self.targets.pseudo is None:
-            return pseudo
-        return rng.permutation(pseudo)[-(-len(self.targets.pseudo.candidates) // FOLDS) :]
 
 
 class FullBatchTask(GNNTask):
@@ -255,7 +166,7 @@ class FullBatchTask(GNNTask):
         return logits_of(x if reuse is None else reuse.fill(self.inputs, x, logits_of))
 
     def seen_logits(self, x: Tensor) -> Tensor:
-        """Logits (N, C) of inputs (N, D): of the nodes that training sees, from what it sees; zeros for the others."""
+        """Logits (N, C) of inputs (N, D): for the nodes that training sees, from what it sees; zeros for the others."""
         graphs = self.learner.graphs
         structure = graphs.train.to(x.device)
         if graphs.seen is None:
@@ -265,10 +176,82 @@ class FullBatchTask(GNNTask):
         return logits.new_zeros(len(x), logits.shape[1]).index_copy(0, seen, logits)
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """Logits (N, C) of inputs (N, D): those of unseen nodes from all that prediction may see of the graph."""
+        """Logits (N, C) of inputs (N, D): for unseen nodes from all that prediction may see of the graph."""
         logits, graphs = self.seen_logits(x), self.learner.graphs
         if graphs.seen is not None:
             unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
             unseen[torch.from_numpy(graphs.seen)] = False
             logits[unseen] = self.model(x, graphs.predict.to(x.device))[unseen]
         return logits
+
+
+@dataclass(frozen=True)
+class GNNLearner:
+    """p_φ(y_n | s_V, A, y_{V∖n}), trained in full batch.
+
+    Attributes:
+        build: (dim_in, num_classes) -> module with ``forward(x (N, D), structure) -> logits (N, C)``.
+        graphs: the structures that this module takes.
+        make_optimizer: parameters -> (optimizer, learning-rate schedule counted in epochs).
+        validation: selects the weights.
+        predicted: int64, increasing: the nodes whose logits are predicted; None = all.
+        label_reuse: with label input and in full batch; None = off.
+        task: the kind of task that `start` makes.
+        in_batches: whether an epoch has several steps, each on a part of the targets.
+    """
+
+    build: Callable[[int, int], nn.Module]
+    graphs: GraphViews
+    make_optimizer: Callable[[Iterator[nn.Parameter]], tuple[Any, Any]]
+    settings: GNNSettings
+    validation: Validation
+    hardware: Hardware
+    predicted: np.ndarray | None = None
+    label_reuse: LabelReuse | None = None
+
+    task: ClassVar[type[GNNTask]] = FullBatchTask
+    in_batches: ClassVar[bool] = False
+
+    @property
+    def data_parallel(self) -> bool:
+        """Whether all processes of a run train it; a full batch cannot be shared, so rank 0 trains it alone."""
+        return False
+
+    def but(self, **changes: Any) -> GNNLearner:
+        """A learner with other attributes."""
+        return replace(self, **changes)
+
+    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
+        """A GNN for float (N, D) ``features``, an array or where the learner reads from disk `FeatureRows`, and
+        ``targets``, with fresh weights or, where given, ``weights``."""
+        inputs = self._inputs(features, targets)
+        return self.task(self, inputs, targets, self.module(inputs.dim, targets, weights))
+
+    def _inputs(self, features: Any, targets: StepTargets) -> Any:
+        x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device, self.hardware.dtype)
+        return GNNInputs(comes_again(x), targets if self.settings.label_input else None)
+
+    def module(self, dim_in: int, targets: StepTargets, weights: Weights | None = None) -> nn.Module:
+        """A new network for inputs of width ``dim_in``, with fresh weights or, where given, ``weights``."""
+        module = self.build(dim_in, targets.gold.num_classes)
+        if weights is not None:
+            module.load_state_dict(weights)
+        return module
+
+    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
+        """Unit of a progress bar -> work of a step, comparable among steps: nodes or, in full batch, epochs."""
+        return {"batch": self.settings.epochs * (targets.num_trained if self.in_batches else 1)}
+
+    def model_for(self, width: int, num_classes: int) -> nn.Module:
+        """The network of a step on node features of that ``width``."""
+        return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
+
+    def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
+        """Train a new GNN; see `em.fit.fit`."""
+        return self.fit_task(self.start(targets, features), title, checkpoint)
+
+    def fit_task(self, task: GNNTask, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
+        """Train a GNN that has been started."""
+        s = self.settings
+        plan = FitPlan(title, s.epochs, s.eval_every, s.patience)
+        return Fitted(task, fit(task, plan, self.hardware, checkpoint))

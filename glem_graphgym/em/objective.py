@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -37,11 +37,7 @@ def glem_loss(
         label_smoothing: ε, share 0-1 of a gold target's mass spread evenly over the classes.
         counts: (gold, pseudo) nodes of the whole batch, when B is but a part of it: the parts' losses then add up to
             the batch's. None where it is the whole.
-        smooth_pseudo: smooth pseudo-labels as gold labels, as the authors' code does; False leaves them as they are,
-            since they are distributions already.
-
-    Returns:
-        scalar tensor.
+        smooth_pseudo: smooth pseudo-labels too, as the authors' code does.
     """
     log_prob = F.log_softmax(logits.float(), dim=-1)
     if label_smoothing > 0:
@@ -65,7 +61,7 @@ def objective_report(
     beta: float,
     pseudo_labels: Callable[[np.ndarray], PseudoLabels],
 ) -> dict[str, float]:
-    """Where the objective of GLEM stands, over all nodes rather than a batch (natural logarithms, means over nodes).
+    """Value of the objective of GLEM over all nodes rather than a batch (natural logarithms, means over nodes).
 
     Args:
         lm_logits, gnn_logits: float (N, C), the latest predictions of q_θ and p_φ.
@@ -78,7 +74,8 @@ def objective_report(
     """
     sums = np.zeros(4)
     from_gnn, from_lm = pseudo_labels(gnn_logits), pseudo_labels(lm_logits)
-    for nodes in _blocks(unlabelled):
+    for start in range(0, len(unlabelled), ROWS_AT_ONCE):
+        nodes = unlabelled[start : start + ROWS_AT_ONCE]
         log_q, log_p = _log_softmax(lm_logits[nodes]), _log_softmax(gnn_logits[nodes])
         sums += [
             float((from_gnn.targets(nodes) * log_q).sum()),
@@ -96,10 +93,6 @@ def objective_report(
         "entropy_q": on_pseudo[2],
         "agreement": on_pseudo[3],
     }
-
-
-def _blocks(nodes: np.ndarray) -> Iterator[np.ndarray]:
-    return (nodes[start : start + ROWS_AT_ONCE] for start in range(0, len(nodes), ROWS_AT_ONCE))
 
 
 def _log_softmax(logits: np.ndarray) -> Tensor:

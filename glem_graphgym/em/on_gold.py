@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glem_graphgym.em.checkpoint import Checkpoint
-from glem_graphgym.em.fit import FitLog, Fitted, to_float16
+from glem_graphgym.em.fit import FitLog, Fitted
 from glem_graphgym.em.hop_step import HopLearner
 from glem_graphgym.em.m_step import AdjustLoss, GNNLearner, GNNTask
-from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.em.pseudo_labels import PseudoLabels, StepTargets, top_probability
 from glem_graphgym.out_of_core.propagation import MappedHops
 
 
@@ -29,7 +29,7 @@ class FitsAgain:
     learner: Any
 
     def __getattr__(self, name: str) -> Any:
-        """What is not about fitting is the learner's."""
+        """Everything but fitting is the learner's."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.learner, name)
@@ -39,7 +39,7 @@ class FitsAgain:
         return replace(self, learner=self.learner.but(**changes))
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """As of a `GNNLearner`; on gold labels alone nobody knows how often it will train, so that says nothing."""
+        """As of a `GNNLearner`; empty on gold labels alone, where it is not known how often it will train."""
         return {} if targets.pseudo is None else self.learner.work(targets, encoded)
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
@@ -59,8 +59,7 @@ class SelfTraining(FitsAgain):
 
     Attributes:
         rounds: networks that are trained, with the first.
-        unlabelled: int64, nodes that may become targets.
-        threshold: of the top probability, 0-1; nodes above it become targets of the next round.
+        unlabelled: int64; those with a top probability above ``threshold``, 0-1, become targets of the next round.
         weight: of their term in the loss, 0-1, as β of an M-step.
     """
 
@@ -81,21 +80,17 @@ class SelfTraining(FitsAgain):
             everything = len(own.nodes) / max(1, len(targets.gold.nodes)) + 1.0
             made = replace(targets, pseudo=own, weight=self.weight, ratio=everything, redraw=False)
             if isinstance(latest.task.inputs.hops, MappedHops):
-                self.learner.check_batch(made.num_trained, latest.task.dim_in)
+                self.learner.check_batch(made.num_trained, latest.task.inputs.dim)
             latest = self.learner.fit_task(latest.task.anew(made), f"{title}, stage {number}", checkpoint)
             best, log = (latest if latest.log.best_score > log.best_score else best), joined(log, latest.log)
         return Fitted(best.task, log)
 
     def _confident(self, task: GNNTask) -> PseudoLabels:
         """Soft labels of the unlabelled nodes that a network is sure of."""
-        gold: Gold = task.targets.gold
-        logits = np.zeros((task.inputs.num_nodes, gold.num_classes), dtype=np.float16)
-        sure = []
-        for nodes, found in task.predictions(self.unlabelled):
-            logits[nodes] = to_float16(found)
-            top = torch.from_numpy(logits[nodes].astype(np.float32)).softmax(-1).amax(-1).numpy()
-            sure.append(nodes[top > self.threshold])
-        return PseudoLabels(logits, np.concatenate([np.empty(0, dtype=np.int64), *sure]), gold)
+        logits = np.zeros((task.inputs.num_nodes, task.targets.gold.num_classes), dtype=np.float16)
+        task.predict(logits, self.unlabelled)
+        sure = self.unlabelled[top_probability(logits, self.unlabelled) > self.threshold]
+        return PseudoLabels(logits, sure, task.targets.gold)
 
 
 @dataclass(frozen=True)
@@ -114,8 +109,7 @@ class SelfDistillation(FitsAgain):
     def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
         task = first.task
         logits = np.zeros((task.inputs.num_nodes, task.targets.gold.num_classes), dtype=np.float16)
-        for nodes, found in task.predictions(np.arange(len(logits))):
-            logits[nodes] = to_float16(found)
+        task.predict(logits, np.arange(len(logits)))
         student = self.learner.fit_task(task.anew(adjust_loss=self._towards(logits)), f"{title}, student", checkpoint)
         best = student if student.log.best_score > first.log.best_score else first
         return Fitted(best.task, joined(first.log, student.log))
@@ -148,12 +142,7 @@ def joined(log: FitLog, later: FitLog) -> FitLog:
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(logits / T)) (Hinton et al. 2015), the mean over nodes and classes.
 
-    By classes too, as in RevGAT's published code, so that its weights can be taken over.
-
-    Args:
-        logits: float (n, C).
-        teacher: float (n, C) logits.
-        temperature: T, above 0.
+    By classes too, as in RevGAT's published code, so that its weights can be taken over. Both are logits (n, C).
     """
     ours, theirs = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, teacher))
     return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).mean()

@@ -11,28 +11,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def adamw(
-    params: Iterable[nn.Parameter] | list[dict], lr: float, weight_decay: float, fused: bool = True
-) -> torch.optim.AdamW:
-    """AdamW with the fused kernel, which steps several times faster than the default on CPU and GPU.
-
-    Not to be fused under float16 with gradient clipping: the fused kernel unscales gradients only after clipping.
-    """
-    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=fused)
-
-
 class ClippedAdamW(torch.optim.AdamW):
-    """Fused AdamW that clips the gradient norm and takes sparse gradients of embeddings, for what it saves.
+    """Fused AdamW that clips the gradient norm to ``clip`` (0 = no bound) and takes sparse gradients of embeddings.
 
-    It does what `nn.utils.clip_grad_norm_` and AdamW on dense gradients do, up to rounding. Clipping is the fused
-    kernel's own division of the gradients, so they are not passed over once more. A sparse gradient (an `nn.Embedding`
-    with ``sparse=True``) is added into a table that is kept and of which only the rows in use are cleared after the
-    step: a dense gradient of a vocabulary is tens of MB to be filled with zeros at every step.
-
-    Args:
-        params: parameters or groups of them.
-        lr, weight_decay: as AdamW.
-        clip: upper bound of the gradients' norm; 0 = none.
+    Equals `nn.utils.clip_grad_norm_` and AdamW on dense gradients, up to rounding. Clipping is the fused kernel's own
+    division of the gradients, which saves a pass over them. A sparse gradient (an `nn.Embedding` with ``sparse=True``)
+    is added into a table that is kept, and only the rows in use are cleared after the step: a dense gradient of a
+    vocabulary is tens of MB to be filled with zeros at every step.
     """
 
     def __init__(
@@ -59,7 +44,7 @@ class ClippedAdamW(torch.optim.AdamW):
         return loss
 
     def _spread_sparse(self) -> dict[nn.Parameter, Tensor]:
-        """Give every parameter with a sparse gradient a dense one; returns the rows that each has in it."""
+        """Make sparse gradients dense; returns the rows that each parameter has in its own."""
         rows = {}
         for param in self._trained():
             grad = param.grad
@@ -73,7 +58,7 @@ class ClippedAdamW(torch.optim.AdamW):
         return rows
 
     def _excess(self, rows: dict[nn.Parameter, Tensor]) -> Tensor:
-        """By how much the gradients' norm exceeds the bound: at least 1. Scalar tensor."""
+        """Scalar tensor: the gradients' norm in units of the bound, at least 1."""
         grads = [p.grad[rows[p]] if p in rows else p.grad for p in self._trained() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         return ((norm + 1e-6) / self.clip).clamp(min=1.0)
@@ -103,7 +88,7 @@ def warmup_schedule(
 ) -> LambdaLR:
     """Learning rate rising linearly from 0 over ``warmup_steps``, then ``linear`` or ``cosine`` to 0, or ``constant``.
 
-    Steps are whatever the caller counts: optimizer steps for the LM, epochs for a full-batch GNN.
+    Steps are optimizer steps for the LM, epochs for a GNN.
     """
     if decay not in ("linear", "cosine", "constant"):
         raise ValueError(f"decay is '{decay}', expected 'linear', 'cosine' or 'constant'")

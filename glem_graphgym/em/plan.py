@@ -1,4 +1,4 @@
-"""The stages of a run before they are done: which there are, what each is in words, and about how long is left."""
+"""The stages of a run before they are done, each in words, and about how long is left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def in_words(name: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """What a bar is called: ``E-step 1``."""
+    """Title of a progress bar: ``E-step 1``."""
     kind = kind_of(name)
     return TITLES.get(kind, name) + name.removeprefix(kind).replace("_", " ")
 
@@ -44,8 +44,7 @@ class PlannedStage:
     """A stage that is going to be done.
 
     Attributes:
-        name: as of a `StageKey`.
-        model: ``LM``, ``GNN`` or ``none``, which takes no time worth telling.
+        name, model: as of a `StageKey`; stages of model ``none`` take no time worth telling.
         work: unit of a progress bar -> how much of the stage's work it shows, comparable among stages of one model.
         seconds_before: counted among the stage's seconds, but spent before the stages.
     """
@@ -57,13 +56,12 @@ class PlannedStage:
 
 
 class Plan:
-    """The stages of a run, and how long they take as far as that is known.
+    """The stages of a run in their order, and how long they take as far as that is known.
 
     Args:
-        stages: in their order; empty where they are not known.
         at_most: EM ends by itself, so that not all of them may be done.
         known: name -> seconds of the same stage with another seed.
-        prior: model -> seconds that a unit of its work took elsewhere; used until a stage of this run says more.
+        prior: model -> seconds that a unit of its work took elsewhere; used until a stage of this run tells more.
     """
 
     def __init__(
@@ -83,24 +81,17 @@ class Plan:
         return f"stage {index + 1}{', at most' if self.at_most else ' of'} {len(self.stages)}"
 
     def note(self, name: str, seconds: float) -> None:
-        """Take what a stage took, as its record says."""
+        """Note the seconds of a finished stage."""
         self.seconds[name] = seconds
 
-    def _own_seconds(self, stage: PlannedStage) -> float:
-        return max(0.0, self.seconds[stage.name] - stage.seconds_before)
-
     def _expected(self, stage: PlannedStage, watch: Watch | None) -> float | None:
-        """Seconds of a stage that is not done; None where nothing is known of them.
-
-        Args:
-            watch: of the present stage, where that is one of the same model.
-        """
+        """Seconds of a stage that is not done, None if unknown; ``watch`` sees a present one of the same model."""
         if stage.name in self.known:
             return self.known[stage.name] - stage.seconds_before
         seconds, work = watch.done() if watch and watch.speed() else (0.0, 0.0)
         for other in self.stages:
             if other.model == stage.model and other.work and other.name in self.seconds:
-                seconds += self._own_seconds(other)
+                seconds += max(0.0, self.seconds[other.name] - other.seconds_before)
                 work += sum(other.work.values())
         rate = seconds / work if work else self.prior.get(stage.model)
         return rate * sum(stage.work.values()) if rate and stage.work else None
@@ -142,7 +133,7 @@ def _of(left: str, whole: str) -> str:
 
 
 class Watch:
-    """Sees the progress bars of one stage: what they are called, how far the stage is, and what to say beside them."""
+    """Watches the progress bars of one stage: gives them titles, and the time left beside them."""
 
     def __init__(self, plan: Plan, index: int, name: str) -> None:
         self.plan, self.index, self.name = plan, index, name
@@ -161,12 +152,12 @@ class Watch:
         return self.plan.left(self.index, self)
 
     def done(self) -> tuple[float, float]:
-        """Seconds and work of the stage's bars so far."""
+        """Seconds and work of the bars so far."""
         work = sum(self.work[unit] * share for unit, (_, share) in self.worked.items())
         return sum(seconds for seconds, _ in self.worked.values()), work
 
     def work_left(self) -> float:
-        """Of the bar that is shown and of those after it; one before it has ended, early maybe."""
+        """Work left in the bar that is shown and in those after it; one before it has ended, early maybe."""
         units = list(self.work)
         shown = max((units.index(unit) for unit in self.worked), default=0)
         rest = {unit: 1 - self.worked[unit][1] if unit in self.worked else 1.0 for unit in units[shown:]}

@@ -26,7 +26,7 @@ def predict_methods(run: Run) -> Iterator[tuple[str, np.ndarray]]:
 def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
     """float16 logits (N, C) of a finished stage, computed anew from its weights (and its LM's embeddings).
 
-    All processes encode; what they found, and the GNN, is the first one's. The others get zeros.
+    All ranks encode; rank 0 collects, and runs the GNN. The others get zeros.
     """
     classes = run.gold.num_classes
     on_lm = stage.key.model == "LM"
@@ -43,7 +43,8 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
     if run.joint is not None:
         task = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
         embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
-        task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
+        with processes.alone():
+            task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
         return logits
     assert run.gnn is not None
     pseudo = None
@@ -66,8 +67,7 @@ def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
 
 
 def _scratch(run: Run, name: str, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
-    """float16 zeros (N, columns); of the first process on disk, in the run's working folder, as `open_predictions`."""
-    if processes.rank() > 0:
-        return np.zeros((run.num_nodes, columns), dtype=np.float16)
-    run.journal.working.mkdir(parents=True, exist_ok=True)
+    """float16 zeros (N, columns); rank 0's are on disk, in the run's working folder, as `open_predictions`."""
+    if processes.rank() == 0:
+        run.journal.working.mkdir(parents=True, exist_ok=True)
     return open_predictions(run.journal.working, name, run.num_nodes, columns, nodes)

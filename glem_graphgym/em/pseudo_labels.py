@@ -19,13 +19,7 @@ ROWS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class Gold:
-    """The training nodes' labels, y_L.
-
-    Attributes:
-        nodes: int64 (n,), training nodes.
-        labels: int64 (n,), their classes.
-        num_classes: C.
-    """
+    """The labels y_L, int64 (n,), of the training ``nodes``, int64 (n,); C classes."""
 
     nodes: np.ndarray
     labels: np.ndarray
@@ -48,7 +42,7 @@ class PseudoLabels:
     """Labels ŷ for unlabelled nodes, predicted by the other model.
 
     Args:
-        logits: float (N, C), the other model's logits for all nodes (may be memory-mapped; read a block at a time).
+        logits: float (N, C), the other model's (may be memory-mapped; read a block at a time).
         nodes: int64 (n,), the candidates: unlabelled nodes that may be drawn.
         gold: the gold labels, which pseudo-labels must not replace.
         temperature: T > 0; soft targets are softmax(logits / T).
@@ -56,8 +50,8 @@ class PseudoLabels:
         confidence: share 0-1 of the candidates kept, those of highest probability of their class; 1 keeps all.
 
     Attributes:
-        candidates: int64 (n,), all of them: nodes whose ŷ may be an input of the GNN, ŷ_U.
-        nodes: int64, those of them that are kept: nodes that may be trained on; chosen when first asked for.
+        candidates: int64 (n,), nodes whose ŷ may be an input of the GNN, ŷ_U.
+        nodes: int64, the candidates that are kept, and may be trained on; chosen when first asked for.
 
     Raises:
         ValueError: a candidate is a gold node.
@@ -84,11 +78,11 @@ class PseudoLabels:
 
     @property
     def num_kept(self) -> int:
-        """How many `nodes` there are, without a look at the logits."""
+        """Number of `nodes`, without a look at the logits."""
         return num_confident(len(self.candidates), self.confidence)
 
     def targets(self, nodes: np.ndarray) -> Tensor:
-        """float32 (n, C): a distribution a node."""
+        """float32 (n, C): one distribution per node."""
         logits = torch.from_numpy(np.asarray(self.logits[nodes], dtype=np.float32))
         if self.hard:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
@@ -99,43 +93,46 @@ def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.nd
     """The ``share`` (0-1, rounded up to whole nodes) of ``nodes`` with the highest top probability, in node order."""
     if share >= 1 or not len(nodes):
         return nodes
+    probability = top_probability(logits, nodes)
+    kept = np.argsort(-probability, kind="stable")[: num_confident(len(nodes), share)]
+    return np.sort(nodes[kept])
+
+
+def top_probability(logits: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """float32 (n,): probability of the class that the logits (N, C) of each of ``nodes`` prefer."""
     probability = np.empty(len(nodes), dtype=np.float32)
     for start in range(0, len(nodes), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         block = torch.from_numpy(np.asarray(logits[nodes[rows]], dtype=np.float32))
         probability[rows] = F.softmax(block, dim=-1).amax(-1).numpy()
-    count = num_confident(len(nodes), share)
-    kept = np.argsort(-probability, kind="stable")[:count]
-    return np.sort(nodes[kept])
+    return probability
 
 
 def num_confident(candidates: int, share: float) -> int:
-    """How many of so many candidates are kept."""
+    """Number of candidates that are kept."""
     return int(np.ceil(share * candidates - 1e-9))  # 0.55 * 100 is a little more than 55
 
 
 def num_drawn(candidates: int, ratio: float, num_gold: int) -> int:
-    """How many pseudo nodes `draw` takes out of so many."""
+    """Number of pseudo nodes that `draw` takes."""
     return min(round(ratio * num_gold), candidates)
 
 
 def draw(nodes: np.ndarray, ratio: float, num_gold: int, rng: np.random.Generator) -> np.ndarray:
-    """``ratio`` pseudo nodes a gold node, without replacement; all of ``nodes`` when there are not more."""
+    """``ratio`` pseudo nodes per gold node, without replacement; all of ``nodes`` when there are not more."""
     count = num_drawn(len(nodes), ratio, num_gold)
     return nodes if count == len(nodes) else np.sort(rng.choice(nodes, count, replace=False))
 
 
 @dataclass(frozen=True)
 class StepTargets:
-    """What one E- or M-step trains on: gold labels and, unless it is a step on gold alone, pseudo-labels.
+    """Training targets of one E- or M-step: gold labels and, unless it is a step on gold alone, pseudo-labels.
 
     Attributes:
-        gold: the gold labels.
-        pseudo: candidates with their pseudo-labels; None for a step on gold alone.
         weight: of the pseudo-label term, α or β, 0-1.
-        ratio: pseudo nodes drawn a gold node.
+        ratio: pseudo nodes drawn per gold node.
         redraw: draw anew every epoch; False keeps one draw for the whole step.
-        seed: what the draws depend on, beside the epoch.
+        seed: of the draws, beside the epoch.
     """
 
     gold: Gold
@@ -147,7 +144,7 @@ class StepTargets:
 
     @property
     def num_trained(self) -> int:
-        """Nodes of an epoch."""
+        """Number of nodes of an epoch."""
         num_gold = len(self.gold.nodes)
         return num_gold + (num_drawn(self.pseudo.num_kept, self.ratio, num_gold) if self.pseudo else 0)
 

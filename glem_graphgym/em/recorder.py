@@ -1,6 +1,6 @@
 """A run that is recorded, not done: its program runs, and each stage notes what it would fit and what it would write.
 
-What is said of a run beforehand, its stages, their work and their files, follows from the program alone.
+What is foreseen of a run, its stages, their work and their files, follows from the program alone.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from glem_graphgym.em.fit import FitLog, Fitted, Weights
-from glem_graphgym.em.journal import FinishedStage, Journal, Stage, StageKey, StageOutput
+from glem_graphgym.em.journal import FinishedStage, Journal, StageKey, StageOutput
 from glem_graphgym.em.plan import PlannedStage
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.run import Run
@@ -26,13 +27,13 @@ LEARNERS = ("lm_gold", "lm_em", "gnn", "joint")  # of a `Run`
 
 @dataclass
 class RecordedStage:
-    """A stage as a `Journal` would do it.
+    """A stage as a `Journal` would do it; to a program it looks like one that is done.
 
     Attributes:
         data_parallel, shared: as of `Journal.stage`.
-        arrays: name -> shape of what the stage predicts, float16.
-        learner: what it fits; None where it fits nothing.
-        targets: what it fits it to.
+        arrays: name -> shape of its predictions, float16.
+        learner: fitted by it; None where it fits nothing.
+        targets: of that fit.
         encoded: int64 (n,), nodes whose texts it encodes once it is trained; None = all.
         weights: bytes of the weights that it leaves; 0 where `record` was given no models.
         on_disk: folders of the stages whose weights are on disk when this one ends, its own among them.
@@ -49,12 +50,27 @@ class RecordedStage:
     weights: int = 0
     on_disk: frozenset[str] = frozenset()
     seconds_before: float = 0.0
+    output: StageOutput | None = None
+    result: Any = None
+
+    todo, checkpoint, logits = True, None, None  # as of a `Stage`
 
     @property
     def fit(self) -> tuple[object, ...]:
-        """What tells apart the fits of a run: equal ones take the same time and memory."""
+        """Tells apart the fits of a run: equal ones take the same time and memory."""
         assert self.targets is not None
         return id(self.learner), self.targets.num_trained, self.targets.pseudo is None
+
+    def finish(self, output: StageOutput) -> None:
+        self.output, self.seconds_before = output, output.seconds_before
+        self.weights = sum(value.numel() * value.element_size() for value in output.weights.values())
+
+    def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
+        self.arrays[name] = shape
+        return _zeros(shape)
+
+    def compute(self, numbers: Callable[[], dict[str, float]]) -> dict[str, float]:
+        return {}
 
 
 @dataclass
@@ -65,18 +81,18 @@ class Recording:
     kept: frozenset[str]
 
     def planned(self, num_nodes: int) -> list[PlannedStage]:
-        """The stages with the work that each will be, of a run on so many nodes."""
+        """The stages with their work, of a run on so many nodes."""
         works: dict[Any, dict[str, float]] = {}
-        planned = []
         for stage in self.stages:
-            work = {}
-            if stage.learner is not None:
-                if stage.fit not in works:
-                    encoded = np.arange(num_nodes) if stage.encoded is None else stage.encoded
-                    works[stage.fit] = stage.learner.work(stage.targets, encoded)
-                work = works[stage.fit]
-            planned.append(PlannedStage(stage.key.name, stage.key.model, work, stage.seconds_before))
-        return planned
+            if stage.learner is not None and stage.fit not in works:
+                encoded = np.arange(num_nodes) if stage.encoded is None else stage.encoded
+                works[stage.fit] = stage.learner.work(stage.targets, encoded)
+        return [
+            PlannedStage(
+                stage.key.name, stage.key.model, works[stage.fit] if stage.learner else {}, stage.seconds_before
+            )
+            for stage in self.stages
+        ]
 
 
 def record(
@@ -93,8 +109,7 @@ def record(
         scores: validation scores of the stages. None: each is better than all before, so that EM goes on as long as it
             may.
     """
-    shape = (run.num_nodes, run.gold.num_classes)
-    journal = _RecordingJournal(run.journal, shape, scores or itertools.count(1.0))
+    journal = _RecordingJournal(run, scores or itertools.count(1.0))
     stand_ins: dict[str, Any] = {
         name: _StandIn(learner, journal, model_of) for name in LEARNERS if (learner := getattr(run, name)) is not None
     }
@@ -103,55 +118,27 @@ def record(
 
 
 class _RecordingJournal(Journal):
-    """A journal that does no stage; ``shape`` is that of logits (N, C)."""
+    """A journal that notes each stage of a run instead of doing it."""
 
-    def __init__(self, journal: Journal, shape: tuple[int, int], scores: Iterator[float]) -> None:
-        super().__init__(journal.folder.parent, journal.seed, journal.evaluate)
-        self.shape, self.scores, self.on_disk = shape, scores, set[str]()
+    def __init__(self, run: Run, scores: Iterator[float]) -> None:
+        super().__init__(run.journal.folder.parent, run.journal.seed, run.journal.evaluate)
+        self.shape, self.scores, self.on_disk = (run.num_nodes, run.gold.num_classes), scores, set[str]()
         self.stages: list[RecordedStage] = []
 
     @contextlib.contextmanager
-    def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Stage]:
-        record = RecordedStage(key, data_parallel, shared)
-        self.stages.append(record)
-        stage = _RecordingStage(record)
+    def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Any]:
+        stage = RecordedStage(key, data_parallel, shared)
+        self.stages.append(stage)
         yield stage
-        if stage.work is not None:
-            weights = stage.work.weights.values()
-            record.weights = sum(value.numel() * value.element_size() for value in weights)
-            record.seconds_before = stage.work.seconds_before
-        if record.learner is not None:
+        if stage.learner is not None:
             self.on_disk.add(key.folder)
-        record.on_disk = frozenset(self.on_disk)
-        logits = stage.arrays.get("logits", _zeros(self.shape))  # which one of several processes alone may write
-        embeddings = stage.arrays.get("embeddings")
-        stage.result = _Recorded(key, self.folder / key.folder, logits, embeddings, next(self.scores))
+        stage.on_disk = frozenset(self.on_disk)
+        embeddings = _zeros(stage.arrays["embeddings"]) if "embeddings" in stage.arrays else None
+        stage.result = _Recorded(key, self.folder / key.folder, _zeros(self.shape), embeddings, next(self.scores))
         self.finished.append(stage.result)
 
     def forget_weights(self, keep: set[str]) -> None:
         self.on_disk &= keep
-
-
-class _RecordingStage(Stage):
-    def __init__(self, record: RecordedStage) -> None:
-        super().__init__(record.key, None, 0.0)
-        self.todo, self.record = True, record
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def finish(self, work: StageOutput) -> None:
-        self.work = work
-
-    def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
-        self.record.arrays[name] = shape
-        self.arrays[name] = _zeros(shape)
-        return self.arrays[name]
-
-    def compute(self, numbers: Callable[[], dict[str, float]]) -> dict[str, float]:
-        return {}
-
-    @property
-    def logits(self) -> np.ndarray:
-        return self.arrays["logits"]
 
 
 class _Recorded(FinishedStage):
@@ -160,7 +147,7 @@ class _Recorded(FinishedStage):
 
 
 class _StandIn:
-    """Takes the place of a learner: says what it says, and notes what it would fit."""
+    """Takes the place of a learner: answers as it does, and notes what it would fit."""
 
     def __init__(self, learner: Any, journal: _RecordingJournal, model_of: Callable[..., nn.Module] | None) -> None:
         self.learner, self.journal, self.model_of = learner, journal, model_of
@@ -168,28 +155,18 @@ class _StandIn:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.learner, name)
 
-    def fit(self, targets: StepTargets, *_: Any) -> Fitted:
+    def fit(self, targets: StepTargets, **_: Any) -> Fitted:
         stage = self.journal.stages[-1]
         stage.learner, stage.targets = self.learner, targets
         model = nn.Module() if self.model_of is None else self.model_of(self.learner, targets)
-        return Fitted(_FittedStandIn(model, stage), FitLog())
 
+        def predict(logits: np.ndarray, *given: Any) -> None:
+            if given:  # embeddings, title, and the nodes that a language model encodes
+                stage.encoded = given[2]
 
-class _FittedStandIn:
-    def __init__(self, model: nn.Module, stage: RecordedStage) -> None:
-        self.model, self.stage = model, stage
-
-    @property
-    def embedding_dim(self) -> int:
-        return getattr(getattr(self.model, "encoder", None), "dim", 0)
-
-    def predict(self, logits: np.ndarray, *given: Any) -> None:
-        """The nodes that a language model encodes come after embeddings and title."""
-        if given:
-            self.stage.encoded = given[2]
-
-    def costs(self, log: FitLog) -> dict[str, float]:
-        return {}
+        dim = getattr(getattr(model, "encoder", None), "dim", 0)
+        task = SimpleNamespace(model=model, embedding_dim=dim, predict=predict, costs=lambda log: {})
+        return Fitted(task, FitLog())
 
 
 def _zeros(shape: tuple[int, int]) -> np.ndarray:

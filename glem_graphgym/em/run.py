@@ -15,7 +15,7 @@ import numpy as np
 from glem_graphgym import processes
 from glem_graphgym.em.combine import ensemble
 from glem_graphgym.em.e_step import LMLearner
-from glem_graphgym.em.fit import FitLog, Task, Weights
+from glem_graphgym.em.fit import FitLog
 from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.journal import FinishedStage, Journal, Stage, StageKey, StageOutput, stage_seed
 from glem_graphgym.em.m_step import GNNLearner
@@ -26,20 +26,20 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 
 @dataclass(frozen=True)
 class EMSettings:
-    """The knobs of EM (GLEM.md section 2 names those of the authors' code).
+    """The knobs of EM.
 
     Attributes:
         order: ``lm_first``: the first E-step learns from the GNN trained on gold; ``gnn_first``: the first M-step
             learns from the LM trained on gold.
-        iterations: EM iterations; `UNTIL_PLATEAU` goes on until one raises neither model's validation score.
-        max_iterations: bound of the latter.
+        iterations: EM iterations; `UNTIL_PLATEAU` goes on, up to ``max_iterations``, until one raises neither model's
+            validation score.
         alpha, beta: weight 0-1 of the pseudo-label term in E- and M-step.
         temperature: T of soft targets softmax(logits / T); hard: one-hot targets instead.
-        lm_ratio, gnn_ratio: pseudo nodes drawn a gold node.
+        lm_ratio, gnn_ratio: pseudo nodes drawn per gold node.
         lm_redraw: the E-step draws its pseudo nodes anew every epoch, as M-steps do, rather than once.
-        confidence: share 0-1 of candidates kept, the most confident; 1 = all.
-        lm_init: where an E-step's LM starts: ``pretrained``, ``previous`` (last LM of the run) or ``gold``.
-        lm_init_first: the same for the first E-step.
+        confidence: share 0-1 of candidates kept, the most confident.
+        lm_init, lm_init_first: start of an E-step's LM, and of the first one: ``pretrained``, ``previous`` (last LM of
+            the run) or ``gold``.
         ensemble: predict by LM and GNN together in the end, their weights chosen on validation.
         keep_all_weights: keep every stage's weights rather than those that the run or a prediction still needs.
     """
@@ -70,22 +70,18 @@ class Run:
         gold: training labels.
         unlabelled: int64, U: every node that training may see and that has no gold label.
         candidates: int64, the part of U that may get pseudo-labels.
-        settings: knobs of EM.
-        journal: does and keeps stages.
-        lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
-        gnn: the GNN; None in runs without.
-        joint: LM and GNN as one module; None in runs without.
-        first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
-            ``lm_first`` order, of the LM in ``gnn_first`` order.
-        features_seconds: that static embeddings among the features took; of the first stage that sees them.
-        shared_lm_gold: folder in which runs share the LM fine-tuned on gold, or None.
-        correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
         features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D), an array or
             `FeatureRows`.
         pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
+        lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
+        gnn: the GNN; joint: LM and GNN as one module; None in runs without.
+        first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
+            ``lm_first`` order, of the LM in ``gnn_first`` order.
+        features_seconds: spent on static embeddings among the features; counted in the first stage that sees them.
+        shared_lm_gold: folder in which runs share the LM fine-tuned on gold, or None.
+        correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
         encoded: int64, the nodes whose texts the LM encodes once it is trained; None = all. Embeddings and logits of
-            the others are zeros, and so are all predictions that nobody needs: ``unlabelled`` and ``candidates`` hold
-            none of these nodes.
+            the others are zeros; none of them is in ``unlabelled`` or ``candidates``.
     """
 
     num_nodes: int
@@ -113,7 +109,7 @@ class Run:
         key = self._key("lm_gold", "LM", "LM", 0)
         with self.journal.stage(key, data_parallel=True, shared=self.shared_lm_gold) as stage:
             if stage.todo:
-                self._train_lm(stage, self.lm_gold, None, None)
+                self._train(stage, self.lm_gold, self._lm_step_targets(key, None), init=None)
         return stage.result
 
     def fit_gnn_on_gold(self, lm: FinishedStage | None) -> FinishedStage:
@@ -121,7 +117,8 @@ class Run:
         key = self._key("gnn_gold", "GNN", "Cascade" if lm else "GNN", 0)
         with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
             if stage.todo:
-                self._train_gnn(stage, lm, None)
+                features = self.features(lm.embeddings if lm else None)
+                self._train(stage, self.gnn, self.gnn_step_targets(key, None), features=features)
         return stage.result
 
     def e_step(
@@ -133,10 +130,9 @@ class Run:
         with self.journal.stage(key, data_parallel=True) as stage:
             if stage.todo:
                 init = {"pretrained": None, "previous": before, "gold": first}[how]
-                pseudo = self.pseudo_labels(p_logits)
-                output = self._train_lm(stage, self.lm_em, pseudo, init.weights() if init else None)
-                if processes.rank() == 0:
-                    output.notes |= stage.compute(lambda: self._diagnose(stage.logits, p_logits, pseudo))
+                targets = self._lm_step_targets(key, self.pseudo_labels(p_logits))
+                self._train(stage, self.lm_em, targets, init=init.weights() if init else None)
+                self._diagnose(stage, targets, p_logits=p_logits)
         return stage.result
 
     def m_step(self, iteration: int, q: FinishedStage, q_logits: np.ndarray) -> FinishedStage:
@@ -144,17 +140,17 @@ class Run:
         key = self._key(f"m_step_{iteration}", "GNN", "GLEM-GNN", iteration)
         with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
             if stage.todo:
-                pseudo = self.pseudo_labels(q_logits)
-                output = self._train_gnn(stage, q, pseudo)
-                if processes.rank() == 0:
-                    output.notes |= stage.compute(lambda: self._diagnose(q_logits, stage.logits, pseudo))
+                targets = self.gnn_step_targets(key, self.pseudo_labels(q_logits))
+                self._train(stage, self.gnn, targets, features=self.features(q.embeddings))
+                self._diagnose(stage, targets, q_logits=q_logits)
         return stage.result
 
     def fit_jointly(self) -> FinishedStage:
         """θ and φ together on y_L, end to end: no step of GLEM, but the baseline it is measured against."""
-        with self.journal.stage(self._key("joint", "GNN", "Joint", 0)) as stage:
+        key = self._key("joint", "GNN", "Joint", 0)
+        with self.journal.stage(key) as stage:
             if stage.todo:
-                self._train_jointly(stage)
+                self._train(stage, self.joint, self.gnn_step_targets(key, None), features=self.features(None))
         return stage.result
 
     # ---- what follows without training ----------------------------------------------------------------------------
@@ -183,14 +179,13 @@ class Run:
         """The best stage of a kind of model by validation, of EM's where there was EM."""
         methods = {stage.key.method for stage in self.journal.finished if stage.key.model == model}
         em = {method for method in methods if method.startswith("GLEM-")}
-        found = [self.journal.best(method) for method in sorted(em or methods)]
-        return max((stage for stage in found if stage), key=lambda stage: stage.valid, default=None)
+        best = [self.journal.best(method) for method in sorted(em or methods)]
+        return max((stage for stage in best if stage), key=lambda stage: stage.valid, default=None)
 
     def _derive(
         self, name: str, method: str, after: FinishedStage, compute: Callable[[np.ndarray], dict[str, float]]
     ) -> None:
         """A stage of its own for logits (N, C) that ``compute`` writes, out of finished ones."""
-
         with self.journal.stage(self._key(name, "none", method, after.key.em_iteration)) as stage:
             if stage.todo:
                 out = stage.predictions("logits", (self.num_nodes, self.gold.num_classes))
@@ -215,19 +210,21 @@ class Run:
     def pseudo_labels(self, logits: np.ndarray) -> PseudoLabels:
         """ŷ_U out of the other model's logits (N, C)."""
         s = self.settings
-        return PseudoLabels(
-            logits,
-            self.candidates,
-            self.gold,
-            temperature=s.temperature,
-            hard=s.hard,
-            confidence=s.confidence,
-        )
+        how: dict[str, Any] = {"temperature": s.temperature, "hard": s.hard, "confidence": s.confidence}
+        return PseudoLabels(logits, self.candidates, self.gold, **how)
 
     def teacher_logits(self, iteration: int, teacher: FinishedStage) -> np.ndarray:
         """Logits (N, C) that an iteration's first step learns from: of ``teacher``, or external ones at first."""
         external = self.first_predictions if iteration == 1 else None
         return teacher.logits if external is None else external
+
+    def _lm_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
+        s, seed = self.settings, stage_seed(self.journal.seed, key.index)
+        return StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, seed)
+
+    def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
+        s, seed = self.settings, stage_seed(self.journal.seed, key.index)
+        return StepTargets(self.gold, pseudo, s.beta, s.gnn_ratio, True, seed)
 
     # ---- doing a stage --------------------------------------------------------------------------------------------
 
@@ -238,59 +235,47 @@ class Run:
     def _key(self, name: str, model: str, method: str, iteration: int) -> StageKey:
         return StageKey(len(self.journal.finished), name, model, method, iteration)
 
-    def _train_lm(
-        self, stage: Stage, lm: LMLearner | None, pseudo: PseudoLabels | None, init: Weights | None
-    ) -> StageOutput:
-        assert lm is not None, "this run has no language model"
-        s, name = self.settings, stage.key.name
-        targets = StepTargets(self.gold, pseudo, s.alpha, s.lm_ratio, s.lm_redraw, self._seed(stage.key))
-        task, log = lm.fit(targets, name, init, stage.checkpoint)
-        logits = stage.predictions("logits", (self.num_nodes, self.gold.num_classes), self.encoded)
-        embeddings = stage.predictions("embeddings", (self.num_nodes, task.embedding_dim), self.encoded)
-        task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
-        return self._finish(stage, task, log, lm.settings.lr)
-
-    def _train_gnn(self, stage: Stage, lm: FinishedStage | None, pseudo: PseudoLabels | None) -> StageOutput:
-        gnn, name = self.gnn, stage.key.name
-        assert gnn is not None, "this run has no GNN"
-        features = self.features(lm.embeddings if lm else None)
-        task, log = gnn.fit(self.gnn_step_targets(stage.key, pseudo), features, name, stage.checkpoint)
-        if processes.rank() == 0:
-            task.predict(stage.predictions("logits", (self.num_nodes, self.gold.num_classes), gnn.predicted))
-        before = self.features_seconds if name == "gnn_gold" else 0.0
-        return self._finish(stage, task, log, gnn.settings.lr, seconds_before=before)
-
-    def _train_jointly(self, stage: Stage) -> StageOutput:
-        joint, name = self.joint, stage.key.name
-        assert joint is not None, "this run has no joint model"
-        task, log = joint.fit(self.gnn_step_targets(stage.key, None), self.features(None), name, stage.checkpoint)
-        logits = stage.predictions("logits", (self.num_nodes, self.gold.num_classes), joint.predicted)
-        embeddings = stage.predictions("embeddings", (self.num_nodes, task.embedding_dim), self.encoded)
-        task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
-        lr, before = joint.settings.lm.lr, self.features_seconds
-        return self._finish(stage, task, log, lr, notes=task.costs(log), seconds_before=before)
-
-    def _finish(self, stage: Stage, task: Task, log: FitLog, lr: float, **more: Any) -> StageOutput:
-        params = sum(parameter.numel() for parameter in task.model.parameters())
-        output = StageOutput(log, task.model.state_dict(), params, lr, **more)
+    def _train(self, stage: Stage, learner: Any, targets: StepTargets, **given: Any) -> None:
+        """Fit a learner to ``targets`` and what else it is ``given``, write its predictions, and finish the stage."""
+        assert learner is not None, f"this run has no model for {stage.key.name}"
+        name, joint, is_lm = stage.key.name, learner is self.joint, stage.key.model == "LM"
+        task, log = learner.fit(targets, title=name, checkpoint=stage.checkpoint, **given)
+        predicted = self.encoded if is_lm else learner.predicted
+        logits = stage.predictions("logits", (self.num_nodes, self.gold.num_classes), predicted)
+        if is_lm or joint:
+            embeddings = stage.predictions("embeddings", (self.num_nodes, task.embedding_dim), self.encoded)
+            task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
+        elif processes.rank() == 0:
+            task.predict(logits)
+        output = StageOutput(
+            log,
+            weights=task.model.state_dict(),
+            params=sum(parameter.numel() for parameter in task.model.parameters()),
+            lr=(learner.settings.lm if joint else learner.settings).lr,
+            notes=task.costs(log) if joint else {},
+            seconds_before=self.features_seconds if name in ("gnn_gold", "joint") else 0.0,
+        )
         stage.finish(output)
-        return output
 
-    def _seed(self, key: StageKey) -> int:
-        return stage_seed(self.journal.seed, key.index)
+    def _diagnose(
+        self,
+        stage: Stage,
+        targets: StepTargets,
+        q_logits: np.ndarray | None = None,
+        p_logits: np.ndarray | None = None,
+    ) -> None:
+        """Note where the objective stands after a step; the logits that are not given are the step's own."""
+        if processes.rank() > 0:
+            return
+        s, pseudo, output = self.settings, targets.pseudo, stage.output
+        assert pseudo is not None and output is not None
 
-    def gnn_step_targets(self, key: StageKey, pseudo: PseudoLabels | None) -> StepTargets:
-        s = self.settings
-        return StepTargets(self.gold, pseudo, s.beta, s.gnn_ratio, True, self._seed(key))
+        def numbers() -> dict[str, float]:
+            q, p = (stage.logits if logits is None else logits for logits in (q_logits, p_logits))
+            report = objective_report(
+                q, p, self.gold, self.unlabelled, alpha=s.alpha, beta=s.beta, pseudo_labels=self.pseudo_labels
+            )
+            accuracy = self.pseudo_accuracy(pseudo)
+            return {**report, "pseudo_accuracy_valid": accuracy, "pseudo_candidates": len(pseudo.nodes)}
 
-    def _diagnose(self, q_logits: np.ndarray, p_logits: np.ndarray, pseudo: PseudoLabels) -> dict[str, float]:
-        s = self.settings
-        report = objective_report(
-            q_logits, p_logits, self.gold, self.unlabelled,
-            alpha=s.alpha, beta=s.beta, pseudo_labels=self.pseudo_labels,
-        )  # fmt: skip
-        return {
-            **report,
-            "pseudo_accuracy_valid": self.pseudo_accuracy(pseudo),
-            "pseudo_candidates": len(pseudo.nodes),
-        }
+        output.notes |= stage.compute(numbers)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glem_graphgym.data.sampling import Block, NeighbourSampler
-from glem_graphgym.em.fit import Batches, Weights
+from glem_graphgym.em.fit import Batches
 from glem_graphgym.em.inputs import StoredInputs
 from glem_graphgym.em.m_step import FullBatchTask, GNNLearner, GNNTask, GraphViews
 from glem_graphgym.em.objective import glem_loss
@@ -25,7 +25,7 @@ class Neighbourhood(NamedTuple):
 
     Attributes:
         nodes: int64 (n,), nodes of the graph, the seeds first and in their order.
-        structure: what the GNN takes beside their features; its logits' first rows are the seeds'.
+        structure: given to the GNN beside their features; the first rows of its logits are the seeds'.
     """
 
     nodes: np.ndarray
@@ -40,7 +40,7 @@ class Neighbourhoods:
         graphs: as of a `GNNLearner`; neighbours are drawn from what training sees.
         csr: structure -> row pointers (n+1,) and neighbours (E,) of its nodes.
         of_block: a sampled neighbourhood -> structure.
-        fan_outs: neighbours drawn a node, hop after hop; -1 = all.
+        fan_outs: neighbours drawn per node, hop after hop; -1 = all.
     """
 
     def __init__(
@@ -59,46 +59,6 @@ class Neighbourhoods:
         block = self.sampler.sample(places, rng)
         nodes = block.nodes if self.seen is None else self.seen[block.nodes]
         return Neighbourhood(nodes, self.of_block(block), len(seeds))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampledLearner(GNNLearner):
-    """A `GNNLearner` that trains on sampled neighbourhoods, a batch of targets per step.
-
-    Validation and prediction are its own, on the whole graph and all neighbours: without gradients that takes little
-    more memory than the features do. With label input an epoch's targets see no label of each other, as in full batch.
-
-    Attributes:
-        neighbourhoods: draws them from ``graphs``, one hop per layer of the network.
-        batch_size: targets per optimizer step; 0 = all of an epoch's.
-    """
-
-    neighbourhoods: Neighbourhoods
-    batch_size: int = 0
-
-    in_batches: ClassVar[bool] = True
-
-    def _task(self) -> type[SampledTask]:
-        return SampledTask
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredSampledLearner(SampledLearner):
-    """A `SampledLearner` for a graph and features that may be memory-mapped: nothing of all nodes is in memory.
-
-    Its network is a `LayeredGNN`, and training sees the whole graph (transductive).
-
-    Attributes:
-        layerwise: validates and predicts.
-    """
-
-    layerwise: LayerwiseInference
-
-    def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
-        """A GNN for float (N, D) ``features``, an array or `FeatureRows`, as of a `GNNLearner`."""
-        labels = targets if self.settings.label_input else None
-        inputs = StoredInputs(FeatureRows.of(features), labels, self.hardware.dtype)
-        return StoredSampledTask(self, inputs, targets, self.module(inputs.dim, targets, weights))
 
 
 class SampledTask(FullBatchTask):
@@ -127,7 +87,7 @@ class SampledTask(FullBatchTask):
 
 
 class StoredSampledTask(SampledTask):
-    """The same, validated and predicted layer after layer over blocks of nodes."""
+    """A `SampledTask` that is validated and predicts layer after layer, over blocks of nodes."""
 
     inputs: StoredInputs  # type: ignore[assignment]
 
@@ -138,6 +98,42 @@ class StoredSampledTask(SampledTask):
         model: Any = self.model
         for group, rows in self.inputs.for_prediction(nodes):
             yield from self.learner.layerwise.logits(model, self.inputs.dim, rows, group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLearner(GNNLearner):
+    """A `GNNLearner` that trains on sampled neighbourhoods, a batch of targets per step.
+
+    Validation and prediction see the whole graph: without gradients that takes little more memory than the features.
+    With label input an epoch's targets see no label of each other, as in full batch.
+
+    Attributes:
+        neighbourhoods: draws them from ``graphs``, one hop per layer of the network.
+        batch_size: targets per optimizer step; 0 = all of an epoch's.
+    """
+
+    neighbourhoods: Neighbourhoods
+    batch_size: int = 0
+
+    task: ClassVar[type[GNNTask]] = SampledTask
+    in_batches: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSampledLearner(SampledLearner):
+    """A `SampledLearner` for a graph and features that may be memory-mapped: nothing of all nodes is in memory.
+
+    Its network is a `LayeredGNN`, and training sees the whole graph (transductive). ``layerwise`` validates and
+    predicts.
+    """
+
+    layerwise: LayerwiseInference
+
+    task: ClassVar[type[GNNTask]] = StoredSampledTask
+
+    def _inputs(self, features: Any, targets: StepTargets) -> StoredInputs:
+        labels = targets if self.settings.label_input else None
+        return StoredInputs(FeatureRows.of(features), labels, self.hardware.dtype)
 
 
 def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -454,8 +454,8 @@ class Calibration:
 
     def _try_joint(self) -> Cost:
         """LM and GNN as one: training on sampled neighbourhoods, encoding of all texts, the GNN on the whole graph."""
-        nobody = Validation(np.empty(0, dtype=np.int64), AlwaysImproving())
-        lm, dim = lm_learners(self.cfg, self.tokens, self.graph.num_classes, nobody)[0], self.widths["text"]
+        no_validation = Validation(np.empty(0, dtype=np.int64), AlwaysImproving())
+        lm, dim = lm_learners(self.cfg, self.tokens, self.graph.num_classes, no_validation)[0], self.widths["text"]
         before = PeakMemory().resident_mb()
         small, cfg = self._tried_graph()
         tokens: TokenStore = self.tokens

@@ -9,13 +9,13 @@ from torch.optim import AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.graphgym.register import register_optimizer, register_scheduler
 
-from glem_graphgym.em.optim import adamw, warmup_schedule
+from glem_graphgym.em.optim import warmup_schedule
 
 
 @register_optimizer("adamw")
 def adamw_optimizer(params: Iterator[nn.Parameter], base_lr: float, weight_decay: float) -> AdamW:
     """``optim.optimizer: adamw``."""
-    return adamw(params, base_lr, weight_decay)
+    return AdamW(params, base_lr, weight_decay=weight_decay, fused=True)
 
 
 @register_optimizer("rmsprop")

@@ -21,7 +21,6 @@ from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.em.e_step import LMLearner, LMSettings
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
-from glem_graphgym.em.optim import adamw
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
@@ -203,7 +202,8 @@ def _peer_batch() -> dict[str, Any]:
 def attention(repeats: int) -> Iterator[Row]:
     """Our attention against those of transformers, by text length."""
     models = {name: classifier(name) for name in (CPU_ATTENTION, "eager", "sdpa")}
-    optimizers = {name: adamw(model.parameters(), 1e-6, 0.0) for name, model in models.items()}
+    how: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.0, "fused": True}
+    optimizers = {name: torch.optim.AdamW(model.parameters(), **how) for name, model in models.items()}
     for length in (21, 64, 200, 512):
         for training in (True, False):
             size = max(4, (1344 if training else 4096) // length)  # about as many tokens per batch at every length

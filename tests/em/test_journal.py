@@ -71,7 +71,7 @@ def evaluate(logits: np.ndarray) -> Scores:
 
 
 def journal(run_dir: Path, seed: int = 3, **options: Any) -> Journal:
-    return Journal(run_dir, seed, evaluate, say=options.pop("say", lambda line: None), **options)
+    return Journal(run_dir, seed, evaluate, log=options.pop("log", lambda line: None), **options)
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
     before = content(tmp_path)
     said: list[str] = []
     never = RandomWork(dies=True)
-    done = do(journal(tmp_path, say=said.append), FIRST, never)
+    done = do(journal(tmp_path, log=said.append), FIRST, never)
     assert never.calls == 0
     assert content(tmp_path) == before
     assert done.valid == before["stages/00_lm_gold/stage.json"]["scores"]["valid"]["accuracy"]
@@ -185,7 +185,7 @@ def scores_in_words(folder: Path) -> str:
 def test_each_stage_is_said_when_it_begins_and_when_it_is_done(tmp_path: Path) -> None:
     said: list[str] = []
     plan = Plan([PlannedStage("lm_gold", "LM"), PlannedStage("gnn_gold", "GNN")])
-    made = journal(tmp_path, say=said.append, plan=plan)
+    made = journal(tmp_path, log=said.append, plan=plan)
     do(made, FIRST, RandomWork())
     begun, done = said
     assert begun == "stage 1 of 2: the language model learns from gold labels"
@@ -196,7 +196,7 @@ def test_each_stage_is_said_when_it_begins_and_when_it_is_done(tmp_path: Path) -
 def test_a_stage_that_another_run_has_done_is_not_said_to_begin(tmp_path: Path) -> None:
     said: list[str] = []
     for name in ("a", "b"):
-        made = journal(tmp_path / name, say=said.append)
+        made = journal(tmp_path / name, log=said.append)
         do(made, FIRST, RandomWork(), shared=tmp_path / "shared" / "x")
     assert [line.split(":")[0] for line in said] == ["stage 1"] * 3
     assert "; took " in said[1] and "; taken from another run, which took " in said[2]
@@ -206,7 +206,7 @@ def test_the_metric_that_selects_is_the_one_named(tmp_path: Path) -> None:
     def both(logits: np.ndarray) -> Scores:
         return {split: {"accuracy": 0.25, "f1": 0.75} for split in ("train", "valid", "test")}
 
-    done = do(Journal(tmp_path, 0, both, metric="f1", say=lambda line: None), FIRST, RandomWork())
+    done = do(Journal(tmp_path, 0, both, metric="f1", log=lambda line: None), FIRST, RandomWork())
     assert done.valid == 0.75
 
 

@@ -143,14 +143,14 @@ def test_work_counts_tokens_of_texts_and_nodes_or_epochs_of_graphs() -> None:
     lengths = np.array([2, 4, 4, 1, 1, 1, 1, 1, 1, 9])
     tokens = TokenStore(np.zeros(lengths.sum(), np.uint16), np.concatenate([[0], np.cumsum(lengths)]), 0)
     settings = LMSettings(epochs=3, batch_size=3, evals_per_epoch=2)
-    nobody: Any = None
+    nothing: Any = None
     validation = Validation(np.array([9, 8]), lambda logits: 0.0)
-    lm = LMLearner(tokens, nobody, settings, validation, Hardware())
+    lm = LMLearner(tokens, nothing, settings, validation, Hardware())
     gold = StepTargets(GOLD)
     trained, validated = 3 * 4, 9 + 1  # three texts are padded to the longest of them
     assert lm.work(gold, np.arange(4)) == {"batch": 3 * (TRAINING * trained + 2 * validated), "token": 2 + 4 + 4 + 1}
     pseudo = StepTargets(GOLD, PseudoLabels(np.zeros((N, C)), REST, GOLD), ratio=2.0)
-    gnn: Any = GNNLearner(nobody, nobody, nobody, GNNSettings(epochs=7), validation, Hardware())
+    gnn: Any = GNNLearner(nothing, nothing, nothing, GNNSettings(epochs=7), validation, Hardware())
     assert (gnn.work(gold, REST), gnn.work(pseudo, REST)) == ({"batch": 7}, {"batch": 7})
     vars(gnn)["in_batches"] = True
     assert (gnn.work(gold, REST), gnn.work(pseudo, REST)) == ({"batch": 21}, {"batch": 63})

@@ -132,7 +132,7 @@ def fake_run(
         unlabelled=REST,
         candidates=candidates,
         settings=settings or EMSettings(),
-        journal=Journal(run_dir, 3, evaluate, say=lambda line: None),
+        journal=Journal(run_dir, 3, evaluate, log=lambda line: None),
         features=lambda embeddings: np.zeros((N, 1)) if embeddings is None else np.asarray(embeddings, np.float32),
         pseudo_accuracy=lambda pseudo: 0.125,
         lm_gold=lm_gold,  # type: ignore[arg-type]
@@ -668,9 +668,9 @@ def test_without_epochs_an_e_step_has_exactly_the_weights_it_starts_from(
     _, run = real_run(glem__lm_init=init, glem__em_iterations=2, glem__keep_weights="all")
     fit = e_step.LMLearner.fit
 
-    def no_epochs_later(self: e_step.LMLearner, targets: StepTargets, title: str, *more: Any) -> Fitted:
+    def no_epochs_later(self: e_step.LMLearner, targets: StepTargets, title: str, **more: Any) -> Fitted:
         epochs = 0 if title == "e_step_2" else self.settings.epochs
-        return fit(replace(self, settings=replace(self.settings, epochs=epochs)), targets, title, *more)
+        return fit(replace(self, settings=replace(self.settings, epochs=epochs)), targets, title, **more)
 
     monkeypatch.setattr(e_step.LMLearner, "fit", no_epochs_later)
     run_em(run)
@@ -694,9 +694,9 @@ def test_the_lms_embeddings_standardised_are_what_the_gnn_is_trained_on(
     seen: dict[str, np.ndarray] = {}
     fit = m_step.GNNLearner.fit
 
-    def watched(self: m_step.GNNLearner, targets: Any, features: np.ndarray, title: str, *more: Any) -> Fitted:
+    def watched(self: m_step.GNNLearner, targets: Any, features: np.ndarray, title: str, **more: Any) -> Fitted:
         seen[title] = features
-        return fit(self, targets, features, title, *more)
+        return fit(self, targets, features, title, **more)
 
     monkeypatch.setattr(m_step.GNNLearner, "fit", watched)
     run_em(run)

@@ -74,8 +74,8 @@ FAULTS: dict[str, Fault] = {
     "best_stage_by_test": Fault(
         "the best stage of a run is that of the best test score",
         "em/journal.py",
-        '["scores"]["valid"][self.metric]',
-        '["scores"]["test"][self.metric]',
+        'valid, seconds = scores["valid"]',
+        'valid, seconds = scores["test"]',
         "em/test_journal.py::test_best_goes_by_validation_within_a_method_and_takes_the_first_of_equals",
     ),
     "temperature_inverted": Fault(
@@ -173,8 +173,8 @@ FAULTS: dict[str, Fault] = {
     "permuted_predictions": Fault(
         "predictions of a batch go to its nodes in another order",
         "em/e_step.py",
-        "logits[batch], embeddings[batch] = class_logits, embedding",
-        "logits[np.sort(batch)], embeddings[np.sort(batch)] = class_logits, embedding",
+        "array[batch] = rows",
+        "array[np.sort(batch)] = rows",
         "em/test_e_step.py::test_predictions_of_all_nodes_are_those_of_each_text_alone",
     ),
     "permuted_parts": Fault(
@@ -366,8 +366,8 @@ FAULTS: dict[str, Fault] = {
     "dropout_in_prediction": Fault(
         "dropout acts while the LM predicts",
         "em/e_step.py",
-        "        model = self.model.to(self.hardware.device).eval()\n        nodes =",
-        "        model = self.model.to(self.hardware.device).train()\n        nodes =",
+        "model = self.model.to(self.hardware.device).eval()\n        how =",
+        "model = self.model.to(self.hardware.device).train()\n        how =",
         "em/test_e_step.py::test_dropout_acts_in_training_and_not_in_prediction",
     ),
     "dropout_in_gnn_prediction": Fault(
@@ -387,8 +387,8 @@ FAULTS: dict[str, Fault] = {
     "unsure_nodes_kept": Fault(
         "RLU trains on nodes that the network before was not sure of",
         "em/on_gold.py",
-        "sure.append(nodes[top > self.threshold])",
-        "sure.append(nodes)",
+        "self.unlabelled[top_probability(logits, self.unlabelled) > self.threshold]",
+        "self.unlabelled",
         "em/test_hop_step.py::test_a_round_is_sure_of_what_its_network_gives_more_than_the_threshold",
     ),
     "distillation_swapped": Fault(
@@ -430,8 +430,8 @@ FAULTS: dict[str, Fault] = {
     "optimizer_not_restored": Fault(
         "a checkpoint does not bring back the optimizer's moments",
         "em/fit.py",
-        'self.optimizer.load_state_dict(kept.pop("optimizer"))',
-        'kept.pop("optimizer")',
+        "part.load_state_dict(kept.pop(name))",
+        'part.load_state_dict({name: kept.pop(name), "optimizer": part.state_dict()}[name])',
         "em/test_checkpoint.py::test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits[glem_accumulated]",
     ),
     "gradients_averaged_twice": Fault(
