@@ -20,9 +20,15 @@ from command_line import before_imports, path, run_program
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write a generated graph in the format of ogbn-papers100M.")
     parser.add_argument("--folder", required=True, type=path, help="folder to write, e.g. datasets/ogbn_papers100M")
-    parser.add_argument("--nodes", required=True, type=int, help="number of nodes (ogbn-papers100M: 111059956)")
-    parser.add_argument("--edges", required=True, type=int, help="number of directed edges (1615685872 there)")
-    parser.add_argument("--classes", type=int, default=172, help="number of classes, at most 172 (default: 172)")
+    parser.add_argument(
+        "--nodes", dest="num_nodes", required=True, type=int, help="number of nodes (ogbn-papers100M: 111059956)"
+    )
+    parser.add_argument(
+        "--edges", dest="num_edges", required=True, type=int, help="number of directed edges (1615685872 there)"
+    )
+    parser.add_argument(
+        "--classes", dest="num_classes", type=int, default=172, help="number of classes, at most 172 (default: 172)"
+    )
     parser.add_argument("--features", type=int, default=64, help="width of the features (128 there; default: 64)")
     parser.add_argument("--feature_dtype", choices=["float16", "float32"], default="float32", help="(float32 there)")
     parser.add_argument("--text_words", type=int, default=32, help="words per text, with the title (default: 32)")
@@ -35,29 +41,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
     # Imported late, so that --help and a wrong command line answer at once.
-    from rehearsal.papers100m import write_papers100m_like
+    from rehearsal.papers100m import Papers100MLike
 
     from glem_graphgym.data.errors import DataError
     from glem_graphgym.disk import disk_full_errors
 
     try:
         with disk_full_errors(args.folder):
-            write_papers100m_like(
-                args.folder,
-                args.nodes,
-                args.edges,
-                num_classes=args.classes,
-                features=args.features,
-                feature_dtype=args.feature_dtype,
-                text_words=args.text_words,
-                labelled=args.labelled,
-                seed=args.seed,
-            )
+            Papers100MLike(**{name: value for name, value in vars(args).items() if name != "folder"}).write(args.folder)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size = sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file())
-    print(f"{args.folder}: {args.nodes:,} nodes, {args.edges:,} directed edges, {size / 1e9:.1f} GB")
+    print(f"{args.folder}: {args.num_nodes:,} nodes, {args.num_edges:,} directed edges, {size / 1e9:.1f} GB")
     return 0
 
 

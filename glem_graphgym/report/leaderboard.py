@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,14 +71,16 @@ class Board:
 def published_for(dataset: str) -> list[Row]:
     """The published rows of a dataset, in the order of ``published.csv``; none for one that nobody published on."""
     with PUBLISHED.open(encoding="utf-8") as file:
-        table = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    rows = []
-    for row in table:
-        if row["dataset"] == dataset:
-            stds = {part: float(std) if (std := row[f"{part}_std"]) else None for part in ("valid", "test")}
-            valid, test = (Spread(float(row[part] or "nan"), stds[part]) for part in stds)
-            rows.append(Row(row["method"], int(row["runs"]), valid, test, name=row["method"], source=row["source"]))
-    return rows
+        table = [row for row in csv.DictReader(line for line in file if line[0] != "#") if row["dataset"] == dataset]
+
+    def spread(row: Mapping[str, str], part: str) -> Spread:
+        return Spread(float(row[part] or "nan"), float(std) if (std := row[f"{part}_std"]) else None)
+
+    return [
+        Row(row["method"], int(row["runs"]), spread(row, "valid"), spread(row, "test"), name=row["method"],
+            source=row["source"])
+        for row in table
+    ]  # fmt: skip
 
 
 def read_boards(dirs: Sequence[Path]) -> list[Board]:
@@ -98,15 +101,14 @@ def read_boards(dirs: Sequence[Path]) -> list[Board]:
 
 def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequence[Experiment]) -> Board:
     by_name = {one.name: one for one in experiments}
-    rows = sorted(_distinct_rows(experiments), key=lambda row: (-row.valid.mean, row.params, row.name))
-    rows = [replace(row, rank=rank) for rank, row in enumerate(rows, start=1)]
-    rows = _compared(rows, by_name)
+    rows = _compared(_distinct_rows(experiments), by_name)
     published = published_for(dataset) if metric == METRIC else []
     notes = [*_notes(rows), *_mixed(experiments)]
     return Board(dataset, fingerprint, metric, rows, published, by_name, axes_within_modes(experiments), notes)
 
 
 def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
+    """The rows by rank; results that are the same in several experiments are one row."""
     rows: dict[Any, Row] = {}
     for one in sorted(experiments, key=lambda one: _complexity(one.mode)):
         about: dict[str, Any] = {
@@ -123,11 +125,12 @@ def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
             else:
                 name = row.method if len(experiments) == 1 else f"{one.name} {row.method}"
                 rows[key] = replace(row, name=name, **about)
-    return list(rows.values())
+    ordered = sorted(rows.values(), key=lambda row: (-row.valid.mean, row.params, row.name))
+    return [replace(row, rank=rank) for rank, row in enumerate(ordered, start=1)]
 
 
 def _complexity(mode: str) -> int:
-    return SIMPLEST_FIRST.index(mode) if mode in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
+    return [*SIMPLEST_FIRST, mode].index(mode)
 
 
 def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment]) -> list[Row]:
@@ -268,19 +271,17 @@ def cells_of(board: Board) -> list[list[str]]:
 
 def to_markdown(boards: Sequence[Board]) -> str:
     """All boards as Markdown tables."""
-    parts = []
+    lines = []
     for board in boards:
         rows = [TEXTS + NUMBERS, ["---"] * len(TEXTS) + ["---:"] * len(NUMBERS)]
         rows += [list(map(_escaped, cells)) for cells in cells_of(board)]
-        lines = [f"### {_escaped(board.title)}", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""]
-        parts.append("\n".join([*lines, *(f"- {_escaped(note)}" for note in board.notes), ""]))
-    return "\n".join(parts)
+        lines += [f"### {_escaped(board.title)}", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""]
+        lines += [*(f"- {_escaped(note)}" for note in board.notes), ""]
+    return "\n".join(lines)
 
 
 def _escaped(text: str) -> str:
-    for character in "\\|<>*_`":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return " ".join(re.sub(r"([\\|<>*_`])", r"\\\1", text).split())
 
 
 CSV_COLUMNS = [

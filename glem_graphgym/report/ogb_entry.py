@@ -47,11 +47,7 @@ class About:
 
 
 def ogb_entry(board: Board, about: About, row: Row | None = None) -> dict[str, Any]:
-    """The entry of a row (that with the best validation score unless given): the form's fields, in its order.
-
-    Raises:
-        OgbError: a rule does not hold or a field is missing; lists all of them.
-    """
+    """The form's fields for a row (by default the best by validation); OgbError lists all rules that do not hold."""
     row = row or board.rows[0]
     experiment = board.experiments[row.experiment]
     wanted = list(range(SEEDS.get(board.dataset, DEFAULT_SEEDS)))
@@ -123,33 +119,30 @@ def _problems(
             f"glem.first_predictions is {file}, and no run.json of a run that made it is found, so what external data "
             "the predictions rest on is not known; give a --name that says it, or run this where that run's folder is"
         )
-    yield from _missing(about)
+    expected = {"contact": ("@", "a name and an e-mail address"), "code": ("^https?://", "a URL"), "hardware": ("", "")}
+    for name, (pattern, meaning) in {**expected, "paper": expected["code"]}.items():
+        value = getattr(about, name)
+        if not value.strip():
+            yield f"--{name} is missing"
+        elif not re.search(pattern, value):
+            yield f"--{name} is {value!r}, expected {meaning}"
+    if about.official is None:
+        yield "--official or --unofficial is missing"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-def _missing(about: About) -> Iterator[str]:
-    for name in ("contact", "code", "paper", "hardware"):
-        if not getattr(about, name).strip():
-            yield f"--{name} is missing"
-    if about.contact and "@" not in about.contact:
-        yield f"--contact is {about.contact!r}, expected a name and an e-mail address"
-    for name, value in (("code", about.code), ("paper", about.paper)):
-        if value and not re.match(r"https?://", value):
-            yield f"--{name} is {value!r}, expected a URL"
-    if about.official is None:
-        yield "--official or --unofficial is missing"
-
-
 def _teacher(experiment: Experiment) -> tuple[Path | None, str, str, dict[str, Any]]:
     """File of the first predictions, or None; name, mode and settings of the experiment that made it, where known."""
     text = experiment.settings.get("glem.first_predictions") if experiment.mode == "glem" else None
-    file = Path(str(text)) if text else None
+    if not text:
+        return None, "", "", {}
+    file = Path(str(text))
     try:
-        run = Path(str(text)).resolve().parents[2]  # <experiment>/<seed>/stages/<stage>/logits.npy
-        about = read_json(run / "run.json") if text else {}
+        run = file.resolve().parents[2]  # <experiment>/<seed>/stages/<stage>/logits.npy
+        about = read_json(run / "run.json")
         return file, run.parent.name, str(about["mode"]), dict(about["settings"])
     except (OSError, LookupError, TypeError, ValueError):
         return file, "", "", {}

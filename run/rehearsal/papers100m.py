@@ -5,11 +5,11 @@ Files and keys are those that ``ogb.io.read_graph_raw.read_binary_graph_raw`` an
 
 from __future__ import annotations
 
-import gzip
 import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +17,10 @@ import numpy as np
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.synthetic import draw_class_means, draw_features, draw_texts
+from glem_graphgym.data.text_graph import SPLITS
 from glem_graphgym.files import make_once
 from glem_graphgym.progress import Progress
+from rehearsal.graphs import write_blocks
 
 CLASSES = 172  # of ogbn-papers100M: its table of categories names them all
 VOCABULARY = 20  # different words of the texts, a class
@@ -31,136 +33,99 @@ NODES_AT_ONCE, EDGES_AT_ONCE = 1 << 16, 1 << 20
 DEAL, EDGES, MEANS, FEATURES, YEARS, TITLES, ABSTRACTS = range(7)
 
 
-def write_papers100m_like(
-    folder: Path,
-    num_nodes: int,
-    num_edges: int,
-    *,
-    num_classes: int = CLASSES,
-    features: int = 64,
-    feature_dtype: str = "float32",
-    text_words: int = 32,
-    text_signal: float = 0.35,
-    structure_signal: float = 0.6,
-    labelled: float = LABELLED,
-    seed: int = 0,
-) -> Path:
-    """Write a graph as OGB's archive of ogbn-papers100M and its raw text have it, in a few hundred MB of memory.
+@dataclass(frozen=True)
+class Papers100MLike:
+    """A graph as OGB's archive of ogbn-papers100M and its raw text have it, written in a few hundred MB of memory.
 
     Texts, features and edges tell of the class as those of `synthetic.make_synthetic` do: each word is, with
     probability ``text_signal``, one of its class's own; features go from noise to the means of the classes; each edge
-    starts at any node and ends, with probability ``structure_signal``, in the class of its source. The first of a
-    class, and of all, are cited most: the number of citations has a Pareto tail of exponent 3. Edges are directed, as
-    citations are; some of them are there twice, none is a loop. Some nodes have no title, or no abstract.
+    starts at any node and ends, with probability ``structure_signal``, in the class of its source. The first nodes of
+    a class are cited most: the number of citations has a Pareto tail of exponent 3. Edges are directed; some are there
+    twice, none is a loop. Some nodes have no title, or no abstract. The same arguments give the same files.
 
-    What is in each block depends on ``seed`` alone, so that the same arguments give the same arrays and texts.
+    The graph is a function of node and block: only the labelled nodes are held in memory. Node v has the place
+    (a·v + b) mod N in a shuffled row, a being coprime to N; the places are of class 0, 1, ..., C - 1 in turn. Both
+    directions are a multiplication, so that neither classes nor members of classes need a table.
 
-    Args:
-        folder: where the files go; ``<root>/ogbn_papers100M`` for the loader. Must not exist.
-        num_nodes: N.
-        num_edges: E, directed.
-        num_classes: C of the classes that occur, 2 to 172; balanced to within one node.
-        features: F of ``node_feat``.
-        feature_dtype: of ``node_feat``, ``"float32"`` as in OGB's archive or ``"float16"``.
+    Attributes:
+        num_classes: classes that occur, 2 to 172; balanced to within one node.
+        features, feature_dtype: of ``node_feat``; ``"float32"`` as in OGB's archive or ``"float16"``.
         text_words: words of title and abstract together, at least 2; a quarter of them are the title's.
         text_signal, structure_signal: probabilities, 0 to 1.
         labelled: share of the nodes that have a label: 78% of them to train, 8% to validate, 14% to test, split by
             year. At least one of each class is to train.
-        seed: of all random numbers.
-
-    Returns:
-        ``folder``.
 
     Raises:
-        DataError: an argument is out of range, or the folder exists.
-    """
-    if folder.exists():
-        raise DataError(f"{folder} exists; expected a new folder: delete that one, or name another")
-    sizes = {"num_nodes": (num_nodes, 2), "num_edges": (num_edges, 0), "features": (features, 1), "seed": (seed, 0)}
-    for name, (value, least) in {**sizes, "text_words": (text_words, 2)}.items():
-        if value < least:
-            raise DataError(f"{name} is {value}, expected at least {least}")
-    for name, share in {"text_signal": text_signal, "structure_signal": structure_signal, "labelled": labelled}.items():
-        if not 0 <= share <= 1:
-            raise DataError(f"{name} is {share}, expected 0 to 1")
-    if feature_dtype not in ("float16", "float32"):
-        raise DataError(f"feature_dtype is '{feature_dtype}', expected 'float16' or 'float32'")
-    graph = _Drawn(num_nodes, num_edges, num_classes, labelled, text_signal, structure_signal, seed)
-
-    def make(temporary: Path) -> None:
-        for inner in ("raw", "split/time", "mapping"):
-            (temporary / inner).mkdir(parents=True)
-        labels = graph.labels()
-        _write_data(temporary / "raw/data.npz", graph, labels, features, np.dtype(feature_dtype))
-        _write_labels(temporary / "raw/node-label.npz", graph, labels)
-        for part, nodes in labels.split().items():
-            _write_lines(temporary / f"split/time/{part}.csv.gz", iter([nodes.tolist()]))
-        _write_mappings(temporary / "mapping", num_nodes)
-        title = max(1, text_words // 4)
-        for name, stream, words, missing in (
-            ("idx_title.tsv", TITLES, title, WITHOUT_TITLE),
-            ("idx_abs.tsv", ABSTRACTS, text_words - title, WITHOUT_ABSTRACT),
-        ):
-            _write_texts(temporary / name, graph, stream, words, missing)
-        (temporary / "RELEASE_v1.txt").touch()
-
-    return make_once(folder, make)
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """The labelled nodes, in the order in which they were dealt out, and the first of them to validate and to test."""
-
-    nodes: np.ndarray  # int64 (L,)
-    valid: int
-    test: int
-
-    def split(self) -> dict[str, np.ndarray]:
-        parts = np.split(self.nodes, [self.valid, self.test])
-        return {part: np.sort(nodes) for part, nodes in zip(("train", "valid", "test"), parts, strict=True)}
-
-
-class _Drawn:
-    """The graph as functions of node and block: nothing of it is held in memory but the labelled nodes.
-
-    Node v has the place (a·v + b) mod N in a shuffled row, a being coprime to N; the places are of class 0, 1, ...,
-    C - 1 in turn, and the first of a class are cited most. Both directions are a multiplication, so that neither
-    classes nor members of classes need a table.
+        DataError: an argument is out of range.
     """
 
-    def __init__(
-        self,
-        num_nodes: int,
-        num_edges: int,
-        num_classes: int,
-        labelled: float,
-        text_signal: float,
-        structure_signal: float,
-        seed: int,
-    ) -> None:
-        self.num_nodes, self.num_edges, self.num_classes, self.seed = num_nodes, num_edges, num_classes, seed
-        self.text_signal, self.structure_signal = text_signal, structure_signal
-        self.num_labelled = round(labelled * num_nodes)
-        if not 2 <= num_classes <= CLASSES or int(TRAIN * self.num_labelled) < num_classes:
+    num_nodes: int
+    num_edges: int
+    num_classes: int = CLASSES
+    features: int = 64
+    feature_dtype: str = "float32"
+    text_words: int = 32
+    text_signal: float = 0.35
+    structure_signal: float = 0.6
+    labelled: float = LABELLED
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_nodes", 2), ("num_edges", 0), ("features", 1), ("seed", 0), ("text_words", 2)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        for name in ("text_signal", "structure_signal", "labelled"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.feature_dtype not in ("float16", "float32"):
+            raise DataError(f"feature_dtype is '{self.feature_dtype}', expected 'float16' or 'float32'")
+        if not 2 <= self.num_classes <= CLASSES or int(TRAIN * self.num_labelled) < self.num_classes:
             raise DataError(
-                f"{self.num_labelled} labelled nodes (of {num_nodes}) for {num_classes} classes, expected 2 to "
-                f"{CLASSES} classes and at least {math.ceil(num_classes / TRAIN)} labelled nodes; raise the number of "
-                "nodes or the share that is labelled, or take fewer classes"
+                f"{self.num_labelled} labelled nodes (of {self.num_nodes}) for {self.num_classes} classes, expected 2 "
+                f"to {CLASSES} classes and at least {math.ceil(self.num_classes / TRAIN)} labelled nodes; raise the "
+                "number of nodes or the share that is labelled, or take fewer classes"
             )
-        self._factor = int(num_nodes * (math.sqrt(5) - 1) / 2)
-        while math.gcd(self._factor, num_nodes) != 1:
-            self._factor += 1
-        self._inverse = pow(self._factor, -1, num_nodes)
-        self._shift = seed % num_nodes
+
+    def write(self, folder: Path) -> Path:
+        """Write all files into ``folder`` (``<root>/ogbn_papers100M`` for the loader), which must not exist."""
+        if folder.exists():
+            raise DataError(f"{folder} exists; expected a new folder: delete that one, or name another")
+        return make_once(folder, self._make)
+
+    def _make(self, folder: Path) -> None:
+        for inner in ("raw", "split/time", "mapping"):
+            (folder / inner).mkdir(parents=True)
+        split = self.split()
+        _write_data(folder / "raw/data.npz", self, split)
+        _write_labels(folder / "raw/node-label.npz", self, np.sort(np.concatenate(list(split.values()))))
+        for part, nodes in split.items():
+            _write_lines(folder / f"split/time/{part}.csv.gz", iter([nodes.tolist()]))
+        _write_mappings(folder / "mapping", self.num_nodes)
+        title = max(1, self.text_words // 4)
+        _write_texts(folder / "idx_title.tsv", self, TITLES, title, WITHOUT_TITLE)
+        _write_texts(folder / "idx_abs.tsv", self, ABSTRACTS, self.text_words - title, WITHOUT_ABSTRACT)
+        (folder / "RELEASE_v1.txt").touch()
+
+    @property
+    def num_labelled(self) -> int:
+        return round(self.labelled * self.num_nodes)
+
+    @cached_property
+    def _factor(self) -> int:
+        factor = int(self.num_nodes * (math.sqrt(5) - 1) / 2)
+        while math.gcd(factor, self.num_nodes) != 1:
+            factor += 1
+        return factor
 
     def generator(self, stream: int, block: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, stream, block])
 
     def place_of(self, node: np.ndarray) -> np.ndarray:
-        return (node * self._factor + self._shift) % self.num_nodes
+        return (node * self._factor + self.seed % self.num_nodes) % self.num_nodes
 
     def node_at(self, place: np.ndarray) -> np.ndarray:
-        return (place - self._shift) * self._inverse % self.num_nodes
+        inverse = pow(self._factor, -1, self.num_nodes)
+        return (place - self.seed % self.num_nodes) * inverse % self.num_nodes
 
     def class_of(self, node: np.ndarray) -> np.ndarray:
         return self.place_of(node) % self.num_classes
@@ -168,16 +133,17 @@ class _Drawn:
     def class_size(self, of_class: np.ndarray) -> np.ndarray:
         return (self.num_nodes - 1 - of_class) // self.num_classes + 1
 
-    def labels(self) -> _Labels:
-        """Classes take turns, so that they are balanced in each part of the split."""
+    def split(self) -> dict[str, np.ndarray]:
+        """Sorted nodes per part. Classes are dealt in turn, so that they are balanced in each."""
         rng, num = self.generator(DEAL), self.num_labelled
         nodes = np.empty(num, dtype=np.int64)
         for of_class in range(self.num_classes):
             dealt = len(range(of_class, num, self.num_classes))
             rank = rng.choice(int(self.class_size(np.array(of_class))), dealt, replace=False)
             nodes[of_class :: self.num_classes] = self.node_at(rank * self.num_classes + of_class)
-        valid = int(TRAIN * num)
-        return _Labels(nodes, valid, valid + int(VALID * num))
+        train = int(TRAIN * num)
+        parts = np.split(nodes, [train, train + int(VALID * num)])
+        return {part: np.sort(nodes) for part, nodes in zip(SPLITS, parts, strict=True)}
 
     def node_blocks(self, what: str) -> Iterator[tuple[int, np.ndarray]]:
         """Number and nodes of each block."""
@@ -212,7 +178,8 @@ class _Drawn:
 # ---- arrays -------------------------------------------------------------------------------------------------------
 
 
-def _write_data(path: Path, graph: _Drawn, labels: _Labels, features: int, dtype: np.dtype) -> None:
+def _write_data(path: Path, graph: Papers100MLike, split: dict[str, np.ndarray]) -> None:
+    dtype = np.dtype(graph.feature_dtype)
     with zipfile.ZipFile(path, "w") as archive:
         with _member(archive, "edge_index", np.dtype(np.int64), (2, graph.num_edges)) as file:
             for end, what in enumerate(("sources of edges", "targets of edges")):
@@ -221,14 +188,13 @@ def _write_data(path: Path, graph: _Drawn, labels: _Labels, features: int, dtype
         for what, number in (("nodes", graph.num_nodes), ("edges", graph.num_edges)):
             with _member(archive, f"num_{what}_list", np.dtype(np.int64), (1,)) as file:
                 file.write(np.array([number]).data)
-        with _member(archive, "node_feat", dtype, (graph.num_nodes, features)) as file:
-            means = draw_class_means(graph.generator(MEANS), graph.num_classes, features)
+        with _member(archive, "node_feat", dtype, (graph.num_nodes, graph.features)) as file:
+            means = draw_class_means(graph.generator(MEANS), graph.num_classes, graph.features)
             for block, nodes in graph.node_blocks("features"):
                 rng = graph.generator(FEATURES, block)
                 drawn = draw_features(rng, graph.class_of(nodes), means, graph.text_signal)
                 file.write(drawn.astype(dtype).data)
         with _member(archive, "node_year", np.dtype(np.int64), (graph.num_nodes, 1)) as file:
-            split = labels.split()
             for block, nodes in graph.node_blocks("years"):
                 years = graph.generator(YEARS, block).integers(FIRST_YEAR, TEST_YEAR + 1, len(nodes))
                 train = _within(split["train"], nodes)
@@ -238,8 +204,7 @@ def _write_data(path: Path, graph: _Drawn, labels: _Labels, features: int, dtype
                 file.write(years.data)
 
 
-def _write_labels(path: Path, graph: _Drawn, labels: _Labels) -> None:
-    known = np.sort(labels.nodes)
+def _write_labels(path: Path, graph: Papers100MLike, known: np.ndarray) -> None:
     with (
         zipfile.ZipFile(path, "w") as archive,
         _member(archive, "node_label", np.dtype(np.float32), (graph.num_nodes, 1)) as file,
@@ -282,12 +247,10 @@ def _write_mappings(folder: Path, num_nodes: int) -> None:
 
 
 def _write_lines(path: Path, blocks: Iterator[Any]) -> None:
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
-        for lines in blocks:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+    write_blocks(path, ("".join(f"{line}\n" for line in lines).encode() for lines in blocks))
 
 
-def _write_texts(path: Path, graph: _Drawn, stream: int, words: int, missing: float) -> None:
+def _write_texts(path: Path, graph: Papers100MLike, stream: int, words: int, missing: float) -> None:
     vocabulary = VOCABULARY * graph.num_classes
     with path.open("w", encoding="utf-8") as file:
         for block, nodes in graph.node_blocks(path.name):

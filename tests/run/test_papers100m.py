@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "run"))
 
 from rehearsal import papers100m  # noqa: E402
-from rehearsal.papers100m import write_papers100m_like  # noqa: E402
+from rehearsal.papers100m import Papers100MLike  # noqa: E402
 
 from tests.bad_inputs.conftest import load_program  # noqa: E402
 
@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(papers100m, "NODES_AT_ONCE", 700)
         patch.setattr(papers100m, "EDGES_AT_ONCE", 9000)
-        write_papers100m_like(folder / "ogbn_papers100M", N, E, num_classes=C, features=6, labelled=0.2, seed=3)
+        Papers100MLike(N, E, C, features=6, labelled=0.2, seed=3).write(folder / "ogbn_papers100M")
         yield folder
 
 
@@ -94,7 +94,7 @@ def test_labels_are_few_and_split_by_year(raw: dict[str, Any]) -> None:
 
 def classes(raw: dict[str, Any]) -> np.ndarray:
     """The class of every node, the unlabelled ones too: what the generator knows and the files don't say."""
-    drawn = papers100m._Drawn(N, E, C, 0.2, 0.35, 0.6, 3)
+    drawn = Papers100MLike(N, E, C, labelled=0.2, seed=3)
     of_class = drawn.class_of(np.arange(N))
     known = ~np.isnan(raw["label"][:, 0])
     assert np.array_equal(of_class[known], raw["label"][known, 0])
@@ -103,7 +103,7 @@ def classes(raw: dict[str, Any]) -> np.ndarray:
 
 def test_classes_are_balanced_and_places_are_a_shuffle(raw: dict[str, Any]) -> None:
     assert np.ptp(np.bincount(classes(raw))) <= 1
-    drawn = papers100m._Drawn(N, E, C, 0.2, 0.35, 0.6, 3)
+    drawn = Papers100MLike(N, E, C, labelled=0.2, seed=3)
     place = drawn.place_of(np.arange(N))
     assert np.array_equal(np.sort(place), np.arange(N))
     assert np.array_equal(drawn.node_at(place), np.arange(N))
@@ -157,12 +157,12 @@ def digest(folder: Path) -> str:
 def test_the_same_arguments_give_the_same_files(tmp_path: Path) -> None:
     sizes = {"num_nodes": 500, "num_edges": 2000, "num_classes": 3, "features": 4, "labelled": 0.1}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_papers100m_like(tmp_path / name, **sizes, seed=seed)  # type: ignore[arg-type]
+        Papers100MLike(**sizes, seed=seed).write(tmp_path / name)  # type: ignore[arg-type]
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
 def test_features_of_half_precision(tmp_path: Path) -> None:
-    write_papers100m_like(tmp_path / "x", 200, 300, num_classes=2, features=3, feature_dtype="float16", labelled=0.1)
+    Papers100MLike(200, 300, 2, features=3, feature_dtype="float16", labelled=0.1).write(tmp_path / "x")
     assert np.load(tmp_path / "x/raw/data.npz")["node_feat"].dtype == np.float16
 
 
@@ -184,13 +184,13 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 ) -> None:
     sound = {"num_nodes": 200, "num_edges": 300, "num_classes": 2, "labelled": 0.1}
     with pytest.raises(DataError, match=message):
-        write_papers100m_like(tmp_path / "x", **{**sound, **changes})
+        Papers100MLike(**{**sound, **changes}).write(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="exists; expected a new folder"):
-        write_papers100m_like(tmp_path, 200, 300, num_classes=2, labelled=0.1)
+        Papers100MLike(200, 300, 2, labelled=0.1).write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,7 +200,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(papers100m, "EDGES_AT_ONCE", 20_000)
     tracemalloc.start()
     try:
-        write_papers100m_like(tmp_path / "x", 60_000, 400_000, num_classes=4, text_words=12)
+        Papers100MLike(60_000, 400_000, 4, text_words=12).write(tmp_path / "x")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -214,7 +214,7 @@ def test_the_script_writes_it_or_says_why_not(tmp_path: Path, capsys: pytest.Cap
     arguments = ["--folder", str(tmp_path / "x"), *sizes]
     assert script.main(arguments) == 0
     assert "x: 300 nodes, 900 directed edges" in capsys.readouterr().out
-    write_papers100m_like(tmp_path / "y", 300, 900, num_classes=3, labelled=0.1, seed=4)
+    Papers100MLike(300, 900, 3, labelled=0.1, seed=4).write(tmp_path / "y")
     assert digest(tmp_path / "x") == digest(tmp_path / "y")
     assert script.main(arguments) == 1
     assert "exists; expected a new folder" in capsys.readouterr().err
