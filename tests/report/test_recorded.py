@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import lzma
-import sys
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grid.tables import aggregate_grid
 
 from glem_graphgym.report.leaderboard import read_boards, to_csv, to_markdown
 from glem_graphgym.report.page import render_page
 from glem_graphgym.report.stats import finish_run
 
 RECORDED = Path(__file__).with_name("recorded")
-sys.path.insert(0, str(RECORDED.parents[2] / "run"))
-
-from grid.tables import aggregate_grid  # noqa: E402
 
 
 @pytest.fixture(scope="module")

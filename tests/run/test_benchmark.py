@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.measure import Row, row_of, seconds_of
 
 RUN = Path(__file__).resolve().parents[2] / "run"
-sys.path.insert(0, str(RUN))
-
-from benchmarks.measure import Row, row_of, seconds_of  # noqa: E402
 
 
 @pytest.mark.parametrize(("unit", "share", "times"), [("texts/s", 0.4, 2.0), ("ms", 2.5, 0.5), ("bytes", 2.5, 0.5)])

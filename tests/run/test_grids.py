@@ -14,18 +14,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from grid import configs, jobs, space, tables, where
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.utils.agg_runs import name_to_dict
 
+from glem_graphgym.build.run_folder import decisive_settings
+from glem_graphgym.config import load_config
+from tests.bad_inputs.conftest import load_program
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "run"
-sys.path.insert(0, str(RUN))
-
-from grid import configs, jobs, space, tables, where  # noqa: E402
-
-from glem_graphgym.build.run_folder import decisive_settings  # noqa: E402
-from glem_graphgym.config import load_config  # noqa: E402
-from tests.bad_inputs.conftest import load_program  # noqa: E402
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -14,19 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from ogb.io.read_graph_raw import read_binary_graph_raw
+from rehearsal import papers100m
+from rehearsal.papers100m import Papers100MLike
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.ogb import load_ogbn_papers100m
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "run"))
-
-from rehearsal import papers100m  # noqa: E402
-from rehearsal.papers100m import Papers100MLike  # noqa: E402
-
-from tests.bad_inputs.conftest import load_program  # noqa: E402
+from tests.bad_inputs.conftest import load_program
 
 N, E, C = 4001, 30_000, 5
 

@@ -6,24 +6,18 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.scale import Used
+from rehearsal import graphs, steps
+from rehearsal.models import make_deberta
 
 from glem_graphgym.data.ogb import load_ogbn_arxiv, load_ogbn_products
 from glem_graphgym.data.text_graph import TextGraph
-
-RUN = Path(__file__).resolve().parents[2] / "run"
-sys.path.insert(0, str(RUN))
-
-from benchmarks.scale import Used  # noqa: E402
-from rehearsal import graphs, steps  # noqa: E402
-from rehearsal.models import make_deberta  # noqa: E402
-
-from tests.bad_inputs.conftest import load_program  # noqa: E402
+from tests.bad_inputs.conftest import load_program
 
 
 @pytest.fixture(scope="module")
