@@ -29,7 +29,7 @@ from glem_graphgym.em.on_gold import FitsAgain, SelfDistillation, SelfTraining
 from glem_graphgym.em.pseudo_labels import Gold
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner
 from glem_graphgym.hardware import Hardware
-from glem_graphgym.models.correct_and_smooth import CorrectAndSmoothSettings, correct_and_smooth
+from glem_graphgym.models.correct_and_smooth import LAYERS, correct_and_smooth
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.text_encoder import load_text_encoder
 from glem_graphgym.out_of_core.hop_storage import HopStorage
@@ -214,14 +214,14 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
     g = cfg.glem
     if not g.correct_and_smooth:
         return None
-    settings = CorrectAndSmoothSettings(correct_alpha=g.cs_correct_alpha, smooth_alpha=g.cs_smooth_alpha)
+    both = (LAYERS, g.cs_correct_alpha), (LAYERS, g.cs_smooth_alpha)
 
     def smooth(logits: np.ndarray) -> np.ndarray:
         everything = graphs.predict.edge_index.cpu()
-        smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, everything, settings)
+        smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, everything, *both)
         if (seen := graphs.seen) is not None:
             among_seen, gold_places = graphs.train.edge_index.cpu(), np.searchsorted(seen, gold.nodes)
-            smoothed[seen] = correct_and_smooth(logits[seen], gold_places, gold.labels, among_seen, settings)
+            smoothed[seen] = correct_and_smooth(logits[seen], gold_places, gold.labels, among_seen, *both)
         return smoothed
 
     return smooth

@@ -16,7 +16,7 @@ from glem_graphgym.em.inputs import FOLDS, GNNInputs
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.hardware import Hardware
-from glem_graphgym.models.input_cache import comes_again
+from glem_graphgym.models.propagation import comes_again
 
 # (loss of the objective, logits of the nodes that it is of, and of the others where a batch has them) -> loss
 AdjustLoss = Callable[[Tensor, Tensor], Tensor]

@@ -62,11 +62,7 @@ class LayerStack(nn.Module):
         if index == len(self.layers) - 1:
             return out
         out = self.activations[index](out)
-        return _of_targets(x, adjacency) + out if self.residual and x.shape[1] == out.shape[1] else out
-
-
-def _of_targets(x: Tensor, adjacency: Adjacency | None) -> Tensor:
-    return x if adjacency is None else adjacency.targets_of(x)
+        return adjacency.targets_of(x) + out if self.residual and x.shape[1] == out.shape[1] else out
 
 
 class Activation(nn.Module):
@@ -91,15 +87,11 @@ class MLPLayer(nn.Module):
         super().__init__()
         self.linear = nn.Linear(dim_in, dim_out)
 
-    def forward(self, x: Tensor, adjacency: Adjacency | None) -> Tensor:
-        return self.linear(_of_targets(x, adjacency))
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        return self.linear(adjacency.targets_of(x))
 
 
 class MLP(LayerStack):
     """Multi-layer perceptron on each node's own features; arguments as `LayerStack`."""
 
     Layer = MLPLayer
-
-    def forward(self, x: Tensor, adjacency: Adjacency | None = None) -> Tensor:
-        """Logits (N, C) of node features ``x`` (N, dim_in); ``adjacency`` is ignored."""
-        return super().forward(x, adjacency)  # type: ignore[arg-type]

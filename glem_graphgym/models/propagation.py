@@ -8,6 +8,7 @@ bfloat16, which MKL's does not. The backward pass is the same product with the t
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glem_graphgym.models.input_cache import InputCache
-
+KEPT_BYTES = 1 << 30  # the largest input whose product is kept
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def comes_again(x: Tensor) -> Tensor:
+    """Mark a tensor that every epoch brings again: its product with an operator is made once.
+
+    Which products a network takes does not depend on how often it has seen the tensor, so that a resumed stage rounds
+    as one that was not interrupted.
+    """
+    x.comes_again = True  # type: ignore[attr-defined]
+    return x
+
+
+def working_type(x: Tensor) -> torch.dtype:
+    """Autocast's type on the device of ``x`` where that is on, else the type of ``x``."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def kept_operator(make: Callable[[Any], SparseOperator]) -> Callable[[Any], SparseOperator]:
@@ -138,11 +154,21 @@ class SparseOperator:
         self._pattern, self._left, self._right = pattern, left, right
         self._weights: dict[torch.dtype, Tensor] = {}
         self._transpose: SparseOperator | None = None
-        self._kept = InputCache()
+        self._kept: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
 
     def kept_product(self, x: Tensor) -> Tensor | None:
-        """The product with an ``x`` that comes again unchanged, computed once; None where nothing of ``x`` is kept."""
-        return self._kept.of(x, self.__matmul__)
+        """The product with an unchanged ``x`` that `comes_again`, without gradient, in `working_type`; else None."""
+        if not getattr(x, "comes_again", False) or x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
+            return None
+        dtype = working_type(x)
+        if self._kept is not None:
+            known, version, product = self._kept
+            if known() is x and version == x._version and product.dtype == dtype:
+                return product
+        with torch.inference_mode(False), torch.no_grad():  # so that training may use it too
+            product = (self @ x).to(dtype)
+        self._kept = weakref.ref(x), x._version, product
+        return product
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """(nnz,): the entries in CSR order, rounded to ``dtype``."""

@@ -18,9 +18,8 @@ from torch.autograd.function import once_differentiable
 from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
 from glem_graphgym.models.checks import check_probabilities, check_sizes
 from glem_graphgym.models.dropout import dropout
-from glem_graphgym.models.input_cache import working_type
 from glem_graphgym.models.mlp import Activation
-from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.propagation import Adjacency, working_type
 
 
 class RevGATLayer(nn.Module):

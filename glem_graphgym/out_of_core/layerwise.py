@@ -7,12 +7,14 @@ holds a block. What a layer gives lies on disk until the next one has read it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from glem_graphgym.data.csr import bounded_cuts
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.sampling import ALL, Block, NeighbourSampler
 from glem_graphgym.disk import new_array
@@ -93,17 +95,13 @@ class LayerwiseInference:
         for start in range(0, len(nodes), NODES_AT_ONCE):
             part = nodes[start : start + NODES_AT_ONCE]
             degree = np.asarray(self.rowptr[part + 1], dtype=np.int64) - self.rowptr[part]
-            ends = np.cumsum((degree + 1) * row_bytes + degree * EDGE_BYTES)
-            first = taken = 0
-            while first < len(part):
-                end = max(first + 1, int(np.searchsorted(ends, taken + self.budget, side="right")))
-                yield part[first:end]
-                first, taken = end, int(ends[end - 1])
+            sizes = (degree + 1) * row_bytes + degree * EDGE_BYTES
+            yield from (part[first:end] for first, end in pairwise(bounded_cuts(sizes, self.budget)))
 
     def _stored(
         self, file: Path, parts: Iterator[tuple[np.ndarray, Tensor]], nodes: np.ndarray
     ) -> Callable[[np.ndarray], Tensor]:
-        """Write a layer's outputs; what reads their rows."""
+        """A reader of rows of a layer's outputs, which are written first."""
         array, done = None, 0
         for _, out in parts:
             values = out.cpu()

@@ -135,11 +135,6 @@ def test_a_network_is_layers_norms_and_relus_in_turn(
     torch.testing.assert_close(net(x, adjacency), net.layers[2](hidden, adjacency))
 
 
-def test_mlp_takes_no_graph_and_heeds_none(adjacency: Adjacency) -> None:
-    net, x = build(MLP).eval(), torch.randn(NODES, 6)
-    assert torch.equal(net(x, adjacency), net(x))
-
-
 @every_network
 def test_dropout_acts_in_training_only_and_follows_the_seed(network: type[LayerStack], adjacency: Adjacency) -> None:
     x = torch.randn(NODES, 6)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate
+from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate, comes_again
 
 # Directed, with a duplicate (0 -> 1), a self-loop (3) and a node without any edge (4); (sources, targets).
 EDGES = torch.tensor([[2, 0, 1, 0, 0, 3], [1, 1, 2, 1, 3, 3]])
@@ -232,7 +232,7 @@ def test_aggregate_propagates_the_narrower_side_with_one_result(
 def test_an_input_that_comes_again_is_propagated_once(adjacency: Adjacency, width: int) -> None:
     torch.manual_seed(0)
     operator, linear = Watched(adjacency.mean()), nn.Linear(4, width)
-    x = torch.randn(NODES, 4)
+    x = comes_again(torch.randn(NODES, 4))
 
     def step() -> tuple[Tensor, Tensor]:
         linear.zero_grad()
@@ -263,23 +263,22 @@ def test_a_kept_product_is_not_used_for_anything_else(adjacency: Adjacency) -> N
         wanted = linear(plain @ x.detach())
         torch.testing.assert_close(aggregate(operator, x, linear), wanted)
 
-    x = torch.randn(NODES, 4)
+    x = comes_again(torch.randn(NODES, 4))
     for _ in range(3):
         check(x)
     x.add_(1)  # changed in place
     check(x)
     check(x)
-    x = x.clone()  # equal, but another
+    x = comes_again(x.clone())  # equal, but another
     x[0] = 7
     for _ in range(3):
         check(x)
     for _ in range(3):
-        check(torch.randn(NODES, 4).requires_grad_())
+        check(comes_again(torch.randn(NODES, 4).requires_grad_()))
 
 
 def test_a_kept_product_has_the_autocast_type_of_the_moment(adjacency: Adjacency) -> None:
-    operator, x = Watched(adjacency.mean()), torch.randn(NODES, 4)
-    operator.kept_product(x)
+    operator, x = Watched(adjacency.mean()), comes_again(torch.randn(NODES, 4))
     types = []
     for enabled in (True, False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -290,9 +289,10 @@ def test_a_kept_product_has_the_autocast_type_of_the_moment(adjacency: Adjacency
 
 
 def test_large_inputs_are_not_kept(adjacency: Adjacency, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glem_graphgym.models.input_cache.KEPT_BYTES", 4 * NODES * 4 - 1)
-    operator, x = Watched(adjacency.mean()), torch.randn(NODES, 4)
-    assert [operator.kept_product(x) for _ in range(3)] == [None] * 3
+    monkeypatch.setattr("glem_graphgym.models.propagation.KEPT_BYTES", 4 * NODES * 4 - 1)
+    operator = Watched(adjacency.mean())
+    assert operator.kept_product(comes_again(torch.randn(NODES, 4))) is None
+    assert operator.kept_product(torch.randn(1, 4)) is None  # nor what is not marked
 
 
 def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:
