@@ -191,21 +191,6 @@ def test_a_job_with_the_same_features_propagates_nothing(tmp_path: Path, dying: 
     assert load("two", FEATURES + 1, 6) == [D // 2] * 2 * HOPS  # other features, whose labels are there
 
 
-def test_a_killed_step_goes_on_and_ends_with_the_same_bits(tmp_path: Path, dying: Dying) -> None:
-    wanted, _ = trained(learner_of(storage_in(tmp_path / "whole")))
-    deaths = total = 0
-    for _ in range(10):  # features, then labels
-        deaths += 1
-        with dying(HOPS) as products:
-            trained(learner_of(storage_in(tmp_path / "killed")))
-            deaths -= 1
-        total += len(products)
-    assert deaths == 7 and folders(tmp_path / "killed" / "working") == ["hops", "labels"]
-    assert total == 2 * HOPS + 6 * LABEL_HOPS  # nothing twice
-    found, _ = trained(learner_of(storage_in(tmp_path / "killed")))
-    np.testing.assert_array_equal(found, wanted)
-
-
 def test_an_operator_is_stored_once_a_graph(tmp_path: Path) -> None:
     for setting in ("transductive", "structure_free", "inductive", "transductive"):
         learner_of(storage_in(tmp_path), setting).load(targets(), FEATURES, None)
