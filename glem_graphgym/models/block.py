@@ -27,7 +27,6 @@ class BlockAdjacency(Adjacency):
     def __init__(self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int]) -> None:
         super().__init__(rowptr, col, len(degree))
         self.degree, self.ends = degree, tuple(ends)
-        self._layers: list[BlockAdjacency] | None = None
 
     @property
     def num_seeds(self) -> int:
@@ -52,14 +51,11 @@ class BlockAdjacency(Adjacency):
 
         Layer l of L reads the nodes within L - l hops, and its targets are those within L - l - 1 hops.
         """
-        if self._layers is None:
-            rowptr, col = self.rowptr.long(), self.col
-            self._layers = []
-            for targets, nodes in reversed(list(pairwise(self.ends))):
-                inner = rowptr[: targets + 1]
-                ends = (targets, nodes)
-                self._layers.append(BlockAdjacency(inner, col[: int(inner[-1])], self.degree[:nodes], ends))
-        return self._layers
+        rowptr, col, layers = self.rowptr.long(), self.col, []
+        for targets, nodes in reversed(list(pairwise(self.ends))):
+            inner = rowptr[: targets + 1]
+            layers.append(BlockAdjacency(inner, col[: int(inner[-1])], self.degree[:nodes], (targets, nodes)))
+        return layers
 
 
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:

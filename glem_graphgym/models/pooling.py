@@ -11,13 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glem_graphgym.models.pretrained import (
-    find_model,
-    is_causal,
-    load_config,
-    read_json_of,
-    read_modules,
-)
+from glem_graphgym.models.pretrained import find_model, is_causal, load_config, read_json_of, read_modules
 
 POOLINGS = ("mean", "cls", "last")
 # Names of sentence-transformers, before version 6 (flags) and since.

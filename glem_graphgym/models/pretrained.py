@@ -5,8 +5,6 @@ Nothing in a model's folder is ever run: no Python that its configuration names,
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
 import logging
 import re
@@ -380,6 +378,7 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     tokenizer.json describes. Where the two cut ``texts`` in different ways the file is followed, and a warning says so.
     """
     import transformers
+    from tokenizers import normalizers
 
     files = find_model(model)
     places = [*([files.adapter] if files.adapter and files.base else []), files.transformer, files.folder]
@@ -396,9 +395,9 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
             f"lm.model '{model}': its vocabulary {next(folder.glob('*.model'))} is one of SentencePiece; `pip install "
             "sentencepiece protobuf` to read it, or add tokenizer.json"
         )
-    load = functools.partial(_library, transformers.AutoTokenizer.from_pretrained, files, str(folder))
+    load = transformers.AutoTokenizer.from_pretrained
     try:
-        tokenizer = load(config=_config_of(files), trust_remote_code=False)
+        tokenizer = _library(load, files, str(folder), config=_config_of(files), trust_remote_code=False)
     except ValueError:
         if not file.is_file():
             raise
@@ -408,7 +407,6 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     file = (files.adapter or files.transformer) / "sentence_bert_config.json"  # whatever the tokenizer does
     lowercases = file.is_file() and _read(file, files.model, dict).get("do_lower_case")
     if lowercases and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        normalizers = importlib.import_module("tokenizers.normalizers")
         before = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a damaged vocabulary

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
 from glem_graphgym.models.propagation import Adjacency
+from tests.models.conftest import dense_attention, dense_mask, dense_sum
 
 # Directed, with a self-loop (3) and a node without any edge (4); (sources, targets).
 EDGES = torch.tensor([[2, 0, 1, 0, 3], [1, 1, 2, 3, 3]])
@@ -23,26 +23,6 @@ NODES = 5
 @pytest.fixture
 def adjacency() -> Adjacency:
     return Adjacency.from_edge_index(EDGES, NODES)
-
-
-def dense_mask(adjacency: Adjacency, kept: Tensor | None = None) -> Tensor:
-    """bool (T, N): whether node j sends to node i over a kept edge."""
-    mask = torch.zeros(adjacency.num_targets, adjacency.num_nodes, dtype=torch.bool)
-    row = torch.arange(adjacency.num_targets).repeat_interleave(adjacency.rowptr.diff())
-    mask[row, adjacency.col.long()] = True if kept is None else kept
-    return mask
-
-
-def dense_attention(mask: Tensor, source: Tensor, target: Tensor | None, slope: float = 0.2) -> Tensor:
-    """(H, T, N): what AttentionGraph.softmax is on a dense matrix; rows without an entry are 0."""
-    scores = source.T[:, None, :] + (0 if target is None else target.T[:, :, None])
-    scores = F.leaky_relu(scores.expand(-1, len(mask), -1), slope).masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=2).masked_fill(~mask, 0).nan_to_num(0)
-
-
-def dense_sum(attention: Tensor, values: Tensor) -> Tensor:
-    heads, _, nodes = attention.shape
-    return torch.einsum("hij,jhd->ihd", attention, values.view(nodes, heads, -1)).flatten(1)
 
 
 @settings(max_examples=40, deadline=None)

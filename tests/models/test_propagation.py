@@ -17,8 +17,7 @@ EDGES = torch.tensor([[2, 0, 1, 0, 0, 3], [1, 1, 2, 1, 3, 3]])
 NODES = 5
 # Row i holds a 1 for every source of a message to i.
 DENSE = torch.tensor(
-    [[0, 0, 0, 0, 0], [1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]],
-    dtype=torch.float64,
+    [[0, 0, 0, 0, 0], [1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.float64
 )
 
 

