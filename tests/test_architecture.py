@@ -112,14 +112,10 @@ def test_only_what_is_registered_reads_the_global_configuration(file: Path) -> N
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_large_and_optional_packages_are_imported_where_they_are_used(file: Path) -> None:
-    found = {name.split(".")[0] for name in at_import(ast.parse(file.read_text()))}
-    assert not found & LATE
-
-
-@pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_nothing_of_ours_is_trained_by_pytorch_lightning(file: Path) -> None:
-    assert not [name for name in imports(ast.parse(file.read_text())) if name.startswith("pytorch_lightning")]
+def test_what_is_large_is_imported_where_it_is_used_and_nothing_is_trained_by_pytorch_lightning(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    assert not {name.split(".")[0] for name in at_import(tree)} & LATE
+    assert not [name for name in imports(tree) if name.startswith("pytorch_lightning")]
 
 
 def test_the_package_registers_every_module_of_registered() -> None:

@@ -23,6 +23,13 @@ VARIABLES = (
 )
 
 
+def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
@@ -37,22 +44,17 @@ VARIABLES = (
         ),
     ],
 )
-def test_a_process_finds_its_place(
+def test_a_process_finds_its_rank(
     variables: dict[str, str], expected: RankInfo | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    set_variables(monkeypatch, variables)
     assert rank_from_environment() == expected
     assert expected is None or expected.machines * expected.local_size == expected.size
 
 
 def test_unequal_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in (("STEP_NUM_TASKS", "5"), ("STEP_NUM_NODES", "2"), ("PROCID", "0"), ("LOCALID", "0")):
-        monkeypatch.setenv(f"SLURM_{name}", value)
+    task = {"SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    set_variables(monkeypatch, task)
     with pytest.raises(ValueError, match="srun started 5 processes on 2 machines"):
         rank_from_environment()
 
@@ -206,10 +208,8 @@ def test_an_error_in_one_while_the_others_wait_ends_them(
 
 
 def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2), ("GROUP_RANK", 0)):
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    set_variables(monkeypatch, {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
     monkeypatch.setattr(processes, "STEP_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(ConnectionError, match="the 2 processes of this run have not found each other: "):
         processes.join(RankInfo(0, 2, 0, 2), "cpu")

@@ -68,13 +68,13 @@ def test_what_is_switched_off_is_silent(clock: Clock, capsys: pytest.CaptureFixt
     assert lines_of(capsys) == []
 
 
-def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
+
+def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
     list(Progress(range(3), desc="texts", total=3, file=terminal))
     assert "texts: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
 
@@ -116,12 +116,7 @@ def test_a_quick_bar_is_silent_but_watched(clock: Clock, capsys: pytest.CaptureF
 
 
 def test_a_bar_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
     with watched(Whole()):
         bar = Progress(clock.slowly(90), desc="texts", total=100, file=terminal, ncols=80)
         bar.set_postfix_str("best 78.1%", refresh=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import load_config
-from tests.bad_inputs.conftest import RUN, load_program
+from tests.bad_inputs.conftest import load_program
 
-sys.path.insert(0, str(RUN))
 BASE = "dataset: {format: TAG, name: synthetic}\ntrain: {mode: glem}\nmodel: {type: glem_sage}\n"
 
 

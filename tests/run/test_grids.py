@@ -164,18 +164,9 @@ def test_lists_as_values(base: Path) -> None:
         ("lm e [1]\n", "line 1 (lm): 'lm' is a group of keys, found the value 1"),
         ("seed.x e [1]\n", "line 1 (seed.x): seed is {'x': 1}, expected a whole number"),
         ("a.b.c e [1]\n", "line 1: key 'a.b.c', expected 'name' or 'group.name'"),
-        ("glem.alpha a-b [1]\n", "line 1: alias 'a-b', expected letters"),
-        ("glem.alpha a\n", "line 1: found 'glem.alpha a', expected 'key alias [value, value]'"),
-        ("glem.alpha a 0.5\n", "line 1: 0.5, expected a list"),
-        ("glem.alpha a []\n", "line 1: [], expected a list with at least one value"),
-        ("glem.alpha a [x]\n", "line 1: [x] is no Python list"),
         ("glem.alpha a [{1}]\n", "line 1: value {1} is a set"),
-        ("glem.alpha a [0.1,0.1]\n", "line 1: value 0.1 stands twice"),
         ("glem.alpha a [0.1]\nglem.alpha b [0.1]\n", "line 2: key 'glem.alpha' stands already in line 1"),
-        ("glem.alpha a [0.1]\nglem.beta a [0.1]\n", "line 2: alias 'a' stands already in line 1"),
         ("glem.alpha a [0.1]\n\nglem.beta a [0.1]\n", "the blocks at lines 1 and 3 both make 'base-a=0.1'"),
-        ("# nothing\n", "no axis found"),
-        (f"lm.model m ['{'x' * 300}']\n", "expected at most 200; shorten"),
     ],
 )
 def test_what_is_wrong_in_a_grid_is_said(
@@ -678,13 +669,6 @@ def test_tables_of_experiments_without_axes(tmp_path: Path) -> None:
     frame = pd.read_csv(tmp_path / "agg" / "val_best.csv")
     assert list(frame.columns[:2]) == ["run", "a"]
     assert frame["run"].tolist() == ["b-a=1", "c-a=1", "glem_debian", "lm_debian"]
-
-
-def test_nothing_to_aggregate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert load_program("agg_batch").main(["--dir", str(tmp_path / "no")]) == 1
-    assert "no such folder" in capsys.readouterr().err
-    assert load_program("agg_batch").main(["--dir", str(tmp_path)]) == 1
-    assert "no experiment with results" in capsys.readouterr().err
 
 
 # ---- Slurm --------------------------------------------------------------------------------------------------------
