@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.em.e_step import LMLearner, LMSettings, encode_in_parts, open_predictions
+from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts, open_predictions
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
@@ -20,7 +20,6 @@ from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, load_text_encoder
-from tests.held import Held
 
 N, C = 30, 3
 GOLD = np.arange(0, 24, 3)  # 8 nodes
@@ -49,7 +48,7 @@ def tokens(tiny_lm: Path, tmp_path: Path) -> Watched:
 
 
 @pytest.fixture
-def learner(tokens: Watched, tiny_lm: Path) -> Callable[..., Held]:
+def learner(tokens: Watched, tiny_lm: Path) -> Callable[..., LMLearner]:
     """Makes a learner without dropout; ``score`` judges validation logits, the rest goes into its settings."""
 
     def make(
@@ -58,7 +57,7 @@ def learner(tokens: Watched, tiny_lm: Path) -> Callable[..., Held]:
         hardware: Hardware | None = None,
         build: Callable[[], TextClassifier] | None = None,
         **options: Any,
-    ) -> Held:
+    ) -> LMLearner:
         config = EncoderConfig(str(tiny_lm), dropout=dropout, attention_dropout=dropout, attention="eager")
 
         def pretrained() -> TextClassifier:
@@ -66,7 +65,7 @@ def learner(tokens: Watched, tiny_lm: Path) -> Callable[..., Held]:
 
         defaults: dict[str, Any] = {"epochs": 1, "batch_size": 64, "lr": 1e-3, "clip": 0.0}
         settings = LMSettings(**{**defaults, **options})
-        return Held(LMLearner(tokens, build or pretrained, settings, Validation(VALID, score), hardware or Hardware()))
+        return LMLearner(tokens, build or pretrained, settings, Validation(VALID, score), hardware or Hardware())
 
     return make
 
@@ -78,17 +77,17 @@ def step_targets(pseudo: bool = True, **options: Any) -> StepTargets:
     return StepTargets(gold, PseudoLabels(logits, REST, gold) if pseudo else None, **{**defaults, **options})
 
 
-def weights_of(learner: Held) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
+def weights_of(task: LMTask) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in task.model.state_dict().items()}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def predictions(learner: Held) -> tuple[np.ndarray, np.ndarray]:
+def predictions(task: LMTask) -> tuple[np.ndarray, np.ndarray]:
     logits, embeddings = np.zeros((N, C), np.float32), np.zeros((N, 32), np.float32)
-    learner.predict(logits, embeddings)
+    task.predict(logits, embeddings)
     return logits, embeddings
 
 
@@ -97,19 +96,19 @@ def predictions(learner: Held) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("smoothing", "smooth_pseudo"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_the_loss_is_the_objective_over_the_steps_nodes(
-    learner: Callable[..., Held], smoothing: float, smooth_pseudo: bool
+    learner: Callable[..., LMLearner], smoothing: float, smooth_pseudo: bool
 ) -> None:
     lm, targets = learner(lr=0.0, label_smoothing=smoothing, smooth_pseudo=smooth_pseudo), step_targets()
-    log = lm.fit(targets, "test")
+    task, log = lm.fit(targets, "test")
     nodes, target, is_gold = targets.batch(0)
-    logits = torch.from_numpy(predictions(lm)[0][nodes])
+    logits = torch.from_numpy(predictions(task)[0][nodes])
     expected, other = (glem_loss(logits, target, is_gold, 0.3, smoothing, None, of) for of in (smooth_pseudo, True))
     assert log.history[0]["loss"] == pytest.approx(float(expected), rel=1e-3)
     if smoothing and not smooth_pseudo:
         assert log.history[0]["loss"] != pytest.approx(float(other), rel=1e-3)
 
 
-def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., Held], tokens: Watched) -> None:
+def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., LMLearner], tokens: Watched) -> None:
     targets = step_targets()
     learner(batch_size=6, epochs=2).fit(targets, "test")
     valid = [seen for seen in tokens.seen if set(seen) <= set(VALID.tolist())]
@@ -124,7 +123,7 @@ def test_an_epoch_goes_through_each_node_once_in_batches(learner: Callable[..., 
 
 @pytest.mark.parametrize("redraw", [True, False])
 def test_pseudo_nodes_are_drawn_once_a_step_or_every_epoch(
-    learner: Callable[..., Held], tokens: Watched, redraw: bool
+    learner: Callable[..., LMLearner], tokens: Watched, redraw: bool
 ) -> None:
     targets = step_targets(redraw=redraw, ratio=0.5)
     learner(epochs=3).fit(targets, "test")
@@ -133,15 +132,9 @@ def test_pseudo_nodes_are_drawn_once_a_step_or_every_epoch(
     assert len(set(map(tuple, train))) == (3 if redraw else 1)
 
 
-def test_validation_nodes_are_never_trained_on(learner: Callable[..., Held], tokens: Watched) -> None:
-    learner(epochs=2, batch_size=4).fit(step_targets(ratio=9.0), "test")
-    batches = [set(seen) for seen in tokens.seen]
-    assert all(batch <= set(VALID.tolist()) or not batch & set(VALID.tolist()) for batch in batches)
-
-
 @pytest.mark.parametrize(("pseudo", "steps"), [(False, 1), (True, 3)])
 def test_accumulated_parts_make_the_step_of_the_whole_batch(
-    learner: Callable[..., Held], pseudo: bool, steps: int
+    learner: Callable[..., LMLearner], pseudo: bool, steps: int
 ) -> None:
     """Also where a part holds other shares of gold and pseudo nodes than its batch."""
     targets = step_targets(pseudo=pseudo)
@@ -149,8 +142,9 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(
     for accumulate in (1, 2, 4):
         torch.manual_seed(0)
         lm = learner(batch_size=8, accumulate=accumulate, epochs=2, lr=1e-3, warmup_epochs=0)
-        logs.append(lm.fit(targets, "test"))
-        parts.append(weights_of(lm))
+        task, log = lm.fit(targets, "test")
+        logs.append(log)
+        parts.append(weights_of(task))
     assert [[row["step"] for row in log.history] for log in logs] == [[steps, 2 * steps]] * 3
     assert [log.history[0]["loss"] for log in logs] == pytest.approx([logs[0].history[0]["loss"]] * 3, rel=1e-4)
     for other in parts[1:]:
@@ -163,40 +157,23 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(
 # ---- where it starts and what it keeps ----------------------------------------------------------------------------
 
 
-def test_without_epochs_the_weights_are_exactly_those_of_the_start(learner: Callable[..., Held], tiny_lm: Path) -> None:
-    trained = learner(epochs=1)
-    trained.fit(step_targets(), "test")
-    init = weights_of(trained)
-    lm = learner(epochs=0)
-    log = lm.fit(step_targets(), "test", init)
-    assert same(weights_of(lm), init)
-    assert log.history == []
-    lm.fit(step_targets(), "test", None)
+def test_without_epochs_the_weights_are_exactly_those_of_the_start(
+    learner: Callable[..., LMLearner], tiny_lm: Path
+) -> None:
+    """Those that it is given stay as they are when they are trained on, too."""
+    trained = weights_of(learner().fit(step_targets(), "test").task)
+    init = copy.deepcopy(trained)
+    assert not same(weights_of(learner().fit(step_targets(), "test", init).task), trained)
+    assert same(init, trained)
+    task, log = learner(epochs=0).fit(step_targets(), "test", init)
+    assert same(weights_of(task), trained) and log.history == []
     pretrained = load_text_encoder(EncoderConfig(str(tiny_lm))).state_dict()
-    got = {name.removeprefix("encoder."): value for name, value in weights_of(lm).items() if "head" not in name}
+    fresh = weights_of(learner(epochs=0).fit(step_targets(), "test").task)
+    got = {name.removeprefix("encoder."): value for name, value in fresh.items() if "head" not in name}
     assert same(got, dict(pretrained))
 
 
-def test_every_fit_starts_from_the_pretrained_model_again(learner: Callable[..., Held]) -> None:
-    lm, states = learner(), []
-    for _ in range(2):
-        torch.manual_seed(0)
-        lm.fit(step_targets(), "test")
-        states.append(weights_of(lm))
-    assert same(*states)
-
-
-def test_training_leaves_the_weights_it_starts_from_alone(learner: Callable[..., Held]) -> None:
-    lm = learner(epochs=1)
-    lm.load()
-    init = weights_of(lm)
-    kept = copy.deepcopy(init)
-    lm.fit(step_targets(), "test", init)
-    assert same(init, kept)
-    assert not same(weights_of(lm), kept)
-
-
-def test_the_best_weights_by_validation_are_kept(learner: Callable[..., Held]) -> None:
+def test_the_best_weights_by_validation_are_kept(learner: Callable[..., LMLearner]) -> None:
     seen: list[np.ndarray] = []
     scores = iter([0.1, 0.8, 0.3])
 
@@ -204,31 +181,30 @@ def test_the_best_weights_by_validation_are_kept(learner: Callable[..., Held]) -
         seen.append(logits)
         return next(scores)
 
-    lm = learner(score, epochs=3)
-    log = lm.fit(step_targets(), "test")
+    task, log = learner(score, epochs=3).fit(step_targets(), "test")
     assert log.best_epoch == 2
-    logits, _ = predictions(lm)
+    logits, _ = predictions(task)
     np.testing.assert_allclose(logits[VALID], seen[1], rtol=1e-3, atol=1e-5)  # kept in half precision
     assert np.abs(seen[2] - seen[1]).max() > 1e-3
 
 
-def test_a_learner_can_learn(learner: Callable[..., Held]) -> None:
+def test_a_learner_can_learn(learner: Callable[..., LMLearner]) -> None:
     lm = learner(epochs=30, lr=5e-3, batch_size=8)
-    log = lm.fit(step_targets(pseudo=False), "test")
+    _, log = lm.fit(step_targets(pseudo=False), "test")
     assert log.history[0]["loss"] > 0.9
     assert log.history[-1]["loss"] < 0.3  # 0.009 to 0.15 over six seeds
 
 
-def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., Held]) -> None:
+def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., LMLearner]) -> None:
     losses = []
     for seed in (0, 1):
         lm = learner(lr=0.0, dropout=0.5)
         torch.manual_seed(0)
-        lm.load()
-        init = weights_of(lm)
+        init = weights_of(lm.start())
         torch.manual_seed(seed)
-        losses.append(lm.fit(step_targets(), "test", init).history[0]["loss"])
-        first, second = predictions(lm), predictions(lm)
+        task, log = lm.fit(step_targets(), "test", init)
+        losses.append(log.history[0]["loss"])
+        first, second = predictions(task), predictions(task)
         np.testing.assert_array_equal(first[0], second[0])
     assert losses[0] != losses[1]
 
@@ -236,18 +212,18 @@ def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., H
 # ---- schedule -----------------------------------------------------------------------------------------------------
 
 
-def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Callable[..., Held]) -> None:
+def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Callable[..., LMLearner]) -> None:
     # 20 nodes in batches of 5 are 4 steps an epoch; 0.5 epochs of warm-up are 2 of the 8 steps.
     lm = learner(batch_size=5, epochs=2, lr=0.3, warmup_epochs=0.5, evals_per_epoch=4)
-    log = lm.fit(step_targets(ratio=1.5), "test")
+    _, log = lm.fit(step_targets(ratio=1.5), "test")
     up, down = [0.1, 0.2], [0.3 * (1 - k / 6) for k in range(6)]
     assert [row["lr"] for row in log.history] == pytest.approx(up + down)
     assert [row["epoch"] for row in log.history] == [k / 4 for k in range(1, 9)]
 
 
-def test_steps_are_counted_after_accumulation(learner: Callable[..., Held]) -> None:
+def test_steps_are_counted_after_accumulation(learner: Callable[..., LMLearner]) -> None:
     lm = learner(batch_size=10, accumulate=2, epochs=2, lr=0.3, warmup_epochs=0, evals_per_epoch=2)
-    log = lm.fit(step_targets(ratio=1.5), "test")
+    _, log = lm.fit(step_targets(ratio=1.5), "test")
     assert [row["step"] for row in log.history] == [1, 2, 3, 4]
     assert [row["lr"] for row in log.history] == pytest.approx([0.3, 0.225, 0.15, 0.075])
 
@@ -257,24 +233,21 @@ def test_steps_are_counted_after_accumulation(learner: Callable[..., Held]) -> N
 
 @pytest.mark.parametrize("infer_tokens", [1, 40, 8192])
 def test_predictions_of_all_nodes_are_those_of_each_text_alone(
-    learner: Callable[..., Held], tokens: Watched, infer_tokens: int
+    learner: Callable[..., LMLearner], tokens: Watched, infer_tokens: int
 ) -> None:
-    lm = learner(infer_tokens=infer_tokens)
     torch.manual_seed(0)
-    lm.load()
-    logits, embeddings = predictions(lm)
-    assert lm.embedding_dim == 32
+    task = learner(infer_tokens=infer_tokens).start()
+    logits, embeddings = predictions(task)
+    assert task.embedding_dim == 32
     for node in range(N):
         ids, mask = tokens.pad(np.array([node]))
-        expected, embedding = lm.model(torch.from_numpy(ids), torch.from_numpy(mask))
+        expected, embedding = task.model(torch.from_numpy(ids), torch.from_numpy(mask))
         np.testing.assert_allclose(logits[node], expected[0].detach(), rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(embeddings[node], embedding[0].detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_texts_encoded_in_parts_come_in_the_order_of_nodes(learner: Callable[..., Held], tokens: Watched) -> None:
-    lm = learner()
-    lm.load()
-    encoder, nodes = lm.model.encoder.eval(), np.random.default_rng(0).permutation(N)
+def test_texts_encoded_in_parts_come_in_the_order_of_nodes(learner: Callable[..., LMLearner], tokens: Watched) -> None:
+    encoder, nodes = learner().start().model.encoder.eval(), np.random.default_rng(0).permutation(N)
     with torch.no_grad():
         found, *alone = (
             encode_in_parts(encoder, tokens, part, 40, torch.device("cpu")) for part in (nodes, *nodes[:, None])
@@ -282,26 +255,24 @@ def test_texts_encoded_in_parts_come_in_the_order_of_nodes(learner: Callable[...
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_predictions_go_into_half_precision_files(learner: Callable[..., Held], tmp_path: Path) -> None:
-    lm = learner()
-    lm.load()
+def test_predictions_go_into_half_precision_files(learner: Callable[..., LMLearner], tmp_path: Path) -> None:
+    task = learner().start()
     logits, embeddings = open_predictions(tmp_path, "logits", N, C), open_predictions(tmp_path, "embeddings", N, 32)
-    lm.predict(logits, embeddings)
-    expected = predictions(lm)
+    task.predict(logits, embeddings)
+    expected = predictions(task)
     for name, value in zip(("logits", "embeddings"), expected, strict=True):
         stored = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
         assert stored.dtype == np.float16
         np.testing.assert_array_equal(stored, value.astype(np.float16))
 
 
-def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Callable[..., Held]) -> None:
+def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Callable[..., LMLearner]) -> None:
     results = []
     for precision in ("32-true", "bf16-mixed"):
-        lm = learner(hardware=Hardware("cpu", precision))
         torch.manual_seed(0)
-        lm.fit(step_targets(), "test")
-        results.append(predictions(lm)[0])
-        assert {value.dtype for value in weights_of(lm).values() if value.is_floating_point()} == {torch.float32}
+        task, _ = learner(hardware=Hardware("cpu", precision)).fit(step_targets(), "test")
+        results.append(predictions(task)[0])
+        assert {value.dtype for value in weights_of(task).values() if value.is_floating_point()} == {torch.float32}
     assert 0 < np.abs(results[0] - results[1]).max() < 0.1
 
 
@@ -318,11 +289,11 @@ class PlainAdamW(torch.optim.AdamW):
 
 
 def test_the_lean_path_on_cpu_trains_as_the_plain_one(
-    learner: Callable[..., Held], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+    learner: Callable[..., LMLearner], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sparse gradients, clipping inside the optimizer and our attention, against dense, `clip_grad_norm_` and eager."""
 
-    def trained(attention: str, sparse: bool) -> Held:
+    def trained(attention: str, sparse: bool) -> LMTask:
         config = EncoderConfig(str(tiny_lm), dropout=0.0, attention_dropout=0.0, attention=attention)
 
         def build() -> TextClassifier:
@@ -331,9 +302,7 @@ def test_the_lean_path_on_cpu_trains_as_the_plain_one(
             encoder.backbone.get_input_embeddings().sparse = sparse  # type: ignore[operator, union-attr]
             return TextClassifier(encoder, LMHead(encoder.dim, C))
 
-        made = learner(epochs=3, clip=0.5, batch_size=8, build=build)
-        made.fit(step_targets(), "test")
-        return made
+        return learner(epochs=3, clip=0.5, batch_size=8, build=build).fit(step_targets(), "test").task
 
     lean = weights_of(trained(CPU_ATTENTION, True))
     monkeypatch.setattr("glem_graphgym.em.e_step.ClippedAdamW", PlainAdamW)

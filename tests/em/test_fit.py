@@ -161,36 +161,32 @@ def test_patience_counts_evaluations_without_a_better_score() -> None:
     assert (log.epochs, log.best_epoch, len(task.after_epoch)) == (4, 2, 4)
 
 
-def test_patience_starts_anew_with_every_better_score() -> None:
-    log = fit(regression([0.1, 0.0, 0.2, 0.1, 0.3, 0.2, 0.1, 0.9]), plan(8, patience=2), Hardware())
-    assert len(log.history) == 7
-    assert log.best_score == 0.3
-
-
-def test_patience_stops_in_the_middle_of_an_epoch() -> None:
-    batches = [[i] for i in range(12)]
-    task = regression([0.5, 0.4, 0.3, 0.9, 0.9, 0.9], batches)
-    log = fit(task, plan(3, eval_every=1 / 6, patience=2), Hardware())
-    assert [row["valid"] for row in log.history] == [0.5, 0.4, 0.3]
-    assert [row["step"] for row in log.history] == [2, 4, 6]
-    assert log.epochs == 1
+def test_patience_starts_anew_with_every_better_score_and_may_end_in_the_middle_of_an_epoch() -> None:
+    scores = [0.1, 0.0, 0.2, 0.1, 0.3, 0.2, 0.1, 0.9]
+    log = fit(regression(scores, [[i] for i in range(12)]), plan(3, eval_every=1 / 6, patience=2), Hardware())
+    assert [row["valid"] for row in log.history] == scores[:7]
+    assert [row["step"] for row in log.history] == [2 * i for i in range(1, 8)]
+    assert (log.best_score, log.epochs) == (0.3, 2)
 
 
 @pytest.mark.parametrize(
-    ("every", "epochs"), [(1.0, [1, 2, 3, 4]), (2.0, [2, 4]), (9.0, [4]), (0.5, [x / 2 for x in range(1, 9)])]
+    ("every", "batches", "epochs"),
+    [
+        (1.0, 4, [1, 2, 3, 4]),
+        (2.0, 1, [2, 4]),
+        (3.0, 1, [3, 4]),  # what is trained after the last evaluation is evaluated too
+        (9.0, 4, [4]),
+        (0.5, 4, [x / 2 for x in range(1, 9)]),
+        (1 / 5, 2, [x / 2 for x in range(1, 9)]),  # more evaluations than batches make one a batch
+        (0.4, 5, [x / 5 for x in (2, 4, 7, 9, 12, 14, 17, 19, 20)]),
+    ],
 )
-def test_evaluations_come_as_often_as_asked_for(every: float, epochs: list[float]) -> None:
-    log = fit(
-        regression(batches=[range(3), range(3, 6), range(6, 9), range(9, 12)]),
-        plan(4, eval_every=every),
-        Hardware(),
-    )
+def test_evaluations_come_as_often_as_asked_for_and_at_the_end(every: float, batches: int, epochs: list[float]) -> None:
+    task = regression([0.1 * i for i in range(1, 20)], [rows.tolist() for rows in np.array_split(range(12), batches)])
+    log = fit(task, plan(4, eval_every=every), Hardware())
     assert [row["epoch"] for row in log.history] == epochs
-
-
-def test_more_evaluations_than_batches_make_one_a_batch() -> None:
-    log = fit(regression(batches=[range(6), range(6, 12)]), plan(2, eval_every=1 / 5), Hardware())
-    assert [row["epoch"] for row in log.history] == [0.5, 1, 1.5, 2]
+    assert (log.best_epoch, log.epochs) == (4, 4)
+    assert same(task.model.state_dict(), task.after_epoch[-1])
 
 
 def test_epochs_are_counted_in_batches_also_when_these_do_not_divide_into_steps() -> None:
@@ -210,12 +206,6 @@ def test_history_holds_the_mean_loss_of_batches_since_the_last_evaluation_and_th
     (row,) = log.history
     assert row["loss"] == pytest.approx(np.mean(losses) * accumulate)
     assert row["lr"] == 0.0
-
-
-def test_every_epoch_has_batches_of_its_own() -> None:
-    task = regression()
-    fit(task, plan(3), Hardware())
-    assert set(task.asked) == {0, 1, 2}
 
 
 def test_a_batch_is_prepared_by_a_thread_while_the_one_before_is_in_use() -> None:
@@ -258,17 +248,6 @@ def test_steps_are_those_of_plain_gradient_descent() -> None:
         torch.testing.assert_close(task.after_step_weights[-1][name], value)
 
 
-def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
-    parts = regression(batches=[range(0, 2), range(2, 6), range(6, 9), range(9, 12)], of_step=6)
-    whole = regression(batches=[range(0, 6), range(6, 12)])
-    logs = [fit(parts, plan(2, accumulate=2), Hardware()), fit(whole, plan(2), Hardware())]
-    assert (len(parts.after_step_weights), len(whole.after_step_weights)) == (4, 4)
-    for name, value in whole.model.state_dict().items():
-        torch.testing.assert_close(parts.model.state_dict()[name], value)
-    assert [[row["step"] for row in log.history] for log in logs] == [[2, 4], [2, 4]]
-    assert [[row["epoch"] for row in log.history] for log in logs] == [[1, 2], [1, 2]]
-
-
 def test_clip_bounds_the_norm_of_the_gradient() -> None:
     torch.manual_seed(0)
     start = nn.Linear(3, 1)
@@ -281,29 +260,6 @@ def test_clip_bounds_the_norm_of_the_gradient() -> None:
         fit(task, plan(1, clip=clip), Hardware())
         after = nn.utils.parameters_to_vector(task.model.parameters()).detach()
         torch.testing.assert_close(before - after, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_clip_works_with_the_fused_optimizer() -> None:
-    class Fused(Regression):
-        def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
-            made = torch.optim.AdamW(self.model.parameters(), lr=0.1, fused=True)
-            return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0), "step"
-
-    torch.manual_seed(0)
-    task = Fused(nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1)
-    assert fit(task, plan(2, clip=0.1), Hardware()).epochs == 2
-
-
-def test_equal_seeds_give_equal_bits() -> None:
-    logs, states = [], []
-    for _ in range(2):
-        task = regression(batches=[range(6), range(6, 12)], model=None)
-        task.model = nn.Sequential(nn.Dropout(0.5), task.model)
-        torch.manual_seed(3)
-        logs.append(fit(task, plan(3), Hardware()))
-        states.append(task.model.state_dict())
-    assert same(*states)
-    assert logs[0].history == logs[1].history
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do() -> None:
@@ -332,27 +288,3 @@ def test_mixed_precision_trains_in_bfloat16_and_keeps_weights_in_single() -> Non
     with Hardware().autocast():
         task.model(X)
     assert seen == [torch.bfloat16, torch.float32]
-
-
-def test_an_interrupt_stays_one() -> None:
-    class Interrupted(Regression):
-        def forward(self, rows: Tensor) -> Tensor:
-            raise KeyboardInterrupt
-
-    task = Interrupted(nn.Linear(3, 1), Validation(np.array([7, 2, 4]), lambda logits: 0.5), [range(12)], 0.1)
-    with pytest.raises(KeyboardInterrupt):
-        fit(task, plan(2), Hardware())
-
-
-@pytest.mark.parametrize(("every", "epochs"), [(2.0, [2, 4, 5]), (3.0, [3, 5]), (0.4, [0.4, 0.8, 1, 1.4, 1.8, 2])])
-def test_what_is_trained_after_the_last_evaluation_is_evaluated_too(every: float, epochs: list[float]) -> None:
-    count = 2 if every < 1 else 5
-    scores = [0.1 * i for i in range(1, 10)]
-    task = regression(scores, batches=[[i] for i in range(5)] if every < 1 else [range(12)])
-    log = fit(task, plan(count, eval_every=every), Hardware())
-    found = [row["epoch"] for row in log.history]
-    assert found[-1] == epochs[-1] == log.best_epoch
-    assert log.epochs == count
-    if every >= 1:
-        assert found == epochs
-    assert same(task.model.state_dict(), task.after_epoch[-1])

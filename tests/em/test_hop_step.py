@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from glem_graphgym.models.mean_teacher import MeanTeacher
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.sagn import SAGN
 from glem_graphgym.models.sgc import SGC
-from tests.held import Held
 
 N, C, D, HOPS = 40, 3, 5, 2
 RNG = np.random.default_rng(0)
@@ -50,7 +48,7 @@ def learner_of(
     batch_size: int = 0,
     hop_options: dict[str, Any] | None = None,
     **options: Any,
-) -> Held:
+) -> Any:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
         made = torch.optim.SGD(params, lr=lr)
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
@@ -69,7 +67,7 @@ def learner_of(
         batch_size=batch_size,
         consistency=(hop_options or {}).get("consistency"),
     )
-    return Held(SelfTraining(learner, **rlu) if (rlu := (hop_options or {}).get("self_training")) else learner)
+    return SelfTraining(learner, **rlu) if (rlu := (hop_options or {}).get("self_training")) else learner
 
 
 def gamlp(dim_in: int, classes: int) -> nn.Module:
@@ -82,31 +80,34 @@ def sagn(dim_in: int, classes: int) -> nn.Module:
     return SAGN(dim_in, 8, classes, HOPS, dropout=0.0, label_hops=1, label_dropout=0.0)
 
 
-def predictions(learner: Held) -> np.ndarray:
+def predictions(task: GNNTask) -> np.ndarray:
     out = np.zeros((N, C), dtype=np.float32)
-    learner.predict(out)
+    task.predict(out)
     return out
 
 
+def fitted(learner: Any, made: StepTargets | None = None, features: np.ndarray = FEATURES) -> Any:
+    """A task that the learner has trained."""
+    torch.manual_seed(0)
+    return learner.fit(made or targets(), features, "test").task
+
+
 def test_predictions_are_the_networks_on_propagated_features() -> None:
-    learner = learner_of()
-    learner.fit(targets(), FEATURES, "test")
+    task = fitted(learner_of())
     with torch.no_grad():
-        wanted = learner.model(propagate(ADJACENCY.gcn(), torch.from_numpy(FEATURES), HOPS))
-    np.testing.assert_allclose(predictions(learner), wanted, rtol=1e-3, atol=1e-3)
+        wanted = task.model(propagate(ADJACENCY.gcn(), torch.from_numpy(FEATURES), HOPS))
+    np.testing.assert_allclose(predictions(task), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_one_full_batch_step_is_that_of_the_objective_by_hand() -> None:
-    learner = learner_of(epochs=1)
-    torch.manual_seed(3)
-    learner.fit(targets(), FEATURES, "test")
-    torch.manual_seed(3)
+    task = fitted(learner_of(epochs=1))
+    torch.manual_seed(0)
     twin = SGC(D, C)
     nodes, target, is_gold = targets().batch(0)
     logits = twin(propagate(ADJACENCY.gcn(), torch.from_numpy(FEATURES), HOPS)[:, torch.from_numpy(nodes)])
     entropy = -(target * torch.log_softmax(logits, -1)).sum(-1)
     (0.3 * entropy[~is_gold].mean() + 0.7 * entropy[is_gold].mean()).backward()
-    for ours, theirs in zip(learner.model.parameters(), twin.parameters(), strict=True):
+    for ours, theirs in zip(task.model.parameters(), twin.parameters(), strict=True):
         assert theirs.grad is not None
         torch.testing.assert_close(ours, theirs - 0.05 * theirs.grad)
 
@@ -121,8 +122,7 @@ def test_an_epochs_nodes_come_once_each_in_batches_of_one_size(size: int, sizes:
                 seen.append(list(hop_features[0]))
             return super().hop_logits(hop_features)
 
-    learner = learner_of(lambda dim_in, classes: Watched(dim_in, classes), batch_size=size, epochs=2)
-    learner.fit(targets(), FEATURES, "test")
+    fitted(learner_of(lambda dim_in, classes: Watched(dim_in, classes), batch_size=size, epochs=2))
     per_epoch = len(sizes)
     assert sorted(map(len, seen[:per_epoch])) == sizes
     for epoch in range(2):
@@ -135,26 +135,14 @@ def test_an_epochs_nodes_come_once_each_in_batches_of_one_size(size: int, sizes:
 def test_with_label_input_no_target_sees_its_own_label(build: Callable[[int, int], nn.Module]) -> None:
     """What any node sees of labels is the same whatever its own label is, gold or pseudo."""
     learner = learner_of(build, label_input=True)
-    learner.load(targets(), FEATURES, None)
-    before = learner.inputs.labels.clone()
+    before = learner.start(targets(), FEATURES).inputs.labels
     for node in GOLD:
         changed = LABELS.copy()
         changed[node] = (changed[node] + 1) % C
-        learner.load(targets(labels=changed), FEATURES, None)
-        assert torch.equal(learner.inputs.labels[:, node], before[:, node])
-        assert not torch.equal(learner.inputs.labels, before)
+        labels = learner.start(targets(labels=changed), FEATURES).inputs.labels
+        assert torch.equal(labels[:, node], before[:, node])
+        assert not torch.equal(labels, before)
     assert before.shape == (1, N, C)
-
-
-def test_validation_and_test_labels_change_nothing() -> None:
-    others = LABELS.copy()
-    others[REST] = (others[REST] + 1) % C
-    found = []
-    for labels in (LABELS, others):
-        learner = learner_of(gamlp, label_input=True)
-        learner.fit(targets(labels=labels), FEATURES, "test")
-        found.append(predictions(learner))
-    assert np.array_equal(found[0], found[1])
 
 
 def test_unseen_nodes_are_out_of_training_and_predicted_on_the_whole_graph() -> None:
@@ -166,20 +154,13 @@ def test_unseen_nodes_are_out_of_training_and_predicted_on_the_whole_graph() -> 
     kept = is_seen[row] & is_seen[COL]
     inner = torch.from_numpy(np.stack([row[kept], COL[kept]]).astype(np.int64))
     train = Adjacency.from_edge_index(inner, len(seen))
-    learner = learner_of(graphs=GraphViews(train, ADJACENCY, seen))
-    made = replace(targets(), pseudo=None)
-    learner.fit(made, FEATURES, "test")
-    x = torch.from_numpy(FEATURES)
-    torch.testing.assert_close(learner.inputs.hops[:, seen], propagate(train.gcn(), x[: len(seen)], HOPS))
-    torch.testing.assert_close(learner.inputs.hops[:, unseen], propagate(ADJACENCY.gcn(), x, HOPS)[:, unseen])
-    before = predictions(learner)
+    learner, x = learner_of(graphs=GraphViews(train, ADJACENCY, seen)), torch.from_numpy(FEATURES)
+    task = fitted(learner, targets(pseudo=False))
+    torch.testing.assert_close(task.inputs.hops[:, seen], propagate(train.gcn(), x[: len(seen)], HOPS))
+    torch.testing.assert_close(task.inputs.hops[:, unseen], propagate(ADJACENCY.gcn(), x, HOPS)[:, unseen])
     changed = FEATURES.copy()
     changed[unseen] += 1
-    other = learner_of(graphs=GraphViews(train, ADJACENCY, seen))
-    torch.manual_seed(0)
-    other.fit(made, changed, "test")
-    learner.load(made, changed, dict(learner.model.state_dict()))
-    after = predictions(learner)
+    before, after = predictions(task), predictions(fitted(learner, targets(pseudo=False), changed))
     assert np.array_equal(before[seen], after[seen])
     assert not np.array_equal(before[unseen], after[unseen])
 
@@ -187,27 +168,25 @@ def test_unseen_nodes_are_out_of_training_and_predicted_on_the_whole_graph() -> 
 def test_the_best_weights_by_validation_are_kept_and_patience_ends_training() -> None:
     scores = iter([0.1, 0.9, 0.3, 0.2, 0.1])
     learner = learner_of(score=lambda logits: next(scores), epochs=50, patience=2)
-    log = learner.fit(targets(), FEATURES, "test")
+    _, log = learner.fit(targets(), FEATURES, "test")
     assert (log.best_epoch, log.epochs) == (2, 4)
 
 
 def test_bfloat16_keeps_hops_in_half_the_bytes_and_agrees_up_to_rounding() -> None:
-    found = []
-    for hardware in (Hardware(), Hardware("cpu", "bf16-mixed")):
-        learner = learner_of(gamlp, hardware=hardware, epochs=5, label_input=True)
-        learner.fit(targets(), FEATURES, "test")
-        found.append(predictions(learner))
-    assert learner.inputs.hops.dtype == torch.bfloat16
-    np.testing.assert_allclose(found[1], found[0], atol=0.15)
+    options: dict[str, Any] = {"epochs": 5, "label_input": True}
+    single, half = (
+        fitted(learner_of(gamlp, hardware=Hardware("cpu", precision), **options))
+        for precision in ("32-true", "bf16-mixed")
+    )
+    assert half.inputs.hops.dtype == torch.bfloat16
+    np.testing.assert_allclose(predictions(half), predictions(single), atol=0.15)
 
 
 def test_weights_loaded_again_predict_the_same() -> None:
     learner = learner_of(gamlp, label_input=True, epochs=4)
-    learner.fit(targets(), FEATURES, "test")
-    before, weights = predictions(learner), {k: v.clone() for k, v in learner.model.state_dict().items()}
-    again = learner_of(gamlp, label_input=True)
-    again.load(targets(), FEATURES, weights)
-    assert np.array_equal(predictions(again), before)
+    task = fitted(learner)
+    again = learner.start(targets(), FEATURES, task.model.state_dict())
+    assert np.array_equal(predictions(again), predictions(task))
 
 
 # ---- self-training (RLU) ------------------------------------------------------------------------------------------
@@ -256,7 +235,7 @@ class Watch:
         monkeypatch.setattr(GNNLearner, "fit_task", watched)
 
 
-def self_training(rounds: int = 3, threshold: float = 0.5, **options: Any) -> Held:
+def self_training(rounds: int = 3, threshold: float = 0.5, **options: Any) -> Any:
     rlu = {"rounds": rounds, "unlabelled": UNLABELLED, "threshold": threshold, "weight": 0.4}
     hop_options = {"self_training": rlu}
     settings = {"epochs": 20, "lr": 1.0, "graphs": CLASS_GRAPH, "score": valid_accuracy, **options}
@@ -279,9 +258,9 @@ def test_later_rounds_learn_what_the_round_before_was_sure_of(monkeypatch: pytes
 
 def test_a_round_is_sure_of_what_its_network_gives_more_than_the_threshold() -> None:
     learner = self_training(threshold=0.6, rounds=1)
-    learner.fit(targets(pseudo=False), class_features(0.3), "test")
-    own = learner.learner._confident(learner.task)
-    probability = torch.from_numpy(predictions(learner)).softmax(-1)
+    task = fitted(learner, targets(pseudo=False), class_features(0.3))
+    own = learner._confident(task)
+    probability = torch.from_numpy(predictions(task)).softmax(-1)
     sure = UNLABELLED[(probability[UNLABELLED].amax(-1) > 0.6).numpy()]
     assert own.nodes.tolist() == sure.tolist() and 0 < len(sure) < len(UNLABELLED)
     torch.testing.assert_close(own.targets(sure), probability[sure], atol=1e-3, rtol=1e-3)
@@ -290,29 +269,26 @@ def test_a_round_is_sure_of_what_its_network_gives_more_than_the_threshold() -> 
 def test_validation_picks_the_round_and_the_log_holds_all(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.3, 0.9, 0.1, 0.5, 0.6])  # two epochs a round: the second round's first is the best
     learner, watch = self_training(score=lambda logits: next(scores), epochs=2), Watch(monkeypatch)
-    log = learner.fit(targets(pseudo=False), class_features(0.3), "test")
+    task, log = learner.fit(targets(pseudo=False), class_features(0.3), "test")
     assert (log.best_score, log.best_epoch, log.epochs) == (0.9, 3, 6)
     assert [row["epoch"] for row in log.history] == [1, 2, 3, 4, 5, 6]
     after_second = watch.weights[1]
-    assert all(torch.equal(value, after_second[name]) for name, value in learner.model.state_dict().items())
+    assert all(torch.equal(value, after_second[name]) for name, value in task.model.state_dict().items())
 
 
-def test_no_node_is_sure_enough_and_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, watch = self_training(threshold=1.0), Watch(monkeypatch)
-    learner.fit(targets(pseudo=False), class_features(0.3), "test")
-    assert len(watch.targets) == 1
-
-
-def test_with_pseudo_labels_of_the_other_model_there_is_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, watch = self_training(), Watch(monkeypatch)
-    learner.fit(targets(), class_features(0.3), "test")
+@pytest.mark.parametrize(("threshold", "pseudo"), [(1.0, False), (0.5, True)])
+def test_there_is_one_round_where_no_node_is_sure_or_the_other_model_gives_pseudo_labels(
+    threshold: float, pseudo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    fitted(self_training(threshold=threshold), targets(pseudo=pseudo), class_features(0.3))
     assert len(watch.targets) == 1
 
 
 # ---- consistency (SCR) --------------------------------------------------------------------------------------------
 
 
-def consistent(weight: float = 1.0, **options: Any) -> Held:
+def consistent(weight: float = 1.0, **options: Any) -> Any:
     scr = Consistency(weight, UNLABELLED, options.pop("threshold", 0.0))
     return learner_of(hop_options={"consistency": scr}, **options)
 
@@ -322,10 +298,8 @@ def test_a_step_is_that_of_both_losses_by_hand_and_its_gradient_the_students(
     build: Callable[[int, int], nn.Module],
 ) -> None:
     with_labels = build is gamlp
-    learner = consistent(0.7, build=build, label_input=with_labels)
     torch.manual_seed(0)
-    learner.load(targets(), FEATURES, None)
-    task = learner.task
+    task = consistent(0.7, build=build, label_input=with_labels).start(targets(), FEATURES)
     hops, labels, target, is_gold, counts = next(task.batches(0).prepared(torch.device("cpu")))
     known = len(target)
     assert hops.shape[1] == 2 * known  # as many unlabelled nodes beside them
@@ -361,11 +335,9 @@ def test_the_teacher_is_the_moving_average_of_the_weights_after_every_step(monke
         teachers.append(self)
 
     monkeypatch.setattr(MeanTeacher, "update", watched)
-    learner = consistent(batch_size=10, epochs=3)
-    torch.manual_seed(3)
+    torch.manual_seed(0)
     start = SGC(D, C).state_dict()
-    torch.manual_seed(3)
-    learner.fit(targets(), FEATURES, "test")
+    fitted(consistent(batch_size=10, epochs=3))
     assert len(steps) == 3 * 2  # epochs, batches
     wanted = {name: value.clone() for name, value in start.items()}
     for step in steps:
@@ -385,11 +357,7 @@ def test_other_unlabelled_nodes_every_epoch_and_never_labelled_or_validation_one
 
 def test_a_teacher_that_is_sure_of_nothing_changes_no_weight() -> None:
     """Beside batch norm, which SGC has not, unlabelled nodes act through their loss alone."""
-    found = []
-    for learner in (consistent(5.0, threshold=0.999), learner_of()):
-        torch.manual_seed(0)
-        learner.fit(targets(), FEATURES, "test")
-        found.append(predictions(learner))
+    found = [predictions(fitted(learner)) for learner in (consistent(5.0, threshold=0.999), learner_of())]
     np.testing.assert_allclose(*found, atol=1e-6)
 
 
@@ -402,7 +370,6 @@ def test_neither_hurts_where_features_tell_of_the_class(options: str) -> None:
     for hop_options in ({}, extra):
         settings: dict[str, Any] = {"score": valid_accuracy, "epochs": 40, "lr": 1.0, "graphs": CLASS_GRAPH}
         learner = learner_of(hop_options=hop_options, **settings)
-        torch.manual_seed(0)
-        learner.fit(targets(pseudo=False), class_features(0.4), "test")
-        right.append(float((predictions(learner)[rest].argmax(-1) == LABELS[rest]).mean()))
+        task = fitted(learner, targets(pseudo=False), class_features(0.4))
+        right.append(float((predictions(task)[rest].argmax(-1) == LABELS[rest]).mean()))
     assert right[1] >= right[0] - 0.05 and right[1] > 0.7

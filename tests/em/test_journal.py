@@ -219,24 +219,6 @@ def two_stages(run_dir: Path, wrap: Callable[[int, RandomWork], RandomWork] = la
     do(run, SECOND, wrap(1, RandomWork(first)), lambda logits: {"sum": float(logits.sum())})
 
 
-@pytest.mark.parametrize("killed_in", [0, 1])
-def test_a_run_killed_in_a_stage_resumes_there_and_ends_with_the_same_bits(tmp_path: Path, killed_in: int) -> None:
-    two_stages(tmp_path / "whole")
-
-    def kill(stage: int, work: RandomWork) -> RandomWork:
-        return RandomWork(work.before, work.embeddings, dies=stage == killed_in)
-
-    with pytest.raises(Killed):
-        two_stages(tmp_path / "killed", kill)
-    finished = [path.name for path in (tmp_path / "killed" / "stages").iterdir() if (path / "stage.json").exists()]
-    assert finished == ["00_lm_gold"][:killed_in]
-    torch.randn(5)  # the state of the generators when a run goes on is not that when it was killed
-    works: dict[int, RandomWork] = {}
-    two_stages(tmp_path / "killed", lambda stage, work: works.setdefault(stage, work))
-    assert [works[stage].calls for stage in (0, 1)] == [int(killed_in == 0), 1]
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-
-
 @pytest.mark.parametrize("left", ["00_lm_gold", ".00_lm_gold.part"])
 def test_a_half_written_folder_without_a_checkpoint_is_cleared_away_and_the_stage_redone(
     tmp_path: Path, left: str
@@ -271,17 +253,6 @@ def test_stages_and_runs_have_seeds_of_their_own() -> None:
     assert len(seeds) == 400
     # Part of what "same seed, same result" means from one release to the next.
     assert (stage_seed(0, 0), stage_seed(0, 1), stage_seed(7, 2)) == (2968811710, 3964924996, 1009178997)
-
-
-def test_a_stage_depends_on_its_seed_and_index_not_on_what_was_drawn_before(tmp_path: Path) -> None:
-    def logits(name: str, seed: int, key: StageKey) -> list[float]:
-        draw_all()
-        return do(journal(tmp_path / name, seed), key, RandomWork()).logits.ravel().tolist()
-
-    base = logits("a", 3, FIRST)
-    assert logits("b", 3, FIRST) == base
-    assert logits("c", 4, FIRST) != base
-    assert logits("d", 3, SECOND) != base
 
 
 def test_seed_everything_sets_all_three_generators() -> None:

@@ -23,7 +23,6 @@ from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.hop_storage import HopStorage, batch_bytes, hops_in_memory
 from glem_graphgym.out_of_core.propagation import MappedHops
-from tests.held import Held
 from tests.out_of_core.conftest import Dying
 
 N, C, D, HOPS, LABEL_HOPS = 300, 3, 12, 2, 2
@@ -82,13 +81,13 @@ def gamlp(dim_in: int, classes: int) -> nn.Module:
 
 def learner_of(
     storage: HopStorage | None, setting: str = "transductive", precision: str = "32-true", **options: Any
-) -> Held:
+) -> HopLearner:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
         made = torch.optim.SGD(params, lr=0.05)  # Adam makes steps of gradients that are but rounding
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
 
     validation = Validation(VALID, lambda logits: float((logits.argmax(-1) == LABELS[VALID]).mean()))
-    learner = HopLearner(
+    return HopLearner(
         gamlp,
         graphs(setting),
         optimizer,
@@ -104,7 +103,6 @@ def learner_of(
             **options,
         },
     )
-    return Held(learner)
 
 
 def storage_in(
@@ -113,12 +111,12 @@ def storage_in(
     return HopStorage(budget, folder / "working", folder / "cache", nodes, Hardware(precision=precision).dtype)
 
 
-def trained(learner: Held, features: Any = FEATURES, pseudo: bool = True) -> tuple[np.ndarray, Held]:
+def trained(learner: HopLearner, features: Any = FEATURES, pseudo: bool = True) -> tuple[np.ndarray, Any]:
     torch.manual_seed(0)
-    learner.fit(targets(pseudo), features, "test")
+    task, _ = learner.fit(targets(pseudo), features, "test")
     logits = np.zeros((N, C), dtype=np.float32)
-    learner.predict(logits)
-    return logits, learner
+    task.predict(logits)
+    return logits, task
 
 
 # ---- the same results ---------------------------------------------------------------------------------------------
@@ -127,10 +125,9 @@ def trained(learner: Held, features: Any = FEATURES, pseudo: bool = True) -> tup
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("setting", ["transductive", "inductive", "structure_free"])
 def test_hops_on_disk_are_those_in_memory(tmp_path: Path, setting: str, precision: str) -> None:
-    memory = learner_of(None, setting, precision)
-    disk = learner_of(storage_in(tmp_path, precision=precision), setting, precision)
-    for learner in (memory, disk):
-        learner.load(targets(), FEATURES, None)
+    storages = (None, storage_in(tmp_path, precision=precision))
+    tasks: Any = (learner_of(storage, setting, precision).start(targets(), FEATURES) for storage in storages)
+    memory, disk = tasks
     assert isinstance(disk.inputs.hops, MappedHops) and isinstance(disk.inputs.labels, MappedHops)
     assert isinstance(memory.inputs.hops, torch.Tensor) and isinstance(memory.inputs.labels, torch.Tensor)
     pairs = zip(disk.inputs.rows(np.arange(N)), (memory.inputs.hops, memory.inputs.labels), strict=True)
@@ -144,12 +141,10 @@ def test_hops_are_stored_of_the_nodes_that_are_needed_and_no_others(tmp_path: Pa
     needed = np.unique(np.concatenate([GOLD, VALID, TEST, targets().drawn(0)]))
     nodes = np.union1d(needed, targets().pseudo.nodes)  # type: ignore[union-attr]
     nodes = nodes[nodes != 299]
-    disk = learner_of(storage_in(tmp_path, nodes), predicted=nodes)
-    disk.load(targets(), FEATURES, None)
+    logits, disk = trained(learner_of(storage_in(tmp_path, nodes), predicted=nodes))
     assert disk.inputs.hops.shape == (HOPS + 1, len(nodes), D)
     with pytest.raises(ValueError, match="hops of node 299"):
         disk.inputs.rows(np.array([299]))
-    logits, _ = trained(disk)
     whole, _ = trained(learner_of(storage_in(tmp_path / "whole")))
     np.testing.assert_array_equal(logits[nodes], whole[nodes])
     assert not logits[299].any() and whole[299].any()
@@ -157,8 +152,8 @@ def test_hops_are_stored_of_the_nodes_that_are_needed_and_no_others(tmp_path: Pa
 
 def test_what_fits_stays_in_memory_and_is_bit_for_bit_what_it_is_without_a_budget(tmp_path: Path) -> None:
     wanted, _ = trained(learner_of(None))
-    found, learner = trained(learner_of(storage_in(tmp_path, budget=10**9)))
-    assert isinstance(learner.inputs.hops, torch.Tensor)
+    found, task = trained(learner_of(storage_in(tmp_path, budget=10**9)))
+    assert isinstance(task.inputs.hops, torch.Tensor)
     np.testing.assert_array_equal(found, wanted)
     assert list(tmp_path.iterdir()) == []
 
@@ -171,10 +166,10 @@ def folders(folder: Path) -> list[str]:
 
 
 def test_hops_of_a_step_lie_in_the_working_folder_and_those_of_fixed_features_in_the_cache(tmp_path: Path) -> None:
-    learner_of(storage_in(tmp_path)).load(targets(), FeatureRows([FEATURES]), None)
+    learner_of(storage_in(tmp_path)).start(targets(), FeatureRows([FEATURES]))
     assert folders(tmp_path / "working") == ["hops", "labels"]
     assert folders(tmp_path / "cache") == ["operator"]
-    learner_of(storage_in(tmp_path)).load(targets(), FeatureRows([FEATURES], fixed=True), None)
+    learner_of(storage_in(tmp_path)).start(targets(), FeatureRows([FEATURES], fixed=True))
     assert folders(tmp_path / "cache") == ["hops", "operator"]
 
 
@@ -183,7 +178,7 @@ def test_a_job_with_the_same_features_propagates_nothing(tmp_path: Path, dying: 
         """The widths of the products that it takes."""
         learner = learner_of(HopStorage(BUDGET, tmp_path / working, tmp_path / "cache"))
         with dying() as products:
-            learner.load(targets(pseudo=False, seed=seed), FeatureRows([features], fixed=True), None)
+            learner.start(targets(pseudo=False, seed=seed), FeatureRows([features], fixed=True))
         return [x.shape[1] for (x,) in products]
 
     load("one", FEATURES, 5)
@@ -193,7 +188,7 @@ def test_a_job_with_the_same_features_propagates_nothing(tmp_path: Path, dying: 
 
 def test_an_operator_is_stored_once_a_graph(tmp_path: Path) -> None:
     for setting in ("transductive", "structure_free", "inductive", "transductive"):
-        learner_of(storage_in(tmp_path), setting).load(targets(), FEATURES, None)
+        learner_of(storage_in(tmp_path), setting).start(targets(), FEATURES)
     # the whole graph, the one among seen nodes, and for inductive both, which are there
     assert len(list((tmp_path / "cache").glob("operator-*"))) == 2
 

@@ -23,7 +23,6 @@ from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, Stored
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.out_of_core import layerwise
 from glem_graphgym.out_of_core.layerwise import EDGE_BYTES, ROW_COPIES, LayerwiseInference
-from tests.held import Held
 
 N, C, D = 60, 3, 5
 RNG = np.random.default_rng(0)
@@ -182,7 +181,7 @@ def targets(**options: Any) -> StepTargets:
 # ---- a learner ----------------------------------------------------------------------------------------------------
 
 
-def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndarray | None = None) -> Held:
+def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndarray | None = None) -> SampledLearner:
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
         made = torch.optim.SGD(params, lr=0.1)
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
@@ -197,14 +196,13 @@ def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndar
     if not stored:
         graphs = GraphViews(whole(), whole())
         hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, [2, 2, 2])
-        return Held(SampledLearner(seeded, graphs, *common, predicted, neighbourhoods=hoods, batch_size=9))
+        return SampledLearner(seeded, graphs, *common, predicted, neighbourhoods=hoods, batch_size=9)
     graph = MmapGraph(ROWPTR, COL, None, whole)
     graphs = GraphViews(graph, graph)
     hoods = Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, [2, 2, 2])
-    learner = StoredSampledLearner(
+    return StoredSampledLearner(
         seeded, graphs, *common, predicted, neighbourhoods=hoods, layerwise=inference(folder), batch_size=9
     )
-    return Held(learner)
 
 
 @pytest.mark.parametrize("model", LAYERED)
@@ -218,10 +216,10 @@ def test_a_stored_learner_trains_and_predicts_as_one_in_memory(
     for stored in (False, True):
         learner = learner_of(stored, tmp_path, label_input, predicted)
         torch.manual_seed(0)
-        log = learner.fit(targets(), FEATURES, "test")
+        task, log = learner.fit(targets(), FEATURES, "test")
         out = np.zeros((N, C), dtype=np.float16)
-        learner.predict(out)
-        results.append((log.history, out, list(learner.model.parameters())))
+        task.predict(out)
+        results.append((log.history, out, list(task.model.parameters())))
     (history, out, parameters), (history_stored, out_stored, parameters_stored) = results
     assert [row["valid"] for row in history] == [row["valid"] for row in history_stored]
     for one, other in zip(parameters, parameters_stored, strict=True):
