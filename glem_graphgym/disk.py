@@ -141,7 +141,6 @@ def _ranges(array: np.memmap, rows: np.ndarray | None) -> Iterator[tuple[int, in
 
 
 def taken_bytes(file: Path) -> int:
-    """Disk space of a file."""
     return 512 * file.stat().st_blocks
 
 

@@ -164,7 +164,6 @@ def forget_unfinished(folder: Path) -> None:
 
 
 def is_free(lock: Path) -> bool:
-    """Whether no process holds a lock file."""
     try:
         with FileLock(lock, timeout=0):
             return True
@@ -191,10 +190,7 @@ def sync(path: Path) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits of a SHA-256 over bytes, numpy arrays and JSON-able values, the same on every machine.
-
-    Arrays, memory-mapped ones too, are read once, block by block, without a copy.
-    """
+    """16 hexadecimal digits of a SHA-256 over bytes, numpy arrays and JSON-able values, the same on every machine."""
     digest = hashlib.sha256()
     for part in parts:
         size: int = 0
@@ -238,11 +234,7 @@ def sampled_fingerprint(*paths: Path) -> str:
 
 
 def expand_path(text: str) -> str:
-    """A path with ``~`` and ``$NAME`` or ``${NAME}`` in it written out; twice written out is the same.
-
-    Raises:
-        ValueError: a variable is not set, or there is no such user; names it.
-    """
+    """Expand ``~``, ``$NAME`` and ``${NAME}`` in a path; ValueError names a variable or user that does not exist."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]

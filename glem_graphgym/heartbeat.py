@@ -17,19 +17,17 @@ GRACE = 1.0  # seconds that a thread gets to end
 class Heartbeat:
     """Two threads beside a process's work, which go on while it waits for the others.
 
-    One exchanges beats through a store that all processes share: a round writes this process's, a number that grows,
-    and reads everybody's. It counts the rounds for which another's has stood still. The other thread counts the ticks
-    in which no round was done, because a store that is out of reach may leave the first without an answer forever.
-    Neither asks a clock: a process that was itself suspended has counted nothing meanwhile, and accuses nobody when it
-    wakes up.
+    One exchanges beats, growing numbers, through a store that all processes share, and counts the rounds for which
+    another's has stood still. The other counts the ticks in which no round was done: a store out of reach may leave the
+    first without an answer forever. Neither asks a clock: a process that was itself suspended has counted nothing
+    meanwhile, and accuses nobody when it wakes up. Torch's own timeouts cannot do this: while rank 0 works alone, the
+    others wait in a collective for as long as that takes.
 
     Args:
-        store: torch's, whose connection nothing else in this process uses, for it may block.
-        rank: of this process.
-        size: number of processes.
+        store: torch's, on a connection that nothing else in this process uses, for it may block.
         timeout: seconds without a beat after which a process counts as lost. Longer than any call into C that holds
             Python's lock all along, which stops the threads too.
-        on_loss: called with the rank of one that is lost, or this process's own where the store is; once, in a thread.
+        on_loss: called once, in a thread, with the rank that is lost, or this process's own where the store is.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float, on_loss: Callable[[int], None]) -> None:

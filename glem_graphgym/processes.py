@@ -62,11 +62,7 @@ _group: _Group | None = None
 
 
 def rank_from_environment() -> RankInfo | None:
-    """The rank that torchrun, `starting.start` or srun has given this process; None where it is the only one.
-
-    Raises:
-        ValueError: the machines have unequal numbers of processes.
-    """
+    """The rank that torchrun, `starting.start` or srun has given this process; None where it is the only one."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         info = RankInfo(*(int(os.environ[name]) for name in names))
@@ -233,7 +229,6 @@ def _gloo() -> Any:
 
 
 def barrier() -> None:
-    """Wait until all ranks are here."""
     gather(None)
 
 

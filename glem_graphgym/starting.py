@@ -19,8 +19,9 @@ GRACE = 3.0  # seconds in which the others may end by themselves, with a message
 def start(command: list[str], count: int) -> int:
     """Run ``command`` as ``count`` processes that find each other (`processes.join`); the exit status of the run.
 
-    The first has the terminal. Of each other that fails by itself the last line of its errors is shown. The others get
-    `GRACE` to end then, and are killed: nothing of value is in them, whatever is finished lies on disk.
+    Rank 0 has the terminal and its Ctrl-C, which torchrun's launcher would keep from it by a session of its own. Of
+    each other rank that fails by itself the last line of its errors is shown. The rest then get `GRACE` to end, and are
+    killed: whatever is finished lies on disk.
     """
     from torch.distributed import TCPStore
 
@@ -35,20 +36,19 @@ def start(command: list[str], count: int) -> int:
             _wait(started, GRACE)
             return 1
         finally:
-            _end(started)
+            for process in started:
+                process.kill()  # nothing happens to one that has ended
+            for process in started:
+                process.wait()
         return _report(ended, logs)
 
 
 def _start(command: list[str], rank: int, count: int, port: int, log: Path) -> subprocess.Popen:
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
-    environment = {
-        **os.environ,
-        **{name: str(value) for name, value in numbers.items()},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        # To torch: the port is open already, all processes connect to it.
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        PARENT: str(os.getpid()),
-    }
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
+    # To torch: the port is open already, all processes connect to it.
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    added = {name: str(value) for name, value in {**ranks, **meeting, PARENT: os.getpid()}.items()}
+    environment = {**os.environ, **added}
     if rank == 0:
         return subprocess.Popen(command, env=environment)
     with log.open("wb") as file:
@@ -62,14 +62,6 @@ def _wait(started: list[subprocess.Popen], at_most: float = math.inf) -> None:
         if deadline == math.inf and any(process.poll() for process in started):
             deadline = time.monotonic() + GRACE
         time.sleep(0.05)
-
-
-def _end(started: list[subprocess.Popen]) -> None:
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-    for process in started:
-        process.wait()
 
 
 def _report(ended: list[int | None], logs: list[Path]) -> int:

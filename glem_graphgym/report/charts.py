@@ -53,7 +53,6 @@ def nice_step(rough: float) -> float:
 
 
 def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
-    """A range with some air around the values."""
     low, high = min(values), max(values)
     air = (high - low) * share or abs(high) * 0.02 or 1.0
     return low - air, high + air
@@ -127,7 +126,6 @@ class Chart:
         self._mark("rect", f"dot {style}", color, title, **outline, **turned)
 
     def bar(self, x: tuple[float, float], y: tuple[float, float], color: str, title: str, style: str = "") -> None:
-        """A bar over the values from ``x[0]`` to ``x[1]``, from ``y[0]`` up or down to ``y[1]``."""
         left, right = self.x(x[0]), self.x(x[1])
         top, bottom = sorted((self.y(y[0]), self.y(y[1])))
         width, height = f"{max(right - left - 1, 0.5):.1f}", f"{bottom - top:.1f}"

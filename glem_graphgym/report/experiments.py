@@ -235,7 +235,6 @@ class Spread:
         return self.mean - (self.std or 0), self.mean + (self.std or 0)
 
     def columns(self, name: str) -> dict[str, Any]:
-        """The columns of a CSV that hold it."""
         return {f"{name}_mean": self.mean, f"{name}_std": self.std}
 
 

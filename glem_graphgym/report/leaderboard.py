@@ -166,7 +166,6 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _mixed(experiments: Sequence[Experiment]) -> list[str]:
-    """Differences between the seeds of an experiment that are no settings: versions of packages, EM iterations."""
     notes = []
     for one in experiments:
         kinds = {f"versions of {name}": versions for name, versions in one.versions.items()}
@@ -210,7 +209,6 @@ def axes_within_modes(experiments: Sequence[Experiment]) -> Axes:
 
 
 def sort_key(value: Any, text: Callable[[Any], str] = str) -> tuple[int, float, str]:
-    """Numbers by value, then everything else by its text."""
     return (0, value, "") if isinstance(value, int | float) else (1, 0, text(value))
 
 
@@ -256,7 +254,6 @@ NUMBERS = ["valid %", "test %", "to best", "to best non-GLEM", "params", "second
 
 
 def cells_of(board: Board) -> list[list[str]]:
-    """The text of a board's rows, published ones last, in the columns `TEXTS` and `NUMBERS`."""
     cells = []
     for row, config in zip(board.rows, config_texts(board.rows), strict=True):
         differences = (difference_text(row.to_best), difference_text(row.to_non_glem))
@@ -270,7 +267,6 @@ def cells_of(board: Board) -> list[list[str]]:
 
 
 def to_markdown(boards: Sequence[Board]) -> str:
-    """All boards as Markdown tables."""
     lines = []
     for board in boards:
         rows = [TEXTS + NUMBERS, ["---"] * len(TEXTS) + ["---:"] * len(NUMBERS)]

@@ -196,7 +196,6 @@ def tuned_hyperparameters(board: Board, row: Row) -> list[str]:
 
 
 def entry_markdown(entry: Mapping[str, Any]) -> str:
-    """The entry as a Markdown table, in the order of the form."""
 
     def escaped(value: Any) -> Any:
         return value.replace("|", "\\|") if isinstance(value, str) else value

@@ -27,7 +27,6 @@ def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str
 
 
 def environment() -> Environment:
-    """The templates of the page, with what they call."""
     look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     found = Environment(loader=FileSystemLoader(FOLDER), **look)  # type: ignore[arg-type]
     called = (percent, signed, compact, seconds_text, seeds_text, config_texts, scale, color_of, mark_of, all_panels)
@@ -36,7 +35,6 @@ def environment() -> Environment:
 
 
 def signed(share: float) -> str:
-    """Percentage points with a sign, a true minus."""
     return f"{100 * share:+.2f}".replace("-", "−")
 
 

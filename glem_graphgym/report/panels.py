@@ -33,7 +33,6 @@ Panel = tuple[str, dict[str, Any]]
 
 
 def all_panels(board: Board) -> list[Panel]:
-    """Every panel of a board, in the page's order."""
     focus = with_em(board)
     panels = [em_panel(board, focus), compute_panel(board), agreement_panel(focus), diagnostics_panel(focus)]
     return panels + sensitivity_panels(board) + described_panels(board)
@@ -103,7 +102,6 @@ def _row_mark(chart: Chart, x: float, row: Row, shape: str = "circle", radius: f
 
 
 def with_em(board: Board) -> Experiment | None:
-    """The experiment with the best row of those that had EM iterations."""
     for row in board.rows:
         experiment = board.experiments[row.experiment]
         if any(stage.em_iteration for run in experiment.runs.values() for stage in run.stages):
@@ -182,7 +180,6 @@ def _step(name: str) -> str:
 
 
 def diagnostics_panel(focus: Experiment | None) -> Panel:
-    """Table of the diagnostics that stages recorded: a row per stage, a column per diagnostic."""
     shown = {key: points for key in DIAGNOSTICS if (points := _diagnostic(focus, key))}
     if focus is None or not shown:
         return "diagnostics", {}
@@ -217,7 +214,6 @@ def compute_panel(board: Board) -> Panel:
 
 
 def _time_ticks(chart: Chart) -> list[tuple[float, str]]:
-    """Round times; where fewer than two are in range, plain numbers of seconds."""
     low, high = chart.x_range
     found = [seconds for seconds in ROUND_TIMES if low <= seconds <= high]
     if len(found) < 2 or not chart.log_x:

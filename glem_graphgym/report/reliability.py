@@ -71,7 +71,6 @@ def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Se
 
 
 def _most_frequent(confusions: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The most frequent confusions; of equal ones the first."""
     ordered = confusions.sort_values("count", ascending=False, kind="stable")
     return ordered.head(TOP_CONFUSIONS).to_dict("records")
 

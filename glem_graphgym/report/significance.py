@@ -31,13 +31,11 @@ class Difference:
 
     @property
     def reason(self) -> str:
-        """The p-value as text, or why there is none."""
         if self.p is None:
             return self.why_no_p
         return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}" if self.p < 0.1 else f"p = {self.p:.2f}"
 
     def columns(self, name: str) -> dict[str, Any]:
-        """The columns of a CSV that hold it."""
         return {name: self.mean, f"{name}_n": self.seeds, f"{name}_p": self.p, f"{name}_reason": self.why_no_p}
 
 

@@ -193,7 +193,6 @@ def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -
 
 
 def _params_of(stages: Sequence[Stage]) -> int:
-    """Parameters of the latest model of each kind."""
     return sum({stage.model: stage.params for stage in stages}.values())
 
 

@@ -77,7 +77,6 @@ def _table(board: Board, prefix: str, style: Style, columns: Sequence[str]) -> T
 
 
 def _cells(board: Board, prefix: str, style: Style) -> list[dict[str, str]]:
-    """The text of a board's rows by column."""
     table = []
     for row, texts in zip([*board.rows, *board.published], cells_of(board), strict=True):
         cells = dict(zip(COLUMNS, texts, strict=True))
