@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
     # Imported late, so that --help and a wrong command line answer at once.
-    from glem_graphgym.files import atomic_write
+    from glem_graphgym.files import atomic_write, write_json
     from glem_graphgym.report.leaderboard import read_boards, to_csv, to_markdown
+    from glem_graphgym.report.ogb_entry import entry_markdown
     from glem_graphgym.report.page import render_page
     from glem_graphgym.report.terminal import print_board
 
@@ -69,7 +70,11 @@ def main(argv: list[str] | None = None) -> int:
                 file.write(text)
             print(f"written: {out / f'leaderboard.{suffix}'}")
         if args.ogb:
-            write_entry(entry, out)
+            write_json(out / "ogb_entry.json", entry)
+            with atomic_write(out / "ogb_entry.md", "w") as file:
+                file.write(entry_markdown(entry))
+            print(entry_markdown(entry))
+            print(f"written: {out / 'ogb_entry.json'} and {out / 'ogb_entry.md'}")
     except (ValueError, OSError) as error:
         if os.environ.get("GLEM_TRACEBACK"):
             raise
@@ -91,17 +96,6 @@ def make_entry(boards: Any, args: argparse.Namespace) -> dict[str, Any]:
     about = About(args.contact, args.code, args.paper, args.hardware, args.official, args.name, args.ogb_version)
     board, row = found[0]
     return ogb_entry(board, about, row)
-
-
-def write_entry(entry: dict[str, Any], out: Path) -> None:
-    from glem_graphgym.files import atomic_write, write_json
-    from glem_graphgym.report.ogb_entry import entry_markdown
-
-    write_json(out / "ogb_entry.json", entry)
-    with atomic_write(out / "ogb_entry.md", "w") as file:
-        file.write(entry_markdown(entry))
-    print(entry_markdown(entry))
-    print(f"written: {out / 'ogb_entry.json'} and {out / 'ogb_entry.md'}")
 
 
 if __name__ == "__main__":

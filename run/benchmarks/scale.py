@@ -9,6 +9,7 @@ files of a step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from rehearsal.papers100m import CLASSES, VOCABULARY
 
@@ -121,13 +123,13 @@ def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         program = subprocess.Popen(command, stdout=None if shown else said, stderr=None if shown else subprocess.STDOUT)
-        memory = files = 0
+        process, memory, files = psutil.Process(program.pid), 0, 0
         done = threading.Event()
 
         def sample() -> None:
             nonlocal memory, files
             while not done.wait(SAMPLED_EVERY):
-                memory = max(memory, sum(own_bytes(pid) for pid in family(program.pid)))
+                memory = max(memory, own_bytes(process))
                 files = max(files, bytes_under(folder))
 
         sampler = threading.Thread(target=sample)
@@ -145,24 +147,14 @@ def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
     return Used(seconds, memory / 1e9, max(files, bytes_under(folder)) / 1e9)
 
 
-def family(pid: int) -> list[int]:
-    """A process and its descendants that still run."""
-    try:
-        children = [
-            int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-        ]
-    except OSError:
-        children = []
-    return [pid, *(member for child in children for member in family(child))]
-
-
-def own_bytes(pid: int) -> int:
-    """Resident memory of a process without pages of files; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+def own_bytes(program: psutil.Process) -> int:
+    """Resident memory of a process and its descendants without pages of files; 0 if it has ended."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (program, *program.children(recursive=True)):
+            memory = process.memory_info()
+            total += memory.rss - memory.shared
+    return total
 
 
 def bytes_under(folder: Path) -> int:

@@ -8,10 +8,11 @@ log-normal numbers of words (`ARXIV`, `PRODUCTS`). Words, features and edges rev
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,38 +76,19 @@ class Shape:
         """The same shape with ``scale`` times the nodes and edges."""
         train, valid, test = (max(1, round(scale * size)) for size in self.split)
         edges, pairs = round(scale * self.edges), round(scale * self.pairs)
-        sizes = {"nodes": train + valid + test, "edges": edges, "pairs": pairs, "split": (train, valid, test)}
-        return Shape(**{**self.__dict__, **sizes})
+        return replace(self, nodes=train + valid + test, edges=edges, pairs=pairs, split=(train, valid, test))
 
 
 ARXIV = Shape(
-    name="ogbn-arxiv",
-    nodes=169_343,
-    edges=1_166_243,
-    pairs=1_157_799,
-    features=128,
-    classes=40,
-    split=(90_941, 29_799, 48_603),
-    split_name="time",
-    homophily=0.62,
-    hubs=3.5,
-    title=Lengths(9, 0.4, 40),
-    body=Lengths(165, 0.4, 600),
-)
+    "ogbn-arxiv", nodes=169_343, edges=1_166_243, pairs=1_157_799, features=128, classes=40,
+    split=(90_941, 29_799, 48_603), split_name="time", homophily=0.62, hubs=3.5,
+    title=Lengths(9, 0.4, 40), body=Lengths(165, 0.4, 600),
+)  # fmt: skip
 PRODUCTS = Shape(
-    name="ogbn-products",
-    nodes=2_449_029,
-    edges=61_859_140,
-    pairs=61_859_140,
-    features=100,
-    classes=47,
-    split=(196_615, 39_323, 2_213_091),
-    split_name="sales_ranking",
-    homophily=0.78,
-    hubs=2.0,
-    title=Lengths(10, 0.5, 60),
-    body=Lengths(65, 0.9, 1500, missing=0.1),
-)
+    "ogbn-products", nodes=2_449_029, edges=61_859_140, pairs=61_859_140, features=100, classes=47,
+    split=(196_615, 39_323, 2_213_091), split_name="sales_ranking", homophily=0.78, hubs=2.0,
+    title=Lengths(10, 0.5, 60), body=Lengths(65, 0.9, 1500, missing=0.1),
+)  # fmt: skip
 
 
 def write_graph(root: Path, shape: Shape, seed: int = 0) -> Path:
@@ -156,7 +138,9 @@ def _write_tables(
             year[nodes] = rng.integers(first, last + 1, len(nodes))
         write_blocks(folder / "raw/node_year.csv.gz", [_lines(year)])
     node_cells = Cells(f"{node}" for node in range(shape.nodes))
-    write_blocks(folder / "raw/edge.csv.gz", _table_blocks(node_cells, draw_edges(rng, label, shape), "edges"))
+    edges, rows = draw_edges(rng, label, shape), EDGES_AT_ONCE // 4
+    starts = Progress(range(0, len(edges), rows), desc="edges")
+    write_blocks(folder / "raw/edge.csv.gz", (node_cells.lines(edges[start : start + rows]) for start in starts))
     means = draw_class_means(rng, shape.classes, shape.features)
     # Three decimals between -10 and 10.
     numbers = Cells(f"{thousandths / 1000:.3f}" for thousandths in range(-9999, 10_000))
@@ -208,12 +192,6 @@ def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.
     edges = np.stack([codes // nodes, codes % nodes], axis=1)
     edges[flipped == 1] = edges[flipped == 1, ::-1]
     return edges
-
-
-def _table_blocks(cells: Cells, rows: np.ndarray, what: str) -> Iterator[bytes]:
-    starts = range(0, len(rows), EDGES_AT_ONCE // 4)
-    for start in Progress(starts, desc=what):
-        yield cells.lines(rows[start : start + EDGES_AT_ONCE // 4])
 
 
 class Cells:
@@ -282,13 +260,7 @@ def _write_papers(folder: Path, shape: Shape, rng: np.random.Generator, told: np
     member.size = sum(map(len, rows))  # all of it is ASCII
     padding = b"\0" * (-(member.size + tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
     blocks = (rows[row].encode() for row in order)
-    write_blocks(folder / "titleabs.tsv.gz", _chained(member.tobuf(tarfile.GNU_FORMAT), blocks, padding))
-
-
-def _chained(first: bytes, blocks: Iterable[bytes], last: bytes) -> Iterator[bytes]:
-    yield first
-    yield from blocks
-    yield last
+    write_blocks(folder / "titleabs.tsv.gz", itertools.chain([member.tobuf(tarfile.GNU_FORMAT)], blocks, [padding]))
 
 
 def _write_products(folder: Path, shape: Shape, rng: np.random.Generator, told: np.ndarray) -> None:
