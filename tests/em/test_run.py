@@ -19,7 +19,7 @@ from glem_graphgym.build import run as build_run
 from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import e_step, m_step
-from glem_graphgym.em.fit import FitLog, Fitted, Validation, Weights
+from glem_graphgym.em.fit import FitLog, Fitted, Weights
 from glem_graphgym.em.inputs import LabelChannel
 from glem_graphgym.em.journal import FinishedStage, Journal, Scores, stage_seed
 from glem_graphgym.em.objective import objective_report
@@ -28,16 +28,13 @@ from glem_graphgym.em.run import EMSettings, Run
 from glem_graphgym.files import read_json
 from glem_graphgym.modes import UNTIL_PLATEAU, run_cascade, run_em, run_gnn, run_lm
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from tests.em.test_journal import Killed, content
 
 # ==== learners that take notes =====================================================================================
 
 N, C, H = 10, 3, 2
 GOLD = Gold(np.array([0, 1, 2]), np.array([0, 1, 2]), C)
 REST = np.arange(3, N)
-
-
-class Killed(BaseException):
-    """Ends a run as a signal would."""
 
 
 @dataclass
@@ -151,17 +148,6 @@ def names(run: Run) -> list[str]:
     return [stage.key.name for stage in run.journal.finished]
 
 
-def content(run_dir: Path) -> dict[str, Any]:
-    """Every file of a run, byte for byte; of the records all but seconds and memory."""
-    found: dict[str, Any] = {}
-    for file in sorted(path for path in run_dir.rglob("*") if path.is_file()):
-        record = read_json(file) if file.name == "stage.json" else None
-        if record:
-            del record["seconds"], record["peak_memory_mb"]
-        found[str(file.relative_to(run_dir))] = record or file.read_bytes()
-    return found
-
-
 # ---- who learns from whom -----------------------------------------------------------------------------------------
 
 TEACHERS = {
@@ -184,21 +170,32 @@ EMBEDDINGS = {
 }
 
 
-@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+ORDERS = pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+
+
+def teacher_of(book: Notebook, step: str) -> np.ndarray:
+    pseudo = book.of(step).targets.pseudo
+    assert pseudo is not None
+    return pseudo.logits
+
+
+@ORDERS
 def test_each_step_learns_from_the_other_models_latest_predictions(tmp_path: Path, order: str) -> None:
     run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
     run_em(run)
     assert names(run) == ["lm_gold", "gnn_gold", *TEACHERS[order]]
     assert [stage.key.index for stage in run.journal.finished] == list(range(6))
+    methods = {"l": "LM", "g": "Cascade", "e": "GLEM-LM", "m": "GLEM-GNN"}
+    assert all(stage.key.method == methods[stage.key.name[0]] for stage in run.journal.finished)
+    assert [stage.key.em_iteration for stage in run.journal.finished] == [0, 0, 1, 1, 2, 2]
     for step, teacher in TEACHERS[order].items():
-        pseudo = book.of(step).targets.pseudo
-        assert pseudo is not None
-        np.testing.assert_array_equal(pseudo.logits, named(run, teacher).logits)
-    assert book.of("lm_gold").targets.pseudo is None
-    assert book.of("gnn_gold").targets.pseudo is None
+        np.testing.assert_array_equal(teacher_of(book, step), named(run, teacher).logits)
+    assert book.of("lm_gold").targets.pseudo is None and book.of("gnn_gold").targets.pseudo is None
+    record = read_json(named(run, "e_step_1").folder / "stage.json")
+    assert (record["params"], record["lr"]) == (6, 0.5)
 
 
-@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+@ORDERS
 def test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step(tmp_path: Path, order: str) -> None:
     run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
     run_em(run)
@@ -207,17 +204,15 @@ def test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step(tmp_pat
         assert run.teacher_of(named(run, step)) is named(run, lm)
 
 
-@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+@ORDERS
 def test_external_predictions_replace_the_first_steps_teacher_and_nothing_else(tmp_path: Path, order: str) -> None:
     external = np.random.default_rng(0).normal(size=(N, C))
     run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
-    run = replace(run, first_predictions=external)
-    run_em(run)
+    run_em(replace(run, first_predictions=external))
     first, *others = TEACHERS[order].items()
-    for step, teacher in [(first[0], None), *others]:
-        pseudo = book.of(step).targets.pseudo
-        assert pseudo is not None
-        np.testing.assert_array_equal(pseudo.logits, external if teacher is None else named(run, teacher).logits)
+    np.testing.assert_array_equal(teacher_of(book, first[0]), external)
+    for step, teacher in others:
+        np.testing.assert_array_equal(teacher_of(book, step), named(run, teacher).logits)
     for step, lm in EMBEDDINGS[order].items():
         np.testing.assert_array_equal(book.of(step).features, named(run, lm).embeddings)
 
@@ -232,7 +227,7 @@ def test_external_predictions_replace_the_first_steps_teacher_and_nothing_else(t
         ("pretrained", "gold", ["lm_gold", None, None]),
     ],
 )
-@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+@ORDERS
 def test_each_e_step_starts_from_the_weights_asked_for(
     tmp_path: Path, order: str, init: str, first: str, starts: list[str | None]
 ) -> None:
@@ -251,15 +246,8 @@ def test_each_e_step_starts_from_the_weights_asked_for(
 
 
 def test_the_knobs_of_each_step_reach_its_targets(tmp_path: Path) -> None:
-    settings = EMSettings(
-        alpha=0.9,
-        beta=0.1,
-        temperature=0.4,
-        confidence=0.5,
-        lm_ratio=2.0,
-        gnn_ratio=0.5,
-        lm_redraw=True,
-    )
+    knobs: dict[str, Any] = {"alpha": 0.9, "beta": 0.1, "temperature": 0.4, "confidence": 0.5, "lm_redraw": True}
+    settings = EMSettings(lm_ratio=2.0, gnn_ratio=0.5, **knobs)
     run, book = fake_run(tmp_path, settings)
     run_em(run)
     e, m = book.of("e_step_1").targets, book.of("m_step_1").targets
@@ -305,12 +293,8 @@ def test_baselines_do_their_stages_on_gold_alone(
     mode(run)
     assert [(s.key.name, s.key.model, s.key.method) for s in run.journal.finished] == stages
     assert all(note.targets.pseudo is None for note in book.notes)
-
-
-def test_the_gnn_alone_gets_no_embeddings(tmp_path: Path) -> None:
-    run, book = fake_run(tmp_path)
-    run_gnn(run)
-    np.testing.assert_array_equal(book.of("gnn_gold").features, np.zeros((N, 1)))
+    if mode is run_gnn:  # which gets no embeddings
+        np.testing.assert_array_equal(book.of("gnn_gold").features, np.zeros((N, 1)))
 
 
 def test_zero_iterations_are_the_cascade(tmp_path: Path) -> None:
@@ -321,18 +305,7 @@ def test_zero_iterations_are_the_cascade(tmp_path: Path) -> None:
     assert content(tmp_path / "em") == content(tmp_path / "cascade")
 
 
-def test_methods_and_iterations_are_recorded(tmp_path: Path) -> None:
-    run, _ = fake_run(tmp_path, EMSettings(iterations=2))
-    run_em(run)
-    keys = [(s.key.method, s.key.em_iteration) for s in run.journal.finished]
-    em = [(method, iteration) for iteration in (1, 2) for method in ("GLEM-LM", "GLEM-GNN")]
-    assert keys == [("LM", 0), ("Cascade", 0), *em]
-    record = read_json(tmp_path / "stages" / "02_e_step_1" / "stage.json")
-    assert (record["params"], record["lr"]) == (6, 0.5)
-    assert read_json(tmp_path / "stages" / "03_m_step_1" / "stage.json")["lr"] == 0.5
-
-
-@pytest.mark.parametrize("order", ["lm_first", "gnn_first"])
+@ORDERS
 def test_diagnostics_are_those_of_q_and_p_as_they_stand_after_the_step(tmp_path: Path, order: str) -> None:
     settings = EMSettings(order=order, alpha=0.7, beta=0.2, temperature=0.5)
     run, _ = fake_run(tmp_path, settings)
@@ -406,15 +379,12 @@ def kept(run_dir: Path) -> set[str]:
 def test_weights_that_nothing_can_ask_for_any_more_are_forgotten(
     tmp_path: Path, order: str, scores: dict[str, float], expected: set[str]
 ) -> None:
-    run, _ = fake_run(tmp_path, EMSettings(order=order, iterations=3), scores)
+    run, _ = fake_run(tmp_path / "needed", EMSettings(order=order, iterations=3), scores)
     run_em(run)
-    assert kept(tmp_path) == expected
-
-
-def test_all_weights_are_kept_where_asked(tmp_path: Path) -> None:
-    run, _ = fake_run(tmp_path, EMSettings(iterations=2, keep_all_weights=True))
+    assert kept(tmp_path / "needed") == expected
+    run, _ = fake_run(tmp_path / "all", EMSettings(order=order, iterations=3, keep_all_weights=True), scores)
     run_em(run)
-    assert kept(tmp_path) == set(names(run))
+    assert kept(tmp_path / "all") == set(names(run))
 
 
 STAGES = ["lm_gold", "gnn_gold", "e_step_1", "m_step_1", "e_step_2", "m_step_2"]
@@ -456,12 +426,7 @@ SMALL: dict[str, Any] = {
     **{"lm.max_length": 12, "lm.epochs": 1, "lm.batch_size": 16, "lm.lr": 1e-3},
     **{"model.type": "glem_sage", "gnn.layers_mp": 2, "gnn.layers_post_mp": 1, "gnn.dim_inner": 16},
     **{"optim.optimizer": "adam", "optim.base_lr": 0.01, "optim.max_epoch": 4, "train.eval_period": 4},
-    **{
-        "glem.temperature": 1.0,
-        "glem.em_iterations": 2,
-        "glem.alpha": 0.6,
-        "glem.beta": 0.4,
-    },
+    **{"glem.temperature": 1.0, "glem.em_iterations": 2, "glem.alpha": 0.6, "glem.beta": 0.4},
 }
 
 
@@ -483,11 +448,6 @@ def real_run(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return build_run.prepare(cfg)
 
     return make
-
-
-def state(module: nn.Module | None) -> dict[str, Tensor]:
-    assert module is not None
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def same(a: Weights, b: Weights) -> bool:
@@ -602,23 +562,6 @@ def test_labels_of_validation_and_test_nodes_change_no_target_loss_gradient_or_w
             assert scores["test"]["loss"] != permuted["test"]["loss"]
     assert len(run.journal.finished) == len(other.journal.finished) == 6
     assert not equal(calls, runs["train"][0])  # and would be seen
-
-
-def test_with_a_score_that_says_nothing_validation_labels_do_not_matter_either(
-    real_run: Callable[..., tuple[TextGraph, Run]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Several evaluations and patience, but a constant score: so all of a stage is the same, step by step."""
-    recorder, calls = Recorder(monkeypatch), []
-    for name, change in (("as is", lambda graph: graph), ("permuted", permute("valid", "test"))):
-        options = {"lm__epochs": 3, "lm__evals_per_epoch": 2, "train__eval_period": 1, "optim__patience": 3}
-        graph, run = real_run(name, change, glem__em_iterations=1, **options)
-        constant = Validation(graph.split["valid"], lambda logits: 0.5)
-        assert run.lm_gold is not None and run.lm_em is not None and run.gnn is not None
-        lm_gold, lm_em = (replace(lm, validation=constant) for lm in (run.lm_gold, run.lm_em))
-        run = replace(run, lm_gold=lm_gold, lm_em=lm_em, gnn=run.gnn.but(validation=constant))
-        run_em(run)
-        calls.append(recorder.take())
-    assert equal(*calls)
 
 
 # ---- gold stays gold ----------------------------------------------------------------------------------------------
