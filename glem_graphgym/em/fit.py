@@ -199,7 +199,8 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
                     fabric.clip_gradients(objective, optimizer, max_norm=plan.clip, error_if_nonfinite=False)
                 optimizer.step()
                 optimizer.zero_grad()
-                state.stepped()
+                task.after_step()
+                state.steps += 1
                 if interval == "step":
                     schedule.step()
             if plan.validates(epoch + 1, number, count):
@@ -220,12 +221,9 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
 
 
 class _State:
-    """Progress of the training of a task: its log, its best weights, and what a checkpoint holds.
+    """Progress of the training of a task: ``epoch`` epochs and ``batch`` batches of the next one are done.
 
-    Attributes:
-        epoch, batch: where training goes on: epochs that are done, and batches of the next one.
-        finished: all is done, and the best weights are in the model.
-        losses: of the batches since the last validation.
+    ``finished``: the best weights are in the model. ``losses`` are those of the batches since the last validation.
     """
 
     KEPT = ("weights", "losses", "steps", "since_best", "rate", "finished")
@@ -262,10 +260,6 @@ class _State:
         self.rate = self.optimizer.param_groups[0]["lr"]
         self.bar.update()
 
-    def stepped(self) -> None:
-        self.task.after_step()
-        self.steps += 1
-
     def validate(self, epoch: float) -> None:
         """Score the task after ``epoch`` epochs, maybe with a fraction; keep the best weights."""
         log = self.log
@@ -300,23 +294,19 @@ class _State:
         """Leave the best weights in the model, and in a checkpoint for the rest of the stage."""
         self.bar.close()
         self.task.model.load_state_dict(self.weights)
-        if self.checkpoint and not self.finished:
+        if not self.finished:
             self.finished = True
-            self._keep(self.plan.epochs, 0)
+            self.keep_if_due(self.plan.epochs, 0)
         return self.log
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def keep_if_due(self, epoch: int, batch: int) -> None:
         """Write a checkpoint where it is time for one: ``epoch`` epochs and ``batch`` batches of the next are done."""
-        if self.checkpoint and self.checkpoint.due():
-            self._keep(epoch, batch)
-
-    def _keep(self, epoch: int, batch: int) -> None:
-        assert self.checkpoint is not None
-        parts = {} if self.finished else {name: part.state_dict() for name, part in self.parts.items()}
-        own = {name: getattr(self, name) for name in self.KEPT}
-        self.checkpoint.write(self.name, {**parts, **own, "log": asdict(self.log), "epoch": epoch, "batch": batch})
+        if self.checkpoint and (self.finished or self.checkpoint.due()):
+            parts = {} if self.finished else {name: part.state_dict() for name, part in self.parts.items()}
+            own = {name: getattr(self, name) for name in self.KEPT}
+            self.checkpoint.write(self.name, {**parts, **own, "log": asdict(self.log), "epoch": epoch, "batch": batch})
 
     def _restore(self, kept: dict[str, Any]) -> None:
         self.log = FitLog(**kept.pop("log"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -49,11 +49,12 @@ class Consistency:
         return self.weight * consistency_loss(logits, teacher(*inputs), confidence=self.threshold)
 
 
-class HopInputs:
+class HopInputs(NamedTuple):
     """Hop features (K+1, N, D) and, with label input, label features (1, N, C), in memory or on disk."""
 
-    def __init__(self, num_nodes: int, hops: Tensor | MappedHops, labels: Tensor | MappedHops | None) -> None:
-        self.num_nodes, self.hops, self.labels = num_nodes, hops, labels
+    num_nodes: int
+    hops: Tensor | MappedHops
+    labels: Tensor | MappedHops | None
 
     @property
     def dim(self) -> int:

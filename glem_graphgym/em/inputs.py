@@ -134,15 +134,6 @@ class GNNInputs(StoredInputs):
         """(N, D [+ C]): the input without the labels of ``nodes``, indices or bool (N,)."""
         return self.x if self.labels is None else with_labels(self.x, self.labels.clone(), torch.from_numpy(nodes))
 
-    def without_label(self, x: Tensor) -> Tensor:
-        """bool (N,): nodes that have no label in the input ``x``."""
-        return ~x[:, self.x.shape[1] :].any(dim=1)
-
-    def filled(self, x: Tensor, nodes: Tensor, labels: Tensor) -> Tensor:
-        """The input ``x`` with the distributions ``labels`` (N, C) at the bool (N,) ``nodes``."""
-        known = x[:, self.x.shape[1] :]
-        return torch.cat([self.x, torch.where(nodes[:, None], labels.to(known), known)], dim=1)
-
 
 def with_labels(x: Tensor, labels: Tensor, hidden: Tensor | slice) -> Tensor:
     """Features (n, D) and labels (n, C) beside them; the ``hidden`` rows of these become zeros, in place."""

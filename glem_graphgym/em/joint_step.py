@@ -248,22 +248,17 @@ class JointTask(Task):
         if self.learner.layerwise is None:
             self._propagate_in_memory(logits, embeddings)
             return
-        predicted = np.arange(len(logits)) if self.learner.predicted is None else self.learner.predicted
-        with torch.inference_mode(), self.learner.hardware.autocast():
-            for nodes, found in self._exact_logits(self.learner.layerwise, embeddings, predicted):
-                logits[nodes] = to_float16(found)
-
-    def _exact_logits(
-        self, layerwise: LayerwiseInference, embeddings: np.ndarray, nodes: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Parts of ``nodes``, each with its logits (b, C); no features of all nodes are made."""
         gnn: Any = self.model.gnn
-        for group, more in self.inputs.for_prediction(nodes):
+        predicted = np.arange(len(logits)) if self.learner.predicted is None else self.learner.predicted
+        dim = embeddings.shape[1] + self.inputs.dim
+        with torch.inference_mode(), self.learner.hardware.autocast():
+            for group, more in self.inputs.for_prediction(predicted):
 
-            def rows(wanted: np.ndarray, more: Callable[[np.ndarray], Tensor] = more) -> Tensor:
-                return self._node_features(embeddings[wanted], more(wanted))
+                def rows(wanted: np.ndarray, more: Callable[[np.ndarray], Tensor] = more) -> Tensor:
+                    return self._node_features(embeddings[wanted], more(wanted))
 
-            yield from layerwise.logits(gnn, embeddings.shape[1] + self.inputs.dim, rows, group)
+                for nodes, values in self.learner.layerwise.logits(gnn, dim, rows, group):
+                    logits[nodes] = to_float16(values)
 
     def _propagate_in_memory(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
         learner, settings = self.learner, GNNSettings(label_input=self.settings.label_input)

@@ -67,14 +67,13 @@ class LabelReuse:
     passes: int
 
     def fill(self, inputs: GNNInputs, x: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The input ``x`` (N, D + C) with predictions where it has no label.
-
-        Hidden labels are filled with the model's own predictions, never with the true label.
-        """
-        unknown = inputs.without_label(x)
+        """The input ``x`` (N, D + C) with the model's own predictions where it has no label, or a hidden one."""
+        labels = x[:, inputs.x.shape[1] :]
+        unknown = ~labels.any(dim=1, keepdim=True)
         with torch.no_grad():
             for _ in range(self.passes):
-                x = inputs.filled(x, unknown, logits_of(x).float().softmax(-1))
+                predicted = logits_of(x).float().softmax(-1).to(labels)
+                x = torch.cat([inputs.x, torch.where(unknown, predicted, labels)], dim=1)
         return x
 
 

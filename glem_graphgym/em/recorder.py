@@ -27,17 +27,14 @@ LEARNERS = ("lm_gold", "lm_em", "gnn", "joint")  # of a `Run`
 
 @dataclass
 class RecordedStage:
-    """A stage as a `Journal` would do it; to a program it looks like one that is done.
+    """A stage as a `Journal` would do it; to a program it looks like a `Stage`.
 
     Attributes:
-        data_parallel, shared: as of `Journal.stage`.
         arrays: name -> shape of its predictions, float16.
-        learner: fitted by it; None where it fits nothing.
-        targets: of that fit.
+        learner, targets: fitted in it; None where it fits nothing.
         encoded: int64 (n,), nodes whose texts it encodes once it is trained; None = all.
         weights: bytes of the weights that it leaves; 0 where `record` was given no models.
         on_disk: folders of the stages whose weights are on disk when this one ends, its own among them.
-        seconds_before: as of a `StageOutput`.
     """
 
     key: StageKey
