@@ -48,11 +48,7 @@ def run_to_status(work: Callable[[], int], again: str) -> int:
 def start_or_join(cfg: Any, program: str, argv: list[str]) -> int | None:
     """Join the processes of a run, or start them if ``devices`` asks for several and nothing has started them yet.
 
-    Args:
-        program: the file that was started; argv: its arguments.
-
-    Returns:
-        The exit status of the processes that were started; None if this process is to do the run.
+    Returns the exit status of those that were started, ``program`` with ``argv``; None if this process does the run.
     """
     from glem_graphgym import processes
     from glem_graphgym.build.language_model import hardware_for

@@ -91,19 +91,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Cost:
-    """The measured figures of a `Job`.
+    """The measured figures of a `Job`."""
 
-    Attributes:
-        seconds: one number per counted step (M-step: per epoch; encoding: for all texts).
-        steps_per_epoch: optimizer steps per epoch.
-        texts_per_step: mean number of texts encoded per step.
-        peak_mb: highest resident memory of the process.
-    """
-
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # per counted step; M-step: per epoch; encoding: for all texts
     steps_per_epoch: int = 1
-    texts_per_step: float = 0.0
-    peak_mb: float = 0.0
+    texts_per_step: float = 0.0  # mean
+    peak_mb: float = 0.0  # of the process
 
 
 def cost(

@@ -43,11 +43,7 @@ class Written:
 
 
 def read_base(file: str | Path | None, flag: str) -> Config:
-    """The settings of the base YAML; {} without one.
-
-    Raises:
-        GridError: the file is missing, not a YAML of ``key: value`` lines, or has a wrong key or value.
-    """
+    """The settings of the base YAML; {} without one. GridError if it is no YAML, or has a wrong key or value."""
     if file is None:
         return {}
     try:
@@ -160,11 +156,7 @@ def _dump(config: Config) -> str:
 
 
 def parameters_of(budget_file: str | Path) -> int:
-    """Number of parameters of a configuration's network, counted like GraphGym: one input and one output column.
-
-    Raises:
-        GridError: the file cannot be loaded.
-    """
+    """Number of parameters of a configuration's network, counted like GraphGym: one input and one output column."""
     try:
         load_config(cfg, budget_file)
         return _parameters(cfg.gnn.dim_inner)

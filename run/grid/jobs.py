@@ -62,23 +62,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """How jobs are run.
+    """How jobs are run."""
 
-    Attributes:
-        main: the program that each job starts.
-        repeat: seeds per job.
-        at_once: jobs at a time.
-        sleep: seconds between two starts.
-        gpus: devices for CUDA_VISIBLE_DEVICES, of which each job gets the least used; empty = variable not set.
-        threads: CPU threads per job; 0 = those of the configuration.
-    """
-
-    main: Path
-    repeat: int
+    main: Path  # the program that each job starts
+    repeat: int  # seeds per job
     at_once: int
-    sleep: float = 0.0
-    gpus: tuple[str, ...] = ()
-    threads: int = 0
+    sleep: float = 0.0  # seconds between two starts
+    gpus: tuple[str, ...] = ()  # for CUDA_VISIBLE_DEVICES, each job gets the least used; empty = variable not set
+    threads: int = 0  # per job; 0 = those of the configuration
 
 
 @dataclass(frozen=True)
@@ -102,9 +93,7 @@ class Failure:
 
 
 def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
-    """The waiting configurations (``*.yaml``) by name, and the number of finished ones (``*.yaml_done``).
-
-    Finished ones that lack seeds wait again (`reopen`, with the same ``own``).
+    """The waiting configurations (``*.yaml``) by name, after `reopen`, and the number of finished ones.
 
     Raises:
         JobError: there are neither.
@@ -120,12 +109,10 @@ def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
 
 
 def reopen(folder: Path, repeat: int, own: bool) -> None:
-    """Let finished configurations (``*.yaml_done``) that lack seeds wait again (``*.yaml``).
+    """Let finished configurations (``*.yaml_done``) that lack some of ``repeat`` seeds wait again (``*.yaml``).
 
-    Args:
-        repeat: number of seeds asked for.
-        own: whether our main.py runs them, which records each finished seed. Another program may record nothing, so
-            its configurations count as lacking seeds only if some of their seeds are recorded.
+    Our ``own`` main.py records each finished seed. Another program may record nothing, so its configurations lack
+    seeds only if some of theirs are recorded.
     """
     for file in sorted(folder.glob(f"*.yaml{DONE}")):
         if not _waiting(file).exists() and _lacks_seeds(file, repeat, own):
@@ -241,11 +228,7 @@ def find_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def make_plan(args: argparse.Namespace, jobs: int, environment: Mapping[str, str]) -> Plan:
-    """The plan for ``jobs`` jobs, from arguments and environment.
-
-    Raises:
-        JobError: MAIN or a number is wrong.
-    """
+    """The plan for ``jobs`` jobs; JobError if MAIN or a number is wrong."""
     gpus = find_gpus(environment)
     at_once = min(args.max_jobs, max(jobs, 1))
     per_gpu = environment.get("JOBS_PER_GPU", "")

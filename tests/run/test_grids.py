@@ -447,11 +447,10 @@ def arguments(*given: str) -> jobs.argparse.Namespace:
 def test_gpus_and_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(jobs.shutil, "which", lambda name: None)
-    assert jobs.find_gpus({}) == ()
+    hidden = ({}, {"GPUS": "none", "CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": ""})
+    assert [jobs.find_gpus(environment) for environment in hidden] == [()] * 3
     assert jobs.find_gpus({"GPUS": "0, 3"}) == ("0", "3")
-    assert jobs.find_gpus({"GPUS": "none", "CUDA_VISIBLE_DEVICES": "0"}) == ()
     assert jobs.find_gpus({"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"}) == ("GPU-1", "GPU-2")
-    assert jobs.find_gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
     plan = jobs.make_plan(arguments("3"), 10, {})
     assert (plan.at_once, plan.threads, plan.main) == (3, 2, RUN / "main.py")
     assert jobs.make_plan(arguments("3"), 2, {}).threads == 4
