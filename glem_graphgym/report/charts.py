@@ -21,17 +21,11 @@ Ticks = Sequence[tuple[float, str]]
 
 @dataclass(frozen=True)
 class Scale:
-    """Values -> pixels, linear or logarithmic.
+    """Values -> pixels, linear or logarithmic."""
 
-    Attributes:
-        low, high: range of the values shown; low < high.
-        start, end: pixels of ``low`` and ``high``.
-        log: whether pixels go with the values' logarithm.
-    """
-
-    low: float
+    low: float  # the range of the values shown: low < high
     high: float
-    start: float
+    start: float  # pixels of low and high
     end: float
     log: bool = False
 
@@ -60,29 +54,20 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
 
 @dataclass
 class Chart:
-    """One chart under construction: marks are added from back to front.
+    """One chart under construction: marks are added from back to front."""
 
-    Attributes:
-        label: what a screen reader says that the chart shows.
-        x_name, y_name: names of the axes, with units.
-        width, height: of the drawing, in its own units.
-        left: room for what stands at the y axis.
-        x_ticks, y_ticks: positions and texts; by default round numbers of a linear axis.
-        marks: SVG elements: name, attributes, text.
-    """
-
-    label: str
-    x_name: str
+    label: str  # what a screen reader says that the chart shows
+    x_name: str  # with the unit
     y_name: str
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     log_x: bool = False
-    width: float = WIDTH
+    width: float = WIDTH  # in units of the drawing
     height: float = HEIGHT
-    left: float = LEFT
-    x_ticks: Ticks | None = None
+    left: float = LEFT  # room for what stands at the y axis
+    x_ticks: Ticks | None = None  # positions and texts; by default round numbers of a linear axis
     y_ticks: Ticks | None = None
-    marks: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)
+    marks: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)  # SVG: element, attributes, text
 
     def __post_init__(self) -> None:
         self.right, self.top, self.bottom = self.width - RIGHT, TOP, self.height - BOTTOM

@@ -51,31 +51,20 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """Runs that differ in their seed alone.
+    """Runs that differ in their seed alone."""
 
-    Attributes:
-        name: of the folder, with as many of its parents as it takes to be unique.
-        mode: ``train.mode``.
-        dataset, fingerprint: name of the graph, and hash of its content; None where the runs did not record it.
-        metric: metric that selects and that is shown.
-        settings: ``group.key`` -> value of every setting that a result can depend on, without the seed. A list of
-            values for ``glem.em_iterations`` where seeds differ in it.
-        config: 8 hexadecimal digits of a hash of mode, settings and the files that they name.
-        em_iterations: numbers that were asked for, over seeds; empty without EM.
-        runs: by seed, ascending.
-        results: its part of the frame: columns ``seed`` and `stats.SUMMARY`.
-    """
-
-    name: str
-    mode: str
+    name: str  # of the folder, with as many of its parents as it takes to be unique
+    mode: str  # train.mode
     dataset: str
-    fingerprint: str | None
-    metric: str
+    fingerprint: str | None  # hash of the graph's content; None where the runs did not record it
+    metric: str  # that selects and is shown
+    # "group.key" -> value of every setting that a result can depend on, without the seed. A list of values for
+    # glem.em_iterations where seeds differ in it.
     settings: dict[str, Any]
-    config: str
-    em_iterations: list[int]
-    runs: dict[int, Run]
-    results: pd.DataFrame
+    config: str  # 8 hexadecimal digits of a hash of mode, settings and the files that they name
+    em_iterations: list[int]  # that were asked for, over seeds; empty without EM
+    runs: dict[int, Run]  # by seed, ascending
+    results: pd.DataFrame  # its part of the frame: columns "seed" and `stats.SUMMARY`
 
     @property
     def versions(self) -> dict[str, list[str]]:
@@ -215,15 +204,10 @@ def _stock_row(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over seeds and unbiased standard deviation (n - 1, as OGB leaderboards ask).
+    """Mean over seeds and unbiased standard deviation (n - 1, as OGB leaderboards ask)."""
 
-    Attributes:
-        mean: NaN where a published number could not be checked.
-        std: None for one seed, or where unknown.
-    """
-
-    mean: float
-    std: float | None = None
+    mean: float  # NaN where a published number could not be checked
+    std: float | None = None  # None for one seed, or where unknown
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
@@ -247,42 +231,29 @@ def percent(spread: Spread | None) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One method over seeds: of an experiment, or as it was published.
+    """One method over seeds: of an experiment, or as it was published."""
 
-    Attributes:
-        method, valid, test: as in `results`, over ``runs`` seeds.
-        seeds: ascending; empty where published, as are the costs.
-        params, peak_memory_mb: the largest of the seeds; None where not recorded.
-        seconds: mean over seeds; None where not recorded.
-        name: name of the row in its table.
-        source: `OURS`, or where the row was published.
-        experiment, config, em_iterations: as in `Experiment`.
-        caveat: what must be known to read the row; "" mostly.
-        same_in: further experiments with the very same scores on every seed, e.g. by the LM that a cascade and GLEM
-            start from. They are one row, named after the simplest train mode: the same result counted twice would
-            weaken every test of significance.
-        rank: from 1, by mean validation score; None where published.
-        to_best, to_non_glem: difference to the first row, and to the first that is not GLEM; None for those rows.
-    """
-
-    method: str
-    runs: int
+    method: str  # this and scores as in `results`
+    runs: int  # number of seeds
     valid: Spread
     test: Spread
-    seeds: tuple[int, ...] = ()
-    params: int = 0
-    seconds: float | None = None
-    peak_memory_mb: float | None = None
-    name: str = ""
-    source: str = OURS
-    experiment: str = ""
+    seeds: tuple[int, ...] = ()  # ascending; empty where published, as are the costs
+    params: int = 0  # the largest of the seeds
+    seconds: float | None = None  # mean over seeds; None where not recorded, as memory
+    peak_memory_mb: float | None = None  # the largest of the seeds
+    name: str = ""  # of the row in its table
+    source: str = OURS  # or where the row was published
+    experiment: str = ""  # this and the next two as in `Experiment`
     config: str = ""
     em_iterations: tuple[int, ...] = ()
-    caveat: str = ""
+    caveat: str = ""  # what must be known to read the row
+    # Further experiments with the very same scores on every seed, e.g. by the LM that a cascade and GLEM start from.
+    # They are one row, named after the simplest train mode: the same result counted twice would weaken every test of
+    # significance.
     same_in: tuple[str, ...] = ()
-    rank: int | None = None
-    to_best: Difference | None = None
-    to_non_glem: Difference | None = None
+    rank: int | None = None  # from 1, by mean validation score; None where published
+    to_best: Difference | None = None  # to the first row; None for that
+    to_non_glem: Difference | None = None  # to the first that is not GLEM; None for that
 
     @property
     def published(self) -> bool:

@@ -35,26 +35,18 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 
 @dataclass(frozen=True)
 class Board:
-    """Results on one graph, which can be ranked against each other.
-
-    Attributes:
-        dataset, fingerprint, metric: as in `Experiment`.
-        rows: by rank.
-        published: rows from elsewhere, for the same dataset.
-        experiments: by name.
-        axes: settings in which experiments of one train mode differ, and differ together: ``group.key`` (mostly one,
-            else joined by ``+``) -> value -> names of the experiments, in order of the values.
-        notes: what was left out, and what must be known to read the table.
-    """
+    """Results on one graph, which can be ranked against each other."""
 
     dataset: str
     fingerprint: str | None
     metric: str
-    rows: list[Row]
-    published: list[Row]
+    rows: list[Row]  # by rank
+    published: list[Row]  # from elsewhere, for the same dataset
     experiments: dict[str, Experiment]
+    # Settings in which experiments of one train mode differ, and differ in step: "group.key" (mostly one, else joined
+    # by "+") -> value -> names of the experiments, in order of the values.
     axes: Axes
-    notes: list[str]
+    notes: list[str]  # what was left out, and what must be known to read the table
 
     @property
     def title(self) -> str:

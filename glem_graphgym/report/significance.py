@@ -15,18 +15,12 @@ _NO_SPREAD = 1e-12  # differences of shares that are equal but for rounding
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between a row and the one named ``reference``.
-
-    Attributes:
-        mean: mean of (row - reference) over common seeds, a share; None without a common seed.
-        seeds: how many seeds both have.
-        p: p-value, Holm-corrected where `holm` was applied; None where no test could be made, for ``why_no_p``.
-    """
+    """Difference between a row and the one named ``reference``."""
 
     reference: str
-    mean: float | None
-    seeds: int
-    p: float | None
+    mean: float | None  # of (row - reference) over common seeds, a share; None without a common seed
+    seeds: int  # that both have
+    p: float | None  # Holm-corrected where `holm` was applied; None where no test could be made
     why_no_p: str = ""
 
     @property

@@ -27,33 +27,21 @@ SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished stage of a run: one model fitted once.
+    """One finished stage of a run: one model fitted once. Costs are of this stage alone."""
 
-    Attributes:
-        index, name: position in the run, from 0, and name there, e.g. ``"lm_gold"``.
-        model: kind of model, ``"LM"`` or ``"GNN"``; ``"none"`` where predictions were combined.
-        method: row of the summary that it competes for, e.g. ``"GLEM-GNN"``.
-        em_iteration: 0 before the first.
-        seconds, peak_memory_mb, params: wall-clock time, highest memory in MB and parameters of this stage alone.
-        lr: base learning rate.
-        epochs, best_epoch: epochs trained, and the one whose weights were kept (may be a fraction).
-        scores: ``train``, ``valid`` and ``test`` -> the metric (share 0-1) and ``loss``.
-        diagnostics: how the EM objective moved; empty outside EM.
-    """
-
-    index: int
-    name: str
-    model: str
-    method: str
-    em_iteration: int
-    seconds: float
+    index: int  # position in the run, from 0
+    name: str  # e.g. "lm_gold"
+    model: str  # kind of model: "LM" or "GNN"; "none" where predictions were combined
+    method: str  # row of the summary that it competes for, e.g. "GLEM-GNN"
+    em_iteration: int  # 0 before the first
+    seconds: float  # wall-clock
     peak_memory_mb: float
     params: int
-    lr: float
+    lr: float  # base learning rate
     epochs: float
-    best_epoch: float
-    scores: dict[str, dict[str, float]]
-    diagnostics: dict[str, float] = field(default_factory=dict)
+    best_epoch: float  # whose weights were kept; may be a fraction
+    scores: dict[str, dict[str, float]]  # train, valid, test -> the metric (share 0-1) and "loss"
+    diagnostics: dict[str, float] = field(default_factory=dict)  # of the EM objective; empty outside EM
 
     def score(self, split: str, metric: str) -> float:
         if metric not in self.scores[split]:

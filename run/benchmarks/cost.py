@@ -69,24 +69,15 @@ GENERATED = ("dataset.name", "synthetic", "dataset.synthetic_nodes", "60000", "d
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures.
+    """Measurement of one process."""
 
-    Attributes:
-        method: `LM`, `JOINT`, `GLEM` (its E-step), `M_STEP` or `ENCODING`.
-        batch: gold nodes per step; in an E-step gold and pseudo nodes.
-        warm_up, steps: uncounted and counted optimizer steps.
-        options: key, value, ... that override the configuration, among them the graph.
-        data: folder for the graph and its tokens.
-        limit_mb: limit of the memory that the process maps; 0 = none.
-    """
-
-    method: str
-    batch: int = BATCH
-    warm_up: int = WARM_UP
-    steps: int = STEPS
-    options: tuple[str, ...] = DEBIAN
-    data: str = "datasets"
-    limit_mb: int = 0
+    method: str  # LM, JOINT, GLEM (its E-step), M_STEP or ENCODING
+    batch: int = BATCH  # gold nodes per step; in an E-step gold and pseudo nodes
+    warm_up: int = WARM_UP  # uncounted optimizer steps
+    steps: int = STEPS  # counted ones
+    options: tuple[str, ...] = DEBIAN  # key, value, ... that override the configuration, among them the graph
+    data: str = "datasets"  # folder for the graph and its tokens
+    limit_mb: int = 0  # of the memory that the process maps; 0 = none
 
 
 @dataclass(frozen=True)

@@ -20,23 +20,16 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One figure."""
 
-    Attributes:
-        part, what: part of the benchmark, and what is measured.
-        value: the median, in ``unit``; low, high: the lowest and highest of the repetitions.
-        bound: what the hardware allows, in the same unit; None if unknown.
-        rival: the same figure of ``rival_name``, measured in turns with ours; None without one.
-    """
-
-    part: str
-    what: str
-    value: float
+    part: str  # of the benchmark
+    what: str  # is measured
+    value: float  # the median, in `unit`
     unit: str
-    low: float | None = None
+    low: float | None = None  # lowest and highest of the repetitions
     high: float | None = None
-    bound: float | None = None
-    rival: float | None = None
+    bound: float | None = None  # what the hardware allows, in the same unit
+    rival: float | None = None  # the same figure of `rival_name`, measured in turns with ours
     rival_name: str = ""
 
     @property

@@ -30,19 +30,12 @@ class GridError(ValueError):
 
 @dataclass(frozen=True)
 class Axis:
-    """One line of a grid: the values that a key takes.
+    """One line of a grid: the values that a key takes."""
 
-    Attributes:
-        line: where it stands in the grid text, from 1.
-        key: ``name`` or ``group.name``, as in the configuration.
-        alias: its name in file names and tables.
-        values: at least one, all different.
-    """
-
-    line: int
-    key: str
-    alias: str
-    values: tuple[Any, ...]
+    line: int  # in the grid text, from 1
+    key: str  # "name" or "group.name", as in the configuration
+    alias: str  # its name in file names and tables
+    values: tuple[Any, ...]  # at least one, all different
 
 
 Block = tuple[Axis, ...]

@@ -46,31 +46,20 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Shape:
-    """The size and shape of a dataset of OGB.
-
-    Attributes:
-        name: OGB's.
-        edges: rows of OGB's table of edges.
-        pairs: pairs of nodes with an edge between them; each further row is the reverse of another.
-        split: numbers of train, validation and test nodes; their sum is the number of nodes.
-        split_name: folder of the split.
-        homophily: probability that an edge's target is drawn from the class of its source.
-        hubs: a node of rank r is cited with a probability that falls as r^(1/hubs - 1).
-        title, body: number of words of a title, and of an abstract or description.
-    """
+    """The size and shape of a dataset of OGB."""
 
     name: str
     nodes: int
-    edges: int
-    pairs: int
+    edges: int  # rows of OGB's table of edges
+    pairs: int  # of nodes with an edge between them; each further row is the reverse of another
     features: int
     classes: int
-    split: tuple[int, int, int]
-    split_name: str
-    homophily: float
-    hubs: float
+    split: tuple[int, int, int]  # numbers of train, validation and test nodes, together all
+    split_name: str  # folder of the split
+    homophily: float  # probability that an edge's target is drawn from the class of its source
+    hubs: float  # a node of rank r is cited with a probability that falls as r^(1/hubs - 1)
     title: Lengths
-    body: Lengths
+    body: Lengths  # of an abstract or description
 
     def scaled(self, scale: float) -> Shape:
         """The same shape with ``scale`` times the nodes and edges."""

@@ -47,26 +47,20 @@ class Papers100MLike:
     (a·v + b) mod N in a shuffled row, a being coprime to N; the places are of class 0, 1, ..., C - 1 in turn. Both
     directions are a multiplication, so that neither classes nor members of classes need a table.
 
-    Attributes:
-        num_classes: classes that occur, 2 to 172; balanced to within one node.
-        features, feature_dtype: of ``node_feat``; ``"float32"`` as in OGB's archive or ``"float16"``.
-        text_words: words of title and abstract together, at least 2; a quarter of them are the title's.
-        text_signal, structure_signal: probabilities, 0 to 1.
-        labelled: share of the nodes that have a label: 78% of them to train, 8% to validate, 14% to test, split by
-            year. At least one of each class is to train.
-
     Raises:
         DataError: an argument is out of range.
     """
 
     num_nodes: int
     num_edges: int
-    num_classes: int = CLASSES
+    num_classes: int = CLASSES  # that occur, 2 to 172; balanced to within one node
     features: int = 64
-    feature_dtype: str = "float32"
-    text_words: int = 32
+    feature_dtype: str = "float32"  # as in OGB's archive, or "float16"
+    text_words: int = 32  # of title and abstract together, at least 2; a quarter of them are the title's
     text_signal: float = 0.35
     structure_signal: float = 0.6
+    # Share of the nodes that have a label: 78% of them to train, 8% to validate, 14% to test, split by year. At least
+    # one of each class is to train.
     labelled: float = LABELLED
     seed: int = 0
 
