@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import gc
-import os
 import resource
 import signal
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 GB = 1 << 30  # bytes, in keys and in messages
@@ -94,7 +94,7 @@ class PeakMemory:
 
 def available_bytes() -> int:
     """Memory that can be taken now without swapping: what the machine has left, or its container's limit leaves."""
-    left = [_physical_bytes(), *_meminfo("MemAvailable:")]
+    left = [psutil.virtual_memory().available]
     left += [limit for root in CGROUPS if (limit := _left_in_cgroup(root)) is not None]
     return max(0, min(left))
 
@@ -116,15 +116,6 @@ def _left_in_cgroup(group: tuple[Path, str, str, str]) -> int | None:
     return int(limits[0]) - int(uses[0]) + sum(given_back)
 
 
-def _physical_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _meminfo(name: str) -> list[int]:
-    """Bytes under a name of /proc/meminfo; empty where there is none."""
-    return [int(line.split()[1]) * 1024 for line in _lines(Path("/proc/meminfo")) if line.startswith(name)]
-
-
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text().splitlines()
@@ -135,7 +126,7 @@ def _lines(file: Path) -> list[str]:
 def machine_bytes() -> int:
     """All the memory that this process could ever take: the machine's, or its container's limit where that is less."""
     limits = [lines[0] for folder, limit, *_ in CGROUPS if (lines := _lines(folder / limit))]
-    return min([_physical_bytes(), *(int(limit) for limit in limits if limit.isdigit())])
+    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def limit_to_machine() -> None:
@@ -145,7 +136,7 @@ def limit_to_machine() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    limit, (soft, hard) = machine_bytes() + sum(_meminfo("SwapTotal:")), resource.getrlimit(resource.RLIMIT_DATA)
+    limit, (soft, hard) = machine_bytes() + psutil.swap_memory().total, resource.getrlimit(resource.RLIMIT_DATA)
     if soft == resource.RLIM_INFINITY or soft > limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
