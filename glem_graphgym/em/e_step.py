@@ -94,12 +94,11 @@ class LMTask(Task):
 
         def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
             part, batch = item
+            if not len(part):  # every rank needs the same number of micro-batches; the loss of none of its nodes is 0
+                nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool), (0, 0)
+                return *padded(self.tokens, nodes[batch[:1]]), *nothing
             num_gold = int(is_gold[batch].sum())
             counts = (num_gold, len(batch) - num_gold)
-            if not len(part):
-                # Every rank needs the same number of micro-batches; this one has zero weight.
-                nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool)
-                return *padded(self.tokens, nodes[batch[:1]]), *nothing, counts
             return *padded(self.tokens, nodes[part]), target[part], is_gold[part], counts
 
         return Batches(parts, prepare)

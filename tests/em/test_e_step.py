@@ -188,13 +188,6 @@ def test_the_best_weights_by_validation_are_kept(learner: Callable[..., LMLearne
     assert np.abs(seen[2] - seen[1]).max() > 1e-3
 
 
-def test_a_learner_can_learn(learner: Callable[..., LMLearner]) -> None:
-    lm = learner(epochs=30, lr=5e-3, batch_size=8)
-    _, log = lm.fit(step_targets(pseudo=False), "test")
-    assert log.history[0]["loss"] > 0.9
-    assert log.history[-1]["loss"] < 0.3  # 0.009 to 0.15 over six seeds
-
-
 def test_dropout_acts_in_training_and_not_in_prediction(learner: Callable[..., LMLearner]) -> None:
     losses = []
     for seed in (0, 1):

@@ -165,13 +165,6 @@ def test_unseen_nodes_are_out_of_training_and_predicted_on_the_whole_graph() -> 
     assert not np.array_equal(before[unseen], after[unseen])
 
 
-def test_the_best_weights_by_validation_are_kept_and_patience_ends_training() -> None:
-    scores = iter([0.1, 0.9, 0.3, 0.2, 0.1])
-    learner = learner_of(score=lambda logits: next(scores), epochs=50, patience=2)
-    _, log = learner.fit(targets(), FEATURES, "test")
-    assert (log.best_epoch, log.epochs) == (2, 4)
-
-
 def test_bfloat16_keeps_hops_in_half_the_bytes_and_agrees_up_to_rounding() -> None:
     options: dict[str, Any] = {"epochs": 5, "label_input": True}
     single, half = (
@@ -180,13 +173,6 @@ def test_bfloat16_keeps_hops_in_half_the_bytes_and_agrees_up_to_rounding() -> No
     )
     assert half.inputs.hops.dtype == torch.bfloat16
     np.testing.assert_allclose(predictions(half), predictions(single), atol=0.15)
-
-
-def test_weights_loaded_again_predict_the_same() -> None:
-    learner = learner_of(gamlp, label_input=True, epochs=4)
-    task = fitted(learner)
-    again = learner.start(targets(), FEATURES, task.model.state_dict())
-    assert np.array_equal(predictions(again), predictions(task))
 
 
 # ---- self-training (RLU) ------------------------------------------------------------------------------------------
@@ -359,17 +345,3 @@ def test_a_teacher_that_is_sure_of_nothing_changes_no_weight() -> None:
     """Beside batch norm, which SGC has not, unlabelled nodes act through their loss alone."""
     found = [predictions(fitted(learner)) for learner in (consistent(5.0, threshold=0.999), learner_of())]
     np.testing.assert_allclose(*found, atol=1e-6)
-
-
-@pytest.mark.parametrize("options", ["rounds", "consistency"])
-def test_neither_hurts_where_features_tell_of_the_class(options: str) -> None:
-    extra: dict[str, Any] = {"consistency": Consistency(0.5, UNLABELLED, 0.6)}
-    if options == "rounds":
-        extra = {"self_training": {"rounds": 3, "unlabelled": UNLABELLED, "threshold": 0.6, "weight": 0.5}}
-    rest, right = np.setdiff1d(UNLABELLED, VALID), []
-    for hop_options in ({}, extra):
-        settings: dict[str, Any] = {"score": valid_accuracy, "epochs": 40, "lr": 1.0, "graphs": CLASS_GRAPH}
-        learner = learner_of(hop_options=hop_options, **settings)
-        task = fitted(learner, targets(pseudo=False), class_features(0.4))
-        right.append(float((predictions(task)[rest].argmax(-1) == LABELS[rest]).mean()))
-    assert right[1] >= right[0] - 0.05 and right[1] > 0.7

@@ -236,19 +236,3 @@ def test_the_best_weights_by_exact_validation_are_kept() -> None:
     task, log = learner.fit(targets(), FEATURES, "test")
     assert log.best_epoch == 2
     np.testing.assert_allclose(predictions(task)[VALID], scored[1], atol=2e-3)
-
-
-# ---- rows of inputs -----------------------------------------------------------------------------------------------
-
-
-def test_rows_without_labels_are_the_features_and_rows_with_them_hide_what_is_asked() -> None:
-    x, nodes = torch.from_numpy(FEATURES), np.array([7, 0, 2])
-    assert torch.equal(GNNInputs(x, None).rows(nodes, slice(2)), x[nodes])
-    inputs = GNNInputs(x, targets())
-    assert inputs.labels is not None
-    before = inputs.labels.clone()
-    rows = inputs.rows(nodes, slice(2))
-    assert torch.equal(rows[:, :D], x[nodes])
-    assert rows[:2, D:].abs().sum() == 0
-    assert torch.equal(rows[2, D:], before[2])
-    assert torch.equal(inputs.labels, before)

@@ -52,7 +52,7 @@ def lm_task(tiny_lm: Path, folder: Path, accumulate: int) -> LMTask:
     tokens = open_token_store(Texts.of(texts), load_tokenizer(str(tiny_lm)), 16, folder)
     torch.manual_seed(0)
     encoder = load_text_encoder(EncoderConfig(str(tiny_lm), dropout=0.0, attention_dropout=0.0, attention="eager"))
-    settings = LMSettings(batch_size=6, accumulate=accumulate, label_smoothing=0.1, infer_tokens=32)
+    settings = LMSettings(batch_size=6, accumulate=accumulate, label_smoothing=0.1, smooth_pseudo=True, infer_tokens=32)
     learner = LMLearner(tokens, lambda: TextClassifier(encoder, LMHead(32, C, 0.0)), settings, VALIDATION, Hardware())
     return learner.start(targets()).eval()
 
