@@ -212,7 +212,7 @@ class Journal:
                 self._take_over(key, folder, shared)
             processes.barrier()
         done = stage.result = self._read(key, folder)
-        self.plan.note(key.name, done.seconds)
+        self.plan.seconds[key.name] = done.seconds
         self.finished.append(done)
         if processes.rank() == 0:
             shown = ", ".join(f"{100 * value:.2f}% {split}" for split, value in done.scores.items())

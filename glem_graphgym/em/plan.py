@@ -22,21 +22,22 @@ TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "
 ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is taken for that of the rest
 
 
-def kind_of(name: str) -> str:
-    """A stage's name without its iteration: ``e_step`` of ``e_step_1``."""
-    return re.sub(r"_\d+$", "", name)
-
-
 def in_words(name: str) -> str:
     """``E-step 1, the language model learns from gold labels and the GNN's pseudo-labels``."""
-    words = WORDS.get(kind_of(name), name)
-    return f"{title_of(name)}, {words}" if kind_of(name) in ("e_step", "m_step") else words
+    kind, *number = _kind_and_number(name)
+    words = WORDS.get(kind, name)
+    return f"{title_of(name)}, {words}" if number else words
 
 
 def title_of(name: str) -> str:
     """Title of a progress bar: ``E-step 1``."""
-    kind = kind_of(name)
-    return TITLES.get(kind, name) + name.removeprefix(kind).replace("_", " ")
+    kind, *number = _kind_and_number(name)
+    return " ".join([TITLES.get(kind, kind), *number])
+
+
+def _kind_and_number(name: str) -> list[str]:
+    """``["e_step", "1"]`` of ``e_step_1``, ``["joint"]`` of ``joint``."""
+    return re.split(r"_(?=\d+$)", name)
 
 
 @dataclass(frozen=True)
@@ -55,34 +56,28 @@ class PlannedStage:
     seconds_before: float = 0.0
 
 
+@dataclass
 class Plan:
     """The stages of a run in their order, and how long they take as far as that is known.
 
-    Args:
+    Attributes:
         at_most: EM ends by itself, so that not all of them may be done.
         known: name -> seconds of the same stage with another seed.
         prior: model -> seconds that a unit of its work took elsewhere; used until a stage of this run tells more.
+        seconds: name -> seconds, of the stages that are done.
     """
 
-    def __init__(
-        self,
-        stages: Sequence[PlannedStage] = (),
-        at_most: bool = False,
-        known: Mapping[str, float] | None = None,
-        prior: Mapping[str, float] | None = None,
-    ) -> None:
-        self.stages, self.at_most, self.known, self.prior = stages, at_most, known or {}, prior or {}
-        self.seconds: dict[str, float] = {}  # of stages that are done
+    stages: Sequence[PlannedStage] = ()
+    at_most: bool = False
+    known: Mapping[str, float] = field(default_factory=dict)
+    prior: Mapping[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def numbered(self, index: int) -> str:
         """``stage 2 of 4``; ``stage 5, at most 22`` where EM ends by itself."""
         if not self.stages:
             return f"stage {index + 1}"
         return f"stage {index + 1}{', at most' if self.at_most else ' of'} {len(self.stages)}"
-
-    def note(self, name: str, seconds: float) -> None:
-        """Note the seconds of a finished stage."""
-        self.seconds[name] = seconds
 
     def _expected(self, stage: PlannedStage, watch: Watch | None) -> float | None:
         """Seconds of a stage that is not done, None if unknown; ``watch`` sees a present one of the same model."""

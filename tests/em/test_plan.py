@@ -40,13 +40,13 @@ class TestLeft:
 
     def test_by_the_stages_of_the_same_model_that_are_done(self) -> None:
         plan = Plan(GLEM)
-        plan.note("lm_gold", 100.0)  # a second per unit of work
+        plan.seconds["lm_gold"] = 100.0  # a second per unit of work
         assert plan.left(1) == "more than 5 min left"  # the E-step; how long the GNN's stages take is not known
-        plan.note("gnn_gold", 560.0)  # of which 500 were spent before
+        plan.seconds["gnn_gold"] = 560.0  # of which 500 were spent before
         assert plan.left(2) == "about 6 of 17 min left"  # 300 and 60; 660 are gone
-        plan.note("e_step_1", 300.0)
+        plan.seconds["e_step_1"] = 300.0
         assert plan.left(3) == "about 1 of 17 min left"
-        plan.note("m_step_1", 60.0)
+        plan.seconds["m_step_1"] = 60.0
         assert plan.left(4) == ""
 
     def test_by_another_seed(self) -> None:
@@ -56,19 +56,19 @@ class TestLeft:
     def test_by_what_was_measured_before_the_stages(self) -> None:
         plan = Plan(GLEM, prior={"LM": 2.0})
         assert plan.left(0) == "more than 13 min left"
-        plan.note("lm_gold", 100.0)
+        plan.seconds["lm_gold"] = 100.0
         assert plan.left(1) == "more than 5 min left"  # a stage says more
 
     def test_where_em_ends_by_itself_it_is_a_bound(self) -> None:
         plan = Plan(GLEM, at_most=True)
-        plan.note("lm_gold", 100.0)
+        plan.seconds["lm_gold"] = 100.0
         assert plan.left(1) == ""
-        plan.note("gnn_gold", 560.0)
+        plan.seconds["gnn_gold"] = 560.0
         assert plan.left(2) == "at most about 6 min left"
 
     def test_of_work_that_is_not_known_nothing_is_made_up(self) -> None:
         plan = Plan([PlannedStage("gnn_gold", "GNN"), PlannedStage("m_step_1", "GNN", GNN)])
-        plan.note("gnn_gold", 100.0)
+        plan.seconds["gnn_gold"] = 100.0
         assert plan.left(1) == ""
 
 

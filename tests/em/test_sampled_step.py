@@ -16,7 +16,6 @@ from glem_graphgym.build.gnn import Structure, build_gnn
 from glem_graphgym.data.sampling import ALL
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.fit import Validation
-from glem_graphgym.em.inputs import GNNInputs
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
