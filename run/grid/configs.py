@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,16 +174,14 @@ def _parameters(width: int) -> int:
 
 def _fit_width(budget: int) -> int:
     """``gnn.dim_inner`` whose parameters are nearest to the budget: above it if ``model.match_upper``, else below."""
-    low, high = 0, 1  # parameters at low < budget <= parameters at high
+    high = 1
     while _parameters(high) < budget:
-        low, high = high, 2 * high
+        high *= 2
         if high > 1 << 16:
             raise ValueError(f"gnn.dim_inner cannot reach the {budget} parameters of --config_budget")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _parameters(middle) < budget else (low, middle)
+    high = bisect_left(range(high), budget, lo=high // 2 + 1, key=_parameters)
     exact = _parameters(high) == budget
-    return high if exact or cfg.model.match_upper else max(low, 1)
+    return high if exact or cfg.model.match_upper else max(high - 1, 1)
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------
@@ -198,7 +197,8 @@ def write_configs(configs: dict[str, str], folder: Path) -> Written:
     finished, outdated = 0, []
     for name, text in configs.items():
         waiting, done = folder / f"{name}.yaml", folder / f"{name}.yaml_done"
-        if done.exists() and _same_results(done.read_text(encoding="utf-8", errors="replace"), text):
+        old = done.read_text(encoding="utf-8", errors="replace") if done.exists() else None
+        if old is not None and (old == text or _without_sharing(old) == _without_sharing(text)):
             finished += 1
             outdated += [waiting] if waiting.exists() else []
             continue
@@ -210,10 +210,6 @@ def write_configs(configs: dict[str, str], folder: Path) -> Written:
         file.unlink()
     foreign = tuple(file.name for file in others if file not in stale)
     return Written(folder, len(configs) - finished, finished, len(stale) + len(outdated), foreign)
-
-
-def _same_results(one: str, other: str) -> bool:
-    return one == other or _without_sharing(one) == _without_sharing(other)
 
 
 def _without_sharing(text: str) -> Any:
