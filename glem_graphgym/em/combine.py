@@ -12,12 +12,7 @@ ROWS_AT_ONCE = 1 << 16
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 
 
-def ensemble(
-    lm_logits: np.ndarray,
-    gnn_logits: np.ndarray,
-    validation: Validation,
-    out: np.ndarray,
-) -> float:
+def ensemble(lm_logits: np.ndarray, gnn_logits: np.ndarray, validation: Validation, out: np.ndarray) -> float:
     """Write logits of w · p_LM + (1 − w) · p_GNN, float (N, C), into ``out`` block by block; returns w.
 
     Validation chooses w out of `WEIGHTS`: the best score, the one nearest to 1/2 on ties.

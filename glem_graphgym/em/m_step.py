@@ -86,12 +86,7 @@ class GNNTask(Task):
     """
 
     def __init__(
-        self,
-        learner: Any,
-        inputs: Any,
-        targets: StepTargets,
-        model: nn.Module,
-        adjust_loss: AdjustLoss | None = None,
+        self, learner: Any, inputs: Any, targets: StepTargets, model: nn.Module, adjust_loss: AdjustLoss | None = None
     ) -> None:
         super().__init__(model, learner.validation)
         self.learner, self.inputs, self.targets, self.adjust_loss = learner, inputs, targets, adjust_loss

@@ -258,11 +258,7 @@ class Run:
         stage.finish(output)
 
     def _diagnose(
-        self,
-        stage: Stage,
-        targets: StepTargets,
-        q_logits: np.ndarray | None = None,
-        p_logits: np.ndarray | None = None,
+        self, stage: Stage, targets: StepTargets, q_logits: np.ndarray | None = None, p_logits: np.ndarray | None = None
     ) -> None:
         """Note where the objective stands after a step; the logits that are not given are the step's own."""
         if processes.rank() > 0:

@@ -196,9 +196,7 @@ def test_epochs_are_counted_in_batches_also_when_these_do_not_divide_into_steps(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_history_holds_the_mean_loss_of_batches_since_the_last_evaluation_and_the_rate(
-    accumulate: int,
-) -> None:
+def test_history_holds_the_mean_loss_of_batches_since_the_last_evaluation_and_the_rate(accumulate: int) -> None:
     batches = [range(4), range(4, 10), range(10, 11), range(11, 12)]
     task = regression(batches=batches, lr=0.0)
     log = fit(task, plan(2, eval_every=2, accumulate=accumulate), Hardware())

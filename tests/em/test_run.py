@@ -151,18 +151,8 @@ def names(run: Run) -> list[str]:
 # ---- who learns from whom -----------------------------------------------------------------------------------------
 
 TEACHERS = {
-    "lm_first": {
-        "e_step_1": "gnn_gold",
-        "m_step_1": "e_step_1",
-        "e_step_2": "m_step_1",
-        "m_step_2": "e_step_2",
-    },
-    "gnn_first": {
-        "m_step_1": "lm_gold",
-        "e_step_1": "m_step_1",
-        "m_step_2": "e_step_1",
-        "e_step_2": "m_step_2",
-    },
+    "lm_first": {"e_step_1": "gnn_gold", "m_step_1": "e_step_1", "e_step_2": "m_step_1", "m_step_2": "e_step_2"},
+    "gnn_first": {"m_step_1": "lm_gold", "e_step_1": "m_step_1", "m_step_2": "e_step_1", "e_step_2": "m_step_2"},
 }
 EMBEDDINGS = {
     "lm_first": {"gnn_gold": "lm_gold", "m_step_1": "e_step_1", "m_step_2": "e_step_2"},
