@@ -33,7 +33,7 @@ ROUND = 16  # batches that each of several processes encodes before rank 0 colle
 
 @dataclass(frozen=True)
 class LMSettings:
-    """How the language model is trained in one step.
+    """Settings of the language model's training in one step.
 
     Attributes:
         epochs: passes over the step's nodes; 0 = the model as it is initialised.

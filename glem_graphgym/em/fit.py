@@ -35,7 +35,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """How long and how to train.
+    """Settings of one training.
 
     Attributes:
         title: of the progress bar, and of checkpoints.

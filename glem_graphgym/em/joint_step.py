@@ -36,7 +36,7 @@ ROWS_AT_ONCE = 1 << 16  # in inference
 
 @dataclass(frozen=True)
 class JointSettings:
-    """How text encoder and GNN are trained together.
+    """Settings of the training of text encoder and GNN together.
 
     Attributes:
         lm: of the encoder, as in an E-step; ``batch_size`` counts gold nodes, whose neighbourhoods come on top, and

@@ -24,7 +24,7 @@ AdjustLoss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GNNSettings:
-    """How the GNN is trained in one step.
+    """Settings of the GNN's training in one step.
 
     Attributes:
         epochs, eval_every, patience: as of a `FitPlan`; full-batch training makes one step per epoch.

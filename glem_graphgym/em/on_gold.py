@@ -35,7 +35,7 @@ class FitsAgain:
         return getattr(self.learner, name)
 
     def but(self, **changes: Any) -> FitsAgain:
-        """The same around a learner with other attributes."""
+        """A copy around a learner with other attributes."""
         return replace(self, learner=self.learner.but(**changes))
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:

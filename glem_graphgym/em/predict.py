@@ -15,11 +15,11 @@ from glem_graphgym.modes import METHODS
 
 
 def predict_methods(run: Run) -> Iterator[tuple[str, np.ndarray]]:
-    """Each method of the run with the logits (N, C), float16, of its best stage; in GLEM those of EM alone."""
+    """Methods of the run, in GLEM those of EM alone, each with the logits (N, C), float16, of its best stage."""
     em = [method for method in METHODS if method.startswith("GLEM-")]
-    found = {method: stage for method in METHODS if (stage := run.journal.best(method))}
-    for method, stage in found.items():
-        if method in em or not set(em) & set(found):
+    best = {method: stage for method in METHODS if (stage := run.journal.best(method))}
+    for method, stage in best.items():
+        if method in em or not set(em) & set(best):
             yield method, predict_stage(run, stage)
 
 
@@ -57,7 +57,7 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
 
 
 def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
-    """float16 text embeddings (N, H) of an LM stage; its logits go into ``logits``."""
+    """Text embeddings of an LM stage, float16 (N, H); its logits go into ``logits``."""
     learner = run.lm_em if stage.key.em_iteration else run.lm_gold
     assert learner is not None
     task = learner.start(weights=stage.weights())

@@ -98,7 +98,7 @@ def record(
     model_of: Callable[[Any, StepTargets], nn.Module] | None = None,
     scores: Iterator[float] | None = None,
 ) -> Recording:
-    """What ``program`` would do with a run; nothing is trained, computed or written.
+    """Stages that ``program`` would do with a run; nothing is trained, computed or written.
 
     Args:
         model_of: learner and targets -> the model that it would fit, maybe without storage (on the meta device). Tells

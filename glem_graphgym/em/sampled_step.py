@@ -145,5 +145,5 @@ def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def num_batches(num_nodes: int, batch_size: int) -> int:
-    """How many `even_batches` there are of so many nodes."""
+    """Number of `even_batches` of so many nodes."""
     return -(-num_nodes // batch_size) if num_nodes and batch_size else 1

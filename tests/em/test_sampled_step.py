@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -211,15 +210,6 @@ def test_neighbourhoods_are_drawn_anew_and_the_same_in_every_run() -> None:
     one, other = draws(), draws()
     assert one == other
     assert one[0] != one[1] != one[2]
-
-
-def test_training_on_samples_learns() -> None:
-    """Labels that a node's neighbours tell and its own features do not."""
-    cfg.model.type = "glem_sage"
-    mean = np.stack([FEATURES[COL[a:b]].mean(0) if b > a else np.zeros(D) for a, b in pairwise(ROWPTR)])
-    labels = mean[:, :C].argmax(1)
-    task = trained(learner_of([ALL, 2], batch_size=4, epochs=150, eval_every=150, lr=0.2), targets(None, labels))
-    assert (predictions(task)[GOLD].argmax(1) == labels[GOLD]).mean() > 0.9
 
 
 def test_the_best_weights_by_exact_validation_are_kept() -> None:
