@@ -30,11 +30,8 @@ LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long other programs are watched, and 
 def before_imports(quiet: bool = False, computes: bool = True) -> None:
     """Set what OpenMP reads once, and print that importing takes a while; to be called before torch is imported.
 
-    Variables that the user has set stay as they are. Child processes inherit the settings.
-
-    Args:
-        quiet: print nothing.
-        computes: whether the program computes enough for OpenMP's settings to matter.
+    Variables that the user has set stay as they are. ``computes``: whether the program computes enough for OpenMP's
+    settings to matter.
     """
     if computes and not os.environ.keys() & {*QUIET, *SHARED}:
         os.environ.update(SHARED if cores_in_use() >= BUSY_CORES else QUIET)
@@ -72,11 +69,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def path(text: str) -> Path:
-    """A flag's path with ``~`` and ``$NAME`` expanded, which a shell leaves alone in ``--cfg=~/x.yaml``.
-
-    Raises:
-        argparse.ArgumentTypeError: there is no such variable or user.
-    """
+    """A flag's path with ``~`` and ``$NAME`` expanded, which a shell leaves alone in ``--cfg=~/x.yaml``."""
     written = os.path.expandvars(text)
     if "$" in written:
         raise argparse.ArgumentTypeError(f"{text} names a variable that is not set")

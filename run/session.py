@@ -13,8 +13,7 @@ from typing import Any
 def run_to_status(work: Callable[[], int], again: str) -> int:
     """Call ``work`` and return its exit status; on an error that a user can fix, print one line and return 1.
 
-    Args:
-        again: what to type to resume after an interruption.
+    ``again`` is what to type to resume after an interruption.
     """
     if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`

@@ -44,11 +44,9 @@ def aggregate_seeds(
         dir: folder with one folder per seed, named by the seed; other folders are skipped.
         metric, best: as `best_epoch`.
         digits: decimals kept.
-        tensorboard: also write the rows as TensorBoard events.
 
     Raises:
-        ValueError: no seed has validation rows, a file is damaged before its last line, or the metric is
-            missing; names the file.
+        ValueError: names the file in which validation rows or the metric are missing, or a line is damaged.
     """
     if best not in ("argmax", "argmin"):
         raise ValueError(f"metric_agg is {best!r}, expected 'argmax' or 'argmin'")

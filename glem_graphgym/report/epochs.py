@@ -74,10 +74,7 @@ def best_epoch(rows: Sequence[EpochRow], metric: str, best: str, folder: Path) -
     Args:
         metric: key of the rows; ``"auto"`` is ``auc`` if present, else ``accuracy``.
         best: ``"argmax"`` or ``"argmin"``.
-        folder: the seed's, for messages.
-
-    Raises:
-        ValueError: no row has the metric; names the file below ``folder``.
+        folder: the seed's, for the ValueError that no row has the metric.
     """
     key = metric if metric != "auto" else "auc" if "auc" in rows[0] else "accuracy"
     all_models = max(row.get("params", 0) for row in rows)

@@ -114,11 +114,8 @@ def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]
 def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
     """Run a program and measure it with the processes that it starts, and the files under ``folder``.
 
-    Args:
-        shown: whether its output is shown.
-
     Raises:
-        RuntimeError: it failed; with the end of its output if that was not shown.
+        RuntimeError: it failed; with the end of its output if that was not ``shown``.
     """
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:

@@ -74,7 +74,6 @@ def make_configs(
     Args:
         base_file: the settings that all points share; None: only GraphGym's defaults.
         grid_file: names the grid in messages and in ``out_dir``.
-        points: the points of the grid to make.
         budget: number of parameters that ``gnn.dim_inner`` is fitted to (`parameters_of`); None = not fitted.
 
     Raises:

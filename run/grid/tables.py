@@ -32,17 +32,13 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
     """Write ``<folder>/agg/{train,val,test}{_best,,_bestepoch}.csv``; returns notes on what was left out and why.
 
     ``*_best.csv``: mean and population standard deviation over seeds, each at its epoch of best validation, as in
-    ``agg/<split>/best.json``. That file is made anew from all seeds with results, because a run whose later seed failed
-    did not update it, and GraphGym's own main has no test.
-    ``*.csv``: mean over seeds at the last epoch. ``*_bestepoch.csv``: mean over seeds at the one epoch whose mean
-    validation metric is best, the same for all splits; the last epoch if a split was not evaluated then.
+    ``agg/<split>/best.json``, which is made anew from all seeds with results. ``*.csv``: mean over seeds at the last
+    epoch. ``*_bestepoch.csv``: mean over seeds at the one epoch whose mean validation metric is best, the same for all
+    splits; the last epoch if a split was not evaluated then.
 
     Args:
         folder: results of a grid, with one folder per experiment.
         metric: validation metric; ``"auto"``: each experiment's ``metric_best``, or auc if present, else accuracy.
-
-    Raises:
-        ValueError: the folder is missing or holds no experiment with results; says what was found.
     """
     if not folder.is_dir():
         raise ValueError(f"--dir {folder}: no such folder; expected results/<grid>, with a folder for each experiment")

@@ -16,12 +16,7 @@ COLUMNS = ("step", "minutes", "memory GB", "files GB", "epochs", "valid", "test"
 
 
 class Steps:
-    """Runs each step once; its cost is recorded in ``<results>/steps.json``, so a finished step is not repeated.
-
-    Args:
-        results: parent of the run folders.
-        data: folder whose files are counted.
-    """
+    """Runs each step once, and records its cost and the files under ``data`` in ``<results>/steps.json``."""
 
     def __init__(self, results: Path, data: Path) -> None:
         self.results, self.data = results, data
@@ -30,11 +25,7 @@ class Steps:
         self._names: list[str] = []
 
     def run(self, name: str, program: str, *arguments: object) -> None:
-        """Run ``python run/<program> <arguments>``, unless it is done already.
-
-        Raises:
-            RuntimeError: the program failed; its own message says why.
-        """
+        """Run ``python run/<program> <arguments>``, unless it is done already; RuntimeError if the program fails."""
         words = [program, *map(str, arguments)]
         self._names.append(name)
         print(f"\n$ python run/{shlex.join(words)}", flush=True)
