@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts, open_predictions
+from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
@@ -246,17 +246,6 @@ def test_texts_encoded_in_parts_come_in_the_order_of_nodes(learner: Callable[...
             encode_in_parts(encoder, tokens, part, 40, torch.device("cpu")) for part in (nodes, *nodes[:, None])
         )
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
-
-
-def test_predictions_go_into_half_precision_files(learner: Callable[..., LMLearner], tmp_path: Path) -> None:
-    task = learner().start()
-    logits, embeddings = open_predictions(tmp_path, "logits", N, C), open_predictions(tmp_path, "embeddings", N, 32)
-    task.predict(logits, embeddings)
-    expected = predictions(task)
-    for name, value in zip(("logits", "embeddings"), expected, strict=True):
-        stored = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
-        assert stored.dtype == np.float16
-        np.testing.assert_array_equal(stored, value.astype(np.float16))
 
 
 def test_bfloat16_predicts_what_single_precision_does_up_to_rounding(learner: Callable[..., LMLearner]) -> None:

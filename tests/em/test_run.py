@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,22 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.build import run as build_run
 from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.em import e_step, m_step
+from glem_graphgym.em import m_step
 from glem_graphgym.em.fit import FitLog, Fitted, Weights
-from glem_graphgym.em.inputs import LabelChannel
 from glem_graphgym.em.journal import FinishedStage, Journal, Scores, stage_seed
 from glem_graphgym.em.objective import objective_report
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.run import EMSettings, Run
 from glem_graphgym.files import read_json
 from glem_graphgym.modes import UNTIL_PLATEAU, run_cascade, run_em, run_gnn, run_lm
-from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from tests.em.test_journal import Killed, content
 
 # ==== learners that take notes =====================================================================================
@@ -512,94 +509,6 @@ def test_labels_of_validation_and_test_nodes_change_no_loss_prediction_or_weight
         else:
             losses, others = ([row["loss"] for row in json.loads(text)] for text in (value, permuted[file]))
             assert losses == others
-
-
-# ---- gold stays gold ----------------------------------------------------------------------------------------------
-
-
-def test_pseudo_labels_never_replace_gold(
-    real_run: Callable[..., tuple[TextGraph, Run]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not even when the teacher is sure of another class for every gold node."""
-    batches: list[tuple[np.ndarray, Tensor, Tensor]] = []
-    batch = StepTargets.batch
-
-    def watched(self: StepTargets, epoch: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        batches.append(batch(self, epoch))
-        return batches[-1]
-
-    monkeypatch.setattr(StepTargets, "batch", watched)
-    graph, run = real_run(glem__label_input=True, glem__lm_pseudo_ratio=100.0, glem__gnn_pseudo_ratio=100.0)
-    wrong = 50 * np.eye(graph.num_classes)[(graph.label + 1) % graph.num_classes]
-    run = replace(run, first_predictions=wrong)
-    run_em(run)
-    gold, one_hot = graph.split["train"], np.eye(graph.num_classes)[graph.label[graph.split["train"]]]
-    assert len(batches) >= 6
-    for nodes, target, is_gold in batches:
-        assert nodes[is_gold.numpy()].tolist() == gold.tolist()
-        assert target[is_gold].tolist() == one_hot.tolist()
-        assert not np.isin(nodes[~is_gold.numpy()], gold).any()
-    pseudo = run.pseudo_labels(wrong)
-    channel = LabelChannel(graph.num_nodes, run.gnn_step_targets(run.journal.finished[-1].key, pseudo)).all_rows()
-    assert channel[gold].tolist() == one_hot.tolist()
-    rest = np.setdiff1d(np.arange(graph.num_nodes), gold)
-    assert channel[rest].argmax(-1).tolist() == wrong[rest].argmax(-1).tolist()
-
-
-# ---- the LM's start, the GNN's features ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("init", "starts"), [("pretrained", None), ("previous", "e_step_1"), ("gold", "lm_gold")])
-def test_without_epochs_an_e_step_has_exactly_the_weights_it_starts_from(
-    real_run: Callable[..., tuple[TextGraph, Run]],
-    tiny_lm: Path,
-    init: str,
-    starts: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The second E-step is without epochs; the first has learnt something."""
-    _, run = real_run(glem__lm_init=init, glem__em_iterations=2, glem__keep_weights="all")
-    fit = e_step.LMLearner.fit
-
-    def no_epochs_later(self: e_step.LMLearner, targets: StepTargets, title: str, **more: Any) -> Fitted:
-        epochs = 0 if title == "e_step_2" else self.settings.epochs
-        return fit(replace(self, settings=replace(self.settings, epochs=epochs)), targets, title, **more)
-
-    monkeypatch.setattr(e_step.LMLearner, "fit", no_epochs_later)
-    run_em(run)
-    got = named(run, "e_step_2").weights()
-    assert not same(named(run, "e_step_1").weights(), named(run, "lm_gold").weights())
-    if starts is not None:
-        assert same(got, named(run, starts).weights())
-        np.testing.assert_array_equal(named(run, "e_step_2").logits, named(run, starts).logits)
-        return
-    from transformers import AutoModel
-
-    pretrained = AutoModel.from_pretrained(tiny_lm).state_dict()
-    backbone = {name.split("backbone.")[1]: value for name, value in got.items() if "backbone." in name}
-    assert all(torch.equal(value, pretrained[name]) for name, value in backbone.items())
-
-
-def test_the_lms_embeddings_standardised_are_what_the_gnn_is_trained_on(
-    real_run: Callable[..., tuple[TextGraph, Run]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, run = real_run()
-    seen: dict[str, np.ndarray] = {}
-    fit = m_step.GNNLearner.fit
-
-    def watched(self: m_step.GNNLearner, targets: Any, features: np.ndarray, title: str, **more: Any) -> Fitted:
-        seen[title] = features
-        return fit(self, targets, features, title, **more)
-
-    monkeypatch.setattr(m_step.GNNLearner, "fit", watched)
-    run_em(run)
-    for step, lm in EMBEDDINGS["lm_first"].items():
-        embeddings = named(run, lm).embeddings
-        assert embeddings is not None
-        assert seen[step].shape == (80, 32)
-        np.testing.assert_array_equal(seen[step], np.asarray(FeatureRows([embeddings], standardise=True)))
-    pairs = itertools.combinations(seen.values(), 2)
-    assert not any(np.array_equal(a, b) for a, b in pairs)
 
 
 def test_equal_seeds_give_equal_bits_and_a_killed_run_too(
