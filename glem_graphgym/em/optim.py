@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,11 +29,8 @@ class ClippedAdamW(torch.optim.AdamW):
         self._tables: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Any = None) -> Any:
+        assert closure is None, "gradients are there before a step"
         rows = self._spread_sparse()
         if self.clip > 0:
             self.grad_scale = self._excess(rows)
@@ -41,7 +38,6 @@ class ClippedAdamW(torch.optim.AdamW):
         for param, used in rows.items():
             self._tables[param].index_fill_(0, used, 0)
             param.grad = None
-        return loss
 
     def _spread_sparse(self) -> dict[nn.Parameter, Tensor]:
         """Make sparse gradients dense; returns the rows that each parameter has in its own."""

@@ -166,10 +166,10 @@ LIMITED = """
 import resource, runpy, sys
 from glem_graphgym.em import e_step
 fit = e_step.LMLearner.fit
-def limited(self, *args):  # what is there, and a little more
+def limited(self, *args, **options):  # what is there, and a little more
     data = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (data * 1024 + (16 << 20), resource.RLIM_INFINITY))
-    return fit(self, *args)
+    return fit(self, *args, **options)
 e_step.LMLearner.fit = limited
 sys.argv = ["main.py", *sys.argv[1:]]
 runpy.run_path({main!r}, run_name="__main__")

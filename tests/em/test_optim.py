@@ -116,24 +116,6 @@ def test_clipped_steps_are_those_of_plain_adamw_on_dense_clipped_gradients(spars
             torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_a_closure_is_called_with_gradients_and_its_loss_returned() -> None:
-    module = Bag(True)
-    optimizer = ClippedAdamW(module.parameters(), lr=0.1, weight_decay=0.0, clip=1.0)
-    before = copy.deepcopy(module.state_dict())
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = module(torch.tensor([[1, 2]])).square().sum()
-        loss.backward()
-        return loss
-
-    with torch.no_grad():
-        loss = optimizer.step(closure)
-    assert float(loss) > 0
-    moved = (module.words.weight != before["words.weight"]).any(1)
-    assert moved.tolist() == [False, True, True, *[False] * 37]
-
-
 def test_only_large_embeddings_get_sparse_gradients() -> None:
     module = nn.ModuleList([nn.Embedding(2000, 2), nn.Embedding(2, 2), nn.Linear(2000, 2)])
     use_sparse_gradients(module)
