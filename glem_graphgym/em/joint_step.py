@@ -6,6 +6,7 @@ every node of its neighbourhoods rather than one text per target.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -115,24 +116,7 @@ class JointLearner:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise MemoryError(f"{task.meter.latest} did not fit") from error
-
-
-@dataclass
-class _Meter:
-    """Counts of what steps of training took."""
-
-    steps: int = 0
-    texts: int = 0
-    tokens: int = 0
-    most_texts: int = 0
-    latest: str = "a step"
-
-    def see(self, hood: Neighbourhood, tokens: int) -> None:
-        texts = len(hood.nodes)
-        self.steps, self.texts, self.tokens = self.steps + 1, self.texts + texts, self.tokens + tokens
-        self.most_texts = max(self.most_texts, texts)
-        self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
+            raise MemoryError(f"{task.latest} did not fit") from error
 
 
 class JointTask(Task):
@@ -147,7 +131,7 @@ class JointTask(Task):
         super().__init__(model, learner.validation)
         self.learner, self.inputs, self.targets = learner, inputs, targets
         self.settings, self.tokens, self.device = learner.settings, learner.tokens, learner.hardware.device
-        self.meter = _Meter()
+        self.meter, self.latest = Counter[str](), "a step"  # what steps of training took, and the latest in words
 
     @property
     def embedding_dim(self) -> int:
@@ -155,20 +139,20 @@ class JointTask(Task):
 
     def costs(self, log: FitLog) -> dict[str, float]:
         """Costs of a step and of an epoch of its training."""
-        meter, steps = self.meter, max(1, self.meter.steps // self.settings.lm.accumulate)
+        meter, steps = self.meter, max(1, self.meter["steps"] // self.settings.lm.accumulate)
         return {
             "steps": steps,
-            "texts_per_step": round(meter.texts / steps, 1),
-            "tokens_per_step": round(meter.tokens / steps, 1),
-            "most_texts_at_once": meter.most_texts,
+            "texts_per_step": round(meter["texts"] / steps, 1),
+            "tokens_per_step": round(meter["tokens"] / steps, 1),
+            "most_texts_at_once": meter["most_texts"],
             "train_seconds_per_epoch": round(log.train_seconds / max(1, log.epochs), 3),
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        return dict(vars(self.meter))
+        return dict(self.meter)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        vars(self.meter).update(state)
+        self.meter = Counter(state)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -188,7 +172,9 @@ class JointTask(Task):
 
     def forward(self, batch: tuple[Neighbourhood, Tensor, int]) -> Tensor:
         hood, target, size = batch
-        self.meter.see(hood, int(self.tokens.lengths[hood.nodes].sum()))
+        texts, tokens = len(hood.nodes), int(self.tokens.lengths[hood.nodes].sum())
+        self.meter.update(steps=1, texts=texts, tokens=tokens, most_texts=max(0, texts - self.meter["most_texts"]))
+        self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
         is_gold = torch.ones(len(target), dtype=torch.bool, device=target.device)
         return glem_loss(self.logits(hood), target, is_gold, 0.0, self.settings.lm.label_smoothing, (size, 0))
 
