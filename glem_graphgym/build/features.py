@@ -77,7 +77,6 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None
 
     Of ``nodes``, int64 (n,), alone where given, and zeros for the others.
     """
-
     folder = static_folder(cfg, tokens, nodes)
     with filling(folder, data_parallel=True) as part:
         if part is not None:

@@ -50,11 +50,7 @@ class Network:
 
 
 def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) -> Network:
-    """A layer stack with the settings that all of them take and those of ``gnn.*`` in ``keys``.
-
-    Args:
-        renamed: argument of the module -> its key.
-    """
+    """A layer stack with the settings that all take and the ``gnn.*`` of ``keys`` and ``renamed`` (argument=key)."""
 
     def build(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
         own = {argument: cfg.gnn[key] for argument, key in {**dict(zip(keys, keys, strict=True)), **renamed}.items()}
@@ -64,7 +60,7 @@ def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) ->
 
 
 def _common(cfg: CfgNode) -> dict[str, Any]:
-    return {"dropout": cfg.gnn.dropout, "norm": cfg.gnn.norm, "input_dropout": cfg.gnn.input_dropout}
+    return {name: cfg.gnn[name] for name in ("dropout", "norm", "input_dropout")}
 
 
 def num_layers(cfg: CfgNode, least: int = 1) -> int:
@@ -105,8 +101,7 @@ def _sign(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
 
 
 def _sagn(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g = cfg.gnn
-    attention = _attention_over_hops(cfg)
+    g, attention = cfg.gnn, _attention_over_hops(cfg)
     return SAGN(dim_in, g.dim_inner, dim_out, g.hops, num_layers(cfg), heads=g.att_heads, **attention)
 
 
@@ -126,18 +121,9 @@ def _gamlp(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
 
 
 def _attention_over_hops(cfg: CfgNode) -> dict[str, Any]:
-    """Settings that SAGN and GAMLP share: dropouts, and the network on label hops.
-
-    The latter takes the last label hop, as published, in our train modes with label input, and is absent otherwise.
-    """
-    g = cfg.gnn
-    return {
-        "dropout": g.dropout,
-        "input_dropout": g.input_dropout,
-        "attention_dropout": g.attention_dropout,
-        "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard"),
-        "label_dropout": g.label_dropout,
-    }
+    """Settings that SAGN and GAMLP share: dropouts, and whether there is a network on the last label hop."""
+    own = {name: cfg.gnn[name] for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout")}
+    return {**own, "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard")}
 
 
 # model.type -> network. A new network of ours is a module in `models/` and one line here.
@@ -168,11 +154,7 @@ def sees_hops(cfg: CfgNode) -> bool:
 
 
 class GraphNetwork(nn.Module):
-    """One of our GNNs as a GraphGym network: called with a batch, returns (pred, true).
-
-    Args:
-        net: the plain module.
-    """
+    """One of our GNNs, ``net``, as a GraphGym network: called with a batch, returns (pred, true)."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -191,11 +173,7 @@ class HopGraphNetwork(nn.Module):
     """One of our networks on hop features as a GraphGym network: propagates the batch's features, then reads hops.
 
     Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`). GraphGym's own training
-    copies the graph for every step, so there it is propagated in every step too.
-
-    Args:
-        net: the plain module.
-        hops: K, how often features are propagated.
+    copies the graph for every step, so there it is propagated (``hops`` times) in every step too.
     """
 
     def __init__(self, net: HopNetwork, hops: int) -> None:
@@ -209,11 +187,8 @@ class HopGraphNetwork(nn.Module):
 
 def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> nn.Module:
     """The network ``name`` of `NETWORKS` as a GraphGym network."""
-    network = NETWORKS[name]
-    net = network.make(cfg, dim_in, dim_out)
-    if isinstance(net, HopNetwork):
-        return HopGraphNetwork(net, cfg.gnn.hops)
-    return GraphNetwork(net)
+    net = NETWORKS[name].make(cfg, dim_in, dim_out)
+    return HopGraphNetwork(net, cfg.gnn.hops) if isinstance(net, HopNetwork) else GraphNetwork(net)
 
 
 def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -229,7 +204,7 @@ def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 class Structure:
-    """The graph as every GNN finds what it needs: edge_index for GraphGym's layers, sparse CSR for ours.
+    """The graph in two forms: edge_index for GraphGym's layers, sparse CSR for ours.
 
     Args:
         edge_index: int64 (2, E), both directions.
@@ -333,7 +308,7 @@ class LayeredGNN(GNN):
         return len(self._stack.layers)
 
     def layer(self, index: int, x: Tensor, structure: Structure) -> Tensor:
-        """What layer ``index`` gives the seeds of a neighbourhood of one hop, (b, D'), from ``x`` (n, D)."""
+        """Output (b, D') of layer ``index`` for the seeds of a neighbourhood of one hop, from ``x`` (n, D)."""
         block = structure.adjacency
         assert isinstance(block, BlockAdjacency)
         (one_hop,) = block.layers()

@@ -14,7 +14,7 @@ from glem_graphgym.build.gnn import NETWORKS, Structure, build_gnn, gnn_optimize
 from glem_graphgym.build.language_model import first_line, hardware_for, random_state_kept
 from glem_graphgym.build.memory_check import check_memory
 from glem_graphgym.build.sizes import feature_width
-from glem_graphgym.config import ConfigError, all_keys
+from glem_graphgym.config import ConfigError, all_keys, check_rules
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.m_step import GNNSettings
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
@@ -23,13 +23,41 @@ from glem_graphgym.hardware import Hardware
 
 NODES = 8  # of a ring
 # gnn.* that the learners read; those that do not fit the network or stand for nothing are refused by name.
-KEYS_OF_TRAINING = frozenset(
-    (
-        *("precision", "input_norm", "fan_out", "label_reuse", "distillation", "distillation_temperature"),
-        *("rlu_rounds", "rlu_threshold", "rlu_weight", "scr_weight", "scr_threshold"),
-    )
-)
+KEYS_OF_TRAINING = {
+    *("precision", "input_norm", "fan_out", "label_reuse", "distillation", "distillation_temperature"),
+    *("rlu_rounds", "rlu_threshold", "rlu_weight", "scr_weight", "scr_threshold"),
+}
 log = logging.getLogger(__name__)
+
+
+# As `OUR_RULES`, of networks and how they are trained.
+_RULES = (
+    (lambda c: not sees_hops(c) or c.train.mode != "glem_joint",
+     "model.type {model.type} propagates features once, before it is trained, but train.mode glem_joint trains the "
+     "text encoder that makes them; expected a full-batch network such as glem_sage"),
+    (lambda c: not (sees_hops(c) and c.gnn.fan_out),
+     "gnn.fan_out is {gnn.fan_out}, but model.type {model.type} trains on hop features, which need no sampling; set it "
+     "to []"),
+    (lambda c: not (c.gnn.label_reuse and _trains_in_batches(c)),
+     "gnn.label_reuse is {gnn.label_reuse}, but model.type {model.type} with gnn.fan_out {gnn.fan_out} never has the "
+     "predictions of all nodes in training; expected 0, or a full-batch network"),
+    (lambda c: not (c.gnn.distillation and _trains_in_batches(c)),
+     "gnn.distillation is {gnn.distillation}, but model.type {model.type} with gnn.fan_out {gnn.fan_out} never has the "
+     "predictions of all nodes in training; expected 0, or a full-batch network"),
+    (lambda c: _trains_in_batches(c) or c.glem.encode_nodes == "all" or c.glem.setting == "transductive",
+     "glem.setting is '{glem.setting}', but with glem.encode_nodes 'needed' the edges of test nodes decide which texts "
+     "model.type {model.type} is trained on; set glem.encode_nodes to 'all', or sample neighbours (gnn.fan_out)"),
+    (lambda c: c.gnn.rlu_rounds == 1 or sees_hops(c),
+     "gnn.rlu_rounds is {gnn.rlu_rounds}, but model.type {model.type} sees the whole graph in every step; expected 1, "
+     "or a network on hop features (glem_sgc, glem_sign, glem_sagn, glem_gamlp)"),
+    (lambda c: c.gnn.scr_weight == 0 or sees_hops(c),
+     "gnn.scr_weight is {gnn.scr_weight}, but model.type {model.type} sees the whole graph in every step; expected "
+     "0.0, or a network on hop features (glem_sgc, glem_sign, glem_sagn, glem_gamlp)"),
+)  # fmt: skip
+
+
+def _trains_in_batches(cfg: CfgNode) -> bool:
+    return bool(sees_hops(cfg) or cfg.gnn.fan_out)
 
 
 def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> bool:
@@ -47,26 +75,7 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> b
     Raises:
         ValueError: names the keys, or ``model.type``.
     """
-    if sees_hops(cfg) and joint:
-        raise ConfigError(
-            f"model.type {cfg.model.type} propagates features once, before it is trained, but train.mode glem_joint "
-            "trains the text encoder that makes them; expected a full-batch network such as glem_sage"
-        )
-    if sees_hops(cfg) and cfg.gnn.fan_out:
-        raise ConfigError(
-            f"gnn.fan_out is {cfg.gnn.fan_out}, but model.type {cfg.model.type} trains on hop features, which need no "
-            "sampling; set it to []"
-        )
-    if sees_hops(cfg) or cfg.gnn.fan_out:
-        _refuse_full_batch_settings(cfg)
-    elif cfg.glem.encode_nodes == "needed" and cfg.glem.setting != "transductive":
-        raise ConfigError(
-            f"glem.setting is '{cfg.glem.setting}', but with glem.encode_nodes 'needed' the edges of test nodes decide "
-            f"which texts model.type {cfg.model.type} is trained on; set glem.encode_nodes to 'all', or sample "
-            "neighbours (gnn.fan_out)"
-        )
-    if not sees_hops(cfg):
-        _refuse_hop_settings(cfg)
+    check_rules(cfg, _RULES)
     if joint:
         _check_parts(cfg, len(graph.split["train"]))
     if unused := unused_keys(cfg, joint):
@@ -106,7 +115,7 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
     gold = len(graph.split["train"])
     if joint:
         return max(1, gold // num_batches(gold, cfg.lm.batch_size) // cfg.lm.grad_accumulation)
-    if not sees_hops(cfg) and not cfg.gnn.fan_out:
+    if not _trains_in_batches(cfg):
         return graph.num_nodes
     if cfg.glem.label_input and not sees_hops(cfg):  # an epoch's targets are the gold nodes that are no input
         gold = max(1, int(gold * (1 - GNNSettings.label_input_rate)))
@@ -115,25 +124,6 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
         drawn = num_drawn(num_confident(candidates, cfg.glem.confidence), cfg.glem.gnn_pseudo_ratio, gold)
         trained.append(gold + drawn)
     return min(count // num_batches(count, cfg.gnn.batch_size) for count in trained)
-
-
-def _refuse_full_batch_settings(cfg: CfgNode) -> None:
-    which = f"model.type {cfg.model.type}" + (" with gnn.fan_out" if cfg.gnn.fan_out else "")
-    for name, value in (("label_reuse", cfg.gnn.label_reuse), ("distillation", cfg.gnn.distillation)):
-        if value:
-            raise ConfigError(
-                f"gnn.{name} is {value}, but {which} never has the predictions of all nodes in training; expected 0, "
-                "or a full-batch network"
-            )
-
-
-def _refuse_hop_settings(cfg: CfgNode) -> None:
-    for name, value, off in (("rlu_rounds", cfg.gnn.rlu_rounds, 1), ("scr_weight", cfg.gnn.scr_weight, 0.0)):
-        if value != off:
-            raise ConfigError(
-                f"gnn.{name} is {value}, but model.type {cfg.model.type} sees the whole graph in every step; expected "
-                f"{off}, or a network on hop features (glem_sgc, glem_sign, glem_sagn, glem_gamlp)"
-            )
 
 
 def _check_parts(cfg: CfgNode, num_gold: int) -> None:
@@ -171,9 +161,10 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             f"model.type {cfg.model.type} is the language model, for train.mode standard, but train.mode {mode} trains "
             "a GNN; expected one, such as glem_sage (the language model is what lm.* describes)"
         )
+    labels = num_classes if cfg.glem.label_input else 0
     with random_state_kept(hardware):
         try:
-            network = build_gnn(cfg, width if sees_hops(cfg) else width + _label_columns(cfg, num_classes), num_classes)
+            network = build_gnn(cfg, width if sees_hops(cfg) else width + labels, num_classes)
         except ValueError:  # which names what is wrong already
             raise
         except Exception as error:
@@ -189,9 +180,15 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
                 f"{cfg.model.type} needs at least two; raise {size}, label more nodes, or set gnn.norm to layer or none"
             )
         if not joint:
-            _check_optimizer(cfg, network, hardware)
+            try:
+                gnn_optimizer(cfg)(network.parameters())
+            except Exception as error:
+                raise ConfigError(
+                    f"optim.optimizer {cfg.optim.optimizer} with optim.scheduler {cfg.optim.scheduler} cannot be made "
+                    f"for model.type {cfg.model.type}: {first_line(error)}"
+                ) from error
         try:
-            _try(cfg, network, num_classes, width, hardware)
+            _try(cfg, network, num_classes, width, labels, hardware)
         except Exception as error:
             raise ConfigError(
                 f"model.type {cfg.model.type} cannot be the GNN of train.mode {mode}: {first_line(error)}; expected a "
@@ -200,42 +197,27 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             ) from error
 
 
-def _label_columns(cfg: CfgNode, num_classes: int) -> int:
-    return num_classes if cfg.glem.label_input else 0
-
-
-def _check_optimizer(cfg: CfgNode, network: nn.Module, hardware: Hardware) -> None:
-    try:
-        gnn_optimizer(cfg)(network.parameters())
-    except Exception as error:
-        raise ConfigError(
-            f"optim.optimizer {cfg.optim.optimizer} with optim.scheduler {cfg.optim.scheduler} cannot be made for "
-            f"model.type {cfg.model.type}: {first_line(error)}"
-        ) from error
-
-
-def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, hardware: Hardware) -> None:
+def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, labels: int, hardware: Hardware) -> None:
     """Forward and backward pass, then a prediction.
 
     Raises:
         ValueError: logits are none.
     """
-    inputs = _inputs(cfg, num_classes, width, hardware)
     network.to(hardware.device).train()
     with hardware.autocast():
-        logits = network(*inputs)
+        logits = network(*_inputs(cfg, width, labels, hardware))
     if not isinstance(logits, Tensor) or logits.shape != (NODES, num_classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"of {NODES} nodes it gives {found}, expected ({NODES}, {num_classes})")
     F.cross_entropy(logits.float(), torch.zeros(NODES, dtype=torch.long, device=logits.device)).backward()
     network.eval()
     with torch.inference_mode(), hardware.autocast():
-        network(*_inputs(cfg, num_classes, width, hardware))
+        network(*_inputs(cfg, width, labels, hardware))
 
 
-def _inputs(cfg: CfgNode, num_classes: int, width: int, hardware: Hardware) -> tuple[Tensor, Structure | Tensor | None]:
+def _inputs(cfg: CfgNode, width: int, labels: int, hardware: Hardware) -> tuple[Tensor, Structure | Tensor | None]:
     """What the network's ``forward`` takes: features and a ring, or hops of features and of labels."""
-    device, labels = hardware.device, _label_columns(cfg, num_classes)
+    device = hardware.device
     if sees_hops(cfg):
         hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)
         return hops, torch.rand(1, NODES, labels).to(device, hardware.dtype) if labels else None

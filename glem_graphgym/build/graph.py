@@ -11,8 +11,10 @@ import numpy as np
 from yacs.config import CfgNode
 
 from glem_graphgym.config import TEXT_GRAPHS, feature_kinds
+from glem_graphgym.data import debian, ogb, synthetic, table
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
+from glem_graphgym.models.pretrained import load_tokenizer
 
 Accuracy = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), predicted classes (n,)) -> share 0-1
 
@@ -37,50 +39,16 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     return graph
 
 
-def _debian(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.debian import load_debian
-
-    d = cfg.dataset
-    return load_debian(
-        Path(d.dir),
-        packages=d.tag_source,
-        shares=d.tag_split,
-        max_nodes=d.tag_max_nodes,
-    )
-
-
-def _ogbn_arxiv(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.ogb import load_ogbn_arxiv
-
-    return load_ogbn_arxiv(Path(cfg.dataset.dir))
-
-
-def _ogbn_products(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.ogb import load_ogbn_products
-
-    return load_ogbn_products(Path(cfg.dataset.dir))
-
-
-def _ogbn_papers100m(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.ogb import load_ogbn_papers100m
-
-    return load_ogbn_papers100m(Path(cfg.dataset.dir))
-
-
 def _table(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.table import load_table
-
     if not cfg.dataset.tag_source:
         raise DataError("dataset.name is 'table', but dataset.tag_source is empty; expected the folder of the tables")
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
-    return load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed, raw=raw)
+    return table.load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed, raw=raw)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.synthetic import make_synthetic
-
     d = cfg.dataset
-    return make_synthetic(
+    return synthetic.make_synthetic(
         num_nodes=d.synthetic_nodes,
         num_classes=d.synthetic_classes,
         avg_degree=d.synthetic_degree,
@@ -96,22 +64,22 @@ def _synthetic(cfg: CfgNode) -> TextGraph:
 # dataset.name -> how to get the graph. A new dataset is one function in `data/` and one line here.
 GRAPHS = TEXT_GRAPHS
 GRAPHS |= {
-    "debian": _debian,
-    "ogbn-arxiv": _ogbn_arxiv,
-    "ogbn-products": _ogbn_products,
-    "ogbn-papers100M": _ogbn_papers100m,
+    "debian": lambda cfg: debian.load_debian(
+        Path(cfg.dataset.dir),
+        packages=cfg.dataset.tag_source,
+        shares=cfg.dataset.tag_split,
+        max_nodes=cfg.dataset.tag_max_nodes,
+    ),
+    "ogbn-arxiv": lambda cfg: ogb.load_ogbn_arxiv(Path(cfg.dataset.dir)),
+    "ogbn-products": lambda cfg: ogb.load_ogbn_products(Path(cfg.dataset.dir)),
+    "ogbn-papers100M": lambda cfg: ogb.load_ogbn_papers100m(Path(cfg.dataset.dir)),
     "table": _table,
     "synthetic": _synthetic,
 }
 
 
 def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
-    """What says of a dataset, before anything long, which of its sources are missing or wrong: each raises DataError.
-
-    None where building it finds out as fast.
-    """
-    from glem_graphgym.data import ogb
-
+    """Quick checks of a dataset's sources, each of which raises DataError; none where building it finds out as fast."""
     checks = {
         "ogbn-arxiv": ogb.checks_of_ogbn_arxiv,
         "ogbn-products": ogb.checks_of_ogbn_products,
@@ -138,8 +106,6 @@ def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
 
 def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
     """The tokenizer of ``lm.model``, held against the file that it is made of on some of the texts."""
-    from glem_graphgym.models.pretrained import load_tokenizer
-
     nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
     return load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
 
@@ -147,7 +113,5 @@ def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
 def accuracy_of(dataset: str) -> Accuracy:
     """OGB's evaluator for ``ogbn-*`` graphs, the same share of right classes elsewhere."""
     if dataset.startswith("ogbn-"):
-        from glem_graphgym.data.ogb import ogb_accuracy
-
-        return ogb_accuracy(dataset)
+        return ogb.ogb_accuracy(dataset)
     return lambda true, predicted: float((true == predicted).mean())

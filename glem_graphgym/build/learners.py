@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from yacs.config import CfgNode
 
 from glem_graphgym.build.features import feature_builder
@@ -49,7 +48,6 @@ def lm_learners(
 
         config = encoder_config(cfg, hardware, value("dropout"), value("attention_dropout"))
         config = replace(config, keys="e_step." if e_step else "lm.")
-        head_dropout = value("head_dropout")
         settings = LMSettings(
             epochs=int(value("epochs")),
             batch_size=int(value("batch_size")),
@@ -63,7 +61,8 @@ def lm_learners(
             evals_per_epoch=cfg.lm.evals_per_epoch,
             infer_tokens=infer_tokens(cfg, hardware),
         )
-        return LMLearner(tokens, lambda: build_lm(config, num_classes, head_dropout), settings, validation, hardware)
+        build = functools.partial(build_lm, config, num_classes, value("head_dropout"))
+        return LMLearner(tokens, build, settings, validation, hardware)
 
     return learner(False), learner(True)
 
@@ -92,11 +91,7 @@ def gnn_learner(
     )
     hardware = hardware_for(cfg, cfg.gnn.precision)
     make_optimizer = gnn_optimizer(cfg)
-    g, budget = cfg.gnn, budget_bytes(cfg)
-
-    def build(dim_in: int, num_classes: int) -> nn.Module:
-        return build_gnn(cfg, dim_in, num_classes)
-
+    g, budget, build = cfg.gnn, budget_bytes(cfg), functools.partial(build_gnn, cfg)
     if not sees_hops(cfg):
         graphs, hoods, layerwise = sampled_graph(cfg, graph, hardware, by_blocks)
         common = (build, graphs, make_optimizer, settings, validation, hardware)
@@ -133,8 +128,7 @@ def gnn_learner(
 def sampled_graph(
     cfg: CfgNode, graph: TextGraph, hardware: Hardware, by_blocks: bool
 ) -> tuple[GraphViews, Neighbourhoods | None, LayerwiseInference | None]:
-    """What a GNN sees of the graph, what samples neighbours from it where ``gnn.fan_out`` asks for them, and what
-    predicts where the whole graph exceeds ``glem.memory_budget_gb``."""
+    """Views of the graph, the sampler of ``gnn.fan_out`` if any, and what predicts beyond ``glem.memory_budget_gb``."""
     fan_out = cfg.gnn.fan_out
     if not by_blocks:
         graphs = graph_views_of(cfg, graph)
@@ -245,7 +239,7 @@ def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
 
 
 def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
-    """The same in the graph's own arrays, for hop features that are propagated on disk."""
+    """`graph_views_of` in the graph's own arrays, for hop features that are propagated on disk."""
     whole = functools.cache(lambda: graph_views_of(cfg, graph))
     seen = keep = None
     if cfg.glem.setting != "transductive":

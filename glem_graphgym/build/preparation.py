@@ -13,8 +13,9 @@ from glem_graphgym.build.graph import checks_of, load_text_graph_of, open_tokens
 from glem_graphgym.config import reads_texts
 from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
-from glem_graphgym.data.tokens import TokenStore, encode_texts, token_folder
+from glem_graphgym.data.tokens import encode_texts, token_folder
 from glem_graphgym.files import read_json
+from glem_graphgym.models.pretrained import load_tokenizer
 
 TEXTS_CHECKED = 1000  # spread evenly over all nodes
 ROWS_AT_ONCE = 1 << 20
@@ -50,7 +51,7 @@ def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
     """
     if cfg.dataset.format != "TAG":
         raise ValueError(f"dataset.format is '{cfg.dataset.format}', expected 'TAG': others are not prepared here")
-    check_all(*checks_of(cfg), *([lambda: _check_tokenizer(cfg)] if reads_texts(cfg) else []))
+    check_all(*checks_of(cfg), *([lambda: load_tokenizer(cfg.lm.model)] if reads_texts(cfg) else []))
     graph = load_text_graph_of(cfg)
     check_texts(graph.texts, graph.name)
     ready = list(_graph_parts(graph, _snapshot_of(graph, Path(cfg.dataset.dir))))
@@ -67,13 +68,18 @@ def _snapshot_of(graph: TextGraph, root: Path) -> Path | None:
 def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
     split = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
     unlabelled = int((graph.label == UNLABELLED).sum())
+    x = graph.features
+    features = "none" if x is None else f"{x.dtype}, {x.shape[1]} columns"
     empty = sum(int((np.diff(ends) == 0).sum()) for ends in _overlapping(graph.texts.offsets))
     parts = {
         "graph": ((), f"{graph.name}, fingerprint {graph.fingerprint()}"),
         "texts": (("text", "text_offsets"), f"{len(graph.texts):,} texts, {empty:,} of them empty"),
         "structure": (("rowptr", "col"), f"{graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges"),
-        "labels": (("label", *(f"split_{part}" for part in graph.split)), _labels(graph, unlabelled, split)),
-        "features": (("features",), _shape(graph.features)),
+        "labels": (
+            ("label", *(f"split_{part}" for part in graph.split)),
+            f"{graph.num_classes} classes, {split}; {unlabelled:,} nodes without a label",
+        ),
+        "features": (("features",), features),
     }
     for what, (names, holds) in parts.items():
         if folder is None or not names:
@@ -82,14 +88,6 @@ def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
         files = [file for name in names if (file := folder / f"{name}.npy").exists()]
         if files:
             yield Prepared(what, files[0], sum(map(_size, files)), holds)
-
-
-def _labels(graph: TextGraph, unlabelled: int, split: str) -> str:
-    return f"{graph.num_classes} classes, {split}; {unlabelled:,} nodes without a label"
-
-
-def _shape(features: np.ndarray | None) -> str:
-    return "none" if features is None else f"{features.dtype}, {features.shape[1]} columns"
 
 
 def _size(path: Path) -> int:
@@ -115,12 +113,6 @@ def check_texts(texts: Texts, name: str) -> None:
             raise DataError(f"{name}: text {node} is no UTF-8 ({error}); {remedy}") from error
 
 
-def _check_tokenizer(cfg: CfgNode) -> None:
-    from glem_graphgym.models.pretrained import load_tokenizer
-
-    load_tokenizer(cfg.lm.model)
-
-
 def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
     store, tokenizer = open_tokens(cfg, graph), tokenizer_of(cfg, graph.texts)
     folder = token_folder(graph.texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
@@ -129,16 +121,12 @@ def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
     nodes = _spread(len(graph.texts))
     expected = encode_texts([graph.texts[node] for node in nodes], tokenizer, cfg.lm.max_length)
     for node, ids in zip(nodes, expected, strict=True):
-        if _ids(store, node) != list(ids):
+        if store.ids[store.offsets[node] : store.offsets[node + 1]].tolist() != list(ids):
             raise DataError(f"{folder}: the tokens of node {node} are not those of its text; {remedy}")
     mean = len(store.ids) / max(len(store), 1)
     known = f"{store.unknown_share():.1%} unknown to {cfg.lm.model}"
     holds = f"{len(store.ids):,} tokens, {mean:.0f} per text, at most {cfg.lm.max_length}; {known}"
     return Prepared("tokens", folder, _size(folder), holds)
-
-
-def _ids(store: TokenStore, node: int) -> list[int]:
-    return store.ids[store.offsets[node] : store.offsets[node + 1]].tolist()
 
 
 def _check_pointers(offsets: np.ndarray, end: int, what: str, remedy: str) -> None:

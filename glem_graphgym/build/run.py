@@ -34,7 +34,6 @@ from glem_graphgym.config import check_config, feature_kinds
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
-from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.journal import Journal, Scores
 from glem_graphgym.em.plan import Plan
@@ -60,12 +59,8 @@ def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
     MODES[cfg.train.mode].program(run)
     if cfg.train.mode == "glem" and processes.rank() == 0:
         # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
-        path = Path(cfg.run_dir) / "run.json"
-        asked = {
-            "em_iterations": cfg.glem.em_iterations,
-            "stages": [stage.key.folder for stage in run.journal.finished],
-        }
-        write_json(path, {**read_json(path), **asked})
+        path, stages = Path(cfg.run_dir) / "run.json", [stage.key.folder for stage in run.journal.finished]
+        write_json(path, {**read_json(path), "em_iterations": cfg.glem.em_iterations, "stages": stages})
     return graph
 
 
@@ -104,7 +99,9 @@ def build_run(
         ValueError: settings, files, models or memory do not allow it; names the keys.
     """
     mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
-    first = first_predictions(cfg, graph)
+    first = None
+    if file := cfg.glem.first_predictions:
+        first = load_matrix(file, graph.num_nodes, "glem.first_predictions", columns=graph.num_classes)
     by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     static = "static" in feature_kinds(cfg.glem.node_features)
     if tokens is None and (mode.lm or mode.joint or static):
@@ -121,7 +118,9 @@ def build_run(
     if mode.lm:
         assert tokens is not None
         lm_gold, lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
-        check_lms(cfg, lm_gold, lm_em)
+        check_lm(cfg, lm_gold)
+        if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
+            check_lm(cfg, lm_em)
     if mode.gnn:
         features = features or feature_builder(cfg, graph, tokens, nodes.encoded)
         gnn = gnn_learner(cfg, graph_seen, validation, nodes.candidates, nodes.predicted, by_blocks)
@@ -163,13 +162,6 @@ def build_run(
     return replace(run, journal=journal(plan=plan_of(cfg, run)))
 
 
-def check_lms(cfg: CfgNode, gold: LMLearner, em: LMLearner) -> None:
-    """`check_lm` for the LM as it is trained on gold and, where that differs, as it is trained in E-steps."""
-    check_lm(cfg, gold)
-    if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
-        check_lm(cfg, em)
-
-
 def plan_of(cfg: CfgNode, run: Run) -> Plan:
     """The stages that the run is going to do, and what is known of the time that they take."""
     stages = record(run, MODES[cfg.train.mode].program).planned(run.num_nodes)
@@ -179,14 +171,6 @@ def plan_of(cfg: CfgNode, run: Run) -> Plan:
     if run.features_seconds and reader is not None:
         prior = {"LM": run.features_seconds / int(reader.tokens.lengths[encoded].sum())}
     return Plan(stages, cfg.glem.em_iterations == UNTIL_PLATEAU, seconds_of_other_seeds(Path(cfg.run_dir)), prior)
-
-
-def first_predictions(cfg: CfgNode, graph: TextGraph) -> np.ndarray | None:
-    """Logits (N, C) of ``glem.first_predictions``; None where it names no file."""
-    if not cfg.glem.first_predictions:
-        return None
-    columns = graph.num_classes
-    return load_matrix(cfg.glem.first_predictions, graph.num_nodes, "glem.first_predictions", columns=columns)
 
 
 @dataclass(frozen=True)
@@ -230,9 +214,8 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
     """int64, increasing: the nodes that are trained on, scored or pseudo-labelled; None where all are predicted."""
     if cfg.glem.encode_nodes == "all":
         return None
-    mode = cfg.train.mode
     needed = np.unique(np.concatenate(list(graph.split.values())))
-    pseudo = mode == "glem" or cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
+    pseudo = cfg.train.mode == "glem" or cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
     return np.union1d(needed, candidates) if pseudo else needed
 
 

@@ -1,4 +1,4 @@
-"""Whose a run folder is: ``run.json`` notes what a run depends on, and nobody else's stages are mixed with it."""
+"""Guards a run folder: ``run.json`` records what the run depends on; a run with other settings is refused."""
 
 from __future__ import annotations
 
@@ -76,10 +76,8 @@ def package_versions() -> dict[str, str]:
     """Package -> version of those of `NOTED_PACKAGES` that are installed; none of them is imported for it."""
     found = {}
     for name in NOTED_PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -112,12 +110,9 @@ def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -
 def file_hashes(cfg: CfgNode) -> dict[str, str]:
     """Key -> SHA-256 of the file, or of a local model's weights, that it names; hub ids have none."""
     hashes = {}
-    for key, path in (
-        ("glem.feature_file", cfg.glem.feature_file),
-        ("glem.first_predictions", cfg.glem.first_predictions),
-    ):
-        if path and Path(path).is_file():
-            hashes[key] = _sha256([Path(path)])
+    for key in ("feature_file", "first_predictions"):
+        if cfg.glem[key] and Path(cfg.glem[key]).is_file():
+            hashes[f"glem.{key}"] = _sha256([Path(cfg.glem[key])])
     folder = Path(cfg.lm.model).expanduser()
     if cfg.dataset.format == "TAG" and folder.is_dir():
         hashes["lm.model"] = _sha256(find_model(cfg.lm.model).decisive())
@@ -128,8 +123,7 @@ def _sha256(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 
@@ -140,17 +134,14 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
     Raises:
         RunError: one works on it already.
     """
-    lock = FileLock(run_dir.parent / f".{run_dir.name}.lock", timeout=0)
     try:
-        lock.acquire()
+        lock = FileLock(run_dir.parent / f".{run_dir.name}.lock", timeout=0).acquire()
     except Timeout:
         raise RunError(
             f"another process is working on {run_dir}; wait for it, or choose another out_dir or seed"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0, *, to_predict: bool = False) -> None:
@@ -178,12 +169,8 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
             continue
         other = _noted(sibling)
         if other and _has_results(sibling):
-            _compare(
-                sibling,
-                _seedless(other),
-                _seedless(identity),
-                "seeds of one experiment share their settings; choose another out_dir",
-            )
+            remedy = "seeds of one experiment share their settings; choose another out_dir"
+            _compare(sibling, _seedless(other), _seedless(identity), remedy)
 
 
 def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
@@ -196,18 +183,14 @@ def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = F
                 path.unlink()
     if not _has_results(run_dir):
         write_json(run_dir / "run.json", identity)
-    elif _goes_on(_noted(run_dir), identity):
-        _note_versions(run_dir, identity["versions"])
-
-
-def _goes_on(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a folder with results may get more of them: it is unfinished, or other EM iterations are asked for."""
-    return not before.get("finished") or before.get("em_iterations") != now.get("em_iterations")
-
-
-def _note_versions(run_dir: Path, now: dict[str, str]) -> None:
-    """Note the versions under which a run goes on beside those under which it began: ``"2.13.0, 2.14.0"``."""
+        return
     before = _noted(run_dir)
+    if not before.get("finished") or before.get("em_iterations") != identity.get("em_iterations"):
+        _note_versions(run_dir, before, identity["versions"])
+
+
+def _note_versions(run_dir: Path, before: dict[str, Any], now: dict[str, str]) -> None:
+    """Note the versions under which a run goes on beside those under which it began: ``"2.13.0, 2.14.0"``."""
     known: dict[str, str] = before.get("versions", {})
     other = {name: found for name, found in now.items() if found not in known.get(name, "").split(", ")}
     if not other:

@@ -5,6 +5,7 @@ from glem_graphgym.config.checks import (  # noqa: F401
     check_config,
     check_devices,
     check_metric,
+    check_rules,
     check_seeds,
     feature_kinds,
     reads_texts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,8 @@ from glem_graphgym.modes import MODES
 NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and what UTF-8 cannot write
 # dataset.name -> function of a configuration that gives its text graph, in the order of registration.
 TEXT_GRAPHS: dict[str, Callable[[CfgNode], Any]] = {}
+# What must hold of a configuration c, and what to say where it does not; {group.key} is the value found.
+Rule = tuple[Callable[[CfgNode], object], str]
 FEATURE_KINDS = ("text", "static", "raw", "file")
 
 
@@ -46,11 +48,12 @@ def check_config(cfg: CfgNode) -> None:
             keys[name].check(value)
         _check_value(name, value)
     for name in PATHS:
-        group, last = _place(cfg, name)
+        group, _, key = name.rpartition(".")
+        keys_of_group = cfg[group] if group else cfg
         try:
-            group[last] = expand_path(group[last])
+            keys_of_group[key] = expand_path(keys_of_group[key])
         except ValueError as error:
-            raise ConfigError(f"{name} is '{shown(group[last])}', but {error}") from error
+            raise ConfigError(f"{name} is '{shown(keys_of_group[key])}', but {error}") from error
     _check_names(cfg)
     check_metric(cfg)
     for kind in feature_kinds(cfg.glem.node_features) if cfg.train.mode != "standard" else []:
@@ -59,13 +62,21 @@ def check_config(cfg: CfgNode) -> None:
                 f"glem.node_features is '{shown(cfg.glem.node_features)}': '{shown(kind)}' is unknown, expected "
                 f"{', '.join(FEATURE_KINDS)}, joined by +"
             )
+    check_rules(cfg, (*RULES, *(STANDARD_RULES if cfg.train.mode == "standard" else OUR_RULES)))
+
+
+def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
+    """
+    Raises:
+        ConfigError: a rule does not hold; the first one's message.
+    """
     values = {
         name: SimpleNamespace(**{key: shown(item) for key, item in value.items()})
         if isinstance(value, CfgNode)
         else shown(value)
         for name, value in settings_of(cfg).items()
     }
-    for holds, message in (*RULES, *(STANDARD_RULES if cfg.train.mode == "standard" else OUR_RULES)):
+    for holds, message in rules:
         if not holds(cfg):
             raise ConfigError(message.format(**values))
 
@@ -77,9 +88,6 @@ def _is_file_name(text: str) -> bool:
     return not taken and ".." not in path.parts and not path.is_absolute()
 
 
-Rule = tuple[Callable[[CfgNode], object], str]
-
-# What must hold of a configuration c, and what to say where it does not; {group.key} is the value found.
 RULES: tuple[Rule, ...] = (
     (lambda c: c.out_dir,
      "out_dir is empty, expected a folder for the results ('.' is the current one)"),
@@ -158,12 +166,6 @@ OUR_RULES: tuple[Rule, ...] = (
      "train.mode {train.mode} with dataset.node_encoder_name glem_text would train the text encoder inside the GNN; "
      "use train.mode standard for that, or dataset.node_encoder False"),
 )  # fmt: skip
-
-
-def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
-    """The group in which a key lies, and its name there."""
-    group, _, last = name.rpartition(".")
-    return (cfg[group] if group else cfg), last
 
 
 def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
@@ -308,9 +310,9 @@ def _check_names(cfg: CfgNode) -> None:
             choices["dataset.edge_encoder_name"] = register.edge_encoder_dict
         if g.layer_type in GENERAL_LAYERS:
             choices |= {"gnn.self_msg": ("none", "add", "concat"), "gnn.msg_direction": ("single", "both")}
+    values = dict(flat_settings(cfg))
     for name, known in choices.items():
-        group, last = _place(cfg, name)
-        check_choice(name, group[last], known)
+        check_choice(name, values[name], known)
     if "gnn.self_msg" in choices:
         try:
             aggregation_resolver(g.agg)

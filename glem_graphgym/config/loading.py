@@ -40,8 +40,7 @@ OPTIONAL = {key.name: key.kind for key in KEYS if key.kind}  # null by default, 
 def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> None:
     """Set ``cfg`` to defaults, then the YAML ``file``, then ``options`` (key value key value …), and check it.
 
-    The default's type decides how a value is read: ``007`` is a text for ``out_dir`` and no number for ``seed``. Of a
-    key that is given twice on the command line the last value counts, with a warning.
+    Of a key that is given twice on the command line the last value counts, with a warning.
 
     Raises:
         ConfigError: names the file or key, what was found and what was expected.
@@ -51,17 +50,21 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
     except YamlError as error:
         raise ConfigError(f"--cfg {file}: {error}") from error
     options = list(options)
-    _refuse_old_names(options[::2], "command line")
+    names, texts = options[::2], options[1::2]
+    if old := old_names(names):
+        raise ConfigError(f"command line: {old}")
     set_cfg(cfg)
     defaults = cfg.clone()
     _merge(cfg, typed_values(tree, defaults, str(file)))
     if len(options) % 2:
         raise ConfigError(f"options must be pairs 'key value'; '{shown(options[-1])}' stands alone")
-    for name, count in Counter(options[::2]).items():
+    last = dict(zip(names, texts, strict=True))
+    for name, count in Counter(names).items():
         if count > 1:
-            last = options[1::2][len(options) // 2 - 1 - options[::2][::-1].index(name)]
-            log.warning(f"{name} is given {count} times on the command line; the last value counts: {shown(last)}")
-    for name, text in zip(options[::2], options[1::2], strict=True):
+            log.warning(
+                f"{name} is given {count} times on the command line; the last value counts: {shown(last[name])}"
+            )
+    for name, text in zip(names, texts, strict=True):
         group, _, key = name.rpartition(".")
         value = _typed_on_command_line(text)
         _merge(cfg, typed_values({group: {key: value}} if group else {key: value}, defaults, "command line"))
@@ -73,11 +76,9 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
 def _typed_on_command_line(text: str) -> Tree:
     """What a shell passes on has lost its quotes; where there are others within them, they count as in YAML."""
     if text[:1] in ("'", '"'):
-        try:
+        with suppress(YamlError):
             tree = parse(text)
-        except YamlError:
-            return text
-        return tree if isinstance(tree, str) else text
+            return tree if isinstance(tree, str) else text
     return text or Quoted()
 
 
@@ -100,7 +101,8 @@ def typed_values(tree: dict[str, Tree], defaults: CfgNode, origin: str, prefix: 
     """
     if not prefix:
         named = [f"{group}.{key}" for group, keys in tree.items() if isinstance(keys, dict) for key in keys]
-        _refuse_old_names([*tree, *named], origin)
+        if old := old_names([*tree, *named]):
+            raise ConfigError(f"{origin}: {old}")
     values: dict[str, Any] = {}
     for name, value in tree.items():
         full = f"{prefix}{name}"
@@ -116,19 +118,14 @@ def typed_values(tree: dict[str, Tree], defaults: CfgNode, origin: str, prefix: 
     return values
 
 
-def _refuse_old_names(names: Iterable[str], origin: str) -> None:
-    if found := old_names(names):
-        raise ConfigError(f"{origin}: {found}")
-
-
 def _nearest(defaults: CfgNode, prefix: str, name: str) -> str:
     group, _, key = name.partition(".")
     if not prefix and isinstance(defaults.get(group), CfgNode) and key in defaults[group]:
         return f"; in a file, write '{group}:' and below it, indented, '{key}: ...'"
     close = difflib.get_close_matches(name, [str(key) for key in defaults], n=1, cutoff=0.5)
-    return (
-        f"; did you mean '{prefix}{close[0]}'?" if close else f"; known here: {', '.join(sorted(map(str, defaults)))}"
-    )
+    if close:
+        return f"; did you mean '{prefix}{close[0]}'?"
+    return f"; known here: {', '.join(sorted(map(str, defaults)))}"
 
 
 def _typed(default: Any, value: Tree, name: str, origin: str) -> Any:
