@@ -58,20 +58,17 @@ def _check_ends(source: np.ndarray, target: np.ndarray, num_nodes: int) -> None:
 def write_csr(edges: Edges, num_nodes: int, folder: Path, *, memory_bytes: int) -> None:
     """Write the arrays of `csr_from_edges` into ``folder`` without ever holding the edges in memory.
 
-    An external bucket sort. Both directions of each edge become int64 keys row·N + col; a first pass over the edges
-    counts them, a second one deals them out to files, each a range of keys that fits into memory, and each file in
-    turn is sorted, freed of duplicates and appended to the result. A range that does not fit (a hub with half of all
-    edges) is cut again in the same way. The files take 16 bytes an edge on the disk of ``folder`` and are removed as
-    they are used up, and all of them if anything fails.
+    An external bucket sort. Both directions of each edge become int64 keys row·N + col; a first pass counts them, a
+    second deals them out to files, each a range of keys that fits into memory, and each file in turn is sorted, freed
+    of duplicates and appended to the result. A range that does not fit (a hub with half of all edges) is cut again.
+    The files take 16 bytes per edge on the disk of ``folder`` and are removed as they are used up.
 
     Args:
-        edges: yields chunks of (source, target), integer arrays of the same length, in one direction or in both, of
-            any size, memory-mapped ones included. Called twice; yields the same edges both times.
+        edges: yields chunks of (source, target), integer arrays of the same length, in one direction or in both.
+            Called twice; yields the same edges both times.
         num_nodes: N.
-        folder: gets ``rowptr.npy``, int64 (N+1,), and ``col.npy``, (2E,) int32 where N fits into it, else int64. Both
-            appear when they are whole. Made if it does not exist.
-        memory_bytes: what this may allocate at most, beside what ``edges`` itself does; below 1 MB it is not kept
-            exactly. More than 200 MB are used only for more than two billion edges.
+        folder: gets ``rowptr.npy`` and ``col.npy``, which appear when they are whole. Made if it does not exist.
+        memory_bytes: most that this may allocate, beside what ``edges`` does; below 1 MB it is not kept exactly.
 
     Raises:
         DataError: an edge names a node outside of 0..N-1, a chunk is not a pair of equally long integer arrays,
@@ -145,7 +142,7 @@ class _ExternalSort:
         return max(0, (high - low - 1).bit_length() - (BINS - 1).bit_length())
 
     def _count(self, keys: Iterator[np.ndarray], low: int, high: int) -> tuple[np.ndarray, int]:
-        """int64 (BINS,): how many keys are in each bin of [low, high); and how many in all."""
+        """int64 (BINS,): number of keys in each bin of [low, high); and in all."""
         counted, shift = np.zeros(BINS, dtype=np.int64), self._shift(low, high)
         for block in keys:
             block -= low
@@ -197,7 +194,6 @@ class _ExternalSort:
 
 
 def _integers(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A chunk of edges as arrays, after checking that it is one."""
     source, target = np.asarray(source), np.asarray(target)
     for end in (source, target):
         if end.ndim != 1 or len(source) != len(target) or (len(end) and end.dtype.kind not in "iu"):
@@ -218,7 +214,6 @@ def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:
 
 
 def _write_rows(runs: Iterator[np.ndarray], num_nodes: int, folder: Path, at_once: int) -> None:
-    """``rowptr.npy`` and ``col.npy`` of strictly increasing keys row·N + col."""
     with (
         PointerWriter(folder / "rowptr.npy", num_nodes, at_once) as rowptr,
         NpyWriter(folder / "col.npy", _column_type(num_nodes)) as col,
@@ -235,7 +230,7 @@ def _write_rows(runs: Iterator[np.ndarray], num_nodes: int, folder: Path, at_onc
 def entry_blocks(
     rowptr: np.ndarray, col: np.ndarray, at_once: int = ENTRIES_AT_ONCE
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row, col), both int64, of every entry, at most ``at_once`` of them at a time; for memory-mapped arrays too."""
+    """(row, col), both int64, of every entry, at most ``at_once`` of them at a time."""
     rowptr, col = np.asarray(rowptr), np.asarray(col)  # slices of np.memmap itself are slow to make
     start = 0
     while start < len(col):
@@ -249,11 +244,11 @@ def entry_blocks(
 
 
 def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray) -> None:
-    """Check that an adjacency is what `csr_from_edges` makes, in one pass and a few MB, memory-mapped or not.
+    """Check that an adjacency is what `csr_from_edges` makes, in one pass and a few MB.
 
-    Symmetry is checked without a sort or a second copy: each entry (row, col) adds a 64-bit hash of its unordered pair
-    of nodes where row < col and subtracts it where row > col, modulo 2**64, for two hashes. Entries are distinct by
-    then, so a symmetric adjacency gives 0 twice; another one does by chance with a probability of about 2**-128.
+    Symmetry is checked without a sort: each entry (row, col) adds a 64-bit hash of its unordered pair of nodes where
+    row < col and subtracts it where row > col, modulo 2**64, for two hashes. A symmetric adjacency gives 0 twice;
+    another one, whose entries are distinct by then, does with a probability of about 2**-128.
 
     Raises:
         DataError: names the graph and what is wrong with it.

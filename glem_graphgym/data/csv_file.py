@@ -66,12 +66,12 @@ def _line_of(content: bytes, position: int) -> int:
 
 
 def check_rows(path: Path, content: bytes, closed: Sequence[str] = ()) -> list[str]:
-    """The header of a CSV, after every row was seen to have its number of fields.
+    """The header of a CSV, each of whose rows has its number of fields.
 
     Args:
         path: for the errors.
         content: see `read_csv_bytes`.
-        closed: columns with few different values. By them rows are found that a stray quote has made part of a text.
+        closed: columns with few different values, which tell rows that a stray quote has made part of a text.
 
     Raises:
         DataError: a row is longer or shorter than the header, or a quote swallows rows; names the line.
@@ -119,7 +119,7 @@ def check_rows(path: Path, content: bytes, closed: Sequence[str] = ()) -> list[s
 
 
 def read_table(content: bytes, strings: Iterable[str]) -> pd.DataFrame:
-    """The table of a checked CSV: these columns as strings, as written; others as numbers where all are numbers."""
+    """The table of a checked CSV; columns other than ``strings`` are numbers where all of their values are."""
     # No word stands for a missing value: "NA", "null" and "nan" are ids and texts like any other.
     return pd.read_csv(
         io.BytesIO(content),
@@ -151,7 +151,7 @@ def _bad_quotes(path: Path, first: int, lines: list[str], error: str) -> str:
 
 
 def _swallows_rows(lines: list[str], row: list[str], values: dict[int, set[str]]) -> bool:
-    """Whether each of the lines of one row looks like a row of its own, by its values of the columns ``values``."""
+    """Whether each line of one row looks like a row of its own, by its values of the columns ``values``."""
     text = next((position for position, field in enumerate(row) if "\n" in field or "\r" in field), None)
     if text is None:
         return False

@@ -1,7 +1,7 @@
-"""The Debian package graph: a text-attributed graph that every Debian or Ubuntu machine holds in apt's lists.
+"""The Debian package graph, from apt's lists on a Debian or Ubuntu machine or from a Packages file.
 
-A node is a binary package, its text is its name and description, an edge is a relation between two packages,
-and the class is the archive section. Format: Debian Policy, chapters 5 (control files) and 7 (relationships).
+A node is a binary package, its text is its name and description, an edge is a relation between two packages, and the
+class is the archive section. Format: Debian Policy, chapters 5 (control files) and 7 (relationships).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,7 @@ APT_HELPER = "/usr/lib/apt/apt-helper"
 PACKAGES_FILE = "a Packages file (plain, .gz or .xz)"
 REMEDY = f"run 'apt-get update' as root, or set dataset.tag_source to {PACKAGES_FILE}"
 
-# The name after the start, a comma or a bar; what follows it (":any", "(>= 1)", "[amd64]", "<!nocheck>")
-# qualifies the relation and is passed over.
+# The name after the start, a comma or a bar; what follows it (":any", "(>= 1)", "[amd64]") qualifies the relation.
 _RELATED_NAME = re.compile(r"(?:^|[,|])\s*([A-Za-z0-9][A-Za-z0-9+.-]*)")
 # A field's name and value, the value with its continuation lines.
 _FIELD = re.compile(r"^([^\s:]+):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
@@ -54,10 +53,12 @@ class Recipe:
     """How packages become a graph.
 
     Attributes:
-        shares: shares of the sources (0-1) that go to train, valid and test; positive, with sum 1.
-        labels_per_source: most packages of one source that carry a label.
-        min_class_size: fewest labelled packages of a section that is kept as a class.
-        max_nodes: keep this many well-connected packages; 0 keeps all.
+        shares: shares of the sources (0-1) that go to train, valid and test; positive, with sum 1. The split hashes the
+            source's name: the machine, the release, ``max_nodes`` and the other packages make no difference to it.
+        labels_per_source: most packages of one source that carry a label; else near-copies decide the score.
+        min_class_size: sections with fewer labelled packages, or with none in training, are left unlabelled.
+        max_nodes: keep this many packages, of every section the same share, those with the most neighbours;
+            0 keeps all.
 
     Raises:
         DataError: a value is out of range.
@@ -69,7 +70,7 @@ class Recipe:
     max_nodes: int = 0
 
     def __post_init__(self) -> None:
-        check_shares(self.shares)
+        object.__setattr__(self, "shares", check_shares(self.shares))
         for key, value, least in (
             ("labels_per_source", self.labels_per_source, 1),
             ("min_class_size", self.min_class_size, 1),
@@ -81,7 +82,7 @@ class Recipe:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Package:
-    """One binary package, as its stanza states it; ordered by all its fields, so that ties break alike."""
+    """One binary package; ordered by all its fields, so that ties break alike."""
 
     name: str
     version: str
@@ -93,7 +94,6 @@ class Package:
 
     @classmethod
     def of(cls, stanza: Mapping[str, str]) -> Package:
-        """The package of a stanza with field package; names of fields are in lower case."""
         name = stanza["package"].strip()
         relations = [_RELATED_NAME.findall(stanza.get(field, "")) for field in RELATIONS]
         return cls(
@@ -105,10 +105,6 @@ class Package:
             description_md5=stanza.get("description-md5", "").strip(),
             related=tuple(chain.from_iterable(relations)),
         )
-
-    def age(self) -> tuple[Any, Package]:
-        """Sorts by version; packages with equal versions by their other fields."""
-        return version_order(self.version), self
 
 
 def version_order(version: str) -> tuple[Any, ...]:
@@ -135,31 +131,28 @@ def _sign_order(sign: str) -> int:
 
 
 class Catalogue:
-    """Binary packages by name, the newest version of each, whatever the order in which lists are added.
-
-    Attributes:
-        packages: name -> package.
-        descriptions: MD5 of a description -> the long description, from Translation lists.
-        files: release, name, size in bytes and SHA-256 of each list as it is when decompressed.
-        passed_over: how many stanzas were not used, by reason.
-    """
+    """Binary packages by name, the newest version of each, whatever the order in which lists are added."""
 
     def __init__(self, architectures: frozenset[str] | None = None) -> None:
         self.architectures = architectures  # None: any
         self.packages: dict[str, Package] = {}
-        self.descriptions: dict[str, str] = {}
-        self.files: list[dict[str, Any]] = []
-        self.passed_over: Counter[str] = Counter()
+        self.descriptions: dict[str, str] = {}  # MD5 of a description -> the long description, from Translation lists
+        self.files: list[dict[str, Any]] = []  # release, name, bytes and SHA-256 of each list, decompressed
+        self.passed_over: Counter[str] = Counter()  # stanzas that were not used, by reason
 
     def add_packages(self, content: bytes, *, name: str, release: str = "") -> None:
         """Add the stanzas of a decompressed Packages list."""
         self._note(content, name, release)
         for stanza in _stanzas(content):
-            reason = self._reason_against(stanza)
-            if reason:
+            if reason := self._reason_against(stanza):
                 self.passed_over[reason] += 1
-            else:
-                self._add(Package.of(stanza))
+                continue
+            package = Package.of(stanza)
+            known = self.packages.setdefault(package.name, package)
+            if known is not package:
+                self.passed_over["older version"] += 1
+                newest = max(known, package, key=lambda each: (version_order(each.version), each))
+                self.packages[package.name] = newest
 
     def add_translations(self, content: bytes, *, name: str, release: str = "") -> None:
         """Add the English long descriptions of a decompressed Translation-en list."""
@@ -167,9 +160,6 @@ class Catalogue:
         for stanza in _stanzas(content):
             if "description-md5" in stanza and "description-en" in stanza:
                 self.descriptions[stanza["description-md5"].strip()] = stanza["description-en"]
-
-    def description(self, package: Package) -> str:
-        return self.descriptions.get(package.description_md5) or package.description
 
     def _reason_against(self, stanza: Mapping[str, str]) -> str:
         if not stanza.get("package", "").strip():
@@ -180,26 +170,12 @@ class Catalogue:
             return "installer package"
         return ""
 
-    def _add(self, package: Package) -> None:
-        known = self.packages.setdefault(package.name, package)
-        if known is not package:
-            self.passed_over["older version"] += 1
-            self.packages[package.name] = max(known, package, key=Package.age)
-
     def _note(self, content: bytes, name: str, release: str) -> None:
         digest = hashlib.sha256(content).hexdigest()
         self.files.append({"release": release, "name": name, "bytes": len(content), "sha256": digest})
 
 
-def load_debian(
-    root: Path,
-    *,
-    packages: str = "",
-    shares: Sequence[float] = (0.1, 0.1, 0.8),
-    labels_per_source: int = 5,
-    min_class_size: int = 20,
-    max_nodes: int = 0,
-) -> TextGraph:
+def load_debian(root: Path, *, packages: str = "", **options: Any) -> TextGraph:
     """The Debian package graph, frozen under ``root`` when it is first read and from then on read from there.
 
     Debian 12 (main, security, updates) has 63,666 nodes, 296,480 undirected edges and 56 classes.
@@ -209,21 +185,22 @@ def load_debian(
             the Packages file, where one is given.
         packages: a Packages file (plain, gzip or xz); empty: apt's own lists, with their long descriptions if
             apt fetches any.
-        shares: shares of the sources (0-1) for train, valid and test. The split hashes the source's name: the
-            machine, the release, ``max_nodes`` and the other packages make no difference to it.
-        labels_per_source: most packages of one source that carry a label; else near-copies decide the score.
-        min_class_size: sections with fewer labelled packages, or with none in training, are left unlabelled.
-        max_nodes: keep this many packages, of every section the same share, those with the most neighbours;
-            0 keeps all.
+        options: those of a `Recipe`.
 
     Raises:
         DataError: an option is out of range, there is nothing to read, or what was read cannot make a graph.
     """
-    recipe = Recipe(tuple(float(share) for share in shares), labels_per_source, min_class_size, max_nodes)
+    recipe = Recipe(**options)
     if not packages:
         folder = root / f"debian-{fingerprint(RECIPE_VERSION, asdict(recipe))}"
         return snapshot(folder, lambda: package_graph(read_apt_lists(), recipe))
-    raw = _read_file(packages)
+    try:
+        raw = Path(packages).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"dataset.tag_source: {packages} cannot be read ({error.strerror}); "
+            f"expected {PACKAGES_FILE}, or nothing for apt's own lists"
+        ) from error
     folder = root / f"debian-{fingerprint(RECIPE_VERSION, asdict(recipe), raw)}"
     return snapshot(folder, lambda: package_graph(read_packages_file(Path(packages).name, raw), recipe))
 
@@ -279,7 +256,9 @@ def package_graph(catalogue: Catalogue, recipe: Recipe) -> TextGraph:
     parts = np.array([split_of(package.source, recipe.shares) for package in packages])
     label, class_names, dropped = _labels(packages, parts, recipe)
     rowptr, col = csr_from_edges(*_edges(packages), len(packages))
-    descriptions = [_paragraphs(catalogue.description(package)) for package in packages]
+    descriptions = [
+        _paragraphs(catalogue.descriptions.get(package.description_md5) or package.description) for package in packages
+    ]
     texts = [_text(package.name, *both) for package, both in zip(packages, descriptions, strict=True)]
     counts = {
         "packages": len(catalogue.packages),
@@ -320,8 +299,7 @@ def split_of(source: str, shares: Sequence[float]) -> str:
 def best_connected(packages: Sequence[Package], max_nodes: int) -> list[Package]:
     """``max_nodes`` of the packages, in the given order: of every section the same share, by highest degree.
 
-    Chosen without regard to sections, by degree, k-core or breadth-first search, a fifth or more would be
-    libraries; a random sample would keep a third of the mean degree.
+    Without regard to sections a fifth or more would be libraries; a random sample would keep a third of the degree.
     """
     rowptr, _ = csr_from_edges(*_edges(packages), len(packages))
     degree = np.diff(rowptr)
@@ -337,7 +315,7 @@ def best_connected(packages: Sequence[Package], max_nodes: int) -> list[Package]
 
 
 def _edges(packages: Sequence[Package]) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of every relation between two of the packages; virtual and absent packages have no node."""
+    """Both ends of every relation between two of the packages."""
     node = {package.name: index for index, package in enumerate(packages)}
     pairs = [
         (index, node[other]) for index, package in enumerate(packages) for other in package.related if other in node
@@ -368,16 +346,13 @@ def _labels(
 
 def _capped(packages: Sequence[Package], labels_per_source: int) -> list[int]:
     """Nodes that may carry a label: of each source the first few with a section, in the order of a hash."""
+    # Salted: the split's own hash would favour packages named like their source in training, not in test.
+    order = [_unit_hash(f"label {package.name}") for package in packages]
     sources: dict[str, list[int]] = defaultdict(list)
     for node, package in enumerate(packages):
         if package.section:
             sources[package.source].append(node)
-
-    def order(node: int) -> float:
-        # Salted: the split's own hash would favour packages named like their source in training, not in test.
-        return _unit_hash(f"label {packages[node].name}")
-
-    return [node for nodes in sources.values() for node in sorted(nodes, key=order)[:labels_per_source]]
+    return [node for nodes in sources.values() for node in sorted(nodes, key=order.__getitem__)[:labels_per_source]]
 
 
 def _unit_hash(text: str) -> float:
@@ -406,8 +381,7 @@ def _text(name: str, short: str, long: str) -> str:
     return ": ".join(part for part in (name, f"{short} {long}".strip()) if part)
 
 
-@dataclass(frozen=True)
-class _IndexTarget:
+class _IndexTarget(NamedTuple):
     """A list that apt has on this machine; what apt does not know of it is empty."""
 
     release: str
@@ -437,13 +411,3 @@ def _run(*command: str) -> bytes:
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
         raise DataError(f"{command[0]} {command[1]} failed ({said[-1]}); {REMEDY}") from error
-
-
-def _read_file(packages: str) -> bytes:
-    try:
-        return Path(packages).expanduser().read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"dataset.tag_source: {packages} cannot be read ({error.strerror}); "
-            f"expected {PACKAGES_FILE}, or nothing for apt's own lists"
-        ) from error

@@ -1,20 +1,29 @@
-"""The one error of bad data, and all that is wrong said at once."""
+"""The error of bad data, and how several are told at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 class DataError(ValueError):
     """The data at hand cannot be used as it is; the message names the file or key and what to do."""
 
 
-def check_all(*checks: Callable[[], object]) -> None:
-    """Run all checks, also after one that fails.
+def listed(values: Sequence[Any], most: int = 5, *, quoted: bool = False) -> str:
+    """The first of the values on one line, and how many more there are; "nothing" where there are none."""
 
-    Raises:
-        DataError: what the checks that failed said, each in a line of its own where there are several.
-    """
+    def in_line(value: Any) -> str:
+        text = str(value)
+        text = text if len(text) <= 80 else f"{text[:79]}…"
+        return repr(text) if quoted or not text.isprintable() or text != text.strip() else text
+
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(in_line, values[:most])) + more if len(values) else "nothing"
+
+
+def check_all(*checks: Callable[[], object]) -> None:
+    """Run all checks and raise one DataError with all that failed, a line for each where there are several."""
     found = []
     for check in checks:
         try:

@@ -8,8 +8,7 @@ import numpy as np
 
 from glem_graphgym.data.text_graph import UNLABELLED
 
-# A column of features tells the label only if this many rows are behind each of its values.
-ROWS_PER_VALUE = 4
+ROWS_PER_VALUE = 4  # a column of features tells the label only with this many rows behind each of its values
 LEAST_ROWS = 8
 QUICK_LOOK = 4096  # labelled nodes by which most columns are seen not to tell the label
 
@@ -35,11 +34,7 @@ def telling_columns(names: Sequence[str], features: np.ndarray, label: np.ndarra
 
 
 def _tells(values: np.ndarray, label: np.ndarray, quick: bool = False) -> str:
-    """How values and classes determine each other, "" where they do not.
-
-    A feature that differs between nearly all nodes determines everything and tells nothing, and a rare one may hit a
-    class by chance: values count only with some rows behind them.
-    """
+    """How values and classes determine each other, "" where they do not; values with few rows do so by chance."""
     kinds, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
     classes, label = np.unique(label, return_inverse=True)
     if len(kinds) < 2 or len(classes) < 2:

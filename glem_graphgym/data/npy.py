@@ -11,14 +11,9 @@ from glem_graphgym.disk import disk_full_errors
 
 
 class NpyWriter:
-    """A one-dimensional array that is appended to; `np.load` reads it once the ``with`` block has ended.
+    """A one-dimensional array that is appended to, in a ``with`` block; one that ends in an error removes the file.
 
-    Its length goes into the header at the end, for which NumPy leaves room. A block that ends in an error removes
-    the file.
-
-    Args:
-        path: the file, replaced if it exists.
-        dtype: of the array; what is written is cast to it.
+    Its length goes into the header at the end, for which NumPy leaves room. What is written is cast to ``dtype``.
 
     Raises:
         DiskFullError: there is no room for it; names the file.
@@ -57,13 +52,7 @@ class NpyWriter:
 
 
 class PointerWriter:
-    """int64 (N+1,) pointers of N rows, written while their items come by: where the items of each row begin.
-
-    Args:
-        path: the file.
-        num_rows: N.
-        at_once: pointers that are made together; bounds the memory.
-    """
+    """int64 (N+1,) pointers of N rows, written while their items come by, ``at_once`` pointers at a time."""
 
     def __init__(self, path: Path, num_rows: int, at_once: int = 1 << 18) -> None:
         self.num_rows, self.at_once = num_rows, at_once
@@ -78,7 +67,6 @@ class PointerWriter:
             self._before += int(ends[-1])
 
     def _write_up_to(self, stop: int, rows: np.ndarray, ends: np.ndarray) -> None:
-        """Pointers of the rows below ``stop``, which no later item can change."""
         for start in range(self._file.length, stop, self.at_once):
             wanted = np.arange(start, min(start + self.at_once, stop))
             self._file.write(self._before + ends[np.searchsorted(rows, wanted)])

@@ -50,11 +50,8 @@ def only_data_is_unpickled(folder: Path) -> Iterator[None]:
 
     PyTorch Geometric loads `processed/pre_transform.pt` and the raw files of some datasets without such a limit.
 
-    Args:
-        folder: where the dataset is; for the error.
-
     Raises:
-        DataError: a file holds something else; names it.
+        DataError: a file holds something else; names it, or the dataset's ``folder``.
     """
     load, environment = pickle.load, {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
 

@@ -1,4 +1,4 @@
-"""A snapshot whose pieces take hours: each is made once, survives a kill, and goes into the snapshot without a copy."""
+"""Pieces of a snapshot that take hours: each is made once, survives a kill, and is linked into the snapshot."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ class Pieces:
     """Folders with the finished pieces of one snapshot, kept until the snapshot is there.
 
     Args:
-        folder: where they are kept, one folder a piece. Snapshots that differ in one piece share the others.
-            Its file of the same name with ``.lock`` belongs to it.
+        folder: has one folder per piece; snapshots that differ in one piece share the others.
         keys: name of each piece -> fingerprint of all that it is made of.
-        sizes: name -> bytes of disk that the piece takes, about, where that is known.
+        sizes: name -> approximate bytes of disk that the piece takes, where that is known.
 
     Attributes:
-        counts: what the pieces that were asked for say of themselves, all together.
+        counts: the counts of all pieces that were asked for.
     """
 
     def __init__(self, folder: Path, keys: dict[str, str], sizes: dict[str, int] | None = None) -> None:
@@ -37,8 +36,7 @@ class Pieces:
     def claimed(self) -> Iterator[None]:
         """The time in which a snapshot is made of these pieces.
 
-        It begins with removing those that others left, of sources that have changed since, unless another process is
-        at work on a snapshot of its own.
+        First removes those of sources that have changed since, unless another process is at work on its own snapshot.
 
         Raises:
             DiskFullError: there is no room for all pieces that are missing.
@@ -68,11 +66,7 @@ class Pieces:
                 path.unlink(missing_ok=True)
 
     def make(self, name: str, write: Callable[[Path], dict[str, Any]]) -> Path:
-        """The folder of a piece, made where it is not there yet.
-
-        Args:
-            name: of the piece.
-            write: puts the piece's files into the empty folder that it is given, and returns JSON-able counts.
+        """The folder of a piece; if it is not there, ``write`` fills an empty folder and returns JSON-able counts.
 
         Raises:
             DiskFullError: there is no room for it; asked before it is begun, where its size is known.
@@ -87,14 +81,14 @@ class Pieces:
         return piece
 
     def link_into(self, folder: Path, *pieces: Path) -> None:
-        """Put the files of these pieces into ``folder`` too: as hard links, or as copies where there are none."""
+        """Put the files of these pieces into ``folder`` too, as hard links if possible."""
         for piece in pieces:
             for file in sorted(piece.iterdir()):
                 if file.name != COUNTS:
                     link_or_copy(file, folder / file.name)
 
     def discard(self) -> None:
-        """Remove the pieces, now that the snapshot holds them; those of a process that was killed here too."""
+        """Remove the pieces, now that the snapshot holds them."""
         for piece in map(self._place, self.keys):
             shutil.rmtree(piece, ignore_errors=True)
             (piece.parent / f".{piece.name}.lock").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which nodes a prediction depends on: a graph's nodes within some hops of others, from CSR arrays, block by block."""
+"""Nodes within some hops of others, on which a prediction depends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ def nodes_within(
 ) -> np.ndarray:
     """int64, increasing: ``nodes`` and all nodes within ``hops`` steps of one of them.
 
-    Takes a few bytes a node; the graph may be memory-mapped, and only the parts of it that lie on the way are read.
-
-    Args:
-        rowptr: int64 (N+1,), col: integers (E,), of a symmetric adjacency.
-        nodes: integers (n,).
-        hops: 0 or more.
+    Takes a few bytes per node; of a memory-mapped graph only what lies on the way is read. ``rowptr`` int64 (N+1,) and
+    ``col`` (E,) are a symmetric adjacency.
     """
     reached = np.zeros(len(rowptr) - 1, dtype=bool)
     reached[nodes] = True

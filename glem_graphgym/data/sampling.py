@@ -1,8 +1,7 @@
 """Sampled neighbourhoods of nodes, straight from a graph's CSR arrays, which may be memory-mapped.
 
-PyG's samplers need pyg-lib, of which there are no wheels on the package index; this one needs numpy and torch's sort.
-It loops over hops and over the neighbours to draw, never over nodes or edges, and what it takes does not grow with the
-graph or with the degrees of hubs that are sampled from.
+PyG's samplers need pyg-lib, of which there are no wheels on the package index. This one loops over hops and over the
+neighbours to draw, never over nodes or edges; its cost does not grow with the graph or with the degrees of hubs.
 """
 
 from __future__ import annotations
@@ -22,13 +21,12 @@ class Block:
 
     Attributes:
         nodes: int64 (n,), index in the graph of each node: the seeds in their order, then what each hop adds, by index.
-        ends: int64 (hops + 1,), how many nodes lie within 0, 1, … hops of the seeds: the first is the number of seeds,
-            the last is n. Nodes within all hops but the last have their drawn neighbours; those that the last hop
-            adds have none.
+        ends: int64 (hops + 1,), number of nodes within 0, 1, … hops of the seeds. Those that the last hop adds have no
+            drawn neighbours.
         rowptr: int64 (n+1,), where each node's drawn neighbours begin in ``col``; row = target, as in
             `models.propagation.Adjacency`.
         col: int64 (e,), local indices of the neighbours, increasing within a row.
-        degree: int64 (n,), how many neighbours each node has in the graph.
+        degree: int64 (n,), number of neighbours of each node in the graph.
     """
 
     nodes: np.ndarray
@@ -53,8 +51,7 @@ class NeighbourSampler:
         rowptr: integers (N+1,), CSR row pointers.
         col: integers (E,), neighbours; a node's are all different.
         fan_outs: neighbours drawn for each seed, then for each node that the first hop adds, and so on; `ALL` (-1)
-            takes every neighbour. A node that has no more than the fan-out gets all it has. A draw takes time
-            quadratic in the fan-out, so that it need not read all neighbours of a hub.
+            takes every neighbour. A draw takes time quadratic in the fan-out.
 
     Raises:
         ValueError: no fan-out, or one that is neither positive nor `ALL`.
@@ -94,7 +91,7 @@ class NeighbourSampler:
         return Block(nodes, ends, rowptr, _sorted(row * len(nodes) + local)[0] % max(len(nodes), 1), degree)
 
     def _draw(self, nodes: np.ndarray, fan_out: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """How many neighbours each of ``nodes`` gets, int64 (b,), and which, int64 (sum of them,), node after node."""
+        """Number of neighbours that each of ``nodes`` gets, int64 (b,), and the neighbours, node after node."""
         first = np.asarray(self.rowptr[nodes], dtype=np.int64)
         degree = self.rowptr[nodes + 1] - first
         count = degree if fan_out == ALL else np.minimum(degree, fan_out)
@@ -125,19 +122,15 @@ def _places(distinct: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _sorted(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers in order, equal ones as they stood, and int64 where each stood.
-
-    By torch, whose radix sort is four times as fast as numpy's sort, and that as a search of sorted numbers.
-    """
+    """Stable sort and argsort; torch's radix sort is four times as fast as numpy's sort."""
     values, place = torch.from_numpy(numbers).sort(stable=True)
     return values.numpy(), place.numpy()
 
 
 def _subsets(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """int64 (b, count): for each of ``sizes`` a subset of 0..size-1, all subsets being equally probable.
+    """int64 (b, count): for each of ``sizes``, above ``count``, a uniform subset of 0..size-1, by Floyd's algorithm.
 
-    Floyd's algorithm (Bentley and Floyd, "A sample of brilliance", 1987), for all rows at a time; ``sizes`` exceed
-    ``count``.
+    Bentley and Floyd, "A sample of brilliance", 1987.
     """
     chosen = np.full((len(sizes), count), -1, dtype=np.int64)
     for drawn in range(count):

@@ -1,4 +1,4 @@
-"""Small stand-ins for large data: what is measured on them says what the data itself would take."""
+"""Small stand-ins for large data, on which its cost is measured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ SAMPLED_TEXTS = 2000
 
 
 class TokensLike(TokenStore):
-    """Tokens of texts that stand for others: text i is text ``stands_for[i]`` of a store.
-
-    Args:
-        store: n texts.
-        stands_for: integers (N,), places in the store.
-    """
+    """Tokens of N texts, of which text i is text ``stands_for[i]`` of a smaller store."""
 
     def __init__(self, store: TokenStore, stands_for: np.ndarray) -> None:
         super().__init__(store.ids, store.offsets, store.pad_id, store.unknown_id, store.ids_below)
@@ -31,10 +26,7 @@ class TokensLike(TokenStore):
 
 
 def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = SAMPLED_TEXTS) -> TokensLike:
-    """Tokens of all N texts as far as ``count`` of them, evenly spread over the texts by size, can tell.
-
-    A text is represented by the sampled one that is the next larger in bytes, so the longest stand for themselves.
-    """
+    """Tokens of ``count`` texts, evenly spread by size, for all N: each is represented by the next larger in bytes."""
     order = np.argsort(np.diff(texts.offsets), kind="stable")
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(np.int64))
     ids = encode_texts([texts[i] for i in order[chosen]], tokenizer, max_length)

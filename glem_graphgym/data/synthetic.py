@@ -17,7 +17,7 @@ _MAX_VOCABULARY = len(_WORDS) * (len(_WORDS) + 1)  # single words, then compound
 _TEXTS_AT_A_TIME = 1 << 14
 
 
-# The argument's name in a configuration.
+# Argument -> its name in a configuration.
 KEYS = {
     "num_nodes": "dataset.synthetic_nodes",
     "num_classes": "dataset.synthetic_classes",
@@ -45,34 +45,29 @@ def make_synthetic(
 ) -> TextGraph:
     """A text-attributed graph whose texts and edges each tell as much of the class as they are told to.
 
-    Each word of a text is, with probability ``text_signal``, one of its class's own words, else any word of
-    the vocabulary. Each edge starts at a random node and ends, with probability ``structure_signal``, at a
-    node of the same class, else at any node; heavy-tailed node weights pick both ends, as in a
-    degree-corrected stochastic block model (Karrer and Newman 2011). On either dial 0 tells nothing and 1
-    tells everything.
+    Each word of a text is, with probability ``text_signal``, one of its class's own words, else any word of the
+    vocabulary. Each edge starts at a random node and ends, with probability ``structure_signal``, at a node of the same
+    class, else at any node; heavy-tailed node weights pick both ends, as in a degree-corrected stochastic block model
+    (Karrer and Newman 2011). On either dial 0 tells nothing and 1 tells everything. With ``text_signal`` 0.35,
+    ``structure_signal`` 0.5 and the other defaults a linear classifier on bags of words gets about 62% of the test
+    nodes right, label propagation 64%, and that classifier on bags of words summed over two hops 81%.
 
-    Neither alone need suffice where both together do: few words a text, or few labelled texts to learn the
-    words from, leave doubts that the neighbours' texts settle. With ``text_signal`` 0.35,
-    ``structure_signal`` 0.5 and the other defaults a linear classifier on bags of words gets about 62% of the
-    test nodes right, label propagation 64%, and that classifier on bags of words summed over two hops 81%.
-
-    The same arguments give the same graph bit for bit on every machine: nothing is computed with functions
-    that round differently from one processor to the next (exp, log, normal variates).
+    The same arguments give the same graph bit for bit on every machine: nothing is computed with functions that round
+    differently from one processor to the next (exp, log, normal variates).
 
     Args:
         num_nodes: N. Classes are balanced to within one node, in the whole graph and in every split.
         num_classes: C, at least 2.
-        avg_degree: mean number of neighbours, reached exactly (E is N·avg_degree/2, rounded). At most
-            (N/C - 1)/2: half of what a class can hold when all edges stay within classes.
-        text_signal: probability, 0 to 1, see above.
-        structure_signal: probability, 0 to 1, see above.
+        avg_degree: mean number of neighbours, reached exactly (E is N·avg_degree/2, rounded). At most (N/C - 1)/2:
+            half of what a class can hold when all edges stay within classes.
+        text_signal, structure_signal: probabilities, 0 to 1.
         words_per_text: number of words in each text, at least 1.
-        vocabulary: number of different words, at least C: English words of five letters and, beyond 512,
-            compounds of two of them. Word k is one of the own words of class k mod C.
+        vocabulary: number of different words, at least C: English words of five letters and, beyond 512, compounds of
+            two of them. Word k is one of the own words of class k mod C.
         shares: of train, valid and test, each above 0, at most 1 together. The rest is in no split.
-        feature_dim: F of the float32 ``features``, which go from noise at ``text_signal`` 0 to the means of
-            the classes at 1; 0 for no features.
-        seed: seeds the one `numpy.random.Generator` from which everything is drawn; at least 0.
+        feature_dim: F of the float32 ``features``, which go from noise at ``text_signal`` 0 to the means of the classes
+            at 1; 0 for no features.
+        seed: of the one `numpy.random.Generator` from which everything is drawn; at least 0.
 
     Raises:
         DataError: an argument is of the wrong type or out of range, a split would be empty, or a class would
@@ -237,11 +232,7 @@ def draw_texts(
     length: int | np.ndarray,
     signal: float,
 ) -> Texts:
-    """One text of ``length`` words per node, as bytes throughout; by blocks of nodes, to bound the memory.
-
-    Args:
-        length: number of words, of all texts or int (N,) of each.
-    """
+    """One text of ``length`` words per node: one number for all texts, or int (N,)."""
     table = _word_table(vocabulary)
     own_words = (vocabulary - 1 - np.arange(num_classes)) // num_classes + 1
     words = np.broadcast_to(length, label.shape)

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
+from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.label_leaks import telling_columns
 from glem_graphgym.data.text_graph import (
     SPLITS,
     UNLABELLED,
-    DataError,
     TextGraph,
     Texts,
     check_shares,
@@ -52,6 +52,19 @@ OTHER_NAMES = {
     "source": "src from u head start source_id from_node node1",
     "target": "dst to v tail end target_id to_node node2",
 }
+# Keys of a graph's `origin`, and what is logged of those that hold anything.
+UNUSUAL = {
+    "no_label_words": "nodes without a label by these words in column 'label': {}",
+    "classes_like_no_label": "these words are labels like any other, an empty field is none: {}",
+    "odd_labels": "labels that are unlike the others are classes too: {}",
+    "similar_labels": "labels that may be meant to be the same are different classes: {}",
+    "fractional_labels": "labels are numbers with fractions; each of them is a class",
+    "ids_with_blanks": "{} ids begin or end with a blank",
+    "classes_without_training": "no training node has these labels, so they cannot be predicted: {}",
+    "empty_texts": "{} of {nodes} texts are empty",
+    "repeated_texts": "{} of {nodes} texts repeat another node's",
+    "ignored_edge_columns": "columns of edges that are ignored: {}",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +78,15 @@ def load_table(
     test in any case; empty: in no split) or, in its place, ``train_mask``, ``val_mask`` and ``test_mask`` (true or
     false, 1 or 0). All other columns are numbers and become ``features``, float32 (N, F), in the file's order. Edges
     have the columns ``source`` and ``target``; others are ignored. CSV is comma-separated UTF-8 with a header, and only
-    an empty field is a missing value. Ids and labels may be of any type and are compared as strings: in CSV what is
-    written there, in Parquet 7 and 7.0 are "7".
+    an empty field is a missing value. Ids and labels are compared as strings: in Parquet 7 and 7.0 are "7".
 
     A node has no label where the field is empty or -1; beside numbers, NA, nan, None and null mean the same. Beside
-    words they are classes, with a warning. Numbers are compared as such: the labels 1 and 1.0 are one class, "1".
-    Classes are in numeric order if all labels are integers, else in lexicographic order; ``node_ids`` are the
-    ids. Self-loops and repeated edges, in either direction, are dropped and counted in ``origin``, as are
-    empty texts, which stay, and classes without a training node, which can never be predicted.
+    words they are classes, with a warning. The labels 1 and 1.0 are one class, "1". Classes are in numeric order if all
+    labels are integers, else in lexicographic order. Self-loops and repeated edges, in either direction, are dropped
+    and counted in ``origin``, as are empty texts, which stay, and classes without a training node.
 
-    The graph is frozen under ``cache``, in a folder of its own for each content of the files and options. What is
-    unusual about it, and the feature columns, are logged whenever it is loaded.
+    The graph is frozen under ``cache``, in a folder for each content of the files and options. What is unusual about
+    it, and the feature columns, are logged whenever it is loaded.
 
     Args:
         folder: where the two files are.
@@ -85,9 +96,7 @@ def load_table(
         raw: whether the features are going to be used; columns that tell the label are refused then.
 
     Raises:
-        DataError: a file or column is missing or cannot be read, a name of a column is not unique, a row has not the
-            header's length, an id is missing, repeated or (in an edge) unknown, a node in a split has no label, a
-            feature is no finite number, or a split stays empty. Names the file, and the line or row.
+        DataError: a file or column is missing or wrong. Names the file, and the line or row.
     """
     shares = list(check_shares(shares))
     nodes_file, edges_file = _find(folder, "nodes"), _find(folder, "edges")
@@ -128,6 +137,7 @@ def _graph(name: str, nodes_file: Path, edges_file: Path, shares: list[float], s
     feature_columns = [name for name in map(str, nodes.columns) if name not in (*NODE_COLUMNS, *masks)]
     features = _features(nodes_file, nodes[feature_columns], ids)
     rowptr, col, edge_counts = _edges(edges_file, ids)
+    trained = set(label[split["train"]])
     origin = {
         "files": [nodes_file.name, edges_file.name],
         "nodes": len(ids),
@@ -136,7 +146,7 @@ def _graph(name: str, nodes_file: Path, edges_file: Path, shares: list[float], s
         "ids_with_blanks": sum(name != name.strip() for name in ids),
         "empty_texts": sum(not text.strip() for text in texts),
         "repeated_texts": len(texts) - len(set(texts)),
-        "classes_without_training": _untrained(label, split["train"], class_names),
+        "classes_without_training": [name for index, name in enumerate(class_names) if index not in trained],
         "split": "column" if "split" in nodes else [*masks] or {"shares": shares, "seed": seed},
         "feature_columns": feature_columns,
         "telling_columns": {} if features is None else telling_columns(feature_columns, features, label),
@@ -164,36 +174,19 @@ def _report(graph: TextGraph, nodes_file: Path, raw: bool) -> None:
     """
     name, origin = graph.name, graph.origin
     if columns := origin["feature_columns"]:
-        logger.info("%s: %d feature columns (for glem.node_features raw): %s", name, len(columns), _listed(columns))
+        logger.info("%s: %d feature columns (for glem.node_features raw): %s", name, len(columns), listed(columns))
     if telling := origin["telling_columns"]:
-        found = f"{nodes_file}: {_listed([f'column {column!r} {what}' for column, what in telling.items()])}"
+        found = f"{nodes_file}: {listed([f'column {column!r} {what}' for column, what in telling.items()])}"
         if raw:
             raise DataError(f"{found}; as raw features (glem.node_features) they give the label away: drop them")
         logger.warning("%s; as raw features they would give the label away", found)
-    if words := origin["no_label_words"]:
-        logger.warning("%s: nodes without a label by these words in column 'label': %s", name, words)
-    if words := origin["classes_like_no_label"]:
-        logger.warning("%s: these words are labels like any other, an empty field is none: %s", name, words)
-    if odd := origin["odd_labels"]:
-        logger.warning("%s: labels that are unlike the others are classes too: %s", name, _listed(odd, quoted=True))
-    if similar := origin["similar_labels"]:
-        logger.warning("%s: labels that may be meant to be the same are different classes: %s", name, _listed(similar))
-    if origin["fractional_labels"]:
-        logger.warning("%s: labels are numbers with fractions; each of them is a class", name)
-    if origin["ids_with_blanks"]:
-        logger.warning("%s: %d ids begin or end with a blank", name, origin["ids_with_blanks"])
-    if untrained := origin["classes_without_training"]:
-        logger.warning(
-            "%s: no training node has these labels, so they cannot be predicted: %s", name, _listed(untrained, 20)
-        )
-    if origin["empty_texts"]:
-        logger.warning("%s: %d of %d texts are empty", name, origin["empty_texts"], origin["nodes"])
-    if 2 * (repeated := origin.get("repeated_texts", 0)) > origin["nodes"]:  # older snapshots do not say
-        logger.warning("%s: %d of %d texts repeat another node's", name, repeated, origin["nodes"])
+    for key, message in UNUSUAL.items():
+        value = origin.get(key)  # older snapshots do not have all of them
+        if value and (key != "repeated_texts" or 2 * value > origin["nodes"]):
+            shown = listed(value, 20, quoted=key == "odd_labels") if isinstance(value, list) else value
+            logger.warning("%s: %s", name, message.format(shown, nodes=origin["nodes"]))
     if not origin["edges"]:
         logger.warning("%s: the graph has no edges", name)
-    if origin["ignored_edge_columns"]:
-        logger.warning("%s: columns of edges that are ignored: %s", name, origin["ignored_edge_columns"])
 
 
 # ---- files and columns --------------------------------------------------------------------------------------------
@@ -261,13 +254,13 @@ def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) ->
     missing = [column for column in required if column not in header]
     if missing:
         raise DataError(
-            f"{path} has no column {missing}; found [{_listed(header, 12, quoted=True)}], expected {[*required]}"
+            f"{path} has no column {missing}; found [{listed(header, 12, quoted=True)}], expected {[*required]}"
             + _why_missing(header, missing, required)
         )
     nodes = "text" in required
     repeated = [name for name, count in Counter(header).items() if count > 1 and (nodes or name in required)]
     if repeated := [name for name in repeated if name.strip()]:
-        raise DataError(f"{path}: several columns have the name {_listed(repeated, quoted=True)}; keep one of each")
+        raise DataError(f"{path}: several columns have the name {listed(repeated, quoted=True)}; keep one of each")
 
 
 def _why_missing(header: Sequence[str], missing: Sequence[str], required: Sequence[str]) -> str:
@@ -307,11 +300,9 @@ def _ids(path: Path, nodes: pd.DataFrame) -> list[str]:
         raise DataError(f"{path} has no rows, expected one for each node")
     if None in ids:
         rows = [row for row, found in enumerate(ids, start=1) if found is None]
-        raise DataError(f"{path}: {len(rows)} nodes have no id (rows {_listed(rows)}); give each node one")
+        raise DataError(f"{path}: {len(rows)} nodes have no id (rows {listed(rows)}); give each node one")
     if repeated := [found for found, count in Counter(ids).items() if count > 1]:
-        raise DataError(
-            f"{path}: {len(repeated)} ids stand in several rows ({_listed(repeated)}); keep one row of each"
-        )
+        raise DataError(f"{path}: {len(repeated)} ids stand in several rows ({listed(repeated)}); keep one row of each")
     return list(ids)
 
 
@@ -398,7 +389,7 @@ def _given_split(
     unlabelled = [ids[node] for node in np.flatnonzero((label == UNLABELLED) & (parts != ""))]
     if unlabelled:
         raise DataError(
-            f"{path}: {len(unlabelled)} nodes are in a split and have no label ({_listed(unlabelled)}); give "
+            f"{path}: {len(unlabelled)} nodes are in a split and have no label ({listed(unlabelled)}); give "
             "them one, or leave their split empty"
         )
     split = {part: np.flatnonzero(parts == part) for part in SPLITS}
@@ -414,7 +405,7 @@ def _parts_of_column(path: Path, nodes: pd.DataFrame) -> np.ndarray:
     words = [value.strip().casefold() if value else "" for value in values]
     unknown = Counter(value for value, word in zip(values, words, strict=True) if word and word not in SPLIT_NAMES)
     if unknown:
-        found = _listed([f"{value!r} ({count} times)" for value, count in unknown.items()])
+        found = listed([f"{value!r} ({count} times)" for value, count in unknown.items()])
         raise DataError(f"{path}: column 'split' holds {found}, expected {[*SPLIT_NAMES]} or nothing")
     return np.array([SPLIT_NAMES.get(word, "") for word in words])
 
@@ -433,7 +424,7 @@ def _parts_of_masks(path: Path, nodes: pd.DataFrame, masks: Mapping[str, str], i
         if (both := inside & (parts != "")).any():
             several = [ids[node] for node in np.flatnonzero(both)]
             raise DataError(
-                f"{path}: {len(several)} nodes are true in several of the masks {[*masks]} ({_listed(several)}); "
+                f"{path}: {len(several)} nodes are true in several of the masks {[*masks]} ({listed(several)}); "
                 "each may be in one split"
             )
         parts[inside] = part
@@ -501,7 +492,7 @@ def _edges(path: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray, dict[str
         distinct = [*dict.fromkeys("(empty)" if end is None else end for end in unknown)]
         raise DataError(
             f"{path}: {int(broken.sum())} of {len(table)} edges name {len(distinct)} ids that no node has "
-            f"({_listed(distinct)}); nodes have ids like {_listed(ids, 3, quoted=True)}. "
+            f"({listed(distinct)}); nodes have ids like {listed(ids, 3, quoted=True)}. "
             f"{_how_ids_differ(distinct, ids)}"
         )
     rowptr, col = csr_from_edges(source, target, len(ids))
@@ -536,23 +527,6 @@ def _how_ids_differ(unknown: Sequence[str], ids: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """What is left of an id or label without its case, blanks, quotes, zeros before a number and .0 after it."""
+    """An id or label without its case, blanks, quotes, zeros before a number and .0 after it."""
     name = re.sub(r"\s+", " ", name.strip(" \t\r\n'\"")).casefold()
     return re.sub(r"^0+(?=[0-9])|(?<=[0-9])\.0*$", "", name)
-
-
-def _untrained(label: np.ndarray, train: np.ndarray, class_names: list[str]) -> list[str]:
-    trained = set(label[train])
-    return [name for index, name in enumerate(class_names) if index not in trained]
-
-
-def _listed(values: Sequence[Any], most: int = 5, *, quoted: bool = False) -> str:
-    """The first of the values, on one line, and how many more there are."""
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(_in_line(value, quoted) for value in values[:most]) + more
-
-
-def _in_line(value: Any, quoted: bool) -> str:
-    text = str(value)
-    text = text if len(text) <= 80 else f"{text[:79]}…"
-    return repr(text) if quoted or not text.isprintable() or text != text.strip() else text

@@ -29,7 +29,7 @@ BROKEN = (OSError, ValueError, KeyError, EOFError)
 class TextGraph:
     """An undirected text-attributed graph with N nodes, E undirected edges and C classes.
 
-    Every array may be memory-mapped: what is checked and hashed is read block by block. Nobody changes what it holds.
+    Every array may be memory-mapped: checks and hashes read block by block.
 
     Attributes:
         name: what the graph is called in results, e.g. ``"debian"`` or ``"ogbn-arxiv"``.
@@ -39,12 +39,12 @@ class TextGraph:
         label: int64 (N,), class index, ``UNLABELLED`` (-1) where there is none.
         split: ``train``, ``valid`` and ``test``, each a sorted int64 array of labelled nodes; they are disjoint.
         class_names: C names; every class index is below C.
-        features: float (N, F) raw node features, or None. May be memory-mapped.
+        features: float (N, F) raw node features, or None.
         node_ids: the data's own name of each node (package name, paper id, ...), a list or `Texts`; None for 0..N-1.
         origin: where it came from, for results: file names, counts, what was repaired. JSON-able.
 
     Raises:
-        DataError: an invariant does not hold; says which, with what was found and what was expected.
+        DataError: an invariant does not hold.
     """
 
     name: str
@@ -130,27 +130,19 @@ class TextGraph:
     def fingerprint(self) -> str:
         """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once."""
         if self._fingerprint is None:
-            self.has_fingerprint(self._compute_fingerprint())
+            arrays = [self.rowptr, self.col, self.label, *(self.split[part] for part in SPLITS)]
+            arrays += [] if self.features is None else [self.features]
+            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays))
         assert self._fingerprint is not None
         return self._fingerprint
 
     def has_fingerprint(self, known: str) -> None:
-        """Take ``known`` for the fingerprint of this graph: it was recorded when it was frozen."""
+        """Take ``known``, which was recorded when the graph was frozen, for its fingerprint."""
         object.__setattr__(self, "_fingerprint", known)
-
-    def _compute_fingerprint(self) -> str:
-        arrays = [self.rowptr, self.col, self.label, *(self.split[part] for part in SPLITS)]
-        if self.features is not None:
-            arrays.append(self.features)
-        return fingerprint(self.texts.fingerprint(), self.class_names, *arrays)
 
 
 def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
-    """Shares (0-1) of train, valid and test: three positive numbers with sum 1.
-
-    Raises:
-        DataError: they are not; names the key ``dataset.tag_split``.
-    """
+    """Raise DataError unless ``shares`` are three positive numbers with sum 1, which are returned."""
     values = tuple(float(share) for share in shares)
     if len(values) != len(SPLITS) or not all(value > 0 for value in values) or abs(sum(values) - 1) > 1e-6:
         raise DataError(
@@ -178,17 +170,15 @@ def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
 
 
 def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> TextGraph:
-    """The graph frozen in ``folder``; written there piece by piece first when the folder does not exist.
+    """The graph frozen in ``folder``; written there first when the folder does not exist, without holding it in memory.
 
-    For graphs that never are in memory as a whole. ``write`` gets an empty temporary folder and puts there
+    ``write`` gets an empty temporary folder and puts there
 
     - ``text.npy``, ``text_offsets.npy``: `TextsWriter`;
     - ``rowptr.npy``, ``col.npy``: `csr.write_csr`;
     - ``label.npy`` and ``split_train.npy``, ``split_valid.npy``, ``split_test.npy``: int64, as in `TextGraph`;
     - ``features.npy``, optional: a float array (N, F);
     - ``node_id.npy``, ``node_id_offsets.npy``, optional: `TextsWriter` with the stem ``node_id``.
-
-    The graph's invariants are checked, and its fingerprint is computed, block by block, once.
 
     Raises:
         DataError: a file is missing or broken, or an invariant does not hold; nothing is left in ``folder``.
@@ -235,18 +225,12 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
 def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
     """Read what `save_text_graph` or `snapshot_from_parts` wrote.
 
-    Texts and features are memory-mapped, and so is every array of more than MAPPED_BYTES.
-
-    The sizes of all files and samples of each are compared with what was recorded. A snapshot of up to SAMPLED_BYTES
-    is also checked as a whole, edges and fingerprint. For a larger one, which was checked when it was frozen, the
-    recorded fingerprint is taken: a file that was cut, replaced or made anew is found, a few changed bytes need not be.
-
-    Args:
-        folder: of the snapshot.
-        mmap: False reads everything into memory.
+    Texts, features and every array of more than MAPPED_BYTES are memory-mapped, or nothing where ``mmap`` is False.
+    Sizes and samples of all files are compared with what was recorded. A snapshot of up to SAMPLED_BYTES is also
+    checked as a whole, edges and fingerprint; of a larger one a few changed bytes may go unnoticed.
 
     Raises:
-        DataError: the folder's content is not what was written (its fingerprint differs) or a file is missing.
+        DataError: a file is missing, or the content is not what was written.
     """
     remedy = "delete the folder to have it remade"
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.csr import bounded_cuts
+from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.npy import NpyWriter, PointerWriter
 from glem_graphgym.files import fingerprint
 
@@ -19,13 +20,11 @@ TEXTS_AT_ONCE = 1 << 14  # texts that are encoded and written together
 ROWS_AT_ONCE = 1 << 18  # rows and lengths that are handled together
 PARTS = 200  # most files that texts are dealt out to; each is open three times
 SORT_BYTES = 1 << 27  # bytes of text that are put into order at a time
+CHECKED_TEXTS = 1000  # texts that are read again after they have been written
 
 
 class Texts(Sequence[str]):
-    """Read-only sequence of N texts over one UTF-8 buffer and N+1 byte offsets (both may be memory-mapped).
-
-    It is equal to any other sequence of the same strings.
-    """
+    """Read-only sequence of N texts over one UTF-8 buffer; equal to any other sequence of the same strings."""
 
     def __init__(self, buffer: np.ndarray, offsets: np.ndarray) -> None:
         # Plain views of what may be memory-mapped: slices of np.memmap itself are slow to make.
@@ -71,23 +70,22 @@ class Texts(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def fingerprint(self) -> str:
-        """Hash of all texts and of where each ends; computed once."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.offsets, self.buffer)
         return self._fingerprint
 
     def has_fingerprint(self, known: str) -> None:
-        """Take ``known`` for the fingerprint of these texts: it was recorded when they were written."""
+        """Take ``known``, which was recorded when these texts were written, for their fingerprint."""
         self._fingerprint = known
 
 
 class TextsWriter:
     """Writes N texts to ``<folder>/<stem>.npy`` (uint8) and ``<folder>/<stem>_offsets.npy`` (int64 (N+1,)).
 
-    Used in a ``with`` block; the files are whole when that ends, and there are none if it ends in an error. A row that
-    gets no text has an empty one. Texts that come in the order of their rows are written once; others are put into
-    their order at the end, in two more passes over them. Memory is bounded by one byte a text and some MB, in other
-    orders by some hundreds of MB or 1% of the texts beside it.
+    Used in a ``with`` block: the files are whole when it ends, and do not exist if it ends in an error. A row without a
+    text has an empty one; of several texts of a row the first stays. Texts in the order of their rows are written once,
+    others are sorted at the end, in two more passes. Memory: one byte per text and some MB; out of order, some hundreds
+    of MB or 1% of the texts. Some texts are read again at the end.
 
     Args:
         folder: an existing folder.
@@ -96,7 +94,11 @@ class TextsWriter:
 
     Attributes:
         given: bool (N,), which rows have got a text.
-        repeated: how many texts came for a row that had one already; the first one stays.
+        repeated: number of texts that came for a row that had one already.
+
+    Raises:
+        ValueError: a row is outside of 0..N-1.
+        DataError: what is read again is not what was written.
     """
 
     def __init__(self, folder: Path, num_texts: int, stem: str = "text") -> None:
@@ -104,41 +106,24 @@ class TextsWriter:
         self.given = np.zeros(num_texts, dtype=bool)
         self.repeated = 0
         self._next = 0  # the row of the next text that is appended
-        self._pending: list[str] = []
         self._last, self._ordered = -1, True
+        self._remembered: dict[int, bytes] = {}
         self._temporary = folder / f".{stem}"
         shutil.rmtree(self._temporary, ignore_errors=True)  # of a process that was killed
         self._temporary.mkdir()
         self._log = _TextLog(self._temporary / "written")
 
-    def append(self, text: str) -> None:
-        """Write the text of the next row: row 0 at first, then the one after the last that was written."""
-        self._pending.append(text)
-        if len(self._pending) >= TEXTS_AT_ONCE:
-            self._flush()
-
     def extend(self, texts: Iterable[str]) -> None:
-        """`append` each of the texts."""
-        for text in texts:
-            self.append(text)
+        """Write the texts of the next rows: from row 0 at first, then from the one after the last that was written."""
+        texts = iter(texts)
+        while block := list(itertools.islice(texts, TEXTS_AT_ONCE)):
+            self._write(np.arange(self._next, self._next + len(block)), block)
 
-    def put(self, rows: np.ndarray | Sequence[int], texts: Sequence[str]) -> None:
-        """Write the texts of these rows, which may come in any order.
-
-        Raises:
-            ValueError: a row is outside of 0..N-1, or there are not as many rows as texts.
-        """
-        self._flush()
-        if len(rows) != len(texts):
-            raise ValueError(f"{len(texts)} texts for {len(rows)} rows")
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            piece = slice(start, start + TEXTS_AT_ONCE)
-            self._write(np.asarray(rows[piece], dtype=np.int64), texts[piece])
-
-    def _flush(self) -> None:
-        pending, self._pending = self._pending, []
-        if pending:
-            self._write(np.arange(self._next, self._next + len(pending)), pending)
+    def put(self, rows: Iterable[tuple[int, str]]) -> None:
+        """Write (row, text), which may come in any order."""
+        rows = iter(rows)
+        while block := list(itertools.islice(rows, TEXTS_AT_ONCE)):
+            self._write(np.array([row for row, _ in block], dtype=np.int64), [text for _, text in block])
 
     def _write(self, rows: np.ndarray, texts: Sequence[str]) -> None:
         if rows.min() < 0 or rows.max() >= self.num_texts:
@@ -155,28 +140,48 @@ class TextsWriter:
             self._ordered = self._ordered and self._last < int(rows[0]) and bool((np.diff(rows) > 0).all())
             self._last = int(rows[-1])
             self.given[rows] = True
+            chosen = np.flatnonzero(rows % max(self.num_texts // CHECKED_TEXTS, 1) == 0)
+            self._remembered |= {int(rows[index]): kept[index] for index in chosen}
             self._log.write(rows, kept)
+
+    def read(self) -> Texts:
+        """The finished texts, memory-mapped."""
+        files = (self.folder / f"{self.stem}.npy", self.folder / f"{self.stem}_offsets.npy")
+        return Texts(*(np.load(file, mmap_mode="r") for file in files))
+
+    def missing(self) -> np.ndarray:
+        """int64: the rows without a text, once the texts are finished."""
+        return np.flatnonzero(np.diff(self.read().offsets) == 0)
 
     def __enter__(self) -> TextsWriter:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         try:
-            with self._log:
-                if kind is None:
-                    self._flush()
+            self._log.__exit__(kind)
             if kind is None:
                 log = self._log if self._ordered else _in_order_of_rows(self._log, self.num_texts, self._temporary)
                 offsets = self._temporary / "offsets.npy"
                 _write_offsets(log, self.num_texts, offsets)
                 log.buffer.path.replace(self.folder / f"{self.stem}.npy")
                 offsets.replace(self.folder / f"{self.stem}_offsets.npy")
+                self._check()
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    def _check(self) -> None:
+        buffer, offsets = self.read().buffer, self.read().offsets
+        written = {row: buffer[offsets[row] : offsets[row + 1]].tobytes() for row in self._remembered}
+        wrong = [row for row, text in self._remembered.items() if written[row] != text]
+        if wrong:
+            raise DataError(
+                f"{self.folder}: text {wrong[0]} is not what was written, nor are {len(wrong) - 1} more of "
+                f"{len(self._remembered)}; check the disk"
+            )
+
 
 class _TextLog:
-    """Texts in the order in which they came: their bytes, and the row and the length of each."""
+    """Texts in the order in which they came: bytes, rows and lengths."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()

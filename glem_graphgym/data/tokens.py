@@ -76,15 +76,13 @@ class TokenStore:
 
 
 def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> TokenStore:
-    """The store for these texts, tokenizer and length under ``cache``, made there if it does not exist.
-
-    A process that was killed has left what it had tokenized, and the next one goes on from there.
+    """The store for these texts, tokenizer and length under ``cache``; made, or finished, if it is not there.
 
     Args:
         texts: N texts.
         tokenizer: a Hugging Face tokenizer; fast ones run on all cores.
         max_length: tokens kept of a text, special tokens included.
-        cache: folder of stores, one a key of (texts, tokenizer, max_length); jobs side by side share it.
+        cache: folder of stores, one per (texts, tokenizer, max_length); jobs side by side share it.
 
     Raises:
         DataError: a stored file is damaged.
@@ -110,21 +108,18 @@ def unknown_id(tokenizer: Any) -> int | None:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The id that fills up a batch. Without a padding token, as GPT-2 and Llama have none, that of the end of a text.
-
-    The attention mask hides it, so any id of the vocabulary would do.
-    """
+    """The id that fills up a batch, hidden by the attention mask; GPT-2 and Llama have no padding token."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     return next((number for number in known if number is not None), 0)
 
 
 def token_folder(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> Path:
-    """Where under ``cache`` the store for these texts, tokenizer and length lies, or will lie."""
+    """Folder of the store for these texts, tokenizer and length."""
     return cache / f"tokens-{fingerprint(texts.fingerprint(), tokenizer_identity(tokenizer), max_length)}"
 
 
 def id_type(tokenizer: Any) -> np.dtype:
-    """In which its token ids are stored: 2 bytes a token where the vocabulary allows."""
+    """Type of the stored ids: 2 bytes per token where the vocabulary allows."""
     return np.dtype(np.uint16 if ids_below(tokenizer) <= np.iinfo(np.uint16).max + 1 else np.int32)
 
 
@@ -134,10 +129,10 @@ def ids_below(tokenizer: Any) -> int:
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
-    """All that decides how a text is cut: the serialised fast tokenizer, or class and vocabulary of a slow one."""
+    """Hash of all that decides how a text is cut: the serialised fast tokenizer, or class and vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # Padding and truncation are not part of what the tokenizer is: each call to it sets them, but for the side.
+        # Each call sets padding and truncation, but for the side.
         state = json.loads(backend.to_str())
         return fingerprint({**state, "padding": None, "truncation": tokenizer.truncation_side})
     return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab())
@@ -158,14 +153,8 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
         done = _keep_whole_blocks(ids_file, lengths_file, dtype)
         starts = range(done, len(texts), TEXTS_AT_ONCE)
         blocks = -(-len(texts) // TEXTS_AT_ONCE)
-        for start in Progress(
-            starts,
-            desc="tokenizing",
-            unit="block",
-            initial=blocks - len(starts),
-            total=blocks,
-            disable=blocks <= 1,
-        ):
+        bar = {"unit": "block", "initial": blocks - len(starts), "total": blocks, "disable": blocks <= 1}
+        for start in Progress(starts, desc="tokenizing", **bar):
             block = encode_texts(texts[start : start + TEXTS_AT_ONCE], tokenizer, max_length)
             ids = np.fromiter(itertools.chain.from_iterable(block), dtype=dtype)
             # The ids first: a block whose lengths are there is there, whatever happens to the machine.
@@ -182,7 +171,7 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
 
 
 def _bytes_of(texts: Texts, tokenizer: Any, max_length: int) -> int:
-    """That the store will take on disk, about, with the lengths that are there until it is whole."""
+    """Approximate disk space of the store, with the lengths that exist until it is whole."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, SAMPLED_TEXTS).astype(np.int64))
     sample = encode_texts([texts[node] for node in chosen], tokenizer, max_length)
     tokens = sum(map(len, sample)) * len(texts) // len(chosen)
@@ -190,7 +179,7 @@ def _bytes_of(texts: Texts, tokenizer: Any, max_length: int) -> int:
 
 
 def _keep_whole_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dtype) -> int:
-    """Cut both files off after their last block that is whole; the number of texts that are done."""
+    """Cut both files off after their last whole block; returns the number of texts that are done."""
     lengths = np.fromfile(lengths_file.name, dtype=np.int32)
     ends = np.cumsum(lengths, dtype=np.int64)[TEXTS_AT_ONCE - 1 :: TEXTS_AT_ONCE] * dtype.itemsize
     whole = int(np.searchsorted(ends, os.fstat(ids_file.fileno()).st_size, side="right"))
@@ -215,8 +204,7 @@ def shuffled_batches(
 ) -> list[np.ndarray]:
     """A random order of ``nodes`` in batches of ``batch_size`` texts of similar length, for training.
 
-    Nodes are shuffled, sorted by length within pools of ``pool`` batches, cut, and the batches shuffled again: each
-    node stands in exactly one batch, and only the last cut can be smaller.
+    Nodes are shuffled, sorted by length within pools of ``pool`` batches, cut, and the batches shuffled again.
 
     Args:
         lengths: int64 (N,), tokens of every text.
@@ -230,9 +218,9 @@ def shuffled_batches(
 
 
 def budget_batches(lengths: np.ndarray, nodes: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """``nodes`` sorted by length, longest first, in batches of at most ``tokens`` padded tokens, for inference.
+    """``nodes`` in batches of at most ``tokens`` padded tokens, or of one text, for inference.
 
-    Longest first, so that memory runs out at the first batch or not at all. A text longer than the budget stands alone.
+    The longest come first, so that memory runs out at the first batch or not at all.
     """
     order = nodes[np.argsort(-lengths[nodes], kind="stable")]
     start = 0

@@ -75,7 +75,7 @@ def test_the_same_as_ogbs_own_class_reads(root: Path) -> None:
     from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import GlobalStorage
 
-    graph, split = OgbArchive.of("ogbn-arxiv", root).read()
+    graph = OgbArchive.of("ogbn-arxiv", root).read()
     assert not (root / "ogbn_arxiv/processed").exists()
     with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage]):
         dataset = PygNodePropPredDataset("ogbn-arxiv", root=str(root))
@@ -83,7 +83,7 @@ def test_the_same_as_ogbs_own_class_reads(root: Path) -> None:
     np.testing.assert_array_equal(graph.edge_index, data.edge_index.numpy())
     np.testing.assert_array_equal(graph.features, data.x.numpy())
     np.testing.assert_array_equal(graph.label, data.y.numpy()[:, 0])
-    assert {part: nodes.tolist() for part, nodes in split.items()} == {
+    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {
         part: sorted(nodes.tolist()) for part, nodes in expected.items()
     }
 

@@ -284,10 +284,10 @@ def test_truncated_table_of_the_archive_is_a_clear_error(root: Path, name: str) 
 
 
 def test_a_text_that_the_disk_changed_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from glem_graphgym.data.texts import TextsWriter
+    from glem_graphgym.data.texts import _TextLog
 
-    put = TextsWriter.put
-    monkeypatch.setattr(TextsWriter, "put", lambda self, rows, texts: put(self, rows, [*texts[1:], texts[0]]))
+    write = _TextLog.write
+    monkeypatch.setattr(_TextLog, "write", lambda self, rows, texts: write(self, rows, [*texts[1:], texts[0]]))
     with pytest.raises(DataError, match=r"text \d+ is not what was written, nor are 11 more of 12"):
         load_ogbn_products(root)
 

@@ -25,9 +25,10 @@ import pandas as pd
 from filelock import FileLock
 from pandas.errors import DtypeWarning
 
+from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.parts import check_finite, class_labels
-from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, DataError
+from glem_graphgym.data.text_graph import SPLITS, UNLABELLED
 from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
@@ -57,32 +58,21 @@ def ogb_accuracy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 @dataclass(frozen=True)
 class OgbGraph:
-    """What OGB's tables hold of a graph with N nodes and E directed edges.
+    """A graph with N nodes and E directed edges as OGB's tables have it."""
 
-    Attributes:
-        edge_index: int64 (2, E), as published.
-        features: float32 (N, F).
-        label: int64 (N,), `UNLABELLED` where there is none.
-    """
-
-    edge_index: np.ndarray
-    features: np.ndarray
-    label: np.ndarray
+    edge_index: np.ndarray  # int64 (2, E), as published
+    features: np.ndarray  # float32 (N, F)
+    label: np.ndarray  # int64 (N,), UNLABELLED where there is none
+    split: dict[str, np.ndarray]  # sorted int64 node indices
 
 
 @dataclass(frozen=True)
 class OgbArchive:
-    """What OGB publishes for one node-property dataset, and where it is unpacked.
+    """What OGB publishes for one node-property dataset, and where it is unpacked."""
 
-    Attributes:
-        name: OGB's name of the dataset, e.g. ``"ogbn-arxiv"``.
-        folder: where OGB's class expects it.
-        master: the dataset's column in OGB's master table: URL, version, which files there are.
-    """
-
-    name: str
-    folder: Path
-    master: dict[str, str]
+    name: str  # OGB's name of the dataset, e.g. "ogbn-arxiv"
+    folder: Path  # where OGB's class expects it
+    master: dict[str, str]  # its column in OGB's master table: URL, version, which files there are
 
     @classmethod
     def of(cls, name: str, root: Path) -> OgbArchive:
@@ -97,13 +87,12 @@ class OgbArchive:
 
     @property
     def release(self) -> Path:
-        """The file that tells which version of the dataset a folder holds."""
         return self.folder / f"RELEASE_v{self.master['version']}.txt"
 
     def provide(self, mappings: Sequence[str] = ()) -> None:
         """Make sure that the folder is complete, with these mapping files; download it if nothing is there.
 
-        An archive that lies packed beside the folder, under the name that it has on OGB's server, is unpacked instead.
+        An archive beside the folder, under its name on OGB's server, is unpacked instead.
 
         Raises:
             DataError: files are missing beside others that are there, or the download fails.
@@ -111,13 +100,13 @@ class OgbArchive:
         if self.is_complete(mappings):
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+        with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
             if not self._present():
                 self._download()
         self._require(mappings)
 
     def check(self, mappings: Sequence[str] = ()) -> None:
-        """Whether `provide` can do its work, without doing it: of what it would download the server is asked.
+        """Check that `provide` can do its work, without doing it; asks the server for what it would download.
 
         Raises:
             DataError: files are missing beside others that are there, or the server cannot be reached.
@@ -135,17 +124,17 @@ class OgbArchive:
             )
 
     def is_complete(self, mappings: Sequence[str] = ()) -> bool:
-        """Whether all files are there, with these mapping files."""
         return not self._missing(mappings)
 
-    def read(self) -> tuple[OgbGraph, dict[str, np.ndarray]]:
-        """The graph in OGB's tables, and its split, sorted int64 node indices; all in memory.
+    def read(self) -> OgbGraph:
+        """The graph in OGB's tables, in memory.
 
         Raises:
             DataError: a table is damaged, holds what it must not hold, or has another length than the tables that
                 count nodes and edges say; names it, and the row.
         """
-        nodes, edges = (self._count(f"raw/num-{what}-list.csv.gz") for what in ("node", "edge"))
+        counts = (self._table(f"raw/num-{what}-list.csv.gz", 1, 1, whole=True) for what in ("node", "edge"))
+        nodes, edges = (int(count[0, 0]) for count in counts)
         edge = self._table("raw/edge.csv.gz", edges, 2, whole=True)
         self._check_range("raw/edge.csv.gz", edge, nodes)
         with np.errstate(over="ignore"):
@@ -153,14 +142,10 @@ class OgbArchive:
         published = self._table("raw/node-label.csv.gz", nodes, 1)
         label = class_labels(published, str(self.folder / "raw/node-label.csv.gz"), int(self.master["num classes"]))
         check_finite(features, self.folder / "raw/node-feat.csv.gz")
-        graph = OgbGraph(np.ascontiguousarray(edge.T), features, label)
-        return graph, self.read_split(label)
+        return OgbGraph(np.ascontiguousarray(edge.T), features, label, self.read_split(label))
 
     def read_split(self, label: np.ndarray) -> dict[str, np.ndarray]:
-        """The split, sorted int64 node indices, straight from its tables.
-
-        Args:
-            label: int64 (N,), of all nodes, `UNLABELLED` where there is none.
+        """The split, sorted int64 node indices; ``label`` is int64 (N,), `UNLABELLED` where there is none.
 
         Raises:
             DataError: a table is damaged or holds anything but nodes that have a label, each once in all tables.
@@ -187,10 +172,6 @@ class OgbArchive:
             seen[nodes] = True
             split[part] = np.sort(nodes)
         return split
-
-    def _count(self, name: str) -> int:
-        """The one number in a table that counts nodes or edges."""
-        return int(self._table(name, 1, 1, whole=True)[0, 0])
 
     def _table(self, name: str, rows: int | None, columns: int | None = None, whole: bool = False) -> np.ndarray:
         """int64 (if ``whole``) or float64 (rows, columns) of a table without a header.
@@ -237,7 +218,7 @@ class OgbArchive:
             )
 
     def class_names(self, table: str) -> list[str]:
-        """Names of the classes out of a mapping file; ``class 3`` for one without a name, or for all without the file.
+        """Names of the classes in a mapping file; ``class 3`` where there is no name, or no file.
 
         Raises:
             DataError: the file is damaged, or names another number of classes.
@@ -255,7 +236,6 @@ class OgbArchive:
         return f"Download {self.master['url']} and unpack it so that {self.release} exists"
 
     def raw_files(self) -> list[str]:
-        """The files with edges, features and labels, relative to the folder."""
         if self.master["binary"] == "True":
             return ["raw/data.npz", "raw/node-label.npz"]
         raw = ["edge", "num-node-list", "num-edge-list", "node-label"]
@@ -264,7 +244,6 @@ class OgbArchive:
         return [f"raw/{name}.csv.gz" for name in raw]
 
     def split_files(self) -> list[str]:
-        """The tables of the split, relative to the folder."""
         return [self._split_table(part) for part in SPLITS]
 
     def _split_table(self, part: str) -> str:
@@ -275,7 +254,6 @@ class OgbArchive:
         return [name for name in names if not (self.folder / name).is_file()]
 
     def _present(self) -> list[str]:
-        """Files of the archive that are there, whoever put them there."""
         patterns = ("RELEASE_*", "raw/*", "split/**/*", "mapping/*")
         files = [path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()]
         # A text that others put among OGB's raw files is none of OGB's.
@@ -292,8 +270,14 @@ class OgbArchive:
             unpacked = self._unpack(packed, temporary)
             self.folder.mkdir(exist_ok=True)
             for member in sorted(unpacked.iterdir(), key=lambda path: path.name.startswith("RELEASE")):
-                if member.name != "processed":  # OGB's class would have pickles there
-                    self._put(member)
+                target = self.folder / member.name
+                if member.name == "processed":  # OGB's class would have pickles there
+                    continue
+                if target.is_dir():
+                    for inner in member.iterdir():
+                        inner.rename(target / inner.name)
+                else:
+                    member.rename(target)
             sync(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -304,15 +288,6 @@ class OgbArchive:
         """The archive that somebody put beside the folder, or the place of the one that is downloaded."""
         given = self.folder.parent / self.master["url"].rpartition("/")[2]
         return given if given.is_file() else self.folder.with_name(f".{self.folder.name}.zip")
-
-    def _put(self, member: Path) -> None:
-        """Move a file or folder of the unpacked archive to its place, into a folder that is there already."""
-        target = self.folder / member.name
-        if target.is_dir():
-            for inner in member.iterdir():
-                inner.rename(target / inner.name)
-        else:
-            member.rename(target)
 
     def _unpack(self, packed: Path, temporary: Path) -> Path:
         """The folder of the unpacked archive; one that is no use and that nobody else put there is removed."""
@@ -348,9 +323,6 @@ class OgbArchive:
             with disk_full_errors(self.folder, size):
                 members.extractall(temporary)
 
-    def _lock(self) -> FileLock:
-        return FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
-
 
 def _is_ours(packed: Path) -> bool:
     """Whether an archive was downloaded here, and not put there by somebody."""
@@ -358,10 +330,7 @@ def _is_ours(packed: Path) -> bool:
 
 
 def read_mapping(path: Path, *columns: str) -> list[str]:
-    """Second column of a mapping file of OGB, whose first column must count 0, 1, 2, and so on.
-
-    Args:
-        columns: what both columns must be called; any names where none are given.
+    """Second column of a mapping file, whose first must count 0, 1, 2, …; ``columns`` are their names, if given.
 
     Raises:
         DataError: the file is damaged, has other columns, or its rows are not in index order.
@@ -394,9 +363,3 @@ def _without_version_check() -> Iterator[None]:
     finally:
         del sys.modules["outdated"]
         sys.modules.update(hidden)
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first of these names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "nothing"

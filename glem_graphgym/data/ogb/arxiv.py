@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive, listed, read_mapping
+from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive, read_mapping
 from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
-from glem_graphgym.data.text_graph import DataError, TextGraph, Texts, csr_from_edges, snapshot
+from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges, snapshot
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 
 # To be raised whenever the same files would give another graph than before.
@@ -25,21 +26,23 @@ REMEDY = f"delete it to have it downloaded again, or put {TEXT_URL} in its place
 def load_ogbn_arxiv(root: Path) -> TextGraph:
     """ogbn-arxiv with titles and abstracts: 169,343 papers, 40 classes, citations made undirected.
 
-    What is missing on disk is downloaded: OGB's archive into ``<root>/ogbn_arxiv`` and the text into the same
-    folder; ``titleabs.tsv.gz`` or ``titleabs.tsv`` is looked for there first, then in ``root``, then PyG's copy,
-    ``<root>/ogbn_arxiv/raw/node-text.csv.gz``. The finished graph is frozen under ``<root>/ogbn_arxiv/text_graph``,
-    in a folder of its own for each content of the files. Nothing is ever asked on standard input.
+    What is missing is downloaded into ``<root>/ogbn_arxiv``: OGB's archive and the text, ``titleabs.tsv.gz``; that or
+    ``titleabs.tsv`` is looked for there, then in ``root``, then PyG's copy ``<root>/ogbn_arxiv/raw/node-text.csv.gz``.
+    The graph is frozen under ``<root>/ogbn_arxiv/text_graph``, in a folder for each content of the files.
 
-    ``features`` are OGB's, float32 (N, 128), means of word vectors; ``node_ids`` are the paper ids of the
-    Microsoft Academic Graph. A paper without a text gets an empty one, is counted in ``origin`` and logged.
+    ``features`` are OGB's, float32 (N, 128), means of word vectors; ``node_ids`` are the paper ids of the Microsoft
+    Academic Graph. A paper without a text gets an empty one, is counted in ``origin`` and logged.
 
     Raises:
-        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset or
-            version; says which file is expected where, and from which URL.
+        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset; says which
+            file is expected where, and from which URL.
     """
     archive = OgbArchive.of("ogbn-arxiv", root)
     archive.provide([PAPERS])
-    text_file = _provide_text(archive.folder)
+    text_file = _find_text(archive.folder)
+    if text_file is None:
+        text_file = archive.folder / TEXT
+        download(TEXT_URL, text_file, _remedy(archive.folder))
     tables = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
     papers = (archive.folder / PAPERS).read_bytes()
     key = fingerprint(RECIPE_VERSION, text_file.read_bytes(), papers, sampled_fingerprint(*tables))
@@ -47,7 +50,7 @@ def load_ogbn_arxiv(root: Path) -> TextGraph:
 
 
 def checks_of_ogbn_arxiv(root: Path) -> list[Callable[[], object]]:
-    """What says, before anything is downloaded or made, which files are missing or wrong: each raises DataError."""
+    """Checks to run before anything is downloaded or made; each raises DataError for missing or wrong files."""
     archive = OgbArchive.of("ogbn-arxiv", root)
     checks: list[Callable[[], object]] = [lambda: archive.check([PAPERS])]
     if _find_text(archive.folder) is None:
@@ -58,14 +61,6 @@ def checks_of_ogbn_arxiv(root: Path) -> list[Callable[[], object]]:
 def _find_text(folder: Path) -> Path | None:
     found = find((folder, folder.parent), (TEXT, TEXT.removesuffix(".gz")))
     return found or find((folder / "raw", folder), (PYG_TEXT,))
-
-
-def _provide_text(folder: Path) -> Path:
-    found = _find_text(folder)
-    if found is None:
-        found = folder / TEXT
-        download(TEXT_URL, found, _remedy(folder))
-    return found
 
 
 def _remedy(folder: Path) -> str:
@@ -87,7 +82,7 @@ def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
         f"put {TEXT_URL} in its place"
     )
     report(text_file, "papers", counts, missing=missing, total=len(papers), expected=expected, names=papers)
-    graph, split = archive.read()
+    graph = archive.read()
     if len(papers) != len(graph.label):
         raise DataError(
             f"{archive.folder / PAPERS}: {len(papers)} papers for {len(graph.label)} nodes; unpack OGB's archive anew"
@@ -100,7 +95,7 @@ def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
         rowptr=rowptr,
         col=col,
         label=graph.label,
-        split=split,
+        split=graph.split,
         class_names=class_names,
         features=graph.features,
         node_ids=papers,
@@ -116,7 +111,7 @@ def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
 
 
 def _texts(text_file: Path, papers: list[str]) -> tuple[list[str], dict[str, int]]:
-    """The text of every paper, "" where there is none, and counts of rows and of what was wrong with them."""
+    """The text of every paper, "" where there is none, and counts of rows."""
     counts = dict.fromkeys(("text_rows", "skipped_rows", "repeated_papers", "rows_not_utf8"), 0)
     if text_file.name != PYG_TEXT:
         text_of = _read_papers(text_file, counts)

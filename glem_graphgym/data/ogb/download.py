@@ -1,4 +1,4 @@
-"""Downloads of many GB: what has come is kept when the connection or the process breaks, and the rest is asked for."""
+"""Downloads of many GB, resumed where the connection or the process broke."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 
 def download(url: str, path: Path, remedy: str) -> None:
-    """Download ``url`` to ``path``, which exists only when all of it has come.
+    """Download ``url`` to ``path``, by way of ``.<name>.part`` beside it, from which another call goes on.
 
-    Until then it is ``.<name>.part`` beside it; another call goes on from there where the server can. Processes that
-    want the same file wait for the first of them.
+    Processes that want the same file wait for the first of them.
 
     Raises:
         DataError: it could not be downloaded in full; the message ends in ``remedy``.
@@ -49,11 +48,7 @@ def download(url: str, path: Path, remedy: str) -> None:
 
 
 def check_download(url: str, remedy: str) -> None:
-    """Ask the server for a file that is to be downloaded, but do not take it.
-
-    Raises:
-        DataError: the server cannot be reached or does not have it; the message ends in ``remedy``.
-    """
+    """Raise DataError, which ends in ``remedy``, where the server cannot be reached or does not have the file."""
     try:
         urlopen(Request(url), timeout=60).close()
     except (OSError, HTTPException) as error:
@@ -65,7 +60,6 @@ def _failed(url: str, error: Exception, remedy: str) -> DataError:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """All of ``url`` into ``part``, beginning after what is there already."""
     start = part.stat().st_size if part.exists() else 0
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:

@@ -1,7 +1,6 @@
 """ogbn-papers100M with its raw text: 111 million nodes, read in streams and memory maps, made piece by piece.
 
-OGB's class would hold several copies of 80 GB in memory. What it reads is read here as it lies on disk; the format is
-that of ``ogb.io.read_graph_raw.read_binary_graph_raw``.
+OGB's class would hold several copies of 80 GB in memory; the format is that of its ``read_binary_graph_raw``.
 """
 
 from __future__ import annotations
@@ -32,9 +31,17 @@ from glem_graphgym.data.ogb.parts import (
     frozen_folder,
     save_split,
 )
-from glem_graphgym.data.ogb.text_files import BROKEN_FILE, CheckedTexts, TextFile, decoded, find, report, sentence
+from glem_graphgym.data.ogb.text_files import BROKEN_FILE, TextFile, decoded, find, report, sentence
 from glem_graphgym.data.pieces import Pieces
-from glem_graphgym.data.text_graph import UNLABELLED, DataError, GraphMeta, TextGraph, Texts, snapshot_from_parts
+from glem_graphgym.data.text_graph import (
+    UNLABELLED,
+    DataError,
+    GraphMeta,
+    TextGraph,
+    Texts,
+    TextsWriter,
+    snapshot_from_parts,
+)
 from glem_graphgym.disk import new_array
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 from glem_graphgym.progress import Progress
@@ -58,17 +65,16 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     raw text is looked for in that folder and in ``root``: ``paperinfo.zip``, which is read without unpacking, then
     ``idx_title.tsv`` and ``idx_abs.tsv``, there or in a folder ``paperinfo``. Else the archive is downloaded (34 GB).
 
-    The finished graph is frozen under ``<root>/ogbn_papers100M/text_graph``, in a folder of its own for each text.
-    It is made of pieces: labels and split, titles, texts, features, structure. Each is kept when the process is killed,
-    and none takes more memory than some GB. All sources may be deleted once it is there. Before the first piece, the
-    first rows of titles and abstracts are looked at, and the disk is asked for the room of all that are missing.
+    The graph is frozen under ``<root>/ogbn_papers100M/text_graph``, in a folder for each text; then all sources may be
+    deleted. Its pieces (labels and split, titles, texts, features, structure) are each kept when the process is killed,
+    and take some GB of memory. First of all, the first rows of the texts and the room on the disk are checked.
 
     ``features`` are OGB's, float32 (N, 128), and memory-mapped; papers outside of arXiv have no label (-1);
     ``node_ids`` is None. A paper without a text gets an empty one, is counted in ``origin`` and logged.
 
     Raises:
-        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset or
-            version; says which file is expected where, and from which URL.
+        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset; says which
+            file is expected where, and from which URL.
         DiskFullError: there is no room on the disk; says for what.
     """
     archive = OgbArchive.of("ogbn-papers100M", root)
@@ -78,8 +84,11 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
         return graph
     archive.provide()
     raw = RawGraph.of(archive)
-    text_files = _provide_texts(archive.folder)
-    graph_key = fingerprint(RECIPE_VERSION, _sampled(archive, [*archive.raw_files(), *archive.split_files()]))
+    if not _find_texts(archive.folder):
+        download(TEXT_URL, archive.folder / ZIP, _remedy(archive.folder))
+    text_files = _find_texts(archive.folder)
+    tables = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
+    graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*tables))
     text_key = fingerprint(
         RECIPE_VERSION, raw.num_nodes, sampled_fingerprint(*{file.path: None for file in text_files})
     )
@@ -106,7 +115,7 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
 
 
 def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
-    """What says, before anything is downloaded or made, which files are missing or wrong: each raises DataError."""
+    """Checks to run before anything is downloaded or made; each raises DataError for missing or wrong files."""
     archive = OgbArchive.of("ogbn-papers100M", root)
 
     def texts() -> None:
@@ -135,16 +144,12 @@ def _sizes(raw: RawGraph, titles: TextFile, abstracts: TextFile) -> dict[str, in
     }
 
 
-def _sampled(archive: OgbArchive, names: list[str]) -> str:
-    return sampled_fingerprint(*(archive.folder / name for name in names))
-
-
 # ---- edges, features, labels --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RawGraph:
-    """OGB's binary files, open; checked to fit each other before anything long begins."""
+    """OGB's binary files, checked to fit each other."""
 
     num_nodes: int
     edges: NpzMember  # int (2, E)
@@ -186,22 +191,21 @@ def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph, num_classes:
 
 def _write_features(folder: Path, raw: RawGraph) -> dict[str, int]:
     file = folder / "features.npy"
-    if not raw.features.fortran_order:
-        raw.features.copy(file)
-        check_finite(np.load(file, mmap_mode="r"), raw.features.path)
-        return {}
-    columns = raw.features.map(folder)
-    rows = new_array(file, columns.dtype, columns.shape)
-    for start in Progress(range(0, len(rows), ROWS_AT_ONCE), desc="features, row by row"):
-        rows[start : start + ROWS_AT_ONCE] = columns[start : start + ROWS_AT_ONCE]
-    rows.flush()
-    check_finite(rows, raw.features.path)
-    (folder / "node_feat.npy").unlink(missing_ok=True)
+    if raw.features.fortran_order:
+        columns = raw.features.unpack(folder / "columns.npy")
+        rows = new_array(file, columns.dtype, columns.shape)
+        for start in Progress(range(0, len(rows), ROWS_AT_ONCE), desc="features, row by row"):
+            rows[start : start + ROWS_AT_ONCE] = columns[start : start + ROWS_AT_ONCE]
+        rows.flush()
+        (folder / "columns.npy").unlink()
+    else:
+        raw.features.unpack(file)
+    check_finite(np.load(file, mmap_mode="r"), raw.features.path)
     return {}
 
 
 def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
-    edges = raw.edges.map(folder)
+    edges = raw.edges.unpack(folder / "edge_index.npy")
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, edges.shape[1], ROWS_AT_ONCE):
@@ -212,7 +216,7 @@ def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
     except DataError as error:
         raise DataError(f"{raw.edges.path}: {error}; unpack OGB's archive anew") from error
     undirected = check_edges(folder, edges)
-    (folder / "edge_index.npy").unlink(missing_ok=True)
+    (folder / "edge_index.npy").unlink()
     return {"directed_edges": edges.shape[1], "edges": undirected}
 
 
@@ -227,10 +231,7 @@ class _OutOfOrder(Exception):
 
 
 def _find_texts(folder: Path) -> list[TextFile]:
-    """Titles and abstracts, in the archive or unpacked; nothing where they are not there.
-
-    The archive first: unlike what unpacking left, it says whether it is whole. Not so one that cannot be read here.
-    """
+    """Titles and abstracts: in the archive, which says whether it is whole, or unpacked; [] where they are missing."""
     remedy = f"put the one of {TEXT_URL} in its place"
     packed = find((folder, folder.parent), [ZIP])
     places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "paperinfo")]
@@ -262,22 +263,12 @@ def _in_archive(packed: Path, remedy: str) -> list[TextFile]:
     return [TextFile(packed, f"{remedy}, or unpack it there with unzip", members[name]) for name in TEXTS]
 
 
-def _provide_texts(folder: Path) -> list[TextFile]:
-    if not _find_texts(folder):
-        download(TEXT_URL, folder / ZIP, _remedy(folder))
-    return _find_texts(folder)
-
-
 def _remedy(folder: Path) -> str:
     return f"Download {TEXT_URL} and put it at {folder / ZIP}"
 
 
 def _check_first_rows(source: TextFile, num_nodes: int) -> None:
-    """Look at the first rows of titles or abstracts, which tell a file of something else from the right one.
-
-    Raises:
-        DataError: there are none, or most of them name no paper, or none has a text.
-    """
+    """Raise DataError where most of the first rows of titles or abstracts name no paper, or none has a text."""
     counts = _new_counts()
     with_text = sum(1 for _ in _rows(islice(source.lines(), FIRST_ROWS), num_nodes, counts))
     if not with_text or 2 * counts["skipped_rows"] > counts["text_rows"]:
@@ -290,8 +281,8 @@ def _check_first_rows(source: TextFile, num_nodes: int) -> None:
 
 def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
     counts = _new_counts()
-    with CheckedTexts(folder, num_nodes, "title") as writer:
-        writer.write(_rows(source.lines(), num_nodes, counts))
+    with TextsWriter(folder, num_nodes, "title") as writer:
+        writer.put(_rows(source.lines(), num_nodes, counts))
     counts["repeated"] = writer.repeated
     missing = writer.missing()
     expected = (
@@ -303,7 +294,7 @@ def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, i
 
 
 def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
-    """Title and abstract of every node. Abstracts in node order go straight through; others are sorted on disk."""
+    """Title and abstract of every node. Abstracts out of node order are sorted on disk first."""
     stored = Texts(*(np.load(titles / f"title{name}.npy", mmap_mode="r") for name in ("", "_offsets")))
     counts = _new_counts()
     try:
@@ -311,8 +302,8 @@ def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -
     except _OutOfOrder as error:
         logger.info("%s: %s; they are sorted on disk first", source, error)
         counts = _new_counts()
-        with CheckedTexts(folder, num_nodes, "abstract") as writer:
-            writer.write(_rows(source.lines(), num_nodes, counts))
+        with TextsWriter(folder, num_nodes, "abstract") as writer:
+            writer.put(_rows(source.lines(), num_nodes, counts))
         counts["repeated"] = writer.repeated
         _write_merged(folder, stored, writer.read())
         for name in ("abstract", "abstract_offsets"):
@@ -332,10 +323,10 @@ def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -
 
 
 def _write_merged(folder: Path, titles: Texts, abstracts: Any) -> None:
-    with CheckedTexts(folder, len(titles)) as writer:
+    with TextsWriter(folder, len(titles)) as writer:
         pairs = zip(titles, abstracts, strict=True)
         bar = Progress(pairs, total=len(titles), desc="texts", unit="node", unit_scale=True)
-        writer.write_in_order(sentence(Title=title, Abstract=abstract) for title, abstract in bar)
+        writer.extend(sentence(Title=title, Abstract=abstract) for title, abstract in bar)
 
 
 def _new_counts() -> dict[str, int]:
@@ -347,7 +338,7 @@ def _named(what: str, counts: dict[str, int]) -> dict[str, int]:
 
 
 def _rows(lines: Iterable[bytes], num_nodes: int, counts: dict[str, int]) -> Iterator[tuple[int, str]]:
-    """(node, text) of every row that has both, in the order of the file."""
+    """(node, text) of every row that has both."""
     for raw in lines:
         counts["text_rows"] += 1
         index, tab, rest = raw.partition(b"\t")
@@ -362,11 +353,7 @@ def _rows(lines: Iterable[bytes], num_nodes: int, counts: dict[str, int]) -> Ite
 
 
 def _in_node_order(rows: Iterator[tuple[int, str]], num_nodes: int, counts: dict[str, int]) -> Iterator[str]:
-    """The text of node 0, 1, 2, and so on, "" where there is none; of several of one node the first.
-
-    Raises:
-        _OutOfOrder: a row names an earlier node than the one before.
-    """
+    """The text of node 0, 1, 2, …, "" where there is none; raises `_OutOfOrder`."""
     expected = 0
     for node, text in rows:
         if node == expected - 1:

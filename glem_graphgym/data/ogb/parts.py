@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def frozen_before(snapshots: Path, sources_complete: bool) -> TextGraph | None:
-    """The one snapshot whose sources have been deleted; None where they are there, or where there is not just one."""
+    """The only snapshot, where its sources have been deleted; else None."""
     if (found := frozen_folder(snapshots, sources_complete)) is None:
         return None
     logger.info("%s: not all that it was made of is there any more; it is used as it is", found)
@@ -54,11 +54,7 @@ def class_labels(published: np.ndarray, source: str, num_classes: int) -> np.nda
 
 
 def check_finite(features: np.ndarray, source: Path) -> None:
-    """Look through features (N, F), block by block.
-
-    Raises:
-        DataError: one is NaN or infinite; names ``source`` and the row.
-    """
+    """Raise DataError, with ``source`` and the row, where one of the features (N, F) is NaN or infinite."""
     for start in range(0, len(features), ROWS_AT_ONCE):
         wrong = ~np.isfinite(features[start : start + ROWS_AT_ONCE]).all(axis=1)
         if wrong.any():
@@ -69,17 +65,12 @@ def check_finite(features: np.ndarray, source: Path) -> None:
 
 
 def save_split(folder: Path, split: dict[str, np.ndarray]) -> None:
-    """Write the split as a snapshot has it."""
     for part, nodes in split.items():
         np.save(folder / f"split_{part}.npy", nodes)
 
 
 def check_edges(folder: Path, edges: np.ndarray) -> int:
-    """Look up some of the edges, integers (2, E), in the adjacency that was made of them; the number of all in it.
-
-    Raises:
-        DataError: one is missing, in either direction.
-    """
+    """The number of undirected edges in an adjacency; raises DataError where some of ``edges`` (2, E) are missing."""
     rowptr, col = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col"))
     for index in np.unique(np.linspace(0, edges.shape[1] - 1, CHECKED_EDGES).astype(np.int64)) if edges.size else ():
         a, b = int(edges[0, index]), int(edges[1, index])

@@ -1,4 +1,4 @@
-"""ogbn-products with its raw text, joined out of Amazon-3M without ever holding that in memory."""
+"""ogbn-products with its raw text, out of Amazon-3M without holding that in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from glem_graphgym.data.ogb.parts import (
 )
 from glem_graphgym.data.ogb.text_files import (
     PYG_TEXT,
-    CheckedTexts,
     TextFile,
     decoded,
     find,
@@ -45,21 +44,20 @@ LINES_AT_ONCE = 1 << 12  # products that are looked up together
 def load_ogbn_products(root: Path) -> TextGraph:
     """ogbn-products with titles and descriptions: 2,449,029 products, 47 classes, bought-together edges.
 
-    OGB's archive is downloaded into ``<root>/ogbn_products`` where it is missing. The raw text is what the Extreme
-    Classification Repository publishes as Amazon-3M: ``trn.json.gz`` and ``tst.json.gz``, unpacked or not, in that
-    folder, in ``root``, or in a folder ``Amazon-3M.raw`` in either; nobody can download it without a browser. PyG's
-    copy is taken where that is not there: ``<root>/ogbn_products/raw/node-text.csv.gz``, in node order.
+    OGB's archive is downloaded into ``<root>/ogbn_products`` where it is missing. The raw text is Amazon-3M of the
+    Extreme Classification Repository, which only a browser can download: ``trn.json.gz`` and ``tst.json.gz``, unpacked
+    or not, in that folder, in ``root``, or in a folder ``Amazon-3M.raw`` in either. Else PyG's copy is taken:
+    ``<root>/ogbn_products/raw/node-text.csv.gz``, in node order.
 
-    The finished graph is frozen under ``<root>/ogbn_products/text_graph``, in a folder of its own for each text. Texts
-    and graph are made one after the other and each is kept when the process is killed. All that Amazon-3M holds is
-    read once, of it only the texts of nodes are written; OGB's tables are read into memory.
+    The graph is frozen under ``<root>/ogbn_products/text_graph``, in a folder for each text. Texts and graph are made
+    one after the other and each is kept when the process is killed. OGB's tables are read into memory.
 
     ``features`` are OGB's, float32 (N, 100), principal components of bags of words; ``node_ids`` are Amazon's product
     ids. A product without a text gets an empty one, is counted in ``origin`` and logged.
 
     Raises:
-        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset or
-            version; says which file is expected where, and from which URL.
+        DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset; says which
+            file is expected where, and from which URL.
     """
     archive = OgbArchive.of("ogbn-products", root)
     snapshots = archive.folder / "text_graph"
@@ -93,7 +91,7 @@ def load_ogbn_products(root: Path) -> TextGraph:
 
 
 def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
-    """What says, before anything is downloaded or made, which files are missing or wrong: each raises DataError."""
+    """Checks to run before anything is downloaded or made; each raises DataError for missing or wrong files."""
     archive = OgbArchive.of("ogbn-products", root)
     text_files = _find_texts(archive.folder)
     if frozen_folder(archive.folder / "text_graph", archive.is_complete([PRODUCTS]) and bool(text_files)):
@@ -106,11 +104,10 @@ def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
 
 def _find_texts(folder: Path) -> list[Path]:
     """Both files of Amazon-3M, or PyG's copy; nothing where neither is complete."""
-    found = _amazon_files(folder)
-    if len(found) < len(TEXTS):
-        copy = find((folder / "raw", folder), (PYG_TEXT,))
-        return [copy] if copy else []
-    return found
+    if len(found := _amazon_files(folder)) == len(TEXTS):
+        return found
+    copy = find((folder / "raw", folder), (PYG_TEXT,))
+    return [copy] if copy else []
 
 
 def _amazon_files(folder: Path) -> list[Path]:
@@ -132,12 +129,12 @@ def _require_texts(folder: Path, text_files: list[Path]) -> None:
 
 def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> dict[str, int]:
     counts = dict.fromkeys(("text_rows", "rows_not_utf8"), 0)
-    with CheckedTexts(folder, len(products)) as writer:
+    with TextsWriter(folder, len(products)) as writer:
         if text_files[0].name == PYG_TEXT:
             _copy_in_order(writer, text_files[0], counts)
         else:
             counts |= dict.fromkeys(("skipped_rows", "rows_without_text", "rows_of_no_node"), 0)
-            writer.write(_joined(products, text_files, counts))
+            writer.put(_joined(products, text_files, counts))
             counts["repeated_products"] = writer.repeated
     missing = writer.missing()
     expected = (
@@ -156,16 +153,18 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
     return {**counts, "missing_texts": len(missing)}
 
 
-def _copy_in_order(writer: CheckedTexts, path: Path, counts: dict[str, int]) -> None:
+def _copy_in_order(writer: TextsWriter, path: Path, counts: dict[str, int]) -> None:
     total = writer.num_texts
-    writer.write_in_order(islice(node_texts(path, counts), total + 1))
+    texts = node_texts(path, counts)
+    writer.extend(islice(texts, total))
+    next(texts, None)  # counts a row too many
     if counts["text_rows"] != total:
         found = f"more than {total}" if counts["text_rows"] > total else counts["text_rows"]
         raise DataError(f"{path} has {found} rows for {total} products, expected one for each, in order")
 
 
 def _joined(products: list[str], text_files: list[Path], counts: dict[str, int]) -> Iterator[tuple[int, str]]:
-    """(node, text) in the order of the files; every node that carries a product's id gets that product's text."""
+    """(node, text) in the order of the files, for every node that carries a product's id."""
     rows_of = _RowsOf(products)
     described = (pair for path in text_files for pair in _described(path, counts))
     while block := list(islice(described, LINES_AT_ONCE)):
@@ -212,7 +211,7 @@ class _RowsOf:
         self._sorted = encoded[self._order]
 
     def __call__(self, wanted: list[bytes]) -> tuple[list[int], list[int]]:
-        """For every row that carries one of the wanted ids: the place of that id in ``wanted``, and the row."""
+        """For every row that carries a wanted id: the place of that id in ``wanted``, and the row."""
         # A longer id would be cut to the width of the array, and found where it is not.
         places = np.array([i for i, name in enumerate(wanted) if len(name) <= self._sorted.itemsize], dtype=np.int64)
         names = np.array([wanted[i] for i in places], dtype=self._sorted.dtype)
@@ -227,14 +226,14 @@ class _RowsOf:
 
 
 def _write_graph(folder: Path, archive: OgbArchive, num_products: int) -> dict[str, int]:
-    graph, split = archive.read()
+    graph = archive.read()
     if num_products != len(graph.label):
         raise DataError(
             f"{archive.folder / PRODUCTS}: {num_products} products for {len(graph.label)} nodes; unpack OGB's archive "
             "anew"
         )
     np.save(folder / "label.npy", graph.label)
-    save_split(folder, split)
+    save_split(folder, graph.split)
     np.save(folder / "features.npy", graph.features)
     edges = graph.edge_index
     write_csr(lambda: iter([(edges[0], edges[1])]), num_products, folder, memory_bytes=MEMORY_BYTES)

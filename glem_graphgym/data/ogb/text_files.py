@@ -1,4 +1,4 @@
-"""Raw texts as they are published: rows streamed out of packed files, counted where something is wrong with them."""
+"""Raw texts as they are published: rows streamed out of packed files; what is wrong with them is counted."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from glem_graphgym.data.ogb.archive import listed
-from glem_graphgym.data.text_graph import DataError, Texts, TextsWriter
+from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.progress import Progress
 
 # Python's zipfile raises RuntimeError for an encrypted member, and its subclass NotImplementedError for other methods.
 BROKEN_FILE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 PYG_TEXT = "node-text.csv.gz"  # as PyG's TAGDataset publishes it, for ogbn-arxiv and ogbn-products
 LINES_AT_ONCE = 1 << 14  # between two updates of the progress bar
-ROWS_AT_ONCE = 1 << 14
-CHECKED_TEXTS = 1000  # texts that are read again after they have been written
 LONGEST_CELL = 1 << 30
 
 logger = logging.getLogger(__name__)
@@ -34,23 +31,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of texts, plain, gzipped, or inside a zip archive that is not unpacked.
-
-    Attributes:
-        path: of the file or archive.
-        remedy: what to do when it is damaged.
-        member: name of the file inside the archive; "" for none.
-    """
+    """A file of texts, plain, gzipped, or inside a zip archive that is not unpacked."""
 
     path: Path
-    remedy: str
-    member: str = ""
+    remedy: str  # what to do when it is damaged
+    member: str = ""  # name of the file inside the archive
 
     def __str__(self) -> str:
         return f"{self.path}, {self.member}" if self.member else str(self.path)
 
     def lines(self) -> Iterator[bytes]:
-        """The lines, each with its end, as they come from the disk; shows progress.
+        """The lines, each with its end; shows progress.
 
         Raises:
             DataError: the file is damaged, cut short, or packed in a way that cannot be read.
@@ -68,7 +59,7 @@ class TextFile:
             raise DataError(f"{self} is damaged or not what its name says ({error}); {self.remedy}") from error
 
     def size(self) -> int:
-        """Bytes of the texts as they are read; of a gzipped file, which does not say, as they lie there."""
+        """Bytes of the texts; of a gzipped file, which does not tell, its own."""
         if not self.member:
             return self.path.stat().st_size
         with zipfile.ZipFile(self.path) as archive:
@@ -76,7 +67,7 @@ class TextFile:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[IO[bytes], int, int, Iterable[bytes]]]:
-        """The file on disk, where what is read begins in it and how long it is there, and the stream of lines."""
+        """The file on disk, begin and size in it of what is read, and the stream of lines."""
         with self.path.open("rb") as disk:
             if self.member:
                 with zipfile.ZipFile(disk) as archive, archive.open(self.member) as member:
@@ -91,13 +82,13 @@ class TextFile:
 
 
 def find(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
-    """The first of these files that is there; every name is looked for in a folder before the next folder."""
+    """The first of these files that exists; every name is looked for in a folder before the next folder."""
     names = list(names)
     return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
 
 def decoded(raw: bytes, counts: dict[str, int]) -> str:
-    """UTF-8 text; counts in ``rows_not_utf8`` where U+FFFD had to replace bytes."""
+    """The text, with U+FFFD for bytes that are not UTF-8, which ``rows_not_utf8`` counts."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -149,64 +140,6 @@ def _sound(text: str, counts: dict[str, int]) -> str:
         return decoded(text.encode("utf-8", "surrogateescape"), counts)
 
 
-class CheckedTexts:
-    """A `TextsWriter` that remembers some of the texts and, once they are on disk, reads them again.
-
-    Args:
-        folder, num_texts, stem: see `TextsWriter`.
-    """
-
-    def __init__(self, folder: Path, num_texts: int, stem: str = "text") -> None:
-        self.folder, self.num_texts, self.stem = folder, num_texts, stem
-        self._every = max(num_texts // CHECKED_TEXTS, 1)
-        self._remembered: dict[int, str] = {}
-        self._writer = TextsWriter(folder, num_texts, stem)
-
-    def write_in_order(self, texts: Iterable[str]) -> None:
-        """Write the texts of row 0, 1, 2, and so on."""
-        for row, text in enumerate(texts):
-            if row % self._every == 0:
-                self._remembered[row] = text
-            self._writer.append(text)
-
-    def write(self, rows: Iterable[tuple[int, str]]) -> None:
-        """Write (row, text), which may come in any order; of several texts of one row the first stays."""
-        while block := list(islice(rows := iter(rows), ROWS_AT_ONCE)):
-            for row, text in block:
-                if row % self._every == 0:
-                    self._remembered.setdefault(row, text)
-            self._writer.put([row for row, _ in block], [text for _, text in block])
-
-    def missing(self) -> np.ndarray:
-        """int64: the rows that have no text, once all is on disk."""
-        return np.flatnonzero(np.diff(self.read().offsets) == 0)
-
-    @property
-    def repeated(self) -> int:
-        """How many texts came for a row that had one already."""
-        return self._writer.repeated
-
-    def __enter__(self) -> CheckedTexts:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        self._writer.__exit__(kind, *rest)
-        if kind is None:
-            texts = self.read()
-            wrong = [row for row, text in self._remembered.items() if texts[row] != text]
-            if wrong:
-                raise DataError(
-                    f"{self.folder}: text {wrong[0]} is not what was written, nor are {len(wrong) - 1} more of "
-                    f"{len(self._remembered)}; check the disk"
-                )
-
-    def read(self) -> Texts:
-        """The texts, memory-mapped."""
-        files = (self.folder / f"{self.stem}.npy", self.folder / f"{self.stem}_offsets.npy")
-        return Texts(*(np.load(file, mmap_mode="r") for file in files))
-
-
 def report(
     source: object,
     nodes: str,
@@ -217,7 +150,7 @@ def report(
     expected: str,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Log which of ``total`` nodes have no text, and rows with bytes that are no UTF-8.
+    """Log which of ``total`` nodes have no text, and how many rows hold bytes that are not UTF-8.
 
     Args:
         source: the file that was read.
@@ -228,13 +161,12 @@ def report(
         names: of all nodes; None for their indices.
 
     Raises:
-        DataError: more than half have none: it is another file, or a part of one.
+        DataError: more than half of the nodes have no text: it is another file, or a part of one.
     """
-    first = [str(node) if names is None else names[node] for node in missing[:5]]
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    without = listed(missing.tolist() if names is None else [names[node] for node in missing])
     message = (
-        f"{source} has no text for {len(missing)} of {total} {nodes} ({listed(first)}{more}); of its "
-        f"{counts['text_rows']} rows {counts.get('skipped_rows', 0)} name no {nodes.removesuffix('s')}"
+        f"{source} has no text for {len(missing)} of {total} {nodes} ({without}); of its {counts['text_rows']} rows "
+        f"{counts.get('skipped_rows', 0)} name no {nodes.removesuffix('s')}"
     )
     if 2 * len(missing) > total:
         raise DataError(f"{message}. Expected {expected}")
