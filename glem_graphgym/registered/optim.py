@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from torch import nn
@@ -24,19 +25,10 @@ def rmsprop_optimizer(params: Iterator[nn.Parameter], base_lr: float, weight_dec
     return RMSprop(params, lr=base_lr, weight_decay=weight_decay)
 
 
-@register_scheduler("linear_warmup")
-def linear_warmup(optimizer: Optimizer, warmup_epochs: float, max_epoch: int) -> LambdaLR:
-    """``optim.scheduler: linear_warmup``: up over ``optim.warmup_epochs``, then linearly to 0 at ``max_epoch``."""
-    return warmup_schedule(optimizer, warmup_epochs, max_epoch, "linear")
+def warmup(optimizer: Optimizer, warmup_epochs: float, max_epoch: int, decay: str) -> LambdaLR:
+    """``optim.scheduler: <decay>_warmup``: up over ``optim.warmup_epochs``, then as ``decay`` says to ``max_epoch``."""
+    return warmup_schedule(optimizer, warmup_epochs, max_epoch, decay)
 
 
-@register_scheduler("cosine_warmup")
-def cosine_warmup(optimizer: Optimizer, warmup_epochs: float, max_epoch: int) -> LambdaLR:
-    """``optim.scheduler: cosine_warmup``: up over ``optim.warmup_epochs``, then along a cosine to 0."""
-    return warmup_schedule(optimizer, warmup_epochs, max_epoch, "cosine")
-
-
-@register_scheduler("constant_warmup")
-def constant_warmup(optimizer: Optimizer, warmup_epochs: float, max_epoch: int) -> LambdaLR:
-    """``optim.scheduler: constant_warmup``: up over ``optim.warmup_epochs``, then level."""
-    return warmup_schedule(optimizer, warmup_epochs, max_epoch, "constant")
+for _decay in ("linear", "cosine", "constant"):
+    register_scheduler(f"{_decay}_warmup", functools.partial(warmup, decay=_decay))

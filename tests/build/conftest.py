@@ -16,6 +16,32 @@ NODES = 400
 
 
 @pytest.fixture
+def configure_run(tmp_path: Path, tiny_lm: Path) -> Callable[..., Path]:
+    """Loads the configuration of a small run under ``tmp_path``, with options as on the command line; its folder."""
+    file = tmp_path / "small_run.yaml"
+    file.write_text(
+        f"""
+num_threads: 1
+dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.2, 0.4],
+  synthetic_nodes: 100, synthetic_classes: 3, synthetic_degree: 5.0, synthetic_words: 4}}
+lm: {{model: {tiny_lm}, max_length: 16, precision: 32, epochs: 1, batch_size: 8, lr: 4.0e-3}}
+model: {{type: glem_sage}}
+gnn: {{dim_inner: 8, layers_mp: 2, layers_post_mp: 1, dropout: 0.2}}
+optim: {{optimizer: adamw, scheduler: none, max_epoch: 6}}
+train: {{mode: glem, eval_period: 1}}
+"""
+    )
+
+    def load(*options: object, run: str = "run") -> Path:
+        load_config(cfg, file, [str(option) for option in options])
+        cfg.run_dir = str(tmp_path / run)
+        Path(cfg.run_dir).mkdir(exist_ok=True)
+        return Path(cfg.run_dir)
+
+    return load
+
+
+@pytest.fixture
 def configure(tmp_path: Path, tiny_lm: Path) -> Callable[..., None]:
     """Loads a configuration of GLEM on the synthetic graph, with options as on the command line."""
     file = tmp_path / "small.yaml"

@@ -78,10 +78,7 @@ def check() -> None:
     ("network", "message"),
     [
         (NeedsArguments, "model.type foreign cannot be built: TypeError: .*depth"),
-        (
-            TakesTwo,
-            "cannot be the GNN of train.mode glem: TypeError: .*edge_index.*; expected a network",
-        ),
+        (TakesTwo, "cannot be the GNN of train.mode glem: TypeError: .*edge_index.*; expected a network"),
         (TooWide, r"of 8 nodes it gives \(8, 5\), expected \(8, 4\)"),
         (OfTheGraph, r"of 8 nodes it gives \(1, 4\), expected \(8, 4\)"),
         (WithoutGradients, "model.type foreign cannot be the GNN of train.mode glem: RuntimeError: .*grad"),

@@ -140,14 +140,8 @@ def test_a_graph_that_nobody_loads(tmp_path: Path) -> None:
 
 
 def test_keys_reach_the_generator(tmp_path: Path) -> None:
-    configure(
-        tmp_path,
-        dataset__synthetic_words=3,
-        dataset__synthetic_features=2,
-        dataset__tag_seed=5,
-        dataset__synthetic_text_signal=1.0,
-        dataset__synthetic_structure_signal=1.0,
-    )
+    signals = {"dataset__synthetic_text_signal": 1.0, "dataset__synthetic_structure_signal": 1.0}
+    configure(tmp_path, dataset__synthetic_words=3, dataset__synthetic_features=2, dataset__tag_seed=5, **signals)
     graph = GRAPHS["synthetic"](cfg)
     assert (graph.num_nodes, graph.num_edges, graph.num_classes) == (60, 120, 3)
     assert {part: len(nodes) for part, nodes in graph.split.items()} == {"train": 12, "valid": 12, "test": 36}
@@ -181,12 +175,8 @@ def test_keys_reach_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     options = {"tag_max_nodes": 500, "tag_source": "Packages.xz"}
     configure(tmp_path, dataset__name="debian", **{f"dataset__{key}": value for key, value in options.items()})
     GRAPHS["debian"](cfg)
-    assert seen == {
-        "folder": tmp_path / "datasets",
-        "packages": "Packages.xz",
-        "shares": [0.2, 0.2, 0.6],
-        "max_nodes": 500,
-    }
+    sources = {"folder": tmp_path / "datasets", "packages": "Packages.xz"}
+    assert seen == {**sources, "shares": [0.2, 0.2, 0.6], "max_nodes": 500}
 
 
 def test_tokens_go_by_model_and_length(tmp_path: Path, tiny_lm: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,11 @@ from torch_geometric.graphgym.register import train_dict
 
 from glem_graphgym.build import run_folder
 from glem_graphgym.build.run_folder import check_run_folder, identity_of, package_versions, take_run_folder
-from glem_graphgym.config import load_config
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.report.stats import finish_run
 
 OLD = {"ogb": "1.3.6", "torch": "2.13.0"}
 NEW = {"ogb": "1.3.6", "torch": "2.14.0", "transformers": "5.9.0"}
-
-
-@pytest.fixture
-def config(tmp_path: Path, tiny_lm: Path) -> Path:
-    file = tmp_path / "small.yaml"
-    file.write_text(
-        f"""
-num_threads: 1
-dataset: {{format: TAG, name: synthetic, dir: {tmp_path}/datasets, tag_split: [0.3, 0.2, 0.4],
-  synthetic_nodes: 60, synthetic_classes: 3, synthetic_degree: 5.0, synthetic_words: 4}}
-lm: {{model: {tiny_lm}, max_length: 16, precision: 32, epochs: 1, batch_size: 8, lr: 4.0e-3}}
-model: {{type: glem_sage}}
-gnn: {{dim_inner: 8, layers_mp: 2, layers_post_mp: 1}}
-optim: {{optimizer: adamw, scheduler: none, max_epoch: 2}}
-train: {{mode: glem}}
-"""
-    )
-    return file
 
 
 def with_versions(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> dict[str, Any]:
@@ -55,29 +37,30 @@ def begun(run_dir: Path, identity: dict[str, Any], *, stages: int = 1, finished:
     return run_dir
 
 
-def test_versions_are_those_of_the_installed_packages() -> None:
+def test_versions_are_those_of_the_packages_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = package_versions()
     assert set(found) == {"ogb", "torch", "torch_geometric", "transformers"}
-    assert found["ogb"] == version("ogb")
-    assert found["torch_geometric"] == torch_geometric.__version__
-
-
-def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (found["ogb"], found["torch_geometric"]) == (version("ogb"), torch_geometric.__version__)
     monkeypatch.setattr(run_folder, "NOTED_PACKAGES", ("torch", "no-such-package-of-anybodys"))
     assert set(package_versions()) == {"torch"}
 
 
 @pytest.mark.parametrize(("mode", "noted"), [("glem", 3), ("glem_cascade", None), ("glem_lm", None)])
-def test_em_iterations_are_noted_where_there_is_em(config: Path, mode: str, noted: int | None) -> None:
-    load_config(cfg, config, ["train.mode", mode, "glem.em_iterations", "3"])
+def test_em_iterations_are_noted_where_there_is_em(
+    configure_run: Callable[..., Path], mode: str, noted: int | None
+) -> None:
+    configure_run("train.mode", mode, "glem.em_iterations", 3)
     assert identity_of(cfg, None).get("em_iterations") == noted
     assert "glem.em_iterations" not in identity_of(cfg, None)["settings"]
 
 
 def test_a_run_goes_on_under_other_versions_and_notes_both(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    configure_run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    load_config(cfg, config)
+    configure_run()
     run_dir = begun(tmp_path / "exp" / "0", with_versions(monkeypatch, OLD))
     now = with_versions(monkeypatch, NEW)
     check_run_folder(run_dir, now)  # does not refuse
@@ -94,11 +77,11 @@ def test_a_run_goes_on_under_other_versions_and_notes_both(
 
 @pytest.mark.parametrize(("asked", "joined"), [(1, False), (2, True)])
 def test_a_finished_run_keeps_its_versions_unless_it_goes_on(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, joined: bool
+    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, joined: bool
 ) -> None:
-    load_config(cfg, config)
+    configure_run()
     run_dir = begun(tmp_path / "0", with_versions(monkeypatch, OLD), finished=True)
-    load_config(cfg, config, ["glem.em_iterations", str(asked)])
+    configure_run("glem.em_iterations", asked)
     take_run_folder(run_dir, with_versions(monkeypatch, NEW))
     noted = read_json(run_dir / "run.json")
     assert noted["versions"]["torch"] == ("2.13.0, 2.14.0" if joined else "2.13.0")
@@ -106,21 +89,20 @@ def test_a_finished_run_keeps_its_versions_unless_it_goes_on(
 
 
 def test_a_run_that_starts_anew_notes_its_own_versions_alone(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_config(cfg, config)
+    configure_run()
     run_dir = begun(tmp_path / "0", with_versions(monkeypatch, OLD), finished=True)
     take_run_folder(run_dir, with_versions(monkeypatch, NEW), overwrite=True)
     assert read_json(run_dir / "run.json")["versions"] == NEW
 
 
-def test_a_run_notes_how_many_iterations_its_tables_show(config: Path, tmp_path: Path) -> None:
+def test_a_run_notes_how_many_iterations_its_tables_show(configure_run: Callable[..., Path]) -> None:
     for asked in (1, 2, 1):
-        load_config(cfg, config, ["glem.em_iterations", str(asked)])
-        cfg.run_dir = str(tmp_path / "0")
+        run_dir = configure_run("glem.em_iterations", asked)
         train_dict[cfg.train.mode]()
-        finish_run(Path(cfg.run_dir))
-        noted = read_json(tmp_path / "0" / "run.json")
+        finish_run(run_dir)
+        noted = read_json(run_dir / "run.json")
         assert noted["em_iterations"] == asked
         assert len(noted["stages"]) == 2 + 2 * asked
         assert noted["versions"] == package_versions()
@@ -128,13 +110,13 @@ def test_a_run_notes_how_many_iterations_its_tables_show(config: Path, tmp_path:
 
 @pytest.mark.parametrize(("value", "refused"), [(0, False), (2, True)])
 def test_a_run_of_a_version_that_lacked_a_key_goes_on_with_the_keys_default(
-    config: Path, tmp_path: Path, value: int, refused: bool
+    configure_run: Callable[..., Path], tmp_path: Path, value: int, refused: bool
 ) -> None:
-    load_config(cfg, config, ["glem.label_input", "True"])
+    configure_run("glem.label_input", True)
     identity = identity_of(cfg, None)
     older = {**identity, "settings": {k: v for k, v in identity["settings"].items() if k != "gnn.label_reuse"}}
     begun(tmp_path / "0", older, finished=True)
-    load_config(cfg, config, ["glem.label_input", "True", "gnn.label_reuse", str(value)])
+    configure_run("glem.label_input", True, "gnn.label_reuse", value)
     if refused:
         with pytest.raises(run_folder.RunError, match=r"gnn.label_reuse was 0, now 2"):
             check_run_folder(tmp_path / "0", identity_of(cfg, None))

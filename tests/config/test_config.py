@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_geometric.graphgym import register
 from torch_geometric.graphgym.config import assert_cfg, cfg, set_cfg
-from torch_geometric.graphgym.loader import create_loader
-from torch_geometric.graphgym.model_builder import create_model
 from yacs.config import CfgNode
 
 from glem_graphgym.build import run as build_run
@@ -348,11 +345,6 @@ def test_a_stock_configuration_is_not_checked_for_ours(tmp_path: Path) -> None:
     assert cfg.train.mode == "standard"
 
 
-def test_feature_kinds_are_joined_by_plus() -> None:
-    assert feature_kinds("text") == ["text"]
-    assert feature_kinds("static + raw+file") == ["static", "raw", "file"]
-
-
 # ---- writing and reading again ------------------------------------------------------------------------------------
 
 
@@ -433,10 +425,6 @@ def small(tmp_path: Path, tiny_lm: Path) -> list[str]:
     return [str(word) for option in options.items() for word in option]
 
 
-def test_there_are_configurations() -> None:
-    assert "glem_debian" in [file.stem for file in CONFIGS]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_yaml_loads_and_builds_its_models(file: Path, tmp_path: Path, tiny_lm: Path) -> None:
@@ -446,38 +434,22 @@ def test_every_yaml_loads_and_builds_its_models(file: Path, tmp_path: Path, tiny
     load_config(cfg, file, [*small(tmp_path, tiny_lm), "glem.first_predictions", ""])
     cfg.run_dir = str(tmp_path / "run")
     Path(cfg.run_dir).mkdir()
-    mode = cfg.train.mode
-    if mode == "standard":
-        loaders = create_loader()
-        pred, true = create_model()(next(iter(loaders[0])))
-        assert len(pred) == len(true)
-        return
-    graph, run = build_run.prepare(cfg)
-    embeddings, key = None, StageKey(0, "first", "GNN", "GNN")
+    graph, run = build_run.prepare(cfg)  # which tries every model on a few nodes or texts
+    mode = MODES[cfg.train.mode]
+    assert (run.joint is not None, run.lm_gold is not None, run.lm_em is not None, run.gnn is not None) == (
+        *(mode.joint, mode.lm, mode.lm),
+        mode.gnn,
+    )
     logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
-    if MODES[mode].joint:
-        assert run.joint is not None and run.lm_gold is None and run.gnn is None
-        task = run.joint.start(run.gnn_step_targets(key, None), run.features(None))
+    targets = run.gnn_step_targets(StageKey(0, "first", "GNN", "GNN"), None)
+    if run.joint:
+        task = run.joint.start(targets, run.features(None))
         task.predict(logits, np.zeros((graph.num_nodes, task.embedding_dim), dtype=np.float16))
-        assert np.isfinite(logits).all()
-    if MODES[mode].lm:
-        for learner in (run.lm_gold, run.lm_em):
-            assert learner is not None
-            task = learner.start()
-            embeddings = np.zeros((graph.num_nodes, task.embedding_dim), dtype=np.float16)
-            logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
-            task.predict(logits, embeddings)
-            assert np.isfinite(logits).all()
-    if MODES[mode].gnn:
-        assert run.gnn is not None
-        features = run.features(embeddings)
-        assert len(features) == graph.num_nodes
-        targets = run.gnn_step_targets(key, None)
-        gnn = run.gnn.start(targets, features)
-        optimizer, schedule = run.gnn.make_optimizer(gnn.model.parameters())
-        logits = np.full((graph.num_nodes, graph.num_classes), np.nan)
-        gnn.predict(logits)
-        assert np.isfinite(logits).all()
-        optimizer.step()
-        schedule.step()
-        assert isinstance(optimizer, torch.optim.Optimizer)
+    embeddings = None
+    if run.lm_em:
+        lm = run.lm_em.start()
+        embeddings = np.zeros((graph.num_nodes, lm.embedding_dim), dtype=np.float16)
+        lm.predict(logits, embeddings)
+    if run.gnn:
+        run.gnn.start(targets, run.features(embeddings)).predict(logits)
+    assert np.isfinite(logits).all()
