@@ -161,7 +161,7 @@ def infer_tokens(cfg: CfgNode, hardware: Hardware) -> int:
     return cfg.lm.infer_tokens or (CPU_TOKENS if hardware.accelerator == "cpu" else GPU_TOKENS)
 
 
-def part_tokens(cfg: CfgNode, hardware: Hardware) -> int:
+def micro_batch_tokens(cfg: CfgNode, hardware: Hardware) -> int:
     return cfg.lm.micro_batch_tokens or (CPU_PART if hardware.accelerator == "cpu" else GPU_PART)
 
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.build.features import feature_builder
 from glem_graphgym.build.gnn import MmapGraph, Structure, build_gnn, gcn_operator, gnn_optimizer, sees_hops
-from glem_graphgym.build.language_model import build_lm, encoder_config, hardware_for, infer_tokens, part_tokens
+from glem_graphgym.build.language_model import build_lm, encoder_config, hardware_for, infer_tokens, micro_batch_tokens
 from glem_graphgym.build.sizes import budget_bytes
 from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.text_graph import TextGraph
@@ -51,7 +51,7 @@ def lm_learners(
         settings = LMSettings(
             epochs=int(value("epochs")),
             batch_size=int(value("batch_size")),
-            accumulate=cfg.lm.grad_accumulation,
+            grad_accumulation=cfg.lm.grad_accumulation,
             lr=value("lr"),
             weight_decay=cfg.lm.weight_decay,
             warmup_epochs=value("warmup_epochs"),
@@ -171,7 +171,7 @@ def joint_learner(
         lm=lm.settings,
         gnn_lr=cfg.optim.base_lr,
         gnn_weight_decay=cfg.optim.weight_decay,
-        part_tokens=part_tokens(cfg, lm.hardware),
+        micro_batch_tokens=micro_batch_tokens(cfg, lm.hardware),
         recompute=cfg.lm.gradient_checkpointing,
         label_input=cfg.glem.label_input,
     )

@@ -37,7 +37,7 @@ class LMSettings:
 
     Attributes:
         epochs: passes over the step's nodes; 0 = the model as it is initialised.
-        batch_size: texts per optimizer step, which go through the model in ``accumulate`` parts to save memory.
+        batch_size: texts per optimizer step, which go through the model in ``grad_accumulation`` parts to save memory.
         lr: peak learning rate; weight_decay: of matrices, not of norms and biases.
         warmup_epochs: epochs (may be a fraction) of linear warm-up; decay: ``linear``, ``cosine`` or ``constant``.
         label_smoothing: share 0-1, of gold targets; smooth_pseudo: of pseudo-labels too.
@@ -47,7 +47,7 @@ class LMSettings:
 
     epochs: int = 3
     batch_size: int = 32
-    accumulate: int = 1
+    grad_accumulation: int = 1
     lr: float = 2e-5
     weight_decay: float = 0.01
     warmup_epochs: float = 0.6
@@ -85,11 +85,11 @@ class LMTask(Task):
         rng = np.random.default_rng([self.targets.seed, epoch, 1])
         places = np.arange(len(nodes))
         batches = shuffled_batches(self.tokens.lengths[nodes], places, self.settings.batch_size, rng)
-        rank, size = processes.rank(), processes.world_size()
+        rank, size, count = processes.rank(), processes.world_size(), self.settings.grad_accumulation
         parts = [
             (part, batch)
             for batch in batches
-            for part in np.array_split(batch[rank::size], self.settings.accumulate)  # as similar in length as can be
+            for part in np.array_split(batch[rank::size], count)  # as similar in length as can be
         ]
 
         def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
@@ -217,7 +217,7 @@ class LMLearner:
         validated = int(lengths[self.validation.nodes].sum())  # sorted by length, so next to nothing is padding
         nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
         batches = shuffled_batches(lengths, nodes, settings.batch_size, rng)
-        trained = padded_tokens(lengths, batches, settings.accumulate)
+        trained = padded_tokens(lengths, batches, settings.grad_accumulation)
         epoch = TRAINING * trained + settings.evals_per_epoch * validated
         return {"batch": settings.epochs * epoch, "token": int(lengths[encoded].sum())}
 
@@ -238,7 +238,7 @@ def fit_lm(
         title=title,
         epochs=settings.epochs,
         eval_every=1 / settings.evals_per_epoch,
-        accumulate=settings.accumulate,
+        grad_accumulation=settings.grad_accumulation,
         clip=settings.clip if hardware.scales_gradients else 0.0,
     )
     return fit(task, plan, hardware, checkpoint)
@@ -274,16 +274,16 @@ def encode_in_parts(
     encoder: TextEncoder,
     tokens: TokenStore,
     nodes: np.ndarray,
-    part_tokens: int,
+    micro_batch_tokens: int,
     device: torch.device,
     recompute_from: int | None = None,
 ) -> Tensor:
-    """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length and ``part_tokens`` padded tokens.
+    """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length, ``micro_batch_tokens`` padded.
 
     From ``recompute_from`` parts on (None: never) each is computed anew in the backward pass, so that a step takes the
     memory of one part, and about a third more time.
     """
-    parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), part_tokens))
+    parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), micro_batch_tokens))
     recompute = recompute_from is not None and len(parts) >= recompute_from and torch.is_grad_enabled()
     embeddings = []
     for part in parts:

@@ -42,7 +42,7 @@ class FitPlan:
         epochs: upper bound; 0 trains nothing.
         eval_every: epochs between validations; below 1 several times per epoch. The end of training is validated too.
         patience: evaluations without a better score before training stops; 0 = never stops early.
-        accumulate: batches per optimizer step.
+        grad_accumulation: batches per optimizer step.
         clip: upper bound of the gradient norm; 0 = none.
     """
 
@@ -50,7 +50,7 @@ class FitPlan:
     epochs: int
     eval_every: float = 1.0
     patience: int = 0
-    accumulate: int = 1
+    grad_accumulation: int = 1
     clip: float = 0.0
 
     def validates(self, epoch: int, batch: int, batches: int) -> bool:
@@ -179,7 +179,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
     batches = task.batches(0)
     count = len(batches.items)
     task.to(fabric.device)  # before the optimizer takes hold of the parameters
-    optimizer, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.accumulate))
+    optimizer, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.grad_accumulation))
     objective, optimizer = fabric.setup(task, optimizer, move_to_device=False)
     state = _State(task, optimizer, schedule, fabric, plan, count, checkpoint)
     for epoch in range(state.epoch, plan.epochs):
@@ -189,7 +189,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
         for number, batch in enumerate(batches.prepared(fabric.device), start=1):
             if number <= state.batch:  # trained on before the run was killed; made again for what is drawn in it
                 continue
-            step_due = number % plan.accumulate == 0 or number == count
+            step_due = number % plan.grad_accumulation == 0 or number == count
             with fabric.no_backward_sync(objective, enabled=not step_due):
                 loss = objective(batch)
                 fabric.backward(loss * processes.world_size())  # DDP takes the mean over processes
@@ -264,7 +264,7 @@ class _State:
         """Score the task after ``epoch`` epochs, maybe with a fraction; keep the best weights."""
         log = self.log
         log.train_seconds += time.perf_counter() - self.since
-        loss = sum(processes.gather(float(torch.stack(self.losses).mean()))) * self.plan.accumulate
+        loss = sum(processes.gather(float(torch.stack(self.losses).mean()))) * self.plan.grad_accumulation
         self.losses.clear()
         if not math.isfinite(loss):
             raise FloatingPointError(

@@ -41,10 +41,10 @@ class JointSettings:
 
     Attributes:
         lm: of the encoder, as in an E-step; ``batch_size`` counts gold nodes, whose neighbourhoods come on top, and
-            ``accumulate`` the parts in which they are sampled and go through the model. Schedule, clipping and
+            ``grad_accumulation`` the parts in which they are sampled and go through the model. Schedule, clipping and
             validations are those of both models.
         gnn_lr, gnn_weight_decay: of the GNN, under the same schedule.
-        part_tokens: padded tokens of a part of a step's texts, which are of similar length.
+        micro_batch_tokens: padded tokens of a part of a step's texts, which are of similar length.
         recompute: compute each part anew in the backward pass, so that a step needs the memory of one part.
         label_input: gold labels as further input, those of the step's own nodes hidden.
     """
@@ -52,7 +52,7 @@ class JointSettings:
     lm: LMSettings
     gnn_lr: float = 0.005
     gnn_weight_decay: float = 0.0
-    part_tokens: int = 1024
+    micro_batch_tokens: int = 1024
     recompute: bool = False
     label_input: bool = False
 
@@ -139,7 +139,7 @@ class JointTask(Task):
 
     def costs(self, log: FitLog) -> dict[str, float]:
         """Costs of a step and of an epoch of its training."""
-        meter, steps = self.meter, max(1, self.meter["steps"] // self.settings.lm.accumulate)
+        meter, steps = self.meter, max(1, self.meter["steps"] // self.settings.lm.grad_accumulation)
         return {
             "steps": steps,
             "texts_per_step": round(meter["texts"] / steps, 1),
@@ -162,7 +162,7 @@ class JointTask(Task):
         rng = np.random.default_rng([self.targets.seed, epoch, 4])
         order = rng.permutation(len(gold.nodes))
         batches = even_batches(order, lm.batch_size)
-        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.accumulate)]
+        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.grad_accumulation)]
 
         def prepare(item: tuple[np.ndarray, int]) -> tuple[Neighbourhood, Tensor, int]:
             part, size = item
@@ -187,7 +187,9 @@ class JointTask(Task):
         """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length."""
         s = self.settings
         recompute_from = 1 if s.recompute else None
-        return encode_in_parts(self.model.encoder, self.tokens, nodes, s.part_tokens, self.device, recompute_from)
+        return encode_in_parts(
+            self.model.encoder, self.tokens, nodes, s.micro_batch_tokens, self.device, recompute_from
+        )
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         nodes = self.validation.nodes

@@ -263,10 +263,12 @@ class Calibration:
         # The longest come in among batches of other sizes, which have cut up memory before.
         batches = [*epoch[:count], longest]
         task, seconds, steps = self._fit_lm(learner, batches)
-        train_rate = seconds / max(1, padded_tokens(lengths, batches, settings.accumulate) * steps // len(batches))
+        train_rate = seconds / max(
+            1, padded_tokens(lengths, batches, settings.grad_accumulation) * steps // len(batches)
+        )
         infer_rate = self._predict_lm(learner, task.model)
         resident, accelerator = peaks(memory)
-        tokens = padded_tokens(lengths, epoch, settings.accumulate) * settings.epochs
+        tokens = padded_tokens(lengths, epoch, settings.grad_accumulation) * settings.epochs
         inferred = _inferred_tokens(lengths, self.graph.split["valid"], settings.infer_tokens)
         inferred *= settings.epochs * settings.evals_per_epoch
         inferred += _inferred_tokens(lengths, self.encoded, settings.infer_tokens)
@@ -518,7 +520,7 @@ class Calibration:
         rng, total = np.random.default_rng(0), 0
         for start in range(0, len(valid), VALIDATED_AT_ONCE):
             hood = learner.neighbourhoods.around(valid[start : start + VALIDATED_AT_ONCE], rng)
-            total += _inferred_tokens(learner.tokens.lengths, hood.nodes, learner.settings.part_tokens)
+            total += _inferred_tokens(learner.tokens.lengths, hood.nodes, learner.settings.micro_batch_tokens)
         return total
 
     # ---- what they are made of ------------------------------------------------------------------------------------

@@ -320,7 +320,7 @@ def test_the_e_step_inherits_from_lm(configure: Callable[..., None]) -> None:
     gold, em = learners(configure, "lm.lr", "3e-4", "lm.epochs", 7, "lm.decay", "cosine", "lm.grad_accumulation", 2)
     assert gold.settings == em.settings
     assert (gold.settings.lr, gold.settings.epochs, gold.settings.decay) == (3e-4, 7, "cosine")
-    assert (gold.settings.batch_size, gold.settings.accumulate) == (8, 2)
+    assert (gold.settings.batch_size, gold.settings.grad_accumulation) == (8, 2)
 
 
 OVERRIDES = {"epochs": 2, "lr": 1e-4, "batch_size": 4, "warmup_epochs": 0.0, "label_smoothing": 0.3}

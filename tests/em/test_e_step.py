@@ -139,9 +139,9 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(
     """Also where a part holds other shares of gold and pseudo nodes than its batch."""
     targets = step_targets(pseudo=pseudo)
     parts, logs = [], []
-    for accumulate in (1, 2, 4):
+    for grad_accumulation in (1, 2, 4):
         torch.manual_seed(0)
-        lm = learner(batch_size=8, accumulate=accumulate, epochs=2, lr=1e-3, warmup_epochs=0)
+        lm = learner(batch_size=8, grad_accumulation=grad_accumulation, epochs=2, lr=1e-3, warmup_epochs=0)
         task, log = lm.fit(targets, "test")
         logs.append(log)
         parts.append(weights_of(task))
@@ -215,7 +215,7 @@ def test_the_rate_warms_up_in_epochs_and_falls_to_zero_at_the_end(learner: Calla
 
 
 def test_steps_are_counted_after_accumulation(learner: Callable[..., LMLearner]) -> None:
-    lm = learner(batch_size=10, accumulate=2, epochs=2, lr=0.3, warmup_epochs=0, evals_per_epoch=2)
+    lm = learner(batch_size=10, grad_accumulation=2, epochs=2, lr=0.3, warmup_epochs=0, evals_per_epoch=2)
     _, log = lm.fit(step_targets(ratio=1.5), "test")
     assert [row["step"] for row in log.history] == [1, 2, 3, 4]
     assert [row["lr"] for row in log.history] == pytest.approx([0.3, 0.225, 0.15, 0.075])

@@ -190,19 +190,19 @@ def test_evaluations_come_as_often_as_asked_for_and_at_the_end(every: float, bat
 
 
 def test_epochs_are_counted_in_batches_also_when_these_do_not_divide_into_steps() -> None:
-    log = fit(regression([0.1, 0.2], batches=[[i] for i in range(5)]), plan(2, accumulate=2), Hardware())
+    log = fit(regression([0.1, 0.2], batches=[[i] for i in range(5)]), plan(2, grad_accumulation=2), Hardware())
     assert [(row["epoch"], row["step"]) for row in log.history] == [(1, 3), (2, 6)]
     assert log.best_epoch == 2
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_history_holds_the_mean_loss_of_batches_since_the_last_evaluation_and_the_rate(accumulate: int) -> None:
+@pytest.mark.parametrize("grad_accumulation", [1, 2, 4])
+def test_history_holds_the_mean_loss_of_batches_since_the_last_evaluation_and_the_rate(grad_accumulation: int) -> None:
     batches = [range(4), range(4, 10), range(10, 11), range(11, 12)]
     task = regression(batches=batches, lr=0.0)
-    log = fit(task, plan(2, eval_every=2, accumulate=accumulate), Hardware())
+    log = fit(task, plan(2, eval_every=2, grad_accumulation=grad_accumulation), Hardware())
     losses = [task(torch.tensor(rows)).item() for rows in batches]
     (row,) = log.history
-    assert row["loss"] == pytest.approx(np.mean(losses) * accumulate)
+    assert row["loss"] == pytest.approx(np.mean(losses) * grad_accumulation)
     assert row["lr"] == 0.0
 
 

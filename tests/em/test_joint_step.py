@@ -163,8 +163,8 @@ def test_parts_of_texts_and_their_recomputation_change_nothing(configure: Config
 def test_accumulated_parts_are_one_batch(configure: Configure) -> None:
     """With all neighbours and nothing random the parts' losses add up to the batch's, and so do gradients."""
     trained = []
-    for accumulate in (1, 4):
-        options = ("lm.grad_accumulation", accumulate, "lm.epochs", 1)
+    for grad_accumulation in (1, 4):
+        options = ("lm.grad_accumulation", grad_accumulation, "lm.epochs", 1)
         learner, targets, features = learner_of(configure, *STILL, *ALL, *options)
         torch.manual_seed(0)
         task, log = learner.fit(targets, features, "test")

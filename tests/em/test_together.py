@@ -46,29 +46,31 @@ def losses(task: Task) -> list[float]:
         return [float(task(batch)) for batch in task.batches(0).prepared(torch.device("cpu"))]
 
 
-def lm_task(tiny_lm: Path, folder: Path, accumulate: int) -> LMTask:
+def lm_task(tiny_lm: Path, folder: Path, grad_accumulation: int) -> LMTask:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcdefgh"), rng.integers(1, 12))) for _ in range(N)]
     tokens = open_token_store(Texts.of(texts), load_tokenizer(str(tiny_lm)), 16, folder)
     torch.manual_seed(0)
     encoder = load_text_encoder(EncoderConfig(str(tiny_lm), dropout=0.0, attention_dropout=0.0, attention="eager"))
-    settings = LMSettings(batch_size=6, accumulate=accumulate, label_smoothing=0.1, smooth_pseudo=True, infer_tokens=32)
+    settings = LMSettings(
+        batch_size=6, grad_accumulation=grad_accumulation, label_smoothing=0.1, smooth_pseudo=True, infer_tokens=32
+    )
     learner = LMLearner(tokens, lambda: TextClassifier(encoder, LMHead(32, C, 0.0)), settings, VALIDATION, Hardware())
     return learner.start(targets()).eval()
 
 
 # 20 nodes in batches of 6: the smallest has 2 of them, fewer than there are parts.
-@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (2, 3), (3, 2), (1, 3)])
+@pytest.mark.parametrize(("size", "grad_accumulation"), [(2, 1), (2, 3), (3, 2), (1, 3)])
 def test_parts_of_a_batch_of_texts_add_up_to_it(
-    tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, accumulate: int
+    tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, grad_accumulation: int
 ) -> None:
     whole = losses(lm_task(tiny_lm, tmp_path, 1))
     found = []
     for rank in range(size):
         act_as(monkeypatch, rank, size)
-        found.append(losses(lm_task(tiny_lm, tmp_path, accumulate)))
-    assert {len(of_process) for of_process in found} == {len(whole) * accumulate}
-    steps = np.sum(found, axis=0).reshape(len(whole), accumulate).sum(1)
+        found.append(losses(lm_task(tiny_lm, tmp_path, grad_accumulation)))
+    assert {len(of_process) for of_process in found} == {len(whole) * grad_accumulation}
+    steps = np.sum(found, axis=0).reshape(len(whole), grad_accumulation).sum(1)
     np.testing.assert_allclose(steps, whole, rtol=1e-5)
 
 

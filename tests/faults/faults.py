@@ -317,8 +317,8 @@ FAULTS: dict[str, Fault] = {
     "last_parts_dropped": Fault(
         "accumulated gradients at the end of an epoch make no step",
         "em/fit.py",
-        "step_due = number % plan.accumulate == 0 or number == count",
-        "step_due = number % plan.accumulate == 0",
+        "step_due = number % plan.grad_accumulation == 0 or number == count",
+        "step_due = number % plan.grad_accumulation == 0",
         "em/test_fit.py::test_epochs_are_counted_in_batches_also_when_these_do_not_divide_into_steps",
     ),
     "gradients_not_cleared": Fault(
@@ -444,8 +444,8 @@ FAULTS: dict[str, Fault] = {
     "all_do_everything": Fault(
         "each of several processes trains on the whole batch",
         "em/e_step.py",
-        "np.array_split(batch[rank::size], self.settings.accumulate)",
-        "np.array_split(batch, self.settings.accumulate)",
+        "np.array_split(batch[rank::size], count)",
+        "np.array_split(batch, count)",
         "em/test_together.py::test_parts_of_a_batch_of_texts_add_up_to_it[2-1]",
     ),
     "temperature_left_out": Fault(
