@@ -17,16 +17,16 @@ _MAX_VOCABULARY = len(_WORDS) * (len(_WORDS) + 1)  # single words, then compound
 _TEXTS_AT_A_TIME = 1 << 14
 
 
-# Argument -> its name in a configuration.
-KEYS = {
-    "num_nodes": "dataset.synthetic_nodes",
-    "num_classes": "dataset.synthetic_classes",
-    "words_per_text": "dataset.synthetic_words",
-    "feature_dim": "dataset.synthetic_features",
-    "text_signal": "dataset.synthetic_text_signal",
-    "structure_signal": "dataset.synthetic_structure_signal",
-    "seed": "dataset.tag_seed",
-    "vocabulary": "vocabulary",
+# Argument -> its key in a configuration, and the least integer that it may be; None: a number from 0 to 1.
+BOUNDS = {
+    "num_nodes": ("dataset.synthetic_nodes", 1),
+    "num_classes": ("dataset.synthetic_classes", 2),
+    "words_per_text": ("dataset.synthetic_words", 1),
+    "vocabulary": ("vocabulary", 1),
+    "feature_dim": ("dataset.synthetic_features", 0),
+    "seed": ("dataset.tag_seed", 0),
+    "text_signal": ("dataset.synthetic_text_signal", None),
+    "structure_signal": ("dataset.synthetic_structure_signal", None),
 }
 
 
@@ -73,16 +73,7 @@ def make_synthetic(
         DataError: an argument is of the wrong type or out of range, a split would be empty, or a class would
             have no training node.
     """
-    _check_sizes(
-        num_nodes=num_nodes,
-        num_classes=num_classes,
-        words_per_text=words_per_text,
-        vocabulary=vocabulary,
-        feature_dim=feature_dim,
-        seed=seed,
-    )
-    _check_probability("text_signal", text_signal)
-    _check_probability("structure_signal", structure_signal)
+    _check_bounds(locals())
     ends = _split_ends(shares, num_nodes, num_classes)
     _check_degree(avg_degree, num_nodes, num_classes)
 
@@ -116,23 +107,20 @@ def make_synthetic(
     )
 
 
-def _check_sizes(**sizes: Any) -> None:
-    least = {"num_classes": 2, "feature_dim": 0, "seed": 0}
-    for name, value in sizes.items():
-        low = least.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise DataError(f"{KEYS[name]} is {value!r}, expected an integer of at least {low}")
-    classes, vocabulary = sizes["num_classes"], sizes["vocabulary"]
+def _check_bounds(arguments: dict[str, Any]) -> None:
+    for name, (key, least) in BOUNDS.items():
+        value = arguments[name]
+        if least is None:
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise DataError(f"{key} is {value!r}, expected a number from 0 (tells nothing) to 1 (tells all)")
+        elif isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise DataError(f"{key} is {value!r}, expected an integer of at least {least}")
+    classes, vocabulary = arguments["num_classes"], arguments["vocabulary"]
     if not classes <= vocabulary <= _MAX_VOCABULARY:
         raise DataError(
             f"dataset.synthetic_classes is {classes}, but the vocabulary has {vocabulary} words; expected at least one "
             f"for each class, and at most {_MAX_VOCABULARY}"
         )
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise DataError(f"{KEYS[name]} is {value!r}, expected a number from 0 (tells nothing) to 1 (tells all)")
 
 
 def _check_degree(avg_degree: float, num_nodes: int, num_classes: int) -> None:

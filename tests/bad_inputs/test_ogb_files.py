@@ -119,30 +119,36 @@ TABLES: dict[str, tuple[str, list[Any], list[str]]] = {
     "a split of two columns": ("split/{split}/valid", [[3, 7]], ["2 columns"]),
     "a split of nothing": ("split/{split}/valid", [], ["valid"]),
 }
-OF = {"arxiv": (arxiv, load_ogbn_arxiv, "time"), "products": (products, load_ogbn_products, "sales_ranking")}
+OF = {
+    "arxiv": (arxiv, load_ogbn_arxiv, {"split": "time", "mapping": "nodeidx2paperid"}),
+    "products": (products, load_ogbn_products, {"split": "sales_ranking", "mapping": "nodeidx2asin"}),
+}
 
 
 @pytest.mark.parametrize("dataset", OF)
 @pytest.mark.parametrize("case", TABLES)
 def test_tables_that_are_refused(tmp_path: Path, case: str, dataset: str) -> None:
-    make, load, split = OF[dataset]
-    table, rows, names = TABLES[case]
-    folder = make(tmp_path)
-    write_table(folder / f"{table.format(split=split)}.csv.gz", rows)
+    make, load, own_names = OF[dataset]
+    template, rows, names = TABLES[case]
+    table = template.format(**own_names)
+    write_table(make(tmp_path) / f"{table}.csv.gz", rows)
     named = {"a count of edges too small": "raw/edge", "a count of edges too large": "raw/edge"}
     named |= dict.fromkeys(("a count of nodes too small", "a count of nodes too large"), "raw/")
-    named["no label of a training node"] = f"split/{split}/train"
-    refusal(load, tmp_path, [named.get(case, table.format(split=split)), *names])
+    named["no label of a training node"] = f"split/{own_names['split']}/train"
+    refusal(load, tmp_path, [named.get(case, table), *names])
 
 
 @pytest.mark.parametrize("dataset", OF)
-@pytest.mark.parametrize("name", ["raw/node-feat", "raw/node-label", "raw/num-node-list", "split/{split}/test"])
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x1f\x8b\x08"])
-def test_damaged_tables_are_named(tmp_path: Path, dataset: str, name: str, content: bytes) -> None:
-    make, load, split = OF[dataset]
-    table = name.format(split=split)
-    (make(tmp_path) / f"{table}.csv.gz").write_bytes(content)
-    refusal(load, tmp_path, [f"{table}.csv.gz"])
+@pytest.mark.parametrize(
+    "name",
+    ["raw/edge", "raw/node-feat", "raw/node-label", "raw/num-node-list", "split/{split}/test", "mapping/{mapping}"],
+)
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x1f\x8b\x08", "cut"])
+def test_damaged_tables_are_named(tmp_path: Path, dataset: str, name: str, content: bytes | str) -> None:
+    make, load, own_names = OF[dataset]
+    table = make(tmp_path) / f"{name.format(**own_names)}.csv.gz"
+    table.write_bytes(table.read_bytes()[:-10] if isinstance(content, str) else content)
+    refusal(load, tmp_path, [str(table)])
 
 
 PAIRS = [*enumerate(PAPERS)]
@@ -216,6 +222,8 @@ ARRAYS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a feature that is infinite": ({"node_feat": features(np.inf)}, ["data.npz", "row 6", "finite"]),
     "features by columns with nan": ({"node_feat": np.asfortranarray(features(NAN))}, ["data.npz", "row 6"]),
     "features that are integers": ({"node_feat": np.ones((M, 4), dtype=int)}, ["data.npz", "node_feat", "int64"]),
+    "features of one number": ({"node_feat": np.arange(M)}, ["data.npz", "node_feat", "int64 (15,)"]),
+    "features that are objects": ({"node_feat": np.array([[None] * 4] * M)}, ["data.npz is damaged"]),
     "no edges": ({"edge_index": None}, ["data.npz", "'edge_index'"]),
     "no features": ({"node_feat": None}, ["data.npz", "'node_feat'"]),
 }

@@ -208,6 +208,8 @@ REFUSED_NODES: dict[str, tuple[str | bytes, list[str]]] = {
     "a feature with nan": (with_column("size", lambda i: i if i != 7 else "nan"), ["'size'", "n7"]),
     "a feature with a decimal comma": (with_column("size", lambda i: f'"{i},5"'), ["'size'", "'0,5'"]),
     "a feature that is infinite": (with_column("size", lambda i: "inf"), ["'size'", "inf"]),
+    "a feature beyond float32": (with_column("size", lambda i: "1e300"), ["'size'", "1e+300", "24 such values"]),
+    "a feature of days": (with_column("day", lambda i: "2020-01-01"), ["'day'", "2020-01-01"]),
     "a feature that is a list": (with_column("emb", lambda i: '"[0.1, 0.2]"'), ["'emb'"]),
 }  # fmt: skip
 

@@ -30,7 +30,6 @@ from ogb_files import (
     serving,
     write_arxiv,
     write_lines,
-    write_papers,
     write_table,
 )
 
@@ -211,28 +210,6 @@ def test_damaged_text_file_is_named(root: Path, damage: Callable[[bytes], bytes]
     path = root / "ogbn_arxiv/titleabs.tsv.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=r"titleabs\.tsv\.gz is damaged .* delete it to have it downloaded again"):
-        load_ogbn_arxiv(root)
-
-
-@pytest.mark.parametrize("name", ["raw/edge", "raw/node-label", "split/time/valid", "mapping/nodeidx2paperid"])
-def test_truncated_table_of_the_archive_is_a_clear_error(root: Path, name: str) -> None:
-    path = root / f"ogbn_arxiv/{name}.csv.gz"
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DataError, match=r"ogbn_arxiv.* cannot (be )?read"):
-        load_ogbn_arxiv(root)
-
-
-def test_mapping_must_have_a_row_per_node(root: Path) -> None:
-    write_papers(root / "ogbn_arxiv", list(enumerate(PAPERS[:-1])))
-    with pytest.raises(DataError, match=r"nodeidx2paperid\.csv\.gz: 11 papers for 12 nodes"):
-        load_ogbn_arxiv(root)
-
-
-def test_mapping_must_be_in_node_order(root: Path) -> None:
-    rows = list(enumerate(PAPERS))
-    rows[4], rows[5] = rows[5], rows[4]
-    write_papers(root / "ogbn_arxiv", rows)
-    with pytest.raises(DataError, match=r"row 4 has node idx '5', expected 4"):
         load_ogbn_arxiv(root)
 
 

@@ -197,18 +197,6 @@ def test_parquet_and_csv_of_one_table_are_one_graph(pets: Path) -> None:
     assert load(pets).fingerprint() == from_csv.fingerprint()
 
 
-def test_repeated_ids_are_refused(pets: Path) -> None:
-    write(pets, NODES + "a,again,cats,\nc,again,cats,\na,again,cats,\n")
-    with pytest.raises(DataError, match=r"nodes\.csv: 2 ids stand in several rows \(a, c\)"):
-        load(pets)
-
-
-def test_missing_ids_are_refused(pets: Path) -> None:
-    write(pets, NODES + ",no id,cats,\n")
-    with pytest.raises(DataError, match=r"1 nodes have no id \(rows 7\)"):
-        load(pets)
-
-
 # Texts
 
 
@@ -233,18 +221,6 @@ def test_text_keeps_line_breaks_quotes_and_a_byte_order_mark_is_no_column(pets: 
 def test_other_names_of_validation(pets: Path, name: str) -> None:
     write(pets, NODES.replace("valid", name))
     assert split_of(load(pets))["valid"] == ["c"]
-
-
-def test_unknown_split_is_refused(pets: Path) -> None:
-    write(pets, NODES.replace("sixth,cats,", "sixth,cats,learn").replace("dogs,test", "dogs,exam"))
-    with pytest.raises(DataError, match=r"'split' holds 'exam' \(1 times\), 'learn' \(1 times\), expected \['train'"):
-        load(pets)
-
-
-def test_empty_split_is_refused(pets: Path) -> None:
-    write(pets, NODES.replace("cats,valid", "cats,test"))
-    with pytest.raises(DataError, match=r"nodes\.csv: column 'split' puts no node in \['valid'\]"):
-        load(pets)
 
 
 def without_split(rows: Sequence[tuple[str, str]]) -> str:
@@ -319,84 +295,6 @@ def test_missing_file_is_named(pets: Path, stem: str) -> None:
         DataError, match=rf"pets holds 0 of the files \['{stem}\.csv', '{stem}\.csv\.gz', '{stem}\.parquet'"
     ):
         load(pets)
-
-
-def test_two_files_for_one_table_are_ambiguous(pets: Path) -> None:
-    (pets / "nodes.csv.gz").write_bytes(gzip.compress(NODES.encode()))
-    with pytest.raises(DataError, match="holds 2 of the files"):
-        load(pets)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "edges", "message"),
-    [
-        (
-            NODES.replace("label", "class"),
-            EDGES,
-            r"nodes\.csv has no column \['label'\]; found \['id', 'text', 'class'",
-        ),
-        (
-            NODES.replace(",", ";"),
-            EDGES,
-            r"no column \['id', 'text', 'label'\]; found \['id;text;label;split'\]",
-        ),
-        (NODES, EDGES.replace("target", "to"), r"edges\.csv has no column \['target'\]"),
-        ("", EDGES, r"nodes\.csv is empty, expected a line with the names of the columns"),
-        (NODES, "", r"edges\.csv is empty"),
-        ("id,text,label,split\n", EDGES, r"nodes\.csv has no rows"),
-        (NODES + "g,unquoted, comma,cats,\n", EDGES, r"nodes\.csv, line 8: 5 fields, but the header has 4 .* comma"),
-        (
-            NODES.replace("a,first text,cats,train", "a,un, quoted,cats,train"),
-            EDGES,
-            r"nodes\.csv, line 2: 5 fields",
-        ),
-        (NODES.replace("third", '"third'), EDGES, r"nodes\.csv, line 4 to 7: a quote is opened and never closed"),
-        (NODES.encode().replace(b"third", b"caf\xe9"), EDGES, r"nodes\.csv, line 4: byte 0xe9 is not UTF-8"),
-        (NODES.encode("utf-16"), EDGES, r"nodes\.csv is UTF-16"),
-        (NODES.replace("dogs", "cats"), EDGES, r"nodes\.csv: column 'label' holds 1 classes \['cats'\]; at least 2"),
-    ],
-)
-def test_unusable_file_is_named(pets: Path, nodes: str | bytes, edges: str | bytes, message: str) -> None:
-    write(pets, nodes, edges)
-    with pytest.raises(DataError, match=message):
-        load(pets)
-
-
-@pytest.mark.parametrize("name", ["nodes.csv.gz", "nodes.parquet"])
-def test_damaged_file_is_named(pets: Path, name: str) -> None:
-    (pets / "nodes.csv").unlink()
-    (pets / name).write_bytes(gzip.compress(NODES.encode())[:-12])
-    with pytest.raises(DataError, match=rf"{name} cannot be read"):
-        load(pets)
-
-
-@pytest.mark.parametrize("value", ["", "nan", "inf", "1e300", "tall", "2020-01-01"])
-def test_feature_that_is_no_finite_number_is_refused(pets: Path, value: str) -> None:
-    lines = NODES.splitlines()
-    rows = [f"{line},{i},{value if line[0] in 'ce' else i}" for i, line in enumerate(lines[1:])]
-    write(pets, "\n".join([f"{lines[0]},good,size", *rows]))
-    with pytest.raises(DataError, match=r"column 'size' holds .* at node 'c' \(2 such values\); .* expected finite"):
-        load(pets)
-
-
-@pytest.mark.parametrize(
-    "values", [["x", "y", "z"], [[1], [2], [3]], [1.0, None, 2.0], pd.date_range("2020", periods=3)]
-)
-def test_feature_of_parquet_that_is_no_number_is_refused(tmp_path: Path, values: Any) -> None:
-    columns = {"id": [1, 2, 3], "text": "t", "label": [1, 2, 1], "split": PARTS, "extra": values}
-    write(tmp_path / "g", edges="source,target\n1,2\n")
-    (tmp_path / "g/nodes.csv").unlink()
-    pd.DataFrame(columns).to_parquet(tmp_path / "g/nodes.parquet")
-    with pytest.raises(DataError, match=r"column 'extra' holds"):
-        load(tmp_path / "g")
-
-
-def test_ids_that_are_lists_are_refused(tmp_path: Path) -> None:
-    columns = {"id": [[1], [2], [3]], "text": "t", "label": [1, 2, 1], "split": PARTS}
-    write(tmp_path / "g").joinpath("nodes.csv").unlink()
-    pd.DataFrame(columns).to_parquet(tmp_path / "g/nodes.parquet")
-    with pytest.raises(DataError, match=r"nodes\.parquet: column 'id' holds lists"):
-        load(tmp_path / "g")
 
 
 def test_parquet_without_pyarrow_names_the_extra(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

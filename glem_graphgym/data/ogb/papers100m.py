@@ -237,27 +237,18 @@ def _find_texts(folder: Path) -> list[TextFile]:
     places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "paperinfo")]
     files = [path for name in TEXTS if (path := find(places, [name]))]
     unpacked = [TextFile(path, remedy) for path in files] if len(files) == len(TEXTS) else []
-    if packed and not (unpacked and _is_foreign(packed)):
-        return _in_archive(packed, remedy)
-    return unpacked
-
-
-def _is_foreign(packed: Path) -> bool:
-    """Whether a sound archive is encrypted, or packed by a method that Python's zipfile does not know (Deflate64)."""
+    if not packed:
+        return unpacked
     try:
         with zipfile.ZipFile(packed) as archive:
-            infos = [info for info in archive.infolist() if Path(info.filename).name in TEXTS]
-    except BROKEN_FILE:
-        return False
-    return any(info.flag_bits & 1 or info.compress_type not in KNOWN_METHODS for info in infos)
-
-
-def _in_archive(packed: Path, remedy: str) -> list[TextFile]:
-    try:
-        with zipfile.ZipFile(packed) as archive:
-            members = {Path(name).name: name for name in archive.namelist()}
+            infos = archive.infolist()
     except BROKEN_FILE as error:
         raise DataError(f"{packed} is damaged or not what its name says ({error}); {remedy}") from error
+    members = {Path(info.filename).name: info.filename for info in infos}
+    # Encrypted, or packed by a method that Python's zipfile does not know (Deflate64).
+    unreadable = {info.filename for info in infos if info.flag_bits & 1 or info.compress_type not in KNOWN_METHODS}
+    if unpacked and any(members.get(name) in unreadable for name in TEXTS):
+        return unpacked
     if missing := [name for name in TEXTS if name not in members]:
         raise DataError(f"{packed} holds {', '.join(members) or 'nothing'}, but no {missing[0]}; {remedy}")
     return [TextFile(packed, f"{remedy}, or unpack it there with unzip", members[name]) for name in TEXTS]

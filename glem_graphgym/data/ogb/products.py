@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,6 @@ TEXTS = ("trn.json.gz", "tst.json.gz")
 TEXT_URL = "https://drive.google.com/file/d/1gsabsx8KR2N9jJz16jTcA0QASXsNuKnN"
 PRODUCTS = "mapping/nodeidx2asin.csv.gz"
 CATEGORIES = "mapping/labelidx2productcategory.csv.gz"
-LINES_AT_ONCE = 1 << 12  # products that are looked up together
 
 
 def load_ogbn_products(root: Path) -> TextGraph:
@@ -165,15 +165,20 @@ def _copy_in_order(writer: TextsWriter, path: Path, counts: dict[str, int]) -> N
 
 def _joined(products: list[str], text_files: list[Path], counts: dict[str, int]) -> Iterator[tuple[int, str]]:
     """(node, text) in the order of the files, for every node that carries a product's id."""
-    rows_of = _RowsOf(products)
-    described = (pair for path in text_files for pair in _described(path, counts))
-    while block := list(islice(described, LINES_AT_ONCE)):
-        found, rows = rows_of([uid for uid, _ in block])
-        counts["rows_of_no_node"] += len(block) - len(set(found))
-        yield from ((row, block[index][1]) for index, row in zip(found, rows, strict=True))
+    first_row: dict[str, int] = {}
+    more_rows: dict[str, list[int]] = defaultdict(list)
+    for row, uid in enumerate(products):
+        if first_row.setdefault(uid, row) != row:
+            more_rows[uid].append(row)
+    for path in text_files:
+        for uid, text in _described(path, counts):
+            if uid in first_row:
+                yield from ((row, text) for row in (first_row[uid], *more_rows.get(uid, ())))
+            else:
+                counts["rows_of_no_node"] += 1
 
 
-def _described(path: Path, counts: dict[str, int]) -> Iterator[tuple[bytes, str]]:
+def _described(path: Path, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
     """(product id, text) of every row that has both."""
     for raw in TextFile(path, f"put the one of Amazon-3M in its place, from {TEXT_URL}").lines():
         counts["text_rows"] += 1
@@ -184,7 +189,7 @@ def _described(path: Path, counts: dict[str, int]) -> Iterator[tuple[bytes, str]
             continue
         text = sentence(Title=_text(product.get("title")), Content=_text(product.get("content")))
         if text:
-            yield uid.strip().encode("utf-8", "replace"), text
+            yield uid.strip(), text
         else:
             counts["rows_without_text"] += 1
 
@@ -200,26 +205,6 @@ def _product(line: str) -> dict[str, Any]:
 def _text(value: Any) -> str:
     # JSON may hold half of a surrogate pair, which no encoding can write.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-
-
-class _RowsOf:
-    """The rows that carry an id, out of one sorted array of all ids."""
-
-    def __init__(self, ids: list[str]) -> None:
-        encoded = np.array([name.encode("utf-8") for name in ids])
-        self._order = np.argsort(encoded, kind="stable")
-        self._sorted = encoded[self._order]
-
-    def __call__(self, wanted: list[bytes]) -> tuple[list[int], list[int]]:
-        """For every row that carries a wanted id: the place of that id in ``wanted``, and the row."""
-        # A longer id would be cut to the width of the array, and found where it is not.
-        places = np.array([i for i, name in enumerate(wanted) if len(name) <= self._sorted.itemsize], dtype=np.int64)
-        names = np.array([wanted[i] for i in places], dtype=self._sorted.dtype)
-        first, last = (np.searchsorted(self._sorted, names, side) for side in ("left", "right"))
-        sizes = last - first
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        rows = self._order[np.repeat(first, sizes) + within]
-        return np.repeat(places, sizes).tolist(), rows.tolist()
 
 
 # ---- everything else ----------------------------------------------------------------------------------------------
