@@ -2,14 +2,4 @@
 
 __version__ = "0.1.0"
 
-from glem_graphgym.registered import (  # noqa: F401
-    config,
-    encoder,
-    head,
-    loader,
-    loss,
-    metrics,
-    networks,
-    optim,
-    train,
-)
+from glem_graphgym.registered import config, loader, loss, metrics, networks, optim, train  # noqa: F401

@@ -26,15 +26,10 @@ class Autocast(MixedPrecision):
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a stage runs.
+    """Where a stage runs."""
 
-    Attributes:
-        accelerator: ``cpu`` or ``cuda``.
-        precision: Lightning's name: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-    """
-
-    accelerator: str = "cpu"
-    precision: str = "32-true"
+    accelerator: str = "cpu"  # or cuda
+    precision: str = "32-true"  # Lightning's name: or bf16-mixed, 16-mixed
 
     @property
     def device(self) -> torch.device:

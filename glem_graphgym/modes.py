@@ -73,16 +73,10 @@ def _iterations(run: Run) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Mode:
-    """A train mode.
-
-    Attributes:
-        program: does the stages of a run.
-        methods: rows of its results, in the order in which its stages are done; the last one is what it stands for.
-        lm, gnn, joint: whether it trains a language model, a GNN, both as one model.
-    """
+    """A train mode: its program does the stages of a run, and may train an LM, a GNN, or both as one model (joint)."""
 
     program: Callable[[Run], None]
-    methods: tuple[str, ...]
+    methods: tuple[str, ...]  # rows of its results, in the order of its stages; the last one is what it stands for
     lm: bool = False
     gnn: bool = False
     joint: bool = False

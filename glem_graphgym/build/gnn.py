@@ -36,17 +36,11 @@ from glem_graphgym.models.sign import SIGN
 
 @dataclass(frozen=True)
 class Network:
-    """One of our networks under its ``model.type``.
+    """One of our networks under its ``model.type``."""
 
-    Attributes:
-        make: (cfg, width of the node features F, classes C) -> plain module.
-        sees_hops: it takes hop features (K + 1, N, F) rather than features (N, F) and the graph.
-        is_layered: it is a `LayerStack`, so it trains on sampled neighbourhoods and predicts layer by layer.
-    """
-
-    make: Callable[[CfgNode, int, int], nn.Module]
-    sees_hops: bool = False
-    is_layered: bool = False
+    make: Callable[[CfgNode, int, int], nn.Module]  # (cfg, width of the node features F, classes C) -> plain module
+    sees_hops: bool = False  # it takes hop features (K + 1, N, F) rather than features (N, F) and the graph
+    is_layered: bool = False  # a `LayerStack`: trains on sampled neighbourhoods, predicts layer by layer
 
 
 def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) -> Network:
@@ -218,7 +212,7 @@ class Structure:
 
     @classmethod
     def of_block(cls, block: Block) -> Structure:
-        """A sampled neighbourhood, of which our networks give the seeds' logits alone, others those of all nodes."""
+        """A sampled neighbourhood; our networks give the logits of its seeds alone, others those of all its nodes."""
         rowptr, col, degree = (torch.from_numpy(part) for part in (block.rowptr, block.col, block.degree))
         adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist())
         return cls(torch.from_numpy(block.edge_index()), len(block.nodes), adjacency)
@@ -236,7 +230,7 @@ class Structure:
 class MmapGraph:
     """The graph in arrays that may be memory-mapped, for networks on hop features that are propagated on disk.
 
-    Whoever has the memory finds what a `Structure` has, made when it is first asked for.
+    It has the attributes of a `Structure`, made when first asked for.
 
     Args:
         rowptr: int64 (N+1,), col: (E,), of all N nodes.
@@ -254,7 +248,7 @@ class MmapGraph:
         return self._make()
 
     def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row pointers (N+1,) and neighbours (E,), for a sampler, which knows of no mask."""
+        """As of `Structure`; there must be no mask."""
         assert self.keep is None, "neighbours are not sampled from a part of a stored graph"
         return self.rowptr, self.col
 
@@ -273,9 +267,7 @@ def gcn_operator(structure: Structure | MmapGraph) -> SparseOperator:
 
 
 class GNN(nn.Module):
-    """Any GraphGym network (``model.type`` and ``gnn.*``) as the M-step calls it: (features, structure) -> logits.
-
-    The network gets a new `Data` every time: GraphGym's layers write ``batch.x`` in place.
+    """Any GraphGym network as the M-step calls it: (features, structure) -> logits.
 
     Args:
         network: called with a batch, gives (logits, labels).
@@ -287,6 +279,7 @@ class GNN(nn.Module):
         self.network, self.cfg = network, cfg
 
     def forward(self, x: Tensor, structure: Structure) -> Tensor:  # (N, D) -> (N, C)
+        # A new one every time: GraphGym's layers write batch.x in place.
         batch = Data(x=x, edge_index=structure.edge_index, num_nodes=structure.num_nodes)
         batch.adjacency = structure.adjacency
         with nullcontext() if self.cfg is None else as_global(self.cfg):

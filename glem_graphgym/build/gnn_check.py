@@ -127,7 +127,7 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
 
 
 def _check_parts(cfg: CfgNode, num_gold: int) -> None:
-    """Of a joint step: none of the ``lm.grad_accumulation`` parts of a batch is empty, nor too small for batch norm."""
+    """Refuse joint steps with a part of ``lm.grad_accumulation`` that is empty, or too small for batch norm."""
     smallest = num_gold // num_batches(num_gold, cfg.lm.batch_size)
     at_most = max(1, smallest // (2 if cfg.gnn.norm == "batch" else 1))
     if cfg.lm.grad_accumulation > at_most:
@@ -198,11 +198,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
 
 
 def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, labels: int, hardware: Hardware) -> None:
-    """Forward and backward pass, then a prediction.
-
-    Raises:
-        ValueError: logits are none.
-    """
+    """Forward and backward pass, then a prediction."""
     network.to(hardware.device).train()
     with hardware.autocast():
         logits = network(*_inputs(cfg, width, labels, hardware))
@@ -216,7 +212,7 @@ def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, labels:
 
 
 def _inputs(cfg: CfgNode, width: int, labels: int, hardware: Hardware) -> tuple[Tensor, Structure | Tensor | None]:
-    """What the network's ``forward`` takes: features and a ring, or hops of features and of labels."""
+    """Input of the network's ``forward``: features and a ring, or hops of features and of labels."""
     device = hardware.device
     if sees_hops(cfg):
         hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)

@@ -40,7 +40,7 @@ def check_lm(cfg: CfgNode, learner: LMLearner) -> None:
     Warns of a model that sees the padding.
 
     Raises:
-        ValueError: it cannot, whatever a model of somebody's may raise; or it cannot be loaded as it is configured.
+        ValueError: it cannot, or cannot be loaded as it is configured.
     """
     name = f"lm.model {cfg.lm.model}"
     with random_state_kept(learner.hardware):
@@ -62,10 +62,7 @@ def check_lm(cfg: CfgNode, learner: LMLearner) -> None:
 
 
 def _check_ids(name: str, task: LMTask) -> None:
-    """
-    Raises:
-        ConfigError: the tokenizer gives ids that the model's embedding table has no rows for.
-    """
+    """Refuse a tokenizer that gives ids for which the model's embedding table has no rows."""
     try:
         table = task.model.encoder.backbone.get_input_embeddings()  # type: ignore[operator]
     except NotImplementedError:
@@ -89,10 +86,7 @@ def _check_ids(name: str, task: LMTask) -> None:
 
 
 def _check_training(name: str, task: LMTask) -> None:
-    """
-    Raises:
-        ConfigError: a step of training fails; says whether it is due to half precision.
-    """
+    """Refuse a model that a step of training fails on; say whether that is due to half precision."""
     whole = Hardware(task.hardware.accelerator)
     remedy = "expected a model that gives last_hidden_state for input_ids and attention_mask"
     try:
@@ -108,11 +102,7 @@ def _check_training(name: str, task: LMTask) -> None:
 
 @contextlib.contextmanager
 def _naming(what: str, remedy: str) -> Iterator[None]:
-    """A block in which a model of somebody's may fail in any way: that becomes one line. Memory may still run out.
-
-    Raises:
-        ConfigError: it did; ours, which names a key already, is left as it is.
-    """
+    """Turn any error of somebody's model into one line; ours, which names a key, and a lack of memory stay."""
     try:
         yield
     except Exception as error:
@@ -168,9 +158,8 @@ def micro_batch_tokens(cfg: CfgNode, hardware: Hardware) -> int:
 class TextEmbeddings(nn.Module):
     """Embeddings of the nodes' texts in GraphGym's own training, looked up by ``batch.n_id``: node ids (n,) -> (n, H).
 
-    Texts are encoded in parts of ``lm.infer_tokens`` padded tokens. Where there are several parts and
-    gradients are wanted, each is computed once more in the backward pass: so a whole graph's texts need the memory of
-    one part, and about a third more time.
+    Texts are encoded in parts of ``lm.infer_tokens`` padded tokens. With gradients each of several parts is computed
+    once more in the backward pass: a whole graph's texts need the memory of one part, and a third more time.
 
     Args:
         tokens: the graph's texts.

@@ -23,19 +23,12 @@ ROWS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """One thing that is ready.
-
-    Attributes:
-        what: its name.
-        where: its file or folder; None for what is made anew at every start.
-        bytes: its size on disk.
-        holds: what is in it, in words.
-    """
+    """One thing that is ready."""
 
     what: str
-    where: Path | None
-    bytes: int
-    holds: str
+    where: Path | None  # its file or folder; None for what is made anew at every start
+    bytes: int  # on disk
+    holds: str  # in words
 
 
 def prepare_dataset(cfg: CfgNode) -> list[Prepared]:

@@ -92,8 +92,8 @@ def build_run(
     """The run of ``train.mode`` on a graph.
 
     Args:
-        tokens, features, seen: take the place of the tokens of the graph's texts, of what makes the GNN's features, and
-            of the graph as its models see it, where a run is only looked at; None = they are made.
+        tokens, features, seen: stand-ins for the texts' tokens, for what makes the GNN's features, and for the graph
+            as models see it, where a run is only looked at; None = they are made.
 
     Raises:
         ValueError: settings, files, models or memory do not allow it; names the keys.
@@ -175,18 +175,12 @@ def plan_of(cfg: CfgNode, run: Run) -> Plan:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Which nodes a run is about; int64, increasing.
+    """Nodes of a run by their use; int64, increasing."""
 
-    Attributes:
-        unlabelled, candidates: as of a `Run`.
-        predicted: trained on, scored or pseudo-labelled; None where all are predicted.
-        encoded: whose texts these predictions depend on, as far as the GNN sees; None = all.
-    """
-
-    unlabelled: np.ndarray
+    unlabelled: np.ndarray  # as of a `Run`, as the next
     candidates: np.ndarray
-    predicted: np.ndarray | None
-    encoded: np.ndarray | None
+    predicted: np.ndarray | None  # trained on, scored or pseudo-labelled; None = all
+    encoded: np.ndarray | None  # whose texts these predictions depend on, as far as the GNN sees; None = all
 
 
 def nodes_of(cfg: CfgNode, graph: TextGraph) -> Nodes:

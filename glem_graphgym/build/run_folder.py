@@ -45,8 +45,7 @@ class RunError(RuntimeError):
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
     """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name.
 
-    Beside these ``versions`` of packages, and of GLEM the number of EM iterations asked for: noted for the report, and
-    no reason to refuse a run that goes on under others.
+    Package ``versions`` and the number of EM iterations are noted for the report alone: a run may go on under others.
     """
     known = {} if graph is None else {"fingerprint": graph.fingerprint(), "origin": graph.origin, "metric": METRIC}
     return {
@@ -87,11 +86,7 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
 
 
 def resolved_settings(cfg: CfgNode) -> dict[str, object]:
-    """What stands in the place of settings that leave it to the model, so that a run of the same results may go on.
-
-    Raises:
-        ValueError: the model cannot be found, or cannot do what is set.
-    """
+    """Settings that the model decides, as it decides them; ValueError where it cannot be found or do what is set."""
     return {"lm.pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling))} if reads_texts(cfg) else {}
 
 
@@ -207,10 +202,7 @@ def is_finished(run_dir: Path) -> bool:
 
 
 def require_finished(run_dir: Path) -> None:
-    """
-    Raises:
-        RunError: the folder's run is missing or unfinished.
-    """
+    """Raise RunError where the folder's run is missing or unfinished."""
     if not is_finished(run_dir):
         raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
 

@@ -66,10 +66,7 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
-    """
-    Raises:
-        ConfigError: a rule does not hold; the first one's message.
-    """
+    """Raise ConfigError with the message of the first rule that does not hold."""
     values = {
         name: SimpleNamespace(**{key: shown(item) for key, item in value.items()})
         if isinstance(value, CfgNode)
@@ -248,10 +245,7 @@ def check_devices(cfg: CfgNode, started: int | None) -> None:
 
 
 def check_seeds(first: int, count: int) -> None:
-    """
-    Raises:
-        ConfigError: the last of ``count`` seeds is too large.
-    """
+    """Refuse seeds of which the last is too large."""
     if (last := first + count - 1) > LAST_SEED:
         raise ConfigError(
             f"seed is {first} and --repeat {count}, so the last seed would be {last}; expected at most {LAST_SEED}"
@@ -266,11 +260,7 @@ GENERAL_LAYERS = ("generalconv", "generaledgeconv", "generalsampleedgeconv")
 
 
 def _check_names(cfg: CfgNode) -> None:
-    """Check names against GraphGym's registries, plugins' names among them, and against what its code compares with.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Check names against GraphGym's registries, plugins' names among them, and against what its code compares with."""
     d, g = cfg.dataset, cfg.gnn
     choices: dict[str, Collection[Any]] = {
         "print": ("stdout", "file", "both"),

@@ -30,32 +30,21 @@ NULLABLE = ("devices", "optim.scheduler")
 
 @dataclass(frozen=True)
 class Key:
-    """A config key: ``group.name``, its default, whose type every value must have, unit and meaning.
-
-    Attributes:
-        choices: the values it may take; empty where every value of its type will do.
-        low, high: bounds of a number, or of each number in a list; without ``low`` every number will do.
-        below: an upper bound that is itself too large.
-        or_minus_one: -1 is allowed beside the bounds, and stands for something else.
-        kind: of a key whose default is None (null): the type of its other values.
-    """
+    """A config key: ``group.name``, its default, whose type every value must have, unit and meaning."""
 
     name: str
     default: Any
     unit: str = ""
     meaning: str = ""
-    choices: tuple[str, ...] = ()
-    low: float | None = None
+    choices: tuple[str, ...] = ()  # the values it may take; empty where every value of its type will do
+    low: float | None = None  # bounds of a number, or of each in a list; without ``low`` every number will do
     high: float | None = None
-    below: float | None = None
-    or_minus_one: bool = False
-    kind: type | None = None
+    below: float | None = None  # an upper bound that is itself too large
+    or_minus_one: bool = False  # -1 is allowed beside the bounds, and stands for something else
+    kind: type | None = None  # of a key whose default is None (null): the type of its other values
 
     def check(self, value: Any) -> None:
-        """
-        Raises:
-            ConfigError: names the key, the value and what is expected.
-        """
+        """Raise ConfigError with the key, the value and what is expected where these do not agree."""
         if self.choices and value not in self.choices:
             expected = OLD_VALUES.get((self.name, str(value)), f"expected one of: {', '.join(self.choices)}")
             raise ConfigError(f"{self.name} is '{shown(value)}', {expected}")
@@ -148,16 +137,10 @@ LM_KEYS = (
 DROPOUTS = ("dropout", "attention_dropout", "head_dropout")
 E_STEP = ("epochs", "lr", "batch_size", "warmup_epochs", "label_smoothing", *DROPOUTS)
 E_STEP_KEYS = tuple(
-    replace(
-        key,
-        name=f"e_step.{name}",
-        default=None,
-        kind=type(key.default),
-        meaning=f"lm.{name} in E-steps; null = the same.",
-    )
+    replace(key, name=f"e_step.{name}", default=None, kind=type(key.default), meaning=f"{key.name} in E-steps; null = the same.")
     for key in LM_KEYS
-    if (name := key.name.partition(".")[2]) in E_STEP
-)
+    if (name := key.name.removeprefix("lm.")) in E_STEP
+)  # fmt: skip
 
 KEYS = (
     # ---- what runs ------------------------------------------------------------------------------------------------

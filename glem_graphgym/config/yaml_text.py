@@ -36,11 +36,7 @@ def is_nothing(tree: Any) -> bool:
 
 
 def whole_number(text: str) -> int:
-    """The integer that a text is, decimal or ``0x``; ``010``, which is 8 or 10, is none.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The integer that a text is, decimal or ``0x``; ValueError where it is none, as ``010``, which is 8 or 10."""
     return int(text, 0)
 
 
