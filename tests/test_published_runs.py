@@ -73,16 +73,6 @@ def head_dropout(key: str) -> float:
     return cfg.lm.head_dropout if own is None else own
 
 
-@pytest.mark.parametrize("file", GLEM, ids=lambda file: file.stem)
-def test_e_steps_have_no_warm_up_and_smooth_pseudo_labels_as_gold_ones(file: Path, deberta: Path) -> None:
-    on_gold, e_step = learners(file, deberta)
-    assert on_gold.settings.warmup_epochs > 0
-    assert e_step.settings.warmup_epochs == 0
-    assert e_step.settings.smooth_pseudo
-    published = 0.2 if "papers100m" in file.stem else 0.0
-    assert e_step.settings.label_smoothing == published
-
-
 @pytest.mark.parametrize("file", [file for file in GLEM if "papers100m" in file.stem], ids=lambda file: file.stem)
 def test_gamlp_on_papers100m_has_its_label_branch_and_no_label_among_its_features(file: Path) -> None:
     load_config(cfg, file)
@@ -96,22 +86,3 @@ def test_gamlp_on_papers100m_has_its_label_branch_and_no_label_among_its_feature
         with_labels, without = net(hops, labels), net.hop_logits(hops)
         torch.testing.assert_close(with_labels, without + net.label_branch(labels[0]))
     assert (with_labels != without).any()
-
-
-@pytest.mark.parametrize("file", FINE_TUNED, ids=lambda file: file.stem)
-def test_the_file_says_why(file: Path) -> None:
-    text = file.read_text(encoding="utf-8")
-    reasons = [] if "large" in file.stem else ["stay as pretrained .*after the model is built"]
-    if file in GLEM:
-        reasons += ["warmup_epochs: 0.0  # .*warms up only in fine-tuning on gold", "smooth_pseudo: true  # .*smooths"]
-    if "gcn" in file.stem or file.stem == "glem_arxiv":
-        reasons += [r"# .*input dropout .* bias only in the last layer\.\n  input_dropout: 0.1\n  hidden_bias: false"]
-    if "papers100m" in file.stem and "gamlp" in file.stem:
-        reasons += ["# .*always has its label branch"]
-    assert [reason for reason in reasons if not re.search(reason, text)] == []
-
-
-def test_what_cannot_be_checked_is_not_called_published() -> None:
-    text = (FOLDER / "glem_gamlp_arxiv.yaml").read_text(encoding="utf-8")
-    comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
-    assert "cannot be checked" in comment and "published" not in comment
