@@ -28,11 +28,7 @@ QUOTING = 'a text with commas, quotes or line breaks must stand in quotes ("), a
 
 
 def read_csv_bytes(path: Path) -> bytes:
-    """The file's content, unpacked if it is gzipped whatever its name, as UTF-8 without a byte order mark.
-
-    Raises:
-        DataError: the file is damaged, empty, no CSV or not UTF-8; names it, and the line where there is one.
-    """
+    """The file's content, unpacked if it is gzipped, as UTF-8 without a byte order mark; raises DataError."""
     content = path.read_bytes()
     if content.startswith(GZIP):
         try:
@@ -68,10 +64,7 @@ def _line_of(content: bytes, position: int) -> int:
 def check_rows(path: Path, content: bytes, closed: Sequence[str] = ()) -> list[str]:
     """The header of a CSV, each of whose rows has its number of fields.
 
-    Args:
-        path: for the errors.
-        content: see `read_csv_bytes`.
-        closed: columns with few different values, which tell rows that a stray quote has made part of a text.
+    ``closed`` are columns with few different values, which tell rows that a stray quote has made part of a text.
 
     Raises:
         DataError: a row is longer or shorter than the header, or a quote swallows rows; names the line.

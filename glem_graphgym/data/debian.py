@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -50,24 +50,16 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How packages become a graph.
+    """How packages become a graph; raises DataError where a value is out of range.
 
-    Attributes:
-        shares: shares of the sources (0-1) that go to train, valid and test; positive, with sum 1. The split hashes the
-            source's name: the machine, the release, ``max_nodes`` and the other packages make no difference to it.
-        labels_per_source: most packages of one source that carry a label; else near-copies decide the score.
-        min_class_size: sections with fewer labelled packages, or with none in training, are left unlabelled.
-        max_nodes: keep this many packages, of every section the same share, those with the most neighbours;
-            0 keeps all.
-
-    Raises:
-        DataError: a value is out of range.
+    The split hashes the source's name: the machine, the release, the other packages and ``max_nodes`` make no
+    difference to it.
     """
 
-    shares: tuple[float, ...] = (0.1, 0.1, 0.8)
-    labels_per_source: int = 5
-    min_class_size: int = 20
-    max_nodes: int = 0
+    shares: tuple[float, ...] = (0.1, 0.1, 0.8)  # of the sources, for train, valid and test; positive, with sum 1
+    labels_per_source: int = 5  # most packages of one source that carry a label; else near-copies decide the score
+    min_class_size: int = 20  # sections with fewer labelled packages, or with none in training, are left unlabelled
+    max_nodes: int = 0  # so many packages, of every section the same share, with the most neighbours; 0 keeps all
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", check_shares(self.shares))
@@ -206,11 +198,7 @@ def load_debian(root: Path, *, packages: str = "", **options: Any) -> TextGraph:
 
 
 def read_packages_file(name: str, raw: bytes) -> Catalogue:
-    """The packages of one Packages file, given as its bytes on disk (plain, gzip or xz).
-
-    Raises:
-        DataError: it cannot be decompressed, or no stanza in it names a package.
-    """
+    """The packages of one Packages file, given as its bytes on disk (plain, gzip or xz); raises DataError."""
     catalogue = Catalogue()
     try:
         if raw.startswith(b"\x1f\x8b"):
@@ -226,30 +214,22 @@ def read_packages_file(name: str, raw: bytes) -> Catalogue:
 
 
 def read_apt_lists() -> Catalogue:
-    """The packages that apt knows for this machine's own architecture, with the English descriptions it has.
-
-    Raises:
-        DataError: there is no apt, it fails, or it has no lists.
-    """
+    """The packages that apt knows for this machine's architecture, with English descriptions; raises DataError."""
     native = _run("apt-config", "dump", "--format", "%v%n", "APT::Architecture").decode().strip()
     catalogue = Catalogue(frozenset({native, "all"}))
-    for target in _index_targets("Created-By: Packages"):
+    for release, name, architecture, path in _index_targets("Created-By: Packages"):
         # A flat repository states no architecture; its stanzas do.
-        if target.architecture in ("", native, "all"):
-            catalogue.add_packages(target.read(), name=target.name, release=target.release)
+        if architecture in ("", native, "all"):
+            catalogue.add_packages(_run(APT_HELPER, "cat-file", path), name=name, release=release)
     if not catalogue.packages:
         raise DataError(f"apt has no package lists on this machine; {REMEDY}")
-    for target in _index_targets("Created-By: Translations", "Language: en"):
-        catalogue.add_translations(target.read(), name=target.name, release=target.release)
+    for release, name, _, path in _index_targets("Created-By: Translations", "Language: en"):
+        catalogue.add_translations(_run(APT_HELPER, "cat-file", path), name=name, release=release)
     return catalogue
 
 
 def package_graph(catalogue: Catalogue, recipe: Recipe) -> TextGraph:
-    """The graph of a catalogue; nodes are in the order of their names.
-
-    Raises:
-        DataError: fewer than two classes, or an empty split, remain.
-    """
+    """The graph of a catalogue, nodes in the order of their names; raises DataError where two classes do not remain."""
     packages = sorted(catalogue.packages.values())
     if 0 < recipe.max_nodes < len(packages):
         packages = best_connected(packages, recipe.max_nodes)
@@ -381,23 +361,12 @@ def _text(name: str, short: str, long: str) -> str:
     return ": ".join(part for part in (name, f"{short} {long}".strip()) if part)
 
 
-class _IndexTarget(NamedTuple):
-    """A list that apt has on this machine; what apt does not know of it is empty."""
-
-    release: str
-    name: str
-    architecture: str
-    path: str
-
-    def read(self) -> bytes:
-        return _run(APT_HELPER, "cat-file", self.path)
-
-
-def _index_targets(*conditions: str) -> list[_IndexTarget]:
+def _index_targets(*conditions: str) -> list[list[str]]:
+    """Release, name, architecture and path of apt's lists; what apt does not know of one is empty."""
     layout = "$(ORIGIN) $(RELEASE)\t$(METAKEY)\t$(ARCHITECTURE)\t$(FILENAME)"
     listing = _run("apt-get", "indextargets", "--format", layout, *conditions).decode("utf-8", "replace")
     known = re.sub(r"\$\([A-Z_]+\)", "", listing)  # apt leaves the names of properties that a list lacks
-    return [_IndexTarget(*map(str.strip, line.split("\t"))) for line in known.splitlines()]
+    return [[cell.strip() for cell in line.split("\t")] for line in known.splitlines()]
 
 
 def _run(*command: str) -> bytes:

@@ -6,7 +6,6 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from glem_graphgym.progress import Progress
 
 BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, NotImplementedError)
 BLOCK_BYTES = 1 << 22
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class NpzMember:
@@ -35,22 +35,18 @@ class NpzMember:
                     raise DataError(f"{path} holds no array '{key}', but: {found or 'nothing'}")
                 self._info = archive.getinfo(f"{key}.npy")
                 with archive.open(self._info) as stream:
-                    self._read_header(stream)
+                    version = np.lib.format.read_magic(stream)
+                    if version not in HEADERS:
+                        raise ValueError(f"'{key}' has version {version} of the .npy format, expected 1.0 or 2.0")
+                    self.shape, self.fortran_order, self.dtype = HEADERS[version](stream)
+                    header_bytes = stream.tell()
         except DataError:
             raise
         except BROKEN as error:
             raise self._damaged(error) from error
-        expected = self._header_bytes + self.nbytes
+        expected = header_bytes + self.nbytes
         if self.dtype.hasobject or self._info.file_size != expected:
             raise self._damaged(f"{self._info.file_size} bytes for {self.dtype} {self.shape}, expected {expected}")
-
-    def _read_header(self, stream: IO[bytes]) -> None:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read:
-            raise ValueError(f"'{self.key}' has version {version} of the .npy format, expected 1.0 or 2.0")
-        self.shape, self.fortran_order, self.dtype = read[version](stream)
-        self._header_bytes = stream.tell()
 
     @property
     def nbytes(self) -> int:
@@ -60,8 +56,8 @@ class NpzMember:
         """The array, memory-mapped, after writing it to ``file`` as .npy, in its order, a few MB at a time.
 
         Raises:
-            DataError: the archive is damaged: its CRC-32 is checked.
-            DiskFullError: there is no room for the array; asked before anything is written.
+            DataError: the archive is damaged; CRC-32 is checked.
+            DiskFullError: there is no room for the array.
         """
         size, what = self._info.file_size, f"unpacking {self.key}"
         require_space(file.parent, size, what)

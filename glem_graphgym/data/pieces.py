@@ -23,14 +23,11 @@ class Pieces:
         folder: has one folder per piece; snapshots that differ in one piece share the others.
         keys: name of each piece -> fingerprint of all that it is made of.
         sizes: name -> approximate bytes of disk that the piece takes, where that is known.
-
-    Attributes:
-        counts: the counts of all pieces that were asked for.
     """
 
     def __init__(self, folder: Path, keys: dict[str, str], sizes: dict[str, int] | None = None) -> None:
         self.folder, self.keys, self.sizes = folder, keys, sizes or {}
-        self.counts: dict[str, Any] = {}
+        self.counts: dict[str, Any] = {}  # of all pieces that were asked for
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -66,11 +63,7 @@ class Pieces:
                 path.unlink(missing_ok=True)
 
     def make(self, name: str, write: Callable[[Path], dict[str, Any]]) -> Path:
-        """The folder of a piece; if it is not there, ``write`` fills an empty folder and returns JSON-able counts.
-
-        Raises:
-            DiskFullError: there is no room for it; asked before it is begun, where its size is known.
-        """
+        """The folder of a piece; if it is not there, ``write`` fills an empty folder and returns JSON-able counts."""
 
         def make(temporary: Path) -> None:
             require_space(self.folder, self.sizes.get(name, 0), f"making {name}")

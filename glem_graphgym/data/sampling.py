@@ -19,21 +19,14 @@ ALL = -1  # as a fan-out: every neighbour
 class Block:
     """The sampled neighbourhood of some nodes, the seeds: n nodes and e edges, in local indices 0..n-1.
 
-    Attributes:
-        nodes: int64 (n,), index in the graph of each node: the seeds in their order, then what each hop adds, by index.
-        ends: int64 (hops + 1,), number of nodes within 0, 1, … hops of the seeds. Those that the last hop adds have no
-            drawn neighbours.
-        rowptr: int64 (n+1,), where each node's drawn neighbours begin in ``col``; row = target, as in
-            `models.propagation.Adjacency`.
-        col: int64 (e,), local indices of the neighbours, increasing within a row.
-        degree: int64 (n,), number of neighbours of each node in the graph.
+    Nodes that the last hop adds have no drawn neighbours. Row = target, as in `models.propagation.Adjacency`.
     """
 
-    nodes: np.ndarray
-    ends: np.ndarray
-    rowptr: np.ndarray
-    col: np.ndarray
-    degree: np.ndarray
+    nodes: np.ndarray  # int64 (n,), index in the graph: the seeds in their order, then what each hop adds, by index
+    ends: np.ndarray  # int64 (hops + 1,), number of nodes within 0, 1, … hops of the seeds
+    rowptr: np.ndarray  # int64 (n+1,), where each node's drawn neighbours begin in col
+    col: np.ndarray  # int64 (e,), local indices of the neighbours, increasing within a row
+    degree: np.ndarray  # int64 (n,), number of neighbours of each node in the graph
 
     @property
     def num_seeds(self) -> int:
@@ -48,8 +41,7 @@ class NeighbourSampler:
     """Draws neighbours of neighbours of nodes, uniformly without replacement (GraphSAGE, Hamilton et al. 2017).
 
     Args:
-        rowptr: integers (N+1,), CSR row pointers.
-        col: integers (E,), neighbours; a node's are all different.
+        rowptr: integers (N+1,), CSR row pointers; ``col``: integers (E,), neighbours, a node's all different.
         fan_outs: neighbours drawn for each seed, then for each node that the first hop adds, and so on; `ALL` (-1)
             takes every neighbour. A draw takes time quadratic in the fan-out.
 

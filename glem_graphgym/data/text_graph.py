@@ -31,32 +31,20 @@ class TextGraph:
 
     Every array may be memory-mapped: checks and hashes read block by block.
 
-    Attributes:
-        name: what the graph is called in results, e.g. ``"debian"`` or ``"ogbn-arxiv"``.
-        texts: N texts in node order; empty strings are allowed.
-        rowptr: int64 (N+1,), CSR row pointers of the symmetric adjacency.
-        col: int32 or int64 (2E,), neighbours, sorted within a row; no self-loops, no duplicates.
-        label: int64 (N,), class index, ``UNLABELLED`` (-1) where there is none.
-        split: ``train``, ``valid`` and ``test``, each a sorted int64 array of labelled nodes; they are disjoint.
-        class_names: C names; every class index is below C.
-        features: float (N, F) raw node features, or None.
-        node_ids: the data's own name of each node (package name, paper id, ...), a list or `Texts`; None for 0..N-1.
-        origin: where it came from, for results: file names, counts, what was repaired. JSON-able.
-
     Raises:
         DataError: an invariant does not hold.
     """
 
-    name: str
-    texts: Texts
-    rowptr: np.ndarray
-    col: np.ndarray
-    label: np.ndarray
-    split: dict[str, np.ndarray]
+    name: str  # in results, e.g. "debian" or "ogbn-arxiv"
+    texts: Texts  # N texts in node order; empty strings are allowed
+    rowptr: np.ndarray  # int64 (N+1,), CSR row pointers of the symmetric adjacency
+    col: np.ndarray  # int32 or int64 (2E,), neighbours, sorted within a row; no self-loops, no duplicates
+    label: np.ndarray  # int64 (N,), class index below C, UNLABELLED (-1) where there is none
+    split: dict[str, np.ndarray]  # train, valid and test: disjoint, each a sorted int64 array of labelled nodes
     class_names: list[str]
-    features: np.ndarray | None = None
-    node_ids: Sequence[str] | None = None
-    origin: dict[str, Any] = field(default_factory=dict)
+    features: np.ndarray | None = None  # float (N, F)
+    node_ids: Sequence[str] | None = None  # the data's own name of each node, a list or Texts; None for 0..N-1
+    origin: dict[str, Any] = field(default_factory=dict)  # JSON-able: file names, counts, what was repaired
     edges_checked: InitVar[bool] = False  # when it was frozen; `dataclasses.replace` checks again
     _fingerprint: str | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -139,10 +139,7 @@ def tokenizer_identity(tokenizer: Any) -> str:
 
 
 def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> None:
-    """Fill ``folder`` with ``ids.bin``, ``offsets.npy`` and ``tokens.json``, block by block.
-
-    ``lengths.bin`` says how far it is: whoever finds it, with the ids, goes on behind its last block.
-    """
+    """Fill ``folder`` with the store, block by block, going on behind the last block in ``lengths.bin``."""
     dtype = id_type(tokenizer)
     if len(texts) > SAMPLED_TEXTS:
         there = sum(file.stat().st_size for file in folder.iterdir())
@@ -204,11 +201,8 @@ def shuffled_batches(
 ) -> list[np.ndarray]:
     """A random order of ``nodes`` in batches of ``batch_size`` texts of similar length, for training.
 
-    Nodes are shuffled, sorted by length within pools of ``pool`` batches, cut, and the batches shuffled again.
-
-    Args:
-        lengths: int64 (N,), tokens of every text.
-        nodes: int64 (n,), the nodes to batch; any order, repeats allowed.
+    Nodes, int64 (n,), are shuffled, sorted by their ``lengths``, int64 (N,), within pools of ``pool`` batches, cut, and
+    the batches shuffled again.
     """
     order = rng.permutation(nodes)
     pools = np.split(order, range(batch_size * pool, len(order), batch_size * pool))

@@ -90,9 +90,7 @@ class OgbArchive:
         return self.folder / f"RELEASE_v{self.master['version']}.txt"
 
     def provide(self, mappings: Sequence[str] = ()) -> None:
-        """Make sure that the folder is complete, with these mapping files; download it if nothing is there.
-
-        An archive beside the folder, under its name on OGB's server, is unpacked instead.
+        """Complete the folder, with these mapping files, from OGB's archive: beside the folder, or downloaded.
 
         Raises:
             DataError: files are missing beside others that are there, or the download fails.
@@ -106,11 +104,7 @@ class OgbArchive:
         self._require(mappings)
 
     def check(self, mappings: Sequence[str] = ()) -> None:
-        """Check that `provide` can do its work, without doing it; asks the server for what it would download.
-
-        Raises:
-            DataError: files are missing beside others that are there, or the server cannot be reached.
-        """
+        """Raise DataError where `provide` would, without downloading: the server is only asked for the archive."""
         if self._present():
             self._require(mappings)
         elif not self._packed().is_file():
@@ -174,11 +168,7 @@ class OgbArchive:
         return split
 
     def _table(self, name: str, rows: int | None, columns: int | None = None, whole: bool = False) -> np.ndarray:
-        """int64 (if ``whole``) or float64 (rows, columns) of a table without a header.
-
-        Raises:
-            DataError: the table is damaged, has another shape, or holds something else than numbers.
-        """
+        """int64 (if ``whole``) or float64 (rows, columns) of a table without a header; DataError where it is not."""
         path = self.folder / name
         try:
             with warnings.catch_warnings():

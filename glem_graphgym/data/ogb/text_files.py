@@ -41,11 +41,7 @@ class TextFile:
         return f"{self.path}, {self.member}" if self.member else str(self.path)
 
     def lines(self) -> Iterator[bytes]:
-        """The lines, each with its end; shows progress.
-
-        Raises:
-            DataError: the file is damaged, cut short, or packed in a way that cannot be read.
-        """
+        """The lines, each with its end; raises DataError for a damaged file. Shows progress."""
         try:
             name = f"reading {self.member or self.path.name}"
             with (
@@ -103,11 +99,7 @@ def sentence(**parts: str) -> str:
 
 
 def node_texts(path: Path, counts: dict[str, int]) -> Iterator[str]:
-    """Column ``text`` of a ``node-text.csv.gz``, whose rows are the nodes in order.
-
-    Raises:
-        DataError: the file is damaged or has no such column.
-    """
+    """Column ``text`` of a ``node-text.csv.gz``, whose rows are the nodes in order; raises DataError."""
     remedy = "download it again"
     lines = (
         line.decode("utf-8", "surrogateescape").replace("\0", "")
@@ -156,9 +148,8 @@ def report(
         source: the file that was read.
         nodes: what the nodes are, e.g. "papers".
         counts: ``text_rows``, ``rows_not_utf8`` and, where there are any, ``skipped_rows``.
-        missing: int (m,), the nodes without a text.
+        missing: int (m,), the nodes without a text; ``names`` are those of all nodes.
         expected: what the file should hold, and where to get it; for the error.
-        names: of all nodes; None for their indices.
 
     Raises:
         DataError: more than half of the nodes have no text: it is another file, or a part of one.
