@@ -115,11 +115,7 @@ def read_table(content: bytes, strings: Iterable[str]) -> pd.DataFrame:
     """The table of a checked CSV; columns other than ``strings`` are numbers where all of their values are."""
     # No word stands for a missing value: "NA", "null" and "nan" are ids and texts like any other.
     return pd.read_csv(
-        io.BytesIO(content),
-        dtype=dict.fromkeys(strings, str),
-        keep_default_na=False,
-        index_col=False,
-        low_memory=False,
+        io.BytesIO(content), dtype=dict.fromkeys(strings, str), keep_default_na=False, index_col=False, low_memory=False
     )
 
 

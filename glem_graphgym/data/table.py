@@ -16,15 +16,7 @@ import pandas as pd
 from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.label_leaks import telling_columns
-from glem_graphgym.data.text_graph import (
-    SPLITS,
-    UNLABELLED,
-    TextGraph,
-    Texts,
-    check_shares,
-    csr_from_edges,
-    snapshot,
-)
+from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph, Texts, check_shares, csr_from_edges, snapshot
 from glem_graphgym.files import fingerprint
 
 # To be raised whenever the same files and options would give another graph than before.

@@ -244,11 +244,7 @@ def test_parquet_with_a_pickled_type_and_pickled_cells(marker: Marker, tmp_path:
     content = pickle.dumps(marker)
     metadata = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": content}
     count = 24
-    columns = {
-        "id": [f"n{i}" for i in range(count)],
-        "text": [content] * count,
-        "label": [i % 2 for i in range(count)],
-    }
+    columns = {"id": [f"n{i}" for i in range(count)], "text": [content] * count, "label": [i % 2 for i in range(count)]}
     fields = [
         pa.field("id", pa.string()),
         pa.field("text", pa.binary(), metadata=metadata),

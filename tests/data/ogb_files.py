@@ -12,6 +12,7 @@ from typing import Any
 from urllib.request import Request
 
 import numpy as np
+import pandas as pd
 
 from glem_graphgym.data.text_graph import TextGraph
 
@@ -192,6 +193,30 @@ def write_paperinfo(
         archive.writestr("paperinfo/", "")
         for name, lines in rows.items():
             archive.writestr(f"paperinfo/{name}", b"".join(line + b"\n" for line in lines))
+
+
+def write_pyg(path: Path, texts: list[str]) -> Path:
+    """PyG's copy of the texts, written as its TAGDataset writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(texts, columns=["text"]).to_csv(path, compression="gzip", index=False)
+    return path
+
+
+def check_miniature(graph: TextGraph, labels: list[int], features: np.ndarray, edges: list[tuple[int, int]]) -> None:
+    """Assert that a graph has these labels, features and edges, and the split of all miniatures."""
+    assert edges_of(graph) == edges
+    assert graph.label.tolist() == labels
+    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {
+        part: sorted(nodes) for part, nodes in SPLIT.items()
+    }
+    assert graph.features is not None
+    assert graph.features.dtype == np.float32
+    np.testing.assert_array_equal(graph.features, features)
+
+
+def kill(*args: object, **kwargs: object) -> None:
+    """Stands in for a function during which the process is killed."""
+    raise KeyboardInterrupt
 
 
 def edges_of(graph: TextGraph) -> list[tuple[int, int]]:

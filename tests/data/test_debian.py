@@ -154,10 +154,7 @@ def test_text_joins_name_short_and_long_description_with_single_spaces() -> None
 )
 @pytest.mark.parametrize("newer_first", [True, False])
 def test_the_newest_version_of_a_package_is_used_wherever_it_stands(older: str, newer: str, newer_first: bool) -> None:
-    both = [
-        stanza("a", "libs", version=newer, description="new"),
-        stanza("a", "net", version=older, description="old"),
-    ]
+    both = [stanza("a", "libs", version=newer, description="new"), stanza("a", "net", version=older, description="old")]
     graph = graph_of(*(both if newer_first else both[::-1]))
     assert text(graph, "a") == "a: new"
     assert classes(graph)["a"] == "libs"
@@ -165,20 +162,7 @@ def test_the_newest_version_of_a_package_is_used_wherever_it_stands(older: str, 
 
 
 # Lowest first; each from dpkg --compare-versions.
-ASCENDING = [
-    "0~~",
-    "0~",
-    "0",
-    "0.1~",
-    "0.1",
-    "0.1-1~bpo",
-    "0.1-1",
-    "0.1-1a",
-    "0.1-1+b1",
-    "0.1-1.1",
-    "0.1a",
-    "0.1+",
-]
+ASCENDING = ["0~~", "0~", "0", "0.1~", "0.1", "0.1-1~bpo", "0.1-1", "0.1-1a", "0.1-1+b1", "0.1-1.1", "0.1a", "0.1+"]
 ASCENDING += ["0.9", "0.10", "0.10.0", "1.0-9", "1.0-1-1", "1:0.1", "1:0.1-2", "10:0"]
 
 
@@ -423,11 +407,7 @@ def packages_file(tmp_path: Path) -> Path:
 
 def test_plain_gzip_and_xz_files_give_one_graph_whatever_their_names(tmp_path: Path, packages_file: Path) -> None:
     plain = packages_file.read_bytes()
-    for name, raw in (
-        ("Packages.gz", gzip.compress(plain)),
-        ("Packages.xz", lzma.compress(plain)),
-        ("list", plain),
-    ):
+    for name, raw in (("Packages.gz", gzip.compress(plain)), ("Packages.xz", lzma.compress(plain)), ("list", plain)):
         (tmp_path / name).write_bytes(raw)
     graphs = [load(tmp_path / "root", tmp_path / name) for name in ("Packages", "Packages.gz", "Packages.xz", "list")]
     assert len({graph.fingerprint() for graph in graphs}) == 1
@@ -457,19 +437,7 @@ def test_a_file_that_is_no_packages_file_is_an_error_and_leaves_no_snapshot(
 
 
 LINES = st.sampled_from(
-    [
-        "Package: a",
-        "Section: net",
-        "Package:",
-        " x",
-        " .",
-        "",
-        " ",
-        "# x",
-        "Depends: ,|(((",
-        "Source: (1)",
-        ":",
-    ]
+    ["Package: a", "Section: net", "Package:", " x", " .", "", " ", "# x", "Depends: ,|(((", "Source: (1)", ":"]
 ).map(str.encode)
 
 
@@ -582,13 +550,7 @@ def test_other_architectures_are_left_out_and_third_party_lists_do_no_harm(apt: 
     apt.add(stanza("foreign", architecture="i386"), architecture="i386")
     apt.add(stanza("independent"), architecture="all")
     flat = [stanza("mine", "weird", architecture="amd64", version="v_?"), stanza("arm", architecture="arm64")]
-    apt.add(
-        "\n".join([*flat, "no stanza at all\n"]),
-        "packages",
-        "$(ORIGIN) $(RELEASE)",
-        "$(ARCHITECTURE)",
-        "Packages",
-    )
+    apt.add("\n".join([*flat, "no stanza at all\n"]), "packages", "$(ORIGIN) $(RELEASE)", "$(ARCHITECTURE)", "Packages")
     apt.add("", release="Empty list")
     graph = load(tmp_path / "root")
     assert set(names(graph)) - {f"filler{i}" for i in range(40)} == {"a", "independent", "mine"}
@@ -671,11 +633,7 @@ def test_the_lists_of_this_machine_give_a_plausible_graph(tmp_path: Path) -> Non
 
 
 def test_lists_may_be_added_in_any_order() -> None:
-    lists = [
-        packages_text([stanza("a", version="1")]),
-        stanza("a", "libs", version="2"),
-        stanza("b", depends="a"),
-    ]
+    lists = [packages_text([stanza("a", version="1")]), stanza("a", "libs", version="2"), stanza("b", depends="a")]
     fingerprints = set()
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         catalogue = Catalogue()

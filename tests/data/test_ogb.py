@@ -14,22 +14,23 @@ from urllib.error import HTTPError
 from urllib.request import Request
 
 import numpy as np
-import pandas as pd
 import pytest
 from ogb_files import (
     ARXIV_LABELS,
     EDGES,
     FEATURES,
     PAPERS,
-    SPLIT,
     UNDIRECTED,
     N,
     Response,
     arxiv_rows,
+    check_miniature,
     edges_of,
+    kill,
     serving,
     write_arxiv,
     write_lines,
+    write_pyg,
     write_table,
 )
 
@@ -52,14 +53,7 @@ def root(tmp_path: Path) -> Path:
 def test_miniature_comes_through_ogb_and_is_undirected(root: Path) -> None:
     graph = load_ogbn_arxiv(root)
     assert graph.name == "ogbn-arxiv"
-    assert edges_of(graph) == UNDIRECTED
-    assert graph.label.tolist() == ARXIV_LABELS
-    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {
-        part: sorted(nodes) for part, nodes in SPLIT.items()
-    }
-    assert graph.features is not None
-    assert graph.features.dtype == np.float32
-    np.testing.assert_array_equal(graph.features, FEATURES)
+    check_miniature(graph, ARXIV_LABELS, FEATURES, UNDIRECTED)
     assert list(graph.texts) == [f"Title: title {node}. Abstract: about {node}" for node in range(N)]
     assert graph.node_ids == [str(paper) for paper in PAPERS]
     assert len(graph.class_names) == 40
@@ -217,12 +211,6 @@ def test_mapping_must_have_its_columns(root: Path) -> None:
     write_table(root / "ogbn_arxiv/mapping/nodeidx2paperid.csv.gz", list(enumerate(PAPERS)))
     with pytest.raises(DataError, match=r"expected \['node idx', 'paper id'\]"):
         load_ogbn_arxiv(root)
-
-
-def test_classes_are_numbered_where_no_file_names_them(root: Path) -> None:
-    (root / "ogbn_arxiv/mapping/labelidx2arxivcategeory.csv.gz").unlink()
-    graph = load_ogbn_arxiv(root)
-    assert (graph.num_classes, graph.class_names[4]) == (40, "class 4")
 
 
 def test_without_network_it_says_which_text_to_put_where(root: Path) -> None:
@@ -392,9 +380,6 @@ def test_a_kill_after_the_download_does_not_repeat_it(tmp_path: Path, monkeypatc
     server, asked = published(tmp_path), []
     monkeypatch.setattr(download, "urlopen", serving(server, asked))
 
-    def kill(*args: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(OgbArchive, "_extract", kill)
         with pytest.raises(KeyboardInterrupt):
@@ -438,19 +423,16 @@ def test_a_download_that_had_all_come_is_taken_and_one_of_another_file_is_not(
     assert not (tmp_path / ".file.part").exists()
 
 
-def write_pyg(root: Path, texts: list[str]) -> Path:
+def with_pyg(root: Path, texts: list[str]) -> Path:
     """PyG's copy of the texts, as its TAGDataset writes it, in place of OGB's."""
     (root / "ogbn_arxiv/titleabs.tsv.gz").unlink(missing_ok=True)
-    path = root / "ogbn_arxiv/raw/node-text.csv.gz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(texts, columns=["text"]).to_csv(path, compression="gzip", index=False)
-    return path
+    return write_pyg(root / "ogbn_arxiv/raw/node-text.csv.gz", texts)
 
 
 def test_pyg_copy_of_the_texts_is_taken_where_ogbs_is_not(root: Path) -> None:
     texts = [f'paper {node}: "quoted"\nand, so on' for node in range(N)]
     texts[3] = ""
-    write_pyg(root, texts)
+    with_pyg(root, texts)
     graph = load_ogbn_arxiv(root)
     assert list(graph.texts) == texts
     assert (graph.origin["files"][1], graph.origin["missing_texts"]) == ("node-text.csv.gz", 1)
@@ -459,14 +441,14 @@ def test_pyg_copy_of_the_texts_is_taken_where_ogbs_is_not(root: Path) -> None:
 
 
 def test_pyg_copy_must_have_a_row_per_paper(root: Path) -> None:
-    path = write_pyg(root, ["text"] * (N - 1))
+    path = with_pyg(root, ["text"] * (N - 1))
     with pytest.raises(DataError, match=rf"{path} has 11 rows for 12 papers, expected one for each, in order"):
         load_ogbn_arxiv(root)
 
 
 def test_pyg_copy_that_was_there_first_survives_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "urlopen", serving(published(tmp_path)))
-    write_pyg(tmp_path, [f"mine {node}" for node in range(N)])
+    with_pyg(tmp_path, [f"mine {node}" for node in range(N)])
     assert load_ogbn_arxiv(tmp_path).texts[11] == "mine 11"
 
 
@@ -484,8 +466,9 @@ def test_import_of_ogb_starts_no_version_check(
     assert sys.modules["outdated"] is outdated
 
 
-def test_accuracy_is_a_python_float_of_hand_counted_value() -> None:
-    accuracy = ogb_accuracy("ogbn-arxiv")
+@pytest.mark.parametrize("name", ["ogbn-arxiv", "ogbn-products", "ogbn-papers100M"])
+def test_accuracy_is_a_python_float_of_hand_counted_value(name: str) -> None:
+    accuracy = ogb_accuracy(name)
     score = accuracy(np.array([3, 1, 2, 2, 39]), np.array([3, 1, 1, 2, 0]))
     assert type(score) is float
     assert score == 0.6

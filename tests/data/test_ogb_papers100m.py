@@ -23,7 +23,9 @@ from ogb_files import (
     M,
     Response,
     abstract_rows,
+    check_miniature,
     edges_of,
+    kill,
     papers100m_texts,
     serving,
     title_rows,
@@ -32,7 +34,7 @@ from ogb_files import (
 )
 
 from glem_graphgym import disk
-from glem_graphgym.data.ogb import download, load_ogbn_papers100m, ogb_accuracy, papers100m
+from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m
 from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.disk import DiskFullError
 from glem_graphgym.memory import PeakMemory
@@ -54,15 +56,9 @@ def folder_of(root: Path) -> Path:
 def test_miniature_becomes_a_graph_with_its_texts(root: Path) -> None:
     graph = load_ogbn_papers100m(root)
     assert graph.name == "ogbn-papers100M"
-    assert edges_of(graph) == CITATIONS_UNDIRECTED
-    assert graph.label.tolist() == [-1 if np.isnan(label) else label for label in PAPERS100M_LABELS]
-    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {
-        part: sorted(nodes) for part, nodes in SPLIT.items()
-    }
+    labels = [-1 if np.isnan(label) else label for label in PAPERS100M_LABELS]
+    check_miniature(graph, labels, PAPERS100M_FEATURES, CITATIONS_UNDIRECTED)
     assert (graph.num_classes, graph.class_names[171]) == (172, "arxiv cs 171")
-    assert graph.features is not None
-    assert graph.features.dtype == np.float32
-    np.testing.assert_array_equal(graph.features, PAPERS100M_FEATURES)
     assert list(graph.texts) == papers100m_texts()
     assert graph.node_ids is None
     assert graph.origin == {
@@ -316,9 +312,6 @@ def test_room_for_all_pieces_is_asked_for_before_the_first(root: Path, monkeypat
 
 
 def test_pieces_of_sources_that_have_changed_are_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(*args: object) -> None:
-        raise KeyboardInterrupt
-
     snapshots = folder_of(root) / "text_graph"
     with monkeypatch.context() as patch:
         patch.setattr(papers100m, "_write_features", kill)
@@ -589,7 +582,3 @@ def test_memory_stays_far_below_what_the_graph_takes(tmp_path: Path, monkeypatch
         graph = load_ogbn_papers100m(tmp_path)
     assert graph.texts[nodes - 1].endswith(f"about {nodes - 1}")
     assert peak[0] - before < whole / 2
-
-
-def test_accuracy_is_ogbs() -> None:
-    assert ogb_accuracy("ogbn-papers100M")(np.array([171, 1, 2]), np.array([171, 1, 3])) == pytest.approx(2 / 3)

@@ -7,28 +7,27 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from ogb_files import (
     ASINS,
     EDGES,
     FEATURES,
     PRODUCT_LABELS,
-    SPLIT,
     UNDIRECTED,
     N,
     amazon_rows,
-    edges_of,
+    check_miniature,
+    kill,
     product_row,
     write_amazon,
     write_asins,
     write_lines,
     write_products,
+    write_pyg,
     write_table,
 )
 
-from glem_graphgym.data.ogb import load_ogbn_products, ogb_accuracy, products
+from glem_graphgym.data.ogb import load_ogbn_products, products
 from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError
 
@@ -47,26 +46,17 @@ def amazon(root: Path) -> Path:
     return root / "ogbn_products/Amazon-3M.raw"
 
 
-def write_pyg(root: Path, texts: list[str]) -> Path:
+def with_pyg(root: Path, texts: list[str]) -> Path:
     """PyG's copy, written as its TAGDataset writes it; the folder of Amazon-3M goes."""
     for file in amazon(root).glob("*"):
         file.unlink()
-    path = root / "ogbn_products/raw/node-text.csv.gz"
-    pd.DataFrame(texts, columns=["text"]).to_csv(path, compression="gzip", index=False)
-    return path
+    return write_pyg(root / "ogbn_products/raw/node-text.csv.gz", texts)
 
 
 def test_miniature_comes_through_ogb_with_its_texts(root: Path) -> None:
     graph = load_ogbn_products(root)
     assert graph.name == "ogbn-products"
-    assert edges_of(graph) == UNDIRECTED
-    assert graph.label.tolist() == PRODUCT_LABELS
-    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {
-        part: sorted(nodes) for part, nodes in SPLIT.items()
-    }
-    assert graph.features is not None
-    assert graph.features.dtype == np.float32
-    np.testing.assert_array_equal(graph.features, FEATURES)
+    check_miniature(graph, PRODUCT_LABELS, FEATURES, UNDIRECTED)
     assert list(graph.texts) == TEXTS
     assert graph.node_ids == ASINS
     assert graph.origin == {
@@ -117,9 +107,6 @@ def test_snapshot_stays_usable_when_its_sources_are_deleted(root: Path) -> None:
 
 
 def test_killed_between_pieces_it_goes_on_with_the_next(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(products, "write_csr", kill)
         with pytest.raises(KeyboardInterrupt):
@@ -261,14 +248,6 @@ def test_without_texts_it_says_what_to_put_where(root: Path) -> None:
         load_ogbn_products(root)
 
 
-def test_without_network_it_says_where_to_unpack_the_archive(tmp_path: Path) -> None:
-    write_amazon(tmp_path / "ogbn_products")
-    with pytest.raises(DataError) as error:
-        load_ogbn_products(tmp_path)
-    assert "http://snap.stanford.edu/ogb/data/nodeproppred/products.zip" in str(error.value)
-    assert f"so that {tmp_path}/ogbn_products/RELEASE_v1.txt exists" in str(error.value)
-
-
 def test_a_text_that_the_disk_changed_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from glem_graphgym.data.texts import _TextLog
 
@@ -296,7 +275,7 @@ def test_pyg_copy_is_taken_as_it_is_in_node_order(root: Path) -> None:
     texts = [f'Product {node}: "quoted", with\na line' for node in range(N)]
     texts[4] = ""
     texts[7] = "x" * 200_000
-    write_pyg(root, texts)
+    with_pyg(root, texts)
     graph = load_ogbn_products(root)
     assert list(graph.texts) == texts
     assert graph.origin["files"] == ["RELEASE_v1.txt", "node-text.csv.gz"]
@@ -305,7 +284,7 @@ def test_pyg_copy_is_taken_as_it_is_in_node_order(root: Path) -> None:
 
 def test_amazon_goes_before_pyg_copy_and_half_of_it_does_not(root: Path) -> None:
     both = {path.name: path.read_bytes() for path in amazon(root).glob("*")}
-    write_pyg(root, ["other"] * N)
+    with_pyg(root, ["other"] * N)
     (amazon(root) / "trn.json.gz").write_bytes(both["trn.json.gz"])
     assert load_ogbn_products(root).texts[0] == "other"
     (amazon(root) / "tst.json.gz").write_bytes(both["tst.json.gz"])
@@ -314,7 +293,7 @@ def test_amazon_goes_before_pyg_copy_and_half_of_it_does_not(root: Path) -> None
 
 @pytest.mark.parametrize(("rows", "found"), [(N - 1, "11"), (N + 1, "more than 12"), (N + 5, "more than 12")])
 def test_pyg_copy_must_have_a_row_per_node(root: Path, rows: int, found: str) -> None:
-    write_pyg(root, ["text"] * rows)
+    with_pyg(root, ["text"] * rows)
     with pytest.raises(DataError, match=rf"node-text\.csv\.gz has {found} rows for 12 products"):
         load_ogbn_products(root)
 
@@ -329,28 +308,24 @@ def test_pyg_copy_must_have_a_row_per_node(root: Path, rows: int, found: str) ->
     ],
 )
 def test_pyg_copy_of_another_form_is_refused(root: Path, content: bytes, message: str) -> None:
-    path = write_pyg(root, [])
+    path = with_pyg(root, [])
     path.write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match=message):
         load_ogbn_products(root)
 
 
 def test_truncated_pyg_copy_is_named(root: Path) -> None:
-    path = write_pyg(root, TEXTS)
+    path = with_pyg(root, TEXTS)
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(DataError, match=r"node-text\.csv\.gz is damaged .*download it again"):
         load_ogbn_products(root)
 
 
 def test_pyg_copy_with_an_index_an_empty_line_and_bytes_that_are_no_utf8(root: Path) -> None:
-    path = write_pyg(root, [])
+    path = with_pyg(root, [])
     rows = [f"{node},text {node}".encode() for node in range(N)]
     rows[1], rows[2], rows[3] = b"", b"2,caf\xe9 \0", "3,a true \ufffd".encode()
     path.write_bytes(gzip.compress(b"\n".join([b",text", *rows, b""])))
     graph = load_ogbn_products(root)
     assert graph.texts[:5] == ["text 0", "", "caf\ufffd", "a true \ufffd", "text 4"]
     assert graph.origin["rows_not_utf8"] == 1
-
-
-def test_accuracy_is_ogbs() -> None:
-    assert ogb_accuracy("ogbn-products")(np.array([46, 1, 2]), np.array([46, 1, 3])) == pytest.approx(2 / 3)

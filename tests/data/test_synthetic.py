@@ -196,13 +196,7 @@ def test_a_snapshot_holds_it_all(tmp_path: Path) -> None:
     seed=st.integers(0, 2**40),
 )
 def test_any_arguments_in_range_make_a_valid_graph(
-    num_classes: int,
-    per_class: int,
-    degree: float,
-    text_signal: float,
-    structure_signal: float,
-    words: int,
-    seed: int,
+    num_classes: int, per_class: int, degree: float, text_signal: float, structure_signal: float, words: int, seed: int
 ) -> None:
     num_nodes = num_classes * per_class + 1
     graph = make_synthetic(  # TextGraph checks its invariants

@@ -162,9 +162,7 @@ def test_class_outside_training_is_kept_and_reported(pets: Path, caplog: pytest.
 
 def test_ids_of_csv_stay_as_written(pets: Path) -> None:
     write(
-        pets,
-        NODES.replace("a,", "007,", 1).replace("b,", "7,", 1).replace("c,", "NA,", 1),
-        "source,target\n007,NA\n",
+        pets, NODES.replace("a,", "007,", 1).replace("b,", "7,", 1).replace("c,", "NA,", 1), "source,target\n007,NA\n"
     )
     graph = load(pets)
     assert graph.node_ids is not None

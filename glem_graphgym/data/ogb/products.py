@@ -13,22 +13,8 @@ import numpy as np
 
 from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
-from glem_graphgym.data.ogb.parts import (
-    MEMORY_BYTES,
-    check_edges,
-    frozen_before,
-    frozen_folder,
-    save_split,
-)
-from glem_graphgym.data.ogb.text_files import (
-    PYG_TEXT,
-    TextFile,
-    decoded,
-    find,
-    node_texts,
-    report,
-    sentence,
-)
+from glem_graphgym.data.ogb.parts import MEMORY_BYTES, check_edges, frozen_before, frozen_folder, save_split
+from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
 from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import DataError, GraphMeta, TextGraph, TextsWriter, snapshot_from_parts
 from glem_graphgym.files import fingerprint, sampled_fingerprint
