@@ -343,8 +343,6 @@ def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
         if isinstance(network, HopGraphNetwork):
             return network.net
         return LayeredGNN(network) if has_layers(cfg) else GNN(network)
-    if name not in network_dict:
-        raise ValueError(f"model.type is '{name}', expected one of: {', '.join(map(str, network_dict))}")
     try:
         with as_global(cfg):
             return GNN(network_dict[name](dim_in, num_classes), cfg)

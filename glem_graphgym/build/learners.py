@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +41,15 @@ def lm_learners(
     """The LM as it is trained on gold (``lm.*``) and in E-steps (``e_step.*`` where not null, else ``lm.*``)."""
     hardware = hardware_for(cfg, cfg.lm.precision)
 
-    def learner(e_step: bool) -> LMLearner:
-        def value(name: str) -> float:
-            own = cfg.e_step[name] if e_step else None
-            return cfg.lm[name] if own is None else own
-
-        config = encoder_config(cfg, hardware, value("dropout"), value("attention_dropout"))
-        config = replace(config, keys="e_step." if e_step else "lm.")
-        settings = LMSettings(
-            epochs=int(value("epochs")),
-            batch_size=int(value("batch_size")),
-            grad_accumulation=cfg.lm.grad_accumulation,
-            lr=value("lr"),
-            weight_decay=cfg.lm.weight_decay,
-            warmup_epochs=value("warmup_epochs"),
-            decay=cfg.lm.decay,
-            label_smoothing=value("label_smoothing"),
-            smooth_pseudo=cfg.glem.smooth_pseudo,
-            evals_per_epoch=cfg.lm.evals_per_epoch,
-            infer_tokens=infer_tokens(cfg, hardware),
-        )
-        build = functools.partial(build_lm, config, num_classes, value("head_dropout"))
+    def learner(keys: str, lm: dict[str, Any]) -> LMLearner:
+        config = replace(encoder_config(cfg, hardware, lm["dropout"], lm["attention_dropout"]), keys=keys)
+        lm |= {"smooth_pseudo": cfg.glem.smooth_pseudo, "infer_tokens": infer_tokens(cfg, hardware)}
+        settings = LMSettings(**{field.name: lm[field.name] for field in fields(LMSettings) if field.name in lm})
+        build = functools.partial(build_lm, config, num_classes, lm["head_dropout"])
         return LMLearner(tokens, build, settings, validation, hardware)
 
-    return learner(False), learner(True)
+    own = {name: value for name, value in cfg.e_step.items() if value is not None}
+    return learner("lm.", {**cfg.lm}), learner("e_step.", {**cfg.lm, **own})
 
 
 def gnn_learner(

@@ -248,20 +248,15 @@ def pseudo_accuracy(graph: TextGraph, pseudo: PseudoLabels) -> float:
 
 def em_settings(cfg: CfgNode) -> EMSettings:
     g = cfg.glem
+    same = ("order", "alpha", "beta", "temperature", "confidence", "lm_init", "ensemble")
     return EMSettings(
-        order=g.order,
+        **{name: g[name] for name in same},
         iterations=g.em_iterations,
         max_iterations=g.em_max_iterations,
-        alpha=g.alpha,
-        beta=g.beta,
-        temperature=g.temperature,
         hard=g.targets == "hard",
         lm_ratio=g.lm_pseudo_ratio,
         gnn_ratio=g.gnn_pseudo_ratio,
         lm_redraw=g.lm_redraw == "epoch",
-        confidence=g.confidence,
-        lm_init=g.lm_init,
         lm_init_first=g.lm_init if g.lm_init_first == "same" else g.lm_init_first,
-        ensemble=g.ensemble,
         keep_all_weights=g.keep_weights == "all",
     )

@@ -216,8 +216,8 @@ def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:
     task_type = task_type or cfg.dataset.task_type
     known: tuple[str, ...] = OUR_METRICS
     if cfg.train.mode == "standard":
-        known = tuple(cfg.custom_metrics) or STOCK_METRICS.get(task_type, STOCK_METRICS["classification_binary"])
-        known = (*known, "loss")
+        stock = STOCK_METRICS.get(task_type, STOCK_METRICS["classification_binary"])
+        known = (*(cfg.custom_metrics or stock), "loss")
     if {"auc", "accuracy"} & set(known):
         known = ("auto", *known)
     check_choice("metric_best", cfg.metric_best, known)

@@ -48,12 +48,6 @@ def save(file: Path, array: np.ndarray) -> str:
 # ---- sources ------------------------------------------------------------------------------------------------------
 
 
-def test_text_features_are_the_embeddings_given(graph: TextGraph, tokens: TokenStore, embeddings: np.ndarray) -> None:
-    x = feature_builder(cfg, graph, tokens)(embeddings)
-    assert x.dtype == np.float32
-    assert np.array_equal(x, embeddings.astype(np.float32))
-
-
 def test_raw_features_need_no_embeddings(graph: TextGraph, tokens: TokenStore) -> None:
     cfg.glem.node_features = "raw"
     assert np.array_equal(feature_builder(cfg, graph, None)(None), np.asarray(graph.features))
@@ -65,24 +59,17 @@ def test_raw_features_that_a_graph_has_not(graph: TextGraph, tokens: TokenStore)
         feature_builder(cfg, replace(graph, features=None), tokens)
 
 
+@pytest.mark.parametrize("kind", ["npy", "pt"])
 def test_sources_are_joined_in_the_order_named(
-    graph: TextGraph, tokens: TokenStore, embeddings: np.ndarray, tmp_path: Path
+    kind: str, graph: TextGraph, tokens: TokenStore, embeddings: np.ndarray, tmp_path: Path
 ) -> None:
     extra = np.arange(2 * NODES, dtype=np.float64).reshape(NODES, 2)
-    cfg.glem.feature_file = save(tmp_path / "extra.npy", extra)
-    cfg.glem.node_features = "file + text+raw"
+    torch.save(torch.from_numpy(extra), tmp_path / "extra.pt")
+    save(tmp_path / "extra.npy", extra)
+    cfg.glem.node_features, cfg.glem.feature_file = "file + text+raw", str(tmp_path / f"extra.{kind}")
     x = feature_builder(cfg, graph, tokens)(embeddings)
     assert x.dtype == np.float32
-    assert np.array_equal(x[:, :2], extra.astype(np.float32))
-    assert np.array_equal(x[:, 2 : 2 + HIDDEN], embeddings.astype(np.float32))
-    assert np.array_equal(x[:, 2 + HIDDEN :], np.asarray(graph.features))
-
-
-def test_a_torch_file_is_as_good_as_a_numpy_file(graph: TextGraph, tokens: TokenStore, tmp_path: Path) -> None:
-    array = np.random.default_rng(0).normal(size=(NODES, 3)).astype(np.float32)
-    torch.save(torch.from_numpy(array), tmp_path / "x.pt")
-    cfg.glem.node_features, cfg.glem.feature_file = "file", str(tmp_path / "x.pt")
-    assert np.array_equal(feature_builder(cfg, graph, None)(None), array)
+    assert np.array_equal(x, np.concatenate([extra, embeddings, np.asarray(graph.features)], axis=1, dtype=np.float32))
 
 
 # ---- standardising ------------------------------------------------------------------------------------------------
