@@ -36,13 +36,18 @@ def csr_from_edges(source: np.ndarray, target: np.ndarray, num_nodes: int) -> tu
     """
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
     _check_ends(source, target, num_nodes)
-    keep = source != target
-    source, target = source[keep], target[keep]
-    key = np.sort(np.concatenate([source * num_nodes + target, target * num_nodes + source]))
+    key = np.sort(_keys(source, target, num_nodes))
     key = key[np.diff(key, prepend=-1) > 0]  # np.unique hashes, which is many times slower here
     rowptr = np.zeros(num_nodes + 1, dtype=np.int64)
     np.cumsum(np.bincount(key // max(num_nodes, 1), minlength=num_nodes), out=rowptr[1:])
     return rowptr, (key % max(num_nodes, 1)).astype(_column_type(num_nodes))
+
+
+def _keys(source: np.ndarray, target: np.ndarray, num_nodes: int) -> np.ndarray:
+    """row·N + col of both directions of all edges but loops."""
+    keep = source != target
+    source, target = source[keep], target[keep]
+    return np.concatenate([source * num_nodes + target, target * num_nodes + source])
 
 
 def _column_type(num_nodes: int) -> type[np.signedinteger[Any]]:
@@ -119,17 +124,8 @@ class _ExternalSort:
                     piece = slice(start, start + self.chunk)
                     ends = source[piece].astype(np.int64), target[piece].astype(np.int64)
                     _check_ends(*ends, self.num_nodes)
-                    yield self._keys(*ends)
+                    yield _keys(*ends, self.num_nodes)
                     bar.update(len(ends[0]))
-
-    def _keys(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        keep = source != target
-        source, target = source[keep], target[keep]
-        keys = np.empty((2, len(source)), dtype=np.int64)
-        for row, col, key in ((source, target, keys[0]), (target, source, keys[1])):
-            np.multiply(row, self.num_nodes, out=key)
-            key += col
-        return keys.reshape(-1)
 
     def _file_keys(self, file: Path) -> Iterator[np.ndarray]:
         with file.open("rb") as opened:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from glem_graphgym.data.text_graph import SPLITS, DataError, TextGraph, Texts, csr_from_edges
+from glem_graphgym.data.text_graph import SPLITS, DataError, TextGraph, Texts, check_shares, csr_from_edges
 
 # 512 English words of five letters, each a single piece in BERT's uncased WordPiece vocabulary.
 _WORDS = np.array(Path(__file__).with_name("words.txt").read_text().split(), dtype="S5")
@@ -134,11 +134,7 @@ def _check_degree(avg_degree: float, num_nodes: int, num_classes: int) -> None:
 
 def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> list[int]:
     """Where train, valid and test end in a shuffled row of all nodes."""
-    numbers = isinstance(shares, Sequence | np.ndarray) and len(shares) == len(SPLITS)
-    if not numbers or not all(_is_number(share) and share > 0 for share in shares):
-        raise DataError(f"dataset.tag_split is {shares!r}, expected three numbers above 0, for {', '.join(SPLITS)}")
-    if sum(shares) > 1 + 1e-9:
-        raise DataError(f"dataset.tag_split: shares {tuple(shares)} sum to {sum(shares):g}, expected at most 1")
+    check_shares(shares, whole=False)
     ends = [min(round(share * num_nodes), num_nodes) for share in np.cumsum(shares)]
     for part, size, least in zip(SPLITS, np.diff([0, *ends]), (num_classes, 1, 1), strict=True):
         if size < least:

@@ -129,13 +129,14 @@ class TextGraph:
         object.__setattr__(self, "_fingerprint", known)
 
 
-def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
-    """Raise DataError unless ``shares`` are three positive numbers with sum 1, which are returned."""
-    values = tuple(float(share) for share in shares)
-    if len(values) != len(SPLITS) or not all(value > 0 for value in values) or abs(sum(values) - 1) > 1e-6:
+def check_shares(shares: Sequence[float], *, whole: bool = True) -> tuple[float, ...]:
+    """Three positive shares with sum 1, or less if not ``whole``; raises DataError where they are not."""
+    values = tuple(float(share) for share in np.atleast_1d(shares))
+    rest = 1 - sum(values)
+    if len(values) != len(SPLITS) or not all(value > 0 for value in values) or rest < -1e-6 or (whole and rest > 1e-6):
         raise DataError(
-            f"dataset.tag_split: shares are {list(values)}, expected three positive numbers with the sum 1, "
-            f"for {', '.join(SPLITS)}"
+            f"dataset.tag_split: shares are {list(values)}, expected three positive numbers with "
+            f"{'the sum 1' if whole else 'a sum of at most 1'}, for {', '.join(SPLITS)}"
         )
     return values
 

@@ -317,6 +317,13 @@ def test_a_tokenizer_without_padding_fills_up_with_another_token(tmp_path: Path)
     assert padding_id(tokenizer) == 3
 
 
+def made(cache: Path, tokenizer: Any) -> Path:
+    """The folder of a finished store."""
+    open_token_store(Texts.of(TEXTS), tokenizer, 8, cache)
+    (folder,) = cache.glob("tokens-*")
+    return folder
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-2])
 
@@ -330,8 +337,7 @@ def empty(file: Path) -> None:
 def test_a_damaged_store_is_an_error_that_names_the_folder(
     tmp_path: Path, tokenizer: Any, name: str, damage: Callable[[Path], None]
 ) -> None:
-    open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
-    (folder,) = tmp_path.glob("tokens-*")
+    folder = made(tmp_path, tokenizer)
     damage(folder / name)
     with pytest.raises(DataError) as error:
         open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
@@ -340,16 +346,14 @@ def test_a_damaged_store_is_an_error_that_names_the_folder(
 
 
 def test_a_store_of_another_number_of_texts_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
-    open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
-    (folder,) = tmp_path.glob("tokens-*")
+    folder = made(tmp_path, tokenizer)
     np.save(folder / "offsets.npy", np.load(folder / "offsets.npy")[:-1])
     with pytest.raises(DataError, match=f"holds {len(TEXTS) - 1} texts, expected {len(TEXTS)}"):
         open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
 
 
 def test_a_store_with_an_unknown_type_of_ids_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
-    open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
-    (folder,) = tmp_path.glob("tokens-*")
+    folder = made(tmp_path, tokenizer)
     meta = json.loads((folder / "tokens.json").read_text())
     for changed in ({}, {**meta, "dtype": "uint17"}):
         (folder / "tokens.json").write_text(json.dumps(changed))
