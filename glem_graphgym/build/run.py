@@ -186,10 +186,16 @@ class Nodes:
 def nodes_of(cfg: CfgNode, graph: TextGraph) -> Nodes:
     unlabelled, candidates = unlabelled_nodes(cfg, graph)
     predicted = predicted_nodes(cfg, graph, candidates)
-    if predicted is not None:
-        unlabelled = np.intersect1d(unlabelled, predicted, assume_unique=True)
-        candidates = np.intersect1d(candidates, predicted, assume_unique=True)
-    return Nodes(unlabelled, candidates, predicted, encoded_nodes(cfg, graph, predicted))
+    if predicted is None:
+        return Nodes(unlabelled, candidates, None, None)
+    unlabelled = np.intersect1d(unlabelled, predicted, assume_unique=True)
+    candidates = np.intersect1d(candidates, predicted, assume_unique=True)
+    mode, reach = MODES[cfg.train.mode], 0
+    if mode.gnn or mode.joint:
+        reach = cfg.gnn.hops if sees_hops(cfg) else cfg.gnn.layers_mp
+    encoded = nodes_within(graph.rowptr, graph.col, predicted, reach)
+    logging.info(f"glem.encode_nodes needed: {len(encoded):,} of {graph.num_nodes:,} texts are encoded")
+    return Nodes(unlabelled, candidates, predicted, encoded)
 
 
 def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray]:
@@ -211,18 +217,6 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
     needed = np.unique(np.concatenate(list(graph.split.values())))
     pseudo = cfg.train.mode == "glem" or cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
     return np.union1d(needed, candidates) if pseudo else needed
-
-
-def encoded_nodes(cfg: CfgNode, graph: TextGraph, predicted: np.ndarray | None) -> np.ndarray | None:
-    """int64, increasing: the nodes whose texts predictions depend on, as far as the GNN sees; None = all."""
-    if predicted is None:
-        return None
-    mode, reach = MODES[cfg.train.mode], 0
-    if mode.gnn or mode.joint:
-        reach = cfg.gnn.hops if sees_hops(cfg) else cfg.gnn.layers_mp
-    encoded = nodes_within(graph.rowptr, graph.col, predicted, reach)
-    logging.info(f"glem.encode_nodes needed: {len(encoded):,} of {graph.num_nodes:,} texts are encoded")
-    return encoded
 
 
 def scores_of(graph: TextGraph, logits: np.ndarray, accuracy: Accuracy) -> Scores:
