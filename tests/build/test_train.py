@@ -366,8 +366,10 @@ def test_em_settings_are_the_configurations() -> None:
 WARM_UP = ["optim.scheduler", "linear_warmup", "optim.warmup_epochs", 2, "glem.node_features", "static"]
 
 
-@pytest.mark.parametrize(("options", "rates"), [(["train.mode", "glem_cascade"], [4e-3, 0.03]),
-                                                ([*WARM_UP, "train.mode", "glem_gnn"], [0.03])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [(["train.mode", "glem_cascade"], [4e-3, 0.03]), ([*WARM_UP, "train.mode", "glem_gnn"], [0.03])],
+)
 def test_the_learning_rate_of_a_stage_is_its_base_rate(
     options: list[object], rates: list[float], configure: Callable[..., None]
 ) -> None:
