@@ -118,7 +118,8 @@ def _sha256(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -264,9 +264,8 @@ def test_texts_longer_than_the_model_takes_are_refused_before_anything_is_traine
     configure: Callable[..., None], options: tuple[object, ...]
 ) -> None:
     configure("lm.max_length", 512, "dataset.synthetic_words", 60, *options)
-    with pytest.raises(
-        ConfigError, match=r"the longest text, of 1\d\d tokens: .*; set lm.max_length, now 512, to what"
-    ):
+    message = r"the longest text, of 1\d\d tokens: .*; set lm.max_length, now 512, to what"
+    with pytest.raises(ConfigError, match=message):
         train_dict[cfg.train.mode]()
     assert not (Path(cfg.run_dir) / "stages").exists()
 
@@ -283,9 +282,8 @@ def test_parts_of_a_joint_step_have_nodes_enough(
     if at_most is None:
         train_dict[cfg.train.mode]()
         return
-    with pytest.raises(
-        ConfigError, match=rf"lm.grad_accumulation is {parts}, but a batch has 15 .* at most {at_most} parts"
-    ):
+    message = rf"lm.grad_accumulation is {parts}, but a batch has 15 .* at most {at_most} parts"
+    with pytest.raises(ConfigError, match=message):
         train_dict[cfg.train.mode]()
     assert not (Path(cfg.run_dir) / "stages").exists()
 
