@@ -80,6 +80,13 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
     return layerwise
 
 
+def hop_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
+    """About what hop features take when all is in memory."""
+    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+    classes = graph.num_classes if cfg.glem.label_input else 0
+    return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
+
+
 def _instead_of_sampling(cfg: CfgNode) -> str:
     """What a network whose prediction needs the whole graph could do with less memory."""
     if not cfg.glem.memory_budget_gb and can_predict_layerwise(cfg):
@@ -102,9 +109,7 @@ def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int], limit: Limit) -> 
 
 def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
     n, hops, budget = graph.num_nodes, cfg.gnn.hops, budget_bytes(cfg)
-    classes = graph.num_classes if cfg.glem.label_input else 0
-    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
-    needed = hops_in_memory(n, len(graph.col), width, hops, item_bytes, classes)
+    needed = hop_bytes(cfg, graph, width)
     trained = _trained(cfg, graph, candidates)
     step = _check_hop_step(cfg, graph, width, trained)
     share = machine_share(cfg)
@@ -131,7 +136,8 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
             f"{_gb(memory.machine_bytes())}: hop features, which would take {_gb(needed)}, are propagated on disk "
             f"within {_gb(budget)} of memory"
         )
-    plan_columns(n, max(width, classes), budget)
+    plan_columns(n, max(width, graph.num_classes if cfg.glem.label_input else 0), budget)
+    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
     check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.scr_weight > 0)
     if cfg.glem.correct_and_smooth:
         _check_smoothing(cfg, graph)

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,16 @@ from glem_graphgym.build.features import feature_builder, static_folder
 from glem_graphgym.build.footprint import layer_outputs, whole_graph_bytes
 from glem_graphgym.build.gnn import MmapGraph, sees_hops
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
-from glem_graphgym.build.language_model import hardware_for, untuned_lm
+from glem_graphgym.build.language_model import untuned_lm
 from glem_graphgym.build.learners import (
-    further_features,
     gnn_learner,
     hop_storage,
     joint_learner,
     lm_learners,
     stored_graph_views_of,
 )
-from glem_graphgym.build.run import build_run, nodes_of
+from glem_graphgym.build.memory_check import hop_bytes
+from glem_graphgym.build.run import Nodes, build_run, nodes_of
 from glem_graphgym.build.run_folder import check_run_folder, identity_of
 from glem_graphgym.build.sizes import (
     budget_bytes,
@@ -64,7 +64,8 @@ from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import GB, PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.models.text_encoder import TextClassifier
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
-from glem_graphgym.out_of_core.hop_storage import HopStorage, hops_in_memory
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.hop_storage import HopStorage
 from glem_graphgym.out_of_core.propagation import disk_bytes
 from glem_graphgym.out_of_core.stored_operator import operator_bytes
 
@@ -131,14 +132,10 @@ class AlwaysImproving:
 
 
 class Calibration:
-    """Records the run that ``cfg`` describes, and tries what it fits.
+    """Records the run that ``cfg`` describes, and tries what it fits."""
 
-    Args:
-        scratch: an empty folder for placeholders of large files, in which nothing is stored.
-    """
-
-    def __init__(self, cfg: CfgNode, graph: TextGraph, scratch: Path) -> None:
-        self.cfg, self.graph, self.scratch = cfg, graph, scratch
+    def __init__(self, cfg: CfgNode, graph: TextGraph) -> None:
+        self.cfg, self.graph = cfg, graph
         self.processes, self.nodes = processes_here(cfg), nodes_of(cfg, graph)
         self.program = MODES[cfg.train.mode].program
         encoded = self.nodes.encoded
@@ -152,11 +149,7 @@ class Calibration:
         }
         self.costs: dict[str, Cost] = {}
         self.models: dict[int, nn.Module] = {}
-        self.unseen_mb = 0.0  # of what a run has in memory and a trial on a smaller graph has not
         self.cut_up_mb = 0.0  # that an LM stage leaves cut up in a run, and has not in a trial
-        self.scale = 1.0  # nodes of the graph a node of the one that GNNs are tried on
-        self.small: Any = None  # as of `_small_gnn`
-        self.layerwise = False  # whether a GNN on sampled neighbourhoods predicts by blocks of nodes
         self.tokens: Any = self._open_tokens() if reads_texts(cfg) else None
         if STATIC in self.widths:
             self._try_static()
@@ -164,13 +157,15 @@ class Calibration:
     def run(self) -> dict[str, Any]:
         """Recorded stages, their costs, and what they write."""
         cfg, graph = self.cfg, self.graph
-        # Its learners are not used on the graph, so they need not see its edges.
-        nothing = replace(graph, rowptr=np.zeros_like(graph.rowptr), col=graph.col[:0], edges_checked=True)
-        run = build_run(cfg, graph, self.tokens, lambda embeddings: None, nothing)
-        self.layerwise = isinstance(run.gnn, StoredSampledLearner) or bool(run.joint and run.joint.layerwise)
+        run = build_run(cfg, graph, self.tokens, lambda embeddings: None)
+        # Whether a GNN on sampled neighbourhoods predicts by blocks of nodes.
+        self.by_blocks = isinstance(run.gnn, StoredSampledLearner) or bool(run.joint and run.joint.layerwise)
+        width = sum(self.widths.values())
+        if self.by_blocks:
+            self.about["layers"] = layer_file_bytes(cfg, graph, width, self.nodes.predicted)
+        if sees_hops(cfg) and 0 < budget_bytes(cfg) < hop_bytes(cfg, graph, width):
+            self.about["hops"] = self._hop_files(width)
         recording = record(run, self.program, self._model_of)
-        if run.gnn is not None:
-            self._small_gnn()  # whose graph is in memory while a language model is trained
         fits: dict[tuple[object, ...], str] = {}
         stages = []
         for stage in recording.stages:
@@ -231,7 +226,7 @@ class Calibration:
         elif isinstance(stage.learner, JointLearner):
             cost = self._try_joint()
         else:
-            cost = self._try_gnn(stage.learner, stage.targets)
+            cost = self._try_gnn(stage.targets)
         return replace(cost, model=stage.key.model, data_parallel=stage.data_parallel)
 
     # ---- texts ----------------------------------------------------------------------------------------------------
@@ -276,7 +271,7 @@ class Calibration:
         self.cut_up_mb = max(self.cut_up_mb, (CUT_UP - 1) * (resident - before))
         peak = before + CUT_UP * (resident - before)
         return Cost(
-            resident_mb=peak + mapped + self.unseen_mb + self._buckets_mb(task.model),
+            resident_mb=peak + mapped + self._buckets_mb(task.model),
             mapped_mb=mapped,
             accelerator_mb=accelerator,
             seconds=overhead + tokens * train_rate + inferred * infer_rate,
@@ -349,130 +344,101 @@ class Calibration:
 
     # ---- the graph ------------------------------------------------------------------------------------------------
 
-    def _tried_graph(self) -> tuple[TextGraph, CfgNode]:
-        """A graph to try the GNN on, the whole one where that is small, and the configuration for it."""
-        cfg, graph = self.cfg, self.graph
+    def _smaller(self) -> tuple[TextGraph, CfgNode, Nodes, float]:
+        """A graph on which epochs are timed, the whole one where that is small; the configuration for it, what its
+        nodes are there for, and nodes of the graph per node of it."""
+        cfg, graph, width = self.cfg.clone(), self.graph, sum(self.widths.values())
+        if sees_hops(cfg):
+            needed = hop_bytes(cfg, graph, width)
+        else:
+            needed = sum(whole_graph_bytes(cfg, graph, width, trains=not cfg.gnn.fan_out).values())
         entries = graph.num_nodes + len(graph.col)
-        bytes_needed = _bytes_of_gnn(cfg, graph, sum(self.widths.values()))
-        share = min(1.0, GRAPH_AT_ONCE / entries, available_bytes() / MEMORY_SHARE / bytes_needed)
+        share = min(1.0, GRAPH_AT_ONCE / entries, available_bytes() / MEMORY_SHARE / needed)
         count = max(FEWEST_NODES, int(share * graph.num_nodes))
         small = graph if count >= graph.num_nodes else smaller_graph(graph, count)
-        self.scale, self.about["tried_nodes"] = graph.num_nodes / small.num_nodes, small.num_nodes
-        tried = cfg.clone()
-        tried.run_dir, tried.glem.memory_budget_gb = str(self.scratch), 0.0  # hops on disk are reckoned, and not tried
-        if self.layerwise:  # in proportion, so that the small graph exceeds it too
-            tried.glem.memory_budget_gb = budget_bytes(cfg) / self.scale / GB
-            self.about["layers"] = layer_file_bytes(cfg, graph, sum(self.widths.values()), self.nodes.predicted)
-        return small, tried
+        scale = graph.num_nodes / small.num_nodes
+        self.about["tried_nodes"] = small.num_nodes
+        # In proportion, so that the small graph exceeds it too; hops on disk are not tried.
+        cfg.glem.memory_budget_gb = budget_bytes(cfg) / scale / GB if self.by_blocks else 0.0
+        return small, cfg, self.nodes if small is graph else nodes_of(cfg, small), scale
 
-    def _small_gnn(self) -> tuple[TextGraph, Any, Callable[[np.ndarray | None], Any]]:
-        """A graph to try the GNN on, the GNN, and what makes its features; made once."""
-        if self.small is None:
-            small, tried = self._tried_graph()
-            features = feature_builder(*self._feature_source(tried, small))
-            before = PeakMemory().resident_mb()
-            nodes = self.nodes if small is self.graph else nodes_of(self.cfg, small)
-            validation = Validation(small.split["valid"], AlwaysImproving())
-            gnn = gnn_learner(tried, small, validation, nodes.candidates, nodes.predicted, self.layerwise)
-            self.unseen_mb = (self.scale - 1) * max(0.0, PeakMemory().resident_mb() - before)
-            self.small_candidates, self.small = nodes.candidates, (small, gnn, features)
-        return self.small
+    def _features(self, cfg: CfgNode, num_nodes: int, width: int) -> Any:
+        rows = FeatureRows([np.broadcast_to(np.float16(0), (num_nodes, width))], standardise=False)
+        return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
-    def _feature_source(self, cfg: CfgNode, small: TextGraph) -> tuple[Any, ...]:
-        """Arguments for `feature_builder`: a placeholder stands for features of the whole graph, or not yet made."""
-        static = self.about["static"]
-        if small is self.graph and (static is None or static["known"]):
-            return cfg, small, self.tokens, self.nodes.encoded
-        cfg = cfg.clone()
-        others = sum(width for kind, width in self.widths.items() if kind != "text")
-        cfg.glem.node_features = "+".join((["text"] if "text" in self.widths else []) + (["file"] if others else []))
-        cfg.glem.feature_file = self._placeholder("features", small.num_nodes, others) if others else ""
-        return cfg, small, None, None
+    def _growth_mb(self, small: TextGraph, scale: float, tried: float) -> float:
+        """What a GNN takes beside the graph, where it took ``tried`` MB on a small one: within a budget, that and what
+        does not grow with the graph."""
+        budget = budget_bytes(self.cfg) / MB
+        if self.by_blocks:
+            return min(scale * tried, tried + budget)
+        if self.about["hops"]:  # batches stay as large as they are
+            hops = hop_bytes(self.cfg, small, sum(self.widths.values())) / MB
+            return min(scale * tried, max(0.0, tried - hops) + budget)
+        return scale * tried
 
-    def _placeholder(self, name: str, rows: int, columns: int) -> str:
-        """A float16 file of zeros that takes no space."""
-        file = self.scratch / f"{name}.npy"
-        np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(rows, columns))
-        return str(file)
+    def _mapped_mb(self) -> float:
+        """Predictions' files: text embeddings that are read and logits that are written."""
+        return 2 * self.graph.num_nodes * (self.widths.get("text", 0) + self.graph.num_classes) / MB
 
-    def _small_targets(self, like: StepTargets, small: TextGraph) -> StepTargets:
-        """Targets of the same kind on the small graph."""
+    def _try_gnn(self, like: StepTargets) -> Cost:
+        small, cfg, nodes, scale = self._smaller()
+        validation = Validation(small.split["valid"], AlwaysImproving())
+        gnn: Any = gnn_learner(cfg, small, validation, nodes.candidates, nodes.predicted, self.by_blocks)
         gold, pseudo = Gold(small.split["train"], small.label[small.split["train"]], small.num_classes), like.pseudo
         if pseudo is not None:
-            logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
             how: dict[str, Any] = {name: getattr(pseudo, name) for name in ("temperature", "hard", "confidence")}
-            pseudo = PseudoLabels(logits, self.small_candidates, gold, **how)
-        return replace(like, gold=gold, pseudo=pseudo)
-
-    def _try_gnn(self, learner: Any, like: StepTargets) -> Cost:
-        small, gnn, features = self._small_gnn()
-        settings, targets, dim = gnn.settings, self._small_targets(like, small), self.widths.get("text", 0)
-        tried = gnn.but(validation=Validation(small.split["valid"], AlwaysImproving()))
+            zeros = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
+            pseudo = PseudoLabels(zeros, nodes.candidates, gold, **how)
+        targets = replace(like, gold=gold, pseudo=pseudo)
+        before = PeakMemory().resident_mb()
+        x = self._features(cfg, small.num_nodes, sum(self.widths.values()))
+        settings = gnn.settings
         if gnn.data_parallel:
-            tried = tried.but(batch_size=self._part(gnn.batch_size or targets.num_trained))
-        embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r") if dim else None
-        logits = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
+            gnn = gnn.but(batch_size=self._part(gnn.batch_size or targets.num_trained))
 
         def fitted(epochs: int) -> tuple[Any, float, float]:
             """What is fitted, and the seconds of it all and of training."""
             start, how = _now(), replace(settings, epochs=epochs, eval_every=1, patience=0)
-            task, log = tried.but(settings=how).fit(targets, features(embeddings), "calibration")
+            task, log = gnn.but(settings=how).fit(targets, x, "calibration")
             return task, _now() - start, log.train_seconds
 
-        before = PeakMemory().resident_mb()
         memory = PeakMemory()
         few, few_trained = fitted(1)[1:]
         gc.collect()
         task, many, many_trained = fitted(1 + MORE_EPOCHS)
         a_round, epoch = (max(0.0, later) / MORE_EPOCHS for later in (many - few, many_trained - few_trained))
         start = _now()
-        task.predict(logits)
+        task.predict(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16))
         overhead = max(0.0, few - a_round) + _now() - start
-        resident, accelerator = peaks(memory)
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
-        growth = self.scale * (resident - before)
-        if self._hops_on_disk():  # the budget takes the place of hops in memory; batches stay as large as they are
-            hops = _bytes_of_gnn(self.cfg, small, sum(self.widths.values()))
-            growth = min(growth, max(0.0, resident - before - hops / MB) + budget_bytes(self.cfg) / MB)
-        else:
-            growth = self._growth_within_budget(growth, resident - before)
-        unseen = self.unseen_mb + self.cut_up_mb + (self._buckets_mb(task.model) if gnn.data_parallel else 0.0)
+        resident, accelerator = peaks(memory)
+        buckets = self._buckets_mb(task.model) if gnn.data_parallel else 0.0
         return Cost(
-            resident_mb=before + growth + unseen,
-            mapped_mb=2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB,
-            accelerator_mb=self.scale * accelerator,
-            seconds=self.scale * (overhead + epochs * epoch + evaluations * max(0.0, a_round - epoch)),
+            resident_mb=before + self._growth_mb(small, scale, resident - before) + self.cut_up_mb + buckets,
+            mapped_mb=self._mapped_mb(),
+            accelerator_mb=scale * accelerator,
+            seconds=scale * (overhead + epochs * epoch + evaluations * max(0.0, a_round - epoch)),
         )
-
-    def _growth_within_budget(self, growth: float, tried: float) -> float:
-        """MB: of a layerwise prediction the budget takes the place of what grows with the graph.
-
-        Args:
-            growth: in proportion to the graph; tried: on the one that was tried.
-        """
-        return min(growth, tried + budget_bytes(self.cfg) / MB) if self.layerwise else growth
 
     # ---- both together --------------------------------------------------------------------------------------------
 
     def _try_joint(self) -> Cost:
         """LM and GNN as one: training on sampled neighbourhoods, encoding of all texts, the GNN on the whole graph."""
-        no_validation = Validation(np.empty(0, dtype=np.int64), AlwaysImproving())
-        lm, dim = lm_learners(self.cfg, self.tokens, self.graph.num_classes, no_validation)[0], self.widths["text"]
-        before = PeakMemory().resident_mb()
-        small, cfg = self._tried_graph()
+        small, cfg, nodes, scale = self._smaller()
         tokens: TokenStore = self.tokens
         if small is not self.graph:
-            chosen = np.random.default_rng(0).choice(self.graph.num_nodes, small.num_nodes, replace=False)
-            tokens = TokensLike(tokens, chosen)
-        valid = small.split["valid"]
-        predicted = self.nodes.predicted if small is self.graph else nodes_of(self.cfg, small).predicted
+            tokens = TokensLike(
+                tokens, np.random.default_rng(0).choice(self.graph.num_nodes, small.num_nodes, replace=False)
+            )
+        valid, train, dim = small.split["valid"], small.split["train"], self.widths["text"]
         validation = Validation(valid[:JOINT_VALIDATED], AlwaysImproving())
-        learner = joint_learner(cfg, small, tokens, validation, predicted, self.layerwise)
-        settings, train = learner.settings, small.split["train"]
-        source = self._feature_source(cfg, small)
+        learner = joint_learner(cfg, small, tokens, validation, nodes.predicted, self.by_blocks)
+        features = self._features(cfg, small.num_nodes, sum(self.widths.values()) - dim)
+        settings = learner.settings
+        before = PeakMemory().resident_mb()
         memory = PeakMemory()
         start = _now()
-        features = further_features(*source)(None)
         first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])[1]
         overhead = _now() - start - first["train_seconds_per_epoch"]
         gc.collect()
@@ -481,25 +447,26 @@ class Calibration:
         task, costs = self._fit_joint(learner, small, features, some)
         seconds = costs["train_seconds_per_epoch"] / costs["steps"]
         fitted, accelerator = peaks(memory)
-        embeddings = np.load(self._placeholder("text", small.num_nodes, dim), mmap_mode="r")
+        embeddings = np.broadcast_to(np.float16(0), (small.num_nodes, dim))
         memory = PeakMemory()
         start = _now()
         task.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
-        propagation = _now() - start
+        propagation = scale * (_now() - start)
         propagated, accelerator_propagated = peaks(memory)
-        validated = self.scale * self._validated_tokens(learner, valid)
+        validated = scale * self._validated_tokens(learner, valid)
         del task
+        nobody = Validation(np.empty(0, dtype=np.int64), AlwaysImproving())
+        lm = lm_learners(self.cfg, self.tokens, self.graph.num_classes, nobody)[0]
         rate = self._predict_lm(lm, lm.build())
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.lm.infer_tokens)
         steps = -(-len(self.graph.split["train"]) // settings.lm.batch_size) * settings.lm.epochs
         evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
-        mapped = 2 * self.graph.num_nodes * (dim + self.graph.num_classes) / MB
-        growth = self._growth_within_budget(self.scale * (propagated - before), propagated - before)
+        growth = max(CUT_UP * (fitted - before), self._growth_mb(small, scale, propagated - before))
         return Cost(
-            resident_mb=before + max(CUT_UP * (fitted - before), growth) + mapped,
-            mapped_mb=mapped,
-            accelerator_mb=max(accelerator, self.scale * accelerator_propagated),
-            seconds=overhead + steps * seconds + rate * (evaluations * validated + inferred) + self.scale * propagation,
+            resident_mb=before + growth + self._mapped_mb(),
+            mapped_mb=self._mapped_mb(),
+            accelerator_mb=max(accelerator, scale * accelerator_propagated),
+            seconds=overhead + steps * seconds + rate * (evaluations * validated + inferred) + propagation,
             texts=round(steps * costs["texts_per_step"]),
             tokens=round(steps * costs["tokens_per_step"]),
         )
@@ -524,14 +491,6 @@ class Calibration:
         return total
 
     # ---- what they are made of ------------------------------------------------------------------------------------
-
-    def _hops_on_disk(self) -> bool:
-        """Whether hop features exceed ``glem.memory_budget_gb``; says under ``hops`` what they take on disk."""
-        width, budget = sum(self.widths.values()), budget_bytes(self.cfg)
-        if not budget or not sees_hops(self.cfg) or _bytes_of_gnn(self.cfg, self.graph, width) <= budget:
-            return False
-        self.about["hops"] = self.about["hops"] or self._hop_files(width)
-        return True
 
     def _hop_files(self, width: int) -> dict[str, Any]:
         """Files of hops: ``bytes`` and ``folder`` of those of features, whether they are ``known`` and ``fixed``, what
@@ -586,15 +545,6 @@ def among_processes(cost: Cost, processes: int, accelerator: str) -> Cost:
 def _inferred_tokens(lengths: np.ndarray, nodes: np.ndarray, budget: int) -> int:
     """Tokens of inference over ``nodes``, padding included."""
     return padded_tokens(lengths, budget_batches(lengths, nodes, budget))
-
-
-def _bytes_of_gnn(cfg: CfgNode, graph: TextGraph, width: int) -> int:
-    """About what a GNN on features of that width takes: it decides on the size of a trial."""
-    if not sees_hops(cfg):
-        return sum(whole_graph_bytes(cfg, graph, width, trains=not cfg.gnn.fan_out).values())
-    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
-    classes = graph.num_classes if cfg.glem.label_input else 0
-    return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
 
 
 def layer_file_bytes(cfg: CfgNode, graph: TextGraph, width: int, predicted: np.ndarray | None) -> int:
@@ -655,7 +605,7 @@ def main(request: Path, answer: Path) -> None:
         with _shown(asked["terminal"]):
             graph = load_text_graph_of(cfg)
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
-        found = {**Calibration(cfg, graph, answer.parent).run(), "program_mb": program_mb}
+        found = {**Calibration(cfg, graph).run(), "program_mb": program_mb}
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}
     write_json(answer, found)
