@@ -13,7 +13,7 @@ from glem_graphgym.data.tokens import TokenStore, encode_texts, ids_below, paddi
 SAMPLED_TEXTS = 2000
 
 
-class TokensLike(TokenStore):
+class RemappedTokens(TokenStore):
     """Tokens of N texts, of which text i is text ``stands_for[i]`` of a smaller store."""
 
     def __init__(self, store: TokenStore, stands_for: np.ndarray) -> None:
@@ -25,7 +25,7 @@ class TokensLike(TokenStore):
         return self.store.pad(self.stands_for[nodes])
 
 
-def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = SAMPLED_TEXTS) -> TokensLike:
+def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = SAMPLED_TEXTS) -> RemappedTokens:
     """Tokens of ``count`` texts, evenly spread by size, for all N: each is represented by the next larger in bytes."""
     order = np.argsort(np.diff(texts.offsets), kind="stable")
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(np.int64))
@@ -35,7 +35,7 @@ def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = S
     store = TokenStore(flat, offsets, padding_id(tokenizer), unknown_id(tokenizer), ids_below(tokenizer))
     stands_for = np.empty(len(texts), dtype=np.int32)
     stands_for[order] = np.searchsorted(chosen, np.arange(len(texts)))
-    return TokensLike(store, stands_for)
+    return RemappedTokens(store, stands_for)
 
 
 def smaller_graph(graph: TextGraph, num_nodes: int, seed: int = 0) -> TextGraph:

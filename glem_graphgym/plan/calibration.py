@@ -48,7 +48,7 @@ from glem_graphgym.build.sizes import (
 )
 from glem_graphgym.config import load_config, reads_texts
 from glem_graphgym.data.reach import nodes_within
-from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
+from glem_graphgym.data.stand_in import RemappedTokens, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, padded_tokens, shuffled_batches, token_folder
 from glem_graphgym.em.e_step import LMLearner, LMTask
@@ -296,7 +296,7 @@ class Calibration:
         epochs = min(2, settings.epochs * settings.evals_per_epoch)
         tried = replace(
             learner,
-            tokens=TokensLike(self.tokens, np.concatenate([nodes, valid])),
+            tokens=RemappedTokens(self.tokens, np.concatenate([nodes, valid])),
             validation=Validation(len(nodes) + np.arange(len(valid)), AlwaysImproving()),
             settings=replace(settings, epochs=epochs, evals_per_epoch=1),
         )
@@ -311,7 +311,7 @@ class Calibration:
         some = np.random.default_rng(0).choice(nodes, count, replace=False)
         seconds = 0.0
         for chosen in (self._longest(nodes, budget), some):
-            task = LMTask(replace(learner, tokens=TokensLike(self.tokens, chosen)), model, None)
+            task = LMTask(replace(learner, tokens=RemappedTokens(self.tokens, chosen)), model, None)
             logits = np.zeros((len(chosen), self.graph.num_classes), dtype=np.float16)
             start = _now()
             task.predict(logits, np.zeros((len(chosen), task.embedding_dim), dtype=np.float16), "calibration")
@@ -428,7 +428,7 @@ class Calibration:
         small, cfg, nodes, scale = self._smaller()
         tokens: TokenStore = self.tokens
         if small is not self.graph:
-            tokens = TokensLike(
+            tokens = RemappedTokens(
                 tokens, np.random.default_rng(0).choice(self.graph.num_nodes, small.num_nodes, replace=False)
             )
         valid, train, dim = small.split["valid"], small.split["train"], self.widths["text"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glem_graphgym.data.csr import check_csr
-from glem_graphgym.data.stand_in import TokensLike, sampled_tokens, smaller_graph
+from glem_graphgym.data.stand_in import RemappedTokens, sampled_tokens, smaller_graph
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import open_token_store
@@ -41,7 +41,7 @@ def test_all_texts_sampled_are_all_texts(tiny_lm: Path, tmp_path: Path) -> None:
 
 def test_a_text_that_stands_for_others_is_given_for_each_of_them(tiny_lm: Path, tmp_path: Path) -> None:
     store = open_token_store(texts_of_many_sizes(10), load_tokenizer(str(tiny_lm)), 60, tmp_path)
-    tokens = TokensLike(TokensLike(store, np.array([4, 2, 4])), np.array([2, 1]))
+    tokens = RemappedTokens(RemappedTokens(store, np.array([4, 2, 4])), np.array([2, 1]))
     for mine, its in zip(tokens.pad(np.array([0, 1])), store.pad(np.array([4, 2])), strict=True):
         np.testing.assert_array_equal(mine, its)
     np.testing.assert_array_equal(tokens.lengths, store.lengths[[4, 2]])
