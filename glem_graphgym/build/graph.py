@@ -11,7 +11,6 @@ import numpy as np
 from yacs.config import CfgNode
 
 from glem_graphgym.config import TEXT_GRAPHS, feature_kinds
-from glem_graphgym.data import debian, ogb, synthetic, table
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.models.pretrained import load_tokenizer
@@ -39,16 +38,41 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     return graph
 
 
+# Readers are imported by those that read: they would make a quarter of the package's import.
+
+
+def _debian(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.debian import load_debian
+
+    d = cfg.dataset
+    return load_debian(Path(d.dir), packages=d.tag_source, shares=d.tag_split, max_nodes=d.tag_max_nodes)
+
+
+def _ogb(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data import ogb
+
+    load = {
+        "ogbn-arxiv": ogb.load_ogbn_arxiv,
+        "ogbn-products": ogb.load_ogbn_products,
+        "ogbn-papers100M": ogb.load_ogbn_papers100m,
+    }
+    return load[cfg.dataset.name](Path(cfg.dataset.dir))
+
+
 def _table(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.table import load_table
+
     if not cfg.dataset.tag_source:
         raise DataError("dataset.name is 'table', but dataset.tag_source is empty; expected the folder of the tables")
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
-    return table.load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed, raw=raw)
+    return load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed, raw=raw)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.synthetic import make_synthetic
+
     d = cfg.dataset
-    return synthetic.make_synthetic(
+    return make_synthetic(
         num_nodes=d.synthetic_nodes,
         num_classes=d.synthetic_classes,
         avg_degree=d.synthetic_degree,
@@ -64,15 +88,8 @@ def _synthetic(cfg: CfgNode) -> TextGraph:
 # dataset.name -> how to get the graph. A new dataset is one function in `data/` and one line here.
 GRAPHS = TEXT_GRAPHS
 GRAPHS |= {
-    "debian": lambda cfg: debian.load_debian(
-        Path(cfg.dataset.dir),
-        packages=cfg.dataset.tag_source,
-        shares=cfg.dataset.tag_split,
-        max_nodes=cfg.dataset.tag_max_nodes,
-    ),
-    "ogbn-arxiv": lambda cfg: ogb.load_ogbn_arxiv(Path(cfg.dataset.dir)),
-    "ogbn-products": lambda cfg: ogb.load_ogbn_products(Path(cfg.dataset.dir)),
-    "ogbn-papers100M": lambda cfg: ogb.load_ogbn_papers100m(Path(cfg.dataset.dir)),
+    "debian": _debian,
+    **dict.fromkeys(("ogbn-arxiv", "ogbn-products", "ogbn-papers100M"), _ogb),
     "table": _table,
     "synthetic": _synthetic,
 }
@@ -80,6 +97,8 @@ GRAPHS |= {
 
 def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
     """Quick checks of a dataset's sources, each of which raises DataError; none where building it finds out as fast."""
+    from glem_graphgym.data import ogb
+
     checks = {
         "ogbn-arxiv": ogb.checks_of_ogbn_arxiv,
         "ogbn-products": ogb.checks_of_ogbn_products,
@@ -113,5 +132,7 @@ def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
 def accuracy_of(dataset: str) -> Accuracy:
     """OGB's evaluator for ``ogbn-*`` graphs, the same share of right classes elsewhere."""
     if dataset.startswith("ogbn-"):
-        return ogb.ogb_accuracy(dataset)
+        from glem_graphgym.data.ogb import ogb_accuracy
+
+        return ogb_accuracy(dataset)
     return lambda true, predicted: float((true == predicted).mean())
