@@ -129,6 +129,7 @@ def test_the_package_registers_every_module_of_registered() -> None:
     assert registering <= found
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_no_model_library() -> None:
     """GraphGym imports Lightning by itself, and Lightning's torchmetrics imports transformers; we add nothing."""
     program = (

@@ -233,6 +233,7 @@ def test_a_folder_on_a_full_disk_is_made_once_there_is_room(small_disk: Path) ->
     assert np.load(make_once(small_disk / "made", make) / "a.npy").sum() == 300_000
 
 
+@pytest.mark.slow
 def test_a_limit_on_files_is_the_same_kind_of_error(tmp_path: Path) -> None:
     """In a process of its own, whose files may have 1 MB; whoever may not mount a disk finds out here."""
     program = f"""

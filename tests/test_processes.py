@@ -207,6 +207,7 @@ def test_an_error_in_one_while_the_others_wait_ends_them(
     assert capfd.readouterr().err == expected
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     set_variables(monkeypatch, {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})

@@ -614,6 +614,7 @@ def has_distribution_lists() -> bool:
     return bool({"Debian", "Ubuntu"} & set(listed.split()))
 
 
+@pytest.mark.slow
 def test_the_lists_of_this_machine_give_a_plausible_graph(tmp_path: Path) -> None:
     if not has_distribution_lists():
         pytest.skip("apt has no lists of Debian or Ubuntu on this machine")

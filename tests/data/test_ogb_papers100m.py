@@ -559,6 +559,7 @@ def own_memory() -> int:
     return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_stays_far_below_what_the_graph_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, edges = 200_000, 1_500_000

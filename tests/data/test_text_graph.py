@@ -391,6 +391,7 @@ def test_parts_that_break_an_invariant_are_refused(tmp_path: Path, either_size: 
     assert not (tmp_path / "parts").exists()
 
 
+@pytest.mark.slow
 def test_a_graph_is_made_of_parts_in_a_memory_smaller_than_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -567,6 +567,7 @@ def test_prediction_needs_a_finished_run(config: Path, main: Runner) -> None:
 # ---- what is refused ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_expected_error_is_one_line(config: Path) -> None:
     process = start(config, "glem.aplha", 0.3)
     out, err = finish(process)

@@ -329,6 +329,7 @@ def test_the_tables_name_every_stage_and_file() -> None:
 # ---- a trial that fails -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_the_trial_is_said_here(tmp_path: Path, tiny_lm: Path) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(

@@ -14,6 +14,7 @@ MB = 1e-3  # GB
 HOLD = "import sys, time; held = bytearray(b'x') * (int(sys.argv[1]) << 20); time.sleep(1)"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read off /proc")
 def test_memory_is_that_of_a_program_and_of_those_that_it_starts(tmp_path: Path) -> None:
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD!r}, '150'], check=True)"
