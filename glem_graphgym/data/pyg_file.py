@@ -1,0 +1,383 @@
+"""Graphs in one file of PyTorch, PyTorch Geometric or DGL, with their texts in it or beside it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
+from glem_graphgym.data.dgl_file import is_dgl_file, read_dgl_file
+from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.tables import Tables
+
+# What published files call the same thing; the first name that is there is taken.
+EDGES = ("edge_index", "adj_t")
+LABELS = ("y", "label", "labels")
+TEXTS = ("raw_texts", "raw_text", "texts", "text")
+TITLES, BODIES = ("title", "titles"), ("abstract", "abstracts", "abs", "content", "description")
+CLASS_NAMES = ("label_names", "label_name", "class_names", "classes", "category_names")
+FEATURES = ("x", "feat")
+PARTS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+SUFFIXES = ("masks", "mask", "idx", "id", "ids", "index", "indices")  # of train_masks, train_mask, train_idx …
+SPLITS = ("split_idx", "split", "splits")  # dicts of train, val (or valid) and test
+NODE_NUMBERS = ("node_id", "node_idx", "id", "idx")  # columns that number the nodes of a table of texts
+TEXTS_BESIDE = ("raw_texts.pt", "{stem}.csv", "{stem}.csv.gz", "{stem}.jsonl", "paper_info.csv")
+CLASSES_BESIDE = "categories.csv"
+NO_NAMES = {"data", "graph", "processed_data", "processed", "raw"}  # of a graph: its folder's name is taken
+
+
+class _Stored:
+    """Stands for a class of another library: has the attributes that an object was saved with, and runs nothing."""
+
+
+STORED = (
+    "torch_geometric.data.data.Data",
+    "torch_geometric.data.data.DataEdgeAttr",
+    "torch_geometric.data.data.DataTensorAttr",
+    "torch_geometric.data.storage.GlobalStorage",
+    "torch_sparse.tensor.SparseTensor",
+    "torch_sparse.storage.SparseStorage",
+)
+ARRAYS = [np.ndarray, np.dtype, *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type))]
+# What arrays and their scalars are unpickled by, under its names in NumPy 1 and 2.
+ARRAY_MAKERS = [
+    (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+    for value, name in ((np.zeros(1), "_reconstruct"), (np.float64(), "scalar"))
+    for core in ("core", "_core")
+]
+
+
+def find_pyg_files(path: Path) -> list[Path]:
+    """The graph's file, and those beside it that hold its texts and names of its classes, where it has none itself."""
+    if not path.is_file():
+        raise DataError(f"{path} is no file; expected one that torch.save or dgl.save_graphs wrote")
+    beside = [path.with_name(name.format(stem=path.stem)) for name in TEXTS_BESIDE]
+    files = [next((file for file in beside if file.is_file()), None), path.with_name(CLASSES_BESIDE)]
+    return [path, *(file for file in files if file and file.is_file())]
+
+
+def read_pyg_files(files: Sequence[Path]) -> Tables:
+    """The graph that ``torch.save`` or ``dgl.save_graphs`` wrote; docs/datasets.md lists the layouts.
+
+    The first file holds a ``Data`` of PyTorch Geometric 1 or 2, a dict of the same attributes, either of them first in
+    a tuple, as `InMemoryDataset` saves it, or a homogeneous graph of DGL. Attributes are tensors, arrays or lists.
+    Edges stay as they are, directed or doubled. Several splits become columns with ``_<k>`` at the end. A graph without
+    texts has those of a second file (.pt, .csv, .csv.gz or .jsonl), one without names of classes those of
+    `CLASSES_BESIDE`, where it is among the files.
+
+    Raises:
+        DataError: a file is damaged or holds a class that is not in the allow-list, or an attribute is missing or
+            wrong.
+    """
+    path, *others = files
+    attributes = read_dgl_file(path) if is_dgl_file(path) else _attributes(path, _load(path))
+    edges, label = (_named(path, attributes, names) for names in (EDGES, LABELS))
+    labels = _labels(f"{path}: {label}", attributes[label])
+    class_names, classes_from = _class_names(files, attributes, labels)
+    split, split_from = _splits(path, attributes, len(labels))
+    features = next((name for name in FEATURES if name in attributes and not _is_texts(attributes[name])), None)
+    texts_file, (text, text_from) = path, _texts(path, attributes)
+    if not text_from:
+        texts_file = next((file for file in others if file.name != CLASSES_BESIDE), path)
+        text, text_from = _texts(texts_file, {} if texts_file == path else _table_of_texts(texts_file))
+    if not text_from:
+        names = ", ".join(name.format(stem=path.stem) for name in TEXTS_BESIDE)
+        raise DataError(
+            f"{texts_file} has no texts; expected {' or '.join(TEXTS)}, or a title and an abstract, in {path.name} or "
+            f"in one of {names} beside it"
+        )
+    if len(text) != len(labels):
+        raise DataError(
+            f"{texts_file}: {' and '.join(text_from)} hold {len(text)} texts for {len(labels)} nodes ({label} of "
+            f"{path.name}); expected one per node, in the same order: are they of another version of the graph?"
+        )
+    folders = [folder.name for folder in path.absolute().parents]
+    prefix = "" if texts_file == path else f"{texts_file.name}: "
+    taken = {
+        "edges": edges,
+        "label": label,
+        "class_names": classes_from,
+        "text": [prefix + name for name in text_from],
+        "split": split_from,
+        "features": features,
+    }
+    used = {edges, label, classes_from, features, *split_from, *(text_from if texts_file == path else ()), "num_nodes"}
+    return Tables(
+        name=next((name for name in (path.stem, *folders) if name not in NO_NAMES), path.stem),
+        nodes=pd.DataFrame({"text": text, "label": labels, **split}),
+        edges=_edges(f"{path}: {edges}", attributes[edges]),
+        features=_features(f"{path}: {features}", attributes[features], len(labels)) if features else None,
+        class_names=class_names,
+        where={"nodes": str(path), "edges": f"{path}: {edges}", "label": f"{path}: {label}", "text": str(texts_file)},
+        origin={
+            "files": [file.name for file in files if file in (path, texts_file) or file.name == classes_from],
+            "taken": {what: names for what, names in taken.items() if names},
+            "left": sorted(set(attributes) - used),
+        },
+    )
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def _load(path: Path) -> Any:
+    """What ``torch.save`` wrote, made of tensors, arrays, containers, texts, numbers and `_Stored` alone."""
+    allowed: list[Any] = [*((_Stored, name) for name in STORED), *ARRAYS, *ARRAY_MAKERS]
+    others = torch.serialization.get_safe_globals()  # PyTorch Geometric's own classes, once it is imported
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's, and PyTorch has errors of its own for damaged archives
+        reason = " ".join(str(error).split())
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", reason)):
+            raise DataError(
+                f"{path} holds {found[1]}, which is not loaded, as it could run code; expected tensors, arrays, lists "
+                "and PyTorch Geometric's Data. If you trust the file, save what it holds anew: "
+                "torch.save({'edge_index': …, 'y': …, 'raw_texts': […]}, file)"
+            ) from error
+        raise DataError(
+            f"{path} is damaged, or not as torch.save writes it by default ({reason:.200}); download it again, or save "
+            "it anew without pickle_protocol"
+        ) from error
+    finally:
+        torch.serialization.add_safe_globals(others)
+
+
+def _attributes(path: Path, loaded: Any) -> dict[str, Any]:
+    """Attributes of the one graph in what was loaded, without those that are None."""
+    slices = None
+    if isinstance(loaded, tuple | list) and 1 <= len(loaded) <= 3:  # InMemoryDataset: data, slices and its class
+        loaded, slices = (*loaded, None)[:2]
+    if isinstance(slices, Mapping) and (graphs := max(map(len, slices.values()), default=0) - 1) > 1:
+        raise DataError(f"{path} holds {graphs} graphs, expected one; save one by itself: torch.save(dataset[0], file)")
+    if isinstance(loaded, _Stored):
+        loaded = getattr(vars(loaded).get("_store"), "_mapping", vars(loaded))  # PyTorch Geometric 2, and 1
+    if not isinstance(loaded, Mapping):
+        raise DataError(f"{path} holds {_kind(loaded)}, expected PyTorch Geometric's Data or a dict of its attributes")
+    return {str(name): value for name, value in loaded.items() if value is not None and not str(name).startswith("_")}
+
+
+def _named(path: Path, attributes: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first of the names that is an attribute."""
+    for name in names:
+        if name in attributes:
+            return name
+    raise DataError(
+        f"{path} has no {' or '.join(names)}; found: {listed(sorted(attributes), 20)}. Add it and save anew"
+    )
+
+
+def _table_of_texts(path: Path) -> dict[str, Any]:
+    """Columns of a file with texts, in the order of the nodes if one of them numbers these."""
+    name = path.name.lower()
+    if name.endswith(".pt"):
+        loaded = _load(path)
+        return loaded if isinstance(loaded, dict) else {TEXTS[0]: loaded}
+    if name.endswith((".csv", ".csv.gz")):
+        content = read_csv_bytes(path)
+        table = read_table(content, check_rows(path, content))
+    elif name.endswith(".jsonl"):
+        try:
+            table = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        except ValueError as error:
+            raise DataError(f"{path} cannot be read ({error}); expected one JSON object per line") from error
+    else:
+        raise DataError(f"{path}: expected a .pt, .csv, .csv.gz or .jsonl file with the texts")
+    for column in NODE_NUMBERS:
+        if column in table:
+            numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+            if np.array_equal(np.sort(numbers), np.arange(len(table))):
+                table = table.iloc[np.argsort(numbers)]
+                break
+    return {str(column): table[column].tolist() for column in table}
+
+
+# ---- attributes ---------------------------------------------------------------------------------------------------
+
+
+def _kind(value: Any) -> str:
+    """A value's type and size, for messages."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"{type(value).__name__.strip('_')}" + (f" of {len(value)}" if isinstance(value, Sequence | Mapping) else "")
+
+
+def _array(where: str, value: Any) -> np.ndarray:
+    """A tensor, an array or a list of numbers or truth values as an array."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where} is {_kind(value)}, expected a tensor, an array or a list of numbers")
+    return array
+
+
+def _is_texts(value: Any) -> bool:
+    """Whether a value is a list or an array of texts, some of which may be missing (None, NaN)."""
+    if not isinstance(value, list | tuple | np.ndarray) or not all(
+        text is None or isinstance(text, str | float) for text in value
+    ):
+        return False
+    return any(isinstance(text, str) for text in value)
+
+
+def _edges(where: str, value: Any) -> np.ndarray:
+    """int64 (2, E), sources and targets."""
+    if isinstance(value, _Stored) and isinstance(vars(value).get("storage"), _Stored):  # torch_sparse's SparseTensor
+        matrix = vars(value.storage)  # type: ignore[attr-defined]
+        rows = matrix["_row"]
+        if rows is None:
+            rows = torch.repeat_interleave(matrix["_rowptr"].diff())
+        ends = np.stack([_array(where, matrix["_col"]), _array(where, rows)])
+    elif isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        ends = value.to_sparse_coo().coalesce().indices().flip(0).numpy()  # rows are targets, as in adj_t
+    else:
+        ends = _array(where, value)
+    if ends.ndim != 2 or len(ends) != 2 or ends.dtype.kind not in "iu":
+        raise DataError(f"{where} is {_kind(value)}, expected whole numbers (2, number of edges)")
+    return ends.astype(np.int64)
+
+
+def _features(where: str, value: Any, nodes: int) -> np.ndarray:
+    """float32 (N, F)."""
+    features = _array(where, value)
+    if features.ndim != 2 or len(features) != nodes or not np.isfinite(features).all():
+        raise DataError(f"{where} is {_kind(value)}, expected finite numbers ({nodes} nodes, number of features)")
+    return features.astype(np.float32)
+
+
+def _labels(where: str, value: Any) -> pd.Series:
+    """Per node its class' number (Int64), or its name where classes are texts; missing where it has none."""
+    if _is_texts(value):
+        return pd.Series([name if isinstance(name, str) else None for name in value], dtype=object)
+    labels = _array(where, value)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not np.isin(labels, (0, 1)).all() or labels.sum(axis=1).max() > 1:
+            raise DataError(f"{where} is {_kind(value)}, expected one class per node: (N,), (N, 1) or one-hot (N, C)")
+        labels = np.where(labels.any(axis=1), labels.argmax(axis=1), -1)
+    if labels.size == 0 or labels.size != len(labels):
+        raise DataError(f"{where} is {_kind(value)}, expected one class per node: (N,), (N, 1) or one-hot (N, C)")
+    labels = labels.reshape(-1)
+    missing = np.isnan(labels) | (labels < 0)
+    labels = np.where(missing, 0, labels)
+    if len(bad := labels[labels % 1 != 0]):
+        raise DataError(f"{where} holds {listed(bad)}; expected whole numbers from 0, -1 for no class")
+    return pd.Series(pd.arrays.IntegerArray(labels.astype(np.int64), missing))
+
+
+def _class_names(
+    files: Sequence[Path], attributes: Mapping[str, Any], labels: pd.Series
+) -> tuple[list[str] | None, str | None]:
+    """Names of the classes, and the attribute or file that they are from; None, None without any."""
+    if labels.dtype == object:
+        return None, None
+    path, name = files[0], next((name for name in CLASS_NAMES if _is_texts(attributes.get(name))), None)
+    if name:
+        names = [str(value) for value in attributes[name]]
+    elif beside := [file for file in files[1:] if file.name == CLASSES_BESIDE]:
+        path, name = beside[0], CLASSES_BESIDE
+        table = _table_of_texts(path)
+        names = table["name"] if "name" in table else next(iter(table.values()))
+    else:
+        return None, None
+    classes = int(labels.max()) + 1
+    if len(names) == len(labels) > classes:  # each node's
+        of_class = pd.Series(names).groupby(labels).unique()
+        if several := [name for name in of_class if len(name) > 1]:
+            raise DataError(
+                f"{path}: {name} gives nodes of one class the names {listed(several[0])}; expected one name"
+            )
+        names = [of_class[number][0] if number in of_class else str(number) for number in range(classes)]
+    if len(names) < classes:
+        raise DataError(
+            f"{path}: {name} holds {len(names)} names, but there are classes 0 to {classes - 1}; expected all"
+        )
+    return names, name
+
+
+def _texts(path: Path, attributes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Texts of the nodes, "" where they are missing, and the attributes they are from; neither where there are none.
+
+    A title and an abstract make one text, "title. abstract".
+    """
+    whole, title, body = (
+        next((name for name in names if _is_texts(attributes.get(name))), None) for names in (TEXTS, TITLES, BODIES)
+    )
+    names = [name for name in ([whole] if whole else [title, body]) if name]
+    for name in () if names else TEXTS:
+        if isinstance(attributes.get(name), list | tuple | np.ndarray):
+            kinds = sorted({type(text).__name__ for text in attributes[name]})
+            raise DataError(f"{path}: {name} holds {listed(kinds)}; expected a list of str")
+    parts = [[text if isinstance(text, str) else "" for text in attributes[name]] for name in names]
+    if len({len(part) for part in parts}) > 1:
+        raise DataError(f"{path}: {' and '.join(names)} have {[len(part) for part in parts]} texts; expected as many")
+    return [". ".join(filter(None, text)) for text in zip(*parts, strict=True)], names
+
+
+def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Columns train_mask, val_mask and test_mask, with ``_<k>`` if there are several splits; names of attributes."""
+    families = [
+        {
+            part: (f"{alias}_{suffix}", attributes[f"{alias}_{suffix}"])
+            for part, aliases in PARTS.items()
+            for alias in aliases
+            if f"{alias}_{suffix}" in attributes
+        }
+        for suffix in SUFFIXES
+    ]
+    for name in SPLITS:
+        if isinstance(split := attributes.get(name), Mapping):
+            families.append({part: (name, split[key]) for part, keys in PARTS.items() for key in keys if key in split})
+    whole = [family for family in families if family.keys() >= {"train", "test"}]
+    family = next(iter(whole or filter(None, families)), {})
+    masks = {part: _membership(f"{path}: {name}", value, nodes) for part, (name, value) in family.items()}
+    counts = {family[part][0]: mask.shape[1] for part, mask in masks.items()}
+    splits = max(counts.values(), default=0)
+    if set(counts.values()) - {1, splits}:
+        raise DataError(f"{path}: numbers of splits differ, {counts}; expected as many of each, or one for all")
+    columns = {
+        f"{part}_mask{f'_{split}' * (splits > 1)}": mask[:, split % mask.shape[1]]
+        for part, mask in masks.items()
+        for split in range(splits)
+    }
+    return columns, list(dict.fromkeys(name for name, _ in family.values()))
+
+
+def _membership(where: str, value: Any, nodes: int) -> np.ndarray:
+    """bool (N, K): whether a node is in this part of a split, for each of K splits, from masks or numbers of nodes."""
+    if (
+        isinstance(value, list | tuple)
+        and len(value)
+        and isinstance(value[0], torch.Tensor | np.ndarray | list | tuple)
+    ):
+        return np.hstack([_membership(where, one, nodes) for one in value])
+    values = _array(where, value)
+    if values.size == 0 or (not where.endswith(("_mask", "_masks")) and values.dtype.kind in "iu"):
+        numbers = values.reshape(-1).astype(np.int64)
+        if (
+            numbers.size != max(values.shape)
+            or len(set(numbers)) < len(numbers)
+            or ((numbers < 0) | (numbers >= nodes)).any()
+        ):
+            raise DataError(f"{where} is {_kind(value)}, expected different numbers of nodes, 0 to {nodes - 1}")
+        return np.isin(np.arange(nodes), numbers)[:, None]
+    values = values[:, None] if values.ndim == 1 else values
+    values = values.T if len(values) != nodes else values
+    if values.ndim != 2 or len(values) != nodes or not np.isin(values, (0, 1)).all():
+        raise DataError(
+            f"{where} is {_kind(value)}, expected true or false (1 or 0) per node, ({nodes},) or ({nodes}, splits); "
+            "numbers of nodes are called train_idx and the like"
+        )
+    return values.astype(bool)
