@@ -120,8 +120,10 @@ def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:
         for start, end in _ranges(array, rows):
             try:
                 os.posix_fallocate(opened.fileno(), start, end - start)  # keeps what is there
+            except AttributeError:  # macOS has none: the space is taken while it is written
+                return
             except OSError as error:
-                if error.errno not in UNSUPPORTED:  # there the space is taken while it is written
+                if error.errno not in UNSUPPORTED:  # a file system where the same holds
                     raise
 
 

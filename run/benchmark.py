@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,6 +26,7 @@ before_imports()
 import torch
 from benchmarks import cost, gnn, lm, measure, scale
 from benchmarks.measure import Row, describe_machine
+from joblib import cpu_count
 from rich.console import Console
 from rich.table import Table
 
@@ -82,7 +82,7 @@ def main() -> int:
     if args.peer and "peer" not in parts:
         parts.append("peer")
     keep_freed_memory()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpu_count())
     rows: list[Row] = []
     for part in parts:
         for row in run[part](args.repeats):

@@ -47,11 +47,10 @@ status=0
 bash "$here/parallel.sh" "$@" || status=$?
 # A wrong command line has run nothing, and whoever stopped it wants no more.
 if [ "$status" -le 1 ]; then
-    mapfile -t folders < <(where results "$1")
-    for folder in "${folders[@]}"; do
+    while IFS= read -r folder; do
         if [ -d "$folder" ]; then
-            "$PYTHON" "$here/agg_batch.py" --dir "$folder" || status=1
+            "$PYTHON" "$here/agg_batch.py" --dir "$folder" </dev/null || status=1
         fi
-    done
+    done < <(where results "$1")
 fi
 exit "$status"

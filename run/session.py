@@ -73,6 +73,7 @@ def experiment_name(file: str) -> str:
 def set_up_process(cfg: Any) -> None:
     """Set memory and threads: at most ``num_threads``, and no more than this process's share of the machine's."""
     import torch
+    from joblib import cpu_count
 
     from glem_graphgym import processes
     from glem_graphgym.memory import keep_freed_memory, limit_to_machine
@@ -80,7 +81,7 @@ def set_up_process(cfg: Any) -> None:
     keep_freed_memory()
     if not torch.cuda.is_available():  # CUDA's driver maps far more than it uses
         limit_to_machine()
-    share = len(os.sched_getaffinity(0)) // processes.rank_info().local_size
+    share = cpu_count() // processes.rank_info().local_size
     torch.set_num_threads(max(1, min(cfg.num_threads, share)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -4,11 +4,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+python=${PYTHON:-python3}
 extras=$(IFS=,; echo "$*")
 wanted="$extras $(cat setup.cfg constraints.txt | cksum)"
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "error: $python is not Python 3.11 or later; name one: PYTHON=python3.12 bash run/setup.sh" >&2
+        exit 1
+    fi
     echo "Setting up .venv, once: downloads PyTorch and what goes with it, which takes minutes ..."
-    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
     # torch first and alone: everything else accepts what is there.
     .venv/bin/pip install --quiet "$(grep '^torch==' constraints.txt)"
     .venv/bin/pip install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"

@@ -21,4 +21,4 @@ bash run/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest -n "$(nproc)" --dist worksteal ${chosen[@]+"${chosen[@]}"} "$@"
+.venv/bin/python -m pytest -n "$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" --dist worksteal ${chosen[@]+"${chosen[@]}"} "$@"

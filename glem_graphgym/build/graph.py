@@ -41,11 +41,20 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
 # Readers are imported by those that read: they would make a quarter of the package's import.
 
 
+def _frozen(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.frozen import load_frozen
+
+    d = cfg.dataset
+    return load_frozen(d.name, Path(d.dir), shares=d.tag_split, max_nodes=d.tag_max_nodes)
+
+
 def _debian(cfg: CfgNode) -> TextGraph:
     from glem_graphgym.data.debian import load_debian
 
     d = cfg.dataset
-    return load_debian(Path(d.dir), packages=d.tag_source, shares=d.tag_split, max_nodes=d.tag_max_nodes)
+    if not d.tag_source:
+        return _frozen(cfg)
+    return load_debian(Path(d.dir), d.tag_source, shares=d.tag_split, max_nodes=d.tag_max_nodes)
 
 
 def _ogb(cfg: CfgNode) -> TextGraph:

@@ -149,10 +149,10 @@ KEYS = (
         choices=("standard", *MODES),
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
-    Key("dataset.tag_source", "", "path", "Packages file (debian) or folder of tables (table); empty = the default source."),
+    Key("dataset.tag_source", "", "path", "Folder of tables (table); Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),
     Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Shares of train, valid and test, if the data has no split of its own.", low=0, high=1),
     Key("dataset.tag_seed", 0, "", "Seed of a random split and of generated graphs.", low=0, high=LAST_SEED),
-    Key("dataset.tag_max_nodes", 0, "nodes", "Most packages in a smaller variant of the Debian graph; 0 = all.", low=0),
+    Key("dataset.tag_max_nodes", 0, "nodes", "Most nodes in a smaller variant of a graph that the package carries; 0 = all.", low=0),
     Key("dataset.synthetic_nodes", 1000, "nodes", "Size of a generated graph.", low=10),
     Key("dataset.synthetic_classes", 4, "classes", "Classes of a generated graph.", low=2),
     Key("dataset.synthetic_degree", 8.0, "edges", "Mean degree of a generated graph.", low=0),

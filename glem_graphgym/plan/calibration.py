@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from torch import nn
 from torch_geometric.graphgym.config import set_cfg
 from yacs.config import CfgNode
@@ -601,7 +602,7 @@ def main(request: Path, answer: Path) -> None:
         cfg.run_dir = asked["run_dir"]
         keep_freed_memory()
         program_mb = PeakMemory().resident_mb()
-        torch.set_num_threads(min(cfg.num_threads, len(os.sched_getaffinity(0))))
+        torch.set_num_threads(min(cfg.num_threads, cpu_count()))
         with _shown(asked["terminal"]):
             graph = load_text_graph_of(cfg)
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])

@@ -19,7 +19,6 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch_geometric.graphgym.config import cfg
@@ -40,8 +40,6 @@ from glem_graphgym.build.graph import load_text_graph_of, open_tokens
 from glem_graphgym.build.language_model import encoder_config, hardware_for
 from glem_graphgym.build.run import gnn_learner, joint_learner, lm_learners
 from glem_graphgym.config import feature_kinds, load_config
-from glem_graphgym.data.debian import load_debian
-from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.fit import Validation
@@ -64,7 +62,6 @@ OUT_OF_MEMORY = re.compile(
     "MemoryError|bad_alloc|llocate memory|out of memory|Thread creation failed|could not (create|execute) a "
 )
 DEBIAN: tuple[str, ...] = ("dataset.name", "debian")
-GENERATED = ("dataset.name", "synthetic", "dataset.synthetic_nodes", "60000", "dataset.synthetic_words", "17")
 
 
 @dataclass(frozen=True)
@@ -91,29 +88,26 @@ class Cost:
 
 
 def cost(
-    repeats: int, memory_gb: float = 4.0, options: tuple[str, ...] | None = None, largest: int = LARGEST
+    repeats: int, memory_gb: float = 4.0, options: tuple[str, ...] = DEBIAN, largest: int = LARGEST
 ) -> Iterator[Row]:
     """The rows of the table; ``options`` override the configurations, for instance with another graph."""
-    with tempfile.TemporaryDirectory() as folder:
-        options, data = graph_options(folder) if options is None else (options, folder)
-        limit_mb = round(1024 * memory_gb) + SLACK_MB
-        first: dict[str, Cost] = {}
-        for method in CONFIGS:
-            found = first[method] = measured(Job(method, steps=max(STEPS, repeats), options=options, data=data))
-            yield from rows_of(method, found, first.get(JOINT) if method == GLEM else None)
-        for method, what in ((M_STEP, "epoch, full batch"), (ENCODING, "all texts, once per iteration")):
-            found = measured(Job(method, steps=max(3, repeats), options=options, data=data))
-            yield row_of(PART, f"{method}, {what}", found.seconds, "s")
-        for method in CONFIGS:
+    limit_mb = round(1024 * memory_gb) + SLACK_MB
+    first: dict[str, Cost] = {}
+    for method in CONFIGS:
+        found = first[method] = measured(Job(method, steps=max(STEPS, repeats), options=options))
+        yield from rows_of(method, found, first.get(JOINT) if method == GLEM else None)
+    for method, what in ((M_STEP, "epoch, full batch"), (ENCODING, "all texts, once per iteration")):
+        found = measured(Job(method, steps=max(3, repeats), options=options))
+        yield row_of(PART, f"{method}, {what}", found.seconds, "s")
+    for method in CONFIGS:
 
-            def fits(batch: int, method: str = method) -> bool:
-                job = Job(method, batch, warm_up=1, steps=1, options=options, data=data, limit_mb=limit_mb)
-                probed = run_job(job)
-                return probed is not None and probed.peak_mb <= 1024 * memory_gb
+        def fits(batch: int, method: str = method) -> bool:
+            probed = run_job(Job(method, batch, warm_up=1, steps=1, options=options, limit_mb=limit_mb))
+            return probed is not None and probed.peak_mb <= 1024 * memory_gb
 
-            batch = largest_fitting(fits, largest)
-            what = f"{method}, largest batch in {memory_gb:g} GB (of powers of two up to {largest})"
-            yield Row(PART, what, batch, "nodes per step")
+        batch = largest_fitting(fits, largest)
+        what = f"{method}, largest batch in {memory_gb:g} GB (of powers of two up to {largest})"
+        yield Row(PART, what, batch, "nodes per step")
 
 
 def rows_of(method: str, found: Cost, joint: Cost | None) -> Iterator[Row]:
@@ -141,17 +135,6 @@ def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
     powers = range(int(math.log2(most)) + 1)
     fitting = bisect_left(powers, True, key=lambda power: not fits(2**power))
     return 2 ** (fitting - 1) if fitting else 0
-
-
-def graph_options(folder: str) -> tuple[tuple[str, ...], str]:
-    """The Debian graph if apt has package lists or ``datasets`` has the graph, else a generated one of similar size."""
-    data = str(Path("datasets").resolve())
-    try:
-        load_debian(Path(data))
-        return DEBIAN, data
-    except DataError as error:
-        print(f"a generated graph stands in for the Debian graph: {error}", file=sys.stderr)
-        return GENERATED, folder
 
 
 # ---- processes ----------------------------------------------------------------------------------------------------
@@ -203,7 +186,7 @@ def do(job: Job) -> Cost:
         resource.setrlimit(resource.RLIMIT_DATA, (job.limit_mb << 20, job.limit_mb << 20))
     memory = PeakMemory()
     keep_freed_memory()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpu_count())
     seconds, per_epoch, texts = WORK[job.method](job, configured(job))
     return Cost(seconds, per_epoch, texts, round(memory.resident_mb(), 1))
 

@@ -34,7 +34,7 @@ from glem_graphgym.models.propagation import Adjacency, SparseOperator
 from glem_graphgym.models.sage import SAGE
 
 CLASSES = 58
-NODES, EDGES, FEATURES, WIDTH, LAYERS = 63_666, 296_480, 384, 256, 3  # the Debian graph; the GNN of OGB's baselines
+NODES, EDGES, FEATURES, WIDTH, LAYERS = 63_436, 295_300, 384, 256, 3  # the Debian graph; the GNN of OGB's baselines
 LARGE_NODES, LARGE_EDGES, SEEDS, FAN_OUT = 1_000_000, 12_000_000, 4_096, [15, 10]
 GOLD, VALID = 5_243, 5_227
 MODELS: dict[str, Callable[..., nn.Module]] = {"SAGE": SAGE, "GCN": GCN, "MLP": MLP}

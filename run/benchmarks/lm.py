@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, flops, medians, row_of, seconds_of
-from glem_graphgym.data.debian import load_debian
-from glem_graphgym.data.synthetic import make_synthetic
-from glem_graphgym.data.text_graph import DataError, Texts
+from glem_graphgym.data.frozen import load_frozen
+from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.em.e_step import LMLearner, LMSettings
 from glem_graphgym.em.fit import Validation
@@ -41,12 +40,8 @@ PEER, PEER_BATCH, PEER_LENGTH = "PyG's GLEM", 32, 512
 
 @cache
 def short_texts() -> Texts:
-    """The Debian graph's texts if apt has package lists, else generated ones of similar length."""
-    try:
-        return load_debian(Path("datasets")).texts
-    except DataError as error:
-        print(f"generated texts stand in for the Debian graph's: {error}")
-        return make_synthetic(num_nodes=60_000, words_per_text=17).texts
+    """The Debian graph's texts."""
+    return load_frozen("debian", Path("datasets")).texts
 
 
 @cache

@@ -2,7 +2,8 @@
 
 Every job is ``run/main.py --cfg X --repeat R --mark_done`` in a process of its own, whose output goes to
 ``<out_dir>/logs/<configuration>.log``. Without GPUs, jobs are forked from this process after its imports, which saves
-each of them seconds. With GPUs, which do not survive a fork, and for another main, each job is a new Python.
+each of them seconds. With GPUs or on macOS, whose libraries do not survive a fork, and for another main, each job is a
+new Python.
 """
 
 from __future__ import annotations
@@ -229,6 +230,8 @@ def find_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 def make_plan(args: argparse.Namespace, jobs: int, environment: Mapping[str, str]) -> Plan:
     """The plan for ``jobs`` jobs; JobError if MAIN or a number is wrong."""
+    from joblib import cpu_count  # takes a while
+
     gpus = find_gpus(environment)
     at_once = min(args.max_jobs, max(jobs, 1))
     per_gpu = environment.get("JOBS_PER_GPU", "")
@@ -238,7 +241,7 @@ def make_plan(args: argparse.Namespace, jobs: int, environment: Mapping[str, str
         at_once = min(at_once, int(per_gpu) * max(len(gpus), 1))
     threads = 0
     if at_once > 1:
-        threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+        threads = max(1, cpu_count() // at_once)
         limit = environment.get("OMP_NUM_THREADS", "")
         threads = min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
     return Plan(find_main(args.main), args.repeat, at_once, args.sleep, gpus, threads)
@@ -268,7 +271,7 @@ class Queue:
         Raises:
             KeyboardInterrupt: the queue was stopped, and has stopped its jobs.
         """
-        forked = self.plan.main == OWN_MAIN and not self.plan.gpus
+        forked = self.plan.main == OWN_MAIN and not self.plan.gpus and sys.platform.startswith("linux")
         if forked:
             import_early()
         try:

@@ -165,18 +165,20 @@ def test_keys_reach_the_table(table: Path, tmp_path: Path) -> None:
     assert graph.origin["split"] == {"shares": [0.4, 0.4, 0.2], "seed": 3}
 
 
-def test_keys_reach_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
-
-    def load_debian(folder: Path, **options: object) -> None:
-        seen.update(options, folder=folder)
-
-    monkeypatch.setattr("glem_graphgym.data.debian.load_debian", load_debian)
-    options = {"tag_max_nodes": 500, "tag_source": "Packages.xz"}
-    configure(tmp_path, dataset__name="debian", **{f"dataset__{key}": value for key, value in options.items()})
+@pytest.mark.parametrize(
+    ("source", "called", "given"),
+    [("", "frozen.load_frozen", ["debian", "ROOT"]), ("apt", "debian.load_debian", ["ROOT", "apt"])],
+)
+def test_keys_reach_debian(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, called: str, given: list[object]
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(f"glem_graphgym.data.{called}", lambda *args, **options: seen.extend([*args, options]))
+    options = {"dataset__tag_max_nodes": 500} | ({"dataset__tag_source": source} if source else {})
+    configure(tmp_path, dataset__name="debian", **options)
     GRAPHS["debian"](cfg)
-    sources = {"folder": tmp_path / "datasets", "packages": "Packages.xz"}
-    assert seen == {**sources, "shares": [0.2, 0.2, 0.6], "max_nodes": 500}
+    root = tmp_path / "datasets"
+    assert seen == [*(root if one == "ROOT" else one for one in given), {"shares": [0.2, 0.2, 0.6], "max_nodes": 500}]
 
 
 def test_tokens_go_by_model_and_length(tmp_path: Path, tiny_lm: Path) -> None:

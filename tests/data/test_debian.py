@@ -17,17 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glem_graphgym.data import debian
-from glem_graphgym.data.debian import (
-    Catalogue,
-    Package,
-    Recipe,
-    best_connected,
-    load_debian,
-    package_graph,
-    read_packages_file,
-    split_of,
-    version_order,
-)
+from glem_graphgym.data.debian import Catalogue, Package, load_debian, read_packages_file, version_order
+from glem_graphgym.data.records import Recipe, best_connected, split_of
+from glem_graphgym.data.records import graph_of as graph_of_records
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, DataError, TextGraph
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
@@ -53,7 +45,7 @@ def packages_text(stanzas: list[str]) -> str:
 
 def graph_of(*stanzas: str, **recipe: int) -> TextGraph:
     catalogue = read_packages_file("Packages", packages_text(list(stanzas)).encode())
-    return package_graph(catalogue, Recipe(shares=THIRDS, **{"min_class_size": 1, **recipe}))
+    return graph_of_records(catalogue.records(), Recipe(shares=THIRDS, **{"min_class_size": 1, **recipe}))
 
 
 def names(graph: TextGraph) -> list[str]:
@@ -138,7 +130,6 @@ def test_text_joins_name_short_and_long_description_with_single_spaces() -> None
     assert text(graph, "d") == "d: long only"
     assert text(graph, "e") == "e"
     assert text(graph, "f") == "f: caf\u00e9 bar. na\u00efve"
-    assert graph.origin["long_descriptions"] == 4
 
 
 @pytest.mark.parametrize(
@@ -233,7 +224,7 @@ def test_at_most_five_packages_of_a_source_carry_a_label() -> None:
     assert labelled == {n for n, label in classes(graph_of(*family[::-1])).items() if label and n.startswith("big")}
     assert set(names(graph)) >= {f"big-{i}" for i in range(9)}
     assert graph.origin["unlabelled"] == 4
-    assert sum(name.startswith("big") for name in splits(graph_of(*family, labels_per_source=2))) == 2
+    assert sum(name.startswith("big") for name in splits(graph_of(*family, labels_per_group=2))) == 2
 
 
 def test_a_package_without_section_takes_no_label_from_its_siblings() -> None:
@@ -245,7 +236,7 @@ def test_which_package_of_a_source_is_labelled_does_not_go_with_the_split() -> N
     stanzas = [
         stanza(name, "net" if i % 2 else "libs", source=f"s{i}") for i in range(1500) for name in (f"s{i}", f"s{i}-doc")
     ]
-    parts = splits(graph_of(*stanzas, labels_per_source=1))
+    parts = splits(graph_of(*stanzas, labels_per_group=1))
     for part in SPLITS:
         members = [name for name in parts if parts[name] == part and name.startswith("s")]
         # 500 fair coins: 0.1 is more than four standard deviations.
@@ -316,7 +307,7 @@ def test_small_sections_are_left_unlabelled() -> None:
     few = [stanza(f"a{i}", "news") for i in range(9)]
     graph = graph_of(*few, min_class_size=10)
     assert graph.class_names == ["libs", "net"]
-    assert graph.origin["unlabelled_sections"] == {"news": 9}
+    assert graph.origin["unlabelled_classes"] == {"news": 9}
     assert graph.origin["labelled"] == 40
     assert graph_of(*few, min_class_size=9).class_names == ["libs", "net", "news"]
 
@@ -336,26 +327,19 @@ def test_the_class_size_counts_labels_after_the_cap() -> None:
 
 
 def test_too_few_classes_are_an_error_that_names_the_option() -> None:
-    with pytest.raises(DataError, match=r"0 of 2 sections have 100 .* larger Packages file \(dataset\.tag_source\)"):
+    with pytest.raises(DataError, match=r"0 of 2 classes have 100 .* larger file \(dataset\.tag_source\)"):
         graph_of(min_class_size=100)
 
 
-@pytest.fixture
-def star() -> list[Package]:
+def test_a_smaller_graph_keeps_the_best_connected_packages_of_every_section() -> None:
     """30 packages of net, 10 of libs: numbers that sum to at least the section's size are neighbours."""
-
-    def related(section: str, size: int, i: int) -> tuple[str, ...]:
-        return tuple(f"{section}{j:02}" for j in range(size - i, size))
-
-    return [
-        Package(f"{section}{i:02}", "1", f"{section}{i:02}", section, "", "", related(section, size, i))
-        for section, size in (("net", 30), ("libs", 10))
-        for i in range(size)
-    ]
-
-
-def test_a_smaller_graph_keeps_the_best_connected_packages_of_every_section(star: list[Package]) -> None:
-    kept = [package.name for package in best_connected(sorted(star), 16)]
+    catalogue = Catalogue()
+    for section, size in (("net", 30), ("libs", 10)):
+        for i in range(size):
+            related = ", ".join(f"{section}{j:02}" for j in range(size - i, size))
+            catalogue.add(stanza(f"{section}{i:02}", section, depends=related).encode(), name="")
+    records = catalogue.records()
+    kept = [records.names[node] for node in best_connected(records, 16)]
     assert kept == [f"libs{i:02}" for i in range(6, 10)] + [f"net{i:02}" for i in range(18, 30)]
 
 
@@ -366,7 +350,7 @@ def test_a_smaller_graph_has_the_split_and_texts_of_the_whole_one() -> None:
     ]
     whole, small = graph_of(*rows), graph_of(*rows, max_nodes=60)
     assert small.num_nodes == 60
-    assert small.origin["packages"] == whole.num_nodes == 160
+    assert small.origin["records"] == whole.num_nodes == 160
     assert splits(small).items() <= splits(whole).items()
     assert {text(small, name) for name in names(small)} <= set(whole.texts)
     assert edges(small) == {edge for edge in edges(whole) if set(edge) <= set(names(small))}
@@ -382,7 +366,7 @@ def test_a_smaller_graph_has_the_split_and_texts_of_the_whole_one() -> None:
         ({"shares": (0.5, 0.6, -0.1)}, "shares"),
         ({"shares": (0.1, 0.1, 0.1)}, "shares"),
         ({"shares": (0.1, 0.9, float("nan"))}, "shares"),
-        ({"labels_per_source": 0}, "labels_per_source is 0"),
+        ({"labels_per_group": 0}, "labels_per_group is 0"),
         ({"min_class_size": 0}, "min_class_size is 0"),
         ({"max_nodes": -1}, "max_nodes is -1"),
     ],
@@ -391,11 +375,11 @@ def test_options_out_of_range_are_named_before_anything_is_read(
     tmp_path: Path, option: dict[str, object], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        load_debian(tmp_path, packages="/no/such/file", **option)  # type: ignore[arg-type]
+        load_debian(tmp_path, "/no/such/file", **option)  # type: ignore[arg-type]
 
 
-def load(root: Path, packages: Path | str = "", **options: int) -> TextGraph:
-    return load_debian(root, packages=str(packages), shares=THIRDS, **{"min_class_size": 1, **options})
+def load(root: Path, source: Path | str = "apt", **options: int) -> TextGraph:
+    return load_debian(root, str(source), shares=THIRDS, **{"min_class_size": 1, **options})
 
 
 @pytest.fixture
@@ -445,8 +429,7 @@ LINES = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 def test_no_content_breaks_the_parser(lines: list[bytes]) -> None:
     catalogue = Catalogue(frozenset({"amd64"}))
-    catalogue.add_packages(b"\n".join(lines), name="Packages")
-    catalogue.add_translations(b"\n".join(lines), name="Translation-en")
+    catalogue.add(b"\n".join(lines), name="Packages")
     assert all(package.name == name and package.source for name, package in catalogue.packages.items())
 
 
@@ -466,7 +449,7 @@ def test_a_snapshot_belongs_to_its_options_and_its_file(tmp_path: Path, packages
     first = load(root, packages_file)
     assert load(root, packages_file).fingerprint() == first.fingerprint()
     assert len(list(root.glob("debian-*"))) == 1
-    load(root, packages_file, labels_per_source=1)
+    load(root, packages_file, labels_per_group=1)
     packages_file.write_text(packages_text([stanza("b")]), encoding="utf-8")
     assert "b" in names(load(root, packages_file))
     assert len(list(root.glob("debian-*"))) == 3
@@ -482,14 +465,10 @@ class Apt:
         self.script(
             "apt-get",
             f"""test "$1 $2" = "indextargets --format" || exit 100
-            case "$4 $5" in
-              "Created-By: Packages ") cat {folder}/packages.targets;;
-              "Created-By: Translations Language: en") cat {folder}/translations.targets;;
-            esac""",
+            test "$4" = "Created-By: Packages" && cat {folder}/targets""",
         )
         self.script("apt-helper", 'test "$1" = cat-file && exec gzip -dc "$2"')
-        (folder / "packages.targets").touch()
-        (folder / "translations.targets").touch()
+        (folder / "targets").touch()
 
     def script(self, name: str, body: str) -> None:
         (self.folder / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
@@ -498,14 +477,13 @@ class Apt:
     def add(
         self,
         content: str,
-        kind: str = "packages",
         release: str = "Debian bookworm",
         architecture: str = "amd64",
         name: str = "main/binary-amd64/Packages",
     ) -> None:
         path = self.folder / f"mirror.example.org_{len(list(self.folder.glob('*.gz')))}.gz"
         path.write_bytes(gzip.compress(content.encode()))
-        with (self.folder / f"{kind}.targets").open("a", encoding="utf-8") as targets:
+        with (self.folder / "targets").open("a", encoding="utf-8") as targets:
             targets.write(f"{release}\t{name}\t{architecture}\t{path}\n")
 
 
@@ -517,30 +495,14 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Apt:
     return made
 
 
-def test_apt_lists_are_merged_and_long_descriptions_joined_by_their_md5(apt: Apt, tmp_path: Path) -> None:
-    a = stanza("a", architecture="amd64", description="tool", description_md5="11")
-    b = stanza("b", description="thing", description_md5="22")
-    apt.add(packages_text([a, b]))
-    apt.add(
-        stanza("a", version="1+deb12u1", architecture="amd64", description="tool", description_md5="33"),
-        release="Debian bookworm-security",
-    )
-    translations = [("11", "tool\n Old."), ("33", "tool\n New\n .\n text."), ("44", "other\n Unused.")]
-    apt.add(
-        "\n".join(f"Package: x\nDescription-md5: {md5}\nDescription-en: {said}\n" for md5, said in translations)
-        + "\nPackage: y\nDescription-en: no\n sum\n",
-        kind="translations",
-        name="main/i18n/Translation-en",
-        architecture="$(ARCHITECTURE)",
-    )
+def test_apt_lists_are_merged(apt: Apt, tmp_path: Path) -> None:
+    apt.add(packages_text([stanza("a", architecture="amd64", description="old"), stanza("b", description="thing")]))
+    security = stanza("a", version="1+deb12u1", architecture="amd64", description="new")
+    apt.add(security, release="Debian bookworm-security")
     graph = load(tmp_path / "root")
-    assert text(graph, "a") == "a: tool. New text."
-    assert text(graph, "b") == "b: thing"
-    assert text(graph, "filler1") == "filler1"
-    assert graph.origin["long_descriptions"] == 1
+    assert (text(graph, "a"), text(graph, "b"), text(graph, "filler1")) == ("a: new", "b: thing", "filler1")
     assert [(file["release"], file["name"]) for file in graph.origin["files"]] == [
         ("Debian bookworm", "main/binary-amd64/Packages"),
-        ("Debian bookworm", "main/i18n/Translation-en"),
         ("Debian bookworm-security", "main/binary-amd64/Packages"),
     ]
 
@@ -550,7 +512,7 @@ def test_other_architectures_are_left_out_and_third_party_lists_do_no_harm(apt: 
     apt.add(stanza("foreign", architecture="i386"), architecture="i386")
     apt.add(stanza("independent"), architecture="all")
     flat = [stanza("mine", "weird", architecture="amd64", version="v_?"), stanza("arm", architecture="arm64")]
-    apt.add("\n".join([*flat, "no stanza at all\n"]), "packages", "$(ORIGIN) $(RELEASE)", "$(ARCHITECTURE)", "Packages")
+    apt.add("\n".join([*flat, "no stanza at all\n"]), "$(ORIGIN) $(RELEASE)", "$(ARCHITECTURE)", "Packages")
     apt.add("", release="Empty list")
     graph = load(tmp_path / "root")
     assert set(names(graph)) - {f"filler{i}" for i in range(40)} == {"a", "independent", "mine"}
@@ -564,7 +526,7 @@ def test_a_snapshot_of_apt_lists_stays_when_the_lists_change(apt: Apt, tmp_path:
     apt.add(stanza("later"))
     assert load(tmp_path / "root").fingerprint() == first.fingerprint()
     assert "later" in names(load(tmp_path / "other"))
-    assert "later" in names(load(tmp_path / "root", labels_per_source=4))
+    assert "later" in names(load(tmp_path / "root", labels_per_group=4))
     shutil.rmtree(apt.folder)
     assert load(tmp_path / "root").fingerprint() == first.fingerprint()
 
@@ -579,7 +541,9 @@ def test_the_origin_names_no_folder_and_no_host(apt: Apt, tmp_path: Path, packag
 
 def test_without_apt_the_error_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match=r"there is no apt here; set dataset\.tag_source to a Packages file"):
+    with pytest.raises(
+        DataError, match=r"tag_source is 'apt', but apt-config was not found; .* leave dataset\.tag_source empty"
+    ):
         load(tmp_path / "root")
 
 
@@ -587,7 +551,7 @@ def test_without_apt_the_error_says_what_to_set(tmp_path: Path, monkeypatch: pyt
 def test_without_lists_the_error_says_what_to_run(apt: Apt, tmp_path: Path, lists: list[str]) -> None:
     for content in lists:
         apt.add(content)
-    with pytest.raises(DataError, match=r"'apt-get update' as root, or set dataset\.tag_source"):
+    with pytest.raises(DataError, match=r"'apt-get update' as root, or leave dataset\.tag_source empty"):
         load(tmp_path / "root")
 
 
@@ -618,7 +582,7 @@ def has_distribution_lists() -> bool:
 def test_the_lists_of_this_machine_give_a_plausible_graph(tmp_path: Path) -> None:
     if not has_distribution_lists():
         pytest.skip("apt has no lists of Debian or Ubuntu on this machine")
-    graph = load_debian(tmp_path)
+    graph = load_debian(tmp_path, "apt")
     labelled = (graph.label != UNLABELLED).sum()
     degree = np.diff(graph.rowptr)
     assert names(graph)[int(degree.argmax())] == "libc6"
@@ -639,7 +603,7 @@ def test_lists_may_be_added_in_any_order() -> None:
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         catalogue = Catalogue()
         for i in order:
-            catalogue.add_packages(lists[i].encode(), name=str(i))
-        graph = package_graph(catalogue, Recipe(shares=THIRDS, min_class_size=1))
+            catalogue.add(lists[i].encode(), name=str(i))
+        graph = graph_of_records(catalogue.records(), Recipe(shares=THIRDS, min_class_size=1))
         fingerprints.add((graph.fingerprint(), json.dumps(graph.origin)))
     assert len(fingerprints) == 1

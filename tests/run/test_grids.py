@@ -445,7 +445,7 @@ def arguments(*given: str) -> jobs.argparse.Namespace:
 
 
 def test_gpus_and_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     monkeypatch.setattr(jobs.shutil, "which", lambda name: None)
     hidden = ({}, {"GPUS": "none", "CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": ""})
     assert [jobs.find_gpus(environment) for environment in hidden] == [()] * 3

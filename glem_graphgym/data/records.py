@@ -1,0 +1,174 @@
+"""Records: nodes with a name, a description, a class and a group, and the recipe that makes a graph of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glem_graphgym.data.text_graph import (
+    SPLITS,
+    UNLABELLED,
+    DataError,
+    TextGraph,
+    Texts,
+    check_shares,
+    csr_from_edges,
+    snapshot,
+)
+from glem_graphgym.files import fingerprint
+
+# To be raised whenever the same options and the same records would give another graph than before.
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Records:
+    """N nodes in the order of their names, before labels and splits are drawn."""
+
+    name: str  # of the graph, in results
+    names: list[str]  # of the nodes, each once
+    groups: list[str]  # nodes of one group are in one split
+    classes: list[str]  # "" where there is none
+    descriptions: list[str]  # on one line each; may be empty
+    edges: np.ndarray  # int64 (2, R), node numbers; directions, loops and repetitions make no difference
+    origin: dict[str, Any]  # JSON-able
+
+    def only(self, nodes: np.ndarray) -> Records:
+        """The records of ``nodes``, sorted numbers, with the edges between them."""
+        number = np.full(len(self.names), -1)
+        number[nodes] = np.arange(len(nodes))
+        edges = number[self.edges]
+
+        def of(column: list[str]) -> list[str]:
+            return [column[node] for node in nodes]
+
+        columns = of(self.names), of(self.groups), of(self.classes), of(self.descriptions)
+        return Records(self.name, *columns, edges[:, (edges >= 0).all(axis=0)], self.origin)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How records become a graph; raises DataError where a value is out of range.
+
+    The split hashes the group's name: the machine, the other records and ``max_nodes`` make no difference to it.
+    """
+
+    shares: tuple[float, ...] = (0.1, 0.1, 0.8)  # of the groups, for train, valid and test; positive, with sum 1
+    labels_per_group: int = 5  # most nodes of one group that carry a label; else near-copies decide the score
+    min_class_size: int = 20  # classes with fewer labelled nodes, or with none in training, are left unlabelled
+    max_nodes: int = 0  # so many nodes, of every class the same share, with the most neighbours; 0 keeps all
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shares", check_shares(self.shares))
+        for key, value, least in (
+            ("labels_per_group", self.labels_per_group, 1),
+            ("min_class_size", self.min_class_size, 1),
+            ("tag_max_nodes", self.max_nodes, 0),
+        ):
+            if value < least:
+                raise DataError(f"dataset.{key} is {value}, expected {least} or more")
+
+
+def graph_snapshot(root: Path, name: str, recipe: Recipe, read: Callable[[], Records], *source: bytes) -> TextGraph:
+    """The graph of the records that ``read`` returns, frozen under ``root`` when it is first made.
+
+    Its folder there is ``<name>-<key>``; the key hashes the recipe and ``source``, the bytes of the file that is read.
+    """
+    key = fingerprint(RECIPE_VERSION, asdict(recipe), *source)
+    return snapshot(root / f"{name}-{key}", lambda: graph_of(read(), recipe))
+
+
+def graph_of(records: Records, recipe: Recipe) -> TextGraph:
+    """The graph of records, nodes in their order; raises DataError where two classes do not remain."""
+    of = len(records.names)
+    if 0 < recipe.max_nodes < of:
+        records = records.only(best_connected(records, recipe.max_nodes))
+    parts = np.array([split_of(group, recipe.shares) for group in records.groups])
+    label, class_names, unlabelled_classes = _labels(records, parts, recipe)
+    rowptr, col = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
+    texts = [": ".join(filter(None, both)) for both in zip(records.names, records.descriptions, strict=True)]
+    counts = {
+        "records": of,
+        "nodes": len(texts),
+        "edges": len(col) // 2,
+        "groups": len(set(records.groups)),
+        "labelled": int((label != UNLABELLED).sum()),
+        "unlabelled": int((label == UNLABELLED).sum()),
+    }
+    return TextGraph(
+        name=records.name,
+        texts=Texts.of(texts),
+        rowptr=rowptr,
+        col=col,
+        label=label,
+        split={part: np.flatnonzero((parts == part) & (label != UNLABELLED)) for part in SPLITS},
+        class_names=class_names,
+        node_ids=records.names,
+        origin={**records.origin, **counts, "unlabelled_classes": unlabelled_classes, "recipe": asdict(recipe)},
+    )
+
+
+def split_of(group: str, shares: Sequence[float]) -> str:
+    """The split of all nodes of a group: by its name's hash alone."""
+    position = _unit_hash(group)
+    if position < shares[0]:
+        return "train"
+    return "valid" if position < shares[0] + shares[1] else "test"
+
+
+def best_connected(records: Records, max_nodes: int) -> np.ndarray:
+    """Sorted numbers of ``max_nodes`` nodes: of every class the same share, by highest degree.
+
+    Without regard to classes a fifth or more of Debian would be libraries; a random sample would keep a third of the
+    degree.
+    """
+    rowptr, _ = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
+    degree = np.diff(rowptr)
+    members: dict[str, list[int]] = defaultdict(list)
+    for node, section in enumerate(records.classes):
+        members[section].append(node)
+    place = np.empty(len(degree))
+    for nodes in members.values():
+        ranked = sorted(nodes, key=lambda node: (-degree[node], node))
+        place[ranked] = (np.arange(len(nodes)) + 0.5) / len(nodes)
+    return np.sort(np.argsort(place, kind="stable")[:max_nodes])
+
+
+def _labels(records: Records, parts: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, list[str], dict[str, int]]:
+    """Label of each node, names of the classes, and the records' classes that make none, with their sizes."""
+    chosen = _capped(records, recipe.labels_per_group)
+    size = Counter(records.classes[node] for node in chosen)
+    trained = {records.classes[node] for node in chosen if parts[node] == "train"}
+    names = sorted(name for name in trained if size[name] >= recipe.min_class_size)
+    if len(names) < 2:
+        raise DataError(
+            f"{records.name}: {len(names)} of {len(size)} classes have {recipe.min_class_size} or more labelled "
+            "nodes and one in training; expected 2: name a larger file (dataset.tag_source)"
+        )
+    index = {name: i for i, name in enumerate(names)}
+    label = np.full(len(records.names), UNLABELLED, dtype=np.int64)
+    for node in chosen:
+        label[node] = index.get(records.classes[node], UNLABELLED)
+    return label, names, {name: size[name] for name in sorted(size) if name not in index}
+
+
+def _capped(records: Records, labels_per_group: int) -> list[int]:
+    """Nodes that may carry a label: of each group the first few with a class, in the order of a hash."""
+    # Salted: the split's own hash would favour nodes named like their group in training, not in test.
+    order = [_unit_hash(f"label {name}") for name in records.names]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for node, group in enumerate(records.groups):
+        if records.classes[node]:
+            groups[group].append(node)
+    return [node for nodes in groups.values() for node in sorted(nodes, key=order.__getitem__)[:labels_per_group]]
+
+
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on ``text`` alone (48 bits, exact in a float)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

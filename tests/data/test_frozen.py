@@ -1,0 +1,153 @@
+"""Graphs that the package carries: the same everywhere, from files that are checked, and made again by a script."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glem_graphgym.data import frozen
+from glem_graphgym.data.frozen import file_of, freeze, load_frozen, thaw
+from glem_graphgym.data.records import Recipe, Records, graph_of
+from glem_graphgym.data.text_graph import SPLITS, DataError, TextGraph
+from tests.bad_inputs.conftest import load_program
+
+# What published figures rest on: a change of any of these numbers makes them figures of another graph.
+SIZES = {
+    ("debian", 0): ("ba140795c7d66655", 63_436, 295_300, 56, [5_243, 5_227, 42_096]),
+    ("debian", 8000): ("4613bf0ab5701780", 8_000, 73_601, 37, [683, 650, 5_539]),
+}
+
+
+@pytest.fixture(scope="module")
+def debian() -> Records:
+    return thaw(file_of("debian").read_bytes())
+
+
+@pytest.mark.parametrize(("name", "max_nodes"), SIZES)
+def test_a_graph_is_the_same_everywhere(name: str, max_nodes: int) -> None:
+    graph = graph_of(thaw(file_of(name).read_bytes()), Recipe(max_nodes=max_nodes))
+    sizes = [len(graph.split[part]) for part in SPLITS]
+    found = graph.fingerprint(), graph.num_nodes, graph.num_edges, graph.num_classes, sizes
+    assert found == SIZES[name, max_nodes]
+
+
+def test_its_origin_says_of_what_when_and_under_which_terms(debian: Records) -> None:
+    assert debian.origin["release"] == "Debian 12.15 (bookworm)"
+    assert debian.origin["date"] == "Sat, 11 Jul 2026 10:16:37 UTC"
+    assert "redistribution" in debian.origin["terms"]
+    (file,) = debian.origin["files"]
+    assert file["name"] == "main/binary-amd64/Packages" and len(file["sha256"]) == 64
+
+
+def test_its_nodes_are_packages(debian: Records) -> None:
+    graph = graph_of(debian, Recipe())
+    assert debian.names == sorted(set(debian.names)) == graph.node_ids
+    bash = debian.names.index("bash")
+    assert graph.texts[bash] == "bash: GNU Bourne Again SHell"
+    assert graph.class_names[graph.label[bash]] == "shells"
+    neighbours = graph.col[graph.rowptr[bash] : graph.rowptr[bash + 1]]
+    assert {"base-files", "bash-doc", "libc6"} <= {debian.names[node] for node in neighbours}
+
+
+CELLS = st.text(st.characters(exclude_characters="\t\n", exclude_categories=["Cs"]), max_size=5)
+RECORDS = st.integers(1, 8).flatmap(
+    lambda count: st.builds(
+        lambda names, groups, classes, descriptions, ends: Records(
+            "some", sorted(names), groups, classes, descriptions, np.array(ends, np.int64).reshape(-1, 2).T, {"x": 1}
+        ),
+        st.sets(CELLS.filter(bool), min_size=count, max_size=count),
+        *[st.lists(cells, min_size=count, max_size=count) for cells in (CELLS.filter(bool), CELLS, CELLS)],
+        st.lists(st.tuples(*[st.integers(0, count - 1)] * 2), max_size=12),
+    )
+)
+
+
+@given(records=RECORDS)
+@settings(max_examples=60, deadline=None)
+def test_what_is_frozen_is_thawed(records: Records) -> None:
+    again = thaw(freeze(records))
+    for column in ("name", "names", "groups", "classes", "descriptions", "origin"):
+        assert getattr(again, column) == getattr(records, column)
+    pairs = {(min(edge), max(edge)) for edge in records.edges.T.tolist() if edge[0] != edge[1]}
+    assert sorted(pairs) == [tuple(edge) for edge in again.edges.T.tolist()]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-9], lambda raw: raw[:900] + b"\0" + raw[901:], lambda raw: b"", None]
+)
+def test_a_missing_or_damaged_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debian: Records, damage: object
+) -> None:
+    file = tmp_path / "debian.tsv.xz"
+    if callable(damage):
+        file.write_bytes(damage(freeze(debian.only(np.arange(500)))))
+    monkeypatch.setattr(frozen, "file_of", lambda name: file)
+    with pytest.raises(
+        DataError, match=rf"{file}, which comes with the package, is missing or damaged .* reinstall it"
+    ):
+        load_frozen("debian", tmp_path / "root")
+    assert not list((tmp_path / "root").glob("debian-*"))
+
+
+def test_a_snapshot_belongs_to_its_options(tmp_path: Path) -> None:
+    def load(**options: int) -> TextGraph:
+        return load_frozen("debian", tmp_path, **options)
+
+    first = load(max_nodes=900)
+    assert load(max_nodes=900).fingerprint() == first.fingerprint() != load(max_nodes=901).fingerprint()
+    assert len(list(tmp_path.glob("debian-*"))) == 2
+    with pytest.raises(DataError, match="tag_max_nodes is -1"):
+        load(max_nodes=-1)
+
+
+# ---- making the file ----------------------------------------------------------------------------------------------
+
+PACKAGES = b"Package: b\nSection: net\nDepends: a\nDescription: two\n\nPackage: a\nSection: libs\nSource: s\n"
+RELEASE = """Origin: Debian
+Version: 12.0
+Codename: bookworm
+Date: Sat, 10 Jun 2023 08:41:09 UTC
+SHA256:
+ {sha256}      {bytes} main/binary-amd64/Packages
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_script_makes_a_file_of_a_release(tmp_path: Path, packed: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    stated = {"sha256": "5b6", "bytes": len(PACKAGES)}
+    (tmp_path / "Packages").write_bytes(lzma.compress(PACKAGES) if packed else PACKAGES)
+    (tmp_path / "InRelease").write_text(RELEASE.format(**stated))
+    command = ["debian", str(tmp_path / "InRelease"), str(tmp_path / "Packages"), "--out", str(tmp_path / "out")]
+    main = load_program("freeze").main
+    assert main(command) == 1
+    assert "states no file with the SHA-256 of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+    stated["sha256"] = hashlib.sha256(PACKAGES).hexdigest()
+    (tmp_path / "InRelease").write_text(RELEASE.format(**stated))
+    assert main(command) == 0
+    records = thaw((tmp_path / "out").read_bytes())
+    assert (records.names, records.groups, records.classes) == (["a", "b"], ["s", "b"], ["libs", "net"])
+    assert (records.descriptions, records.edges.tolist()) == (["", "two"], [[0], [1]])
+    assert records.origin["release"] == "Debian 12.0 (bookworm)"
+    assert records.origin["files"] == [{"release": "bookworm", "name": "main/binary-amd64/Packages", **stated}]
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_files(tmp_path: Path) -> None:
+    """Setuptools takes them into what it builds."""
+    root = Path(__file__).resolve().parents[2]
+    program = (
+        "import sys, setuptools; sys.argv[1:] = ['-q', 'build_py', '--build-lib', sys.argv[1]]; setuptools.setup()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=True, capture_output=True)
+    built = {file.name for file in tmp_path.rglob("*.tsv.xz")}
+    assert built == {file.name for file in file_of("x").parent.iterdir()}
