@@ -38,7 +38,7 @@ def read_dgl_file(path: Path) -> dict[str, np.ndarray]:
         return _Stream(path).graph()
     except DataError:
         raise
-    except (ValueError, LookupError, OverflowError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, struct.error) as error:
         raise DataError(f"{path} is damaged or not of DGL 0.5 to 2 ({error}); {REMEDY}") from error
 
 
@@ -135,4 +135,7 @@ class _Stream:
         self.position += 16  # rows and columns of the matrix
         indptr, columns, _ = self.array(), self.array(), self.array()
         self.position += 1  # whether columns are sorted
-        return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), columns
+        counts = indptr[1:].astype(np.int64) - indptr[:-1].astype(np.int64)
+        if (counts < 0).any() or counts.sum() != len(columns):
+            raise ValueError(f"{counts.sum()} entries in the rows of a matrix with {len(columns)}")
+        return np.repeat(np.arange(len(counts)), counts), columns

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import sys
-import types
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,183 +12,42 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch_geometric.data import Data, InMemoryDataset
-from torch_geometric.data import data as pyg_data
+from torch_geometric.data import Data
 
+from glem_graphgym.data.dgl_file import read_dgl_file
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.pyg_file import find_pyg_files, read_pyg_files
 from glem_graphgym.data.tables import Tables
-
-N, CLASSES = 12, ["Theory", "Neural_Networks", "Case_Based"]
-Y = torch.arange(N) % 3
-RING = torch.stack([torch.arange(N), (torch.arange(N) + 1) % N])
-EDGES = torch.cat([RING, torch.tensor([[0, 5], [6, 5]])], 1)  # directed, with a self-loop
-DOUBLED = torch.cat([RING, RING.flip(0)], 1)
-TEXTS = [f"Paper {node}: on “graphs”, part {node}" for node in range(N)]
-X = torch.rand(N, 4, generator=torch.Generator().manual_seed(0))
-PARTS = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2])  # train, val, test
-MASKS = [part == PARTS for part in torch.arange(3)]
-SHIFTED = [[mask.roll(by) for by in range(10)] for mask in MASKS]  # ten splits
-
-# dgl.save_graphs of EDGES and ndata["label"] = Y: by DGL 2.1 as COO, and by DGL 1.0.1 as CSC and as COO and CSC.
-DGL_FILES = {
-    "2.1": (
-        "c-pgHxW(;*zusLY1_*%Bj0~e-6pVsVFbYP&C>RB!U=)mkQ7{Td!6+CmKtKSMzu!yAbl?1lyZf_P6#m8A+*SX0pH=8`&Rs^daRK{<Tc&+*h`Y"
-        ";xCJv?@7~$gxXvPz*AI9fE(@(BGxP<z`E#E#Q=z%>1!t79b*m)S_k<0%R@A5$TJVYAE2jv&w@CeMK%ut#IO0z;~HYm-G<}gku%>|{o(adKh("
-        "|xpd7aNK0!vu_IF@T=5U?%4zCZ*;OG9G3~0)gnEmN+8;`FKAJ5mx~;wXi}4CJq2yrC5a"
-    ),
-    "1.0.1": (
-        "c-pgHxW(;*zusLY1_*%Bj0~e-6pVsVFbYP&C>RB!U=)mkQ7{Td!6+CmKtKSMzu!yAbl?1lyZf_P6#m8A+*SX0pH=8`&Rs^daRK{<Tc&+*h`Y"
-        ";xCJv?@7~$gxXvPz*AI9fE(@(BGxP<z`E#E#Q=-p+3im^lKVdr6(M|hxo9wH6oh4M3Scm(EAW+=@9rCFggJCx>x(p*rQ8_gXsd-#ZS7ff9Nn"
-        "t7zUj}=WH8=AX0aJZk=?&C#s9}kJ{gImCZ&4EY;=OiYj<`D7?%#Z{EzMz&kBLVq%KMWC90W`I+vJ55;09&0{ga"
-    ),
-    "two formats": (
-        "c-pgHxW(;*zusLY1_*%Bj0~e-6pVsVFbYP&C>RB!U=)mkQ7{Td!6+CmKtKSMzu!yAbl?1lyZf_P6#m8A+*SX0pH=8`&Rs^daRK{<Tc&+*h`Y"
-        ";xCJv?@7~$gxXvPz*AI9fE(@(BGxP<z`E#E#Q=-p+7im^lKVdr6xM=t+QyvqaS^AKquACzB!!y_<{GDB$=D9s9`*`PE#n!`AuG#8ZSMl+w4O"
-        "!v{+U2G(}4-*W_qy_Q_sY#0$%FiG(X|WTCGMGDH_VAIJq`1j+A1jWeLnz77+I_re?&BfReQ*nSusIOP;GD#y)Eq*-ff<rOz!%gKXCxpW?}s7"
-        "cDuAXIR!zdh0cE0uT>"
-    ),
-}
-
-
-def dgl_file(kind: str) -> bytes:
-    return zlib.decompress(base64.b85decode(DGL_FILES[kind]))
-
-
-def planetoid(**attributes: Any) -> Data:
-    """What most published files hold, without a split."""
-    return Data(x=X, edge_index=DOUBLED, y=Y, raw_texts=TEXTS, **attributes)
-
-
-def numbers(mask: Any) -> np.ndarray:
-    return np.flatnonzero(np.asarray(mask))
+from tests.data.pyg_files import (
+    CLASSES,
+    DOUBLED,
+    EDGES,
+    MASKS,
+    SHIFTED,
+    TEXTS,
+    N,
+    X,
+    Y,
+    cs_tag,
+    dgl_file,
+    glbench,
+    in_memory_dataset,
+    llm_bp,
+    llm_bp_texas,
+    llm_bp_wikics,
+    llmnodebed,
+    numbers,
+    planetoid,
+    pyg_1,
+    sparse_tensor,
+    taglas,
+    tape_arxiv_2023,
+    tape_products,
+)
 
 
 def graph_in(file: Path, *others: Path) -> Tables:
     return read_pyg_files([file, *others] if others else find_pyg_files(file))
-
-
-# ---- published layouts: what each writes into a folder, and the file to name ----------------------------------------
-
-
-def glbench(folder: Path) -> Path:
-    """GLBench: ten splits as lists, classes in label_name."""
-    masks = dict(zip(("train_mask", "val_mask", "test_mask"), SHIFTED, strict=True))
-    torch.save(planetoid(label_name=CLASSES, **masks), folder / "cora.pt")
-    return folder / "cora.pt"
-
-
-def llmnodebed(folder: Path) -> Path:
-    """LLMNodeBed: directed edges in citeseer and arxiv, no features in reddit and instagram, one split."""
-    data = Data(edge_index=EDGES, y=Y, raw_texts=TEXTS, label_name=CLASSES, num_nodes=N)
-    data.train_mask, data.val_mask, data.test_mask = MASKS
-    torch.save(data, folder / "reddit.pt")
-    return folder / "reddit.pt"
-
-
-def llm_bp(folder: Path) -> Path:
-    """LLM-BP: texts and classes beside processed_data.pt, nodes of the split by number."""
-    torch.save(
-        Data(edge_index=DOUBLED, y=Y, train_id=numbers(MASKS[0]), val_id=numbers(MASKS[1]), test_id=numbers(MASKS[2])),
-        folder / "processed_data.pt",
-    )
-    torch.save(TEXTS, folder / "raw_texts.pt")
-    pd.DataFrame({"name": CLASSES, "description": "…"}).to_csv(folder / "categories.csv", index=False)
-    return folder / "processed_data.pt"
-
-
-def llm_bp_wikics(folder: Path) -> Path:
-    """LLM-BP's WikiCS: 20 splits as (N, 20), one test set."""
-    splits = [torch.stack([mask.roll(by) for by in range(20)], 1) for mask in MASKS[:2]]
-    data = Data(x=X, edge_index=DOUBLED, y=Y, train_mask=splits[0], val_mask=splits[1], stopping_mask=splits[1])
-    data.test_mask = MASKS[2]
-    torch.save(data, folder / "processed_data.pt")
-    torch.save(TEXTS, folder / "raw_texts.pt")
-    return folder / "processed_data.pt"
-
-
-def llm_bp_texas(folder: Path) -> Path:
-    """LLM-BP's Cornell, Texas, Washington and Wisconsin: a graph of DGL, texts in a column of a CSV, no split."""
-    (folder / "Texas.pt").write_bytes(dgl_file("2.1"))
-    pd.DataFrame({"raw_text": TEXTS, "label": Y}).to_csv(folder / "Texas.csv", index=False)
-    return folder / "Texas.pt"
-
-
-def cs_tag(folder: Path) -> Path:
-    """CS-TAG: a graph of DGL, texts in a CSV whose rows are numbered."""
-    (folder / "History.pt").write_bytes(dgl_file("1.0.1"))
-    rows = pd.DataFrame({"category": "…", "text": TEXTS, "label": Y, "node_id": range(N)})
-    rows.sample(frac=1, random_state=0).to_csv(folder / "History.csv", index=False)
-    return folder / "History.pt"
-
-
-def tape_arxiv_2023(folder: Path) -> Path:
-    """TAPE's arxiv_2023: directed edges, masks and numbers of nodes as NumPy arrays, titles and abstracts in a CSV."""
-    data = Data(x=X, edge_index=EDGES, y=Y, num_nodes=N)
-    for name, mask in zip(("train", "val", "test"), MASKS, strict=True):
-        data[f"{name}_id"], data[f"{name}_mask"] = numbers(mask), mask
-    torch.save(data, folder / "graph.pt")
-    rows = [text.split(": ") for text in TEXTS]
-    table = pd.DataFrame(rows, columns=["title", "abstract"]).assign(node_id=range(N))
-    table.to_csv(folder / "paper_info.csv", index=False)
-    return folder / "graph.pt"
-
-
-def sparse_tensor(matrix: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """torch_sparse's SparseTensor, as it is pickled."""
-    modules = [types.ModuleType(f"torch_sparse{part}") for part in ("", ".tensor", ".storage")]
-    for module, name in zip(modules[1:], ("SparseTensor", "SparseStorage"), strict=True):
-        setattr(module, name, type(name, (), {"__module__": module.__name__}))
-    for module in modules:
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    tensor, storage = modules[1].SparseTensor(), modules[2].SparseStorage()
-    vars(storage).update({"_value": None, "_sparse_sizes": (N, N), "_rowcount": None, **matrix})
-    vars(tensor).update(storage=storage)
-    return tensor
-
-
-def tape_products(folder: Path) -> Path:
-    """TAPE's ogbn-products_subset: labels (N, 1), edges as SparseTensor, ASINs as an array, titles that are missing."""
-    with pytest.MonkeyPatch.context() as patch:
-        columns, rows = EDGES[:, EDGES[1].argsort()]
-        matrix = {"_row": rows, "_col": columns, "_rowptr": None}
-        data = Data(x=X, y=Y[:, None], adj_t=sparse_tensor(matrix, patch), n_id=np.arange(N), num_nodes=N)
-        data.n_asin = np.array([f"B00{node}" for node in range(N)], dtype=object)
-        for name, mask in zip(("train_mask", "val_mask", "test_mask"), MASKS, strict=True):
-            data[name] = mask[:, None]
-        torch.save(data, folder / "ogbn-products_subset.pt")
-    rows = [text.split(": ") for text in TEXTS]
-    table = pd.DataFrame(rows, columns=["title", "content"])
-    table.insert(0, "nid", 7 * np.arange(N))  # of the whole graph
-    table.to_csv(folder / "ogbn-products_subset.csv", index=False)
-    return folder / "ogbn-products_subset.pt"
-
-
-def taglas(folder: Path) -> Path:
-    """TAGLAS' cora.pt and pubmed.pt, as Graph-LLM made them: texts twice, lists of masks, classes per node too."""
-    masks = dict(zip(("train_masks", "val_masks", "test_masks"), SHIFTED, strict=True))
-    names = {"label_names": CLASSES, "category_names": [CLASSES[label] for label in Y]}
-    torch.save(planetoid(raw_text=TEXTS, **names, **masks), folder / "cora.pt")
-    return folder / "cora.pt"
-
-
-def in_memory_dataset(folder: Path) -> Path:
-    """What PyTorch Geometric keeps of any dataset."""
-    (folder / "processed").mkdir()
-    data = planetoid(**dict(zip(("train_mask", "val_mask", "test_mask"), MASKS, strict=True)))
-    InMemoryDataset.save([data], str(folder / "processed" / "data.pt"))
-    return folder / "processed" / "data.pt"
-
-
-def pyg_1(folder: Path) -> Path:
-    """A Data of PyTorch Geometric 1, in the format that PyTorch had before 1.6."""
-    with pytest.MonkeyPatch.context() as patch:
-        old = type("Data", (), {"__module__": pyg_data.__name__})
-        patch.setattr(pyg_data, "Data", old)
-        data = old()
-        vars(data).update(x=X, edge_index=DOUBLED, edge_attr=None, y=Y, pos=None, raw_texts=TEXTS, __num_nodes__=N)
-        torch.save((data, None), folder / "data.pt", _use_new_zipfile_serialization=False)
-    return folder / "data.pt"
 
 
 def files_of(layout: Callable[[Path], Path], folder: Path) -> Path:
@@ -212,6 +67,7 @@ TEN = {
     for name, masks in zip(("train", "val", "test"), SHIFTED, strict=True)
     for by, mask in enumerate(masks)
 }
+TWO_PARTS = {name: ONE[name] for name in ("train_mask", "test_mask")}
 JOINED = [text.replace(": ", ". ", 1) for text in TEXTS]
 
 
@@ -220,7 +76,14 @@ JOINED = [text.replace(": ", ". ", 1) for text in TEXTS]
     [
         (glbench, "cora", DOUBLED, CLASSES, TEN, {"text": ["raw_texts"], "features": "x"}),
         (llmnodebed, "reddit", EDGES, CLASSES, ONE, {"class_names": "label_name"}),
-        (llm_bp, "mini", DOUBLED, CLASSES, ONE, {"text": ["raw_texts.pt: raw_texts"], "class_names": "categories.csv"}),
+        (
+            llm_bp,
+            "mini",
+            DOUBLED,
+            CLASSES,
+            TWO_PARTS,
+            {"text": ["raw_texts.pt: raw_texts"], "class_names": "categories.csv"},
+        ),
         (llm_bp_texas, "Texas", EDGES, None, {}, {"text": ["Texas.csv: raw_text"], "label": "label"}),
         (cs_tag, "History", EDGES, None, {}, {"text": ["History.csv: text"]}),
         (tape_arxiv_2023, "mini", EDGES, None, ONE, {"text": ["paper_info.csv: title", "paper_info.csv: abstract"]}),
@@ -337,7 +200,7 @@ def test_ten_splits(form: Callable[[list[torch.Tensor]], Any], tmp_path: Path) -
 
 def test_a_split_in_two_parts_and_masks_before_numbers(tmp_path: Path) -> None:
     tables = read(tmp_path, train_mask=MASKS[0], test_mask=MASKS[2], train_id=[0], test_id=[1])
-    assert parts_of(tables) == {name: ONE[name] for name in ("train_mask", "test_mask")}
+    assert parts_of(tables) == TWO_PARTS
     assert tables.origin["left"] == ["test_id", "train_id"]
 
 
@@ -516,6 +379,17 @@ def test_broken_files_are_refused(
     assert str(tmp_path / "graph.pt") in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_files_of_dgl_are_refused_or_read(tmp_path: Path) -> None:
+    sound, file, refused = dgl_file("two formats"), tmp_path / "graph.pt", 0
+    for position in range(4096, len(sound), 5):
+        file.write_bytes(sound[:position] + b"\xff" + sound[position + 1 :])
+        try:
+            read_dgl_file(file)
+        except DataError:
+            refused += 1
+    assert refused > 50
 
 
 @pytest.mark.parametrize(
