@@ -111,6 +111,7 @@ def build_run(
     accuracy = accuracy_of(graph.name)
     train, valid = graph.split["train"], graph.split["valid"]
     gold = Gold(train, graph.label[train], graph.num_classes)
+    gold = gold.balanced() if cfg.glem.class_weights == "balanced" else gold
     valid_labels = graph.label[valid]
     validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))
     lm_gold = lm_em = gnn = joint = smooth = None

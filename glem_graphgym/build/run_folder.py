@@ -93,12 +93,13 @@ def resolved_settings(cfg: CfgNode) -> dict[str, object]:
 def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -> Path:
     """Where runs share the LM fine-tuned on gold: a folder named by all that it depends on.
 
-    That is graph, seed, LM settings, weights, device, and ``encoded``, int64: the nodes that it encodes; None = all.
+    That is graph, seed, LM settings, weights, class weights, device, and ``encoded``, int64: the nodes that it encodes;
+    None = all.
     """
     settings = {key: value for key, value in decisive_settings(cfg).items() if key.startswith("lm.")}
     settings |= resolved_settings(cfg)
     hashes = file_hashes(cfg).get("lm.model")
-    key = fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator)
+    key = fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator, cfg.glem.class_weights)
     return Path(cfg.dataset.dir) / "lm_gold" / (key if encoded is None else fingerprint(key, encoded))
 
 

@@ -97,6 +97,9 @@ RULES: tuple[Rule, ...] = (
 STANDARD_RULES: tuple[Rule, ...] = (
     (lambda c: not (c.dataset.node_encoder and c.model.type.startswith("glem_")),
      "model.type {model.type} has no node encoder, but dataset.node_encoder is True; expected model.type gnn"),
+    (lambda c: c.glem.class_weights == "none",
+     "glem.class_weights is '{glem.class_weights}', but train.mode standard has GraphGym's own losses; expected "
+     "none"),
 )  # fmt: skip
 
 OUR_RULES: tuple[Rule, ...] = (

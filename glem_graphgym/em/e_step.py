@@ -108,8 +108,8 @@ class LMTask(Task):
         ids, mask, target, is_gold, counts = batch
         logits, _ = self.model(ids, mask)
         settings = self.settings
-        smoothing, weight = settings.label_smoothing, self.targets.weight
-        return glem_loss(logits, target, is_gold, weight, smoothing, counts, settings.smooth_pseudo)
+        how = (self.targets.weight, settings.label_smoothing, counts, settings.smooth_pseudo)
+        return glem_loss(logits, target, is_gold, *how, class_weights=self.targets.gold.class_weights)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))

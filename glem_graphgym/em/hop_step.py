@@ -100,7 +100,8 @@ class HopTask(GNNTask):
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         hops, labels, target, is_gold, counts = batch
         logits, known = self.model(hops, labels), len(target)
-        loss = glem_loss(logits[:known], target, is_gold, self.targets.weight, counts=counts)
+        weights = self.targets.gold.class_weights
+        loss = glem_loss(logits[:known], target, is_gold, self.targets.weight, counts=counts, class_weights=weights)
         if self.teacher is None or known == len(logits):
             return loss
         assert self.learner.consistency is not None

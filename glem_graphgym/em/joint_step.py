@@ -176,7 +176,8 @@ class JointTask(Task):
         self.meter.update(steps=1, texts=texts, tokens=tokens, most_texts=max(0, texts - self.meter["most_texts"]))
         self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
         is_gold = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        return glem_loss(self.logits(hood), target, is_gold, 0.0, self.settings.lm.label_smoothing, (size, 0))
+        smoothing, weights = self.settings.lm.label_smoothing, self.targets.gold.class_weights
+        return glem_loss(self.logits(hood), target, is_gold, 0.0, smoothing, (size, 0), class_weights=weights)
 
     def logits(self, hood: Neighbourhood) -> Tensor:
         """Logits (b, C) of a neighbourhood's seeds; their own gold labels are no input."""

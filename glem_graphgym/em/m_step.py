@@ -142,7 +142,8 @@ class FullBatchTask(GNNTask):
         nodes, target, is_gold = batch
         logits = self._reusing_labels(self.inputs.hiding(nodes), self.seen_logits)
         place = torch.from_numpy(nodes).to(logits.device)
-        loss = glem_loss(logits[place], target, is_gold, self.targets.weight)
+        weights = self.targets.gold.class_weights
+        loss = glem_loss(logits[place], target, is_gold, self.targets.weight, class_weights=weights)
         return loss if self.adjust_loss is None else self.adjust_loss(loss, logits)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:

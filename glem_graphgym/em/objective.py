@@ -22,12 +22,15 @@ def glem_loss(
     label_smoothing: float = 0.0,
     counts: tuple[int, int] | None = None,
     smooth_pseudo: bool = False,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """The negative of O(q) (E-step) or O(φ) (M-step) over a batch: ``w · CE(pseudo) + (1 − w) · CE(gold)``.
 
     Each term is the mean over its own nodes of the batch, as in the authors' code. Without gold nodes the second
     term is 0; without pseudo nodes the loss is plain cross-entropy on gold, with weight 1. With label smoothing ε a
-    target t over C classes becomes ``(1 − ε) · t + ε / C``.
+    target t over C classes becomes ``(1 − ε) · t + ε / C``. With class weights w_c the cross-entropy of a node of
+    either term is ``−Σ_c w_c · t_c · log p_c``, as in `torch.nn.functional.cross_entropy`: were gold labels alone
+    weighted, pseudo-labels would bring back the classes' shares. The mean stays that over nodes.
 
     Args:
         logits: float (B, C).
@@ -38,11 +41,14 @@ def glem_loss(
         counts: (gold, pseudo) nodes of the whole batch, when B is but a part of it: the parts' losses then add up to
             the batch's. None where it is the whole.
         smooth_pseudo: smooth pseudo-labels too, as the authors' code does.
+        class_weights: float32 (C,), w_c of `Gold.balanced`; None = 1 each.
     """
     log_prob = F.log_softmax(logits.float(), dim=-1)
     if label_smoothing > 0:
         smooth = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
         target = smooth if smooth_pseudo else torch.where(is_gold[:, None], smooth, target)
+    if class_weights is not None:
+        target = target * class_weights.to(target.device)
     cross_entropy = -(target * log_prob).sum(-1)
     num_gold, num_pseudo = counts or (int(is_gold.sum()), int((~is_gold).sum()))
     gold = cross_entropy[is_gold].sum() / max(num_gold, 1)
@@ -61,7 +67,8 @@ def objective_report(
     beta: float,
     pseudo_labels: Callable[[np.ndarray], PseudoLabels],
 ) -> dict[str, float]:
-    """Value of the objective of GLEM over all nodes rather than a batch (natural logarithms, means over nodes).
+    """Value of the objective of GLEM over all nodes rather than a batch: natural logarithms, means over nodes, without
+    class weights.
 
     Args:
         lm_logits, gnn_logits: float (N, C), the latest predictions of q_θ and p_φ.

@@ -7,7 +7,7 @@ label: `Gold` is made from the training split alone, `PseudoLabels` from predict
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,11 +19,15 @@ ROWS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class Gold:
-    """The labels y_L, int64 (n,), of the training ``nodes``, int64 (n,); C classes."""
+    """The labels y_L, int64 (n,), of the training ``nodes``, int64 (n,); C classes.
+
+    ``class_weights``, float32 (C,), weigh the classes in every loss on gold and pseudo-labels; None = alike.
+    """
 
     nodes: np.ndarray
     labels: np.ndarray
     num_classes: int
+    class_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.nodes.shape != self.labels.shape:
@@ -32,6 +36,16 @@ class Gold:
             raise ValueError(
                 f"gold labels run from {self.labels.min()} to {self.labels.max()}, expected 0 to {self.num_classes - 1}"
             )
+
+    def balanced(self) -> Gold:
+        """These labels with ``class_weights`` n / (C' n_c): n_c nodes of class c, C' classes that have any.
+
+        The mean over gold nodes is 1. A class without gold nodes has weight 1, as an average one: what a teacher gives
+        to it counts as it would without weights.
+        """
+        nodes_of = np.bincount(self.labels, minlength=self.num_classes)
+        weights = len(self.labels) / (np.count_nonzero(nodes_of) * np.maximum(nodes_of, 1))
+        return replace(self, class_weights=torch.from_numpy(np.where(nodes_of > 0, weights, 1.0)).float())
 
     def targets(self) -> Tensor:
         """float32 (n, C), one-hot."""

@@ -83,7 +83,8 @@ class SampledTask(FullBatchTask):
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         x, structure, target, is_gold = batch
-        return glem_loss(self.model(x, structure)[: len(target)], target, is_gold, self.targets.weight)
+        logits, weights = self.model(x, structure)[: len(target)], self.targets.gold.class_weights
+        return glem_loss(logits, target, is_gold, self.targets.weight, class_weights=weights)
 
 
 class StoredSampledTask(SampledTask):

@@ -23,7 +23,7 @@ from glem_graphgym.config import KEYS, ConfigError
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts, csr_from_edges
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
-from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
+from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
 
@@ -375,6 +375,33 @@ def test_the_learning_rate_of_a_stage_is_its_base_rate(
     configure("optim.base_lr", 0.03, *options)
     files = sorted(train_and_finish().glob("stages/*/stage.json"))
     assert [json.loads(file.read_text())["lr"] for file in files] == rates
+
+
+HOPS = ["model.type", "glem_gamlp", "gnn.hops", 2, "gnn.scr_weight", 1.0, "gnn.scr_threshold", 0.99]
+JOINT = ["train.mode", "glem_joint", "gnn.fan_out", "[3, 3]"]
+
+
+@pytest.mark.parametrize(
+    ("learner", "options"),
+    [("lm_em", []), ("gnn", []), ("gnn", ["gnn.fan_out", "[3, 3]"]), ("gnn", HOPS), ("joint", JOINT)],
+)
+def test_class_weights_are_in_the_loss_of_every_learner(
+    learner: str, options: list[object], configure: Callable[..., None]
+) -> None:
+    """Weights of 2 double it."""
+    configure("glem.class_weights", "balanced", "lm.label_smoothing", 0.1, *options)
+    _, run = prepare(cfg)
+    torch.testing.assert_close(run.gold.class_weights, run.gold.balanced().class_weights)
+    logits = np.random.default_rng(0).normal(size=(NODES, CLASSES)).astype(np.float32)
+    losses = []
+    for weights in (None, torch.full((CLASSES,), 2.0)):
+        gold = replace(run.gold, class_weights=weights)
+        pseudo = None if learner == "joint" else PseudoLabels(logits, run.candidates, gold)
+        targets = StepTargets(gold, pseudo, 0.5, 1.0)
+        torch.manual_seed(0)
+        task = getattr(run, learner).start(targets, *([logits] if learner != "lm_em" else [])).eval()
+        losses.append(task(next(iter(task.batches(0).prepared(torch.device("cpu"))))).item())
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
 
 
 # ---- scores -------------------------------------------------------------------------------------------------------

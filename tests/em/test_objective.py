@@ -56,6 +56,23 @@ def test_label_smoothing_moves_mass_of_gold_targets_only() -> None:
     torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(LOGITS[:2], classes, label_smoothing=0.2))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_weigh_both_terms_as_in_torch(smoothing: float) -> None:
+    weights, target = torch.tensor([0.5, 3.0]), TARGET.clone()
+    target[:2] = torch.eye(2)
+    loss = glem_loss(LOGITS, target, IS_GOLD, 0.3, smoothing, None, True, class_weights=weights)
+    gold, pseudo = (
+        torch.nn.functional.cross_entropy(LOGITS[rows], target[rows], weights, label_smoothing=smoothing)
+        for rows in (IS_GOLD, ~IS_GOLD)
+    )
+    torch.testing.assert_close(loss, 0.3 * pseudo + 0.7 * gold)
+
+
+def test_balanced_class_weights_have_the_mean_1_over_gold_nodes_and_1_for_a_class_without_any() -> None:
+    weights = Gold(np.arange(4), np.array([0, 0, 3, 0]), 4).balanced().class_weights
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 1, 1, 2]))
+
+
 def test_loss_of_half_precision_logits_is_computed_in_single_precision() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         logits = LOGITS.to(dtype)
