@@ -174,6 +174,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
 
 def report_experiment(cfg: Any, experiment: Path) -> None:
     """Aggregate over all seeds in the experiment's folder."""
+    from glem_graphgym.config import metric_of
     from glem_graphgym.report import aggregate
 
     aggregate.aggregate_seeds(
@@ -182,7 +183,8 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
     if cfg.train.mode != "standard":
         rows = aggregate.aggregate_summaries(experiment)
         if rows and rows[0].runs > 1:
-            aggregate.print_aggregate(rows, title=f"{experiment.name}, mean ± std over {rows[0].runs} seeds")
+            title = f"{experiment.name}, mean ± std over {rows[0].runs} seeds"
+            aggregate.print_aggregate(rows, title, metric_of(cfg))
 
 
 def say_where(mode: str, experiment: Path, seeds: range) -> None:

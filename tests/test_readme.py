@@ -125,11 +125,11 @@ def test_its_main_runs_a_configuration_and_the_walks_take_the_way_of_its_e_step(
     config.write_text(text.format(folder=tmp_path, tiny_lm=tiny_lm), encoding="utf-8")
     stacks: list[list[tuple[str, str]]] = []
 
-    def noted_loss(*args: Any) -> Tensor:
+    def noted_loss(*args: Any, **how: Any) -> Tensor:
         codes = [frame.f_code for frame, _ in traceback.walk_stack(inspect.currentframe())]
         ours = [(Path(code.co_filename), code.co_name) for code in reversed(codes)]
         stacks.append([(str(file.relative_to(PACKAGE)), name) for file, name in ours if PACKAGE in file.parents])
-        return glem_loss(*args)
+        return glem_loss(*args, **how)
 
     monkeypatch.setattr(e_step, "glem_loss", noted_loss)
     monkeypatch.chdir(tmp_path)

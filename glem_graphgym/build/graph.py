@@ -16,6 +16,7 @@ from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.models.pretrained import load_tokenizer
 
 Accuracy = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), predicted classes (n,)) -> share 0-1
+Metric = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), float logits (n, C)) -> share 0-1
 
 MANY_UNKNOWN = 0.05  # share of unknown tokens that is warned of
 TEXTS_COMPARED, CHARACTERS_COMPARED = 100, 1000  # of which two tokenizers' ids are compared
@@ -145,3 +146,26 @@ def accuracy_of(dataset: str) -> Accuracy:
 
         return ogb_accuracy(dataset)
     return lambda true, predicted: float((true == predicted).mean())
+
+
+def metrics_of(graph: TextGraph) -> dict[str, Metric]:
+    """The scores that every split of the graph has, by their names in `METRICS`.
+
+    Macro-F1 is the mean over classes that are true or predicted somewhere, balanced accuracy over those that are true.
+    ROC-AUC takes two classes, and nodes of both in every split.
+    """
+    from sklearn.metrics import f1_score, recall_score, roc_auc_score
+
+    accuracy = accuracy_of(graph.name)
+
+    def balanced_accuracy(true: np.ndarray, logits: np.ndarray) -> float:
+        return recall_score(true, logits.argmax(-1), labels=np.unique(true), average="macro")
+
+    metrics: dict[str, Metric] = {
+        "accuracy": lambda true, logits: accuracy(true, logits.argmax(-1)),
+        "macro_f1": lambda true, logits: f1_score(true, logits.argmax(-1), average="macro"),
+        "balanced_accuracy": balanced_accuracy,
+    }
+    if graph.num_classes == 2 and all(len(np.unique(graph.label[nodes])) == 2 for nodes in graph.split.values()):
+        metrics["auc"] = lambda true, logits: roc_auc_score(true, logits[:, 1] - logits[:, 0])
+    return metrics

@@ -11,7 +11,7 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
-from glem_graphgym.build.graph import accuracy_of, load_text_graph_of
+from glem_graphgym.build.graph import load_text_graph_of, metrics_of
 from glem_graphgym.build.run import build_run, predicted_nodes, scores_of
 from glem_graphgym.build.run_folder import check_run_folder, identity_of, require_finished
 from glem_graphgym.config import ConfigError, check_config
@@ -54,7 +54,7 @@ def predict_run(cfg: CfgNode) -> dict[str, Scores]:
         probability = torch.softmax(torch.from_numpy(shown), -1).amax(-1).numpy()
         table[method] = np.array(graph.class_names, dtype=object)[shown.argmax(-1)]
         table[f"{method} probability"] = probability.round(4)
-        scores[method] = scores_of(graph, logits, accuracy_of(graph.name))
+        scores[method] = scores_of(graph, logits, metrics_of(graph))
     if processes.rank() > 0:
         return {}
     with atomic_write(run_dir / FILE) as file:

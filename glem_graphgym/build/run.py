@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,18 @@ from glem_graphgym import processes
 from glem_graphgym.build.features import feature_builder, load_matrix, seconds_before
 from glem_graphgym.build.gnn import sees_hops
 from glem_graphgym.build.gnn_check import check_gnn
-from glem_graphgym.build.graph import Accuracy, accuracy_of, load_text_graph_of, open_tokens
+from glem_graphgym.build.graph import Metric, load_text_graph_of, metrics_of, open_tokens
 from glem_graphgym.build.language_model import check_lm
 from glem_graphgym.build.learners import further_features, gnn_learner, joint_learner, lm_learners, smoother
 from glem_graphgym.build.memory_check import stage_remedy
 from glem_graphgym.build.run_folder import (
-    METRIC,
     check_run_folder,
     identity_of,
     seconds_of_other_seeds,
     shared_lm_gold,
     take_run_folder,
 )
-from glem_graphgym.config import check_config, feature_kinds
+from glem_graphgym.config import ConfigError, check_config, feature_kinds, metric_of
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
@@ -98,6 +97,12 @@ def build_run(
     Raises:
         ValueError: settings, files, models or memory do not allow it; names the keys.
     """
+    metric, metrics = metric_of(cfg), metrics_of(graph)
+    if metric not in metrics:
+        raise ConfigError(
+            f"metric_best is '{metric}', which needs two classes, and both of them in train, valid and test; "
+            f"{graph.name} has {graph.num_classes} classes; expected one of: {', '.join(metrics)}"
+        )
     mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
     first = None
     if file := cfg.glem.first_predictions:
@@ -108,12 +113,11 @@ def build_run(
         tokens = open_tokens(cfg, graph)
     if tokens is not None:
         readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
-    accuracy = accuracy_of(graph.name)
     train, valid = graph.split["train"], graph.split["valid"]
     gold = Gold(train, graph.label[train], graph.num_classes)
     gold = gold.balanced() if cfg.glem.class_weights == "balanced" else gold
     valid_labels = graph.label[valid]
-    validation = Validation(valid, lambda logits: accuracy(valid_labels, logits.argmax(-1)))
+    validation = Validation(valid, lambda logits: metrics[metric](valid_labels, logits))
     lm_gold = lm_em = gnn = joint = smooth = None
     graph_seen = seen or graph
     if mode.lm:
@@ -136,8 +140,8 @@ def build_run(
         Journal,
         Path(cfg.run_dir),
         cfg.seed,
-        lambda logits: scores_of(graph, logits, accuracy),
-        metric=METRIC,
+        lambda logits: scores_of(graph, logits, metrics),
+        metric=metric,
         save_memory=functools.partial(stage_remedy, cfg),
         checkpoint_minutes=cfg.glem.checkpoint_minutes,
     )
@@ -220,14 +224,14 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
     return np.union1d(needed, candidates) if pseudo else needed
 
 
-def scores_of(graph: TextGraph, logits: np.ndarray, accuracy: Accuracy) -> Scores:
-    """Accuracy and cross-entropy (nats) of logits (N, C) on every split."""
+def scores_of(graph: TextGraph, logits: np.ndarray, metrics: Mapping[str, Metric]) -> Scores:
+    """The metrics and the cross-entropy (nats) of logits (N, C) on every split."""
     scores: Scores = {}
     for part, nodes in graph.split.items():
         part_logits = torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32))
         labels = graph.label[nodes]
         scores[part] = {
-            METRIC: accuracy(labels, part_logits.argmax(-1).numpy()),
+            **{name: float(metric(labels, part_logits.numpy())) for name, metric in metrics.items()},
             "loss": float(F.cross_entropy(part_logits, torch.from_numpy(labels))),
         }
     return scores

@@ -16,19 +16,20 @@ import numpy as np
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
-from glem_graphgym.config import KEYS, flat_settings, reads_texts
+from glem_graphgym.config import KEYS, flat_settings, metric_of, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.files import fingerprint, read_json, reading, write_json
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import find_model
 from glem_graphgym.renamed import in_new_names
+from glem_graphgym.scores import METRIC
 
-METRIC = "accuracy"  # which score our train modes select by
 NOTED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
 
 # Where things lie, how they are printed and how many threads work at them; no result depends on these.
 _INDIFFERENT = {
-    *("out_dir", "print", "cfg_dest", "round", "num_workers", "num_threads", "metric_best", "metric_agg", "gpu_mem"),
+    *("out_dir", "print", "cfg_dest", "round", "num_workers", "num_threads", "metric_agg", "gpu_mem"),
+    "metric_best",  # noted as the metric that selects
     *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
     # A mode has a check of its own, and a finished run may go on for more iterations.
     *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights", "glem.ensemble"),
@@ -47,7 +48,9 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
 
     Package ``versions`` and the number of EM iterations are noted for the report alone: a run may go on under others.
     """
-    known = {} if graph is None else {"fingerprint": graph.fingerprint(), "origin": graph.origin, "metric": METRIC}
+    known: dict[str, Any] = {}
+    if graph is not None:
+        known = {"fingerprint": graph.fingerprint(), "origin": graph.origin, "metric": metric_of(cfg)}
     return {
         "seed": cfg.seed,
         "mode": cfg.train.mode,
@@ -93,13 +96,15 @@ def resolved_settings(cfg: CfgNode) -> dict[str, object]:
 def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -> Path:
     """Where runs share the LM fine-tuned on gold: a folder named by all that it depends on.
 
-    That is graph, seed, LM settings, weights, class weights, device, and ``encoded``, int64: the nodes that it encodes;
-    None = all.
+    That is graph, seed, LM settings, weights, class weights, metric, device, and ``encoded``, int64: the nodes that it
+    encodes; None = all.
     """
     settings = {key: value for key, value in decisive_settings(cfg).items() if key.startswith("lm.")}
     settings |= resolved_settings(cfg)
     hashes = file_hashes(cfg).get("lm.model")
-    key = fingerprint(graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator, cfg.glem.class_weights)
+    key = fingerprint(
+        graph.fingerprint(), cfg.seed, settings, hashes, cfg.accelerator, cfg.glem.class_weights, metric_of(cfg)
+    )
     return Path(cfg.dataset.dir) / "lm_gold" / (key if encoded is None else fingerprint(key, encoded))
 
 
@@ -236,10 +241,11 @@ def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy:
         )
     # A key that there was not yet when the run was made had no effect, as its default has none.
     later = {key.name: key.default for key in KEYS if key.name in now["settings"]}
-    settings = {**later, **in_new_names(before["settings"])}
+    settings = {**later, **in_new_names(before["settings"]), "metric_best": before.get("metric", METRIC)}
+    wanted = {**now["settings"], "metric_best": now.get("metric", METRIC)}
     changed = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-        for old, new in ((settings, now["settings"]), (before["files"], now["files"]))
+        for old, new in ((settings, wanted), (before["files"], now["files"]))
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]

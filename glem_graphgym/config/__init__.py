@@ -8,6 +8,7 @@ from glem_graphgym.config.checks import (  # noqa: F401
     check_rules,
     check_seeds,
     feature_kinds,
+    metric_of,
     reads_texts,
 )
 from glem_graphgym.config.keys import (  # noqa: F401

@@ -25,6 +25,7 @@ from glem_graphgym.config.keys import (
 )
 from glem_graphgym.files import expand_path
 from glem_graphgym.modes import MODES
+from glem_graphgym.scores import METRIC, METRICS
 
 NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and what UTF-8 cannot write
 # dataset.name -> function of a configuration that gives its text graph, in the order of registration.
@@ -97,9 +98,6 @@ RULES: tuple[Rule, ...] = (
 STANDARD_RULES: tuple[Rule, ...] = (
     (lambda c: not (c.dataset.node_encoder and c.model.type.startswith("glem_")),
      "model.type {model.type} has no node encoder, but dataset.node_encoder is True; expected model.type gnn"),
-    (lambda c: c.glem.class_weights == "none",
-     "glem.class_weights is '{glem.class_weights}', but train.mode standard has GraphGym's own losses; expected "
-     "none"),
 )  # fmt: skip
 
 OUR_RULES: tuple[Rule, ...] = (
@@ -199,12 +197,18 @@ def reads_texts(cfg: CfgNode) -> bool:
     return cfg.train.mode != "glem_gnn"
 
 
-OUR_METRICS = ("accuracy", "loss", "lm_accuracy", "lm_loss", "gnn_accuracy", "gnn_loss")
+# `METRICS` select whatever is selected; the others the row of GraphGym's tables alone.
+OUR_METRICS = (*METRICS, "loss", "lm_accuracy", "lm_loss", "gnn_accuracy", "gnn_loss")
 STOCK_METRICS = {
     "regression": ("mae", "mse", "rmse"),
     "classification_multi": ("accuracy",),
     "classification_binary": ("accuracy", "precision", "recall", "f1", "auc"),
 }
+
+
+def metric_of(cfg: CfgNode) -> str:
+    """The score that our train modes select by, wherever they choose: ``metric_best``, or accuracy where it is none."""
+    return cfg.metric_best if cfg.train.mode != "standard" and cfg.metric_best in METRICS else METRIC
 
 
 def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:

@@ -19,7 +19,8 @@ from rich.console import Console
 from glem_graphgym.files import atomic_write, replace_folder, write_json
 from glem_graphgym.report.epochs import SPLITS, EpochRow, best_epoch, log, read_rows, row_at, seed_folders
 from glem_graphgym.report.experiments import Row, over_seeds, percent, read_summary
-from glem_graphgym.report.stats import default_console, new_table, write_tensorboard
+from glem_graphgym.report.stats import default_console, heading, new_table, write_tensorboard
+from glem_graphgym.scores import METRIC
 
 
 class Aggregate(NamedTuple):
@@ -135,14 +136,17 @@ def aggregate_summaries(dir: Path) -> list[Row]:
         scores = {"seeds": row.runs, **row.valid.columns("valid"), **row.test.columns("test")}
         costs = {"params": row.params, "seconds_mean": row.seconds, "peak_memory_mb": row.peak_memory_mb}
         records.append({"method": row.method, **scores, **costs})
+        for name, spread in row.further.items():
+            records[-1] |= spread.columns(name)
     write_json(dir / "summary.json", records)
     return rows
 
 
-def print_aggregate(rows: Sequence[Row], title: str, console: Console | None = None) -> None:
+def print_aggregate(rows: Sequence[Row], title: str, metric: str = METRIC, console: Console | None = None) -> None:
     """Print one line per method: scores in % as mean ± std, and costs; also the seeds where methods differ in them."""
     differ = len({row.runs for row in rows}) > 1
-    numbers = [*["seeds"] * differ, "valid %", "test %", "params", "seconds", "peak MB"]
+    scores = [heading(split, metric) for split in ("valid", "test")]
+    numbers = [*["seeds"] * differ, *scores, "params", "seconds", "peak MB"]
     cells = [
         [row.method, *[str(row.runs)] * differ, percent(row.valid), percent(row.test),
          *(f"{cost:,.0f}" for cost in (row.params, row.seconds, row.peak_memory_mb))]

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from glem_graphgym.scores import METRIC
+
 SPLITS = ("train", "val", "test")  # GraphGym's names of the folders
 SEED = re.compile(r"0|-?[1-9][0-9]*")
 
@@ -72,11 +74,12 @@ def best_epoch(rows: Sequence[EpochRow], metric: str, best: str, folder: Path) -
     GLEM must be able to lose. Without any, rows with the most parameters compete: not a cascade's LM.
 
     Args:
-        metric: key of the rows; ``"auto"`` is ``auc`` if present, else ``accuracy``.
+        metric: key of the rows; ``"auto"`` is ``auc`` if GraphGym's own training has it, else ``accuracy``.
         best: ``"argmax"`` or ``"argmin"``.
         folder: the seed's, for the ValueError that no row has the metric.
     """
-    key = metric if metric != "auto" else "auc" if "auc" in rows[0] else "accuracy"
+    stock = "em_iteration" not in rows[0]
+    key = metric if metric != "auto" else "auc" if stock and "auc" in rows[0] else METRIC
     all_models = max(row.get("params", 0) for row in rows)
     competing = [row for row in rows if row.get("em_iteration", 0) >= 1]
     competing = competing or [row for row in rows if not row.get("params", 0) < all_models]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from glem_graphgym.files import fingerprint, read_json, reading
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.report.epochs import best_epoch, read_rows, row_at, seed_folders
 from glem_graphgym.report.significance import Difference
-from glem_graphgym.report.stats import SUMMARY, Stage, in_order, read_stages
+from glem_graphgym.report.stats import FURTHER, SUMMARY, Stage, in_order, read_stages
+from glem_graphgym.scores import METRIC
 
 STOCK = "standard"  # GraphGym's own training
 STOCK_METHOD = "GraphGym"
-METRIC = "accuracy"
 STOCK_CAVEAT = "GraphGym evaluates test once, with the last weights rather than those of the best validation epoch"
 OURS = "this run"  # source of a row that is not published
 
@@ -28,16 +28,19 @@ def results(dirs: Sequence[Path]) -> pd.DataFrame:
     """Results of finished runs in ``dirs`` (see `read_experiments`), a row per seed and method.
 
     Columns: ``experiment``, ``mode``, ``dataset``, ``fingerprint``, ``metric`` and ``config``, as in `Experiment`;
-    ``seed``; ``method``, one of `METHODS`, a name of the run's own, or GraphGym; ``valid`` and ``test``, shares 0-1 at
-    the stage or epoch of best validation; ``params``, of every kind of model (LM, GNN) trained up to there, each once;
-    ``seconds`` and ``peak_memory_mb``, from the start of the run up to there, NaN where not recorded.
+    ``seed``; ``method``, one of `METHODS`, a name of the run's own, or GraphGym; ``valid`` and ``test``, the metric, a
+    share 0-1, at the stage or epoch of best validation; ``params``, of every kind of model (LM, GNN) trained up to
+    there, each once; ``seconds`` and ``peak_memory_mb``, from the start of the run up to there, NaN where not recorded;
+    ``valid_accuracy``, ``test_accuracy`` and likewise each of `METRICS` there, NaN where not recorded.
     """
     frames = []
     for one in read_experiments(dirs)[0]:
         about = {"experiment": one.name, "mode": one.mode, "dataset": one.dataset, "fingerprint": one.fingerprint}
-        frames.append(one.results.assign(**about, metric=one.metric, config=one.config))
-    columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY]
-    return pd.concat(frames, ignore_index=True)[columns].astype({"seconds": float, "peak_memory_mb": float})
+        own = {f"{split}_{one.metric}": one.results[split] for split in ("valid", "test")}
+        frames.append(one.results.assign(**about, **own, metric=one.metric, config=one.config))
+    columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY, *FURTHER]
+    numbers = dict.fromkeys(("seconds", "peak_memory_mb", *FURTHER), float)
+    return pd.concat(frames, ignore_index=True).reindex(columns=columns).astype(numbers)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Experiment:
     config: str  # 8 hexadecimal digits of a hash of mode, settings and the files that they name
     em_iterations: list[int]  # that were asked for, over seeds; empty without EM
     runs: dict[int, Run]  # by seed, ascending
-    results: pd.DataFrame  # its part of the frame: columns "seed" and `stats.SUMMARY`
+    results: pd.DataFrame  # its part of the frame: columns "seed", `stats.SUMMARY` and those of FURTHER that it has
 
     @property
     def versions(self) -> dict[str, list[str]]:
@@ -161,8 +164,11 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     asked = sorted(number for number in noted if number is not None)
     if asked:
         settings["glem.em_iterations"] = as_noted["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
+    metric = first.get("metric", METRIC)
+    if metric != METRIC:
+        settings["metric_best"] = as_noted["metric_best"] = metric
     config = fingerprint(first["mode"], as_noted, first.get("files", {}))[:8]
-    graph = (first["dataset"], first.get("fingerprint"), first.get("metric", METRIC))
+    graph = (first["dataset"], first.get("fingerprint"), metric)
     return Experiment(name, first["mode"], *graph, settings, config, asked, runs, pd.DataFrame(rows))
 
 
@@ -173,7 +179,7 @@ def _seedless(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, Any], seed: int) -> None:
     a, b = _seedless(first), _seedless(other)
-    changed = [key for key in ("mode", "dataset", "fingerprint", "files") if first.get(key) != other.get(key)]
+    changed = [key for key in ("mode", "dataset", "fingerprint", "metric", "files") if first.get(key) != other.get(key)]
     changed += [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
     if changed:
         raise ValueError(
@@ -183,12 +189,13 @@ def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, An
 
 
 def read_summary(file: Path) -> list[dict[str, Any]]:
-    """The rows of a seed's ``summary.json``, with the keys `stats.SUMMARY`; LookupError where there is no such file."""
+    """The rows of a seed's ``summary.json``, as `stats.summary_rows`; LookupError where there is no such file."""
     if not file.is_file():
         raise LookupError("no summary.json")
     remedy = "start that seed's run again to have it rewritten"
     with reading(file, remedy):
-        return [{key: row[key] for key in SUMMARY} for row in read_json(file, remedy)]
+        rows = read_json(file, remedy)
+        return [{key: row[key] for key in (*SUMMARY, *FURTHER) if key in SUMMARY or key in row} for row in rows]
 
 
 def _stock_row(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -254,6 +261,7 @@ class Row:
     rank: int | None = None  # from 1, by mean validation score; None where published
     to_best: Difference | None = None  # to the first row; None for that
     to_non_glem: Difference | None = None  # to the first that is not GLEM; None for that
+    further: dict[str, Spread] = field(default_factory=dict, hash=False)  # column of `stats.FURTHER` -> score
 
     @property
     def published(self) -> bool:
@@ -268,5 +276,6 @@ def over_seeds(frame: pd.DataFrame) -> list[Row]:
         seconds, memory = (part[name].dropna().tolist() for name in ("seconds", "peak_memory_mb"))
         costs = statistics.fmean(seconds) if seconds else None, max(memory, default=None)
         scores, seeds = (Spread.of(part["valid"]), Spread.of(part["test"])), tuple(part["seed"].tolist())
-        rows.append(Row(method, len(part), *scores, seeds, int(part["params"].max()), *costs))
+        further = {name: Spread.of(part[name]) for name in FURTHER if name in part and part[name].notna().all()}
+        rows.append(Row(method, len(part), *scores, seeds, int(part["params"].max()), *costs, further=further))
     return rows

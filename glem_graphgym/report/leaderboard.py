@@ -14,7 +14,6 @@ import pandas as pd
 
 from glem_graphgym.modes import MODES
 from glem_graphgym.report.experiments import (
-    METRIC,
     STOCK,
     STOCK_CAVEAT,
     STOCK_METHOD,
@@ -26,6 +25,8 @@ from glem_graphgym.report.experiments import (
     read_experiments,
 )
 from glem_graphgym.report.significance import Difference, holm, paired_difference
+from glem_graphgym.report.stats import FURTHER, further_headings, heading
+from glem_graphgym.scores import METRIC, METRICS
 
 SIMPLEST_FIRST = list(MODES)  # the earlier ones are parts of the later ones
 FINAL_METHOD = {name: mode.methods[-1] for name, mode in MODES.items()} | {STOCK: STOCK_METHOD}
@@ -51,6 +52,17 @@ class Board:
     @property
     def title(self) -> str:
         return f"{self.dataset} ({self.fingerprint or 'fingerprint not recorded'})"
+
+    @property
+    def score(self) -> str:
+        """The metric in words."""
+        return METRICS.get(self.metric, self.metric)
+
+    @property
+    def headings(self) -> dict[str, str]:
+        """``valid``, ``test`` and columns of further test scores -> their headings."""
+        further = further_headings(name for row in self.rows for name in row.further)
+        return {split: heading(split, self.metric) for split in ("valid", "test")} | further
 
     @property
     def final_rows(self) -> dict[str, Row]:
@@ -95,7 +107,7 @@ def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequ
     by_name = {one.name: one for one in experiments}
     rows = _compared(_distinct_rows(experiments), by_name)
     published = published_for(dataset) if metric == METRIC else []
-    notes = [*_notes(rows), *_mixed(experiments)]
+    notes = [*_notes(rows, METRICS.get(metric, metric)), *_mixed(experiments)]
     return Board(dataset, fingerprint, metric, rows, published, by_name, axes_within_modes(experiments), notes)
 
 
@@ -139,10 +151,10 @@ def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment]) -> lis
     return [replace(row, to_best=best, to_non_glem=base) for row, best, base in pairs]
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[Row], score: str) -> list[str]:
     notes = [
-        "ranked by mean validation accuracy; test accuracy plays no part in any choice",
-        "significance: two-sided paired t-test on test accuracy over the seeds that both rows have, p-values "
+        f"ranked by mean validation {score}; test {score} plays no part in any choice",
+        f"significance: two-sided paired t-test on test {score} over the seeds that both rows have, p-values "
         "Holm-corrected over the rows of the table; fewer than 3 common seeds are not tested",
     ]
     if len({row.seeds for row in rows}) > 1:
@@ -242,18 +254,24 @@ def seeds_text(seeds: Sequence[int]) -> str:
 # --- tables ------------------------------------------------------------------------------------------------
 
 TEXTS = ["#", "method"]
-NUMBERS = ["valid %", "test %", "to best", "to best non-GLEM", "params", "seconds", "peak MB", "seeds", "config"]
+NUMBERS = ["to best", "to best non-GLEM", "params", "seconds", "peak MB", "seeds", "config"]
+
+
+def columns_of(board: Board) -> list[str]:
+    return [*TEXTS, *board.headings.values(), *NUMBERS]
 
 
 def cells_of(board: Board) -> list[list[str]]:
-    cells = []
+    """The texts of each row, ours and then published ones, one per column of `columns_of`."""
+    cells, further = [], list(board.headings)[2:]
     for row, config in zip(board.rows, config_texts(board.rows), strict=True):
         differences = (difference_text(row.to_best), difference_text(row.to_non_glem))
         costs = ("" if cost is None else f"{cost:,.0f}" for cost in (row.params, row.seconds, row.peak_memory_mb))
-        scores = [percent(row.valid), percent(row.test), *differences]
+        scores = [percent(score) for score in (row.valid, row.test, *map(row.further.get, further))]
+        scores += differences
         cells.append([str(row.rank), row.name + marks_of(row), *scores, *costs, seeds_text(row.seeds), config])
     for row in board.published:
-        scores = [percent(row.valid), percent(row.test)]
+        scores = [percent(row.valid), percent(row.test), *[""] * len(further)]
         cells.append(["", f"{row.name} [published: {row.source}]", *scores, *5 * [""], f"{row.runs} runs", ""])
     return cells
 
@@ -261,7 +279,8 @@ def cells_of(board: Board) -> list[list[str]]:
 def to_markdown(boards: Sequence[Board]) -> str:
     lines = []
     for board in boards:
-        rows = [TEXTS + NUMBERS, ["---"] * len(TEXTS) + ["---:"] * len(NUMBERS)]
+        columns = columns_of(board)
+        rows = [columns, ["---"] * len(TEXTS) + ["---:"] * (len(columns) - len(TEXTS))]
         rows += [list(map(_escaped, cells)) for cells in cells_of(board)]
         lines += [f"### {_escaped(board.title)}", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""]
         lines += [*(f"- {_escaped(note)}" for note in board.notes), ""]
@@ -273,7 +292,7 @@ def _escaped(text: str) -> str:
 
 
 CSV_COLUMNS = [
-    *("dataset", "dataset_fingerprint", "rank", "name", "experiment", "method", "source"),
+    *("dataset", "dataset_fingerprint", "metric", "rank", "name", "experiment", "method", "source"),
     *("valid_mean", "valid_std", "test_mean", "test_std", "runs", "seeds", "params", "seconds", "peak_memory_mb"),
     *("config", "em_iterations", "to_best", "to_best_n", "to_best_p", "to_best_reason"),
     *("to_non_glem", "to_non_glem_n", "to_non_glem_p", "to_non_glem_reason", "caveat", "same_in"),
@@ -281,15 +300,20 @@ CSV_COLUMNS = [
 
 
 def to_csv(boards: Sequence[Board]) -> str:
-    """All boards as one CSV table with full precision; ``source`` is "this run" or where a row was published."""
+    """All boards as one CSV table with full precision; ``source`` is "this run" or where a row was published.
+
+    ``valid`` and ``test`` are of the metric; columns of the other scores stand at the end, where a run has them.
+    """
     table = []
+    there = {name for board in boards for row in board.rows for name in row.further}
+    further = [f"{name}_{part}" for name in FURTHER if name in there for part in ("mean", "std")]
     for board, row in [(one, row) for one in boards for row in [*one.rows, *one.published]]:
-        flat: dict[str, Any] = {"dataset": board.dataset}
-        for name, value in vars(row).items():
+        flat: dict[str, Any] = {"dataset": board.dataset, "metric": board.metric}
+        for name, value in (vars(row) | row.further).items():
             if isinstance(value, Spread | Difference):
                 flat |= value.columns(name)
             else:
                 flat[name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
         flat |= {"params": None} if row.published else {"dataset_fingerprint": board.fingerprint}
         table.append(flat)
-    return pd.DataFrame(table, columns=CSV_COLUMNS, dtype=object).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(table, columns=[*CSV_COLUMNS, *further], dtype=object).to_csv(index=False, lineterminator="\n")

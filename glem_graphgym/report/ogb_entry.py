@@ -17,6 +17,7 @@ from jinja2 import Template
 from glem_graphgym.files import read_json
 from glem_graphgym.report.experiments import STOCK, Experiment, Row, Spread
 from glem_graphgym.report.leaderboard import Board, show_value, sort_key, varied_settings
+from glem_graphgym.scores import METRIC
 
 SEEDS = {"ogbn-papers100M": 3}
 DEFAULT_SEEDS = 10
@@ -85,6 +86,8 @@ def _problems(
         yield f"the dataset is {board.dataset}, expected one of OGB's, e.g. ogbn-arxiv"
     if board.fingerprint is None:
         yield "the runs did not record the graph's fingerprint, so nothing shows that it is OGB's graph"
+    if board.metric != METRIC:
+        yield f"{board.metric} selected the weights (metric_best), expected {METRIC}, OGB's metric"
     if experiment.mode == STOCK:
         yield "GraphGym's own training tests the last weights, not those that validation selects"
     if missing := [seed for seed in wanted if seed not in row.seeds]:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from glem_graphgym.report.charts import Scale
 from glem_graphgym.report.experiments import percent
 from glem_graphgym.report.leaderboard import Board, config_texts, seeds_text
-from glem_graphgym.report.panels import FOLDER, all_panels, color_of, mark_of, seconds_text
+from glem_graphgym.report.panels import FOLDER, all_panels, color_of, mark_of, seconds_text, upper_first
 
 
 def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str:
@@ -29,8 +29,8 @@ def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str
 def environment() -> Environment:
     look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     found = Environment(loader=FileSystemLoader(FOLDER), **look)  # type: ignore[arg-type]
-    called = (percent, signed, compact, seconds_text, seeds_text, config_texts, scale, color_of, mark_of, all_panels)
-    found.filters |= {function.__name__: function for function in called}
+    texts = (percent, signed, compact, seconds_text, seeds_text, config_texts, upper_first)
+    found.filters |= {function.__name__: function for function in (*texts, scale, color_of, mark_of, all_panels)}
     return found
 
 

@@ -56,15 +56,19 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
-def _accuracy_chart(
-    label: str, x_name: str, x_range: tuple[float, float], spreads: Iterable[Spread], means: Iterable[Spread] = (),
-    ticks: Sequence[str] = (), y_name: str = "accuracy, %", **more: Any,
+def _score_chart(
+    y_name: str, label: str, x_name: str, x_range: tuple[float, float], spreads: Iterable[Spread],
+    means: Iterable[Spread] = (), ticks: Sequence[str] = (), **more: Any,
 ) -> Chart:  # fmt: skip
     """A chart of shares in %, with room for the ends of spreads and for further means; ``ticks`` are at x = 0, 1, …"""
     shares = [end for spread in spreads for end in spread.ends] + [spread.mean for spread in means]
     if ticks:
         more["x_ticks"] = [(float(at), text) for at, text in enumerate(ticks)]
-    return Chart(label, x_name, y_name, x_range, padded([100 * share for share in shares]), **more)
+    return Chart(label, x_name, f"{y_name}, %", x_range, padded([100 * share for share in shares]), **more)
+
+
+def upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _spreads(lines: Iterable[Mapping[Any, Spread]]) -> list[Spread]:
@@ -131,8 +135,8 @@ def em_panel(board: Board, focus: Experiment | None) -> Panel:
     others = [em_scores(one, "GNN", "valid") for one in board.experiments.values() if one is not focus][:MAX_OTHERS]
     others = [points for points in others if len(points) > 1]
     last = int(max(at for points in [*series.values(), *others] for at in points))
-    chart = _accuracy_chart(
-        f"Accuracy by EM iteration of {focus.name}: LM and GNN, validation and test",
+    chart = _score_chart(
+        board.score, f"{upper_first(board.score)} by EM iteration of {focus.name}: LM and GNN, validation and test",
         "EM iteration (0: gold labels alone)", (-0.15, last + 0.15), _spreads(series.values()), _spreads(others),
         x_ticks=[(float(at), str(at)) for at in range(0, last + 1, max(1, math.ceil(last / 8)))],
     )  # fmt: skip
@@ -143,7 +147,7 @@ def em_panel(board: Board, focus: Experiment | None) -> Panel:
         names = {at: f"{model}, EM iteration {at}, {split}" for at in points}
         style, dots = ("dashed", "hollow") if split == "test" else ("", "")
         _line(chart, points, names, MODEL_COLORS[model], style, dots, band=split == "valid")
-    return "em", {"chart": chart, "name": focus.name, "seeds": len(focus.runs)}
+    return "em", {"chart": chart, "score": board.score, "name": focus.name, "seeds": len(focus.runs)}
 
 
 def _diagnostic(experiment: Experiment | None, key: str) -> dict[tuple[int, str], Spread]:
@@ -159,10 +163,11 @@ def agreement_panel(focus: Experiment | None) -> Panel:
     if focus is None or not lines["agreement"]:
         return "agreement", {}
     names = {at: name for points in lines.values() for at, name in points}
-    chart = _accuracy_chart(
-        f"Agreement of LM and GNN after each step of {focus.name}", "step (E: the LM learns, M: the GNN learns)",
+    chart = _score_chart(
+        "share of nodes", f"Agreement of LM and GNN after each step of {focus.name}",
+        "step (E: the LM learns, M: the GNN learns)",
         (min(names) - 0.3, max(names) + 0.3), _spreads(lines.values()),
-        y_name="share of nodes, %", x_ticks=[(float(at), _step(name)) for at, name in sorted(names.items())],
+        x_ticks=[(float(at), _step(name)) for at, name in sorted(names.items())],
     )  # fmt: skip
     legend = []
     for (key, points), color in zip(lines.items(), ("var(--accent)", "var(--cascade)"), strict=True):
@@ -195,10 +200,11 @@ def compute_panel(board: Board) -> Panel:
     seconds = {row: row.seconds for row in board.rows if row.seconds}
     if not seconds:
         return "compute", {}
-    low, high = min(seconds.values()), max(seconds.values())
+    score, low, high = board.score, min(seconds.values()), max(seconds.values())
     log = high > 5 * low
-    chart = _accuracy_chart(
-        f"Accuracy against compute: test accuracy of {len(seconds)} methods over the seconds that it took to get there",
+    chart = _score_chart(
+        score, f"{upper_first(score)} against compute: test {score} of {len(seconds)} methods over the seconds that it "
+        "took to get there",
         "time from start to that model", (low / 1.4, high * 1.4) if log else padded((low, high), 0.15),
         [row.test for row in seconds], [row.valid for row in seconds], log_x=log,
     )  # fmt: skip
@@ -210,7 +216,8 @@ def compute_panel(board: Board) -> Panel:
         left = chart.x(at) > (chart.x.start + chart.x.end) / 2
         anchor, shift = ("end", -9) if left else ("start", 9)
         chart.text(at, 100 * row.test.mean, _short(row.name, 26), anchor, (shift, 4))
-    return "compute", {"chart": chart, "methods": list(dict.fromkeys(row.method for row in seconds)), "log": log}
+    methods = list(dict.fromkeys(row.method for row in seconds))
+    return "compute", {"chart": chart, "score": score, "methods": methods, "log": log}
 
 
 def _time_ticks(chart: Chart) -> list[tuple[float, str]]:
@@ -235,18 +242,18 @@ def sensitivity_panels(board: Board) -> list[Panel]:
                 series.setdefault(final[name].method, {}).setdefault(value, []).append(final[name])
         series = {method: rows for method, rows in series.items() if len(rows) > 1}
         if series:
-            panels.append(_sensitivity(axis, list(values), series))
+            panels.append(_sensitivity(board.score, axis, list(values), series))
     left = len(board.axes) - MAX_AXES
     return panels + [("further", {"left": left})] * (left > 0)
 
 
-def _sensitivity(axis: str, values: Sequence[str], series: Series) -> Panel:
-    """Accuracy by an axis' value: a line per method that two values or more were tried with, and split."""
+def _sensitivity(score: str, axis: str, values: Sequence[str], series: Series) -> Panel:
+    """The score by an axis' value: a line per method that two values or more were tried with, and split."""
     groups = [rows for rows_of in series.values() for rows in rows_of.values()]
     shown = [value for value in values if any(value in rows_of for rows_of in series.values())]
     name, alone = _short(axis, 44), len(series) == 1
-    chart = _accuracy_chart(
-        f"Accuracy of {', '.join(series)} for each value of {axis}", name, (-0.4, len(shown) - 0.6),
+    chart = _score_chart(
+        score, f"{upper_first(score)} of {', '.join(series)} for each value of {axis}", name, (-0.4, len(shown) - 0.6),
         [part for rows in groups for row in rows for part in (row.valid, row.test)],
         ticks=[_short(value, max(5, 64 // len(shown))) for value in shown],
     )  # fmt: skip
@@ -284,8 +291,8 @@ def _mode_panel(board: Board, final: Mapping[str, Row]) -> list[Panel]:
     if len(modes) < 2:
         return []
     every = [row for rows in modes.values() for row in rows.values()]
-    chart = _accuracy_chart(
-        "Accuracy of each train mode", "train.mode", (-0.4, len(modes) - 0.3),
+    chart = _score_chart(
+        board.score, f"{upper_first(board.score)} of each train mode", "train.mode", (-0.4, len(modes) - 0.3),
         [row.test for row in every], [row.valid for row in every], [mode.removeprefix("glem_") for mode in modes],
     )  # fmt: skip
     for network, points in _by_network(board, modes).items():
@@ -298,7 +305,7 @@ def _mode_panel(board: Board, final: Mapping[str, Row]) -> list[Panel]:
 
 
 def _by_network(board: Board, modes: Mapping[str, Mapping[str, Row]]) -> dict[str, list[tuple[float, float]]]:
-    """Points (position of the mode, mean test accuracy in %) by GNN; GNNs with a single mode are left out."""
+    """Points (position of the mode, mean test score in %) by GNN; GNNs with a single mode are left out."""
     scores: dict[str, dict[float, list[float]]] = {}
     for at, (mode, rows) in enumerate(modes.items()):
         for name, row in rows.items() if mode != "glem_lm" else ():

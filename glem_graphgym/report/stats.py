@@ -16,10 +16,13 @@ from rich.table import Column, Table
 
 from glem_graphgym.files import atomic_write, read_json, reading, write_json
 from glem_graphgym.modes import METHODS
+from glem_graphgym.scores import METRIC, METRICS
 
 MODELS = ("LM", "GNN")
-# Columns of `summary_rows` and of summary.json; `report.results` says what they mean.
+# Columns of `summary_rows` and of summary.json; `report.results` says what they mean. Runs have those of FURTHER that
+# are not their own metric's, and the older ones none.
 SUMMARY = ("method", "valid", "test", "params", "seconds", "peak_memory_mb")
+FURTHER = tuple(f"{split}_{metric}" for metric in METRICS for split in ("valid", "test"))
 NO_MODEL = "none"
 LOG_WIDTH = 200
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
@@ -40,7 +43,7 @@ class Stage:
     lr: float  # base learning rate
     epochs: float
     best_epoch: float  # whose weights were kept; may be a fraction
-    scores: dict[str, dict[str, float]]  # train, valid, test -> the metric (share 0-1) and "loss"
+    scores: dict[str, dict[str, float]]  # train, valid, test -> those of `METRICS` (shares 0-1), and "loss"
     diagnostics: dict[str, float] = field(default_factory=dict)  # of the EM objective; empty outside EM
 
     def score(self, split: str, metric: str) -> float:
@@ -115,10 +118,10 @@ def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> lis
 
     ``summary.json`` is a list of the run's `summary_rows`. ``train/``, ``val/`` and ``test/stats.json`` are in
     GraphGym's format, one JSON row per stage. All rows have the same keys (train also GraphGym's ``eta``, always 0):
-    ``epoch`` is the stage's index; ``lm_*`` and ``gnn_*`` are the scores of the latest LM and GNN up to that stage, 0.0
-    before the first; ``time_iter`` is the stage's seconds; ``params`` count every kind of model trained up to that
-    stage once. Values are rounded to ``digits`` decimals, except ``lr``. Files are replaced as a whole: GraphGym's
-    reader keeps the first of the rows with one epoch, so appending would keep outdated ones.
+    ``epoch`` is the stage's index; ``lm_*`` and ``gnn_*`` are metric and loss of the latest LM and GNN up to that
+    stage, 0.0 before the first; ``time_iter`` is the stage's seconds; ``params`` count every kind of model trained up
+    to that stage once. Values are rounded to ``digits`` decimals, except ``lr``. Files are replaced as a whole:
+    GraphGym's reader keeps the first of the rows with one epoch, so appending would keep outdated ones.
 
     Raises:
         ValueError: there is no finished stage, one is damaged, or one lacks the run's metric.
@@ -159,6 +162,7 @@ def write_tensorboard(folder: Path, stats: Mapping[str, Sequence[Mapping[str, fl
 
 def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -> list[dict[str, float]]:
     latest = {f"{model.lower()}_{key}": 0.0 for model in MODELS for key in (metric, "loss")}
+    further = further_metrics(stages, metric)
     rows = []
     for place, stage in enumerate(stages):
         scores = {key: stage.score(split, key) for key in (metric, "loss")}
@@ -172,6 +176,7 @@ def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -
             "params": _params_of(stages[: place + 1]),
             "time_iter": stage.seconds,
             metric: scores[metric],
+            **{name: stage.score(split, name) for name in further},
             "em_iteration": stage.em_iteration,
             "peak_memory_mb": stage.peak_memory_mb,
             **latest,
@@ -182,6 +187,23 @@ def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -
 
 def _params_of(stages: Sequence[Stage]) -> int:
     return sum({stage.model: stage.params for stage in stages}.values())
+
+
+def further_metrics(stages: Sequence[Stage], metric: str) -> list[str]:
+    """The metrics beside ``metric`` that every stage was scored by."""
+    scored = [part for stage in stages for part in stage.scores.values()]
+    return [name for name in METRICS if name != metric and all(name in part for part in scored)]
+
+
+def heading(split: str, metric: str = METRIC) -> str:
+    """``test %``, ``test macro-F1 %``: a column's heading."""
+    return f"{split} %" if metric == METRIC else f"{split} {METRICS.get(metric, metric)} %"
+
+
+def further_headings(columns: Iterable[str]) -> dict[str, str]:
+    """Column -> heading of the further test scores among ``columns``."""
+    found = set(columns)
+    return {key: f"test {name} %" for metric, name in METRICS.items() if (key := f"test_{metric}") in found}
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
@@ -196,8 +218,8 @@ def best_stage(stages: Sequence[Stage], method: str, metric: str) -> Stage | Non
     return max(competing, key=lambda stage: stage.score("valid", metric), default=None)
 
 
-def summary_rows(stages: Sequence[Stage], metric: str = "accuracy") -> list[dict[str, Any]]:
-    """A row per method, in the order of `METHODS`, with the keys `SUMMARY`: a run's part of the results frame.
+def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str, Any]]:
+    """A row per method, in the order of `METHODS`, with the keys `SUMMARY` and those of `FURTHER` that the run has.
 
     A row is that of the method's stage with the best validation score, the first of equal ones; test scores play no
     part in the choice. Costs are those of all stages up to that one.
@@ -212,7 +234,9 @@ def summary_rows(stages: Sequence[Stage], metric: str = "accuracy") -> list[dict
         until = stages[: stages.index(chosen) + 1]
         seconds, memory = sum(stage.seconds for stage in until), max(stage.peak_memory_mb for stage in until)
         scores = (chosen.score("valid", metric), chosen.score("test", metric))
-        rows.append(dict(zip(SUMMARY, (method, *scores, _params_of(until), seconds, memory), strict=True)))
+        row = dict(zip(SUMMARY, (method, *scores, _params_of(until), seconds, memory), strict=True))
+        further = [(split, name) for name in further_metrics(stages, metric) for split in ("valid", "test")]
+        rows.append(row | {f"{split}_{name}": chosen.score(split, name) for split, name in further})
     return rows
 
 
@@ -232,23 +256,30 @@ def default_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
-def print_run(run_dir: Path, title: str, console: Console | None = None) -> None:
-    """Print a finished run, one line per method: scores in %, parameters, seconds and peak memory."""
-    rows = [
-        (method, f"{100 * valid:.2f}", f"{100 * test:.2f}", f"{params:,}", f"{seconds:,.1f}", f"{memory:,.0f}")
-        for method, valid, test, params, seconds, memory in map(
-            dict.values, summary_rows(read_stages(run_dir), read_metric(run_dir))
-        )
-    ]
-    numbers = ["valid %", "test %", "params", "seconds", "peak memory MB"]
-    (console or default_console()).print(new_table(title, ["method"], numbers, rows))
+def print_run(run_dir: Path, title: str, console: Console | None = None, *, further: bool = False) -> None:
+    """Print a finished run, one line per method: scores in %, parameters, seconds and peak memory.
+
+    Args:
+        further: with test scores by the other metrics, for which a terminal is too narrow.
+    """
+    metric = read_metric(run_dir)
+    rows = summary_rows(read_stages(run_dir), metric)
+    scores = {split: heading(split, metric) for split in ("valid", "test")}
+    scores |= further_headings(key for row in rows for key in row) if further else {}
+    cells = [
+        [row["method"], *(f"{100 * row[key]:.2f}" for key in scores), f"{row['params']:,}", f"{row['seconds']:,.1f}",
+         f"{row['peak_memory_mb']:,.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    numbers = [*scores.values(), "params", "seconds", "peak memory MB"]
+    (console or default_console()).print(new_table(title, ["method"], numbers, cells))
 
 
 def log_run(run_dir: Path, log: Path) -> None:
     """Append to a log file what would not fit a terminal, a line per stage with its diagnostics, and `print_run`."""
     stages, metric = read_stages(run_dir), read_metric(run_dir)
     diagnostics = list(dict.fromkeys(key for stage in stages for key in stage.diagnostics))
-    numbers = ["valid %", "best epoch", "seconds", *diagnostics]
+    numbers = [heading("valid", metric), "best epoch", "seconds", *diagnostics]
     table = new_table("Stages and their diagnostics", ["EM", "stage", "method"], numbers)
     for before, stage in zip([None, *stages], stages, strict=False):
         if before and stage.em_iteration != before.em_iteration:
@@ -259,7 +290,7 @@ def log_run(run_dir: Path, log: Path) -> None:
     with log.open("a", encoding="utf-8") as file:
         console = Console(file=file, width=LOG_WIDTH)
         console.print(table)
-        print_run(run_dir, "", console)
+        print_run(run_dir, "", console, further=True)
 
 
 def diagnostic_text(value: float) -> str:
@@ -274,5 +305,6 @@ def print_predictions(run_dir: Path, console: Console | None = None) -> None:
         (method, *(f"{100 * splits[split][metric]:.2f}" for split in ("valid", "test")))
         for method, splits in scores.items()
     ]
-    table = new_table(f"seed {run_dir.name}, predicted again", ["method"], ["valid %", "test %"], rows)
+    numbers = [heading(split, metric) for split in ("valid", "test")]
+    table = new_table(f"seed {run_dir.name}, predicted again", ["method"], numbers, rows)
     (console or default_console()).print(table)

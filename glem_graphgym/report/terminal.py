@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glem_graphgym.report.leaderboard import NUMBERS, TEXTS, Board, cells_of, marks_of
+from glem_graphgym.report.leaderboard import TEXTS, Board, cells_of, columns_of, marks_of
 from glem_graphgym.report.significance import Difference
 from glem_graphgym.report.stats import default_console, new_table
 
-COLUMNS = TEXTS + NUMBERS
 LEAST_FIRST = ("config", "peak MB", "seconds", "seeds", "params", "to best")
 NAME_WIDTH, MIN_NAME_WIDTH, REASON_WIDTH, WIDEST = 36, 18, 16, 10_000
 SETTING = re.compile(r"(?<=-)(?=[^-=/]+=)")  # where a grid's names go on with "key=value"
@@ -37,9 +36,11 @@ def print_board(board: Board, console: Console | None = None) -> None:
     """
     console = console or default_console()
     prefix = common_prefix(board.experiments)
-    options = [(Style(), COLUMNS), (Style(stack_differences=True), COLUMNS)]
+    every, further = columns_of(board), list(board.headings.values())[2:]
+    most = [name for name in every if name not in further]
+    options = [(Style(), every), (Style(), most), (Style(stack_differences=True), most)]
     for left_out in range(len(LEAST_FIRST) + 1):
-        options.append((Style(True, True), [name for name in COLUMNS if name not in LEAST_FIRST[:left_out]]))
+        options.append((Style(True, True), [name for name in most if name not in LEAST_FIRST[:left_out]]))
     for style, columns in options:
         table = _table(board, prefix, style, columns)
         excess = console.measure(table, options=console.options.update(width=WIDEST)).maximum - console.width
@@ -49,7 +50,7 @@ def print_board(board: Board, console: Console | None = None) -> None:
         table = _table(board, prefix, Style(True, True, max(MIN_NAME_WIDTH, NAME_WIDTH - excess)), columns)
     console.print(table)
     notes = [f"names are without {prefix!r}, with which all experiments begin"] if prefix else []
-    if left := [name for name in COLUMNS if name not in columns]:
+    if left := [name for name in every if name not in columns]:
         names = ", ".join(left)
         notes.append(f"left out at a width of {console.width}: {names}; the CSV and the Markdown file have them")
     for note in [*notes, *board.notes]:
@@ -79,7 +80,7 @@ def _table(board: Board, prefix: str, style: Style, columns: Sequence[str]) -> T
 def _cells(board: Board, prefix: str, style: Style) -> list[dict[str, str]]:
     table = []
     for row, texts in zip([*board.rows, *board.published], cells_of(board), strict=True):
-        cells = dict(zip(COLUMNS, texts, strict=True))
+        cells = dict(zip(columns_of(board), texts, strict=True))
         lines = [row.method + marks_of(row), *_wrapped(row.experiment.removeprefix(prefix), style.name_width)]
         if row.published:
             parts = (row.method, f"published: {row.source}")

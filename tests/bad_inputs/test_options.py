@@ -217,7 +217,7 @@ NONSENSE = {
     ("accelerator", "gpu"): [],
     ("accelerator", "cuda:0"): [],
     ("metric_best", "acuracy"): ["accuracy"],
-    ("metric_best", "auc"): ["accuracy"],
+    ("metric_best", "f1"): ["macro_f1"],
     ("metric_best", ""): ["accuracy"],
     ("metric_best", "[accuracy]"): [],
     ("metric_agg", "max"): ["argmax"],

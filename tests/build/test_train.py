@@ -16,6 +16,7 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
 from glem_graphgym.build import graph as loader
+from glem_graphgym.build.graph import metrics_of
 from glem_graphgym.build.learners import graph_views_of, lm_learners, smoother
 from glem_graphgym.build.run import em_settings, prepare, pseudo_accuracy, scores_of, unlabelled_nodes
 from glem_graphgym.build.run_folder import RunError, decisive_settings
@@ -28,6 +29,7 @@ from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
 
 NODES, CLASSES = 100, 3
+PAIRS = {"train": [0, 1], "valid": [2, 3], "test": [4, 5]}  # a node of each class of `path_graph`
 
 
 def path_graph() -> TextGraph:
@@ -410,7 +412,7 @@ def test_class_weights_are_in_the_loss_of_every_learner(
 def test_scores_by_hand() -> None:
     logits = np.zeros((7, 2), dtype=np.float16)
     logits[[0, 2, 5]] = [3, 0]
-    scores = scores_of(path_graph(), logits, lambda true, predicted: float((true == predicted).mean()))
+    scores = scores_of(path_graph(), logits, metrics_of(path_graph()))
     # Train: node 0 right, 3 undecided and taken for class 0. Test: 2 right, 5 wrong.
     assert {part: values["accuracy"] for part, values in scores.items()} == {"train": 0.5, "valid": 0, "test": 0.5}
     right, wrong = np.log1p(np.exp(-3)), np.log1p(np.exp(3))
@@ -418,6 +420,45 @@ def test_scores_by_hand() -> None:
     assert scores["valid"]["loss"] == pytest.approx(np.log(2), rel=1e-5)
     assert scores["test"]["loss"] == pytest.approx((right + wrong) / 2, rel=1e-5)
     assert all(type(value) is float for values in scores.values() for value in values.values())
+    # All are taken for class 0, of two classes (in test and train) or of one (valid: 1) that are true.
+    f1 = {part: values["macro_f1"] for part, values in scores.items()}
+    assert f1 == pytest.approx({"train": (2 / 3) / 2, "valid": 0, "test": (2 / 3) / 2})
+    balanced = {part: values["balanced_accuracy"] for part, values in scores.items()}
+    assert balanced == {"train": 0.5, "valid": 0, "test": 0.5}
+    assert "auc" not in scores["train"]  # validation has one class alone
+
+
+def test_roc_auc_is_the_share_of_pairs_in_the_right_order() -> None:
+    graph = replace(path_graph(), split={part: np.array(nodes) for part, nodes in PAIRS.items()})
+    logits = np.array([[0, 1], [0, 2], [0, 3], [5, 6], [0, 0], [0, 0], [0, 0]], dtype=np.float16)
+    scores = scores_of(graph, logits, metrics_of(graph))
+    assert [scores[part]["auc"] for part in PAIRS] == [1.0, 0.0, 0.5]
+
+
+def test_a_metric_that_a_graph_does_not_have_is_refused_before_any_work(configure: Callable[..., None]) -> None:
+    configure("metric_best", "auc")
+    with pytest.raises(ConfigError, match=r"'auc', which needs two .* 3 classes; expected one of: accuracy, macro_f1"):
+        prepare(cfg)
+
+
+def test_the_metric_selects_weights_and_stages_and_keeps_its_run_apart(configure: Callable[..., Path]) -> None:
+    run_dir = configure("metric_best", "balanced_accuracy", "train.mode", "glem_cascade")
+    graph, run = prepare(cfg)
+    labels = graph.label[graph.split["valid"]]
+    logits = np.eye(CLASSES, dtype=np.float32)[np.full(len(labels), np.bincount(labels).argmax())]
+    assert run.gnn.validation.score(logits) == run.lm_gold.validation.score(logits) == pytest.approx(1 / CLASSES)
+    assert run.journal.metric == json.loads((run_dir / "run.json").read_text())["metric"] == "balanced_accuracy"
+    train_and_finish()
+    record = json.loads(next(run_dir.glob("stages/01_*/stage.json")).read_text())
+    history = json.loads(next(run_dir.glob("stages/01_*/history.json")).read_text())
+    best = max(row["valid"] for row in history)
+    assert record["scores"]["valid"]["balanced_accuracy"] == pytest.approx(best, abs=0.05)
+    summary = json.loads((run_dir / "summary.json").read_text())[1]
+    assert summary["valid"] == record["scores"]["valid"]["balanced_accuracy"]
+    assert summary["test_macro_f1"] == record["scores"]["test"]["macro_f1"]
+    configure("train.mode", "glem_cascade")
+    with pytest.raises(RunError, match="metric_best was 'balanced_accuracy', now 'accuracy'"):
+        prepare(cfg)
 
 
 def test_accuracy_of_pseudo_labels_on_validation_nodes() -> None:

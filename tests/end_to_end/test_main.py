@@ -26,6 +26,7 @@ from torch_geometric.graphgym.utils.agg_runs import agg_batch
 from glem_graphgym.build.run_folder import RunError, lock_run_folder
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
+from glem_graphgym.report.stats import FURTHER, SUMMARY
 from tests.bad_inputs.conftest import load_program
 from tests.small import CLASSES, NODES, write_config
 
@@ -220,7 +221,7 @@ def test_the_summary_has_a_row_a_method(finished: tuple[Path, str]) -> None:
         record = json.loads((run / "stages" / stage / "stage.json").read_text())
         assert told["test"]["accuracy"] == pytest.approx(record["scores"]["test"]["accuracy"])
     for row, stage in zip(found, STAGES, strict=True):
-        assert set(row) == {"method", "valid", "test", "params", "seconds", "peak_memory_mb"}
+        assert set(row) == {*SUMMARY, *FURTHER} - {"valid_accuracy", "test_accuracy", "valid_auc", "test_auc"}
         record = json.loads((run / "stages" / stage / "stage.json").read_text())
         assert row["valid"] == record["scores"]["valid"]["accuracy"]
         assert row["test"] == record["scores"]["test"]["accuracy"]

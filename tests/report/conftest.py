@@ -52,7 +52,11 @@ def stage_record(index: int, valid: float, test: float) -> dict[str, Any]:
     costs = {"seconds": 100.0, "params": 20000} if model == "LM" else {"seconds": 10.0, "params": 300}
     costs |= {"peak_memory_mb": 500.0 + index, "lr": 2e-5, "epochs": 3, "best_epoch": 2.0}
     scores = {"train": 0.95, "valid": valid, "test": test}
-    parts = {split: {"accuracy": value, "loss": 1 - value} for split, value in scores.items()}
+    further = {"macro_f1": 0.9, "balanced_accuracy": 0.8}
+    parts = {
+        split: {"accuracy": value, "loss": 1 - value, **{name: value * part for name, part in further.items()}}
+        for split, value in scores.items()
+    }
     diagnostics = {"agreement": 0.8 + valid / 10, "pseudo_accuracy_valid": valid, "pseudo_candidates": 100}
     return {**about, **costs, "scores": parts, "diagnostics": diagnostics if iteration else {}}
 

@@ -376,7 +376,7 @@ def test_aggregate_table_shows_mean_and_std_in_percent_and_fits_80_columns() -> 
         Row("LM", 1, Spread(0.7), Spread(0.71004), (0,), 1000, 60.0, 512.0),
         Row("GLEM-GNN", 3, Spread(0.80126, 0.00099), Spread(0.79934, 0.00206), (0, 1, 2), 22713216, 1234.5, 2048.4),
     ]
-    print_aggregate(rows, "debian", Console(file=output, width=120))
+    print_aggregate(rows, "debian", console=Console(file=output, width=120))
     cells = [[c.strip() for c in line.strip("│").split("│")] for line in output.getvalue().splitlines() if "│" in line]
     assert cells == [
         ["LM", "1", "70.00", "71.00", "1,000", "60", "512"],
@@ -385,7 +385,7 @@ def test_aggregate_table_shows_mean_and_std_in_percent_and_fits_80_columns() -> 
     output = io.StringIO()
     score, costs = Spread(0.8, 0.001), (435_061_760, 123_456.0, 70_000.0)
     largest = [Row(method, 3, score, score, (0, 1, 2), *costs) for method in ("GLEM-GNN+C&S", "GLEM-LM+GNN")]
-    print_aggregate(largest, "x", Console(file=output, width=80))
+    print_aggregate(largest, "x", console=Console(file=output, width=80))
     lines = output.getvalue().splitlines()
     assert len([line for line in lines if line.startswith("│")]) == len(largest)  # none is folded
     assert "435,061,760" in lines[-2] and "seeds" not in output.getvalue()

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,10 @@ from glem_graphgym.report.leaderboard import (
     to_csv,
     to_markdown,
 )
+from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
+from glem_graphgym.report.page import render_page
 from glem_graphgym.report.significance import CONSTANT, TOO_FEW, Difference, holm, paired_difference
+from glem_graphgym.report.stats import FURTHER, SUMMARY
 from glem_graphgym.report.terminal import print_board
 
 
@@ -64,7 +68,9 @@ def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path, run
         "glem-alpha=0.3": 16, "glem-alpha=0.7": 16, "stock": 3, "other": 4,
     }  # fmt: skip
     assert list(frame) == ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", "method",
-                           "valid", "test", "params", "seconds", "peak_memory_mb"]  # fmt: skip
+                           *SUMMARY[1:], *FURTHER]  # fmt: skip
+    assert np.allclose(frame.test_accuracy, frame.test)  # of GraphGym's own training too, which has no others here
+    assert np.allclose(frame.valid_macro_f1, (0.9 * frame.valid).where(frame["mode"] == "glem"), equal_nan=True)
     last = frame[(frame.experiment == "glem-alpha=0.7") & (frame.method == "GLEM-GNN")]
     assert last.seed.tolist() == [0, 1, 2, 3] and last.valid.tolist() == [0.794, 0.788, 0.791, 0.793]
     assert last[["params", "seconds", "peak_memory_mb"]].drop_duplicates().values.tolist() == [[20300, 220, 503]]
@@ -76,6 +82,28 @@ def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path, run
             scores = frame[(frame.experiment == row.experiment) & (frame.method == row.method)]
             assert (row.test, row.valid) == (Spread.of(scores.test), Spread.of(scores.valid))
             assert scores[["dataset", "config"]].drop_duplicates().values.tolist() == [[board.dataset, row.config]]
+
+
+def test_runs_that_another_metric_selected_have_a_table_of_their_own(tmp_path: Path, run_folder: Any) -> None:
+    for metric in ("accuracy", "macro_f1"):
+        run_folder(tmp_path / metric, 0, metric=metric)
+    accuracy, macro = sorted(read_boards([tmp_path]), key=lambda board: board.metric)
+    assert [row.valid.mean for row in macro.rows] == pytest.approx([0.9 * row.valid.mean for row in accuracy.rows])
+    assert macro.rows[0].config != accuracy.rows[0].config
+    assert "ranked by mean validation macro-F1; test macro-F1 plays no part in any choice" in macro.notes
+    assert list(macro.headings.values()) == [
+        "valid macro-F1 %", "test macro-F1 %", "test accuracy %", "test balanced accuracy %",
+    ]  # fmt: skip
+    table = list(csv.DictReader(io.StringIO(to_csv([accuracy, macro]))))
+    assert [row["metric"] for row in table] == 4 * ["accuracy"] + 4 * ["macro_f1"]
+    best, other = table[0], table[4]
+    assert float(other["test_accuracy_mean"]) == float(best["test_mean"]) and not other["test_macro_f1_mean"]
+    assert float(best["test_macro_f1_mean"]) == float(other["test_mean"]) and not best["test_accuracy_mean"]
+    page = render_page([macro])
+    for text in ("Test accuracy %", "its test macro-F1, %", "Macro-F1 by EM iteration", "Macro-F1 against compute"):
+        assert text in page
+    with pytest.raises(OgbError, match=r"macro_f1 selected the weights \(metric_best\), expected accuracy"):
+        ogb_entry(macro, About())
 
 
 def test_test_scores_change_no_rank_and_no_choice(tmp_path: Path, run_folder: Any) -> None:

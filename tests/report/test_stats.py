@@ -196,6 +196,26 @@ def test_summary_counts_all_that_it_took_to_get_each_model(tmp_path: Path) -> No
     assert summary_rows(stages)[-1] == summary("GLEM-GNN", 0.77, 0.60, 2350, 278.0, 1100.0)
 
 
+def two_scores(index: int, accuracy: float, macro_f1: float) -> dict[str, Any]:
+    parts = {split: {"accuracy": accuracy, "macro_f1": macro_f1, "loss": 0.5} for split in ("train", "valid", "test")}
+    return stage_dict(index, "GNN", accuracy, scores=parts)
+
+
+def test_the_runs_metric_chooses_and_the_others_are_told_beside_it(tmp_path: Path) -> None:
+    run = save(tmp_path, two_scores(0, 0.8, 0.5), two_scores(1, 0.7, 0.6), metric="macro_f1")
+    (row,) = finish_run(run)
+    assert row == summary("GNN", 0.6, 0.6, 300, 20.0, 100.0) | {"valid_accuracy": 0.7, "test_accuracy": 0.7}
+    assert column(run, "val", "macro_f1") == column(run, "val", "gnn_macro_f1") == [0.5, 0.6]
+    assert column(run, "test", "accuracy") == [0.8, 0.7]
+    numbers = ["valid macro-F1 %", "test macro-F1 %", "test accuracy %"]
+    assert lines_of(printed(run, 120, True))[0] == ["method", *numbers, "params", "seconds", "peak memory MB"]
+    assert lines_of(printed(run, 120, True))[1][1:4] == ["60.00", "60.00", "70.00"]
+    assert "accuracy" not in printed(run, 120)
+    # A stage of an older version has accuracy alone: nothing is told beside that.
+    old = save(tmp_path / "old", GLEM_RUN[0], two_scores(1, 0.7, 0.6))
+    assert list(finish_run(old)[0]) == list(SUMMARY) and "macro_f1" not in rows_of(old / "val" / "stats.json")[1]
+
+
 def test_methods_are_in_a_fixed_order_and_others_follow() -> None:
     methods = ["SAGN", "GLEM-GNN", "GNN", "MLP", "Cascade", "LM", "GLEM-LM", "MLP"]
     rows = summary_rows([stage(index, method, 0.5) for index, method in enumerate(methods)])
@@ -228,9 +248,9 @@ def lines_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")] for line in rows]
 
 
-def printed(run: Path, width: int) -> str:
+def printed(run: Path, width: int, further: bool = False) -> str:
     output = io.StringIO()
-    print_run(run, "debian, seed 0", Console(file=output, width=width))
+    print_run(run, "debian, seed 0", Console(file=output, width=width), further=further)
     return output.getvalue()
 
 
