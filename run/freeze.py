@@ -1,8 +1,9 @@
 """Make a graph that the package carries: ``python run/freeze.py debian InRelease Packages.xz``.
 
-The files of each graph are:
+What each graph is made of:
 
 - ``debian``: the InRelease file of a Debian release, and a Packages file whose SHA-256 it states.
+- ``wordnet``: the folder of WordNet 3.0's database (wndb(5WN) describes its files).
 
 The graph goes into the package, or to ``--out``. The same files make the same bytes.
 Exit status: 0 the graph is written; 1 it is not (one message says why); 2 the command line is wrong.
@@ -11,11 +12,16 @@ Exit status: 0 the graph is written; 1 it is not (one message says why); 2 the c
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -52,14 +58,70 @@ def debian(release: Path, packages: Path) -> Records:
     return replace(records, origin=records.origin | origin)
 
 
-GRAPHS: dict[str, Callable[..., Records]] = {"debian": debian}
-FILES = {"debian": 2}
+PARTS = ("noun", "verb", "adj", "adv")
+# The lexicographers' files by number (lexnames(5WN)): the class of a synset.
+# fmt: off
+LEXICOGRAPHERS = [
+    "adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact", "noun.attribute",
+    "noun.body", "noun.cognition", "noun.communication", "noun.event", "noun.feeling", "noun.food", "noun.group",
+    "noun.location", "noun.motive", "noun.object", "noun.person", "noun.phenomenon", "noun.plant",
+    "noun.possession", "noun.process", "noun.quantity", "noun.relation", "noun.shape", "noun.state",
+    "noun.substance", "noun.time", "verb.body", "verb.change", "verb.cognition", "verb.communication",
+    "verb.competition", "verb.consumption", "verb.contact", "verb.creation", "verb.emotion", "verb.motion",
+    "verb.perception", "verb.possession", "verb.social", "verb.stative", "verb.weather", "adj.ppl",
+]
+# fmt: on
+
+
+def wordnet(folder: Path) -> Records:
+    """The synsets with a sense that occurs in the texts which WordNet's makers tagged, and the pointers among them."""
+    contents = {
+        f"{kind}.{part}": (folder / f"{kind}.{part}").read_bytes() for kind in ("index", "data") for part in PARTS
+    }
+    lines = {name: re.sub(rb"(?m)^  .*\n", b"", content).decode().splitlines() for name, content in contents.items()}
+    tagged = set()
+    for line in chain.from_iterable(lines[f"index.{part}"] for part in PARTS):
+        # lemma, part of speech, senses, kinds, a symbol per kind, senses, tagged ones, offsets by decreasing frequency
+        cells = line.split()
+        first = 6 + int(cells[3])
+        tagged |= {(cells[1], offset) for offset in cells[first : first + int(cells[first - 1])]}
+    rows: dict[tuple[str, str], tuple[str, str, str]] = {}
+    pointers: list[tuple[tuple[str, str], tuple[str, str]]] = []
+    seen: Counter[str] = Counter()
+    for line in chain.from_iterable(lines[f"data.{part}"] for part in PARTS):
+        # offset, file, type, words in hex, (word, id) each, pointers, (symbol, offset, type, words) each, gloss
+        cells, gloss = line.partition("|")[0].split(), line.partition("|")[2]
+        key = ("a" if cells[2] == "s" else cells[2], cells[0])
+        if key in tagged:
+            end = 4 + 2 * int(cells[3], 16)
+            name = ", ".join(re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in cells[4:end:2])
+            seen[name] += 1
+            numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
+            rows[key] = numbered, LEXICOGRAPHERS[int(cells[1])], " ".join(gloss.split())
+            others = zip(cells[end + 3 :: 4], cells[end + 2 :: 4], strict=False)
+            pointers += [(key, other) for _, other in zip(range(int(cells[end])), others, strict=False)]
+    order = sorted(rows, key=lambda key: rows[key])
+    node = {key: number for number, key in enumerate(order)}
+    ends = [(node[key], node[other]) for key, other in pointers if other in node]
+    names, classes, glosses = (list(column) for column in zip(*(rows[key] for key in order), strict=True))
+    files = [
+        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    ]
+    # Every file begins with the licence, which every copy must carry; its lines are numbered.
+    terms = " ".join(" ".join(re.findall(r"(?m)^ +[0-9]+ (.*)", contents["data.noun"].decode())).split())
+    origin = {"release": "WordNet 3.0", "date": "2006", "terms": terms, "files": files}
+    return Records("wordnet", names, names, classes, glosses, np.array(ends, np.int64).reshape(-1, 2).T, origin)
+
+
+GRAPHS: dict[str, Callable[..., Records]] = {"debian": debian, "wordnet": wordnet}
+FILES = {"debian": 2, "wordnet": 1}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make a graph that the package carries.")
     parser.add_argument("name", choices=GRAPHS, help="the graph")
-    parser.add_argument("files", type=path, nargs="+", help="debian: InRelease and Packages (plain, .gz or .xz)")
+    parser.add_argument("files", type=path, nargs="+", help="what it is made of; Packages may be plain, .gz or .xz")
     parser.add_argument("--out", type=path, help="the file to write (default: the package's own)")
     args = parser.parse_args(argv)
     if len(args.files) != FILES[args.name]:

@@ -102,6 +102,7 @@ GRAPHS |= {
     **dict.fromkeys(("ogbn-arxiv", "ogbn-products", "ogbn-papers100M"), _ogb),
     "table": _table,
     "synthetic": _synthetic,
+    "wordnet": _frozen,
 }
 
 

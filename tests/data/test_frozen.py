@@ -23,6 +23,8 @@ from tests.bad_inputs.conftest import load_program
 SIZES = {
     ("debian", 0): ("ba140795c7d66655", 63_436, 295_300, 56, [5_243, 5_227, 42_096]),
     ("debian", 8000): ("4613bf0ab5701780", 8_000, 73_601, 37, [683, 650, 5_539]),
+    ("wordnet", 0): ("2669d41ae1955d67", 27_255, 34_201, 43, [2_716, 2_760, 21_735]),
+    ("wordnet", 8000): ("82add7de47cca164", 8_000, 12_883, 41, [777, 787, 6_404]),
 }
 
 
@@ -139,6 +141,36 @@ def test_the_script_makes_a_file_of_a_release(tmp_path: Path, packed: bool, caps
     assert (records.descriptions, records.edges.tolist()) == (["", "two"], [[0], [1]])
     assert records.origin["release"] == "Debian 12.0 (bookworm)"
     assert records.origin["files"] == [{"release": "bookworm", "name": "main/binary-amd64/Packages", **stated}]
+
+
+WORDNET = {
+    "index.noun": "  1 Free\n  2 to use.  \ndog n 2 2 @ ~ 2 1 00000020 00000010  \nanimal n 1 0 1 1 00000030  \n",
+    "index.verb": "dog v 1 1 + 1 0 00000040  \n",
+    "index.adj": "galore a 1 0 1 1 00000050  \n",
+    "index.adv": "",
+    "data.noun": "  1 Free\n  2 to use.  \n"
+    "00000010 06 n 01 dog 0 001 @ 00000030 n 0000 | a machine  \n"
+    '00000020 05 n 02 dog 0 domestic_dog 0 002 @ 00000030 n 0000 + 00000040 v 0101 | a pet; "the dog barked"  \n'
+    "00000030 05 n 01 animal 0 002 ~ 00000020 n 0000 ~ 00000010 n 0000 | a living thing  \n",
+    "data.verb": "00000040 38 v 01 dog 0 001 + 00000020 n 0101 01 + 02 00 | go after  \n",
+    "data.adj": "00000050 00 s 0a galore(ip) 0"
+    + "".join(f" g{i} 0" for i in range(9))
+    + " 001 ! 00000030 n 0000 | a lot  \n",
+    "data.adv": "",
+}
+
+
+def test_the_script_makes_a_file_of_wordnet(tmp_path: Path) -> None:
+    for name, content in WORDNET.items():
+        (tmp_path / name).write_text(content)
+    assert load_program("freeze").main(["wordnet", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    records = thaw((tmp_path / "out").read_bytes())
+    galore = ", ".join(["galore", *(f"g{i}" for i in range(9))])
+    assert records.names == records.groups == ["animal", "dog, domestic dog", galore]
+    assert records.classes == ["noun.animal", "noun.animal", "adj.all"]
+    assert records.descriptions == ["a living thing", 'a pet; "the dog barked"', "a lot"]
+    assert records.edges.T.tolist() == [[0, 1], [0, 2]]
+    assert records.origin["terms"] == "Free to use."
 
 
 @pytest.mark.slow
