@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -214,6 +214,16 @@ def _blocks_of(array: np.ndarray) -> Iterator[np.ndarray]:
     rows = len(array) if array.flags.c_contiguous else max(1, BLOCK_BYTES * len(array) // array.nbytes)
     for start in range(0, len(array), rows or 1):
         yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8)
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def sampled_fingerprint(*paths: Path) -> str:

@@ -432,7 +432,7 @@ def test_every_configuration_of_a_published_data_set_is_compared_but_for_our_own
 
 # Keys of the machine, the disk and one's own data, which a shipped file has no reason to set.
 OF_THE_USER = {"dataset.tag_source", "lm.attention", "lm.precision", "lm.infer_tokens", "lm.micro_batch_tokens"}
-OF_THE_USER |= {"glem.keep_weights", "glem.checkpoint_minutes"}
+OF_THE_USER |= {"glem.keep_weights", "glem.checkpoint_minutes", "dataset.tag_valid_share", "dataset.tag_undirected"}
 
 
 def test_every_key_is_set_to_another_value_than_its_default_by_something_that_ships() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from glem_graphgym.config import TEXT_GRAPHS, feature_kinds
+from glem_graphgym.data.splits import with_shots
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.models.pretrained import load_tokenizer
@@ -30,10 +31,13 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     """
     if cfg.dataset.name not in GRAPHS:
         raise DataError(f"dataset.name is '{cfg.dataset.name}', expected one of: {', '.join(GRAPHS)}")
-    graph = GRAPHS[cfg.dataset.name](cfg)
+    graph = GRAPHS[cfg.dataset.name](cfg).with_split(cfg.seed)
+    if cfg.dataset.tag_shots:
+        graph = with_shots(graph, cfg.dataset.tag_shots, cfg.dataset.tag_seed)
     sizes = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
     logging.info(
-        f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges, {graph.num_classes} classes\n"
+        f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} {'' if graph.directed else 'un'}directed edges, "
+        f"{graph.num_classes} classes\n"
         f"  {sizes}; fingerprint {graph.fingerprint()}"
     )
     return graph
@@ -72,10 +76,11 @@ def _ogb(cfg: CfgNode) -> TextGraph:
 def _table(cfg: CfgNode) -> TextGraph:
     from glem_graphgym.data.table import load_table
 
-    if not cfg.dataset.tag_source:
-        raise DataError("dataset.name is 'table', but dataset.tag_source is empty; expected the folder of the tables")
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
-    return load_table(Path(d.tag_source), Path(d.dir), shares=d.tag_split, seed=d.tag_seed, raw=raw)
+    if not d.tag_source:
+        raise DataError(f"dataset.name is '{d.name}', but dataset.tag_source is empty; expected the user's files")
+    options = {name: d[f"tag_{name}"] for name in ("seed", "valid_share", "undirected")}
+    return load_table(Path(d.tag_source), Path(d.dir), raw=raw, shares=tuple(d.tag_split), **options)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:

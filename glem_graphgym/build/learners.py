@@ -208,7 +208,12 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
 
 def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """What training and prediction see of the graph (GLEM paper, inductive settings)."""
-    full = _structure(graph.rows(), graph.col, graph.num_nodes)
+
+    def view(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
+        ends = np.stack([row, col])[:: -1 if graph.directed else 1].astype(np.int64)
+        return Structure(torch.from_numpy(ends), num_nodes)
+
+    full = view(graph.rows(), graph.col, graph.num_nodes)
     if cfg.glem.setting == "transductive":
         return GraphViews(full, full)
     is_test = np.zeros(graph.num_nodes, dtype=bool)
@@ -218,8 +223,8 @@ def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     row = graph.rows()
     kept = ~is_test[row] & ~is_test[graph.col]
     row, col = row[kept], graph.col[kept]
-    train = _structure(new_index[row], new_index[col], len(seen))
-    predict = full if cfg.glem.setting == "inductive" else _structure(row, col, graph.num_nodes)
+    train = view(new_index[row], new_index[col], len(seen))
+    predict = full if cfg.glem.setting == "inductive" else view(row, col, graph.num_nodes)
     return GraphViews(train, predict, seen)
 
 
@@ -234,7 +239,3 @@ def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     train = MmapGraph(graph.rowptr, graph.col, keep, lambda: whole().train)
     keep_to_predict = None if cfg.glem.setting == "inductive" else keep
     return GraphViews(train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: whole().predict), seen)
-
-
-def _structure(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
-    return Structure(torch.from_numpy(np.stack([row, col]).astype(np.int64)), num_nodes)

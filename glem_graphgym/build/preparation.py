@@ -67,7 +67,7 @@ def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
     parts = {
         "graph": ((), f"{graph.name}, fingerprint {graph.fingerprint()}"),
         "texts": (("text", "text_offsets"), f"{len(graph.texts):,} texts, {empty:,} of them empty"),
-        "structure": (("rowptr", "col"), f"{graph.num_nodes:,} nodes, {graph.num_edges:,} undirected edges"),
+        "structure": (("rowptr", "col"), f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges"),
         "labels": (
             ("label", *(f"split_{part}" for part in graph.split)),
             f"{graph.num_classes} classes, {split}; {unlabelled:,} nodes without a label",

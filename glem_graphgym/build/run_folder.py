@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import statistics
@@ -18,7 +17,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.config import KEYS, flat_settings, metric_of, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.files import fingerprint, read_json, reading, write_json
+from glem_graphgym.files import fingerprint, read_json, reading, sha256_of, write_json
 from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import find_model
 from glem_graphgym.renamed import in_new_names
@@ -113,20 +112,11 @@ def file_hashes(cfg: CfgNode) -> dict[str, str]:
     hashes = {}
     for key in ("feature_file", "first_predictions"):
         if cfg.glem[key] and Path(cfg.glem[key]).is_file():
-            hashes[f"glem.{key}"] = _sha256([Path(cfg.glem[key])])
+            hashes[f"glem.{key}"] = sha256_of([Path(cfg.glem[key])])
     folder = Path(cfg.lm.model).expanduser()
     if cfg.dataset.format == "TAG" and folder.is_dir():
-        hashes["lm.model"] = _sha256(find_model(cfg.lm.model).decisive())
+        hashes["lm.model"] = sha256_of(find_model(cfg.lm.model).decisive())
     return hashes
-
-
-def _sha256(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

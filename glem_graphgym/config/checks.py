@@ -116,9 +116,10 @@ OUR_RULES: tuple[Rule, ...] = (
      "lm.model is empty, expected a hub id or a folder"),
     (lambda c: c.dataset.dir,
      "dataset.dir is empty, expected a folder"),
-    (lambda c: len(c.dataset.tag_split) == 3 and min(c.dataset.tag_split) > 0 and sum(c.dataset.tag_split) <= 1 + 1e-6,
-     "dataset.tag_split is {dataset.tag_split}, expected three shares above 0 for train, valid and test, together at "
-     "most 1"),
+    (lambda c: len(c.dataset.tag_split) == 3 and min(c.dataset.tag_split) > 0
+     and sum(value for value in c.dataset.tag_split if value <= 1) <= 1 + 1e-6,
+     "dataset.tag_split is {dataset.tag_split}, expected three numbers above 0 for train, valid and test: shares, "
+     "together at most 1, or numbers of nodes"),
     (lambda c: c.train.mode != "glem_gnn" or "text" not in feature_kinds(c.glem.node_features),
      "glem.node_features is 'text', the embeddings of a trained LM, but train.mode glem_gnn trains none; expected "
      "static, raw or file (or train.mode glem_cascade)"),

@@ -150,8 +150,11 @@ KEYS = (
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
     Key("dataset.tag_source", "", "path", "Folder of tables (table); Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),
-    Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Shares of train, valid and test, if the data has no split of its own.", low=0, high=1),
-    Key("dataset.tag_seed", 0, "", "Seed of a random split and of generated graphs.", low=0, high=LAST_SEED),
+    Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Shares of train, valid and test, if the data has no split of its own; table: or numbers of nodes. The rest is in no split.", low=0),
+    Key("dataset.tag_shots", 0, "nodes per class", "Training nodes that are kept of each class, as unlabelled as the rest are the others; 0 = all.", low=0),
+    Key("dataset.tag_valid_share", 0.0, "share", "Share of the training nodes that validate, where the data's split has no validation nodes.", low=0, below=1),
+    Key("dataset.tag_undirected", True, "", "Edges of tables count in both directions; False = messages go from source to target alone."),
+    Key("dataset.tag_seed", 0, "", "Seed of a random split, of tag_shots and of generated graphs.", low=0, high=LAST_SEED),
     Key("dataset.tag_max_nodes", 0, "nodes", "Most nodes in a smaller variant of a graph that the package carries; 0 = all.", low=0),
     Key("dataset.synthetic_nodes", 1000, "nodes", "Size of a generated graph.", low=10),
     Key("dataset.synthetic_classes", 4, "classes", "Classes of a generated graph.", low=2),

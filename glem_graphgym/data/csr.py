@@ -1,4 +1,4 @@
-"""Symmetric adjacency in CSR form: made in memory, made out of core, read and checked block by block."""
+"""Adjacency in CSR form: made in memory, made out of core, read and checked block by block."""
 
 from __future__ import annotations
 
@@ -26,28 +26,32 @@ ENTRIES_AT_ONCE = 1 << 16  # entries looked at together: all that is computed of
 # ---- making it ----------------------------------------------------------------------------------------------------
 
 
-def csr_from_edges(source: np.ndarray, target: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric CSR of an edge list: rowptr int64 (N+1,) and col (2E,), int32 where N fits into it, else int64.
+def csr_from_edges(
+    source: np.ndarray, target: np.ndarray, num_nodes: int, *, directed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """CSR of an edge list: rowptr int64 (N+1,) and col (nnz,), int32 where N fits into it, else int64.
 
-    Both directions of every edge, no self-loops, no duplicates, neighbours in order.
+    Both directions of every edge, or with ``directed`` in row i the sources of the edges to i; no self-loops, no
+    duplicates, neighbours in order.
 
     Raises:
         DataError: an edge names a node outside of 0..N-1.
     """
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
     _check_ends(source, target, num_nodes)
-    key = np.sort(_keys(source, target, num_nodes))
+    key = np.sort(_keys(source, target, num_nodes, directed))
     key = key[np.diff(key, prepend=-1) > 0]  # np.unique hashes, which is many times slower here
     rowptr = np.zeros(num_nodes + 1, dtype=np.int64)
     np.cumsum(np.bincount(key // max(num_nodes, 1), minlength=num_nodes), out=rowptr[1:])
     return rowptr, (key % max(num_nodes, 1)).astype(_column_type(num_nodes))
 
 
-def _keys(source: np.ndarray, target: np.ndarray, num_nodes: int) -> np.ndarray:
-    """row·N + col of both directions of all edges but loops."""
+def _keys(source: np.ndarray, target: np.ndarray, num_nodes: int, directed: bool = False) -> np.ndarray:
+    """row·N + col of all edges but loops, in both directions, or from ``source`` to ``target`` alone."""
     keep = source != target
     source, target = source[keep], target[keep]
-    return np.concatenate([source * num_nodes + target, target * num_nodes + source])
+    forward = target * num_nodes + source
+    return forward if directed else np.concatenate([source * num_nodes + target, forward])
 
 
 def _column_type(num_nodes: int) -> type[np.signedinteger[Any]]:
@@ -239,12 +243,17 @@ def entry_blocks(
         start = stop
 
 
-def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray) -> None:
+def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool = False) -> None:
     """Check that an adjacency is what `csr_from_edges` makes, in one pass and a few MB.
 
     Symmetry is checked without a sort: each entry (row, col) adds a 64-bit hash of its unordered pair of nodes where
     row < col and subtracts it where row > col, modulo 2**64, for two hashes. A symmetric adjacency gives 0 twice;
     another one, whose entries are distinct by then, does with a probability of about 2**-128.
+
+    Args:
+        name: of the graph.
+        rowptr, col: as of `csr_from_edges`.
+        directed: the adjacency need not be symmetric.
 
     Raises:
         DataError: names the graph and what is wrong with it.
@@ -265,6 +274,8 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray) -> None:
             ordered = ordered and int(key[0]) > last and bool((key[1:] > key[:-1]).all())
             last = int(key[-1])
             loops += int(np.count_nonzero(row == neighbour))
+            if directed:
+                continue
             balance = [a + b for a, b in zip(balance, _imbalance(row, neighbour, n), strict=True)]
     if len(col) and (least < 0 or most >= n):
         raise DataError(f"{name}: edges name nodes {least} to {most}, expected 0 to {n - 1}")

@@ -13,7 +13,7 @@ def nodes_within(
     """int64, increasing: ``nodes`` and all nodes within ``hops`` steps of one of them.
 
     Takes a few bytes per node; of a memory-mapped graph only what lies on the way is read. ``rowptr`` int64 (N+1,) and
-    ``col`` (E,) are a symmetric adjacency.
+    ``col`` (E,) are the adjacency: the nodes that row i depends on.
     """
     reached = np.zeros(len(rowptr) - 1, dtype=bool)
     reached[nodes] = True

@@ -59,7 +59,7 @@ class Recipe:
     The split hashes the group's name: the machine, the other records and ``max_nodes`` make no difference to it.
     """
 
-    shares: tuple[float, ...] = (0.1, 0.1, 0.8)  # of the groups, for train, valid and test; positive, with sum 1
+    shares: tuple[float, ...] = (0.1, 0.1, 0.8)  # of the groups, for train, valid and test; the rest is in no split
     labels_per_group: int = 5  # most nodes of one group that carry a label; else near-copies decide the score
     min_class_size: int = 20  # classes with fewer labelled nodes, or with none in training, are left unlabelled
     max_nodes: int = 0  # so many nodes, of every class the same share, with the most neighbours; 0 keeps all
@@ -119,7 +119,9 @@ def split_of(group: str, shares: Sequence[float]) -> str:
     position = _unit_hash(group)
     if position < shares[0]:
         return "train"
-    return "valid" if position < shares[0] + shares[1] else "test"
+    if position < shares[0] + shares[1]:
+        return "valid"
+    return "test" if position < sum(shares) + 1e-6 else ""
 
 
 def best_connected(records: Records, max_nodes: int) -> np.ndarray:

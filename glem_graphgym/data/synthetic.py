@@ -134,7 +134,7 @@ def _check_degree(avg_degree: float, num_nodes: int, num_classes: int) -> None:
 
 def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> list[int]:
     """Where train, valid and test end in a shuffled row of all nodes."""
-    check_shares(shares, whole=False)
+    check_shares(shares)
     ends = [min(round(share * num_nodes), num_nodes) for share in np.cumsum(shares)]
     for part, size, least in zip(SPLITS, np.diff([0, *ends]), (num_classes, 1, 1), strict=True):
         if size < least:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ BROKEN = (OSError, ValueError, KeyError, EOFError)
 
 @dataclass(frozen=True)
 class TextGraph:
-    """An undirected text-attributed graph with N nodes, E undirected edges and C classes.
+    """A text-attributed graph with N nodes, E edges and C classes, undirected unless it says otherwise.
 
     Every array may be memory-mapped: checks and hashes read block by block.
 
@@ -37,14 +37,16 @@ class TextGraph:
 
     name: str  # in results, e.g. "debian" or "ogbn-arxiv"
     texts: Texts  # N texts in node order; empty strings are allowed
-    rowptr: np.ndarray  # int64 (N+1,), CSR row pointers of the symmetric adjacency
-    col: np.ndarray  # int32 or int64 (2E,), neighbours, sorted within a row; no self-loops, no duplicates
+    rowptr: np.ndarray  # int64 (N+1,), CSR row pointers of the adjacency: row i has the nodes that i hears from
+    col: np.ndarray  # int32 or int64 (2E,), directed (E,): sorted within a row; no self-loops, no duplicates
     label: np.ndarray  # int64 (N,), class index below C, UNLABELLED (-1) where there is none
     split: dict[str, np.ndarray]  # train, valid and test: disjoint, each a sorted int64 array of labelled nodes
     class_names: list[str]
     features: np.ndarray | None = None  # float (N, F)
     node_ids: Sequence[str] | None = None  # the data's own name of each node, a list or Texts; None for 0..N-1
     origin: dict[str, Any] = field(default_factory=dict)  # JSON-able: file names, counts, what was repaired
+    directed: bool = False  # edges go from the columns of ``col`` to its rows alone; False = the adjacency is symmetric
+    splits: np.ndarray | None = None  # int8 (K, N), K > 1 fixed splits: positions in SPLITS, -1 = none; None = one
     edges_checked: InitVar[bool] = False  # when it was frozen; `dataclasses.replace` checks again
     _fingerprint: str | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -54,7 +56,7 @@ class TextGraph:
                 f"{self.name}: {len(self.texts)} texts for {self.num_nodes} nodes; every node needs one (may be empty)"
             )
         if not edges_checked:
-            check_csr(self.name, self.rowptr, self.col)
+            check_csr(self.name, self.rowptr, self.col, directed=self.directed)
         self._check_labels()
         if self.features is not None and (
             self.features.ndim != 2 or len(self.features) != self.num_nodes or self.features.dtype.kind != "f"
@@ -100,27 +102,44 @@ class TextGraph:
 
     @property
     def num_edges(self) -> int:
-        """Undirected edges."""
-        return len(self.col) // 2
+        """E; an undirected edge counts once."""
+        return len(self.col) // (1 if self.directed else 2)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     def rows(self) -> np.ndarray:
-        """int64 (2E,): the row of each entry of ``col``. Allocates 16 bytes an edge; `csr.entry_blocks` does not."""
+        """int64, as long as ``col``: the row of each entry. Takes 8 bytes per entry; `csr.entry_blocks` does not."""
         return np.repeat(np.arange(self.num_nodes, dtype=np.int64), np.diff(self.rowptr))
 
     def edge_index(self) -> np.ndarray:
-        """int64 (2, 2E): both directions of every edge, sorted by row. Allocates 64 bytes an edge for a while."""
-        return np.stack([self.rows(), self.col.astype(np.int64)])
+        """int64 (2, nnz), as PyG has it: sources, then targets. Allocates 32 bytes per entry for a while."""
+        ends = [self.rows(), self.col.astype(np.int64)]
+        return np.stack(ends[::-1] if self.directed else ends)
+
+    def with_split(self, number: int) -> TextGraph:
+        """The same graph with its fixed split ``number`` modulo K; itself where it has one split alone."""
+        if self.splits is None:
+            return self
+        chosen = number % len(self.splits)
+        split = {part: np.flatnonzero(self.splits[chosen] == code) for code, part in enumerate(SPLITS)}
+        origin = {**self.origin, "split": self.origin["fixed_splits"][chosen]}
+        graph = replace(self, split=split, origin=origin, edges_checked=True)
+        graph.has_fingerprint(self.fingerprint())
+        return graph
 
     def fingerprint(self) -> str:
-        """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once."""
+        """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once.
+
+        That of a graph with several fixed splits is of them all, whichever is chosen.
+        """
         if self._fingerprint is None:
-            arrays = [self.rowptr, self.col, self.label, *(self.split[part] for part in SPLITS)]
+            splits = [self.split[part] for part in SPLITS] if self.splits is None else [self.splits]
+            arrays = [self.rowptr, self.col, self.label, *splits]
             arrays += [] if self.features is None else [self.features]
-            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays))
+            directed = ["directed"] if self.directed else []
+            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays, *directed))
         assert self._fingerprint is not None
         return self._fingerprint
 
@@ -129,15 +148,22 @@ class TextGraph:
         object.__setattr__(self, "_fingerprint", known)
 
 
-def check_shares(shares: Sequence[float], *, whole: bool = True) -> tuple[float, ...]:
-    """Three positive shares with sum 1, or less if not ``whole``; raises DataError where they are not."""
+def check_shares(shares: Sequence[float], *, counts: bool = False) -> tuple[float, ...]:
+    """Three positive shares with a sum of at most 1; raises DataError where they are not.
+
+    Args:
+        shares: of train, valid and test.
+        counts: a whole number above 1 is a number of nodes.
+    """
     values = tuple(float(share) for share in np.atleast_1d(shares))
-    rest = 1 - sum(values)
-    if len(values) != len(SPLITS) or not all(value > 0 for value in values) or rest < -1e-6 or (whole and rest > 1e-6):
+    fractions = [value for value in values if not (counts and value > 1 and value.is_integer())]
+    if len(values) != len(SPLITS) or not all(value > 0 for value in values) or not sum(fractions) <= 1 + 1e-6:
         raise DataError(
-            f"dataset.tag_split: shares are {list(values)}, expected three positive numbers with "
-            f"{'the sum 1' if whole else 'a sum of at most 1'}, for {', '.join(SPLITS)}"
+            f"dataset.tag_split is {[*values]}, expected three positive numbers for {', '.join(SPLITS)}: shares with a "
+            f"sum of at most 1{', or numbers of nodes, whole and above 1' if counts else ''}"
         )
+    if not fractions and sum(values) == 100:
+        raise DataError(f"dataset.tag_split is {[*values]}; percent? Write shares: {[value / 100 for value in values]}")
     return values
 
 
@@ -151,6 +177,7 @@ class GraphMeta:
     name: str
     class_names: list[str]
     origin: dict[str, Any] = field(default_factory=dict)
+    directed: bool = False
 
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
@@ -199,6 +226,7 @@ def _made(folder: Path, make: Callable[[Path], None]) -> TextGraph:
 def save_text_graph(graph: TextGraph, folder: Path) -> None:
     """Write the graph's arrays and texts into an existing ``folder``, for `load_text_graph`."""
     arrays = {"rowptr": graph.rowptr, "col": graph.col, "label": graph.label, "features": graph.features}
+    arrays |= {"splits": graph.splits}
     arrays |= {f"split_{part}": graph.split[part] for part in SPLITS}
     for stem, texts in (("text", graph.texts), ("node_id", graph.node_ids)):
         if texts is not None:
@@ -224,7 +252,7 @@ def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
     remedy = "delete the folder to have it remade"
     try:
         meta = read_json(folder / "graph.json")
-        about = GraphMeta(meta["name"], meta["class_names"], meta["origin"])
+        about = GraphMeta(meta["name"], meta["class_names"], meta["origin"], meta.get("directed", False))
         prints = {"fingerprint": meta["fingerprint"], "texts": meta.get("texts")}
         expected = meta.get("sampled")  # older snapshots have none
         found = _sampled(folder, about, prints) if expected else None
@@ -269,13 +297,15 @@ def _open(
         features=array("features", 0) if (folder / "features.npy").exists() else None,
         node_ids=node_ids,
         origin=about.origin,
+        directed=about.directed,
+        splits=array("splits") if (folder / "splits.npy").exists() else None,
         edges_checked=edges_checked,
     )
 
 
 def _seal(graph: TextGraph, folder: Path) -> None:
     """Write ``graph.json`` beside the graph's arrays, with all that `load_text_graph` compares them with."""
-    about = GraphMeta(graph.name, graph.class_names, graph.origin)
+    about = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed)
     prints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
     write_json(folder / "graph.json", {**asdict(about), **prints, "sampled": _sampled(folder, about, prints)})
 
@@ -286,5 +316,5 @@ def _sampled(folder: Path, about: GraphMeta, prints: dict[str, str]) -> str:
 
 def _files(folder: Path) -> list[Path]:
     needed = ("text", "text_offsets", "rowptr", "col", "label", *(f"split_{part}" for part in SPLITS))
-    optional = [folder / f"{name}.npy" for name in ("features", "node_id", "node_id_offsets")]
+    optional = [folder / f"{name}.npy" for name in ("features", "node_id", "node_id_offsets", "splits")]
     return [*(folder / f"{name}.npy" for name in needed), *(file for file in optional if file.exists())]

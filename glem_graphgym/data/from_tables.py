@@ -1,0 +1,358 @@
+"""From tables to a text graph: labels, splits, features and edges, checked and counted; the snapshot that keeps it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.label_leaks import telling_columns
+from glem_graphgym.data.splits import SPLIT_NAMES, drawn_split, given_splits, split_columns
+from glem_graphgym.data.tables import Tables, strings, strings_of
+from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph, Texts, check_shares, csr_from_edges, snapshot
+from glem_graphgym.files import fingerprint, sha256_of
+
+# To be raised whenever the same files and options would give another graph than before.
+RECIPE_VERSION = 3
+NODE_COLUMNS = ("id", "text", "label")
+# Labels that mean "no label" beside numbers; -1 does so beside words too.
+NO_LABEL = {"-1", "-1.0", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+# Keys of a graph's `origin`, and what is logged of those that hold anything.
+UNUSUAL = {
+    "no_label_words": "nodes without a label by these words in column 'label': {}",
+    "classes_like_no_label": "these words are labels like any other, an empty field is none: {}",
+    "odd_labels": "labels that are unlike the others are classes too: {}",
+    "similar_labels": "labels that may be meant to be the same are different classes: {}",
+    "fractional_labels": "labels are numbers with fractions; each of them is a class",
+    "ids_with_blanks": "{} ids begin or end with a blank",
+    "classes_without_training": "no training node has these labels, so they cannot be predicted: {}",
+    "empty_texts": "{} of {nodes} texts are empty",
+    "repeated_texts": "{} of {nodes} texts repeat another node's",
+    "ignored_edge_columns": "columns of edges that are ignored: {}",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How tables become a graph: the keys ``dataset.tag_*``.
+
+    Attributes:
+        shares: share of the labelled nodes, or above 1 their number, for train, valid and test, if the files state no
+            split.
+        seed: of such a split, and of ``valid_share``. It goes by a hash of the ids, so the order of the rows makes no
+            difference.
+        valid_share: share (0-1) of the training nodes that validate, where the files' split has no validation nodes.
+        undirected: edges count in both directions; False = messages go from source to target alone.
+    """
+
+    shares: tuple[float, ...] = (0.1, 0.1, 0.8)
+    seed: int = 0
+    valid_share: float = 0.0
+    undirected: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shares", check_shares(self.shares, counts=True))
+
+
+class Reader(NamedTuple):
+    """Reads one layout of files: finds them, then makes `Tables` of them."""
+
+    find: Callable[[Path], list[Path]]  # files of a source; DataError where they are not there
+    read: Callable[[list[Path], TableOptions], Tables]
+
+
+def load_files(
+    reader: Reader, source: Path, cache: Path, options: TableOptions, *, kind: str, raw: bool = False
+) -> TextGraph:
+    """The graph of a user's files, frozen under ``cache`` in a folder for each content of the files and options.
+
+    What is unusual about it, and the feature columns, are logged whenever it is loaded.
+
+    Args:
+        kind: of reader, for the name of the folder.
+        raw: whether the features are going to be used; columns that tell the label are refused then.
+
+    Raises:
+        DataError: a file or column is missing or wrong. Names the file, and the line or row.
+    """
+    files = reader.find(source)
+    names = [source.absolute().name, *(file.name for file in files)]
+    key = fingerprint(RECIPE_VERSION, names, asdict(options), sha256_of(files))
+    graph = snapshot(cache / f"{kind}-{key}", lambda: graph_of(reader.read(files, options), options))
+    _report(graph, raw)
+    return graph
+
+
+def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
+    """The text graph of tables.
+
+    Ids and labels are compared as strings: 7 and 7.0 are "7". A node has no label where the field is empty or -1;
+    beside numbers, NA, nan, None and null mean the same. Beside words they are classes, with a warning. The labels 1
+    and 1.0 are one class, "1". Classes are in numeric order if all labels are integers, else in lexicographic order.
+    Self-loops and repeated edges, in either direction, are dropped and counted in ``origin``, as are empty texts, which
+    stay, and classes without a training node.
+
+    Raises:
+        DataError: a column is wrong, or the tables contradict each other; names the file.
+    """
+    ids = _ids(tables)
+    label, class_names, words = _labels(tables)
+    masks = split_columns([*tables.nodes])
+    if masks:
+        codes = given_splits(tables, label, options.valid_share, options.seed)
+    else:
+        codes = drawn_split(tables, label, options.shares, options.seed)[None]
+    split_names = [names[0] if len(names := [*of_split]) == 1 else names for of_split in masks]
+    texts = [text or "" for text in strings(tables, "text")]
+    of_splits = [column for of_split in masks for column in of_split]
+    columns = [name for name in map(str, tables.nodes) if name not in (*NODE_COLUMNS, *of_splits)]
+    features = _features(tables, columns) if tables.features is None else np.asarray(tables.features, np.float32)
+    rowptr, col, edge_counts = _edges(tables, ids, options.undirected)
+    trained = set(label[codes[0] == 0])
+    origin = {
+        **tables.origin,
+        "where": tables.where["nodes"],
+        "nodes": tables.num_nodes,
+        "unlabelled": int((label == UNLABELLED).sum()),
+        **words,
+        "ids_with_blanks": sum(name != name.strip() for name in ids or []),
+        "empty_texts": sum(not text.strip() for text in texts),
+        "repeated_texts": len(texts) - len(set(texts)),
+        "classes_without_training": [name for index, name in enumerate(class_names) if index not in trained],
+        "split": split_names[0] if masks else {"shares": [*options.shares], "seed": options.seed},
+        **({"fixed_splits": split_names} if len(masks) > 1 else {}),
+        "feature_columns": columns if tables.features is None else [],
+        "telling_columns": telling_columns(columns, features, label) if columns and features is not None else {},
+        **edge_counts,
+    }
+    return TextGraph(
+        name=tables.name,
+        texts=Texts.of(texts),
+        rowptr=rowptr,
+        col=col,
+        label=label,
+        split={part: np.flatnonzero(codes[0] == code) for code, part in enumerate(SPLITS)},
+        class_names=class_names,
+        features=features,
+        node_ids=ids,
+        origin=origin,
+        splits=codes if len(codes) > 1 else None,
+        directed=not options.undirected,
+    )
+
+
+def _report(graph: TextGraph, raw: bool) -> None:
+    """Log what is unusual about the graph, and what its features are.
+
+    Raises:
+        DataError: ``raw`` features are asked for, and some tell the label.
+    """
+    name, origin = graph.name, graph.origin
+    if columns := origin["feature_columns"]:
+        logger.info("%s: %d feature columns (for glem.node_features raw): %s", name, len(columns), listed(columns))
+    if telling := origin["telling_columns"]:
+        found = f"{origin['where']}: {listed([f'column {column!r} {what}' for column, what in telling.items()])}"
+        if raw:
+            raise DataError(f"{found}; as raw features (glem.node_features) they give the label away: drop them")
+        logger.warning("%s; as raw features they would give the label away", found)
+    for key, message in UNUSUAL.items():
+        value = origin.get(key)  # older snapshots do not have all of them
+        if value and (key != "repeated_texts" or 2 * value > origin["nodes"]):
+            shown = listed(value, 20, quoted=key == "odd_labels") if isinstance(value, list) else value
+            logger.warning("%s: %s", name, message.format(shown, nodes=origin["nodes"]))
+    if not origin["edges"]:
+        logger.warning("%s: the graph has no edges", name)
+
+
+# ---- ids and labels --------------------------------------------------------------------------------------------------
+
+
+def _ids(tables: Tables) -> list[str] | None:
+    """The nodes' ids, different from each other; None where they are row numbers."""
+    where = tables.where["nodes"]
+    if tables.num_nodes == 0:
+        raise DataError(f"{where} has no rows, expected one for each node")
+    if "id" not in tables.nodes:
+        return None
+    ids = strings(tables, "id")
+    if None in ids:
+        rows = [row for row, found in enumerate(ids, start=1) if found is None]
+        raise DataError(f"{where}: {len(rows)} nodes have no id (rows {listed(rows)}); give each node one")
+    if repeated := [found for found, count in Counter(ids).items() if count > 1]:
+        raise DataError(
+            f"{where}: {len(repeated)} ids stand in several rows ({listed(repeated)}); keep one row of each"
+        )
+    return list(ids)
+
+
+def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
+    """Class index of each node, int64 (N,), the classes in their order, and what is unusual about the labels."""
+    names = strings(tables, "label")
+    counts = Counter(name for name in names if name is not None)
+    words = {name for name in counts if name.strip().casefold() in NO_LABEL}
+    labels = [name for name in counts if name not in words and name.strip()]
+    numbers = bool(labels) and all(NUMBER.fullmatch(name.strip()) for name in labels)
+    no_label = words if numbers else {name for name in words if name.strip().startswith("-1")}
+    class_of = {
+        name: re.sub(r"\.0*$", "", name.strip()) if numbers else name
+        for name in counts
+        if name.strip() and name not in no_label
+    }
+    classes = sorted(set(class_of.values()))
+    if len(classes) < 2:
+        found = {name: counts[name] for name in sorted(no_label)}
+        raise DataError(
+            f"{tables.place('label')} holds {len(classes)} classes {classes}; at least 2 are needed to classify"
+            + (f" (no labels are: {found})" if found else "")
+        )
+    fractional = numbers and any("." in name for name in classes)
+    if numbers and not fractional:
+        classes.sort(key=int)
+    index = {name: position for position, name in enumerate(classes)}
+    unusual = {
+        "no_label_words": {name: counts[name] for name in sorted(no_label)},
+        "classes_like_no_label": {name: counts[name] for name in sorted(words - no_label)},
+        "odd_labels": _odd(classes),
+        "similar_labels": _similar(classes),
+        "fractional_labels": fractional,
+    }
+    label = [index[class_of[name]] if name in class_of else UNLABELLED for name in names]
+    return np.array(label, dtype=np.int64), classes, unusual
+
+
+def _odd(classes: Sequence[str]) -> list[str]:
+    """Negative numbers, and words where most other labels are numbers."""
+    numbers = [name for name in classes if NUMBER.fullmatch(name.strip())]
+    words = [name for name in classes if name not in numbers] if 2 * len(numbers) > len(classes) else []
+    return [*(name for name in numbers if name.strip().startswith("-")), *words]
+
+
+def _similar(classes: Sequence[str]) -> list[str]:
+    """Classes that differ by blanks, case or leading zeros alone, each group as one text."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(_plain(name), []).append(name)
+    return [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+
+
+# ---- features ------------------------------------------------------------------------------------------------------
+
+
+def _features(tables: Tables, names: list[str]) -> np.ndarray | None:
+    """float32 (N, F), or None without columns."""
+    columns = tables.nodes[names]
+    if columns.empty:
+        return None
+    with np.errstate(over="ignore"):
+        features = np.column_stack([_numbers(columns[column]) for column in columns])
+    bad = np.argwhere(~np.isfinite(features))
+    if len(bad):
+        row, position = bad[0]
+        column, value = columns.columns[position], columns.iloc[row, position]
+        if str(value).strip().casefold() in SPLIT_NAMES:
+            raise DataError(f"{tables.place(column)} holds {value!r}; if it is the split, call it 'split'")
+        raise DataError(
+            f"{tables.place(column)} holds {value!r} at node '{tables.id_of(row)}' ({len(bad)} such values); "
+            f"columns beside {[*NODE_COLUMNS, 'split']} are features, expected finite numbers. Fill in the values or "
+            "drop the column; text belongs in the column 'text'"
+        )
+    return features
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """float32 (rows,): the numbers of a column, NaN where there is none."""
+    if not pd.api.types.is_numeric_dtype(column):
+        column = pd.to_numeric(column.astype(str), errors="coerce")
+    return column.to_numpy(np.float32, na_value=np.nan)
+
+
+# ---- edges ---------------------------------------------------------------------------------------------------------
+
+
+def _edges(tables: Tables, ids: list[str] | None, undirected: bool) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """CSR of the graph, and counts of what was made of the rows."""
+    found, columns = tables.edges, []
+    if isinstance(found, pd.DataFrame):
+        columns = [str(column) for column in found if column not in ("source", "target")]
+        source, target = _joined(tables, found, ids)
+    else:
+        source, target = _row_numbers(tables, found)
+    rowptr, col = csr_from_edges(source, target, tables.num_nodes, directed=not undirected)
+    edges, self_loops = len(col) // 2 if undirected else len(col), int((source == target).sum())
+    return (
+        rowptr,
+        col,
+        {
+            "edges": edges,
+            "self_loops": self_loops,
+            "repeated_edges": len(source) - self_loops - edges,
+            "ignored_edge_columns": columns,
+        },
+    )
+
+
+def _row_numbers(tables: Tables, edges: np.ndarray) -> np.ndarray:
+    outside = (edges < 0) | (edges >= tables.num_nodes)
+    if outside.any():
+        raise DataError(
+            f"{tables.where['edges']}: {int(outside.any(axis=0).sum())} of {edges.shape[1]} edges name nodes outside "
+            f"of 0 to {tables.num_nodes - 1}, such as {int(edges[outside][0])}; {tables.where['nodes']} has "
+            f"{tables.num_nodes} nodes. Drop these edges or add their nodes"
+        )
+    return edges
+
+
+def _joined(tables: Tables, table: pd.DataFrame, ids: list[str] | None) -> np.ndarray:
+    """int64 (2, E): row numbers of the nodes that a table of edges names."""
+    path = tables.where["edges"]
+    ids = [*map(str, range(tables.num_nodes))] if ids is None else ids
+    known = pd.Index(ids, dtype=object)
+    names = [strings_of(table[column], f"{path}: column '{column}'") for column in ("source", "target")]
+    source, target = (known.get_indexer(pd.Index(ends, dtype=object)) for ends in names)
+    broken = (source < 0) | (target < 0)
+    if broken.any():
+        unknown = [end for ends, node in zip(names, (source, target), strict=True) for end in ends[node < 0]]
+        distinct = [*dict.fromkeys("(empty)" if end is None else end for end in unknown)]
+        raise DataError(
+            f"{path}: {int(broken.sum())} of {len(table)} edges name {len(distinct)} ids that no node has "
+            f"({listed(distinct)}); nodes have ids like {listed(ids, 3, quoted=True)}. "
+            f"{_how_ids_differ(distinct, ids)}"
+        )
+    return np.stack([source, target])
+
+
+def _how_ids_differ(unknown: Sequence[str], ids: Sequence[str]) -> str:
+    """What makes ids of edges unlike those of nodes, with an example; else what to do."""
+    ways: dict[str, Callable[[str], str]] = {
+        "by blanks": str.strip,
+        "by '.0' at the end": lambda name: re.sub(r"(?<=[0-9])\.0*$", "", name),
+        "by leading zeros": lambda name: re.sub(r"^0+(?=[0-9])", "", name),
+        "by case": str.casefold,
+        "by quotes": lambda name: name.strip("'\""),
+        "in how they are written": _plain,
+    }
+    for how, same in ways.items():
+        node_of = {same(name): name for name in ids}
+        alike = [name for name in unknown if same(name) in node_of]
+        if 2 * len(alike) >= len(unknown):
+            return f"They differ {how}: {alike[0]!r} in edges, {node_of[same(alike[0])]!r} in nodes; write both alike"
+    if all(name.isascii() and name.isdigit() and int(name) <= len(ids) for name in unknown):
+        return "Are those of the edges row numbers? Write the ids of the nodes in their place"
+    return "Add these nodes or drop these edges"
+
+
+def _plain(name: str) -> str:
+    """An id or label without its case, blanks, quotes, zeros before a number and .0 after it."""
+    name = re.sub(r"\s+", " ", name.strip(" \t\r\n'\"")).casefold()
+    return re.sub(r"^0+(?=[0-9])|(?<=[0-9])\.0*$", "", name)

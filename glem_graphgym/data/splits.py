@@ -1,0 +1,182 @@
+"""Training, validation and test nodes: as the columns of a table state them, or drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.tables import Tables, strings
+from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph
+
+NO_SPLIT = -1  # code of a node in no split; the others are positions in SPLITS
+SPLIT_NAMES = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+SPLIT_COLUMN = re.compile(r"split(_[0-9]+)?")
+MASK_COLUMN = re.compile(rf"(is_)?({'|'.join(SPLIT_NAMES)})(_?mask)?(_[0-9]+)?", re.IGNORECASE)
+TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def split_columns(names: Sequence[str]) -> list[dict[str, str]]:
+    """Column -> its split ("" for a column that names the split of each node), one dict per fixed split, in order.
+
+    Columns that are called ``train``, ``val`` and ``test`` are masks only where all three are there.
+    """
+    matches = {name: match for name in names if (match := MASK_COLUMN.fullmatch(name))}
+    if {SPLIT_NAMES[match[2].casefold()] for match in matches.values()} != set(SPLITS):
+        matches = {name: match for name, match in matches.items() if match[1] or match[3]}
+    numbered: dict[tuple[bool, int], dict[str, str]] = {}
+    for name in names:
+        if match := SPLIT_COLUMN.fullmatch(name):
+            numbered[False, int((match[1] or "_-1")[1:])] = {name: ""}
+        elif match := matches.get(name):
+            numbered.setdefault((True, int((match[4] or "_-1")[1:])), {})[name] = SPLIT_NAMES[match[2].casefold()]
+    return [numbered[key] for key in sorted(numbered)]
+
+
+def given_splits(tables: Tables, label: np.ndarray, valid_share: float, seed: int) -> np.ndarray:
+    """int8 (K, N): the code of each node in each of the K splits that a table states.
+
+    Args:
+        tables: of N nodes.
+        label: int64 (N,).
+        valid_share: share (0-1) of the training nodes that validate where a split has no validation nodes.
+        seed: of that draw.
+
+    Raises:
+        DataError: a split is not complete, overlaps, or holds nodes without a label; names the column.
+    """
+    columns = split_columns([*tables.nodes])
+    where, found = tables.where["nodes"], [[*of_split] for of_split in columns]
+    masks = [list(of_split.values()) for of_split in columns if "" not in of_split.values()]
+    if masks and len(masks) < len(columns):
+        raise DataError(
+            f"{where} has the columns {listed([name for names in found for name in names], 12, quoted=True)}, splits "
+            "and masks; keep one of the two"
+        )
+    codes = np.full((len(columns), tables.num_nodes), NO_SPLIT, dtype=np.int8)
+    for of_split, row in zip(columns, codes, strict=True):
+        if masks:
+            place = f"{where}: the masks {[*of_split]}"
+            _of_masks(tables, of_split, row)
+        else:
+            (column,) = of_split
+            place = tables.place(column)
+            _of_column(tables, column, row)
+        _check(tables, place, row, label, valid_share, seed)
+    return codes
+
+
+def _of_column(tables: Tables, column: str, codes: np.ndarray) -> None:
+    values = strings(tables, column)
+    words = {value: value.strip().casefold() for value in set(values) - {None}}
+    if unknown := Counter(value for value in values if words.get(value) and words[value] not in SPLIT_NAMES):
+        found = listed([f"{value!r} ({count} times)" for value, count in unknown.items()])
+        raise DataError(f"{tables.place(column)} holds {found}, expected {[*SPLIT_NAMES]} or nothing")
+    code_of = {value: SPLITS.index(SPLIT_NAMES[word]) for value, word in words.items() if word}
+    codes[:] = [code_of.get(value, NO_SPLIT) for value in values]
+
+
+def _of_masks(tables: Tables, masks: dict[str, str], codes: np.ndarray) -> None:
+    if sorted({*masks.values()} - {"valid"}) != ["test", "train"] or len({*masks.values()}) < len(masks):
+        raise DataError(
+            f"{tables.where['nodes']}: the masks {[*masks]} are for {[*masks.values()]}, expected one each for "
+            f"{[*SPLITS]} (train_mask, val_mask, test_mask)"
+        )
+    for column, part in masks.items():
+        inside = tables.nodes[column].to_numpy()
+        if inside.dtype != bool:
+            inside = _truth(tables, column)
+        if (both := inside & (codes != NO_SPLIT)).any():
+            several = [tables.id_of(node) for node in np.flatnonzero(both)]
+            raise DataError(
+                f"{tables.where['nodes']}: {len(several)} nodes are true in several of the masks {[*masks]} "
+                f"({listed(several)}); each may be in one split"
+            )
+        codes[inside] = SPLITS.index(part)
+
+
+def _truth(tables: Tables, column: str) -> np.ndarray:
+    values = strings(tables, column)
+    truth = [False if value is None else TRUTH.get(value.strip().casefold()) for value in values]
+    if None in truth:
+        node = truth.index(None)
+        raise DataError(
+            f"{tables.place(column)} holds {values[node]!r} at node {tables.id_of(node)!r}, expected true or false"
+        )
+    return np.array(truth, dtype=bool)
+
+
+def _check(tables: Tables, place: str, codes: np.ndarray, label: np.ndarray, valid_share: float, seed: int) -> None:
+    unlabelled = [tables.id_of(node) for node in np.flatnonzero((label == UNLABELLED) & (codes != NO_SPLIT))]
+    if unlabelled:
+        raise DataError(
+            f"{place} puts {len(unlabelled)} nodes in a split that have no label ({listed(unlabelled)}); give "
+            "them one, or leave their split empty"
+        )
+    empty = [part for code, part in enumerate(SPLITS) if not (codes == code).any()]
+    if empty == ["valid"] and valid_share:
+        train = np.flatnonzero(codes == 0)
+        codes[in_order(tables, train, seed)[: max(1, round(valid_share * len(train)))]] = 1
+        empty = []
+    if empty:
+        remedy = "put some there, or drop the columns for a random split"
+        if empty == ["valid"]:
+            remedy = "set dataset.tag_valid_share to the share of the training nodes that are to validate"
+        raise DataError(f"{place} puts no node in {empty}; {remedy}")
+
+
+def drawn_split(tables: Tables, label: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+    """int8 (N,): the code of each node in a split of the labelled nodes at random; see `split_sizes`."""
+    order = in_order(tables, np.flatnonzero(label != UNLABELLED), seed)
+    sizes = split_sizes(shares, len(order))
+    ends = np.rint(np.cumsum(sizes)).astype(int)
+    if ends[-1] > len(order):
+        raise DataError(
+            f"dataset.tag_split: {[*shares]} asks for {ends[-1]} nodes, but {tables.where['nodes']} has {len(order)} "
+            "with a label"
+        )
+    codes = np.full(tables.num_nodes, NO_SPLIT, dtype=np.int8)
+    for code, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        codes[order[start:end]] = code
+    if empty := [part for code, part in enumerate(SPLITS) if not (codes == code).any()]:
+        raise DataError(
+            f"{tables.where['nodes']}: shares {[*shares]} of {len(order)} labelled nodes leave {empty} without one; "
+            "label more nodes, or add a column 'split'"
+        )
+    return codes
+
+
+def split_sizes(shares: Sequence[float], number: int) -> list[float]:
+    """Nodes per split of so many; a value of at most 1 is a share of them, a larger one a number of nodes."""
+    return [share * number if share <= 1 else share for share in shares]
+
+
+def in_order(tables: Tables, nodes: np.ndarray, seed: int) -> np.ndarray:
+    """The nodes in an order of chance that goes by their ids and ``seed`` alone, not by the order of the rows."""
+    keys = [hashlib.sha256(f"{seed} {tables.id_of(node)}".encode()).digest() for node in nodes]
+    return nodes[sorted(range(len(nodes)), key=keys.__getitem__)]
+
+
+def with_shots(graph: TextGraph, shots: int, seed: int) -> TextGraph:
+    """The graph with at most ``shots`` training nodes per class; the other training nodes are in no split then.
+
+    Their labels are not used: they are unlabelled nodes like any other. A class with fewer training nodes keeps all.
+    """
+    train = graph.split["train"]
+    order = np.random.default_rng(seed).permutation(len(train))
+    label = graph.label[train[order]]
+    kept = np.concatenate([order[label == name][:shots] for name in np.unique(label)])
+    split = {**graph.split, "train": train[np.sort(kept)]}
+    return replace(graph, split=split, origin={**graph.origin, "shots": shots}, edges_checked=True)
