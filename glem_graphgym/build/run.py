@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
-from glem_graphgym.build.features import feature_builder, load_matrix, seconds_before
+from glem_graphgym.build.features import feature_builder, seconds_before
+from glem_graphgym.build.first_predictions import first_predictions
 from glem_graphgym.build.gnn import sees_hops
 from glem_graphgym.build.gnn_check import check_gnn
 from glem_graphgym.build.graph import Metric, load_text_graph_of, metrics_of, open_tokens
@@ -104,9 +105,7 @@ def build_run(
             f"{graph.name} has {graph.num_classes} classes; expected one of: {', '.join(metrics)}"
         )
     mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
-    first = None
-    if file := cfg.glem.first_predictions:
-        first = load_matrix(file, graph.num_nodes, "glem.first_predictions", columns=graph.num_classes)
+    first = first_predictions(cfg.glem.first_predictions, graph)
     by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     static = "static" in feature_kinds(cfg.glem.node_features)
     if tokens is None and (mode.lm or mode.joint or static):

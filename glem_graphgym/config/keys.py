@@ -186,7 +186,7 @@ KEYS = (
     Key("glem.feature_file", "", "path", "Features (N, F) for node_features file: .npy or .pt, in node order."),
     Key("glem.label_input", False, "", "Labels are a further input of the GNN; a target's own label is hidden."),
     Key("glem.setting", "transductive", "", "inductive = test nodes are not seen in training; structure_free = and are predicted without their edges.", choices=("transductive", "inductive", "structure_free")),
-    Key("glem.first_predictions", "", "path", "File of logits (N, C), .npy or .pt, that replace the first step's teacher."),
+    Key("glem.first_predictions", "", "path", "Predictions that replace the first step's teacher, and are a row of their own: logits (N, C), .npy or .pt, or a CSV of each node's classes, the most probable first."),
     Key("glem.ensemble", False, "", "A further row GLEM-LM+GNN: both models together, weighted by validation."),
     Key("glem.correct_and_smooth", False, "", "A further row: Correct & Smooth after the best GNN."),
     Key("glem.cs_correct_alpha", 1.0, "share", "Correct & Smooth: share of a residual that spreads in each of 50 propagations.", low=0, high=1),

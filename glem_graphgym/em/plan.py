@@ -98,7 +98,7 @@ class Plan:
         """
         total, all_known = 0.0, True
         for place, stage in enumerate(self.stages[index:], start=index):
-            if stage.model == "none":
+            if stage.model in ("none", "given"):
                 continue
             now = watch if place == index else None
             if now and (speed := now.speed()):

@@ -156,7 +156,8 @@ class Run:
     # ---- what follows without training ----------------------------------------------------------------------------
 
     def combine(self) -> None:
-        """Correct & Smooth after the best GNN, and the ensemble of the best LM and the best GNN, where asked for."""
+        """Correct & Smooth after the best GNN, the ensemble of the best LM and the best GNN, and the first predictions
+        as a row of their own, where there are any."""
         lm, gnn = (self._best(model) for model in ("LM", "GNN"))
         if self.correct_and_smooth and gnn:
             smooth = self.correct_and_smooth
@@ -174,6 +175,13 @@ class Run:
                 return {"ensemble_weight_lm": ensemble(lm.logits, gnn.logits, validation, out)}
 
             self._derive("ensemble", f"{lm.key.method}+{gnn.key.method.removeprefix('GLEM-')}", gnn, mix)
+        if (given := self.first_predictions) is not None:
+
+            def copy(out: np.ndarray) -> dict[str, float]:
+                out[:] = given
+                return {}
+
+            self._derive("first_predictions", "First predictions", self.journal.finished[0], copy, model="given")
 
     def _best(self, model: str) -> FinishedStage | None:
         """The best stage of a kind of model by validation, of EM's where there was EM."""
@@ -183,10 +191,15 @@ class Run:
         return max((stage for stage in best if stage), key=lambda stage: stage.valid, default=None)
 
     def _derive(
-        self, name: str, method: str, after: FinishedStage, compute: Callable[[np.ndarray], dict[str, float]]
+        self,
+        name: str,
+        method: str,
+        after: FinishedStage,
+        compute: Callable[[np.ndarray], dict[str, float]],
+        model: str = "none",
     ) -> None:
         """A stage of its own for logits (N, C) that ``compute`` writes, out of finished ones."""
-        with self.journal.stage(self._key(name, "none", method, after.key.em_iteration)) as stage:
+        with self.journal.stage(self._key(name, model, method, after.key.em_iteration)) as stage:
             if stage.todo:
                 out = stage.predictions("logits", (self.num_nodes, self.gold.num_classes))
                 stage.finish(StageOutput(FitLog(), {}, 0, 0.0, stage.compute(lambda: compute(out))))

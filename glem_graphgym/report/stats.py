@@ -23,7 +23,7 @@ MODELS = ("LM", "GNN")
 # are not their own metric's, and the older ones none.
 SUMMARY = ("method", "valid", "test", "params", "seconds", "peak_memory_mb")
 FURTHER = tuple(f"{split}_{metric}" for metric in METRICS for split in ("valid", "test"))
-NO_MODEL = "none"
+NO_MODEL, GIVEN = "none", "given"  # kinds of a stage that combines predictions, and of one that was given them
 LOG_WIDTH = 200
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
 
@@ -34,7 +34,7 @@ class Stage:
 
     index: int  # position in the run, from 0
     name: str  # e.g. "lm_gold"
-    model: str  # kind of model: "LM" or "GNN"; "none" where predictions were combined
+    model: str  # kind of model: "LM" or "GNN"; "none": predictions were combined, "given": by a file
     method: str  # row of the summary that it competes for, e.g. "GLEM-GNN"
     em_iteration: int  # 0 before the first
     seconds: float  # wall-clock
@@ -95,8 +95,8 @@ def _read_stage(file: Path) -> Stage:
         found = read_json(file, remedy)
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, found {type(found).__name__}")
-        if found["model"] not in (*MODELS, NO_MODEL):
-            raise ValueError(f'"model" is {found["model"]!r}, expected one of {[*MODELS, NO_MODEL]}')
+        if found["model"] not in (*MODELS, NO_MODEL, GIVEN):
+            raise ValueError(f'"model" is {found["model"]!r}, expected one of {[*MODELS, NO_MODEL, GIVEN]}')
         scores = {split: found["scores"][split] for split in SPLIT_OF_FOLDER.values()}
         return Stage(
             **{one.name: _CONVERT[str(one.type)](found[one.name]) for one in fields(Stage) if one.type in _CONVERT},
@@ -222,7 +222,7 @@ def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str
     """A row per method, in the order of `METHODS`, with the keys `SUMMARY` and those of `FURTHER` that the run has.
 
     A row is that of the method's stage with the best validation score, the first of equal ones; test scores play no
-    part in the choice. Costs are those of all stages up to that one.
+    part in the choice. Costs are those of all stages up to that one (given predictions cost nothing).
 
     Raises:
         ValueError: a stage was not scored by ``metric``.
@@ -231,7 +231,7 @@ def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str
     for method in in_order(stage.method for stage in stages):
         chosen = best_stage(stages, method, metric)
         assert chosen is not None
-        until = stages[: stages.index(chosen) + 1]
+        until = [chosen] if chosen.model == GIVEN else stages[: stages.index(chosen) + 1]
         seconds, memory = sum(stage.seconds for stage in until), max(stage.peak_memory_mb for stage in until)
         scores = (chosen.score("valid", metric), chosen.score("test", metric))
         row = dict(zip(SUMMARY, (method, *scores, _params_of(until), seconds, memory), strict=True))

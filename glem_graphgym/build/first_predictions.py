@@ -1,0 +1,72 @@
+"""The first step's teacher, where somebody else's predictions take its place: logits, or ranked classes per node."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from glem_graphgym.build.features import load_matrix
+from glem_graphgym.data.csv_file import read_csv_bytes
+from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.text_graph import TextGraph
+
+KEY = "glem.first_predictions"
+UNRANKED = 0.1  # probability that all classes share alike, whether they are ranked or not
+NEXT_RANK = 0.5  # probability of a rank, relative to the one before it
+
+
+def first_predictions(path: str, graph: TextGraph) -> np.ndarray | None:
+    """Logits float (N, C) of the file that ``glem.first_predictions`` names; None where it names none.
+
+    An array, see `load_matrix`; or a CSV as TAPE (He et al., ICLR 2024) publishes the answers of a large language
+    model: row n has the classes of node n, the most probable first, as numbers or names, and may be empty. See
+    `ranked_logits`.
+
+    Raises:
+        DataError: the file cannot be read, or does not fit the graph.
+    """
+    if not path:
+        return None
+    if not path.lower().endswith((".csv", ".csv.gz")):
+        return load_matrix(path, graph.num_nodes, KEY, columns=graph.num_classes)
+    try:
+        rows = [*csv.reader(read_csv_bytes(Path(path)).decode().splitlines())]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{KEY}: {path} cannot be read: {error}") from error
+    if len(rows) != graph.num_nodes:
+        raise DataError(
+            f"{KEY}: {path} has {len(rows)} rows, expected {graph.num_nodes}: one per node in their order, without a "
+            "header"
+        )
+    return ranked_logits([_classes(path, number, row, graph) for number, row in enumerate(rows, start=1)], graph)
+
+
+def ranked_logits(ranked: list[list[int]], graph: TextGraph) -> np.ndarray:
+    """float16 (N, C), log p: rank r (from 0) of a node has a share ∝ 2^-r of 0.9, and all classes alike share 0.1.
+
+    A node without ranked classes has the same probability for each class.
+    """
+    classes = graph.num_classes
+    p = np.full((len(ranked), classes), UNRANKED / classes)
+    for row, of_node in zip(p, ranked, strict=True):
+        shares = NEXT_RANK ** np.arange(len(of_node) or classes)
+        row[of_node or slice(None)] += (1 - UNRANKED) * (shares / shares.sum() if of_node else 1 / classes)
+    return np.log(p).astype(np.float16)
+
+
+def _classes(path: str, number: int, row: list[str], graph: TextGraph) -> list[int]:
+    """Class indices of a row, in its order."""
+    cells = [cell.strip() for cell in row if cell.strip()]
+    index = {name: place for place, name in enumerate(graph.class_names)}
+    numbers = {str(place): place for place in range(graph.num_classes)}
+    known = index if all(cell in index for cell in cells) else numbers
+    if unknown := [cell for cell in cells if cell not in known]:
+        raise DataError(
+            f"{KEY}: {path}, row {number}: {listed(unknown, quoted=True)} is no class of {graph.name}; expected "
+            f"numbers from 0 to {graph.num_classes - 1}, or names such as {listed(graph.class_names, 3, quoted=True)}"
+        )
+    if len(set(cells)) < len(cells):
+        raise DataError(f"{KEY}: {path}, row {number} ranks a class twice ({listed(cells)}); expected each once")
+    return [known[cell] for cell in cells]
