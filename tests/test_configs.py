@@ -78,7 +78,14 @@ def test_it_loads_and_is_named_for_method_and_data(stem: str) -> None:
     assert cfg.dataset.name in GRAPHS
     assert cfg.dataset.name.removeprefix("ogbn-").lower() in stem
     assert cfg.metric_best == "accuracy"
-    kind = {"lm": "glem_lm", "cascade": "glem_cascade", "joint": "glem_joint", "glem": "glem", "synthetic": "glem"}
+    kind = {
+        "lm": "glem_lm",
+        "cascade": "glem_cascade",
+        "joint": "glem_joint",
+        "glem": "glem",
+        "synthetic": "glem",
+        "table": "glem",
+    }
     assert cfg.train.mode == kind.get(stem.split("_")[0], "glem_gnn")
 
 
@@ -87,7 +94,7 @@ def test_its_comment_says_what_it_is_and_where_its_hyperparameters_are_from(stem
     lines = CONFIGS[stem].read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
     assert lines[0].startswith("# ")
-    if not re.search("debian|wordnet|synthetic", stem):
+    if not re.search("debian|wordnet|synthetic|table", stem):
         assert re.search(r"authors|published|(OGB|PyG|DGL)'s example|GIANT's|chosen for this project", comment), comment
 
 
@@ -425,13 +432,20 @@ def test_ogbn_papers100m_keeps_memory_small(stem: str) -> None:
 def test_every_configuration_of_a_published_data_set_is_compared_but_for_our_own_choices() -> None:
     own = {"gnn_arxiv", "gnn_products", "sgc_papers100m", "mlp_papers100m", "sage_papers100m"}
     own |= {"lm_lora_arxiv", "lm_lora_products", "lm_lora_papers100m"}
-    assert {stem for stem in CONFIGS if not re.search("debian|wordnet|synthetic", stem)} == {*PUBLISHED, *own}
+    assert {stem for stem in CONFIGS if not re.search("debian|wordnet|synthetic|table", stem)} == {*PUBLISHED, *own}
 
 
 # ---- that every key has a use ---------------------------------------------------------------------------------------
 
 # Keys of the machine, the disk and one's own data, which a shipped file has no reason to set.
-OF_THE_USER = {"dataset.tag_source", "lm.attention", "lm.precision", "lm.infer_tokens", "lm.micro_batch_tokens"}
+OF_THE_USER = {
+    "dataset.tag_columns",
+    "dataset.tag_text",
+    "lm.attention",
+    "lm.precision",
+    "lm.infer_tokens",
+    "lm.micro_batch_tokens",
+}
 OF_THE_USER |= {"glem.keep_weights", "glem.checkpoint_minutes", "dataset.tag_valid_share", "dataset.tag_undirected"}
 
 

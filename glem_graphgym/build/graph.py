@@ -79,8 +79,9 @@ def _table(cfg: CfgNode) -> TextGraph:
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
     if not d.tag_source:
         raise DataError(f"dataset.name is '{d.name}', but dataset.tag_source is empty; expected the user's files")
-    options = {name: d[f"tag_{name}"] for name in ("seed", "valid_share", "undirected")}
-    return load_table(Path(d.tag_source), Path(d.dir), raw=raw, shares=tuple(d.tag_split), **options)
+    options = {name: d[f"tag_{name}"] for name in ("seed", "valid_share", "undirected", "text")}
+    options |= {"shares": tuple(d.tag_split), "columns": tuple(d.tag_columns)}
+    return load_table(Path(d.tag_source), Path(d.dir), raw=raw, **options)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:

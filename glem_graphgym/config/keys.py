@@ -149,7 +149,9 @@ KEYS = (
         choices=("standard", *MODES),
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
-    Key("dataset.tag_source", "", "path", "Folder of tables (table); Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),
+    Key("dataset.tag_source", "", "path", "Folder of tables, or one table of nodes (table); Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),
+    Key("dataset.tag_columns", [], "", "Columns of tables under other names, each as ours=theirs, such as [text=abstract, label=venue]; ours: id, text, label, split, features, neighbours, source, target."),
+    Key("dataset.tag_text", "", "", "Texts made of several columns of a table, such as {title}. {abstract}; empty = the column text."),
     Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Shares of train, valid and test, if the data has no split of its own; table: or numbers of nodes. The rest is in no split.", low=0),
     Key("dataset.tag_shots", 0, "nodes per class", "Training nodes that are kept of each class, as unlabelled as the rest are the others; 0 = all.", low=0),
     Key("dataset.tag_valid_share", 0.0, "share", "Share of the training nodes that validate, where the data's split has no validation nodes.", low=0, below=1),

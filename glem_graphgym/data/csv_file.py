@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +25,8 @@ NO_CSV = {
     codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8",
 }
-QUOTING = 'a text with commas, quotes or line breaks must stand in quotes ("), and a quote in it twice ("")'
+DELIMITERS = {",": "comma", "\t": "tab"}
+QUOTING = 'a text with {}s, quotes or line breaks must stand in quotes ("), and a quote in it twice ("")'
 
 
 def read_csv_bytes(path: Path) -> bytes:
@@ -61,10 +63,11 @@ def _line_of(content: bytes, position: int) -> int:
     return content.count(b"\n", 0, position) + 1
 
 
-def check_rows(path: Path, content: bytes, closed: Sequence[str] = ()) -> list[str]:
+def check_rows(path: Path, content: bytes, closed: Sequence[str] = (), delimiter: str = ",") -> list[str]:
     """The header of a CSV, each of whose rows has its number of fields.
 
-    ``closed`` are columns with few different values, which tell rows that a stray quote has made part of a text.
+    ``closed`` are columns with few different values, which tell rows that a stray quote has made part of a text;
+    ``delimiter`` is one of `DELIMITERS`.
 
     Raises:
         DataError: a row is longer or shorter than the header, or a quote swallows rows; names the line.
@@ -78,7 +81,7 @@ def check_rows(path: Path, content: bytes, closed: Sequence[str] = ()) -> list[s
 
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        reader = csv.reader(stream(), strict=True)
+        reader = csv.reader(stream(), strict=True, delimiter=delimiter)
         header: list[str] = []
         values: dict[int, set[str]] = {}
         multiline: list[tuple[int, list[str], list[str]]] = []
@@ -92,54 +95,54 @@ def check_rows(path: Path, content: bytes, closed: Sequence[str] = ()) -> list[s
                 values = {header.index(name): set() for name in closed if name in header}
                 continue
             if len(row) != len(header):
-                raise DataError(_wrong_length(path, first, of_row, row, header))
+                raise DataError(_wrong_length(path, first, of_row, row, header, delimiter))
             for position, known in values.items():
                 known.add(row[position])
-            if len(of_row) > 1 and all(line.count(",") >= len(header) - 1 for line in of_row):
+            if len(of_row) > 1 and all(line.count(delimiter) >= len(header) - 1 for line in of_row):
                 multiline.append((first, of_row, row))
     except csv.Error as error:
         first = reader.line_num - len(lines) + 1
-        raise DataError(_bad_quotes(path, first, lines, str(error))) from error
+        raise DataError(_bad_quotes(path, first, lines, str(error), delimiter)) from error
     finally:
         csv.field_size_limit(limit)
     for first, of_row, row in multiline:
-        if _swallows_rows(of_row, row, values):
+        if _swallows_rows(of_row, row, values, delimiter):
             raise DataError(
                 f"{path}, lines {first} to {first + len(of_row) - 1}: the quote in {_shown(of_row[0])} makes one row "
-                f"of these lines, each of which looks like a row; {QUOTING}"
+                f"of these lines, each of which looks like a row; {QUOTING.format(DELIMITERS[delimiter])}"
             )
     return header
 
 
-def read_table(content: bytes, strings: Iterable[str]) -> pd.DataFrame:
+def read_table(content: bytes, strings: Iterable[str], delimiter: str = ",") -> pd.DataFrame:
     """The table of a checked CSV; columns other than ``strings`` are numbers where all of their values are."""
     # No word stands for a missing value: "NA", "null" and "nan" are ids and texts like any other.
-    return pd.read_csv(
-        io.BytesIO(content), dtype=dict.fromkeys(strings, str), keep_default_na=False, index_col=False, low_memory=False
-    )
+    how: dict[str, Any] = {"keep_default_na": False, "index_col": False, "low_memory": False}
+    return pd.read_csv(io.BytesIO(content), sep=delimiter, dtype=dict.fromkeys(strings, str), **how)
 
 
-def _wrong_length(path: Path, first: int, lines: list[str], row: list[str], header: list[str]) -> str:
+def _wrong_length(path: Path, first: int, lines: list[str], row: list[str], header: list[str], delimiter: str) -> str:
+    mark, quoting = DELIMITERS[delimiter], QUOTING.format(DELIMITERS[delimiter])
     where = f"{path}, line {first}" + (f" to {first + len(lines) - 1}" if len(lines) > 1 else "")
     found = f"{where}: {len(row)} fields, but the header has {len(header)} ({_shown(lines[0])})"
     if len(row) < len(header):
-        return f"{found}; is a text broken into two lines without quotes, or the row cut short? {QUOTING}"
+        return f"{found}; is a text broken into two lines without quotes, or the row cut short? {quoting}"
     if not any(field.strip() for field in row[len(header) :]):
-        return f"{found}; take the commas at the end of the row away, or name these columns in the header"
-    return f"{found}; a comma in a text without quotes? {QUOTING}"
+        return f"{found}; take the {mark}s at the end of the row away, or name these columns in the header"
+    return f"{found}; a {mark} in a text without quotes? {quoting}"
 
 
-def _bad_quotes(path: Path, first: int, lines: list[str], error: str) -> str:
+def _bad_quotes(path: Path, first: int, lines: list[str], error: str, delimiter: str) -> str:
     where = f"{path}, line {first}" + (f" to {first + len(lines) - 1}" if len(lines) > 1 else "")
     if any('\\"' in line for line in lines):
         return (
             f"""{where}: quotes are written as \\" (Spark does that), expected ""; in Spark: .option("escape", '"')"""
         )
     what = "a quote is opened and never closed" if "end of data" in error else "a quote is closed within a field"
-    return f"{where}: {what} ({_shown(lines[0] if lines else '')}); {QUOTING}"
+    return f"{where}: {what} ({_shown(lines[0] if lines else '')}); {QUOTING.format(DELIMITERS[delimiter])}"
 
 
-def _swallows_rows(lines: list[str], row: list[str], values: dict[int, set[str]]) -> bool:
+def _swallows_rows(lines: list[str], row: list[str], values: dict[int, set[str]], delimiter: str) -> bool:
     """Whether each line of one row looks like a row of its own, by its values of the columns ``values``."""
     text = next((position for position, field in enumerate(row) if "\n" in field or "\r" in field), None)
     if text is None:
@@ -149,7 +152,7 @@ def _swallows_rows(lines: list[str], row: list[str], values: dict[int, set[str]]
     width = len(row)
 
     def looks_like_a_row(line: str, positions: list[int], *, from_end: bool) -> bool:
-        fields = line.rstrip("\r\n").split(",")
+        fields = line.rstrip("\r\n").split(delimiter)
         found = [fields[position - width if from_end else position] for position in positions]
         return any(found) and all(field in values[position] for field, position in zip(found, positions, strict=True))
 

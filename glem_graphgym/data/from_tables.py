@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from glem_graphgym.data.columns import NODE_COLUMNS, Columns
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.label_leaks import telling_columns
 from glem_graphgym.data.splits import SPLIT_NAMES, drawn_split, given_splits, split_columns
@@ -22,7 +23,6 @@ from glem_graphgym.files import fingerprint, sha256_of
 
 # To be raised whenever the same files and options would give another graph than before.
 RECIPE_VERSION = 3
-NODE_COLUMNS = ("id", "text", "label")
 # Labels that mean "no label" beside numbers; -1 does so beside words too.
 NO_LABEL = {"-1", "-1.0", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
@@ -54,15 +54,20 @@ class TableOptions:
             difference.
         valid_share: share (0-1) of the training nodes that validate, where the files' split has no validation nodes.
         undirected: edges count in both directions; False = messages go from source to target alone.
+        columns: names of columns, each as ``ours=theirs``; see `glem_graphgym.data.columns.Columns`.
+        text: template of the texts, ``{title}. {abstract}``; empty = the column ``text``.
     """
 
     shares: tuple[float, ...] = (0.1, 0.1, 0.8)
     seed: int = 0
     valid_share: float = 0.0
     undirected: bool = True
+    columns: tuple[str, ...] = ()
+    text: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", check_shares(self.shares, counts=True))
+        Columns(self.columns, self.text)  # checks them
 
 
 class Reader(NamedTuple):
@@ -117,6 +122,11 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
     texts = [text or "" for text in strings(tables, "text")]
     of_splits = [column for of_split in masks for column in of_split]
     columns = [name for name in map(str, tables.nodes) if name not in (*NODE_COLUMNS, *of_splits)]
+    if columns and tables.features is not None:
+        raise DataError(
+            f"{tables.where['nodes']} has the columns {listed(columns, 12, quoted=True)} beside features of their own; "
+            "keep one of the two as features"
+        )
     features = _features(tables, columns) if tables.features is None else np.asarray(tables.features, np.float32)
     rowptr, col, edge_counts = _edges(tables, ids, options.undirected)
     trained = set(label[codes[0] == 0])
@@ -132,7 +142,7 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
         "classes_without_training": [name for index, name in enumerate(class_names) if index not in trained],
         "split": split_names[0] if masks else {"shares": [*options.shares], "seed": options.seed},
         **({"fixed_splits": split_names} if len(masks) > 1 else {}),
-        "feature_columns": columns if tables.features is None else [],
+        "feature_columns": columns,
         "telling_columns": telling_columns(columns, features, label) if columns and features is not None else {},
         **edge_counts,
     }
@@ -159,6 +169,8 @@ def _report(graph: TextGraph, raw: bool) -> None:
         DataError: ``raw`` features are asked for, and some tell the label.
     """
     name, origin = graph.name, graph.origin
+    if left := origin.get("left"):
+        logger.info("%s: not used: %s", name, listed(left, 20))
     if columns := origin["feature_columns"]:
         logger.info("%s: %d feature columns (for glem.node_features raw): %s", name, len(columns), listed(columns))
     if telling := origin["telling_columns"]:

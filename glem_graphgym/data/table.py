@@ -1,44 +1,47 @@
-"""A user's own graph: a folder with a table of nodes and a table of edges, as CSV or Parquet."""
+"""A user's own graph in tables: a folder with nodes and edges, or one file of nodes with their neighbours."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
+from glem_graphgym.data.columns import EDGE_COLUMNS, NEIGHBOURS, NODE_COLUMNS, Columns, alike, edges_of_neighbours
+from glem_graphgym.data.csv_file import DELIMITERS, check_rows, read_csv_bytes, read_table
+from glem_graphgym.data.edge_list import read_edge_lines, read_edge_matrix
 from glem_graphgym.data.errors import DataError, listed
-from glem_graphgym.data.from_tables import NODE_COLUMNS, NUMBER, Reader, TableOptions, load_files
-from glem_graphgym.data.splits import MASK_COLUMN, SPLIT_COLUMN
+from glem_graphgym.data.from_tables import NUMBER, Reader, TableOptions, load_files
+from glem_graphgym.data.splits import split_columns
 from glem_graphgym.data.tables import Tables
 from glem_graphgym.data.text_graph import TextGraph
 
-ENDINGS = (".csv", ".csv.gz", ".parquet")
-# What others call the columns, for the message when ours are missing.
-OTHER_NAMES = {
-    "id": "node node_id nid name index paper_id",
-    "text": "title abstract content body raw_text raw_texts description",
-    "label": "labels class category target y",
-    "source": "src from u head start source_id from_node node1",
-    "target": "dst to v tail end target_id to_node node2",
-}
+ENDINGS = (".csv", ".csv.gz", ".parquet", ".tsv")
+NODE_ENDINGS, EDGE_ENDINGS = (*ENDINGS, ".jsonl"), (*ENDINGS, ".txt", ".npz")
+FEATURES = "features.npy"
+SEPARATORS = {**DELIMITERS, ";": "semicolon", "|": "bar"}
 
 
-def load_table(folder: Path, cache: Path, *, raw: bool = False, **options: Any) -> TextGraph:
-    """The graph of the files ``nodes`` and ``edges`` (.csv, .csv.gz or .parquet) of a folder, named like it.
+def load_table(source: Path, cache: Path, *, raw: bool = False, **options: Any) -> TextGraph:
+    """The graph of the files ``nodes`` and ``edges`` of a folder, or of one file of nodes; named like folder or file.
 
-    Nodes have the columns ``id``, ``text``, ``label`` and, if wanted, a split (`glem_graphgym.data.tables.Tables` has
-    its forms). All other columns are numbers and become ``features``, float32 (N, F), in the file's order. Edges have
-    the columns ``source`` and ``target``; others are ignored. CSV is comma-separated UTF-8 with a header, and only an
-    empty field is a missing value.
+    Files are .csv, .csv.gz, .tsv, .jsonl or .parquet; edges may be .txt (two ids per line) or .npz (a matrix of row
+    numbers). Nodes have the columns ``id`` (without it: row numbers), ``text``, ``label`` and, if wanted, a split
+    (`glem_graphgym.data.tables.Tables` has its forms). All other columns are numbers and become ``features``, float32
+    (N, F), in the file's order, or ``features.npy`` beside the tables does. Edges have the columns ``source`` and
+    ``target``; others are ignored. One file of nodes has their neighbours in a column. CSV is comma-separated UTF-8
+    with a header, and only an empty field is a missing value.
+
+    Where columns have other names (``columns``) or make the text together (``text``), further columns that are no
+    numbers are left out, and named in ``origin["left"]``.
 
     Args:
-        folder: where the two files are.
+        source: the folder, or the file.
         cache: where the snapshot goes.
         raw: as of `load_files`.
         options: those of `TableOptions`.
@@ -46,30 +49,59 @@ def load_table(folder: Path, cache: Path, *, raw: bool = False, **options: Any) 
     Raises:
         DataError: a file or column is missing or wrong. Names the file, and the line or row.
     """
-    return load_files(TABLE, folder, cache, TableOptions(**options), kind="table", raw=raw)
+    return load_files(TABLE, source, cache, TableOptions(**options), kind="table", raw=raw)
 
 
-def find_tables(folder: Path) -> list[Path]:
-    """The files of nodes and of edges in a folder; raises DataError."""
-    return [_find(folder, "nodes"), _find(folder, "edges")]
+def find_tables(source: Path) -> list[Path]:
+    """The files of nodes and edges in a folder, and features beside them; or one file of nodes. Raises DataError."""
+    if source.is_file():
+        if not source.name.lower().endswith(NODE_ENDINGS):
+            raise DataError(
+                f"dataset.tag_source: {source} is no table of nodes ({', '.join(NODE_ENDINGS)}); expected one, or a "
+                "folder with nodes.csv and edges.csv"
+            )
+        return [source]
+    files = [_find(source, "nodes", NODE_ENDINGS), _find(source, "edges", EDGE_ENDINGS)]
+    return files + [source / FEATURES] * (source / FEATURES).is_file()
 
 
 def read_tables(files: list[Path], options: TableOptions) -> Tables:
     """The tables of the files that `find_tables` found; raises DataError."""
-    nodes_file, edges_file = files
-    nodes, edges = _read_nodes(nodes_file), _read(edges_file, ("source", "target"))
-    where = {"nodes": str(nodes_file), "edges": str(edges_file)}
-    name = nodes_file.absolute().parent.name
-    return Tables(name, nodes, edges, where=where, origin={"files": [file.name for file in files]})
+    columns = Columns(options.columns, options.text)
+    path, *others = files
+    table, replaced = _read(path, NODE_COLUMNS, columns)
+    beside, edges_file = [file for file in others if file.name == FEATURES], others[0] if others else path
+    listing = _neighbours(path, [*table], columns, alone=not others)
+    theirs = columns.of.get("neighbours", listing)
+    where = {"nodes": str(path), "edges": f"{path}: column '{theirs}'" if listing else str(edges_file)}
+    edges: pd.DataFrame | np.ndarray
+    if listing:
+        ids = table["id"] if "id" in table else range(len(table))
+        edges = edges_of_neighbours(ids, table.pop(listing), where["edges"])
+    else:
+        edges = _read_edges(edges_file, columns)
+    nodes, left = _nodes_of(path, table, columns)
+    taken = {**columns.of, **({"text": options.text} if options.text else {}), "edges": theirs or edges_file.name}
+    where |= {name: f"{path}: column {of!r}" for name, of in columns.of.items() if name in nodes}
+    return Tables(
+        path.name.partition(".")[0] if not others else path.absolute().parent.name,
+        nodes,
+        edges,
+        features=_features(beside[0], nodes) if beside else None,
+        where=where,
+        origin={"files": [file.name for file in files], "taken": taken, "left": replaced + left},
+    )
 
 
 TABLE = Reader(find_tables, read_tables)
 
 
-def _find(folder: Path, stem: str) -> Path:
-    names = [f"{stem}{ending}" for ending in ENDINGS]
+def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
+    names = [f"{stem}{ending}" for ending in endings]
     if not folder.is_dir():
-        raise DataError(f"dataset.tag_source: {folder} is no folder; expected one with {names[0]} and the like")
+        raise DataError(
+            f"dataset.tag_source: {folder} is neither folder nor file; expected a folder with {names[0]} and the like"
+        )
     similar = sorted(path for path in folder.iterdir() if path.name.lower().startswith(f"{stem}."))
     found = [path for path in similar if path.name.lower() in names and path.is_file()]
     if len(found) != 1:
@@ -82,49 +114,129 @@ def _find(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-# ---- files and columns --------------------------------------------------------------------------------------------
+# ---- nodes and edges ----------------------------------------------------------------------------------------------
 
 
-def _read_nodes(path: Path) -> pd.DataFrame:
-    nodes = _read(path, ("id", "text", "label"), closed=("label", "split"))
-    names = [str(column) for column in nodes.columns]
+def _neighbours(path: Path, header: Sequence[str], columns: Columns, *, alone: bool) -> str | None:
+    """Column of the nodes that lists their neighbours; None where a file of its own holds the edges."""
+    named = columns.of.get("neighbours")
+    if not alone:
+        if named:
+            raise DataError(f"dataset.tag_columns names {named!r} for the neighbours, but edges have a file; drop one")
+        return None
+    usual = [name for name in header if NEIGHBOURS.fullmatch(name.strip())]
+    if not named and len(usual) != 1:
+        raise DataError(
+            f"{path} has {len(usual)} columns of neighbours; found [{listed(header, 12, quoted=True)}]. Set "
+            "dataset.tag_columns to [neighbours=<its name>], or put nodes and edges into a folder"
+        )
+    return "neighbours" if named else usual[0]
+
+
+def _nodes_of(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.DataFrame, list[str]]:
+    """The nodes, and names of columns that are left out of them."""
+    names = [str(column) for column in table]
+    kept = {*NODE_COLUMNS, *(name for of_split in split_columns(names) for name in of_split)}
     nameless = [place for place, name in enumerate(names) if re.fullmatch(r"(Unnamed: [0-9]+)?", name.strip())]
+    # pandas calls a second column label 'label.1'
+    plain = {name: re.sub(r"[\s_-]+|\.[0-9]+$", "", name).casefold() for name in names}
+    copies = [name for name in names if name not in kept and plain[name] in (*NODE_COLUMNS, "split")]
+    if columns:
+        kept |= {*columns.features} or {
+            name
+            for place, name in enumerate(names)
+            if place not in nameless and name not in copies and pd.api.types.is_numeric_dtype(table.iloc[:, place])
+        }
+        left = [name for name in names if name not in kept and name not in columns.fields]
+        return table.loc[:, [name in kept for name in names]], left
     for place in nameless:
-        if not nodes.iloc[:, place].isin(["", None, np.nan]).all():
+        if not table.iloc[:, place].isin(["", None, np.nan]).all():
             raise DataError(
                 f"{path}: column {place + 1} has no name ('{names[place]}'), as when pandas writes its index; drop it "
                 "(to_csv with index=False) or name it"
             )
-    nodes = nodes.iloc[:, [place for place in range(len(names)) if place not in nameless]]
-    for name in names:
-        meant = re.sub(r"[\s_-]+|\.[0-9]+$", "", name).casefold()  # pandas calls a second column label 'label.1'
-        if name not in (*NODE_COLUMNS, "split") and meant in (*NODE_COLUMNS, "split"):
-            raise DataError(
-                f"{path}: column {name!r} may be '{meant}' under another name, or a copy of it; rename it to "
-                f"'{meant}' or drop it"
-            )
-    return nodes
+    for name in copies:
+        raise DataError(
+            f"{path}: column {name!r} may be '{plain[name]}' under another name, or a copy of it; rename it to "
+            f"'{plain[name]}' or drop it"
+        )
+    return table.iloc[:, [place for place in range(len(names)) if place not in nameless]], []
 
 
-def _read(path: Path, required: Sequence[str], closed: Sequence[str] = ()) -> pd.DataFrame:
-    """A table that has its required columns, each once; from CSV, these, split and masks are strings as written.
+def _features(path: Path, nodes: pd.DataFrame) -> np.ndarray:
+    """float (N, F): ``features.npy`` beside the tables."""
+    try:
+        features = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read ({error}); save it with numpy.save") from error
+    if features.dtype.kind not in "biuf" or features.ndim != 2 or len(features) != len(nodes):
+        raise DataError(
+            f"{path} has type {features.dtype} and shape {features.shape}, expected one row of numbers for each of "
+            f"{len(nodes)} nodes"
+        )
+    if not np.isfinite(features).all():
+        raise DataError(f"{path} holds NaN or infinity, expected finite numbers")
+    return features
 
-    Args:
-        closed: see `check_rows`.
+
+def _read_edges(path: Path, columns: Columns) -> pd.DataFrame | np.ndarray:
+    name = path.name.lower()
+    if name.endswith(".npz"):
+        return read_edge_matrix(path)
+    names = [columns.of.get(ours, ours) for ours in EDGE_COLUMNS]
+    if name.endswith(".txt") or (name.endswith(".tsv") and not set(names) <= _first_cells(path)):
+        return read_edge_lines(path, names)
+    return _read(path, EDGE_COLUMNS, columns)[0]
+
+
+def _first_cells(path: Path) -> set[str]:
+    return {cell.strip('\r"') for cell in read_csv_bytes(path).partition(b"\n")[0].decode().split("\t")}
+
+
+# ---- files and columns --------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFrame, list[str]]:
+    """A table with our names, that has the required columns, each once; and columns in whose place others are taken.
+
+    From CSV, required columns, splits, lists of neighbours and parts of a text are strings as they are written.
     """
-    if path.suffix.lower() == ".parquet":
-        table = _read_parquet(path)
+    nodes = ours == NODE_COLUMNS
+    ours = (*ours, "split", "neighbours") if nodes else ours
+    read = next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)
+    delimiter = "\t" if path.name.lower().endswith(".tsv") else ","
+    if read:
+        table = read(path)
         header = [*table.columns]
-        _check_header(path, header, required)
-        return table
-    content = read_csv_bytes(path)
-    header = check_rows(path, content, closed)
-    _check_header(path, header, required)
-    in_splits = {name for name in header if SPLIT_COLUMN.fullmatch(name) or MASK_COLUMN.fullmatch(name)}
-    strings = ({*required} & {*header}) | in_splits
-    table = read_table(content, strings)
-    table.columns = pd.Index(header, dtype=object)
-    return table
+    else:
+        content = read_csv_bytes(path)
+        closed = [columns.of.get(name, name) for name in ("label", "split")] if nodes else []
+        header = check_rows(path, content, closed, delimiter)
+    columns.check(path, header, ours)
+    names = columns.names(header, ours)
+    _check_header(path, [name for name in names if name is not None], columns, nodes, delimiter)
+    if not read:
+        table = read_table(content, columns.strings(header, ours), delimiter)
+    kept = [name is not None for name in names]
+    replaced = [name for name, is_kept in zip(header, kept, strict=True) if not is_kept and name not in columns.fields]
+    texts = {"text": columns.texts(table, path)} if nodes and columns.template else {}
+    table = table.loc[:, kept]
+    table.columns = pd.Index([name for name in names if name is not None], dtype=object)
+    return table.assign(**texts), replaced
+
+
+def _read_json_lines(path: Path) -> pd.DataFrame:
+    rows = []
+    for number, line in enumerate(read_csv_bytes(path).decode().split("\n"), start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is no JSON ({error}); expected one object per line") from error
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.strip():
+            raise DataError(f"{path}, line {number} is {line.strip()!r:.80}, expected one JSON object per line")
+    return pd.DataFrame(rows)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -144,28 +256,37 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return table
 
 
-def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": _read_parquet, ".jsonl": _read_json_lines}
+
+
+def _check_header(path: Path, header: Sequence[str], columns: Columns, nodes: bool, delimiter: str) -> None:
+    expected = NODE_COLUMNS if nodes else EDGE_COLUMNS
+    required = columns.required(header) if nodes else EDGE_COLUMNS
     missing = [column for column in required if column not in header]
     if missing:
         raise DataError(
-            f"{path} has no column {missing}; found [{listed(header, 12, quoted=True)}], expected {[*required]}"
-            + _why_missing(header, missing, required)
+            f"{path} has no column {missing}; found [{listed(header, 12, quoted=True)}], expected {[*expected]}"
+            + _why_missing(path, header, missing, expected, delimiter)
         )
-    nodes = "text" in required
     repeated = [name for name, count in Counter(header).items() if count > 1 and (nodes or name in required)]
     if repeated := [name for name in repeated if name.strip()]:
         raise DataError(f"{path}: several columns have the name {listed(repeated, quoted=True)}; keep one of each")
 
 
-def _why_missing(header: Sequence[str], missing: Sequence[str], required: Sequence[str]) -> str:
+def _why_missing(
+    path: Path, header: Sequence[str], missing: Sequence[str], expected: Sequence[str], delimiter: str
+) -> str:
     joined = "".join(header)
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+    for separator, name in SEPARATORS.items():
         if separator in joined and set(missing) <= {cell.strip(' "') for cell in joined.split(separator)}:
-            return f"; columns are separated by {name} there, expected commas: export it again"
+            other = {",": ".csv", "\t": ".tsv"}.get(separator)
+            remedy = f"name it {path.stem}{other}" if other else "export it again"
+            return f"; columns are separated by {name}s there, expected {SEPARATORS[delimiter]}s: {remedy}"
     for column in missing:
-        meant = [cell for cell in header if cell.strip().casefold() in (column, *OTHER_NAMES[column].split())]
-        if meant:
-            return f"; rename the column {meant[0]!r} to '{column}'?"
-    if len(missing) == len(required) and any(NUMBER.fullmatch(cell.strip()) for cell in header):
-        return f"; is the first line a row? Put a line with {','.join(required)} above it"
+        if meant := alike(column, header):
+            return (
+                f"; rename the column {meant[0]!r} to '{column}', or set dataset.tag_columns to [{column}={meant[0]}]?"
+            )
+    if any(NUMBER.fullmatch(cell.strip()) for cell in header):
+        return f"; is the first line a row? Put a line with {','.join(expected)} above it"
     return ""

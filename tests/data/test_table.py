@@ -325,7 +325,8 @@ class Tables:
                 pd.DataFrame(rows, columns=header, dtype=object).replace({"": None}).to_parquet(path)
                 continue
             lines = io.StringIO(newline="")
-            csv.writer(lines, quoting=csv.QUOTE_ALL).writerows([header, *rows])
+            delimiter = "\t" if ending == ".tsv" else ","
+            csv.writer(lines, quoting=csv.QUOTE_ALL, delimiter=delimiter).writerows([header, *rows])
             content = lines.getvalue().encode()
             path.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
         return folder
@@ -348,7 +349,7 @@ def tables(draw: st.DrawFn) -> Tables:
     return Tables(list(zip(ids, texts, labels, splits, strict=True)), draw(st.lists(st.tuples(end, end), max_size=20)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tables(), st.sampled_from(table.ENDINGS))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, drawn: Tables, ending: str) -> None:
     graph = load(drawn.write(tmp_path_factory.mktemp("t") / "g", ending))

@@ -1,0 +1,147 @@
+"""Columns of a user's tables: taken under other names, joined to texts, taken apart as lists of neighbours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.splits import MASK_COLUMN, SPLIT_COLUMN
+from glem_graphgym.data.tables import strings_of
+
+NODE_COLUMNS = ("id", "text", "label")
+EDGE_COLUMNS = ("source", "target")
+OURS = (*NODE_COLUMNS, "split", "features", "neighbours", *EDGE_COLUMNS)
+NEIGHBOURS = re.compile(r"(neighbou?rs?|adj|adjacency)([ _-]?(ids?|list))?", re.IGNORECASE)  # usual names of the column
+FIELD = re.compile(r"\{([^{}]*)\}")
+SEPARATORS = " \t\n.,;:|/-"  # between the parts of a text; none begins one whose first part is empty
+# What others call the columns, for the message when ours are missing.
+OTHER_NAMES = {
+    "id": "node node_id nid name index paper_id",
+    "text": "title abstract content body raw_text raw_texts description",
+    "label": "labels class category target y",
+    "source": "src from u head start source_id from_node node1",
+    "target": "dst to v tail end target_id to_node node2",
+}
+
+
+class Columns:
+    """What the keys ``dataset.tag_columns`` and ``dataset.tag_text`` say of the columns of a user's tables.
+
+    Attributes:
+        of: our name -> theirs; of ``features`` a list of theirs.
+        template: text with ``{column}`` for the value of a column; empty = the column ``text``.
+        fields: columns that the template names.
+    """
+
+    def __init__(self, pairs: Sequence[Any], template: str) -> None:
+        self.template, self.fields = template, FIELD.findall(template)
+        self.of: dict[str, str] = {}
+        self.features: list[str] = []
+        for pair in pairs:
+            ours, equals, theirs = str(pair).partition("=")
+            if not equals or not theirs or ours not in OURS:
+                raise DataError(
+                    f"dataset.tag_columns holds {pair!r}, expected ours=theirs, such as [text=abstract, label=venue]; "
+                    f"ours is one of {listed(OURS, len(OURS))}"
+                )
+            if ours in self.of:
+                raise DataError(
+                    f"dataset.tag_columns names two columns for '{ours}': {self.of[ours]!r} and {theirs!r}; keep one"
+                )
+            if ours == "features":
+                self.features.append(theirs)
+            else:
+                self.of[ours] = theirs
+        if template and not self.fields:
+            raise DataError(f"dataset.tag_text is {template!r}, expected columns in braces: '{{title}}. {{abstract}}'")
+        if template and "text" in self.of:
+            raise DataError(
+                f"dataset.tag_text is {template!r}, but dataset.tag_columns names {self.of['text']!r} for the text; "
+                "keep one of the two"
+            )
+        if (label := self.of.get("label", "label")) in self.fields:
+            raise DataError(f"dataset.tag_text is {template!r}, so the texts would tell the label, column {label!r}")
+
+    def __bool__(self) -> bool:
+        return bool(self.of or self.features or self.template)
+
+    def strings(self, header: Collection[str], ours: Sequence[str]) -> set[str]:
+        """Columns of a file that are to be read as they are written: those of ``ours``, splits, parts of a text."""
+        in_splits = {name for name in header if SPLIT_COLUMN.fullmatch(name) or MASK_COLUMN.fullmatch(name)}
+        return ({self.of.get(name, name) for name in ours} | {*self.fields} | in_splits) & {*header}
+
+    def required(self, header: Sequence[str]) -> list[str]:
+        """Columns that nodes must have; an ``id`` where another column looks like one, else row numbers will do."""
+        ids = "id" in self.of or {*alike("id", header)} - {*self.fields}
+        return ["id"] * bool(ids) + ["text"] * (not self.template) + ["label"]
+
+    def check(self, path: Any, header: Collection[str], ours: Sequence[str]) -> None:
+        """Raise DataError where a column is named that is not in the file."""
+        named = [(f"dataset.tag_columns ({name}={self.of[name]})", self.of[name]) for name in ours if name in self.of]
+        if "text" in ours:
+            named += [(f"dataset.tag_columns (features={name})", name) for name in self.features]
+            named += [(f"dataset.tag_text ({self.template!r})", name) for name in self.fields]
+        for key, name in named:
+            if name not in header:
+                raise DataError(
+                    f"{key} names the column {name!r}, which {path} does not have; found "
+                    f"[{listed([*header], 12, quoted=True)}]"
+                )
+
+    def names(self, header: Sequence[str], ours: Sequence[str]) -> list[str | None]:
+        """Our name of each column of a file; None for one that has such a name where another column is taken for it."""
+        taken = {self.of[name]: name for name in ours if name in self.of}
+        return [taken.get(name, None if name in taken.values() else name) for name in header]
+
+    def texts(self, table: pd.DataFrame, path: Any) -> list[str]:
+        """One text per row by the template; a part without a value is left out with what stands before it."""
+        before = FIELD.split(self.template)
+        parts = [strings_of(table[name], f"{path}: column '{name}'") for name in self.fields]
+        texts = []
+        for values in zip(*parts, strict=True):
+            filled = [
+                lead + value if value and value.strip() else ""
+                for lead, value in zip(before[::2], values, strict=False)
+            ]
+            text = "".join(filled) + before[-1] if any(filled) else ""
+            texts.append(text if filled[0] else text.lstrip(SEPARATORS))
+        return texts
+
+
+def alike(column: str, header: Sequence[str]) -> list[str]:
+    """Columns of a file that may be meant by one of ours."""
+    return [cell for cell in header if cell.strip().casefold() in (column, *OTHER_NAMES[column].split())]
+
+
+def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, place: str) -> pd.DataFrame:
+    """Columns ``source`` and ``target``: each row's id with each id of its list of neighbours.
+
+    Args:
+        ids: of the rows.
+        column: lists, or texts such as ``[3, 17]``, ``["a", "b"]``, ``3 17`` and ``3;17``; empty where there is none.
+        place: what a message calls the column.
+    """
+    lists = [_listed(value) for value in column]
+    for row, found in enumerate(lists, start=1):
+        if any(isinstance(item, list | dict) for item in found):
+            raise DataError(f"{place}, row {row} holds {column.iloc[row - 1]!r:.80}, expected a list of ids")
+    source = np.repeat(np.asarray(ids, dtype=object), [len(found) for found in lists])
+    return pd.DataFrame({"source": source, "target": [item for found in lists for item in found]}, dtype=object)
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple | np.ndarray):
+        return [*value]
+    text = "" if value is None or value != value else str(value).strip()  # NaN differs from itself
+    if text.startswith("["):
+        try:
+            return list(json.loads(text))
+        except ValueError:  # a list as Python or NumPy writes it
+            pass
+    return [item for part in re.split(r"[\s,;|]+", text.strip("[](){}")) if (item := part.strip("'\""))]

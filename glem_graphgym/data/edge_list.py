@@ -1,0 +1,60 @@
+"""Edges without a table: lines of two ids, and matrices of SciPy and NumPy."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+
+from glem_graphgym.data.csv_file import read_csv_bytes
+from glem_graphgym.data.errors import DataError
+
+
+def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
+    """Columns ``source`` and ``target`` of a text file: two ids per line, between tabs, commas or blanks.
+
+    What follows on a line, such as a weight, is not read; lines that begin with # or % are comments. The first line may
+    be ``header``.
+
+    Raises:
+        DataError: a line has one id alone; names it.
+    """
+    ends: list[list[str]] = []
+    for number, line in enumerate(io.StringIO(read_csv_bytes(path).decode()), start=1):
+        if not line.strip() or line.startswith(("#", "%")):
+            continue
+        separator = next((mark for mark in ("\t", ",") if mark in line), None)
+        cells = [cell.strip() for cell in line.split(separator)][:2]
+        if len(cells) < 2 or "" in cells:
+            raise DataError(f"{path}, line {number}: {line.strip()!r:.80}, expected two ids: source and target")
+        if ends or cells != [*header]:
+            ends.append(cells)
+    return pd.DataFrame(ends, columns=["source", "target"], dtype=object)
+
+
+def read_edge_matrix(path: Path) -> np.ndarray:
+    """int64 (2, E): row numbers of the nodes, of an .npz file with a sparse matrix of SciPy or an ``edge_index``.
+
+    Raises:
+        DataError: the file is damaged, or holds neither.
+    """
+    try:
+        with np.load(path) as arrays:
+            names = arrays.files
+            edges = arrays["edge_index"] if "edge_index" in names else None
+        if edges is None and "format" in names:
+            edges = np.stack(scipy.sparse.load_npz(path).nonzero())
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read as .npz ({reason:.200}); save it anew") from error
+    if edges is None or edges.dtype.kind not in "iu" or edges.ndim != 2 or len(edges) != 2:
+        what = f"edge_index of type {edges.dtype} and shape {edges.shape}" if edges is not None else f"arrays {names}"
+        raise DataError(
+            f"{path} holds {what}, expected integers edge_index (2, E), or a matrix of scipy.sparse.save_npz"
+        )
+    return edges.astype(np.int64)

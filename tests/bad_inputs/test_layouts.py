@@ -1,0 +1,180 @@
+"""Every layout of tables goes from its files to GLEM's table, and is refused in one line where it is broken.
+
+All are the same graph of 24 nodes, so all give the same fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from tests.bad_inputs.conftest import Program
+
+COUNT = 24
+KINDS = ("cats", "dogs", "newts")
+SPLIT = "[0.3, 0.3, 0.4]"
+GRAPH = pd.DataFrame(
+    {"title": [f"The {KINDS[i % 3]}" for i in range(COUNT)], "body": [f"no. {i}" for i in range(COUNT)]}
+)
+TEXTS = [f"The {KINDS[i % 3]}: no. {i}" for i in range(COUNT)]
+LABELS = [KINDS[i % 3] for i in range(COUNT)]
+EDGES = np.array([(i, j) for i in range(COUNT) for j in (i + 1, i + 3) if j < COUNT])
+LISTS = [[int(j) for a, j in EDGES if a == i] for i in range(COUNT)]
+NODES = pd.DataFrame({"text": TEXTS, "label": LABELS})
+PAIR = GRAPH.assign(venue=LABELS)
+
+
+def csv(path: Path, table: pd.DataFrame, **how: Any) -> Path:
+    table.to_csv(path, index=False, **how)
+    return path
+
+
+def json_lines(path: Path, table: pd.DataFrame) -> Path:
+    table.to_json(path, orient="records", lines=True)
+    return path
+
+
+def parquet(path: Path, table: pd.DataFrame) -> Path:
+    table.to_parquet(path)
+    return path
+
+
+def with_edges(folder: Path, nodes: pd.DataFrame, name: str, write: Callable[[Path], object]) -> Path:
+    csv(folder / "nodes.csv", nodes)
+    write(folder / name)
+    return folder
+
+
+def lines(separator: str, header: str = "") -> Callable[[Path], object]:
+    return lambda path: path.write_text(header + "".join(f"{a}{separator}{b}\n" for a, b in EDGES))
+
+
+def sparse(path: Path) -> None:
+    scipy.sparse.save_npz(path, scipy.sparse.coo_array((np.ones(len(EDGES)), tuple(EDGES.T)), (COUNT, COUNT)).tocsr())
+
+
+class Layout(NamedTuple):
+    """A miniature, with the keys that read it; and what breaks it, with what its message must name."""
+
+    write: Callable[[Path], Path]
+    keys: Sequence[str] = ()
+    damage: Sequence[tuple[str, str, str]] = ()  # file, what is replaced there, by what
+    names: Sequence[str] = ()
+
+
+LAYOUTS = {
+    "three columns": Layout(
+        lambda folder: csv(
+            folder / "pets.csv", NODES.assign(neighbours=[" ".join(map(str, found)) for found in LISTS])
+        ),
+        damage=[("pets.csv", "neighbours", "friends")],
+        names=["pets.csv", "0 columns of neighbours", "[neighbours=<its name>]"],
+    ),
+    "CS-TAG": Layout(
+        lambda folder: csv(
+            folder / "Pets.csv",
+            NODES.assign(category=LABELS, node_id=range(COUNT), neighbour=LISTS)[
+                ["category", "text", "label", "node_id", "neighbour"]
+            ].assign(label=[i % 3 for i in range(COUNT)]),
+        ),
+        ["dataset.tag_columns", "[id=node_id, label=category]"],
+        [("Pets.csv", "[1, 3]", "[1, 33]")],
+        ["Pets.csv: column 'neighbour'", "33"],
+    ),
+    "a list in JSON lines": Layout(
+        lambda folder: json_lines(folder / "pets.jsonl", PAIR.assign(neighbor_ids=LISTS, year=None)),
+        ["dataset.tag_text", "{title}: {body}", "dataset.tag_columns", "[label=venue]"],
+        [("pets.jsonl", '"title":"The newts","body":"no. 5"', '"title":"The newts","body":"no. 5')],
+        ["pets.jsonl, line 6", "JSON"],
+    ),
+    "a list in Parquet": Layout(
+        lambda folder: parquet(folder / "pets.parquet", PAIR.assign(links=LISTS)),
+        ["dataset.tag_text", "{title}: {body}", "dataset.tag_columns", "[label=venue, neighbours=links]"],
+        [("pets.parquet", "venue", "genre")],
+        ["dataset.tag_columns (label=venue)", "pets.parquet", "'genre'"],
+    ),
+    "tabs": Layout(
+        lambda folder: csv(
+            folder / "pets.tsv", PAIR.assign(adj=[json.dumps([f"{j}" for j in row]) for row in LISTS]), sep="\t"
+        ),
+        ["dataset.tag_text", "{title}: {body}", "dataset.tag_columns", "[label=venue]"],
+        [("pets.tsv", "The newts\tno. 5", "The newts\tno.\t5")],
+        ["pets.tsv, line 7", "a tab in a text"],
+    ),
+    "columns of other names": Layout(
+        lambda folder: with_edges(
+            folder,
+            PAIR.assign(node_id=range(COUNT)),
+            "edges.csv",
+            lines(",", "from,to\n"),
+        ),
+        [
+            *("dataset.tag_text", "{title}: {body}"),
+            *("dataset.tag_columns", "[id=node_id, label=venue, source=from, target=to]"),
+        ],
+        [("edges.csv", "from", "von")],
+        ["dataset.tag_columns (source=from)", "edges.csv", "'von'"],
+    ),
+    "edges.txt": Layout(
+        lambda folder: with_edges(folder, NODES, "edges.txt", lines(" ", "# FromNodeId ToNodeId\n")),
+        damage=[("edges.txt", "\n5 6\n", "\n5\n")],
+        names=["edges.txt, line 12", "'5'"],
+    ),
+    "edges.tsv": Layout(
+        lambda folder: with_edges(folder, NODES, "edges.tsv", lines("\t")),
+        damage=[("edges.tsv", "\n5\t6\n", "\n5\tn6\n")],
+        names=["edges.tsv", "n6"],
+    ),
+    "edges.tsv with a header": Layout(
+        lambda folder: with_edges(folder, NODES, "edges.tsv", lines("\t0.5\t", "source\tweight\ttarget\n")),
+        damage=[("edges.tsv", "\n5\t0.5\t6\n", "\n5\t6\n")],
+        names=["edges.tsv, line 12", "2 fields"],
+    ),
+    "a matrix of SciPy": Layout(
+        lambda folder: with_edges(folder, NODES, "edges.npz", sparse),
+        damage=[("nodes.csv", "The newts: no. 23,newts\n", "")],
+        names=["edges.npz", "name nodes outside of 0 to 22"],
+    ),
+    "edge_index": Layout(
+        lambda folder: with_edges(folder, NODES, "edges.npz", lambda path: np.savez(path, edge_index=EDGES.T)),
+        damage=[("edges.npz", "edge_index", "edges_list")],
+        names=["edges.npz"],
+    ),
+}
+
+
+def write(layout: Layout, program: Program) -> list[object]:
+    """The miniature in a folder of its own; keys that read it."""
+    (program.folder / "data").mkdir()
+    source = layout.write(program.folder / "data")
+    return ["dataset.name", "table", "dataset.tag_source", source, "dataset.tag_split", SPLIT, *layout.keys]
+
+
+FINGERPRINTS: set[str] = set()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_goes_from_its_files_to_the_table_of_glem(name: str, program: Program) -> None:
+    said = program.accepts(*write(LAYOUTS[name], program), says=["GLEM-LM", "GLEM-GNN"])
+    FINGERPRINTS.update(re.findall("fingerprint (\\w+)", said))
+    assert len(FINGERPRINTS) == 1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_broken_one_is_refused_in_one_line(name: str, program: Program) -> None:
+    layout = LAYOUTS[name]
+    options = write(layout, program)
+    for file, old, new in layout.damage:
+        path = program.folder / "data" / file
+        content = path.read_bytes()
+        assert old.encode() in content
+        path.write_bytes(content.replace(old.encode(), new.encode()))
+    program.refuses(*options, names=layout.names)
