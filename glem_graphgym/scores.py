@@ -1,6 +1,42 @@
-"""Scores of predictions, shares 0-1 on every split: their names, and what reports call them."""
+"""Scores of predictions, shares 0-1 on every split: their names, what reports call them, and what they warn of."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 METRIC = "accuracy"  # selects where ``metric_best`` names no other; the only score of older runs
 METRICS = {METRIC: "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "auc": "ROC-AUC"}
+
+MARGIN = 0.02  # share by which a student may be worse than its teacher
+COLLAPSED = 0.5  # share of the gold labels' effective number of classes below which pseudo-labels have collapsed
+# Of the model that a step trains: the step, the model in words, and the keys to turn where it learns too little.
+STEPS = {
+    "LM": ("E-step", "language model", "e_step.epochs, e_step.lr, glem.lm_pseudo_ratio, glem.alpha"),
+    "GNN": ("M-step", "GNN", "optim.max_epoch, optim.base_lr, glem.gnn_pseudo_ratio, glem.beta"),
+}
+
+
+def margin_of(teacher: float, nodes: int) -> float:
+    """By how much a student may be worse than its teacher, a share: `MARGIN`, on few nodes two standard errors."""
+    return max(MARGIN, 2 * math.sqrt(teacher * (1 - teacher) / nodes))
+
+
+def warnings_of(model: str, iteration: int, diagnostics: Mapping[str, float]) -> list[str]:
+    """What went wrong in an EM iteration's step that trained ``model``, by its diagnostics, with the keys to turn."""
+    warnings = []
+    gain, margin = diagnostics.get("gain_valid", 0.0), diagnostics.get("gain_margin", 0.0)
+    if gain < -margin:
+        step, student, keys = STEPS[model]
+        warnings.append(
+            f"{step} {iteration}: the {student} is {-100 * gain:.1f} points worse on validation than its teacher "
+            f"(margin {100 * margin:.1f}); train it longer or on more pseudo-labels: {keys}"
+        )
+    pseudo, gold = diagnostics.get("pseudo_classes", math.inf), diagnostics.get("gold_classes", 0.0)
+    if pseudo < COLLAPSED * gold:
+        warnings.append(
+            f"{STEPS[model][0]} {iteration}: its pseudo-labels collapse into {pseudo:.1f} classes, of {gold:.1f} among "
+            "gold labels (effective numbers); keep more of them, soften them, or balance the classes: glem.confidence, "
+            "glem.temperature, glem.class_weights"
+        )
+    return warnings

@@ -39,6 +39,7 @@ from glem_graphgym.em.plan import Plan, Watch, in_words
 from glem_graphgym.files import link_or_copy, making, read_array, read_json, reading, write_json
 from glem_graphgym.memory import PeakMemory, naming_out_of_memory
 from glem_graphgym.progress import time_text, watched
+from glem_graphgym.scores import warnings_of
 
 LINE_WIDTH = 80
 
@@ -92,6 +93,7 @@ class FinishedStage:
         embeddings: float16 (N, H) or None.
         valid: validation score that selection goes by.
         scores: that metric on every split.
+        diagnostics: notes of its `StageOutput`.
     """
 
     key: StageKey
@@ -101,6 +103,7 @@ class FinishedStage:
     valid: float
     scores: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
     def weights(self) -> Weights:
         path = self.folder / "weights.safetensors"
@@ -220,6 +223,8 @@ class Journal:
             how = "took" if stage.todo else "taken from another run, which took"
             ended = f"{numbered}: {scores}; {how} {time_text(done.seconds)}"
             self.log(f"{numbered} was done before: {scores}" if was_done else ended)
+            for warning in warnings_of(key.model, key.em_iteration, done.diagnostics):
+                self.log(_filled(f"Warning: {warning}"))
 
     @contextlib.contextmanager
     def _doing(self, stage: Stage) -> Iterator[None]:
@@ -229,7 +234,7 @@ class Journal:
         left = self.plan.left(key.index)
         line = f"{self.plan.numbered(key.index)}{left and ', '}{left}: {in_words(key.name)}"
         if processes.rank() == 0:
-            self.log(textwrap.fill(line, LINE_WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+            self.log(_filled(line))
         with (
             naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model)),
             watched(Watch(self.plan, key.index, key.name)),
@@ -287,7 +292,7 @@ class Journal:
                 pass
         logits = read_array(folder / "logits.npy", remedy)
         vectors = read_array(embeddings, remedy) if embeddings.exists() else None
-        return FinishedStage(key, folder, logits, vectors, valid, scores, seconds)
+        return FinishedStage(key, folder, logits, vectors, valid, scores, seconds, record.get("diagnostics", {}))
 
     def read_all(self, names: list[str] | None = None) -> None:
         """Take the stages that the run folder holds, in their order; only those whose folders are in ``names``."""
@@ -308,6 +313,10 @@ class Journal:
         for stage in self.finished:
             if stage.key.folder not in keep:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
+
+
+def _filled(line: str) -> str:
+    return textwrap.fill(line, LINE_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def stage_seed(seed: int, index: int, rank: int = 0) -> int:

@@ -102,5 +102,10 @@ def objective_report(
     }
 
 
+def effective_classes(shares: Tensor) -> float:
+    """exp of the entropy of classes' shares (C,), from 1 to C: that many classes of one size have the same entropy."""
+    return float(torch.special.entr(shares).sum().exp())
+
+
 def _log_softmax(logits: np.ndarray) -> Tensor:
     return F.log_softmax(torch.from_numpy(np.asarray(logits, dtype=np.float32)), dim=-1)

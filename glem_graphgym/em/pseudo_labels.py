@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_AT_ONCE = 1 << 16
+SAMPLED = 1 << 18  # pseudo-labels that their classes' shares are taken from, at most
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class PseudoLabels:
         if self.hard:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
         return F.softmax(logits / self.temperature, dim=-1)
+
+    def class_shares(self) -> Tensor:
+        """float64 (C,), sum 1: the mean label of `nodes`, one at least; of some where they are many."""
+        return self.targets(self.nodes[:: -(-len(self.nodes) // SAMPLED)]).mean(0, dtype=torch.float64)
 
 
 def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from glem_graphgym import processes
 from glem_graphgym.em.combine import ensemble
@@ -19,9 +20,10 @@ from glem_graphgym.em.fit import FitLog
 from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.journal import FinishedStage, Journal, Stage, StageKey, StageOutput, stage_seed
 from glem_graphgym.em.m_step import GNNLearner
-from glem_graphgym.em.objective import objective_report
+from glem_graphgym.em.objective import effective_classes, objective_report
 from glem_graphgym.em.on_gold import FitsAgain
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.scores import margin_of
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,21 @@ class Run:
             report = objective_report(
                 q, p, self.gold, self.unlabelled, alpha=s.alpha, beta=s.beta, pseudo_labels=self.pseudo_labels
             )
-            accuracy = self.pseudo_accuracy(pseudo)
-            return {**report, "pseudo_accuracy_valid": accuracy, "pseudo_candidates": len(pseudo.nodes)}
+            report |= {"pseudo_accuracy_valid": self.pseudo_accuracy(pseudo), "pseudo_candidates": len(pseudo.nodes)}
+            return report | self._guard(pseudo, stage.logits)
 
         output.notes |= stage.compute(numbers)
+
+    def _guard(self, pseudo: PseudoLabels, logits: np.ndarray) -> dict[str, float]:
+        """The numbers that `warnings_of` goes by, for a student's logits (N, C)."""
+        assert self.gnn is not None
+        validation = self.gnn.validation
+        teacher, student = (
+            validation.score(np.asarray(of[validation.nodes], dtype=np.float32)) for of in (pseudo.logits, logits)
+        )
+        found = {"gain_valid": student - teacher, "gain_margin": margin_of(teacher, len(validation.nodes))}
+        if not len(pseudo.nodes):
+            return found
+        gold = self.gold.targets().mean(0, dtype=torch.float64)
+        shares = {"pseudo_classes": pseudo.class_shares(), "gold_classes": gold}
+        return found | {name: effective_classes(of) for name, of in shares.items()}

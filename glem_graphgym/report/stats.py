@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from glem_graphgym.files import atomic_write, read_json, reading, write_json
 from glem_graphgym.modes import METHODS
-from glem_graphgym.scores import METRIC, METRICS
+from glem_graphgym.scores import METRIC, METRICS, warnings_of
 
 MODELS = ("LM", "GNN")
 # Columns of `summary_rows` and of summary.json; `report.results` says what they mean. Runs have those of FURTHER that
@@ -24,7 +25,7 @@ MODELS = ("LM", "GNN")
 SUMMARY = ("method", "valid", "test", "params", "seconds", "peak_memory_mb")
 FURTHER = tuple(f"{split}_{metric}" for metric in METRICS for split in ("valid", "test"))
 NO_MODEL, GIVEN = "none", "given"  # kinds of a stage that combines predictions, and of one that was given them
-LOG_WIDTH = 200
+LOG_WIDTH = 240
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
 
 
@@ -257,13 +258,13 @@ def default_console() -> Console:
 
 
 def print_run(run_dir: Path, title: str, console: Console | None = None, *, further: bool = False) -> None:
-    """Print a finished run, one line per method: scores in %, parameters, seconds and peak memory.
+    """Print a finished run, one line per method: scores in %, parameters, seconds and peak memory; then warnings.
 
     Args:
         further: with test scores by the other metrics, for which a terminal is too narrow.
     """
-    metric = read_metric(run_dir)
-    rows = summary_rows(read_stages(run_dir), metric)
+    metric, stages = read_metric(run_dir), read_stages(run_dir)
+    rows = summary_rows(stages, metric)
     scores = {split: heading(split, metric) for split in ("valid", "test")}
     scores |= further_headings(key for row in rows for key in row) if further else {}
     cells = [
@@ -272,7 +273,10 @@ def print_run(run_dir: Path, title: str, console: Console | None = None, *, furt
         for row in rows
     ]  # fmt: skip
     numbers = [*scores.values(), "params", "seconds", "peak memory MB"]
-    (console or default_console()).print(new_table(title, ["method"], numbers, cells))
+    table = new_table(title, ["method"], numbers, cells)
+    warnings = [text for one in stages for text in warnings_of(one.model, one.em_iteration, one.diagnostics)]
+    table.caption, table.caption_justify = "\n".join(map(escape, warnings)) or None, "left"
+    (console or default_console()).print(table)
 
 
 def log_run(run_dir: Path, log: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from glem_graphgym.build import run as build_run
 from glem_graphgym.config import load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import m_step
-from glem_graphgym.em.fit import FitLog, Fitted, Weights
+from glem_graphgym.em.fit import FitLog, Fitted, Validation, Weights
 from glem_graphgym.em.journal import FinishedStage, Journal, Scores, stage_seed
 from glem_graphgym.em.objective import objective_report
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
@@ -54,6 +55,7 @@ class Notebook:
     """
 
     settings = SimpleNamespace(lr=0.5)
+    validation = Validation(np.zeros(400, dtype=np.int64), lambda logits: float(logits[0, 0]))
     embedding_dim = H
     graphs = SimpleNamespace()
 
@@ -311,8 +313,32 @@ def test_diagnostics_are_those_of_q_and_p_as_they_stand_after_the_step(tmp_path:
             pseudo_labels=lambda logits: PseudoLabels(logits, REST, GOLD, temperature=0.5),
         )
         got = read_json(named(run, step).folder / "stage.json")["diagnostics"]
-        assert got == {**expected, "pseudo_accuracy_valid": 0.125, "pseudo_candidates": 7}
+        assert {key: got[key] for key in expected} == expected
+        assert (got["pseudo_accuracy_valid"], got["pseudo_candidates"]) == (0.125, 7)
     assert read_json(named(run, "gnn_gold").folder / "stage.json")["diagnostics"] == {}
+
+
+def test_a_student_that_falls_behind_and_labels_that_collapse_are_warned_of(tmp_path: Path) -> None:
+    """With 400 validation nodes a teacher's score of 0.75 has a margin of two standard errors, 4.3 points."""
+    settings = EMSettings(iterations=2, temperature=1e-3)
+    scores = {"gnn_gold": 0.75, "e_step_1": 0.71, "m_step_1": 0.75, "e_step_2": 0.70, "m_step_2": 0.70}
+    logs: list[str] = []
+    run, _ = fake_run(tmp_path, settings, scores)
+    one_class = np.zeros((N, C), dtype=np.float16)
+    one_class[:, 1], one_class[0, 0] = 1, 0.75
+    run = replace(run, first_predictions=one_class, journal=Journal(tmp_path, 3, evaluate, log=logs.append))
+    run_em(run)
+    notes = named(run, "e_step_1").diagnostics
+    assert notes["gain_valid"] == pytest.approx(-0.04, abs=1e-3)
+    assert notes["gain_margin"] == pytest.approx(2 * np.sqrt(0.75 * 0.25 / 400))
+    assert notes["pseudo_classes"] == pytest.approx(1) and notes["gold_classes"] == pytest.approx(C)
+    warned = [" ".join(line.split()) for line in logs if line.startswith("Warning")]
+    assert [re.split("[:;(]", line)[1:3] for line in warned] == [
+        [" E-step 1", " its pseudo-labels collapse into 1.0 classes, of 3.0 among gold labels "],
+        [" E-step 2", " the language model is 5.0 points worse on validation than its teacher "],
+    ]
+    assert "glem.class_weights" in warned[0] and "glem.lm_pseudo_ratio" in warned[1]
+    assert max(len(part) for line in logs for part in line.splitlines()) <= 80
 
 
 # ---- until the plateau --------------------------------------------------------------------------------------------

@@ -268,6 +268,16 @@ def test_a_run_is_printed_in_percent_with_costs_and_numbers_are_never_cut(tmp_pa
     assert ["".join(column) for column in zip(*body, strict=True)][1:4] == ["79.93", "80.01", "22,713,216"]
 
 
+def test_what_a_step_warns_of_stands_under_the_table(tmp_path: Path) -> None:
+    behind = {"gain_valid": -0.06, "gain_margin": 0.02, "pseudo_classes": 2.5, "gold_classes": 5.0}
+    run = save(tmp_path, stage_dict(0, "LM", 0.7), stage_dict(1, "GLEM-GNN", 0.7, em_iteration=1, diagnostics=behind))
+    _, _, caption = printed(run, 120).rpartition("┘\n")
+    assert " ".join(caption.split()).startswith(
+        "M-step 1: the GNN is 6.0 points worse on validation than its teacher ("
+    )
+    assert "optim.max_epoch" in caption and "collapse" not in caption and "E-step" not in caption
+
+
 def test_the_log_has_the_stages_with_the_diagnostics_that_were_reported(tmp_path: Path) -> None:
     lm = stage_dict(1, "GLEM-LM", 0.74, em_iteration=1, diagnostics={"o_q": -1.25})
     gnn = stage_dict(2, "GLEM-GNN", 0.76, em_iteration=1, diagnostics={"agreement": 0.8, "pseudo_candidates": 1234})
