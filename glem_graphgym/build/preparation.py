@@ -63,10 +63,9 @@ def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
     unlabelled = int((graph.label == UNLABELLED).sum())
     x = graph.features
     features = "none" if x is None else f"{x.dtype}, {x.shape[1]} columns"
-    empty = sum(int((np.diff(ends) == 0).sum()) for ends in _overlapping(graph.texts.offsets))
     parts = {
         "graph": ((), f"{graph.name}, fingerprint {graph.fingerprint()}"),
-        "texts": (("text", "text_offsets"), f"{len(graph.texts):,} texts, {empty:,} of them empty"),
+        "texts": (("text", "text_offsets"), f"{len(graph.texts):,} texts, {graph.texts.num_empty():,} of them empty"),
         "structure": (("rowptr", "col"), f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges"),
         "labels": (
             ("label", *(f"split_{part}" for part in graph.split)),

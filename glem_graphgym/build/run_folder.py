@@ -45,11 +45,13 @@ class RunError(RuntimeError):
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
     """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name.
 
-    Package ``versions`` and the number of EM iterations are noted for the report alone: a run may go on under others.
+    Package ``versions``, the number of EM iterations and the graph's ``facts`` are noted for the report alone: a run
+    may go on under others.
     """
     known: dict[str, Any] = {}
     if graph is not None:
-        known = {"fingerprint": graph.fingerprint(), "origin": graph.origin, "metric": metric_of(cfg)}
+        known = {"fingerprint": graph.fingerprint(), "origin": graph.origin, "facts": graph.facts()}
+        known |= {"metric": metric_of(cfg)}
     return {
         "seed": cfg.seed,
         "mode": cfg.train.mode,

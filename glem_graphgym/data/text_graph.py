@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from glem_graphgym.data.csr import check_csr
+from glem_graphgym.data.csr import check_csr, entry_blocks
 from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
 from glem_graphgym.data.errors import DataError as DataError
 from glem_graphgym.data.texts import Texts as Texts
@@ -49,6 +49,7 @@ class TextGraph:
     splits: np.ndarray | None = None  # int8 (K, N), K > 1 fixed splits: positions in SPLITS, -1 = none; None = one
     edges_checked: InitVar[bool] = False  # when it was frozen; `dataclasses.replace` checks again
     _fingerprint: str | None = field(default=None, init=False, repr=False, compare=False)
+    _homophily: float | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self, edges_checked: bool) -> None:
         if len(self.texts) != self.num_nodes:
@@ -128,6 +129,27 @@ class TextGraph:
         graph = replace(self, split=split, origin=origin, edges_checked=True)
         graph.has_fingerprint(self.fingerprint())
         return graph
+
+    def edge_homophily(self) -> float | None:
+        """Share 0-1 of the edges between labelled nodes whose ends have one label (Zhu et al. 2020); None without such.
+
+        Of all labels, test ones too: for reports, never for training. Computed once, and kept with a frozen graph.
+        """
+        if self._homophily is None:
+            label, same, labelled = np.asarray(self.label), 0, 0
+            for row, col in entry_blocks(self.rowptr, self.col):
+                kept = label[row] != UNLABELLED
+                at_row, at_col = label[row[kept]], label[col[kept]]
+                same, labelled = same + int((at_row == at_col).sum()), labelled + int((at_col != UNLABELLED).sum())
+            object.__setattr__(self, "_homophily", same / labelled if labelled else None)
+        return self._homophily
+
+    def facts(self) -> dict[str, float | None]:
+        """Numbers of nodes, edges and classes, `edge_homophily`, and shares 0-1: of training nodes, of empty texts."""
+        sizes = {"nodes": self.num_nodes, "edges": self.num_edges, "classes": self.num_classes}
+        shares = {"label_rate": len(self.split["train"]), "empty_texts": self.texts.num_empty()}
+        shares_of_nodes = {name: count / self.num_nodes for name, count in shares.items()}
+        return {**sizes, "edge_homophily": self.edge_homophily(), **shares_of_nodes}
 
     def fingerprint(self) -> str:
         """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once.
@@ -263,6 +285,7 @@ def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
         raise DataError(f"{folder}: not a complete graph snapshot ({error}); {remedy}") from error
     if found != expected:
         raise DataError(f"{folder}: samples of its content give {found}, but {expected} was written; {remedy}")
+    object.__setattr__(graph, "_homophily", meta.get("edge_homophily"))  # older snapshots have none
     if large:
         graph.has_fingerprint(prints["fingerprint"])
         graph.texts.has_fingerprint(prints["texts"])
@@ -307,7 +330,8 @@ def _seal(graph: TextGraph, folder: Path) -> None:
     """Write ``graph.json`` beside the graph's arrays, with all that `load_text_graph` compares them with."""
     about = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed)
     prints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
-    write_json(folder / "graph.json", {**asdict(about), **prints, "sampled": _sampled(folder, about, prints)})
+    checks = {**prints, "sampled": _sampled(folder, about, prints)}
+    write_json(folder / "graph.json", {**asdict(about), **checks, "edge_homophily": graph.edge_homophily()})
 
 
 def _sampled(folder: Path, about: GraphMeta, prints: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from glem_graphgym.data.npy import NpyWriter, PointerWriter
 from glem_graphgym.files import fingerprint
 
 TEXTS_AT_ONCE = 1 << 14  # texts that are encoded and written together
+OFFSETS_AT_ONCE = 1 << 20
 ROWS_AT_ONCE = 1 << 18  # rows and lengths that are handled together
 PARTS = 200  # most files that texts are dealt out to; each is open three times
 SORT_BYTES = 1 << 27  # bytes of text that are put into order at a time
@@ -57,6 +58,10 @@ class Texts(Sequence[str]):
         ends = (self.offsets[start : stop + 1] - self.offsets[start]).tolist()
         data = self.buffer[self.offsets[start] : self.offsets[stop]].tobytes()
         return [data[begin:end].decode("utf-8") for begin, end in itertools.pairwise(ends)]
+
+    def num_empty(self) -> int:
+        starts = range(0, len(self), OFFSETS_AT_ONCE)
+        return sum(int((np.diff(self.offsets[at : at + OFFSETS_AT_ONCE + 1]) == 0).sum()) for at in starts)
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), TEXTS_AT_ONCE):

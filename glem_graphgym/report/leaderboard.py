@@ -54,6 +54,21 @@ class Board:
         return f"{self.dataset} ({self.fingerprint or 'fingerprint not recorded'})"
 
     @property
+    def facts(self) -> list[str]:
+        """What the first run that noted them says of the graph, in words; none of older runs."""
+        runs = [run for one in self.experiments.values() for run in one.runs.values()]
+        facts = next((run.about["facts"] for run in runs if "facts" in run.about), None)
+        if facts is None:
+            return []
+        homophily = facts["edge_homophily"]
+        shares = {"label rate": facts["label_rate"], "empty texts": facts["empty_texts"]}
+        return [
+            *(f"{facts[name]:,} {name}" for name in ("nodes", "edges", "classes")),
+            *([] if homophily is None else [f"edge homophily {homophily:.2f}"]),
+            *(f"{name} {100 * share:.3g} %" for name, share in shares.items()),
+        ]
+
+    @property
     def score(self) -> str:
         """The metric in words."""
         return METRICS.get(self.metric, self.metric)

@@ -608,7 +608,7 @@ def test_graph_and_mode_are_on_record(configure: Callable[..., None]) -> None:
     graph = loader.load_text_graph_of(cfg)
     assert record["fingerprint"] == graph.fingerprint()
     assert (record["dataset"], record["mode"], record["metric"]) == ("synthetic", "glem_lm", "accuracy")
-    assert record["origin"] == graph.origin
+    assert (record["origin"], record["facts"]) == (graph.origin, graph.facts())
     assert record["finished"] is True
 
 

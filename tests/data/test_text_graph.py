@@ -59,6 +59,21 @@ def test_a_sound_graph_counts_itself() -> None:
     assert graph.edge_index().tolist() == [[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]]
 
 
+def test_facts_of_a_graph_are_kept_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the edges between labelled nodes 0-1 and 2-3 join nodes of one class, 1-2 does not."""
+    split = {"train": np.array([0, 1]), "valid": np.array([2]), "test": np.array([3])}
+    graph = TextGraph(**parts(label=np.array([0, 0, 1, 1, -1, -1]), split=split))
+    sizes = {"nodes": 6, "edges": 4, "classes": 3}
+    shares = {"edge_homophily": pytest.approx(2 / 3), "label_rate": pytest.approx(1 / 3)}
+    assert graph.facts() == {**sizes, **shares, "empty_texts": pytest.approx(1 / 6)}
+    assert replace(graph, label=np.array([0, 1, 0, 1, -1, -1])).edge_homophily() == 0
+    lonely = replace(graph, rowptr=np.zeros(7, dtype=np.int64), col=COL[:0])
+    assert lonely.edge_homophily() is None
+    frozen = snapshot(tmp_path / "six", lambda: graph)
+    monkeypatch.delattr(module, "entry_blocks")  # it is not computed again
+    assert frozen.facts() == graph.facts()
+
+
 ROWPTR, COL = parts()["rowptr"], parts()["col"]
 
 

@@ -32,6 +32,17 @@ def test_every_method_has_a_colour_in_every_theme() -> None:
         assert len(re.findall(rf"[;{{\n]{color_of(method)[4:-1]}:#[0-9a-f]{{6}};", CSS)) == 3
 
 
+def test_the_page_tells_the_facts_of_a_graph_that_runs_noted(tmp_path: Path, run_folder: Any) -> None:
+    facts = {"nodes": 63666, "edges": 296480, "classes": 22, "label_rate": 0.1, "empty_texts": 0.00026}
+    for name, more in (("older", {}), ("newer", {"facts": {**facts, "edge_homophily": 0.714}})):
+        run_folder(tmp_path / name, 0, **more)
+    line = "63,666 nodes · 296,480 edges · 22 classes · edge homophily 0.71 · label rate 10 % · empty texts 0.026 %"
+    assert line in render_page(read_boards([tmp_path]))
+    assert "homophily" not in render_page(read_boards([tmp_path / "older"]))
+    run_folder(tmp_path / "unlabelled", 0, facts={**facts, "edge_homophily": None})
+    assert "22 classes · label rate" in render_page(read_boards([tmp_path / "unlabelled"]))
+
+
 METHODS_OF_RUNS = [*COLORED, *(f"{gnn}+C&S" for gnn in ("GNN", "Cascade", "Joint", "GLEM-GNN")), "GraphGym"]
 
 
