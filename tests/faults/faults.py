@@ -516,7 +516,7 @@ FAULTS: dict[str, Fault] = {
     "split_not_in_fingerprint": Fault(
         "a graph with another split counts as the same graph",
         "data/text_graph.py",
-        "self.label, *(self.split[part] for part in SPLITS)]",
+        "self.label, *splits]",
         "self.label]",
         "data/test_text_graph.py::test_fingerprint_changes_with_whatever_a_result_can_depend_on",
     ),
@@ -533,6 +533,20 @@ FAULTS: dict[str, Fault] = {
         "else cfg.gnn.layers_mp\n",
         "else cfg.gnn.layers_mp - 1\n",
         "build/test_large_graphs.py::test_scores_are_equal_when_far_nodes_are_not_encoded",
+    ),
+    "metric_within_a_stage": Fault(
+        "accuracy selects weights whatever metric_best says",
+        "build/run.py",
+        "lambda logits: metrics[metric](valid_labels, logits)",
+        'lambda logits: metrics["accuracy"](valid_labels, logits)',
+        "build/test_train.py::test_the_metric_selects_weights_and_stages_and_keeps_its_run_apart",
+    ),
+    "pseudo_labels_unbalanced": Fault(
+        "class weights are those of the gold term alone",
+        "em/objective.py",
+        "target = target * class_weights.to(target.device)",
+        "target = torch.where(is_gold[:, None], target * class_weights.to(target.device), target)",
+        "em/test_objective.py::test_class_weights_weigh_both_terms_as_in_torch",
     ),
     # ---- reports --------------------------------------------------------------------------------------------------
     "ranked_by_test": Fault(

@@ -90,7 +90,7 @@ def test_it_makes_all_that_a_run_reads_and_says_where_it_lies(tmp_path: Path, ti
         assert part.bytes > 0
     nodes = 15 if name == "ogbn-papers100M" else 12
     assert parts["texts"].holds == f"{nodes} texts, 0 of them empty"
-    assert parts["structure"].holds == f"{nodes} nodes, {8 if nodes == 15 else 6} undirected edges"
+    assert parts["structure"].holds == f"{nodes} nodes, {8 if nodes == 15 else 6} edges"
     assert "4 train, 2 valid, 6 test" in parts["labels"].holds
     assert parts["labels"].holds.endswith(f"{nodes - 12} nodes without a label")
     graph, features = parts["graph"].where, parts["features"].where
@@ -217,7 +217,7 @@ def test_the_command_prints_a_table_of_what_lies_where(
     assert "ogbn-products is ready" in out
     frozen = next((tmp_path / "datasets/ogbn_products/text_graph").glob("[!.]*"))
     fingerprint = json.loads((frozen / "graph.json").read_text())["fingerprint"]
-    for words in (f"{frozen}/text.npy", f"fingerprint {fingerprint}", "12 nodes, 6 undirected edges", "at most 8;"):
+    for words in (f"{frozen}/text.npy", f"fingerprint {fingerprint}", "12 nodes, 6 edges", "at most 8;"):
         assert words in out
 
 
