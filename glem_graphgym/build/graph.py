@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from yacs.config import CfgNode
@@ -15,6 +15,9 @@ from glem_graphgym.data.splits import with_shots
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.models.pretrained import load_tokenizer
+
+if TYPE_CHECKING:
+    from glem_graphgym.data.from_tables import Reader
 
 Accuracy = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), predicted classes (n,)) -> share 0-1
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), float logits (n, C)) -> share 0-1
@@ -74,14 +77,27 @@ def _ogb(cfg: CfgNode) -> TextGraph:
 
 
 def _table(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.table import load_table
+    from glem_graphgym.data.table import TABLE
+
+    return _of_files(cfg, TABLE)
+
+
+def _pyg(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.pyg_file import PYG
+
+    return _of_files(cfg, PYG)
+
+
+def _of_files(cfg: CfgNode, reader: Reader) -> TextGraph:
+    """The graph of a user's files in the layout of ``reader``."""
+    from glem_graphgym.data.from_tables import TableOptions, load_files
 
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
     if not d.tag_source:
         raise DataError(f"dataset.name is '{d.name}', but dataset.tag_source is empty; expected the user's files")
     options = {name: d[f"tag_{name}"] for name in ("seed", "valid_share", "undirected", "text")}
     options |= {"shares": tuple(d.tag_split), "columns": tuple(d.tag_columns)}
-    return load_table(Path(d.tag_source), Path(d.dir), raw=raw, **options)
+    return load_files(reader, Path(d.tag_source), Path(d.dir), TableOptions(**options), kind=d.name, raw=raw)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:
@@ -107,6 +123,7 @@ GRAPHS |= {
     "debian": _debian,
     **dict.fromkeys(("ogbn-arxiv", "ogbn-products", "ogbn-papers100M"), _ogb),
     "table": _table,
+    "pyg": _pyg,
     "synthetic": _synthetic,
     "wordnet": _frozen,
 }

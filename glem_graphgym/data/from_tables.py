@@ -147,7 +147,7 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
         **edge_counts,
     }
     return TextGraph(
-        name=tables.name,
+        name=tables.name.removeprefix("ogbn-"),  # OGB's evaluators and tables are for OGB's own graphs
         texts=Texts.of(texts),
         rowptr=rowptr,
         col=col,
@@ -231,16 +231,25 @@ def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     fractional = numbers and any("." in name for name in classes)
     if numbers and not fractional:
         classes.sort(key=int)
+    if tables.class_names is not None:
+        named = [*map(str, range(len(tables.class_names)))]
+        if unknown := [name for name in classes if name not in named]:
+            raise DataError(
+                f"{tables.place('label')} holds the classes {listed(unknown)}, which are not among the numbers of "
+                f"{len(named)} names ({listed(tables.class_names)}); expected 0 to {len(named) - 1}"
+            )
+        classes = named
+    shown = tables.class_names or classes
     index = {name: position for position, name in enumerate(classes)}
     unusual = {
         "no_label_words": {name: counts[name] for name in sorted(no_label)},
         "classes_like_no_label": {name: counts[name] for name in sorted(words - no_label)},
-        "odd_labels": _odd(classes),
-        "similar_labels": _similar(classes),
+        "odd_labels": _odd(shown),
+        "similar_labels": _similar(shown),
         "fractional_labels": fractional,
     }
     label = [index[class_of[name]] if name in class_of else UNLABELLED for name in names]
-    return np.array(label, dtype=np.int64), classes, unusual
+    return np.array(label, dtype=np.int64), list(shown), unusual
 
 
 def _odd(classes: Sequence[str]) -> list[str]:

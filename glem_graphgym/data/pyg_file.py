@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from glem_graphgym.data.columns import Columns
 from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.dgl_file import is_dgl_file, read_dgl_file
 from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.from_tables import Reader, TableOptions
 from glem_graphgym.data.tables import Tables
 
 # What published files call the same thing; the first name that is there is taken.
@@ -63,7 +65,7 @@ def find_pyg_files(path: Path) -> list[Path]:
     return [path, *(file for file in files if file and file.is_file())]
 
 
-def read_pyg_files(files: Sequence[Path]) -> Tables:
+def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
     """The graph that ``torch.save`` or ``dgl.save_graphs`` wrote; docs/datasets.md lists the layouts.
 
     The first file holds a ``Data`` of PyTorch Geometric 1 or 2, a dict of the same attributes, either of them first in
@@ -78,21 +80,25 @@ def read_pyg_files(files: Sequence[Path]) -> Tables:
     """
     path, *others = files
     attributes = read_dgl_file(path) if is_dgl_file(path) else _attributes(path, _load(path))
-    edges, label = (_named(path, attributes, names) for names in (EDGES, LABELS))
+    columns = Columns(options.columns, options.text)
+    if others_named := sorted({*columns.of} - {"text", "label"}) or ["features"] * bool(columns.features):
+        raise DataError(f"dataset.tag_columns names {listed(others_named)}, expected text and label alone for {path}")
+    edges = _named(path, attributes, EDGES)
+    label = _named(path, attributes, [columns.of["label"]] if "label" in columns.of else LABELS)
     labels = _labels(f"{path}: {label}", attributes[label])
     class_names, classes_from = _class_names(files, attributes, labels)
     split, split_from = _splits(path, attributes, len(labels))
     features = next((name for name in FEATURES if name in attributes and not _is_texts(attributes[name])), None)
-    texts_file, (text, text_from) = path, _texts(path, attributes)
+    texts_file, (text, text_from) = path, _texts(path, attributes, columns)
     if not text_from:
         texts_file = next((file for file in others if file.name != CLASSES_BESIDE), path)
-        text, text_from = _texts(texts_file, {} if texts_file == path else _table_of_texts(texts_file))
+        text, text_from = _texts(texts_file, {} if texts_file == path else _table_of_texts(texts_file), columns)
     if not text_from:
+        wanted = f"{' or '.join(TEXTS)}, or a title and an abstract,"
+        if columns.fields or "text" in columns.of:
+            wanted = " and ".join(columns.fields or [columns.of["text"]])
         names = ", ".join(name.format(stem=path.stem) for name in TEXTS_BESIDE)
-        raise DataError(
-            f"{texts_file} has no texts; expected {' or '.join(TEXTS)}, or a title and an abstract, in {path.name} or "
-            f"in one of {names} beside it"
-        )
+        raise DataError(f"{texts_file} has no texts; expected {wanted} in {path.name} or in one of {names} beside it")
     if len(text) != len(labels):
         raise DataError(
             f"{texts_file}: {' and '.join(text_from)} hold {len(text)} texts for {len(labels)} nodes ({label} of "
@@ -122,6 +128,9 @@ def read_pyg_files(files: Sequence[Path]) -> Tables:
             "left": sorted(set(attributes) - used),
         },
     )
+
+
+PYG = Reader(find_pyg_files, read_pyg_files)
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -156,7 +165,8 @@ def _attributes(path: Path, loaded: Any) -> dict[str, Any]:
     slices = None
     if isinstance(loaded, tuple | list) and 1 <= len(loaded) <= 3:  # InMemoryDataset: data, slices and its class
         loaded, slices = (*loaded, None)[:2]
-    if isinstance(slices, Mapping) and (graphs := max(map(len, slices.values()), default=0) - 1) > 1:
+    ends = [value for value in (slices.values() if isinstance(slices, Mapping) else ()) if hasattr(value, "__len__")]
+    if (graphs := max(map(len, ends), default=0) - 1) > 1:
         raise DataError(f"{path} holds {graphs} graphs, expected one; save one by itself: torch.save(dataset[0], file)")
     if isinstance(loaded, _Stored):
         loaded = getattr(vars(loaded).get("_store"), "_mapping", vars(loaded))  # PyTorch Geometric 2, and 1
@@ -300,30 +310,30 @@ def _class_names(
                 f"{path}: {name} gives nodes of one class the names {listed(several[0])}; expected one name"
             )
         names = [of_class[number][0] if number in of_class else str(number) for number in range(classes)]
-    if len(names) < classes:
-        raise DataError(
-            f"{path}: {name} holds {len(names)} names, but there are classes 0 to {classes - 1}; expected all"
-        )
     return names, name
 
 
-def _texts(path: Path, attributes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Texts of the nodes, "" where they are missing, and the attributes they are from; neither where there are none.
+def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple[list[str], list[str]]:
+    """Texts of the nodes, "" where they are missing, and the attributes they are of; neither where there are none.
 
-    A title and an abstract make one text, "title. abstract".
+    A title and an abstract make one text, "title. abstract", if no template says otherwise.
     """
-    whole, title, body = (
-        next((name for name in names if _is_texts(attributes.get(name))), None) for names in (TEXTS, TITLES, BODIES)
-    )
-    names = [name for name in ([whole] if whole else [title, body]) if name]
-    for name in () if names else TEXTS:
-        if isinstance(attributes.get(name), list | tuple | np.ndarray):
-            kinds = sorted({type(text).__name__ for text in attributes[name]})
-            raise DataError(f"{path}: {name} holds {listed(kinds)}; expected a list of str")
-    parts = [[text if isinstance(text, str) else "" for text in attributes[name]] for name in names]
-    if len({len(part) for part in parts}) > 1:
-        raise DataError(f"{path}: {' and '.join(names)} have {[len(part) for part in parts]} texts; expected as many")
-    return [". ".join(filter(None, text)) for text in zip(*parts, strict=True)], names
+    if names := columns.fields or [columns.of[name] for name in ("text",) if name in columns.of]:
+        names = names if all(_is_texts(attributes.get(name)) for name in names) else []
+    else:
+        whole, title, body = (
+            next((name for name in of if _is_texts(attributes.get(name))), None) for of in (TEXTS, TITLES, BODIES)
+        )
+        names = [name for name in ([whole] if whole else [title, body]) if name]
+        for name in () if names else TEXTS:
+            if isinstance(attributes.get(name), list | tuple | np.ndarray):
+                kinds = sorted({type(text).__name__ for text in attributes[name]})
+                raise DataError(f"{path}: {name} holds {listed(kinds)}; expected a list of str")
+    if len({*(lengths := [len(attributes[name]) for name in names])}) > 1:
+        raise DataError(f"{path}: {' and '.join(names)} have {lengths} texts; expected as many")
+    template = columns.template or ". ".join(f"{{{name}}}" for name in names)
+    table = pd.DataFrame({name: pd.Series([*attributes[name]], dtype=object) for name in names})
+    return Columns((), template).texts(table, path) if names else [], names
 
 
 def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -87,8 +87,8 @@ def llm_bp(folder: Path) -> Path:
 
 def llm_bp_wikics(folder: Path) -> Path:
     """LLM-BP's WikiCS: 20 splits as (N, 20), one test set."""
-    splits = [torch.stack([mask.roll(by) for by in range(20)], 1) for mask in MASKS[:2]]
-    data = Data(x=X, edge_index=DOUBLED, y=Y, train_mask=splits[0], val_mask=splits[1], stopping_mask=splits[1])
+    rest = [torch.stack([torch.cat([mask[:9].roll(by), mask[9:]]) for by in range(20)], 1) for mask in MASKS[:2]]
+    data = Data(x=X, edge_index=DOUBLED, y=Y, train_mask=rest[0], val_mask=rest[1], stopping_mask=rest[1])
     data.test_mask = MASKS[2]
     torch.save(data, folder / "processed_data.pt")
     torch.save(TEXTS, folder / "raw_texts.pt")

@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 
 from glem_graphgym.data.dgl_file import read_dgl_file
 from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.from_tables import TableOptions, graph_of
 from glem_graphgym.data.pyg_file import find_pyg_files, read_pyg_files
 from glem_graphgym.data.tables import Tables
 from tests.data.pyg_files import (
@@ -47,7 +48,7 @@ from tests.data.pyg_files import (
 
 
 def graph_in(file: Path, *others: Path) -> Tables:
-    return read_pyg_files([file, *others] if others else find_pyg_files(file))
+    return read_pyg_files([file, *others] if others else find_pyg_files(file), TableOptions())
 
 
 def files_of(layout: Callable[[Path], Path], folder: Path) -> Path:
@@ -125,7 +126,7 @@ def test_splits_of_which_one_serves_all_and_what_is_left(tmp_path: Path) -> None
     tables = graph_in(files_of(llm_bp_wikics, tmp_path))
     parts = parts_of(tables)
     assert len(parts) == 3 * 20
-    assert parts["train_mask_19"] == numbers(MASKS[0].roll(19)).tolist()
+    assert parts["train_mask_19"] == [*range(1, 7)]
     assert parts["test_mask_0"] == parts["test_mask_19"] == numbers(MASKS[2]).tolist()
     assert tables.origin["left"] == ["stopping_mask"]
     assert tables.origin["files"] == ["processed_data.pt", "raw_texts.pt"]
@@ -222,6 +223,25 @@ def test_texts_in_the_file(texts: dict[str, Any], expected: list[str], tmp_path:
     assert read(tmp_path, raw_texts=None, **texts).nodes["text"].tolist() == expected
 
 
+def test_texts_and_labels_of_other_attributes(tmp_path: Path) -> None:
+    torch.save({"edge_index": EDGES, "y": 0 * Y, "venue": Y, "raw_texts": ["?"] * N}, tmp_path / "graph.pt")
+    pd.DataFrame({"heading": GAPS, "note": ["about"] * N}).to_csv(tmp_path / "graph.csv", index=False)
+    files = find_pyg_files(tmp_path / "graph.pt")
+    tables = read_pyg_files(files, TableOptions(columns=("label=venue",), text="{heading} – {note}"))
+    assert tables.nodes["text"].tolist() == [*(f"{text} – about" for text in TEXTS[:-2]), "– about", "– about"]
+    assert tables.nodes["label"].tolist() == Y.tolist()
+    assert tables.origin["left"] == ["raw_texts", "y"]
+    assert read_pyg_files(files, TableOptions(columns=("text=raw_texts",))).nodes["text"].tolist() == ["?"] * N
+    for options, message in (
+        (TableOptions(text="{subject}"), "graph.csv has no texts; expected subject in graph.pt or in one of raw_texts"),
+        (TableOptions(columns=("label=class",)), "has no class; found: edge_index, raw_texts, venue, y"),
+        (TableOptions(columns=("id=key",)), "dataset.tag_columns names id, expected text and label alone for"),
+    ):
+        with pytest.raises(DataError) as error:
+            read_pyg_files(files, options)
+        assert message in str(error.value)
+
+
 @pytest.mark.parametrize("ending", [".csv.gz", ".jsonl", ".pt"])
 def test_texts_in_a_file_that_is_named(ending: str, tmp_path: Path) -> None:
     torch.save(Data(edge_index=EDGES, y=Y), tmp_path / "graph.pt")
@@ -306,7 +326,8 @@ def test_arrays_of_numpy_1(tmp_path: Path) -> None:
         ({"y": torch.zeros(N, 2, 2)}, "y is float32 (12, 2, 2), expected one class per node"),
         ({"y": Y + 0.5}, "y holds 0.5, 1.5, 2.5, 0.5, 1.5 and 7 more; expected whole numbers"),
         ({"y": torch.zeros(0)}, "y is float32 (0,), expected one class per node"),
-        ({"label_names": CLASSES[:2]}, "label_names holds 2 names, but there are classes 0 to 2; expected all"),
+        ({"label_names": CLASSES[:2]}, "y holds the classes 2, which are not among the numbers of 2 names"),
+        ({"edge_index": EDGES + 1}, "edge_index: 2 of 14 edges name nodes outside of 0 to 11, such as 12"),
         ({"category_names": [*CLASSES[1:], *CLASSES * 3, "x"]}, "category_names gives nodes of one class the names"),
         ({"raw_texts": [*TEXTS, "one more"]}, "raw_texts hold 13 texts for 12 nodes (y of graph.pt); expected one per"),
         ({"raw_texts": TEXTS[:-1]}, "raw_texts hold 11 texts for 12 nodes"),
@@ -328,7 +349,7 @@ def test_arrays_of_numpy_1(tmp_path: Path) -> None:
 )
 def test_broken_attributes_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        read(tmp_path, **changes)
+        graph_of(read(tmp_path, **changes), TableOptions())
     assert message in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "graph.pt"))
     assert "\n" not in str(error.value)
@@ -398,7 +419,6 @@ def test_damaged_files_of_dgl_are_refused_or_read(tmp_path: Path) -> None:
         ("graph.csv", "title\nA\n", "title hold 1 texts for 12 nodes"),
         ("graph.csv", "name\nA\n", "has no texts; expected raw_texts"),
         ("graph.jsonl", '{"text": "A"', "expected one JSON object per line"),
-        ("categories.csv", "name\nA\n", "categories.csv holds 1 names, but there are classes 0 to 2"),
         ("texts.xlsx", "", "expected a .pt, .csv, .csv.gz or .jsonl file with the texts"),
     ],
 )

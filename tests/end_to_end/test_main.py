@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,6 @@ STAGES = ["00_lm_gold", "01_gnn_gold", "02_e_step_1", "03_m_step_1"]
 MEASURED = ("time_iter", "eta", "peak_memory_mb")
 
 Runner = Callable[..., int]
-
-
-@pytest.fixture
-def main() -> Iterator[Runner]:
-    """``main(config, option, value, ...)``, with the logging that it sets up taken back; or another program."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def run(config: Path, *options: object, program: str = "main") -> int:
-        return load_program(program).main(["--cfg", str(config), *map(str, options)])
-
-    yield run
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture
