@@ -26,7 +26,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import path, run_program
+from command_line import before_imports, path, run_program
+
+before_imports(computes=False)
 
 from glem_graphgym.data.debian import read_packages_file
 from glem_graphgym.data.errors import DataError
