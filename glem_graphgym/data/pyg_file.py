@@ -302,7 +302,7 @@ def _class_names(
         names = table["name"] if "name" in table else next(iter(table.values()))
     else:
         return None, None
-    classes = int(labels.max()) + 1
+    classes = int(labels.fillna(-1).max()) + 1
     if len(names) == len(labels) > classes:  # each node's
         of_class = pd.Series(names).groupby(labels).unique()
         if several := [name for name in of_class if len(name) > 1]:
