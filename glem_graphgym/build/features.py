@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,8 @@ def seconds_before(cfg: CfgNode, tokens: TokenStore | None, nodes: np.ndarray | 
 
 def feature_builder(
     cfg: CfgNode, graph: TextGraph, tokens: TokenStore | None, encoded: np.ndarray | None = None
-) -> Callable[[np.ndarray | None], Any]:
-    """What makes the GNN's features (N, D) out of text embeddings (N, H), as ``glem.node_features`` says.
+) -> Callable[..., Any]:
+    """What makes the GNN's features (N, D) of embeddings (N, H) of texts and of views, as ``glem.node_features`` says.
 
     Everything but the embeddings is read, and checked, now. The features are a float32 array, or with a budget of
     memory `FeatureRows`, which read what they are made of when they are asked for rows.
@@ -126,17 +127,20 @@ def feature_builder(
         elif kind == "static":
             assert tokens is not None
             fixed[kind] = static_embeddings(cfg, tokens, encoded)
-    of_encoded = encoded is not None and bool({"text", "static"} & set(kinds))
+    of_encoded = encoded is not None and any(kind == "static" or kind.startswith("text") for kind in kinds)
     counted = encoded if of_encoded else None
     if cfg.glem.setting != "transductive":
         counted = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
         if of_encoded:  # which other nodes are encoded depends on the edges of test nodes
             counted = np.union1d(graph.split["train"], graph.split["valid"])
 
-    def build(embeddings: np.ndarray | None) -> Any:
-        parts = [part for kind in kinds if (part := embeddings if kind == "text" else fixed[kind]) is not None]
+    def build(embeddings: np.ndarray | None, views: Mapping[str, np.ndarray] = MappingProxyType({})) -> Any:
+        trained = {"text": embeddings, **{f"text:{name}": of_view for name, of_view in views.items()}}
+        parts = [part for kind in kinds if (part := {**fixed, **trained}.get(kind)) is not None]
         standardise = cfg.gnn.input_norm in ("standardise", "layer")
-        rows = FeatureRows(parts, standardise=standardise, rows=counted, fixed="text" not in kinds)
+        rows = FeatureRows(
+            parts, standardise=standardise, rows=counted, fixed=not any(kind.startswith("text") for kind in kinds)
+        )
         return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
     return build

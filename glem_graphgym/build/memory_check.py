@@ -230,7 +230,7 @@ def stage_remedy(cfg: CfgNode, model: str) -> str:
     """The keys that save memory in a stage of ``model``, as `em.journal.StageKey` names it."""
     if model == "none":
         return "set glem.correct_and_smooth and glem.ensemble to False"
-    if model == "LM":
+    if model.startswith("LM"):
         return lm_remedy(cfg)
     return joint_remedy(cfg) if is_joint(cfg) else gnn_remedy(cfg)
 

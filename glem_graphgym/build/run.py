@@ -30,10 +30,11 @@ from glem_graphgym.build.run_folder import (
     shared_lm_gold,
     take_run_folder,
 )
-from glem_graphgym.config import ConfigError, check_config, feature_kinds, metric_of
+from glem_graphgym.config import ConfigError, check_config, feature_kinds, metric_of, view_of
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
+from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.journal import Journal, Scores
 from glem_graphgym.em.plan import Plan
@@ -86,7 +87,7 @@ def build_run(
     cfg: CfgNode,
     graph: TextGraph,
     tokens: TokenStore | None = None,
-    features: Callable[[np.ndarray | None], Any] | None = None,
+    features: Callable[..., Any] | None = None,
     seen: TextGraph | None = None,
 ) -> Run:
     """The run of ``train.mode`` on a graph.
@@ -118,6 +119,7 @@ def build_run(
     valid_labels = graph.label[valid]
     validation = Validation(valid, lambda logits: metrics[metric](valid_labels, logits))
     lm_gold = lm_em = gnn = joint = smooth = None
+    views: dict[str, LMLearner] = {}
     graph_seen = seen or graph
     if mode.lm:
         assert tokens is not None
@@ -125,6 +127,12 @@ def build_run(
         check_lm(cfg, lm_gold)
         if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
             check_lm(cfg, lm_em)
+    if mode.lm and mode.gnn:
+        for name in filter(None, map(view_of, feature_kinds(cfg.glem.node_features))):
+            of_view = graph.view(name)  # where a run is only looked at, its tokens stand in for those of the view
+            own = open_tokens(cfg, of_view) if features is None else tokens
+            assert own is not None
+            views[name] = lm_learners(cfg, own, graph.num_classes, validation)[0]
     if mode.gnn:
         features = features or feature_builder(cfg, graph, tokens, nodes.encoded)
         gnn = gnn_learner(cfg, graph_seen, validation, nodes.candidates, nodes.predicted, by_blocks)
@@ -155,6 +163,7 @@ def build_run(
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
         lm_gold=lm_gold,
         lm_em=lm_em,
+        views=views,
         gnn=gnn,
         joint=joint,
         first_predictions=first,

@@ -55,7 +55,7 @@ def feature_widths(cfg: CfgNode, graph: TextGraph) -> dict[str, int]:
             widths[kind] = 0 if graph.features is None else graph.features.shape[1]
         elif kind == "file":
             widths[kind] = _columns(Path(cfg.glem.feature_file))
-        elif kind == "text" and cfg.lm.shrink_dim:
+        elif kind.startswith("text") and cfg.lm.shrink_dim:
             widths[kind] = cfg.lm.shrink_dim
         else:
             widths[kind] = _embedding_width(cfg)

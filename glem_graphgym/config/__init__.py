@@ -10,6 +10,7 @@ from glem_graphgym.config.checks import (  # noqa: F401
     feature_kinds,
     metric_of,
     reads_texts,
+    view_of,
 )
 from glem_graphgym.config.keys import (  # noqa: F401
     KEYS,

@@ -58,10 +58,10 @@ def check_config(cfg: CfgNode) -> None:
     _check_names(cfg)
     check_metric(cfg)
     for kind in feature_kinds(cfg.glem.node_features) if cfg.train.mode != "standard" else []:
-        if kind not in FEATURE_KINDS:
+        if kind not in FEATURE_KINDS and not view_of(kind):
             raise ConfigError(
                 f"glem.node_features is '{shown(cfg.glem.node_features)}': '{shown(kind)}' is unknown, expected "
-                f"{', '.join(FEATURE_KINDS)}, joined by +"
+                f"{', '.join(FEATURE_KINDS)} or text:<view>, joined by +"
             )
     check_rules(cfg, (*RULES, *(STANDARD_RULES if cfg.train.mode == "standard" else OUR_RULES)))
 
@@ -120,12 +120,16 @@ OUR_RULES: tuple[Rule, ...] = (
      and sum(value for value in c.dataset.tag_split if value <= 1) <= 1 + 1e-6,
      "dataset.tag_split is {dataset.tag_split}, expected three numbers above 0 for train, valid and test: shares, "
      "together at most 1, or numbers of nodes"),
-    (lambda c: c.train.mode != "glem_gnn" or "text" not in feature_kinds(c.glem.node_features),
-     "glem.node_features is 'text', the embeddings of a trained LM, but train.mode glem_gnn trains none; expected "
-     "static, raw or file (or train.mode glem_cascade)"),
+    (lambda c: c.train.mode != "glem_gnn"
+     or not any(kind.startswith("text") for kind in feature_kinds(c.glem.node_features)),
+     "glem.node_features is '{glem.node_features}', the embeddings of a trained LM, but train.mode glem_gnn trains "
+     "none; expected static, raw or file (or train.mode glem_cascade)"),
     (lambda c: c.train.mode != "glem_joint" or "text" in feature_kinds(c.glem.node_features),
      "glem.node_features is '{glem.node_features}', but train.mode glem_joint trains the text encoder as node encoder; "
      "expected text, alone or joined by + with others"),
+    (lambda c: c.train.mode != "glem_joint" or not any(map(view_of, feature_kinds(c.glem.node_features))),
+     "glem.node_features is '{glem.node_features}', but train.mode glem_joint encodes one text per node; expected no "
+     "text:<view>"),
     (lambda c: ("file" in feature_kinds(c.glem.node_features)) == bool(c.glem.feature_file),
      "glem.node_features '{glem.node_features}' and glem.feature_file '{glem.feature_file}' disagree: a file is given "
      "if and only if 'file' is one of the features"),
@@ -184,6 +188,11 @@ def _check_value(name: str, value: Any) -> None:
 
 def feature_kinds(node_features: str) -> list[str]:
     return [part.strip() for part in node_features.split("+")]
+
+
+def view_of(kind: str) -> str:
+    """Name of the further text whose embeddings a kind of node features is; "" for other kinds."""
+    return kind.removeprefix("text:") if re.fullmatch(r"text:[\w-]+", kind) else ""
 
 
 def reads_texts(cfg: CfgNode) -> bool:

@@ -184,7 +184,7 @@ KEYS = (
     Key("glem.lm_init_first", "same", "", "Weights that the LM of the first E-step starts from; same = as lm_init.", choices=("same", "pretrained", "previous", "gold")),
     Key("glem.smooth_pseudo", False, "", "E-step: smooth pseudo-labels too, as in the published runs; False = only gold labels."),
     Key("glem.class_weights", "none", "", "Weights of the classes in the losses of LM and GNN: balanced = n / (C n_c) of n gold nodes, n_c of class c, C classes that have any; for gold and pseudo-labels, in all modes but standard.", choices=("none", "balanced")),
-    Key("glem.node_features", "text", "", "Node features of the GNN: text (embeddings of the trained LM), static (of the untuned LM), raw, file; several are joined by +."),
+    Key("glem.node_features", "text", "", "Node features of the GNN: text (embeddings of the trained LM), text:<view> (of an LM fine-tuned on gold on a further text of the nodes), static (of the untuned LM), raw, file; several are joined by +."),
     Key("glem.feature_file", "", "path", "Features (N, F) for node_features file: .npy or .pt, in node order."),
     Key("glem.label_input", False, "", "Labels are a further input of the GNN; a target's own label is hidden."),
     Key("glem.setting", "transductive", "", "inductive = test nodes are not seen in training; structure_free = and are predicted without their edges.", choices=("transductive", "inductive", "structure_free")),

@@ -16,6 +16,7 @@ from glem_graphgym.data.tables import strings_of
 
 NODE_COLUMNS = ("id", "text", "label")
 EDGE_COLUMNS = ("source", "target")
+VIEW = "text:"  # columns of further texts begin with this
 OURS = (*NODE_COLUMNS, "split", "features", "neighbours", *EDGE_COLUMNS)
 NEIGHBOURS = re.compile(r"(neighbou?rs?|adj|adjacency)([ _-]?(ids?|list))?", re.IGNORECASE)  # usual names of the column
 FIELD = re.compile(r"\{([^{}]*)\}")
@@ -45,10 +46,10 @@ class Columns:
         self.features: list[str] = []
         for pair in pairs:
             ours, equals, theirs = str(pair).partition("=")
-            if not equals or not theirs or ours not in OURS:
+            if not equals or not theirs or (ours not in OURS and not ours.startswith(VIEW)):
                 raise DataError(
                     f"dataset.tag_columns holds {pair!r}, expected ours=theirs, such as [text=abstract, label=venue]; "
-                    f"ours is one of {listed(OURS, len(OURS))}"
+                    f"ours is one of {listed([*OURS, VIEW + '<view>'], 20)}"
                 )
             if ours in self.of:
                 raise DataError(
@@ -74,7 +75,8 @@ class Columns:
     def strings(self, header: Collection[str], ours: Sequence[str]) -> set[str]:
         """Columns of a file that are to be read as they are written: those of ``ours``, splits, parts of a text."""
         in_splits = {name for name in header if SPLIT_COLUMN.fullmatch(name) or MASK_COLUMN.fullmatch(name)}
-        return ({self.of.get(name, name) for name in ours} | {*self.fields} | in_splits) & {*header}
+        views = {name for name in header if name.startswith(VIEW)}
+        return ({self.of.get(name, name) for name in ours} | {*self.fields} | in_splits | views) & {*header}
 
     def required(self, header: Sequence[str]) -> list[str]:
         """Columns that nodes must have; an ``id`` where another column looks like one, else row numbers will do."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from glem_graphgym.data.columns import NODE_COLUMNS, Columns
+from glem_graphgym.data.columns import NODE_COLUMNS, VIEW, Columns
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.label_leaks import telling_columns
 from glem_graphgym.data.splits import SPLIT_NAMES, drawn_split, given_splits, split_columns
@@ -119,9 +119,10 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
     else:
         codes = drawn_split(tables, label, options.shares, options.seed)[None]
     split_names = [names[0] if len(names := [*of_split]) == 1 else names for of_split in masks]
-    texts = [text or "" for text in strings(tables, "text")]
+    texts = _texts(tables, "text")
     of_splits = [column for of_split in masks for column in of_split]
-    columns = [name for name in map(str, tables.nodes) if name not in (*NODE_COLUMNS, *of_splits)]
+    views = [name for name in map(str, tables.nodes) if name.startswith(VIEW)]
+    columns = [name for name in map(str, tables.nodes) if name not in (*NODE_COLUMNS, *of_splits, *views)]
     if columns and tables.features is not None:
         raise DataError(
             f"{tables.where['nodes']} has the columns {listed(columns, 12, quoted=True)} beside features of their own; "
@@ -148,18 +149,23 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
     }
     return TextGraph(
         name=tables.name.removeprefix("ogbn-"),  # OGB's evaluators and tables are for OGB's own graphs
-        texts=Texts.of(texts),
+        texts=texts,
         rowptr=rowptr,
         col=col,
         label=label,
         split={part: np.flatnonzero(codes[0] == code) for code, part in enumerate(SPLITS)},
         class_names=class_names,
         features=features,
+        views={name.removeprefix(VIEW): _texts(tables, name) for name in views},
         node_ids=ids,
         origin=origin,
         splits=codes if len(codes) > 1 else None,
         directed=not options.undirected,
     )
+
+
+def _texts(tables: Tables, column: str) -> Texts:
+    return Texts.of([text or "" for text in strings(tables, column)])
 
 
 def _report(graph: TextGraph, raw: bool) -> None:

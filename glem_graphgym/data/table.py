@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from glem_graphgym.data.columns import EDGE_COLUMNS, NEIGHBOURS, NODE_COLUMNS, Columns, alike, edges_of_neighbours
+from glem_graphgym.data.columns import EDGE_COLUMNS, NEIGHBOURS, NODE_COLUMNS, VIEW, Columns, alike, edges_of_neighbours
 from glem_graphgym.data.csv_file import DELIMITERS, check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.edge_list import read_edge_lines, read_edge_matrix
 from glem_graphgym.data.errors import DataError, listed
@@ -137,6 +137,7 @@ def _nodes_of(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.Dat
     """The nodes, and names of columns that are left out of them."""
     names = [str(column) for column in table]
     kept = {*NODE_COLUMNS, *(name for of_split in split_columns(names) for name in of_split)}
+    kept |= {name for name in names if name.startswith(VIEW)}
     nameless = [place for place, name in enumerate(names) if re.fullmatch(r"(Unnamed: [0-9]+)?", name.strip())]
     # pandas calls a second column label 'label.1'
     plain = {name: re.sub(r"[\s_-]+|\.[0-9]+$", "", name).casefold() for name in names}
@@ -202,7 +203,8 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
     From CSV, required columns, splits, lists of neighbours and parts of a text are strings as they are written.
     """
     nodes = ours == NODE_COLUMNS
-    ours = (*ours, "split", "neighbours") if nodes else ours
+    views = [name for name in columns.of if name.startswith(VIEW)]
+    ours = (*ours, "split", "neighbours", *views) if nodes else ours
     read = next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)
     delimiter = "\t" if path.name.lower().endswith(".tsv") else ","
     if read:

@@ -21,7 +21,7 @@ class Tables:
         nodes: N rows. Columns ``id`` (absent: the row's number, from 0), ``text``, ``label`` (empty or missing: none),
             and the split in one of these forms, or none of them: ``split`` (train, valid, test, empty), one column
             ``split_<k>`` per split, or boolean ``train_mask``, ``val_mask``, ``test_mask``, or these with ``_<k>`` at
-            the end, one of each per split. All other columns are features.
+            the end, one of each per split. Columns ``text:<view>`` are further texts, all others features.
         edges: columns ``source`` and ``target`` (ids), or int64 (2, E), row numbers of the nodes.
         features: float (N, F), in place of further columns; None where the files have none.
         class_names: names of the classes 0..C-1, where labels are their numbers; None = labels are the names.

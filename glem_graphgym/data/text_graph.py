@@ -13,6 +13,7 @@ import numpy as np
 from glem_graphgym.data.csr import check_csr, entry_blocks
 from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
 from glem_graphgym.data.errors import DataError as DataError
+from glem_graphgym.data.errors import listed
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
 from glem_graphgym.disk import disk_full_errors
@@ -43,6 +44,7 @@ class TextGraph:
     split: dict[str, np.ndarray]  # train, valid and test: disjoint, each a sorted int64 array of labelled nodes
     class_names: list[str]
     features: np.ndarray | None = None  # float (N, F)
+    views: dict[str, Texts] = field(default_factory=dict)  # name -> N further texts of the nodes
     node_ids: Sequence[str] | None = None  # the data's own name of each node, a list or Texts; None for 0..N-1
     origin: dict[str, Any] = field(default_factory=dict)  # JSON-able: file names, counts, what was repaired
     directed: bool = False  # edges go from the columns of ``col`` to its rows alone; False = the adjacency is symmetric
@@ -56,6 +58,9 @@ class TextGraph:
             raise DataError(
                 f"{self.name}: {len(self.texts)} texts for {self.num_nodes} nodes; every node needs one (may be empty)"
             )
+        for name, texts in self.views.items():
+            if len(texts) != self.num_nodes:
+                raise DataError(f"{self.name}: {len(texts)} texts of the view '{name}' for {self.num_nodes} nodes")
         if not edges_checked:
             check_csr(self.name, self.rowptr, self.col, directed=self.directed)
         self._check_labels()
@@ -119,6 +124,15 @@ class TextGraph:
         ends = [self.rows(), self.col.astype(np.int64)]
         return np.stack(ends[::-1] if self.directed else ends)
 
+    def view(self, name: str) -> TextGraph:
+        """The same graph with the texts of a view; raises DataError where it has none of that name."""
+        if name not in self.views:
+            raise DataError(
+                f"glem.node_features asks for 'text:{name}', but {self.name} has {listed([*self.views])} beside its "
+                f"texts; expected a column 'text:{name}' of the nodes"
+            )
+        return replace(self, texts=self.views[name], views={}, edges_checked=True)
+
     def with_split(self, number: int) -> TextGraph:
         """The same graph with its fixed split ``number`` modulo K; itself where it has one split alone."""
         if self.splits is None:
@@ -160,8 +174,9 @@ class TextGraph:
             splits = [self.split[part] for part in SPLITS] if self.splits is None else [self.splits]
             arrays = [self.rowptr, self.col, self.label, *splits]
             arrays += [] if self.features is None else [self.features]
-            directed = ["directed"] if self.directed else []
-            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays, *directed))
+            more: list[Any] = ["directed"] if self.directed else []
+            more += [[name, texts.fingerprint()] for name, texts in self.views.items()]
+            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays, *more))
         assert self._fingerprint is not None
         return self._fingerprint
 
@@ -200,6 +215,7 @@ class GraphMeta:
     class_names: list[str]
     origin: dict[str, Any] = field(default_factory=dict)
     directed: bool = False
+    views: list[str] = field(default_factory=list)
 
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
@@ -250,7 +266,9 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
     arrays = {"rowptr": graph.rowptr, "col": graph.col, "label": graph.label, "features": graph.features}
     arrays |= {"splits": graph.splits}
     arrays |= {f"split_{part}": graph.split[part] for part in SPLITS}
-    for stem, texts in (("text", graph.texts), ("node_id", graph.node_ids)):
+    of_views = enumerate(graph.views.values())
+    stems = {"text": graph.texts, "node_id": graph.node_ids, **{f"view_{k}": texts for k, texts in of_views}}
+    for stem, texts in stems.items():
         if texts is not None:
             texts = Texts.of(texts)
             arrays |= {stem: texts.buffer, f"{stem}_offsets": texts.offsets}
@@ -274,7 +292,9 @@ def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
     remedy = "delete the folder to have it remade"
     try:
         meta = read_json(folder / "graph.json")
-        about = GraphMeta(meta["name"], meta["class_names"], meta["origin"], meta.get("directed", False))
+        about = GraphMeta(
+            meta["name"], meta["class_names"], meta["origin"], meta.get("directed", False), meta.get("views", [])
+        )
         prints = {"fingerprint": meta["fingerprint"], "texts": meta.get("texts")}
         expected = meta.get("sampled")  # older snapshots have none
         found = _sampled(folder, about, prints) if expected else None
@@ -321,6 +341,7 @@ def _open(
         node_ids=node_ids,
         origin=about.origin,
         directed=about.directed,
+        views={name: Texts(array(f"view_{k}", 0), array(f"view_{k}_offsets")) for k, name in enumerate(about.views)},
         splits=array("splits") if (folder / "splits.npy").exists() else None,
         edges_checked=edges_checked,
     )
@@ -328,7 +349,7 @@ def _open(
 
 def _seal(graph: TextGraph, folder: Path) -> None:
     """Write ``graph.json`` beside the graph's arrays, with all that `load_text_graph` compares them with."""
-    about = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed)
+    about = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed, [*graph.views])
     prints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
     checks = {**prints, "sampled": _sampled(folder, about, prints)}
     write_json(folder / "graph.json", {**asdict(about), **checks, "edge_homophily": graph.edge_homophily()})
@@ -340,5 +361,7 @@ def _sampled(folder: Path, about: GraphMeta, prints: dict[str, str]) -> str:
 
 def _files(folder: Path) -> list[Path]:
     needed = ("text", "text_offsets", "rowptr", "col", "label", *(f"split_{part}" for part in SPLITS))
-    optional = [folder / f"{name}.npy" for name in ("features", "node_id", "node_id_offsets", "splits")]
+    optional = sorted(folder.glob("view_*.npy")) + [
+        folder / f"{name}.npy" for name in ("features", "node_id", "node_id_offsets", "splits")
+    ]
     return [*(folder / f"{name}.npy" for name in needed), *(file for file in optional if file.exists())]

@@ -53,8 +53,9 @@ class StageKey:
     Attributes:
         index: position in the run, from 0.
         name: folder-safe, e.g. ``lm_gold`` or ``e_step_1``.
-        model: ``LM`` or ``GNN``; ``none`` for predictions that were made of finished ones.
-        method: the row of the results it counts for: LM, GNN, Cascade, GLEM-LM, GLEM-GNN.
+        model: ``LM`` (``LM:<view>`` on a further text of the nodes) or ``GNN``; ``none`` for predictions that were made
+            of finished ones, ``given`` for those of a file.
+        method: the row of the results it counts for: LM, GNN, Cascade, GLEM-LM, GLEM-GNN or a name of its own.
         em_iteration: 0 before the first.
     """
 

@@ -24,6 +24,8 @@ ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is take
 
 def in_words(name: str) -> str:
     """``E-step 1, the language model learns from gold labels and the GNN's pseudo-labels``."""
+    if view := _view(name):
+        return f"the language model of '{view}' learns from gold labels"
     kind, *number = _kind_and_number(name)
     words = WORDS.get(kind, name)
     return f"{title_of(name)}, {words}" if number else words
@@ -31,8 +33,15 @@ def in_words(name: str) -> str:
 
 def title_of(name: str) -> str:
     """Title of a progress bar: ``E-step 1``."""
+    if view := _view(name):
+        return f"LM of {view}"
     kind, *number = _kind_and_number(name)
     return " ".join([TITLES.get(kind, kind), *number])
+
+
+def _view(name: str) -> str:
+    """The view whose LM is trained in a stage; "" for other stages."""
+    return name.removeprefix("lm_gold_") if name.startswith("lm_gold_") else ""
 
 
 def _kind_and_number(name: str) -> list[str]:
@@ -54,6 +63,11 @@ class PlannedStage:
     model: str
     work: Mapping[str, float] = field(default_factory=dict)
     seconds_before: float = 0.0
+
+    @property
+    def learner(self) -> str:
+        """The model without the view that it is of."""
+        return self.model.partition(":")[0]
 
 
 @dataclass
@@ -85,10 +99,10 @@ class Plan:
             return self.known[stage.name] - stage.seconds_before
         seconds, work = watch.done() if watch and watch.speed() else (0.0, 0.0)
         for other in self.stages:
-            if other.model == stage.model and other.work and other.name in self.seconds:
+            if other.learner == stage.learner and other.work and other.name in self.seconds:
                 seconds += max(0.0, self.seconds[other.name] - other.seconds_before)
                 work += sum(other.work.values())
-        rate = seconds / work if work else self.prior.get(stage.model)
+        rate = seconds / work if work else self.prior.get(stage.learner)
         return rate * sum(stage.work.values()) if rate and stage.work else None
 
     def left(self, index: int, watch: Watch | None = None) -> str:
@@ -104,7 +118,7 @@ class Plan:
             if now and (speed := now.speed()):
                 total += now.work_left() * speed
                 continue
-            expected = self._expected(stage, watch if stage.model == self.stages[index].model else None)
+            expected = self._expected(stage, watch if stage.learner == self.stages[index].learner else None)
             if expected is None:
                 all_known = False
             else:

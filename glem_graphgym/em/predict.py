@@ -37,7 +37,9 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
         _encode(run, stage, logits)
         return logits
     lm = run.teacher_of(stage) if run.lm_em else None
-    embeddings = _encode(run, lm, _scratch(run, "teacher-logits", classes, run.encoded)) if lm else None
+    unused = _scratch(run, "teacher-logits", classes, run.encoded) if lm else logits
+    embeddings = _encode(run, lm, unused) if lm else None
+    views = {name: _encode(run, view, unused, name) for name, view in run.view_stages().items()}
     if processes.rank() > 0:
         return logits
     if run.joint is not None:
@@ -52,16 +54,17 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
         opens = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
         pseudo = run.pseudo_labels(run.teacher_logits(stage.key.em_iteration, lm) if opens else lm.logits)
     targets = run.gnn_step_targets(stage.key, pseudo)
-    run.gnn.start(targets, run.features(embeddings), stage.weights()).predict(logits)
+    features = run.features(embeddings, views) if views else run.features(embeddings)
+    run.gnn.start(targets, features, stage.weights()).predict(logits)
     return logits
 
 
-def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
-    """Text embeddings of an LM stage, float16 (N, H); its logits go into ``logits``."""
-    learner = run.lm_em if stage.key.em_iteration else run.lm_gold
+def _encode(run: Run, stage: FinishedStage, logits: np.ndarray, view: str = "") -> np.ndarray:
+    """Text embeddings of an LM stage, of a ``view`` maybe, float16 (N, H); its logits go into ``logits``."""
+    learner = run.views[view] if view else run.lm_em if stage.key.em_iteration else run.lm_gold
     assert learner is not None
     task = learner.start(weights=stage.weights())
-    embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
+    embeddings = _scratch(run, f"embeddings-{view}" if view else "embeddings", task.embedding_dim, run.encoded)
     task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
     return embeddings
 

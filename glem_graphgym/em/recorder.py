@@ -110,7 +110,8 @@ def record(
     stand_ins: dict[str, Any] = {
         name: _StandIn(learner, journal, model_of) for name in LEARNERS if (learner := getattr(run, name)) is not None
     }
-    program(replace(run, journal=journal, features=lambda embeddings: None, **stand_ins))
+    stand_ins["views"] = {name: _StandIn(learner, journal, model_of) for name, learner in run.views.items()}
+    program(replace(run, journal=journal, features=lambda *embeddings: None, **stand_ins))
     return Recording(journal.stages, frozenset(journal.on_disk))
 
 

@@ -5,8 +5,8 @@ The equations are those of arXiv 2210.14709. `modes` puts the steps in their ord
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,11 @@ class Run:
         gold: training labels.
         unlabelled: int64, U: every node that training may see and that has no gold label.
         candidates: int64, the part of U that may get pseudo-labels.
-        features: text embeddings float (N, H) or None -> the GNN's node features float32 (N, D), an array or
-            `FeatureRows`.
+        features: text embeddings float (N, H) or None, and where there are ``views`` a dict of theirs -> the GNN's
+            node features float32 (N, D), an array or `FeatureRows`.
         pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
         lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
+        views: name -> the LM on a further text of the nodes. It is trained on gold alone, and an input of the GNN.
         gnn: the GNN; joint: LM and GNN as one module; None in runs without.
         first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
             ``lm_first`` order, of the LM in ``gnn_first`` order.
@@ -92,10 +93,11 @@ class Run:
     candidates: np.ndarray
     settings: EMSettings
     journal: Journal
-    features: Callable[[np.ndarray | None], Any]
+    features: Callable[..., Any]
     pseudo_accuracy: Callable[[PseudoLabels], float]
     lm_gold: LMLearner | None = None
     lm_em: LMLearner | None = None
+    views: Mapping[str, LMLearner] = field(default_factory=dict)
     gnn: GNNLearner | FitsAgain | None = None
     joint: JointLearner | None = None
     first_predictions: np.ndarray | None = None
@@ -107,20 +109,39 @@ class Run:
     # ---- the four steps -------------------------------------------------------------------------------------------
 
     def fit_lm_on_gold(self) -> FinishedStage:
-        """θ on y_L: the LM fine-tuned on gold labels, and h_n for all nodes."""
+        """θ on y_L: the LM fine-tuned on gold labels, and h_n for all nodes; then the LMs of other views."""
         key = self._key("lm_gold", "LM", "LM", 0)
         with self.journal.stage(key, data_parallel=True, shared=self.shared_lm_gold) as stage:
             if stage.todo:
                 self._train(stage, self.lm_gold, self._lm_step_targets(key, None), init=None)
+        for name, learner in self.views.items():
+            self._fit_view(name, learner)
         return stage.result
+
+    def _fit_view(self, name: str, learner: LMLearner) -> None:
+        key = self._key(f"lm_gold_{name}", f"LM:{name}", f"LM:{name}", 0)
+        shared = self.shared_lm_gold and self.shared_lm_gold.with_name(f"{self.shared_lm_gold.name}-{name}")
+        with self.journal.stage(key, data_parallel=True, shared=shared) as view:
+            if view.todo:
+                self._train(view, learner, self._lm_step_targets(key, None), init=None)
+
+    def view_stages(self) -> dict[str, FinishedStage]:
+        """View -> the stage of its LM."""
+        models = {stage.key.model: stage for stage in self.journal.finished}
+        return {name: models[f"LM:{name}"] for name in self.views}
+
+    def features_of(self, lm: FinishedStage | None) -> Any:
+        """The GNN's node features with the embeddings of an LM stage, and those of the views."""
+        embeddings = lm.embeddings if lm else None
+        views = {name: stage.embeddings for name, stage in self.view_stages().items()}
+        return self.features(embeddings, views) if views else self.features(embeddings)
 
     def fit_gnn_on_gold(self, lm: FinishedStage | None) -> FinishedStage:
         """φ on y_L: the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""
         key = self._key("gnn_gold", "GNN", "Cascade" if lm else "GNN", 0)
         with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
             if stage.todo:
-                features = self.features(lm.embeddings if lm else None)
-                self._train(stage, self.gnn, self.gnn_step_targets(key, None), features=features)
+                self._train(stage, self.gnn, self.gnn_step_targets(key, None), features=self.features_of(lm))
         return stage.result
 
     def e_step(
@@ -143,7 +164,7 @@ class Run:
         with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
             if stage.todo:
                 targets = self.gnn_step_targets(key, self.pseudo_labels(q_logits))
-                self._train(stage, self.gnn, targets, features=self.features(q.embeddings))
+                self._train(stage, self.gnn, targets, features=self.features_of(q))
                 self._diagnose(stage, targets, q_logits=q_logits)
         return stage.result
 
@@ -211,7 +232,7 @@ class Run:
         if self.settings.keep_all_weights:
             return
         best = [self.journal.best("GLEM-LM"), self.journal.best("GLEM-GNN")]
-        keep = [self.journal.finished[0], latest_lm, *(stage for stage in best if stage)]
+        keep = [self.journal.finished[0], *self.view_stages().values(), latest_lm, *(stage for stage in best if stage)]
         if best[1]:
             keep.append(self.teacher_of(best[1]))
         self.journal.forget_weights({stage.key.folder for stage in keep})
@@ -253,7 +274,7 @@ class Run:
     def _train(self, stage: Stage, learner: Any, targets: StepTargets, **given: Any) -> None:
         """Fit a learner to ``targets`` and what else it is ``given``, write its predictions, and finish the stage."""
         assert learner is not None, f"this run has no model for {stage.key.name}"
-        name, joint, is_lm = stage.key.name, learner is self.joint, stage.key.model == "LM"
+        name, joint, is_lm = stage.key.name, learner is self.joint, stage.key.model.startswith("LM")
         task, log = learner.fit(targets, title=name, checkpoint=stage.checkpoint, **given)
         predicted = self.encoded if is_lm else learner.predicted
         logits = stage.predictions("logits", (self.num_nodes, self.gold.num_classes), predicted)

@@ -35,7 +35,7 @@ class Stage:
 
     index: int  # position in the run, from 0
     name: str  # e.g. "lm_gold"
-    model: str  # kind of model: "LM" or "GNN"; "none": predictions were combined, "given": by a file
+    model: str  # kind of model: "LM", "LM:<view>" or "GNN"; "none": predictions were combined, "given": by a file
     method: str  # row of the summary that it competes for, e.g. "GLEM-GNN"
     em_iteration: int  # 0 before the first
     seconds: float  # wall-clock
@@ -96,7 +96,7 @@ def _read_stage(file: Path) -> Stage:
         found = read_json(file, remedy)
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, found {type(found).__name__}")
-        if found["model"] not in (*MODELS, NO_MODEL, GIVEN):
+        if found["model"] not in (*MODELS, NO_MODEL, GIVEN) and not str(found["model"]).startswith("LM:"):
             raise ValueError(f'"model" is {found["model"]!r}, expected one of {[*MODELS, NO_MODEL, GIVEN]}')
         scores = {split: found["scores"][split] for split in SPLIT_OF_FOLDER.values()}
         return Stage(
