@@ -11,13 +11,14 @@ import numpy as np
 from yacs.config import CfgNode
 
 from glem_graphgym.config import TEXT_GRAPHS, feature_kinds
+from glem_graphgym.data.registry import KNOWN, LAYOUTS, check_known, reader_of, source_of
 from glem_graphgym.data.splits import with_shots
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
 from glem_graphgym.models.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
-    from glem_graphgym.data.from_tables import Reader
+    from glem_graphgym.data.from_tables import Reader, TableOptions
 
 Accuracy = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), predicted classes (n,)) -> share 0-1
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), float logits (n, C)) -> share 0-1
@@ -76,28 +77,32 @@ def _ogb(cfg: CfgNode) -> TextGraph:
     return load[cfg.dataset.name](Path(cfg.dataset.dir))
 
 
-def _table(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.table import TABLE
-
-    return _of_files(cfg, TABLE)
-
-
-def _pyg(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data.pyg_file import PYG
-
-    return _of_files(cfg, PYG)
-
-
-def _of_files(cfg: CfgNode, reader: Reader) -> TextGraph:
-    """The graph of a user's files in the layout of ``reader``."""
-    from glem_graphgym.data.from_tables import TableOptions, load_files
+def _of_files(cfg: CfgNode) -> TextGraph:
+    from glem_graphgym.data.from_tables import load_files
 
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
-    if not d.tag_source:
-        raise DataError(f"dataset.name is '{d.name}', but dataset.tag_source is empty; expected the user's files")
+    reader, source, options = files_of(cfg)
+    graph = load_files(reader, source, Path(d.dir), options, kind=d.name, raw=raw)
+    if d.name in KNOWN:
+        check_known(d.name, graph)
+    return graph
+
+
+def files_of(cfg: CfgNode) -> tuple[Reader, Path, TableOptions]:
+    """How a user's files, or those of a known graph, are read, where they are, and how they become a graph.
+
+    Raises:
+        DataError: the files are not there, or a key contradicts another.
+    """
+    from glem_graphgym.data.from_tables import TableOptions
+
+    d, known = cfg.dataset, KNOWN.get(cfg.dataset.name)
     options = {name: d[f"tag_{name}"] for name in ("seed", "valid_share", "undirected", "text")}
     options |= {"shares": tuple(d.tag_split), "columns": tuple(d.tag_columns)}
-    return load_files(reader, Path(d.tag_source), Path(d.dir), TableOptions(**options), kind=d.name, raw=raw)
+    if not d.tag_source and not known:
+        raise DataError(f"dataset.name is '{d.name}', but dataset.tag_source is empty; expected the user's files")
+    source = Path(d.tag_source) if d.tag_source else source_of(d.name, Path(d.dir) / d.name)
+    return reader_of(known.layout if known else d.name), source, TableOptions(**options)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:
@@ -122,8 +127,7 @@ GRAPHS = TEXT_GRAPHS
 GRAPHS |= {
     "debian": _debian,
     **dict.fromkeys(("ogbn-arxiv", "ogbn-products", "ogbn-papers100M"), _ogb),
-    "table": _table,
-    "pyg": _pyg,
+    **dict.fromkeys((*LAYOUTS, *KNOWN), _of_files),
     "synthetic": _synthetic,
     "wordnet": _frozen,
 }

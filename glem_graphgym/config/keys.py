@@ -149,7 +149,7 @@ KEYS = (
         choices=("standard", *MODES),
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
-    Key("dataset.tag_source", "", "path", "Folder of tables, or one table of nodes (table); file of a graph (pyg); Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),
+    Key("dataset.tag_source", "", "path", "Folder of tables, or one table of nodes (table); file of a graph (pyg); folder of wikics; Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),
     Key("dataset.tag_columns", [], "", "Columns of tables under other names, each as ours=theirs, such as [text=abstract, label=venue]; ours: id, text, label, split, features, neighbours, source, target."),
     Key("dataset.tag_text", "", "", "Texts made of several columns of a table, such as {title}. {abstract}; empty = the column text."),
     Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Shares of train, valid and test, if the data has no split of its own; table: or numbers of nodes. The rest is in no split.", low=0),

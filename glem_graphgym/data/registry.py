@@ -1,0 +1,147 @@
+"""The usual graphs by name: how their files are read, where these are to be had, and what must be in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glem_graphgym.data.errors import DataError, listed
+
+if TYPE_CHECKING:
+    from glem_graphgym.data.from_tables import Reader
+    from glem_graphgym.data.text_graph import TextGraph
+
+# dataset.name of a layout -> its reader; imported by those that read.
+LAYOUTS = {
+    "table": "glem_graphgym.data.table:TABLE",
+    "pyg": "glem_graphgym.data.pyg_file:PYG",
+    "wikics": "glem_graphgym.data.wikics:WIKICS",
+}
+# Papers count edges once or in both directions, with self-loops and repetitions or without.
+EDGES_WITHIN = 0.05
+
+
+@dataclass(frozen=True)
+class KnownGraph:
+    """A graph that papers compare on.
+
+    Attributes:
+        layout: key of `LAYOUTS`.
+        files: name of a file -> its URL, or "" where it is to be had by hand.
+        site: page that offers the files.
+        nodes, classes: their numbers.
+        edges: as the documentation counts them; None = it does not say.
+        splits: number of fixed splits; None = it does not say.
+        whole_folder: the reader is given the folder of the files; False = the first of them.
+    """
+
+    layout: str
+    files: dict[str, str]
+    site: str
+    nodes: int
+    classes: int
+    edges: int | None = None
+    splits: int | None = None
+    whole_folder: bool = False
+
+
+def _llmnodebed(name: str, nodes: int, classes: int, edges: int) -> KnownGraph:
+    site = "https://huggingface.co/datasets/xxwu/LLMNodeBed"
+    return KnownGraph("pyg", {f"{name}.pt": f"{site}/resolve/main/{name}.pt"}, site, nodes, classes, edges)
+
+
+def _cs_tag(name: str, nodes: int, classes: int, edges: int) -> KnownGraph:
+    site = "https://huggingface.co/datasets/Sherirto/CSTAG"
+    files = {file: f"{site}/resolve/main/{name}/{file}" for file in (f"{name}.pt", f"{name}.csv")}
+    return KnownGraph("pyg", files, site, nodes, classes, edges)
+
+
+WIKICS = "https://github.com/pmernyei/wiki-cs-dataset"
+KNOWN = {
+    # Nodes, edges and classes: README of TAGLAS (cora, pubmed), table of PromptGNN-sim (citeseer, with its texts).
+    "cora": _llmnodebed("cora", 2_708, 7, 5_429),
+    "citeseer": _llmnodebed("citeseer", 3_186, 6, 4_277),
+    "pubmed": _llmnodebed("pubmed", 19_717, 3, 44_338),
+    # Documentation of PyTorch Geometric's WikiCS; the README of its authors has the 20 splits.
+    "wikics": KnownGraph(
+        "wikics",
+        {name: f"{WIKICS}/raw/master/dataset/{name}" for name in ("data.json", "metadata.json")},
+        WIKICS, 11_701, 10, 216_123, 20, whole_folder=True,
+    ),
+    # The paper of TAPE, whose README offers the files.
+    "arxiv_2023": KnownGraph(
+        "pyg", {"graph.pt": "", "paper_info.csv": ""}, "https://github.com/XiaoxinHe/TAPE", 46_198, 40, 78_548
+    ),
+    # Table 3 of GLBench's paper, and the paper of GraphAdapter, where the two are from.
+    "instagram": _llmnodebed("instagram", 11_339, 2, 144_010),
+    "reddit": _llmnodebed("reddit", 33_434, 2, 198_448),
+    # Table of datasets in the paper of CS-TAG.
+    "history": _cs_tag("History", 41_551, 12, 358_574),
+    "children": _cs_tag("Children", 76_875, 24, 1_554_578),
+    "photo": _cs_tag("Photo", 48_362, 12, 500_928),
+    "computers": _cs_tag("Computers", 87_229, 10, 721_081),
+    "fitness": _cs_tag("Fitness", 173_055, 13, 1_773_500),
+}  # fmt: skip
+
+
+def reader_of(layout: str) -> Reader:
+    """The reader of a layout, imported now; raises DataError where there is none."""
+    if layout not in LAYOUTS:
+        raise DataError(
+            f"dataset.name is '{layout}', which is no layout of files; expected one of: {', '.join(LAYOUTS)}, or of "
+            f"the known graphs {', '.join(KNOWN)}"
+        )
+    module, _, name = LAYOUTS[layout].partition(":")
+    reader: Reader = getattr(import_module(module), name)
+    return reader
+
+
+def layout_of(source: Path) -> str:
+    """The layout that a user's file or folder looks like."""
+    if (source / "metadata.json").is_file():
+        return "wikics"
+    return "pyg" if source.suffix.lower() in (".pt", ".pth", ".bin", ".dgl") else "table"
+
+
+def source_of(name: str, folder: Path) -> Path:
+    """What the reader of a known graph is given, in its folder; files that are missing are downloaded first.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded; says where each is to be had and what to put where.
+    """
+    from glem_graphgym.data.ogb.download import download
+
+    known = KNOWN[name]
+    missing = [file for file in known.files if not (folder / file).is_file()]
+    remedy = f"Put {' and '.join(missing)} of {known.site} into {folder}"
+    for file in missing:
+        if not known.files[file]:
+            raise DataError(f"dataset.name {name}: {folder} has no {' and no '.join(missing)}. {remedy}")
+        download(known.files[file], folder / file, remedy)
+    return folder if known.whole_folder else folder / next(iter(known.files))
+
+
+def check_known(name: str, graph: TextGraph) -> None:
+    """Raise DataError with all that a graph has in another number than the one of this name must have."""
+    known, origin = KNOWN[name], graph.origin
+    rows = origin["edges"] + origin["self_loops"] + origin["repeated_edges"]
+    counts = [origin["edges"], origin["edges"] + origin["self_loops"], rows, rows / 2, 2 * origin["edges"]]
+    splits = 1 if graph.splits is None else len(graph.splits)
+    wrong = [
+        f"{found:,} {what}, expected {expected:,}"
+        for what, found, expected in (
+            ("nodes", graph.num_nodes, known.nodes),
+            ("classes", graph.num_classes, known.classes),
+            ("splits", splits, known.splits or splits),
+        )
+        if found != expected
+    ]
+    if known.edges and not any(abs(count - known.edges) <= EDGES_WITHIN * known.edges for count in counts):
+        wrong.append(f"{origin['edges']:,} edges, expected {known.edges:,}")
+    if wrong:
+        raise DataError(
+            f"{origin['where']} is not {name} as published ({known.site}): it has {listed(wrong)}. Download it again; "
+            "for another graph in this layout, set dataset.name to table or pyg, and dataset.tag_source"
+        )

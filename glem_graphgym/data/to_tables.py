@@ -1,0 +1,52 @@
+"""A text graph written as tables, which `glem_graphgym.data.table` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.splits import NO_SPLIT
+from glem_graphgym.data.table import FEATURES
+from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph
+
+
+def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
+    """Write ``nodes.csv``, ``edges.csv`` and, where there are features, ``features.npy``; returns their paths.
+
+    Nodes without ids of their own have none there. A drawn split is not written: it is drawn again. Edges of an
+    undirected graph stand there once.
+
+    Raises:
+        DataError: the folder holds files already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} holds files already; expected a new folder, or an empty one")
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = np.array(graph.node_ids or range(graph.num_nodes))
+    names = np.array([*graph.class_names, ""], dtype=object)  # the last one for UNLABELLED, which is -1
+    assert UNLABELLED == NO_SPLIT == -1
+    nodes = pd.DataFrame({"id": ids, "text": list(graph.texts), "label": names[graph.label]})
+    if "shares" not in graph.origin["split"]:
+        codes = graph.splits if graph.splits is not None else _codes(graph)[None]
+        for k, row in enumerate(codes):
+            nodes[f"split_{k}" if len(codes) > 1 else "split"] = np.array([*SPLITS, ""], dtype=object)[row]
+    source, target = graph.edge_index()
+    if not graph.directed:
+        source, target = source[source < target], target[source < target]
+    files = [folder / "nodes.csv", folder / "edges.csv"]
+    (nodes if graph.node_ids else nodes.drop(columns="id")).to_csv(files[0], index=False)
+    pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(files[1], index=False)
+    if graph.features is not None:
+        files.append(folder / FEATURES)
+        np.save(files[-1], graph.features)
+    return files
+
+
+def _codes(graph: TextGraph) -> np.ndarray:
+    codes = np.full(graph.num_nodes, NO_SPLIT, dtype=np.int8)
+    for code, part in enumerate(SPLITS):
+        codes[graph.split[part]] = code
+    return codes

@@ -1,0 +1,90 @@
+"""WikiCS, articles of Wikipedia on computer science, as its authors publish it: ``data.json`` and ``metadata.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from glem_graphgym.data.columns import Columns
+from glem_graphgym.data.csv_file import read_csv_bytes
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.from_tables import Reader, TableOptions
+from glem_graphgym.data.tables import Tables
+
+FILES = ("data.json", "metadata.json")
+TEXT = "{title}: {tokens}"
+DATA, METADATA = ("features", "labels", "links", "train_masks", "val_masks", "test_mask"), ("labels", "nodes")
+
+
+def find_wikics(folder: Path) -> list[Path]:
+    """The two files in a folder; raises DataError."""
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} has no {name}; expected WikiCS's {' and '.join(FILES)}")
+    return [folder / name for name in FILES]
+
+
+def read_wikics(files: list[Path], options: TableOptions) -> Tables:
+    """The tables of the files that `find_wikics` found.
+
+    A text is the title and the tokens of an article, or ``options.text`` of ``{title}`` and ``{tokens}``. There are
+    several splits with one test set; their stopping sets are not used, and are in no split.
+
+    Raises:
+        DataError: a file is damaged, or has not the same number of nodes in all its parts.
+    """
+    if options.columns:
+        raise DataError(
+            "dataset.tag_columns is for tables; texts of wikics are dataset.tag_text of {title} and {tokens}"
+        )
+    (path, data), (texts_path, metadata) = ((file, _read(file)) for file in files)
+    for file, found, names in ((path, data, DATA), (texts_path, metadata, METADATA)):
+        if missing := [name for name in names if name not in found]:
+            raise DataError(f"{file} has no {missing}; found {[*found]}")
+    count = len(data["labels"])
+    masks = {f"{part}_mask_{k}": row for part in ("train", "val") for k, row in enumerate(data[f"{part}_masks"])}
+    masks |= {f"test_mask_{k}": data["test_mask"] for k in range(len(data["train_masks"]))}
+    parts = {name: data[name] for name in ("features", "links", "test_mask")}
+    for name, rows in {**parts, **masks, "nodes": metadata["nodes"]}.items():
+        if len(rows) != count:
+            file = texts_path if name == "nodes" else path
+            raise DataError(f"{file}: '{name}' has {len(rows)} entries, expected one for each of {count} labels")
+    articles = pd.DataFrame(metadata["nodes"])
+    articles["tokens"] = articles["tokens"].map(" ".join)
+    columns = Columns((), options.text or TEXT)
+    columns.check(texts_path, [*articles], ("text",))
+    return Tables(
+        "wikics",
+        pd.DataFrame(
+            {"text": columns.texts(articles, texts_path), "label": data["labels"]}
+            | {name: np.array(row, dtype=bool) for name, row in masks.items()}
+        ),
+        np.array([(node, other) for node, others in enumerate(data["links"]) for other in others]).reshape(-1, 2).T,
+        features=np.array(data["features"], dtype=np.float32),
+        class_names=[metadata["labels"][str(number)] for number in range(len(metadata["labels"]))],
+        where={"nodes": str(path), "edges": f"{path}: links", "text": str(texts_path)},
+        origin={
+            "files": [*FILES],
+            "taken": {"text": columns.template, "label": "labels", "edges": "links", "features": "features"},
+            "left": ["stopping_masks"],
+        },
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_csv_bytes(path))
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is no JSON ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds a {type(found).__name__}, expected an object with {[*DATA, *METADATA]}")
+    return found
+
+
+WIKICS = Reader(find_wikics, read_wikics)

@@ -1,0 +1,78 @@
+"""Convert a graph to tables: ``python run/convert.py FILE_OR_FOLDER --out FOLDER [--name LAYOUT] [key value ...]``.
+
+Prints what was taken from where and what was left, and the lines of YAML that use the tables.
+Exit status: 0 done; 1 failed (one message says why); 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import before_imports, parse_with_options, path, run_program
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs_gg" / "table.yaml"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write the tables nodes.csv, edges.csv and, if there are features, features.npy of any graph.",
+        epilog="Options 'key value' are those of a configuration, e.g.: dataset.tag_columns '[label=venue]'",
+    )
+    parser.add_argument("source", type=path, help="the graph's file or folder, as in dataset.tag_source")
+    parser.add_argument("--out", type=path, required=True, help="a new folder for the tables")
+    parser.add_argument("--name", default="", help="layout, as in dataset.name (default: by the file or folder)")
+    return parse_with_options(parser, argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    before_imports(computes=False)
+    # Imported late, so that --help and a wrong command line answer at once.
+    from torch_geometric.graphgym.config import cfg
+
+    import glem_graphgym  # noqa: F401 - registers the plugin
+    from glem_graphgym.build.graph import files_of
+    from glem_graphgym.config import load_config
+    from glem_graphgym.data.from_tables import graph_of
+    from glem_graphgym.data.registry import layout_of
+    from glem_graphgym.data.to_tables import write_tables
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        name = args.name or layout_of(args.source)
+        load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(args.source), *args.opts])
+        cfg.dataset.tag_undirected = False  # the tables keep directions; whoever reads them says whether they count
+        reader, source, options = files_of(cfg)
+        graph = graph_of(reader.read(reader.find(source), options), options)
+        report(graph, write_tables(graph, args.out), args.out)
+    except (ValueError, OSError, MemoryError) as error:  # with DataError and ConfigError
+        if os.environ.get("GLEM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(graph: Any, files: list[Path], folder: Path) -> None:
+    """Print what the tables hold, and how to use them."""
+    from glem_graphgym.data.errors import listed
+
+    origin = graph.origin
+    print(f"read {', '.join(origin['files'])}: {graph.num_nodes:,} nodes, {graph.num_classes} classes")
+    for what, names in {**origin["taken"], "split": origin["split"], "features": origin["feature_columns"]}.items():
+        if names:
+            print(f"  {what}: {listed(names, 20) if isinstance(names, list) else names}")
+    print(f"  not used: {listed(origin['left'], 20)}")
+    print(f"wrote {', '.join(map(str, files))}\n\ndataset:\n  format: TAG\n  name: table\n  tag_source: {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

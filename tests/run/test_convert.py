@@ -1,0 +1,114 @@
+"""`run/convert.py` as a user types it: any layout becomes tables that are the same graph, and what was done is said."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch_geometric.graphgym.config import cfg
+
+from glem_graphgym.build.graph import files_of
+from glem_graphgym.config import load_config
+from glem_graphgym.data.from_tables import graph_of
+from glem_graphgym.data.text_graph import TextGraph
+from tests.bad_inputs.conftest import Ended, run_here
+from tests.bad_inputs.test_layouts import LAYOUTS
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS / "data"))
+
+import pyg_files  # noqa: E402
+
+# Layout -> what writes a miniature of it and returns its source, and the keys that read it.
+MINIATURES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    **{name: (layout.write, [*layout.keys]) for name, layout in LAYOUTS.items()},
+    **{name: (getattr(pyg_files, name), []) for name in ("glbench", "cs_tag", "llm_bp_wikics", "tape_arxiv_2023")},
+    "llm_bp": (pyg_files.llm_bp, ["dataset.tag_valid_share", "0.2"]),
+}
+
+
+def convert(source: Path, *arguments: str, out: Path, capsys: pytest.CaptureFixture[str]) -> Ended:
+    return run_here("convert", [source, "--out", out, *arguments], capsys)
+
+
+def read(yaml: str, folder: Path, keys: Sequence[object] = ()) -> TextGraph:
+    """The graph of the files that the lines of a configuration, and keys beside them, name."""
+    (folder / "own.yaml").write_text(yaml, encoding="utf-8")
+    load_config(cfg, folder / "own.yaml", [*map(str, keys), "dataset.tag_split", "[0.4, 0.3, 0.3]"])
+    reader, source, options = files_of(cfg)
+    return graph_of(reader.read(reader.find(source), options), options)
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_tables_are_the_same_graph(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, keys = MINIATURES[name]
+    (tmp_path / "data").mkdir()
+    source = write(tmp_path / "data")
+    ended = convert(source, *keys, out=tmp_path / "tables", capsys=capsys)
+    assert ended.returncode == 0, ended.stderr
+    _, _, yaml = ended.stdout.partition("\n\n")
+    layout = LAYOUTS[name].name if name in LAYOUTS else "pyg"
+    expected = read("dataset: {format: TAG}", tmp_path, ["dataset.name", layout, "dataset.tag_source", source, *keys])
+    graph = read(yaml, tmp_path)
+    assert [*graph.texts] == [*expected.texts] and graph.node_ids == expected.node_ids
+    assert sorted(graph.class_names) == sorted({expected.class_names[label] for label in expected.label})
+    assert [graph.class_names[label] for label in graph.label] == [expected.class_names[i] for i in expected.label]
+    for part in expected.split:
+        np.testing.assert_array_equal(graph.split[part], expected.split[part])
+    for ours, theirs in (
+        (graph.edge_index(), expected.edge_index()),
+        (graph.features, expected.features),
+        (graph.splits, expected.splits),
+    ):
+        assert (ours is None) == (theirs is None)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_it_says_what_it_took_and_keeps_the_direction_of_edges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = LAYOUTS["CS-TAG"].write(tmp_path)
+    ended = convert(source, *LAYOUTS["CS-TAG"].keys, out=tmp_path / "tables", capsys=capsys)
+    for line in (
+        "read Pets.csv: 24 nodes, 3 classes",
+        "  id: node_id",
+        "  label: category",
+        "  edges: neighbour",
+        "  not used: label",
+        f"  tag_source: {tmp_path / 'tables'}",
+    ):
+        assert line in ended.stdout.splitlines()
+    edges = (tmp_path / "tables" / "edges.csv").read_text().splitlines()
+    source.write_text(source.read_text().replace("[23]", "[23; 0]"))
+    convert(source, *LAYOUTS["CS-TAG"].keys, out=tmp_path / "more", capsys=capsys)
+    assert {*(tmp_path / "more" / "edges.csv").read_text().splitlines()} - {*edges} == {"22,0"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "dataset.tag_source: absent is neither folder nor file"),
+        (["absent", "--name", "wikics"], "absent has no data.json"),
+        (["absent", "--name", "cs_tag"], "dataset.name is 'cs_tag', expected one of: "),
+        (
+            ["absent", "--name", "debian"],
+            "dataset.name is 'debian', which is no layout of files; expected one of: table, pyg",
+        ),
+        (["absent", "dataset.tag_columns", "[txt=a]"], "dataset.tag_columns holds 'txt=a'"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = run_here("convert", [*arguments, "--out", tmp_path / "tables"], capsys)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ") and message in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = LAYOUTS["three columns"].write(tmp_path)
+    ended = convert(source, out=tmp_path, capsys=capsys)
+    assert ended.returncode == 1 and "holds files already" in ended.stderr
