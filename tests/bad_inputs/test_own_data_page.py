@@ -52,5 +52,4 @@ def test_the_example_runs(program: Program, monkeypatch: pytest.MonkeyPatch) -> 
     program.config = ROOT / "configs_gg/table.yaml"
     monkeypatch.chdir(ROOT)
     folders = ["out_dir", program.folder / "results", "dataset.dir", program.folder / "datasets"]
-    said = program.accepts(*folders, "lm.model", program.tiny_lm, *SMALL, says=["36 nodes, 65 undirected", "GLEM-GNN"])
-    assert "warning" not in said.lower()
+    program.accepts(*folders, "lm.model", program.tiny_lm, *SMALL, says=["36 nodes, 65 undirected", "GLEM-GNN"])
