@@ -322,6 +322,6 @@ class Run:
         found = {"gain_valid": student - teacher, "gain_margin": margin_of(teacher, len(validation.nodes))}
         if not len(pseudo.nodes):
             return found
-        gold = self.gold.targets().mean(0, dtype=torch.float64)
-        shares = {"pseudo_classes": pseudo.class_shares(), "gold_classes": gold}
+        gold = np.bincount(self.gold.labels, minlength=self.gold.num_classes) / len(self.gold.labels)
+        shares = {"pseudo_classes": pseudo.class_shares(), "gold_classes": torch.from_numpy(gold)}
         return found | {name: effective_classes(of) for name, of in shares.items()}

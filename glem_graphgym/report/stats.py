@@ -25,7 +25,7 @@ MODELS = ("LM", "GNN")
 SUMMARY = ("method", "valid", "test", "params", "seconds", "peak_memory_mb")
 FURTHER = tuple(f"{split}_{metric}" for metric in METRICS for split in ("valid", "test"))
 NO_MODEL, GIVEN = "none", "given"  # kinds of a stage that combines predictions, and of one that was given them
-LOG_WIDTH = 240
+LOG_WIDTH = 260
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
 
 
