@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.config import load_config
     from glem_graphgym.data.from_tables import graph_of
     from glem_graphgym.data.registry import layout_of
+    from glem_graphgym.data.table import TABLE
     from glem_graphgym.data.to_tables import write_tables
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -52,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         cfg.dataset.tag_undirected = False  # the tables keep directions; whoever reads them says whether they count
         reader, source, options = files_of(cfg)
         graph = graph_of(reader.read(reader.find(source), options), options)
-        report(graph, write_tables(graph, args.out), args.out)
+        files = write_tables(graph, args.out)
+        graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # that they can be read
+        report(graph, files, args.out)
     except (ValueError, OSError, MemoryError) as error:  # with DataError and ConfigError
         if os.environ.get("GLEM_TRACEBACK"):
             raise
@@ -67,7 +71,8 @@ def report(graph: Any, files: list[Path], folder: Path) -> None:
 
     origin = graph.origin
     print(f"read {', '.join(origin['files'])}: {graph.num_nodes:,} nodes, {graph.num_classes} classes")
-    for what, names in {**origin["taken"], "split": origin["split"], "features": origin["feature_columns"]}.items():
+    split = "none: it is drawn when the tables are read" if "shares" in origin["split"] else origin["split"]
+    for what, names in {"features": origin["feature_columns"], **origin["taken"], "split": split}.items():
         if names:
             print(f"  {what}: {listed(names, 20) if isinstance(names, list) else names}")
     print(f"  not used: {listed(origin['left'], 20)}")

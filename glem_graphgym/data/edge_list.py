@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import scipy.sparse
 
 from glem_graphgym.data.csv_file import read_csv_bytes
 from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.npz import BROKEN
 
 
 def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def read_edge_matrix(path: Path) -> np.ndarray:
             edges = arrays["edge_index"] if "edge_index" in names else None
         if edges is None and "format" in names:
             edges = np.stack(scipy.sparse.load_npz(path).nonzero())
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, *BROKEN) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} cannot be read as .npz ({reason:.200}); save it anew") from error
     if edges is None or edges.dtype.kind not in "iu" or edges.ndim != 2 or len(edges) != 2:

@@ -106,10 +106,11 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
     found = [path for path in similar if path.name.lower() in names and path.is_file()]
     if len(found) != 1:
         there = [path.name + "/" * path.is_dir() for path in similar]
+        alone = "; nodes that list their neighbours need none: set dataset.tag_source to their file" * (stem == "edges")
         parts = "; a folder of parts, as Spark writes it, must be made one file" if "/" in "".join(there) else ""
         raise DataError(
             f"{folder} holds {len(found)} of the files {names}, expected exactly one of them"
-            + (f"; there are {there}{parts}" if there else "")
+            + (f"; there are {there}{parts}" if there else alone)
         )
     return found[0]
 

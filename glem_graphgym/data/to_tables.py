@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
     if not graph.directed:
         source, target = source[source < target], target[source < target]
     files = [folder / "nodes.csv", folder / "edges.csv"]
-    (nodes if graph.node_ids else nodes.drop(columns="id")).to_csv(files[0], index=False)
+    nodes = nodes if graph.node_ids else nodes.drop(columns="id")
+    nodes.to_csv(files[0], index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
     pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(files[1], index=False)
     if graph.features is not None:
         files.append(folder / FEATURES)

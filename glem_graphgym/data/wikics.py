@@ -53,19 +53,23 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
         if len(rows) != count:
             file = texts_path if name == "nodes" else path
             raise DataError(f"{file}: '{name}' has {len(rows)} entries, expected one for each of {count} labels")
-    articles = pd.DataFrame(metadata["nodes"])
-    articles["tokens"] = articles["tokens"].map(" ".join)
-    columns = Columns((), options.text or TEXT)
+    articles, columns = pd.DataFrame(metadata["nodes"]), Columns((), options.text or TEXT)
     columns.check(texts_path, [*articles], ("text",))
+    if "tokens" in articles:
+        articles["tokens"] = articles["tokens"].map(lambda tokens: " ".join(map(str, tokens)))
+    try:
+        links = [(node, other) for node, others in enumerate(data["links"]) for other in others]
+        edges = np.array(links, dtype=np.int64).reshape(-1, 2).T
+        features = np.array(data["features"], dtype=np.float32)
+        splits = {name: np.array(row, dtype=bool) for name, row in masks.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} is not as its authors publish it ({error}); download it again") from error
     return Tables(
         "wikics",
-        pd.DataFrame(
-            {"text": columns.texts(articles, texts_path), "label": data["labels"]}
-            | {name: np.array(row, dtype=bool) for name, row in masks.items()}
-        ),
-        np.array([(node, other) for node, others in enumerate(data["links"]) for other in others]).reshape(-1, 2).T,
-        features=np.array(data["features"], dtype=np.float32),
-        class_names=[metadata["labels"][str(number)] for number in range(len(metadata["labels"]))],
+        pd.DataFrame({"text": columns.texts(articles, texts_path), "label": data["labels"], **splits}),
+        edges,
+        features=features,
+        class_names=[metadata["labels"].get(str(number), str(number)) for number in range(len(metadata["labels"]))],
         where={"nodes": str(path), "edges": f"{path}: links", "text": str(texts_path)},
         origin={
             "files": [*FILES],

@@ -16,8 +16,11 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.from_tables import TableOptions
 from glem_graphgym.data.registry import KNOWN
 from glem_graphgym.data.table import load_table
+from glem_graphgym.data.wikics import WIKICS
 from tests.bad_inputs.conftest import Program
 
 COUNT = 24
@@ -215,3 +218,22 @@ def test_a_broken_one_is_refused_in_one_line(name: str, program: Program) -> Non
         assert old.encode() in content
         path.write_bytes(content.replace(old.encode(), new.encode()))
     program.refuses(*options, names=layout.names)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("data.json", '"links"', '"edges"', "data.json has no ['links']"),
+        ("data.json", '"links": [[1, 3]', '"links": [["one"]', "data.json is not as its authors publish it"),
+        ("data.json", '"features": [[0, 0.5]', '"features": [[0]', "data.json is not as its authors publish it"),
+        ("data.json", '"test_mask": [', '"test_mask": [true, ', "'test_mask' has 25 entries"),
+        ("data.json", "{", "[{", "data.json is no JSON"),
+        ("metadata.json", '"tokens"', '"words"', "dataset.tag_text ('{title}: {tokens}') names the column 'tokens'"),
+    ],
+)
+def test_what_is_wrong_with_wikics_is_named(file: str, old: str, new: str, message: str, tmp_path: Path) -> None:
+    path = wikics(tmp_path) / file
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DataError) as error:
+        WIKICS.read(WIKICS.find(tmp_path), TableOptions())
+    assert message in str(error.value)

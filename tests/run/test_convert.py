@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +23,32 @@ sys.path.insert(0, str(TESTS / "data"))
 
 import pyg_files  # noqa: E402
 
+NASTY = [
+    "two\nlines",
+    "a carriage\rreturn",
+    'a "quote", and a comma',
+    "",
+    "  ",
+    "line\u2028separator",
+    "\r\n",
+    "tab\t",
+    "é🐈",
+]
+
+
+def nasty(folder: Path) -> Path:
+    """Texts that CSV has to quote, ids that are no numbers, a label that is none."""
+    rows = [{"id": f"n {i}", "text": text, "label": "ab"[i % 2], "adj": ["n 0"]} for i, text in enumerate(NASTY)]
+    rows[-1]["label"] = None
+    (folder / "nasty.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder / "nasty.jsonl"
+
+
 # Layout -> what writes a miniature of it and returns its source, and the keys that read it.
 MINIATURES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     **{name: (layout.write, [*layout.keys]) for name, layout in LAYOUTS.items()},
     **{name: (getattr(pyg_files, name), []) for name in ("glbench", "cs_tag", "llm_bp_wikics", "tape_arxiv_2023")},
+    "nasty": (nasty, []),
     "llm_bp": (pyg_files.llm_bp, ["dataset.tag_valid_share", "0.2"]),
 }
 
@@ -50,21 +73,22 @@ def test_tables_are_the_same_graph(name: str, tmp_path: Path, capsys: pytest.Cap
     ended = convert(source, *keys, out=tmp_path / "tables", capsys=capsys)
     assert ended.returncode == 0, ended.stderr
     _, _, yaml = ended.stdout.partition("\n\n")
-    layout = LAYOUTS[name].name if name in LAYOUTS else "pyg"
+    layout = LAYOUTS[name].name if name in LAYOUTS else "table" if name == "nasty" else "pyg"
     expected = read("dataset: {format: TAG}", tmp_path, ["dataset.name", layout, "dataset.tag_source", source, *keys])
     graph = read(yaml, tmp_path)
     assert [*graph.texts] == [*expected.texts] and graph.node_ids == expected.node_ids
-    assert sorted(graph.class_names) == sorted({expected.class_names[label] for label in expected.label})
-    assert [graph.class_names[label] for label in graph.label] == [expected.class_names[i] for i in expected.label]
+    ours, theirs = ([*graph.class_names, None], [*expected.class_names, None])  # the last one is no label
+    assert sorted(graph.class_names) == sorted({theirs[label] for label in expected.label} - {None})
+    assert [ours[label] for label in graph.label] == [theirs[label] for label in expected.label]
     for part in expected.split:
         np.testing.assert_array_equal(graph.split[part], expected.split[part])
-    for ours, theirs in (
+    for found, wanted in (
         (graph.edge_index(), expected.edge_index()),
         (graph.features, expected.features),
         (graph.splits, expected.splits),
     ):
-        assert (ours is None) == (theirs is None)
-        np.testing.assert_array_equal(ours, theirs)
+        assert (found is None) == (wanted is None)
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_it_says_what_it_took_and_keeps_the_direction_of_edges(
@@ -112,3 +136,10 @@ def test_a_folder_with_files_is_left_alone(tmp_path: Path, capsys: pytest.Captur
     source = LAYOUTS["three columns"].write(tmp_path)
     ended = convert(source, out=tmp_path, capsys=capsys)
     assert ended.returncode == 1 and "holds files already" in ended.stderr
+
+
+def test_what_no_table_can_hold_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = nasty(tmp_path)
+    source.write_text(source.read_text().replace("tab\\t", "a \\u0000 byte"))
+    ended = convert(source, out=tmp_path / "tables", capsys=capsys)
+    assert ended.returncode == 1 and "nodes.csv, line" in ended.stderr and "a NUL byte" in ended.stderr
