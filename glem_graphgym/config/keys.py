@@ -41,17 +41,17 @@ class Key:
     high: float | None = None
     below: float | None = None  # an upper bound that is itself too large
     or_minus_one: bool = False  # -1 is allowed beside the bounds, and stands for something else
-    kind: type | None = None  # of a key whose default is None (null): the type of its other values
+    kind: type | None = None  # where the default does not tell it: of values beside None (null), of a list's items
 
     def check(self, value: Any) -> None:
         """Raise ConfigError with the key, the value and what is expected where these do not agree."""
         if self.choices and value not in self.choices:
             expected = OLD_VALUES.get((self.name, str(value)), f"expected one of: {', '.join(self.choices)}")
             raise ConfigError(f"{self.name} is '{shown(value)}', {expected}")
-        if value is None and (self.kind or self.name in NULLABLE):
+        if value is None and (self.default is None or self.name in NULLABLE):
             return
         is_list = isinstance(self.default, list | tuple)
-        kind = kind_of_items(self.default) if is_list else self.kind or type(self.default)
+        kind = self.kind or (kind_of_items(self.default) if is_list else type(self.default))
         if is_list != isinstance(value, list | tuple):
             raise unfit(self.name, value, KINDS[list if is_list or kind is None else kind])
         for item in value if is_list else [value]:
@@ -150,7 +150,7 @@ KEYS = (
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
     Key("dataset.tag_source", "", "path", "Folder of tables, or one table of nodes (table); file of a graph (pyg); folder of wikics; Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),
-    Key("dataset.tag_columns", [], "", "Columns of tables under other names, each as ours=theirs, such as [text=abstract, label=venue]; ours: id, text, label, split, features, neighbours, source, target."),
+    Key("dataset.tag_columns", [], "", "Columns of tables under other names, each as ours=theirs, such as [text=abstract, label=venue]; ours: id, text, label, split, features, neighbours, source, target, text:<view>.", kind=str),
     Key("dataset.tag_text", "", "", "Texts made of several columns of a table, such as {title}. {abstract}; empty = the column text."),
     Key("dataset.tag_split", [0.1, 0.1, 0.8], "shares", "Shares of train, valid and test, if the data has no split of its own; table: or numbers of nodes. The rest is in no split.", low=0),
     Key("dataset.tag_shots", 0, "nodes per class", "Training nodes that are kept of each class, as unlabelled as the rest are the others; 0 = all.", low=0),

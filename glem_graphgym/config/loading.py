@@ -34,7 +34,7 @@ from glem_graphgym.files import atomic_write
 from glem_graphgym.renamed import old_names
 
 log = logging.getLogger(__name__)
-OPTIONAL = {key.name: key.kind for key in KEYS if key.kind}  # null by default, else of that type
+OPTIONAL = {key.name: key.kind for key in KEYS if key.default is None}  # null by default, else of that type
 
 
 def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> None:
