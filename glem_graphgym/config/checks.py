@@ -91,8 +91,6 @@ RULES: tuple[Rule, ...] = (
      "out_dir is empty, expected a folder for the results ('.' is the current one)"),
     (lambda c: _is_file_name(c.cfg_dest),
      "cfg_dest is '{cfg_dest}', expected the name of a file in the experiment's folder, such as config.yaml"),
-    (lambda c: all(type(count) is int and (count > 0 or count == -1) for count in c.gnn.fan_out),
-     "gnn.fan_out is {gnn.fan_out}, expected whole numbers, each at least 1, or -1 for all neighbours"),
 )  # fmt: skip
 
 STANDARD_RULES: tuple[Rule, ...] = (

@@ -207,7 +207,7 @@ KEYS = (
     Key("gnn.hops", 3, "hops", "Propagations of the features (glem_sgc, glem_sign, glem_sagn, glem_gamlp).", low=0),
     Key("gnn.label_hops", 5, "hops", "With glem.label_input: propagations of the labels (glem_sagn, glem_gamlp).", low=1),
     Key("gnn.batch_size", 0, "nodes", "Nodes per optimizer step of a network on hop features, or with gnn.fan_out; 0 = all nodes of an epoch.", low=0),
-    Key("gnn.fan_out", [], "neighbours", "Neighbours drawn per node, one number per layer; -1 = all; [] = full batch. Prediction never samples."),
+    Key("gnn.fan_out", [], "neighbours", "Neighbours drawn per node, one number per layer; -1 = all; [] = full batch. Prediction never samples.", kind=int, low=1, or_minus_one=True),
     Key("gnn.hop_activation", "leaky_relu", "", "Activation of the attention scores over hops (glem_gamlp).", choices=("sigmoid", "relu", "leaky_relu")),
     Key("gnn.label_reuse", 0, "passes", "With glem.label_input: passes in which predictions fill in the labels that are not given, before the pass that counts (full-batch networks).", low=0),
     Key("gnn.distillation", 0.0, "share", "Self-distillation: share of the loss on gold labels that comes from the same network, trained before (full-batch networks); 0 = off.", low=0, high=1),

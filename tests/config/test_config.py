@@ -56,7 +56,7 @@ def test_every_key_is_registered_two_levels_deep(key: Key) -> None:
     assert key.name.count(".") == 1
     assert value_of(key.name) == key.default
     assert type(value_of(key.name)) is type(key.default)
-    assert (key.default is None) == (key.kind is not None)
+    assert (key.default in (None, [])) == (key.kind is not None)
     key.check(key.default)
     assert key.meaning.endswith(".")
     assert not key.choices or key.default in key.choices
@@ -333,6 +333,9 @@ def test_what_is_dumped_loads_again_after_a_run(tmp_path: Path) -> None:
 def values_of(key: Key) -> st.SearchStrategy[Any]:
     low = -1e6 if key.low is None else key.low
     high = next((bound for bound in (key.high, key.below) if bound is not None), 1e6)
+    if key.default == []:
+        items = st.sampled_from(["text=a", "label=b"]) if key.kind is str else st.integers(1, 50) | st.just(-1)
+        return st.lists(items, max_size=3, unique=key.kind is str)
     if key.kind:
         return st.none() | values_of(replace(key, default=key.kind(0), kind=None))
     if key.choices:
@@ -344,8 +347,6 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
     if isinstance(key.default, float):
         numbers = st.floats(low, high, exclude_max=key.below is not None)
         return numbers | st.just(-1.0) if key.or_minus_one else numbers
-    if key.name == "gnn.fan_out":
-        return st.lists(st.integers(1, 50) | st.just(-1), max_size=3)
     if isinstance(key.default, list):
         return st.lists(st.floats(0, 1), min_size=3, max_size=3)
     return st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="$~"), max_size=8)
