@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from glem_graphgym.data.columns import VIEW
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.splits import NO_SPLIT
 from glem_graphgym.data.table import FEATURES
@@ -30,6 +31,8 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
     names = np.array([*graph.class_names, ""], dtype=object)  # the last one for UNLABELLED, which is -1
     assert UNLABELLED == NO_SPLIT == -1
     nodes = pd.DataFrame({"id": ids, "text": list(graph.texts), "label": names[graph.label]})
+    for name, texts in graph.views.items():
+        nodes[f"{VIEW}{name}"] = list(texts)
     if "shares" not in graph.origin["split"]:
         codes = graph.splits if graph.splits is not None else _codes(graph)[None]
         for k, row in enumerate(codes):

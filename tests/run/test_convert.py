@@ -37,9 +37,10 @@ NASTY = [
 
 
 def nasty(folder: Path) -> Path:
-    """Texts that CSV has to quote, ids that are no numbers, a label that is none."""
+    """Texts that CSV has to quote and a view of them, ids that are no numbers, a label that is none."""
     rows = [{"id": f"n {i}", "text": text, "label": "ab"[i % 2], "adj": ["n 0"]} for i, text in enumerate(NASTY)]
     rows[-1]["label"] = None
+    rows = [{**row, "text:note": f"a note, {i}"} for i, row in enumerate(rows)]
     (folder / "nasty.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder / "nasty.jsonl"
 
@@ -77,6 +78,9 @@ def test_tables_are_the_same_graph(name: str, tmp_path: Path, capsys: pytest.Cap
     expected = read("dataset: {format: TAG}", tmp_path, ["dataset.name", layout, "dataset.tag_source", source, *keys])
     graph = read(yaml, tmp_path)
     assert [*graph.texts] == [*expected.texts] and graph.node_ids == expected.node_ids
+    assert {view: [*texts] for view, texts in graph.views.items()} == {
+        view: [*texts] for view, texts in expected.views.items()
+    }
     ours, theirs = ([*graph.class_names, None], [*expected.class_names, None])  # the last one is no label
     assert sorted(graph.class_names) == sorted({theirs[label] for label in expected.label} - {None})
     assert [ours[label] for label in graph.label] == [theirs[label] for label in expected.label]
