@@ -13,6 +13,7 @@ import numpy as np
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.tables import Tables, strings
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph
+from glem_graphgym.files import fingerprint
 
 NO_SPLIT = -1  # code of a node in no split; the others are positions in SPLITS
 SPLIT_NAMES = {
@@ -179,4 +180,6 @@ def with_shots(graph: TextGraph, shots: int, seed: int) -> TextGraph:
     label = graph.label[train[order]]
     kept = np.concatenate([order[label == name][:shots] for name in np.unique(label)])
     split = {**graph.split, "train": train[np.sort(kept)]}
-    return replace(graph, split=split, origin={**graph.origin, "shots": shots}, edges_checked=True)
+    few = replace(graph, split=split, origin={**graph.origin, "shots": shots}, edges_checked=True)
+    few.has_fingerprint(fingerprint(graph.fingerprint(), "shots", shots, seed))
+    return few

@@ -113,7 +113,20 @@ def test_shots_keep_some_training_nodes_of_each_class_and_nothing_else_changes()
     assert parts(few)[1:] == parts(graph)[1:] and (few.label == graph.label).all()
     assert parts(few) == parts(again) != parts(other)
     assert parts(with_shots(graph, COUNT, 0)) == parts(graph)
-    assert few.origin["shots"] == 5 and few.fingerprint() != graph.fingerprint()
+    assert few.origin["shots"] == 5
+
+
+def test_graphs_of_few_shots_are_others_whichever_of_several_splits_is_chosen() -> None:
+    """What runs share is kept by the fingerprint; seeds of one experiment have one."""
+    graph = graph_of(tables(split_0=rotated(0), split_1=rotated(1)), TableOptions())
+    of = {
+        (k, shots, seed): with_shots(graph.with_split(k), shots, seed)
+        for k in (0, 1)
+        for shots in (2, 3)
+        for seed in (0, 1)
+    }
+    assert len({few.fingerprint() for few in of.values()} | {graph.fingerprint()}) == 5
+    assert all(few.fingerprint() == of[1 - k, shots, seed].fingerprint() for (k, shots, seed), few in of.items())
 
 
 def test_a_directed_graph_hears_from_sources_alone(tmp_path: Any) -> None:
