@@ -1,4 +1,4 @@
-"""Convert a graph to tables: ``python run/convert.py FILE_OR_FOLDER --out FOLDER [--name LAYOUT] [key value ...]``.
+"""Convert a graph to tables: ``python run/convert.py FILE... --out FOLDER [--name LAYOUT] [key value ...]``.
 
 Prints what was taken from where and what was left, and the lines of YAML that use the tables.
 Exit status: 0 done; 1 failed (one message says why); 2 the command line is wrong.
@@ -27,7 +27,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Write the tables nodes.csv, edges.csv and, if there are features, features.npy of any graph.",
         epilog="Options 'key value' are those of a configuration, e.g.: dataset.tag_columns '[label=venue]'",
     )
-    parser.add_argument("source", type=path, help="the graph's file or folder, as in dataset.tag_source")
+    of_files = (
+        "the graph's file or folder, as in dataset.tag_source; or its files: nodes, then edges; graph, then texts"
+    )
+    parser.add_argument("source", nargs="+", metavar="FILE", help=of_files)
     parser.add_argument("--out", type=path, required=True, help="a new folder for the tables")
     parser.add_argument("--name", default="", help="layout, as in dataset.name (default: by the file or folder)")
     return parse_with_options(parser, argv)
@@ -41,19 +44,22 @@ def main(argv: list[str] | None = None) -> int:
 
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym.build.graph import files_of
-    from glem_graphgym.config import load_config
+    from glem_graphgym.config import all_keys, load_config
     from glem_graphgym.data.from_tables import graph_of
     from glem_graphgym.data.registry import layout_of
     from glem_graphgym.data.table import TABLE
     from glem_graphgym.data.to_tables import write_tables
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    keys = all_keys()
+    count = next((place for place, word in enumerate(args.source) if word in keys), len(args.source))
+    given, opts = [path(word) for word in args.source[:count]], args.source[count:] + args.opts
     try:
-        name = args.name or layout_of(args.source)
-        load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(args.source), *args.opts])
+        name = args.name or layout_of(given[0])
+        load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(given[0]), *opts])
         cfg.dataset.tag_undirected = False  # the tables keep directions; whoever reads them says whether they count
         reader, source, options = files_of(cfg)
-        graph = graph_of(reader.read(reader.find(source), options), options)
+        graph = graph_of(reader.read(given if len(given) > 1 else reader.find(source), options), options)
         files = write_tables(graph, args.out)
         graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # that they can be read
         report(graph, files, args.out)

@@ -115,6 +115,17 @@ def test_it_says_what_it_took_and_keeps_the_direction_of_edges(
     assert {*(tmp_path / "more" / "edges.csv").read_text().splitlines()} - {*edges} == {"22,0"}
 
 
+def test_files_of_other_names_are_given_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "papers.csv").write_text("key,text,label\na,one,x\nb,two,y\nc,three,x\n")
+    (tmp_path / "cites.tsv").write_text("a\tb\nb\tc\n")
+    files = [tmp_path / "papers.csv", tmp_path / "cites.tsv"]
+    split = ["dataset.tag_split", "[0.4, 0.3, 0.3]"]
+    ended = run_here("convert", [*files, "dataset.tag_columns", "[id=key]", *split, "--out", tmp_path / "t"], capsys)
+    assert ended.returncode == 0, ended.stderr
+    assert "read papers.csv, cites.tsv: 3 nodes, 2 classes" in ended.stdout
+    assert (tmp_path / "t" / "edges.csv").read_text() == "source,target\na,b\nb,c\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
