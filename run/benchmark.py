@@ -3,8 +3,8 @@
 Every figure is the median of several repetitions after a warm-up, with fixed seeds; rivals take turns with our code in
 the same process. "bound" is what this machine's hardware allows, measured in the same run from a large matrix product
 and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``cost`` (the LM alone,
-joint training and GLEM compared) and ``scale`` (runs out of core on graphs of up to 5 million nodes, each once) take
-minutes to an hour and run only when named, ``peer`` also with --peer.
+joint training and GLEM compared), ``smoothing`` (Correct & Smooth and PyG's) and ``scale`` (runs out of core on graphs
+of up to 5 million nodes, each once) take minutes to an hour and run only when named, ``peer`` also with --peer.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "attention": lm.attention,
     "m_step": gnn.m_step,
     "propagation": gnn.propagation,
+    "smoothing": gnn.smoothing,
     "sampled": gnn.sampled,
     "startup": measure.startup,
     "cost": cost.cost,
     "scale": scale.scale,
 }
-WHEN_NAMED = ("peer", "cost", "scale")
+WHEN_NAMED = ("peer", "cost", "smoothing", "scale")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

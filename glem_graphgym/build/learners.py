@@ -193,13 +193,14 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
     g = cfg.glem
     if not g.correct_and_smooth:
         return None
+    device = hardware_for(cfg, "32").device
     both = (LAYERS, g.cs_correct_alpha), (LAYERS, g.cs_smooth_alpha)
 
     def smooth(logits: np.ndarray) -> np.ndarray:
-        everything = graphs.predict.edge_index.cpu()
+        everything = graphs.predict.adjacency.to(device)
         smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, everything, *both)
         if (seen := graphs.seen) is not None:
-            among_seen, gold_places = graphs.train.edge_index.cpu(), np.searchsorted(seen, gold.nodes)
+            among_seen, gold_places = graphs.train.adjacency.to(device), np.searchsorted(seen, gold.nodes)
             smoothed[seen] = correct_and_smooth(logits[seen], gold_places, gold.labels, among_seen, *both)
         return smoothed
 

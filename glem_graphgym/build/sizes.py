@@ -103,6 +103,5 @@ def hop_step_generous_bytes(cfg: CfgNode, width: int, nodes: int) -> int:
 
 
 def smoothing_bytes(graph: TextGraph) -> int:
-    """Of PyG's Correct & Smooth: edges and their weights, a message an edge and class, predictions and their copies."""
-    entries = len(graph.col)
-    return entries * (16 + 4 + 4 * graph.num_classes) + 5 * 4 * graph.num_nodes * graph.num_classes
+    """Of Correct & Smooth: edges in both forms, their weights and what makes these, predictions and their copies."""
+    return len(graph.col) * (16 + 8 + 32) + 6 * 4 * graph.num_nodes * graph.num_classes

@@ -136,6 +136,13 @@ class Adjacency:
         scale = looped.rowptr.diff().double().rsqrt()
         return SparseOperator(looped, scale, scale)
 
+    @kept_operator
+    def symmetric(self) -> SparseOperator:
+        """D^-1/2 A D^-1/2, with D the row sums of A; 0 for nodes without any (Correct & Smooth); of whole graphs."""
+        degree = self.rowptr.diff().double()
+        scale = degree.rsqrt().masked_fill_(degree == 0, 0.0)
+        return SparseOperator(self._pattern, scale, scale)
+
     def _ones(self, number: int) -> Tensor:
         return torch.ones(number, dtype=torch.float64, device=self.device)
 

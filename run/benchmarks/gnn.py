@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.nn import SAGEConv
+from torch_geometric.nn.models import CorrectAndSmooth
 from torch_geometric.utils import scatter, trim_to_layer
 
 from benchmarks.measure import Row, bandwidth, flops, medians, row_of, seconds_of
@@ -28,6 +29,8 @@ from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.block import BlockAdjacency, seed_logits
+from glem_graphgym.models.correct_and_smooth import LAYERS as PROPAGATIONS
+from glem_graphgym.models.correct_and_smooth import correct_and_smooth
 from glem_graphgym.models.gcn import GCN
 from glem_graphgym.models.mlp import MLP
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
@@ -200,6 +203,25 @@ def propagation(repeats: int) -> Iterator[Row]:
         "propagation", f"{hops} hops of {FEATURES} features", [1e3 * s for s in seconds[""]], "ms",
         bound=bound, rival=1e3 * float(np.median(seconds[rival])), rival_name=rival,
     )  # fmt: skip
+
+
+def smoothing(repeats: int) -> Iterator[Row]:
+    """Correct & Smooth on a random graph, its operator made each time, compared with PyG's."""
+    nodes, entries, classes = 200_000, 4_000_000, 40
+    ends = torch.randint(nodes, (2, entries // 2), generator=torch.Generator().manual_seed(0))
+    edge_index, rng = torch.cat([ends, ends.flip(0)], dim=1), np.random.default_rng(0)
+    gold, labels = np.arange(0, nodes, 2), rng.integers(0, classes, nodes // 2)
+    logits = rng.normal(size=(nodes, classes)).astype(np.float32)
+    soft, true, place = torch.from_numpy(logits).softmax(-1), torch.from_numpy(labels), torch.from_numpy(gold)
+    peer = CorrectAndSmooth(PROPAGATIONS, 1.0, PROPAGATIONS, 0.8)
+    candidates: dict[str, Callable[[], Any]] = {
+        "ours": lambda: correct_and_smooth(logits, gold, labels, Adjacency.from_edge_index(edge_index, nodes)),
+        "PyG's": lambda: peer.smooth(peer.correct(soft, true, place, edge_index), true, place, edge_index),
+    }
+    seconds = seconds_of(candidates, min(repeats, 3))
+    what = f"Correct & Smooth, {2 * PROPAGATIONS} propagations, {nodes:,} nodes, {entries:,} entries, {classes} classes"
+    more = {"rival": float(np.median(seconds["PyG's"])), "rival_name": "PyG's CorrectAndSmooth"}
+    yield row_of("smoothing", what, seconds["ours"], "s", **more)
 
 
 def sampled(repeats: int) -> Iterator[Row]:

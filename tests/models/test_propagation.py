@@ -63,7 +63,13 @@ def test_gcn_adds_each_self_loop_once_and_scales_by_row_sums(adjacency: Adjacenc
     torch.testing.assert_close(dense(adjacency.gcn()), scale[:, None] * looped * scale)
 
 
-@pytest.mark.parametrize("name", ["sum", "mean", "gcn"])
+def test_symmetric_scales_by_row_sums_without_self_loops(adjacency: Adjacency) -> None:
+    degree = DENSE.sum(dim=1).double()
+    scale = torch.where(degree > 0, degree.rsqrt(), 0.0)
+    torch.testing.assert_close(dense(adjacency.symmetric()), scale[:, None] * DENSE * scale)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "gcn", "symmetric"])
 @pytest.mark.parametrize("undirected", [False, True])
 def test_transpose(name: str, undirected: bool) -> None:
     graph = symmetric(EDGES, NODES) if undirected else Adjacency.from_edge_index(EDGES, NODES)
