@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,24 +16,22 @@ from glem_graphgym.build.graph import load_text_graph_of, metrics_of
 from glem_graphgym.build.run import build_run, predicted_nodes, scores_of
 from glem_graphgym.build.run_folder import check_run_folder, identity_of, require_finished
 from glem_graphgym.config import ConfigError, check_config
+from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.journal import Scores
 from glem_graphgym.em.predict import predict_methods
+from glem_graphgym.em.run import Run
 from glem_graphgym.files import atomic_write, read_json, write_json
 from glem_graphgym.modes import MODES
 
 FILE = "predictions.csv.gz"
 
 
-def predict_run(cfg: CfgNode) -> dict[str, Scores]:
-    """Predict all nodes from the finished run in ``cfg.run_dir`` into `FILE`; their scores go into predictions.json.
-
-    Returns:
-        Method -> scores on every split; empty in processes that only help.
+def finished_run(cfg: CfgNode) -> tuple[TextGraph, Run]:
+    """The finished run in ``cfg.run_dir``, with all its stages, and its graph.
 
     Raises:
         ConfigError: ``train.mode`` is none of ours.
         RunError: the folder holds no finished run, or one of other settings.
-        FileNotFoundError: the run has not kept the weights of a stage.
     """
     check_config(cfg)
     if cfg.train.mode not in MODES:
@@ -43,17 +42,41 @@ def predict_run(cfg: CfgNode) -> dict[str, Scores]:
     check_run_folder(run_dir, identity_of(cfg, graph), to_predict=True)
     run = build_run(cfg, graph)
     run.journal.read_all(read_json(run_dir / "run.json").get("stages"))
+    return graph, run
+
+
+def names_of(graph: TextGraph, nodes: np.ndarray) -> np.ndarray | list[Any]:
+    """Ids of int64 ``nodes`` as the data has them; row numbers where it has none."""
+    return nodes if graph.node_ids is None else [graph.node_ids[int(node)] for node in nodes]
+
+
+def classes_of(graph: TextGraph, method: str, logits: np.ndarray) -> dict[str, np.ndarray]:
+    """Two columns (n,) of a table, made of logits (n, C): the names of ``method``'s classes, their probabilities."""
+    shown = logits.astype(np.float32)
+    probability = torch.softmax(torch.from_numpy(shown), -1).amax(-1).numpy()
+    classes = np.array(graph.class_names, dtype=object)[shown.argmax(-1)]
+    return {method: classes, f"{method} probability": probability.round(4)}
+
+
+def predict_run(cfg: CfgNode) -> dict[str, Scores]:
+    """Predict all nodes from the finished run in ``cfg.run_dir`` into `FILE`; their scores go into predictions.json.
+
+    Returns:
+        Method -> scores on every split; empty in processes that only help.
+
+    Raises:
+        FileNotFoundError: the run has not kept the weights of a stage. Others as of `finished_run`.
+    """
+    graph, run = finished_run(cfg)
+    run_dir = Path(cfg.run_dir)
     nodes = predicted_nodes(cfg, graph, run.candidates)
     nodes = np.arange(graph.num_nodes) if nodes is None else nodes
-    table = {"node": nodes if graph.node_ids is None else [graph.node_ids[int(node)] for node in nodes]}
+    table: dict[str, Any] = {"node": names_of(graph, nodes)}
     scores: dict[str, Scores] = {}
     for method, logits in predict_methods(run):
         if processes.rank() > 0:
             continue
-        shown = logits[nodes].astype(np.float32)
-        probability = torch.softmax(torch.from_numpy(shown), -1).amax(-1).numpy()
-        table[method] = np.array(graph.class_names, dtype=object)[shown.argmax(-1)]
-        table[f"{method} probability"] = probability.round(4)
+        table |= classes_of(graph, method, logits[nodes])
         scores[method] = scores_of(graph, logits, metrics_of(graph))
     if processes.rank() > 0:
         return {}

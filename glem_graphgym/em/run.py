@@ -181,7 +181,7 @@ class Run:
     def combine(self) -> None:
         """Correct & Smooth after the best GNN, the ensemble of the best LM and the best GNN, and the first predictions
         as a row of their own, where there are any."""
-        lm, gnn = (self._best(model) for model in ("LM", "GNN"))
+        lm, gnn = (self.best_of(model) for model in ("LM", "GNN"))
         if self.correct_and_smooth and gnn:
             smooth = self.correct_and_smooth
 
@@ -206,7 +206,7 @@ class Run:
 
             self._derive("first_predictions", "First predictions", self.journal.finished[0], copy, model="given")
 
-    def _best(self, model: str) -> FinishedStage | None:
+    def best_of(self, model: str) -> FinishedStage | None:
         """The best stage of a kind of model by validation, of EM's where there was EM."""
         methods = {stage.key.method for stage in self.journal.finished if stage.key.model == model}
         em = {method for method in methods if method.startswith("GLEM-")}

@@ -404,14 +404,18 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
         tokenizer = None
     if file.is_file():
         tokenizer = _as_in_file(tokenizer, file, files, texts)
-    file = (files.adapter or files.transformer) / "sentence_bert_config.json"  # whatever the tokenizer does
-    lowercases = file.is_file() and _read(file, files.model, dict).get("do_lower_case")
-    if lowercases and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+    if lowercases(files) and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         before = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a damaged vocabulary
         raise ValueError(f"lm.model '{model}': the tokenizer in {folder} knows special tokens alone; copy it anew")
     return tokenizer
+
+
+def lowercases(files: ModelFiles) -> bool:
+    """Whether a sentence-transformers folder lowercases texts, whatever its tokenizer does."""
+    file = (files.adapter or files.transformer) / "sentence_bert_config.json"
+    return file.is_file() and bool(_read(file, files.model, dict).get("do_lower_case"))
 
 
 def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[str]) -> Any:

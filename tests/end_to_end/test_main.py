@@ -195,6 +195,19 @@ def test_a_run_leaves_graphgyms_files(finished: tuple[Path, str]) -> None:
         assert " learn" in begun and "; took " in done
 
 
+def test_a_finished_run_is_exported_by_its_folder_alone(
+    finished: tuple[Path, str], main: Runner, tmp_path: Path
+) -> None:
+    run = run_dir(finished[0])
+    assert load_program("export").main(["--dir", str(run), "--out", str(tmp_path / "out")]) == 0
+    found, kept = tmp_path / "out" / "gnn_logits.npy", run / "stages" / STAGES[3] / "logits.npy"
+    assert found.read_bytes() == kept.read_bytes()
+    assert main(finished[0], "e_step.epochs", 8, "--stage", "lm_gold", program="export") == 0
+    assert (run / "export" / "lm_logits.npy").read_bytes() == (run / "stages" / STAGES[0] / "logits.npy").read_bytes()
+    with pytest.raises(RunError, match="export is not empty"):
+        main(finished[0], "e_step.epochs", 8, program="export")
+
+
 def test_the_summary_has_a_row_a_method(finished: tuple[Path, str]) -> None:
     run = run_dir(finished[0])
     found = json.loads((run / "summary.json").read_text())

@@ -1,0 +1,145 @@
+"""What a finished run has made, for use elsewhere: its LM, its GNN's weights, embeddings and predictions.
+
+A folder of `export_run` holds
+
+    lm/                            the tuned LM as a folder of sentence-transformers; head/ in it is the LM head
+    gnn/                           weights.safetensors, and settings.json with what they belong to
+    embeddings.npy                 float16 (N, H), of the LM; zeros where the run encoded no text
+    lm_logits.npy, gnn_logits.npy  float16 (N, C)
+    nodes.parquet                  one row per predicted node, in their order (with the extra ``parquet``)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+from yacs.config import CfgNode
+
+from glem_graphgym.build.graph import tokenizer_of
+from glem_graphgym.build.prediction import classes_of, finished_run, names_of
+from glem_graphgym.build.run import predicted_nodes
+from glem_graphgym.build.run_folder import RunError
+from glem_graphgym.config import flat_settings
+from glem_graphgym.data.text_graph import TextGraph
+from glem_graphgym.data.tokens import padding_id
+from glem_graphgym.em.journal import FinishedStage
+from glem_graphgym.em.run import Run
+from glem_graphgym.files import making, write_json
+from glem_graphgym.models.joint import JointModel
+from glem_graphgym.models.saving import save_dense, save_text_encoder
+
+ROWS = 1 << 16  # nodes of a row group of Parquet
+OF_GNN = ("model.", "gnn.", "glem.node_features", "glem.label_input", "glem.setting")
+
+
+def export_run(cfg: CfgNode, folder: Path, stage: str | None = None, adapter: bool = False) -> None:
+    """Write the finished run in ``cfg.run_dir`` into ``folder``.
+
+    Args:
+        folder: is made; may be there if it is empty.
+        stage: the name of the stage to take, such as ``e_step_2``; of the other model, or without one, it is the best
+            by validation, in GLEM of the EM iterations.
+        adapter: of an LM with adapters (LoRA) write these alone.
+
+    Raises:
+        RunError: the folder is not empty, or there is no such stage; others as of `finished_run`.
+        ValueError: there are no adapters to write.
+        FileNotFoundError: the run has not kept the weights of a stage.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty; name another --out, or delete it")
+    graph, run = finished_run(cfg)
+    lm, gnn = _stages(run, stage)
+    if adapter and lm is None:
+        raise ValueError(f"--adapter asks for the LM's adapters, but train.mode {cfg.train.mode} trains no LM")
+    if folder.is_dir():
+        folder.rmdir()
+    with making(folder) as part:
+        assert part is not None, "another process has made it"
+        if lm:
+            _export_lm(cfg, graph, run, lm, part, adapter)
+        if gnn:
+            _export_gnn(cfg, graph, run, gnn, part / "gnn")
+        for name, of in {"lm": lm if lm is not gnn else None, "gnn": gnn}.items():
+            if of:
+                shutil.copyfile(of.folder / "logits.npy", part / f"{name}_logits.npy")
+        nodes = predicted_nodes(cfg, graph, run.candidates)
+        _export_table(graph, np.arange(graph.num_nodes) if nodes is None else nodes, lm, gnn, part / "nodes.parquet")
+
+
+def _stages(run: Run, name: str | None) -> tuple[FinishedStage | None, FinishedStage | None]:
+    """The stages that LM and GNN are taken of; both are the same one where they were trained as one model."""
+    lm, gnn = run.best_of("LM"), run.best_of("GNN")
+    if name is not None:
+        trained = {stage.key.name: stage for stage in run.journal.finished if stage.key.model not in ("none", "given")}
+        if name not in trained:
+            raise RunError(f"--stage is '{name}', expected one of: {', '.join(trained)}")
+        if trained[name].key.model.startswith("LM"):
+            lm = trained[name]
+        else:
+            gnn = trained[name]
+    return gnn if run.joint else lm, gnn
+
+
+def _export_lm(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, part: Path, adapter: bool) -> None:
+    weights, view = stage.weights(), stage.key.model.partition(":")[2]
+    if run.joint:
+        model: Any = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), weights).model
+    else:
+        learner = run.views[view] if view else run.lm_em if stage.key.em_iteration else run.lm_gold
+        assert learner is not None
+        model = learner.start(weights=weights).model
+    tokenizer = tokenizer_of(cfg, graph.texts)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(tokenizer))
+    folder = part / "lm"
+    folder.mkdir()
+    save_text_encoder(model.encoder, tokenizer, folder, cfg.lm.model, cfg.lm.max_length, adapter)
+    if not isinstance(model, JointModel):
+        save_dense(model.head.linear, folder / "head", classes=list(graph.class_names))
+    if stage.embeddings is not None:
+        shutil.copyfile(stage.folder / "embeddings.npy", part / "embeddings.npy")
+
+
+def _export_gnn(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, folder: Path) -> None:
+    weights = stage.weights()
+    if run.joint:
+        weights = {name: value for name, value in weights.items() if not name.startswith("encoder.")}
+    folder.mkdir()
+    save_file(weights, folder / "weights.safetensors")
+    teacher = run.teacher_of(stage).key.name if run.lm_gold else None
+    settings = {name: value for name, value in flat_settings(cfg) if name.startswith(OF_GNN)}
+    facts = {"stage": stage.key.name, "embeddings_of": teacher, "classes": list(graph.class_names)}
+    write_json(folder / "settings.json", {**facts, "settings": settings})
+
+
+def _export_table(
+    graph: TextGraph, nodes: np.ndarray, lm: FinishedStage | None, gnn: FinishedStage | None, file: Path
+) -> None:
+    """Write id, embedding and each method's class and probability of ``nodes``; without pyarrow only a hint."""
+    if importlib.util.find_spec("pyarrow") is None:
+        logging.info(f"{file.name} is left out: it needs pyarrow (pip install 'glem-graphgym[parquet]')")
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    writer = None
+    for start in range(0, len(nodes), ROWS):
+        rows = nodes[start : start + ROWS]
+        columns: dict[str, Any] = {"node": names_of(graph, rows)}
+        if lm and lm.embeddings is not None:
+            values = lm.embeddings[rows].astype(np.float32)
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])
+        for stage in {id(stage): stage for stage in (lm, gnn) if stage}.values():
+            columns |= classes_of(graph, stage.key.method, stage.logits[rows])
+        table = pa.table(columns)
+        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()

@@ -1,0 +1,92 @@
+"""A text encoder as a folder of sentence-transformers, which `readout_of` and `load_text_encoder` read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from glem_graphgym.files import write_json
+from glem_graphgym.models.pretrained import find_model, load_backbone, load_config, lowercases
+from glem_graphgym.models.text_encoder import ATTENTION_DROPOUT, HIDDEN_DROPOUT, TextEncoder
+
+POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # lm.pooling -> sentence-transformers' name
+
+
+def save_text_encoder(
+    encoder: TextEncoder, tokenizer: Any, folder: Path, model: str, max_length: int, adapter: bool = False
+) -> None:
+    """Write ``encoder`` into ``folder``, which exists: Transformer, Pooling and, of bottlenecks, Dense modules.
+
+    Adapters are merged into the encoder, which is of no use afterwards.
+
+    Args:
+        tokenizer: of ``model``, with a padding token, as it cut the texts that the encoder was trained on.
+        model: the pretrained model that the encoder was made of, as ``lm.model`` names it.
+        max_length: tokens of a text, special ones included.
+        adapter: write the adapters of peft alone, which name ``model`` as their base.
+
+    Raises:
+        ValueError: there are no adapters to write, or none that could name ``model`` as it is.
+    """
+    backbone: Any = encoder.backbone
+    files, original = find_model(model), load_config(model)
+    is_adapted, hidden = hasattr(backbone, "merge_and_unload"), int(backbone.config.hidden_size)
+    reasons = {
+        "lm.lora_rank is 0, so there is none": not is_adapted,
+        f"lm.model '{model}' is an adapter itself": files.adapter is not None,
+        f"lm.model '{model}' is an encoder-decoder model, and only its encoder is used": original.is_encoder_decoder,
+    }
+    if adapter and (why := [reason for reason, holds in reasons.items() if holds]):
+        raise ValueError(f"--adapter asks for adapters alone, but {why[0]}; leave it out, and the whole LM is written")
+    if adapter:
+        local = Path(model).expanduser().is_dir() or files.transformer != files.folder
+        for config in backbone.peft_config.values():
+            config.base_model_name_or_path = str(files.transformer.resolve()) if local else model
+        backbone.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        whole = backbone.float().merge_and_unload() if is_adapted else backbone
+        for name in (*HIDDEN_DROPOUT, *ATTENTION_DROPOUT):  # the run's own are settings of its training
+            if hasattr(whole.config, name):
+                setattr(whole.config, name, getattr(original, name))
+        if original.is_encoder_decoder:  # saved with its decoder, without which its weights have other names
+            encoder_alone, whole = whole, load_backbone(model, original, None)
+            whole.get_encoder().load_state_dict(encoder_alone.state_dict())
+        whole.save_pretrained(folder)
+    tokenizer.padding_side, tokenizer.model_max_length = "right", max_length
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lowercases(files)})
+    pooling = {"word_embedding_dimension": hidden, "pooling_mode": POOLING[encoder.pooling]}
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    dense: list[Any] = [(module.linear, module.activation) for module in encoder.dense]
+    if isinstance(encoder.shrink, nn.Linear):
+        dense.append((encoder.shrink, nn.Identity()))
+    for linear, activation in dense:
+        path = f"{len(modules)}_Dense"
+        save_dense(linear, folder / path, activation)
+        modules.append(("Dense", path))
+    kinds = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (kind, path) in enumerate(modules)
+    ]
+    write_json(folder / "modules.json", kinds)
+
+
+def save_dense(linear: nn.Linear, folder: Path, activation: nn.Module | None = None, **more: Any) -> None:
+    """Write a linear layer as a Dense module of sentence-transformers; ``more`` goes into its config.json."""
+    kind = type(activation or nn.Identity())
+    settings = {
+        "in_features": linear.in_features,
+        "out_features": linear.out_features,
+        "bias": linear.bias is not None,
+        "activation_function": f"{kind.__module__}.{kind.__qualname__}",
+        **more,
+    }
+    folder.mkdir()
+    write_json(folder / "config.json", settings)
+    save_file({f"linear.{name}": value.contiguous() for name, value in linear.state_dict().items()},
+              folder / "model.safetensors")  # fmt: skip
