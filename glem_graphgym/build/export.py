@@ -27,7 +27,7 @@ from glem_graphgym.build.run import predicted_nodes
 from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.config import flat_settings
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.data.tokens import padding_id
+from glem_graphgym.data.tokens import Prompted, padding_id
 from glem_graphgym.em.journal import FinishedStage
 from glem_graphgym.em.run import Run
 from glem_graphgym.files import making, write_json
@@ -95,12 +95,21 @@ def _export_lm(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, p
         learner = run.views[view] if view else run.lm_em if stage.key.em_iteration else run.lm_gold
         assert learner is not None
         model = learner.start(weights=weights).model
-    tokenizer = tokenizer_of(cfg, graph.texts)
+    tokenizer, before, after = tokenizer_of(cfg, graph.texts), "", ""
+    if isinstance(tokenizer, Prompted):
+        tokenizer, before, after = tokenizer.tokenizer, tokenizer.before, tokenizer.after
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(tokenizer))
     folder = part / "lm"
     folder.mkdir()
     save_text_encoder(model.encoder, tokenizer, folder, cfg.lm.model, cfg.lm.max_length, adapter)
+    if before:
+        prompts = {"prompts": {"default": before}, "default_prompt_name": "default"}
+        write_json(folder / "config_sentence_transformers.json", prompts)
+    if after:
+        logging.warning(
+            f"sentence-transformers knows no prompt behind a text: append {after!r} to what you give to lm/"
+        )
     if not isinstance(model, JointModel):
         save_dense(model.head.linear, folder / "head", classes=list(graph.class_names))
     if stage.embeddings is not None:

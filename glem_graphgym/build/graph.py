@@ -14,8 +14,8 @@ from glem_graphgym.config import TEXT_GRAPHS, feature_kinds
 from glem_graphgym.data.registry import KNOWN, LAYOUTS, check_known, reader_of, source_of
 from glem_graphgym.data.splits import with_shots
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
-from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.models.pretrained import load_tokenizer
+from glem_graphgym.data.tokens import Prompted, TokenStore, open_token_store
+from glem_graphgym.models.pretrained import load_tokenizer, prompt_of
 
 if TYPE_CHECKING:
     from glem_graphgym.data.from_tables import Reader, TableOptions
@@ -146,12 +146,14 @@ def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
 
 
 def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
-    """The graph's token ids for ``lm.model`` and ``lm.max_length``, cached under ``dataset.dir``.
+    """The graph's token ids for ``lm.model``, ``lm.prompt`` and ``lm.max_length``, cached under ``dataset.dir``.
 
     Warns where the model does not know many of them.
     """
     tokenizer, cache = tokenizer_of(cfg, graph.texts), Path(cfg.dataset.dir) / "tokens"
     store = open_token_store(graph.texts, tokenizer, cfg.lm.max_length, cache)
+    if isinstance(tokenizer, Prompted):
+        logging.info(f"lm.model {cfg.lm.model}: texts are given as {tokenizer.before + '{text}' + tokenizer.after!r}")
     unknown = store.unknown_share()
     if unknown > MANY_UNKNOWN:
         logging.warning(
@@ -162,9 +164,11 @@ def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
 
 
 def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
-    """The tokenizer of ``lm.model``, held against the file that it is made of on some of the texts."""
+    """The tokenizer of ``lm.model`` with ``lm.prompt``, held against the file that it is made of on some texts."""
     nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
-    return load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
+    tokenizer = load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
+    before, after = prompt_of(cfg.lm.model, cfg.lm.prompt)
+    return Prompted(tokenizer, before, after) if before or after else tokenizer
 
 
 def accuracy_of(dataset: str) -> Accuracy:

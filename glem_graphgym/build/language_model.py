@@ -143,6 +143,10 @@ def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_d
         gradient_checkpointing=lm.gradient_checkpointing,
         freeze_layers=lm.freeze_layers,
         lora_rank=lm.lora_rank,
+        lora_alpha=lm.lora_alpha,
+        lora_dropout=lm.lora_dropout,
+        lora_targets=tuple(lm.lora_targets),
+        lora_variant=lm.lora_variant,
         pretrained=lm.pretrained,
     )
 

@@ -15,7 +15,7 @@ from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import encode_texts, token_folder
 from glem_graphgym.files import read_json
-from glem_graphgym.models.pretrained import load_tokenizer
+from glem_graphgym.models.pretrained import load_tokenizer, prompt_of
 
 TEXTS_CHECKED = 1000  # spread evenly over all nodes
 ROWS_AT_ONCE = 1 << 20
@@ -44,7 +44,8 @@ def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
     """
     if cfg.dataset.format != "TAG":
         raise ValueError(f"dataset.format is '{cfg.dataset.format}', expected 'TAG': others are not prepared here")
-    check_all(*checks_of(cfg), *([lambda: load_tokenizer(cfg.lm.model)] if reads_texts(cfg) else []))
+    of_model = [lambda: load_tokenizer(cfg.lm.model), lambda: prompt_of(cfg.lm.model, cfg.lm.prompt)]
+    check_all(*checks_of(cfg), *(of_model if reads_texts(cfg) else []))
     graph = load_text_graph_of(cfg)
     check_texts(graph.texts, graph.name)
     ready = list(_graph_parts(graph, _snapshot_of(graph, Path(cfg.dataset.dir))))

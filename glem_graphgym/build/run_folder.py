@@ -19,7 +19,7 @@ from glem_graphgym.config import KEYS, flat_settings, metric_of, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.files import fingerprint, read_json, reading, sha256_of, write_json
 from glem_graphgym.models.pooling import readout_of
-from glem_graphgym.models.pretrained import find_model
+from glem_graphgym.models.pretrained import find_model, prompt_of
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.scores import METRIC
 
@@ -91,7 +91,13 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
 
 def resolved_settings(cfg: CfgNode) -> dict[str, object]:
     """Settings that the model decides, as it decides them; ValueError where it cannot be found or do what is set."""
-    return {"lm.pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling))} if reads_texts(cfg) else {}
+    if not reads_texts(cfg):
+        return {"lm.prompt": ""}
+    prompt = "{text}".join(prompt_of(cfg.lm.model, cfg.lm.prompt))
+    return {
+        "lm.pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling)),
+        "lm.prompt": "" if prompt == "{text}" else prompt,
+    }
 
 
 def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -> Path:
@@ -231,8 +237,8 @@ def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy:
             f"{run_dir} holds a run on another version of {now['dataset']} (fingerprint {before.get('fingerprint')}, "
             f"now {now.get('fingerprint')}); {remedy}"
         )
-    # A key that there was not yet when the run was made had no effect, as its default has none.
-    later = {key.name: key.default for key in KEYS if key.name in now["settings"]}
+    # A key that there was not yet when the run was made had no effect, as its default has none; nor were there prompts.
+    later = {**{key.name: key.default for key in KEYS if key.name in now["settings"]}, "lm.prompt": ""}
     settings = {**later, **in_new_names(before["settings"]), "metric_best": before.get("metric", METRIC)}
     wanted = {**now["settings"], "metric_best": now.get("metric", METRIC)}
     changed = [

@@ -161,6 +161,11 @@ OUR_RULES: tuple[Rule, ...] = (
     (lambda c: not (c.lm.freeze_layers and c.lm.lora_rank),
      "lm.freeze_layers is {lm.freeze_layers}, but lm.lora_rank {lm.lora_rank} freezes all layers and trains adapters "
      "in each; set one of them to 0"),
+    (lambda c: c.lm.lora_rank or c.lm.lora_variant == "lora",
+     "lm.lora_variant is '{lm.lora_variant}', but lm.lora_rank is 0, which trains all weights; expected a rank, such "
+     "as 16"),
+    (lambda c: c.lm.lora_targets,
+     "lm.lora_targets is [], expected [all-linear], [attention] or names of layers; lm.lora_rank 0 trains all weights"),
     (lambda c: c.glem.label_input or not c.gnn.label_reuse,
      "gnn.label_reuse is {gnn.label_reuse}, but no labels are given; set glem.label_input to True"),
     (lambda c: not (c.dataset.node_encoder and c.dataset.node_encoder_name == "glem_text"),
@@ -180,7 +185,7 @@ def _check_value(name: str, value: Any) -> None:
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, float) and not math.isfinite(item):
             raise ConfigError(f"{name} is {shown(value)}, expected finite numbers")
-        if isinstance(item, str) and NO_TEXT.search(item):
+        if isinstance(item, str) and NO_TEXT.search(item.replace("\n", "") if name == "lm.prompt" else item):
             raise ConfigError(f"{name} is {item[:80]!r}, expected a text without line breaks and control characters")
 
 

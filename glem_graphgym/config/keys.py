@@ -110,6 +110,11 @@ LM_KEYS = (
         "Dense modules), else last for causal models and mean for others.",
         choices=("auto", "mean", "cls", "last"),
     ),
+    Key(
+        "lm.prompt", "auto", "",
+        "What stands before each text, or a template with {text}; empty = nothing; auto = the default prompt that the "
+        "model's config_sentence_transformers.json names, if any.",
+    ),
     Key("lm.max_length", 128, "tokens", "Longest text, special tokens included.", low=3),
     Key("lm.shrink_dim", 0, "dims", "Width of a linear bottleneck whose output is the embedding; 0 = none.", low=0),
     Key("lm.epochs", 3, "epochs", "Passes over the gold nodes; 0 = as pretrained.", low=0),
@@ -128,7 +133,11 @@ LM_KEYS = (
     Key("lm.attention", "auto", "", "Attention implementation of transformers (eager, sdpa, flash_attention_2) or our own on CPU (glem_cpu); auto = by device."),
     Key("lm.gradient_checkpointing", False, "", "Recompute activations: less memory, about a third more time."),
     Key("lm.freeze_layers", 0, "layers", "Lowest transformer layers that stay as pretrained, with the embeddings; 0 = train all.", low=0),
-    Key("lm.lora_rank", 0, "", "Rank of LoRA adapters on all linear layers; 0 = full fine-tuning (extra `lora`).", low=0),
+    Key("lm.lora_rank", 0, "", "Rank of LoRA adapters, beside which only the head is trained; 0 = full fine-tuning (extra `lora`).", low=0),
+    Key("lm.lora_alpha", 0.0, "", "Scale of the adapters: their output is multiplied by it and divided by the rank; 0 = twice the rank.", low=0),
+    Key("lm.lora_dropout", 0.1, "share", "Dropout before the adapters.", low=0, below=1),
+    Key("lm.lora_targets", ["all-linear"], "", "Linear layers with adapters: all-linear, attention, or (ends of) their names, such as [query, value]."),
+    Key("lm.lora_variant", "lora", "", "Kind of adapters: rslora divides by the rank's root, dora learns a length per output too.", choices=("lora", "rslora", "dora")),
     Key("lm.infer_tokens", 0, "tokens", "Padded tokens per inference batch; 0 = by device.", low=0),
     Key("lm.micro_batch_tokens", 0, "tokens", "Padded tokens of texts that are encoded at a time in training (glem_joint); 0 = by device.", low=0),
 )  # fmt: skip

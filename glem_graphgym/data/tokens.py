@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,7 +82,7 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
 
     Args:
         texts: N texts.
-        tokenizer: a Hugging Face tokenizer; fast ones run on all cores.
+        tokenizer: a Hugging Face tokenizer, maybe `Prompted`; fast ones run on all cores.
         max_length: tokens kept of a text, special tokens included.
         cache: folder of stores, one per (texts, tokenizer, max_length); jobs side by side share it.
 
@@ -130,6 +132,8 @@ def ids_below(tokenizer: Any) -> int:
 
 def tokenizer_identity(tokenizer: Any) -> str:
     """Hash of all that decides how a text is cut: the serialised fast tokenizer, or class and vocabulary."""
+    if isinstance(tokenizer, Prompted):
+        return fingerprint(tokenizer_identity(tokenizer.tokenizer), tokenizer.before, tokenizer.after)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # Each call sets padding and truncation, but for the side.
@@ -185,15 +189,69 @@ def _keep_whole_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dty
     return whole * TEXTS_AT_ONCE
 
 
-def encode_texts(texts: list[str], tokenizer: Any, max_length: int) -> list[list[int]]:
-    """Ids of each text, special tokens included, cut at ``max_length``."""
+def encode_texts(texts: list[str], tokenizer: Any, max_length: int | None) -> list[list[int]]:
+    """Ids of each text, special tokens included, cut at ``max_length``; None = whole."""
+    if isinstance(tokenizer, Prompted):
+        return tokenizer.encode(texts, max_length)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+        how = {"truncation": max_length is not None, "max_length": max_length, "return_attention_mask": False}
+        return tokenizer(texts, **how)["input_ids"]
     # The library itself, in its threads, without the character offsets and masks that the wrapper asks it for.
     backend.no_padding()
-    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    backend.no_truncation()
+    if max_length is not None:
+        backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
     return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A tokenizer that puts each text between ``before`` and ``after``; all else is the tokenizer's own.
+
+    A text that is too long is cut by itself, on the tokenizer's side: the prompt stays whole.
+    """
+
+    tokenizer: Any
+    before: str
+    after: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def encode(self, texts: list[str], max_length: int | None) -> list[list[int]]:
+        """As `encode_texts`; DataError where the prompt leaves no room for a text."""
+        encoded = encode_texts([f"{self.before}{text}{self.after}" for text in texts], self.tokenizer, None)
+        for i, ids in enumerate(encoded):
+            if max_length is not None and len(ids) > max_length:
+                encoded[i] = self._cut(texts[i], max_length)
+        return encoded
+
+    def _cut(self, text: str, max_length: int) -> list[int]:
+        """Ids of a text that is too long, as many as there is room for."""
+        from_left = self.tokenizer.truncation_side == "left"
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # without offsets: as many characters as there is room for
+
+            def ids_of(count: int) -> list[int]:
+                return self.encode([text[len(text) - count :] if from_left else text[:count]], None)[0]
+
+            count = bisect.bisect_right(range(len(text) + 1), max_length, key=lambda count: len(ids_of(count))) - 1
+            kept = ids_of(count) if count > 0 else None
+        else:
+            encoding = backend.encode(f"{self.before}{text}{self.after}")
+            start, end = len(self.before), len(self.before) + len(text)
+            places = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+            own = [i for i, ((a, b), special) in enumerate(places) if start <= a < end and b <= end and not special]
+            excess = len(encoding.ids) - max_length
+            dropped = set(own[:excess] if from_left else own[-excess:])
+            kept = [number for i, number in enumerate(encoding.ids) if i not in dropped] if excess < len(own) else None
+        if kept is None:
+            raise DataError(
+                f"lm.prompt leaves no room for texts: with special tokens it takes {len(self.encode([''], None)[0])} "
+                f"tokens, and lm.max_length is {max_length}; expected a longer lm.max_length or a shorter lm.prompt"
+            )
+        return kept
 
 
 def shuffled_batches(

@@ -368,7 +368,38 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
     return adapted.merge_and_unload()
 
 
-# ---- tokenizer ----------------------------------------------------------------------------------------------------
+# ---- prompt and tokenizer -----------------------------------------------------------------------------------------
+
+
+def prompt_of(model: str, prompt: str) -> tuple[str, str]:
+    """What stands before and after each text, by ``lm.prompt``: a prefix, a template with ``{text}``, or auto.
+
+    ``auto`` is the default prompt of a sentence-transformers folder; most have none.
+
+    Raises:
+        ValueError: a template has other braces; config_sentence_transformers.json cannot be read, or lacks the prompt
+            that it names.
+    """
+    if re.search("[{}]", prompt.replace("{text}", "", 1)):
+        raise ValueError(
+            f"lm.prompt is '{prompt}', expected what stands before each text, or a template with one {{text}} and no "
+            "other braces"
+        )
+    if prompt != "auto":
+        before, _, after = prompt.partition("{text}")
+        return before, after
+    folder, _ = read_modules(find_model(model))
+    file = folder / "config_sentence_transformers.json"
+    settings = _read(file, model, dict) if file.is_file() else {}
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return "", ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise ValueError(
+            f"lm.model '{model}': {file} names '{name}' as default prompt, but has none of that name among its "
+            f"prompts; set lm.prompt to a text, or to '' for none"
+        )
+    return prompts[name], ""
 
 
 def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ class EncoderConfig:
             for the models that can take it and eager for the others.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
         freeze_layers: how many of the lowest layers, and with them the embeddings, keep their pretrained weights.
-        lora_rank: rank of LoRA adapters on all linear layers, everything else frozen; 0 = full fine-tuning.
+        lora_rank: rank of LoRA adapters, everything else frozen; 0 = full fine-tuning.
+        lora_alpha: scale of the adapters' output, before it is divided by the rank; 0 = twice the rank.
+        lora_dropout: share 0-1, before the adapters.
+        lora_targets: layers with adapters: ``all-linear``, ``attention``, or ends of their names.
+        lora_variant: ``lora``, ``rslora`` or ``dora``.
         pretrained: False builds the same architecture with random weights (for timing).
         keys: what stands before ``dropout`` and ``attention_dropout`` where the user set them, for messages.
     """
@@ -51,6 +56,10 @@ class EncoderConfig:
     gradient_checkpointing: bool = False
     freeze_layers: int = 0
     lora_rank: int = 0
+    lora_alpha: float = 0.0
+    lora_dropout: float = 0.1
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    lora_variant: str = "lora"
     pretrained: bool = True
     keys: str = "lm."
 
@@ -61,9 +70,19 @@ class TextEncoder(nn.Module):
     `apply` does not descend into it: GraphGym's networks end their constructor in ``self.apply(init_weights)``,
     which would replace the pretrained weights of every linear layer. Texts are padded on the right; pooling ``last``
     takes either side. ``dense`` is what a sentence-transformers folder applies to the pooled state, in order.
+
+    With ``base_is_stored``, frozen weights are those of the model's own files: `state_dict` leaves them out, so that
+    files and copies of it scale with what is trained, and `load_state_dict` does without them.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, shrink_dim: int = 0, dense: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pooling: str,
+        shrink_dim: int = 0,
+        dense: Sequence[Any] = (),
+        base_is_stored: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
@@ -78,6 +97,9 @@ class TextEncoder(nn.Module):
         self.dense = nn.Sequential(*dense)
         self.shrink = nn.Linear(hidden, shrink_dim) if shrink_dim > 0 else nn.Identity()
         self.dim = shrink_dim if shrink_dim > 0 else hidden
+        if base_is_stored:
+            self.register_state_dict_post_hook(_leave_out_frozen)
+            self.register_load_state_dict_pre_hook(_fill_in_frozen)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # (B, L), (B, L) -> (B, H)
         states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, H)
@@ -95,6 +117,21 @@ class TextEncoder(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> TextEncoder:
         fn(self)
         return self
+
+
+def _frozen(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
+    named = encoder.named_parameters(prefix.removesuffix("."), remove_duplicate=False)
+    return {name: value.detach() for name, value in named if not value.requires_grad}
+
+
+def _leave_out_frozen(encoder: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in _frozen(encoder, prefix):
+        state.pop(name, None)
+
+
+def _fill_in_frozen(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, value in _frozen(encoder, prefix).items():
+        state.setdefault(name, value)  # an older run's files hold them all
 
 
 def load_text_encoder(config: EncoderConfig) -> TextEncoder:
@@ -127,7 +164,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
             )
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.lora_rank > 0:
-        backbone = _with_lora(backbone, config.lora_rank)
+        backbone = _with_lora(backbone, config)
     if config.freeze_layers > 0:
         _freeze(backbone, config.freeze_layers)
     use_cheap_dropout(backbone)
@@ -135,7 +172,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     if config.lora_rank > 0:
         for module in dense:
             module.requires_grad_(False)
-    return TextEncoder(backbone, readout.pooling, config.shrink_dim, dense)
+    return TextEncoder(backbone, readout.pooling, config.shrink_dim, dense, base_is_stored=config.pretrained)
 
 
 def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str) -> None:
@@ -178,7 +215,8 @@ def _freeze(backbone: Any, count: int) -> None:
         module.requires_grad_(False)
 
 
-def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:
+def _with_lora(backbone: Any, config: EncoderConfig) -> nn.Module:
+    rank = config.lora_rank
     full = max(min(weight.shape) for weight in backbone.parameters() if weight.dim() == 2)
     if rank > full:
         raise ValueError(
@@ -189,10 +227,40 @@ def _with_lora(backbone: nn.Module, rank: int) -> nn.Module:
     except ImportError as error:
         raise ValueError(f"lm.lora_rank is {rank}, which needs the extra 'lora': pip install peft") from error
     logging.getLogger("peft").setLevel(logging.ERROR)
-    lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear")
+    lora = peft.LoraConfig(
+        r=rank,
+        lora_alpha=config.lora_alpha or 2 * rank,  # type: ignore[arg-type] # any number will do
+        lora_dropout=config.lora_dropout,
+        target_modules=_lora_targets(backbone, config.lora_targets),
+        use_rslora=config.lora_variant == "rslora",
+        use_dora=config.lora_variant == "dora",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it finds in GPT-2, and corrects by itself
         return peft.get_peft_model(backbone, lora)
+
+
+def _lora_targets(backbone: Any, targets: Sequence[str]) -> str | list[str]:
+    """The linear layers that ``lm.lora_targets`` means, as peft takes them."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
+
+    if "all-linear" in targets:
+        return "all-linear"
+    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    chosen: list[str] = []
+    for target in targets:
+        if target == "attention":
+            named = [name for name in linear if re.search("attention|attn", name.lower())]
+        else:
+            named = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not named:
+            known = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})  # without layers' numbers
+            raise ValueError(
+                f"lm.lora_targets names '{target}', but no linear layer of model type '{backbone.config.model_type}' "
+                f"is called that; expected all-linear, attention or some of: {', '.join(known)}"
+            )
+        chosen += named
+    return chosen
 
 
 class LMHead(nn.Module):

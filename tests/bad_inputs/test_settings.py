@@ -96,6 +96,15 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     "E-steps without a learning rate": (["e_step.lr", 0], ["e_step.lr"]),
     "adapters larger than the layers": (["lm.lora_rank", 1000], ["lm.lora_rank"]),
     "frozen layers with adapters": (["lm.freeze_layers", 1, "lm.lora_rank", 2], ["lm.freeze_layers", "lm.lora_rank"]),
+    "adapters that nothing has": (["lm.lora_variant", "dora"], ["lm.lora_variant", "lm.lora_rank"]),
+    "adapters of no layer": (["lm.lora_rank", 2, "lm.lora_targets", "[]"], ["lm.lora_targets"]),
+    "adapters of layers that there are not": (
+        ["lm.lora_rank", 2, "lm.lora_targets", "[query, q_proj]"],
+        ["lm.lora_targets", "q_proj", "attention.self.query, "],
+    ),
+    "a prompt of a column": (["lm.prompt", "{title}: {text}"], ["lm.prompt", "{title}: {text}", "{text} and"]),
+    "a prompt with two texts": (["lm.prompt", "{text}, {text}"], ["lm.prompt"]),
+    "a prompt as long as a text": (["lm.prompt", "abc " * 30], ["lm.prompt", "lm.max_length"]),
     "more frozen layers than there are": (["lm.freeze_layers", 9], ["lm.freeze_layers"]),
     "half of the channels": (["model.type", "glem_revgat", "gnn.rev_groups", 5], ["group"]),
     # ---- results that there are not

@@ -28,6 +28,7 @@ LMS = {
     "first token": ["lm.pooling", "cls"],
     "LoRA": ["lm.lora_rank", 4],
     "adapter": ["lm.lora_rank", 4, "lm.shrink_dim", 8],
+    "prompt": ["lm.prompt", "a b: "],
 }
 
 

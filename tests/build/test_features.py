@@ -140,7 +140,9 @@ def test_static_embeddings_are_computed_once(
     assert np.array_equal(first, again)
 
 
-@pytest.mark.parametrize(("key", "value"), [("pooling", "cls"), ("pretrained", False), ("max_length", 8)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("pooling", "cls"), ("pretrained", False), ("max_length", 8), ("prompt", "a ")]
+)
 def test_static_embeddings_are_not_shared_between_models(
     key: str, value: object, graph: TextGraph, tokens: TokenStore
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,14 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.loader import create_dataset, create_loader, load_dataset
 from torch_geometric.graphgym.register import loader_dict
 
-from glem_graphgym.build.graph import GRAPHS, load_text_graph_of, open_tokens
+from glem_graphgym.build.graph import GRAPHS, load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.build.language_model import TextEmbeddings
+from glem_graphgym.build.preparation import prepare_dataset
+from glem_graphgym.build.run_folder import resolved_settings
 from glem_graphgym.config import ConfigError, load_config
+from glem_graphgym.data.stand_in import sampled_tokens
 from glem_graphgym.data.text_graph import DataError
+from glem_graphgym.data.tokens import open_token_store
 from glem_graphgym.registered.loader import load_text_graph_dataset
 
 NODES = """id,text,label,split,height,width
@@ -194,6 +200,33 @@ def test_tokens_go_by_model_and_length(tmp_path: Path, tiny_lm: Path) -> None:
     cfg.lm.max_length = 9
     assert open_tokens(cfg, graph).lengths.max() == 9
     assert len(list((tmp_path / "datasets" / "tokens").glob("tokens-*"))) == 2
+
+
+def test_texts_are_given_with_the_prompt_of_the_model_or_the_users(tmp_path: Path, tiny_lm: Path) -> None:
+    own = shutil.copytree(tiny_lm, tmp_path / "own")
+    settings = {"prompts": {"query": "ask : "}, "default_prompt_name": "query"}
+    (own / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    configure(tmp_path, lm__model=own, lm__max_length=12)
+    cfg.train.mode = "glem_lm"
+    graph = load_text_graph_of(cfg)
+    of_model = open_tokens(cfg, graph)
+    stores = {}
+    for prompt in ("", "ask : ", "ask : {text}", "{text} ask"):
+        cfg.lm.prompt = prompt
+        stores[prompt] = (open_tokens(cfg, graph).ids.tolist(), resolved_settings(cfg)["lm.prompt"])
+    cfg.lm.prompt = "auto"
+    assert stores["ask : "] == stores["ask : {text}"] == (of_model.ids.tolist(), resolved_settings(cfg)["lm.prompt"])
+    assert stores[""][1] == "" and len({str(store) for store in stores.values()}) == 3
+    # Whatever else makes tokens of texts makes the same ones: a dry run, prepare.py, GraphGym's own training.
+    texts, ids = graph.texts, open_token_store(graph.texts, tokenizer_of(cfg, graph.texts), 12, tmp_path / "other").ids
+    assert TextEmbeddings.from_config(cfg).tokens.ids.tolist() == of_model.ids.tolist() == ids.tolist()
+    sampled = sampled_tokens(texts, tokenizer_of(cfg, texts), 12)
+    assert sampled.lengths.sum() == of_model.lengths.sum()
+    assert prepare_dataset(cfg)[-1].what == "tokens"
+    settings["default_prompt_name"] = "passage"
+    (own / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"lm\.model '.*own': .*json names 'passage' .* set lm\.prompt"):
+        open_tokens(cfg, graph)
 
 
 def test_a_text_encoder_needs_texts(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch_geometric.graphgym.register import train_dict
 from glem_graphgym.build import graph as loader
 from glem_graphgym.build.graph import metrics_of
 from glem_graphgym.build.learners import graph_views_of, lm_learners, smoother
+from glem_graphgym.build.prediction import predict_run
 from glem_graphgym.build.run import em_settings, prepare, pseudo_accuracy, scores_of, unlabelled_nodes
 from glem_graphgym.build.run_folder import RunError, decisive_settings
 from glem_graphgym.config import KEYS, ConfigError
@@ -304,6 +305,19 @@ def test_settings_of_the_e_step_alone_are_tried_before_anything_is_trained(
     with pytest.raises(ValueError, match=r"e_step.attention_dropout is 0.1, but model type 'xlnet' has no such"):
         train_dict[cfg.train.mode]()
     assert not (Path(cfg.run_dir) / "stages").exists()
+
+
+@pytest.mark.parametrize("init", ["previous", "gold"])
+def test_stages_with_adapters_keep_these_and_the_head_alone(init: str, configure: Callable[..., Path]) -> None:
+    pytest.importorskip("peft", reason="the extra 'lora' is missing")
+    options = ["lm.lora_rank", 2, "lm.lora_variant", "dora", "lm.prompt", "a:\n{text} b", "glem.lm_init", init]
+    configure(*options, "glem.em_iterations", 2, "glem.keep_weights", "all")
+    run = train_and_finish()
+    of_lm = [name for name in trained_weights(run) if "encoder." in name or "head." in name]
+    assert len(of_lm) == 3 * (12 * 3 + 2)  # of three stages
+    assert all("lora_" in name or " head." in name for name in of_lm)
+    records = [json.loads(file.read_text()) for file in run.glob("stages/[0-9]*/stage.json")]
+    assert predict_run(cfg)["GLEM-LM"] in [each["scores"] for each in records if each["method"] == "GLEM-LM"]
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------

@@ -347,6 +347,8 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
     if isinstance(key.default, float):
         numbers = st.floats(low, high, exclude_max=key.below is not None)
         return numbers | st.just(-1.0) if key.or_minus_one else numbers
+    if key.default == ["all-linear"]:
+        return st.lists(st.sampled_from(["attention", "query"]), min_size=1, max_size=2)
     if isinstance(key.default, list):
         return st.lists(st.floats(0, 1), min_size=3, max_size=3)
     return st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="$~"), max_size=8)

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from glem_graphgym import disk
 from glem_graphgym.data import tokens
 from glem_graphgym.data.text_graph import DataError, Texts
 from glem_graphgym.data.tokens import (
+    Prompted,
     TokenStore,
     budget_batches,
+    encode_texts,
     open_token_store,
     padding_id,
     shuffled_batches,
@@ -248,11 +250,34 @@ def test_other_texts_lengths_and_tokenizers_get_stores_of_their_own(tmp_path: Pa
         open_token_store(Texts.of(TEXTS), tokenizer, 9, tmp_path),
         open_token_store(Texts.of(changed), tokenizer, 8, tmp_path),
         open_token_store(Texts.of(TEXTS), word_tokenizer(50), 8, tmp_path),
+        open_token_store(Texts.of(TEXTS), Prompted(tokenizer, "a", ""), 8, tmp_path),
+        open_token_store(Texts.of(TEXTS), Prompted(tokenizer, "", "a"), 8, tmp_path),
     ]
-    assert len(list(tmp_path.glob("tokens-*"))) == 4
+    assert len(list(tmp_path.glob("tokens-*"))) == 6
     assert stores[0].lengths.max() == 8
     assert stores[1].lengths.max() == 9
-    assert len({store.ids.tobytes() for store in stores}) == 4
+    assert len({store.ids.tobytes() for store in stores}) == 6
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", ["fast", "slow"])
+@pytest.mark.parametrize(("before", "after"), [("topic: ", ""), ("", " : topic"), ("a b ", " y z")])
+def test_a_prompt_stays_whole_where_a_text_is_cut(
+    kind: str, side: str, before: str, after: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "slow":
+        tokenizer = ByT5Tokenizer()
+    monkeypatch.setattr(tokenizer, "truncation_side", side)
+    first, last = ([2], [3]) if kind == "fast" else ([], [1])
+    long = "abcd efgh ijkl mnop qrst"
+    of_before, of_long, of_after = tokenizer([before, long, after], add_special_tokens=False)["input_ids"]
+    room = 16 - len(first + of_before + of_after + last)
+    kept = of_long[:room] if side == "right" else of_long[-room:]
+    short_ids, long_ids = encode_texts(["e", long], Prompted(tokenizer, before, after), 16)
+    assert short_ids == tokenizer(f"{before}e{after}")["input_ids"]
+    assert long_ids == [*first, *of_before, *kept, *of_after, *last]
+    with pytest.raises(DataError, match=r"lm\.prompt leaves no room .* tokens, and lm\.max_length is 4"):
+        encode_texts(["e", long], Prompted(tokenizer, before, after), 4)
 
 
 def test_a_tokenizer_that_cuts_the_other_end_gets_a_store_of_its_own(tmp_path: Path, tiny_lm: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -196,6 +197,57 @@ def test_lora_starts_from_the_pretrained_function(tiny: EncoderConfig) -> None:
     assert len(trained) == 24 and all("lora_" in name for name in trained)
     with torch.inference_mode():
         torch.testing.assert_close(adapted(IDS, MASK), plain(IDS, MASK), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "matrices", "scale"),
+    [
+        ({}, 12, 2, 2),
+        ({"lora_alpha": 3.0, "lora_targets": ("attention",)}, 8, 2, 1.5),
+        ({"lora_variant": "rslora", "lora_targets": ("query", "intermediate.dense")}, 4, 2, 4 / math.sqrt(2)),
+        ({"lora_variant": "dora", "lora_dropout": 0.0, "lora_targets": ("output.dense", "all-linear")}, 12, 3, 2),
+    ],
+)
+def test_adapters_are_as_they_are_set(
+    settings: dict[str, Any], layers: int, matrices: int, scale: float, tiny: EncoderConfig
+) -> None:
+    pytest.importorskip("peft", reason="the extra 'lora' is missing")
+    encoder = load_text_encoder(replace(tiny, lora_rank=2, **settings))
+    adapted: list[Any] = [module for module in encoder.modules() if hasattr(module, "lora_A") and module.lora_A]
+    assert len(adapted) == layers
+    assert sum(parameter.requires_grad for parameter in encoder.parameters()) == matrices * layers
+    assert {module.scaling["default"] for module in adapted} == {scale}
+    rate = settings.get("lora_dropout", 0.1)
+    assert rates(nn.ModuleList(module.lora_dropout for module in adapted)) == ({rate} if rate else set())
+
+
+@pytest.mark.parametrize("saver", [{"lora_rank": 2}, {"lora_rank": 2, "lora_variant": "dora"}, {"freeze_layers": 1}])
+def test_weights_that_are_not_trained_are_those_of_the_models_files(saver: dict[str, Any], tiny: EncoderConfig) -> None:
+    if "lora_rank" in saver:
+        pytest.importorskip("peft", reason="the extra 'lora' is missing")
+
+    def build(pretrained: bool = True) -> TextClassifier:
+        encoder = load_text_encoder(replace(tiny, pretrained=pretrained, shrink_dim=4, **saver))
+        return TextClassifier(encoder, LMHead(4, 3))
+
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+    whole = dict(model.named_parameters())  # as older runs have kept them
+    kept = state(model)
+    assert kept.keys() == {name for name, parameter in whole.items() if parameter.requires_grad}
+    for weights in (kept, whole):
+        again = build()
+        again.load_state_dict(weights)
+        assert torch.equal(again.eval()(IDS, MASK)[0], model.eval()(IDS, MASK)[0])
+    del kept["head.linear.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*head\.linear\.bias"):
+        build().load_state_dict(kept)
+    # Random weights are in no file.
+    random = build(pretrained=False)
+    assert random.state_dict().keys() == dict(random.named_parameters()).keys()
 
 
 # ---- classifier ---------------------------------------------------------------------------------------------------
