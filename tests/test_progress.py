@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from weakref import WeakSet
 
 import pytest
 
@@ -29,6 +30,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("tqdm.std.time", clock)
+    monkeypatch.setattr("tqdm.std.tqdm._instances", WeakSet())  # bars that other tests broke off move this one down
     return clock
 
 
