@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from yacs.config import CfgNode
 
-from glem_graphgym.config import TEXT_GRAPHS, feature_kinds
+from glem_graphgym.config import KEYS, TEXT_GRAPHS, feature_kinds, shown
 from glem_graphgym.data.registry import KNOWN, LAYOUTS, check_known, reader_of, source_of
 from glem_graphgym.data.splits import with_shots
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
@@ -35,6 +35,7 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     """
     if cfg.dataset.name not in GRAPHS:
         raise DataError(f"dataset.name is '{cfg.dataset.name}', expected one of: {', '.join(GRAPHS)}")
+    _check_keys(cfg)
     graph = GRAPHS[cfg.dataset.name](cfg).with_split(cfg.seed)
     if cfg.dataset.tag_shots:
         graph = with_shots(graph, cfg.dataset.tag_shots, cfg.dataset.tag_seed)
@@ -45,6 +46,18 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
         f"  {sizes}; fingerprint {graph.fingerprint()}"
     )
     return graph
+
+
+def _check_keys(cfg: CfgNode) -> None:
+    """Refuse keys that are set, but that ``dataset.name`` does not read: the run would not be what they say."""
+    name, defaults = cfg.dataset.name, {key.name: key.default for key in KEYS}
+    for key, datasets in READ_BY.items() if name in OURS else ():
+        value = cfg.dataset[key.removeprefix("dataset.")]
+        if name not in datasets and value != defaults[key]:
+            raise DataError(
+                f"{key} is {shown(value)}, which dataset.name {name} does not read; expected {shown(defaults[key])!r}, "
+                f"or one of these datasets: {', '.join(datasets)}"
+            )
 
 
 # Readers are imported by those that read: they would make a quarter of the package's import.
@@ -130,6 +143,13 @@ GRAPHS |= {
     **dict.fromkeys((*LAYOUTS, *KNOWN), _of_files),
     "synthetic": _synthetic,
     "wordnet": _frozen,
+}
+OURS = frozenset(GRAPHS)
+OF_FILES = (*LAYOUTS, *KNOWN)
+READ_BY = {
+    "dataset.tag_source": ("debian", *OF_FILES),
+    "dataset.tag_max_nodes": ("debian", "wordnet"),
+    **{f"dataset.tag_{key}": OF_FILES for key in ("valid_share", "undirected", "columns", "text")},
 }
 
 

@@ -21,5 +21,6 @@ from glem_graphgym.config.keys import (  # noqa: F401
     flat_settings,
     keys_table,
     settings_of,
+    shown,
 )
 from glem_graphgym.config.loading import dump_config, load_config, typed_values  # noqa: F401

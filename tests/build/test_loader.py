@@ -145,6 +145,24 @@ def test_a_graph_that_nobody_loads(tmp_path: Path) -> None:
         load_dataset()
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("ogbn-arxiv", "tag_undirected", "False"),
+        ("ogbn-arxiv", "tag_source", "somewhere"),
+        ("synthetic", "tag_max_nodes", "50"),
+        ("synthetic", "tag_text", "{title}"),
+        ("wordnet", "tag_source", "somewhere"),
+        ("debian", "tag_columns", "[text=a]"),
+        ("debian", "tag_valid_share", "0.1"),
+    ],
+)
+def test_a_key_that_the_dataset_does_not_read_is_refused(name: str, key: str, value: str, tmp_path: Path) -> None:
+    configure(tmp_path, dataset__name=name, **{f"dataset__{key}": value})
+    with pytest.raises(DataError, match=f"dataset.{key} is .*, which dataset.name {name} does not read; expected"):
+        load_text_graph_of(cfg)
+
+
 def test_keys_reach_the_generator(tmp_path: Path) -> None:
     signals = {"dataset__synthetic_text_signal": 1.0, "dataset__synthetic_structure_signal": 1.0}
     configure(tmp_path, dataset__synthetic_words=3, dataset__synthetic_features=2, dataset__tag_seed=5, **signals)

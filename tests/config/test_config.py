@@ -378,7 +378,8 @@ def small(tmp_path: Path, tiny_lm: Path) -> list[str]:
         dataset.synthetic_nodes 90 dataset.synthetic_classes 3 dataset.synthetic_words 4 dataset.synthetic_features 5
         lm.model {tiny_lm} gnn.dim_inner 16 num_threads 1"""
     needs_file = "file" in feature_kinds(cfg.glem.node_features)
-    return [*options.split(), "glem.feature_file", str(features) if needs_file else ""]
+    unread = ["dataset.tag_source", "", "dataset.tag_max_nodes", "0"]
+    return [*options.split(), *unread, "glem.feature_file", str(features) if needs_file else ""]
 
 
 @pytest.mark.slow
