@@ -88,13 +88,11 @@ def _stages(run: Run, name: str | None) -> tuple[FinishedStage | None, FinishedS
 
 
 def _export_lm(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, part: Path, adapter: bool) -> None:
-    weights, view = stage.weights(), stage.key.model.partition(":")[2]
+    weights = stage.weights()
     if run.joint:
         model: Any = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), weights).model
     else:
-        learner = run.views[view] if view else run.lm_em if stage.key.em_iteration else run.lm_gold
-        assert learner is not None
-        model = learner.start(weights=weights).model
+        model = run.lm_of(stage).start(weights=weights).model
     tokenizer, before, after = tokenizer_of(cfg, graph.texts), "", ""
     if isinstance(tokenizer, Prompted):
         tokenizer, before, after = tokenizer.tokenizer, tokenizer.before, tokenizer.after

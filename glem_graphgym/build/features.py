@@ -127,7 +127,8 @@ def feature_builder(
         elif kind == "static":
             assert tokens is not None
             fixed[kind] = static_embeddings(cfg, tokens, encoded)
-    of_encoded = encoded is not None and any(kind == "static" or kind.startswith("text") for kind in kinds)
+    of_trained = any(kind.startswith("text") for kind in kinds)
+    of_encoded = encoded is not None and (of_trained or "static" in kinds)
     counted = encoded if of_encoded else None
     if cfg.glem.setting != "transductive":
         counted = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
@@ -138,9 +139,7 @@ def feature_builder(
         trained = {"text": embeddings, **{f"text:{name}": of_view for name, of_view in views.items()}}
         parts = [part for kind in kinds if (part := {**fixed, **trained}.get(kind)) is not None]
         standardise = cfg.gnn.input_norm in ("standardise", "layer")
-        rows = FeatureRows(
-            parts, standardise=standardise, rows=counted, fixed=not any(kind.startswith("text") for kind in kinds)
-        )
+        rows = FeatureRows(parts, standardise=standardise, rows=counted, fixed=not of_trained)
         return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
     return build

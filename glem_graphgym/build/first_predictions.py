@@ -40,7 +40,7 @@ def first_predictions(path: str, graph: TextGraph) -> np.ndarray | None:
             f"{KEY}: {path} has {len(rows)} rows, expected {graph.num_nodes}: one per node in their order, without a "
             "header"
         )
-    return ranked_logits([_classes(path, number, row, graph) for number, row in enumerate(rows, start=1)], graph)
+    return ranked_logits(_classes(path, rows, graph), graph)
 
 
 def ranked_logits(ranked: list[list[int]], graph: TextGraph) -> np.ndarray:
@@ -56,17 +56,21 @@ def ranked_logits(ranked: list[list[int]], graph: TextGraph) -> np.ndarray:
     return np.log(p).astype(np.float16)
 
 
-def _classes(path: str, number: int, row: list[str], graph: TextGraph) -> list[int]:
-    """Class indices of a row, in its order."""
-    cells = [cell.strip() for cell in row if cell.strip()]
-    index = {name: place for place, name in enumerate(graph.class_names)}
+def _classes(path: str, rows: list[list[str]], graph: TextGraph) -> list[list[int]]:
+    """Class indices of each row, in its order; the cells of a row are all names or all numbers of classes."""
+    names = {name: place for place, name in enumerate(graph.class_names)}
     numbers = {str(place): place for place in range(graph.num_classes)}
-    known = index if all(cell in index for cell in cells) else numbers
-    if unknown := [cell for cell in cells if cell not in known]:
-        raise DataError(
-            f"{KEY}: {path}, row {number}: {listed(unknown, quoted=True)} is no class of {graph.name}; expected "
-            f"numbers from 0 to {graph.num_classes - 1}, or names such as {listed(graph.class_names, 3, quoted=True)}"
-        )
-    if len(set(cells)) < len(cells):
-        raise DataError(f"{KEY}: {path}, row {number} ranks a class twice ({listed(cells)}); expected each once")
-    return [known[cell] for cell in cells]
+    ranked = []
+    for number, row in enumerate(rows, start=1):
+        cells = [cell.strip() for cell in row if cell.strip()]
+        known = names if all(cell in names for cell in cells) else numbers
+        if unknown := [cell for cell in cells if cell not in known]:
+            raise DataError(
+                f"{KEY}: {path}, row {number}: {listed(unknown, quoted=True)} is no class of {graph.name}; expected "
+                f"numbers from 0 to {graph.num_classes - 1}, or names such as "
+                f"{listed(graph.class_names, 3, quoted=True)}"
+            )
+        if len(set(cells)) < len(cells):
+            raise DataError(f"{KEY}: {path}, row {number} ranks a class twice ({listed(cells)}); expected each once")
+        ranked.append([known[cell] for cell in cells])
+    return ranked

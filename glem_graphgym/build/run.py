@@ -159,7 +159,7 @@ def build_run(
         candidates=nodes.candidates,
         settings=em_settings(cfg),
         journal=journal(),
-        features=features or (lambda embeddings: None),
+        features=features or (lambda *embeddings: None),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
         lm_gold=lm_gold,
         lm_em=lm_em,

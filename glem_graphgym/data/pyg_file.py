@@ -17,6 +17,7 @@ from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.dgl_file import is_dgl_file, read_dgl_file
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.from_tables import Reader, TableOptions
+from glem_graphgym.data.table import read_json_lines
 from glem_graphgym.data.tables import Tables
 
 # What published files call the same thing; the first name that is there is taken.
@@ -66,7 +67,7 @@ def find_pyg_files(path: Path) -> list[Path]:
 
 
 def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
-    """The graph that ``torch.save`` or ``dgl.save_graphs`` wrote; docs/datasets.md lists the layouts.
+    """The graph that ``torch.save`` or ``dgl.save_graphs`` wrote; docs/your_own_data.md lists the layouts.
 
     The first file holds a ``Data`` of PyTorch Geometric 1 or 2, a dict of the same attributes, either of them first in
     a tuple, as `InMemoryDataset` saves it, or a homogeneous graph of DGL. Attributes are tensors, arrays or lists.
@@ -195,10 +196,7 @@ def _table_of_texts(path: Path) -> dict[str, Any]:
         content = read_csv_bytes(path)
         table = read_table(content, check_rows(path, content))
     elif name.endswith(".jsonl"):
-        try:
-            table = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-        except ValueError as error:
-            raise DataError(f"{path} cannot be read ({error}); expected one JSON object per line") from error
+        table = read_json_lines(path)
     else:
         raise DataError(f"{path}: expected a .pt, .csv, .csv.gz or .jsonl file with the texts")
     for column in NODE_NUMBERS:

@@ -228,13 +228,14 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
     return table.assign(**texts), replaced
 
 
-def _read_json_lines(path: Path) -> pd.DataFrame:
+def read_json_lines(path: Path) -> pd.DataFrame:
+    """The table of a file with one JSON object per line; raises DataError with the line that is none."""
     rows = []
     for number, line in enumerate(read_csv_bytes(path).decode().split("\n"), start=1):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError as error:
-            raise DataError(f"{path}, line {number} is no JSON ({error}); expected one object per line") from error
+            raise DataError(f"{path}, line {number} is no JSON ({error}); expected one JSON object per line") from error
         if isinstance(row, dict):
             rows.append(row)
         elif line.strip():
@@ -259,7 +260,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return table
 
 
-READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": _read_parquet, ".jsonl": _read_json_lines}
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": _read_parquet, ".jsonl": read_json_lines}
 
 
 def _check_header(path: Path, header: Sequence[str], columns: Columns, nodes: bool, delimiter: str) -> None:

@@ -39,7 +39,7 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
     lm = run.teacher_of(stage) if run.lm_em else None
     unused = _scratch(run, "teacher-logits", classes, run.encoded) if lm else logits
     embeddings = _encode(run, lm, unused) if lm else None
-    views = {name: _encode(run, view, unused, name) for name, view in run.view_stages().items()}
+    views = {name: _encode(run, view, unused) for name, view in run.view_stages().items()}
     if processes.rank() > 0:
         return logits
     if run.joint is not None:
@@ -54,17 +54,14 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
         opens = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
         pseudo = run.pseudo_labels(run.teacher_logits(stage.key.em_iteration, lm) if opens else lm.logits)
     targets = run.gnn_step_targets(stage.key, pseudo)
-    features = run.features(embeddings, views) if views else run.features(embeddings)
-    run.gnn.start(targets, features, stage.weights()).predict(logits)
+    run.gnn.start(targets, run.features(embeddings, views), stage.weights()).predict(logits)
     return logits
 
 
-def _encode(run: Run, stage: FinishedStage, logits: np.ndarray, view: str = "") -> np.ndarray:
-    """Text embeddings of an LM stage, of a ``view`` maybe, float16 (N, H); its logits go into ``logits``."""
-    learner = run.views[view] if view else run.lm_em if stage.key.em_iteration else run.lm_gold
-    assert learner is not None
-    task = learner.start(weights=stage.weights())
-    embeddings = _scratch(run, f"embeddings-{view}" if view else "embeddings", task.embedding_dim, run.encoded)
+def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
+    """Text embeddings of an LM stage, float16 (N, H); its logits go into ``logits``."""
+    task = run.lm_of(stage).start(weights=stage.weights())
+    embeddings = _scratch(run, f"{stage.key.model.replace(':', '-')}-embeddings", task.embedding_dim, run.encoded)
     task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
     return embeddings
 

@@ -72,8 +72,8 @@ class Run:
         gold: training labels.
         unlabelled: int64, U: every node that training may see and that has no gold label.
         candidates: int64, the part of U that may get pseudo-labels.
-        features: text embeddings float (N, H) or None, and where there are ``views`` a dict of theirs -> the GNN's
-            node features float32 (N, D), an array or `FeatureRows`.
+        features: text embeddings float (N, H) or None, and a dict of those of ``views`` -> the GNN's node features
+            float32 (N, D), an array or `FeatureRows`.
         pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
         lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
         views: name -> the LM on a further text of the nodes. It is trained on gold alone, and an input of the GNN.
@@ -132,9 +132,15 @@ class Run:
 
     def features_of(self, lm: FinishedStage | None) -> Any:
         """The GNN's node features with the embeddings of an LM stage, and those of the views."""
-        embeddings = lm.embeddings if lm else None
         views = {name: stage.embeddings for name, stage in self.view_stages().items()}
-        return self.features(embeddings, views) if views else self.features(embeddings)
+        return self.features(lm.embeddings if lm else None, views)
+
+    def lm_of(self, stage: FinishedStage) -> LMLearner:
+        """The learner of an LM stage."""
+        view = stage.key.model.partition(":")[2]
+        learner = self.views[view] if view else self.lm_em if stage.key.em_iteration else self.lm_gold
+        assert learner is not None
+        return learner
 
     def fit_gnn_on_gold(self, lm: FinishedStage | None) -> FinishedStage:
         """φ on y_L: the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""

@@ -158,7 +158,7 @@ class Calibration:
     def run(self) -> dict[str, Any]:
         """Recorded stages, their costs, and what they write."""
         cfg, graph = self.cfg, self.graph
-        run = build_run(cfg, graph, self.tokens, lambda embeddings: None)
+        run = build_run(cfg, graph, self.tokens, lambda *embeddings: None)
         # Whether a GNN on sampled neighbourhoods predicts by blocks of nodes.
         self.by_blocks = isinstance(run.gnn, StoredSampledLearner) or bool(run.joint and run.joint.layerwise)
         width = sum(self.widths.values())

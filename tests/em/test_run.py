@@ -130,7 +130,7 @@ def fake_run(
         candidates=candidates,
         settings=settings or EMSettings(),
         journal=Journal(run_dir, 3, evaluate, log=lambda line: None),
-        features=lambda embeddings: np.zeros((N, 1)) if embeddings is None else np.asarray(embeddings, np.float32),
+        features=lambda embeddings, _: np.zeros((N, 1)) if embeddings is None else np.asarray(embeddings, np.float32),
         pseudo_accuracy=lambda pseudo: 0.125,
         lm_gold=lm_gold,  # type: ignore[arg-type]
         lm_em=lm_em,  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,11 +16,7 @@ from glem_graphgym.data.from_tables import graph_of
 from glem_graphgym.data.text_graph import TextGraph
 from tests.bad_inputs.conftest import Ended, run_here
 from tests.bad_inputs.test_layouts import LAYOUTS
-
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS / "data"))
-
-import pyg_files  # noqa: E402
+from tests.data import pyg_files
 
 NASTY = [
     "two\nlines",
