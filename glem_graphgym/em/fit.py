@@ -166,7 +166,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
     All processes that work together train it (DDP) and end with the same weights.
 
     Args:
-        checkpoint: kept now and then; where it holds training of this title, that goes on, with the same bits.
+        checkpoint: kept now and then; where it holds training of this title, that goes on, on a CPU with the same bits.
 
     Raises:
         FloatingPointError: the loss is not finite.
