@@ -51,8 +51,11 @@ class Hardware:
         mixed = self.precision != "32-true"
         return torch.autocast(self.accelerator, dtype=self.dtype if mixed else None, enabled=mixed)
 
-    def fabric(self) -> Fabric:
-        """Devices, precision and the strategy (DDP) of the processes that work together now, for training."""
+    def fabric(self, find_unused: bool = False) -> Fabric:
+        """Devices, precision and the strategy (DDP) of the processes that work together now, for training.
+
+        ``find_unused``: whether there are parameters without a part in the loss, which DDP must look for at every step.
+        """
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # hints about devices that are not used
         plugins: list[Any] = [Precision()]
         if self.precision != "32-true":
@@ -62,17 +65,15 @@ class Hardware:
             # One of several processes that trains alone must not take the launcher's variables for its own.
             plugins += [LightningEnvironment()] if processes.have_joined() else []
             return Fabric(accelerator=self.accelerator, devices=1, plugins=plugins)
+        # Given one by one: this process may see no device but its own.
+        device = torch.device("cuda", torch.cuda.current_device()) if self.accelerator == "cuda" else self.device
         strategy = DDPStrategy(
+            parallel_devices=[device] * info.local_size,
             cluster_environment=TorchElasticEnvironment(),  # `processes.join` has set its variables
             broadcast_buffers=False,  # they are the same everywhere
-            find_unused_parameters=True,  # a hub's model may have some
+            find_unused_parameters=find_unused,
+            gradient_as_bucket_view=True,
         )
-        fabric = Fabric(
-            accelerator=self.accelerator,
-            strategy=strategy,
-            devices=info.local_size,
-            num_nodes=info.machines,
-            plugins=plugins,
-        )
+        fabric = Fabric(accelerator=self.accelerator, strategy=strategy, num_nodes=info.machines, plugins=plugins)
         fabric.launch()
         return fabric

@@ -60,13 +60,14 @@ def interrupts_held_back() -> Iterator[None]:
 
 
 class PeakMemory:
-    """Peak memory in MB since construction: of the accelerator where there is one, else resident in this process.
+    """Peak memory in MB since construction: of the GPU where ``accelerator`` is ``cuda``, else of this process.
 
     Outside Linux, which lets a process reset its high-water mark, it is the peak since the start of the process.
     """
 
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
+    def __init__(self, accelerator: str = "cpu") -> None:
+        self.accelerator = accelerator
+        if accelerator == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with interrupts_held_back():  # one that comes in a finaliser is lost
             gc.collect()  # a task and what trained it may refer to each other, and stay until the collector comes by
@@ -79,9 +80,11 @@ class PeakMemory:
             self.own_mark = False
 
     def peak_mb(self) -> float:
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 2**20
-        return self.resident_mb()
+        return self.accelerator_mb() if self.accelerator == "cuda" else self.resident_mb()
+
+    def accelerator_mb(self) -> float:
+        """Peak on the accelerator; 0 on CPU."""
+        return torch.cuda.max_memory_allocated() / 2**20 if self.accelerator == "cuda" else 0.0
 
     def resident_mb(self) -> float:
         """Peak of this process, with or without an accelerator."""

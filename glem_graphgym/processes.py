@@ -90,7 +90,8 @@ def join(info: RankInfo, accelerator: str) -> None:
     end_with_parent()
     _write_environment(info)
     if accelerator == "cuda":
-        torch.cuda.set_device(info.local_rank)
+        # srun may show each process its own GPUs alone, numbered from 0.
+        torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
     try:
         distributed.init_process_group(backend, timeout=STEP_TIMEOUT)

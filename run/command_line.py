@@ -23,18 +23,23 @@ from typing import Any
 # there and would cost a sixth on a quiet machine (docs/measurements.md, "Shared cores").
 QUIET = {"GOMP_SPINCOUNT": "2000"}
 SHARED = {"OMP_WAIT_POLICY": "passive"}
+# Batches of ever other lengths leave holes in a GPU's memory that the next, longer one does not fit into.
+GPU_MEMORY = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 STAT = Path("/proc/stat")
 LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long other programs are watched, and how many cores make them busy
 
 
 def before_imports(quiet: bool = False, computes: bool = True) -> None:
-    """Set what OpenMP reads once, and print that importing takes a while; to be called before torch is imported.
+    """Set what OpenMP and CUDA's allocator read once, and print that importing takes a while; to be called before torch
+    is imported.
 
-    Variables that the user has set stay as they are. ``computes``: whether the program computes enough for OpenMP's
+    Variables that the user has set stay as they are. ``computes``: whether the program computes enough for these
     settings to matter.
     """
     if computes and not os.environ.keys() & {*QUIET, *SHARED}:
         os.environ.update(SHARED if cores_in_use() >= BUSY_CORES else QUIET)
+    if computes and not os.environ.keys() & {*GPU_MEMORY, "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ.update(GPU_MEMORY)
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     started_by_ours = "GLEM_STARTED_BY" in os.environ
     if not quiet and rank == "0" and not started_by_ours and "torch" not in sys.modules:

@@ -136,6 +136,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from torch_geometric.graphgym.utils.device import auto_select_device
 
     from glem_graphgym.build.graph import load_text_graph_of
+    from glem_graphgym.build.language_model import hardware_for
     from glem_graphgym.build.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
     from glem_graphgym.config import check_metric
     from glem_graphgym.data.pickles import only_data_is_unpickled
@@ -153,7 +154,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     for split in ("train", "val", "test", "ckpt"):
         shutil.rmtree(run_dir / split, ignore_errors=True)
     auto_select_device()
-    memory, start = PeakMemory(), time.perf_counter()
+    memory, start = PeakMemory(hardware_for(cfg, "32").accelerator), time.perf_counter()
     with only_data_is_unpickled(Path(cfg.dataset.dir)):
         datamodule = GraphGymDataModule()
     check_metric(cfg, infer_task())

@@ -15,8 +15,6 @@ def run_to_status(work: Callable[[], int], again: str) -> int:
 
     ``again`` is what to type to resume after an interruption.
     """
-    if os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch advises against `find_unused_parameters`
     # Imported late, so that --help and a wrong command line answer at once.
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym import processes
@@ -76,10 +74,11 @@ def set_up_process(cfg: Any) -> None:
     from joblib import cpu_count
 
     from glem_graphgym import processes
+    from glem_graphgym.build.language_model import hardware_for
     from glem_graphgym.memory import keep_freed_memory, limit_to_machine
 
     keep_freed_memory()
-    if not torch.cuda.is_available():  # CUDA's driver maps far more than it uses
+    if hardware_for(cfg, "32").accelerator == "cpu":  # CUDA's driver maps far more than it uses
         limit_to_machine()
     share = cpu_count() // processes.rank_info().local_size
     torch.set_num_threads(max(1, min(cfg.num_threads, share)))

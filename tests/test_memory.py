@@ -34,6 +34,21 @@ def test_peak_memory_does_not_count_what_was_freed_before() -> None:
     assert PeakMemory().peak_mb() < start + 100
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_peak_memory_is_that_of_the_device_that_is_used(accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU, whether or not the run uses it."""
+    reset: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: reset.append(True))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7 << 20)
+    memory = PeakMemory(accelerator)
+    on_device = accelerator == "cuda"
+    assert (reset == [True]) == on_device
+    assert memory.accelerator_mb() == (7.0 if on_device else 0.0)
+    assert (memory.peak_mb() == 7.0) == on_device
+    assert memory.resident_mb() > 50
+
+
 def test_the_machines_memory_is_bounded_by_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CGROUPS", ())
     whole = machine_bytes()

@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
 
 from glem_graphgym import processes, starting
 from glem_graphgym.processes import LOST, RankInfo, rank_from_environment
@@ -50,6 +52,25 @@ def test_a_process_finds_its_rank(
     set_variables(monkeypatch, variables)
     assert rank_from_environment() == expected
     assert expected is None or expected.machines * expected.local_size == expected.size
+
+
+@pytest.mark.parametrize(("visible", "local_rank", "device"), [(4, 3, 3), (1, 0, 0), (1, 3, 0), (2, 3, 1)])
+def test_a_process_takes_its_gpu_of_those_that_it_sees(
+    visible: int, local_rank: int, device: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the machine's or, where srun gives each task its own, one or two that are numbered from 0."""
+    taken: list[int] = []
+
+    def no_others(*_: object, **__: object) -> None:
+        raise distributed.DistError("nobody there")
+
+    monkeypatch.setattr(processes, "_write_environment", lambda info: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(distributed, "init_process_group", no_others)
+    with pytest.raises(ConnectionError, match="nobody there"):
+        processes.join(RankInfo(local_rank, 4, local_rank, 4), "cuda")
+    assert taken == [device]
 
 
 def test_unequal_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

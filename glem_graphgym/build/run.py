@@ -20,7 +20,7 @@ from glem_graphgym.build.first_predictions import first_predictions
 from glem_graphgym.build.gnn import sees_hops
 from glem_graphgym.build.gnn_check import check_gnn
 from glem_graphgym.build.graph import Metric, load_text_graph_of, metrics_of, open_tokens
-from glem_graphgym.build.language_model import check_lm
+from glem_graphgym.build.language_model import check_lm, hardware_for
 from glem_graphgym.build.learners import further_features, gnn_learner, joint_learner, lm_learners, smoother
 from glem_graphgym.build.memory_check import stage_remedy
 from glem_graphgym.build.run_folder import (
@@ -151,6 +151,7 @@ def build_run(
         metric=metric,
         save_memory=functools.partial(stage_remedy, cfg),
         checkpoint_minutes=cfg.glem.checkpoint_minutes,
+        accelerator=hardware_for(cfg, "32").accelerator,
     )
     run = Run(
         num_nodes=graph.num_nodes,

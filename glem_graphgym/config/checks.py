@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import PurePath
@@ -260,7 +261,8 @@ def check_devices(cfg: CfgNode, started: int | None) -> None:
             "leave devices out"
         )
     count, gpus = started or cfg.devices or 1, torch.cuda.device_count()
-    if count > 1 and cfg.accelerator in ("auto", "cuda") and 0 < gpus < count:
+    by_srun = started is not None and "RANK" not in os.environ  # which may show each process its own GPUs alone
+    if count > 1 and cfg.accelerator in ("auto", "cuda") and 0 < gpus < count and not by_srun:
         raise ConfigError(f"{count} processes are asked for (devices), but torch sees {gpus} GPUs; expected one each")
 
 

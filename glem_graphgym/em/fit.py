@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from glem_graphgym import processes
 from glem_graphgym.em.checkpoint import Checkpoint
 from glem_graphgym.hardware import Hardware
+from glem_graphgym.models.autograd import leaves_of
 from glem_graphgym.models.shared_norm import share_batch_norms
 from glem_graphgym.progress import Progress
 
@@ -175,9 +176,9 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
         return FitLog()
     if processes.world_size() > 1:
         share_batch_norms(task.model)
-    fabric = hardware.fabric()
     batches = task.batches(0)
     count = len(batches.items)
+    fabric = hardware.fabric(find_unused=processes.world_size() > 1 and _leaves_out(task, batches, hardware))
     task.to(fabric.device)  # before the optimizer takes hold of the parameters
     optimizer, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.grad_accumulation))
     objective, optimizer = fabric.setup(task, optimizer, move_to_device=False)
@@ -218,6 +219,16 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
     if state.losses:
         state.validate(float(plan.epochs))
     return state.end()
+
+
+def _leaves_out(task: Task, batches: Batches, hardware: Hardware) -> bool:
+    """Whether a parameter has no part in the loss of the first batch, in any process: a hub's model may have some."""
+    batch = move_data_to_device(batches.prepare(batches.items[0]), hardware.device)
+    task.to(hardware.device).eval()  # without dropout: no random number is drawn
+    with hardware.autocast():
+        reached = leaves_of(task(batch))
+    task.train()
+    return any(processes.gather(any(p.requires_grad and p not in reached for p in task.parameters())))
 
 
 class _State:

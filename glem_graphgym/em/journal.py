@@ -129,11 +129,11 @@ class Stage:
 
     result: FinishedStage
 
-    def __init__(self, key: StageKey, folder: Path | None, minutes: float) -> None:
+    def __init__(self, key: StageKey, folder: Path | None, minutes: float, accelerator: str) -> None:
         self.key, self.todo, self.folder = key, folder is not None, folder or Path()
         self.checkpoint = Checkpoint(self.folder, minutes)
         self.output: StageOutput | None = None
-        self._memory = PeakMemory() if self.todo else None
+        self._memory = PeakMemory(accelerator) if self.todo else None
         self._start = time.perf_counter()
 
     def finish(self, output: StageOutput) -> None:
@@ -170,6 +170,7 @@ class Journal:
         save_memory: kind of model (``LM``, ``GNN``, ``none``) -> the keys that help where a stage runs out of memory.
         checkpoint_minutes: between the checkpoints of a stage.
         plan: the stages of the run, for the lines that say how far it is.
+        accelerator: ``cpu`` or ``cuda``, of whose memory a stage's peak is noted.
     """
 
     def __init__(
@@ -183,12 +184,13 @@ class Journal:
         save_memory: Callable[[str], str] = lambda model: "use a smaller model or smaller batches",
         checkpoint_minutes: float = MINUTES,
         plan: Plan | None = None,
+        accelerator: str = "cpu",
     ) -> None:
         self.folder, self.working = run_dir / "stages", run_dir / "working"
         self.seed, self.evaluate, self.metric, self.log = seed, evaluate, metric, log
         self.save_memory, self.checkpoint_minutes = save_memory, checkpoint_minutes
         self.finished: list[FinishedStage] = []
-        self.plan = plan or Plan()
+        self.plan, self.accelerator = plan or Plan(), accelerator
 
     @contextlib.contextmanager
     def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Stage]:
@@ -208,7 +210,7 @@ class Journal:
         if processes.rank() == 0 and not was_done:
             shutil.rmtree(folder, ignore_errors=True)
         with contextlib.nullcontext() if was_done else filling(shared or folder, data_parallel) as part:
-            stage = Stage(key, part, self.checkpoint_minutes)
+            stage = Stage(key, part, self.checkpoint_minutes, self.accelerator)
             with self._doing(stage) if stage.todo else contextlib.nullcontext():
                 yield stage
         if not was_done:

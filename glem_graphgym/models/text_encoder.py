@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from glem_graphgym.models.attention import CPU_ATTENTION, probe_batch, use_cpu_attention
+from glem_graphgym.models.autograd import leaves_of
 from glem_graphgym.models.dropout import Dropout, use_cheap_dropout
 from glem_graphgym.models.families import fit_family
 from glem_graphgym.models.pooling import load_dense, readout_of
@@ -202,15 +203,8 @@ def _freeze(backbone: Any, count: int) -> None:
     backbone.train()
     hook.remove()
     output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            node.variable.requires_grad_(False)
-        waiting += [before for before, _ in node.next_functions]
+    for parameter in leaves_of(output):
+        parameter.requires_grad_(False)
     for module in (*lists[0][:count], *(m for m in backbone.modules() if isinstance(m, nn.Embedding))):
         module.requires_grad_(False)
 

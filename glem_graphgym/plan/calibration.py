@@ -31,7 +31,7 @@ from glem_graphgym.build.features import feature_builder, static_folder
 from glem_graphgym.build.footprint import layer_outputs, whole_graph_bytes
 from glem_graphgym.build.gnn import MmapGraph, sees_hops
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
-from glem_graphgym.build.language_model import untuned_lm
+from glem_graphgym.build.language_model import hardware_for, untuned_lm
 from glem_graphgym.build.learners import (
     gnn_learner,
     hop_storage,
@@ -111,14 +111,9 @@ class Cost:
 
 
 def _now() -> float:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def peaks(memory: PeakMemory) -> tuple[float, float]:
-    """Resident and accelerator memory in MB."""
-    return memory.resident_mb(), memory.peak_mb() if torch.cuda.is_available() else 0.0
 
 
 class AlwaysImproving:
@@ -136,7 +131,7 @@ class Calibration:
     """Records the run that ``cfg`` describes, and tries what it fits."""
 
     def __init__(self, cfg: CfgNode, graph: TextGraph) -> None:
-        self.cfg, self.graph = cfg, graph
+        self.cfg, self.graph, self.accelerator = cfg, graph, hardware_for(cfg, "32").accelerator
         self.processes, self.nodes = processes_here(cfg), nodes_of(cfg, graph)
         self.program = MODES[cfg.train.mode].program
         encoded = self.nodes.encoded
@@ -186,14 +181,11 @@ class Calibration:
                 }
             )
         shape = {"nodes": graph.num_nodes, "edges": graph.num_edges, "classes": graph.num_classes}
-        learner = run.lm_gold or run.joint or run.gnn
-        assert learner is not None
-        accelerator = learner.hardware.accelerator
-        costs = {name: among_processes(cost, self.processes, accelerator) for name, cost in self.costs.items()}
+        costs = {name: among_processes(cost, self.processes, self.accelerator) for name, cost in self.costs.items()}
         return {
             "graph": {"name": graph.name, **shape},
             **self.about,
-            "accelerator": accelerator,
+            "accelerator": self.accelerator,
             "processes": self.processes,
             "stages": stages,
             "courses": self._courses(run),
@@ -249,7 +241,7 @@ class Calibration:
         epoch = shuffled_batches(lengths, nodes, settings.batch_size, np.random.default_rng(0))
         learner = replace(learner, settings=settings)
         before = PeakMemory().resident_mb()
-        memory = PeakMemory()
+        memory = PeakMemory(self.accelerator)
         start = _now()
         longest = nodes[np.argsort(-lengths[nodes], kind="stable")[: settings.batch_size]]
         _, seconds, steps = self._fit_lm(learner, [longest])
@@ -263,7 +255,7 @@ class Calibration:
             1, padded_tokens(lengths, batches, settings.grad_accumulation) * steps // len(batches)
         )
         infer_rate = self._predict_lm(learner, task.model)
-        resident, accelerator = peaks(memory)
+        resident, accelerator = memory.resident_mb(), memory.accelerator_mb()
         tokens = padded_tokens(lengths, epoch, settings.grad_accumulation) * settings.epochs
         inferred = _inferred_tokens(lengths, self.graph.split["valid"], settings.infer_tokens)
         inferred *= settings.epochs * settings.evals_per_epoch
@@ -331,14 +323,14 @@ class Calibration:
         if known:
             about["dim"] = np.load(folder / "embeddings.npy", mmap_mode="r").shape[1]
             return
-        memory = PeakMemory()
+        memory = PeakMemory(self.accelerator)
         start = _now()
         learner = untuned_lm(self.cfg, self.tokens)
         model = learner.build()
         about["dim"] = dim = model.encoder.dim
         overhead = _now() - start
         rate = self._predict_lm(learner, model)
-        resident, accelerator = peaks(memory)
+        resident, accelerator = memory.resident_mb(), memory.accelerator_mb()
         tokens = _inferred_tokens(self.tokens.lengths, self.encoded, learner.settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * dim / MB
         self.costs[STATIC] = Cost(resident + mapped, mapped, accelerator, overhead + tokens * rate, data_parallel=True)
@@ -404,7 +396,7 @@ class Calibration:
             task, log = gnn.but(settings=how).fit(targets, x, "calibration")
             return task, _now() - start, log.train_seconds
 
-        memory = PeakMemory()
+        memory = PeakMemory(self.accelerator)
         few, few_trained = fitted(1)[1:]
         gc.collect()
         task, many, many_trained = fitted(1 + MORE_EPOCHS)
@@ -413,7 +405,7 @@ class Calibration:
         task.predict(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16))
         overhead = max(0.0, few - a_round) + _now() - start
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
-        resident, accelerator = peaks(memory)
+        resident, accelerator = memory.resident_mb(), memory.accelerator_mb()
         buckets = self._buckets_mb(task.model) if gnn.data_parallel else 0.0
         return Cost(
             resident_mb=before + self._growth_mb(small, scale, resident - before) + self.cut_up_mb + buckets,
@@ -438,7 +430,7 @@ class Calibration:
         features = self._features(cfg, small.num_nodes, sum(self.widths.values()) - dim)
         settings = learner.settings
         before = PeakMemory().resident_mb()
-        memory = PeakMemory()
+        memory = PeakMemory(self.accelerator)
         start = _now()
         first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])[1]
         overhead = _now() - start - first["train_seconds_per_epoch"]
@@ -447,13 +439,13 @@ class Calibration:
         some = np.random.default_rng(0).permutation(train)[: int(batches) * settings.lm.batch_size]
         task, costs = self._fit_joint(learner, small, features, some)
         seconds = costs["train_seconds_per_epoch"] / costs["steps"]
-        fitted, accelerator = peaks(memory)
+        fitted, accelerator = memory.resident_mb(), memory.accelerator_mb()
         embeddings = np.broadcast_to(np.float16(0), (small.num_nodes, dim))
-        memory = PeakMemory()
+        memory = PeakMemory(self.accelerator)
         start = _now()
         task.propagate(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16), embeddings)
         propagation = scale * (_now() - start)
-        propagated, accelerator_propagated = peaks(memory)
+        propagated, accelerator_propagated = memory.resident_mb(), memory.accelerator_mb()
         validated = scale * self._validated_tokens(learner, valid)
         del task
         nobody = Validation(np.empty(0, dtype=np.int64), AlwaysImproving())

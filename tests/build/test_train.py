@@ -173,6 +173,23 @@ def changed_by_other_test_nodes(
     return seen, {stage: (one[stage] != other[stage]).any(1) for stage in one}
 
 
+def test_on_a_machine_with_a_gpu_a_run_on_the_cpu_leaves_it_alone(
+    configure: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def used(*_: Any) -> None:
+        raise AssertionError("the GPU was asked for its memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("reset_peak_memory_stats", "max_memory_allocated", "get_device_properties", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, used)
+    configure(
+        "train.mode", "glem_gnn", "glem.node_features", "raw", "dataset.synthetic_features", 6, "accelerator", "cpu"
+    )
+    train_dict[cfg.train.mode]()
+    (record,) = (Path(cfg.run_dir) / "stages").glob("*/stage.json")
+    assert json.loads(record.read_text())["peak_memory_mb"] > 50
+
+
 ALONE = ["train.mode", "glem_gnn", "glem.node_features", "static"]
 INDUCTIVE = {
     "structure-free": [*SMOOTH, *ALONE, "glem.label_input", True],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import ConfigError, check_devices, load_config
@@ -162,3 +164,16 @@ def test_wrong_numbers_of_processes_are_refused(
 
     with pytest.raises(ConfigError, match=message):
         check()
+
+
+@pytest.mark.parametrize(("rank", "refused"), [("0", True), (None, False)])
+def test_processes_of_torchrun_see_a_gpu_each_and_those_of_srun_may_see_their_own_alone(
+    config: Path, rank: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    load_config(cfg, config, ("accelerator", "cuda"))
+    with pytest.raises(ConfigError, match="torch sees 1 GPUs") if refused else contextlib.nullcontext():
+        check_devices(cfg, 2)

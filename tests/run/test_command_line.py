@@ -16,10 +16,11 @@ from tests.bad_inputs.conftest import load_program
 RUN = Path(__file__).resolve().parents[2] / "run"
 command_line: Any = load_program("command_line")
 LINE = "Loading PyTorch, PyTorch Geometric and Lightning ..."
-# In place of torch: says that its import has begun, and what OpenMP would then read.
+# In place of torch: says that its import has begun, and what OpenMP and CUDA's allocator would then read.
 TORCH = """
 import os
-print("torch:", *(f"{name}={os.environ[name]}" for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ))
+names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+print("torch:", *(f"{name}={os.environ[name]}" for name in names if name in os.environ))
 raise SystemExit(0)
 """
 PROGRAMS = {
@@ -39,7 +40,9 @@ def start(folder: Path, program: str, *more: str, **environment: str) -> list[st
     (folder / "torch").mkdir()
     (folder / "torch" / "__init__.py").write_text(TORCH)
     (folder / "small.yaml").write_text("out_dir: results\nprint: both\n")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_", "PYTORCH_"))
+    }
     done = subprocess.run(
         [sys.executable, str(RUN / f"{program}.py"), *PROGRAMS[program], *more],
         cwd=folder,
@@ -53,6 +56,7 @@ def start(folder: Path, program: str, *more: str, **environment: str) -> list[st
     return done.stdout.splitlines()
 
 
+GPU = "PYTORCH_ALLOC_CONF=expandable_segments:True"
 LIGHT = ("configs_gen", "leaderboard", "agg_batch")  # which compute nothing
 
 
@@ -60,14 +64,25 @@ LIGHT = ("configs_gen", "leaderboard", "agg_batch")  # which compute nothing
 def test_a_line_comes_first_and_openmp_is_set_before_torch_is_imported(program: str, tmp_path: Path) -> None:
     first, *rest = start(tmp_path, program, GPUS="none")
     assert first == LINE
-    setting = "" if program in LIGHT else r" (GOMP_SPINCOUNT=\d+|OMP_WAIT_POLICY=passive)"
+    setting = "" if program in LIGHT else rf" (GOMP_SPINCOUNT=\d+|OMP_WAIT_POLICY=passive) {GPU}"
     assert len(rest) == 1 and re.fullmatch(f"torch:{setting}", rest[0])
 
 
-@pytest.mark.parametrize("own", ["GOMP_SPINCOUNT=7", "OMP_WAIT_POLICY=active"])
-def test_what_the_user_has_set_stands(own: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("own", "more"),
+    [
+        ("GOMP_SPINCOUNT=7", f" {GPU}"),
+        ("OMP_WAIT_POLICY=active", f" {GPU}"),
+        ("PYTORCH_ALLOC_CONF=max_split_size_mb:128", ""),
+        ("PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:128", ""),
+    ],
+)
+def test_what_the_user_has_set_stands(own: str, more: str, tmp_path: Path) -> None:
     name, _, value = own.partition("=")
-    assert start(tmp_path, "main", **{name: value}) == [LINE, f"torch: {own}"]
+    first, second = start(tmp_path, "main", **{name: value})
+    assert first == LINE
+    openmp = "" if "OMP" in name else r"(GOMP_SPINCOUNT=\d+|OMP_WAIT_POLICY=passive) "
+    assert re.fullmatch(f"torch: {openmp}{own}{more}", second)
 
 
 STAT = """cpu  99 99 99 99 99 99 99 99 0 0
@@ -93,7 +108,7 @@ def test_threads_sleep_at_once_beside_a_busy_program(
     monkeypatch.setattr(command_line, "STAT", file)
     monkeypatch.setattr(command_line.time, "sleep", lambda _: file.write_text(STAT.format(user=busy, idle=10 - busy)))
     monkeypatch.setattr(command_line.os, "sched_getaffinity", lambda _: {1}, raising=False)
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF"):
         monkeypatch.setenv(name, "to be put back")
         monkeypatch.delenv(name)
     command_line.before_imports(quiet=True)

@@ -1,0 +1,19 @@
+"""What a result was computed from, as autograd has recorded it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def leaves_of(output: Tensor) -> set[Tensor]:
+    """The parameters, and other leaves that take a gradient, that ``output`` depends on."""
+    waiting, seen, leaves = [output.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        waiting += [before for before, _ in node.next_functions]
+    return leaves
