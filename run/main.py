@@ -107,21 +107,19 @@ def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
 
 
 def run_seed(cfg: Any, name: str, overwrite: int) -> None:
-    """Train one seed, then write its tables."""
+    """Train one seed, and print its scores."""
     from torch_geometric.graphgym.register import train_dict
 
     from glem_graphgym import processes
-    from glem_graphgym.report import reliability, stats
+    from glem_graphgym.report import stats
 
     if cfg.train.mode == "standard":
         run_standard(cfg, overwrite)
         return
-    graph = train_dict[cfg.train.mode](overwrite)
+    train_dict[cfg.train.mode](overwrite=overwrite)
     if processes.rank() > 0:
         return
     run_dir = Path(cfg.run_dir)
-    stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
-    reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
     stats.print_run(run_dir, title=f"{name}, seed {cfg.seed}")
     if cfg.print in ("file", "both"):
         stats.log_run(run_dir, run_dir / "logging.log")

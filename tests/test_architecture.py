@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "report": {"report"},
     "build": {"build", "config", "em", "out_of_core", "data", "models"},
     "plan": {"plan", "build", "config", "em", "out_of_core", "data", "models", "report"},
-    "registered": {"registered", "build", "plan", "config", "em", "data", "models"},
+    "registered": {"registered", "build", "plan", "config", "em", "data", "models", "report"},
 }
 BESIDE_MAY_IMPORT = {
     "starting": {"processes"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import register_config
 from yacs.config import CfgNode
 
@@ -10,9 +11,13 @@ from glem_graphgym.config import KEYS
 
 @register_config("glem_graphgym")
 def add_keys(cfg: CfgNode) -> None:
-    """Add every key of `KEYS` with its default, making the groups that GraphGym does not have."""
+    """Add every key of `KEYS` that is not there yet, with its default, and the groups that GraphGym does not have."""
     for key in KEYS:
         group, name = key.name.split(".")
         if group not in cfg:
             cfg[group] = CfgNode()
-        cfg[group][name] = key.default
+        cfg[group].setdefault(name, key.default)
+
+
+# PyG sets its cfg when it is imported, and its main does not call set_cfg again.
+add_keys(cfg)

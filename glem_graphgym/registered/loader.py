@@ -38,22 +38,31 @@ class TextGraphDataset(InMemoryDataset):
         self.data, self.slices = self.collate([data])
 
 
-@register_loader("glem_text_graph")
-def load_text_graph_dataset(format: str, name: str, dataset_dir: str) -> TextGraphDataset | None:
-    """GraphGym's loader for ``dataset.format: TAG``; None for other formats, so that their loaders get their turn.
+class UnreadDataset(TextGraphDataset):
+    """The graph for GraphGym's mains, which make loaders before they call one of our train modes.
 
-    GraphGym asks it for its own training alone. Our train modes load their graph themselves, so that one of them which
-    stands in the configuration now would never be run.
-
-    Raises:
-        ConfigError: ``train.mode`` is one of ours, or the configuration has a mistake.
+    Our modes load the graph themselves; whoever reads a batch of this one is GraphGym's own training.
     """
-    mode = cfg.train.mode
-    if mode in MODES:
+
+    def get(self, idx: int) -> Data:
+        mode = cfg.train.mode
         raise ConfigError(
             f"train.mode is '{mode}', but GraphGym's own training has been started, which knows train.mode standard "
             f"alone; call train_dict['{mode}']() in place of it, as run/main.py does, or set train.mode to standard"
         )
+
+
+@register_loader("glem_text_graph")
+def load_text_graph_dataset(format: str, name: str, dataset_dir: str) -> TextGraphDataset | None:
+    """GraphGym's loader for ``dataset.format: TAG``; None for other formats, so that their loaders get their turn.
+
+    Raises:
+        ConfigError: the configuration has a mistake, such as another format with one of our train modes.
+    """
+    if cfg.train.mode in MODES:
+        check_config(cfg)
+        graph = load_text_graph_of(cfg)
+        return UnreadDataset(graph, np.zeros((graph.num_nodes, 1)))
     if format != "TAG":
         return None
     check_config(cfg)

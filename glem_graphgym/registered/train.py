@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
+from typing import Any
 
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import register_train
 
+from glem_graphgym import processes
 from glem_graphgym.build.run import train_run
 from glem_graphgym.config import ConfigError
-from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.modes import MODES
+from glem_graphgym.report import reliability, stats
 
 
-def train(mode: str, overwrite: int = 0) -> TextGraph:
-    """Train as ``mode`` does, and return the graph; what stages leave is made into tables by `report.stats`.
+def train(mode: str, *_: Any, overwrite: int = 0) -> None:
+    """Do a run as ``mode`` says, and write its tables: GraphGym's stats.json per split, and summary.json.
+
+    What GraphGym's mains pass on (loaders, model, optimizer, …) is not used: a run makes its own from ``cfg``.
 
     Args:
         overwrite: how many seeds, from this one on, are done anew; 0 = none.
@@ -26,7 +31,11 @@ def train(mode: str, overwrite: int = 0) -> TextGraph:
         raise ConfigError(
             f"train.mode is '{cfg.train.mode}', but train_dict['{mode}'] was called; set train.mode to {mode}"
         )
-    return train_run(cfg, overwrite)
+    graph = train_run(cfg, overwrite)
+    if processes.rank() == 0:
+        run_dir = Path(cfg.run_dir)
+        stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
+        reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
 
 
 for _mode in MODES:

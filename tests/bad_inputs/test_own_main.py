@@ -24,6 +24,10 @@ def own_main(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
+# What a mode wants beyond the working configuration.
+OWN_KEYS = {"glem_gnn": ["glem.node_features", "static"], "glem_joint": ["gnn.fan_out", "[2,2]"]}
+
+
 def load(folder: Path, *options: object) -> None:
     load_cfg(cfg, SimpleNamespace(cfg_file=str(folder / "own.yaml"), opts=[str(option) for option in options]))
     cfg.run_dir = str(folder / "results" / "own" / "0")
@@ -65,15 +69,21 @@ def test_a_mode_that_is_not_the_one_configured(mode: str, own_main: Path) -> Non
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("features", ["static", "text"])
-@pytest.mark.parametrize("format", ["TAG", "PyG"])
-def test_graphgyms_own_training_refuses_a_mode_of_ours(mode: str, features: str, format: str, own_main: Path) -> None:
+@pytest.mark.parametrize("sampler", ["full_batch", "neighbor"])
+def test_graphgyms_own_training_refuses_a_mode_of_ours(mode: str, sampler: str, own_main: Path) -> None:
     """It would train the GNN alone, and say nothing."""
-    load(own_main, "train.mode", mode, "glem.node_features", features, "dataset.format", format)
+    load(own_main, "train.mode", mode, "train.sampler", sampler, *OWN_KEYS.get(mode, []))
     with pytest.raises(ConfigError) as error:
-        create_loader()
+        next(iter(create_loader()[0]))
     for name in ("train.mode", f"'{mode}'", "standard", "train_dict"):
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_another_format_with_a_mode_of_ours(mode: str, own_main: Path) -> None:
+    load(own_main, "train.mode", mode, "dataset.format", "PyG")
+    with pytest.raises(ConfigError, match=r"dataset\.format"):
+        create_loader()
 
 
 def test_graphgyms_own_training_is_checked_too(own_main: Path) -> None:
