@@ -14,10 +14,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import before_imports, path, run_program
 

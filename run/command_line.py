@@ -17,6 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent  # of the clone or, where this is installed, of the package
+CONFIGS = ROOT / "configs_gg"
+if (ROOT / "glem_graphgym").is_dir():  # a clone works without being installed
+    sys.path.insert(0, str(ROOT))
+
 # How many rounds a thread of libgomp (part of torch's wheels) spins after its share of the work before it sleeps. The
 # default of 300,000 wastes a core that another program wants. 2,000 rounds cost an E-step 2% on a quiet machine and
 # gain a third next to a busy process. If a process is busy at the start, threads sleep at once, which doubles the speed
@@ -70,7 +75,14 @@ def _ticks(stat: str, cores: set[str]) -> tuple[int, int]:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg``."""
-    parser.add_argument("--cfg", dest="cfg_file", type=path, required=True, help="YAML configuration file")
+    what = "YAML configuration file, or the name of one in configs_gg/"
+    parser.add_argument("--cfg", dest="cfg_file", type=config_file, required=True, help=what)
+
+
+def config_file(text: str) -> Path:
+    """The path of a configuration, or of that in configs_gg/ whose name it is (``glem_debian_small``)."""
+    given, shipped = path(text), CONFIGS / f"{text}.yaml"
+    return shipped if not given.exists() and Path(text).name == text and shipped.is_file() else given
 
 
 def path(text: str) -> Path:

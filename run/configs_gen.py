@@ -11,9 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from command_line import before_imports, path, run_program
 
 MOST = 10_000  # configurations per grid; more is taken for a mistake

@@ -14,12 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from command_line import CONFIGS, before_imports, parse_with_options, path, run_program
 
-from command_line import before_imports, parse_with_options, path, run_program
-
-CONFIG = Path(__file__).resolve().parent.parent / "configs_gg" / "table.yaml"
+CONFIG = CONFIGS / "table.yaml"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -12,9 +12,6 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from command_line import before_imports, parse_with_options, path, run_program
 from session import experiment_name, run_to_status, set_up_logging, set_up_process
 

@@ -22,10 +22,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from command_line import before_imports, path, run_program
 
 before_imports(computes=False)

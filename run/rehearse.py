@@ -14,9 +14,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from command_line import before_imports, parse_with_options
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 import pytest
 from torch import Tensor
-from torch_geometric.graphgym.config import cfg
+from torch_geometric.graphgym.config import cfg, set_cfg
 
 from glem_graphgym.config import keys_table, load_config
 from glem_graphgym.em import e_step
@@ -134,6 +134,7 @@ def test_its_main_runs_a_configuration_and_the_walks_take_the_way_of_its_e_step(
     monkeypatch.setattr(e_step, "glem_loss", noted_loss)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["main.py", "--cfg", str(config), "glem.beta", "0.1"])
+    set_cfg(cfg)
     exec(compile(main, "README.md", "exec"), {})
     assert cfg.glem.beta == 0.1
     stages = [path.name for path in sorted((tmp_path / "results/own/0/stages").iterdir())]
