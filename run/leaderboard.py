@@ -1,6 +1,6 @@
 """Rank finished runs: ``python run/leaderboard.py --dir results/<grid> [more folders] [--ogb ...]``.
 
-Prints one table per graph and writes leaderboard.csv, leaderboard.md and leaderboard.html, with ``--ogb`` also
+Prints one table per graph and writes leaderboard.csv, .md, .tex and .html, with ``--ogb`` also
 ogb_entry.json and ogb_entry.md. Exit status: 0 done; 1 failed (a message says why); 2 wrong command line.
 """
 
@@ -48,9 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     before_imports(computes=False)
     # Imported late, so that --help and a wrong command line answer at once.
     from glem_graphgym.files import atomic_write, write_json
-    from glem_graphgym.report.leaderboard import read_boards, to_csv, to_markdown
+    from glem_graphgym.report.leaderboard import read_boards
     from glem_graphgym.report.ogb_entry import entry_markdown
     from glem_graphgym.report.page import render_page
+    from glem_graphgym.report.tables import to_csv, to_latex, to_markdown
     from glem_graphgym.report.terminal import print_board
 
     try:
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         for board in boards:
             print_board(board)
         out = args.out or args.dirs[0]
-        texts = {"csv": to_csv(boards), "md": to_markdown(boards), "html": render_page(boards, args.title)}
+        texts = {"csv": to_csv(boards), "md": to_markdown(boards), "tex": to_latex(boards)}
+        texts["html"] = render_page(boards, args.title)
         if args.ogb:
             entry = make_entry(boards, args)
         for suffix, text in texts.items():

@@ -159,8 +159,10 @@ class TextGraph:
         return self._homophily
 
     def facts(self) -> dict[str, float | None]:
-        """Numbers of nodes, edges and classes, `edge_homophily`, and shares 0-1: of training nodes, of empty texts."""
+        """Numbers of nodes, edges, classes and each split's nodes, `edge_homophily`, and shares 0-1: of training nodes,
+        of empty texts."""
         sizes = {"nodes": self.num_nodes, "edges": self.num_edges, "classes": self.num_classes}
+        sizes |= {part: len(self.split[part]) for part in SPLITS}
         shares = {"label_rate": len(self.split["train"]), "empty_texts": self.texts.num_empty()}
         shares_of_nodes = {name: count / self.num_nodes for name, count in shares.items()}
         return {**sizes, "edge_homophily": self.edge_homophily(), **shares_of_nodes}

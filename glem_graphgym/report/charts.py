@@ -7,14 +7,22 @@ and screen readers read.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 44
 CHARACTER = 7.0  # width of one character of a tick's text, about, with air between two texts
+LETTER = 6.6  # width of one character of a label, about
+LABEL_SHIFTS = (
+    0,
+    *(sign * step for step in (13, 26, 39, 52) for sign in (-1, 1)),
+)  # where a label may stand, downwards
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 Ticks = Sequence[tuple[float, str]]
 
@@ -116,9 +124,33 @@ class Chart:
         width, height = f"{max(right - left - 1, 0.5):.1f}", f"{bottom - top:.1f}"
         self._mark("rect", f"bar {style}", color, title, x=left + 0.5, width=width, y=top, height=height)
 
-    def text(self, x: float, y: float, text: str, anchor: str = "start", shift: tuple[float, float] = (0, 0)) -> None:
-        at = {"x": self.x(x) + shift[0], "y": self.y(y) + shift[1]}
-        self.marks.append(("text", {"class": "note", "text-anchor": anchor, **at}, text))
+    def labels(self, places: Sequence[tuple[float, float, str]], marks: Iterable[tuple[float, float]] = ()) -> None:
+        """Texts beside points, the first ones first: none on another, on a point or on further ``marks``, and none
+        where there is no room."""
+        dots = [(self.x(x), self.y(y)) for x, y, _ in places]
+        taken = [(at - 6, up - 6, at + 6, up + 6) for at, up in [*dots, *((self.x(x), self.y(y)) for x, y in marks)]]
+        middle = (self.left + self.right) / 2
+        for (at, up), (_, _, text) in zip(dots, places, strict=True):
+            width = LETTER * len(text)
+            for down, left in itertools.product(LABEL_SHIFTS, (at > middle, at <= middle)):
+                start = at - 9 - width if left else at + 9
+                box = (start, up + down - 7, start + width, up + down + 7)
+                across = self.left - 1 <= start <= self.width - width
+                if (
+                    across
+                    and self.top <= box[1]
+                    and box[3] <= self.bottom
+                    and not any(_overlap(box, other) for other in taken)
+                ):
+                    break
+            else:
+                continue
+            taken.append(box)
+            if abs(down) > 10:
+                edge = {"x1": at, "y1": up, "x2": start + width if left else start, "y2": up + down}
+                self._mark("line", "leader", "var(--muted)", "", **edge)
+            place = {"text-anchor": "end" if left else "start", "x": at - 9 if left else start, "y": up + down + 4}
+            self.marks.append(("text", {"class": "note", **place}, text))
 
     def apart(self, places: Ticks) -> list[tuple[float, str]]:
         """Ticks of a numeric x axis without the texts that would run into the one before; their places stay marked."""
@@ -129,3 +161,7 @@ class Chart:
             shown.append((value, text if fits else ""))
             free = self.x(value) + half if fits else free
         return shown
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

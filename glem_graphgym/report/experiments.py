@@ -15,7 +15,7 @@ from glem_graphgym.files import fingerprint, read_json, reading
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.report.epochs import best_epoch, read_rows, row_at, seed_folders
 from glem_graphgym.report.significance import Difference
-from glem_graphgym.report.stats import FURTHER, SUMMARY, Stage, in_order, read_stages
+from glem_graphgym.report.stats import FURTHER, SUMMARY, Stage, best_stage, in_order, read_stages
 from glem_graphgym.scores import METRIC
 
 STOCK = "standard"  # GraphGym's own training
@@ -78,16 +78,14 @@ class Experiment:
                 versions.setdefault(name, set()).update(text.split(", "))
         return {name: sorted(versions[name]) for name in sorted(versions)}
 
+    def stage_folders(self, method: str) -> dict[int, Path]:
+        """Seed -> folder of the stage behind a method's result; empty for stock GraphGym."""
+        chosen = {seed: best_stage(run.stages, method, self.metric) for seed, run in self.runs.items()}
+        return {seed: self.runs[seed].folder / "stages" / one.folder for seed, one in chosen.items() if one}
+
     def of(self, method: str) -> pd.DataFrame:
         """The results of one method, indexed by seed."""
         return self.results[self.results["method"] == method].set_index("seed")
-
-    @property
-    def network(self) -> str:
-        """Name of the GNN; for GraphGym's own network the layer's."""
-        network = str(self.settings.get("model.type", ""))
-        layer = str(self.settings.get("gnn.layer_type", network))
-        return layer if network == "gnn" else network.removeprefix("glem_")
 
 
 def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]:
@@ -248,7 +246,7 @@ class Row:
     params: int = 0  # the largest of the seeds
     seconds: float | None = None  # mean over seeds; None where not recorded, as memory
     peak_memory_mb: float | None = None  # the largest of the seeds
-    name: str = ""  # of the row in its table
+    name: str = ""  # of the row in its table, in words
     source: str = OURS  # or where the row was published
     experiment: str = ""  # this and the next two as in `Experiment`
     config: str = ""

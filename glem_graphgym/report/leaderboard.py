@@ -1,18 +1,23 @@
-"""The leaderboard: one row per method, ranked by validation; one table per graph; as CSV and Markdown."""
+"""The leaderboard: one row per method, ranked by validation; one board per graph."""
 
 from __future__ import annotations
 
 import csv
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from glem_graphgym.modes import MODES
+from glem_graphgym.report.axes import (
+    Axes,
+    axes_within_modes,
+    axis_sentence,
+    complexity,
+    leading,
+    names_in_words,
+    value_in_words,
+)
 from glem_graphgym.report.experiments import (
     STOCK,
     STOCK_CAVEAT,
@@ -21,17 +26,23 @@ from glem_graphgym.report.experiments import (
     Row,
     Spread,
     over_seeds,
-    percent,
     read_experiments,
 )
 from glem_graphgym.report.significance import Difference, holm, paired_difference
-from glem_graphgym.report.stats import FURTHER, further_headings, heading
+from glem_graphgym.report.stats import further_headings, heading
 from glem_graphgym.scores import METRIC, METRICS
 
-SIMPLEST_FIRST = list(MODES)  # the earlier ones are parts of the later ones
 FINAL_METHOD = {name: mode.methods[-1] for name, mode in MODES.items()} | {STOCK: STOCK_METHOD}
-Axes = dict[str, dict[str, list[str]]]
 PUBLISHED = Path(__file__).with_name("published.csv")
+# What a graph must be to stand beside published results: OGB's numbers, with pairs of nodes as edges. Edges may differ
+# by a share of EDGES_MAY_DIFFER, as duplicates and self-loops are counted in several ways; all else must be the same.
+PUBLISHED_GRAPHS = {
+    "ogbn-arxiv": (169_343, 1_157_799, 40, 90_941, 29_799, 48_603),
+    "ogbn-products": (2_449_029, 61_859_140, 47, 196_615, 39_323, 2_213_091),
+    "ogbn-papers100M": (111_059_956, 1_614_062_356, 172, 1_207_179, 125_265, 214_338),
+}
+FACTS = ("nodes", "edges", "classes", "train", "valid", "test")
+EDGES_MAY_DIFFER = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,21 +55,27 @@ class Board:
     rows: list[Row]  # by rank
     published: list[Row]  # from elsewhere, for the same dataset
     experiments: dict[str, Experiment]
-    # Settings in which experiments of one train mode differ, and differ in step: "group.key" (mostly one, else joined
-    # by "+") -> value -> names of the experiments, in order of the values.
-    axes: Axes
+    axes: Axes  # settings in which experiments of one train mode differ
     notes: list[str]  # what was left out, and what must be known to read the table
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """Ours and then published ones."""
+        return [*self.rows, *self.published]
 
     @property
     def title(self) -> str:
         return f"{self.dataset} ({self.fingerprint or 'fingerprint not recorded'})"
 
     @property
+    def noted(self) -> dict[str, Any]:
+        """What the first run that noted it says of the graph; empty for older runs."""
+        return noted_facts(list(self.experiments.values()))
+
+    @property
     def facts(self) -> list[str]:
-        """What the first run that noted them says of the graph, in words; none of older runs."""
-        runs = [run for one in self.experiments.values() for run in one.runs.values()]
-        facts = next((run.about["facts"] for run in runs if "facts" in run.about), None)
-        if facts is None:
+        """`noted` in words."""
+        if not (facts := self.noted):
             return []
         homophily = facts["edge_homophily"]
         shares = {"label rate": facts["label_rate"], "empty texts": facts["empty_texts"]}
@@ -87,19 +104,38 @@ class Board:
         return {name: row for name, row in names if row.method == final[name]}
 
 
-def published_for(dataset: str) -> list[Row]:
-    """The published rows of a dataset, in the order of ``published.csv``; none for one that nobody published on."""
+def noted_facts(experiments: Sequence[Experiment]) -> dict[str, Any]:
+    runs = (run for one in experiments for run in one.runs.values())
+    return next((run.about["facts"] for run in runs if "facts" in run.about), {})
+
+
+def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
+    """The published rows for a graph, in the order of ``published.csv``, and why there are none of a known dataset.
+
+    Args:
+        dataset: its name.
+        facts: as runs noted them; a graph whose numbers are not those of `PUBLISHED_GRAPHS` has no published rows.
+    """
+    if dataset not in PUBLISHED_GRAPHS:
+        return [], []
+    for name, expected in zip(FACTS, PUBLISHED_GRAPHS[dataset], strict=True):
+        found = facts.get(name)
+        if found is None or abs(found - expected) > EDGES_MAY_DIFFER * expected * (name == "edges"):
+            known = "is not recorded" if found is None else f"is {found:,}"
+            why = f"the number of {name}{' nodes' * (name in FACTS[3:])} {known}, expected {expected:,}"
+            return [], [f"published results on {dataset} are not shown, as this may be another graph: {why}"]
     with PUBLISHED.open(encoding="utf-8") as file:
         table = [row for row in csv.DictReader(line for line in file if line[0] != "#") if row["dataset"] == dataset]
 
     def spread(row: Mapping[str, str], part: str) -> Spread:
         return Spread(float(row[part] or "nan"), float(std) if (std := row[f"{part}_std"]) else None)
 
-    return [
+    rows = [
         Row(row["method"], int(row["runs"]), spread(row, "valid"), spread(row, "test"), name=row["method"],
             source=row["source"])
         for row in table
     ]  # fmt: skip
+    return rows, []
 
 
 def read_boards(dirs: Sequence[Path]) -> list[Board]:
@@ -121,15 +157,27 @@ def read_boards(dirs: Sequence[Path]) -> list[Board]:
 def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequence[Experiment]) -> Board:
     by_name = {one.name: one for one in experiments}
     rows = _compared(_distinct_rows(experiments), by_name)
-    published = published_for(dataset) if metric == METRIC else []
-    notes = [*_notes(rows, METRICS.get(metric, metric)), *_mixed(experiments)]
-    return Board(dataset, fingerprint, metric, rows, published, by_name, axes_within_modes(experiments), notes)
+    published, why_not = published_for(dataset, noted_facts(experiments)) if metric == METRIC else ([], [])
+    axes = axes_within_modes(experiments)
+    notes = [*_notes(rows, METRICS.get(metric, metric)), *_mixed(experiments), *why_not, *_sentences(axes, by_name)]
+    return Board(dataset, fingerprint, metric, rows, published, by_name, axes, notes)
+
+
+def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
+    """What the words in rows' names mean, a sentence for each axis."""
+    sentences = []
+    for axis, values in axes.items():
+        key = leading(axis.split(" + "))
+        settings = [experiments[names[0]].settings.get(key) for names in values.values()]
+        words = [words for value in settings if (words := value_in_words(key, value))]
+        sentences.append(f"{' / '.join(dict.fromkeys(words))}: {axis_sentence(axis)} ({axis})".replace(":  (", ": ("))
+    return sentences
 
 
 def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
     """The rows by rank; results that are the same in several experiments are one row."""
     rows: dict[Any, Row] = {}
-    for one in sorted(experiments, key=lambda one: _complexity(one.mode)):
+    for one in sorted(experiments, key=lambda one: complexity(one.mode)):
         about: dict[str, Any] = {
             "experiment": one.name,
             "config": one.config,
@@ -142,14 +190,12 @@ def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
             if key in rows:
                 rows[key] = replace(rows[key], same_in=(*rows[key].same_in, one.name))
             else:
-                name = row.method if len(experiments) == 1 else f"{one.name} {row.method}"
-                rows[key] = replace(row, name=name, **about)
-    ordered = sorted(rows.values(), key=lambda row: (-row.valid.mean, row.params, row.name))
-    return [replace(row, rank=rank) for rank, row in enumerate(ordered, start=1)]
-
-
-def _complexity(mode: str) -> int:
-    return [*SIMPLEST_FIRST, mode].index(mode)
+                rows[key] = replace(row, **about)
+    ordered = sorted(rows.values(), key=lambda row: (-row.valid.mean, row.params, row.experiment, row.method))
+    by_name = {one.name: one for one in experiments}
+    members = [(row.method, [by_name[name] for name in (row.experiment, *row.same_in)]) for row in ordered]
+    names = names_in_words(members, experiments)
+    return [replace(row, rank=at, name=name) for at, (row, name) in enumerate(zip(ordered, names, strict=True), 1)]
 
 
 def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment]) -> list[Row]:
@@ -191,144 +237,3 @@ def _mixed(experiments: Sequence[Experiment]) -> list[str]:
         kinds["numbers of EM iterations"] = list(map(str, one.em_iterations))
         notes += [f"{one.name} was run with several {kind}: {', '.join(f)}" for kind, f in kinds.items() if len(f) > 1]
     return notes
-
-
-def varied_settings(experiments: Sequence[Experiment]) -> list[tuple[str, ...]]:
-    """Keys of the settings in which experiments differ; those that change in step are together."""
-    partitions: dict[tuple[int, ...], list[str]] = {}
-    for key in sorted({key for one in experiments for key in one.settings}):
-        values = [json.dumps(one.settings.get(key), sort_keys=True, default=str) for one in experiments]
-        places = tuple(map(values.index, values))
-        if any(places):
-            partitions.setdefault(places, []).append(key)
-    return list(map(tuple, partitions.values()))
-
-
-def axes_within_modes(experiments: Sequence[Experiment]) -> Axes:
-    """The axes of each train mode's experiments, GLEM's first; what several modes vary is one axis over all of them.
-
-    Settings in which only whole modes differ are no axis: nothing would tell their effect from the mode's.
-    """
-    varied: dict[tuple[str, ...], list[Experiment]] = {}
-    for mode in sorted({one.mode for one in experiments}, key=_complexity, reverse=True):
-        members = [one for one in experiments if one.mode == mode]
-        for keys in varied_settings(members):
-            varied.setdefault(keys, []).extend(members)
-    axes: Axes = {}
-    for keys, members in varied.items():
-        named: dict[str, list[str]] = {}
-        order: dict[str, Any] = {}
-        for one in members:
-            values = [one.settings.get(key) for key in keys]
-            shown = ", ".join(map(show_value, values))
-            named.setdefault(shown, []).append(one.name)
-            order[shown] = tuple(map(sort_key, values))
-        axes[" + ".join(keys)] = {shown: named[shown] for shown in sorted(named, key=order.__getitem__)}
-    return axes
-
-
-def sort_key(value: Any, text: Callable[[Any], str] = str) -> tuple[int, float, str]:
-    return (0, value, "") if isinstance(value, int | float) else (1, 0, text(value))
-
-
-def show_value(value: Any) -> str:
-    """A setting as it is typed: ``0.001``, ``true``, ``[5, 10]``; ``unset`` for none."""
-    if value is None:
-        return "unset"
-    return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def difference_text(difference: Difference | None) -> str:
-    """``+1.34 (p = 0.012, n = 10)``: percentage points; the reason in place of a p-value that there is none of."""
-    if difference is None:
-        return "–"
-    if difference.mean is None:
-        return "no common seed"
-    return f"{100 * difference.mean:+.2f} ({difference.reason}, n = {difference.seeds})"
-
-
-def config_texts(rows: Sequence[Row]) -> list[str]:
-    """Each row's configuration, with its number of EM iterations where rows, or seeds of one, differ in it."""
-    asked = {row.em_iterations for row in rows if row.em_iterations}
-    differ = len(asked) > 1 or any(len(iterations) > 1 for iterations in asked)
-    texts = [", ".join(map(str, row.em_iterations)) if differ else "" for row in rows]
-    return [row.config + (f", EM {text}" if text else "") for row, text in zip(rows, texts, strict=True)]
-
-
-def marks_of(row: Row) -> str:
-    """Marks after a row's name: whether it has a caveat, and how many experiments share it."""
-    return (" †" if row.caveat else "") + (f" (+ {len(row.same_in)} the same)" if row.same_in else "")
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    """``10 (0-9)``, ``2 (3, 7)``."""
-    run = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1  # they ascend
-    return f"{len(seeds)} ({f'{seeds[0]}-{seeds[-1]}' if run else ', '.join(map(str, seeds))})"
-
-
-# --- tables ------------------------------------------------------------------------------------------------
-
-TEXTS = ["#", "method"]
-NUMBERS = ["to best", "to best non-GLEM", "params", "seconds", "peak MB", "seeds", "config"]
-
-
-def columns_of(board: Board) -> list[str]:
-    return [*TEXTS, *board.headings.values(), *NUMBERS]
-
-
-def cells_of(board: Board) -> list[list[str]]:
-    """The texts of each row, ours and then published ones, one per column of `columns_of`."""
-    cells, further = [], list(board.headings)[2:]
-    for row, config in zip(board.rows, config_texts(board.rows), strict=True):
-        differences = (difference_text(row.to_best), difference_text(row.to_non_glem))
-        costs = ("" if cost is None else f"{cost:,.0f}" for cost in (row.params, row.seconds, row.peak_memory_mb))
-        scores = [percent(score) for score in (row.valid, row.test, *map(row.further.get, further))]
-        scores += differences
-        cells.append([str(row.rank), row.name + marks_of(row), *scores, *costs, seeds_text(row.seeds), config])
-    for row in board.published:
-        scores = [percent(row.valid), percent(row.test), *[""] * len(further)]
-        cells.append(["", f"{row.name} [published: {row.source}]", *scores, *5 * [""], f"{row.runs} runs", ""])
-    return cells
-
-
-def to_markdown(boards: Sequence[Board]) -> str:
-    lines = []
-    for board in boards:
-        columns = columns_of(board)
-        rows = [columns, ["---"] * len(TEXTS) + ["---:"] * (len(columns) - len(TEXTS))]
-        rows += [list(map(_escaped, cells)) for cells in cells_of(board)]
-        lines += [f"### {_escaped(board.title)}", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""]
-        lines += [*(f"- {_escaped(note)}" for note in board.notes), ""]
-    return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    return " ".join(re.sub(r"([\\|<>*_`])", r"\\\1", text).split())
-
-
-CSV_COLUMNS = [
-    *("dataset", "dataset_fingerprint", "metric", "rank", "name", "experiment", "method", "source"),
-    *("valid_mean", "valid_std", "test_mean", "test_std", "runs", "seeds", "params", "seconds", "peak_memory_mb"),
-    *("config", "em_iterations", "to_best", "to_best_n", "to_best_p", "to_best_reason"),
-    *("to_non_glem", "to_non_glem_n", "to_non_glem_p", "to_non_glem_reason", "caveat", "same_in"),
-]
-
-
-def to_csv(boards: Sequence[Board]) -> str:
-    """All boards as one CSV table with full precision; ``source`` is "this run" or where a row was published.
-
-    ``valid`` and ``test`` are of the metric; columns of the other scores stand at the end, where a run has them.
-    """
-    table = []
-    there = {name for board in boards for row in board.rows for name in row.further}
-    further = [f"{name}_{part}" for name in FURTHER if name in there for part in ("mean", "std")]
-    for board, row in [(one, row) for one in boards for row in [*one.rows, *one.published]]:
-        flat: dict[str, Any] = {"dataset": board.dataset, "metric": board.metric}
-        for name, value in (vars(row) | row.further).items():
-            if isinstance(value, Spread | Difference):
-                flat |= value.columns(name)
-            else:
-                flat[name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        flat |= {"params": None} if row.published else {"dataset_fingerprint": board.fingerprint}
-        table.append(flat)
-    return pd.DataFrame(table, columns=[*CSV_COLUMNS, *further], dtype=object).to_csv(index=False, lineterminator="\n")

@@ -15,8 +15,9 @@ from typing import Any
 from jinja2 import Template
 
 from glem_graphgym.files import read_json
+from glem_graphgym.report.axes import network_of, show_value, sort_key, varied_settings
 from glem_graphgym.report.experiments import STOCK, Experiment, Row, Spread
-from glem_graphgym.report.leaderboard import Board, show_value, sort_key, varied_settings
+from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.scores import METRIC
 
 SEEDS = {"ogbn-papers100M": 3}
@@ -58,7 +59,7 @@ def ogb_entry(board: Board, about: About, row: Row | None = None) -> dict[str, A
         raise OgbError(f"no OGB entry for {row.name}:\n" + "\n".join(f"- {problem}" for problem in problems))
     results = experiment.of(row.method).loc[wanted]
     external = external_data(experiment)
-    network = "no GNN" if experiment.mode == "glem_lm" else experiment.network
+    network = "no GNN" if experiment.mode == "glem_lm" else network_of(experiment)
     return {
         "ogb_version": version,
         "method": method_name(about.name or f"{row.method} ({network})", external),

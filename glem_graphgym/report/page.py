@@ -10,28 +10,68 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from glem_graphgym.report.axes import FOLDER, family_of
 from glem_graphgym.report.charts import Scale
-from glem_graphgym.report.experiments import percent
-from glem_graphgym.report.leaderboard import Board, config_texts, seeds_text
-from glem_graphgym.report.panels import FOLDER, all_panels, color_of, mark_of, seconds_text, upper_first
+from glem_graphgym.report.details import comparison_data, details_of
+from glem_graphgym.report.experiments import Row, percent
+from glem_graphgym.report.leaderboard import Board
+from glem_graphgym.report.panels import all_panels, color_of, mark_of, seconds_text, upper_first
+from glem_graphgym.report.tables import Column, columns_of
 
 
 def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str:
     """The page of all boards.
 
-    ``?theme=dark`` or ``?theme=light`` fixes the theme, and ``?sort=3`` sorts by that column (from 0), as a click does.
+    ``?theme=dark`` or ``?theme=light`` fixes the theme, ``?sort=3`` sorts by that column (from 0), as a click does,
+    ``?open=1`` opens the first row, and ``?compare=1,2`` compares two.
     """
     css, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    page = environment().get_template("page.html").render(boards=boards, title=title, css=css, script=script)
+    parts = {"title": title, "css": css, "script": script, "choices": choices_of(boards)}
+    page = environment().get_template("page.html").render(boards=boards, **parts)
     return re.sub(r">\s*\n\s*<", "><", page).strip() + "\n"  # a line break between elements would show as a space
 
 
 def environment() -> Environment:
     look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     found = Environment(loader=FileSystemLoader(FOLDER), **look)  # type: ignore[arg-type]
-    texts = (percent, signed, compact, seconds_text, seeds_text, config_texts, upper_first)
-    found.filters |= {function.__name__: function for function in (*texts, scale, color_of, mark_of, all_panels)}
+    texts = (percent, signed, compact, seconds_text, upper_first, sorted_by, on_page, label_rate)
+    boards = (scale, columns_of, all_panels, comparison_data)
+    found.filters |= {function.__name__: function for function in (*texts, *boards, color_of, mark_of, family_of)}
+    found.filters["details_in"] = lambda row, board: details_of(board, row)
     return found
+
+
+def choices_of(boards: Sequence[Board]) -> dict[str, list[tuple[str, str, bool]]]:
+    """What a reader may choose: filter -> value, text and whether it is shown at first."""
+    rows = [row for board in boards for row in board.rows]
+    families = [family_of(row.method) for row in rows] + ["published"] * any(board.published for board in boards)
+    columns = {column.key: column for board in boards for column in columns_of(board)}
+    chosen = {
+        "Dataset": [board.dataset for board in boards],
+        "Label rate": [label_rate(board) for board in boards],
+        "Family": families,
+    }
+    shown = {name: [(value, value, True) for value in dict.fromkeys(values)] for name, values in chosen.items()}
+    optional = [(key, column.heading, column.basic) for key, column in columns.items() if key not in ("rank", "name")]
+    return {**shown, "Columns": optional}
+
+
+def label_rate(board: Board) -> str:
+    rate = board.noted.get("label_rate")
+    return "not recorded" if rate is None else f"{100 * rate:.3g} %"
+
+
+def sorted_by(column: Column, row: Row) -> str:
+    return "" if (value := column.value(row)) is None else str(value)
+
+
+def on_page(column: Column, row: Row) -> str:
+    """A cell's text, shorter than in tables of text."""
+    short = {"params": compact, "seconds": seconds_text}
+    value = column.value(row)
+    if column.key == "runs":
+        return str(row.runs)
+    return short[column.key](value) if column.key in short and value is not None else column.text(row)
 
 
 def signed(share: float) -> str:
@@ -48,6 +88,6 @@ def compact(count: int) -> str:
 
 def scale(board: Board) -> Scale:
     """Pixels of a share on the rail that the rows of a table share."""
-    spreads = [part for row in [*board.rows, *board.published] for part in (row.valid, row.test) if percent(part)]
+    spreads = [part for row in board.all_rows for part in (row.valid, row.test) if percent(part)]
     low, high = min(part.ends[0] for part in spreads), max(part.ends[1] for part in spreads)
     return Scale(low, max(high, low + 1e-6), 7, 113)

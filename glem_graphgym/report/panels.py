@@ -5,26 +5,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from glem_graphgym.modes import METHODS
+from glem_graphgym.report.axes import FOLDER, SIMPLEST_FIRST, SMOOTHED, axis_sentence, network_of
 from glem_graphgym.report.charts import Chart, nice_step, padded
 from glem_graphgym.report.experiments import Experiment, Row, Spread, percent
-from glem_graphgym.report.leaderboard import SIMPLEST_FIRST, Board
+from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.reliability import BINS, Description, pool, read_descriptions
-from glem_graphgym.report.stats import Stage, best_stage, diagnostic_text, in_order
+from glem_graphgym.report.stats import Stage, diagnostic_text, in_order
 
-FOLDER = Path(__file__).with_name("templates")
-MAX_CLASSES, MAX_AXES, MAX_LABELS, MAX_OTHERS, MAX_CONFUSIONS = 25, 12, 6, 30, 12
+MAX_CLASSES, MAX_AXES, MAX_LABELS, MAX_OTHERS, MAX_CONFUSIONS = 25, 12, 10, 30, 12
 # Where an axis of time may have its ticks, in seconds.
 ROUND_TIMES = [f * u for u in (1e-3, 1e-2, 0.1, 1, 10) for f in (1, 2, 5)]
 ROUND_TIMES += [f * 60 for f in (1, 2, 5, 10, 20, 40)] + [f * 3600 for f in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)]
 DIAGNOSTICS: dict[str, str] = yaml.safe_load((FOLDER / "diagnostics.yaml").read_text(encoding="utf-8"))
 MODEL_COLORS = {"LM": "var(--glem-lm)", "GNN": "var(--glem-gnn)"}
-SMOOTHED = "+C&S"
 COLORED = (*METHODS, "LM+Cascade", "GLEM-LM+GNN")
 
 Series = dict[str, dict[str, list[Row]]]
@@ -34,7 +32,9 @@ Panel = tuple[str, dict[str, Any]]
 
 def all_panels(board: Board) -> list[Panel]:
     focus = with_em(board)
-    panels = [em_panel(board, focus), compute_panel(board), agreement_panel(focus), diagnostics_panel(focus)]
+    name = words_for(board, focus) if focus else ""
+    panels = [em_panel(board, focus, name), compute_panel(board)]
+    panels += [agreement_panel(focus, name), diagnostics_panel(focus, name)]
     return panels + sensitivity_panels(board) + described_panels(board)
 
 
@@ -113,6 +113,11 @@ def with_em(board: Board) -> Experiment | None:
     return None
 
 
+def words_for(board: Board, experiment: Experiment) -> str:
+    """An experiment in words: its best row's name without the model, ``GLEM (SAGE, 2 iterations)``."""
+    return next(row.name for row in board.rows if row.experiment == experiment.name).partition(" · ")[0]
+
+
 def _over_seeds(one: Experiment, key: Callable[[Stage], Any], value: Callable[[Stage], Any]) -> dict[Any, Spread]:
     """A number of the stages over seeds, by a key of the stages, ascending; stages without the number are left out."""
     found: dict[Any, list[float]] = {}
@@ -128,7 +133,7 @@ def em_scores(one: Experiment, model: str, split: str) -> dict[float, Spread]:
     return _over_seeds(one, lambda s: s.em_iteration, lambda s: s.score(split, metric) if s.model == model else None)
 
 
-def em_panel(board: Board, focus: Experiment | None) -> Panel:
+def em_panel(board: Board, focus: Experiment | None, name: str) -> Panel:
     if focus is None:
         return "em", {}
     series = {(m, s): em_scores(focus, m, s) for m in ("LM", "GNN") for s in ("test", "valid")}
@@ -136,7 +141,7 @@ def em_panel(board: Board, focus: Experiment | None) -> Panel:
     others = [points for points in others if len(points) > 1]
     last = int(max(at for points in [*series.values(), *others] for at in points))
     chart = _score_chart(
-        board.score, f"{upper_first(board.score)} by EM iteration of {focus.name}: LM and GNN, validation and test",
+        board.score, f"{upper_first(board.score)} by EM iteration of {name}: LM and GNN, validation and test",
         "EM iteration (0: gold labels alone)", (-0.15, last + 0.15), _spreads(series.values()), _spreads(others),
         x_ticks=[(float(at), str(at)) for at in range(0, last + 1, max(1, math.ceil(last / 8)))],
     )  # fmt: skip
@@ -147,7 +152,7 @@ def em_panel(board: Board, focus: Experiment | None) -> Panel:
         names = {at: f"{model}, EM iteration {at}, {split}" for at in points}
         style, dots = ("dashed", "hollow") if split == "test" else ("", "")
         _line(chart, points, names, MODEL_COLORS[model], style, dots, band=split == "valid")
-    return "em", {"chart": chart, "score": board.score, "name": focus.name, "seeds": len(focus.runs)}
+    return "em", {"chart": chart, "score": board.score, "name": name, "seeds": len(focus.runs)}
 
 
 def _diagnostic(experiment: Experiment | None, key: str) -> dict[tuple[int, str], Spread]:
@@ -157,25 +162,25 @@ def _diagnostic(experiment: Experiment | None, key: str) -> dict[tuple[int, str]
     return _over_seeds(experiment, lambda stage: (stage.index, stage.name), lambda stage: stage.diagnostics.get(key))
 
 
-def agreement_panel(focus: Experiment | None) -> Panel:
+def agreement_panel(focus: Experiment | None, name: str) -> Panel:
     texts = {"agreement": "same class predicted", "pseudo_accuracy_valid": "pseudo-labels right (validation)"}
     lines = {key: _diagnostic(focus, key) for key in texts}
     if focus is None or not lines["agreement"]:
         return "agreement", {}
-    names = {at: name for points in lines.values() for at, name in points}
+    steps = {at: step for points in lines.values() for at, step in points}
     chart = _score_chart(
-        "share of nodes", f"Agreement of LM and GNN after each step of {focus.name}",
+        "share of nodes", f"Agreement of LM and GNN after each step of {name}",
         "step (E: the LM learns, M: the GNN learns)",
-        (min(names) - 0.3, max(names) + 0.3), _spreads(lines.values()),
-        x_ticks=[(float(at), _step(name)) for at, name in sorted(names.items())],
+        (min(steps) - 0.3, max(steps) + 0.3), _spreads(lines.values()),
+        x_ticks=[(float(at), _step(step)) for at, step in sorted(steps.items())],
     )  # fmt: skip
     legend = []
     for (key, points), color in zip(lines.items(), ("var(--accent)", "var(--cascade)"), strict=True):
         if points:
-            titles = {float(at): f"{name}, {texts[key]}" for at, name in points}
+            titles = {float(at): f"{step}, {texts[key]}" for at, step in points}
             _line(chart, {at: s for (at, _), s in points.items()}, titles, color, band=True)
             legend.append((texts[key], color, "solid"))
-    return "agreement", {"chart": chart, "name": focus.name, "legend": legend}
+    return "agreement", {"chart": chart, "name": name, "legend": legend}
 
 
 def _step(name: str) -> str:
@@ -184,7 +189,7 @@ def _step(name: str) -> str:
     return f"{kind[:1].upper()}{number}" if number.isdigit() else _short(name, 8)
 
 
-def diagnostics_panel(focus: Experiment | None) -> Panel:
+def diagnostics_panel(focus: Experiment | None, name: str) -> Panel:
     shown = {key: points for key in DIAGNOSTICS if (points := _diagnostic(focus, key))}
     if focus is None or not shown:
         return "diagnostics", {}
@@ -193,7 +198,7 @@ def diagnostics_panel(focus: Experiment | None) -> Panel:
         spreads = [points.get(stage) for points in shown.values()]
         rows[stage] = [diagnostic_text(spread.mean) if spread else "" for spread in spreads]
     meanings = {key: DIAGNOSTICS[key] for key in shown}
-    return "diagnostics", {"meanings": meanings, "rows": rows, "name": focus.name, "seeds": len(focus.runs)}
+    return "diagnostics", {"meanings": meanings, "rows": rows, "name": name, "seeds": len(focus.runs)}
 
 
 def compute_panel(board: Board) -> Panel:
@@ -212,10 +217,9 @@ def compute_panel(board: Board) -> Panel:
     for row, at in reversed(seconds.items()):
         costs = f", {seconds_text(at)}, {row.params:,} parameters"
         _row_mark(chart, at, row, mark_of(row.method), 5, costs)
-    for row, at in seconds.items() if len(seconds) <= MAX_LABELS else ():
-        left = chart.x(at) > (chart.x.start + chart.x.end) / 2
-        anchor, shift = ("end", -9) if left else ("start", 9)
-        chart.text(at, 100 * row.test.mean, _short(row.name, 26), anchor, (shift, 4))
+    places = [(at, 100 * row.test.mean, _short(row.name, 36)) for row, at in seconds.items()]
+    rings = [(at, 100 * row.valid.mean) for row, at in seconds.items()]
+    chart.labels(places[:MAX_LABELS], [*rings, *(place[:2] for place in places[MAX_LABELS:])])
     methods = list(dict.fromkeys(row.method for row in seconds))
     return "compute", {"chart": chart, "score": score, "methods": methods, "log": log}
 
@@ -266,7 +270,8 @@ def _sensitivity(score: str, axis: str, values: Sequence[str], series: Series) -
             _line(chart, _over_rows(chart, rows_at, split, color), names, color, style, radius=4)
             legend.append((split if alone else f"{method}, {split}", color, style or "solid"))
     several = max(map(len, groups)) > 1
-    return "sensitivity", {"chart": chart, "name": name, "methods": list(series), "several": several, "legend": legend}
+    data = {"chart": chart, "name": name, "methods": list(series), "several": several, "legend": legend}
+    return "sensitivity", {**data, "sentence": axis_sentence(axis)}
 
 
 def _over_rows(chart: Chart, rows_at: Mapping[float, list[Row]], split: str, color: str) -> dict[float, Spread]:
@@ -295,9 +300,10 @@ def _mode_panel(board: Board, final: Mapping[str, Row]) -> list[Panel]:
         board.score, f"{upper_first(board.score)} of each train mode", "train.mode", (-0.4, len(modes) - 0.3),
         [row.test for row in every], [row.valid for row in every], [mode.removeprefix("glem_") for mode in modes],
     )  # fmt: skip
-    for network, points in _by_network(board, modes).items():
+    by_network = _by_network(board, modes)
+    for network, points in by_network.items():
         chart.line(points, "var(--muted)", network)
-        chart.text(*points[-1], _short(network, 12), shift=(8, 4))
+    chart.labels([(*points[-1], _short(network, 12)) for network, points in by_network.items()])
     for at, rows in enumerate(modes.values()):
         for row in rows.values():
             _row_mark(chart, at, row)
@@ -309,7 +315,7 @@ def _by_network(board: Board, modes: Mapping[str, Mapping[str, Row]]) -> dict[st
     scores: dict[str, dict[float, list[float]]] = {}
     for at, (mode, rows) in enumerate(modes.items()):
         for name, row in rows.items() if mode != "glem_lm" else ():
-            points = scores.setdefault(board.experiments[name].network, {})
+            points = scores.setdefault(network_of(board.experiments[name]), {})
             points.setdefault(float(at), []).append(100 * row.test.mean)
     found = {network: [(at, statistics.fmean(s)) for at, s in points.items()] for network, points in scores.items()}
     return {network: points for network, points in found.items() if len(points) > 1}
@@ -319,17 +325,17 @@ def described_panels(board: Board) -> list[Panel]:
     """Panels of the experiment with the best row whose stages have ``predictions.json``: each seed's best stage."""
     for row in board.rows:
         experiment = board.experiments[row.experiment]
-        found: dict[str, list[Description]] = {}
-        for seed, method in experiment.results[["seed", "method"]].itertuples(index=False, name=None):
-            run = experiment.runs[seed]
-            stage = best_stage(run.stages, method, experiment.metric)
-            parts = read_descriptions(run.folder / "stages" / f"{stage.index:02d}_{stage.name}") if stage else None
-            if parts:
-                found.setdefault(method, []).append(parts["test"])
-        if found:
-            methods = {method: found[method] for method in in_order(found)}
-            return [calibration_panel(experiment.name, methods), class_panel(experiment.name, methods)]
+        methods = {method: descriptions_of(experiment, method) for method in in_order(experiment.results["method"])}
+        if methods := {method: found for method, found in methods.items() if found}:
+            name = words_for(board, experiment)
+            return [calibration_panel(name, methods), class_panel(name, methods)]
     return [("calibration", {}), ("classes", {})]
+
+
+def descriptions_of(experiment: Experiment, method: str) -> list[Description]:
+    """Of each seed's best stage of a method: how good its test predictions are; empty where a run does not say."""
+    found = (read_descriptions(folder) for folder in experiment.stage_folders(method).values())
+    return [parts["test"] for parts in found if parts]
 
 
 def calibration_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -> Panel:

@@ -1,7 +1,8 @@
 """Quality of predictions: accuracy by class, confusions, calibration.
 
-``<stage>/predictions.json`` holds, for ``valid`` and ``test``, what `describe_predictions` returns. It is written
-where labels are at hand, so that a report needs neither the graph nor the logits.
+``<stage>/predictions.json`` holds, for ``valid`` and ``test``, what `describe_predictions` returns, and
+``<stage>/test_predictions.npz`` true and predicted classes of the test nodes, uint16 (n,) each. They are written where
+labels are at hand, so that a report needs neither the graph nor the logits.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from glem_graphgym.files import read_json, reading, write_json
+from glem_graphgym.files import atomic_write, read_json, reading, write_json
 
-FILE = "predictions.json"
+FILE, BY_NODE = "predictions.json", "test_predictions.npz"
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 TOP_CONFUSIONS = 50
 DESCRIBED = ("valid", "test")
@@ -108,7 +109,7 @@ def _ece(bins: Sequence[Mapping[str, Any]]) -> float:
 def describe_run(
     run_dir: Path, labels: np.ndarray, split: Mapping[str, np.ndarray], class_names: Sequence[str]
 ) -> None:
-    """Write ``predictions.json`` into every finished stage of a run that lacks it.
+    """Write ``predictions.json`` and ``test_predictions.npz`` into every finished stage of a run that lacks them.
 
     Args:
         run_dir: folder of the run, with ``stages/<ii>_<name>/logits.npy``.
@@ -119,15 +120,19 @@ def describe_run(
         ValueError: logits do not fit the labels; names the file.
     """
     for stage in sorted((run_dir / "stages").glob("[0-9]*_*/stage.json")):
-        file, source = stage.parent / FILE, stage.parent / "logits.npy"
-        if file.exists() or not source.exists():
+        file, by_node, source = (stage.parent / name for name in (FILE, BY_NODE, "logits.npy"))
+        if (file.exists() and by_node.exists()) or not source.exists():
             continue
         logits = np.load(source, mmap_mode="r")
         if len(logits) != len(labels):
             raise ValueError(f"{source}: predictions for {len(logits)} nodes, but the graph has {len(labels)}")
         try:
             parts = {part: (logits[split[part]], labels[split[part]]) for part in DESCRIBED}
-            write_json(file, {part: describe_predictions(*pair, class_names) for part, pair in parts.items()})
+            described = {part: describe_predictions(*pair, class_names) for part, pair in parts.items()}
+            classes = {"true": labels[split["test"]], "predicted": _predict(parts["test"][0])[0]}
+            with atomic_write(by_node) as handle:
+                np.savez_compressed(handle, **{name: found.astype(np.uint16) for name, found in classes.items()})
+            write_json(file, described)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
@@ -141,6 +146,15 @@ def read_descriptions(stage: Path) -> dict[str, Description] | None:
     with reading(file, remedy):
         found = read_json(file, remedy)
         return {part: {key: found[part][key] for key in keys} for part in DESCRIBED}
+
+
+def read_test_predictions(stage: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """True and predicted classes of the test nodes, uint16 (n,); None where the stage's folder has no such file."""
+    file = stage / BY_NODE
+    if not file.exists():
+        return None
+    with reading(file, "delete it and start the run again to rewrite it"), np.load(file) as found:
+        return found["true"], found["predicted"]
 
 
 def pool(descriptions: Sequence[Description]) -> Description:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 MIN_SEEDS = 3
+SIGNIFICANT = 0.05
 TOO_FEW = "too few seeds"
-CONSTANT = "the same difference on every seed"
+CONSTANT = "same on every seed"
 _NO_SPREAD = 1e-12  # differences of shares that are equal but for rounding
 
 
@@ -28,6 +29,10 @@ class Difference:
         if self.p is None:
             return self.why_no_p
         return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}" if self.p < 0.1 else f"p = {self.p:.2f}"
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p is not None and self.p < SIGNIFICANT
 
     def columns(self, name: str) -> dict[str, Any]:
         return {name: self.mean, f"{name}_n": self.seeds, f"{name}_p": self.p, f"{name}_reason": self.why_no_p}

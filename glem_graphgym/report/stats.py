@@ -47,6 +47,10 @@ class Stage:
     scores: dict[str, dict[str, float]]  # train, valid, test -> those of `METRICS` (shares 0-1), and "loss"
     diagnostics: dict[str, float] = field(default_factory=dict)  # of the EM objective; empty outside EM
 
+    @property
+    def folder(self) -> str:
+        return f"{self.index:02d}_{self.name}"
+
     def score(self, split: str, metric: str) -> float:
         if metric not in self.scores[split]:
             raise ValueError(

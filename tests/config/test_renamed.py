@@ -13,8 +13,8 @@ from torch_geometric.graphgym.config import cfg
 from glem_graphgym.build.run_folder import RunError, check_run_folder, identity_of
 from glem_graphgym.config import KEYS, ConfigError, load_config
 from glem_graphgym.renamed import REMOVED, RENAMED, in_new_names
+from glem_graphgym.report.axes import varied_settings
 from glem_graphgym.report.experiments import read_experiments
-from glem_graphgym.report.leaderboard import varied_settings
 from tests.report.conftest import save_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,6 +16,9 @@ from glem_graphgym.report.stats import finish_run
 
 CLASSES = ["admin", "<b>games</b>", "science", "net & web"]
 NODES = 120
+# What a run notes of ogbn-arxiv.
+ARXIV = {"nodes": 169_343, "edges": 1_157_799, "classes": 40, "train": 90_941, "valid": 29_799, "test": 48_603}
+ARXIV |= {"edge_homophily": 0.65, "label_rate": 0.537, "empty_texts": 0.0}  # type: ignore[dict-item]
 SaveRun = Callable[..., Path]
 
 
@@ -106,6 +109,11 @@ def save_stock_run(experiment: Path, seed: int, val: Sequence[float], test: floa
         file.parent.mkdir(parents=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in lines))
     return folder
+
+
+@pytest.fixture
+def arxiv() -> dict[str, Any]:
+    return {"dataset": "ogbn-arxiv", "facts": ARXIV}
 
 
 @pytest.fixture

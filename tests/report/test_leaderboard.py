@@ -17,21 +17,12 @@ from scipy import stats as scipy_stats
 from glem_graphgym.files import fingerprint
 from glem_graphgym.report import results
 from glem_graphgym.report.experiments import STOCK_CAVEAT, Row, Spread, experiment_folders
-from glem_graphgym.report.leaderboard import (
-    PUBLISHED,
-    Board,
-    config_texts,
-    difference_text,
-    published_for,
-    read_boards,
-    seeds_text,
-    to_csv,
-    to_markdown,
-)
+from glem_graphgym.report.leaderboard import FACTS, PUBLISHED, PUBLISHED_GRAPHS, Board, published_for, read_boards
 from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
 from glem_graphgym.report.page import render_page
 from glem_graphgym.report.significance import CONSTANT, TOO_FEW, Difference, holm, paired_difference
 from glem_graphgym.report.stats import FURTHER, SUMMARY
+from glem_graphgym.report.tables import difference_text, seeds_text, to_csv, to_markdown
 from glem_graphgym.report.terminal import print_board
 
 
@@ -51,14 +42,16 @@ def test_one_experiment_has_a_row_a_method_ranked_by_validation(tmp_path: Path, 
     run_folder(tmp_path / "glem", 0, [(0.70, 0.95), (0.74, 0.80), (0.73, 0.90), (0.78, 0.70)])
     run_folder(tmp_path / "glem", 1, [(0.72, 0.93), (0.75, 0.83), (0.74, 0.88), (0.76, 0.74)])
     board = board_of(tmp_path / "glem")
-    assert [(row.rank, row.name) for row in board.rows] == [(1, "GLEM-GNN"), (2, "Cascade"), (3, "GLEM-LM"), (4, "LM")]
+    assert [(row.rank, row.name) for row in board.rows] == [
+        (1, "GLEM (SAGE) · GNN"), (2, "Cascade (SAGE)"), (3, "GLEM (SAGE) · LM"), (4, "LM"),
+    ]  # fmt: skip
     best = board.rows[0]
     assert (best.seeds, best.params, best.seconds, best.peak_memory_mb) == ((0, 1), 20300, 220.0, 503.0)
     assert best.valid.mean == pytest.approx(0.77)
     assert best.valid.std == pytest.approx(math.sqrt(2) / 100)  # n - 1
     assert best.test.std == pytest.approx(statistics.stdev([0.70, 0.74]))
     assert (board.dataset, board.fingerprint) == ("debian", "27fc6cf3f908e571")
-    assert {row.to_non_glem.reference for row in board.rows if row.to_non_glem} == {"Cascade"}
+    assert {row.to_non_glem.reference for row in board.rows if row.to_non_glem} == {"Cascade (SAGE)"}
 
 
 def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path, run_folder: Any) -> None:
@@ -100,7 +93,7 @@ def test_runs_that_another_metric_selected_have_a_table_of_their_own(tmp_path: P
     assert float(other["test_accuracy_mean"]) == float(best["test_mean"]) and not other["test_macro_f1_mean"]
     assert float(best["test_macro_f1_mean"]) == float(other["test_mean"]) and not best["test_accuracy_mean"]
     page = render_page([macro])
-    for text in (">accuracy ", "its test macro-F1, %", "Macro-F1 by EM iteration", "Macro-F1 against compute"):
+    for text in ("Test accuracy %", "its test macro-F1, %", "Macro-F1 by EM iteration", "Macro-F1 against compute"):
         assert text in page
     with pytest.raises(OgbError, match=r"macro_f1 selected the weights \(metric_best\), expected accuracy"):
         ogb_entry(macro, About())
@@ -128,9 +121,9 @@ def test_a_single_seed_has_no_std_and_says_so(tmp_path: Path, run_folder: Any) -
 def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path, stock_folder: Any) -> None:
     board = board_of(grid)
     names = [row.name for row in board.rows]
-    assert names[:2] == ["glem-alpha=0.7 GLEM-GNN", "glem-alpha=0.3 GLEM-GNN"]
+    assert names[:2] == ["GLEM (SAGE, α 0.7) · GNN", "GLEM (SAGE, α 0.3) · GNN"]
     (stock,) = [row for row in board.rows if row.experiment == "stock"]
-    assert (stock.name, stock.seeds, stock.params) == ("stock GraphGym", (0, 1, 2), 4321)
+    assert (stock.name, stock.seeds, stock.params) == ("GraphGym", (0, 1, 2), 4321)
     assert stock.valid.mean == pytest.approx(0.66)  # the best epoch, not the last
     assert (stock.test.mean, stock.seconds, stock.peak_memory_mb) == (pytest.approx(0.61), None, None)
     assert stock.caveat == STOCK_CAVEAT
@@ -141,18 +134,20 @@ def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path,
     assert (row.seconds, row.peak_memory_mb) == (12.5, 300.0)
 
 
-def test_different_graphs_are_never_ranked_together(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
+def test_different_graphs_are_never_ranked_together(
+    tmp_path: Path, run_folder: Any, stock_folder: Any, arxiv: Any
+) -> None:
     for seed in range(2):
         run_folder(tmp_path / "a", seed)
         run_folder(tmp_path / "b", seed, fingerprint="0123456789abcdef")
-        run_folder(tmp_path / "c", seed, dataset="ogbn-arxiv", fingerprint="aa23456789abcdef")
+        run_folder(tmp_path / "c", seed, fingerprint="aa23456789abcdef", **arxiv)
         stock_folder(tmp_path / "d", seed, [0.5], 0.5)
     boards = read_boards([tmp_path])
     assert len(boards) == 4
     for board in boards:
         assert len(board.experiments) == 1
         assert "not comparable" in board.notes[0]
-    assert [len(board.published) for board in boards] == [0, 0, 11, 0]
+    assert [len(board.published) for board in boards] == [0, 0, 19, 0]
     assert any("did not record" in note for note in boards[-1].notes)
 
 
@@ -167,10 +162,10 @@ def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_
     board = board_of(tmp_path)
     rows = {row.method: (row.name, row.same_in) for row in board.rows}
     assert rows == {
-        "GLEM-GNN": ("a-glem GLEM-GNN", ()),
-        "Cascade": ("b-cascade Cascade", ("a-glem",)),
-        "GLEM-LM": ("a-glem GLEM-LM", ()),
-        "LM": ("c-lm LM", ("b-cascade", "a-glem")),
+        "GLEM-GNN": ("GLEM (SAGE) · GNN", ()),
+        "Cascade": ("Cascade (SAGE)", ("a-glem",)),
+        "GLEM-LM": ("GLEM (SAGE) · LM", ()),
+        "LM": ("LM", ("b-cascade", "a-glem")),
     }
     assert len(board.rows) == 4
     alone = board_of(tmp_path / "a-glem")
@@ -233,20 +228,16 @@ def test_config_fingerprint_is_of_the_settings_without_the_seed(tmp_path: Path, 
     assert list(board.axes) == ["glem.alpha", "glem.em_iterations"]
 
 
-def test_em_iterations_stand_beside_the_configuration_where_they_vary(tmp_path: Path, run_folder: Any) -> None:
+def test_em_iterations_are_named_where_they_vary(tmp_path: Path, run_folder: Any) -> None:
     for name, asked in (("one", 1), ("two", 2)):
         scores = [(0.70 + asked / 100, 0.7), (0.74 + asked / 100, 0.7), (0.73 + asked / 100, 0.7)]
         run_folder(tmp_path / "grid" / name, 0, scores, em_iterations=asked)
     run_folder(tmp_path / "grid" / "lm", 0, mode="glem_lm")
     board = board_of(tmp_path / "grid")
-    shown = {row.experiment: text for row, text in zip(board.rows, config_texts(board.rows), strict=True)}
-    config = {name: one.config for name, one in board.experiments.items()}
-    assert shown == {"one": f"{config['one']}, EM 1", "two": f"{config['two']}, EM 2", "lm": config["lm"]}
-    assert f"| {config['two']}, EM 2 |" in to_markdown([board])
+    names = {row.name for row in board.rows}
+    assert names >= {"GLEM (SAGE, 1 iteration) · LM", "GLEM (SAGE, 2 iterations) · LM"}
     rows = csv.DictReader(io.StringIO(to_csv([board])))
     assert {row["experiment"]: row["em_iterations"] for row in rows} == {"one": "1", "two": "2", "lm": ""}
-    alone = board_of(tmp_path / "grid" / "two")
-    assert set(config_texts(alone.rows)) == {config["two"]}
 
 
 def test_seeds_that_differ_in_iterations_or_versions_are_said_to(tmp_path: Path, run_folder: Any) -> None:
@@ -254,7 +245,6 @@ def test_seeds_that_differ_in_iterations_or_versions_are_said_to(tmp_path: Path,
     run_folder(tmp_path / "glem", 1, em_iterations=2, versions={"torch": "2.13.0, 2.14.0", "ogb": "1.3.6"})
     board = board_of(tmp_path)
     assert board.experiments["glem"].settings["glem.em_iterations"] == [1, 2]
-    assert all(text.endswith(", EM 1, 2") for text in config_texts(board.rows))
     text = " ".join(printed(board).split())
     assert "glem was run with several versions of torch: 2.13.0, 2.14.0" in text
     assert "glem was run with several numbers of EM iterations: 1, 2" in text
@@ -351,37 +341,62 @@ def test_terminal_table_has_every_row_and_says_how_it_was_made(grid: Path) -> No
     assert all(row.name in text for row in board.rows)
     assert "79.15 ± 0.26" in text  # the best, validation
     assert "paired t-test" in text and "Holm" in text and "ranked by mean validation" in text
-    assert "stock GraphGym †" in text and "† stock GraphGym: GraphGym evaluates test once" in text
+    assert "GraphGym †" in text and "† GraphGym: GraphGym evaluates test once" in text
 
 
 def test_published_rows_change_only_on_purpose() -> None:
     """They were checked against their sources one by one: so must be what changes this hash."""
-    assert fingerprint(PUBLISHED.read_bytes()) == "c652e4c249e6d160"
-    assert [len(published_for(f"ogbn-{name}")) for name in ("arxiv", "products", "papers100M")] == [11, 5, 5]
-    first, *_, giant = published_for("ogbn-arxiv")[:7]
+    assert fingerprint(PUBLISHED.read_bytes()) == "c98ef0b9f3c9ca9a"
+    facts = {name: dict(zip(FACTS, numbers, strict=True)) for name, numbers in PUBLISHED_GRAPHS.items()}
+    rows = {name: published_for(name, found)[0] for name, found in facts.items()}
+    assert {name: len(found) for name, found in rows.items()} == {
+        "ogbn-arxiv": 19, "ogbn-products": 14, "ogbn-papers100M": 9,
+    }  # fmt: skip
+    first, *_, giant = rows["ogbn-arxiv"][:7]
     assert first == Row(
         "GLEM+RevGAT", 10, Spread(0.7746, 0.0018), Spread(0.7694, 0.0025), name="GLEM+RevGAT", source=first.source
     )
     assert first.source == "OGB leaderboard"
     assert (giant.method, str(giant.valid.mean), giant.test) == ("MLP on GIANT features", "nan", Spread(0.7306))
-    assert published_for("debian") == []
+    assert published_for("debian", {}) == ([], [])
 
 
-def test_published_rows_stand_beside_with_their_source(tmp_path: Path, run_folder: Any) -> None:
-    run_folder(tmp_path / "glem", 0, dataset="ogbn-arxiv")
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"nodes": 169_344}, "the number of nodes is 169,344, expected 169,343"),
+        ({"test": 48_604}, "the number of test nodes is 48,604, expected 48,603"),
+        ({"edges": 1_000_000}, "the number of edges is 1,000,000, expected 1,157,799"),
+        ({"edges": 1_166_243}, ""),  # as OGB counts them
+        ({"valid": None}, "the number of valid nodes is not recorded, expected 29,799"),
+    ],
+)
+def test_a_graph_that_is_only_named_as_a_published_one_is_not_compared(
+    tmp_path: Path, run_folder: Any, arxiv: Any, changes: dict[str, Any], why: str
+) -> None:
+    facts = {key: value for key, value in (arxiv["facts"] | changes).items() if value is not None}
+    run_folder(tmp_path / "glem", 0, dataset="ogbn-arxiv", facts=facts)
+    board = board_of(tmp_path)
+    assert bool(board.published) == (why == "")
+    assert [why in note for note in board.notes if note.startswith("published results")] == [True] * (why != "")
+
+
+def test_published_rows_stand_beside_with_their_source(tmp_path: Path, run_folder: Any, arxiv: Any) -> None:
+    run_folder(tmp_path / "glem", 0, **arxiv)
     board = board_of(tmp_path)
     assert "GLEM+RevGAT [published: OGB leaderboard]" in printed(board)
     assert "| 77.46 ± 0.18 | 76.94 ± 0.25 |" in to_markdown([board])
     rows = list(csv.DictReader(io.StringIO(to_csv([board]))))
     published = [row for row in rows if row["source"] != "this run"]
-    assert len(published) == 11 and {row["rank"] for row in published} == {""}
+    assert len(published) == 19 and {row["rank"] for row in published} == {""}
     (giant,) = [row for row in published if row["method"] == "MLP on GIANT features"]
     assert (giant["valid_mean"], giant["test_mean"], giant["runs"]) == ("", "0.7306", "10")
 
 
 def test_markdown_escapes_what_would_break_the_table(tmp_path: Path, run_folder: Any) -> None:
-    run_folder(tmp_path / "a|b*", 0)
-    run_folder(tmp_path / "plain", 0, [(0.6, 0.6), (0.61, 0.6), (0.62, 0.6), (0.63, 0.6)])
+    for place, act in enumerate(("relu", "a|b*")):
+        scores = [(0.6 + place / 100, 0.6), (0.61 + place / 100, 0.6), (0.62, 0.6 + place / 9), (0.63, 0.6 + place / 9)]
+        run_folder(tmp_path / str(place + 100), 0, scores, settings={"gnn.act": act})
     lines = to_markdown([board_of(tmp_path)]).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 10

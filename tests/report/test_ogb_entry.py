@@ -151,10 +151,10 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, run_folder: Any) -> N
 
 def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
     second = next(row for row in board.rows if row.experiment == "lr=0.001" and row.method == "GLEM-GNN")
-    with pytest.raises(OgbError, match=r"chosen by validation, and there lr=0\.01 GLEM-GNN"):
+    with pytest.raises(OgbError, match=r"chosen by validation, and there GLEM \(SAGE, lr 0\.01\) · GNN"):
         ogb_entry(board, ABOUT, second)
     cascade = next(row for row in board.rows if row.method == "Cascade")
-    assert ogb_entry(board, replace(ABOUT, name=""), cascade)["method"].startswith("Cascade (sage)")
+    assert ogb_entry(board, replace(ABOUT, name=""), cascade)["method"].startswith("Cascade (SAGE)")
 
 
 def test_external_data_is_what_the_run_read(tmp_path: Path, run_folder: Any) -> None:
@@ -186,7 +186,7 @@ def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Pat
     expected = ["raw text", "pretrained deberta-base", "predictions of giant_sagn",
                 "features data/giant/X.all.xrt-emb.npy"]  # fmt: skip
     assert entry["external_data"] == expected
-    assert entry["method"] == f"GLEM-GNN (sage) ({', '.join(expected)})"
+    assert entry["method"] == f"GLEM-GNN (SAGE) ({', '.join(expected)})"
 
 
 def test_a_first_teacher_of_which_nothing_is_known_is_refused_until_the_name_says_it(

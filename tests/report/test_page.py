@@ -21,7 +21,7 @@ from glem_graphgym.report.panels import COLORED, FOLDER, color_of, mark_of, seco
 
 CSS = "\n" + (FOLDER / "page.css").read_text(encoding="utf-8")
 
-VOID = {"meta", "link"}
+VOID = {"meta", "link", "input"}
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -146,7 +146,7 @@ def test_sensitivity_is_of_every_train_mode(tmp_path: Path, run_folder: Any) -> 
     assert "LM, lm.lora_rank = 8, valid: 68.00 %" in panel(page, "Sensitivity to lm.lora_rank")
     modes = panel(page, "Sensitivity to train.mode")
     assert all(f">{mode}</text>" in modes for mode in ("lm", "cascade", "glem"))
-    assert all(f">{network}</text>" in modes for network in ("gcn", "sage"))  # lines from cascade to GLEM
+    assert all(f">{network}</text>" in modes for network in ("GCN", "SAGE"))  # lines from cascade to GLEM
     assert "other settings may differ" in modes
     assert "Sensitivity to train.mode" not in page_of(
         *(tmp_path / f"glem-{name}" for name in ("glem_gcn", "glem_sage"))
@@ -164,11 +164,11 @@ def test_text_from_runs_is_escaped(tmp_path: Path, run_folder: Any) -> None:
     assert "&lt;b&gt;games&lt;/b&gt;" in page
 
 
-def test_published_rows_are_marked_with_their_source(tmp_path: Path, run_folder: Any) -> None:
-    run_folder(tmp_path / "glem", 0, dataset="ogbn-products")
+def test_published_rows_are_marked_with_their_source(tmp_path: Path, run_folder: Any, arxiv: Any) -> None:
+    run_folder(tmp_path / "glem", 0, **arxiv)
     page = page_of(tmp_path)
-    assert page.count(">published</span>") == 5
-    assert "GLEM+GIANT+SAGN+SCR" in page and "OGB leaderboard" in page
+    assert page.count(">published</span>") == 19
+    assert "TAPE+RevGAT" in page and "OGB leaderboard" in page
 
 
 def test_several_graphs_have_a_section_each(tmp_path: Path, run_folder: Any) -> None:
@@ -176,7 +176,7 @@ def test_several_graphs_have_a_section_each(tmp_path: Path, run_folder: Any) -> 
     run_folder(tmp_path / "b", 0, fingerprint="f" * 16)
     page = page_of(tmp_path)
     parse(page)
-    assert page.count("<section>") == 2 and "not comparable" in page
+    assert page.count("<section data-dataset=") == 2 and "not comparable" in page
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
@@ -239,15 +239,73 @@ def test_a_browser_runs_the_page_without_errors_and_sorts_it(tmp_path: Path, gri
         dom, log = browse(tmp_path, file, query)
         assert "CONSOLE" not in log, log
         assert f'data-theme="{"dark" if "dark" in query else "light"}"' in dom
-        body = dom.split("<tbody>")[1].split("</tbody>")[0]
-        return [re.findall(r'data-value="([^"]*)"|<td><svg', row)[number] for row in body.split("</tr>")[:-1]]
+        rows = re.findall(r'<tbody class="row.*?</tr>', dom, re.DOTALL)
+        return [re.findall(r'data-value="([^"]*)"', row)[number] for row in rows]
 
     assert column("theme=dark", 0) == [str(rank) for rank in range(1, 8)]
     tests = [float(value) for value in column("theme=light&sort=3", 3)]
     assert tests == sorted(tests, reverse=True)
-    seconds = column("theme=dark&sort=8", 8)
+    seconds = column("theme=dark&sort=9", 9)
     assert [float(value) for value in seconds[:-1]] == sorted(float(value) for value in seconds[:-1])
     assert seconds[-1] == ""  # not known: last
+
+
+# A reader's steps, and what the page then shows.
+STEPS = """<script>addEventListener("load", () => {
+const shown = selector => [...document.querySelectorAll(selector)].filter(one => one.offsetParent).length;
+const choose = (filter, value) => document.querySelector(`input[data-filter="${filter}"][value="${value}"]`).click();
+const press = element => { element.focus(); if (document.activeElement === element) element.click(); };
+const counts = [shown("tbody.row"), shown("tr.details")];
+press(document.querySelector("button.name"));
+counts.push(shown("tr.details"));
+choose("Family", "GLEM");
+counts.push(shown("tbody.row"));
+choose("Columns", "test"), choose("Columns", "config");
+counts.push(shown('th[data-column="test"]'), shown('td[data-column="config"]'));
+press(document.getElementById("view"));
+const select = document.querySelectorAll(".compare select")[1];
+select.selectedIndex = 2;
+select.dispatchEvent(new Event("change"));
+counts.push(shown(".board"), shown(".pairs table"));
+document.body.dataset.seen = counts.join(" ");
+document.body.dataset.compared = document.querySelector(".pairs").textContent;
+});</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser installed")
+def test_rows_open_are_filtered_and_compared(tmp_path: Path, grid: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page_of(grid).replace("</body>", STEPS))
+    dom, log = browse(tmp_path, file, "")
+    assert "CONSOLE" not in log, log
+    (seen,) = re.findall(r'data-seen="([^"]*)"', dom)
+    # 7 rows, of which 4 are GLEM's and the first opens; columns of 3 rows; then the tables of the comparison
+    assert seen == "7 0 1 3 0 3 0 5"
+    (compared,) = re.findall(r'data-compared="([^"]*)"', dom)
+    for text in (
+        "0, test76.60",
+        "same class predicted",
+        "the first alone is right",
+        "seconds220",
+        "glem.alpha",
+        "science",
+    ):
+        assert text in compared, text
+
+
+def test_labels_beside_points_keep_apart_and_inside() -> None:
+    points = [(100 + place % 3, 70 + 0.05 * place, f"GLEM (SAGE, {place} iterations)") for place in range(40)]
+    chart = Chart("", "", "", (0, 200), (60, 80))
+    chart.labels(points)
+    boxes = []
+    for element, attributes, text in chart.marks:
+        if element == "text":
+            start = attributes["x"] - 6.6 * len(text) * (attributes["text-anchor"] == "end")
+            boxes.append((start, attributes["y"] - 10, start + 6.6 * len(text), attributes["y"] + 2))
+    assert 10 <= len(boxes) < 40  # there is no room for all
+    for place, (left, top, right, bottom) in enumerate(boxes):
+        assert chart.left - 1 <= left and right <= chart.width and chart.top <= top + 3 and bottom <= chart.bottom
+        assert not any(left < c and a < right and top < d and b < bottom for a, b, c, d in boxes[:place])
 
 
 LAYOUT = """<script>addEventListener("load", () => {
@@ -265,7 +323,7 @@ def test_the_table_fits_a_desktop_and_its_tags_stay_whole_on_a_phone(tmp_path: P
             run_folder(tmp_path / f"alpha={gain}", seed, scores, dataset="ogbn-products")
     file = tmp_path / "page.html"
     page = page_of(tmp_path)
-    assert page.count("the same difference on every seed") > 4
+    assert page.count("same on every seed") > 4
     file.write_text(page.replace("</body>", LAYOUT))
     layout = {}
     for width in (1400, 500):

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from grid.tables import aggregate_grid
 
-from glem_graphgym.report.leaderboard import read_boards, to_csv, to_markdown
+from glem_graphgym.report.leaderboard import read_boards
 from glem_graphgym.report.page import render_page
 from glem_graphgym.report.stats import finish_run
+from glem_graphgym.report.tables import to_csv, to_latex, to_markdown
 
 RECORDED = Path(__file__).with_name("recorded")
 
@@ -33,6 +34,7 @@ def test_the_leaderboard_of_a_recorded_grid_is_as_it_was(recorded: Path) -> None
     boards = read_boards([recorded])
     assert to_csv(boards) == (RECORDED / "leaderboard.csv").read_text(encoding="utf-8")
     assert to_markdown(boards) == (RECORDED / "leaderboard.md").read_text(encoding="utf-8")
+    assert to_latex(boards) == (RECORDED / "leaderboard.tex").read_text(encoding="utf-8")
 
 
 class Elements(HTMLParser):

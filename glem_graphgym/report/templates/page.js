@@ -1,30 +1,114 @@
 "use strict";
 const root = document.documentElement, query = new URLSearchParams(location.search);
+const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
+const make = (tag, text = "", more = {}) => Object.assign(document.createElement(tag), {textContent: text}, more);
 const system = () => matchMedia("(prefers-color-scheme:dark)").matches ? "dark" : "light";
 const dark = () => (root.dataset.theme ?? system()) === "dark";
-const setTheme = theme => {
-  root.dataset.theme = theme;
-  document.getElementById("theme").textContent = dark() ? "Light theme" : "Dark theme";
-};
+const nameTheme = () => document.getElementById("theme").textContent = dark() ? "Light theme" : "Dark theme";
+const setTheme = theme => { root.dataset.theme = theme; nameTheme(); };
 if (["dark", "light"].includes(query.get("theme"))) setTheme(query.get("theme"));
-else document.getElementById("theme").textContent = dark() ? "Light theme" : "Dark theme";
+else nameTheme();
 document.getElementById("theme").addEventListener("click", () => setTheme(dark() ? "light" : "dark"));
+
+// Sorting: a row and its details are one body of the table.
 const sortBy = head => {
   const first = head.dataset.first, other = first === "ascending" ? "descending" : "ascending";
   const order = head.getAttribute("aria-sort") === first ? other : first, sign = order === "ascending" ? 1 : -1;
-  const table = head.closest("table"), body = table.tBodies[0], numeric = head.classList.contains("num");
-  const value = row => row.cells[head.cellIndex].dataset.value;
+  const table = head.closest("table"), numeric = head.classList.contains("num");
+  const value = body => body.rows[0].cells[head.cellIndex].dataset.value;
   const compare = (a, b) => numeric ? a - b : a.localeCompare(b);
-  const rows = [...body.rows].sort((a, b) => {
+  const bodies = [...table.tBodies].sort((a, b) => {
     const x = value(a), y = value(b);
     return x === "" || y === "" ? (x === "") - (y === "") : sign * compare(x, y);
   });
   for (const cell of head.parentNode.cells) if (cell.hasAttribute("aria-sort")) cell.setAttribute("aria-sort", "none");
   head.setAttribute("aria-sort", order);
-  body.append(...rows);
+  table.append(...bodies);
 };
-for (const button of document.querySelectorAll("th button"))
-  button.addEventListener("click", () => sortBy(button.closest("th")));
+for (const button of all("th button")) button.addEventListener("click", () => sortBy(button.closest("th")));
+for (const button of all("button.name")) button.addEventListener("click", () => {
+  const details = button.closest("tbody").rows[1];
+  details.hidden = !details.hidden;
+  button.setAttribute("aria-expanded", String(!details.hidden));
+});
+
+// Filters and columns.
+const chosen = name => {
+  const boxes = all(`input[data-filter="${name}"]`);
+  return value => !boxes.length || boxes.some(box => box.checked && box.value === value);
+};
+const filter = () => {
+  const dataset = chosen("Dataset"), rate = chosen("Label rate"), family = chosen("Family"), column = chosen("Columns");
+  for (const part of all("section")) part.hidden = !(dataset(part.dataset.dataset) && rate(part.dataset.rate));
+  for (const body of all("tbody.row")) body.hidden = !family(body.dataset.family);
+  const optional = new Set(all('input[data-filter="Columns"]').map(box => box.value));
+  for (const cell of all("[data-column]"))
+    if (optional.has(cell.dataset.column)) cell.hidden = !column(cell.dataset.column);
+};
+document.querySelector(".filters").addEventListener("change", filter);
+
+// Two rows, point by point.
+const table = (heads, rows) => {
+  const found = make("table", "", {className: "small"}), head = found.createTHead().insertRow(), body = found.createTBody();
+  heads.forEach((text, at) => head.append(make("th", text, {className: at ? "num" : ""})));
+  for (const cells of rows) {
+    const row = body.insertRow();
+    cells.forEach((text, at) => row.append(make("td", text, {className: at ? "num" : ""})));
+  }
+  return found;
+};
+const number = (value, digits = 2) =>
+  value == null ? "" : value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
+const signed = (a, b, digits = 2) =>
+  a == null || b == null ? "" : (a > b ? "+" : a < b ? "−" : "") + number(Math.abs(a - b), digits);
+const part = (title, ...content) => {
+  const found = make("div"), scroll = make("div", "", {className: "scroll"});
+  scroll.append(...content);
+  found.append(make("h4", title), scroll);
+  return found;
+};
+const compareRows = card => {
+  const data = JSON.parse(card.querySelector("script").textContent);
+  const [i, j] = all("select", card).map(select => Number(select.value)), [a, b] = [data.rows[i], data.rows[j]];
+  const heads = first => [first, "first", "second", "difference"], parts = [];
+  const line = (text, x, y, digits) => [text, number(x, digits), number(y, digits), signed(x, y, digits)];
+  const seeds = Object.keys(a.seeds).filter(seed => seed in b.seeds);
+  parts.push(part(`${data.score} by seed, %`, table(heads("seed"), ["valid", "test"].flatMap((split, at) =>
+    seeds.map(seed => line(`${seed}, ${split}`, a.seeds[seed][at], b.seeds[seed][at]))))));
+  const shares = data.agreement[`${Math.min(i, j)},${Math.max(i, j)}`];
+  if (shares) parts.push(part("Agreement on test nodes, %", table(["", "nodes"], [
+    ["same class predicted", number(shares[0])],
+    ["the first alone is right", number(shares[i < j ? 1 : 2])],
+    ["the second alone is right", number(shares[i < j ? 2 : 1])]])));
+  parts.push(part("Costs", table(heads(""), Object.keys(a.costs).map(key => line(key, a.costs[key], b.costs[key], 0)))));
+  const differ = Object.keys(a.settings).filter(key => a.settings[key] !== b.settings[key]);
+  parts.push(part("Settings that differ", table(["setting", "first", "second"],
+    differ.map(key => [key, a.settings[key], b.settings[key]]))));
+  if (a.classes && b.classes) {
+    const order = data.classes.map((_, at) => at).filter(at => data.classes[at][1]);
+    order.sort((x, y) => Math.abs(a.classes[y] - b.classes[y]) - Math.abs(a.classes[x] - b.classes[x]));
+    parts.push(part("Accuracy by class, %, the largest difference first", table(["class", "nodes", ...heads("").slice(1)],
+      order.map(at => [data.classes[at][0], number(data.classes[at][1], 0), ...line("", a.classes[at], b.classes[at]).slice(1)]))));
+  }
+  card.querySelector(".pairs").replaceChildren(...parts);
+};
+const view = document.getElementById("view");
+view.addEventListener("click", () => {
+  const comparing = view.getAttribute("aria-pressed") !== "true";
+  view.setAttribute("aria-pressed", String(comparing));
+  document.body.classList.toggle("comparing", comparing);
+});
+for (const card of all(".compare")) {
+  const selects = all("select", card), wanted = (query.get("compare") ?? "1,2").split(",");
+  selects.forEach((select, at) => {
+    select.selectedIndex = Math.min(Number(wanted[at]) - 1, select.length - 1);
+    select.addEventListener("change", () => compareRows(card));
+  });
+  compareRows(card);
+}
+
+if (query.has("compare")) view.click();
+if (query.has("open")) document.querySelector("button.name")?.click();
 const wanted = query.get("sort");
-if (wanted) for (const table of document.querySelectorAll("table.sortable"))
-  table.querySelector(`th:nth-child(${Number(wanted) + 1}) button`)?.click();
+if (wanted) for (const table of all("table.sortable"))
+  table.querySelectorAll("th[aria-sort]")[Number(wanted)]?.querySelector("button").click();

@@ -1,0 +1,179 @@
+"""Settings in which experiments differ, as axes of comparisons and in the words of rows' names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from glem_graphgym.modes import MODES
+from glem_graphgym.report.experiments import Experiment
+
+FOLDER = Path(__file__).with_name("templates")
+SIMPLEST_FIRST = list(MODES)  # the earlier train modes are parts of the later ones
+# "group.key" (mostly one, else joined by "+") -> value -> names of the experiments, in order of the values.
+Axes = dict[str, dict[str, list[str]]]
+WORDS: dict[str, Any] = yaml.safe_load((FOLDER / "axes.yaml").read_text(encoding="utf-8"))
+SMOOTHED = "+C&S"
+# Of a row's name, where it is not the method: what comes first, and what the network and the settings are followed by.
+IN_WORDS = {
+    "LM+Cascade": ("Cascade", "LM + GNN"),
+    "GLEM-LM": ("GLEM", "LM"),
+    "GLEM-GNN": ("GLEM", "GNN"),
+    "GLEM-LM+GNN": ("GLEM", "LM + GNN"),
+}
+# Keys that play no part before the first EM iteration, beside e_step.*; groups of keys that play none in an LM alone.
+OF_EM = "order em_iterations em_max_iterations alpha beta targets temperature confidence pseudo_nodes smooth_pseudo "
+OF_EM += "lm_pseudo_ratio gnn_pseudo_ratio lm_redraw lm_init lm_init_first first_predictions"
+OF_GNN = ("model", "gnn", "optim", "train")
+WITH_NETWORK = ("GNN", "Cascade", "Joint", "GLEM")
+
+
+def complexity(mode: str) -> int:
+    return [*SIMPLEST_FIRST, mode].index(mode)
+
+
+def varied_settings(experiments: Sequence[Experiment]) -> list[tuple[str, ...]]:
+    """Keys of the settings in which experiments differ; those that change in step are together."""
+    partitions: dict[tuple[int, ...], list[str]] = {}
+    for key in sorted({key for one in experiments for key in one.settings}):
+        values = [json.dumps(one.settings.get(key), sort_keys=True, default=str) for one in experiments]
+        places = tuple(map(values.index, values))
+        if any(places):
+            partitions.setdefault(places, []).append(key)
+    return list(map(tuple, partitions.values()))
+
+
+def axes_within_modes(experiments: Sequence[Experiment]) -> Axes:
+    """The axes of each train mode's experiments, GLEM's first; what several modes vary is one axis over all of them.
+
+    Settings in which only whole modes differ are no axis: nothing would tell their effect from the mode's.
+    """
+    varied: dict[tuple[str, ...], list[Experiment]] = {}
+    for mode in sorted({one.mode for one in experiments}, key=complexity, reverse=True):
+        members = [one for one in experiments if one.mode == mode]
+        for keys in varied_settings(members):
+            varied.setdefault(keys, []).extend(members)
+    axes: Axes = {}
+    for keys, members in varied.items():
+        named: dict[str, list[str]] = {}
+        order: dict[str, Any] = {}
+        for one in members:
+            values = [one.settings.get(key) for key in keys]
+            shown = ", ".join(map(show_value, values))
+            named.setdefault(shown, []).append(one.name)
+            order[shown] = tuple(map(sort_key, values))
+        axes[" + ".join(keys)] = {shown: named[shown] for shown in sorted(named, key=order.__getitem__)}
+    return axes
+
+
+def sort_key(value: Any, text: Callable[[Any], str] = str) -> tuple[int, float, str]:
+    return (0, value, "") if isinstance(value, int | float) else (1, 0, text(value))
+
+
+def show_value(value: Any) -> str:
+    """A setting as it is typed: ``0.001``, ``true``, ``[5, 10]``; ``unset`` for none."""
+    if value is None:
+        return "unset"
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+# ---- in words -----------------------------------------------------------------------------------------------------
+
+
+def family_of(method: str) -> str:
+    """The kind of method that a row belongs to: LM, GNN, Cascade, Joint, GLEM, or one of its own."""
+    base = method.removesuffix(SMOOTHED)
+    return IN_WORDS.get(base, (base, ""))[0]
+
+
+def leading(keys: Sequence[str]) -> str:
+    """Of keys that change in step, the one that names speak of."""
+    return next((key for key in WORDS if key in keys), keys[0])
+
+
+def value_in_words(key: str, value: Any) -> str:
+    """``LoRA 16``, ``2 iterations``, ``width 256``."""
+    words, single = ([*WORDS[key][1:], {}] if key in WORDS else ["", {}])[:2]
+    if not isinstance(value, list | dict) and value in single and type(value) in map(type, single):
+        return str(single[value])
+    shown = ", ".join(map(str, value)) if isinstance(value, list) else show_value(value)
+    if key == "lm.model":
+        shown = PurePath(shown).name
+    if words and value is not None:
+        return str(words).replace("{}", shown)
+    name = key.rpartition(".")[2].replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {shown}"
+
+
+def axis_sentence(axis: str) -> str:
+    """What an axis' setting is, ``""`` where nothing is known beside its name."""
+    return str(WORDS.get(leading(axis.split(" + ")), [""])[0])
+
+
+def network_of(experiment: Experiment) -> str:
+    """The GNN in words: ``SAGE``; for GraphGym's own network the layer."""
+    network = str(experiment.settings.get("model.type", ""))
+    if network == "gnn":
+        return str(experiment.settings.get("gnn.layer_type", network))
+    return value_in_words("model.type", network)
+
+
+def names_in_words(rows: Sequence[tuple[str, Sequence[Experiment]]], experiments: Sequence[Experiment]) -> list[str]:
+    """A name for each row: its kind of method, the GNN, the settings in which experiments of its train mode differ.
+
+    ``Cascade (GAMLP)``, ``GLEM (SAGE, 2 iterations) · GNN``, ``LM, LoRA 16``. Rows that would have one name also tell
+    settings in which they differ from each other, then their number of seeds, then the name of the experiment.
+
+    Args:
+        rows: the method of each, and the experiments that it is a result of, the one that it is named after first.
+        experiments: all of the table.
+    """
+    said: list[list[str]] = []
+    for method, members in rows:
+        first = members[0]
+        varied = varied_settings([one for one in experiments if one.mode == first.mode])
+        # What differs between experiments with the very same scores had no part in them.
+        common = [keys for keys in varied if len({str([one.settings.get(k) for k in keys]) for one in members}) == 1]
+        parts = [tuple(key for key in keys if _matters(method, key)) for keys in common]
+        said.append(_settings_in_words(first, [keys for keys in parts if keys]))
+    names = [_name(method, members[0], words) for (method, members), words in zip(rows, said, strict=True)]
+    for try_ in ("settings", "seeds", "name"):
+        for same in [[i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)]:
+            varied = varied_settings([rows[i][1][0] for i in same])
+            for i in same if len(same) > 1 else ():
+                method, (first, *_) = rows[i]
+                more = {"settings": _settings_in_words(first, varied), "seeds": [f"{len(first.runs)} seeds"]}
+                said[i] += [words for words in more.get(try_, [first.name]) if words not in said[i]][:2]
+                names[i] = _name(method, first, said[i])
+    return names
+
+
+def _matters(method: str, key: str) -> bool:
+    """Whether a method's result can depend on a setting."""
+    group, _, name = key.partition(".")
+    family = family_of(method)
+    if family != "GLEM" and (group == "e_step" or (group == "glem" and name in OF_EM.split())):
+        return False
+    return family != "LM" or group not in OF_GNN
+
+
+def _settings_in_words(one: Experiment, varied: Sequence[tuple[str, ...]]) -> list[str]:
+    keys = [key for key in map(leading, varied) if key != "model.type"]
+    ordered = sorted(keys, key=[*WORDS, *keys].index)
+    return [words for key in ordered if (words := value_in_words(key, one.settings.get(key)))]
+
+
+def _name(method: str, one: Experiment, words: Sequence[str]) -> str:
+    base = method.removesuffix(SMOOTHED)
+    start, end = IN_WORDS.get(base, (base, ""))
+    if start in WITH_NETWORK:
+        inner = f"{start} ({', '.join([network_of(one), *words])})"
+    else:
+        inner = ", ".join([start, *words])
+    return " · ".join(filter(None, [inner, end, "C&S" if base != method else ""]))

@@ -1,0 +1,142 @@
+"""What a row opens to show, and what two rows are compared by: from the frame and from the runs' own records."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from glem_graphgym.files import read_json, reading
+from glem_graphgym.report.axes import show_value, varied_settings
+from glem_graphgym.report.charts import Chart, padded
+from glem_graphgym.report.experiments import Experiment, Row, Spread
+from glem_graphgym.report.leaderboard import Board
+from glem_graphgym.report.panels import color_of, descriptions_of
+from glem_graphgym.report.reliability import pool, read_test_predictions
+
+MAX_CONFUSIONS, MAX_SETTINGS = 8, 40
+
+
+def details_of(board: Board, row: Row) -> dict[str, Any]:
+    """The data of a row's details: what it is of, its stages, settings unlike the first row's, confusions, curves."""
+    one, first = (board.experiments[of.experiment] for of in (row, board.rows[0]))
+    keys = sorted(key for keys in varied_settings([first, one]) for key in keys)
+    described = descriptions_of(one, row.method)
+    pooled = pool(described) if described else None
+    return {
+        "facts": {
+            "experiment": ", ".join([one.name, *row.same_in]),
+            "train mode": one.mode,
+            "method": row.method,
+            "configuration": row.config,
+            **{f"version of {name}": ", ".join(found) for name, found in one.versions.items()},
+        },
+        "caveat": row.caveat,
+        "settings": [(key, *(show_value(of.settings.get(key)) for of in (one, first))) for key in keys][:MAX_SETTINGS],
+        "stages": stages_of(one),
+        "confusions": pooled["confusions"][:MAX_CONFUSIONS] if pooled else [],
+        "nodes": pooled["nodes"] if pooled else 0,
+        "curves": curves_of(one),
+    }
+
+
+def stages_of(one: Experiment) -> list[dict[str, Any]]:
+    """The stages of an experiment over seeds, in their order."""
+    by_name: dict[tuple[int, str], list[Any]] = {}
+    for run in one.runs.values():
+        for stage in run.stages:
+            by_name.setdefault((stage.index, stage.name), []).append(stage)
+    return [
+        {
+            "name": name, "method": stages[0].method, "em_iteration": stages[0].em_iteration,
+            **{split: Spread.of(stage.score(split, one.metric) for stage in stages) for split in ("valid", "test")},
+            "best_epoch": statistics.fmean(stage.best_epoch for stage in stages),
+            "seconds": statistics.fmean(stage.seconds for stage in stages),
+            "params": stages[0].params,
+        }
+        for (_, name), stages in sorted(by_name.items())
+    ]  # fmt: skip
+
+
+def curves_of(one: Experiment) -> list[tuple[str, Chart]]:
+    """Validation scores while models were trained: a chart per kind of model, a line per stage, of the first seed."""
+    run = next(iter(one.runs.values()))
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for stage in run.stages:
+        file = run.folder / "stages" / stage.folder / "history.json"
+        if not file.exists():
+            continue
+        with reading(file, "delete it; curves are drawn of other stages then"):
+            points = [(float(row["epoch"]), 100 * float(row["valid"])) for row in read_json(file)]
+        if len(points) > 1:
+            lines.setdefault(stage.model, {})[stage.name] = points
+    charts = []
+    for model, of_stages in lines.items():
+        xs, ys = ([point[at] for points in of_stages.values() for point in points] for at in (0, 1))
+        chart = Chart(
+            f"Validation score by epoch of the {model}", "epoch", "validation, %", padded(xs, 0.03), padded(ys),
+            width=400, height=230,
+        )  # fmt: skip
+        for stage in run.stages:
+            if stage.name in of_stages:
+                chart.line(of_stages[stage.name], color_of(stage.method), stage.name)
+        chart.labels([(*points[-1], name) for name, points in of_stages.items()])
+        charts.append((model, chart))
+    return charts
+
+
+# ---- two rows, point by point -------------------------------------------------------------------------------------
+
+
+def comparison_data(board: Board) -> str:
+    """All that the page compares two rows of a board by, as JSON for its script.
+
+    ``rows``: name, colour, scores of seeds, costs, settings and accuracy of classes, each in %; ``agreement``: for rows
+    i < j, shares of the test nodes: where both predict one class, and that i or j alone predicts right.
+    """
+    varied = sorted(key for keys in varied_settings(list(board.experiments.values())) for key in keys)
+    classes, rows = None, []
+    for row in board.rows:
+        one = board.experiments[row.experiment]
+        frame = one.of(row.method)
+        described = descriptions_of(one, row.method)
+        pooled = pool(described)["classes"] if described else None
+        classes = classes or (pooled and [[found["name"], found["support"] // len(described)] for found in pooled])
+        rows.append({
+            "name": row.name, "color": color_of(row.method),
+            "seeds": {str(seed): [_percent(of["valid"]), _percent(of["test"])] for seed, of in frame.iterrows()},
+            "costs": {"parameters": row.params, "seconds": row.seconds, "peak memory, MB": row.peak_memory_mb},
+            "settings": {key: show_value(one.settings.get(key)) for key in varied},
+            "classes": pooled and [_percent(of["correct"] / max(of["support"], 1)) for of in pooled],
+        })  # fmt: skip
+    data = {"score": board.score, "rows": rows, "classes": classes, "agreement": agreement_of(board)}
+    return json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+
+
+def _percent(share: float) -> float | None:
+    return round(100 * float(share), 3) if share == share else None
+
+
+def outcomes_of(one: Experiment, method: str) -> Mapping[int, tuple[np.ndarray, np.ndarray]]:
+    """Seed -> true and predicted classes of the test nodes, for seeds whose run noted them."""
+    found = {seed: read_test_predictions(folder) for seed, folder in one.stage_folders(method).items()}
+    return {seed: classes for seed, classes in found.items() if classes is not None}
+
+
+def agreement_of(board: Board) -> dict[str, list[float]]:
+    """``"i,j"`` -> shares in %, means over common seeds: see `comparison_data`."""
+    outcomes = [outcomes_of(board.experiments[row.experiment], row.method) for row in board.rows]
+    found = {}
+    for j in range(len(outcomes)):
+        for i in range(j):
+            shares = [
+                ((a == b).mean(), ((a == true) & (b != true)).mean(), ((b == true) & (a != true)).mean())
+                for seed, (true, a) in outcomes[i].items()
+                if seed in outcomes[j] and len(b := outcomes[j][seed][1]) == len(a)
+            ]
+            if shares:
+                found[f"{i},{j}"] = [round(100 * float(share), 2) for share in np.mean(shares, axis=0)]
+    return found

@@ -1,0 +1,209 @@
+"""Boards as tables: the columns that every table has, and Markdown, CSV and LaTeX made of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from glem_graphgym.report.experiments import Row, Spread, percent
+from glem_graphgym.report.leaderboard import Board
+from glem_graphgym.report.significance import SIGNIFICANT, Difference
+from glem_graphgym.report.stats import FURTHER
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a board's tables.
+
+    Attributes:
+        key: of the column, whatever its heading.
+        text, value: of a row's cell, and what it is sorted by (None: last).
+        numeric: aligned to the right; ``ascending``: how a reader wants it first.
+        basic: shown unless a reader chooses otherwise, where there is little room.
+    """
+
+    key: str
+    heading: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], Any]
+    numeric: bool = True
+    ascending: bool = False
+    basic: bool = True
+
+
+def columns_of(board: Board) -> list[Column]:
+    """The columns of a board, of costs those that a row has."""
+
+    def score(key: str, of: Callable[[Row], Spread | None], basic: bool = True) -> Column:
+        def value(row: Row) -> float | None:
+            return None if (found := of(row)) is None or math.isnan(found.mean) else found.mean
+
+        return Column(key, board.headings[key], lambda row: percent(of(row)), value, basic=basic)
+
+    def difference(key: str, heading: str) -> Column:
+        def text(row: Row) -> str:
+            return "" if row.published else difference_text(getattr(row, key))
+
+        return Column(key, heading, text, lambda row: one.mean if (one := getattr(row, key)) else None)
+
+    def cost(key: str, heading: str) -> Column:
+        def text(row: Row) -> str:
+            return "" if (found := value(row)) is None else f"{found:,.0f}"
+
+        def value(row: Row) -> float | None:
+            return None if row.published else getattr(row, key)
+
+        return Column(key, heading, text, value, ascending=True)
+
+    def further(key: str) -> Column:
+        return score(key, lambda row: row.further.get(key), basic=False)
+
+    return [
+        Column("rank", "#", lambda row: str(row.rank or ""), lambda row: row.rank, ascending=True),
+        Column("name", "method", _name, lambda row: row.name, numeric=False, ascending=True),
+        score("valid", lambda row: row.valid),
+        score("test", lambda row: row.test),
+        *map(further, list(board.headings)[2:]),
+        difference("to_best", "to best"),
+        difference("to_non_glem", "to best non-GLEM"),
+        cost("params", "params"),
+        cost("seconds", "seconds"),
+        cost("peak_memory_mb", "peak MB"),
+        Column("runs", "seeds", _seeds, lambda row: row.runs),
+        Column("config", "config", lambda row: row.config, lambda row: row.config, numeric=False, basic=False),
+    ]
+
+
+def _name(row: Row) -> str:
+    return f"{row.name} [published: {row.source}]" if row.published else row.name + marks_of(row)
+
+
+def _seeds(row: Row) -> str:
+    return f"{row.runs} runs" if row.published else seeds_text(row.seeds)
+
+
+def difference_text(difference: Difference | None) -> str:
+    """``+1.34 (p = 0.012, n = 10)``: percentage points; the reason in place of a p-value that there is none of."""
+    if difference is None:
+        return "–"
+    if difference.mean is None:
+        return "no common seed"
+    return f"{100 * difference.mean:+.2f} ({difference.reason}, n = {difference.seeds})"
+
+
+def marks_of(row: Row) -> str:
+    """Marks after a row's name: whether it has a caveat, and how many experiments share it."""
+    return (" †" if row.caveat else "") + (f" (+ {len(row.same_in)} the same)" if row.same_in else "")
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """``10 (0-9)``, ``2 (3, 7)``."""
+    run = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1  # they ascend
+    return f"{len(seeds)} ({f'{seeds[0]}-{seeds[-1]}' if run else ', '.join(map(str, seeds))})"
+
+
+def to_markdown(boards: Sequence[Board]) -> str:
+    lines = []
+    for board in boards:
+        columns = columns_of(board)
+        rows = [[column.heading for column in columns], ["---:" if column.numeric else "---" for column in columns]]
+        rows += [[_escaped(column.text(row)) for column in columns] for row in board.all_rows]
+        lines += [f"### {_escaped(board.title)}", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""]
+        lines += [*(f"- {_escaped(note)}" for note in board.notes), ""]
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return " ".join(re.sub(r"([\\|<>*_`])", r"\\\1", text).split())
+
+
+# ---- LaTeX --------------------------------------------------------------------------------------------------------
+
+IN_PAPERS = ("name", "valid", "test", *FURTHER, "params", "seconds")
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+LATEX |= {"α": r"$\alpha$", "β": r"$\beta$", "·": r"$\cdot$", "†": r"$^\dagger$", "“": "``", "”": "''"}
+
+
+def to_latex(boards: Sequence[Board]) -> str:
+    """A table per board for a paper (package booktabs): of our rows the best score of a column bold, the second
+    underlined; a star where a test score differs from the best row without GLEM."""
+    lines = ["% \\usepackage{booktabs}"]
+    for board in boards:
+        columns = [column for column in columns_of(board) if column.key in IN_PAPERS]
+        places = {column.key: _best_two(board.rows, column) for column in columns if column.key in board.headings}
+        body = []
+        for row in board.all_rows:
+            cells = {column.key: _marked(column.text(row), places.get(column.key, []), row) for column in columns}
+            cells["name"] = _latex(
+                f"{row.name} ({row.source})" if row.published else row.name + " †" * bool(row.caveat)
+            )
+            cells["test"] += r"$^{*}$" * (row.to_non_glem is not None and row.to_non_glem.is_significant)
+            body.append(" & ".join(cells.values()) + r" \\")
+        if board.published:
+            body.insert(len(board.rows), r"\midrule")
+        heads = " & ".join(_latex(column.heading) for column in columns)
+        lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_caption(board)}}}"]
+        lines += [rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in columns)}}}"]
+        lines += [r"\toprule", rf"{heads} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _caption(board: Board) -> str:
+    seeds = sorted({row.runs for row in board.rows})
+    runs = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    text = f"{board.dataset}: mean ± standard deviation over {runs} seed(s), ranked by validation. Best score bold, "
+    text += "second underlined; *: test differs from the best row without GLEM (paired t-test, Holm, "
+    text += f"p < {SIGNIFICANT})."
+    return _latex(text + " Below the line: published results." * bool(board.published)).replace(" < ", " $<$ ")
+
+
+def _best_two(rows: Sequence[Row], column: Column) -> list[str]:
+    """The two best scores of a column as they are shown; equal ones are both best."""
+    found = {(value, column.text(row)) for row in rows if (value := column.value(row)) is not None}
+    return list(dict.fromkeys(text for _, text in sorted(found, reverse=True)))[:2]
+
+
+def _marked(text: str, best: Sequence[str], row: Row) -> str:
+    place = best.index(text) if text in best and not row.published else None
+    shown = _latex(text)
+    return shown if place is None else rf"\{('textbf', 'underline')[place]}{{{shown}}}"
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+# ---- CSV ----------------------------------------------------------------------------------------------------------
+
+CSV_COLUMNS = [
+    *("dataset", "dataset_fingerprint", "metric", "rank", "name", "experiment", "method", "source"),
+    *("valid_mean", "valid_std", "test_mean", "test_std", "runs", "seeds", "params", "seconds", "peak_memory_mb"),
+    *("config", "em_iterations", "to_best", "to_best_n", "to_best_p", "to_best_reason"),
+    *("to_non_glem", "to_non_glem_n", "to_non_glem_p", "to_non_glem_reason", "caveat", "same_in"),
+]
+
+
+def to_csv(boards: Sequence[Board]) -> str:
+    """All boards as one CSV table with full precision; ``source`` is "this run" or where a row was published.
+
+    ``valid`` and ``test`` are of the metric; columns of the other scores stand at the end, where a run has them.
+    """
+    table = []
+    there = {name for board in boards for row in board.rows for name in row.further}
+    further = [f"{name}_{part}" for name in FURTHER if name in there for part in ("mean", "std")]
+    for board, row in [(one, row) for one in boards for row in one.all_rows]:
+        flat: dict[str, Any] = {"dataset": board.dataset, "metric": board.metric}
+        for name, value in (vars(row) | row.further).items():
+            if isinstance(value, Spread | Difference):
+                flat |= value.columns(name)
+            else:
+                flat[name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        flat |= {"params": None} if row.published else {"dataset_fingerprint": board.fingerprint}
+        table.append(flat)
+    return pd.DataFrame(table, columns=[*CSV_COLUMNS, *further], dtype=object).to_csv(index=False, lineterminator="\n")
