@@ -63,7 +63,7 @@ def test_facts_of_a_graph_are_kept_with_it(tmp_path: Path, monkeypatch: pytest.M
     """Of the edges between labelled nodes 0-1 and 2-3 join nodes of one class, 1-2 does not."""
     split = {"train": np.array([0, 1]), "valid": np.array([2]), "test": np.array([3])}
     graph = TextGraph(**parts(label=np.array([0, 0, 1, 1, -1, -1]), split=split))
-    sizes = {"nodes": 6, "edges": 4, "classes": 3}
+    sizes = {"nodes": 6, "edges": 4, "classes": 3, "train": 2, "valid": 1, "test": 1}
     shares = {"edge_homophily": pytest.approx(2 / 3), "label_rate": pytest.approx(1 / 3)}
     assert graph.facts() == {**sizes, **shares, "empty_texts": pytest.approx(1 / 6)}
     assert replace(graph, label=np.array([0, 1, 0, 1, -1, -1])).edge_homophily() == 0
