@@ -66,7 +66,8 @@ def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = N
         lm.model,
         file_hashes(cfg).get("lm.model"),
         lm.pretrained,
-        str(readout_of(lm.model, lm.pooling)),
+        str(readout_of(lm.model, lm.pooling, lm.bidirectional)),
+        lm.bidirectional,
         lm.precision,
         lm.attention,
     )

@@ -136,6 +136,7 @@ def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_d
     return EncoderConfig(
         model=lm.model,
         pooling=lm.pooling,
+        bidirectional=lm.bidirectional,
         shrink_dim=lm.shrink_dim,
         dropout=dropout,
         attention_dropout=attention_dropout,
@@ -186,7 +187,7 @@ class TextEmbeddings(nn.Module):
         config = encoder_config(cfg, hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
         tokens = open_tokens(cfg, load_text_graph_of(cfg))
         encoder = load_text_encoder(config)
-        readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
+        readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional).log(cfg.lm.model)
         return cls(tokens, encoder, infer_tokens(cfg, hardware))
 
     def forward(self, nodes: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def build_run(
     if tokens is None and (mode.lm or mode.joint or static):
         tokens = open_tokens(cfg, graph)
     if tokens is not None:
-        readout_of(cfg.lm.model, cfg.lm.pooling).log(cfg.lm.model)
+        readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional).log(cfg.lm.model)
     train, valid = graph.split["train"], graph.split["valid"]
     gold = Gold(train, graph.label[train], graph.num_classes)
     gold = gold.balanced() if cfg.glem.class_weights == "balanced" else gold

@@ -95,7 +95,7 @@ def resolved_settings(cfg: CfgNode) -> dict[str, object]:
         return {"lm.prompt": ""}
     prompt = "{text}".join(prompt_of(cfg.lm.model, cfg.lm.prompt))
     return {
-        "lm.pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling)),
+        "lm.pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional)),
         "lm.prompt": "" if prompt == "{text}" else prompt,
     }
 

@@ -74,7 +74,7 @@ def _columns(file: Path) -> int:
 
 def _embedding_width(cfg: CfgNode) -> int:
     try:
-        dense = readout_of(cfg.lm.model, cfg.lm.pooling).dense
+        dense = readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional).dense
         return width_after(dense, int(load_config(cfg.lm.model).hidden_size))
     except Exception:  # whatever is wrong with it, loading the model will say it better
         return 0

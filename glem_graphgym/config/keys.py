@@ -110,6 +110,7 @@ LM_KEYS = (
         "Dense modules), else last for causal models and mean for others.",
         choices=("auto", "mean", "cls", "last"),
     ),
+    Key("lm.bidirectional", False, "", "Let a causal model attend in both directions (as LLM2Vec does); auto pooling is then the mean."),
     Key(
         "lm.prompt", "auto", "",
         "What stands before each text, or a template with {text}; empty = nothing; auto = the default prompt that the "

@@ -72,10 +72,11 @@ def use_cpu_attention(backbone: Any) -> None:
 
     AttentionInterface.register(CPU_ATTENTION, cpu_attention)
     AttentionMaskInterface.register(CPU_ATTENTION, eager_mask)
-    expected = _probe(backbone)
+    batch = probe_batch(backbone.config)
+    expected = states_of(backbone, *batch.values())
     backbone.set_attn_implementation(CPU_ATTENTION)
     try:
-        same = torch.allclose(_probe(backbone), expected, rtol=1e-3, atol=1e-4)
+        same = torch.allclose(states_of(backbone, *batch.values()), expected, rtol=1e-3, atol=1e-4)
     except Exception:  # whatever a model of somebody's may ask of its attention
         same = False
     if not same:
@@ -88,11 +89,11 @@ def probe_batch(config: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3])}
 
 
-def _probe(backbone: Any) -> Tensor:
-    """States (2, 7, H) of `probe_batch`, in evaluation mode; zeros under the padding."""
-    batch, training = probe_batch(backbone.config), backbone.training
+def states_of(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """States (B, L, H) of token ids (B, L) with their attention mask, in evaluation mode; zeros under the padding."""
+    training = backbone.training
     backbone.eval()
     with torch.no_grad():
-        states = backbone(**batch).last_hidden_state
+        states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
     backbone.train(training)
-    return states * batch["attention_mask"][:, :, None]
+    return states * mask[:, :, None]

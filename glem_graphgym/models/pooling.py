@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,7 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from glem_graphgym.models.pretrained import find_model, is_causal, load_config, read_json_of, read_modules
+from glem_graphgym.models.pretrained import (
+    find_model,
+    is_causal,
+    load_config,
+    read_json_of,
+    read_modules,
+    read_tokenizer_config,
+)
 
 POOLINGS = ("mean", "cls", "last")
 # Names of sentence-transformers, before version 6 (flags) and since.
@@ -51,31 +59,41 @@ class Readout:
             logging.warning(self.warning)
 
 
-def readout_of(model: str, pooling: str) -> Readout:
+def readout_of(model: str, pooling: str, bidirectional: bool = False) -> Readout:
     """How ``model`` makes embeddings under ``lm.pooling`` (mean, cls, last, or auto).
 
     ``auto`` follows modules.json of a sentence-transformers folder, Dense modules included; without one it is the
     last token of a causal model and the mean of others. A pooling that is named goes before the folder's, with a
     warning where they differ, and without the Dense modules, which were trained on the folder's.
 
+    Args:
+        bidirectional: a causal model attends in both directions, so that each of its tokens sees the whole text.
+
     Raises:
-        ValueError: the model cannot be found, its modules are not supported, or its first token has seen nothing.
+        ValueError: the model cannot be found, its modules are not supported, its first token has seen nothing, or it
+            attends in both directions by itself.
     """
     if pooling not in ("auto", *POOLINGS):
         raise ValueError(f"lm.pooling is '{pooling}', expected one of: auto, {', '.join(POOLINGS)}")
     folder, modules = read_modules(find_model(model))
+    config = load_config(model)
+    causal = is_causal(config)
+    if bidirectional and not causal:
+        raise ValueError(
+            f"lm.bidirectional is True, but lm.model {model} (model type '{config.model_type}') attends in both "
+            "directions as it is; expected False, or a causal model"
+        )
+    causal = causal and not bidirectional
     if not modules:
         if pooling == "auto":
-            causal = is_causal(load_config(model))
             pooling, why = ("last", "a causal model") if causal else ("mean", "the model says none")
             return Readout(pooling, why=why)
         readout = Readout(pooling, why="lm.pooling")
     else:
         readout = _of_modules(model, folder, modules, pooling)
     if readout.pooling == "cls":
-        config = load_config(model)
         who = f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
-        if is_causal(config):
+        if causal:
             raise ValueError(f"{who} has seen nothing of its text, as in every causal model; expected last, or mean")
         if config.model_type in CLS_LAST and readout.why == "lm.pooling":
             raise ValueError(f"{who} is a word: it puts its CLS token last; expected last, or mean")
@@ -148,6 +166,42 @@ def _mode(settings: dict[str, Any], folder: Path) -> str:
     if len(modes) != 1 or modes[0] not in MODES:
         raise _UnsupportedError(f"pooling {' and '.join(map(str, modes))} ({folder / 'config.json'})")
     return MODES[modes[0]]
+
+
+# ---- the token that is last ---------------------------------------------------------------------------------------
+
+
+def with_end_token(tokenizer: Any, model: str, readout: Readout) -> Any:
+    """``tokenizer``, made to end every text in its end token where ``model`` wants that; cutting a text keeps it.
+
+    The state of a causal model's last token stands for the text that it ends. Most encoders' tokenizers put a special
+    token there. Others do where tokenizer_config.json says ``add_eos_token``, which transformers 5 does not read, and
+    where the last token is pooled though no modules.json says so: models that were made to write, not to encode.
+    """
+    backend, end = getattr(tokenizer, "backend_tokenizer", None), tokenizer.eos_token
+    if backend is None or end is None or backend.encode("a").special_tokens_mask[-1]:
+        return tokenizer
+    asked = read_tokenizer_config(model).get("add_eos_token") is True
+    if asked or (readout.pooling == "last" and readout.why != "modules.json"):
+        _append_token(backend, end, tokenizer.eos_token_id)
+        logging.info(f"lm.model {model}: every text ends in {end}")
+    return tokenizer
+
+
+def _append_token(backend: Any, token: str, number: int) -> None:
+    """Let a tokenizer of the library tokenizers put ``token`` after a text, behind what it puts there before it."""
+    from tokenizers import processors
+
+    own = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else None
+    steps = own["processors"] if own and own["type"] == "Sequence" else [own] if own else []
+    if all(step["type"] != "TemplateProcessing" for step in steps):
+        steps.append(json.loads(processors.TemplateProcessing().__getstate__()))  # the text alone
+    template = next(step for step in reversed(steps) if step["type"] == "TemplateProcessing")
+    template["single"].append({"SpecialToken": {"id": token, "type_id": 0}})
+    template["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
+    whole = processors.Sequence([])
+    whole.__setstate__(json.dumps({"type": "Sequence", "processors": steps}).encode())
+    backend.post_processor = whole
 
 
 # ---- Dense --------------------------------------------------------------------------------------------------------

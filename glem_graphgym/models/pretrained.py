@@ -412,8 +412,7 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     from tokenizers import normalizers
 
     files = find_model(model)
-    places = [*([files.adapter] if files.adapter and files.base else []), files.transformer, files.folder]
-    folder = next((place for place in places if _globbed(place, *VOCABULARIES)), None)
+    folder = _tokenizer_folder(files)
     if folder is None:
         raise ValueError(
             f"lm.model '{model}': {files.transformer} lacks the files of the tokenizer; expected tokenizer.json, or a "
@@ -441,6 +440,19 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a damaged vocabulary
         raise ValueError(f"lm.model '{model}': the tokenizer in {folder} knows special tokens alone; copy it anew")
     return tokenizer
+
+
+def _tokenizer_folder(files: ModelFiles) -> Path | None:
+    places = [*([files.adapter] if files.adapter and files.base else []), files.transformer, files.folder]
+    return next((place for place in places if _globbed(place, *VOCABULARIES)), None)
+
+
+def read_tokenizer_config(model: str) -> dict[str, Any]:
+    """tokenizer_config.json of ``model``; {} without one."""
+    folder = _tokenizer_folder(find_model(model))
+    file = folder / "tokenizer_config.json" if folder else Path()
+    values: dict[str, Any] = _read(file, model, dict) if file.is_file() else {}
+    return values
 
 
 def lowercases(files: ModelFiles) -> bool:

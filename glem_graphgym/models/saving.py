@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glem_graphgym.files import write_json
-from glem_graphgym.models.pretrained import find_model, load_backbone, load_config, lowercases
+from glem_graphgym.models.pretrained import find_model, is_causal, load_backbone, load_config, lowercases
 from glem_graphgym.models.text_encoder import ATTENTION_DROPOUT, HIDDEN_DROPOUT, TextEncoder
 
 POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # lm.pooling -> sentence-transformers' name
@@ -37,6 +37,7 @@ def save_text_encoder(
     reasons = {
         "lm.lora_rank is 0, so there is none": not is_adapted,
         f"lm.model '{model}' is an adapter itself": files.adapter is not None,
+        "lm.bidirectional is True, which adapters do not tell": is_causal(original) and not is_causal(backbone.config),
         f"lm.model '{model}' is an encoder-decoder model, and only its encoder is used": original.is_encoder_decoder,
     }
     if adapter and (why := [reason for reason, holds in reasons.items() if holds]):

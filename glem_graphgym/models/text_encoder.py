@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from glem_graphgym.models.attention import CPU_ATTENTION, probe_batch, use_cpu_attention
+from glem_graphgym.models.attention import CPU_ATTENTION, probe_batch, states_of, use_cpu_attention
 from glem_graphgym.models.autograd import leaves_of
 from glem_graphgym.models.dropout import Dropout, use_cheap_dropout
 from glem_graphgym.models.families import fit_family
@@ -32,7 +33,7 @@ class EncoderConfig:
     """What a text encoder is made of.
 
     Attributes:
-        model, pooling: as `readout_of`.
+        model, pooling, bidirectional: as `readout_of`.
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
         dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
         attention: an implementation that transformers knows, None for its default, or `CPU_ATTENTION`, which is ours
@@ -50,6 +51,7 @@ class EncoderConfig:
 
     model: str
     pooling: str = "auto"
+    bidirectional: bool = False
     shrink_dim: int = 0
     dropout: float = -1.0
     attention_dropout: float = -1.0
@@ -63,6 +65,11 @@ class EncoderConfig:
     lora_variant: str = "lora"
     pretrained: bool = True
     keys: str = "lm."
+
+
+def in_float32(like: Tensor) -> torch.autocast:
+    """A block without autocast on the device of ``like``: what is computed once per text costs next to nothing."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class TextEncoder(nn.Module):
@@ -102,18 +109,19 @@ class TextEncoder(nn.Module):
             self.register_state_dict_post_hook(_leave_out_frozen)
             self.register_load_state_dict_pre_hook(_fill_in_frozen)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # (B, L), (B, L) -> (B, H)
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # (B, L), (B, L) -> float32 (B, H)
         states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, H)
-        if self.pooling == "cls":
-            pooled = states[:, 0]
-        elif self.pooling == "last":
-            last = mask.shape[1] - 1 - mask.flip(1).argmax(1)  # (B,)
-            index = last[:, None, None].expand(-1, 1, states.shape[2])
-            pooled = states.gather(1, index).squeeze(1) * mask.amax(1, keepdim=True).to(states.dtype)
-        else:
-            weight = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return self.shrink(self.dense(pooled))
+        with in_float32(states):
+            if self.pooling == "cls":
+                pooled = states[:, 0].float()
+            elif self.pooling == "last":
+                last = mask.shape[1] - 1 - mask.flip(1).argmax(1)  # (B,)
+                index = last[:, None, None].expand(-1, 1, states.shape[2])
+                pooled = states.gather(1, index).squeeze(1).float() * mask.amax(1, keepdim=True)
+            else:
+                weight = mask.unsqueeze(-1).to(states.dtype)
+                pooled = (states * weight).sum(1, dtype=torch.float32) / mask.sum(1, keepdim=True).clamp(min=1)
+            return self.shrink(self.dense(pooled))
 
     def apply(self, fn: Callable[[nn.Module], None]) -> TextEncoder:
         fn(self)
@@ -141,8 +149,10 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
 
     # Ours is put in afterwards: not every model takes it, but all that do have eager too.
     attention = "eager" if config.attention == CPU_ATTENTION else config.attention
-    readout = readout_of(config.model, config.pooling)
+    readout = readout_of(config.model, config.pooling, config.bidirectional)
     hf_config = load_config(config.model)
+    if config.bidirectional:
+        hf_config.is_causal = False  # transformers then replaces the causal mask by that of the padding
     _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, f"{config.keys}dropout")
     _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, f"{config.keys}attention_dropout")
     if config.pretrained:
@@ -150,6 +160,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     else:
         backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=attention)
     backbone = fit_family(backbone)
+    if config.bidirectional:
+        _check_bidirectional(backbone)
     if config.attention == CPU_ATTENTION:
         use_cpu_attention(backbone)
     # from_pretrained gives evaluation mode and Lightning keeps it: no dropout would act, nor gradient checkpointing.
@@ -184,6 +196,20 @@ def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str)
         raise ValueError(f"{key} is {value}, but model type '{hf_config.model_type}' has no such dropout; set it to -1")
     for name in present:
         setattr(hf_config, name, value)
+
+
+def _check_bidirectional(backbone: Any) -> None:
+    """Refuse a model whose first token does not see the second, with or without padding in the batch."""
+    ids, mask = probe_batch(backbone.config).values()
+    other = ids.clone()
+    other[:, 1] = ids[:, 2]
+    for texts in (2, 1):
+        first, second = (states_of(backbone, tokens[:texts], mask[:texts])[:, 0] for tokens in (ids, other))
+        if bool((first == second).all(1).any()):
+            raise ValueError(
+                f"lm.bidirectional is True, but in model type '{backbone.config.model_type}' a token sees those before "
+                "it alone, whatever its mask; set it to False"
+            )
 
 
 def _freeze(backbone: Any, count: int) -> None:
@@ -282,4 +308,5 @@ class TextClassifier(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         embedding = self.encoder(ids, mask)
-        return self.head(embedding), embedding
+        with in_float32(embedding):
+            return self.head(embedding), embedding

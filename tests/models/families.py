@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,30 @@ def save_random(name: str, folder: Path) -> None:
                 scale = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
                 parameter.add_(scale * torch.randn_like(parameter))
         model.save_pretrained(folder)
+
+
+def save_tokenizer(folder: Path, before: str = "", after: str = "", **names: Any) -> Path:
+    """A tokenizer of single bytes in ``folder``, which puts special tokens ``before`` and ``after`` a text.
+
+    Args:
+        names: of special tokens, ``eos_token="</s>"``, and whatever else tokenizer_config.json shall hold.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = list(dict.fromkeys([before, after, *(name for key, name in names.items() if key.endswith("_token"))]))
+    special = [token for token in special if isinstance(token, str) and token]
+    pieces = ["<unk>", "<pad>", *special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(numbers, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if before or after:
+        single, known = list(filter(None, [before, "$A", after])), [(token, numbers[token]) for token in special]
+        template = processors.TemplateProcessing(single=single, special_tokens=known)
+        tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
+    flags = {key: names.pop(key) for key in list(names) if not isinstance(names[key], str)}
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", **names}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **flags}))
+    return folder

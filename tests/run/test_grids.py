@@ -95,6 +95,7 @@ gnn.agg agg ['add','mean','max']
 
 
 BASES = {"synthetic": "synthetic", "example": "synthetic", "signal": "synthetic", "ablations": "glem_debian_small"}
+BASES |= {"encoders": "glem_arxiv_2023"}
 
 
 @pytest.mark.parametrize("name", BASES)
