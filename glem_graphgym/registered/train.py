@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,18 @@ def train(mode: str, *_: Any, overwrite: int = 0) -> None:
         overwrite: how many seeds, from this one on, are done anew; 0 = none.
 
     Raises:
-        ConfigError: ``train.mode``, which decides much of a run, is another than the mode that was called.
+        ConfigError: ``train.mode``, which decides much of a run, is another than the mode that was called; or several
+            processes are asked for, which a main of GraphGym does not connect.
     """
     if cfg.train.mode != mode:
         raise ConfigError(
             f"train.mode is '{cfg.train.mode}', but train_dict['{mode}'] was called; set train.mode to {mode}"
+        )
+    if not processes.have_joined() and ((cfg.devices or 1) != 1 or processes.rank_from_environment()):
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        raise ConfigError(
+            f"devices is {cfg.devices} and {count} processes were started, but this main trains in one; expected "
+            "devices 1 and no torchrun, or `python -m glem_graphgym --cfg ...`, which connects its processes"
         )
     graph = train_run(cfg, overwrite)
     if processes.rank() == 0:

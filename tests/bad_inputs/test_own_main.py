@@ -48,6 +48,7 @@ WRONG = {
     ("optim.steps", "['a']"): ["optim.steps"],
     ("seed", -3): ["seed"],
     ("dataset.format", "PyG"): ["dataset.format"],
+    ("devices", 2): ["devices is 2", "python -m glem_graphgym"],
 }
 
 
@@ -59,6 +60,15 @@ def test_what_is_wrong_is_refused_when_a_mode_is_called(options: tuple[str, obje
     for name in WRONG[options]:
         assert name in str(error.value)
     assert not (own_main / "results").exists()
+
+
+def test_several_processes_that_nobody_connects(own_main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would do the whole run, in one folder."""
+    load(own_main)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="2 processes were started"):
+        train_dict["glem"]()
 
 
 @pytest.mark.parametrize("mode", MODES)
