@@ -32,7 +32,7 @@ _INDIFFERENT = {
     *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
     # A mode has a check of its own, and a finished run may go on for more iterations.
     *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights", "glem.ensemble"),
-    "glem.checkpoint_minutes",
+    *("glem.checkpoint_minutes", "glem.search_trials"),
     "devices",  # up to rounding
     *("glem.share_lm_gold", "glem.memory_budget_gb"),  # hops on disk are those in memory, up to rounding
 }
@@ -45,8 +45,8 @@ class RunError(RuntimeError):
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
     """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name.
 
-    Package ``versions``, the number of EM iterations and the graph's ``facts`` are noted for the report alone: a run
-    may go on under others.
+    Package ``versions``, the numbers of EM iterations and of a search's trials, and the graph's ``facts`` are noted for
+    the report alone: a run may go on under others.
     """
     known: dict[str, Any] = {}
     if graph is not None:
@@ -60,6 +60,7 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
         "settings": {**decisive_settings(cfg), **resolved_settings(cfg)},
         "files": file_hashes(cfg),
         "versions": package_versions(),
+        **({"search_trials": cfg.glem.search_trials} if cfg.glem.search_trials else {}),
         **({"em_iterations": cfg.glem.em_iterations} if cfg.train.mode == "glem" else {}),
     }
 

@@ -162,6 +162,8 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     asked = sorted(number for number in noted if number is not None)
     if asked:
         settings["glem.em_iterations"] = as_noted["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
+    if "search_trials" in first:
+        settings["glem.search_trials"] = first["search_trials"]
     metric = first.get("metric", METRIC)
     if metric != METRIC:
         settings["metric_best"] = as_noted["metric_best"] = metric

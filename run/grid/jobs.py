@@ -28,7 +28,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -106,7 +106,7 @@ def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
     finished = sum(not _waiting(file).exists() for file in folder.glob(f"*.yaml{DONE}"))
     if not configs and not finished:
         raise JobError(f"{folder}: no configuration in it (*.yaml); make some with run/configs_gen.py")
-    return [_job(file) for file in configs], finished
+    return [job_of(file) for file in configs], finished
 
 
 def reopen(folder: Path, repeat: int, own: bool) -> None:
@@ -124,7 +124,7 @@ def _waiting(done: Path) -> Path:
     return done.with_name(done.name.removesuffix(DONE))
 
 
-def _job(config: Path) -> Job:
+def job_of(config: Path) -> Job:
     threads = _number(_settings(config), "num_threads", _DEFAULT_THREADS)
     log = results_of(config) / "logs" / f"{config.name.removesuffix('.yaml')}.log"
     return Job(config, log, threads or _DEFAULT_THREADS)
@@ -257,13 +257,17 @@ def command_of(job: Job, plan: Plan) -> list[str]:
 
 
 class Queue:
-    """Runs jobs according to a `Plan` and collects failures; stopping the queue stops its jobs."""
+    """Runs jobs according to a `Plan` and collects failures; stopping the queue stops its jobs.
 
-    def __init__(self, jobs: Sequence[Job], plan: Plan) -> None:
-        self.jobs, self.plan = jobs, plan
+    ``jobs`` may be made as they are asked for: each when there is a place for it. ``total`` is how many there will be.
+    """
+
+    def __init__(self, jobs: Iterable[Job], plan: Plan, total: int) -> None:
+        self.jobs, self.plan, self.total = jobs, plan, total
         self.running: dict[int, Running] = {}
         self.finished: list[Job] = []
         self.failures: list[Failure] = []
+        self.stopped: set[str] = set()  # names of jobs that are ended on purpose
 
     def run(self) -> None:
         """Run all jobs.
@@ -276,11 +280,11 @@ class Queue:
             import_early()
         try:
             for number, job in enumerate(self.jobs, start=1):
-                while len(self.running) >= self.plan.at_once:
-                    self._wait()
                 if number > 1:
                     time.sleep(self.plan.sleep)
                 self._start(job, forked, number)
+                while len(self.running) >= self.plan.at_once:
+                    self._wait()
             while self.running:
                 self._wait()
         except BaseException:
@@ -295,7 +299,7 @@ class Queue:
             environment["OMP_NUM_THREADS"] = str(min(self.plan.threads, job.num_threads))
         job.log.parent.mkdir(parents=True, exist_ok=True)
         log_start = job.log.stat().st_size if job.log.exists() else 0
-        print(f"[{number}/{len(self.jobs)}] {job.name}{f' on GPU {gpu}' if gpu else ''}", flush=True)
+        print(f"[{number}/{self.total}] {job.name}{f' on GPU {gpu}' if gpu else ''}", flush=True)
         parent = os.getpid()
         # Delay signals until the child is recorded here and has set its own signal handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
@@ -311,7 +315,9 @@ class Queue:
 
     def _wait(self) -> None:
         """Wait until a job ends, and record how it ended."""
-        pid, status = os.waitpid(-1, 0)
+        self._record(*os.waitpid(-1, 0))
+
+    def _record(self, pid: int, status: int) -> None:
         running = self.running.pop(pid, None)
         if running is None:
             return
@@ -320,6 +326,9 @@ class Queue:
         if code == 0:
             self.finished.append(job)
             print(f"finished {job.name} ({seconds})", flush=True)
+            return
+        if job.name in self.stopped:
+            print(f"stopped {job.name} ({seconds})", flush=True)
             return
         self.failures.append(Failure(job, name_of_status(code), last_line(job.log, running.log_start)))
         print(f"FAILED {job.name} ({seconds})", flush=True)
@@ -439,7 +448,7 @@ def last_line(log: Path, start: int = 0) -> str:
 
 def report(queue: Queue, done_before: int) -> str:
     """How many jobs finished, and a table of those that failed."""
-    total = len(queue.jobs) + done_before
+    total = queue.total + done_before
     before = f", {done_before} of them before" if done_before else ""
     lines = [f"{len(queue.finished) + done_before} of {total} jobs finished{before}; {len(queue.failures)} failed"]
     if queue.failures:
@@ -499,7 +508,7 @@ def main(argv: list[str] | None = None) -> int:
             plan = make_plan(args, len(jobs), os.environ)
             if plan.threads:  # must precede the import of libraries that read it once
                 os.environ["OMP_NUM_THREADS"] = str(plan.threads)
-            queue = Queue(jobs, plan)
+            queue = Queue(jobs, plan, len(jobs))
             if jobs:
                 queue.run()
     except (JobError, OSError) as error:

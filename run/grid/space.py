@@ -1,7 +1,8 @@
 """A grid: its axes, its blocks, all or some of their points, and the file name of each point.
 
 The format is GraphGym's: a line ``key alias [value, value, ...]`` is an axis, a blank line ends a block, ``#`` opens a
-comment. A block spans the product of its axes, a grid the union of its blocks.
+comment. A block spans the product of its axes, a grid the union of its blocks. In a space for ``run/search.py`` an axis
+may also be ``range(low, high)`` or ``log_range(low, high)``, ends included: of integers if both are written as such.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 ALIAS = re.compile(r"[\w.+]+")
+RANGE = re.compile(r"(log_)?range\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*\)")
 # Characters of GraphGym's names that are safe in a shell, in a file system and next to "=".
 _PLAIN = "+,"
 MAX_CHARACTERS = 10_000_000
@@ -29,13 +31,23 @@ class GridError(ValueError):
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, of which a search draws, by their logarithm if ``log``."""
+
+    low: int | float
+    high: int | float
+    log: bool
+
+
+@dataclass(frozen=True)
 class Axis:
     """One line of a grid: the values that a key takes."""
 
     line: int  # in the grid text, from 1
     key: str  # "name" or "group.name", as in the configuration
     alias: str  # its name in file names and tables
-    values: tuple[Any, ...]  # at least one, all different
+    values: tuple[Any, ...]  # at least one, all different; the two ends where there is a range
+    range: Range | None = None
 
 
 Block = tuple[Axis, ...]
@@ -53,22 +65,29 @@ class Point:
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
-def read_grid(file: Path, is_text: Callable[[str], bool] = lambda key: False) -> list[Block]:
+def read_grid(
+    file: Path, is_text: Callable[[str], bool] = lambda key: False, flag: str = "--grid", ranges: bool = False
+) -> list[Block]:
     """The blocks of a grid.
 
     Args:
         is_text: whether a key takes a string; its values stay as they were typed (``[007]`` is refused: no Python).
+        flag: what named the file, for messages.
+        ranges: whether axes may be ranges.
 
     Raises:
         GridError: names the file, the line, what was found and what was expected.
     """
     blocks: list[list[Axis]] = [[]]
-    for number, line in enumerate(_read(file, "--grid").splitlines(), start=1):
+    for number, line in enumerate(_read(file, flag).splitlines(), start=1):
         text = line.strip()
         if text.startswith("#"):
             continue
         if text:
-            blocks[-1].append(_read_axis(text, number, f"{file}, line {number}", is_text))
+            axis = _read_axis(text, number, f"{file}, line {number}", is_text)
+            if axis.range and not ranges:
+                raise GridError(f"{file}, line {number}: a range is for run/search.py; expected a list of values")
+            blocks[-1].append(axis)
         elif blocks[-1]:
             blocks.append([])
     found = [tuple(block) for block in blocks if block]
@@ -107,6 +126,9 @@ def _read_axis(text: str, line: int, where: str, is_text: Callable[[str], bool])
         raise GridError(f"{where}: key '{key}', expected 'name' or 'group.name', as in the configuration")
     if not ALIAS.fullmatch(alias):
         raise GridError(f"{where}: alias '{alias}', expected letters, digits, '_', '.' or '+' (it becomes a file name)")
+    if written := RANGE.fullmatch(listed):
+        found = _read_range(written, f"{where}: {listed}")
+        return Axis(line, key, alias, (found.low, found.high), found)
     try:
         tree = ast.parse(listed, mode="eval").body
         values = ast.literal_eval(tree)
@@ -128,6 +150,19 @@ def _read_axis(text: str, line: int, where: str, is_text: Callable[[str], bool])
             raise GridError(f"{where}: value {unquote(name)} stands twice, or cannot be told apart in file names")
         seen.add(name)
     return Axis(line, key, alias, tuple(_storable(value, where) for value in values))
+
+
+def _read_range(written: re.Match[str], where: str) -> Range:
+    try:
+        low, high = (int(text) if re.fullmatch(r"-?\d+", text) else float(text) for text in written.group(2, 3))
+    except ValueError as error:
+        raise GridError(f"{where}: expected two numbers") from error
+    log = bool(written[1])
+    if not -math.inf < low < high < math.inf or (log and low <= 0):
+        raise GridError(f"{where}: expected a smaller and a larger number{', both above 0' if log else ''}")
+    if isinstance(low, float) or isinstance(high, float):
+        low, high = float(low), float(high)
+    return Range(low, high, log)
 
 
 def _short(text: str) -> str:

@@ -561,7 +561,7 @@ def test_where_main_asks_for_overwrite_the_report_says_which_results_to_delete(t
     for name in ("a job", "other"):
         write(tmp_path, f"{name}.yaml", "out_dir: results/g\n")
     found, _ = jobs.find_jobs(tmp_path, 1, True)
-    queue = jobs.Queue(found, jobs.make_plan(arguments(), 2, {}))
+    queue = jobs.Queue(found, jobs.make_plan(arguments(), 2, {}), 2)
     refusal = "error: results/g/a job/0 holds another run; choose another out_dir, or start it anew with --overwrite"
     for job, line in zip(found, (refusal, "error: no data"), strict=True):
         queue.failures.append(jobs.Failure(job, "1", line))

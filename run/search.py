@@ -1,0 +1,273 @@
+"""Search for settings by validation: ``python run/search.py --config synthetic --space FILE --trials 40``.
+
+A space has the format of a grid, whose axes may be ranges too: ``optim.base_lr lr log_range(1e-3, 1e-1)``. Optuna draws
+the points (TPE), and stops those whose stages fall behind the median of the others by validation. Type the same command
+again to resume, or with more ``--trials`` to go on. The best settings become ``<out_dir>/<config>_<space>_best.yaml``.
+Test scores are never read. Exit status: 0 done; 1 nothing was found, or an error; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from command_line import before_imports, config_file, path, run_program
+from grid import space
+from grid.jobs import DONE, Job, JobError, Plan, Queue, alone_with, job_of, last_line, make_plan
+from grid.where import configs_folder
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+POLL_SECONDS = 1.0
+DIGITS = 4  # significant ones of a number drawn from a range
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0] if __doc__ else None,
+        epilog="Environment: GPUS, JOBS_PER_GPU, as for run/parallel.sh.",
+    )
+    parser.add_argument(
+        "--config", type=config_file, required=True, help="base YAML, or the name of one in configs_gg/"
+    )
+    parser.add_argument("--space", type=path, required=True, help="grid whose axes may be range(a, b), log_range(a, b)")
+    parser.add_argument("--trials", type=int, default=40, help="how many settings to try in all (default: 40)")
+    parser.add_argument("--repeat", type=int, default=1, help="seeds per trial; their mean counts (default: 1)")
+    parser.add_argument("--max_jobs", type=int, default=1, help="trials at a time (default: 1)")
+    parser.add_argument("--out_dir", type=path, default=Path("configs"), help="for configurations (default: configs)")
+    parser.add_argument("--seed", type=int, default=123, help="of the sampler (default: 123)")
+    parser.add_argument("--no_pruning", action="store_true", help="finish every trial")
+    args = parser.parse_args(argv)
+    for name in ("trials", "repeat", "max_jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}, expected at least 1")
+    args.main, args.sleep = "main", 0.0
+    return args
+
+
+class Search(Queue):
+    """Runs the trials of a study as jobs, and tells it how they ended.
+
+    Args:
+        configs: folder of the trials' configurations.
+        results: folder of their experiments.
+        metric: that selects, as GraphGym's ``metric_best``.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, plan: Plan, study: Study, configs: Path, results: Path, metric: str
+    ) -> None:
+        super().__init__(self._drawn(), plan, args.trials)
+        self.args, self.study, self.configs, self.results, self.metric = args, study, configs, results, metric
+        self.trials: dict[str, Trial] = {}  # by the names of the jobs that run
+
+    def _drawn(self) -> Iterator[Job]:
+        """The jobs of new trials; one whose point has been run before is told at once."""
+        from grid.configs import is_text, make_configs
+
+        blocks = space.read_grid(self.args.space, is_text, ranges=True)
+        while sum("killed" not in trial.user_attrs for trial in self.study.trials) < self.args.trials:
+            trial = self.study.ask()
+            try:
+                made = make_configs(self.args.config, self.args.space, [draw(trial, blocks)], None)
+            except space.GridError as error:
+                self._tell(trial, None, str(error))
+                continue
+            ((name, text),) = made.items()
+            trial.set_user_attr("name", name)
+            while name in self.trials:  # the same point runs now
+                self._wait()
+            file = self.configs / f"{name}.yaml"
+            if file.with_name(file.name + DONE).exists():
+                self._tell(trial, self._value(name))
+                continue
+            file.write_text(text, encoding="utf-8")
+            self.trials[name] = trial
+            yield job_of(file)
+
+    def _wait(self) -> None:
+        """Wait until a job ends, and stop those that fall behind."""
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                self._record(pid, status)
+                return
+            for group, running in self.running.items():
+                if running.job.name not in self.stopped and self._falls_behind(running.job.name):
+                    self.stopped.add(running.job.name)
+                    os.killpg(group, signal.SIGINT)
+            time.sleep(POLL_SECONDS)
+
+    def _falls_behind(self, name: str) -> bool:
+        """Whether the best validation after some stage is worse than the median of the other trials'."""
+        trial = self.trials[name]
+        files = sorted((self.results / name).glob("*/stages/[0-9]*/stage.json"))
+        valid = [json.loads(file.read_text(encoding="utf-8"))["scores"]["valid"][self.metric] for file in files]
+        known = len(self.study.trials[trial.number].intermediate_values)
+        for step in range(known, len(valid)):
+            trial.report(max(valid[: step + 1]), step)
+        return len(valid) > known and trial.should_prune()
+
+    def _record(self, pid: int, status: int) -> None:
+        running = self.running[pid]
+        super()._record(pid, status)
+        name = running.job.name
+        trial = self.trials.pop(name)
+        if running.job in self.finished:
+            self._tell(trial, self._value(name))
+        elif name in self.stopped:
+            self._tell(trial, None)
+        else:
+            self._tell(trial, None, last_line(running.job.log, running.log_start))
+
+    def _value(self, name: str) -> float:
+        """Validation score of a finished trial: the mean over seeds, each at its best epoch."""
+        row = json.loads((self.results / name / "agg" / "val" / "best.json").read_text(encoding="utf-8"))
+        return float(row[self.metric])
+
+    def _tell(self, trial: Trial, value: float | None, error: str = "") -> None:
+        from optuna.trial import TrialState
+
+        state = TrialState.COMPLETE if value is not None else TrialState.FAIL if error else TrialState.PRUNED
+        self.study.tell(trial, value, state)
+        ended = {"COMPLETE": f"validation {value}", "FAIL": f"failed, {error}", "PRUNED": "fell behind"}[state.name]
+        print(f"trial {trial.number + 1}: {ended}", flush=True)
+
+
+def draw(trial: Trial, blocks: Sequence[space.Block]) -> space.Point:
+    """The point of a trial: a block, and a value for each of its axes."""
+    place = trial.suggest_int("block", 0, len(blocks) - 1)
+    values: list[Any] = []
+    for axis in blocks[place]:
+        name = f"{place}.{axis.alias}"
+        if axis.range is None:
+            values.append(axis.values[trial.suggest_categorical(name, range(len(axis.values)))])
+        elif isinstance(axis.range.low, int):
+            values.append(trial.suggest_int(name, axis.range.low, int(axis.range.high), log=axis.range.log))
+        else:
+            drawn = trial.suggest_float(name, axis.range.low, axis.range.high, log=axis.range.log)
+            values.append(float(f"{drawn:.{DIGITS}g}"))
+    return space.Point(blocks[place], tuple(values))
+
+
+def open_study(args: argparse.Namespace, folder: Path) -> Study:
+    """The study in ``folder``; the trials that a killed search left unfinished are queued again.
+
+    Raises:
+        JobError: the study there has another base, space or number of seeds.
+    """
+    import optuna
+    from sqlalchemy.pool import NullPool  # no connection stays open, which jobs would inherit
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'search.db'}", engine_kwargs={"poolclass": NullPool})
+    pruner = optuna.pruners.NopPruner() if args.no_pruning else optuna.pruners.MedianPruner()
+    # Drawn anew on every start, or a resumed search would repeat itself.
+    with contextlib.suppress(KeyError):
+        args.seed += len(optuna.load_study(study_name="search", storage=storage).trials)
+    sampler = optuna.samplers.TPESampler(seed=args.seed, constant_liar=True)
+    study = optuna.create_study(
+        storage=storage, study_name="search", sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
+    )
+    asked = {"config": args.config.read_text(), "space": args.space.read_text(), "repeat": args.repeat}
+    for name, value in asked.items():
+        if study.user_attrs.setdefault(name, value) != value:
+            raise JobError(
+                f"--{name} is another than that of the search in {folder}; expected the same, or another --out_dir"
+            )
+        study.set_user_attr(name, value)
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        study._storage.set_trial_user_attr(trial._trial_id, "killed", True)
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def check_space(args: argparse.Namespace) -> None:
+    """Load the configurations of each block's first point and of every other value; GridError where one is wrong."""
+    from grid.configs import is_text, make_configs
+
+    points = []
+    for block in space.read_grid(args.space, is_text, "--space", ranges=True):
+        first = tuple(axis.values[0] for axis in block)
+        points.append(space.Point(block, first))
+        for place, axis in enumerate(block):
+            points += [space.Point(block, (*first[:place], value, *first[place + 1 :])) for value in axis.values[1:]]
+    make_configs(args.config, args.space, points, None)
+
+
+def write_best(search: Search, file: Path) -> str:
+    """Write the settings of the best trial; returns what to print about them."""
+    from grid.configs import read_base
+
+    from glem_graphgym.files import atomic_write
+
+    study, args = search.study, search.args
+    best = study.best_trial
+    ended = Counter(trial.state.name for trial in study.trials if "killed" not in trial.user_attrs)
+    config = yaml.safe_load((search.configs / f"{best.user_attrs['name']}.yaml{DONE}").read_text(encoding="utf-8"))
+    config["out_dir"] = read_base(args.config, "--config").get("out_dir", "results")
+    config.setdefault("glem", {})["search_trials"] = ended.total()
+    seeds = [config.get("seed", 0) + place for place in range(args.repeat)]
+    header = (
+        f"# Found by run/search.py: the best of {ended.total()} trials ({ended['PRUNED']} stopped early, "
+        f"{ended['FAIL']} failed) of {args.space.name} on {args.config.name},\n"
+        f"# by validation {search.metric} {best.value:.4f} with seed{'s' * (len(seeds) > 1)} "
+        f"{', '.join(map(str, seeds))}. Test scores were not read.\n"
+    )
+    with atomic_write(file, "w") as stream:
+        stream.write(header + yaml.safe_dump(config, default_flow_style=False, allow_unicode=True))
+    return f"best of {ended.total()} trials: validation {search.metric} {best.value:.4f}, settings in {file}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before_imports()
+    try:
+        import optuna
+    except ImportError:
+        print("error: run/search.py needs the extra 'search': pip install optuna", file=sys.stderr)
+        return 1
+    from torch_geometric.graphgym.config import cfg
+
+    from glem_graphgym.config import load_config, metric_of
+
+    try:
+        check_space(args)
+        load_config(cfg, args.config)
+        folder = configs_folder(args.out_dir, args.config, args.space)
+        results = configs_folder(cfg.out_dir, args.config, args.space)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_with(folder):
+            plan = make_plan(args, args.trials, os.environ)
+            if plan.threads:
+                os.environ["OMP_NUM_THREADS"] = str(plan.threads)
+            search = Search(args, plan, open_study(args, folder), folder, results, metric_of(cfg))
+            search.run()
+            if not search.study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+                raise JobError(f"none of {args.trials} trials finished; whole logs: {results}/logs/<trial>.log")
+            best = args.out_dir / f"{space.base_name(args.config)}_{space.base_name(args.space)}_best.yaml"
+            print(write_best(search, best))
+    except (space.GridError, JobError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; type the same command again to resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
