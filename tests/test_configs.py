@@ -19,7 +19,7 @@ from glem_graphgym.build import footprint, memory_check
 from glem_graphgym.build.gnn import build_gnn, sees_hops
 from glem_graphgym.build.graph import GRAPHS
 from glem_graphgym.build.run_folder import decisive_settings
-from glem_graphgym.config import KEYS, feature_kinds, load_config
+from glem_graphgym.config import KEYS, WORD_FEATURES, feature_kinds, load_config
 from glem_graphgym.data.registry import KNOWN
 from glem_graphgym.data.sampling import Block
 
@@ -35,7 +35,7 @@ NETWORKS = [stem for stem in CONFIGS if not re.match("(lm|lm_lora|lm_large)_", s
 SIZES = {"ogbn-arxiv": (128, 40), "ogbn-products": (100, 47), "ogbn-papers100M": (128, 172)}
 SIZES |= {"debian": (0, 56), "wordnet": (0, 43), "synthetic": (0, 4)}
 SIZES |= {name: (0, known.classes) for name, known in KNOWN.items()}
-EMBEDDINGS = {"microsoft/deberta-base": 768, "microsoft/deberta-large": 1024}
+EMBEDDINGS = {"microsoft/deberta-base": 768, "microsoft/deberta-large": 1024, "intfloat/e5-large": 1024}
 EMBEDDINGS |= {"sentence-transformers/all-MiniLM-L6-v2": 384}
 GIANT = 768
 # (nodes, edges in both directions)
@@ -56,6 +56,7 @@ def feature_width() -> int:
     """Width of the node features, side by side."""
     text = EMBEDDINGS[cfg.lm.model]
     widths = {"raw": SIZES[cfg.dataset.name][0], "text": cfg.lm.shrink_dim or text, "static": text, "file": GIANT}
+    widths |= dict.fromkeys(WORD_FEATURES, cfg.glem.vocabulary)
     return sum(widths[kind] for kind in feature_kinds(cfg.glem.node_features))
 
 
@@ -140,7 +141,7 @@ EXPECTED = {
     | networks("{} on static", "sage") | networks("GLEM with {} and deberta-base", "gcn sage gamlp sagn"),
     "papers100m": networks("{} on raw", "sign sgc sage gamlp") | networks("{} on file", "gamlp")
     | networks("{} on static", "gamlp") | networks("GLEM with {} and deberta-base", "gamlp"),
-    "debian": networks("{} on static", "mlp gcn sage gamlp")
+    "debian": networks("{} on static", "mlp gcn sage gamlp") | networks("{} on tfidf", "sage")
     | networks("GLEM with {} and all-MiniLM-L6-v2", "gcn sage gamlp"),
 }  # fmt: skip
 
@@ -193,7 +194,7 @@ def test_the_grid_of_the_debian_graph_keeps_its_names_with_the_ensemble() -> Non
     for base in ("glem_debian", "glem_debian_small"):
         file, grid = ROOT / f"configs_gg/{base}.yaml", ROOT / "configs_gg/grids/debian.txt"
         made = configs.make_configs(str(file), str(grid), space.all_points(space.read_grid(grid)), None)  # loads each
-        assert len(made) == 13
+        assert len(made) == 14
         assert {f"{base}-mode=glem-share=True-gnn=glem_{kind}" for kind in ("sage", "gamlp", "gcn")} <= set(made)
         assert all("ensemble: true" in text for text in made.values())
         assert not any("ensemble" in name for name in made)
@@ -213,6 +214,7 @@ DEBERTA_BASE = 138_601_728  # parameters of microsoft/deberta-base without a hea
         ("sage_arxiv", 218_664),
         ("mlp_products", 103_727),
         ("gcn_products", 103_727),
+        ("tuned_gcn_products", 233_047),
         ("sage_products", 206_895),
         ("giant_sage_arxiv", 546_344),
         ("giant_revgat_arxiv", 3_081_296),  # the README of GIANT's authors
@@ -378,7 +380,43 @@ SMOOTH = {
     "glem.correct_and_smooth": True, "glem.cs_correct_alpha": 1.0, "glem.cs_smooth_alpha": 0.8,
 }  # fmt: skip
 
+# The scripts of the authors of "Classic GNNs are strong baselines" (tunedGNN, large_graph/).
+TUNED = {
+    "optim.optimizer": "adam", "gnn.dropout": 0.5, "gnn.readout": "linear", "gnn.residual": False,
+    "gnn.input_norm": "none", "glem.label_input": False,
+}  # fmt: skip
+TUNED_ARXIV = {
+    **TUNED, "gnn.norm": "batch", "gnn.linear_skip": True, "gnn.input_dropout": 0.15, "optim.base_lr": 5e-4,
+    "optim.weight_decay": 5e-4, "optim.max_epoch": 2000, "gnn.layers_pre_mp": 0,
+}  # fmt: skip
+TUNED_GCN = {**TUNED_ARXIV, "model.type": "glem_gcn", "gnn.layers_mp": 5, "gnn.dim_inner": 512}
+TUNED_SAGE = {
+    **TUNED_ARXIV,
+    "model.type": "glem_sage",
+    "gnn.layers_mp": 4,
+    "gnn.dim_inner": 256,
+    "gnn.self_loops": True,
+}
+TUNED_PRODUCTS = {
+    **TUNED, "gnn.norm": "layer", "gnn.linear_skip": False, "gnn.input_dropout": 0.0, "optim.base_lr": 3e-3,
+    "optim.weight_decay": 0.0, "gnn.layers_pre_mp": 1, "gnn.layers_mp": 5, "gnn.dim_inner": 200,
+}  # fmt: skip
+# The README of SimTeG's authors for e5-large and GraphSAGE.
+SIMTEG = {
+    "lm.lr": 5e-5, "lm.weight_decay": 1e-5, "lm.batch_size": 100, "lm.grad_accumulation": 5, "lm.label_smoothing": 0.3,
+    "lm.epochs": 10, "lm.warmup_epochs": 1.5, "lm.lora_rank": 4, "lm.lora_alpha": 8.0, "lm.lora_dropout": 0.3,
+    "lm.head_dropout": 0.6, "gnn.batch_size": 10_000, "optim.max_epoch": 100, "gnn.dropout": 0.4, "optim.base_lr": 0.01,
+    "gnn.layers_mp": 2, "optim.weight_decay": 4e-6,
+}  # fmt: skip
+
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "tuned_gcn_arxiv": TUNED_GCN,
+    "tuned_sage_arxiv": TUNED_SAGE,
+    "tuned_gat_arxiv": {**TUNED_ARXIV, "model.type": "glem_gat", "gnn.att_heads": 1},
+    "tuned_gcn_products": {**TUNED_PRODUCTS, "model.type": "glem_gcn", "optim.max_epoch": 299},
+    "tuned_sage_products": {**TUNED_PRODUCTS, "model.type": "glem_sage", "optim.max_epoch": 1000,
+                            "gnn.self_loops": True},
+    "cascade_simteg_arxiv": SIMTEG,
     "lm_arxiv": LM_ARXIV,
     "lm_large_arxiv": LM_LARGE,
     "lm_products": LM_PRODUCTS,
@@ -407,6 +445,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
                          "glem.em_iterations": 2},
     "glem_sage_arxiv": {**LM_ARXIV, **SAGE, **EM_REVGAT},
     "glem_gat_arxiv": {**LM_ARXIV, **GAT, **EM_REVGAT},
+    "glem_tuned_gcn_arxiv": {**LM_ARXIV, **TUNED_GCN, **EM_REVGAT},
+    "glem_tuned_sage_arxiv": {**LM_ARXIV, **TUNED_SAGE, **EM_REVGAT},
     "glem_large_revgat_arxiv": {**LM_LARGE, **REVGAT, **EM_REVGAT},
     "gamlp_products": GAMLP_PRODUCTS,
     # 300 epochs without a better score, of which every tenth is validated

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from glem_graphgym import processes
 from glem_graphgym.build.language_model import untuned_lm
 from glem_graphgym.build.run_folder import file_hashes
-from glem_graphgym.config import feature_kinds
+from glem_graphgym.config import WORD_FEATURES, feature_kinds
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import Checkpoint, filling
@@ -23,7 +23,7 @@ from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.files import fingerprint, read_array, read_json, write_json
 from glem_graphgym.memory import naming_out_of_memory
 from glem_graphgym.models.pooling import readout_of
-from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.feature_rows import FeatureRows, ranges
 
 ROWS_AT_ONCE = 1 << 16
 SECONDS = "seconds.json"  # beside the embeddings: what they took
@@ -55,6 +55,32 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
     if not all(np.isfinite(array[start : start + ROWS_AT_ONCE]).all() for start in range(0, rows, ROWS_AT_ONCE)):
         raise DataError(f"{key}: {path} holds NaN or infinite values")
     return array
+
+
+def word_features(texts: Sequence[str], kind: str, columns: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """float16 (N, columns): what words each text has, by scikit-learn; columns without a word are zero.
+
+    Args:
+        kind: ``"bow"``, 1 for each word that occurs, or ``"tfidf"``, sublinear counts times inverse document frequency,
+            each row of length 1.
+        columns: the most frequent words, English stop words left out.
+        rows: int64: texts that words and frequencies are taken from; None = all.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+
+    make, options = (CountVectorizer, {"binary": True}) if kind == "bow" else (TfidfVectorizer, {"sublinear_tf": True})
+    words = make(max_features=columns, stop_words="english", dtype=np.float32, **options)
+    try:
+        words.fit(texts if rows is None else (texts[row] for row in rows.tolist()))
+    except ValueError as error:  # no words at all
+        raise DataError(
+            f"glem.node_features {kind}: the texts hold no word that could be a feature ({error})"
+        ) from None
+    found = np.zeros((len(texts), columns), dtype=np.float16)
+    for first, end in ranges(len(texts), ROWS_AT_ONCE // 4):
+        part = words.transform(texts[first:end])
+        found[first:end, : part.shape[1]] = part.toarray()
+    return found
 
 
 def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = None) -> Path:
@@ -118,6 +144,9 @@ def feature_builder(
     """
     fixed: dict[str, np.ndarray] = {}
     kinds = feature_kinds(cfg.glem.node_features)
+    seen = None  # transductive: all texts are
+    if cfg.glem.setting != "transductive":
+        seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
     for kind in kinds:
         if kind == "raw":
             if graph.features is None:
@@ -128,11 +157,13 @@ def feature_builder(
         elif kind == "static":
             assert tokens is not None
             fixed[kind] = static_embeddings(cfg, tokens, encoded)
+        elif kind in WORD_FEATURES:
+            fixed[kind] = word_features(graph.texts, kind, cfg.glem.vocabulary, seen)
     of_trained = any(kind.startswith("text") for kind in kinds)
     of_encoded = encoded is not None and (of_trained or "static" in kinds)
     counted = encoded if of_encoded else None
-    if cfg.glem.setting != "transductive":
-        counted = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
+    if seen is not None:
+        counted = seen
         if of_encoded:  # which other nodes are encoded depends on the edges of test nodes
             counted = np.union1d(graph.split["train"], graph.split["valid"])
 

@@ -47,7 +47,9 @@ def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) ->
     """A layer stack with the settings that all take and the ``gnn.*`` of ``keys`` and ``renamed`` (argument=key)."""
 
     def build(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-        own = {argument: cfg.gnn[key] for argument, key in {**dict(zip(keys, keys, strict=True)), **renamed}.items()}
+        same = ("residual", "linear_skip", "readout", *keys)
+        arguments = {**dict(zip(same, same, strict=True)), "pre_layers": "layers_pre_mp", **renamed}
+        own = {argument: cfg.gnn[key] for argument, key in arguments.items()}
         return make(dim_in, cfg.gnn.dim_inner, dim_out, num_layers(cfg), **_common(cfg), **own)
 
     return Network(build, is_layered=True)
@@ -122,10 +124,10 @@ def _attention_over_hops(cfg: CfgNode) -> dict[str, Any]:
 
 # model.type -> network. A new network of ours is a module in `models/` and one line here.
 NETWORKS: dict[str, Network] = {
-    "glem_mlp": _layer_stack(MLP, "residual"),
-    "glem_sage": _layer_stack(SAGE, "residual"),
-    "glem_gcn": _layer_stack(GCN, "residual", "hidden_bias"),
-    "glem_gat": _layer_stack(GAT, "residual", "attention_dropout", heads="att_heads"),
+    "glem_mlp": _layer_stack(MLP),
+    "glem_sage": _layer_stack(SAGE, "self_loops"),
+    "glem_gcn": _layer_stack(GCN, "hidden_bias"),
+    "glem_gat": _layer_stack(GAT, "attention_dropout", heads="att_heads"),
     "glem_revgat": Network(_revgat),
     "glem_sgc": Network(lambda cfg, dim_in, dim_out: SGC(dim_in, dim_out), sees_hops=True),
     "glem_sign": Network(_sign, sees_hops=True),

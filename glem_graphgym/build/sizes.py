@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym import memory, processes
 from glem_graphgym.build.gnn import has_layers
-from glem_graphgym.config import feature_kinds
+from glem_graphgym.config import WORD_FEATURES, feature_kinds
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.models.pooling import readout_of, width_after
 from glem_graphgym.models.pretrained import load_config
@@ -53,6 +53,8 @@ def feature_widths(cfg: CfgNode, graph: TextGraph) -> dict[str, int]:
     for kind in feature_kinds(cfg.glem.node_features):
         if kind == "raw":
             widths[kind] = 0 if graph.features is None else graph.features.shape[1]
+        elif kind in WORD_FEATURES:
+            widths[kind] = cfg.glem.vocabulary
         elif kind == "file":
             widths[kind] = _columns(Path(cfg.glem.feature_file))
         elif kind.startswith("text") and cfg.lm.shrink_dim:

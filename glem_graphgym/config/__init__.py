@@ -2,6 +2,7 @@
 
 from glem_graphgym.config.checks import (  # noqa: F401
     TEXT_GRAPHS,
+    WORD_FEATURES,
     check_config,
     check_devices,
     check_metric,

@@ -33,7 +33,8 @@ NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters,
 TEXT_GRAPHS: dict[str, Callable[[CfgNode], Any]] = {}
 # What must hold of a configuration c, and what to say where it does not; {group.key} is the value found.
 Rule = tuple[Callable[[CfgNode], object], str]
-FEATURE_KINDS = ("text", "static", "raw", "file")
+WORD_FEATURES = ("bow", "tfidf")
+FEATURE_KINDS = ("text", "static", "raw", "file", *WORD_FEATURES)
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -122,7 +123,7 @@ OUR_RULES: tuple[Rule, ...] = (
     (lambda c: c.train.mode != "glem_gnn"
      or not any(kind.startswith("text") for kind in feature_kinds(c.glem.node_features)),
      "glem.node_features is '{glem.node_features}', the embeddings of a trained LM, but train.mode glem_gnn trains "
-     "none; expected static, raw or file (or train.mode glem_cascade)"),
+     "none; expected static, raw, file, bow or tfidf (or train.mode glem_cascade)"),
     (lambda c: c.train.mode != "glem_joint" or "text" in feature_kinds(c.glem.node_features),
      "glem.node_features is '{glem.node_features}', but train.mode glem_joint trains the text encoder as node encoder; "
      "expected text, alone or joined by + with others"),

@@ -32,6 +32,10 @@ class BlockAdjacency(Adjacency):
     def num_seeds(self) -> int:
         return self.ends[0]
 
+    def target_degree(self) -> Tensor:
+        """(T,), int64: number of neighbours of each target in the whole graph."""
+        return self.targets_of(self.degree)
+
     def to(self, device: torch.device | str) -> BlockAdjacency:
         """The same block on ``device``; this very object when it is there already."""
         col = self.col.to(device)

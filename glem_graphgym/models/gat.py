@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,9 +67,9 @@ class GAT(LayerStack):
         **options: Any,
     ) -> None:
         check_sizes(heads=heads, dim_hidden=dim_hidden)
-        width, last = heads * dim_hidden, num_layers - 1
-        super().__init__(dim_in, width, dim_out, num_layers, *args, **options)
+        super().__init__(dim_in, heads * dim_hidden, dim_out, num_layers, *args, **options)
+        hidden = len(self.activations)
         self.layers = nn.ModuleList(
-            GATLayer(width if i else dim_in, dim_hidden if i < last else dim_out, heads, i < last, attention_dropout)
-            for i in range(num_layers)
+            GATLayer(a, dim_hidden if place < hidden else b, heads, place < hidden, attention_dropout)
+            for place, (a, b) in enumerate(pairwise(self.widths))
         )

@@ -35,6 +35,6 @@ class GCN(LayerStack):
     def __init__(self, *args: Any, hidden_bias: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
         if not hidden_bias:
-            for layer in self.layers[:-1]:
+            for layer in self.layers[: len(self.activations)]:
                 assert isinstance(layer, GCNLayer)
                 layer.linear.register_parameter("bias", None)

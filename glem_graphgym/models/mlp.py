@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from glem_graphgym.models.checks import check_probabilities, check_sizes
@@ -17,13 +18,17 @@ class LayerStack(nn.Module):
     """Layers with norm, ReLU and dropout between them: all that GCN, SAGE and MLP have in common.
 
     A subclass names its ``Layer``: a module built as ``Layer(dim_in, dim_out)`` whose ``forward(x, adjacency)``
-    gives the adjacency's targets (T, D') from the nodes' (N, D). What the last layer gives are the logits.
+    gives the adjacency's targets (T, D') from the nodes' (N, D).
 
     Args:
-        dim_in, dim_hidden, dim_out: widths of the node features, of every layer but the last, and C.
+        dim_in, dim_hidden, dim_out: widths of the node features, of every hidden layer, and C.
         dropout: probability, 0 to below 1, after each ReLU; ``input_dropout``: of dropping an input feature.
         norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
         residual: add a hidden layer's input to its output where both have the same width.
+        linear_skip: add a linear map of a hidden layer's input to its output, before the norm.
+        pre_layers: linear layers before the first one, each with norm, ReLU and dropout.
+        readout: what gives the logits: ``"layer"``, the last layer; ``"linear"``, a linear map of the last layer, which
+            is a hidden one then; ``"sum"``, of the sum of all layers (jumping knowledge, Xu et al. 2018).
     """
 
     Layer: type[nn.Module]
@@ -38,15 +43,25 @@ class LayerStack(nn.Module):
         norm: str = "batch",
         input_dropout: float = 0.0,
         residual: bool = False,
+        linear_skip: bool = False,
+        pre_layers: int = 0,
+        readout: str = "layer",
     ) -> None:
         super().__init__()
         check_sizes(dim_in=dim_in, dim_hidden=dim_hidden, dim_out=dim_out, num_layers=num_layers)
         check_probabilities(input_dropout=input_dropout)
-        dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
-        self.layers = nn.ModuleList(self.Layer(a, b) for a, b in pairwise(dims))
-        self.activations = nn.ModuleList(Activation(dim_hidden, norm, dropout) for _ in range(num_layers - 1))
+        first = dim_hidden if pre_layers else dim_in
+        self.widths = [first, *[dim_hidden] * (num_layers - 1), dim_out if readout == "layer" else dim_hidden]
+        hidden = num_layers - (readout == "layer")
+        self.layers = nn.ModuleList(self.Layer(a, b) for a, b in pairwise(self.widths))
+        self.activations = nn.ModuleList(Activation(dim_hidden, norm, dropout) for _ in range(hidden))
         self.input_dropout = input_dropout
-        self.residual = residual
+        self.residual, self.readout = residual, readout
+        before = [nn.Linear(dim_hidden if place else dim_in, dim_hidden) for place in range(pre_layers)]
+        self.before = nn.ModuleList(nn.Sequential(one, Activation(dim_hidden, norm, dropout)) for one in before)
+        skips = pairwise(self.widths[: hidden + 1]) if linear_skip else ()
+        self.skips = nn.ModuleList(nn.Linear(a, b) for a, b in skips)
+        self.classifier = None if readout == "layer" else nn.Linear(dim_hidden, dim_out)
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         """Logits (N, C) of node features ``x`` (N, dim_in)."""
@@ -55,14 +70,30 @@ class LayerStack(nn.Module):
         return x
 
     def layer(self, index: int, x: Tensor, adjacency: Adjacency) -> Tensor:
-        """What layer ``index`` gives the adjacency's targets, (T, D'), from its nodes' (N, D)."""
+        """What layer ``index`` gives the adjacency's targets, (T, D'), from its nodes' (N, D).
+
+        With ``readout`` ``"sum"`` a hidden layer gives the sum of all so far beside its own output, (T, 2 D').
+        """
+        total = None
         if index == 0:
             x = dropout(x, self.input_dropout, self.training)
+            for layer in self.before:
+                x = layer(x)
+        elif self.readout == "sum":
+            x, total = x.chunk(2, dim=1)
         out = self.layers[index](x, adjacency)
-        if index == len(self.layers) - 1:
+        if index == len(self.activations):
             return out
+        if self.skips:
+            out = out + self.skips[index](adjacency.targets_of(x))
         out = self.activations[index](out)
-        return adjacency.targets_of(x) + out if self.residual and x.shape[1] == out.shape[1] else out
+        if self.residual and x.shape[1] == out.shape[1]:
+            out = adjacency.targets_of(x) + out
+        if self.readout == "sum":
+            total = out if total is None else adjacency.targets_of(total) + out
+        if self.classifier is not None and index == len(self.layers) - 1:
+            return self.classifier(out if total is None else total)
+        return out if total is None else torch.cat([out, total], dim=1)
 
 
 class Activation(nn.Module):

@@ -105,6 +105,10 @@ class Adjacency:
         # No slice of all rows, whose backward pass would copy them.
         return x if self.num_targets == self.num_nodes else x[: self.num_targets]
 
+    def target_degree(self) -> Tensor:
+        """(T,), integers: number of neighbours of each target."""
+        return self.rowptr.diff()
+
     def to(self, device: torch.device | str) -> Adjacency:
         """The same graph on ``device``; this very object when it is there already."""
         col = self.col.to(device)

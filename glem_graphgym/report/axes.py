@@ -16,7 +16,7 @@ FOLDER = Path(__file__).with_name("templates")
 SIMPLEST_FIRST = list(MODES)  # the earlier train modes are parts of the later ones
 # "group.key" (mostly one, else joined by "+") -> value -> names of the experiments, in order of the values.
 Axes = dict[str, dict[str, list[str]]]
-WORDS: dict[str, Any] = yaml.safe_load((FOLDER / "axes.yaml").read_text(encoding="utf-8"))
+WORDS: dict[str, list[Any]] = yaml.safe_load((FOLDER / "axes.yaml").read_text(encoding="utf-8"))
 SMOOTHED = "+C&S"
 # Of a row's name, where it is not the method: what comes first, and what the network and the settings are followed by.
 IN_WORDS = {
@@ -97,7 +97,7 @@ def leading(keys: Sequence[str]) -> str:
 
 def value_in_words(key: str, value: Any) -> str:
     """``LoRA 16``, ``2 iterations``, ``width 256``."""
-    words, single = ([*WORDS[key][1:], {}] if key in WORDS else ["", {}])[:2]
+    words, single = [*WORDS.get(key, ["", ""])[1:], {}][:2]
     if not isinstance(value, list | dict) and value in single and type(value) in map(type, single):
         return str(single[value])
     shown = ", ".join(map(str, value)) if isinstance(value, list) else show_value(value)

@@ -169,10 +169,11 @@ def external_data(experiment: Experiment) -> list[str]:
 def _data_of(mode: str, settings: Mapping[str, Any]) -> list[str]:
     kinds = str(settings.get("glem.node_features", "")).split("+")
     found = []
-    if mode in READ_TEXT or {"text", "static"} & set(kinds):
+    if mode in READ_TEXT or {"text", "static", "bow", "tfidf"} & set(kinds):
         found.append(RAW_TEXT)
-        if settings.get("lm.pretrained", True) or "static" in kinds:
-            found.append(f"pretrained {PurePath(str(settings.get('lm.model', 'language model'))).name}")
+    encodes = mode in READ_TEXT or {"text", "static"} & set(kinds)
+    if encodes and (settings.get("lm.pretrained", True) or "static" in kinds):
+        found.append(f"pretrained {PurePath(str(settings.get('lm.model', 'language model'))).name}")
     if "file" in kinds:
         file = PurePath(str(settings.get("glem.feature_file", "")))
         # Its folders often tell more than its name: giant/ogbn-papers100M/X.all.xrt-emb.npy

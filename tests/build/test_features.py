@@ -15,6 +15,7 @@ from glem_graphgym.build.features import feature_builder, load_matrix, static_em
 from glem_graphgym.build.graph import open_tokens
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.texts import Texts
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMTask
 
@@ -51,6 +52,28 @@ def save(file: Path, array: np.ndarray) -> str:
 def test_raw_features_need_no_embeddings(graph: TextGraph, tokens: TokenStore) -> None:
     cfg.glem.node_features = "raw"
     assert np.array_equal(feature_builder(cfg, graph, None)(None), np.asarray(graph.features))
+
+
+@pytest.mark.parametrize("kind", ["bow", "tfidf"])
+@pytest.mark.parametrize("setting", ["transductive", "inductive"])
+def test_words_are_features_and_unseen_texts_choose_none(graph: TextGraph, kind: str, setting: str) -> None:
+    texts = ["cat dog dog", "dog the dog bird", "cat"] + ["dog"] * (NODES - 4) + ["zebra " * 50 + "cat"]
+    split = {"train": np.arange(10), "valid": np.arange(10, 20), "test": np.arange(20, NODES)}
+    cfg.glem.node_features, cfg.glem.vocabulary, cfg.glem.setting, cfg.gnn.input_norm = kind, 5, setting, "none"
+    found = feature_builder(cfg, replace(graph, texts=Texts.of(texts), split=split), None)(None)
+    assert found.shape == (NODES, 5)
+    words = 3 if setting == "inductive" else 4  # bird, cat, dog, and zebra, which one test node alone has
+    assert (found.any(axis=0)).tolist() == [True] * words + [False] * (5 - words)
+    row = found[0][:3].tolist()
+    assert (
+        row == [0, 1, 1] if kind == "bow" else row[1] > row[2] > 0 and np.hypot(*row[1:]) == pytest.approx(1, abs=1e-3)
+    )
+
+
+def test_texts_without_words_are_refused(graph: TextGraph) -> None:
+    cfg.glem.node_features = "tfidf"
+    with pytest.raises(DataError, match=r"glem\.node_features tfidf: the texts hold no word"):
+        feature_builder(cfg, replace(graph, texts=Texts.of(["the"] * NODES)), None)
 
 
 def test_raw_features_that_a_graph_has_not(graph: TextGraph, tokens: TokenStore) -> None:

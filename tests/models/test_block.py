@@ -59,12 +59,20 @@ def gradients(network: nn.Module, loss: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("make", NETWORKS)
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"residual": True},
+        {"linear_skip": True, "readout": "linear", "pre_layers": 1},
+        {"readout": "sum", "residual": True},
+    ],
+)
 def test_all_neighbours_give_the_whole_graphs_logits_and_gradients(
-    make: type[LayerStack], layers: int, residual: bool
+    make: type[LayerStack], layers: int, options: dict[str, Any]
 ) -> None:
     seeds = [7, 0, 33, 12]
-    network = network_of(make, layers, residual=residual)
+    network = network_of(make, layers, **options, **({"self_loops": bool(options)} if make is SAGE else {}))
     nodes, block = block_of(seeds, layers)
     full, x = network(X, GRAPH)[seeds], X[nodes].requires_grad_()
     found = seed_logits(network, x, block)

@@ -135,6 +135,47 @@ def test_a_network_is_layers_norms_and_relus_in_turn(
     torch.testing.assert_close(net(x, adjacency), net.layers[2](hidden, adjacency))
 
 
+CONVOLUTIONS: dict[Any, Any] = {GCN: GCNConv, SAGE: SAGEConv, GAT: GATConv}
+NAMES = {  # ours -> PyG's
+    GCN: {"linear.weight": "lin.weight", "linear.bias": "bias"},
+    SAGE: {"neighbour.weight": "lin_l.weight", "root.bias": "lin_l.bias", "root.weight": "lin_r.weight"},
+    GAT: {"linear.weight": "lin.weight", "source": "att_src", "target": "att_dst", "bias": "bias"},
+}
+
+
+@pytest.mark.parametrize("network", CONVOLUTIONS)
+@pytest.mark.parametrize("readout", ["linear", "sum"])
+@pytest.mark.parametrize("pre_layers", [0, 2])
+@pytest.mark.parametrize("linear_skip", [False, True])
+def test_tuned_networks_are_those_of_pygs_layers_on_a_graph_with_self_loops(
+    network: type[LayerStack], readout: str, pre_layers: int, linear_skip: bool, edges: Tensor
+) -> None:
+    """Luo et al. 2024: norm(conv(x) + Linear(x)), ReLU; a linear classifier of the last layer, or of the sum of all."""
+    more = {SAGE: {"self_loops": True}, GAT: {"heads": 1, "dim_hidden": 8}}.get(network, {})
+    options = {"readout": readout, "pre_layers": pre_layers, "linear_skip": linear_skip}
+    net = build(network, norm="layer", dropout=0.0, **options, **more)
+    edges = edges[:, edges[0] != edges[1]]
+    adjacency = Adjacency.from_edge_index(edges, NODES)
+    looped = torch.cat([edges, torch.arange(NODES).repeat(2, 1)], dim=1).unique(dim=1)
+    own_loops = {} if network is SAGE else {"add_self_loops": False}
+    x = start = torch.randn(NODES, 6)
+    for layer in net.before:
+        x = layer(x)
+    outs = []
+    for place, layer in enumerate(net.layers):
+        conv = CONVOLUTIONS[network](x.shape[1], 8, **own_loops)
+        names = NAMES[network]
+        state = {names[name]: value for name, value in layer.state_dict().items()}
+        conv.load_state_dict({name: state[name].view(value.shape) for name, value in conv.state_dict().items()})
+        out = conv(x, looped)
+        out = out + net.skips[place](x) if linear_skip else out
+        x = net.activations[place].norm(out).relu()
+        outs.append(x)
+    expected = net.classifier(sum(outs) if readout == "sum" else x)
+    torch.testing.assert_close(net(start, adjacency), expected)
+    assert len(net.before) == pre_layers and len(net.skips) == 3 * linear_skip
+
+
 @every_network
 def test_dropout_acts_in_training_only_and_follows_the_seed(network: type[LayerStack], adjacency: Adjacency) -> None:
     x = torch.randn(NODES, 6)

@@ -82,6 +82,7 @@ def logits_of(
 @pytest.mark.parametrize("budget", [ONE_NODE, SOME, ALL_NODES])
 def test_logits_are_those_of_the_whole_graph(tmp_path: Path, model: str, layers: int, budget: int) -> None:
     cfg.model.type, cfg.gnn.layers_mp, cfg.gnn.residual = model, layers, True
+    cfg.gnn.readout, cfg.gnn.linear_skip = ("layer", "linear", "sum")[layers - 1], layers == 2
     made = network()
     with torch.inference_mode():
         full = made(torch.from_numpy(FEATURES), whole()).numpy()
