@@ -1,7 +1,8 @@
 """Rank finished runs: ``python run/leaderboard.py --dir results/<grid> [more folders] [--ogb ...]``.
 
-Prints one table per graph and writes leaderboard.csv, .md, .tex and .html, with ``--ogb`` also
-ogb_entry.json and ogb_entry.md. Exit status: 0 done; 1 failed (a message says why); 2 wrong command line.
+Prints one table per graph and writes leaderboard.csv, .md, .tex and .html, with ``--ogb`` also ogb_entry.json and
+ogb_entry.md. With ``--blind`` no output shows test scores, until ``--unblind``. Exit status: 0 done; 1 failed (a
+message says why); 2 wrong command line.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--out", type=path, help="folder for the files (default: the first --dir)")
     parser.add_argument("--title", default="GLEM leaderboard", help="title of the HTML page")
+    parser.add_argument(
+        "--blind", action="store_true", help="hide test scores in all that is written, from now on until --unblind"
+    )
+    parser.add_argument("--unblind", action="store_true", help="show them again, for good; the output says when")
     ogb = parser.add_argument_group("entry for the OGB leaderboard")
     ogb.add_argument(
         "--ogb", action="store_true", help="write the fields of a submission, or say which rule is violated"
@@ -47,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
     # Imported late, so that --help and a wrong command line answer at once.
+    from dataclasses import replace
+
     from glem_graphgym.files import atomic_write, write_json
+    from glem_graphgym.report.blind import blinding
     from glem_graphgym.report.leaderboard import read_boards
     from glem_graphgym.report.ogb_entry import entry_markdown
     from glem_graphgym.report.page import render_page
@@ -55,10 +63,15 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.report.terminal import print_board
 
     try:
-        boards = read_boards(args.dirs)
+        out = args.out or args.dirs[0]
+        hidden, notes = blinding(out, args.blind, args.unblind)
+        if hidden and args.ogb:
+            raise ValueError(
+                "--ogb needs test scores, which are hidden; give --unblind first, once all choices are made"
+            )
+        boards = [replace(board, notes=[*notes, *board.notes]) for board in read_boards(args.dirs, hidden)]
         for board in boards:
             print_board(board)
-        out = args.out or args.dirs[0]
         texts = {"csv": to_csv(boards), "md": to_markdown(boards), "tex": to_latex(boards)}
         texts["html"] = render_page(boards, args.title)
         if args.ogb:

@@ -87,7 +87,8 @@ class Chart:
             self.y_ticks = [(value, f"{value:g}") for value in self.y.ticks()]
 
     def _mark(self, element: str, style: str, color: str, title: str = "", **attributes: Any) -> None:
-        self.marks.append((element, {"class": style, "style": f"--c:{color}", **attributes}, title))
+        if not any("nan" in str(value) for value in attributes.values()):  # a hidden score
+            self.marks.append((element, {"class": style, "style": f"--c:{color}", **attributes}, title))
 
     def line(self, points: Sequence[tuple[float, float]], color: str, title: str = "", style: str = "") -> None:
         """A line through points; ``style`` is further classes: ``dashed``, ``faint``."""
@@ -127,6 +128,7 @@ class Chart:
     def labels(self, places: Sequence[tuple[float, float, str]], marks: Iterable[tuple[float, float]] = ()) -> None:
         """Texts beside points, the first ones first: none on another, on a point or on further ``marks``, and none
         where there is no room."""
+        places = [place for place in places if not math.isnan(place[1])]
         dots = [(self.x(x), self.y(y)) for x, y, _ in places]
         taken = [(at - 6, up - 6, at + 6, up + 6) for at, up in [*dots, *((self.x(x), self.y(y)) for x, y in marks)]]
         middle = (self.left + self.right) / 2

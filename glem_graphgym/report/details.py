@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from glem_graphgym.report.charts import Chart, padded
 from glem_graphgym.report.experiments import Experiment, Row, Spread
 from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.panels import color_of, descriptions_of
-from glem_graphgym.report.reliability import pool, read_test_predictions
+from glem_graphgym.report.reliability import pool
 
 MAX_CONFUSIONS, MAX_SETTINGS = 8, 40
 
@@ -24,7 +23,7 @@ def details_of(board: Board, row: Row) -> dict[str, Any]:
     """The data of a row's details: what it is of, its stages, settings unlike the first row's, confusions, curves."""
     one, first = (board.experiments[of.experiment] for of in (row, board.rows[0]))
     keys = sorted(key for keys in varied_settings([first, one]) for key in keys)
-    described = descriptions_of(one, row.method)
+    described = descriptions_of(one, row.method, board.split)
     pooled = pool(described) if described else None
     return {
         "facts": {
@@ -102,7 +101,7 @@ def comparison_data(board: Board) -> str:
     for row in board.rows:
         one = board.experiments[row.experiment]
         frame = one.of(row.method)
-        described = descriptions_of(one, row.method)
+        described = descriptions_of(one, row.method, board.split)
         pooled = pool(described)["classes"] if described else None
         classes = classes or (pooled and [[found["name"], found["support"] // len(described)] for found in pooled])
         rows.append({
@@ -112,7 +111,8 @@ def comparison_data(board: Board) -> str:
             "settings": {key: show_value(one.settings.get(key)) for key in varied},
             "classes": pooled and [_percent(of["correct"] / max(of["support"], 1)) for of in pooled],
         })  # fmt: skip
-    data = {"score": board.score, "rows": rows, "classes": classes, "agreement": agreement_of(board)}
+    agreement = {} if board.blind else agreement_of(board)
+    data = {"score": board.score, "rows": rows, "classes": classes, "agreement": agreement}
     return json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
 
 
@@ -120,15 +120,9 @@ def _percent(share: float) -> float | None:
     return round(100 * float(share), 3) if share == share else None
 
 
-def outcomes_of(one: Experiment, method: str) -> Mapping[int, tuple[np.ndarray, np.ndarray]]:
-    """Seed -> true and predicted classes of the test nodes, for seeds whose run noted them."""
-    found = {seed: read_test_predictions(folder) for seed, folder in one.stage_folders(method).items()}
-    return {seed: classes for seed, classes in found.items() if classes is not None}
-
-
 def agreement_of(board: Board) -> dict[str, list[float]]:
     """``"i,j"`` -> shares in %, means over common seeds: see `comparison_data`."""
-    outcomes = [outcomes_of(board.experiments[row.experiment], row.method) for row in board.rows]
+    outcomes = [board.experiments[row.experiment].outcomes(row.method) for row in board.rows]
     found = {}
     for j in range(len(outcomes)):
         for i in range(j):

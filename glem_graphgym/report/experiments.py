@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from glem_graphgym.files import fingerprint, read_json, reading
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.report.epochs import best_epoch, read_rows, row_at, seed_folders
+from glem_graphgym.report.reliability import read_test_predictions
 from glem_graphgym.report.significance import Difference
 from glem_graphgym.report.stats import FURTHER, SUMMARY, Stage, best_stage, in_order, read_stages
 from glem_graphgym.scores import METRIC
@@ -83,9 +85,30 @@ class Experiment:
         chosen = {seed: best_stage(run.stages, method, self.metric) for seed, run in self.runs.items()}
         return {seed: self.runs[seed].folder / "stages" / one.folder for seed, one in chosen.items() if one}
 
+    def outcomes(self, method: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Seed -> true and predicted classes of the test nodes, for seeds whose run noted them."""
+        found = {seed: read_test_predictions(folder) for seed, folder in self.stage_folders(method).items()}
+        return {seed: classes for seed, classes in found.items() if classes is not None}
+
+    def blinded(self) -> Experiment:
+        """The same without test scores."""
+        hidden = self.results.copy()
+        hidden[[name for name in map(str, hidden) if name.startswith("test")]] = math.nan
+        runs = {
+            seed: replace(
+                run, stages=[replace(stage, scores={**stage.scores, "test": _hidden(stage)}) for stage in run.stages]
+            )
+            for seed, run in self.runs.items()
+        }
+        return replace(self, results=hidden, runs=runs)
+
     def of(self, method: str) -> pd.DataFrame:
         """The results of one method, indexed by seed."""
         return self.results[self.results["method"] == method].set_index("seed")
+
+
+def _hidden(stage: Stage) -> dict[str, float]:
+    return dict.fromkeys(stage.scores["test"], math.nan)
 
 
 def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]:
@@ -213,12 +236,14 @@ def _stock_row(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
 class Spread:
     """Mean over seeds and unbiased standard deviation (n - 1, as OGB leaderboards ask)."""
 
-    mean: float  # NaN where a published number could not be checked
+    mean: float  # NaN where hidden, or where a published number could not be checked
     std: float | None = None  # None for one seed, or where unknown
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         found = list(map(float, values))
+        if any(map(math.isnan, found)):
+            return cls(math.nan)
         return cls(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
 
     @property

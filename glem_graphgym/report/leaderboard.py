@@ -57,11 +57,17 @@ class Board:
     experiments: dict[str, Experiment]
     axes: Axes  # settings in which experiments of one train mode differ
     notes: list[str]  # what was left out, and what must be known to read the table
+    blind: bool = False  # test scores are hidden
 
     @property
     def all_rows(self) -> list[Row]:
         """Ours and then published ones."""
         return [*self.rows, *self.published]
+
+    @property
+    def split(self) -> str:
+        """Whose scores rows are compared and described by."""
+        return "valid" if self.blind else "test"
 
     @property
     def title(self) -> str:
@@ -138,13 +144,20 @@ def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], li
     return rows, []
 
 
-def read_boards(dirs: Sequence[Path]) -> list[Board]:
-    """One board for each graph that runs in ``dirs`` (see `read_experiments`) were made on, the largest first."""
+def read_boards(dirs: Sequence[Path], blind: bool = False) -> list[Board]:
+    """One board for each graph that runs in ``dirs`` (see `read_experiments`) were made on, the largest first.
+
+    Args:
+        blind: without any test score of theirs.
+    """
     experiments, left_out = read_experiments(dirs)
+    experiments = [one.blinded() for one in experiments] if blind else experiments
     groups: dict[tuple[str, str | None, str], list[Experiment]] = {}
     for experiment in experiments:
         groups.setdefault((experiment.dataset, experiment.fingerprint, experiment.metric), []).append(experiment)
-    boards = sorted((_board(*graph, group) for graph, group in groups.items()), key=lambda board: -len(board.rows))
+    boards = sorted(
+        (_board(*graph, group, blind) for graph, group in groups.items()), key=lambda board: -len(board.rows)
+    )
     apart = []
     if len(boards) > 1:
         shown = "; ".join(f"{dataset}, fingerprint {print_ or 'not recorded'}" for dataset, print_, _ in groups)
@@ -154,13 +167,18 @@ def read_boards(dirs: Sequence[Path]) -> list[Board]:
     return [replace(board, notes=[*apart, *board.notes, *left_out]) for board in boards]
 
 
-def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequence[Experiment]) -> Board:
+def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequence[Experiment], blind: bool) -> Board:
     by_name = {one.name: one for one in experiments}
-    rows = _compared(_distinct_rows(experiments), by_name)
+    rows = _compared(_distinct_rows(experiments), by_name, blind)
     published, why_not = published_for(dataset, noted_facts(experiments)) if metric == METRIC else ([], [])
     axes = axes_within_modes(experiments)
-    notes = [*_notes(rows, METRICS.get(metric, metric)), *_mixed(experiments), *why_not, *_sentences(axes, by_name)]
-    return Board(dataset, fingerprint, metric, rows, published, by_name, axes, notes)
+    notes = [
+        *_notes(rows, METRICS.get(metric, metric), blind),
+        *_mixed(experiments),
+        *why_not,
+        *_sentences(axes, by_name),
+    ]
+    return Board(dataset, fingerprint, metric, rows, published, by_name, axes, notes, blind)
 
 
 def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
@@ -185,7 +203,7 @@ def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
         }
         about |= {"caveat": STOCK_CAVEAT if one.mode == STOCK else ""}
         for row in over_seeds(one.results):
-            scores = one.of(row.method)[["valid", "test", "params"]].itertuples(name=None)
+            scores = one.of(row.method)[["valid", "test", "params"]].fillna(-1).itertuples(name=None)
             key = (one.mode == STOCK, row.method, *scores)
             if key in rows:
                 rows[key] = replace(rows[key], same_in=(*rows[key].same_in, one.name))
@@ -198,25 +216,34 @@ def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
     return [replace(row, rank=at, name=name) for at, (row, name) in enumerate(zip(ordered, names, strict=True), 1)]
 
 
-def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment]) -> list[Row]:
-    scores: list[Any] = [experiments[row.experiment].of(row.method)["test"].to_dict() for row in rows]
+def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment], blind: bool) -> list[Row]:
+    split = "valid" if blind else "test"
+    of_rows = [(experiments[row.experiment], row.method) for row in rows]
+    scores: list[Any] = [one.of(method)[split].to_dict() for one, method in of_rows]
+    outcomes = [{} if blind else one.outcomes(method) for one, method in of_rows]
 
     def to(reference: Row | None) -> list[Difference | None]:
         if reference is None:
             return [None] * len(rows)
-        theirs, pairs = scores[rows.index(reference)], zip(rows, scores, strict=True)
-        return holm([None if row is reference else paired_difference(s, theirs, reference.name) for row, s in pairs])
+        place = rows.index(reference)
+        theirs, found = (scores[place], reference.name), zip(rows, scores, outcomes, strict=True)
+        return holm([
+            None if row is reference else paired_difference(ours, *theirs, nodes, outcomes[place])
+            for row, ours, nodes in found
+        ])  # fmt: skip
 
     baseline = next((row for row in rows if not row.method.startswith("GLEM")), None)
     pairs = zip(rows, to(rows[0]), to(baseline), strict=True)
     return [replace(row, to_best=best, to_non_glem=base) for row, best, base in pairs]
 
 
-def _notes(rows: Sequence[Row], score: str) -> list[str]:
+def _notes(rows: Sequence[Row], score: str, blind: bool) -> list[str]:
+    split = "validation" if blind else "test"
     notes = [
         f"ranked by mean validation {score}; test {score} plays no part in any choice",
-        f"significance: two-sided paired t-test on test {score} over the seeds that both rows have, p-values "
-        "Holm-corrected over the rows of the table; fewer than 3 common seeds are not tested",
+        f"significance: two-sided paired t-test on {split} {score} over the seeds that both rows have, p-values "
+        "Holm-corrected over the rows of the table; fewer than 3 common seeds are not tested; [95 % intervals] of "
+        "differences by a paired bootstrap over seeds, and over test nodes where runs noted their predictions",
     ]
     if len({row.seeds for row in rows}) > 1:
         notes.append("rows rest on different seeds; differences are taken over the seeds that both rows have")

@@ -16,7 +16,7 @@ from glem_graphgym.report.details import comparison_data, details_of
 from glem_graphgym.report.experiments import Row, percent
 from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.panels import all_panels, color_of, mark_of, seconds_text, upper_first
-from glem_graphgym.report.tables import Column, columns_of
+from glem_graphgym.report.tables import Column, columns_of, interval_text
 
 
 def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str:
@@ -34,7 +34,7 @@ def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str
 def environment() -> Environment:
     look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     found = Environment(loader=FileSystemLoader(FOLDER), **look)  # type: ignore[arg-type]
-    texts = (percent, signed, compact, seconds_text, upper_first, sorted_by, on_page, label_rate)
+    texts = (percent, signed, compact, seconds_text, upper_first, sorted_by, on_page, label_rate, interval_text)
     boards = (scale, columns_of, all_panels, comparison_data)
     found.filters |= {function.__name__: function for function in (*texts, *boards, color_of, mark_of, family_of)}
     found.filters["details_in"] = lambda row, board: details_of(board, row)

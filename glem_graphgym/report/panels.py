@@ -62,6 +62,7 @@ def _score_chart(
 ) -> Chart:  # fmt: skip
     """A chart of shares in %, with room for the ends of spreads and for further means; ``ticks`` are at x = 0, 1, …"""
     shares = [end for spread in spreads for end in spread.ends] + [spread.mean for spread in means]
+    shares = [share for share in shares if not math.isnan(share)]
     if ticks:
         more["x_ticks"] = [(float(at), text) for at, text in enumerate(ticks)]
     return Chart(label, x_name, f"{y_name}, %", x_range, padded([100 * share for share in shares]), **more)
@@ -217,7 +218,7 @@ def compute_panel(board: Board) -> Panel:
     for row, at in reversed(seconds.items()):
         costs = f", {seconds_text(at)}, {row.params:,} parameters"
         _row_mark(chart, at, row, mark_of(row.method), 5, costs)
-    places = [(at, 100 * row.test.mean, _short(row.name, 36)) for row, at in seconds.items()]
+    places = [(at, 100 * getattr(row, board.split).mean, _short(row.name, 36)) for row, at in seconds.items()]
     rings = [(at, 100 * row.valid.mean) for row, at in seconds.items()]
     chart.labels(places[:MAX_LABELS], [*rings, *(place[:2] for place in places[MAX_LABELS:])])
     methods = list(dict.fromkeys(row.method for row in seconds))
@@ -325,17 +326,19 @@ def described_panels(board: Board) -> list[Panel]:
     """Panels of the experiment with the best row whose stages have ``predictions.json``: each seed's best stage."""
     for row in board.rows:
         experiment = board.experiments[row.experiment]
-        methods = {method: descriptions_of(experiment, method) for method in in_order(experiment.results["method"])}
+        names = in_order(experiment.results["method"])
+        methods = {method: descriptions_of(experiment, method, board.split) for method in names}
         if methods := {method: found for method, found in methods.items() if found}:
             name = words_for(board, experiment)
-            return [calibration_panel(name, methods), class_panel(name, methods)]
+            panels = [calibration_panel(name, methods), class_panel(name, methods)]
+            return [(panel, {**data, "split": board.split}) for panel, data in panels]
     return [("calibration", {}), ("classes", {})]
 
 
-def descriptions_of(experiment: Experiment, method: str) -> list[Description]:
-    """Of each seed's best stage of a method: how good its test predictions are; empty where a run does not say."""
+def descriptions_of(experiment: Experiment, method: str, split: str) -> list[Description]:
+    """Of each seed's best stage of a method: how good its predictions of a split are; empty where a run is silent."""
     found = (read_descriptions(folder) for folder in experiment.stage_folders(method).values())
-    return [parts["test"] for parts in found if parts]
+    return [parts[split] for parts in found if parts]
 
 
 def calibration_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -> Panel:

@@ -1,4 +1,4 @@
-"""Significance of the difference between two methods: a paired test over the seeds that both have."""
+"""The difference between two methods: a paired test over the seeds that both have, and a bootstrapped interval."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+Outcome = tuple[np.ndarray, np.ndarray]  # true and predicted classes of the test nodes
+Outcomes = Mapping[int, Outcome]  # by seed
+DRAWS, LEVEL = 2000, 0.95  # of the bootstrap
 MIN_SEEDS = 3
 SIGNIFICANT = 0.05
 TOO_FEW = "too few seeds"
 CONSTANT = "same on every seed"
+_ROUNDING = 1e-4  # of scores
 _NO_SPREAD = 1e-12  # differences of shares that are equal but for rounding
 
 
@@ -23,6 +29,7 @@ class Difference:
     seeds: int  # that both have
     p: float | None  # Holm-corrected where `holm` was applied; None where no test could be made
     why_no_p: str = ""
+    interval: tuple[float, float] | None = None  # of the mean, 95 %; None where nothing could be drawn
 
     @property
     def reason(self) -> str:
@@ -35,14 +42,68 @@ class Difference:
         return self.p is not None and self.p < SIGNIFICANT
 
     def columns(self, name: str) -> dict[str, Any]:
-        return {name: self.mean, f"{name}_n": self.seeds, f"{name}_p": self.p, f"{name}_reason": self.why_no_p}
+        low, high = self.interval or (None, None)
+        numbers = {name: self.mean, f"{name}_low": low, f"{name}_high": high, f"{name}_n": self.seeds}
+        return {**numbers, f"{name}_p": self.p, f"{name}_reason": self.why_no_p}
 
 
-def paired_difference(scores: Mapping[int, float], reference: Mapping[int, float], name: str) -> Difference:
+def paired_difference(
+    scores: Mapping[int, float],
+    reference: Mapping[int, float],
+    name: str,
+    outcomes: Outcomes | None = None,
+    reference_outcomes: Outcomes | None = None,
+) -> Difference:
     """Difference of scores by seed to those of the reference called ``name``, with an uncorrected p-value.
 
-    Differences that are all zero give 1; those that are all the same otherwise leave the t statistic undefined.
+    Differences that are all zero give 1; those that are all the same otherwise leave the t statistic undefined. The
+    interval is of `bootstrapped` differences of nodes where ``outcomes`` are known for every common seed, and the score
+    is their accuracy, else of the seeds' differences.
     """
+    found = _tested(scores, reference, name)
+    common = sorted(scores.keys() & reference.keys())
+    ours, theirs = outcomes or {}, reference_outcomes or {}
+    nodes = [_of_nodes(ours.get(seed), theirs.get(seed), scores[seed] - reference[seed]) for seed in common]
+    if nodes and all(differences is not None for differences in nodes):
+        shared = all(np.array_equal(ours[seed][0], ours[common[0]][0]) for seed in common)
+        return replace(found, interval=bootstrapped([one for one in nodes if one is not None], shared))
+    if len(common) < MIN_SEEDS:
+        return found
+    return replace(found, interval=bootstrapped([np.array([scores[seed] - reference[seed]]) for seed in common]))
+
+
+def _of_nodes(ours: Outcome | None, theirs: Outcome | None, mean: float) -> np.ndarray | None:
+    """int8 (n,): whether a node is right, less whether it is there; None where ``mean`` is not the mean of that."""
+    if ours is None or theirs is None or not np.array_equal(ours[0], theirs[0]):
+        return None
+    a, b = ((true == predicted).astype(np.int8) for true, predicted in (ours, theirs))
+    return a - b if abs((a - b).mean() - mean) < _ROUNDING else None
+
+
+def bootstrapped(differences: Sequence[np.ndarray], shared: bool = True) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean over seeds and nodes, both drawn anew with replacement (Efron 1979).
+
+    Args:
+        differences: of each seed those of its nodes, (n,); the mean of each seed counts alike.
+        shared: seeds have the same nodes, which are drawn together; else each seed's are drawn by themselves.
+    """
+    rng = np.random.default_rng(0)
+    groups = [np.stack(differences)] if shared else [one[None] for one in differences]
+    means = []
+    for group in groups:
+        # Nodes with the same differences on every seed are alike: how many of each kind are drawn is multinomial.
+        kinds, counts = np.unique(group, axis=1, return_counts=True)
+        drawn = rng.multinomial(group.shape[1], counts / group.shape[1], size=DRAWS)
+        means.append(drawn @ kinds.T / group.shape[1])
+    of_seeds = np.concatenate(means, axis=1)
+    chosen = rng.integers(of_seeds.shape[1], size=of_seeds.shape)
+    low, high = np.quantile(
+        np.take_along_axis(of_seeds, chosen, axis=1).mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    )
+    return float(low), float(high)
+
+
+def _tested(scores: Mapping[int, float], reference: Mapping[int, float], name: str) -> Difference:
     common = sorted(scores.keys() & reference.keys())
     ours, theirs = [scores[seed] for seed in common], [reference[seed] for seed in common]
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]

@@ -43,7 +43,10 @@ def columns_of(board: Board) -> list[Column]:
         def value(row: Row) -> float | None:
             return None if (found := of(row)) is None or math.isnan(found.mean) else found.mean
 
-        return Column(key, board.headings[key], lambda row: percent(of(row)), value, basic=basic)
+        def text(row: Row) -> str:
+            return "hidden" if board.blind and key == "test" and not row.published else percent(of(row))
+
+        return Column(key, board.headings[key], text, value, basic=basic)
 
     def difference(key: str, heading: str) -> Column:
         def text(row: Row) -> str:
@@ -88,12 +91,19 @@ def _seeds(row: Row) -> str:
 
 
 def difference_text(difference: Difference | None) -> str:
-    """``+1.34 (p = 0.012, n = 10)``: percentage points; the reason in place of a p-value that there is none of."""
+    """``+1.34 [+0.51, +2.17] (p = 0.012, n = 10)``: points and their interval; the reason where there is no p-value."""
     if difference is None:
         return "–"
     if difference.mean is None:
         return "no common seed"
-    return f"{100 * difference.mean:+.2f} ({difference.reason}, n = {difference.seeds})"
+    return f"{100 * difference.mean:+.2f}{interval_text(difference)} ({difference.reason}, n = {difference.seeds})"
+
+
+def interval_text(difference: Difference) -> str:
+    """`` [+0.51, +2.17]``; empty without an interval."""
+    if difference.interval is None:
+        return ""
+    return " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in difference.interval))
 
 
 def marks_of(row: Row) -> str:
@@ -158,7 +168,7 @@ def _caption(board: Board) -> str:
     seeds = sorted({row.runs for row in board.rows})
     runs = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     text = f"{board.dataset}: mean ± standard deviation over {runs} seed(s), ranked by validation. Best score bold, "
-    text += "second underlined; *: test differs from the best row without GLEM (paired t-test, Holm, "
+    text += "second underlined; *: {board.split} differs from the best row without GLEM (paired t-test, Holm, "
     text += f"p < {SIGNIFICANT})."
     return _latex(text + " Below the line: published results." * bool(board.published)).replace(" < ", " $<$ ")
 
@@ -184,8 +194,9 @@ def _latex(text: str) -> str:
 CSV_COLUMNS = [
     *("dataset", "dataset_fingerprint", "metric", "rank", "name", "experiment", "method", "source"),
     *("valid_mean", "valid_std", "test_mean", "test_std", "runs", "seeds", "params", "seconds", "peak_memory_mb"),
-    *("config", "em_iterations", "to_best", "to_best_n", "to_best_p", "to_best_reason"),
-    *("to_non_glem", "to_non_glem_n", "to_non_glem_p", "to_non_glem_reason", "caveat", "same_in"),
+    *("config", "em_iterations"),
+    *(f"{to}{part}" for to in ("to_best", "to_non_glem") for part in ("", "_low", "_high", "_n", "_p", "_reason")),
+    *("caveat", "same_in"),
 ]
 
 

@@ -13,7 +13,7 @@ from glem_graphgym.report.experiments import Row
 from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.significance import Difference
 from glem_graphgym.report.stats import default_console, new_table
-from glem_graphgym.report.tables import Column, columns_of
+from glem_graphgym.report.tables import Column, columns_of, interval_text
 
 LEAST_FIRST = ("config", "peak_memory_mb", "seconds", "runs", "params", "to_best")
 NAME_WIDTH, MIN_NAME_WIDTH, REASON_WIDTH, WIDEST = 36, 18, 16, 10_000
@@ -66,4 +66,5 @@ def _stacked(column: Column, row: Row, width: int) -> str:
     if not isinstance(difference, Difference) or difference.mean is None:
         return column.text(row).replace("no common ", "no common\n")
     reason = textwrap.wrap(difference.reason, REASON_WIDTH)
-    return "\n".join([f"{100 * difference.mean:+.2f} (n = {difference.seeds})", *reason])
+    interval = [text] if (text := interval_text(difference).strip()) else []
+    return "\n".join([f"{100 * difference.mean:+.2f} (n = {difference.seeds})", *interval, *reason])

@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,21 @@ from scipy import stats as scipy_stats
 
 from glem_graphgym.files import fingerprint
 from glem_graphgym.report import results
-from glem_graphgym.report.experiments import STOCK_CAVEAT, Row, Spread, experiment_folders
+from glem_graphgym.report.blind import blinding
+from glem_graphgym.report.experiments import STOCK_CAVEAT, Row, Spread, experiment_folders, percent
 from glem_graphgym.report.leaderboard import FACTS, PUBLISHED, PUBLISHED_GRAPHS, Board, published_for, read_boards
 from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
 from glem_graphgym.report.page import render_page
-from glem_graphgym.report.significance import CONSTANT, TOO_FEW, Difference, holm, paired_difference
+from glem_graphgym.report.significance import (
+    CONSTANT,
+    TOO_FEW,
+    Difference,
+    bootstrapped,
+    holm,
+    paired_difference,
+)
 from glem_graphgym.report.stats import FURTHER, SUMMARY
-from glem_graphgym.report.tables import difference_text, seeds_text, to_csv, to_markdown
+from glem_graphgym.report.tables import difference_text, seeds_text, to_csv, to_latex, to_markdown
 from glem_graphgym.report.terminal import print_board
 
 
@@ -255,7 +265,8 @@ def test_paired_test_is_scipys_over_common_seeds() -> None:
     a, b = {0: 0.70, 1: 0.74, 2: 0.71, 3: 0.75, 9: 0.1}, {0: 0.69, 1: 0.71, 2: 0.715, 3: 0.72, 8: 0.9}
     found = paired_difference(a, b, "other")
     expected = scipy_stats.ttest_rel([a[s] for s in range(4)], [b[s] for s in range(4)]).pvalue
-    assert found == Difference("other", pytest.approx(0.01625), 4, pytest.approx(expected))  # type: ignore[arg-type]
+    assert found.interval is not None and found.interval[0] < found.mean < found.interval[1]
+    assert replace(found, interval=None) == Difference("other", pytest.approx(0.01625), 4, pytest.approx(expected))  # type: ignore[arg-type]
 
 
 def test_too_few_seeds_and_no_variance_give_no_false_p() -> None:
@@ -263,10 +274,78 @@ def test_too_few_seeds_and_no_variance_give_no_false_p() -> None:
     two = paired_difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.4}, "x")
     assert (two.seeds, two.p, two.why_no_p) == (2, None, TOO_FEW)
     same = {0: 0.1 + 0.2, 1: 0.5, 2: 0.6}
-    assert paired_difference(same, {0: 0.3, 1: 0.5, 2: 0.6}, "x") == Difference("x", 0.0, 3, 1.0)
+    equal = paired_difference(same, {0: 0.3, 1: 0.5, 2: 0.6}, "x")
+    assert replace(equal, interval=None) == Difference("x", 0.0, 3, 1.0)
     shifted = paired_difference({seed: value + 0.01 for seed, value in same.items()}, same, "x")
     assert (shifted.p, shifted.why_no_p) == (None, CONSTANT)
-    assert difference_text(shifted) == f"+1.00 ({CONSTANT}, n = 3)"
+    assert difference_text(shifted) == f"+1.00 [+1.00, +1.00] ({CONSTANT}, n = 3)"
+
+
+def test_intervals_are_of_seeds_and_nodes() -> None:
+    rng = np.random.default_rng(3)
+    true = rng.integers(0, 3, 4000)
+
+    def predicted(share: float) -> np.ndarray:
+        return np.where(rng.random(4000) < share, true, (true + 1) % 3)
+
+    ours, theirs = ({seed: (true, predicted(share)) for seed in range(4)} for share in (0.75, 0.7))
+    scores, reference = ({seed: float((t == p).mean()) for seed, (t, p) in of.items()} for of in (ours, theirs))
+    found = paired_difference(scores, reference, "x", ours, theirs)
+    assert found.mean is not None and found.interval is not None
+    low, high = found.interval
+    # The standard error over nodes of the mean over seeds; seeds add theirs.
+    differences = np.mean([(ours[s][1] == true) * 1.0 - (theirs[s][1] == true) for s in range(4)], axis=0)
+    error = differences.std() / np.sqrt(4000)
+    assert low < found.mean < high and 3.92 * error * 0.9 < high - low < 3.92 * error * 2.5
+    of_one = paired_difference({0: scores[0]}, {0: reference[0]}, "x", ours, theirs)
+    assert of_one.p is None and of_one.interval is not None  # one seed: nodes alone are drawn
+    # Another metric, other nodes, or unknown predictions: seeds alone.
+    of_seeds = paired_difference(scores, reference, "x").interval
+    assert of_seeds is not None and of_seeds[1] - of_seeds[0] < high - low
+    shifted = {seed: score / 2 for seed, score in scores.items()}
+    other_nodes = {seed: (t[:-1], p[:-1]) for seed, (t, p) in theirs.items()}
+    assert paired_difference(scores, reference, "x", ours, other_nodes).interval == of_seeds
+    assert paired_difference(shifted, reference, "x", ours, theirs).interval != found.interval
+    assert paired_difference({0: 0.5}, {0: 0.4}, "x").interval is None
+
+
+def test_nodes_that_seeds_do_not_share_are_drawn_for_each() -> None:
+    rng = np.random.default_rng(0)
+    same = [rng.integers(-1, 2, 500).astype(np.int8)] * 3
+    low, high = bootstrapped(same)
+    apart = bootstrapped(same, shared=False)
+    assert (apart[1] - apart[0]) * 1.15 < high - low  # three draws of nodes rather than one
+    assert bootstrapped(same) == (low, high)  # the same on every day
+
+
+def test_blind_boards_hold_no_test_score_until_they_are_unblinded(grid: Path, tmp_path: Path) -> None:
+    (seen,) = read_boards([grid])
+    (board,) = read_boards([grid], blind=True)
+    assert [row.name for row in board.rows] == [row.name for row in seen.rows]
+    secrets = {text for row in seen.rows for text in (percent(row.test), str(row.test.mean))}
+    secrets -= {text for row in seen.rows for text in (percent(row.valid), str(row.valid.mean))}
+    texts = [to_csv([board]), to_markdown([board]), to_latex([board]), render_page([board]), printed(board)]
+    shown = [to_csv([seen]), to_markdown([seen]), to_latex([seen]), render_page([seen]), printed(seen)]
+    for hidden, full in zip(texts, shown, strict=True):
+        assert not any(secret in hidden.replace(r"$\pm$", "±") for secret in secrets)
+        assert any(secret in full.replace(r"$\pm$", "±") for secret in secrets)
+    assert "nan" not in re.sub(r"<script.*?</script>", "", texts[3], flags=re.DOTALL).replace("nance", "").lower()
+    assert all("hidden" in text for text in texts[1:])
+    assert any("paired t-test on validation accuracy" in note for note in board.notes)
+
+
+def test_what_is_blind_stays_so_until_it_is_unblinded_once(tmp_path: Path) -> None:
+    assert blinding(tmp_path, False, False) == (False, [])
+    with pytest.raises(ValueError, match="no test score was hidden"):
+        blinding(tmp_path, False, True)
+    hidden, (note,) = blinding(tmp_path, True, False)
+    assert hidden and note.startswith("blind since 20")
+    assert blinding(tmp_path, False, False) == blinding(tmp_path, True, False) == (True, [note])
+    with pytest.raises(ValueError, match="contradict"):
+        blinding(tmp_path, True, True)
+    hidden, (note,) = blinding(tmp_path, False, True)
+    assert not hidden and "until 20" in note
+    assert blinding(tmp_path, True, False) == blinding(tmp_path, False, True) == (False, [note])  # what was seen stays
 
 
 def test_holm_by_hand() -> None:

@@ -1,0 +1,41 @@
+"""Blind choices: test scores that no table shows until they are asked for once, and when that was."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from glem_graphgym.files import read_json, reading, write_json
+
+FILE = "blind.json"  # in the leaderboard's folder: {"since": time, "unblinded": time or null}
+
+
+def blinding(folder: Path, blind: bool, unblind: bool) -> tuple[bool, list[str]]:
+    """Whether a leaderboard's test scores are hidden, and what its notes say of that.
+
+    Args:
+        folder: of the leaderboard; it remembers.
+        blind: hide them from now on, unless they were shown before.
+        unblind: show them, from now on.
+
+    Raises:
+        ValueError: nothing was hidden that could be shown, or both are asked for.
+    """
+    file, now = folder / FILE, datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if blind and unblind:
+        raise ValueError("--blind and --unblind contradict each other; give one of them")
+    known = None
+    if file.exists():
+        with reading(file, "restore it: without it nothing says whether test scores were seen"):
+            known = {name: read_json(file)[name] for name in ("since", "unblinded")}
+    if unblind and known is None:
+        raise ValueError(f"--unblind, but {file} does not exist: no test score was hidden; expected an earlier --blind")
+    if blind and known is None:
+        write_json(file, known := {"since": now, "unblinded": None})
+    if unblind and known and known["unblinded"] is None:
+        write_json(file, known := {**known, "unblinded": now})
+    if known is None:
+        return False, []
+    if known["unblinded"] is None:
+        return True, [f"blind since {known['since']}: test scores are hidden until --unblind is given"]
+    return False, [f"test scores were hidden from {known['since']} until {known['unblinded']} (--unblind)"]
