@@ -36,6 +36,7 @@ from glem_graphgym.em.checkpoint import MINUTES, Checkpoint, filling
 from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.fit import FitLog, Weights
 from glem_graphgym.em.plan import Plan, Watch, in_words
+from glem_graphgym.energy import EnergyMeter
 from glem_graphgym.files import link_or_copy, making, read_array, read_json, reading, write_json
 from glem_graphgym.memory import PeakMemory, naming_out_of_memory
 from glem_graphgym.progress import time_text, watched
@@ -74,7 +75,8 @@ class StageKey:
 class StageOutput:
     """Outcome of a stage beside its predictions, which go straight into its folder.
 
-    ``notes`` are numbers for its diagnostics; ``seconds_before`` were spent for it earlier, and count as its own.
+    ``notes`` are numbers for its diagnostics; ``seconds_before`` were spent for it earlier, and count as its own;
+    ``texts`` were trained on, one that came again counted again.
     """
 
     log: FitLog
@@ -83,6 +85,7 @@ class StageOutput:
     lr: float
     notes: dict[str, float] = field(default_factory=dict)
     seconds_before: float = 0.0
+    texts: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,14 +137,19 @@ class Stage:
         self.checkpoint = Checkpoint(self.folder, minutes)
         self.output: StageOutput | None = None
         self._memory = PeakMemory(accelerator) if self.todo else None
+        self._energy = EnergyMeter() if self.todo else None
         self._start = time.perf_counter()
 
     def finish(self, output: StageOutput) -> None:
         """The work is done, and predictions are written. What follows is diagnosis, and not counted."""
         assert self._memory is not None
         self.output = output
-        self.seconds = time.perf_counter() - self._start + self.checkpoint.seconds_before + output.seconds_before
+        here = time.perf_counter() - self._start
+        self.seconds = here + self.checkpoint.seconds_before + output.seconds_before
         self.peak_mb = self._memory.peak_mb()
+        energy = self._energy.stop() if self._energy else None
+        # Of what was done before the run was killed, or elsewhere, no energy is known.
+        self.energy = None if energy is None or self.seconds > here + 1 else round(energy, 1)
 
     def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
         """float16 array ``name`` of that shape for the stage to fill, for ``nodes`` alone; see `open_predictions`."""
@@ -254,6 +262,8 @@ class Journal:
             **asdict(stage.key),
             "seconds": round(stage.seconds, 3),
             "peak_memory_mb": round(stage.peak_mb, 1),
+            "energy_j": stage.energy,
+            "texts": output.texts,
             "params": output.params,
             "lr": output.lr,
             "epochs": output.log.epochs,

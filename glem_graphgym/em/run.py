@@ -289,12 +289,15 @@ class Run:
             task.predict(logits, embeddings, f"{name}, encoding", self.encoded, stage.checkpoint)
         elif processes.rank() == 0:
             task.predict(logits)
+        notes = task.costs(log) if joint else {}
+        texts = log.epochs * targets.num_trained if is_lm else notes.get("steps", 0) * notes.get("texts_per_step", 0)
         output = StageOutput(
             log,
             weights=task.model.state_dict(),
             params=sum(parameter.numel() for parameter in task.model.parameters()),
             lr=(learner.settings.lm if joint else learner.settings).lr,
-            notes=task.costs(log) if joint else {},
+            notes=notes,
+            texts=round(texts),
             seconds_before=self.features_seconds if name in ("gnn_gold", "joint") else 0.0,
         )
         stage.finish(output)

@@ -107,7 +107,8 @@ def comparison_data(board: Board) -> str:
         rows.append({
             "name": row.name, "color": color_of(row.method),
             "seeds": {str(seed): [_percent(of["valid"]), _percent(of["test"])] for seed, of in frame.iterrows()},
-            "costs": {"parameters": row.params, "seconds": row.seconds, "peak memory, MB": row.peak_memory_mb},
+            "costs": {"parameters": row.params, "seconds": row.seconds, "peak memory, MB": row.peak_memory_mb,
+                      "texts trained": row.texts, "energy, J": row.energy_j},
             "settings": {key: show_value(one.settings.get(key)) for key in varied},
             "classes": pooled and [_percent(of["correct"] / max(of["support"], 1)) for of in pooled],
         })  # fmt: skip

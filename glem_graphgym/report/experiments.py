@@ -17,7 +17,7 @@ from glem_graphgym.renamed import in_new_names
 from glem_graphgym.report.epochs import best_epoch, read_rows, row_at, seed_folders
 from glem_graphgym.report.reliability import read_test_predictions
 from glem_graphgym.report.significance import Difference
-from glem_graphgym.report.stats import FURTHER, SUMMARY, Stage, best_stage, in_order, read_stages
+from glem_graphgym.report.stats import COSTS, FURTHER, SUMMARY, Stage, best_stage, in_order, read_stages
 from glem_graphgym.scores import METRIC
 
 STOCK = "standard"  # GraphGym's own training
@@ -32,7 +32,8 @@ def results(dirs: Sequence[Path]) -> pd.DataFrame:
     Columns: ``experiment``, ``mode``, ``dataset``, ``fingerprint``, ``metric`` and ``config``, as in `Experiment`;
     ``seed``; ``method``, one of `METHODS`, a name of the run's own, or GraphGym; ``valid`` and ``test``, the metric, a
     share 0-1, at the stage or epoch of best validation; ``params``, of every kind of model (LM, GNN) trained up to
-    there, each once; ``seconds`` and ``peak_memory_mb``, from the start of the run up to there, NaN where not recorded;
+    there, each once; ``seconds`` and ``peak_memory_mb``, from the start of the run up to there, ``texts`` that were
+    trained on and the processor's ``energy_j`` likewise, NaN where not recorded;
     ``valid_accuracy``, ``test_accuracy`` and likewise each of `METRICS` there, NaN where not recorded.
     """
     frames = []
@@ -40,8 +41,8 @@ def results(dirs: Sequence[Path]) -> pd.DataFrame:
         about = {"experiment": one.name, "mode": one.mode, "dataset": one.dataset, "fingerprint": one.fingerprint}
         own = {f"{split}_{one.metric}": one.results[split] for split in ("valid", "test")}
         frames.append(one.results.assign(**about, **own, metric=one.metric, config=one.config))
-    columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY, *FURTHER]
-    numbers = dict.fromkeys(("seconds", "peak_memory_mb", *FURTHER), float)
+    columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY, *COSTS, *FURTHER]
+    numbers = dict.fromkeys(("seconds", "peak_memory_mb", *COSTS, *FURTHER), float)
     return pd.concat(frames, ignore_index=True).reindex(columns=columns).astype(numbers)
 
 
@@ -218,7 +219,7 @@ def read_summary(file: Path) -> list[dict[str, Any]]:
     remedy = "start that seed's run again to have it rewritten"
     with reading(file, remedy):
         rows = read_json(file, remedy)
-        return [{key: row[key] for key in (*SUMMARY, *FURTHER) if key in SUMMARY or key in row} for row in rows]
+        return [{key: row[key] for key in (*SUMMARY, *COSTS, *FURTHER) if key in SUMMARY or key in row} for row in rows]
 
 
 def _stock_row(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -273,6 +274,8 @@ class Row:
     params: int = 0  # the largest of the seeds
     seconds: float | None = None  # mean over seeds; None where not recorded, as memory
     peak_memory_mb: float | None = None  # the largest of the seeds
+    texts: float | None = None  # this and the next one as seconds
+    energy_j: float | None = None
     name: str = ""  # of the row in its table, in words
     source: str = OURS  # or where the row was published
     experiment: str = ""  # this and the next two as in `Experiment`
@@ -300,7 +303,9 @@ def over_seeds(frame: pd.DataFrame) -> list[Row]:
         part = frame[frame["method"] == method]
         seconds, memory = (part[name].dropna().tolist() for name in ("seconds", "peak_memory_mb"))
         costs = statistics.fmean(seconds) if seconds else None, max(memory, default=None)
+        known = [cost for cost in COSTS if cost in part and part[cost].notna().all()]
+        means: dict[str, Any] = {cost: statistics.fmean(part[cost]) for cost in known}
         scores, seeds = (Spread.of(part["valid"]), Spread.of(part["test"])), tuple(part["seed"].tolist())
         further = {name: Spread.of(part[name]) for name in FURTHER if name in part and part[name].notna().all()}
-        rows.append(Row(method, len(part), *scores, seeds, int(part["params"].max()), *costs, further=further))
+        rows.append(Row(method, len(part), *scores, seeds, int(part["params"].max()), *costs, **means, further=further))
     return rows

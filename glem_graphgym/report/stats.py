@@ -24,6 +24,7 @@ MODELS = ("LM", "GNN")
 # are not their own metric's, and the older ones none.
 SUMMARY = ("method", "valid", "test", "params", "seconds", "peak_memory_mb")
 FURTHER = tuple(f"{split}_{metric}" for metric in METRICS for split in ("valid", "test"))
+COSTS = ("texts", "energy_j")  # of newer runs, the last one where the machine tells
 NO_MODEL, GIVEN = "none", "given"  # kinds of a stage that combines predictions, and of one that was given them
 LOG_WIDTH = 260
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
@@ -46,6 +47,8 @@ class Stage:
     best_epoch: float  # whose weights were kept; may be a fraction
     scores: dict[str, dict[str, float]]  # train, valid, test -> those of `METRICS` (shares 0-1), and "loss"
     diagnostics: dict[str, float] = field(default_factory=dict)  # of the EM objective; empty outside EM
+    texts: float | None = None  # that it trained on, again where they came again; None where not recorded
+    energy_j: float | None = None  # of the processor's packages
 
     @property
     def folder(self) -> str:
@@ -103,11 +106,13 @@ def _read_stage(file: Path) -> Stage:
         if found["model"] not in (*MODELS, NO_MODEL, GIVEN) and not str(found["model"]).startswith("LM:"):
             raise ValueError(f'"model" is {found["model"]!r}, expected one of {[*MODELS, NO_MODEL, GIVEN]}')
         scores = {split: found["scores"][split] for split in SPLIT_OF_FOLDER.values()}
+        costs: dict[str, Any] = {cost: _finite(found[cost]) for cost in COSTS if found.get(cost) is not None}
         return Stage(
             **{one.name: _CONVERT[str(one.type)](found[one.name]) for one in fields(Stage) if one.type in _CONVERT},
             scores={split: {key: _finite(value) for key, value in part.items()} for split, part in scores.items()},
             # A diagnostic that is not defined for a stage (a mean over no nodes) is stored as null.
             diagnostics={key: _finite(value) for key, value in found["diagnostics"].items() if value is not None},
+            **costs,
         )
 
 
@@ -240,6 +245,8 @@ def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str
         seconds, memory = sum(stage.seconds for stage in until), max(stage.peak_memory_mb for stage in until)
         scores = (chosen.score("valid", metric), chosen.score("test", metric))
         row = dict(zip(SUMMARY, (method, *scores, _params_of(until), seconds, memory), strict=True))
+        known = {cost: [getattr(stage, cost) for stage in until] for cost in COSTS}
+        row |= {cost: sum(numbers) for cost, numbers in known.items() if None not in numbers}
         further = [(split, name) for name in further_metrics(stages, metric) for split in ("valid", "test")]
         rows.append(row | {f"{split}_{name}": chosen.score(split, name) for split, name in further})
     return rows

@@ -15,6 +15,8 @@ from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.significance import SIGNIFICANT, Difference
 from glem_graphgym.report.stats import FURTHER
 
+COSTS = {"texts": "texts trained", "energy_j": "energy J"}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -61,7 +63,7 @@ def columns_of(board: Board) -> list[Column]:
         def value(row: Row) -> float | None:
             return None if row.published else getattr(row, key)
 
-        return Column(key, heading, text, value, ascending=True)
+        return Column(key, heading, text, value, ascending=True, basic=key not in COSTS)
 
     def further(key: str) -> Column:
         return score(key, lambda row: row.further.get(key), basic=False)
@@ -77,6 +79,11 @@ def columns_of(board: Board) -> list[Column]:
         cost("params", "params"),
         cost("seconds", "seconds"),
         cost("peak_memory_mb", "peak MB"),
+        *(
+            cost(key, heading)
+            for key, heading in COSTS.items()
+            if any(getattr(row, key) is not None for row in board.rows)
+        ),
         Column("runs", "seeds", _seeds, lambda row: row.runs),
         Column("config", "config", lambda row: row.config, lambda row: row.config, numeric=False, basic=False),
     ]
@@ -194,6 +201,7 @@ def _latex(text: str) -> str:
 CSV_COLUMNS = [
     *("dataset", "dataset_fingerprint", "metric", "rank", "name", "experiment", "method", "source"),
     *("valid_mean", "valid_std", "test_mean", "test_std", "runs", "seeds", "params", "seconds", "peak_memory_mb"),
+    *COSTS,
     *("config", "em_iterations"),
     *(f"{to}{part}" for to in ("to_best", "to_non_glem") for part in ("", "_low", "_high", "_n", "_p", "_reason")),
     *("caveat", "same_in"),

@@ -15,7 +15,7 @@ from glem_graphgym.report.significance import Difference
 from glem_graphgym.report.stats import default_console, new_table
 from glem_graphgym.report.tables import Column, columns_of, interval_text
 
-LEAST_FIRST = ("config", "peak_memory_mb", "seconds", "runs", "params", "to_best")
+LEAST_FIRST = ("config", "energy_j", "texts", "peak_memory_mb", "seconds", "runs", "params", "to_best")
 NAME_WIDTH, MIN_NAME_WIDTH, REASON_WIDTH, WIDEST = 36, 18, 16, 10_000
 
 

@@ -61,6 +61,7 @@ def content(folder: Path) -> dict[str, Any]:
         record = read_json(file) if file.name == "stage.json" else None
         if record:
             assert record.pop("seconds") >= 0 and record.pop("peak_memory_mb") > 0
+            assert record.pop("texts") >= 0 and record.pop("energy_j") is None  # no such counters here
         found[str(file.relative_to(folder))] = record or file.read_bytes()
     return found
 

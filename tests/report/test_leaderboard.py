@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats as scipy_stats
 
-from glem_graphgym.files import fingerprint
+from glem_graphgym.files import fingerprint, read_json, write_json
 from glem_graphgym.report import results
 from glem_graphgym.report.blind import blinding
 from glem_graphgym.report.experiments import STOCK_CAVEAT, Row, Spread, experiment_folders, percent
@@ -31,7 +31,7 @@ from glem_graphgym.report.significance import (
     holm,
     paired_difference,
 )
-from glem_graphgym.report.stats import FURTHER, SUMMARY
+from glem_graphgym.report.stats import COSTS, FURTHER, SUMMARY, finish_run
 from glem_graphgym.report.tables import difference_text, seeds_text, to_csv, to_latex, to_markdown
 from glem_graphgym.report.terminal import print_board
 
@@ -71,8 +71,9 @@ def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path, run
         "glem-alpha=0.3": 16, "glem-alpha=0.7": 16, "stock": 3, "other": 4,
     }  # fmt: skip
     assert list(frame) == ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", "method",
-                           *SUMMARY[1:], *FURTHER]  # fmt: skip
+                           *SUMMARY[1:], *COSTS, *FURTHER]  # fmt: skip
     assert np.allclose(frame.test_accuracy, frame.test)  # of GraphGym's own training too, which has no others here
+    assert frame.energy_j.isna().all()
     assert np.allclose(frame.valid_macro_f1, (0.9 * frame.valid).where(frame["mode"] == "glem"), equal_nan=True)
     last = frame[(frame.experiment == "glem-alpha=0.7") & (frame.method == "GLEM-GNN")]
     assert last.seed.tolist() == [0, 1, 2, 3] and last.valid.tolist() == [0.794, 0.788, 0.791, 0.793]
@@ -346,6 +347,18 @@ def test_what_is_blind_stays_so_until_it_is_unblinded_once(tmp_path: Path) -> No
     hidden, (note,) = blinding(tmp_path, False, True)
     assert not hidden and "until 20" in note
     assert blinding(tmp_path, True, False) == blinding(tmp_path, False, True) == (False, [note])  # what was seen stays
+
+
+def test_texts_and_energy_stand_beside_other_costs_where_runs_noted_them(tmp_path: Path, run_folder: Any) -> None:
+    folder = run_folder(tmp_path / "glem", 0)
+    for place, (texts, energy) in enumerate(((300, 50.0), (0, 1.5), (900, 120.0), (0, 2.0))):
+        file = sorted((folder / "stages").glob("*/stage.json"))[place]
+        write_json(file, {**read_json(file), "texts": texts, "energy_j": None if place == 3 else energy})
+    finish_run(folder)
+    board = board_of(tmp_path)
+    costs = {row.method: (row.texts, row.energy_j) for row in board.rows}
+    assert costs == {"LM": (300, 50.0), "Cascade": (300, 51.5), "GLEM-LM": (1200, 171.5), "GLEM-GNN": (1200, None)}
+    assert "texts trained" in to_markdown([board]) and ",1200.0," in to_csv([board])
 
 
 def test_holm_by_hand() -> None:

@@ -1,0 +1,56 @@
+"""Energy of the processor's packages, where the machine tells: the counters of RAPL (Linux, /sys/class/powercap)."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+READ_SECONDS = 60.0  # a counter begins anew after some hundred kilojoules
+
+
+class EnergyMeter:
+    """Energy since construction, of all packages and of whatever runs on them.
+
+    Args:
+        folder: with ``intel-rapl:<package>/energy_uj`` and ``max_energy_range_uj``, as Linux has it for other makers'
+            processors too. Counters that cannot be read, as only root may on many machines, leave the energy unknown.
+    """
+
+    def __init__(self, folder: Path = POWERCAP) -> None:
+        packages = [path for path in folder.glob("*-rapl:*") if re.fullmatch(r"\w+-rapl:\d+", path.name)]
+        self._microjoules, self._lock, self._ended = 0, threading.Lock(), threading.Event()
+        try:
+            self._ranges = {path: int((path / "max_energy_range_uj").read_text()) for path in packages}
+            self._last = {path: self._counter(path) for path in packages}
+        except (OSError, ValueError):
+            self._ranges = {}
+        if self._ranges:
+            threading.Thread(target=self._keep_reading, daemon=True).start()
+
+    @staticmethod
+    def _counter(package: Path) -> int:
+        return int((package / "energy_uj").read_text())
+
+    def _keep_reading(self) -> None:
+        while not self._ended.wait(READ_SECONDS):
+            self._read()
+
+    def _read(self) -> None:
+        with self._lock:
+            for package, most in self._ranges.items():
+                now = self._counter(package)
+                self._microjoules += (now - self._last[package]) % (most + 1)
+                self._last[package] = now
+
+    def stop(self) -> float | None:
+        """Joules so far; None where the machine does not tell. The meter reads no more."""
+        self._ended.set()
+        if not self._ranges:
+            return None
+        try:
+            self._read()
+        except (OSError, ValueError):
+            return None
+        return self._microjoules / 1e6
