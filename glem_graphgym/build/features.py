@@ -94,6 +94,7 @@ def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = N
         lm.pretrained,
         str(readout_of(lm.model, lm.pooling, lm.bidirectional)),
         lm.bidirectional,
+        lm.base_precision,
         lm.precision,
         lm.attention,
     )

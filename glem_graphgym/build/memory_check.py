@@ -242,6 +242,8 @@ def lm_remedy(cfg: CfgNode) -> str:
         ways.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
     if not lm.gradient_checkpointing:
         ways.append("lm.gradient_checkpointing True")
+    if lm.lora_rank and lm.base_precision == "32":
+        ways.append("lm.base_precision bf16")
     ways.append(f"lm.max_length below {lm.max_length}")
     return f"set {', '.join(ways)}, or take a smaller lm.model"
 

@@ -20,7 +20,7 @@ from glem_graphgym.build.first_predictions import first_predictions
 from glem_graphgym.build.gnn import sees_hops
 from glem_graphgym.build.gnn_check import check_gnn
 from glem_graphgym.build.graph import Metric, load_text_graph_of, metrics_of, open_tokens
-from glem_graphgym.build.language_model import check_lm, hardware_for
+from glem_graphgym.build.language_model import check_lm, encoder_config, hardware_for
 from glem_graphgym.build.learners import further_features, gnn_learner, joint_learner, lm_learners, smoother
 from glem_graphgym.build.memory_check import stage_remedy
 from glem_graphgym.build.run_folder import (
@@ -109,8 +109,9 @@ def build_run(
     first = first_predictions(cfg.glem.first_predictions, graph)
     by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     static = "static" in feature_kinds(cfg.glem.node_features)
-    if tokens is None and (mode.lm or mode.joint or static):
-        tokens = open_tokens(cfg, graph)
+    if mode.lm or mode.joint or static:
+        encoder_config(cfg, hardware_for(cfg, cfg.lm.precision), -1.0, -1.0)  # refused before texts are tokenized
+        tokens = tokens or open_tokens(cfg, graph)
     if tokens is not None:
         readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional).log(cfg.lm.model)
     train, valid = graph.split["train"], graph.split["valid"]

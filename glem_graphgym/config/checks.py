@@ -93,6 +93,15 @@ RULES: tuple[Rule, ...] = (
      "out_dir is empty, expected a folder for the results ('.' is the current one)"),
     (lambda c: _is_file_name(c.cfg_dest),
      "cfg_dest is '{cfg_dest}', expected the name of a file in the experiment's folder, such as config.yaml"),
+    (lambda c: c.lm.base_precision == "32" or c.lm.lora_rank or c.train.mode == "glem_gnn",
+     "lm.base_precision is '{lm.base_precision}', but lm.lora_rank 0 trains the base itself, which takes float32; "
+     "expected a rank, such as 16, or lm.base_precision 32"),
+    (lambda c: c.lm.base_precision == "32" or c.lm.precision != "16",
+     "lm.base_precision is '{lm.base_precision}', but lm.precision 16 computes in another half precision; expected "
+     "lm.precision auto, bf16 or 32"),
+    (lambda c: c.lm.base_precision not in ("8", "4") or c.lm.pretrained,
+     "lm.base_precision is '{lm.base_precision}', but lm.pretrained False has no weights to quantise; expected bf16 or "
+     "32"),
 )  # fmt: skip
 
 STANDARD_RULES: tuple[Rule, ...] = (

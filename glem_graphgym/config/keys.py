@@ -139,6 +139,7 @@ LM_KEYS = (
     Key("lm.lora_dropout", 0.1, "share", "Dropout before the adapters.", low=0, below=1),
     Key("lm.lora_targets", ["all-linear"], "", "Linear layers with adapters: all-linear, attention, or (ends of) their names, such as [query, value]."),
     Key("lm.lora_variant", "lora", "", "Kind of adapters: rslora divides by the rank's root, dora learns a length per output too.", choices=("lora", "rslora", "dora")),
+    Key("lm.base_precision", "32", "", "Weights that LoRA leaves as pretrained: bf16 keeps them in 2 bytes each, 8 and 4 in as many bits (GPUs; extra `bits`). Adapters and head are float32.", choices=("32", "bf16", "8", "4")),
     Key("lm.infer_tokens", 0, "tokens", "Padded tokens per inference batch; 0 = by device.", low=0),
     Key("lm.micro_batch_tokens", 0, "tokens", "Padded tokens of texts that are encoded at a time in training (glem_joint); 0 = by device.", low=0),
 )  # fmt: skip

@@ -5,6 +5,7 @@ Nothing in a model's folder is ever run: no Python that its configuration names,
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import re
@@ -29,6 +30,8 @@ NAMED = 3  # weights that a message names
 # The keys of a configuration that Google's BERT was published with, before there was a model_type.
 BERT_KEYS = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"}
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+DTYPES = {"32": torch.float32, **dict.fromkeys(("bf16", "8", "4"), torch.bfloat16)}  # of what is not quantised
+BITS = ("8", "4")
 PROBE = "The naïve Fox-12 jumped over 3,456 lazy dogs; GraphGym's e-mail@example.org costs $7.50 (50%)."
 
 
@@ -202,24 +205,48 @@ def is_causal(config: Any) -> bool:
 # ---- weights ------------------------------------------------------------------------------------------------------
 
 
-def load_backbone(model: str, hf_config: Any, attention: str | None) -> Any:
-    """The transformer of ``model`` with its pretrained weights, in float32, and the adapter that it may have.
+def load_backbone(model: str, hf_config: Any, attention: str | None, precision: str = "32") -> Any:
+    """The transformer of ``model`` with its pretrained weights and the adapter that it may have.
 
-    ``hf_config`` is its configuration, possibly changed; ``attention`` None takes transformers' default.
+    Args:
+        hf_config: its configuration, possibly changed.
+        attention: an implementation; None takes transformers' default.
+        precision: of the weights: ``32`` (float32), ``bf16``, or ``8`` or ``4`` bits by bitsandbytes, on a GPU.
 
     Raises:
         ValueError: the weights cannot be found or read, or are not those of the architecture; says how many.
     """
-    return _load(find_model(model), hf_config, attention)
+    options: dict[str, Any] = {"config": hf_config, "attn_implementation": attention, "dtype": DTYPES[precision]}
+    if precision in BITS:
+        options["quantization_config"] = _quantization(precision)
+    return _load(find_model(model), options)
 
 
-def _load(files: ModelFiles, hf_config: Any, attention: str | None) -> Any:
+def _quantization(precision: str) -> Any:
+    import transformers
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"lm.base_precision is {precision}, which needs the extra 'bits': pip install bitsandbytes, or set it to "
+            "bf16"
+        )
+    if precision == "8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[precision],
+    )
+
+
+def _load(files: ModelFiles, options: dict[str, Any]) -> Any:
     if files.base:
-        backbone = _load(files.base, hf_config, attention)
+        backbone = _load(files.base, options)
     else:
-        backbone, misfit = _attempt(files, hf_config, attention, {})
+        backbone, misfit = _attempt(files, options, {})
         if misfit.missing and (renaming := _renaming(misfit.missing, misfit.unexpected)):
-            again, fits = _attempt(files, hf_config, attention, renaming)
+            again, fits = _attempt(files, options, renaming)
             if len(fits.missing) < len(misfit.missing):
                 backbone, misfit = again, fits
         misfit.check(files)
@@ -274,11 +301,10 @@ class Misfit:
             )
 
 
-def _attempt(files: ModelFiles, hf_config: Any, attention: str | None, renaming: dict[str, str]) -> tuple[Any, Misfit]:
+def _attempt(files: ModelFiles, options: dict[str, Any], renaming: dict[str, str]) -> tuple[Any, Misfit]:
     import transformers
 
-    options: dict[str, Any] = {"config": hf_config, "attn_implementation": attention, "dtype": torch.float32}
-    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options = {**options, "trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with tempfile.TemporaryDirectory() as without_adapter:
         source = files.transformer
         if files.adapter:  # transformers would put it on by itself, and not say whether it fits

@@ -42,6 +42,10 @@ def save_text_encoder(
     }
     if adapter and (why := [reason for reason, holds in reasons.items() if holds]):
         raise ValueError(f"--adapter asks for adapters alone, but {why[0]}; leave it out, and the whole LM is written")
+    if not adapter and getattr(backbone.config, "quantization_config", None):
+        raise ValueError(
+            "lm.base_precision has quantised the base, into which adapters cannot be merged; export them with --adapter"
+        )
     if adapter:
         local = Path(model).expanduser().is_dir() or files.transformer != files.folder
         for config in backbone.peft_config.values():

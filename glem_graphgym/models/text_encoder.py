@@ -17,7 +17,7 @@ from glem_graphgym.models.autograd import leaves_of
 from glem_graphgym.models.dropout import Dropout, use_cheap_dropout
 from glem_graphgym.models.families import fit_family
 from glem_graphgym.models.pooling import load_dense, readout_of
-from glem_graphgym.models.pretrained import load_backbone, load_config
+from glem_graphgym.models.pretrained import DTYPES, load_backbone, load_config
 
 # The names under which Hugging Face configurations keep the two kinds of dropout. T5's and XLNet's one dropout, which
 # acts on attention too, counts as hidden.
@@ -45,6 +45,7 @@ class EncoderConfig:
         lora_dropout: share 0-1, before the adapters.
         lora_targets: layers with adapters: ``all-linear``, ``attention``, or ends of their names.
         lora_variant: ``lora``, ``rslora`` or ``dora``.
+        base_precision: of the weights that LoRA leaves as pretrained, as `load_backbone`; adapters are float32.
         pretrained: False builds the same architecture with random weights (for timing).
         keys: what stands before ``dropout`` and ``attention_dropout`` where the user set them, for messages.
     """
@@ -63,6 +64,7 @@ class EncoderConfig:
     lora_dropout: float = 0.1
     lora_targets: tuple[str, ...] = ("all-linear",)
     lora_variant: str = "lora"
+    base_precision: str = "32"
     pretrained: bool = True
     keys: str = "lm."
 
@@ -135,7 +137,10 @@ def _frozen(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 def _leave_out_frozen(encoder: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in _frozen(encoder, prefix):
-        state.pop(name, None)
+        module = name.rpartition(".")[0]
+        quantised = (f"{name}.", f"{module}.SCB", f"{module}.weight_format")  # what bitsandbytes keeps beside a weight
+        for key in [key for key in state if key == name or key.startswith(quantised)]:
+            del state[key]
 
 
 def _fill_in_frozen(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -156,10 +161,14 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, f"{config.keys}dropout")
     _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, f"{config.keys}attention_dropout")
     if config.pretrained:
-        backbone = load_backbone(config.model, hf_config, attention)
+        backbone = load_backbone(config.model, hf_config, attention, config.base_precision)
     else:
-        backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=attention)
+        dtype = DTYPES[config.base_precision]
+        backbone = transformers.AutoModel.from_config(hf_config, attn_implementation=attention, dtype=dtype)
     backbone = fit_family(backbone)
+    if config.base_precision == "bf16":
+        for parameter in backbone.parameters():  # DeBERTa and XLNet make some in float32, whatever is asked for
+            parameter.data = parameter.data.to(torch.bfloat16)  # and no buffers: positions of RoPE need float32
     if config.bidirectional:
         _check_bidirectional(backbone)
     if config.attention == CPU_ATTENTION:

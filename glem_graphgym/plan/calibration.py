@@ -63,6 +63,7 @@ from glem_graphgym.em.run import Run
 from glem_graphgym.em.sampled_step import StoredSampledLearner
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import GB, PeakMemory, available_bytes, keep_freed_memory
+from glem_graphgym.models.pretrained import BITS
 from glem_graphgym.models.text_encoder import TextClassifier
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
@@ -195,11 +196,12 @@ class Calibration:
     # ---- the recorded run -----------------------------------------------------------------------------------------
 
     def _model_of(self, learner: Any, targets: StepTargets) -> nn.Module:
-        """A model without storage."""
+        """A model without storage, unless bitsandbytes has quantised it: its weights cannot do without."""
         if id(learner) not in self.models:
             unseen = {"text"} if isinstance(learner, JointLearner) else set()
             width = sum(width for kind, width in self.widths.items() if kind not in unseen)
-            self.models[id(learner)] = learner.model_for(width, targets.gold.num_classes).to("meta")
+            model = learner.model_for(width, targets.gold.num_classes)
+            self.models[id(learner)] = model if self.cfg.lm.base_precision in BITS else model.to("meta")
         return self.models[id(learner)]
 
     def _courses(self, run: Run) -> list[list[list[str]]]:
@@ -261,8 +263,10 @@ class Calibration:
         inferred *= settings.epochs * settings.evals_per_epoch
         inferred += _inferred_tokens(lengths, self.encoded, settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * (task.embedding_dim + self.graph.num_classes) / MB
-        self.cut_up_mb = max(self.cut_up_mb, (CUT_UP - 1) * (resident - before))
-        peak = before + CUT_UP * (resident - before)
+        frozen = sum(p.numel() * p.element_size() for p in task.model.parameters() if not p.requires_grad) / MB
+        cut_up = (CUT_UP - 1) * max(0.0, resident - before - frozen)  # weights that stay as they are cut up nothing
+        self.cut_up_mb = max(self.cut_up_mb, cut_up)
+        peak = resident + cut_up
         return Cost(
             resident_mb=peak + mapped + self._buckets_mb(task.model),
             mapped_mb=mapped,

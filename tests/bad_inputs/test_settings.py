@@ -96,6 +96,19 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     "E-steps without a learning rate": (["e_step.lr", 0], ["e_step.lr"]),
     "adapters larger than the layers": (["lm.lora_rank", 1000], ["lm.lora_rank"]),
     "frozen layers with adapters": (["lm.freeze_layers", 1, "lm.lora_rank", 2], ["lm.freeze_layers", "lm.lora_rank"]),
+    "a base in bf16 that is trained": (["lm.base_precision", "bf16"], ["lm.base_precision", "lm.lora_rank"]),
+    "two half precisions": (
+        ["lm.base_precision", "bf16", "lm.lora_rank", 2, "lm.precision", "16"],
+        ["lm.base_precision", "lm.precision"],
+    ),
+    "4 bits on a processor": (
+        ["lm.base_precision", "4", "lm.lora_rank", 2, "accelerator", "cpu"],
+        ["lm.base_precision", "GPUs", "bf16"],
+    ),
+    "4 bits of random weights": (
+        ["lm.base_precision", "4", "lm.lora_rank", 2, "lm.pretrained", False],
+        ["lm.base_precision", "lm.pretrained"],
+    ),
     "adapters that nothing has": (["lm.lora_variant", "dora"], ["lm.lora_variant", "lm.lora_rank"]),
     "adapters of no layer": (["lm.lora_rank", 2, "lm.lora_targets", "[]"], ["lm.lora_targets"]),
     "adapters of layers that there are not": (

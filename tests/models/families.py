@@ -106,3 +106,22 @@ def save_tokenizer(folder: Path, before: str = "", after: str = "", **names: Any
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **flags}))
     return folder
+
+
+# What each family's published encoders put around a text.
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "qwen3": {"after": "<|endoftext|>", "eos_token": "<|im_end|>"},
+    "llama": {"before": "<s>", "bos_token": "<s>", "eos_token": "</s>"},
+    "bert": {"before": "[CLS]", "after": "[SEP]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+}
+
+
+def save_encoder(name: str, folder: Path, **sizes: Any) -> Path:
+    """A model of the family ``name`` with random weights, and a tokenizer of bytes that belongs to it."""
+    save_tokenizer(folder, **TOKENIZERS.get(name, TOKENIZERS["bert"]))
+    config = copy.deepcopy(FAMILIES[name])
+    config.update({"vocab_size": 262, "pad_token_id": 1, **sizes})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModel.from_config(config).save_pretrained(folder)
+    return folder

@@ -17,9 +17,15 @@ from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.models.gnn import GNN
 
+from glem_graphgym.em.e_step import LMSettings, lm_optimizer
+from glem_graphgym.em.optim import decay_groups
+from glem_graphgym.hardware import Hardware
+from glem_graphgym.live_bytes import counted
+from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.hub import model_folder
 from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
+from tests.models.families import save_encoder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -248,6 +254,69 @@ def test_weights_that_are_not_trained_are_those_of_the_models_files(saver: dict[
     # Random weights are in no file.
     random = build(pretrained=False)
     assert random.state_dict().keys() == dict(random.named_parameters()).keys()
+
+
+def test_memory_and_files_of_a_step_are_2_bytes_per_weight_of_the_base_and_16_and_4_per_trained_one(
+    tmp_path: Path,
+) -> None:
+    """Of a Qwen3-shaped model: trained weights have float32 values, two of AdamW, and a gradient while a step lasts."""
+    pytest.importorskip("peft", reason="the extra 'lora' is missing")
+    save_encoder("qwen3", tmp_path, vocab_size=2000, hidden_size=64, intermediate_size=192)
+    hardware, settings = Hardware("cpu", "bf16-mixed"), LMSettings(warmup_epochs=0)
+    ids = IDS.repeat(1, 4)
+    kept, peaks = {}, {}
+    for rank in (0, 4):
+        saving: dict[str, Any] = {"lora_rank": rank, "base_precision": "bf16"} if rank else {}
+        with counted() as live:
+            encoder = load_text_encoder(EncoderConfig(str(tmp_path), attention=CPU_ATTENTION, **saving))
+            model = TextClassifier(encoder, LMHead(64, 3))
+            optimizer = lm_optimizer(decay_groups(model, 0.01), settings, hardware, 10)[0]
+            start = len(live.history)
+            for _ in range(2):
+                with hardware.autocast():
+                    loss = nn.functional.cross_entropy(model(ids, torch.ones_like(ids))[0], torch.arange(3))
+                loss.backward()
+                del loss
+                optimizer.step()
+                optimizer.zero_grad()
+            kept[rank], peaks[rank] = live.now, max(live.history[start:])
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        base = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        expected = 2 * base + 12 * trained
+        assert expected <= kept[rank] < 1.05 * expected + 20_000  # rotary tables, steps of the optimizer
+        state = model.state_dict()
+        assert sum(value.numel() * value.element_size() for value in state.values()) == 4 * trained
+        assert {value.dtype for value in state.values()} == {torch.float32}
+    assert rank and {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert kept[4] < kept[0] / 4 and peaks[4] < peaks[0] / 2
+
+
+def test_a_base_in_bf16_encodes_as_one_in_float32_up_to_rounding(tiny: EncoderConfig) -> None:
+    pytest.importorskip("peft", reason="the extra 'lora' is missing")
+    embeddings = []
+    for precision in ("32", "bf16"):
+        encoder = load_text_encoder(replace(tiny, lora_rank=2, base_precision=precision)).eval()
+        with torch.inference_mode():
+            embeddings.append(encoder(IDS, MASK))
+    difference = (embeddings[0] - embeddings[1]).norm() / embeddings[0].norm()
+    assert 1e-4 < difference < 1e-2
+    assert embeddings[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("8", 8), ("4", 4)])
+def test_bits_are_asked_of_transformers_or_the_package_is_named(
+    precision: str, bits: int, tiny: EncoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"^lm.base_precision is {precision}, which needs the extra 'bits'"):
+        load_text_encoder(replace(tiny, base_precision=precision))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(TypeError):  # what it was given is no model
+        load_text_encoder(replace(tiny, base_precision=precision))
+    assert asked[0]["dtype"] == torch.bfloat16
+    assert getattr(asked[0]["quantization_config"], f"load_in_{bits}bit") is True
 
 
 # ---- classifier ---------------------------------------------------------------------------------------------------
