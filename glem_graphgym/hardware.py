@@ -6,13 +6,21 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor
 
 from glem_graphgym import processes
+
+
+def sent(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """The values on ``device``. A copy to a GPU is made from pinned memory, and neither side waits for the other."""
+    x = torch.as_tensor(values)
+    return x if x.device.type == device.type else x.pin_memory().to(device, non_blocking=True)
 
 
 class Autocast(MixedPrecision):

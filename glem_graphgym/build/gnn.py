@@ -203,29 +203,48 @@ class Structure:
     """The graph in two forms: edge_index for GraphGym's layers, sparse CSR for ours.
 
     Args:
-        edge_index: int64 (2, E), both directions.
+        edge_index: int64 (2, E), both directions; None: made of ``adjacency`` when first asked for.
         num_nodes: N.
         adjacency: the same edges where they are in that form already.
     """
 
-    def __init__(self, edge_index: Tensor, num_nodes: int, adjacency: Adjacency | None = None) -> None:
-        self.edge_index, self.num_nodes = edge_index, num_nodes
-        self.adjacency = Adjacency.from_edge_index(edge_index, num_nodes) if adjacency is None else adjacency
+    def __init__(self, edge_index: Tensor | None, num_nodes: int, adjacency: Adjacency | None = None) -> None:
+        self._edge_index, self.num_nodes = edge_index, num_nodes
+        if adjacency is None:
+            assert edge_index is not None
+            adjacency = Adjacency.from_edge_index(edge_index, num_nodes)
+        self.adjacency = adjacency
 
     @classmethod
     def of_block(cls, block: Block) -> Structure:
         """A sampled neighbourhood; our networks give the logits of its seeds alone, others those of all its nodes."""
         rowptr, col, degree = (torch.from_numpy(part) for part in (block.rowptr, block.col, block.degree))
-        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist())
-        return cls(torch.from_numpy(block.edge_index()), len(block.nodes), adjacency)
+        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist(), checked=True)
+        return cls(None, len(block.nodes), adjacency)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray]:
         """Row pointers (N+1,) and neighbours (E,), for a sampler."""
         return self.adjacency.rowptr.cpu().numpy(), self.adjacency.col.cpu().numpy()
 
-    def to(self, device: torch.device) -> Structure:
-        if self.edge_index.device.type != torch.device(device).type:
-            self.edge_index, self.adjacency = self.edge_index.to(device), self.adjacency.to(device)
+    @property
+    def edge_index(self) -> Tensor:
+        """On the device of ``adjacency``: networks of ours never ask for it there."""
+        if self._edge_index is None:
+            self._edge_index = self.adjacency.edge_index()
+        self._edge_index = self._edge_index.to(self.device)
+        return self._edge_index
+
+    @property
+    def device(self) -> torch.device:
+        return self.adjacency.device
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Structure:
+        if self.device.type != torch.device(device).type:
+            self.adjacency = self.adjacency.to(device, non_blocking)
+        return self
+
+    def pin_memory(self) -> Structure:
+        self.adjacency = self.adjacency.pin_memory()
         return self
 
 
@@ -282,7 +301,8 @@ class GNN(nn.Module):
 
     def forward(self, x: Tensor, structure: Structure) -> Tensor:  # (N, D) -> (N, C)
         # A new one every time: GraphGym's layers write batch.x in place.
-        batch = Data(x=x, edge_index=structure.edge_index, num_nodes=structure.num_nodes)
+        edges = None if isinstance(self.network, GraphNetwork) else structure.edge_index
+        batch = Data(x=x, edge_index=edges, num_nodes=structure.num_nodes)
         batch.adjacency = structure.adjacency
         with nullcontext() if self.cfg is None else as_global(self.cfg):
             logits, _ = self.network(batch)

@@ -16,8 +16,8 @@ from glem_graphgym.build.graph import load_text_graph_of, open_tokens
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import random_state, set_random_state
-from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts
-from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts, text_parts
+from glem_graphgym.em.fit import Validation, moved
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
@@ -199,8 +199,8 @@ class TextEmbeddings(nn.Module):
         return cls(tokens, encoder, infer_tokens(cfg, hardware))
 
     def forward(self, nodes: Tensor) -> Tensor:
-        ids, device = nodes.cpu().numpy(), nodes.device
-        return encode_in_parts(self.encoder, self.tokens, ids, self.budget, device, recompute_from=2)
+        texts = text_parts(self.tokens, nodes.cpu().numpy(), self.budget)
+        return encode_in_parts(self.encoder, moved(texts, nodes.device), recompute_from=2)
 
 
 def hardware_for(cfg: CfgNode, precision: str) -> Hardware:

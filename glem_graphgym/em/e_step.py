@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class LMTask(Task):
     model: TextClassifier
 
     def __init__(self, learner: LMLearner, model: TextClassifier, targets: StepTargets | None) -> None:
-        super().__init__(model, learner.validation)
+        super().__init__(model, learner.validation, None if targets is None else targets.gold.class_weights)
         self.targets, self.tokens, self.settings = targets, learner.tokens, learner.settings
         self.hardware = learner.hardware
 
@@ -109,7 +109,7 @@ class LMTask(Task):
         logits, _ = self.model(ids, mask)
         settings = self.settings
         how = (self.targets.weight, settings.label_smoothing, counts, settings.smooth_pseudo)
-        return glem_loss(logits, target, is_gold, *how, class_weights=self.targets.gold.class_weights)
+        return glem_loss(logits, target, is_gold, *how, class_weights=self.class_weights)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
@@ -270,27 +270,32 @@ def padded(tokens: TokenStore, nodes: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def encode_in_parts(
-    encoder: TextEncoder,
-    tokens: TokenStore,
-    nodes: np.ndarray,
-    micro_batch_tokens: int,
-    device: torch.device,
-    recompute_from: int | None = None,
-) -> Tensor:
-    """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length, ``micro_batch_tokens`` padded.
+class TextParts(NamedTuple):
+    """Texts in parts of similar length: ids and mask (b, L) of each, and each text's place among all, int64 (n,)."""
+
+    padded: tuple[tuple[Tensor, Tensor], ...]
+    order: Tensor
+
+
+def text_parts(tokens: TokenStore, nodes: np.ndarray, micro_batch_tokens: int) -> TextParts:
+    """The texts of ``nodes``, int64 (n,), in parts of ``micro_batch_tokens`` padded."""
+    parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), micro_batch_tokens))
+    order = torch.from_numpy(np.argsort(np.concatenate(parts)))
+    return TextParts(tuple(padded(tokens, nodes[part]) for part in parts), order)
+
+
+def encode_in_parts(encoder: TextEncoder, texts: TextParts, recompute_from: int | None = None) -> Tensor:
+    """Text embeddings (n, H), a part at a time.
 
     From ``recompute_from`` parts on (None: never) each is computed anew in the backward pass, so that a step takes the
     memory of one part, and about a third more time.
     """
-    parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), micro_batch_tokens))
-    recompute = recompute_from is not None and len(parts) >= recompute_from and torch.is_grad_enabled()
-    embeddings = []
-    for part in parts:
-        ids, mask = (tensor.to(device) for tensor in padded(tokens, nodes[part]))
-        embeddings.append(recomputed(encoder, ids, mask, use_reentrant=False) if recompute else encoder(ids, mask))
-    order = torch.from_numpy(np.argsort(np.concatenate(parts))).to(device)
-    return torch.cat(embeddings).index_select(0, order)
+    recompute = recompute_from is not None and len(texts.padded) >= recompute_from and torch.is_grad_enabled()
+    embeddings = [
+        recomputed(encoder, ids, mask, use_reentrant=False) if recompute else encoder(ids, mask)
+        for ids, mask in texts.padded
+    ]
+    return torch.cat(embeddings).index_select(0, texts.order)
 
 
 def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from glem_graphgym import processes
@@ -24,6 +24,9 @@ from glem_graphgym.models.shared_norm import share_batch_norms
 from glem_graphgym.progress import Progress
 
 Weights = dict[str, Tensor]
+
+# Threads that prepare batches for a GPU: to draw a neighbourhood takes longer than a step on it takes there.
+WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -86,41 +89,57 @@ class Fitted(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """The batches of an epoch: ``prepare`` makes the CPU tensors of each of ``items``."""
+    """The batches of an epoch: ``prepare`` makes the tensors of each of ``items``, whatever it has made before."""
 
     items: Sequence[Any]
     prepare: Callable[[Any], Any]
 
-    def prepared(self, device: torch.device) -> Iterator[Any]:
-        """Each batch on ``device``. For a GPU a thread prepares one ahead; on CPU a thread would take a core from
-        training (docs/measurements.md, "Shared cores")."""
-        if device.type == "cpu":
-            yield from map(self.prepare, self.items)
-            return
-        for batch in ahead(lambda item: _pinned(self.prepare(item)), self.items):
-            yield move_data_to_device(batch, device)
+    def prepared(self, device: torch.device, workers: int | None = None) -> Iterator[Any]:
+        """Each batch on ``device``, prepared by ``workers`` threads ahead of the step that takes it.
+
+        None: `WORKERS` for a GPU. On CPU there are none, where they would take a core from training
+        (docs/measurements.md, "Shared cores").
+        """
+        workers = (0 if device.type == "cpu" else WORKERS) if workers is None else workers
+        batches = ahead(self.prepare_for(device), self.items, workers) if workers else map(self.prepare, self.items)
+        return (moved(batch, device) for batch in batches)
+
+    def prepare_for(self, device: torch.device) -> Callable[[Any], Any]:
+        return self.prepare if device.type == "cpu" else lambda item: pinned(self.prepare(item))
 
 
-def ahead(prepare: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """``prepare`` of each item, by a thread that is one item ahead."""
-    with ThreadPoolExecutor(1, "batches") as thread:
-        waiting = None
-        for item in items:
-            done, waiting = waiting, thread.submit(prepare, item)
-            if done is not None:
-                yield done.result()
-        if waiting is not None:
-            yield waiting.result()
+def ahead(prepare: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+    """``prepare`` of each item in their order, by threads that are ``workers`` items ahead."""
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(workers, "batches") as threads:
+        try:
+            for item in items:
+                waiting.append(threads.submit(prepare, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def _pinned(batch: Any) -> Any:
+def pinned(batch: Any) -> Any:
     """The batch in memory that a GPU copies from while it computes."""
-    if isinstance(batch, Tensor):
-        return batch.pin_memory() if batch.device.type == "cpu" else batch
+    return _mapped(batch, lambda x: x.pin_memory() if x.device.type == "cpu" else x)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch on ``device``; a copy of pinned memory is not waited for."""
+    return _mapped(batch, lambda x: x.to(device, non_blocking=True))
+
+
+def _mapped(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """``function`` of each tensor, and of each graph, in nested tuples."""
     if isinstance(batch, tuple):
-        parts = [_pinned(part) for part in batch]
+        parts = [_mapped(part, function) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
-    return batch
+    return function(batch) if hasattr(batch, "pin_memory") else batch
 
 
 class Task(nn.Module):
@@ -130,9 +149,12 @@ class Task(nn.Module):
     parts, those of all processes and those that are accumulated, add up to its loss.
     """
 
-    def __init__(self, model: nn.Module, validation: Validation) -> None:
+    class_weights: Tensor | None  # of the loss, where it is computed
+
+    def __init__(self, model: nn.Module, validation: Validation, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.model, self.validation = model, validation
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def batches(self, epoch: int) -> Batches:
         """The batches of ``epoch``, counted from 0; as many in every process."""
@@ -187,9 +209,8 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
         if epoch > 0:
             batches = task.batches(epoch)
             count = len(batches.items)
-        for number, batch in enumerate(batches.prepared(fabric.device), start=1):
-            if number <= state.batch:  # trained on before the run was killed; made again for what is drawn in it
-                continue
+        left = Batches(batches.items[state.batch :], batches.prepare)  # without those of before the run was killed
+        for number, batch in enumerate(left.prepared(fabric.device), start=state.batch + 1):
             step_due = number % plan.grad_accumulation == 0 or number == count
             with fabric.no_backward_sync(objective, enabled=not step_due):
                 loss = objective(batch)

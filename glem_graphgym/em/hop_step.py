@@ -66,7 +66,7 @@ class HopInputs(NamedTuple):
 
 
 def _rows(hops: Tensor | MappedHops, nodes: np.ndarray) -> Tensor:
-    return hops.read(nodes) if isinstance(hops, MappedHops) else hops[:, torch.from_numpy(nodes)]
+    return hops.read(nodes) if isinstance(hops, MappedHops) else hops.index_select(1, torch.from_numpy(nodes))
 
 
 class HopTask(GNNTask):
@@ -100,8 +100,8 @@ class HopTask(GNNTask):
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         hops, labels, target, is_gold, counts = batch
         logits, known = self.model(hops, labels), len(target)
-        weights = self.targets.gold.class_weights
-        loss = glem_loss(logits[:known], target, is_gold, self.targets.weight, counts=counts, class_weights=weights)
+        of_known, weight = logits[:known], self.targets.weight
+        loss = glem_loss(of_known, target, is_gold, weight, counts=counts, class_weights=self.class_weights)
         if self.teacher is None or known == len(logits):
             return loss
         assert self.learner.consistency is not None

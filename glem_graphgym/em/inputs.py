@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.files import fingerprint
+from glem_graphgym.hardware import sent
 
 FOLDS = 2  # parts in which nodes' own labels are hidden when all nodes are predicted with label input
 
@@ -118,9 +119,10 @@ class GNNInputs(StoredInputs):
         super().__init__(x, targets, x.dtype)
         self.labels = None if self.channel is None else self.channel.all_rows().to(x)
 
-    def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
-        places = torch.from_numpy(nodes)
-        return self.x[places] if self.labels is None else with_labels(self.x[places], self.labels[places], hidden)
+    def rows(self, nodes: np.ndarray | Tensor, hidden: Tensor | slice) -> Tensor:
+        places = sent(nodes, self.x.device)
+        x = self.x.index_select(0, places)
+        return x if self.labels is None else with_labels(x, self.labels.index_select(0, places), hidden)
 
     def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Groups that ``nodes`` fall into, each with the input (N, D [+ C]) without the group's own labels."""
@@ -130,14 +132,19 @@ class GNNInputs(StoredInputs):
         for group, hidden in prediction_folds(self.num_nodes, self.channel.gold_nodes, nodes):
             yield group, self.hiding(hidden)
 
-    def hiding(self, nodes: np.ndarray) -> Tensor:
+    def hiding(self, nodes: np.ndarray | Tensor) -> Tensor:
         """(N, D [+ C]): the input without the labels of ``nodes``, indices or bool (N,)."""
-        return self.x if self.labels is None else with_labels(self.x, self.labels.clone(), torch.from_numpy(nodes))
+        return self.x if self.labels is None else with_labels(self.x, self.labels.clone(), sent(nodes, self.x.device))
 
 
 def with_labels(x: Tensor, labels: Tensor, hidden: Tensor | slice) -> Tensor:
     """Features (n, D) and labels (n, C) beside them; the ``hidden`` rows of these become zeros, in place."""
-    labels[hidden] = 0
+    if isinstance(hidden, slice):
+        labels[hidden] = 0
+    elif hidden.dtype == torch.bool:
+        labels.masked_fill_(sent(hidden, labels.device)[:, None], 0)
+    else:
+        labels.index_fill_(0, hidden, 0)
     return torch.cat([x, labels], dim=1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,22 @@ from torch import Tensor
 
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import Checkpoint
-from glem_graphgym.em.e_step import LMSettings, encode_in_parts, encode_texts, fit_lm, lm_optimizer
-from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, to_float16
+from glem_graphgym.em.e_step import (
+    LMSettings,
+    TextParts,
+    encode_in_parts,
+    encode_texts,
+    fit_lm,
+    lm_optimizer,
+    text_parts,
+)
+from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, moved, to_float16
 from glem_graphgym.em.inputs import GNNInputs, StoredInputs
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import decay_groups
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.em.sampled_step import Neighbourhood, Neighbourhoods, even_batches
+from glem_graphgym.em.sampled_step import Neighbourhoods, even_batches
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.joint import JointModel
@@ -119,6 +127,21 @@ class JointLearner:
             raise MemoryError(f"{task.latest} did not fit") from error
 
 
+class JointInput(NamedTuple):
+    """What the model takes of a neighbourhood of ``num_seeds`` nodes.
+
+    Attributes:
+        nodes, structure: as of a `Neighbourhood`.
+        texts: of the n nodes; more: float32 (n, F), what stands beside their embeddings.
+    """
+
+    nodes: np.ndarray
+    texts: TextParts
+    more: Tensor
+    structure: Any
+    num_seeds: int
+
+
 class JointTask(Task):
     """Text encoder and GNN with the texts, features and targets of a run: they can be trained, and predict.
 
@@ -128,7 +151,7 @@ class JointTask(Task):
     model: JointModel
 
     def __init__(self, learner: JointLearner, inputs: StoredInputs, targets: StepTargets, model: JointModel) -> None:
-        super().__init__(model, learner.validation)
+        super().__init__(model, learner.validation, targets.gold.class_weights)
         self.learner, self.inputs, self.targets = learner, inputs, targets
         self.settings, self.tokens, self.device = learner.settings, learner.tokens, learner.hardware.device
         self.meter, self.latest = Counter[str](), "a step"  # what steps of training took, and the latest in words
@@ -159,38 +182,37 @@ class JointTask(Task):
     def batches(self, epoch: int) -> Batches:
         gold, lm = self.targets.gold, self.settings.lm
         target = gold.targets()
-        rng = np.random.default_rng([self.targets.seed, epoch, 4])
-        order = rng.permutation(len(gold.nodes))
+        seeds = [self.targets.seed, epoch, 4]
+        order = np.random.default_rng(seeds).permutation(len(gold.nodes))
         batches = even_batches(order, lm.batch_size)
         parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.grad_accumulation)]
 
-        def prepare(item: tuple[np.ndarray, int]) -> tuple[Neighbourhood, Tensor, int]:
-            part, size = item
-            return self.learner.neighbourhoods.around(gold.nodes[part], rng), target[part], size
+        def prepare(item: tuple[int, tuple[np.ndarray, int]]) -> tuple[JointInput, Tensor, int]:
+            number, (part, size) = item
+            return self.around(gold.nodes[part], np.random.default_rng([*seeds, number])), target[part], size
 
-        return Batches(parts, prepare)
+        return Batches(list(enumerate(parts)), prepare)
 
-    def forward(self, batch: tuple[Neighbourhood, Tensor, int]) -> Tensor:
+    def around(self, seeds: np.ndarray, rng: np.random.Generator) -> JointInput:
+        """A neighbourhood of ``seeds``, int64 (b,), with texts and features; the seeds' gold labels are no input."""
+        hood = self.learner.neighbourhoods.around(seeds, rng)
+        texts = text_parts(self.tokens, hood.nodes, self.settings.micro_batch_tokens)
+        more = self.inputs.rows(hood.nodes, slice(hood.num_seeds))
+        return JointInput(hood.nodes, texts, more, hood.structure, hood.num_seeds)
+
+    def forward(self, batch: tuple[JointInput, Tensor, int]) -> Tensor:
         hood, target, size = batch
         texts, tokens = len(hood.nodes), int(self.tokens.lengths[hood.nodes].sum())
         self.meter.update(steps=1, texts=texts, tokens=tokens, most_texts=max(0, texts - self.meter["most_texts"]))
         self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
         is_gold = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        smoothing, weights = self.settings.lm.label_smoothing, self.targets.gold.class_weights
-        return glem_loss(self.logits(hood), target, is_gold, 0.0, smoothing, (size, 0), class_weights=weights)
+        how = (0.0, self.settings.lm.label_smoothing, (size, 0))
+        return glem_loss(self.logits(hood), target, is_gold, *how, class_weights=self.class_weights)
 
-    def logits(self, hood: Neighbourhood) -> Tensor:
-        """Logits (b, C) of a neighbourhood's seeds; their own gold labels are no input."""
-        more = self.inputs.rows(hood.nodes, slice(hood.num_seeds)).to(self.device)
-        return self.model(self._encode(hood.nodes), more, hood.structure.to(self.device))[: hood.num_seeds]
-
-    def _encode(self, nodes: np.ndarray) -> Tensor:
-        """Text embeddings (n, H) of ``nodes``, int64 (n,), in parts of similar length."""
-        s = self.settings
-        recompute_from = 1 if s.recompute else None
-        return encode_in_parts(
-            self.model.encoder, self.tokens, nodes, s.micro_batch_tokens, self.device, recompute_from
-        )
+    def logits(self, hood: JointInput) -> Tensor:
+        """Logits (b, C) of a neighbourhood's seeds."""
+        embeddings = encode_in_parts(self.model.encoder, hood.texts, 1 if self.settings.recompute else None)
+        return self.model(embeddings, hood.more, hood.structure)[: hood.num_seeds]
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         nodes = self.validation.nodes
@@ -198,7 +220,7 @@ class JointTask(Task):
             part = nodes[start : start + VALIDATED_AT_ONCE]
             # The same neighbourhoods at every validation: scores differ by the weights alone.
             rng = np.random.default_rng([self.targets.seed, int(part[0]), 5])
-            yield part, self.logits(self.learner.neighbourhoods.around(part, rng))
+            yield part, self.logits(moved(self.around(part, rng), self.device))
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
         s = self.settings

@@ -15,7 +15,7 @@ from glem_graphgym.em.fit import Batches, FitPlan, Fitted, Task, Validation, Wei
 from glem_graphgym.em.inputs import FOLDS, GNNInputs
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
-from glem_graphgym.hardware import Hardware
+from glem_graphgym.hardware import Hardware, sent
 from glem_graphgym.models.propagation import comes_again
 
 # (loss of the objective, logits of the nodes that it is of, and of the others where a batch has them) -> loss
@@ -88,7 +88,7 @@ class GNNTask(Task):
     def __init__(
         self, learner: Any, inputs: Any, targets: StepTargets, model: nn.Module, adjust_loss: AdjustLoss | None = None
     ) -> None:
-        super().__init__(model, learner.validation)
+        super().__init__(model, learner.validation, targets.gold.class_weights)
         self.learner, self.inputs, self.targets, self.adjust_loss = learner, inputs, targets, adjust_loss
 
     def anew(self, targets: StepTargets | None = None, adjust_loss: AdjustLoss | None = None) -> GNNTask:
@@ -112,12 +112,12 @@ class GNNTask(Task):
         """Groups that int64 ``nodes`` fall into, each with its logits (n, C), from all that prediction may see."""
         raise NotImplementedError
 
-    def epoch_targets(self, epoch: int) -> tuple[np.ndarray, Tensor, Tensor]:
+    def epoch_targets(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """An epoch's int64 (n,) nodes, float32 (n, C) targets and bool (n,) is-gold; none of the labels is an input."""
         nodes, target, is_gold = self.targets.batch(epoch)
         settings = self.learner.settings
         if not settings.label_input:
-            return nodes, target, is_gold
+            return torch.from_numpy(nodes), target, is_gold
         # Nodes whose labels are given as input this epoch are no targets: that share of the gold nodes, and as many
         # pseudo nodes as must stay visible for the input to look as it does when all nodes are predicted.
         rng = np.random.default_rng([self.targets.seed, epoch, 2])
@@ -127,33 +127,34 @@ class GNNTask(Task):
             given = np.zeros(len(nodes), dtype=bool)
         if self.targets.pseudo is not None:  # all but as many, at random, as one fold of the candidates hides
             given[rng.permutation(np.flatnonzero(~gold))[-(-len(self.targets.pseudo.candidates) // FOLDS) :]] = True
-        return nodes[~given], target[~given], is_gold[~given]
+        kept = torch.from_numpy(np.flatnonzero(~given))
+        return torch.from_numpy(nodes)[kept], target[kept], is_gold[kept]
 
 
 class FullBatchTask(GNNTask):
     """One step on the whole graph per epoch."""
 
     inputs: GNNInputs
+    _seen: Tensor | None = None  # the nodes that training sees, where it computes
 
     def batches(self, epoch: int) -> Batches:
         return Batches([epoch], self.epoch_targets)
 
-    def forward(self, batch: tuple[np.ndarray, Tensor, Tensor]) -> Tensor:
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         nodes, target, is_gold = batch
         logits = self._reusing_labels(self.inputs.hiding(nodes), self.seen_logits)
-        place = torch.from_numpy(nodes).to(logits.device)
-        weights = self.targets.gold.class_weights
-        loss = glem_loss(logits[place], target, is_gold, self.targets.weight, class_weights=weights)
+        own = logits.index_select(0, nodes)
+        loss = glem_loss(own, target, is_gold, self.targets.weight, class_weights=self.class_weights)
         return loss if self.adjust_loss is None else self.adjust_loss(loss, logits)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         for nodes, x in self.inputs.for_prediction(self.validation.nodes):
             logits = self._reusing_labels(x, self.seen_logits)
-            yield nodes, logits[torch.from_numpy(nodes).to(logits.device)]
+            yield nodes, logits.index_select(0, sent(nodes, logits.device))
 
     def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         for group, x in self.inputs.for_prediction(nodes):
-            yield group, self._reusing_labels(x, self.all_logits)[torch.from_numpy(group)]
+            yield group, self._reusing_labels(x, self.all_logits).index_select(0, sent(group, x.device))
 
     def _reusing_labels(self, x: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits (N, C) of the input ``x`` (N, D + C)."""
@@ -166,8 +167,8 @@ class FullBatchTask(GNNTask):
         structure = graphs.train.to(x.device)
         if graphs.seen is None:
             return self.model(x, structure)
-        seen = torch.from_numpy(graphs.seen).to(x.device)
-        logits = self.model(x[seen], structure)
+        seen = self._seen = sent(graphs.seen if self._seen is None else self._seen, x.device)
+        logits = self.model(x.index_select(0, seen), structure)
         return logits.new_zeros(len(x), logits.shape[1]).index_copy(0, seen, logits)
 
     def all_logits(self, x: Tensor) -> Tensor:

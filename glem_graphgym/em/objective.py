@@ -50,11 +50,16 @@ def glem_loss(
     if class_weights is not None:
         target = target * class_weights.to(target.device)
     cross_entropy = -(target * log_prob).sum(-1)
-    num_gold, num_pseudo = counts or (int(is_gold.sum()), int((~is_gold).sum()))
-    gold = cross_entropy[is_gold].sum() / max(num_gold, 1)
-    if num_pseudo == 0:
-        return gold
-    return pseudo_weight * cross_entropy[~is_gold].sum() / num_pseudo + (1 - pseudo_weight) * gold
+    # No rows are picked by a mask and no number is read: a GPU would be waited for.
+    num_gold, num_pseudo = counts or (is_gold.sum(), (~is_gold).sum())
+    gold = cross_entropy.where(is_gold, 0.0).sum() / _at_least_one(num_gold)
+    pseudo = cross_entropy.where(~is_gold, 0.0).sum() / _at_least_one(num_pseudo)
+    weight = pseudo_weight * (num_pseudo > 0)
+    return weight * pseudo + (1 - weight) * gold
+
+
+def _at_least_one(number: int | Tensor) -> int | Tensor:
+    return max(number, 1) if isinstance(number, int) else number.clamp(min=1)
 
 
 def objective_report(

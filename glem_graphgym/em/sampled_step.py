@@ -68,29 +68,38 @@ class SampledTask(FullBatchTask):
 
     def batches(self, epoch: int) -> Batches:
         nodes, target, is_gold = self.epoch_targets(epoch)
-        rng = np.random.default_rng([self.targets.seed, epoch, 3])
-        hidden = torch.zeros(self.inputs.num_nodes, dtype=torch.bool)
-        hidden[torch.from_numpy(nodes)] = True
+        seeds = [self.targets.seed, epoch, 3]
+        order = np.random.default_rng(seeds).permutation(len(nodes))
+        hidden = torch.zeros(self.inputs.num_nodes, dtype=torch.bool).index_fill_(0, nodes, True)
 
-        def prepare(batch: np.ndarray) -> tuple[Any, ...]:
-            hood = self.learner.neighbourhoods.around(nodes[batch], rng)
-            x = self.inputs.rows(hood.nodes, hidden[torch.from_numpy(hood.nodes)])
-            return x, hood.structure, target[batch], is_gold[batch]
+        def prepare(item: tuple[int, np.ndarray]) -> tuple[Any, ...]:
+            number, batch = item
+            hood = self.learner.neighbourhoods.around(nodes[batch].numpy(), np.random.default_rng([*seeds, number]))
+            at = torch.from_numpy(hood.nodes)
+            return self.fetch(at, hidden[at]), hood.structure, target[batch], is_gold[batch]
 
         self.num_batches = self.num_batches or num_batches(len(nodes), self.learner.batch_size)
-        batches = [batch for batch in np.array_split(rng.permutation(len(nodes)), self.num_batches) if len(batch)]
-        return Batches(batches, prepare)
+        batches = [batch for batch in np.array_split(order, self.num_batches) if len(batch)]
+        return Batches(list(enumerate(batches)), prepare)
+
+    def fetch(self, nodes: Tensor, hidden: Tensor) -> Any:
+        """The input of ``nodes``, int64 (n,), as far as it is read before the step: what lies on a GPU is not."""
+        return nodes, hidden
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         x, structure, target, is_gold = batch
-        logits, weights = self.model(x, structure)[: len(target)], self.targets.gold.class_weights
-        return glem_loss(logits, target, is_gold, self.targets.weight, class_weights=weights)
+        x = self.inputs.rows(*x) if isinstance(x, tuple) else x
+        logits = self.model(x, structure)[: len(target)]
+        return glem_loss(logits, target, is_gold, self.targets.weight, class_weights=self.class_weights)
 
 
 class StoredSampledTask(SampledTask):
     """A `SampledTask` that is validated and predicts layer after layer, over blocks of nodes."""
 
     inputs: StoredInputs  # type: ignore[assignment]
+
+    def fetch(self, nodes: Tensor, hidden: Tensor) -> Tensor:
+        return self.inputs.rows(nodes.numpy(), hidden)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         return self.exact_logits(self.validation.nodes)

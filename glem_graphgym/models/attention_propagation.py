@@ -36,7 +36,7 @@ class AttentionGraph:
         index_type = torch.int32 if heads * max(self.num_nodes, self.num_edges) < 2**31 else torch.int64
         degree = adjacency.rowptr.diff().long()
         target, head = (torch.arange(n, device=adjacency.device) for n in (self.num_targets, heads))
-        rows = _by_head(target.repeat_interleave(degree), head)
+        rows = _by_head(target.repeat_interleave(degree, output_size=self.num_edges), head)
         order = rows.argsort(stable=True)
         row, col = rows[order], _by_head(adjacency.col.long(), head)[order]
         self._edge = (order // heads).to(index_type)  # which edge of the graph each entry belongs to
@@ -45,7 +45,9 @@ class AttentionGraph:
         order = col.argsort(stable=True)
         self._order = order.to(index_type)  # the transpose's entries among those of the matrix
         self._transposed_col = self._row[order]
-        self._transposed_rowptr = _starts(col.bincount(minlength=self.num_nodes * heads)).to(index_type)
+        # Not bincount, after which a GPU is waited for; sums of integers are exact in any order.
+        of_column = col.new_zeros(self.num_nodes * heads).scatter_add_(0, col, torch.ones_like(col))
+        self._transposed_rowptr = _starts(of_column).to(index_type)
         self._symmetric_weight: Tensor | None = None
 
     @staticmethod
@@ -72,8 +74,7 @@ class AttentionGraph:
             return None
         drawn = torch.randperm(self.num_edges, generator=generator, device=self._col.device)
         kept = torch.ones(self.num_edges, dtype=torch.bool, device=self._col.device)
-        kept[drawn[:number]] = False
-        return kept
+        return kept.index_fill_(0, drawn[:number], False)
 
     def softmax(
         self, source: Tensor, target: Tensor | None = None, kept: Tensor | None = None, slope: float = 0.2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+import copy
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,15 +19,25 @@ class BlockAdjacency(Adjacency):
     Means and attention are over the drawn neighbours. GCN's weights are 1/√(d~_i d~_j) with degrees of the whole graph,
     times d~_i / (number drawn + 1): the full-batch ones where all neighbours are drawn, else as large on average.
 
+    How many edges and self-loops there are at each hop is counted when a block is made, in memory: whatever is made of
+    it on a GPU needs no answer from there.
+
     Args:
-        rowptr, col: as `Adjacency`. The seeds come first, then what each hop adds.
+        rowptr, col, checked: as `Adjacency`. The seeds come first, then what each hop adds.
         degree: int64 (n,), neighbours of each node in the whole graph.
         ends: how many nodes lie within 0, 1, … hops of the seeds; the last hop's nodes have no edges.
     """
 
-    def __init__(self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int]) -> None:
-        super().__init__(rowptr, col, len(degree))
+    def __init__(
+        self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int], *, checked: bool = False
+    ) -> None:
+        super().__init__(rowptr, col, len(degree), checked=checked)
         self.degree, self.ends = degree, tuple(ends)
+        loops = (self._pattern.rows() == self.col).nonzero().flatten()
+        inner = rowptr[list(self.ends[:-1])]
+        self._edges_within, self._loops_within = inner.tolist(), torch.searchsorted(loops, inner).tolist()
+        self._loops = len(loops)
+        self._pattern.may_be_symmetric = False
 
     @property
     def num_seeds(self) -> int:
@@ -36,12 +47,11 @@ class BlockAdjacency(Adjacency):
         """(T,), int64: number of neighbours of each target in the whole graph."""
         return self.targets_of(self.degree)
 
-    def to(self, device: torch.device | str) -> BlockAdjacency:
-        """The same block on ``device``; this very object when it is there already."""
-        col = self.col.to(device)
-        if col is self.col:
-            return self
-        return BlockAdjacency(self.rowptr.to(device).long(), col, self.degree.to(device), self.ends)
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        moved = super()._moved(move)
+        if moved is not self:
+            moved.degree = move(self.degree)
+        return moved
 
     @kept_operator
     def gcn(self) -> SparseOperator:
@@ -55,11 +65,16 @@ class BlockAdjacency(Adjacency):
 
         Layer l of L reads the nodes within L - l hops, and its targets are those within L - l - 1 hops.
         """
-        rowptr, col, layers = self.rowptr.long(), self.col, []
-        for targets, nodes in reversed(list(pairwise(self.ends))):
-            inner = rowptr[: targets + 1]
-            layers.append(BlockAdjacency(inner, col[: int(inner[-1])], self.degree[:nodes], (targets, nodes)))
-        return layers
+        return [self._layer(hop) for hop in reversed(range(len(self.ends) - 1))]
+
+    def _layer(self, hop: int) -> BlockAdjacency:
+        targets, nodes = self.ends[hop : hop + 2]
+        edges, loops = self._edges_within[hop], self._loops_within[hop]
+        layer = copy.copy(self)
+        layer._pattern = self._pattern_of(self.rowptr[: targets + 1], self.col[:edges], nodes)
+        layer._operators, layer.degree, layer.ends = {}, self.degree[:nodes], (targets, nodes)
+        layer._edges_within, layer._loops_within, layer._loops = [edges], [loops], loops
+        return layer
 
 
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:

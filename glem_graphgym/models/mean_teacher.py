@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class MeanTeacher(nn.Module):
@@ -20,9 +22,8 @@ class MeanTeacher(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}, expected a share from 0 to below 1")
-        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self.average.n_averaged.fill_(1)  # the copy counts as the first of the average
-        self.average.requires_grad_(False).eval()
+        self.decay = decay
+        self.average = copy.deepcopy(student).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> MeanTeacher:
         """Leaves the teacher in evaluation mode."""
@@ -31,12 +32,19 @@ class MeanTeacher(nn.Module):
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Take the student's weights into the average; call after each of its optimizer steps."""
-        self.average.update_parameters(student)
+        # Not torch's AveragedModel, whose count of updates lies on the device and is waited for.
+        for own, new in zip(_floats(self.average), _floats(student), strict=True):
+            own.lerp_(new, 1 - self.decay)
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Tensor:
         """The teacher's probabilities (B, C), float32, for a batch as the student takes it."""
         return self.average(*inputs).float().softmax(-1)
+
+
+def _floats(module: nn.Module) -> Iterator[Tensor]:
+    both = chain(module.parameters(), module.buffers())
+    return (tensor.detach() for tensor in both if tensor.is_floating_point())
 
 
 def consistency_loss(

@@ -7,10 +7,11 @@ bfloat16, which MKL's does not. The backward pass is the same product with the t
 
 from __future__ import annotations
 
+import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +59,14 @@ class Adjacency:
         rowptr: int64 (T+1,), where each row begins in ``col``; from 0 to nnz.
         col: int32 or int64 (nnz,), column indices, strictly increasing within a row.
         num_nodes: N, at least T; None = T.
+        checked: the arguments are known to be so; a look at them would have a GPU waited for.
     """
 
-    def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None) -> None:
-        _check_csr(rowptr, col, num_nodes)
+    _loops: int | None = None  # entries on the diagonal, where that is known without a look
+
+    def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None, *, checked: bool = False) -> None:
+        if not checked:
+            _check_csr(rowptr, col, num_nodes)
         self._pattern = _Pattern(rowptr, col, len(rowptr) - 1 if num_nodes is None else num_nodes)
         self._operators: dict[str, SparseOperator] = {}
 
@@ -74,7 +79,7 @@ class Adjacency:
             )
         _check_range("edge_index", edge_index, num_nodes)
         source, target = edge_index
-        return cls(*_csr(target, source, num_nodes, num_nodes))
+        return cls(*_csr(target, source, num_nodes, num_nodes), checked=True)
 
     @property
     def num_nodes(self) -> int:
@@ -109,16 +114,39 @@ class Adjacency:
         """(T,), integers: number of neighbours of each target."""
         return self.rowptr.diff()
 
-    def to(self, device: torch.device | str) -> Adjacency:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same graph on ``device``; this very object when it is there already."""
-        col = self.col.to(device)
-        return self if col is self.col else Adjacency(self.rowptr.to(device).long(), col, self.num_nodes)
+        return self._moved(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same graph in memory that a GPU copies from while it computes."""
+        return self._moved(lambda x: x.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        col = move(self.col)
+        if col is self.col:
+            return self
+        moved = copy.copy(self)
+        moved._pattern, moved._operators = self._pattern_of(move(self.rowptr), col, self.num_nodes), {}
+        return moved
+
+    def _pattern_of(self, rowptr: Tensor, col: Tensor, num_nodes: int) -> _Pattern:
+        pattern = _Pattern(rowptr, col, num_nodes)
+        pattern.may_be_symmetric &= self._pattern.may_be_symmetric
+        return pattern
+
+    def edge_index(self) -> Tensor:
+        """int64 (2, nnz): sources, then targets, by target."""
+        return torch.stack([self.col.long(), self._pattern.rows()])
 
     def with_self_loops(self) -> Adjacency:
         """A + I; a self-loop that A has already is not doubled."""
         target = torch.arange(self.num_targets, device=self.device)
         row, col = torch.cat([self._pattern.rows(), target]), torch.cat([self.col.long(), target])
-        return Adjacency(*_csr(row, col, self.num_targets, self.num_nodes), self.num_nodes)
+        number = None if self._loops is None else len(row) - self._loops
+        looped = Adjacency(*_csr(row, col, self.num_targets, self.num_nodes, number), self.num_nodes, checked=True)
+        looped._pattern.may_be_symmetric &= self._pattern.may_be_symmetric
+        return looped
 
     @kept_operator
     def sum(self) -> SparseOperator:
@@ -164,7 +192,8 @@ class SparseOperator:
         self.device = pattern.col.device
         self._pattern, self._left, self._right = pattern, left, right
         self._weights: dict[torch.dtype, Tensor] = {}
-        self._transpose: SparseOperator | None = None
+        self._transpose: SparseOperator | None = None  # None too where it is this very operator
+        self._symmetric: bool | None = None
         self._kept: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
 
     def kept_product(self, x: Tensor) -> Tensor | None:
@@ -190,12 +219,12 @@ class SparseOperator:
 
     def transpose(self) -> SparseOperator:
         """The transposed operator; this very object when the matrix is symmetric."""
-        pattern = self._pattern.transpose()
-        if pattern is self._pattern and torch.equal(self._left, self._right):
-            return self
-        if self._transpose is None:
-            self._transpose = SparseOperator(pattern, self._right, self._left)
-        return self._transpose
+        if self._symmetric is None:  # asked once: on a GPU the answer is waited for
+            pattern = self._pattern.transpose()
+            self._symmetric = pattern is self._pattern and torch.equal(self._left, self._right)
+            if not self._symmetric:
+                self._transpose = SparseOperator(pattern, self._right, self._left)
+        return self if self._transpose is None else self._transpose
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The product (T, D) with ``x`` (N, D)."""
@@ -250,15 +279,19 @@ class _Product(torch.autograd.Function):
 
 
 class _Pattern:
-    """Where a CSR matrix has entries; knows its transpose, which operators with other weights share."""
+    """Where a CSR matrix has entries; knows its transpose, which operators with other weights share.
+
+    ``may_be_symmetric``: False spares a look, for which a GPU would be waited for.
+    """
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_columns: int) -> None:
         self.num_rows, self.num_columns = len(rowptr) - 1, num_columns
         # embedding_bag wants both of one type; 32 bits halve the memory and cost no time.
         index_type = torch.int32 if max(self.num_rows, num_columns, len(col)) < 2**31 else torch.int64
         self.rowptr, self.col = rowptr.to(index_type), col.to(index_type)
-        self._symmetric = False
-        self._transpose: _Pattern | None = None
+        self.may_be_symmetric = self.num_rows == num_columns
+        self._transpose: _Pattern | None = None  # None rather than self: a cycle would outlive its last user
+        self._is_turned = False
 
     def rows(self) -> Tensor:
         """int64 (nnz,): the row of each entry."""
@@ -266,17 +299,25 @@ class _Pattern:
         return row.repeat_interleave(self.rowptr.diff(), output_size=len(self.col))
 
     def transpose(self) -> _Pattern:
-        if self._transpose is None and not self._symmetric:
-            turned = _Pattern(*_csr(self.col.long(), self.rows(), self.num_columns, self.num_rows), self.num_rows)
-            self._symmetric = torch.equal(turned.rowptr, self.rowptr) and torch.equal(turned.col, self.col)
-            # None rather than self: a cycle would outlive its last user.
-            self._transpose = None if self._symmetric else turned
+        if not self._is_turned:
+            rowptr, col = _csr(self.col.long(), self.rows(), self.num_columns, self.num_rows, len(self.col))
+            turned, self._is_turned = _Pattern(rowptr, col, self.num_rows), True
+            same = self.may_be_symmetric and torch.equal(turned.rowptr, self.rowptr)
+            self._transpose = None if same and torch.equal(turned.col, self.col) else turned
         return self if self._transpose is None else self._transpose
 
 
-def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
-    """int64 row pointers and columns of the entries (row, col), sorted and without duplicates."""
-    key = torch.unique_consecutive((row * num_columns + col).sort().values)
+def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int, number: int | None = None) -> tuple[Tensor, Tensor]:
+    """int64 row pointers and columns of the entries (row, col), sorted and without duplicates.
+
+    ``number`` of the different ones where that is known: a GPU need not be waited for then.
+    """
+    key = (row * num_columns + col).sort().values
+    if number is None:
+        key = torch.unique_consecutive(key)
+    elif number < len(key):
+        place = (key.diff(prepend=key[:1]) > 0).cumsum(0)
+        key = key.new_empty(number).scatter_(0, place, key)  # equal ones to one place
     starts = torch.arange(num_rows + 1, device=key.device) * num_columns
     return torch.searchsorted(key, starts), key % max(num_columns, 1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts
+from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts, text_parts
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
@@ -242,9 +242,7 @@ def test_predictions_of_all_nodes_are_those_of_each_text_alone(
 def test_texts_encoded_in_parts_come_in_the_order_of_nodes(learner: Callable[..., LMLearner], tokens: Watched) -> None:
     encoder, nodes = learner().start().model.encoder.eval(), np.random.default_rng(0).permutation(N)
     with torch.no_grad():
-        found, *alone = (
-            encode_in_parts(encoder, tokens, part, 40, torch.device("cpu")) for part in (nodes, *nodes[:, None])
-        )
+        found, *alone = (encode_in_parts(encoder, text_parts(tokens, part, 40)) for part in (nodes, *nodes[:, None]))
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 

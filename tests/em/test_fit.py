@@ -213,12 +213,13 @@ def test_a_batch_is_prepared_by_a_thread_while_the_one_before_is_in_use() -> Non
         begun[item].set()
         return torch.tensor(item)
 
-    for item, batch in enumerate(ahead(prepare, range(4))):
+    for item, batch in enumerate(ahead(prepare, range(4), 1)):
         assert batch == item
         assert item == 3 or begun[item + 1].wait(10)
         assert item >= 2 or not begun[item + 2].is_set()  # one ahead, no more
-    assert not list(ahead(prepare, []))
-    assert list(Batches(range(4), prepare).prepared(torch.device("cpu"))) == [0, 1, 2, 3]
+    assert not list(ahead(prepare, [], 2))
+    for workers in (None, 0, 1, 3):
+        assert list(Batches(range(4), prepare).prepared(torch.device("cpu"), workers)) == [0, 1, 2, 3]
 
 
 def test_an_error_in_preparing_a_batch_is_raised() -> None:
@@ -226,7 +227,7 @@ def test_an_error_in_preparing_a_batch_is_raised() -> None:
         raise ValueError("no such text")
 
     with pytest.raises(ValueError, match="no such text"):
-        list(ahead(prepare, [0, 1]))
+        list(ahead(prepare, [0, 1], 2))
 
 
 # ---- the step -----------------------------------------------------------------------------------------------------

@@ -328,7 +328,7 @@ def test_the_teacher_is_the_moving_average_of_the_weights_after_every_step(monke
     wanted = {name: value.clone() for name, value in start.items()}
     for step in steps:
         wanted = {name: 0.99 * value + 0.01 * step[name] for name, value in wanted.items()}
-    found = teachers[-1].average.module.state_dict()
+    found = teachers[-1].average.state_dict()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value)
 

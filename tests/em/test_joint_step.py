@@ -23,9 +23,9 @@ from glem_graphgym.build.run import prepare
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em import joint_step
-from glem_graphgym.em.joint_step import JointLearner, JointTask
+from glem_graphgym.em.joint_step import JointInput, JointLearner, JointTask
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
-from glem_graphgym.em.sampled_step import Neighbourhood, StoredSampledLearner
+from glem_graphgym.em.sampled_step import StoredSampledLearner
 from glem_graphgym.files import read_json
 from glem_graphgym.report.stats import finish_run
 from tests.changed_graphs import with_other_test_nodes, with_permuted_labels
@@ -79,8 +79,8 @@ def started(configure: Configure, *options: object) -> JointTask:
     return learner.start(targets, features)
 
 
-def around(task: JointTask, nodes: np.ndarray) -> Neighbourhood:
-    return task.learner.neighbourhoods.around(nodes, np.random.default_rng(0))
+def around(task: JointTask, nodes: np.ndarray) -> JointInput:
+    return task.around(nodes, np.random.default_rng(0))
 
 
 def gradients(task: JointTask, loss: Tensor) -> dict[str, Tensor]:
@@ -157,7 +157,8 @@ def test_parts_of_texts_and_their_recomputation_change_nothing(configure: Config
     assert all(torch.equal(grad, grads_again[name]) for name, grad in grads.items())
     whole, parts = (started(configure, *STILL, "lm.micro_batch_tokens", most) for most in (100_000, 20))
     nodes = np.random.default_rng(0).permutation(NODES)[:40]
-    torch.testing.assert_close(parts._encode(nodes), whole._encode(nodes), rtol=1e-4, atol=1e-5)
+    found, expected = (task.logits(around(task, nodes)) for task in (parts, whole))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_accumulated_parts_are_one_batch(configure: Configure) -> None:
@@ -201,7 +202,8 @@ def test_no_node_sees_its_own_label_and_all_see_those_of_others(configure: Confi
             labels[place] = (labels[place] + 1) % CLASSES
         other = StepTargets(Gold(gold.nodes, labels, CLASSES))
         with torch.no_grad():
-            return task.learner.start(other, np.zeros((NODES, 0)), weights).logits(around(task, seeds))
+            changed_task = task.learner.start(other, np.zeros((NODES, 0)), weights)
+            return changed_task.logits(around(changed_task, seeds))
 
     usual = logits_with(None)
     assert all(torch.equal(logits_with(int(seed)), usual) for seed in seeds)
@@ -215,7 +217,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, training: bool) -> list[np.ndarray]
     seen: list[np.ndarray] = []
     usual = JointTask.logits
 
-    def logits(task: JointTask, hood: Neighbourhood) -> Tensor:
+    def logits(task: JointTask, hood: JointInput) -> Tensor:
         if task.training == training:
             seen.append(hood.nodes)
         return usual(task, hood)
@@ -416,7 +418,7 @@ def test_a_step_that_does_not_fit_into_memory_says_how_large_it_was(
     def fails(*_: object) -> Tensor:
         raise error
 
-    monkeypatch.setattr(JointTask, "_encode", fails)
+    monkeypatch.setattr(JointTask, "logits", fails)
     with pytest.raises(expected, match=message):
         learner.fit(targets, features, "test")
 

@@ -212,6 +212,19 @@ def test_neighbourhoods_are_drawn_anew_and_the_same_in_every_run() -> None:
     assert one[0] != one[1] != one[2]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_workers_that_draw_them(workers: int) -> None:
+    task = learner_of([2, 1], batch_size=4, label_input=True).start(targets(), FEATURES)
+    batches = task.batches(1)
+    assert len(batches.items) > 3
+    alone, ahead = (list(batches.prepared(torch.device("cpu"), number)) for number in (0, workers))
+    for ((nodes, hidden), structure, *rest), ((others, also), other, *more) in zip(alone, ahead, strict=True):
+        for one, two in zip(
+            (nodes, hidden, structure.edge_index, *rest), (others, also, other.edge_index, *more), strict=True
+        ):
+            assert torch.equal(one, two)
+
+
 def test_the_best_weights_by_exact_validation_are_kept() -> None:
     """What is scored is the full-batch prediction of the validation nodes."""
     cfg.model.type = "glem_sage"

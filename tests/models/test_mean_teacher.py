@@ -32,7 +32,7 @@ def test_the_teacher_is_the_moving_average_of_weights_and_statistics() -> None:
         for name, value in net.state_dict().items():
             if value.is_floating_point():
                 expected[name] = 0.9 * expected[name] + 0.1 * value
-    state = teacher.average.module.state_dict()
+    state = teacher.average.state_dict()
     for name, value in expected.items():
         if value.is_floating_point():
             torch.testing.assert_close(state[name], value)
