@@ -244,7 +244,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
 
 def _leaves_out(task: Task, batches: Batches, hardware: Hardware) -> bool:
     """Whether a parameter has no part in the loss of the first batch, in any process: a hub's model may have some."""
-    batch = move_data_to_device(batches.prepare(batches.items[0]), hardware.device)
+    batch = moved(batches.prepare(batches.items[0]), hardware.device)
     task.to(hardware.device).eval()  # without dropout: no random number is drawn
     with hardware.autocast():
         reached = leaves_of(task(batch))
