@@ -38,6 +38,7 @@ class Hardware:
 
     accelerator: str = "cpu"  # or cuda
     precision: str = "32-true"  # Lightning's name: or bf16-mixed, 16-mixed
+    tf32: bool = False  # a GPU's matrix products of float32 round their factors to 10 bits of mantissa
 
     @property
     def device(self) -> torch.device:
@@ -56,14 +57,21 @@ class Hardware:
 
     def autocast(self) -> torch.autocast:
         """The precision of training, for a forward pass outside of it."""
+        self._choose_products()
         mixed = self.precision != "32-true"
         return torch.autocast(self.accelerator, dtype=self.dtype if mixed else None, enabled=mixed)
+
+    def _choose_products(self) -> None:
+        """Torch keeps this for the process; whoever computes says it anew."""
+        if self.accelerator == "cuda":
+            torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
 
     def fabric(self, find_unused: bool = False) -> Fabric:
         """Devices, precision and the strategy (DDP) of the processes that work together now, for training.
 
         ``find_unused``: whether there are parameters without a part in the loss, which DDP must look for at every step.
         """
+        self._choose_products()
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # hints about devices that are not used
         plugins: list[Any] = [Precision()]
         if self.precision != "32-true":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from glem_graphgym.build.gnn import LayeredGNN, Structure, build_gnn, gnn_optimizer
-from glem_graphgym.build.language_model import hardware_for, random_state_kept
+from glem_graphgym.build.language_model import gnn_hardware, hardware_for, random_state_kept
 from glem_graphgym.build.learners import gnn_learner
 from glem_graphgym.build.sizes import is_joint
 from glem_graphgym.data.sampling import Block, NeighbourSampler
@@ -173,7 +173,7 @@ def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
 
 def _real_and_counted(cfg: CfgNode) -> tuple[Hardware, Hardware]:
     """Where a run computes, and where its steps are counted: on the CPU, as many bytes per number."""
-    real = hardware_for(cfg, cfg.lm.precision if is_joint(cfg) else cfg.gnn.precision)
+    real = hardware_for(cfg, cfg.lm.precision) if is_joint(cfg) else gnn_hardware(cfg)
     return real, Hardware("cpu", "32-true" if real.dtype == torch.float32 else "bf16-mixed")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from glem_graphgym.build.gnn import NETWORKS, Structure, build_gnn, gnn_optimizer, sees_hops
-from glem_graphgym.build.language_model import first_line, hardware_for, random_state_kept
+from glem_graphgym.build.language_model import first_line, gnn_hardware, hardware_for, random_state_kept
 from glem_graphgym.build.memory_check import check_memory
 from glem_graphgym.build.sizes import feature_width
 from glem_graphgym.config import ConfigError, all_keys, check_rules
@@ -155,7 +155,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
         ConfigError: it cannot be built, trained or asked for predictions; names ``model.type`` or the keys at fault.
         ValueError: a network of ours refuses a setting.
     """
-    mode, hardware = cfg.train.mode, hardware_for(cfg, cfg.lm.precision if joint else cfg.gnn.precision)
+    mode, hardware = cfg.train.mode, hardware_for(cfg, cfg.lm.precision) if joint else gnn_hardware(cfg)
     if cfg.model.type == "glem_lm":
         raise ConfigError(
             f"model.type {cfg.model.type} is the language model, for train.mode standard, but train.mode {mode} trains "

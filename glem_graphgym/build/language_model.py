@@ -216,7 +216,19 @@ def hardware_for(cfg: CfgNode, precision: str) -> Hardware:
         else:
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
             precision = "bf16" if fast else "32"
-    return Hardware(accelerator, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision])
+    names = {"32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+    return Hardware(accelerator, names[precision], tf32=precision == "tf32" and accelerator == "cuda")
+
+
+def gnn_hardware(cfg: CfgNode) -> Hardware:
+    """Device and precision of the M-step; on a GPU ``gnn.precision: auto`` is TensorFloat-32.
+
+    The published GNNs were trained in float32. They are bound by the products with the graph there, which bf16 would
+    halve at the price of rounding; TF32 has float32's memory and range, and only the matrix products are rounded.
+    """
+    hardware = hardware_for(cfg, "32")
+    is_auto = cfg.gnn.precision == "auto" and hardware.accelerator == "cuda"
+    return hardware_for(cfg, "tf32" if is_auto else cfg.gnn.precision)
 
 
 def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:

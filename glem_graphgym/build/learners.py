@@ -14,7 +14,14 @@ from yacs.config import CfgNode
 
 from glem_graphgym.build.features import feature_builder
 from glem_graphgym.build.gnn import MmapGraph, Structure, build_gnn, gcn_operator, gnn_optimizer, sees_hops
-from glem_graphgym.build.language_model import build_lm, encoder_config, hardware_for, infer_tokens, micro_batch_tokens
+from glem_graphgym.build.language_model import (
+    build_lm,
+    encoder_config,
+    gnn_hardware,
+    hardware_for,
+    infer_tokens,
+    micro_batch_tokens,
+)
 from glem_graphgym.build.sizes import budget_bytes
 from glem_graphgym.config import feature_kinds
 from glem_graphgym.data.text_graph import TextGraph
@@ -74,7 +81,7 @@ def gnn_learner(
         patience=cfg.optim.patience,
         label_input=cfg.glem.label_input,
     )
-    hardware = hardware_for(cfg, cfg.gnn.precision)
+    hardware = gnn_hardware(cfg)
     make_optimizer = gnn_optimizer(cfg)
     g, budget, build = cfg.gnn, budget_bytes(cfg), functools.partial(build_gnn, cfg)
     if not sees_hops(cfg):
@@ -134,7 +141,7 @@ def sampled_graph(
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
     """Where hop features lie that exceed the budget; ``predicted`` as of a `GNNLearner`."""
     working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
-    return HopStorage(budget_bytes(cfg), working, cache, predicted, hardware_for(cfg, cfg.gnn.precision).dtype)
+    return HopStorage(budget_bytes(cfg), working, cache, predicted, gnn_hardware(cfg).dtype)
 
 
 def joint_learner(

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from glem_graphgym import memory
 from glem_graphgym.build.footprint import STEP, hop_step_bytes, neighbourhood_bytes, whole_graph_bytes
 from glem_graphgym.build.gnn import has_layers, sees_hops
-from glem_graphgym.build.language_model import hardware_for
+from glem_graphgym.build.language_model import gnn_hardware, hardware_for
 from glem_graphgym.build.sizes import (
     asked_bytes,
     budget_bytes,
@@ -82,7 +82,7 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
 
 def hop_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
     """About what hop features take when all is in memory."""
-    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+    item_bytes = gnn_hardware(cfg).dtype.itemsize
     classes = graph.num_classes if cfg.glem.label_input else 0
     return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
 
@@ -137,7 +137,7 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
             f"within {_gb(budget)} of memory"
         )
     plan_columns(n, max(width, graph.num_classes if cfg.glem.label_input else 0), budget)
-    item_bytes = hardware_for(cfg, cfg.gnn.precision).dtype.itemsize
+    item_bytes = gnn_hardware(cfg).dtype.itemsize
     check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.scr_weight > 0)
     if cfg.glem.correct_and_smooth:
         _check_smoothing(cfg, graph)
@@ -172,7 +172,7 @@ def _check_hop_step(cfg: CfgNode, graph: TextGraph, width: int, trained: int) ->
             f"a training step of model.type {cfg.model.type} on {nodes:,} nodes takes about {_gb(step)}, but "
             f"{limit.reason}; set gnn.batch_size, now {cfg.gnn.batch_size}, or gnn.dim_inner lower"
         )
-    return step if hardware_for(cfg, cfg.gnn.precision).accelerator == "cpu" else 0
+    return step if gnn_hardware(cfg).accelerator == "cpu" else 0
 
 
 def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:

@@ -231,7 +231,7 @@ KEYS = (
     Key("gnn.scr_weight", 0.0, "weight", "Weight of the consistency of unlabelled nodes with a mean teacher (SCR; networks on hop features); 0 = off.", low=0),
     Key("gnn.scr_threshold", 0.8, "share", "SCR: top probability of the teacher above which a node counts.", low=0, below=1),
     Key("gnn.label_dropout", 0.5, "share", "Dropout of the net on label hops (glem_sagn, glem_gamlp).", low=0, below=1),
-    Key("gnn.precision", "32", "", "Precision of the M-step, as lm.precision.", choices=("auto", "32", "bf16", "16")),
+    Key("gnn.precision", "32", "", "Precision of the M-step, as lm.precision; tf32: 32 with the matrix products of a GPU in TensorFloat-32, which is auto there.", choices=("auto", "32", "tf32", "bf16", "16")),
     Key("gnn.input_dropout", 0.0, "share", "Dropout of the input features (our networks, without glem_sgc).", low=0, below=1),
     Key(
         "gnn.input_norm", "standardise", "",
