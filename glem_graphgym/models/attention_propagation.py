@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glem_graphgym.models.checks import check_sizes
-from glem_graphgym.models.propagation import Adjacency, described, weighted_sums
+from glem_graphgym.models.propagation import Adjacency, Pieces, described, pieces_of, weighted_sums
 
 
 class AttentionGraph:
@@ -49,6 +49,8 @@ class AttentionGraph:
         of_column = col.new_zeros(self.num_nodes * heads).scatter_add_(0, col, torch.ones_like(col))
         self._transposed_rowptr = _starts(of_column).to(index_type)
         self._symmetric_weight: Tensor | None = None
+        pointers = self._rowptr, self._transposed_rowptr
+        self._pieces, self._transposed_pieces = (pieces_of(p) if adjacency.lasts else None for p in pointers)
 
     @staticmethod
     def of(adjacency: Adjacency, heads: int) -> AttentionGraph:
@@ -121,12 +123,12 @@ class AttentionGraph:
 
     def _total(self, entries: Tensor) -> Tensor:
         """(T·H,): the sum of each row's entries (E·H,)."""
-        return torch.segment_reduce(entries, "sum", offsets=self._rowptr, unsafe=True, initial=0)
+        return _reduced(entries, "sum", self._rowptr, self._pieces, 0)
 
     def _transposed_total(self, entries: Tensor) -> Tensor:
         """(N·H,): the sum of each column's entries (E·H,)."""
         entries = entries.index_select(0, self._order)
-        return torch.segment_reduce(entries, "sum", offsets=self._transposed_rowptr, unsafe=True, initial=0)
+        return _reduced(entries, "sum", self._transposed_rowptr, self._transposed_pieces, 0)
 
     def _dots(self, left: Tensor, right: Tensor) -> Tensor:
         """(E·H,): left[row] · right[column] at each entry, of (T·H, D) and (N·H, D)."""
@@ -170,7 +172,7 @@ class _EdgeSoftmax(torch.autograd.Function):
         scores = F.leaky_relu_(scores, slope)
         if kept is not None:
             scores.masked_fill_(~kept.index_select(0, graph._edge), -torch.inf)
-        largest = torch.segment_reduce(scores, "max", offsets=graph._rowptr, unsafe=True, initial=-torch.inf)
+        largest = _reduced(scores, "max", graph._rowptr, graph._pieces, -torch.inf)
         largest.masked_fill_(largest == -torch.inf, 0)  # a node without a kept edge
         attention = scores.sub_(largest.index_select(0, graph._row)).exp_()
         # At least 1, which the largest score adds; less only where there is nothing to divide.
@@ -198,7 +200,7 @@ class _WeightedSum(torch.autograd.Function):
         values = values.contiguous()
         ctx.graph = graph
         ctx.save_for_backward(values, weight)
-        return weighted_sums(graph._rowptr, graph._col, weight.to(values.dtype), values)
+        return weighted_sums(graph._rowptr, graph._col, weight.to(values.dtype), values, graph._pieces)
 
     @staticmethod
     @once_differentiable
@@ -208,10 +210,22 @@ class _WeightedSum(torch.autograd.Function):
         for_values = for_weight = None
         if ctx.needs_input_grad[0]:
             turned = weight.index_select(0, graph._order).to(grad.dtype)
-            for_values = weighted_sums(graph._transposed_rowptr, graph._transposed_col, turned, grad)
+            matrix = graph._transposed_rowptr, graph._transposed_col, turned
+            for_values = weighted_sums(*matrix, grad, graph._transposed_pieces)
         if ctx.needs_input_grad[1]:
             for_weight = graph._dots(grad, values).to(weight.dtype)
         return for_values, for_weight, None
+
+
+def _reduced(entries: Tensor, how: str, rowptr: Tensor, pieces: Pieces | None, initial: float) -> Tensor:
+    """(T,): the sum or the largest of each row's entries (nnz,); ``initial`` where a row has none."""
+    if entries.device.type == "cpu" and pieces is None:
+        return torch.segment_reduce(entries, how, offsets=rowptr, unsafe=True, initial=initial)
+    # With a second dimension a thread takes a row, without one a whole block of threads does.
+    out = entries[:, None]
+    for offsets in (rowptr,) if pieces is None else pieces:
+        out = torch.segment_reduce(out, how, offsets=offsets, unsafe=True, initial=initial)
+    return out[:, 0]
 
 
 def _by_head(node: Tensor, head: Tensor) -> Tensor:

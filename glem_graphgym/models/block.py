@@ -37,7 +37,7 @@ class BlockAdjacency(Adjacency):
         inner = rowptr[list(self.ends[:-1])]
         self._edges_within, self._loops_within = inner.tolist(), torch.searchsorted(loops, inner).tolist()
         self._loops = len(loops)
-        self._pattern.may_be_symmetric = False
+        self._pattern.lasts = False
 
     @property
     def num_seeds(self) -> int:

@@ -11,13 +11,14 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 KEPT_BYTES = 1 << 30  # the largest input whose product is kept
+SPLIT_ON, PIECE = ("cuda",), 128  # devices on which rows of more entries are summed in pieces
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -105,6 +106,11 @@ class Adjacency:
     def device(self) -> torch.device:
         return self.col.device
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it serves many steps: not a sampled neighbourhood."""
+        return self._pattern.lasts
+
     def targets_of(self, x: Tensor) -> Tensor:
         """The targets' rows (T, D) of ``x`` (N, D): ``x`` itself where all nodes are targets."""
         # No slice of all rows, whose backward pass would copy them.
@@ -132,7 +138,7 @@ class Adjacency:
 
     def _pattern_of(self, rowptr: Tensor, col: Tensor, num_nodes: int) -> _Pattern:
         pattern = _Pattern(rowptr, col, num_nodes)
-        pattern.may_be_symmetric &= self._pattern.may_be_symmetric
+        pattern.lasts &= self._pattern.lasts
         return pattern
 
     def edge_index(self) -> Tensor:
@@ -145,7 +151,7 @@ class Adjacency:
         row, col = torch.cat([self._pattern.rows(), target]), torch.cat([self.col.long(), target])
         number = None if self._loops is None else len(row) - self._loops
         looped = Adjacency(*_csr(row, col, self.num_targets, self.num_nodes, number), self.num_nodes, checked=True)
-        looped._pattern.may_be_symmetric &= self._pattern.may_be_symmetric
+        looped._pattern.lasts &= self._pattern.lasts
         return looped
 
     @kept_operator
@@ -235,12 +241,49 @@ class SparseOperator:
         return _Product.apply(x, self)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        return weighted_sums(self._pattern.rowptr, self._pattern.col, self.weight(x.dtype), x.detach().contiguous())
+        matrix = self._pattern.rowptr, self._pattern.col, self.weight(x.dtype)
+        return weighted_sums(*matrix, x.detach().contiguous(), self._pattern.pieces)
 
 
-def weighted_sums(rowptr: Tensor, col: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """(T, D): of a CSR matrix (T, N) with entries ``weight`` times ``x`` (N, D), of the same type."""
-    return F.embedding_bag(col, x, rowptr, mode="sum", per_sample_weights=weight, include_last_offset=True)
+class Pieces(NamedTuple):
+    """Rows of a CSR matrix in pieces of at most `PIECE` entries, P in all.
+
+    Attributes:
+        starts: (P+1,), where each piece begins among the entries.
+        rowptr: (T+1,), where each row's pieces begin.
+    """
+
+    starts: Tensor
+    rowptr: Tensor
+
+
+def pieces_of(rowptr: Tensor) -> Pieces | None:
+    """None where rows are not split: on CPU, or none is longer than `PIECE`.
+
+    A GPU sums a row by one group of threads, one entry after the other, so a hub with a million neighbours would take
+    as long as all other rows together.
+    """
+    degree = rowptr.diff().long()
+    if rowptr.device.type not in SPLIT_ON or not len(degree) or int(degree.max()) <= PIECE:
+        return None
+    number = (degree + PIECE - 1) // PIECE
+    first = F.pad(number.cumsum(0), (1, 0))
+    row = torch.arange(len(degree), device=rowptr.device).repeat_interleave(number)
+    piece = torch.arange(len(row), device=rowptr.device) - first[row]
+    starts = torch.cat([rowptr[row].long() + PIECE * piece, rowptr[-1:].long()])
+    return Pieces(starts.to(rowptr.dtype), first.to(rowptr.dtype))
+
+
+def weighted_sums(rowptr: Tensor, col: Tensor, weight: Tensor, x: Tensor, pieces: Pieces | None = None) -> Tensor:
+    """(T, D): of a CSR matrix (T, N) with entries ``weight`` times ``x`` (N, D), of the same type.
+
+    With ``pieces`` each of them is summed, then those of a row: no addition is atomic, so that bits are the same again.
+    """
+    if pieces is None:
+        return F.embedding_bag(col, x, rowptr, mode="sum", per_sample_weights=weight, include_last_offset=True)
+    sums = weighted_sums(pieces.starts, col, weight, x)
+    number = torch.arange(len(sums), dtype=col.dtype, device=col.device)
+    return F.embedding_bag(number, sums, pieces.rowptr, mode="sum", include_last_offset=True)
 
 
 def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, plus: Tensor | None = None) -> Tensor:
@@ -281,7 +324,8 @@ class _Product(torch.autograd.Function):
 class _Pattern:
     """Where a CSR matrix has entries; knows its transpose, which operators with other weights share.
 
-    ``may_be_symmetric``: False spares a look, for which a GPU would be waited for.
+    ``lasts``: whether it serves many steps. Only then is it looked at, for which a GPU has to be waited for: whether it
+    is symmetric, and has long rows.
     """
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_columns: int) -> None:
@@ -289,9 +333,14 @@ class _Pattern:
         # embedding_bag wants both of one type; 32 bits halve the memory and cost no time.
         index_type = torch.int32 if max(self.num_rows, num_columns, len(col)) < 2**31 else torch.int64
         self.rowptr, self.col = rowptr.to(index_type), col.to(index_type)
-        self.may_be_symmetric = self.num_rows == num_columns
+        self.lasts = True
         self._transpose: _Pattern | None = None  # None rather than self: a cycle would outlive its last user
         self._is_turned = False
+
+    @functools.cached_property
+    def pieces(self) -> Pieces | None:
+        """Of its rows, as `weighted_sums` takes them."""
+        return pieces_of(self.rowptr) if self.lasts else None
 
     def rows(self) -> Tensor:
         """int64 (nnz,): the row of each entry."""
@@ -302,7 +351,8 @@ class _Pattern:
         if not self._is_turned:
             rowptr, col = _csr(self.col.long(), self.rows(), self.num_columns, self.num_rows, len(self.col))
             turned, self._is_turned = _Pattern(rowptr, col, self.num_rows), True
-            same = self.may_be_symmetric and torch.equal(turned.rowptr, self.rowptr)
+            turned.lasts = self.lasts
+            same = self.lasts and torch.equal(turned.rowptr, self.rowptr)
             self._transpose = None if same and torch.equal(turned.col, self.col) else turned
         return self if self._transpose is None else self._transpose
 

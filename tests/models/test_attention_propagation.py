@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from glem_graphgym.models import propagation
 from glem_graphgym.models.attention_propagation import AttentionGraph, attention_scores
 from glem_graphgym.models.propagation import Adjacency
 from tests.models.conftest import dense_attention, dense_mask, dense_sum
@@ -36,7 +37,11 @@ def test_any_graph_equals_its_dense_matrix_forward_and_backward(
     targets = data.draw(st.integers(0, nodes))
     rowptr = whole.rowptr[: targets + 1].long()
     adjacency = Adjacency(rowptr, whole.col[: int(rowptr[-1])], nodes)
-    graph = AttentionGraph(adjacency, heads)
+    with pytest.MonkeyPatch.context() as patch:
+        if piece := data.draw(st.sampled_from([0, 1, 2])):  # long rows in pieces, as on a GPU
+            patch.setattr(propagation, "SPLIT_ON", ("cpu",))
+            patch.setattr(propagation, "PIECE", piece)
+        graph = AttentionGraph(adjacency, heads)
     kept = graph.draw_edges(0.4) if drop else None
     source = torch.randn(nodes, heads, dtype=torch.float64)
     target = torch.randn(targets, heads, dtype=torch.float64)

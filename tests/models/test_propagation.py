@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from glem_graphgym.models import propagation
 from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate, comes_again
 
 # Directed, with a duplicate (0 -> 1), a self-loop (3) and a node without any edge (4); (sources, targets).
@@ -361,3 +362,42 @@ def test_bad_edge_indices_are_refused(edges: Tensor, message: str) -> None:
 def test_features_that_do_not_fit_are_refused(adjacency: Adjacency, x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adjacency.mean() @ x
+
+
+# ---- rows in pieces, as a GPU sums them -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece", [1, 3, 7])
+def test_rows_summed_in_pieces_give_the_same_product_and_gradient(
+    piece: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub, nodes without any edge, and numbers whose sums are exact in any order."""
+    rng = torch.Generator().manual_seed(0)
+    hub = torch.stack([torch.arange(1, 40), torch.zeros(39, dtype=torch.int64)])
+    others = torch.randint(1, 30, (2, 60), generator=rng)
+    edges, nodes = torch.cat([hub, others], dim=1), 45
+    values = torch.randint(-3, 4, (nodes, 5), generator=rng).to(dtype)
+
+    def computed() -> tuple[Tensor, Tensor, int]:
+        operator = Adjacency.from_edge_index(edges, nodes).sum()
+        x = values.clone().requires_grad_()
+        out = operator @ x
+        out.backward(values)
+        assert x.grad is not None
+        calls = 0 if operator._pattern.pieces is None else len(operator._pattern.pieces.starts) - 1
+        return out.detach(), x.grad, calls
+
+    out, grad, pieces = computed()
+    assert pieces == 0
+    monkeypatch.setattr(propagation, "SPLIT_ON", ("cpu",))
+    monkeypatch.setattr(propagation, "PIECE", piece)
+    found, found_grad, pieces = computed()
+    assert pieces >= 39 // piece
+    assert torch.equal(found, out)
+    assert torch.equal(found_grad, grad)
+
+
+def test_rows_that_are_all_short_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(propagation, "SPLIT_ON", ("cpu",))
+    assert Adjacency.from_edge_index(EDGES, NODES).sum()._pattern.pieces is None
