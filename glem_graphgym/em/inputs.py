@@ -103,8 +103,13 @@ class StoredInputs:
         if self.channel is None:
             yield nodes, lambda wanted: self.rows(wanted, slice(0))
             return
-        for group, hidden in prediction_folds(self.num_nodes, self.channel.gold_nodes, nodes):
+        for group, hidden in self._folds(nodes):
             yield group, functools.partial(self._rows_hiding, hidden)
+
+    def _folds(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        assert self.channel is not None
+        labelled = len(self.channel.pseudo_nodes) > 0
+        return prediction_folds(self.num_nodes, self.channel.gold_nodes, nodes, FOLDS if labelled else 1)
 
     def _rows_hiding(self, hidden: np.ndarray, nodes: np.ndarray) -> Tensor:
         return self.rows(nodes, torch.from_numpy(hidden[nodes]))
@@ -114,6 +119,7 @@ class GNNInputs(StoredInputs):
     """The input of all nodes in memory: ``x`` is on the device and of the type that the GNN computes in."""
 
     x: Tensor
+    _known_folds: tuple[np.ndarray, list[tuple[np.ndarray, Tensor]]] | None = None
 
     def __init__(self, x: Tensor, targets: StepTargets | None) -> None:
         super().__init__(x, targets, x.dtype)
@@ -129,7 +135,10 @@ class GNNInputs(StoredInputs):
         if self.channel is None:
             yield nodes, self.x
             return
-        for group, hidden in prediction_folds(self.num_nodes, self.channel.gold_nodes, nodes):
+        if self._known_folds is None or self._known_folds[0] is not nodes:
+            folds = [(group, sent(hidden, self.x.device)) for group, hidden in self._folds(nodes)]
+            self._known_folds = nodes, folds  # every validation has the same
+        for group, hidden in self._known_folds[1]:
             yield group, self.hiding(hidden)
 
     def hiding(self, nodes: np.ndarray | Tensor) -> Tensor:
@@ -148,15 +157,17 @@ def with_labels(x: Tensor, labels: Tensor, hidden: Tensor | slice) -> Tensor:
     return torch.cat([x, labels], dim=1)
 
 
-def prediction_folds(num_nodes: int, gold: np.ndarray, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def prediction_folds(
+    num_nodes: int, gold: np.ndarray, nodes: np.ndarray, unlabelled: int = FOLDS
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Groups that ``nodes`` fall into, each with bool (N,): the nodes whose labels are hidden where it is predicted.
 
-    The graph's unlabelled nodes and its gold nodes each fall into `FOLDS` folds, and a node's input hides the labels of
-    its whole fold, whichever ``nodes`` are asked for. So unlabelled nodes see every gold label.
+    The graph's gold nodes fall into `FOLDS` folds, its other nodes into ``unlabelled``, and a node's input hides the
+    labels of its whole fold, whichever ``nodes`` are asked for. So these others see every gold label. One fold of them,
+    and one pass of the network, is enough where none of them has a label.
     """
-    fold_of = np.zeros(num_nodes, dtype=np.int8)
-    fold_of[gold] = FOLDS
-    for fold in range(FOLDS):
-        fold_of[fold::FOLDS] += fold
+    node = np.arange(num_nodes)
+    fold_of = (node % unlabelled).astype(np.int8)
+    fold_of[gold] = FOLDS + node[gold] % FOLDS
     for fold in np.unique(fold_of[nodes]).tolist():
         yield nodes[fold_of[nodes] == fold], fold_of == fold

@@ -136,9 +136,18 @@ class FullBatchTask(GNNTask):
 
     inputs: GNNInputs
     _seen: Tensor | None = None  # the nodes that training sees, where it computes
+    _every_epoch: tuple[Tensor, ...] | None = None
 
     def batches(self, epoch: int) -> Batches:
-        return Batches([epoch], self.epoch_targets)
+        return Batches([epoch], self._epoch)
+
+    def _epoch(self, epoch: int) -> tuple[Tensor, ...]:
+        """`epoch_targets`; where every epoch has the same they are brought to the device once."""
+        if self.learner.settings.label_input or (self.targets.redraw and self.targets.pseudo is not None):
+            return self.epoch_targets(epoch)
+        if self._every_epoch is None:
+            self._every_epoch = tuple(sent(part, self.learner.hardware.device) for part in self.epoch_targets(0))
+        return self._every_epoch
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         nodes, target, is_gold = batch

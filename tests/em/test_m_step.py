@@ -263,6 +263,27 @@ def test_validation_and_prediction_hide_alike(reuse: int) -> None:
     np.testing.assert_allclose(scored[-1], predictions(task)[valid], rtol=1e-3, atol=1e-5)  # kept in half precision
 
 
+@pytest.mark.parametrize(("targets", "passes"), [(gold_alone(), 1), (step_targets(), 2)])
+def test_a_validation_takes_one_pass_where_no_validated_node_has_a_label(targets: StepTargets, passes: int) -> None:
+    model = learner_of(epochs=3, label_input=True).fit(targets, FEATURES, "test").task.model
+    assert len(model.inputs(False)) == 3 * passes
+
+
+@pytest.mark.parametrize(
+    ("targets", "label_input", "once"),
+    [
+        *((gold_alone(), False, True), (gold_alone(), True, False)),
+        *((step_targets(redraw=False), False, True), (step_targets(), False, False)),
+    ],
+)
+def test_targets_of_every_epoch_are_made_once(targets: StepTargets, label_input: bool, once: bool) -> None:
+    task = learner_of(label_input=label_input).start(targets, FEATURES)
+    first, second = (task.batches(epoch).prepare(epoch) for epoch in (0, 1))
+    assert (first[1] is second[1]) == once
+    for found, expected in zip(second, task.epoch_targets(1), strict=True):
+        assert torch.equal(found, expected)
+
+
 # ---- the learner --------------------------------------------------------------------------------------------------
 
 
