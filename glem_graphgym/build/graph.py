@@ -68,7 +68,7 @@ def _frozen(cfg: CfgNode) -> TextGraph:
     from glem_graphgym.data.frozen import load_frozen
 
     d = cfg.dataset
-    return load_frozen(d.name, Path(d.dir), shares=d.tag_split, max_nodes=d.tag_max_nodes)
+    return load_frozen(d.name, Path(d.dir), shares=d.tag_split, seed=d.tag_seed, max_nodes=d.tag_max_nodes)
 
 
 def _debian(cfg: CfgNode) -> TextGraph:
@@ -77,7 +77,7 @@ def _debian(cfg: CfgNode) -> TextGraph:
     d = cfg.dataset
     if not d.tag_source:
         return _frozen(cfg)
-    return load_debian(Path(d.dir), d.tag_source, shares=d.tag_split, max_nodes=d.tag_max_nodes)
+    return load_debian(Path(d.dir), d.tag_source, shares=d.tag_split, seed=d.tag_seed, max_nodes=d.tag_max_nodes)
 
 
 def _ogb(cfg: CfgNode) -> TextGraph:

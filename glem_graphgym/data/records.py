@@ -56,12 +56,14 @@ class Records:
 class Recipe:
     """How records become a graph; raises DataError where a value is out of range.
 
-    The split hashes the group's name: the machine, the other records and ``max_nodes`` make no difference to it.
+    The split hashes the group's name and ``seed``: the machine, the other records and ``max_nodes`` make no difference
+    to it.
     """
 
     shares: tuple[float, ...] = (0.1, 0.1, 0.8)  # of the groups, for train, valid and test; the rest is in no split
     labels_per_group: int = 5  # most nodes of one group that carry a label; else near-copies decide the score
     min_class_size: int = 20  # classes with fewer labelled nodes, or with none in training, are left unlabelled
+    seed: int = 0  # another draws another split
     max_nodes: int = 0  # so many nodes, of every class the same share, with the most neighbours; 0 keeps all
 
     def __post_init__(self) -> None:
@@ -89,7 +91,8 @@ def graph_of(records: Records, recipe: Recipe) -> TextGraph:
     of = len(records.names)
     if 0 < recipe.max_nodes < of:
         records = records.only(best_connected(records, recipe.max_nodes))
-    parts = np.array([split_of(group, recipe.shares) for group in records.groups])
+    salt = f"{recipe.seed} " if recipe.seed else ""
+    parts = np.array([split_of(salt + group, recipe.shares) for group in records.groups])
     label, class_names, unlabelled_classes = _labels(records, parts, recipe)
     rowptr, col = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
     texts = [": ".join(filter(None, both)) for both in zip(records.names, records.descriptions, strict=True)]
@@ -115,7 +118,7 @@ def graph_of(records: Records, recipe: Recipe) -> TextGraph:
 
 
 def split_of(group: str, shares: Sequence[float]) -> str:
-    """The split of all nodes of a group: by its name's hash alone."""
+    """The split of all nodes of a group: by the hash of its salted name alone."""
     position = _unit_hash(group)
     if position < shares[0]:
         return "train"

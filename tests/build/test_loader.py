@@ -198,11 +198,14 @@ def test_keys_reach_debian(
 ) -> None:
     seen: list[object] = []
     monkeypatch.setattr(f"glem_graphgym.data.{called}", lambda *args, **options: seen.extend([*args, options]))
-    options = {"dataset__tag_max_nodes": 500} | ({"dataset__tag_source": source} if source else {})
+    options = {"dataset__tag_max_nodes": 500, "dataset__tag_seed": 7} | ({"dataset__tag_source": source} if source else {})
     configure(tmp_path, dataset__name="debian", **options)
     GRAPHS["debian"](cfg)
     root = tmp_path / "datasets"
-    assert seen == [*(root if one == "ROOT" else one for one in given), {"shares": [0.2, 0.2, 0.6], "max_nodes": 500}]
+    assert seen == [
+        *(root if one == "ROOT" else one for one in given),
+        {"shares": [0.2, 0.2, 0.6], "seed": 7, "max_nodes": 500},
+    ]
 
 
 def test_tokens_go_by_model_and_length(tmp_path: Path, tiny_lm: Path) -> None:

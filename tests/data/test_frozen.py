@@ -110,6 +110,20 @@ def test_a_snapshot_belongs_to_its_options(tmp_path: Path) -> None:
         load(max_nodes=-1)
 
 
+def test_another_seed_is_another_split_of_whole_groups(tmp_path: Path) -> None:
+    first, other = (load_frozen("wordnet", tmp_path, seed=seed) for seed in (0, 1))
+    parts = [np.full(first.num_nodes, -1), np.full(first.num_nodes, -1)]
+    for graph, part in zip((first, other), parts, strict=True):
+        for number, nodes in enumerate(graph.split.values()):
+            part[nodes] = number
+    shares = [np.mean(part[part >= 0] == 0) for part in parts]
+    assert shares == pytest.approx([0.1, 0.1], abs=0.02)
+    both = (parts[0] >= 0) & (parts[1] >= 0)
+    # As independent draws of 0.1, 0.1, 0.8 agree.
+    assert np.mean(parts[0][both] == parts[1][both]) == pytest.approx(0.66, abs=0.03)
+    assert first.fingerprint() != other.fingerprint()
+
+
 # ---- making the file ----------------------------------------------------------------------------------------------
 
 PACKAGES = b"Package: b\nSection: net\nDepends: a\nDescription: two\n\nPackage: a\nSection: libs\nSource: s\n"
