@@ -46,7 +46,7 @@ def load_program(name: str) -> ModuleType:
     """``run/<name>.py`` as a module."""
     spec = importlib.util.spec_from_file_location(f"program_{name}", RUN / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

@@ -198,7 +198,9 @@ def test_keys_reach_debian(
 ) -> None:
     seen: list[object] = []
     monkeypatch.setattr(f"glem_graphgym.data.{called}", lambda *args, **options: seen.extend([*args, options]))
-    options = {"dataset__tag_max_nodes": 500, "dataset__tag_seed": 7} | ({"dataset__tag_source": source} if source else {})
+    options = {"dataset__tag_max_nodes": 500, "dataset__tag_seed": 7} | (
+        {"dataset__tag_source": source} if source else {}
+    )
     configure(tmp_path, dataset__name="debian", **options)
     GRAPHS["debian"](cfg)
     root = tmp_path / "datasets"
