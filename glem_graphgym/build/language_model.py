@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.pooling import readout_of
-from glem_graphgym.models.pretrained import BITS
+from glem_graphgym.models.pretrained import BITS, prompt_of
 from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
@@ -35,10 +36,13 @@ def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> Te
     return TextClassifier(encoder, LMHead(encoder.dim, num_classes, head_dropout))
 
 
-def check_lm(cfg: CfgNode, learner: LMLearner) -> None:
+def check_lm(cfg: CfgNode, learner: LMLearner) -> dict[str, Any]:
     """Train on two short texts and encode the longest one, so that a model that cannot is found out before a stage.
 
     Warns of a model that sees the padding.
+
+    Returns:
+        What the language model is, for reports: see `model_card`.
 
     Raises:
         ValueError: it cannot, or cannot be loaded as it is configured.
@@ -61,6 +65,25 @@ def check_lm(cfg: CfgNode, learner: LMLearner) -> None:
                 f"{name} sees the padding: beside a longer text, a text's embedding differs by {difference:.0%}; "
                 "expected a model that takes attention_mask"
             )
+    return model_card(cfg, task)
+
+
+def model_card(cfg: CfgNode, task: LMTask) -> dict[str, Any]:
+    """Model, family, numbers of its parameters and of those that are trained, and how texts are given and encoded."""
+    backbone: Any = task.model.encoder.backbone
+    sizes = {parameter: parameter.numel() for parameter in backbone.parameters()}
+    quantised = {"8": "8 bits", "4": "4 bits"}
+    return {
+        "model": cfg.lm.model,
+        "family": backbone.config.model_type,
+        "parameters": sum(sizes.values()),
+        "trained": sum(size for parameter, size in sizes.items() if parameter.requires_grad),
+        "pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional)),
+        "prompt": "{text}".join(prompt_of(cfg.lm.model, cfg.lm.prompt)),
+        "precision": task.hardware.precision,
+        "base": quantised.get(cfg.lm.base_precision, cfg.lm.base_precision),
+        "attention": backbone.config._attn_implementation + (", bidirectional" if cfg.lm.bidirectional else ""),
+    }
 
 
 def _check_ids(name: str, task: LMTask) -> None:

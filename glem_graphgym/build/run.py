@@ -77,6 +77,7 @@ def prepare(cfg: CfgNode, overwrite: int = 0) -> tuple[TextGraph, Run]:
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
     run = build_run(cfg, graph)
     if reader := run.lm_gold or run.joint:
+        identity["language_model"] = dict(run.language_model)
         identity["unknown_tokens"] = round(reader.tokens.unknown_share(), 4)
     if processes.rank() == 0:
         take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
@@ -121,11 +122,12 @@ def build_run(
     validation = Validation(valid, lambda logits: metrics[metric](valid_labels, logits))
     lm_gold = lm_em = gnn = joint = smooth = None
     views: dict[str, LMLearner] = {}
+    card: dict[str, Any] = {}
     graph_seen = seen or graph
     if mode.lm:
         assert tokens is not None
         lm_gold, lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
-        check_lm(cfg, lm_gold)
+        card = check_lm(cfg, lm_gold)
         if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
             check_lm(cfg, lm_em)
     if mode.lm and mode.gnn:
@@ -140,7 +142,7 @@ def build_run(
         smooth = smoother(cfg, gnn.graphs, gold)
     if mode.joint:
         assert tokens is not None
-        check_lm(cfg, lm_learners(cfg, tokens, graph.num_classes, validation)[0])
+        card = check_lm(cfg, lm_learners(cfg, tokens, graph.num_classes, validation)[0])
         features = features or further_features(cfg, graph, tokens, nodes.encoded)
         joint = joint_learner(cfg, graph_seen, tokens, validation, nodes.predicted, by_blocks)
         smooth = smoother(cfg, joint.graphs, gold)
@@ -173,6 +175,7 @@ def build_run(
         shared_lm_gold=shared_lm_gold(cfg, graph, nodes.encoded) if cfg.glem.share_lm_gold else None,
         correct_and_smooth=smooth,
         encoded=nodes.encoded,
+        language_model=card,
     )
     return replace(run, journal=journal(plan=plan_of(cfg, run)))
 

@@ -85,6 +85,7 @@ class Run:
         correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
         encoded: int64, the nodes whose texts the LM encodes once it is trained; None = all. Embeddings and logits of
             the others are zeros; none of them is in ``unlabelled`` or ``candidates``.
+        language_model: what the LM is, for reports alone; empty in runs without one.
     """
 
     num_nodes: int
@@ -105,6 +106,7 @@ class Run:
     shared_lm_gold: Path | None = None
     correct_and_smooth: Callable[[np.ndarray], np.ndarray] | None = None
     encoded: np.ndarray | None = None
+    language_model: Mapping[str, Any] = field(default_factory=dict)
 
     # ---- the four steps -------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ def details_of(board: Board, row: Row) -> dict[str, Any]:
             "train mode": one.mode,
             "method": row.method,
             "configuration": row.config,
+            **({"language model": one.language_model} if one.language_model else {}),
             **{f"version of {name}": ", ".join(found) for name, found in one.versions.items()},
         },
         "caveat": row.caveat,

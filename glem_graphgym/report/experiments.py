@@ -81,6 +81,13 @@ class Experiment:
                 versions.setdefault(name, set()).update(text.split(", "))
         return {name: sorted(versions[name]) for name in sorted(versions)}
 
+    @property
+    def language_model(self) -> str:
+        """Model, family, parameters, pooling, prompt, precision and attention in a line; empty where none is noted."""
+        noted = (run.about.get("language_model") for run in self.runs.values())
+        card: dict[str, Any] = next(filter(None, noted), {})
+        return ", ".join(f"{name} {_in_words(value)}" for name, value in card.items() if value not in ("", "{text}"))
+
     def stage_folders(self, method: str) -> dict[int, Path]:
         """Seed -> folder of the stage behind a method's result; empty for stock GraphGym."""
         chosen = {seed: best_stage(run.stages, method, self.metric) for seed, run in self.runs.items()}
@@ -194,6 +201,12 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     config = fingerprint(first["mode"], as_noted, first.get("files", {}))[:8]
     graph = (first["dataset"], first.get("fingerprint"), metric)
     return Experiment(name, first["mode"], *graph, settings, config, asked, runs, pd.DataFrame(rows))
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value / 1e6:,.1f} M" if value >= 1e5 else f"{value:,}"
+    return repr(value) if "{text}" in value else value
 
 
 def _seedless(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -211,7 +211,8 @@ CSV_COLUMNS = [
 def to_csv(boards: Sequence[Board]) -> str:
     """All boards as one CSV table with full precision; ``source`` is "this run" or where a row was published.
 
-    ``valid`` and ``test`` are of the metric; columns of the other scores stand at the end, where a run has them.
+    ``valid`` and ``test`` are of the metric; columns of the other scores, and what the language
+    model is, stand at the end, where a run has them.
     """
     table = []
     there = {name for board in boards for row in board.rows for name in row.further}
@@ -224,5 +225,7 @@ def to_csv(boards: Sequence[Board]) -> str:
             else:
                 flat[name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
         flat |= {"params": None} if row.published else {"dataset_fingerprint": board.fingerprint}
+        flat["language_model"] = "" if row.published else board.experiments[row.experiment].language_model
         table.append(flat)
+    further += ["language_model"] if any(flat["language_model"] for flat in table) else []
     return pd.DataFrame(table, columns=[*CSV_COLUMNS, *further], dtype=object).to_csv(index=False, lineterminator="\n")

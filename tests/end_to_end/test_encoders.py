@@ -28,6 +28,10 @@ def test_every_family_runs_the_whole_of_glem(family: str, main: Callable[..., in
     again = json.loads((run_dir / "predictions.json").read_text())  # the base is read from the model's own files
     for name in ("GLEM-LM", "GLEM-GNN"):
         assert again[name]["test"]["accuracy"] == found[name]
+    card = json.loads((run_dir / "run.json").read_text())["language_model"]
+    assert card["trained"] < card["parameters"] / 4
+    assert (card["family"], card["base"], card["precision"]) == (family.replace("-v3", "-v2"), "bf16", "bf16-mixed")
+    assert card["pooling"] == ("last" if family in ("qwen3", "llama") else "mean")
     base = sum(file.stat().st_size for file in lm.glob("*.safetensors"))
     for stage in ("00_lm_gold", "02_e_step_1"):
         weights = load_file(run_dir / "stages" / stage / "weights.safetensors")

@@ -19,6 +19,7 @@ from scipy import stats as scipy_stats
 from glem_graphgym.files import fingerprint, read_json, write_json
 from glem_graphgym.report import results
 from glem_graphgym.report.blind import blinding
+from glem_graphgym.report.details import details_of
 from glem_graphgym.report.experiments import STOCK_CAVEAT, Row, Spread, experiment_folders, percent
 from glem_graphgym.report.leaderboard import FACTS, PUBLISHED, PUBLISHED_GRAPHS, Board, published_for, read_boards
 from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
@@ -359,6 +360,19 @@ def test_texts_and_energy_stand_beside_other_costs_where_runs_noted_them(tmp_pat
     costs = {row.method: (row.texts, row.energy_j) for row in board.rows}
     assert costs == {"LM": (300, 50.0), "Cascade": (300, 51.5), "GLEM-LM": (1200, 171.5), "GLEM-GNN": (1200, None)}
     assert "texts trained" in to_markdown([board]) and ",1200.0," in to_csv([board])
+
+
+def test_what_the_language_model_is_stands_in_the_csv_and_in_a_rows_details(tmp_path: Path, run_folder: Any) -> None:
+    card = {"model": "org/lm", "family": "qwen3", "parameters": 595_776_512, "trained": 800, "prompt": "q: {text}"}
+    run_folder(tmp_path / "a", 0, language_model={**card, "pooling": "last"})
+    run_folder(tmp_path / "b", 0, [(0.6, 0.5)] * 4, settings={"glem.alpha": 0.1})  # by an older version
+    board = board_of(tmp_path)
+    line = "model org/lm, family qwen3, parameters 595.8 M, trained 800, prompt 'q: {text}', pooling last"
+    for row in board.rows:
+        expected = line if row.experiment == "a" else ""
+        assert details_of(board, row)["facts"].get("language model", "") == expected
+    assert {row["language_model"] for row in csv.DictReader(io.StringIO(to_csv([board])))} == {line, ""}
+    assert "language_model" not in to_csv([board_of(tmp_path / "b")])
 
 
 def test_holm_by_hand() -> None:
