@@ -18,10 +18,13 @@ from glem_graphgym import memory
 from glem_graphgym.build import footprint, memory_check
 from glem_graphgym.build.gnn import build_gnn, sees_hops
 from glem_graphgym.build.graph import GRAPHS
+from glem_graphgym.build.language_model import build_lm, encoder_config
 from glem_graphgym.build.run_folder import decisive_settings
 from glem_graphgym.config import KEYS, WORD_FEATURES, feature_kinds, load_config
 from glem_graphgym.data.registry import KNOWN
 from glem_graphgym.data.sampling import Block
+from glem_graphgym.hardware import Hardware
+from tests.models.families import save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "run"))
@@ -36,7 +39,8 @@ SIZES = {"ogbn-arxiv": (128, 40), "ogbn-products": (100, 47), "ogbn-papers100M":
 SIZES |= {"debian": (0, 56), "wordnet": (0, 43), "synthetic": (0, 4)}
 SIZES |= {name: (0, known.classes) for name, known in KNOWN.items()}
 EMBEDDINGS = {"microsoft/deberta-base": 768, "microsoft/deberta-large": 1024, "intfloat/e5-large": 1024}
-EMBEDDINGS |= {"sentence-transformers/all-MiniLM-L6-v2": 384}
+EMBEDDINGS |= {"sentence-transformers/all-MiniLM-L6-v2": 384, "answerdotai/ModernBERT-base": 768}
+EMBEDDINGS |= {"intfloat/e5-large-v2": 1024, "Qwen/Qwen3-Embedding-0.6B": 1024}
 GIANT = 768
 # (nodes, edges in both directions)
 GRAPH_SIZES = {"ogbn-arxiv": (169_343, 2_315_598), "ogbn-products": (2_449_029, 123_718_280)}
@@ -77,7 +81,7 @@ def build() -> nn.Module:
 @pytest.mark.parametrize("stem", CONFIGS)
 def test_it_loads_and_is_named_for_method_and_data(stem: str) -> None:
     load(stem)
-    assert re.fullmatch(r"[a-z0-9_]+", stem)  # agg_batch takes run names apart at "-" and "="
+    assert re.fullmatch(r"[a-z0-9_.]+", stem)  # agg_batch takes run names apart at "-" and "="
     assert cfg.dataset.name in GRAPHS
     assert cfg.dataset.name.removeprefix("ogbn-").lower() in stem
     assert cfg.metric_best == "accuracy"
@@ -103,7 +107,7 @@ def test_its_comment_says_what_it_is_and_where_its_hyperparameters_are_from(stem
 
 def test_their_page_lists_each_of_them_and_no_other() -> None:
     page = (ROOT / "docs/configurations.md").read_text(encoding="utf-8")
-    listed = [name for row in re.findall(r"^\| (`.*?) \| ", page, re.M) for name in re.findall(r"`(\w+)`", row)]
+    listed = [name for row in re.findall(r"^\| (`.*?) \| ", page, re.M) for name in re.findall(r"`([\w.]+)`", row)]
     assert sorted(listed) == sorted(CONFIGS)
 
 
@@ -132,11 +136,12 @@ def networks(template: str, names: str) -> set[str]:
     return {template.format(f"glem_{name}") for name in names.split()}
 
 
+OF_TODAY = ("ModernBERT-base", "e5-large-v2", "Qwen3-Embedding-0.6B")
 EVERYWHERE = {"LM", "LM with LoRA", "cascade", "joint"}
 EXPECTED = {
     "arxiv": networks("{} on raw", "mlp gcn sage gat revgat gamlp") | networks("{} on file", "mlp sage revgat")
     | networks("{} on static", "sage") | networks("GLEM with {} and deberta-base", "gcn sage gat revgat gamlp")
-    | {"GLEM with glem_revgat and deberta-large"},
+    | {f"GLEM with glem_revgat and {lm}" for lm in ("deberta-large", *OF_TODAY)},
     "products": networks("{} on raw", "mlp gcn sage gamlp sagn") | networks("{} on file", "sagn")
     | networks("{} on static", "sage") | networks("GLEM with {} and deberta-base", "gcn sage gamlp sagn"),
     "papers100m": networks("{} on raw", "sign sgc sage gamlp") | networks("{} on file", "gamlp")
@@ -481,6 +486,22 @@ def test_published_hyperparameters_are_kept(stem: str) -> None:
     assert {key: value_of(key) for key in expected} == expected
 
 
+FAMILY_OF = {"qwen3_embedding_0.6b": "qwen3", "modernbert": "modernbert", "e5_large": "bert"}
+
+
+@pytest.mark.parametrize("lm", FAMILY_OF)
+def test_encoders_of_today_have_the_network_and_the_em_of_the_published_run(lm: str, tmp_path: Path) -> None:
+    """And are built, on a tiny model of the family, by LoRA on a base in bf16 where they are larger than 0.3 B."""
+    load(f"glem_{lm}_arxiv")
+    same = {**REVGAT, **{key: value for key, value in EM_REVGAT.items() if not key.startswith("e_step.")}}
+    assert {key: value_of(key) for key in same} == same
+    cfg.lm.model = str(save_encoder(FAMILY_OF[lm], tmp_path))
+    config = encoder_config(cfg, Hardware(), cfg.lm.dropout, cfg.lm.attention_dropout)
+    backbone = build_lm(config, 40, cfg.lm.head_dropout).encoder.backbone
+    frozen = {str(parameter.dtype) for parameter in backbone.parameters() if not parameter.requires_grad}
+    assert frozen == (set() if lm == "modernbert" else {"torch.bfloat16"})
+
+
 @pytest.mark.parametrize("stem", [stem for stem in CONFIGS if stem.endswith("papers100m")])
 def test_ogbn_papers100m_keeps_memory_small(stem: str) -> None:
     load(stem)
@@ -492,6 +513,7 @@ def test_ogbn_papers100m_keeps_memory_small(stem: str) -> None:
 
 def test_every_configuration_of_a_published_data_set_is_compared_but_for_our_own_choices() -> None:
     own = {"gnn_arxiv", "gnn_products", "sgc_papers100m", "mlp_papers100m", "sage_papers100m"}
+    own |= {f"glem_{lm}_arxiv" for lm in FAMILY_OF}
     own |= {"lm_lora_arxiv", "lm_lora_products", "lm_lora_papers100m", *(f"glem_{name}" for name in KNOWN)}
     assert {stem for stem in CONFIGS if not re.search("debian|wordnet|synthetic|table", stem)} == {*PUBLISHED, *own}
 
