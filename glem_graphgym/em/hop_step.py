@@ -17,7 +17,8 @@ from glem_graphgym.em.m_step import GNNLearner, GNNTask
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.sampled_step import even_batches
-from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
+from glem_graphgym.hardware import sent
+from glem_graphgym.models.hops import BLOCK_BYTES, draw_folds, fold_label_hops, propagate
 from glem_graphgym.models.mean_teacher import MeanTeacher, consistency_loss
 from glem_graphgym.models.propagation import SparseOperator
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
@@ -26,6 +27,8 @@ from glem_graphgym.out_of_core.propagation import MappedHops
 
 LABEL_FOLDS = 5  # a node whose label is known sees the labels of the other four fifths
 NODES_AT_ONCE = 1 << 16  # in inference
+GPU_SHARE = 0.5  # of a GPU's free memory that hops may take; the rest is for training
+BYTES_OF_AN_ENTRY = 48  # of the matrix that is propagated with, while its weights are made
 
 
 @dataclass(frozen=True)
@@ -50,23 +53,41 @@ class Consistency:
 
 
 class HopInputs(NamedTuple):
-    """Hop features (K+1, N, D) and, with label input, label features (1, N, C), in memory or on disk."""
+    """Hop features (K+1, N, D) and, with label input, label features (1, N, C), in memory, on a GPU or on disk.
+
+    With ``in_step`` they lie where training computes: a batch names its nodes, and the step reads their rows.
+    """
 
     num_nodes: int
     hops: Tensor | MappedHops
     labels: Tensor | MappedHops | None
+    in_step: bool = False
 
     @property
     def dim(self) -> int:
         return int(self.hops.shape[2])
 
-    def rows(self, nodes: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def fetch(self, nodes: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """What a batch brings along: `rows` or, where the step reads them, ``nodes``."""
+        return (torch.from_numpy(nodes), None) if self.in_step else self.rows(nodes)
+
+    def rows(self, nodes: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
         """Hop features (K+1, B, D) and label features (1, B, C) or None of ``nodes``, int64 (B,)."""
         return _rows(self.hops, nodes), None if self.labels is None else _rows(self.labels, nodes)
 
 
-def _rows(hops: Tensor | MappedHops, nodes: np.ndarray) -> Tensor:
-    return hops.read(nodes) if isinstance(hops, MappedHops) else hops.index_select(1, torch.from_numpy(nodes))
+def _rows(hops: Tensor | MappedHops, nodes: np.ndarray | Tensor) -> Tensor:
+    if isinstance(hops, MappedHops):
+        return hops.read(np.asarray(nodes))
+    return hops.index_select(1, sent(nodes, hops.device))
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """Bytes that a GPU has left, those that torch keeps for later tensors among them; 0 on CPU."""
+    if device.type != "cuda":
+        return 0
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 class HopTask(GNNTask):
@@ -93,12 +114,14 @@ class HopTask(GNNTask):
             num_gold = int(is_gold[batch].sum())
             counts = (num_gold, len(batch) - num_gold)
             part, more = (all_of[processes.rank() :: processes.world_size()] for all_of in (batch, more))
-            return (*self.inputs.rows(np.concatenate([nodes[part], more])), target[part], is_gold[part], counts)
+            return (*self.inputs.fetch(np.concatenate([nodes[part], more])), target[part], is_gold[part], counts)
 
         return Batches(list(zip(batches, beside, strict=True)), prepare)
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         hops, labels, target, is_gold, counts = batch
+        if self.inputs.in_step:
+            hops, labels = self.inputs.rows(hops)
         logits, known = self.model(hops, labels), len(target)
         of_known, weight = logits[:known], self.targets.weight
         loss = glem_loss(of_known, target, is_gold, weight, counts=counts, class_weights=self.class_weights)
@@ -178,19 +201,28 @@ class HopLearner(GNNLearner):
 
     def _in_memory(self, targets: StepTargets, features: Any, folds: Tensor | None) -> HopInputs:
         x = torch.from_numpy(np.array(features, dtype=np.float32))
+        device, dtype = self.hardware.device, self.hardware.dtype
+        classes = 0 if folds is None else targets.gold.num_classes
+        free, entries = free_on_gpu(device), self.operator(self.graphs.predict).num_entries
+        stored = dtype.itemsize * len(x) * ((self.hops + 1) * x.shape[1] + classes)
+        copies = 1 if self.graphs.seen is None else 2  # while those of unseen nodes are merged with the others
+        in_step = copies * stored <= GPU_SHARE * free
+        to = device if in_step else x.device
+        if BYTES_OF_AN_ENTRY * entries + 2 * BLOCK_BYTES > free - in_step * copies * stored:
+            device = x.device  # that of the products
 
         def propagated(operator: SparseOperator, nodes: Any) -> Tensor:
-            return propagate(operator, x[nodes], self.hops, self.hardware.dtype)
+            return propagate(operator.to(device), x[nodes], self.hops, dtype, to)
 
         hops = self._merged(propagated)
         if folds is None:
-            return HopInputs(len(x), hops, None)
+            return HopInputs(len(x), hops, None, in_step)
         labels = LabelChannel(len(x), targets).all_rows()
 
         def label_hops(operator: SparseOperator, nodes: Any) -> Tensor:
-            return fold_label_hops(operator, labels[nodes], folds[nodes], self.label_hops, self.hardware.dtype)
+            return fold_label_hops(operator.to(device), labels[nodes], folds[nodes], self.label_hops, dtype, to)
 
-        return HopInputs(len(x), hops, self._merged(label_hops))
+        return HopInputs(len(x), hops, self._merged(label_hops), in_step)
 
     def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
         """(hops, N, …): the nodes that training sees on what it sees, the others on what prediction sees."""

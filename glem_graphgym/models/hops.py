@@ -26,7 +26,13 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def propagate(operator: SparseOperator, x: Tensor, hops: int, dtype: torch.dtype | None = None) -> Tensor:
+def propagate(
+    operator: SparseOperator,
+    x: Tensor,
+    hops: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """Hop features [x, Ax, A²x, ...] (K+1, N, D) without gradient, beside ``x`` (SIGN, Frasca et al. 2020).
 
     Products are float32, or float64 for such an ``x``, from first to last hop; each hop is `rounded` once, when stored.
@@ -35,10 +41,10 @@ def propagate(operator: SparseOperator, x: Tensor, hops: int, dtype: torch.dtype
         operator: A; the products run on its device, a block of columns at a time.
         x: (N, D) floats, on any device.
         hops: K, at least 0.
-        dtype: of the result; None = that of ``x``.
+        dtype, device: of the result; None = that of ``x``.
     """
     _check("x", x, operator, hops, least=0)
-    out = torch.empty((hops + 1, *x.shape), dtype=dtype or x.dtype, device=x.device)
+    out = torch.empty((hops + 1, *x.shape), dtype=dtype or x.dtype, device=device or x.device)
     for columns, current in _blocks(operator, x):
         for hop in range(hops + 1):
             current = operator @ current if hop else current
@@ -61,7 +67,12 @@ def draw_folds(is_given: Tensor, num_folds: int, generator: torch.Generator | No
 
 @torch.no_grad()
 def fold_label_hops(
-    operator: SparseOperator, labels: Tensor, folds: Tensor, hops: int, dtype: torch.dtype | None = None
+    operator: SparseOperator,
+    labels: Tensor,
+    folds: Tensor,
+    hops: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """The last label hop A^K Y, (1, N, C), in which no node sees its own label: p(y_n | ..., y_{V∖n}).
 
@@ -78,7 +89,7 @@ def fold_label_hops(
             not to be seen, NaN) is without effect.
         folds: integers (N,): the fold, 0 or more, of a node whose label is given; -1 for a node without.
         hops: K, at least 1. Hop 0 would be the node's own label.
-        dtype: as in `propagate`.
+        dtype, device: as in `propagate`.
     """
     _check("labels", labels, operator, hops, least=1)
     if folds.shape != (len(labels),) or folds.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
@@ -88,7 +99,7 @@ def fold_label_hops(
             f"folds has {int(folds.min())}, expected folds from 0, and -1 for nodes whose label is not given"
         )
     folds = folds.to(operator.device)
-    out = torch.empty((1, *labels.shape), dtype=dtype or labels.dtype, device=labels.device)
+    out = torch.empty((1, *labels.shape), dtype=dtype or labels.dtype, device=device or labels.device)
     for columns, block in _blocks(operator, labels):
         for fold in folds.unique().tolist():
             seen = (folds >= 0) & (folds != fold)

@@ -202,6 +202,10 @@ class SparseOperator:
         self._symmetric: bool | None = None
         self._kept: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
 
+    @property
+    def num_entries(self) -> int:
+        return len(self._pattern.col)
+
     def kept_product(self, x: Tensor) -> Tensor | None:
         """The product with an unchanged ``x`` that `comes_again`, without gradient, in `working_type`; else None."""
         if not getattr(x, "comes_again", False) or x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
@@ -231,6 +235,14 @@ class SparseOperator:
             if not self._symmetric:
                 self._transpose = SparseOperator(pattern, self._right, self._left)
         return self if self._transpose is None else self._transpose
+
+    def to(self, device: torch.device) -> SparseOperator:
+        """The same matrix on ``device``; this very object when it is there already."""
+        if self.device.type == device.type:
+            return self
+        pattern = self._pattern
+        moved = _Pattern(pattern.rowptr.to(device), pattern.col.to(device), pattern.num_columns)
+        return SparseOperator(moved, self._left.to(device), self._right.to(device))
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The product (T, D) with ``x`` (N, D)."""

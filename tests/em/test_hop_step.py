@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glem_graphgym.data.text_graph import csr_from_edges
+from glem_graphgym.em import hop_step
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.hop_step import Consistency, HopLearner
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GNNTask, GraphViews
@@ -269,6 +270,42 @@ def test_there_is_one_round_where_no_node_is_sure_or_the_other_model_gives_pseud
     watch = Watch(monkeypatch)
     fitted(self_training(threshold=threshold), targets(pseudo=pseudo), class_features(0.3))
     assert len(watch.targets) == 1
+
+
+# ---- hops on a GPU ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graphs", [None, "inductive"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"build": gamlp, "label_input": True},
+        {"hop_options": {"consistency": Consistency(1.0, np.setdiff1d(REST, VALID), 0.0)}},
+    ],
+)
+def test_where_hops_fit_a_gpu_a_step_reads_them_there_and_trains_the_same(
+    graphs: str | None, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPU, which is told that it has the memory of a GPU."""
+    views = None if graphs is None else GraphViews(ADJACENCY, ADJACENCY, np.arange(N))
+    stored = 4 * N * ((HOPS + 1) * D + (C if "build" in options else 0)) * (1 if views is None else 2)
+    trained = []
+    for free, in_step in ((0, False), (2 * stored - 1, False), (2 * stored, True)):
+        monkeypatch.setattr(hop_step, "free_on_gpu", lambda device, free=free: free)
+        task = fitted(learner_of(batch_size=5, graphs=views, **options))
+        read, *_ = next(task.batches(0).prepared(torch.device("cpu")))
+        assert task.inputs.in_step == in_step != read.is_floating_point()
+        trained.append((task.model.state_dict(), predictions(task)))
+    for weights, logits in trained[1:]:
+        assert all(torch.equal(value, trained[0][0][name]) for name, value in weights.items())
+        assert np.array_equal(logits, trained[0][1])
+
+
+def test_an_operator_moves_with_its_weights() -> None:
+    operator = ADJACENCY.gcn()
+    assert operator.to(torch.device("cpu")) is operator
+    moved = operator.to(torch.device("meta"))
+    assert {moved._pattern.col.device.type, moved._left.device.type, moved.device.type} == {"meta"}
 
 
 # ---- consistency (SCR) --------------------------------------------------------------------------------------------
