@@ -9,7 +9,7 @@ extras=$(IFS=,; echo "$*")
 wanted="$extras $(cat setup.cfg constraints.txt | cksum)"
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        echo "error: $python is not Python 3.11 or later; name one: PYTHON=python3.12 bash run/setup.sh" >&2
+        echo "error: $python is not Python 3.11 or later, which constraints.txt needs; name one: PYTHON=python3.12 bash run/setup.sh" >&2
         exit 1
     fi
     echo "Setting up .venv, once: downloads PyTorch and what goes with it, which takes minutes ..."

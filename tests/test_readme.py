@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import inspect
 import re
 import shlex
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -25,7 +27,8 @@ from tests.bad_inputs.conftest import WORKING, load_program
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "glem_graphgym"
 README = ROOT / "README.md"
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in [README, *sorted((ROOT / "docs").glob("*.md"))]}
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in [README, ROOT / "CONTRIBUTING.md", *DOCS]}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 
 
@@ -38,6 +41,7 @@ def commands_of(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")] + [" ".join(found.split()) for found in inline]
 
 
+FOR_THE_SITE = ('pip install -e ".[docs]"', "mkdocs build --strict")  # continuous integration runs them
 COMMANDS = sorted({(name, command) for name, text in TEXTS.items() for command in commands_of(text)})
 
 
@@ -92,7 +96,7 @@ def test_its_commands_are_understood(page: str, command: str, monkeypatch: pytes
         assert variable not in settings or Path(folder, f"{settings[variable]}.{ending}").exists()
     programs = [place for place, word in enumerate(words) if re.fullmatch(r"run/\w+\.(py|sh)", word)]
     if not programs:
-        assert words[0] == "source"
+        assert words[0] == "source" or command in FOR_THE_SITE
         return
     place = programs[0]
     assert Path(words[place]).exists()
@@ -104,13 +108,17 @@ def test_its_commands_are_understood(page: str, command: str, monkeypatch: pytes
         load_config(cfg, args.cfg_file, args.opts)
 
 
-# What docs/architecture.md names in the code: (module, name in it), in the order of its two walks.
-WALK = re.findall(r"`([\w/]+\.py):([\w.]+)`", TEXTS["docs/architecture.md"])
+# What a page names in the code: (module, name in it); in docs/architecture.md in the order of its two walks.
+NAMED = {
+    page: re.findall(r"`([\w/]+\.py):([\w.]+)`", TEXTS[page]) for page in ("docs/architecture.md", "docs/method.md")
+}
+WALK = NAMED["docs/architecture.md"]
 
 
-def test_the_walks_name_what_is_in_the_code() -> None:
-    assert len(WALK) > 20
-    for file, name in WALK:
+@pytest.mark.parametrize("page", NAMED)
+def test_what_it_names_is_in_the_code(page: str) -> None:
+    assert len(NAMED[page]) > 12
+    for file, name in NAMED[page]:
         found = importlib.import_module(f"glem_graphgym.{file.removesuffix('.py').replace('/', '.')}")
         for part in name.split("."):
             found = getattr(found, part)
@@ -145,6 +153,32 @@ def test_its_main_runs_a_configuration_and_the_walks_take_the_way_of_its_e_step(
     on_the_way = [place for place in walked if place in stack]
     assert on_the_way == [place for place in stack if place in walked]
     assert [name for _, name in on_the_way] == ["train", "train_run", "run_em", "e_step", "fit", "fit", "forward"]
+
+
+def test_each_message_of_the_troubleshooting_is_in_the_source() -> None:
+    """``…`` stands for what a message fills in."""
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "run").rglob("*.py")]
+    said = "\n".join(literal for file in files for literal in literals(file))
+    said += (ROOT / "run/setup.sh").read_text(encoding="utf-8")
+    messages = TEXTS["docs/troubleshooting.md"].partition("## Results")[0]
+    rows = re.findall(r"^\| `([^`]+)` \|.*\|.*\|$", messages, re.MULTILINE)
+    assert len(rows) > 20
+    for message in rows:
+        pattern = r"[^\n]*".join(map(re.escape, message.split("…")))
+        assert re.search(pattern, said), message
+
+
+def literals(file: Path) -> Iterator[str]:
+    """The texts in a Python file, each on one line, with … for what is filled in."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        values = node.values if isinstance(node, ast.JoinedStr) else [node]
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in values)
+        yield text.replace("\n", " ")
+
+
+def test_every_page_is_on_the_site() -> None:
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [path.name for path in DOCS if not re.search(rf"[ \[]{path.name}[,\]]", site)] == []
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:

@@ -6,6 +6,8 @@ GraphGym's grids reach two levels (``group.key``), so no key lies deeper.
 from __future__ import annotations
 
 import math
+from collections import ChainMap
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +38,7 @@ class Key:
     default: Any
     unit: str = ""
     meaning: str = ""
-    choices: tuple[str, ...] = ()  # the values it may take; empty where every value of its type will do
+    choices: Collection[str] = ()  # the values it may take; empty where every value of its type will do
     low: float | None = None  # bounds of a number, or of each in a list; without ``low`` every number will do
     high: float | None = None
     below: float | None = None  # an upper bound that is itself too large
@@ -157,7 +159,7 @@ KEYS = (
     # ---- what runs ------------------------------------------------------------------------------------------------
     Key(
         "train.mode", "standard", "", "What to run: GraphGym's own training, GLEM, or a part of it as a baseline.",
-        choices=("standard", *MODES),
+        choices=ChainMap[str, Any](MODES, {"standard": None}),  # a mode that is added later is one of them
     ),
     # ---- the graph ------------------------------------------------------------------------------------------------
     Key("dataset.tag_source", "", "path", "Folder of tables, or one table of nodes (table); file of a graph (pyg); folder of wikics; Packages file, or apt = this machine's lists (debian; empty = frozen in the package)."),

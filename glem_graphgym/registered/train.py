@@ -13,7 +13,7 @@ from torch_geometric.graphgym.register import register_train
 from glem_graphgym import processes
 from glem_graphgym.build.run import train_run
 from glem_graphgym.config import ConfigError
-from glem_graphgym.modes import MODES
+from glem_graphgym.modes import MODES, Mode
 from glem_graphgym.report import reliability, stats
 
 
@@ -46,5 +46,11 @@ def train(mode: str, *_: Any, overwrite: int = 0) -> None:
         reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
 
 
-for _mode in MODES:
-    register_train(_mode, functools.partial(train, _mode))
+def add_mode(name: str, mode: Mode) -> None:
+    """Register ``mode`` as ``train.mode: name``; a file of one's own may add some before it loads its configuration."""
+    MODES[name] = mode
+    register_train(name, functools.partial(train, name))
+
+
+for _name, _mode in list(MODES.items()):
+    add_mode(_name, _mode)
