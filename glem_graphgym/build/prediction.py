@@ -12,6 +12,7 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.build.choices import choose, with_choices
 from glem_graphgym.build.graph import load_text_graph_of, metrics_of
 from glem_graphgym.build.run import build_run, predicted_nodes, scores_of
 from glem_graphgym.build.run_folder import check_run_folder, identity_of, require_finished
@@ -40,7 +41,7 @@ def finished_run(cfg: CfgNode) -> tuple[TextGraph, Run]:
     require_finished(run_dir)
     graph = load_text_graph_of(cfg)
     check_run_folder(run_dir, identity_of(cfg, graph), to_predict=True)
-    run = build_run(cfg, graph)
+    run = build_run(with_choices(cfg, choose(cfg)), graph)
     run.journal.read_all(read_json(run_dir / "run.json").get("stages"))
     return graph, run
 

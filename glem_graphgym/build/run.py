@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.build.choices import choose, with_choices
 from glem_graphgym.build.features import feature_builder, seconds_before
 from glem_graphgym.build.first_predictions import first_predictions
 from glem_graphgym.build.gnn import sees_hops
@@ -75,7 +76,8 @@ def prepare(cfg: CfgNode, overwrite: int = 0) -> tuple[TextGraph, Run]:
     graph = load_text_graph_of(cfg)
     identity = identity_of(cfg, graph)
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
-    run = build_run(cfg, graph)
+    identity["choices"] = choose(cfg, anew=overwrite > 0)
+    run = build_run(with_choices(cfg, identity["choices"]), graph)
     if reader := run.lm_gold or run.joint:
         identity["language_model"] = dict(run.language_model)
         identity["unknown_tokens"] = round(reader.tokens.unknown_share(), 4)

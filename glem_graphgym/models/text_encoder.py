@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glem_graphgym.models.attention import CPU_ATTENTION, probe_batch, states_of, use_cpu_attention
+from glem_graphgym.models.attention import probe_batch, sdpa_lengths, states_of, use_cpu_attention
 from glem_graphgym.models.autograd import leaves_of
 from glem_graphgym.models.dropout import Dropout, use_cheap_dropout
 from glem_graphgym.models.families import fit_family
@@ -36,8 +36,8 @@ class EncoderConfig:
         model, pooling, bidirectional: as `readout_of`.
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
         dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
-        attention: an implementation that transformers knows, None for its default, or `CPU_ATTENTION`, which is ours
-            for the models that can take it and eager for the others.
+        attention: an implementation that transformers knows, None for its default, or a name of `cpu_attention`,
+            which is ours for the models that can take it and eager for the others.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
         freeze_layers: how many of the lowest layers, and with them the embeddings, keep their pretrained weights.
         lora_rank: rank of LoRA adapters, everything else frozen; 0 = full fine-tuning.
@@ -153,7 +153,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     import transformers
 
     # Ours is put in afterwards: not every model takes it, but all that do have eager too.
-    attention = "eager" if config.attention == CPU_ATTENTION else config.attention
+    ours = sdpa_lengths(config.attention) is not None
+    attention = "eager" if ours else config.attention
     readout = readout_of(config.model, config.pooling, config.bidirectional)
     hf_config = load_config(config.model)
     if config.bidirectional:
@@ -171,8 +172,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
             parameter.data = parameter.data.to(torch.bfloat16)  # and no buffers: positions of RoPE need float32
     if config.bidirectional:
         _check_bidirectional(backbone)
-    if config.attention == CPU_ATTENTION:
-        use_cpu_attention(backbone)
+    if ours:
+        use_cpu_attention(backbone, config.attention or "")
     # from_pretrained gives evaluation mode and Lightning keeps it: no dropout would act, nor gradient checkpointing.
     backbone.train()
     # A pooler that is never read would add parameters without gradient.

@@ -27,6 +27,7 @@ from torch_geometric.graphgym.config import set_cfg
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.build.choices import choose, with_choices
 from glem_graphgym.build.features import feature_builder, static_folder
 from glem_graphgym.build.footprint import layer_outputs, whole_graph_bytes
 from glem_graphgym.build.gnn import MmapGraph, sees_hops
@@ -602,6 +603,7 @@ def main(request: Path, answer: Path) -> None:
         with _shown(asked["terminal"]):
             graph = load_text_graph_of(cfg)
         check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
+        cfg = with_choices(cfg, choose(cfg, anew=asked["overwrite"] > 0))
         found = {**Calibration(cfg, graph).run(), "program_mb": program_mb}
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         found = {"error": str(error)}

@@ -47,9 +47,10 @@ def test_dropout_acts_on_the_weights_in_training_alone() -> None:
     torch.testing.assert_close(draws.mean(0), plain, rtol=0, atol=0.12)
 
 
-def test_scaling_is_the_models_own() -> None:
+@pytest.mark.parametrize("sdpa_from", [(0, 0), (1, 1)])
+def test_scaling_is_the_models_own(sdpa_from: tuple[int, int]) -> None:
     query, key, value, _ = inputs()
-    out = cpu_attention(torch.nn.Identity(), query, key, value, None, scaling=0.1)[0]
+    out = cpu_attention(torch.nn.Identity(), query, key, value, None, scaling=0.1, sdpa_from=sdpa_from)[0]
     wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.1).transpose(1, 2)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
 
@@ -75,3 +76,25 @@ def test_what_is_wanted_beyond_a_mask_is_refused() -> None:
     with pytest.raises(TypeError, match="softcap"):
         cpu_attention(torch.nn.Identity(), query, key, value, mask, softcap=30.0)
     cpu_attention(torch.nn.Identity(), query, key, value, mask, softcap=None, sliding_window=4)
+
+
+def test_sdpa_takes_over_from_the_length_in_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
+        taken.append(query.shape[2])
+        return sdpa(query, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    save_random("bert", tmp_path)
+    ours, shared = (
+        load_text_encoder(EncoderConfig(str(tmp_path), attention=name)) for name in ("glem_cpu", "glem_cpu_9_5")
+    )
+    taken.clear()  # of the batch by which a model is tried
+    for length, training in ((4, False), (5, False), (8, True), (9, True)):
+        ids, mask = torch.arange(2 * length).view(2, length) % 20, torch.ones(2, length, dtype=torch.long)
+        mask[1, 3:] = 0
+        with torch.set_grad_enabled(training):
+            torch.testing.assert_close(shared.eval()(ids, mask), ours.eval()(ids, mask), rtol=1e-5, atol=1e-5)
+    assert set(taken) == {5, 9}

@@ -1,0 +1,179 @@
+"""What ``auto`` means on the processor at hand: measured once, and kept under ``dataset.dir``.
+
+Bits depend on these choices, so a run keeps those that it began with: ``run.json`` has them. A GPU's are fixed ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import nn
+from yacs.config import CfgNode
+
+from glem_graphgym import processes
+from glem_graphgym.build.language_model import hardware_for
+from glem_graphgym.config import reads_texts
+from glem_graphgym.files import DamagedFileError, fingerprint, read_json, write_json
+from glem_graphgym.models.attention import CPU_ATTENTION, cpu_attention
+from glem_graphgym.models.pretrained import load_config
+
+SWITCH = "GLEM_MEASURE"  # 0 in the environment: nothing is measured, `auto` goes by the processor's instructions
+GAIN = 1.1  # how many times as fast the other choice must be, so that noise does not decide
+TURNS = 5  # of the candidates, after one that warms up; the fastest counts, as other programs only slow one down
+LENGTHS = (16, 32, 64, 128, 256, 512)  # tokens of a text at which attention is timed
+TOKENS = {True: 1344, False: 4096}  # of a batch in training, and in inference
+ROWS, WIDTH = 1024, 512  # of the product in whose time types are compared
+
+
+def choose(cfg: CfgNode, anew: bool = False) -> dict[str, Any]:
+    """Key -> value of those keys that are ``auto`` in ``cfg`` and have been measured; the same in all processes.
+
+    Args:
+        anew: the run folder's choices do not count, as what it holds is going to be deleted.
+    """
+    return processes.broadcast(lambda: _choose(cfg, anew))
+
+
+def with_choices(cfg: CfgNode, choices: Mapping[str, Any]) -> CfgNode:
+    """A copy of ``cfg`` in which `choices` stand for ``auto``."""
+    copy = cfg.clone()
+    for name, value in choices.items():
+        group, key = name.split(".")
+        copy[group][key] = value
+    return copy
+
+
+def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
+    run_dir = Path(cfg.run_dir)
+    if not anew and any((run_dir / "stages").glob("[0-9]*")):
+        with suppress(DamagedFileError):  # which is reported where the folder is checked
+            return dict(read_json(run_dir / "run.json").get("choices", {}))
+    if os.environ.get(SWITCH) == "0" or hardware_for(cfg, "32").accelerator != "cpu":
+        return {}
+    cache, chosen = Path(cfg.dataset.dir) / "choices", dict[str, Any]()
+    texts = reads_texts(cfg)
+    if half := {"lm.precision": texts, "gnn.precision": True}:
+        autos = [name for name, used in half.items() if used and cfg[name.split(".")[0]].precision == "auto"]
+        if autos and hardware_for(cfg, "auto").precision != "32-true":
+            precision = _kept(cache, "precision", (), faster_precision)
+            chosen |= dict.fromkeys(autos, precision)
+    if texts and cfg.lm.attention == "auto":
+        with suppress(Exception):  # a model that cannot be read is reported where it is built
+            model = load_config(cfg.lm.model)
+            heads, width = int(model.num_attention_heads), int(model.hidden_size)
+            dtype = hardware_for(cfg, chosen.get("lm.precision", cfg.lm.precision)).dtype
+            dropout = cfg.lm.attention_dropout
+            if dropout < 0:
+                dropout = float(getattr(model, "attention_probs_dropout_prob", getattr(model, "attention_dropout", 0)))
+            key = (heads, width // heads, str(dtype), dropout)
+            chosen["lm.attention"] = _kept(cache, "attention", key, lambda: faster_attention(*key[:2], dtype, dropout))
+    if chosen:
+        logging.info(f"measured on this processor: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+    return chosen
+
+
+def _kept(cache: Path, name: str, key: Sequence[object], measure: Callable[[], str]) -> str:
+    """The choice of this name for this processor, number of threads, torch and ``key``; measured where unknown."""
+    about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "of": [*key]}
+    file = cache / f"{name}-{fingerprint(about)}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        with suppress(DamagedFileError, KeyError, TypeError):
+            return str(read_json(file)["choice"])
+        choice = measure()
+        write_json(file, {"choice": choice, **about})
+    return choice
+
+
+def processor() -> str:
+    """The processor's name and instructions: a virtual machine may hide some of them."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
+    name = found.get("model name", platform.processor() or platform.machine())
+    return f"{name} {found.get('flags', found.get('Features', ''))}".strip()
+
+
+def faster_precision() -> str:
+    """``bf16`` or ``32``: the type in which a linear layer of float32 rows takes less time, its casts included.
+
+    Instructions for bfloat16 alone do not say: without AMX an Intel Xeon is twice as fast in float32.
+    """
+    rows, weight = torch.randn(ROWS, WIDTH), torch.randn(4 * WIDTH, WIDTH)
+    half = weight.bfloat16()
+    with torch.inference_mode():
+        seconds = _seconds(
+            {"32": lambda: F.linear(rows, weight), "bf16": lambda: F.linear(rows.bfloat16(), half).float()}
+        )
+    return "bf16" if seconds["bf16"] * GAIN < seconds["32"] else "32"
+
+
+def faster_attention(heads: int, width: int, dtype: torch.dtype, dropout: float) -> str:
+    """`CPU_ATTENTION` with the lengths, in training and in inference, from which on torch's sdpa is faster; or without.
+
+    Args:
+        width: of a head. dropout: share 0-1, of attention weights in training.
+    """
+    ends = [_sdpa_from(training, heads, width, dtype, dropout if training else 0.0) for training in (True, False)]
+    return f"{CPU_ATTENTION}_{ends[0]}_{ends[1]}" if any(ends) else CPU_ATTENTION
+
+
+def _sdpa_from(training: bool, heads: int, width: int, dtype: torch.dtype, dropout: float) -> int:
+    """The least of `LENGTHS` from which on sdpa is faster at each; 0 where it is not even at the last."""
+    least = 0
+    for length in reversed(LENGTHS):
+        attend = functools.partial(_attend_once, length, training, heads, width, dtype, dropout)
+        seconds = _seconds({"ours": attend((0, 0)), "sdpa": attend((1, 1))})
+        if seconds["sdpa"] * GAIN > seconds["ours"]:
+            break
+        least = length
+    return least
+
+
+def _attend_once(
+    length: int,
+    training: bool,
+    heads: int,
+    width: int,
+    dtype: torch.dtype,
+    dropout: float,
+    sdpa_from: tuple[int, int],
+) -> Callable[[], None]:
+    """What attends in a batch of random texts, and in training goes back to its inputs."""
+    texts = max(1, TOKENS[training] // length)
+    mask = torch.zeros(texts, 1, length, length)
+    mask[::2, :, :, -1] = torch.finfo(torch.float32).min
+    inputs = torch.randn(3, texts, length, heads, width).to(dtype).requires_grad_(training)
+    module = nn.Identity().train(training)
+
+    def run() -> None:
+        with torch.set_grad_enabled(training):
+            query, key, value = inputs.transpose(2, 3).unbind()
+            out, _ = cpu_attention(module, query, key, value, mask, dropout=dropout, sdpa_from=sdpa_from)
+            if training:
+                out.sum().backward()
+
+    return run
+
+
+def _seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """The least seconds of each candidate; they take turns."""
+    least = dict.fromkeys(candidates, float("inf"))
+    for turn in range(1 + TURNS):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                least[name] = min(least[name], time.perf_counter() - start)
+    return least
