@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import json
 import logging
@@ -46,6 +47,11 @@ class TokenStore:
         self.ids, self.offsets, self.pad_id = ids, offsets, pad_id
         self.unknown_id, self.ids_below = unknown_id, ids_below
         self.lengths = np.diff(offsets)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths.max(initial=0))
 
     def largest_id(self) -> int:
         """The largest id in the texts; -1 without any. Reads them all."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -28,6 +29,7 @@ from glem_graphgym.progress import Progress
 TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the longest try a model
 ENCODING = "encoding"  # the checkpoint of `encode_texts`
 TRAINING = 4  # times that inference takes for a token; 4.2 in docs/measurements.md, "e_step" and "inference"
+GPU_MULTIPLE = 8  # tokens: rows of 16 bytes in half precision, which its products want
 ROUND = 16  # batches that each of several processes encodes before rank 0 collects them
 
 
@@ -96,10 +98,10 @@ class LMTask(Task):
             part, batch = item
             if not len(part):  # every rank needs the same number of micro-batches; the loss of none of its nodes is 0
                 nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool), (0, 0)
-                return *padded(self.tokens, nodes[batch[:1]]), *nothing
+                return *padded(self.tokens, nodes[batch[:1]], self.hardware.device), *nothing
             num_gold = int(is_gold[batch].sum())
             counts = (num_gold, len(batch) - num_gold)
-            return *padded(self.tokens, nodes[part]), target[part], is_gold[part], counts
+            return *padded(self.tokens, nodes[part], self.hardware.device), target[part], is_gold[part], counts
 
         return Batches(parts, prepare)
 
@@ -114,7 +116,9 @@ class LMTask(Task):
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
         own = batches[processes.rank() :: processes.world_size()]
-        prepared = Batches(own, lambda nodes: padded(self.tokens, nodes)).prepared(self.hardware.device)
+        prepared = Batches(own, lambda nodes: padded(self.tokens, nodes, self.hardware.device)).prepared(
+            self.hardware.device
+        )
         for nodes, (ids, mask) in zip(own, prepared, strict=True):
             yield nodes, self.model(ids, mask)[0]
 
@@ -264,10 +268,17 @@ def lm_optimizer(
     return optimizer, warmup_schedule(optimizer, warmup, num_steps, settings.decay), "step"
 
 
-def padded(tokens: TokenStore, nodes: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, L) of the nodes' texts."""
-    ids, mask = tokens.pad(nodes)
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+def padded(tokens: TokenStore, nodes: np.ndarray, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, L) of the nodes' texts; for a GPU, L is a multiple of what its tensor cores take at a time.
+
+    But no longer than the longest text of all: a model may have no position beyond it.
+    """
+    ids, mask = (torch.from_numpy(array) for array in tokens.pad(nodes))
+    if device is None or device.type != "cuda":
+        return ids, mask
+    length = ids.shape[1]
+    beyond = min(-length % GPU_MULTIPLE, tokens.longest - length)
+    return F.pad(ids, (0, beyond), value=tokens.pad_id), F.pad(mask, (0, beyond))
 
 
 class TextParts(NamedTuple):
@@ -343,7 +354,7 @@ def encode_texts(
         while dealt := list(itertools.islice(batches, size * ROUND if size > 1 else 1)):
             encoded = []
             for batch in dealt[rank::size]:
-                ids, mask = (tensor.to(device) for tensor in padded(tokens, batch))
+                ids, mask = (tensor.to(device) for tensor in padded(tokens, batch, device))
                 encoded.append((batch, [to_float16(values) for values in model(ids, mask)]))
             for batch, values in itertools.chain(*processes.gather_to_rank_zero(encoded)):
                 for array, rows in zip(arrays, values, strict=True):

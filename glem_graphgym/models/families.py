@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glem_graphgym.models.deberta import use_fast_attention
+
 
 def fit_family(backbone: Any) -> Any:
     """The encoder inside ``backbone``, with its family's faults mended.
 
     - An encoder-decoder model (T5, BART) is its encoder.
     - A causal model keeps no keys and values for a next token.
-    - DeBERTa (v1) runs under autocast to half precision.
+    - DeBERTa attends faster, and v1 under autocast to half precision too.
     - ConvBERT embeds a text alike with and without padding.
     - MobileBERT, whose last token sees what follows it, sees zeros there, whether padding follows or nothing.
     - BigBird attends to all tokens: its sparse attention depends on the padding, stops in half precision, and is
@@ -24,8 +26,8 @@ def fit_family(backbone: Any) -> Any:
     if getattr(backbone.config, "use_cache", False):
         backbone.config.use_cache = False
     family = backbone.config.model_type
-    if family == "deberta":
-        _let_deberta_attend_in_half_precision(backbone)
+    if family in ("deberta", "deberta-v2"):
+        use_fast_attention(backbone)
     elif family == "convbert":
         _hide_padding_from_convolutions(backbone)
     elif family == "mobilebert":
@@ -35,25 +37,6 @@ def fit_family(backbone: Any) -> Any:
     elif family == "big_bird":
         backbone.set_attention_type("original_full")
     return backbone
-
-
-def _let_deberta_attend_in_half_precision(backbone: nn.Module) -> None:
-    """Cast DeBERTa's query and value biases as autocast casts those of linear layers.
-
-    Else the query is float32, scores are half, and transformers fills masked ones with the query type's least number.
-    """
-    from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
-
-    class HalfPrecisionAttention(DisentangledSelfAttention):
-        def transpose_for_scores(self, x: Tensor) -> Tensor:  # all projections and biases pass through it
-            kind = x.device.type
-            if torch.is_autocast_enabled(kind):
-                x = x.to(torch.get_autocast_dtype(kind))
-            return super().transpose_for_scores(x)
-
-    for module in backbone.modules():
-        if type(module) is DisentangledSelfAttention:
-            module.__class__ = HalfPrecisionAttention
 
 
 def _hide_padding_from_convolutions(backbone: nn.Module) -> None:

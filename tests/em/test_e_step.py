@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
-from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts, text_parts
+from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts, padded, text_parts
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
@@ -237,6 +237,17 @@ def test_predictions_of_all_nodes_are_those_of_each_text_alone(
         expected, embedding = task.model(torch.from_numpy(ids), torch.from_numpy(mask))
         np.testing.assert_allclose(logits[node], expected[0].detach(), rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(embeddings[node], embedding[0].detach(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest", "length"), [("cuda", 20, 16), ("cuda", 16, 16), ("cuda", 14, 14), ("cpu", 20, 13)]
+)
+def test_a_batch_for_a_gpu_is_as_long_as_its_tensor_cores_want(kind: str, longest: int, length: int) -> None:
+    store = TokenStore(np.arange(16 + longest, dtype=np.int32), np.array([0, 3, 16, 16 + longest]), pad_id=99)
+    ids, mask = padded(store, np.array([0, 1]), torch.device(kind))
+    assert ids.shape == mask.shape == (2, length)
+    assert mask.sum(1).tolist() == [3, 13]
+    assert ids[1, :13].tolist() == list(range(3, 16)) and set(ids[mask == 0].tolist()) == {99}
 
 
 def test_texts_encoded_in_parts_come_in_the_order_of_nodes(learner: Callable[..., LMLearner], tokens: Watched) -> None:
