@@ -2,9 +2,10 @@
 
 Every figure is the median of several repetitions after a warm-up, with fixed seeds; rivals take turns with our code in
 the same process. "bound" is what this machine's hardware allows, measured in the same run from a large matrix product
-and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``cost`` (the LM alone,
-joint training and GLEM compared), ``smoothing`` (Correct & Smooth and PyG's) and ``scale`` (runs out of core on graphs
-of up to 5 million nodes, each once) take minutes to an hour and run only when named, ``peer`` also with --peer.
+and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``deberta`` (its
+attention), ``cost`` (the LM alone, joint training and GLEM compared), ``smoothing`` (Correct & Smooth and PyG's) and
+``scale`` (runs out of core on graphs of up to 5 million nodes, each once) take minutes to an hour and run only when
+named, ``peer`` also with --peer.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "inference": lm.inference,
     "peer": lm.peer,
     "attention": lm.attention,
+    "deberta": lm.deberta,
     "m_step": gnn.m_step,
     "propagation": gnn.propagation,
     "smoothing": gnn.smoothing,
@@ -43,7 +45,7 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "cost": cost.cost,
     "scale": scale.scale,
 }
-WHEN_NAMED = ("peer", "cost", "smoothing", "scale")
+WHEN_NAMED = ("peer", "deberta", "cost", "smoothing", "scale")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.measure import Row, flops, medians, row_of, seconds_of
 from glem_graphgym.data.frozen import load_frozen
@@ -23,6 +26,8 @@ from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.attention import CPU_ATTENTION
+from glem_graphgym.models.deberta import use_fast_attention
+from glem_graphgym.models.dropout import use_cheap_dropout
 from glem_graphgym.models.hub import model_folder
 from glem_graphgym.models.pretrained import load_tokenizer
 from glem_graphgym.models.text_encoder import (
@@ -226,3 +231,39 @@ def _infer(model: TextClassifier, optimizer: torch.optim.Optimizer, ids: torch.T
     model.eval()
     with torch.inference_mode(), HARDWARE.autocast():
         model(ids, torch.ones_like(ids))
+
+
+def deberta(repeats: int) -> Iterator[Row]:
+    """Our attention of DeBERTa against transformers' (one layer of the base size, float32; bf16 on a GPU)."""
+    import transformers
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes: dict[str, Any] = {"num_hidden_layers": 1, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    bucketed: dict[str, Any] = {"share_att_key": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"}
+    for name, config in (
+        ("v1", transformers.DebertaConfig(**sizes)),
+        ("v3", transformers.DebertaV2Config(**sizes, **bucketed, hidden_size=768, num_attention_heads=12)),
+    ):
+        rival = transformers.AutoModel.from_config(config).to(device)
+        ours = copy.deepcopy(rival)
+        use_fast_attention(ours)
+        for model in (rival, ours):
+            use_cheap_dropout(model)
+        for length, training in itertools.product((21, 200, 512), (True, False)):
+            size = max(2, (65536 if device.type == "cuda" else 1024) // length)
+            ids = torch.randint(1000, 20000, (size, length), device=device)
+            runs = {key: partial(_states, model, ids, training) for key, model in (("ours", ours), ("eager", rival))}
+            rates = {key: size / seconds for key, seconds in medians(runs, repeats).items()}
+            what = f"{name}, {'training' if training else 'inference'}, {length} tokens, batch {size}"
+            yield Row("deberta", what, rates["ours"], "texts/s", rival=rates["eager"], rival_name="eager")
+
+
+def _states(model: nn.Module, ids: torch.Tensor, training: bool) -> None:
+    model.train(training)
+    half = torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda)
+    with torch.set_grad_enabled(training), half:
+        states = model(ids, torch.ones_like(ids)).last_hidden_state
+    if training:
+        states.float().square().mean().backward()
+    if ids.is_cuda:
+        torch.cuda.synchronize()
