@@ -141,6 +141,7 @@ EVERYWHERE = {"LM", "LM with LoRA", "cascade", "joint"}
 EXPECTED = {
     "arxiv": networks("{} on raw", "mlp gcn sage gat revgat gamlp") | networks("{} on file", "mlp sage revgat")
     | networks("{} on static", "sage") | networks("GLEM with {} and deberta-base", "gcn sage gat revgat gamlp")
+    | {"polynormer on raw"}
     | {f"GLEM with glem_revgat and {lm}" for lm in ("deberta-large", *OF_TODAY)},
     "products": networks("{} on raw", "mlp gcn sage gamlp sagn") | networks("{} on file", "sagn")
     | networks("{} on static", "sage") | networks("GLEM with {} and deberta-base", "gcn sage gamlp sagn"),
@@ -421,6 +422,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "tuned_gcn_products": {**TUNED_PRODUCTS, "model.type": "glem_gcn", "optim.max_epoch": 299},
     "tuned_sage_products": {**TUNED_PRODUCTS, "model.type": "glem_sage", "optim.max_epoch": 1000,
                             "gnn.self_loops": True},
+    # The script of Polynormer's authors
+    "polynormer_arxiv": {
+        "model.type": "polynormer", "gnn.layers_mp": 7, "gnn.global_layers": 2, "gnn.local_epochs": 2000,
+        "gnn.dim_inner": 256, "gnn.norm": "batch", "optim.max_epoch": 2000, "optim.base_lr": 5e-4,
+        "optim.weight_decay": 5e-4, "gnn.dropout": 0.5, "gnn.input_dropout": 0.15,
+    },
     "cascade_simteg_arxiv": SIMTEG,
     "lm_arxiv": LM_ARXIV,
     "lm_large_arxiv": LM_LARGE,

@@ -247,6 +247,8 @@ KEYS = (
     Key("gnn.residual", False, "", "Add a layer's input to its output where widths agree (glem_mlp, glem_gcn, glem_sage, glem_gat), or the features to what attention gathers (glem_gamlp)."),
     Key("gnn.linear_skip", False, "", "Add a linear map of a layer's input to its output, before the norm (glem_mlp, glem_gcn, glem_sage, glem_gat)."),
     Key("gnn.readout", "layer", "", "What gives the logits of these networks: the last layer; a linear map of the last layer, which is a hidden one then; or of the sum of all layers (jumping knowledge).", choices=("layer", "linear", "sum")),
+    Key("gnn.global_layers", 1, "layers", "Layers of attention between all nodes on top of the local ones (polynormer).", low=1),
+    Key("gnn.local_epochs", 0, "epochs", "Epochs in which the local layers alone are trained (polynormer).", low=0),
     Key("gnn.self_loops", False, "", "Count a node among its own neighbours where a mean is taken over them (glem_sage)."),
     Key("optim.patience", 0, "evaluations", "M-step: stop after this many validations without a better score; 0 = never.", low=0),
     Key("optim.warmup_epochs", 0.0, "epochs", "Linear warm-up of the schedulers linear_warmup, cosine_warmup, constant_warmup.", low=0),

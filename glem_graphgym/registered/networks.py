@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
-from torch_geometric.graphgym.register import register_head, register_network, register_node_encoder
+from torch_geometric.graphgym.models.layer import LayerConfig
+from torch_geometric.graphgym.register import register_head, register_layer, register_network, register_node_encoder
 
 from glem_graphgym.build.gnn import NETWORKS, graphgym_network, read_out
 from glem_graphgym.build.language_model import TextEmbeddings
@@ -45,6 +47,58 @@ class TextNodeEncoder(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         batch.x = self.project(self.texts(batch.n_id))
+        return batch
+
+
+@register_network("polynormer")
+class PolynormerNetwork(nn.Module):
+    """Polynormer (Deng et al. 2024), as PyG has it with one head.
+
+    Its local layers are trained alone for ``gnn.local_epochs`` passes, then with attention between all nodes on top.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        from torch_geometric.nn.models import Polynormer
+
+        g = cfg.gnn
+        depths = {"local_layers": g.layers_mp, "global_layers": g.global_layers}
+        dropouts = {"in_dropout": g.input_dropout, "dropout": g.dropout, "global_dropout": g.dropout}
+        self.net = Polynormer(dim_in, g.dim_inner, dim_out, **depths, **dropouts, post_bn=g.norm == "batch")
+        self.local_epochs = g.local_epochs
+        self.passes: Tensor
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))  # kept with the weights that they made
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        if self.training and torch.is_grad_enabled():
+            self.passes += 1
+        self.net._global = bool(self.passes > self.local_epochs)
+        graph = torch.zeros(batch.num_nodes, dtype=torch.int64, device=batch.x.device)
+        return read_out(self.net(batch.x, batch.edge_index, graph), batch)
+
+
+@register_layer("gpsconv")
+class GPSLayer(nn.Module):
+    """A layer of GraphGPS (Rampášek et al. 2022): GCN beside attention between all nodes, in linear time (Performer).
+
+    It is as wide as its input: `gnn.layers_pre_mp` brings features to ``gnn.dim_inner`` first.
+    """
+
+    def __init__(self, layer_config: LayerConfig, **_: Any) -> None:
+        super().__init__()
+        from torch_geometric.nn import GCNConv, GPSConv
+
+        width, wanted = layer_config.dim_in, layer_config.dim_out
+        if width != wanted or width % cfg.gnn.att_heads:
+            raise ValueError(
+                f"gnn.layer_type gpsconv from width {width} to {wanted} with gnn.att_heads {cfg.gnn.att_heads}: "
+                "expected one width, a multiple of the heads; set gnn.layers_pre_mp to 1 and gnn.stage_type to stack"
+            )
+        attention = {"heads": cfg.gnn.att_heads, "dropout": cfg.gnn.dropout, "attn_type": "performer"}
+        self.model = GPSConv(width, GCNConv(width, width), **attention)
+
+    def forward(self, batch: Any) -> Any:
+        batch.x = self.model(batch.x, batch.edge_index)
         return batch
 
 
