@@ -80,7 +80,8 @@ const compareRows = card => {
     ["same class predicted", number(shares[0])],
     ["the first alone is right", number(shares[i < j ? 1 : 2])],
     ["the second alone is right", number(shares[i < j ? 2 : 1])]])));
-  parts.push(part("Costs", table(heads(""), Object.keys(a.costs).map(key => line(key, a.costs[key], b.costs[key], 0)))));
+  const costs = Object.keys(a.costs).filter(key => a.costs[key] != null || b.costs[key] != null);
+  parts.push(part("Costs", table(heads(""), costs.map(key => line(key, a.costs[key], b.costs[key], 0)))));
   const differ = Object.keys(a.settings).filter(key => a.settings[key] !== b.settings[key]);
   parts.push(part("Settings that differ", table(["setting", "first", "second"],
     differ.map(key => [key, a.settings[key], b.settings[key]]))));
