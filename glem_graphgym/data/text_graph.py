@@ -21,6 +21,7 @@ from glem_graphgym.files import fingerprint, forget_unfinished, make_once, read_
 
 SPLITS = ("train", "valid", "test")
 UNLABELLED = -1
+NODES_AT_ONCE = 1 << 17  # whose neighbours are looked at together
 MAPPED_BYTES = 1 << 26  # an array of a snapshot that takes more is memory-mapped
 SAMPLED_BYTES = 1 << 31  # a snapshot that takes more is checked by samples when it is loaded
 BROKEN = (OSError, ValueError, KeyError, EOFError)
@@ -166,6 +167,29 @@ class TextGraph:
         shares = {"label_rate": len(self.split["train"]), "empty_texts": self.texts.num_empty()}
         shares_of_nodes = {name: count / self.num_nodes for name, count in shares.items()}
         return {**sizes, "edge_homophily": self.edge_homophily(), **shares_of_nodes}
+
+    def properties(self, nodes: np.ndarray) -> dict[str, np.ndarray]:
+        """What tells ``nodes``, int64 (n,), apart, float32 (n,) each: number of neighbours, share 0-1 of the labelled
+        ones that have the node's label (NaN without such), bytes of the text.
+
+        Of all labels, as `edge_homophily`: for reports alone.
+        """
+        label, rowptr, offsets = (np.asarray(part) for part in (self.label, self.rowptr, self.texts.offsets))
+        shares = []
+        for part in np.array_split(nodes, -(-len(nodes) // NODES_AT_ONCE)) if len(nodes) else []:
+            degree = (rowptr[part + 1] - rowptr[part]).astype(np.int64)
+            row = np.repeat(np.arange(len(part)), degree)
+            place = np.arange(len(row)) + np.repeat(rowptr[part] - (np.cumsum(degree) - degree), degree)
+            other = label[self.col[place]]
+            same, known = (other == label[part][row], other != UNLABELLED)
+            with np.errstate(invalid="ignore"):
+                shares.append(np.bincount(row, same, len(part)) / np.bincount(row, known, len(part)))
+        found = {
+            "neighbours": rowptr[nodes + 1] - rowptr[nodes],
+            "homophily": np.concatenate(shares) if shares else np.empty(0),
+            "text_bytes": offsets[nodes + 1] - offsets[nodes],
+        }
+        return {name: values.astype(np.float32) for name, values in found.items()}
 
     def fingerprint(self) -> str:
         """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once.

@@ -43,7 +43,8 @@ def train(mode: str, *_: Any, overwrite: int = 0) -> None:
     if processes.rank() == 0:
         run_dir = Path(cfg.run_dir)
         stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
-        reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
+        properties = functools.partial(graph.properties, graph.split["test"])
+        reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names, properties)
 
 
 def add_mode(name: str, mode: Mode) -> None:

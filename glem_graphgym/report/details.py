@@ -14,7 +14,7 @@ from glem_graphgym.report.charts import Chart, padded
 from glem_graphgym.report.experiments import Experiment, Row, Spread
 from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.panels import color_of, descriptions_of
-from glem_graphgym.report.reliability import pool
+from glem_graphgym.report.reliability import pool, read_node_properties
 
 MAX_CONFUSIONS, MAX_SETTINGS = 8, 40
 
@@ -95,7 +95,8 @@ def comparison_data(board: Board) -> str:
     """All that the page compares two rows of a board by, as JSON for its script.
 
     ``rows``: name, colour, scores of seeds, costs, settings and accuracy of classes, each in %; ``agreement``: for rows
-    i < j, shares of the test nodes: where both predict one class, and that i or j alone predicts right.
+    i < j, shares of the test nodes: where both predict one class, and that i or j alone predicts right; ``kinds``: see
+    `kinds_of_nodes`.
     """
     varied = sorted(key for keys in varied_settings(list(board.experiments.values())) for key in keys)
     classes, rows = None, []
@@ -113,8 +114,9 @@ def comparison_data(board: Board) -> str:
             "settings": {key: show_value(one.settings.get(key)) for key in varied},
             "classes": pooled and [_percent(of["correct"] / max(of["support"], 1)) for of in pooled],
         })  # fmt: skip
-    agreement = {} if board.blind else agreement_of(board)
-    data = {"score": board.score, "rows": rows, "classes": classes, "agreement": agreement}
+    data: dict[str, Any] = {"score": board.score, "rows": rows, "classes": classes, "agreement": {}, "kinds": []}
+    if not board.blind:
+        data |= {"agreement": agreement_of(board), "kinds": kinds_of_nodes(board)}
     return json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
 
 
@@ -136,3 +138,39 @@ def agreement_of(board: Board) -> dict[str, list[float]]:
             if shares:
                 found[f"{i},{j}"] = [round(100 * float(share), 2) for share in np.mean(shares, axis=0)]
     return found
+
+
+def kinds_of_nodes(board: Board) -> list[list[Any]]:
+    """Kinds of test nodes, about a quarter each, by numbers of neighbours, homophily, length of the text, size of the
+    class: name, share of the nodes in %, then each row's accuracy there in %, a mean over seeds (None: not known)."""
+    edges: dict[str, np.ndarray] = {}
+    hits: dict[tuple[str, int], dict[int, list[float]]] = {}
+    shares: dict[tuple[str, int], float] = {}
+    for place, row in enumerate(board.rows):
+        one = board.experiments[row.experiment]
+        for seed, (true, predicted) in one.outcomes(row.method).items():
+            numbers = read_node_properties(one.runs[seed].folder)
+            if numbers:
+                numbers["class_nodes"] = np.bincount(true)[true].astype(float)
+            for name, values in numbers.items():
+                if len(values) != len(true):
+                    continue
+                known = np.isfinite(values)
+                quarters = np.quantile(values[known], [0, 0.25, 0.5, 0.75, 1]) if known.any() else [0.0, 0.0]
+                ends = edges.setdefault(name, np.unique(quarters))
+                bucket = np.clip(np.searchsorted(ends, values, side="left"), 1, max(1, len(ends) - 1))
+                for kind in np.unique(bucket[known]).tolist():
+                    of_kind = known & (bucket == kind)
+                    shares.setdefault((name, kind), 100 * float(of_kind.mean()))
+                    right = float((true == predicted)[of_kind].mean())
+                    hits.setdefault((name, kind), {}).setdefault(place, []).append(right)
+    kinds = []
+    for (name, kind), of_rows in sorted(hits.items(), key=lambda found: ([*edges].index(found[0][0]), found[0][1])):
+        ends = edges[name]
+        low, high = ends[max(0, kind - 1)], ends[min(kind, len(ends) - 1)]
+        text = f"{name.replace('_', ' ')} {'from' if kind == 1 else 'above'} {low:.4g} to {high:.4g}"
+        found = [
+            _percent(statistics.fmean(of_rows[place])) if place in of_rows else None for place in range(len(board.rows))
+        ]
+        kinds.append([text, round(shares[name, kind], 1), *found])
+    return kinds

@@ -7,7 +7,7 @@ labels are at hand, so that a report needs neither the graph nor the logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from glem_graphgym.files import atomic_write, read_json, reading, write_json
 
-FILE, BY_NODE = "predictions.json", "test_predictions.npz"
+FILE, BY_NODE, OF_NODES = "predictions.json", "test_predictions.npz", "test_nodes.npz"
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 TOP_CONFUSIONS = 50
 DESCRIBED = ("valid", "test")
@@ -107,7 +107,11 @@ def _ece(bins: Sequence[Mapping[str, Any]]) -> float:
 
 
 def describe_run(
-    run_dir: Path, labels: np.ndarray, split: Mapping[str, np.ndarray], class_names: Sequence[str]
+    run_dir: Path,
+    labels: np.ndarray,
+    split: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    properties: Callable[[], Mapping[str, np.ndarray]] | None = None,
 ) -> None:
     """Write ``predictions.json`` and ``test_predictions.npz`` into every finished stage of a run that lacks them.
 
@@ -115,10 +119,15 @@ def describe_run(
         run_dir: folder of the run, with ``stages/<ii>_<name>/logits.npy``.
         labels: int (N,), class indices of all nodes.
         split: node indices of ``valid`` and ``test``.
+        properties: gives numbers of the test nodes, float (n,) each, to be written into ``test_nodes.npz``.
 
     Raises:
         ValueError: logits do not fit the labels; names the file.
     """
+    if properties and not (run_dir / OF_NODES).exists():
+        with atomic_write(run_dir / OF_NODES) as handle:
+            numbers: dict[str, Any] = dict(properties())
+            np.savez_compressed(handle, **numbers)
     for stage in sorted((run_dir / "stages").glob("[0-9]*_*/stage.json")):
         file, by_node, source = (stage.parent / name for name in (FILE, BY_NODE, "logits.npy"))
         if (file.exists() and by_node.exists()) or not source.exists():
@@ -155,6 +164,15 @@ def read_test_predictions(stage: Path) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     with reading(file, "delete it and start the run again to rewrite it"), np.load(file) as found:
         return found["true"], found["predicted"]
+
+
+def read_node_properties(run_dir: Path) -> dict[str, np.ndarray]:
+    """Numbers of a run's test nodes by name, float (n,) each; empty where there is no such file."""
+    file = run_dir / OF_NODES
+    if not file.exists():
+        return {}
+    with reading(file, "delete it and start the run again to rewrite it"), np.load(file) as found:
+        return {name: found[name] for name in found}
 
 
 def pool(descriptions: Sequence[Description]) -> Description:

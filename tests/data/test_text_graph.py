@@ -59,6 +59,16 @@ def test_a_sound_graph_counts_itself() -> None:
     assert graph.edge_index().tolist() == [[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]]
 
 
+def test_properties_of_nodes() -> None:
+    """A path 0-1-2-3-4 and node 5; labels 0 0 1 1, and two unlabelled."""
+    split = {"train": np.array([0]), "valid": np.array([1]), "test": np.array([2, 3])}
+    texts = Texts.of(["", "a", "bb", "cc", "äh", "f"])
+    graph = TextGraph(**parts(label=np.array([0, 0, 1, 1, -1, -1]), split=split, texts=texts))
+    found = graph.properties(np.array([4, 2, 1, 5]))
+    assert found["neighbours"].tolist() == [1, 2, 2, 0] and found["text_bytes"].tolist() == [3, 2, 1, 1]
+    np.testing.assert_array_equal(found["homophily"], np.array([0, 0.5, 0.5, np.nan], dtype=np.float32))
+
+
 def test_facts_of_a_graph_are_kept_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the edges between labelled nodes 0-1 and 2-3 join nodes of one class, 1-2 does not."""
     split = {"train": np.array([0, 1]), "valid": np.array([2]), "test": np.array([3])}

@@ -280,7 +280,7 @@ def test_rows_open_are_filtered_and_compared(tmp_path: Path, grid: Path) -> None
     assert "CONSOLE" not in log, log
     (seen,) = re.findall(r'data-seen="([^"]*)"', dom)
     # 7 rows, of which 4 are GLEM's and the first opens; columns of 3 rows; then the tables of the comparison
-    assert seen == "7 0 1 3 0 3 0 5"
+    assert seen == "7 0 1 3 0 3 0 6"
     (compared,) = re.findall(r'data-compared="([^"]*)"', dom)
     for text in (
         "0, test76.60",
@@ -289,6 +289,7 @@ def test_rows_open_are_filtered_and_compared(tmp_path: Path, grid: Path) -> None
         "seconds220",
         "glem.alpha",
         "science",
+        "neighbours from 0 to 14.75",
     ):
         assert text in compared, text
 

@@ -85,6 +85,9 @@ const compareRows = card => {
   const differ = Object.keys(a.settings).filter(key => a.settings[key] !== b.settings[key]);
   parts.push(part("Settings that differ", table(["setting", "first", "second"],
     differ.map(key => [key, a.settings[key], b.settings[key]]))));
+  const kinds = data.kinds.filter(kind => kind[i + 2] != null && kind[j + 2] != null);
+  if (kinds.length) parts.push(part("Accuracy by kind of test node, %", table(["kind", "% of nodes", ...heads("").slice(1)],
+    kinds.map(kind => [kind[0], number(kind[1], 1), ...line("", kind[i + 2], kind[j + 2]).slice(1)]))));
   if (a.classes && b.classes) {
     const order = data.classes.map((_, at) => at).filter(at => data.classes[at][1]);
     order.sort((x, y) => Math.abs(a.classes[y] - b.classes[y]) - Math.abs(a.classes[x] - b.classes[x]));
