@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -11,8 +12,9 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from glem_graphgym import processes
 
@@ -39,6 +41,7 @@ class Hardware:
     accelerator: str = "cpu"  # or cuda
     precision: str = "32-true"  # Lightning's name: or bf16-mixed, 16-mixed
     tf32: bool = False  # a GPU's matrix products of float32 round their factors to 10 bits of mantissa
+    strategy: str = "ddp"  # of several processes: or fsdp, which splits weights, gradients and optimizer among them
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +58,15 @@ class Hardware:
         """For float16. They are then clipped by whoever unscales them, not by the optimizer."""
         return self.precision == "16-mixed"
 
+    @property
+    def shards(self) -> bool:
+        """Whether processes that work together now have a part of each weight each."""
+        return self.strategy == "fsdp" and processes.world_size() > 1
+
+    def mesh(self) -> DeviceMesh:
+        """The devices of the processes that work together now, one each."""
+        return init_device_mesh(self.accelerator, (processes.world_size(),))
+
     def autocast(self) -> torch.autocast:
         """The precision of training, for a forward pass outside of it."""
         self._choose_products()
@@ -66,10 +78,12 @@ class Hardware:
         if self.accelerator == "cuda":
             torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
 
-    def fabric(self, find_unused: bool = False) -> Fabric:
-        """Devices, precision and the strategy (DDP) of the processes that work together now, for training.
+    def fabric(self, shard: Callable[[], nn.Module], find_unused: bool = False) -> Fabric:
+        """Devices, precision and the strategy of the processes that work together now, for training.
 
-        ``find_unused``: whether there are parameters without a part in the loss, which DDP must look for at every step.
+        Args:
+            shard: splits the trained module's weights among the processes, where that is the strategy.
+            find_unused: whether parameters without a part in the loss have to be looked for at every step of DDP.
         """
         self._choose_products()
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # hints about devices that are not used
@@ -83,13 +97,17 @@ class Hardware:
             return Fabric(accelerator=self.accelerator, devices=1, plugins=plugins)
         # Given one by one: this process may see no device but its own.
         device = torch.device("cuda", torch.cuda.current_device()) if self.accelerator == "cuda" else self.device
-        strategy = DDPStrategy(
-            parallel_devices=[device] * info.local_size,
-            cluster_environment=TorchElasticEnvironment(),  # `processes.join` has set its variables
-            broadcast_buffers=False,  # they are the same everywhere
-            find_unused_parameters=find_unused,
-            gradient_as_bucket_view=True,
-        )
+        strategy: ParallelStrategy
+        if self.shards:
+            strategy = ModelParallelStrategy(lambda *_: shard(), info.size, 1)
+        else:
+            strategy = DDPStrategy(
+                broadcast_buffers=False,  # they are the same everywhere
+                find_unused_parameters=find_unused,
+                gradient_as_bucket_view=True,
+            )
+        strategy.parallel_devices = [device] * info.local_size
+        strategy.cluster_environment = TorchElasticEnvironment()  # `processes.join` has set its variables
         fabric = Fabric(accelerator=self.accelerator, strategy=strategy, num_nodes=info.machines, plugins=plugins)
         fabric.launch()
         return fabric

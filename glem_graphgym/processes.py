@@ -15,11 +15,12 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -48,6 +49,11 @@ class RankInfo:
     @property
     def machines(self) -> int:
         return self.size // self.local_size
+
+    @property
+    def machine(self) -> int:
+        """0 for the one of rank 0."""
+        return self.rank // self.local_size
 
 
 @dataclass
@@ -138,7 +144,7 @@ def _write_environment(info: RankInfo) -> None:
         os.environ["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(nodes)
         os.environ.setdefault("MASTER_PORT", str(15_000 + step % 10_000))
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-    values = (*astuple(info), info.rank // info.local_size)
+    values = (*astuple(info), info.machine)
     os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
 
 
@@ -241,11 +247,25 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def gather_to_rank_zero(value: T) -> list[T]:
-    """Every rank's value, by rank, in rank 0; an empty list in the others."""
-    values: list[Any] = [value] * world_size() if rank() == 0 else []
-    if world_size() > 1:
-        distributed.gather_object(value, values or None, group=_gloo())
+def share(items: Sequence[T], of: int | None = None, even: bool = False) -> list[T]:
+    """The part of ``items`` of this rank, or of rank ``of``; they are dealt in turn.
+
+    ``even``: the first of them fills up parts that are one short, for work that all ranks must do together.
+    """
+    count, rank_of = world_size(), rank() if of is None else of
+    part = list(items[rank_of::count])
+    return [*part, *items[:1]] if even and len(part) < -(-len(items) // count) else part
+
+
+def send_to_rank_zero(values: np.ndarray) -> Any:
+    """Send numbers of any type and shape, for `receive`; returns what to wait for before the next ones are sent."""
+    return distributed.isend(torch.from_numpy(values.reshape(-1).view(np.uint8)), 0, group=_gloo())
+
+
+def receive(sender: int, count: int, dtype: Any) -> np.ndarray:
+    """``count`` numbers that rank ``sender`` has sent to this one, rank 0."""
+    values = np.empty(count, dtype=dtype)
+    distributed.recv(torch.from_numpy(values.view(np.uint8)), sender, group=_gloo())
     return values
 
 

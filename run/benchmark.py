@@ -1,8 +1,8 @@
 """Measure speed: ``python run/benchmark.py [part ...]``; a table to the terminal, and JSON where asked.
 
 Every figure is the median of several repetitions after a warm-up, with fixed seeds; rivals take turns with our code in
-the same process. "bound" is what this machine's hardware allows, measured in the same run from a large matrix product
-and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``deberta`` (its
+the same process, on the same device. "bound" is what that device allows, measured in the same run from a large matrix
+product and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``deberta`` (its
 attention), ``cost`` (the LM alone, joint training and GLEM compared), ``smoothing`` (Correct & Smooth and PyG's) and
 ``scale`` (runs out of core on graphs of up to 5 million nodes, each once) take minutes to an hour and run only when
 named, ``peer`` also with --peer.
@@ -29,8 +29,8 @@ from rich.table import Table
 
 from glem_graphgym.memory import keep_freed_memory
 
-PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
-    "machine": lambda repeats: measure.machine(),
+PARTS: dict[str, Callable[[int, str], Iterable[Row]]] = {
+    "machine": measure.machine,
     "tokenising": lm.tokenising,
     "e_step": lm.e_step,
     "inference": lm.inference,
@@ -53,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     left_out = " and ".join([", ".join(WHEN_NAMED[:-1]), WHEN_NAMED[-1]])
     parser.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)} (default: all but {left_out})")
     parser.add_argument("--peer", action="store_true", help="measure PyG's own GLEM too, if it can be imported")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
     parser.add_argument("--repeats", type=int, default=7, help="counted repetitions per figure (default: 7)")
     parser.add_argument("--memory_gb", type=float, default=4.0, help="cost: memory for the largest batch (default: 4)")
     sizes = ", ".join(f"{size:,}" for size in scale.SIZES)
@@ -65,6 +66,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     unknown = sorted(set(args.parts) - set(PARTS))
     if unknown:
         parser.error(f"unknown part {unknown[0]}; expected some of: {', '.join(PARTS)}")
+    if args.accelerator == "auto":
+        args.accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.accelerator == "cuda" and not torch.cuda.is_available():
+        parser.error("--accelerator is cuda, but torch sees no GPU; expected cpu")
     if args.memory_gb <= 0:
         parser.error(f"--memory_gb is {args.memory_gb:g}, expected more than 0")
     return args
@@ -73,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
-    run: dict[str, Callable[[int], Iterable[Row]]] = {
+    run: dict[str, Callable[[int, str], Iterable[Row]]] = {
         **PARTS,
         "cost": partial(cost.cost, memory_gb=args.memory_gb),
         "scale": partial(scale.scale, sizes=args.nodes, folder=args.folder),
@@ -84,13 +89,13 @@ def main() -> int:
     torch.set_num_threads(cpu_count())
     rows: list[Row] = []
     for part in parts:
-        for row in run[part](args.repeats):
+        for row in run[part](args.repeats, args.accelerator):
             rows.append(row)
             print(f"{row.part}: {row.what}: {row.value:,.4g} {row.unit}", file=sys.stderr, flush=True)
     rows += ratios_to_peer(rows)
-    show(rows)
+    show(rows, args.accelerator)
     if args.json:
-        found = {"machine": describe_machine(), "rows": [row.as_json() for row in rows]}
+        found = {"machine": describe_machine(args.accelerator), "rows": [row.as_json() for row in rows]}
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
@@ -108,8 +113,8 @@ def ratios_to_peer(rows: list[Row]) -> list[Row]:
     return again
 
 
-def show(rows: list[Row]) -> None:
-    table = Table(title=describe_machine())
+def show(rows: list[Row], device: str) -> None:
+    table = Table(title=describe_machine(device))
     for name in ("part", "what"):
         table.add_column(name, overflow="fold")
     for name in ("median", "lowest", "highest", "unit", "bound", "share", "rival", "times", "rival is"):

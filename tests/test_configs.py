@@ -535,6 +535,7 @@ OF_THE_USER = {
     "lm.precision",
     "lm.infer_tokens",
     "lm.micro_batch_tokens",
+    "lm.strategy",
 }
 OF_THE_USER |= {"glem.search_trials"}  # run/search.py writes it
 OF_THE_USER |= {"glem.keep_weights", "glem.checkpoint_minutes", "dataset.tag_valid_share", "dataset.tag_undirected"}

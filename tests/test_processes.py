@@ -82,7 +82,7 @@ def test_unequal_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_is_the_first_and_waits_for_nobody(tmp_path: Path) -> None:
     assert (processes.rank(), processes.world_size(), processes.have_joined()) == (0, 1, False)
-    assert processes.gather(3) == processes.gather_to_rank_zero(3) == [3]
+    assert processes.gather(3) == processes.share([3]) == [3]
     assert processes.broadcast(lambda: 4) == 4
     with processes.alone():
         assert processes.world_size() == 1
@@ -99,6 +99,7 @@ package.__path__ = [sys.argv[1] + "/glem_graphgym"]
 PROGRAM = f"""{BARE}
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -111,7 +112,14 @@ processes.join(processes.rank_from_environment(), "cpu")
 rank = processes.rank()
 assert processes.world_size() == 2
 assert processes.gather(rank * 10) == [0, 10]
-assert processes.gather_to_rank_zero(rank) == ([0, 1] if rank == 0 else [])
+assert processes.share([4, 5, 6]) == ([4, 6] if rank == 0 else [5])
+assert processes.share([4, 5, 6], even=True) == ([4, 6] if rank == 0 else [5, 4])
+assert processes.share([4], 1) == processes.share([], even=True) == []
+numbers = np.arange(6, dtype=np.float16).reshape(2, 3)
+if rank == 1:
+    processes.send_to_rank_zero(numbers).wait()
+else:
+    assert (processes.receive(1, 6, np.float16) == numbers.reshape(-1)).all()
 assert processes.broadcast(lambda: "asked by " + str(rank)) == "asked by 0"
 
 if rank == 0:

@@ -254,9 +254,14 @@ def gnn_hardware(cfg: CfgNode) -> Hardware:
     return hardware_for(cfg, "tf32" if is_auto else cfg.gnn.precision)
 
 
+def lm_hardware(cfg: CfgNode) -> Hardware:
+    """Device, precision and strategy of the language model."""
+    return replace(hardware_for(cfg, cfg.lm.precision), strategy=cfg.lm.strategy)
+
+
 def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     """The LM as it is pretrained, ready to predict; of its outputs only the embeddings mean anything."""
-    hardware = hardware_for(cfg, cfg.lm.precision)
+    hardware = lm_hardware(cfg)
     # A bottleneck that nobody has trained would be a random projection.
     plain = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
     no_validation = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)

@@ -20,6 +20,7 @@ from glem_graphgym.build.language_model import (
     gnn_hardware,
     hardware_for,
     infer_tokens,
+    lm_hardware,
     micro_batch_tokens,
 )
 from glem_graphgym.build.sizes import budget_bytes
@@ -46,7 +47,7 @@ def lm_learners(
     cfg: CfgNode, tokens: TokenStore, num_classes: int, validation: Validation
 ) -> tuple[LMLearner, LMLearner]:
     """The LM as it is trained on gold (``lm.*``) and in E-steps (``e_step.*`` where not null, else ``lm.*``)."""
-    hardware = hardware_for(cfg, cfg.lm.precision)
+    hardware = lm_hardware(cfg)
 
     def learner(keys: str, lm: dict[str, Any]) -> LMLearner:
         config = replace(encoder_config(cfg, hardware, lm["dropout"], lm["attention_dropout"]), keys=keys)

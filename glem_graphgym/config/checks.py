@@ -175,6 +175,13 @@ OUR_RULES: tuple[Rule, ...] = (
     (lambda c: c.lm.lora_rank or c.lm.lora_variant == "lora",
      "lm.lora_variant is '{lm.lora_variant}', but lm.lora_rank is 0, which trains all weights; expected a rank, such "
      "as 16"),
+    (lambda c: c.lm.strategy == "ddp" or c.train.mode != "glem_joint",
+     "lm.strategy is 'fsdp', but in train.mode glem_joint the first process trains alone; expected ddp"),
+    (lambda c: c.lm.strategy == "ddp" or c.lm.precision != "16",
+     "lm.strategy is 'fsdp', but lm.precision is 16, whose scaled gradients are not split; expected bf16 or 32"),
+    (lambda c: c.lm.strategy == "ddp" or c.lm.base_precision not in ("8", "4"),
+     "lm.strategy is 'fsdp', but lm.base_precision {lm.base_precision} has weights that are not split; expected bf16 "
+     "or 32"),
     (lambda c: c.lm.lora_targets,
      "lm.lora_targets is [], expected [all-linear], [attention] or names of layers; lm.lora_rank 0 trains all weights"),
     (lambda c: c.glem.label_input or not c.gnn.label_reuse,
@@ -271,6 +278,11 @@ def check_devices(cfg: CfgNode, started: int | None) -> None:
             "leave devices out"
         )
     count, gpus = started or cfg.devices or 1, torch.cuda.device_count()
+    if count == 1 and started is None and cfg.lm.strategy == "fsdp":
+        raise ConfigError(
+            "lm.strategy is 'fsdp', which splits the language model among several processes, but this run has one; set "
+            "devices to the number of GPUs, or lm.strategy to ddp"
+        )
     by_srun = started is not None and "RANK" not in os.environ  # which may show each process its own GPUs alone
     if count > 1 and cfg.accelerator in ("auto", "cuda") and 0 < gpus < count and not by_srun:
         raise ConfigError(f"{count} processes are asked for (devices), but torch sees {gpus} GPUs; expected one each")

@@ -135,6 +135,12 @@ LM_KEYS = (
     Key("lm.precision", "auto", "", "auto = bf16 where the hardware is faster at it, which is measured on a CPU, else 32 (16 on older GPUs).", choices=("auto", "32", "bf16", "16")),
     Key("lm.attention", "auto", "", "Attention implementation of transformers (eager, sdpa, flash_attention_2) or our own on CPU (glem_cpu; glem_cpu_256_64 leaves 256 tokens or more in training, and 64 in inference, to sdpa); auto = measured on a CPU."),
     Key("lm.gradient_checkpointing", False, "", "Recompute activations: less memory, about a third more time."),
+    Key(
+        "lm.strategy", "ddp", "",
+        "Of several processes: ddp has all weights in each; fsdp splits weights, gradients and optimizer among them, for "
+        "models larger than a GPU.",
+        choices=("ddp", "fsdp"),
+    ),
     Key("lm.freeze_layers", 0, "layers", "Lowest transformer layers that stay as pretrained, with the embeddings; 0 = train all.", low=0),
     Key("lm.lora_rank", 0, "", "Rank of LoRA adapters, beside which only the head is trained; 0 = full fine-tuning (extra `lora`).", low=0),
     Key("lm.lora_alpha", 0.0, "", "Scale of the adapters: their output is multiplied by it and divided by the rank; 0 = twice the rank.", low=0),

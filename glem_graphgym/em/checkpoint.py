@@ -6,6 +6,7 @@ import logging
 import random
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ MINUTES = 10.0
 class Checkpoint:
     """The checkpoints of a stage, ``<folder>/checkpoint/<name>.pt``, on a disk that all ranks read; rank 0 writes.
 
-    ``seconds_before`` were spent on what was read, by processes that were killed later.
+    Where weights are split among the ranks, each first writes its part, ``<name>-<writing>-<rank>.pt``, and the file of
+    rank 0 names the writing. ``seconds_before`` were spent on what was read, by processes that were killed later.
     """
 
     def __init__(self, folder: Path, minutes: float = MINUTES) -> None:
@@ -37,36 +39,79 @@ class Checkpoint:
         """Whether it is time for the next one; the same answer in all processes."""
         return processes.broadcast(lambda: time.monotonic() - self.written >= 60 * self.minutes)
 
-    def write(self, name: str, state: dict[str, Any]) -> None:
+    def write(self, name: str, state: dict[str, Any], sharded: bool = False) -> None:
         """Replace checkpoint ``name`` by ``state``, of tensors, numbers, text and containers of these.
 
-        On a full disk the stage goes on without one, with a warning.
+        On a full disk the stage goes on without one, with a warning. ``sharded``: each rank has a state of its own.
         """
         seconds = self.seconds_before + time.monotonic() - self.begun
-        state = {**state, "seconds": seconds, "random": processes.gather(random_state())}
-        if processes.rank() == 0:
-            try:
-                with atomic_write(self.folder / f"{name}.pt") as file:
-                    torch.save(state, file)
-            except DiskFullError as error:
-                logging.warning(f"no checkpoint could be kept: {error}")
+        common: dict[str, Any] = {"seconds": seconds, "random": processes.gather(random_state())}
+        file = self.folder / f"{name}.pt"
+        if sharded:
+            common |= {"writing": processes.broadcast(lambda: uuid.uuid4().hex), "parts": processes.world_size()}
+            whole = all(processes.gather(_save(self._part(name, common), state)))
+            done = processes.broadcast(lambda: whole and _save(file, common))
+            for part in self.folder.glob(f"{name}-*-{processes.rank()}.pt"):
+                if (part == self._part(name, common)) != done:
+                    part.unlink()
+        elif processes.rank() == 0:
+            _save(file, {**state, **common})
         self.written = time.monotonic()
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """The latest state, and every random generator as it was then; None without one that can be read."""
+    def _part(self, name: str, common: dict[str, Any]) -> Path:
+        return self.folder / f"{name}-{common['writing']}-{processes.rank()}.pt"
+
+    def read(self, name: str, sharded: bool = False) -> dict[str, Any] | None:
+        """The latest state, and every random generator as it was then; None without one that can be read.
+
+        Raises:
+            ValueError: it was written by another number of ranks with ``sharded`` states, or without these.
+        """
         file = self.folder / f"{name}.pt"
         if not processes.broadcast(file.exists):
             return None
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling can fail in any way
-            logging.warning(f"{file} cannot be read ({error!r:.100}); the stage begins anew")
+        if (state := _load(file)) is None:
             return None
+        found, expected = state.pop("parts", 0), processes.world_size() if sharded else 0
+        if found != expected:
+            raise ValueError(
+                f"{file} was written by {_split_among(found)}, but this run has {_split_among(expected)}; start it as "
+                f"before, or delete {self.folder} and the stage begins anew"
+            )
+        if sharded:
+            part = _load(self._part(name, state))
+            if not all(processes.gather(part is not None)):
+                return None
+            state = {**state, **(part or {})}
+            del state["writing"]
         self.seconds_before = max(self.seconds_before, state.pop("seconds"))
         random_states = state.pop("random")
         if len(random_states) == processes.world_size():
             set_random_state(random_states[processes.rank()])
-        return dict(state)
+        return state
+
+
+def _split_among(parts: int) -> str:
+    return f"{parts} processes that split the weights (lm.strategy fsdp)" if parts else "processes with whole weights"
+
+
+def _save(file: Path, state: dict[str, Any]) -> bool:
+    """Whether there was room for it on the disk."""
+    try:
+        with atomic_write(file) as opened:
+            torch.save(state, opened)
+    except DiskFullError as error:
+        logging.warning(f"no checkpoint could be kept: {error}")
+        return False
+    return True
+
+
+def _load(file: Path) -> dict[str, Any] | None:
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # unpickling can fail in any way
+        logging.warning(f"{file} cannot be read ({error!r:.100}); the stage begins anew")
+        return None
 
 
 def random_state() -> dict[str, Any]:

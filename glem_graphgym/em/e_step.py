@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.optim import ClippedAdamW, decay_groups, use_sparse_gradients, warmup_schedule
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.hardware import Hardware
+from glem_graphgym.models.sharding import local_part, shard_by_layer
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
@@ -30,7 +32,7 @@ TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the l
 ENCODING = "encoding"  # the checkpoint of `encode_texts`
 TRAINING = 4  # times that inference takes for a token; 4.2 in docs/measurements.md, "e_step" and "inference"
 GPU_MULTIPLE = 8  # tokens: rows of 16 bytes in half precision, which its products want
-ROUND = 16  # batches that each of several processes encodes before rank 0 collects them
+ROUND = 16  # batches that each of several processes encodes before a checkpoint may be written
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class LMTask(Task):
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
-        own = batches[processes.rank() :: processes.world_size()]
+        own = processes.share(batches, even=self.hardware.shards)
         prepared = Batches(own, lambda nodes: padded(self.tokens, nodes, self.hardware.device)).prepared(
             self.hardware.device
         )
@@ -137,10 +139,16 @@ class LMTask(Task):
         checkpoint: Checkpoint | None = None,
     ) -> None:
         """Write logits (N, C) and text embeddings (N, H) of ``nodes``, int64 (n,), None = all: see `encode_texts`."""
-        model = self.model.to(self.hardware.device).eval()
-        how = (self.tokens, nodes, self.settings.infer_tokens, title, checkpoint)
+        how = (self.tokens, nodes, self.settings.infer_tokens, title, checkpoint, self.hardware.shards)
         with torch.inference_mode(), self.hardware.autocast():
-            encode_texts(model, (logits, embeddings), self.hardware.device, *how)
+            encode_texts(self._on_device().eval(), (logits, embeddings), self.hardware.device, *how)
+
+    def shard(self) -> LMTask:
+        shard_by_layer(self.model, self.hardware.mesh(), self.hardware.dtype)
+        return self
+
+    def _on_device(self) -> TextClassifier:
+        return self.shard().model if self.hardware.shards else self.model.to(self.hardware.device)
 
     # ---- a model of somebody's, tried before long work --------------------------------------------------------------
 
@@ -150,7 +158,7 @@ class LMTask(Task):
         Raises:
             FloatingPointError: the loss or a gradient is not finite. Whatever else a model may raise.
         """
-        model = self.model.to(hardware.device).train()
+        model = self._on_device().train()
         _use_gradients(model, hardware)
         ids, mask = self._short_texts()
         with hardware.autocast():
@@ -159,15 +167,16 @@ class LMTask(Task):
         model.zero_grad()
         loss.backward()
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        values = [loss, *(grad._values() if grad.is_sparse else grad for grad in grads)]
+        values = [loss, *(grad._values() if grad.is_sparse else local_part(grad) for grad in grads)]
         if not all(bool(value.isfinite().all()) for value in values):
             raise FloatingPointError("the loss or a gradient is not finite")
 
     def padding_error(self) -> float:
         """Relative difference of a short text's embeddings alone and padded beside a longer one, in float32."""
-        model, (ids, mask) = self.model.to(self.hardware.device).eval(), self._short_texts()
+        model, (ids, mask) = self._on_device().eval(), self._short_texts()
         length = int(mask[0].sum())
-        with torch.inference_mode():
+        # Weights that are split come together in the type of the products, which takes autocast.
+        with torch.inference_mode(), self.hardware.autocast() if self.hardware.shards else contextlib.nullcontext():
             among, alone = model(ids, mask)[1][0], model(ids[:1, :length], mask[:1, :length])[1][0]
         return float((among - alone).norm() / alone.norm().clamp(min=1e-6))
 
@@ -181,7 +190,7 @@ class LMTask(Task):
 
     def encode_longest(self) -> None:
         """Encode the longest text: whatever a model cannot take, it raises then."""
-        model = self.model.to(self.hardware.device).eval()
+        model = self._on_device().eval()
         ids, mask = padded(self.tokens, np.array([np.argmax(self.tokens.lengths)]))
         with torch.inference_mode(), self.hardware.autocast():
             model(ids.to(self.hardware.device), mask.to(self.hardware.device))
@@ -243,7 +252,7 @@ def fit_lm(
         epochs=settings.epochs,
         eval_every=1 / settings.evals_per_epoch,
         grad_accumulation=settings.grad_accumulation,
-        clip=settings.clip if hardware.scales_gradients else 0.0,
+        clip=0.0 if _clips_itself(hardware) else settings.clip,
     )
     return fit(task, plan, hardware, checkpoint)
 
@@ -254,15 +263,22 @@ def _use_gradients(model: nn.Module, hardware: Hardware) -> None:
         use_sparse_gradients(model)
 
 
+def _clips_itself(hardware: Hardware) -> bool:
+    """Whether the optimizer clips: it does not know gradients that are scaled, or split among processes."""
+    return not hardware.scales_gradients and not hardware.shards
+
+
 def lm_optimizer(
     groups: list[dict], settings: LMSettings, hardware: Hardware, num_steps: int
 ) -> tuple[torch.optim.Optimizer, Any, str]:
     """AdamW on ``groups`` of parameters and its schedule, counted in steps, as of a `Task`."""
     optimizer = (
-        # Not fused: that kernel unscales gradients only after they have been clipped.
-        torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=False)
-        if hardware.scales_gradients
-        else ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
+        ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
+        if _clips_itself(hardware)
+        # The fused kernel unscales gradients only after they have been clipped.
+        else torch.optim.AdamW(
+            groups, settings.lr, weight_decay=settings.weight_decay, fused=not hardware.scales_gradients
+        )
     )
     warmup = settings.warmup_epochs * num_steps / settings.epochs
     return optimizer, warmup_schedule(optimizer, warmup, num_steps, settings.decay), "step"
@@ -312,15 +328,19 @@ def encode_in_parts(encoder: TextEncoder, texts: TextParts, recompute_from: int 
 def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
     """float16 (rows, columns) in ``folder/name.npy``, memory-mapped for writing: zeros, or what a killed run has left.
 
-    On disk they take the space of ``nodes`` alone, int64 (n,), increasing; None = of all rows. Ranks beyond 0 write
-    nothing, and get zeros in memory.
+    On disk they take the space of ``nodes`` alone, int64 (n,), increasing; None = of all rows. All ranks of a machine
+    map the same file; those of other machines, which write nothing, get zeros in memory.
 
     Raises:
         DiskFullError: there is no room for them.
     """
-    if processes.rank() > 0:
-        return np.zeros((rows, columns), dtype=np.float16)
-    return kept_array(folder / f"{name}.npy", np.float16, (rows, columns), nodes)
+    file = folder / f"{name}.npy"
+    made = kept_array(file, np.float16, (rows, columns), nodes) if processes.rank() == 0 else None
+    processes.barrier()
+    if made is not None:
+        return made
+    here = processes.rank_info().machine == 0
+    return np.load(file, mmap_mode="r+") if here else np.zeros((rows, columns), dtype=np.float16)
 
 
 def encode_texts(
@@ -332,37 +352,59 @@ def encode_texts(
     infer_tokens: int,
     title: str,
     checkpoint: Checkpoint | None,
+    sharded: bool = False,
 ) -> None:
     """Write what ``model`` gives for the texts of ``nodes``, int64 (n,), None = all, into their rows of ``arrays``.
 
-    Processes that work together are dealt batches in turn, of about ``infer_tokens`` padded tokens each; rank 0 writes
-    what all have computed, and the arrays of the others stay as they are.
+    Processes that work together are dealt batches in turn, of about ``infer_tokens`` padded tokens each. Those of rank
+    0's machine write into its arrays; the others send what they have computed to rank 0, while they go on.
 
     Args:
         model: ids and mask (B, L) -> tensors (B, D), one for each of the arrays: float16 (N, D), memory-mapped.
         checkpoint: kept now and then, and gone on from: the batches that it counts are in the arrays.
+        sharded: all processes must call the model equally often.
     """
     nodes = np.arange(len(tokens)) if nodes is None else nodes
     batches = budget_batches(tokens.lengths, nodes, infer_tokens)
-    rank, size = processes.rank(), processes.world_size()
+    info, width = processes.rank_info(), sum(array.shape[1] for array in arrays)
     kept = checkpoint.read(ENCODING) if checkpoint else None
     done = int(kept["batches"]) if kept and kept["infer_tokens"] == infer_tokens else 0
     # The longest texts come first, so a bar that counted texts would mislead.
     total = int(tokens.lengths[nodes].sum())
-    with Progress(total=total, desc=title, unit="token", unit_scale=True, disable=rank > 0, leave=False) as bar:
+    with Progress(total=total, desc=title, unit="token", unit_scale=True, disable=info.rank > 0, leave=False) as bar:
         bar.update(sum(int(tokens.lengths[batch].sum()) for batch in itertools.islice(batches, done)))
-        while dealt := list(itertools.islice(batches, size * ROUND if size > 1 else 1)):
-            encoded = []
-            for batch in dealt[rank::size]:
+        sending = None
+        while dealt := list(itertools.islice(batches, info.size * ROUND if info.size > 1 else 1)):
+            parts = [processes.share(dealt, rank, even=sharded) for rank in range(info.size)]
+            to_send = []
+            for batch in parts[info.rank]:
                 ids, mask = (tensor.to(device) for tensor in padded(tokens, batch, device))
-                encoded.append((batch, [to_float16(values) for values in model(ids, mask)]))
-            for batch, values in itertools.chain(*processes.gather_to_rank_zero(encoded)):
-                for array, rows in zip(arrays, values, strict=True):
-                    array[batch] = rows
-                bar.update(int(tokens.lengths[batch].sum()))
+                values = [to_float16(tensor) for tensor in model(ids, mask)]
+                if info.machine == 0:
+                    _write(arrays, batch, values)
+                else:
+                    to_send.append(np.concatenate(values, axis=1))
+            if to_send:
+                if sending is not None:
+                    sending.wait()
+                sending = processes.send_to_rank_zero(np.concatenate(to_send))
+            for rank in range(info.local_size, info.size if info.rank == 0 else 0):
+                if parts[rank]:
+                    sent = np.concatenate(parts[rank])
+                    rows = processes.receive(rank, len(sent) * width, np.float16).reshape(len(sent), width)
+                    _write(arrays, sent, np.split(rows, np.cumsum([array.shape[1] for array in arrays])[:-1], axis=1))
+            bar.update(sum(int(tokens.lengths[batch].sum()) for batch in dealt))
             done += len(dealt)
             if checkpoint and checkpoint.due():
                 for array in arrays:
-                    if isinstance(array, np.memmap):  # those of ranks beyond 0 are in memory, and empty
+                    if isinstance(array, np.memmap):
                         array.flush()
                 checkpoint.write(ENCODING, {"batches": done, "infer_tokens": infer_tokens})
+        if sending is not None:
+            sending.wait()
+    processes.barrier()  # all of it is written
+
+
+def _write(arrays: Sequence[np.ndarray], nodes: np.ndarray, values: Sequence[np.ndarray]) -> None:
+    for array, rows in zip(arrays, values, strict=True):
+        array[nodes] = rows

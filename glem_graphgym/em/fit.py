@@ -168,6 +168,10 @@ class Task(nn.Module):
         """This process's part of the validation nodes: int64 (b,) with their logits (b, C)."""
         raise NotImplementedError
 
+    def shard(self) -> Task:
+        """Split the model's weights among the processes, unless that is done; returns this task."""
+        raise NotImplementedError
+
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
         """Optimizer, learning-rate schedule, and whether it counts each ``step`` of ``num_steps`` or each ``epoch``."""
         raise NotImplementedError
@@ -186,7 +190,8 @@ class Task(nn.Module):
 def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | None = None) -> FitLog:
     """Train ``task.model`` and leave it with the weights of its best validation score (the first best on ties).
 
-    All processes that work together train it (DDP) and end with the same weights.
+    All processes that work together train it and end with the same weights or, where ``hardware`` shards them, with
+    their parts of these.
 
     Args:
         checkpoint: kept now and then; where it holds training of this title, that goes on, on a CPU with the same bits.
@@ -200,11 +205,12 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
         share_batch_norms(task.model)
     batches = task.batches(0)
     count = len(batches.items)
-    fabric = hardware.fabric(find_unused=processes.world_size() > 1 and _leaves_out(task, batches, hardware))
-    task.to(fabric.device)  # before the optimizer takes hold of the parameters
-    optimizer, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.grad_accumulation))
-    objective, optimizer = fabric.setup(task, optimizer, move_to_device=False)
-    state = _State(task, optimizer, schedule, fabric, plan, count, checkpoint)
+    looks = processes.world_size() > 1 and not hardware.shards
+    fabric = hardware.fabric(task.shard, find_unused=looks and _leaves_out(task, batches, hardware))
+    objective = fabric.setup_module(task)  # moves the parameters, before the optimizer takes hold of them
+    made, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.grad_accumulation))
+    optimizer: Any = fabric.setup_optimizers(made)
+    state = _State(task, optimizer, schedule, fabric, plan, count, checkpoint, hardware.shards)
     for epoch in range(state.epoch, plan.epochs):
         if epoch > 0:
             batches = task.batches(epoch)
@@ -212,9 +218,10 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
         left = Batches(batches.items[state.batch :], batches.prepare)  # without those of before the run was killed
         for number, batch in enumerate(left.prepared(fabric.device), start=state.batch + 1):
             step_due = number % plan.grad_accumulation == 0 or number == count
-            with fabric.no_backward_sync(objective, enabled=not step_due):
+            # Gradients that are not exchanged would be whole ones, in every process.
+            with fabric.no_backward_sync(objective, enabled=not step_due and not hardware.shards):
                 loss = objective(batch)
-                fabric.backward(loss * processes.world_size())  # DDP takes the mean over processes
+                fabric.backward(loss * processes.world_size())  # the mean over processes is taken of gradients
             state.trained(loss.detach())
             if step_due:
                 if plan.clip > 0:
@@ -269,8 +276,10 @@ class _State:
         plan: FitPlan,
         count: int,
         checkpoint: Checkpoint | None,
+        sharded: bool,
     ) -> None:
         self.task, self.optimizer, self.fabric, self.plan, self.checkpoint = task, optimizer, fabric, plan, checkpoint
+        self.sharded = sharded
         precision = fabric.strategy.precision
         self.parts = {"task": task.train(), "optimizer": optimizer, "schedule": schedule, "precision": precision}
         self.name = re.sub(r"\W+", "_", plan.title)
@@ -279,7 +288,7 @@ class _State:
         self.epoch = self.batch = self.steps = self.since_best = 0
         self.rate = 0.0
         self.finished = False
-        if checkpoint and (kept := checkpoint.read(self.name)):
+        if checkpoint and (kept := checkpoint.read(self.name, sharded)):
             self._restore(kept)
         left = plan.epochs * count - (self.epoch * count + self.batch)
         quiet = processes.rank() > 0
@@ -295,8 +304,9 @@ class _State:
     def validate(self, epoch: float) -> None:
         """Score the task after ``epoch`` epochs, maybe with a fraction; keep the best weights."""
         log = self.log
+        own = float(torch.stack(self.losses).mean())  # a GPU has then done all steps
         log.train_seconds += time.perf_counter() - self.since
-        loss = sum(processes.gather(float(torch.stack(self.losses).mean()))) * self.plan.grad_accumulation
+        loss = sum(processes.gather(own)) * self.plan.grad_accumulation
         self.losses.clear()
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -338,7 +348,8 @@ class _State:
         if self.checkpoint and (self.finished or self.checkpoint.due()):
             parts = {} if self.finished else {name: part.state_dict() for name, part in self.parts.items()}
             own = {name: getattr(self, name) for name in self.KEPT}
-            self.checkpoint.write(self.name, {**parts, **own, "log": asdict(self.log), "epoch": epoch, "batch": batch})
+            state = {**parts, **own, "log": asdict(self.log), "epoch": epoch, "batch": batch}
+            self.checkpoint.write(self.name, state, self.sharded)
 
     def _restore(self, kept: dict[str, Any]) -> None:
         self.log = FitLog(**kept.pop("log"))

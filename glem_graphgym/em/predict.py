@@ -44,8 +44,8 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
         return logits
     if run.joint is not None:
         task = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
-        embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
         with processes.alone():
+            embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
             task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
         return logits
     assert run.gnn is not None
@@ -67,7 +67,7 @@ def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
 
 
 def _scratch(run: Run, name: str, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
-    """float16 zeros (N, columns); rank 0's are on disk, in the run's working folder, as `open_predictions`."""
+    """float16 zeros (N, columns), on disk in the run's working folder: see `open_predictions`."""
     if processes.rank() == 0:
         run.journal.working.mkdir(parents=True, exist_ok=True)
     return open_predictions(run.journal.working, name, run.num_nodes, columns, nodes)

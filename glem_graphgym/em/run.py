@@ -23,6 +23,7 @@ from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.em.objective import effective_classes, objective_report
 from glem_graphgym.em.on_gold import FitsAgain
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
+from glem_graphgym.models.sharding import whole_weights
 from glem_graphgym.scores import margin_of
 
 
@@ -295,7 +296,7 @@ class Run:
         texts = log.epochs * targets.num_trained if is_lm else notes.get("steps", 0) * notes.get("texts_per_step", 0)
         output = StageOutput(
             log,
-            weights=task.model.state_dict(),
+            weights=whole_weights(task.model),
             params=sum(parameter.numel() for parameter in task.model.parameters()),
             lr=(learner.settings.lm if joint else learner.settings).lr,
             notes=notes,

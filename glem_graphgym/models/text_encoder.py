@@ -222,26 +222,34 @@ def _check_bidirectional(backbone: Any) -> None:
             )
 
 
+def transformer_layers(backbone: nn.Module) -> nn.ModuleList | None:
+    """The layers of a transformer; None where they have their weights in common, or are not told apart."""
+    count: Any = getattr(backbone.config, "num_hidden_layers", 0)
+    lists = (module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    return next(lists, None)
+
+
 def _freeze(backbone: Any, count: int) -> None:
     """Freeze the first ``count`` layers, all embeddings and whatever else these layers' output depends on."""
-    wanted = getattr(backbone.config, "num_hidden_layers", 0)
-    lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == wanted]
-    if not lists:
+    layers = transformer_layers(backbone)
+    if layers is None:
         raise ValueError(
             f"lm.freeze_layers is {count}, but the layers of model type '{backbone.config.model_type}' have their "
             "weights in common, or are not told apart; set it to 0"
         )
-    if count > wanted:
-        raise ValueError(f"lm.freeze_layers is {count}, but lm.model has {wanted} layers; expected at most as many")
+    if count > len(layers):
+        raise ValueError(
+            f"lm.freeze_layers is {count}, but lm.model has {len(layers)} layers; expected at most as many"
+        )
     outputs: list[Any] = []
-    hook = lists[0][count - 1].register_forward_hook(lambda *call: outputs.append(call[-1]))
+    hook = layers[count - 1].register_forward_hook(lambda *call: outputs.append(call[-1]))
     backbone.eval()(**probe_batch(backbone.config))  # in training a layer may be dropped
     backbone.train()
     hook.remove()
     output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
     for parameter in leaves_of(output):
         parameter.requires_grad_(False)
-    for module in (*lists[0][:count], *(m for m in backbone.modules() if isinstance(m, nn.Embedding))):
+    for module in (*layers[:count], *(m for m in backbone.modules() if isinstance(m, nn.Embedding))):
         module.requires_grad_(False)
 
 

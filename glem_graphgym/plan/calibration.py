@@ -65,7 +65,7 @@ from glem_graphgym.em.sampled_step import StoredSampledLearner
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.memory import GB, PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.models.pretrained import BITS
-from glem_graphgym.models.text_encoder import TextClassifier
+from glem_graphgym.models.text_encoder import TextClassifier, transformer_layers
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.hop_storage import HopStorage
@@ -268,8 +268,15 @@ class Calibration:
         cut_up = (CUT_UP - 1) * max(0.0, resident - before - frozen)  # weights that stay as they are cut up nothing
         self.cut_up_mb = max(self.cut_up_mb, cut_up)
         peak = resident + cut_up
+        elsewhere = 0.0
+        if self.cfg.lm.strategy == "fsdp":
+            elsewhere = sharded_mb(task.model) * (1 - 1 / self.processes)
+        if self.accelerator == "cuda":
+            accelerator -= elsewhere
+        else:
+            peak = max(peak - elsewhere, before + weights_mb(task.model))  # which are loaded before they are split
         return Cost(
-            resident_mb=peak + mapped + self._buckets_mb(task.model),
+            resident_mb=peak + mapped,
             mapped_mb=mapped,
             accelerator_mb=accelerator,
             seconds=overhead + tokens * train_rate + inferred * infer_rate,
@@ -280,11 +287,6 @@ class Calibration:
     def _part(self, batch_size: int) -> int:
         """Of a batch what each of the run's processes takes."""
         return -(-batch_size // self.processes)
-
-    def _buckets_mb(self, model: nn.Module) -> float:
-        """What several processes that train together exchange gradients in."""
-        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        return trained / MB if self.processes > 1 else 0.0
 
     def _fit_lm(self, learner: LMLearner, batches: list[np.ndarray]) -> tuple[LMTask, float, int]:
         """A model trained on batches of nodes, with a validation on the longest validation texts after every epoch;
@@ -411,9 +413,8 @@ class Calibration:
         overhead = max(0.0, few - a_round) + _now() - start
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
         resident, accelerator = memory.resident_mb(), memory.accelerator_mb()
-        buckets = self._buckets_mb(task.model) if gnn.data_parallel else 0.0
         return Cost(
-            resident_mb=before + self._growth_mb(small, scale, resident - before) + self.cut_up_mb + buckets,
+            resident_mb=before + self._growth_mb(small, scale, resident - before) + self.cut_up_mb,
             mapped_mb=self._mapped_mb(),
             accelerator_mb=scale * accelerator,
             seconds=scale * (overhead + epochs * epoch + evaluations * max(0.0, a_round - epoch)),
@@ -530,6 +531,22 @@ class Calibration:
         folder = storage.operator_folder(part) if any(storage.cache.glob("operator-*")) else storage.cache
         known = folder != storage.cache and folder.is_dir()
         return {"folder": str(folder), "known": known, "bytes": operator_bytes(part.rowptr, part.col, part.keep)}
+
+
+def weights_mb(module: nn.Module, trained: bool = False) -> float:
+    """Of all weights, or of those that are ``trained`` alone."""
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained) / MB
+
+
+def sharded_mb(model: TextClassifier) -> float:
+    """What of a training's memory processes would split that split the weights (`models.sharding`).
+
+    That is the weights and, of those that are trained, gradients, AdamW's two moments and the best so far; without what
+    is there whole at a time: two layers, of which one comes while the other computes, and what is outside of layers.
+    """
+    layers = [weights_mb(layer) for layer in transformer_layers(model.encoder.backbone) or ()]
+    whole = weights_mb(model) - sum(layers) + 2 * max(layers, default=0.0)
+    return max(0.0, weights_mb(model) + 4 * weights_mb(model, trained=True) - whole)
 
 
 def among_processes(cost: Cost, processes: int, accelerator: str) -> Cost:

@@ -19,10 +19,10 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,7 +35,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch_geometric.graphgym.config import cfg
 
 import glem_graphgym  # noqa: F401 - registers the plugin
-from benchmarks.measure import Row, row_of, seconds_of
+from benchmarks.measure import Row, now, row_of, seconds_of
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens
 from glem_graphgym.build.language_model import encoder_config, hardware_for
 from glem_graphgym.build.run import gnn_learner, joint_learner, lm_learners
@@ -75,6 +75,7 @@ class Job:
     options: tuple[str, ...] = DEBIAN  # key, value, ... that override the configuration, among them the graph
     data: str = "datasets"  # folder for the graph and its tokens
     limit_mb: int = 0  # of the memory that the process maps; 0 = none
+    accelerator: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -84,25 +85,30 @@ class Cost:
     seconds: list[float] = field(default_factory=list)  # per counted step; M-step: per epoch; encoding: for all texts
     steps_per_epoch: int = 1
     texts_per_step: float = 0.0  # mean
-    peak_mb: float = 0.0  # of the process
+    peak_mb: float = 0.0  # of the process, or of the GPU
 
 
 def cost(
-    repeats: int, memory_gb: float = 4.0, options: tuple[str, ...] = DEBIAN, largest: int = LARGEST
+    repeats: int,
+    device: str = "cpu",
+    memory_gb: float = 4.0,
+    options: tuple[str, ...] = DEBIAN,
+    largest: int = LARGEST,
 ) -> Iterator[Row]:
     """The rows of the table; ``options`` override the configurations, for instance with another graph."""
-    limit_mb = round(1024 * memory_gb) + SLACK_MB
+    limit_mb = round(1024 * memory_gb) + SLACK_MB if device == "cpu" else 0  # CUDA's driver maps more than it uses
+    job = partial(Job, options=options, accelerator=device)
     first: dict[str, Cost] = {}
     for method in CONFIGS:
-        found = first[method] = measured(Job(method, steps=max(STEPS, repeats), options=options))
+        found = first[method] = measured(job(method, steps=max(STEPS, repeats)))
         yield from rows_of(method, found, first.get(JOINT) if method == GLEM else None)
     for method, what in ((M_STEP, "epoch, full batch"), (ENCODING, "all texts, once per iteration")):
-        found = measured(Job(method, steps=max(3, repeats), options=options))
+        found = measured(job(method, steps=max(3, repeats)))
         yield row_of(PART, f"{method}, {what}", found.seconds, "s")
     for method in CONFIGS:
 
         def fits(batch: int, method: str = method) -> bool:
-            probed = run_job(Job(method, batch, warm_up=1, steps=1, options=options, limit_mb=limit_mb))
+            probed = run_job(job(method, batch, warm_up=1, steps=1, limit_mb=limit_mb))
             return probed is not None and probed.peak_mb <= 1024 * memory_gb
 
         batch = largest_fitting(fits, largest)
@@ -184,17 +190,28 @@ def do(job: Job) -> Cost:
     """Measure in this process."""
     if job.limit_mb:
         resource.setrlimit(resource.RLIMIT_DATA, (job.limit_mb << 20, job.limit_mb << 20))
-    memory = PeakMemory()
+    memory = PeakMemory(job.accelerator)
     keep_freed_memory()
     torch.set_num_threads(cpu_count())
     seconds, per_epoch, texts = WORK[job.method](job, configured(job))
-    return Cost(seconds, per_epoch, texts, round(memory.resident_mb(), 1))
+    return Cost(seconds, per_epoch, texts, round(memory.peak_mb(), 1))
 
 
 def configured(job: Job) -> TextGraph:
     """Load the configuration into GraphGym's cfg, and the graph that it names."""
     size = "e_step.batch_size" if job.method == GLEM else "lm.batch_size"
-    mine = ["dataset.dir", job.data, size, str(job.batch), "lm.epochs", "1", "e_step.epochs", "1"]
+    mine = [
+        "dataset.dir",
+        job.data,
+        "accelerator",
+        job.accelerator,
+        size,
+        str(job.batch),
+        "lm.epochs",
+        "1",
+        "e_step.epochs",
+        "1",
+    ]
     mine += ["train.eval_period", "1000000", "optim.max_epoch", str(job.warm_up + job.steps), "optim.patience", "0"]
     config = RUN.parent / "configs_gg" / f"{CONFIGS.get(job.method, CONFIGS[GLEM])}.yaml"
     load_config(cfg, config, [*mine, *job.options])
@@ -236,7 +253,7 @@ class Steps:
         if made == self.latest:  # torch reports a step twice if it calls that of its parent class
             return
         self.latest = made
-        self.ends.append(time.perf_counter())
+        self.ends.append(now())
         self.texts.append(self.seen)
 
     def counted(self, job: Job, per_epoch: int) -> Found:

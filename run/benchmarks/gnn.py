@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -21,7 +20,7 @@ from torch_geometric.nn import SAGEConv
 from torch_geometric.nn.models import CorrectAndSmooth
 from torch_geometric.utils import scatter, trim_to_layer
 
-from benchmarks.measure import Row, bandwidth, flops, medians, row_of, seconds_of
+from benchmarks.measure import Row, bandwidth, flops, medians, now, row_of, seconds_of
 from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.data.sampling import Block, NeighbourSampler
 from glem_graphgym.em.fit import Validation
@@ -41,7 +40,7 @@ NODES, EDGES, FEATURES, WIDTH, LAYERS = 63_436, 295_300, 384, 256, 3  # the Debi
 LARGE_NODES, LARGE_EDGES, SEEDS, FAN_OUT = 1_000_000, 12_000_000, 4_096, [15, 10]
 GOLD, VALID = 5_243, 5_227
 MODELS: dict[str, Callable[..., nn.Module]] = {"SAGE": SAGE, "GCN": GCN, "MLP": MLP}
-SINGLE, HALF = Hardware("cpu", "32-true"), Hardware("cpu", "bf16-mixed")
+SINGLE, HALF = "32-true", "bf16-mixed"
 
 
 @cache
@@ -105,9 +104,9 @@ def seconds_of_an_epoch(learner: GNNLearner, epochs: int = 4) -> float:
 
     def fit(count: int) -> float:
         counted = replace(learner, settings=replace(learner.settings, epochs=count))
-        start = time.perf_counter()
+        start = now()
         counted.fit(targets(), features(), "m_step")
-        return time.perf_counter() - start
+        return now() - start
 
     return (fit(1 + epochs) - fit(1)) / epochs
 
@@ -138,12 +137,15 @@ def bound_of_an_epoch(model: Callable[..., nn.Module], hardware: Hardware) -> fl
     """Seconds per epoch if only matrix products and the bytes of sparse products took time."""
     with Traffic() as traffic, FlopCounterMode(display=False) as counter:
         learner_of(model, graph()[0], hardware, 1).fit(targets(), features(), "counting")
-    return counter.get_total_flops() / flops(hardware.dtype) + traffic.bytes / bandwidth()
+    return counter.get_total_flops() / flops(hardware.dtype, hardware.accelerator) + traffic.bytes / bandwidth(
+        hardware.accelerator
+    )
 
 
-def m_step(repeats: int) -> Iterator[Row]:
+def m_step(repeats: int, device: str) -> Iterator[Row]:
     """An epoch of full-batch training with validation: 3 layers of 256 on 384 features."""
-    for name, hardware in [(name, SINGLE) for name in MODELS] + [("SAGE", HALF)]:
+    for name, precision in [(name, SINGLE) for name in MODELS] + [("SAGE", HALF)]:
+        hardware = Hardware(device, precision)
         bound = bound_of_an_epoch(MODELS[name], hardware)
         ours, rivals = [], []
         for _ in range(min(repeats, 3)):
@@ -155,11 +157,12 @@ def m_step(repeats: int) -> Iterator[Row]:
         yield row_of("m_step", what, [1e3 * s for s in ours], "ms", bound=1e3 * bound, **more)
 
 
-def propagation(repeats: int) -> Iterator[Row]:
+def propagation(repeats: int, device: str) -> Iterator[Row]:
     """Mean aggregation with its gradient against torch's CSR and PyG's scatter; hops without gradient."""
     adjacency, edge_index = graph()
+    adjacency, edge_index = adjacency.to(device), edge_index.to(device)
     mean = adjacency.mean()
-    x = torch.randn(NODES, WIDTH, requires_grad=True)
+    x = torch.randn(NODES, WIDTH, device=device, requires_grad=True)
     degree = torch.bincount(edge_index[1], minlength=NODES).clamp(min=1)
     values = (1 / degree)[edge_index[1]]
     csr = torch.sparse_coo_tensor(edge_index.flip(0), values, (NODES, NODES)).coalesce().to_sparse_csr()
@@ -175,7 +178,7 @@ def propagation(repeats: int) -> Iterator[Row]:
     found = medians({name: backward(product) for name, product in products.items()}, repeats)
     with Traffic() as traffic:
         backward(products["ours"])()
-    bound = 1e3 * traffic.bytes / bandwidth()
+    bound = 1e3 * traffic.bytes / bandwidth(device)
     what = f"mean aggregation and its gradient, {len(adjacency.col):,} entries, width {WIDTH}"
     for rival in list(products)[1:]:
         yield Row(
@@ -183,7 +186,7 @@ def propagation(repeats: int) -> Iterator[Row]:
         )
 
     gcn, hops = adjacency.gcn(), 3
-    start = torch.from_numpy(features())
+    start = torch.from_numpy(features()).to(device)
 
     def propagate() -> list[Tensor]:
         made = [start]
@@ -193,30 +196,34 @@ def propagation(repeats: int) -> Iterator[Row]:
 
     with Traffic() as traffic:
         made = propagate()
-    bound = 1e3 * traffic.bytes / bandwidth()
+    bound = 1e3 * traffic.bytes / bandwidth(device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "hops.npy"
-        np.save(file, torch.stack(made).numpy())
+        np.save(file, torch.stack(made).cpu().numpy())
         rival = "reading them from a file"
-        seconds = seconds_of({"": propagate, rival: lambda: np.load(file)}, repeats)
+        seconds = seconds_of({"": propagate, rival: lambda: torch.from_numpy(np.load(file)).to(device)}, repeats)
     yield row_of(
         "propagation", f"{hops} hops of {FEATURES} features", [1e3 * s for s in seconds[""]], "ms",
         bound=bound, rival=1e3 * float(np.median(seconds[rival])), rival_name=rival,
     )  # fmt: skip
 
 
-def smoothing(repeats: int) -> Iterator[Row]:
+def smoothing(repeats: int, device: str) -> Iterator[Row]:
     """Correct & Smooth on a random graph, its operator made each time, compared with PyG's."""
     nodes, entries, classes = 200_000, 4_000_000, 40
     ends = torch.randint(nodes, (2, entries // 2), generator=torch.Generator().manual_seed(0))
     edge_index, rng = torch.cat([ends, ends.flip(0)], dim=1), np.random.default_rng(0)
     gold, labels = np.arange(0, nodes, 2), rng.integers(0, classes, nodes // 2)
     logits = rng.normal(size=(nodes, classes)).astype(np.float32)
-    soft, true, place = torch.from_numpy(logits).softmax(-1), torch.from_numpy(labels), torch.from_numpy(gold)
+    soft, true, place = (torch.from_numpy(array).to(device) for array in (logits, labels, gold))
+    soft = soft.softmax(-1)
+    on_device = edge_index.to(device)
     peer = CorrectAndSmooth(PROPAGATIONS, 1.0, PROPAGATIONS, 0.8)
     candidates: dict[str, Callable[[], Any]] = {
-        "ours": lambda: correct_and_smooth(logits, gold, labels, Adjacency.from_edge_index(edge_index, nodes)),
-        "PyG's": lambda: peer.smooth(peer.correct(soft, true, place, edge_index), true, place, edge_index),
+        "ours": lambda: correct_and_smooth(
+            logits, gold, labels, Adjacency.from_edge_index(edge_index, nodes).to(device)
+        ),
+        "PyG's": lambda: peer.smooth(peer.correct(soft, true, place, on_device), true, place, on_device),
     }
     seconds = seconds_of(candidates, min(repeats, 3))
     what = f"Correct & Smooth, {2 * PROPAGATIONS} propagations, {nodes:,} nodes, {entries:,} entries, {classes} classes"
@@ -224,7 +231,7 @@ def smoothing(repeats: int) -> Iterator[Row]:
     yield row_of("smoothing", what, seconds["ours"], "s", **more)
 
 
-def sampled(repeats: int) -> Iterator[Row]:
+def sampled(repeats: int, device: str) -> Iterator[Row]:
     """A sampled neighbourhood of a larger graph: drawing it, and a training step on it, compared with PyG's layers."""
     rng = np.random.default_rng(0)
     ends = rng.integers(0, LARGE_NODES, (2, LARGE_EDGES))
@@ -238,13 +245,14 @@ def sampled(repeats: int) -> Iterator[Row]:
     around = f"{SEEDS:,} nodes, fan-out {FAN_OUT}: {len(block.nodes):,} nodes and {len(block.col):,} edges"
     yield row_of("sampled", f"drawing, {around}", [1e3 * s for s in seconds_of({"": draw}, repeats)[""]], "ms")
 
-    x, edge_index = torch.randn(len(block.nodes), FEATURES), torch.from_numpy(block.edge_index())
-    rows, columns, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
+    x = torch.randn(len(block.nodes), FEATURES, device=device)
+    arrays = (block.edge_index(), block.rowptr, block.col, block.degree)
+    edge_index, rows, columns, degree = (torch.from_numpy(array).to(device) for array in arrays)
     sizes = np.diff(block.ends, prepend=0).tolist(), np.diff(block.rowptr[block.ends[:-1]], prepend=0).tolist()
-    model = SAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT))
+    model = SAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT)).to(device)
     rivals = {
-        "PyG's SAGEConv": PyGSAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT)),
-        "the same with trim_to_layer": PyGSAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT), sizes),
+        "PyG's SAGEConv": PyGSAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT)).to(device),
+        "the same with trim_to_layer": PyGSAGE(FEATURES, WIDTH, CLASSES, len(FAN_OUT), sizes).to(device),
     }
     logits: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: seed_logits(model, x, BlockAdjacency(rows, columns, degree, block.ends.tolist())),

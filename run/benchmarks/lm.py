@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.measure import Row, flops, medians, row_of, seconds_of
+from benchmarks.measure import Row, flops, medians, now, row_of, seconds_of
+from glem_graphgym.build.language_model import CPU_TOKENS, GPU_TOKENS
 from glem_graphgym.data.frozen import load_frozen
 from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.data.tokens import TokenStore, open_token_store
@@ -39,7 +40,6 @@ from glem_graphgym.models.text_encoder import (
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CLASSES = 58
-HARDWARE = Hardware("cpu", "bf16-mixed")
 PEER, PEER_BATCH, PEER_LENGTH = "PyG's GLEM", 32, 512
 
 
@@ -74,7 +74,11 @@ class Clocked(TokenStore):
         return super().pad(nodes)
 
 
-def tokenising(repeats: int) -> Iterator[Row]:
+def hardware_of(device: str) -> Hardware:
+    return Hardware(device, "bf16-mixed")
+
+
+def tokenising(repeats: int, device: str) -> Iterator[Row]:
     """Texts per second into a token store on disk; the bound is the tokenizer alone, without storing its output."""
     texts, tokenizer = short_texts(), load_tokenizer(MODEL)
     plain = list(texts)
@@ -106,25 +110,26 @@ def classifier(attention: str | None) -> TextClassifier:
     return TextClassifier(encoder, LMHead(encoder.dim, CLASSES, 0.1))
 
 
-def bound_of(model: TextClassifier, lengths: np.ndarray, passes: int) -> float:
+def bound_of(model: TextClassifier, lengths: np.ndarray, passes: int, device: str) -> float:
     """Texts per second if only matrix products took time; ``passes``: cost in forward passes (training = 3)."""
     config: Any = model.encoder.backbone.config
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in name)
     attention = 4 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).mean()
-    return flops(torch.bfloat16) / (passes * (2 * matrices * lengths.mean() + attention))
+    return flops(torch.bfloat16, device) / (passes * (2 * matrices * lengths.mean() + attention))
 
 
-def learner_of(store: TokenStore, batch_size: int = 32, epochs: int = 1) -> LMLearner:
-    nobody = Validation(np.arange(8), lambda logits: 0.0)
-    settings = LMSettings(epochs=epochs, batch_size=batch_size, infer_tokens=4096)
-    return LMLearner(store, partial(classifier, CPU_ATTENTION), settings, nobody, HARDWARE)
+def learner_of(store: TokenStore, device: str, batch_size: int = 32, epochs: int = 1) -> LMLearner:
+    nobody, on_cpu = Validation(np.arange(8), lambda logits: 0.0), device == "cpu"
+    settings = LMSettings(epochs=epochs, batch_size=batch_size, infer_tokens=CPU_TOKENS if on_cpu else GPU_TOKENS)
+    build = partial(classifier, CPU_ATTENTION if on_cpu else None)
+    return LMLearner(store, build, settings, nobody, hardware_of(device))
 
 
-def e_step(repeats: int) -> Iterator[Row]:
+def e_step(repeats: int, device: str) -> Iterator[Row]:
     """Texts per second of E-step training by `LMLearner.fit`: half gold, half pseudo-labels, everything included."""
     for length, size, steps in (("short", 32, 50), ("short", 64, 25), ("long", 32, 10)):
         store = Clocked(tokens_of(length))
-        learner = learner_of(store, size, epochs=repeats + 1)  # the first is the warm-up
+        learner = learner_of(store, device, size, epochs=repeats + 1)  # the first is the warm-up
         count = size * steps
         nodes = np.random.default_rng(0).permutation(len(store))[:count]
         gold = Gold(nodes[: count // 2], np.zeros(count // 2, dtype=np.int64), CLASSES)
@@ -133,25 +138,25 @@ def e_step(repeats: int) -> Iterator[Row]:
         task, _ = learner.fit(StepTargets(gold, PseudoLabels(logits, rest, gold), 0.8, 1.0), "e_step")
         epochs = np.split(np.asarray(store.asked), repeats + 1)  # per epoch: its batches, then one of validation
         rates = [count / (epoch[steps] - epoch[0]) for epoch in epochs[1:]]
-        bound = bound_of(task.model, store.lengths[nodes], 3)
+        bound = bound_of(task.model, store.lengths[nodes], 3, device)
         what = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
         yield row_of("e_step", what, rates, "texts/s", bound=bound)
 
 
-def inference(repeats: int) -> Iterator[Row]:
+def inference(repeats: int, device: str) -> Iterator[Row]:
     """Texts per second of `LMLearner.predict`: logits and embeddings of texts into arrays."""
     for length, count in (("short", 8000), ("long", 1000)):
         whole = tokens_of(length)
         store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
-        task = learner_of(store).start()
-        logits, embeddings = (np.zeros((count, width), dtype=np.float16) for width in (CLASSES, 384))
+        task = learner_of(store, device).start()
+        logits, embeddings = (np.zeros((count, width), dtype=np.float16) for width in (CLASSES, task.embedding_dim))
         seconds = seconds_of({"": partial(task.predict, logits, embeddings)}, min(repeats, 5))[""]
-        bound = bound_of(task.model, store.lengths, 1)
+        bound = bound_of(task.model, store.lengths, 1, device)
         what = f"inference, {store.lengths.mean():.0f} tokens on average"
         yield row_of("inference", what, [count / s for s in seconds], "texts/s", bound=bound)
 
 
-def peer(repeats: int) -> Iterator[Row]:
+def peer(repeats: int, device: str) -> Iterator[Row]:
     """The same model and texts with `torch_geometric.llm.models.GLEM`, which pads every text to 512 tokens.
 
     In bf16 weights, its default, and in float32; batches of 32 as in its example. One repetition: a batch takes long.
@@ -161,7 +166,8 @@ def peer(repeats: int) -> Iterator[Row]:
 
     gnn = GraphSAGE(8, 8, 1, CLASSES)
     for dtype in (torch.bfloat16, torch.float32):
-        rival = GLEM(str(model_folder(MODEL)), gnn, CLASSES, lm_dtype=dtype, lm_use_lora=False)
+        rival = GLEM(str(model_folder(MODEL)), gnn, CLASSES, lm_dtype=dtype, lm_use_lora=False, device=device)
+        rival.lm.to(device)
         optimizer = torch.optim.AdamW(rival.lm.parameters(), lr=2e-5)
         batch = _peer_batch()
 
@@ -172,9 +178,9 @@ def peer(repeats: int) -> Iterator[Row]:
             rival.inference("lm", _Loader([batch]))
 
         for name, run in (("training", train), ("inference", infer)):
-            start = time.perf_counter()
+            start = now()
             run()
-            rate = PEER_BATCH / (time.perf_counter() - start)
+            rate = PEER_BATCH / (now() - start)
             kind = str(dtype).removeprefix("torch.")
             yield Row("peer", f"{PEER}, {name}, any length, {kind}", rate, "texts/s")
 
@@ -199,45 +205,44 @@ def _peer_batch() -> dict[str, Any]:
     }
 
 
-def attention(repeats: int) -> Iterator[Row]:
-    """Our attention against those of transformers, by text length."""
-    models = {name: classifier(name) for name in (CPU_ATTENTION, "eager", "sdpa")}
+def attention(repeats: int, device: str) -> Iterator[Row]:
+    """The attention that ``lm.attention auto`` takes against others of transformers, by text length."""
+    names = (CPU_ATTENTION, "eager", "sdpa") if device == "cpu" else ("sdpa", "eager")
+    models = {name: classifier(name).to(device) for name in names}
     how: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.0, "fused": True}
     optimizers = {name: torch.optim.AdamW(model.parameters(), **how) for name, model in models.items()}
     for length in (21, 64, 200, 512):
         for training in (True, False):
             size = max(4, (1344 if training else 4096) // length)  # about as many tokens per batch at every length
-            ids = torch.randint(1000, 20000, (size, length))
+            ids = torch.randint(1000, 20000, (size, length), device=device)
             step = _train if training else _infer
             runs = {name: partial(step, model, optimizers[name], ids) for name, model in models.items()}
             rates = {name: size / seconds for name, seconds in medians(runs, repeats).items()}
-            best = max(("eager", "sdpa"), key=lambda name: rates[name])
+            best = max(names[1:], key=lambda name: rates[name])
             what = f"{'training' if training else 'inference'}, {length} tokens, batch {size}"
-            ours = rates[CPU_ATTENTION]
-            yield Row("attention", what, ours, "texts/s", rival=rates[best], rival_name=best)
+            yield Row("attention", what, rates[names[0]], "texts/s", rival=rates[best], rival_name=best)
 
 
 def _train(model: TextClassifier, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
     model.train()
-    target = torch.full((len(ids), CLASSES), 1 / CLASSES)
-    with HARDWARE.autocast():
+    target = torch.full((len(ids), CLASSES), 1 / CLASSES, device=ids.device)
+    with hardware_of(ids.device.type).autocast():
         logits, _ = model(ids, torch.ones_like(ids))
-    glem_loss(logits, target, torch.ones(len(ids), dtype=torch.bool), 0.5).backward()
+    glem_loss(logits, target, torch.ones(len(ids), dtype=torch.bool, device=ids.device), 0.5).backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
 def _infer(model: TextClassifier, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
     model.eval()
-    with torch.inference_mode(), HARDWARE.autocast():
+    with torch.inference_mode(), hardware_of(ids.device.type).autocast():
         model(ids, torch.ones_like(ids))
 
 
-def deberta(repeats: int) -> Iterator[Row]:
+def deberta(repeats: int, device: str) -> Iterator[Row]:
     """Our attention of DeBERTa against transformers' (one layer of the base size, float32; bf16 on a GPU)."""
     import transformers
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes: dict[str, Any] = {"num_hidden_layers": 1, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
     bucketed: dict[str, Any] = {"share_att_key": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"}
     for name, config in (
@@ -250,7 +255,7 @@ def deberta(repeats: int) -> Iterator[Row]:
         for model in (rival, ours):
             use_cheap_dropout(model)
         for length, training in itertools.product((21, 200, 512), (True, False)):
-            size = max(2, (65536 if device.type == "cuda" else 1024) // length)
+            size = max(2, (65536 if device == "cuda" else 1024) // length)
             ids = torch.randint(1000, 20000, (size, length), device=device)
             runs = {key: partial(_states, model, ids, training) for key, model in (("ours", ours), ("eager", rival))}
             rates = {key: size / seconds for key, seconds in medians(runs, repeats).items()}
@@ -265,5 +270,3 @@ def _states(model: nn.Module, ids: torch.Tensor, training: bool) -> None:
         states = model(ids, torch.ones_like(ids)).last_hidden_state
     if training:
         states.float().square().mean().backward()
-    if ids.is_cuda:
-        torch.cuda.synchronize()

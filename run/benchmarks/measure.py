@@ -55,15 +55,22 @@ class Row:
 
 
 def seconds_of(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each candidate; they take turns, so a machine that slows down slows all of them."""
+    """Seconds of each candidate, a GPU's work included; they take turns, so a machine that slows down slows all."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(repeats + WARM_UP):
         for name, run in candidates.items():
-            start = time.perf_counter()
+            start = now()
             run()
             if turn >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(now() - start)
     return seconds
+
+
+def now() -> float:
+    """Seconds on a clock, once a GPU that is in use has done its work."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -77,37 +84,42 @@ def row_of(part: str, what: str, values: Iterable[float], unit: str, **more: Any
 
 
 @cache
-def flops(dtype: torch.dtype) -> float:
-    """Floating point operations per second of a large matrix product on this machine."""
-    size = 2048
-    a, b = torch.randn(2, size, size).to(dtype).unbind()
+def flops(dtype: torch.dtype, device: str) -> float:
+    """Floating point operations per second of a large matrix product on a device."""
+    size = matrix_size(device)
+    a, b = torch.randn(2, size, size).to(device, dtype).unbind()
     return 2 * size**3 / min(seconds_of({"": lambda: a @ b}, 7)[""])
 
 
+def matrix_size(device: str) -> int:
+    return 2048 if device == "cpu" else 8192  # a smaller one does not fill a GPU
+
+
 @cache
-def bandwidth() -> float:
-    """Bytes per second, read and written together, of a large copy on this machine."""
-    source = torch.randn(1 << 26)  # 256 MB: beyond every cache
+def bandwidth(device: str) -> float:
+    """Bytes per second, read and written together, of a large copy on a device."""
+    source = torch.randn(1 << 26, device=device)  # 256 MB: beyond every cache
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(seconds_of({"": lambda: target.copy_(source)}, 7)[""])
 
 
-def machine() -> Iterable[Row]:
+def machine(repeats: int, device: str) -> Iterable[Row]:
     """What the hardware allows; the bounds of the other parts are computed from this."""
+    product = "matrix product " + "x".join([str(matrix_size(device))] * 3)
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
-        yield Row("machine", f"matrix product 2048x2048x2048, {kind}", flops(dtype) / 1e9, "GFLOP/s")
-    yield Row("machine", "copy of 256 MB, read and written", bandwidth() / 1e9, "GB/s")
+        yield Row("machine", f"{product}, {kind}", flops(dtype, device) / 1e9, "GFLOP/s")
+    yield Row("machine", "copy of 256 MB, read and written", bandwidth(device) / 1e9, "GB/s")
 
 
-def describe_machine() -> str:
-    """Processor, threads, version of torch, and the GPU if torch sees one."""
+def describe_machine(device: str = "auto") -> str:
+    """Processor, threads, version of torch, and the GPU if torch sees one and ``device`` is not ``cpu``."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    gpu = f", {torch.cuda.get_device_name()}" if device != "cpu" and torch.cuda.is_available() else ", no GPU"
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
 
 
@@ -119,7 +131,7 @@ print(time.perf_counter() - start)
 """
 
 
-def startup(repeats: int) -> Iterable[Row]:
+def startup(repeats: int, device: str) -> Iterable[Row]:
     """``run/main.py --help``, and what importing the plugin adds to importing GraphGym."""
     command = [sys.executable, str(Path(__file__).resolve().parents[1] / "main.py"), "--help"]
     seconds = seconds_of({"": lambda: subprocess.run(command, check=True, capture_output=True)}, repeats)[""]

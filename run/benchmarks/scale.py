@@ -55,7 +55,7 @@ class Used:
     files: float
 
 
-def scale(repeats: int, sizes: Sequence[int] = SIZES, folder: Path | None = None) -> Iterator[Row]:
+def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folder: Path | None = None) -> Iterator[Row]:
     """Seconds, memory and files of each program per size; then how they grow, and what papers100M would take.
 
     Args:
@@ -68,7 +68,14 @@ def scale(repeats: int, sizes: Sequence[int] = SIZES, folder: Path | None = None
             data = Path(name)
             lm = make_tiny_lm(data / "tiny_lm")
             budget = {"glem.memory_budget_gb": BUDGET_GB * nodes / 1e6}
-            options = {**OPTIONS, **budget, "dataset.dir": data, "out_dir": data / "results", "lm.model": lm}
+            options = {
+                **OPTIONS,
+                **budget,
+                "accelerator": device,
+                "dataset.dir": data,
+                "out_dir": data / "results",
+                "lm.model": lm,
+            }
             settings = [str(part) for pair in options.items() for part in pair]
             what = f"{nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
             graph = ["--folder", str(data / "ogbn_papers100M"), "--nodes", str(nodes)]

@@ -551,8 +551,9 @@ def test_decisive_settings_are_flat_and_whole() -> None:
     assert flat["optim.base_lr"] == 0.01
     assert flat["seed"] == 0
     assert not {"params", "run_dir", "share", "out_dir", "train.mode"} & set(flat)
-    names = "checkpoint_minutes em_iterations em_max_iterations ensemble keep_weights memory_budget_gb share_lm_gold"
-    indifferent = {"dataset.tag_source", "lm.infer_tokens", *(f"glem.{name}" for name in names.split())}
+    names = "checkpoint_minutes em_iterations em_max_iterations ensemble keep_weights memory_budget_gb share_lm_gold "
+    names += "search_trials"
+    indifferent = {"dataset.tag_source", "lm.infer_tokens", "lm.strategy", *(f"glem.{name}" for name in names.split())}
     assert {key.name for key in KEYS} - set(flat) - {"train.mode"} == indifferent
     json.dumps(flat)
 

@@ -35,9 +35,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     rng = np.random.default_rng(len(name))
     write, left = Checkpoint.write, 0
 
-    def dying(self: Checkpoint, title: str, state: dict[str, Any]) -> None:
+    def dying(self: Checkpoint, title: str, state: dict[str, Any], sharded: bool = False) -> None:
         nonlocal left
-        write(self, title, state)
+        write(self, title, state, sharded)
         left -= 1
         if left == 0:
             raise Killed

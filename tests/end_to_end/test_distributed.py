@@ -96,10 +96,10 @@ def check_same(run_dir: Path, expected: Path) -> None:
     assert done == [f"stage {number} of {len(STAGES)}" for number in range(1, len(STAGES) + 1)]
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
-def test_two_processes_give_what_one_gives(config: Path, alone: Path, torchrun: bool) -> None:
-    out = config.parent / f"two_{torchrun}"
-    options = ("lm.grad_accumulation", 1) if torchrun else ("devices", 2)
+@pytest.mark.parametrize(("torchrun", "strategy"), [(False, "ddp"), (True, "ddp"), (False, "fsdp")])
+def test_two_processes_give_what_one_gives(config: Path, alone: Path, torchrun: bool, strategy: str) -> None:
+    out = config.parent / f"two_{torchrun}_{strategy}"
+    options = ("lm.grad_accumulation", 1) if torchrun else ("devices", 2, "lm.strategy", strategy)
     done = run(config, out, *options, torchrun=torchrun)
     check_same(out / "synth" / "0", alone)
     assert done.stdout.count("stage 4 of 4: accuracy ") == done.stdout.count("synth, seed 0") == 1
@@ -122,15 +122,17 @@ def child(parent: int, rank: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the process in /proc")
-def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path) -> None:
-    out = config.parent / "killed"
-    options = ("e_step.epochs", 25, "optim.max_epoch", 2, "lm.evals_per_epoch", 1)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path, strategy: str) -> None:
+    out = config.parent / f"killed_{strategy}"
+    options = ("e_step.epochs", 25, "optim.max_epoch", 2, "lm.evals_per_epoch", 1, "glem.checkpoint_minutes", 0)
+    options = (*options, "lm.strategy", strategy)
     started = subprocess.Popen(
         command(config, out, "devices", 2, *options), env=environment(), stderr=subprocess.PIPE, text=True
     )
     stages = out / "synth" / "0" / "stages"
     deadline = time.monotonic() + SECONDS
-    while not (stages / ".02_e_step_1.part").exists():
+    while not (stages / ".02_e_step_1.part/checkpoint/e_step_1.pt").exists():
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.2)
@@ -142,7 +144,19 @@ def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path) -> No
     assert "error: process 1 of 2 was killed by signal SIGKILL" in errors
     assert sorted(path.name for path in stages.glob("[0-9]*")) == STAGES[:2]
 
-    done = run(config, out, *options)  # the number of processes is no part of what the run is
+    if strategy == "ddp":
+        done = run(config, out, *options)  # the number of processes is no part of what the run is
+    else:  # each process has a part of the training's state
+        refused = subprocess.run(
+            command(config, out, *options, "lm.strategy", "ddp"), env=environment(), capture_output=True, text=True
+        )
+        assert refused.returncode == 1
+        assert "2 processes that split the weights (lm.strategy fsdp), but this run has processes" in refused.stderr
+        done = run(config, out, "devices", 2, *options)
+        run(config, config.parent / "not_killed", "devices", 2, *options)
+        whole = config.parent / "not_killed" / "synth" / "0" / "stages"
+        found, right = (np.load(folder / "02_e_step_1" / "logits.npy") for folder in (stages, whole))
+        np.testing.assert_array_equal(found, right)
     assert done.stdout.count("done before") == 2
     assert sorted(path.name for path in stages.glob("[0-9]*")) == STAGES
 
@@ -152,6 +166,13 @@ def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path) -> No
     [
         (("devices", "0"), None, "devices is 0, expected 1 to 1024"),
         (("devices", "3"), 2, "devices is 3, but 2 processes were started on this machine"),
+        (("lm.strategy", "fsdp"), None, "lm.strategy is 'fsdp', which splits .*, but this run has one; set devices to"),
+        (("lm.strategy", "fsdp", "lm.precision", "16"), 2, "lm.strategy is 'fsdp', but lm.precision is 16"),
+        (
+            ("lm.strategy", "fsdp", "train.mode", "glem_joint", "gnn.fan_out", "[2,2]"),
+            2,
+            "the first process trains alone",
+        ),
         (("train.mode", "standard"), 2, "train.mode standard is GraphGym's own training"),
     ],
 )

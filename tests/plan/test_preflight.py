@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.plan import preflight
-from glem_graphgym.plan.calibration import Cost, among_processes, layer_file_bytes
+from glem_graphgym.plan.calibration import Cost, among_processes, layer_file_bytes, sharded_mb
 from glem_graphgym.plan.needs import print_needs, shown_size, verdict_line
 from glem_graphgym.plan.preflight import (
     Planned,
@@ -211,6 +212,27 @@ def test_processes_share_the_time_of_what_they_do_together_where_each_has_an_acc
     accelerator: str, data_parallel: bool, seconds: float
 ) -> None:
     assert among_processes(Cost(**{**COST, "data_parallel": data_parallel}), 3, accelerator).seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("layers", "frozen", "expected"),
+    [
+        (3, 0, 5 * 1300 - 900),  # whole at a time: two of the layers, and the head
+        (3, 3, 1300 + 4 * 100 - 900),
+        (0, 0, 5 * 100 - 100),
+    ],
+)
+def test_processes_split_what_training_keeps_of_each_weight(layers: int, frozen: int, expected: int) -> None:
+    """Layers of 400 bytes and a head of 100: weights and, of trained ones, gradients, two moments and the best."""
+    backbone = torch.nn.Module()
+    backbone.layer = torch.nn.ModuleList(torch.nn.Linear(10, 10, bias=False) for _ in range(layers))
+    backbone.config = SimpleNamespace(num_hidden_layers=3)  # type: ignore[assignment]
+    for layer in backbone.layer[:frozen]:
+        layer.requires_grad_(False)
+    model: Any = torch.nn.Module()
+    model.encoder, model.head = torch.nn.Module(), torch.nn.Linear(5, 5, bias=False)
+    model.encoder.backbone = backbone
+    assert sharded_mb(model) == pytest.approx(expected / 2**20)
 
 
 def test_outputs_of_layers_on_disk() -> None:

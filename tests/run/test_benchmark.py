@@ -6,11 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from benchmarks import gnn, lm, measure
 from benchmarks.measure import Row, row_of, seconds_of
 
+from glem_graphgym.data.text_graph import Texts
+from tests.bad_inputs.conftest import load_program
+
 RUN = Path(__file__).resolve().parents[2] / "run"
+benchmark: Any = load_program("benchmark")
 
 
 @pytest.mark.parametrize(("unit", "share", "times"), [("texts/s", 0.4, 2.0), ("ms", 2.5, 0.5), ("bytes", 2.5, 0.5)])
@@ -45,6 +52,49 @@ def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
     assert rows["run/main.py --help"]["value"] < 2
     assert rows["import glem_graphgym, beyond GraphGym's own import"]["value"] < 1
     assert "run/main.py --help" in done.stdout
+
+
+def small(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """Sizes at which every part takes a moment."""
+    texts = Texts.of([f"{'a b c d ' * (number % 5)}e" for number in range(1600)])
+    sizes: dict[Any, dict[str, Any]] = {
+        measure: {"matrix_size": lambda device: 64, "bandwidth": lambda device: 1e9},
+        lm: {"MODEL": model, "short_texts": lambda: texts, "long_texts": lambda: texts, "PEER_LENGTH": 32},
+        gnn: {"NODES": 300, "EDGES": 900, "FEATURES": 8, "WIDTH": 8, "GOLD": 60, "VALID": 60},
+    }
+    sizes[gnn] |= {"LARGE_NODES": 500, "LARGE_EDGES": 2000, "SEEDS": 20, "bandwidth": lambda device: 1e9}
+    for module, values in sizes.items():
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["machine", "tokenising", "e_step", "inference", "m_step", "propagation", "sampled"])
+def test_a_part_measures_ours_its_bound_and_its_rival_on_the_device(
+    part: str, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`benchmark.PARTS` as on a GPU, at a small size on the CPU: the same functions, which take the device."""
+    small(monkeypatch, str(tiny_lm))
+    for cached in (lm.tokens_of, gnn.graph, gnn.features):
+        cached.cache_clear()
+    try:
+        rows = list(benchmark.PARTS[part](1, "cpu"))
+    finally:
+        for cached in (lm.tokens_of, gnn.graph, gnn.features):
+            cached.cache_clear()
+    assert rows and all(row.value > 0 for row in rows)
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.parse_args([]).accelerator == "cpu"
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(["--accelerator", "cuda"])
+    assert "--accelerator is cuda, but torch sees no GPU" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert benchmark.parse_args([]).accelerator == "cuda"
 
 
 @pytest.mark.slow
