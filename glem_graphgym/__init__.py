@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # ``python -m glem_graphgym``: the program starts anew, before PyTorch is imported, as OpenMP has to be set up by then.
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith("glem_graphgym"):

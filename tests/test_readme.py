@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
+import torch
 from torch import Tensor
 from torch_geometric.graphgym.config import cfg, set_cfg
 
@@ -92,6 +93,8 @@ def test_its_commands_are_understood(page: str, command: str, monkeypatch: pytes
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("GOMP_SPINCOUNT", "2000")  # else loading the benchmark sets it for all tests to come
     words = shlex.split(command, comments=True)
+    if "cuda" in words:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     settings = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
     for folder, ending, variable in (("configs_gg", "yaml", "CONFIG"), ("configs_gg/grids", "txt", "GRID")):
         assert variable not in settings or Path(folder, f"{settings[variable]}.{ending}").exists()
