@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Row, flops, medians, now, row_of, seconds_of
+from glem_graphgym.build.choices import faster_attention, faster_precision
 from glem_graphgym.build.language_model import CPU_TOKENS, GPU_TOKENS
 from glem_graphgym.data.frozen import load_frozen
 from glem_graphgym.data.text_graph import Texts
@@ -74,8 +75,16 @@ class Clocked(TokenStore):
         return super().pad(nodes)
 
 
+@cache
 def hardware_of(device: str) -> Hardware:
-    return Hardware(device, "bf16-mixed")
+    """The device in the precision that ``auto`` takes on it."""
+    slow = device == "cpu" and faster_precision() == "32"
+    return Hardware(device, "32-true" if slow else "bf16-mixed")
+
+
+@cache
+def auto_attention(device: str) -> str | None:
+    return faster_attention(12, 32, hardware_of(device).dtype, dropout=0.1) if device == "cpu" else None
 
 
 def tokenising(repeats: int, device: str) -> Iterator[Row]:
@@ -115,13 +124,13 @@ def bound_of(model: TextClassifier, lengths: np.ndarray, passes: int, device: st
     config: Any = model.encoder.backbone.config
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in name)
     attention = 4 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).mean()
-    return flops(torch.bfloat16, device) / (passes * (2 * matrices * lengths.mean() + attention))
+    return flops(hardware_of(device).dtype, device) / (passes * (2 * matrices * lengths.mean() + attention))
 
 
 def learner_of(store: TokenStore, device: str, batch_size: int = 32, epochs: int = 1) -> LMLearner:
     nobody, on_cpu = Validation(np.arange(8), lambda logits: 0.0), device == "cpu"
     settings = LMSettings(epochs=epochs, batch_size=batch_size, infer_tokens=CPU_TOKENS if on_cpu else GPU_TOKENS)
-    build = partial(classifier, CPU_ATTENTION if on_cpu else None)
+    build = partial(classifier, auto_attention(device))
     return LMLearner(store, build, settings, nobody, hardware_of(device))
 
 
