@@ -3,9 +3,9 @@
 Every figure is the median of several repetitions after a warm-up, with fixed seeds; rivals take turns with our code in
 the same process, on the same device. "bound" is what that device allows, measured in the same run from a large matrix
 product and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``deberta`` (its
-attention), ``cost`` (the LM alone, joint training and GLEM compared), ``smoothing`` (Correct & Smooth and PyG's) and
-``scale`` (runs out of core on graphs of up to 5 million nodes, each once) take minutes to an hour and run only when
-named, ``peer`` also with --peer.
+attention), ``cost`` (the LM alone, joint training and GLEM compared), ``smoothing`` (Correct & Smooth and PyG's),
+``adapters`` (memory and files of LoRA) and ``scale`` (runs out of core on graphs of up to 5 million nodes, each once)
+take minutes to an hour and run only when named, ``peer`` also with --peer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from command_line import before_imports, path, run_program
 before_imports()
 
 import torch
-from benchmarks import cost, gnn, lm, measure, scale
+from benchmarks import adapters, cost, gnn, lm, measure, scale
 from benchmarks.measure import Row, describe_machine
 from joblib import cpu_count
 from rich.console import Console
@@ -43,9 +43,10 @@ PARTS: dict[str, Callable[[int, str], Iterable[Row]]] = {
     "sampled": gnn.sampled,
     "startup": measure.startup,
     "cost": cost.cost,
+    "adapters": adapters.adapters,
     "scale": scale.scale,
 }
-WHEN_NAMED = ("peer", "deberta", "cost", "smoothing", "scale")
+WHEN_NAMED = ("peer", "deberta", "cost", "smoothing", "adapters", "scale")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -247,10 +247,10 @@ class Calibration:
         memory = PeakMemory(self.accelerator)
         start = _now()
         longest = nodes[np.argsort(-lengths[nodes], kind="stable")[: settings.batch_size]]
-        _, seconds, steps = self._fit_lm(learner, [longest])
+        seconds, steps = self._fit_lm(learner, [longest])[1:]  # its model goes: a run holds one
         overhead = _now() - start - seconds
         count = int(np.clip(TRIAL_SECONDS / 2 * steps / max(seconds, 1e-3), FEWEST, MOST))
-        gc.collect()  # a run does not train twice in a stage
+        gc.collect()
         # The longest come in among batches of other sizes, which have cut up memory before.
         batches = [*epoch[:count], longest]
         task, seconds, steps = self._fit_lm(learner, batches)

@@ -1,0 +1,74 @@
+"""What adapters save: memory of a training step and files of a stage, of a random Qwen3 of 60 M parameters.
+
+For each way to train it, ``run/main.py`` fine-tunes it on the gold labels of a small generated graph. Memory is the
+stage's peak, of the whole process; beside it stands what the dry run foresees.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_geometric.graphgym.config import cfg, set_cfg
+
+from benchmarks.measure import Row
+from benchmarks.scale import RUN, make_tiny_lm, watched
+from glem_graphgym.config import load_config
+from glem_graphgym.files import read_json
+from glem_graphgym.plan.preflight import measure
+
+PART = "adapters"
+CONFIG = RUN.parent / "configs_gg" / "synthetic.yaml"
+SIZES: dict[str, Any] = {
+    "vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 14, "intermediate_size": 1536,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "pad_token_id": 0,
+}  # fmt: skip
+LORA = {"lm.lora_rank": 16}
+WAYS: dict[str, dict[str, Any]] = {
+    "all weights": {},
+    "LoRA": LORA,
+    "LoRA, base in bf16": {**LORA, "lm.base_precision": "bf16"},
+    "LoRA, base in bf16, recomputed": {**LORA, "lm.base_precision": "bf16", "lm.gradient_checkpointing": True},
+}
+OPTIONS = {
+    "train.mode": "glem_lm", "dataset.synthetic_nodes": 100, "dataset.tag_split": [0.4, 0.2, 0.4], "lm.epochs": 1,
+    "lm.batch_size": 8, "lm.max_length": 64, "lm.pooling": "auto", "accelerator": "cpu",
+}  # fmt: skip
+
+
+def adapters(repeats: int, accelerator: str) -> Iterator[Row]:
+    """MB of memory, at its peak and foreseen, and of a stage's weights, for each of `WAYS`, run once on the CPU."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lm = make_qwen3(folder / "lm")
+        for place, (way, saving) in enumerate(WAYS.items()):
+            run = {**OPTIONS, **saving, "lm.model": lm, "dataset.dir": folder, "out_dir": folder / str(place)}
+            settings = [str(part) for pair in run.items() for part in pair]
+            set_cfg(cfg)
+            load_config(cfg, CONFIG, settings)
+            foreseen = measure(cfg, folder / "dry" / "0", 0)
+            watched([sys.executable, str(RUN / "main.py"), "--cfg", str(CONFIG), *settings], folder)
+            (file,) = (folder / str(place)).rglob("stage.json")
+            stage = read_json(file)
+            cost = foreseen["costs"]["lm_gold"]
+            program = foreseen["program_mb"]
+            yield Row(
+                PART, f"{way}: peak beside the program's {program:.0f} MB", stage["peak_memory_mb"] - program, "MB"
+            )
+            yield Row(PART, f"{way}: the same, foreseen", cost["resident_mb"] - cost["mapped_mb"] - program, "MB")
+            size = file.with_name("weights.safetensors").stat().st_size / 2**20
+            yield Row(PART, f"{way}: weights of a stage, {stage['params']:,} parameters in all", size, "MB")
+
+
+def make_qwen3(folder: Path) -> Path:
+    """A Qwen3 of `SIZES` with random weights, and a tokenizer that knows the generated texts' words."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    make_tiny_lm(folder)
+    torch.manual_seed(0)
+    Qwen3Model(Qwen3Config(**SIZES)).save_pretrained(folder)
+    return folder
