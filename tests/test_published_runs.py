@@ -27,7 +27,11 @@ from glem_graphgym.models.text_encoder import TextClassifier
 FOLDER = Path(__file__).resolve().parents[1] / "configs_gg"
 OF_OGB = [file for file in sorted(FOLDER.glob("*.yaml")) if re.search("_(arxiv|products|papers100m)$", file.stem)]
 GLEM = [file for file in OF_OGB if file.stem.startswith("glem_")]
-FINE_TUNED = [file for file in OF_OGB if re.match("(glem|lm|cascade|joint)_", file.stem) and "lora" not in file.stem]
+FINE_TUNED = [
+    file
+    for file in OF_OGB
+    if re.match("(glem|lm|cascade|joint)_", file.stem) and "lora" not in file.stem and "deberta" in file.read_text()
+]
 CLASSES = 3
 
 
