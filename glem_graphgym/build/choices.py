@@ -63,11 +63,10 @@ def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
         return {}
     cache, chosen = Path(cfg.dataset.dir) / "choices", dict[str, Any]()
     texts = reads_texts(cfg)
-    if half := {"lm.precision": texts, "gnn.precision": True}:
-        autos = [name for name, used in half.items() if used and cfg[name.split(".")[0]].precision == "auto"]
-        if autos and hardware_for(cfg, "auto").precision != "32-true":
-            precision = _kept(cache, "precision", (), faster_precision)
-            chosen |= dict.fromkeys(autos, precision)
+    groups = [group for group in ("lm", "gnn") if cfg[group].precision == "auto" and (texts or group == "gnn")]
+    if groups and hardware_for(cfg, "auto").precision != "32-true":
+        precision = _kept(cache, "precision", (), faster_precision)
+        chosen |= {f"{group}.precision": precision for group in groups}
     if texts and cfg.lm.attention == "auto":
         with suppress(Exception):  # a model that cannot be read is reported where it is built
             model = load_config(cfg.lm.model)

@@ -13,6 +13,7 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym import processes
+from glem_graphgym.build.graph import readout_for
 from glem_graphgym.build.language_model import untuned_lm
 from glem_graphgym.build.run_folder import file_hashes
 from glem_graphgym.config import WORD_FEATURES, feature_kinds
@@ -22,7 +23,6 @@ from glem_graphgym.em.checkpoint import Checkpoint, filling
 from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.files import fingerprint, read_array, read_json, write_json
 from glem_graphgym.memory import naming_out_of_memory
-from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.out_of_core.feature_rows import FeatureRows, ranges
 
 ROWS_AT_ONCE = 1 << 16
@@ -92,7 +92,7 @@ def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = N
         lm.model,
         file_hashes(cfg).get("lm.model"),
         lm.pretrained,
-        str(readout_of(lm.model, lm.pooling, lm.bidirectional)),
+        str(readout_for(cfg)),
         lm.bidirectional,
         lm.base_precision,
         lm.precision,

@@ -15,7 +15,7 @@ from glem_graphgym.data.registry import KNOWN, LAYOUTS, check_known, reader_of, 
 from glem_graphgym.data.splits import with_shots
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import Prompted, TokenStore, open_token_store
-from glem_graphgym.models.pooling import readout_of, with_end_token
+from glem_graphgym.models.pooling import Readout, readout_of, with_end_token
 from glem_graphgym.models.pretrained import load_tokenizer, prompt_of
 
 if TYPE_CHECKING:
@@ -184,12 +184,16 @@ def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
     return store
 
 
+def readout_for(cfg: CfgNode) -> Readout:
+    """How ``lm.model`` makes embeddings, by ``lm.pooling`` and ``lm.bidirectional``."""
+    return readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional)
+
+
 def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
     """The tokenizer of ``lm.model`` with ``lm.prompt``, held against the file that it is made of on some texts."""
     nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
     tokenizer = load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
-    readout = readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional)
-    tokenizer = with_end_token(tokenizer, cfg.lm.model, readout)
+    tokenizer = with_end_token(tokenizer, cfg.lm.model, readout_for(cfg))
     before, after = prompt_of(cfg.lm.model, cfg.lm.prompt)
     return Prompted(tokenizer, before, after) if before or after else tokenizer
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from glem_graphgym.build.graph import load_text_graph_of, open_tokens
+from glem_graphgym.build.graph import load_text_graph_of, open_tokens, readout_for
 from glem_graphgym.config import ConfigError
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import random_state, set_random_state
@@ -22,7 +22,6 @@ from glem_graphgym.em.fit import Validation, moved
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
-from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import BITS, prompt_of
 from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 
@@ -78,7 +77,7 @@ def model_card(cfg: CfgNode, task: LMTask) -> dict[str, Any]:
         "family": backbone.config.model_type,
         "parameters": sum(sizes.values()),
         "trained": sum(size for parameter, size in sizes.items() if parameter.requires_grad),
-        "pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional)),
+        "pooling": str(readout_for(cfg)),
         "prompt": "{text}".join(prompt_of(cfg.lm.model, cfg.lm.prompt)),
         "precision": task.hardware.precision,
         "base": quantised.get(cfg.lm.base_precision, cfg.lm.base_precision),
@@ -218,7 +217,7 @@ class TextEmbeddings(nn.Module):
         config = encoder_config(cfg, hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
         tokens = open_tokens(cfg, load_text_graph_of(cfg))
         encoder = load_text_encoder(config)
-        readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional).log(cfg.lm.model)
+        readout_for(cfg).log(cfg.lm.model)
         return cls(tokens, encoder, infer_tokens(cfg, hardware))
 
     def forward(self, nodes: Tensor) -> Tensor:

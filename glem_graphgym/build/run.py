@@ -20,7 +20,7 @@ from glem_graphgym.build.features import feature_builder, seconds_before
 from glem_graphgym.build.first_predictions import first_predictions
 from glem_graphgym.build.gnn import sees_hops
 from glem_graphgym.build.gnn_check import check_gnn
-from glem_graphgym.build.graph import Metric, load_text_graph_of, metrics_of, open_tokens
+from glem_graphgym.build.graph import Metric, load_text_graph_of, metrics_of, open_tokens, readout_for
 from glem_graphgym.build.language_model import check_lm, encoder_config, hardware_for
 from glem_graphgym.build.learners import further_features, gnn_learner, joint_learner, lm_learners, smoother
 from glem_graphgym.build.memory_check import stage_remedy
@@ -43,7 +43,6 @@ from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.recorder import record
 from glem_graphgym.em.run import EMSettings, Run
 from glem_graphgym.files import read_json, write_json
-from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
 
 
@@ -116,7 +115,7 @@ def build_run(
         encoder_config(cfg, hardware_for(cfg, cfg.lm.precision), -1.0, -1.0)  # refused before texts are tokenized
         tokens = tokens or open_tokens(cfg, graph)
     if tokens is not None:
-        readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional).log(cfg.lm.model)
+        readout_for(cfg).log(cfg.lm.model)
     train, valid = graph.split["train"], graph.split["valid"]
     gold = Gold(train, graph.label[train], graph.num_classes)
     gold = gold.balanced() if cfg.glem.class_weights == "balanced" else gold

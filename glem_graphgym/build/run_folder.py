@@ -15,10 +15,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
+from glem_graphgym.build.graph import readout_for
 from glem_graphgym.config import KEYS, flat_settings, metric_of, reads_texts
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.files import fingerprint, read_json, reading, sha256_of, write_json
-from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import find_model, prompt_of
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.scores import METRIC
@@ -96,7 +96,7 @@ def resolved_settings(cfg: CfgNode) -> dict[str, object]:
         return {"lm.prompt": ""}
     prompt = "{text}".join(prompt_of(cfg.lm.model, cfg.lm.prompt))
     return {
-        "lm.pooling": str(readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional)),
+        "lm.pooling": str(readout_for(cfg)),
         "lm.prompt": "" if prompt == "{text}" else prompt,
     }
 

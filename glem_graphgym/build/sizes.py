@@ -10,9 +10,10 @@ from yacs.config import CfgNode
 
 from glem_graphgym import memory, processes
 from glem_graphgym.build.gnn import has_layers
+from glem_graphgym.build.graph import readout_for
 from glem_graphgym.config import WORD_FEATURES, feature_kinds
 from glem_graphgym.data.text_graph import TextGraph
-from glem_graphgym.models.pooling import readout_of, width_after
+from glem_graphgym.models.pooling import width_after
 from glem_graphgym.models.pretrained import load_config
 
 WIDE_MARGIN = 32  # of generous estimates
@@ -76,7 +77,7 @@ def _columns(file: Path) -> int:
 
 def _embedding_width(cfg: CfgNode) -> int:
     try:
-        dense = readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional).dense
+        dense = readout_for(cfg).dense
         return width_after(dense, int(load_config(cfg.lm.model).hidden_size))
     except Exception:  # whatever is wrong with it, loading the model will say it better
         return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ class Key:
 
     def check(self, value: Any) -> None:
         """Raise ConfigError with the key, the value and what is expected where these do not agree."""
-        if self.choices and value not in self.choices:
+        if self.choices and not (isinstance(value, Hashable) and value in self.choices):
             expected = OLD_VALUES.get((self.name, str(value)), f"expected one of: {', '.join(self.choices)}")
             raise ConfigError(f"{self.name} is '{shown(value)}', {expected}")
         if value is None and (self.default is None or self.name in NULLABLE):

@@ -164,6 +164,7 @@ def test_only_memory_counts_as_memory() -> None:
 
 LIMITED = """
 import resource, runpy, sys
+sys.path.insert(0, {run!r})
 from glem_graphgym.em import e_step
 fit = e_step.LMLearner.fit
 def limited(self, *args, **options):  # what is there, and a little more
@@ -180,7 +181,13 @@ runpy.run_path({main!r}, run_name="__main__")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's accounts of memory")
 def test_a_real_shortage_ends_in_one_line(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = ("dataset.synthetic_nodes", 3000, "lm.batch_size", 2048, "dataset.synthetic_words", 400, "lm.max_length", 64)
-    command = [sys.executable, "-c", LIMITED.format(main=str(RUN / "main.py")), "--cfg", str(program.config)]
+    command = [
+        sys.executable,
+        "-c",
+        LIMITED.format(run=str(RUN), main=str(RUN / "main.py")),
+        "--cfg",
+        str(program.config),
+    ]
     done = subprocess.run(
         [*command, *map(str, wide)], capture_output=True, text=True, timeout=300, cwd=RUN.parent, check=False
     )

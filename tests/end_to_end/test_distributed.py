@@ -161,6 +161,9 @@ def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path, strat
     assert sorted(path.name for path in stages.glob("[0-9]*")) == STAGES
 
 
+ADAMW = ("optim.optimizer", "adamw", "optim.scheduler", "none")
+
+
 @pytest.mark.parametrize(
     ("options", "started", "message"),
     [
@@ -169,7 +172,7 @@ def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path, strat
         (("lm.strategy", "fsdp"), None, "lm.strategy is 'fsdp', which splits .*, but this run has one; set devices to"),
         (("lm.strategy", "fsdp", "lm.precision", "16"), 2, "lm.strategy is 'fsdp', but lm.precision is 16"),
         (
-            ("lm.strategy", "fsdp", "train.mode", "glem_joint", "gnn.fan_out", "[2,2]"),
+            ("lm.strategy", "fsdp", "train.mode", "glem_joint", "gnn.fan_out", "[2,2]", *ADAMW),
             2,
             "the first process trains alone",
         ),

@@ -110,7 +110,7 @@ def test_programs_and_configurations_by_name(site: Path, tmp_path: Path, tiny_lm
     assert json.loads((tmp_path / "results/synthetic/0/summary.json").read_text())
     board = python(site, tmp_path, "-u", "-m", "glem_graphgym", "leaderboard", "--dir", "results/synthetic")
     assert board.returncode == 0, board.stderr
-    assert "GLEM-GNN" in board.stdout
+    assert "GLEM (SAGE) · GNN" in board.stdout
     wrong = python(site, tmp_path, "-m", "glem_graphgym", "leaderbord")
     assert wrong.returncode == 1
     assert "'leaderbord'" in wrong.stderr and "leaderboard" in wrong.stderr and "run_batch" in wrong.stderr

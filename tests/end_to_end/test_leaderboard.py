@@ -54,7 +54,7 @@ def test_a_grid_becomes_a_leaderboard(grid: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(RUN / "leaderboard.py"), "--dir", str(grid), "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-    assert "glem-alpha=0.8 GLEM-GNN" in result.stdout and "paired t-test" in result.stdout
+    assert "GLEM (α 0.8) · GNN" in result.stdout and "paired t-test" in result.stdout
     with (tmp_path / "leaderboard.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 and [row["rank"] for row in rows] == [str(rank) for rank in range(1, 8)]
@@ -63,7 +63,9 @@ def test_a_grid_becomes_a_leaderboard(grid: Path, tmp_path: Path) -> None:
     page = (tmp_path / "leaderboard.html").read_text()
     assert "Sensitivity to glem.alpha" in page and "Accuracy by EM iteration" in page
     assert (tmp_path / "leaderboard.md").read_text().count("\n| ") == 9
-    assert {path.name for path in tmp_path.iterdir()} == {f"leaderboard.{suffix}" for suffix in ("csv", "md", "html")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"leaderboard.{suffix}" for suffix in ("csv", "md", "tex", "html")
+    }
 
 
 def test_numbers_are_those_of_the_runs(grid: Path, tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_numbers_are_those_of_the_runs(grid: Path, tmp_path: Path) -> None:
     with (tmp_path / "leaderboard.csv").open() as file:
         (row,) = csv.DictReader(file)
     stages = [read_stages(grid / "gnn" / str(seed))[0] for seed in range(2)]
-    assert row["name"] == "GNN"
+    assert row["name"] == "GNN (SAGE)"
     assert float(row["test_mean"]) == pytest.approx(sum(stage.scores["test"]["accuracy"] for stage in stages) / 2)
     assert float(row["seconds"]) == pytest.approx(sum(stage.seconds for stage in stages) / 2)
     about = json.loads((grid / "gnn" / "0" / "run.json").read_text())
@@ -81,7 +83,7 @@ def test_numbers_are_those_of_the_runs(grid: Path, tmp_path: Path) -> None:
 def test_several_folders_and_the_default_place(start: Start, grid: Path) -> None:
     result = start("--dir", grid / "gnn", grid / "glem-alpha=0.2")
     assert result.returncode == 0, result.stderr
-    for suffix in ("csv", "md", "html"):
+    for suffix in ("csv", "md", "tex", "html"):
         (grid / "gnn" / f"leaderboard.{suffix}").unlink()
 
 

@@ -217,7 +217,7 @@ def test_the_summary_has_a_row_a_method(finished: tuple[Path, str]) -> None:
         record = json.loads((run / "stages" / stage / "stage.json").read_text())
         assert told["test"]["accuracy"] == pytest.approx(record["scores"]["test"]["accuracy"])
     for row, stage in zip(found, STAGES, strict=True):
-        assert set(row) == {*SUMMARY, *FURTHER} - {"valid_accuracy", "test_accuracy", "valid_auc", "test_auc"}
+        assert set(row) == {*SUMMARY, "texts", *FURTHER} - {"valid_accuracy", "test_accuracy", "valid_auc", "test_auc"}
         record = json.loads((run / "stages" / stage / "stage.json").read_text())
         assert row["valid"] == record["scores"]["valid"]["accuracy"]
         assert row["test"] == record["scores"]["test"]["accuracy"]
@@ -267,7 +267,7 @@ def test_the_last_lines_say_where_the_results_are_and_how_to_see_them(finished: 
     program, *arguments = shlex.split(command.removeprefix("To see and compare them: "))
     shown = subprocess.run([program, *arguments], capture_output=True, text=True, cwd=config.parent, timeout=300)
     assert shown.returncode == 0, shown.stderr
-    assert " GLEM-GNN " in shown.stdout
+    assert " · GNN " in shown.stdout
 
 
 def test_no_line_is_wider_than_80_columns_but_for_paths(finished: tuple[Path, str], tiny_lm: Path) -> None:

@@ -34,6 +34,7 @@ for name in dir(os):
 sys.platform = "darwin"
 sys.addaudithook(deny)
 sys.argv = ["main.py", *sys.argv[1:]]
+sys.path.insert(0, "run")
 import runpy
 runpy.run_path("run/main.py", run_name="__main__")
 """

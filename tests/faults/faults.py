@@ -173,8 +173,8 @@ FAULTS: dict[str, Fault] = {
     "permuted_predictions": Fault(
         "predictions of a batch go to its nodes in another order",
         "em/e_step.py",
-        "array[batch] = rows",
-        "array[np.sort(batch)] = rows",
+        "array[nodes] = rows",
+        "array[np.sort(nodes)] = rows",
         "em/test_e_step.py::test_predictions_of_all_nodes_are_those_of_each_text_alone",
     ),
     "permuted_parts": Fault(
@@ -259,8 +259,8 @@ FAULTS: dict[str, Fault] = {
     "test_rows_in_statistics": Fault(
         "inductive features are standardised over test nodes too",
         "build/features.py",
-        'counted = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])',
-        "counted = np.arange(graph.num_nodes)",
+        'seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])',
+        "seen = np.arange(graph.num_nodes)",
         "build/test_features.py::test_statistics_are_not_those_of_test_nodes",
     ),
     "smoothing_over_test_edges": Fault(
@@ -366,8 +366,8 @@ FAULTS: dict[str, Fault] = {
     "dropout_in_prediction": Fault(
         "dropout acts while the LM predicts",
         "em/e_step.py",
-        "model = self.model.to(self.hardware.device).eval()\n        how =",
-        "model = self.model.to(self.hardware.device).train()\n        how =",
+        "encode_texts(self._on_device().eval(),",
+        "encode_texts(self._on_device().train(),",
         "em/test_e_step.py::test_dropout_acts_in_training_and_not_in_prediction",
     ),
     "dropout_in_gnn_prediction": Fault(
@@ -416,8 +416,8 @@ FAULTS: dict[str, Fault] = {
     "batches_repeated": Fault(
         "a run killed within an epoch trains on its first batches again",
         "em/fit.py",
-        "if number <= state.batch:",
-        "if number < state.batch:",
+        "left = Batches(batches.items[state.batch :], batches.prepare)",
+        "left = batches",
         "em/test_checkpoint.py::test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits[glem_accumulated]",
     ),
     "generators_not_restored": Fault(
@@ -451,8 +451,8 @@ FAULTS: dict[str, Fault] = {
     "temperature_left_out": Fault(
         "a run goes on in the folder of one with another temperature",
         "build/run_folder.py",
-        '    "glem.checkpoint_minutes",\n',
-        '    "glem.checkpoint_minutes",\n    "glem.temperature",\n',
+        '*("glem.checkpoint_minutes", "glem.search_trials")',
+        '*("glem.checkpoint_minutes", "glem.search_trials", "glem.temperature")',
         "build/test_train.py::test_decisive_settings_are_flat_and_whole",
     ),
     # ---- models ---------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,11 +49,16 @@ gnn.dropout drop range(0, 0.5)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with base and space; the logging that programs set up is taken back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "space.txt").write_text(SPACE)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def test_points_are_drawn_from_lists_and_ranges(folder: Path) -> None:
