@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -50,6 +50,14 @@ def fresh_config() -> Iterator[None]:
     yield
     cfg.clear()
     set_cfg(cfg)
+
+
+@pytest.fixture(autouse=True)
+def level_of_logging() -> Iterator[None]:
+    """A program that a test calls here sets it for the whole process."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(scope="module", autouse=True)

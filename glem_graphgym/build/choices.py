@@ -97,8 +97,9 @@ def _kept(cache: Path, name: str, key: Sequence[object], measure: Callable[[], s
 
 def processor() -> str:
     """The processor's name and instructions: a virtual machine may hide some of them."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines: list[str] = []
+    with suppress(OSError):  # Linux alone has it
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
     name = found.get("model name", platform.processor() or platform.machine())
     return f"{name} {found.get('flags', found.get('Features', ''))}".strip()
