@@ -175,7 +175,7 @@ def _caption(board: Board) -> str:
     seeds = sorted({row.runs for row in board.rows})
     runs = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     text = f"{board.dataset}: mean ± standard deviation over {runs} seed(s), ranked by validation. Best score bold, "
-    text += "second underlined; *: {board.split} differs from the best row without GLEM (paired t-test, Holm, "
+    text += f"second underlined; *: {board.split} differs from the best row without GLEM (paired t-test, Holm, "
     text += f"p < {SIGNIFICANT})."
     return _latex(text + " Below the line: published results." * bool(board.published)).replace(" < ", " $<$ ")
 
