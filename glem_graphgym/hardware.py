@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -23,6 +26,16 @@ def sent(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
     """The values on ``device``. A copy to a GPU is made from pinned memory, and neither side waits for the other."""
     x = torch.as_tensor(values)
     return x if x.device.type == device.type else x.pin_memory().to(device, non_blocking=True)
+
+
+def processor() -> tuple[str, str]:
+    """The processor's name and instructions, of which a virtual machine may hide some; "" where they are not told."""
+    lines: list[str] = []
+    with suppress(OSError):  # Linux alone has it
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
+    name = found.get("model name", platform.processor() or platform.machine())
+    return name, found.get("flags", found.get("Features", ""))
 
 
 class Autocast(MixedPrecision):

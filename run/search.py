@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from command_line import before_imports, config_file, path, run_program
 from grid import space
-from grid.jobs import DONE, Job, JobError, Plan, Queue, alone_with, job_of, last_line, make_plan
+from grid.jobs import DONE, Job, JobError, Plan, Queue, alone_with, job_of, last_line, make_plan, to_status
 from grid.where import configs_folder
 
 if TYPE_CHECKING:
@@ -233,39 +234,33 @@ def write_best(search: Search, file: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     before_imports()
-    try:
-        import optuna
-    except ImportError:
+    if importlib.util.find_spec("optuna") is None:
         print("error: run/search.py needs the extra 'search': pip install optuna", file=sys.stderr)
         return 1
+    return to_status(lambda: run_search(args), ValueError, OSError)  # with GridError, JobError and ConfigError
+
+
+def run_search(args: argparse.Namespace) -> int:
+    """Do the trials that are left, and write the best settings; returns the exit status."""
+    from optuna.trial import TrialState
     from torch_geometric.graphgym.config import cfg
 
     from glem_graphgym.config import load_config, metric_of
 
-    try:
-        check_space(args)
-        load_config(cfg, args.config)
-        folder = configs_folder(args.out_dir, args.config, args.space)
-        results = configs_folder(cfg.out_dir, args.config, args.space)
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone_with(folder):
-            plan = make_plan(args, args.trials, os.environ)
-            if plan.threads:
-                os.environ["OMP_NUM_THREADS"] = str(plan.threads)
-            search = Search(args, plan, open_study(args, folder), folder, results, metric_of(cfg))
-            search.run()
-            if not search.study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
-                raise JobError(f"none of {args.trials} trials finished; whole logs: {results}/logs/<trial>.log")
-            best = args.out_dir / f"{space.base_name(args.config)}_{space.base_name(args.space)}_best.yaml"
-            print(write_best(search, best))
-    except (space.GridError, JobError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; type the same command again to resume", file=sys.stderr)
-        return 130
+    check_space(args)
+    load_config(cfg, args.config)
+    folder = configs_folder(args.out_dir, args.config, args.space)
+    results = configs_folder(cfg.out_dir, args.config, args.space)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_with(folder):
+        plan = make_plan(args, args.trials, os.environ)
+        search = Search(args, plan, open_study(args, folder), folder, results, metric_of(cfg))
+        search.run()
+        if not search.study.get_trials(states=[TrialState.COMPLETE]):
+            raise JobError(f"none of {args.trials} trials finished; whole logs: {results}/logs/<trial>.log")
+        best = args.out_dir / f"{space.base_name(args.config)}_{space.base_name(args.space)}_best.yaml"
+        print(write_best(search, best))
     return 0
 
 

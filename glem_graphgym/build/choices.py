@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from glem_graphgym import processes
 from glem_graphgym.build.language_model import hardware_for
 from glem_graphgym.config import reads_texts
 from glem_graphgym.files import DamagedFileError, fingerprint, read_json, write_json
+from glem_graphgym.hardware import processor
 from glem_graphgym.models.attention import CPU_ATTENTION, cpu_attention
 from glem_graphgym.models.pretrained import load_config
 
@@ -84,7 +84,8 @@ def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
 
 def _kept(cache: Path, name: str, key: Sequence[object], measure: Callable[[], str]) -> str:
     """The choice of this name for this processor, number of threads, torch and ``key``; measured where unknown."""
-    about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "of": [*key]}
+    about = {"processor": [*processor()], "threads": torch.get_num_threads(), "torch": torch.__version__}
+    about["of"] = [*key]
     file = cache / f"{name}-{fingerprint(about)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
@@ -93,16 +94,6 @@ def _kept(cache: Path, name: str, key: Sequence[object], measure: Callable[[], s
         choice = measure()
         write_json(file, {"choice": choice, **about})
     return choice
-
-
-def processor() -> str:
-    """The processor's name and instructions: a virtual machine may hide some of them."""
-    lines: list[str] = []
-    with suppress(OSError):  # Linux alone has it
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
-    name = found.get("model name", platform.processor() or platform.machine())
-    return f"{name} {found.get('flags', found.get('Features', ''))}".strip()
 
 
 def faster_precision() -> str:

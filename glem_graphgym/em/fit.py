@@ -101,11 +101,9 @@ class Batches(NamedTuple):
         (docs/measurements.md, "Shared cores").
         """
         workers = (0 if device.type == "cpu" else WORKERS) if workers is None else workers
-        batches = ahead(self.prepare_for(device), self.items, workers) if workers else map(self.prepare, self.items)
+        prepare = self.prepare if device.type == "cpu" else lambda item: pinned(self.prepare(item))
+        batches = ahead(prepare, self.items, workers) if workers else map(prepare, self.items)
         return (moved(batch, device) for batch in batches)
-
-    def prepare_for(self, device: torch.device) -> Callable[[Any], Any]:
-        return self.prepare if device.type == "cpu" else lambda item: pinned(self.prepare(item))
 
 
 def ahead(prepare: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:

@@ -264,7 +264,7 @@ class Calibration:
         inferred *= settings.epochs * settings.evals_per_epoch
         inferred += _inferred_tokens(lengths, self.encoded, settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * (task.embedding_dim + self.graph.num_classes) / MB
-        frozen = sum(p.numel() * p.element_size() for p in task.model.parameters() if not p.requires_grad) / MB
+        frozen = weights_mb(task.model) - weights_mb(task.model, trained=True)
         cut_up = (CUT_UP - 1) * max(0.0, resident - before - frozen)  # weights that stay as they are cut up nothing
         self.cut_up_mb = max(self.cut_up_mb, cut_up)
         peak = resident + cut_up

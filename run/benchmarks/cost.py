@@ -200,18 +200,8 @@ def do(job: Job) -> Cost:
 def configured(job: Job) -> TextGraph:
     """Load the configuration into GraphGym's cfg, and the graph that it names."""
     size = "e_step.batch_size" if job.method == GLEM else "lm.batch_size"
-    mine = [
-        "dataset.dir",
-        job.data,
-        "accelerator",
-        job.accelerator,
-        size,
-        str(job.batch),
-        "lm.epochs",
-        "1",
-        "e_step.epochs",
-        "1",
-    ]
+    mine = ["dataset.dir", job.data, "accelerator", job.accelerator, size, str(job.batch)]
+    mine += ["lm.epochs", "1", "e_step.epochs", "1"]
     mine += ["train.eval_period", "1000000", "optim.max_epoch", str(job.warm_up + job.steps), "optim.patience", "0"]
     config = RUN.parent / "configs_gg" / f"{CONFIGS.get(job.method, CONFIGS[GLEM])}.yaml"
     load_config(cfg, config, [*mine, *job.options])

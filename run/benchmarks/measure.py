@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from glem_graphgym.hardware import processor
 
 WARM_UP = 2
 
@@ -114,13 +115,8 @@ def machine(repeats: int, device: str) -> Iterable[Row]:
 
 def describe_machine(device: str = "auto") -> str:
     """Processor, threads, version of torch, and the GPU if torch sees one and ``device`` is not ``cpu``."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
     gpu = f", {torch.cuda.get_device_name()}" if device != "cpu" and torch.cuda.is_available() else ", no GPU"
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
+    return f"{processor()[0]}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
 
 
 IMPORT = """

@@ -28,7 +28,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -496,29 +496,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 all finished; 1 a job failed, or none could be started; 2 wrong command line; 130 stopped."""
     args = parse_args(argv)
+    return to_status(lambda: run_folder(args), JobError, OSError)
+
+
+def run_folder(args: argparse.Namespace) -> int:
+    """Run what waits in a folder of configurations, and report; returns the exit status."""
+    own = find_main(args.main) == OWN_MAIN
+    if not args.config_dir.is_dir():
+        find_jobs(args.config_dir, args.repeat, own)  # raises the error
+    with alone_with(args.config_dir):
+        jobs, done = find_jobs(args.config_dir, args.repeat, own)
+        plan = make_plan(args, len(jobs), os.environ)
+        if plan.threads:  # must precede the import of libraries that read it once
+            os.environ["OMP_NUM_THREADS"] = str(plan.threads)
+        queue = Queue(jobs, plan, len(jobs))
+        if jobs:
+            queue.run()
+    print(report(queue, done))
+    return 1 if queue.failures else 0
+
+
+def to_status(work: Callable[[], int], *errors: type[Exception]) -> int:
+    """Call ``work``, which runs jobs, and return its exit status; 1 for one of ``errors``, 130 where it is stopped."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
-        own = find_main(args.main) == OWN_MAIN
-        if not args.config_dir.is_dir():
-            find_jobs(args.config_dir, args.repeat, own)  # raises the error
-        with alone_with(args.config_dir):
-            jobs, done = find_jobs(args.config_dir, args.repeat, own)
-            plan = make_plan(args, len(jobs), os.environ)
-            if plan.threads:  # must precede the import of libraries that read it once
-                os.environ["OMP_NUM_THREADS"] = str(plan.threads)
-            queue = Queue(jobs, plan, len(jobs))
-            if jobs:
-                queue.run()
-    except (JobError, OSError) as error:
+        return work()
+    except errors as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; type the same command again to resume", file=sys.stderr)
         return 130
-    print(report(queue, done))
-    return 1 if queue.failures else 0
 
 
 if __name__ == "__main__":
