@@ -1,16 +1,19 @@
 """The comparison of docs/science.md: ``python run/science.py [method ...]``, each by default; resumes where it was.
 
 Every method is searched for its settings by validation with seed 100, then run with seeds 0 to 9. What is done is not
-done again. Folders: science/ for configurations, results/science for the runs. Exit status: 0 done; 1 a step failed.
+done again: settings that were found lie in configs_gg/science/, and a method whose file is there is not searched for.
+Other folders: science/ for configurations, results/science for the runs. Exit status: 0 done; 1 a step failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ import yaml
 from command_line import CONFIGS, run_program
 
 RUN = Path(__file__).resolve().parent
-WORK, RESULTS = Path("science"), Path("results") / "science"
-SEARCH_SEED, SEEDS, TRIALS = 100, 10, 24
+WORK, RESULTS, FOUND = Path("science"), Path("results") / "science", CONFIGS / "science"
+SEARCH_SEED, SEEDS, TRIALS = 100, 10, 12
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,11 @@ class Method:
     """A method: its settings beside those that all share, its space, and whether it starts from the LM on gold labels.
 
     Every method has `TRIALS` trials; of one ``on_lm`` half are those of the LM, whose best settings it takes over.
-    ``further``: settings of further rows, which are not searched for again.
     """
 
     settings: dict[str, Any]
     space: str
     on_lm: bool = False
-    further: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def gnn(network: str, features: str) -> Method:
@@ -45,8 +46,7 @@ def cascade(network: str) -> Method:
 
 
 def glem(network: str) -> Method:
-    plateau = {"glem.em_iterations": -1, "glem.em_max_iterations": 4}
-    return Method({"model.type": network}, "science_glem", on_lm=True, further={"plateau": plateau})
+    return Method({"model.type": network}, "science_glem", on_lm=True)
 
 
 METHODS = {
@@ -62,33 +62,45 @@ METHODS = {
     "glem_gamlp": glem("glem_gamlp"),
     "glem_gcn": glem("glem_gcn"),
 }
+PLATEAU = {"glem.em_iterations": -1, "glem.em_max_iterations": 4}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     parser.add_argument("methods", nargs="*", help=f"some of {', '.join(METHODS)} (default: all)")
-    chosen = parser.parse_args(argv).methods or list(METHODS)
+    parser.add_argument("--max_jobs", type=int, default=1, help="trials and runs at a time (default: 1)")
+    args = parser.parse_args(argv)
+    chosen = args.methods or list(METHODS)
     if unknown := [name for name in chosen if name not in METHODS]:
         parser.error(f"no method is called '{unknown[0]}'; expected some of: {', '.join(METHODS)}")
-    lm = found(search("on_gold", METHODS["lm"], {}, TRIALS // 2), "lm")
+    lm = found(search("lm", "on_gold", {}, TRIALS // 2, args.max_jobs), "lm")
     for name in chosen:
-        method = METHODS[name]
-        base = lm if method.on_lm else {}
-        best = search(name, method, base, TRIALS // 2 if method.on_lm else TRIALS)
-        write_final(name, method, yaml.safe_load(best.read_text(encoding="utf-8")))
-    call("bash", RUN / "parallel.sh", WORK / "final", SEEDS, 1)
+        on_lm = METHODS[name].on_lm
+        best = search(name, name, lm if on_lm else {}, TRIALS // 2 if on_lm else TRIALS, args.max_jobs)
+        write_final(name, best, {})
+    call("bash", RUN / "parallel.sh", WORK / "final", SEEDS, args.max_jobs)
+    if glems := [name for name in chosen if name.startswith("glem")]:
+        name = max(glems, key=validation)
+        write_final(f"{name}_plateau", FOUND / f"{name}.yaml", PLATEAU)
+        call("bash", RUN / "parallel.sh", WORK / "final", SEEDS, args.max_jobs)
     call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--blind")
     return 0
 
 
-def search(name: str, method: Method, base: dict[str, Any], trials: int) -> Path:
-    """The YAML of the best settings of a method, searched for with ``base`` beside its own settings."""
-    config = yaml.safe_load((CONFIGS / "spaces" / "science.yaml").read_text(encoding="utf-8"))
-    set_all(config, {**base, **method.settings, "seed": SEARCH_SEED, "out_dir": str(RESULTS / "search")})
-    file = write(WORK / "base" / f"{name}.yaml", config)
-    space = CONFIGS / "spaces" / f"{method.space}.txt"
-    call(sys.executable, RUN / "search.py", "--config", file, "--space", space, "--trials", trials, "--out_dir", WORK)
-    return WORK / f"{name}_{method.space}_best.yaml"
+def search(name: str, result: str, base: dict[str, Any], trials: int, max_jobs: int) -> Path:
+    """The YAML of the best settings of a method, ``result``.yaml, searched for with ``base`` beside its own settings."""
+    file = FOUND / f"{result}.yaml"
+    if not file.exists():
+        method = METHODS[name]
+        config = yaml.safe_load((CONFIGS / "science" / "shared.yaml").read_text(encoding="utf-8"))
+        set_all(config, {**base, **method.settings, "seed": SEARCH_SEED, "out_dir": str(RESULTS / "search")})
+        start = write(WORK / "base" / f"{name}.yaml", config)
+        space = CONFIGS / "spaces" / f"{method.space}.txt"
+        options = ("--trials", trials, "--max_jobs", max_jobs, "--out_dir", WORK)
+        call(sys.executable, RUN / "search.py", "--config", start, "--space", space, *options)
+        FOUND.mkdir(exist_ok=True)
+        shutil.copyfile(WORK / f"{name}_{method.space}_best.yaml", file)
+    return file
 
 
 def found(best: Path, group: str) -> dict[str, Any]:
@@ -97,14 +109,18 @@ def found(best: Path, group: str) -> dict[str, Any]:
     return {f"{group}.{key}": value for key, value in config[group].items()}
 
 
-def write_final(name: str, method: Method, config: dict[str, Any]) -> None:
-    """Write the configurations that are run with all seeds, unless they are there."""
-    final = {"seed": 0, "out_dir": str(RESULTS), "glem.search_trials": TRIALS, "glem.share_lm_gold": True}
-    for suffix, settings in {"": {}, **method.further}.items():
-        set_all(config, {**final, **settings})
-        file = WORK / "final" / f"{name}{'_' * bool(suffix)}{suffix}.yaml"
-        if not file.with_name(f"{file.name}_done").exists():
-            write(file, config)
+def write_final(name: str, best: Path, settings: dict[str, Any]) -> None:
+    """Write the configuration that is run with all seeds, unless it has been run."""
+    config = yaml.safe_load(best.read_text(encoding="utf-8"))
+    set_all(config, {"seed": 0, "out_dir": str(RESULTS), "glem.search_trials": TRIALS, **settings})
+    file = WORK / "final" / f"{name}.yaml"
+    if not file.with_name(f"{file.name}_done").exists():
+        write(file, config)
+
+
+def validation(name: str) -> float:
+    """Mean validation accuracy of a method over its seeds."""
+    return float(json.loads((RESULTS / name / "agg" / "val" / "best.json").read_text(encoding="utf-8"))["accuracy"])
 
 
 def set_all(config: dict[str, Any], settings: dict[str, Any]) -> None:
