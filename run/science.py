@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def search(name: str, result: str, base: dict[str, Any], trials: int, max_jobs: int) -> Path:
-    """The YAML of the best settings of a method, ``result``.yaml, searched for with ``base`` beside its own settings."""
+    """The YAML ``result`` of the best settings of a method, searched for with ``base`` beside its own settings."""
     file = FOUND / f"{result}.yaml"
     if not file.exists():
         method = METHODS[name]
