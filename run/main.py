@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from command_line import add_config, before_imports, logs_to_file, parse_with_options, run_program
+from command_line import ROOT, add_config, before_imports, logs_to_file, parse_with_options, run_program
 from session import experiment_name, run_to_status, set_up_logging, set_up_process, start_or_join
 
 
@@ -191,7 +191,9 @@ def say_where(mode: str, experiment: Path, seeds: range) -> None:
     else:
         file = experiment / seed / "summary.json" if len(seeds) == 1 else experiment / "summary.json"
     python = "python" if shutil.which("python") == sys.executable else as_typed(Path(sys.executable))
-    command = [python, as_typed(Path(__file__).resolve().with_name("leaderboard.py")), "--dir", str(experiment)]
+    installed = not (ROOT / "glem_graphgym").is_dir()
+    program = ["-m", "glem_graphgym", "leaderboard"] if installed else [as_typed(ROOT / "run" / "leaderboard.py")]
+    command = [python, *program, "--dir", str(experiment)]
     print(f"Results: {file}\nTo see and compare them: {shlex.join(command)}", flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -108,7 +109,9 @@ def test_programs_and_configurations_by_name(site: Path, tmp_path: Path, tiny_lm
     run = python(site, tmp_path, "-m", "glem_graphgym", "--cfg", "synthetic", *small)
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "results/synthetic/0/summary.json").read_text())
-    board = python(site, tmp_path, "-u", "-m", "glem_graphgym", "leaderboard", "--dir", "results/synthetic")
+    _, *shown = shlex.split(run.stdout.splitlines()[-1].removeprefix("To see and compare them: "))
+    assert shown == ["-m", "glem_graphgym", "leaderboard", "--dir", "results/synthetic"]
+    board = python(site, tmp_path, "-u", *shown)
     assert board.returncode == 0, board.stderr
     assert "GLEM (SAGE) · GNN" in board.stdout
     wrong = python(site, tmp_path, "-m", "glem_graphgym", "leaderbord")
