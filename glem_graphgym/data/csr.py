@@ -15,10 +15,9 @@ from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.progress import Progress
 
 Edges = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
-Keys = Callable[[], Iterator[np.ndarray]]
 
-BINS = 1 << 16  # a range of keys is counted in this many bins before it is cut into buckets
-BUCKETS = 256  # most files that one range is cut into; what is still too large is cut again
+BINS = 1 << 16  # rows are counted in this many bins before they are cut into buckets
+BUCKETS = 256  # about as many files at most
 CHUNK, BUCKET = 1 << 20, 1 << 24  # edges and keys handled together: more would only take memory, and no less time
 ENTRIES_AT_ONCE = 1 << 16  # entries looked at together: all that is computed of them stays in the processor's cache
 
@@ -68,9 +67,9 @@ def write_csr(edges: Edges, num_nodes: int, folder: Path, *, memory_bytes: int) 
     """Write the arrays of `csr_from_edges` into ``folder`` without ever holding the edges in memory.
 
     An external bucket sort. Both directions of each edge become int64 keys row·N + col; a first pass counts them, a
-    second deals them out to files, each a range of keys that fits into memory, and each file in turn is sorted, freed
-    of duplicates and appended to the result. A range that does not fit (a hub with half of all edges) is cut again.
-    The files take 16 bytes per edge on the disk of ``folder`` and are removed as they are used up.
+    second deals them out to files of neighbouring rows that fit into memory, and each file in turn is sorted, freed of
+    duplicates and appended to the result. It is sorted where it lies, memory-mapped: that of a hub with half of all
+    edges may be larger. The files take 16 bytes per edge on the disk of ``folder`` and are removed as they are used up.
 
     Args:
         edges: yields chunks of (source, target), integer arrays of the same length, in one direction or in both.
@@ -92,105 +91,67 @@ def write_csr(edges: Edges, num_nodes: int, folder: Path, *, memory_bytes: int) 
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir(parents=True)
     try:
-        runs = _ExternalSort(edges, num_nodes, temporary, memory_bytes).runs()
-        _write_rows(runs, num_nodes, temporary, max(1024, memory_bytes // 512))
+        files, total = _deal_out(edges, num_nodes, temporary, memory_bytes)
+        at_once = max(64, memory_bytes // 512)
+        with (
+            PointerWriter(temporary / "rowptr.npy", num_nodes, max(1024, at_once)) as rowptr,
+            NpyWriter(temporary / "col.npy", _column_type(num_nodes)) as col,
+            Progress(total=total, desc="writing the adjacency", unit="entry", unit_scale=True) as bar,
+        ):
+            for file in files:
+                keys = np.asarray(np.memmap(file, np.int64, "r+"))
+                file.unlink()
+                keys.sort()
+                for start in range(0, len(keys), at_once):
+                    block = keys[start : start + at_once]
+                    bar.update(len(block))
+                    block = block[np.diff(block, prepend=keys[start - 1] if start else -1) > 0]
+                    row = block // num_nodes
+                    rowptr.add(row)
+                    col.write(block - row * num_nodes)
         for name in ("rowptr.npy", "col.npy"):
             (temporary / name).replace(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-class _ExternalSort:
-    """All keys row·N + col of both directions of the edges, in order and without duplicates."""
+def _deal_out(edges: Edges, num_nodes: int, folder: Path, memory_bytes: int) -> tuple[list[Path], int]:
+    """Files of the keys of all edges, those of one row in one file, rows in order; and the number of keys."""
+    chunk = min(max(memory_bytes // 64, 32), CHUNK)  # edges made into keys at a time, about 50 bytes each
 
-    def __init__(self, edges: Edges, num_nodes: int, folder: Path, memory_bytes: int) -> None:
-        self.edges, self.num_nodes, self.folder = edges, num_nodes, folder
-        self.capacity = max(memory_bytes // 10, 64)  # keys sorted at a time: 8 bytes each, and a reserve
-        self.chunk = min(max(memory_bytes // 64, 32), CHUNK)  # edges made into keys at a time, about 50 bytes each
-        self.block = min(max(memory_bytes // 512, 64), 1 << 20)  # keys handed on at a time
-
-    def runs(self) -> Iterator[np.ndarray]:
-        """Strictly increasing keys, int64, one block after the other."""
-        counted, total = self._count(self._edge_keys("counting edges"), 0, self.num_nodes**2)
-        require_space(self.folder.parent, 8 * total + 8 * self.num_nodes, f"sorting {total // 2:,} edges")
-        self.capacity = min(self.capacity, max(BUCKET, -(-2 * total // BUCKETS)))
-        buckets = self._deal(self._edge_keys("sorting edges", total // 2), 0, self.num_nodes**2, counted, "b")
-        with Progress(total=total, desc="writing the adjacency", unit="entry", unit_scale=True) as bar:
-            for low, high, count, file in buckets:
-                yield from self._sorted(low, high, count, file)
-                bar.update(count)
-
-    def _edge_keys(self, what: str, total: int | None = None) -> Iterator[np.ndarray]:
+    def edge_keys(what: str, total: int | None = None) -> Iterator[np.ndarray]:
         with Progress(total=total, desc=what, unit="edge", unit_scale=True) as bar:
-            for source, target in self.edges():
+            for source, target in edges():
                 source, target = _integers(source, target)
-                for start in range(0, len(source), self.chunk):
-                    piece = slice(start, start + self.chunk)
+                for start in range(0, len(source), chunk):
+                    piece = slice(start, start + chunk)
                     ends = source[piece].astype(np.int64), target[piece].astype(np.int64)
-                    _check_ends(*ends, self.num_nodes)
-                    yield _keys(*ends, self.num_nodes)
+                    _check_ends(*ends, num_nodes)
+                    yield _keys(*ends, num_nodes)
                     bar.update(len(ends[0]))
 
-    def _file_keys(self, file: Path) -> Iterator[np.ndarray]:
-        with file.open("rb") as opened:
-            while len(keys := np.fromfile(opened, dtype=np.int64, count=2 * self.chunk)):
-                yield keys
-
-    @staticmethod
-    def _shift(low: int, high: int) -> int:
-        """Keys that differ by less than 2**shift are in the same bin."""
-        return max(0, (high - low - 1).bit_length() - (BINS - 1).bit_length())
-
-    def _count(self, keys: Iterator[np.ndarray], low: int, high: int) -> tuple[np.ndarray, int]:
-        """int64 (BINS,): number of keys in each bin of [low, high); and in all."""
-        counted, shift = np.zeros(BINS, dtype=np.int64), self._shift(low, high)
-        for block in keys:
-            block -= low
-            block >>= shift
-            counted += np.bincount(block, minlength=BINS)
-        return counted, int(counted.sum())
-
-    def _deal(
-        self, keys: Iterator[np.ndarray], low: int, high: int, counted: np.ndarray, name: str
-    ) -> list[tuple[int, int, int, Path]]:
-        """Deal keys of [low, high) out to files of neighbouring bins: (low, high, count, file) of each."""
-        cuts = bounded_cuts(counted, max(self.capacity, -(-2 * int(counted.sum()) // BUCKETS)))
-        edges = [min(low + (cut << self._shift(low, high)), high) for cut in cuts]
-        counts = np.add.reduceat(counted, cuts[:-1])
-        files = [self.folder / f"{name}-{index}" for index in range(len(counts))]
-        dealt = np.zeros(len(counts), dtype=np.int64)
-        for block in keys:
-            block.sort()
-            ends = np.searchsorted(block, edges[1:])
-            ends[-1] = len(block)
-            starts = np.concatenate([[0], ends[:-1]])
-            for index in np.flatnonzero(ends > starts):
-                with disk_full_errors(files[index]), files[index].open("ab") as file:
-                    file.write(block[starts[index] : ends[index]].data)
-            dealt += ends - starts
-        if not np.array_equal(dealt, counts):
-            raise DataError("edges() did not yield the same edges when it was called again")
-        return [each for each in zip(edges[:-1], edges[1:], counts.tolist(), files, strict=True) if each[2]]
-
-    def _sorted(self, low: int, high: int, count: int, file: Path) -> Iterator[np.ndarray]:
-        """The keys of one file, in order and without duplicates; removes the file."""
-        if high - low == 1:
-            yield np.array([low])
-        elif count <= self.capacity:
-            keys = np.fromfile(file, dtype=np.int64)
-            file.unlink()
-            keys.sort()
-            for start in range(0, len(keys), self.block):
-                block = keys[start : start + self.block]
-                before = keys[start - 1] if start else -1
-                yield block[np.diff(block, prepend=before) > 0]
-        else:
-            counted, _ = self._count(self._file_keys(file), low, high)
-            buckets = self._deal(self._file_keys(file), low, high, counted, file.name)
-            file.unlink()
-            for bucket in buckets:
-                yield from self._sorted(*bucket)
-        file.unlink(missing_ok=True)
+    rows_per_bin = -(-num_nodes // BINS) or 1
+    width = rows_per_bin * num_nodes or 1  # keys of one bin are row·N + col for these rows
+    counted = np.zeros(-(-num_nodes // rows_per_bin) or 1, dtype=np.int64)
+    for block in edge_keys("counting edges"):
+        counted += np.bincount(block // width, minlength=len(counted))
+    total = int(counted.sum())
+    require_space(folder.parent, 8 * total + 8 * num_nodes, f"sorting {total // 2:,} edges")
+    capacity = min(max(memory_bytes // 10, 64), BUCKET)  # keys of 8 bytes
+    cuts = bounded_cuts(counted, max(capacity, -(-2 * total // BUCKETS)))
+    files = [folder / f"b-{index}" for index in range(len(cuts) - 1)]
+    dealt = np.zeros(len(files), dtype=np.int64)
+    for block in edge_keys("sorting edges", total // 2):
+        block.sort()
+        ends = np.append(np.searchsorted(block, width * np.array(cuts[1:-1], dtype=np.int64)), len(block))
+        starts = np.append(0, ends[:-1])
+        for index in np.flatnonzero(ends > starts):
+            with disk_full_errors(files[index]), files[index].open("ab") as file:
+                file.write(block[starts[index] : ends[index]].data)
+        dealt += ends - starts
+    if not np.array_equal(dealt, np.add.reduceat(counted, cuts[:-1])):
+        raise DataError("edges() did not yield the same edges when it was called again")
+    return [file for file, count in zip(files, dealt, strict=True) if count], total
 
 
 def _integers(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,17 +172,6 @@ def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
         cuts.append(max(int(np.searchsorted(ends, done + capacity, side="right")), cuts[-1] + 1))
     return cuts
-
-
-def _write_rows(runs: Iterator[np.ndarray], num_nodes: int, folder: Path, at_once: int) -> None:
-    with (
-        PointerWriter(folder / "rowptr.npy", num_nodes, at_once) as rowptr,
-        NpyWriter(folder / "col.npy", _column_type(num_nodes)) as col,
-    ):
-        for keys in runs:
-            row = keys // num_nodes
-            rowptr.add(row)
-            col.write(keys - row * num_nodes)
 
 
 # ---- reading it ---------------------------------------------------------------------------------------------------
@@ -247,8 +197,8 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool 
     """Check that an adjacency is what `csr_from_edges` makes, in one pass and a few MB.
 
     Symmetry is checked without a sort: each entry (row, col) adds a 64-bit hash of its unordered pair of nodes where
-    row < col and subtracts it where row > col, modulo 2**64, for two hashes. A symmetric adjacency gives 0 twice;
-    another one, whose entries are distinct by then, does with a probability of about 2**-128.
+    row < col and subtracts it where row > col, modulo 2**64. A symmetric adjacency gives 0; another one, whose entries
+    are distinct by then, does with a probability of about 2**-64.
 
     Args:
         name: of the graph.
@@ -263,8 +213,7 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool 
         raise DataError(f"{name}: row pointers must be int64 and run from 0 to {len(col)}")
     if any((np.diff(rowptr[start : start + ENTRIES_AT_ONCE + 1]) < 0).any() for start in range(0, n, ENTRIES_AT_ONCE)):
         raise DataError(f"{name}: row pointers must not decrease")
-    least, most, last, loops, ordered = n, -1, -1, 0, True
-    balance = [0, 0]
+    least, most, last, loops, ordered, balance = n, -1, -1, 0, True, 0
     what = f"checking the edges of {name}"
     with Progress(total=len(col), desc=what, unit="entry", unit_scale=True, leave=False) as bar:
         for row, neighbour in entry_blocks(rowptr, col):
@@ -274,33 +223,22 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool 
             ordered = ordered and int(key[0]) > last and bool((key[1:] > key[:-1]).all())
             last = int(key[-1])
             loops += int(np.count_nonzero(row == neighbour))
-            if directed:
-                continue
-            balance = [a + b for a, b in zip(balance, _imbalance(row, neighbour, n), strict=True)]
+            balance += 0 if directed else _imbalance(row, neighbour, n)
     if len(col) and (least < 0 or most >= n):
         raise DataError(f"{name}: edges name nodes {least} to {most}, expected 0 to {n - 1}")
     if not ordered:
         raise DataError(f"{name}: neighbours must be sorted and free of duplicates within a row")
     if loops:
         raise DataError(f"{name}: {loops} self-loops; expected none")
-    if any(each % 2**64 for each in balance):
+    if balance % 2**64:
         raise DataError(f"{name}: the adjacency is not symmetric; build it with csr_from_edges or write_csr")
 
 
-def _imbalance(row: np.ndarray, col: np.ndarray, num_nodes: int) -> tuple[int, int]:
-    """Two hashes of each unordered pair, added up with the sign of col - row; modulo 2**64."""
-    pair = (np.minimum(row, col) * num_nodes + np.maximum(row, col)).view(np.uint64)
-    sign = np.where(row < col, np.uint64(1), np.uint64(2**64 - 1))
-    # The finaliser of SplitMix64 (Steele, Lea and Flood 2014), and for the second hash one more with other factors.
-    first = _mix(pair, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-    second = _mix(first, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
-    return int((first * sign).sum()), int((second * sign).sum())
-
-
-def _mix(values: np.ndarray, first: int, second: int) -> np.ndarray:
-    mixed = values ^ (values >> np.uint64(30))
-    mixed *= np.uint64(first)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(second)
+def _imbalance(row: np.ndarray, col: np.ndarray, num_nodes: int) -> int:
+    """A hash of each unordered pair, added up with the sign of col - row; modulo 2**64."""
+    mixed = (np.minimum(row, col) * num_nodes + np.maximum(row, col)).view(np.uint64)
+    # The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
-    return mixed
+    return int((mixed * np.where(row < col, np.uint64(1), np.uint64(2**64 - 1))).sum())

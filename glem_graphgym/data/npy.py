@@ -54,27 +54,25 @@ class NpyWriter:
 class PointerWriter:
     """int64 (N+1,) pointers of N rows, written while their items come by, ``at_once`` pointers at a time."""
 
-    def __init__(self, path: Path, num_rows: int, at_once: int = 1 << 18) -> None:
+    def __init__(self, path: Path, num_rows: int, at_once: int) -> None:
         self.num_rows, self.at_once = num_rows, at_once
         self._file = NpyWriter(path, np.int64)
-        self._before = 0  # size of all items that have come
+        self._items = 0  # that have come
 
-    def add(self, rows: np.ndarray, sizes: np.ndarray | None = None) -> None:
-        """Items of these rows, int64 (n,), never decreasing from one call to the next; of size 1, or of ``sizes``."""
+    def add(self, rows: np.ndarray) -> None:
+        """An item of each of these rows, int64 (n,), which never decrease from one call to the next."""
         if len(rows):
-            ends = np.arange(len(rows) + 1) if sizes is None else np.concatenate([[0], np.cumsum(sizes)])
-            self._write_up_to(int(rows[-1]) + 1, rows, ends)
-            self._before += int(ends[-1])
+            self._write_up_to(int(rows[-1]) + 1, rows)
+            self._items += len(rows)
 
-    def _write_up_to(self, stop: int, rows: np.ndarray, ends: np.ndarray) -> None:
+    def _write_up_to(self, stop: int, rows: np.ndarray) -> None:
         for start in range(self._file.length, stop, self.at_once):
-            wanted = np.arange(start, min(start + self.at_once, stop))
-            self._file.write(self._before + ends[np.searchsorted(rows, wanted)])
+            self._file.write(self._items + np.searchsorted(rows, np.arange(start, min(start + self.at_once, stop))))
 
     def __enter__(self) -> PointerWriter:
         return self
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is None:
-            self._write_up_to(self.num_rows + 1, np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
+            self._write_up_to(self.num_rows + 1, np.empty(0, dtype=np.int64))
         self._file.__exit__(kind, *rest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,16 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from glem_graphgym.data.csr import bounded_cuts
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npy import NpyWriter, PointerWriter
+from glem_graphgym.data.npy import NpyWriter
+from glem_graphgym.disk import disk_full_errors
 from glem_graphgym.files import fingerprint
 
 TEXTS_AT_ONCE = 1 << 14  # texts that are encoded and written together
 OFFSETS_AT_ONCE = 1 << 20
-ROWS_AT_ONCE = 1 << 18  # rows and lengths that are handled together
-PARTS = 200  # most files that texts are dealt out to; each is open three times
-SORT_BYTES = 1 << 27  # bytes of text that are put into order at a time
+PARTS = 200  # most parts that texts are dealt out to, two files each
 CHECKED_TEXTS = 1000  # texts that are read again after they have been written
 
 
@@ -87,10 +84,10 @@ class Texts(Sequence[str]):
 class TextsWriter:
     """Writes N texts to ``<folder>/<stem>.npy`` (uint8) and ``<folder>/<stem>_offsets.npy`` (int64 (N+1,)).
 
-    Used in a ``with`` block: the files are whole when it ends, and do not exist if it ends in an error. A row without a
-    text has an empty one; of several texts of a row the first stays. Texts in the order of their rows are written once,
-    others are sorted at the end, in two more passes. Memory: one byte per text and some MB; out of order, some hundreds
-    of MB or 1% of the texts. Some texts are read again at the end.
+    Used in a ``with`` block: the files are whole when it ends, and do not exist if it ends in an error. Texts may come
+    in any order: they are dealt out to files of neighbouring rows, each of which is put into order at the end. A row
+    without a text has an empty one; of several texts of a row the first stays. Some texts are read again at the end.
+    Memory: one byte per text, some MB, and 1% of the texts.
 
     Args:
         folder: an existing folder.
@@ -111,18 +108,15 @@ class TextsWriter:
         self.given = np.zeros(num_texts, dtype=bool)
         self.repeated = 0
         self._next = 0  # the row of the next text that is appended
-        self._last, self._ordered = -1, True
         self._remembered: dict[int, bytes] = {}
+        self._rows_per_part = max(-(-num_texts // PARTS), TEXTS_AT_ONCE)
         self._temporary = folder / f".{stem}"
         shutil.rmtree(self._temporary, ignore_errors=True)  # of a process that was killed
         self._temporary.mkdir()
-        self._log = _TextLog(self._temporary / "written")
 
     def extend(self, texts: Iterable[str]) -> None:
         """Write the texts of the next rows: from row 0 at first, then from the one after the last that was written."""
-        texts = iter(texts)
-        while block := list(itertools.islice(texts, TEXTS_AT_ONCE)):
-            self._write(np.arange(self._next, self._next + len(block)), block)
+        self.put(zip(itertools.count(self._next), texts, strict=False))
 
     def put(self, rows: Iterable[tuple[int, str]]) -> None:
         """Write (row, text), which may come in any order."""
@@ -130,24 +124,29 @@ class TextsWriter:
         while block := list(itertools.islice(rows, TEXTS_AT_ONCE)):
             self._write(np.array([row for row, _ in block], dtype=np.int64), [text for _, text in block])
 
-    def _write(self, rows: np.ndarray, texts: Sequence[str]) -> None:
+    def _write(self, rows: np.ndarray, texts: list[str]) -> None:
         if rows.min() < 0 or rows.max() >= self.num_texts:
             raise ValueError(
                 f"{self.stem}: texts of rows {rows.min()} to {rows.max()}, expected 0 to {self.num_texts - 1}"
             )
         self._next = int(rows[-1]) + 1
-        new = np.zeros(len(rows), dtype=bool)
-        new[np.unique(rows, return_index=True)[1]] = True
-        new &= ~self.given[rows]
-        self.repeated += len(rows) - int(new.sum())
-        rows, kept = rows[new], [text.encode("utf-8", "replace") for text, keep in zip(texts, new, strict=True) if keep]
-        if kept:
-            self._ordered = self._ordered and self._last < int(rows[0]) and bool((np.diff(rows) > 0).all())
-            self._last = int(rows[-1])
-            self.given[rows] = True
-            chosen = np.flatnonzero(rows % max(self.num_texts // CHECKED_TEXTS, 1) == 0)
-            self._remembered |= {int(rows[index]): kept[index] for index in chosen}
-            self._log.write(rows, kept)
+        new = np.unique(rows, return_index=True)[1]
+        new = np.sort(new[~self.given[rows[new]]])
+        self.repeated += len(rows) - len(new)
+        self.given[rows[new]] = True
+        part_of = rows[new] // self._rows_per_part
+        for part in np.unique(part_of):
+            chosen = new[part_of == part]
+            encoded = [texts[index].encode("utf-8", "replace") for index in chosen]
+            numbers = np.stack([rows[chosen], [len(text) for text in encoded]], axis=1)
+            for kind, content in (("texts", b"".join(encoded)), ("rows", numbers.tobytes())):
+                file = self._temporary / f"{part}.{kind}"
+                with disk_full_errors(file), file.open("ab") as opened:
+                    opened.write(content)
+            checked = zip(rows[chosen].tolist(), encoded, strict=True)
+            self._remembered |= {
+                row: text for row, text in checked if row % max(self.num_texts // CHECKED_TEXTS, 1) == 0
+            }
 
     def read(self) -> Texts:
         """The finished texts, memory-mapped."""
@@ -163,16 +162,35 @@ class TextsWriter:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         try:
-            self._log.__exit__(kind)
             if kind is None:
-                log = self._log if self._ordered else _in_order_of_rows(self._log, self.num_texts, self._temporary)
-                offsets = self._temporary / "offsets.npy"
-                _write_offsets(log, self.num_texts, offsets)
-                log.buffer.path.replace(self.folder / f"{self.stem}.npy")
-                offsets.replace(self.folder / f"{self.stem}_offsets.npy")
+                names = f"{self.stem}.npy", f"{self.stem}_offsets.npy"
+                buffer, offsets = (self._temporary / name for name in names)
+                with NpyWriter(buffer, np.uint8) as texts, NpyWriter(offsets, np.int64) as ends:
+                    ends.write(np.zeros(1, dtype=np.int64))
+                    for start in range(0, self.num_texts, self._rows_per_part):
+                        self._write_part(start, texts, ends)
+                for file in (buffer, offsets):
+                    file.replace(self.folder / file.name)
                 self._check()
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _write_part(self, start: int, texts: NpyWriter, ends: NpyWriter) -> None:
+        """Append the texts of the rows from ``start``, in order, and where each of them ends."""
+        lengths = np.zeros(min(self._rows_per_part, self.num_texts - start), dtype=np.int64)
+        files = [self._temporary / f"{start // self._rows_per_part}.{kind}" for kind in ("texts", "rows")]
+        before = texts.length
+        if files[0].exists():
+            rows, sizes = np.fromfile(files[1], dtype=np.int64).reshape(-1, 2).T
+            lengths[rows - start] = sizes
+            content, begins, order = memoryview(files[0].read_bytes()), np.cumsum(sizes) - sizes, np.argsort(rows)
+            for chosen in np.array_split(order, -(-len(order) // TEXTS_AT_ONCE)):
+                of_block = zip(begins[chosen].tolist(), sizes[chosen].tolist(), strict=True)
+                block = b"".join([content[begin : begin + size] for begin, size in of_block])
+                texts.write(np.frombuffer(block, dtype=np.uint8))
+            for file in files:
+                file.unlink()
+        ends.write(before + np.cumsum(lengths))
 
     def _check(self) -> None:
         buffer, offsets = self.read().buffer, self.read().offsets
@@ -183,84 +201,3 @@ class TextsWriter:
                 f"{self.folder}: text {wrong[0]} is not what was written, nor are {len(wrong) - 1} more of "
                 f"{len(self._remembered)}; check the disk"
             )
-
-
-class _TextLog:
-    """Texts in the order in which they came: bytes, rows and lengths."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder = folder
-        self.buffer = NpyWriter(folder / "buffer.npy", np.uint8)
-        self.rows = NpyWriter(folder / "rows.npy", np.int64)
-        self.lengths = NpyWriter(folder / "lengths.npy", np.int64)
-
-    def write(self, rows: np.ndarray, texts: Sequence[bytes | memoryview]) -> None:
-        self.buffer.write(np.frombuffer(b"".join(texts), dtype=np.uint8))
-        self.rows.write(rows)
-        self.lengths.write(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
-
-    def __enter__(self) -> _TextLog:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for writer in (self.buffer, self.rows, self.lengths):
-            writer.__exit__(*error)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder)
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and lengths, int64, of texts that follow each other."""
-        rows, lengths = (np.load(writer.path, mmap_mode="r") for writer in (self.rows, self.lengths))
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            yield np.array(rows[start : start + ROWS_AT_ONCE]), np.array(lengths[start : start + ROWS_AT_ONCE])
-
-    def texts(self) -> Iterator[tuple[np.ndarray, list[memoryview]]]:
-        """Rows and bytes of texts that follow each other, about SORT_BYTES at a time."""
-        buffer, begin = np.asarray(np.load(self.buffer.path, mmap_mode="r")), 0
-        for rows, lengths in self.blocks():
-            ends = np.cumsum(lengths)
-            cuts = bounded_cuts(lengths, SORT_BYTES)
-            for first, last in itertools.pairwise(cuts):
-                stops = (ends[first:last] - (ends[first] - lengths[first])).tolist()
-                data = memoryview(buffer[begin : begin + stops[-1]].tobytes())
-                yield rows[first:last], [data[a:b] for a, b in itertools.pairwise([0, *stops])]
-                begin += stops[-1]
-
-
-def _in_order_of_rows(log: _TextLog, num_texts: int, folder: Path) -> _TextLog:
-    """The same texts with increasing rows: dealt out to files of neighbouring rows, then each file put into order."""
-    bins = min(num_texts, 1 << 16)
-    sizes = np.zeros(bins, dtype=np.int64)
-    for rows, lengths in log.blocks():
-        np.add.at(sizes, rows * bins // num_texts, lengths + 16)
-    cuts = bounded_cuts(sizes, max(SORT_BYTES, 2 * int(sizes.sum()) // PARTS))
-    first_bins = np.array(cuts[:-1])
-    parts = [_TextLog(folder / f"part-{index}") for index in range(len(first_bins))]
-    with contextlib.ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(part)
-        for rows, texts in log.texts():
-            part_of = np.searchsorted(first_bins, rows * bins // num_texts, side="right") - 1
-            for index in np.unique(part_of):
-                chosen = np.flatnonzero(part_of == index)
-                parts[index].write(rows[chosen], [texts[i] for i in chosen])
-    log.remove()
-    with _TextLog(folder / "ordered") as ordered:
-        for part in parts:
-            pieces = list(part.texts())
-            rows = np.concatenate([piece for piece, _ in pieces]) if pieces else np.empty(0, dtype=np.int64)
-            texts = [text for _, piece in pieces for text in piece]
-            order = np.argsort(rows)
-            for start in range(0, len(order), TEXTS_AT_ONCE):
-                chosen = order[start : start + TEXTS_AT_ONCE]
-                ordered.write(rows[chosen], [texts[i] for i in chosen])
-            part.remove()
-    return ordered
-
-
-def _write_offsets(log: _TextLog, num_texts: int, path: Path) -> None:
-    with PointerWriter(path, num_texts) as offsets:
-        for rows, lengths in log.blocks():
-            offsets.add(rows, lengths)

@@ -27,6 +27,7 @@ from ogb_files import (
     write_table,
 )
 
+from glem_graphgym.data.npy import NpyWriter
 from glem_graphgym.data.ogb import load_ogbn_products, products
 from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError
@@ -249,10 +250,10 @@ def test_without_texts_it_says_what_to_put_where(root: Path) -> None:
 
 
 def test_a_text_that_the_disk_changed_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from glem_graphgym.data.texts import _TextLog
-
-    write = _TextLog.write
-    monkeypatch.setattr(_TextLog, "write", lambda self, rows, texts: write(self, rows, [*texts[1:], texts[0]]))
+    write = NpyWriter.write
+    monkeypatch.setattr(
+        NpyWriter, "write", lambda self, block: write(self, block[::-1] if block.itemsize == 1 else block)
+    )
     with pytest.raises(DataError, match=r"text \d+ is not what was written, nor are 11 more of 12"):
         load_ogbn_products(root)
 

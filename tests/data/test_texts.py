@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TEXTS_AT_ONCE": 7, "ROWS_AT_ONCE": 11, "SORT_BYTES": 150, "PARTS": 9}.items():
+    for name, value in {"TEXTS_AT_ONCE": 7, "PARTS": 9}.items():
         monkeypatch.setattr(module, name, value)
 
 
@@ -126,13 +126,6 @@ def test_rows_in_any_order_with_holes_and_repeats(tmp_path: Path, few_at_once: N
     assert names(tmp_path) == ["node_id.npy", "node_id_offsets.npy"]
 
 
-def test_one_text_larger_than_what_is_sorted_at_a_time(tmp_path: Path, few_at_once: None) -> None:
-    strings = ["a" * 5000, "b", "", "c" * 400]
-    with TextsWriter(tmp_path, 4) as writer:
-        writer.put((row, strings[row]) for row in (3, 1, 0, 2))
-    assert read(tmp_path) == strings
-
-
 def test_appending_goes_on_after_the_row_that_was_put(tmp_path: Path) -> None:
     with TextsWriter(tmp_path, 6) as writer:
         writer.extend(["zero"])
@@ -182,8 +175,8 @@ def test_a_block_that_fails_leaves_nothing_and_the_old_files_alone(tmp_path: Pat
 
 
 def test_what_a_killed_process_left_is_not_taken_over(tmp_path: Path) -> None:
-    (tmp_path / ".text" / "written").mkdir(parents=True)
-    (tmp_path / ".text" / "written" / "buffer.npy").write_text("half")
+    (tmp_path / ".text").mkdir()
+    (tmp_path / ".text" / "0.texts").write_text("half")
     with TextsWriter(tmp_path, 1) as writer:
         writer.extend(["a"])
     assert read(tmp_path) == ["a"]
@@ -192,10 +185,8 @@ def test_what_a_killed_process_left_is_not_taken_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_order: bool) -> None:
-    """40 MB of texts, written in their order or backwards with 2 MB sorted at a time."""
-    monkeypatch.setattr(module, "SORT_BYTES", 2_000_000)
+    """40 MB of texts, written in their order or backwards, 1 MB at a time."""
     monkeypatch.setattr(module, "TEXTS_AT_ONCE", 500)
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 4_000)
     n = 20_000
 
     def blocks() -> Iterator[list[int]]:

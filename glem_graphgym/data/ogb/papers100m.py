@@ -10,9 +10,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -51,7 +50,6 @@ RECIPE_VERSION = 1
 TEXTS = ("idx_title.tsv", "idx_abs.tsv")
 ZIP = "paperinfo.zip"
 TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_papers100M/{ZIP}"
-UNUSED = ("skipped_rows", "rows_without_text", "repeated")  # rows that give no node a text
 MOST_DIGITS = 18  # of a node index
 FIRST_ROWS = 1 << 14  # of a file of texts that are looked at before anything is written
 
@@ -226,10 +224,6 @@ def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
 KNOWN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
-class _OutOfOrder(Exception):
-    """A row of texts names a node before that of the row above it."""
-
-
 def _find_texts(folder: Path) -> list[TextFile]:
     """Titles and abstracts: in the archive, which says whether it is whole, or unpacked; [] where they are missing."""
     remedy = f"put the one of {TEXT_URL} in its place"
@@ -285,43 +279,30 @@ def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, i
 
 
 def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
-    """Title and abstract of every node. Abstracts out of node order are sorted on disk first."""
+    """Title and abstract of every node."""
     stored = Texts(*(np.load(titles / f"title{name}.npy", mmap_mode="r") for name in ("", "_offsets")))
     counts = _new_counts()
-    try:
-        _write_merged(folder, stored, _in_node_order(_rows(source.lines(), num_nodes, counts), num_nodes, counts))
-    except _OutOfOrder as error:
-        logger.info("%s: %s; they are sorted on disk first", source, error)
-        counts = _new_counts()
-        with TextsWriter(folder, num_nodes, "abstract") as writer:
-            writer.put(_rows(source.lines(), num_nodes, counts))
+    with TextsWriter(folder, num_nodes) as writer:
+        rows = _rows(source.lines(), num_nodes, counts)
+        writer.put((node, sentence(Title=stored[node], Abstract=abstract)) for node, abstract in rows)
         counts["repeated"] = writer.repeated
-        _write_merged(folder, stored, writer.read())
-        for name in ("abstract", "abstract_offsets"):
-            (folder / f"{name}.npy").unlink()
-    missing = int((np.diff(np.load(folder / "text_offsets.npy", mmap_mode="r")) == 0).sum())
-    without = num_nodes - (counts["text_rows"] - sum(counts[name] for name in UNUSED))
-    if without == num_nodes or 2 * counts["skipped_rows"] > counts["text_rows"]:
-        raise DataError(
-            f"{source} has abstracts for {num_nodes - without} of {num_nodes} papers, and {counts['skipped_rows']} of "
-            f"its {counts['text_rows']} rows name no paper. Expected node index and abstract, separated by a tab: this "
-            f"is another file or a part of it; {source.remedy}"
-        )
-    if 2 * without > num_nodes:
+        without = np.flatnonzero(~writer.given)
+        if len(without) == num_nodes or 2 * counts["skipped_rows"] > counts["text_rows"]:
+            raise DataError(
+                f"{source} has abstracts for {num_nodes - len(without)} of {num_nodes} papers, and "
+                f"{counts['skipped_rows']} of its {counts['text_rows']} rows name no paper. Expected node index and "
+                f"abstract, separated by a tab: this is another file or a part of it; {source.remedy}"
+            )
+        writer.put((int(node), sentence(Title=stored[node])) for node in without)
+    if 2 * len(without) > num_nodes:
         logger.warning("%s: more than half of the papers have no abstract; is the file whole?", source)
-    logger.info("%s: %d of %d papers have no abstract", source, without, num_nodes)
-    return {**_named("abstract", counts), "missing_abstracts": without, "missing_texts": missing}
-
-
-def _write_merged(folder: Path, titles: Texts, abstracts: Any) -> None:
-    with TextsWriter(folder, len(titles)) as writer:
-        pairs = zip(titles, abstracts, strict=True)
-        bar = Progress(pairs, total=len(titles), desc="texts", unit="node", unit_scale=True)
-        writer.extend(sentence(Title=title, Abstract=abstract) for title, abstract in bar)
+    logger.info("%s: %d of %d papers have no abstract", source, len(without), num_nodes)
+    missing = {"missing_abstracts": len(without), "missing_texts": len(writer.missing())}
+    return {**_named("abstract", counts), **missing}
 
 
 def _new_counts() -> dict[str, int]:
-    return dict.fromkeys(("text_rows", "rows_not_utf8", *UNUSED), 0)
+    return dict.fromkeys(("text_rows", "rows_not_utf8", "skipped_rows", "rows_without_text", "repeated"), 0)
 
 
 def _named(what: str, counts: dict[str, int]) -> dict[str, int]:
@@ -341,17 +322,3 @@ def _rows(lines: Iterable[bytes], num_nodes: int, counts: dict[str, int]) -> Ite
             yield node, text
         else:
             counts["rows_without_text"] += 1
-
-
-def _in_node_order(rows: Iterator[tuple[int, str]], num_nodes: int, counts: dict[str, int]) -> Iterator[str]:
-    """The text of node 0, 1, 2, …, "" where there is none; raises `_OutOfOrder`."""
-    expected = 0
-    for node, text in rows:
-        if node == expected - 1:
-            counts["repeated"] += 1
-            continue
-        if node < expected:
-            raise _OutOfOrder(f"the row of node {node} comes after that of node {expected - 1}")
-        yield from chain(repeat("", node - expected), [text])
-        expected = node + 1
-    yield from repeat("", num_nodes - expected)
