@@ -1,0 +1,125 @@
+"""Average finished runs: ``python run/ensemble.py --dir results/a results/b --out results/a_and_b``.
+
+Of each experiment the method with the best mean validation score counts, and the ensemble is the mean of the class
+probabilities, seed by seed, as SimTeG's is over encoders (Duan et al. 2023, arXiv 2308.02565). Its runs are an
+experiment like others: leaderboard.py ranks it, and counts what all its members cost. Exit status: 0 done, 1 error, 2
+wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from command_line import before_imports, path, run_program
+from session import run_to_status
+
+if TYPE_CHECKING:
+    from glem_graphgym.report.experiments import Experiment
+
+ROWS_AT_ONCE = 1 << 16
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    parser.add_argument("--dir", nargs="+", type=path, required=True, help="folders of two experiments or more")
+    parser.add_argument("--out", type=path, required=True, help="folder for the ensemble's runs; must not exist")
+    args = parser.parse_args(argv)
+    before_imports(computes=False)
+    return run_to_status(lambda: average(args.dir, args.out), "the same command again")
+
+
+def average(folders: Sequence[Path], out: Path) -> int:
+    """Write the ensemble's experiment; returns the exit status."""
+    from torch_geometric.graphgym.config import cfg
+
+    from glem_graphgym.build.graph import load_text_graph_of
+    from glem_graphgym.config import load_config, metric_of
+    from glem_graphgym.files import making
+    from glem_graphgym.report import aggregate, reliability, stats
+    from glem_graphgym.report.experiments import read_experiments
+
+    members = read_experiments(folders)[0]
+    seeds = check_members(members)
+    config = members[0].runs[seeds[0]].folder.parent / "config.yaml"
+    load_config(cfg, config)
+    graph = load_text_graph_of(cfg)
+    if out.exists():
+        raise ValueError(f"--out {out} is there already; name another folder, or delete it")
+    with making(out) as part:
+        assert part is not None, "another process has made it"
+        shutil.copyfile(config, part / config.name)
+        for seed in seeds:
+            run_dir = part / str(seed)
+            write_run(members, seed, graph, run_dir)
+            stats.finish_run(run_dir, cfg.round)
+            reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
+        aggregate.aggregate_seeds(part, cfg.metric_best, cfg.metric_agg, digits=cfg.round)
+        rows = aggregate.aggregate_summaries(part)
+    aggregate.print_aggregate(rows, f"{out.name}, {len(seeds)} seeds", metric_of(cfg))
+    return 0
+
+
+def check_members(members: Sequence[Experiment]) -> list[int]:
+    """The seeds that all have; ValueError where the experiments cannot be averaged."""
+    if len(members) < 2:
+        raise ValueError(f"--dir names one experiment, {members[0].name}; expected at least two")
+    for member in members:
+        if not all(run.stages for run in member.runs.values()):
+            raise ValueError(f"{member.name} is of train.mode {member.mode}, which keeps no logits; expected our modes")
+        for fact in ("fingerprint", "metric"):
+            ours, first = getattr(member, fact), getattr(members[0], fact)
+            if ours != first:
+                raise ValueError(
+                    f"{members[0].name} has the {fact} {first}, {member.name} {ours}; expected runs on one graph, by "
+                    "one metric"
+                )
+    seeds = sorted(set.intersection(*(set(member.runs) for member in members)))
+    if not seeds:
+        raise ValueError(f"no seed is finished in all of {', '.join(member.name for member in members)}")
+    return seeds
+
+
+def write_run(members: Sequence[Experiment], seed: int, graph: Any, run_dir: Path) -> None:
+    """Write the ``run.json`` of a run, and its one stage: the mean of the members' predictions with that seed."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from glem_graphgym.build.graph import metrics_of
+    from glem_graphgym.build.run import scores_of
+    from glem_graphgym.em.fit import FitLog
+    from glem_graphgym.em.journal import Journal, StageKey, StageOutput
+    from glem_graphgym.files import write_json
+
+    about = members[0].runs[seed].about
+    run_dir.mkdir(parents=True)
+    settings = {"dataset.name": about["settings"]["dataset.name"], "members": [member.name for member in members]}
+    noted = {key: about[key] for key in ("dataset", "fingerprint", "origin", "facts", "metric", "versions")}
+    write_json(run_dir / "run.json", {"seed": seed, "mode": "ensemble", **noted, "settings": settings, "files": {}})
+    methods = [str(member.results.groupby("method")["valid"].mean().idxmax()) for member in members]
+    chosen = list(zip(members, methods, strict=True))
+    costs = pd.DataFrame([member.of(method).loc[seed] for member, method in chosen])
+    logits = [np.load(member.stage_folders(method)[seed] / "logits.npy", mmap_mode="r") for member, method in chosen]
+    glem = any(method.startswith("GLEM") for method in methods)
+    scores = metrics_of(graph)
+    journal = Journal(run_dir, seed, lambda logits: scores_of(graph, logits, scores), metric=members[0].metric)
+    with journal.stage(StageKey(0, "ensemble", "none", "GLEM ensemble" if glem else "Ensemble")) as stage:
+        out = stage.predictions("logits", logits[0].shape)
+        for start in range(0, len(out), ROWS_AT_ONCE):
+            block = slice(start, start + ROWS_AT_ONCE)
+            shares = [torch.from_numpy(of_one[block].astype(np.float32)).softmax(-1) for of_one in logits]
+            out[block] = torch.stack(shares).mean(0).clamp(min=1e-7).log().numpy()
+        sums = costs[["params", "seconds", "texts"]].fillna(0).sum()
+        output = StageOutput(FitLog(), {}, int(sums["params"]), 0.0, texts=int(sums["texts"]))
+        output.seconds_before = float(sums["seconds"])
+        stage.finish(output)
+        stage.peak_mb = max(stage.peak_mb, float(costs["peak_memory_mb"].max()))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
