@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.npy import NpyWriter, PointerWriter
 from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.progress import Progress
-
-Edges = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 BINS = 1 << 16  # rows are counted in this many bins before they are cut into buckets
 BUCKETS = 256  # about as many files at most
@@ -63,7 +61,7 @@ def _check_ends(source: np.ndarray, target: np.ndarray, num_nodes: int) -> None:
             raise DataError(f"edges name nodes {end.min()} to {end.max()}, expected 0 to {num_nodes - 1}")
 
 
-def write_csr(edges: Edges, num_nodes: int, folder: Path, *, memory_bytes: int) -> None:
+def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: int) -> None:
     """Write the arrays of `csr_from_edges` into ``folder`` without ever holding the edges in memory.
 
     An external bucket sort. Both directions of each edge become int64 keys row·N + col; a first pass counts them, a
@@ -72,21 +70,22 @@ def write_csr(edges: Edges, num_nodes: int, folder: Path, *, memory_bytes: int) 
     edges may be larger. The files take 16 bytes per edge on the disk of ``folder`` and are removed as they are used up.
 
     Args:
-        edges: yields chunks of (source, target), integer arrays of the same length, in one direction or in both.
-            Called twice; yields the same edges both times.
+        edges: integers (2, E), sources and targets, maybe memory-mapped; in one direction or in both.
         num_nodes: N.
         folder: gets ``rowptr.npy`` and ``col.npy``, which appear when they are whole. Made if it does not exist.
-        memory_bytes: most that this may allocate, beside what ``edges`` does; below 1 MB it is not kept exactly.
+        memory_bytes: most that this may allocate; below 1 MB it is not kept exactly.
 
     Raises:
-        DataError: an edge names a node outside of 0..N-1, a chunk is not a pair of equally long integer arrays,
-            or the two passes differ.
+        DataError: an edge names a node outside of 0..N-1, or edges are no such array.
         DiskFullError: there is no room on the disk; asked before the edges are dealt out.
     """
     if memory_bytes < 1 or not 0 <= num_nodes <= 3_037_000_499:  # N² has to fit into int64
         raise ValueError(
             f"num_nodes is {num_nodes}, expected 0 to 3,037,000,499, and memory_bytes {memory_bytes}, at least 1"
         )
+    edges = np.asarray(edges)
+    if edges.shape[:1] != (2,) or edges.ndim != 2 or (edges.size and edges.dtype.kind not in "iu"):
+        raise DataError(f"edges are {edges.dtype} {edges.shape}, expected integers (2, E)")
     temporary = folder / ".edges"
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir(parents=True)
@@ -115,20 +114,17 @@ def write_csr(edges: Edges, num_nodes: int, folder: Path, *, memory_bytes: int) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _deal_out(edges: Edges, num_nodes: int, folder: Path, memory_bytes: int) -> tuple[list[Path], int]:
+def _deal_out(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int) -> tuple[list[Path], int]:
     """Files of the keys of all edges, those of one row in one file, rows in order; and the number of keys."""
     chunk = min(max(memory_bytes // 64, 32), CHUNK)  # edges made into keys at a time, about 50 bytes each
 
-    def edge_keys(what: str, total: int | None = None) -> Iterator[np.ndarray]:
-        with Progress(total=total, desc=what, unit="edge", unit_scale=True) as bar:
-            for source, target in edges():
-                source, target = _integers(source, target)
-                for start in range(0, len(source), chunk):
-                    piece = slice(start, start + chunk)
-                    ends = source[piece].astype(np.int64), target[piece].astype(np.int64)
-                    _check_ends(*ends, num_nodes)
-                    yield _keys(*ends, num_nodes)
-                    bar.update(len(ends[0]))
+    def edge_keys(what: str) -> Iterator[np.ndarray]:
+        with Progress(total=edges.shape[1], desc=what, unit="edge", unit_scale=True) as bar:
+            for start in range(0, edges.shape[1], chunk):
+                source, target = edges[:, start : start + chunk].astype(np.int64)
+                _check_ends(source, target, num_nodes)
+                yield _keys(source, target, num_nodes)
+                bar.update(len(source))
 
     rows_per_bin = -(-num_nodes // BINS) or 1
     width = rows_per_bin * num_nodes or 1  # keys of one bin are row·N + col for these rows
@@ -140,29 +136,14 @@ def _deal_out(edges: Edges, num_nodes: int, folder: Path, memory_bytes: int) -> 
     capacity = min(max(memory_bytes // 10, 64), BUCKET)  # keys of 8 bytes
     cuts = bounded_cuts(counted, max(capacity, -(-2 * total // BUCKETS)))
     files = [folder / f"b-{index}" for index in range(len(cuts) - 1)]
-    dealt = np.zeros(len(files), dtype=np.int64)
-    for block in edge_keys("sorting edges", total // 2):
+    for block in edge_keys("sorting edges"):
         block.sort()
         ends = np.append(np.searchsorted(block, width * np.array(cuts[1:-1], dtype=np.int64)), len(block))
         starts = np.append(0, ends[:-1])
         for index in np.flatnonzero(ends > starts):
             with disk_full_errors(files[index]), files[index].open("ab") as file:
                 file.write(block[starts[index] : ends[index]].data)
-        dealt += ends - starts
-    if not np.array_equal(dealt, np.add.reduceat(counted, cuts[:-1])):
-        raise DataError("edges() did not yield the same edges when it was called again")
-    return [file for file, count in zip(files, dealt, strict=True) if count], total
-
-
-def _integers(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    source, target = np.asarray(source), np.asarray(target)
-    for end in (source, target):
-        if end.ndim != 1 or len(source) != len(target) or (len(end) and end.dtype.kind not in "iu"):
-            raise DataError(
-                f"a chunk of edges is {source.dtype} {source.shape} and {target.dtype} {target.shape}, "
-                "expected two integer arrays of the same length"
-            )
-    return source, target
+    return [file for file in files if file.exists()], total
 
 
 def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:

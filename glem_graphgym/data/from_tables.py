@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from glem_graphgym.data.columns import NODE_COLUMNS, VIEW, Columns
+from glem_graphgym.data.columns import EDGE_COLUMNS, NODE_COLUMNS, VIEW, Columns
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.label_leaks import telling_columns
 from glem_graphgym.data.splits import SPLIT_NAMES, drawn_split, given_splits, split_columns
@@ -128,8 +128,11 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
             f"{tables.where['nodes']} has the columns {listed(columns, 12, quoted=True)} beside features of their own; "
             "keep one of the two as features"
         )
-    features = _features(tables, columns) if tables.features is None else np.asarray(tables.features, np.float32)
-    rowptr, col, edge_counts = _edges(tables, ids, options.undirected)
+    features = _features(tables, columns) if tables.features is None else _given_features(tables)
+    source, target = _ends(tables, ids)
+    rowptr, col = csr_from_edges(source, target, tables.num_nodes, directed=not options.undirected)
+    edge_columns = [*tables.edges] if isinstance(tables.edges, pd.DataFrame) else []
+    edges, self_loops = len(col) // (2 if options.undirected else 1), int((source == target).sum())
     trained = set(label[codes[0] == 0])
     origin = {
         **tables.origin,
@@ -145,7 +148,10 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
         **({"fixed_splits": split_names} if len(masks) > 1 else {}),
         "feature_columns": columns,
         "telling_columns": telling_columns(columns, features, label) if columns and features is not None else {},
-        **edge_counts,
+        "edges": edges,
+        "self_loops": self_loops,
+        "repeated_edges": len(source) - self_loops - edges,
+        "ignored_edge_columns": [str(name) for name in edge_columns if name not in EDGE_COLUMNS],
     }
     return TextGraph(
         name=tables.name.removeprefix("ogbn-"),  # OGB's evaluators and tables are for OGB's own graphs
@@ -297,6 +303,21 @@ def _features(tables: Tables, names: list[str]) -> np.ndarray | None:
     return features
 
 
+def _given_features(tables: Tables) -> np.ndarray:
+    """float32 (N, F): the features that are no columns of the nodes."""
+    given, place = np.asarray(tables.features), tables.place("features")
+    if given.dtype.kind not in "biuf" or given.ndim != 2 or len(given) != tables.num_nodes:
+        raise DataError(
+            f"{place} is {given.dtype} {given.shape}, expected finite numbers ({tables.num_nodes} nodes, number of "
+            "features)"
+        )
+    with np.errstate(over="ignore"):
+        features = given.astype(np.float32)
+    if not np.isfinite(features).all():
+        raise DataError(f"{place} holds NaN or infinity, expected finite numbers")
+    return features
+
+
 def _numbers(column: pd.Series) -> np.ndarray:
     """float32 (rows,): the numbers of a column, NaN where there is none."""
     if not pd.api.types.is_numeric_dtype(column):
@@ -307,29 +328,11 @@ def _numbers(column: pd.Series) -> np.ndarray:
 # ---- edges ---------------------------------------------------------------------------------------------------------
 
 
-def _edges(tables: Tables, ids: list[str] | None, undirected: bool) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """CSR of the graph, and counts of what was made of the rows."""
-    found, columns = tables.edges, []
-    if isinstance(found, pd.DataFrame):
-        columns = [str(column) for column in found if column not in ("source", "target")]
-        source, target = _joined(tables, found, ids)
-    else:
-        source, target = _row_numbers(tables, found)
-    rowptr, col = csr_from_edges(source, target, tables.num_nodes, directed=not undirected)
-    edges, self_loops = len(col) // 2 if undirected else len(col), int((source == target).sum())
-    return (
-        rowptr,
-        col,
-        {
-            "edges": edges,
-            "self_loops": self_loops,
-            "repeated_edges": len(source) - self_loops - edges,
-            "ignored_edge_columns": columns,
-        },
-    )
-
-
-def _row_numbers(tables: Tables, edges: np.ndarray) -> np.ndarray:
+def _ends(tables: Tables, ids: list[str] | None) -> np.ndarray:
+    """int64 (2, E): row numbers of the nodes that edges join, sources and targets."""
+    edges = tables.edges
+    if isinstance(edges, pd.DataFrame):
+        return _joined(tables, edges, ids)
     outside = (edges < 0) | (edges >= tables.num_nodes)
     if outside.any():
         raise DataError(
@@ -345,7 +348,7 @@ def _joined(tables: Tables, table: pd.DataFrame, ids: list[str] | None) -> np.nd
     path = tables.where["edges"]
     ids = [*map(str, range(tables.num_nodes))] if ids is None else ids
     known = pd.Index(ids, dtype=object)
-    names = [strings_of(table[column], f"{path}: column '{column}'") for column in ("source", "target")]
+    names = [strings_of(table[column], f"{path}: column '{column}'") for column in EDGE_COLUMNS]
     source, target = (known.get_indexer(pd.Index(ends, dtype=object)) for ends in names)
     broken = (source < 0) | (target < 0)
     if broken.any():

@@ -120,9 +120,13 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
         name=next((name for name in (path.stem, *folders) if name not in NO_NAMES), path.stem),
         nodes=pd.DataFrame({"text": text, "label": labels, **split}),
         edges=_edges(f"{path}: {edges}", attributes[edges]),
-        features=_features(f"{path}: {features}", attributes[features], len(labels)) if features else None,
+        features=_array(f"{path}: {features}", attributes[features]) if features else None,
         class_names=class_names,
-        where={"nodes": str(path), "edges": f"{path}: {edges}", "label": f"{path}: {label}", "text": str(texts_file)},
+        where={
+            "nodes": str(path),
+            "text": str(texts_file),
+            **{what: f"{path}: {taken[what]}" for what in ("edges", "label", "features")},
+        },
         origin={
             "files": [file.name for file in files if file in (path, texts_file) or file.name == classes_from],
             "taken": {what: names for what, names in taken.items() if names},
@@ -258,22 +262,12 @@ def _edges(where: str, value: Any) -> np.ndarray:
     return ends.astype(np.int64)
 
 
-def _features(where: str, value: Any, nodes: int) -> np.ndarray:
-    """float32 (N, F)."""
-    features = _array(where, value)
-    if features.ndim != 2 or len(features) != nodes or not np.isfinite(features).all():
-        raise DataError(f"{where} is {_kind(value)}, expected finite numbers ({nodes} nodes, number of features)")
-    return features.astype(np.float32)
-
-
 def _labels(where: str, value: Any) -> pd.Series:
     """Per node its class' number (Int64), or its name where classes are texts; missing where it has none."""
     if _is_texts(value):
         return pd.Series([name if isinstance(name, str) else None for name in value], dtype=object)
     labels = _array(where, value)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        if not np.isin(labels, (0, 1)).all() or labels.sum(axis=1).max() > 1:
-            raise DataError(f"{where} is {_kind(value)}, expected one class per node: (N,), (N, 1) or one-hot (N, C)")
+    if labels.ndim == 2 and labels.shape[1] > 1 and np.isin(labels, (0, 1)).all() and labels.sum(axis=1).max() <= 1:
         labels = np.where(labels.any(axis=1), labels.argmax(axis=1), -1)
     if labels.size == 0 or labels.size != len(labels):
         raise DataError(f"{where} is {_kind(value)}, expected one class per node: (N,), (N, 1) or one-hot (N, C)")

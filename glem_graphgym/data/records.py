@@ -68,13 +68,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", check_shares(self.shares))
-        for key, value, least in (
-            ("labels_per_group", self.labels_per_group, 1),
-            ("min_class_size", self.min_class_size, 1),
-            ("tag_max_nodes", self.max_nodes, 0),
-        ):
-            if value < least:
-                raise DataError(f"dataset.{key} is {value}, expected {least} or more")
 
 
 def graph_snapshot(root: Path, name: str, recipe: Recipe, read: Callable[[], Records], *source: bytes) -> TextGraph:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,19 +14,6 @@ from glem_graphgym.data.text_graph import SPLITS, DataError, TextGraph, Texts, c
 _WORDS = np.array(Path(__file__).with_name("words.txt").read_text().split(), dtype="S5")
 _MAX_VOCABULARY = len(_WORDS) * (len(_WORDS) + 1)  # single words, then compounds of two
 _TEXTS_AT_A_TIME = 1 << 14
-
-
-# Argument -> its key in a configuration, and the least integer that it may be; None: a number from 0 to 1.
-BOUNDS = {
-    "num_nodes": ("dataset.synthetic_nodes", 1),
-    "num_classes": ("dataset.synthetic_classes", 2),
-    "words_per_text": ("dataset.synthetic_words", 1),
-    "vocabulary": ("vocabulary", 1),
-    "feature_dim": ("dataset.synthetic_features", 0),
-    "seed": ("dataset.tag_seed", 0),
-    "text_signal": ("dataset.synthetic_text_signal", None),
-    "structure_signal": ("dataset.synthetic_structure_signal", None),
-}
 
 
 def make_synthetic(
@@ -70,10 +56,14 @@ def make_synthetic(
         seed: of the one `numpy.random.Generator` from which everything is drawn; at least 0.
 
     Raises:
-        DataError: an argument is of the wrong type or out of range, a split would be empty, or a class would
-            have no training node.
+        DataError: the degree, the shares or the vocabulary do not fit the numbers of nodes and classes. The keys of a
+            configuration have the bounds of single values.
     """
-    _check_bounds(locals())
+    if not num_classes <= vocabulary <= _MAX_VOCABULARY:
+        raise DataError(
+            f"dataset.synthetic_classes is {num_classes}, but the vocabulary has {vocabulary} words; expected at least "
+            f"one for each class, and at most {_MAX_VOCABULARY}"
+        )
     ends = _split_ends(shares, num_nodes, num_classes)
     _check_degree(avg_degree, num_nodes, num_classes)
 
@@ -107,25 +97,9 @@ def make_synthetic(
     )
 
 
-def _check_bounds(arguments: dict[str, Any]) -> None:
-    for name, (key, least) in BOUNDS.items():
-        value = arguments[name]
-        if least is None:
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise DataError(f"{key} is {value!r}, expected a number from 0 (tells nothing) to 1 (tells all)")
-        elif isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise DataError(f"{key} is {value!r}, expected an integer of at least {least}")
-    classes, vocabulary = arguments["num_classes"], arguments["vocabulary"]
-    if not classes <= vocabulary <= _MAX_VOCABULARY:
-        raise DataError(
-            f"dataset.synthetic_classes is {classes}, but the vocabulary has {vocabulary} words; expected at least one "
-            f"for each class, and at most {_MAX_VOCABULARY}"
-        )
-
-
 def _check_degree(avg_degree: float, num_nodes: int, num_classes: int) -> None:
     most = (num_nodes // num_classes - 1) / 2
-    if not _is_number(avg_degree) or not 0 <= avg_degree <= most:
+    if not 0 <= avg_degree <= most:
         raise DataError(
             f"dataset.synthetic_degree is {avg_degree!r}, expected a number from 0 to {most:g} (half of a class) for "
             f"dataset.synthetic_nodes {num_nodes} and dataset.synthetic_classes {num_classes}; lower it"
@@ -143,10 +117,6 @@ def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> li
                 f"least {least}; raise that share or dataset.synthetic_nodes"
             )
     return ends
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _draw_classes(

@@ -70,7 +70,7 @@ def read_tables(files: list[Path], options: TableOptions) -> Tables:
     columns = Columns(options.columns, options.text)
     path, *others = files
     table, replaced = _read(path, NODE_COLUMNS, columns)
-    beside, edges_file = [file for file in others if file.name == FEATURES], others[0] if others else path
+    edges_file, beside = (*others, path)[0], next((file for file in others if file.name == FEATURES), None)
     listing = _neighbours(path, [*table], columns, alone=not others)
     theirs = columns.of.get("neighbours", listing)
     where = {"nodes": str(path), "edges": f"{path}: column '{theirs}'" if listing else str(edges_file)}
@@ -83,11 +83,13 @@ def read_tables(files: list[Path], options: TableOptions) -> Tables:
     nodes, left = _nodes_of(path, table, columns)
     taken = {**columns.of, **({"text": options.text} if options.text else {}), "edges": theirs or edges_file.name}
     where |= {name: f"{path}: column {of!r}" for name, of in columns.of.items() if name in nodes}
+    if beside:
+        where["features"] = str(beside)
     return Tables(
         path.name.partition(".")[0] if not others else path.absolute().parent.name,
         nodes,
         edges,
-        features=_features(beside[0], nodes) if beside else None,
+        features=_features(beside) if beside else None,
         where=where,
         origin={"files": [file.name for file in files], "taken": taken, "left": replaced + left},
     )
@@ -165,20 +167,12 @@ def _nodes_of(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.Dat
     return table.iloc[:, [place for place in range(len(names)) if place not in nameless]], []
 
 
-def _features(path: Path, nodes: pd.DataFrame) -> np.ndarray:
-    """float (N, F): ``features.npy`` beside the tables."""
+def _features(path: Path) -> np.ndarray:
+    """The array of ``features.npy`` beside the tables."""
     try:
-        features = np.load(path)
+        return np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read ({error}); save it with numpy.save") from error
-    if features.dtype.kind not in "biuf" or features.ndim != 2 or len(features) != len(nodes):
-        raise DataError(
-            f"{path} has type {features.dtype} and shape {features.shape}, expected one row of numbers for each of "
-            f"{len(nodes)} nodes"
-        )
-    if not np.isfinite(features).all():
-        raise DataError(f"{path} holds NaN or infinity, expected finite numbers")
-    return features
 
 
 def _read_edges(path: Path, columns: Columns) -> pd.DataFrame | np.ndarray:

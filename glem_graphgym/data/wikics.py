@@ -70,7 +70,12 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
         edges,
         features=features,
         class_names=[metadata["labels"].get(str(number), str(number)) for number in range(len(metadata["labels"]))],
-        where={"nodes": str(path), "edges": f"{path}: links", "text": str(texts_path)},
+        where={
+            "nodes": str(path),
+            "edges": f"{path}: links",
+            "text": str(texts_path),
+            "features": f"{path}: features",
+        },
         origin={
             "files": [*FILES],
             "taken": {"text": columns.template, "label": "labels", "edges": "links", "features": "features"},

@@ -127,7 +127,7 @@ def test_features_beside_the_tables(folder: Path) -> None:
     np.testing.assert_array_equal(graph.features, features)
     assert graph.node_ids is None
     for wrong, message in (
-        (features[:3], r"shape \(3, 2\), expected one row of numbers for each of 4"),
+        (features[:3], r"is float64 \(3, 2\), expected finite numbers \(4 nodes, number of features\)"),
         (np.full((4, 2), np.inf), "holds NaN or infinity"),
         (np.array([{}]), "cannot be read"),
     ):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from glem_graphgym import disk
 from glem_graphgym.data import csr
-from glem_graphgym.data.csr import Edges, bounded_cuts, check_csr, csr_from_edges, entry_blocks, write_csr
+from glem_graphgym.data.csr import bounded_cuts, check_csr, csr_from_edges, entry_blocks, write_csr
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.disk import DiskFullError
 
@@ -55,14 +54,6 @@ def test_csr_refuses_nodes_out_of_range(source: list[int], target: list[int]) ->
 # ---- out of core ------------------------------------------------------------------------------------------------
 
 
-def chunks(source: Any, target: Any, parts: int = 1, dtype: Any = np.int64) -> Edges:
-    def edges() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        ends = (np.array_split(np.asarray(end, dtype=dtype), parts) for end in (source, target))
-        yield from zip(*ends, strict=True)
-
-    return edges
-
-
 def written(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.load(folder / "rowptr.npy"), np.load(folder / "col.npy")
 
@@ -76,7 +67,6 @@ def same(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray
     n=st.integers(1, 50),
     num_edges=st.integers(0, 800),
     hub_share=st.sampled_from([0.0, 0.5, 1.0]),
-    parts=st.integers(1, 5),
     memory_bytes=st.sampled_from([1, 3000, 20_000, 10**8]),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -85,7 +75,6 @@ def test_written_is_what_is_made_in_memory(
     n: int,
     num_edges: int,
     hub_share: float,
-    parts: int,
     memory_bytes: int,
     seed: int,
 ) -> None:
@@ -96,7 +85,7 @@ def test_written_is_what_is_made_in_memory(
     folder = tmp_path_factory.mktemp("csr")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(csr, "BINS", 16)
-        write_csr(chunks(source, target, parts), n, folder, memory_bytes=memory_bytes)
+        write_csr(np.stack([source, target]), n, folder, memory_bytes=memory_bytes)
     assert same(written(folder), csr_from_edges(source, target, n))
     assert sorted(path.name for path in folder.iterdir()) == ["col.npy", "rowptr.npy"]
     shutil.rmtree(folder)
@@ -109,23 +98,22 @@ def test_a_large_graph_with_a_hub_and_two_dense_rows(tmp_path: Path, memory_byte
     source, target = rng.integers(0, n, (2, num_edges))
     source[::2] = 41_234
     source[1::5], target[1::5] = 7, 8
-    write_csr(chunks(source, target, 3, np.int32), n, tmp_path, memory_bytes=memory_bytes)
+    write_csr(np.stack([source, target]).astype(np.int32), n, tmp_path, memory_bytes=memory_bytes)
     assert same(written(tmp_path), csr_from_edges(source, target, n))
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-@pytest.mark.parametrize("parts", [0, 1, 2])
-def test_no_edges(tmp_path: Path, n: int, parts: int) -> None:
-    empty = np.empty(0)  # NumPy calls it float64
-    write_csr(lambda: iter([(empty, empty)] * parts), n, tmp_path, memory_bytes=1000)
-    assert same(written(tmp_path), csr_from_edges(empty, empty, n))
+def test_no_edges(tmp_path: Path, n: int) -> None:
+    empty = np.empty((2, 0))  # NumPy calls it float64
+    write_csr(empty, n, tmp_path, memory_bytes=1000)
+    assert same(written(tmp_path), csr_from_edges(*empty, n))
 
 
 def test_node_ids_that_do_not_fit_into_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pointers of so many rows would take 17 GB: only the columns are looked at."""
     monkeypatch.setattr(csr, "PointerWriter", NoPointers)
     n = 2**31 + 2
-    write_csr(chunks([0, n - 1], [n - 1, 3]), n, tmp_path, memory_bytes=10_000)
+    write_csr(np.array([[0, n - 1], [n - 1, 3]]), n, tmp_path, memory_bytes=10_000)
     col = np.load(tmp_path / "col.npy")
     assert col.dtype == np.int64
     assert col.tolist() == [n - 1, n - 1, 0, 3]
@@ -148,50 +136,42 @@ class NoPointers:
 def test_the_largest_graph_whose_pairs_fit_into_64_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csr, "PointerWriter", NoPointers)
     n = 3_037_000_499
-    write_csr(chunks([n - 1], [n - 2]), n, tmp_path, memory_bytes=10_000)
+    write_csr(np.array([[n - 1], [n - 2]]), n, tmp_path, memory_bytes=10_000)
     assert np.load(tmp_path / "col.npy").tolist() == [n - 1, n - 2]
     with pytest.raises(ValueError, match="expected 0 to 3,037,000,499"):
-        write_csr(chunks([0], [1]), n + 1, tmp_path, memory_bytes=10_000)
+        write_csr(np.array([[0], [1]]), n + 1, tmp_path, memory_bytes=10_000)
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "message"),
+    ("edges", "message"),
     [
-        ([0, 5], [1, 2], "edges name nodes 0 to 5, expected 0 to 4"),
-        ([0, 1], [1, -1], "edges name nodes -1 to 1, expected 0 to 4"),
-        ([0, 2**63], [1, 1], "edges name nodes -9223372036854775808 to 0, expected 0 to 4"),
-        ([0, 1], [1], r"int64 \(2,\) and int64 \(1,\), expected two integer arrays of the same length"),
-        ([0.0, 1.0], [1, 2], r"float64 \(2,\) and int64 \(2,\), expected two integer"),
-        ([[0, 1]], [[1, 2]], r"int64 \(1, 2\)"),
+        ([[0, 5], [1, 2]], "edges name nodes 0 to 5, expected 0 to 4"),
+        ([[0, 1], [1, -1]], "edges name nodes -1 to 1, expected 0 to 4"),
+        (np.array([[0, 2**63], [1, 1]], np.uint64), "edges name nodes -9223372036854775808 to 0, expected 0 to 4"),
+        ([[0.0, 1.0], [1, 2]], r"edges are float64 \(2, 2\), expected integers \(2, E\)"),
+        ([[0, 1], [1, 2], [2, 3]], r"int64 \(3, 2\)"),
+        ([[[0, 1]], [[1, 2]]], r"int64 \(2, 1, 2\)"),
     ],
 )
-def test_bad_edges_are_refused_and_leave_nothing(tmp_path: Path, source: Any, target: Any, message: str) -> None:
-    good = np.array([0, 1])
-    bad = np.array(source, dtype=None if max(np.ravel(source)) < 2**63 else np.uint64), np.array(target)
+def test_bad_edges_are_refused_before_anything_is_written(
+    tmp_path: Path, edges: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csr, "require_space", lambda *_: pytest.fail("began to write"))
     with pytest.raises(DataError, match=message):
-        write_csr(lambda: iter([(good, good), bad]), 5, tmp_path, memory_bytes=10_000)
+        write_csr(np.array(edges), 5, tmp_path, memory_bytes=1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_edges_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csr, "require_space", lambda *_: pytest.fail("began to write"))
-    with pytest.raises(DataError, match="expected 0 to 4"):
-        write_csr(chunks([0, 1, 2, 9], [1, 2, 3, 4], parts=4), 5, tmp_path, memory_bytes=1)
+def test_a_failure_halfway_leaves_nothing_and_the_old_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk pulled")
 
-
-def test_a_failure_halfway_leaves_nothing_and_the_old_files_alone(tmp_path: Path) -> None:
     (tmp_path / "rowptr.npy").write_text("old")
-    calls = []
-
-    def edges() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        calls.append(len(calls))
-        yield np.arange(50), np.arange(1, 51)
-        if len(calls) == 2:
-            raise OSError("disk pulled")
-
+    monkeypatch.setattr(csr.PointerWriter, "add", fail)
     with pytest.raises(OSError, match="disk pulled"):
-        write_csr(edges, 51, tmp_path, memory_bytes=1)
-    assert calls == [0, 1]
+        write_csr(np.stack([np.arange(50), np.arange(1, 51)]), 51, tmp_path, memory_bytes=1)
     assert [path.name for path in tmp_path.iterdir()] == ["rowptr.npy"]
     assert (tmp_path / "rowptr.npy").read_text() == "old"
 
@@ -199,35 +179,22 @@ def test_a_failure_halfway_leaves_nothing_and_the_old_files_alone(tmp_path: Path
 def test_what_a_killed_process_left_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / ".edges").mkdir()
     (tmp_path / ".edges" / "b-0").write_bytes(np.arange(7).tobytes())
-    write_csr(chunks([0], [1]), 3, tmp_path, memory_bytes=10_000)
+    write_csr(np.array([[0], [1]]), 3, tmp_path, memory_bytes=10_000)
     assert same(written(tmp_path), csr_from_edges(np.array([0]), np.array([1]), 3))
     assert not (tmp_path / ".edges").exists()
-
-
-def test_edges_that_differ_the_second_time_are_an_error(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(DataError, match="did not yield the same edges"):
-        write_csr(lambda: iter([tuple(rng.integers(0, 900, (2, 500)))]), 900, tmp_path, memory_bytes=1)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_seen_before_the_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda _: 100)
     with pytest.raises(DiskFullError, match=r"sorting 9 edges takes 224 B of disk, 100 B are free; make room"):
-        write_csr(chunks(np.arange(9), np.arange(1, 10)), 10, tmp_path, memory_bytes=10_000)
+        write_csr(np.stack([np.arange(9), np.arange(1, 10)]), 10, tmp_path, memory_bytes=10_000)
 
 
 def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
     """Two million edges: 64 MB of keys, and half of them are of one node, with 4 MB allowed."""
     n, num_edges, budget = 300_000, 2_000_000, 4_000_000
-
-    def edges() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        rng = np.random.default_rng(0)
-        for _ in range(200):
-            source, target = rng.integers(0, n, (2, num_edges // 200))
-            source[::2] = 5
-            yield source, target
-
+    edges = np.random.default_rng(0).integers(0, n, (2, num_edges))
+    edges[0, ::2] = 5
     tracemalloc.start()
     try:
         write_csr(edges, n, tmp_path, memory_bytes=budget)
@@ -241,8 +208,7 @@ def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert peak < budget + 4_000_000  # counts of bins, one chunk of edges, buffers of files
     assert check_peak < 8_000_000
-    whole = np.concatenate(list(zip(*edges(), strict=True)), axis=None).reshape(2, -1)
-    assert same((np.array(rowptr), np.array(col)), csr_from_edges(*whole, n))
+    assert same((np.array(rowptr), np.array(col)), csr_from_edges(*edges, n))
 
 
 @settings(max_examples=100, deadline=None)

@@ -34,7 +34,7 @@ from ogb_files import (
 )
 
 from glem_graphgym import disk
-from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m
+from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m, parts
 from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.disk import DiskFullError
 from glem_graphgym.memory import PeakMemory
@@ -225,7 +225,7 @@ def test_text_of_unusual_rows(root: Path) -> None:
 
 def test_titles_of_something_else_are_refused_before_anything_long(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_paperinfo(folder_of(root) / "paperinfo.zip", title_rows()[:7])
-    monkeypatch.setattr(papers100m, "write_csr", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr(papers100m, "write_structure", lambda *args, **kwargs: pytest.fail("too late"))
     with pytest.raises(DataError, match=r"idx_title\.tsv has no text for 8 of 15 papers .*another file or a part"):
         load_ogbn_papers100m(root)
 
@@ -576,7 +576,7 @@ def test_memory_stays_far_below_what_the_graph_takes(tmp_path: Path, monkeypatch
     write_paperinfo(folder_of(tmp_path) / "paperinfo.zip", titles, abstracts, deflate=False)
     whole = sum(changed[name].nbytes for name in ("edge_index", "node_feat")) + sum(map(len, abstracts))
     del changed, titles, abstracts
-    monkeypatch.setattr(papers100m, "MEMORY_BYTES", 8 << 20)
+    monkeypatch.setattr(parts, "MEMORY_BYTES", 8 << 20)
     PeakMemory()  # gives back what was freed, which would hide what is allocated
     before = own_memory()
     with peak_of_own_memory() as peak:

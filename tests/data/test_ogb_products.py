@@ -6,7 +6,9 @@ import gzip
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from ogb_files import (
     ASINS,
@@ -27,8 +29,9 @@ from ogb_files import (
     write_table,
 )
 
+from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.npy import NpyWriter
-from glem_graphgym.data.ogb import load_ogbn_products, products
+from glem_graphgym.data.ogb import load_ogbn_products, parts, products
 from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError
 
@@ -109,7 +112,7 @@ def test_snapshot_stays_usable_when_its_sources_are_deleted(root: Path) -> None:
 
 def test_killed_between_pieces_it_goes_on_with_the_next(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(products, "write_csr", kill)
+        patch.setattr(products, "write_structure", kill)
         with pytest.raises(KeyboardInterrupt):
             load_ogbn_products(root)
     assert not list((root / "ogbn_products/text_graph").glob("[!.]*"))
@@ -125,7 +128,7 @@ def test_another_text_makes_another_graph_of_the_same_structure(root: Path, monk
         load_ogbn_products(root)
     first, second = amazon_rows()
     write_amazon(amazon(root), [row.replace(b"about 3", b"now 3") for row in first], second)
-    monkeypatch.setattr(products, "write_csr", lambda *args, **kwargs: pytest.fail("the structure was made twice"))
+    monkeypatch.setattr(products, "write_structure", lambda *_: pytest.fail("the structure was made twice"))
     assert load_ogbn_products(root).texts[3] == "Title: title 3. Content: now 3"
 
 
@@ -259,12 +262,10 @@ def test_a_text_that_the_disk_changed_is_found(root: Path, monkeypatch: pytest.M
 
 
 def test_an_edge_that_got_lost_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_fewer(edges: Callable, num_nodes: int, folder: Path, *, memory_bytes: int) -> None:
-        from glem_graphgym.data.csr import write_csr
+    def write_fewer(edges: np.ndarray, *rest: Any, **how: Any) -> None:
+        write_csr(edges[:, :5], *rest, **how)
 
-        write_csr(lambda: ((a[:5], b[:5]) for a, b in edges()), num_nodes, folder, memory_bytes=memory_bytes)
-
-    monkeypatch.setattr(products, "write_csr", write_fewer)
+    monkeypatch.setattr(parts, "write_csr", write_fewer)
     with pytest.raises(DataError, match="edge 5 from 7 to 11 got lost"):
         load_ogbn_products(root)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -362,7 +362,7 @@ def write_parts(folder: Path, **changes: Any) -> GraphMeta:
         texts.put((node, graph["texts"][node]) for node in (4, 3, 1, 0, 5))
     with TextsWriter(folder, 6, "node_id") as ids:
         ids.extend(graph["node_ids"])
-    write_csr(lambda: iter([(np.arange(4), np.arange(1, 5))]), 6, folder, memory_bytes=1000)
+    write_csr(np.stack([np.arange(4), np.arange(1, 5)]), 6, folder, memory_bytes=1000)
     for part, nodes in graph["split"].items():
         np.save(folder / f"split_{part}.npy", nodes)
     np.save(folder / "label.npy", graph["label"])
@@ -425,10 +425,8 @@ def test_a_graph_is_made_of_parts_in_a_memory_smaller_than_itself(
     n, degree, budget = 200_000, 40, 4_000_000
     rng = np.random.default_rng(0)
 
-    def edges() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, n, 5_000):
-            source = np.repeat(np.arange(start, start + 5_000), degree // 2)
-            yield source, (source + np.tile(np.arange(1, degree // 2 + 1), 5_000)) % n
+    source = np.repeat(np.arange(n, dtype=np.int32), degree // 2)
+    edges = np.stack([source, (source + np.tile(np.arange(1, degree // 2 + 1, dtype=np.int32), n)) % n])
 
     def write(folder: Path) -> GraphMeta:
         with TextsWriter(folder, n) as texts:

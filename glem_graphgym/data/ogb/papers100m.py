@@ -15,20 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.npz import NpzMember
 from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive
 from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.parts import (
-    MEMORY_BYTES,
     ROWS_AT_ONCE,
-    check_edges,
     check_finite,
     class_labels,
     frozen_before,
     frozen_folder,
-    save_split,
+    save_labels,
+    write_structure,
 )
 from glem_graphgym.data.ogb.text_files import BROKEN_FILE, TextFile, decoded, find, report, sentence
 from glem_graphgym.data.pieces import Pieces
@@ -181,9 +179,7 @@ class RawGraph:
 
 def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph, num_classes: int) -> dict[str, int]:
     label = class_labels(raw.labels.read(), str(raw.labels.path), num_classes)
-    split = archive.read_split(label)
-    np.save(folder / "label.npy", label)
-    save_split(folder, split)
+    save_labels(folder, label, archive.read_split(label))
     return {"nodes": raw.num_nodes, "labelled_nodes": int((label != UNLABELLED).sum())}
 
 
@@ -205,15 +201,10 @@ def _write_features(folder: Path, raw: RawGraph) -> dict[str, int]:
 def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
     edges = raw.edges.unpack(folder / "edge_index.npy")
 
-    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, edges.shape[1], ROWS_AT_ONCE):
-            yield edges[0, start : start + ROWS_AT_ONCE], edges[1, start : start + ROWS_AT_ONCE]
-
     try:
-        write_csr(chunks, raw.num_nodes, folder, memory_bytes=MEMORY_BYTES)
+        undirected = write_structure(folder, edges, raw.num_nodes)
     except DataError as error:
         raise DataError(f"{raw.edges.path}: {error}; unpack OGB's archive anew") from error
-    undirected = check_edges(folder, edges)
     (folder / "edge_index.npy").unlink()
     return {"directed_edges": edges.shape[1], "edges": undirected}
 

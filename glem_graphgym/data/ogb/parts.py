@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, load_text_graph
 
 MEMORY_BYTES = 2 << 30  # for sorting edges
@@ -64,13 +65,19 @@ def check_finite(features: np.ndarray, source: Path) -> None:
             )
 
 
-def save_split(folder: Path, split: dict[str, np.ndarray]) -> None:
+def save_labels(folder: Path, label: np.ndarray, split: dict[str, np.ndarray]) -> None:
+    np.save(folder / "label.npy", label)
     for part, nodes in split.items():
         np.save(folder / f"split_{part}.npy", nodes)
 
 
-def check_edges(folder: Path, edges: np.ndarray) -> int:
-    """The number of undirected edges in an adjacency; raises DataError where some of ``edges`` (2, E) are missing."""
+def write_structure(folder: Path, edges: np.ndarray, num_nodes: int) -> int:
+    """Write the adjacency of ``edges`` (2, E) by `write_csr`; the number of undirected edges.
+
+    Raises:
+        DataError: an edge names no node, or some of the edges are missing in what was written.
+    """
+    write_csr(edges, num_nodes, folder, memory_bytes=MEMORY_BYTES)
     rowptr, col = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col"))
     for index in np.unique(np.linspace(0, edges.shape[1] - 1, CHECKED_EDGES).astype(np.int64)) if edges.size else ():
         a, b = int(edges[0, index]), int(edges[1, index])

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
-from glem_graphgym.data.ogb.parts import MEMORY_BYTES, check_edges, frozen_before, frozen_folder, save_split
+from glem_graphgym.data.ogb.parts import frozen_before, frozen_folder, save_labels, write_structure
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
 from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import DataError, GraphMeta, TextGraph, TextsWriter, snapshot_from_parts
@@ -203,9 +202,7 @@ def _write_graph(folder: Path, archive: OgbArchive, num_products: int) -> dict[s
             f"{archive.folder / PRODUCTS}: {num_products} products for {len(graph.label)} nodes; unpack OGB's archive "
             "anew"
         )
-    np.save(folder / "label.npy", graph.label)
-    save_split(folder, graph.split)
+    save_labels(folder, graph.label, graph.split)
     np.save(folder / "features.npy", graph.features)
-    edges = graph.edge_index
-    write_csr(lambda: iter([(edges[0], edges[1])]), num_products, folder, memory_bytes=MEMORY_BYTES)
-    return {"nodes": num_products, "published_edges": edges.shape[1], "edges": check_edges(folder, edges)}
+    edges = write_structure(folder, graph.edge_index, num_products)
+    return {"nodes": num_products, "published_edges": graph.edge_index.shape[1], "edges": edges}
