@@ -11,9 +11,9 @@ import numpy as np
 from glem_graphgym.files import read_json, reading
 from glem_graphgym.report.axes import show_value, varied_settings
 from glem_graphgym.report.charts import Chart, padded
-from glem_graphgym.report.experiments import Experiment, Row, Spread
+from glem_graphgym.report.experiments import SPLITS, Experiment, Row, Spread
 from glem_graphgym.report.leaderboard import Board
-from glem_graphgym.report.panels import color_of, descriptions_of
+from glem_graphgym.report.panels import color_of
 from glem_graphgym.report.reliability import pool, read_node_properties
 
 MAX_CONFUSIONS, MAX_SETTINGS = 8, 40
@@ -23,7 +23,7 @@ def details_of(board: Board, row: Row) -> dict[str, Any]:
     """The data of a row's details: what it is of, its stages, settings unlike the first row's, confusions, curves."""
     one, first = (board.experiments[of.experiment] for of in (row, board.rows[0]))
     keys = sorted(key for keys in varied_settings([first, one]) for key in keys)
-    described = descriptions_of(one, row.method, board.split)
+    described = one.descriptions(row.method, board.split)
     pooled = pool(described) if described else None
     return {
         "facts": {
@@ -45,46 +45,40 @@ def details_of(board: Board, row: Row) -> dict[str, Any]:
 
 def stages_of(one: Experiment) -> list[dict[str, Any]]:
     """The stages of an experiment over seeds, in their order."""
-    by_name: dict[tuple[int, str], list[Any]] = {}
-    for run in one.runs.values():
-        for stage in run.stages:
-            by_name.setdefault((stage.index, stage.name), []).append(stage)
     return [
         {
-            "name": name, "method": stages[0].method, "em_iteration": stages[0].em_iteration,
-            **{split: Spread.of(stage.score(split, one.metric) for stage in stages) for split in ("valid", "test")},
-            "best_epoch": statistics.fmean(stage.best_epoch for stage in stages),
-            "seconds": statistics.fmean(stage.seconds for stage in stages),
-            "params": stages[0].params,
+            "name": name, "method": found["method"].iloc[0], "params": found["params"].iloc[0],
+            **{split: Spread.of(found[split]) for split in SPLITS},
+            **{key: statistics.fmean(found[key]) for key in ("best_epoch", "seconds")},
         }
-        for (_, name), stages in sorted(by_name.items())
+        for (_, name), found in one.stages.groupby(["index", "name"])
     ]  # fmt: skip
 
 
 def curves_of(one: Experiment) -> list[tuple[str, Chart]]:
     """Validation scores while models were trained: a chart per kind of model, a line per stage, of the first seed."""
-    run = next(iter(one.runs.values()))
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for stage in run.stages:
-        file = run.folder / "stages" / stage.folder / "history.json"
-        if not file.exists():
-            continue
-        with reading(file, "delete it; curves are drawn of other stages then"):
-            points = [(float(row["epoch"]), 100 * float(row["valid"])) for row in read_json(file)]
-        if len(points) > 1:
-            lines.setdefault(stage.model, {})[stage.name] = points
     charts = []
-    for model, of_stages in lines.items():
-        xs, ys = ([point[at] for points in of_stages.values() for point in points] for at in (0, 1))
+    stages = one.stages[one.stages["seed"] == min(one.runs)]
+    for model, of_model in stages.groupby("model", sort=False):
+        lines = {}
+        for name, method, folder in of_model[["name", "method", "folder"]].values.tolist():
+            file = folder / "history.json"
+            if file.exists():
+                with reading(file, "delete it; curves are drawn of other stages then"):
+                    points = [(float(row["epoch"]), 100 * float(row["valid"])) for row in read_json(file)]
+                if len(points) > 1:
+                    lines[name, method] = points
+        if not lines:
+            continue
+        xs, ys = ([point[at] for points in lines.values() for point in points] for at in (0, 1))
         chart = Chart(
             f"Validation score by epoch of the {model}", "epoch", "validation, %", padded(xs, 0.03), padded(ys),
             width=400, height=230,
         )  # fmt: skip
-        for stage in run.stages:
-            if stage.name in of_stages:
-                chart.line(of_stages[stage.name], color_of(stage.method), stage.name)
-        chart.labels([(*points[-1], name) for name, points in of_stages.items()])
-        charts.append((model, chart))
+        for (name, method), points in lines.items():
+            chart.line(points, color_of(method), name)
+        chart.labels([(*points[-1], name) for (name, _), points in lines.items()])
+        charts.append((str(model), chart))
     return charts
 
 
@@ -103,7 +97,7 @@ def comparison_data(board: Board) -> str:
     for row in board.rows:
         one = board.experiments[row.experiment]
         frame = one.of(row.method)
-        described = descriptions_of(one, row.method, board.split)
+        described = one.descriptions(row.method, board.split)
         pooled = pool(described)["classes"] if described else None
         classes = classes or (pooled and [[found["name"], found["support"] // len(described)] for found in pooled])
         rows.append({
@@ -149,7 +143,7 @@ def kinds_of_nodes(board: Board) -> list[list[Any]]:
     for place, row in enumerate(board.rows):
         one = board.experiments[row.experiment]
         for seed, (true, predicted) in one.outcomes(row.method).items():
-            numbers = read_node_properties(one.runs[seed].folder)
+            numbers = read_node_properties(one.folder / str(seed))
             if numbers:
                 numbers["class_nodes"] = np.bincount(true)[true].astype(float)
             for name, values in numbers.items():

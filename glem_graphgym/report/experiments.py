@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 
 from glem_graphgym.files import fingerprint, read_json, reading
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.report.epochs import best_epoch, read_rows, row_at, seed_folders
-from glem_graphgym.report.reliability import read_test_predictions
-from glem_graphgym.report.significance import Difference
-from glem_graphgym.report.stats import COSTS, FURTHER, SUMMARY, Stage, best_stage, in_order, read_stages
+from glem_graphgym.report.reliability import Description, read_descriptions, read_test_predictions
+from glem_graphgym.report.significance import Difference, Outcomes
+from glem_graphgym.report.stats import COSTS, FURTHER, SUMMARY, Stage, in_order, read_stages
 from glem_graphgym.scores import METRIC
 
 STOCK = "standard"  # GraphGym's own training
 STOCK_METHOD = "GraphGym"
 STOCK_CAVEAT = "GraphGym evaluates test once, with the last weights rather than those of the best validation epoch"
 OURS = "this run"  # source of a row that is not published
+SPLITS = ("valid", "test")
+
+T = TypeVar("T")
 
 
 def results(dirs: Sequence[Path]) -> pd.DataFrame:
@@ -39,20 +41,11 @@ def results(dirs: Sequence[Path]) -> pd.DataFrame:
     frames = []
     for one in read_experiments(dirs)[0]:
         about = {"experiment": one.name, "mode": one.mode, "dataset": one.dataset, "fingerprint": one.fingerprint}
-        own = {f"{split}_{one.metric}": one.results[split] for split in ("valid", "test")}
+        own = {f"{split}_{one.metric}": one.results[split] for split in SPLITS}
         frames.append(one.results.assign(**about, **own, metric=one.metric, config=one.config))
     columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY, *COSTS, *FURTHER]
     numbers = dict.fromkeys(("seconds", "peak_memory_mb", *COSTS, *FURTHER), float)
     return pd.concat(frames, ignore_index=True).reindex(columns=columns).astype(numbers)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished seed of an experiment: its folder, its ``run.json``, and its stages (none of stock GraphGym)."""
-
-    folder: Path
-    about: dict[str, Any]
-    stages: list[Stage]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,54 +62,53 @@ class Experiment:
     settings: dict[str, Any]
     config: str  # 8 hexadecimal digits of a hash of mode, settings and the files that they name
     em_iterations: list[int]  # that were asked for, over seeds; empty without EM
-    runs: dict[int, Run]  # by seed, ascending
+    folder: Path  # with a folder for each seed
+    runs: dict[int, dict[str, Any]]  # seed, ascending -> its run.json
     results: pd.DataFrame  # its part of the frame: columns "seed", `stats.SUMMARY` and those of FURTHER that it has
+    # A row per seed and stage: the fields of `Stage`, its folder, its "valid" and "test" score; none of stock GraphGym.
+    stages: pd.DataFrame
+    _read: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def versions(self) -> dict[str, list[str]]:
         """Versions that the runs were made with, by package, as far as recorded: ``"1.3.5, 1.3.6"`` after an update."""
         versions: dict[str, set[str]] = {}
-        for run in self.runs.values():
-            for name, text in run.about.get("versions", {}).items():
+        for about in self.runs.values():
+            for name, text in about.get("versions", {}).items():
                 versions.setdefault(name, set()).update(text.split(", "))
         return {name: sorted(versions[name]) for name in sorted(versions)}
 
     @property
     def language_model(self) -> str:
         """Model, family, parameters, pooling, prompt, precision and attention in a line; empty where none is noted."""
-        noted = (run.about.get("language_model") for run in self.runs.values())
-        card: dict[str, Any] = next(filter(None, noted), {})
+        card: dict[str, Any] = next(filter(None, (about.get("language_model") for about in self.runs.values())), {})
         return ", ".join(f"{name} {_in_words(value)}" for name, value in card.items() if value not in ("", "{text}"))
 
-    def stage_folders(self, method: str) -> dict[int, Path]:
-        """Seed -> folder of the stage behind a method's result; empty for stock GraphGym."""
-        chosen = {seed: best_stage(run.stages, method, self.metric) for seed, run in self.runs.items()}
-        return {seed: self.runs[seed].folder / "stages" / one.folder for seed, one in chosen.items() if one}
+    def _of_stages(self, method: str, read: Callable[[Path], T | None]) -> dict[int, T]:
+        """Seed -> what ``read`` finds in the folder of the stage behind a method's result; read once."""
+        if (method, read) not in self._read:
+            of_method = self.stages[self.stages["method"] == method]
+            best = of_method.sort_values("valid", ascending=False, kind="stable").drop_duplicates("seed")
+            found = {seed: read(folder) for seed, folder in best.set_index("seed")["folder"].sort_index().items()}
+            self._read[method, read] = {seed: one for seed, one in found.items() if one is not None}
+        return self._read[method, read]
 
-    def outcomes(self, method: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def outcomes(self, method: str) -> Outcomes:
         """Seed -> true and predicted classes of the test nodes, for seeds whose run noted them."""
-        found = {seed: read_test_predictions(folder) for seed, folder in self.stage_folders(method).items()}
-        return {seed: classes for seed, classes in found.items() if classes is not None}
+        return self._of_stages(method, read_test_predictions)
+
+    def descriptions(self, method: str, split: str) -> list[Description]:
+        """How good each seed's predictions of a split are, by `describe_predictions`; empty where runs are silent."""
+        return [found[split] for found in self._of_stages(method, read_descriptions).values()]
 
     def blinded(self) -> Experiment:
         """The same without test scores."""
-        hidden = self.results.copy()
-        hidden[[name for name in map(str, hidden) if name.startswith("test")]] = math.nan
-        runs = {
-            seed: replace(
-                run, stages=[replace(stage, scores={**stage.scores, "test": _hidden(stage)}) for stage in run.stages]
-            )
-            for seed, run in self.runs.items()
-        }
-        return replace(self, results=hidden, runs=runs)
+        hidden = dict.fromkeys((name for name in map(str, self.results) if name.startswith("test")), math.nan)
+        return replace(self, results=self.results.assign(**hidden), stages=self.stages.assign(test=math.nan))
 
     def of(self, method: str) -> pd.DataFrame:
         """The results of one method, indexed by seed."""
         return self.results[self.results["method"] == method].set_index("seed")
-
-
-def _hidden(stage: Stage) -> dict[str, float]:
-    return dict.fromkeys(stage.scores["test"], math.nan)
 
 
 def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]:
@@ -164,32 +156,37 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | None:
-    runs: dict[int, Run] = {}
+    runs: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    for seed, seed_folder in seed_folders(folder, "run.json").items():
+    stages: list[dict[str, Any]] = []
+    for seed, run in seed_folders(folder, "run.json").items():
         remedy = "start that run anew with --overwrite"
-        with reading(seed_folder / "run.json", remedy):
-            about = read_json(seed_folder / "run.json", remedy)
+        with reading(run / "run.json", remedy):
+            about = read_json(run / "run.json", remedy)
             about["mode"], about["dataset"], _seedless(about)
+        metric = about.get("metric", METRIC)
         if not about.get("finished"):
             notes.append(f"{name}, seed {seed}: unfinished, left out")
             continue
         stock = about["mode"] == STOCK
         try:
-            found = _stock_row(seed_folder, about) if stock else read_summary(seed_folder / "summary.json")
+            found = _stock_row(run, about) if stock else read_summary(run / "summary.json")
         except LookupError as error:
             notes.append(f"{name}, seed {seed}: left out: {error.args[0]}")
             continue
+        runs[seed] = about
         rows += [{"seed": seed, **row} for row in found]
-        runs[seed] = Run(seed_folder, about, [] if stock else read_stages(seed_folder))
+        for stage in read_stages(run) if not stock else ():
+            scores = {split: stage.score(split, metric) for split in SPLITS}
+            stages.append({"seed": seed, **vars(stage), "folder": run / "stages" / stage.folder, **scores})
     if not runs:
         return None
-    first = next(iter(runs.values())).about
-    for seed, run in runs.items():
-        _require_same(folder, first, run.about, seed)
+    first = next(iter(runs.values()))
+    for seed, about in runs.items():
+        _require_same(folder, first, about, seed)
     settings, as_noted = _seedless(first), {key: value for key, value in first["settings"].items() if key != "seed"}
     # Not among run.json's settings, since a finished run may go on for more.
-    noted = {run.about.get("em_iterations") for run in runs.values() if run.stages}
+    noted = {about.get("em_iterations") for about in runs.values() if first["mode"] != STOCK}
     asked = sorted(number for number in noted if number is not None)
     if asked:
         settings["glem.em_iterations"] = as_noted["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
@@ -200,7 +197,9 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
         settings["metric_best"] = as_noted["metric_best"] = metric
     config = fingerprint(first["mode"], as_noted, first.get("files", {}))[:8]
     graph = (first["dataset"], first.get("fingerprint"), metric)
-    return Experiment(name, first["mode"], *graph, settings, config, asked, runs, pd.DataFrame(rows))
+    columns = ["seed", *(field.name for field in fields(Stage)), "folder", *SPLITS]
+    frames = pd.DataFrame(rows), pd.DataFrame(stages, columns=columns)
+    return Experiment(name, first["mode"], *graph, settings, config, asked, folder, runs, *frames)
 
 
 def _in_words(value: Any) -> str:
@@ -314,11 +313,16 @@ def over_seeds(frame: pd.DataFrame) -> list[Row]:
     rows = []
     for method in in_order(frame["method"]):
         part = frame[frame["method"] == method]
-        seconds, memory = (part[name].dropna().tolist() for name in ("seconds", "peak_memory_mb"))
-        costs = statistics.fmean(seconds) if seconds else None, max(memory, default=None)
-        known = [cost for cost in COSTS if cost in part and part[cost].notna().all()]
-        means: dict[str, Any] = {cost: statistics.fmean(part[cost]) for cost in known}
-        scores, seeds = (Spread.of(part["valid"]), Spread.of(part["test"])), tuple(part["seed"].tolist())
-        further = {name: Spread.of(part[name]) for name in FURTHER if name in part and part[name].notna().all()}
-        rows.append(Row(method, len(part), *scores, seeds, int(part["params"].max()), *costs, **means, further=further))
+        recorded = {name: part[name].dropna().tolist() for name in part if name != "method"}
+        of_all = {name: numbers for name, numbers in recorded.items() if len(numbers) == len(part)}
+        seconds = recorded["seconds"]
+        about: dict[str, Any] = {
+            "seeds": tuple(recorded["seed"]),
+            "params": int(max(recorded["params"])),
+            "seconds": statistics.fmean(seconds) if seconds else None,
+            "peak_memory_mb": max(recorded["peak_memory_mb"], default=None),
+            **{cost: statistics.fmean(of_all[cost]) for cost in COSTS if cost in of_all},
+            "further": {name: Spread.of(of_all[name]) for name in FURTHER if name in of_all},
+        }
+        rows.append(Row(method, len(part), Spread.of(part["valid"]), Spread.of(part["test"]), **about))
     return rows

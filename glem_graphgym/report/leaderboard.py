@@ -111,8 +111,8 @@ class Board:
 
 
 def noted_facts(experiments: Sequence[Experiment]) -> dict[str, Any]:
-    runs = (run for one in experiments for run in one.runs.values())
-    return next((run.about["facts"] for run in runs if "facts" in run.about), {})
+    noted = (about["facts"] for one in experiments for about in one.runs.values() if "facts" in about)
+    return next(noted, {})
 
 
 def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], list[str]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from glem_graphgym.modes import METHODS
@@ -14,8 +15,8 @@ from glem_graphgym.report.axes import FOLDER, SIMPLEST_FIRST, SMOOTHED, axis_sen
 from glem_graphgym.report.charts import Chart, nice_step, padded
 from glem_graphgym.report.experiments import Experiment, Row, Spread, percent
 from glem_graphgym.report.leaderboard import Board
-from glem_graphgym.report.reliability import BINS, Description, pool, read_descriptions
-from glem_graphgym.report.stats import Stage, diagnostic_text, in_order
+from glem_graphgym.report.reliability import BINS, Description, pool
+from glem_graphgym.report.stats import diagnostic_text, in_order
 
 MAX_CLASSES, MAX_AXES, MAX_LABELS, MAX_OTHERS, MAX_CONFUSIONS = 25, 12, 10, 30, 12
 # Where an axis of time may have its ticks, in seconds.
@@ -31,11 +32,14 @@ Panel = tuple[str, dict[str, Any]]
 
 
 def all_panels(board: Board) -> list[Panel]:
-    focus = with_em(board)
-    name = words_for(board, focus) if focus else ""
-    panels = [em_panel(board, focus, name), compute_panel(board)]
-    panels += [agreement_panel(focus, name), diagnostics_panel(focus, name)]
-    return panels + sensitivity_panels(board) + described_panels(board)
+    experiments = [board.experiments[row.experiment] for row in board.rows]
+    focus = next((one for one in experiments if one.stages["em_iteration"].any()), None)
+    panels: dict[str, dict[str, Any]] = {"em": {}, "compute": compute_panel(board), "agreement": {}, "diagnostics": {}}
+    if focus:
+        about = {"name": words_for(board, focus), "seeds": len(focus.runs)}
+        for name, of_em in (("em", em_panel), ("agreement", agreement_panel), ("diagnostics", diagnostics_panel)):
+            panels[name] = of_em(board, focus, about)
+    return [*panels.items(), *sensitivity_panels(board), *described_panels(board)]
 
 
 def color_of(method: str) -> str:
@@ -106,44 +110,30 @@ def _row_mark(chart: Chart, x: float, row: Row, shape: str = "circle", radius: f
     chart.dot(x, 100 * row.test.mean, color, test, radius=radius, shape=shape)
 
 
-def with_em(board: Board) -> Experiment | None:
-    for row in board.rows:
-        experiment = board.experiments[row.experiment]
-        if any(stage.em_iteration for run in experiment.runs.values() for stage in run.stages):
-            return experiment
-    return None
-
-
 def words_for(board: Board, experiment: Experiment) -> str:
     """An experiment in words: its best row's name without the model, ``GLEM (SAGE, 2 iterations)``."""
     return next(row.name for row in board.rows if row.experiment == experiment.name).partition(" · ")[0]
 
 
-def _over_seeds(one: Experiment, key: Callable[[Stage], Any], value: Callable[[Stage], Any]) -> dict[Any, Spread]:
-    """A number of the stages over seeds, by a key of the stages, ascending; stages without the number are left out."""
-    found: dict[Any, list[float]] = {}
-    for stage in (stage for run in one.runs.values() for stage in run.stages):
-        if (number := value(stage)) is not None:
-            found.setdefault(key(stage), []).append(number)
-    return {at: Spread.of(found[at]) for at in sorted(found)}
+def _over_seeds(stages: pd.DataFrame, value: str, key: Any) -> dict[Any, Spread]:
+    """A column of stages over seeds, by the column ``key`` or by several."""
+    return {at: Spread.of(numbers) for at, numbers in stages.groupby(key)[value]}
 
 
 def em_scores(one: Experiment, model: str, split: str) -> dict[float, Spread]:
     """Score of the LM or GNN at each EM iteration, over seeds; iteration 0 is training on gold labels."""
-    metric = one.metric
-    return _over_seeds(one, lambda s: s.em_iteration, lambda s: s.score(split, metric) if s.model == model else None)
+    return _over_seeds(one.stages[one.stages["model"] == model], split, "em_iteration")
 
 
-def em_panel(board: Board, focus: Experiment | None, name: str) -> Panel:
-    if focus is None:
-        return "em", {}
+def em_panel(board: Board, focus: Experiment, about: dict[str, Any]) -> dict[str, Any]:
     series = {(m, s): em_scores(focus, m, s) for m in ("LM", "GNN") for s in ("test", "valid")}
     others = [em_scores(one, "GNN", "valid") for one in board.experiments.values() if one is not focus][:MAX_OTHERS]
     others = [points for points in others if len(points) > 1]
     last = int(max(at for points in [*series.values(), *others] for at in points))
+    label = f"{upper_first(board.score)} by EM iteration of {about['name']}: LM and GNN, validation and test"
     chart = _score_chart(
-        board.score, f"{upper_first(board.score)} by EM iteration of {name}: LM and GNN, validation and test",
-        "EM iteration (0: gold labels alone)", (-0.15, last + 0.15), _spreads(series.values()), _spreads(others),
+        board.score, label, "EM iteration (0: gold labels alone)", (-0.15, last + 0.15),
+        _spreads(series.values()), _spreads(others),
         x_ticks=[(float(at), str(at)) for at in range(0, last + 1, max(1, math.ceil(last / 8)))],
     )  # fmt: skip
     for points in others:
@@ -153,35 +143,33 @@ def em_panel(board: Board, focus: Experiment | None, name: str) -> Panel:
         names = {at: f"{model}, EM iteration {at}, {split}" for at in points}
         style, dots = ("dashed", "hollow") if split == "test" else ("", "")
         _line(chart, points, names, MODEL_COLORS[model], style, dots, band=split == "valid")
-    return "em", {"chart": chart, "score": board.score, "name": name, "seeds": len(focus.runs)}
+    return {**about, "chart": chart, "score": board.score}
 
 
-def _diagnostic(experiment: Experiment | None, key: str) -> dict[tuple[int, str], Spread]:
-    """One diagnostic over seeds, by stage (index, name); empty without an experiment."""
-    if experiment is None:
-        return {}
-    return _over_seeds(experiment, lambda stage: (stage.index, stage.name), lambda stage: stage.diagnostics.get(key))
+def _diagnostics(one: Experiment) -> pd.DataFrame:
+    """A row per seed and stage: its "index" and "name", and a column per diagnostic, NaN where the stage has it not."""
+    numbers = pd.DataFrame(one.stages["diagnostics"].tolist(), index=one.stages.index)
+    return one.stages[["index", "name"]].join(numbers)
 
 
-def agreement_panel(focus: Experiment | None, name: str) -> Panel:
+def agreement_panel(board: Board, focus: Experiment, about: dict[str, Any]) -> dict[str, Any]:
     texts = {"agreement": "same class predicted", "pseudo_accuracy_valid": "pseudo-labels right (validation)"}
-    lines = {key: _diagnostic(focus, key) for key in texts}
-    if focus is None or not lines["agreement"]:
-        return "agreement", {}
+    notes = _diagnostics(focus)
+    if "agreement" not in notes:
+        return {}
+    lines = {key: _over_seeds(notes.dropna(subset=key), key, ["index", "name"]) for key in texts if key in notes}
     steps = {at: step for points in lines.values() for at, step in points}
     chart = _score_chart(
-        "share of nodes", f"Agreement of LM and GNN after each step of {name}",
+        "share of nodes", f"Agreement of LM and GNN after each step of {about['name']}",
         "step (E: the LM learns, M: the GNN learns)",
         (min(steps) - 0.3, max(steps) + 0.3), _spreads(lines.values()),
         x_ticks=[(float(at), _step(step)) for at, step in sorted(steps.items())],
     )  # fmt: skip
-    legend = []
-    for (key, points), color in zip(lines.items(), ("var(--accent)", "var(--cascade)"), strict=True):
-        if points:
-            titles = {float(at): f"{step}, {texts[key]}" for at, step in points}
-            _line(chart, {at: s for (at, _), s in points.items()}, titles, color, band=True)
-            legend.append((texts[key], color, "solid"))
-    return "agreement", {"chart": chart, "name": name, "legend": legend}
+    colors = dict(zip(texts, ("var(--accent)", "var(--cascade)"), strict=True))
+    for key, points in lines.items():
+        titles = {float(at): f"{step}, {texts[key]}" for at, step in points}
+        _line(chart, {at: s for (at, _), s in points.items()}, titles, colors[key], band=True)
+    return {**about, "chart": chart, "legend": [(texts[key], colors[key], "solid") for key in lines]}
 
 
 def _step(name: str) -> str:
@@ -190,22 +178,18 @@ def _step(name: str) -> str:
     return f"{kind[:1].upper()}{number}" if number.isdigit() else _short(name, 8)
 
 
-def diagnostics_panel(focus: Experiment | None, name: str) -> Panel:
-    shown = {key: points for key in DIAGNOSTICS if (points := _diagnostic(focus, key))}
-    if focus is None or not shown:
-        return "diagnostics", {}
-    rows = {}
-    for stage in sorted({stage for points in shown.values() for stage in points}):
-        spreads = [points.get(stage) for points in shown.values()]
-        rows[stage] = [diagnostic_text(spread.mean) if spread else "" for spread in spreads]
-    meanings = {key: DIAGNOSTICS[key] for key in shown}
-    return "diagnostics", {"meanings": meanings, "rows": rows, "name": name, "seeds": len(focus.runs)}
+def diagnostics_panel(board: Board, focus: Experiment, about: dict[str, Any]) -> dict[str, Any]:
+    notes = _diagnostics(focus)
+    shown = [key for key in DIAGNOSTICS if key in notes]
+    means = notes.dropna(subset=shown, how="all").groupby(["index", "name"])[shown].mean()
+    rows = {at: ["" if math.isnan(n) else diagnostic_text(n) for n in row] for at, *row in means.itertuples()}
+    return {**about, "meanings": {key: DIAGNOSTICS[key] for key in shown}, "rows": rows} if shown else {}
 
 
-def compute_panel(board: Board) -> Panel:
+def compute_panel(board: Board) -> dict[str, Any]:
     seconds = {row: row.seconds for row in board.rows if row.seconds}
     if not seconds:
-        return "compute", {}
+        return {}
     score, low, high = board.score, min(seconds.values()), max(seconds.values())
     log = high > 5 * low
     chart = _score_chart(
@@ -222,7 +206,7 @@ def compute_panel(board: Board) -> Panel:
     rings = [(at, 100 * row.valid.mean) for row, at in seconds.items()]
     chart.labels(places[:MAX_LABELS], [*rings, *(place[:2] for place in places[MAX_LABELS:])])
     methods = list(dict.fromkeys(row.method for row in seconds))
-    return "compute", {"chart": chart, "score": score, "methods": methods, "log": log}
+    return {"chart": chart, "score": score, "methods": methods, "log": log}
 
 
 def _time_ticks(chart: Chart) -> list[tuple[float, str]]:
@@ -327,21 +311,14 @@ def described_panels(board: Board) -> list[Panel]:
     for row in board.rows:
         experiment = board.experiments[row.experiment]
         names = in_order(experiment.results["method"])
-        methods = {method: descriptions_of(experiment, method, board.split) for method in names}
+        methods = {method: experiment.descriptions(method, board.split) for method in names}
         if methods := {method: found for method, found in methods.items() if found}:
-            name = words_for(board, experiment)
-            panels = [calibration_panel(name, methods), class_panel(name, methods)]
-            return [(panel, {**data, "split": board.split}) for panel, data in panels]
+            about = {"experiment": words_for(board, experiment), "split": board.split}
+            return [("calibration", calibration_panel(methods) | about), ("classes", class_panel(methods) | about)]
     return [("calibration", {}), ("classes", {})]
 
 
-def descriptions_of(experiment: Experiment, method: str, split: str) -> list[Description]:
-    """Of each seed's best stage of a method: how good its predictions of a split are; empty where a run is silent."""
-    found = (read_descriptions(folder) for folder in experiment.stage_folders(method).values())
-    return [parts[split] for parts in found if parts]
-
-
-def calibration_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -> Panel:
+def calibration_panel(methods: Mapping[str, Sequence[Description]]) -> dict[str, Any]:
     """A reliability diagram for each method: accuracy of the test predictions made with a given confidence."""
     diagrams = []
     for method, seeds in methods.items():
@@ -357,10 +334,10 @@ def calibration_panel(experiment: str, methods: Mapping[str, Sequence[Descriptio
                 chart.bar((low, high), (accuracy, confidence), color_of(method), text, "gap")
         chart.line([(0, 0), (100, 100)], "var(--muted)", "perfectly calibrated", "dashed")
         diagrams.append((method, percent(error), chart))
-    return "calibration", {"diagrams": diagrams, "experiment": experiment, "bins": BINS}
+    return {"diagrams": diagrams, "bins": BINS}
 
 
-def class_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -> Panel:
+def class_panel(methods: Mapping[str, Sequence[Description]]) -> dict[str, Any]:
     """Test accuracy of each class, the largest first, as a chart and a table, and the last method's confusions."""
     pooled = {method: pool(seeds) for method, seeds in methods.items()}
     classes = next(iter(pooled.values()))["classes"]
@@ -386,6 +363,8 @@ def class_panel(experiment: str, methods: Mapping[str, Sequence[Description]]) -
         nodes = statistics.fmean(one["support"] for one in of_seeds[0])
         cells = [percent(Spread.of(one["correct"] / one["support"] for one in seeds)) for seeds in of_seeds]
         rows.append((classes[index]["name"], nodes, cells))
-    data = {"chart": chart, "methods": list(pooled), "rows": rows, "last": last, "seeds": len(methods[last])}
-    data |= {"nodes": pooled[last]["nodes"], "confusions": pooled[last]["confusions"][:MAX_CONFUSIONS]}
-    return "classes", {**data, "experiment": experiment, "shown": len(shown)}
+    confusions = pooled[last]["confusions"][:MAX_CONFUSIONS]
+    return {
+        "chart": chart, "methods": list(pooled), "rows": rows, "shown": len(shown),
+        "last": last, "seeds": len(methods[last]), "nodes": pooled[last]["nodes"], "confusions": confusions,
+    }  # fmt: skip
