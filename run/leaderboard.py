@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_entry(boards: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The entry of ``--row``, or of the first board's best."""
-    from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
+    from glem_graphgym.report.ogb_entry import OgbError, ogb_entry
 
     found = [(board, row) for board in boards for row in board.rows if args.row in ("", row.name)]
     if not found:
@@ -104,9 +104,8 @@ def make_entry(boards: Any, args: argparse.Namespace) -> dict[str, Any]:
         raise OgbError(f"--row is {args.row!r}, expected one of: {', '.join(names)}")
     if len({board.title for board, _ in found}) > 1:
         raise OgbError("runs on several graphs; an OGB entry is for one dataset, so give --dir the runs on that alone")
-    about = About(args.contact, args.code, args.paper, args.hardware, args.official, args.name, args.ogb_version)
     board, row = found[0]
-    return ogb_entry(board, about, row)
+    return ogb_entry(board, vars(args), row)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from glem_graphgym.files import read_json, reading
 from glem_graphgym.report.axes import show_value, varied_settings
@@ -138,8 +139,7 @@ def kinds_of_nodes(board: Board) -> list[list[Any]]:
     """Kinds of test nodes, about a quarter each, by numbers of neighbours, homophily, length of the text, size of the
     class: name, share of the nodes in %, then each row's accuracy there in %, a mean over seeds (None: not known)."""
     edges: dict[str, np.ndarray] = {}
-    hits: dict[tuple[str, int], dict[int, list[float]]] = {}
-    shares: dict[tuple[str, int], float] = {}
+    found = []
     for place, row in enumerate(board.rows):
         one = board.experiments[row.experiment]
         for seed, (true, predicted) in one.outcomes(row.method).items():
@@ -147,24 +147,21 @@ def kinds_of_nodes(board: Board) -> list[list[Any]]:
             if numbers:
                 numbers["class_nodes"] = np.bincount(true)[true].astype(float)
             for name, values in numbers.items():
-                if len(values) != len(true):
-                    continue
                 known = np.isfinite(values)
-                quarters = np.quantile(values[known], [0, 0.25, 0.5, 0.75, 1]) if known.any() else [0.0, 0.0]
-                ends = edges.setdefault(name, np.unique(quarters))
-                bucket = np.clip(np.searchsorted(ends, values, side="left"), 1, max(1, len(ends) - 1))
-                for kind in np.unique(bucket[known]).tolist():
-                    of_kind = known & (bucket == kind)
-                    shares.setdefault((name, kind), 100 * float(of_kind.mean()))
-                    right = float((true == predicted)[of_kind].mean())
-                    hits.setdefault((name, kind), {}).setdefault(place, []).append(right)
+                if len(values) != len(true) or not known.any():
+                    continue
+                ends = edges.setdefault(name, np.unique(np.quantile(values[known], [0, 0.25, 0.5, 0.75, 1])))
+                kind_of = np.clip(np.searchsorted(ends, values, side="left"), 1, max(1, len(ends) - 1))
+                nodes = pd.DataFrame({"kind": kind_of, "right": true == predicted})[known]
+                for bucket, right in nodes.groupby("kind")["right"]:
+                    found.append(([*edges].index(name), bucket, place, len(right) / len(true), right.mean()))
     kinds = []
-    for (name, kind), of_rows in sorted(hits.items(), key=lambda found: ([*edges].index(found[0][0]), found[0][1])):
-        ends = edges[name]
+    table = pd.DataFrame(found, columns=["name", "kind", "row", "share", "right"])
+    for _, of_kind in table.groupby(["name", "kind"]):
+        index, kind = of_kind[["name", "kind"]].values.tolist()[0]
+        name, ends = list(edges.items())[index]
         low, high = ends[max(0, kind - 1)], ends[min(kind, len(ends) - 1)]
         text = f"{name.replace('_', ' ')} {'from' if kind == 1 else 'above'} {low:.4g} to {high:.4g}"
-        found = [
-            _percent(statistics.fmean(of_rows[place])) if place in of_rows else None for place in range(len(board.rows))
-        ]
-        kinds.append([text, round(shares[name, kind], 1), *found])
+        means = of_kind.groupby("row")["right"].mean().reindex(range(len(board.rows)))
+        kinds.append([text, round(100 * of_kind["share"].iloc[0], 1), *map(_percent, means)])
     return kinds

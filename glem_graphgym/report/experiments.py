@@ -283,7 +283,7 @@ class Row:
     valid: Spread
     test: Spread
     seeds: tuple[int, ...] = ()  # ascending; empty where published, as are the costs
-    params: int = 0  # the largest of the seeds
+    params: int | None = None  # the largest of the seeds
     seconds: float | None = None  # mean over seeds; None where not recorded, as memory
     peak_memory_mb: float | None = None  # the largest of the seeds
     texts: float | None = None  # this and the next one as seconds

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from glem_graphgym.modes import MODES
 from glem_graphgym.report.axes import (
@@ -28,7 +30,7 @@ from glem_graphgym.report.experiments import (
     over_seeds,
     read_experiments,
 )
-from glem_graphgym.report.significance import Difference, holm, paired_difference
+from glem_graphgym.report.significance import holm, paired_difference
 from glem_graphgym.report.stats import further_headings, heading
 from glem_graphgym.scores import METRIC, METRICS
 
@@ -55,6 +57,7 @@ class Board:
     rows: list[Row]  # by rank
     published: list[Row]  # from elsewhere, for the same dataset
     experiments: dict[str, Experiment]
+    noted: dict[str, Any]  # what the first run that noted it says of the graph; empty for older runs
     axes: Axes  # settings in which experiments of one train mode differ
     notes: list[str]  # what was left out, and what must be known to read the table
     blind: bool = False  # test scores are hidden
@@ -72,11 +75,6 @@ class Board:
     @property
     def title(self) -> str:
         return f"{self.dataset} ({self.fingerprint or 'fingerprint not recorded'})"
-
-    @property
-    def noted(self) -> dict[str, Any]:
-        """What the first run that noted it says of the graph; empty for older runs."""
-        return noted_facts(list(self.experiments.values()))
 
     @property
     def facts(self) -> list[str]:
@@ -110,11 +108,6 @@ class Board:
         return {name: row for name, row in names if row.method == final[name]}
 
 
-def noted_facts(experiments: Sequence[Experiment]) -> dict[str, Any]:
-    noted = (about["facts"] for one in experiments for about in one.runs.values() if "facts" in about)
-    return next(noted, {})
-
-
 def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
     """The published rows for a graph, in the order of ``published.csv``, and why there are none of a known dataset.
 
@@ -130,17 +123,11 @@ def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], li
             known = "is not recorded" if found is None else f"is {found:,}"
             why = f"the number of {name}{' nodes' * (name in FACTS[3:])} {known}, expected {expected:,}"
             return [], [f"published results on {dataset} are not shown, as this may be another graph: {why}"]
-    with PUBLISHED.open(encoding="utf-8") as file:
-        table = [row for row in csv.DictReader(line for line in file if line[0] != "#") if row["dataset"] == dataset]
-
-    def spread(row: Mapping[str, str], part: str) -> Spread:
-        return Spread(float(row[part] or "nan"), float(std) if (std := row[f"{part}_std"]) else None)
-
-    rows = [
-        Row(row["method"], int(row["runs"]), spread(row, "valid"), spread(row, "test"), name=row["method"],
-            source=row["source"])
-        for row in table
-    ]  # fmt: skip
+    table = pd.read_csv(PUBLISHED, comment="#").query("dataset == @dataset").astype(object)
+    rows = []
+    for row in table.where(table.notna(), None).to_dict("records"):
+        valid, test = (Spread(row[split] or math.nan, row[f"{split}_std"]) for split in ("valid", "test"))
+        rows.append(Row(row["method"], row["runs"], valid, test, name=row["method"], source=row["source"]))
     return rows, []
 
 
@@ -153,11 +140,9 @@ def read_boards(dirs: Sequence[Path], blind: bool = False) -> list[Board]:
     experiments, left_out = read_experiments(dirs)
     experiments = [one.blinded() for one in experiments] if blind else experiments
     groups: dict[tuple[str, str | None, str], list[Experiment]] = {}
-    for experiment in experiments:
-        groups.setdefault((experiment.dataset, experiment.fingerprint, experiment.metric), []).append(experiment)
-    boards = sorted(
-        (_board(*graph, group, blind) for graph, group in groups.items()), key=lambda board: -len(board.rows)
-    )
+    for one in experiments:
+        groups.setdefault((one.dataset, one.fingerprint, one.metric), []).append(one)
+    boards = sorted((_board(group, blind) for group in groups.values()), key=lambda board: -len(board.rows))
     apart = []
     if len(boards) > 1:
         shown = "; ".join(f"{dataset}, fingerprint {print_ or 'not recorded'}" for dataset, print_, _ in groups)
@@ -167,18 +152,17 @@ def read_boards(dirs: Sequence[Path], blind: bool = False) -> list[Board]:
     return [replace(board, notes=[*apart, *board.notes, *left_out]) for board in boards]
 
 
-def _board(dataset: str, fingerprint: str | None, metric: str, experiments: Sequence[Experiment], blind: bool) -> Board:
-    by_name = {one.name: one for one in experiments}
-    rows = _compared(_distinct_rows(experiments), by_name, blind)
-    published, why_not = published_for(dataset, noted_facts(experiments)) if metric == METRIC else ([], [])
+def _board(experiments: Sequence[Experiment], blind: bool) -> Board:
+    first, by_name = experiments[0], {one.name: one for one in experiments}
+    rows = _compared(_distinct_rows(by_name), by_name, blind)
+    abouts = [about for one in experiments for about in one.runs.values()]
+    noted: dict[str, Any] = next((about["facts"] for about in abouts if "facts" in about), {})
+    published, why_not = published_for(first.dataset, noted) if first.metric == METRIC else ([], [])
     axes = axes_within_modes(experiments)
-    notes = [
-        *_notes(rows, METRICS.get(metric, metric), blind),
-        *_mixed(experiments),
-        *why_not,
-        *_sentences(axes, by_name),
-    ]
-    return Board(dataset, fingerprint, metric, rows, published, by_name, axes, notes, blind)
+    score = METRICS.get(first.metric, first.metric)
+    notes = [*_notes(rows, score, blind), *_mixed(experiments), *why_not, *_sentences(axes, by_name)]
+    graph = (first.dataset, first.fingerprint, first.metric)
+    return Board(*graph, rows, published, by_name, noted, axes, notes, blind)
 
 
 def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
@@ -192,49 +176,44 @@ def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
     return sentences
 
 
-def _distinct_rows(experiments: Sequence[Experiment]) -> list[Row]:
+def _distinct_rows(experiments: Mapping[str, Experiment]) -> list[Row]:
     """The rows by rank; results that are the same in several experiments are one row."""
     rows: dict[Any, Row] = {}
-    for one in sorted(experiments, key=lambda one: complexity(one.mode)):
-        about: dict[str, Any] = {
-            "experiment": one.name,
-            "config": one.config,
-            "em_iterations": tuple(one.em_iterations),
-        }
-        about |= {"caveat": STOCK_CAVEAT if one.mode == STOCK else ""}
+    for one in sorted(experiments.values(), key=lambda one: complexity(one.mode)):
+        caveat, iterations = STOCK_CAVEAT if one.mode == STOCK else "", tuple(one.em_iterations)
         for row in over_seeds(one.results):
             scores = one.of(row.method)[["valid", "test", "params"]].fillna(-1).itertuples(name=None)
             key = (one.mode == STOCK, row.method, *scores)
             if key in rows:
                 rows[key] = replace(rows[key], same_in=(*rows[key].same_in, one.name))
             else:
-                rows[key] = replace(row, **about)
+                about: dict[str, Any] = {"experiment": one.name, "config": one.config, "em_iterations": iterations}
+                rows[key] = replace(row, caveat=caveat, **about)
     ordered = sorted(rows.values(), key=lambda row: (-row.valid.mean, row.params, row.experiment, row.method))
-    by_name = {one.name: one for one in experiments}
-    members = [(row.method, [by_name[name] for name in (row.experiment, *row.same_in)]) for row in ordered]
-    names = names_in_words(members, experiments)
+    members = [(row.method, [experiments[name] for name in (row.experiment, *row.same_in)]) for row in ordered]
+    names = names_in_words(members, list(experiments.values()))
     return [replace(row, rank=at, name=name) for at, (row, name) in enumerate(zip(ordered, names, strict=True), 1)]
 
 
 def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment], blind: bool) -> list[Row]:
+    """The rows with their differences to the best one and to the best one that is not GLEM."""
     split = "valid" if blind else "test"
     of_rows = [(experiments[row.experiment], row.method) for row in rows]
     scores: list[Any] = [one.of(method)[split].to_dict() for one, method in of_rows]
     outcomes = [{} if blind else one.outcomes(method) for one, method in of_rows]
-
-    def to(reference: Row | None) -> list[Difference | None]:
+    compared = list(rows)
+    no_glem = next((at for at, row in enumerate(rows) if not row.method.startswith("GLEM")), None)
+    for to, reference in (("to_best", 0), ("to_non_glem", no_glem)):
         if reference is None:
-            return [None] * len(rows)
-        place = rows.index(reference)
-        theirs, found = (scores[place], reference.name), zip(rows, scores, outcomes, strict=True)
-        return holm([
-            None if row is reference else paired_difference(ours, *theirs, nodes, outcomes[place])
-            for row, ours, nodes in found
-        ])  # fmt: skip
-
-    baseline = next((row for row in rows if not row.method.startswith("GLEM")), None)
-    pairs = zip(rows, to(rows[0]), to(baseline), strict=True)
-    return [replace(row, to_best=best, to_non_glem=base) for row, best, base in pairs]
+            continue
+        theirs, name = scores[reference], rows[reference].name
+        found = [
+            None if at == reference else paired_difference(ours, theirs, name, outcomes[at], outcomes[reference])
+            for at, ours in enumerate(scores)
+        ]
+        corrected: list[Any] = holm(found)
+        compared = [replace(row, **{to: one}) for row, one in zip(compared, corrected, strict=True)]
+    return compared
 
 
 def _notes(rows: Sequence[Row], score: str, blind: bool) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,28 +31,21 @@ class OgbError(ValueError):
     """The rules do not hold; the message lists everything that is wrong."""
 
 
-@dataclass(frozen=True)
-class About:
-    """Facts that runs do not record: the flags of run/leaderboard.py, whose help explains them.
+def ogb_entry(board: Board, about: Mapping[str, Any], row: Row | None = None) -> dict[str, Any]:
+    """The form's fields for a row (by default the best by validation).
 
-    All are required except ``name`` ("": one is made from the run) and ``ogb_version`` ("": as the runs recorded it).
+    Args:
+        about: facts that runs do not record, the flags of run/leaderboard.py, whose help explains them: ``contact``,
+            ``code``, ``paper``, ``hardware``, ``official``, ``name`` ("": one is made from the run) and ``ogb_version``
+            ("": as the runs recorded it).
+
+    Raises:
+        OgbError: rules do not hold; lists them all.
     """
-
-    contact: str = ""
-    code: str = ""
-    paper: str = ""
-    hardware: str = ""
-    official: bool | None = None
-    name: str = ""
-    ogb_version: str = ""
-
-
-def ogb_entry(board: Board, about: About, row: Row | None = None) -> dict[str, Any]:
-    """The form's fields for a row (by default the best by validation); OgbError lists all rules that do not hold."""
     row = row or board.rows[0]
     experiment = board.experiments[row.experiment]
     wanted = list(range(SEEDS.get(board.dataset, DEFAULT_SEEDS)))
-    version = about.ogb_version or ", ".join(experiment.versions.get("ogb", []))
+    version = about["ogb_version"] or ", ".join(experiment.versions.get("ogb", []))
     problems = list(_problems(board, row, experiment, about, wanted, version))
     if problems:
         raise OgbError(f"no OGB entry for {row.name}:\n" + "\n".join(f"- {problem}" for problem in problems))
@@ -62,26 +54,24 @@ def ogb_entry(board: Board, about: About, row: Row | None = None) -> dict[str, A
     network = "no GNN" if experiment.mode == "glem_lm" else network_of(experiment)
     return {
         "ogb_version": version,
-        "method": method_name(about.name or f"{row.method} ({network})", external),
+        "method": method_name(about["name"] or f"{row.method} ({network})", external),
         "external_data": external,
         "dataset": board.dataset,
         **Spread.of(results["test"]).columns("test"),
         **Spread.of(results["valid"]).columns("valid"),
         "seeds": wanted,
-        "contact": about.contact,
-        "code": about.code,
-        "paper": about.paper,
+        **{name: about[name] for name in ("contact", "code", "paper")},
         "params": row.params,
-        "hardware": about.hardware,
+        "hardware": about["hardware"],
         "tuned_hyperparameters": tuned_hyperparameters(board, row),
-        "official": about.official,
+        "official": about["official"],
         "dataset_fingerprint": board.fingerprint,
         "config": row.config,
     }
 
 
 def _problems(
-    board: Board, row: Row, experiment: Experiment, about: About, wanted: Sequence[int], version: str
+    board: Board, row: Row, experiment: Experiment, about: Mapping[str, Any], wanted: Sequence[int], version: str
 ) -> Iterator[str]:
     if not re.fullmatch(r"ogb[a-z]-\w+", board.dataset):
         yield f"the dataset is {board.dataset}, expected one of OGB's, e.g. ogbn-arxiv"
@@ -97,8 +87,8 @@ def _problems(
             f"(run/main.py --repeat {len(wanted)} seed 0 runs those)"
         )
     recorded = experiment.versions.get("ogb", [])  # of other packages that differ the leaderboard has a note
-    if about.ogb_version and set(recorded) - {about.ogb_version}:
-        yield f"--ogb-version is {about.ogb_version}, but the runs recorded {', '.join(recorded)}"
+    if about["ogb_version"] and set(recorded) - {version}:
+        yield f"--ogb-version is {version}, but the runs recorded {', '.join(recorded)}"
     if len(recorded) > 1:
         yield f"the seeds were run with different versions of ogb: {', '.join(recorded)}; run them anew"
     if not version:
@@ -118,19 +108,19 @@ def _problems(
             "this submission alone"
         )
     file, _, known, _ = _teacher(experiment)
-    if file and not about.name and not known:
+    if file and not about["name"] and not known:
         yield (
             f"glem.first_predictions is {file}, and no run.json of a run that made it is found, so what external data "
             "the predictions rest on is not known; give a --name that says it, or run this where that run's folder is"
         )
-    expected = {"contact": ("@", "a name and an e-mail address"), "code": ("^https?://", "a URL"), "hardware": ("", "")}
-    for name, (pattern, meaning) in {**expected, "paper": expected["code"]}.items():
-        value = getattr(about, name)
-        if not value.strip():
+    url = ("^https?://", "a URL")
+    expected = {"contact": ("@", "a name and an e-mail address"), "code": url, "hardware": ("", ""), "paper": url}
+    for name, (pattern, meaning) in expected.items():
+        if not about[name].strip():
             yield f"--{name} is missing"
-        elif not re.search(pattern, value):
-            yield f"--{name} is {value!r}, expected {meaning}"
-    if about.official is None:
+        elif not re.search(pattern, about[name]):
+            yield f"--{name} is {about[name]!r}, expected {meaning}"
+    if about["official"] is None:
         yield "--official or --unofficial is missing"
 
 
@@ -159,19 +149,15 @@ def external_data(experiment: Experiment) -> list[str]:
     """
     found = _data_of(experiment.mode, experiment.settings)
     file, name, mode, settings = _teacher(experiment)
-    if mode:
-        found += [f"predictions of {name}", *_data_of(mode, settings)]
-    elif file:
-        found.append(f"predictions {file.name}")
+    if file:
+        found += [f"predictions of {name}", *_data_of(mode, settings)] if mode else [f"predictions {file.name}"]
     return list(dict.fromkeys(found))
 
 
 def _data_of(mode: str, settings: Mapping[str, Any]) -> list[str]:
-    kinds = str(settings.get("glem.node_features", "")).split("+")
-    found = []
-    if mode in READ_TEXT or {"text", "static", "bow", "tfidf"} & set(kinds):
-        found.append(RAW_TEXT)
-    encodes = mode in READ_TEXT or {"text", "static"} & set(kinds)
+    kinds = set(str(settings.get("glem.node_features", "")).split("+"))
+    encodes = mode in READ_TEXT or bool({"text", "static"} & kinds)
+    found = [RAW_TEXT] if encodes or {"bow", "tfidf"} & kinds else []
     if encodes and (settings.get("lm.pretrained", True) or "static" in kinds):
         found.append(f"pretrained {PurePath(str(settings.get('lm.model', 'language model'))).name}")
     if "file" in kinds:
@@ -193,15 +179,13 @@ def tuned_hyperparameters(board: Board, row: Row) -> list[str]:
     rivals = [one for one in board.experiments.values() if one.mode == chosen.mode]
     tuned = []
     for key in sorted(key for keys in varied_settings(rivals) for key in keys):
-        values = {sort_key(one.settings.get(key), show_value): one.settings.get(key) for one in rivals}
-        ordered = [values[place] for place in sorted(values)]
-        shown = [show_value(value) + ("*" if value == chosen.settings.get(key) else "") for value in ordered]
+        values = {sort_key(value, show_value): value for one in rivals for value in [one.settings.get(key)]}
+        shown = [show_value(value) + "*" * (value == chosen.settings.get(key)) for _, value in sorted(values.items())]
         tuned.append(f"{key}: [{', '.join(shown)}]")
     return tuned
 
 
 def entry_markdown(entry: Mapping[str, Any]) -> str:
-
     def escaped(value: Any) -> Any:
         return value.replace("|", "\\|") if isinstance(value, str) else value
 

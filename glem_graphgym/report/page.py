@@ -6,7 +6,8 @@ Templates, style and script lie in ``templates/``.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -17,6 +18,8 @@ from glem_graphgym.report.experiments import Row, percent
 from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.panels import all_panels, color_of, mark_of, seconds_text, upper_first
 from glem_graphgym.report.tables import Column, columns_of, interval_text
+
+UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str:
@@ -44,15 +47,14 @@ def environment() -> Environment:
 def choices_of(boards: Sequence[Board]) -> dict[str, list[tuple[str, str, bool]]]:
     """What a reader may choose: filter -> value, text and whether it is shown at first."""
     rows = [row for board in boards for row in board.rows]
-    families = [family_of(row.method) for row in rows] + ["published"] * any(board.published for board in boards)
-    columns = {column.key: column for board in boards for column in columns_of(board)}
     chosen = {
         "Dataset": [board.dataset for board in boards],
         "Label rate": [label_rate(board) for board in boards],
-        "Family": families,
+        "Family": [family_of(row.method) for row in rows] + ["published"] * any(board.published for board in boards),
     }
-    shown = {name: [(value, value, True) for value in dict.fromkeys(values)] for name, values in chosen.items()}
+    columns = {column.key: column for board in boards for column in columns_of(board)}
     optional = [(key, column.heading, column.basic) for key, column in columns.items() if key not in ("rank", "name")]
+    shown = {name: [(value, value, True) for value in dict.fromkeys(values)] for name, values in chosen.items()}
     return {**shown, "Columns": optional}
 
 
@@ -67,10 +69,8 @@ def sorted_by(column: Column, row: Row) -> str:
 
 def on_page(column: Column, row: Row) -> str:
     """A cell's text, shorter than in tables of text."""
-    short = {"params": compact, "seconds": seconds_text}
+    short: dict[str, Callable[[Any], str]] = {"runs": str, "params": compact, "seconds": seconds_text}
     value = column.value(row)
-    if column.key == "runs":
-        return str(row.runs)
     return short[column.key](value) if column.key in short and value is not None else column.text(row)
 
 
@@ -80,10 +80,8 @@ def signed(share: float) -> str:
 
 def compact(count: int) -> str:
     """``22.7 M``."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return str(count)
+    size, unit = next(((size, unit) for size, unit in UNITS if count >= size), (1, ""))
+    return f"{count / size:.1f} {unit}" if unit else str(count)
 
 
 def scale(board: Board) -> Scale:

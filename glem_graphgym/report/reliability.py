@@ -60,14 +60,14 @@ def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Se
     true, chosen = np.nonzero(pairs - np.diag(pairs.diagonal()))
     confusions = pd.DataFrame({"true": names[true], "predicted": names[chosen], "count": pairs[true, chosen]})
     bin_of = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    bins = _bins(*(np.bincount(bin_of, weights, minlength=BINS) for weights in (None, confidence, right)))
+    counts, confidences, hits = (np.bincount(bin_of, one, minlength=BINS) for one in (None, confidence, right))
     return {
         "nodes": len(labels),
         "accuracy": float(right.mean()),
-        "ece": _ece(bins),
+        "ece": float(np.abs(hits - confidences).sum() / len(labels)),
         "classes": pd.DataFrame(classes).to_dict("records"),
         "confusions": _most_frequent(confusions),
-        "bins": bins,
+        "bins": _bins(counts, confidences, hits),
     }
 
 
@@ -92,18 +92,12 @@ def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _bins(counts: np.ndarray, confidences: np.ndarray, hits: np.ndarray) -> list[dict[str, Any]]:
     """The rows of ``bins`` out of, per bin, the nodes, the sum of their confidences, and those predicted right."""
-    edges = [index / BINS for index in range(BINS + 1)]
-    sums = zip(edges, edges[1:], counts.tolist(), confidences.tolist(), hits.tolist(), strict=False)
+    sums = zip(counts.tolist(), confidences.tolist(), hits.tolist(), strict=True)
     return [
-        {"low": a, "high": b, "count": n, "confidence": c / n if n else None, "accuracy": h / n if n else None}
-        for a, b, n, c, h in sums
-    ]
-
-
-def _ece(bins: Sequence[Mapping[str, Any]]) -> float:
-    nodes = sum(row["count"] for row in bins)
-    gaps = (row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins if row["count"])
-    return float(sum(gaps) / nodes)
+        {"low": place / BINS, "high": (place + 1) / BINS, "count": count,
+         "confidence": confidence / count if count else None, "accuracy": right / count if count else None}
+        for place, (count, confidence, right) in enumerate(sums)
+    ]  # fmt: skip
 
 
 def describe_run(
@@ -159,24 +153,24 @@ def read_descriptions(stage: Path) -> dict[str, Description] | None:
 
 def read_test_predictions(stage: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """True and predicted classes of the test nodes, uint16 (n,); None where the stage's folder has no such file."""
-    file = stage / BY_NODE
-    if not file.exists():
-        return None
-    with reading(file, "delete it and start the run again to rewrite it"), np.load(file) as found:
-        return found["true"], found["predicted"]
+    found = _read_arrays(stage / BY_NODE, ("true", "predicted"))
+    return (found["true"], found["predicted"]) if found else None
 
 
 def read_node_properties(run_dir: Path) -> dict[str, np.ndarray]:
     """Numbers of a run's test nodes by name, float (n,) each; empty where there is no such file."""
-    file = run_dir / OF_NODES
+    return _read_arrays(run_dir / OF_NODES)
+
+
+def _read_arrays(file: Path, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
     if not file.exists():
         return {}
     with reading(file, "delete it and start the run again to rewrite it"), np.load(file) as found:
-        return {name: found[name] for name in found}
+        return {name: found[name] for name in names or found}
 
 
 def pool(descriptions: Sequence[Description]) -> Description:
-    """One description of several seeds' predictions of the same classes: counts are sums, ``ece`` is the pool's own.
+    """``nodes``, ``classes``, ``confusions`` and ``bins`` of several seeds' predictions of the same classes together.
 
     A confusion that is too rare in a seed to be in its list counts 0 there.
 
@@ -186,22 +180,16 @@ def pool(descriptions: Sequence[Description]) -> Description:
     names = [[row["name"] for row in one["classes"]] for one in descriptions]
     if not names or any(other != names[0] for other in names):
         raise ValueError("only descriptions of the same classes can be pooled")
-    nodes = sum(one["nodes"] for one in descriptions)
     counts, confidences, accuracies = (
         np.array([[row[key] or 0 for row in one["bins"]] for one in descriptions])
         for key in ("count", "confidence", "accuracy")
     )
-    bins = _bins(counts.sum(0), (counts * confidences).sum(0), (counts * accuracies).sum(0))
-    classes = pd.concat([pd.DataFrame(one["classes"]) for one in descriptions])
-    columns = {"name": "first", "support": "sum", "predicted": "sum", "correct": "sum"}
-    pairs = pd.DataFrame(
-        [row for one in descriptions for row in one["confusions"]], columns=["true", "predicted", "count"]
-    )
+    classes = pd.concat([pd.DataFrame(one["classes"]) for one in descriptions]).groupby(level=0)
+    pairs = [row for one in descriptions for row in one["confusions"]]
+    confusions = pd.DataFrame(pairs, columns=["true", "predicted", "count"])
     return {
-        "nodes": nodes,
-        "accuracy": sum(one["accuracy"] * one["nodes"] for one in descriptions) / nodes,
-        "ece": _ece(bins),
-        "classes": classes.groupby(level=0).agg(columns).to_dict("records"),
-        "confusions": _most_frequent(pairs.groupby(["true", "predicted"], sort=False, as_index=False).sum()),
-        "bins": bins,
+        "nodes": sum(one["nodes"] for one in descriptions),
+        "classes": classes.agg({"name": "first", "support": "sum", "correct": "sum"}).to_dict("records"),
+        "confusions": _most_frequent(confusions.groupby(["true", "predicted"], sort=False, as_index=False).sum()),
+        "bins": _bins(counts.sum(0), (counts * confidences).sum(0), (counts * accuracies).sum(0)),
     }

@@ -60,16 +60,25 @@ def paired_difference(
     interval is of `bootstrapped` differences of nodes where ``outcomes`` are known for every common seed, and the score
     is their accuracy, else of the seeds' differences.
     """
-    found = _tested(scores, reference, name)
     common = sorted(scores.keys() & reference.keys())
+    differences = [scores[seed] - reference[seed] for seed in common]
     ours, theirs = outcomes or {}, reference_outcomes or {}
-    nodes = [_of_nodes(ours.get(seed), theirs.get(seed), scores[seed] - reference[seed]) for seed in common]
-    if nodes and all(differences is not None for differences in nodes):
-        shared = all(np.array_equal(ours[seed][0], ours[common[0]][0]) for seed in common)
-        return replace(found, interval=bootstrapped([one for one in nodes if one is not None], shared))
-    if len(common) < MIN_SEEDS:
-        return found
-    return replace(found, interval=bootstrapped([np.array([scores[seed] - reference[seed]]) for seed in common]))
+    nodes = [_of_nodes(ours.get(seed), theirs.get(seed), mean) for seed, mean in zip(common, differences, strict=True)]
+    known, interval = [one for one in nodes if one is not None], None
+    if common and len(known) == len(common):
+        interval = bootstrapped(known, all(np.array_equal(ours[seed][0], ours[common[0]][0]) for seed in common))
+    elif len(common) >= MIN_SEEDS:
+        interval = bootstrapped([np.array([one]) for one in differences])
+    mean = statistics.fmean(differences) if differences else None
+    if mean is None or len(common) < MIN_SEEDS:
+        return Difference(name, mean, len(common), None, TOO_FEW, interval)
+    if max(differences) - min(differences) >= _NO_SPREAD:
+        from scipy.stats import ttest_1samp
+
+        return Difference(name, mean, len(common), float(ttest_1samp(differences, 0).pvalue), "", interval)
+    if abs(mean) >= _NO_SPREAD:
+        return Difference(name, mean, len(common), None, CONSTANT, interval)
+    return Difference(name, 0.0, len(common), 1.0, "", interval)
 
 
 def _of_nodes(ours: Outcome | None, theirs: Outcome | None, mean: float) -> np.ndarray | None:
@@ -97,25 +106,9 @@ def bootstrapped(differences: Sequence[np.ndarray], shared: bool = True) -> tupl
         means.append(drawn @ kinds.T / group.shape[1])
     of_seeds = np.concatenate(means, axis=1)
     chosen = rng.integers(of_seeds.shape[1], size=of_seeds.shape)
-    low, high = np.quantile(
-        np.take_along_axis(of_seeds, chosen, axis=1).mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    )
-    return float(low), float(high)
-
-
-def _tested(scores: Mapping[int, float], reference: Mapping[int, float], name: str) -> Difference:
-    common = sorted(scores.keys() & reference.keys())
-    ours, theirs = [scores[seed] for seed in common], [reference[seed] for seed in common]
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    mean, count = statistics.fmean(differences) if differences else None, len(differences)
-    if mean is None or count < MIN_SEEDS:
-        return Difference(name, mean, count, None, TOO_FEW)
-    if max(differences) - min(differences) < _NO_SPREAD:
-        same = abs(mean) < _NO_SPREAD
-        return Difference(name, 0.0, count, 1.0) if same else Difference(name, mean, count, None, CONSTANT)
-    from scipy.stats import ttest_rel
-
-    return Difference(name, mean, count, float(ttest_rel(ours, theirs).pvalue))
+    drawn = np.take_along_axis(of_seeds, chosen, axis=1).mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return low, high
 
 
 def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:

@@ -222,12 +222,6 @@ def in_order(methods: Iterable[str]) -> list[str]:
     return [name for name in METHODS if name in found] + [name for name in found if name not in METHODS]
 
 
-def best_stage(stages: Sequence[Stage], method: str, metric: str) -> Stage | None:
-    """The stage behind a method's result: the first with its best validation score; None without such a stage."""
-    competing = [stage for stage in stages if stage.method == method]
-    return max(competing, key=lambda stage: stage.score("valid", metric), default=None)
-
-
 def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str, Any]]:
     """A row per method, in the order of `METHODS`, with the keys `SUMMARY` and those of `FURTHER` that the run has.
 
@@ -239,12 +233,16 @@ def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str
     """
     rows = []
     for method in in_order(stage.method for stage in stages):
-        chosen = best_stage(stages, method, metric)
-        assert chosen is not None
+        competing = [stage for stage in stages if stage.method == method]
+        chosen = max(competing, key=lambda stage: stage.score("valid", metric))
         until = [chosen] if chosen.model == GIVEN else stages[: stages.index(chosen) + 1]
-        seconds, memory = sum(stage.seconds for stage in until), max(stage.peak_memory_mb for stage in until)
-        scores = (chosen.score("valid", metric), chosen.score("test", metric))
-        row = dict(zip(SUMMARY, (method, *scores, _params_of(until), seconds, memory), strict=True))
+        row: dict[str, Any] = {
+            "method": method,
+            **{split: chosen.score(split, metric) for split in ("valid", "test")},
+            "params": _params_of(until),
+            "seconds": sum(stage.seconds for stage in until),
+            "peak_memory_mb": max(stage.peak_memory_mb for stage in until),
+        }
         known = {cost: [getattr(stage, cost) for stage in until] for cost in COSTS}
         row |= {cost: sum(numbers) for cost, numbers in known.items() if None not in numbers}
         further = [(split, name) for name in further_metrics(stages, metric) for split in ("valid", "test")]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,78 +22,60 @@ class Column:
     """A column of a board's tables.
 
     Attributes:
-        key: of the column, whatever its heading.
-        text, value: of a row's cell, and what it is sorted by (None: last).
+        key: attribute of a `Row`, or one of its ``further`` scores.
         numeric: aligned to the right; ``ascending``: how a reader wants it first.
         basic: shown unless a reader chooses otherwise, where there is little room.
+        hidden: scores of ours are.
     """
 
     key: str
     heading: str
-    text: Callable[[Row], str]
-    value: Callable[[Row], Any]
     numeric: bool = True
     ascending: bool = False
     basic: bool = True
+    hidden: bool = False
+
+    def of(self, row: Row) -> Any:
+        return row.further.get(self.key) if self.key in FURTHER else getattr(row, self.key)
+
+    def value(self, row: Row) -> Any:
+        """What a row's cell is sorted by; None: last."""
+        found = self.of(row)
+        number = found.mean if isinstance(found, Spread | Difference) else found
+        return None if number != number else number  # NaN
+
+    def text(self, row: Row) -> str:
+        """A row's cell."""
+        found = self.of(row)
+        if self.key == "name":
+            return f"{row.name} [published: {row.source}]" if row.published else row.name + marks_of(row)
+        if self.key == "runs":
+            return f"{row.runs} runs" if row.published else seeds_text(row.seeds)
+        if self.key in ("to_best", "to_non_glem"):
+            return "" if row.published else difference_text(found)
+        if isinstance(found, Spread):
+            return "hidden" if self.hidden and not row.published else percent(found)
+        if found is None or isinstance(found, str):
+            return found or ""
+        return f"{found:,.0f}"
 
 
 def columns_of(board: Board) -> list[Column]:
     """The columns of a board, of costs those that a row has."""
-
-    def score(key: str, of: Callable[[Row], Spread | None], basic: bool = True) -> Column:
-        def value(row: Row) -> float | None:
-            return None if (found := of(row)) is None or math.isnan(found.mean) else found.mean
-
-        def text(row: Row) -> str:
-            return "hidden" if board.blind and key == "test" and not row.published else percent(of(row))
-
-        return Column(key, board.headings[key], text, value, basic=basic)
-
-    def difference(key: str, heading: str) -> Column:
-        def text(row: Row) -> str:
-            return "" if row.published else difference_text(getattr(row, key))
-
-        return Column(key, heading, text, lambda row: one.mean if (one := getattr(row, key)) else None)
-
-    def cost(key: str, heading: str) -> Column:
-        def text(row: Row) -> str:
-            return "" if (found := value(row)) is None else f"{found:,.0f}"
-
-        def value(row: Row) -> float | None:
-            return None if row.published else getattr(row, key)
-
-        return Column(key, heading, text, value, ascending=True, basic=key not in COSTS)
-
-    def further(key: str) -> Column:
-        return score(key, lambda row: row.further.get(key), basic=False)
-
+    hidden = {"test"} if board.blind else set()
+    scores = [Column(k, text, basic=k not in FURTHER, hidden=k in hidden) for k, text in board.headings.items()]
+    costs = {"params": "params", "seconds": "seconds", "peak_memory_mb": "peak MB"}
+    costs |= {key: text for key, text in COSTS.items() if any(getattr(row, key) is not None for row in board.rows)}
     return [
-        Column("rank", "#", lambda row: str(row.rank or ""), lambda row: row.rank, ascending=True),
-        Column("name", "method", _name, lambda row: row.name, numeric=False, ascending=True),
-        score("valid", lambda row: row.valid),
-        score("test", lambda row: row.test),
-        *map(further, list(board.headings)[2:]),
-        difference("to_best", "to best"),
-        difference("to_non_glem", "to best non-GLEM"),
-        cost("params", "params"),
-        cost("seconds", "seconds"),
-        cost("peak_memory_mb", "peak MB"),
-        *(
-            cost(key, heading)
-            for key, heading in COSTS.items()
-            if any(getattr(row, key) is not None for row in board.rows)
-        ),
-        Column("runs", "seeds", _seeds, lambda row: row.runs),
-        Column("config", "config", lambda row: row.config, lambda row: row.config, numeric=False, basic=False),
+        Column("rank", "#", ascending=True),
+        Column("name", "method", numeric=False, ascending=True),
+        *scores,
+        Column("to_best", "to best"),
+        Column("to_non_glem", "to best non-GLEM"),
+        *(Column(key, heading, ascending=True, basic=key not in COSTS) for key, heading in costs.items()),
+        Column("runs", "seeds"),
+        Column("config", "config", numeric=False, basic=False),
     ]
-
-
-def _name(row: Row) -> str:
-    return f"{row.name} [published: {row.source}]" if row.published else row.name + marks_of(row)
-
-
-def _seeds(row: Row) -> str:
-    return f"{row.runs} runs" if row.published else seeds_text(row.seeds)
 
 
 def difference_text(difference: Difference | None) -> str:
@@ -224,7 +205,7 @@ def to_csv(boards: Sequence[Board]) -> str:
                 flat |= value.columns(name)
             else:
                 flat[name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        flat |= {"params": None} if row.published else {"dataset_fingerprint": board.fingerprint}
+        flat["dataset_fingerprint"] = None if row.published else board.fingerprint
         flat["language_model"] = "" if row.published else board.experiments[row.experiment].language_model
         table.append(flat)
     further += ["language_model"] if any(flat["language_model"] for flat in table) else []

@@ -22,7 +22,6 @@ from glem_graphgym.report.blind import blinding
 from glem_graphgym.report.details import details_of
 from glem_graphgym.report.experiments import STOCK_CAVEAT, Row, Spread, experiment_folders, percent
 from glem_graphgym.report.leaderboard import FACTS, PUBLISHED, PUBLISHED_GRAPHS, Board, published_for, read_boards
-from glem_graphgym.report.ogb_entry import About, OgbError, ogb_entry
 from glem_graphgym.report.page import render_page
 from glem_graphgym.report.significance import (
     CONSTANT,
@@ -107,8 +106,6 @@ def test_runs_that_another_metric_selected_have_a_table_of_their_own(tmp_path: P
     page = render_page([macro])
     for text in ("Test accuracy %", "its test macro-F1, %", "Macro-F1 by EM iteration", "Macro-F1 against compute"):
         assert text in page
-    with pytest.raises(OgbError, match=r"macro_f1 selected the weights \(metric_best\), expected accuracy"):
-        ogb_entry(macro, About())
 
 
 def test_test_scores_change_no_rank_and_no_choice(tmp_path: Path, run_folder: Any) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,18 @@ import torch
 
 from glem_graphgym.report.experiments import read_experiments
 from glem_graphgym.report.leaderboard import Board, read_boards
-from glem_graphgym.report.ogb_entry import About, OgbError, entry_markdown, external_data, method_name, ogb_entry
+from glem_graphgym.report.ogb_entry import OgbError, entry_markdown, external_data, method_name, ogb_entry
 
-ABOUT = About(
-    contact="A. Author (author@example.org)",
-    code="https://example.org/code",
-    paper="https://arxiv.org/abs/2210.14709",
-    hardware="NVIDIA H100 (80GB GPU)",
-    official=False,
-    name="GLEM+SAGE",
-)
+ABOUT: dict[str, Any] = {
+    "contact": "A. Author (author@example.org)",
+    "code": "https://example.org/code",
+    "paper": "https://arxiv.org/abs/2210.14709",
+    "hardware": "NVIDIA H100 (80GB GPU)",
+    "official": False,
+    "name": "GLEM+SAGE",
+    "ogb_version": "",
+}
+NOTHING = dict.fromkeys(ABOUT, "") | {"official": None}  # flags that are not given
 VERSIONS = {"ogb": "1.3.6", "torch": "2.13.0"}
 
 
@@ -43,9 +44,9 @@ def board(tmp_path: Path, run_folder: Any) -> Board:
     return save(tmp_path, run_folder)
 
 
-def refusal(board: Board, about: About = ABOUT, **changes: Any) -> str:
+def refusal(board: Board, **changes: Any) -> str:
     with pytest.raises(OgbError) as error:
-        ogb_entry(board, replace(about, **changes))
+        ogb_entry(board, ABOUT | changes)
     return str(error.value)
 
 
@@ -91,7 +92,7 @@ def test_papers100m_needs_three_seeds(tmp_path: Path, run_folder: Any) -> None:
 def test_versions_must_be_known_recent_and_the_same(tmp_path: Path, run_folder: Any) -> None:
     unknown = save(tmp_path / "unknown", run_folder, versions={})
     assert "did not record the version of ogb; give it with --ogb-version" in refusal(unknown)
-    assert ogb_entry(unknown, replace(ABOUT, ogb_version="1.3.6"))["ogb_version"] == "1.3.6"
+    assert ogb_entry(unknown, ABOUT | {"ogb_version": "1.3.6"})["ogb_version"] == "1.3.6"
     old = save(tmp_path / "old", run_folder, versions={"ogb": "1.2.4"})
     assert "1.2.4, expected at least 1.3.6" in refusal(old)
     assert "the runs recorded 1.2.4" in refusal(old, ogb_version="1.3.6")
@@ -124,6 +125,8 @@ def test_seeds_are_of_one_version_of_ogb_and_of_equal_length(
 
 def test_other_graphs_and_stock_training_are_refused(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
     assert "the dataset is debian" in refusal(save(tmp_path / "debian", run_folder, dataset="debian"))
+    by_macro_f1 = save(tmp_path / "macro", run_folder, range(1), metric="macro_f1")
+    assert "macro_f1 selected the weights (metric_best), expected accuracy" in refusal(by_macro_f1)
     for seed in range(10):
         stock_folder(tmp_path / "stock" / "gcn", seed, [0.5], 0.5, dataset="ogbn-arxiv", versions=VERSIONS)
     (board,) = read_boards([tmp_path / "stock"])
@@ -145,7 +148,7 @@ def test_missing_fields_are_named(board: Board) -> None:
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, run_folder: Any) -> None:
-    message = refusal(save(tmp_path, run_folder, range(2), dataset="debian", versions={}), About())
+    message = refusal(save(tmp_path, run_folder, range(2), dataset="debian", versions={}), **NOTHING)
     assert message.count("\n- ") == 8
 
 
@@ -154,7 +157,7 @@ def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
     with pytest.raises(OgbError, match=r"chosen by validation, and there GLEM \(SAGE, lr 0\.01\) · GNN"):
         ogb_entry(board, ABOUT, second)
     cascade = next(row for row in board.rows if row.method == "Cascade")
-    assert ogb_entry(board, replace(ABOUT, name=""), cascade)["method"].startswith("Cascade (SAGE)")
+    assert ogb_entry(board, ABOUT | {"name": ""}, cascade)["method"].startswith("Cascade (SAGE)")
 
 
 def test_external_data_is_what_the_run_read(tmp_path: Path, run_folder: Any) -> None:
@@ -182,7 +185,7 @@ def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Pat
     settings = {"glem.node_features": "file", "glem.feature_file": "/data/giant/X.all.xrt-emb.npy"}
     teacher = run_folder(tmp_path / "giant_sagn", 0, mode="glem_gnn", dataset="ogbn-arxiv", settings=settings)
     board = taught(tmp_path / "glem_giant", run_folder, teacher / "stages" / "00_gnn_gold" / "logits.npy")
-    entry = ogb_entry(board, replace(ABOUT, name=""))
+    entry = ogb_entry(board, ABOUT | {"name": ""})
     expected = ["raw text", "pretrained deberta-base", "predictions of giant_sagn",
                 "features data/giant/X.all.xrt-emb.npy"]  # fmt: skip
     assert entry["external_data"] == expected
@@ -195,7 +198,7 @@ def test_a_first_teacher_of_which_nothing_is_known_is_refused_until_the_name_say
     board = taught(tmp_path / "glem_giant", run_folder, tmp_path / "elsewhere" / "logits.npy")
     message = refusal(board, name="")
     assert "no run.json of a run that made it is found" in message and "give a --name that says it" in message
-    named = ogb_entry(board, replace(ABOUT, name="GLEM+GIANT+SAGE"))
+    named = ogb_entry(board, ABOUT | {"name": "GLEM+GIANT+SAGE"})
     assert named["method"] == "GLEM+GIANT+SAGE (raw text, pretrained deberta-base, predictions logits.npy)"
 
 
