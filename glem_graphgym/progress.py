@@ -6,7 +6,7 @@ Imports nothing of ours.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -61,6 +61,11 @@ class Progress(tqdm):
         about["bar_format"] = LINE_WITHOUT_TOTAL if self.total is None else LINE
         print(self.format_meter(**about), file=sys.stderr, flush=True)
         return True
+
+    def track(self, numbers: Mapping[str, float], step: int) -> None:
+        """Tell numbers of the work, by name, to whoever tracks the run."""
+        if self.watcher:
+            self.watcher.track(numbers, step)
 
     def close(self) -> None:
         if self.watcher and not self.disable:

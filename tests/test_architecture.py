@@ -37,6 +37,7 @@ BESIDE_MAY_IMPORT = {
 }
 # Large, optional, or both: only whoever uses them pays for them.
 LATE = {"transformers", "tokenizers", "peft", "ogb", "tensorboardX", "pyarrow", "lightning"}
+LATE |= {"wandb", "mlflow", "trackio"}
 
 
 def layer_of(file: Path) -> str:

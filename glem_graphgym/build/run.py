@@ -31,6 +31,7 @@ from glem_graphgym.build.run_folder import (
     shared_lm_gold,
     take_run_folder,
 )
+from glem_graphgym.build.tracking import tracking
 from glem_graphgym.config import ConfigError, check_config, feature_kinds, metric_of, view_of
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
@@ -38,7 +39,7 @@ from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMLearner
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.journal import Journal, Scores
-from glem_graphgym.em.plan import Plan
+from glem_graphgym.em.plan import Plan, Track, untracked
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 from glem_graphgym.em.recorder import record
 from glem_graphgym.em.run import EMSettings, Run
@@ -56,8 +57,9 @@ def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
     Returns:
         The graph, for reports on the run.
     """
-    graph, run = prepare(cfg, overwrite)
-    MODES[cfg.train.mode].program(run)
+    with tracking(cfg) as track:
+        graph, run = prepare(cfg, overwrite, track)
+        MODES[cfg.train.mode].program(run)
     if cfg.train.mode == "glem" and processes.rank() == 0:
         # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
         path, stages = Path(cfg.run_dir) / "run.json", [stage.key.folder for stage in run.journal.finished]
@@ -65,18 +67,19 @@ def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
     return graph
 
 
-def prepare(cfg: CfgNode, overwrite: int = 0) -> tuple[TextGraph, Run]:
+def prepare(cfg: CfgNode, overwrite: int = 0, track: Track = untracked) -> tuple[TextGraph, Run]:
     """The graph and the run of ``train.mode``, after all checks; the run's folder is taken.
 
     Args:
         overwrite: as of `train_run`.
+        track: told what stages report, once the run's folder is taken.
     """
     check_config(cfg)  # a main of one's own has loaded it with GraphGym's load_cfg
     graph = load_text_graph_of(cfg)
     identity = identity_of(cfg, graph)
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
     identity["choices"] = choose(cfg, anew=overwrite > 0)
-    run = build_run(with_choices(cfg, identity["choices"]), graph)
+    run = build_run(with_choices(cfg, identity["choices"]), graph, track=track)
     if reader := run.lm_gold or run.joint:
         identity["language_model"] = dict(run.language_model)
         identity["unknown_tokens"] = round(reader.tokens.unknown_share(), 4)
@@ -91,12 +94,14 @@ def build_run(
     tokens: TokenStore | None = None,
     features: Callable[..., Any] | None = None,
     seen: TextGraph | None = None,
+    track: Track = untracked,
 ) -> Run:
     """The run of ``train.mode`` on a graph.
 
     Args:
         tokens, features, seen: stand-ins for the texts' tokens, for what makes the GNN's features, and for the graph
             as models see it, where a run is only looked at; None = they are made.
+        track: as of a `Journal`.
 
     Raises:
         ValueError: settings, files, models or memory do not allow it; names the keys.
@@ -156,6 +161,7 @@ def build_run(
         save_memory=functools.partial(stage_remedy, cfg),
         checkpoint_minutes=cfg.glem.checkpoint_minutes,
         accelerator=hardware_for(cfg, "32").accelerator,
+        track=track,
     )
     run = Run(
         num_nodes=graph.num_nodes,

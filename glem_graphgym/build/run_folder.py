@@ -32,7 +32,7 @@ _INDIFFERENT = {
     *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
     # A mode has a check of its own, and a finished run may go on for more iterations.
     *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights", "glem.ensemble"),
-    *("glem.checkpoint_minutes", "glem.search_trials"),
+    *("glem.checkpoint_minutes", "glem.search_trials", "glem.track"),
     *("devices", "lm.strategy"),  # up to rounding
     *("glem.share_lm_gold", "glem.memory_budget_gb"),  # hops on disk are those in memory, up to rounding
 }

@@ -217,6 +217,7 @@ KEYS = (
     Key("glem.memory_budget_gb", 0.0, "GB", "Memory for graph and features (a GB is 2^30 bytes), at most four fifths of the machine's. What exceeds it stays on disk (networks on hop features, sampled glem_sage, glem_gcn, glem_gat, glem_mlp) or is refused; 0 = all in memory.", low=0),
     Key("glem.share_lm_gold", False, "", "Keep the LM that is fine-tuned on gold under dataset.dir, for all runs with the same LM settings and seed."),
     Key("glem.search_trials", 0, "trials", "How many trials of a search found these settings, for the leaderboard; run/search.py sets it.", low=0),
+    Key("glem.track", "none", "", "Live tracking by Weights & Biases, MLflow or trackio, in all modes but standard; by TensorBoard with GraphGym's tensorboard_each_run.", choices=("none", "wandb", "mlflow", "trackio")),
     Key("glem.checkpoint_minutes", 10.0, "minutes", "Time between the checkpoints from which a killed stage goes on.", low=0),
     Key("glem.keep_weights", "needed", "", "Weights that stay on disk: of the models that are still needed, or of every stage.", choices=("needed", "all")),
     # ---- keys beside GraphGym's own -------------------------------------------------------------------------------

@@ -316,7 +316,9 @@ class _State:
             score = self.task.score()
         self.task.train()
         epoch = round(epoch, 4)
-        log.history.append({"epoch": epoch, "step": self.steps, "loss": loss, "valid": score, "lr": self.rate})
+        row = {"epoch": epoch, "step": self.steps, "loss": loss, "valid": score, "lr": self.rate}
+        log.history.append(row)
+        self.bar.track({f"{self.name}/{key}": value for key, value in row.items() if key != "step"}, self.steps)
         log.epochs = math.ceil(epoch)
         self.since_best += 1
         if score > log.best_score:

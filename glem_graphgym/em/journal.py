@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from glem_graphgym.disk import disk_full_errors
 from glem_graphgym.em.checkpoint import MINUTES, Checkpoint, filling
 from glem_graphgym.em.e_step import open_predictions
 from glem_graphgym.em.fit import FitLog, Weights
-from glem_graphgym.em.plan import Plan, Watch, in_words
+from glem_graphgym.em.plan import Plan, Track, Watch, in_words, untracked
 from glem_graphgym.energy import EnergyMeter
 from glem_graphgym.files import link_or_copy, making, read_array, read_json, reading, write_json
 from glem_graphgym.memory import PeakMemory, naming_out_of_memory
@@ -43,6 +44,7 @@ from glem_graphgym.progress import time_text, watched
 from glem_graphgym.scores import warnings_of
 
 LINE_WIDTH = 80
+TRACKED_COSTS = ("seconds", "peak_memory_mb", "energy_j", "texts", "params")
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
 
@@ -179,6 +181,7 @@ class Journal:
         checkpoint_minutes: between the checkpoints of a stage.
         plan: the stages of the run, for the lines that say how far it is.
         accelerator: ``cpu`` or ``cuda``, of whose memory a stage's peak is noted.
+        track: told the numbers of training, by optimizer steps, and of finished stages, by EM iteration.
     """
 
     def __init__(
@@ -193,12 +196,13 @@ class Journal:
         checkpoint_minutes: float = MINUTES,
         plan: Plan | None = None,
         accelerator: str = "cpu",
+        track: Track = untracked,
     ) -> None:
         self.folder, self.working = run_dir / "stages", run_dir / "working"
         self.seed, self.evaluate, self.metric, self.log = seed, evaluate, metric, log
         self.save_memory, self.checkpoint_minutes = save_memory, checkpoint_minutes
         self.finished: list[FinishedStage] = []
-        self.plan, self.accelerator = plan or Plan(), accelerator
+        self.plan, self.accelerator, self.track = plan or Plan(), accelerator, track
 
     @contextlib.contextmanager
     def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Stage]:
@@ -234,6 +238,8 @@ class Journal:
             how = "took" if stage.todo else "taken from another run, which took"
             ended = f"{numbered}: {scores}; {how} {time_text(done.seconds)}"
             self.log(f"{numbered} was done before: {scores}" if was_done else ended)
+            if not was_done:
+                self.track(_tracked_numbers(key, read_json(folder / "stage.json")), key.em_iteration)
             for warning in warnings_of(key.model, key.em_iteration, done.diagnostics):
                 self.log(_filled(f"Warning: {warning}"))
 
@@ -248,7 +254,7 @@ class Journal:
             self.log(_filled(line))
         with (
             naming_out_of_memory(f"stage {key.folder}", self.save_memory(key.model)),
-            watched(Watch(self.plan, key.index, key.name)),
+            watched(Watch(self.plan, key.index, key.name, self.track)),
         ):
             yield
         if processes.rank() == 0:
@@ -326,6 +332,14 @@ class Journal:
         for stage in self.finished:
             if stage.key.folder not in keep:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
+
+
+def _tracked_numbers(key: StageKey, record: dict[str, Any]) -> dict[str, float]:
+    """Scores, costs and objective terms of a stage's ``stage.json``, named alike in every EM iteration."""
+    scores = {f"{split}_{name}": value for split, of in record["scores"].items() for name, value in of.items()}
+    numbers = {**scores, **record["diagnostics"], **{cost: record.get(cost) for cost in TRACKED_COSTS}}
+    stage = key.name.removesuffix(f"_{key.em_iteration}")
+    return {f"{stage}/{name}": value for name, value in numbers.items() if value is not None}
 
 
 def _filled(line: str) -> str:

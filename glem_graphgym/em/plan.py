@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from glem_graphgym.progress import Progress, time_text
@@ -19,7 +19,12 @@ WORDS = {
     "ensemble": "language model and GNN predict together",
 }
 TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "E-step", "m_step": "M-step"}
+Track = Callable[[Mapping[str, float], int], None]  # told numbers by name, and the step that they belong to
 ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is taken for that of the rest
+
+
+def untracked(numbers: Mapping[str, float], step: int) -> None:
+    """The `Track` of runs that are not tracked."""
 
 
 def in_words(name: str) -> str:
@@ -142,10 +147,10 @@ def _of(left: str, whole: str) -> str:
 
 
 class Watch:
-    """Watches the progress bars of one stage: gives them titles, and the time left beside them."""
+    """Watches the progress bars of one stage: gives them titles, the time left beside them, and somebody to track."""
 
-    def __init__(self, plan: Plan, index: int, name: str) -> None:
-        self.plan, self.index, self.name = plan, index, name
+    def __init__(self, plan: Plan, index: int, name: str, track: Track = untracked) -> None:
+        self.plan, self.index, self.name, self.track = plan, index, name, track
         self.begun = time.perf_counter()
         self.work = dict(plan.stages[index].work) if index < len(plan.stages) else {}
         self.worked: dict[str, tuple[float, float]] = {}  # unit -> seconds of its bar, and share 0-1 that it has done

@@ -42,7 +42,7 @@ def train(mode: str, *_: Any, overwrite: int = 0) -> None:
     graph = train_run(cfg, overwrite)
     if processes.rank() == 0:
         run_dir = Path(cfg.run_dir)
-        stats.finish_run(run_dir, cfg.round, cfg.tensorboard_each_run)
+        stats.finish_run(run_dir, cfg.round)
         properties = functools.partial(graph.properties, graph.split["test"])
         reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names, properties)
 

@@ -8,7 +8,7 @@ missing tensorboardX.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from glem_graphgym.files import atomic_write, replace_folder, write_json
 from glem_graphgym.report.epochs import SPLITS, EpochRow, best_epoch, log, read_rows, row_at, seed_folders
 from glem_graphgym.report.experiments import Row, over_seeds, percent, read_summary
-from glem_graphgym.report.stats import default_console, heading, new_table, write_tensorboard
+from glem_graphgym.report.stats import default_console, heading, new_table
 from glem_graphgym.scores import METRIC
 
 
@@ -69,7 +69,7 @@ def aggregate_seeds(
             _write_lines(folder / split / "stats.json", found.stats[split])
             _write_lines(folder / split / "best.json", [found.best[split]])
         if tensorboard:
-            write_tensorboard(folder, found.stats)
+            _write_tensorboard(folder, found.stats)
 
     replace_folder(dir / "agg", write)
     return found
@@ -111,6 +111,20 @@ def _write_lines(file: Path, rows: Sequence[EpochRow]) -> None:
     with atomic_write(file, "w") as handle:
         # Not strict JSON: the NaN of a run that diverged stays NaN, as GraphGym writes and reads it.
         handle.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_tensorboard(folder: Path, stats: Mapping[str, Sequence[EpochRow]]) -> None:
+    """Write each split's rows as TensorBoard scalars; an optional package can fail in any way: then with a warning."""
+    try:
+        from tensorboardX import SummaryWriter
+
+        for split, rows in stats.items():
+            with SummaryWriter(str(folder / split)) as writer:
+                for row in rows:
+                    for key, value in row.items():
+                        writer.add_scalar(key, value, row["epoch"])
+    except Exception as error:
+        log.warning("no TensorBoard events written (%r); pip install tensorboardX, or turn them off", error)
 
 
 def aggregate_summaries(dir: Path) -> list[Row]:

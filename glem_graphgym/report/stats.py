@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def read_metric(run_dir: Path) -> str:
         return str(read_json(run_dir / "run.json", remedy)["metric"])
 
 
-def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> list[dict[str, Any]]:
+def finish_run(run_dir: Path, digits: int = 4) -> list[dict[str, Any]]:
     """Write a run's stats and summary, and note in its ``run.json`` that it is finished; returns the summary.
 
     ``summary.json`` is a list of the run's `summary_rows`. ``train/``, ``val/`` and ``test/stats.json`` are in
@@ -144,30 +143,9 @@ def finish_run(run_dir: Path, digits: int = 4, tensorboard: bool = False) -> lis
     for folder, rows in stats.items():
         with atomic_write(run_dir / folder / "stats.json", "w") as file:
             file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    if tensorboard:
-        write_tensorboard(run_dir, stats)
     write_json(run_dir / "summary.json", summary)
     write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), "finished": True})
     return summary
-
-
-def write_tensorboard(folder: Path, stats: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Write each split's rows as TensorBoard scalars into ``folder/<split>``, in place of older events there.
-
-    An optional package can fail in any way (another protobuf, say): then a warning is logged.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-
-        for split, rows in stats.items():
-            for old in (folder / split).glob("events.out.tfevents.*"):
-                old.unlink()
-            with SummaryWriter(str(folder / split)) as writer:
-                for row in rows:
-                    for key, value in row.items():
-                        writer.add_scalar(key, value, row["epoch"])
-    except Exception as error:
-        logging.warning("no TensorBoard events written (%r); pip install tensorboardX, or turn them off", error)
 
 
 def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -> list[dict[str, float]]:

@@ -35,7 +35,7 @@ train: {{mode: glem, eval_period: 1}}
     def load(*options: object, run: str = "run") -> Path:
         load_config(cfg, file, [str(option) for option in options])
         cfg.run_dir = str(tmp_path / run)
-        Path(cfg.run_dir).mkdir(exist_ok=True)
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(cfg.run_dir)
 
     return load

@@ -451,8 +451,8 @@ FAULTS: dict[str, Fault] = {
     "temperature_left_out": Fault(
         "a run goes on in the folder of one with another temperature",
         "build/run_folder.py",
-        '*("glem.checkpoint_minutes", "glem.search_trials")',
-        '*("glem.checkpoint_minutes", "glem.search_trials", "glem.temperature")',
+        '*("glem.checkpoint_minutes", "glem.search_trials", "glem.track")',
+        '*("glem.checkpoint_minutes", "glem.search_trials", "glem.track", "glem.temperature")',
         "build/test_train.py::test_decisive_settings_are_flat_and_whole",
     ),
     # ---- models ---------------------------------------------------------------------------------------------------

@@ -155,18 +155,16 @@ def test_the_metric_names_the_keys_and_digits_round_all_but_lr(tmp_path: Path) -
 
 
 def test_writing_again_replaces_rows_instead_of_appending(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
     run = save(tmp_path, *GLEM_RUN[:2])
     first: dict[str, bytes] = {}
     for stages in (2, 2, 3):
         if stages == 3:
             save(run, GLEM_RUN[2])
-        finish_run(run, tensorboard=True)
+        finish_run(run)
         for split in SPLITS:
             content = (run / split / "stats.json").read_bytes()
             assert content.startswith(first.setdefault(split, content)) and len(content.splitlines()) == stages
-            (events,) = (path for path in (run / split).iterdir() if path.name != "stats.json")  # no temporary left
-            assert b"gnn_accuracy" in events.read_bytes()
+            assert [path.name for path in (run / split).iterdir()] == ["stats.json"]  # no temporary left
     assert json.loads((run / "run.json").read_text())["finished"] is True
 
 
