@@ -33,21 +33,11 @@ from glem_graphgym.build.footprint import layer_outputs, whole_graph_bytes
 from glem_graphgym.build.gnn import MmapGraph, sees_hops
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.build.language_model import hardware_for, untuned_lm
-from glem_graphgym.build.learners import (
-    gnn_learner,
-    hop_storage,
-    joint_learner,
-    lm_learners,
-    stored_graph_views_of,
-)
+from glem_graphgym.build.learners import gnn_learner, hop_storage, joint_learner, lm_learners, stored_graph_views_of
 from glem_graphgym.build.memory_check import hop_bytes
 from glem_graphgym.build.run import Nodes, build_run, nodes_of
 from glem_graphgym.build.run_folder import check_run_folder, identity_of
-from glem_graphgym.build.sizes import (
-    budget_bytes,
-    feature_widths,
-    processes_here,
-)
+from glem_graphgym.build.sizes import budget_bytes, feature_widths, processes_here
 from glem_graphgym.config import load_config, reads_texts
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.stand_in import RemappedTokens, sampled_tokens, smaller_graph

@@ -324,7 +324,7 @@ def test_a_verdict_says_what_is_needed_what_there_is_and_what_to_do() -> None:
 
 def test_sizes_are_readable() -> None:
     assert [shown_size(size) for size in (900, 2048, 5 << 20, 150 << 20, 3 << 40)] == [
-        *("900 bytes", "2 kB", "5.0 MB", "150 MB", "3.0 TB"),
+        *("900 bytes", "2 kB", "5.0 MB", "150 MB", "3.0 TB")
     ]
 
 

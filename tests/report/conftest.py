@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,37 @@ from glem_graphgym.report.stats import finish_run
 CLASSES = ["admin", "<b>games</b>", "science", "net & web"]
 NODES = 120
 # What a run notes of ogbn-arxiv.
-ARXIV = {"nodes": 169_343, "edges": 1_157_799, "classes": 40, "train": 90_941, "valid": 29_799, "test": 48_603}
-ARXIV |= {"edge_homophily": 0.65, "label_rate": 0.537, "empty_texts": 0.0}  # type: ignore[dict-item]
-SaveRun = Callable[..., Path]
+FACTS = {"nodes": 169_343, "edges": 1_157_799, "classes": 40, "train": 90_941, "valid": 29_799, "test": 48_603}
+FACTS |= {"edge_homophily": 0.65, "label_rate": 0.537, "empty_texts": 0.0}  # type: ignore[dict-item]
+ARXIV: dict[str, Any] = {"dataset": "ogbn-arxiv", "facts": FACTS}
+
+
+class Elements(HTMLParser):
+    """Start and end of a page's elements with their attributes, and text; refuses what does not close in order."""
+
+    VOID = ("meta", "link", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append([tag, *sorted(attrs)])
+        self.open += [tag] * (tag not in self.VOID)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [[tag, *sorted(attrs)], f"end of {tag}"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self.found.append(f"end of {tag}")
+
+    def handle_data(self, data: str) -> None:
+        self.found += [data.strip("\n")] * bool(data.strip("\n"))
 
 
 def split_of_nodes() -> dict[str, np.ndarray]:
@@ -110,21 +139,6 @@ def save_stock_run(experiment: Path, seed: int, val: Sequence[float], test: floa
         file.parent.mkdir(parents=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in lines))
     return folder
-
-
-@pytest.fixture
-def arxiv() -> dict[str, Any]:
-    return {"dataset": "ogbn-arxiv", "facts": ARXIV}
-
-
-@pytest.fixture
-def run_folder() -> SaveRun:
-    return save_run
-
-
-@pytest.fixture
-def stock_folder() -> SaveRun:
-    return save_stock_run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from torch_geometric.graphgym.utils.agg_runs import agg_batch, agg_runs
 from glem_graphgym.report import aggregate
 from glem_graphgym.report.aggregate import aggregate_seeds, aggregate_summaries, print_aggregate
 from glem_graphgym.report.experiments import Row, Spread
+from tests.report.conftest import save_run
 
 SPLITS = ("train", "val", "test")
 
@@ -112,11 +112,11 @@ def test_train_and_val_are_those_of_graphgyms_agg_runs_on_stock_runs(
 
 
 def test_our_runs_give_the_same_numbers_in_graphgyms_agg_runs(
-    tmp_path: Path, graphgym: Any, monkeypatch: pytest.MonkeyPatch, run_folder: Any
+    tmp_path: Path, graphgym: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = {0: (0.7, 0.8), 1: (0.72, 0.75), 2: (0.6, 0.9)}
     for seed, pair in scores.items():
-        run_folder(tmp_path, seed, [(score, score) for score in pair])
+        save_run(tmp_path, seed, [(score, score) for score in pair])
     expected = graphgyms_own(tmp_path, monkeypatch)
     aggregate_seeds(tmp_path)
     assert {name: read_rows(tmp_path / "agg" / name) for name in expected} == expected
@@ -175,15 +175,8 @@ def test_seeds_of_different_length_are_averaged_where_they_have_the_epoch(tmp_pa
     keys = ("epoch", "accuracy", "accuracy_std")
     expected = [[0, 1, 2], [0.3, 0.3, 0.9], [0.163, 0.1, 0.0]]
     assert [stats_of(tmp_path, "val", key) for key in keys] == expected
-    assert best_of(tmp_path)["accuracy"] == round((0.9 + 0.3 + 0.5) / 3, 3)
-
-
-def test_of_rows_with_the_same_epoch_the_first_counts(tmp_path: Path) -> None:
-    rows = [{"epoch": e, "accuracy": a} for e, a in [(0, 0.2), (1, 0.4), (0, 0.9), (1, 0.8)]]
-    write_rows(tmp_path / "0" / "val" / "stats.json", rows)
-    aggregate_seeds(tmp_path)
-    assert best_of(tmp_path) == {"epoch": 1, "accuracy": 0.4, "accuracy_std": 0.0}
     assert not (tmp_path / "agg" / "train").exists()
+    assert best_of(tmp_path)["accuracy"] == round((0.9 + 0.3 + 0.5) / 3, 3)
 
 
 def test_the_metric_and_its_direction_choose_the_epoch(tmp_path: Path) -> None:
@@ -334,7 +327,7 @@ def save_summary(dir: Path, seed: int, **scores: tuple[float, float]) -> None:
     costs = {"params": 100, "seconds": 10.0 + seed, "peak_memory_mb": 50.0 + seed}
     rows = [{"method": method.replace("_", "-"), "valid": valid, "test": test, **costs}
             for method, (valid, test) in scores.items()]  # fmt: skip
-    (dir / str(seed)).mkdir(parents=True)
+    (dir / str(seed)).mkdir(parents=True, exist_ok=True)
     (dir / str(seed) / "summary.json").write_text(json.dumps(rows))
 
 
@@ -398,9 +391,7 @@ def test_graphgyms_agg_batch_runs_unchanged_over_what_we_aggregated(tmp_path: Pa
     save_seed(high, 0, val=[0.1, 0.8], test=[0.3, 0.7])
     for dir, seeds in ((low, (0, 1)), (high, (0,))):
         for seed in seeds:
-            save_summary(tmp_path / "of", seed, LM=(0.5, 0.5))
-            shutil.move(tmp_path / "of" / str(seed) / "summary.json", dir / str(seed))
-        shutil.rmtree(tmp_path / "of")
+            save_summary(dir, seed, LM=(0.5, 0.5))
         aggregate_seeds(dir, tensorboard=True)
         aggregate_summaries(dir)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grid import space
 
 from glem_graphgym.config.keys import all_keys
 from glem_graphgym.report.axes import WORDS, axis_sentence, value_in_words
 from glem_graphgym.report.leaderboard import read_boards
+from tests.report.conftest import save_run
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "run"))
-
-from grid import space  # noqa: E402
 
 
 def test_every_axis_in_words_is_a_key_and_has_a_sentence() -> None:
@@ -48,11 +46,11 @@ def test_values_in_words(key: str, value: Any, words: str) -> None:
     assert value_in_words(key, value) == words
 
 
-def test_names_say_what_differs_and_no_more(tmp_path: Path, run_folder: Any) -> None:
+def test_names_say_what_differs_and_no_more(tmp_path: Path) -> None:
     def save(name: str, mode: str, stages: int, shift: float, em: int | None = None, **settings: Any) -> None:
         scores = [(0.7 + shift, 0.7), (0.74 + shift, 0.73), (0.73 + shift, 0.74), (0.78 + shift, 0.76)][:stages]
         more = {} if em is None else {"em_iterations": em}
-        run_folder(tmp_path / name, 0, scores, mode=mode, settings=settings, **more)
+        save_run(tmp_path / name, 0, scores, mode=mode, settings=settings, **more)
 
     save("a", "glem", 4, 0.0, 1, **{"model.type": "glem_sage"})
     save("b", "glem", 4, 0.1, 2, **{"model.type": "glem_sage"})

@@ -23,17 +23,11 @@ from glem_graphgym.report.details import details_of
 from glem_graphgym.report.experiments import STOCK_CAVEAT, Row, Spread, experiment_folders, percent
 from glem_graphgym.report.leaderboard import FACTS, PUBLISHED, PUBLISHED_GRAPHS, Board, published_for, read_boards
 from glem_graphgym.report.page import render_page
-from glem_graphgym.report.significance import (
-    CONSTANT,
-    TOO_FEW,
-    Difference,
-    bootstrapped,
-    holm,
-    paired_difference,
-)
+from glem_graphgym.report.significance import CONSTANT, TOO_FEW, Difference, bootstrapped, holm, paired_difference
 from glem_graphgym.report.stats import COSTS, FURTHER, SUMMARY, finish_run
 from glem_graphgym.report.tables import difference_text, seeds_text, to_csv, to_latex, to_markdown
 from glem_graphgym.report.terminal import print_board
+from tests.report.conftest import ARXIV, save_run, save_stock_run
 
 
 def board_of(*dirs: Path) -> Board:
@@ -47,10 +41,10 @@ def printed(board: Board) -> str:
     return output.getvalue()
 
 
-def test_one_experiment_has_a_row_a_method_ranked_by_validation(tmp_path: Path, run_folder: Any) -> None:
+def test_one_experiment_has_a_row_a_method_ranked_by_validation(tmp_path: Path) -> None:
     # On test the order is another one.
-    run_folder(tmp_path / "glem", 0, [(0.70, 0.95), (0.74, 0.80), (0.73, 0.90), (0.78, 0.70)])
-    run_folder(tmp_path / "glem", 1, [(0.72, 0.93), (0.75, 0.83), (0.74, 0.88), (0.76, 0.74)])
+    save_run(tmp_path / "glem", 0, [(0.70, 0.95), (0.74, 0.80), (0.73, 0.90), (0.78, 0.70)])
+    save_run(tmp_path / "glem", 1, [(0.72, 0.93), (0.75, 0.83), (0.74, 0.88), (0.76, 0.74)])
     board = board_of(tmp_path / "glem")
     assert [(row.rank, row.name) for row in board.rows] == [
         (1, "GLEM (SAGE) · GNN"), (2, "Cascade (SAGE)"), (3, "GLEM (SAGE) · LM"), (4, "LM"),
@@ -64,8 +58,8 @@ def test_one_experiment_has_a_row_a_method_ranked_by_validation(tmp_path: Path, 
     assert {row.to_non_glem.reference for row in board.rows if row.to_non_glem} == {"Cascade (SAGE)"}
 
 
-def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path, run_folder: Any) -> None:
-    other = run_folder(tmp_path / "other", 0, dataset="ogbn-arxiv", em_iterations=1).parent
+def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path) -> None:
+    other = save_run(tmp_path / "other", 0, dataset="ogbn-arxiv", em_iterations=1).parent
     frame = results([grid, other])
     assert frame.groupby("experiment").size().to_dict() == {
         "glem-alpha=0.3": 16, "glem-alpha=0.7": 16, "stock": 3, "other": 4,
@@ -88,9 +82,9 @@ def test_the_frame_has_a_row_per_seed_and_method(grid: Path, tmp_path: Path, run
             assert scores[["dataset", "config"]].drop_duplicates().values.tolist() == [[board.dataset, row.config]]
 
 
-def test_runs_that_another_metric_selected_have_a_table_of_their_own(tmp_path: Path, run_folder: Any) -> None:
+def test_runs_that_another_metric_selected_have_a_table_of_their_own(tmp_path: Path) -> None:
     for metric in ("accuracy", "macro_f1"):
-        run_folder(tmp_path / metric, 0, metric=metric)
+        save_run(tmp_path / metric, 0, metric=metric)
     accuracy, macro = sorted(read_boards([tmp_path]), key=lambda board: board.metric)
     assert [row.valid.mean for row in macro.rows] == pytest.approx([0.9 * row.valid.mean for row in accuracy.rows])
     assert macro.rows[0].config != accuracy.rows[0].config
@@ -108,26 +102,26 @@ def test_runs_that_another_metric_selected_have_a_table_of_their_own(tmp_path: P
         assert text in page
 
 
-def test_test_scores_change_no_rank_and_no_choice(tmp_path: Path, run_folder: Any) -> None:
+def test_test_scores_change_no_rank_and_no_choice(tmp_path: Path) -> None:
     boards = []
     for name, shift in (("a", 0.0), ("b", 0.2)):
         for seed in range(3):
             scores = [(0.70, 0.5 + shift), (0.74, 0.6), (0.73, 0.7 - shift), (0.78, 0.4 + seed / 100 - shift)]
-            run_folder(tmp_path / name / "glem", seed, scores)
+            save_run(tmp_path / name / "glem", seed, scores)
         boards.append(board_of(tmp_path / name))
     assert [row.name for row in boards[0].rows] == [row.name for row in boards[1].rows]
     assert boards[0].rows[0].to_non_glem.reference == boards[1].rows[0].to_non_glem.reference  # type: ignore[union-attr]
 
 
-def test_a_single_seed_has_no_std_and_says_so(tmp_path: Path, run_folder: Any) -> None:
-    run_folder(tmp_path / "glem", 10)
+def test_a_single_seed_has_no_std_and_says_so(tmp_path: Path) -> None:
+    save_run(tmp_path / "glem", 10)
     board = board_of(tmp_path / "glem")
     assert {row.test.std for row in board.rows} == {None}
     assert any("one seed" in note for note in board.notes)
     assert "78.00" in printed(board) and "±" not in printed(board).split("ranked by")[0]
 
 
-def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path, stock_folder: Any) -> None:
+def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path) -> None:
     board = board_of(grid)
     names = [row.name for row in board.rows]
     assert names[:2] == ["GLEM (SAGE, α 0.7) · GNN", "GLEM (SAGE, α 0.3) · GNN"]
@@ -138,19 +132,17 @@ def test_a_grid_names_rows_by_experiment_and_takes_stock_graphgym_in(grid: Path,
     assert stock.caveat == STOCK_CAVEAT
     assert any(STOCK_CAVEAT in note for note in board.notes)
     assert any("different seeds" in note for note in board.notes)
-    stock_folder(grid.parent / "alone", 0, [0.5, 0.6], 0.55, seconds=12.5, peak_memory_mb=300.0)
+    save_stock_run(grid.parent / "alone", 0, [0.5, 0.6], 0.55, seconds=12.5, peak_memory_mb=300.0)
     (row,) = board_of(grid.parent / "alone").rows
     assert (row.seconds, row.peak_memory_mb) == (12.5, 300.0)
 
 
-def test_different_graphs_are_never_ranked_together(
-    tmp_path: Path, run_folder: Any, stock_folder: Any, arxiv: Any
-) -> None:
+def test_different_graphs_are_never_ranked_together(tmp_path: Path) -> None:
     for seed in range(2):
-        run_folder(tmp_path / "a", seed)
-        run_folder(tmp_path / "b", seed, fingerprint="0123456789abcdef")
-        run_folder(tmp_path / "c", seed, fingerprint="aa23456789abcdef", **arxiv)
-        stock_folder(tmp_path / "d", seed, [0.5], 0.5)
+        save_run(tmp_path / "a", seed)
+        save_run(tmp_path / "b", seed, fingerprint="0123456789abcdef")
+        save_run(tmp_path / "c", seed, fingerprint="aa23456789abcdef", **ARXIV)
+        save_stock_run(tmp_path / "d", seed, [0.5], 0.5)
     boards = read_boards([tmp_path])
     assert len(boards) == 4
     for board in boards:
@@ -158,16 +150,17 @@ def test_different_graphs_are_never_ranked_together(
         assert "not comparable" in board.notes[0]
     assert [len(board.published) for board in boards] == [0, 0, 19, 0]
     assert any("did not record" in note for note in boards[-1].notes)
+    assert render_page(boards).count("<section data-dataset=") == 4
 
 
-def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_folder: Any) -> None:
+def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path) -> None:
     """A cascade and GLEM start from the LM alone: as rows of their own they would raise every p-value by Holm."""
     modes = (("a-glem", "glem", 4), ("b-cascade", "glem_cascade", 2), ("c-lm", "glem_lm", 1))
     for seed in range(4):
         shake = [0.004, -0.002, 0.001, 0.003][seed]
         scores = [(0.70 + shake, 0.69 - shake), (0.74, 0.73 + shake), (0.73, 0.74 + 2 * shake), (0.78, 0.76 + shake)]
         for name, mode, stages in modes:
-            run_folder(tmp_path / name, seed, scores[:stages], mode=mode)
+            save_run(tmp_path / name, seed, scores[:stages], mode=mode)
     board = board_of(tmp_path)
     rows = {row.method: (row.name, row.same_in) for row in board.rows}
     assert rows == {
@@ -182,14 +175,12 @@ def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path, run_
     assert together == [row.to_best.p for row in alone.rows if row.to_best]
 
 
-def test_unfinished_and_incomplete_seeds_are_left_out_by_name(
-    tmp_path: Path, run_folder: Any, stock_folder: Any
-) -> None:
-    run_folder(tmp_path / "glem", 0)
-    run_folder(tmp_path / "glem", 1, finished=False)
-    run_folder(tmp_path / "glem", 2)
+def test_unfinished_and_incomplete_seeds_are_left_out_by_name(tmp_path: Path) -> None:
+    save_run(tmp_path / "glem", 0)
+    save_run(tmp_path / "glem", 1, finished=False)
+    save_run(tmp_path / "glem", 2)
     (tmp_path / "glem" / "2" / "summary.json").unlink()
-    stock = stock_folder(tmp_path / "stock", 0, [0.5], 0.5)
+    stock = save_stock_run(tmp_path / "stock", 0, [0.5], 0.5)
     (stock / "test" / "stats.json").unlink()
     (board,) = read_boards([tmp_path])
     assert {row.seeds for row in board.rows} == {(0,)}
@@ -197,13 +188,13 @@ def test_unfinished_and_incomplete_seeds_are_left_out_by_name(
     assert [note.split(":")[0] for note in left_out] == ["glem, seed 1", "glem, seed 2", "stock, seed 0"]
 
 
-def test_folders_without_runs_are_refused_by_name(tmp_path: Path, run_folder: Any) -> None:
+def test_folders_without_runs_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         experiment_folders(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no run found"):
         experiment_folders(tmp_path / "empty")
-    seed = run_folder(tmp_path / "glem", 0, finished=False)
+    seed = save_run(tmp_path / "glem", 0, finished=False)
     with pytest.raises(ValueError, match="folder of one seed"):
         experiment_folders(seed)
     with pytest.raises(ValueError, match="no finished run; glem, seed 0: unfinished"):
@@ -213,23 +204,23 @@ def test_folders_without_runs_are_refused_by_name(tmp_path: Path, run_folder: An
         read_boards([tmp_path])
 
 
-def test_seeds_of_one_experiment_share_their_settings(tmp_path: Path, run_folder: Any) -> None:
-    run_folder(tmp_path / "glem", 0)
-    run_folder(tmp_path / "glem", 1, settings={"glem.alpha": 0.9})
+def test_seeds_of_one_experiment_share_their_settings(tmp_path: Path) -> None:
+    save_run(tmp_path / "glem", 0)
+    save_run(tmp_path / "glem", 1, settings={"glem.alpha": 0.9})
     with pytest.raises(ValueError, match=r"seed 1 differs from the first seed in glem\.alpha"):
         read_boards([tmp_path])
 
 
-def test_equal_folder_names_are_told_apart_and_a_folder_counts_once(tmp_path: Path, run_folder: Any) -> None:
+def test_equal_folder_names_are_told_apart_and_a_folder_counts_once(tmp_path: Path) -> None:
     for grid in ("one", "two"):
-        run_folder(tmp_path / grid / "glem", 0)
+        save_run(tmp_path / grid / "glem", 0)
     board = board_of(tmp_path / "one", tmp_path / "two", tmp_path / "one" / "glem")
     assert set(board.experiments) == {"one/glem", "two/glem"}
 
 
-def test_config_fingerprint_is_of_the_settings_without_the_seed(tmp_path: Path, run_folder: Any) -> None:
+def test_config_fingerprint_is_of_the_settings_without_the_seed(tmp_path: Path) -> None:
     for name, seed, alpha, iterations in (("a", 0, 0.5, 1), ("b", 7, 0.5, 1), ("c", 0, 0.6, 1), ("d", 0, 0.5, 2)):
-        run_folder(tmp_path / name, seed, settings={"glem.alpha": alpha}, em_iterations=iterations)
+        save_run(tmp_path / name, seed, settings={"glem.alpha": alpha}, em_iterations=iterations)
     board = board_of(tmp_path)
     config = {name: one.config for name, one in board.experiments.items()}
     assert config["a"] == config["b"]
@@ -237,21 +228,9 @@ def test_config_fingerprint_is_of_the_settings_without_the_seed(tmp_path: Path, 
     assert list(board.axes) == ["glem.alpha", "glem.em_iterations"]
 
 
-def test_em_iterations_are_named_where_they_vary(tmp_path: Path, run_folder: Any) -> None:
-    for name, asked in (("one", 1), ("two", 2)):
-        scores = [(0.70 + asked / 100, 0.7), (0.74 + asked / 100, 0.7), (0.73 + asked / 100, 0.7)]
-        run_folder(tmp_path / "grid" / name, 0, scores, em_iterations=asked)
-    run_folder(tmp_path / "grid" / "lm", 0, mode="glem_lm")
-    board = board_of(tmp_path / "grid")
-    names = {row.name for row in board.rows}
-    assert names >= {"GLEM (SAGE, 1 iteration) · LM", "GLEM (SAGE, 2 iterations) · LM"}
-    rows = csv.DictReader(io.StringIO(to_csv([board])))
-    assert {row["experiment"]: row["em_iterations"] for row in rows} == {"one": "1", "two": "2", "lm": ""}
-
-
-def test_seeds_that_differ_in_iterations_or_versions_are_said_to(tmp_path: Path, run_folder: Any) -> None:
-    run_folder(tmp_path / "glem", 0, em_iterations=1, versions={"torch": "2.13.0", "ogb": "1.3.6"})
-    run_folder(tmp_path / "glem", 1, em_iterations=2, versions={"torch": "2.13.0, 2.14.0", "ogb": "1.3.6"})
+def test_seeds_that_differ_in_iterations_or_versions_are_said_to(tmp_path: Path) -> None:
+    save_run(tmp_path / "glem", 0, em_iterations=1, versions={"torch": "2.13.0", "ogb": "1.3.6"})
+    save_run(tmp_path / "glem", 1, em_iterations=2, versions={"torch": "2.13.0, 2.14.0", "ogb": "1.3.6"})
     board = board_of(tmp_path)
     assert board.experiments["glem"].settings["glem.em_iterations"] == [1, 2]
     text = " ".join(printed(board).split())
@@ -347,8 +326,8 @@ def test_what_is_blind_stays_so_until_it_is_unblinded_once(tmp_path: Path) -> No
     assert blinding(tmp_path, True, False) == blinding(tmp_path, False, True) == (False, [note])  # what was seen stays
 
 
-def test_texts_and_energy_stand_beside_other_costs_where_runs_noted_them(tmp_path: Path, run_folder: Any) -> None:
-    folder = run_folder(tmp_path / "glem", 0)
+def test_texts_and_energy_stand_beside_other_costs_where_runs_noted_them(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "glem", 0)
     for place, (texts, energy) in enumerate(((300, 50.0), (0, 1.5), (900, 120.0), (0, 2.0))):
         file = sorted((folder / "stages").glob("*/stage.json"))[place]
         write_json(file, {**read_json(file), "texts": texts, "energy_j": None if place == 3 else energy})
@@ -359,10 +338,10 @@ def test_texts_and_energy_stand_beside_other_costs_where_runs_noted_them(tmp_pat
     assert "texts trained" in to_markdown([board]) and ",1200.0," in to_csv([board])
 
 
-def test_what_the_language_model_is_stands_in_the_csv_and_in_a_rows_details(tmp_path: Path, run_folder: Any) -> None:
+def test_what_the_language_model_is_stands_in_the_csv_and_in_a_rows_details(tmp_path: Path) -> None:
     card = {"model": "org/lm", "family": "qwen3", "parameters": 595_776_512, "trained": 800, "prompt": "q: {text}"}
-    run_folder(tmp_path / "a", 0, language_model={**card, "pooling": "last"})
-    run_folder(tmp_path / "b", 0, [(0.6, 0.5)] * 4, settings={"glem.alpha": 0.1})  # by an older version
+    save_run(tmp_path / "a", 0, language_model={**card, "pooling": "last"})
+    save_run(tmp_path / "b", 0, [(0.6, 0.5)] * 4, settings={"glem.alpha": 0.1})  # by an older version
     board = board_of(tmp_path)
     line = "model org/lm, family qwen3, parameters 595.8 M, trained 800, prompt 'q: {text}', pooling last"
     for row in board.rows:
@@ -401,14 +380,12 @@ def test_differences_are_to_the_best_row_and_to_the_best_that_is_not_glem(grid: 
     assert rival.to_best is not None and (rival.to_best.mean, rival.to_best.reason) == (pytest.approx(-0.01), CONSTANT)
 
 
-def test_axes_are_settings_that_differ_and_those_in_step_are_one(
-    tmp_path: Path, run_folder: Any, stock_folder: Any
-) -> None:
+def test_axes_are_settings_that_differ_and_those_in_step_are_one(tmp_path: Path) -> None:
     for lr, width in ((0.01, 64), (0.001, 128), (0.1, 256)):
         for act in ("relu", "elu"):
             settings = {"optim.base_lr": lr, "gnn.dim_inner": width, "gnn.act": act, "dataset.tag_split": [0.1, 0.9]}
-            run_folder(tmp_path / f"lr={lr}-act={act}", 0, settings=settings)
-    stock_folder(tmp_path / "stock", 0, [0.5], 0.5, fingerprint="27fc6cf3f908e571")
+            save_run(tmp_path / f"lr={lr}-act={act}", 0, settings=settings)
+    save_stock_run(tmp_path / "stock", 0, [0.5], 0.5, fingerprint="27fc6cf3f908e571")
     axes = board_of(tmp_path).axes
     assert set(axes) == {"gnn.act", "gnn.dim_inner + optim.base_lr"}
     assert list(axes["gnn.dim_inner + optim.base_lr"]) == ["64, 0.01", "128, 0.001", "256, 0.1"]
@@ -416,14 +393,14 @@ def test_axes_are_settings_that_differ_and_those_in_step_are_one(
     assert axes["gnn.act"]["elu"] == ["lr=0.001-act=elu", "lr=0.01-act=elu", "lr=0.1-act=elu"]
 
 
-def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path, run_folder: Any) -> None:
+def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path) -> None:
     plan = [("glem_lm", 1, "lm.lora_rank", (0, 8)), ("glem_gnn", 1, "model.type", ("glem_mlp", "glem_sage"))]
     plan += [("glem_cascade", 2, "model.type", ("glem_sage",)), ("glem", 4, "model.type", ("glem_sage", "glem_gcn"))]
     for mode, stages, key, values in plan:
         for place, value in enumerate(values):
             scores = [(0.7 + place / 100, 0.7), (0.74, 0.73), (0.73, 0.74), (0.78 + place / 100, 0.76)][:stages]
             settings = {"lm.lora_rank": 0, "glem.node_features": "static" if mode == "glem_gnn" else "text", key: value}
-            run_folder(tmp_path / f"{mode}-{value}", 0, scores, mode=mode, settings=settings)
+            save_run(tmp_path / f"{mode}-{value}", 0, scores, mode=mode, settings=settings)
     board = board_of(tmp_path)
     assert board.axes == {
         "model.type": {
@@ -436,15 +413,6 @@ def test_axes_are_of_all_train_modes_but_mix_none(tmp_path: Path, run_folder: An
     final = {name: row.method for name, row in board.final_rows.items()}
     assert final["glem_lm-8"] == "LM" and final["glem_cascade-glem_sage"] == "Cascade"
     assert final["glem-glem_gcn"] == final["glem-glem_sage"] == "GLEM-GNN"
-
-
-def test_terminal_table_has_every_row_and_says_how_it_was_made(grid: Path) -> None:
-    board = board_of(grid)
-    text = printed(board)
-    assert all(row.name in text for row in board.rows)
-    assert "79.15 ± 0.26" in text  # the best, validation
-    assert "paired t-test" in text and "Holm" in text and "ranked by mean validation" in text
-    assert "GraphGym †" in text and "† GraphGym: GraphGym evaluates test once" in text
 
 
 def test_published_rows_change_only_on_purpose() -> None:
@@ -475,19 +443,21 @@ def test_published_rows_change_only_on_purpose() -> None:
     ],
 )
 def test_a_graph_that_is_only_named_as_a_published_one_is_not_compared(
-    tmp_path: Path, run_folder: Any, arxiv: Any, changes: dict[str, Any], why: str
+    tmp_path: Path, changes: dict[str, Any], why: str
 ) -> None:
-    facts = {key: value for key, value in (arxiv["facts"] | changes).items() if value is not None}
-    run_folder(tmp_path / "glem", 0, dataset="ogbn-arxiv", facts=facts)
+    facts = {key: value for key, value in (ARXIV["facts"] | changes).items() if value is not None}
+    save_run(tmp_path / "glem", 0, dataset="ogbn-arxiv", facts=facts)
     board = board_of(tmp_path)
     assert bool(board.published) == (why == "")
     assert [why in note for note in board.notes if note.startswith("published results")] == [True] * (why != "")
 
 
-def test_published_rows_stand_beside_with_their_source(tmp_path: Path, run_folder: Any, arxiv: Any) -> None:
-    run_folder(tmp_path / "glem", 0, **arxiv)
+def test_published_rows_stand_beside_with_their_source(tmp_path: Path) -> None:
+    save_run(tmp_path / "glem", 0, **ARXIV)
     board = board_of(tmp_path)
     assert "GLEM+RevGAT [published: OGB leaderboard]" in printed(board)
+    page = render_page([board])
+    assert page.count(">published</span>") == 19 and "TAPE+RevGAT" in page and "OGB leaderboard" in page
     assert "| 77.46 ± 0.18 | 76.94 ± 0.25 |" in to_markdown([board])
     rows = list(csv.DictReader(io.StringIO(to_csv([board]))))
     published = [row for row in rows if row["source"] != "this run"]
@@ -496,10 +466,10 @@ def test_published_rows_stand_beside_with_their_source(tmp_path: Path, run_folde
     assert (giant["valid_mean"], giant["test_mean"], giant["runs"]) == ("", "0.7306", "10")
 
 
-def test_markdown_escapes_what_would_break_the_table(tmp_path: Path, run_folder: Any) -> None:
+def test_markdown_escapes_what_would_break_the_table(tmp_path: Path) -> None:
     for place, act in enumerate(("relu", "a|b*")):
         scores = [(0.6 + place / 100, 0.6), (0.61 + place / 100, 0.6), (0.62, 0.6 + place / 9), (0.63, 0.6 + place / 9)]
-        run_folder(tmp_path / str(place + 100), 0, scores, settings={"gnn.act": act})
+        save_run(tmp_path / str(place + 100), 0, scores, settings={"gnn.act": act})
     lines = to_markdown([board_of(tmp_path)]).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 10

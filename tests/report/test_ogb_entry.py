@@ -9,6 +9,7 @@ import torch
 from glem_graphgym.report.experiments import read_experiments
 from glem_graphgym.report.leaderboard import Board, read_boards
 from glem_graphgym.report.ogb_entry import OgbError, entry_markdown, external_data, method_name, ogb_entry
+from tests.report.conftest import save_run, save_stock_run
 
 ABOUT: dict[str, Any] = {
     "contact": "A. Author (author@example.org)",
@@ -28,20 +29,20 @@ def scores(seed: int, gain: float) -> list[tuple[float, float]]:
     return [(0.70, 0.69), (0.74, 0.73), (0.73, 0.72), (0.75 + gain + shake, 0.74 + gain - shake)]
 
 
-def save(folder: Path, run_folder: Any, seeds: range = range(10), dataset: str = "ogbn-arxiv", **about: Any) -> Board:
+def save(folder: Path, seeds: range = range(10), dataset: str = "ogbn-arxiv", **about: Any) -> Board:
     """Three learning rates, of which validation chooses 0.01."""
     for lr, gain in ((0.1, 0.0), (0.001, 0.005), (0.01, 0.01)):
         for seed in seeds:
             known = {"versions": VERSIONS, **about}
             settings = {"optim.base_lr": lr, "lm.model": "/models/deberta-base"}
-            run_folder(folder / f"lr={lr}", seed, scores(seed, gain), dataset=dataset, settings=settings, **known)
+            save_run(folder / f"lr={lr}", seed, scores(seed, gain), dataset=dataset, settings=settings, **known)
     (board,) = read_boards([folder])
     return board
 
 
 @pytest.fixture
-def board(tmp_path: Path, run_folder: Any) -> Board:
-    return save(tmp_path, run_folder)
+def board(tmp_path: Path) -> Board:
+    return save(tmp_path)
 
 
 def refusal(board: Board, **changes: Any) -> str:
@@ -72,28 +73,28 @@ def test_the_entry_has_every_field_of_the_form(board: Board) -> None:
     assert "author@example.org" in text and "| External data | Yes: raw text, pretrained deberta-base |" in text
 
 
-def test_the_entry_counts_the_asked_seeds_alone(tmp_path: Path, run_folder: Any, board: Board) -> None:
-    more = save(tmp_path / "more", run_folder, range(12))
+def test_the_entry_counts_the_asked_seeds_alone(tmp_path: Path, board: Board) -> None:
+    more = save(tmp_path / "more", range(12))
     assert ogb_entry(more, ABOUT) | {"config": ""} == ogb_entry(board, ABOUT) | {"config": ""}
 
 
-def test_missing_seeds_are_named(tmp_path: Path, run_folder: Any) -> None:
-    message = refusal(save(tmp_path, run_folder, range(1, 10)))
+def test_missing_seeds_are_named(tmp_path: Path) -> None:
+    message = refusal(save(tmp_path, range(1, 10)))
     assert "missing: [0]" in message and "expected 0 to 9" in message
 
 
-def test_papers100m_needs_three_seeds(tmp_path: Path, run_folder: Any) -> None:
-    board = save(tmp_path, run_folder, range(3), dataset="ogbn-papers100M")
+def test_papers100m_needs_three_seeds(tmp_path: Path) -> None:
+    board = save(tmp_path, range(3), dataset="ogbn-papers100M")
     assert ogb_entry(board, ABOUT)["seeds"] == [0, 1, 2]
-    message = refusal(save(tmp_path / "two", run_folder, range(2), dataset="ogbn-papers100M"))
+    message = refusal(save(tmp_path / "two", range(2), dataset="ogbn-papers100M"))
     assert "missing: [2]" in message
 
 
-def test_versions_must_be_known_recent_and_the_same(tmp_path: Path, run_folder: Any) -> None:
-    unknown = save(tmp_path / "unknown", run_folder, versions={})
+def test_versions_must_be_known_recent_and_the_same(tmp_path: Path) -> None:
+    unknown = save(tmp_path / "unknown", versions={})
     assert "did not record the version of ogb; give it with --ogb-version" in refusal(unknown)
     assert ogb_entry(unknown, ABOUT | {"ogb_version": "1.3.6"})["ogb_version"] == "1.3.6"
-    old = save(tmp_path / "old", run_folder, versions={"ogb": "1.2.4"})
+    old = save(tmp_path / "old", versions={"ogb": "1.2.4"})
     assert "1.2.4, expected at least 1.3.6" in refusal(old)
     assert "the runs recorded 1.2.4" in refusal(old, ogb_version="1.3.6")
 
@@ -108,13 +109,13 @@ def test_versions_must_be_known_recent_and_the_same(tmp_path: Path, run_folder: 
     ],
 )
 def test_seeds_are_of_one_version_of_ogb_and_of_equal_length(
-    tmp_path: Path, run_folder: Any, about: dict[str, Any], expected: str | None
+    tmp_path: Path, about: dict[str, Any], expected: str | None
 ) -> None:
-    save(tmp_path, run_folder, range(1, 10), em_iterations=1)
+    save(tmp_path, range(1, 10), em_iterations=1)
     for lr in (0.1, 0.001, 0.01):
         settings = {"optim.base_lr": lr, "lm.model": "/models/deberta-base"}
         known = {"dataset": "ogbn-arxiv", "settings": settings, "em_iterations": 1, **about}
-        run_folder(tmp_path / f"lr={lr}", 0, scores(0, lr), **known)
+        save_run(tmp_path / f"lr={lr}", 0, scores(0, lr), **known)
     (board,) = read_boards([tmp_path])
     if expected:
         assert expected in refusal(board)
@@ -123,12 +124,12 @@ def test_seeds_are_of_one_version_of_ogb_and_of_equal_length(
         assert any("several versions of torch: 2.13.0, 2.14.0" in note for note in board.notes)
 
 
-def test_other_graphs_and_stock_training_are_refused(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
-    assert "the dataset is debian" in refusal(save(tmp_path / "debian", run_folder, dataset="debian"))
-    by_macro_f1 = save(tmp_path / "macro", run_folder, range(1), metric="macro_f1")
+def test_other_graphs_and_stock_training_are_refused(tmp_path: Path) -> None:
+    assert "the dataset is debian" in refusal(save(tmp_path / "debian", dataset="debian"))
+    by_macro_f1 = save(tmp_path / "macro", range(1), metric="macro_f1")
     assert "macro_f1 selected the weights (metric_best), expected accuracy" in refusal(by_macro_f1)
     for seed in range(10):
-        stock_folder(tmp_path / "stock" / "gcn", seed, [0.5], 0.5, dataset="ogbn-arxiv", versions=VERSIONS)
+        save_stock_run(tmp_path / "stock" / "gcn", seed, [0.5], 0.5, dataset="ogbn-arxiv", versions=VERSIONS)
     (board,) = read_boards([tmp_path / "stock"])
     message = refusal(board)
     assert "did not record the graph's fingerprint" in message and "tests the last weights" in message
@@ -147,8 +148,8 @@ def test_missing_fields_are_named(board: Board) -> None:
         assert expected in refusal(board, **changes)
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, run_folder: Any) -> None:
-    message = refusal(save(tmp_path, run_folder, range(2), dataset="debian", versions={}), **NOTHING)
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    message = refusal(save(tmp_path, range(2), dataset="debian", versions={}), **NOTHING)
     assert message.count("\n- ") == 8
 
 
@@ -160,7 +161,7 @@ def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
     assert ogb_entry(board, ABOUT | {"name": ""}, cascade)["method"].startswith("Cascade (SAGE)")
 
 
-def test_external_data_is_what_the_run_read(tmp_path: Path, run_folder: Any) -> None:
+def test_external_data_is_what_the_run_read(tmp_path: Path) -> None:
     text = ["raw text", "pretrained deberta-base"]
     cases = [("glem", "text", True, text), ("glem", "text", False, text[:1]), ("glem_joint", "text", True, text)]
     cases += [("glem_gnn", "raw", True, []), ("glem_gnn", "static", True, text)]
@@ -168,23 +169,23 @@ def test_external_data_is_what_the_run_read(tmp_path: Path, run_folder: Any) -> 
         [*cases, ("glem_gnn", "file", True, ["features data/giant.npy"])]
     ):
         settings = {"glem.node_features": features, "lm.model": "/models/deberta-base", "lm.pretrained": pretrained}
-        run_folder(tmp_path / str(place), 0, settings={**settings, "glem.feature_file": "/data/giant.npy"}, mode=mode)
+        save_run(tmp_path / str(place), 0, settings={**settings, "glem.feature_file": "/data/giant.npy"}, mode=mode)
         (experiment,), _ = read_experiments([tmp_path / str(place)])
         assert external_data(experiment) == expected
 
 
-def taught(folder: Path, run_folder: Any, first_predictions: Path) -> Board:
+def taught(folder: Path, first_predictions: Path) -> Board:
     settings = {"glem.first_predictions": str(first_predictions), "lm.model": "/models/deberta-base"}
     for seed in range(10):
-        run_folder(folder, seed, dataset="ogbn-arxiv", settings=settings, versions=VERSIONS)
+        save_run(folder, seed, dataset="ogbn-arxiv", settings=settings, versions=VERSIONS)
     (board,) = read_boards([folder])
     return board
 
 
-def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Path, run_folder: Any) -> None:
+def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Path) -> None:
     settings = {"glem.node_features": "file", "glem.feature_file": "/data/giant/X.all.xrt-emb.npy"}
-    teacher = run_folder(tmp_path / "giant_sagn", 0, mode="glem_gnn", dataset="ogbn-arxiv", settings=settings)
-    board = taught(tmp_path / "glem_giant", run_folder, teacher / "stages" / "00_gnn_gold" / "logits.npy")
+    teacher = save_run(tmp_path / "giant_sagn", 0, mode="glem_gnn", dataset="ogbn-arxiv", settings=settings)
+    board = taught(tmp_path / "glem_giant", teacher / "stages" / "00_gnn_gold" / "logits.npy")
     entry = ogb_entry(board, ABOUT | {"name": ""})
     expected = ["raw text", "pretrained deberta-base", "predictions of giant_sagn",
                 "features data/giant/X.all.xrt-emb.npy"]  # fmt: skip
@@ -192,10 +193,8 @@ def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Pat
     assert entry["method"] == f"GLEM-GNN (SAGE) ({', '.join(expected)})"
 
 
-def test_a_first_teacher_of_which_nothing_is_known_is_refused_until_the_name_says_it(
-    tmp_path: Path, run_folder: Any
-) -> None:
-    board = taught(tmp_path / "glem_giant", run_folder, tmp_path / "elsewhere" / "logits.npy")
+def test_a_first_teacher_of_which_nothing_is_known_is_refused_until_the_name_says_it(tmp_path: Path) -> None:
+    board = taught(tmp_path / "glem_giant", tmp_path / "elsewhere" / "logits.npy")
     message = refusal(board, name="")
     assert "no run.json of a run that made it is found" in message and "give a --name that says it" in message
     named = ogb_entry(board, ABOUT | {"name": "GLEM+GIANT+SAGE"})

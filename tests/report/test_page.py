@@ -6,9 +6,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,10 +16,10 @@ from glem_graphgym.report.charts import Chart, Scale, nice_step
 from glem_graphgym.report.leaderboard import read_boards
 from glem_graphgym.report.page import environment, render_page
 from glem_graphgym.report.panels import COLORED, FOLDER, color_of, mark_of, seconds_text
+from tests.report.conftest import Elements, save_run, save_stock_run
 
 CSS = "\n" + (FOLDER / "page.css").read_text(encoding="utf-8")
 
-VOID = {"meta", "link", "input"}
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -32,14 +30,14 @@ def test_every_method_has_a_colour_in_every_theme() -> None:
         assert len(re.findall(rf"[;{{\n]{color_of(method)[4:-1]}:#[0-9a-f]{{6}};", CSS)) == 3
 
 
-def test_the_page_tells_the_facts_of_a_graph_that_runs_noted(tmp_path: Path, run_folder: Any) -> None:
+def test_the_page_tells_the_facts_of_a_graph_that_runs_noted(tmp_path: Path) -> None:
     facts = {"nodes": 63666, "edges": 296480, "classes": 22, "label_rate": 0.1, "empty_texts": 0.00026}
     for name, more in (("older", {}), ("newer", {"facts": {**facts, "edge_homophily": 0.714}})):
-        run_folder(tmp_path / name, 0, **more)
+        save_run(tmp_path / name, 0, **more)
     line = "63,666 nodes · 296,480 edges · 22 classes · edge homophily 0.71 · label rate 10 % · empty texts 0.026 %"
     assert line in render_page(read_boards([tmp_path]))
     assert "homophily" not in render_page(read_boards([tmp_path / "older"]))
-    run_folder(tmp_path / "unlabelled", 0, facts={**facts, "edge_homophily": None})
+    save_run(tmp_path / "unlabelled", 0, facts={**facts, "edge_homophily": None})
     assert "22 classes · label rate" in render_page(read_boards([tmp_path / "unlabelled"]))
 
 
@@ -75,38 +73,6 @@ def luminance(color: list[float]) -> float:
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-class Balanced(HTMLParser):
-    """Refuses HTML whose elements do not close in order; collects links to elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
-def parse(page: str) -> Balanced:
-    parser = Balanced()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    return parser
-
-
 def page_of(*dirs: Path) -> str:
     return render_page(read_boards(dirs))
 
@@ -116,29 +82,27 @@ def panel(page: str, title: str) -> str:
     return found
 
 
-def test_panels_without_data_say_what_is_missing(tmp_path: Path, run_folder: Any, stock_folder: Any) -> None:
-    stock_folder(tmp_path / "stock", 0, [0.5, 0.6], 0.55)
+def test_panels_without_data_say_what_is_missing(tmp_path: Path) -> None:
+    save_stock_run(tmp_path / "stock", 0, [0.5, 0.6], 0.55)
     page = page_of(tmp_path / "stock")
-    parse(page)
+    Elements(page)
     assert page.count('class="missing"') == 6
-    run_folder(tmp_path / "glem", 0)
+    save_run(tmp_path / "glem", 0)
     page = page_of(tmp_path / "glem")
     assert "No stage here has a predictions.json" in panel(page, "Calibration")
     assert 'class="missing"' not in panel(page, "Accuracy by EM iteration")
     assert "too few seeds" in page
 
 
-def test_sensitivity_is_of_every_train_mode(tmp_path: Path, run_folder: Any) -> None:
+def test_sensitivity_is_of_every_train_mode(tmp_path: Path) -> None:
     for mode, stages in (("glem_cascade", 2), ("glem", 4)):
         for place, network in enumerate(("glem_gcn", "glem_sage")):
             scores = [(0.7, 0.7), (0.71 + place / 100, 0.72), (0.7, 0.7), (0.73 + place / 100, 0.74)][:stages]
-            run_folder(tmp_path / f"{mode}-{network}", 0, scores, mode=mode, settings={"model.type": network})
+            save_run(tmp_path / f"{mode}-{network}", 0, scores, mode=mode, settings={"model.type": network})
     for rank in (0, 8):
-        run_folder(
-            tmp_path / f"lm-{rank}", 0, [(0.6 + rank / 100, 0.6)], mode="glem_lm", settings={"lm.lora_rank": rank}
-        )
+        save_run(tmp_path / f"lm-{rank}", 0, [(0.6 + rank / 100, 0.6)], mode="glem_lm", settings={"lm.lora_rank": rank})
     page = page_of(tmp_path)
-    parse(page)
+    Elements(page)
     networks = panel(page, "Sensitivity to model.type")
     for text in ("GLEM-GNN, model.type = glem_sage, valid: 74.00 %", "Cascade, model.type = glem_gcn, valid: 71.00 %"):
         assert text in networks
@@ -153,30 +117,14 @@ def test_sensitivity_is_of_every_train_mode(tmp_path: Path, run_folder: Any) -> 
     )
 
 
-def test_text_from_runs_is_escaped(tmp_path: Path, run_folder: Any) -> None:
+def test_text_from_runs_is_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>&'
     for name, value in (("<i>a</i>&", evil), ("b'\"", "plain")):
-        run_folder(tmp_path / name.replace("/", "|"), 0, dataset=evil, settings={"gnn.act": value}, described=True)
+        save_run(tmp_path / name.replace("/", "|"), 0, dataset=evil, settings={"gnn.act": value}, described=True)
     page = render_page(read_boards([tmp_path]), title=evil)
-    parser = parse(page)
-    assert evil in parser.text
+    assert evil in Elements(page).found
     assert page.count("<script>") == 1 and "<i>a" not in page and "<b>games" not in page
     assert "&lt;b&gt;games&lt;/b&gt;" in page
-
-
-def test_published_rows_are_marked_with_their_source(tmp_path: Path, run_folder: Any, arxiv: Any) -> None:
-    run_folder(tmp_path / "glem", 0, **arxiv)
-    page = page_of(tmp_path)
-    assert page.count(">published</span>") == 19
-    assert "TAPE+RevGAT" in page and "OGB leaderboard" in page
-
-
-def test_several_graphs_have_a_section_each(tmp_path: Path, run_folder: Any) -> None:
-    run_folder(tmp_path / "a", 0)
-    run_folder(tmp_path / "b", 0, fingerprint="f" * 16)
-    page = page_of(tmp_path)
-    parse(page)
-    assert page.count("<section data-dataset=") == 2 and "not comparable" in page
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
@@ -317,11 +265,11 @@ document.body.dataset.layout = [board.scrollWidth - board.clientWidth, Math.max(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser installed")
-def test_the_table_fits_a_desktop_and_its_tags_stay_whole_on_a_phone(tmp_path: Path, run_folder: Any) -> None:
+def test_the_table_fits_a_desktop_and_its_tags_stay_whole_on_a_phone(tmp_path: Path) -> None:
     for gain in (0.0, 0.01):
         for seed in range(3):
             scores = [(0.7, 0.7 + gain), (0.74, 0.73 + gain), (0.73, 0.74 + gain), (0.78 + gain, 0.76 + gain)]
-            run_folder(tmp_path / f"alpha={gain}", seed, scores, dataset="ogbn-products")
+            save_run(tmp_path / f"alpha={gain}", seed, scores, dataset="ogbn-products")
     file = tmp_path / "page.html"
     page = page_of(tmp_path)
     assert page.count("same on every seed") > 4

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import lzma
 import tarfile
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from grid.tables import aggregate_grid
@@ -15,6 +13,7 @@ from glem_graphgym.report.leaderboard import read_boards
 from glem_graphgym.report.page import render_page
 from glem_graphgym.report.stats import finish_run
 from glem_graphgym.report.tables import to_csv, to_latex, to_markdown
+from tests.report.conftest import Elements
 
 RECORDED = Path(__file__).with_name("recorded")
 
@@ -35,25 +34,6 @@ def test_the_leaderboard_of_a_recorded_grid_is_as_it_was(recorded: Path) -> None
     assert to_csv(boards) == (RECORDED / "leaderboard.csv").read_text(encoding="utf-8")
     assert to_markdown(boards) == (RECORDED / "leaderboard.md").read_text(encoding="utf-8")
     assert to_latex(boards) == (RECORDED / "leaderboard.tex").read_text(encoding="utf-8")
-
-
-class Elements(HTMLParser):
-    """Start and end of elements with their attributes, and text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[Any] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append([tag, *sorted(attrs)])
-
-    def handle_endtag(self, tag: str) -> None:
-        self.found.append(f"end of {tag}")
-
-    def handle_data(self, data: str) -> None:
-        self.found += [data.strip("\n")] * bool(data.strip("\n"))
 
 
 def test_the_page_of_a_recorded_grid_is_as_it_was(recorded: Path) -> None:

@@ -30,7 +30,7 @@ def stage_dict(index: int, method: str, valid: float, test: float = 0.5, **chang
     }
     parts = {split: {"accuracy": value, "loss": round(1 - value, 6)} for split, value in scores.items()}
     about = {"index": index, "name": f"{method.lower()}_{index}", "model": model, "method": method, "em_iteration": 0}
-    return {**about, **costs, "lr": 2e-5, "epochs": 3, "best_epoch": 2.0, "scores": parts, "diagnostics": {}, **changes}
+    return {**about, **costs, "best_epoch": 2.0, "scores": parts, "diagnostics": {}, **changes}
 
 
 def stage(*args: Any, **changes: Any) -> Stage:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,6 +10,7 @@ from glem_graphgym.report.experiments import percent
 from glem_graphgym.report.leaderboard import Board, read_boards
 from glem_graphgym.report.tables import columns_of
 from glem_graphgym.report.terminal import print_board
+from tests.report.conftest import ARXIV, save_run
 
 
 def printed(board: Board, width: int) -> str:
@@ -20,7 +20,7 @@ def printed(board: Board, width: int) -> str:
 
 
 @pytest.fixture
-def board(tmp_path: Path, run_folder: Any, arxiv: Any) -> Board:
+def board(tmp_path: Path) -> Board:
     """Three experiments of a grid, with differences of every kind, on a graph that has published rows."""
     for place, network in enumerate(("glem_sage", "glem_gamlp", "glem_revgat")):
         for seed in range(3):
@@ -31,7 +31,7 @@ def board(tmp_path: Path, run_folder: Any, arxiv: Any) -> Board:
                 (0.73 + place / 50, 0.74),
                 (0.78 - place / 50, 0.76 - shake),
             ]
-            run_folder(tmp_path / network, seed, scores, settings={"model.type": network}, **arxiv)
+            save_run(tmp_path / network, seed, scores, settings={"model.type": network}, **ARXIV)
     (board,) = read_boards([tmp_path])
     return board
 
