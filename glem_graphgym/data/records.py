@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from glem_graphgym.data.text_graph import (
     SPLITS,
@@ -127,15 +128,9 @@ def best_connected(records: Records, max_nodes: int) -> np.ndarray:
     degree.
     """
     rowptr, _ = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
-    degree = np.diff(rowptr)
-    members: dict[str, list[int]] = defaultdict(list)
-    for node, section in enumerate(records.classes):
-        members[section].append(node)
-    place = np.empty(len(degree))
-    for nodes in members.values():
-        ranked = sorted(nodes, key=lambda node: (-degree[node], node))
-        place[ranked] = (np.arange(len(nodes)) + 0.5) / len(nodes)
-    return np.sort(np.argsort(place, kind="stable")[:max_nodes])
+    in_class = pd.Series(-np.diff(rowptr)).groupby(np.array(records.classes))
+    place = (in_class.rank(method="first") - 0.5) / in_class.transform("size")
+    return np.sort(np.argsort(place.to_numpy(), kind="stable")[:max_nodes])
 
 
 def _labels(records: Records, parts: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, list[str], dict[str, int]]:

@@ -85,11 +85,10 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    content = read_csv_bytes(path)
     try:
-        found = json.loads(read_csv_bytes(path))
+        found = json.loads(content)
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path} is no JSON ({error}); download it again") from error
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}, expected an object with {[*DATA, *METADATA]}")

@@ -34,16 +34,7 @@ from tests.bad_inputs.conftest import Program
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 
-from ogb_files import (
-    M,
-    arxiv_rows,
-    write_amazon,
-    write_arxiv,
-    write_lines,
-    write_paperinfo,
-    write_papers100m,
-    write_products,
-)
+from ogb_files import M, arxiv_rows, complete_arxiv, complete_papers100m, complete_products, write_lines
 
 
 class Marker:
@@ -168,28 +159,10 @@ PICKLES = (
 )
 
 
-def arxiv(root: Path) -> Path:
-    write_arxiv(root / "ogbn_arxiv")
-    write_lines(root / "titleabs.tsv.gz", arxiv_rows())
-    return root / "ogbn_arxiv"
-
-
-def products(root: Path) -> Path:
-    write_products(root / "ogbn_products")
-    write_amazon(root)
-    return root / "ogbn_products"
-
-
-def papers100m(root: Path) -> Path:
-    write_papers100m(root / "ogbn_papers100M")
-    write_paperinfo(root / "ogbn_papers100M/paperinfo.zip")
-    return root / "ogbn_papers100M"
-
-
 OGB: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], str]] = {
-    "arxiv": (arxiv, load_ogbn_arxiv, "time"),
-    "products": (products, load_ogbn_products, "sales_ranking"),
-    "papers100M": (papers100m, load_ogbn_papers100m, "time"),
+    "arxiv": (complete_arxiv, load_ogbn_arxiv, "time"),
+    "products": (complete_products, load_ogbn_products, "sales_ranking"),
+    "papers100M": (complete_papers100m, load_ogbn_papers100m, "time"),
 }
 
 
@@ -208,7 +181,7 @@ def test_pickles_in_a_folder_of_ogb_are_not_opened(marker: Marker, tmp_path: Pat
 def test_pickles_in_an_archive_of_ogb_are_not_opened_and_nothing_leaves_its_folder(
     marker: Marker, tmp_path: Path
 ) -> None:
-    folder, root = arxiv(tmp_path / "made"), tmp_path / "root"
+    folder, root = complete_arxiv(tmp_path / "made"), tmp_path / "root"
     root.mkdir()
     with zipfile.ZipFile(root / "arxiv.zip", "w") as archive:
         for path in sorted(folder.rglob("*.*")):
@@ -228,8 +201,7 @@ def test_pickles_in_an_archive_of_ogb_are_not_opened_and_nothing_leaves_its_fold
 def test_arrays_of_objects_in_ogbs_binary_files_are_refused(marker: Marker, tmp_path: Path, key: str) -> None:
     array = np.empty((M, 1), dtype=object)
     array[:] = marker
-    write_papers100m(tmp_path / "ogbn_papers100M", **{key: array})
-    write_paperinfo(tmp_path / "ogbn_papers100M/paperinfo.zip")
+    complete_papers100m(tmp_path, **{key: array})
     marker.path.unlink(missing_ok=True)
     refused(lambda: load_ogbn_papers100m(tmp_path), marker, "node-label.npz" if key == "node_label" else "data.npz")
 

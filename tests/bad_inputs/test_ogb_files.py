@@ -27,35 +27,14 @@ from ogb_files import (
     SPLIT,
     M,
     N,
-    arxiv_rows,
-    write_amazon,
-    write_arxiv,
+    complete_arxiv,
+    complete_papers100m,
+    complete_products,
     write_asins,
     write_lines,
-    write_paperinfo,
     write_papers,
-    write_papers100m,
-    write_products,
     write_table,
 )
-
-
-def arxiv(root: Path) -> Path:
-    write_arxiv(root / "ogbn_arxiv")
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", arxiv_rows())
-    return root / "ogbn_arxiv"
-
-
-def products(root: Path) -> Path:
-    write_products(root / "ogbn_products")
-    write_amazon(root / "ogbn_products")
-    return root / "ogbn_products"
-
-
-def papers100m(root: Path, **changed: Any) -> Path:
-    write_papers100m(root / "ogbn_papers100M", **changed)
-    write_paperinfo(root / "ogbn_papers100M/paperinfo.zip")
-    return root / "ogbn_papers100M"
 
 
 def refusal(load: Callable[[Path], TextGraph], root: Path, names: list[str]) -> None:
@@ -120,8 +99,8 @@ TABLES: dict[str, tuple[str, list[Any], list[str]]] = {
     "a split of nothing": ("split/{split}/valid", [], ["valid"]),
 }
 OF = {
-    "arxiv": (arxiv, load_ogbn_arxiv, {"split": "time", "mapping": "nodeidx2paperid"}),
-    "products": (products, load_ogbn_products, {"split": "sales_ranking", "mapping": "nodeidx2asin"}),
+    "arxiv": (complete_arxiv, load_ogbn_arxiv, {"split": "time", "mapping": "nodeidx2paperid"}),
+    "products": (complete_products, load_ogbn_products, {"split": "sales_ranking", "mapping": "nodeidx2asin"}),
 }
 
 
@@ -168,14 +147,14 @@ PAIRS = [*enumerate(PAPERS)]
     ],
 )
 def test_mappings_that_are_refused(tmp_path: Path, rows: list[Any], names: list[str]) -> None:
-    write_papers(arxiv(tmp_path), rows)
+    write_papers(complete_arxiv(tmp_path), rows)
     refusal(load_ogbn_arxiv, tmp_path, ["nodeidx2paperid.csv.gz", *names])
 
 
 def test_a_mapping_of_products_with_a_row_too_few_is_refused(tmp_path: Path) -> None:
-    write_asins(products(tmp_path), [f"B{node}" for node in range(N - 1)])
+    write_asins(complete_products(tmp_path), [f"B{node}" for node in range(N - 1)])
     write_lines(
-        tmp_path / "ogbn_products/trn.json.gz",
+        tmp_path / "ogbn_products/Amazon-3M.raw/trn.json.gz",
         [f'{{"uid": "B{node}", "title": "t", "content": "c"}}'.encode() for node in range(N)],
     )
     refusal(load_ogbn_products, tmp_path, ["nodeidx2asin.csv.gz", "11 products", "12 nodes"])
@@ -183,7 +162,7 @@ def test_a_mapping_of_products_with_a_row_too_few_is_refused(tmp_path: Path) -> 
 
 def test_classes_too_few_are_refused(tmp_path: Path) -> None:
     rows = [("label idx", "arxiv category"), *((i, "x") for i in range(39))]
-    write_table(arxiv(tmp_path) / "mapping/labelidx2arxivcategeory.csv.gz", rows)
+    write_table(complete_arxiv(tmp_path) / "mapping/labelidx2arxivcategeory.csv.gz", rows)
     refusal(load_ogbn_arxiv, tmp_path, ["labelidx2arxivcategeory.csv.gz", "39", "40"])
 
 
@@ -232,18 +211,19 @@ ARRAYS: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", ARRAYS)
 def test_arrays_that_are_refused(tmp_path: Path, case: str) -> None:
     changed, names = ARRAYS[case]
-    papers100m(tmp_path, **changed)
+    complete_papers100m(tmp_path, **changed)
     refusal(load_ogbn_papers100m, tmp_path, names)
 
 
 @pytest.mark.parametrize("part", SPLIT)
 @pytest.mark.parametrize("rows", [[[M]], [[-1]], [[0.5]], [["x"]], [[14]], [[0], [0]]])
 def test_splits_of_papers100m_that_are_refused(tmp_path: Path, part: str, rows: list[Any]) -> None:
-    write_table(papers100m(tmp_path) / f"split/time/{part}.csv.gz", rows)
+    write_table(complete_papers100m(tmp_path) / f"split/time/{part}.csv.gz", rows)
     refusal(load_ogbn_papers100m, tmp_path, [f"split/time/{part}.csv.gz", f"row {len(rows) - 1}"])
 
 
 def test_the_files_that_every_case_changes_are_fine(tmp_path: Path) -> None:
-    for make, load in ((arxiv, load_ogbn_arxiv), (products, load_ogbn_products), (papers100m, load_ogbn_papers100m)):
+    papers100m = (complete_papers100m, load_ogbn_papers100m)
+    for make, load in (*(of[:2] for of in OF.values()), papers100m):
         make(tmp_path)
         assert load(tmp_path).num_nodes in (N, M)

@@ -12,7 +12,6 @@ import torch
 
 from tests.bad_inputs.conftest import Program
 from tests.data.pyg_files import (
-    CLASSES,
     N,
     Y,
     cs_tag,
@@ -61,8 +60,6 @@ def without_last_line(file: Path) -> None:
             lambda file: without_last_line(file.with_suffix(".csv")),
             ["ogbn-products_subset.csv", "11 texts"],
         ),
-        (taglas, changed("label_names", lambda names: names[:2]), ["cora.pt", "classes 2", *CLASSES[:2]]),
-        (taglas, changed("edge_index", lambda edges: edges + 1), ["cora.pt", "edge_index", "outside of 0 to 11"]),
         (taglas, changed("raw_texts", pd.Series), ["cora.pt", "pandas.", "not loaded"]),
         (glbench, changed("y", lambda y: y * torch.nan), ["cora.pt: y", "holds 0 classes"]),
     ],

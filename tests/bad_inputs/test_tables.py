@@ -449,16 +449,10 @@ def test_nodes_that_are_the_same_in_another_form(tmp_path: Path, case: str, capl
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["Nodes.csv", "nodes.CSV", "NODES.CSV"])
-def test_names_of_files_in_capitals(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["Nodes.csv", "nodes.CSV", "NODES.CSV", "nodes.csv.gz"])
+def test_names_of_files_in_capitals_or_as_if_packed(tmp_path: Path, name: str) -> None:
     expected = load(write(tmp_path / "g"))
     rename(name)(tmp_path / "g")
-    assert load(tmp_path / "g").fingerprint() == expected.fingerprint()
-
-
-def test_plain_csv_named_gz(tmp_path: Path) -> None:
-    expected = load(write(tmp_path / "g"))
-    rename("nodes.csv.gz")(tmp_path / "g")
     assert load(tmp_path / "g").fingerprint() == expected.fingerprint()
 
 

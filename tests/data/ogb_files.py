@@ -66,6 +66,29 @@ def serving(server: dict[str, bytes], asked: list[str] | None = None) -> Callabl
     return answer
 
 
+def packed(folder: Path, name: str) -> bytes:
+    """A zip archive of the folder ``name`` in ``folder``."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for path in sorted((folder / name).rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    return content.getvalue()
+
+
+def read_by_ogb(name: str, root: Path) -> tuple[Any, Any]:
+    """The graph and split of OGB's own class."""
+    import torch
+    from ogb.nodeproppred import PygNodePropPredDataset
+    from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+    from torch_geometric.data.storage import GlobalStorage
+
+    # OGB keeps the number of nodes as a number of NumPy's.
+    scalar = [np._core.multiarray.scalar, np.dtype, np.dtypes.Int64DType]
+    with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage, *scalar]):
+        dataset = PygNodePropPredDataset(name, root=str(root))
+        return dataset[0], dataset.get_idx_split()
+
+
 # ---- ogbn-arxiv ---------------------------------------------------------------------------------------------------
 
 PAPERS = [9657784 + 7 * node for node in range(N)]
@@ -200,6 +223,25 @@ def write_pyg(path: Path, texts: list[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(texts, columns=["text"]).to_csv(path, compression="gzip", index=False)
     return path
+
+
+def complete_arxiv(root: Path) -> Path:
+    """The folder of ogbn-arxiv in ``root``, with all its files."""
+    write_arxiv(root / "ogbn_arxiv")
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", arxiv_rows())
+    return root / "ogbn_arxiv"
+
+
+def complete_products(root: Path) -> Path:
+    write_products(root / "ogbn_products")
+    write_amazon(root / "ogbn_products/Amazon-3M.raw")
+    return root / "ogbn_products"
+
+
+def complete_papers100m(root: Path, *how: Any, **changed: Any) -> Path:
+    write_papers100m(root / "ogbn_papers100M", *how, **changed)
+    write_paperinfo(root / "ogbn_papers100M/paperinfo.zip")
+    return root / "ogbn_papers100M"
 
 
 def check_miniature(graph: TextGraph, labels: list[int], features: np.ndarray, edges: list[tuple[int, int]]) -> None:

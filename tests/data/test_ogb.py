@@ -25,8 +25,11 @@ from ogb_files import (
     Response,
     arxiv_rows,
     check_miniature,
+    complete_arxiv,
     edges_of,
     kill,
+    packed,
+    read_by_ogb,
     serving,
     write_arxiv,
     write_lines,
@@ -36,7 +39,7 @@ from ogb_files import (
 
 from glem_graphgym.data.ogb import archive, arxiv, download, load_ogbn_arxiv, ogb_accuracy
 from glem_graphgym.data.ogb.archive import OgbArchive
-from glem_graphgym.data.text_graph import DataError
+from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.disk import DiskFullError, require_space
 
 pytestmark = pytest.mark.usefixtures("unattended")
@@ -45,9 +48,13 @@ TAR_HEADER = b"titleabs.tsv" + b"\0" * 88 + b"0000644\0" + b"\0" * 404
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_arxiv(tmp_path / "ogbn_arxiv")
-    write_lines(tmp_path / "ogbn_arxiv" / "titleabs.tsv.gz", arxiv_rows())
-    return tmp_path
+    return complete_arxiv(tmp_path).parent
+
+
+def load(root: Path, rows: list[bytes]) -> TextGraph:
+    """The graph with a text file of these rows."""
+    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
+    return load_ogbn_arxiv(root)
 
 
 def test_miniature_comes_through_ogb_and_is_undirected(root: Path) -> None:
@@ -63,16 +70,9 @@ def test_miniature_comes_through_ogb_and_is_undirected(root: Path) -> None:
 
 
 def test_the_same_as_ogbs_own_class_reads(root: Path) -> None:
-    import torch
-    from ogb.nodeproppred import PygNodePropPredDataset
-    from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
-    from torch_geometric.data.storage import GlobalStorage
-
     graph = OgbArchive.of("ogbn-arxiv", root).read()
     assert not (root / "ogbn_arxiv/processed").exists()
-    with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage]):
-        dataset = PygNodePropPredDataset("ogbn-arxiv", root=str(root))
-    data, expected = dataset[0], dataset.get_idx_split()
+    data, expected = read_by_ogb("ogbn-arxiv", root)
     np.testing.assert_array_equal(graph.edge_index, data.edge_index.numpy())
     np.testing.assert_array_equal(graph.features, data.x.numpy())
     np.testing.assert_array_equal(graph.label, data.y.numpy()[:, 0])
@@ -100,8 +100,7 @@ def test_another_text_file_makes_another_graph(root: Path) -> None:
     first = load_ogbn_arxiv(root)
     rows = arxiv_rows()
     rows[3] = f"{PAPERS[3]}\tnew\tnewer".encode()
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
-    second = load_ogbn_arxiv(root)
+    second = load(root, rows)
     assert second.texts[3] == "Title: new. Abstract: newer"
     assert second.fingerprint() != first.fingerprint()
     assert len(list((root / "ogbn_arxiv/text_graph").glob("[!.]*"))) == 2
@@ -117,13 +116,11 @@ def test_text_is_found_packed_or_not_in_either_folder(root: Path, place: str) ->
 def test_rows_are_joined_by_paper_id_not_by_position(root: Path) -> None:
     straight = load_ogbn_arxiv(root)
     rows = [*arxiv_rows()[::-1], b"42\ta paper of no node\tits abstract"]
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
-    assert list(load_ogbn_arxiv(root).texts) == list(straight.texts)
+    assert list(load(root, rows).texts) == list(straight.texts)
 
 
 def test_header_rows_are_skipped_and_counted(root: Path) -> None:
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", [b"paper id\ttitle\tabstract", *arxiv_rows(), b"only words"])
-    graph = load_ogbn_arxiv(root)
+    graph = load(root, [b"paper id\ttitle\tabstract", *arxiv_rows(), b"only words"])
     assert (graph.origin["text_rows"], graph.origin["skipped_rows"]) == (N + 2, 2)
     assert graph.origin["missing_texts"] == 0
 
@@ -131,8 +128,7 @@ def test_header_rows_are_skipped_and_counted(root: Path) -> None:
 def test_first_row_is_not_lost_to_the_tar_header_of_the_published_file(root: Path) -> None:
     rows = arxiv_rows()
     rows[0] = TAR_HEADER + rows[0]
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", [*rows, b"\0" * 1024])
-    graph = load_ogbn_arxiv(root)
+    graph = load(root, [*rows, b"\0" * 1024])
     assert graph.texts[0] == "Title: title 0. Abstract: about 0"
     assert (graph.origin["skipped_rows"], graph.origin["missing_texts"]) == (1, 0)
 
@@ -141,9 +137,8 @@ def test_missing_papers_get_empty_texts_and_are_reported(root: Path, caplog: pyt
     rows = arxiv_rows()
     rows[4] = f"{PAPERS[4]}\t\t".encode()
     del rows[7]
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
     with caplog.at_level(logging.WARNING):
-        graph = load_ogbn_arxiv(root)
+        graph = load(root, rows)
     assert [node for node, text in enumerate(graph.texts) if not text] == [4, 7]
     assert graph.origin["missing_texts"] == 2
     assert f"no text for 2 of 12 papers ({PAPERS[4]}, {PAPERS[7]})" in caplog.text
@@ -163,8 +158,7 @@ def test_missing_papers_get_empty_texts_and_are_reported(root: Path, caplog: pyt
 def test_text_of_unusual_rows(root: Path, row: str, text: str) -> None:
     rows = arxiv_rows()
     rows[2] = f"{PAPERS[2]}{row}".encode()
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
-    graph = load_ogbn_arxiv(root)
+    graph = load(root, rows)
     assert graph.texts[2] == text
     assert graph.texts[3] == "Title: title 3. Abstract: about 3"
 
@@ -173,8 +167,7 @@ def test_of_duplicate_papers_the_first_with_a_text_wins(root: Path) -> None:
     rows = arxiv_rows()
     rows.insert(0, f"{PAPERS[5]}\t\t".encode())
     rows += [f"{PAPERS[5]}\tlater\tlater".encode(), f"{PAPERS[6]}\t\t".encode()]
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
-    graph = load_ogbn_arxiv(root)
+    graph = load(root, rows)
     assert graph.texts[5] == "Title: title 5. Abstract: about 5"
     assert graph.texts[6] == "Title: title 6. Abstract: about 6"
     assert graph.origin["repeated_papers"] == 3
@@ -184,19 +177,16 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(root: Path) -> None:
     rows = arxiv_rows()
     rows[1] = f"{PAPERS[1]}\tcaf".encode() + b"\xe9\tna\xefve"
     rows[2] = f"{PAPERS[2]}\ta true \ufffd\tin UTF-8".encode()
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", rows)
-    graph = load_ogbn_arxiv(root)
+    graph = load(root, rows)
     assert graph.texts[1] == "Title: caf\ufffd. Abstract: na\ufffdve"
     assert graph.origin["rows_not_utf8"] == 1
 
 
 def test_text_file_of_something_else_is_refused_before_ogb_is_asked(root: Path) -> None:
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", arxiv_rows()[:5])
     with pytest.raises(DataError, match=r"no text for 7 of 12 papers .* another file or a part of it"):
-        load_ogbn_arxiv(root)
+        load(root, arxiv_rows()[:5])
     assert not (root / "ogbn_arxiv/processed").exists()
-    write_lines(root / "ogbn_arxiv/titleabs.tsv.gz", arxiv_rows()[:6])
-    assert load_ogbn_arxiv(root).origin["missing_texts"] == 6
+    assert load(root, arxiv_rows()[:6]).origin["missing_texts"] == 6
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-20], lambda raw: b"<html>log in</html>", lambda raw: raw[:30]])
@@ -248,12 +238,8 @@ def published(tmp_path: Path) -> dict[str, bytes]:
     write_arxiv(tmp_path / "server/arxiv")
     (tmp_path / "server/arxiv/processed").mkdir()
     write_lines(tmp_path / "server/titleabs.tsv.gz", arxiv_rows())
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path in sorted((tmp_path / "server/arxiv").rglob("*")):
-            archive.write(path, path.relative_to(tmp_path / "server"))
     return {
-        "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip": packed.getvalue(),
+        "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip": packed(tmp_path / "server", "arxiv"),
         arxiv.TEXT_URL: (tmp_path / "server/titleabs.tsv.gz").read_bytes(),
     }
 
@@ -332,24 +318,24 @@ def test_archive_that_is_not_the_expected_one(
 
 def write_packed(tmp_path: Path) -> Path:
     """OGB's archive as somebody downloaded it by hand."""
-    packed = tmp_path / "arxiv.zip"
-    packed.write_bytes(published(tmp_path)["http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"])
-    return packed
+    path = tmp_path / "arxiv.zip"
+    path.write_bytes(published(tmp_path)["http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"])
+    return path
 
 
 def test_an_archive_that_lies_there_packed_is_unpacked_and_kept(tmp_path: Path) -> None:
-    packed = write_packed(tmp_path)
+    path = write_packed(tmp_path)
     write_lines(tmp_path / "titleabs.tsv", arxiv_rows())
     assert edges_of(load_ogbn_arxiv(tmp_path)) == UNDIRECTED
-    assert packed.exists()
+    assert path.exists()
 
 
 def test_a_packed_archive_that_is_damaged_is_named_and_kept(tmp_path: Path) -> None:
-    packed = write_packed(tmp_path)
-    packed.write_bytes(packed.read_bytes()[:-30])
-    with pytest.raises(DataError, match=rf"{packed} is no sound zip archive"):
+    path = write_packed(tmp_path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match=rf"{path} is no sound zip archive"):
         load_ogbn_arxiv(tmp_path)
-    assert packed.exists()
+    assert path.exists()
 
 
 @pytest.mark.parametrize("what", ["downloading", "unpacking"])

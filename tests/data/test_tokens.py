@@ -190,13 +190,6 @@ def no_tokenizing(*_: Any) -> None:
     raise AssertionError("tokenized again")
 
 
-def test_a_store_is_made_once(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
-    monkeypatch.setattr(tokens, "_tokenize", no_tokenizing)
-    again = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
-    np.testing.assert_array_equal(again.ids, first.ids)
-
-
 @pytest.mark.parametrize("torn", ["nothing", "ids", "lengths", "lost ids"])
 def test_a_killed_process_leaves_what_it_tokenized_to_the_next(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, torn: str

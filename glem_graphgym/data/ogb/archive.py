@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -158,11 +158,7 @@ class OgbArchive:
                 (seen[nodes], "which is in another split too"),
                 (label[nodes] == UNLABELLED, "which has no label"),
             ):
-                if wrong.any():
-                    row = int(np.argmax(wrong))
-                    raise DataError(
-                        f"{self.folder / table}: row {row} names node {nodes[row]}, {what}. {self.remedy()}"
-                    )
+                self._refuse_row(table, wrong, nodes, f"names node {{}}, {what}")
             seen[nodes] = True
             split[part] = np.sort(nodes)
         return split
@@ -178,9 +174,8 @@ class OgbArchive:
             raise DataError(f"{path} cannot be read ({str(error).strip()}). {self.remedy()}") from error
         for column in table.columns[[kind.kind not in "iuf" for kind in table.dtypes]]:
             numbers = pd.to_numeric(table[column].astype(str), errors="coerce")
-            if (words := numbers.isna() & table[column].notna()).any():
-                row = int(np.argmax(words))
-                raise DataError(f"{path}: row {row} holds {table[column][row]!r}, expected numbers. {self.remedy()}")
+            words = numbers.isna() & table[column].notna()
+            self._refuse_row(name, words, table[column], "holds {!r}, expected numbers")
             table[column] = numbers
         values = table.to_numpy()
         shape = (len(values) if rows is None else rows, values.shape[1] if columns is None else columns)
@@ -193,19 +188,21 @@ class OgbArchive:
             )
         if not whole:
             return values
-        if values.dtype.kind == "f" and (wrong := ~(np.floor(values) == values).all(axis=1)).any():
-            row = int(np.argmax(wrong))
-            raise DataError(f"{path}: row {row} holds {values[row].tolist()}, expected whole numbers. {self.remedy()}")
+        if values.dtype.kind == "f":
+            wrong = ~(np.floor(values) == values).all(axis=1)
+            self._refuse_row(name, wrong, values, "holds {}, expected whole numbers")
         return values.astype(np.int64, copy=False)
 
     def _check_range(self, name: str, nodes: np.ndarray, num_nodes: int) -> None:
         wrong = ((nodes < 0) | (nodes >= num_nodes)).any(axis=1)
+        self._refuse_row(name, wrong, nodes, f"holds {{}}, expected nodes from 0 to {num_nodes - 1}")
+
+    def _refuse_row(self, name: str, wrong: Any, values: Any, what: str) -> None:
+        """Raise DataError with the first row that is ``wrong``, bool (rows,); ``what`` has a place for its value."""
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise DataError(
-                f"{self.folder / name}: row {row} holds {nodes[row].tolist()}, expected nodes from 0 to "
-                f"{num_nodes - 1}. {self.remedy()}"
-            )
+            value = values[row].tolist() if isinstance(values[row], np.ndarray) else values[row]
+            raise DataError(f"{self.folder / name}: row {row} {what.format(value)}. {self.remedy()}")
 
     def class_names(self, table: str) -> list[str]:
         """Names of the classes in a mapping file; ``class 3`` where there is no name, or no file.

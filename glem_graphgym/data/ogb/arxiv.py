@@ -116,10 +116,7 @@ def _texts(text_file: Path, papers: list[str]) -> tuple[list[str], dict[str, int
     if text_file.name != PYG_TEXT:
         text_of = _read_papers(text_file, counts)
         return [text_of.get(paper, "") for paper in papers], counts
-    texts = list(node_texts(text_file, counts))
-    if len(texts) != len(papers):
-        raise DataError(f"{text_file} has {len(texts)} rows for {len(papers)} papers, expected one for each, in order")
-    return texts, counts
+    return list(node_texts(text_file, counts, len(papers), "papers")), counts
 
 
 def _read_papers(path: Path, counts: dict[str, int]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
     counts = dict.fromkeys(("text_rows", "rows_not_utf8"), 0)
     with TextsWriter(folder, len(products)) as writer:
         if text_files[0].name == PYG_TEXT:
-            _copy_in_order(writer, text_files[0], counts)
+            writer.extend(node_texts(text_files[0], counts, len(products), "products"))
         else:
             counts |= dict.fromkeys(("skipped_rows", "rows_without_text", "rows_of_no_node"), 0)
             writer.put(_joined(products, text_files, counts))
@@ -136,16 +135,6 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
         names=products,
     )
     return {**counts, "missing_texts": len(missing)}
-
-
-def _copy_in_order(writer: TextsWriter, path: Path, counts: dict[str, int]) -> None:
-    total = writer.num_texts
-    texts = node_texts(path, counts)
-    writer.extend(islice(texts, total))
-    next(texts, None)  # counts a row too many
-    if counts["text_rows"] != total:
-        found = f"more than {total}" if counts["text_rows"] > total else counts["text_rows"]
-        raise DataError(f"{path} has {found} rows for {total} products, expected one for each, in order")
 
 
 def _joined(products: list[str], text_files: list[Path], counts: dict[str, int]) -> Iterator[tuple[int, str]]:

@@ -98,9 +98,10 @@ def sentence(**parts: str) -> str:
     return ". ".join(f"{name}: {part}" for name, part in stripped.items() if part)
 
 
-def node_texts(path: Path, counts: dict[str, int]) -> Iterator[str]:
-    """Column ``text`` of a ``node-text.csv.gz``, whose rows are the nodes in order; raises DataError."""
+def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> Iterator[str]:
+    """Column ``text`` of a ``node-text.csv.gz``, whose rows are the ``total`` nodes in order; raises DataError."""
     remedy = "download it again"
+    miscounted = f"rows for {total} {nodes}, expected one for each, in order"
     lines = (
         line.decode("utf-8", "surrogateescape").replace("\0", "")
         for line in TextFile(path, remedy).lines()  # quoted cells may go over several lines
@@ -114,9 +115,13 @@ def node_texts(path: Path, counts: dict[str, int]) -> Iterator[str]:
         column = header.index("text")
         for row in rows:
             counts["text_rows"] += 1
+            if counts["text_rows"] > total:
+                raise DataError(f"{path} has more than {total} {miscounted}")
             if len(row) > len(header):
                 raise DataError(f"{path}: row {counts['text_rows']} has {len(row)} columns, expected {len(header)}")
             yield _sound(row[column] if len(row) > column else "", counts).strip()
+        if counts["text_rows"] < total:
+            raise DataError(f"{path} has {counts['text_rows']} {miscounted}")
     except csv.Error as error:
         raise DataError(f"{path}: row {counts['text_rows'] + 1} is no CSV ({error}); {remedy}") from error
     finally:
