@@ -45,7 +45,7 @@ def average(folders: Sequence[Path], out: Path) -> int:
 
     members = read_experiments(folders)[0]
     seeds = check_members(members)
-    config = members[0].runs[seeds[0]].folder.parent / "config.yaml"
+    config = members[0].folder / "config.yaml"
     load_config(cfg, config)
     graph = load_text_graph_of(cfg)
     if out.exists():
@@ -69,7 +69,7 @@ def check_members(members: Sequence[Experiment]) -> list[int]:
     if len(members) < 2:
         raise ValueError(f"--dir names one experiment, {members[0].name}; expected at least two")
     for member in members:
-        if not all(run.stages for run in member.runs.values()):
+        if member.stages.empty:
             raise ValueError(f"{member.name} is of train.mode {member.mode}, which keeps no logits; expected our modes")
         for fact in ("fingerprint", "metric"):
             ours, first = getattr(member, fact), getattr(members[0], fact)
@@ -96,7 +96,7 @@ def write_run(members: Sequence[Experiment], seed: int, graph: Any, run_dir: Pat
     from glem_graphgym.em.journal import Journal, StageKey, StageOutput
     from glem_graphgym.files import write_json
 
-    about = members[0].runs[seed].about
+    about = members[0].runs[seed]
     run_dir.mkdir(parents=True)
     settings = {"dataset.name": about["settings"]["dataset.name"], "members": [member.name for member in members]}
     noted = {key: about[key] for key in ("dataset", "fingerprint", "origin", "facts", "metric", "versions")}

@@ -84,12 +84,16 @@ class Experiment:
         card: dict[str, Any] = next(filter(None, (about.get("language_model") for about in self.runs.values())), {})
         return ", ".join(f"{name} {_in_words(value)}" for name, value in card.items() if value not in ("", "{text}"))
 
+    def stage_folders(self, method: str) -> dict[int, Path]:
+        """Seed -> folder of the stage behind a method's result; empty for stock GraphGym."""
+        of_method = self.stages[self.stages["method"] == method]
+        best = of_method.sort_values("valid", ascending=False, kind="stable").drop_duplicates("seed")
+        return dict(best.sort_values("seed")[["seed", "folder"]].values.tolist())
+
     def _of_stages(self, method: str, read: Callable[[Path], T | None]) -> dict[int, T]:
-        """Seed -> what ``read`` finds in the folder of the stage behind a method's result; read once."""
+        """Seed -> what ``read`` finds in the folder of `stage_folders`; read once."""
         if (method, read) not in self._read:
-            of_method = self.stages[self.stages["method"] == method]
-            best = of_method.sort_values("valid", ascending=False, kind="stable").drop_duplicates("seed")
-            found = {seed: read(folder) for seed, folder in best.set_index("seed")["folder"].sort_index().items()}
+            found = {seed: read(folder) for seed, folder in self.stage_folders(method).items()}
             self._read[method, read] = {seed: one for seed, one in found.items() if one is not None}
         return self._read[method, read]
 
