@@ -1,4 +1,4 @@
-"""Where a stage computes, and in which precision."""
+"""The device and precision that a stage computes with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Autocast(MixedPrecision):
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a stage runs."""
+    """Device, precision and processes of a stage."""
 
     accelerator: str = "cpu"  # or cuda
     precision: str = "32-true"  # Lightning's name: or bf16-mixed, 16-mixed
@@ -68,7 +68,7 @@ class Hardware:
 
     @property
     def scales_gradients(self) -> bool:
-        """For float16. They are then clipped by whoever unscales them, not by the optimizer."""
+        """Whether gradients are scaled (float16); whoever unscales them clips them then, not the optimizer."""
         return self.precision == "16-mixed"
 
     @property

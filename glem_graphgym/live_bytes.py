@@ -1,4 +1,4 @@
-"""How much memory torch's operations take, counted tensor by tensor, and what they would take on larger inputs.
+"""The memory that torch's operations take, counted tensor by tensor, and extrapolated to larger inputs.
 
 Imports nothing of ours.
 """

@@ -1,4 +1,4 @@
-"""How this process takes and gives back memory. Imports nothing of ours."""
+"""Memory of this process: how it is taken, given back and measured. Imports nothing of ours."""
 
 from __future__ import annotations
 

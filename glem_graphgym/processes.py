@@ -195,7 +195,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def rank_info() -> RankInfo:
-    """This process among those that work together now."""
+    """Rank of this process among those that work together now."""
     return RankInfo(0, 1, 0, 1) if _group is None or _group.alone else _group.info
 
 
@@ -205,7 +205,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes work together now."""
+    """Number of processes that work together now."""
     return rank_info().size
 
 

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line now and then where the output goes into a file.
+"""Progress of long work: a bar on a terminal, a line now and then where the output goes into a file.
 
 Imports nothing of ours.
 """

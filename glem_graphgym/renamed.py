@@ -49,7 +49,7 @@ OLD_VALUES = {
 
 
 def old_names(names: Iterable[str]) -> str:
-    """What has become of the old names among ``names``, in words; "" where there are none."""
+    """The new names of old ones among ``names``, in words; "" where there are none."""
     found = []
     for name in dict.fromkeys(names):
         if name in RENAMED:

@@ -18,12 +18,12 @@ STEPS = {
 
 
 def margin_of(teacher: float, nodes: int) -> float:
-    """By how much a student may be worse than its teacher, a share: `MARGIN`, on few nodes two standard errors."""
+    """The share by which a student may be worse than its teacher: `MARGIN`, on few nodes two standard errors."""
     return max(MARGIN, 2 * math.sqrt(teacher * (1 - teacher) / nodes))
 
 
 def warnings_of(model: str, iteration: int, diagnostics: Mapping[str, float]) -> list[str]:
-    """What went wrong in an EM iteration's step that trained ``model``, by its diagnostics, with the keys to turn."""
+    """Warnings about an EM iteration's step that trained ``model``, by its diagnostics, with the keys to turn."""
     warnings = []
     gain, margin = diagnostics.get("gain_valid", 0.0), diagnostics.get("gain_margin", 0.0)
     if gain < -margin:

@@ -1,4 +1,4 @@
-"""What ``auto`` means on the processor at hand: measured once, and kept under ``dataset.dir``.
+"""The settings that ``auto`` stands for on the processor at hand: measured once, and kept under ``dataset.dir``.
 
 Bits depend on these choices, so a run keeps those that it began with: ``run.json`` has them. A GPU's are fixed ones.
 """
@@ -141,7 +141,7 @@ def _attend_once(
     dropout: float,
     sdpa_from: tuple[int, int],
 ) -> Callable[[], None]:
-    """What attends in a batch of random texts, and in training goes back to its inputs."""
+    """A function that attends in a batch of random texts and, in training, computes the gradient of its inputs."""
     texts = max(1, TOKENS[training] // length)
     mask = torch.zeros(texts, 1, length, length)
     mask[::2, :, :, -1] = torch.finfo(torch.float32).min

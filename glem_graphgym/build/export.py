@@ -1,4 +1,4 @@
-"""What a finished run has made, for use elsewhere: its LM, its GNN's weights, embeddings and predictions.
+"""Export of a finished run for use elsewhere: its LM, its GNN's weights, embeddings and predictions.
 
 A folder of `export_run` holds
 

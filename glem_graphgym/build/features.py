@@ -84,7 +84,7 @@ def word_features(texts: Sequence[str], kind: str, columns: int, rows: np.ndarra
 
 
 def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = None) -> Path:
-    """Where under ``dataset.dir`` the embeddings of the untuned LM (of ``nodes`` alone) lie, or will lie."""
+    """The folder under ``dataset.dir`` for the embeddings of the untuned LM (of ``nodes`` alone)."""
     lm = cfg.lm
     key = fingerprint(
         np.asarray(tokens.ids),

@@ -1,4 +1,4 @@
-"""What a GNN takes of memory: counted in real steps on small inputs of the same degree and widths, and extrapolated.
+"""The memory that a GNN takes: counted in real steps on small inputs of the same degree and widths, and extrapolated.
 
 So it holds for any registered network. Hop features themselves are reckoned in `out_of_core.hop_storage`.
 """
@@ -172,7 +172,7 @@ def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
 
 
 def _real_and_counted(cfg: CfgNode) -> tuple[Hardware, Hardware]:
-    """Where a run computes, and where its steps are counted: on the CPU, as many bytes per number."""
+    """The hardware of a run, and that on which its steps are counted: the CPU, with as many bytes per number."""
     real = hardware_for(cfg, cfg.lm.precision) if is_joint(cfg) else gnn_hardware(cfg)
     return real, Hardware("cpu", "32-true" if real.dtype == torch.float32 else "bf16-mixed")
 

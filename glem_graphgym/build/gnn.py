@@ -36,7 +36,7 @@ from glem_graphgym.models.sign import SIGN
 
 @dataclass(frozen=True)
 class Network:
-    """One of our networks under its ``model.type``."""
+    """An entry of `NETWORKS`: how the network of a ``model.type`` is made."""
 
     make: Callable[[CfgNode, int, int], nn.Module]  # (cfg, width of the node features F, classes C) -> plain module
     sees_hops: bool = False  # it takes hop features (K + 1, N, F) rather than features (N, F) and the graph

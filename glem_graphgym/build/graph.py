@@ -103,7 +103,7 @@ def _of_files(cfg: CfgNode) -> TextGraph:
 
 
 def files_of(cfg: CfgNode) -> tuple[Reader, Path, TableOptions]:
-    """How a user's files, or those of a known graph, are read, where they are, and how they become a graph.
+    """Reader, location and options of a user's files, or of those of a known graph.
 
     Raises:
         DataError: the files are not there, or a key contradicts another.

@@ -140,7 +140,7 @@ def sampled_graph(
 
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
-    """Where hop features lie that exceed the budget; ``predicted`` as of a `GNNLearner`."""
+    """The storage for hop features that exceed the budget; ``predicted`` as in a `GNNLearner`."""
     working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
     return HopStorage(budget_bytes(cfg), working, cache, predicted, gnn_hardware(cfg).dtype)
 
@@ -216,7 +216,7 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
 
 
 def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
-    """What training and prediction see of the graph (GLEM paper, inductive settings)."""
+    """The graph as training and as prediction may see it (GLEM paper, inductive settings)."""
 
     def view(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
         ends = np.stack([row, col])[:: -1 if graph.directed else 1].astype(np.int64)

@@ -1,4 +1,4 @@
-"""What cannot run in the memory that there is, refused before the first stage: with the figures, and what does fit."""
+"""Refuses runs that would exceed memory, before the first stage, with the figures and settings that fit."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def hop_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
 
 
 def _instead_of_sampling(cfg: CfgNode) -> str:
-    """What a network whose prediction needs the whole graph could do with less memory."""
+    """Settings that need less memory, for a network whose prediction needs the whole graph."""
     if not cfg.glem.memory_budget_gb and can_predict_layerwise(cfg):
         return "glem.memory_budget_gb below that, and it predicts by blocks of nodes"
     if cfg.glem.setting != "transductive" and has_layers(cfg):
@@ -199,13 +199,13 @@ def _refuse_beyond(cfg: CfgNode, limit: Limit, parts: dict[str, int], how: str, 
 
 
 def _budget(cfg: CfgNode) -> Limit:
-    """For what reads the rest from disk."""
+    """The limit for work that reads the rest from disk."""
     budget = budget_bytes(cfg)
     return Limit(budget, f"the budget is {_gb(budget)} (glem.memory_budget_gb, as far as this machine has it)")
 
 
 def _limit(cfg: CfgNode) -> Limit:
-    """For what is in memory, or in the accelerator's, at a time."""
+    """The limit for all that is in memory, or in the accelerator's, at a time."""
     limits = [_hardware_limit(cfg)]
     if cfg.glem.memory_budget_gb:
         limits.append(Limit(asked_bytes(cfg), f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}"))

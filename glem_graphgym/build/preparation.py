@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """One thing that is ready."""
+    """Something that a run needs and that is ready now."""
 
     what: str
     where: Path | None  # its file or folder; None for what is made anew at every start

@@ -43,7 +43,7 @@ class RunError(RuntimeError):
 
 
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
-    """What a run depends on: seed, mode, settings, and the content of the graph and of the files that settings name.
+    """The facts that a run depends on: seed, mode, settings, content of the graph and of the files that settings name.
 
     Package ``versions``, the numbers of EM iterations and of a search's trials, and the graph's ``facts`` are noted for
     the report alone: a run may go on under others.
@@ -102,7 +102,7 @@ def resolved_settings(cfg: CfgNode) -> dict[str, object]:
 
 
 def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -> Path:
-    """Where runs share the LM fine-tuned on gold: a folder named by all that it depends on.
+    """The folder in which runs share the LM fine-tuned on gold, named by all that it depends on.
 
     That is graph, seed, LM settings, weights, class weights, metric, device, and ``encoded``, int64: the nodes that it
     encodes; None = all.

@@ -21,7 +21,7 @@ BUDGET_SHARE = 0.8  # of the machine's memory, at most: programs, networks and t
 
 
 def budget_bytes(cfg: CfgNode) -> int:
-    """What a process may take for hop features: ``glem.memory_budget_gb`` in bytes, as far as this machine has it.
+    """Bytes that a process may take for hop features: ``glem.memory_budget_gb``, as far as this machine has it.
 
     A budget above `BUDGET_SHARE` of the machine's memory counts as that: what exceeds it goes to disk instead of
     having the run killed. 0 = none.
@@ -34,7 +34,7 @@ def asked_bytes(cfg: CfgNode) -> int:
 
 
 def processes_here(cfg: CfgNode) -> int:
-    """How many processes do the run on this machine."""
+    """Number of processes that do the run on this machine."""
     return processes.rank_info().local_size if processes.have_joined() else cfg.devices or 1
 
 
@@ -66,7 +66,7 @@ def feature_widths(cfg: CfgNode, graph: TextGraph) -> dict[str, int]:
 
 
 def _columns(file: Path) -> int:
-    """Of the matrix in a file, without reading it."""
+    """Number of columns of the matrix in a file, without reading it."""
     try:
         if file.suffix == ".npy":
             return int(np.load(file, mmap_mode="r").shape[1])
@@ -92,7 +92,7 @@ def is_joint(cfg: CfgNode) -> bool:
 
 
 def generous_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
-    """More, by a wide margin, than any network of that size takes: what is far below a limit need not be measured."""
+    """Bytes far beyond what any network of that size takes: a run whose limit is above them need not be measured."""
     g = cfg.gnn
     layers = g.layers_pre_mp + g.layers_mp + g.layers_post_mp
     numbers = graph.num_nodes * (width + graph.num_classes)
@@ -101,10 +101,10 @@ def generous_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
 
 
 def hop_step_generous_bytes(cfg: CfgNode, width: int, nodes: int) -> int:
-    """The same of a training step on the hop features of so many nodes."""
+    """Bytes far beyond what a training step on the hop features of so many ``nodes`` takes."""
     return 4 * WIDE_MARGIN * nodes * (cfg.gnn.hops + 1) * (cfg.gnn.dim_inner * max(1, cfg.gnn.att_heads) + width)
 
 
 def smoothing_bytes(graph: TextGraph) -> int:
-    """Of Correct & Smooth: edges in both forms, their weights and what makes these, predictions and their copies."""
+    """Bytes that Correct & Smooth takes: edges in both forms, weights and how they are made, predictions and copies."""
     return len(graph.col) * (16 + 8 + 32) + 6 * 4 * graph.num_nodes * graph.num_classes

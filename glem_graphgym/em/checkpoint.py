@@ -36,7 +36,7 @@ class Checkpoint:
         self.seconds_before = 0.0
 
     def due(self) -> bool:
-        """Whether it is time for the next one; the same answer in all processes."""
+        """Whether the next checkpoint is due; the same answer in all processes."""
         return processes.broadcast(lambda: time.monotonic() - self.written >= 60 * self.minutes)
 
     def write(self, name: str, state: dict[str, Any], sharded: bool = False) -> None:
@@ -96,7 +96,7 @@ def _split_among(parts: int) -> str:
 
 
 def _save(file: Path, state: dict[str, Any]) -> bool:
-    """Whether there was room for it on the disk."""
+    """Write a state; returns whether there was room for it on the disk."""
     try:
         with atomic_write(file) as opened:
             torch.save(state, opened)

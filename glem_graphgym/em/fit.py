@@ -329,7 +329,7 @@ class _State:
 
     @property
     def ended(self) -> bool:
-        """Whether patience has run out, or all was done by a killed run."""
+        """Whether patience has run out, or a killed run had finished the training."""
         return self.finished or 0 < self.plan.patience <= self.since_best
 
     def end(self) -> FitLog:

@@ -68,7 +68,7 @@ class HopInputs(NamedTuple):
         return int(self.hops.shape[2])
 
     def fetch(self, nodes: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """What a batch brings along: `rows` or, where the step reads them, ``nodes``."""
+        """The tensors of a batch: `rows` or, where the step itself reads them, ``nodes``."""
         return (torch.from_numpy(nodes), None) if self.in_step else self.rows(nodes)
 
     def rows(self, nodes: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
@@ -179,7 +179,7 @@ class HopLearner(GNNLearner):
 
     @property
     def data_parallel(self) -> bool:
-        """Not with consistency, whose mean over a batch's confident nodes is no sum over parts of the batch."""
+        """False with consistency: its mean over a batch's confident nodes is no sum over parts of the batch."""
         return self.consistency is None
 
     def model_for(self, width: int, num_classes: int) -> nn.Module:

@@ -109,7 +109,7 @@ class JointLearner:
         return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """As of an `LMLearner`; how much of it is training is not known before neighbourhoods are drawn."""
+        """See `LMLearner.work`; a step's work is not known before neighbourhoods are drawn, so it counts as one."""
         return {"batch": 1.0}
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
@@ -128,7 +128,7 @@ class JointLearner:
 
 
 class JointInput(NamedTuple):
-    """What the model takes of a neighbourhood of ``num_seeds`` nodes.
+    """The model's input for a neighbourhood of ``num_seeds`` nodes.
 
     Attributes:
         nodes, structure: as of a `Neighbourhood`.

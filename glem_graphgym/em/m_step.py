@@ -132,7 +132,7 @@ class GNNTask(Task):
 
 
 class FullBatchTask(GNNTask):
-    """One step on the whole graph per epoch."""
+    """Trains with one step on the whole graph per epoch."""
 
     inputs: GNNInputs
     _seen: Tensor | None = None  # the nodes that training sees, where it computes

@@ -39,7 +39,7 @@ class FitsAgain:
         return replace(self, learner=self.learner.but(**changes))
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """As of a `GNNLearner`; empty on gold labels alone, where it is not known how often it will train."""
+        """See `GNNLearner.work`; empty on gold labels alone, where the number of networks is not known."""
         return {} if targets.pseudo is None else self.learner.work(targets, encoded)
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:

@@ -1,4 +1,4 @@
-"""What a result was computed from, as autograd has recorded it."""
+"""The leaves of a computation, as autograd has recorded it."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class BlockAdjacency(Adjacency):
         return SparseOperator(pattern, self.targets_of(scale).sqrt() / drawn, scale.rsqrt())
 
     def layers(self) -> list[BlockAdjacency]:
-        """For each of a network's layers the edges into the nodes whose outputs are still needed, first layer first.
+        """The edges into the nodes whose outputs are still needed, for each of a network's layers, first layer first.
 
         Layer l of L reads the nodes within L - l hops, and its targets are those within L - l - 1 hops.
         """

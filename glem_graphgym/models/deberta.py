@@ -119,7 +119,7 @@ def _attention(base: Any, projected: Callable[..., tuple[Tensor, ...]]) -> type:
 
 
 def _terms(module: Any) -> int:
-    """How many kinds of scores are added; their sum is divided by its root."""
+    """Number of kinds of scores that are added; their sum is divided by its root."""
     return 1 + len(set(module.pos_att_type) & {"c2p", "p2c"}) if _is_v2(module) else 1 + len(module.pos_att_type)
 
 

@@ -47,7 +47,7 @@ class _ReluDropout(torch.autograd.Function):
 
 
 def _kept(x: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """What to multiply ``x`` by: 0 with that probability, else what keeps the expectation; of its shape and dtype."""
+    """The factor of ``x``, of its shape and dtype: 0 with that probability, else what keeps the expectation."""
     (bits, dropped), scale = _scale(probability, x.dtype)
     if dropped == 0:
         return torch.ones_like(x)

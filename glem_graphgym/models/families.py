@@ -1,4 +1,4 @@
-"""What some model families of transformers need before they encode here: mended in place, once they are loaded."""
+"""Changes that some model families of transformers need before they encode here, made in place after loading."""
 
 from __future__ import annotations
 

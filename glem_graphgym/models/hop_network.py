@@ -1,4 +1,4 @@
-"""What the networks on hop features share: their base, and the feed-forward blocks that they are made of."""
+"""The base of the networks on hop features, and the feed-forward blocks that they are made of."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class LayerStack(nn.Module):
         return x
 
     def layer(self, index: int, x: Tensor, adjacency: Adjacency) -> Tensor:
-        """What layer ``index`` gives the adjacency's targets, (T, D'), from its nodes' (N, D).
+        """Output (T, D') of layer ``index`` for the adjacency's targets, from the input (N, D) of its nodes.
 
         With ``readout`` ``"sum"`` a hidden layer gives the sum of all so far beside its own output, (T, 2 D').
         """

@@ -1,4 +1,4 @@
-"""How a text's token states become its embedding: what ``lm.pooling`` and a sentence-transformers folder say of it."""
+"""Pooling of a text's token states into its embedding, by ``lm.pooling`` and a sentence-transformers folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEFT_OUT = ("Normalize", "Dropout")  # without weights; what follows the embeddi
 
 @dataclass(frozen=True)
 class Readout:
-    """What makes a text's embedding of its token states.
+    """The function from a text's token states to its embedding.
 
     Attributes:
         pooling: ``mean`` over the text's tokens, ``cls`` (its first) or ``last``.
@@ -60,7 +60,7 @@ class Readout:
 
 
 def readout_of(model: str, pooling: str, bidirectional: bool = False) -> Readout:
-    """How ``model`` makes embeddings under ``lm.pooling`` (mean, cls, last, or auto).
+    """The readout of ``model`` under ``lm.pooling`` (mean, cls, last, or auto).
 
     ``auto`` follows modules.json of a sentence-transformers folder, Dense modules included; without one it is the
     last token of a causal model and the mean of others. A pooling that is named goes before the folder's, with a
@@ -123,7 +123,7 @@ def _of_modules(model: str, folder: Path, modules: list[dict[str, Any]], pooling
 
 
 class _UnsupportedError(Exception):
-    """What a folder asks for and we do not have, in words."""
+    """A module that a folder asks for and we do not have, in words."""
 
 
 def _own_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:

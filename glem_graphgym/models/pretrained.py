@@ -37,7 +37,7 @@ PROBE = "The naïve Fox-12 jumped over 3,456 lazy dogs; GraphGym's e-mail@exampl
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the files of ``lm.model`` are.
+    """The location of the files of ``lm.model``.
 
     Attributes:
         model: as the user named it.
@@ -72,7 +72,7 @@ def _globbed(folder: Path, *names: str) -> list[Path]:
 
 
 def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = ()) -> ModelFiles:
-    """Where the files of ``model`` (hub id, folder or packaged model) are.
+    """The location of the files of ``model`` (hub id, folder or packaged model).
 
     An adapter's base model is looked for ``inside`` the adapter's folder too; ``seen`` are the adapters on the way.
 
@@ -254,7 +254,7 @@ def _load(files: ModelFiles, options: dict[str, Any]) -> Any:
 
 
 class Misfit:
-    """What a model's files and its architecture disagree about, by what transformers says of loading it.
+    """Weights in which a model's files and its architecture disagree, by transformers' report of loading it.
 
     Attributes:
         missing: names of weights that the files lack: of ``total``, without poolers, buffers and tied weights.
@@ -398,7 +398,7 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
 
 
 def prompt_of(model: str, prompt: str) -> tuple[str, str]:
-    """What stands before and after each text, by ``lm.prompt``: a prefix, a template with ``{text}``, or auto.
+    """The text before and after each node's text, by ``lm.prompt``: a prefix, a template with ``{text}``, or auto.
 
     ``auto`` is the default prompt of a sentence-transformers folder; most have none.
 
@@ -521,7 +521,7 @@ def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[s
 
 
 def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
-    """What a library's function gives, without its progress bars; its errors in one line that names the key."""
+    """Call a library's function without its progress bars; its errors become one line that names the key."""
     import transformers
 
     transformers.logging.set_verbosity_error()

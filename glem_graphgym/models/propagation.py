@@ -108,7 +108,7 @@ class Adjacency:
 
     @property
     def lasts(self) -> bool:
-        """Whether it serves many steps: not a sampled neighbourhood."""
+        """Whether the graph serves many steps, unlike a sampled neighbourhood."""
         return self._pattern.lasts
 
     def targets_of(self, x: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Pattern:
-    """Where a CSR matrix has entries; knows its transpose, which operators with other weights share.
+    """The places of a CSR matrix's entries, and its transpose, which operators with other weights share.
 
     ``lasts``: whether it serves many steps. Only then is it looked at, for which a GPU has to be waited for: whether it
     is symmetric, and has long rows.

@@ -68,7 +68,7 @@ class RevGATLayer(nn.Module):
 
 
 class Draws(NamedTuple):
-    """What the blocks of one forward pass share, and need again to compute their inputs from their outputs."""
+    """Random draws that the blocks of one forward pass share, and need again to invert their outputs."""
 
     graph: AttentionGraph
     masks: Sequence[Tensor | None]  # per group: what dropout multiplies by, the same in all blocks
@@ -249,7 +249,7 @@ class RevGAT(nn.Module):
         return x + self.bias.to(x.dtype)
 
     def _draw_seeds(self) -> list[int | None]:
-        """One for each layer's draw of edges, from the run's generator; None where nothing is dropped."""
+        """A seed for each layer's draw of edges, from the run's generator; None where nothing is dropped."""
         if not self.training or self.first.edge_drop == self.first.attention_dropout == 0:
             return [None] * (len(self.blocks) + 2)
         return torch.randint(2**63 - 1, (len(self.blocks) + 2,)).tolist()

@@ -42,7 +42,7 @@ def shard_by_layer(model: TextClassifier, mesh: DeviceMesh, dtype: torch.dtype) 
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether a module has vectors alone to learn, as norms of any library."""
+    """Whether all parameters of a module are vectors, as in norms of any library."""
     own = list(module.parameters())
     return not list(module.children()) and bool(own) and all(parameter.ndim <= 1 for parameter in own)
 

@@ -30,7 +30,7 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What a text encoder is made of.
+    """Settings that a text encoder is made with.
 
     Attributes:
         model, pooling, bidirectional: as `readout_of`.

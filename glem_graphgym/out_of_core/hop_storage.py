@@ -1,4 +1,4 @@
-"""Where the hop features of an M-step lie when they are larger than memory: on disk, named by what they are made of.
+"""Storage of an M-step's hop features that are larger than memory: on disk, named by what they are made of.
 
 Hops of features that every run shares (raw, static or from a file) are kept in a cache, those of a step's embeddings
 and labels in the run's working folder, which the journal empties when the step is finished. Both go on where a killed
@@ -68,7 +68,7 @@ class HopStorage:
         return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
 
     def features_folder(self, graphs: Any, x: FeatureRows, hops: int) -> Path:
-        """Where hops of the features lie, or will lie."""
+        """The folder for hops of the features."""
         key = fingerprint("hops", x.key(), *self._made_of(graphs, hops))
         return (self.cache if x.fixed else self.working) / f"hops-{key}"
 
@@ -100,7 +100,7 @@ class HopStorage:
         return [(predict, ~seen), (train, seen)]
 
     def operator_folder(self, graph: Any) -> Path:
-        """Where a structure's operator lies, or will lie."""
+        """The folder for a structure's operator."""
         return self.cache / f"operator-{self._graph_key(graph)}"
 
     def _open(self, graphs: Any) -> list[tuple[StoredOperator, np.ndarray | None]]:
@@ -123,7 +123,7 @@ class HopStorage:
     _known: tuple[np.ndarray, str] | None = None  # the latest graph's columns, and its key
 
     def _made_of(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
-        """What names stored hops beside their source."""
+        """The facts that name stored hops, beside their source."""
         stored = fingerprint(self.nodes, str(self.dtype))
         return [self._graph_key(graph) for graph, _ in self.needed(graphs)], hops, stored
 

@@ -97,7 +97,7 @@ def chains_of(
 
 
 def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int) -> tuple[int, int]:
-    """What `DiskPropagation` leaves on disk, and what it needs there beside that until it has ended.
+    """Bytes that `DiskPropagation` leaves on disk, and those that it needs there beside until it has ended.
 
     It stores ``hops`` hops of ``stored`` of the nodes with ``width`` columns, within a ``budget`` of memory.
     """
@@ -110,7 +110,7 @@ def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: i
 
 
 def plan_columns(num_nodes: int, width: int, budget: int) -> tuple[int, int]:
-    """How many columns are propagated at a time, and bytes for all else that is on its way.
+    """Number of columns that are propagated at a time, and bytes for all else that is in memory then.
 
     Raises:
         ValueError: not even one column fits; names the figures.
@@ -365,5 +365,5 @@ class DiskPropagation:
 
 
 def file_numbers(values: Tensor) -> np.ndarray:
-    """As they lie in a file."""
+    """The array as it is stored in a file."""
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
