@@ -552,7 +552,7 @@ def test_decisive_settings_are_flat_and_whole() -> None:
     assert flat["seed"] == 0
     assert not {"params", "run_dir", "share", "out_dir", "train.mode"} & set(flat)
     names = "checkpoint_minutes em_iterations em_max_iterations ensemble keep_weights memory_budget_gb share_lm_gold "
-    names += "search_trials"
+    names += "search_trials track"
     indifferent = {"dataset.tag_source", "lm.infer_tokens", "lm.strategy", *(f"glem.{name}" for name in names.split())}
     assert {key.name for key in KEYS} - set(flat) - {"train.mode"} == indifferent
     json.dumps(flat)
