@@ -12,6 +12,7 @@ import logging
 import sys
 
 from command_line import before_imports, path, run_program
+from session import run_to_status
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,16 +30,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
-    # Imported late, so that --help and a wrong command line answer at once.
+    return run_to_status(lambda: aggregate(args), "the same command again")
+
+
+def aggregate(args: argparse.Namespace) -> int:
+    """Write the tables and print what was left out; returns the exit status."""
     from grid.tables import aggregate_grid
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        notes = aggregate_grid(args.dir, args.metric)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for note in notes:
+    for note in aggregate_grid(args.dir, args.metric):
         print(note)
     print(f"Aggregated into {args.dir / 'agg'}: select on val_best.csv, report test_best.csv")
     return 0

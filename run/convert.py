@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from command_line import CONFIGS, before_imports, parse_with_options, path, run_program
+from session import run_to_status
 
 CONFIG = CONFIGS / "table.yaml"
 
@@ -36,10 +36,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
-    # Imported late, so that --help and a wrong command line answer at once.
+    return run_to_status(lambda: convert(args), "the same command again")
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Write the tables; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
-    import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym.build.graph import files_of
     from glem_graphgym.config import all_keys, load_config
     from glem_graphgym.data.from_tables import graph_of
@@ -51,20 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     keys = all_keys()
     count = next((place for place, word in enumerate(args.source) if word in keys), len(args.source))
     given, opts = [path(word) for word in args.source[:count]], args.source[count:] + args.opts
-    try:
-        name = args.name or layout_of(given[0])
-        load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(given[0]), *opts])
-        cfg.dataset.tag_undirected = False  # the tables keep directions; whoever reads them says whether they count
-        reader, source, options = files_of(cfg)
-        graph = graph_of(reader.read(given if len(given) > 1 else reader.find(source), options), options)
-        files = write_tables(graph, args.out)
-        graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # that they can be read
-        report(graph, files, args.out)
-    except (ValueError, OSError, MemoryError) as error:  # with DataError and ConfigError
-        if os.environ.get("GLEM_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    name = args.name or layout_of(given[0])
+    load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(given[0]), *opts])
+    cfg.dataset.tag_undirected = False  # the tables keep directions; whoever reads them says whether they count
+    reader, source, options = files_of(cfg)
+    graph = graph_of(reader.read(given if len(given) > 1 else reader.find(source), options), options)
+    files = write_tables(graph, args.out)
+    graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # that they can be read
+    report(graph, files, args.out)
     return 0
 
 

@@ -8,11 +8,11 @@ message says why); 2 wrong command line.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Any
 
 from command_line import before_imports, path, run_program
+from session import run_to_status
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +51,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
-    # Imported late, so that --help and a wrong command line answer at once.
+    return run_to_status(lambda: rank(args), "the same command again")
+
+
+def rank(args: argparse.Namespace) -> int:
+    """Print and write all tables; returns the exit status."""
     from dataclasses import replace
 
     from glem_graphgym.files import atomic_write, write_json
@@ -62,35 +66,27 @@ def main(argv: list[str] | None = None) -> int:
     from glem_graphgym.report.tables import to_csv, to_latex, to_markdown
     from glem_graphgym.report.terminal import print_board
 
-    try:
-        out = args.out or args.dirs[0]
-        hidden, notes = blinding(out, args.blind, args.unblind)
-        if hidden and args.ogb:
-            raise ValueError(
-                "--ogb needs test scores, which are hidden; give --unblind first, once all choices are made"
-            )
-        boards = [replace(board, notes=[*notes, *board.notes]) for board in read_boards(args.dirs, hidden)]
-        for board in boards:
-            print_board(board)
-        texts = {"csv": to_csv(boards), "md": to_markdown(boards), "tex": to_latex(boards)}
-        texts["html"] = render_page(boards, args.title)
-        if args.ogb:
-            entry = make_entry(boards, args)
-        for suffix, text in texts.items():
-            with atomic_write(out / f"leaderboard.{suffix}", "w") as file:
-                file.write(text)
-            print(f"written: {out / f'leaderboard.{suffix}'}")
-        if args.ogb:
-            write_json(out / "ogb_entry.json", entry)
-            with atomic_write(out / "ogb_entry.md", "w") as file:
-                file.write(entry_markdown(entry))
-            print(entry_markdown(entry))
-            print(f"written: {out / 'ogb_entry.json'} and {out / 'ogb_entry.md'}")
-    except (ValueError, OSError) as error:
-        if os.environ.get("GLEM_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    out = args.out or args.dirs[0]
+    hidden, notes = blinding(out, args.blind, args.unblind)
+    if hidden and args.ogb:
+        raise ValueError("--ogb needs test scores, which are hidden; give --unblind first, once all choices are made")
+    boards = [replace(board, notes=[*notes, *board.notes]) for board in read_boards(args.dirs, hidden)]
+    for board in boards:
+        print_board(board)
+    texts = {"csv": to_csv(boards), "md": to_markdown(boards), "tex": to_latex(boards)}
+    texts["html"] = render_page(boards, args.title)
+    if args.ogb:
+        entry = make_entry(boards, args)
+    for suffix, text in texts.items():
+        with atomic_write(out / f"leaderboard.{suffix}", "w") as file:
+            file.write(text)
+        print(f"written: {out / f'leaderboard.{suffix}'}")
+    if args.ogb:
+        write_json(out / "ogb_entry.json", entry)
+        with atomic_write(out / "ogb_entry.md", "w") as file:
+            file.write(entry_markdown(entry))
+        print(entry_markdown(entry))
+        print(f"written: {out / 'ogb_entry.json'} and {out / 'ogb_entry.md'}")
     return 0
 
 

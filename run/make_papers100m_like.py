@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from command_line import before_imports, path, run_program
+from session import run_to_status
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,18 +37,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
-    # Imported late, so that --help and a wrong command line answer at once.
+    return run_to_status(lambda: write(args), "the same command again")
+
+
+def write(args: argparse.Namespace) -> int:
+    """Write the dataset and print its size; returns the exit status."""
     from rehearsal.papers100m import Papers100MLike
 
-    from glem_graphgym.data.errors import DataError
     from glem_graphgym.disk import disk_full_errors
 
-    try:
-        with disk_full_errors(args.folder):
-            Papers100MLike(**{name: value for name, value in vars(args).items() if name != "folder"}).write(args.folder)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with disk_full_errors(args.folder):
+        Papers100MLike(**{name: value for name, value in vars(args).items() if name != "folder"}).write(args.folder)
     size = sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file())
     print(f"{args.folder}: {args.num_nodes:,} nodes, {args.num_edges:,} directed edges, {size / 1e9:.1f} GB")
     return 0

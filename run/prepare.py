@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import add_config, before_imports, parse_with_options, run_program
+from session import run_to_status
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,28 +32,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
-    # Imported late, so that --help and a wrong command line answer at once.
+    return run_to_status(lambda: prepare(args), "the same command again")
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Make a dataset ready; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
-    import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym.build.preparation import prepare_dataset
     from glem_graphgym.config import load_config
     from glem_graphgym.disk import disk_full_errors
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        load_config(cfg, args.cfg_file, args.opts)
-        with disk_full_errors(Path(cfg.dataset.dir)):
-            print_prepared(prepare_dataset(cfg), cfg.dataset.name)
-    except (ValueError, OSError, MemoryError) as error:  # with DataError and ConfigError
-        if os.environ.get("GLEM_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; type the same command again to resume", file=sys.stderr)
-        return 1
+    load_config(cfg, args.cfg_file, args.opts)
+    with disk_full_errors(Path(cfg.dataset.dir)):
+        print_prepared(prepare_dataset(cfg), cfg.dataset.name)
     return 0
 
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import before_imports, parse_with_options
+from command_line import before_imports, parse_with_options, run_program
+from session import run_to_status
 
 ROOT = Path(__file__).resolve().parent.parent
 Options = Mapping[str, object]
@@ -57,7 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
-    # Imported late, so that --help and a wrong command line answer at once.
+    return run_to_status(lambda: rehearse(args), "the same command again")
+
+
+def rehearse(args: argparse.Namespace) -> int:
+    """Do all steps and print their costs; returns the exit status."""
     from benchmarks.measure import describe_machine
     from rehearsal import graphs
     from rehearsal.models import make_deberta
@@ -71,37 +76,30 @@ def main(argv: list[str] | None = None) -> int:
         shape = replace(shape, body=graphs.Lengths(600, 0.0, 600))
     data = args.folder / f"{args.dataset}_{args.scale:g}{'_full' if args.full_length else ''}"
     results = data / f"results_{args.lm}_{args.precision}"
-    try:
-        with disk_full_errors(args.folder):
-            print(f"{data}: {shape.nodes:,} nodes, {shape.edges:,} edges in the format of {shape.name}", flush=True)
-            graphs.write_graph(data, shape)
-            lm = make_deberta(args.folder / f"deberta_{args.lm}", args.lm)
-            steps = Steps(results, data)
-            for config, own in CONFIGS[args.dataset].items():
-                folders = {"dataset.dir": data, "out_dir": results, "lm.model": lm, "lm.precision": args.precision}
-                options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **own}
-                settings = ["--cfg", ROOT / "configs_gg" / f"{config}.yaml"]
-                settings += [word for key, value in options.items() if key not in args.opts for word in (key, value)]
-                settings += args.opts
-                steps.run(f"prepare, {config}", "prepare.py", *settings)
-                if not args.prepare:
-                    steps.run(f"run, {config}", "main.py", *settings)
+    with disk_full_errors(args.folder):
+        print(f"{data}: {shape.nodes:,} nodes, {shape.edges:,} edges in the format of {shape.name}", flush=True)
+        graphs.write_graph(data, shape)
+        lm = make_deberta(args.folder / f"deberta_{args.lm}", args.lm)
+        steps = Steps(results, data)
+        for config, own in CONFIGS[args.dataset].items():
+            folders = {"dataset.dir": data, "out_dir": results, "lm.model": lm, "lm.precision": args.precision}
+            options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **own}
+            settings = ["--cfg", ROOT / "configs_gg" / f"{config}.yaml"]
+            settings += [word for key, value in options.items() if key not in args.opts for word in (key, value)]
+            settings += args.opts
+            steps.run(f"prepare, {config}", "prepare.py", *settings)
             if not args.prepare:
-                note = "Rehearsal on a generated graph: these scores say nothing of the method"
-                steps.run("leaderboard", "leaderboard.py", "--dir", results, "--title", note)
-            title = f"{shape.name} x {args.scale:g}, DeBERTa {args.lm}, {args.precision}"
-            text = f"{title}; {describe_machine()}\n\n{steps.table()}"
-            with atomic_write(results / "figures.md", "w") as file:
-                file.write(f"{text}\n")
-    except (RuntimeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; type the same command again to resume", file=sys.stderr)
-        return 1
+                steps.run(f"run, {config}", "main.py", *settings)
+        if not args.prepare:
+            note = "Rehearsal on a generated graph: these scores say nothing of the method"
+            steps.run("leaderboard", "leaderboard.py", "--dir", results, "--title", note)
+        title = f"{shape.name} x {args.scale:g}, DeBERTa {args.lm}, {args.precision}"
+        text = f"{title}; {describe_machine()}\n\n{steps.table()}"
+        with atomic_write(results / "figures.md", "w") as file:
+            file.write(f"{text}\n")
     print(f"\n{text}\nin {results / 'figures.md'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

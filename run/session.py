@@ -1,4 +1,4 @@
-"""Shared by run/main.py and run/predict.py: errors in one line, processes, threads, and where the log goes."""
+"""Shared by the programs in this folder: errors in one line, processes, threads, and where the log goes."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.scale import watched
 
+from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.files import read_json, write_json
 
 RUN = Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ class Steps:
         self._names: list[str] = []
 
     def run(self, name: str, program: str, *arguments: object) -> None:
-        """Run ``python run/<program> <arguments>``, unless it is done already; RuntimeError if the program fails."""
+        """Run ``python run/<program> <arguments>``, unless it is done already; RunError if the program fails."""
         words = [program, *map(str, arguments)]
         self._names.append(name)
         print(f"\n$ python run/{shlex.join(words)}", flush=True)
@@ -35,7 +36,7 @@ class Steps:
         try:
             used = watched([sys.executable, str(RUN / words[0]), *words[1:]], self.data, shown=True)
         except RuntimeError as error:
-            raise RuntimeError(f"'{name}' failed, see above; type the same command again to resume") from error
+            raise RunError(f"'{name}' failed, see above; type the same command again to resume") from error
         self._done[name] = {"command": words, **asdict(used)}
         write_json(self._file, self._done)
 

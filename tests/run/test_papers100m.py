@@ -202,7 +202,10 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert peak < 8e6
 
 
-def test_the_script_writes_it_or_says_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_writes_it_or_says_why_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLEM_TRACEBACK")
     script = load_program("make_papers100m_like")
     sizes = ["--nodes", "300", "--edges", "900", "--classes", "3", "--labelled", "0.1", "--seed", "4"]
     arguments = ["--folder", str(tmp_path / "x"), *sizes]
