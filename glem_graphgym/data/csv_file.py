@@ -7,14 +7,13 @@ import csv
 import gzip
 import io
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.errors import DataError, reading_data
 
 GZIP = b"\x1f\x8b"
 # First bytes of files that are often renamed to .csv.
@@ -33,10 +32,8 @@ def read_csv_bytes(path: Path) -> bytes:
     """The file's content, unpacked if it is gzipped, as UTF-8 without a byte order mark; raises DataError."""
     content = path.read_bytes()
     if content.startswith(GZIP):
-        try:
+        with reading_data(f"{path} cannot be read as gzipped CSV", "export it again"):
             content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} cannot be read as gzipped CSV ({error}); export it again") from error
     for begin, what in NO_CSV.items():
         if content.startswith(begin):
             raise DataError(f"{path} is {what}")

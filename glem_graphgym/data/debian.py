@@ -13,7 +13,6 @@ import lzma
 import os
 import re
 import subprocess
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from glem_graphgym.data.errors import DataError, reading_data
 from glem_graphgym.data.records import Recipe, Records, graph_snapshot
-from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.data.text_graph import TextGraph
 
 RELATIONS = ("depends", "pre-depends", "recommends", "suggests", "enhances")
 APT = "apt"  # as dataset.tag_source
@@ -167,13 +167,11 @@ def load_debian(root: Path, source: str, **options: Any) -> TextGraph:
 def read_packages_file(name: str, raw: bytes) -> Catalogue:
     """The packages of one Packages file, given as its bytes on disk (plain, gzip or xz); raises DataError."""
     catalogue = Catalogue()
-    try:
+    with reading_data(f"dataset.tag_source: {name} is damaged", "fetch it again"):
         if raw.startswith(b"\x1f\x8b"):
             raw = gzip.decompress(raw)
         elif raw.startswith(b"\xfd7zXZ\x00"):
             raw = lzma.decompress(raw)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"dataset.tag_source: {name} is damaged ({error}); fetch it again") from error
     catalogue.add(raw, name=name)
     if not catalogue.packages:
         raise DataError(f"dataset.tag_source: {name} lists no packages; expected {PACKAGES_FILE}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.errors import DataError, reading_data
 
 # First bytes of a file and of the parts nested in it, little-endian uint64 (src/graph/serialize of DGL).
 FILE = 0xDD2E4FF046B4A13F
@@ -34,12 +34,8 @@ def read_dgl_file(path: Path) -> dict[str, np.ndarray]:
     Raises:
         DataError: several graphs, types of nodes or types of edges, or a file that is damaged or of DGL before 0.5.
     """
-    try:
+    with reading_data(f"{path} is damaged or not of DGL 0.5 to 2", REMEDY):
         return _Stream(path).graph()
-    except DataError:
-        raise
-    except (ValueError, TypeError, LookupError, OverflowError, struct.error) as error:
-        raise DataError(f"{path} is damaged or not of DGL 0.5 to 2 ({error}); {REMEDY}") from error
 
 
 class _Stream:

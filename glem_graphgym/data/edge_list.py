@@ -11,8 +11,7 @@ import pandas as pd
 import scipy.sparse
 
 from glem_graphgym.data.csv_file import read_csv_bytes
-from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npz import BROKEN
+from glem_graphgym.data.errors import DataError, reading_data
 
 
 def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
@@ -43,15 +42,12 @@ def read_edge_matrix(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is damaged, or holds neither.
     """
-    try:
+    with reading_data(f"{path} cannot be read as .npz", "save it anew"):
         with np.load(path) as arrays:
             names = arrays.files
             edges = arrays["edge_index"] if "edge_index" in names else None
         if edges is None and "format" in names:
             edges = np.stack(scipy.sparse.load_npz(path).nonzero())
-    except (KeyError, *BROKEN) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read as .npz ({reason:.200}); save it anew") from error
     if edges is None or edges.dtype.kind not in "iu" or edges.ndim != 2 or len(edges) != 2:
         what = f"edge_index of type {edges.dtype} and shape {edges.shape}" if edges is not None else f"arrays {names}"
         raise DataError(

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from glem_graphgym.disk import DiskFullError
+
+# What libraries raise for a file that is damaged, or not what its name says.
+BROKEN = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+    *(struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+)
 
 
 class DataError(ValueError):
     """The data at hand cannot be used as it is; the message names the file or key and what to do."""
+
+
+@contextlib.contextmanager
+def reading_data(what: str, remedy: str) -> Iterator[None]:
+    """A block that reads a file of others; raises DataError "``what`` (reason); ``remedy``" where that is broken."""
+    try:
+        yield
+    except (DataError, DiskFullError):
+        raise
+    except BROKEN as error:
+        raise DataError(f"{what} ({' '.join(str(error).split()):.200}); {remedy}") from error
 
 
 def listed(values: Sequence[Any], most: int = 5, *, quoted: bool = False) -> str:

@@ -17,7 +17,7 @@ from glem_graphgym.data.columns import EDGE_COLUMNS, NODE_COLUMNS, VIEW, Columns
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.label_leaks import telling_columns
 from glem_graphgym.data.splits import SPLIT_NAMES, drawn_split, given_splits, split_columns
-from glem_graphgym.data.tables import Tables, strings, strings_of
+from glem_graphgym.data.tables import Tables, strings_of
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph, Texts, check_shares, csr_from_edges, snapshot
 from glem_graphgym.files import fingerprint, sha256_of
 
@@ -171,7 +171,7 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
 
 
 def _texts(tables: Tables, column: str) -> Texts:
-    return Texts.of([text or "" for text in strings(tables, column)])
+    return Texts.of([text or "" for text in tables.strings(column)])
 
 
 def _report(graph: TextGraph, raw: bool) -> None:
@@ -209,7 +209,7 @@ def _ids(tables: Tables) -> list[str] | None:
         raise DataError(f"{where} has no rows, expected one for each node")
     if "id" not in tables.nodes:
         return None
-    ids = strings(tables, "id")
+    ids = tables.strings("id")
     if None in ids:
         rows = [row for row, found in enumerate(ids, start=1) if found is None]
         raise DataError(f"{where}: {len(rows)} nodes have no id (rows {listed(rows)}); give each node one")
@@ -222,7 +222,7 @@ def _ids(tables: Tables) -> list[str] | None:
 
 def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     """Class index of each node, int64 (N,), the classes in their order, and what is unusual about the labels."""
-    names = strings(tables, "label")
+    names = tables.strings("label")
     counts = Counter(name for name in names if name is not None)
     words = {name for name in counts if name.strip().casefold() in NO_LABEL}
     labels = [name for name in counts if name not in words and name.strip()]

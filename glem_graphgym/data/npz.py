@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
-from glem_graphgym.data.errors import DataError
-from glem_graphgym.disk import DiskFullError, disk_full_errors, require_space
+from glem_graphgym.data.errors import DataError, reading_data
+from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.progress import Progress
 
-BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, NotImplementedError)
 BLOCK_BYTES = 1 << 22
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -27,26 +26,21 @@ class NpzMember:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-                if f"{key}.npy" not in names:
-                    found = ", ".join(name.removesuffix(".npy") for name in names)
-                    raise DataError(f"{path} holds no array '{key}', but: {found or 'nothing'}")
-                self._info = archive.getinfo(f"{key}.npy")
-                with archive.open(self._info) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    if version not in HEADERS:
-                        raise ValueError(f"'{key}' has version {version} of the .npy format, expected 1.0 or 2.0")
-                    self.shape, self.fortran_order, self.dtype = HEADERS[version](stream)
-                    header_bytes = stream.tell()
-        except DataError:
-            raise
-        except BROKEN as error:
-            raise self._damaged(error) from error
-        expected = header_bytes + self.nbytes
-        if self.dtype.hasobject or self._info.file_size != expected:
-            raise self._damaged(f"{self._info.file_size} bytes for {self.dtype} {self.shape}, expected {expected}")
+        with self._reading(), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if f"{key}.npy" not in names:
+                found = ", ".join(name.removesuffix(".npy") for name in names)
+                raise DataError(f"{path} holds no array '{key}', but: {found or 'nothing'}")
+            self._info = archive.getinfo(f"{key}.npy")
+            with archive.open(self._info) as stream:
+                version = np.lib.format.read_magic(stream)
+                if version not in HEADERS:
+                    raise ValueError(f"'{key}' has version {version} of the .npy format, expected 1.0 or 2.0")
+                self.shape, self.fortran_order, self.dtype = HEADERS[version](stream)
+                expected = stream.tell() + self.nbytes
+            if self.dtype.hasobject or self._info.file_size != expected:
+                found = f"{self._info.file_size} bytes for {self.dtype} {self.shape}"
+                raise ValueError(f"{found}, expected {expected}")
 
     @property
     def nbytes(self) -> int:
@@ -61,30 +55,23 @@ class NpzMember:
         """
         size, what = self._info.file_size, f"unpacking {self.key}"
         require_space(file.parent, size, what)
-        try:
-            with (
-                zipfile.ZipFile(self.path) as archive,
-                archive.open(self._info) as stream,
-                Progress(total=size, desc=what, unit="B", unit_scale=True) as bar,
-                disk_full_errors(file, size),
-                file.open("wb") as out,
-            ):
-                while block := stream.read(BLOCK_BYTES):
-                    out.write(block)
-                    bar.update(len(block))
-        except DiskFullError:
-            raise
-        except BROKEN as error:
-            raise self._damaged(error) from error
+        with (
+            self._reading(),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self._info) as stream,
+            Progress(total=size, desc=what, unit="B", unit_scale=True) as bar,
+            disk_full_errors(file, size),
+            file.open("wb") as out,
+        ):
+            while block := stream.read(BLOCK_BYTES):
+                out.write(block)
+                bar.update(len(block))
         return np.load(file, mmap_mode="r")
 
     def read(self) -> np.ndarray:
         """The array in memory."""
-        try:
-            with np.load(self.path) as archive:
-                return archive[self.key]
-        except BROKEN as error:
-            raise self._damaged(error) from error
+        with self._reading(), np.load(self.path) as archive:
+            return archive[self.key]
 
-    def _damaged(self, reason: object) -> DataError:
-        return DataError(f"{self.path} is damaged or no sound .npz file ({reason}); unpack or download it anew")
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading_data(f"{self.path} is damaged or no sound .npz file", "unpack or download it anew")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,11 @@ class Records:
         number = np.full(len(self.names), -1)
         number[nodes] = np.arange(len(nodes))
         edges = number[self.edges]
-
-        def of(column: list[str]) -> list[str]:
-            return [column[node] for node in nodes]
-
-        columns = of(self.names), of(self.groups), of(self.classes), of(self.descriptions)
-        return Records(self.name, *columns, edges[:, (edges >= 0).all(axis=0)], self.origin)
+        kept: dict[str, Any] = {
+            column: [getattr(self, column)[node] for node in nodes]
+            for column in ("names", "groups", "classes", "descriptions")
+        }
+        return replace(self, **kept, edges=edges[:, (edges >= 0).all(axis=0)])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from glem_graphgym.data.errors import DataError, listed
-from glem_graphgym.data.tables import Tables, strings
+from glem_graphgym.data.tables import Tables
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph
 from glem_graphgym.files import fingerprint
 
@@ -80,7 +80,7 @@ def given_splits(tables: Tables, label: np.ndarray, valid_share: float, seed: in
 
 
 def _of_column(tables: Tables, column: str, codes: np.ndarray) -> None:
-    values = strings(tables, column)
+    values = tables.strings(column)
     words = {value: value.strip().casefold() for value in set(values) - {None}}
     if unknown := Counter(value for value in values if words.get(value) and words[value] not in SPLIT_NAMES):
         found = listed([f"{value!r} ({count} times)" for value, count in unknown.items()])
@@ -109,7 +109,7 @@ def _of_masks(tables: Tables, masks: dict[str, str], codes: np.ndarray) -> None:
 
 
 def _truth(tables: Tables, column: str) -> np.ndarray:
-    values = strings(tables, column)
+    values = tables.strings(column)
     truth = [False if value is None else TRUTH.get(value.strip().casefold()) for value in values]
     if None in truth:
         node = truth.index(None)

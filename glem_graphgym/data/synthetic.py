@@ -65,7 +65,12 @@ def make_synthetic(
             f"one for each class, and at most {_MAX_VOCABULARY}"
         )
     ends = _split_ends(shares, num_nodes, num_classes)
-    _check_degree(avg_degree, num_nodes, num_classes)
+    most = (num_nodes // num_classes - 1) / 2
+    if not 0 <= avg_degree <= most:
+        raise DataError(
+            f"dataset.synthetic_degree is {avg_degree!r}, expected a number from 0 to {most:g} (half of a class) for "
+            f"dataset.synthetic_nodes {num_nodes} and dataset.synthetic_classes {num_classes}; lower it"
+        )
 
     rng = np.random.default_rng(seed)
     label, split = _draw_classes(rng, num_nodes, num_classes, ends)
@@ -95,15 +100,6 @@ def make_synthetic(
             "seed": int(seed),
         },
     )
-
-
-def _check_degree(avg_degree: float, num_nodes: int, num_classes: int) -> None:
-    most = (num_nodes // num_classes - 1) / 2
-    if not 0 <= avg_degree <= most:
-        raise DataError(
-            f"dataset.synthetic_degree is {avg_degree!r}, expected a number from 0 to {most:g} (half of a class) for "
-            f"dataset.synthetic_nodes {num_nodes} and dataset.synthetic_classes {num_classes}; lower it"
-        )
 
 
 def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> list[int]:

@@ -15,7 +15,7 @@ import pandas as pd
 from glem_graphgym.data.columns import EDGE_COLUMNS, NEIGHBOURS, NODE_COLUMNS, VIEW, Columns, alike, edges_of_neighbours
 from glem_graphgym.data.csv_file import DELIMITERS, check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.edge_list import read_edge_lines, read_edge_matrix
-from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.data.from_tables import NUMBER, Reader, TableOptions, load_files
 from glem_graphgym.data.splits import split_columns
 from glem_graphgym.data.tables import Tables
@@ -169,10 +169,8 @@ def _nodes_of(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.Dat
 
 def _features(path: Path) -> np.ndarray:
     """The array of ``features.npy`` beside the tables."""
-    try:
+    with reading_data(f"{path} cannot be read", "save it with numpy.save"):
         return np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({error}); save it with numpy.save") from error
 
 
 def _read_edges(path: Path, columns: Columns) -> pd.DataFrame | np.ndarray:

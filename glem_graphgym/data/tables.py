@@ -45,17 +45,16 @@ class Tables:
         """What a message calls a column of the nodes."""
         return self.where.get(column) or f"{self.where['nodes']}: column '{column}'"
 
+    def strings(self, column: str) -> np.ndarray:
+        """object (N,): `strings_of` a column of the nodes."""
+        return strings_of(self.nodes[column], self.place(column))
+
     def id_of(self, node: int | np.integer[Any]) -> str:
         return str(node) if "id" not in self.nodes else _string(self.nodes["id"].iat[int(node)]) or ""
 
 
-def strings(tables: Tables, column: str) -> np.ndarray:
-    """object (N,): a column of the nodes as strings, None where there is no value or an empty one."""
-    return strings_of(tables.nodes[column], tables.place(column))
-
-
 def strings_of(column: pd.Series, place: str) -> np.ndarray:
-    """object (rows,): the values as strings, None where there is no value or an empty one; see `strings`."""
+    """object (rows,): the values as strings, None where there is no value or an empty one; ``place`` names them."""
     try:
         codes, values = pd.factorize(column)
     except TypeError as error:

@@ -12,8 +12,8 @@ import numpy as np
 
 from glem_graphgym.data.csr import check_csr, entry_blocks
 from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
+from glem_graphgym.data.errors import BROKEN, listed
 from glem_graphgym.data.errors import DataError as DataError
-from glem_graphgym.data.errors import listed
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
 from glem_graphgym.disk import disk_full_errors
@@ -24,7 +24,6 @@ UNLABELLED = -1
 NODES_AT_ONCE = 1 << 17  # whose neighbours are looked at together
 MAPPED_BYTES = 1 << 26  # an array of a snapshot that takes more is memory-mapped
 SAMPLED_BYTES = 1 << 31  # a snapshot that takes more is checked by samples when it is loaded
-BROKEN = (OSError, ValueError, KeyError, EOFError)
 
 
 @dataclass(frozen=True)

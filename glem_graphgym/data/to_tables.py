@@ -34,7 +34,11 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
     for name, texts in graph.views.items():
         nodes[f"{VIEW}{name}"] = list(texts)
     if "shares" not in graph.origin["split"]:
-        codes = graph.splits if graph.splits is not None else _codes(graph)[None]
+        codes = graph.splits
+        if codes is None:
+            codes = np.full((1, graph.num_nodes), NO_SPLIT, dtype=np.int8)
+            for code, part in enumerate(SPLITS):
+                codes[0, graph.split[part]] = code
         for k, row in enumerate(codes):
             nodes[f"split_{k}" if len(codes) > 1 else "split"] = np.array([*SPLITS, ""], dtype=object)[row]
     source, target = graph.edge_index()
@@ -48,10 +52,3 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
         files.append(folder / FEATURES)
         np.save(files[-1], graph.features)
     return files
-
-
-def _codes(graph: TextGraph) -> np.ndarray:
-    codes = np.full(graph.num_nodes, NO_SPLIT, dtype=np.int8)
-    for code, part in enumerate(SPLITS):
-        codes[graph.split[part]] = code
-    return codes

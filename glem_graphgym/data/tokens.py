@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from glem_graphgym.data.text_graph import DataError, Texts
+from glem_graphgym.data.errors import DataError, reading_data
+from glem_graphgym.data.text_graph import Texts
 from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import fingerprint, make_once, read_json, write_json
 from glem_graphgym.progress import Progress
@@ -98,12 +99,10 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
     """
     folder = token_folder(texts, tokenizer, max_length, cache)
     make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path), resume=True)
-    try:
+    with reading_data(f"{folder}: damaged token store", "delete the folder to have it remade"):
         meta = read_json(folder / "tokens.json")
         offsets = np.load(folder / "offsets.npy")
         ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r", shape=(int(offsets[-1]),))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise DataError(f"{folder}: damaged token store ({error}); delete the folder to have it remade") from error
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
     return TokenStore(ids, offsets, padding_id(tokenizer), unknown_id(tokenizer), ids_below(tokenizer))

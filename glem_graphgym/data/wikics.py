@@ -11,7 +11,7 @@ import pandas as pd
 
 from glem_graphgym.data.columns import Columns
 from glem_graphgym.data.csv_file import read_csv_bytes
-from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.errors import DataError, reading_data
 from glem_graphgym.data.from_tables import Reader, TableOptions
 from glem_graphgym.data.tables import Tables
 
@@ -57,13 +57,11 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
     columns.check(texts_path, [*articles], ("text",))
     if "tokens" in articles:
         articles["tokens"] = articles["tokens"].map(lambda tokens: " ".join(map(str, tokens)))
-    try:
+    with reading_data(f"{path} is not as its authors publish it", "download it again"):
         links = [(node, other) for node, others in enumerate(data["links"]) for other in others]
         edges = np.array(links, dtype=np.int64).reshape(-1, 2).T
         features = np.array(data["features"], dtype=np.float32)
         splits = {name: np.array(row, dtype=bool) for name, row in masks.items()}
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} is not as its authors publish it ({error}); download it again") from error
     return Tables(
         "wikics",
         pd.DataFrame({"text": columns.texts(articles, texts_path), "label": data["labels"], **splits}),
@@ -85,11 +83,8 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_csv_bytes(path)
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); download it again") from error
+    with reading_data(f"{path} is no JSON", "download it again"):
+        found = json.loads(read_csv_bytes(path))
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}, expected an object with {[*DATA, *METADATA]}")
     return found

@@ -110,22 +110,19 @@ def test_packages_that_name_each_other_share_one_edge() -> None:
     assert graph.num_edges == graph.origin["edges"] == 1
 
 
-def test_text_joins_name_short_and_long_description_with_single_spaces() -> None:
-    long = "A  tool\n It reads\n  * one   thing\n .\n and another.\n ."
-    graph = graph_of(
-        stanza("a", description=long),
-        stanza("b", description="Is it?\n Yes."),
-        stanza("c", description="short only"),
-        stanza("d", description="\n long only"),
-        stanza("e"),
-        stanza("f", description="caf\u00e9 \u2028 bar\n na\u00efve"),
-    )
-    assert text(graph, "a") == "a: A tool. It reads * one thing and another."
-    assert text(graph, "b") == "b: Is it? Yes."
-    assert text(graph, "c") == "c: short only"
-    assert text(graph, "d") == "d: long only"
-    assert text(graph, "e") == "e"
-    assert text(graph, "f") == "f: caf\u00e9 bar. na\u00efve"
+@pytest.mark.parametrize(
+    ("description", "joined"),
+    [
+        ("A  tool\n It reads\n  * one   thing\n .\n and another.\n .", "a: A tool. It reads * one thing and another."),
+        ("Is it?\n Yes.", "a: Is it? Yes."),
+        ("short only", "a: short only"),
+        ("\n long only", "a: long only"),
+        ("", "a"),
+        ("caf\u00e9 \u2028 bar\n na\u00efve", "a: caf\u00e9 bar. na\u00efve"),
+    ],
+)
+def test_text_joins_name_short_and_long_description_with_single_spaces(description: str, joined: str) -> None:
+    assert text(graph_of(stanza("a", description=description)), "a") == joined
 
 
 @pytest.mark.parametrize(

@@ -137,10 +137,3 @@ def test_a_directed_graph_hears_from_sources_alone(tmp_path: Any) -> None:
     assert [graph.col[graph.rowptr[i] : graph.rowptr[i + 1]].tolist() for i in range(3)] == [[2], [0], [1]]
     assert (graph.num_edges, graph.origin["edges"], graph.origin["self_loops"]) == (3, 3, 1)
     assert graph.fingerprint() != graph_of(tables(), TableOptions()).fingerprint()
-
-
-def test_row_numbers_that_no_node_has_are_refused() -> None:
-    broken = tables()
-    broken.edges[0, 1] = COUNT
-    with pytest.raises(DataError, match=r"g\.pt: 1 of 4 edges name nodes outside of 0 to 59, such as 60"):
-        graph_of(broken, TableOptions())

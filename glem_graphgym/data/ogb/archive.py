@@ -25,7 +25,7 @@ import pandas as pd
 from filelock import FileLock
 from pandas.errors import DtypeWarning
 
-from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.data.ogb.download import check_download, download
 from glem_graphgym.data.ogb.parts import check_finite, class_labels
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED
@@ -34,7 +34,6 @@ from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
 
 ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
-BROKEN_TABLE = (OSError, EOFError, zlib.error, ValueError)
 
 
 def ogb_accuracy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -166,12 +165,9 @@ class OgbArchive:
     def _table(self, name: str, rows: int | None, columns: int | None = None, whole: bool = False) -> np.ndarray:
         """int64 (if ``whole``) or float64 (rows, columns) of a table without a header; DataError where it is not."""
         path = self.folder / name
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DtypeWarning)  # words among numbers, which are refused below
-                table = pd.read_csv(path, header=None)
-        except BROKEN_TABLE as error:
-            raise DataError(f"{path} cannot be read ({str(error).strip()}). {self.remedy()}") from error
+        with reading_data(f"{path} cannot be read", self.remedy()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DtypeWarning)  # words among numbers, which are refused below
+            table = pd.read_csv(path, header=None)
         for column in table.columns[[kind.kind not in "iuf" for kind in table.dtypes]]:
             numbers = pd.to_numeric(table[column].astype(str), errors="coerce")
             words = numbers.isna() & table[column].notna()
@@ -230,15 +226,16 @@ class OgbArchive:
         raw += [name for name in self.master["additional node files"].split(",") if name != "None"]
         return [f"raw/{name}.csv.gz" for name in raw]
 
-    def split_files(self) -> list[str]:
-        return [self._split_table(part) for part in SPLITS]
+    def tables(self) -> list[Path]:
+        """The files of the graph and of its split."""
+        return [self.folder / name for name in (*self.raw_files(), *map(self._split_table, SPLITS))]
 
     def _split_table(self, part: str) -> str:
         return f"split/{self.master['split']}/{part}.csv.gz"
 
     def _missing(self, mappings: Sequence[str]) -> list[str]:
-        names = [self.release.name, *self.raw_files(), *self.split_files(), *mappings]
-        return [name for name in names if not (self.folder / name).is_file()]
+        files = [self.release, *self.tables(), *(self.folder / name for name in mappings)]
+        return [str(file.relative_to(self.folder)) for file in files if not file.is_file()]
 
     def _present(self) -> list[str]:
         patterns = ("RELEASE_*", "raw/*", "split/**/*", "mapping/*")
@@ -322,10 +319,8 @@ def read_mapping(path: Path, *columns: str) -> list[str]:
     Raises:
         DataError: the file is damaged, has other columns, or its rows are not in index order.
     """
-    try:
+    with reading_data(f"{path} cannot be read", "unpack OGB's archive anew"):
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except BROKEN_TABLE as error:
-        raise DataError(f"{path} cannot be read ({error}); unpack OGB's archive anew") from error
     found = [str(name) for name in table.columns]
     if len(found) != 2 or columns not in ((), tuple(found)):
         raise DataError(

@@ -43,9 +43,8 @@ def load_ogbn_arxiv(root: Path) -> TextGraph:
     if text_file is None:
         text_file = archive.folder / TEXT
         download(TEXT_URL, text_file, _remedy(archive.folder))
-    tables = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
     papers = (archive.folder / PAPERS).read_bytes()
-    key = fingerprint(RECIPE_VERSION, text_file.read_bytes(), papers, sampled_fingerprint(*tables))
+    key = fingerprint(RECIPE_VERSION, text_file.read_bytes(), papers, sampled_fingerprint(*archive.tables()))
     return snapshot(archive.folder / "text_graph" / key, lambda: _graph(archive, text_file))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glem_graphgym.data.errors import check_all
+from glem_graphgym.data.errors import check_all, reading_data
 from glem_graphgym.data.npz import NpzMember
 from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive
 from glem_graphgym.data.ogb.download import check_download, download
@@ -28,7 +28,7 @@ from glem_graphgym.data.ogb.parts import (
     save_labels,
     write_structure,
 )
-from glem_graphgym.data.ogb.text_files import BROKEN_FILE, TextFile, decoded, find, report, sentence
+from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
 from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import (
     UNLABELLED,
@@ -83,8 +83,7 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     if not _find_texts(archive.folder):
         download(TEXT_URL, archive.folder / ZIP, _remedy(archive.folder))
     text_files = _find_texts(archive.folder)
-    tables = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
-    graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*tables))
+    graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*archive.tables()))
     text_key = fingerprint(
         RECIPE_VERSION, raw.num_nodes, sampled_fingerprint(*{file.path: None for file in text_files})
     )
@@ -224,11 +223,8 @@ def _find_texts(folder: Path) -> list[TextFile]:
     unpacked = [TextFile(path, remedy) for path in files] if len(files) == len(TEXTS) else []
     if not packed:
         return unpacked
-    try:
-        with zipfile.ZipFile(packed) as archive:
-            infos = archive.infolist()
-    except BROKEN_FILE as error:
-        raise DataError(f"{packed} is damaged or not what its name says ({error}); {remedy}") from error
+    with reading_data(f"{packed} is damaged or not what its name says", remedy), zipfile.ZipFile(packed) as archive:
+        infos = archive.infolist()
     members = {Path(info.filename).name: info.filename for info in infos}
     # Encrypted, or packed by a method that Python's zipfile does not know (Deflate64).
     unreadable = {info.filename for info in infos if info.flag_bits & 1 or info.compress_type not in KNOWN_METHODS}

@@ -52,9 +52,8 @@ def load_ogbn_products(root: Path) -> TextGraph:
     _require_texts(archive.folder, text_files)
     archive.provide([PRODUCTS])
     products = archive.folder / PRODUCTS
-    raw = [archive.folder / name for name in (*archive.raw_files(), *archive.split_files())]
     text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), products.read_bytes())
-    graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*raw))
+    graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*archive.tables()))
     pieces = Pieces(snapshots / ".pieces", {"texts": text_key, "graph": graph_key})
 
     def write(folder: Path) -> GraphMeta:

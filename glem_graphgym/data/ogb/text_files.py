@@ -8,7 +8,6 @@ import gzip
 import io
 import logging
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,11 +16,9 @@ from typing import IO
 
 import numpy as np
 
-from glem_graphgym.data.errors import DataError, listed
+from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.progress import Progress
 
-# Python's zipfile raises RuntimeError for an encrypted member, and its subclass NotImplementedError for other methods.
-BROKEN_FILE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 PYG_TEXT = "node-text.csv.gz"  # as PyG's TAGDataset publishes it, for ogbn-arxiv and ogbn-products
 LINES_AT_ONCE = 1 << 14  # between two updates of the progress bar
 LONGEST_CELL = 1 << 30
@@ -42,17 +39,15 @@ class TextFile:
 
     def lines(self) -> Iterator[bytes]:
         """The lines, each with its end; raises DataError for a damaged file. Shows progress."""
-        try:
-            name = f"reading {self.member or self.path.name}"
-            with (
-                self._open() as (disk, begin, size, stream),
-                Progress(total=size, desc=name, unit="B", unit_scale=True) as bar,
-            ):
-                while lines := list(islice(stream, LINES_AT_ONCE)):
-                    yield from lines
-                    bar.update(max(disk.tell() - begin - bar.n, 0))
-        except BROKEN_FILE as error:
-            raise DataError(f"{self} is damaged or not what its name says ({error}); {self.remedy}") from error
+        name = f"reading {self.member or self.path.name}"
+        with (
+            reading_data(f"{self} is damaged or not what its name says", self.remedy),
+            self._open() as (disk, begin, size, stream),
+            Progress(total=size, desc=name, unit="B", unit_scale=True) as bar,
+        ):
+            while lines := list(islice(stream, LINES_AT_ONCE)):
+                yield from lines
+                bar.update(max(disk.tell() - begin - bar.n, 0))
 
     def size(self) -> int:
         """Bytes of the texts; of a gzipped file, which does not tell, its own."""
