@@ -2,7 +2,8 @@
 
 Every method is searched for its settings by validation with seed 100, then run with seeds 0 to 9. What is done is not
 done again: settings that were found lie in configs_gg/science/, and a method whose file is there is not searched for.
-Other folders: science/ for configurations, results/science for the runs. Exit status: 0 done; 1 a step failed.
+Other folders: science/ for configurations, results/science for the runs. When all runs are finished, ``--unblind``
+shows the test scores and the outcome. Exit status: 0 done; 1 a step failed.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from command_line import CONFIGS, run_program
+
+if TYPE_CHECKING:
+    from glem_graphgym.report.experiments import Experiment
+
+    Row = tuple[Experiment, str]  # and its method
 
 RUN = Path(__file__).resolve().parent
 WORK, RESULTS, FOUND = Path("science"), Path("results") / "science", CONFIGS / "science"
@@ -69,7 +76,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     parser.add_argument("methods", nargs="*", help=f"some of {', '.join(METHODS)} (default: all)")
     parser.add_argument("--max_jobs", type=int, default=1, help="trials and runs at a time (default: 1)")
+    parser.add_argument("--unblind", action="store_true", help="show test scores, once all runs are finished")
     args = parser.parse_args(argv)
+    if args.unblind:
+        call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--unblind")
+        print_outcome()
+        return 0
     chosen = args.methods or list(METHODS)
     if unknown := [name for name in chosen if name not in METHODS]:
         parser.error(f"no method is called '{unknown[0]}'; expected some of: {', '.join(METHODS)}")
@@ -121,6 +133,46 @@ def write_final(name: str, best: Path, settings: dict[str, Any]) -> None:
 def validation(name: str) -> float:
     """Mean validation accuracy of a method over its seeds."""
     return float(json.loads((RESULTS / name / "agg" / "val" / "best.json").read_text(encoding="utf-8"))["accuracy"])
+
+
+def print_outcome() -> None:
+    """Print the comparisons of the protocol: the best GLEM by validation with each of three references."""
+    from glem_graphgym.modes import MODES
+    from glem_graphgym.report.experiments import read_experiments
+    from glem_graphgym.report.significance import holm, paired_difference
+
+    def scores(row: Row, split: str) -> dict[int, float]:
+        one, method = row
+        return {int(str(seed)): float(score) for seed, score in one.of(method)[split].items()}
+
+    def valid(row: Row) -> float:
+        return statistics.fmean(scores(row, "valid").values())
+
+    experiments = read_experiments([RESULTS])[0]
+    glems = [(one, method) for one in experiments if one.mode == "glem" for method in ("GLEM-LM", "GLEM-GNN")]
+    others = {one.name: (one, MODES[one.mode].methods[-1]) for one in experiments if one.mode != "glem"}
+    best, method = max(glems, key=valid)
+    network = best.name.split("_")[1]
+    references: dict[str, Row] = {
+        "best without GLEM": max(others.values(), key=valid),
+        "cascade, same GNN": others.get(f"cascade_{network}", (best, "Cascade")),
+        "joint training": others["joint_sage"],
+    }
+    ours, outcomes = scores((best, method), "test"), best.outcomes(method)
+    print(f"best GLEM by validation: {best.name}, {method}")
+    differences = holm(
+        [
+            paired_difference(ours, scores(row, "test"), f"{name} ({row[0].name})", outcomes, row[0].outcomes(row[1]))
+            for name, row in references.items()
+        ]
+    )
+    for found in differences:
+        assert found is not None and found.mean is not None and found.interval is not None
+        low, high = found.interval
+        told = found.is_significant and low * high > 0
+        verdict = ("wins" if found.mean > 0 else "loses") if told else "not told apart"
+        points = f"{100 * found.mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+        print(f"against {found.reference}: {points}, {found.reason}, {found.seeds} seeds: {verdict}")
 
 
 def set_all(config: dict[str, Any], settings: dict[str, Any]) -> None:

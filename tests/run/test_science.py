@@ -12,6 +12,9 @@ import yaml
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import load_config
+from glem_graphgym.files import read_json, write_json
+from glem_graphgym.report.stats import finish_run
+from tests.report.conftest import save_run
 from tests.test_readme import TEXTS
 
 
@@ -58,3 +61,32 @@ def test_the_protocol_can_be_run_and_is_fair(tmp_path: Path, monkeypatch: pytest
     assert science.main(["lm", "lora"]) == 0  # found settings are not searched for again
     assert programs[-2:] == ["parallel.sh", "leaderboard.py"]
     assert programs.count("search.py") == 1 + len(science.METHODS)
+
+
+def test_the_outcome_compares_the_best_glem_by_validation_with_three_references(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GLEM-LM is the best by validation, though not by test; joint training is better than it in test."""
+    monkeypatch.chdir(tmp_path)
+    for seed in range(4):
+        some = 0.001 * seed
+        save_run(
+            science.RESULTS / "glem_sage", seed, [(0.7, 0.71), (0.74, 0.73), (0.8 + some, 0.78 + some), (0.78, 0.9)]
+        )
+        save_run(science.RESULTS / "glem_gcn", seed, [(0.7, 0.71), (0.9, 0.9), (0.7, 0.7), (0.7, 0.7)])
+        save_run(science.RESULTS / "cascade_sage", seed, [(0.7, 0.71), (0.75, 0.73 + 3 * some)], mode="glem_cascade")
+        joint = save_run(science.RESULTS / "joint_sage", seed, [(0.76, 0.8 - some)], mode="glem_joint", finished=False)
+        stage = joint / "stages" / "00_lm_gold" / "stage.json"
+        write_json(stage, {**read_json(stage), "method": "Joint", "model": "GNN"})
+        finish_run(joint)
+    monkeypatch.setattr(science, "call", lambda *command: None)
+    assert science.main(["--unblind"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "best GLEM by validation: glem_sage, GLEM-LM"
+    assert [line.partition(":")[0] for line in lines[1:]] == [
+        "against best without GLEM (joint_sage)",
+        "against cascade, same GNN (cascade_sage)",
+        "against joint training (joint_sage)",
+    ]
+    assert [line.rpartition(": ")[2] for line in lines[1:]] == ["loses", "wins", "loses"]
+    assert "+4.70 points" in lines[2] and "4 seeds" in lines[2]
