@@ -102,7 +102,7 @@ class Search(Queue):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid:
-                self._record(pid, status)
+                self._record(pid, os.waitstatus_to_exitcode(status))
                 return
             for group, running in self.running.items():
                 if running.job.name not in self.stopped and self._falls_behind(running.job.name):
@@ -120,9 +120,9 @@ class Search(Queue):
             trial.report(max(valid[: step + 1]), step)
         return len(valid) > known and trial.should_prune()
 
-    def _record(self, pid: int, status: int) -> None:
+    def _record(self, pid: int, code: int | str) -> None:
         running = self.running[pid]
-        super()._record(pid, status)
+        super()._record(pid, code)
         name = running.job.name
         trial = self.trials.pop(name)
         if running.job in self.finished:

@@ -3,7 +3,7 @@
 Every job is ``run/main.py --cfg X --repeat R --mark_done`` in a process of its own, whose output goes to
 ``<out_dir>/logs/<configuration>.log``. Without GPUs, jobs are forked from this process after its imports, which saves
 each of them seconds. With GPUs or on macOS, whose libraries do not survive a fork, and for another main, each job is a
-new Python.
+new Python. ``--launcher submitit`` runs jobs on the machines of Slurm instead.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +39,8 @@ RUN = Path(__file__).resolve().parent.parent
 OWN_MAIN = RUN / "main.py"
 DONE = "_done"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SUBMITTED_MINUTES = 24 * 60
+_BE_JOB = "import sys; sys.path.insert(0, sys.argv[1]); from grid import jobs; jobs.be_submitted(*sys.argv[2:])"
 _PATIENCE = 15.0  # seconds for an interrupted job to end by itself
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_THREADS = 6  # GraphGym's num_threads
@@ -275,14 +277,13 @@ class Queue:
         Raises:
             KeyboardInterrupt: the queue was stopped, and has stopped its jobs.
         """
-        forked = self.plan.main == OWN_MAIN and not self.plan.gpus and sys.platform.startswith("linux")
-        if forked:
+        if self._forks():
             import_early()
         try:
             for number, job in enumerate(self.jobs, start=1):
                 if number > 1:
                     time.sleep(self.plan.sleep)
-                self._start(job, forked, number)
+                self._start(job, number)
                 while len(self.running) >= self.plan.at_once:
                     self._wait()
             while self.running:
@@ -291,7 +292,10 @@ class Queue:
             self._stop()
             raise
 
-    def _start(self, job: Job, forked: bool, number: int) -> None:
+    def _forks(self) -> bool:
+        return self.plan.main == OWN_MAIN and not self.plan.gpus and sys.platform.startswith("linux")
+
+    def _start(self, job: Job, number: int) -> None:
         used = Counter(running.gpu for running in self.running.values())
         gpu = min(self.plan.gpus, key=lambda name: used[name], default=None)
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
@@ -300,28 +304,33 @@ class Queue:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         log_start = job.log.stat().st_size if job.log.exists() else 0
         print(f"[{number}/{self.total}] {job.name}{f' on GPU {gpu}' if gpu else ''}", flush=True)
-        parent = os.getpid()
+        self._launch(Running(job, gpu, time.monotonic(), log_start), environment)
+
+    def _launch(self, running: Running, environment: dict[str, str]) -> None:
+        job, parent = running.job, os.getpid()
         # Delay signals until the child is recorded here and has set its own signal handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         with warnings.catch_warnings():  # Python 3.12 warns of idle threads that libraries start when imported
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _be_job(job, command_of(job, self.plan), environment, forked, parent)
+            _be_job(job, command_of(job, self.plan), environment, self._forks(), parent)
         with contextlib.suppress(OSError):  # the child does the same; either may come first
             os.setpgid(pid, pid)
-        self.running[pid] = Running(job, gpu, time.monotonic(), log_start)
+        self.running[pid] = running
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def _wait(self) -> None:
         """Wait until a job ends, and record how it ended."""
-        self._record(*os.waitpid(-1, 0))
+        pid, status = os.waitpid(-1, 0)
+        self._record(pid, os.waitstatus_to_exitcode(status))
 
-    def _record(self, pid: int, status: int) -> None:
+    def _record(self, pid: int, code: int | str) -> None:
+        """Take note of a job's end: its exit status, or in words why it has none."""
         running = self.running.pop(pid, None)
         if running is None:
             return
-        job, code = running.job, os.waitstatus_to_exitcode(status)
+        job = running.job
         seconds = f"{time.monotonic() - running.begun:.0f} s"
         if code == 0:
             self.finished.append(job)
@@ -354,6 +363,63 @@ class Queue:
         for pid in self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
+
+
+class SubmittedQueue(Queue):
+    """Submits jobs by submitit: to Slurm or, where there is no srun, as further processes of this machine.
+
+    Args:
+        folder: for submitit's files, seen by all machines.
+        options: further parameters of submitit's ``AutoExecutor``.
+
+    Raises:
+        JobError: submitit is not installed, or knows no such parameter.
+    """
+
+    def __init__(self, jobs: Iterable[Job], plan: Plan, total: int, folder: Path, options: Mapping[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise JobError("--launcher submitit needs the extra 'slurm': pip install submitit") from error
+        # Slurm chooses the GPUs, and a job takes the cores that it gets.
+        super().__init__(jobs, replace(plan, gpus=(), threads=0), total)
+        self.submitted: dict[int, submitit.Job[int]] = {}
+        self.executor = submitit.AutoExecutor(folder)
+        try:
+            self.executor.update_parameters(**{"name": "glem", "timeout_min": _SUBMITTED_MINUTES, **options})
+        except (NameError, AssertionError) as error:
+            raise JobError(f"--submit: {error}") from error
+
+    def _forks(self) -> bool:
+        return False
+
+    def _launch(self, running: Running, environment: dict[str, str]) -> None:
+        command = [
+            sys.executable,
+            "-c",
+            _BE_JOB,
+            str(RUN),
+            str(running.job.config),
+            *command_of(running.job, self.plan),
+        ]
+        try:
+            job = self.executor.submit(subprocess.call, command)
+        except RuntimeError as error:
+            raise JobError(f"{running.job.name} cannot be submitted: {' '.join(str(error).split())}") from error
+        self.submitted[id(job)], self.running[id(job)] = job, running
+
+    def _wait(self) -> None:
+        while not (ended := [number for number, job in self.submitted.items() if job.done()]):
+            time.sleep(0.5)
+        job = self.submitted.pop(ended[0])
+        self._record(ended[0], job.state if job.exception() else job.result())
+
+    def _stop(self) -> None:
+        for job in self.submitted.values():
+            job.cancel(check=False)
+        deadline = time.monotonic() + _PATIENCE
+        while not all(job.done() for job in self.submitted.values()) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def import_early() -> None:
@@ -400,6 +466,11 @@ def _be_job(job: Job, command: list[str], environment: dict[str, str], forked: b
         os._exit(code)
 
 
+def be_submitted(config: str, *command: str) -> NoReturn:
+    """Run the job of a configuration in this process, which submitit has started."""
+    _be_job(job_of(Path(config)), list(command), {}, False, os.getppid())
+
+
 def _end_with(parent: int) -> None:
     """Have the kernel kill this process when the queue dies, so that no job runs next to those of a new queue."""
     with contextlib.suppress(OSError, AttributeError):
@@ -422,8 +493,8 @@ def _redirect(log: Path) -> None:
 # ---- what came out ------------------------------------------------------------------------------------------------
 
 
-def name_of_status(code: int) -> str:
-    if code >= 0:
+def name_of_status(code: int | str) -> str:
+    if isinstance(code, str) or code >= 0:
         return str(code)
     try:
         name = signal.Signals(-code).name
@@ -484,7 +555,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("max_jobs", type=int, nargs="?", default=2, help="jobs at a time (default: 2)")
     parser.add_argument("sleep", type=float, nargs="?", default=1.0, help="seconds between two starts (default: 1)")
     parser.add_argument("main", nargs="?", default="main", help="program of a job, without .py (default: main)")
+    parser.add_argument(
+        "--launcher", choices=("local", "submitit"), default="local", help="submitit: on the machines of Slurm"
+    )
+    parser.add_argument(
+        "--submit", action="append", default=[], metavar="NAME=VALUE",
+        help="parameter of submitit's AutoExecutor, e.g. slurm_partition=gpu, gpus_per_node=1, timeout_min=240",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if wrong := [text for text in args.submit if "=" not in text or args.launcher == "local"]:
+        parser.error(f"--submit is {wrong[0]}, expected NAME=VALUE, together with --launcher submitit")
     for name in ("repeat", "max_jobs"):
         if getattr(args, name) < 1:
             parser.error(f"{name.upper()} is {getattr(args, name)}, expected at least 1")
@@ -507,9 +587,12 @@ def run_folder(args: argparse.Namespace) -> int:
     with alone_with(args.config_dir):
         jobs, done = find_jobs(args.config_dir, args.repeat, own)
         plan = make_plan(args, len(jobs), os.environ)
-        if plan.threads:  # must precede the import of libraries that read it once
-            os.environ["OMP_NUM_THREADS"] = str(plan.threads)
         queue = Queue(jobs, plan, len(jobs))
+        if args.launcher == "submitit":
+            options = {name: yaml.safe_load(value) for name, value in (text.split("=", 1) for text in args.submit)}
+            queue = SubmittedQueue(jobs, plan, len(jobs), args.config_dir / "submitit", options)
+        elif plan.threads:  # must precede the import of libraries that read it once
+            os.environ["OMP_NUM_THREADS"] = str(plan.threads)
         if jobs:
             queue.run()
     print(report(queue, done))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -352,15 +353,16 @@ file.rename(f"{file}_done")
 class Folder:
     """A folder of configurations in an empty folder, run by parallel.sh with a stand-in for main.py."""
 
-    def __init__(self, root: Path, *names: str) -> None:
-        self.root, self.configs = root, root / "my configs"
+    def __init__(self, root: Path, *names: str, launcher: str = "local") -> None:
+        self.root, self.configs, self.launcher = root, root / "my configs", launcher
         self.configs.mkdir()
         write(root, "stand_in.py", STAND_IN)
         for name in names:
             write(self.configs, f"{name}.yaml", "out_dir: results/grid\nnum_threads: 3\n")
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        given = [*map(str, arguments), *("2", "2", "0")[len(arguments) :], "stand_in"]  # repeat, jobs, sleep, main
+        given = [*map(str, arguments), *("2", "2", "0", "stand_in")[len(arguments) :]]  # repeat, jobs, sleep, main
+        given += ["--launcher", self.launcher]
         return subprocess.Popen(
             ["bash", str(RUN / "parallel.sh"), str(self.configs.relative_to(self.root)), *given],
             stdout=subprocess.PIPE,
@@ -390,8 +392,15 @@ class Folder:
             time.sleep(0.01)
 
 
-def test_failed_jobs_are_reported_and_run_again(tmp_path: Path) -> None:
-    folder = Folder(tmp_path, "good", "fail", "raise", "kill", "a b=%2F")
+@pytest.fixture(params=["local", "submitit"])
+def launcher(request: pytest.FixtureRequest) -> str:
+    if request.param == "submitit":
+        pytest.importorskip("submitit", reason="the extra 'slurm' is missing")
+    return request.param
+
+
+def test_failed_jobs_are_reported_and_run_again(tmp_path: Path, launcher: str) -> None:
+    folder = Folder(tmp_path, "good", "fail", "raise", "kill", "a b=%2F", launcher=launcher)
     status, out = folder.run(3)
     assert status == 1, out
     assert sorted(file.name for file in folder.configs.glob("*.yaml_done")) == ["a b=%2F.yaml_done", "good.yaml_done"]
@@ -419,6 +428,45 @@ def test_failed_jobs_are_reported_and_run_again(tmp_path: Path) -> None:
     assert status == 0
     assert "3 of 3 jobs finished, 3 of them before" in out
     assert folder.ran().keys() == {*after, "fail"}
+
+
+SLURM = {
+    "sbatch": """
+number=$(ls slurm | wc -l)
+grep -q partition=none "${@: -1}" && { echo "invalid partition" >&2; exit 1; }
+cp "${@: -1}" "slurm/$number.sh"
+export SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+export SLURM_JOB_NODELIST=here SLURM_STEP_NUM_TASKS=1
+([ -e lost ] || bash "slurm/$number.sh") >/dev/null 2>&1 &
+echo "Submitted batch job $number"
+""",
+    "srun": 'while [ "$1" != --error ]; do shift; done; shift 2; exec "$@"',
+    "sacct": 'echo "JobID|State|NodeList"; for file in slurm/*; do echo "$(basename "$file" .sh)|TIMEOUT|here"; done',
+}
+
+
+@pytest.mark.slow
+def test_jobs_are_submitted_to_slurm(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="the extra 'slurm' is missing")
+    folder = Folder(tmp_path, "good", "fail", launcher="submitit")
+    for name in ("slurm", "bin"):
+        (tmp_path / name).mkdir()
+    for name, text in SLURM.items():
+        write(tmp_path / "bin", name, f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    submit = ("3", "2", "0", "stand_in", "--submit", "slurm_partition=long", "--submit", "mem_gb=7")
+    status, out = folder.run(*submit, **environment)
+    assert (status, folder.ran()["good"]["repeat"]) == (1, "3"), out
+    assert "1 of 2 jobs finished; 1 failed" in out and "error: cannot read the data" in out
+    script = (tmp_path / "slurm/0.sh").read_text()
+    assert all(f"#SBATCH --{option}\n" in script for option in ("partition=long", "mem=7GB", "time=1440"))
+    write(tmp_path, "lost", "")
+    status, out = folder.run(*submit, **environment)
+    assert re.search(r"\nfail +TIMEOUT +", out), out
+    for option, wrong in (("gpus=2", "error: --submit: .*gpus"), ("slurm_partition=none", "submitted: .*partition")):
+        status, out = folder.run("3", "2", "0", "stand_in", "--submit", option, **environment)
+        assert status == 1 and re.search(wrong, out) and "Traceback" not in out, out
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -467,13 +515,15 @@ def test_gpus_and_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_stops_its_jobs(number: signal.Signals, tmp_path: Path) -> None:
-    folder = Folder(tmp_path, "sleep1", "sleep2", "sleep3")
+def test_stopped_it_stops_its_jobs(number: signal.Signals, tmp_path: Path, launcher: str) -> None:
+    folder = Folder(tmp_path, "sleep1", "sleep2", "sleep3", launcher=launcher)
     process = folder.start()
     folder.wait_for("sleep1")
     folder.wait_for("sleep2")
     children = children_of(process.pid)
     assert len(children) == 2
+    for child in children:  # those of submitit have children of their own, which are the jobs in the end
+        children += children_of(int(child))
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
