@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,10 @@ def _now() -> float:
     return time.perf_counter()
 
 
-class AlwaysImproving:
+def always_improving() -> Callable[[np.ndarray], float]:
     """A validation score that gets better every time, so that weights are kept as often as they can be."""
-
-    def __init__(self) -> None:
-        self.score = 0.0
-
-    def __call__(self, logits: np.ndarray) -> float:
-        self.score += 1.0
-        return self.score
+    scores = itertools.count(1.0)
+    return lambda logits: next(scores)
 
 
 class Calibration:
@@ -129,12 +124,8 @@ class Calibration:
         encoded = self.nodes.encoded
         self.encoded = np.arange(graph.num_nodes) if encoded is None else encoded
         self.widths = feature_widths(cfg, graph)
-        self.about: dict[str, Any] = {
-            "tokens": None,
-            "static": None,
-            "hops": None,
-            "layers": 0,  # bytes of what layers give, on disk while a GNN predicts
-        }
+        # Layers: bytes of what they give, on disk while a GNN predicts.
+        self.about: dict[str, Any] = {"tokens": None, "static": None, "hops": None, "layers": 0}
         self.costs: dict[str, Cost] = {}
         self.models: dict[int, nn.Module] = {}
         self.cut_up_mb = 0.0  # that an LM stage leaves cut up in a run, and has not in a trial
@@ -162,16 +153,9 @@ class Calibration:
                 cost = fits.setdefault(stage.fit, stage.key.name)
                 if cost not in self.costs:
                     self.costs[cost] = self._try(stage)
-            stages.append(
-                {
-                    "folder": stage.key.folder,
-                    "model": stage.key.model,
-                    "cost": cost,
-                    "arrays": stage.arrays,
-                    "weights": stage.weights,
-                    "shared": None if stage.shared is None else str(stage.shared),
-                }
-            )
+            about = {"folder": stage.key.folder, "model": stage.key.model, "cost": cost}
+            files = {"arrays": stage.arrays, "weights": stage.weights, "shared": stage.shared and str(stage.shared)}
+            stages.append(about | files)
         shape = {"nodes": graph.num_nodes, "edges": graph.num_edges, "classes": graph.num_classes}
         costs = {name: among_processes(cost, self.processes, self.accelerator) for name, cost in self.costs.items()}
         return {
@@ -244,9 +228,7 @@ class Calibration:
         # The longest come in among batches of other sizes, which have cut up memory before.
         batches = [*epoch[:count], longest]
         task, seconds, steps = self._fit_lm(learner, batches)
-        train_rate = seconds / max(
-            1, padded_tokens(lengths, batches, settings.grad_accumulation) * steps // len(batches)
-        )
+        trained = padded_tokens(lengths, batches, settings.grad_accumulation) * steps // len(batches)
         infer_rate = self._predict_lm(learner, task.model)
         resident, accelerator = memory.resident_mb(), memory.accelerator_mb()
         tokens = padded_tokens(lengths, epoch, settings.grad_accumulation) * settings.epochs
@@ -269,7 +251,7 @@ class Calibration:
             resident_mb=peak + mapped,
             mapped_mb=mapped,
             accelerator_mb=accelerator,
-            seconds=overhead + tokens * train_rate + inferred * infer_rate,
+            seconds=overhead + tokens * seconds / max(1, trained) + inferred * infer_rate,
             texts=len(nodes) * settings.epochs,
             tokens=tokens,
         )
@@ -287,7 +269,7 @@ class Calibration:
         tried = replace(
             learner,
             tokens=RemappedTokens(self.tokens, np.concatenate([nodes, valid])),
-            validation=Validation(len(nodes) + np.arange(len(valid)), AlwaysImproving()),
+            validation=Validation(len(nodes) + np.arange(len(valid)), always_improving()),
             settings=replace(settings, epochs=epochs, evals_per_epoch=1),
         )
         gold = Gold(np.arange(len(nodes)), np.zeros(len(nodes), dtype=np.int64), self.graph.num_classes)
@@ -373,7 +355,7 @@ class Calibration:
 
     def _try_gnn(self, like: StepTargets) -> Cost:
         small, cfg, nodes, scale = self._smaller()
-        validation = Validation(small.split["valid"], AlwaysImproving())
+        validation = Validation(small.split["valid"], always_improving())
         gnn: Any = gnn_learner(cfg, small, validation, nodes.candidates, nodes.predicted, self.by_blocks)
         gold, pseudo = Gold(small.split["train"], small.label[small.split["train"]], small.num_classes), like.pseudo
         if pseudo is not None:
@@ -421,7 +403,7 @@ class Calibration:
                 tokens, np.random.default_rng(0).choice(self.graph.num_nodes, small.num_nodes, replace=False)
             )
         valid, train, dim = small.split["valid"], small.split["train"], self.widths["text"]
-        validation = Validation(valid[:JOINT_VALIDATED], AlwaysImproving())
+        validation = Validation(valid[:JOINT_VALIDATED], always_improving())
         learner = joint_learner(cfg, small, tokens, validation, nodes.predicted, self.by_blocks)
         features = self._features(cfg, small.num_nodes, sum(self.widths.values()) - dim)
         settings = learner.settings
@@ -444,7 +426,7 @@ class Calibration:
         propagated, accelerator_propagated = memory.resident_mb(), memory.accelerator_mb()
         validated = scale * self._validated_tokens(learner, valid)
         del task
-        nobody = Validation(np.empty(0, dtype=np.int64), AlwaysImproving())
+        nobody = Validation(np.empty(0, dtype=np.int64), always_improving())
         lm = lm_learners(self.cfg, self.tokens, self.graph.num_classes, nobody)[0]
         rate = self._predict_lm(lm, lm.build())
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.lm.infer_tokens)

@@ -44,6 +44,7 @@ class Planned:
         model: as of a `StageKey`.
         arrays: name -> shape of its predictions, float16.
         weights: bytes.
+        shared: folder under ``dataset.dir`` of a stage that runs share; None where they do not.
     """
 
     folder: str
@@ -52,6 +53,7 @@ class Planned:
     model: str = "LM"
     arrays: dict[str, list[int]] = field(default_factory=dict)
     weights: int = 0
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
         )
     measured = measure(cfg, run_dirs[0], len(run_dirs) if overwrite else 0)
     plans = {run_dir: planned_stages(measured, run_dir, overwrite) for run_dir in run_dirs}
-    for place, stage in enumerate(measured["stages"]):
-        if stage["shared"] and Path(stage["shared"]).is_dir():  # named by the seed, so it is the first run's alone
-            plans[run_dirs[0]][place] = replace(plans[run_dirs[0]][place], done=True)
+    first = plans[run_dirs[0]]
+    for place, stage in enumerate(first):
+        if stage.shared and Path(stage.shared).is_dir():  # named by the seed, so it is the first run's alone
+            first[place] = replace(stage, done=True)
     stages = [stage for plan in plans.values() for stage in plan]
     stored = common_files(measured)
     for run_dir, plan in plans.items():
@@ -151,13 +154,11 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
 
 def planned_stages(measured: dict[str, Any], run_dir: Path, overwrite: bool = False) -> list[Planned]:
     """The recorded stages, as far as they are done in a run folder."""
-    return [
-        Planned(
-            **{name: stage[name] for name in ("folder", "cost", "model", "arrays", "weights")},
-            done=not overwrite and (run_dir / "stages" / stage["folder"] / "stage.json").exists(),
-        )
-        for stage in measured["stages"]
-    ]
+
+    def is_done(folder: str) -> bool:
+        return not overwrite and (run_dir / "stages" / folder / "stage.json").exists()
+
+    return [Planned(**stage, done=is_done(stage["folder"])) for stage in measured["stages"]]
 
 
 def measure(cfg: CfgNode, run_dir: Path, overwrite: int) -> dict[str, Any]:

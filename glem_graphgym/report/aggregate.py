@@ -7,8 +7,10 @@ missing tensorboardX.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,10 +60,9 @@ def aggregate_seeds(
         of_seeds = {seed: rows[split] for seed, rows in runs.items() if rows[split]}
         if of_seeds:
             picked = [row_at(rows, epochs[seed], dir / str(seed) / split) for seed, rows in of_seeds.items()]
-            by_epoch: dict[float, list[EpochRow]] = {}
-            for row in (row for rows in of_seeds.values() for row in rows):
-                by_epoch.setdefault(row["epoch"], []).append(row)
-            found.stats[split] = [_mean_and_std(by_epoch[epoch], digits) for epoch in sorted(by_epoch)]
+            every = sorted((row for rows in of_seeds.values() for row in rows), key=itemgetter("epoch"))
+            by_epoch = [list(rows) for _, rows in itertools.groupby(every, itemgetter("epoch"))]
+            found.stats[split] = [_mean_and_std(rows, digits) for rows in by_epoch]
             found.best[split] = _mean_and_std(picked, digits)
 
     def write(folder: Path) -> None:
@@ -145,13 +146,14 @@ def aggregate_summaries(dir: Path) -> list[Row]:
     if not found:
         raise _no_seed(dir, "summary.json")
     rows = over_seeds(pd.DataFrame(found))
-    records = []
-    for row in rows:
-        scores = {"seeds": row.runs, **row.valid.columns("valid"), **row.test.columns("test")}
-        costs = {"params": row.params, "seconds_mean": row.seconds, "peak_memory_mb": row.peak_memory_mb}
-        records.append({"method": row.method, **scores, **costs})
-        for name, spread in row.further.items():
-            records[-1] |= spread.columns(name)
+    records = [
+        {
+            "method": row.method, "seeds": row.runs, **row.valid.columns("valid"), **row.test.columns("test"),
+            "params": row.params, "seconds_mean": row.seconds, "peak_memory_mb": row.peak_memory_mb,
+            **{key: value for name, spread in row.further.items() for key, value in spread.columns(name).items()},
+        }
+        for row in rows
+    ]  # fmt: skip
     write_json(dir / "summary.json", records)
     return rows
 

@@ -17,10 +17,7 @@ WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 44
 CHARACTER = 7.0  # width of one character of a tick's text, about, with air between two texts
 LETTER = 6.6  # width of one character of a label, about
-LABEL_SHIFTS = (
-    0,
-    *(sign * step for step in (13, 26, 39, 52) for sign in (-1, 1)),
-)  # where a label may stand, downwards
+LABEL_SHIFTS = (0, -13, 13, -26, 26, -39, 39, -52, 52)  # where a label may stand, downwards
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -128,22 +125,17 @@ class Chart:
     def labels(self, places: Sequence[tuple[float, float, str]], marks: Iterable[tuple[float, float]] = ()) -> None:
         """Texts beside points, the first ones first: none on another, on a point or on further ``marks``, and none
         where there is no room."""
-        places = [place for place in places if not math.isnan(place[1])]
-        dots = [(self.x(x), self.y(y)) for x, y, _ in places]
-        taken = [(at - 6, up - 6, at + 6, up + 6) for at, up in [*dots, *((self.x(x), self.y(y)) for x, y in marks)]]
+        places = [(self.x(x), self.y(y), text) for x, y, text in places if not math.isnan(y)]
+        dots = [place[:2] for place in places] + [(self.x(x), self.y(y)) for x, y in marks]
+        taken = [(at - 6, up - 6, at + 6, up + 6) for at, up in dots]
         middle = (self.left + self.right) / 2
-        for (at, up), (_, _, text) in zip(dots, places, strict=True):
+        for at, up, text in places:
             width = LETTER * len(text)
             for down, left in itertools.product(LABEL_SHIFTS, (at > middle, at <= middle)):
                 start = at - 9 - width if left else at + 9
                 box = (start, up + down - 7, start + width, up + down + 7)
-                across = self.left - 1 <= start <= self.width - width
-                if (
-                    across
-                    and self.top <= box[1]
-                    and box[3] <= self.bottom
-                    and not any(_overlap(box, other) for other in taken)
-                ):
+                inside = self.left - 1 <= start <= self.width - width and self.top <= box[1] and box[3] <= self.bottom
+                if inside and not any(_overlap(box, other) for other in taken):
                     break
             else:
                 continue

@@ -27,10 +27,8 @@ def print_board(board: Board, console: Console | None = None) -> None:
     console = console or default_console()
     every = columns_of(board)
     most = [column for column in every if column.key not in list(board.headings)[2:]]
-    options = [(every, 0), (most, 0), (most, NAME_WIDTH)]
-    for left_out in range(1, len(LEAST_FIRST) + 1):
-        options.append(([column for column in most if column.key not in LEAST_FIRST[:left_out]], NAME_WIDTH))
-    for columns, width in options:
+    fewer = [[one for one in most if one.key not in LEAST_FIRST[:count]] for count in range(len(LEAST_FIRST) + 1)]
+    for columns, width in [(every, 0), (most, 0), *((columns, NAME_WIDTH) for columns in fewer)]:
         table = _table(board, columns, width)
         excess = console.measure(table, options=console.options.update(width=WIDEST)).maximum - console.width
         if excess <= 0:
