@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from command_line import CONFIGS, run_program
+from command_line import CONFIGS, before_imports, run_program
 
 if TYPE_CHECKING:
     from glem_graphgym.report.experiments import Experiment
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unblind", action="store_true", help="show test scores, once all runs are finished")
     args = parser.parse_args(argv)
     if args.unblind:
+        before_imports(computes=False)
         call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--unblind")
         print_outcome()
         return 0
