@@ -22,7 +22,7 @@ from glem_graphgym.config import ConfigError
 from glem_graphgym.em.plan import Track
 from glem_graphgym.files import read_json, write_json
 
-End = Callable[[bool], None]  # whether the run is finished
+End = Callable[[bool], object]  # whether the run is finished
 PATIENCE = 30.0  # seconds that the end of a run waits for a tracker
 PIP = {"mlflow": "mlflow-skinny"}  # package of a tracker that is not named like its module
 
