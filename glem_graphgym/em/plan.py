@@ -19,7 +19,7 @@ WORDS = {
     "ensemble": "language model and GNN predict together",
 }
 TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "E-step", "m_step": "M-step"}
-Track = Callable[[Mapping[str, float], int], None]  # told numbers by name, and the step that they belong to
+Track = Callable[[Mapping[str, float], int], object]  # told numbers by name, and the step that they belong to
 ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is taken for that of the rest
 
 
