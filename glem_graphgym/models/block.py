@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glem_graphgym.models.mlp import LayerStack
 from glem_graphgym.models.propagation import Adjacency, SparseOperator, kept_operator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 
 class BlockAdjacency(Adjacency):

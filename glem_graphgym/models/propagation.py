@@ -11,11 +11,14 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 KEPT_BYTES = 1 << 30  # the largest input whose product is kept
 SPLIT_ON, PIECE = ("cuda",), 128  # devices on which rows of more entries are summed in pieces
