@@ -46,7 +46,10 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
         source, target = source[source < target], target[source < target]
     files = [folder / "nodes.csv", folder / "edges.csv"]
     nodes = nodes if graph.node_ids else nodes.drop(columns="id")
-    nodes.to_csv(files[0], index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
+    try:
+        nodes.to_csv(files[0], index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
+    except csv.Error as error:  # by Python 3.10; later ones write what is refused when it is read
+        raise DataError(f"{files[0]} cannot be written ({error}): a text holds a NUL byte; take it out") from error
     pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(files[1], index=False)
     if graph.features is not None:
         files.append(folder / FEATURES)

@@ -173,6 +173,7 @@ def changed_by_other_test_nodes(
     return seen, {stage: (one[stage] != other[stage]).any(1) for stage in one}
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch's own optimizers ask for the pretended GPU")
 def test_on_a_machine_with_a_gpu_a_run_on_the_cpu_leaves_it_alone(
     configure: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 import tarfile
 from pathlib import Path
 
@@ -29,9 +30,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "grid"
 
 
+def rounded(text: str) -> str:
+    """Text with its long fractions cut to twelve digits: Python 3.10 rounds a standard deviation otherwise."""
+    return re.sub(r"(\.\d{12})\d+", r"\1", text)
+
+
 def test_the_leaderboard_of_a_recorded_grid_is_as_it_was(recorded: Path) -> None:
     boards = read_boards([recorded])
-    assert to_csv(boards) == (RECORDED / "leaderboard.csv").read_text(encoding="utf-8")
+    assert rounded(to_csv(boards)) == rounded((RECORDED / "leaderboard.csv").read_text(encoding="utf-8"))
     assert to_markdown(boards) == (RECORDED / "leaderboard.md").read_text(encoding="utf-8")
     assert to_latex(boards) == (RECORDED / "leaderboard.tex").read_text(encoding="utf-8")
 
