@@ -9,9 +9,10 @@ wrong command line.
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from session import run_to_status
 
 if TYPE_CHECKING:
     from glem_graphgym.report.experiments import Experiment
+
+    Member = tuple[Experiment, str]  # and its method
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -37,25 +40,28 @@ def average(folders: Sequence[Path], out: Path) -> int:
     """Write the ensemble's experiment; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
-    from glem_graphgym.build.graph import load_text_graph_of
+    from glem_graphgym.build.graph import load_text_graph_of, metrics_of
+    from glem_graphgym.build.run import scores_of
     from glem_graphgym.config import load_config, metric_of
     from glem_graphgym.files import making
     from glem_graphgym.report import aggregate, reliability, stats
     from glem_graphgym.report.experiments import read_experiments
 
-    members = read_experiments(folders)[0]
-    seeds = check_members(members)
-    config = members[0].folder / "config.yaml"
-    load_config(cfg, config)
-    graph = load_text_graph_of(cfg)
     if out.exists():
         raise ValueError(f"--out {out} is there already; name another folder, or delete it")
+    experiments = read_experiments(folders)[0]
+    seeds = check_members(experiments)
+    members = [(one, str(one.results.groupby("method")["valid"].mean().idxmax())) for one in experiments]
+    config = experiments[0].folder / "config.yaml"
+    load_config(cfg, config)
+    graph = load_text_graph_of(cfg)
+    evaluate = functools.partial(scores_of, graph, metrics=metrics_of(graph))
     with making(out) as part:
         assert part is not None, "another process has made it"
         shutil.copyfile(config, part / config.name)
         for seed in seeds:
             run_dir = part / str(seed)
-            write_run(members, seed, graph, run_dir)
+            write_run(members, seed, evaluate, run_dir)
             stats.finish_run(run_dir, cfg.round)
             reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
         aggregate.aggregate_seeds(part, cfg.metric_best, cfg.metric_agg, digits=cfg.round)
@@ -84,37 +90,40 @@ def check_members(members: Sequence[Experiment]) -> list[int]:
     return seeds
 
 
-def write_run(members: Sequence[Experiment], seed: int, graph: Any, run_dir: Path) -> None:
-    """Write the ``run.json`` of a run, and its one stage: the mean of the members' predictions with that seed."""
+def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], Any], run_dir: Path) -> None:
+    """Write the ``run.json`` of a run, and its one stage: the mean of the members' predictions with that seed.
+
+    Args:
+        evaluate: logits (N, C) -> scores, as of a `Journal`.
+    """
     import numpy as np
     import pandas as pd
     import torch
 
-    from glem_graphgym.build.graph import metrics_of
-    from glem_graphgym.build.run import scores_of
     from glem_graphgym.em.fit import FitLog
     from glem_graphgym.em.journal import Journal, StageKey, StageOutput
     from glem_graphgym.files import write_json
 
-    about = members[0].runs[seed]
+    first = members[0][0]
+    about = first.runs[seed]
     run_dir.mkdir(parents=True)
-    settings = {"dataset.name": about["settings"]["dataset.name"], "members": [member.name for member in members]}
-    noted = {key: about[key] for key in ("dataset", "fingerprint", "origin", "facts", "metric", "versions")}
-    write_json(run_dir / "run.json", {"seed": seed, "mode": "ensemble", **noted, "settings": settings, "files": {}})
-    methods = [str(member.results.groupby("method")["valid"].mean().idxmax()) for member in members]
-    chosen = list(zip(members, methods, strict=True))
-    costs = pd.DataFrame([member.of(method).loc[seed] for member, method in chosen])
-    logits = [np.load(member.stage_folders(method)[seed] / "logits.npy", mmap_mode="r") for member, method in chosen]
-    glem = any(method.startswith("GLEM") for method in methods)
-    scores = metrics_of(graph)
-    journal = Journal(run_dir, seed, lambda logits: scores_of(graph, logits, scores), metric=members[0].metric)
+    names = [one.name for one, _ in members]
+    settings = {"dataset.name": about["settings"].get("dataset.name", first.dataset), "members": names}
+    # Runs of earlier versions noted less.
+    noted = {key: about[key] for key in ("dataset", "fingerprint", "origin", "facts", "versions") if key in about}
+    identity = {"seed": seed, "mode": "ensemble", "metric": first.metric, "settings": settings, "files": {}}
+    write_json(run_dir / "run.json", {**identity, **noted})
+    costs = pd.DataFrame([one.of(method).loc[seed] for one, method in members])
+    logits = [np.load(one.stage_folders(method)[seed] / "logits.npy", mmap_mode="r") for one, method in members]
+    glem = any(method.startswith("GLEM") for _, method in members)
+    journal = Journal(run_dir, seed, evaluate, metric=first.metric)
     with journal.stage(StageKey(0, "ensemble", "none", "GLEM ensemble" if glem else "Ensemble")) as stage:
         out = stage.predictions("logits", logits[0].shape)
         for start in range(0, len(out), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             shares = [torch.from_numpy(of_one[block].astype(np.float32)).softmax(-1) for of_one in logits]
             out[block] = torch.stack(shares).mean(0).clamp(min=1e-7).log().numpy()
-        sums = costs[["params", "seconds", "texts"]].fillna(0).sum()
+        sums = costs.reindex(columns=["params", "seconds", "texts"]).fillna(0).sum()
         output = StageOutput(FitLog(), {}, int(sums["params"]), 0.0, texts=int(sums["texts"]))
         output.seconds_before = float(sums["seconds"])
         stage.finish(output)

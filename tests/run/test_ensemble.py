@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from glem_graphgym.files import read_json, write_json
 from glem_graphgym.report.experiments import read_experiments
 from tests.bad_inputs.conftest import load_program
 from tests.run.test_search import BASE
@@ -35,6 +37,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder / "results"
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def test_runs_that_noted_less_are_averaged_too(finished: Path, tmp_path: Path) -> None:
+    """As those of versions that recorded neither the graph's facts nor the texts that they trained on."""
+    for name in "ab":
+        shutil.copytree(finished / name, tmp_path / name)
+        for file in (tmp_path / name).glob("*/run.json"):
+            write_json(file, {key: value for key, value in read_json(file).items() if key not in ("facts", "versions")})
+        for file in (tmp_path / name).glob("*/summary.json"):
+            rows = [{key: value for key, value in row.items() if key != "texts"} for row in read_json(file)]
+            write_json(file, rows)
+    folders = [str(tmp_path / name) for name in "ab"]
+    assert ensemble.main(["--dir", *folders, "--out", str(tmp_path / "both")]) == 0
+    assert load_program("leaderboard").main(["--dir", str(tmp_path)]) == 0
 
 
 def test_the_mean_of_probabilities_is_an_experiment(finished: Path, tmp_path: Path) -> None:
