@@ -1,4 +1,4 @@
-"""The configuration: every key with its meaning, loading and checks; all of it functions of a ``cfg`` argument."""
+"""The configuration: every key with its meaning, loading and checks. All functions take ``cfg`` as an argument."""
 
 from glem_graphgym.config.checks import (  # noqa: F401
     TEXT_GRAPHS,

@@ -1,4 +1,4 @@
-"""Checks of a whole configuration: every value against its key, names against registries, keys against each other."""
+"""Checks of a whole configuration: values against their keys, names against registries, keys against each other."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from glem_graphgym.files import expand_path
 from glem_graphgym.modes import MODES
 from glem_graphgym.scores import METRIC, METRICS
 
-NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and what UTF-8 cannot write
-# dataset.name -> function of a configuration that gives its text graph, in the order of registration.
+NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and surrogates (not valid in UTF-8)
+# dataset.name -> function that loads the text graph of a configuration, in the order of registration.
 TEXT_GRAPHS: dict[str, Callable[[CfgNode], Any]] = {}
-# What must hold of a configuration c, and what to say where it does not; {group.key} is the value found.
+# A condition on the configuration c, and the message if it does not hold; {group.key} is replaced by the key's value.
 Rule = tuple[Callable[[CfgNode], object], str]
 WORD_FEATURES = ("bow", "tfidf")
 FEATURE_KINDS = ("text", "static", "raw", "file", *WORD_FEATURES)
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Expand ~ and $NAME in paths, then check every key against its bounds, and keys against each other.
+    """Check every key against its bounds, expand ~ and $NAME in paths, then check keys against each other.
 
-    Whoever builds a run calls this, so that a configuration is checked whichever way it was loaded.
+    Called whenever a run is built, so that a configuration is checked however it was loaded.
 
     Raises:
-        ConfigError: names the key; of a contradiction both.
+        ConfigError: names the key, or both keys of a contradiction.
     """
     keys = all_keys()
     for name, value in flat_settings(cfg):
@@ -82,7 +82,7 @@ def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
 
 
 def _is_file_name(text: str) -> bool:
-    """Whether a text names a file of the experiment's folder that is neither a seed's folder nor ``agg``."""
+    """Whether a text names a file in the experiment's folder, outside of the seeds' folders and ``agg``."""
     path = PurePath(text)
     taken = not path.parts or path.parts[0] == "agg" or re.fullmatch(r"-?\d+", path.parts[0])
     return not taken and ".." not in path.parts and not path.is_absolute()
@@ -94,7 +94,7 @@ RULES: tuple[Rule, ...] = (
     (lambda c: _is_file_name(c.cfg_dest),
      "cfg_dest is '{cfg_dest}', expected the name of a file in the experiment's folder, such as config.yaml"),
     (lambda c: c.lm.base_precision == "32" or c.lm.lora_rank or c.train.mode == "glem_gnn",
-     "lm.base_precision is '{lm.base_precision}', but lm.lora_rank 0 trains the base itself, which takes float32; "
+     "lm.base_precision is '{lm.base_precision}', but lm.lora_rank 0 trains the base itself, which needs float32; "
      "expected a rank, such as 16, or lm.base_precision 32"),
     (lambda c: c.lm.base_precision == "32" or c.lm.precision != "16",
      "lm.base_precision is '{lm.base_precision}', but lm.precision 16 computes in another half precision; expected "
@@ -163,12 +163,12 @@ OUR_RULES: tuple[Rule, ...] = (
      "gnn.input_norm is 'layer', but train.mode {train.mode} does not change text embeddings while it trains the GNN; "
      "expected standardise, batch or none"),
     (lambda c: c.optim.max_epoch > 0 or not MODES[c.train.mode].gnn,
-     "optim.max_epoch is {optim.max_epoch}, with which the GNN learns nothing; expected at least 1"),
+     "optim.max_epoch is {optim.max_epoch}, so the GNN would learn nothing; expected at least 1"),
     (lambda c: c.optim.base_lr > 0 or c.train.mode == "glem_lm",
-     "optim.base_lr is {optim.base_lr}, with which the GNN learns nothing; expected a number above 0"),
+     "optim.base_lr is {optim.base_lr}, so the GNN would learn nothing; expected a number above 0"),
     (lambda c: 0 not in (c.lm.lr, c.e_step.lr) or c.train.mode == "glem_gnn",
-     "lm.lr is {lm.lr} and e_step.lr {e_step.lr}, with which the language model learns nothing; expected numbers above "
-     "0 (lm.epochs 0 keeps it as pretrained)"),
+     "lm.lr is {lm.lr} and e_step.lr {e_step.lr}, so the language model would learn nothing; expected numbers above 0 "
+     "(lm.epochs 0 keeps it as pretrained)"),
     (lambda c: not (c.lm.freeze_layers and c.lm.lora_rank),
      "lm.freeze_layers is {lm.freeze_layers}, but lm.lora_rank {lm.lora_rank} freezes all layers and trains adapters "
      "in each; set one of them to 0"),
@@ -178,10 +178,10 @@ OUR_RULES: tuple[Rule, ...] = (
     (lambda c: c.lm.strategy == "ddp" or c.train.mode != "glem_joint",
      "lm.strategy is 'fsdp', but in train.mode glem_joint the first process trains alone; expected ddp"),
     (lambda c: c.lm.strategy == "ddp" or c.lm.precision != "16",
-     "lm.strategy is 'fsdp', but lm.precision is 16, whose scaled gradients are not split; expected bf16 or 32"),
+     "lm.strategy is 'fsdp', but the scaled gradients of lm.precision 16 cannot be sharded; expected bf16 or 32"),
     (lambda c: c.lm.strategy == "ddp" or c.lm.base_precision not in ("8", "4"),
-     "lm.strategy is 'fsdp', but lm.base_precision {lm.base_precision} has weights that are not split; expected bf16 "
-     "or 32"),
+     "lm.strategy is 'fsdp', but weights of lm.base_precision {lm.base_precision} cannot be sharded; expected bf16 or "
+     "32"),
     (lambda c: c.lm.lora_targets,
      "lm.lora_targets is [], expected [all-linear], [attention] or names of layers; lm.lora_rank 0 trains all weights"),
     (lambda c: c.glem.label_input or not c.gnn.label_reuse,
@@ -193,13 +193,13 @@ OUR_RULES: tuple[Rule, ...] = (
 
 
 def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
-    if value not in list(known):  # a value may be a list, which no registry can look up
+    if value not in list(known):  # a value may be a list, which is not hashable
         names = ", ".join(str(other) for other in known if other is not None)
         raise ConfigError(f"{name} is '{shown(value)}', expected one of: {names}")
 
 
 def _check_value(name: str, value: Any) -> None:
-    """Refuse what no key of any plugin can mean: control characters in a text, and numbers that are not finite."""
+    """Refuse control characters in texts, and numbers that are not finite, for every key of any plugin."""
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, float) and not math.isfinite(item):
             raise ConfigError(f"{name} is {shown(value)}, expected finite numbers")
@@ -212,12 +212,12 @@ def feature_kinds(node_features: str) -> list[str]:
 
 
 def view_of(kind: str) -> str:
-    """Name of the further text whose embeddings a kind of node features is; "" for other kinds."""
+    """The view of a kind of node features: ``abstract`` for ``text:abstract``, "" for kinds without a view."""
     return kind.removeprefix("text:") if re.fullmatch(r"text:[\w-]+", kind) else ""
 
 
 def reads_texts(cfg: CfgNode) -> bool:
-    """Whether a run of this configuration gives the nodes' texts to a language model."""
+    """Whether a run of this configuration feeds the nodes' texts to a language model."""
     if cfg.dataset.format != "TAG":
         return False
     if "static" in feature_kinds(cfg.glem.node_features):
@@ -228,7 +228,7 @@ def reads_texts(cfg: CfgNode) -> bool:
     return cfg.train.mode != "glem_gnn"
 
 
-# `METRICS` select whatever is selected; the others the row of GraphGym's tables alone.
+# Metrics of our train modes. Those in `METRICS` also select models; the others only choose rows of GraphGym's tables.
 OUR_METRICS = (*METRICS, "loss", "lm_accuracy", "lm_loss", "gnn_accuracy", "gnn_loss")
 STOCK_METRICS = {
     "regression": ("mae", "mse", "rmse"),
@@ -238,7 +238,7 @@ STOCK_METRICS = {
 
 
 def metric_of(cfg: CfgNode) -> str:
-    """The score that our train modes select by, wherever they choose: ``metric_best``, or accuracy where it is none."""
+    """The score that our train modes select models by: ``metric_best`` if it is in `METRICS`, else accuracy."""
     return cfg.metric_best if cfg.train.mode != "standard" and cfg.metric_best in METRICS else METRIC
 
 
@@ -246,10 +246,10 @@ def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:
     """Check ``metric_best`` against the scores that a run will have.
 
     Args:
-        task_type: GraphGym's kind of task, once the data has told it; None: as ``dataset.task_type`` says.
+        task_type: GraphGym's task type as found in the data; None = ``dataset.task_type``.
 
     Raises:
-        ConfigError: names the metrics that there are.
+        ConfigError: names the valid metrics.
     """
     task_type = task_type or cfg.dataset.task_type
     known: tuple[str, ...] = OUR_METRICS
@@ -262,10 +262,10 @@ def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:
 
 
 def check_devices(cfg: CfgNode, started: int | None) -> None:
-    """Check ``devices`` against what is there.
+    """Check ``devices`` against the started processes and the GPUs.
 
     Args:
-        started: processes that somebody has started on this machine; None where this is the only one.
+        started: number of the run's processes on this machine, started by a launcher; None = this process alone.
 
     Raises:
         ConfigError: names the key.
@@ -280,23 +280,23 @@ def check_devices(cfg: CfgNode, started: int | None) -> None:
     count, gpus = started or cfg.devices or 1, torch.cuda.device_count()
     if count == 1 and started is None and cfg.lm.strategy == "fsdp":
         raise ConfigError(
-            "lm.strategy is 'fsdp', which splits the language model among several processes, but this run has one; set "
+            "lm.strategy is 'fsdp', which shards the language model among several processes, but this run has one; set "
             "devices to the number of GPUs, or lm.strategy to ddp"
         )
-    by_srun = started is not None and "RANK" not in os.environ  # which may show each process its own GPUs alone
+    by_srun = started is not None and "RANK" not in os.environ  # srun may show each process only its own GPUs
     if count > 1 and cfg.accelerator in ("auto", "cuda") and 0 < gpus < count and not by_srun:
         raise ConfigError(f"{count} processes are asked for (devices), but torch sees {gpus} GPUs; expected one each")
 
 
 def check_seeds(first: int, count: int) -> None:
-    """Refuse seeds of which the last is too large."""
+    """Refuse ``count`` seeds from ``first`` if the last one exceeds `LAST_SEED`."""
     if (last := first + count - 1) > LAST_SEED:
         raise ConfigError(
             f"seed is {first} and --repeat {count}, so the last seed would be {last}; expected at most {LAST_SEED}"
         )
 
 
-# ---- names that GraphGym looks up only while it runs ----------------------------------------------------------------
+# ---- names that GraphGym looks up late, during the run --------------------------------------------------------------
 
 SAMPLERS = ("full_batch", "neighbor", "random_node", "saint_rw", "saint_node", "saint_edge", "cluster")
 TASK_TYPES = ("classification", "regression", "classification_binary", "classification_multi")
@@ -304,7 +304,7 @@ GENERAL_LAYERS = ("generalconv", "generaledgeconv", "generalsampleedgeconv")
 
 
 def _check_names(cfg: CfgNode) -> None:
-    """Check names against GraphGym's registries, plugins' names among them, and against what its code compares with."""
+    """Check names against GraphGym's registries, plugins' entries included, and against names hard-coded in it."""
     d, g = cfg.dataset, cfg.gnn
     choices: dict[str, Collection[Any]] = {
         "print": ("stdout", "file", "both"),
@@ -319,7 +319,7 @@ def _check_names(cfg: CfgNode) -> None:
         check_choice("custom_metrics", metric, register.metric_dict)
     if not cfg.custom_metrics:
         choices["dataset.task_type"] = TASK_TYPES
-    # Losses and loaders see every name, and not all are registered under that which they answer to.
+    # A plugin's loss or loader may answer to any name, whatever it is registered as: check names only without plugins.
     if _ours_alone(register.loss_dict):
         choices["model.loss_fun"] = ("cross_entropy", "mse", *register.loss_dict)
     if _ours_alone(register.loader_dict):
@@ -327,7 +327,7 @@ def _check_names(cfg: CfgNode) -> None:
     if d.format == "TAG":
         choices["dataset.name"] = TEXT_GRAPHS
     choices["model.type"] = register.network_dict
-    if cfg.model.type == "gnn" or cfg.model.type.startswith("glem_"):  # other networks may read keys in their own way
+    if cfg.model.type == "gnn" or cfg.model.type.startswith("glem_"):  # other networks may give keys other meanings
         choices |= {
             "gnn.layer_type": register.layer_dict,
             "gnn.stage_type": register.stage_dict,

@@ -1,6 +1,6 @@
-"""From a YAML file and the command line to a checked configuration, and back into a file.
+"""Loads a checked configuration from a YAML file and the command line, and writes one into a file.
 
-The default's type decides how a value is read: ``007`` is a text for ``out_dir`` and no number for ``seed``.
+The type of a key's default decides how its value is read: ``007`` is a valid ``out_dir``, but no number for ``seed``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from glem_graphgym.files import atomic_write
 from glem_graphgym.renamed import old_names
 
 log = logging.getLogger(__name__)
-OPTIONAL = {key.name: key.kind for key in KEYS if key.default is None}  # null by default, else of that type
+OPTIONAL = {key.name: key.kind for key in KEYS if key.default is None}  # name -> type of values other than null
 
 
 def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> None:
     """Set ``cfg`` to defaults, then the YAML ``file``, then ``options`` (key value key value …), and check it.
 
-    Of a key that is given twice on the command line the last value counts, with a warning.
+    If the command line gives a key twice, the last value counts, with a warning.
 
     Raises:
         ConfigError: names the file or key, what was found and what was expected.
@@ -74,7 +74,7 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
 
 
 def _typed_on_command_line(text: str) -> Tree:
-    """What a shell passes on has lost its quotes; where there are others within them, they count as in YAML."""
+    """Parse an option: the shell has removed its own quotes; further quotes inside them mean a text, as in YAML."""
     if text[:1] in ("'", '"'):
         with suppress(YamlError):
             tree = parse(text)
@@ -94,7 +94,7 @@ def typed_values(tree: dict[str, Tree], defaults: CfgNode, origin: str, prefix: 
     """The keys and values of ``tree``, each value in the type of its default.
 
     Args:
-        origin: where they come from, for messages.
+        origin: the file, or the command line, for messages.
 
     Raises:
         ConfigError: a key is unknown, or its value is of another type.
@@ -129,10 +129,10 @@ def _nearest(defaults: CfgNode, prefix: str, name: str) -> str:
 
 
 def _typed(default: Any, value: Tree, name: str, origin: str) -> Any:
-    """``value`` in the type of ``default``; a list may stand for a tuple.
+    """``value`` in the type of ``default``; a list is converted to a tuple if the default is one.
 
-    Nothing (``null``) fits where it is the default, and in `NULLABLE` keys. A default of None takes everything, unless
-    the key says its type.
+    ``null`` is accepted if it is the default, and for `NULLABLE` keys. With default None, a value of any type is
+    accepted unless the key states one (`OPTIONAL`).
     """
     if is_nothing(value) and (default is None or name in NULLABLE):
         return None
@@ -155,7 +155,7 @@ def _typed(default: Any, value: Tree, name: str, origin: str) -> Any:
 
 
 def _converted(kind: type, value: Tree, name: str, origin: str) -> Any:
-    """A text, or the number or boolean that a text is."""
+    """A scalar as ``kind``: the text itself, or the number or boolean that it spells."""
     try:
         if not isinstance(value, str):
             raise ValueError
@@ -172,6 +172,6 @@ def _converted(kind: type, value: Tree, name: str, origin: str) -> Any:
 
 
 def dump_config(cfg: CfgNode, file: Path) -> None:
-    """Write a YAML that loads again: without what GraphGym sets while it runs."""
+    """Write ``cfg`` as a YAML that `load_config` reads, without the keys that GraphGym adds while it runs."""
     with atomic_write(file, "w") as stream:
         stream.write(settings_of(cfg).dump())

@@ -1,7 +1,7 @@
-"""Reads YAML as it was typed: a scalar keeps its text, so that the key decides what it is.
+"""Reads YAML as typed: scalars stay texts, so that the type of each key can decide how to convert its value.
 
-PyYAML alone reads ``007`` as 7, ``12:30`` as 750 and ``2024-05-01`` as a date, and where a key stands twice it keeps
-the last value without a word. Nothing of a file is ever executed: a tag such as ``!!python/object`` is refused.
+PyYAML alone reads ``007`` as 7, ``12:30`` as 750 and ``2024-05-01`` as a date, and silently keeps the last value of a
+repeated key. No file can execute code: a tag such as ``!!python/object`` is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 1 << 20
-MAX_VALUES = 100_000  # aliases counted as often as they stand: a short file can stand for billions
+MAX_VALUES = 100_000  # aliases expanded: a short file of nested aliases can expand to billions of values
 PREFIX = "tag:yaml.org,2002:"
 PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
 TAGS = {f"{PREFIX}{kind}" for kind in PLAIN}
@@ -21,14 +21,14 @@ TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 
 
 class YamlError(ValueError):
-    """A text is no YAML of ``key: value`` lines; the message is one line."""
+    """A text is not a YAML of ``key: value`` lines; the message has one line."""
 
 
 class Quoted(str):
-    """A scalar that had quotes: a text whatever it looks like."""
+    """A scalar typed in quotes: a text, even if it looks like a number."""
 
 
-Tree = str | list["Tree"] | dict[str, "Tree"]  # scalars as they were typed, without quotes
+Tree = str | list["Tree"] | dict[str, "Tree"]  # scalars as typed, without their quotes
 
 
 def is_nothing(tree: Any) -> bool:
@@ -36,12 +36,12 @@ def is_nothing(tree: Any) -> bool:
 
 
 def whole_number(text: str) -> int:
-    """The integer that a text is, decimal or ``0x``; ValueError where it is none, as ``010``, which is 8 or 10."""
+    """The integer that a text spells, decimal or ``0x``; ValueError for others, and for ``010`` (8 or 10)."""
     return int(text, 0)
 
 
 def natural(tree: Any) -> Any:
-    """A tree with the nothings, booleans, numbers and texts that its scalars look like."""
+    """The tree with each scalar converted to what it looks like: None, a boolean, a number or a text."""
     if isinstance(tree, list):
         return [natural(item) for item in tree]
     if isinstance(tree, dict):
@@ -62,12 +62,12 @@ def read_file(file: Path) -> dict[str, Tree]:
     """The keys and values of a YAML file.
 
     Raises:
-        YamlError: it cannot be read, or is not a YAML of ``key: value`` lines; says why, and in which line.
+        YamlError: the file cannot be read, or is not a YAML of ``key: value`` lines; names the cause and the line.
     """
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # a name may hold a character that no file system takes
+    except (OSError, ValueError) as error:  # ValueError: a character in the name that no file system accepts
         raise YamlError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(content) > MAX_BYTES:
         raise YamlError(f"has more than {MAX_BYTES:,} bytes; expected a short YAML file of 'key: value' lines")
@@ -85,10 +85,10 @@ def read_file(file: Path) -> dict[str, Tree]:
 
 
 def parse(text: str) -> Tree | None:
-    """One YAML document; None where it is empty.
+    """The tree of one YAML document; None if it is empty.
 
     Raises:
-        YamlError: it is not one document of lists, groups of keys and values.
+        YamlError: the text is not a single document of lists, groups of keys and values.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -111,7 +111,7 @@ def parse(text: str) -> Tree | None:
 
 
 class _Reader:
-    """Turns PyYAML's nodes into trees, and counts what aliases multiply."""
+    """Converts PyYAML's nodes into trees, and counts values with aliases expanded."""
 
     def __init__(self) -> None:
         self.values = 0
@@ -119,7 +119,7 @@ class _Reader:
     def tree(self, node: yaml.Node, prefix: str) -> Tree:
         self.values += 1
         if self.values > MAX_VALUES:
-            raise YamlError(f"has more than {MAX_VALUES:,} values, aliases (*name) counted as often as they stand")
+            raise YamlError(f"has more than {MAX_VALUES:,} values, each alias (*name) counted where it is used")
         if node.tag not in TAGS:
             raise YamlError(
                 f"line {node.start_mark.line + 1} has the tag {node.tag.replace(PREFIX, '!!')}, expected texts, "
@@ -131,7 +131,7 @@ class _Reader:
             return [self.tree(item, prefix) for item in node.value]
         assert isinstance(node, yaml.MappingNode)
         own: dict[str, Tree] = {}
-        merged: dict[str, Tree] = {}  # what ``<<: *name`` or ``<<: [*name, *name]`` takes over, the first the strongest
+        merged: dict[str, Tree] = {}  # from ``<<: *name`` or ``<<: [*name, *name]``; the first group wins
         lines: dict[str, int] = {}
         for key, value in node.value:
             line, name = key.start_mark.line + 1, key.value
