@@ -1,8 +1,8 @@
 """Results over seeds: GraphGym's ``agg/`` folder, test split included, and every method as mean ± std.
 
-Follows torch_geometric/graphgym/utils/agg_runs.py, whose `agg_batch` reads what is written here. Handles what that
-drops or fails on: the test split, seeds with different numbers of epochs, the half line that a killed run leaves, a
-missing tensorboardX.
+Follows torch_geometric/graphgym/utils/agg_runs.py, whose `agg_batch` reads the files written here. Also handles what
+GraphGym drops or fails on: the test split, seeds with different numbers of epochs, the half-written line that a killed
+run leaves, a missing tensorboardX.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Aggregate(NamedTuple):
 
     seeds: list[int]  # those with validation rows, ascending
     stats: dict[str, list[EpochRow]]  # by split, a row per epoch
-    best: dict[str, EpochRow]  # by split, the row over each seed's epoch of best validation
+    best: dict[str, EpochRow]  # by split, the mean and std of the seeds' rows of best validation
 
 
 def aggregate_seeds(
     dir: Path, metric: str = "auto", best: str = "argmax", digits: int = 4, tensorboard: bool = False
 ) -> Aggregate:
-    """Write ``agg/<split>/stats.json`` and ``agg/<split>/best.json`` over seeds of ours or GraphGym's.
+    """Write ``agg/<split>/stats.json`` and ``agg/<split>/best.json`` over seeds, of our runs or of GraphGym's own.
 
     ``stats.json`` has a row per epoch: the mean and, as ``<key>_std``, the population standard deviation of each
-    number over the seeds that have that epoch. ``best.json`` is the same over each seed's row of its `best_epoch`, or
-    its last row: GraphGym evaluates the test split once, under another epoch. ``epoch`` there is that of the lowest
-    seed. An older ``agg`` is replaced when the new one is complete.
+    number over the seeds that have that epoch. ``best.json`` has the same numbers over each seed's row of its
+    `best_epoch`, or its last row if that epoch is missing (GraphGym evaluates the test split once, under another
+    epoch); its ``epoch`` is the lowest seed's. An older ``agg`` is replaced when the new one is complete.
 
     Args:
         dir: folder with one folder per seed, named by the seed; other folders are skipped.
@@ -49,7 +49,7 @@ def aggregate_seeds(
         digits: decimals kept.
 
     Raises:
-        ValueError: names the file in which validation rows or the metric are missing, or a line is damaged.
+        ValueError: validation rows or the metric are missing, or a line is damaged; names the file.
     """
     if best not in ("argmax", "argmin"):
         raise ValueError(f"metric_agg is {best!r}, expected 'argmax' or 'argmin'")
@@ -115,7 +115,7 @@ def _write_lines(file: Path, rows: Sequence[EpochRow]) -> None:
 
 
 def _write_tensorboard(folder: Path, stats: Mapping[str, Sequence[EpochRow]]) -> None:
-    """Write each split's rows as TensorBoard scalars; an optional package can fail in any way: then with a warning."""
+    """Write each split's rows as TensorBoard scalars; any failure of the optional package is only a warning."""
     try:
         from tensorboardX import SummaryWriter
 
@@ -129,9 +129,9 @@ def _write_tensorboard(folder: Path, stats: Mapping[str, Sequence[EpochRow]]) ->
 
 
 def aggregate_summaries(dir: Path) -> list[Row]:
-    """Each method over the seeds' ``summary.json``, also written as ``summary.json`` beside the seed folders.
+    """Aggregate each method over the seeds' ``summary.json``; also write ``summary.json`` beside the seed folders.
 
-    Not inside ``agg``, where GraphGym's `agg_batch` takes everything for a split. A seed without a summary
+    It is not inside ``agg``, where GraphGym's `agg_batch` reads every entry as a split. A seed without a summary
     (unfinished) is left out with a warning.
 
     Raises:
@@ -159,7 +159,7 @@ def aggregate_summaries(dir: Path) -> list[Row]:
 
 
 def print_aggregate(rows: Sequence[Row], title: str, metric: str = METRIC, console: Console | None = None) -> None:
-    """Print one line per method: scores in % as mean ± std, and costs; also the seeds where methods differ in them."""
+    """Print one line per method: scores in % as mean ± std, costs, and the number of seeds if methods differ in it."""
     differ = len({row.runs for row in rows}) > 1
     scores = [heading(split, metric) for split in ("valid", "test")]
     numbers = [*["seeds"] * differ, *scores, "params", "seconds", "peak MB"]

@@ -1,4 +1,4 @@
-"""Settings in which experiments differ, as axes of comparisons and in the words of rows' names."""
+"""Settings in which experiments differ: as axes of comparison, and as words in the names of rows."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from glem_graphgym.modes import MODES
 from glem_graphgym.report.experiments import Experiment
 
 FOLDER = Path(__file__).with_name("templates")
-SIMPLEST_FIRST = list(MODES)  # the earlier train modes are parts of the later ones
-# "group.key" (mostly one, else joined by "+") -> value -> names of the experiments, in order of the values.
+SIMPLEST_FIRST = list(MODES)  # earlier train modes are parts of later ones
+# "group.key" (keys that change together are joined by " + ") -> value, in order -> names of its experiments.
 Axes = dict[str, dict[str, list[str]]]
 WORDS: dict[str, list[Any]] = yaml.safe_load((FOLDER / "axes.yaml").read_text(encoding="utf-8"))
 SMOOTHED = "+C&S"
-# Of a row's name, where it is not the method: what comes first, and what the network and the settings are followed by.
+# Method -> start and end of its row's name, "start (network, settings) · end"; other methods are the start themselves.
 IN_WORDS = {
     "LM+Cascade": ("Cascade", "LM + GNN"),
     "GLEM-LM": ("GLEM", "LM"),
     "GLEM-GNN": ("GLEM", "GNN"),
     "GLEM-LM+GNN": ("GLEM", "LM + GNN"),
 }
-# Keys that play no part before the first EM iteration, beside e_step.*; groups of keys that play none in an LM alone.
+# Keys of group glem that matter from the first EM iteration on, as e_step.* does; groups that an LM alone ignores.
 OF_EM = "order em_iterations em_max_iterations alpha beta targets temperature confidence pseudo_nodes smooth_pseudo "
 OF_EM += "lm_pseudo_ratio gnn_pseudo_ratio lm_redraw lm_init lm_init_first first_predictions"
 OF_GNN = ("model", "gnn", "optim", "train")
@@ -37,7 +37,7 @@ def complexity(mode: str) -> int:
 
 
 def varied_settings(experiments: Sequence[Experiment]) -> list[tuple[str, ...]]:
-    """Keys of the settings in which experiments differ; those that change in step are together."""
+    """Keys of the settings in which experiments differ; keys that change together share a tuple."""
     partitions: dict[tuple[int, ...], list[str]] = {}
     for key in sorted({key for one in experiments for key in one.settings}):
         values = [json.dumps(one.settings.get(key), sort_keys=True, default=str) for one in experiments]
@@ -48,9 +48,9 @@ def varied_settings(experiments: Sequence[Experiment]) -> list[tuple[str, ...]]:
 
 
 def axes_within_modes(experiments: Sequence[Experiment]) -> Axes:
-    """The axes of each train mode's experiments, GLEM's first; what several modes vary is one axis over all of them.
+    """Axes of comparison within each train mode, GLEM's first; keys that several modes vary are one axis over them.
 
-    Settings in which only whole modes differ are no axis: nothing would tell their effect from the mode's.
+    A setting that differs only between modes is no axis: its effect could not be told from the mode's.
     """
     varied: dict[tuple[str, ...], list[Experiment]] = {}
     for mode in sorted({one.mode for one in experiments}, key=complexity, reverse=True):
@@ -85,13 +85,13 @@ def show_value(value: Any) -> str:
 
 
 def family_of(method: str) -> str:
-    """The kind of method that a row belongs to: LM, GNN, Cascade, Joint, GLEM, or one of its own."""
+    """Kind of a method: LM, GNN, Cascade, Joint or GLEM; any other method is a kind of its own."""
     base = method.removesuffix(SMOOTHED)
     return IN_WORDS.get(base, (base, ""))[0]
 
 
 def leading(keys: Sequence[str]) -> str:
-    """Of keys that change in step, the one that names speak of."""
+    """The key to mention in names, of keys that change together: the first in ``axes.yaml``, else the first given."""
     return next((key for key in WORDS if key in keys), keys[0])
 
 
@@ -112,12 +112,12 @@ def value_in_words(key: str, value: Any) -> str:
 
 
 def axis_sentence(axis: str) -> str:
-    """What an axis' setting is, ``""`` where nothing is known beside its name."""
+    """A sentence on the setting of an axis; ``""`` if ``axes.yaml`` does not list it."""
     return str(WORDS.get(leading(axis.split(" + ")), [""])[0])
 
 
 def network_of(experiment: Experiment) -> str:
-    """The GNN in words: ``SAGE``; for GraphGym's own network the layer."""
+    """The GNN in words, such as ``SAGE``; for GraphGym's own network its layer type."""
     network = str(experiment.settings.get("model.type", ""))
     if network == "gnn":
         return str(experiment.settings.get("gnn.layer_type", network))
@@ -125,20 +125,20 @@ def network_of(experiment: Experiment) -> str:
 
 
 def names_in_words(rows: Sequence[tuple[str, Sequence[Experiment]]], experiments: Sequence[Experiment]) -> list[str]:
-    """A name for each row: its kind of method, the GNN, the settings in which experiments of its train mode differ.
+    """A name per row: its kind of method, the GNN, and the settings in which experiments of its train mode differ.
 
-    ``Cascade (GAMLP)``, ``GLEM (SAGE, 2 iterations) · GNN``, ``LM, LoRA 16``. Rows that would have one name also tell
-    settings in which they differ from each other, then their number of seeds, then the name of the experiment.
+    ``Cascade (GAMLP)``, ``GLEM (SAGE, 2 iterations) · GNN``, ``LM, LoRA 16``. Rows that would share a name are told
+    apart by settings in which they differ, then by their number of seeds, then by the name of the experiment.
 
     Args:
-        rows: the method of each, and the experiments that it is a result of, the one that it is named after first.
-        experiments: all of the table.
+        rows: per row its method and the experiments that gave this result; the row is named after the first.
+        experiments: all experiments of the table.
     """
     said: list[list[str]] = []
     for method, members in rows:
         first = members[0]
         varied = varied_settings([one for one in experiments if one.mode == first.mode])
-        # What differs between experiments with the very same scores had no part in them.
+        # A setting that differs between experiments with identical scores did not influence them.
         common = [keys for keys in varied if len({str([one.settings.get(k) for k in keys]) for one in members}) == 1]
         parts = [tuple(key for key in keys if _matters(method, key)) for keys in common]
         said.append(_settings_in_words(first, [keys for keys in parts if keys]))

@@ -1,4 +1,4 @@
-"""Blind choices: test scores that no table shows until they are asked for once, and when that was."""
+"""Blind selection: no table shows test scores until they are asked for, and the time of that is recorded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ FILE = "blind.json"  # in the leaderboard's folder: {"since": time, "unblinded":
 
 
 def blinding(folder: Path, blind: bool, unblind: bool) -> tuple[bool, list[str]]:
-    """Whether a leaderboard's test scores are hidden, and what its notes say of that.
+    """Decide whether a leaderboard's test scores are hidden; returns that and notes on it for the leaderboard.
 
     Args:
-        folder: of the leaderboard; it remembers.
-        blind: hide them from now on, unless they were shown before.
-        unblind: show them, from now on.
+        folder: folder of the leaderboard, where `FILE` keeps the state between calls.
+        blind: hide test scores from now on, unless they were unblinded before.
+        unblind: show them from now on.
 
     Raises:
-        ValueError: nothing was hidden that could be shown, or both are asked for.
+        ValueError: ``unblind`` without an earlier ``blind``, both at once, or `FILE` is damaged.
     """
     file, now = folder / FILE, datetime.now(timezone.utc).isoformat(timespec="seconds")
     if blind and unblind:

@@ -1,8 +1,7 @@
 """Small charts as data: scales, ticks and marks, which ``templates/chart.html`` draws as inline SVG.
 
-Drawn by ourselves because a page without network needs them inline, and a plotting library's page weighs megabytes.
-Colours are CSS variables and follow the page's theme. Every mark has a ``<title>``, which browsers show as a tooltip
-and screen readers read.
+No plotting library: the page works without network, so a library would be inlined, and that weighs megabytes. Colours
+are CSS variables and follow the page's theme. A mark's ``<title>`` is shown as a tooltip and read by screen readers.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from typing import Any
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 44
-CHARACTER = 7.0  # width of one character of a tick's text, about, with air between two texts
-LETTER = 6.6  # width of one character of a label, about
-LABEL_SHIFTS = (0, -13, 13, -26, 26, -39, 39, -52, 52)  # where a label may stand, downwards
+CHARACTER = 7.0  # approximate width of a character of a tick's text, including its share of the space between texts
+LETTER = 6.6  # approximate width of a character of a label
+LABEL_SHIFTS = (0, -13, 13, -26, 26, -39, 39, -52, 52)  # vertical positions to try for a label, downwards
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -39,14 +38,14 @@ class Scale:
         return round(self.start + (self.end - self.start) * (at - low) / (high - low), 1)
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """Round values inside the range of a linear scale, about as many as wanted."""
+        """About ``wanted`` round values inside the range of a linear scale."""
         step = nice_step((self.high - self.low) / wanted)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(place * step, 10) for place in range(first, last + 1)]
 
 
 def nice_step(rough: float) -> float:
-    """The first of 1, 2 and 5 times a power of ten that is not much smaller."""
+    """Smallest step of 1, 2 or 5 times a power of ten that is at least 0.7 times ``rough``."""
     power = 10 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.7)
 
@@ -61,7 +60,7 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
 class Chart:
     """One chart under construction: marks are added from back to front."""
 
-    label: str  # what a screen reader says that the chart shows
+    label: str  # description for screen readers
     x_name: str  # with the unit
     y_name: str
     x_range: tuple[float, float]
@@ -69,7 +68,7 @@ class Chart:
     log_x: bool = False
     width: float = WIDTH  # in units of the drawing
     height: float = HEIGHT
-    left: float = LEFT  # room for what stands at the y axis
+    left: float = LEFT  # room for the labels of the y axis
     x_ticks: Ticks | None = None  # positions and texts; by default round numbers of a linear axis
     y_ticks: Ticks | None = None
     marks: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)  # SVG: element, attributes, text
@@ -88,12 +87,12 @@ class Chart:
             self.marks.append((element, {"class": style, "style": f"--c:{color}", **attributes}, title))
 
     def line(self, points: Sequence[tuple[float, float]], color: str, title: str = "", style: str = "") -> None:
-        """A line through points; ``style`` is further classes: ``dashed``, ``faint``."""
+        """Add a line through points; ``style`` holds further CSS classes: ``dashed``, ``faint``."""
         path = " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points)
         self._mark("polyline", f"line {style}", color, title, points=path)
 
     def band(self, points: Sequence[tuple[float, float, float]], color: str) -> None:
-        """The area between ``low`` and ``high`` of points (x, low, high)."""
+        """Add the area between ``low`` and ``high`` of points (x, low, high)."""
         there = [f"{self.x(x)},{self.y(high)}" for x, _, high in points]
         back = [f"{self.x(x)},{self.y(low)}" for x, low, _ in reversed(points)]
         self._mark("polygon", "band", color, points=" ".join(there + back))
@@ -105,12 +104,12 @@ class Chart:
     def dot(
         self, x: float, y: float, color: str, title: str, style: str = "", radius: float = 4, shape: str = "circle"
     ) -> None:
-        """A mark; ``style`` ``hollow`` leaves it empty, ``faint`` pale; ``shape`` is circle, square or diamond."""
+        """Add a circle, square or diamond; ``style`` is ``hollow`` (outline only), ``faint`` (pale) or empty."""
         at, up = self.x(x), self.y(y)
         if shape == "circle":
             self._mark("circle", f"dot {style}", color, title, cx=at, cy=up, r=radius)
             return
-        side = 1.8 * radius  # about as large as a circle of that radius
+        side = 1.8 * radius  # roughly the area of a circle of that radius
         numbers = {"x": at - side / 2, "y": up - side / 2, "width": side, "height": side}
         turned = {"transform": f"rotate(45 {at} {up})"} if shape == "diamond" else {}
         outline = {name: f"{number:.1f}" for name, number in numbers.items()}
@@ -123,8 +122,8 @@ class Chart:
         self._mark("rect", f"bar {style}", color, title, x=left + 0.5, width=width, y=top, height=height)
 
     def labels(self, places: Sequence[tuple[float, float, str]], marks: Iterable[tuple[float, float]] = ()) -> None:
-        """Texts beside points, the first ones first: none on another, on a point or on further ``marks``, and none
-        where there is no room."""
+        """Write each text beside its point where it covers no earlier text, no point and none of ``marks``; texts for
+        which there is no room are left out."""
         places = [(self.x(x), self.y(y), text) for x, y, text in places if not math.isnan(y)]
         dots = [place[:2] for place in places] + [(self.x(x), self.y(y)) for x, y in marks]
         taken = [(at - 6, up - 6, at + 6, up + 6) for at, up in dots]
@@ -147,7 +146,7 @@ class Chart:
             self.marks.append(("text", {"class": "note", **place}, text))
 
     def apart(self, places: Ticks) -> list[tuple[float, str]]:
-        """Ticks of a numeric x axis without the texts that would run into the one before; their places stay marked."""
+        """Ticks of a numeric x axis, where a text that would overlap the one before it is replaced by ``""``."""
         shown, free = [], -math.inf
         for value, text in places:
             half = CHARACTER * len(text) / 2

@@ -1,4 +1,4 @@
-"""What a row opens to show, and what two rows are compared by: from the frame and from the runs' own records."""
+"""Data for the page's row details and for its comparison of two rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_CONFUSIONS, MAX_SETTINGS = 8, 40
 
 
 def details_of(board: Board, row: Row) -> dict[str, Any]:
-    """The data of a row's details: what it is of, its stages, settings unlike the first row's, confusions, curves."""
+    """Data of a row's details: its origin, settings unlike the first row's, stages, confusions, training curves."""
     one, first = (board.experiments[of.experiment] for of in (row, board.rows[0]))
     keys = sorted(key for keys in varied_settings([first, one]) for key in keys)
     described = one.descriptions(row.method, board.split)
@@ -45,7 +45,7 @@ def details_of(board: Board, row: Row) -> dict[str, Any]:
 
 
 def stages_of(one: Experiment) -> list[dict[str, Any]]:
-    """The stages of an experiment over seeds, in their order."""
+    """Stages of an experiment, in order; scores, best epoch and seconds over seeds."""
     return [
         {
             "name": name, "method": found["method"].iloc[0], "params": found["params"].iloc[0],
@@ -57,7 +57,7 @@ def stages_of(one: Experiment) -> list[dict[str, Any]]:
 
 
 def curves_of(one: Experiment) -> list[tuple[str, Chart]]:
-    """Validation scores while models were trained: a chart per kind of model, a line per stage, of the first seed."""
+    """Validation score by epoch for the lowest seed: a chart per kind of model, a line per stage."""
     charts = []
     stages = one.stages[one.stages["seed"] == min(one.runs)]
     for model, of_model in stages.groupby("model", sort=False):
@@ -87,11 +87,10 @@ def curves_of(one: Experiment) -> list[tuple[str, Chart]]:
 
 
 def comparison_data(board: Board) -> str:
-    """All that the page compares two rows of a board by, as JSON for its script.
+    """JSON for the page's script that compares two rows of a board.
 
-    ``rows``: name, colour, scores of seeds, costs, settings and accuracy of classes, each in %; ``agreement``: for rows
-    i < j, shares of the test nodes: where both predict one class, and that i or j alone predicts right; ``kinds``: see
-    `kinds_of_nodes`.
+    ``rows``: per row its name, colour, scores per seed in %, costs, settings and accuracy per class in %; ``classes``:
+    name and number of nodes; ``agreement``: see `agreement_of`; ``kinds``: see `kinds_of_nodes`.
     """
     varied = sorted(key for keys in varied_settings(list(board.experiments.values())) for key in keys)
     classes, rows = None, []
@@ -120,7 +119,10 @@ def _percent(share: float) -> float | None:
 
 
 def agreement_of(board: Board) -> dict[str, list[float]]:
-    """``"i,j"`` -> shares in %, means over common seeds: see `comparison_data`."""
+    """``"i,j"``, rows i < j -> % of test nodes where both predict the same class, only i is right, only j is right.
+
+    Means over common seeds; pairs without any are missing.
+    """
     outcomes = [board.experiments[row.experiment].outcomes(row.method) for row in board.rows]
     found = {}
     for j in range(len(outcomes)):
@@ -136,8 +138,11 @@ def agreement_of(board: Board) -> dict[str, list[float]]:
 
 
 def kinds_of_nodes(board: Board) -> list[list[Any]]:
-    """Kinds of test nodes, about a quarter each, by numbers of neighbours, homophily, length of the text, size of the
-    class: name, share of the nodes in %, then each row's accuracy there in %, a mean over seeds (None: not known)."""
+    """Accuracy by quartile of test nodes: by number of neighbours, homophily, text length and size of the class.
+
+    Each entry holds the quartile's name, its share of the nodes in %, then per row of the board the accuracy in it in
+    %, a mean over seeds (None: not known).
+    """
     edges: dict[str, np.ndarray] = {}
     found = []
     for place, row in enumerate(board.rows):

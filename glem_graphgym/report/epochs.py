@@ -1,4 +1,4 @@
-"""GraphGym's rows per epoch (``<seed>/<split>/stats.json``) read back, and the epoch that validation chooses."""
+"""GraphGym's rows per epoch (``<seed>/<split>/stats.json``), and the epoch that validation chooses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def seed_folders(dir: Path, holding: str = "") -> dict[int, Path]:
-    """Folders named by a seed, ascending, that hold a file or folder of that name; ValueError without ``dir``."""
+    """Seed, ascending -> folder of that name in ``dir`` that contains ``holding``; ValueError if ``dir`` is missing."""
     if not dir.is_dir():
         raise ValueError(f"{dir}: no such folder; expected the folder of one experiment, with a folder for each seed")
     named = [path for path in dir.iterdir() if SEED.fullmatch(path.name) and path.is_dir()]
@@ -31,9 +31,9 @@ def seed_folders(dir: Path, holding: str = "") -> dict[int, Path]:
 
 
 def read_rows(file: Path) -> list[EpochRow]:
-    """Rows of a stats file by epoch; of several with the same epoch the first, as GraphGym reads them.
+    """Rows of a stats file by epoch; the first of several with the same epoch, as GraphGym reads them.
 
-    Empty where there is no file. A last line that a killed run left half written is ignored with a warning.
+    Empty if there is no file. A last line that a killed run left half written is ignored with a warning.
 
     Raises:
         ValueError: a line before the last is damaged; names the file and the line.
@@ -60,7 +60,7 @@ def read_rows(file: Path) -> list[EpochRow]:
 
 
 def _numbers(row: Any) -> EpochRow:
-    """The numbers of a row: null is NaN; text and nested values, of which there is no mean, are left out."""
+    """Numbers of a row: null becomes NaN; text and nested values, which have no mean, are dropped."""
     if not isinstance(row, Mapping) or not isinstance(row.get("epoch"), int | float):
         raise ValueError('no number under "epoch"')
     values = {key: math.nan if value is None else value for key, value in row.items()}
@@ -68,15 +68,15 @@ def _numbers(row: Any) -> EpochRow:
 
 
 def best_epoch(rows: Sequence[EpochRow], metric: str, best: str, folder: Path) -> float:
-    """The epoch of the validation rows with the best metric, the first of equal ones, among those that compete.
+    """Epoch with the best validation metric among the rows that compete; the first of equal ones.
 
-    Rows of EM iterations compete (``em_iteration`` from 1): the LM and the GNN on gold labels are baselines, to which
-    GLEM must be able to lose. Without any, rows with the most parameters compete: not a cascade's LM.
+    Rows of EM iterations (``em_iteration`` from 1) compete: the LM and the GNN on gold labels are baselines, to which
+    GLEM must be able to lose. Without EM, the rows with the most parameters compete, so not those of a cascade's LM.
 
     Args:
         metric: key of the rows; ``"auto"`` is ``auc`` if GraphGym's own training has it, else ``accuracy``.
         best: ``"argmax"`` or ``"argmin"``.
-        folder: the seed's, for the ValueError that no row has the metric.
+        folder: folder of the seed, named in the ValueError if no row has the metric.
     """
     stock = "em_iteration" not in rows[0]
     key = metric if metric != "auto" else "auc" if stock and "auc" in rows[0] else METRIC
@@ -94,10 +94,10 @@ def best_epoch(rows: Sequence[EpochRow], metric: str, best: str, folder: Path) -
 
 
 def row_at(rows: Sequence[EpochRow], epoch: float, folder: Path) -> EpochRow:
-    """The row of that epoch; the last one where there is none, with a warning for other splits than ``test``."""
+    """Row of an epoch; if missing the last row, with a warning unless ``folder`` is named ``test``."""
     for row in rows:
         if row["epoch"] == epoch:
             return row
-    if folder.name != "test":  # a killed run: Lightning logs validation before training
+    if folder.name != "test":  # killed in between: Lightning logs validation before training
         log.warning("%s: no row of epoch %d, the best on validation; its last row is taken", folder, epoch)
     return rows[-1]

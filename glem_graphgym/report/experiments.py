@@ -1,4 +1,4 @@
-"""Finished runs read back from disk: experiments, their seeds, and one frame of results, a row per seed and method."""
+"""Finished runs read from disk: experiments, their seeds, and one frame of results with a row per seed and method."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ T = TypeVar("T")
 def results(dirs: Sequence[Path]) -> pd.DataFrame:
     """Results of finished runs in ``dirs`` (see `read_experiments`), a row per seed and method.
 
-    Columns: ``experiment``, ``mode``, ``dataset``, ``fingerprint``, ``metric`` and ``config``, as in `Experiment`;
-    ``seed``; ``method``, one of `METHODS`, a name of the run's own, or GraphGym; ``valid`` and ``test``, the metric, a
-    share 0-1, at the stage or epoch of best validation; ``params``, of every kind of model (LM, GNN) trained up to
-    there, each once; ``seconds`` and ``peak_memory_mb``, from the start of the run up to there, ``texts`` that were
-    trained on and the processor's ``energy_j`` likewise, NaN where not recorded;
-    ``valid_accuracy``, ``test_accuracy`` and likewise each of `METRICS` there, NaN where not recorded.
+    Columns; scores and costs are NaN where not recorded:
+        ``experiment``, ``mode``, ``dataset``, ``fingerprint``, ``metric``, ``config``: as in `Experiment`; ``seed``.
+        ``method``: one of `METHODS`, a name of the run's own, or GraphGym.
+        ``valid``, ``test``: the metric (a share 0-1) at the chosen stage or epoch, that of best validation.
+        ``valid_accuracy``, ``test_accuracy``, …: each of `METRICS` at the chosen stage.
+        ``params``: summed over the kinds of model (LM, GNN) trained up to the chosen stage, each kind once.
+        ``seconds``, ``peak_memory_mb``, ``texts`` (trained on), ``energy_j`` (processor): up to the chosen stage.
     """
     frames = []
     for one in read_experiments(dirs)[0]:
@@ -52,26 +53,26 @@ def results(dirs: Sequence[Path]) -> pd.DataFrame:
 class Experiment:
     """Runs that differ in their seed alone."""
 
-    name: str  # of the folder, with as many of its parents as it takes to be unique
+    name: str  # of the folder, with as many parent folders as make it unique
     mode: str  # train.mode
     dataset: str
     fingerprint: str | None  # hash of the graph's content; None where the runs did not record it
-    metric: str  # that selects and is shown
-    # "group.key" -> value of every setting that a result can depend on, without the seed. A list of values for
-    # glem.em_iterations where seeds differ in it.
+    metric: str  # selects stages and is shown
+    # "group.key" -> value of every setting that a result can depend on, except the seed. glem.em_iterations is a list
+    # if seeds differ in it.
     settings: dict[str, Any]
     config: str  # 8 hexadecimal digits of a hash of mode, settings and the files that they name
-    em_iterations: list[int]  # that were asked for, over seeds; empty without EM
-    folder: Path  # with a folder for each seed
+    em_iterations: list[int]  # distinct numbers that the seeds were run with, ascending; empty without EM
+    folder: Path  # contains a folder per seed
     runs: dict[int, dict[str, Any]]  # seed, ascending -> its run.json
-    results: pd.DataFrame  # its part of the frame: columns "seed", `stats.SUMMARY` and those of FURTHER that it has
-    # A row per seed and stage: the fields of `Stage`, its folder, its "valid" and "test" score; none of stock GraphGym.
+    results: pd.DataFrame  # a row per seed and method: "seed", `stats.SUMMARY`, COSTS and FURTHER as far as recorded
+    # A row per seed and stage: fields of `Stage`, its folder, "valid" and "test" score. Empty for GraphGym's training.
     stages: pd.DataFrame
     _read: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def versions(self) -> dict[str, list[str]]:
-        """Versions that the runs were made with, by package, as far as recorded: ``"1.3.5, 1.3.6"`` after an update."""
+        """Package -> distinct versions that the runs recorded, sorted."""
         versions: dict[str, set[str]] = {}
         for about in self.runs.values():
             for name, text in about.get("versions", {}).items():
@@ -80,7 +81,7 @@ class Experiment:
 
     @property
     def language_model(self) -> str:
-        """Model, family, parameters, pooling, prompt, precision and attention in a line; empty where none is noted."""
+        """Model, family, parameters, pooling, prompt, precision and attention on one line; empty if not recorded."""
         card: dict[str, Any] = next(filter(None, (about.get("language_model") for about in self.runs.values())), {})
         return ", ".join(f"{name} {_in_words(value)}" for name, value in card.items() if value not in ("", "{text}"))
 
@@ -91,22 +92,22 @@ class Experiment:
         return dict(best.sort_values("seed")[["seed", "folder"]].values.tolist())
 
     def _of_stages(self, method: str, read: Callable[[Path], T | None]) -> dict[int, T]:
-        """Seed -> what ``read`` finds in the folder of `stage_folders`; read once."""
+        """Seed -> result of ``read`` on its folder of `stage_folders`, unless None; cached."""
         if (method, read) not in self._read:
             found = {seed: read(folder) for seed, folder in self.stage_folders(method).items()}
             self._read[method, read] = {seed: one for seed, one in found.items() if one is not None}
         return self._read[method, read]
 
     def outcomes(self, method: str) -> Outcomes:
-        """Seed -> true and predicted classes of the test nodes, for seeds whose run noted them."""
+        """Seed -> true and predicted classes of the test nodes, for seeds whose run recorded them."""
         return self._of_stages(method, read_test_predictions)
 
     def descriptions(self, method: str, split: str) -> list[Description]:
-        """How good each seed's predictions of a split are, by `describe_predictions`; empty where runs are silent."""
+        """Result of `describe_predictions` on a split, per seed whose run recorded it."""
         return [found[split] for found in self._of_stages(method, read_descriptions).values()]
 
     def blinded(self) -> Experiment:
-        """The same without test scores."""
+        """Copy of this experiment with test scores replaced by NaN."""
         hidden = dict.fromkeys((name for name in map(str, self.results) if name.startswith("test")), math.nan)
         return replace(self, results=self.results.assign(**hidden), stages=self.stages.assign(test=math.nan))
 
@@ -116,10 +117,10 @@ class Experiment:
 
 
 def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]:
-    """The experiments in ``dirs`` and what had to be left out of them, in words.
+    """The experiments in ``dirs``, and a note on each run that was left out.
 
     Args:
-        dirs: each the folder of an experiment (with a folder for each seed) or of several experiments (a grid).
+        dirs: each the folder of one experiment (with a folder per seed) or of several experiments (a grid).
 
     Raises:
         ValueError: a folder holds no run, no run is finished, seeds of one experiment differ in more than the
@@ -135,7 +136,7 @@ def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]
 
 
 def experiment_folders(dir: Path) -> list[Path]:
-    """``dir`` itself if it has seed folders with ``run.json``, else its folders that have; ValueError without any."""
+    """``dir`` if it has seed folders with ``run.json``, else its subfolders that have; ValueError if none has."""
     if not dir.is_dir():
         raise ValueError(f"{dir}: no such folder; expected results/<experiment> or a folder of experiments")
     if seed_folders(dir, "run.json"):
@@ -150,7 +151,7 @@ def experiment_folders(dir: Path) -> list[Path]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, made unique by as many of the folders above as it takes."""
+    """Names of the folders, made unique by as many parent folders as necessary."""
     names, depth = [folder.name for folder in folders], 1
     while len(set(names)) < len(names):
         depth += 1
@@ -189,7 +190,7 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     for seed, about in runs.items():
         _require_same(folder, first, about, seed)
     settings, as_noted = _seedless(first), {key: value for key, value in first["settings"].items() if key != "seed"}
-    # Not among run.json's settings, since a finished run may go on for more.
+    # run.json keeps em_iterations apart from its settings, since a finished run may be continued with more.
     noted = {about.get("em_iterations") for about in runs.values() if first["mode"] != STOCK}
     asked = sorted(number for number in noted if number is not None)
     if asked:
@@ -213,7 +214,7 @@ def _in_words(value: Any) -> str:
 
 
 def _seedless(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in today's names, so that runs of earlier versions stand beside those of this one."""
+    """Settings without the seed, under today's names, so that runs of earlier versions compare with current ones."""
     return in_new_names({key: value for key, value in about["settings"].items() if key != "seed"})
 
 
@@ -229,7 +230,7 @@ def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, An
 
 
 def read_summary(file: Path) -> list[dict[str, Any]]:
-    """The rows of a seed's ``summary.json``, as `stats.summary_rows`; LookupError where there is no such file."""
+    """Rows of a seed's ``summary.json`` (see `stats.summary_rows`); LookupError if there is no such file."""
     if not file.is_file():
         raise LookupError("no summary.json")
     remedy = "start that seed's run again to have it rewritten"
@@ -239,7 +240,7 @@ def read_summary(file: Path) -> list[dict[str, Any]]:
 
 
 def _stock_row(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Validation at its best epoch; test from the same epoch where there is one, else GraphGym's one test row."""
+    """Summary row of GraphGym's own training: scores at the best validation epoch, else test of the last test row."""
     rows = {split: read_rows(folder / split / "stats.json") for split in ("val", "test")}
     if not all(rows.values()) or not all(METRIC in row for part in rows.values() for row in part):
         raise LookupError(f"no {METRIC} in val/stats.json and test/stats.json")
@@ -272,7 +273,7 @@ class Spread:
 
 
 def percent(spread: Spread | None) -> str:
-    """``82.65 ± 0.21``: % with the unbiased standard deviation, where there is one."""
+    """``82.65 ± 0.21``: mean and unbiased standard deviation in %, as far as known."""
     if spread is None or math.isnan(spread.mean):
         return ""
     return f"{100 * spread.mean:.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}")
@@ -280,31 +281,30 @@ def percent(spread: Spread | None) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One method over seeds: of an experiment, or as it was published."""
+    """One method over seeds: a result of an experiment, or a published one."""
 
-    method: str  # this and scores as in `results`
+    method: str  # method, valid and test as in `results`
     runs: int  # number of seeds
     valid: Spread
     test: Spread
-    seeds: tuple[int, ...] = ()  # ascending; empty where published, as are the costs
-    params: int | None = None  # the largest of the seeds
-    seconds: float | None = None  # mean over seeds; None where not recorded, as memory
-    peak_memory_mb: float | None = None  # the largest of the seeds
-    texts: float | None = None  # this and the next one as seconds
-    energy_j: float | None = None
+    seeds: tuple[int, ...] = ()  # ascending; empty if published
+    params: int | None = None  # maximum over seeds; this and the costs below are None if published or not recorded
+    seconds: float | None = None  # mean over seeds
+    peak_memory_mb: float | None = None  # maximum over seeds
+    texts: float | None = None  # mean over seeds
+    energy_j: float | None = None  # mean over seeds
     name: str = ""  # of the row in its table, in words
     source: str = OURS  # or where the row was published
-    experiment: str = ""  # this and the next two as in `Experiment`
+    experiment: str = ""  # experiment (its name), config and em_iterations as in `Experiment`
     config: str = ""
     em_iterations: tuple[int, ...] = ()
-    caveat: str = ""  # what must be known to read the row
-    # Further experiments with the very same scores on every seed, e.g. by the LM that a cascade and GLEM start from.
-    # They are one row, named after the simplest train mode: the same result counted twice would weaken every test of
-    # significance.
+    caveat: str = ""  # what a reader must know about the row
+    # Further experiments with identical scores on every seed, e.g. of the LM that a cascade and GLEM start from. They
+    # share one row, named after the simplest train mode: counting a result twice would weaken every significance test.
     same_in: tuple[str, ...] = ()
-    rank: int | None = None  # from 1, by mean validation score; None where published
-    to_best: Difference | None = None  # to the first row; None for that
-    to_non_glem: Difference | None = None  # to the first that is not GLEM; None for that
+    rank: int | None = None  # from 1, by mean validation score; None if published
+    to_best: Difference | None = None  # to the first row; None for the first row itself
+    to_non_glem: Difference | None = None  # to the first row that is not GLEM; None for that row itself
     further: dict[str, Spread] = field(default_factory=dict, hash=False)  # column of `stats.FURTHER` -> score
 
     @property
@@ -313,7 +313,7 @@ class Row:
 
 
 def over_seeds(frame: pd.DataFrame) -> list[Row]:
-    """A row per method out of an experiment's part of the frame, in the order of `stats.METHODS`."""
+    """A row per method out of `Experiment.results`, in the order of `METHODS`."""
     rows = []
     for method in in_order(frame["method"]):
         part = frame[frame["method"] == method]

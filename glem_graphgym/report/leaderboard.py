@@ -36,8 +36,8 @@ from glem_graphgym.scores import METRIC, METRICS
 
 FINAL_METHOD = {name: mode.methods[-1] for name, mode in MODES.items()} | {STOCK: STOCK_METHOD}
 PUBLISHED = Path(__file__).with_name("published.csv")
-# What a graph must be to stand beside published results: OGB's numbers, with pairs of nodes as edges. Edges may differ
-# by a share of EDGES_MAY_DIFFER, as duplicates and self-loops are counted in several ways; all else must be the same.
+# Published results are shown only for graphs with OGB's counts (an edge is a pair of nodes). The number of edges may
+# differ by the share EDGES_MAY_DIFFER, since duplicates and self-loops are counted in different ways.
 PUBLISHED_GRAPHS = {
     "ogbn-arxiv": (169_343, 1_157_799, 40, 90_941, 29_799, 48_603),
     "ogbn-products": (2_449_029, 61_859_140, 47, 196_615, 39_323, 2_213_091),
@@ -49,17 +49,17 @@ EDGES_MAY_DIFFER = 0.01
 
 @dataclass(frozen=True)
 class Board:
-    """Results on one graph, which can be ranked against each other."""
+    """Results on one graph by one metric, ranked."""
 
     dataset: str
     fingerprint: str | None
     metric: str
     rows: list[Row]  # by rank
-    published: list[Row]  # from elsewhere, for the same dataset
+    published: list[Row]  # published results for the same dataset
     experiments: dict[str, Experiment]
-    noted: dict[str, Any]  # what the first run that noted it says of the graph; empty for older runs
+    noted: dict[str, Any]  # facts on the graph, from the first run that recorded them; empty for older runs
     axes: Axes  # settings in which experiments of one train mode differ
-    notes: list[str]  # what was left out, and what must be known to read the table
+    notes: list[str]  # what was left out, and what a reader of the table must know
     blind: bool = False  # test scores are hidden
 
     @property
@@ -69,7 +69,7 @@ class Board:
 
     @property
     def split(self) -> str:
-        """Whose scores rows are compared and described by."""
+        """Split whose scores and predictions compare and describe the rows."""
         return "valid" if self.blind else "test"
 
     @property
@@ -102,18 +102,17 @@ class Board:
 
     @property
     def final_rows(self) -> dict[str, Row]:
-        """The row of each experiment's final method, which its train mode ends with; none where it was not reached."""
+        """Experiment -> row of the method that its train mode ends with; missing if the runs did not reach it."""
         final = {name: FINAL_METHOD.get(one.mode) for name, one in self.experiments.items()}
         names = [(name, row) for row in self.rows for name in (row.experiment, *row.same_in)]
         return {name: row for name, row in names if row.method == final[name]}
 
 
 def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
-    """The published rows for a graph, in the order of ``published.csv``, and why there are none of a known dataset.
+    """Published rows for a dataset, in the order of ``published.csv``; if left out, a note that says why.
 
     Args:
-        dataset: its name.
-        facts: as runs noted them; a graph whose numbers are not those of `PUBLISHED_GRAPHS` has no published rows.
+        facts: the graph's counts as runs recorded them; without those of `PUBLISHED_GRAPHS` there are no rows.
     """
     if dataset not in PUBLISHED_GRAPHS:
         return [], []
@@ -132,10 +131,10 @@ def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], li
 
 
 def read_boards(dirs: Sequence[Path], blind: bool = False) -> list[Board]:
-    """One board for each graph that runs in ``dirs`` (see `read_experiments`) were made on, the largest first.
+    """One board per graph and metric of the runs in ``dirs`` (see `read_experiments`), most rows first.
 
     Args:
-        blind: without any test score of theirs.
+        blind: hide the test scores of these runs.
     """
     experiments, left_out = read_experiments(dirs)
     experiments = [one.blinded() for one in experiments] if blind else experiments
@@ -166,7 +165,7 @@ def _board(experiments: Sequence[Experiment], blind: bool) -> Board:
 
 
 def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
-    """What the words in rows' names mean, a sentence for each axis."""
+    """One sentence per axis that explains its words in the rows' names."""
     sentences = []
     for axis, values in axes.items():
         key = leading(axis.split(" + "))
@@ -177,7 +176,7 @@ def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
 
 
 def _distinct_rows(experiments: Mapping[str, Experiment]) -> list[Row]:
-    """The rows by rank; results that are the same in several experiments are one row."""
+    """Rows by rank; identical results of several experiments share one row."""
     rows: dict[Any, Row] = {}
     for one in sorted(experiments.values(), key=lambda one: complexity(one.mode)):
         caveat, iterations = STOCK_CAVEAT if one.mode == STOCK else "", tuple(one.em_iterations)
@@ -196,7 +195,7 @@ def _distinct_rows(experiments: Mapping[str, Experiment]) -> list[Row]:
 
 
 def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment], blind: bool) -> list[Row]:
-    """The rows with their differences to the best one and to the best one that is not GLEM."""
+    """Add to each row its differences to the best row and to the best row that is not GLEM."""
     split = "valid" if blind else "test"
     of_rows = [(experiments[row.experiment], row.method) for row in rows]
     scores: list[Any] = [one.of(method)[split].to_dict() for one, method in of_rows]

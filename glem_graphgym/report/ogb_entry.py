@@ -1,4 +1,4 @@
-"""The entry for the OGB leaderboard: the fields of its submission form, refused where its rules do not hold.
+"""Entry for the OGB leaderboard: the fields of its submission form; refused if the runs break its rules.
 
 Rules: https://ogb.stanford.edu/docs/leader_overview/ (mean and unbiased std over the seeds 0-9, three seeds for
 ogbn-papers100M; parameters of all stages; external data named in the method's name; hyperparameters by validation).
@@ -28,19 +28,19 @@ READ_TEXT = ("glem", "glem_lm", "glem_cascade", "glem_joint")
 
 
 class OgbError(ValueError):
-    """The rules do not hold; the message lists everything that is wrong."""
+    """The entry breaks rules of OGB; the message lists all of them."""
 
 
 def ogb_entry(board: Board, about: Mapping[str, Any], row: Row | None = None) -> dict[str, Any]:
     """The form's fields for a row (by default the best by validation).
 
     Args:
-        about: facts that runs do not record, the flags of run/leaderboard.py, whose help explains them: ``contact``,
-            ``code``, ``paper``, ``hardware``, ``official``, ``name`` ("": one is made from the run) and ``ogb_version``
-            ("": as the runs recorded it).
+        about: facts that runs do not record, given as flags of run/leaderboard.py (its --help explains them):
+            ``contact``, ``code``, ``paper``, ``hardware``, ``official``, ``name`` ("": derived from the run) and
+            ``ogb_version`` ("": as the runs recorded it).
 
     Raises:
-        OgbError: rules do not hold; lists them all.
+        OgbError: the entry breaks rules; lists all of them.
     """
     row = row or board.rows[0]
     experiment = board.experiments[row.experiment]
@@ -86,7 +86,7 @@ def _problems(
             f"the seeds are {list(row.seeds)}, expected {wanted[0]} to {wanted[-1]}; missing: {missing} "
             f"(run/main.py --repeat {len(wanted)} seed 0 runs those)"
         )
-    recorded = experiment.versions.get("ogb", [])  # of other packages that differ the leaderboard has a note
+    recorded = experiment.versions.get("ogb", [])  # other packages of several versions are a note on the leaderboard
     if about["ogb_version"] and set(recorded) - {version}:
         yield f"--ogb-version is {version}, but the runs recorded {', '.join(recorded)}"
     if len(recorded) > 1:
@@ -129,7 +129,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _teacher(experiment: Experiment) -> tuple[Path | None, str, str, dict[str, Any]]:
-    """File of the first predictions, or None; name, mode and settings of the experiment that made it, where known."""
+    """File of the first predictions or None, and name, mode and settings of the experiment that made it, if known."""
     text = experiment.settings.get("glem.first_predictions") if experiment.mode == "glem" else None
     if not text:
         return None, "", "", {}
@@ -145,7 +145,7 @@ def _teacher(experiment: Experiment) -> tuple[Path | None, str, str, dict[str, A
 def external_data(experiment: Experiment) -> list[str]:
     """Sources that a run used beyond the dataset: raw text, a pretrained model, files of features or predictions.
 
-    Predictions that another run made bring what that run used, which is followed to its ``run.json``.
+    Predictions of another run bring in the sources that its ``run.json`` shows.
     """
     found = _data_of(experiment.mode, experiment.settings)
     file, name, mode, settings = _teacher(experiment)
@@ -168,13 +168,13 @@ def _data_of(mode: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def method_name(name: str, external: Sequence[str]) -> str:
-    """The name with the external data that it does not mention: ``GLEM+GCN (raw text, pretrained deberta-base)``."""
+    """Append to a name the external data that it omits: ``GLEM+GCN (raw text, pretrained deberta-base)``."""
     unsaid = [one for one in external if one.removeprefix("pretrained ").lower() not in name.lower()]
     return f"{name} ({', '.join(unsaid)})" if unsaid else name
 
 
 def tuned_hyperparameters(board: Board, row: Row) -> list[str]:
-    """``"optim.base_lr: [0.001*, 0.01]"`` for each setting that was tried with several values; * is the chosen one."""
+    """``"optim.base_lr: [0.001*, 0.01]"`` per setting that was tried with several values; * marks the chosen one."""
     chosen = board.experiments[row.experiment]
     rivals = [one for one in board.experiments.values() if one.mode == chosen.mode]
     tuned = []

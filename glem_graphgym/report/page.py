@@ -45,7 +45,7 @@ def environment() -> Environment:
 
 
 def choices_of(boards: Sequence[Board]) -> dict[str, list[tuple[str, str, bool]]]:
-    """What a reader may choose: filter -> value, text and whether it is shown at first."""
+    """Filters of the page: name -> value, text and initial state of each checkbox."""
     rows = [row for board in boards for row in board.rows]
     chosen = {
         "Dataset": [board.dataset for board in boards],
@@ -68,7 +68,7 @@ def sorted_by(column: Column, row: Row) -> str:
 
 
 def on_page(column: Column, row: Row) -> str:
-    """A cell's text, shorter than in tables of text."""
+    """Text of a cell, shorter than `Column.text`."""
     short: dict[str, Callable[[Any], str]] = {"runs": str, "params": compact, "seconds": seconds_text}
     value = column.value(row)
     return short[column.key](value) if column.key in short and value is not None else column.text(row)
@@ -85,7 +85,7 @@ def compact(count: int) -> str:
 
 
 def scale(board: Board) -> Scale:
-    """Pixels of a share on the rail that the rows of a table share."""
+    """Scale from scores to pixels, the same for the small plots of all rows."""
     spreads = [part for row in board.all_rows for part in (row.valid, row.test) if percent(part)]
     low, high = min(part.ends[0] for part in spreads), max(part.ends[1] for part in spreads)
     return Scale(low, max(high, low + 1e-6), 7, 113)

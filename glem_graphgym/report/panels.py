@@ -19,7 +19,7 @@ from glem_graphgym.report.reliability import BINS, Description, pool
 from glem_graphgym.report.stats import diagnostic_text, in_order
 
 MAX_CLASSES, MAX_AXES, MAX_LABELS, MAX_OTHERS, MAX_CONFUSIONS = 25, 12, 10, 30, 12
-# Where an axis of time may have its ticks, in seconds.
+# Possible ticks of a time axis, in seconds.
 ROUND_TIMES = [f * u for u in (1e-3, 1e-2, 0.1, 1, 10) for f in (1, 2, 5)]
 ROUND_TIMES += [f * 60 for f in (1, 2, 5, 10, 20, 40)] + [f * 3600 for f in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)]
 DIAGNOSTICS: dict[str, str] = yaml.safe_load((FOLDER / "diagnostics.yaml").read_text(encoding="utf-8"))
@@ -27,7 +27,7 @@ MODEL_COLORS = {"LM": "var(--glem-lm)", "GNN": "var(--glem-gnn)"}
 COLORED = (*METHODS, "LM+Cascade", "GLEM-LM+GNN")
 
 Series = dict[str, dict[str, list[Row]]]
-# Name of a macro of templates/panel.html, and the data that it shows; empty where the board lacks them.
+# Name of a macro of templates/panel.html, and the data that it shows; empty if the board lacks them.
 Panel = tuple[str, dict[str, Any]]
 
 
@@ -43,7 +43,7 @@ def all_panels(board: Board) -> list[Panel]:
 
 
 def color_of(method: str) -> str:
-    """A CSS colour; Correct & Smooth has a shade of the method that it comes after."""
+    """CSS colour of a method; with Correct & Smooth a shade of the colour of the method that it refines."""
     base = method.removesuffix(SMOOTHED)
     color = f"var(--{base.lower().replace('+', '-')})" if base in COLORED else "var(--other)"
     return color if base == method else f"color-mix(in srgb,{color} 55%,var(--text))"
@@ -64,7 +64,7 @@ def _score_chart(
     y_name: str, label: str, x_name: str, x_range: tuple[float, float], spreads: Iterable[Spread],
     means: Iterable[Spread] = (), ticks: Sequence[str] = (), **more: Any,
 ) -> Chart:  # fmt: skip
-    """A chart of shares in %, with room for the ends of spreads and for further means; ``ticks`` are at x = 0, 1, …"""
+    """A chart of scores in % whose y range covers ``spreads`` and ``means``; ``ticks`` are texts at x = 0, 1, …"""
     shares = [end for spread in spreads for end in spread.ends] + [spread.mean for spread in means]
     shares = [share for share in shares if not math.isnan(share)]
     if ticks:
@@ -92,7 +92,7 @@ def _line(
     chart: Chart, points: Mapping[float, Spread], names: Mapping[float, str], color: str, style: str = "",
     dots: str = "", radius: float = 3.5, band: bool = False,
 ) -> None:  # fmt: skip
-    """A line through shares, with a dot per point that tells its name, and with a band of ± 1 std."""
+    """Draw a line through scores, a dot per point with its name as the tooltip, and optionally a band of ± 1 std."""
     sure = [(x, *_percents(s)) for x, s in points.items() if s.std is not None]
     if band and len(sure) > 1:
         chart.band(sure, color)
@@ -102,7 +102,7 @@ def _line(
 
 
 def _row_mark(chart: Chart, x: float, row: Row, shape: str = "circle", radius: float = 4, costs: str = "") -> None:
-    """A method's test score ± std, and a ring for its validation score."""
+    """Draw a row's test score ± std, and a ring for its validation score."""
     color = color_of(row.method)
     chart.whisker(x, *_percents(row.test), color)
     valid, test = f"{row.name}: validation {percent(row.valid)} %", f"{row.name}: test {percent(row.test)} %{costs}"
@@ -116,7 +116,7 @@ def words_for(board: Board, experiment: Experiment) -> str:
 
 
 def _over_seeds(stages: pd.DataFrame, value: str, key: Any) -> dict[Any, Spread]:
-    """A column of stages over seeds, by the column ``key`` or by several."""
+    """Mean and std over seeds of column ``value``, by column ``key`` or a list of columns."""
     return {at: Spread.of(numbers) for at, numbers in stages.groupby(key)[value]}
 
 
@@ -147,7 +147,7 @@ def em_panel(board: Board, focus: Experiment, about: dict[str, Any]) -> dict[str
 
 
 def _diagnostics(one: Experiment) -> pd.DataFrame:
-    """A row per seed and stage: its "index" and "name", and a column per diagnostic, NaN where the stage has it not."""
+    """A row per seed and stage: its "index", its "name", and a column per diagnostic, NaN if the stage has none."""
     numbers = pd.DataFrame(one.stages["diagnostics"].tolist(), index=one.stages.index)
     return one.stages[["index", "name"]].join(numbers)
 
@@ -221,7 +221,7 @@ def _time_ticks(chart: Chart) -> list[tuple[float, str]]:
 
 
 def sensitivity_panels(board: Board) -> list[Panel]:
-    """A panel for train modes, then one for each axis: an experiment is shown by its mode's final method."""
+    """A panel for train modes, then one per axis; the final method of its mode represents each experiment."""
     final = board.final_rows
     panels = _mode_panel(board, final)
     for axis, values in list(board.axes.items())[:MAX_AXES]:
@@ -237,7 +237,7 @@ def sensitivity_panels(board: Board) -> list[Panel]:
 
 
 def _sensitivity(score: str, axis: str, values: Sequence[str], series: Series) -> Panel:
-    """The score by an axis' value: a line per method that two values or more were tried with, and split."""
+    """Score by the value of an axis: a line per split and method; ``series`` holds methods with at least two values."""
     groups = [rows for rows_of in series.values() for rows in rows_of.values()]
     shown = [value for value in values if any(value in rows_of for rows_of in series.values())]
     name, alone = _short(axis, 44), len(series) == 1
@@ -260,7 +260,7 @@ def _sensitivity(score: str, axis: str, values: Sequence[str], series: Series) -
 
 
 def _over_rows(chart: Chart, rows_at: Mapping[float, list[Row]], split: str, color: str) -> dict[float, Spread]:
-    """The score at each position: over seeds of a row, or over several rows, which are drawn as faint dots."""
+    """Draw whiskers and return the score per position: of one row over seeds, or over several rows (faint dots)."""
     scores = {}
     for at, rows in rows_at.items():
         found = [row.valid if split == "valid" else row.test for row in rows]
@@ -272,7 +272,7 @@ def _over_rows(chart: Chart, rows_at: Mapping[float, list[Row]], split: str, col
 
 
 def _mode_panel(board: Board, final: Mapping[str, Row]) -> list[Panel]:
-    """Train modes beside one another, lines between experiments with the same GNN; nothing where there is one mode."""
+    """Train modes side by side, with a line through experiments with the same GNN; no panel for a single mode."""
     modes: dict[str, dict[str, Row]] = {}
     for mode in SIMPLEST_FIRST:
         rows = {name: row for name, row in final.items() if board.experiments[name].mode == mode}
@@ -307,7 +307,7 @@ def _by_network(board: Board, modes: Mapping[str, Mapping[str, Row]]) -> dict[st
 
 
 def described_panels(board: Board) -> list[Panel]:
-    """Panels of the experiment with the best row whose stages have ``predictions.json``: each seed's best stage."""
+    """Calibration and classes of the best-ranked experiment with ``predictions.json``, from each seed's best stage."""
     for row in board.rows:
         experiment = board.experiments[row.experiment]
         names = in_order(experiment.results["method"])
@@ -319,7 +319,7 @@ def described_panels(board: Board) -> list[Panel]:
 
 
 def calibration_panel(methods: Mapping[str, Sequence[Description]]) -> dict[str, Any]:
-    """A reliability diagram for each method: accuracy of the test predictions made with a given confidence."""
+    """A reliability diagram per method: accuracy of the predictions in each bin of confidence."""
     diagrams = []
     for method, seeds in methods.items():
         pooled, error = pool(seeds), Spread.of(one["ece"] for one in seeds)
@@ -338,7 +338,7 @@ def calibration_panel(methods: Mapping[str, Sequence[Description]]) -> dict[str,
 
 
 def class_panel(methods: Mapping[str, Sequence[Description]]) -> dict[str, Any]:
-    """Test accuracy of each class, the largest first, as a chart and a table, and the last method's confusions."""
+    """Accuracy per class, the largest first, as a chart and a table, and the last method's confusions."""
     pooled = {method: pool(seeds) for method, seeds in methods.items()}
     classes = next(iter(pooled.values()))["classes"]
     order = sorted(range(len(classes)), key=lambda index: -classes[index]["support"])

@@ -1,8 +1,8 @@
 """Quality of predictions: accuracy by class, confusions, calibration.
 
-``<stage>/predictions.json`` holds, for ``valid`` and ``test``, what `describe_predictions` returns, and
-``<stage>/test_predictions.npz`` true and predicted classes of the test nodes, uint16 (n,) each. They are written where
-labels are at hand, so that a report needs neither the graph nor the logits.
+``<stage>/predictions.json`` holds the result of `describe_predictions` for ``valid`` and ``test``;
+``<stage>/test_predictions.npz`` holds ``true`` and ``predicted`` classes of the test nodes, uint16 (n,) each. The run
+itself writes them, so that a report needs neither the graph nor the logits.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bins(counts: np.ndarray, confidences: np.ndarray, hits: np.ndarray) -> list[dict[str, Any]]:
-    """The rows of ``bins`` out of, per bin, the nodes, the sum of their confidences, and those predicted right."""
+    """Rows of ``bins``, from the number of nodes, sum of confidences and number of correct predictions per bin."""
     sums = zip(counts.tolist(), confidences.tolist(), hits.tolist(), strict=True)
     return [
         {"low": place / BINS, "high": (place + 1) / BINS, "count": count,
@@ -113,7 +113,7 @@ def describe_run(
         run_dir: folder of the run, with ``stages/<ii>_<name>/logits.npy``.
         labels: int (N,), class indices of all nodes.
         split: node indices of ``valid`` and ``test``.
-        properties: gives numbers of the test nodes, float (n,) each, to be written into ``test_nodes.npz``.
+        properties: returns numbers of the test nodes, float (n,) each; called to write ``test_nodes.npz`` if missing.
 
     Raises:
         ValueError: logits do not fit the labels; names the file.
@@ -141,7 +141,7 @@ def describe_run(
 
 
 def read_descriptions(stage: Path) -> dict[str, Description] | None:
-    """A description per split from ``predictions.json`` of a stage's folder; None where there is no such file."""
+    """Split -> description from ``predictions.json`` in a stage's folder; None if there is no such file."""
     file, remedy = stage / FILE, "delete it and start the run again to rewrite it"
     if not file.exists():
         return None
@@ -152,13 +152,13 @@ def read_descriptions(stage: Path) -> dict[str, Description] | None:
 
 
 def read_test_predictions(stage: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """True and predicted classes of the test nodes, uint16 (n,); None where the stage's folder has no such file."""
+    """True and predicted classes of the test nodes, uint16 (n,) each; None if the stage did not record them."""
     found = _read_arrays(stage / BY_NODE, ("true", "predicted"))
     return (found["true"], found["predicted"]) if found else None
 
 
 def read_node_properties(run_dir: Path) -> dict[str, np.ndarray]:
-    """Numbers of a run's test nodes by name, float (n,) each; empty where there is no such file."""
+    """Numbers of a run's test nodes by name, float (n,) each; empty if the run did not record them."""
     return _read_arrays(run_dir / OF_NODES)
 
 
@@ -170,12 +170,12 @@ def _read_arrays(file: Path, names: Sequence[str] = ()) -> dict[str, np.ndarray]
 
 
 def pool(descriptions: Sequence[Description]) -> Description:
-    """``nodes``, ``classes``, ``confusions`` and ``bins`` of several seeds' predictions of the same classes together.
+    """Add up ``nodes``, ``classes``, ``confusions`` and ``bins`` of several seeds' descriptions.
 
-    A confusion that is too rare in a seed to be in its list counts 0 there.
+    A confusion that is too rare in a seed to be in its list counts 0 for that seed.
 
     Raises:
-        ValueError: there is none, or their classes differ.
+        ValueError: there is no description, or their classes differ.
     """
     names = [[row["name"] for row in one["classes"]] for one in descriptions]
     if not names or any(other != names[0] for other in names):

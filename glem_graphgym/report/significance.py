@@ -16,20 +16,20 @@ MIN_SEEDS = 3
 SIGNIFICANT = 0.05
 TOO_FEW = "too few seeds"
 CONSTANT = "same on every seed"
-_ROUNDING = 1e-4  # of scores
-_NO_SPREAD = 1e-12  # differences of shares that are equal but for rounding
+_ROUNDING = 1e-4  # by which a recorded score may differ from the accuracy of the recorded predictions
+_NO_SPREAD = 1e-12  # differences of scores that are closer than this are equal
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between a row and the one named ``reference``."""
+    """Difference between a row and the row named ``reference``."""
 
     reference: str
-    mean: float | None  # of (row - reference) over common seeds, a share; None without a common seed
-    seeds: int  # that both have
-    p: float | None  # Holm-corrected where `holm` was applied; None where no test could be made
+    mean: float | None  # of (row - reference) over common seeds, a share 0-1; None without a common seed
+    seeds: int  # number of common seeds
+    p: float | None  # Holm-corrected after `holm`; None if no test was possible
     why_no_p: str = ""
-    interval: tuple[float, float] | None = None  # of the mean, 95 %; None where nothing could be drawn
+    interval: tuple[float, float] | None = None  # 95 % interval of the mean; None if it was not bootstrapped
 
     @property
     def reason(self) -> str:
@@ -54,11 +54,11 @@ def paired_difference(
     outcomes: Outcomes | None = None,
     reference_outcomes: Outcomes | None = None,
 ) -> Difference:
-    """Difference of scores by seed to those of the reference called ``name``, with an uncorrected p-value.
+    """Compare scores by seed with those of the reference called ``name``; the p-value is not corrected.
 
-    Differences that are all zero give 1; those that are all the same otherwise leave the t statistic undefined. The
-    interval is of `bootstrapped` differences of nodes where ``outcomes`` are known for every common seed, and the score
-    is their accuracy, else of the seeds' differences.
+    If all differences are zero, p is 1; if they are all equal otherwise, the t statistic is undefined and p is None.
+    `bootstrapped` draws nodes if the outcomes of every common seed are known and their accuracy is the score, else
+    the seeds' differences.
     """
     common = sorted(scores.keys() & reference.keys())
     differences = [scores[seed] - reference[seed] for seed in common]
@@ -82,7 +82,7 @@ def paired_difference(
 
 
 def _of_nodes(ours: Outcome | None, theirs: Outcome | None, mean: float) -> np.ndarray | None:
-    """int8 (n,): whether a node is right, less whether it is there; None where ``mean`` is not the mean of that."""
+    """int8 (n,), per node: ours correct (0/1) minus theirs correct; None if unknown or if the mean is not ``mean``."""
     if ours is None or theirs is None or not np.array_equal(ours[0], theirs[0]):
         return None
     a, b = ((true == predicted).astype(np.int8) for true, predicted in (ours, theirs))
@@ -90,17 +90,17 @@ def _of_nodes(ours: Outcome | None, theirs: Outcome | None, mean: float) -> np.n
 
 
 def bootstrapped(differences: Sequence[np.ndarray], shared: bool = True) -> tuple[float, float]:
-    """The 95 % percentile interval of a mean over seeds and nodes, both drawn anew with replacement (Efron 1979).
+    """95 % percentile bootstrap interval of a mean over seeds and nodes, both drawn with replacement (Efron 1979).
 
     Args:
-        differences: of each seed those of its nodes, (n,); the mean of each seed counts alike.
-        shared: seeds have the same nodes, which are drawn together; else each seed's are drawn by themselves.
+        differences: per seed, those of its nodes, (n,); every seed has the same weight.
+        shared: all seeds have the same nodes, so one draw of nodes serves all; else nodes are drawn per seed.
     """
     rng = np.random.default_rng(0)
     groups = [np.stack(differences)] if shared else [one[None] for one in differences]
     means = []
     for group in groups:
-        # Nodes with the same differences on every seed are alike: how many of each kind are drawn is multinomial.
+        # Nodes with equal differences on every seed are interchangeable; the number drawn of each kind is multinomial.
         kinds, counts = np.unique(group, axis=1, return_counts=True)
         drawn = rng.multinomial(group.shape[1], counts / group.shape[1], size=DRAWS)
         means.append(drawn @ kinds.T / group.shape[1])
@@ -112,7 +112,7 @@ def bootstrapped(differences: Sequence[np.ndarray], shared: bool = True) -> tupl
 
 
 def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
-    """Correct the p-values for their number (Holm 1979); differences without a p-value stay as they are."""
+    """Correct p-values for multiple testing (Holm 1979); differences without a p-value stay as they are."""
     tested = sorted((one.p, place) for place, one in enumerate(differences) if one is not None and one.p is not None)
     result, floor = list(differences), 0.0
     for rank, (p, place) in enumerate(tested):

@@ -19,12 +19,12 @@ from glem_graphgym.modes import METHODS
 from glem_graphgym.scores import METRIC, METRICS, warnings_of
 
 MODELS = ("LM", "GNN")
-# Columns of `summary_rows` and of summary.json; `report.results` says what they mean. Runs have those of FURTHER that
-# are not their own metric's, and the older ones none.
+# Columns of `summary_rows` and of summary.json; `report.results` explains them. A run's FURTHER columns are those of
+# metrics other than its own; older runs have none.
 SUMMARY = ("method", "valid", "test", "params", "seconds", "peak_memory_mb")
 FURTHER = tuple(f"{split}_{metric}" for metric in METRICS for split in ("valid", "test"))
-COSTS = ("texts", "energy_j")  # of newer runs, the last one where the machine tells
-NO_MODEL, GIVEN = "none", "given"  # kinds of a stage that combines predictions, and of one that was given them
+COSTS = ("texts", "energy_j")  # recorded by newer runs, energy only if the machine reports it
+NO_MODEL, GIVEN = "none", "given"  # `Stage.model` if predictions were combined, or read from a file
 LOG_WIDTH = 260
 SPLIT_OF_FOLDER = {"train": "train", "val": "valid", "test": "test"}  # GraphGym's folder -> our split
 
@@ -35,7 +35,7 @@ class Stage:
 
     index: int  # position in the run, from 0
     name: str  # e.g. "lm_gold"
-    model: str  # kind of model: "LM", "LM:<view>" or "GNN"; "none": predictions were combined, "given": by a file
+    model: str  # kind of model: "LM", "LM:<view>", "GNN"; "none" if predictions were combined, "given" if from a file
     method: str  # row of the summary that it competes for, e.g. "GLEM-GNN"
     em_iteration: int  # 0 before the first
     seconds: float  # wall-clock
@@ -43,11 +43,11 @@ class Stage:
     params: int
     lr: float  # base learning rate
     epochs: float
-    best_epoch: float  # whose weights were kept; may be a fraction
-    scores: dict[str, dict[str, float]]  # train, valid, test -> those of `METRICS` (shares 0-1), and "loss"
+    best_epoch: float  # epoch whose weights were kept; may be a fraction
+    scores: dict[str, dict[str, float]]  # train, valid, test -> scores by name of `METRICS` (shares 0-1), and "loss"
     diagnostics: dict[str, float] = field(default_factory=dict)  # of the EM objective; empty outside EM
-    texts: float | None = None  # that it trained on, again where they came again; None where not recorded
-    energy_j: float | None = None  # of the processor's packages
+    texts: float | None = None  # trained on, repetitions counted; None if not recorded
+    energy_j: float | None = None  # of the processor packages; None if not recorded
 
     @property
     def folder(self) -> str:
@@ -63,7 +63,7 @@ class Stage:
 
 
 def read_stages(run_dir: Path) -> list[Stage]:
-    """The finished stages of a run by index, of those that the last command asked for (``stages`` of ``run.json``).
+    """Finished stages of a run by index, without those that its last command did not ask for (``run.json``).
 
     Raises:
         ValueError: a ``stage.json`` is damaged, or two stages have the same index; names the files.
@@ -72,7 +72,7 @@ def read_stages(run_dir: Path) -> list[Stage]:
     wanted = read_json(about).get("stages") if about.exists() else None
     stages: dict[int, Stage] = {}
     files: dict[int, Path] = {}
-    # Hidden siblings are what a killed run left of a folder that it was still writing.
+    # Hidden siblings are folders that a killed run was still writing.
     for file in sorted((run_dir / "stages").glob("[0-9]*_*/stage.json")):
         if wanted is not None and file.parent.name not in wanted:
             continue
@@ -123,14 +123,14 @@ def read_metric(run_dir: Path) -> str:
 
 
 def finish_run(run_dir: Path, digits: int = 4) -> list[dict[str, Any]]:
-    """Write a run's stats and summary, and note in its ``run.json`` that it is finished; returns the summary.
+    """Write a run's stats and summary, mark it finished in its ``run.json``, and return the summary.
 
     ``summary.json`` is a list of the run's `summary_rows`. ``train/``, ``val/`` and ``test/stats.json`` are in
     GraphGym's format, one JSON row per stage. All rows have the same keys (train also GraphGym's ``eta``, always 0):
     ``epoch`` is the stage's index; ``lm_*`` and ``gnn_*`` are metric and loss of the latest LM and GNN up to that
-    stage, 0.0 before the first; ``time_iter`` is the stage's seconds; ``params`` count every kind of model trained up
+    stage, 0.0 before the first; ``time_iter`` is the stage's seconds; ``params`` counts every kind of model trained up
     to that stage once. Values are rounded to ``digits`` decimals, except ``lr``. Files are replaced as a whole:
-    GraphGym's reader keeps the first of the rows with one epoch, so appending would keep outdated ones.
+    GraphGym's reader keeps the first row of an epoch, so appended rows would not replace outdated ones.
 
     Raises:
         ValueError: there is no finished stage, one is damaged, or one lacks the run's metric.
@@ -178,7 +178,7 @@ def _params_of(stages: Sequence[Stage]) -> int:
 
 
 def further_metrics(stages: Sequence[Stage], metric: str) -> list[str]:
-    """The metrics beside ``metric`` that every stage was scored by."""
+    """Metrics other than ``metric`` that every stage was scored by."""
     scored = [part for stage in stages for part in stage.scores.values()]
     return [name for name in METRICS if name != metric and all(name in part for part in scored)]
 
@@ -195,16 +195,16 @@ def further_headings(columns: Iterable[str]) -> dict[str, str]:
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """Each method once, those of `METHODS` first and in that order, others after them as they came."""
+    """Distinct methods: those of `METHODS` first, in that order, then others in order of appearance."""
     found = list(dict.fromkeys(methods))
     return [name for name in METHODS if name in found] + [name for name in found if name not in METHODS]
 
 
 def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str, Any]]:
-    """A row per method, in the order of `METHODS`, with the keys `SUMMARY` and those of `FURTHER` that the run has.
+    """A row per method, in the order of `METHODS`, with the keys `SUMMARY`, and `COSTS` and `FURTHER` as recorded.
 
-    A row is that of the method's stage with the best validation score, the first of equal ones; test scores play no
-    part in the choice. Costs are those of all stages up to that one (given predictions cost nothing).
+    A row shows the method's stage with the best validation score, the first of equal ones; test scores play no part
+    in the choice. Costs are of all stages up to that one, but for predictions from a file of that stage alone.
 
     Raises:
         ValueError: a stage was not scored by ``metric``.
@@ -230,7 +230,7 @@ def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str
 
 def new_table(title: str, texts: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
     """A table with left-aligned columns of text, then right-aligned columns of numbers."""
-    # Folded, not cut off with an ellipsis: a number that lost its end is a wrong number.
+    # Folded, not cut off with an ellipsis: a truncated number is a wrong number.
     columns = [Column(name, overflow="fold") for name in texts]
     columns += [Column(name, justify="right", overflow="fold") for name in numbers]
     table = Table(*columns, title=title)
@@ -240,7 +240,7 @@ def new_table(title: str, texts: Sequence[str], numbers: Sequence[str], rows: It
 
 
 def default_console() -> Console:
-    """Standard output; in a log file there is no edge, so tables are as wide as they need to be."""
+    """Console on standard output; if that is no terminal, wide enough that tables are not folded."""
     return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
@@ -248,7 +248,7 @@ def print_run(run_dir: Path, title: str, console: Console | None = None, *, furt
     """Print a finished run, one line per method: scores in %, parameters, seconds and peak memory; then warnings.
 
     Args:
-        further: with test scores by the other metrics, for which a terminal is too narrow.
+        further: include test scores by the other metrics, for which a terminal is too narrow.
     """
     metric, stages = read_metric(run_dir), read_stages(run_dir)
     rows = summary_rows(stages, metric)
@@ -267,7 +267,7 @@ def print_run(run_dir: Path, title: str, console: Console | None = None, *, furt
 
 
 def log_run(run_dir: Path, log: Path) -> None:
-    """Append to a log file what would not fit a terminal, a line per stage with its diagnostics, and `print_run`."""
+    """Append two tables too wide for a terminal to a log file: a line per stage with diagnostics, and `print_run`."""
     stages, metric = read_stages(run_dir), read_metric(run_dir)
     diagnostics = list(dict.fromkeys(key for stage in stages for key in stage.diagnostics))
     numbers = [heading("valid", metric), "best epoch", "seconds", *diagnostics]

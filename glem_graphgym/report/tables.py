@@ -1,4 +1,4 @@
-"""Boards as tables: the columns that every table has, and Markdown, CSV and LaTeX made of them."""
+"""Boards as tables: the columns of every table, and Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Column:
 
     Attributes:
         key: attribute of a `Row`, or one of its ``further`` scores.
-        numeric: aligned to the right; ``ascending``: how a reader wants it first.
-        basic: shown unless a reader chooses otherwise, where there is little room.
-        hidden: scores of ours are.
+        numeric: aligned to the right.
+        ascending: order of the page's first sort by this column.
+        basic: shown on the page by default.
+        hidden: our scores are replaced by "hidden", as the board is blind.
     """
 
     key: str
@@ -39,13 +40,13 @@ class Column:
         return row.further.get(self.key) if self.key in FURTHER else getattr(row, self.key)
 
     def value(self, row: Row) -> Any:
-        """What a row's cell is sorted by; None: last."""
+        """Sort key of a row's cell; None sorts last."""
         found = self.of(row)
         number = found.mean if isinstance(found, Spread | Difference) else found
         return None if number != number else number  # NaN
 
     def text(self, row: Row) -> str:
-        """A row's cell."""
+        """Text of a row's cell."""
         found = self.of(row)
         if self.key == "name":
             return f"{row.name} [published: {row.source}]" if row.published else row.name + marks_of(row)
@@ -61,7 +62,7 @@ class Column:
 
 
 def columns_of(board: Board) -> list[Column]:
-    """The columns of a board, of costs those that a row has."""
+    """Columns of a board; of `COSTS` only those that a row has."""
     hidden = {"test"} if board.blind else set()
     scores = [Column(k, text, basic=k not in FURTHER, hidden=k in hidden) for k, text in board.headings.items()]
     costs = {"params": "params", "seconds": "seconds", "peak_memory_mb": "peak MB"}
@@ -79,7 +80,7 @@ def columns_of(board: Board) -> list[Column]:
 
 
 def difference_text(difference: Difference | None) -> str:
-    """``+1.34 [+0.51, +2.17] (p = 0.012, n = 10)``: points and their interval; the reason where there is no p-value."""
+    """``+1.34 [+0.51, +2.17] (p = 0.012, n = 10)``: points, interval, and p-value or the reason why there is none."""
     if difference is None:
         return "–"
     if difference.mean is None:
@@ -95,7 +96,7 @@ def interval_text(difference: Difference) -> str:
 
 
 def marks_of(row: Row) -> str:
-    """Marks after a row's name: whether it has a caveat, and how many experiments share it."""
+    """Marks after a row's name: † for a caveat, and the number of further experiments with the same result."""
     return (" †" if row.caveat else "") + (f" (+ {len(row.same_in)} the same)" if row.same_in else "")
 
 
@@ -129,8 +130,8 @@ LATEX |= {"α": r"$\alpha$", "β": r"$\beta$", "·": r"$\cdot$", "†": r"$^\dag
 
 
 def to_latex(boards: Sequence[Board]) -> str:
-    """A table per board for a paper (package booktabs): of our rows the best score of a column bold, the second
-    underlined; a star where a test score differs from the best row without GLEM."""
+    """A table per board for a paper (package booktabs): among our rows the best score per column is bold, the second
+    underlined; a star marks rows that differ significantly from the best row without GLEM."""
     lines = ["% \\usepackage{booktabs}"]
     for board in boards:
         columns = [column for column in columns_of(board) if column.key in IN_PAPERS]
@@ -162,7 +163,7 @@ def _caption(board: Board) -> str:
 
 
 def _best_two(rows: Sequence[Row], column: Column) -> list[str]:
-    """The two best scores of a column as they are shown; equal ones are both best."""
+    """The two best distinct scores of a column, as displayed."""
     found = {(value, column.text(row)) for row in rows if (value := column.value(row)) is not None}
     return list(dict.fromkeys(text for _, text in sorted(found, reverse=True)))[:2]
 
@@ -192,8 +193,8 @@ CSV_COLUMNS = [
 def to_csv(boards: Sequence[Board]) -> str:
     """All boards as one CSV table with full precision; ``source`` is "this run" or where a row was published.
 
-    ``valid`` and ``test`` are of the metric; columns of the other scores, and what the language
-    model is, stand at the end, where a run has them.
+    ``valid`` and ``test`` are scores by the board's metric; other scores and the language model are columns at the
+    end, if a run has them.
     """
     table = []
     there = {name for board in boards for row in board.rows for name in row.further}

@@ -1,4 +1,4 @@
-"""The leaderboard in a terminal: as much of it as the terminal is wide; the files have all."""
+"""The leaderboard in a terminal: as many columns as fit; the CSV and the Markdown file have all."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NAME_WIDTH, MIN_NAME_WIDTH, REASON_WIDTH, WIDEST = 36, 18, 16, 10_000
 
 
 def print_board(board: Board, console: Console | None = None) -> None:
-    """Print the table of one graph, published rows below ours, then what must be known to read it.
+    """Print the table of one board, published rows below ours, then its notes.
 
-    In a narrow terminal cells have several lines, and columns are left out from the least important; a note says which.
+    In a narrow terminal, cells are wrapped, then the least important columns left out; a note names them.
     """
     console = console or default_console()
     every = columns_of(board)
@@ -44,7 +44,7 @@ def print_board(board: Board, console: Console | None = None) -> None:
 
 
 def _table(board: Board, columns: Sequence[Column], width: int) -> Table:
-    """The table, with names on several lines of that width, and differences too; 0 = on one line."""
+    """The table, with names wrapped at ``width`` and differences over several lines; 0 = each row on one line."""
     heads = [column.heading.replace(" non", "\nnon") if width else column.heading for column in columns]
     table = new_table(board.title, [], [])
     for column, head in zip(columns, heads, strict=True):
