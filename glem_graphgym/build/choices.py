@@ -1,6 +1,6 @@
-"""The settings that ``auto`` stands for on the processor at hand: measured once, and kept under ``dataset.dir``.
+"""The settings that ``auto`` stands for on this CPU: measured once, and cached under ``dataset.dir``.
 
-Bits depend on these choices, so a run keeps those that it began with: ``run.json`` has them. A GPU's are fixed ones.
+Choices change results bit by bit, so a run keeps those that it began with (``run.json``). GPUs are not measured.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from glem_graphgym.hardware import processor
 from glem_graphgym.models.attention import CPU_ATTENTION, cpu_attention
 from glem_graphgym.models.pretrained import load_config
 
-SWITCH = "GLEM_MEASURE"  # 0 in the environment: nothing is measured, `auto` goes by the processor's instructions
-GAIN = 1.1  # how many times as fast the other choice must be, so that noise does not decide
-TURNS = 5  # of the candidates, after one that warms up; the fastest counts, as other programs only slow one down
-LENGTHS = (16, 32, 64, 128, 256, 512)  # tokens of a text at which attention is timed
-TOKENS = {True: 1344, False: 4096}  # of a batch in training, and in inference
-ROWS, WIDTH = 1024, 512  # of the product in whose time types are compared
+SWITCH = "GLEM_MEASURE"  # 0 in the environment: measure nothing; `auto` then follows the processor's instruction set
+GAIN = 1.1  # speed-up that bf16 or sdpa must reach to be chosen, so that noise does not decide
+TURNS = 5  # timed runs per candidate, after a warm-up; the fastest counts, as other programs can only slow it down
+LENGTHS = (16, 32, 64, 128, 256, 512)  # tokens per text at which attention is timed
+TOKENS = {True: 1344, False: 4096}  # per batch; training -> number
+ROWS, WIDTH = 1024, 512  # of the input of the linear layer that precisions are timed on
 
 
 def choose(cfg: CfgNode, anew: bool = False) -> dict[str, Any]:
-    """Key -> value of those keys that are ``auto`` in ``cfg`` and have been measured; the same in all processes.
+    """Key -> measured value, for keys that are ``auto`` in ``cfg``; the same in all processes.
 
     Args:
-        anew: the run folder's choices do not count, as what it holds is going to be deleted.
+        anew: ignore the choices in the run folder, whose content is going to be deleted.
     """
     return processes.broadcast(lambda: _choose(cfg, anew))
 
@@ -57,7 +57,7 @@ def with_choices(cfg: CfgNode, choices: Mapping[str, Any]) -> CfgNode:
 def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
     run_dir = Path(cfg.run_dir)
     if not anew and any((run_dir / "stages").glob("[0-9]*")):
-        with suppress(DamagedFileError):  # which is reported where the folder is checked
+        with suppress(DamagedFileError):  # reported when the folder is checked
             return dict(read_json(run_dir / "run.json").get("choices", {}))
     if os.environ.get(SWITCH) == "0" or hardware_for(cfg, "32").accelerator != "cpu":
         return {}
@@ -68,7 +68,7 @@ def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
         precision = _kept(cache, "precision", (), faster_precision)
         chosen |= {f"{group}.precision": precision for group in groups}
     if texts and cfg.lm.attention == "auto":
-        with suppress(Exception):  # a model that cannot be read is reported where it is built
+        with suppress(Exception):  # a model that cannot be read is reported when it is built
             model = load_config(cfg.lm.model)
             heads, width = int(model.num_attention_heads), int(model.hidden_size)
             dtype = hardware_for(cfg, chosen.get("lm.precision", cfg.lm.precision)).dtype
@@ -83,7 +83,7 @@ def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
 
 
 def _kept(cache: Path, name: str, key: Sequence[object], measure: Callable[[], str]) -> str:
-    """The choice of this name for this processor, number of threads, torch and ``key``; measured where unknown."""
+    """The choice ``name`` for this processor, number of threads, torch version and ``key``; measured if not cached."""
     about = {"processor": [*processor()], "threads": torch.get_num_threads(), "torch": torch.__version__}
     about["of"] = [*key]
     file = cache / f"{name}-{fingerprint(about)}.json"
@@ -97,9 +97,9 @@ def _kept(cache: Path, name: str, key: Sequence[object], measure: Callable[[], s
 
 
 def faster_precision() -> str:
-    """``bf16`` or ``32``: the type in which a linear layer of float32 rows takes less time, its casts included.
+    """``bf16`` or ``32``: the faster precision of a linear layer with float32 input and output, casts included.
 
-    Instructions for bfloat16 alone do not say: without AMX an Intel Xeon is twice as fast in float32.
+    That a processor has bfloat16 instructions does not decide: without AMX an Intel Xeon is twice as fast in float32.
     """
     rows, weight = torch.randn(ROWS, WIDTH), torch.randn(4 * WIDTH, WIDTH)
     half = weight.bfloat16()
@@ -111,17 +111,18 @@ def faster_precision() -> str:
 
 
 def faster_attention(heads: int, width: int, dtype: torch.dtype, dropout: float) -> str:
-    """`CPU_ATTENTION` with the lengths, in training and in inference, from which on torch's sdpa is faster; or without.
+    """`CPU_ATTENTION`, with the text lengths in training and inference from which torch's sdpa is faster, if any.
 
     Args:
-        width: of a head. dropout: share 0-1, of attention weights in training.
+        width: of a head.
+        dropout: of the attention weights in training, 0-1.
     """
     ends = [_sdpa_from(training, heads, width, dtype, dropout if training else 0.0) for training in (True, False)]
     return f"{CPU_ATTENTION}_{ends[0]}_{ends[1]}" if any(ends) else CPU_ATTENTION
 
 
 def _sdpa_from(training: bool, heads: int, width: int, dtype: torch.dtype, dropout: float) -> int:
-    """The least of `LENGTHS` from which on sdpa is faster at each; 0 where it is not even at the last."""
+    """The shortest of `LENGTHS` such that sdpa is faster there and at all longer ones; 0 if there is none."""
     least = 0
     for length in reversed(LENGTHS):
         attend = functools.partial(_attend_once, length, training, heads, width, dtype, dropout)
@@ -141,7 +142,7 @@ def _attend_once(
     dropout: float,
     sdpa_from: tuple[int, int],
 ) -> Callable[[], None]:
-    """A function that attends in a batch of random texts and, in training, computes the gradient of its inputs."""
+    """A function that computes attention on a batch of random texts and, in training, the gradient of its inputs."""
     texts = max(1, TOKENS[training] // length)
     mask = torch.zeros(texts, 1, length, length)
     mask[::2, :, :, -1] = torch.finfo(torch.float32).min
@@ -159,7 +160,7 @@ def _attend_once(
 
 
 def _seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """The least seconds of each candidate; they take turns."""
+    """Candidate -> its fastest time in seconds; candidates are timed in turn."""
     least = dict.fromkeys(candidates, float("inf"))
     for turn in range(1 + TURNS):
         for name, run in candidates.items():

@@ -1,10 +1,10 @@
 """Export of a finished run for use elsewhere: its LM, its GNN's weights, embeddings and predictions.
 
-A folder of `export_run` holds
+`export_run` writes a folder with
 
-    lm/                            the tuned LM as a folder of sentence-transformers; head/ in it is the LM head
-    gnn/                           weights.safetensors, and settings.json with what they belong to
-    embeddings.npy                 float16 (N, H), of the LM; zeros where the run encoded no text
+    lm/                            the tuned LM as a sentence-transformers folder; lm/head/ is the classification head
+    gnn/                           weights.safetensors, and settings.json with their stage, classes and settings
+    embeddings.npy                 float16 (N, H), of the LM; zeros for nodes that the run did not encode
     lm_logits.npy, gnn_logits.npy  float16 (N, C)
     nodes.parquet                  one row per predicted node, in their order (with the extra ``parquet``)
 """
@@ -34,7 +34,7 @@ from glem_graphgym.files import making, write_json
 from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.saving import save_dense, save_text_encoder
 
-ROWS = 1 << 16  # nodes of a row group of Parquet
+ROWS = 1 << 16  # nodes per Parquet row group
 OF_GNN = ("model.", "gnn.", "glem.node_features", "glem.label_input", "glem.setting")
 
 
@@ -42,13 +42,13 @@ def export_run(cfg: CfgNode, folder: Path, stage: str | None = None, adapter: bo
     """Write the finished run in ``cfg.run_dir`` into ``folder``.
 
     Args:
-        folder: is made; may be there if it is empty.
-        stage: the name of the stage to take, such as ``e_step_2``; of the other model, or without one, it is the best
-            by validation, in GLEM of the EM iterations.
-        adapter: of an LM with adapters (LoRA) write these alone.
+        folder: created; may exist if it is empty.
+        stage: name of the stage to export, such as ``e_step_2``. The other model, or with None both, is exported from
+            its best stage by validation; in GLEM, the best one of the EM iterations.
+        adapter: write only the adapters of an LM with LoRA.
 
     Raises:
-        RunError: the folder is not empty, or there is no such stage; others as of `finished_run`.
+        RunError: the folder is not empty, or there is no such stage; see also `finished_run`.
         ValueError: there are no adapters to write.
         FileNotFoundError: the run has not kept the weights of a stage.
     """
@@ -74,7 +74,7 @@ def export_run(cfg: CfgNode, folder: Path, stage: str | None = None, adapter: bo
 
 
 def _stages(run: Run, name: str | None) -> tuple[FinishedStage | None, FinishedStage | None]:
-    """The stages that LM and GNN are taken of; both are the same one where they were trained as one model."""
+    """The stages to export LM and GNN from; the same one if they were trained as one model."""
     lm, gnn = run.best_of("LM"), run.best_of("GNN")
     if name is not None:
         trained = {stage.key.name: stage for stage in run.journal.finished if stage.key.model not in ("none", "given")}
@@ -129,7 +129,7 @@ def _export_gnn(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, 
 def _export_table(
     graph: TextGraph, nodes: np.ndarray, lm: FinishedStage | None, gnn: FinishedStage | None, file: Path
 ) -> None:
-    """Write id, embedding and each method's class and probability of ``nodes``; without pyarrow only a hint."""
+    """Write id, embedding, and each method's class and probability of ``nodes``; without pyarrow only log a hint."""
     if importlib.util.find_spec("pyarrow") is None:
         logging.info(f"{file.name} is left out: it needs pyarrow (pip install 'glem-graphgym[parquet]')")
         return

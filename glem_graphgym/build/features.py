@@ -1,4 +1,4 @@
-"""Node features of the GNN: text embeddings, static embeddings, raw features, features of a file, or several."""
+"""Node features of the GNN: text embeddings, static embeddings, raw features, words, a file's, or several of these."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from glem_graphgym.memory import naming_out_of_memory
 from glem_graphgym.out_of_core.feature_rows import FeatureRows, ranges
 
 ROWS_AT_ONCE = 1 << 16
-SECONDS = "seconds.json"  # beside the embeddings: what they took
+SECONDS = "seconds.json"  # file beside the static embeddings: seconds of computing them
 
 
 def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> np.ndarray:
@@ -45,7 +45,7 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
             raise DataError(f"{key} is '{path}', expected a file ending in .npy or .pt")
     except DataError:
         raise
-    except Exception as error:  # unpickling somebody's file can fail in any way
+    except Exception as error:  # unpickling a foreign file can fail in any way
         raise DataError(f"{key}: {path} cannot be read as one array: {error!r:.200}") from error
     expected = f"({rows}, {'D' if columns is None else columns})"
     if array.ndim != 2 or len(array) != rows or (columns is not None and array.shape[1] != columns):
@@ -58,13 +58,13 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
 
 
 def word_features(texts: Sequence[str], kind: str, columns: int, rows: np.ndarray | None = None) -> np.ndarray:
-    """float16 (N, columns): what words each text has, by scikit-learn; columns without a word are zero.
+    """Bag-of-words features float16 (N, columns), by scikit-learn; columns beyond the vocabulary are zero.
 
     Args:
         kind: ``"bow"``, 1 for each word that occurs, or ``"tfidf"``, sublinear counts times inverse document frequency,
             each row of length 1.
-        columns: the most frequent words, English stop words left out.
-        rows: int64: texts that words and frequencies are taken from; None = all.
+        columns: size of the vocabulary: the most frequent words, without English stop words.
+        rows: int64, the texts that determine vocabulary and frequencies; None = all.
     """
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
@@ -84,7 +84,7 @@ def word_features(texts: Sequence[str], kind: str, columns: int, rows: np.ndarra
 
 
 def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = None) -> Path:
-    """The folder under ``dataset.dir`` for the embeddings of the untuned LM (of ``nodes`` alone)."""
+    """The folder under ``dataset.dir`` for the untuned LM's embeddings, of ``nodes`` alone if given."""
     lm = cfg.lm
     key = fingerprint(
         np.asarray(tokens.ids),
@@ -102,9 +102,10 @@ def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = N
 
 
 def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = None) -> np.ndarray:
-    """float16 (N, H): embeddings of the untuned LM, computed once and cached under ``dataset.dir``.
+    """Embeddings float16 (N, H) of the untuned LM, computed once and cached under ``dataset.dir``.
 
-    Of ``nodes``, int64 (n,), alone where given, and zeros for the others.
+    Args:
+        nodes: int64 (n,), nodes to encode, with zeros for the others; None = all.
     """
     folder = static_folder(cfg, tokens, nodes)
     with filling(folder, data_parallel=True) as part:
@@ -124,7 +125,7 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None
 
 
 def seconds_before(cfg: CfgNode, tokens: TokenStore | None, nodes: np.ndarray | None) -> float:
-    """Seconds that the static embeddings among the features took, whichever run made them; 0 without any."""
+    """Seconds of computing the static embeddings, in whichever run; 0 if the features include none."""
     if "static" not in feature_kinds(cfg.glem.node_features):
         return 0.0
     assert tokens is not None
@@ -135,17 +136,17 @@ def seconds_before(cfg: CfgNode, tokens: TokenStore | None, nodes: np.ndarray | 
 def feature_builder(
     cfg: CfgNode, graph: TextGraph, tokens: TokenStore | None, encoded: np.ndarray | None = None
 ) -> Callable[..., Any]:
-    """What makes the GNN's features (N, D) of embeddings (N, H) of texts and of views, as ``glem.node_features`` says.
+    """A function from embeddings (N, H) of texts and views to the features (N, D) that ``glem.node_features`` names.
 
-    Everything but the embeddings is read, and checked, now. The features are a float32 array, or with a budget of
-    memory `FeatureRows`, which read what they are made of when they are asked for rows.
+    All features but the trained embeddings are read and checked at once. The function returns a float32 array or, with
+    ``glem.memory_budget_gb``, `FeatureRows`, which read the rows that they are asked for from their sources.
 
     Args:
         encoded: int64, increasing: nodes that have embeddings; None = all.
     """
     fixed: dict[str, np.ndarray] = {}
     kinds = feature_kinds(cfg.glem.node_features)
-    seen = None  # transductive: all texts are
+    seen = None  # nodes whose texts training may use; None = all (transductive)
     if cfg.glem.setting != "transductive":
         seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
     for kind in kinds:
@@ -165,7 +166,7 @@ def feature_builder(
     counted = encoded if of_encoded else None
     if seen is not None:
         counted = seen
-        if of_encoded:  # which other nodes are encoded depends on the edges of test nodes
+        if of_encoded:  # only these: whether other nodes are encoded depends on edges of test nodes
             counted = np.union1d(graph.split["train"], graph.split["valid"])
 
     def build(embeddings: np.ndarray | None, views: Mapping[str, np.ndarray] = MappingProxyType({})) -> Any:

@@ -1,4 +1,4 @@
-"""The first step's teacher, where somebody else's predictions take its place: logits, or ranked classes per node."""
+"""Predictions from a file that replace the first EM step's teacher: logits, or ranked classes per node."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.text_graph import TextGraph
 
 KEY = "glem.first_predictions"
-UNRANKED = 0.1  # probability that all classes share alike, whether they are ranked or not
-NEXT_RANK = 0.5  # probability of a rank, relative to the one before it
+UNRANKED = 0.1  # probability mass spread evenly over all classes, ranked or not
+NEXT_RANK = 0.5  # probability of a rank relative to the rank before
 
 
 def first_predictions(path: str, graph: TextGraph) -> np.ndarray | None:
-    """Logits float (N, C) of the file that ``glem.first_predictions`` names; None where it names none.
+    """Logits float (N, C) from the file ``glem.first_predictions``; None if ``path`` is empty.
 
-    An array, see `load_matrix`; or a CSV as TAPE (He et al., ICLR 2024) publishes the answers of a large language
-    model: row n has the classes of node n, the most probable first, as numbers or names, and may be empty. See
-    `ranked_logits`.
+    The file holds an array (see `load_matrix`), or is a CSV such as TAPE's (He et al., ICLR 2024) answers of a large
+    language model: row n ranks the classes of node n, as numbers or names, the most probable first, and may be empty
+    (see `ranked_logits`).
 
     Raises:
         DataError: the file cannot be read, or does not fit the graph.
@@ -44,9 +44,8 @@ def first_predictions(path: str, graph: TextGraph) -> np.ndarray | None:
 
 
 def ranked_logits(ranked: list[list[int]], graph: TextGraph) -> np.ndarray:
-    """float16 (N, C), log p: rank r (from 0) of a node has a share ∝ 2^-r of 0.9, and all classes alike share 0.1.
-
-    A node without ranked classes has the same probability for each class.
+    """Log-probabilities float16 (N, C): 0.9 is split over a node's ranks r = 0, 1, … in proportion to 2^-r, and 0.1
+    evenly over all classes. A node without ranked classes gets a uniform distribution.
     """
     classes = graph.num_classes
     p = np.full((len(ranked), classes), UNRANKED / classes)
@@ -57,7 +56,7 @@ def ranked_logits(ranked: list[list[int]], graph: TextGraph) -> np.ndarray:
 
 
 def _classes(path: str, rows: list[list[str]], graph: TextGraph) -> list[list[int]]:
-    """Class indices of each row, in its order; the cells of a row are all names or all numbers of classes."""
+    """Class indices per row, in ranked order; the cells of a row are all class names or all class numbers."""
     names = {name: place for place, name in enumerate(graph.class_names)}
     numbers = {str(place): place for place in range(graph.num_classes)}
     ranked = []

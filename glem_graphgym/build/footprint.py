@@ -1,6 +1,6 @@
-"""The memory that a GNN takes: counted in real steps on small inputs of the same degree and widths, and extrapolated.
+"""Memory of a GNN: counted in real steps on small inputs of the same degree and widths, then extrapolated.
 
-So it holds for any registered network. Hop features themselves are reckoned in `out_of_core.hop_storage`.
+This works for any registered network. The size of hop features themselves is computed in `out_of_core.hop_storage`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from glem_graphgym.hardware import Hardware
 from glem_graphgym.live_bytes import LiveBytes, counted, foreseen
 
 STEP = "a step's neighbourhood"
-FEWEST_NODES = 96  # of the smaller of two graphs; a graph of fewer is measured as it is
-BLOCK_NODES = 1500  # of the larger of two neighbourhoods
-HOP_NODES = 128  # of the larger of two batches of a network on hop features
+FEWEST_NODES = 96  # at least, in the smaller of the two measured graphs
+BLOCK_NODES = 1500  # in the larger of the two measured neighbourhoods
+HOP_NODES = 128  # in the larger of the two measured batches of a network on hop features
 
 
 def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool = True) -> dict[str, int]:
-    """Bytes of a GNN that sees the whole graph at a time, part by part.
+    """Bytes of a GNN on the whole graph, by part: features, edges, and a training step or a prediction.
 
     Args:
         width: of the node features.
-        trains: whether it is trained on the whole graph, or only predicts on it.
+        trains: whether the GNN also trains on the whole graph, or only predicts on it.
     """
     real, hardware = _real_and_counted(cfg)
     cfg = cfg.clone()
@@ -54,7 +54,7 @@ def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool =
             live.mark("features")
             task = learner.start(StepTargets(gold), features.numpy())
             optimizer = task.optimizer(2)[0] if trains else None
-            for epoch in range(2 if optimizer else 0):  # in the second there are the optimizer's states, too
+            for epoch in range(2 if optimizer else 0):  # the second one includes the optimizer's state
                 assert optimizer is not None
                 batches = task.batches(epoch)
                 with hardware.autocast():
@@ -70,15 +70,15 @@ def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool =
         peak, marks = foreseen(measure, small, 2 * small, graph.num_nodes)
     edges, features = marks["edges"], marks["features"] - marks["edges"]
     rest = "a training step" if trains else "a prediction of all nodes"
-    if real.accelerator == "cuda" and real.dtype != torch.float32:  # which has them in its own type alone
+    if real.accelerator == "cuda" and real.dtype != torch.float32:  # a GPU holds them in its own dtype only
         features = 0
     return {"features": features, "edges": edges, rest: peak - marks["features"]}
 
 
 def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
-    """Bytes of a training step on a sampled neighbourhood and, where validation samples too, of one of its batches.
+    """Bytes of a training step on a sampled neighbourhood and, in joint training, of a validation batch on one.
 
-    Of joint training the GNN's part, without that of texts.
+    In joint training this is the GNN's part alone, without the encoding of texts.
     """
     train, valid, joint = graph.split["train"], graph.split["valid"], is_joint(cfg)
     if not joint:
@@ -90,11 +90,11 @@ def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str,
 
 
 def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trains: bool) -> int:
-    """Bytes of a forward pass from a neighbourhood of ``seeds``, one being drawn, and of the step that it leads to."""
+    """Bytes of a forward pass and, with ``trains``, a training step on a neighbourhood sampled around ``seeds``."""
     joint, classes = is_joint(cfg), graph.num_classes
     _, hardware = _real_and_counted(cfg)
     dim, dtype = width + (classes if cfg.glem.label_input else 0), torch.float32 if joint else hardware.dtype
-    if cfg.glem.setting != "transductive":  # where training sees fewer edges: not more than is certain
+    if cfg.glem.setting != "transductive":  # training sees fewer edges: a lower bound, without neighbours
         drawn = _no_neighbours(len(seeds), len(cfg.gnn.fan_out))
     else:
         drawn = NeighbourSampler(graph.rowptr, graph.col, cfg.gnn.fan_out).sample(seeds, np.random.default_rng(0))
@@ -122,10 +122,11 @@ def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trai
 
 
 def hop_step_bytes(cfg: CfgNode, num_classes: int, width: int, nodes: int) -> int:
-    """Bytes of a training step of a network on hop features, of so many nodes: weights, optimizer, all that it keeps.
+    """Bytes of a training step of a network on hop features: weights, optimizer state, batch and activations.
 
     Args:
         width: of the node features.
+        nodes: per batch.
     """
     _, hardware = _real_and_counted(cfg)
 
@@ -136,7 +137,7 @@ def hop_step_bytes(cfg: CfgNode, num_classes: int, width: int, nodes: int) -> in
             hops = torch.zeros(cfg.gnn.hops + 1, size, width, dtype=hardware.dtype)
             labels = torch.zeros(1, size, num_classes, dtype=hardware.dtype) if cfg.glem.label_input else None
             optimizer = gnn_optimizer(cfg)(network.parameters())[0]
-            for _ in range(2):  # in the second there are the optimizer's states, too
+            for _ in range(2):  # the second step includes the optimizer's state
                 with hardware.autocast():
                     logits = network(hops, labels)
                 F.cross_entropy(logits.float(), torch.zeros(size, dtype=torch.long)).backward()
@@ -157,7 +158,7 @@ def _step(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardw
 
 
 def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
-    """Bytes per node that each layer of a stack gives, as prediction layer after layer stores them."""
+    """Bytes per node of each layer's output, as layer-wise prediction stores it."""
     _, hardware = _real_and_counted(cfg)
     dim = width + (num_classes if cfg.glem.label_input else 0)
     found = []
@@ -172,20 +173,20 @@ def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
 
 
 def _real_and_counted(cfg: CfgNode) -> tuple[Hardware, Hardware]:
-    """The hardware of a run, and that on which its steps are counted: the CPU, with as many bytes per number."""
+    """The run's hardware, and the hardware on which steps are counted: a CPU with as many bytes per number."""
     real = hardware_for(cfg, cfg.lm.precision) if is_joint(cfg) else gnn_hardware(cfg)
     return real, Hardware("cpu", "32-true" if real.dtype == torch.float32 else "bf16-mixed")
 
 
-# ---- small inputs that are like large ones ---------------------------------------------------------------------------
+# ---- small inputs that resemble large ones ---------------------------------------------------------------------------
 
 
 def ring_like(graph: TextGraph, num_nodes: int) -> TextGraph:
-    """A graph of so many nodes with the mean degree, classes and split shares of ``graph``: a ring, with edges to nodes
-    that are near on it. ``num_nodes`` exceeds twice the degree."""
+    """A ring of ``num_nodes`` nodes with the mean degree, classes and split shares of ``graph``; edges join nodes near
+    each other on the ring. ``num_nodes`` must exceed twice the degree."""
     per_node = len(graph.col) / graph.num_nodes / 2
     reach = int(per_node)
-    some = np.arange(round((per_node - reach) * num_nodes))  # nodes that have an edge to one a step further
+    some = np.arange(round((per_node - reach) * num_nodes))  # nodes with one more edge, one step further
     source = np.concatenate([np.tile(np.arange(num_nodes), reach), some])
     step = np.concatenate([np.repeat(np.arange(1, reach + 1), num_nodes), np.full(len(some), reach + 1)])
     target = (source + step) % num_nodes
@@ -202,7 +203,7 @@ def ring_like(graph: TextGraph, num_nodes: int) -> TextGraph:
 
 
 def scaled(block: Block, share: float) -> Block:
-    """A neighbourhood with that share of the nodes and edges of each hop of ``block``."""
+    """A neighbourhood with a ``share`` (0-1) of the nodes and edges of each hop of ``block``."""
     starts = [0, *block.ends[:-1].tolist()]
     sizes = np.diff(block.ends, prepend=0).tolist()
     groups = [max(2, round(share * size)) if size else 0 for size in sizes]

@@ -1,4 +1,4 @@
-"""The GNN that ``model.type`` and ``gnn.*`` name: our networks, or any that GraphGym finds by its name."""
+"""Builds the GNN that ``model.type`` and ``gnn.*`` describe: one of ours, or any network registered in GraphGym."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from glem_graphgym.models.sign import SIGN
 
 @dataclass(frozen=True)
 class Network:
-    """An entry of `NETWORKS`: how the network of a ``model.type`` is made."""
+    """An entry of `NETWORKS`: how to build the network of a ``model.type``, and its kind."""
 
     make: Callable[[CfgNode, int, int], nn.Module]  # (cfg, width of the node features F, classes C) -> plain module
-    sees_hops: bool = False  # it takes hop features (K + 1, N, F) rather than features (N, F) and the graph
-    is_layered: bool = False  # a `LayerStack`: trains on sampled neighbourhoods, predicts layer by layer
+    sees_hops: bool = False  # input: hop features (K + 1, N, F) instead of features (N, F) and the graph
+    is_layered: bool = False  # a `LayerStack`, which can predict layer by layer
 
 
 def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) -> Network:
-    """A layer stack with the settings that all take and the ``gnn.*`` of ``keys`` and ``renamed`` (argument=key)."""
+    """A layer stack with the settings of all stacks, and the ``gnn.*`` of ``keys`` and ``renamed`` (argument=key)."""
 
     def build(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
         same = ("residual", "linear_skip", "readout", *keys)
@@ -60,11 +60,7 @@ def _common(cfg: CfgNode) -> dict[str, Any]:
 
 
 def num_layers(cfg: CfgNode, least: int = 1) -> int:
-    """``gnn.layers_mp``.
-
-    Raises:
-        ValueError: ``model.type`` needs more.
-    """
+    """``gnn.layers_mp``; ValueError if it is below ``least``, which ``model.type`` needs."""
     if cfg.gnn.layers_mp < least:
         raise ValueError(f"gnn.layers_mp is {cfg.gnn.layers_mp}, model.type {cfg.model.type} needs at least {least}")
     return int(cfg.gnn.layers_mp)
@@ -117,7 +113,7 @@ def _gamlp(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
 
 
 def _attention_over_hops(cfg: CfgNode) -> dict[str, Any]:
-    """Settings that SAGN and GAMLP share: dropouts, and whether there is a network on the last label hop."""
+    """Settings that SAGN and GAMLP share: dropouts, and whether they have a network on the last label hop."""
     own = {name: cfg.gnn[name] for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout")}
     return {**own, "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard")}
 
@@ -137,7 +133,7 @@ NETWORKS: dict[str, Network] = {
 
 
 def has_layers(cfg: CfgNode) -> bool:
-    """Whether ``model.type`` names a layer stack of ours, which `build_gnn` makes a `LayeredGNN` of."""
+    """Whether ``model.type`` names one of our layer stacks, which `build_gnn` wraps in a `LayeredGNN`."""
     return cfg.model.type in NETWORKS and NETWORKS[cfg.model.type].is_layered
 
 
@@ -166,10 +162,10 @@ class GraphNetwork(nn.Module):
 
 
 class HopGraphNetwork(nn.Module):
-    """One of our networks on hop features as a GraphGym network: propagates the batch's features, then reads hops.
+    """One of our networks on hop features as a GraphGym network: propagates the batch's features, then calls ``net``.
 
     Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`). GraphGym's own training
-    copies the graph for every step, so there it is propagated (``hops`` times) in every step too.
+    copies the graph for every step, so here features are propagated (``hops`` times) in every step.
     """
 
     def __init__(self, net: HopNetwork, hops: int) -> None:
@@ -188,7 +184,7 @@ def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> nn.M
 
 
 def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
-    """(pred, true) as GraphGym's node head gives them: of the split's nodes, or of all outside of a split."""
+    """(pred, true) as GraphGym's node head returns them: for the nodes of ``batch.split``, or all nodes without one."""
     labels = batch.y if "y" in batch else None
     if "split" not in batch:
         return logits, labels
@@ -203,9 +199,9 @@ class Structure:
     """The graph in two forms: edge_index for GraphGym's layers, sparse CSR for ours.
 
     Args:
-        edge_index: int64 (2, E), both directions; None: made of ``adjacency`` when first asked for.
+        edge_index: int64 (2, E), undirected edges twice; None = derived from ``adjacency`` on first access.
         num_nodes: N.
-        adjacency: the same edges where they are in that form already.
+        adjacency: the same edges as CSR, if available; None = made from ``edge_index``.
     """
 
     def __init__(self, edge_index: Tensor | None, num_nodes: int, adjacency: Adjacency | None = None) -> None:
@@ -217,7 +213,7 @@ class Structure:
 
     @classmethod
     def of_block(cls, block: Block) -> Structure:
-        """A sampled neighbourhood; our networks give the logits of its seeds alone, others those of all its nodes."""
+        """A sampled neighbourhood, for which our networks return logits of the seeds only, others of all its nodes."""
         rowptr, col, degree = (torch.from_numpy(part) for part in (block.rowptr, block.col, block.degree))
         adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist(), checked=True)
         return cls(None, len(block.nodes), adjacency)
@@ -228,7 +224,7 @@ class Structure:
 
     @property
     def edge_index(self) -> Tensor:
-        """On the device of ``adjacency``: networks of ours never ask for it there."""
+        """int64 (2, E), on the device of ``adjacency``; moved on access, as our own networks never read it."""
         if self._edge_index is None:
             self._edge_index = self.adjacency.edge_index()
         self._edge_index = self._edge_index.to(self.device)
@@ -249,14 +245,15 @@ class Structure:
 
 
 class MmapGraph:
-    """The graph in arrays that may be memory-mapped, for networks on hop features that are propagated on disk.
+    """The graph as CSR arrays that may be memory-mapped, for work that reads it from disk.
 
-    It has the attributes of a `Structure`, made when first asked for.
+    It also has the attributes of a `Structure`, built on first access.
 
     Args:
-        rowptr: int64 (N+1,), col: (E,), of all N nodes.
-        keep: bool (N,): only edges between nodes of the mask are there; None = all.
-        make: the same as a `Structure`, of the kept nodes alone where it is what training sees.
+        rowptr: int64 (N+1,), of all N nodes.
+        col: (E,), their neighbours.
+        keep: bool (N,), mask: only edges between its nodes belong to the graph; None = all.
+        make: builds the same graph as a `Structure`; for the training view, on the kept nodes only.
     """
 
     def __init__(
@@ -269,7 +266,7 @@ class MmapGraph:
         return self._make()
 
     def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """As of `Structure`; there must be no mask."""
+        """See `Structure.csr`; only without ``keep``."""
         assert self.keep is None, "neighbours are not sampled from a part of a stored graph"
         return self.rowptr, self.col
 
@@ -283,7 +280,7 @@ class MmapGraph:
 
 
 def gcn_operator(structure: Structure | MmapGraph) -> SparseOperator:
-    """D~^-1/2 (A+I) D~^-1/2, by which hop features are propagated (SIGN, GAMLP)."""
+    """D~^-1/2 (A+I) D~^-1/2, the operator that propagates hop features (SIGN, GAMLP)."""
     return structure.adjacency.gcn()
 
 
@@ -291,8 +288,8 @@ class GNN(nn.Module):
     """Any GraphGym network as the M-step calls it: (features, structure) -> logits.
 
     Args:
-        network: called with a batch, gives (logits, labels).
-        cfg: what a network that is not ours finds in GraphGym's global configuration; None = it reads nothing there.
+        network: called with a batch, returns (logits, labels).
+        cfg: settings that a foreign network reads from GraphGym's global configuration; None = it reads none there.
     """
 
     def __init__(self, network: nn.Module, cfg: CfgNode | None = None) -> None:
@@ -300,7 +297,7 @@ class GNN(nn.Module):
         self.network, self.cfg = network, cfg
 
     def forward(self, x: Tensor, structure: Structure) -> Tensor:  # (N, D) -> (N, C)
-        # A new one every time: GraphGym's layers write batch.x in place.
+        # A new batch for every call: GraphGym's layers overwrite batch.x.
         edges = None if isinstance(self.network, GraphNetwork) else structure.edge_index
         batch = Data(x=x, edge_index=edges, num_nodes=structure.num_nodes)
         batch.adjacency = structure.adjacency
@@ -310,7 +307,7 @@ class GNN(nn.Module):
 
 
 class LayeredGNN(GNN):
-    """A `GNN` of one of our layer stacks, whose layers can be asked for one by one."""
+    """A `GNN` of one of our layer stacks, whose layers can be called one by one."""
 
     @property
     def _stack(self) -> LayerStack:
@@ -323,7 +320,7 @@ class LayeredGNN(GNN):
         return len(self._stack.layers)
 
     def layer(self, index: int, x: Tensor, structure: Structure) -> Tensor:
-        """Output (b, D') of layer ``index`` for the seeds of a neighbourhood of one hop, from ``x`` (n, D)."""
+        """Output (b, D') of layer ``index`` for the b seeds of a one-hop neighbourhood with inputs ``x`` (n, D)."""
         block = structure.adjacency
         assert isinstance(block, BlockAdjacency)
         (one_hop,) = block.layers()
@@ -332,9 +329,9 @@ class LayeredGNN(GNN):
 
 @contextmanager
 def as_global(cfg: CfgNode) -> Iterator[None]:
-    """A block in which GraphGym's global configuration holds the settings of ``cfg``.
+    """Context in which GraphGym's global configuration holds the settings of ``cfg``.
 
-    Networks of GraphGym and of its other plugins read their settings there, when they are built and when called.
+    Networks of GraphGym and of its other plugins read them there, when built and when called.
     """
     from torch_geometric.graphgym.config import cfg as live
 
@@ -354,7 +351,7 @@ def as_global(cfg: CfgNode) -> Iterator[None]:
 def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
     """The network that ``model.type`` names, with one logit per class (two for C = 2).
 
-    Its ``forward`` takes features and a `Structure`, or hop features where it `sees_hops`.
+    Its ``forward`` takes features and a `Structure`, or hop features if it `sees_hops`.
 
     Raises:
         ValueError: ``model.type``, or a layer that it asks for, is not registered.
@@ -373,7 +370,7 @@ def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
 
 
 def gnn_optimizer(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], tuple[Any, Any]]:
-    """Parameters -> (optimizer, learning-rate schedule counted in epochs), as ``optim.*`` say."""
+    """A function: parameters -> (optimizer, learning-rate schedule counted in epochs), by ``optim.*``."""
 
     def make(params: Iterable[nn.Parameter]) -> tuple[Any, Any]:
         optimizer = create_optimizer(list(params), cfg.optim)

@@ -1,4 +1,4 @@
-"""Checks of the GNN before a run: its settings, and a training step on a few nodes, before an LM is trained in vain."""
+"""Checks of the GNN before a run: its settings and a training step on a few nodes, so that no LM is trained in vain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.em.sampled_step import num_batches
 from glem_graphgym.hardware import Hardware
 
-NODES = 8  # of a ring
-# gnn.* that the learners read; those that do not fit the network or stand for nothing are refused by name.
+NODES = 8  # of the ring that the network is tried on
+# gnn.* that the learners read; `_RULES` and `OUR_RULES` refuse those that do not fit.
 KEYS_OF_TRAINING = {
     *("precision", "input_norm", "fan_out", "label_reuse", "distillation", "distillation_temperature"),
     *("rlu_rounds", "rlu_threshold", "rlu_weight", "scr_weight", "scr_threshold"),
@@ -30,7 +30,7 @@ KEYS_OF_TRAINING = {
 log = logging.getLogger(__name__)
 
 
-# As `OUR_RULES`, of networks and how they are trained.
+# Rules as in `OUR_RULES`, on networks and how they are trained.
 _RULES = (
     (lambda c: not sees_hops(c) or c.train.mode != "glem_joint",
      "model.type {model.type} propagates features once, before it is trained, but train.mode glem_joint trains the "
@@ -61,16 +61,16 @@ def _trains_in_batches(cfg: CfgNode) -> bool:
 
 
 def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> bool:
-    """Find before long work whatever stops the GNN: contradicting settings, a network that fails, too little memory.
+    """Check, before any long work, that the GNN can run: its settings, the network itself, and memory.
 
-    A run and its dry run both ask here.
+    Called by runs and by dry runs.
 
     Args:
-        candidates: how many nodes may get pseudo-labels.
-        joint: whether it is trained together with the LM.
+        candidates: number of nodes that may get pseudo-labels.
+        joint: whether the GNN is trained together with the LM.
 
     Returns:
-        As of `check_memory`.
+        See `check_memory`.
 
     Raises:
         ValueError: names the keys, or ``model.type``.
@@ -79,19 +79,19 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> b
     if joint:
         _check_parts(cfg, len(graph.split["train"]))
     if unused := unused_keys(cfg, joint):
-        log.warning("model.type %s does not use %s: set for nothing", cfg.model.type, ", ".join(unused))
+        log.warning("model.type %s does not use %s: set without effect", cfg.model.type, ", ".join(unused))
     smallest = _smallest_batch(cfg, graph, candidates, joint)
     check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest)
     return check_memory(cfg, graph, candidates)
 
 
 def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
-    """Keys of ``gnn.*`` that are not at their default, but change nothing for a network of ours.
+    """Keys of ``gnn.*`` that differ from their default, but have no effect on a network of ours.
 
-    The network is built, without memory for its weights, from settings that note what is read.
+    The network is built on the meta device from settings that record which keys are read.
     """
     if cfg.model.type not in NETWORKS:
-        return []  # GraphGym's layers read where nobody can look
+        return []  # GraphGym's layers read the global configuration, where reads cannot be recorded
     read = set(KEYS_OF_TRAINING)
     if sees_hops(cfg):
         read |= {"hops", "batch_size"} | ({"label_hops"} if cfg.glem.label_input else set())
@@ -106,18 +106,18 @@ def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         NETWORKS[cfg.model.type].make(SimpleNamespace(**{**cfg, "gnn": Noted(cfg.gnn)}), 8, 2)
     defaults = {key.removeprefix("gnn."): value.default for key, value in all_keys().items() if key.startswith("gnn.")}
-    defaults |= {"head": cfg.gnn.head, "layers_post_mp": 1}  # GraphGym itself sets them so
+    defaults |= {"head": cfg.gnn.head, "layers_post_mp": 1}  # set by GraphGym itself
     return sorted(f"gnn.{name}" for name in defaults.keys() - read if cfg.gnn[name] != defaults[name])
 
 
 def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> int:
-    """Nodes in the smallest batch of any M-step, over which batch norm takes its means."""
+    """Number of nodes in the smallest training batch of any M-step; batch norm needs at least two."""
     gold = len(graph.split["train"])
     if joint:
         return max(1, gold // num_batches(gold, cfg.lm.batch_size) // cfg.lm.grad_accumulation)
     if not _trains_in_batches(cfg):
         return graph.num_nodes
-    if cfg.glem.label_input and not sees_hops(cfg):  # an epoch's targets are the gold nodes that are no input
+    if cfg.glem.label_input and not sees_hops(cfg):  # only gold nodes whose labels are no input are targets
         gold = max(1, int(gold * (1 - GNNSettings.label_input_rate)))
     trained = [gold]
     if cfg.train.mode == "glem":
@@ -127,7 +127,7 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
 
 
 def _check_parts(cfg: CfgNode, num_gold: int) -> None:
-    """Refuse joint steps with a part of ``lm.grad_accumulation`` that is empty, or too small for batch norm."""
+    """Refuse joint training whose micro-batches (``lm.grad_accumulation``) are empty or too small for batch norm."""
     smallest = num_gold // num_batches(num_gold, cfg.lm.batch_size)
     at_most = max(1, smallest // (2 if cfg.gnn.norm == "batch" else 1))
     if cfg.lm.grad_accumulation > at_most:
@@ -141,18 +141,18 @@ def _check_parts(cfg: CfgNode, num_gold: int) -> None:
 
 
 def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, smallest_batch: int = NODES) -> None:
-    """Build the GNN and its optimizer, take a training step's passes on a tiny graph, and predict.
+    """Build the GNN and its optimizer, then run a forward and backward pass and a prediction on a tiny graph.
 
-    Draws no number that a run would draw.
+    The random state is left unchanged.
 
     Args:
         num_classes: C.
         width: columns D of the node features, without labels.
-        joint: whether it is trained together with the LM, whose optimizer it then has.
-        smallest_batch: nodes in the smallest batch of training.
+        joint: whether the GNN is trained together with the LM, in one optimizer.
+        smallest_batch: number of nodes in the smallest training batch.
 
     Raises:
-        ConfigError: it cannot be built, trained or asked for predictions; names ``model.type`` or the keys at fault.
+        ConfigError: the GNN cannot be built, trained or used to predict; names ``model.type`` or the keys at fault.
         ValueError: a network of ours refuses a setting.
     """
     mode, hardware = cfg.train.mode, hardware_for(cfg, cfg.lm.precision) if joint else gnn_hardware(cfg)
@@ -165,7 +165,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
     with random_state_kept(hardware):
         try:
             network = build_gnn(cfg, width if sees_hops(cfg) else width + labels, num_classes)
-        except ValueError:  # which names what is wrong already
+        except ValueError:  # its message already names the setting
             raise
         except Exception as error:
             raise ConfigError(f"model.type {cfg.model.type} cannot be built: {first_line(error)}") from error
@@ -198,7 +198,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
 
 
 def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, labels: int, hardware: Hardware) -> None:
-    """Forward and backward pass, then a prediction."""
+    """Run a forward and backward pass, then a prediction."""
     network.to(hardware.device).train()
     with hardware.autocast():
         logits = network(*_inputs(cfg, width, labels, hardware))
@@ -212,7 +212,7 @@ def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, labels:
 
 
 def _inputs(cfg: CfgNode, width: int, labels: int, hardware: Hardware) -> tuple[Tensor, Structure | Tensor | None]:
-    """Input of the network's ``forward``: features and a ring, or hops of features and of labels."""
+    """Inputs of the network's ``forward``: features and a ring, or hop features and label hops (or None)."""
     device = hardware.device
     if sees_hops(cfg):
         hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)

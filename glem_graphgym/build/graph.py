@@ -1,4 +1,4 @@
-"""The text graph that ``dataset.*`` names, its tokens, and how predictions on it are scored."""
+"""The text graph that ``dataset.*`` describes, its tokens, and the scores of predictions on it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 Accuracy = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), predicted classes (n,)) -> share 0-1
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (true classes (n,), float logits (n, C)) -> share 0-1
 
-MANY_UNKNOWN = 0.05  # share of unknown tokens that is warned of
-TEXTS_COMPARED, CHARACTERS_COMPARED = 100, 1000  # of which two tokenizers' ids are compared
+MANY_UNKNOWN = 0.05  # share of unknown tokens above which a warning is logged
+TEXTS_COMPARED, CHARACTERS_COMPARED = 100, 1000  # texts, and characters per text, that tokenizers are compared on
 
 
 def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     """The text graph that ``dataset.name`` and its keys describe.
 
     Raises:
-        DataError: unknown name, or data that cannot be read; says what to do.
+        DataError: the name is unknown, or the data cannot be read; says what to do.
     """
     if cfg.dataset.name not in GRAPHS:
         raise DataError(f"dataset.name is '{cfg.dataset.name}', expected one of: {', '.join(GRAPHS)}")
@@ -50,7 +50,7 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
 
 
 def _check_keys(cfg: CfgNode) -> None:
-    """Refuse keys that are set, but that ``dataset.name`` does not read: the run would not be what they say."""
+    """Refuse keys that are set, but that ``dataset.name`` does not read, rather than ignore them."""
     name, defaults = cfg.dataset.name, {key.name: key.default for key in KEYS}
     for key, datasets in READ_BY.items() if name in OURS else ():
         value = cfg.dataset[key.removeprefix("dataset.")]
@@ -61,7 +61,7 @@ def _check_keys(cfg: CfgNode) -> None:
             )
 
 
-# Readers are imported by those that read: they would make a quarter of the package's import.
+# Each function imports its own reader: all readers would make up a quarter of the package's import time.
 
 
 def _frozen(cfg: CfgNode) -> TextGraph:
@@ -103,10 +103,10 @@ def _of_files(cfg: CfgNode) -> TextGraph:
 
 
 def files_of(cfg: CfgNode) -> tuple[Reader, Path, TableOptions]:
-    """Reader, location and options of a user's files, or of those of a known graph.
+    """Reader, location and options of a user's files, or of a known graph's files.
 
     Raises:
-        DataError: the files are not there, or a key contradicts another.
+        DataError: files are missing, or keys contradict each other.
     """
     from glem_graphgym.data.from_tables import TableOptions
 
@@ -136,7 +136,7 @@ def _synthetic(cfg: CfgNode) -> TextGraph:
     )
 
 
-# dataset.name -> how to get the graph. A new dataset is one function in `data/` and one line here.
+# dataset.name -> function that loads the graph. A new dataset is one function in `data/` and one line here.
 GRAPHS = TEXT_GRAPHS
 GRAPHS |= {
     "debian": _debian,
@@ -155,7 +155,7 @@ READ_BY = {
 
 
 def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
-    """Quick checks of a dataset's sources, each of which raises DataError; none where building it finds out as fast."""
+    """Quick checks of a dataset's sources, each raising DataError; empty if loading the data fails as quickly."""
     from glem_graphgym.data import ogb
 
     checks = {
@@ -169,7 +169,7 @@ def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
 def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
     """The graph's token ids for ``lm.model``, ``lm.prompt`` and ``lm.max_length``, cached under ``dataset.dir``.
 
-    Warns where the model does not know many of them.
+    Warns if many of them are the tokenizer's unknown token.
     """
     tokenizer, cache = tokenizer_of(cfg, graph.texts), Path(cfg.dataset.dir) / "tokens"
     store = open_token_store(graph.texts, tokenizer, cfg.lm.max_length, cache)
@@ -185,12 +185,12 @@ def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
 
 
 def readout_for(cfg: CfgNode) -> Readout:
-    """How ``lm.model`` makes embeddings, by ``lm.pooling`` and ``lm.bidirectional``."""
+    """The readout of text embeddings from ``lm.model``, by ``lm.pooling`` and ``lm.bidirectional``."""
     return readout_of(cfg.lm.model, cfg.lm.pooling, cfg.lm.bidirectional)
 
 
 def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
-    """The tokenizer of ``lm.model`` with ``lm.prompt``, held against the file that it is made of on some texts."""
+    """The tokenizer of ``lm.model`` with ``lm.prompt``, compared on some texts with the file that it is made from."""
     nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
     tokenizer = load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
     tokenizer = with_end_token(tokenizer, cfg.lm.model, readout_for(cfg))
@@ -199,7 +199,7 @@ def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
 
 
 def accuracy_of(dataset: str) -> Accuracy:
-    """OGB's evaluator for ``ogbn-*`` graphs, the same share of right classes elsewhere."""
+    """OGB's evaluator for ``ogbn-*`` graphs; for others, the same share of correct predictions."""
     if dataset.startswith("ogbn-"):
         from glem_graphgym.data.ogb import ogb_accuracy
 
@@ -208,10 +208,10 @@ def accuracy_of(dataset: str) -> Accuracy:
 
 
 def metrics_of(graph: TextGraph) -> dict[str, Metric]:
-    """The scores that every split of the graph has, by their names in `METRICS`.
+    """Name in `METRICS` -> score, for the metrics that are defined on every split of the graph.
 
-    Macro-F1 is the mean over classes that are true or predicted somewhere, balanced accuracy over those that are true.
-    ROC-AUC takes two classes, and nodes of both in every split.
+    Macro-F1 is the mean over classes that occur as true or predicted, balanced accuracy over those that occur as true.
+    ROC-AUC needs two classes, and nodes of both in every split.
     """
     from sklearn.metrics import f1_score, recall_score, roc_auc_score
 

@@ -1,4 +1,4 @@
-"""The language model as the configuration describes it: encoder, head, attention, device and precision."""
+"""Builds and checks the language model of a configuration: encoder, head, attention, device and precision."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.pretrained import BITS, prompt_of
 from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 
-CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens of an inference batch: as much as stays in a CPU's cache
-PADDING_SEEN = 0.01  # relative difference of an embedding with and without padding that is warned of
-CPU_PART, GPU_PART = 1024, 16384  # padded tokens of a part of a joint step's texts; small ones stay in a CPU's cache
+CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens per inference batch; on a CPU, what fits into its cache
+PADDING_SEEN = 0.01  # warn if padding changes an embedding by a larger relative difference
+CPU_PART, GPU_PART = 1024, 16384  # padded tokens per micro-batch of joint training; on a CPU, what fits into its cache
 
 
 def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> TextClassifier:
@@ -36,15 +36,15 @@ def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> Te
 
 
 def check_lm(cfg: CfgNode, learner: LMLearner) -> dict[str, Any]:
-    """Train on two short texts and encode the longest one, so that a model that cannot is found out before a stage.
+    """Train on two short texts and encode the longest one, so that a model that cannot is refused before any stage.
 
-    Warns of a model that sees the padding.
+    Warns if padding changes the model's embeddings.
 
     Returns:
-        What the language model is, for reports: see `model_card`.
+        Facts about the model, for reports; see `model_card`.
 
     Raises:
-        ValueError: it cannot, or cannot be loaded as it is configured.
+        ValueError: the model cannot train or encode, or cannot be loaded as configured.
     """
     name = f"lm.model {cfg.lm.model}"
     with random_state_kept(learner.hardware):
@@ -58,17 +58,17 @@ def check_lm(cfg: CfgNode, learner: LMLearner) -> dict[str, Any]:
             f"set lm.max_length, now {cfg.lm.max_length}, to what the model takes",
         ):
             task.encode_longest()
-        seen = PADDING_SEEN if cfg.lm.base_precision == "32" else 5 * PADDING_SEEN  # which bf16 may round off
+        seen = PADDING_SEEN if cfg.lm.base_precision == "32" else 5 * PADDING_SEEN  # lower precisions round more
         if (difference := task.padding_error()) > seen:
             logging.warning(
-                f"{name} sees the padding: beside a longer text, a text's embedding differs by {difference:.0%}; "
+                f"{name} sees the padding: batched with a longer text, a text's embedding differs by {difference:.0%}; "
                 "expected a model that takes attention_mask"
             )
     return model_card(cfg, task)
 
 
 def model_card(cfg: CfgNode, task: LMTask) -> dict[str, Any]:
-    """Model, family, numbers of its parameters and of those that are trained, and how texts are given and encoded."""
+    """Facts about the model: name, family, numbers of parameters and trained parameters, prompt, pooling, precision."""
     backbone: Any = task.model.encoder.backbone
     sizes = {parameter: parameter.numel() for parameter in backbone.parameters()}
     quantised = {"8": "8 bits", "4": "4 bits"}
@@ -86,7 +86,7 @@ def model_card(cfg: CfgNode, task: LMTask) -> dict[str, Any]:
 
 
 def _check_ids(name: str, task: LMTask) -> None:
-    """Refuse a tokenizer that gives ids for which the model's embedding table has no rows."""
+    """Refuse a tokenizer whose ids exceed the rows of the model's embedding table."""
     try:
         table = task.model.encoder.backbone.get_input_embeddings()  # type: ignore[operator]
     except NotImplementedError:
@@ -110,7 +110,7 @@ def _check_ids(name: str, task: LMTask) -> None:
 
 
 def _check_training(name: str, task: LMTask) -> None:
-    """Refuse a model that a step of training fails on; say whether that is due to half precision."""
+    """Refuse a model that fails in a training step; say whether half precision is the cause."""
     whole = Hardware(task.hardware.accelerator)
     remedy = "expected a model that gives last_hidden_state for input_ids and attention_mask"
     try:
@@ -126,7 +126,7 @@ def _check_training(name: str, task: LMTask) -> None:
 
 @contextlib.contextmanager
 def _naming(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error of somebody's model into one line; ours, which names a key, and a lack of memory stay."""
+    """Turn an error of a foreign model into a one-line ConfigError; our own errors and out-of-memory errors pass."""
     try:
         yield
     except Exception as error:
@@ -137,7 +137,7 @@ def _naming(what: str, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_state_kept(hardware: Hardware) -> Iterator[None]:
-    """A block whose random draws change none of those that follow it."""
+    """Context that restores the random state on exit."""
     if hardware.accelerator == "cuda":
         torch.cuda.init()
     state = random_state()
@@ -160,7 +160,7 @@ def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_d
             f"lm.base_precision is {lm.base_precision}, but bitsandbytes quantises for GPUs alone, and this run "
             f"computes on {hardware.accelerator}; expected bf16 or 32"
         )
-    if attention == "auto":  # on CPU ours is the fastest at every text length; elsewhere as transformers prefers
+    if attention == "auto":  # not measured: ours on a CPU, transformers' own choice on a GPU
         attention = CPU_ATTENTION if hardware.accelerator == "cpu" else None
     return EncoderConfig(
         model=lm.model,
@@ -191,15 +191,15 @@ def micro_batch_tokens(cfg: CfgNode, hardware: Hardware) -> int:
 
 
 class TextEmbeddings(nn.Module):
-    """Embeddings of the nodes' texts in GraphGym's own training, looked up by ``batch.n_id``: node ids (n,) -> (n, H).
+    """Node encoder for GraphGym's own training: ``batch.n_id``, node ids (n,) -> text embeddings (n, H).
 
-    Texts are encoded in parts of ``lm.infer_tokens`` padded tokens. With gradients each of several parts is computed
-    once more in the backward pass: a whole graph's texts need the memory of one part, and a third more time.
+    Texts are encoded in micro-batches of ``lm.infer_tokens`` padded tokens. With gradients, if there are several, each
+    is recomputed in the backward pass: a whole graph's texts need the memory of one, and about a third more time.
 
     Args:
-        tokens: the graph's texts.
+        tokens: of the graph's texts.
         encoder: token ids (B, L), attention mask (B, L) -> text embeddings (B, H).
-        budget: padded tokens of a part.
+        budget: padded tokens per micro-batch.
     """
 
     def __init__(self, tokens: TokenStore, encoder: TextEncoder, budget: int) -> None:
@@ -208,7 +208,7 @@ class TextEmbeddings(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TextEmbeddings:
-        """The texts that ``dataset.*`` names, read from the cache that the loader has filled, and ``lm.model``."""
+        """From the texts that ``dataset.*`` describes, in the cache that the loader has filled, and ``lm.model``."""
         if cfg.dataset.format != "TAG":
             raise ValueError(
                 f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'"
@@ -226,7 +226,7 @@ class TextEmbeddings(nn.Module):
 
 
 def hardware_for(cfg: CfgNode, precision: str) -> Hardware:
-    """Device and precision; ``auto`` takes bf16 where the processor has instructions for it."""
+    """Device and precision; ``auto`` is bf16 if the hardware has it, else float32 on a CPU and float16 on a GPU."""
     accelerator = cfg.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -245,8 +245,8 @@ def hardware_for(cfg: CfgNode, precision: str) -> Hardware:
 def gnn_hardware(cfg: CfgNode) -> Hardware:
     """Device and precision of the M-step; on a GPU ``gnn.precision: auto`` is TensorFloat-32.
 
-    The published GNNs were trained in float32. They are bound by the products with the graph there, which bf16 would
-    halve at the price of rounding; TF32 has float32's memory and range, and only the matrix products are rounded.
+    The published GNNs were trained in float32. On a GPU their time goes into products with the graph, which bf16 would
+    halve at the price of rounding; TF32 keeps float32's memory and range, and rounds only in matrix products.
     """
     hardware = hardware_for(cfg, "32")
     is_auto = cfg.gnn.precision == "auto" and hardware.accelerator == "cuda"
@@ -259,9 +259,9 @@ def lm_hardware(cfg: CfgNode) -> Hardware:
 
 
 def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
-    """The LM as it is pretrained, ready to predict; of its outputs only the embeddings mean anything."""
+    """The pretrained LM, ready to predict; its embeddings are meaningful, its logits are not."""
     hardware = lm_hardware(cfg)
-    # A bottleneck that nobody has trained would be a random projection.
+    # No bottleneck: untrained, it would be a random projection.
     plain = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
     no_validation = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
     settings = LMSettings(infer_tokens=infer_tokens(cfg, hardware))

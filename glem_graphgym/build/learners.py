@@ -1,4 +1,4 @@
-"""The learners of a run: what trains the language model, the GNN, or both, as the configuration describes it."""
+"""Builds a configuration's learners, which train the language model, the GNN, or both."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 def lm_learners(
     cfg: CfgNode, tokens: TokenStore, num_classes: int, validation: Validation
 ) -> tuple[LMLearner, LMLearner]:
-    """The LM as it is trained on gold (``lm.*``) and in E-steps (``e_step.*`` where not null, else ``lm.*``)."""
+    """The LM's learners on gold labels (``lm.*``) and in E-steps (``e_step.*`` where not null, else ``lm.*``)."""
     hardware = lm_hardware(cfg)
 
     def learner(keys: str, lm: dict[str, Any]) -> LMLearner:
@@ -68,12 +68,12 @@ def gnn_learner(
     predicted: np.ndarray | None = None,
     by_blocks: bool = False,
 ) -> GNNLearner | FitsAgain:
-    """The GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe.
+    """The learner of the GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe.
 
     Args:
-        unlabelled: int64, nodes that self-training and consistency may use.
-        predicted: as of a `GNNLearner`.
-        by_blocks: as `check_memory` says.
+        unlabelled: int64, nodes that self-training and consistency may use; None = none.
+        predicted: see `GNNLearner`.
+        by_blocks: the result of `check_memory`.
     """
     settings = GNNSettings(
         epochs=cfg.optim.max_epoch,
@@ -121,7 +121,7 @@ def gnn_learner(
 def sampled_graph(
     cfg: CfgNode, graph: TextGraph, hardware: Hardware, by_blocks: bool
 ) -> tuple[GraphViews, Neighbourhoods | None, LayerwiseInference | None]:
-    """Views of the graph, the sampler of ``gnn.fan_out`` if any, and what predicts beyond ``glem.memory_budget_gb``."""
+    """Views of the graph, the sampler if ``gnn.fan_out`` is set, and layer-wise inference if ``by_blocks``."""
     fan_out = cfg.gnn.fan_out
     if not by_blocks:
         graphs = graph_views_of(cfg, graph)
@@ -140,7 +140,7 @@ def sampled_graph(
 
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
-    """The storage for hop features that exceed the budget; ``predicted`` as in a `GNNLearner`."""
+    """The storage of hop features that exceed the budget; for ``predicted`` see `GNNLearner`."""
     working, cache = Path(cfg.run_dir) / "working", Path(cfg.dataset.dir) / "hops"
     return HopStorage(budget_bytes(cfg), working, cache, predicted, gnn_hardware(cfg).dtype)
 
@@ -153,11 +153,11 @@ def joint_learner(
     predicted: np.ndarray | None = None,
     by_blocks: bool = False,
 ) -> JointLearner:
-    """LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model on sampled neighbourhoods.
+    """The learner of LM (``lm.*``) and GNN (``model.type``, ``gnn.*``, ``optim.*``) as one model.
 
     Args:
-        predicted: as of a `GNNLearner`.
-        by_blocks: as `check_memory` says.
+        predicted: see `GNNLearner`.
+        by_blocks: the result of `check_memory`.
     """
     lm, _ = lm_learners(cfg, tokens, graph.num_classes, validation)
     settings = JointSettings(
@@ -168,7 +168,7 @@ def joint_learner(
         recompute=cfg.lm.gradient_checkpointing,
         label_input=cfg.glem.label_input,
     )
-    # What is computed anew is whole parts of a step's texts; layers within them need not be once more.
+    # With lm.gradient_checkpointing whole micro-batches are recomputed (`recompute`), so layers need not be.
     config = encoder_config(cfg, lm.hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
     config = replace(config, gradient_checkpointing=False)
 
@@ -186,17 +186,17 @@ def joint_learner(
 def further_features(
     cfg: CfgNode, graph: TextGraph, tokens: TokenStore, encoded: np.ndarray | None
 ) -> Callable[[np.ndarray | None], Any]:
-    """What makes the features (N, F) beside the text embedding where that is trained with the GNN; F may be 0."""
+    """A function that makes the features (N, F) besides the jointly trained text embeddings; F may be 0."""
     if feature_kinds(cfg.glem.node_features) == ["text"]:
         return lambda embeddings: np.empty((graph.num_nodes, 0), dtype=np.float32)
     return feature_builder(cfg, graph, tokens, encoded)
 
 
 def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Correct & Smooth as ``glem.cs_*`` say; None where not asked for.
+    """Correct & Smooth by ``glem.cs_*``; None unless ``glem.correct_and_smooth``.
 
-    Every node is smoothed on the structure that the GNN predicts it with: a node that training sees on what training
-    sees, so that no edge of a test node changes its prediction in the inductive settings.
+    In the inductive settings, nodes that training sees are smoothed on the training view of the graph, so that no edge
+    of a test node changes their predictions; test nodes on the prediction view.
     """
     g = cfg.glem
     if not g.correct_and_smooth:
@@ -216,7 +216,7 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
 
 
 def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
-    """The graph as training and as prediction may see it (GLEM paper, inductive settings)."""
+    """The training and prediction views of the graph under ``glem.setting`` (GLEM paper, inductive settings)."""
 
     def view(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
         ends = np.stack([row, col])[:: -1 if graph.directed else 1].astype(np.int64)
@@ -238,7 +238,7 @@ def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
 
 
 def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
-    """`graph_views_of` in the graph's own arrays, for hop features that are propagated on disk."""
+    """The views of `graph_views_of` as masks over the graph's own arrays, which may be memory-mapped."""
     whole = functools.cache(lambda: graph_views_of(cfg, graph))
     seen = keep = None
     if cfg.glem.setting != "transductive":

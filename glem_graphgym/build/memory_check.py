@@ -32,25 +32,25 @@ HOP_NETWORKS = "model.type glem_gamlp, glem_sagn or glem_sign"
 
 
 class Limit(NamedTuple):
-    """Bytes that there are, and what sets the limit, in words."""
+    """Available bytes, and what limits them, in words."""
 
     bytes: int
     reason: str
 
 
 def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) -> bool:
-    """The one place that asks whether a GNN fits into memory.
+    """Check that the GNN's training and prediction fit into memory; no other place checks this.
 
     Args:
-        candidates: how many nodes may get pseudo-labels; None = all without a gold label.
+        candidates: number of nodes that may get pseudo-labels; None = all nodes without a gold label.
 
     Returns:
-        Whether a GNN on sampled neighbourhoods reads graph and features from disk, and predicts layer after layer over
-        blocks of nodes: it does where all at a time exceeds ``glem.memory_budget_gb``.
+        Whether a GNN on sampled neighbourhoods must read graph and features from disk and predict layer by layer over
+        blocks of nodes, because the whole graph exceeds ``glem.memory_budget_gb``.
 
     Raises:
-        ValueError: the GNN's training or prediction does not fit into ``glem.memory_budget_gb`` or into the machine
-            (the accelerator for networks that see the whole graph); says what takes how much, and what does fit.
+        ValueError: training or prediction exceeds ``glem.memory_budget_gb``, the machine or (networks that see the
+            whole graph) the accelerator; names the bytes of each part, and settings that fit.
     """
     width, limit, budget = feature_width(cfg, graph), _limit(cfg), _budget(cfg)
     if sees_hops(cfg):
@@ -68,7 +68,7 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
         return False
     sampled, parts = neighbourhood_bytes(cfg, graph, width), whole_graph_bytes(cfg, graph, width, trains=False)
     largest = max(sampled, key=sampled.__getitem__)
-    if sampled[largest] > list(parts.values())[-1]:  # which comes in turn with a prediction
+    if sampled[largest] > list(parts.values())[-1]:  # sampled steps and predictions alternate: the larger one counts
         parts = {**dict(list(parts.items())[:-1]), largest: sampled[largest]}
     layerwise = by_blocks and sum(parts.values()) > budget.bytes
     _check_neighbourhoods(cfg, sampled, min(limit, budget) if layerwise else limit)
@@ -81,14 +81,14 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
 
 
 def hop_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
-    """About what hop features take when all is in memory."""
+    """Approximate bytes of hop features, and of making them, in memory."""
     item_bytes = gnn_hardware(cfg).dtype.itemsize
     classes = graph.num_classes if cfg.glem.label_input else 0
     return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
 
 
 def _instead_of_sampling(cfg: CfgNode) -> str:
-    """Settings that need less memory, for a network whose prediction needs the whole graph."""
+    """Advice for a sampled network whose prediction needs the whole graph: settings that need less memory."""
     if not cfg.glem.memory_budget_gb and can_predict_layerwise(cfg):
         return "glem.memory_budget_gb below that, and it predicts by blocks of nodes"
     if cfg.glem.setting != "transductive" and has_layers(cfg):
@@ -144,22 +144,21 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
 
 
 def _trained(cfg: CfgNode, graph: TextGraph, candidates: int | None) -> int:
-    """The most nodes that an epoch of an M-step trains on."""
+    """Largest number of nodes that an epoch of an M-step trains on."""
     gold = trained = len(graph.split["train"])
     if cfg.train.mode == "glem":
         kept = num_confident(graph.num_nodes - gold if candidates is None else candidates, cfg.glem.confidence)
         trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, gold)
-    if cfg.gnn.rlu_rounds > 1:  # a later round may be sure of all of them
+    if cfg.gnn.rlu_rounds > 1:  # a later round may be confident of all candidates
         trained = max(trained, gold + (graph.num_nodes if candidates is None else candidates))
     return trained
 
 
 def _check_hop_step(cfg: CfgNode, graph: TextGraph, width: int, trained: int) -> int:
-    """Bytes of a training step that come on top of hop features in the machine's memory; 0 where they are few, or the
-    accelerator's.
+    """Bytes of a training step in the machine's memory, beside hop features; 0 if negligible or on an accelerator.
 
     Raises:
-        ValueError: a step alone exceeds machine or accelerator.
+        ValueError: a step alone exceeds the machine's or the accelerator's memory.
     """
     limit = _hardware_limit(cfg)
     nodes = min(trained, cfg.gnn.batch_size or trained) * (2 if cfg.gnn.scr_weight > 0 else 1)
@@ -185,9 +184,12 @@ def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
 
 
 def _refuse_beyond(cfg: CfgNode, limit: Limit, parts: dict[str, int], how: str, instead: str) -> None:
-    """
+    """Raise ValueError if the sum of ``parts`` exceeds ``limit``.
+
     Args:
-        parts: bytes of what is needed at a time, by its name; how: why so much is needed; instead: what needs less.
+        parts: name -> bytes that are needed at the same time.
+        how: why that much is needed, for the message.
+        instead: settings that need less, for the message.
     """
     needed = sum(parts.values())
     if needed > limit.bytes:
@@ -199,13 +201,13 @@ def _refuse_beyond(cfg: CfgNode, limit: Limit, parts: dict[str, int], how: str, 
 
 
 def _budget(cfg: CfgNode) -> Limit:
-    """The limit for work that reads the rest from disk."""
+    """The limit for work that keeps the rest on disk."""
     budget = budget_bytes(cfg)
     return Limit(budget, f"the budget is {_gb(budget)} (glem.memory_budget_gb, as far as this machine has it)")
 
 
 def _limit(cfg: CfgNode) -> Limit:
-    """The limit for all that is in memory, or in the accelerator's, at a time."""
+    """The limit for work that keeps everything in memory, the machine's or the accelerator's."""
     limits = [_hardware_limit(cfg)]
     if cfg.glem.memory_budget_gb:
         limits.append(Limit(asked_bytes(cfg), f"glem.memory_budget_gb is {cfg.glem.memory_budget_gb:g}"))
@@ -223,11 +225,11 @@ def _gb(size: int) -> str:
     return f"{size / memory.GB:.3g} GB"
 
 
-# ---- what helps ---------------------------------------------------------------------------------------------------
+# ---- remedies -----------------------------------------------------------------------------------------------------
 
 
 def stage_remedy(cfg: CfgNode, model: str) -> str:
-    """The keys that save memory in a stage of ``model``, as `em.journal.StageKey` names it."""
+    """Advice to save memory in a stage of ``model`` (see `em.journal.StageKey`): keys and values to set."""
     if model == "none":
         return "set glem.correct_and_smooth and glem.ensemble to False"
     if model.startswith("LM"):

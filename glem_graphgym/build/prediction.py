@@ -1,4 +1,4 @@
-"""``predictions.csv.gz``: every node's class by each method of a finished run, from the weights that the run kept."""
+"""Writes ``predictions.csv.gz``: each method's class of every node, from the weights that a finished run kept."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FILE = "predictions.csv.gz"
 
 
 def finished_run(cfg: CfgNode) -> tuple[TextGraph, Run]:
-    """The finished run in ``cfg.run_dir``, with all its stages, and its graph.
+    """The graph and the finished run in ``cfg.run_dir``, with all its stages.
 
     Raises:
         ConfigError: ``train.mode`` is none of ours.
-        RunError: the folder holds no finished run, or one of other settings.
+        RunError: the folder holds no finished run, or one with other settings.
     """
     check_config(cfg)
     if cfg.train.mode not in MODES:
@@ -47,12 +47,12 @@ def finished_run(cfg: CfgNode) -> tuple[TextGraph, Run]:
 
 
 def names_of(graph: TextGraph, nodes: np.ndarray) -> np.ndarray | list[Any]:
-    """Ids of int64 ``nodes`` as the data has them; row numbers where it has none."""
+    """Ids of ``nodes``, int64, in the data; row numbers if the data has no ids."""
     return nodes if graph.node_ids is None else [graph.node_ids[int(node)] for node in nodes]
 
 
 def classes_of(graph: TextGraph, method: str, logits: np.ndarray) -> dict[str, np.ndarray]:
-    """Two columns (n,) of a table, made of logits (n, C): the names of ``method``'s classes, their probabilities."""
+    """Two table columns (n,) from logits (n, C): names of the classes that ``method`` predicts, and probabilities."""
     shown = logits.astype(np.float32)
     probability = torch.softmax(torch.from_numpy(shown), -1).amax(-1).numpy()
     classes = np.array(graph.class_names, dtype=object)[shown.argmax(-1)]
@@ -60,13 +60,13 @@ def classes_of(graph: TextGraph, method: str, logits: np.ndarray) -> dict[str, n
 
 
 def predict_run(cfg: CfgNode) -> dict[str, Scores]:
-    """Predict all nodes from the finished run in ``cfg.run_dir`` into `FILE`; their scores go into predictions.json.
+    """Predict all nodes with the finished run in ``cfg.run_dir``; write `FILE`, and the scores as predictions.json.
 
     Returns:
-        Method -> scores on every split; empty in processes that only help.
+        Method -> scores on every split; empty on ranks above 0.
 
     Raises:
-        FileNotFoundError: the run has not kept the weights of a stage. Others as of `finished_run`.
+        FileNotFoundError: the run has not kept the weights of a stage; see also `finished_run`.
     """
     graph, run = finished_run(cfg)
     run_dir = Path(cfg.run_dir)

@@ -1,4 +1,4 @@
-"""A dataset made ready before any run: graph, texts and tokens on disk, checked, and where each of them lies."""
+"""Prepares a dataset before any run: puts graph, texts and tokens on disk, checks them, and says where they are."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ ROWS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """Something that a run needs and that is ready now."""
+    """A prepared part of a dataset, for display."""
 
     what: str
-    where: Path | None  # its file or folder; None for what is made anew at every start
+    where: Path | None  # file or folder; None if it is made anew at every start
     bytes: int  # on disk
-    holds: str  # in words
+    holds: str  # content, in words
 
 
 def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
-    """Make the graph that the configuration names and, where it reads texts, their tokens; check both.
+    """Make the configuration's graph and, if it reads texts, their tokens; check both.
 
-    What is there already is checked, not made again. All sources and the tokenizer are looked for before anything long.
+    Existing files are checked, not made again. All sources and the tokenizer are checked before any long work.
 
     Raises:
         DataError: files are missing, damaged or of another dataset, or the tokenizer of ``lm.model`` cannot be loaded;
-            says of all that was looked for what to put where.
+            lists all that is missing, and where to put it.
         ValueError: ``dataset.format`` is not TAG.
-        DiskFullError: there is no room on the disk; says for what.
+        DiskFullError: the disk has no room; says for what.
     """
     if cfg.dataset.format != "TAG":
         raise ValueError(f"dataset.format is '{cfg.dataset.format}', expected 'TAG': others are not prepared here")
@@ -92,10 +92,10 @@ def _size(path: Path) -> int:
 
 
 def check_texts(texts: Texts, name: str) -> None:
-    """Check that every text ends where the next begins, and that texts from all over the buffer are UTF-8.
+    """Check that every text ends where the next one begins, and that a sample of texts is valid UTF-8.
 
     Raises:
-        DataError: says of which graph, and what to do.
+        DataError: names the graph, and what to do.
     """
     remedy = "delete its snapshot to have it made anew"
     _check_pointers(texts.offsets, len(texts.buffer), f"{name}: texts", remedy)
@@ -129,7 +129,7 @@ def _check_pointers(offsets: np.ndarray, end: int, what: str, remedy: str) -> No
 
 
 def _overlapping(offsets: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of offsets, each beginning with the last of the one before."""
+    """Blocks of offsets; each begins with the last offset of the block before."""
     for start in range(0, len(offsets) - 1, ROWS_AT_ONCE):
         yield offsets[start : start + ROWS_AT_ONCE + 1]
 

@@ -1,4 +1,4 @@
-"""A run out of a configuration: data, models and journal, with everything checked that can be before any training."""
+"""Builds a run from a configuration: data, models and journal, with all possible checks before any training."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ from glem_graphgym.modes import MODES, UNTIL_PLATEAU
 
 
 def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
-    """Do the stages of the run that ``cfg`` describes under ``cfg.run_dir``, those that are not done yet.
+    """Do the unfinished stages of the run that ``cfg`` describes, in ``cfg.run_dir``.
 
     Args:
-        overwrite: how many seeds, from this one on, are done anew; 0 = none. What an earlier run left in the folder is
-            deleted after all checks.
+        overwrite: number of seeds, from this one on, to do anew; 0 = none. The folder's old content is deleted after
+            all checks.
 
     Returns:
         The graph, for reports on the run.
@@ -61,20 +61,20 @@ def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
         graph, run = prepare(cfg, overwrite, track)
         MODES[cfg.train.mode].program(run)
     if cfg.train.mode == "glem" and processes.rank() == 0:
-        # The folder may hold iterations beyond those asked for; they are kept, and left out of the tables.
+        # The folder may hold more EM iterations than asked for; they are kept, but left out of the tables.
         path, stages = Path(cfg.run_dir) / "run.json", [stage.key.folder for stage in run.journal.finished]
         write_json(path, {**read_json(path), "em_iterations": cfg.glem.em_iterations, "stages": stages})
     return graph
 
 
 def prepare(cfg: CfgNode, overwrite: int = 0, track: Track = untracked) -> tuple[TextGraph, Run]:
-    """The graph and the run of ``train.mode``, after all checks; the run's folder is taken.
+    """The graph and the run of ``train.mode``, after all checks; claims the run's folder.
 
     Args:
-        overwrite: as of `train_run`.
-        track: told what stages report, once the run's folder is taken.
+        overwrite: see `train_run`.
+        track: receives the numbers that stages report, after the folder is claimed.
     """
-    check_config(cfg)  # a main of one's own has loaded it with GraphGym's load_cfg
+    check_config(cfg)  # a user's own main loads it with GraphGym's load_cfg, unchecked
     graph = load_text_graph_of(cfg)
     identity = identity_of(cfg, graph)
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
@@ -99,12 +99,12 @@ def build_run(
     """The run of ``train.mode`` on a graph.
 
     Args:
-        tokens, features, seen: stand-ins for the texts' tokens, for what makes the GNN's features, and for the graph
-            as models see it, where a run is only looked at; None = they are made.
-        track: as of a `Journal`.
+        tokens, features, seen: stand-ins for the texts' tokens, for the function that makes the GNN's features, and for
+            the graph as models see it, if the run is only recorded, not trained; None = the real ones.
+        track: see `Journal`.
 
     Raises:
-        ValueError: settings, files, models or memory do not allow it; names the keys.
+        ValueError: settings, files, models or memory rule the run out; names the keys.
     """
     metric, metrics = metric_of(cfg), metrics_of(graph)
     if metric not in metrics:
@@ -117,7 +117,7 @@ def build_run(
     by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     static = "static" in feature_kinds(cfg.glem.node_features)
     if mode.lm or mode.joint or static:
-        encoder_config(cfg, hardware_for(cfg, cfg.lm.precision), -1.0, -1.0)  # refused before texts are tokenized
+        encoder_config(cfg, hardware_for(cfg, cfg.lm.precision), -1.0, -1.0)  # raises before texts are tokenized
         tokens = tokens or open_tokens(cfg, graph)
     if tokens is not None:
         readout_for(cfg).log(cfg.lm.model)
@@ -138,7 +138,7 @@ def build_run(
             check_lm(cfg, lm_em)
     if mode.lm and mode.gnn:
         for name in filter(None, map(view_of, feature_kinds(cfg.glem.node_features))):
-            of_view = graph.view(name)  # where a run is only looked at, its tokens stand in for those of the view
+            of_view = graph.view(name)  # a run that is only recorded uses the stand-in tokens for views too
             own = open_tokens(cfg, of_view) if features is None else tokens
             assert own is not None
             views[name] = lm_learners(cfg, own, graph.num_classes, validation)[0]
@@ -188,7 +188,7 @@ def build_run(
 
 
 def plan_of(cfg: CfgNode, run: Run) -> Plan:
-    """The stages that the run is going to do, and what is known of the time that they take."""
+    """The stages of the run, with what is known of their duration."""
     stages = record(run, MODES[cfg.train.mode].program).planned(run.num_nodes)
     encoded = slice(None) if run.encoded is None else run.encoded
     reader = run.lm_gold or run.joint
@@ -202,10 +202,10 @@ def plan_of(cfg: CfgNode, run: Run) -> Plan:
 class Nodes:
     """Nodes of a run by their use; int64, increasing."""
 
-    unlabelled: np.ndarray  # as of a `Run`, as the next
-    candidates: np.ndarray
+    unlabelled: np.ndarray  # see `Run`
+    candidates: np.ndarray  # see `Run`
     predicted: np.ndarray | None  # trained on, scored or pseudo-labelled; None = all
-    encoded: np.ndarray | None  # whose texts these predictions depend on, as far as the GNN sees; None = all
+    encoded: np.ndarray | None  # within the GNN's reach of ``predicted``, so that their texts matter; None = all
 
 
 def nodes_of(cfg: CfgNode, graph: TextGraph) -> Nodes:
@@ -224,7 +224,7 @@ def nodes_of(cfg: CfgNode, graph: TextGraph) -> Nodes:
 
 
 def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.ndarray]:
-    """U, every node without a gold label that training may see, and its part that may get pseudo-labels."""
+    """U, all nodes without a gold label that training may see, and the subset that may get pseudo-labels."""
     unlabelled = np.setdiff1d(np.arange(graph.num_nodes), graph.split["train"])
     candidates = unlabelled
     if cfg.glem.pseudo_nodes == "valid_test":
@@ -236,7 +236,7 @@ def unlabelled_nodes(cfg: CfgNode, graph: TextGraph) -> tuple[np.ndarray, np.nda
 
 
 def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> np.ndarray | None:
-    """int64, increasing: the nodes that are trained on, scored or pseudo-labelled; None where all are predicted."""
+    """int64, increasing: the nodes that are trained on, scored or pseudo-labelled; None if all nodes are predicted."""
     if cfg.glem.encode_nodes == "all":
         return None
     needed = np.unique(np.concatenate(list(graph.split.values())))
@@ -245,7 +245,7 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
 
 
 def scores_of(graph: TextGraph, logits: np.ndarray, metrics: Mapping[str, Metric]) -> Scores:
-    """The metrics and the cross-entropy (nats) of logits (N, C) on every split."""
+    """Split -> metrics and cross-entropy (``loss``, in nats) of logits (N, C)."""
     scores: Scores = {}
     for part, nodes in graph.split.items():
         part_logits = torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32))
@@ -258,7 +258,7 @@ def scores_of(graph: TextGraph, logits: np.ndarray, metrics: Mapping[str, Metric
 
 
 def pseudo_accuracy(graph: TextGraph, pseudo: PseudoLabels) -> float:
-    """Share 0-1 of right pseudo-labels among the validation nodes that are candidates; 0 when none is."""
+    """Accuracy (0-1) of the pseudo-labels of validation nodes; 0 if no validation node has one."""
     nodes = np.intersect1d(graph.split["valid"], pseudo.nodes)
     if not len(nodes):
         return 0.0

@@ -25,28 +25,28 @@ from glem_graphgym.scores import METRIC
 
 NOTED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
 
-# Where things lie, how they are printed and how many threads work at them; no result depends on these.
+# Keys that no result depends on: paths, printing, number of threads, and the like.
 _INDIFFERENT = {
     *("out_dir", "print", "cfg_dest", "round", "num_workers", "num_threads", "metric_agg", "gpu_mem"),
-    "metric_best",  # noted as the metric that selects
+    "metric_best",  # recorded as ``metric``, the score that selects models
     *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
-    # A mode has a check of its own, and a finished run may go on for more iterations.
+    # The mode is checked separately; a finished run may be extended by more EM iterations.
     *("train.mode", "glem.em_iterations", "glem.em_max_iterations", "glem.keep_weights", "glem.ensemble"),
     *("glem.checkpoint_minutes", "glem.search_trials", "glem.track"),
-    *("devices", "lm.strategy"),  # up to rounding
-    *("glem.share_lm_gold", "glem.memory_budget_gb"),  # hops on disk are those in memory, up to rounding
+    *("devices", "lm.strategy"),  # results agree up to rounding
+    *("glem.share_lm_gold", "glem.memory_budget_gb"),  # hops on disk equal those in memory up to rounding
 }
 
 
 class RunError(RuntimeError):
-    """A run folder does not hold what is needed, or holds somebody else's run; the message says what to do."""
+    """A run folder lacks something that is needed, or holds another run; the message says what to do."""
 
 
 def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
     """The facts that a run depends on: seed, mode, settings, content of the graph and of the files that settings name.
 
-    Package ``versions``, the numbers of EM iterations and of a search's trials, and the graph's ``facts`` are noted for
-    the report alone: a run may go on under others.
+    Package ``versions``, numbers of EM iterations and search trials, and the graph's ``facts`` are recorded only for
+    reports: a run may resume with others.
     """
     known: dict[str, Any] = {}
     if graph is not None:
@@ -66,7 +66,7 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
 
 
 def seconds_of_other_seeds(run_dir: Path) -> dict[str, float]:
-    """Stage -> mean of the seconds that it took with other seeds of the experiment, as far as that can be read."""
+    """Stage -> its mean seconds over the experiment's other seeds; unreadable records are skipped."""
     found: dict[str, list[float]] = {}
     for file in run_dir.parent.glob("*/stages/[0-9]*/stage.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -77,7 +77,7 @@ def seconds_of_other_seeds(run_dir: Path) -> dict[str, float]:
 
 
 def package_versions() -> dict[str, str]:
-    """Package -> version of those of `NOTED_PACKAGES` that are installed; none of them is imported for it."""
+    """Package -> version, for the installed ones of `NOTED_PACKAGES`; does not import them."""
     found = {}
     for name in NOTED_PACKAGES:
         with suppress(PackageNotFoundError):
@@ -91,7 +91,7 @@ def decisive_settings(cfg: CfgNode) -> dict[str, object]:
 
 
 def resolved_settings(cfg: CfgNode) -> dict[str, object]:
-    """Settings that the model decides, as it decides them; ValueError where it cannot be found or do what is set."""
+    """Values of ``auto`` settings as the model resolves them; ValueError if it is missing or rules a setting out."""
     if not reads_texts(cfg):
         return {"lm.prompt": ""}
     prompt = "{text}".join(prompt_of(cfg.lm.model, cfg.lm.prompt))
@@ -102,10 +102,10 @@ def resolved_settings(cfg: CfgNode) -> dict[str, object]:
 
 
 def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -> Path:
-    """The folder in which runs share the LM fine-tuned on gold, named by all that it depends on.
+    """The folder in which runs share the LM fine-tuned on gold, named by a fingerprint of all that it depends on.
 
-    That is graph, seed, LM settings, weights, class weights, metric, device, and ``encoded``, int64: the nodes that it
-    encodes; None = all.
+    That is graph, seed, LM settings, weights, class weights, metric, device, and ``encoded``, int64, the nodes whose
+    texts are encoded; None = all.
     """
     settings = {key: value for key, value in decisive_settings(cfg).items() if key.startswith("lm.")}
     settings |= resolved_settings(cfg)
@@ -117,7 +117,7 @@ def shared_lm_gold(cfg: CfgNode, graph: TextGraph, encoded: np.ndarray | None) -
 
 
 def file_hashes(cfg: CfgNode) -> dict[str, str]:
-    """Key -> SHA-256 of the file, or of a local model's weights, that it names; hub ids have none."""
+    """Key -> SHA-256 of the file or local model that its value names; hub ids have none."""
     hashes = {}
     for key in ("feature_file", "first_predictions"):
         if cfg.glem[key] and Path(cfg.glem[key]).is_file():
@@ -130,11 +130,7 @@ def file_hashes(cfg: CfgNode) -> dict[str, str]:
 
 @contextmanager
 def lock_run_folder(run_dir: Path) -> Iterator[None]:
-    """Hold the folder against other processes.
-
-    Raises:
-        RunError: one works on it already.
-    """
+    """Context that locks the folder against other processes; RunError if another process holds the lock."""
     try:
         lock = FileLock(run_dir.parent / f".{run_dir.name}.lock", timeout=0).acquire()
     except Timeout:
@@ -149,11 +145,11 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
     """Refuse a folder that holds another run, or an experiment whose other seeds ran with other settings.
 
     Args:
-        overwrite: how many seeds, from this one on, are done anew, so that what they hold does not count.
-        to_predict: the run is finished and only predicts, so that other seeds do not matter.
+        overwrite: number of seeds, from this one on, to do anew; their folders are not checked.
+        to_predict: the run is finished and only predicts, so that other seeds are not checked.
 
     Raises:
-        RunError: says what differs, at most five things of it.
+        RunError: lists up to five differences.
     """
     if not overwrite and _has_results(run_dir):
         before = _noted(run_dir)
@@ -175,7 +171,7 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
 
 
 def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
-    """Note in ``run.json`` whose the folder is; with ``overwrite``, delete first what an earlier run left there."""
+    """Claim the folder: write ``identity`` to ``run.json``; with ``overwrite``, first delete an earlier run's files."""
     if overwrite:
         for path in run_dir.glob("*"):
             if path.is_dir():
@@ -191,7 +187,7 @@ def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = F
 
 
 def _note_versions(run_dir: Path, before: dict[str, Any], now: dict[str, str]) -> None:
-    """Note the versions under which a run goes on beside those under which it began: ``"2.13.0, 2.14.0"``."""
+    """Append the package versions under which a run resumes to those under which it began: ``"2.13.0, 2.14.0"``."""
     known: dict[str, str] = before.get("versions", {})
     other = {name: found for name, found in now.items() if found not in known.get(name, "").split(", ")}
     if not other:
@@ -203,12 +199,12 @@ def _note_versions(run_dir: Path, before: dict[str, Any], now: dict[str, str]) -
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the folder's run has been finished once; it may have been asked for more since."""
+    """Whether the folder's run has finished once; it may since have been extended by more EM iterations."""
     return bool(_noted(run_dir).get("finished"))
 
 
 def require_finished(run_dir: Path) -> None:
-    """Raise RunError where the folder's run is missing or unfinished."""
+    """Raise RunError if the folder's run is missing or unfinished."""
     if not is_finished(run_dir):
         raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
 
@@ -238,7 +234,7 @@ def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy:
             f"{run_dir} holds a run on another version of {now['dataset']} (fingerprint {before.get('fingerprint')}, "
             f"now {now.get('fingerprint')}); {remedy}"
         )
-    # A key that there was not yet when the run was made had no effect, as its default has none; nor were there prompts.
+    # A key that is newer than the run counts as its default, which has no effect; older runs had no prompts.
     later = {**{key.name: key.default for key in KEYS if key.name in now["settings"]}, "lm.prompt": ""}
     settings = {**later, **in_new_names(before["settings"]), "metric_best": before.get("metric", METRIC)}
     wanted = {**now["settings"], "metric_best": now.get("metric", METRIC)}

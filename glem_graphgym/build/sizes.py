@@ -1,4 +1,4 @@
-"""The memory that a run may take, and sizes that are known before any model is built."""
+"""The memory that a run may use, and sizes that are known before any model is built."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.models.pooling import width_after
 from glem_graphgym.models.pretrained import load_config
 
-WIDE_MARGIN = 32  # of generous estimates
-BUDGET_SHARE = 0.8  # of the machine's memory, at most: programs, networks and texts need some of it too
+WIDE_MARGIN = 32  # factor of generous estimates
+BUDGET_SHARE = 0.8  # largest share of the machine's memory; programs, networks and texts need the rest
 
 
 def budget_bytes(cfg: CfgNode) -> int:
-    """Bytes that a process may take for hop features: ``glem.memory_budget_gb``, as far as this machine has it.
+    """Bytes of graph and features that a process may keep in memory: ``glem.memory_budget_gb``; 0 = no budget.
 
-    A budget above `BUDGET_SHARE` of the machine's memory counts as that: what exceeds it goes to disk instead of
-    having the run killed. 0 = none.
+    The budget is at most `BUDGET_SHARE` of the process's share of the machine's memory, so that larger data goes to
+    disk rather than getting the run killed.
     """
     return min(asked_bytes(cfg), round(BUDGET_SHARE * machine_share(cfg)))
 
@@ -34,12 +34,12 @@ def asked_bytes(cfg: CfgNode) -> int:
 
 
 def processes_here(cfg: CfgNode) -> int:
-    """Number of processes that do the run on this machine."""
+    """Number of the run's processes on this machine."""
     return processes.rank_info().local_size if processes.have_joined() else cfg.devices or 1
 
 
 def machine_share(cfg: CfgNode) -> int:
-    """Bytes of this machine for each process that holds hop features: all do, but with consistency the first alone."""
+    """Machine memory in bytes per process that holds hop features: every process; with consistency (SCR) only one."""
     return memory.machine_bytes() // (1 if cfg.gnn.scr_weight > 0 else processes_here(cfg))
 
 
@@ -49,7 +49,7 @@ def feature_width(cfg: CfgNode, graph: TextGraph) -> int:
 
 
 def feature_widths(cfg: CfgNode, graph: TextGraph) -> dict[str, int]:
-    """Kind of node features -> its columns; the language model's own width is read from its configuration."""
+    """Kind of node features -> number of columns; an embedding's width is read from the language model's files."""
     widths = {}
     for kind in feature_kinds(cfg.glem.node_features):
         if kind == "raw":
@@ -71,7 +71,7 @@ def _columns(file: Path) -> int:
         if file.suffix == ".npy":
             return int(np.load(file, mmap_mode="r").shape[1])
         return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True).shape[1])
-    except Exception:  # whatever is wrong with it, reading it will say it better
+    except Exception:  # reading the file later raises a clearer error
         return 0
 
 
@@ -79,7 +79,7 @@ def _embedding_width(cfg: CfgNode) -> int:
     try:
         dense = readout_for(cfg).dense
         return width_after(dense, int(load_config(cfg.lm.model).hidden_size))
-    except Exception:  # whatever is wrong with it, loading the model will say it better
+    except Exception:  # loading the model later raises a clearer error
         return 0
 
 
@@ -92,7 +92,7 @@ def is_joint(cfg: CfgNode) -> bool:
 
 
 def generous_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
-    """Bytes far beyond what any network of that size takes: a run whose limit is above them need not be measured."""
+    """Bytes far beyond the need of any network of that size: if the limit is higher, nothing need be measured."""
     g = cfg.gnn
     layers = g.layers_pre_mp + g.layers_mp + g.layers_post_mp
     numbers = graph.num_nodes * (width + graph.num_classes)
@@ -101,10 +101,10 @@ def generous_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
 
 
 def hop_step_generous_bytes(cfg: CfgNode, width: int, nodes: int) -> int:
-    """Bytes far beyond what a training step on the hop features of so many ``nodes`` takes."""
+    """Bytes far beyond the need of a training step on the hop features of that many ``nodes``."""
     return 4 * WIDE_MARGIN * nodes * (cfg.gnn.hops + 1) * (cfg.gnn.dim_inner * max(1, cfg.gnn.att_heads) + width)
 
 
 def smoothing_bytes(graph: TextGraph) -> int:
-    """Bytes that Correct & Smooth takes: edges in both forms, weights and how they are made, predictions and copies."""
+    """Bytes of Correct & Smooth: edges as edge list and CSR, weights and their making, predictions and copies."""
     return len(graph.col) * (16 + 8 + 32) + 6 * 4 * graph.num_nodes * graph.num_classes

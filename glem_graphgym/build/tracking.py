@@ -1,7 +1,7 @@
 """Live tracking of a run by TensorBoard, Weights & Biases, MLflow or trackio.
 
-A thread hands over what the stages report, so that a slow tracker does not slow the run; one that fails ends tracking
-with a warning. Servers, credentials and folders are chosen by each tracker's own environment variables.
+A thread per tracker passes on what the stages report, so that a slow tracker does not slow the run; a failing tracker
+stops with a warning. Each tracker's own environment variables choose server, credentials and folder.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from glem_graphgym.config import ConfigError
 from glem_graphgym.em.plan import Track
 from glem_graphgym.files import read_json, write_json
 
-End = Callable[[bool], object]  # whether the run is finished
+End = Callable[[bool], object]  # ends tracking; called with whether the run has finished
 PATIENCE = 30.0  # seconds that the end of a run waits for a tracker
-PIP = {"mlflow": "mlflow-skinny"}  # package of a tracker that is not named like its module
+PIP = {"mlflow": "mlflow-skinny"}  # module -> package, if its name differs
 
 
 @contextmanager
 def tracking(cfg: CfgNode) -> Iterator[Track]:
-    """A function that hands numbers to the trackers that ``cfg`` names; each starts with the first numbers.
+    """Context with a function that passes numbers to the trackers in ``cfg``, which start with the first numbers.
 
     Raises:
         ConfigError: the tracker of ``glem.track`` is not installed.
@@ -37,7 +37,7 @@ def tracking(cfg: CfgNode) -> Iterator[Track]:
     kinds = ["tensorboard"] if cfg.tensorboard_each_run else []
     if (kind := cfg.glem.track) != "none":
         found = importlib.util.find_spec(kind)
-        if found is None or found.origin is None:  # without origin: a folder of that name, such as W&B makes
+        if found is None or found.origin is None:  # origin None: just a folder of that name, such as W&B creates
             raise ConfigError(
                 f"glem.track is '{kind}', which is not installed: pip install {PIP.get(kind, kind)}, or set it to none"
             )
@@ -58,13 +58,13 @@ def tracking(cfg: CfgNode) -> Iterator[Track]:
 
 
 class TrackedRun:
-    """What a tracker is told about a run.
+    """Facts about a run for a tracker.
 
     Attributes:
-        project: name of the folder of all experiments, which is that of a grid.
-        group: name of the experiment, which is a point of a grid; its runs are the seeds.
-        settings: what the run depends on.
-        known: the tracker's id for a run that goes on; None for a new one.
+        project: name of the folder that holds all experiments, or those of a grid.
+        group: name of the experiment (a point of a grid), whose runs are its seeds.
+        settings: all that the run depends on.
+        known: the tracker's id of a resumed run; None for a new one.
     """
 
     def __init__(self, kind: str, folder: Path) -> None:
@@ -82,7 +82,7 @@ class TrackedRun:
 
 
 class _Tracker(threading.Thread):
-    """The thread that hands numbers to one tracker."""
+    """The thread that passes numbers to one tracker."""
 
     def __init__(self, kind: str, run_dir: Path) -> None:
         super().__init__(name=kind, daemon=True)
@@ -126,7 +126,7 @@ def _tensorboard(run: TrackedRun) -> tuple[Track, End]:
 def _wandb(run: TrackedRun) -> tuple[Track, End]:
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # asks for no key on the terminal
+    wandb.setup(wandb.Settings(silent=True))  # no prompt for an API key on the terminal
     tracked = wandb.init(
         project=run.project,
         group=run.group,
@@ -139,7 +139,7 @@ def _wandb(run: TrackedRun) -> tuple[Track, End]:
         settings=wandb.Settings(silent=True, console="off"),
     )
     run.remember(tracked.id)
-    tracked.define_metric("*", step_metric="step")  # wandb's own steps may not go back, which those of stages do
+    tracked.define_metric("*", step_metric="step")  # wandb's own step must increase; ours restarts with each stage
     return (
         lambda numbers, step: tracked.log({**numbers, "step": step}),
         lambda finished: tracked.finish(exit_code=int(not finished)),
@@ -149,7 +149,7 @@ def _wandb(run: TrackedRun) -> tuple[Track, End]:
 def _trackio(run: TrackedRun) -> tuple[Track, End]:
     import trackio
 
-    resume = "allow" if run.known else "never"  # by name, the latest
+    resume = "allow" if run.known else "never"  # trackio resumes the latest run of that name
     tracked = trackio.init(run.project, run.name, run.group, config=run.settings, resume=resume)
     run.remember(tracked.id)
     return lambda numbers, step: tracked.log(dict(numbers), step), lambda finished: tracked.finish()

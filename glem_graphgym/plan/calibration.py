@@ -1,8 +1,8 @@
-"""What the stages of a run cost, measured on a small part of each: memory, time and sizes.
+"""Memory, time and file sizes of a run's stages, measured on a small part of each.
 
-Done in a process of its own, ``python -m glem_graphgym.plan.calibration request.json answer.json``: so its memory
-is that of a run, and whatever goes wrong in it takes nobody else along. The run is built as ever and recorded
-(`em.recorder`); then each of its fits is tried in turn, as memory that one of them keeps is there in the next.
+Runs as a subprocess, ``python -m glem_graphgym.plan.calibration request.json answer.json``, so that its memory is that
+of a run and its failures are contained. The run is built as usual and recorded (`em.recorder`); then its fits are tried
+in the run's order, as memory that one keeps is still allocated in the next.
 """
 
 from __future__ import annotations
@@ -63,33 +63,33 @@ from glem_graphgym.out_of_core.propagation import disk_bytes
 from glem_graphgym.out_of_core.stored_operator import operator_bytes
 
 MB = 1 << 20
-STATIC = "static"  # the embeddings of the untuned LM, which are made before the first stage
-COURSES = 32  # of validation scores, at random, on which depends which weights are kept
-TRIAL_SECONDS = 8.0  # of training batches that an LM stage is tried on, in two epochs
-FEWEST, MOST = 4, 20  # such batches an epoch
-# Batches of ever other sizes cut up memory, more so in a whole run than in a trial. Of what a stage of all-MiniLM-L6-v2
-# took beyond what was there before it, trials of 18 to 42 steps had shown 56 to 87%, by the machine.
+STATIC = "static"  # the untuned LM's embeddings, which are made before the first stage
+COURSES = 32  # random sequences of validation scores that are simulated: they decide which weights are kept
+TRIAL_SECONDS = 8.0  # of training that an LM stage is tried for, in two epochs
+FEWEST, MOST = 4, 20  # batches per trial epoch
+# Varying batch sizes fragment the heap, more so in a whole run than in a trial. Trials of 18 to 42 steps showed 56 to
+# 87%, depending on the machine, of the memory that a whole stage of all-MiniLM-L6-v2 added.
 CUT_UP = 1.5
-JOINT_VALIDATED = 512  # nodes
-INFERRED_BATCHES = 3  # beside the one of the longest texts
-MORE_EPOCHS = 2  # of a GNN, beside the first
-GRAPH_AT_ONCE = 5_000_000  # nodes and adjacency entries of a graph that is tried as it is
-FEWEST_NODES = 1000
-MEMORY_SHARE = 3  # a trial of a GNN may take about one part in so many of what is available
+JOINT_VALIDATED = 512  # nodes of a joint trial's validation
+INFERRED_BATCHES = 3  # timed in a trial, beside the batch of the longest texts
+MORE_EPOCHS = 2  # of a GNN's second trial, beyond the first epoch
+GRAPH_AT_ONCE = 5_000_000  # nodes plus adjacency entries up to which the whole graph is tried
+FEWEST_NODES = 1000  # of a smaller graph
+MEMORY_SHARE = 3  # a GNN's trial may use about 1 / MEMORY_SHARE of the available memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes.
+    """Cost of a stage.
 
     Attributes:
-        resident_mb: peak of the process's resident memory, files that are mapped into it included.
-        mapped_mb: about how much of it are pages of predictions' files, which the system can write out and reuse.
+        resident_mb: peak of the process's resident memory, memory-mapped files included.
+        mapped_mb: about how much of it are pages of prediction files, which the system can write out and reclaim.
         accelerator_mb: peak of the accelerator's memory; 0 on CPU.
-        seconds: if it trains all its epochs.
-        texts: texts that it trains on, each counted in every epoch; tokens: theirs, padding included.
-        model: as of a `StageKey`.
-        data_parallel: whether all processes of the run do it, each a part.
+        seconds: for all epochs, without early stopping.
+        texts: number of texts trained on, summed over epochs; tokens: theirs, padding included.
+        model: see `StageKey`.
+        data_parallel: whether the run's processes share the work.
     """
 
     resident_mb: float
@@ -109,13 +109,13 @@ def _now() -> float:
 
 
 def always_improving() -> Callable[[np.ndarray], float]:
-    """A validation score that gets better every time, so that weights are kept as often as they can be."""
+    """A validation score that improves on every call, so that the best weights are saved as often as possible."""
     scores = itertools.count(1.0)
     return lambda logits: next(scores)
 
 
 class Calibration:
-    """Records the run that ``cfg`` describes, and tries what it fits."""
+    """Records the run that ``cfg`` describes, and measures a small part of each fit."""
 
     def __init__(self, cfg: CfgNode, graph: TextGraph) -> None:
         self.cfg, self.graph, self.accelerator = cfg, graph, hardware_for(cfg, "32").accelerator
@@ -124,20 +124,20 @@ class Calibration:
         encoded = self.nodes.encoded
         self.encoded = np.arange(graph.num_nodes) if encoded is None else encoded
         self.widths = feature_widths(cfg, graph)
-        # Layers: bytes of what they give, on disk while a GNN predicts.
+        # "layers": bytes on disk of layer outputs during layer-wise prediction.
         self.about: dict[str, Any] = {"tokens": None, "static": None, "hops": None, "layers": 0}
         self.costs: dict[str, Cost] = {}
         self.models: dict[int, nn.Module] = {}
-        self.cut_up_mb = 0.0  # that an LM stage leaves cut up in a run, and has not in a trial
+        self.cut_up_mb = 0.0  # estimated heap fragmentation by the LM stages of a run, beyond a trial's
         self.tokens: Any = self._open_tokens() if reads_texts(cfg) else None
         if STATIC in self.widths:
             self._try_static()
 
     def run(self) -> dict[str, Any]:
-        """Recorded stages, their costs, and what they write."""
+        """Record the stages, measure their costs, and return both with the sizes of their files."""
         cfg, graph = self.cfg, self.graph
         run = build_run(cfg, graph, self.tokens, lambda *embeddings: None)
-        # Whether a GNN on sampled neighbourhoods predicts by blocks of nodes.
+        # Whether a GNN on sampled neighbourhoods predicts layer by layer over blocks of nodes.
         self.by_blocks = isinstance(run.gnn, StoredSampledLearner) or bool(run.joint and run.joint.layerwise)
         width = sum(self.widths.values())
         if self.by_blocks:
@@ -171,7 +171,7 @@ class Calibration:
     # ---- the recorded run -----------------------------------------------------------------------------------------
 
     def _model_of(self, learner: Any, targets: StepTargets) -> nn.Module:
-        """A model without storage, unless bitsandbytes has quantised it: its weights cannot do without."""
+        """The model on the meta device (no storage); one quantised by bitsandbytes cannot move there."""
         if id(learner) not in self.models:
             unseen = {"text"} if isinstance(learner, JointLearner) else set()
             width = sum(width for kind, width in self.widths.items() if kind not in unseen)
@@ -180,7 +180,7 @@ class Calibration:
         return self.models[id(learner)]
 
     def _courses(self, run: Run) -> list[list[list[str]]]:
-        """Stages whose weights are on disk at the end of each stage and in the end, as validation scores may come."""
+        """Per simulated course of validation scores: stages with weights on disk after each stage, and in the end."""
         if run.settings.iterations == UNTIL_PLATEAU:
             run = replace(run, settings=replace(run.settings, iterations=run.settings.max_iterations))
         found = set()
@@ -221,11 +221,11 @@ class Calibration:
         memory = PeakMemory(self.accelerator)
         start = _now()
         longest = nodes[np.argsort(-lengths[nodes], kind="stable")[: settings.batch_size]]
-        seconds, steps = self._fit_lm(learner, [longest])[1:]  # its model goes: a run holds one
+        seconds, steps = self._fit_lm(learner, [longest])[1:]  # drops the model: a run holds only one
         overhead = _now() - start - seconds
         count = int(np.clip(TRIAL_SECONDS / 2 * steps / max(seconds, 1e-3), FEWEST, MOST))
         gc.collect()
-        # The longest come in among batches of other sizes, which have cut up memory before.
+        # The longest texts come last: in a run they follow batches of other sizes, which have fragmented the heap.
         batches = [*epoch[:count], longest]
         task, seconds, steps = self._fit_lm(learner, batches)
         trained = padded_tokens(lengths, batches, settings.grad_accumulation) * steps // len(batches)
@@ -237,7 +237,7 @@ class Calibration:
         inferred += _inferred_tokens(lengths, self.encoded, settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * (task.embedding_dim + self.graph.num_classes) / MB
         frozen = weights_mb(task.model) - weights_mb(task.model, trained=True)
-        cut_up = (CUT_UP - 1) * max(0.0, resident - before - frozen)  # weights that stay as they are cut up nothing
+        cut_up = (CUT_UP - 1) * max(0.0, resident - before - frozen)  # frozen weights do not fragment the heap
         self.cut_up_mb = max(self.cut_up_mb, cut_up)
         peak = resident + cut_up
         elsewhere = 0.0
@@ -246,7 +246,7 @@ class Calibration:
         if self.accelerator == "cuda":
             accelerator -= elsewhere
         else:
-            peak = max(peak - elsewhere, before + weights_mb(task.model))  # which are loaded before they are split
+            peak = max(peak - elsewhere, before + weights_mb(task.model))  # weights are loaded whole, then sharded
         return Cost(
             resident_mb=peak + mapped,
             mapped_mb=mapped,
@@ -257,12 +257,12 @@ class Calibration:
         )
 
     def _part(self, batch_size: int) -> int:
-        """Of a batch what each of the run's processes takes."""
+        """Rows per process of one batch."""
         return -(-batch_size // self.processes)
 
     def _fit_lm(self, learner: LMLearner, batches: list[np.ndarray]) -> tuple[LMTask, float, int]:
-        """A model trained on batches of nodes, with a validation on the longest validation texts after every epoch;
-        the seconds of training, and its steps."""
+        """Train a model on batches of nodes, validating on the longest validation texts after every epoch; returns the
+        task, the seconds of training, and the number of steps."""
         nodes, settings = np.concatenate(batches), learner.settings
         valid = self._longest(self.graph.split["valid"], settings.infer_tokens)
         epochs = min(2, settings.epochs * settings.evals_per_epoch)
@@ -277,7 +277,7 @@ class Calibration:
         return task, log.train_seconds, epochs * len(batches)
 
     def _predict_lm(self, learner: LMLearner, model: TextClassifier) -> float:
-        """Seconds a token of inference; the longest texts, with which it begins, do not count."""
+        """Seconds per token of inference, without the batch of the longest texts, which comes first."""
         nodes, budget = self.encoded, learner.settings.infer_tokens
         count = min(len(nodes), int(INFERRED_BATCHES * budget / max(1.0, self.tokens.lengths[nodes].mean())) + 1)
         some = np.random.default_rng(0).choice(nodes, count, replace=False)
@@ -291,11 +291,11 @@ class Calibration:
         return seconds / max(1, _inferred_tokens(self.tokens.lengths, some, budget))
 
     def _longest(self, nodes: np.ndarray, budget: int) -> np.ndarray:
-        """The first batch of inference, which is the largest."""
+        """The first inference batch, which holds the longest texts."""
         return next(budget_batches(self.tokens.lengths, nodes, budget))
 
     def _try_static(self) -> None:
-        """The embeddings of the untuned LM, which are made before the first stage."""
+        """Measure the untuned LM's embeddings, which are made before the first stage."""
         folder = static_folder(self.cfg, self.tokens, self.nodes.encoded)
         known = self.about["tokens"]["known"] and folder.is_dir()
         self.about["static"] = about = {"folder": str(folder if known else folder.parent), "known": known}
@@ -317,8 +317,8 @@ class Calibration:
     # ---- the graph ------------------------------------------------------------------------------------------------
 
     def _smaller(self) -> tuple[TextGraph, CfgNode, Nodes, float]:
-        """A graph on which epochs are timed, the whole one where that is small; the configuration for it, what its
-        nodes are there for, and nodes of the graph per node of it."""
+        """The graph to measure epochs on (the whole one if it is small), its configuration, its nodes by use, and the
+        factor by which the whole graph is larger."""
         cfg, graph, width = self.cfg.clone(), self.graph, sum(self.widths.values())
         if sees_hops(cfg):
             needed = hop_bytes(cfg, graph, width)
@@ -330,7 +330,7 @@ class Calibration:
         small = graph if count >= graph.num_nodes else smaller_graph(graph, count)
         scale = graph.num_nodes / small.num_nodes
         self.about["tried_nodes"] = small.num_nodes
-        # In proportion, so that the small graph exceeds it too; hops on disk are not tried.
+        # The budget shrinks with the graph, so that the small graph exceeds it too; hops on disk are not measured.
         cfg.glem.memory_budget_gb = budget_bytes(cfg) / scale / GB if self.by_blocks else 0.0
         return small, cfg, self.nodes if small is graph else nodes_of(cfg, small), scale
 
@@ -339,18 +339,18 @@ class Calibration:
         return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
     def _growth_mb(self, small: TextGraph, scale: float, tried: float) -> float:
-        """What a GNN takes beside the graph, where it took ``tried`` MB on a small one: within a budget, that and what
-        does not grow with the graph."""
+        """MB of a GNN beside the graph, extrapolated from ``tried`` MB on the small one; with a memory budget at most
+        the budget plus what does not grow with the graph."""
         budget = budget_bytes(self.cfg) / MB
         if self.by_blocks:
             return min(scale * tried, tried + budget)
-        if self.about["hops"]:  # batches stay as large as they are
+        if self.about["hops"]:  # beyond the hops, memory depends on the batch size, not on the graph
             hops = hop_bytes(self.cfg, small, sum(self.widths.values())) / MB
             return min(scale * tried, max(0.0, tried - hops) + budget)
         return scale * tried
 
     def _mapped_mb(self) -> float:
-        """Predictions' files: text embeddings that are read and logits that are written."""
+        """MB of memory-mapped prediction files: text embeddings (read) and logits (written)."""
         return 2 * self.graph.num_nodes * (self.widths.get("text", 0) + self.graph.num_classes) / MB
 
     def _try_gnn(self, like: StepTargets) -> Cost:
@@ -370,7 +370,7 @@ class Calibration:
             gnn = gnn.but(batch_size=self._part(gnn.batch_size or targets.num_trained))
 
         def fitted(epochs: int) -> tuple[Any, float, float]:
-            """What is fitted, and the seconds of it all and of training."""
+            """The fitted task, total seconds, and seconds of training."""
             start, how = _now(), replace(settings, epochs=epochs, eval_every=1, patience=0)
             task, log = gnn.but(settings=how).fit(targets, x, "calibration")
             return task, _now() - start, log.train_seconds
@@ -395,7 +395,7 @@ class Calibration:
     # ---- both together --------------------------------------------------------------------------------------------
 
     def _try_joint(self) -> Cost:
-        """LM and GNN as one: training on sampled neighbourhoods, encoding of all texts, the GNN on the whole graph."""
+        """Measure joint training on sampled neighbourhoods, encoding of texts, and the GNN on the whole graph."""
         small, cfg, nodes, scale = self._smaller()
         tokens: TokenStore = self.tokens
         if small is not self.graph:
@@ -445,7 +445,7 @@ class Calibration:
     def _fit_joint(
         self, learner: JointLearner, small: TextGraph, features: np.ndarray, nodes: np.ndarray
     ) -> tuple[JointTask, dict[str, float]]:
-        """A model trained on ``nodes`` once, with a validation, and its costs."""
+        """Train a model on ``nodes`` for one epoch, with one validation; returns the task and its costs."""
         settings = replace(learner.settings, lm=replace(learner.settings.lm, epochs=1, evals_per_epoch=1))
         nodes = np.sort(nodes)
         gold = Gold(nodes, small.label[nodes], small.num_classes)
@@ -454,18 +454,18 @@ class Calibration:
 
     @staticmethod
     def _validated_tokens(learner: JointLearner, valid: np.ndarray) -> int:
-        """Tokens of a validation, padding included."""
+        """Tokens per validation, padding included."""
         rng, total = np.random.default_rng(0), 0
         for start in range(0, len(valid), VALIDATED_AT_ONCE):
             hood = learner.neighbourhoods.around(valid[start : start + VALIDATED_AT_ONCE], rng)
             total += _inferred_tokens(learner.tokens.lengths, hood.nodes, learner.settings.micro_batch_tokens)
         return total
 
-    # ---- what they are made of ------------------------------------------------------------------------------------
+    # ---- files of hops --------------------------------------------------------------------------------------------
 
     def _hop_files(self, width: int) -> dict[str, Any]:
-        """Files of hops: ``bytes`` and ``folder`` of those of features, whether they are ``known`` and ``fixed``, what
-        is needed ``beside`` them while they are made and for ``labels``, and the ``operators``."""
+        """Files of hops: ``bytes`` and ``folder`` of feature hops, whether they are cached (``known``) and the same in
+        all M-steps (``fixed``), bytes ``beside`` them while they are made, bytes of ``labels``, and ``operators``."""
         cfg, graph, predicted = self.cfg, self.graph, self.nodes.predicted
         storage, graphs = hop_storage(cfg, predicted), stored_graph_views_of(cfg, graph)
         rows = graph.num_nodes if predicted is None else len(predicted)
@@ -486,9 +486,9 @@ class Calibration:
         }
 
     def _folder_of_hops(self, storage: HopStorage, graphs: GraphViews) -> Path:
-        """Where hops of features lie that never change; their cache where they cannot be there yet.
+        """The folder of feature hops that are the same in all M-steps; the cache's root if they cannot exist yet.
 
-        Features are read from first to last to name it, so not without need.
+        Naming the folder requires reading all features, so this is done only if there are cached hops.
         """
         static = self.about["static"]
         made = "text" not in self.widths and (static is None or static["known"])
@@ -499,22 +499,22 @@ class Calibration:
 
     @staticmethod
     def _operator_file(storage: HopStorage, part: MmapGraph) -> dict[str, Any]:
-        """Of a propagation operator; the graph is read to name its folder where there are any."""
+        """Folder, existence and bytes of a propagation operator; reads the graph only if there are cached operators."""
         folder = storage.operator_folder(part) if any(storage.cache.glob("operator-*")) else storage.cache
         known = folder != storage.cache and folder.is_dir()
         return {"folder": str(folder), "known": known, "bytes": operator_bytes(part.rowptr, part.col, part.keep)}
 
 
 def weights_mb(module: nn.Module, trained: bool = False) -> float:
-    """Of all weights, or of those that are ``trained`` alone."""
+    """MB of a module's weights; with ``trained`` only of those that are trained."""
     return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained) / MB
 
 
 def sharded_mb(model: TextClassifier) -> float:
-    """What of a training's memory processes would split that split the weights (`models.sharding`).
+    """MB of a training's memory that is divided among processes which shard the weights (`models.sharding`).
 
-    That is the weights and, of those that are trained, gradients, AdamW's two moments and the best so far; without what
-    is there whole at a time: two layers, of which one comes while the other computes, and what is outside of layers.
+    That is the weights and, for trained ones, gradients, AdamW's two moments and the best weights so far; without what
+    each process holds whole: two layers (one is gathered while the other computes) and everything outside of layers.
     """
     layers = [weights_mb(layer) for layer in transformer_layers(model.encoder.backbone) or ()]
     whole = weights_mb(model) - sum(layers) + 2 * max(layers, default=0.0)
@@ -522,26 +522,27 @@ def sharded_mb(model: TextClassifier) -> float:
 
 
 def among_processes(cost: Cost, processes: int, accelerator: str) -> Cost:
-    """The cost of a stage that one process was tried on, where several do it together, each a part of it.
+    """The cost, measured with one process, for several processes that share the stage's work.
 
-    Time is shared where each has an accelerator of its own; on CPU they share the cores, all of which the trial had.
+    Time is divided among processes only if each has its own accelerator; on CPU the trial already used all cores.
     """
     return replace(cost, seconds=cost.seconds / processes) if cost.data_parallel and accelerator == "cuda" else cost
 
 
 def _inferred_tokens(lengths: np.ndarray, nodes: np.ndarray, budget: int) -> int:
-    """Tokens of inference over ``nodes``, padding included."""
+    """Tokens of inference on ``nodes``, padding included."""
     return padded_tokens(lengths, budget_batches(lengths, nodes, budget))
 
 
 def layer_file_bytes(cfg: CfgNode, graph: TextGraph, width: int, predicted: np.ndarray | None) -> int:
-    """Disk that a prediction layer after layer needs for the outputs of layers, of which two lie there at a time.
+    """Peak bytes on disk of layer outputs in layer-wise prediction, which keeps two layers' outputs at a time.
 
     Args:
-        width: of the node features; predicted: as of a `GNNLearner`.
+        width: of the node features.
+        predicted: see `GNNLearner`.
     """
     groups = [predicted]
-    if predicted is not None and cfg.glem.label_input:  # which are predicted one after the other
+    if predicted is not None and cfg.glem.label_input:  # label folds are predicted one after another
         groups = [group for group, _ in prediction_folds(graph.num_nodes, graph.split["train"], predicted)]
 
     def within(group: np.ndarray | None, hops: int) -> int:
@@ -549,7 +550,7 @@ def layer_file_bytes(cfg: CfgNode, graph: TextGraph, width: int, predicted: np.n
 
     *hidden, _ = layer_outputs(cfg, graph.num_classes, width)
     most = 0
-    for group in groups:  # as many hops away as there are layers above, a layer's output is needed
+    for group in groups:  # a layer's output is needed as many hops away as there are layers above it
         files = [size * within(group, len(hidden) - place) for place, size in enumerate(hidden)]
         most = max([most, *files, *(sum(pair) for pair in itertools.pairwise(files))])
     return most
@@ -557,7 +558,7 @@ def layer_file_bytes(cfg: CfgNode, graph: TextGraph, width: int, predicted: np.n
 
 @contextlib.contextmanager
 def _shown(terminal: int) -> Iterator[None]:
-    """Show what loading a graph says, bars too, on the file descriptor ``terminal``: a missing dataset is built."""
+    """Context that shows log and progress bars of loading a graph, which may take long, on descriptor ``terminal``."""
     kept, said = os.dup(2), logging.getLogger("glem_graphgym.data")
     handler = logging.StreamHandler(sys.stderr)
     os.dup2(terminal, 2)
@@ -572,13 +573,13 @@ def _shown(terminal: int) -> Iterator[None]:
 
 
 def main(request: Path, answer: Path) -> None:
-    """Answer ``request``, or say under ``error`` why not.
+    """Write the answer to ``request``, or an ``error`` message in its place.
 
-    A request has ``cfg``, ``run_dir``, ``overwrite`` seeds, and ``terminal``, the file descriptor on which the building
-    of a missing dataset is shown.
+    A request has ``cfg`` (a file), ``run_dir``, ``overwrite`` (number of seeds), and ``terminal``, the file descriptor
+    on which the building of a missing dataset is shown.
     """
     processes.end_with_parent()
-    with contextlib.suppress(OSError):  # should memory run out all the same, let it be this process
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel should kill this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     asked = read_json(request)
     cfg = CfgNode()

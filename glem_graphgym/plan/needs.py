@@ -1,4 +1,4 @@
-"""Tables of the needs of a run: its stages, its files, and whether the machine has enough for them."""
+"""Prints what a run needs: its stages, its files, and whether the machine has enough for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def print_needs(found: Any, title: str, console: Console | None = None) -> None:
-    """Print what `registered.preflight.examine` found: stages, files, one line a resource, and the time."""
+    """Print the result of `preflight.examine`: stages, files, one line per resource, and the time."""
     console = console or default_console()
     measured = found.measured
     _say(console, _texts_line(measured))
@@ -23,11 +23,11 @@ def print_needs(found: Any, title: str, console: Console | None = None) -> None:
     for verdict in found.verdicts:
         _say(console, verdict_line(verdict))
     at_most = ", at most, as epochs and iterations may end early"
-    _say(console, f"time: about {time_text(found.seconds())} on this machine as busy as it is now{at_most}")
+    _say(console, f"time: about {time_text(found.seconds())} on this machine at its current load{at_most}")
 
 
 def verdict_line(verdict: Any) -> str:
-    """One line per resource: how much is needed and free, and what to do if that does not suffice."""
+    """One line about a resource: bytes needed and free, and what to do if they do not suffice."""
     who = f"{verdict.stage} " if verdict.stage else "the run "
     has = f"{who}needs {shown_size(verdict.needed)}, {shown_size(verdict.available)} are free"
     if verdict.fits:
@@ -36,7 +36,7 @@ def verdict_line(verdict: Any) -> str:
 
 
 def shown_size(size: float) -> str:
-    """``1.5 GB``: in powers of 1024, as the reports' MB are."""
+    """A size as ``1.5 GB``; units are powers of 1024, as in reports."""
     for unit in UNITS:
         if size < 1024 or unit == UNITS[-1]:
             return f"{size:,.0f} {unit}" if unit in UNITS[:2] or size >= 100 else f"{size:,.1f} {unit}"

@@ -1,7 +1,7 @@
-"""What a run will need, and whether this machine has it: memory, disk and time, before anything is trained.
+"""The dry run: what memory, disk and time a run will need, and whether this machine has them, before any training.
 
-Sizes of files follow from the graph and the models; memory and time are measured on a small part of every stage, by a
-process of its own (`calibration`). Nothing is written but temporary files and, where it is missing, the dataset.
+Sizes of files follow from the graph and the models; memory and time are measured on a small part of every stage, in a
+subprocess (`calibration`). Only temporary files and, if missing, the dataset are written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from glem_graphgym.plan.calibration import STATIC
 from glem_graphgym.processes import PARENT
 
 MB = 1 << 20
-LOG = "log"  # what the process that tries stages says
+LOG = "log"  # file with the subprocess's output
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Planned:
     """A stage of a run, as `calibration` recorded it.
 
     Attributes:
-        folder: under ``stages/``; ``static`` for the embeddings of the untuned LM, which are made before them.
-        cost: name of what it takes among the costs; empty where it fits nothing.
-        done: it is there already.
-        model: as of a `StageKey`.
+        folder: under ``stages/``; ``static`` for the untuned LM's embeddings, which are made before all stages.
+        cost: key of its cost in ``costs``; empty if it trains nothing.
+        done: finished already.
+        model: see `StageKey`.
         arrays: name -> shape of its predictions, float16.
         weights: bytes.
-        shared: folder under ``dataset.dir`` of a stage that runs share; None where they do not.
+        shared: folder under ``dataset.dir`` of a stage that runs share, else None.
     """
 
     folder: str
@@ -58,12 +58,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Stored:
-    """Something that a run writes.
+    """A file or folder that a run writes.
 
     Attributes:
-        done: it is there already.
-        passing: the run removes it again.
-        run: whose it is where it is ``passing``: of several seeds, which come one after the other, the largest counts.
+        done: exists already.
+        passing: temporary; the run deletes it again.
+        run: run folder that a ``passing`` item belongs to: seeds run in turn, so only the largest seed's total counts.
     """
 
     what: str
@@ -76,12 +76,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one resource: what is needed of it, at its peak, and what there is, in bytes.
+    """Bytes of one resource that a run needs at its peak, and bytes that are available.
 
     Attributes:
-        resource: its name, for people.
-        stage: the stage that needs most; empty where all need it together.
-        remedy: what helps where it does not suffice: keys and their values.
+        resource: its name, for display.
+        stage: the stage that needs most; empty if the needs of all stages add up.
+        remedy: advice if it does not suffice: keys and values to set.
     """
 
     resource: str
@@ -97,14 +97,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found.
+    """Result of a dry run.
 
     Attributes:
         measured: the answer of `calibration`.
-        stages: of all seeds, in their order.
+        stages: of all seeds, in order.
         stored: of all seeds.
-        verdicts: one a resource.
-        at_most: the number of EM iterations is not known beforehand, and its bound was taken.
+        verdicts: one per resource.
+        at_most: the number of EM iterations is unknown, so its upper bound was used.
     """
 
     measured: dict[str, Any]
@@ -118,18 +118,18 @@ class Preflight:
         return all(verdict.fits for verdict in self.verdicts)
 
     def seconds(self) -> float:
-        """Of all stages that are not there yet."""
+        """Total time of all unfinished stages."""
         costs = self.measured["costs"]
         return sum(costs[stage.cost]["seconds"] for stage in self.stages if not stage.done and stage.cost in costs)
 
 
 def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> Preflight:
-    """What the run that ``cfg`` describes needs, in each of ``run_dirs`` (one a seed), and whether it is there.
+    """Examine what the runs of ``cfg`` in ``run_dirs`` (one per seed) need, and whether the machine has it.
 
     Raises:
         ConfigError: ``train.mode`` has no stages.
-        RunError: the first folder holds another run, the configuration or the data cannot be used, or what was
-            tried did not fit into memory.
+        RunError: the first folder holds another run, configuration or data cannot be used, or the trial of a stage did
+            not fit into memory.
     """
     if cfg.train.mode not in MODES:
         raise ConfigError(
@@ -139,7 +139,7 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
     plans = {run_dir: planned_stages(measured, run_dir, overwrite) for run_dir in run_dirs}
     first = plans[run_dirs[0]]
     for place, stage in enumerate(first):
-        if stage.shared and Path(stage.shared).is_dir():  # named by the seed, so it is the first run's alone
+        if stage.shared and Path(stage.shared).is_dir():  # the folder's name depends on the seed: this is the first's
             first[place] = replace(stage, done=True)
     stages = [stage for plan in plans.values() for stage in plan]
     stored = common_files(measured)
@@ -153,7 +153,7 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
 
 
 def planned_stages(measured: dict[str, Any], run_dir: Path, overwrite: bool = False) -> list[Planned]:
-    """The recorded stages, as far as they are done in a run folder."""
+    """The recorded stages, each with whether it is done in the run folder."""
 
     def is_done(folder: str) -> bool:
         return not overwrite and (run_dir / "stages" / folder / "stage.json").exists()
@@ -162,7 +162,7 @@ def planned_stages(measured: dict[str, Any], run_dir: Path, overwrite: bool = Fa
 
 
 def measure(cfg: CfgNode, run_dir: Path, overwrite: int) -> dict[str, Any]:
-    """What `calibration` answers, from a process of its own."""
+    """The answer of `calibration`, run in a subprocess."""
     root = Path(__file__).resolve().parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory(prefix="glem-dry-run-") as name:
@@ -199,7 +199,7 @@ def measure(cfg: CfgNode, run_dir: Path, overwrite: int) -> dict[str, Any]:
 
 
 def common_files(measured: dict[str, Any]) -> list[Stored]:
-    """What runs share under ``dataset.dir``."""
+    """Files under ``dataset.dir`` that all seeds share."""
     nodes, stored = measured["graph"]["nodes"], []
     tokens, static, hops = measured["tokens"], measured["static"], measured["hops"]
     if tokens:
@@ -217,7 +217,7 @@ def common_files(measured: dict[str, Any]) -> list[Stored]:
 
 
 def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) -> list[Stored]:
-    """What the stages of a run write into its folder."""
+    """Files that the stages of a run write, permanent and temporary ones."""
     stored = []
 
     def passing(what: str, place: Path | str, size: int) -> None:
@@ -234,7 +234,7 @@ def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) 
     sizes = {stage.folder: stage.weights for stage in plan if not stage.done}
 
     def missing(folders: Sequence[str]) -> tuple[int, int]:
-        """Bytes and number of the weights that are not there yet."""
+        """Bytes and number of the stages' weights that are still to be written."""
         found = [sizes[folder] for folder in folders if folder in sizes]
         return sum(found), len(found)
 
@@ -246,7 +246,7 @@ def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) 
     if any(stage.model == "GNN" and not stage.done for stage in plan):
         hops, working = measured["hops"], run_dir / "working"
         passing("outputs of a GNN's layers", working, measured["layers"])
-        if hops and not hops["fixed"]:  # first hops of features are made, then, beside these, those of labels
+        if hops and not hops["fixed"]:  # feature hops are made first, then label hops beside them
             most = hops["bytes"] + max(hops["beside"], hops["labels"])
             passing("hop features of one M-step", working, most)
         elif hops:
@@ -256,7 +256,7 @@ def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) 
 
 
 def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]) -> list[Verdict]:
-    """One a file system; what ``--overwrite`` deletes first is free, what a seed removes is free for the next."""
+    """One per file system; space that ``--overwrite`` or an earlier seed's clean-up frees counts as available."""
     groups: dict[int, list[Stored]] = {}
     for item in stored:
         groups.setdefault(nearest_existing_parent(Path(item.path)).stat().st_dev, []).append(item)
@@ -282,9 +282,9 @@ def _size_of(folder: Path) -> int:
 
 
 def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Planned]) -> list[Verdict]:
-    """Memory and, where there is one, the accelerator's; of the stage that needs most.
+    """Verdicts on memory and, if there is an accelerator, on its memory, for the stage that needs most.
 
-    Memory is that of all processes of the run on this machine, each of which has an accelerator of its own.
+    Memory counts all processes of the run on this machine; each has an accelerator of its own.
     """
     costs = measured["costs"]
     names = [stage.cost for stage in stages if not stage.done and stage.cost in costs]
@@ -304,10 +304,10 @@ def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Pla
 
 
 def resident_of_all(measured: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
-    """MB that all processes of a run have resident at the peak of each cost; ``names`` in their order.
+    """Cost -> peak of resident memory, in MB, summed over a run's processes; ``names`` are the costs in stage order.
 
-    Pages of files that are mapped into memory are not needed: the system takes them back. Processes that wait while
-    the first one works alone keep what they had taken before, and the one that has started them stays as it was.
+    Pages of memory-mapped files do not count, as the system can reclaim them. While rank 0 works alone, the others keep
+    the memory that they have allocated before. The launcher adds its own program.
     """
     count, held, found = measured["processes"], measured["program_mb"], dict.fromkeys(names, 0.0)
     for name in names:
@@ -319,7 +319,7 @@ def resident_of_all(measured: dict[str, Any], names: Sequence[str]) -> dict[str,
     return found
 
 
-# ---- what to do ---------------------------------------------------------------------------------------------------
+# ---- remedies -----------------------------------------------------------------------------------------------------
 
 
 def disk_remedy(cfg: CfgNode) -> str:
