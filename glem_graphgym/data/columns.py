@@ -1,4 +1,4 @@
-"""Columns of a user's tables: taken under other names, joined to texts, taken apart as lists of neighbours."""
+"""Columns of a user's tables: renamed, joined into texts, and parsed as lists of neighbours."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from glem_graphgym.data.tables import strings_of
 
 NODE_COLUMNS = ("id", "text", "label")
 EDGE_COLUMNS = ("source", "target")
-VIEW = "text:"  # columns of further texts begin with this
+VIEW = "text:"  # prefix of the columns with further texts (views)
 OURS = (*NODE_COLUMNS, "split", "features", "neighbours", *EDGE_COLUMNS)
 NEIGHBOURS = re.compile(r"(neighbou?rs?|adj|adjacency)([ _-]?(ids?|list))?", re.IGNORECASE)  # usual names of the column
 FIELD = re.compile(r"\{([^{}]*)\}")
-SEPARATORS = " \t\n.,;:|/-"  # between the parts of a text; none begins one whose first part is empty
-# What others call the columns, for the message when ours are missing.
+SEPARATORS = " \t\n.,;:|/-"  # stripped from the start of a text whose first field is empty
+# Common names of our columns in other tables, suggested when one of ours is missing.
 OTHER_NAMES = {
     "id": "node node_id nid name index paper_id",
     "text": "title abstract content body raw_text raw_texts description",
@@ -32,10 +32,11 @@ OTHER_NAMES = {
 
 
 class Columns:
-    """What the keys ``dataset.tag_columns`` and ``dataset.tag_text`` say of the columns of a user's tables.
+    """Names of the columns of a user's tables, from the keys ``dataset.tag_columns`` and ``dataset.tag_text``.
 
     Attributes:
-        of: our name -> theirs; of ``features`` a list of theirs.
+        of: our name of a column -> its name in the file; features are not in it.
+        features: names in the file of the feature columns.
         template: text with ``{column}`` for the value of a column; empty = the column ``text``.
         fields: columns that the template names.
     """
@@ -73,18 +74,18 @@ class Columns:
         return bool(self.of or self.features or self.template)
 
     def strings(self, header: Collection[str], ours: Sequence[str]) -> set[str]:
-        """Columns of a file that are to be read as they are written: those of ``ours``, splits, parts of a text."""
+        """Columns of a file to keep as strings: those for ``ours``, splits, views, and fields of the template."""
         in_splits = {name for name in header if SPLIT_COLUMN.fullmatch(name) or MASK_COLUMN.fullmatch(name)}
         views = {name for name in header if name.startswith(VIEW)}
         return ({self.of.get(name, name) for name in ours} | {*self.fields} | in_splits | views) & {*header}
 
     def required(self, header: Sequence[str]) -> list[str]:
-        """Columns that nodes must have; an ``id`` where another column looks like one, else row numbers will do."""
+        """Columns that nodes must have; ``id`` only if some column may be one, otherwise row numbers are the ids."""
         ids = "id" in self.of or {*alike("id", header)} - {*self.fields}
         return ["id"] * bool(ids) + ["text"] * (not self.template) + ["label"]
 
     def check(self, path: Any, header: Collection[str], ours: Sequence[str]) -> None:
-        """Raise DataError where a column is named that is not in the file."""
+        """Raise DataError if a configured column is not in the file ``path``."""
         named = [(f"dataset.tag_columns ({name}={self.of[name]})", self.of[name]) for name in ours if name in self.of]
         if "text" in ours:
             named += [(f"dataset.tag_columns (features={name})", name) for name in self.features]
@@ -97,12 +98,12 @@ class Columns:
                 )
 
     def names(self, header: Sequence[str], ours: Sequence[str]) -> list[str | None]:
-        """Our name of each column of a file; None for one that has such a name where another column is taken for it."""
+        """Our name for each column of a file; None if the configuration gives a column's own name to another one."""
         taken = {self.of[name]: name for name in ours if name in self.of}
         return [taken.get(name, None if name in taken.values() else name) for name in header]
 
     def texts(self, table: pd.DataFrame, path: Any) -> list[str]:
-        """One text per row by the template; a part without a value is left out with what stands before it."""
+        """One text per row, by the template; an empty field is dropped together with the literal text before it."""
         before = FIELD.split(self.template)
         parts = [strings_of(table[name], f"{path}: column '{name}'") for name in self.fields]
         texts = []
@@ -117,17 +118,17 @@ class Columns:
 
 
 def alike(column: str, header: Sequence[str]) -> list[str]:
-    """Columns of a file that may be meant by one of ours."""
+    """Columns of a file whose names suggest that they are our ``column``."""
     return [cell for cell in header if cell.strip().casefold() in (column, *OTHER_NAMES[column].split())]
 
 
 def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, place: str) -> pd.DataFrame:
-    """Columns ``source`` and ``target``: each row's id with each id of its list of neighbours.
+    """Table of edges (``source``, ``target``) from each row's id to each id in its list of neighbours.
 
     Args:
-        ids: of the rows.
-        column: lists, or texts such as ``[3, 17]``, ``["a", "b"]``, ``3 17`` and ``3;17``; empty where there is none.
-        place: what a message calls the column.
+        ids: one per row.
+        column: lists, or strings such as ``[3, 17]``, ``["a", "b"]``, ``3 17`` and ``3;17``; empty = no neighbours.
+        place: the column's name in messages.
     """
     lists = [_listed(value) for value in column]
     for row, found in enumerate(lists, start=1):

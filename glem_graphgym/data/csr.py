@@ -1,4 +1,4 @@
-"""Adjacency in CSR form: made in memory, made out of core, read and checked block by block."""
+"""Adjacency in CSR form: built in memory or out of core, read and checked block by block."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from glem_graphgym.data.npy import NpyWriter, PointerWriter
 from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.progress import Progress
 
-BINS = 1 << 16  # rows are counted in this many bins before they are cut into buckets
-BUCKETS = 256  # about as many files at most
-CHUNK, BUCKET = 1 << 20, 1 << 24  # edges and keys handled together: more would only take memory, and no less time
-ENTRIES_AT_ONCE = 1 << 16  # entries looked at together: all that is computed of them stays in the processor's cache
+BINS = 1 << 16  # keys are counted per bin of adjacent rows, in at most this many bins, before bins form buckets
+BUCKETS = 256  # approximate limit on the number of bucket files
+CHUNK, BUCKET = 1 << 20, 1 << 24  # edges per chunk, keys per bucket: more would cost memory and save no time
+ENTRIES_AT_ONCE = 1 << 16  # entries per block: all intermediate arrays of a block stay in the processor's cache
 
 
-# ---- making it ----------------------------------------------------------------------------------------------------
+# ---- building -----------------------------------------------------------------------------------------------------
 
 
 def csr_from_edges(
     source: np.ndarray, target: np.ndarray, num_nodes: int, *, directed: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """CSR of an edge list: rowptr int64 (N+1,) and col (nnz,), int32 where N fits into it, else int64.
+    """Build the CSR of an edge list: rowptr int64 (N+1,) and col (nnz,), int32 if node numbers fit, else int64.
 
-    Both directions of every edge, or with ``directed`` in row i the sources of the edges to i; no self-loops, no
-    duplicates, neighbours in order.
+    Stores both directions of every edge or, if ``directed``, in row i only the sources of the edges to i. Self-loops
+    and duplicates are dropped; neighbours are sorted within a row.
 
     Raises:
         DataError: an edge names a node outside of 0..N-1.
@@ -44,7 +44,7 @@ def csr_from_edges(
 
 
 def _keys(source: np.ndarray, target: np.ndarray, num_nodes: int, directed: bool = False) -> np.ndarray:
-    """row·N + col of all edges but loops, in both directions, or from ``source`` to ``target`` alone."""
+    """Keys row·N + col of all edges but self-loops: both directions or, if ``directed``, only the target as row."""
     keep = source != target
     source, target = source[keep], target[keep]
     forward = target * num_nodes + source
@@ -64,20 +64,20 @@ def _check_ends(source: np.ndarray, target: np.ndarray, num_nodes: int) -> None:
 def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: int) -> None:
     """Write the arrays of `csr_from_edges` into ``folder`` without ever holding the edges in memory.
 
-    An external bucket sort. Both directions of each edge become int64 keys row·N + col; a first pass counts them, a
-    second deals them out to files of neighbouring rows that fit into memory, and each file in turn is sorted, freed of
-    duplicates and appended to the result. It is sorted where it lies, memory-mapped: that of a hub with half of all
-    edges may be larger. The files take 16 bytes per edge on the disk of ``folder`` and are removed as they are used up.
+    External bucket sort: both directions of each edge become int64 keys row·N + col. A first pass counts them; a second
+    distributes them to bucket files, each for a range of rows that should fit into memory. Each bucket is then sorted,
+    deduplicated and appended to the result. It is memory-mapped and sorted in place, as it may exceed memory after all:
+    a hub's row is not cut. Buckets take 16 bytes per edge on the disk of ``folder`` and are deleted as they are used.
 
     Args:
-        edges: integers (2, E), sources and targets, maybe memory-mapped; in one direction or in both.
+        edges: integers (2, E), sources and targets, possibly memory-mapped; each edge in one direction or in both.
         num_nodes: N.
-        folder: gets ``rowptr.npy`` and ``col.npy``, which appear when they are whole. Made if it does not exist.
-        memory_bytes: most that this may allocate; below 1 MB it is not kept exactly.
+        folder: receives ``rowptr.npy`` and ``col.npy``, which appear when complete. Created if it does not exist.
+        memory_bytes: limit on memory to allocate; a limit below 1 MB is not kept exactly.
 
     Raises:
-        DataError: an edge names a node outside of 0..N-1, or edges are no such array.
-        DiskFullError: there is no room on the disk; asked before the edges are dealt out.
+        DataError: an edge names a node outside of 0..N-1, or ``edges`` has another shape or type.
+        DiskFullError: the disk has too little room; checked before any bucket is written.
     """
     if memory_bytes < 1 or not 0 <= num_nodes <= 3_037_000_499:  # N² has to fit into int64
         raise ValueError(
@@ -87,7 +87,7 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
     if edges.shape[:1] != (2,) or edges.ndim != 2 or (edges.size and edges.dtype.kind not in "iu"):
         raise DataError(f"edges are {edges.dtype} {edges.shape}, expected integers (2, E)")
     temporary = folder / ".edges"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     temporary.mkdir(parents=True)
     try:
         files, total = _deal_out(edges, num_nodes, temporary, memory_bytes)
@@ -115,8 +115,8 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
 
 
 def _deal_out(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int) -> tuple[list[Path], int]:
-    """Files of the keys of all edges, those of one row in one file, rows in order; and the number of keys."""
-    chunk = min(max(memory_bytes // 64, 32), CHUNK)  # edges made into keys at a time, about 50 bytes each
+    """Distribute the keys of all edges to bucket files, whole rows each; the files in row order, the number of keys."""
+    chunk = min(max(memory_bytes // 64, 32), CHUNK)  # edges per chunk; making their keys takes about 50 bytes per edge
 
     def edge_keys(what: str) -> Iterator[np.ndarray]:
         with Progress(total=edges.shape[1], desc=what, unit="edge", unit_scale=True) as bar:
@@ -127,13 +127,13 @@ def _deal_out(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int
                 bar.update(len(source))
 
     rows_per_bin = -(-num_nodes // BINS) or 1
-    width = rows_per_bin * num_nodes or 1  # keys of one bin are row·N + col for these rows
+    width = rows_per_bin * num_nodes or 1  # range of the keys row·N + col of one bin
     counted = np.zeros(-(-num_nodes // rows_per_bin) or 1, dtype=np.int64)
     for block in edge_keys("counting edges"):
         counted += np.bincount(block // width, minlength=len(counted))
     total = int(counted.sum())
     require_space(folder.parent, 8 * total + 8 * num_nodes, f"sorting {total // 2:,} edges")
-    capacity = min(max(memory_bytes // 10, 64), BUCKET)  # keys of 8 bytes
+    capacity = min(max(memory_bytes // 10, 64), BUCKET)  # keys per bucket, 8 bytes each
     cuts = bounded_cuts(counted, max(capacity, -(-2 * total // BUCKETS)))
     files = [folder / f"b-{index}" for index in range(len(cuts) - 1)]
     for block in edge_keys("sorting edges"):
@@ -147,7 +147,7 @@ def _deal_out(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int
 
 
 def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:
-    """Where to cut bins into stretches of at most ``capacity``: 0, ..., len(counted). A bin is never cut."""
+    """Bounds 0, ..., len(counted) of runs of bins with at most ``capacity`` items each; a larger bin is a run alone."""
     ends, cuts = np.cumsum(counted), [0]
     while cuts[-1] < len(counted):
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
@@ -155,18 +155,18 @@ def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:
     return cuts
 
 
-# ---- reading it ---------------------------------------------------------------------------------------------------
+# ---- reading ------------------------------------------------------------------------------------------------------
 
 
 def entry_blocks(
     rowptr: np.ndarray, col: np.ndarray, at_once: int = ENTRIES_AT_ONCE
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row, col), both int64, of every entry, at most ``at_once`` of them at a time."""
-    rowptr, col = np.asarray(rowptr), np.asarray(col)  # slices of np.memmap itself are slow to make
+    """Yield all entries as arrays (row, col), both int64, of at most ``at_once`` entries."""
+    rowptr, col = np.asarray(rowptr), np.asarray(col)  # slicing np.memmap itself is slow
     start = 0
     while start < len(col):
         first = int(np.searchsorted(rowptr, start, side="right")) - 1
-        # Long stretches of empty rows are bounded too.
+        # The number of rows is limited too: there may be long runs of empty ones.
         last = min(int(np.searchsorted(rowptr, start + at_once, side="left")), first + at_once, len(rowptr) - 1)
         stop = min(start + at_once, int(rowptr[last]))
         ends = np.clip(rowptr[first : last + 1], start, stop)
@@ -175,15 +175,15 @@ def entry_blocks(
 
 
 def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool = False) -> None:
-    """Check that an adjacency is what `csr_from_edges` makes, in one pass and a few MB.
+    """Check that an adjacency has the form that `csr_from_edges` gives it, in one pass and a few MB of memory.
 
-    Symmetry is checked without a sort: each entry (row, col) adds a 64-bit hash of its unordered pair of nodes where
-    row < col and subtracts it where row > col, modulo 2**64. A symmetric adjacency gives 0; another one, whose entries
-    are distinct by then, does with a probability of about 2**-64.
+    Symmetry is checked without a sort: each entry (row, col) adds a 64-bit hash of its unordered pair of nodes if
+    row < col and subtracts it if row > col, modulo 2**64. The sum is 0 if the adjacency is symmetric, and otherwise
+    with a probability of about 2**-64, given that all entries are distinct, which is checked first.
 
     Args:
-        name: of the graph.
-        rowptr, col: as of `csr_from_edges`.
+        name: the graph's name in messages.
+        rowptr, col: see `csr_from_edges`.
         directed: the adjacency need not be symmetric.
 
     Raises:
@@ -216,7 +216,7 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool 
 
 
 def _imbalance(row: np.ndarray, col: np.ndarray, num_nodes: int) -> int:
-    """A hash of each unordered pair, added up with the sign of col - row; modulo 2**64."""
+    """Sum over entries of a hash of the unordered pair {row, col}, with the sign of col - row; modulo 2**64."""
     mixed = (np.minimum(row, col) * num_nodes + np.maximum(row, col)).view(np.uint64)
     # The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -1,4 +1,4 @@
-"""CSV files that others wrote: checked row by row, and refused with the line where a row is not what it seems."""
+"""CSV files from other programs: checked row by row, and refused with the line number of a malformed row."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def _line_of(content: bytes, position: int) -> int:
 
 
 def check_rows(path: Path, content: bytes, closed: Sequence[str] = (), delimiter: str = ",") -> list[str]:
-    """The header of a CSV, each of whose rows has its number of fields.
+    """Check that every row of a CSV has as many fields as its header, and return the header.
 
-    ``closed`` are columns with few different values, which tell rows that a stray quote has made part of a text;
-    ``delimiter`` is one of `DELIMITERS`.
+    ``closed`` names columns with few distinct values (label, split): their values reveal rows that a stray quote has
+    made part of a text. ``delimiter`` is one of `DELIMITERS`.
 
     Raises:
         DataError: a row is longer or shorter than the header, or a quote swallows rows; names the line.
     """
-    lines: list[str] = []  # of the row that is being read
+    lines: list[str] = []  # of the current row
 
     def stream() -> Iterator[str]:
         for line in io.TextIOWrapper(io.BytesIO(content), "utf-8", newline=""):
@@ -112,7 +112,7 @@ def check_rows(path: Path, content: bytes, closed: Sequence[str] = (), delimiter
 
 
 def read_table(content: bytes, strings: Iterable[str], delimiter: str = ",") -> pd.DataFrame:
-    """The table of a checked CSV; columns other than ``strings`` are numbers where all of their values are."""
+    """Parse a CSV that `check_rows` accepted; columns not in ``strings`` are numeric if all of their values are."""
     # No word stands for a missing value: "NA", "null" and "nan" are ids and texts like any other.
     how: dict[str, Any] = {"keep_default_na": False, "index_col": False, "low_memory": False}
     return pd.read_csv(io.BytesIO(content), sep=delimiter, dtype=dict.fromkeys(strings, str), **how)
@@ -140,7 +140,7 @@ def _bad_quotes(path: Path, first: int, lines: list[str], error: str, delimiter:
 
 
 def _swallows_rows(lines: list[str], row: list[str], values: dict[int, set[str]], delimiter: str) -> bool:
-    """Whether each line of one row looks like a row of its own, by its values of the columns ``values``."""
+    """Whether the lines of one row look like rows: they hold known ``values`` (position of a column -> values seen)."""
     text = next((position for position, field in enumerate(row) if "\n" in field or "\r" in field), None)
     if text is None:
         return False

@@ -1,7 +1,7 @@
 """Debian's packages, from apt's lists on a Debian or Ubuntu machine or from a Packages file.
 
-A node is a binary package, its text is its name and description, an edge is a relation between two packages, its class
-is the archive section, its group the source package. Format: Debian Policy, chapters 5 (control files) and 7
+A node is a binary package: its text is the name and description, its class the archive section, its group the source
+package. An edge is a relation between two packages. Format: Debian Policy, chapters 5 (control files) and 7
 (relationships).
 """
 
@@ -27,7 +27,7 @@ from glem_graphgym.data.records import Recipe, Records, graph_snapshot
 from glem_graphgym.data.text_graph import TextGraph
 
 RELATIONS = ("depends", "pre-depends", "recommends", "suggests", "enhances")
-APT = "apt"  # as dataset.tag_source
+APT = "apt"  # value of dataset.tag_source
 APT_HELPER = "/usr/lib/apt/apt-helper"
 PACKAGES_FILE = "a Packages file (plain, .gz or .xz)"
 REMEDY = "run 'apt-get update' as root, or leave dataset.tag_source empty for the packages that are frozen in here"
@@ -41,7 +41,7 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 @dataclass(frozen=True, order=True, slots=True)
 class Package:
-    """One binary package; ordered by all its fields, so that ties break alike."""
+    """One binary package; ordered by all its fields, so that ties are always broken the same way."""
 
     name: str
     version: str
@@ -76,7 +76,7 @@ def version_order(version: str) -> tuple[Any, ...]:
 
 
 def _part_order(part: str) -> list[tuple[list[int], int]]:
-    """Signs and numbers by turns; the end of the signs is 0, so that only a tilde comes before it."""
+    """Alternating non-digits and numbers; 0 ends each run of non-digits, so that only a tilde sorts before the end."""
     runs = re.findall(r"([^0-9]*)([0-9]*)", part)
     return [([*map(_sign_order, signs), 0], int(number or 0)) for signs, number in runs]
 
@@ -88,13 +88,13 @@ def _sign_order(sign: str) -> int:
 
 
 class Catalogue:
-    """Binary packages by name, the newest version of each, whatever the order in which lists are added."""
+    """Binary packages by name; keeps the newest version of each, in whatever order lists are added."""
 
     def __init__(self, architectures: frozenset[str] | None = None) -> None:
-        self.architectures = architectures  # None: any
+        self.architectures = architectures  # None = any
         self.packages: dict[str, Package] = {}
         self.files: list[dict[str, Any]] = []  # release, name, bytes and SHA-256 of each list, decompressed
-        self.passed_over: Counter[str] = Counter()  # stanzas that were not used, by reason
+        self.passed_over: Counter[str] = Counter()  # number of unused stanzas, by reason
 
     def add(self, content: bytes, *, name: str, release: str = "") -> None:
         """Add the stanzas of a decompressed Packages list."""
@@ -140,16 +140,16 @@ class Catalogue:
 
 
 def load_debian(root: Path, source: str, **options: Any) -> TextGraph:
-    """The graph of other packages than those that this package carries, frozen under ``root`` when it is first read.
+    """Load the graph of Debian packages from ``source`` (not the bundled one), frozen under ``root`` when first read.
 
     Args:
-        root: dataset directory; the snapshot is its folder ``debian-<key>``, the key hashes the options and
-            the Packages file, where one is given.
+        root: dataset directory; the snapshot is its folder ``debian-<key>``, where the key hashes the options and, if
+            one is given, the Packages file.
         source: a Packages file (plain, gzip or xz), or "apt" for the lists of this machine's apt.
-        options: those of a `Recipe`.
+        options: see `Recipe`.
 
     Raises:
-        DataError: an option is out of range, there is nothing to read, or what was read cannot make a graph.
+        DataError: an option is out of range, there is nothing to read, or the packages do not make a graph.
     """
     recipe = Recipe(**options)
     if source == APT:
@@ -165,7 +165,7 @@ def load_debian(root: Path, source: str, **options: Any) -> TextGraph:
 
 
 def read_packages_file(name: str, raw: bytes) -> Catalogue:
-    """The packages of one Packages file, given as its bytes on disk (plain, gzip or xz); raises DataError."""
+    """Parse a Packages file, given as its bytes on disk (plain, gzip or xz); raises DataError."""
     catalogue = Catalogue()
     with reading_data(f"dataset.tag_source: {name} is damaged", "fetch it again"):
         if raw.startswith(b"\x1f\x8b"):
@@ -184,7 +184,7 @@ def read_apt_lists() -> Catalogue:
     catalogue = Catalogue(frozenset({native, "all"}))
     layout = "$(ORIGIN) $(RELEASE)\t$(METAKEY)\t$(ARCHITECTURE)\t$(FILENAME)"
     listing = _run("apt-get", "indextargets", "--format", layout, "Created-By: Packages").decode("utf-8", "replace")
-    known = re.sub(r"\$\([A-Z_]+\)", "", listing)  # apt leaves the names of properties that a list lacks
+    known = re.sub(r"\$\([A-Z_]+\)", "", listing)  # apt prints the placeholder of a property that a list lacks
     for line in known.splitlines():
         release, name, architecture, path = (cell.strip() for cell in line.split("\t"))
         # A flat repository states no architecture; its stanzas do.
@@ -196,7 +196,7 @@ def read_apt_lists() -> Catalogue:
 
 
 def _stanzas(content: bytes) -> Iterator[dict[str, str]]:
-    """Fields of each stanza, by name in lower case; lines that belong to no field are passed over."""
+    """Yield the fields of each stanza, by name in lower case; lines that belong to no field are skipped."""
     for block in _BLANK_LINES.split(content.decode("utf-8", "replace")):
         fields = {name.lower(): value for name, value in _FIELD.findall(block)}
         if fields:
@@ -204,7 +204,7 @@ def _stanzas(content: bytes) -> Iterator[dict[str, str]]:
 
 
 def _one_line(description: str) -> str:
-    """Short and, where the list has one, long description as sentences with single spaces."""
+    """The short and, if there is one, the long description as sentences on one line, with single spaces."""
     short, _, long = description.partition("\n")
     short = " ".join(short.split())
     long = " ".join(" ".join(line for line in long.split("\n") if line.strip() != ".").split())

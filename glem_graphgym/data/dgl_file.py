@@ -15,8 +15,8 @@ FILE = 0xDD2E4FF046B4A13F
 GRAPH, META_GRAPH, RELATION = 0xDD589FBE35224ABF, 0xDD3C5FFE20046ABF, 0xDD2E60F0F6B4A127
 COO_MATRIX, CSR_MATRIX, ARRAY = 0xDD61FFD305DFF127, 0xDD6CD31205DFF127, 0xDD5E40F096B4A13F
 HEADER_BYTES = 4096
-COO, CSR, CSC = 1, 2, 4  # bits of the code of the formats in which edges are stored
-OLD_CODES = {1: COO, 2: CSR, 3: CSC}
+COO, CSR, CSC = 1, 2, 4  # bits of the code for the formats that edges are stored in
+OLD_CODES = {1: COO, 2: CSR, 3: CSC}  # code in older files -> format
 REMEDY = (
     "download it again, or save it where DGL is: g = dgl.load_graphs(file)[0][0]; "
     "torch.save({'edge_index': torch.stack(g.edges()), **g.ndata}, 'graph.pt')"
@@ -29,17 +29,17 @@ def is_dgl_file(path: Path) -> bool:
 
 
 def read_dgl_file(path: Path) -> dict[str, np.ndarray]:
-    """``edge_index``, int64 (2, E), of the one graph in the file, and its node data by name, (N, …) each.
+    """Read the one graph in a file: ``edge_index``, int64 (2, E), and its node data by name, (N, …) each.
 
     Raises:
-        DataError: several graphs, types of nodes or types of edges, or a file that is damaged or of DGL before 0.5.
+        DataError: the file has several graphs, node types or edge types, is damaged, or is from DGL before 0.5.
     """
     with reading_data(f"{path} is damaged or not of DGL 0.5 to 2", REMEDY):
         return _Stream(path).graph()
 
 
 class _Stream:
-    """The parts of a file, in their order."""
+    """Reads the parts of a file one after the other; each method reads one and moves on."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.content, self.position = path, memoryview(path.read_bytes()), 0
@@ -49,7 +49,7 @@ class _Stream:
         if version != 2:
             raise ValueError(f"version {version} of the format, expected 2")
         self.position = HEADER_BYTES
-        self.position = self.number()  # skips labels of graphs
+        self.position = self.number()  # skips the graphs' labels
         self.begin(GRAPH)
         self.meta_graph()
         if graphs != 1 or (relations := self.number()) != 1:
@@ -57,7 +57,7 @@ class _Stream:
             raise DataError(f"{self.path} holds {found}, expected one graph with one type of edges; save it by itself")
         edges = self.relation()
         for _ in range(self.number()):
-            self.number()  # nodes of a type
+            self.number()  # number of nodes of a type
         node_data = [self.named_arrays() for _ in range(self.number())]
         if len(node_data) != 1:
             raise DataError(
@@ -96,7 +96,7 @@ class _Stream:
         return arrays
 
     def relation(self) -> np.ndarray:
-        """Edges of one type, int64 (2, E), which are stored in one or more formats."""
+        """Edges of one type, int64 (2, E); the file has them in one or more formats."""
         self.begin(RELATION)
         code, _ = self.number(), self.number()
         formats = code & 0xFFFFFFFF if code >> 32 else OLD_CODES[code]
@@ -113,14 +113,14 @@ class _Stream:
         return np.stack(ends[0]).astype(np.int64)
 
     def meta_graph(self) -> None:
-        """Skip the graph of the types of nodes."""
+        """Skip the metagraph (the graph of node types)."""
         self.begin(META_GRAPH)
         self.csr()
 
     def coo(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the entries of a sparse matrix, (E,) each."""
         self.begin(COO_MATRIX)
-        self.position += 16  # rows and columns of the matrix
+        self.position += 16  # the matrix's numbers of rows and columns
         rows, columns, _ = self.array(), self.array(), self.array()
         self.position += 2  # whether rows and columns are sorted
         return rows, columns
@@ -128,7 +128,7 @@ class _Stream:
     def csr(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the entries of a sparse matrix, (E,) each."""
         self.begin(CSR_MATRIX)
-        self.position += 16  # rows and columns of the matrix
+        self.position += 16  # the matrix's numbers of rows and columns
         indptr, columns, _ = self.array(), self.array(), self.array()
         self.position += 1  # whether columns are sorted
         counts = indptr[1:].astype(np.int64) - indptr[:-1].astype(np.int64)

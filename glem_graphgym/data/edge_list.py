@@ -1,4 +1,4 @@
-"""Edges without a table: lines of two ids, and matrices of SciPy and NumPy."""
+"""Edges in files other than tables: text with two ids per line, and matrices of SciPy and NumPy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from glem_graphgym.data.errors import DataError, reading_data
 
 
 def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
-    """Columns ``source`` and ``target`` of a text file: two ids per line, between tabs, commas or blanks.
+    """Read a text file with two ids per line, separated by tabs, commas or blanks: columns ``source`` and ``target``.
 
-    What follows on a line, such as a weight, is not read; lines that begin with # or % are comments. The first line may
-    be ``header``.
+    Further fields, such as a weight, are ignored; lines that begin with # or % are comments. The first line may be
+    ``header``.
 
     Raises:
-        DataError: a line has one id alone; names it.
+        DataError: a line has fewer than two ids; names the line.
     """
     ends: list[list[str]] = []
     for number, line in enumerate(io.StringIO(read_csv_bytes(path).decode()), start=1):
@@ -37,7 +37,7 @@ def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
 
 
 def read_edge_matrix(path: Path) -> np.ndarray:
-    """int64 (2, E): row numbers of the nodes, of an .npz file with a sparse matrix of SciPy or an ``edge_index``.
+    """Read edges int64 (2, E), as row numbers of nodes, from an .npz with a SciPy sparse matrix or an ``edge_index``.
 
     Raises:
         DataError: the file is damaged, or holds neither.

@@ -1,4 +1,4 @@
-"""The error of bad data, and how several are told at once."""
+"""The error for bad data, and helpers for messages and for reporting several errors at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from glem_graphgym.disk import DiskFullError
 
-# What libraries raise for a file that is damaged, or not what its name says.
+# Errors that libraries raise for a file that is damaged, or not in the format its name says.
 BROKEN = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
     *(struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
@@ -25,7 +25,7 @@ class DataError(ValueError):
 
 @contextlib.contextmanager
 def reading_data(what: str, remedy: str) -> Iterator[None]:
-    """A block that reads a file of others; raises DataError "``what`` (reason); ``remedy``" where that is broken."""
+    """Turn any error of a block that reads someone else's file into DataError "``what`` (reason); ``remedy``"."""
     try:
         yield
     except (DataError, DiskFullError):
@@ -35,7 +35,7 @@ def reading_data(what: str, remedy: str) -> Iterator[None]:
 
 
 def listed(values: Sequence[Any], most: int = 5, *, quoted: bool = False) -> str:
-    """The first of the values on one line, and how many more there are; "nothing" where there are none."""
+    """The first ``most`` values on one line, and how many more there are; "nothing" if there are none."""
 
     def in_line(value: Any) -> str:
         text = str(value)
@@ -47,7 +47,7 @@ def listed(values: Sequence[Any], most: int = 5, *, quoted: bool = False) -> str
 
 
 def check_all(*checks: Callable[[], object]) -> None:
-    """Run all checks and raise one DataError with all that failed, a line for each where there are several."""
+    """Run all checks; if any fail, raise one DataError with all their messages, numbered if there are several."""
     found = []
     for check in checks:
         try:

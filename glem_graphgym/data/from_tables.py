@@ -1,4 +1,4 @@
-"""From tables to a text graph: labels, splits, features and edges, checked and counted; the snapshot that keeps it."""
+"""Builds a text graph from tables, checks and counts labels, splits, features and edges, and keeps it as a snapshot."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from glem_graphgym.data.tables import Tables, strings_of
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph, Texts, check_shares, csr_from_edges, snapshot
 from glem_graphgym.files import fingerprint, sha256_of
 
-# To be raised whenever the same files and options would give another graph than before.
+# Increment whenever the same files and options would give another graph than before.
 RECIPE_VERSION = 3
-# Labels that mean "no label" beside numbers; -1 does so beside words too.
+# Words that mean "no label" if all other labels are numbers; -1 means it among words too.
 NO_LABEL = {"-1", "-1.0", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
-# Keys of a graph's `origin`, and what is logged of those that hold anything.
+# Key of a graph's `origin` -> warning that is logged if the value is not empty.
 UNUSUAL = {
     "no_label_words": "nodes without a label by these words in column 'label': {}",
-    "classes_like_no_label": "these words are labels like any other, an empty field is none: {}",
+    "classes_like_no_label": "these words are classes here; leave the field empty for a node without a label: {}",
     "odd_labels": "labels that are unlike the others are classes too: {}",
     "similar_labels": "labels that may be meant to be the same are different classes: {}",
     "fractional_labels": "labels are numbers with fractions; each of them is a class",
@@ -45,15 +45,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How tables become a graph: the keys ``dataset.tag_*``.
+    """Options for building a graph from tables: the keys ``dataset.tag_*``.
 
     Attributes:
-        shares: share of the labelled nodes, or above 1 their number, for train, valid and test, if the files state no
-            split.
-        seed: of such a split, and of ``valid_share``. It goes by a hash of the ids, so the order of the rows makes no
-            difference.
-        valid_share: share (0-1) of the training nodes that validate, where the files' split has no validation nodes.
-        undirected: edges count in both directions; False = messages go from source to target alone.
+        shares: of train, valid and test if the files state no split: shares of the labelled nodes or, above 1, numbers.
+        seed: of that split and of the draw for ``valid_share``; both hash the nodes' ids, so row order has no effect.
+        valid_share: share (0-1) of the training nodes to move to validation if the files' split has none there.
+        undirected: edges count in both directions; False = messages go only from source to target.
         columns: names of columns, each as ``ours=theirs``; see `glem_graphgym.data.columns.Columns`.
         text: template of the texts, ``{title}. {abstract}``; empty = the column ``text``.
     """
@@ -71,22 +69,22 @@ class TableOptions:
 
 
 class Reader(NamedTuple):
-    """Reads one layout of files: finds them, then makes `Tables` of them."""
+    """Reader of one layout of files: finds the files, then makes `Tables` of them."""
 
-    find: Callable[[Path], list[Path]]  # files of a source; DataError where they are not there
+    find: Callable[[Path], list[Path]]  # files of a source; raises DataError if they are missing
     read: Callable[[list[Path], TableOptions], Tables]
 
 
 def load_files(
     reader: Reader, source: Path, cache: Path, options: TableOptions, *, kind: str, raw: bool = False
 ) -> TextGraph:
-    """The graph of a user's files, frozen under ``cache`` in a folder for each content of the files and options.
+    """Load the graph of a user's files, frozen under ``cache`` in one folder per content of the files and options.
 
-    What is unusual about it, and the feature columns, are logged whenever it is loaded.
+    Each call logs the feature columns and what is unusual about the graph.
 
     Args:
-        kind: of reader, for the name of the folder.
-        raw: whether the features are going to be used; columns that tell the label are refused then.
+        kind: the reader's name, for the name of the folder.
+        raw: whether the features will be used; if so, columns that give the label away are refused.
 
     Raises:
         DataError: a file or column is missing or wrong. Names the file, and the line or row.
@@ -100,13 +98,13 @@ def load_files(
 
 
 def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
-    """The text graph of tables.
+    """Build the text graph of tables.
 
-    Ids and labels are compared as strings: 7 and 7.0 are "7". A node has no label where the field is empty or -1;
-    beside numbers, NA, nan, None and null mean the same. Beside words they are classes, with a warning. The labels 1
-    and 1.0 are one class, "1". Classes are in numeric order if all labels are integers, else in lexicographic order.
-    Self-loops and repeated edges, in either direction, are dropped and counted in ``origin``, as are empty texts, which
-    stay, and classes without a training node.
+    Ids and labels are compared as strings: the numbers 7 and 7.0 are "7". A node has no label if the field is empty or
+    -1. NA, nan, None and null mean the same if all other labels are numbers; among words they are classes, with a
+    warning. The labels 1 and 1.0 are one class, "1". Classes are in numeric order if all labels are integers, else in
+    lexicographic order. Self-loops and repeated edges, in either direction, are dropped. ``origin`` has their numbers,
+    the number of empty texts, which are kept, and the classes without a training node.
 
     Raises:
         DataError: a column is wrong, or the tables contradict each other; names the file.
@@ -175,10 +173,10 @@ def _texts(tables: Tables, column: str) -> Texts:
 
 
 def _report(graph: TextGraph, raw: bool) -> None:
-    """Log what is unusual about the graph, and what its features are.
+    """Log the feature columns and what is unusual about the graph.
 
     Raises:
-        DataError: ``raw`` features are asked for, and some tell the label.
+        DataError: ``raw`` features will be used, and some give the label away.
     """
     name, origin = graph.name, graph.origin
     if left := origin.get("left"):
@@ -191,7 +189,7 @@ def _report(graph: TextGraph, raw: bool) -> None:
             raise DataError(f"{found}; as raw features (glem.node_features) they give the label away: drop them")
         logger.warning("%s; as raw features they would give the label away", found)
     for key, message in UNUSUAL.items():
-        value = origin.get(key)  # older snapshots do not have all of them
+        value = origin.get(key)  # older snapshots lack some of the keys
         if value and (key != "repeated_texts" or 2 * value > origin["nodes"]):
             shown = listed(value, 20, quoted=key == "odd_labels") if isinstance(value, list) else value
             logger.warning("%s: %s", name, message.format(shown, nodes=origin["nodes"]))
@@ -203,7 +201,7 @@ def _report(graph: TextGraph, raw: bool) -> None:
 
 
 def _ids(tables: Tables) -> list[str] | None:
-    """The nodes' ids, different from each other; None where they are row numbers."""
+    """The nodes' ids, checked to be unique; None if they are row numbers."""
     where = tables.where["nodes"]
     if tables.num_nodes == 0:
         raise DataError(f"{where} has no rows, expected one for each node")
@@ -221,7 +219,7 @@ def _ids(tables: Tables) -> list[str] | None:
 
 
 def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
-    """Class index of each node, int64 (N,), the classes in their order, and what is unusual about the labels."""
+    """Class index of each node, int64 (N,), names of the classes, and what is unusual about the labels."""
     names = tables.strings("label")
     counts = Counter(name for name in names if name is not None)
     words = {name for name in counts if name.strip().casefold() in NO_LABEL}
@@ -265,14 +263,14 @@ def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
 
 
 def _odd(classes: Sequence[str]) -> list[str]:
-    """Negative numbers, and words where most other labels are numbers."""
+    """Classes unlike the others: negative numbers, and words if most classes are numbers."""
     numbers = [name for name in classes if NUMBER.fullmatch(name.strip())]
     words = [name for name in classes if name not in numbers] if 2 * len(numbers) > len(classes) else []
     return [*(name for name in numbers if name.strip().startswith("-")), *words]
 
 
 def _similar(classes: Sequence[str]) -> list[str]:
-    """Classes that differ by blanks, case or leading zeros alone, each group as one text."""
+    """Groups of classes that are equal after `_plain` (blanks, case, leading zeros, …), each as one string."""
     groups: dict[str, list[str]] = {}
     for name in classes:
         groups.setdefault(_plain(name), []).append(name)
@@ -283,7 +281,7 @@ def _similar(classes: Sequence[str]) -> list[str]:
 
 
 def _features(tables: Tables, names: list[str]) -> np.ndarray | None:
-    """float32 (N, F), or None without columns."""
+    """Features float32 (N, F) from the columns ``names``; None if there are none."""
     columns = tables.nodes[names]
     if columns.empty:
         return None
@@ -304,7 +302,7 @@ def _features(tables: Tables, names: list[str]) -> np.ndarray | None:
 
 
 def _given_features(tables: Tables) -> np.ndarray:
-    """float32 (N, F): the features that are no columns of the nodes."""
+    """Features float32 (N, F) that the tables hold as an array instead of columns."""
     given, place = np.asarray(tables.features), tables.place("features")
     if given.dtype.kind not in "biuf" or given.ndim != 2 or len(given) != tables.num_nodes:
         raise DataError(
@@ -319,7 +317,7 @@ def _given_features(tables: Tables) -> np.ndarray:
 
 
 def _numbers(column: pd.Series) -> np.ndarray:
-    """float32 (rows,): the numbers of a column, NaN where there is none."""
+    """Values of a column, float32 (rows,); NaN if a value is not a number."""
     if not pd.api.types.is_numeric_dtype(column):
         column = pd.to_numeric(column.astype(str), errors="coerce")
     return column.to_numpy(np.float32, na_value=np.nan)
@@ -329,7 +327,7 @@ def _numbers(column: pd.Series) -> np.ndarray:
 
 
 def _ends(tables: Tables, ids: list[str] | None) -> np.ndarray:
-    """int64 (2, E): row numbers of the nodes that edges join, sources and targets."""
+    """Edges int64 (2, E), sources and targets, as row numbers of the nodes."""
     edges = tables.edges
     if isinstance(edges, pd.DataFrame):
         return _joined(tables, edges, ids)
@@ -344,7 +342,7 @@ def _ends(tables: Tables, ids: list[str] | None) -> np.ndarray:
 
 
 def _joined(tables: Tables, table: pd.DataFrame, ids: list[str] | None) -> np.ndarray:
-    """int64 (2, E): row numbers of the nodes that a table of edges names."""
+    """Edges int64 (2, E) of a table: row numbers of the nodes in place of their ids."""
     path = tables.where["edges"]
     ids = [*map(str, range(tables.num_nodes))] if ids is None else ids
     known = pd.Index(ids, dtype=object)
@@ -363,7 +361,7 @@ def _joined(tables: Tables, table: pd.DataFrame, ids: list[str] | None) -> np.nd
 
 
 def _how_ids_differ(unknown: Sequence[str], ids: Sequence[str]) -> str:
-    """What makes ids of edges unlike those of nodes, with an example; else what to do."""
+    """Sentence for a message: how ids in edges differ from those of nodes, with an example, or else what to do."""
     ways: dict[str, Callable[[str], str]] = {
         "by blanks": str.strip,
         "by '.0' at the end": lambda name: re.sub(r"(?<=[0-9])\.0*$", "", name),
@@ -383,6 +381,6 @@ def _how_ids_differ(unknown: Sequence[str], ids: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """An id or label without its case, blanks, quotes, zeros before a number and .0 after it."""
+    """Normalise an id or label: lower case, single blanks, no outer blanks or quotes, no leading zeros, no final .0."""
     name = re.sub(r"\s+", " ", name.strip(" \t\r\n'\"")).casefold()
     return re.sub(r"^0+(?=[0-9])|(?<=[0-9])\.0*$", "", name)

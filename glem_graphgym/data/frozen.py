@@ -1,8 +1,8 @@
-"""Graphs that the package carries: the same on every machine, without a download.
+"""Graphs bundled with the package: the same on every machine, without a download.
 
-A file is xz over UTF-8 with a SHA-256 check: a line of JSON (name and origin), then a line per node in the order of
-their names, five cells between tabs: name, group (empty = the name), class, description, and the neighbours that come
-later, each as its distance from the one before it, the first from the node. ``run/freeze.py`` makes them.
+A file is xz-compressed UTF-8 with a SHA-256 check: a line of JSON (name and origin), then a line per node, ordered by
+name, with five tab-separated cells: name, group (empty = the name), class, description, and the neighbours with higher
+numbers, each as its distance from the previous one (the first: from the node). ``run/freeze.py`` writes these files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def file_of(name: str) -> Path:
 
 
 def load_frozen(name: str, root: Path, **options: Any) -> TextGraph:
-    """The graph ``<name>.tsv.xz`` of this package, in a snapshot under ``root``; options are those of a `Recipe`.
+    """Load the bundled graph ``<name>.tsv.xz`` by way of a snapshot under ``root``; for the options see `Recipe`.
 
     Raises:
         DataError: an option is out of range, or the file is missing or damaged.
@@ -40,7 +40,7 @@ def load_frozen(name: str, root: Path, **options: Any) -> TextGraph:
 
 
 def freeze(records: Records) -> bytes:
-    """The records as bytes of a file, which one version of liblzma makes the same of the same records."""
+    """Serialise records as the bytes of a file; one version of liblzma always gives the same bytes."""
     rowptr, col = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
     lines = [json.dumps({"name": records.name, "origin": records.origin})]
     rows = zip(records.names, records.groups, records.classes, records.descriptions, strict=True)
@@ -52,7 +52,7 @@ def freeze(records: Records) -> bytes:
 
 
 def thaw(raw: bytes) -> Records:
-    """The records of a file that `freeze` made; raises lzma.LZMAError where it is damaged."""
+    """Parse the bytes of a file that `freeze` made; raises lzma.LZMAError if it is damaged."""
     head, *lines = lzma.decompress(raw).decode().split("\n")
     names, groups, classes, descriptions, steps = map(list, zip(*(line.split("\t") for line in lines), strict=True))
     later = [[*itertools.accumulate(map(int, cell.split()), initial=node)][1:] for node, cell in enumerate(steps)]

@@ -8,15 +8,15 @@ import numpy as np
 
 from glem_graphgym.data.text_graph import UNLABELLED
 
-ROWS_PER_VALUE = 4  # a column of features tells the label only with this many rows behind each of its values
+ROWS_PER_VALUE = 4  # with fewer rows per distinct value, a column may determine the label by chance
 LEAST_ROWS = 8
 
 
 def telling_columns(names: Sequence[str], features: np.ndarray, label: np.ndarray) -> dict[str, str]:
-    """Columns that must not be features, and why: they tell the label of every labelled node, or count the rows.
+    """Columns that must not be features -> why: they and the labels determine each other, or they count the rows.
 
     Args:
-        names: of the F columns.
+        names: one per column, F.
         features: float (N, F).
         label: int64 (N,), `UNLABELLED` where there is none.
     """
@@ -32,7 +32,7 @@ def telling_columns(names: Sequence[str], features: np.ndarray, label: np.ndarra
 
 
 def _tells(values: np.ndarray, label: np.ndarray) -> str:
-    """How values and classes determine each other, "" where they do not; values with few rows do so by chance."""
+    """The way in which values and labels determine each other; "" if they do not, or too few rows prove nothing."""
     kinds, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
     if len(kinds) < 2 or len(values) < max(LEAST_ROWS, ROWS_PER_VALUE * len(kinds)):
         return ""

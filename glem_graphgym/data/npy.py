@@ -1,4 +1,4 @@
-"""NumPy's .npy files written piece by piece, for arrays that never are in memory as a whole."""
+"""Writers of NumPy's .npy files block by block, for arrays that are never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from glem_graphgym.disk import disk_full_errors
 
 
 class NpyWriter:
-    """A one-dimensional array that is appended to, in a ``with`` block; one that ends in an error removes the file.
+    """Appends to a one-dimensional array in an .npy file; use it in a ``with`` block, which removes the file on error.
 
-    Its length goes into the header at the end, for which NumPy leaves room. What is written is cast to ``dtype``.
+    The length is written into the header at the end (NumPy leaves room for it). Values are cast to ``dtype``.
 
     Raises:
-        DiskFullError: there is no room for it; names the file.
+        DiskFullError: the disk is full; names the file.
     """
 
     def __init__(self, path: Path, dtype: Any) -> None:
@@ -52,15 +52,15 @@ class NpyWriter:
 
 
 class PointerWriter:
-    """int64 (N+1,) pointers of N rows, written while their items come by, ``at_once`` pointers at a time."""
+    """Writes CSR row pointers, int64 (N+1,), while the rows' items arrive in order, ``at_once`` pointers at a time."""
 
     def __init__(self, path: Path, num_rows: int, at_once: int) -> None:
         self.num_rows, self.at_once = num_rows, at_once
         self._file = NpyWriter(path, np.int64)
-        self._items = 0  # that have come
+        self._items = 0  # added so far
 
     def add(self, rows: np.ndarray) -> None:
-        """An item of each of these rows, int64 (n,), which never decrease from one call to the next."""
+        """Count one item for each of ``rows``, int64 (n,), which must not decrease within or across calls."""
         if len(rows):
             self._write_up_to(int(rows[-1]) + 1, rows)
             self._items += len(rows)

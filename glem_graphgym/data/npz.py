@@ -1,4 +1,4 @@
-"""Arrays of an .npz file that are too large for memory, streamed to the disk."""
+"""Arrays of an .npz file that are too large for memory, streamed to disk."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 class NpzMember:
-    """One array of an .npz file: its ``dtype``, ``shape`` and whether it lies column by column (``fortran_order``).
+    """One array of an .npz file: its ``dtype``, ``shape``, and whether it is stored by columns (``fortran_order``).
 
     Raises:
-        DataError: the file is damaged or no .npz, or has no such array; names it and what there is.
+        DataError: the file is damaged or no .npz, or lacks the array; names the file and the arrays in it.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -47,11 +47,11 @@ class NpzMember:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def unpack(self, file: Path) -> np.ndarray:
-        """The array, memory-mapped, after writing it to ``file`` as .npy, in its order, a few MB at a time.
+        """Write the array to ``file`` as .npy, in its stored order, a few MB at a time; returns it memory-mapped.
 
         Raises:
-            DataError: the archive is damaged; CRC-32 is checked.
-            DiskFullError: there is no room for the array.
+            DataError: the archive is damaged (its CRC-32 is checked).
+            DiskFullError: the disk has no room for the array.
         """
         size, what = self._info.file_size, f"unpacking {self.key}"
         require_space(file.parent, size, what)

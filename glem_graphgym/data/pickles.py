@@ -1,4 +1,4 @@
-"""Datasets that other libraries keep as pickles, read without running what is pickled."""
+"""Reads datasets that other libraries keep as pickles, without running any pickled code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LO
 BUILTINS = {"object", *("list", "dict", "set", "frozenset", "tuple")}
 BUILTINS |= {"int", "float", "complex", "bytes", "bytearray", "long"}
 NUMPY = {"ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer"}
-# What arrays, sparse matrices and plain containers are pickled as, by Python 2 too: module -> names.
+# Names that pickles of arrays, sparse matrices and plain containers use, from Python 2 too: module -> names.
 DATA = {
     "builtins": BUILTINS,
     "__builtin__": BUILTINS,
@@ -36,7 +36,7 @@ DATA = {
 
 
 class DataUnpickler(pickle.Unpickler):
-    """Makes arrays, sparse matrices and containers, and refuses everything else before it is even imported."""
+    """Unpickles arrays, sparse matrices and containers; refuses everything else before it is even imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in DATA.get(module, ()):
@@ -46,7 +46,7 @@ class DataUnpickler(pickle.Unpickler):
 
 @contextlib.contextmanager
 def only_data_is_unpickled(folder: Path) -> Iterator[None]:
-    """While this is open, `pickle.load` makes data alone, and `torch.load` tensors and what is declared safe.
+    """Within this block `pickle.load` makes only plain data, and `torch.load` only tensors and classes declared safe.
 
     PyTorch Geometric loads `processed/pre_transform.pt` and the raw files of some datasets without such a limit.
 
@@ -88,6 +88,6 @@ def _first_unsafe(folder: Path) -> Path:
             torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             return file
-        except Exception:  # damaged, but not what was refused
+        except Exception:  # damaged, but not the file that was refused
             continue
     return folder

@@ -1,4 +1,4 @@
-"""Pieces of a snapshot that take hours: each is made once, survives a kill, and is linked into the snapshot."""
+"""Pieces of a snapshot that take hours to make: each is made once, survives a kill, and is linked into the snapshot."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ COUNTS = "counts.json"
 
 
 class Pieces:
-    """Folders with the finished pieces of one snapshot, kept until the snapshot is there.
+    """Finished pieces of one snapshot, a folder each, kept until the snapshot exists.
 
     Args:
-        folder: has one folder per piece; snapshots that differ in one piece share the others.
-        keys: name of each piece -> fingerprint of all that it is made of.
-        sizes: name -> approximate bytes of disk that the piece takes, where that is known.
+        folder: holds one folder per piece; snapshots that differ in one piece share the others.
+        keys: name of each piece -> fingerprint of all its sources.
+        sizes: name -> approximate bytes of the piece on disk, if known.
     """
 
     def __init__(self, folder: Path, keys: dict[str, str], sizes: dict[str, int] | None = None) -> None:
         self.folder, self.keys, self.sizes = folder, keys, sizes or {}
-        self.counts: dict[str, Any] = {}  # of all pieces that were asked for
+        self.counts: dict[str, Any] = {}  # of all pieces requested so far
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """The time in which a snapshot is made of these pieces.
+        """Block in which a snapshot is made of these pieces.
 
-        First removes those of sources that have changed since, unless another process is at work on its own snapshot.
+        First removes all other pieces (their sources have changed), unless another process is making a snapshot here.
 
         Raises:
-            DiskFullError: there is no room for all pieces that are missing.
+            DiskFullError: the disk has no room for all missing pieces.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         claim = self.folder / f".{fingerprint(self.keys)}.claim"
@@ -63,7 +63,7 @@ class Pieces:
                 path.unlink(missing_ok=True)
 
     def make(self, name: str, write: Callable[[Path], dict[str, Any]]) -> Path:
-        """The folder of a piece; if it is not there, ``write`` fills an empty folder and returns JSON-able counts."""
+        """The folder of a piece; if it does not exist, ``write`` fills an empty one and returns JSON-able counts."""
 
         def make(temporary: Path) -> None:
             require_space(self.folder, self.sizes.get(name, 0), f"making {name}")

@@ -1,4 +1,4 @@
-"""Graphs in one file of PyTorch, PyTorch Geometric or DGL, with their texts in it or beside it."""
+"""Graphs in a single file of PyTorch, PyTorch Geometric or DGL, with their texts in that file or beside it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from glem_graphgym.data.from_tables import Reader, TableOptions
 from glem_graphgym.data.table import read_json_lines
 from glem_graphgym.data.tables import Tables
 
-# What published files call the same thing; the first name that is there is taken.
+# Names that published files use for the same attribute; the first one present is read.
 EDGES = ("edge_index", "adj_t")
 LABELS = ("y", "label", "labels")
 TEXTS = ("raw_texts", "raw_text", "texts", "text")
@@ -28,16 +28,16 @@ TITLES, BODIES = ("title", "titles"), ("abstract", "abstracts", "abs", "content"
 CLASS_NAMES = ("label_names", "label_name", "class_names", "classes", "category_names")
 FEATURES = ("x", "feat")
 PARTS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-SUFFIXES = ("masks", "mask", "idx", "id", "ids", "index", "indices")  # of train_masks, train_mask, train_idx …
+SUFFIXES = ("masks", "mask", "idx", "id", "ids", "index", "indices")  # as in train_masks, train_mask, train_idx …
 SPLITS = ("split_idx", "split", "splits")  # dicts of train, val (or valid) and test
-NODE_NUMBERS = ("node_id", "node_idx", "id", "idx")  # columns that number the nodes of a table of texts
+NODE_NUMBERS = ("node_id", "node_idx", "id", "idx")  # columns with the node's number in a table of texts
 TEXTS_BESIDE = ("raw_texts.pt", "{stem}.csv", "{stem}.csv.gz", "{stem}.jsonl", "paper_info.csv")
 CLASSES_BESIDE = "categories.csv"
-NO_NAMES = {"data", "graph", "processed_data", "processed", "raw"}  # of a graph: its folder's name is taken
+NO_NAMES = {"data", "graph", "processed_data", "processed", "raw"}  # say nothing of the graph: its folder names it
 
 
 class _Stored:
-    """Stands for a class of another library: has the attributes that an object was saved with, and runs nothing."""
+    """Placeholder for a class of another library: keeps the attributes an object was saved with, and runs no code."""
 
 
 STORED = (
@@ -49,7 +49,7 @@ STORED = (
     "torch_sparse.storage.SparseStorage",
 )
 ARRAYS = [np.ndarray, np.dtype, *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type))]
-# What arrays and their scalars are unpickled by, under its names in NumPy 1 and 2.
+# Functions that unpickle arrays and NumPy scalars, under their names in NumPy 1 and 2.
 ARRAY_MAKERS = [
     (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
     for value, name in ((np.zeros(1), "_reconstruct"), (np.float64(), "scalar"))
@@ -58,7 +58,7 @@ ARRAY_MAKERS = [
 
 
 def find_pyg_files(path: Path) -> list[Path]:
-    """The graph's file, and those beside it that hold its texts and names of its classes, where it has none itself."""
+    """The graph's file, and files beside it with texts and class names, which are used if it has none itself."""
     if not path.is_file():
         raise DataError(f"{path} is no file; expected one that torch.save or dgl.save_graphs wrote")
     beside = [path.with_name(name.format(stem=path.stem)) for name in TEXTS_BESIDE]
@@ -67,13 +67,13 @@ def find_pyg_files(path: Path) -> list[Path]:
 
 
 def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
-    """The graph that ``torch.save`` or ``dgl.save_graphs`` wrote; docs/your_own_data.md lists the layouts.
+    """Read a graph that ``torch.save`` or ``dgl.save_graphs`` wrote; docs/your_own_data.md lists the layouts.
 
-    The first file holds a ``Data`` of PyTorch Geometric 1 or 2, a dict of the same attributes, either of them first in
-    a tuple, as `InMemoryDataset` saves it, or a homogeneous graph of DGL. Attributes are tensors, arrays or lists.
-    Edges stay as they are, directed or doubled. Several splits become columns with ``_<k>`` at the end. A graph without
-    texts has those of a second file (.pt, .csv, .csv.gz or .jsonl), one without names of classes those of
-    `CLASSES_BESIDE`, where it is among the files.
+    The first file holds a ``Data`` of PyTorch Geometric 1 or 2, a dict of the same attributes, a tuple that begins with
+    either (as `InMemoryDataset` saves it), or a homogeneous graph of DGL. Attributes are tensors, arrays or lists.
+    Edges stay as stored, in one direction or both. Several splits become columns with the suffix ``_<k>``. If the graph
+    has no texts, they are read from the second file (.pt, .csv, .csv.gz or .jsonl); if it has no class names, from
+    `CLASSES_BESIDE`, if that is among the files.
 
     Raises:
         DataError: a file is damaged or holds a class that is not in the allow-list, or an attribute is missing or
@@ -142,14 +142,14 @@ PYG = Reader(find_pyg_files, read_pyg_files)
 
 
 def _load(path: Path) -> Any:
-    """What ``torch.save`` wrote, made of tensors, arrays, containers, texts, numbers and `_Stored` alone."""
+    """Load a file of ``torch.save`` that holds only tensors, arrays, containers, strings, numbers and `STORED`."""
     allowed: list[Any] = [*((_Stored, name) for name in STORED), *ARRAYS, *ARRAY_MAKERS]
     others = torch.serialization.get_safe_globals()  # PyTorch Geometric's own classes, once it is imported
     torch.serialization.clear_safe_globals()
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's, and PyTorch has errors of its own for damaged archives
+    except Exception as error:  # pickle's, or one of PyTorch's own errors for damaged archives
         reason = " ".join(str(error).split())
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", reason)):
             raise DataError(
@@ -166,7 +166,7 @@ def _load(path: Path) -> Any:
 
 
 def _attributes(path: Path, loaded: Any) -> dict[str, Any]:
-    """Attributes of the one graph in what was loaded, without those that are None."""
+    """Attributes of the one graph in a loaded object, except private ones and those that are None."""
     slices = None
     if isinstance(loaded, tuple | list) and 1 <= len(loaded) <= 3:  # InMemoryDataset: data, slices and its class
         loaded, slices = (*loaded, None)[:2]
@@ -174,14 +174,14 @@ def _attributes(path: Path, loaded: Any) -> dict[str, Any]:
     if (graphs := max(map(len, ends), default=0) - 1) > 1:
         raise DataError(f"{path} holds {graphs} graphs, expected one; save one by itself: torch.save(dataset[0], file)")
     if isinstance(loaded, _Stored):
-        loaded = getattr(vars(loaded).get("_store"), "_mapping", vars(loaded))  # PyTorch Geometric 2, and 1
+        loaded = getattr(vars(loaded).get("_store"), "_mapping", vars(loaded))  # PyTorch Geometric 2, else 1
     if not isinstance(loaded, Mapping):
         raise DataError(f"{path} holds {_kind(loaded)}, expected PyTorch Geometric's Data or a dict of its attributes")
     return {str(name): value for name, value in loaded.items() if value is not None and not str(name).startswith("_")}
 
 
 def _named(path: Path, attributes: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The first of the names that is an attribute."""
+    """The first of ``names`` that is an attribute; raises DataError if none is."""
     for name in names:
         if name in attributes:
             return name
@@ -191,7 +191,7 @@ def _named(path: Path, attributes: Mapping[str, Any], names: Sequence[str]) -> s
 
 
 def _table_of_texts(path: Path) -> dict[str, Any]:
-    """Columns of a file with texts, in the order of the nodes if one of them numbers these."""
+    """Columns of a file with texts; rows are put into node order if one of `NODE_NUMBERS` holds 0 to N-1."""
     name = path.name.lower()
     if name.endswith(".pt"):
         loaded = _load(path)
@@ -223,7 +223,7 @@ def _kind(value: Any) -> str:
 
 
 def _array(where: str, value: Any) -> np.ndarray:
-    """A tensor, an array or a list of numbers or truth values as an array."""
+    """Convert a tensor, an array or a list of numbers or booleans to an array."""
     if isinstance(value, torch.Tensor):
         value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
         value = (value.float() if value.is_floating_point() else value).numpy()
@@ -237,7 +237,7 @@ def _array(where: str, value: Any) -> np.ndarray:
 
 
 def _is_texts(value: Any) -> bool:
-    """Whether a value is a list or an array of texts, some of which may be missing (None, NaN)."""
+    """Whether a value is a list or an array of strings, of which some may be missing (None, NaN)."""
     if not isinstance(value, list | tuple | np.ndarray) or not all(
         text is None or isinstance(text, str | float) for text in value
     ):
@@ -246,7 +246,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def _edges(where: str, value: Any) -> np.ndarray:
-    """int64 (2, E), sources and targets."""
+    """Edges int64 (2, E), sources and targets, from an edge index or a sparse matrix."""
     if isinstance(value, _Stored) and isinstance(vars(value).get("storage"), _Stored):  # torch_sparse's SparseTensor
         matrix = vars(value.storage)  # type: ignore[attr-defined]
         rows = matrix["_row"]
@@ -263,7 +263,7 @@ def _edges(where: str, value: Any) -> np.ndarray:
 
 
 def _labels(where: str, value: Any) -> pd.Series:
-    """Per node its class' number (Int64), or its name where classes are texts; missing where it has none."""
+    """Class of each node: its number (Int64), or its name if labels are strings; missing if the node has none."""
     if _is_texts(value):
         return pd.Series([name if isinstance(name, str) else None for name in value], dtype=object)
     labels = _array(where, value)
@@ -282,7 +282,7 @@ def _labels(where: str, value: Any) -> pd.Series:
 def _class_names(
     files: Sequence[Path], attributes: Mapping[str, Any], labels: pd.Series
 ) -> tuple[list[str] | None, str | None]:
-    """Names of the classes, and the attribute or file that they are from; None, None without any."""
+    """Names of the classes, and the attribute or file that they are from; (None, None) if there are none."""
     if labels.dtype == object:
         return None, None
     path, name = files[0], next((name for name in CLASS_NAMES if _is_texts(attributes.get(name))), None)
@@ -295,7 +295,7 @@ def _class_names(
     else:
         return None, None
     classes = int(labels.fillna(-1).max()) + 1
-    if len(names) == len(labels) > classes:  # each node's
+    if len(names) == len(labels) > classes:  # one name per node instead of one per class
         of_class = pd.Series(names).groupby(labels).unique()
         if several := [name for name in of_class if len(name) > 1]:
             raise DataError(
@@ -306,9 +306,9 @@ def _class_names(
 
 
 def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple[list[str], list[str]]:
-    """Texts of the nodes, "" where they are missing, and the attributes they are of; neither where there are none.
+    """Texts of the nodes, "" if missing, and the attributes that they are from; two empty lists if there are none.
 
-    A title and an abstract make one text, "title. abstract", if no template says otherwise.
+    Without a template, a title and an abstract are joined into one text, "title. abstract".
     """
     if names := columns.fields or [columns.of[name] for name in ("text",) if name in columns.of]:
         names = names if all(_is_texts(attributes.get(name)) for name in names) else []
@@ -329,7 +329,7 @@ def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple
 
 
 def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Columns train_mask, val_mask and test_mask, with ``_<k>`` if there are several splits; names of attributes."""
+    """Columns train_mask, val_mask, test_mask (with ``_<k>`` if several splits), and the attributes they are from."""
     families = [
         {
             part: (f"{alias}_{suffix}", attributes[f"{alias}_{suffix}"])
@@ -358,7 +358,7 @@ def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict
 
 
 def _membership(where: str, value: Any, nodes: int) -> np.ndarray:
-    """bool (N, K): whether a node is in this part of a split, for each of K splits, from masks or numbers of nodes."""
+    """Membership of nodes in one part of each of K splits, bool (N, K), from masks or numbers of nodes."""
     if (
         isinstance(value, list | tuple)
         and len(value)

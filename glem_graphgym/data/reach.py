@@ -1,4 +1,4 @@
-"""Nodes within some hops of others, on which a prediction depends."""
+"""Nodes within a number of hops of others: those that a prediction depends on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ ENTRIES_AT_ONCE = 1 << 22
 def nodes_within(
     rowptr: np.ndarray, col: np.ndarray, nodes: np.ndarray, hops: int, *, entries_at_once: int = ENTRIES_AT_ONCE
 ) -> np.ndarray:
-    """int64, increasing: ``nodes`` and all nodes within ``hops`` steps of one of them.
+    """All nodes within ``hops`` steps of any of ``nodes``, these included: int64, increasing.
 
-    Takes a few bytes per node; of a memory-mapped graph only what lies on the way is read. ``rowptr`` int64 (N+1,) and
-    ``col`` (E,) are the adjacency: the nodes that row i depends on.
+    Allocates a few bytes per node; of a memory-mapped graph, only blocks that hold reached rows are read. ``rowptr``
+    int64 (N+1,) and ``col`` (E,) are the adjacency: row i lists the nodes that node i depends on.
     """
     reached = np.zeros(len(rowptr) - 1, dtype=bool)
     reached[nodes] = True

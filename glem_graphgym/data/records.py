@@ -1,4 +1,4 @@
-"""Records: nodes with a name, a description, a class and a group, and the recipe that makes a graph of them."""
+"""Records: nodes with a name, a description, a class and a group, and the recipe that turns them into a graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from glem_graphgym.data.text_graph import (
 )
 from glem_graphgym.files import fingerprint
 
-# To be raised whenever the same options and the same records would give another graph than before.
+# Increment whenever the same options and the same records would give another graph than before.
 RECIPE_VERSION = 1
 
 
@@ -33,15 +33,15 @@ class Records:
     """N nodes in the order of their names, before labels and splits are drawn."""
 
     name: str  # of the graph, in results
-    names: list[str]  # of the nodes, each once
+    names: list[str]  # of the nodes, unique
     groups: list[str]  # nodes of one group are in one split
-    classes: list[str]  # "" where there is none
+    classes: list[str]  # "" = none
     descriptions: list[str]  # on one line each; may be empty
     edges: np.ndarray  # int64 (2, R), node numbers; directions, loops and repetitions make no difference
     origin: dict[str, Any]  # JSON-able
 
     def only(self, nodes: np.ndarray) -> Records:
-        """The records of ``nodes``, sorted numbers, with the edges between them."""
+        """The records of ``nodes`` (sorted node numbers), with the edges between them."""
         number = np.full(len(self.names), -1)
         number[nodes] = np.arange(len(nodes))
         edges = number[self.edges]
@@ -54,33 +54,32 @@ class Records:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How records become a graph; raises DataError where a value is out of range.
+    """Options for making a graph of records; raises DataError if a value is out of range.
 
-    The split hashes the group's name and ``seed``: the machine, the other records and ``max_nodes`` make no difference
-    to it.
+    The split hashes the group's name and ``seed``: it does not depend on the machine, other records or ``max_nodes``.
     """
 
     shares: tuple[float, ...] = (0.1, 0.1, 0.8)  # of the groups, for train, valid and test; the rest is in no split
-    labels_per_group: int = 5  # most nodes of one group that carry a label; else near-copies decide the score
+    labels_per_group: int = 5  # most labelled nodes per group: with more, near-copies would decide the score
     min_class_size: int = 20  # classes with fewer labelled nodes, or with none in training, are left unlabelled
-    seed: int = 0  # another draws another split
-    max_nodes: int = 0  # so many nodes, of every class the same share, with the most neighbours; 0 keeps all
+    seed: int = 0  # of the split
+    max_nodes: int = 0  # nodes to keep: the same share of every class, highest degree first; 0 keeps all
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", check_shares(self.shares))
 
 
 def graph_snapshot(root: Path, name: str, recipe: Recipe, read: Callable[[], Records], *source: bytes) -> TextGraph:
-    """The graph of the records that ``read`` returns, frozen under ``root`` when it is first made.
+    """Load the graph of the records that ``read`` returns, which is made and frozen under ``root`` on the first call.
 
-    Its folder there is ``<name>-<key>``; the key hashes the recipe and ``source``, the bytes of the file that is read.
+    Its folder is ``<name>-<key>``; the key hashes the recipe and ``source``, the bytes of the file that ``read`` reads.
     """
     key = fingerprint(RECIPE_VERSION, asdict(recipe), *source)
     return snapshot(root / f"{name}-{key}", lambda: graph_of(read(), recipe))
 
 
 def graph_of(records: Records, recipe: Recipe) -> TextGraph:
-    """The graph of records, nodes in their order; raises DataError where two classes do not remain."""
+    """Build the graph of records, with nodes in their order; raises DataError if fewer than two classes remain."""
     of = len(records.names)
     if 0 < recipe.max_nodes < of:
         records = records.only(best_connected(records, recipe.max_nodes))
@@ -111,7 +110,7 @@ def graph_of(records: Records, recipe: Recipe) -> TextGraph:
 
 
 def split_of(group: str, shares: Sequence[float]) -> str:
-    """The split of all nodes of a group: by the hash of its salted name alone."""
+    """The split of a group's nodes, from the hash of its salted name alone; "" = no split."""
     position = _unit_hash(group)
     if position < shares[0]:
         return "train"
@@ -121,10 +120,9 @@ def split_of(group: str, shares: Sequence[float]) -> str:
 
 
 def best_connected(records: Records, max_nodes: int) -> np.ndarray:
-    """Sorted numbers of ``max_nodes`` nodes: of every class the same share, by highest degree.
+    """Numbers of ``max_nodes`` nodes, sorted: the same share of every class, highest degree first.
 
-    Without regard to classes a fifth or more of Debian would be libraries; a random sample would keep a third of the
-    degree.
+    By degree alone, a fifth or more of Debian would be libraries; a random sample would keep a third of the degree.
     """
     rowptr, _ = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
     in_class = pd.Series(-np.diff(rowptr)).groupby(np.array(records.classes))
@@ -133,7 +131,7 @@ def best_connected(records: Records, max_nodes: int) -> np.ndarray:
 
 
 def _labels(records: Records, parts: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, list[str], dict[str, int]]:
-    """Label of each node, names of the classes, and the records' classes that make none, with their sizes."""
+    """Label of each node, names of the classes, and the records' classes that were left out, with their sizes."""
     chosen = _capped(records, recipe.labels_per_group)
     size = Counter(records.classes[node] for node in chosen)
     trained = {records.classes[node] for node in chosen if parts[node] == "train"}
@@ -151,8 +149,8 @@ def _labels(records: Records, parts: np.ndarray, recipe: Recipe) -> tuple[np.nda
 
 
 def _capped(records: Records, labels_per_group: int) -> list[int]:
-    """Nodes that may carry a label: of each group the first few with a class, in the order of a hash."""
-    # Salted: the split's own hash would favour nodes named like their group in training, not in test.
+    """Nodes that may carry a label: per group, the first ``labels_per_group`` with a class, in the order of a hash."""
+    # Salted: the split's own hash would favour nodes named like their group in training but not in test.
     order = [_unit_hash(f"label {name}") for name in records.names]
     groups: dict[str, list[int]] = defaultdict(list)
     for node, group in enumerate(records.groups):

@@ -1,4 +1,4 @@
-"""The usual graphs by name: how their files are read, where these are to be had, and what must be in them."""
+"""Well-known graphs by name: how their files are read, where to get them, and what they must contain."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     from glem_graphgym.data.from_tables import Reader
     from glem_graphgym.data.text_graph import TextGraph
 
-# dataset.name of a layout -> its reader; imported by those that read.
+# Layout, as dataset.name -> its reader, which `reader_of` imports.
 LAYOUTS = {
     "table": "glem_graphgym.data.table:TABLE",
     "pyg": "glem_graphgym.data.pyg_file:PYG",
     "wikics": "glem_graphgym.data.wikics:WIKICS",
 }
-# Papers count edges once or in both directions, with self-loops and repetitions or without.
+# Tolerance, as papers count edges once or in both directions, with or without self-loops and repetitions.
 EDGES_WITHIN = 0.05
 
 
 @dataclass(frozen=True)
 class KnownGraph:
-    """A graph that papers compare on.
+    """A published benchmark graph.
 
     Attributes:
         layout: key of `LAYOUTS`.
-        files: name of a file -> its URL, or "" where it is to be had by hand.
+        files: name of a file -> its URL, or "" if it must be downloaded by hand.
         site: page that offers the files.
         nodes, classes: their numbers.
-        edges: as the documentation counts them; None = it does not say.
-        splits: number of fixed splits; None = it does not say.
-        whole_folder: the reader is given the folder of the files; False = the first of them.
+        edges: number of edges in the graph's documentation; None = not stated.
+        splits: number of fixed splits; None = not stated.
+        whole_folder: the reader gets the folder of the files; False = the path of the first file.
     """
 
     layout: str
@@ -74,7 +74,7 @@ KNOWN = {
     "arxiv_2023": KnownGraph(
         "pyg", {"graph.pt": "", "paper_info.csv": ""}, "https://github.com/XiaoxinHe/TAPE", 46_198, 40, 78_548
     ),
-    # Table 3 of GLBench's paper, and the paper of GraphAdapter, where the two are from.
+    # Table 3 of GLBench's paper, and the paper of GraphAdapter, which published both graphs.
     "instagram": _llmnodebed("instagram", 11_339, 2, 144_010),
     "reddit": _llmnodebed("reddit", 33_434, 2, 198_448),
     # Table of datasets in the paper of CS-TAG.
@@ -87,7 +87,7 @@ KNOWN = {
 
 
 def reader_of(layout: str) -> Reader:
-    """The reader of a layout, imported now; raises DataError where there is none."""
+    """Import the reader of a layout; raises DataError if there is no such layout."""
     if layout not in LAYOUTS:
         raise DataError(
             f"dataset.name is '{layout}', which is no layout of files; expected one of: {', '.join(LAYOUTS)}, or of "
@@ -99,17 +99,17 @@ def reader_of(layout: str) -> Reader:
 
 
 def layout_of(source: Path) -> str:
-    """The layout that a user's file or folder looks like."""
+    """The layout of a user's file or folder, judged by file names."""
     if (source / "metadata.json").is_file():
         return "wikics"
     return "pyg" if source.suffix.lower() in (".pt", ".pth", ".bin", ".dgl") else "table"
 
 
 def source_of(name: str, folder: Path) -> Path:
-    """What the reader of a known graph is given, in its folder; files that are missing are downloaded first.
+    """Path to give to the reader of a known graph, whose missing files are first downloaded into ``folder``.
 
     Raises:
-        DataError: files are missing and cannot be downloaded; says where each is to be had and what to put where.
+        DataError: files are missing and cannot be downloaded; says where to get them and where to put them.
     """
     from glem_graphgym.data.ogb.download import download
 
@@ -124,7 +124,7 @@ def source_of(name: str, folder: Path) -> Path:
 
 
 def check_known(name: str, graph: TextGraph) -> None:
-    """Raise DataError with all that a graph has in another number than the one of this name must have."""
+    """Raise DataError with all numbers (nodes, edges, …) in which a graph differs from the published one."""
     known, origin = KNOWN[name], graph.origin
     rows = origin["edges"] + origin["self_loops"] + origin["repeated_edges"]
     counts = [origin["edges"], origin["edges"] + origin["self_loops"], rows, rows / 2, 2 * origin["edges"]]

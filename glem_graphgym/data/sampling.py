@@ -1,7 +1,7 @@
-"""Sampled neighbourhoods of nodes, straight from a graph's CSR arrays, which may be memory-mapped.
+"""Neighbourhood sampling directly from a graph's CSR arrays, which may be memory-mapped.
 
-PyG's samplers need pyg-lib, of which there are no wheels on the package index. This one loops over hops and over the
-neighbours to draw, never over nodes or edges; its cost does not grow with the graph or with the degrees of hubs.
+PyG's samplers need pyg-lib, which has no wheels on the package index. This one loops over hops and over the neighbours
+to draw, never over nodes or edges; its cost does not grow with the graph or with the degrees of hubs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ ALL = -1  # as a fan-out: every neighbour
 
 @dataclass(frozen=True)
 class Block:
-    """The sampled neighbourhood of some nodes, the seeds: n nodes and e edges, in local indices 0..n-1.
+    """The sampled neighbourhood of some nodes, the seeds: n nodes, with local indices 0..n-1, and e edges.
 
-    Nodes that the last hop adds have no drawn neighbours. Row = target, as in `models.propagation.Adjacency`.
+    Nodes added in the last hop have no drawn neighbours. Row = target, as in `models.propagation.Adjacency`.
     """
 
-    nodes: np.ndarray  # int64 (n,), index in the graph: the seeds in their order, then what each hop adds, by index
+    nodes: np.ndarray  # int64 (n,), indices in the graph: seeds in their order, then each hop's new nodes, sorted
     ends: np.ndarray  # int64 (hops + 1,), number of nodes within 0, 1, … hops of the seeds
     rowptr: np.ndarray  # int64 (n+1,), where each node's drawn neighbours begin in col
     col: np.ndarray  # int64 (e,), local indices of the neighbours, increasing within a row
@@ -33,17 +33,17 @@ class Block:
         return int(self.ends[0])
 
     def edge_index(self) -> np.ndarray:
-        """int64 (2, e): neighbour, then target, of every edge; messages go that way (PyG's convention)."""
+        """Edges int64 (2, e) in PyG's convention: messages go from row 0, the drawn neighbours, to row 1."""
         return np.stack([self.col, np.repeat(np.arange(len(self.nodes)), np.diff(self.rowptr))])
 
 
 class NeighbourSampler:
-    """Draws neighbours of neighbours of nodes, uniformly without replacement (GraphSAGE, Hamilton et al. 2017).
+    """Samples neighbourhoods of several hops, uniformly without replacement (GraphSAGE, Hamilton et al. 2017).
 
     Args:
-        rowptr: integers (N+1,), CSR row pointers; ``col``: integers (E,), neighbours, a node's all different.
-        fan_outs: neighbours drawn for each seed, then for each node that the first hop adds, and so on; `ALL` (-1)
-            takes every neighbour. A draw takes time quadratic in the fan-out.
+        rowptr, col: CSR row pointers, integers (N+1,), and neighbours, integers (E,); no duplicates within a row.
+        fan_outs: number of neighbours to draw per seed, then per new node of the first hop, and so on; `ALL` (-1) =
+            every neighbour. A draw takes time quadratic in the fan-out.
 
     Raises:
         ValueError: no fan-out, or one that is neither positive nor `ALL`.
@@ -55,7 +55,7 @@ class NeighbourSampler:
         self.rowptr, self.col, self.fan_outs = rowptr, col, tuple(fan_outs)
 
     def sample(self, seeds: np.ndarray, rng: np.random.Generator) -> Block:
-        """The neighbourhood of ``seeds``, int64 (b,): a node's neighbours are drawn once, however often it is met.
+        """Sample the neighbourhood of ``seeds``, int64 (b,); a node reached several times draws its neighbours once.
 
         Raises:
             ValueError: a seed occurs twice, or is no node of the graph.
@@ -83,12 +83,12 @@ class NeighbourSampler:
         return Block(nodes, ends, rowptr, _sorted(row * len(nodes) + local)[0] % max(len(nodes), 1), degree)
 
     def _draw(self, nodes: np.ndarray, fan_out: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Number of neighbours that each of ``nodes`` gets, int64 (b,), and the neighbours, node after node."""
+        """Draw neighbours of ``nodes``: the number for each node, int64 (b,), and the neighbours, node after node."""
         first = np.asarray(self.rowptr[nodes], dtype=np.int64)
         degree = self.rowptr[nodes + 1] - first
         count = degree if fan_out == ALL else np.minimum(degree, fan_out)
         start = np.cumsum(count) - count
-        # Places in `col`, at first each node's leading ones; where there is a choice they are drawn.
+        # Positions in `col`: each node's first entries, replaced by drawn ones if it has more than it needs.
         place = np.arange(count.sum()) + np.repeat(first - start, count)
         choice = np.flatnonzero(degree > count)
         if len(choice):
@@ -98,16 +98,16 @@ class NeighbourSampler:
 
 
 def _found(known: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct numbers among ``known`` and ``values``, all at least 0, and those that are not ``known``; sorted."""
+    """Distinct numbers of ``known`` and ``values`` (all at least 0), and those that are not ``known``; both sorted."""
     numbers, place = _sorted(np.concatenate([known, values]))
     first = np.diff(numbers, prepend=-1) > 0
     return numbers[first], numbers[first & (place >= len(known))]
 
 
 def _places(distinct: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """int64 (v,): where each of the ``values`` stands among the ``distinct`` numbers, all at least 0."""
+    """Position of each of the ``values`` among the ``distinct`` numbers, int64 (v,); all numbers are at least 0."""
     numbers, place = _sorted(np.concatenate([distinct, values]))
-    first = np.diff(numbers, prepend=-1) > 0  # which is the distinct one, as that stood before the equal values
+    first = np.diff(numbers, prepend=-1) > 0  # the distinct number: a stable sort puts it before the equal values
     places = np.empty_like(place)
     places[place] = place[first][np.cumsum(first) - 1]
     return places[len(distinct) :]
@@ -120,7 +120,7 @@ def _sorted(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _subsets(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """int64 (b, count): for each of ``sizes``, above ``count``, a uniform subset of 0..size-1, by Floyd's algorithm.
+    """A uniform subset of 0..size-1 for each of ``sizes`` (above ``count``), by Floyd's algorithm: int64 (b, count).
 
     Bentley and Floyd, "A sample of brilliance", 1987.
     """

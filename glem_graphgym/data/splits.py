@@ -1,4 +1,4 @@
-"""Training, validation and test nodes: as the columns of a table state them, or drawn."""
+"""Training, validation and test nodes: read from the columns of a table, or drawn."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0"
 
 
 def split_columns(names: Sequence[str]) -> list[dict[str, str]]:
-    """Column -> its split ("" for a column that names the split of each node), one dict per fixed split, in order.
+    """One dict per fixed split, in order: mask column -> train, valid or test; column of such words -> "".
 
-    Columns that are called ``train``, ``val`` and ``test`` are masks only where all three are there.
+    Columns that are called just ``train``, ``val`` or ``test`` are masks only if there are masks for all three.
     """
     matches = {name: match for name in names if (match := MASK_COLUMN.fullmatch(name))}
     if {SPLIT_NAMES[match[2].casefold()] for match in matches.values()} != set(SPLITS):
@@ -47,16 +47,16 @@ def split_columns(names: Sequence[str]) -> list[dict[str, str]]:
 
 
 def given_splits(tables: Tables, label: np.ndarray, valid_share: float, seed: int) -> np.ndarray:
-    """int8 (K, N): the code of each node in each of the K splits that a table states.
+    """Read the K splits that a table states: each node's code in each split, int8 (K, N).
 
     Args:
         tables: of N nodes.
         label: int64 (N,).
-        valid_share: share (0-1) of the training nodes that validate where a split has no validation nodes.
+        valid_share: share (0-1) of the training nodes to move to validation if a split has no validation nodes.
         seed: of that draw.
 
     Raises:
-        DataError: a split is not complete, overlaps, or holds nodes without a label; names the column.
+        DataError: a split is incomplete, its parts overlap, or it holds nodes without a label; names the column.
     """
     columns = split_columns([*tables.nodes])
     where, found = tables.where["nodes"], [[*of_split] for of_split in columns]
@@ -139,7 +139,7 @@ def _check(tables: Tables, place: str, codes: np.ndarray, label: np.ndarray, val
 
 
 def drawn_split(tables: Tables, label: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
-    """int8 (N,): the code of each node in a split of the labelled nodes at random; see `split_sizes`."""
+    """Split the labelled nodes at random: each node's code, int8 (N,); for ``shares`` see `split_sizes`."""
     order = in_order(tables, np.flatnonzero(label != UNLABELLED), seed)
     sizes = split_sizes(shares, len(order))
     ends = np.rint(np.cumsum(sizes)).astype(int)
@@ -160,18 +160,18 @@ def drawn_split(tables: Tables, label: np.ndarray, shares: Sequence[float], seed
 
 
 def split_sizes(shares: Sequence[float], number: int) -> list[float]:
-    """Nodes per split of so many; a value of at most 1 is a share of them, a larger one a number of nodes."""
+    """Nodes per split out of ``number``: a value of at most 1 is a share, a larger one a number of nodes."""
     return [share * number if share <= 1 else share for share in shares]
 
 
 def in_order(tables: Tables, nodes: np.ndarray, seed: int) -> np.ndarray:
-    """The nodes in an order of chance that goes by their ids and ``seed`` alone, not by the order of the rows."""
+    """The nodes in a random order that depends on their ids and ``seed`` alone, not on the order of the rows."""
     keys = [hashlib.sha256(f"{seed} {tables.id_of(node)}".encode()).digest() for node in nodes]
     return nodes[sorted(range(len(nodes)), key=keys.__getitem__)]
 
 
 def with_shots(graph: TextGraph, shots: int, seed: int) -> TextGraph:
-    """The graph with at most ``shots`` training nodes per class; the other training nodes are in no split then.
+    """The graph with at most ``shots`` training nodes per class; the other training nodes are put into no split.
 
     Their labels are not used: they are unlabelled nodes like any other. A class with fewer training nodes keeps all.
     """

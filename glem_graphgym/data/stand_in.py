@@ -1,4 +1,4 @@
-"""Small stand-ins for large data, on which its cost is measured."""
+"""Small stand-ins for large data, for measuring what the large data will cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLED_TEXTS = 2000
 
 
 class RemappedTokens(TokenStore):
-    """Tokens of N texts, of which text i is text ``stands_for[i]`` of a smaller store."""
+    """Tokens of N texts: text i is text ``stands_for[i]`` of a smaller store."""
 
     def __init__(self, store: TokenStore, stands_for: np.ndarray) -> None:
         super().__init__(store.ids, store.offsets, store.pad_id, store.unknown_id, store.ids_below)
@@ -26,7 +26,7 @@ class RemappedTokens(TokenStore):
 
 
 def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = SAMPLED_TEXTS) -> RemappedTokens:
-    """Tokens of ``count`` texts, evenly spread by size, for all N: each is represented by the next larger in bytes."""
+    """Tokenize ``count`` texts, spread evenly over sizes in bytes; each text is represented by the next larger one."""
     order = np.argsort(np.diff(texts.offsets), kind="stable")
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(np.int64))
     ids = encode_texts([texts[i] for i in order[chosen]], tokenizer, max_length)
@@ -41,11 +41,11 @@ def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = S
 def smaller_graph(graph: TextGraph, num_nodes: int, seed: int = 0) -> TextGraph:
     """A graph of ``num_nodes`` < N nodes, without texts, with the mean degree, classes and split shares of ``graph``.
 
-    Each node takes the edges of a share of the graph's nodes, thinned out by as much; labels are drawn anew.
+    It keeps ``num_nodes`` / N of the edges, with node numbers modulo ``num_nodes``; labels are drawn at random.
     """
     rng = np.random.default_rng(seed)
     share = num_nodes / graph.num_nodes
-    # With replacement, so that memory is that of the small graph: as many draws as hit that share of the edges.
+    # With replacement, so that memory is that of the small graph: so many draws hit about that share of the edges.
     draws = int(-np.log1p(-share) * graph.num_edges)
     entries = np.sort(rng.integers(0, max(1, len(graph.col)), draws))
     row = np.searchsorted(graph.rowptr, entries, side="right") - 1

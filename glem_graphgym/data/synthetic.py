@@ -1,4 +1,4 @@
-"""Generated text-attributed graphs with a dial for how much the text and one for how much the edges tell."""
+"""Generated text-attributed graphs; how much of the class texts and edges reveal can be set for each."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def make_synthetic(
     feature_dim: int = 0,
     seed: int = 0,
 ) -> TextGraph:
-    """A text-attributed graph whose texts and edges each tell as much of the class as they are told to.
+    """Generate a text-attributed graph whose texts and edges each reveal a given amount about the class.
 
     Each word of a text is, with probability ``text_signal``, one of its class's own words, else any word of the
     vocabulary. Each edge starts at a random node and ends, with probability ``structure_signal``, at a node of the same
     class, else at any node; heavy-tailed node weights pick both ends, as in a degree-corrected stochastic block model
-    (Karrer and Newman 2011). On either dial 0 tells nothing and 1 tells everything. With ``text_signal`` 0.35,
+    (Karrer and Newman 2011). Either signal reveals nothing at 0 and everything at 1. With ``text_signal`` 0.35,
     ``structure_signal`` 0.5 and the other defaults a linear classifier on bags of words gets about 62% of the test
     nodes right, label propagation 64%, and that classifier on bags of words summed over two hops 81%.
 
@@ -56,8 +56,8 @@ def make_synthetic(
         seed: of the one `numpy.random.Generator` from which everything is drawn; at least 0.
 
     Raises:
-        DataError: the degree, the shares or the vocabulary do not fit the numbers of nodes and classes. The keys of a
-            configuration have the bounds of single values.
+        DataError: the degree, the shares or the vocabulary do not fit the numbers of nodes and classes. Bounds of
+            single values are those of the configuration's keys, and are not checked here.
     """
     if not num_classes <= vocabulary <= _MAX_VOCABULARY:
         raise DataError(
@@ -103,7 +103,7 @@ def make_synthetic(
 
 
 def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> list[int]:
-    """Where train, valid and test end in a shuffled row of all nodes."""
+    """End positions of train, valid and test in a shuffled list of all nodes."""
     check_shares(shares)
     ends = [min(round(share * num_nodes), num_nodes) for share in np.cumsum(shares)]
     for part, size, least in zip(SPLITS, np.diff([0, *ends]), (num_classes, 1, 1), strict=True):
@@ -118,7 +118,7 @@ def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> li
 def _draw_classes(
     rng: np.random.Generator, num_nodes: int, num_classes: int, ends: list[int]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    # Classes dealt out in turn along a shuffled row are balanced in every stretch of it, so in every split.
+    # Classes assigned in turn along a shuffled list are balanced in every slice of it, so in every split.
     shuffled = rng.permutation(num_nodes)
     label = np.empty(num_nodes, dtype=np.int64)
     label[shuffled] = np.arange(num_nodes) % num_classes
@@ -129,7 +129,7 @@ def _draw_classes(
 def _draw_edges(
     rng: np.random.Generator, label: np.ndarray, num_classes: int, avg_degree: float, signal: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Different undirected edges, N·avg_degree/2 of them: int64 sources and targets, source < target."""
+    """Draw N·avg_degree/2 distinct undirected edges: int64 sources and targets, source < target."""
     num_nodes, wanted = len(label), round(len(label) * avg_degree / 2)
     # Inverse square roots of uniforms have a Pareto tail of exponent 3, here cut at ten times the least.
     weight = 1 / np.sqrt(0.01 + 0.99 * rng.random(num_nodes))
@@ -138,7 +138,7 @@ def _draw_edges(
     mass = np.concatenate([[0.0], np.cumsum(weight[by_class])])
 
     def draw_nodes(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Places in ``by_class``, each from its own stretch [low, high), by weight."""
+        """Draw positions in ``by_class`` by weight, each from its own range [low, high)."""
         at = mass[low] + rng.random(len(low)) * (mass[high] - mass[low])
         return np.clip(np.searchsorted(mass, at, side="right") - 1, low, high - 1)
 
@@ -159,7 +159,7 @@ def _draw_edges(
 
 
 def _word_table(vocabulary: int) -> np.ndarray:
-    """uint8 (V, L): each word and a space after it, filled up with NUL."""
+    """Letters of each word, uint8 (V, L): the word, a space, and NUL up to length L."""
     single = np.arange(min(vocabulary, len(_WORDS)))
     compound = np.arange(len(single), vocabulary)
     words = np.concatenate(
@@ -182,7 +182,7 @@ def draw_texts(
     length: int | np.ndarray,
     signal: float,
 ) -> Texts:
-    """One text of ``length`` words per node: one number for all texts, or int (N,)."""
+    """Draw a text per node, of ``length`` words: one number for all texts, or int (N,)."""
     table = _word_table(vocabulary)
     own_words = (vocabulary - 1 - np.arange(num_classes)) // num_classes + 1
     words = np.broadcast_to(length, label.shape)
@@ -206,12 +206,12 @@ def draw_texts(
 
 
 def draw_class_means(rng: np.random.Generator, num_classes: int, dim: int) -> np.ndarray:
-    """float32 (C, F): uniform with mean 0 and variance 1."""
+    """Draw means of the classes, float32 (C, F): uniform, with mean 0 and variance 1."""
     return (2 * rng.random((num_classes, dim), dtype=np.float32) - 1) * np.float32(math.sqrt(3))
 
 
 def draw_features(rng: np.random.Generator, label: np.ndarray, means: np.ndarray, signal: float) -> np.ndarray:
-    """float32 (N, F): ``means`` (C, F) of the classes, and noise of mean 0 and variance 1, mixed by ``signal``."""
+    """Draw features float32 (N, F): signal · class mean, of ``means`` (C, F), + (1 - signal) · noise of variance 1."""
     features = rng.random((len(label), means.shape[1]), dtype=np.float32)
     features -= np.float32(0.5)
     features *= np.float32(2 * (1 - signal)) * np.float32(math.sqrt(3))

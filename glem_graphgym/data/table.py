@@ -28,23 +28,23 @@ SEPARATORS = {**DELIMITERS, ";": "semicolon", "|": "bar"}
 
 
 def load_table(source: Path, cache: Path, *, raw: bool = False, **options: Any) -> TextGraph:
-    """The graph of the files ``nodes`` and ``edges`` of a folder, or of one file of nodes; named like folder or file.
+    """Load a graph from the files ``nodes`` and ``edges`` of a folder or from one file of nodes; named like its source.
 
-    Files are .csv, .csv.gz, .tsv, .jsonl or .parquet; edges may be .txt (two ids per line) or .npz (a matrix of row
-    numbers). Nodes have the columns ``id`` (without it: row numbers), ``text``, ``label`` and, if wanted, a split
-    (`glem_graphgym.data.tables.Tables` has its forms). All other columns are numbers and become ``features``, float32
-    (N, F), in the file's order, or ``features.npy`` beside the tables does. Edges have the columns ``source`` and
-    ``target``; others are ignored. One file of nodes has their neighbours in a column. CSV is comma-separated UTF-8
-    with a header, and only an empty field is a missing value.
+    Files are .csv, .csv.gz, .tsv or .parquet; nodes also .jsonl, edges also .txt (two ids per line) or .npz (a matrix
+    of row numbers). Nodes have the columns ``id`` (if absent: row numbers), ``text``, ``label`` and optionally a split
+    (for its forms see `glem_graphgym.data.tables.Tables`). All other columns are numbers and become ``features``,
+    float32 (N, F), in the file's order; or a file ``features.npy`` beside the tables holds these. Edges have the
+    columns ``source`` and ``target``; others are ignored. A single file of nodes lists their neighbours in a column.
+    CSV is comma-separated UTF-8 with a header, and only an empty field is a missing value.
 
-    Where columns have other names (``columns``) or make the text together (``text``), further columns that are no
-    numbers are left out, and named in ``origin["left"]``.
+    If ``columns`` renames columns, or ``text`` joins several into the text, further columns that are not numeric are
+    left out and listed in ``origin["left"]``.
 
     Args:
         source: the folder, or the file.
-        cache: where the snapshot goes.
-        raw: as of `load_files`.
-        options: those of `TableOptions`.
+        cache: folder for the snapshot.
+        raw: see `load_files`.
+        options: see `TableOptions`.
 
     Raises:
         DataError: a file or column is missing or wrong. Names the file, and the line or row.
@@ -53,7 +53,7 @@ def load_table(source: Path, cache: Path, *, raw: bool = False, **options: Any) 
 
 
 def find_tables(source: Path) -> list[Path]:
-    """The files of nodes and edges in a folder, and features beside them; or one file of nodes. Raises DataError."""
+    """The files of nodes, edges and, if any, features in a folder; or a single file of nodes. Raises DataError."""
     if source.is_file():
         if not source.name.lower().endswith(NODE_ENDINGS):
             raise DataError(
@@ -66,7 +66,7 @@ def find_tables(source: Path) -> list[Path]:
 
 
 def read_tables(files: list[Path], options: TableOptions) -> Tables:
-    """The tables of the files that `find_tables` found; raises DataError."""
+    """Read the files that `find_tables` found; raises DataError."""
     columns = Columns(options.columns, options.text)
     path, *others = files
     table, replaced = _read(path, NODE_COLUMNS, columns)
@@ -121,7 +121,7 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
 
 
 def _neighbours(path: Path, header: Sequence[str], columns: Columns, *, alone: bool) -> str | None:
-    """Column of the nodes that lists their neighbours; None where a file of its own holds the edges."""
+    """Name of the nodes' column that lists their neighbours; None if the edges have a file of their own."""
     named = columns.of.get("neighbours")
     if not alone:
         if named:
@@ -137,12 +137,12 @@ def _neighbours(path: Path, header: Sequence[str], columns: Columns, *, alone: b
 
 
 def _nodes_of(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.DataFrame, list[str]]:
-    """The nodes, and names of columns that are left out of them."""
+    """The table of nodes with the columns to use, and the names of those left out."""
     names = [str(column) for column in table]
     kept = {*NODE_COLUMNS, *(name for of_split in split_columns(names) for name in of_split)}
     kept |= {name for name in names if name.startswith(VIEW)}
     nameless = [place for place, name in enumerate(names) if re.fullmatch(r"(Unnamed: [0-9]+)?", name.strip())]
-    # pandas calls a second column label 'label.1'
+    # pandas renames a second column 'label' to 'label.1'
     plain = {name: re.sub(r"[\s_-]+|\.[0-9]+$", "", name).casefold() for name in names}
     copies = [name for name in names if name not in kept and plain[name] in (*NODE_COLUMNS, "split")]
     if columns:
@@ -191,9 +191,9 @@ def _first_cells(path: Path) -> set[str]:
 
 
 def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFrame, list[str]]:
-    """A table with our names, that has the required columns, each once; and columns in whose place others are taken.
+    """Read a table, rename its columns to ours and check them; returns it and the columns that others replace.
 
-    From CSV, required columns, splits, lists of neighbours and parts of a text are strings as they are written.
+    From CSV, required columns, splits, lists of neighbours and fields of the text template are strings, as written.
     """
     nodes = ours == NODE_COLUMNS
     views = [name for name in columns.of if name.startswith(VIEW)]
@@ -221,7 +221,7 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
 
 
 def read_json_lines(path: Path) -> pd.DataFrame:
-    """The table of a file with one JSON object per line; raises DataError with the line that is none."""
+    """Read a table from a file with one JSON object per line; raises DataError naming a line that is not one."""
     rows = []
     for number, line in enumerate(read_csv_bytes(path).decode().split("\n"), start=1):
         try:
@@ -246,7 +246,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except Exception as error:  # pyarrow has errors of its own
         reason = " ".join(str(error).split())
         raise DataError(f"{path} cannot be read as Parquet ({reason:.200}); export it again") from error
-    if any(name is not None for name in table.index.names):  # pandas' index is a column of the file
+    if any(name is not None for name in table.index.names):  # a named index is a column of the file
         table = table.reset_index()
     table.columns = pd.Index([str(column) for column in table.columns], dtype=object)
     return table

@@ -1,4 +1,4 @@
-"""Tables: what a reader makes of a user's files, and the text graph that becomes of it."""
+"""Tables: the form in which every reader returns a user's files, and from which the text graph is built."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Tables:
 
     Attributes:
         name: of the graph, in results.
-        nodes: N rows. Columns ``id`` (absent: the row's number, from 0), ``text``, ``label`` (empty or missing: none),
-            and the split in one of these forms, or none of them: ``split`` (train, valid, test, empty), one column
-            ``split_<k>`` per split, or boolean ``train_mask``, ``val_mask``, ``test_mask``, or these with ``_<k>`` at
-            the end, one of each per split. Columns ``text:<view>`` are further texts, all others features.
+        nodes: N rows with columns ``id`` (if absent: row numbers from 0), ``text``, ``label`` (empty or missing = none)
+            and optionally a split: a column ``split`` (train, valid, test or empty), one such column ``split_<k>`` per
+            split, boolean ``train_mask``, ``val_mask`` and ``test_mask``, or these three with the suffix ``_<k>`` per
+            split. Columns ``text:<view>`` are further texts; all others are features.
         edges: columns ``source`` and ``target`` (ids), or int64 (2, E), row numbers of the nodes.
-        features: float (N, F), in place of further columns; None where the files have none.
-        class_names: names of the classes 0..C-1, where labels are their numbers; None = labels are the names.
-        where: what messages call the files: of "nodes", of "edges", and of single columns that are no columns there.
-        origin: JSON-able facts for ``run.json``: names of files, what was taken from where, what was left.
+        features: float (N, F), instead of feature columns; None if the files have none.
+        class_names: names of the classes 0..C-1 if labels are numbers of classes; None = labels are the names.
+        where: names for messages: of the files of "nodes" and "edges", and of columns that come from elsewhere.
+        origin: JSON-able facts for ``run.json``: names of files, what was read from where, what was left out.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Tables:
         return len(self.nodes)
 
     def place(self, column: str) -> str:
-        """What a message calls a column of the nodes."""
+        """Name of a column of the nodes in messages."""
         return self.where.get(column) or f"{self.where['nodes']}: column '{column}'"
 
     def strings(self, column: str) -> np.ndarray:
-        """object (N,): `strings_of` a column of the nodes."""
+        """Values of a column of the nodes as strings, object (N,); see `strings_of`."""
         return strings_of(self.nodes[column], self.place(column))
 
     def id_of(self, node: int | np.integer[Any]) -> str:
@@ -54,7 +54,7 @@ class Tables:
 
 
 def strings_of(column: pd.Series, place: str) -> np.ndarray:
-    """object (rows,): the values as strings, None where there is no value or an empty one; ``place`` names them."""
+    """Values as strings, object (rows,); None if missing or empty. ``place`` is the column's name in messages."""
     try:
         codes, values = pd.factorize(column)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""TextGraph: the one object that every dataset becomes. Its invariants are checked when it is built."""
+"""TextGraph: the form that every dataset is brought into. Its invariants are checked on construction."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from glem_graphgym.files import fingerprint, forget_unfinished, make_once, read_
 
 SPLITS = ("train", "valid", "test")
 UNLABELLED = -1
-NODES_AT_ONCE = 1 << 17  # whose neighbours are looked at together
-MAPPED_BYTES = 1 << 26  # an array of a snapshot that takes more is memory-mapped
-SAMPLED_BYTES = 1 << 31  # a snapshot that takes more is checked by samples when it is loaded
+NODES_AT_ONCE = 1 << 17  # nodes per block in `TextGraph.properties`
+MAPPED_BYTES = 1 << 26  # a larger array of a snapshot is memory-mapped
+SAMPLED_BYTES = 1 << 31  # a larger snapshot is checked by samples when it is loaded
 
 
 @dataclass(frozen=True)
 class TextGraph:
-    """A text-attributed graph with N nodes, E edges and C classes, undirected unless it says otherwise.
+    """A text-attributed graph with N nodes, E edges and C classes, undirected unless ``directed``.
 
     Every array may be memory-mapped: checks and hashes read block by block.
 
@@ -38,18 +38,18 @@ class TextGraph:
 
     name: str  # in results, e.g. "debian" or "ogbn-arxiv"
     texts: Texts  # N texts in node order; empty strings are allowed
-    rowptr: np.ndarray  # int64 (N+1,), CSR row pointers of the adjacency: row i has the nodes that i hears from
+    rowptr: np.ndarray  # int64 (N+1,), CSR row pointers: row i lists the nodes that send messages to i
     col: np.ndarray  # int32 or int64 (2E,), directed (E,): sorted within a row; no self-loops, no duplicates
-    label: np.ndarray  # int64 (N,), class index below C, UNLABELLED (-1) where there is none
+    label: np.ndarray  # int64 (N,), class index below C, or UNLABELLED (-1)
     split: dict[str, np.ndarray]  # train, valid and test: disjoint, each a sorted int64 array of labelled nodes
     class_names: list[str]
     features: np.ndarray | None = None  # float (N, F)
     views: dict[str, Texts] = field(default_factory=dict)  # name -> N further texts of the nodes
-    node_ids: Sequence[str] | None = None  # the data's own name of each node, a list or Texts; None for 0..N-1
+    node_ids: Sequence[str] | None = None  # id of each node in the source data, a list or Texts; None = 0..N-1
     origin: dict[str, Any] = field(default_factory=dict)  # JSON-able: file names, counts, what was repaired
-    directed: bool = False  # edges go from the columns of ``col`` to its rows alone; False = the adjacency is symmetric
-    splits: np.ndarray | None = None  # int8 (K, N), K > 1 fixed splits: positions in SPLITS, -1 = none; None = one
-    edges_checked: InitVar[bool] = False  # when it was frozen; `dataclasses.replace` checks again
+    directed: bool = False  # edges go only from nodes in ``col`` to the row's node; False = the adjacency is symmetric
+    splits: np.ndarray | None = None  # int8 (K, N), K > 1 fixed splits: positions in SPLITS, -1 = none; None = K is 1
+    edges_checked: InitVar[bool] = False  # True = skip `check_csr`; `dataclasses.replace` resets it
     _fingerprint: str | None = field(default=None, init=False, repr=False, compare=False)
     _homophily: float | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -116,16 +116,16 @@ class TextGraph:
         return len(self.class_names)
 
     def rows(self) -> np.ndarray:
-        """int64, as long as ``col``: the row of each entry. Takes 8 bytes per entry; `csr.entry_blocks` does not."""
+        """Row of each entry of ``col``, int64. Allocates 8 bytes per entry, unlike `csr.entry_blocks`."""
         return np.repeat(np.arange(self.num_nodes, dtype=np.int64), np.diff(self.rowptr))
 
     def edge_index(self) -> np.ndarray:
-        """int64 (2, nnz), as PyG has it: sources, then targets. Allocates 32 bytes per entry for a while."""
+        """Edges int64 (2, nnz) in PyG's convention: sources, then targets. Peak memory: 32 bytes per entry."""
         ends = [self.rows(), self.col.astype(np.int64)]
         return np.stack(ends[::-1] if self.directed else ends)
 
     def view(self, name: str) -> TextGraph:
-        """The same graph with the texts of a view; raises DataError where it has none of that name."""
+        """The same graph with the texts of a view; raises DataError if it has no view of that name."""
         if name not in self.views:
             raise DataError(
                 f"glem.node_features asks for 'text:{name}', but {self.name} has {listed([*self.views])} beside its "
@@ -134,7 +134,7 @@ class TextGraph:
         return replace(self, texts=self.views[name], views={}, edges_checked=True)
 
     def with_split(self, number: int) -> TextGraph:
-        """The same graph with its fixed split ``number`` modulo K; itself where it has one split alone."""
+        """The same graph with its fixed split ``number`` modulo K; the graph itself if it has only one split."""
         if self.splits is None:
             return self
         chosen = number % len(self.splits)
@@ -145,9 +145,9 @@ class TextGraph:
         return graph
 
     def edge_homophily(self) -> float | None:
-        """Share 0-1 of the edges between labelled nodes whose ends have one label (Zhu et al. 2020); None without such.
+        """Share 0-1 of edges between labelled nodes that join equal labels (Zhu et al. 2020); None if there are none.
 
-        Of all labels, test ones too: for reports, never for training. Computed once, and kept with a frozen graph.
+        Uses all labels, also those of test nodes: for reports, never for training. Computed once; snapshots store it.
         """
         if self._homophily is None:
             label, same, labelled = np.asarray(self.label), 0, 0
@@ -159,8 +159,7 @@ class TextGraph:
         return self._homophily
 
     def facts(self) -> dict[str, float | None]:
-        """Numbers of nodes, edges, classes and each split's nodes, `edge_homophily`, and shares 0-1: of training nodes,
-        of empty texts."""
+        """Numbers of nodes, edges, classes, nodes per split; homophily; shares 0-1 of training nodes, empty texts."""
         sizes = {"nodes": self.num_nodes, "edges": self.num_edges, "classes": self.num_classes}
         sizes |= {part: len(self.split[part]) for part in SPLITS}
         shares = {"label_rate": len(self.split["train"]), "empty_texts": self.texts.num_empty()}
@@ -168,10 +167,10 @@ class TextGraph:
         return {**sizes, "edge_homophily": self.edge_homophily(), **shares_of_nodes}
 
     def properties(self, nodes: np.ndarray) -> dict[str, np.ndarray]:
-        """What tells ``nodes``, int64 (n,), apart, float32 (n,) each: number of neighbours, share 0-1 of the labelled
-        ones that have the node's label (NaN without such), bytes of the text.
+        """Properties of ``nodes``, int64 (n,), as float32 (n,) each: number of neighbours, share 0-1 of the labelled
+        neighbours that have the node's label (NaN without labelled ones), bytes of the text.
 
-        Of all labels, as `edge_homophily`: for reports alone.
+        Uses all labels, as `edge_homophily` does: for reports only.
         """
         label, rowptr, offsets = (np.asarray(part) for part in (self.label, self.rowptr, self.texts.offsets))
         shares = []
@@ -193,7 +192,7 @@ class TextGraph:
     def fingerprint(self) -> str:
         """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once.
 
-        That of a graph with several fixed splits is of them all, whichever is chosen.
+        For a graph with several fixed splits, it covers all of them, whichever is chosen.
         """
         if self._fingerprint is None:
             splits = [self.split[part] for part in SPLITS] if self.splits is None else [self.splits]
@@ -206,16 +205,16 @@ class TextGraph:
         return self._fingerprint
 
     def has_fingerprint(self, known: str) -> None:
-        """Take ``known``, which was recorded when the graph was frozen, for its fingerprint."""
+        """Set the fingerprint to ``known``, which was computed before, e.g. when the graph was frozen."""
         object.__setattr__(self, "_fingerprint", known)
 
 
 def check_shares(shares: Sequence[float], *, counts: bool = False) -> tuple[float, ...]:
-    """Three positive shares with a sum of at most 1; raises DataError where they are not.
+    """Check and return three positive shares with a sum of at most 1; raises DataError if they are anything else.
 
     Args:
         shares: of train, valid and test.
-        counts: a whole number above 1 is a number of nodes.
+        counts: allow whole values above 1, which are numbers of nodes.
     """
     values = tuple(float(share) for share in np.atleast_1d(shares))
     fractions = [value for value in values if not (counts and value > 1 and value.is_integer())]
@@ -234,7 +233,7 @@ def check_shares(shares: Sequence[float], *, counts: bool = False) -> tuple[floa
 
 @dataclass(frozen=True)
 class GraphMeta:
-    """What a graph has beside its arrays; see `TextGraph`."""
+    """Fields of a graph other than its arrays; see `TextGraph`."""
 
     name: str
     class_names: list[str]
@@ -244,14 +243,14 @@ class GraphMeta:
 
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
-    """The graph frozen in ``folder``; built and frozen there first when the folder does not exist."""
+    """Load the graph frozen in ``folder``; if the folder does not exist, build the graph and freeze it there first."""
     return _made(folder, lambda temporary: save_text_graph(build(), temporary))
 
 
 def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> TextGraph:
-    """The graph frozen in ``folder``; written there first when the folder does not exist, without holding it in memory.
+    """Load the graph frozen in ``folder``; if that does not exist, write it first, never holding the graph in memory.
 
-    ``write`` gets an empty temporary folder and puts there
+    ``write`` gets an empty temporary folder, into which it puts
 
     - ``text.npy``, ``text_offsets.npy``: `TextsWriter`;
     - ``rowptr.npy``, ``col.npy``: `csr.write_csr`;
@@ -305,11 +304,11 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
 
 
 def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
-    """Read what `save_text_graph` or `snapshot_from_parts` wrote.
+    """Load a snapshot that `save_text_graph` or `snapshot_from_parts` wrote.
 
-    Texts, features and every array of more than MAPPED_BYTES are memory-mapped, or nothing where ``mmap`` is False.
-    Sizes and samples of all files are compared with what was recorded. A snapshot of up to SAMPLED_BYTES is also
-    checked as a whole, edges and fingerprint; of a larger one a few changed bytes may go unnoticed.
+    Texts, features and every array of more than MAPPED_BYTES are memory-mapped; nothing is if ``mmap`` is False.
+    Sizes and samples of all files are compared with recorded ones. A snapshot of up to SAMPLED_BYTES is also checked in
+    full (edges and fingerprint); in a larger one, a few changed bytes may go unnoticed.
 
     Raises:
         DataError: a file is missing, or the content is not what was written.
@@ -373,7 +372,7 @@ def _open(
 
 
 def _seal(graph: TextGraph, folder: Path) -> None:
-    """Write ``graph.json`` beside the graph's arrays, with all that `load_text_graph` compares them with."""
+    """Write ``graph.json`` beside the graph's arrays, with the hashes that `load_text_graph` checks."""
     about = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed, [*graph.views])
     prints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
     checks = {**prints, "sampled": _sampled(folder, about, prints)}

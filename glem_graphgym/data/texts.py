@@ -1,4 +1,4 @@
-"""N texts over one buffer of bytes: read where they lie, or written to disk one after the other."""
+"""N texts in one buffer of bytes: read in place, or written to disk as they arrive."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from glem_graphgym.files import fingerprint
 
 TEXTS_AT_ONCE = 1 << 14  # texts that are encoded and written together
 OFFSETS_AT_ONCE = 1 << 20
-PARTS = 200  # most parts that texts are dealt out to, two files each
-CHECKED_TEXTS = 1000  # texts that are read again after they have been written
+PARTS = 200  # most parts that texts are distributed to while they arrive, two files each
+CHECKED_TEXTS = 1000  # at least this many texts, or all, are read again after they have been written
 
 
 class Texts(Sequence[str]):
     """Read-only sequence of N texts over one UTF-8 buffer; equal to any other sequence of the same strings."""
 
     def __init__(self, buffer: np.ndarray, offsets: np.ndarray) -> None:
-        # Plain views of what may be memory-mapped: slices of np.memmap itself are slow to make.
+        # Plain array views, also of memory-mapped files: slicing np.memmap itself is slow.
         self.buffer = np.asarray(buffer)  # uint8 (bytes,)
         self.offsets = np.asarray(offsets)  # int64 (N+1,)
         self._fingerprint: str | None = None
@@ -77,17 +77,17 @@ class Texts(Sequence[str]):
         return self._fingerprint
 
     def has_fingerprint(self, known: str) -> None:
-        """Take ``known``, which was recorded when these texts were written, for their fingerprint."""
+        """Set the fingerprint to ``known``, which was recorded when these texts were written."""
         self._fingerprint = known
 
 
 class TextsWriter:
     """Writes N texts to ``<folder>/<stem>.npy`` (uint8) and ``<folder>/<stem>_offsets.npy`` (int64 (N+1,)).
 
-    Used in a ``with`` block: the files are whole when it ends, and do not exist if it ends in an error. Texts may come
-    in any order: they are dealt out to files of neighbouring rows, each of which is put into order at the end. A row
-    without a text has an empty one; of several texts of a row the first stays. Some texts are read again at the end.
-    Memory: one byte per text, some MB, and 1% of the texts.
+    Use it in a ``with`` block: the files are complete when it ends, and do not exist if it ends in an error. Texts may
+    arrive in any order: they are distributed to temporary files, each for a range of rows, and sorted at the end. A row
+    without a text gets an empty one; of several texts for a row, the first is kept. Some texts are read again at the
+    end. Memory: one byte per text, some MB, and 1% of the texts.
 
     Args:
         folder: an existing folder.
@@ -95,31 +95,31 @@ class TextsWriter:
         stem: ``"text"`` for a graph's texts, ``"node_id"`` for its node ids.
 
     Attributes:
-        given: bool (N,), which rows have got a text.
-        repeated: number of texts that came for a row that had one already.
+        given: bool (N,), the rows that have been given a text.
+        repeated: number of texts that were dropped because their row already had one.
 
     Raises:
         ValueError: a row is outside of 0..N-1.
-        DataError: what is read again is not what was written.
+        DataError: a text that is read again differs from what was written.
     """
 
     def __init__(self, folder: Path, num_texts: int, stem: str = "text") -> None:
         self.folder, self.num_texts, self.stem = folder, num_texts, stem
         self.given = np.zeros(num_texts, dtype=bool)
         self.repeated = 0
-        self._next = 0  # the row of the next text that is appended
+        self._next = 0  # the next row for `extend`
         self._remembered: dict[int, bytes] = {}
         self._rows_per_part = max(-(-num_texts // PARTS), TEXTS_AT_ONCE)
         self._temporary = folder / f".{stem}"
-        shutil.rmtree(self._temporary, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed process
         self._temporary.mkdir()
 
     def extend(self, texts: Iterable[str]) -> None:
-        """Write the texts of the next rows: from row 0 at first, then from the one after the last that was written."""
+        """Write texts to consecutive rows: from row 0 at first, later from the row after the last one written."""
         self.put(zip(itertools.count(self._next), texts, strict=False))
 
     def put(self, rows: Iterable[tuple[int, str]]) -> None:
-        """Write (row, text), which may come in any order."""
+        """Write pairs (row, text), in any order."""
         rows = iter(rows)
         while block := list(itertools.islice(rows, TEXTS_AT_ONCE)):
             self._write(np.array([row for row, _ in block], dtype=np.int64), [text for _, text in block])
@@ -154,7 +154,7 @@ class TextsWriter:
         return Texts(*(np.load(file, mmap_mode="r") for file in files))
 
     def missing(self) -> np.ndarray:
-        """int64: the rows without a text, once the texts are finished."""
+        """Rows without a text or with an empty one, int64; only for finished texts."""
         return np.flatnonzero(np.diff(self.read().offsets) == 0)
 
     def __enter__(self) -> TextsWriter:
@@ -176,7 +176,7 @@ class TextsWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _write_part(self, start: int, texts: NpyWriter, ends: NpyWriter) -> None:
-        """Append the texts of the rows from ``start``, in order, and where each of them ends."""
+        """Append the texts of the part that begins at row ``start``, in order of rows, and their end offsets."""
         lengths = np.zeros(min(self._rows_per_part, self.num_texts - start), dtype=np.int64)
         files = [self._temporary / f"{start // self._rows_per_part}.{kind}" for kind in ("texts", "rows")]
         before = texts.length

@@ -1,4 +1,4 @@
-"""A text graph written as tables, which `glem_graphgym.data.table` reads."""
+"""Writes a text graph as tables, which `glem_graphgym.data.table` reads."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph
 
 
 def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
-    """Write ``nodes.csv``, ``edges.csv`` and, where there are features, ``features.npy``; returns their paths.
+    """Write ``nodes.csv``, ``edges.csv`` and, if there are features, ``features.npy``; returns their paths.
 
-    Nodes without ids of their own have none there. A drawn split is not written: it is drawn again. Edges of an
-    undirected graph stand there once.
+    If nodes have no ids of their own, there is no column ``id``. A drawn split is not written: readers draw it again.
+    Edges of an undirected graph are written once.
 
     Raises:
-        DataError: the folder holds files already.
+        DataError: the folder already holds files, or a text cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} holds files already; expected a new folder, or an empty one")
     folder.mkdir(parents=True, exist_ok=True)
     ids = np.array(graph.node_ids or range(graph.num_nodes))
-    names = np.array([*graph.class_names, ""], dtype=object)  # the last one for UNLABELLED, which is -1
+    names = np.array([*graph.class_names, ""], dtype=object)  # UNLABELLED, -1, selects the last one
     assert UNLABELLED == NO_SPLIT == -1
     nodes = pd.DataFrame({"id": ids, "text": list(graph.texts), "label": names[graph.label]})
     for name, texts in graph.views.items():
@@ -48,7 +48,7 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
     nodes = nodes if graph.node_ids else nodes.drop(columns="id")
     try:
         nodes.to_csv(files[0], index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
-    except csv.Error as error:  # by Python 3.10; later ones write what is refused when it is read
+    except csv.Error as error:  # Python 3.10; later versions write a file that is refused when it is read
         raise DataError(f"{files[0]} cannot be written ({error}): a text holds a NUL byte; take it out") from error
     pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(files[1], index=False)
     if graph.features is not None:

@@ -1,4 +1,4 @@
-"""TokenStore: the token ids of all texts, made once, ragged on disk, memory-mapped; and batches of similar length."""
+"""TokenStore: the token ids of all texts, made once, ragged on disk, memory-mapped; batches of similar length."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import fingerprint, make_once, read_json, write_json
 from glem_graphgym.progress import Progress
 
-SAMPLED_TEXTS = 1000  # that tell how many tokens all have
-IDS_AT_ONCE, BLOCKS_COUNTED = 1 << 20, 64  # ids that are looked at together; blocks in which unknown ones are counted
+SAMPLED_TEXTS = 1000  # texts tokenized to estimate the number of tokens of all
+IDS_AT_ONCE, BLOCKS_COUNTED = 1 << 20, 64  # ids per block; most blocks in which unknown ids are counted
 TEXTS_AT_ONCE = 16_384  # texts handed to the tokenizer's threads at a time; bounds memory, not speed
 
 
@@ -30,11 +30,11 @@ class TokenStore:
     """Token ids of N texts, special tokens included, without padding.
 
     Attributes:
-        ids: uint16 or int32 (T,), all texts one after the other; 2 bytes a token where the vocabulary allows.
+        ids: uint16 or int32 (T,), all texts one after the other; 2 bytes per token if the vocabulary allows.
         offsets: int64 (N+1,), where each text begins.
-        pad_id: the id that fills up a batch.
-        unknown_id: the id of what the vocabulary lacks; None where there is no such id.
-        ids_below: all ids that the tokenizer can give are below it; None where that is not known.
+        pad_id: the id that pads a batch.
+        unknown_id: the id of unknown tokens; None if there is no such id.
+        ids_below: exclusive upper bound of the tokenizer's ids; None if it is not known.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TokenStore:
         return int(self.lengths.max(initial=0))
 
     def largest_id(self) -> int:
-        """The largest id in the texts; -1 without any. Reads them all."""
+        """The largest id in the texts; -1 if there are no ids. Reads all of them."""
         starts = range(0, len(self.ids), IDS_AT_ONCE)
         return max((int(self.ids[start : start + IDS_AT_ONCE].max()) for start in starts), default=-1)
 
@@ -63,7 +63,7 @@ class TokenStore:
         return len(self.lengths)
 
     def unknown_share(self) -> float:
-        """Share 0-1 of tokens that the vocabulary lacks; of a large store by blocks spread over all of it."""
+        """Share 0-1 of unknown tokens; for a large store, in blocks spread evenly over it."""
         if self.unknown_id is None or not len(self.ids):
             return 0.0
         starts = np.unique(np.linspace(0, max(len(self.ids) - IDS_AT_ONCE, 0), BLOCKS_COUNTED).astype(np.int64))
@@ -73,7 +73,7 @@ class TokenStore:
         return sum(int((block == self.unknown_id).sum()) for block in blocks) / sum(map(len, blocks))
 
     def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int64 (B, L) and attention mask int64 (B, L) of the nodes' texts, L being their longest."""
+        """Pad the nodes' texts to the longest, L tokens: ids int64 (B, L) and attention mask int64 (B, L)."""
         lengths = self.lengths[nodes]
         mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
         # Position of every token of the batch in `ids`: a running count that jumps at each text's first token.
@@ -85,17 +85,17 @@ class TokenStore:
 
 
 def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> TokenStore:
-    """The store for these texts, tokenizer and length under ``cache``; made, or finished, if it is not there.
+    """Open the store for these texts, tokenizer and length under ``cache``; makes it, or finishes it, if necessary.
 
     Args:
         texts: N texts.
         tokenizer: a Hugging Face tokenizer, maybe `Prompted`; fast ones run on all cores.
-        max_length: tokens kept of a text, special tokens included.
-        cache: folder of stores, one per (texts, tokenizer, max_length); jobs side by side share it.
+        max_length: most tokens to keep of a text, special tokens included.
+        cache: folder of stores, one per (texts, tokenizer, max_length); concurrent jobs may share it.
 
     Raises:
         DataError: a stored file is damaged.
-        DiskFullError: there is no room for it; what was tokenized is kept.
+        DiskFullError: the disk has no room; texts tokenized so far are kept.
     """
     folder = token_folder(texts, tokenizer, max_length, cache)
     make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path), resume=True)
@@ -109,13 +109,13 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
 
 
 def unknown_id(tokenizer: Any) -> int | None:
-    """The id of unknown tokens; None where there is none, or where it is one that every text has, as GPT-2's."""
+    """The id of unknown tokens; None if there is none, or if it is also the id of a special token, as in GPT-2."""
     others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The id that fills up a batch, hidden by the attention mask; GPT-2 and Llama have no padding token."""
+    """The id that pads a batch, hidden by the attention mask; GPT-2 and Llama have no padding token of their own."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     return next((number for number in known if number is not None), 0)
 
@@ -126,7 +126,7 @@ def token_folder(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> 
 
 
 def id_type(tokenizer: Any) -> np.dtype:
-    """Type of the stored ids: 2 bytes per token where the vocabulary allows."""
+    """Type of the stored ids: 2 bytes per token if the vocabulary allows."""
     return np.dtype(np.uint16 if ids_below(tokenizer) <= np.iinfo(np.uint16).max + 1 else np.int32)
 
 
@@ -136,19 +136,19 @@ def ids_below(tokenizer: Any) -> int:
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
-    """Hash of all that decides how a text is cut: the serialised fast tokenizer, or class and vocabulary."""
+    """Hash of all that determines a text's tokens: the serialised fast tokenizer, or class and vocabulary."""
     if isinstance(tokenizer, Prompted):
         return fingerprint(tokenizer_identity(tokenizer.tokenizer), tokenizer.before, tokenizer.after)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # Each call sets padding and truncation, but for the side.
+        # Each call sets padding and truncation, except for the side of truncation.
         state = json.loads(backend.to_str())
         return fingerprint({**state, "padding": None, "truncation": tokenizer.truncation_side})
     return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab())
 
 
 def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> None:
-    """Fill ``folder`` with the store, block by block, going on behind the last block in ``lengths.bin``."""
+    """Write the store into ``folder`` block by block, resuming after the last block in ``lengths.bin``."""
     dtype = id_type(tokenizer)
     if len(texts) > SAMPLED_TEXTS:
         there = sum(file.stat().st_size for file in folder.iterdir())
@@ -163,7 +163,7 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
         for start in Progress(starts, desc="tokenizing", **bar):
             block = encode_texts(texts[start : start + TEXTS_AT_ONCE], tokenizer, max_length)
             ids = np.fromiter(itertools.chain.from_iterable(block), dtype=dtype)
-            # The ids first: a block whose lengths are there is there, whatever happens to the machine.
+            # The ids first: if a block's lengths are on disk, so are its ids, even if the machine crashes.
             for file, values in ((ids_file, ids), (lengths_file, np.array([len(text) for text in block], np.int32))):
                 with disk_full_errors(Path(file.name)):
                     file.write(values.tobytes())
@@ -177,7 +177,7 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
 
 
 def _bytes_of(texts: Texts, tokenizer: Any, max_length: int) -> int:
-    """Approximate disk space of the store, with the lengths that exist until it is whole."""
+    """Approximate bytes of the store on disk, with the file of lengths that exists until it is complete."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, SAMPLED_TEXTS).astype(np.int64))
     sample = encode_texts([texts[node] for node in chosen], tokenizer, max_length)
     tokens = sum(map(len, sample)) * len(texts) // len(chosen)
@@ -185,7 +185,7 @@ def _bytes_of(texts: Texts, tokenizer: Any, max_length: int) -> int:
 
 
 def _keep_whole_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dtype) -> int:
-    """Cut both files off after their last whole block; returns the number of texts that are done."""
+    """Truncate both files after the last complete block; returns the number of finished texts."""
     lengths = np.fromfile(lengths_file.name, dtype=np.int32)
     ends = np.cumsum(lengths, dtype=np.int64)[TEXTS_AT_ONCE - 1 :: TEXTS_AT_ONCE] * dtype.itemsize
     whole = int(np.searchsorted(ends, os.fstat(ids_file.fileno()).st_size, side="right"))
@@ -195,14 +195,14 @@ def _keep_whole_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dty
 
 
 def encode_texts(texts: list[str], tokenizer: Any, max_length: int | None) -> list[list[int]]:
-    """Ids of each text, special tokens included, cut at ``max_length``; None = whole."""
+    """Token ids of each text, special tokens included, truncated to ``max_length``; None = no truncation."""
     if isinstance(tokenizer, Prompted):
         return tokenizer.encode(texts, max_length)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         how = {"truncation": max_length is not None, "max_length": max_length, "return_attention_mask": False}
         return tokenizer(texts, **how)["input_ids"]
-    # The library itself, in its threads, without the character offsets and masks that the wrapper asks it for.
+    # Calls the library itself, multi-threaded, without the character offsets and masks that its wrapper requests.
     backend.no_padding()
     backend.no_truncation()
     if max_length is not None:
@@ -214,7 +214,7 @@ def encode_texts(texts: list[str], tokenizer: Any, max_length: int | None) -> li
 class Prompted:
     """A tokenizer that puts each text between ``before`` and ``after``; all else is the tokenizer's own.
 
-    A text that is too long is cut by itself, on the tokenizer's side: the prompt stays whole.
+    If a text is too long, only its own tokens are cut, on the tokenizer's truncation side: the prompt stays whole.
     """
 
     tokenizer: Any
@@ -225,7 +225,7 @@ class Prompted:
         return getattr(self.tokenizer, name)
 
     def encode(self, texts: list[str], max_length: int | None) -> list[list[int]]:
-        """As `encode_texts`; DataError where the prompt leaves no room for a text."""
+        """Encode as `encode_texts` does; raises DataError if the prompt leaves no room for a text."""
         encoded = encode_texts([f"{self.before}{text}{self.after}" for text in texts], self.tokenizer, None)
         for i, ids in enumerate(encoded):
             if max_length is not None and len(ids) > max_length:
@@ -233,10 +233,10 @@ class Prompted:
         return encoded
 
     def _cut(self, text: str, max_length: int) -> list[int]:
-        """Ids of a text that is too long, as many as there is room for."""
+        """Ids of the prompt and as much of a text that is too long as there is room for."""
         from_left = self.tokenizer.truncation_side == "left"
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:  # without offsets: as many characters as there is room for
+        if backend is None:  # no offsets: searches for the number of characters that fit
 
             def ids_of(count: int) -> list[int]:
                 return self.encode([text[len(text) - count :] if from_left else text[:count]], None)[0]
@@ -262,10 +262,10 @@ class Prompted:
 def shuffled_batches(
     lengths: np.ndarray, nodes: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 50
 ) -> list[np.ndarray]:
-    """A random order of ``nodes`` in batches of ``batch_size`` texts of similar length, for training.
+    """Shuffle ``nodes`` into batches of ``batch_size`` texts of similar length, for training.
 
-    Nodes, int64 (n,), are shuffled, sorted by their ``lengths``, int64 (N,), within pools of ``pool`` batches, cut, and
-    the batches shuffled again.
+    Nodes, int64 (n,), are shuffled, sorted by their ``lengths``, int64 (N,), within pools of ``pool`` batches, and cut
+    into batches, which are shuffled again.
     """
     order = rng.permutation(nodes)
     pools = np.split(order, range(batch_size * pool, len(order), batch_size * pool))
@@ -275,7 +275,7 @@ def shuffled_batches(
 
 
 def budget_batches(lengths: np.ndarray, nodes: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """``nodes`` in batches of at most ``tokens`` padded tokens, or of one text, for inference.
+    """Yield ``nodes`` in batches of at most ``tokens`` padded tokens, or of one longer text, for inference.
 
     The longest come first, so that memory runs out at the first batch or not at all.
     """
@@ -288,6 +288,6 @@ def budget_batches(lengths: np.ndarray, nodes: np.ndarray, tokens: int) -> Itera
 
 
 def padded_tokens(lengths: np.ndarray, batches: Iterable[np.ndarray], parts: int = 1) -> int:
-    """Tokens of ``batches`` of nodes, padding included, each of which goes through a model in so many ``parts``."""
+    """Number of tokens in ``batches`` of nodes, padding included, if each is split into ``parts`` micro-batches."""
     pieces = (part for batch in batches for part in np.array_split(lengths[batch], parts) if len(part))
     return sum(len(part) * int(part.max()) for part in pieces)

@@ -1,4 +1,4 @@
-"""WikiCS, articles of Wikipedia on computer science, as its authors publish it: ``data.json`` and ``metadata.json``."""
+"""WikiCS, Wikipedia articles on computer science, as its authors publish it: ``data.json`` and ``metadata.json``."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def find_wikics(folder: Path) -> list[Path]:
 
 
 def read_wikics(files: list[Path], options: TableOptions) -> Tables:
-    """The tables of the files that `find_wikics` found.
+    """Read the files that `find_wikics` found.
 
-    A text is the title and the tokens of an article, or ``options.text`` of ``{title}`` and ``{tokens}``. There are
-    several splits with one test set; their stopping sets are not used, and are in no split.
+    A text is the title and the tokens of an article, or ``options.text`` filled with ``{title}`` and ``{tokens}``. The
+    splits share one test set; their stopping sets are not used, and are in no split.
 
     Raises:
-        DataError: a file is damaged, or has not the same number of nodes in all its parts.
+        DataError: a file is damaged, or its parts have different numbers of nodes.
     """
     if options.columns:
         raise DataError(

@@ -1,7 +1,7 @@
-"""What OGB publishes of a node-property dataset: provided on disk, complete, and read from its raw files.
+"""OGB's archive of a node-property dataset: downloaded, checked to be complete, and read from its raw files.
 
-OGB's own class keeps what it has read as pickles, which may run anything when they are loaded, and takes files that
-contradict each other. Its tables are read here instead: no pickle is opened, whoever put it there.
+OGB's own class caches what it has read as pickles, which may run any code when loaded, and accepts files that
+contradict each other. Here OGB's tables are read instead, and no pickle is ever opened.
 
 Hu et al., "Open Graph Benchmark: Datasets for Machine Learning on Graphs", NeurIPS 2020, arXiv 2005.00687.
 """
@@ -33,11 +33,11 @@ from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
 
-ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # spelled like this by OGB
+ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # OGB's spelling
 
 
 def ogb_accuracy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """OGB's own accuracy of a dataset, a share 0-1, as a function of y_true int (n,) and y_pred int (n,).
+    """OGB's accuracy for a dataset: a function of y_true int (n,) and y_pred int (n,) that returns a share 0-1.
 
     Raises:
         ValueError: OGB has no node-property dataset ``name``, or does not score it by accuracy.
@@ -57,7 +57,7 @@ def ogb_accuracy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 @dataclass(frozen=True)
 class OgbGraph:
-    """A graph with N nodes and E directed edges as OGB's tables have it."""
+    """A graph with N nodes and E directed edges, as stored in OGB's tables."""
 
     edge_index: np.ndarray  # int64 (2, E), as published
     features: np.ndarray  # float32 (N, F)
@@ -67,7 +67,7 @@ class OgbGraph:
 
 @dataclass(frozen=True)
 class OgbArchive:
-    """What OGB publishes for one node-property dataset, and where it is unpacked."""
+    """OGB's archive of one node-property dataset, and the folder that it is unpacked to."""
 
     name: str  # OGB's name of the dataset, e.g. "ogbn-arxiv"
     folder: Path  # where OGB's class expects it
@@ -81,7 +81,7 @@ class OgbArchive:
         column = pd.read_csv(table, index_col=0, keep_default_na=False, dtype=str)[name]
         master = {str(key): str(value) for key, value in column.items()}
         folder = root / name.replace("-", "_")
-        older = folder.with_name(f"{folder.name}_pyg")  # OGB prefers this one where it exists
+        older = folder.with_name(f"{folder.name}_pyg")  # OGB prefers this folder if it exists
         return cls(name, older if older.exists() else folder, master)
 
     @property
@@ -89,10 +89,10 @@ class OgbArchive:
         return self.folder / f"RELEASE_v{self.master['version']}.txt"
 
     def provide(self, mappings: Sequence[str] = ()) -> None:
-        """Complete the folder, with these mapping files, from OGB's archive: beside the folder, or downloaded.
+        """Fill the folder, ``mappings`` included, from OGB's archive: the one beside the folder, or a download.
 
         Raises:
-            DataError: files are missing beside others that are there, or the download fails.
+            DataError: some files exist but others are missing, or the download fails.
         """
         if self.is_complete(mappings):
             return
@@ -103,7 +103,7 @@ class OgbArchive:
         self._require(mappings)
 
     def check(self, mappings: Sequence[str] = ()) -> None:
-        """Raise DataError where `provide` would, without downloading: the server is only asked for the archive."""
+        """Raise DataError where `provide` would; downloads nothing, but asks whether the server has the archive."""
         if self._present():
             self._require(mappings)
         elif not self._packed().is_file():
@@ -120,11 +120,11 @@ class OgbArchive:
         return not self._missing(mappings)
 
     def read(self) -> OgbGraph:
-        """The graph in OGB's tables, in memory.
+        """Read the graph in OGB's tables into memory.
 
         Raises:
-            DataError: a table is damaged, holds what it must not hold, or has another length than the tables that
-                count nodes and edges say; names it, and the row.
+            DataError: a table is damaged, holds an invalid value, or does not have the length that the tables of counts
+                state; names the table and the row.
         """
         counts = (self._table(f"raw/num-{what}-list.csv.gz", 1, 1, whole=True) for what in ("node", "edge"))
         nodes, edges = (int(count[0, 0]) for count in counts)
@@ -138,10 +138,10 @@ class OgbArchive:
         return OgbGraph(np.ascontiguousarray(edge.T), features, label, self.read_split(label))
 
     def read_split(self, label: np.ndarray) -> dict[str, np.ndarray]:
-        """The split, sorted int64 node indices; ``label`` is int64 (N,), `UNLABELLED` where there is none.
+        """Read the split as sorted int64 node indices; ``label`` is int64 (N,), `UNLABELLED` if a node has none.
 
         Raises:
-            DataError: a table is damaged or holds anything but nodes that have a label, each once in all tables.
+            DataError: a table is damaged, or names a node that does not exist, has no label or was named before.
         """
         split = {}
         seen = np.zeros(len(label), dtype=bool)
@@ -163,7 +163,7 @@ class OgbArchive:
         return split
 
     def _table(self, name: str, rows: int | None, columns: int | None = None, whole: bool = False) -> np.ndarray:
-        """int64 (if ``whole``) or float64 (rows, columns) of a table without a header; DataError where it is not."""
+        """Read a table of numbers without a header, (rows, columns), int64 if ``whole``; raises DataError."""
         path = self.folder / name
         with reading_data(f"{path} cannot be read", self.remedy()), warnings.catch_warnings():
             warnings.simplefilter("ignore", DtypeWarning)  # words among numbers, which are refused below
@@ -194,14 +194,14 @@ class OgbArchive:
         self._refuse_row(name, wrong, nodes, f"holds {{}}, expected nodes from 0 to {num_nodes - 1}")
 
     def _refuse_row(self, name: str, wrong: Any, values: Any, what: str) -> None:
-        """Raise DataError with the first row that is ``wrong``, bool (rows,); ``what`` has a place for its value."""
+        """Raise DataError for the first row that is ``wrong``, bool (rows,); ``what`` is a format for its value."""
         if wrong.any():
             row = int(np.argmax(wrong))
             value = values[row].tolist() if isinstance(values[row], np.ndarray) else values[row]
             raise DataError(f"{self.folder / name}: row {row} {what.format(value)}. {self.remedy()}")
 
     def class_names(self, table: str) -> list[str]:
-        """Names of the classes in a mapping file; ``class 3`` where there is no name, or no file.
+        """Names of the classes from a mapping file; ``class 3`` if the name of class 3, or the file, is missing.
 
         Raises:
             DataError: the file is damaged, or names another number of classes.
@@ -240,11 +240,11 @@ class OgbArchive:
     def _present(self) -> list[str]:
         patterns = ("RELEASE_*", "raw/*", "split/**/*", "mapping/*")
         files = [path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()]
-        # A text that others put among OGB's raw files is none of OGB's.
+        # node-text.csv.gz is not in OGB's archive: users put it among the raw files.
         return sorted(str(path.relative_to(self.folder)) for path in files if path.name != "node-text.csv.gz")
 
     def _download(self) -> None:
-        """Download and unpack; RELEASE comes last, so that nothing that was cut short looks complete."""
+        """Download and unpack; RELEASE is moved last, so that an interrupted copy never looks complete."""
         packed = self._packed()
         download(self.master["url"], packed, self.remedy())
         temporary = self.folder.with_name(f".{self.folder.name}.part")
@@ -255,7 +255,7 @@ class OgbArchive:
             self.folder.mkdir(exist_ok=True)
             for member in sorted(unpacked.iterdir(), key=lambda path: path.name.startswith("RELEASE")):
                 target = self.folder / member.name
-                if member.name == "processed":  # OGB's class would have pickles there
+                if member.name == "processed":  # where OGB's class keeps its pickles
                     continue
                 if target.is_dir():
                     for inner in member.iterdir():
@@ -269,12 +269,12 @@ class OgbArchive:
             packed.unlink()
 
     def _packed(self) -> Path:
-        """The archive that somebody put beside the folder, or the place of the one that is downloaded."""
+        """Path of the archive: the user's, if there is one beside the folder, else of the one to download."""
         given = self.folder.parent / self.master["url"].rpartition("/")[2]
         return given if given.is_file() else self.folder.with_name(f".{self.folder.name}.zip")
 
     def _unpack(self, packed: Path, temporary: Path) -> Path:
-        """The folder of the unpacked archive; one that is no use and that nobody else put there is removed."""
+        """Unpack an archive and return the resulting folder; a downloaded archive that is unusable is deleted."""
         downloaded = _is_ours(packed)
         source = self.master["url"] if downloaded else str(packed)
         try:
@@ -309,12 +309,12 @@ class OgbArchive:
 
 
 def _is_ours(packed: Path) -> bool:
-    """Whether an archive was downloaded here, and not put there by somebody."""
+    """Whether an archive was downloaded here, not put there by the user."""
     return packed.name.startswith(".")
 
 
 def read_mapping(path: Path, *columns: str) -> list[str]:
-    """Second column of a mapping file, whose first must count 0, 1, 2, …; ``columns`` are their names, if given.
+    """Second column of a mapping file; the first must count 0, 1, 2, …. If given, ``columns`` must be their names.
 
     Raises:
         DataError: the file is damaged, has other columns, or its rows are not in index order.

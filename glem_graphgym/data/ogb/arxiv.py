@@ -15,7 +15,7 @@ from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find,
 from glem_graphgym.data.text_graph import TextGraph, Texts, csr_from_edges, snapshot
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 
-# To be raised whenever the same files would give another graph than before.
+# Increment whenever the same files would give another graph than before.
 RECIPE_VERSION = 1
 TEXT = "titleabs.tsv.gz"
 TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_arxiv/{TEXT}"
@@ -26,9 +26,9 @@ REMEDY = f"delete it to have it downloaded again, or put {TEXT_URL} in its place
 def load_ogbn_arxiv(root: Path) -> TextGraph:
     """ogbn-arxiv with titles and abstracts: 169,343 papers, 40 classes, citations made undirected.
 
-    What is missing is downloaded into ``<root>/ogbn_arxiv``: OGB's archive and the text, ``titleabs.tsv.gz``; that or
-    ``titleabs.tsv`` is looked for there, then in ``root``, then PyG's copy ``<root>/ogbn_arxiv/raw/node-text.csv.gz``.
-    The graph is frozen under ``<root>/ogbn_arxiv/text_graph``, in a folder for each content of the files.
+    OGB's archive and the text, ``titleabs.tsv.gz``, are downloaded into ``<root>/ogbn_arxiv`` if missing. The text is
+    looked for there, then in ``root`` (also as ``titleabs.tsv``), then in ``<root>/ogbn_arxiv/raw`` as PyG's copy
+    ``node-text.csv.gz``. The graph is frozen under ``<root>/ogbn_arxiv/text_graph``, one folder per content of files.
 
     ``features`` are OGB's, float32 (N, 128), means of word vectors; ``node_ids`` are the paper ids of the Microsoft
     Academic Graph. A paper without a text gets an empty one, is counted in ``origin`` and logged.
@@ -119,7 +119,7 @@ def _texts(text_file: Path, papers: list[str]) -> tuple[list[str], dict[str, int
 
 
 def _read_papers(path: Path, counts: dict[str, int]) -> dict[str, str]:
-    """Text by paper id. Of several rows of one paper the first with a text wins."""
+    """Text by paper id; if a paper has several rows, the first with a text wins."""
     texts: dict[str, str] = {}
     for raw in TextFile(path, REMEDY).lines():
         paper, *fields = raw.rstrip(b"\r\n").split(b"\t", 2)

@@ -21,13 +21,13 @@ PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 
 def download(url: str, path: Path, remedy: str) -> None:
-    """Download ``url`` to ``path``, by way of ``.<name>.part`` beside it, from which another call goes on.
+    """Download ``url`` to ``path`` by way of ``.<name>.part`` beside it, which a later call resumes.
 
     Processes that want the same file wait for the first of them.
 
     Raises:
-        DataError: it could not be downloaded in full; the message ends in ``remedy``.
-        DiskFullError: there is no room for it; asked before it begins. What has come is kept.
+        DataError: the file could not be downloaded in full; the message ends in ``remedy``.
+        DiskFullError: the disk has no room; checked before the download if the server states a size. The part is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.lstrip(".")
@@ -48,7 +48,7 @@ def download(url: str, path: Path, remedy: str) -> None:
 
 
 def check_download(url: str, remedy: str) -> None:
-    """Raise DataError, which ends in ``remedy``, where the server cannot be reached or does not have the file."""
+    """Raise DataError, ending in ``remedy``, if the server cannot be reached or does not have the file."""
     try:
         urlopen(Request(url), timeout=60).close()
     except (OSError, HTTPException) as error:
@@ -67,7 +67,7 @@ def _fetch(url: str, part: Path) -> None:
     except HTTPError as error:
         if error.code != RANGE_NOT_SATISFIABLE or not start:
             raise
-        if _size(error, start) != start:  # else it had all come
+        if _size(error, start) != start:  # equal = the part is the whole file
             part.unlink()
             raise
         return
@@ -86,7 +86,7 @@ def _fetch(url: str, part: Path) -> None:
 
 
 def _size(response: Any, start: int) -> int | None:
-    """Bytes of the whole file, as the server announces them for what comes after ``start``."""
+    """Bytes of the whole file, from the headers of a response that begins at byte ``start``; None if not announced."""
     whole = re.search(r"/(\d+)$", response.headers.get("Content-Range") or "")
     if whole:
         return int(whole[1])

@@ -1,6 +1,6 @@
 """ogbn-papers100M with its raw text: 111 million nodes, read in streams and memory maps, made piece by piece.
 
-OGB's class would hold several copies of 80 GB in memory; the format is that of its ``read_binary_graph_raw``.
+OGB's class would hold several copies of 80 GB in memory. The file format is that of its ``read_binary_graph_raw``.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from glem_graphgym.disk import new_array
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 from glem_graphgym.progress import Progress
 
-# To be raised whenever the same files would give another graph than before.
+# Increment whenever the same files would give another graph than before.
 RECIPE_VERSION = 1
 TEXTS = ("idx_title.tsv", "idx_abs.tsv")
 ZIP = "paperinfo.zip"
 TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_papers100M/{ZIP}"
 MOST_DIGITS = 18  # of a node index
-FIRST_ROWS = 1 << 14  # of a file of texts that are looked at before anything is written
+FIRST_ROWS = 1 << 14  # of a file of texts, checked before anything is written
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,13 @@ logger = logging.getLogger(__name__)
 def load_ogbn_papers100m(root: Path) -> TextGraph:
     """ogbn-papers100M with titles and abstracts: 111,059,956 papers, 172 classes, citations made undirected.
 
-    OGB's archive is downloaded into ``<root>/ogbn_papers100M`` where it is missing (56 GB; its arrays take 83 GB). The
-    raw text is looked for in that folder and in ``root``: ``paperinfo.zip``, which is read without unpacking, then
-    ``idx_title.tsv`` and ``idx_abs.tsv``, there or in a folder ``paperinfo``. Else the archive is downloaded (34 GB).
+    OGB's archive is downloaded into ``<root>/ogbn_papers100M`` if missing (56 GB; its arrays take 83 GB). The raw text
+    is looked for in that folder and in ``root``: ``paperinfo.zip``, which is read without unpacking, then
+    ``idx_title.tsv`` and ``idx_abs.tsv``, there or in a folder ``paperinfo``; else the zip is downloaded (34 GB).
 
-    The graph is frozen under ``<root>/ogbn_papers100M/text_graph``, in a folder for each text; then all sources may be
-    deleted. Its pieces (labels and split, titles, texts, features, structure) are each kept when the process is killed,
-    and take some GB of memory. First of all, the first rows of the texts and the room on the disk are checked.
+    The graph is frozen under ``<root>/ogbn_papers100M/text_graph``, one folder per content of the files; then all
+    sources may be deleted. It is made in pieces (labels and split, titles, texts, features, structure), which take some
+    GB of memory; finished ones survive a kill. Before that, the first rows of the texts and the disk space are checked.
 
     ``features`` are OGB's, float32 (N, 128), and memory-mapped; papers outside of arXiv have no label (-1);
     ``node_ids`` is None. A paper without a text gets an empty one, is counted in ``origin`` and logged.
@@ -128,8 +128,8 @@ def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
 
 
 def _sizes(raw: RawGraph, titles: TextFile, abstracts: TextFile) -> dict[str, int]:
-    """Bytes that the pieces take on disk, about."""
-    per_node = 8 * (raw.num_nodes + 1)  # labels, and where each text or row begins
+    """Approximate bytes of each piece on disk."""
+    per_node = 8 * (raw.num_nodes + 1)  # labels, or the offset of each text or row
     return {
         "labels": per_node,
         "titles": titles.size() + per_node,
@@ -215,7 +215,7 @@ KNOWN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zi
 
 
 def _find_texts(folder: Path) -> list[TextFile]:
-    """Titles and abstracts: in the archive, which says whether it is whole, or unpacked; [] where they are missing."""
+    """Titles and abstracts: in the zip archive, preferred as it shows if it is whole, or unpacked; [] if missing."""
     remedy = f"put the one of {TEXT_URL} in its place"
     packed = find((folder, folder.parent), [ZIP])
     places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "paperinfo")]
@@ -240,7 +240,7 @@ def _remedy(folder: Path) -> str:
 
 
 def _check_first_rows(source: TextFile, num_nodes: int) -> None:
-    """Raise DataError where most of the first rows of titles or abstracts name no paper, or none has a text."""
+    """Raise DataError if most of the first rows of titles or abstracts name no paper, or if none has a text."""
     counts = _new_counts()
     with_text = sum(1 for _ in _rows(islice(source.lines(), FIRST_ROWS), num_nodes, counts))
     if not with_text or 2 * counts["skipped_rows"] > counts["text_rows"]:
@@ -266,7 +266,7 @@ def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, i
 
 
 def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
-    """Title and abstract of every node."""
+    """Write the text of every node: its title and abstract."""
     stored = Texts(*(np.load(titles / f"title{name}.npy", mmap_mode="r") for name in ("", "_offsets")))
     counts = _new_counts()
     with TextsWriter(folder, num_nodes) as writer:
@@ -297,7 +297,7 @@ def _named(what: str, counts: dict[str, int]) -> dict[str, int]:
 
 
 def _rows(lines: Iterable[bytes], num_nodes: int, counts: dict[str, int]) -> Iterator[tuple[int, str]]:
-    """(node, text) of every row that has both."""
+    """Yield (node, text) for every row that has both."""
     for raw in lines:
         counts["text_rows"] += 1
         index, tab, rest = raw.partition(b"\t")

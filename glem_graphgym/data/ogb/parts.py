@@ -1,4 +1,4 @@
-"""Parts of a snapshot that ogbn-products and ogbn-papers100M share: labels, split, and checks of what was written."""
+"""Steps that ogbn-products and ogbn-papers100M share: labels, split, edges, and checks of what was written."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ logger = logging.getLogger(__name__)
 
 
 def frozen_before(snapshots: Path, sources_complete: bool) -> TextGraph | None:
-    """The only snapshot, where its sources have been deleted; else None."""
+    """The graph of the only snapshot, if not all of its sources exist any more; else None."""
     if (found := frozen_folder(snapshots, sources_complete)) is None:
         return None
-    logger.info("%s: not all that it was made of is there any more; it is used as it is", found)
+    logger.info("%s: some of the files it was made from no longer exist; it is used as it is", found)
     return load_text_graph(found)
 
 
 def frozen_folder(snapshots: Path, sources_complete: bool) -> Path | None:
-    """The folder of that snapshot."""
+    """Folder of the snapshot that `frozen_before` loads; else None."""
     found = [path for path in snapshots.glob("[!.]*") if (path / "graph.json").is_file()]
     return found[0] if len(found) == 1 and not sources_complete else None
 
 
 def class_labels(published: np.ndarray, source: str, num_classes: int) -> np.ndarray:
-    """int64 (N,) classes of OGB's labels (N, 1) or (N,), `UNLABELLED` where they are NaN.
+    """Convert OGB's labels, (N, 1) or (N,), to class indices int64 (N,); NaN becomes `UNLABELLED`.
 
     Raises:
-        DataError: a label is no class from 0 to ``num_classes`` - 1, or there is not one column; names ``source``.
+        DataError: a label is no class from 0 to ``num_classes`` - 1, or labels have several columns; names ``source``.
     """
     if published.ndim not in (1, 2) or published.size != len(published):
         raise DataError(f"{source}: labels have the shape {published.shape}, expected ({len(published)}, 1)")
@@ -55,7 +55,7 @@ def class_labels(published: np.ndarray, source: str, num_classes: int) -> np.nda
 
 
 def check_finite(features: np.ndarray, source: Path) -> None:
-    """Raise DataError, with ``source`` and the row, where one of the features (N, F) is NaN or infinite."""
+    """Raise DataError, naming ``source`` and the row, if any of the features (N, F) is NaN or infinite."""
     for start in range(0, len(features), ROWS_AT_ONCE):
         wrong = ~np.isfinite(features[start : start + ROWS_AT_ONCE]).all(axis=1)
         if wrong.any():
@@ -72,10 +72,10 @@ def save_labels(folder: Path, label: np.ndarray, split: dict[str, np.ndarray]) -
 
 
 def write_structure(folder: Path, edges: np.ndarray, num_nodes: int) -> int:
-    """Write the adjacency of ``edges`` (2, E) by `write_csr`; the number of undirected edges.
+    """Write the adjacency of ``edges`` (2, E) by `write_csr`, check a sample of it, and return the number of edges.
 
     Raises:
-        DataError: an edge names no node, or some of the edges are missing in what was written.
+        DataError: an edge names a node that does not exist, or a sampled edge is missing in what was written.
     """
     write_csr(edges, num_nodes, folder, memory_bytes=MEMORY_BYTES)
     rowptr, col = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col"))

@@ -1,4 +1,4 @@
-"""ogbn-products with its raw text, out of Amazon-3M without holding that in memory."""
+"""ogbn-products with its raw text, read from Amazon-3M without holding that in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import DataError, GraphMeta, TextGraph, TextsWriter, snapshot_from_parts
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 
-# To be raised whenever the same files would give another graph than before.
+# Increment whenever the same files would give another graph than before.
 RECIPE_VERSION = 1
 TEXTS = ("trn.json.gz", "tst.json.gz")
 TEXT_URL = "https://drive.google.com/file/d/1gsabsx8KR2N9jJz16jTcA0QASXsNuKnN"
@@ -28,13 +28,13 @@ CATEGORIES = "mapping/labelidx2productcategory.csv.gz"
 def load_ogbn_products(root: Path) -> TextGraph:
     """ogbn-products with titles and descriptions: 2,449,029 products, 47 classes, bought-together edges.
 
-    OGB's archive is downloaded into ``<root>/ogbn_products`` where it is missing. The raw text is Amazon-3M of the
-    Extreme Classification Repository, which only a browser can download: ``trn.json.gz`` and ``tst.json.gz``, unpacked
-    or not, in that folder, in ``root``, or in a folder ``Amazon-3M.raw`` in either. Else PyG's copy is taken:
+    OGB's archive is downloaded into ``<root>/ogbn_products`` if missing. The raw text is Amazon-3M of the Extreme
+    Classification Repository, which only a browser can download: ``trn.json.gz`` and ``tst.json.gz``, unpacked or not,
+    in that folder, in ``root``, or in a folder ``Amazon-3M.raw`` in either. Without it, PyG's copy is read:
     ``<root>/ogbn_products/raw/node-text.csv.gz``, in node order.
 
-    The graph is frozen under ``<root>/ogbn_products/text_graph``, in a folder for each text. Texts and graph are made
-    one after the other and each is kept when the process is killed. OGB's tables are read into memory.
+    The graph is frozen under ``<root>/ogbn_products/text_graph``, one folder per content of the files. Texts and graph
+    are made one after the other; once finished, each survives a kill. OGB's tables are read into memory.
 
     ``features`` are OGB's, float32 (N, 100), principal components of bags of words; ``node_ids`` are Amazon's product
     ids. A product without a text gets an empty one, is counted in ``origin`` and logged.
@@ -86,7 +86,7 @@ def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
 
 
 def _find_texts(folder: Path) -> list[Path]:
-    """Both files of Amazon-3M, or PyG's copy; nothing where neither is complete."""
+    """Both files of Amazon-3M, or else PyG's copy; [] if neither is complete."""
     if len(found := _amazon_files(folder)) == len(TEXTS):
         return found
     copy = find((folder / "raw", folder), (PYG_TEXT,))
@@ -137,7 +137,7 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
 
 
 def _joined(products: list[str], text_files: list[Path], counts: dict[str, int]) -> Iterator[tuple[int, str]]:
-    """(node, text) in the order of the files, for every node that carries a product's id."""
+    """Yield (node, text) in the order of the files, for each node with the id of the described product."""
     first_row: dict[str, int] = {}
     more_rows: dict[str, list[int]] = defaultdict(list)
     for row, uid in enumerate(products):
@@ -152,7 +152,7 @@ def _joined(products: list[str], text_files: list[Path], counts: dict[str, int])
 
 
 def _described(path: Path, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """(product id, text) of every row that has both."""
+    """Yield (product id, text) for every row that has both."""
     for raw in TextFile(path, f"put the one of Amazon-3M in its place, from {TEXT_URL}").lines():
         counts["text_rows"] += 1
         product = _product(decoded(raw, counts).removeprefix("\ufeff"))
@@ -180,7 +180,7 @@ def _text(value: Any) -> str:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
-# ---- everything else ----------------------------------------------------------------------------------------------
+# ---- edges, features, labels --------------------------------------------------------------------------------------
 
 
 def _write_graph(folder: Path, archive: OgbArchive, num_products: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Raw texts as they are published: rows streamed out of packed files; what is wrong with them is counted."""
+"""Raw texts as published: rows are streamed out of packed files, and faulty rows are counted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TextFile:
         return f"{self.path}, {self.member}" if self.member else str(self.path)
 
     def lines(self) -> Iterator[bytes]:
-        """The lines, each with its end; raises DataError for a damaged file. Shows progress."""
+        """Yield the lines with their line ends, showing progress; raises DataError if the file is damaged."""
         name = f"reading {self.member or self.path.name}"
         with (
             reading_data(f"{self} is damaged or not what its name says", self.remedy),
@@ -50,7 +50,7 @@ class TextFile:
                 bar.update(max(disk.tell() - begin - bar.n, 0))
 
     def size(self) -> int:
-        """Bytes of the texts; of a gzipped file, which does not tell, its own."""
+        """Bytes of the texts; of a gzipped file, which does not state them, the compressed bytes."""
         if not self.member:
             return self.path.stat().st_size
         with zipfile.ZipFile(self.path) as archive:
@@ -58,12 +58,12 @@ class TextFile:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[IO[bytes], int, int, Iterable[bytes]]]:
-        """The file on disk, begin and size in it of what is read, and the stream of lines."""
+        """The file on disk, start and size of the part of it that is read, and the stream of lines."""
         with self.path.open("rb") as disk:
             if self.member:
                 with zipfile.ZipFile(disk) as archive, archive.open(self.member) as member:
                     info = archive.getinfo(self.member)
-                    # Lines of zipfile's own reader are cut in Python.
+                    # zipfile's own reader splits lines in Python, which is slower.
                     yield disk, info.header_offset, info.compress_size, io.BufferedReader(member, 1 << 20)  # type: ignore[type-var]
             elif self.path.suffix == ".gz":
                 with gzip.open(disk) as lines:
@@ -73,13 +73,13 @@ class TextFile:
 
 
 def find(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
-    """The first of these files that exists; every name is looked for in a folder before the next folder."""
+    """The first of these files that exists, or None; all names are tried in one folder before the next folder."""
     names = list(names)
     return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
 
 def decoded(raw: bytes, counts: dict[str, int]) -> str:
-    """The text, with U+FFFD for bytes that are not UTF-8, which ``rows_not_utf8`` counts."""
+    """Decode a row; U+FFFD replaces bytes that are not UTF-8, and ``rows_not_utf8`` in ``counts`` counts such rows."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -94,12 +94,12 @@ def sentence(**parts: str) -> str:
 
 
 def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> Iterator[str]:
-    """Column ``text`` of a ``node-text.csv.gz``, whose rows are the ``total`` nodes in order; raises DataError."""
+    """Yield column ``text`` of a ``node-text.csv.gz``, which has a row per node, ``total`` in all; raises DataError."""
     remedy = "download it again"
     miscounted = f"rows for {total} {nodes}, expected one for each, in order"
     lines = (
         line.decode("utf-8", "surrogateescape").replace("\0", "")
-        for line in TextFile(path, remedy).lines()  # quoted cells may go over several lines
+        for line in TextFile(path, remedy).lines()  # quoted cells may span several lines
     )
     limit = csv.field_size_limit(LONGEST_CELL)
     try:
@@ -124,7 +124,7 @@ def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> It
 
 
 def _sound(text: str, counts: dict[str, int]) -> str:
-    """``text`` with U+FFFD for what was no UTF-8."""
+    """``text`` with U+FFFD in place of surrogates, which stand for bytes that are not UTF-8."""
     try:
         text.encode("utf-8")
         return text
@@ -147,9 +147,10 @@ def report(
     Args:
         source: the file that was read.
         nodes: what the nodes are, e.g. "papers".
-        counts: ``text_rows``, ``rows_not_utf8`` and, where there are any, ``skipped_rows``.
-        missing: int (m,), the nodes without a text; ``names`` are those of all nodes.
+        counts: ``text_rows``, ``rows_not_utf8`` and, if any, ``skipped_rows``.
+        missing: int (m,), indices of the nodes without a text.
         expected: what the file should hold, and where to get it; for the error.
+        names: of all nodes; None = their indices.
 
     Raises:
         DataError: more than half of the nodes have no text: it is another file, or a part of one.
