@@ -32,7 +32,7 @@ SWITCH = "GLEM_MEASURE"  # 0 in the environment: measure nothing; `auto` then fo
 GAIN = 1.1  # speed-up that bf16 or sdpa must reach to be chosen, so that noise does not decide
 TURNS = 5  # timed runs per candidate, after a warm-up; the fastest counts, as other programs can only slow it down
 LENGTHS = (16, 32, 64, 128, 256, 512)  # tokens per text at which attention is timed
-TOKENS = {True: 1344, False: 4096}  # per batch; training -> number
+TOKENS = {True: 1344, False: 4096}  # per timed batch, in training (True) and in inference
 ROWS, WIDTH = 1024, 512  # of the input of the linear layer that precisions are timed on
 
 
@@ -46,7 +46,7 @@ def choose(cfg: CfgNode, anew: bool = False) -> dict[str, Any]:
 
 
 def with_choices(cfg: CfgNode, choices: Mapping[str, Any]) -> CfgNode:
-    """A copy of ``cfg`` in which `choices` stand for ``auto``."""
+    """A copy of ``cfg`` with ``choices`` in place of ``auto``."""
     copy = cfg.clone()
     for name, value in choices.items():
         group, key = name.split(".")
