@@ -1,7 +1,7 @@
-"""The train modes: each one's program over the steps of a `Run`, the models that it trains, its rows of results.
+"""The train modes: for each a program over the steps of a `Run`, the models that it trains and the methods it reports.
 
 `run_em` is GLEM: variational EM between a language model q and a GNN p, in the paper's order (arXiv 2210.14709).
-`run_lm`, `run_gnn` and `run_cascade` are its parts alone, as baselines; `run_joint` is what it replaces.
+The others are baselines: `run_lm`, `run_gnn` and `run_cascade` are parts of GLEM, `run_joint` is training end to end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glem_graphgym.em.run import Run
 
-UNTIL_PLATEAU = -1  # of EM iterations: until one raises neither model's validation score
+UNTIL_PLATEAU = -1  # as the number of EM iterations: stop after one that raises neither model's best validation score
 
 
 def run_lm(run: Run) -> None:
@@ -30,19 +30,19 @@ def run_gnn(run: Run) -> None:
 
 
 def run_cascade(run: Run) -> None:
-    """LM, then GNN on its embeddings, without pseudo-labels: GLEM with zero EM iterations."""
+    """The LM, then the GNN on its embeddings, without pseudo-labels: GLEM with zero EM iterations."""
     run.fit_gnn_on_gold(run.fit_lm_on_gold())
     run.combine()
 
 
 def run_joint(run: Run) -> None:
-    """LM and GNN co-trained end to end on gold, on sampled neighbourhoods."""
+    """LM and GNN trained together end to end on gold, on sampled neighbourhoods."""
     run.fit_jointly()
     run.combine()
 
 
 def run_em(run: Run) -> None:
-    """GLEM."""
+    """GLEM: both models on gold, then E-steps and M-steps by turns."""
     first = q = run.fit_lm_on_gold()
     p = run.fit_gnn_on_gold(q)
     for iteration in _iterations(run):
@@ -57,7 +57,7 @@ def run_em(run: Run) -> None:
 
 
 def _iterations(run: Run) -> Iterator[int]:
-    """1, 2, … as many as asked for, or until neither model's validation score rose above all before."""
+    """Count from 1 up to the number asked for, or until an iteration raises neither model's best validation score."""
     settings, finished = run.settings, run.journal.finished
     if settings.iterations != UNTIL_PLATEAU:
         yield from range(1, settings.iterations + 1)
@@ -73,16 +73,16 @@ def _iterations(run: Run) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Mode:
-    """A train mode: its program does the stages of a run, and may train an LM, a GNN, or both as one model (joint)."""
+    """A train mode: the program that does a run's stages; whether it trains an LM, a GNN, or both as one (joint)."""
 
     program: Callable[[Run], None]
-    methods: tuple[str, ...]  # rows of its results, in the order of its stages; the last one is what it stands for
+    methods: tuple[str, ...]  # rows of its results, in the order of its stages; the last is the mode's final method
     lm: bool = False
     gnn: bool = False
     joint: bool = False
 
 
-# train.mode -> what it is; those that are parts of others come first.
+# train.mode -> `Mode`; a mode whose stages begin another's comes before it.
 MODES: dict[str, Mode] = {
     "glem_lm": Mode(run_lm, ("LM",), lm=True),
     "glem_gnn": Mode(run_gnn, ("GNN",), gnn=True),

@@ -1,4 +1,4 @@
-"""Progress of a stage on disk, so that a run that is killed goes on from there."""
+"""Checkpoints of a stage, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ MINUTES = 10.0
 class Checkpoint:
     """The checkpoints of a stage, ``<folder>/checkpoint/<name>.pt``, on a disk that all ranks read; rank 0 writes.
 
-    Where weights are split among the ranks, each first writes its part, ``<name>-<writing>-<rank>.pt``, and the file of
-    rank 0 names the writing. ``seconds_before`` were spent on what was read, by processes that were killed later.
+    With sharded weights each rank first writes its shard to ``<name>-<writing>-<rank>.pt``; then the file of rank 0
+    refers to it by the id ``writing``. ``seconds_before``: time that killed processes spent on the state that was read.
     """
 
     def __init__(self, folder: Path, minutes: float = MINUTES) -> None:
@@ -36,13 +36,13 @@ class Checkpoint:
         self.seconds_before = 0.0
 
     def due(self) -> bool:
-        """Whether the next checkpoint is due; the same answer in all processes."""
+        """Whether the next checkpoint is due; the same answer on all ranks."""
         return processes.broadcast(lambda: time.monotonic() - self.written >= 60 * self.minutes)
 
     def write(self, name: str, state: dict[str, Any], sharded: bool = False) -> None:
-        """Replace checkpoint ``name`` by ``state``, of tensors, numbers, text and containers of these.
+        """Replace checkpoint ``name`` by ``state``: tensors, numbers, text and containers of these.
 
-        On a full disk the stage goes on without one, with a warning. ``sharded``: each rank has a state of its own.
+        On a full disk the stage continues without a checkpoint, with a warning. ``sharded``: the ranks' states differ.
         """
         seconds = self.seconds_before + time.monotonic() - self.begun
         common: dict[str, Any] = {"seconds": seconds, "random": processes.gather(random_state())}
@@ -62,10 +62,10 @@ class Checkpoint:
         return self.folder / f"{name}-{common['writing']}-{processes.rank()}.pt"
 
     def read(self, name: str, sharded: bool = False) -> dict[str, Any] | None:
-        """The latest state, and every random generator as it was then; None without one that can be read.
+        """Read the latest state and restore the random generators; None if there is none, or none that can be read.
 
         Raises:
-            ValueError: it was written by another number of ranks with ``sharded`` states, or without these.
+            ValueError: the state was sharded among another number of ranks than now, or only then or only now.
         """
         file = self.folder / f"{name}.pt"
         if not processes.broadcast(file.exists):
@@ -96,7 +96,7 @@ def _split_among(parts: int) -> str:
 
 
 def _save(file: Path, state: dict[str, Any]) -> bool:
-    """Write a state; returns whether there was room for it on the disk."""
+    """Write a state; returns whether it fitted on the disk."""
     try:
         with atomic_write(file) as opened:
             torch.save(state, opened)
@@ -115,9 +115,9 @@ def _load(file: Path) -> dict[str, Any] | None:
 
 
 def random_state() -> dict[str, Any]:
-    """State of every generator that a library may draw from, a GPU's too where this process computes on one.
+    """State of every generator that a library may draw from, including the GPU's if this process uses one.
 
-    Without tensors, so that processes can send it to each other.
+    Contains no tensors, so that ranks can send it to each other.
     """
     numpy: Any = np.random.get_state()  # noqa: NPY002 - libraries below us draw from the global state
     name, keys, *rest = numpy
@@ -139,10 +139,10 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
-    """A block that fills ``folder``, once, in every process of a run: `files.making` by rank 0, and a barrier.
+    """A block that fills ``folder`` once, entered by every rank: `files.making` on rank 0, and a barrier at its end.
 
-    Yields the temporary folder, which holds what a killed run left if that has a checkpoint. None where ``folder`` is
-    there, or where rank 0 does the work alone: it does unless ``data_parallel``.
+    Yields the temporary folder, with the content that a killed run left if that includes a checkpoint. Yields None if
+    ``folder`` exists, and on ranks above 0 unless ``data_parallel``: rank 0 then works alone.
     """
     if processes.rank() > 0:
         part = processes.broadcast(lambda: None)

@@ -1,4 +1,4 @@
-"""Predictions made out of finished ones, without training: the ensemble of LM and GNN."""
+"""Predictions from finished ones, without training: the ensemble of LM and GNN."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 
 
 def ensemble(lm_logits: np.ndarray, gnn_logits: np.ndarray, validation: Validation, out: np.ndarray) -> float:
-    """Write logits of w · p_LM + (1 − w) · p_GNN, float (N, C), into ``out`` block by block; returns w.
+    """Write log(w · p_LM + (1 − w) · p_GNN), float (N, C), into ``out``, block by block; returns w.
 
-    Validation chooses w out of `WEIGHTS`: the best score, the one nearest to 1/2 on ties.
+    w is the one of `WEIGHTS` with the best validation score, the nearest to 1/2 on ties.
     """
     lm, gnn = (_probabilities(logits[validation.nodes]) for logits in (lm_logits, gnn_logits))
     best = max(WEIGHTS, key=lambda w: (validation.score(_mixed(lm, gnn, w)), -abs(w - 0.5)))

@@ -28,11 +28,11 @@ from glem_graphgym.models.sharding import local_part, shard_by_layer
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
-TRIED_AMONG, TRIED_TOKENS = 1000, 16  # texts of which the first tokens of the longest try a model
-ENCODING = "encoding"  # the checkpoint of `encode_texts`
-TRAINING = 4  # times that inference takes for a token; 4.2 in docs/measurements.md, "e_step" and "inference"
-GPU_MULTIPLE = 8  # tokens: rows of 16 bytes in half precision, which its products want
-ROUND = 16  # batches that each of several processes encodes before a checkpoint may be written
+TRIED_AMONG, TRIED_TOKENS = 1000, 16  # a model is tried on so many tokens of the longest of the first texts
+ENCODING = "encoding"  # name of the checkpoint of `encode_texts`
+TRAINING = 4  # cost of training per token, inference = 1; 4.2 in docs/measurements.md, "e_step" and "inference"
+GPU_MULTIPLE = 8  # tokens; rows of 16 bytes in half precision, the alignment that tensor cores want
+ROUND = 16  # batches per rank between two opportunities for a checkpoint, where several ranks encode
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class LMSettings:
 
     Attributes:
         epochs: passes over the step's nodes; 0 = the model as it is initialised.
-        batch_size: texts per optimizer step, which go through the model in ``grad_accumulation`` parts to save memory.
+        batch_size: texts per optimizer step; grad_accumulation: micro-batches in which they pass the model.
         lr: peak learning rate; weight_decay: of matrices, not of norms and biases.
         warmup_epochs: epochs (may be a fraction) of linear warm-up; decay: ``linear``, ``cosine`` or ``constant``.
-        label_smoothing: share 0-1, of gold targets; smooth_pseudo: of pseudo-labels too.
+        label_smoothing: ε of gold targets, 0-1; smooth_pseudo: smooth pseudo-labels too.
         clip: upper bound of the gradient norm, 0 = none.
-        infer_tokens: padded tokens in an inference batch.
+        infer_tokens: padded tokens per inference batch.
     """
 
     epochs: int = 3
@@ -64,10 +64,7 @@ class LMSettings:
 
 
 class LMTask(Task):
-    """A language model with the texts and targets of one step: it can be trained, and predicts.
-
-    Without ``targets`` it only predicts.
-    """
+    """A language model with the texts and targets of one step; without ``targets`` it can predict, but not train."""
 
     model: TextClassifier
 
@@ -83,7 +80,7 @@ class LMTask(Task):
     # ---- training -------------------------------------------------------------------------------------------------
 
     def batches(self, epoch: int) -> Batches:
-        """Batches of texts, in buckets of similar length."""
+        """This rank's micro-batches of texts of similar length; the same number on every rank."""
         assert self.targets is not None, "a language model that only predicts"
         nodes, target, is_gold = self.targets.batch(epoch)
         rng = np.random.default_rng([self.targets.seed, epoch, 1])
@@ -93,12 +90,12 @@ class LMTask(Task):
         parts = [
             (part, batch)
             for batch in batches
-            for part in np.array_split(batch[rank::size], count)  # as similar in length as can be
+            for part in np.array_split(batch[rank::size], count)  # contiguous: batches are sorted by length
         ]
 
         def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
             part, batch = item
-            if not len(part):  # every rank needs the same number of micro-batches; the loss of none of its nodes is 0
+            if not len(part):  # every rank needs the same number of micro-batches: pad with one whose loss is 0
                 nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool), (0, 0)
                 return *padded(self.tokens, nodes[batch[:1]], self.hardware.device), *nothing
             num_gold = int(is_gold[batch].sum())
@@ -138,7 +135,7 @@ class LMTask(Task):
         nodes: np.ndarray | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Write logits (N, C) and text embeddings (N, H) of ``nodes``, int64 (n,), None = all: see `encode_texts`."""
+        """Write logits (N, C) and text embeddings (N, H) of ``nodes``, int64 (n,), None = all; see `encode_texts`."""
         how = (self.tokens, nodes, self.settings.infer_tokens, title, checkpoint, self.hardware.shards)
         with torch.inference_mode(), self.hardware.autocast():
             encode_texts(self._on_device().eval(), (logits, embeddings), self.hardware.device, *how)
@@ -150,14 +147,10 @@ class LMTask(Task):
     def _on_device(self) -> TextClassifier:
         return self.shard().model if self.hardware.shards else self.model.to(self.hardware.device)
 
-    # ---- a model of somebody's, tried before long work --------------------------------------------------------------
+    # ---- checks of a user's model, before long work -----------------------------------------------------------------
 
     def try_step(self, hardware: Hardware) -> None:
-        """Train on two short texts as far as the gradients.
-
-        Raises:
-            FloatingPointError: the loss or a gradient is not finite. Whatever else a model may raise.
-        """
+        """Run forward and backward on two short texts; FloatingPointError if the loss or a gradient is not finite."""
         model = self._on_device().train()
         _use_gradients(model, hardware)
         ids, mask = self._short_texts()
@@ -172,16 +165,16 @@ class LMTask(Task):
             raise FloatingPointError("the loss or a gradient is not finite")
 
     def padding_error(self) -> float:
-        """Relative difference of a short text's embeddings alone and padded beside a longer one, in float32."""
+        """Relative difference between a text's embedding alone and padded to the length of a longer one, in float32."""
         model, (ids, mask) = self._on_device().eval(), self._short_texts()
         length = int(mask[0].sum())
-        # Weights that are split come together in the type of the products, which takes autocast.
+        # Sharded weights are gathered in the type of the matrix products, so the forward pass needs autocast.
         with torch.inference_mode(), self.hardware.autocast() if self.hardware.shards else contextlib.nullcontext():
             among, alone = model(ids, mask)[1][0], model(ids[:1, :length], mask[:1, :length])[1][0]
         return float((among - alone).norm() / alone.norm().clamp(min=1e-6))
 
     def _short_texts(self) -> tuple[Tensor, Tensor]:
-        """Ids (2, L) and mask (2, L) of a text's first tokens and, padded, of half as many."""
+        """Ids and mask (2, L) of two texts: half of a text's first tokens, padded, and all of them."""
         node = int(np.argmax(self.tokens.lengths[:TRIED_AMONG]))
         ids, mask = (array[:, :TRIED_TOKENS] for array in padded(self.tokens, np.array([node, node])))
         half = max(1, ids.shape[1] // 2)
@@ -189,7 +182,7 @@ class LMTask(Task):
         return ids.to(self.hardware.device), mask.to(self.hardware.device)
 
     def encode_longest(self) -> None:
-        """Encode the longest text: whatever a model cannot take, it raises then."""
+        """Encode the longest text, so that a model that cannot take its length raises its error now."""
         model = self._on_device().eval()
         ids, mask = padded(self.tokens, np.array([np.argmax(self.tokens.lengths)]))
         with torch.inference_mode(), self.hardware.autocast():
@@ -198,9 +191,9 @@ class LMTask(Task):
 
 @dataclass(frozen=True)
 class LMLearner:
-    """q_θ(y_n | s_n), the LM on N texts; ``build`` makes the model of a step, with pretrained weights and its dropouts.
+    """Learner of q_θ(y_n | s_n), the LM on N texts.
 
-    ``validation`` selects the weights.
+    ``build`` makes a model with pretrained weights and the dropouts of its step; ``validation`` selects the weights.
     """
 
     tokens: TokenStore
@@ -210,24 +203,20 @@ class LMLearner:
     hardware: Hardware
 
     def start(self, targets: StepTargets | None = None, weights: Weights | None = None) -> LMTask:
-        """A model with pretrained weights or, where given, ``weights``; without ``targets`` it only predicts."""
+        """A task with pretrained weights or, if given, ``weights``; without ``targets`` it can only predict."""
         model = self.build()
         if weights is not None:
             model.load_state_dict(weights)
         return LMTask(self, model, targets)
 
     def model_for(self, width: int, num_classes: int) -> TextClassifier:
-        """The model of a step, whatever the ``width`` of node features."""
+        """The model of a step; the ``width`` of node features does not matter."""
         return self.build()
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """Unit of a progress bar -> work of a step, in padded tokens of inference.
-
-        Args:
-            encoded: int64 (n,), nodes that are encoded after training.
-        """
+        """Work of a step by progress-bar unit, in tokens of inference; ``encoded``, int64 (n,), follow the training."""
         lengths, settings = self.tokens.lengths, self.settings
-        validated = int(lengths[self.validation.nodes].sum())  # sorted by length, so next to nothing is padding
+        validated = int(lengths[self.validation.nodes].sum())  # batches are sorted by length: hardly any padding
         nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
         batches = shuffled_batches(lengths, nodes, settings.batch_size, rng)
         trained = padded_tokens(lengths, batches, settings.grad_accumulation)
@@ -245,7 +234,7 @@ class LMLearner:
 def fit_lm(
     task: Task, settings: LMSettings, hardware: Hardware, title: str, checkpoint: Checkpoint | None = None
 ) -> FitLog:
-    """Train a task's language model, or a module that holds one."""
+    """Train the language model of a task, or a module that contains one."""
     _use_gradients(task.model, hardware)
     plan = FitPlan(
         title=title,
@@ -258,24 +247,24 @@ def fit_lm(
 
 
 def _use_gradients(model: nn.Module, hardware: Hardware) -> None:
-    """Let large embeddings have the kind of gradients that is fast on ``hardware``."""
+    """Give large embeddings sparse gradients where these are faster and possible: unscaled, in one process on a CPU."""
     if hardware.accelerator == "cpu" and not hardware.scales_gradients and processes.world_size() == 1:
         use_sparse_gradients(model)
 
 
 def _clips_itself(hardware: Hardware) -> bool:
-    """Whether the optimizer clips: it does not know gradients that are scaled, or split among processes."""
+    """Whether the optimizer clips gradients itself: it cannot if they are scaled or sharded."""
     return not hardware.scales_gradients and not hardware.shards
 
 
 def lm_optimizer(
     groups: list[dict], settings: LMSettings, hardware: Hardware, num_steps: int
 ) -> tuple[torch.optim.Optimizer, Any, str]:
-    """AdamW on ``groups`` of parameters and its schedule, counted in steps, as of a `Task`."""
+    """AdamW on parameter ``groups`` and its schedule, counted in steps; see `Task.optimizer`."""
     optimizer = (
         ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
         if _clips_itself(hardware)
-        # The fused kernel unscales gradients only after they have been clipped.
+        # Scaled gradients: the fused kernel would unscale them only after clipping.
         else torch.optim.AdamW(
             groups, settings.lr, weight_decay=settings.weight_decay, fused=not hardware.scales_gradients
         )
@@ -285,9 +274,9 @@ def lm_optimizer(
 
 
 def padded(tokens: TokenStore, nodes: np.ndarray, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, L) of the nodes' texts; for a GPU, L is a multiple of what its tensor cores take at a time.
+    """Ids and mask (B, L) of the nodes' texts; for a GPU, L is rounded up to a multiple of `GPU_MULTIPLE`.
 
-    But no longer than the longest text of all: a model may have no position beyond it.
+    L never exceeds the longest of all texts: a model may have no positions beyond it.
     """
     ids, mask = (torch.from_numpy(array) for array in tokens.pad(nodes))
     if device is None or device.type != "cuda":
@@ -298,24 +287,24 @@ def padded(tokens: TokenStore, nodes: np.ndarray, device: torch.device | None = 
 
 
 class TextParts(NamedTuple):
-    """Texts in parts of similar length: ids and mask (b, L) of each, and each text's place among all, int64 (n,)."""
+    """Texts in micro-batches of similar length: ids and mask (b, L) of each, and the row of each text, int64 (n,)."""
 
     padded: tuple[tuple[Tensor, Tensor], ...]
     order: Tensor
 
 
 def text_parts(tokens: TokenStore, nodes: np.ndarray, micro_batch_tokens: int) -> TextParts:
-    """The texts of ``nodes``, int64 (n,), in parts of ``micro_batch_tokens`` padded."""
+    """Texts of ``nodes``, int64 (n,), in micro-batches of at most ``micro_batch_tokens`` padded tokens, or one text."""
     parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), micro_batch_tokens))
     order = torch.from_numpy(np.argsort(np.concatenate(parts)))
     return TextParts(tuple(padded(tokens, nodes[part]) for part in parts), order)
 
 
 def encode_in_parts(encoder: TextEncoder, texts: TextParts, recompute_from: int | None = None) -> Tensor:
-    """Text embeddings (n, H), a part at a time.
+    """Text embeddings (n, H), one micro-batch at a time.
 
-    From ``recompute_from`` parts on (None: never) each is computed anew in the backward pass, so that a step takes the
-    memory of one part, and about a third more time.
+    With ``recompute_from`` micro-batches or more (None: never), each is recomputed in the backward pass: a step then
+    needs the memory of one micro-batch, and about a third more time.
     """
     recompute = recompute_from is not None and len(texts.padded) >= recompute_from and torch.is_grad_enabled()
     embeddings = [
@@ -326,13 +315,13 @@ def encode_in_parts(encoder: TextEncoder, texts: TextParts, recompute_from: int 
 
 
 def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
-    """float16 (rows, columns) in ``folder/name.npy``, memory-mapped for writing: zeros, or what a killed run has left.
+    """Open ``folder/name.npy``, float16 (rows, columns), memory-mapped for writing: zeros, or what a killed run wrote.
 
-    On disk they take the space of ``nodes`` alone, int64 (n,), increasing; None = of all rows. All ranks of a machine
-    map the same file; those of other machines, which write nothing, get zeros in memory.
+    Disk space is allocated for the rows of ``nodes`` alone, int64 (n,), increasing; None = for all. All ranks of rank
+    0's machine map the same file; those of other machines, which write nothing, get zeros in memory.
 
     Raises:
-        DiskFullError: there is no room for them.
+        DiskFullError: there is no room for the file.
     """
     file = folder / f"{name}.npy"
     made = kept_array(file, np.float16, (rows, columns), nodes) if processes.rank() == 0 else None
@@ -354,15 +343,15 @@ def encode_texts(
     checkpoint: Checkpoint | None,
     sharded: bool = False,
 ) -> None:
-    """Write what ``model`` gives for the texts of ``nodes``, int64 (n,), None = all, into their rows of ``arrays``.
+    """Run ``model`` on the texts of ``nodes``, int64 (n,), None = all; write its outputs to their rows of ``arrays``.
 
-    Processes that work together are dealt batches in turn, of about ``infer_tokens`` padded tokens each. Those of rank
-    0's machine write into its arrays; the others send what they have computed to rank 0, while they go on.
+    Batches of about ``infer_tokens`` padded tokens are dealt to the ranks in turn. Ranks on rank 0's machine write into
+    the arrays; the others send their results to rank 0 while they compute the next.
 
     Args:
-        model: ids and mask (B, L) -> tensors (B, D), one for each of the arrays: float16 (N, D), memory-mapped.
-        checkpoint: kept now and then, and gone on from: the batches that it counts are in the arrays.
-        sharded: all processes must call the model equally often.
+        model: ids and mask (B, L) -> tensors (B, D), one per array; the arrays are float16 (N, D), memory-mapped.
+        checkpoint: counts the batches that are in the arrays; written now and then, and resumed from.
+        sharded: whether weights are sharded, so that all ranks must call the model equally often.
     """
     nodes = np.arange(len(tokens)) if nodes is None else nodes
     batches = budget_batches(tokens.lengths, nodes, infer_tokens)
@@ -402,7 +391,7 @@ def encode_texts(
                 checkpoint.write(ENCODING, {"batches": done, "infer_tokens": infer_tokens})
         if sending is not None:
             sending.wait()
-    processes.barrier()  # all of it is written
+    processes.barrier()  # from here on all rows are written
 
 
 def _write(arrays: Sequence[np.ndarray], nodes: np.ndarray, values: Sequence[np.ndarray]) -> None:

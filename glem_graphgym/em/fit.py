@@ -1,4 +1,4 @@
-"""Fit one module: train, watch the validation score, keep the best weights. The one place that trains."""
+"""Fit one module: train, validate, keep the best weights. The package's only training loop."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from glem_graphgym.progress import Progress
 
 Weights = dict[str, Tensor]
 
-# Threads that prepare batches for a GPU: to draw a neighbourhood takes longer than a step on it takes there.
+# Threads that prepare batches for a GPU: sampling a neighbourhood takes longer than the GPU's step on it.
 WORKERS = 4
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Selects weights: the validation nodes and a score of their logits (float (n, C) -> float, higher wins)."""
+    """Selection of weights: validation nodes, and a score of their logits (float (n, C) -> float, higher wins)."""
 
     nodes: np.ndarray
     score: Callable[[np.ndarray], float]
@@ -39,13 +39,13 @@ class Validation:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """Settings of one training.
+    """Settings of one fit.
 
     Attributes:
-        title: of the progress bar, and of checkpoints.
+        title: names its progress bar and its checkpoint.
         epochs: upper bound; 0 trains nothing.
-        eval_every: epochs between validations; below 1 several times per epoch. The end of training is validated too.
-        patience: evaluations without a better score before training stops; 0 = never stops early.
+        eval_every: epochs between validations; below 1: several per epoch. The end of training is validated too.
+        patience: validations without a better score before training stops; 0 = never stops early.
         grad_accumulation: batches per optimizer step.
         clip: upper bound of the gradient norm; 0 = none.
     """
@@ -58,7 +58,7 @@ class FitPlan:
     clip: float = 0.0
 
     def validates(self, epoch: int, batch: int, batches: int) -> bool:
-        """Whether validation is due after a batch; all three count from 1."""
+        """Whether validation is due after batch ``batch`` of ``batches`` in ``epoch``; both count from 1."""
         if self.eval_every < 1:
             return batch % max(1, int(batches * self.eval_every)) == 0
         return batch == batches and epoch % min(int(self.eval_every), self.epochs) == 0
@@ -66,12 +66,13 @@ class FitPlan:
 
 @dataclass
 class FitLog:
-    """Record of a training.
+    """Log of one fit.
 
     Attributes:
-        history: one row per evaluation; best_epoch, best_score: of the one whose weights were kept.
-        epochs: number trained, the last of them maybe in part.
-        train_seconds: without those of validation.
+        best_epoch, best_score: those of the validation whose weights were kept.
+        epochs: number of epochs, including one that was trained in part.
+        history: one row per validation.
+        train_seconds: time of training, without validation.
     """
 
     best_epoch: float = 0.0
@@ -82,23 +83,23 @@ class FitLog:
 
 
 class Fitted(NamedTuple):
-    """A task whose model has been trained, and the log of it."""
+    """A task with its fitted model, and the log of the fit."""
 
     task: Any
     log: FitLog
 
 
 class Batches(NamedTuple):
-    """The batches of an epoch: ``prepare`` makes the tensors of each of ``items``, whatever it has made before."""
+    """The batches of an epoch: ``prepare`` turns each of ``items`` into tensors, independently of the others."""
 
     items: Sequence[Any]
     prepare: Callable[[Any], Any]
 
     def prepared(self, device: torch.device, workers: int | None = None) -> Iterator[Any]:
-        """Each batch on ``device``, prepared by ``workers`` threads ahead of the step that takes it.
+        """Yield each batch on ``device``, prepared by ``workers`` threads ahead of its step.
 
-        None: `WORKERS` for a GPU. On CPU there are none, where they would take a core from training
-        (docs/measurements.md, "Shared cores").
+        None: `WORKERS` for a GPU; none on CPU, where they would take a core from training (docs/measurements.md,
+        "Shared cores").
         """
         workers = (0 if device.type == "cpu" else WORKERS) if workers is None else workers
         prepare = self.prepare if device.type == "cpu" else lambda item: pinned(self.prepare(item))
@@ -107,7 +108,7 @@ class Batches(NamedTuple):
 
 
 def ahead(prepare: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
-    """``prepare`` of each item in their order, by threads that are ``workers`` items ahead."""
+    """Yield ``prepare(item)`` for each item in order, computed by ``workers`` threads up to so many items ahead."""
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(workers, "batches") as threads:
         try:
@@ -123,17 +124,17 @@ def ahead(prepare: Callable[[Any], Any], items: Sequence[Any], workers: int) -> 
 
 
 def pinned(batch: Any) -> Any:
-    """The batch in memory that a GPU copies from while it computes."""
+    """The batch in pinned memory, from which a GPU copies while it computes."""
     return _mapped(batch, lambda x: x.pin_memory() if x.device.type == "cpu" else x)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """The batch on ``device``; a copy of pinned memory is not waited for."""
+    """The batch on ``device``; copies from pinned memory are asynchronous."""
     return _mapped(batch, lambda x: x.to(device, non_blocking=True))
 
 
 def _mapped(batch: Any, function: Callable[[Any], Any]) -> Any:
-    """``function`` of each tensor, and of each graph, in nested tuples."""
+    """Apply ``function`` to each tensor and each graph in nested tuples."""
     if isinstance(batch, tuple):
         parts = [_mapped(part, function) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
@@ -143,11 +144,11 @@ def _mapped(batch: Any, function: Callable[[Any], Any]) -> Any:
 class Task(nn.Module):
     """A model with its objective and its batches.
 
-    Processes that train together each take a part of every batch and of the validation nodes. The losses of a step's
-    parts, those of all processes and those that are accumulated, add up to its loss.
+    Each rank computes a share of every batch and of the validation nodes. The loss of an optimizer step is the sum over
+    its micro-batches on all ranks.
     """
 
-    class_weights: Tensor | None  # of the loss, where it is computed
+    class_weights: Tensor | None  # float32 (C,), for the loss, on the model's device
 
     def __init__(self, model: nn.Module, validation: Validation, class_weights: Tensor | None = None) -> None:
         super().__init__()
@@ -155,30 +156,30 @@ class Task(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def batches(self, epoch: int) -> Batches:
-        """The batches of ``epoch``, counted from 0; as many in every process."""
+        """The batches of ``epoch``, counted from 0; the same number on every rank."""
         raise NotImplementedError
 
     def forward(self, batch: Any) -> Tensor:
-        """A batch's loss, scalar."""
+        """Loss of a batch, scalar."""
         raise NotImplementedError
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """This process's part of the validation nodes: int64 (b,) with their logits (b, C)."""
+        """Yield this rank's share of the validation nodes: int64 (b,) with their logits (b, C)."""
         raise NotImplementedError
 
     def shard(self) -> Task:
-        """Split the model's weights among the processes, unless that is done; returns this task."""
+        """Shard the model's weights among the ranks, unless they are sharded already; returns this task."""
         raise NotImplementedError
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
-        """Optimizer, learning-rate schedule, and whether it counts each ``step`` of ``num_steps`` or each ``epoch``."""
+        """Optimizer, learning-rate schedule, and the schedule's unit: ``step`` (``num_steps`` in all) or ``epoch``."""
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """Called after every step of the optimizer."""
+        """Hook that `fit` calls after every optimizer step."""
 
     def score(self) -> float:
-        """Score of all validation nodes' logits, in the order of the nodes."""
+        """Validation score of the logits that all ranks computed, sorted by node."""
         own = [(nodes, logits.float().cpu().numpy()) for nodes, logits in self.validated()]
         seen = [part for of_process in processes.gather(own) for part in of_process]
         _, first = np.unique(np.concatenate([nodes for nodes, _ in seen]), return_index=True)
@@ -186,13 +187,12 @@ class Task(nn.Module):
 
 
 def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | None = None) -> FitLog:
-    """Train ``task.model`` and leave it with the weights of its best validation score (the first best on ties).
+    """Train ``task.model`` and leave it with the weights of its best validation score (the first on ties).
 
-    All processes that work together train it and end with the same weights or, where ``hardware`` shards them, with
-    their parts of these.
+    All ranks train it together and end with the same weights or, if ``hardware`` shards them, with their shards.
 
     Args:
-        checkpoint: kept now and then; where it holds training of this title, that goes on, on a CPU with the same bits.
+        checkpoint: written now and then; a fit of this title that it contains is resumed, on a CPU bit for bit.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -205,7 +205,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
     count = len(batches.items)
     looks = processes.world_size() > 1 and not hardware.shards
     fabric = hardware.fabric(task.shard, find_unused=looks and _leaves_out(task, batches, hardware))
-    objective = fabric.setup_module(task)  # moves the parameters, before the optimizer takes hold of them
+    objective = fabric.setup_module(task)  # moves the parameters to the device, before the optimizer refers to them
     made, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.grad_accumulation))
     optimizer: Any = fabric.setup_optimizers(made)
     state = _State(task, optimizer, schedule, fabric, plan, count, checkpoint, hardware.shards)
@@ -213,13 +213,13 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
         if epoch > 0:
             batches = task.batches(epoch)
             count = len(batches.items)
-        left = Batches(batches.items[state.batch :], batches.prepare)  # without those of before the run was killed
+        left = Batches(batches.items[state.batch :], batches.prepare)  # without those done before the run was killed
         for number, batch in enumerate(left.prepared(fabric.device), start=state.batch + 1):
             step_due = number % plan.grad_accumulation == 0 or number == count
-            # Gradients that are not exchanged would be whole ones, in every process.
+            # Sharded gradients are exchanged after each micro-batch: otherwise every rank would hold them in full.
             with fabric.no_backward_sync(objective, enabled=not step_due and not hardware.shards):
                 loss = objective(batch)
-                fabric.backward(loss * processes.world_size())  # the mean over processes is taken of gradients
+                fabric.backward(loss * processes.world_size())  # gradients are averaged over ranks; losses add up
             state.trained(loss.detach())
             if step_due:
                 if plan.clip > 0:
@@ -248,7 +248,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
 
 
 def _leaves_out(task: Task, batches: Batches, hardware: Hardware) -> bool:
-    """Whether a parameter has no part in the loss of the first batch, in any process: a hub's model may have some."""
+    """Whether on any rank a parameter has no part in the first batch's loss, as in some models from a hub."""
     batch = moved(batches.prepare(batches.items[0]), hardware.device)
     task.to(hardware.device).eval()  # without dropout: no random number is drawn
     with hardware.autocast():
@@ -258,9 +258,9 @@ def _leaves_out(task: Task, batches: Batches, hardware: Hardware) -> bool:
 
 
 class _State:
-    """Progress of the training of a task: ``epoch`` epochs and ``batch`` batches of the next one are done.
+    """Progress of a fit: ``epoch`` epochs and ``batch`` batches of the next are done.
 
-    ``finished``: the best weights are in the model. ``losses`` are those of the batches since the last validation.
+    ``finished``: training has ended, and the model has the best weights. ``losses``: since the last validation.
     """
 
     KEPT = ("weights", "losses", "steps", "since_best", "rate", "finished")
@@ -294,15 +294,15 @@ class _State:
         self.since = time.perf_counter()
 
     def trained(self, loss: Tensor) -> None:
-        """Take note of a batch's loss."""
+        """Record the loss of a batch."""
         self.losses.append(loss)
         self.rate = self.optimizer.param_groups[0]["lr"]
         self.bar.update()
 
     def validate(self, epoch: float) -> None:
-        """Score the task after ``epoch`` epochs, maybe with a fraction; keep the best weights."""
+        """Validate after ``epoch`` epochs (may be a fraction), and keep the weights if they are the best."""
         log = self.log
-        own = float(torch.stack(self.losses).mean())  # a GPU has then done all steps
+        own = float(torch.stack(self.losses).mean())  # waits for a GPU's steps, before the time is taken
         log.train_seconds += time.perf_counter() - self.since
         loss = sum(processes.gather(own)) * self.plan.grad_accumulation
         self.losses.clear()
@@ -329,11 +329,11 @@ class _State:
 
     @property
     def ended(self) -> bool:
-        """Whether patience has run out, or a killed run had finished the training."""
+        """Whether patience has run out, or the fit was finished before the run was killed."""
         return self.finished or 0 < self.plan.patience <= self.since_best
 
     def end(self) -> FitLog:
-        """Leave the best weights in the model, and in a checkpoint for the rest of the stage."""
+        """Load the best weights into the model, and write them to a checkpoint for the rest of the stage."""
         self.bar.close()
         self.task.model.load_state_dict(self.weights)
         if not self.finished:
@@ -344,7 +344,7 @@ class _State:
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def keep_if_due(self, epoch: int, batch: int) -> None:
-        """Write a checkpoint where it is time for one: ``epoch`` epochs and ``batch`` batches of the next are done."""
+        """Write a checkpoint if it is due or the fit is finished; see `_State` for ``epoch`` and ``batch``."""
         if self.checkpoint and (self.finished or self.checkpoint.due()):
             parts = {} if self.finished else {name: part.state_dict() for name, part in self.parts.items()}
             own = {name: getattr(self, name) for name in self.KEPT}
@@ -362,6 +362,6 @@ class _State:
 
 
 def to_float16(values: Tensor) -> np.ndarray:
-    """float16 array of a tensor; values beyond float16's limits are cut off there."""
+    """Convert a tensor to a float16 array; values beyond float16's range are clipped."""
     limit = torch.finfo(torch.float16).max
     return values.detach().float().clamp(-limit, limit).cpu().numpy().astype(np.float16)

@@ -1,4 +1,4 @@
-"""The M-step of networks on hop features: propagated once, then trained on batches of nodes without any sampling."""
+"""The M-step of networks on hop features: propagated once, then trained on batches of nodes without sampling."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from glem_graphgym.out_of_core.hop_storage import HopStorage, check_batch
 from glem_graphgym.out_of_core.propagation import MappedHops
 
 LABEL_FOLDS = 5  # a node whose label is known sees the labels of the other four fifths
-NODES_AT_ONCE = 1 << 16  # in inference
-GPU_SHARE = 0.5  # of a GPU's free memory that hops may take; the rest is for training
-BYTES_OF_AN_ENTRY = 48  # of the matrix that is propagated with, while its weights are made
+NODES_AT_ONCE = 1 << 16  # nodes per forward pass in inference
+GPU_SHARE = 0.5  # share of a GPU's free memory that hops may take; the rest is for training
+BYTES_OF_AN_ENTRY = 48  # bytes per entry of the propagation matrix while its weights are computed
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """Consistency regularisation (SCR, Zhang et al. 2021): unlabelled nodes of every batch against a mean teacher.
+    """Consistency regularisation (SCR, Zhang et al. 2021): a loss on unlabelled nodes against a mean teacher.
 
-    As many of the ``unlabelled`` nodes, int64, as the batch has labelled ones are drawn anew every epoch. A node counts
-    where the teacher's top probability exceeds ``threshold``, below 1; ``weight`` is that of the term.
+    Every epoch draws as many of the ``unlabelled`` nodes, int64, as it has targets, and spreads them over its batches.
+    A node counts if the teacher's top probability exceeds ``threshold``, below 1. ``weight`` is the weight of the loss.
     """
 
     weight: float
@@ -44,18 +44,18 @@ class Consistency:
     threshold: float = 0.8
 
     def drawn(self, count: int, seed: int, epoch: int) -> np.ndarray:
-        """At most ``count`` unlabelled nodes of an epoch, int64 (n,)."""
+        """Draw the unlabelled nodes of an epoch, int64 (n,), at most ``count``."""
         return np.random.default_rng([seed, epoch, 4]).permutation(self.unlabelled)[:count]
 
     def loss(self, logits: Tensor, teacher: MeanTeacher, *inputs: Any) -> Tensor:
-        """The weighted term for unlabelled nodes' logits (b, C); the teacher sees ``inputs``."""
+        """Weighted consistency loss of logits (b, C) of unlabelled nodes; ``inputs`` go to the teacher."""
         return self.weight * consistency_loss(logits, teacher(*inputs), confidence=self.threshold)
 
 
 class HopInputs(NamedTuple):
     """Hop features (K+1, N, D) and, with label input, label features (1, N, C), in memory, on a GPU or on disk.
 
-    With ``in_step`` they lie where training computes: a batch names its nodes, and the step reads their rows.
+    With ``in_step`` they are on the training device: a batch has node indices alone, and the step reads their rows.
     """
 
     num_nodes: int
@@ -68,11 +68,11 @@ class HopInputs(NamedTuple):
         return int(self.hops.shape[2])
 
     def fetch(self, nodes: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """The tensors of a batch: `rows` or, where the step itself reads them, ``nodes``."""
+        """Tensors of a batch: the `rows` of ``nodes`` or, with ``in_step``, ``nodes`` alone."""
         return (torch.from_numpy(nodes), None) if self.in_step else self.rows(nodes)
 
     def rows(self, nodes: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Hop features (K+1, B, D) and label features (1, B, C) or None of ``nodes``, int64 (B,)."""
+        """Hop features (K+1, B, D) of ``nodes``, int64 (B,), and their label features (1, B, C) or None."""
         return _rows(self.hops, nodes), None if self.labels is None else _rows(self.labels, nodes)
 
 
@@ -83,7 +83,7 @@ def _rows(hops: Tensor | MappedHops, nodes: np.ndarray | Tensor) -> Tensor:
 
 
 def free_on_gpu(device: torch.device) -> int:
-    """Bytes that a GPU has left, those that torch keeps for later tensors among them; 0 on CPU."""
+    """Free bytes on a GPU, including those that torch has reserved but not allocated; 0 on CPU."""
     if device.type != "cuda":
         return 0
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -91,7 +91,7 @@ def free_on_gpu(device: torch.device) -> int:
 
 
 class HopTask(GNNTask):
-    """Random batches of an epoch's nodes, and unlabelled nodes beside them where consistency is asked for."""
+    """Trains on random batches of an epoch's nodes, each with unlabelled nodes for the consistency loss if it is on."""
 
     inputs: HopInputs
     learner: HopLearner
@@ -151,19 +151,17 @@ class HopTask(GNNTask):
 
 @dataclass(frozen=True, kw_only=True)
 class HopLearner(GNNLearner):
-    """p_φ on hop features: a `GNNLearner` whose network sees [x, Ax, A²x, …] of a node, and label hops if asked for.
+    """Learner of p_φ on hop features: the network reads [x, Ax, A²x, …] of a node and, with label input, label hops.
 
-    With label input a node whose label is known, gold or pseudo, sees the labels of other nodes alone, at every hop
-    (`fold_label_hops`): y_{V∖n}. ``build`` gives a module with ``forward(hop_features (K+1, B, D), label_features (1,
-    B, C) or None) -> logits (B, C)``.
+    The label hops of a node never contain its own label, gold or pseudo (`fold_label_hops`): y_{V∖n}. ``build`` makes a
+    module with ``forward(hop_features (K+1, B, D), label_features (1, B, C) or None) -> logits (B, C)``.
 
     Attributes:
-        operator: structure -> A.
+        operator: structure -> propagation matrix A.
         hops: K.
-        label_hops: how far labels are propagated with label input; the network sees the last hop.
-        batch_size: nodes per optimizer step; 0 = all of an epoch's.
-        storage: keeps hop features on disk where they exceed its budget, for ``graphs`` of `MmapGraph`s; None: all
-            is in memory.
+        label_hops: hops over which label input is propagated; the network reads the last one.
+        batch_size: nodes per optimizer step; 0 = all of an epoch.
+        storage: puts hop features on disk if they exceed its budget (``graphs`` are then `MmapGraph`s); None = never.
         consistency: SCR; None = off.
     """
 
@@ -179,7 +177,7 @@ class HopLearner(GNNLearner):
 
     @property
     def data_parallel(self) -> bool:
-        """False with consistency: its mean over a batch's confident nodes is no sum over parts of the batch."""
+        """False with consistency: a mean over a batch's confident nodes is not a sum over shares of the batch."""
         return self.consistency is None
 
     def model_for(self, width: int, num_classes: int) -> nn.Module:
@@ -205,11 +203,11 @@ class HopLearner(GNNLearner):
         classes = 0 if folds is None else targets.gold.num_classes
         free, entries = free_on_gpu(device), self.operator(self.graphs.predict).num_entries
         stored = dtype.itemsize * len(x) * ((self.hops + 1) * x.shape[1] + classes)
-        copies = 1 if self.graphs.seen is None else 2  # while those of unseen nodes are merged with the others
+        copies = 1 if self.graphs.seen is None else 2  # `_merged` holds the hops of both graphs at once
         in_step = copies * stored <= GPU_SHARE * free
         to = device if in_step else x.device
         if BYTES_OF_AN_ENTRY * entries + 2 * BLOCK_BYTES > free - in_step * copies * stored:
-            device = x.device  # that of the products
+            device = x.device  # propagate on the CPU
 
         def propagated(operator: SparseOperator, nodes: Any) -> Tensor:
             return propagate(operator.to(device), x[nodes], self.hops, dtype, to)
@@ -225,7 +223,7 @@ class HopLearner(GNNLearner):
         return HopInputs(len(x), hops, self._merged(label_hops), in_step)
 
     def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
-        """(hops, N, …): the nodes that training sees on what it sees, the others on what prediction sees."""
+        """Hops (hops, N, …): on the training graph for nodes that it has, on the graph for prediction for others."""
         everything: Any = slice(None)
         if self.graphs.seen is None:
             return compute(self.operator(self.graphs.train), everything)
@@ -244,10 +242,7 @@ class HopLearner(GNNLearner):
         return HopInputs(len(rows), hops, labels)
 
     def check_batch(self, trained: int, width: int) -> None:
-        """
-        Raises:
-            ValueError: an optimizer step's hop features exceed the budget; says which batch size does not.
-        """
+        """Raise ValueError, which names a batch size that fits, if a step's hop features exceed the budget."""
         assert self.storage is not None
         sizes, item_bytes = (trained, self.batch_size, self.hops, width), self.hardware.dtype.itemsize
         check_batch(self.storage.budget, *sizes, item_bytes, beside=self.consistency is not None)

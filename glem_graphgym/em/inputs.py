@@ -1,4 +1,4 @@
-"""The GNN's input: node features and, with label input, the labels of other nodes beside them.
+"""Input of the GNN: node features and, with label input, the labels of other nodes.
 
 In the label channel (N, C) a gold node has its one-hot label and a candidate for a pseudo-label its distribution ŷ. A
 node whose label is to be predicted has zeros, so no prediction can see its own label (y_{V∖n}; y_{L∖n} in O(φ)).
@@ -18,11 +18,11 @@ from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.files import fingerprint
 from glem_graphgym.hardware import sent
 
-FOLDS = 2  # parts in which nodes' own labels are hidden when all nodes are predicted with label input
+FOLDS = 2  # prediction with label input hides labels fold by fold, with one pass of the network per fold
 
 
 class LabelChannel:
-    """The gold labels and candidates' pseudo-labels of a step as an input, float32 (N, C), read by rows."""
+    """Label channel of a step, float32 (N, C), read by rows: gold labels and the candidates' pseudo-labels."""
 
     def __init__(self, num_nodes: int, targets: StepTargets) -> None:
         self.num_nodes, self.targets = num_nodes, targets
@@ -35,7 +35,7 @@ class LabelChannel:
         return self.num_nodes, self.targets.gold.num_classes
 
     def take(self, nodes: np.ndarray) -> np.ndarray:
-        """float32 (n, C) for ``nodes``, int64 (n,), in any order; zeros where a node has no label."""
+        """Rows of ``nodes``, int64 (n,), in any order: float32 (n, C), zeros for nodes without a label."""
         out = np.zeros((len(nodes), self.shape[1]), dtype=np.float32)
         rows, _ = _among(nodes, self.pseudo_nodes)
         if len(rows):
@@ -47,15 +47,15 @@ class LabelChannel:
         return out
 
     def read(self, first: int, end: int) -> np.ndarray:
-        """float32 (end - first, C)."""
+        """Rows ``first`` to ``end``, float32 (end - first, C)."""
         return self.take(np.arange(first, end))
 
     def all_rows(self) -> Tensor:
-        """float32 (N, C)."""
+        """The whole channel, float32 (N, C)."""
         return torch.from_numpy(self.read(0, self.num_nodes))
 
     def key(self) -> str:
-        """Fingerprint of the content; predictions are read once."""
+        """Fingerprint of the content; reads the teacher's logits in full."""
         gold, pseudo = self.targets.gold, self.targets.pseudo
         known = [gold.nodes, gold.labels, self.shape]
         if pseudo is not None:
@@ -64,7 +64,7 @@ class LabelChannel:
 
 
 def _among(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ``nodes`` that are among the increasing ``known`` ones, and their places there."""
+    """Positions of the nodes common to ``nodes`` and the increasing ``known``, in the one and in the other."""
     if not len(known):
         return known, known
     places = np.searchsorted(known, nodes).clip(max=len(known) - 1)
@@ -73,9 +73,9 @@ def _among(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 class StoredInputs:
-    """Input rows, of type ``dtype``, of features (N, D) that may be memory-mapped; no array of all nodes is made.
+    """Input of the GNN by rows, in ``dtype``, from features (N, D) that may be memory-mapped and are never read whole.
 
-    ``targets`` are the step's labels, None without label input.
+    ``targets``: the labels of the step; None without label input.
     """
 
     def __init__(self, x: Any, targets: StepTargets | None, dtype: torch.dtype) -> None:
@@ -92,14 +92,14 @@ class StoredInputs:
         return int(self.x.shape[1]) + (0 if self.channel is None else self.channel.shape[1])
 
     def rows(self, nodes: np.ndarray, hidden: Tensor | slice) -> Tensor:
-        """(n, D [+ C]): the input of ``nodes``, int64 (n,), without the labels of its ``hidden`` rows."""
+        """Input (n, D [+ C]) of ``nodes``, int64 (n,), with the labels of its ``hidden`` rows set to zero."""
         x = torch.from_numpy(self.x.take(nodes)).to(self.dtype)
         if self.channel is None:
             return x
         return with_labels(x, torch.from_numpy(self.channel.take(nodes)).to(self.dtype), hidden)
 
     def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
-        """Groups that ``nodes`` fall into, each with its input without the group's own labels: int64 (n,) -> rows."""
+        """Yield ``nodes`` in groups, each with a function int64 (n,) -> input rows, which hides the group's labels."""
         if self.channel is None:
             yield nodes, lambda wanted: self.rows(wanted, slice(0))
             return
@@ -116,7 +116,7 @@ class StoredInputs:
 
 
 class GNNInputs(StoredInputs):
-    """The input of all nodes in memory: ``x`` is on the device and of the type that the GNN computes in."""
+    """Input of all nodes in memory; ``x`` (N, D) has the device and dtype in which the GNN computes."""
 
     x: Tensor
     _known_folds: tuple[np.ndarray, list[tuple[np.ndarray, Tensor]]] | None = None
@@ -131,23 +131,23 @@ class GNNInputs(StoredInputs):
         return x if self.labels is None else with_labels(x, self.labels.index_select(0, places), hidden)
 
     def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Groups that ``nodes`` fall into, each with the input (N, D [+ C]) without the group's own labels."""
+        """Yield ``nodes`` in groups, each with the input (N, D [+ C]) that hides the group's labels."""
         if self.channel is None:
             yield nodes, self.x
             return
         if self._known_folds is None or self._known_folds[0] is not nodes:
             folds = [(group, sent(hidden, self.x.device)) for group, hidden in self._folds(nodes)]
-            self._known_folds = nodes, folds  # every validation has the same
+            self._known_folds = nodes, folds  # the same in every validation
         for group, hidden in self._known_folds[1]:
             yield group, self.hiding(hidden)
 
     def hiding(self, nodes: np.ndarray | Tensor) -> Tensor:
-        """(N, D [+ C]): the input without the labels of ``nodes``, indices or bool (N,)."""
+        """Input (N, D [+ C]) that hides the labels of ``nodes``, indices or bool (N,)."""
         return self.x if self.labels is None else with_labels(self.x, self.labels.clone(), sent(nodes, self.x.device))
 
 
 def with_labels(x: Tensor, labels: Tensor, hidden: Tensor | slice) -> Tensor:
-    """Features (n, D) and labels (n, C) beside them; the ``hidden`` rows of these become zeros, in place."""
+    """Concatenate features (n, D) and labels (n, C), whose ``hidden`` rows are set to zero in place."""
     if isinstance(hidden, slice):
         labels[hidden] = 0
     elif hidden.dtype == torch.bool:
@@ -160,11 +160,11 @@ def with_labels(x: Tensor, labels: Tensor, hidden: Tensor | slice) -> Tensor:
 def prediction_folds(
     num_nodes: int, gold: np.ndarray, nodes: np.ndarray, unlabelled: int = FOLDS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Groups that ``nodes`` fall into, each with bool (N,): the nodes whose labels are hidden where it is predicted.
+    """Yield ``nodes`` in groups, each with bool (N,): the nodes whose labels are hidden when the group is predicted.
 
-    The graph's gold nodes fall into `FOLDS` folds, its other nodes into ``unlabelled``, and a node's input hides the
-    labels of its whole fold, whichever ``nodes`` are asked for. So these others see every gold label. One fold of them,
-    and one pass of the network, is enough where none of them has a label.
+    Gold nodes are split into `FOLDS` folds, the other nodes into ``unlabelled`` folds. The input of a node hides the
+    labels of its whole fold, whichever ``nodes`` are asked for; nodes without gold see every gold label. One fold of
+    these, and so one pass of the network, suffices if none of them has a pseudo-label.
     """
     node = np.arange(num_nodes)
     fold_of = (node % unlabelled).astype(np.int8)

@@ -1,7 +1,7 @@
-"""Joint co-training: text encoder and GNN trained end to end, on the texts of sampled neighbourhoods.
+"""Joint training: text encoder and GNN trained end to end, on the texts of sampled neighbourhoods.
 
-The costly way that GLEM replaces, and the baseline it is measured against: a step encodes, with gradient, the text of
-every node of its neighbourhoods rather than one text per target.
+The baseline that GLEM replaces. It is costly: a step encodes, with gradients, the text of every node in its
+neighbourhoods rather than one text per target.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from glem_graphgym.models.joint import JointModel
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 
-VALIDATED_AT_ONCE = 8192  # validation nodes whose neighbourhoods are sampled together, each text encoded once
-ROWS_AT_ONCE = 1 << 16  # in inference
+VALIDATED_AT_ONCE = 8192  # validation nodes per neighbourhood; each text in it is encoded once
+ROWS_AT_ONCE = 1 << 16  # rows of node features computed at a time, in inference
 
 
 @dataclass(frozen=True)
 class JointSettings:
-    """Settings of the training of text encoder and GNN together.
+    """Settings of joint training.
 
     Attributes:
-        lm: of the encoder, as in an E-step; ``batch_size`` counts gold nodes, whose neighbourhoods come on top, and
-            ``grad_accumulation`` the parts in which they are sampled and go through the model. Schedule, clipping and
-            validations are those of both models.
+        lm: of the encoder, as in an E-step; schedule, clipping and validations apply to the GNN too. ``batch_size``
+            counts gold nodes without their neighbours, ``grad_accumulation`` the micro-batches of them, each with a
+            neighbourhood of its own.
         gnn_lr, gnn_weight_decay: of the GNN, under the same schedule.
-        micro_batch_tokens: padded tokens of a part of a step's texts, which are of similar length.
-        recompute: compute each part anew in the backward pass, so that a step needs the memory of one part.
-        label_input: gold labels as further input, those of the step's own nodes hidden.
+        micro_batch_tokens: padded tokens per pass of the encoder, over texts of similar length.
+        recompute: recompute each such pass in the backward pass, so that a step needs the memory of one.
+        label_input: gold labels as further input of the GNN, those of the targets hidden.
     """
 
     lm: LMSettings
@@ -67,17 +67,17 @@ class JointSettings:
 
 @dataclass(frozen=True)
 class JointLearner:
-    """Text encoder and GNN as one, trained on gold labels.
+    """Learner of text encoder and GNN as one module, on gold labels.
 
-    Training and validation see sampled neighbourhoods, prediction does not sample: every text is encoded once, and the
-    GNN sees all neighbours.
+    Training and validation sample neighbourhoods. Prediction does not: every text is encoded once, and the GNN sees all
+    neighbours.
 
     Attributes:
-        tokens: N texts.
-        build: (F, num_classes) -> model with pretrained encoder, for F features beside the embedding.
-        graphs, validation, hardware, predicted: as of a `GNNLearner`.
-        neighbourhoods: draws them from these graphs, one hop per layer of the GNN.
-        layerwise: lets the GNN, a `LayeredGNN`, predict where graph and features exceed memory; else None.
+        tokens: of the N texts.
+        build: (F, num_classes) -> model with a pretrained encoder, for F features besides the embedding.
+        graphs, validation, hardware, predicted: see `GNNLearner`.
+        neighbourhoods: samples from ``graphs``, one hop per layer of the GNN.
+        layerwise: predicts with a GNN that is a `LayeredGNN` where graph and features may exceed memory; else None.
     """
 
     tokens: TokenStore
@@ -91,8 +91,7 @@ class JointLearner:
     layerwise: LayerwiseInference | None = None
 
     def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> JointTask:
-        """A model with a pretrained encoder or, where given, ``weights``; ``features`` float (N, F) stand beside the
-        embeddings."""
+        """A task with a pretrained encoder or ``weights``; ``features``, float (N, F), join the embeddings as input."""
         labels = targets if self.settings.label_input else None
         inputs: StoredInputs
         if self.layerwise is None:
@@ -105,18 +104,18 @@ class JointLearner:
         return JointTask(self, inputs, targets, model)
 
     def model_for(self, width: int, num_classes: int) -> JointModel:
-        """The model of a step, for features of that ``width`` beside the embeddings."""
+        """The model of a step, for ``width`` features besides the embeddings."""
         return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """See `LMLearner.work`; a step's work is not known before neighbourhoods are drawn, so it counts as one."""
+        """See `LMLearner.work`; the work is unknown before neighbourhoods are sampled, so it counts as 1."""
         return {"batch": 1.0}
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
         """Train a new model on the gold labels of ``targets``; see `em.fit.fit`.
 
         Raises:
-            MemoryError: a step did not fit; says how large it was.
+            MemoryError: a step ran out of memory; says how large it was.
         """
         task = self.start(targets, features)
         try:
@@ -128,11 +127,11 @@ class JointLearner:
 
 
 class JointInput(NamedTuple):
-    """The model's input for a neighbourhood of ``num_seeds`` nodes.
+    """Input of the model for a neighbourhood of ``num_seeds`` nodes.
 
     Attributes:
-        nodes, structure: as of a `Neighbourhood`.
-        texts: of the n nodes; more: float32 (n, F), what stands beside their embeddings.
+        nodes, structure: see `Neighbourhood`.
+        texts: of the n nodes; more: float32 (n, F), their features besides the embeddings.
     """
 
     nodes: np.ndarray
@@ -145,7 +144,7 @@ class JointInput(NamedTuple):
 class JointTask(Task):
     """Text encoder and GNN with the texts, features and targets of a run: they can be trained, and predict.
 
-    Trained on batches of gold nodes with freshly sampled neighbourhoods; validation nodes have theirs, sampled once.
+    Training samples a new neighbourhood for every batch of gold nodes; all validations use the same ones.
     """
 
     model: JointModel
@@ -154,14 +153,14 @@ class JointTask(Task):
         super().__init__(model, learner.validation, targets.gold.class_weights)
         self.learner, self.inputs, self.targets = learner, inputs, targets
         self.settings, self.tokens, self.device = learner.settings, learner.tokens, learner.hardware.device
-        self.meter, self.latest = Counter[str](), "a step"  # what steps of training took, and the latest in words
+        self.meter, self.latest = Counter[str](), "a step"  # costs of all training steps; the latest step in words
 
     @property
     def embedding_dim(self) -> int:
         return self.model.encoder.dim
 
     def costs(self, log: FitLog) -> dict[str, float]:
-        """Costs of a step and of an epoch of its training."""
+        """Costs per step and per epoch of training."""
         meter, steps = self.meter, max(1, self.meter["steps"] // self.settings.lm.grad_accumulation)
         return {
             "steps": steps,
@@ -194,7 +193,7 @@ class JointTask(Task):
         return Batches(list(enumerate(parts)), prepare)
 
     def around(self, seeds: np.ndarray, rng: np.random.Generator) -> JointInput:
-        """A neighbourhood of ``seeds``, int64 (b,), with texts and features; the seeds' gold labels are no input."""
+        """Sample a neighbourhood of ``seeds``, int64 (b,), with texts and features; hides the seeds' gold labels."""
         hood = self.learner.neighbourhoods.around(seeds, rng)
         texts = text_parts(self.tokens, hood.nodes, self.settings.micro_batch_tokens)
         more = self.inputs.rows(hood.nodes, slice(hood.num_seeds))
@@ -245,7 +244,7 @@ class JointTask(Task):
     ) -> None:
         """Write logits (N, C) of the ``predicted`` nodes, and text embeddings (N, H) of ``nodes`` as `LMTask.predict`.
 
-        The GNN sees all neighbours of all nodes, and the embeddings as they are written.
+        The GNN sees all neighbours, and reads the embeddings as written (float16).
         """
         encoder = self.model.to(self.device).eval().encoder
         how = (self.tokens, nodes, self.settings.lm.infer_tokens, title, checkpoint)
@@ -254,7 +253,7 @@ class JointTask(Task):
         self.propagate(logits, embeddings)
 
     def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
-        """Write the logits (N, C) that the GNN gives for text embeddings (N, H), seeing all neighbours."""
+        """Write the GNN's logits (N, C) for text embeddings (N, H), computed from all neighbours."""
         self.model.to(self.device).eval()
         if self.learner.layerwise is None:
             self._propagate_in_memory(logits, embeddings)
@@ -285,7 +284,7 @@ class JointTask(Task):
         exact.start(self.targets, self._all_features(embeddings)).predict(logits)
 
     def _all_features(self, embeddings: np.ndarray) -> np.ndarray:
-        """float32 (N, H + F): the GNN's input but for labels."""
+        """`_node_features` of all nodes, float32 (N, H + F)."""
         assert isinstance(self.inputs, GNNInputs)
         features = np.empty((len(embeddings), embeddings.shape[1] + self.inputs.x.shape[1]), dtype=np.float32)
         with torch.inference_mode():
@@ -295,6 +294,6 @@ class JointTask(Task):
         return features
 
     def _node_features(self, embeddings: np.ndarray, more: Tensor) -> Tensor:
-        """float32 (n, H + F) of some nodes' text embeddings (n, H) and further features (n, F)."""
+        """Input of the GNN without labels, float32 (n, H + F), from text embeddings (n, H) and features (n, F)."""
         x = torch.from_numpy(np.asarray(embeddings, dtype=np.float32)).to(self.device)
         return self.model.node_features(x, more.to(self.device))

@@ -1,16 +1,16 @@
-"""The journal of a run: what a finished stage leaves on disk, and how a run resumes from it.
+"""The journal of a run: the files of its finished stages, from which a run resumes.
 
 ``<run folder>/stages/<index>_<name>/`` holds
 
-    stage.json           what the stage was, its scores and costs; its presence means finished
+    stage.json           identity, scores and costs; its presence means that the stage is finished
     logits.npy           float16 (N, C), predictions for all nodes
     embeddings.npy       float16 (N, H), text embeddings (stages of the LM)
     weights.safetensors  the trained weights, as long as the run or a later prediction needs them
-    history.json         one row per evaluation
+    history.json         one row per validation
 
-A stage fills a hidden folder, which is renamed when it is whole; its checkpoints in there are what a killed run goes on
-from. Rank 0 writes; the other ranks take part in the work or wait, and read what is finished. Hop features on disk,
-which a stage may go on from too, lie in ``<run folder>/working/`` until it is finished.
+A stage fills a hidden folder, which is renamed when complete; a killed run resumes from the checkpoints in it. Rank 0
+writes; the other ranks share the work or wait, and read finished stages. Hop features on disk, from which a killed
+stage resumes too, are in ``<run folder>/working/`` until the stage is finished.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class StageKey:
     Attributes:
         index: position in the run, from 0.
         name: folder-safe, e.g. ``lm_gold`` or ``e_step_1``.
-        model: ``LM`` (``LM:<view>`` on a further text of the nodes) or ``GNN``; ``none`` for predictions that were made
-            of finished ones, ``given`` for those of a file.
-        method: the row of the results it counts for: LM, GNN, Cascade, GLEM-LM, GLEM-GNN or a name of its own.
-        em_iteration: 0 before the first.
+        model: ``LM``, ``LM:<view>`` (on another text of the nodes) or ``GNN``; ``none`` for predictions computed from
+            finished stages, ``given`` for those of a file.
+        method: row of the results: LM, GNN, Cascade, GLEM-LM, GLEM-GNN or a name of its own.
+        em_iteration: from 1; 0 before EM.
     """
 
     index: int
@@ -75,10 +75,10 @@ class StageKey:
 
 @dataclass
 class StageOutput:
-    """Outcome of a stage beside its predictions, which go straight into its folder.
+    """Outcome of a stage besides its predictions, which are written directly to its folder.
 
-    ``notes`` are numbers for its diagnostics; ``seconds_before`` were spent for it earlier, and count as its own;
-    ``texts`` were trained on, one that came again counted again.
+    ``notes``: numbers for its diagnostics; ``seconds_before``: time spent for it before it began, added to its own;
+    ``texts``: number of texts trained on, repetitions included.
     """
 
     log: FitLog
@@ -97,8 +97,8 @@ class FinishedStage:
     Attributes:
         logits: float16 (N, C).
         embeddings: float16 (N, H) or None.
-        valid: validation score that selection goes by.
-        scores: that metric on every split.
+        valid: validation score, by the metric that selects.
+        scores: split -> score by this metric.
         diagnostics: notes of its `StageOutput`.
     """
 
@@ -122,14 +122,14 @@ class FinishedStage:
 
 
 class Stage:
-    """A stage that is being done: a block of `Journal.stage`.
+    """A stage in progress: the object that a block of `Journal.stage` works with.
 
     Attributes:
-        todo: whether this process has work to do: the stage is not finished, and not done by others.
-        folder: for ``logits.npy`` (and ``embeddings.npy``), while there is work to do.
-        checkpoint: state to go on from where a run was killed.
-        output: given to `finish`.
-        result: set when the block has ended.
+        todo: whether this rank has work to do: the stage is not finished, nor left to rank 0 alone.
+        folder: for ``logits.npy`` (and ``embeddings.npy``), if ``todo``.
+        checkpoint: checkpoints of the stage, from which a killed run resumes.
+        output: the argument of `finish`.
+        result: the finished stage; set at the end of the block.
     """
 
     result: FinishedStage
@@ -143,45 +143,45 @@ class Stage:
         self._start = time.perf_counter()
 
     def finish(self, output: StageOutput) -> None:
-        """The work is done, and predictions are written. What follows is diagnosis, and not counted."""
+        """End the measured work, with all predictions written; later diagnostics do not count in time and memory."""
         assert self._memory is not None
         self.output = output
         here = time.perf_counter() - self._start
         self.seconds = here + self.checkpoint.seconds_before + output.seconds_before
         self.peak_mb = self._memory.peak_mb()
         energy = self._energy.stop() if self._energy else None
-        # Of what was done before the run was killed, or elsewhere, no energy is known.
+        # Unknown if part of the work was done elsewhere, or before the run was killed.
         self.energy = None if energy is None or self.seconds > here + 1 else round(energy, 1)
 
     def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
-        """float16 array ``name`` of that shape for the stage to fill, for ``nodes`` alone; see `open_predictions`."""
+        """Open array ``name``, float16, for the stage to fill the rows of ``nodes``; see `open_predictions`."""
         return open_predictions(self.folder, name, *shape, nodes)
 
     def compute(self, numbers: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """``numbers()``, which follow from predictions; a stage that is only recorded has none, and skips them."""
+        """``numbers()``, computed from predictions; a `RecordedStage`, which has no predictions, skips the call."""
         return numbers()
 
     @property
     def logits(self) -> np.ndarray:
-        """float16 (N, C), as they were written."""
+        """The logits as written, float16 (N, C)."""
         return np.load(self.folder / "logits.npy", mmap_mode="r")
 
 
 class Journal:
-    """Does each stage once.
+    """Does each stage of a run once, and reads finished stages from disk.
 
     Args:
         run_dir: the run's folder.
-        seed: the run's seed. Every stage starts from its own seed made of it, so that a resumed run ends with the same
-            numbers as an uninterrupted one on the same machine.
+        seed: of the run. Every stage derives a seed from it, so that on the same machine a resumed run ends with the
+            same numbers as an uninterrupted one.
         evaluate: logits (N, C) -> scores of every split. The only use of test labels.
         metric: the score that selects.
         log: called with a line at the beginning and at the end of each stage.
-        save_memory: kind of model (``LM``, ``GNN``, ``none``) -> the keys that help where a stage runs out of memory.
-        checkpoint_minutes: between the checkpoints of a stage.
-        plan: the stages of the run, for the lines that say how far it is.
-        accelerator: ``cpu`` or ``cuda``, of whose memory a stage's peak is noted.
-        track: told the numbers of training, by optimizer steps, and of finished stages, by EM iteration.
+        save_memory: `StageKey.model` -> advice, which names keys, for a stage that ran out of memory.
+        checkpoint_minutes: minutes between the checkpoints of a stage.
+        plan: the planned stages of the run, for messages about progress.
+        accelerator: ``cpu`` or ``cuda``: whose peak memory is recorded per stage.
+        track: receives numbers of training, by optimizer step, and of finished stages, by EM iteration.
     """
 
     def __init__(
@@ -206,12 +206,12 @@ class Journal:
 
     @contextlib.contextmanager
     def stage(self, key: StageKey, *, data_parallel: bool = False, shared: Path | None = None) -> Iterator[Stage]:
-        """A block that does the stage ``key`` where there is something `todo`, and ends it with `Stage.finish`.
+        """A block for stage ``key``: if the stage is `todo`, the block does its work and calls `Stage.finish`.
 
         Args:
-            data_parallel: whether all processes of the run do it, rather than rank 0 alone.
-            shared: a folder for this very stage that runs have in common, named by all that it depends on: the first
-                run does it, the others take it over, with the seconds that it took.
+            data_parallel: whether all ranks do the stage together, rather than rank 0 alone.
+            shared: folder in which runs share this stage, named by all that it depends on: the first run does the
+                stage, the others take it over, including its seconds.
 
         Raises:
             OutOfMemoryError: memory ran out; names the stage.
@@ -245,7 +245,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _doing(self, stage: Stage) -> Iterator[None]:
-        """The work of a stage, then its record."""
+        """Seed, announce and watch the work of a stage, then record it."""
         key = stage.key
         seed_everything(stage_seed(self.seed, key.index, processes.rank()))
         left = self.plan.left(key.index)
@@ -261,7 +261,7 @@ class Journal:
             self._record(stage)
 
     def _record(self, stage: Stage) -> None:
-        """Write what a stage leaves beside its predictions."""
+        """Write the files of a stage other than its predictions."""
         output, folder = stage.output, stage.folder
         assert output is not None, f"stage {stage.key.name} was not finished"
         record = {
@@ -285,9 +285,9 @@ class Journal:
         write_json(folder / "stage.json", record)
 
     def _take_over(self, key: StageKey, folder: Path, shared: Path | None) -> None:
-        """Take over a shared stage, and remove what the stage worked with."""
+        """Link or copy a shared stage into the run folder, and remove the working files of the stage."""
         if shared is not None:
-            self._read(key, shared)  # a damaged one would be damaged in every run that takes it over
+            self._read(key, shared)  # a damaged stage must not be taken over
             with making(folder) as part:
                 assert part is not None
                 for file in shared.iterdir():
@@ -296,10 +296,7 @@ class Journal:
         shutil.rmtree(self.working, ignore_errors=True)
 
     def _read(self, key: StageKey, folder: Path) -> FinishedStage:
-        """
-        Raises:
-            DamagedFileError: one of the stage's files is damaged.
-        """
+        """Read a finished stage; raises `DamagedFileError` if one of its files is damaged."""
         remedy = f"delete {folder} and type the same command again to redo this stage"
         embeddings, weights = folder / "embeddings.npy", folder / "weights.safetensors"
         with reading(folder / "stage.json", remedy):
@@ -314,7 +311,7 @@ class Journal:
         return FinishedStage(key, folder, logits, vectors, valid, scores, seconds, record.get("diagnostics", {}))
 
     def read_all(self, names: list[str] | None = None) -> None:
-        """Take the stages that the run folder holds, in their order; only those whose folders are in ``names``."""
+        """Read the finished stages of the run folder in order; if ``names``, only those whose folders it lists."""
         for folder in sorted(self.folder.glob("[0-9]*_*"), key=lambda path: int(path.name.split("_")[0])):
             if names is not None and folder.name not in names:
                 continue

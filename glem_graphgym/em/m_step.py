@@ -18,7 +18,7 @@ from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.hardware import Hardware, sent
 from glem_graphgym.models.propagation import comes_again
 
-# (loss of the objective, logits of the nodes that it is of, and of the others where a batch has them) -> loss
+# (loss of the objective, logits of all nodes in the batch, targets or not) -> loss
 AdjustLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -27,11 +27,11 @@ class GNNSettings:
     """Settings of the GNN's training in one step.
 
     Attributes:
-        epochs, eval_every, patience: as of a `FitPlan`; full-batch training makes one step per epoch.
-        lr: base learning rate, for the record; the optimizer has its own.
-        label_input: concatenate labels to the features: y_L and ŷ_U, a target's own label hidden.
-        label_input_rate: share 0-1 of the gold labels given as input in an epoch; the other gold nodes are its targets.
-            Of the candidates for pseudo-labels at most 1 / `FOLDS` are targets at a time, for the same reason.
+        epochs, eval_every, patience: see `FitPlan`; full-batch training makes one step per epoch.
+        lr: base learning rate, only recorded; the optimizer has its own.
+        label_input: concatenate labels to the features: y_L and ŷ_U, with a target's own label hidden.
+        label_input_rate: share 0-1 of the gold labels that are input in an epoch; the other gold nodes are its targets.
+            Likewise at most 1 / `FOLDS` of the candidates for pseudo-labels are targets of an epoch.
     """
 
     epochs: int = 200
@@ -44,12 +44,12 @@ class GNNSettings:
 
 @dataclass(frozen=True)
 class GraphViews:
-    """The graph as the GNN's `forward` takes it: what training and what prediction may see.
+    """The graph for training and the graph for prediction, as structures that the GNN's `forward` takes.
 
     Attributes:
         train: structure among the nodes that training may see.
         predict: structure among all N nodes.
-        seen: int64 (n,), the nodes of ``train`` in its order; None where it has all N (transductive).
+        seen: int64 (n,), the nodes of ``train`` in its order; None = all N (transductive).
     """
 
     train: Any
@@ -59,15 +59,15 @@ class GraphViews:
 
 @dataclass(frozen=True)
 class LabelReuse:
-    """Label reuse (Wang et al. 2021): predictions take the place of the labels that are not given as input.
+    """Label reuse (Wang et al. 2021): the model's predictions stand in for the labels that are missing in its input.
 
-    They come of ``passes`` forward passes without gradient before the one that counts.
+    They are made in ``passes`` forward passes without gradient, before the forward pass itself.
     """
 
     passes: int
 
     def fill(self, inputs: GNNInputs, x: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The input ``x`` (N, D + C) with the model's own predictions where it has no label, or a hidden one."""
+        """Fill the missing and hidden labels of the input ``x`` (N, D + C) with the model's predictions."""
         labels = x[:, inputs.x.shape[1] :]
         unknown = ~labels.any(dim=1, keepdim=True)
         with torch.no_grad():
@@ -81,8 +81,8 @@ class GNNTask(Task):
     """A GNN with the inputs and targets of one M-step: it can be trained, and predicts.
 
     Args:
-        inputs: of the GNN, hiding labels where there are any.
-        adjust_loss: changes the objective's loss; None leaves it as it is.
+        inputs: input of the GNN, in which labels can be hidden.
+        adjust_loss: applied to the objective's loss; None = unchanged.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class GNNTask(Task):
         return *self.learner.make_optimizer(self.model.parameters()), "epoch"
 
     def predict(self, logits: np.ndarray, nodes: np.ndarray | None = None) -> None:
-        """Write logits into the array (N, C): of int64 ``nodes``, else of the learner's ``predicted`` ones, or all."""
+        """Write ``logits`` (N, C) of ``nodes``, int64; None = of the learner's ``predicted`` nodes, or of all."""
         nodes = self.learner.predicted if nodes is None else nodes
         self.model.to(self.learner.hardware.device).eval()
         with torch.inference_mode(), self.learner.hardware.autocast():
@@ -109,7 +109,7 @@ class GNNTask(Task):
                 logits[group] = to_float16(values)
 
     def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Groups that int64 ``nodes`` fall into, each with its logits (n, C), from all that prediction may see."""
+        """Yield ``nodes``, int64, in groups, each with its logits (n, C), computed from all that prediction may see."""
         raise NotImplementedError
 
     def epoch_targets(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,14 +118,14 @@ class GNNTask(Task):
         settings = self.learner.settings
         if not settings.label_input:
             return torch.from_numpy(nodes), target, is_gold
-        # Nodes whose labels are given as input this epoch are no targets: that share of the gold nodes, and as many
-        # pseudo nodes as must stay visible for the input to look as it does when all nodes are predicted.
+        # Nodes whose labels are input in this epoch are not targets: a share of the gold nodes, and so many pseudo
+        # nodes that the input hides no more labels than in prediction, which hides one fold at a time.
         rng = np.random.default_rng([self.targets.seed, epoch, 2])
         gold = is_gold.numpy()
         given = gold & (rng.random(len(nodes)) < settings.label_input_rate)
         if not (gold & ~given).any():
             given = np.zeros(len(nodes), dtype=bool)
-        if self.targets.pseudo is not None:  # all but as many, at random, as one fold of the candidates hides
+        if self.targets.pseudo is not None:  # targets: random pseudo nodes, at most as many as a fold of the candidates
             given[rng.permutation(np.flatnonzero(~gold))[-(-len(self.targets.pseudo.candidates) // FOLDS) :]] = True
         kept = torch.from_numpy(np.flatnonzero(~given))
         return torch.from_numpy(nodes)[kept], target[kept], is_gold[kept]
@@ -135,14 +135,14 @@ class FullBatchTask(GNNTask):
     """Trains with one step on the whole graph per epoch."""
 
     inputs: GNNInputs
-    _seen: Tensor | None = None  # the nodes that training sees, where it computes
+    _seen: Tensor | None = None  # `GraphViews.seen` on the training device
     _every_epoch: tuple[Tensor, ...] | None = None
 
     def batches(self, epoch: int) -> Batches:
         return Batches([epoch], self._epoch)
 
     def _epoch(self, epoch: int) -> tuple[Tensor, ...]:
-        """`epoch_targets`; where every epoch has the same they are brought to the device once."""
+        """`epoch_targets`; if every epoch has the same, they are moved to the device once."""
         if self.learner.settings.label_input or (self.targets.redraw and self.targets.pseudo is not None):
             return self.epoch_targets(epoch)
         if self._every_epoch is None:
@@ -166,12 +166,12 @@ class FullBatchTask(GNNTask):
             yield group, self._reusing_labels(x, self.all_logits).index_select(0, sent(group, x.device))
 
     def _reusing_labels(self, x: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits (N, C) of the input ``x`` (N, D + C)."""
+        """Logits (N, C) of the input ``x`` (N, D [+ C]), after label reuse if it is on."""
         reuse = self.learner.label_reuse
         return logits_of(x if reuse is None else reuse.fill(self.inputs, x, logits_of))
 
     def seen_logits(self, x: Tensor) -> Tensor:
-        """Logits (N, C) of inputs (N, D): for the nodes that training sees, from what it sees; zeros for the others."""
+        """Logits (N, C) of input ``x`` (N, D) on the training graph; zeros for the nodes that it does not have."""
         graphs = self.learner.graphs
         structure = graphs.train.to(x.device)
         if graphs.seen is None:
@@ -181,7 +181,7 @@ class FullBatchTask(GNNTask):
         return logits.new_zeros(len(x), logits.shape[1]).index_copy(0, seen, logits)
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """Logits (N, C) of inputs (N, D): for unseen nodes from all that prediction may see of the graph."""
+        """`seen_logits` (N, C), and for the nodes that training does not see logits on the graph for prediction."""
         logits, graphs = self.seen_logits(x), self.learner.graphs
         if graphs.seen is not None:
             unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -192,16 +192,16 @@ class FullBatchTask(GNNTask):
 
 @dataclass(frozen=True)
 class GNNLearner:
-    """p_φ(y_n | s_V, A, y_{V∖n}), trained in full batch.
+    """Learner of p_φ(y_n | s_V, A, y_{V∖n}), the GNN, in full batch.
 
     Attributes:
         build: (dim_in, num_classes) -> module with ``forward(x (N, D), structure) -> logits (N, C)``.
-        graphs: the structures that this module takes.
+        graphs: the structures for this module.
         make_optimizer: parameters -> (optimizer, learning-rate schedule counted in epochs).
         validation: selects the weights.
         predicted: int64, increasing: the nodes whose logits are predicted; None = all.
-        label_reuse: with label input and in full batch; None = off.
-        task: the kind of task that `start` makes.
+        label_reuse: only with label input and in full batch; None = off.
+        task: the class of the task that `start` makes.
         in_batches: whether an epoch has several steps, each on a part of the targets.
     """
 
@@ -219,16 +219,15 @@ class GNNLearner:
 
     @property
     def data_parallel(self) -> bool:
-        """Whether all processes of a run train it; a full batch cannot be shared, so rank 0 trains it alone."""
+        """Whether all ranks train it together; a full batch is not split, so rank 0 trains it alone."""
         return False
 
     def but(self, **changes: Any) -> GNNLearner:
-        """A learner with other attributes."""
+        """A copy with these attributes changed."""
         return replace(self, **changes)
 
     def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
-        """A GNN for float (N, D) ``features``, an array or where the learner reads from disk `FeatureRows`, and
-        ``targets``, with fresh weights or, where given, ``weights``."""
+        """A task on ``features``, float (N, D) array or, on disk, `FeatureRows`, with fresh weights or ``weights``."""
         inputs = self._inputs(features, targets)
         return self.task(self, inputs, targets, self.module(inputs.dim, targets, weights))
 
@@ -237,18 +236,18 @@ class GNNLearner:
         return GNNInputs(comes_again(x), targets if self.settings.label_input else None)
 
     def module(self, dim_in: int, targets: StepTargets, weights: Weights | None = None) -> nn.Module:
-        """A new network for inputs of width ``dim_in``, with fresh weights or, where given, ``weights``."""
+        """A new network for inputs of width ``dim_in``, with fresh weights or, if given, ``weights``."""
         module = self.build(dim_in, targets.gold.num_classes)
         if weights is not None:
             module.load_state_dict(weights)
         return module
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """Unit of a progress bar -> work of a step, comparable among steps: nodes or, in full batch, epochs."""
+        """Work of a step by progress-bar unit, comparable between steps: nodes or, in full batch, epochs."""
         return {"batch": self.settings.epochs * (targets.num_trained if self.in_batches else 1)}
 
     def model_for(self, width: int, num_classes: int) -> nn.Module:
-        """The network of a step on node features of that ``width``."""
+        """The network of a step on node features of width ``width``."""
         return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
@@ -256,7 +255,7 @@ class GNNLearner:
         return self.fit_task(self.start(targets, features), title, checkpoint)
 
     def fit_task(self, task: GNNTask, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
-        """Train a GNN that has been started."""
+        """Train the GNN of a task that `start` made."""
         s = self.settings
         plan = FitPlan(title, s.epochs, s.eval_every, s.patience)
         return Fitted(task, fit(task, plan, self.hardware, checkpoint))

@@ -1,4 +1,4 @@
-"""The objective of both steps, and how far it is: O(q), O(φ) and what goes with them."""
+"""The loss of E-steps and M-steps, −O(q) and −O(φ) over a batch, and the values of O(q) and O(φ) over all nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels
 
-ROWS_AT_ONCE = 262_144  # rows of logits in memory at a time when all nodes are gone through
+ROWS_AT_ONCE = 262_144  # rows of logits in memory at a time, in passes over all nodes
 
 
 def glem_loss(
@@ -24,22 +24,22 @@ def glem_loss(
     smooth_pseudo: bool = False,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """The negative of O(q) (E-step) or O(φ) (M-step) over a batch: ``w · CE(pseudo) + (1 − w) · CE(gold)``.
+    """Loss of a batch, −O(q) in an E-step and −O(φ) in an M-step: ``w · CE(pseudo) + (1 − w) · CE(gold)``.
 
     Each term is the mean over its own nodes of the batch, as in the authors' code. Without gold nodes the second
     term is 0; without pseudo nodes the loss is plain cross-entropy on gold, with weight 1. With label smoothing ε a
-    target t over C classes becomes ``(1 − ε) · t + ε / C``. With class weights w_c the cross-entropy of a node of
-    either term is ``−Σ_c w_c · t_c · log p_c``, as in `torch.nn.functional.cross_entropy`: were gold labels alone
-    weighted, pseudo-labels would bring back the classes' shares. The mean stays that over nodes.
+    target t over C classes becomes ``(1 − ε) · t + ε / C``. With class weights w_c the cross-entropy of a node is
+    ``−Σ_c w_c · t_c · log p_c``, for gold and pseudo nodes alike: with weights on gold alone, pseudo-labels would
+    restore the classes' imbalance. Means are over nodes, not over weights.
 
     Args:
         logits: float (B, C).
-        target: float (B, C), one distribution a row: one-hot for gold, the other model's for pseudo nodes.
+        target: float (B, C), one distribution per row: one-hot for gold, the other model's for pseudo nodes.
         is_gold: bool (B,).
-        pseudo_weight: w in 0-1, α of the E-step or β of the M-step (GLEM paper, O(q) and O(φ)).
+        pseudo_weight: w in 0-1, α in an E-step and β in an M-step (GLEM paper, O(q) and O(φ)).
         label_smoothing: ε, share 0-1 of a gold target's mass spread evenly over the classes.
-        counts: (gold, pseudo) nodes of the whole batch, when B is but a part of it: the parts' losses then add up to
-            the batch's. None where it is the whole.
+        counts: numbers of (gold, pseudo) nodes in the whole batch, if the B nodes are a part of it: the losses of the
+            parts then add up to that of the batch. None = the B nodes are the whole batch.
         smooth_pseudo: smooth pseudo-labels too, as the authors' code does.
         class_weights: float32 (C,), w_c of `Gold.balanced`; None = 1 each.
     """
@@ -50,7 +50,7 @@ def glem_loss(
     if class_weights is not None:
         target = target * class_weights.to(target.device)
     cross_entropy = -(target * log_prob).sum(-1)
-    # No rows are picked by a mask and no number is read: a GPU would be waited for.
+    # Neither indexing by a mask nor reading a number: both would wait for the GPU.
     num_gold, num_pseudo = counts or (is_gold.sum(), (~is_gold).sum())
     gold = cross_entropy.where(is_gold, 0.0).sum() / _at_least_one(num_gold)
     pseudo = cross_entropy.where(~is_gold, 0.0).sum() / _at_least_one(num_pseudo)
@@ -72,17 +72,16 @@ def objective_report(
     beta: float,
     pseudo_labels: Callable[[np.ndarray], PseudoLabels],
 ) -> dict[str, float]:
-    """Value of the objective of GLEM over all nodes rather than a batch: natural logarithms, means over nodes, without
-    class weights.
+    """Values of O(q) and O(φ) over all nodes: means over U and L, in nats, without class weights.
 
     Args:
         lm_logits, gnn_logits: float (N, C), the latest predictions of q_θ and p_φ.
         unlabelled: int64 (n,), U.
-        pseudo_labels: logits (N, C) -> the targets that the other model learns from.
+        pseudo_labels: logits (N, C) of one model -> pseudo-labels for the other.
 
     Returns:
-        ``o_q`` = α·mean_U Σ p log q + (1−α)·mean_L log q; ``o_phi`` likewise for the GNN with β and ŷ of the LM;
-        ``entropy_q`` = mean entropy of q on U, in nats; ``agreement`` = share 0-1 of U where both predict one class.
+        ``o_q`` = α·mean_U Σ_c ŷ_c log q_c + (1−α)·mean_L log q, ŷ from the GNN; ``o_phi`` likewise of p, β, ŷ from the
+        LM; ``entropy_q`` = mean entropy of q on U, nats; ``agreement`` = share 0-1 of U where both predict one class.
     """
     sums = np.zeros(4)
     from_gnn, from_lm = pseudo_labels(gnn_logits), pseudo_labels(lm_logits)
@@ -108,7 +107,7 @@ def objective_report(
 
 
 def effective_classes(shares: Tensor) -> float:
-    """exp of the entropy of classes' shares (C,), from 1 to C: that many classes of one size have the same entropy."""
+    """Effective number of classes, 1 to C: exp of the entropy of their ``shares`` (C,); C if all are equal."""
     return float(torch.special.entr(shares).sum().exp())
 
 

@@ -1,7 +1,7 @@
-"""Baselines that train a GNN on gold labels more than once: reliable label utilisation, self-distillation.
+"""Baselines that train several GNNs in turn on gold labels: reliable label utilisation, self-distillation.
 
-Each wraps a learner. In a step on pseudo-labels they leave it as it is: in GLEM the pseudo-labels of the language model
-take their place.
+Each wraps a learner. With pseudo-labels, that is, in M-steps, the learner works unchanged: in GLEM the pseudo-labels of
+the language model replace these baselines.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from glem_graphgym.out_of_core.propagation import MappedHops
 
 @dataclass(frozen=True)
 class FitsAgain:
-    """A learner that, on gold labels alone, trains further GNNs after the first; validation picks one of them."""
+    """A learner that, on gold labels alone, trains further GNNs after the first; validation selects one of them."""
 
     learner: Any
 
     def __getattr__(self, name: str) -> Any:
-        """Everything but fitting is the learner's."""
+        """Delegate everything but fitting to the learner."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.learner, name)
 
     def but(self, **changes: Any) -> FitsAgain:
-        """A copy around a learner with other attributes."""
+        """A copy whose learner has these attributes changed."""
         return replace(self, learner=self.learner.but(**changes))
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """See `GNNLearner.work`; empty on gold labels alone, where the number of networks is not known."""
+        """See `GNNLearner.work`; empty on gold labels alone, where the number of networks is not known beforehand."""
         return {} if targets.pseudo is None else self.learner.work(targets, encoded)
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
@@ -47,7 +47,7 @@ class FitsAgain:
         return first if targets.pseudo is not None else self.fit_again(first, title, checkpoint)
 
     def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
-        """The GNN with the best validation score of ``first`` and those trained after it; all of them in its log."""
+        """Train further GNNs; returns the best of them and ``first`` by validation score, and the log of all."""
         raise NotImplementedError
 
 
@@ -55,12 +55,12 @@ class FitsAgain:
 class SelfTraining(FitsAgain):
     """Reliable label utilisation (RLU, Zhang et al. 2022): a network's own confident predictions as further targets.
 
-    Each further network starts from fresh weights, with soft labels of the nodes that the one before was sure of.
+    Each further network starts from fresh weights, with soft labels from the network before it.
 
     Attributes:
-        rounds: networks that are trained, with the first.
-        unlabelled: int64; those with a top probability above ``threshold``, 0-1, become targets of the next round.
-        weight: of their term in the loss, 0-1, as β of an M-step.
+        rounds: number of networks, including the first.
+        unlabelled: int64; those with a top probability above ``threshold``, 0-1, become targets of the next network.
+        weight: weight 0-1 of their term in the loss, like β in an M-step.
     """
 
     learner: HopLearner
@@ -86,7 +86,7 @@ class SelfTraining(FitsAgain):
         return Fitted(best.task, log)
 
     def _confident(self, task: GNNTask) -> PseudoLabels:
-        """Soft labels of the unlabelled nodes that a network is sure of."""
+        """Soft labels of the unlabelled nodes whose top probability exceeds the threshold."""
         logits = np.zeros((task.inputs.num_nodes, task.targets.gold.num_classes), dtype=np.float16)
         task.predict(logits, self.unlabelled)
         sure = self.unlabelled[top_probability(logits, self.unlabelled) > self.threshold]
@@ -95,10 +95,10 @@ class SelfTraining(FitsAgain):
 
 @dataclass(frozen=True)
 class SelfDistillation(FitsAgain):
-    """Self-distillation: a student of the same kind learns from the predictions of all nodes by the first GNN.
+    """Self-distillation: a second GNN of the same kind, the student, learns the predictions of the first.
 
     Attributes:
-        share: 0-1, of the distance from the teacher in the student's loss.
+        share: weight 0-1 of `distillation_loss` in the student's loss.
         temperature: T of both distributions.
     """
 
@@ -115,7 +115,7 @@ class SelfDistillation(FitsAgain):
         return Fitted(best.task, joined(first.log, student.log))
 
     def _towards(self, teacher: np.ndarray) -> AdjustLoss:
-        """Draw the logits (N, C) of nodes that training sees towards the teacher's."""
+        """Loss that draws the student's logits towards the ``teacher``'s (N, C), on nodes that training sees."""
         target = torch.from_numpy(teacher).float().to(self.learner.hardware.device)
         seen = self.learner.graphs.seen
         nodes = slice(None) if seen is None else torch.from_numpy(seen).to(target.device)
@@ -142,7 +142,7 @@ def joined(log: FitLog, later: FitLog) -> FitLog:
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(logits / T)) (Hinton et al. 2015), the mean over nodes and classes.
 
-    By classes too, as in RevGAT's published code, so that its weights can be taken over. Both are logits (n, C).
+    The mean over classes follows RevGAT's published code, whose loss weights thus apply. Both are logits (n, C).
     """
     ours, theirs = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, teacher))
     return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).mean()

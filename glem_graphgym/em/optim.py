@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 class ClippedAdamW(torch.optim.AdamW):
     """Fused AdamW that clips the gradient norm to ``clip`` (0 = no bound) and takes sparse gradients of embeddings.
 
-    Equals `nn.utils.clip_grad_norm_` and AdamW on dense gradients, up to rounding. Clipping is the fused kernel's own
-    division of the gradients, which saves a pass over them. A sparse gradient (an `nn.Embedding` with ``sparse=True``)
-    is added into a table that is kept, and only the rows in use are cleared after the step: a dense gradient of a
-    vocabulary is tens of MB to be filled with zeros at every step.
+    Equals `nn.utils.clip_grad_norm_` and AdamW on dense gradients, up to rounding. To clip, the fused kernel itself
+    divides the gradients, which saves a pass over them. A sparse gradient (an `nn.Embedding` with ``sparse=True``) is
+    added to a dense table that persists between steps, and only the rows in use are cleared after the step: a new dense
+    gradient of a vocabulary would be tens of MB to fill with zeros at every step.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class ClippedAdamW(torch.optim.AdamW):
     ) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, fused=True)
         self.clip = clip
-        self.grad_scale: Tensor | None = None  # torch's kernels divide gradients by it
+        self.grad_scale: Tensor | None = None  # torch's fused kernel divides gradients by it
         self._tables: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class ClippedAdamW(torch.optim.AdamW):
             param.grad = None
 
     def _spread_sparse(self) -> dict[nn.Parameter, Tensor]:
-        """Make sparse gradients dense; returns the rows that each parameter has in its own."""
+        """Make sparse gradients dense; returns, for each of their parameters, the rows in use."""
         rows = {}
         for param in self._trained():
             grad = param.grad
@@ -54,7 +54,7 @@ class ClippedAdamW(torch.optim.AdamW):
         return rows
 
     def _excess(self, rows: dict[nn.Parameter, Tensor]) -> Tensor:
-        """Scalar tensor: the gradients' norm in units of the bound, at least 1."""
+        """The gradient norm divided by ``clip``, at least 1: scalar tensor."""
         grads = [p.grad[rows[p]] if p in rows else p.grad for p in self._trained() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         return ((norm + 1e-6) / self.clip).clamp(min=1.0)
@@ -64,7 +64,7 @@ class ClippedAdamW(torch.optim.AdamW):
 
 
 def use_sparse_gradients(module: nn.Module, least_rows: int = 1000) -> None:
-    """Let the large embeddings inside ``module`` have sparse gradients, for `ClippedAdamW`."""
+    """Give embeddings of ``least_rows`` rows or more in ``module`` sparse gradients, for `ClippedAdamW`."""
     for inner in module.modules():
         if isinstance(inner, nn.Embedding) and inner.num_embeddings >= least_rows:
             inner.sparse = True
@@ -82,7 +82,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 def warmup_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: float, total_steps: float, decay: str = "linear"
 ) -> LambdaLR:
-    """Learning rate rising linearly from 0 over ``warmup_steps``, then ``linear`` or ``cosine`` to 0, or ``constant``.
+    """Learning rate: linear warm-up from 0 over ``warmup_steps``, then ``linear`` or ``cosine`` to 0, or ``constant``.
 
     Steps are optimizer steps for the LM, epochs for a GNN.
     """

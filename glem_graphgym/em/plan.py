@@ -1,4 +1,4 @@
-"""The stages of a run before they are done, each in words, and about how long is left."""
+"""The planned stages of a run: each in words, and an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WORDS = {
     "ensemble": "language model and GNN predict together",
 }
 TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "E-step", "m_step": "M-step"}
-Track = Callable[[Mapping[str, float], int], object]  # told numbers by name, and the step that they belong to
-ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is taken for that of the rest
+Track = Callable[[Mapping[str, float], int], object]  # receives numbers by name, and the step that they belong to
+ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is used to estimate the rest
 
 
 def untracked(numbers: Mapping[str, float], step: int) -> None:
@@ -28,7 +28,7 @@ def untracked(numbers: Mapping[str, float], step: int) -> None:
 
 
 def in_words(name: str) -> str:
-    """``E-step 1, the language model learns from gold labels and the GNN's pseudo-labels``."""
+    """A stage in words: ``E-step 1, the language model learns from gold labels and the GNN's pseudo-labels``."""
     if view := _view(name):
         return f"the language model of '{view}' learns from gold labels"
     kind, *number = _kind_and_number(name)
@@ -37,7 +37,7 @@ def in_words(name: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """Title of a progress bar: ``E-step 1``."""
+    """Title of a stage's progress bars: ``E-step 1``."""
     if view := _view(name):
         return f"LM of {view}"
     kind, *number = _kind_and_number(name)
@@ -50,18 +50,18 @@ def _view(name: str) -> str:
 
 
 def _kind_and_number(name: str) -> list[str]:
-    """``["e_step", "1"]`` of ``e_step_1``, ``["joint"]`` of ``joint``."""
+    """Split a stage's name: ``e_step_1`` into ``["e_step", "1"]``, ``joint`` into ``["joint"]``."""
     return re.split(r"_(?=\d+$)", name)
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage that is going to be done.
+    """A stage that the run will do.
 
     Attributes:
-        name, model: as of a `StageKey`; stages of model ``none`` take no time worth telling.
-        work: unit of a progress bar -> how much of the stage's work it shows, comparable among stages of one model.
-        seconds_before: counted among the stage's seconds, but spent before the stages.
+        name, model: see `StageKey`; the time of stages of model ``none`` or ``given`` is negligible.
+        work: unit of a progress bar -> work that this bar shows, comparable between stages of one model.
+        seconds_before: part of the stage's seconds that was spent before the first stage began.
     """
 
     name: str
@@ -71,19 +71,19 @@ class PlannedStage:
 
     @property
     def learner(self) -> str:
-        """The model without the view that it is of."""
+        """The model without its view: ``LM`` or ``GNN``."""
         return self.model.partition(":")[0]
 
 
 @dataclass
 class Plan:
-    """The stages of a run in their order, and how long they take as far as that is known.
+    """The stages of a run in their order, and the known facts about their duration.
 
     Attributes:
-        at_most: EM ends by itself, so that not all of them may be done.
+        at_most: whether EM may stop on a plateau, before all of the stages are done.
         known: name -> seconds of the same stage with another seed.
-        prior: model -> seconds that a unit of its work took elsewhere; used until a stage of this run tells more.
-        seconds: name -> seconds, of the stages that are done.
+        prior: model -> seconds per unit of its work, measured before the stages; used until one of them is measured.
+        seconds: name -> seconds of the finished stages.
     """
 
     stages: Sequence[PlannedStage] = ()
@@ -93,13 +93,13 @@ class Plan:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def numbered(self, index: int) -> str:
-        """``stage 2 of 4``; ``stage 5, at most 22`` where EM ends by itself."""
+        """``stage 2 of 4``; ``stage 5, at most 22`` if EM may stop on a plateau."""
         if not self.stages:
             return f"stage {index + 1}"
         return f"stage {index + 1}{', at most' if self.at_most else ' of'} {len(self.stages)}"
 
     def _expected(self, stage: PlannedStage, watch: Watch | None) -> float | None:
-        """Seconds of a stage that is not done, None if unknown; ``watch`` sees a present one of the same model."""
+        """Expected seconds of an unfinished stage, None if unknown; ``watch``: of a running stage of its model."""
         if stage.name in self.known:
             return self.known[stage.name] - stage.seconds_before
         seconds, work = watch.done() if watch and watch.speed() else (0.0, 0.0)
@@ -111,9 +111,9 @@ class Plan:
         return rate * sum(stage.work.values()) if rate and stage.work else None
 
     def left(self, index: int, watch: Watch | None = None) -> str:
-        """``about 5 of 9 min left``, from the beginning of stage ``index`` or from where ``watch`` sees it.
+        """``about 5 of 9 min left``, from the start of stage ``index`` or, with ``watch``, from its present progress.
 
-        ``more than 5 min left`` where the time of some stages is not known; nothing where that of none is.
+        ``more than 5 min left`` if the time of some stages is unknown; "" if that of all is.
         """
         total, all_known = 0.0, True
         for place, stage in enumerate(self.stages[index:], start=index):
@@ -139,7 +139,7 @@ class Plan:
 
 
 def _of(left: str, whole: str) -> str:
-    """``5 of 9 min``."""
+    """Join two times: ``5 of 9 min``."""
     if left == whole:
         return left
     (number, unit), (_, other) = left.split(), whole.split()
@@ -147,7 +147,7 @@ def _of(left: str, whole: str) -> str:
 
 
 class Watch:
-    """Watches the progress bars of one stage: gives them titles, the time left beside them, and somebody to track."""
+    """Watches the progress bars of one stage: sets their titles, adds the time left, passes numbers to ``track``."""
 
     def __init__(self, plan: Plan, index: int, name: str, track: Track = untracked) -> None:
         self.plan, self.index, self.name, self.track = plan, index, name, track
@@ -171,14 +171,14 @@ class Watch:
         return sum(seconds for seconds, _ in self.worked.values()), work
 
     def work_left(self) -> float:
-        """Work left in the bar that is shown and in those after it; one before it has ended, early maybe."""
+        """Work left in the present bar and in those after it; bars before it have ended, maybe short of their total."""
         units = list(self.work)
         shown = max((units.index(unit) for unit in self.worked), default=0)
         rest = {unit: 1 - self.worked[unit][1] if unit in self.worked else 1.0 for unit in units[shown:]}
         return sum(self.work[unit] * share for unit, share in rest.items())
 
     def speed(self) -> float | None:
-        """Seconds per unit of work; None as long as there is too little of it to go by."""
+        """Seconds per unit of work; None until `ENOUGH_SECONDS` and `ENOUGH_SHARE` are reached."""
         seconds, work = self.done()
         enough = seconds >= ENOUGH_SECONDS and work >= ENOUGH_SHARE * sum(self.work.values())
         return seconds / work if enough else None

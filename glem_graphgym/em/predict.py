@@ -1,4 +1,4 @@
-"""Predictions of a finished run, computed anew from the weights that it kept."""
+"""Predictions of a finished run, recomputed from the weights that it kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glem_graphgym.modes import METHODS
 
 
 def predict_methods(run: Run) -> Iterator[tuple[str, np.ndarray]]:
-    """Methods of the run, in GLEM those of EM alone, each with the logits (N, C), float16, of its best stage."""
+    """Yield the run's methods, after EM only those of EM, each with its best stage's logits, float16 (N, C)."""
     em = [method for method in METHODS if method.startswith("GLEM-")]
     best = {method: stage for method in METHODS if (stage := run.journal.best(method))}
     for method, stage in best.items():
@@ -24,9 +24,9 @@ def predict_methods(run: Run) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
-    """float16 logits (N, C) of a finished stage, computed anew from its weights (and its LM's embeddings).
+    """Recompute the logits of a finished stage, float16 (N, C), from its weights (and its LM's).
 
-    All ranks encode; rank 0 collects, and runs the GNN. The others get zeros.
+    All ranks encode texts; rank 0 collects the embeddings and runs the GNN. Only rank 0 is sure to have all logits.
     """
     classes = run.gold.num_classes
     on_lm = stage.key.model == "LM"
@@ -59,7 +59,7 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
 
 
 def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
-    """Text embeddings of an LM stage, float16 (N, H); its logits go into ``logits``."""
+    """Recompute the text embeddings of an LM stage, float16 (N, H), and write its logits into ``logits``."""
     task = run.lm_of(stage).start(weights=stage.weights())
     embeddings = _scratch(run, f"{stage.key.model.replace(':', '-')}-embeddings", task.embedding_dim, run.encoded)
     task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
@@ -67,7 +67,7 @@ def _encode(run: Run, stage: FinishedStage, logits: np.ndarray) -> np.ndarray:
 
 
 def _scratch(run: Run, name: str, columns: int, nodes: np.ndarray | None = None) -> np.ndarray:
-    """float16 zeros (N, columns), on disk in the run's working folder: see `open_predictions`."""
+    """Open an array of float16 zeros (N, columns) in the run's working folder; see `open_predictions`."""
     if processes.rank() == 0:
         run.journal.working.mkdir(parents=True, exist_ok=True)
     return open_predictions(run.journal.working, name, run.num_nodes, columns, nodes)

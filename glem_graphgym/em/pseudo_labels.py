@@ -1,7 +1,7 @@
-"""Training targets: gold labels, and pseudo-labels out of the other model's logits (temperature, confidence, ratio).
+"""Training targets: gold labels, and pseudo-labels from the other model's logits (temperature, confidence, ratio).
 
-Whatever is trained in this package is trained on `Gold` and `PseudoLabels`. Neither can hold a validation or test
-label: `Gold` is made from the training split alone, `PseudoLabels` from predictions.
+Every model in this package is trained on `Gold` and `PseudoLabels`. Neither can contain a validation or test label:
+`Gold` is made from the training split alone, `PseudoLabels` from predictions.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_AT_ONCE = 1 << 16
-SAMPLED = 1 << 18  # pseudo-labels that their classes' shares are taken from, at most
+SAMPLED = 1 << 18  # at most so many pseudo-labels are read for their class shares
 
 
 @dataclass(frozen=True)
 class Gold:
-    """The labels y_L, int64 (n,), of the training ``nodes``, int64 (n,); C classes.
+    """Gold labels y_L, int64 (n,), of the training ``nodes``, int64 (n,); C = ``num_classes``.
 
-    ``class_weights``, float32 (C,), weigh the classes in every loss on gold and pseudo-labels; None = alike.
+    ``class_weights``, float32 (C,), apply to every loss on gold and pseudo-labels; None = 1 each.
     """
 
     nodes: np.ndarray
@@ -39,34 +39,34 @@ class Gold:
             )
 
     def balanced(self) -> Gold:
-        """These labels with ``class_weights`` n / (C' n_c): n_c nodes of class c, C' classes that have any.
+        """These labels with ``class_weights`` w_c = n / (C' n_c): n_c gold nodes have class c, C' classes occur.
 
-        The mean over gold nodes is 1. A class without gold nodes has weight 1, as an average one: what a teacher gives
-        to it counts as it would without weights.
+        Their mean over gold nodes is 1. A class without gold nodes has weight 1: the probability that a teacher gives
+        to it counts as without weights.
         """
         nodes_of = np.bincount(self.labels, minlength=self.num_classes)
         weights = len(self.labels) / (np.count_nonzero(nodes_of) * np.maximum(nodes_of, 1))
         return replace(self, class_weights=torch.from_numpy(np.where(nodes_of > 0, weights, 1.0)).float())
 
     def targets(self) -> Tensor:
-        """float32 (n, C), one-hot."""
+        """One-hot targets, float32 (n, C)."""
         return F.one_hot(torch.from_numpy(self.labels), self.num_classes).float()
 
 
 class PseudoLabels:
-    """Labels ŷ for unlabelled nodes, predicted by the other model.
+    """Pseudo-labels ŷ of unlabelled nodes, from the other model's predictions.
 
     Args:
-        logits: float (N, C), the other model's (may be memory-mapped; read a block at a time).
-        nodes: int64 (n,), the candidates: unlabelled nodes that may be drawn.
+        logits: float (N, C), of the other model (may be memory-mapped; read a block at a time).
+        nodes: int64 (n,), the candidates: unlabelled nodes that may get a pseudo-label.
         gold: the gold labels, which pseudo-labels must not replace.
         temperature: T > 0; soft targets are softmax(logits / T).
-        hard: one-hot of the most probable class instead.
-        confidence: share 0-1 of the candidates kept, those of highest probability of their class; 1 keeps all.
+        hard: one-hot targets of the most probable class instead.
+        confidence: share 0-1 of the candidates to keep, those with the highest top probability; 1 keeps all.
 
     Attributes:
-        candidates: int64 (n,), nodes whose ŷ may be an input of the GNN, ŷ_U.
-        nodes: int64, the candidates that are kept, and may be trained on; chosen when first asked for.
+        candidates: the ``nodes`` given; the label input of the GNN has ŷ of them all.
+        nodes: int64, the candidates that the confidence filter keeps: the only targets. Computed at first access.
 
     Raises:
         ValueError: a candidate is a gold node.
@@ -93,18 +93,18 @@ class PseudoLabels:
 
     @property
     def num_kept(self) -> int:
-        """Number of `nodes`, without a look at the logits."""
+        """Number of `nodes`, computed without reading the logits."""
         return num_confident(len(self.candidates), self.confidence)
 
     def targets(self, nodes: np.ndarray) -> Tensor:
-        """float32 (n, C): one distribution per node."""
+        """Targets ŷ of ``nodes``, float32 (n, C): one distribution per node."""
         logits = torch.from_numpy(np.asarray(self.logits[nodes], dtype=np.float32))
         if self.hard:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
         return F.softmax(logits / self.temperature, dim=-1)
 
     def class_shares(self) -> Tensor:
-        """float64 (C,), sum 1: the mean label of `nodes`, one at least; of some where they are many."""
+        """Mean ŷ over `nodes`, at least one, or over a sample of many: float64 (C,), sum 1."""
         return self.targets(self.nodes[:: -(-len(self.nodes) // SAMPLED)]).mean(0, dtype=torch.float64)
 
 
@@ -118,7 +118,7 @@ def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.nd
 
 
 def top_probability(logits: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """float32 (n,): probability of the class that the logits (N, C) of each of ``nodes`` prefer."""
+    """Probability of the most probable class of each of ``nodes``, float32 (n,), from ``logits`` (N, C)."""
     probability = np.empty(len(nodes), dtype=np.float32)
     for start in range(0, len(nodes), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -128,30 +128,30 @@ def top_probability(logits: np.ndarray, nodes: np.ndarray) -> np.ndarray:
 
 
 def num_confident(candidates: int, share: float) -> int:
-    """Number of candidates that are kept."""
+    """Number of candidates that `keep_confident` keeps."""
     return int(np.ceil(share * candidates - 1e-9))  # 0.55 * 100 is a little more than 55
 
 
 def num_drawn(candidates: int, ratio: float, num_gold: int) -> int:
-    """Number of pseudo nodes that `draw` takes."""
+    """Number of pseudo nodes that `draw` draws."""
     return min(round(ratio * num_gold), candidates)
 
 
 def draw(nodes: np.ndarray, ratio: float, num_gold: int, rng: np.random.Generator) -> np.ndarray:
-    """``ratio`` pseudo nodes per gold node, without replacement; all of ``nodes`` when there are not more."""
+    """Draw ``ratio`` pseudo nodes per gold node from ``nodes``, without replacement, or all if there are fewer."""
     count = num_drawn(len(nodes), ratio, num_gold)
     return nodes if count == len(nodes) else np.sort(rng.choice(nodes, count, replace=False))
 
 
 @dataclass(frozen=True)
 class StepTargets:
-    """Training targets of one E- or M-step: gold labels and, unless it is a step on gold alone, pseudo-labels.
+    """Training targets of one E-step or M-step: gold labels and, unless it is a step on gold alone, pseudo-labels.
 
     Attributes:
-        weight: of the pseudo-label term, α or β, 0-1.
+        weight: α or β, the weight 0-1 of the pseudo-label term.
         ratio: pseudo nodes drawn per gold node.
-        redraw: draw anew every epoch; False keeps one draw for the whole step.
-        seed: of the draws, beside the epoch.
+        redraw: draw in every epoch; False: once for the whole step.
+        seed: seeds the draws, together with the epoch if ``redraw``.
     """
 
     gold: Gold
@@ -163,12 +163,12 @@ class StepTargets:
 
     @property
     def num_trained(self) -> int:
-        """Number of nodes of an epoch."""
+        """Nodes per epoch, gold and pseudo."""
         num_gold = len(self.gold.nodes)
         return num_gold + (num_drawn(self.pseudo.num_kept, self.ratio, num_gold) if self.pseudo else 0)
 
     def like_an_epoch(self) -> np.ndarray:
-        """int64 (n,): the gold nodes and as many pseudo nodes as an epoch has, whatever their confidence."""
+        """As many nodes as an epoch has, int64 (n,), drawn without the confidence filter and so without the logits."""
         if self.pseudo is None:
             return self.gold.nodes
         count = self.num_trained - len(self.gold.nodes)
@@ -176,7 +176,7 @@ class StepTargets:
         return np.concatenate([self.gold.nodes, drawn])
 
     def drawn(self, epoch: int) -> np.ndarray:
-        """int64 (n,), the pseudo nodes of an epoch; none in a step on gold alone."""
+        """Pseudo nodes of an epoch, int64 (n,); none in a step on gold alone."""
         if self.pseudo is None:
             return np.empty(0, dtype=np.int64)
         rng = np.random.default_rng([self.seed, epoch if self.redraw else 0])

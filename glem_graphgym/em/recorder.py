@@ -1,6 +1,6 @@
-"""A run that is recorded, not done: its program runs, and each stage notes what it would fit and what it would write.
+"""Record a run without doing it: its program runs, and each stage notes what it would fit and what it would write.
 
-What is foreseen of a run, its stages, their work and their files, follows from the program alone.
+Forecasts of a run (its stages, their work and their files) thus follow from the program itself.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from glem_graphgym.em.plan import PlannedStage
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.run import Run
 
-LEARNERS = ("lm_gold", "lm_em", "gnn", "joint")  # of a `Run`
+LEARNERS = ("lm_gold", "lm_em", "gnn", "joint")  # attributes of a `Run`
 
 
 @dataclass
 class RecordedStage:
-    """A stage as a `Journal` would do it; to a program it looks like a `Stage`.
+    """A stage that a `Journal` would do, with the interface of a `Stage`.
 
     Attributes:
         arrays: name -> shape of its predictions, float16.
-        learner, targets: fitted in it; None where it fits nothing.
-        encoded: int64 (n,), nodes whose texts it encodes once it is trained; None = all.
-        weights: bytes of the weights that it leaves; 0 where `record` was given no models.
-        on_disk: folders of the stages whose weights are on disk when this one ends, its own among them.
+        learner, targets: what it would fit, and to which targets; None if it trains nothing.
+        encoded: int64 (n,), nodes whose texts the trained LM would encode; None = all.
+        weights: bytes of the weights that it would write; 0 if `record` had no ``model_of``.
+        on_disk: folders of the stages whose weights are on disk when this one ends, including its own.
     """
 
     key: StageKey
@@ -50,11 +50,11 @@ class RecordedStage:
     output: StageOutput | None = None
     result: Any = None
 
-    todo, checkpoint, logits = True, None, None  # as of a `Stage`
+    todo, checkpoint, logits = True, None, None  # attributes of a `Stage`
 
     @property
     def fit(self) -> tuple[object, ...]:
-        """Tells apart the fits of a run: equal ones take the same time and memory."""
+        """Key of the fit: fits with equal keys take the same time and memory."""
         assert self.targets is not None
         return id(self.learner), self.targets.num_trained, self.targets.pseudo is None
 
@@ -72,13 +72,13 @@ class RecordedStage:
 
 @dataclass
 class Recording:
-    """The stages of a run in their order, and the folders of those whose weights are kept in the end."""
+    """The stages of a run in their order, and the folders of those whose weights are kept at its end."""
 
     stages: list[RecordedStage]
     kept: frozenset[str]
 
     def planned(self, num_nodes: int) -> list[PlannedStage]:
-        """The stages with their work, of a run on so many nodes."""
+        """The stages as a `Plan` takes them, with their work, for a graph of ``num_nodes``."""
         works: dict[Any, dict[str, float]] = {}
         for stage in self.stages:
             if stage.learner is not None and stage.fit not in works:
@@ -98,13 +98,13 @@ def record(
     model_of: Callable[[Any, StepTargets], nn.Module] | None = None,
     scores: Iterator[float] | None = None,
 ) -> Recording:
-    """Stages that ``program`` would do with a run; nothing is trained, computed or written.
+    """Record the stages that ``program`` would do with ``run``; nothing is trained, computed or written.
 
     Args:
-        model_of: learner and targets -> the model that it would fit, maybe without storage (on the meta device). Tells
-            sizes of weights and embeddings, which are 0 otherwise.
-        scores: validation scores of the stages. None: each is better than all before, so that EM goes on as long as it
-            may.
+        model_of: (learner, targets) -> the model that would be fitted, possibly on the meta device (no storage). Gives
+            the sizes of weights and embeddings; None leaves them 0.
+        scores: assumed validation scores of the stages. None: each is better than all before, so EM does as many
+            iterations as it may.
     """
     journal = _RecordingJournal(run, scores or itertools.count(1.0))
     stand_ins: dict[str, Any] = {
@@ -145,7 +145,7 @@ class _Recorded(FinishedStage):
 
 
 class _StandIn:
-    """Takes the place of a learner: answers as it does, and notes what it would fit."""
+    """Stand-in for a learner: delegates to it, but only notes what it would fit."""
 
     def __init__(self, learner: Any, journal: _RecordingJournal, model_of: Callable[..., nn.Module] | None) -> None:
         self.learner, self.journal, self.model_of = learner, journal, model_of
@@ -159,7 +159,7 @@ class _StandIn:
         model = nn.Module() if self.model_of is None else self.model_of(self.learner, targets)
 
         def predict(logits: np.ndarray, *given: Any) -> None:
-            if given:  # embeddings, title, and the nodes that a language model encodes
+            if given:  # embeddings, title, nodes to encode, checkpoint
                 stage.encoded = given[2]
 
         dim = getattr(getattr(model, "encoder", None), "dim", 0)
@@ -168,5 +168,5 @@ class _StandIn:
 
 
 def _zeros(shape: tuple[int, int]) -> np.ndarray:
-    """float16, of one number in memory."""
+    """float16 zeros of ``shape`` that take the memory of one number."""
     return np.broadcast_to(np.float16(0), shape)

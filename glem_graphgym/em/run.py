@@ -1,6 +1,6 @@
 """The steps of GLEM: a language model q_θ and a GNN p_φ, trained on gold labels and on each other's pseudo-labels.
 
-The equations are those of arXiv 2210.14709. `modes` puts the steps in their order.
+Notation follows arXiv 2210.14709; `modes` calls the steps in their order.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from glem_graphgym.scores import margin_of
 
 @dataclass(frozen=True)
 class EMSettings:
-    """The knobs of EM.
+    """Settings of EM.
 
     Attributes:
         order: ``lm_first``: the first E-step learns from the GNN trained on gold; ``gnn_first``: the first M-step
             learns from the LM trained on gold.
-        iterations: EM iterations; `UNTIL_PLATEAU` goes on, up to ``max_iterations``, until one raises neither model's
-            validation score.
-        alpha, beta: weight 0-1 of the pseudo-label term in E- and M-step.
+        iterations: number of EM iterations; `UNTIL_PLATEAU`: at most ``max_iterations``, ending after one that raises
+            neither model's best validation score.
+        alpha, beta: α and β, weights 0-1 of the pseudo-label term in E-steps and M-steps.
         temperature: T of soft targets softmax(logits / T); hard: one-hot targets instead.
-        lm_ratio, gnn_ratio: pseudo nodes drawn per gold node.
-        lm_redraw: the E-step draws its pseudo nodes anew every epoch, as M-steps do, rather than once.
-        confidence: share 0-1 of candidates kept, the most confident.
-        lm_init, lm_init_first: start of an E-step's LM, and of the first one: ``pretrained``, ``previous`` (last LM of
-            the run) or ``gold``.
-        ensemble: predict by LM and GNN together in the end, their weights chosen on validation.
-        keep_all_weights: keep every stage's weights rather than those that the run or a prediction still needs.
+        lm_ratio, gnn_ratio: pseudo nodes drawn per gold node, in E-steps and M-steps.
+        lm_redraw: E-steps draw their pseudo nodes in every epoch, as M-steps do, rather than once per step.
+        confidence: share 0-1 of the candidates that may be drawn, those with the highest top probability.
+        lm_init, lm_init_first: initial weights of the LM in E-steps, and in the first: ``pretrained``, ``previous``
+            (the run's latest LM) or ``gold`` (the LM fine-tuned on gold).
+        ensemble: add a final stage that mixes the predictions of LM and GNN, with weights chosen on validation.
+        keep_all_weights: keep the weights of every stage; False: only those that the run or a prediction still needs.
     """
 
     order: str = "lm_first"
@@ -66,27 +66,28 @@ class EMSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's models, labels and journal; its methods are the steps, each done once and kept.
+    """The models, labels and journal of one run; its methods are the steps, each done once and kept on disk.
 
     Attributes:
         num_nodes: N.
-        gold: training labels.
-        unlabelled: int64, U: every node that training may see and that has no gold label.
+        gold: y_L, the training labels.
+        unlabelled: int64, U: the nodes that training may see and that have no gold label.
         candidates: int64, the part of U that may get pseudo-labels.
-        features: text embeddings float (N, H) or None, and a dict of those of ``views`` -> the GNN's node features
+        features: (text embeddings float (N, H) or None, dict view -> embeddings of its LM) -> node features of the GNN,
             float32 (N, D), an array or `FeatureRows`.
-        pseudo_accuracy: accuracy of pseudo-labels on validation nodes among their candidates, for the report only.
-        lm_gold, lm_em: the LM as it is trained on gold and in E-steps; None in runs without an LM.
-        views: name -> the LM on a further text of the nodes. It is trained on gold alone, and an input of the GNN.
-        gnn: the GNN; joint: LM and GNN as one module; None in runs without.
-        first_predictions: logits (N, C) that take the place of the first step's teacher, or None: of the GNN in
-            ``lm_first`` order, of the LM in ``gnn_first`` order.
-        features_seconds: spent on static embeddings among the features; counted in the first stage that sees them.
+        pseudo_accuracy: pseudo-labels -> their accuracy on validation nodes, for reports alone.
+        lm_gold, lm_em: learner of the LM on gold, and in E-steps; None in runs without an LM.
+        views: name -> learner of an LM on another text of the nodes. It is trained on gold alone; its embeddings are
+            further features of the GNN.
+        gnn: learner of the GNN; joint: learner of LM and GNN as one module; None in runs without.
+        first_predictions: logits (N, C) that replace the teacher of the first EM step: the GNN in ``lm_first`` order,
+            the LM in ``gnn_first`` order; None = no replacement.
+        features_seconds: spent on static embeddings among the features; counted in stage ``gnn_gold`` or ``joint``.
         shared_lm_gold: folder in which runs share the LM fine-tuned on gold, or None.
-        correct_and_smooth: logits (N, C) of the best GNN -> logits of Correct & Smooth after it, or None.
-        encoded: int64, the nodes whose texts the LM encodes once it is trained; None = all. Embeddings and logits of
-            the others are zeros; none of them is in ``unlabelled`` or ``candidates``.
-        language_model: what the LM is, for reports alone; empty in runs without one.
+        correct_and_smooth: logits (N, C) of the best GNN -> logits after Correct & Smooth; None = off.
+        encoded: int64, the nodes whose texts the trained LM encodes; None = all. All other nodes have embeddings and
+            logits of zero; none of them is in ``unlabelled`` or ``candidates``.
+        language_model: description of the LM, for reports alone; empty in runs without an LM.
     """
 
     num_nodes: int
@@ -112,7 +113,7 @@ class Run:
     # ---- the four steps -------------------------------------------------------------------------------------------
 
     def fit_lm_on_gold(self) -> FinishedStage:
-        """θ on y_L: the LM fine-tuned on gold labels, and h_n for all nodes; then the LMs of other views."""
+        """Fit θ to y_L: fine-tune the LM on gold labels and embed all nodes (h_n); then the LMs of the views."""
         key = self._key("lm_gold", "LM", "LM", 0)
         with self.journal.stage(key, data_parallel=True, shared=self.shared_lm_gold) as stage:
             if stage.todo:
@@ -129,24 +130,24 @@ class Run:
                 self._train(view, learner, self._lm_step_targets(key, None), init=None)
 
     def view_stages(self) -> dict[str, FinishedStage]:
-        """View -> the stage of its LM."""
+        """Finished stage of each view's LM."""
         models = {stage.key.model: stage for stage in self.journal.finished}
         return {name: models[f"LM:{name}"] for name in self.views}
 
     def features_of(self, lm: FinishedStage | None) -> Any:
-        """The GNN's node features with the embeddings of an LM stage, and those of the views."""
+        """Node features of the GNN, from the embeddings of stage ``lm`` (None: without any) and of the views."""
         views = {name: stage.embeddings for name, stage in self.view_stages().items()}
         return self.features(lm.embeddings if lm else None, views)
 
     def lm_of(self, stage: FinishedStage) -> LMLearner:
-        """The learner of an LM stage."""
+        """Learner that fitted an LM stage."""
         view = stage.key.model.partition(":")[2]
         learner = self.views[view] if view else self.lm_em if stage.key.em_iteration else self.lm_gold
         assert learner is not None
         return learner
 
     def fit_gnn_on_gold(self, lm: FinishedStage | None) -> FinishedStage:
-        """φ on y_L: the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""
+        """Fit φ to y_L: train the GNN on gold labels alone, on the LM's embeddings (cascade) or on other features."""
         key = self._key("gnn_gold", "GNN", "Cascade" if lm else "GNN", 0)
         with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
             if stage.todo:
@@ -156,7 +157,10 @@ class Run:
     def e_step(
         self, iteration: int, p_logits: np.ndarray, before: FinishedStage, first: FinishedStage
     ) -> FinishedStage:
-        """θ on y_L and ŷ_U from p_φ: minimise KL(p‖q), the first of the two coordinate ascents."""
+        """Fit θ to y_L and ŷ_U from ``p_logits`` (N, C): maximise O(q), which minimises KL(p‖q).
+
+        ``before`` and ``first``, the latest LM stage and the one on gold, serve ``lm_init``.
+        """
         key = self._key(f"e_step_{iteration}", "LM", "GLEM-LM", iteration)
         how = self.settings.lm_init_first if iteration == 1 else self.settings.lm_init
         with self.journal.stage(key, data_parallel=True) as stage:
@@ -168,7 +172,7 @@ class Run:
         return stage.result
 
     def m_step(self, iteration: int, q: FinishedStage, q_logits: np.ndarray) -> FinishedStage:
-        """φ on y_L and ŷ_U from q_θ, with h_V from q_θ: maximise the pseudo-likelihood."""
+        """Fit φ to y_L and ŷ_U from ``q_logits`` (N, C), on h_V of stage ``q``: maximise the pseudo-likelihood O(φ)."""
         key = self._key(f"m_step_{iteration}", "GNN", "GLEM-GNN", iteration)
         with self.journal.stage(key, data_parallel=self._gnn_data_parallel) as stage:
             if stage.todo:
@@ -178,7 +182,7 @@ class Run:
         return stage.result
 
     def fit_jointly(self) -> FinishedStage:
-        """θ and φ together on y_L, end to end: no step of GLEM, but the baseline it is measured against."""
+        """Fit θ and φ together to y_L, end to end: no step of GLEM, but the baseline that it is compared with."""
         key = self._key("joint", "GNN", "Joint", 0)
         with self.journal.stage(key) as stage:
             if stage.todo:
@@ -188,8 +192,8 @@ class Run:
     # ---- what follows without training ----------------------------------------------------------------------------
 
     def combine(self) -> None:
-        """Correct & Smooth after the best GNN, the ensemble of the best LM and the best GNN, and the first predictions
-        as a row of their own, where there are any."""
+        """Add the stages without training that the run has: Correct & Smooth on the best GNN, the ensemble of the best
+        LM and the best GNN, and the given first predictions as a row of their own."""
         lm, gnn = (self.best_of(model) for model in ("LM", "GNN"))
         if self.correct_and_smooth and gnn:
             smooth = self.correct_and_smooth
@@ -216,7 +220,7 @@ class Run:
             self._derive("first_predictions", "First predictions", self.journal.finished[0], copy, model="given")
 
     def best_of(self, model: str) -> FinishedStage | None:
-        """The best stage of a kind of model by validation, of EM's where there was EM."""
+        """Stage of ``model`` (LM or GNN) with the best validation score; after EM, among E-steps or M-steps alone."""
         methods = {stage.key.method for stage in self.journal.finished if stage.key.model == model}
         em = {method for method in methods if method.startswith("GLEM-")}
         best = [self.journal.best(method) for method in sorted(em or methods)]
@@ -230,14 +234,14 @@ class Run:
         compute: Callable[[np.ndarray], dict[str, float]],
         model: str = "none",
     ) -> None:
-        """A stage of its own for logits (N, C) that ``compute`` writes, out of finished ones."""
+        """Do a stage without training: ``compute`` fills its logits (N, C) from finished stages and returns notes."""
         with self.journal.stage(self._key(name, model, method, after.key.em_iteration)) as stage:
             if stage.todo:
                 out = stage.predictions("logits", (self.num_nodes, self.gold.num_classes))
                 stage.finish(StageOutput(FitLog(), {}, 0, 0.0, stage.compute(lambda: compute(out))))
 
     def forget_weights(self, latest_lm: FinishedStage) -> None:
-        """Delete weights that neither a later E-step nor a prediction with the best models can ask for."""
+        """Delete the weights that neither a later E-step nor a prediction with the best models can need."""
         if self.settings.keep_all_weights:
             return
         best = [self.journal.best("GLEM-LM"), self.journal.best("GLEM-GNN")]
@@ -247,19 +251,19 @@ class Run:
         self.journal.forget_weights({stage.key.folder for stage in keep})
 
     def teacher_of(self, gnn: FinishedStage) -> FinishedStage:
-        """The LM stage whose embeddings a GNN stage was trained on: the last one before it."""
+        """LM stage whose embeddings a GNN stage was trained on: the last before it."""
         return [s for s in self.journal.finished if s.key.model == "LM" and s.key.index < gnn.key.index][-1]
 
-    # ---- what a step learns from ----------------------------------------------------------------------------------
+    # ---- targets --------------------------------------------------------------------------------------------------
 
     def pseudo_labels(self, logits: np.ndarray) -> PseudoLabels:
-        """ŷ_U out of the other model's logits (N, C)."""
+        """ŷ_U from the other model's logits (N, C)."""
         s = self.settings
         how: dict[str, Any] = {"temperature": s.temperature, "hard": s.hard, "confidence": s.confidence}
         return PseudoLabels(logits, self.candidates, self.gold, **how)
 
     def teacher_logits(self, iteration: int, teacher: FinishedStage) -> np.ndarray:
-        """Logits (N, C) that an iteration's first step learns from: of ``teacher``, or external ones at first."""
+        """Logits (N, C) that teach the first step of an iteration: of ``teacher``, or at first `first_predictions`."""
         external = self.first_predictions if iteration == 1 else None
         return teacher.logits if external is None else external
 
@@ -281,7 +285,7 @@ class Run:
         return StageKey(len(self.journal.finished), name, model, method, iteration)
 
     def _train(self, stage: Stage, learner: Any, targets: StepTargets, **given: Any) -> None:
-        """Fit a learner to ``targets`` and what else it is ``given``, write its predictions, and finish the stage."""
+        """Fit ``learner`` to ``targets``, write its predictions and finish the stage; ``given`` goes to its ``fit``."""
         assert learner is not None, f"this run has no model for {stage.key.name}"
         name, joint, is_lm = stage.key.name, learner is self.joint, stage.key.model.startswith("LM")
         task, log = learner.fit(targets, title=name, checkpoint=stage.checkpoint, **given)
@@ -308,7 +312,7 @@ class Run:
     def _diagnose(
         self, stage: Stage, targets: StepTargets, q_logits: np.ndarray | None = None, p_logits: np.ndarray | None = None
     ) -> None:
-        """Note where the objective stands after a step; the logits that are not given are the step's own."""
+        """Add diagnostics to the notes of an EM step; the caller passes its teacher's logits, the stage has its own."""
         if processes.rank() > 0:
             return
         s, pseudo, output = self.settings, targets.pseudo, stage.output
@@ -325,7 +329,7 @@ class Run:
         output.notes |= stage.compute(numbers)
 
     def _guard(self, pseudo: PseudoLabels, logits: np.ndarray) -> dict[str, float]:
-        """The numbers that `warnings_of` goes by, for a student's logits (N, C)."""
+        """Diagnostics for `warnings_of`: gain of the student's logits (N, C) over the teacher, effective classes."""
         assert self.gnn is not None
         validation = self.gnn.validation
         teacher, student = (

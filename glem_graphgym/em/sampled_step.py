@@ -1,4 +1,4 @@
-"""The M-step on sampled neighbourhoods: batches of targets rather than the whole graph a step; prediction is exact."""
+"""The M-step on sampled neighbourhoods: one step per batch of targets, not on the whole graph; prediction is exact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Neighbourhood(NamedTuple):
 
     Attributes:
         nodes: int64 (n,), nodes of the graph, the seeds first and in their order.
-        structure: given to the GNN beside their features; the first rows of its logits are the seeds'.
+        structure: input of the GNN besides the nodes' features; the first rows of its logits are the seeds'.
     """
 
     nodes: np.ndarray
@@ -34,13 +34,13 @@ class Neighbourhood(NamedTuple):
 
 
 class Neighbourhoods:
-    """Draws neighbourhoods.
+    """Samples neighbourhoods from the training graph.
 
     Args:
-        graphs: as of a `GNNLearner`; neighbours are drawn from what training sees.
+        graphs: see `GNNLearner`.
         csr: structure -> row pointers (n+1,) and neighbours (E,) of its nodes.
-        of_block: a sampled neighbourhood -> structure.
-        fan_outs: neighbours drawn per node, hop after hop; -1 = all.
+        of_block: sampled `Block` -> structure for the GNN.
+        fan_outs: neighbours drawn per node, one number per hop; -1 = all.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Neighbourhoods:
         self.sampler = NeighbourSampler(*csr(graphs.train), fan_outs)
 
     def around(self, seeds: np.ndarray, rng: np.random.Generator) -> Neighbourhood:
-        """A neighbourhood of ``seeds``, int64 (b,), which training sees."""
+        """Sample a neighbourhood of ``seeds``, int64 (b,), nodes that training sees."""
         places = seeds if self.seen is None else np.searchsorted(self.seen, seeds)
         block = self.sampler.sample(places, rng)
         nodes = block.nodes if self.seen is None else self.seen[block.nodes]
@@ -62,9 +62,9 @@ class Neighbourhoods:
 
 
 class SampledTask(FullBatchTask):
-    """Random batches of an epoch's targets, with freshly sampled neighbourhoods; validated as in full batch."""
+    """Trains on random batches of an epoch's targets, with new neighbourhoods for each; validates in full batch."""
 
-    num_batches = 0  # of every epoch: as many as the first one needed, since with label input targets vary in number
+    num_batches = 0  # per epoch, set by the first: with label input, the number of targets varies between epochs
 
     def batches(self, epoch: int) -> Batches:
         nodes, target, is_gold = self.epoch_targets(epoch)
@@ -83,7 +83,7 @@ class SampledTask(FullBatchTask):
         return Batches(list(enumerate(batches)), prepare)
 
     def fetch(self, nodes: Tensor, hidden: Tensor) -> Any:
-        """The input of ``nodes``, int64 (n,), as far as it is read before the step: what lies on a GPU is not."""
+        """What a batch contains for ``nodes``, int64 (n,): indices, whose rows the step reads, maybe on a GPU."""
         return nodes, hidden
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
@@ -94,7 +94,7 @@ class SampledTask(FullBatchTask):
 
 
 class StoredSampledTask(SampledTask):
-    """A `SampledTask` that is validated and predicts layer after layer, over blocks of nodes."""
+    """A `SampledTask` that validates and predicts layer by layer, over blocks of nodes."""
 
     inputs: StoredInputs  # type: ignore[assignment]
 
@@ -114,12 +114,12 @@ class StoredSampledTask(SampledTask):
 class SampledLearner(GNNLearner):
     """A `GNNLearner` that trains on sampled neighbourhoods, a batch of targets per step.
 
-    Validation and prediction see the whole graph: without gradients that takes little more memory than the features.
-    With label input an epoch's targets see no label of each other, as in full batch.
+    Validation and prediction run on the whole graph: without gradients that needs little more memory than the features.
+    With label input the labels of all targets of an epoch are hidden, as in full batch.
 
     Attributes:
-        neighbourhoods: draws them from ``graphs``, one hop per layer of the network.
-        batch_size: targets per optimizer step; 0 = all of an epoch's.
+        neighbourhoods: samples from ``graphs``, one hop per layer of the network.
+        batch_size: targets per optimizer step; 0 = all of an epoch.
     """
 
     neighbourhoods: Neighbourhoods
@@ -131,10 +131,9 @@ class SampledLearner(GNNLearner):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSampledLearner(SampledLearner):
-    """A `SampledLearner` for a graph and features that may be memory-mapped: nothing of all nodes is in memory.
+    """A `SampledLearner` for graph and features that may be memory-mapped: features are never in memory as a whole.
 
-    Its network is a `LayeredGNN`, and training sees the whole graph (transductive). ``layerwise`` validates and
-    predicts.
+    The network is a `LayeredGNN`; training sees the whole graph (transductive); ``layerwise`` validates and predicts.
     """
 
     layerwise: LayerwiseInference
@@ -147,13 +146,13 @@ class StoredSampledLearner(SampledLearner):
 
 
 def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """``order`` cut into equally large batches of at most ``batch_size``; 0 = one batch.
+    """Cut ``order`` into batches of equal size, at most ``batch_size``; 0 = one batch.
 
-    A last batch of a few nodes would be noise to batch norm and to the step.
+    A small last batch would give noisy statistics to batch norm, and a noisy step.
     """
     return np.array_split(order, num_batches(len(order), batch_size))
 
 
 def num_batches(num_nodes: int, batch_size: int) -> int:
-    """Number of `even_batches` of so many nodes."""
+    """Number of `even_batches` of ``num_nodes`` nodes."""
     return -(-num_nodes // batch_size) if num_nodes and batch_size else 1
