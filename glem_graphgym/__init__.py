@@ -1,10 +1,10 @@
-"""GLEM as a plugin of GraphGym: importing this package registers every component under its name."""
+"""GLEM as a plugin of GraphGym: importing this package registers all components under their names."""
 
 import sys
 
 __version__ = "0.2.0"
 
-# ``python -m glem_graphgym``: the program starts anew, before PyTorch is imported, as OpenMP has to be set up by then.
+# ``python -m glem_graphgym``: start the program anew before PyTorch is imported, because OpenMP must be set up by then.
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith("glem_graphgym"):
     from glem_graphgym.__main__ import start_program
 

@@ -1,7 +1,7 @@
-"""Disk space: allocated before a file is mapped into memory, and one error where there is none.
+"""Disk space: allocated before a file is memory-mapped, and one error for a full disk.
 
-A sparse file that is mapped takes its space while it is written, and a full disk then kills the process by SIGBUS,
-which cannot be caught. Imports nothing of ours.
+A memory-mapped sparse file is allocated while it is written, and a full disk then kills the process by SIGBUS, which
+cannot be caught. Imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ REMEDY = (
     "make room there, or take another disk (out_dir, dataset.dir), and type the same command again: "
     "what is finished is kept"
 )
-# What the system says of a file that cannot grow.
+# Errors of the operating system for a file that cannot grow.
 FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than the file system or this shell's limit (ulimit -f) allows",
 }
-# And what is left of that in the errors of NumPy, torch and safetensors.
+# The same in the error messages of NumPy, torch and safetensors.
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|unexpected pos \d+ vs \d+")
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
@@ -37,11 +37,11 @@ ROWS_AT_ONCE = 1 << 18
 
 
 class DiskFullError(OSError):
-    """There is no room for a file; the message names it, what it takes, what is free and what to do."""
+    """There is no room for a file; the message names the file, the space needed, the space free and what to do."""
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise `DiskFullError` unless ``needed`` bytes, which ``what`` takes, are free on the disk of ``folder``."""
+    """Raise `DiskFullError` unless the ``needed`` bytes of ``what`` are free on the disk of ``folder``."""
     free = free_bytes(folder)
     if free < needed:
         raise DiskFullError(f"{folder}: {what} takes {size_text(needed)} of disk, {size_text(free)} are free; {REMEDY}")
@@ -49,9 +49,9 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_full_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Translate the errors of a full disk into `DiskFullError`, in a block that writes to ``path``, a file or folder.
+    """A block that writes to ``path``, a file or folder; errors of a full disk become `DiskFullError`.
 
-    The innermost block names its path in the message, and the ``needed`` bytes where they are known.
+    The message has the path and, if known, the ``needed`` bytes of the innermost such block.
     """
     try:
         yield
@@ -75,15 +75,15 @@ def _why_full(error: Exception) -> str | None:
 
 
 def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray | None = None) -> np.memmap:
-    """An .npy file of zeros, memory-mapped for reading and writing, with its disk space allocated.
+    """Create an .npy file of zeros, memory-mapped for reading and writing, with its disk space allocated.
 
-    Replaces an existing file; whoever has that mapped keeps the old one.
+    Replaces an existing file; processes that have mapped it keep the old content.
 
     Args:
-        rows: int64, increasing: the only rows that will be written and take space. None: all.
+        rows: int64, increasing: allocate only these rows, which alone will be written. None = all.
 
     Raises:
-        DiskFullError: there is no room for it; nothing is left of it.
+        DiskFullError: there is no room for the file; it is removed.
     """
     file.unlink(missing_ok=True)
     try:
@@ -97,38 +97,38 @@ def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray |
 
 
 def kept_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray | None = None) -> np.memmap:
-    """As `new_array`, but keeps what a killed process wrote into ``file``, if shape and dtype are the same."""
+    """Like `new_array`, but keeps what a killed process wrote into ``file``, if shape and dtype are the same."""
     if file.exists():
         try:
             array = np.lib.format.open_memmap(file, "r+")
-        except ValueError:  # half a header
+        except ValueError:  # truncated header
             pass
         else:
             if array.shape == shape and array.dtype == dtype:
-                if taken_bytes(file) < array.offset + array.nbytes:  # it was killed while the space was allocated
+                if taken_bytes(file) < array.offset + array.nbytes:  # killed before all space was allocated
                     _allocate(file, array, rows)
                 return array
     return new_array(file, dtype, shape, rows)
 
 
 def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:
-    """Allocate disk space for the array (or its ``rows``); what has been written stays."""
+    """Allocate disk space for the array (or its ``rows``); its content stays."""
     needed = sum(end - start for start, end in _ranges(array, rows))
     with disk_full_errors(file, needed), file.open("r+b") as opened:
-        # Asked beforehand, so that nobody else finds a full disk meanwhile.
+        # Checked first: an allocation that fails halfway would fill the disk for other processes meanwhile.
         require_space(file, needed - taken_bytes(file), "the array")
         for start, end in _ranges(array, rows):
             try:
-                os.posix_fallocate(opened.fileno(), start, end - start)  # keeps what is there
-            except AttributeError:  # macOS has none: the space is taken while it is written
+                os.posix_fallocate(opened.fileno(), start, end - start)  # keeps the content
+            except AttributeError:  # not on macOS: space is allocated on writing
                 return
             except OSError as error:
-                if error.errno not in UNSUPPORTED:  # a file system where the same holds
+                if error.errno not in UNSUPPORTED:  # nor on some file systems
                     raise
 
 
 def _ranges(array: np.memmap, rows: np.ndarray | None) -> Iterator[tuple[int, int]]:
-    """Bytes (start, end) of the file that hold the array, or the pages with its ``rows``."""
+    """Byte ranges (start, end) of the file: the whole, or the pages that contain ``rows``."""
     size = array.offset + array.nbytes
     if rows is None:
         yield 0, size
@@ -137,7 +137,7 @@ def _ranges(array: np.memmap, rows: np.ndarray | None) -> Iterator[tuple[int, in
     for place in range(0, len(rows), ROWS_AT_ONCE):
         start = array.offset + rows[place : place + ROWS_AT_ONCE] * row_bytes
         first, last = start // mmap.PAGESIZE, (start + row_bytes - 1) // mmap.PAGESIZE
-        new = np.flatnonzero(first[1:] > last[:-1] + 1) + 1  # pages that do not touch those before
+        new = np.flatnonzero(first[1:] > last[:-1] + 1) + 1  # rows whose pages do not adjoin those before: new ranges
         for begin, end in zip([0, *new], [*new - 1, len(first) - 1], strict=True):
             yield int(first[begin]) * mmap.PAGESIZE, min((int(last[end]) + 1) * mmap.PAGESIZE, size)
 
@@ -152,13 +152,13 @@ def free_bytes(path: Path) -> int:
 
 
 def nearest_existing_parent(path: Path) -> Path:
-    """The path itself, or the nearest of the folders above it that exists."""
+    """The path itself, or its nearest parent folder that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def size_text(size: int) -> str:
-    """Bytes in the largest unit of which there is at least one: ``1.5 GB``."""
+    """A number of bytes in words, in the largest unit (powers of 1000) that gives at least 1: ``1.5 GB``."""
     if size < 1000:
         return f"{size} B"
     amounts = [(size / 1000**power, unit) for power, unit in enumerate(("kB", "MB", "GB", "TB"), start=1)]

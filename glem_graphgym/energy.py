@@ -1,4 +1,4 @@
-"""Energy of the processor's packages, where the machine tells: the counters of RAPL (Linux, /sys/class/powercap)."""
+"""Energy of the processor packages, from the counters of RAPL where they can be read (Linux, /sys/class/powercap)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
-READ_SECONDS = 60.0  # a counter begins anew after some hundred kilojoules
+READ_SECONDS = 60.0  # short enough to miss no overflow: counters wrap around after some hundred kilojoules
 
 
 class EnergyMeter:
-    """Energy since construction, of all packages and of whatever runs on them.
+    """Energy since construction, of all processor packages and all processes on them.
 
     Args:
-        folder: with ``intel-rapl:<package>/energy_uj`` and ``max_energy_range_uj``, as Linux has it for other makers'
-            processors too. Counters that cannot be read, as only root may on many machines, leave the energy unknown.
+        folder: contains ``intel-rapl:<package>/energy_uj`` and ``max_energy_range_uj``; Linux has these for other
+            makers' processors too. If a counter cannot be read (on many machines only root may), energy is unknown.
     """
 
     def __init__(self, folder: Path = POWERCAP) -> None:
@@ -45,7 +45,7 @@ class EnergyMeter:
                 self._last[package] = now
 
     def stop(self) -> float | None:
-        """Joules so far; None where the machine does not tell. The meter reads no more."""
+        """Stop the meter; returns joules since construction, None if unknown."""
         self._ended.set()
         if not self._ranges:
             return None

@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk never leaves half of one."""
+"""Files and folders that are complete or absent after a crash, a kill or a full disk; reading and hashing them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from glem_graphgym.disk import disk_full_errors
 
-BLOCK_BYTES = 1 << 24  # of an array that is hashed at a time
+BLOCK_BYTES = 1 << 24  # bytes hashed at a time
 FINGERPRINT_AT_END = re.compile("[0-9a-f]{16}$")
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
@@ -54,15 +54,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class DamagedFileError(ValueError):
-    """A file that an earlier run wrote is empty, truncated or something else; the message names it and the remedy."""
+    """A file of an earlier run is missing, truncated or has other content; the message names it and the remedy."""
 
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """A block that reads ``path``, which an earlier run wrote.
+    """A block that reads ``path``, a file of an earlier run.
 
     Raises:
-        DamagedFileError: it is missing, or not what it should be; the message ends with ``remedy``.
+        DamagedFileError: reading failed in any way; the message ends with ``remedy``.
     """
     try:
         yield
@@ -90,10 +90,10 @@ def read_array(path: Path, remedy: str = REMAKE) -> np.ndarray:
 
 @contextlib.contextmanager
 def making(folder: Path, *, resume: bool = False) -> Iterator[Path | None]:
-    """A block that fills a temporary sibling of ``folder``, which is then renamed; None if ``folder`` exists.
+    """A block that fills a temporary sibling of ``folder``, renamed at its end; yields None if ``folder`` exists.
 
-    Processes that want the same folder at the same time take turns (a lock file beside it). The temporary folder of a
-    killed process is removed by the next one, or handed to it as it was left if ``resume``.
+    Processes that want the same folder take turns, by a lock file beside it. A temporary folder that a killed process
+    left is removed or, with ``resume``, yielded with its content.
 
     Raises:
         DiskFullError: names the folder, or the file in it where that is known.
@@ -122,7 +122,7 @@ def making(folder: Path, *, resume: bool = False) -> Iterator[Path | None]:
 
 
 def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = False) -> Path:
-    """``folder``, filled by ``make`` if it is not there: see `making`."""
+    """Fill ``folder`` by ``make`` unless it exists, as in `making`; returns it."""
     with making(folder, resume=resume) as temporary:
         if temporary is not None:
             make(temporary)
@@ -130,7 +130,7 @@ def make_once(folder: Path, make: Callable[[Path], None], *, resume: bool = Fals
 
 
 def replace_folder(folder: Path, make: Callable[[Path], None]) -> None:
-    """Fill a temporary sibling by ``make``, then let it replace ``folder``; concurrent jobs take turns."""
+    """Replace ``folder`` by a temporary sibling that ``make`` fills; concurrent processes take turns."""
     new, old = (folder.parent / f".{folder.name}.{name}" for name in ("part", "old"))
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if old.exists() and not folder.exists():  # killed between the two renames below
@@ -150,9 +150,9 @@ def replace_folder(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def forget_unfinished(folder: Path) -> None:
-    """Remove unfinished siblings of ``folder`` with another `fingerprint` in their name: their sources have changed.
+    """Remove unfinished siblings of ``folder`` whose names differ in the `fingerprint`: their sources have changed.
 
-    For makers that do not resume. A folder that another process is filling stays.
+    Only for folders that are made without ``resume``. Folders that another process is filling stay.
     """
     others = re.compile(re.escape(FINGERPRINT_AT_END.sub("", folder.name)) + FINGERPRINT_AT_END.pattern)
     for part in folder.parent.glob(".*.part"):
@@ -175,7 +175,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Hard link ``target`` to ``source``, or copy it where the file system has no links."""
     try:
         os.link(source, target)
-    except OSError:  # a file system without hard links, or another one
+    except OSError:  # no hard links on this file system, or between two file systems
         with disk_full_errors(target, source.stat().st_size):
             shutil.copyfile(source, target)
 
@@ -190,7 +190,7 @@ def sync(path: Path) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits of a SHA-256 over bytes, numpy arrays and JSON-able values, the same on every machine."""
+    """First 16 hexadecimal digits of a SHA-256 over bytes, numpy arrays and JSON-able values; equal on all machines."""
     digest = hashlib.sha256()
     for part in parts:
         size: int = 0
@@ -210,14 +210,14 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _blocks_of(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The array's bytes in order, uint8 (n,): at once where they need no copy, else about BLOCK_BYTES at a time."""
+    """The array's bytes in order, uint8 (n,): in one block if they need no copy, else about BLOCK_BYTES at a time."""
     rows = len(array) if array.flags.c_contiguous else max(1, BLOCK_BYTES * len(array) // array.nbytes)
     for start in range(0, len(array), rows or 1):
         yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8)
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """SHA-256 of the files' bytes, one after the other, in hexadecimal digits."""
+    """SHA-256 of the concatenated files, in hexadecimal digits."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -227,9 +227,9 @@ def sha256_of(files: Iterable[Path]) -> str:
 
 
 def sampled_fingerprint(*paths: Path) -> str:
-    """Hash of the names and sizes of files, and of SAMPLES blocks spread evenly over each, its first and last included.
+    """Hash of the names and sizes of files and of SAMPLES blocks spread evenly over each, including first and last.
 
-    Takes seconds for files of any size: it finds one that was cut, replaced or made anew, not every byte that changed.
+    Takes seconds for files of any size. It detects files that were cut or replaced, but not every changed byte.
     """
     parts: list[Any] = []
     for path in paths:
@@ -244,7 +244,7 @@ def sampled_fingerprint(*paths: Path) -> str:
 
 
 def expand_path(text: str) -> str:
-    """Expand ``~``, ``$NAME`` and ``${NAME}`` in a path; ValueError names a variable or user that does not exist."""
+    """Expand ``~``, ``$NAME`` and ``${NAME}`` in a path; raises ValueError for unknown variables and users."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]

@@ -1,6 +1,6 @@
-"""A heartbeat among processes: each shows the others that it lives, and notices one that no longer does.
+"""A heartbeat among ranks: each shows the others that it is alive, and notices one that no longer is.
 
-Imports nothing of ours.
+Imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-TICKS = 20  # in a timeout
-GRACE = 1.0  # seconds that a thread gets to end
+TICKS = 20  # per timeout
+GRACE = 1.0  # seconds to wait for a thread to end
 
 
 class Heartbeat:
-    """Two threads beside a process's work, which go on while it waits for the others.
+    """Two threads of a rank that run beside its work, and while it waits for other ranks.
 
-    One exchanges beats, growing numbers, through a store that all processes share, and counts the rounds for which
-    another's has stood still. The other counts the ticks in which no round was done: a store out of reach may leave the
-    first without an answer forever. Neither asks a clock: a process that was itself suspended has counted nothing
-    meanwhile, and accuses nobody when it wakes up. Torch's own timeouts cannot do this: while rank 0 works alone, the
-    others wait in a collective for as long as that takes.
+    The first exchanges beats (growing numbers) through a store that all ranks share, and counts for how many rounds the
+    beat of another rank has not changed. The second counts ticks without a finished round, because an unreachable store
+    may block the first forever. Neither uses a clock: a process that was suspended has counted nothing meanwhile, and
+    reports nobody when it wakes up. Torch's own timeouts cannot do this: while rank 0 works alone, the others wait in a
+    collective for as long as that takes.
 
     Args:
-        store: torch's, on a connection that nothing else in this process uses, for it may block.
-        timeout: seconds without a beat after which a process counts as lost. Longer than any call into C that holds
-            Python's lock all along, which stops the threads too.
-        on_loss: called once, in a thread, with the rank that is lost, or this process's own where the store is.
+        store: torch's store, on a connection that nothing else in this process uses, because it may block.
+        timeout: seconds without a beat after which a rank counts as lost. Must be longer than any call into C that
+            holds Python's global lock throughout, because that stops the threads too.
+        on_loss: called once, in a thread, with the lost rank, or with this rank if the store is lost.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float, on_loss: Callable[[int], None]) -> None:
@@ -36,12 +36,12 @@ class Heartbeat:
         self.round = 0
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._watch)]
-        atexit.register(self.stop)  # a thread inside of the store would break the interpreter's end
+        atexit.register(self.stop)  # a thread still inside the store would crash the interpreter's shutdown
         for thread in self.threads:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads; nobody is accused any more."""
+        """End the threads; no loss is reported after this."""
         self.stopped.set()
         for thread in self.threads:
             thread.join(GRACE)
@@ -54,8 +54,8 @@ class Heartbeat:
         while not self.stopped.is_set():
             try:
                 self.store.set(keys[self.rank], str(self.round))
-                now = self.store.multi_get(keys)  # in the first round waits until all have begun
-            except RuntimeError:  # the store has gone, maybe because all are done: `_watch` gives them the time
+                now = self.store.multi_get(keys)  # in the first round waits until all ranks have begun
+            except RuntimeError:  # the store is gone, maybe because all are done: `_watch` reports it after the timeout
                 return
             self.round += 1
             still = [rounds + 1 if new == old else 0 for new, old, rounds in zip(now, before, still, strict=True)]

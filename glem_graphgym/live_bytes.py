@@ -1,6 +1,6 @@
-"""The memory that torch's operations take, counted tensor by tensor, and extrapolated to larger inputs.
+"""Memory of torch operations, counted tensor by tensor and extrapolated to larger inputs.
 
-Imports nothing of ours.
+Imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations read or give while it is entered, as long as they live.
+    """Counts the live bytes of all tensors that operations read or return while this mode is on.
 
     Attributes:
-        now: bytes that live.
-        history: int, bytes that live after each new tensor.
-        marks: name -> bytes that lived when `mark` was called.
+        now: live bytes.
+        history: live bytes after each new tensor.
+        marks: name -> live bytes when `mark` was called.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def counted() -> Iterator[LiveBytes]:
-    """A block whose tensors are counted; cycles of objects are not collected in it, so that it repeats exactly."""
+    """A block whose tensors are counted; without garbage collection of cycles, so that counts are reproducible."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -75,14 +75,15 @@ def counted() -> Iterator[LiveBytes]:
 def foreseen(
     measure: Callable[[float], LiveBytes], small: float, large: float, size: float
 ) -> tuple[int, dict[str, int]]:
-    """Peak of bytes, and bytes at each mark, of ``measure`` at ``size``, out of two smaller sizes.
+    """Peak bytes, and bytes at each mark, of ``measure`` at ``size``, extrapolated from two smaller sizes.
 
-    The same operations run at either size, so each tensor of one has its like in the other, and what lives beside it
-    is linear in the size. Extrapolated tensor by tensor, a peak is found that lies elsewhere in the small ones: there
-    weights and gradients may be most of it. Where numbers of tensors differ the two peaks are all there is to go by.
+    The same operations run at both sizes, so the tensors correspond, and the live bytes after each tensor are linear in
+    the size. They are extrapolated tensor by tensor, because the peak may be at another tensor than in the small
+    measurements, where weights and gradients may dominate. If the numbers of tensors differ, the two peaks are
+    extrapolated.
 
     Args:
-        measure: size -> what was counted there.
+        measure: size -> counts at that size.
         small, large: two different sizes.
     """
     first, second = measure(small), measure(large)

@@ -1,4 +1,4 @@
-"""Memory of this process: how it is taken, given back and measured. Imports nothing of ours."""
+"""Memory of this process: allocation, limits, measurement, errors. Imports nothing of this package."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import psutil
 import torch
 
 GB = 1 << 30  # bytes, in keys and in messages
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next tensor of that size; does nothing with another C library.
+    """Let glibc keep large freed blocks for the next tensor of that size; does nothing with other C libraries.
 
-    By default it maps and unmaps every tensor of tens of MB, and the page faults take longer than most operations on
-    it (measured: docs/measurements.md).
+    By default glibc maps and unmaps every tensor of tens of MB, and the page faults take longer than most operations on
+    the tensor (measured: docs/measurements.md).
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
@@ -44,7 +44,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """A block at whose end a Ctrl-C that came in it is raised."""
+    """A block during which Ctrl-C is held back, and raised at its end."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -60,19 +60,19 @@ def interrupts_held_back() -> Iterator[None]:
 
 
 class PeakMemory:
-    """Peak memory in MB since construction: of the GPU where ``accelerator`` is ``cuda``, else of this process.
+    """Peak memory in MB since construction: of the GPU if ``accelerator`` is ``cuda``, else of this process.
 
-    Outside Linux, which lets a process reset its high-water mark, it is the peak since the start of the process.
+    Only Linux lets a process reset its high-water mark; elsewhere the peak is since the start of the process.
     """
 
     def __init__(self, accelerator: str = "cpu") -> None:
         self.accelerator = accelerator
         if accelerator == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        with interrupts_held_back():  # one that comes in a finaliser is lost
-            gc.collect()  # a task and what trained it may refer to each other, and stay until the collector comes by
+        with interrupts_held_back():  # an interrupt raised in a finaliser would be lost
+            gc.collect()  # reference cycles keep an earlier stage's model alive until then
         if (libc := _glibc()) is not None:
-            libc.malloc_trim(0)  # what an earlier stage freed is no part of this one's peak
+            libc.malloc_trim(0)  # memory that an earlier stage freed must not count in this peak
         try:
             Path("/proc/self/clear_refs").write_text("5")
             self.own_mark = True
@@ -83,11 +83,11 @@ class PeakMemory:
         return self.accelerator_mb() if self.accelerator == "cuda" else self.resident_mb()
 
     def accelerator_mb(self) -> float:
-        """Peak on the accelerator; 0 on CPU."""
+        """Peak memory of the accelerator; 0 on CPU."""
         return torch.cuda.max_memory_allocated() / 2**20 if self.accelerator == "cuda" else 0.0
 
     def resident_mb(self) -> float:
-        """Peak of this process, with or without an accelerator."""
+        """Peak resident memory of this process, with or without an accelerator."""
         if self.own_mark:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
@@ -97,13 +97,13 @@ class PeakMemory:
 
 
 def available_bytes() -> int:
-    """Memory that can be taken now without swapping: what the machine has left, or its container's limit leaves."""
+    """Memory that can be allocated now without swapping: on the machine or, if less, within the container's limit."""
     left = [psutil.virtual_memory().available]
     left += [limit for root in CGROUPS if (limit := _left_in_cgroup(root)) is not None]
     return max(0, min(left))
 
 
-# Folder, limit, use, and the line of memory.stat that counts file pages which are given back when others need them.
+# Folder, file of the limit, file of the usage, and the line of memory.stat that counts reclaimable file pages.
 CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -111,7 +111,7 @@ CGROUPS = (
 
 
 def _left_in_cgroup(group: tuple[Path, str, str, str]) -> int | None:
-    """Bytes that a container's limit leaves; None where there is no limit."""
+    """Bytes left within a container's limit; None without a limit."""
     folder, limit, use, reclaimable = group
     limits, uses = _lines(folder / limit), _lines(folder / use)
     if not limits or not uses or not limits[0].isdigit():
@@ -128,15 +128,15 @@ def _lines(file: Path) -> list[str]:
 
 
 def machine_bytes() -> int:
-    """All the memory that this process could ever take: the machine's, or its container's limit where that is less."""
+    """Memory that this process can have at most: the machine's or, if less, the container's limit."""
     limits = [lines[0] for folder, limit, *_ in CGROUPS if (lines := _lines(folder / limit))]
     return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def limit_to_machine() -> None:
-    """Have an allocation beyond all the memory of this machine fail, where Linux would kill the process later on.
+    """Make allocations beyond the memory of this machine fail at once; Linux would kill the process later.
 
-    The limit is on private writable memory (RLIMIT_DATA) and counts swap. A limit that is lower already stays.
+    The limit is on private writable memory (RLIMIT_DATA) and includes swap. A lower limit stays as it is.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -146,10 +146,10 @@ def limit_to_machine() -> None:
 
 
 class OutOfMemoryError(MemoryError):
-    """Memory, or the accelerator's, ran out; the message says in what and which keys help."""
+    """Memory of the machine or the accelerator ran out; the message says in what work, and which keys help."""
 
 
-# What torch, CUDA's libraries and C++ say where they have no exception of their own for it.
+# Messages of torch, CUDA's libraries and C++, which raise no exception of their own for it.
 NO_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "cannot allocate memory")
 
 
@@ -162,7 +162,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def naming_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Translate errors of exhausted memory into an `OutOfMemoryError` that says in ``what``, and the ``remedy``."""
+    """A block whose out-of-memory errors become an `OutOfMemoryError` that names ``what`` and the ``remedy``."""
     try:
         yield
     except OutOfMemoryError:

@@ -1,7 +1,7 @@
 """The process group of a run: this process's rank, and communication on the CPU.
 
-Every rank runs the same program. Training and inference are called in all ranks; rank 0 alone writes, while the others
-wait. Without `join` there is one process, of rank 0.
+Every rank runs the same program. All ranks train and infer; rank 0 alone writes, while the others wait. Without `join`
+there is one process, of rank 0.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from glem_graphgym.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
-STEP_TIMEOUT = timedelta(minutes=10)  # of training, in which all ranks are busy with equal parts
-WAIT_TIMEOUT = timedelta(days=30)  # for what rank 0 does alone
-# Without a beat. It needs Python's lock, which pickling and garbage collection hold for seconds at a time, and for many
-# times that on a machine that swaps.
+STEP_TIMEOUT = timedelta(minutes=10)  # of collectives in training, where all ranks have equal work
+WAIT_TIMEOUT = timedelta(days=30)  # of collectives in which ranks wait while rank 0 works alone
+# Without a beat, which needs Python's global lock: pickling and garbage collection hold it for seconds at a time, and
+# many times longer on a machine that swaps.
 HEARTBEAT_TIMEOUT = timedelta(minutes=5)
-PARENT = "GLEM_STARTED_BY"  # process id of whoever started this one
-LOST = 75  # exit status of a process that failed because another did
+PARENT = "GLEM_STARTED_BY"  # environment variable: id of the process that started this one
+LOST = 75  # exit status of a process that ends because another was lost
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """``rank`` of ``size`` processes of a run, ``local_rank`` of ``local_size`` on its machine."""
+    """Rank of a process: ``rank`` of ``size`` in its run, ``local_rank`` of ``local_size`` on its machine."""
 
     rank: int
     size: int
@@ -52,14 +52,14 @@ class RankInfo:
 
     @property
     def machine(self) -> int:
-        """0 for the one of rank 0."""
+        """Index of the machine; 0 for that of rank 0."""
         return self.rank // self.local_size
 
 
 @dataclass
 class _Group:
     info: RankInfo
-    gloo: Any  # torch's group for CPU tensors, with WAIT_TIMEOUT
+    gloo: Any  # torch process group for CPU tensors, with WAIT_TIMEOUT
     alone: bool = False
     heartbeat: Heartbeat | None = None
 
@@ -68,11 +68,11 @@ _group: _Group | None = None
 
 
 def rank_from_environment() -> RankInfo | None:
-    """The rank that torchrun, `starting.start` or srun has given this process; None where it is the only one."""
+    """The rank that torchrun, `starting.start` or srun has given this process; None if it is the only process."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         info = RankInfo(*(int(os.environ[name]) for name in names))
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # not SLURM_NTASKS: a batch script has that too
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # not SLURM_NTASKS, which batch scripts have too
         size = int(os.environ["SLURM_STEP_NUM_TASKS"])
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
         info = RankInfo(int(os.environ["SLURM_PROCID"]), size, int(os.environ["SLURM_LOCALID"]), size // machines)
@@ -84,19 +84,19 @@ def rank_from_environment() -> RankInfo | None:
 
 
 def join(info: RankInfo, accelerator: str) -> None:
-    """Connect with the other ranks (gloo, and NCCL where ``accelerator`` is ``cuda``).
+    """Connect with the other ranks (gloo, and NCCL if ``accelerator`` is ``cuda``).
 
-    The others notice a rank that dies by its closed connections, one that is stopped or out of reach by its heartbeat,
-    and one that hangs in training after `STEP_TIMEOUT`.
+    The others notice a rank that dies by its closed connections, a rank that is stopped or unreachable by its
+    heartbeat, and a rank that hangs in training by `STEP_TIMEOUT`.
 
     Raises:
-        ConnectionError: they have not found each other.
+        ConnectionError: the ranks have not found each other.
     """
     global _group
     end_with_parent()
     _write_environment(info)
     if accelerator == "cuda":
-        # srun may show each process its own GPUs alone, numbered from 0.
+        # Under srun a process may see its own GPUs alone, numbered from 0.
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
     try:
@@ -108,15 +108,15 @@ def join(info: RankInfo, accelerator: str) -> None:
 
 
 def _start_heartbeat() -> Heartbeat:
-    """A heartbeat over a connection of its own to the store in which the processes have found each other."""
+    """Start the heartbeat, on its own connection to the store through which the ranks found each other."""
     timeout = _heartbeat_timeout()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=STEP_TIMEOUT)
-    attempt = broadcast(lambda: uuid.uuid4().hex)  # torchrun keeps its store when it starts the processes again
+    attempt = broadcast(lambda: uuid.uuid4().hex)  # torchrun keeps the store, with old beats, when it restarts ranks
     hosts = gather(socket.gethostname())
 
     def end(lost: int) -> None:
-        """At once, because the main thread may be deep in torch; whatever is finished lies on disk."""
+        """Exit at once, as the main thread may be blocked inside torch; finished work is on disk."""
         what = f"process {lost} of {len(hosts)} on {hosts[lost]}"
         if lost == rank():
             what = f"{address}:{port}, where the processes of this run meet,"
@@ -135,7 +135,7 @@ def _heartbeat_timeout() -> float:
 
 
 def _write_environment(info: RankInfo) -> None:
-    """Set the variables that torch and Lightning read, as torchrun sets them, where srun started this process."""
+    """Set the environment variables that torch and Lightning read, as torchrun does, for processes from srun."""
     if "MASTER_ADDR" not in os.environ and "SLURM_JOB_ID" in os.environ:
         from lightning_fabric.plugins.environments import SLURMEnvironment
 
@@ -149,7 +149,7 @@ def _write_environment(info: RankInfo) -> None:
 
 
 def end_with_parent() -> None:
-    """Have Linux kill this process when the one that started it is killed, rather than let it run on unwatched."""
+    """Have Linux kill this process if the process that started it is killed, so that it does not run on unwatched."""
     parent = os.environ.get(PARENT)
     if parent is None or not sys.platform.startswith("linux"):
         return
@@ -160,7 +160,7 @@ def end_with_parent() -> None:
 
 
 def leave() -> None:
-    """Wait for the others and disconnect, at a good end."""
+    """Wait for the other ranks and disconnect, at the end of a successful run."""
     global _group
     if _group is not None:
         barrier()
@@ -171,9 +171,9 @@ def leave() -> None:
 
 
 def end(status: int) -> NoReturn:
-    """Exit, at once where this process has not left the others: for an error.
+    """Exit with ``status``; at once, without cleaning up, if this process is still connected, which means an error.
 
-    To take torch's connections down when another process has just broken them can abort this one (SIGABRT).
+    Closing torch's connections after another process has broken them can abort this one (SIGABRT).
     """
     if _group is None:
         sys.exit(status)
@@ -184,7 +184,7 @@ def end(status: int) -> NoReturn:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error means that another process has ended, which has an error of its own."""
+    """Whether an error only means that another process has ended, with an error of its own."""
     if _group is None or not isinstance(error, RuntimeError):
         return False
     words = ("gloo", "nccl", "connection", "broken pipe", "timed out", "process group")
@@ -195,28 +195,28 @@ def is_lost(error: BaseException) -> bool:
 
 
 def rank_info() -> RankInfo:
-    """Rank of this process among those that work together now."""
+    """Rank of this process in the group that works together at present."""
     return RankInfo(0, 1, 0, 1) if _group is None or _group.alone else _group.info
 
 
 def rank() -> int:
-    """0 in the process that alone writes and reports."""
+    """Rank of this process; rank 0 alone writes and reports."""
     return rank_info().rank
 
 
 def world_size() -> int:
-    """Number of processes that work together now."""
+    """Number of ranks in the group that works together at present."""
     return rank_info().size
 
 
 def have_joined() -> bool:
-    """Whether the run has several processes, though this one may do something alone just now."""
+    """Whether the run has several ranks, even if this one works `alone` at present."""
     return _group is not None
 
 
 @contextlib.contextmanager
 def alone(really: bool = True) -> Iterator[None]:
-    """A block in which this process takes itself for the only one, while the others wait for it; if ``really``."""
+    """A block in which this rank acts as the only one while the others wait for it; no effect unless ``really``."""
     if not really or _group is None or _group.alone:
         yield
         return
@@ -240,7 +240,7 @@ def barrier() -> None:
 
 
 def gather(value: T) -> list[T]:
-    """Every rank's value, by rank, in all of them."""
+    """The values of all ranks, by rank, on every rank."""
     values: list[Any] = [value] * world_size()
     if len(values) > 1:
         distributed.all_gather_object(values, value, group=_gloo())
@@ -248,9 +248,9 @@ def gather(value: T) -> list[T]:
 
 
 def share(items: Sequence[T], of: int | None = None, even: bool = False) -> list[T]:
-    """The part of ``items`` of this rank, or of rank ``of``; they are dealt in turn.
+    """The share of ``items`` of this rank, or of rank ``of``; items are dealt in turn.
 
-    ``even``: the first of them fills up parts that are one short, for work that all ranks must do together.
+    ``even``: pad shares that are one item short with the first item, for work that all ranks must do together.
     """
     count, rank_of = world_size(), rank() if of is None else of
     part = list(items[rank_of::count])
@@ -258,19 +258,19 @@ def share(items: Sequence[T], of: int | None = None, even: bool = False) -> list
 
 
 def send_to_rank_zero(values: np.ndarray) -> Any:
-    """Send numbers of any type and shape, for `receive`; returns what to wait for before the next ones are sent."""
+    """Send an array to rank 0, for `receive`; returns a handle to ``wait()`` for before the next array is sent."""
     return distributed.isend(torch.from_numpy(values.reshape(-1).view(np.uint8)), 0, group=_gloo())
 
 
 def receive(sender: int, count: int, dtype: Any) -> np.ndarray:
-    """``count`` numbers that rank ``sender`` has sent to this one, rank 0."""
+    """Receive, on rank 0, ``count`` numbers that rank ``sender`` has sent."""
     values = np.empty(count, dtype=dtype)
     distributed.recv(torch.from_numpy(values.view(np.uint8)), sender, group=_gloo())
     return values
 
 
 def broadcast(ask: Callable[[], T]) -> T:
-    """Rank 0's ``ask()``, in all ranks; the others do not call it."""
+    """The result of ``ask()`` on rank 0, on every rank; the others do not call it."""
     values: list[Any] = [ask() if rank() == 0 else None]
     if world_size() > 1:
         distributed.broadcast_object_list(values, group=_gloo())

@@ -1,6 +1,6 @@
-"""Progress of long work: a bar on a terminal, a line now and then where the output goes into a file.
+"""Progress of long work: a bar on a terminal, occasional lines if the output goes to a file.
 
-Imports nothing of ours.
+Imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _watcher: ContextVar[Any] = ContextVar("watcher", default=None)
 
 @contextmanager
 def watched(by: Any) -> Iterator[None]:
-    """Let ``by``, an `em.plan.Watch`, name the bars that are made in the block, and add a remark to each."""
+    """A block in which ``by``, an `em.plan.Watch`, sets the titles of new bars and adds a remark to each."""
     token = _watcher.set(by)
     try:
         yield
@@ -34,16 +34,16 @@ def watched(by: Any) -> Iterator[None]:
 
 
 class Progress(tqdm):
-    """tqdm's bar; where standard error is no terminal, a line every `LINE_SECONDS`, and none for what is quick."""
+    """tqdm's bar; if standard error is no terminal, a line every `LINE_SECONDS`, so none for short work."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.in_lines = not sys.stderr.isatty()
-        self.said: float = -1  # `n` of the last line
+        self.said: float = -1  # `n` in the last line
         self.watcher = _watcher.get()
         if self.watcher and options.get("desc"):
             options["desc"] = self.watcher.title(options["desc"])
         if self.in_lines:
-            # maxinterval: tqdm's own thread shows a bar that has not been shown for so long.
+            # maxinterval: tqdm's monitor thread shows a bar that was not shown for so long.
             intervals = dict.fromkeys(("mininterval", "maxinterval", "delay"), LINE_SECONDS)
             options |= {**intervals, "file": sys.stderr}
         elif options.get("total") is not None:
@@ -63,22 +63,22 @@ class Progress(tqdm):
         return True
 
     def track(self, numbers: Mapping[str, float], step: int) -> None:
-        """Tell numbers of the work, by name, to whoever tracks the run."""
+        """Pass numbers about the work, by name, to the tracker of the run."""
         if self.watcher:
             self.watcher.track(numbers, step)
 
     def close(self) -> None:
         if self.watcher and not self.disable:
-            self.watcher.remark(self)  # which sees how far it came
+            self.watcher.remark(self)  # lets the watcher record the final progress
         if self.in_lines and not self.disable:
             if self.said not in (-1, self.n):
                 self.display()
-            self.last_print_t = 0.0  # to tqdm nothing was shown, so there is nothing to clear
+            self.last_print_t = 0.0  # tells tqdm that no bar was shown, so that it clears nothing
         super().close()
 
 
 def time_text(seconds: float) -> str:
-    """``0.4 s``, ``40 s``, ``9 min`` or ``1.5 h``."""
+    """A duration in words: ``0.4 s``, ``40 s``, ``9 min`` or ``1.5 h``."""
     if seconds < MINUTE:
         return f"{seconds:.{int(seconds < 1)}f} s"
     if seconds < HOUR:

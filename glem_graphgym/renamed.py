@@ -1,4 +1,4 @@
-"""Old names of configuration keys, for messages and for run folders that were made under them."""
+"""Old names of configuration keys, for error messages and for run folders that were made with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RENAMED = {
     "gnn.group": "gnn.rev_groups",
 }
 
-# Key that is gone -> the value that holds in its place, which was its default.
+# Removed key -> the fixed value that replaces it, which was its default.
 REMOVED: dict[str, Any] = {
     "dataset.labels_per_source": 5,
     "dataset.min_class_size": 20,
@@ -39,7 +39,7 @@ REMOVED: dict[str, Any] = {
     "optim.clip": 0.0,
 }
 
-# (key, old value) -> what to do in its place.
+# (key, removed value) -> what to do instead.
 OLD_VALUES = {
     (
         "train.mode",
@@ -49,7 +49,7 @@ OLD_VALUES = {
 
 
 def old_names(names: Iterable[str]) -> str:
-    """The new names of old ones among ``names``, in words; "" where there are none."""
+    """What became of the old keys among ``names``, in words; "" if there are none."""
     found = []
     for name in dict.fromkeys(names):
         if name in RENAMED:
@@ -62,9 +62,9 @@ def old_names(names: Iterable[str]) -> str:
 
 
 def in_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings ``group.key`` -> value of a run's ``run.json`` as they are called now.
+    """Settings of a run's ``run.json``, ``group.key`` -> value, under their present names.
 
-    A key that is gone is left out where it had the value that holds now, and stays where it had another.
+    A removed key is left out if it had the value that is fixed now, and stays if it had another.
     """
     found = {key: value for key, value in settings.items() if key not in REMOVED or value != REMOVED[key]}
     if "glem.input_norm" in found:

@@ -1,16 +1,16 @@
-"""Scores of predictions, shares 0-1 on every split: their names, what reports call them, and what they warn of."""
+"""Scores of predictions, shares 0-1 on every split: their keys, their names in reports, and warnings about them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-METRIC = "accuracy"  # selects where ``metric_best`` names no other; the only score of older runs
+METRIC = "accuracy"  # the metric that selects, unless ``metric_best`` names another; the only score of older runs
 METRICS = {METRIC: "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "auc": "ROC-AUC"}
 
 MARGIN = 0.02  # share by which a student may be worse than its teacher
 COLLAPSED = 0.5  # share of the gold labels' effective number of classes below which pseudo-labels have collapsed
-# Of the model that a step trains: the step, the model in words, and the keys to turn where it learns too little.
+# Model that a step trains -> the step, the model in words, and the keys to change if it learns too little.
 STEPS = {
     "LM": ("E-step", "language model", "e_step.epochs, e_step.lr, glem.lm_pseudo_ratio, glem.alpha"),
     "GNN": ("M-step", "GNN", "optim.max_epoch, optim.base_lr, glem.gnn_pseudo_ratio, glem.beta"),
@@ -18,12 +18,12 @@ STEPS = {
 
 
 def margin_of(teacher: float, nodes: int) -> float:
-    """The share by which a student may be worse than its teacher: `MARGIN`, on few nodes two standard errors."""
+    """The share by which a student may be worse than its teacher: `MARGIN` or, if larger, two standard errors."""
     return max(MARGIN, 2 * math.sqrt(teacher * (1 - teacher) / nodes))
 
 
 def warnings_of(model: str, iteration: int, diagnostics: Mapping[str, float]) -> list[str]:
-    """Warnings about an EM iteration's step that trained ``model``, by its diagnostics, with the keys to turn."""
+    """Warnings about the step of an EM iteration that trained ``model``, from its diagnostics, with keys to change."""
     warnings = []
     gain, margin = diagnostics.get("gain_valid", 0.0), diagnostics.get("gain_margin", 0.0)
     if gain < -margin:

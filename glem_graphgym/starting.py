@@ -1,4 +1,4 @@
-"""Start a command as several processes on this machine, and end all of them as soon as one fails."""
+"""Start a command as several processes on this machine, and end all of them if one fails."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from pathlib import Path
 
 from glem_graphgym.processes import LOST, PARENT
 
-GRACE = 3.0  # seconds in which the others may end by themselves, with a message of their own
+GRACE = 3.0  # seconds that the others have to end by themselves, with error messages of their own
 
 
 def start(command: list[str], count: int) -> int:
-    """Run ``command`` as ``count`` processes that find each other (`processes.join`); the exit status of the run.
+    """Run ``command`` as ``count`` processes that find each other (`processes.join`); returns the run's exit status.
 
-    Rank 0 has the terminal and its Ctrl-C, which torchrun's launcher would keep from it by a session of its own. Of
-    each other rank that fails by itself the last line of its errors is shown. The rest then get `GRACE` to end, and are
-    killed: whatever is finished lies on disk.
+    Rank 0 keeps the terminal and receives its Ctrl-C, unlike under torchrun, which puts it in a session of its own. For
+    each other rank that fails by itself, the last line of its errors is shown. The remaining ranks get `GRACE` to end
+    and are then killed: finished work is on disk.
     """
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # a free port, with nobody between
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # port 0: takes a free one, without a race
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"{rank}.log" for rank in range(count)]
         started = [_start(command, rank, count, store.port, logs[rank]) for rank in range(count)]
         try:
             _wait(started)
             ended = [process.poll() for process in started]
-        except KeyboardInterrupt:  # the terminal has sent it to all of them
+        except KeyboardInterrupt:  # the terminal has sent the interrupt to all processes
             _wait(started, GRACE)
             return 1
         finally:
             for process in started:
-                process.kill()  # nothing happens to one that has ended
+                process.kill()  # no effect on a process that has ended
             for process in started:
                 process.wait()
         return _report(ended, logs)
@@ -45,7 +45,7 @@ def start(command: list[str], count: int) -> int:
 
 def _start(command: list[str], rank: int, count: int, port: int, log: Path) -> subprocess.Popen:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
-    # To torch: the port is open already, all processes connect to it.
+    # TORCHELASTIC_USE_AGENT_STORE tells torch that the store exists: all ranks connect to it, none opens one.
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     added = {name: str(value) for name, value in {**ranks, **meeting, PARENT: os.getpid()}.items()}
     environment = {**os.environ, **added}
@@ -56,7 +56,7 @@ def _start(command: list[str], rank: int, count: int, port: int, log: Path) -> s
 
 
 def _wait(started: list[subprocess.Popen], at_most: float = math.inf) -> None:
-    """Until all have ended, or one has failed and the others have had their time; ``at_most`` so many seconds."""
+    """Wait until all have ended, or until `GRACE` after one has failed, but ``at_most`` so many seconds."""
     deadline = time.monotonic() + at_most
     while any(process.poll() is None for process in started) and time.monotonic() < deadline:
         if deadline == math.inf and any(process.poll() for process in started):
@@ -65,7 +65,7 @@ def _wait(started: list[subprocess.Popen], at_most: float = math.inf) -> None:
 
 
 def _report(ended: list[int | None], logs: list[Path]) -> int:
-    """Say which processes failed by themselves, beyond what the first has said itself; the run's exit status."""
+    """Print which processes failed by themselves, unless rank 0 has printed its own error; returns the exit status."""
     if all(status == 0 for status in ended):
         return 0
     if ended[0] is not None and ended[0] not in (0, LOST) and ended[0] > 0:
@@ -76,7 +76,7 @@ def _report(ended: list[int | None], logs: list[Path]) -> int:
         how = f"was killed by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         last = _last_line(logs[rank])
         print(f"error: process {rank} of {len(ended)} {how}{': ' if last else ''}{last}", file=sys.stderr)
-    if not failed and ended[0] != LOST:  # the first is the one that was lost: the others know why
+    if not failed and ended[0] != LOST:  # rank 0 itself was lost: the others' messages say why
         print(next(filter(None, map(_last_line, logs)), "error: a process of this run was lost"), file=sys.stderr)
     return 1
 

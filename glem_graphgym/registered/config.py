@@ -1,4 +1,4 @@
-"""Adds our keys to GraphGym's configuration."""
+"""The configuration keys of this package, added to GraphGym's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glem_graphgym.config import KEYS
 
 @register_config("glem_graphgym")
 def add_keys(cfg: CfgNode) -> None:
-    """Set every key of `KEYS` to its default, making the groups that GraphGym does not have."""
+    """Set every key of `KEYS` to its default, and add the groups that GraphGym does not have."""
     for key in KEYS:
         group, name = key.name.split(".")
         if group not in cfg:
@@ -19,5 +19,5 @@ def add_keys(cfg: CfgNode) -> None:
         cfg[group][name] = key.default
 
 
-# PyG has set its cfg when this is imported, and its main does not call set_cfg again.
+# PyG has already set up its cfg when this module is imported, and its main does not call set_cfg again.
 add_keys(cfg)

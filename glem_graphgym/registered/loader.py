@@ -1,4 +1,4 @@
-"""dataset.format: TAG - text-attributed graphs for GraphGym's own training."""
+"""Text-attributed graphs for GraphGym's own training: ``dataset.format: TAG``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from glem_graphgym.modes import MODES
 
 
 class TextGraphDataset(InMemoryDataset):
-    """A text graph as GraphGym wants it: one `Data` with x, y, edge_index, masks, and ``n_id``, each node's index.
+    """A text graph in GraphGym's form: one `Data` with x, y, edge_index, masks, and ``n_id``, the index of each node.
 
-    ``n_id`` goes through GraphGym's samplers with the other node attributes; the text encoder looks up tokens by it.
+    GraphGym's samplers subset ``n_id`` like other node attributes; the text encoder looks up tokens by it.
     """
 
     def __init__(self, graph: TextGraph, x: np.ndarray) -> None:
@@ -30,7 +30,7 @@ class TextGraphDataset(InMemoryDataset):
         data = Data(
             x=torch.from_numpy(np.array(x, dtype=np.float32)),
             edge_index=torch.from_numpy(graph.edge_index()),
-            # GraphGym counts distinct labels, -1 among them; a node without a label is in no mask, so 0 is never read.
+            # GraphGym would count -1 as a class. Nodes without a label are in no mask, so their 0 is never read.
             y=torch.from_numpy(np.maximum(graph.label, 0)),
             n_id=torch.arange(graph.num_nodes),
             **masks,
@@ -39,9 +39,9 @@ class TextGraphDataset(InMemoryDataset):
 
 
 class UnreadDataset(TextGraphDataset):
-    """The graph for GraphGym's mains, which make loaders before they call one of our train modes.
+    """The graph for GraphGym's mains, which make loaders before they call one of this package's train modes.
 
-    Our modes load the graph themselves; whoever reads a batch of this one is GraphGym's own training.
+    These modes load the graph themselves, so only GraphGym's own training would read a batch: an error.
     """
 
     def get(self, idx: int) -> Data:
@@ -54,10 +54,10 @@ class UnreadDataset(TextGraphDataset):
 
 @register_loader("glem_text_graph")
 def load_text_graph_dataset(format: str, name: str, dataset_dir: str) -> TextGraphDataset | None:
-    """GraphGym's loader for ``dataset.format: TAG``; None for other formats, so that their loaders get their turn.
+    """GraphGym's loader for ``dataset.format: TAG``; None for other formats, which have other loaders.
 
     Raises:
-        ConfigError: the configuration has a mistake, such as another format with one of our train modes.
+        ConfigError: the configuration has a mistake, such as another format with a train mode of this package.
     """
     if cfg.train.mode in MODES:
         check_config(cfg)

@@ -15,19 +15,19 @@ from glem_graphgym.em.objective import glem_loss
 def pseudo_label_loss(
     pred: Tensor, true: Tensor, target: Tensor | None = None, weight: float = 0.0
 ) -> tuple[Tensor, Tensor] | None:
-    """GLEM's loss for ``model.loss_fun: glem_pseudo_label``; None for other losses, as GraphGym asks every loss.
+    """GLEM's loss for ``model.loss_fun: glem_pseudo_label``; None for other losses, because GraphGym calls every loss.
 
-    GraphGym itself calls it with two arguments; then it is plain cross-entropy. (With two classes GraphGym's models
-    have one logit, which stands for the second class.)
+    GraphGym itself passes two arguments; the loss is then plain cross-entropy. (For two classes, GraphGym's models have
+    one logit, that of the second class.)
 
     Args:
-        pred: float logits (B, C), or (B,) of two classes.
+        pred: float logits (B, C), or (B,) for two classes.
         true: int64 (B,), gold classes; -1 marks pseudo nodes.
         target: float (B, C), distributions of the pseudo nodes; rows of gold nodes are not read.
-        weight: of the pseudo-label term, 0-1.
+        weight: weight 0-1 of the pseudo-label term.
 
     Returns:
-        (loss, log-probabilities (B, C)), or (loss, probabilities of the second class (B,)) of two classes.
+        (loss, log-probabilities (B, C)), or for two classes (loss, probabilities of the second class (B,)).
     """
     if cfg.model.loss_fun != "glem_pseudo_label":
         return None

@@ -12,9 +12,9 @@ from glem_graphgym.build.graph import accuracy_of
 
 @register_metric("ogb_accuracy")
 def ogb_accuracy_metric(true: list[Tensor], pred: list[Tensor], task_type: str) -> float:
-    """Accuracy by the OGB evaluator of ``dataset.name`` (``ogbn_arxiv`` and ``ogbn-arxiv`` alike); a Python float.
+    """Accuracy by the OGB evaluator of ``dataset.name`` (``ogbn_arxiv`` or ``ogbn-arxiv``), as a Python float.
 
-    Set ``metric_best: ogb_accuracy`` with it: a custom metric takes the place of GraphGym's own.
+    Set ``metric_best: ogb_accuracy`` too: a custom metric replaces GraphGym's own.
     """
     y, scores = torch.cat(true), torch.cat(pred)
     classes = (scores > cfg.model.thresh).long() if scores.ndim == 1 else scores.argmax(-1)

@@ -1,4 +1,4 @@
-"""Our networks, the language model, the text encoder and the LM head, under the names by which GraphGym finds them."""
+"""Networks, language model, text encoder and LM head of this package under their GraphGym names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ for _name in NETWORKS:
 
 @register_network("glem_lm")
 class LMNetwork(nn.Module):
-    """The LM as a GraphGym network: texts of the split's nodes, looked up by ``batch.n_id``, to logits."""
+    """The LM as a GraphGym network: logits of the split's nodes from their texts, looked up by ``batch.n_id``."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LMNetwork(nn.Module):
 class TextNodeEncoder(nn.Module):
     """Node features of width ``emb_dim`` from the texts of the batch's nodes, looked up by ``batch.n_id``.
 
-    A stock ``model.type: gnn`` trains end to end on text with it.
+    With it, GraphGym's stock ``model.type: gnn`` trains end to end on text.
     """
 
     def __init__(self, emb_dim: int) -> None:
@@ -52,9 +52,9 @@ class TextNodeEncoder(nn.Module):
 
 @register_network("polynormer")
 class PolynormerNetwork(nn.Module):
-    """Polynormer (Deng et al. 2024), as PyG has it with one head.
+    """Polynormer (Deng et al. 2024), in PyG's implementation with one head.
 
-    Its local layers are trained alone for ``gnn.local_epochs`` passes, then with attention between all nodes on top.
+    For ``gnn.local_epochs`` training passes its local layers run alone, then with global attention on top.
     """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
@@ -67,7 +67,7 @@ class PolynormerNetwork(nn.Module):
         self.net = Polynormer(dim_in, g.dim_inner, dim_out, **depths, **dropouts, post_bn=g.norm == "batch")
         self.local_epochs = g.local_epochs
         self.passes: Tensor
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))  # kept with the weights that they made
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))  # saved with the weights
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         if self.training and torch.is_grad_enabled():
@@ -79,9 +79,9 @@ class PolynormerNetwork(nn.Module):
 
 @register_layer("gpsconv")
 class GPSLayer(nn.Module):
-    """A layer of GraphGPS (Rampášek et al. 2022): GCN beside attention between all nodes, in linear time (Performer).
+    """A layer of GraphGPS (Rampášek et al. 2022): GCN and, in parallel, global attention in linear time (Performer).
 
-    It is as wide as its input: `gnn.layers_pre_mp` brings features to ``gnn.dim_inner`` first.
+    Its output is as wide as its input, so ``gnn.layers_pre_mp`` must first bring features to ``gnn.dim_inner``.
     """
 
     def __init__(self, layer_config: LayerConfig, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers and schedules that GraphGym lacks: fused AdamW, RMSprop, and linear warm-up with three kinds of decay."""
+"""Optimizers and schedules missing in GraphGym: fused AdamW, RMSprop, and linear warm-up with three kinds of decay."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rmsprop_optimizer(params: Iterator[nn.Parameter], base_lr: float, weight_dec
 
 
 def warmup(optimizer: Optimizer, warmup_epochs: float, max_epoch: int, decay: str) -> LambdaLR:
-    """``optim.scheduler: <decay>_warmup``: up over ``optim.warmup_epochs``, then as ``decay`` says to ``max_epoch``."""
+    """``optim.scheduler: <decay>_warmup``: up over ``optim.warmup_epochs``, then ``decay`` until ``max_epoch``."""
     return warmup_schedule(optimizer, warmup_epochs, max_epoch, decay)
 
 

@@ -1,4 +1,4 @@
-"""The train modes under GraphGym's names: ``train_dict[cfg.train.mode]()`` does a run under ``cfg.run_dir``."""
+"""The train modes under their GraphGym names: ``train_dict[cfg.train.mode]()`` does a run in ``cfg.run_dir``."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from glem_graphgym.report import reliability, stats
 
 
 def train(mode: str, *_: Any, overwrite: int = 0) -> None:
-    """Do a run as ``mode`` says, and write its tables: GraphGym's stats.json per split, and summary.json.
+    """Do a run of train mode ``mode``, and write its tables: GraphGym's stats.json per split, and summary.json.
 
-    What GraphGym's mains pass on (loaders, model, optimizer, …) is not used: a run makes its own from ``cfg``.
+    The arguments of GraphGym's mains (loaders, model, optimizer, …) are ignored: a run makes its own from ``cfg``.
 
     Args:
-        overwrite: how many seeds, from this one on, are done anew; 0 = none.
+        overwrite: number of seeds, from this one on, to do anew; 0 = none.
 
     Raises:
-        ConfigError: ``train.mode``, which decides much of a run, is another than the mode that was called; or several
-            processes are asked for, which a main of GraphGym does not connect.
+        ConfigError: ``train.mode`` differs from the mode that was called; or several processes are asked for, which
+            GraphGym's mains do not connect.
     """
     if cfg.train.mode != mode:
         raise ConfigError(
@@ -48,7 +48,7 @@ def train(mode: str, *_: Any, overwrite: int = 0) -> None:
 
 
 def add_mode(name: str, mode: Mode) -> None:
-    """Register ``mode`` as ``train.mode: name``; a file of one's own may add some before it loads its configuration."""
+    """Register ``mode`` as ``train.mode: name``; user code may add modes before it loads a configuration."""
     MODES[name] = mode
     register_train(name, functools.partial(train, name))
 
