@@ -30,7 +30,7 @@ from glem_graphgym.progress import Progress
 
 TRIED_AMONG, TRIED_TOKENS = 1000, 16  # a model is tried on so many tokens of the longest of the first texts
 ENCODING = "encoding"  # name of the checkpoint of `encode_texts`
-TRAINING = 4  # cost of training per token, inference = 1; 4.2 in docs/measurements.md, "e_step" and "inference"
+TRAINING = 4  # time per trained token, inference = 1; measured 4.2 (docs/measurements.md, "e_step" and "inference")
 GPU_MULTIPLE = 8  # tokens; rows of 16 bytes in half precision, the alignment that tensor cores want
 ROUND = 16  # batches per rank between two opportunities for a checkpoint, where several ranks encode
 
@@ -214,7 +214,7 @@ class LMLearner:
         return self.build()
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """Work of a step by progress-bar unit, in tokens of inference; ``encoded``, int64 (n,), follow the training."""
+        """Work of a step by progress-bar unit, in tokens of inference; ``encoded``: nodes to encode after training."""
         lengths, settings = self.tokens.lengths, self.settings
         validated = int(lengths[self.validation.nodes].sum())  # batches are sorted by length: hardly any padding
         nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
@@ -287,7 +287,7 @@ def padded(tokens: TokenStore, nodes: np.ndarray, device: torch.device | None = 
 
 
 class TextParts(NamedTuple):
-    """Texts in micro-batches of similar length: ids and mask (b, L) of each, and the row of each text, int64 (n,)."""
+    """Texts in micro-batches of similar length, ids and mask (b, L) each; ``order``, int64 (n,), sorts them back."""
 
     padded: tuple[tuple[Tensor, Tensor], ...]
     order: Tensor

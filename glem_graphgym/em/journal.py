@@ -311,7 +311,7 @@ class Journal:
         return FinishedStage(key, folder, logits, vectors, valid, scores, seconds, record.get("diagnostics", {}))
 
     def read_all(self, names: list[str] | None = None) -> None:
-        """Read the finished stages of the run folder in order; if ``names``, only those whose folders it lists."""
+        """Read the finished stages of the run folder in order: those whose folders are in ``names``, None = all."""
         for folder in sorted(self.folder.glob("[0-9]*_*"), key=lambda path: int(path.name.split("_")[0])):
             if names is not None and folder.name not in names:
                 continue

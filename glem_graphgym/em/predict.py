@@ -26,7 +26,7 @@ def predict_methods(run: Run) -> Iterator[tuple[str, np.ndarray]]:
 def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
     """Recompute the logits of a finished stage, float16 (N, C), from its weights (and its LM's).
 
-    All ranks encode texts; rank 0 collects the embeddings and runs the GNN. Only rank 0 is sure to have all logits.
+    All ranks encode the texts for an LM or a GNN; rank 0 alone runs the GNN or the joint model, and has all logits.
     """
     classes = run.gold.num_classes
     on_lm = stage.key.model == "LM"
