@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from glem_graphgym.disk import DiskFullError
+from glem_graphgym.memory import is_out_of_memory
 
 # Errors that libraries raise for a file that is damaged, or not in the format its name says.
 BROKEN = (
@@ -31,6 +32,8 @@ def reading_data(what: str, remedy: str) -> Iterator[None]:
     except (DataError, DiskFullError):
         raise
     except BROKEN as error:
+        if is_out_of_memory(error):  # says nothing about the file
+            raise
         raise DataError(f"{what} ({' '.join(str(error).split()):.200}); {remedy}") from error
 
 

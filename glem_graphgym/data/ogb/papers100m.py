@@ -161,19 +161,20 @@ class RawGraph:
             features=NpzMember(data, "node_feat"),
             labels=NpzMember(label, "node_label"),
         )
-        raw._check("int64 (2, E)", raw.edges, raw.edges.dtype.kind in "iu" and raw.edges.shape == (2, edges))
-        floats = raw.features.dtype.kind == "f" and len(raw.features.shape) == 2
-        raw._check("floats (N, F)", raw.features, floats and raw.features.shape[0] == nodes)
-        raw._check("(N, 1)", raw.labels, raw.labels.shape in ((nodes, 1), (nodes,)))
+        edges_fit = raw.edges.dtype.kind in "iu" and raw.edges.shape == (2, edges)
+        _check(raw.edges, edges_fit, f"integers (2, {edges}), as num_edges_list says")
+        features_fit = raw.features.dtype.kind == "f" and len(raw.features.shape) == 2
+        _check(raw.features, features_fit and raw.features.shape[0] == nodes, f"floats ({nodes}, F)")
+        _check(raw.labels, raw.labels.shape in ((nodes, 1), (nodes,)), f"({nodes}, 1)")
         return raw
 
-    def _check(self, expected: str, member: NpzMember, sound: bool) -> None:
-        if not sound:
-            edges = self.edges.shape[-1] if self.edges.shape else 0
-            raise DataError(
-                f"{member.path}: {member.key} is {member.dtype} {member.shape}, expected {expected} with N "
-                f"{self.num_nodes} and E as in num_edges_list ({edges} in edge_index); unpack OGB's archive anew"
-            )
+
+def _check(member: NpzMember, fits: bool, expected: str) -> None:
+    if not fits:
+        raise DataError(
+            f"{member.path}: {member.key} is {member.dtype} {member.shape}, expected {expected}; unpack OGB's archive "
+            "anew"
+        )
 
 
 def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph, num_classes: int) -> dict[str, int]:
@@ -199,7 +200,6 @@ def _write_features(folder: Path, raw: RawGraph) -> dict[str, int]:
 
 def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
     edges = raw.edges.unpack(folder / "edge_index.npy")
-
     try:
         undirected = write_structure(folder, edges, raw.num_nodes)
     except DataError as error:
