@@ -1,4 +1,4 @@
-"""mkdocs hook: README, CONTRIBUTING and CHANGELOG, which lie beside docs/, as pages of the site, and links to them."""
+"""mkdocs hook: adds README, CONTRIBUTING and CHANGELOG, which are outside docs/, as pages, and adapts links to them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Measure speed: ``python run/benchmark.py [part ...]``; a table to the terminal, and JSON where asked.
+"""Measure speed: ``python run/benchmark.py [part ...]`` prints a table, and with --json FILE writes JSON too.
 
 Every figure is the median of several repetitions after a warm-up, with fixed seeds; rivals take turns with our code in
-the same process, on the same device. "bound" is what that device allows, measured in the same run from a large matrix
-product and a large copy; "share" is how much of it is reached. The parts ``peer`` (PyG's own GLEM), ``deberta`` (its
-attention), ``cost`` (the LM alone, joint training and GLEM compared), ``smoothing`` (Correct & Smooth and PyG's),
-``adapters`` (memory and files of LoRA) and ``scale`` (runs out of core on graphs of up to 5 million nodes, each once)
+the same process, on the same device. "bound" is the device's limit, measured in the same run by a large matrix product
+and a large copy; "share" is the share of it that is reached. The parts ``peer`` (PyG's own GLEM), ``deberta`` (its
+attention), ``cost`` (the LM alone, joint training and GLEM compared), ``smoothing`` (Correct & Smooth against PyG's),
+``adapters`` (memory and files of LoRA) and ``scale`` (out-of-core runs on graphs of up to 5 million nodes, each once)
 take minutes to an hour and run only when named, ``peer`` also with --peer.
 """
 
@@ -52,7 +52,7 @@ WHEN_NAMED = ("peer", "deberta", "cost", "smoothing", "adapters", "scale")
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     left_out = " and ".join([", ".join(WHEN_NAMED[:-1]), WHEN_NAMED[-1]])
-    parser.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)} (default: all but {left_out})")
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} (default: all but {left_out})")
     parser.add_argument("--peer", action="store_true", help="measure PyG's own GLEM too, if it can be imported")
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
     parser.add_argument("--repeats", type=int, default=7, help="counted repetitions per figure (default: 7)")

@@ -1,7 +1,7 @@
-"""Shared by the programs in this folder: OpenMP's settings, ``--cfg FILE [key value ...]``, and standard streams whose
-failure ends no run.
+"""Shared by the programs in this folder: OpenMP's settings, ``--cfg FILE [key value ...]``, and standard streams that
+do not end a run when they fail.
 
-Imports only the standard library, so that it is ready before PyTorch, whose import takes seconds.
+Imports only the standard library: it sets variables that PyTorch reads when imported, and PyTorch takes seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent  # of the clone or, where this is installed, of the package
+ROOT = Path(__file__).resolve().parent.parent  # root of the clone, or of the installed package
 CONFIGS = ROOT / "configs_gg"
 if (ROOT / "glem_graphgym").is_dir():  # a clone works without being installed
     sys.path.insert(0, str(ROOT))
@@ -28,18 +28,17 @@ if (ROOT / "glem_graphgym").is_dir():  # a clone works without being installed
 # there and would cost a sixth on a quiet machine (docs/measurements.md, "Shared cores").
 QUIET = {"GOMP_SPINCOUNT": "2000"}
 SHARED = {"OMP_WAIT_POLICY": "passive"}
-# Batches of ever other lengths leave holes in a GPU's memory that the next, longer one does not fit into.
+# Batches of varying lengths fragment a GPU's memory, until a longer batch no longer fits.
 GPU_MEMORY = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 STAT = Path("/proc/stat")
-LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long other programs are watched, and how many cores make them busy
+LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long to watch other programs; cores in use that count as busy
 
 
 def before_imports(quiet: bool = False, computes: bool = True) -> None:
-    """Set what OpenMP and CUDA's allocator read once, and print that importing takes a while; to be called before torch
-    is imported.
+    """Set the variables that OpenMP and CUDA's allocator read once, and announce the imports, which take a while.
 
-    Variables that the user has set stay as they are. ``computes``: whether the program computes enough for these
-    settings to matter.
+    To be called before torch is imported. Variables that the user has set stay as they are. ``computes``: whether the
+    program computes enough for these settings to matter.
     """
     if computes and not os.environ.keys() & {*QUIET, *SHARED}:
         os.environ.update(SHARED if cores_in_use() >= BUSY_CORES else QUIET)
@@ -52,7 +51,7 @@ def before_imports(quiet: bool = False, computes: bool = True) -> None:
 
 
 def cores_in_use() -> float:
-    """Number of this process's cores that other programs keep busy now; 0 if the system does not tell."""
+    """Number of this process's cores that other programs keep busy now; 0 on a system without /proc/stat."""
     if not STAT.exists() or not hasattr(os, "sched_getaffinity"):
         return 0.0
     cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -70,7 +69,7 @@ def _ticks(stat: str, cores: set[str]) -> tuple[int, int]:
         if (row := line.split())[:1] and row[0] in cores
     ]
     total = sum(map(sum, rows))
-    return total - sum(row[3] + row[4] for row in rows), total  # idle, and waiting for a disk
+    return total - sum(row[3] + row[4] for row in rows), total  # columns 3 and 4: idle, waiting for a disk
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +79,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def config_file(text: str) -> Path:
-    """The path of a configuration, or of that in configs_gg/ whose name it is (``glem_debian_small``)."""
+    """Path of a configuration; a bare name that is no file (``glem_debian_small``) is looked up in configs_gg/."""
     given, shipped = path(text), CONFIGS / f"{text}.yaml"
     return shipped if not given.exists() and Path(text).name == text and shipped.is_file() else given
 
@@ -143,7 +142,7 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 def _is_lost(output: _Unfailing) -> bool:
-    """Whether output was lost, other than to a reader that has gone; prints that it was."""
+    """Whether output was lost, except to a reader that has gone; if so, prints an error."""
     sys.stdout.flush()
     error = output.error
     if error is None or error.errno == errno.EPIPE:
@@ -153,7 +152,7 @@ def _is_lost(output: _Unfailing) -> bool:
 
 
 class _Unfailing(io.FileIO):
-    """A standard stream that is redirected to /dev/null once writing fails, for libraries and child processes too."""
+    """A standard stream that is redirected to /dev/null after a failed write, for libraries and child processes too."""
 
     error: OSError | None = None
 
@@ -169,7 +168,7 @@ class _Unfailing(io.FileIO):
 def _guard(name: str, descriptor: int) -> _Unfailing:
     """Replace ``sys.stdout`` or ``sys.stderr`` by an unfailing stream."""
     stream = getattr(sys, name)
-    if stream is None:  # it was closed (>&-): the next file that is opened must not become it
+    if stream is None:  # closed (>&-): otherwise the next file that is opened would get this descriptor
         _lead_nowhere(descriptor)
     else:
         stream.flush()

@@ -1,6 +1,6 @@
 """Convert a graph to tables: ``python run/convert.py FILE... --out FOLDER [--name LAYOUT] [key value ...]``.
 
-Prints what was taken from where and what was left, and the lines of YAML that use the tables.
+Prints which files and columns were used and which were not, and the lines of YAML that read the tables.
 Exit status: 0 done; 1 failed (one message says why); 2 the command line is wrong.
 """
 
@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("source", nargs="+", metavar="FILE", help=of_files)
     parser.add_argument("--out", type=path, required=True, help="a new folder for the tables")
-    parser.add_argument("--name", default="", help="layout, as in dataset.name (default: by the file or folder)")
+    parser.add_argument("--name", default="", help="layout, as in dataset.name (default: detected from the file)")
     return parse_with_options(parser, argv)
 
 
@@ -56,11 +56,11 @@ def convert(args: argparse.Namespace) -> int:
     given, opts = [path(word) for word in args.source[:count]], args.source[count:] + args.opts
     name = args.name or layout_of(given[0])
     load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(given[0]), *opts])
-    cfg.dataset.tag_undirected = False  # the tables keep directions; whoever reads them says whether they count
+    cfg.dataset.tag_undirected = False  # the tables keep directions; this key counts when they are read
     reader, source, options = files_of(cfg)
     graph = graph_of(reader.read(given if len(given) > 1 else reader.find(source), options), options)
     files = write_tables(graph, args.out)
-    graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # that they can be read
+    graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # check that they can be read
     report(graph, files, args.out)
     return 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up an environment of its own and train GLEM on the Debian package graph, which the package carries.
+# Set up an environment of its own and train GLEM on the Debian package graph, which comes with the package.
 # Usage: bash run/demo.sh [small] [key value ...]    "small" = a first try, two to five minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."

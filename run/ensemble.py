@@ -1,9 +1,9 @@
 """Average finished runs: ``python run/ensemble.py --dir results/a results/b --out results/a_and_b``.
 
-Of each experiment the method with the best mean validation score counts, and the ensemble is the mean of the class
-probabilities, seed by seed, as SimTeG's is over encoders (Duan et al. 2023, arXiv 2308.02565). Its runs are an
-experiment like others: leaderboard.py ranks it, and counts what all its members cost. Exit status: 0 done, 1 error, 2
-wrong command line.
+Each experiment contributes its method with the best mean validation score. For each seed, the ensemble is the mean of
+the members' class probabilities, as SimTeG's is over encoders (Duan et al. 2023, arXiv 2308.02565). Its runs are an
+experiment like any other: leaderboard.py ranks it, with the costs of all members. Exit status: 0 done, 1 error, 2 wrong
+command line.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from session import run_to_status
 if TYPE_CHECKING:
     from glem_graphgym.report.experiments import Experiment
 
-    Member = tuple[Experiment, str]  # and its method
+    Member = tuple[Experiment, str]  # an experiment and one of its methods
 
 ROWS_AT_ONCE = 1 << 16
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
-    parser.add_argument("--dir", nargs="+", type=path, required=True, help="folders of two experiments or more")
+    parser.add_argument("--dir", nargs="+", type=path, required=True, help="folders of at least two experiments")
     parser.add_argument("--out", type=path, required=True, help="folder for the ensemble's runs; must not exist")
     args = parser.parse_args(argv)
     before_imports(computes=False)
@@ -71,7 +71,7 @@ def average(folders: Sequence[Path], out: Path) -> int:
 
 
 def check_members(members: Sequence[Experiment]) -> list[int]:
-    """The seeds that all have; ValueError where the experiments cannot be averaged."""
+    """Seeds that every experiment has finished; ValueError if the experiments cannot be averaged."""
     if len(members) < 2:
         raise ValueError(f"--dir names one experiment, {members[0].name}; expected at least two")
     for member in members:
@@ -94,7 +94,7 @@ def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], An
     """Write the ``run.json`` of a run, and its one stage: the mean of the members' predictions with that seed.
 
     Args:
-        evaluate: logits (N, C) -> scores, as of a `Journal`.
+        evaluate: logits (N, C) -> scores, as for a `Journal`.
     """
     import numpy as np
     import pandas as pd
@@ -109,7 +109,7 @@ def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], An
     run_dir.mkdir(parents=True)
     names = [one.name for one, _ in members]
     settings = {"dataset.name": about["settings"].get("dataset.name", first.dataset), "members": names}
-    # Runs of earlier versions noted less.
+    # Runs of earlier versions recorded less.
     noted = {key: about[key] for key in ("dataset", "fingerprint", "origin", "facts", "versions") if key in about}
     identity = {"seed": seed, "mode": "ensemble", "metric": first.metric, "settings": settings, "files": {}}
     write_json(run_dir / "run.json", {**identity, **noted})

@@ -1,7 +1,7 @@
-"""Write what a finished run has made: ``python run/export.py --dir results/glem_debian/0``, or ``--cfg FILE``.
+"""Export the models of a finished run: ``python run/export.py --dir results/glem_debian/0``, or ``--cfg FILE``.
 
-The LM becomes a folder of sentence-transformers, which is a ``lm.model`` too; beside it are the GNN's weights, the
-embeddings and the predictions of all nodes. With --cfg, give the options that the run was trained with.
+The LM becomes a sentence-transformers folder, which ``lm.model`` can name too; beside it are the GNN's weights, and the
+embeddings and predictions of all nodes. With --cfg, give the options that the run was trained with.
 Exit status: as for run/main.py.
 """
 

@@ -1,6 +1,6 @@
 """Make a graph that the package carries: ``python run/freeze.py debian InRelease Packages.xz``.
 
-What each graph is made of:
+Files that each graph is made of:
 
 - ``debian``: the InRelease file of a Debian release, and a Packages file whose SHA-256 it states.
 - ``wordnet``: the folder of WordNet 3.0's database (wndb(5WN) describes its files).
@@ -38,7 +38,7 @@ DEBIAN_TERMS = (
 
 
 def debian(release: Path, packages: Path) -> Records:
-    """The records of a Packages file of a Debian release, with their origin; raises DataError if it is of another."""
+    """Records of a Packages file, with their origin; DataError if the InRelease file ``release`` does not list it."""
     catalogue = read_packages_file(packages.name, packages.read_bytes())
     (file,) = catalogue.files
     about = release.read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def debian(release: Path, packages: Path) -> Records:
 
 
 PARTS = ("noun", "verb", "adj", "adv")
-# The lexicographers' files by number (lexnames(5WN)): the class of a synset.
+# Names of WordNet's lexicographer files by number (lexnames(5WN)); a synset's file is its class.
 # fmt: off
 LEXICOGRAPHERS = [
     "adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact", "noun.attribute",
@@ -72,7 +72,7 @@ LEXICOGRAPHERS = [
 
 
 def wordnet(folder: Path) -> Records:
-    """The synsets with a sense that occurs in the texts which WordNet's makers tagged, and the pointers among them."""
+    """Synsets with a sense that occurs in WordNet's semantically tagged texts, and the pointers among them."""
     contents = {
         f"{kind}.{part}": (folder / f"{kind}.{part}").read_bytes() for kind in ("index", "data") for part in PARTS
     }
@@ -119,7 +119,7 @@ FILES = {"debian": 2, "wordnet": 1}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make a graph that the package carries.")
     parser.add_argument("name", choices=GRAPHS, help="the graph")
-    parser.add_argument("files", type=path, nargs="+", help="what it is made of; Packages may be plain, .gz or .xz")
+    parser.add_argument("files", type=path, nargs="+", help="files to make it of; Packages may be plain, .gz or .xz")
     parser.add_argument("--out", type=path, help="the file to write (default: the package's own)")
     args = parser.parse_args(argv)
     if len(args.files) != FILES[args.name]:

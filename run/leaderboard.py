@@ -26,9 +26,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=path, help="folder for the files (default: the first --dir)")
     parser.add_argument("--title", default="GLEM leaderboard", help="title of the HTML page")
     parser.add_argument(
-        "--blind", action="store_true", help="hide test scores in all that is written, from now on until --unblind"
+        "--blind", action="store_true", help="hide test scores in all output, from now on until --unblind"
     )
-    parser.add_argument("--unblind", action="store_true", help="show them again, for good; the output says when")
+    parser.add_argument("--unblind", action="store_true", help="show test scores again, for good; the output says when")
     ogb = parser.add_argument_group("entry for the OGB leaderboard")
     ogb.add_argument(
         "--ogb", action="store_true", help="write the fields of a submission, or say which rule is violated"
@@ -91,7 +91,7 @@ def rank(args: argparse.Namespace) -> int:
 
 
 def make_entry(boards: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """The entry of ``--row``, or of the first board's best."""
+    """The OGB entry of ``--row``, by default of the board's best row."""
     from glem_graphgym.report.ogb_entry import OgbError, ogb_entry
 
     found = [(board, row) for board in boards for row in board.rows if args.row in ("", row.name)]

@@ -1,7 +1,7 @@
 """Run one experiment: ``python run/main.py --cfg configs_gg/glem_debian.yaml [--repeat 3] [key value ...]``.
 
-Exit status: 0 the run is finished; 1 it failed (one message says why); 2 the command line is wrong; 75 in one of
-several processes: another has ended.
+Exit status: 0 the run is finished; 1 it failed (one message says why); 2 the command line is wrong; 75 another process
+of the same run has ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_config(parser)
     parser.add_argument("--repeat", type=int, default=1, help="number of seeds: seed, seed + 1, ... (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run of these seeds")
-    parser.add_argument("--dry_run", action="store_true", help="only show what the run needs; 1 if it does not fit")
+    parser.add_argument("--dry_run", action="store_true", help="only show the run's needs; status 1 if it does not fit")
     parser.add_argument("--mark_done", action="store_true", help="rename the YAML to <name>_done when finished")
     args = parse_with_options(parser, argv)
     if not 1 <= args.repeat <= 10_000:
@@ -64,7 +64,7 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
         return dry_run(cfg, experiment, args.repeat, args.overwrite)
     if (status := start_or_join(cfg, __file__, argv)) is not None:
         return status
-    first = processes.rank() == 0  # it alone writes and reports
+    first = processes.rank() == 0  # only this process writes and reports
     last = cfg.seed + args.repeat - 1
     for seed in range(cfg.seed, last + 1):
         cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
@@ -79,7 +79,7 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
             if args.repeat > 1:
                 logging.info(f"seed {seed}, {seed - settings.seed + 1} of {args.repeat}")
             run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
-    # Only now: a refused run must not change the configuration that is there.
+    # Overwrite it only now: a refused run must not change an existing configuration.
     if first:
         dump_config(settings, experiment / cfg.cfg_dest)
         report_experiment(cfg, experiment)
@@ -91,7 +91,7 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
-    """Print what the run needs, without any of its files; the exit status is 1 if something does not fit."""
+    """Print what the run needs, without writing any of its files; returns exit status 1 if something does not fit."""
     from glem_graphgym.config import check_devices
     from glem_graphgym.plan.needs import print_needs
     from glem_graphgym.plan.preflight import examine
@@ -158,7 +158,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)
     with warnings.catch_warnings():
-        # Hints about devices, workers and loggers, which hide the scores.
+        # Hints about devices, workers and loggers would bury the scores.
         for name in ("pytorch_lightning", "lightning_fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -198,7 +198,7 @@ def say_where(mode: str, experiment: Path, seeds: range) -> None:
 
 
 def as_typed(path: Path) -> str:
-    """A path as one types it: relative if it is below the working directory."""
+    """A path as a user would type it: relative if it is below the working directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

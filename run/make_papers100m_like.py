@@ -21,14 +21,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--nodes", dest="num_nodes", required=True, type=int, help="number of nodes (ogbn-papers100M: 111059956)"
     )
     parser.add_argument(
-        "--edges", dest="num_edges", required=True, type=int, help="number of directed edges (1615685872 there)"
+        "--edges", dest="num_edges", required=True, type=int, help="number of directed edges (papers100M: 1615685872)"
     )
     parser.add_argument(
         "--classes", dest="num_classes", type=int, default=172, help="number of classes, at most 172 (default: 172)"
     )
-    parser.add_argument("--features", type=int, default=64, help="width of the features (128 there; default: 64)")
-    parser.add_argument("--feature_dtype", choices=["float16", "float32"], default="float32", help="(float32 there)")
-    parser.add_argument("--text_words", type=int, default=32, help="words per text, with the title (default: 32)")
+    parser.add_argument("--features", type=int, default=64, help="width of features (papers100M: 128; default: 64)")
+    parser.add_argument("--feature_dtype", choices=["float16", "float32"], default="float32", help="(default: float32)")
+    parser.add_argument("--text_words", type=int, default=32, help="words per text, title included (default: 32)")
     parser.add_argument("--labelled", type=float, default=0.0139, help="share of labelled nodes (default: 0.0139)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     return parser.parse_args(argv)

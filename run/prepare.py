@@ -1,6 +1,6 @@
 """Make a dataset ready: ``python run/prepare.py --cfg configs_gg/glem_arxiv.yaml [key value ...]``.
 
-Downloads missing files (without a network, says which file to put where), makes graph, texts and tokens, checks them,
+Downloads missing files (without a network, says which file to put where), makes and checks graph, texts and tokens,
 and prints where they are. After a crash or a kill, type the same command again: finished parts are kept.
 Exit status: 0 the dataset is ready; 1 it is not (one message says why); 2 the command line is wrong.
 """

@@ -19,7 +19,7 @@ from session import run_to_status
 
 ROOT = Path(__file__).resolve().parent.parent
 Options = Mapping[str, object]
-# Random weights learn nothing in a few epochs at the learning rates of pretrained ones.
+# Random weights learn nothing in a few epochs at learning rates that are meant for pretrained weights.
 FEW_EPOCHS: dict[str, Options] = {
     "tiny": {
         "lm.epochs": 1, "lm.lr": 2e-3, "lm.warmup_epochs": 0.1, "e_step.epochs": 1, "e_step.lr": 2e-3,
@@ -38,16 +38,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Run the configurations of an OGB dataset on a generated graph of its size, from the first command "
         "to the leaderboard.",
-        epilog="Options 'key value' override the YAML and what this script sets, e.g.: lm.max_length 128",
+        epilog="Options 'key value' override the YAML and the values that this script sets, e.g.: lm.max_length 128",
     )
     parser.add_argument("dataset", choices=list(CONFIGS))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the true size, 0.001 to 1 (default: 1)")
     parser.add_argument("--lm", choices=list(FEW_EPOCHS), default="tiny", help="size of the DeBERTa (default: tiny)")
-    parser.add_argument("--precision", choices=["bf16", "16", "32"], default="bf16", help="of the LM (default: bf16)")
-    parser.add_argument("--full_length", action="store_true", help="every text has more than 512 tokens")
+    parser.add_argument("--precision", choices=["bf16", "16", "32"], default="bf16", help="for the LM (default: bf16)")
+    parser.add_argument("--full_length", action="store_true", help="generate texts of more than 512 tokens each")
     parser.add_argument("--prepare", action="store_true", help="stop after run/prepare.py")
     parser.add_argument(
-        "--folder", type=Path, default=Path("datasets/rehearsal"), help="for all files (default: datasets/rehearsal)"
+        "--folder", type=Path, default=Path("datasets/rehearsal"), help="root folder (default: datasets/rehearsal)"
     )
     args = parse_with_options(parser, argv)
     if not 0.001 <= args.scale <= 1:

@@ -2,8 +2,8 @@
 # Make the configurations of a grid, run them all, aggregate. Type the same command again to resume.
 # Usage, as GraphGym's: CONFIG=synthetic GRID=synthetic REPEAT=3 MAX_JOBS=2 SLEEP=1 MAIN=main bash run/run_batch.sh
 #        (these are the defaults; CONFIG and GRID are names in configs_gg/ and configs_gg/grids/, or paths)
-# Usage with configurations that are made already: bash run/run_batch.sh CONFIG_DIR REPEAT [MAX_JOBS] [SLEEP] [MAIN]
-# Exit status: 0 all jobs finished; else that of the first step that went wrong (what is finished is aggregated).
+# Usage with existing configurations: bash run/run_batch.sh CONFIG_DIR REPEAT [MAX_JOBS] [SLEEP] [MAIN]
+# Exit status: 0 all jobs finished; else that of the first step that went wrong (finished jobs are aggregated).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -45,7 +45,7 @@ fi
 
 status=0
 bash "$here/parallel.sh" "$@" || status=$?
-# A wrong command line has run nothing, and whoever stopped it wants no more.
+# Other statuses need no tables: a wrong command line ran nothing, and an interrupt was meant to end all.
 if [ "$status" -le 1 ]; then
     while IFS= read -r folder; do
         if [ -d "$folder" ]; then

@@ -1,8 +1,8 @@
 """Search for settings by validation: ``python run/search.py --config synthetic --space FILE --trials 40``.
 
-A space has the format of a grid, whose axes may be ranges too: ``optim.base_lr lr log_range(1e-3, 1e-1)``. Optuna draws
-the points (TPE), and stops those whose stages fall behind the median of the others by validation. Type the same command
-again to resume, or with more ``--trials`` to go on. The best settings become ``<out_dir>/<config>_<space>_best.yaml``.
+A space is a grid whose axes may also be ranges: ``optim.base_lr lr log_range(1e-3, 1e-1)``. Optuna draws the points
+(TPE), and stops a trial if its validation score falls below the median of the others after a stage. Type the same
+command again to resume, or with more ``--trials`` to go on. Writes ``<out_dir>/<config>_<space>_best.yaml``.
 Test scores are never read. Exit status: 0 done; 1 nothing was found, or an error; 2 the command line is wrong.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 POLL_SECONDS = 1.0
-DIGITS = 4  # significant ones of a number drawn from a range
+DIGITS = 4  # significant digits of a number drawn from a range
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,12 +43,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--config", type=config_file, required=True, help="base YAML, or the name of one in configs_gg/"
     )
     parser.add_argument("--space", type=path, required=True, help="grid whose axes may be range(a, b), log_range(a, b)")
-    parser.add_argument("--trials", type=int, default=40, help="how many settings to try in all (default: 40)")
+    parser.add_argument("--trials", type=int, default=40, help="number of settings to try in all (default: 40)")
     parser.add_argument("--repeat", type=int, default=1, help="seeds per trial; their mean counts (default: 1)")
     parser.add_argument("--max_jobs", type=int, default=1, help="trials at a time (default: 1)")
-    parser.add_argument("--out_dir", type=path, default=Path("configs"), help="for configurations (default: configs)")
-    parser.add_argument("--seed", type=int, default=123, help="of the sampler (default: 123)")
-    parser.add_argument("--no_pruning", action="store_true", help="finish every trial")
+    parser.add_argument("--out_dir", type=path, default=Path("configs"), help="folder to write into (default: configs)")
+    parser.add_argument("--seed", type=int, default=123, help="seed of the sampler (default: 123)")
+    parser.add_argument("--no_pruning", action="store_true", help="let every trial finish")
     args = parser.parse_args(argv)
     for name in ("trials", "repeat", "max_jobs"):
         if getattr(args, name) < 1:
@@ -63,7 +63,7 @@ class Search(Queue):
     Args:
         configs: folder of the trials' configurations.
         results: folder of their experiments.
-        metric: that selects, as GraphGym's ``metric_best``.
+        metric: validation metric that the search maximises.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Search(Queue):
     ) -> None:
         super().__init__(self._drawn(), plan, args.trials)
         self.args, self.study, self.configs, self.results, self.metric = args, study, configs, results, metric
-        self.trials: dict[str, Trial] = {}  # by the names of the jobs that run
+        self.trials: dict[str, Trial] = {}  # by name of the running job
 
     def _drawn(self) -> Iterator[Job]:
-        """The jobs of new trials; one whose point has been run before is told at once."""
+        """Yield the jobs of new trials; if a trial's point has been run before, report its score without a job."""
         from grid.configs import is_text, make_configs
 
         blocks = space.read_grid(self.args.space, is_text, ranges=True)
@@ -87,7 +87,7 @@ class Search(Queue):
                 continue
             ((name, text),) = made.items()
             trial.set_user_attr("name", name)
-            while name in self.trials:  # the same point runs now
+            while name in self.trials:  # the same point is running
                 self._wait()
             file = self.configs / f"{name}.yaml"
             if file.with_name(file.name + DONE).exists():
@@ -98,7 +98,7 @@ class Search(Queue):
             yield job_of(file)
 
     def _wait(self) -> None:
-        """Wait until a job ends, and stop those that fall behind."""
+        """Wait until a job ends; meanwhile, interrupt jobs that fall behind."""
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid:
@@ -111,7 +111,7 @@ class Search(Queue):
             time.sleep(POLL_SECONDS)
 
     def _falls_behind(self, name: str) -> bool:
-        """Whether the best validation after some stage is worse than the median of the other trials'."""
+        """Report the best validation score up to each new stage; returns whether the study would stop the trial."""
         trial = self.trials[name]
         files = sorted((self.results / name).glob("*/stages/[0-9]*/stage.json"))
         valid = [json.loads(file.read_text(encoding="utf-8"))["scores"]["valid"][self.metric] for file in files]
@@ -169,12 +169,12 @@ def open_study(args: argparse.Namespace, folder: Path) -> Study:
         JobError: the study there has another base, space or number of seeds.
     """
     import optuna
-    from sqlalchemy.pool import NullPool  # no connection stays open, which jobs would inherit
+    from sqlalchemy.pool import NullPool  # keeps no connection open that forked jobs would inherit
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'search.db'}", engine_kwargs={"poolclass": NullPool})
     pruner = optuna.pruners.NopPruner() if args.no_pruning else optuna.pruners.MedianPruner()
-    # Drawn anew on every start, or a resumed search would repeat itself.
+    # A new seed on every start, or a resumed search would draw the same points again.
     with contextlib.suppress(KeyError):
         args.seed += len(optuna.load_study(study_name="search", storage=storage).trials)
     sampler = optuna.samplers.TPESampler(seed=args.seed, constant_liar=True)
@@ -185,7 +185,7 @@ def open_study(args: argparse.Namespace, folder: Path) -> Study:
     for name, value in asked.items():
         if study.user_attrs.setdefault(name, value) != value:
             raise JobError(
-                f"--{name} is another than that of the search in {folder}; expected the same, or another --out_dir"
+                f"--{name} differs from that of the search in {folder}; expected the same, or another --out_dir"
             )
         study.set_user_attr(name, value)
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -196,7 +196,7 @@ def open_study(args: argparse.Namespace, folder: Path) -> Study:
 
 
 def check_space(args: argparse.Namespace) -> None:
-    """Load the configurations of each block's first point and of every other value; GridError where one is wrong."""
+    """Check each value of each axis, with the first values of the block's other axes; GridError if one is wrong."""
     from grid.configs import is_text, make_configs
 
     points = []
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     if importlib.util.find_spec("optuna") is None:
         print("error: run/search.py needs the extra 'search': pip install optuna", file=sys.stderr)
         return 1
-    return to_status(lambda: run_search(args), ValueError, OSError)  # with GridError, JobError and ConfigError
+    return to_status(lambda: run_search(args), ValueError, OSError)  # ValueError: GridError, JobError, ConfigError
 
 
 def run_search(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Shared by the programs in this folder: errors in one line, processes, threads, and where the log goes."""
+"""Shared by the programs in this folder: errors as one line, processes, threads, and destinations of the log."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def run_to_status(work: Callable[[], int], again: str) -> int:
 
 
 def start_or_join(cfg: Any, program: str, argv: list[str]) -> int | None:
-    """Join the processes of a run, or start them if ``devices`` asks for several and nothing has started them yet.
+    """Join the processes of a run, or start them if ``devices`` asks for several and no launcher has started them.
 
-    Returns the exit status of those that were started, ``program`` with ``argv``; None if this process does the run.
+    Returns the exit status of the started processes (``program`` with ``argv``); None if this process does the run.
     """
     from glem_graphgym import processes
     from glem_graphgym.build.language_model import hardware_for
@@ -69,7 +69,7 @@ def experiment_name(file: str) -> str:
 
 
 def set_up_process(cfg: Any) -> None:
-    """Set memory and threads: at most ``num_threads``, and no more than this process's share of the machine's."""
+    """Set memory limits and threads: at most ``num_threads``, and at most this process's share of the cores."""
     import torch
     from joblib import cpu_count
 

@@ -14,9 +14,9 @@ if [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
         echo "error: $python is not Python 3.$least or later, which $constraints needs; name one: PYTHON=python3.12 bash run/setup.sh" >&2
         exit 1
     fi
-    echo "Setting up .venv, once: downloads PyTorch and what goes with it, which takes minutes ..."
+    echo "Setting up .venv, once: downloads PyTorch and other packages, which takes minutes ..."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    # torch first and alone: everything else accepts what is there.
+    # torch first and alone: all other packages accept the version that is installed.
     .venv/bin/pip install --quiet "$(grep '^torch==' "$constraints")"
     .venv/bin/pip install --quiet --constraint "$constraints" --editable ".${extras:+[$extras]}"
     echo "$wanted" >.venv/.installed

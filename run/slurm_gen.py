@@ -100,7 +100,7 @@ def read_settings(file: Path) -> dict:
 
 
 def directives(args: argparse.Namespace, configs: int, logs: Path) -> list[str]:
-    """Options for sbatch, quoted as sbatch reads them ("%" in the name of a log is doubled)."""
+    """Options for sbatch, quoted as sbatch expects; "%" in the name of a log is doubled."""
     array = f"0-{configs * args.repeat - 1}" + (f"%{args.max_jobs}" if args.max_jobs else "")
     options = {
         "job-name": args.name or args.dir.resolve().name,

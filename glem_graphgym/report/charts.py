@@ -122,8 +122,8 @@ class Chart:
         self._mark("rect", f"bar {style}", color, title, x=left + 0.5, width=width, y=top, height=height)
 
     def labels(self, places: Sequence[tuple[float, float, str]], marks: Iterable[tuple[float, float]] = ()) -> None:
-        """Write each text beside its point where it covers no earlier text, no point and none of ``marks``; texts for
-        which there is no room are left out."""
+        """Write each text beside its point, where it covers no earlier text, no point and none of ``marks``; leave it
+        out if there is no such place."""
         places = [(self.x(x), self.y(y), text) for x, y, text in places if not math.isnan(y)]
         dots = [place[:2] for place in places] + [(self.x(x), self.y(y)) for x, y in marks]
         taken = [(at - 6, up - 6, at + 6, up + 6) for at, up in dots]
@@ -146,7 +146,7 @@ class Chart:
             self.marks.append(("text", {"class": "note", **place}, text))
 
     def apart(self, places: Ticks) -> list[tuple[float, str]]:
-        """Ticks of a numeric x axis, where a text that would overlap the one before it is replaced by ``""``."""
+        """Ticks of a numeric x axis; a text that would overlap its predecessor becomes empty, its tick mark stays."""
         shown, free = [], -math.inf
         for value, text in places:
             half = CHARACTER * len(text) / 2

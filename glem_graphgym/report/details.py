@@ -119,10 +119,9 @@ def _percent(share: float) -> float | None:
 
 
 def agreement_of(board: Board) -> dict[str, list[float]]:
-    """``"i,j"``, rows i < j -> % of test nodes where both predict the same class, only i is right, only j is right.
+    """Rows ``"i,j"``, i < j -> % of test nodes where both predict one class, only i is right, only j is right.
 
-    Means over common seeds; pairs without any are missing.
-    """
+    These are means over common seeds; pairs without any are missing."""
     outcomes = [board.experiments[row.experiment].outcomes(row.method) for row in board.rows]
     found = {}
     for j in range(len(outcomes)):
@@ -140,9 +139,8 @@ def agreement_of(board: Board) -> dict[str, list[float]]:
 def kinds_of_nodes(board: Board) -> list[list[Any]]:
     """Accuracy by quartile of test nodes: by number of neighbours, homophily, text length and size of the class.
 
-    Each entry holds the quartile's name, its share of the nodes in %, then per row of the board the accuracy in it in
-    %, a mean over seeds (None: not known).
-    """
+    Each entry holds the quartile's name, its share of the nodes in %, then the accuracy in it of each row of the board,
+    in %, as a mean over seeds (None: not known)."""
     edges: dict[str, np.ndarray] = {}
     found = []
     for place, row in enumerate(board.rows):

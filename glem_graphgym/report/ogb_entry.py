@@ -103,15 +103,15 @@ def _problems(
     best = next(other for other in board.rows if other.method == row.method)
     if best != row:
         yield (
-            f"hyperparameters are chosen by validation, and there {best.name} ({100 * best.valid.mean:.2f} %) is "
+            f"hyperparameters are chosen by validation, by which {best.name} ({100 * best.valid.mean:.2f} %) is "
             f"better than {row.name} ({100 * row.valid.mean:.2f} %); name that row, or give --dir the experiments of "
             "this submission alone"
         )
     file, _, known, _ = _teacher(experiment)
     if file and not about["name"] and not known:
         yield (
-            f"glem.first_predictions is {file}, and no run.json of a run that made it is found, so what external data "
-            "the predictions rest on is not known; give a --name that says it, or run this where that run's folder is"
+            f"glem.first_predictions is {file}, but the run.json of the run that made it is not found, so the external "
+            "data that it used are unknown; mention them in --name, or run this where that run's folder is"
         )
     url = ("^https?://", "a URL")
     expected = {"contact": ("@", "a name and an e-mail address"), "code": url, "hardware": ("", ""), "paper": url}

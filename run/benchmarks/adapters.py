@@ -1,7 +1,7 @@
-"""What adapters save: memory of a training step and files of a stage, of a random Qwen3 of 60 M parameters.
+"""Memory and files that adapters save when a Qwen3 of 60 M parameters with random weights is fine-tuned.
 
-For each way to train it, ``run/main.py`` fine-tunes it on the gold labels of a small generated graph. Memory is the
-stage's peak, of the whole process; beside it stands what the dry run foresees.
+For each of `WAYS`, ``run/main.py`` fine-tunes it on the gold labels of a small generated graph. Memory is the peak of
+the whole process during the stage, compared with the dry run's prediction.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OPTIONS = {
 
 
 def adapters(repeats: int, accelerator: str) -> Iterator[Row]:
-    """MB of memory, at its peak and foreseen, and of a stage's weights, for each of `WAYS`, run once on the CPU."""
+    """Peak and predicted memory and size of a stage's weights, in MB, for each of `WAYS`, run once on the CPU."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lm = make_qwen3(folder / "lm")
@@ -65,7 +65,7 @@ def adapters(repeats: int, accelerator: str) -> Iterator[Row]:
 
 
 def make_qwen3(folder: Path) -> Path:
-    """A Qwen3 of `SIZES` with random weights, and a tokenizer that knows the generated texts' words."""
+    """Make a folder of a Qwen3 of `SIZES` with random weights, and a tokenizer for the generated texts."""
     from transformers import Qwen3Config, Qwen3Model
 
     make_tiny_lm(folder)

@@ -1,10 +1,10 @@
-"""What GLEM saves: step, epoch, memory and largest batch of the LM alone, joint training and GLEM, compared.
+"""Cost of GLEM against the LM alone and joint training: time per step and epoch, memory, largest batch.
 
-Every figure comes from a process of its own, in which the train modes' own learners do a fixed
-number of steps with the configurations ``configs_gg/{lm,joint,glem}_debian.yaml``, the first ones uncounted. An epoch
-is extrapolated: steps of an epoch times the median step. The peak is of the whole process, Python and torch included.
-The largest batch whose process stays within ``--memory_gb`` is found by bisection over powers of two; a process that
-needs far more is stopped by the operating system rather than by a machine that swaps.
+Every figure comes from a process of its own, in which the train modes' own learners do a fixed number of steps, after
+uncounted ones, with the configurations ``configs_gg/{lm,joint,glem}_debian.yaml``. The time of an epoch is
+extrapolated: its steps times the median step. The peak is of the whole process, Python and torch included. The largest
+batch whose process stays within ``--memory_gb`` is found by bisection over powers of two; a limit on the process's
+memory ends one that needs far more, before the machine swaps.
 
 ``python -m benchmarks.cost '<JSON of a Job>'`` is one such process: it prints its figures as JSON.
 """
@@ -66,7 +66,7 @@ DEBIAN: tuple[str, ...] = ("dataset.name", "debian")
 
 @dataclass(frozen=True)
 class Job:
-    """Measurement of one process."""
+    """The work of one measured process."""
 
     method: str  # LM, JOINT, GLEM (its E-step), M_STEP or ENCODING
     batch: int = BATCH  # gold nodes per step; in an E-step gold and pseudo nodes
@@ -74,7 +74,7 @@ class Job:
     steps: int = STEPS  # counted ones
     options: tuple[str, ...] = DEBIAN  # key, value, ... that override the configuration, among them the graph
     data: str = "datasets"  # folder for the graph and its tokens
-    limit_mb: int = 0  # of the memory that the process maps; 0 = none
+    limit_mb: int = 0  # limit on the memory that the process maps; 0 = none
     accelerator: str = "cpu"
 
 
@@ -254,7 +254,7 @@ class Steps:
         return np.diff(self.ends[start:]).tolist(), per_epoch, texts
 
 
-# Selects nothing and takes no time.
+# A constant score: it selects nothing and takes no time.
 VALIDATION = Validation(np.arange(32), lambda logits: 0.0)
 
 
@@ -262,7 +262,7 @@ def gold_of(graph: TextGraph, count: int | None = None) -> Gold:
     """The gold labels, or a random ``count`` of them.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: the graph has fewer gold nodes.
     """
     nodes = graph.split["train"]
     if count is not None:

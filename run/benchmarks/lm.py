@@ -77,7 +77,7 @@ class Clocked(TokenStore):
 
 @cache
 def hardware_of(device: str) -> Hardware:
-    """The device in the precision that ``auto`` takes on it."""
+    """The device, with the precision that ``auto`` chooses on it."""
     slow = device == "cpu" and faster_precision() == "32"
     return Hardware(device, "32-true" if slow else "bf16-mixed")
 
@@ -215,7 +215,7 @@ def _peer_batch() -> dict[str, Any]:
 
 
 def attention(repeats: int, device: str) -> Iterator[Row]:
-    """The attention that ``lm.attention auto`` takes against others of transformers, by text length."""
+    """The attention that ``lm.attention auto`` chooses against transformers' others, by text length."""
     names = (CPU_ATTENTION, "eager", "sdpa") if device == "cpu" else ("sdpa", "eager")
     models = {name: classifier(name).to(device) for name in names}
     how: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.0, "fused": True}

@@ -24,12 +24,12 @@ class Row:
     """One figure."""
 
     part: str  # of the benchmark
-    what: str  # is measured
+    what: str  # the quantity that is measured
     value: float  # the median, in `unit`
     unit: str
     low: float | None = None  # lowest and highest of the repetitions
     high: float | None = None
-    bound: float | None = None  # what the hardware allows, in the same unit
+    bound: float | None = None  # limit of the hardware, in the same unit
     rival: float | None = None  # the same figure of `rival_name`, measured in turns with ours
     rival_name: str = ""
 
@@ -68,7 +68,7 @@ def seconds_of(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dic
 
 
 def now() -> float:
-    """Seconds on a clock, once a GPU that is in use has done its work."""
+    """Time in seconds, read after a GPU that is in use has finished its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -105,7 +105,7 @@ def bandwidth(device: str) -> float:
 
 
 def machine(repeats: int, device: str) -> Iterable[Row]:
-    """What the hardware allows; the bounds of the other parts are computed from this."""
+    """Limits of the hardware, from which the bounds of the other parts are computed."""
     product = "matrix product " + "x".join([str(matrix_size(device))] * 3)
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
@@ -128,7 +128,7 @@ print(time.perf_counter() - start)
 
 
 def startup(repeats: int, device: str) -> Iterable[Row]:
-    """``run/main.py --help``, and what importing the plugin adds to importing GraphGym."""
+    """Seconds of ``run/main.py --help``, and of importing the plugin once GraphGym is imported."""
     command = [sys.executable, str(Path(__file__).resolve().parents[1] / "main.py"), "--help"]
     seconds = seconds_of({"": lambda: subprocess.run(command, check=True, capture_output=True)}, repeats)[""]
     yield row_of("startup", "run/main.py --help", seconds, "s")

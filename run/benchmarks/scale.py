@@ -1,10 +1,9 @@
-"""How a whole run out of core grows with the graph: generated graphs in papers100M's format, from files to scores.
+"""Growth of out-of-core runs with the graph: whole runs on generated graphs in the format of ogbn-papers100M.
 
 For each number of nodes three programs run, one after the other, as a user would call them:
 ``run/make_papers100m_like.py``, ``run/prepare.py`` and ``run/main.py`` with ``configs_gg/glem_gamlp_papers100m.yaml``
 and a tiny transformer: text embeddings and hops 64 wide, 3 hops, GAMLP. Memory is the sum over the processes of a
-program, without pages of files that the system can take back. Files are the most on disk at a time, including temporary
-files of a step.
+program, without pages of files, which the system can reclaim. Files are the peak on disk, temporary ones included.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SIZES = (500_000, 1_000_000, 2_500_000, 5_000_000)
 PAPERS100M = 111_059_956
 EDGES_A_NODE = 12
 WIDTH = 64  # of the features, the tiny transformer and GAMLP's hops
-BUDGET_GB = 0.2  # memory for graph, features and hops per million nodes: a quarter of what they take
+BUDGET_GB = 0.2  # memory for graph, features and hops per million nodes: a quarter of their size
 OPTIONS = {
     "lm.shrink_dim": 0, "lm.max_length": 64, "lm.epochs": 1, "lm.batch_size": 64, "lm.grad_accumulation": 1,
     "lm.lr": 1e-3, "e_step.epochs": 1, "e_step.batch_size": 64, "e_step.lr": 1e-3,
@@ -48,7 +47,7 @@ SAMPLED_EVERY = 0.1  # s
 
 @dataclass
 class Used:
-    """Cost of a program: seconds, and the most GB of memory and of files at a time."""
+    """Cost of a program: seconds, peak memory in GB, peak size of files in GB."""
 
     seconds: float
     memory: float
@@ -56,7 +55,7 @@ class Used:
 
 
 def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folder: Path | None = None) -> Iterator[Row]:
-    """Seconds, memory and files of each program per size; then how they grow, and what papers100M would take.
+    """Seconds, memory and files of each program per size; then their growth, and an extrapolation to papers100M.
 
     Args:
         sizes: numbers of nodes.
@@ -109,9 +108,9 @@ def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folde
 
 
 def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
-    """The exponent b of a power law a·N^b (least squares of the logarithms), and a straight line's value at papers100M.
+    """Exponent b of a power law a·N^b (least squares of the logarithms); value of a fitted line at papers100M's size.
 
-    An exponent of 1 means growth in proportion; below 1, a part is constant.
+    An exponent of 1 means proportional growth; below 1, a part is constant.
     """
     power, _ = np.polyfit(np.log(sizes), np.log(values), 1)
     slope, start = np.polyfit(sizes, values, 1)
@@ -122,7 +121,7 @@ def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
     """Run a program and measure it with the processes that it starts, and the files under ``folder``.
 
     Raises:
-        RuntimeError: it failed; with the end of its output if that was not ``shown``.
+        RuntimeError: the program failed; the message has the end of its output unless that was ``shown``.
     """
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
@@ -174,7 +173,7 @@ def bytes_under(folder: Path) -> int:
 
 
 def make_tiny_lm(folder: Path) -> Path:
-    """A BERT of two layers, width `WIDTH` and random weights, whose tokenizer knows the generated texts' words."""
+    """Make a folder of a BERT of two layers, width `WIDTH` and random weights, and a tokenizer for generated texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 

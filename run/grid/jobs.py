@@ -2,8 +2,8 @@
 
 Every job is ``run/main.py --cfg X --repeat R --mark_done`` in a process of its own, whose output goes to
 ``<out_dir>/logs/<configuration>.log``. Without GPUs, jobs are forked from this process after its imports, which saves
-each of them seconds. With GPUs or on macOS, whose libraries do not survive a fork, and for another main, each job is a
-new Python. ``--launcher submitit`` runs jobs on the machines of Slurm instead.
+each of them seconds. With GPUs or on macOS, whose libraries do not survive a fork, and for another main program, each
+job is a new Python process. ``--launcher submitit`` runs jobs on the machines of Slurm instead.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
 def reopen(folder: Path, repeat: int, own: bool) -> None:
     """Let finished configurations (``*.yaml_done``) that lack some of ``repeat`` seeds wait again (``*.yaml``).
 
-    Our ``own`` main.py records each finished seed. Another program may record nothing, so its configurations lack
-    seeds only if some of theirs are recorded.
+    ``own``: jobs run our main.py, which records each finished seed. Another program may record none; its
+    configurations lack seeds only if some seeds are recorded.
     """
     for file in sorted(folder.glob(f"*.yaml{DONE}")):
         if not _waiting(file).exists() and _lacks_seeds(file, repeat, own):
@@ -133,7 +133,7 @@ def job_of(config: Path) -> Job:
 
 
 def results_of(config: Path) -> Path:
-    """The parent of the folder of a configuration's experiment: its ``out_dir``."""
+    """The ``out_dir`` of a configuration, which contains the folder of its experiment."""
     return written_out(_settings(config).get("out_dir", "results"))
 
 
@@ -216,7 +216,7 @@ def find_main(name: str) -> Path:
 
 
 def find_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """GPUs named by GPUS (``0,1``; ``none`` = use the CPU), else by CUDA_VISIBLE_DEVICES, else all of the driver."""
+    """GPUs named by GPUS (``0,1``; ``none`` = use the CPU), else by CUDA_VISIBLE_DEVICES, else all that exist."""
     for variable in ("GPUS", "CUDA_VISIBLE_DEVICES"):
         if environment.get(variable):
             named = [name.strip() for name in environment[variable].split(",")]
@@ -261,7 +261,7 @@ def command_of(job: Job, plan: Plan) -> list[str]:
 class Queue:
     """Runs jobs according to a `Plan` and collects failures; stopping the queue stops its jobs.
 
-    ``jobs`` may be made as they are asked for: each when there is a place for it. ``total`` is how many there will be.
+    ``jobs`` may be a generator: each job is taken only when it can start. ``total`` is the expected number of jobs.
     """
 
     def __init__(self, jobs: Iterable[Job], plan: Plan, total: int) -> None:
@@ -326,7 +326,7 @@ class Queue:
         self._record(pid, os.waitstatus_to_exitcode(status))
 
     def _record(self, pid: int, code: int | str) -> None:
-        """Take note of a job's end: its exit status, or in words why it has none."""
+        """Record a job's end: ``code`` is its exit status, or a word that says why it has none."""
         running = self.running.pop(pid, None)
         if running is None:
             return
@@ -366,7 +366,7 @@ class Queue:
 
 
 class SubmittedQueue(Queue):
-    """Submits jobs by submitit: to Slurm or, where there is no srun, as further processes of this machine.
+    """Submits jobs by submitit: to Slurm or, without srun, as further processes on this machine.
 
     Args:
         folder: for submitit's files, seen by all machines.
@@ -423,7 +423,7 @@ class SubmittedQueue(Queue):
 
 
 def import_early() -> None:
-    """Import once what every job needs."""
+    """Import the modules that every job needs, before jobs are forked."""
     sys.path[:0] = [str(RUN), str(RUN.parent)]
     from command_line import before_imports
 
@@ -534,7 +534,7 @@ def report(queue: Queue, done_before: int) -> str:
 
 
 def _how_to_start_anew(jobs: Sequence[Job]) -> list[str]:
-    """What to do instead of main's ``--overwrite``, which a queue does not take, if results of other settings exist."""
+    """Advice for jobs that found results of other settings: a queue takes no ``--overwrite``, unlike main.py."""
     if not jobs:
         return []
     folders = [results_of(job.config) / job.name for job in jobs]
@@ -580,7 +580,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_folder(args: argparse.Namespace) -> int:
-    """Run what waits in a folder of configurations, and report; returns the exit status."""
+    """Run the waiting configurations of a folder, and report; returns the exit status."""
     own = find_main(args.main) == OWN_MAIN
     if not args.config_dir.is_dir():
         find_jobs(args.config_dir, args.repeat, own)  # raises the error
@@ -600,7 +600,7 @@ def run_folder(args: argparse.Namespace) -> int:
 
 
 def to_status(work: Callable[[], int], *errors: type[Exception]) -> int:
-    """Call ``work``, which runs jobs, and return its exit status; 1 for one of ``errors``, 130 where it is stopped."""
+    """Call ``work``, which runs jobs, and return its exit status; 1 for one of ``errors``, 130 if interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -32,7 +32,7 @@ class GridError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, of which a search draws, by their logarithm if ``log``."""
+    """Numbers from ``low`` to ``high`` for a search to draw from, on a logarithmic scale if ``log``."""
 
     low: int | float
     high: int | float
@@ -46,7 +46,7 @@ class Axis:
     line: int  # in the grid text, from 1
     key: str  # "name" or "group.name", as in the configuration
     alias: str  # its name in file names and tables
-    values: tuple[Any, ...]  # at least one, all different; the two ends where there is a range
+    values: tuple[Any, ...]  # at least one, all different; the two ends of a range
     range: Range | None = None
 
 
@@ -71,7 +71,7 @@ def read_grid(
     """The blocks of a grid.
 
     Args:
-        is_text: whether a key takes a string; its values stay as they were typed (``[007]`` is refused: no Python).
+        is_text: whether a key takes a string; its values stay as typed (``[007]``, no valid Python, is refused).
         flag: what named the file, for messages.
         ranges: whether axes may be ranges.
 
@@ -170,7 +170,7 @@ def _short(text: str) -> str:
 
 
 def _storable(value: Any, where: str) -> Any:
-    """``value`` as YAML keeps it."""
+    """``value`` in types that YAML can store: lists for tuples."""
     if isinstance(value, list | tuple):
         return [_storable(inner, where) for inner in value]
     if value is None or isinstance(value, bool | int | float | str):

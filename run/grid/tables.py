@@ -57,7 +57,7 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
             notes.append(f"{path.name}: skipped, without results ({error})")
     if not tables:
         raise ValueError("\n".join([f"--dir {folder}: no experiment with results in it", *notes]))
-    # Means over different seeds are not comparable, nor are those of runs that go on.
+    # Means over different seeds are not comparable, nor are those of unfinished runs.
     every = sorted({seed for found in seeds.values() for seed in found})
     notes += [
         f"{name}: only the seeds {', '.join(map(str, found))}, where others have {', '.join(map(str, every))}"
@@ -100,7 +100,7 @@ def _settings(experiment: Path) -> Mapping[str, Any]:
 
 def _write_table(file: Path, rows: Mapping[str, Row]) -> None:
     if not rows:
-        file.unlink(missing_ok=True)  # of an earlier call
+        file.unlink(missing_ok=True)  # left by an earlier call
         return
     axes = [axes_of(name) for name in rows]
     if not all(axes) or len({repr(sorted(found.items())) for found in axes}) < len(axes):

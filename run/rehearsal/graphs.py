@@ -30,7 +30,7 @@ NODES_AT_ONCE, EDGES_AT_ONCE = 1 << 14, 1 << 22
 
 @dataclass(frozen=True)
 class Lengths:
-    """Log-normal numbers of words, at least 1 and at most ``most``; ``missing`` is the share that has none."""
+    """Log-normal numbers of words, from 1 to ``most``; a share ``missing`` of the texts has none."""
 
     mean: float
     spread: float  # standard deviation of the logarithm
@@ -51,10 +51,10 @@ class Shape:
     name: str
     nodes: int
     edges: int  # rows of OGB's table of edges
-    pairs: int  # of nodes with an edge between them; each further row is the reverse of another
+    pairs: int  # pairs of nodes with an edge between them; each further row of edges is the reverse of another
     features: int
     classes: int
-    split: tuple[int, int, int]  # numbers of train, validation and test nodes, together all
+    split: tuple[int, int, int]  # numbers of train, validation and test nodes; their sum is ``nodes``
     split_name: str  # folder of the split
     homophily: float  # probability that an edge's target is drawn from the class of its source
     hubs: float  # a node of rank r is cited with a probability that falls as r^(1/hubs - 1)
@@ -184,7 +184,7 @@ def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.
 
 
 class Cells:
-    """Writes CSV lines whose cells come from a fixed list of up to a few million."""
+    """Writes CSV lines; their cells come from a fixed list of up to a few million texts."""
 
     def __init__(self, cells: Iterable[str]) -> None:
         written = np.array(list(cells), dtype="S")

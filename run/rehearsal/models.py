@@ -1,4 +1,4 @@
-"""DeBERTa (v1) folders with random weights, whose tokenizer knows the words of the generated texts."""
+"""Folders of DeBERTa (v1) models with random weights and a tokenizer for the generated texts."""
 
 from __future__ import annotations
 

@@ -23,29 +23,29 @@ from glem_graphgym.progress import Progress
 from rehearsal.graphs import write_blocks
 
 CLASSES = 172  # of ogbn-papers100M: its table of categories names them all
-VOCABULARY = 20  # different words of the texts, a class
-LABELLED = 0.0139  # share of papers that are on arXiv, so have a class
-TRAIN, VALID = 0.78, 0.08  # of the labelled ones; the rest is for testing
+VOCABULARY = 20  # different words per class
+LABELLED = 0.0139  # share of papers that are on arXiv and thus have a class
+TRAIN, VALID = 0.78, 0.08  # shares of the labelled nodes; the rest is for testing
 WITHOUT_TITLE, WITHOUT_ABSTRACT = 0.002, 0.05  # shares of nodes
 FIRST_YEAR, TRAIN_YEAR, VALID_YEAR, TEST_YEAR = 1990, 2017, 2018, 2019
 NODES_AT_ONCE, EDGES_AT_ONCE = 1 << 16, 1 << 20
-# What streams of random numbers are for. Each block of each has its own generator, so that it can be drawn again.
+# Streams of random numbers. Each block of a stream has its own generator, so that it can be drawn again.
 DEAL, EDGES, MEANS, FEATURES, YEARS, TITLES, ABSTRACTS = range(7)
 
 
 @dataclass(frozen=True)
 class Papers100MLike:
-    """A graph as OGB's archive of ogbn-papers100M and its raw text have it, written in a few hundred MB of memory.
+    """A generated graph in the format of ogbn-papers100M's archive and raw texts; needs a few hundred MB of memory.
 
-    Texts, features and edges tell of the class as those of `synthetic.make_synthetic` do: each word is, with
-    probability ``text_signal``, one of its class's own; features go from noise to the means of the classes; each edge
-    starts at any node and ends, with probability ``structure_signal``, in the class of its source. The first nodes of
-    a class are cited most: the number of citations has a Pareto tail of exponent 3. Edges are directed; some are there
-    twice, none is a loop. Some nodes have no title, or no abstract. The same arguments give the same files.
+    Texts, features and edges depend on the class as in `synthetic.make_synthetic`: each word is, with probability
+    ``text_signal``, one of its class's own; features are noise and the mean of the class, mixed by ``text_signal``;
+    each edge starts at any node and ends, with probability ``structure_signal``, in the class of its source. The first
+    nodes of a class are cited most: the number of citations has a Pareto tail of exponent 3. Edges are directed; some
+    occur twice, none is a loop. Some nodes have no title, or no abstract. The same arguments give the same files.
 
-    The graph is a function of node and block: only the labelled nodes are held in memory. Node v has the place
-    (a·v + b) mod N in a shuffled row, a being coprime to N; the places are of class 0, 1, ..., C - 1 in turn. Both
-    directions are a multiplication, so that neither classes nor members of classes need a table.
+    Everything is computed from the numbers of nodes and blocks, so only the labelled nodes are held in memory. Node v
+    has place (a·v + b) mod N in a permutation, where a is coprime to N; the places have classes 0, 1, ..., C - 1 in
+    turn. Node and place follow from each other by a multiplication, so classes and their members need no table.
 
     Raises:
         DataError: an argument is out of range.
@@ -53,14 +53,14 @@ class Papers100MLike:
 
     num_nodes: int
     num_edges: int
-    num_classes: int = CLASSES  # that occur, 2 to 172; balanced to within one node
+    num_classes: int = CLASSES  # classes that occur, 2 to 172; balanced to within one node
     features: int = 64
     feature_dtype: str = "float32"  # as in OGB's archive, or "float16"
     text_words: int = 32  # of title and abstract together, at least 2; a quarter of them are the title's
     text_signal: float = 0.35
     structure_signal: float = 0.6
-    # Share of the nodes that have a label: 78% of them to train, 8% to validate, 14% to test, split by year. At least
-    # one of each class is to train.
+    # Share of the nodes that have a label: 78% of these are for training, 8% for validation, 14% for testing, split by
+    # year. Each class has at least one training node.
     labelled: float = LABELLED
     seed: int = 0
 
@@ -128,7 +128,7 @@ class Papers100MLike:
         return (self.num_nodes - 1 - of_class) // self.num_classes + 1
 
     def split(self) -> dict[str, np.ndarray]:
-        """Sorted nodes per part. Classes are dealt in turn, so that they are balanced in each."""
+        """Sorted nodes per part of the split. Classes are dealt in turn, so that each part is balanced."""
         rng, num = self.generator(DEAL), self.num_labelled
         nodes = np.empty(num, dtype=np.int64)
         for of_class in range(self.num_classes):
@@ -211,8 +211,8 @@ def _write_labels(path: Path, graph: Papers100MLike, known: np.ndarray) -> None:
 
 
 def _member(archive: zipfile.ZipFile, key: str, dtype: np.dtype, shape: tuple[int, ...]) -> IO[bytes]:
-    """An array of an .npz file, stored as it is, open for its bytes."""
-    info = zipfile.ZipInfo(f"{key}.npy")  # of 1980, not of now
+    """A new, uncompressed array of an .npz file, open for its bytes."""
+    info = zipfile.ZipInfo(f"{key}.npy")  # dated 1980, so that the same arguments give the same file
     file = archive.open(info, "w", force_zip64=True)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -220,7 +220,7 @@ def _member(archive: zipfile.ZipFile, key: str, dtype: np.dtype, shape: tuple[in
 
 
 def _within(chosen: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """Where in a block of consecutive nodes the sorted ``chosen`` ones are."""
+    """Positions in a block of consecutive nodes of those that are in ``chosen``, which is sorted."""
     first, last = np.searchsorted(chosen, [nodes[0], nodes[-1] + 1])
     return chosen[first:last] - nodes[0]
 

@@ -1,4 +1,4 @@
-"""The steps of a rehearsal: programs run as a user types them, and the cost of each program and stage."""
+"""The steps of a rehearsal: programs that are run as a user types them, and the cost of each program and stage."""
 
 from __future__ import annotations
 

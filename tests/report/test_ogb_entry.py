@@ -155,7 +155,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 def test_a_row_that_validation_did_not_choose_is_refused(board: Board) -> None:
     second = next(row for row in board.rows if row.experiment == "lr=0.001" and row.method == "GLEM-GNN")
-    with pytest.raises(OgbError, match=r"chosen by validation, and there GLEM \(SAGE, lr 0\.01\) · GNN"):
+    with pytest.raises(OgbError, match=r"chosen by validation, by which GLEM \(SAGE, lr 0\.01\) · GNN"):
         ogb_entry(board, ABOUT, second)
     cascade = next(row for row in board.rows if row.method == "Cascade")
     assert ogb_entry(board, ABOUT | {"name": ""}, cascade)["method"].startswith("Cascade (SAGE)")
@@ -196,7 +196,7 @@ def test_external_data_of_the_first_teacher_is_followed_to_its_run(tmp_path: Pat
 def test_a_first_teacher_of_which_nothing_is_known_is_refused_until_the_name_says_it(tmp_path: Path) -> None:
     board = taught(tmp_path / "glem_giant", tmp_path / "elsewhere" / "logits.npy")
     message = refusal(board, name="")
-    assert "no run.json of a run that made it is found" in message and "give a --name that says it" in message
+    assert "the run.json of the run that made it is not found" in message and "mention them in --name" in message
     named = ogb_entry(board, ABOUT | {"name": "GLEM+GIANT+SAGE"})
     assert named["method"] == "GLEM+GIANT+SAGE (raw text, pretrained deberta-base, predictions logits.npy)"
 

@@ -171,5 +171,5 @@ def test_a_search_killed_and_resumed_two_jobs_at_a_time(folder: Path) -> None:
     assert found.settings["glem.search_trials"] == 6
 
     (folder / "space.txt").write_text(SPACE + "gnn.act act ['relu']\n")
-    with pytest.raises(search.JobError, match="--space is another"):
+    with pytest.raises(search.JobError, match="--space differs from"):
         search.open_study(argparse.Namespace(**vars(search.parse_args([*words, "6"]))), best.parent / "base_grid_space")
