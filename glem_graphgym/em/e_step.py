@@ -239,7 +239,7 @@ def fit_lm(
     plan = FitPlan(
         title=title,
         epochs=settings.epochs,
-        eval_every=1 / settings.evals_per_epoch,
+        evals_per_epoch=settings.evals_per_epoch,
         grad_accumulation=settings.grad_accumulation,
         clip=0.0 if _clips_itself(hardware) else settings.clip,
     )

@@ -44,7 +44,8 @@ class FitPlan:
     Attributes:
         title: names its progress bar and its checkpoint.
         epochs: upper bound; 0 trains nothing.
-        eval_every: epochs between validations; below 1: several per epoch. The end of training is validated too.
+        eval_every: epochs between validations. The end of training is validated too.
+        evals_per_epoch: validations, evenly spread, of an epoch that is validated; the last is at its end.
         patience: validations without a better score before training stops; 0 = never stops early.
         grad_accumulation: batches per optimizer step.
         clip: upper bound of the gradient norm; 0 = none.
@@ -52,16 +53,16 @@ class FitPlan:
 
     title: str
     epochs: int
-    eval_every: float = 1.0
+    eval_every: int = 1
+    evals_per_epoch: int = 1
     patience: int = 0
     grad_accumulation: int = 1
     clip: float = 0.0
 
     def validates(self, epoch: int, batch: int, batches: int) -> bool:
         """Whether validation is due after batch ``batch`` of ``batches`` in ``epoch``; both count from 1."""
-        if self.eval_every < 1:
-            return batch % max(1, int(batches * self.eval_every)) == 0
-        return batch == batches and epoch % min(int(self.eval_every), self.epochs) == 0
+        done, before = (number * self.evals_per_epoch // batches for number in (batch, batch - 1))
+        return done > before and epoch % min(self.eval_every, self.epochs) == 0
 
 
 @dataclass

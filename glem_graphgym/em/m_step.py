@@ -257,5 +257,5 @@ class GNNLearner:
     def fit_task(self, task: GNNTask, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
         """Train the GNN of a task that `start` made."""
         s = self.settings
-        plan = FitPlan(title, s.epochs, s.eval_every, s.patience)
+        plan = FitPlan(title, s.epochs, s.eval_every, patience=s.patience)
         return Fitted(task, fit(task, plan, self.hardware, checkpoint))

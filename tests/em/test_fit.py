@@ -163,27 +163,30 @@ def test_patience_counts_evaluations_without_a_better_score() -> None:
 
 def test_patience_starts_anew_with_every_better_score_and_may_end_in_the_middle_of_an_epoch() -> None:
     scores = [0.1, 0.0, 0.2, 0.1, 0.3, 0.2, 0.1, 0.9]
-    log = fit(regression(scores, [[i] for i in range(12)]), plan(3, eval_every=1 / 6, patience=2), Hardware())
+    log = fit(regression(scores, [[i] for i in range(12)]), plan(3, evals_per_epoch=6, patience=2), Hardware())
     assert [row["valid"] for row in log.history] == scores[:7]
     assert [row["step"] for row in log.history] == [2 * i for i in range(1, 8)]
     assert (log.best_score, log.epochs) == (0.3, 2)
 
 
 @pytest.mark.parametrize(
-    ("every", "batches", "epochs"),
+    ("every", "per_epoch", "batches", "epochs"),
     [
-        (1.0, 4, [1, 2, 3, 4]),
-        (2.0, 1, [2, 4]),
-        (3.0, 1, [3, 4]),  # what is trained after the last evaluation is evaluated too
-        (9.0, 4, [4]),
-        (0.5, 4, [x / 2 for x in range(1, 9)]),
-        (1 / 5, 2, [x / 2 for x in range(1, 9)]),  # more evaluations than batches make one a batch
-        (0.4, 5, [x / 5 for x in (2, 4, 7, 9, 12, 14, 17, 19, 20)]),
+        (1, 1, 4, [1, 2, 3, 4]),
+        (2, 1, 1, [2, 4]),
+        (3, 1, 1, [3, 4]),  # what is trained after the last evaluation is evaluated too
+        (9, 1, 4, [4]),
+        (1, 2, 4, [x / 2 for x in range(1, 9)]),
+        (1, 5, 2, [x / 2 for x in range(1, 9)]),  # more evaluations than batches make one a batch
+        (1, 2, 5, [x / 5 for x in (3, 5, 8, 10, 13, 15, 18, 20)]),  # never more than asked for, the last at the end
+        (1, 3, 5, [x / 5 for x in (2, 4, 5, 7, 9, 10, 12, 14, 15, 17, 19, 20)]),
     ],
 )
-def test_evaluations_come_as_often_as_asked_for_and_at_the_end(every: float, batches: int, epochs: list[float]) -> None:
+def test_evaluations_come_as_often_as_asked_for_and_at_the_end(
+    every: int, per_epoch: int, batches: int, epochs: list[float]
+) -> None:
     task = regression([0.1 * i for i in range(1, 20)], [rows.tolist() for rows in np.array_split(range(12), batches)])
-    log = fit(task, plan(4, eval_every=every), Hardware())
+    log = fit(task, plan(4, eval_every=every, evals_per_epoch=per_epoch), Hardware())
     assert [row["epoch"] for row in log.history] == epochs
     assert (log.best_epoch, log.epochs) == (4, 4)
     assert same(task.model.state_dict(), task.after_epoch[-1])
