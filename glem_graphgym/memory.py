@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -97,27 +97,51 @@ class PeakMemory:
 
 
 def available_bytes() -> int:
-    """Memory that can be allocated now without swapping: on the machine or, if less, within the container's limit."""
+    """Memory that can be allocated now without swapping: on the machine or, if less, within a cgroup's limit."""
     left = [psutil.virtual_memory().available]
-    left += [limit for root in CGROUPS if (limit := _left_in_cgroup(root)) is not None]
+    for group in _cgroups():
+        uses, stat = _lines(group.use), _lines(group.stat)
+        if group.limit is not None and uses:
+            given_back = [int(line.split()[1]) for line in stat if line.split()[0] == group.reclaimable]
+            left.append(group.limit - int(uses[0]) + sum(given_back))
     return max(0, min(left))
 
 
-# Folder, file of the limit, file of the usage, and the line of memory.stat that counts reclaimable file pages.
-CGROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
+def machine_bytes() -> int:
+    """Memory that this process can have at most: the machine's or, if less, a cgroup's limit."""
+    return min([psutil.virtual_memory().total, *(group.limit for group in _cgroups() if group.limit is not None)])
 
 
-def _left_in_cgroup(group: tuple[Path, str, str, str]) -> int | None:
-    """Bytes left within a container's limit; None without a limit."""
-    folder, limit, use, reclaimable = group
-    limits, uses = _lines(folder / limit), _lines(folder / use)
-    if not limits or not uses or not limits[0].isdigit():
-        return None
-    given_back = [int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.split()[0] == reclaimable]
-    return int(limits[0]) - int(uses[0]) + sum(given_back)
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+class _Cgroup(NamedTuple):
+    """A cgroup's limit in bytes (None = none), files of its use, and the line of ``stat`` with reclaimable bytes."""
+
+    limit: int | None
+    use: Path
+    stat: Path
+    reclaimable: str
+
+
+def _cgroups() -> Iterator[_Cgroup]:
+    """The memory cgroups that this process is in: those of its Slurm step, container or slice, and all above them."""
+    for line in _lines(OWN_CGROUPS):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            root, limit, use, reclaimable = CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):  # version 1
+            root, reclaimable = CGROUPS / "memory", "total_inactive_file"
+            limit, use = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # A container without a namespace of its own sees its cgroup as the root, and here a path that is not there.
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents[: len(own.parts) - len(root.parts)]):
+            found = _lines(folder / limit)
+            number = int(found[0]) if found and found[0].isdigit() else None
+            yield _Cgroup(number, folder / use, folder / "memory.stat", reclaimable)
 
 
 def _lines(file: Path) -> list[str]:
@@ -125,12 +149,6 @@ def _lines(file: Path) -> list[str]:
         return file.read_text().splitlines()
     except OSError:
         return []
-
-
-def machine_bytes() -> int:
-    """Memory that this process can have at most: the machine's or, if less, the container's limit."""
-    limits = [lines[0] for folder, limit, *_ in CGROUPS if (lines := _lines(folder / limit))]
-    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def limit_to_machine() -> None:

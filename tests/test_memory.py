@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -49,32 +51,54 @@ def test_peak_memory_is_that_of_the_device_that_is_used(accelerator: str, monkey
     assert memory.resident_mb() > 50
 
 
-def test_the_machines_memory_is_bounded_by_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CGROUPS", ())
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
+    """Puts this process into the memory cgroup /slurm/job/step of that version; returns its folder."""
+
+    def enter(version: int) -> Path:
+        root, own = tmp_path / "cgroup", tmp_path / "own"
+        monkeypatch.setattr(memory, "CGROUPS", root)
+        monkeypatch.setattr(memory, "OWN_CGROUPS", own)
+        own.write_text("3:cpu,cpuacct:/other\n2:memory:/slurm/job/step\n" if version == 1 else "0::/slurm/job/step\n")
+        step = (root / "memory" if version == 1 else root) / "slurm/job/step"
+        step.mkdir(parents=True)
+        return step
+
+    return enter
+
+
+FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("level", range(4))  # that of the step, its job, and so on up to the root
+def test_memory_is_bounded_by_the_limit_of_any_cgroup(
+    version: int, level: int, cgroup: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, (limit, use, reclaimable) = cgroup(version), FILES[version]
+    folder = [step, *step.parents][level]
     whole = machine_bytes()
     assert whole > 2**28
-    (tmp_path / "limit").write_text("max\n")
-    monkeypatch.setattr(
-        memory, "CGROUPS", ((tmp_path, "limit", "use", "file"), (tmp_path / "none", "limit", "use", "file"))
-    )
+    (folder / limit).write_text("max\n")
+    (folder / use).write_text("700\n")
     assert machine_bytes() == whole
-    (tmp_path / "limit").write_text("12345678\n")
-    assert machine_bytes() == 12345678
-
-
-def test_available_memory_is_what_the_containers_limit_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = memory.available_bytes()
-    assert 0 < free <= memory.machine_bytes()
-    monkeypatch.setattr(memory, "CGROUPS", ((tmp_path, "memory.max", "memory.current", "inactive_file"),))
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("700\n")
     assert memory.available_bytes() > 1_000_000
-    (tmp_path / "memory.max").write_text("1000\n")
+    (folder / limit).write_text("1000\n")
+    assert machine_bytes() == 1000
     assert memory.available_bytes() == 300
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\nactive_file 50\n")
+    (folder / "memory.stat").write_text(f"anon 500\n{reclaimable} 150\nactive_file 50\n")
     assert memory.available_bytes() == 450
-    (tmp_path / "memory.current").write_text("5000\n")
+    (folder / use).write_text("5000\n")
     assert memory.available_bytes() == 0
+
+
+def test_without_cgroups_memory_is_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "none")
+    assert machine_bytes() == psutil.virtual_memory().total
+    assert 0 < memory.available_bytes() <= machine_bytes()
 
 
 def test_an_interrupt_waits_for_the_end_of_the_block() -> None:

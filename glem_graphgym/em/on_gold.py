@@ -81,7 +81,7 @@ class SelfTraining(FitsAgain):
             made = replace(targets, pseudo=own, weight=self.weight, ratio=everything, redraw=False)
             if isinstance(latest.task.inputs.hops, MappedHops):
                 self.learner.check_batch(made.num_trained, latest.task.inputs.dim)
-            latest = self.learner.fit_task(latest.task.anew(made), f"{title}, stage {number}", checkpoint)
+            latest = self.learner.fit_task(latest.task.anew(made), f"{title}, round {number}", checkpoint)
             best, log = (latest if latest.log.best_score > log.best_score else best), joined(log, latest.log)
         return Fitted(best.task, log)
 
