@@ -1,4 +1,4 @@
-"""Node features that are made some rows at a time: no float32 copy of all of them."""
+"""Node features that are computed in blocks of rows, without a float32 copy of the whole matrix."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ BYTES_AT_ONCE = 16 << 20
 
 
 class FeatureRows:
-    """The GNN's node features: several arrays side by side, standardised where asked for, read by rows.
+    """The GNN's node features: arrays joined by columns, standardised if asked for, read in ranges of rows.
 
-    ``np.asarray`` of it gives all of them, float32 (N, D).
+    ``np.asarray`` of it returns all of them, float32 (N, D).
 
     Args:
         parts: float (N, d) each, in any precision; may be memory-mapped.
-        standardise: every column gets mean 0 and deviation 1, over ``rows`` where given: input norm.
-        rows: int64, increasing, or None.
-        fixed: whether every step of every run gets the same, so that what is made of them is worth keeping.
+        standardise: scale every column to mean 0 and standard deviation 1 over ``rows`` (input norm).
+        rows: int64, increasing; None = all.
+        fixed: whether all steps of all runs use the same features, so that results computed from them can be cached.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class FeatureRows:
 
     @classmethod
     def of(cls, features: Any) -> FeatureRows:
-        """Features that are such rows already, or a float array (N, D)."""
+        """``features`` as they are, or a float array (N, D) wrapped as `FeatureRows`."""
         return features if isinstance(features, FeatureRows) else cls([features])
 
     @property
@@ -48,12 +48,12 @@ class FeatureRows:
         return len(self.parts[0])
 
     def read(self, first: int, end: int) -> np.ndarray:
-        """float32 (end - first, D)."""
+        """Rows ``first`` to ``end`` - 1, float32 (end - first, D)."""
         return self._normed(_joined(self.parts, first, end))
 
     def take(self, nodes: np.ndarray) -> np.ndarray:
-        """float32 (n, D) of ``nodes``, int64 (n,), in any order."""
-        order = np.argsort(nodes, kind="stable")  # read as they lie, which spares a disk that has to seek
+        """Rows of ``nodes``, int64 (n,) in any order: float32 (n, D)."""
+        order = np.argsort(nodes, kind="stable")  # read in stored order, which saves seeks on a hard disk
         places = nodes[order]
         x = np.empty((len(nodes), self.shape[1]), dtype=np.float32)
         first = 0
@@ -76,15 +76,15 @@ class FeatureRows:
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def key(self) -> str:
-        """Names the content; read once from first to last."""
+        """Fingerprint of the content, for which all of it is read once."""
         standardised = self.statistics is not None
         return fingerprint(*self.parts, standardised, self.rows if standardised else None)
 
 
 def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of every column over ``rows`` (None: all), float32 (D,); a constant column's deviation is 1.
+    """Mean and standard deviation (1 if constant) of each column over ``rows`` (None = all), float32 (D,) each.
 
-    One pass in float64, blocks being merged by the formula of Chan et al. (1979), which cancels nothing.
+    One pass in float64. Blocks are merged by the formula of Chan et al. (1979), which avoids cancellation.
     """
     width = sum(part.shape[1] for part in parts)
     count, mean, squares = 0, np.zeros(width), np.zeros(width)
@@ -114,6 +114,6 @@ def _blocks(count: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 def ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of successive ``step`` rows of ``count``; at least one row."""
+    """(first, end) of successive blocks of ``step`` rows, at least one, of ``count``."""
     step = max(1, step)
     return ((first, min(first + step, count)) for first in range(0, count, step))

@@ -1,8 +1,7 @@
-"""Storage of an M-step's hop features that are larger than memory: on disk, named by what they are made of.
+"""Disk storage of an M-step's hop features that exceed memory, in folders named by a fingerprint of their inputs.
 
-Hops of features that every run shares (raw, static or from a file) are kept in a cache, those of a step's embeddings
-and labels in the run's working folder, which the journal empties when the step is finished. Both go on where a killed
-process left them.
+Hops of features that all runs share (raw, static or from a file) are stored in a cache, those of a step's embeddings
+and labels in the run's working folder, which the journal empties when the step is finished. Both resume after a kill.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from glem_graphgym.out_of_core.propagation import (
 )
 from glem_graphgym.out_of_core.stored_operator import ENTRIES_AT_ONCE, StoredOperator, store_operator
 
-OPERATOR = "gcn"  # as `build.gnn.gcn_operator`
+OPERATOR = "gcn"  # that of `build.gnn.gcn_operator`
 
 
 class HopStorage:
-    """Makes hop features within a budget of memory, of `GraphViews` of `MmapGraph`s.
+    """Makes and stores hop features of `GraphViews` of `MmapGraph`s within a memory budget.
 
     Args:
-        budget: bytes that the propagation, a batch, or both in turn may take.
-        working: folder for what one step needs; emptied by others.
-        cache: folder for what every run may use.
-        nodes: int64 (n,), increasing: the nodes that are trained on or predicted, whose hops are stored; None = all.
-        dtype: of the stored hops: that in which training reads them.
+        budget: bytes that the propagation, and afterwards a batch, may take.
+        working: folder for files of one step; emptied by the caller.
+        cache: folder for files that all runs share.
+        nodes: int64 (n,), increasing: nodes that are trained on or predicted, whose hops are stored; None = all.
+        dtype: of the stored hops, in which training reads them.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class HopStorage:
         self.budget, self.working, self.cache, self.nodes, self.dtype = budget, working, cache, nodes, dtype
 
     def fits(self, num_nodes: int, entries: int, width: int, hops: int, classes: int) -> bool:
-        """Whether hops in memory stay within the budget."""
+        """Whether hop features in memory would stay within the budget."""
         return hops_in_memory(num_nodes, entries, width, hops, self.dtype.itemsize, classes) <= self.budget
 
     def features(self, graphs: Any, x: FeatureRows, hops: int) -> MappedHops:
@@ -59,16 +58,16 @@ class HopStorage:
         return self._made(self.features_folder(graphs, x, hops), graphs, x, hops)
 
     def labels(self, graphs: Any, labels: Rows, folds: np.ndarray, hops: int) -> MappedHops:
-        """The last label hop, (1, n, C); ``folds`` int8 (N,), as of `fold_label_hops`."""
+        """The last label hop, (1, n, C); ``folds`` int8 (N,), see `fold_label_hops`."""
         key = fingerprint("labels", labels.key(), folds, *self._made_of(graphs, hops))
         return self._made(self.working / f"labels-{key}", graphs, labels, hops, hops, folds)
 
     def rows_at_once(self, hops: int, width: int, most: int) -> int:
-        """Nodes whose hops may be in memory at a time, in inference."""
+        """Number of nodes, at most ``most``, whose hops may be in memory at a time in inference."""
         return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
 
     def features_folder(self, graphs: Any, x: FeatureRows, hops: int) -> Path:
-        """The folder for hops of the features."""
+        """The folder of the features' hops: in the cache if the features are fixed, else in the working folder."""
         key = fingerprint("hops", x.key(), *self._made_of(graphs, hops))
         return (self.cache if x.fixed else self.working) / f"hops-{key}"
 
@@ -91,7 +90,7 @@ class HopStorage:
 
     @staticmethod
     def needed(graphs: Any) -> list[tuple[Any, np.ndarray | None]]:
-        """Every structure that is needed, with the nodes that see through it, bool (N,), or None for all."""
+        """The structures to propagate over, each with the nodes whose hops it yields, bool (N,), or None for all."""
         train, predict = graphs.train, graphs.predict
         if graphs.seen is None or train.keep is predict.keep:
             return [(train, None)]
@@ -100,7 +99,6 @@ class HopStorage:
         return [(predict, ~seen), (train, seen)]
 
     def operator_folder(self, graph: Any) -> Path:
-        """The folder for a structure's operator."""
         return self.cache / f"operator-{self._graph_key(graph)}"
 
     def _open(self, graphs: Any) -> list[tuple[StoredOperator, np.ndarray | None]]:
@@ -120,34 +118,35 @@ class HopStorage:
             self._known = (graph.col, fingerprint(graph.rowptr, graph.col))
         return fingerprint(OPERATOR, self._known[1], graph.keep)
 
-    _known: tuple[np.ndarray, str] | None = None  # the latest graph's columns, and its key
+    _known: tuple[np.ndarray, str] | None = None  # columns of the latest graph, and its fingerprint
 
     def _made_of(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
-        """The facts that name stored hops, beside their source."""
+        """Inputs of stored hops that their fingerprint covers, other than the source."""
         stored = fingerprint(self.nodes, str(self.dtype))
         return [self._graph_key(graph) for graph, _ in self.needed(graphs)], hops, stored
 
 
 def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:
-    """Bytes, about, that hop features take when all is in memory: features, hops, graph, and label hops if any.
+    """Estimated bytes of hop features when all is in memory: features, hops, graph, and label hops if any.
 
-    ``entries`` are those of both directions of every edge; ``classes`` is C with label input, else 0.
+    ``entries`` counts every edge in both directions; ``classes`` is C with label input, else 0.
     """
     floats = num_nodes * width
     stored = item_bytes * ((hops + 1) * floats + num_nodes * classes)
     product = min(12 * floats, 1 << 30)
-    graph = 56 * (entries + num_nodes)  # int64 edge list, CSR, that with loops, keys while they are sorted, weights
+    graph = 56 * (entries + num_nodes)  # int64 edge list, CSR without and with loops, sort keys, weights
     return 4 * floats + stored + product + graph + 4 * 4 * num_nodes * classes
 
 
 def check_batch(
     budget: int, trained: int, batch_size: int, hops: int, width: int, item_bytes: int, *, beside: bool = False
 ) -> None:
-    """Refuses an optimizer step of at most ``batch_size`` (0 = all) of an epoch's ``trained`` nodes, whose hops exceed
-    ``budget`` bytes; with ``beside`` as many unlabelled nodes go with them (consistency).
+    """Refuse an optimizer step whose hops exceed ``budget`` bytes: ``batch_size`` (0 = all) of ``trained`` nodes.
+
+    With ``beside``, as many unlabelled nodes are added for the consistency loss.
 
     Raises:
-        ValueError: says which batch size does not.
+        ValueError: names the largest ``gnn.batch_size`` that fits.
     """
     a_node = batch_bytes(1, hops, width, item_bytes) * (2 if beside else 1)
     needed = a_node * min(trained, batch_size or trained)
@@ -161,5 +160,5 @@ def check_batch(
 
 
 def batch_bytes(nodes: int, hops: int, width: int, item_bytes: int) -> int:
-    """Bytes, about, of a batch's hops: as they are trained on, in float32, and of the next batch while it is read."""
+    """Estimated bytes of a batch's hops: as stored, in float32, and those of the next batch while it is read."""
     return (3 * item_bytes + 4) * (hops + 1) * nodes * width

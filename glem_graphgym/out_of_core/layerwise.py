@@ -1,7 +1,7 @@
-"""Exact prediction of networks that are trained on sampled neighbourhoods, where the whole graph is too much at a time.
+"""Exact layer-wise inference of networks trained on sampled neighbourhoods, for graphs that exceed memory.
 
-Layer after layer, each over blocks of nodes with all their neighbours: no node's layer is computed twice, and memory
-holds a block. What a layer gives lies on disk until the next one has read it.
+Each layer runs over blocks of nodes with all their neighbours: every node is computed once per layer, and memory holds
+one block. A layer's outputs are on disk until the next layer has read them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from glem_graphgym.hardware import Hardware
 from glem_graphgym.out_of_core.propagation import FILE_TYPES, MappedHops, file_numbers
 from glem_graphgym.progress import Progress
 
-MOST_BYTES = 1 << 30  # of a block, whatever the budget: more would hardly be faster
-ROW_COPIES = 4  # of a node's features in a block: as read, on the device, multiplied, given
-EDGE_BYTES = 160  # while a block is made of its edges
-NODES_AT_ONCE = 1 << 20  # that are cut into blocks together
+MOST_BYTES = 1 << 30  # per block, whatever the budget: larger blocks would hardly be faster
+ROW_COPIES = 4  # copies of a node's features in a block: as read, on the device, transformed, output
+EDGE_BYTES = 160  # per edge while a block is built
+NODES_AT_ONCE = 1 << 20  # nodes that are divided into blocks at a time
 
 
 class LayerwiseInference:
-    """Logits of a network as on the whole graph, within a budget of memory.
+    """Full-batch logits of a network, computed within a memory budget.
 
-    The network has ``num_layers``, and a ``layer(index, x, structure)`` that gives the seeds of a neighbourhood of one
-    hop their output, from the ``x`` (n, D) of its nodes (`LayeredGNN`).
+    The network has ``num_layers`` and ``layer(index, x, structure)``, which maps ``x`` (n, D) of the nodes of a one-hop
+    neighbourhood to the outputs of its seeds (`LayeredGNN`).
 
     Args:
-        rowptr: integers (N+1,), col: integers (E,), of what prediction sees; may be memory-mapped.
-        of_block: a neighbourhood -> what the network takes as ``structure``.
-        budget: bytes that a block may take. A node with more neighbours than that is a block of its own.
-        working: folder for what layers give.
+        rowptr, col: CSR of the graph that prediction sees, integers (N+1,) and (E,); may be memory-mapped.
+        of_block: converts a neighbourhood to the network's ``structure``.
+        budget: bytes per block. A node with more neighbours than fit is a block of its own.
+        working: folder for the layers' outputs.
         hardware: device and precision.
     """
 
@@ -59,14 +59,14 @@ class LayerwiseInference:
     def logits(
         self, model: Any, dim_in: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Parts of ``nodes``, int64 (n,), increasing, each with its logits (b, C), of a network in evaluation mode.
+        """Yield parts of ``nodes``, int64 (n,), increasing, each with its logits (b, C).
 
-        ``rows`` gives the network's input (n, D) of some nodes; ``dim_in`` is D.
+        ``model`` must be in evaluation mode; ``rows`` returns its inputs (b, D) for given nodes; ``dim_in`` is D.
         """
-        needed = [nodes]  # for each layer, the first one first, the nodes whose outputs are needed
+        needed = [nodes]  # per layer, from the first: the nodes whose outputs are needed
         for _ in range(model.num_layers - 1):
             needed.insert(0, nodes_within(self.rowptr, self.col, needed[0], 1))
-        width = max(dim_in, *(max(parameter.shape) for parameter in model.parameters()))  # of all that is computed
+        width = max(dim_in, *(max(parameter.shape) for parameter in model.parameters()))  # of the widest tensor
         files: list[Path] = []
         for index, of_layer in enumerate(needed[:-1]):
             files.append(self.working / f"layer_{index}.npy")
@@ -80,7 +80,7 @@ class LayerwiseInference:
     def _layer(
         self, model: Any, index: int, width: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        rng = np.random.default_rng(0)  # which has nothing to choose
+        rng = np.random.default_rng(0)  # makes no choice: all neighbours are taken
         title = f"layer {index + 1} of {model.num_layers}"
         with Progress(total=len(nodes), desc=title, unit="node", leave=False) as bar:
             for seeds in self._blocks(nodes, width):
@@ -101,7 +101,7 @@ class LayerwiseInference:
     def _stored(
         self, file: Path, parts: Iterator[tuple[np.ndarray, Tensor]], nodes: np.ndarray
     ) -> Callable[[np.ndarray], Tensor]:
-        """A reader of rows of a layer's outputs, which are written first."""
+        """Write a layer's outputs to ``file``; return a function that reads those of given nodes."""
         array, done = None, 0
         for _, out in parts:
             values = out.cpu()

@@ -1,11 +1,10 @@
-"""Hop features larger than memory: propagated on disk, a block of columns at a time, and read back by batches of nodes.
+"""Propagation of hop features that exceed memory: by blocks of columns, to files that are read by batches of nodes.
 
-What a propagation reads and writes: the columns that fit into memory stay there from hop to hop, in float32, and only
-the graph is read again, 8 bytes an entry a hop. So the entries are read (number of column blocks) x K times, and of
-features no byte more often than needed: each block's columns are once read, and each hop is once written, block after
-block, then joined to rows, which is how batches of nodes are read. With one block the joining falls away.
+A block of columns stays in memory, in float32, from hop to hop; only the graph is read again, 8 bytes per entry and
+hop. So per chain the graph's entries are read (number of blocks) x K times, while each block's columns are read once
+and its hops written once. As batches of nodes read rows, several blocks are then joined to rows.
 
-Sums are those of `propagate` and so is their rounding: the same bits.
+Sums and rounding are those of `propagate`: the results are bitwise equal.
 """
 
 from __future__ import annotations
@@ -31,36 +30,36 @@ from glem_graphgym.out_of_core.feature_rows import ranges
 from glem_graphgym.out_of_core.stored_operator import StoredOperator
 
 SAVE_SECONDS = 120.0  # a killed propagation loses about that much work
-BLOCK_BYTES = 64 << 20  # for entries and rows on their way; at most an eighth of the budget
+BLOCK_BYTES = 64 << 20  # of buffers for entries and rows; at most an eighth of the budget
 
-# What a file's numbers are to numpy; of bfloat16, which it does not know, the bits.
+# NumPy's type of the numbers in a file; bfloat16, which it lacks, is stored as its bits.
 FILE_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
 
 
 class Rows(Protocol):
-    """A float matrix (N, D) that is read, or made, some rows at a time."""
+    """A float matrix (N, D) that is read, or computed, in ranges of rows."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
 
     def read(self, first: int, end: int) -> np.ndarray:
-        """float32 (end - first, D)."""
+        """Rows ``first`` to ``end`` - 1, float32 (end - first, D)."""
         ...
 
     def key(self) -> str:
-        """A name of the content."""
+        """Fingerprint of the content."""
         ...
 
 
 @dataclass(frozen=True)
 class Chain:
-    """One propagation x, Ax, A²x, …: from which rows of the source, and whose hops are kept.
+    """One propagation x, Ax, A²x, … of some rows of the source, of which the hops of some nodes are kept.
 
     Attributes:
         operator: A.
-        nodes: bool (N,): whose hops are kept; None = all.
-        folds: int8 (N,), or None. With them rows of the source count only where a fold, 0 or more, is given and it is
-            not ``fold``, and hops are kept of the nodes of ``fold`` alone: nobody sees what is of its own fold.
+        nodes: bool (N,): the nodes whose hops are kept; None = all.
+        folds: int8 (N,), or None. With folds, source rows of fold -1 or ``fold`` count as zeros, and only hops of nodes
+            of ``fold`` are kept: no node sees the rows of its own fold.
         fold: 0 or more, or -1 for the nodes without a fold.
     """
 
@@ -70,14 +69,14 @@ class Chain:
     fold: int = -1
 
     def hidden(self, first: int, end: int) -> np.ndarray | None:
-        """bool (end - first,): rows of the source that count as zeros; None: no row."""
+        """Mask bool (end - first,) of the source rows that count as zeros; None = no row."""
         if self.folds is None:
             return None
         folds = self.folds[first:end]
         return (folds < 0) | (folds == self.fold)
 
     def kept(self, first: int, end: int) -> np.ndarray | None:
-        """bool (end - first,): nodes whose hops are kept; None: all."""
+        """Mask bool (end - first,) of the nodes whose hops are kept; None = all."""
         kept = None if self.nodes is None else self.nodes[first:end]
         if self.folds is None:
             return kept
@@ -88,36 +87,36 @@ class Chain:
 def chains_of(
     parts: Sequence[tuple[StoredOperator, np.ndarray | None]], folds: np.ndarray | None = None
 ) -> list[Chain]:
-    """One propagation per (operator, bool (N,) nodes that see through it, or None for all).
+    """One chain per operator and mask, bool (N,), of the nodes whose hops it yields (None = all).
 
-    With ``folds`` int8 (N,) each once for every value of them, as `fold_label_hops` does.
+    With ``folds``, int8 (N,), there is one for each of their values, see `fold_label_hops`.
     """
     present = [-1] if folds is None else np.unique(folds).tolist()
     return [Chain(operator, nodes, folds, fold) for operator, nodes in parts for fold in present]
 
 
 def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int) -> tuple[int, int]:
-    """Bytes that `DiskPropagation` leaves on disk, and those that it needs there beside until it has ended.
+    """Bytes on disk of a `DiskPropagation`: those of its result, and those of its temporary files.
 
-    It stores ``hops`` hops of ``stored`` of the nodes with ``width`` columns, within a ``budget`` of memory.
+    The result has ``hops`` hops of ``stored`` nodes with ``width`` columns; ``budget`` is bytes of memory.
     """
     columns, _ = plan_columns(num_nodes, width, budget)
     hop = item_bytes * stored * width
-    beside = 2 * 4 * num_nodes * columns  # what a killed propagation goes on from, old and new
-    if columns < width:  # the source by blocks of columns, and so hops, each of which is there twice while it is joined
+    beside = 2 * 4 * num_nodes * columns  # checkpoints, old and new
+    if columns < width:  # the source's blocks of columns, and a hop twice while its blocks are joined
         beside = max(beside, hop) + 4 * num_nodes * width
     return hops * hop, beside
 
 
 def plan_columns(num_nodes: int, width: int, budget: int) -> tuple[int, int]:
-    """Number of columns that are propagated at a time, and bytes for all else that is in memory then.
+    """Number of columns that are propagated at a time, and bytes of a buffer for entries and rows.
 
     Raises:
-        ValueError: not even one column fits; names the figures.
+        ValueError: not even one column fits; says how much memory it needs.
     """
     block_bytes = min(BLOCK_BYTES, budget // 8)
     column = 2 * 4 * num_nodes  # float32, before and after a hop
-    masks = 8 * num_nodes  # folds, whose hops are kept and whose are stored, with what is computed of them
+    masks = 8 * num_nodes  # folds, masks of kept and of stored nodes, and temporaries
     most = (budget - 2 * block_bytes - masks) // max(1, column)
     if most < 1:
         least = (masks + column) * 4 / 3
@@ -130,9 +129,9 @@ def plan_columns(num_nodes: int, width: int, budget: int) -> tuple[int, int]:
 
 
 class MappedHops:
-    """Hops on disk, (H, n, D) of `FILE_TYPES`, read by batches of nodes.
+    """Hops (H, n, D) on disk, in a type of `FILE_TYPES`, read by batches of nodes.
 
-    ``nodes`` int64 (n,), increasing, are those whose hops these are; None = 0..n-1.
+    ``nodes``, int64 (n,), increasing, are the nodes of the rows; None = 0..n-1.
     """
 
     def __init__(self, array: np.ndarray, nodes: np.ndarray | None = None) -> None:
@@ -143,9 +142,9 @@ class MappedHops:
         return self.array.shape
 
     def read(self, nodes: np.ndarray) -> Tensor:
-        """(H, B, D), of the type with which they were stored, of ``nodes`` int64 (B,), in any order.
+        """Hops (H, B, D) of ``nodes``, int64 (B,) in any order, in the type in which they were stored.
 
-        Rows are read in the order in which they lie, which spares a disk that has to seek.
+        Rows are read in stored order, which saves seeks on a hard disk.
         """
         rows = self._rows(nodes)
         order = np.argsort(rows, kind="stable")
@@ -169,19 +168,18 @@ class MappedHops:
 class DiskPropagation:
     """Writes hops ``first_hop`` to K of every chain into ``folder/hops.npy``, (K + 1 - first_hop, n, D).
 
-    Goes on where an earlier one with the same arguments was killed. What is finished is noted in
-    ``folder/progress.json``, atomically and after it is on disk: after each block of columns, and at least every
-    `SAVE_SECONDS`. Another budget, which cuts other blocks, starts anew. Takes `disk_bytes` at its peak; all but the
-    result is removed.
+    A killed propagation is resumed by one with the same arguments. ``folder/progress.json`` is its checkpoint, written
+    atomically, and only after the data that it refers to is flushed: after each block of columns, and after a hop if
+    `SAVE_SECONDS` have passed. A budget that leads to other blocks starts anew. All files but the result are removed.
 
     Args:
-        folder: exists; holds nothing but what an earlier one left.
-        chains: whose ``kept`` nodes are disjoint and together all that is stored.
+        folder: exists; empty, or with files of a killed propagation.
+        chains: their ``kept`` nodes are disjoint and cover all stored nodes.
         source: (N, D), hop 0.
         hops: K.
         dtype: float32, float16 or bfloat16, to which hops are `rounded` when stored.
         stored: bool (N,): the n nodes whose hops are stored, in their order; None = all N.
-        budget: bytes of memory; ValueError where they do not suffice for a column.
+        budget: bytes of memory; ValueError if they do not suffice for one column.
     """
 
     def __init__(
@@ -216,7 +214,7 @@ class DiskPropagation:
                 path.unlink()
 
     def run(self) -> None:
-        """Raises DiskFullError, before anything is written, where there is no room on the disk."""
+        """Propagate all chains. Raises DiskFullError, before anything is written, if the disk lacks `disk_bytes`."""
         hops, item_bytes = self.shape[0], self.file_type.itemsize
         needed = sum(disk_bytes(self.num_nodes, self.count, self.width, hops, item_bytes, self.budget))
         what = f"propagating hop features ({hops} hops of {self.count:,} nodes with {self.width} columns)"
@@ -249,7 +247,7 @@ class DiskPropagation:
     def _propagate(self, number: int, block: int, two: list[Tensor]) -> None:
         name, chain = f"{number}.{block}", self.chains[number]
         width = self.blocks[block].stop - self.blocks[block].start
-        # Flat views, so that a narrower last block is as contiguous as the others.
+        # Flat views, so that a narrower last block is contiguous too.
         current, *other = (array.view(-1)[: self.num_nodes * width].view(self.num_nodes, width) for array in two)
         state = self.progress["state"]
         start = state["hop"] if state is not None and state["name"] == name else 0
@@ -277,7 +275,7 @@ class DiskPropagation:
             logging.info(f"hop features: {len(done)} of {of} blocks, in {self.folder}")
 
     def _save(self, name: str, hop: int | None, current: Tensor, **news: object) -> None:
-        """Replace what a killed propagation goes on from; by nothing where ``hop`` is None."""
+        """Replace the checkpoint by the columns after ``hop``; None removes it, as the block is finished."""
         old, state = self.progress["state"], None
         if hop is not None:
             file = self.folder / f"state-{name}-{hop}.npy"
@@ -299,7 +297,7 @@ class DiskPropagation:
                 out[first:end][torch.from_numpy(hidden)] = 0.0
 
     def _keep(self, hop: int, block: int, chain: Chain, current: Tensor) -> None:
-        """Store a hop's columns, of the chain's nodes: as rows of the result where there is but one block."""
+        """Store a hop's columns for the chain's nodes; a single block goes directly into the result."""
         if len(self.blocks) == 1:
             target = self.out[hop - self.first]
         else:
@@ -320,7 +318,7 @@ class DiskPropagation:
     # ---- before and after ------------------------------------------------------------------------------------------
 
     def _split(self) -> None:
-        """The source, read once, as one file a block of columns: rows would be read whole for every block."""
+        """Split the source into one file per block of columns; otherwise every block would read whole rows."""
         if self.progress["split"]:
             return
         files = [
@@ -336,13 +334,13 @@ class DiskPropagation:
         self._note(split=True)
 
     def _join(self) -> None:
-        """Rows out of the blocks of columns, hop after hop: the file grows as the blocks of a hop are removed."""
+        """Join blocks of columns to rows, hop by hop: the file grows while the blocks of finished hops are removed."""
         header = io.BytesIO()
         about = {"descr": np.lib.format.dtype_to_descr(self.file_type), "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(header, about)
         joined = self.progress["joined"]
         hop_bytes = self.file_type.itemsize * self.count * self.width
-        # Plain writes take half the time of a map.
+        # Plain writes take half the time of a memory map.
         with disk_full_errors(self.file), self.file.open("r+b" if joined else "wb") as file:
             file.write(header.getvalue())
             for hop in range(self.first + len(joined), self.last + 1):
@@ -365,5 +363,5 @@ class DiskPropagation:
 
 
 def file_numbers(values: Tensor) -> np.ndarray:
-    """The array as it is stored in a file."""
+    """Values as a NumPy array of the type in `FILE_TYPES`."""
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()

@@ -1,8 +1,8 @@
-"""Propagation operators that lie on disk: GCN's matrix of `models.propagation` for graphs larger than memory.
+"""Propagation operators on disk: GCN's matrix of `models.propagation` for graphs larger than memory.
 
-The normalised matrix is written once, in CSR form with its weights, and a product reads it a block of rows at a time:
-8 bytes an entry from first to last, in the order in which they lie. What a product holds in memory is its operand, its
-result and one block. Entries, their order and the kernel are those of `SparseOperator`, and so are the bits.
+The normalised matrix is written once, in CSR form with its weights. A product reads it sequentially, one block of rows
+at a time, 8 bytes per entry; in memory it holds its operand, its result and one block. Entries, their order and the
+kernel are those of `SparseOperator`, so products are bitwise equal.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ENTRIES_AT_ONCE = 1 << 20
 
 
 class StoredOperator:
-    """The matrix that `store_operator` wrote into ``folder``, N x N.
+    """The N x N matrix that `store_operator` wrote into ``folder``.
 
-    A product takes ``block_bytes`` beside its operand and its result; a row at least.
+    Besides operand and result, a product needs ``block_bytes`` of memory, or one row if that is larger.
     """
 
     def __init__(self, folder: Path, block_bytes: int = 64 << 20) -> None:
@@ -39,7 +39,7 @@ class StoredOperator:
         for name, given in {"x": x, "out": out}.items():
             if given.dtype != torch.float32 or given.dim() != 2 or len(given) != self.num_nodes:
                 raise ValueError(f"{name} is {described(given)}, expected torch.float32 of shape ({self.num_nodes}, D)")
-        # Half of the bytes for entries, column and weight; half for rows of the product.
+        # Half of the bytes for entries (column and weight), half for rows of the product.
         entries, rows = self.block_bytes // 16, self.block_bytes // (8 * max(1, x.shape[1]))
         for first, end in row_blocks(self.rowptr, entries, rows):
             start, stop = int(self.rowptr[first]), int(self.rowptr[end])
@@ -59,12 +59,12 @@ def store_operator(
 ) -> None:
     """Write a graph's GCN operator, that of `Adjacency.gcn`, into an existing ``folder``, for `StoredOperator`.
 
-    Takes about 20 bytes a node in memory, 8 bytes an entry and a node on disk.
+    Needs about 20 bytes of memory per node, and 8 bytes of disk per entry and per node.
 
     Args:
         rowptr, col: CSR of A, columns strictly increasing within a row; may be memory-mapped.
-        keep: bool (N,): only entries between two nodes of the mask are taken, as if the others had no edges. None: all.
-        entries_at_once: of A, in memory.
+        keep: bool (N,): only entries between two nodes of the mask count, as if the others had no edges; None = all.
+        entries_at_once: number of entries of A in memory at a time.
     """
     num_nodes = len(rowptr) - 1
     if keep is not None and (keep.shape != (num_nodes,) or keep.dtype != bool):
@@ -93,8 +93,8 @@ def store_operator(
 def operator_bytes(
     rowptr: np.ndarray, col: np.ndarray, keep: np.ndarray | None = None, *, entries_at_once: int = ENTRIES_AT_ONCE
 ) -> int:
-    """What `store_operator` writes, without files' headers; arguments as there. No self-loops are expected in a whole
-    graph, which is not read; each that there is takes one entry less."""
+    """Bytes that `store_operator` writes, without file headers; for arguments see there. Without ``keep`` the graph is
+    not read and is taken to have no self-loops; each one that it has means one entry less."""
     num_nodes = len(rowptr) - 1
     entries = len(col) + num_nodes
     if keep is not None:
@@ -110,21 +110,21 @@ def _index_type(num_nodes: int) -> type[np.integer]:
 def _entries(
     rowptr: np.ndarray, col: np.ndarray, first: int, end: int, keep: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 rows, counted from ``first``, and columns of the entries of some rows of A+I."""
+    """Rows, counted from ``first``, and columns, both int64, of the entries of A+I in rows ``first`` to ``end`` - 1."""
     column = np.asarray(col[int(rowptr[first]) : int(rowptr[end])], dtype=np.int64)
     row = np.repeat(np.arange(end - first), np.diff(rowptr[first : end + 1]))
     taken = column != row + first
     if keep is not None:
         taken &= keep[column] & keep[row + first]
     row, column = row[taken], column[taken]
-    # A loop stands behind the entries of earlier rows, and those of its own row with smaller columns.
+    # A self-loop follows the entries of earlier rows, and those of its own row with smaller columns.
     number, smaller = (np.bincount(rows, minlength=end - first) for rows in (row, row[column < row + first]))
     place = np.cumsum(number) - number + smaller
     return np.insert(row, place, np.arange(end - first)), np.insert(column, place, np.arange(first, end))
 
 
 def row_blocks(rowptr: np.ndarray, entries: int, rows: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of successive blocks of at most so many entries and rows; a row at least."""
+    """(first, end) of successive blocks with at most ``entries`` entries and ``rows`` rows, but at least one row."""
     num_nodes = len(rowptr) - 1
     first = 0
     while first < num_nodes:
