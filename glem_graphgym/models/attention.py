@@ -1,10 +1,9 @@
-"""Attention for encoders on CPU, under the name `CPU_ATTENTION` among transformers' implementations.
+"""Attention for encoders on CPU, registered with transformers as the implementation `CPU_ATTENTION`.
 
-Scores, softmax and product as transformers' eager attention has them, with the dropout of `dropout.py` and the softmax
-in float32, which is three times as fast here as in bfloat16 for short texts, and no less exact. Masks are eager's.
+Scores, masks, softmax and product are those of transformers' eager attention, with the dropout of `dropout.py` and the
+softmax in float32, which on CPU is three times as fast as in bfloat16 for short texts, and no less exact.
 
-``glem_cpu_256_64`` leaves texts of 256 tokens or more in training, and of 64 or more in inference, to torch's sdpa; 0
-leaves it none.
+Named ``glem_cpu_256_64``, it uses torch's sdpa from 256 tokens on in training and from 64 on in inference; 0 = never.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from glem_graphgym.models.dropout import dropout as cheap_dropout
 
 CPU_ATTENTION = "glem_cpu"
-BEYOND_A_MASK = ("softcap", "position_bias", "s_aux", "sinks")  # what some models want of their attention besides
-SCORES_AT_ONCE = 1 << 20  # attention scores of an inference step: 2 to 4 MB
+BEYOND_A_MASK = ("softcap", "position_bias", "s_aux", "sinks")  # arguments of some models, not supported
+SCORES_AT_ONCE = 1 << 20  # attention scores computed at a time in inference: 2 to 4 MB
 
 
 def cpu_attention(
@@ -35,13 +34,13 @@ def cpu_attention(
     sdpa_from: tuple[int, int] = (0, 0),
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (B, L, heads, D) and no weights, of (B, heads, L, D) each.
+    """Attend by transformers' interface: query, key and value (B, heads, L, D) -> ((B, L, heads, D), no weights).
 
-    ``attention_mask`` is added to the scores; ``scaling`` None = D^-1/2; ``dropout`` acts where ``module`` trains;
-    ``sdpa_from``: tokens in training and in inference, as `sdpa_lengths` gives them.
+    ``attention_mask`` is added to the scores; ``scaling`` None = D^-1/2; ``dropout`` acts if ``module`` is in training
+    mode; ``sdpa_from``: lengths as returned by `sdpa_lengths`.
 
     Raises:
-        TypeError: the model wants more than scores, a mask and dropout.
+        TypeError: the model passes one of the arguments `BEYOND_A_MASK`.
     """
     if any(others.get(name) is not None for name in BEYOND_A_MASK):
         raise TypeError(f"{CPU_ATTENTION} takes no {', '.join(BEYOND_A_MASK)}")
@@ -63,7 +62,7 @@ def cpu_attention(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """(B, heads, L, D): softmax(query · keyᵀ + mask) · value, weights dropped out; ``query`` is scaled already."""
+    """softmax(query · keyᵀ + mask) · value, (B, heads, L, D), with dropout of the weights; ``query`` is scaled."""
     scores = torch.matmul(query, key.transpose(2, 3))
     if mask is not None:
         scores = scores.float().add_(mask)
@@ -72,7 +71,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, drop
 
 
 def sdpa_lengths(name: str | None) -> tuple[int, int] | None:
-    """Tokens from which on sdpa attends in training and in inference, of a name of `cpu_attention`; None = another."""
+    """Parse a name of `CPU_ATTENTION`: lengths from which sdpa is used in training and in inference; else None."""
     if name == CPU_ATTENTION:
         return 0, 0
     found = re.fullmatch(rf"{CPU_ATTENTION}_(\d+)_(\d+)", name or "")
@@ -80,9 +79,9 @@ def sdpa_lengths(name: str | None) -> tuple[int, int] | None:
 
 
 def use_cpu_attention(backbone: Any, name: str = CPU_ATTENTION) -> None:
-    """Let a transformers model in eager attention attend by `cpu_attention`, unless a small batch then differs.
+    """Switch a transformers model from eager attention to `cpu_attention`, unless its output of a small batch changes.
 
-    Some models take no implementation but their own; some want more of it, such as a bias by position.
+    Some models support only their own implementation; some need more of it, such as a position bias.
     """
     if not getattr(backbone, "_supports_attention_backend", False):
         return
@@ -99,7 +98,7 @@ def use_cpu_attention(backbone: Any, name: str = CPU_ATTENTION) -> None:
         rounding = 8 * torch.finfo(expected.dtype).eps
         found = states_of(backbone, *batch.values())
         same = torch.allclose(found, expected, rtol=max(1e-3, rounding), atol=max(1e-4, rounding))
-    except Exception:  # whatever a model of somebody's may ask of its attention
+    except Exception:  # a model may require anything of its attention
         same = False
     if not same:
         backbone.set_attn_implementation("eager")
@@ -112,7 +111,7 @@ def probe_batch(config: Any) -> dict[str, Tensor]:
 
 
 def states_of(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """States (B, L, H) of token ids (B, L) with their attention mask, in evaluation mode; zeros under the padding."""
+    """Hidden states (B, L, H) of token ids (B, L) with their attention mask, in evaluation mode; zeros at padding."""
     training, ids, mask = backbone.training, ids.to(backbone.device), mask.to(backbone.device)
     backbone.eval()
     with torch.no_grad():

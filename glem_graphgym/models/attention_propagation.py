@@ -1,9 +1,9 @@
 """Attention over the edges of a graph: a softmax over each node's incoming edges, then the weighted sum of the sources.
 
-A graph with H heads is treated as H disjoint copies of it: node i of head h is row iH+h, so that features (N, H·D) are
-those of N·H nodes without being moved, and everything on edges is a plain vector. The weighted sum is one
-`embedding_bag`, as in `propagation`; its gradient for the features is the same with the transpose, and that for the
-weights is one dot product an edge. No tensor of edges times features is ever made.
+A graph with H heads is treated as H disjoint copies of it: node i of head h is row iH+h. So features (N, H·D) are
+those of N·H nodes without being copied, and everything on edges is a vector. The weighted sum is one `embedding_bag`,
+as in `propagation`; its gradient for the features is the same with the transposed matrix, and that for the weights is
+one dot product per edge. No tensor of size edges times features is ever made.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from glem_graphgym.models.propagation import Adjacency, Pieces, described, piece
 
 
 class AttentionGraph:
-    """``heads`` copies of a graph, as attention over its edges needs them; E edges in all, self-loops included.
+    """A graph of E edges, self-loops included, in H = ``heads`` copies, prepared for attention over its edges.
 
-    N nodes attend to one another, or the first T of them, the adjacency's targets, to all N. Vectors on edges have
-    shape (E·H,): by target node, then head, then source. Made by `AttentionGraph.of`.
+    The adjacency's T targets, the first of its N nodes, attend to sources among all N. Vectors on edges have shape
+    (E·H,), ordered by target, then head, then source. Made by `AttentionGraph.of`.
     """
 
     def __init__(self, adjacency: Adjacency, heads: int) -> None:
         check_sizes(heads=heads)
         self.num_nodes, self.num_targets = adjacency.num_nodes, adjacency.num_targets
         self.num_edges, self.heads = len(adjacency.col), heads
-        # embedding_bag wants all indices of one type; 32 bits halve the memory.
+        # embedding_bag needs all indices in one type; 32 bits halve the memory.
         index_type = torch.int32 if heads * max(self.num_nodes, self.num_edges) < 2**31 else torch.int64
         degree = adjacency.rowptr.diff().long()
         target, head = (torch.arange(n, device=adjacency.device) for n in (self.num_targets, heads))
@@ -43,9 +43,9 @@ class AttentionGraph:
         self._row, self._col = row.to(index_type), col.to(index_type)
         self._rowptr = _starts(degree.repeat_interleave(heads)).to(index_type)
         order = col.argsort(stable=True)
-        self._order = order.to(index_type)  # the transpose's entries among those of the matrix
+        self._order = order.to(index_type)  # where the transpose's entries are in the matrix
         self._transposed_col = self._row[order]
-        # Not bincount, after which a GPU is waited for; sums of integers are exact in any order.
+        # Not bincount, which synchronises with a GPU; sums of integers are exact in any order.
         of_column = col.new_zeros(self.num_nodes * heads).scatter_add_(0, col, torch.ones_like(col))
         self._transposed_rowptr = _starts(of_column).to(index_type)
         self._symmetric_weight: Tensor | None = None
@@ -54,7 +54,7 @@ class AttentionGraph:
 
     @staticmethod
     def of(adjacency: Adjacency, heads: int) -> AttentionGraph:
-        """A + I, so that every node attends to itself too; made once per adjacency and kept as long as that is."""
+        """The graph of A + I, so that nodes attend to themselves too; made once per adjacency and cached with it."""
         made = _MADE.setdefault(adjacency, {})
         if heads not in made:
             with torch.inference_mode(False):  # so that training may use it too
@@ -70,7 +70,7 @@ class AttentionGraph:
         return self._transposed_rowptr.diff()[:: self.heads].long()
 
     def draw_edges(self, drop: float, generator: torch.Generator | None = None) -> Tensor | None:
-        """bool (E,): which edges stay when the share ``drop`` of them, rounded down, is dropped; None when none is."""
+        """Mask bool (E,) of the edges that stay when ⌊``drop`` · E⌋ random ones are dropped; None if none is."""
         number = int(self.num_edges * drop)
         if number == 0:
             return None
@@ -81,10 +81,10 @@ class AttentionGraph:
     def softmax(
         self, source: Tensor, target: Tensor | None = None, kept: Tensor | None = None, slope: float = 0.2
     ) -> Tensor:
-        """Attention (E·H,): softmax over each node's incoming edges of leaky_relu(source_j + target_i), a head apart.
+        """Attention (E·H,): softmax of leaky_relu(source_j + target_i) over each node's incoming edges, per head.
 
-        Scores are (N, H) of sources and (T, H) of targets, None for 0; ``kept`` bool (E,): the edges that count.
-        In float32, or float64 where the scores are. All 0 at a node without a (kept) edge.
+        Scores are (N, H) for sources and (T, H), or None for 0, for targets. Edges outside ``kept``, bool (E,), get 0.
+        Computed in float32, or in float64 for such scores.
         """
         for name, scores, nodes in (("source", source, self.num_nodes), ("target", target, self.num_targets)):
             if scores is not None and scores.shape != (nodes, self.heads):
@@ -99,7 +99,7 @@ class AttentionGraph:
     def symmetric_weight(self) -> Tensor:
         """float32 (E·H,): (in-degree of the target / out-degree of the source)^1/2.
 
-        Times the uniform attention 1 / in-degree this is D^-1/2 A D^-1/2, GCN's weights.
+        Multiplied by uniform attention, 1 / in-degree, it gives GCN's weights D^-1/2 A D^-1/2.
         """
         if self._symmetric_weight is None:
             with torch.inference_mode(False):
@@ -109,9 +109,9 @@ class AttentionGraph:
         return self._symmetric_weight
 
     def sum(self, values: Tensor, weight: Tensor) -> Tensor:
-        """(T, H·D): over the edges into each node the sum of weight (E·H,) times the source's values (N, H·D).
+        """Sums (T, H·D) over the edges into each target: ``weight`` (E·H,) times the source's ``values`` (N, H·D).
 
-        Values are float32, bfloat16, float16 or float64; weights are rounded to their type.
+        Values are float32, bfloat16, float16 or float64; weights are rounded to that type.
         """
         if values.dim() != 2 or len(values) != self.num_nodes or values.shape[1] % self.heads:
             expected = f"({self.num_nodes}, a multiple of {self.heads})"
@@ -122,37 +122,38 @@ class AttentionGraph:
         return _WeightedSum.apply(by_head, weight, self).view(self.num_targets, values.shape[1])
 
     def _total(self, entries: Tensor) -> Tensor:
-        """(T·H,): the sum of each row's entries (E·H,)."""
+        """Row sums (T·H,) of ``entries`` (E·H,)."""
         return _reduced(entries, "sum", self._rowptr, self._pieces, 0)
 
     def _transposed_total(self, entries: Tensor) -> Tensor:
-        """(N·H,): the sum of each column's entries (E·H,)."""
+        """Column sums (N·H,) of ``entries`` (E·H,)."""
         entries = entries.index_select(0, self._order)
         return _reduced(entries, "sum", self._transposed_rowptr, self._transposed_pieces, 0)
 
     def _dots(self, left: Tensor, right: Tensor) -> Tensor:
-        """(E·H,): left[row] · right[column] at each entry, of (T·H, D) and (N·H, D)."""
+        """Dot products left[row] · right[column] per entry, (E·H,), of ``left`` (T·H, D) and ``right`` (N·H, D)."""
         if left.device.type == "cpu" and left.dtype in (torch.float32, torch.float64):
-            # A third faster than the other way, which takes the remaining types and devices.
+            # A third faster than the kernel below, which supports the other types and devices.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
                 zeros, size = left.new_zeros(len(self._col)), (len(left), len(right))
                 pattern = torch.sparse_csr_tensor(self._rowptr, self._col, zeros, size, check_invariants=False)
                 return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0).values()
-        # What autograd calls for embedding_bag with mode "sum" (0), here without a gradient for the embedding.
+        # The gradient of embedding_bag for its weights, as autograd computes it; 0 stands for mode "sum".
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
             left, right, self._col, self._rowptr, self._row, 0
         )
 
 
-# What AttentionGraph.of has made, by adjacency. The values must not refer to the adjacency.
+# Cache of AttentionGraph.of. A value that refers to its adjacency would keep the entry alive for ever.
 _MADE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref.WeakKeyDictionary()
 
 
 def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
-    """(N, H) for each of the ``vectors`` a (H, D): a_h · W_h x, with W_h and a_h multiplied first.
+    """Scores a_h · W_h x, (N, H), for each of the ``vectors`` a (H, D).
 
-    ``x`` is (N, D_in), ``weight`` (H·D, D_in). One narrow matrix product gives all, and none as wide as the features.
+    ``x`` is (N, D_in), ``weight`` W is (H·D, D_in). W_h and a_h are multiplied first: all scores are then one narrow
+    matrix product, and W x, as wide as the features, is not needed.
     """
     heads, dim = vectors[0].shape
     by_head = weight.view(heads, dim, -1)
@@ -175,7 +176,7 @@ class _EdgeSoftmax(torch.autograd.Function):
         largest = _reduced(scores, "max", graph._rowptr, graph._pieces, -torch.inf)
         largest.masked_fill_(largest == -torch.inf, 0)  # a node without a kept edge
         attention = scores.sub_(largest.index_select(0, graph._row)).exp_()
-        # At least 1, which the largest score adds; less only where there is nothing to divide.
+        # The largest score adds 1, so a sum is below 1 only where all weights are 0.
         total = graph._total(attention).clamp_(min=1)
         attention.div_(total.index_select(0, graph._row))
         ctx.graph, ctx.slope, ctx.has_target = graph, slope, target is not None
@@ -218,10 +219,10 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def _reduced(entries: Tensor, how: str, rowptr: Tensor, pieces: Pieces | None, initial: float) -> Tensor:
-    """(T,): the sum or the largest of each row's entries (nnz,); ``initial`` where a row has none."""
+    """Sum or maximum (``how``) of each row's ``entries`` (nnz,): (T,); ``initial`` for empty rows."""
     if entries.device.type == "cpu" and pieces is None:
         return torch.segment_reduce(entries, how, offsets=rowptr, unsafe=True, initial=initial)
-    # With a second dimension a thread takes a row, without one a whole block of threads does.
+    # With a second dimension the kernel uses one thread per row, without it a whole block of threads.
     out = entries[:, None]
     for offsets in (rowptr,) if pieces is None else pieces:
         out = torch.segment_reduce(out, how, offsets=offsets, unsafe=True, initial=initial)
@@ -229,7 +230,7 @@ def _reduced(entries: Tensor, how: str, rowptr: Tensor, pieces: Pieces | None, i
 
 
 def _by_head(node: Tensor, head: Tensor) -> Tensor:
-    """Nodes (E,) of every head, (E·H,): by edge, then head."""
+    """Rows (E·H,) of nodes (E,) in every head's copy of the graph, ordered by edge, then head."""
     return (node[:, None] * len(head) + head).flatten()
 
 

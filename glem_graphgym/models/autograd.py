@@ -1,4 +1,4 @@
-"""The leaves of a computation, as autograd has recorded it."""
+"""The leaves of a tensor's autograd graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def leaves_of(output: Tensor) -> set[Tensor]:
-    """The parameters, and other leaves that take a gradient, that ``output`` depends on."""
+    """Parameters, and other leaves that require a gradient, on which ``output`` depends."""
     waiting, seen, leaves = [output.grad_fn], set(), set()
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""A sampled neighbourhood as the networks take it: the sum over drawn neighbours, weighted as in the whole graph."""
+"""Sampled neighbourhoods as an `Adjacency`, over whose drawn edges the networks propagate."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ if TYPE_CHECKING:
 
 
 class BlockAdjacency(Adjacency):
-    """Drawn edges among the n nodes of a block, as an `Adjacency` whose GCN operator knows the whole graph's degrees.
+    """Drawn edges among the n nodes of a block, as an `Adjacency` whose GCN operator uses the whole graph's degrees.
 
     Means and attention are over the drawn neighbours. GCN's weights are 1/√(d~_i d~_j) with degrees of the whole graph,
-    times d~_i / (number drawn + 1): the full-batch ones where all neighbours are drawn, else as large on average.
+    times d~_i / (number drawn + 1): exact if all neighbours are drawn, else scaled up for those that were not.
 
-    How many edges and self-loops there are at each hop is counted when a block is made, in memory: whatever is made of
-    it on a GPU needs no answer from there.
+    Edges and self-loops per hop are counted on construction, on the CPU, so that work on a GPU never waits for them.
 
     Args:
-        rowptr, col, checked: as `Adjacency`. The seeds come first, then what each hop adds.
-        degree: int64 (n,), neighbours of each node in the whole graph.
-        ends: how many nodes lie within 0, 1, … hops of the seeds; the last hop's nodes have no edges.
+        rowptr, col, checked: see `Adjacency`. Nodes are ordered: the seeds, then those that each hop adds.
+        degree: int64 (n,), number of neighbours of each node in the whole graph.
+        ends: number of nodes within 0, 1, … hops of the seeds; the nodes of the last hop have no edges.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class BlockAdjacency(Adjacency):
         return self.ends[0]
 
     def target_degree(self) -> Tensor:
-        """(T,), int64: number of neighbours of each target in the whole graph."""
+        """Number of neighbours of each target in the whole graph, int64 (T,)."""
         return self.targets_of(self.degree)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
@@ -64,9 +63,9 @@ class BlockAdjacency(Adjacency):
         return SparseOperator(pattern, self.targets_of(scale).sqrt() / drawn, scale.rsqrt())
 
     def layers(self) -> list[BlockAdjacency]:
-        """The edges into the nodes whose outputs are still needed, for each of a network's layers, first layer first.
+        """One adjacency per layer, in order, with the edges into the nodes whose outputs are still needed.
 
-        Layer l of L reads the nodes within L - l hops, and its targets are those within L - l - 1 hops.
+        Layer l = 0, …, L - 1 reads the nodes within L - l hops; its targets are those within L - l - 1 hops.
         """
         return [self._layer(hop) for hop in reversed(range(len(self.ends) - 1))]
 
@@ -83,7 +82,7 @@ class BlockAdjacency(Adjacency):
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:
     """Logits (b, C) of a block's seeds, from features ``x`` (n, D) of all its nodes.
 
-    Every layer gives outputs to the nodes that the next one reads alone, so norms see what they see in full batch.
+    Each layer computes only the nodes that the next one reads, so nodes without drawn edges never enter the norms.
     """
     hops = len(block.ends) - 1
     if hops != len(network.layers):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 def check_sizes(least: int = 1, **sizes: int) -> None:
-    """Raises ValueError for a size below ``least``."""
+    """Raise ValueError for a size below ``least``."""
     for name, value in sizes.items():
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
 
 
 def check_probabilities(**probabilities: float) -> None:
-    """Raises ValueError for a probability of dropping outside 0 to below 1."""
+    """Raise ValueError for a dropout probability outside [0, 1)."""
     for name, value in probabilities.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}, expected a probability from 0 to below 1")

@@ -1,6 +1,6 @@
-"""Correct & Smooth (Huang et al. 2021) on logits, as PyG's `CorrectAndSmooth` computes it, by our sparse products.
+"""Correct & Smooth (Huang et al. 2021) on logits, as PyG's `CorrectAndSmooth` computes it, with our sparse products.
 
-PyG makes a message per edge and class in each propagation; a product here takes no more than predictions and edges do.
+PyG allocates one message per edge and class in each propagation; here memory is that of predictions and edges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
 
 LAYERS = 50  # propagations
-MAX_SCALE = 1000.0  # a residual that would grow by more is not scaled
+MAX_SCALE = 1000.0  # residuals with a larger scale are not scaled
 
 
 @torch.no_grad()
@@ -25,11 +25,11 @@ def correct_and_smooth(
     correct: tuple[int, float] = (LAYERS, 1.0),
     smooth: tuple[int, float] = (LAYERS, 0.8),
 ) -> np.ndarray:
-    """Log-probabilities float32 (N, C) of predictions corrected by the gold labels' residuals, then smoothed.
+    """Log-probabilities, float32 (N, C), of predictions corrected by the gold labels' residuals, then smoothed.
 
-    ``logits`` are of any classifier; gold ``nodes``, int64, become their ``labels``. The work is done on the device of
-    ``adjacency``, in float32. ``correct`` and ``smooth`` are each a number of propagations and a coefficient α, 0-1;
-    γ is PyG's ``autoscale``.
+    ``logits`` (N, C) may come from any classifier; the gold ``nodes``, int64, are set to their ``labels``. Computed in
+    float32 on the device of ``adjacency``. ``correct`` and ``smooth`` are each a number of propagations and a
+    coefficient α, 0-1; residuals are scaled as by PyG's ``autoscale``.
     """
     operator, device = adjacency.symmetric(), adjacency.device
     soft = F.softmax(torch.from_numpy(np.asarray(logits, dtype=np.float32)).to(device), dim=-1)
@@ -46,7 +46,7 @@ def correct_and_smooth(
 
 
 def _spread(operator: SparseOperator, start: Tensor, layers: int, alpha: float, low: float) -> Tensor:
-    """Z = α S Z + (1 - α) Z₀ (N, C), ``layers`` times from Z₀, clamped to ``low`` to 1 each time."""
+    """Iterate Z ← α S Z + (1 - α) Z₀, (N, C), ``layers`` times from Z₀, each time clamped to [``low``, 1]."""
     rest, out = (1 - alpha) * start, start
     for _ in range(layers):
         out = (operator @ out).mul_(alpha).add_(rest).clamp_(low, 1.0)

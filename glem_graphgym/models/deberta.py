@@ -1,8 +1,7 @@
-"""DeBERTa's attention (v1, v2 and v3): a text's scores by content and by distance, without a lookup per pair of tokens.
+"""DeBERTa's attention (v1, v2 and v3; He et al. 2021) without transformers' lookup of position scores per token pair.
 
-The distance of two tokens decides which row of the position table they meet in, so the scores by position are made in
-the order of distances, and a skewed view of them is what transformers gathers pair by pair. On CUDA sum, mask, softmax
-and dropout are one compiled function. Both as in He et al., "DeBERTa", 2021, and as transformers computes them.
+Position scores depend on a token and a distance, so they are computed as (L, 2L); a skewed view of these is the (L, L)
+matrix that transformers gathers pair by pair. On CUDA, sum, mask, softmax and dropout are one compiled function.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from glem_graphgym.models.dropout import dropout
 def attention_weights(
     scores: Tensor, c2p: Tensor | None, p2c: Tensor | None, mask: Tensor, probability: float, training: bool
 ) -> Tensor:
-    """(B, heads, L, L): softmax of the sum of all scores in float32, with dropout, in the type of ``scores``.
+    """Softmax, in float32, of the sum of all scores, with dropout: (B, heads, L, L) in the type of ``scores``.
 
     Args:
-        scores: (B, heads, L, L), of queries with keys.
-        c2p: (B, heads, L, 2L), of query i with the key of each distance i - j = L - 1, …, -L; None = without.
-        p2c: (B, heads, L, 2L), of key j with the query of each distance i - j = 1 - L, …, L; None = without.
-        mask: (B, 1, L or 1, L), nonzero where a token may be seen.
+        scores: (B, heads, L, L), queries with keys.
+        c2p: (B, heads, L, 2L), query i with the position key of each distance i - j = L - 1, …, -L; None = not used.
+        p2c: (B, heads, L, 2L), key j with the position query of each distance i - j = 1 - L, …, L; None = not used.
+        mask: (B, 1, L or 1, L), nonzero where a token may be attended to.
     """
     total = scores.float()
     if c2p is not None:
@@ -42,7 +41,7 @@ def attention_weights(
 
 
 def _skewed(by_distance: Tensor) -> Tensor:
-    """A view (B, heads, L, L) of (B, heads, L, 2L): row r begins at column L - 1 - r."""
+    """View (B, heads, L, L) of scores (B, heads, L, 2L), whose row r begins at column L - 1 - r."""
     length, width = by_distance.shape[-2:]
     rows = by_distance.flatten(-2)[..., length - 1 : length - 1 + length * (width - 1)]
     return rows.unflatten(-1, (length, width - 1))[..., :length]
@@ -50,13 +49,13 @@ def _skewed(by_distance: Tensor) -> Tensor:
 
 @functools.cache
 def _weights_on(kind: str) -> Callable[..., Tensor]:
-    """`attention_weights`, compiled for CUDA where there is what compiles it."""
+    """`attention_weights`; for CUDA compiled, if Triton and a C compiler are installed."""
     can = importlib.util.find_spec("triton") and shutil.which(os.environ.get("CC", "gcc"))
     return torch.compile(attention_weights, dynamic=True) if kind == "cuda" and can else attention_weights
 
 
 def use_fast_attention(backbone: nn.Module) -> None:
-    """Let a DeBERTa's layers attend by `attention_weights`, and norm by torch's layer norm, in place."""
+    """Switch a DeBERTa's layers, in place, to attention by `attention_weights` and to torch's layer norm."""
     faster = _faster_classes()
     for module in backbone.modules():
         module.__class__ = faster.get(type(module), type(module))
@@ -76,7 +75,7 @@ def _faster_classes() -> dict[type, type]:
 
 def _layer_norm(base: Any) -> type:
     class LayerNorm(base):
-        def forward(self, x: Tensor) -> Tensor:  # theirs is ten passes over the states
+        def forward(self, x: Tensor) -> Tensor:  # transformers' makes ten passes over the states
             kind = torch.promote_types(x.dtype, self.weight.dtype)
             weight, bias = self.weight.float(), self.bias.float()
             return F.layer_norm(x.float(), weight.shape, weight, bias, self.variance_epsilon).to(kind)
@@ -119,7 +118,7 @@ def _attention(base: Any, projected: Callable[..., tuple[Tensor, ...]]) -> type:
 
 
 def _terms(module: Any) -> int:
-    """Number of kinds of scores that are added; their sum is divided by its root."""
+    """Number of scores that are added up per pair of tokens; they are divided by the root of it times D."""
     return 1 + len(set(module.pos_att_type) & {"c2p", "p2c"}) if _is_v2(module) else 1 + len(module.pos_att_type)
 
 
@@ -128,9 +127,9 @@ def _is_v2(module: Any) -> bool:
 
 
 def _rows(module: Any, relative_pos: Tensor) -> Tensor:
-    """int64 (2L,): the row of the position table of the distances -L (which is none, and not read), 1 - L, …, L - 1.
+    """Rows of the position table, int64 (2L,), for distances -L (a filler that is never read), 1 - L, …, L - 1.
 
-    ``relative_pos``, (…, L, L), has the distance i - j or its bucket, of which the last row and column are enough.
+    ``relative_pos``, (…, L, L), holds the distance i - j or its bucket; its first row and column have every distance.
     """
     pairs = relative_pos.reshape(-1, *relative_pos.shape[-2:])[0].long()
     distances = torch.cat([pairs[:1, -1], pairs[0].flip(0), pairs[1:, 0]])
@@ -139,7 +138,7 @@ def _rows(module: Any, relative_pos: Tensor) -> Tensor:
 
 
 def _positions(module: Any, rows: Tensor, of: str) -> Tensor:
-    """(1, heads, 2L, D): rows (2L, H) of the position table as keys or queries."""
+    """Position keys or queries (1, heads, 2L, D), projected from ``rows`` (2L, H) of the position table."""
     if not _is_v2(module):
         project = module.pos_proj if of == "key" else module.pos_q_proj
     elif module.share_att_key:

@@ -1,4 +1,4 @@
-"""Dropout that is cheap on CPU, where `F.dropout` draws number after number and takes up to half of a step."""
+"""Dropout that is cheap on CPU, where `F.dropout` draws numbers one by one, up to half of the time of a step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 def dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | None = None) -> Tensor:
-    """`F.dropout`, but on CPU drawn from 16 random bits an element, which is several times as fast.
+    """`F.dropout`, but on CPU drawn from 16 random bits per element, which is several times as fast.
 
-    There the probability is rounded to a multiple of 2^-16; the scale matches the rounded one. A multiple of 2^-8, such
-    as 1/2, takes 8 bits. With a ``generator`` of its own, of the device of ``x``, the draw can be made again.
+    On CPU the probability is rounded to a multiple of 2^-16, which the scale matches; a multiple of 2^-8, such as 1/2,
+    needs only 8 bits. A ``generator``, on the device of ``x``, makes the draw repeatable.
     """
     if not training or probability == 0:
         return x
@@ -25,7 +25,7 @@ def dropout(x: Tensor, probability: float, training: bool, generator: torch.Gene
 
 
 def relu_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """``dropout(relu(x))``, but on CPU with one tensor kept for the backward pass in place of three."""
+    """``dropout(relu(x))``, but on CPU with one tensor saved for the backward pass instead of three."""
     if not training or probability == 0 or x.device.type != "cpu":
         return dropout(F.relu(x), probability, training)
     return _ReluDropout.apply(x, probability)
@@ -47,14 +47,14 @@ class _ReluDropout(torch.autograd.Function):
 
 
 def _kept(x: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """The factor of ``x``, of its shape and dtype: 0 with that probability, else what keeps the expectation."""
+    """Factors in shape and dtype of ``x``: 0 with ``probability``, else the scale that preserves the expectation."""
     (bits, dropped), scale = _scale(probability, x.dtype)
     if dropped == 0:
         return torch.ones_like(x)
     words = torch.empty((x.numel() * bits + 63) // 64, dtype=torch.int64)
     words.random_(-(2**63), None, generator=generator)
     drawn = words.view(torch.int8 if bits == 8 else torch.int16)[: x.numel()].view(x.shape)
-    # 0 and 1 by integer arithmetic in place: comparing, and converting booleans, take ten times as long.
+    # 0 and 1 by integer arithmetic in place: comparing and converting booleans takes ten times as long.
     least = dropped - 2 ** (bits - 1)
     kept = drawn.clamp_(least - 1, least).sub_(least - 1)
     if bits == 16 and x.dtype in (torch.bfloat16, torch.float16):
@@ -63,7 +63,7 @@ def _kept(x: Tensor, probability: float, generator: torch.Generator | None = Non
 
 
 def _scale(probability: float, dtype: torch.dtype) -> tuple[tuple[int, int], Tensor]:
-    """Random bits an element, how many of their values mean dropped, and the scale of what is kept."""
+    """Random bits per element with the number of their values that mean dropped, and the scale of kept elements."""
     bits = 8 if probability * 2**8 == round(probability * 2**8) else 16
     dropped = min(round(probability * 2**bits), 2**bits - 1)
     return (bits, dropped), torch.tensor(2**bits / (2**bits - dropped), dtype=dtype)
@@ -77,7 +77,7 @@ class Dropout(nn.Dropout):
 
 
 def use_cheap_dropout(module: nn.Module) -> None:
-    """Let every `nn.Dropout` inside ``module`` be a `Dropout`, with its probability."""
+    """Turn every `nn.Dropout` inside ``module`` into a `Dropout` of the same probability."""
     for inner in module.modules():
         if type(inner) is nn.Dropout:
             inner.__class__ = Dropout

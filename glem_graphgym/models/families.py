@@ -1,4 +1,4 @@
-"""Changes that some model families of transformers need before they encode here, made in place after loading."""
+"""Changes that some model families of transformers need to serve as text encoders, made in place after loading."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from glem_graphgym.models.deberta import use_fast_attention
 
 
 def fit_family(backbone: Any) -> Any:
-    """The encoder inside ``backbone``, with its family's faults mended.
+    """The encoder inside ``backbone``, with fixes for its model family.
 
-    - An encoder-decoder model (T5, BART) is its encoder.
-    - A causal model keeps no keys and values for a next token.
-    - DeBERTa attends faster, and v1 under autocast to half precision too.
-    - ConvBERT embeds a text alike with and without padding.
-    - MobileBERT, whose last token sees what follows it, sees zeros there, whether padding follows or nothing.
-    - BigBird attends to all tokens: its sparse attention depends on the padding, stops in half precision, and is
-      given up for good by the first short batch.
+    - Encoder-decoder models (T5, BART): only the encoder is used.
+    - Causal models: the cache of keys and values is off.
+    - DeBERTa: faster attention; v1 works under autocast to half precision too.
+    - ConvBERT: a text's embedding no longer depends on padding.
+    - MobileBERT: tokens also read the next token's word embedding; that of padding is 0, as beyond the last token.
+    - BigBird: full attention. Its sparse attention depends on the padding, fails in half precision, and is switched off
+      for good by the first short batch.
     """
     if backbone.config.is_encoder_decoder:
         backbone = backbone.get_encoder()
@@ -33,14 +33,14 @@ def fit_family(backbone: Any) -> Any:
     elif family == "mobilebert":
         words = backbone.embeddings.word_embeddings
         with torch.no_grad():
-            words.weight[words.padding_idx] = 0  # and it stays so: an embedding's padding has no gradient
+            words.weight[words.padding_idx] = 0  # stays 0: nn.Embedding has no gradient at padding_idx
     elif family == "big_bird":
         backbone.set_attention_type("original_full")
     return backbone
 
 
 def _hide_padding_from_convolutions(backbone: nn.Module) -> None:
-    """Let ConvBERT's convolutions see zeros beyond a text's end, whether padding follows there or nothing."""
+    """Let ConvBERT's convolutions read zeros in place of padding, as beyond the end of an unpadded text."""
     from transformers.models.convbert.modeling_convbert import ConvBertSelfAttention
 
     class MaskedConvolutions(ConvBertSelfAttention):

@@ -24,22 +24,22 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class GAMLP(HopNetwork):
     """Node-wise recursive attention over hops, then an MLP with initial residual (Zhang et al. 2022).
 
-    Hops are transformed, weighted and added up; a linear map of x is added, and PReLU and dropout follow, where
-    ``residual``; an `InitialResidual` net gives the logits. With ``label_hops`` a feed-forward net on the label hops
-    adds to them; the published one (GAMLP+RLU) takes the last label hop alone.
+    Hops are transformed, weighted and added up. With ``residual`` a linear map of x is added, followed by PReLU and
+    dropout. An `InitialResidual` net yields the logits. With ``label_hops`` a feed-forward net on the label hops adds
+    to the logits; the published one (GAMLP+RLU) reads only the last label hop.
 
     Published for ogbn-products: 512 hidden, 5 hops, nets of 4 layers, leaky_relu, residual, dropout 0.5, input 0.2,
     attention 0.5; for ogbn-papers100M: 1024 hidden, 6 hops, output net of 6 layers, sigmoid, no residual, dropout 0.5.
 
     Args:
         dim_in, dim_hidden, dim_out, hops: D, H, C and K.
-        output_layers, label_layers: layers of the nets of logits (n-layers-2) and of label hops (n-layers-3).
-        alpha: share 0-1 of the first layer's output in every middle layer's input of the net of logits.
+        output_layers, label_layers: layers of the output net (published as n-layers-2) and label net (n-layers-3).
+        alpha: share 0-1 of the first layer's output in the input of every middle layer of the output net.
         activation: of the attention scores: ``"sigmoid"``, ``"relu"`` or ``"leaky_relu"``.
         dropout: probability after each PReLU; the other three: of dropping an input or an attention weight.
-        input_norm: batch norm of the node features, over all hops at once (GLEM's authors; theirs takes hop after
-            hop in training, and in evaluation statistics that mix them).
-        label_hops: label hops that the label branch takes; 0 = no label branch.
+        input_norm: batch norm of the node features, over all hops at once. GLEM's authors normalise each hop by its own
+            statistics in training, and by statistics that mix the hops in evaluation.
+        label_hops: number of label hops that the label branch reads; 0 = no label branch.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class GAMLP(HopNetwork):
 
 
 class RecursiveAttention(nn.Module):
-    """softmax_k s_k, s_k = δ(w · [Σ_{j<k} softmax_j(s_0..s_{k-1}) h_j ‖ h_k] + b), and h_0 for its own history.
+    """Recursive attention over hops (Zhang et al. 2022): hop k gets the weight softmax_k s_k.
 
-    The recursive attention of Zhang et al. 2022. Products of the h_j with both halves of w are taken once, so the
-    recursion runs over numbers, not vectors. ``activation`` is δ; ``dropout`` drops weights of the history.
+    s_k = δ(w · [Σ_{j<k} softmax_j(s_0..s_{k-1}) h_j ‖ h_k] + b), with h_0 as its own history. Each h_j is multiplied by
+    both halves of w once, so the recursion runs over scalars. ``activation`` is δ; ``dropout`` drops history weights.
     """
 
     def __init__(self, dim: int, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
@@ -121,11 +121,11 @@ class RecursiveAttention(nn.Module):
 
 
 class InitialResidual(nn.Module):
-    """Layers without bias, each with batch norm, PReLU and dropout between; GAMLP's output net.
+    """GAMLP's output net: linear layers without bias, each with batch norm, and PReLU and dropout between them.
 
-    x_1 = BN(x W_1); x_l = BN(((1-α) x̂ + α x_1) W_l) + x̂ for middle layers, x̂ being x_{l-1} after PReLU and dropout;
-    the last layer is BN(x̂ W_L). First and last layer add their input too where the widths agree. After GCNII (Chen et
-    al. 2020), by way of GBP; all layers share one PReLU.
+    First layer: x_1 = BN(x W_1); middle layers: x_l = BN(((1-α) x̂ + α x_1) W_l) + x̂, where x̂ is x_{l-1} after PReLU
+    and dropout; last layer: BN(x̂ W_L). First and last layer add their input too if the widths agree. From GCNII (Chen
+    et al. 2020) by way of GBP; all layers share one PReLU.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from glem_graphgym.models.propagation import Adjacency
 class GATLayer(nn.Module):
     """Graph attention (Velickovic et al. 2018, equations 1 to 6), as PyG's ``GATConv``.
 
-    ``concat`` puts the H heads of width D beside one another, (N, H·D); else the layer gives their mean, (N, D).
+    With ``concat`` the H heads of width D are concatenated, (N, H·D); else they are averaged, (N, D).
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class GATLayer(nn.Module):
 
 
 class GAT(LayerStack):
-    """Graph attention network: concatenated heads in the hidden layers, their mean in the last one.
+    """Graph attention network: heads are concatenated in hidden layers and averaged in the last one.
 
-    Norm, ReLU and dropout between layers where the paper has ELU and dropout. Arguments as `LayerStack` and `GATLayer`,
-    but ``dim_hidden`` is the width **of a head**, as published; a hidden layer is ``heads`` times as wide.
+    Between layers there are norm, ReLU and dropout; the paper has ELU and dropout. Arguments: see `LayerStack` and
+    `GATLayer`, but ``dim_hidden`` is the width **per head**, as published; a hidden layer is ``heads`` times as wide.
     """
 
     Layer = nn.Identity  # a placeholder: the layers differ, so they are made below

@@ -24,10 +24,10 @@ class GCNLayer(nn.Module):
 
 
 class GCN(LayerStack):
-    """Graph convolutional network; arguments as `LayerStack`.
+    """Graph convolutional network; for arguments see `LayerStack`.
 
-    With 3 layers of 256, batch norm and dropout 0.5 this is OGB's baseline for ogbn-arxiv; with 2, input dropout 0.1
-    and no ``hidden_bias``, which batch norm would cancel, it is the GCN of GLEM's authors.
+    With 3 layers of 256, batch norm and dropout 0.5 this is OGB's baseline for ogbn-arxiv. With 2 layers, input dropout
+    0.1 and no ``hidden_bias``, which batch norm would cancel, it is the GCN of GLEM's authors.
     """
 
     Layer = GCNLayer

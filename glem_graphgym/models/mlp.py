@@ -15,20 +15,20 @@ _NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 
 
 class LayerStack(nn.Module):
-    """Layers with norm, ReLU and dropout between them: all that GCN, SAGE and MLP have in common.
+    """Stack of layers with norm, ReLU and dropout between them: the base of MLP, GCN, SAGE and GAT.
 
     A subclass names its ``Layer``: a module built as ``Layer(dim_in, dim_out)`` whose ``forward(x, adjacency)``
-    gives the adjacency's targets (T, D') from the nodes' (N, D).
+    maps inputs (N, D) of all nodes to outputs (T, D') of the adjacency's targets.
 
     Args:
-        dim_in, dim_hidden, dim_out: widths of the node features, of every hidden layer, and C.
+        dim_in, dim_hidden, dim_out: width of the node features and of every hidden layer, and number of classes C.
         dropout: probability, 0 to below 1, after each ReLU; ``input_dropout``: of dropping an input feature.
         norm: ``"batch"``, ``"layer"`` or ``"none"``, before each ReLU.
         residual: add a hidden layer's input to its output where both have the same width.
         linear_skip: add a linear map of a hidden layer's input to its output, before the norm.
-        pre_layers: linear layers before the first one, each with norm, ReLU and dropout.
-        readout: what gives the logits: ``"layer"``, the last layer; ``"linear"``, a linear map of the last layer, which
-            is a hidden one then; ``"sum"``, of the sum of all layers (jumping knowledge, Xu et al. 2018).
+        pre_layers: number of linear layers before the first layer, each with norm, ReLU and dropout.
+        readout: source of the logits: ``"layer"``, the last layer; ``"linear"``, a linear map of the last layer, which
+            is then a hidden one; ``"sum"``, a linear map of the sum of all layers (jumping knowledge, Xu et al. 2018).
     """
 
     Layer: type[nn.Module]
@@ -70,9 +70,9 @@ class LayerStack(nn.Module):
         return x
 
     def layer(self, index: int, x: Tensor, adjacency: Adjacency) -> Tensor:
-        """Output (T, D') of layer ``index`` for the adjacency's targets, from the input (N, D) of its nodes.
+        """Output (T, D') of layer ``index`` for the adjacency's targets, from inputs (N, D) of all its nodes.
 
-        With ``readout`` ``"sum"`` a hidden layer gives the sum of all so far beside its own output, (T, 2 D').
+        With ``readout`` ``"sum"``, layers before the last return (T, 2 D'): their output and the sum of all so far.
         """
         total = None
         if index == 0:
@@ -97,7 +97,7 @@ class LayerStack(nn.Module):
 
 
 class Activation(nn.Module):
-    """Norm, ReLU, dropout: what follows every layer but the last."""
+    """Norm, ReLU and dropout, as after every hidden layer."""
 
     def __init__(self, dim: int, norm: str, dropout: float) -> None:
         super().__init__()
@@ -123,6 +123,6 @@ class MLPLayer(nn.Module):
 
 
 class MLP(LayerStack):
-    """Multi-layer perceptron on each node's own features; arguments as `LayerStack`."""
+    """Multi-layer perceptron on each node's own features; for arguments see `LayerStack`."""
 
     Layer = MLPLayer

@@ -22,14 +22,14 @@ from glem_graphgym.models.pretrained import (
 )
 
 POOLINGS = ("mean", "cls", "last")
-# Names of sentence-transformers, before version 6 (flags) and since.
+# Names in sentence-transformers: those since version 6, and the flags before it.
 MODES = {
     **{"cls": "cls", "mean": "mean", "lasttoken": "last"},
     **{"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"},
 }
 TRANSFORMERS = ("Transformer", "BERT", "RoBERTa", "DistilBERT", "ALBERT", "XLNet", "CamemBERT", "XLMRoBERTa")
-CLS_LAST = ("xlnet",)  # model types whose CLS token is a text's last
-LEFT_OUT = ("Normalize", "Dropout")  # without weights; what follows the embedding has its own scale and dropout
+CLS_LAST = ("xlnet",)  # model types whose CLS token is the last of a text
+LEFT_OUT = ("Normalize", "Dropout")  # no weights; the layers after the embedding have a scale and dropout of their own
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Readout:
     """The function from a text's token states to its embedding.
 
     Attributes:
-        pooling: ``mean`` over the text's tokens, ``cls`` (its first) or ``last``.
+        pooling: ``mean`` of the text's tokens, ``cls`` (the first one) or ``last``.
         dense: folders of the Dense modules that follow, in order; ``left_out``: modules that are not applied.
-        why: where that is from, in words; ``warning``: what a user should know of it.
+        why: source of the pooling, for the log; ``warning``: a message to the user, if any.
     """
 
     pooling: str
@@ -49,7 +49,7 @@ class Readout:
     warning: str = ""
 
     def __str__(self) -> str:
-        """The embedding in short: ``mean``, ``mean + 2_Dense``."""
+        """Short name, such as ``mean`` or ``mean + 2_Dense``."""
         return " + ".join([self.pooling, *(folder.name for folder in self.dense)])
 
     def log(self, model: str) -> None:
@@ -62,16 +62,16 @@ class Readout:
 def readout_of(model: str, pooling: str, bidirectional: bool = False) -> Readout:
     """The readout of ``model`` under ``lm.pooling`` (mean, cls, last, or auto).
 
-    ``auto`` follows modules.json of a sentence-transformers folder, Dense modules included; without one it is the
-    last token of a causal model and the mean of others. A pooling that is named goes before the folder's, with a
-    warning where they differ, and without the Dense modules, which were trained on the folder's.
+    ``auto`` follows modules.json of a sentence-transformers folder, Dense modules included; without that file it is
+    ``last`` for causal models and ``mean`` for others. An explicit pooling overrides modules.json: if they differ, a
+    warning says so, and the Dense modules, trained on the folder's pooling, are left out.
 
     Args:
-        bidirectional: a causal model attends in both directions, so that each of its tokens sees the whole text.
+        bidirectional: whether a causal model attends in both directions, so that each token sees the whole text.
 
     Raises:
-        ValueError: the model cannot be found, its modules are not supported, its first token has seen nothing, or it
-            attends in both directions by itself.
+        ValueError: the model cannot be found, its modules are not supported, ``cls`` would pool a token that is not its
+            CLS token or sees none of the text, or ``bidirectional`` is set for a model that is not causal.
     """
     if pooling not in ("auto", *POOLINGS):
         raise ValueError(f"lm.pooling is '{pooling}', expected one of: auto, {', '.join(POOLINGS)}")
@@ -123,11 +123,11 @@ def _of_modules(model: str, folder: Path, modules: list[dict[str, Any]], pooling
 
 
 class _UnsupportedError(Exception):
-    """A module that a folder asks for and we do not have, in words."""
+    """Something in modules.json that is not supported; the message says what."""
 
 
 def _own_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:
-    """As modules.json says."""
+    """The readout that modules.json describes."""
     pooling, dense, left_out = "", [], []
     for index, module in enumerate(modules):
         origin, _, name = module["type"].rpartition(".")
@@ -151,7 +151,7 @@ def _own_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """config.json of a module; Normalize and its like may have none."""
+    """Content of config.json of a Pooling or Dense module; other modules may have none."""
     values: dict[str, Any] = read_json_of(folder / "config.json", "lm.model", dict)
     return values
 
@@ -168,15 +168,15 @@ def _mode(settings: dict[str, Any], folder: Path) -> str:
     return MODES[modes[0]]
 
 
-# ---- the token that is last ---------------------------------------------------------------------------------------
+# ---- end token ----------------------------------------------------------------------------------------------------
 
 
 def with_end_token(tokenizer: Any, model: str, readout: Readout) -> Any:
-    """``tokenizer``, made to end every text in its end token where ``model`` wants that; cutting a text keeps it.
+    """Let ``tokenizer`` end every text, truncated or not, in its end token, if ``model`` needs it; returns it.
 
-    The state of a causal model's last token stands for the text that it ends. Most encoders' tokenizers put a special
-    token there. Others do where tokenizer_config.json says ``add_eos_token``, which transformers 5 does not read, and
-    where the last token is pooled though no modules.json says so: models that were made to write, not to encode.
+    The last token of a causal model represents the text. Most encoders' tokenizers put a special token there. Others
+    get their end token appended if tokenizer_config.json says ``add_eos_token``, which transformers 5 does not read, or
+    if the last token is pooled without a modules.json that says so: such models were made to generate, not to encode.
     """
     backend, end = getattr(tokenizer, "backend_tokenizer", None), tokenizer.eos_token
     if backend is None or end is None or backend.encode("a").special_tokens_mask[-1]:
@@ -189,13 +189,13 @@ def with_end_token(tokenizer: Any, model: str, readout: Readout) -> Any:
 
 
 def _append_token(backend: Any, token: str, number: int) -> None:
-    """Let a tokenizer of the library tokenizers put ``token`` after a text, behind what it puts there before it."""
+    """Let a tokenizer of the library tokenizers append ``token`` to a text, after its other special tokens."""
     from tokenizers import processors
 
     own = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else None
     steps = own["processors"] if own and own["type"] == "Sequence" else [own] if own else []
     if all(step["type"] != "TemplateProcessing" for step in steps):
-        steps.append(json.loads(processors.TemplateProcessing().__getstate__()))  # the text alone
+        steps.append(json.loads(processors.TemplateProcessing().__getstate__()))  # a template of the text alone
     template = next(step for step in reversed(steps) if step["type"] == "TemplateProcessing")
     template["single"].append({"SpecialToken": {"id": token, "type_id": 0}})
     template["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
@@ -208,7 +208,7 @@ def _append_token(backend: Any, token: str, number: int) -> None:
 
 
 def load_dense(folder: Path, pretrained: bool) -> nn.Sequential:
-    """A Dense module of sentence-transformers, in_features -> out_features, by its config.json and its weights."""
+    """A Dense module of sentence-transformers from its folder, with random weights unless ``pretrained``."""
     settings = _settings(folder)
     width, columns = int(settings["in_features"]), int(settings["out_features"])
     linear = nn.Linear(width, columns, bias=bool(settings.get("bias", True)))
@@ -225,14 +225,14 @@ def load_dense(folder: Path, pretrained: bool) -> nn.Sequential:
         else:
             weights = torch.load(file, map_location="cpu", weights_only=True)
         dense.load_state_dict({name: value.float() for name, value in weights.items()})
-    except Exception as error:  # reading somebody's file can fail in any way
+    except Exception as error:  # reading a user's file can fail in any way
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"lm.model: {file} does not hold the weights that its config.json asks for: {said}") from error
     return dense
 
 
 def width_after(folders: tuple[Path, ...], hidden: int) -> int:
-    """Columns of an embedding whose token states have ``hidden``, after the Dense modules."""
+    """Width of an embedding after the Dense modules in ``folders``, from token states of width ``hidden``."""
     return int(_settings(folders[-1])["out_features"]) if folders else hidden
 
 
@@ -247,7 +247,7 @@ def _check_dense(settings: dict[str, Any], folder: Path) -> None:
 
 
 def _activation(settings: dict[str, Any]) -> type[nn.Module]:
-    """The class of torch.nn that the settings name; nothing is imported for it."""
+    """The activation of torch.nn that the settings name; nothing is imported for it."""
     path = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = path.rpartition(".")[2]
     if not path.startswith("torch.nn.") or name not in (*nn.modules.activation.__all__, "Identity"):

@@ -1,6 +1,6 @@
 """A pretrained model of Hugging Face: its configuration, its weights and its tokenizer, checked against one another.
 
-Nothing in a model's folder is ever run: no Python that its configuration names, no pickle in its weights.
+Code in a model's folder is never run: neither Python files that its configuration names nor pickles in its weights.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ import torch
 
 from glem_graphgym.models.hub import model_folder
 
-# What wrappers put before or between the names of a model's weights: DataParallel, Lightning, torch.compile, FSDP,
+# Parts that wrappers add to the names of a model's weights: DataParallel, Lightning, torch.compile, FSDP,
 # sentence-transformers, and classes that hold the model in an attribute.
 WRAPPERS = {
     *("0", "_checkpoint_wrapped_module", "_forward_module", "_fsdp_wrapped_module", "_orig_mod", "auto_model"),
     *("backbone", "base_model", "bert_model", "encoder", "language_model", "lm", "lm_model", "model", "module"),
     *("net", "network", "text_encoder", "text_model", "transformer"),
 }
-NAMED = 3  # weights that a message names
-# The keys of a configuration that Google's BERT was published with, before there was a model_type.
+NAMED = 3  # number of weights that a message names
+# Keys of the configurations with which Google published BERT, before model_type existed.
 BERT_KEYS = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"}
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-DTYPES = {"32": torch.float32, **dict.fromkeys(("bf16", "8", "4"), torch.bfloat16)}  # of what is not quantised
+DTYPES = {"32": torch.float32, **dict.fromkeys(("bf16", "8", "4"), torch.bfloat16)}  # of weights that are not quantised
 BITS = ("8", "4")
 PROBE = "The naïve Fox-12 jumped over 3,456 lazy dogs; GraphGym's e-mail@example.org costs $7.50 (50%)."
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The location of the files of ``lm.model``.
+    """Locations of the files of ``lm.model``.
 
     Attributes:
-        model: as the user named it.
-        folder: what ``lm.model`` stands for; ``modules.json`` of sentence-transformers is there.
-        transformer: folder of config.json and the weights; ``folder``, or one below it.
-        adapter: folder of an adapter of peft, that is put on the weights; None without one.
-        base: the files of the model that the adapter was trained on; None where ``transformer`` has its weights too.
+        model: ``lm.model``, as the user named it.
+        folder: the folder of ``model``, which holds modules.json if it is one of sentence-transformers.
+        transformer: folder of config.json and the weights: ``folder``, one below it, or that of ``base``.
+        adapter: folder of a peft adapter for these weights; None without one.
+        base: files of the model that the adapter was trained on; None if the adapter's folder holds its weights too.
     """
 
     model: str
@@ -72,12 +72,12 @@ def _globbed(folder: Path, *names: str) -> list[Path]:
 
 
 def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = ()) -> ModelFiles:
-    """The location of the files of ``model`` (hub id, folder or packaged model).
+    """Locate the files of ``model`` (hub id, folder or packaged model).
 
-    An adapter's base model is looked for ``inside`` the adapter's folder too; ``seen`` are the adapters on the way.
+    The base model of an adapter is looked for ``inside`` the adapter's folder too; ``seen``: adapters' folders so far.
 
     Raises:
-        ValueError: there is no such model; an adapter says on no model, or on itself.
+        ValueError: there is no such model; an adapter names no base model, or is its own.
     """
     beside = inside / model if inside else None
     folder = beside if beside and beside.is_dir() and not Path(model).is_dir() else model_folder(model)
@@ -111,7 +111,7 @@ def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = 
 
 
 def read_modules(files: ModelFiles) -> tuple[Path, list[dict[str, Any]]]:
-    """A sentence-transformers folder, and its modules, each with ``type`` and ``path``; [] in other folders."""
+    """The folder of modules.json (the model's or its base's) and its modules with ``type`` and ``path``; [] if none."""
     file = files.folder / "modules.json"
     if not file.is_file():
         return read_modules(files.base) if files.base else (files.folder, [])
@@ -130,7 +130,7 @@ def _read(file: Path, model: str, kind: type) -> Any:
 
 
 def read_json_of(file: Path, who: str, kind: type) -> Any:
-    """JSON of ``file``; its errors name ``who`` and the file."""
+    """Content of a JSON ``file``, of type ``kind``; a ValueError names ``who`` and the file."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -146,7 +146,7 @@ def read_json_of(file: Path, who: str, kind: type) -> Any:
 
 
 def load_config(model: str) -> Any:
-    """The configuration of ``model`` as transformers reads it; ValueError where it has no such architecture."""
+    """The configuration of ``model`` as transformers reads it; ValueError if transformers lacks its architecture."""
     return _config_of(find_model(model))
 
 
@@ -177,7 +177,7 @@ def _config_of(files: ModelFiles) -> Any:
 
 
 def _guessed_type(values: dict[str, Any]) -> str | None:
-    """The model type of a configuration from before there was one: by its architecture's name, or as Google's BERT."""
+    """Guess the model type of an old configuration, without one, by its architecture's name or by `BERT_KEYS`."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     names = [str(name) for name in values.get("architectures") or []]
@@ -190,7 +190,7 @@ def _guessed_type(values: dict[str, Any]) -> str | None:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether a token's state depends on no later token, so that only the last one has seen its text."""
+    """Whether tokens attend to earlier tokens only, so that only the last one sees the whole text."""
     from transformers.models.auto import modeling_auto
 
     kind = config.model_type
@@ -206,15 +206,15 @@ def is_causal(config: Any) -> bool:
 
 
 def load_backbone(model: str, hf_config: Any, attention: str | None, precision: str = "32") -> Any:
-    """The transformer of ``model`` with its pretrained weights and the adapter that it may have.
+    """The transformer of ``model`` with its pretrained weights, into which its adapter, if any, is merged.
 
     Args:
         hf_config: its configuration, possibly changed.
-        attention: an implementation; None takes transformers' default.
+        attention: name of an implementation; None = transformers' default.
         precision: of the weights: ``32`` (float32), ``bf16``, or ``8`` or ``4`` bits by bitsandbytes, on a GPU.
 
     Raises:
-        ValueError: the weights cannot be found or read, or are not those of the architecture; says how many.
+        ValueError: the weights cannot be found or read, or do not fit the architecture; says how many do not.
     """
     options: dict[str, Any] = {"config": hf_config, "attn_implementation": attention, "dtype": DTYPES[precision]}
     if precision in BITS:
@@ -254,20 +254,20 @@ def _load(files: ModelFiles, options: dict[str, Any]) -> Any:
 
 
 class Misfit:
-    """Weights in which a model's files and its architecture disagree, by transformers' report of loading it.
+    """Differences between a model's files and its architecture, from transformers' report of loading it.
 
     Attributes:
-        missing: names of weights that the files lack: of ``total``, without poolers, buffers and tied weights.
-        unexpected: names in the files that the architecture has no place for, such as a pretraining head's.
-        mismatched: (name, its shape in the files, its shape in the architecture), where they differ.
-        left_out: those unexpected names that differ from a weight's in a number alone: layers beyond the last.
+        missing: names of weights that the files lack, out of ``total``, without poolers, buffers and tied weights.
+        unexpected: names in the files that the architecture lacks, such as a pretraining head's.
+        mismatched: (name, shape in the files, shape in the architecture) where the shapes differ.
+        left_out: unexpected names that differ from a weight's in a number only: layers beyond the last.
     """
 
     def __init__(self, model: Any, info: dict[str, Any]) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         absent = set(info["missing_keys"]) - {name for name, *_ in info["mismatched_keys"]}
         there = {id(parameter) for name, parameter in parameters.items() if name not in absent}
-        used = model.get_encoder() if model.config.is_encoder_decoder else model  # no decoder is trained here
+        used = model.get_encoder() if model.config.is_encoder_decoder else model  # the decoder is not used
         kept = {id(parameter) for parameter in used.parameters()}
         weights = [name for name, parameter in parameters.items() if id(parameter) in kept and not _is_pooler(name)]
         patterns = {re.sub(r"\.\d+\.", ".#.", name) for name in weights}
@@ -278,7 +278,7 @@ class Misfit:
         self.left_out = [name for name in self.unexpected if re.sub(r"\.\d+\.", ".#.", name) in patterns]
 
     def check(self, files: ModelFiles) -> None:
-        """Raises ValueError where weights are missing or have other shapes."""
+        """Raise ValueError if weights are missing or have other shapes; warn of those left out."""
         where = f"lm.model '{files.model}': "
         if self.mismatched:
             name, stored, built = self.mismatched[0]
@@ -307,7 +307,7 @@ def _attempt(files: ModelFiles, options: dict[str, Any], renaming: dict[str, str
     options = {**options, "trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with tempfile.TemporaryDirectory() as without_adapter:
         source = files.transformer
-        if files.adapter:  # transformers would put it on by itself, and not say whether it fits
+        if files.adapter:  # transformers would load it unasked, and not say whether it fits
             source = Path(without_adapter)
             for file in files.transformer.iterdir():
                 if not file.name.startswith("adapter_"):
@@ -323,7 +323,7 @@ def _is_pooler(name: str) -> bool:
 
 
 def _renaming(missing: Collection[str], found: Iterable[str]) -> dict[str, str]:
-    """Regular expressions that strip what wrappers have put into names; {} where two names would become one."""
+    """Regular expressions that strip wrappers from names of weights; {} if two names would become the same."""
     stripped: dict[str, list[str]] = {}
     for name in found:
         for bare in _without_wrappers(name):
@@ -333,13 +333,13 @@ def _renaming(missing: Collection[str], found: Iterable[str]) -> dict[str, str]:
     if not stripped or any(len(names) > 1 for names in stripped.values()):
         return {}
     prefixes = {names[0].removesuffix(bare) for bare, names in stripped.items()}
-    if len(prefixes) == 1:  # of names too that transformers leaves out of its report, or converts
+    if len(prefixes) == 1:  # which also strips names that transformers does not report, or converts
         return {f"^{re.escape(prefixes.pop())}": ""}
     return {f"^{re.escape(names[0])}$": bare for bare, names in stripped.items()}
 
 
 def _without_wrappers(name: str) -> Iterable[str]:
-    """``name`` without wrappers, the fewest first: those before it, then those that stand between its parts too."""
+    """``name`` without 0, 1, … leading wrappers, each time also without those between its other parts."""
     parts = name.split(".")
     for count in range(len(parts)):
         if count and parts[count - 1] not in WRAPPERS:
@@ -354,7 +354,7 @@ def _without_wrappers(name: str) -> Iterable[str]:
 
 
 def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
-    """The backbone with the adapter's weights added to its own."""
+    """The backbone with the adapter merged into its weights."""
     try:
         import peft
         from peft.utils import load_peft_weights, set_peft_model_state_dict
@@ -367,7 +367,7 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
     logging.getLogger("peft").setLevel(logging.ERROR)
     config = _library(peft.PeftConfig.from_pretrained, files, folder)
     modules = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
-    # Heads are saved with the adapter, and so are embeddings that were trained: only these are the backbone's.
+    # An adapter may come with a head and with trained embeddings; only the embeddings belong to the backbone.
     config.modules_to_save = [
         name for name in getattr(config, "modules_to_save", None) or [] if name in modules
     ] or None
@@ -398,18 +398,16 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
 
 
 def prompt_of(model: str, prompt: str) -> tuple[str, str]:
-    """The text before and after each node's text, by ``lm.prompt``: a prefix, a template with ``{text}``, or auto.
+    """Prefix and suffix of each node's text, from ``lm.prompt``: a prefix, a template with ``{text}``, or auto.
 
     ``auto`` is the default prompt of a sentence-transformers folder; most have none.
 
     Raises:
-        ValueError: a template has other braces; config_sentence_transformers.json cannot be read, or lacks the prompt
-            that it names.
+        ValueError: a template has other braces; config_sentence_transformers.json is unreadable or lacks the prompt.
     """
     if re.search("[{}]", prompt.replace("{text}", "", 1)):
         raise ValueError(
-            f"lm.prompt is '{prompt}', expected what stands before each text, or a template with one {{text}} and no "
-            "other braces"
+            f"lm.prompt is '{prompt}', expected a prefix, or a template with one {{text}} and no other braces"
         )
     if prompt != "auto":
         before, _, after = prompt.partition("{text}")
@@ -429,10 +427,10 @@ def prompt_of(model: str, prompt: str) -> tuple[str, str]:
 
 
 def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
-    """The tokenizer that belongs to ``model``; ValueError where it cannot be found or read.
+    """The tokenizer of ``model``; ValueError if it cannot be found or read.
 
-    Transformers rebuilds a tokenizer from the class that tokenizer_config.json names, which may not be what
-    tokenizer.json describes. Where the two cut ``texts`` in different ways the file is followed, and a warning says so.
+    Transformers builds the class that tokenizer_config.json names, which may not be what tokenizer.json describes. If
+    the two tokenise ``texts`` differently, tokenizer.json is used, and a warning says so.
     """
     import transformers
     from tokenizers import normalizers
@@ -463,7 +461,7 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     if lowercases(files) and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         before = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a damaged vocabulary
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # as transformers builds it from a damaged vocabulary
         raise ValueError(f"lm.model '{model}': the tokenizer in {folder} knows special tokens alone; copy it anew")
     return tokenizer
 
@@ -482,13 +480,13 @@ def read_tokenizer_config(model: str) -> dict[str, Any]:
 
 
 def lowercases(files: ModelFiles) -> bool:
-    """Whether a sentence-transformers folder lowercases texts, whatever its tokenizer does."""
+    """Whether sentence_bert_config.json asks for lowercase texts, whatever the tokenizer does."""
     file = (files.adapter or files.transformer) / "sentence_bert_config.json"
     return file.is_file() and bool(_read(file, files.model, dict).get("do_lower_case"))
 
 
 def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[str]) -> Any:
-    """``tokenizer`` if it cuts ``texts`` as tokenizer.json does, else the file's own; None counts as different."""
+    """``tokenizer`` if it tokenises ``texts`` as tokenizer.json does; else, or if it is None, that of the file."""
     import transformers
     from tokenizers import Tokenizer
 
@@ -512,7 +510,7 @@ def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[s
     wrapped = _library(
         transformers.PreTrainedTokenizerFast.from_pretrained, files, str(file.parent), trust_remote_code=False
     )
-    # Without tokenizer_config.json only the class knows what its special tokens are called.
+    # Without tokenizer_config.json only the class names the special tokens.
     vocabulary = own.get_vocab()
     named = {} if tokenizer is None else tokenizer.special_tokens_map
     missing = {key: token for key, token in named.items() if key not in wrapped.special_tokens_map}
@@ -521,14 +519,14 @@ def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[s
 
 
 def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
-    """Call a library's function without its progress bars; its errors become one line that names the key."""
+    """Call a library function without progress bars; its errors become a ValueError of one line that names the key."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         return load(*args, **options)
-    except Exception as error:  # reading somebody's files can fail in any way
+    except Exception as error:  # reading a user's files can fail in any way
         said = " ".join(str(error).split()) or repr(error)
         attention = options.get("attn_implementation")
         if attention not in (None, "eager") and "attention" in said.lower().replace("attn_implementation", "attention"):

@@ -1,8 +1,8 @@
 """Sparse propagation over a graph: constant operators times dense node features.
 
 A product is one `embedding_bag`: a row sums the weighted features of its neighbours as a bag sums weighted
-word embeddings. On CPU that kernel is about three times as fast as torch's CSR product (MKL), and it takes
-bfloat16, which MKL's does not. The backward pass is the same product with the transpose, made once and kept.
+word embeddings. On CPU that kernel is about three times as fast as torch's CSR product (MKL), and it supports
+bfloat16, which MKL does not. The backward pass is the same product with the transpose, made once and cached.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing from Python 3.11 on
 
-KEPT_BYTES = 1 << 30  # the largest input whose product is kept
-SPLIT_ON, PIECE = ("cuda",), 128  # devices on which rows of more entries are summed in pieces
+KEPT_BYTES = 1 << 30  # the largest input whose product is cached
+SPLIT_ON, PIECE = ("cuda",), 128  # on these devices, longer rows are summed in pieces of that many entries
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def comes_again(x: Tensor) -> Tensor:
-    """Mark a tensor that every epoch brings again: its product with an operator is made once.
+    """Mark a tensor that stays the same in every epoch: its product with an operator is computed once and cached.
 
-    Which products a network takes does not depend on how often it has seen the tensor, so that a resumed stage rounds
-    as one that was not interrupted.
+    The mark is explicit, because if uses were counted, a network's products would depend on the past, and a resumed
+    stage would round differently from one that was not interrupted.
     """
     x.comes_again = True  # type: ignore[attr-defined]
     return x
 
 
 def working_type(x: Tensor) -> torch.dtype:
-    """Autocast's type on the device of ``x`` where that is on, else the type of ``x``."""
+    """Autocast's type if it is enabled on the device of ``x``, else the type of ``x``."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def kept_operator(make: Callable[[Any], SparseOperator]) -> Callable[[Any], SparseOperator]:
-    """A method of an `Adjacency` whose operator is made when first asked for, then kept."""
+    """Cache the operator that a method of `Adjacency` makes on its first call."""
 
     @functools.wraps(make)
     def operator(self: Adjacency) -> SparseOperator:
@@ -57,16 +57,16 @@ class Adjacency:
     """The adjacency matrix A (T x N) of a graph in CSR form, and the propagation operators made of it. Immutable.
 
     Row i lists the nodes that node i receives messages from; in PyG's terms row = target, column = source. The targets
-    are the first T of the N nodes, and all of them in a whole graph.
+    are the first T of the N nodes; in a whole graph T = N.
 
     Args:
         rowptr: int64 (T+1,), where each row begins in ``col``; from 0 to nnz.
         col: int32 or int64 (nnz,), column indices, strictly increasing within a row.
         num_nodes: N, at least T; None = T.
-        checked: the arguments are known to be so; a look at them would have a GPU waited for.
+        checked: skip the validation of the arguments, which would synchronise with a GPU.
     """
 
-    _loops: int | None = None  # entries on the diagonal, where that is known without a look
+    _loops: int | None = None  # number of entries on the diagonal, if known without counting
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None, *, checked: bool = False) -> None:
         if not checked:
@@ -87,22 +87,22 @@ class Adjacency:
 
     @property
     def num_nodes(self) -> int:
-        """N, whose features are propagated."""
+        """N, the number of nodes whose features are propagated."""
         return self._pattern.num_columns
 
     @property
     def num_targets(self) -> int:
-        """T, which are propagated to."""
+        """T, the number of nodes that features are propagated to."""
         return self._pattern.num_rows
 
     @property
     def rowptr(self) -> Tensor:
-        """(T+1,), of the index type that the operators use: int32 where it suffices."""
+        """Row pointers (T+1,), in the index type of the operators: int32 if it suffices."""
         return self._pattern.rowptr
 
     @property
     def col(self) -> Tensor:
-        """(nnz,), of the same type as `rowptr`."""
+        """Column indices (nnz,), of the same type as `rowptr`."""
         return self._pattern.col
 
     @property
@@ -111,24 +111,24 @@ class Adjacency:
 
     @property
     def lasts(self) -> bool:
-        """Whether the graph serves many steps, unlike a sampled neighbourhood."""
+        """Whether the graph is used for many steps, unlike a sampled neighbourhood."""
         return self._pattern.lasts
 
     def targets_of(self, x: Tensor) -> Tensor:
-        """The targets' rows (T, D) of ``x`` (N, D): ``x`` itself where all nodes are targets."""
-        # No slice of all rows, whose backward pass would copy them.
+        """The targets' rows (T, D) of ``x`` (N, D); ``x`` itself if all nodes are targets."""
+        # A slice of all rows would be copied in the backward pass.
         return x if self.num_targets == self.num_nodes else x[: self.num_targets]
 
     def target_degree(self) -> Tensor:
-        """(T,), integers: number of neighbours of each target."""
+        """Number of neighbours of each target, integers (T,)."""
         return self.rowptr.diff()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same graph on ``device``; this very object when it is there already."""
+        """The same graph on ``device``; this object if it is there already."""
         return self._moved(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The same graph in memory that a GPU copies from while it computes."""
+        """The same graph in pinned memory, from which a GPU copies while it computes."""
         return self._moved(lambda x: x.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
@@ -145,11 +145,11 @@ class Adjacency:
         return pattern
 
     def edge_index(self) -> Tensor:
-        """int64 (2, nnz): sources, then targets, by target."""
+        """PyG's edge index, int64 (2, nnz): sources, then targets; ordered by target."""
         return torch.stack([self.col.long(), self._pattern.rows()])
 
     def with_self_loops(self) -> Adjacency:
-        """A + I; a self-loop that A has already is not doubled."""
+        """A + I, in which self-loops of A are not doubled."""
         target = torch.arange(self.num_targets, device=self.device)
         row, col = torch.cat([self._pattern.rows(), target]), torch.cat([self.col.long(), target])
         number = None if self._loops is None else len(row) - self._loops
@@ -170,7 +170,7 @@ class Adjacency:
 
     @kept_operator
     def gcn(self) -> SparseOperator:
-        """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017); of whole graphs alone."""
+        """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017); whole graphs only."""
         if self.num_targets != self.num_nodes:
             raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator wants all")
         looped = self.with_self_loops()._pattern
@@ -179,7 +179,7 @@ class Adjacency:
 
     @kept_operator
     def symmetric(self) -> SparseOperator:
-        """D^-1/2 A D^-1/2, with D the row sums of A; 0 for nodes without any (Correct & Smooth); of whole graphs."""
+        """D^-1/2 A D^-1/2, with D the row sums of A; 0 for nodes without any (Correct & Smooth); whole graphs only."""
         degree = self.rowptr.diff().double()
         scale = degree.rsqrt().masked_fill_(degree == 0, 0.0)
         return SparseOperator(self._pattern, scale, scale)
@@ -191,8 +191,8 @@ class Adjacency:
 class SparseOperator:
     """The constant matrix diag(left) A diag(right), T x N; ``operator @ x`` multiplies it by dense features.
 
-    ``x`` is (N, D) float32, bfloat16, float16 or float64. The product (T, D) has its type, with sums kept in float32
-    at least, and passes gradients of any order on to ``x``; the matrix gets none. Equal operands give equal
+    ``x`` is (N, D) float32, bfloat16, float16 or float64. The product (T, D) has the same type, with sums in float32
+    at least, and is differentiable any number of times by ``x``, not by the matrix. Equal operands give equal
     bits on the same machine, whatever the number of threads. Entries are rounded once, to the type of ``x``.
     """
 
@@ -201,7 +201,7 @@ class SparseOperator:
         self.device = pattern.col.device
         self._pattern, self._left, self._right = pattern, left, right
         self._weights: dict[torch.dtype, Tensor] = {}
-        self._transpose: SparseOperator | None = None  # None too where it is this very operator
+        self._transpose: SparseOperator | None = None  # also None if the matrix is symmetric
         self._symmetric: bool | None = None
         self._kept: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
 
@@ -210,7 +210,7 @@ class SparseOperator:
         return len(self._pattern.col)
 
     def kept_product(self, x: Tensor) -> Tensor | None:
-        """The product with an unchanged ``x`` that `comes_again`, without gradient, in `working_type`; else None."""
+        """Product with an ``x`` marked by `comes_again`, in `working_type`, cached until ``x`` changes; else None."""
         if not getattr(x, "comes_again", False) or x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
             return None
         dtype = working_type(x)
@@ -224,15 +224,15 @@ class SparseOperator:
         return product
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """(nnz,): the entries in CSR order, rounded to ``dtype``."""
+        """Entries (nnz,) in CSR order, rounded to ``dtype``."""
         if dtype not in self._weights:
             weight = self._left[self._pattern.rows()] * self._right[self._pattern.col]
             self._weights[dtype] = weight.to(dtype)
         return self._weights[dtype]
 
     def transpose(self) -> SparseOperator:
-        """The transposed operator; this very object when the matrix is symmetric."""
-        if self._symmetric is None:  # asked once: on a GPU the answer is waited for
+        """The transposed operator; this object if the matrix is symmetric."""
+        if self._symmetric is None:  # compared once, as this synchronises with a GPU
             pattern = self._pattern.transpose()
             self._symmetric = pattern is self._pattern and torch.equal(self._left, self._right)
             if not self._symmetric:
@@ -240,7 +240,7 @@ class SparseOperator:
         return self if self._transpose is None else self._transpose
 
     def to(self, device: torch.device) -> SparseOperator:
-        """The same matrix on ``device``; this very object when it is there already."""
+        """The same matrix on ``device``; this object if it is there already."""
         if self.device.type == device.type:
             return self
         pattern = self._pattern
@@ -261,7 +261,7 @@ class SparseOperator:
 
 
 class Pieces(NamedTuple):
-    """Rows of a CSR matrix in pieces of at most `PIECE` entries, P in all.
+    """Division of a CSR matrix's rows into pieces of at most `PIECE` entries, P in all.
 
     Attributes:
         starts: (P+1,), where each piece begins among the entries.
@@ -273,10 +273,9 @@ class Pieces(NamedTuple):
 
 
 def pieces_of(rowptr: Tensor) -> Pieces | None:
-    """None where rows are not split: on CPU, or none is longer than `PIECE`.
+    """Division of rows into pieces; None if rows are not split: on CPU, or if none is longer than `PIECE`.
 
-    A GPU sums a row by one group of threads, one entry after the other, so a hub with a million neighbours would take
-    as long as all other rows together.
+    A GPU sums a row serially in one group of threads: a hub with a million neighbours would outlast all other rows.
     """
     degree = rowptr.diff().long()
     if rowptr.device.type not in SPLIT_ON or not len(degree) or int(degree.max()) <= PIECE:
@@ -290,9 +289,9 @@ def pieces_of(rowptr: Tensor) -> Pieces | None:
 
 
 def weighted_sums(rowptr: Tensor, col: Tensor, weight: Tensor, x: Tensor, pieces: Pieces | None = None) -> Tensor:
-    """(T, D): of a CSR matrix (T, N) with entries ``weight`` times ``x`` (N, D), of the same type.
+    """Product (T, D) of a CSR matrix (T, N) with entries ``weight`` and ``x`` (N, D), both of the same type.
 
-    With ``pieces`` each of them is summed, then those of a row: no addition is atomic, so that bits are the same again.
+    With ``pieces``, each piece is summed, then the pieces of each row: without atomic additions, so reproducibly.
     """
     if pieces is None:
         return F.embedding_bag(col, x, rowptr, mode="sum", per_sample_weights=weight, include_last_offset=True)
@@ -302,12 +301,12 @@ def weighted_sums(rowptr: Tensor, col: Tensor, weight: Tensor, x: Tensor, pieces
 
 
 def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, plus: Tensor | None = None) -> Tensor:
-    """operator · x · Wᵀ + b [+ plus], (T, D_out): propagates whichever is narrower, x or its transform.
+    """operator · x · Wᵀ + b [+ plus], (T, D_out), propagating x or its transform, whichever is narrower.
 
-    The two orders give the same up to rounding, as both steps are linear; the bias is added after both. Where ``x``
-    comes again in every epoch its product is kept. Where not all nodes are targets training propagates ``x``, so that
-    the targets alone are transformed; prediction does not, to round as on the whole graph. ``plus`` (T, D_out) costs no
-    pass of its own where it can be added within the matrix product.
+    Both orders agree up to rounding, as both steps are linear; the bias is added last. The product with an ``x`` that
+    is marked by `comes_again` is cached. If not all nodes are targets, training propagates ``x``, so that only targets
+    are transformed; prediction does not, to round as on the whole graph. Where possible, ``plus`` (T, D_out) is added
+    within the matrix product, without a pass of its own.
     """
     propagated = operator.kept_product(x)
     narrows = linear.out_features < linear.in_features
@@ -337,28 +336,27 @@ class _Product(torch.autograd.Function):
 
 
 class _Pattern:
-    """The places of a CSR matrix's entries, and its transpose, which operators with other weights share.
+    """Sparsity pattern of a CSR matrix and its transpose, shared by operators with different weights.
 
-    ``lasts``: whether it serves many steps. Only then is it looked at, for which a GPU has to be waited for: whether it
-    is symmetric, and has long rows.
+    Only if it ``lasts`` for many steps is it checked for symmetry and long rows, which synchronises with a GPU.
     """
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_columns: int) -> None:
         self.num_rows, self.num_columns = len(rowptr) - 1, num_columns
-        # embedding_bag wants both of one type; 32 bits halve the memory and cost no time.
+        # embedding_bag needs both in one type; 32 bits halve the memory and cost no time.
         index_type = torch.int32 if max(self.num_rows, num_columns, len(col)) < 2**31 else torch.int64
         self.rowptr, self.col = rowptr.to(index_type), col.to(index_type)
         self.lasts = True
-        self._transpose: _Pattern | None = None  # None rather than self: a cycle would outlive its last user
+        self._transpose: _Pattern | None = None  # None if it is self: a reference cycle would outlive its last user
         self._is_turned = False
 
     @functools.cached_property
     def pieces(self) -> Pieces | None:
-        """Of its rows, as `weighted_sums` takes them."""
+        """Pieces of its rows for `weighted_sums`; None if they are not split."""
         return pieces_of(self.rowptr) if self.lasts else None
 
     def rows(self) -> Tensor:
-        """int64 (nnz,): the row of each entry."""
+        """Row of each entry, int64 (nnz,)."""
         row = torch.arange(self.num_rows, device=self.col.device)
         return row.repeat_interleave(self.rowptr.diff(), output_size=len(self.col))
 
@@ -373,16 +371,16 @@ class _Pattern:
 
 
 def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int, number: int | None = None) -> tuple[Tensor, Tensor]:
-    """int64 row pointers and columns of the entries (row, col), sorted and without duplicates.
+    """Row pointers and columns, int64, of the entries (row, col), sorted and without duplicates.
 
-    ``number`` of the different ones where that is known: a GPU need not be waited for then.
+    ``number`` of distinct entries, if known: without it this synchronises with a GPU.
     """
     key = (row * num_columns + col).sort().values
     if number is None:
         key = torch.unique_consecutive(key)
     elif number < len(key):
         place = (key.diff(prepend=key[:1]) > 0).cumsum(0)
-        key = key.new_empty(number).scatter_(0, place, key)  # equal ones to one place
+        key = key.new_empty(number).scatter_(0, place, key)  # duplicates go to one place
     starts = torch.arange(num_rows + 1, device=key.device) * num_columns
     return torch.searchsorted(key, starts), key % max(num_columns, 1)
 
@@ -414,5 +412,5 @@ def _check_range(name: str, index: Tensor, num_nodes: int) -> None:
 
 
 def described(x: Tensor) -> str:
-    """Type and shape, for messages."""
+    """Type and shape of a tensor, for messages."""
     return f"{x.dtype} of shape {tuple(x.shape)}"

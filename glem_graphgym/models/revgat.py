@@ -1,7 +1,7 @@
 """RevGAT: graph attention in reversible blocks (Li et al., "Training GNNs with 1000 Layers", ICML 2021).
 
-The network is that of the authors' submission to OGB's ogbn-arxiv, which GLEM trains too. A block can be inverted: its
-input is computed anew from its output in the backward pass, so that memory does not grow with the number of layers.
+The network is that of the authors' submission to OGB's ogbn-arxiv, which GLEM trains too. Blocks are invertible: the
+backward pass recomputes a block's input from its output, so that memory does not grow with the number of layers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from glem_graphgym.models.propagation import Adjacency, working_type
 class RevGATLayer(nn.Module):
     """Graph attention plus a linear transform of the node itself; no bias.
 
-    Out of the authors' code, where it differs from the GAT paper: attention leaves out the target; a share of the
-    edges is dropped before the softmax; with ``symmetric_norm`` the source's values are divided by the root of its
-    out-degree before they are scored, and the sum is multiplied by the root of the target's in-degree, which makes
-    uniform attention GCN's D^-1/2 A D^-1/2.
+    Unlike the GAT paper, and like the authors' code, scores depend on the source only; edges are dropped before the
+    softmax; with ``symmetric_norm`` a source's values are divided by the root of its out-degree before scoring, and the
+    sum is multiplied by the root of the target's in-degree: uniform attention is then GCN's D^-1/2 A D^-1/2.
     """
 
     def __init__(
@@ -48,10 +47,10 @@ class RevGATLayer(nn.Module):
         gain = nn.init.calculate_gain("relu")
         for weight in (self.linear.weight, self.root.weight):
             nn.init.xavier_normal_(weight, gain)
-        nn.init.xavier_normal_(self.source[None], gain)  # the authors' has a leading 1, which counts in the scale
+        nn.init.xavier_normal_(self.source[None], gain)  # the authors' is (1, H, D), which changes the scale
 
     def forward(self, x: Tensor, graph: AttentionGraph, seed: int | None) -> Tensor:
-        """(N, H·D) of ``x`` (N, D_in); drops edges and attention weights by ``seed``, nothing where it is None."""
+        """Output (N, H·D) for ``x`` (N, D_in); ``seed`` of dropped edges and attention weights, None = drop nothing."""
         x = x.to(working_type(x))  # once, rather than in every product below
         (source,) = attention_scores(x, self.linear.weight, self.source)
         if self.symmetric_norm:
@@ -68,15 +67,15 @@ class RevGATLayer(nn.Module):
 
 
 class Draws(NamedTuple):
-    """Random draws that the blocks of one forward pass share, and need again to invert their outputs."""
+    """Random draws of one forward pass, which the blocks need again to invert their outputs."""
 
     graph: AttentionGraph
-    masks: Sequence[Tensor | None]  # per group: what dropout multiplies by, the same in all blocks
+    masks: Sequence[Tensor | None]  # per group: dropout's factors, the same in all blocks
     seeds: Sequence[int | None]  # per block
 
 
 class GroupLayer(nn.Module):
-    """Norm, ReLU, dropout, attention: what a block adds to one of its groups of channels."""
+    """Norm, ReLU, dropout and attention: f_i, which a block adds to one group of channels."""
 
     def __init__(self, norm: str, layer: RevGATLayer) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class ReversibleBlock(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, xs: Sequence[Tensor], draws: Draws, seed: int | None) -> list[Tensor]:
-        """The groups' outputs (N, D/C) of their inputs."""
+        """Outputs y_i of the groups, (N, D/C) each, from their inputs."""
         given = reduce(torch.add, xs[1:])
         ys = []
         for layer, x, mask in zip(self.layers, xs, draws.masks, strict=True):
@@ -108,7 +107,7 @@ class ReversibleBlock(nn.Module):
     def unwind(
         self, ys: Sequence[Tensor], grads: Sequence[Tensor], draws: Draws, seed: int | None
     ) -> tuple[list[Tensor], list[Tensor], dict[nn.Parameter, Tensor]]:
-        """Inputs, their gradients and those of the parameters, from the outputs and their gradients."""
+        """Recompute the inputs, their gradients and the parameters' from the outputs and their gradients."""
         xs, grads = list(ys), list(grads)
         of_parameters: dict[nn.Parameter, Tensor] = {}
         for i in reversed(range(len(xs))):
@@ -126,7 +125,7 @@ class ReversibleBlock(nn.Module):
 
 @contextmanager
 def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    """Batch norm's running statistics have seen the batch in the forward pass."""
+    """Freeze batch norm's running statistics, which the forward pass has already updated."""
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm1d) and norm.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -138,7 +137,7 @@ def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
 
 
 def run_blocks(blocks: Sequence[ReversibleBlock], x: Tensor, draws: Draws) -> Tensor:
-    """All ``blocks`` in turn on ``x`` (N, D), with nothing but the last one's output kept for the backward pass."""
+    """Apply all ``blocks`` in turn to ``x`` (N, D), saving only the last output for the backward pass."""
     parameters = [parameter for block in blocks for parameter in block.parameters()]
     return _Reversible.apply(x, blocks, draws, *parameters) if blocks else x
 
@@ -168,7 +167,7 @@ class _Reversible(torch.autograd.Function):
         ys, grads = ([part.contiguous() for part in whole.chunk(number, dim=1)] for whole in (y, grad))
         device, dtype, enabled = ctx.autocast
         of_parameters: dict[nn.Parameter, Tensor] = {}
-        # No cache: what it holds from the forward pass, which ran without gradients, would have none.
+        # No cache: casts that it holds from the forward pass, which ran without gradients, would have none.
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
             for block, seed in zip(reversed(ctx.blocks), reversed(ctx.seeds), strict=True):
                 ys, grads, found = block.unwind(ys, grads, draws, seed)
@@ -181,17 +180,16 @@ class RevGAT(nn.Module):
     """Full-batch graph attention: a first layer, reversible blocks, a last layer with one head.
 
     The defaults are those of the authors' runs on ogbn-arxiv, with 5 layers and label input. GLEM trains 3 layers with
-    ``input_norm``. Within one forward pass all blocks have the same dropout mask. Unlike the authors', a block's groups
-    start from weights of their own, and running statistics of batch norm move once a pass.
+    ``input_norm``. All blocks share the dropout masks of a forward pass. Unlike in the authors' code, the groups of a
+    block are initialised separately, and batch norm's running statistics are updated once per pass.
 
-    Under autocast the channels that the blocks add to stay in float32, so that their inputs can be computed from their
-    outputs with little error.
+    Under autocast the channels that blocks add to stay in float32, so that inputs are recomputed with little error.
 
     Args:
-        dim_hidden: width **of a head**, as published (256); a hidden layer is ``heads`` times as wide.
+        dim_hidden: width **per head**, as published (256); a hidden layer is ``heads`` times as wide.
         num_layers: at least 2; all but two of them are reversible blocks.
-        group: at least 2, number of groups into which a block divides the channels; divides ``dim_hidden``.
-        edge_drop, attention_dropout: shares of the edges, drawn anew in every pass, and of the attention weights.
+        group: number of groups, at least 2, into which a block divides the channels; must divide ``dim_hidden``.
+        edge_drop, attention_dropout: dropped shares of the edges, drawn anew in every pass, and of attention weights.
         input_norm: batch norm of the features, before their dropout.
     """
 
@@ -242,14 +240,14 @@ class RevGAT(nn.Module):
         seeds = self._draw_seeds()
         x = x if self.input_norm is None else self.input_norm(x)
         x = self.first(dropout(x, self.input_dropout, self.training), graph, seeds[0])
-        x = x.to(self.bias.dtype)  # wider than autocast's, for the blocks' sums
+        x = x.to(self.bias.dtype)  # not autocast's narrower type, for the blocks' sums
         draws = Draws(graph, self._draw_masks(x), seeds[1:-1])
         x = self.activation(run_blocks(list(self.blocks), x, draws))  # type: ignore[arg-type]
         x = self.last(x, AttentionGraph.of(adjacency, 1), seeds[-1])
         return x + self.bias.to(x.dtype)
 
     def _draw_seeds(self) -> list[int | None]:
-        """A seed for each layer's draw of edges, from the run's generator; None where nothing is dropped."""
+        """One seed per layer for dropping edges and attention weights, from torch's generator; None = drop nothing."""
         if not self.training or self.first.edge_drop == self.first.attention_dropout == 0:
             return [None] * (len(self.blocks) + 2)
         return torch.randint(2**63 - 1, (len(self.blocks) + 2,)).tolist()

@@ -33,7 +33,7 @@ class SAGELayer(nn.Module):
 
 
 class SAGE(LayerStack):
-    """GraphSAGE without sampling; arguments as `LayerStack` and `SAGELayer`.
+    """GraphSAGE without sampling; for arguments see `LayerStack` and `SAGELayer`.
 
     With 3 layers of 256, batch norm and dropout 0.5 this is OGB's full-batch baseline for ogbn-arxiv.
     """

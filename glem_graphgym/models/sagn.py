@@ -16,15 +16,15 @@ NEGATIVE_SLOPE = 0.2
 class SAGN(HopNetwork):
     """Attention over hops, with the node's own features as the query (Sun et al. 2021).
 
-    A hop is encoded to h_k; its weight is softmax_k(leaky_relu(a_hop · h_k + a_query · h_0)) in each head. The weighted
-    sum and a linear map of x pass batch norm, ReLU and dropout, then a head's own MLP; the heads' logits are averaged.
-    With ``label_hops`` a net on the label hops adds to the logits (SLE); the published one takes the last label hop.
+    Hop k is encoded to h_k and weighted, per head, by softmax_k(leaky_relu(a_hop · h_k + a_query · h_0)). The weighted
+    sum plus a linear map of x passes batch norm, ReLU, dropout and one MLP per head; the heads' logits are averaged.
+    With ``label_hops`` a net on the label hops adds to the logits (SLE); the published one reads the last label hop.
 
     The published setting for ogbn-products: 512 hidden, 3 hops, 1 head, 2 layers (1 layer of 256 on GIANT's features);
     label net of 4 layers; dropout 0.5, input 0.2, attention 0.4, label 0.5.
 
     Args:
-        dim_in, dim_hidden, dim_out, hops: D, H (of a head), C and K.
+        dim_in, dim_hidden, dim_out, hops: D, H (per head), C and K.
         num_layers: layers of each hop's encoder, and of the MLP after attention.
         heads: attention heads, each with its own encoders.
     """
@@ -80,7 +80,7 @@ class SAGN(HopNetwork):
 
 
 class _Heads(nn.Module):
-    """A feed-forward net a head: (B, heads, dim_out) of (B, dim_in), which all heads see, or of (B, heads, dim_in)."""
+    """One feed-forward net per head: (B, heads, dim_in), or (B, dim_in) for all heads, -> (B, heads, dim_out)."""
 
     def __init__(self, heads: int, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int, dropout: float) -> None:
         super().__init__()

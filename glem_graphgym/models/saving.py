@@ -1,4 +1,4 @@
-"""A text encoder as a folder of sentence-transformers, which `readout_of` and `load_text_encoder` read again."""
+"""Export of a text encoder to a sentence-transformers folder, which `readout_of` and `load_text_encoder` can read."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # lm.pooling -> s
 def save_text_encoder(
     encoder: TextEncoder, tokenizer: Any, folder: Path, model: str, max_length: int, adapter: bool = False
 ) -> None:
-    """Write ``encoder`` into ``folder``, which exists: Transformer, Pooling and, of bottlenecks, Dense modules.
+    """Write ``encoder`` into an existing ``folder``: modules Transformer, Pooling, and Dense for its linear layers.
 
-    Adapters are merged into the encoder, which is of no use afterwards.
+    Adapters are merged in place, so the encoder must not be used afterwards.
 
     Args:
-        tokenizer: of ``model``, with a padding token, as it cut the texts that the encoder was trained on.
-        model: the pretrained model that the encoder was made of, as ``lm.model`` names it.
-        max_length: tokens of a text, special ones included.
-        adapter: write the adapters of peft alone, which name ``model`` as their base.
+        tokenizer: that of ``model``, with a padding token, as the encoder was trained with.
+        model: the pretrained model that the encoder was made from, as ``lm.model`` names it.
+        max_length: maximum number of tokens per text, special ones included.
+        adapter: write only the peft adapters, with ``model`` as their base.
 
     Raises:
-        ValueError: there are no adapters to write, or none that could name ``model`` as it is.
+        ValueError: with ``adapter``: there are no adapters, or ``model`` alone would not be their base; without: the
+            base is quantised, so that adapters cannot be merged.
     """
     backbone: Any = encoder.backbone
     files, original = find_model(model), load_config(model)
@@ -53,10 +54,10 @@ def save_text_encoder(
         backbone.save_pretrained(folder, save_embedding_layers=False)
     else:
         whole = backbone.float().merge_and_unload() if is_adapted else backbone
-        for name in (*HIDDEN_DROPOUT, *ATTENTION_DROPOUT):  # the run's own are settings of its training
+        for name in (*HIDDEN_DROPOUT, *ATTENTION_DROPOUT):  # the run's dropout is a setting of its training
             if hasattr(whole.config, name):
                 setattr(whole.config, name, getattr(original, name))
-        if original.is_encoder_decoder:  # saved with its decoder, without which its weights have other names
+        if original.is_encoder_decoder:  # saved with its decoder: without it the names of weights differ
             encoder_alone, whole = whole, load_backbone(model, original, None)
             whole.get_encoder().load_state_dict(encoder_alone.state_dict())
         whole.save_pretrained(folder)

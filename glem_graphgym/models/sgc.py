@@ -10,7 +10,7 @@ from glem_graphgym.models.hop_network import HopNetwork
 class SGC(HopNetwork):
     """A^K x Wᵀ + b: logistic regression on the last hop (Wu et al. 2019).
 
-    Takes any number of hop features and reads the last alone, so a batch may hold just that.
+    Accepts any number of hop features and reads only the last, so a batch may consist of that one.
     """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:

@@ -1,8 +1,7 @@
-"""A text classifier whose weights are split among processes, for models larger than a device (FSDP2).
+"""A text classifier sharded over the ranks, for models larger than a device (FSDP2).
 
-Each process has its part of every weight, and so of gradients and optimizer. A transformer layer's weights are brought
-together when its turn comes, in the forward and in the backward pass, and dropped again after it: all processes must
-call the model equally often.
+Each rank stores a shard of every weight, gradient and optimizer state. A transformer layer's weights are gathered for
+its forward and its backward pass, and freed afterwards, so all ranks must call the model equally often.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from glem_graphgym.models.text_encoder import TextClassifier, transformer_layers
 
 
 def shard_by_layer(model: TextClassifier, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Split rank 0's weights among the processes of ``mesh``, on their devices; a model that is split stays as it is.
+    """Shard rank 0's weights over the ranks of ``mesh``; a model that is sharded already stays as it is.
 
     Args:
-        dtype: in which the matrix products are computed. Layers are brought together in it, because autocast's own
-            copies would be kept for the backward pass; norms, embeddings and head stay as they are.
+        dtype: type of the matrix products. Layers are gathered in it, because casts by autocast would be kept for the
+            backward pass; norms, embeddings and head keep their type.
     """
     if isinstance(model, FSDPModule):
         return
     for tensor in (*model.parameters(), *model.buffers()):
-        torch.distributed.broadcast(tensor.data, 0)  # as DDP does: what is new, as the head, each has drawn by itself
+        torch.distributed.broadcast(tensor.data, 0)  # as DDP does: each rank has drawn new weights, such as the head
     half, single = (
         MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for kind in (dtype, torch.float32)
@@ -42,13 +41,13 @@ def shard_by_layer(model: TextClassifier, mesh: DeviceMesh, dtype: torch.dtype) 
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether all parameters of a module are vectors, as in norms of any library."""
+    """Whether a module has no submodules and only vectors as parameters, as norms of any library do."""
     own = list(module.parameters())
     return not list(module.children()) and bool(own) and all(parameter.ndim <= 1 for parameter in own)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """`state_dict` of a model; of one that is split, in all processes called together: on the CPU of rank 0 alone."""
+    """Unsharded `state_dict`. For a sharded model all ranks must call this: rank 0 gets it on the CPU, others {}."""
     state: dict[str, Any] = model.state_dict()
     if not isinstance(model, FSDPModule):
         return state
@@ -58,5 +57,5 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def local_part(value: Tensor) -> Tensor:
-    """This process's part of a tensor that is split."""
+    """This rank's shard of a sharded tensor; any other tensor as it is."""
     return value.to_local() if isinstance(value, DTensor) else value

@@ -1,4 +1,4 @@
-"""Batch norm over the parts of a batch that several processes hold, on CPU and GPU."""
+"""Batch norm over the rows of all ranks, on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from glem_graphgym import processes
 
 
 class SharedBatchNorm(nn.BatchNorm1d):
-    """`nn.BatchNorm1d` whose mean and variance in training are those of all processes' rows (B_r, D) together.
+    """`nn.BatchNorm1d` whose mean and variance in training are over the rows (B_r, D) of all ranks.
 
-    torch's `SyncBatchNorm` does the same on GPUs alone. A process may have no rows.
+    torch's `SyncBatchNorm` does the same on GPUs only. A rank may have no rows.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,14 +40,14 @@ class SharedBatchNorm(nn.BatchNorm1d):
 
 
 def share_batch_norms(module: nn.Module) -> None:
-    """Turn every `nn.BatchNorm1d` inside ``module`` into a `SharedBatchNorm`, with its weights and names of weights."""
+    """Turn every `nn.BatchNorm1d` inside ``module`` into a `SharedBatchNorm`; weights and their names stay the same."""
     for inner in module.modules():
         if type(inner) is nn.BatchNorm1d:
             inner.__class__ = SharedBatchNorm
 
 
 class _Sum(torch.autograd.Function):
-    """Σ over processes; each one's gradient is the sum of all, since each one's loss depends on it."""
+    """Sum over ranks. Its gradient is the sum of all ranks' gradients, since every rank's loss depends on it."""
 
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:

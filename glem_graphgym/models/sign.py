@@ -11,9 +11,9 @@ from glem_graphgym.models.hop_network import FeedForward, HopNetwork
 
 
 class SIGN(HopNetwork):
-    """MLP([f_0(x) ‖ f_1(Ax) ‖ ... ‖ f_K(A^K x)]): a transform a hop, concatenated (Frasca et al. 2020).
+    """MLP([f_0(x) ‖ f_1(Ax) ‖ ... ‖ f_K(A^K x)]): one transform per hop, concatenated (Frasca et al. 2020).
 
-    Transforms and MLP are feed-forward nets of ``num_layers`` layers without batch norm and PReLU between, as in DGL's
+    Transforms and MLP are feed-forward nets of ``num_layers`` layers with PReLU and without batch norm, as in DGL's
     example, which is the entry on OGB's leaderboards (512 hidden, 5 hops, 2 layers).
     """
 

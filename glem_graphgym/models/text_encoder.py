@@ -1,4 +1,4 @@
-"""The text encoder: a pretrained transformer, pooled to one embedding a text."""
+"""The text encoder: a pretrained transformer, pooled to one embedding per text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from glem_graphgym.models.families import fit_family
 from glem_graphgym.models.pooling import load_dense, readout_of
 from glem_graphgym.models.pretrained import DTYPES, load_backbone, load_config
 
-# The names under which Hugging Face configurations keep the two kinds of dropout. T5's and XLNet's one dropout, which
-# acts on attention too, counts as hidden.
+# The names of the two kinds of dropout in Hugging Face configurations. The one dropout of T5 and XLNet, which acts on
+# attention too, counts as hidden.
 HIDDEN_DROPOUT = (
     *("hidden_dropout_prob", "hidden_dropout", "dropout", "dropout_rate", "resid_pdrop", "resid_dropout"),
     *("embedding_dropout", "embd_pdrop", "embed_dropout", "mlp_dropout", "activation_dropout"),
@@ -30,24 +30,24 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Settings that a text encoder is made with.
+    """Settings of a text encoder.
 
     Attributes:
-        model, pooling, bidirectional: as `readout_of`.
+        model, pooling, bidirectional: see `readout_of`.
         shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
-        dropout, attention_dropout: shares 0-1; -1 keeps what the pretrained model has.
-        attention: an implementation that transformers knows, None for its default, or a name of `cpu_attention`,
-            which is ours for the models that can take it and eager for the others.
-        gradient_checkpointing: recompute activations in backward: less memory, a third more time.
-        freeze_layers: how many of the lowest layers, and with them the embeddings, keep their pretrained weights.
+        dropout, attention_dropout: shares 0-1; -1 keeps those of the pretrained model.
+        attention: an implementation of transformers, None for its default, or a name of `cpu_attention`, in place of
+            which models that do not support it use eager.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        freeze_layers: number of lowest layers that, together with the embeddings, keep their pretrained weights.
         lora_rank: rank of LoRA adapters, everything else frozen; 0 = full fine-tuning.
         lora_alpha: scale of the adapters' output, before it is divided by the rank; 0 = twice the rank.
-        lora_dropout: share 0-1, before the adapters.
-        lora_targets: layers with adapters: ``all-linear``, ``attention``, or ends of their names.
+        lora_dropout: share 0-1 of the adapters' inputs.
+        lora_targets: layers with adapters: ``all-linear``, ``attention``, or endings of their names.
         lora_variant: ``lora``, ``rslora`` or ``dora``.
-        base_precision: of the weights that LoRA leaves as pretrained, as `load_backbone`; adapters are float32.
+        base_precision: of the weights that LoRA freezes, see `load_backbone`; adapters are float32.
         pretrained: False builds the same architecture with random weights (for timing).
-        keys: what stands before ``dropout`` and ``attention_dropout`` where the user set them, for messages.
+        keys: prefix of the config keys of ``dropout`` and ``attention_dropout``, for messages.
     """
 
     model: str
@@ -70,19 +70,19 @@ class EncoderConfig:
 
 
 def in_float32(like: Tensor) -> torch.autocast:
-    """A block without autocast on the device of ``like``: what is computed once per text costs next to nothing."""
+    """Turn autocast off on the device of ``like``, for computations once per text, whose cost is negligible."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 class TextEncoder(nn.Module):
     """Transformer, pooling and optional bottleneck: the embedding h_n of a text s_n.
 
-    `apply` does not descend into it: GraphGym's networks end their constructor in ``self.apply(init_weights)``,
+    `apply` does not descend into it, because GraphGym's networks end their constructor in ``self.apply(init_weights)``,
     which would replace the pretrained weights of every linear layer. Texts are padded on the right; pooling ``last``
-    takes either side. ``dense`` is what a sentence-transformers folder applies to the pooled state, in order.
+    supports either side. ``dense``: the modules that a sentence-transformers folder applies to the pooled state.
 
-    With ``base_is_stored``, frozen weights are those of the model's own files: `state_dict` leaves them out, so that
-    files and copies of it scale with what is trained, and `load_state_dict` does without them.
+    With ``base_is_stored``, frozen weights equal those in the pretrained model's files: `state_dict` leaves them out,
+    so that checkpoints and copies grow only with what is trained, and `load_state_dict` does not need them.
     """
 
     def __init__(
@@ -138,27 +138,27 @@ def _frozen(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
 def _leave_out_frozen(encoder: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in _frozen(encoder, prefix):
         module = name.rpartition(".")[0]
-        quantised = (f"{name}.", f"{module}.SCB", f"{module}.weight_format")  # what bitsandbytes keeps beside a weight
+        quantised = (f"{name}.", f"{module}.SCB", f"{module}.weight_format")  # what bitsandbytes stores with a weight
         for key in [key for key in state if key == name or key.startswith(quantised)]:
             del state[key]
 
 
 def _fill_in_frozen(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, value in _frozen(encoder, prefix).items():
-        state.setdefault(name, value)  # an older run's files hold them all
+        state.setdefault(name, value)  # checkpoints of older versions hold them all
 
 
 def load_text_encoder(config: EncoderConfig) -> TextEncoder:
-    """Build a text encoder and load its pretrained weights; ValueError where model and settings do not fit."""
+    """Build a text encoder and load its pretrained weights; ValueError if model and settings do not fit."""
     import transformers
 
-    # Ours is put in afterwards: not every model takes it, but all that do have eager too.
+    # Ours replaces eager afterwards: not every model supports it, but all that do support eager too.
     ours = sdpa_lengths(config.attention) is not None
     attention = "eager" if ours else config.attention
     readout = readout_of(config.model, config.pooling, config.bidirectional)
     hf_config = load_config(config.model)
     if config.bidirectional:
-        hf_config.is_causal = False  # transformers then replaces the causal mask by that of the padding
+        hf_config.is_causal = False  # transformers then replaces the causal mask by the padding mask
     _set_dropout(hf_config, HIDDEN_DROPOUT, config.dropout, f"{config.keys}dropout")
     _set_dropout(hf_config, ATTENTION_DROPOUT, config.attention_dropout, f"{config.keys}attention_dropout")
     if config.pretrained:
@@ -174,7 +174,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
         _check_bidirectional(backbone)
     if ours:
         use_cpu_attention(backbone, config.attention or "")
-    # from_pretrained gives evaluation mode and Lightning keeps it: no dropout would act, nor gradient checkpointing.
+    # from_pretrained returns evaluation mode and Lightning keeps it: without dropout and gradient checkpointing.
     backbone.train()
     # A pooler that is never read would add parameters without gradient.
     if getattr(backbone, "pooler", None) is not None:
@@ -209,7 +209,7 @@ def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str)
 
 
 def _check_bidirectional(backbone: Any) -> None:
-    """Refuse a model whose first token does not see the second, with or without padding in the batch."""
+    """Raise ValueError if the first token does not attend to the second, with or without padding in the batch."""
     ids, mask = probe_batch(backbone.config).values()
     other = ids.clone()
     other[:, 1] = ids[:, 2]
@@ -217,13 +217,13 @@ def _check_bidirectional(backbone: Any) -> None:
         first, second = (states_of(backbone, tokens[:texts], mask[:texts])[:, 0] for tokens in (ids, other))
         if bool((first == second).all(1).any()):
             raise ValueError(
-                f"lm.bidirectional is True, but in model type '{backbone.config.model_type}' a token sees those before "
-                "it alone, whatever its mask; set it to False"
+                f"lm.bidirectional is True, but in model type '{backbone.config.model_type}' a token attends to "
+                "earlier tokens only, whatever the mask; set it to False"
             )
 
 
 def transformer_layers(backbone: nn.Module) -> nn.ModuleList | None:
-    """The layers of a transformer; None where they have their weights in common, or are not told apart."""
+    """The layers of a transformer; None if they share their weights or are not in a list."""
     count: Any = getattr(backbone.config, "num_hidden_layers", 0)
     lists = (module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
     return next(lists, None)
@@ -234,8 +234,8 @@ def _freeze(backbone: Any, count: int) -> None:
     layers = transformer_layers(backbone)
     if layers is None:
         raise ValueError(
-            f"lm.freeze_layers is {count}, but the layers of model type '{backbone.config.model_type}' have their "
-            "weights in common, or are not told apart; set it to 0"
+            f"lm.freeze_layers is {count}, but the layers of model type '{backbone.config.model_type}' share their "
+            "weights, or are not in a list; set it to 0"
         )
     if count > len(layers):
         raise ValueError(
@@ -243,7 +243,7 @@ def _freeze(backbone: Any, count: int) -> None:
         )
     outputs: list[Any] = []
     hook = layers[count - 1].register_forward_hook(lambda *call: outputs.append(call[-1]))
-    backbone.eval()(**probe_batch(backbone.config))  # in training a layer may be dropped
+    backbone.eval()(**probe_batch(backbone.config))  # in training mode a layer may be skipped (LayerDrop)
     backbone.train()
     hook.remove()
     output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
@@ -274,12 +274,12 @@ def _with_lora(backbone: Any, config: EncoderConfig) -> nn.Module:
         use_dora=config.lora_variant == "dora",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it finds in GPT-2, and corrects by itself
+        warnings.simplefilter("ignore")  # about a setting for GPT-2 that it corrects by itself
         return peft.get_peft_model(backbone, lora)
 
 
 def _lora_targets(backbone: Any, targets: Sequence[str]) -> str | list[str]:
-    """The linear layers that ``lm.lora_targets`` means, as peft takes them."""
+    """peft's ``target_modules`` for the linear layers that ``lm.lora_targets`` names."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
     if "all-linear" in targets:
@@ -302,7 +302,7 @@ def _lora_targets(backbone: Any, targets: Sequence[str]) -> str | list[str]:
 
 
 class LMHead(nn.Module):
-    """Text embeddings (B, H) -> logits (B, C): dropout, of entries in training, and a linear map."""
+    """Text embeddings (B, H) -> logits (B, C): dropout of their entries, then a linear map."""
 
     def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
