@@ -462,7 +462,7 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
         before = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # as transformers builds it from a damaged vocabulary
-        raise ValueError(f"lm.model '{model}': the tokenizer in {folder} knows special tokens alone; copy it anew")
+        raise ValueError(f"lm.model '{model}': the tokenizer in {folder} has special tokens only; copy it anew")
     return tokenizer
 
 

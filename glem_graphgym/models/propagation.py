@@ -172,7 +172,7 @@ class Adjacency:
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017); whole graphs only."""
         if self.num_targets != self.num_nodes:
-            raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator wants all")
+            raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator needs all")
         looped = self.with_self_loops()._pattern
         scale = looped.rowptr.diff().double().rsqrt()
         return SparseOperator(looped, scale, scale)

@@ -38,7 +38,7 @@ def save_text_encoder(
     reasons = {
         "lm.lora_rank is 0, so there is none": not is_adapted,
         f"lm.model '{model}' is an adapter itself": files.adapter is not None,
-        "lm.bidirectional is True, which adapters do not tell": is_causal(original) and not is_causal(backbone.config),
+        "lm.bidirectional is True, which adapters do not store": is_causal(original) and not is_causal(backbone.config),
         f"lm.model '{model}' is an encoder-decoder model, and only its encoder is used": original.is_encoder_decoder,
     }
     if adapter and (why := [reason for reason, holds in reasons.items() if holds]):

@@ -53,7 +53,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Chain:
-    """One propagation x, Ax, A²x, … of some rows of the source, of which the hops of some nodes are kept.
+    """One propagation x, Ax, A²x, …, with the source rows that enter it and the nodes whose hops are kept.
 
     Attributes:
         operator: A.

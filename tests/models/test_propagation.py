@@ -111,7 +111,7 @@ def test_rows_of_the_first_nodes_alone(adjacency: Adjacency) -> None:
     x = torch.randn(NODES, 2)
     assert torch.equal(few.targets_of(x), x[:3])
     assert adjacency.targets_of(x) is x
-    with pytest.raises(ValueError, match="3 of 5 nodes are targets, GCN's operator wants all"):
+    with pytest.raises(ValueError, match="3 of 5 nodes are targets, GCN's operator needs all"):
         few.gcn()
     with pytest.raises(ValueError, match=r"features are torch.float32 of shape \(3, 2\), expected .* \(5, D\)"):
         few.mean() @ x[:3]
