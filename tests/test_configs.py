@@ -538,6 +538,7 @@ OF_THE_USER = {
     "lm.strategy",
 }
 OF_THE_USER |= {"glem.search_trials"}  # run/search.py writes it
+OF_THE_USER |= {"glem.plugins"}  # modules of one's own: the examples of docs/extending.md
 OF_THE_USER |= {"glem.track"}  # needs packages that are not those of all
 OF_THE_USER |= {"glem.keep_weights", "glem.checkpoint_minutes", "dataset.tag_valid_share", "dataset.tag_undirected"}
 

@@ -24,6 +24,7 @@ from glem_graphgym.config.keys import (
     settings_of,
     shown,
 )
+from glem_graphgym.config.plugins import PLUGINS, import_plugins
 from glem_graphgym.files import expand_path
 from glem_graphgym.modes import MODES
 from glem_graphgym.scores import METRIC, METRICS
@@ -45,6 +46,8 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names the key, or both keys of a contradiction.
     """
+    all_keys()[PLUGINS].check(cfg.glem.plugins)
+    import_plugins(cfg.glem.plugins)  # may register keys and names
     keys = all_keys()
     for name, value in flat_settings(cfg):
         if name in keys and (keys[name].default is not None or keys[name].kind):

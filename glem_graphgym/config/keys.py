@@ -218,6 +218,7 @@ KEYS = (
     Key("glem.share_lm_gold", False, "", "Keep the LM fine-tuned on gold labels under dataset.dir, for all runs with the same LM settings and seed."),
     Key("glem.search_trials", 0, "trials", "Number of search trials that led to these settings, for the leaderboard; run/search.py sets it.", low=0),
     Key("glem.track", "none", "", "Live tracking by Weights & Biases, MLflow or trackio, in all modes but standard; for TensorBoard, set GraphGym's tensorboard_each_run.", choices=("none", "wandb", "mlflow", "trackio")),
+    Key("glem.plugins", [], "", "Python files or modules to import first, such as [my_network.py]: this configuration can use the networks, datasets, train modes and keys that they register.", kind=str),
     Key("glem.checkpoint_minutes", 10.0, "minutes", "Time between the checkpoints from which a killed stage resumes.", low=0),
     Key("glem.keep_weights", "needed", "", "Weights to keep on disk: those of the models that are still needed, or of every stage.", choices=("needed", "all")),
     # ---- keys beside GraphGym's own -------------------------------------------------------------------------------

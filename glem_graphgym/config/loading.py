@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from glem_graphgym.config.checks import check_choice, check_config
 from glem_graphgym.config.keys import KEYS, KINDS, NULLABLE, ConfigError, kind_of_items, settings_of, shown, unfit
+from glem_graphgym.config.plugins import PLUGINS, import_plugins
 from glem_graphgym.config.yaml_text import (
     TRUTH,
     Quoted,
@@ -53,6 +54,7 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
     names, texts = options[::2], options[1::2]
     if old := old_names(names):
         raise ConfigError(f"command line: {old}")
+    _import_plugins(tree, dict(zip(names, texts, strict=False)), str(file))
     set_cfg(cfg)
     defaults = cfg.clone()
     _merge(cfg, typed_values(tree, defaults, str(file)))
@@ -71,6 +73,15 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
     check_choice("dataset.task", cfg.dataset.task, ("node", "edge", "graph", "link_pred"))
     assert_cfg(cfg)
     check_config(cfg)
+
+
+def _import_plugins(tree: dict[str, Tree], options: dict[str, str], file: str) -> None:
+    """Import the plugins of a configuration that is not checked yet: they may register keys and names in it."""
+    group = tree.get("glem")
+    value, origin = group.get("plugins", []) if isinstance(group, dict) else [], file
+    if PLUGINS in options:
+        value, origin = _typed_on_command_line(options[PLUGINS]), "command line"
+    import_plugins(_typed([], value, PLUGINS, origin))
 
 
 def _typed_on_command_line(text: str) -> Tree:

@@ -354,7 +354,8 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
     return st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="$~"), max_size=8)
 
 
-COUPLED = ("train.mode", "lm.base_precision")  # others decide which of their values are allowed
+# Other keys, or modules that there are, decide which of their values are allowed.
+COUPLED = ("train.mode", "lm.base_precision", "glem.plugins")
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
