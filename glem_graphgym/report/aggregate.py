@@ -55,31 +55,31 @@ def aggregate_seeds(
         raise ValueError(f"metric_agg is {best!r}, expected 'argmax' or 'argmin'")
     runs = _read_runs(dir)
     epochs = {seed: best_epoch(rows["val"], metric, best, dir / str(seed)) for seed, rows in runs.items()}
-    found = Aggregate(list(runs), {}, {})
+    aggregate = Aggregate(list(runs), {}, {})
     for split in SPLITS:
-        of_seeds = {seed: rows[split] for seed, rows in runs.items() if rows[split]}
-        if of_seeds:
-            picked = [row_at(rows, epochs[seed], dir / str(seed) / split) for seed, rows in of_seeds.items()]
-            every = sorted((row for rows in of_seeds.values() for row in rows), key=itemgetter("epoch"))
-            by_epoch = [list(rows) for _, rows in itertools.groupby(every, itemgetter("epoch"))]
-            found.stats[split] = [_mean_and_std(rows, digits) for rows in by_epoch]
-            found.best[split] = _mean_and_std(picked, digits)
+        rows_by_seed = {seed: rows[split] for seed, rows in runs.items() if rows[split]}
+        if rows_by_seed:
+            best_rows = [row_at(rows, epochs[seed], dir / str(seed) / split) for seed, rows in rows_by_seed.items()]
+            all_rows = sorted((row for rows in rows_by_seed.values() for row in rows), key=itemgetter("epoch"))
+            epoch_groups = [list(rows) for _, rows in itertools.groupby(all_rows, itemgetter("epoch"))]
+            aggregate.stats[split] = [_mean_and_std(rows, digits) for rows in epoch_groups]
+            aggregate.best[split] = _mean_and_std(best_rows, digits)
 
     def write(folder: Path) -> None:
-        for split in found.stats:
-            _write_lines(folder / split / "stats.json", found.stats[split])
-            _write_lines(folder / split / "best.json", [found.best[split]])
+        for split in aggregate.stats:
+            _write_lines(folder / split / "stats.json", aggregate.stats[split])
+            _write_lines(folder / split / "best.json", [aggregate.best[split]])
         if tensorboard:
-            _write_tensorboard(folder, found.stats)
+            _write_tensorboard(folder, aggregate.stats)
 
     replace_folder(dir / "agg", write)
-    return found
+    return aggregate
 
 
-def _no_seed(dir: Path, wanted: str) -> ValueError:
-    found = sorted(path.name for path in dir.iterdir())[:10]
+def _no_seed_error(dir: Path, missing_file: str) -> ValueError:
+    entries = sorted(entry.name for entry in dir.iterdir())[:10]
     return ValueError(
-        f"{dir}: no seed folder (named by an integer) with {wanted}, found {found}; "
+        f"{dir}: no seed folder (named by an integer) with {missing_file}, found {entries}; "
         "give the folder of one experiment, of which at least one seed has run"
     )
 
@@ -94,7 +94,7 @@ def _read_runs(dir: Path) -> dict[int, dict[str, list[EpochRow]]]:
         else:
             log.warning("%s: no rows in val/stats.json; seed %d is left out", folder, seed)
     if not runs:
-        raise _no_seed(dir, "val/stats.json")
+        raise _no_seed_error(dir, "val/stats.json")
     return runs
 
 
@@ -137,15 +137,15 @@ def aggregate_summaries(dir: Path) -> list[Row]:
     Raises:
         ValueError: no seed has a summary, or one is damaged; names the file.
     """
-    found = []
+    summary_rows = []
     for seed, folder in seed_folders(dir).items():
         try:
-            found += [{"seed": seed, **row} for row in read_summary(folder / "summary.json")]
+            summary_rows += [{"seed": seed, **row} for row in read_summary(folder / "summary.json")]
         except LookupError:
             log.warning("%s: no summary.json (unfinished?); the seed is left out", folder)
-    if not found:
-        raise _no_seed(dir, "summary.json")
-    rows = over_seeds(pd.DataFrame(found))
+    if not summary_rows:
+        raise _no_seed_error(dir, "summary.json")
+    rows = over_seeds(pd.DataFrame(summary_rows))
     records = [
         {
             "method": row.method, "seeds": row.runs, **row.valid.columns("valid"), **row.test.columns("test"),
@@ -160,12 +160,12 @@ def aggregate_summaries(dir: Path) -> list[Row]:
 
 def print_aggregate(rows: Sequence[Row], title: str, metric: str = METRIC, console: Console | None = None) -> None:
     """Print one line per method: scores in % as mean ± std, costs, and the number of seeds if methods differ in it."""
-    differ = len({row.runs for row in rows}) > 1
+    seeds_differ = len({row.runs for row in rows}) > 1
     scores = [heading(split, metric) for split in ("valid", "test")]
-    numbers = [*["seeds"] * differ, *scores, "params", "seconds", "peak MB"]
+    number_headings = [*["seeds"] * seeds_differ, *scores, "params", "seconds", "peak MB"]
     cells = [
-        [row.method, *[str(row.runs)] * differ, percent(row.valid), percent(row.test),
+        [row.method, *[str(row.runs)] * seeds_differ, percent(row.valid), percent(row.test),
          *(f"{cost:,.0f}" for cost in (row.params, row.seconds, row.peak_memory_mb))]
         for row in rows
     ]  # fmt: skip
-    (console or default_console()).print(new_table(title, ["method"], numbers, cells))
+    (console or default_console()).print(new_table(title, ["method"], number_headings, cells))

@@ -19,17 +19,17 @@ Axes = dict[str, dict[str, list[str]]]
 WORDS: dict[str, list[Any]] = yaml.safe_load((FOLDER / "axes.yaml").read_text(encoding="utf-8"))
 SMOOTHED = "+C&S"
 # Method -> start and end of its row's name, "start (network, settings) · end"; other methods are the start themselves.
-IN_WORDS = {
+NAME_ENDS = {
     "LM+Cascade": ("Cascade", "LM + GNN"),
     "GLEM-LM": ("GLEM", "LM"),
     "GLEM-GNN": ("GLEM", "GNN"),
     "GLEM-LM+GNN": ("GLEM", "LM + GNN"),
 }
 # Keys of group glem that matter from the first EM iteration on, as e_step.* does; groups that an LM alone ignores.
-OF_EM = "order em_iterations em_max_iterations alpha beta targets temperature confidence pseudo_nodes smooth_pseudo "
-OF_EM += "lm_pseudo_ratio gnn_pseudo_ratio lm_redraw lm_init lm_init_first first_predictions"
-OF_GNN = ("model", "gnn", "optim", "train")
-WITH_NETWORK = ("GNN", "Cascade", "Joint", "GLEM")
+EM_KEYS = "order em_iterations em_max_iterations alpha beta targets temperature confidence pseudo_nodes smooth_pseudo "
+EM_KEYS += "lm_pseudo_ratio gnn_pseudo_ratio lm_redraw lm_init lm_init_first first_predictions"
+GNN_GROUPS = ("model", "gnn", "optim", "train")
+FAMILIES_WITH_GNN = ("GNN", "Cascade", "Joint", "GLEM")
 
 
 def complexity(mode: str) -> int:
@@ -39,11 +39,11 @@ def complexity(mode: str) -> int:
 def varied_settings(experiments: Sequence[Experiment]) -> list[tuple[str, ...]]:
     """Keys of the settings in which experiments differ; keys that change together share a tuple."""
     partitions: dict[tuple[int, ...], list[str]] = {}
-    for key in sorted({key for one in experiments for key in one.settings}):
-        values = [json.dumps(one.settings.get(key), sort_keys=True, default=str) for one in experiments]
-        places = tuple(map(values.index, values))
-        if any(places):
-            partitions.setdefault(places, []).append(key)
+    for key in sorted({key for experiment in experiments for key in experiment.settings}):
+        values = [json.dumps(experiment.settings.get(key), sort_keys=True, default=str) for experiment in experiments]
+        partition = tuple(map(values.index, values))
+        if any(partition):
+            partitions.setdefault(partition, []).append(key)
     return list(map(tuple, partitions.values()))
 
 
@@ -53,20 +53,22 @@ def axes_within_modes(experiments: Sequence[Experiment]) -> Axes:
     A setting that differs only between modes is no axis: its effect could not be told from the mode's.
     """
     varied: dict[tuple[str, ...], list[Experiment]] = {}
-    for mode in sorted({one.mode for one in experiments}, key=complexity, reverse=True):
-        members = [one for one in experiments if one.mode == mode]
+    for mode in sorted({experiment.mode for experiment in experiments}, key=complexity, reverse=True):
+        members = [experiment for experiment in experiments if experiment.mode == mode]
         for keys in varied_settings(members):
             varied.setdefault(keys, []).extend(members)
     axes: Axes = {}
     for keys, members in varied.items():
-        named: dict[str, list[str]] = {}
-        order: dict[str, Any] = {}
-        for one in members:
-            values = [one.settings.get(key) for key in keys]
-            shown = ", ".join(map(show_value, values))
-            named.setdefault(shown, []).append(one.name)
-            order[shown] = tuple(map(sort_key, values))
-        axes[" + ".join(keys)] = {shown: named[shown] for shown in sorted(named, key=order.__getitem__)}
+        names_by_value: dict[str, list[str]] = {}
+        sort_keys: dict[str, Any] = {}
+        for experiment in members:
+            values = [experiment.settings.get(key) for key in keys]
+            value_text = ", ".join(map(show_value, values))
+            names_by_value.setdefault(value_text, []).append(experiment.name)
+            sort_keys[value_text] = tuple(map(sort_key, values))
+        axes[" + ".join(keys)] = {
+            value_text: names_by_value[value_text] for value_text in sorted(names_by_value, key=sort_keys.__getitem__)
+        }
     return axes
 
 
@@ -87,7 +89,7 @@ def show_value(value: Any) -> str:
 def family_of(method: str) -> str:
     """Kind of a method: LM, GNN, Cascade, Joint or GLEM; any other method is a kind of its own."""
     base = method.removesuffix(SMOOTHED)
-    return IN_WORDS.get(base, (base, ""))[0]
+    return NAME_ENDS.get(base, (base, ""))[0]
 
 
 def leading(keys: Sequence[str]) -> str:
@@ -97,18 +99,18 @@ def leading(keys: Sequence[str]) -> str:
 
 def value_in_words(key: str, value: Any) -> str:
     """``LoRA 16``, ``2 iterations``, ``width 256``."""
-    words, single = [*WORDS.get(key, ["", ""])[1:], {}][:2]
-    if not isinstance(value, list | dict) and value in single and type(value) in map(type, single):
-        return str(single[value])
-    shown = ", ".join(map(str, value)) if isinstance(value, list) else show_value(value)
+    words, words_by_value = [*WORDS.get(key, ["", ""])[1:], {}][:2]
+    if not isinstance(value, list | dict) and value in words_by_value and type(value) in map(type, words_by_value):
+        return str(words_by_value[value])
+    value_text = ", ".join(map(str, value)) if isinstance(value, list) else show_value(value)
     if key == "lm.model":
-        shown = PurePath(shown).name
+        value_text = PurePath(value_text).name
     if words and value is not None:
-        return str(words).replace("{}", shown)
+        return str(words).replace("{}", value_text)
     name = key.rpartition(".")[2].replace("_", " ")
     if isinstance(value, bool):
         return name if value else f"no {name}"
-    return f"{name} {shown}"
+    return f"{name} {value_text}"
 
 
 def axis_sentence(axis: str) -> str:
@@ -134,23 +136,32 @@ def names_in_words(rows: Sequence[tuple[str, Sequence[Experiment]]], experiments
         rows: per row its method and the experiments that gave this result; the row is named after the first.
         experiments: all experiments of the table.
     """
-    said: list[list[str]] = []
+    words_by_row: list[list[str]] = []
     for method, members in rows:
-        first = members[0]
-        varied = varied_settings([one for one in experiments if one.mode == first.mode])
+        experiment = members[0]
+        varied = varied_settings([other for other in experiments if other.mode == experiment.mode])
         # A setting that differs between experiments with identical scores did not influence them.
-        common = [keys for keys in varied if len({str([one.settings.get(k) for k in keys]) for one in members}) == 1]
-        parts = [tuple(key for key in keys if _matters(method, key)) for keys in common]
-        said.append(_settings_in_words(first, [keys for keys in parts if keys]))
-    names = [_name(method, members[0], words) for (method, members), words in zip(rows, said, strict=True)]
-    for try_ in ("settings", "seeds", "name"):
-        for same in [[i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)]:
-            varied = varied_settings([rows[i][1][0] for i in same])
-            for i in same if len(same) > 1 else ():
-                method, (first, *_) = rows[i]
-                more = {"settings": _settings_in_words(first, varied), "seeds": [f"{len(first.runs)} seeds"]}
-                said[i] += [words for words in more.get(try_, [first.name]) if words not in said[i]][:2]
-                names[i] = _name(method, first, said[i])
+        common = [
+            keys for keys in varied if len({str([member.settings.get(key) for key in keys]) for member in members}) == 1
+        ]
+        relevant = [tuple(key for key in keys if _matters(method, key)) for keys in common]
+        words_by_row.append(_settings_in_words(experiment, [keys for keys in relevant if keys]))
+    names = [_row_name(method, members[0], words) for (method, members), words in zip(rows, words_by_row, strict=True)]
+    for tie_breaker in ("settings", "seeds", "name"):
+        for namesakes in [[i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)]:
+            varied = varied_settings([rows[i][1][0] for i in namesakes])
+            for i in namesakes if len(namesakes) > 1 else ():
+                method, (experiment, *_) = rows[i]
+                distinguishing_words = {
+                    "settings": _settings_in_words(experiment, varied),
+                    "seeds": [f"{len(experiment.runs)} seeds"],
+                }
+                words_by_row[i] += [
+                    words
+                    for words in distinguishing_words.get(tie_breaker, [experiment.name])
+                    if words not in words_by_row[i]
+                ][:2]
+                names[i] = _row_name(method, experiment, words_by_row[i])
     return names
 
 
@@ -158,22 +169,22 @@ def _matters(method: str, key: str) -> bool:
     """Whether a method's result can depend on a setting."""
     group, _, name = key.partition(".")
     family = family_of(method)
-    if family != "GLEM" and (group == "e_step" or (group == "glem" and name in OF_EM.split())):
+    if family != "GLEM" and (group == "e_step" or (group == "glem" and name in EM_KEYS.split())):
         return False
-    return family != "LM" or group not in OF_GNN
+    return family != "LM" or group not in GNN_GROUPS
 
 
-def _settings_in_words(one: Experiment, varied: Sequence[tuple[str, ...]]) -> list[str]:
+def _settings_in_words(experiment: Experiment, varied: Sequence[tuple[str, ...]]) -> list[str]:
     keys = [key for key in map(leading, varied) if key != "model.type"]
     ordered = sorted(keys, key=[*WORDS, *keys].index)
-    return [words for key in ordered if (words := value_in_words(key, one.settings.get(key)))]
+    return [words for key in ordered if (words := value_in_words(key, experiment.settings.get(key)))]
 
 
-def _name(method: str, one: Experiment, words: Sequence[str]) -> str:
+def _row_name(method: str, experiment: Experiment, words: Sequence[str]) -> str:
     base = method.removesuffix(SMOOTHED)
-    start, end = IN_WORDS.get(base, (base, ""))
-    if start in WITH_NETWORK:
-        inner = f"{start} ({', '.join([network_of(one), *words])})"
+    start, end = NAME_ENDS.get(base, (base, ""))
+    if start in FAMILIES_WITH_GNN:
+        start_in_words = f"{start} ({', '.join([network_of(experiment), *words])})"
     else:
-        inner = ", ".join([start, *words])
-    return " · ".join(filter(None, [inner, end, "C&S" if base != method else ""]))
+        start_in_words = ", ".join([start, *words])
+    return " · ".join(filter(None, [start_in_words, end, "C&S" if base != method else ""]))

@@ -24,18 +24,18 @@ def blinding(folder: Path, blind: bool, unblind: bool) -> tuple[bool, list[str]]
     file, now = folder / FILE, datetime.now(timezone.utc).isoformat(timespec="seconds")
     if blind and unblind:
         raise ValueError("--blind and --unblind contradict each other; give one of them")
-    known = None
+    state = None
     if file.exists():
         with reading(file, "restore it: without it nothing says whether test scores were seen"):
-            known = {name: read_json(file)[name] for name in ("since", "unblinded")}
-    if unblind and known is None:
+            state = {name: read_json(file)[name] for name in ("since", "unblinded")}
+    if unblind and state is None:
         raise ValueError(f"--unblind, but {file} does not exist: no test score was hidden; expected an earlier --blind")
-    if blind and known is None:
-        write_json(file, known := {"since": now, "unblinded": None})
-    if unblind and known and known["unblinded"] is None:
-        write_json(file, known := {**known, "unblinded": now})
-    if known is None:
+    if blind and state is None:
+        write_json(file, state := {"since": now, "unblinded": None})
+    if unblind and state and state["unblinded"] is None:
+        write_json(file, state := {**state, "unblinded": now})
+    if state is None:
         return False, []
-    if known["unblinded"] is None:
-        return True, [f"blind since {known['since']}: test scores are hidden until --unblind is given"]
-    return False, [f"test scores were hidden from {known['since']} until {known['unblinded']} (--unblind)"]
+    if state["unblinded"] is None:
+        return True, [f"blind since {state['since']}: test scores are hidden until --unblind is given"]
+    return False, [f"test scores were hidden from {state['since']} until {state['unblinded']} (--unblind)"]

@@ -34,14 +34,14 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        return round(self.start + (self.end - self.start) * (at - low) / (high - low), 1)
+        low, high, position = (math.log(number) if self.log else number for number in (self.low, self.high, value))
+        return round(self.start + (self.end - self.start) * (position - low) / (high - low), 1)
 
-    def ticks(self, wanted: int = 5) -> list[float]:
-        """About ``wanted`` round values inside the range of a linear scale."""
-        step = nice_step((self.high - self.low) / wanted)
+    def ticks(self, count: int = 5) -> list[float]:
+        """About ``count`` round values inside the range of a linear scale."""
+        step = nice_step((self.high - self.low) / count)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [round(place * step, 10) for place in range(first, last + 1)]
+        return [round(multiple * step, 10) for multiple in range(first, last + 1)]
 
 
 def nice_step(rough: float) -> float:
@@ -52,8 +52,8 @@ def nice_step(rough: float) -> float:
 
 def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     low, high = min(values), max(values)
-    air = (high - low) * share or abs(high) * 0.02 or 1.0
-    return low - air, high + air
+    margin = (high - low) * share or abs(high) * 0.02 or 1.0
+    return low - margin, high + margin
 
 
 @dataclass
@@ -93,9 +93,9 @@ class Chart:
 
     def band(self, points: Sequence[tuple[float, float, float]], color: str) -> None:
         """Add the area between ``low`` and ``high`` of points (x, low, high)."""
-        there = [f"{self.x(x)},{self.y(high)}" for x, _, high in points]
-        back = [f"{self.x(x)},{self.y(low)}" for x, low, _ in reversed(points)]
-        self._mark("polygon", "band", color, points=" ".join(there + back))
+        upper_edge = [f"{self.x(x)},{self.y(high)}" for x, _, high in points]
+        lower_edge = [f"{self.x(x)},{self.y(low)}" for x, low, _ in reversed(points)]
+        self._mark("polygon", "band", color, points=" ".join(upper_edge + lower_edge))
 
     def whisker(self, x: float, low: float, high: float, color: str) -> None:
         if low < high:
@@ -105,15 +105,15 @@ class Chart:
         self, x: float, y: float, color: str, title: str, style: str = "", radius: float = 4, shape: str = "circle"
     ) -> None:
         """Add a circle, square or diamond; ``style`` is ``hollow`` (outline only), ``faint`` (pale) or empty."""
-        at, up = self.x(x), self.y(y)
+        center_x, center_y = self.x(x), self.y(y)
         if shape == "circle":
-            self._mark("circle", f"dot {style}", color, title, cx=at, cy=up, r=radius)
+            self._mark("circle", f"dot {style}", color, title, cx=center_x, cy=center_y, r=radius)
             return
         side = 1.8 * radius  # roughly the area of a circle of that radius
-        numbers = {"x": at - side / 2, "y": up - side / 2, "width": side, "height": side}
-        turned = {"transform": f"rotate(45 {at} {up})"} if shape == "diamond" else {}
+        numbers = {"x": center_x - side / 2, "y": center_y - side / 2, "width": side, "height": side}
+        rotation = {"transform": f"rotate(45 {center_x} {center_y})"} if shape == "diamond" else {}
         outline = {name: f"{number:.1f}" for name, number in numbers.items()}
-        self._mark("rect", f"dot {style}", color, title, **outline, **turned)
+        self._mark("rect", f"dot {style}", color, title, **outline, **rotation)
 
     def bar(self, x: tuple[float, float], y: tuple[float, float], color: str, title: str, style: str = "") -> None:
         left, right = self.x(x[0]), self.x(x[1])
@@ -121,39 +121,45 @@ class Chart:
         width, height = f"{max(right - left - 1, 0.5):.1f}", f"{bottom - top:.1f}"
         self._mark("rect", f"bar {style}", color, title, x=left + 0.5, width=width, y=top, height=height)
 
-    def labels(self, places: Sequence[tuple[float, float, str]], marks: Iterable[tuple[float, float]] = ()) -> None:
+    def labels(
+        self, labelled_points: Sequence[tuple[float, float, str]], marks: Iterable[tuple[float, float]] = ()
+    ) -> None:
         """Write each text beside its point, where it covers no earlier text, no point and none of ``marks``; leave it
         out if there is no such place."""
-        places = [(self.x(x), self.y(y), text) for x, y, text in places if not math.isnan(y)]
-        dots = [place[:2] for place in places] + [(self.x(x), self.y(y)) for x, y in marks]
-        taken = [(at - 6, up - 6, at + 6, up + 6) for at, up in dots]
+        labelled_points = [(self.x(x), self.y(y), text) for x, y, text in labelled_points if not math.isnan(y)]
+        dots = [point[:2] for point in labelled_points] + [(self.x(x), self.y(y)) for x, y in marks]
+        occupied = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
         middle = (self.left + self.right) / 2
-        for at, up, text in places:
+        for x, y, text in labelled_points:
             width = LETTER * len(text)
-            for down, left in itertools.product(LABEL_SHIFTS, (at > middle, at <= middle)):
-                start = at - 9 - width if left else at + 9
-                box = (start, up + down - 7, start + width, up + down + 7)
+            for shift, to_left in itertools.product(LABEL_SHIFTS, (x > middle, x <= middle)):
+                start = x - 9 - width if to_left else x + 9
+                box = (start, y + shift - 7, start + width, y + shift + 7)
                 inside = self.left - 1 <= start <= self.width - width and self.top <= box[1] and box[3] <= self.bottom
-                if inside and not any(_overlap(box, other) for other in taken):
+                if inside and not any(_overlap(box, obstacle) for obstacle in occupied):
                     break
             else:
                 continue
-            taken.append(box)
-            if abs(down) > 10:
-                edge = {"x1": at, "y1": up, "x2": start + width if left else start, "y2": up + down}
-                self._mark("line", "leader", "var(--muted)", "", **edge)
-            place = {"text-anchor": "end" if left else "start", "x": at - 9 if left else start, "y": up + down + 4}
-            self.marks.append(("text", {"class": "note", **place}, text))
+            occupied.append(box)
+            if abs(shift) > 10:
+                leader = {"x1": x, "y1": y, "x2": start + width if to_left else start, "y2": y + shift}
+                self._mark("line", "leader", "var(--muted)", "", **leader)
+            anchor = {
+                "text-anchor": "end" if to_left else "start",
+                "x": x - 9 if to_left else start,
+                "y": y + shift + 4,
+            }
+            self.marks.append(("text", {"class": "note", **anchor}, text))
 
-    def apart(self, places: Ticks) -> list[tuple[float, str]]:
+    def apart(self, ticks: Ticks) -> list[tuple[float, str]]:
         """Ticks of a numeric x axis; a text that would overlap its predecessor becomes empty, its tick mark stays."""
-        shown, free = [], -math.inf
-        for value, text in places:
-            half = CHARACTER * len(text) / 2
-            fits = self.x(value) - half >= free
-            shown.append((value, text if fits else ""))
-            free = self.x(value) + half if fits else free
-        return shown
+        spaced, free = [], -math.inf
+        for value, text in ticks:
+            half_width = CHARACTER * len(text) / 2
+            fits = self.x(value) - half_width >= free
+            spaced.append((value, text if fits else ""))
+            free = self.x(value) + half_width if fits else free
+        return spaced
 
 
 def _overlap(a: Box, b: Box) -> bool:

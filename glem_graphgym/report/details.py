@@ -22,47 +22,49 @@ MAX_CONFUSIONS, MAX_SETTINGS = 8, 40
 
 def details_of(board: Board, row: Row) -> dict[str, Any]:
     """Data of a row's details: its origin, settings unlike the first row's, stages, confusions, training curves."""
-    one, first = (board.experiments[of.experiment] for of in (row, board.rows[0]))
-    keys = sorted(key for keys in varied_settings([first, one]) for key in keys)
-    described = one.descriptions(row.method, board.split)
+    experiment, reference = (board.experiments[board_row.experiment] for board_row in (row, board.rows[0]))
+    keys = sorted(key for keys in varied_settings([reference, experiment]) for key in keys)
+    described = experiment.descriptions(row.method, board.split)
     pooled = pool(described) if described else None
     return {
         "facts": {
-            "experiment": ", ".join([one.name, *row.same_in]),
-            "train mode": one.mode,
+            "experiment": ", ".join([experiment.name, *row.same_in]),
+            "train mode": experiment.mode,
             "method": row.method,
             "configuration": row.config,
-            **({"language model": one.language_model} if one.language_model else {}),
-            **{f"version of {name}": ", ".join(found) for name, found in one.versions.items()},
+            **({"language model": experiment.language_model} if experiment.language_model else {}),
+            **{f"version of {name}": ", ".join(versions) for name, versions in experiment.versions.items()},
         },
         "caveat": row.caveat,
-        "settings": [(key, *(show_value(of.settings.get(key)) for of in (one, first))) for key in keys][:MAX_SETTINGS],
-        "stages": stages_of(one),
+        "settings": [
+            (key, *(show_value(compared.settings.get(key)) for compared in (experiment, reference))) for key in keys
+        ][:MAX_SETTINGS],
+        "stages": stages_of(experiment),
         "confusions": pooled["confusions"][:MAX_CONFUSIONS] if pooled else [],
         "nodes": pooled["nodes"] if pooled else 0,
-        "curves": curves_of(one),
+        "curves": curves_of(experiment),
     }
 
 
-def stages_of(one: Experiment) -> list[dict[str, Any]]:
+def stages_of(experiment: Experiment) -> list[dict[str, Any]]:
     """Stages of an experiment, in order; scores, best epoch and seconds over seeds."""
     return [
         {
-            "name": name, "method": found["method"].iloc[0], "params": found["params"].iloc[0],
-            **{split: Spread.of(found[split]) for split in SPLITS},
-            **{key: statistics.fmean(found[key]) for key in ("best_epoch", "seconds")},
+            "name": name, "method": seed_rows["method"].iloc[0], "params": seed_rows["params"].iloc[0],
+            **{split: Spread.of(seed_rows[split]) for split in SPLITS},
+            **{key: statistics.fmean(seed_rows[key]) for key in ("best_epoch", "seconds")},
         }
-        for (_, name), found in one.stages.groupby(["index", "name"])
+        for (_, name), seed_rows in experiment.stages.groupby(["index", "name"])
     ]  # fmt: skip
 
 
-def curves_of(one: Experiment) -> list[tuple[str, Chart]]:
+def curves_of(experiment: Experiment) -> list[tuple[str, Chart]]:
     """Validation score by epoch for the lowest seed: a chart per kind of model, a line per stage."""
     charts = []
-    stages = one.stages[one.stages["seed"] == min(one.runs)]
-    for model, of_model in stages.groupby("model", sort=False):
+    stages = experiment.stages[experiment.stages["seed"] == min(experiment.runs)]
+    for model, model_stages in stages.groupby("model", sort=False):
         lines = {}
-        for name, method, folder in of_model[["name", "method", "folder"]].values.tolist():
+        for name, method, folder in model_stages[["name", "method", "folder"]].values.tolist():
             file = folder / "history.json"
             if file.exists():
                 with reading(file, "delete it; curves are drawn of other stages then"):
@@ -71,7 +73,7 @@ def curves_of(one: Experiment) -> list[tuple[str, Chart]]:
                     lines[name, method] = points
         if not lines:
             continue
-        xs, ys = ([point[at] for points in lines.values() for point in points] for at in (0, 1))
+        xs, ys = ([point[coordinate] for points in lines.values() for point in points] for coordinate in (0, 1))
         chart = Chart(
             f"Validation score by epoch of the {model}", "epoch", "validation, %", padded(xs, 0.03), padded(ys),
             width=400, height=230,
@@ -95,18 +97,22 @@ def comparison_data(board: Board) -> str:
     varied = sorted(key for keys in varied_settings(list(board.experiments.values())) for key in keys)
     classes, rows = None, []
     for row in board.rows:
-        one = board.experiments[row.experiment]
-        frame = one.of(row.method)
-        described = one.descriptions(row.method, board.split)
+        experiment = board.experiments[row.experiment]
+        frame = experiment.of(row.method)
+        described = experiment.descriptions(row.method, board.split)
         pooled = pool(described)["classes"] if described else None
-        classes = classes or (pooled and [[found["name"], found["support"] // len(described)] for found in pooled])
+        classes = classes or (
+            pooled and [[class_row["name"], class_row["support"] // len(described)] for class_row in pooled]
+        )
         rows.append({
             "name": row.name, "color": color_of(row.method),
-            "seeds": {str(seed): [_percent(of["valid"]), _percent(of["test"])] for seed, of in frame.iterrows()},
+            "seeds": {
+                str(seed): [_percent(scores["valid"]), _percent(scores["test"])] for seed, scores in frame.iterrows()
+            },
             "costs": {"parameters": row.params, "seconds": row.seconds, "peak memory, MB": row.peak_memory_mb,
                       "texts trained": row.texts, "energy, J": row.energy_j},
-            "settings": {key: show_value(one.settings.get(key)) for key in varied},
-            "classes": pooled and [_percent(of["correct"] / max(of["support"], 1)) for of in pooled],
+            "settings": {key: show_value(experiment.settings.get(key)) for key in varied},
+            "classes": pooled and [_percent(counts["correct"] / max(counts["support"], 1)) for counts in pooled],
         })  # fmt: skip
     data: dict[str, Any] = {"score": board.score, "rows": rows, "classes": classes, "agreement": {}, "kinds": []}
     if not board.blind:
@@ -123,17 +129,21 @@ def agreement_of(board: Board) -> dict[str, list[float]]:
 
     These are means over common seeds; pairs without any are missing."""
     outcomes = [board.experiments[row.experiment].outcomes(row.method) for row in board.rows]
-    found = {}
+    agreement = {}
     for j in range(len(outcomes)):
         for i in range(j):
             shares = [
-                ((a == b).mean(), ((a == true) & (b != true)).mean(), ((b == true) & (a != true)).mean())
-                for seed, (true, a) in outcomes[i].items()
-                if seed in outcomes[j] and len(b := outcomes[j][seed][1]) == len(a)
+                (
+                    (predicted_i == predicted_j).mean(),
+                    ((predicted_i == true) & (predicted_j != true)).mean(),
+                    ((predicted_j == true) & (predicted_i != true)).mean(),
+                )
+                for seed, (true, predicted_i) in outcomes[i].items()
+                if seed in outcomes[j] and len(predicted_j := outcomes[j][seed][1]) == len(predicted_i)
             ]
             if shares:
-                found[f"{i},{j}"] = [round(100 * float(share), 2) for share in np.mean(shares, axis=0)]
-    return found
+                agreement[f"{i},{j}"] = [round(100 * float(share), 2) for share in np.mean(shares, axis=0)]
+    return agreement
 
 
 def kinds_of_nodes(board: Board) -> list[list[Any]]:
@@ -141,30 +151,34 @@ def kinds_of_nodes(board: Board) -> list[list[Any]]:
 
     Each entry holds the quartile's name, its share of the nodes in %, then the accuracy in it of each row of the board,
     in %, as a mean over seeds (None: not known)."""
-    edges: dict[str, np.ndarray] = {}
-    found = []
-    for place, row in enumerate(board.rows):
-        one = board.experiments[row.experiment]
-        for seed, (true, predicted) in one.outcomes(row.method).items():
-            numbers = read_node_properties(one.folder / str(seed))
+    quartile_bounds: dict[str, np.ndarray] = {}
+    accuracies = []
+    for row_index, row in enumerate(board.rows):
+        experiment = board.experiments[row.experiment]
+        for seed, (true, predicted) in experiment.outcomes(row.method).items():
+            numbers = read_node_properties(experiment.folder / str(seed))
             if numbers:
                 numbers["class_nodes"] = np.bincount(true)[true].astype(float)
             for name, values in numbers.items():
-                known = np.isfinite(values)
-                if len(values) != len(true) or not known.any():
+                finite = np.isfinite(values)
+                if len(values) != len(true) or not finite.any():
                     continue
-                ends = edges.setdefault(name, np.unique(np.quantile(values[known], [0, 0.25, 0.5, 0.75, 1])))
-                kind_of = np.clip(np.searchsorted(ends, values, side="left"), 1, max(1, len(ends) - 1))
-                nodes = pd.DataFrame({"kind": kind_of, "right": true == predicted})[known]
+                bounds = quartile_bounds.setdefault(
+                    name, np.unique(np.quantile(values[finite], [0, 0.25, 0.5, 0.75, 1]))
+                )
+                quartile = np.clip(np.searchsorted(bounds, values, side="left"), 1, max(1, len(bounds) - 1))
+                nodes = pd.DataFrame({"kind": quartile, "right": true == predicted})[finite]
                 for bucket, right in nodes.groupby("kind")["right"]:
-                    found.append(([*edges].index(name), bucket, place, len(right) / len(true), right.mean()))
+                    accuracies.append(
+                        ([*quartile_bounds].index(name), bucket, row_index, len(right) / len(true), right.mean())
+                    )
     kinds = []
-    table = pd.DataFrame(found, columns=["name", "kind", "row", "share", "right"])
-    for _, of_kind in table.groupby(["name", "kind"]):
-        index, kind = of_kind[["name", "kind"]].values.tolist()[0]
-        name, ends = list(edges.items())[index]
-        low, high = ends[max(0, kind - 1)], ends[min(kind, len(ends) - 1)]
+    table = pd.DataFrame(accuracies, columns=["name", "kind", "row", "share", "right"])
+    for _, kind_rows in table.groupby(["name", "kind"]):
+        index, kind = kind_rows[["name", "kind"]].values.tolist()[0]
+        name, bounds = list(quartile_bounds.items())[index]
+        low, high = bounds[max(0, kind - 1)], bounds[min(kind, len(bounds) - 1)]
         text = f"{name.replace('_', ' ')} {'from' if kind == 1 else 'above'} {low:.4g} to {high:.4g}"
-        means = of_kind.groupby("row")["right"].mean().reindex(range(len(board.rows)))
-        kinds.append([text, round(100 * of_kind["share"].iloc[0], 1), *map(_percent, means)])
+        means = kind_rows.groupby("row")["right"].mean().reindex(range(len(board.rows)))
+        kinds.append([text, round(100 * kind_rows["share"].iloc[0], 1), *map(_percent, means)])
     return kinds

@@ -26,8 +26,8 @@ def seed_folders(dir: Path, holding: str = "") -> dict[int, Path]:
     if not dir.is_dir():
         raise ValueError(f"{dir}: no such folder; expected the folder of one experiment, with a folder for each seed")
     named = [path for path in dir.iterdir() if SEED.fullmatch(path.name) and path.is_dir()]
-    found = {int(path.name): path for path in named if (path / holding).exists()}
-    return dict(sorted(found.items()))
+    folders = {int(path.name): path for path in named if (path / holding).exists()}
+    return dict(sorted(folders.items()))
 
 
 def read_rows(file: Path) -> list[EpochRow]:

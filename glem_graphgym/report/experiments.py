@@ -40,13 +40,20 @@ def results(dirs: Sequence[Path]) -> pd.DataFrame:
         ``seconds``, ``peak_memory_mb``, ``texts`` (trained on), ``energy_j`` (processor): up to the chosen stage.
     """
     frames = []
-    for one in read_experiments(dirs)[0]:
-        about = {"experiment": one.name, "mode": one.mode, "dataset": one.dataset, "fingerprint": one.fingerprint}
-        own = {f"{split}_{one.metric}": one.results[split] for split in SPLITS}
-        frames.append(one.results.assign(**about, **own, metric=one.metric, config=one.config))
+    for experiment in read_experiments(dirs)[0]:
+        identity = {
+            "experiment": experiment.name,
+            "mode": experiment.mode,
+            "dataset": experiment.dataset,
+            "fingerprint": experiment.fingerprint,
+        }
+        metric_columns = {f"{split}_{experiment.metric}": experiment.results[split] for split in SPLITS}
+        frames.append(
+            experiment.results.assign(**identity, **metric_columns, metric=experiment.metric, config=experiment.config)
+        )
     columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY, *COSTS, *FURTHER]
-    numbers = dict.fromkeys(("seconds", "peak_memory_mb", *COSTS, *FURTHER), float)
-    return pd.concat(frames, ignore_index=True).reindex(columns=columns).astype(numbers)
+    dtypes = dict.fromkeys(("seconds", "peak_memory_mb", *COSTS, *FURTHER), float)
+    return pd.concat(frames, ignore_index=True).reindex(columns=columns).astype(dtypes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,43 +75,45 @@ class Experiment:
     results: pd.DataFrame  # a row per seed and method: "seed", `stats.SUMMARY`, COSTS and FURTHER as far as recorded
     # A row per seed and stage: fields of `Stage`, its folder, "valid" and "test" score. Empty for GraphGym's training.
     stages: pd.DataFrame
-    _read: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def versions(self) -> dict[str, list[str]]:
         """Package -> distinct versions that the runs recorded, sorted."""
         versions: dict[str, set[str]] = {}
-        for about in self.runs.values():
-            for name, text in about.get("versions", {}).items():
+        for run_json in self.runs.values():
+            for name, text in run_json.get("versions", {}).items():
                 versions.setdefault(name, set()).update(text.split(", "))
         return {name: sorted(versions[name]) for name in sorted(versions)}
 
     @property
     def language_model(self) -> str:
         """Model, family, parameters, pooling, prompt, precision and attention on one line; empty if not recorded."""
-        card: dict[str, Any] = next(filter(None, (about.get("language_model") for about in self.runs.values())), {})
+        card: dict[str, Any] = next(
+            filter(None, (run_json.get("language_model") for run_json in self.runs.values())), {}
+        )
         return ", ".join(f"{name} {_in_words(value)}" for name, value in card.items() if value not in ("", "{text}"))
 
     def stage_folders(self, method: str) -> dict[int, Path]:
         """Seed -> folder of the stage behind a method's result; empty for stock GraphGym."""
-        of_method = self.stages[self.stages["method"] == method]
-        best = of_method.sort_values("valid", ascending=False, kind="stable").drop_duplicates("seed")
+        method_stages = self.stages[self.stages["method"] == method]
+        best = method_stages.sort_values("valid", ascending=False, kind="stable").drop_duplicates("seed")
         return dict(best.sort_values("seed")[["seed", "folder"]].values.tolist())
 
-    def _of_stages(self, method: str, read: Callable[[Path], T | None]) -> dict[int, T]:
+    def _read_per_seed(self, method: str, read: Callable[[Path], T | None]) -> dict[int, T]:
         """Seed -> result of ``read`` on its folder of `stage_folders`, unless None; cached."""
-        if (method, read) not in self._read:
-            found = {seed: read(folder) for seed, folder in self.stage_folders(method).items()}
-            self._read[method, read] = {seed: one for seed, one in found.items() if one is not None}
-        return self._read[method, read]
+        if (method, read) not in self._cache:
+            contents = {seed: read(folder) for seed, folder in self.stage_folders(method).items()}
+            self._cache[method, read] = {seed: content for seed, content in contents.items() if content is not None}
+        return self._cache[method, read]
 
     def outcomes(self, method: str) -> Outcomes:
         """Seed -> true and predicted classes of the test nodes, for seeds whose run recorded them."""
-        return self._of_stages(method, read_test_predictions)
+        return self._read_per_seed(method, read_test_predictions)
 
     def descriptions(self, method: str, split: str) -> list[Description]:
         """Result of `describe_predictions` on a split, per seed whose run recorded it."""
-        return [found[split] for found in self._of_stages(method, read_descriptions).values()]
+        return [descriptions[split] for descriptions in self._read_per_seed(method, read_descriptions).values()]
 
     def blinded(self) -> Experiment:
         """Copy of this experiment with test scores replaced by NaN."""
@@ -128,8 +137,8 @@ def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]
     """
     folders = list(dict.fromkeys(folder.resolve() for dir in dirs for folder in experiment_folders(dir)))
     notes: list[str] = []
-    found = [_read_experiment(folder, name, notes) for folder, name in zip(folders, _names(folders), strict=True)]
-    experiments = [one for one in found if one]
+    candidates = [_read_experiment(folder, name, notes) for folder, name in zip(folders, _names(folders), strict=True)]
+    experiments = [candidate for candidate in candidates if candidate]
     if not experiments:
         raise ValueError(f"{', '.join(map(str, dirs))}: no finished run; {'; '.join(notes)}")
     return experiments, notes
@@ -141,13 +150,13 @@ def experiment_folders(dir: Path) -> list[Path]:
         raise ValueError(f"{dir}: no such folder; expected results/<experiment> or a folder of experiments")
     if seed_folders(dir, "run.json"):
         return [dir]
-    found = [path for path in sorted(dir.iterdir()) if path.is_dir() and seed_folders(path, "run.json")]
-    if not found:
+    folders = [path for path in sorted(dir.iterdir()) if path.is_dir() and seed_folders(path, "run.json")]
+    if not folders:
         hint = "this is the folder of one seed, give the one above it" if (dir / "run.json").is_file() else ""
         raise ValueError(
             f"{dir}: no run found; {hint or 'expected <seed>/run.json or <experiment>/<seed>/run.json below it'}"
         )
-    return found
+    return folders
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -167,44 +176,49 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     for seed, run in seed_folders(folder, "run.json").items():
         remedy = "start that run anew with --overwrite"
         with reading(run / "run.json", remedy):
-            about = read_json(run / "run.json", remedy)
-            about["mode"], about["dataset"], _seedless(about)
-        metric = about.get("metric", METRIC)
-        if not about.get("finished"):
+            run_json = read_json(run / "run.json", remedy)
+            run_json["mode"], run_json["dataset"], _seedless(run_json)
+        metric = run_json.get("metric", METRIC)
+        if not run_json.get("finished"):
             notes.append(f"{name}, seed {seed}: unfinished, left out")
             continue
-        stock = about["mode"] == STOCK
+        stock = run_json["mode"] == STOCK
         try:
-            found = _stock_row(run, about) if stock else read_summary(run / "summary.json")
+            summary = _stock_row(run, run_json) if stock else read_summary(run / "summary.json")
         except LookupError as error:
             notes.append(f"{name}, seed {seed}: left out: {error.args[0]}")
             continue
-        runs[seed] = about
-        rows += [{"seed": seed, **row} for row in found]
+        runs[seed] = run_json
+        rows += [{"seed": seed, **row} for row in summary]
         for stage in read_stages(run) if not stock else ():
             scores = {split: stage.score(split, metric) for split in SPLITS}
             stages.append({"seed": seed, **vars(stage), "folder": run / "stages" / stage.folder, **scores})
     if not runs:
         return None
-    first = next(iter(runs.values()))
-    for seed, about in runs.items():
-        _require_same(folder, first, about, seed)
-    settings, as_noted = _seedless(first), {key: value for key, value in first["settings"].items() if key != "seed"}
+    first_run = next(iter(runs.values()))
+    for seed, run_json in runs.items():
+        _require_same_settings(folder, first_run, run_json, seed)
+    settings, recorded_settings = (
+        _seedless(first_run),
+        {key: value for key, value in first_run["settings"].items() if key != "seed"},
+    )
     # run.json keeps em_iterations apart from its settings, since a finished run may be continued with more.
-    noted = {about.get("em_iterations") for about in runs.values() if first["mode"] != STOCK}
-    asked = sorted(number for number in noted if number is not None)
-    if asked:
-        settings["glem.em_iterations"] = as_noted["glem.em_iterations"] = asked[0] if len(asked) == 1 else asked
-    if "search_trials" in first:
-        settings["glem.search_trials"] = first["search_trials"]
-    metric = first.get("metric", METRIC)
+    recorded_numbers = {run_json.get("em_iterations") for run_json in runs.values() if first_run["mode"] != STOCK}
+    em_iterations = sorted(number for number in recorded_numbers if number is not None)
+    if em_iterations:
+        settings["glem.em_iterations"] = recorded_settings["glem.em_iterations"] = (
+            em_iterations[0] if len(em_iterations) == 1 else em_iterations
+        )
+    if "search_trials" in first_run:
+        settings["glem.search_trials"] = first_run["search_trials"]
+    metric = first_run.get("metric", METRIC)
     if metric != METRIC:
-        settings["metric_best"] = as_noted["metric_best"] = metric
-    config = fingerprint(first["mode"], as_noted, first.get("files", {}))[:8]
-    graph = (first["dataset"], first.get("fingerprint"), metric)
+        settings["metric_best"] = recorded_settings["metric_best"] = metric
+    config = fingerprint(first_run["mode"], recorded_settings, first_run.get("files", {}))[:8]
+    graph = (first_run["dataset"], first_run.get("fingerprint"), metric)
     columns = ["seed", *(field.name for field in fields(Stage)), "folder", *SPLITS]
     frames = pd.DataFrame(rows), pd.DataFrame(stages, columns=columns)
-    return Experiment(name, first["mode"], *graph, settings, config, asked, folder, runs, *frames)
+    return Experiment(name, first_run["mode"], *graph, settings, config, em_iterations, folder, runs, *frames)
 
 
 def _in_words(value: Any) -> str:
@@ -213,15 +227,17 @@ def _in_words(value: Any) -> str:
     return repr(value) if "{text}" in value else value
 
 
-def _seedless(about: Mapping[str, Any]) -> dict[str, Any]:
+def _seedless(run_json: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without the seed, under today's names, so that runs of earlier versions compare with current ones."""
-    return in_new_names({key: value for key, value in about["settings"].items() if key != "seed"})
+    return in_new_names({key: value for key, value in run_json["settings"].items() if key != "seed"})
 
 
-def _require_same(folder: Path, first: Mapping[str, Any], other: Mapping[str, Any], seed: int) -> None:
-    a, b = _seedless(first), _seedless(other)
-    changed = [key for key in ("mode", "dataset", "fingerprint", "metric", "files") if first.get(key) != other.get(key)]
-    changed += [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+def _require_same_settings(folder: Path, first_run: Mapping[str, Any], run_json: Mapping[str, Any], seed: int) -> None:
+    first_settings, settings = _seedless(first_run), _seedless(run_json)
+    changed = [
+        key for key in ("mode", "dataset", "fingerprint", "metric", "files") if first_run.get(key) != run_json.get(key)
+    ]
+    changed += [key for key in sorted({*first_settings, *settings}) if first_settings.get(key) != settings.get(key)]
     if changed:
         raise ValueError(
             f"{folder}: seed {seed} differs from the first seed in {', '.join(changed[:5])}; seeds of one "
@@ -239,14 +255,14 @@ def read_summary(file: Path) -> list[dict[str, Any]]:
         return [{key: row[key] for key in (*SUMMARY, *COSTS, *FURTHER) if key in SUMMARY or key in row} for row in rows]
 
 
-def _stock_row(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _stock_row(folder: Path, run_json: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Summary row of GraphGym's own training: scores at the best validation epoch, else test of the last test row."""
     rows = {split: read_rows(folder / split / "stats.json") for split in ("val", "test")}
-    if not all(rows.values()) or not all(METRIC in row for part in rows.values() for row in part):
+    if not all(rows.values()) or not all(METRIC in row for split_rows in rows.values() for row in split_rows):
         raise LookupError(f"no {METRIC} in val/stats.json and test/stats.json")
     epoch = best_epoch(rows["val"], METRIC, "argmax", folder)
     valid, test = (row_at(rows[split], epoch, folder / split) for split in ("val", "test"))
-    costs = (int(valid.get("params", 0)), about.get("seconds"), about.get("peak_memory_mb"))
+    costs = (int(valid.get("params", 0)), run_json.get("seconds"), run_json.get("peak_memory_mb"))
     return [dict(zip(SUMMARY, (STOCK_METHOD, valid[METRIC], test[METRIC], *costs), strict=True))]
 
 
@@ -259,10 +275,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        found = list(map(float, values))
-        if any(map(math.isnan, found)):
+        numbers = list(map(float, values))
+        if any(map(math.isnan, numbers)):
             return cls(math.nan)
-        return cls(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+        return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -316,17 +332,19 @@ def over_seeds(frame: pd.DataFrame) -> list[Row]:
     """A row per method out of `Experiment.results`, in the order of `METHODS`."""
     rows = []
     for method in in_order(frame["method"]):
-        part = frame[frame["method"] == method]
-        recorded = {name: part[name].dropna().tolist() for name in part if name != "method"}
-        of_all = {name: numbers for name, numbers in recorded.items() if len(numbers) == len(part)}
+        method_rows = frame[frame["method"] == method]
+        recorded = {name: method_rows[name].dropna().tolist() for name in method_rows if name != "method"}
+        complete = {name: numbers for name, numbers in recorded.items() if len(numbers) == len(method_rows)}
         seconds = recorded["seconds"]
-        about: dict[str, Any] = {
+        row_fields: dict[str, Any] = {
             "seeds": tuple(recorded["seed"]),
             "params": int(max(recorded["params"])),
             "seconds": statistics.fmean(seconds) if seconds else None,
             "peak_memory_mb": max(recorded["peak_memory_mb"], default=None),
-            **{cost: statistics.fmean(of_all[cost]) for cost in COSTS if cost in of_all},
-            "further": {name: Spread.of(of_all[name]) for name in FURTHER if name in of_all},
+            **{cost: statistics.fmean(complete[cost]) for cost in COSTS if cost in complete},
+            "further": {name: Spread.of(complete[name]) for name in FURTHER if name in complete},
         }
-        rows.append(Row(method, len(part), Spread.of(part["valid"]), Spread.of(part["test"]), **about))
+        rows.append(
+            Row(method, len(method_rows), Spread.of(method_rows["valid"]), Spread.of(method_rows["test"]), **row_fields)
+        )
     return rows

@@ -103,9 +103,9 @@ class Board:
     @property
     def final_rows(self) -> dict[str, Row]:
         """Experiment -> row of the method that its train mode ends with; missing if the runs did not reach it."""
-        final = {name: FINAL_METHOD.get(one.mode) for name, one in self.experiments.items()}
+        final_methods = {name: FINAL_METHOD.get(experiment.mode) for name, experiment in self.experiments.items()}
         names = [(name, row) for row in self.rows for name in (row.experiment, *row.same_in)]
-        return {name: row for name, row in names if row.method == final[name]}
+        return {name: row for name, row in names if row.method == final_methods[name]}
 
 
 def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
@@ -117,10 +117,10 @@ def published_for(dataset: str, facts: Mapping[str, Any]) -> tuple[list[Row], li
     if dataset not in PUBLISHED_GRAPHS:
         return [], []
     for name, expected in zip(FACTS, PUBLISHED_GRAPHS[dataset], strict=True):
-        found = facts.get(name)
-        if found is None or abs(found - expected) > EDGES_MAY_DIFFER * expected * (name == "edges"):
-            known = "is not recorded" if found is None else f"is {found:,}"
-            why = f"the number of {name}{' nodes' * (name in FACTS[3:])} {known}, expected {expected:,}"
+        count = facts.get(name)
+        if count is None or abs(count - expected) > EDGES_MAY_DIFFER * expected * (name == "edges"):
+            actual = "is not recorded" if count is None else f"is {count:,}"
+            why = f"the number of {name}{' nodes' * (name in FACTS[3:])} {actual}, expected {expected:,}"
             return [], [f"published results on {dataset} are not shown, as this may be another graph: {why}"]
     table = pd.read_csv(PUBLISHED, comment="#").query("dataset == @dataset").astype(object)
     rows = []
@@ -136,35 +136,46 @@ def read_boards(dirs: Sequence[Path], blind: bool = False) -> list[Board]:
     Args:
         blind: hide the test scores of these runs.
     """
-    experiments, left_out = read_experiments(dirs)
-    experiments = [one.blinded() for one in experiments] if blind else experiments
+    experiments, skipped_runs = read_experiments(dirs)
+    experiments = [experiment.blinded() for experiment in experiments] if blind else experiments
     groups: dict[tuple[str, str | None, str], list[Experiment]] = {}
-    for one in experiments:
-        groups.setdefault((one.dataset, one.fingerprint, one.metric), []).append(one)
+    for experiment in experiments:
+        groups.setdefault((experiment.dataset, experiment.fingerprint, experiment.metric), []).append(experiment)
     boards = sorted((_board(group, blind) for group in groups.values()), key=lambda board: -len(board.rows))
-    apart = []
+    separation_notes = []
     if len(boards) > 1:
-        shown = "; ".join(f"{dataset}, fingerprint {print_ or 'not recorded'}" for dataset, print_, _ in groups)
-        apart.append(f"results on {len(groups)} graphs ({shown}) are not comparable: each has a table of its own")
-        if any(print_ is None for _, print_, _ in groups):
-            apart.append("a run that did not record its graph's fingerprint can not be shown to be on the same graph")
-    return [replace(board, notes=[*apart, *board.notes, *left_out]) for board in boards]
+        graphs = "; ".join(
+            f"{dataset}, fingerprint {fingerprint or 'not recorded'}" for dataset, fingerprint, _ in groups
+        )
+        separation_notes.append(
+            f"results on {len(groups)} graphs ({graphs}) are not comparable: each has a table of its own"
+        )
+        if any(fingerprint is None for _, fingerprint, _ in groups):
+            separation_notes.append(
+                "a run that did not record its graph's fingerprint can not be shown to be on the same graph"
+            )
+    return [replace(board, notes=[*separation_notes, *board.notes, *skipped_runs]) for board in boards]
 
 
 def _board(experiments: Sequence[Experiment], blind: bool) -> Board:
-    first, by_name = experiments[0], {one.name: one for one in experiments}
+    first, by_name = experiments[0], {experiment.name: experiment for experiment in experiments}
     rows = _compared(_distinct_rows(by_name), by_name, blind)
-    abouts = [about for one in experiments for about in one.runs.values()]
-    noted: dict[str, Any] = next((about["facts"] for about in abouts if "facts" in about), {})
-    published, why_not = published_for(first.dataset, noted) if first.metric == METRIC else ([], [])
+    run_jsons = [run_json for experiment in experiments for run_json in experiment.runs.values()]
+    graph_facts: dict[str, Any] = next((run_json["facts"] for run_json in run_jsons if "facts" in run_json), {})
+    published, missing_published = published_for(first.dataset, graph_facts) if first.metric == METRIC else ([], [])
     axes = axes_within_modes(experiments)
     score = METRICS.get(first.metric, first.metric)
-    notes = [*_notes(rows, score, blind), *_mixed(experiments), *why_not, *_sentences(axes, by_name)]
+    notes = [
+        *_notes(rows, score, blind),
+        *_mixed_run_notes(experiments),
+        *missing_published,
+        *_axis_notes(axes, by_name),
+    ]
     graph = (first.dataset, first.fingerprint, first.metric)
-    return Board(*graph, rows, published, by_name, noted, axes, notes, blind)
+    return Board(*graph, rows, published, by_name, graph_facts, axes, notes, blind)
 
 
-def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
+def _axis_notes(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
     """One sentence per axis that explains its words in the rows' names."""
     sentences = []
     for axis, values in axes.items():
@@ -178,40 +189,46 @@ def _sentences(axes: Axes, experiments: Mapping[str, Experiment]) -> list[str]:
 def _distinct_rows(experiments: Mapping[str, Experiment]) -> list[Row]:
     """Rows by rank; identical results of several experiments share one row."""
     rows: dict[Any, Row] = {}
-    for one in sorted(experiments.values(), key=lambda one: complexity(one.mode)):
-        caveat, iterations = STOCK_CAVEAT if one.mode == STOCK else "", tuple(one.em_iterations)
-        for row in over_seeds(one.results):
-            scores = one.of(row.method)[["valid", "test", "params"]].fillna(-1).itertuples(name=None)
-            key = (one.mode == STOCK, row.method, *scores)
+    for experiment in sorted(experiments.values(), key=lambda experiment: complexity(experiment.mode)):
+        caveat, iterations = STOCK_CAVEAT if experiment.mode == STOCK else "", tuple(experiment.em_iterations)
+        for row in over_seeds(experiment.results):
+            scores = experiment.of(row.method)[["valid", "test", "params"]].fillna(-1).itertuples(name=None)
+            key = (experiment.mode == STOCK, row.method, *scores)
             if key in rows:
-                rows[key] = replace(rows[key], same_in=(*rows[key].same_in, one.name))
+                rows[key] = replace(rows[key], same_in=(*rows[key].same_in, experiment.name))
             else:
-                about: dict[str, Any] = {"experiment": one.name, "config": one.config, "em_iterations": iterations}
-                rows[key] = replace(row, caveat=caveat, **about)
+                origin: dict[str, Any] = {
+                    "experiment": experiment.name,
+                    "config": experiment.config,
+                    "em_iterations": iterations,
+                }
+                rows[key] = replace(row, caveat=caveat, **origin)
     ordered = sorted(rows.values(), key=lambda row: (-row.valid.mean, row.params, row.experiment, row.method))
     members = [(row.method, [experiments[name] for name in (row.experiment, *row.same_in)]) for row in ordered]
     names = names_in_words(members, list(experiments.values()))
-    return [replace(row, rank=at, name=name) for at, (row, name) in enumerate(zip(ordered, names, strict=True), 1)]
+    return [replace(row, rank=rank, name=name) for rank, (row, name) in enumerate(zip(ordered, names, strict=True), 1)]
 
 
 def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment], blind: bool) -> list[Row]:
     """Add to each row its differences to the best row and to the best row that is not GLEM."""
     split = "valid" if blind else "test"
-    of_rows = [(experiments[row.experiment], row.method) for row in rows]
-    scores: list[Any] = [one.of(method)[split].to_dict() for one, method in of_rows]
-    outcomes = [{} if blind else one.outcomes(method) for one, method in of_rows]
+    sources = [(experiments[row.experiment], row.method) for row in rows]
+    scores: list[Any] = [experiment.of(method)[split].to_dict() for experiment, method in sources]
+    outcomes = [{} if blind else experiment.outcomes(method) for experiment, method in sources]
     compared = list(rows)
-    no_glem = next((at for at, row in enumerate(rows) if not row.method.startswith("GLEM")), None)
-    for to, reference in (("to_best", 0), ("to_non_glem", no_glem)):
+    non_glem = next((index for index, row in enumerate(rows) if not row.method.startswith("GLEM")), None)
+    for field, reference in (("to_best", 0), ("to_non_glem", non_glem)):
         if reference is None:
             continue
-        theirs, name = scores[reference], rows[reference].name
-        found = [
-            None if at == reference else paired_difference(ours, theirs, name, outcomes[at], outcomes[reference])
-            for at, ours in enumerate(scores)
+        reference_scores, name = scores[reference], rows[reference].name
+        differences = [
+            None
+            if index == reference
+            else paired_difference(row_scores, reference_scores, name, outcomes[index], outcomes[reference])
+            for index, row_scores in enumerate(scores)
         ]
-        corrected: list[Any] = holm(found)
-        compared = [replace(row, **{to: one}) for row, one in zip(compared, corrected, strict=True)]
+        corrected: list[Any] = holm(differences)
+        compared = [replace(row, **{field: difference}) for row, difference in zip(compared, corrected, strict=True)]
     return compared
 
 
@@ -235,10 +252,14 @@ def _notes(rows: Sequence[Row], score: str, blind: bool) -> list[str]:
     return notes + sorted({f"† {row.name}: {row.caveat}" for row in rows if row.caveat})
 
 
-def _mixed(experiments: Sequence[Experiment]) -> list[str]:
+def _mixed_run_notes(experiments: Sequence[Experiment]) -> list[str]:
     notes = []
-    for one in experiments:
-        kinds = {f"versions of {name}": versions for name, versions in one.versions.items()}
-        kinds["numbers of EM iterations"] = list(map(str, one.em_iterations))
-        notes += [f"{one.name} was run with several {kind}: {', '.join(f)}" for kind, f in kinds.items() if len(f) > 1]
+    for experiment in experiments:
+        kinds = {f"versions of {name}": versions for name, versions in experiment.versions.items()}
+        kinds["numbers of EM iterations"] = list(map(str, experiment.em_iterations))
+        notes += [
+            f"{experiment.name} was run with several {kind}: {', '.join(values)}"
+            for kind, values in kinds.items()
+            if len(values) > 1
+        ]
     return notes

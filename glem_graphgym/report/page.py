@@ -29,33 +29,35 @@ def render_page(boards: Sequence[Board], title: str = "GLEM leaderboard") -> str
     ``?open=1`` opens the first row, and ``?compare=1,2`` compares two.
     """
     css, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    parts = {"title": title, "css": css, "script": script, "choices": choices_of(boards)}
-    page = environment().get_template("page.html").render(boards=boards, **parts)
+    context = {"title": title, "css": css, "script": script, "choices": choices_of(boards)}
+    page = environment().get_template("page.html").render(boards=boards, **context)
     return re.sub(r">\s*\n\s*<", "><", page).strip() + "\n"  # a line break between elements would show as a space
 
 
 def environment() -> Environment:
-    look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    found = Environment(loader=FileSystemLoader(FOLDER), **look)  # type: ignore[arg-type]
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    jinja = Environment(loader=FileSystemLoader(FOLDER), **options)  # type: ignore[arg-type]
     texts = (percent, signed, compact, seconds_text, upper_first, sorted_by, on_page, label_rate, interval_text)
     boards = (scale, columns_of, all_panels, comparison_data)
-    found.filters |= {function.__name__: function for function in (*texts, *boards, color_of, mark_of, family_of)}
-    found.filters["details_in"] = lambda row, board: details_of(board, row)
-    return found
+    jinja.filters |= {function.__name__: function for function in (*texts, *boards, color_of, mark_of, family_of)}
+    jinja.filters["details_in"] = lambda row, board: details_of(board, row)
+    return jinja
 
 
 def choices_of(boards: Sequence[Board]) -> dict[str, list[tuple[str, str, bool]]]:
     """Filters of the page: name -> value, text and initial state of each checkbox."""
     rows = [row for board in boards for row in board.rows]
-    chosen = {
+    filter_values = {
         "Dataset": [board.dataset for board in boards],
         "Label rate": [label_rate(board) for board in boards],
         "Family": [family_of(row.method) for row in rows] + ["published"] * any(board.published for board in boards),
     }
     columns = {column.key: column for board in boards for column in columns_of(board)}
     optional = [(key, column.heading, column.basic) for key, column in columns.items() if key not in ("rank", "name")]
-    shown = {name: [(value, value, True) for value in dict.fromkeys(values)] for name, values in chosen.items()}
-    return {**shown, "Columns": optional}
+    checkboxes = {
+        name: [(value, value, True) for value in dict.fromkeys(values)] for name, values in filter_values.items()
+    }
+    return {**checkboxes, "Columns": optional}
 
 
 def label_rate(board: Board) -> str:
@@ -86,6 +88,6 @@ def compact(count: int) -> str:
 
 def scale(board: Board) -> Scale:
     """Scale from scores to pixels, the same for the small plots of all rows."""
-    spreads = [part for row in board.all_rows for part in (row.valid, row.test) if percent(part)]
-    low, high = min(part.ends[0] for part in spreads), max(part.ends[1] for part in spreads)
+    spreads = [spread for row in board.all_rows for spread in (row.valid, row.test) if percent(spread)]
+    low, high = min(spread.ends[0] for spread in spreads), max(spread.ends[1] for spread in spreads)
     return Scale(low, max(high, low + 1e-6), 7, 113)

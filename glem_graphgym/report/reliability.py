@@ -16,7 +16,7 @@ import pandas as pd
 
 from glem_graphgym.files import atomic_write, read_json, reading, write_json
 
-FILE, BY_NODE, OF_NODES = "predictions.json", "test_predictions.npz", "test_nodes.npz"
+FILE, CLASSES_FILE, PROPERTIES_FILE = "predictions.json", "test_predictions.npz", "test_nodes.npz"
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 TOP_CONFUSIONS = 50
 DESCRIBED = ("valid", "test")
@@ -53,17 +53,21 @@ def describe_predictions(logits: np.ndarray, labels: np.ndarray, class_names: Se
             f"labels run from {labels.min()} to {labels.max()}, expected 0 to {size - 1}; give labelled nodes only"
         )
     predicted, confidence = _predict(logits)
-    right = predicted == labels
+    correct = predicted == labels
     pairs = np.bincount(labels.astype(np.int64) * size + predicted, minlength=size * size).reshape(size, size)
     names = np.array([str(name) for name in class_names], dtype=object)
     classes = {"name": names, "support": pairs.sum(1), "predicted": pairs.sum(0), "correct": pairs.diagonal()}
-    true, chosen = np.nonzero(pairs - np.diag(pairs.diagonal()))
-    confusions = pd.DataFrame({"true": names[true], "predicted": names[chosen], "count": pairs[true, chosen]})
-    bin_of = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    counts, confidences, hits = (np.bincount(bin_of, one, minlength=BINS) for one in (None, confidence, right))
+    true, confused_with = np.nonzero(pairs - np.diag(pairs.diagonal()))
+    confusions = pd.DataFrame(
+        {"true": names[true], "predicted": names[confused_with], "count": pairs[true, confused_with]}
+    )
+    bin_index = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    counts, confidences, hits = (
+        np.bincount(bin_index, weights, minlength=BINS) for weights in (None, confidence, correct)
+    )
     return {
         "nodes": len(labels),
-        "accuracy": float(right.mean()),
+        "accuracy": float(correct.mean()),
         "ece": float(np.abs(hits - confidences).sum() / len(labels)),
         "classes": pd.DataFrame(classes).to_dict("records"),
         "confusions": _most_frequent(confusions),
@@ -81,12 +85,12 @@ def _predict(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     predicted = np.empty(len(logits), dtype=np.int64)
     confidence = np.empty(len(logits))
     for start in range(0, len(logits), _CHUNK):
-        part = np.asarray(logits[start : start + _CHUNK], dtype=np.float64)
-        if not np.isfinite(part).all():
-            raise ValueError(f"logits of nodes {start} to {start + len(part) - 1} are not all finite")
-        part = part - part.max(axis=1, keepdims=True)
-        predicted[start : start + len(part)] = part.argmax(axis=1)
-        confidence[start : start + len(part)] = 1 / np.exp(part).sum(axis=1)
+        chunk = np.asarray(logits[start : start + _CHUNK], dtype=np.float64)
+        if not np.isfinite(chunk).all():
+            raise ValueError(f"logits of nodes {start} to {start + len(chunk) - 1} are not all finite")
+        chunk = chunk - chunk.max(axis=1, keepdims=True)
+        predicted[start : start + len(chunk)] = chunk.argmax(axis=1)
+        confidence[start : start + len(chunk)] = 1 / np.exp(chunk).sum(axis=1)
     return predicted, confidence
 
 
@@ -94,9 +98,9 @@ def _bins(counts: np.ndarray, confidences: np.ndarray, hits: np.ndarray) -> list
     """Rows of ``bins``, from the number of nodes, sum of confidences and number of correct predictions per bin."""
     sums = zip(counts.tolist(), confidences.tolist(), hits.tolist(), strict=True)
     return [
-        {"low": place / BINS, "high": (place + 1) / BINS, "count": count,
-         "confidence": confidence / count if count else None, "accuracy": right / count if count else None}
-        for place, (count, confidence, right) in enumerate(sums)
+        {"low": index / BINS, "high": (index + 1) / BINS, "count": count,
+         "confidence": confidence / count if count else None, "accuracy": correct / count if count else None}
+        for index, (count, confidence, correct) in enumerate(sums)
     ]  # fmt: skip
 
 
@@ -118,23 +122,27 @@ def describe_run(
     Raises:
         ValueError: logits do not fit the labels; names the file.
     """
-    if properties and not (run_dir / OF_NODES).exists():
-        with atomic_write(run_dir / OF_NODES) as handle:
+    if properties and not (run_dir / PROPERTIES_FILE).exists():
+        with atomic_write(run_dir / PROPERTIES_FILE) as handle:
             numbers: dict[str, Any] = dict(properties())
             np.savez_compressed(handle, **numbers)
     for stage in sorted((run_dir / "stages").glob("[0-9]*_*/stage.json")):
-        file, by_node, source = (stage.parent / name for name in (FILE, BY_NODE, "logits.npy"))
-        if (file.exists() and by_node.exists()) or not source.exists():
+        file, class_file, source = (stage.parent / name for name in (FILE, CLASSES_FILE, "logits.npy"))
+        if (file.exists() and class_file.exists()) or not source.exists():
             continue
         logits = np.load(source, mmap_mode="r")
         if len(logits) != len(labels):
             raise ValueError(f"{source}: predictions for {len(logits)} nodes, but the graph has {len(labels)}")
         try:
-            parts = {part: (logits[split[part]], labels[split[part]]) for part in DESCRIBED}
-            described = {part: describe_predictions(*pair, class_names) for part, pair in parts.items()}
-            classes = {"true": labels[split["test"]], "predicted": _predict(parts["test"][0])[0]}
-            with atomic_write(by_node) as handle:
-                np.savez_compressed(handle, **{name: found.astype(np.uint16) for name, found in classes.items()})
+            split_arrays = {
+                split_name: (logits[split[split_name]], labels[split[split_name]]) for split_name in DESCRIBED
+            }
+            described = {
+                split_name: describe_predictions(*pair, class_names) for split_name, pair in split_arrays.items()
+            }
+            classes = {"true": labels[split["test"]], "predicted": _predict(split_arrays["test"][0])[0]}
+            with atomic_write(class_file) as handle:
+                np.savez_compressed(handle, **{name: values.astype(np.uint16) for name, values in classes.items()})
             write_json(file, described)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
@@ -147,26 +155,26 @@ def read_descriptions(stage: Path) -> dict[str, Description] | None:
         return None
     keys = ("nodes", "accuracy", "ece", "classes", "confusions", "bins")
     with reading(file, remedy):
-        found = read_json(file, remedy)
-        return {part: {key: found[part][key] for key in keys} for part in DESCRIBED}
+        content = read_json(file, remedy)
+        return {split: {key: content[split][key] for key in keys} for split in DESCRIBED}
 
 
 def read_test_predictions(stage: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """True and predicted classes of the test nodes, uint16 (n,) each; None if the stage did not record them."""
-    found = _read_arrays(stage / BY_NODE, ("true", "predicted"))
-    return (found["true"], found["predicted"]) if found else None
+    classes = _read_arrays(stage / CLASSES_FILE, ("true", "predicted"))
+    return (classes["true"], classes["predicted"]) if classes else None
 
 
 def read_node_properties(run_dir: Path) -> dict[str, np.ndarray]:
     """Numbers of a run's test nodes by name, float (n,) each; empty if the run did not record them."""
-    return _read_arrays(run_dir / OF_NODES)
+    return _read_arrays(run_dir / PROPERTIES_FILE)
 
 
 def _read_arrays(file: Path, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
     if not file.exists():
         return {}
-    with reading(file, "delete it and start the run again to rewrite it"), np.load(file) as found:
-        return {name: found[name] for name in names or found}
+    with reading(file, "delete it and start the run again to rewrite it"), np.load(file) as arrays:
+        return {name: arrays[name] for name in names or arrays}
 
 
 def pool(descriptions: Sequence[Description]) -> Description:
@@ -177,18 +185,18 @@ def pool(descriptions: Sequence[Description]) -> Description:
     Raises:
         ValueError: there is no description, or their classes differ.
     """
-    names = [[row["name"] for row in one["classes"]] for one in descriptions]
-    if not names or any(other != names[0] for other in names):
+    names = [[row["name"] for row in description["classes"]] for description in descriptions]
+    if not names or any(seed_names != names[0] for seed_names in names):
         raise ValueError("only descriptions of the same classes can be pooled")
     counts, confidences, accuracies = (
-        np.array([[row[key] or 0 for row in one["bins"]] for one in descriptions])
+        np.array([[row[key] or 0 for row in description["bins"]] for description in descriptions])
         for key in ("count", "confidence", "accuracy")
     )
-    classes = pd.concat([pd.DataFrame(one["classes"]) for one in descriptions]).groupby(level=0)
-    pairs = [row for one in descriptions for row in one["confusions"]]
+    classes = pd.concat([pd.DataFrame(description["classes"]) for description in descriptions]).groupby(level=0)
+    pairs = [row for description in descriptions for row in description["confusions"]]
     confusions = pd.DataFrame(pairs, columns=["true", "predicted", "count"])
     return {
-        "nodes": sum(one["nodes"] for one in descriptions),
+        "nodes": sum(description["nodes"] for description in descriptions),
         "classes": classes.agg({"name": "first", "support": "sum", "correct": "sum"}).to_dict("records"),
         "confusions": _most_frequent(confusions.groupby(["true", "predicted"], sort=False, as_index=False).sum()),
         "bins": _bins(counts.sum(0), (counts * confidences).sum(0), (counts * accuracies).sum(0)),

@@ -63,12 +63,15 @@ def paired_difference(
     common = sorted(scores.keys() & reference.keys())
     differences = [scores[seed] - reference[seed] for seed in common]
     ours, theirs = outcomes or {}, reference_outcomes or {}
-    nodes = [_of_nodes(ours.get(seed), theirs.get(seed), mean) for seed, mean in zip(common, differences, strict=True)]
-    known, interval = [one for one in nodes if one is not None], None
-    if common and len(known) == len(common):
-        interval = bootstrapped(known, all(np.array_equal(ours[seed][0], ours[common[0]][0]) for seed in common))
+    node_differences = [
+        _node_differences(ours.get(seed), theirs.get(seed), mean)
+        for seed, mean in zip(common, differences, strict=True)
+    ]
+    recorded, interval = [array for array in node_differences if array is not None], None
+    if common and len(recorded) == len(common):
+        interval = bootstrapped(recorded, all(np.array_equal(ours[seed][0], ours[common[0]][0]) for seed in common))
     elif len(common) >= MIN_SEEDS:
-        interval = bootstrapped([np.array([one]) for one in differences])
+        interval = bootstrapped([np.array([difference]) for difference in differences])
     mean = statistics.fmean(differences) if differences else None
     if mean is None or len(common) < MIN_SEEDS:
         return Difference(name, mean, len(common), None, TOO_FEW, interval)
@@ -81,7 +84,7 @@ def paired_difference(
     return Difference(name, 0.0, len(common), 1.0, "", interval)
 
 
-def _of_nodes(ours: Outcome | None, theirs: Outcome | None, mean: float) -> np.ndarray | None:
+def _node_differences(ours: Outcome | None, theirs: Outcome | None, mean: float) -> np.ndarray | None:
     """int8 (n,), per node: ours correct (0/1) minus theirs correct; None if unknown or if the mean is not ``mean``."""
     if ours is None or theirs is None or not np.array_equal(ours[0], theirs[0]):
         return None
@@ -97,25 +100,29 @@ def bootstrapped(differences: Sequence[np.ndarray], shared: bool = True) -> tupl
         shared: all seeds have the same nodes, so one draw of nodes serves all; else nodes are drawn per seed.
     """
     rng = np.random.default_rng(0)
-    groups = [np.stack(differences)] if shared else [one[None] for one in differences]
+    groups = [np.stack(differences)] if shared else [seed_differences[None] for seed_differences in differences]
     means = []
     for group in groups:
         # Nodes with equal differences on every seed are interchangeable; the number drawn of each kind is multinomial.
         kinds, counts = np.unique(group, axis=1, return_counts=True)
         drawn = rng.multinomial(group.shape[1], counts / group.shape[1], size=DRAWS)
         means.append(drawn @ kinds.T / group.shape[1])
-    of_seeds = np.concatenate(means, axis=1)
-    chosen = rng.integers(of_seeds.shape[1], size=of_seeds.shape)
-    drawn = np.take_along_axis(of_seeds, chosen, axis=1).mean(axis=1)
+    seed_means = np.concatenate(means, axis=1)
+    seed_draws = rng.integers(seed_means.shape[1], size=seed_means.shape)
+    drawn = np.take_along_axis(seed_means, seed_draws, axis=1).mean(axis=1)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high
 
 
 def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
     """Correct p-values for multiple testing (Holm 1979); differences without a p-value stay as they are."""
-    tested = sorted((one.p, place) for place, one in enumerate(differences) if one is not None and one.p is not None)
+    tested = sorted(
+        (difference.p, index)
+        for index, difference in enumerate(differences)
+        if difference is not None and difference.p is not None
+    )
     result, floor = list(differences), 0.0
-    for rank, (p, place) in enumerate(tested):
+    for rank, (p, index) in enumerate(tested):
         floor = max(floor, min(1.0, p * (len(tested) - rank)))
-        result[place] = replace(result[place], p=floor)  # type: ignore[type-var]
+        result[index] = replace(result[index], p=floor)  # type: ignore[type-var]
     return result

@@ -68,13 +68,13 @@ def read_stages(run_dir: Path) -> list[Stage]:
     Raises:
         ValueError: a ``stage.json`` is damaged, or two stages have the same index; names the files.
     """
-    about = run_dir / "run.json"
-    wanted = read_json(about).get("stages") if about.exists() else None
+    run_file = run_dir / "run.json"
+    requested = read_json(run_file).get("stages") if run_file.exists() else None
     stages: dict[int, Stage] = {}
     files: dict[int, Path] = {}
     # Hidden siblings are folders that a killed run was still writing.
     for file in sorted((run_dir / "stages").glob("[0-9]*_*/stage.json")):
-        if wanted is not None and file.parent.name not in wanted:
+        if requested is not None and file.parent.name not in requested:
             continue
         stage = _read_stage(file)
         if stage.index in stages:
@@ -99,18 +99,25 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {"int": int, "str": str, "float": _f
 def _read_stage(file: Path) -> Stage:
     remedy = "delete its folder and start the run again to redo that stage"
     with reading(file, remedy):
-        found = read_json(file, remedy)
-        if not isinstance(found, dict):
-            raise ValueError(f"expected an object, found {type(found).__name__}")
-        if found["model"] not in (*MODELS, NO_MODEL, GIVEN) and not str(found["model"]).startswith("LM:"):
-            raise ValueError(f'"model" is {found["model"]!r}, expected one of {[*MODELS, NO_MODEL, GIVEN]}')
-        scores = {split: found["scores"][split] for split in SPLIT_OF_FOLDER.values()}
-        costs: dict[str, Any] = {cost: _finite(found[cost]) for cost in COSTS if found.get(cost) is not None}
+        content = read_json(file, remedy)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found {type(content).__name__}")
+        if content["model"] not in (*MODELS, NO_MODEL, GIVEN) and not str(content["model"]).startswith("LM:"):
+            raise ValueError(f'"model" is {content["model"]!r}, expected one of {[*MODELS, NO_MODEL, GIVEN]}')
+        scores = {split: content["scores"][split] for split in SPLIT_OF_FOLDER.values()}
+        costs: dict[str, Any] = {cost: _finite(content[cost]) for cost in COSTS if content.get(cost) is not None}
         return Stage(
-            **{one.name: _CONVERT[str(one.type)](found[one.name]) for one in fields(Stage) if one.type in _CONVERT},
-            scores={split: {key: _finite(value) for key, value in part.items()} for split, part in scores.items()},
+            **{
+                attribute.name: _CONVERT[str(attribute.type)](content[attribute.name])
+                for attribute in fields(Stage)
+                if attribute.type in _CONVERT
+            },
+            scores={
+                split: {key: _finite(value) for key, value in split_scores.items()}
+                for split, split_scores in scores.items()
+            },
             # A diagnostic that is not defined for a stage (a mean over no nodes) is stored as null.
-            diagnostics={key: _finite(value) for key, value in found["diagnostics"].items() if value is not None},
+            diagnostics={key: _finite(value) for key, value in content["diagnostics"].items() if value is not None},
             **costs,
         )
 
@@ -150,9 +157,9 @@ def finish_run(run_dir: Path, digits: int = 4) -> list[dict[str, Any]]:
 
 def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -> list[dict[str, float]]:
     latest = {f"{model.lower()}_{key}": 0.0 for model in MODELS for key in (metric, "loss")}
-    further = further_metrics(stages, metric)
+    metrics = further_metrics(stages, metric)
     rows = []
-    for place, stage in enumerate(stages):
+    for index, stage in enumerate(stages):
         scores = {key: stage.score(split, key) for key in (metric, "loss")}
         if stage.model in MODELS:
             latest |= {f"{stage.model.lower()}_{key}": value for key, value in scores.items()}
@@ -161,10 +168,10 @@ def _stats_rows(stages: Sequence[Stage], split: str, metric: str, digits: int) -
             **({"eta": 0.0} if split == "train" else {}),
             "loss": scores["loss"],
             "lr": stage.lr,
-            "params": _params_of(stages[: place + 1]),
+            "params": _params_of(stages[: index + 1]),
             "time_iter": stage.seconds,
             metric: scores[metric],
-            **{name: stage.score(split, name) for name in further},
+            **{name: stage.score(split, name) for name in metrics},
             "em_iteration": stage.em_iteration,
             "peak_memory_mb": stage.peak_memory_mb,
             **latest,
@@ -179,8 +186,8 @@ def _params_of(stages: Sequence[Stage]) -> int:
 
 def further_metrics(stages: Sequence[Stage], metric: str) -> list[str]:
     """Metrics other than ``metric`` that every stage was scored by."""
-    scored = [part for stage in stages for part in stage.scores.values()]
-    return [name for name in METRICS if name != metric and all(name in part for part in scored)]
+    scored = [split_scores for stage in stages for split_scores in stage.scores.values()]
+    return [name for name in METRICS if name != metric and all(name in split_scores for split_scores in scored)]
 
 
 def heading(split: str, metric: str = METRIC) -> str:
@@ -190,14 +197,14 @@ def heading(split: str, metric: str = METRIC) -> str:
 
 def further_headings(columns: Iterable[str]) -> dict[str, str]:
     """Column -> heading of the further test scores among ``columns``."""
-    found = set(columns)
-    return {key: f"test {name} %" for metric, name in METRICS.items() if (key := f"test_{metric}") in found}
+    present = set(columns)
+    return {key: f"test {name} %" for metric, name in METRICS.items() if (key := f"test_{metric}") in present}
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
     """Distinct methods: those of `METHODS` first, in that order, then others in order of appearance."""
-    found = list(dict.fromkeys(methods))
-    return [name for name in METHODS if name in found] + [name for name in found if name not in METHODS]
+    distinct = list(dict.fromkeys(methods))
+    return [name for name in METHODS if name in distinct] + [name for name in distinct if name not in METHODS]
 
 
 def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str, Any]]:
@@ -212,19 +219,19 @@ def summary_rows(stages: Sequence[Stage], metric: str = METRIC) -> list[dict[str
     rows = []
     for method in in_order(stage.method for stage in stages):
         competing = [stage for stage in stages if stage.method == method]
-        chosen = max(competing, key=lambda stage: stage.score("valid", metric))
-        until = [chosen] if chosen.model == GIVEN else stages[: stages.index(chosen) + 1]
+        best = max(competing, key=lambda stage: stage.score("valid", metric))
+        counted_stages = [best] if best.model == GIVEN else stages[: stages.index(best) + 1]
         row: dict[str, Any] = {
             "method": method,
-            **{split: chosen.score(split, metric) for split in ("valid", "test")},
-            "params": _params_of(until),
-            "seconds": sum(stage.seconds for stage in until),
-            "peak_memory_mb": max(stage.peak_memory_mb for stage in until),
+            **{split: best.score(split, metric) for split in ("valid", "test")},
+            "params": _params_of(counted_stages),
+            "seconds": sum(stage.seconds for stage in counted_stages),
+            "peak_memory_mb": max(stage.peak_memory_mb for stage in counted_stages),
         }
-        known = {cost: [getattr(stage, cost) for stage in until] for cost in COSTS}
-        row |= {cost: sum(numbers) for cost, numbers in known.items() if None not in numbers}
-        further = [(split, name) for name in further_metrics(stages, metric) for split in ("valid", "test")]
-        rows.append(row | {f"{split}_{name}": chosen.score(split, name) for split, name in further})
+        stage_costs = {cost: [getattr(stage, cost) for stage in counted_stages] for cost in COSTS}
+        row |= {cost: sum(numbers) for cost, numbers in stage_costs.items() if None not in numbers}
+        further_scores = [(split, name) for name in further_metrics(stages, metric) for split in ("valid", "test")]
+        rows.append(row | {f"{split}_{name}": best.score(split, name) for split, name in further_scores})
     return rows
 
 
@@ -261,7 +268,7 @@ def print_run(run_dir: Path, title: str, console: Console | None = None, *, furt
     ]  # fmt: skip
     numbers = [*scores.values(), "params", "seconds", "peak memory MB"]
     table = new_table(title, ["method"], numbers, cells)
-    warnings = [text for one in stages for text in warnings_of(one.model, one.em_iteration, one.diagnostics)]
+    warnings = [text for stage in stages for text in warnings_of(stage.model, stage.em_iteration, stage.diagnostics)]
     table.caption, table.caption_justify = "\n".join(map(escape, warnings)) or None, "left"
     (console or default_console()).print(table)
 
@@ -272,12 +279,12 @@ def log_run(run_dir: Path, log: Path) -> None:
     diagnostics = list(dict.fromkeys(key for stage in stages for key in stage.diagnostics))
     numbers = [heading("valid", metric), "best epoch", "seconds", *diagnostics]
     table = new_table("Stages and their diagnostics", ["EM", "stage", "method"], numbers)
-    for before, stage in zip([None, *stages], stages, strict=False):
-        if before and stage.em_iteration != before.em_iteration:
+    for previous, stage in zip([None, *stages], stages, strict=False):
+        if previous and stage.em_iteration != previous.em_iteration:
             table.add_section()
-        shown = [f"{100 * stage.score('valid', metric):.2f}", f"{stage.best_epoch:g}", f"{stage.seconds:,.1f}"]
-        shown += [diagnostic_text(stage.diagnostics[key]) if key in stage.diagnostics else "" for key in diagnostics]
-        table.add_row(str(stage.em_iteration), stage.name, stage.method, *shown)
+        cells = [f"{100 * stage.score('valid', metric):.2f}", f"{stage.best_epoch:g}", f"{stage.seconds:,.1f}"]
+        cells += [diagnostic_text(stage.diagnostics[key]) if key in stage.diagnostics else "" for key in diagnostics]
+        table.add_row(str(stage.em_iteration), stage.name, stage.method, *cells)
     with log.open("a", encoding="utf-8") as file:
         console = Console(file=file, width=LOG_WIDTH)
         console.print(table)

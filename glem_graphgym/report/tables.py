@@ -41,30 +41,30 @@ class Column:
 
     def value(self, row: Row) -> Any:
         """Sort key of a row's cell; None sorts last."""
-        found = self.of(row)
-        number = found.mean if isinstance(found, Spread | Difference) else found
+        content = self.of(row)
+        number = content.mean if isinstance(content, Spread | Difference) else content
         return None if number != number else number  # NaN
 
     def text(self, row: Row) -> str:
         """Text of a row's cell."""
-        found = self.of(row)
+        content = self.of(row)
         if self.key == "name":
             return f"{row.name} [published: {row.source}]" if row.published else row.name + marks_of(row)
         if self.key == "runs":
             return f"{row.runs} runs" if row.published else seeds_text(row.seeds)
         if self.key in ("to_best", "to_non_glem"):
-            return "" if row.published else difference_text(found)
-        if isinstance(found, Spread):
-            return "hidden" if self.hidden and not row.published else percent(found)
-        if found is None or isinstance(found, str):
-            return found or ""
-        return f"{found:,.0f}"
+            return "" if row.published else difference_text(content)
+        if isinstance(content, Spread):
+            return "hidden" if self.hidden and not row.published else percent(content)
+        if content is None or isinstance(content, str):
+            return content or ""
+        return f"{content:,.0f}"
 
 
 def columns_of(board: Board) -> list[Column]:
     """Columns of a board; of `COSTS` only those that a row has."""
     hidden = {"test"} if board.blind else set()
-    scores = [Column(k, text, basic=k not in FURTHER, hidden=k in hidden) for k, text in board.headings.items()]
+    scores = [Column(key, text, basic=key not in FURTHER, hidden=key in hidden) for key, text in board.headings.items()]
     costs = {"params": "params", "seconds": "seconds", "peak_memory_mb": "peak MB"}
     costs |= {key: text for key, text in COSTS.items() if any(getattr(row, key) is not None for row in board.rows)}
     return [
@@ -102,8 +102,8 @@ def marks_of(row: Row) -> str:
 
 def seeds_text(seeds: Sequence[int]) -> str:
     """``10 (0-9)``, ``2 (3, 7)``."""
-    run = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1  # they ascend
-    return f"{len(seeds)} ({f'{seeds[0]}-{seeds[-1]}' if run else ', '.join(map(str, seeds))})"
+    consecutive = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1  # they ascend
+    return f"{len(seeds)} ({f'{seeds[0]}-{seeds[-1]}' if consecutive else ', '.join(map(str, seeds))})"
 
 
 def to_markdown(boards: Sequence[Board]) -> str:
@@ -135,10 +135,10 @@ def to_latex(boards: Sequence[Board]) -> str:
     lines = ["% \\usepackage{booktabs}"]
     for board in boards:
         columns = [column for column in columns_of(board) if column.key in IN_PAPERS]
-        places = {column.key: _best_two(board.rows, column) for column in columns if column.key in board.headings}
+        best_texts = {column.key: _best_two(board.rows, column) for column in columns if column.key in board.headings}
         body = []
         for row in board.all_rows:
-            cells = {column.key: _marked(column.text(row), places.get(column.key, []), row) for column in columns}
+            cells = {column.key: _marked(column.text(row), best_texts.get(column.key, []), row) for column in columns}
             cells["name"] = _latex(
                 f"{row.name} ({row.source})" if row.published else row.name + " †" * bool(row.caveat)
             )
@@ -164,14 +164,14 @@ def _caption(board: Board) -> str:
 
 def _best_two(rows: Sequence[Row], column: Column) -> list[str]:
     """The two best distinct scores of a column, as displayed."""
-    found = {(value, column.text(row)) for row in rows if (value := column.value(row)) is not None}
-    return list(dict.fromkeys(text for _, text in sorted(found, reverse=True)))[:2]
+    scores = {(value, column.text(row)) for row in rows if (value := column.value(row)) is not None}
+    return list(dict.fromkeys(text for _, text in sorted(scores, reverse=True)))[:2]
 
 
 def _marked(text: str, best: Sequence[str], row: Row) -> str:
-    place = best.index(text) if text in best and not row.published else None
-    shown = _latex(text)
-    return shown if place is None else rf"\{('textbf', 'underline')[place]}{{{shown}}}"
+    rank = best.index(text) if text in best and not row.published else None
+    latex = _latex(text)
+    return latex if rank is None else rf"\{('textbf', 'underline')[rank]}{{{latex}}}"
 
 
 def _latex(text: str) -> str:
@@ -185,7 +185,11 @@ CSV_COLUMNS = [
     *("valid_mean", "valid_std", "test_mean", "test_std", "runs", "seeds", "params", "seconds", "peak_memory_mb"),
     *COSTS,
     *("config", "em_iterations"),
-    *(f"{to}{part}" for to in ("to_best", "to_non_glem") for part in ("", "_low", "_high", "_n", "_p", "_reason")),
+    *(
+        f"{column}{suffix}"
+        for column in ("to_best", "to_non_glem")
+        for suffix in ("", "_low", "_high", "_n", "_p", "_reason")
+    ),
     *("caveat", "same_in"),
 ]
 
@@ -197,9 +201,9 @@ def to_csv(boards: Sequence[Board]) -> str:
     end, if a run has them.
     """
     table = []
-    there = {name for board in boards for row in board.rows for name in row.further}
-    further = [f"{name}_{part}" for name in FURTHER if name in there for part in ("mean", "std")]
-    for board, row in [(one, row) for one in boards for row in one.all_rows]:
+    recorded = {name for board in boards for row in board.rows for name in row.further}
+    further = [f"{name}_{statistic}" for name in FURTHER if name in recorded for statistic in ("mean", "std")]
+    for board, row in [(each, row) for each in boards for row in each.all_rows]:
         flat: dict[str, Any] = {"dataset": board.dataset, "metric": board.metric}
         for name, value in (vars(row) | row.further).items():
             if isinstance(value, Spread | Difference):

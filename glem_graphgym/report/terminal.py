@@ -25,10 +25,13 @@ def print_board(board: Board, console: Console | None = None) -> None:
     In a narrow terminal, cells are wrapped, then the least important columns left out; a note names them.
     """
     console = console or default_console()
-    every = columns_of(board)
-    most = [column for column in every if column.key not in list(board.headings)[2:]]
-    fewer = [[one for one in most if one.key not in LEAST_FIRST[:count]] for count in range(len(LEAST_FIRST) + 1)]
-    for columns, width in [(every, 0), (most, 0), *((columns, NAME_WIDTH) for columns in fewer)]:
+    all_columns = columns_of(board)
+    main_columns = [column for column in all_columns if column.key not in list(board.headings)[2:]]
+    column_subsets = [
+        [column for column in main_columns if column.key not in LEAST_FIRST[:count]]
+        for count in range(len(LEAST_FIRST) + 1)
+    ]
+    for columns, width in [(all_columns, 0), (main_columns, 0), *((columns, NAME_WIDTH) for columns in column_subsets)]:
         table = _table(board, columns, width)
         excess = console.measure(table, options=console.options.update(width=WIDEST)).maximum - console.width
         if excess <= 0:
@@ -36,8 +39,8 @@ def print_board(board: Board, console: Console | None = None) -> None:
     else:
         table = _table(board, columns, max(MIN_NAME_WIDTH, NAME_WIDTH - excess))
     console.print(table)
-    if left := [column.heading for column in every if column not in columns]:
-        text = f"left out at a width of {console.width}: {', '.join(left)}; the CSV and the Markdown file have them"
+    if left_out := [column.heading for column in all_columns if column not in columns]:
+        text = f"left out at a width of {console.width}: {', '.join(left_out)}; the CSV and the Markdown file have them"
         console.print(text, highlight=False)
     for note in board.notes:
         console.print(note, highlight=False, markup=False)
