@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
     if importlib.util.find_spec("optuna") is None:
-        print("error: run/search.py needs the extra 'search': pip install optuna", file=sys.stderr)
+        print("error: run/search.py needs the extra 'search': pip install 'glem-graphgym[search]'", file=sys.stderr)
         return 1
     return to_status(lambda: run_search(args), ValueError, OSError)  # ValueError: GridError, JobError, ConfigError
 

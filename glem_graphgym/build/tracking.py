@@ -24,7 +24,6 @@ from glem_graphgym.files import read_json, write_json
 
 End = Callable[[bool], object]  # ends tracking; called with whether the run has finished
 PATIENCE = 30.0  # seconds that the end of a run waits for a tracker
-PIP = {"mlflow": "mlflow-skinny"}  # module -> package, if its name differs
 
 
 @contextmanager
@@ -39,7 +38,8 @@ def tracking(cfg: CfgNode) -> Iterator[Track]:
         found = importlib.util.find_spec(kind)
         if found is None or found.origin is None:  # origin None: just a folder of that name, such as W&B creates
             raise ConfigError(
-                f"glem.track is '{kind}', which is not installed: pip install {PIP.get(kind, kind)}, or set it to none"
+                f"glem.track is '{kind}', which is not installed: pip install 'glem-graphgym[{kind}]', or set "
+                "it to none"
             )
         kinds.append(kind)
     trackers = [_Tracker(kind, Path(cfg.run_dir)) for kind in kinds if processes.rank() == 0]

@@ -227,8 +227,8 @@ def _quantization(precision: str) -> Any:
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
-            f"lm.base_precision is {precision}, which needs the extra 'bits': pip install bitsandbytes, or set it to "
-            "bf16"
+            f"lm.base_precision is {precision}, which needs the extra 'bits': pip install 'glem-graphgym[bits]', "
+            "or set it to bf16"
         )
     if precision == "8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
@@ -360,7 +360,8 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
         from peft.utils import load_peft_weights, set_peft_model_state_dict
     except ImportError as error:
         raise ValueError(
-            f"lm.model '{files.model}' is an adapter of peft, which needs the extra 'lora': pip install peft"
+            f"lm.model '{files.model}' is an adapter of peft, which needs the extra 'lora': pip install "
+            "'glem-graphgym[lora]'"
         ) from error
     assert files.adapter is not None
     folder = str(files.adapter)

@@ -263,7 +263,9 @@ def _with_lora(backbone: Any, config: EncoderConfig) -> nn.Module:
     try:
         import peft
     except ImportError as error:
-        raise ValueError(f"lm.lora_rank is {rank}, which needs the extra 'lora': pip install peft") from error
+        raise ValueError(
+            f"lm.lora_rank is {rank}, which needs the extra 'lora': pip install 'glem-graphgym[lora]'"
+        ) from error
     logging.getLogger("peft").setLevel(logging.ERROR)
     lora = peft.LoraConfig(
         r=rank,

@@ -380,7 +380,7 @@ class SubmittedQueue(Queue):
         try:
             import submitit
         except ImportError as error:
-            raise JobError("--launcher submitit needs the extra 'slurm': pip install submitit") from error
+            raise JobError("--launcher submitit needs the extra 'slurm': pip install 'glem-graphgym[slurm]'") from error
         # Slurm chooses the GPUs, and a job takes the cores that it gets.
         super().__init__(jobs, replace(plan, gpus=(), threads=0), total)
         self.submitted: dict[int, submitit.Job[int]] = {}

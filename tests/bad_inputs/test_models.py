@@ -888,7 +888,7 @@ def test_an_adapter_of_another_kind_is_refused(lm: Path, tmp_path: Path) -> None
 
 def test_without_peft_the_message_says_what_to_install(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    refused(lambda: backbone(adapter), "pip install peft")
+    refused(lambda: backbone(adapter), "pip install 'glem-graphgym[lora]'")
 
 
 # ---- whole runs -------------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_run(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else found(name))
     folder = configure_run("glem.track", "mlflow")
     with pytest.raises(
-        ConfigError, match=r"glem\.track is 'mlflow', which is not installed: pip install mlflow-skinny"
+        ConfigError, match=r"glem\.track is 'mlflow', which is not installed: pip install 'glem-graphgym\[mlflow\]'"
     ):
         train_run(cfg)
     assert not list(folder.iterdir())
