@@ -65,7 +65,7 @@ def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
     texts = reads_texts(cfg)
     groups = [group for group in ("lm", "gnn") if cfg[group].precision == "auto" and (texts or group == "gnn")]
     if groups and hardware_for(cfg, "auto").precision != "32-true":
-        precision = _kept(cache, "precision", (), faster_precision)
+        precision = _cached_choice(cache, "precision", (), faster_precision)
         chosen |= {f"{group}.precision": precision for group in groups}
     if texts and cfg.lm.attention == "auto":
         with suppress(Exception):  # a model that cannot be read is reported when it is built
@@ -76,23 +76,25 @@ def _choose(cfg: CfgNode, anew: bool) -> dict[str, Any]:
             if dropout < 0:
                 dropout = float(getattr(model, "attention_probs_dropout_prob", getattr(model, "attention_dropout", 0)))
             key = (heads, width // heads, str(dtype), dropout)
-            chosen["lm.attention"] = _kept(cache, "attention", key, lambda: faster_attention(*key[:2], dtype, dropout))
+            chosen["lm.attention"] = _cached_choice(
+                cache, "attention", key, lambda: faster_attention(*key[:2], dtype, dropout)
+            )
     if chosen:
         logging.info(f"measured on this processor: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
     return chosen
 
 
-def _kept(cache: Path, name: str, key: Sequence[object], measure: Callable[[], str]) -> str:
+def _cached_choice(cache: Path, name: str, key: Sequence[object], measure: Callable[[], str]) -> str:
     """The choice ``name`` for this processor, number of threads, torch version and ``key``; measured if not cached."""
-    about = {"processor": [*processor()], "threads": torch.get_num_threads(), "torch": torch.__version__}
-    about["of"] = [*key]
-    file = cache / f"{name}-{fingerprint(about)}.json"
+    conditions = {"processor": [*processor()], "threads": torch.get_num_threads(), "torch": torch.__version__}
+    conditions["of"] = [*key]
+    file = cache / f"{name}-{fingerprint(conditions)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         with suppress(DamagedFileError, KeyError, TypeError):
             return str(read_json(file)["choice"])
         choice = measure()
-        write_json(file, {"choice": choice, **about})
+        write_json(file, {"choice": choice, **conditions})
     return choice
 
 
@@ -102,10 +104,10 @@ def faster_precision() -> str:
     That a processor has bfloat16 instructions does not decide: without AMX an Intel Xeon is twice as fast in float32.
     """
     rows, weight = torch.randn(ROWS, WIDTH), torch.randn(4 * WIDTH, WIDTH)
-    half = weight.bfloat16()
+    bf16_weight = weight.bfloat16()
     with torch.inference_mode():
-        seconds = _seconds(
-            {"32": lambda: F.linear(rows, weight), "bf16": lambda: F.linear(rows.bfloat16(), half).float()}
+        seconds = _fastest_seconds(
+            {"32": lambda: F.linear(rows, weight), "bf16": lambda: F.linear(rows.bfloat16(), bf16_weight).float()}
         )
     return "bf16" if seconds["bf16"] * GAIN < seconds["32"] else "32"
 
@@ -117,20 +119,22 @@ def faster_attention(heads: int, width: int, dtype: torch.dtype, dropout: float)
         width: of a head.
         dropout: of the attention weights in training, 0-1.
     """
-    ends = [_sdpa_from(training, heads, width, dtype, dropout if training else 0.0) for training in (True, False)]
-    return f"{CPU_ATTENTION}_{ends[0]}_{ends[1]}" if any(ends) else CPU_ATTENTION
+    shortest_lengths = [
+        _sdpa_from(training, heads, width, dtype, dropout if training else 0.0) for training in (True, False)
+    ]
+    return f"{CPU_ATTENTION}_{shortest_lengths[0]}_{shortest_lengths[1]}" if any(shortest_lengths) else CPU_ATTENTION
 
 
 def _sdpa_from(training: bool, heads: int, width: int, dtype: torch.dtype, dropout: float) -> int:
     """The shortest of `LENGTHS` such that sdpa is faster there and at all longer ones; 0 if there is none."""
-    least = 0
+    shortest = 0
     for length in reversed(LENGTHS):
         attend = functools.partial(_attend_once, length, training, heads, width, dtype, dropout)
-        seconds = _seconds({"ours": attend((0, 0)), "sdpa": attend((1, 1))})
+        seconds = _fastest_seconds({"ours": attend((0, 0)), "sdpa": attend((1, 1))})
         if seconds["sdpa"] * GAIN > seconds["ours"]:
             break
-        least = length
-    return least
+        shortest = length
+    return shortest
 
 
 def _attend_once(
@@ -159,13 +163,13 @@ def _attend_once(
     return run
 
 
-def _seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+def _fastest_seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Candidate -> its fastest time in seconds; candidates are timed in turn."""
-    least = dict.fromkeys(candidates, float("inf"))
+    fastest = dict.fromkeys(candidates, float("inf"))
     for turn in range(1 + TURNS):
         for name, run in candidates.items():
             start = time.perf_counter()
             run()
             if turn:
-                least[name] = min(least[name], time.perf_counter() - start)
-    return least
+                fastest[name] = min(fastest[name], time.perf_counter() - start)
+    return fastest

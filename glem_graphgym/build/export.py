@@ -35,7 +35,7 @@ from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.saving import save_dense, save_text_encoder
 
 ROWS = 1 << 16  # nodes per Parquet row group
-OF_GNN = ("model.", "gnn.", "glem.node_features", "glem.label_input", "glem.setting")
+GNN_KEY_PREFIXES = ("model.", "gnn.", "glem.node_features", "glem.label_input", "glem.setting")
 
 
 def export_run(cfg: CfgNode, folder: Path, stage: str | None = None, adapter: bool = False) -> None:
@@ -60,17 +60,19 @@ def export_run(cfg: CfgNode, folder: Path, stage: str | None = None, adapter: bo
         raise ValueError(f"--adapter asks for the LM's adapters, but train.mode {cfg.train.mode} trains no LM")
     if folder.is_dir():
         folder.rmdir()
-    with making(folder) as part:
-        assert part is not None, "another process has made it"
+    with making(folder) as partial_folder:
+        assert partial_folder is not None, "another process has made it"
         if lm:
-            _export_lm(cfg, graph, run, lm, part, adapter)
+            _export_lm(cfg, graph, run, lm, partial_folder, adapter)
         if gnn:
-            _export_gnn(cfg, graph, run, gnn, part / "gnn")
-        for name, of in {"lm": lm if lm is not gnn else None, "gnn": gnn}.items():
-            if of:
-                shutil.copyfile(of.folder / "logits.npy", part / f"{name}_logits.npy")
+            _export_gnn(cfg, graph, run, gnn, partial_folder / "gnn")
+        for name, model_stage in {"lm": lm if lm is not gnn else None, "gnn": gnn}.items():
+            if model_stage:
+                shutil.copyfile(model_stage.folder / "logits.npy", partial_folder / f"{name}_logits.npy")
         nodes = predicted_nodes(cfg, graph, run.candidates)
-        _export_table(graph, np.arange(graph.num_nodes) if nodes is None else nodes, lm, gnn, part / "nodes.parquet")
+        _export_table(
+            graph, np.arange(graph.num_nodes) if nodes is None else nodes, lm, gnn, partial_folder / "nodes.parquet"
+        )
 
 
 def _stages(run: Run, name: str | None) -> tuple[FinishedStage | None, FinishedStage | None]:
@@ -87,31 +89,33 @@ def _stages(run: Run, name: str | None) -> tuple[FinishedStage | None, FinishedS
     return gnn if run.joint else lm, gnn
 
 
-def _export_lm(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, part: Path, adapter: bool) -> None:
+def _export_lm(
+    cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, export_folder: Path, adapter: bool
+) -> None:
     weights = stage.weights()
     if run.joint:
         model: Any = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), weights).model
     else:
         model = run.lm_of(stage).start(weights=weights).model
-    tokenizer, before, after = tokenizer_of(cfg, graph.texts), "", ""
+    tokenizer, prefix, suffix = tokenizer_of(cfg, graph.texts), "", ""
     if isinstance(tokenizer, Prompted):
-        tokenizer, before, after = tokenizer.tokenizer, tokenizer.before, tokenizer.after
+        tokenizer, prefix, suffix = tokenizer.tokenizer, tokenizer.before, tokenizer.after
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(tokenizer))
-    folder = part / "lm"
+    folder = export_folder / "lm"
     folder.mkdir()
     save_text_encoder(model.encoder, tokenizer, folder, cfg.lm.model, cfg.lm.max_length, adapter)
-    if before:
-        prompts = {"prompts": {"default": before}, "default_prompt_name": "default"}
+    if prefix:
+        prompts = {"prompts": {"default": prefix}, "default_prompt_name": "default"}
         write_json(folder / "config_sentence_transformers.json", prompts)
-    if after:
+    if suffix:
         logging.warning(
-            f"sentence-transformers knows no prompt behind a text: append {after!r} to what you give to lm/"
+            f"sentence-transformers knows no prompt behind a text: append {suffix!r} to what you give to lm/"
         )
     if not isinstance(model, JointModel):
         save_dense(model.head.linear, folder / "head", classes=list(graph.class_names))
     if stage.embeddings is not None:
-        shutil.copyfile(stage.folder / "embeddings.npy", part / "embeddings.npy")
+        shutil.copyfile(stage.folder / "embeddings.npy", export_folder / "embeddings.npy")
 
 
 def _export_gnn(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, folder: Path) -> None:
@@ -121,7 +125,7 @@ def _export_gnn(cfg: CfgNode, graph: TextGraph, run: Run, stage: FinishedStage, 
     folder.mkdir()
     save_file(weights, folder / "weights.safetensors")
     teacher = run.teacher_of(stage).key.name if run.lm_gold else None
-    settings = {name: value for name, value in flat_settings(cfg) if name.startswith(OF_GNN)}
+    settings = {name: value for name, value in flat_settings(cfg) if name.startswith(GNN_KEY_PREFIXES)}
     facts = {"stage": stage.key.name, "embeddings_of": teacher, "classes": list(graph.class_names)}
     write_json(folder / "settings.json", {**facts, "settings": settings})
 

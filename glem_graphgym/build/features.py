@@ -76,11 +76,11 @@ def word_features(texts: Sequence[str], kind: str, columns: int, rows: np.ndarra
         raise DataError(
             f"glem.node_features {kind}: the texts hold no word that could be a feature ({error})"
         ) from None
-    found = np.zeros((len(texts), columns), dtype=np.float16)
+    features = np.zeros((len(texts), columns), dtype=np.float16)
     for first, end in ranges(len(texts), ROWS_AT_ONCE // 4):
-        part = words.transform(texts[first:end])
-        found[first:end, : part.shape[1]] = part.toarray()
-    return found
+        block = words.transform(texts[first:end])
+        features[first:end, : block.shape[1]] = block.toarray()
+    return features
 
 
 def static_folder(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None = None) -> Path:
@@ -108,19 +108,19 @@ def static_embeddings(cfg: CfgNode, tokens: TokenStore, nodes: np.ndarray | None
         nodes: int64 (n,), nodes to encode, with zeros for the others; None = all.
     """
     folder = static_folder(cfg, tokens, nodes)
-    with filling(folder, data_parallel=True) as part:
-        if part is not None:
+    with filling(folder, data_parallel=True) as partial_folder:
+        if partial_folder is not None:
             task = untuned_lm(cfg, tokens).start()
-            checkpoint = Checkpoint(part, cfg.glem.checkpoint_minutes)
+            checkpoint = Checkpoint(partial_folder, cfg.glem.checkpoint_minutes)
             unused = np.zeros((len(tokens), 1), dtype=np.float16)
-            embeddings = open_predictions(part, "embeddings", len(tokens), task.embedding_dim, nodes)
+            embeddings = open_predictions(partial_folder, "embeddings", len(tokens), task.embedding_dim, nodes)
             start = time.perf_counter()
             remedy = f"set lm.infer_tokens below {task.settings.infer_tokens}, or take a smaller lm.model"
             with naming_out_of_memory("encoding static embeddings", remedy):
                 task.predict(unused, embeddings, "static embeddings", nodes, checkpoint)
             if processes.rank() == 0:
                 seconds = checkpoint.seconds_before + time.perf_counter() - start
-                write_json(part / SECONDS, round(seconds, 3))
+                write_json(partial_folder / SECONDS, round(seconds, 3))
     return read_array(folder / "embeddings.npy", f"delete {folder} to have it made anew")
 
 
@@ -146,9 +146,9 @@ def feature_builder(
     """
     fixed: dict[str, np.ndarray] = {}
     kinds = feature_kinds(cfg.glem.node_features)
-    seen = None  # nodes whose texts training may use; None = all (transductive)
+    seen_nodes = None  # nodes whose texts training may use; None = all (transductive)
     if cfg.glem.setting != "transductive":
-        seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
+        seen_nodes = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])
     for kind in kinds:
         if kind == "raw":
             if graph.features is None:
@@ -160,20 +160,20 @@ def feature_builder(
             assert tokens is not None
             fixed[kind] = static_embeddings(cfg, tokens, encoded)
         elif kind in WORD_FEATURES:
-            fixed[kind] = word_features(graph.texts, kind, cfg.glem.vocabulary, seen)
-    of_trained = any(kind.startswith("text") for kind in kinds)
-    of_encoded = encoded is not None and (of_trained or "static" in kinds)
-    counted = encoded if of_encoded else None
-    if seen is not None:
-        counted = seen
-        if of_encoded:  # only these: whether other nodes are encoded depends on edges of test nodes
-            counted = np.union1d(graph.split["train"], graph.split["valid"])
+            fixed[kind] = word_features(graph.texts, kind, cfg.glem.vocabulary, seen_nodes)
+    has_trained = any(kind.startswith("text") for kind in kinds)
+    has_zero_rows = encoded is not None and (has_trained or "static" in kinds)
+    statistics_nodes = encoded if has_zero_rows else None
+    if seen_nodes is not None:
+        statistics_nodes = seen_nodes
+        if has_zero_rows:  # only these: whether other nodes are encoded depends on edges of test nodes
+            statistics_nodes = np.union1d(graph.split["train"], graph.split["valid"])
 
     def build(embeddings: np.ndarray | None, views: Mapping[str, np.ndarray] = MappingProxyType({})) -> Any:
-        trained = {"text": embeddings, **{f"text:{name}": of_view for name, of_view in views.items()}}
-        parts = [part for kind in kinds if (part := {**fixed, **trained}.get(kind)) is not None]
+        trained = {"text": embeddings, **{f"text:{name}": view_embeddings for name, view_embeddings in views.items()}}
+        arrays = [array for kind in kinds if (array := {**fixed, **trained}.get(kind)) is not None]
         standardise = cfg.gnn.input_norm in ("standardise", "layer")
-        rows = FeatureRows(parts, standardise=standardise, rows=counted, fixed=not of_trained)
+        rows = FeatureRows(arrays, standardise=standardise, rows=statistics_nodes, fixed=not has_trained)
         return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
     return build

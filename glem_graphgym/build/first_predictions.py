@@ -48,22 +48,22 @@ def ranked_logits(ranked: list[list[int]], graph: TextGraph) -> np.ndarray:
     evenly over all classes. A node without ranked classes gets a uniform distribution.
     """
     classes = graph.num_classes
-    p = np.full((len(ranked), classes), UNRANKED / classes)
-    for row, of_node in zip(p, ranked, strict=True):
-        shares = NEXT_RANK ** np.arange(len(of_node) or classes)
-        row[of_node or slice(None)] += (1 - UNRANKED) * (shares / shares.sum() if of_node else 1 / classes)
-    return np.log(p).astype(np.float16)
+    probabilities = np.full((len(ranked), classes), UNRANKED / classes)
+    for row, ranking in zip(probabilities, ranked, strict=True):
+        shares = NEXT_RANK ** np.arange(len(ranking) or classes)
+        row[ranking or slice(None)] += (1 - UNRANKED) * (shares / shares.sum() if ranking else 1 / classes)
+    return np.log(probabilities).astype(np.float16)
 
 
 def _classes(path: str, rows: list[list[str]], graph: TextGraph) -> list[list[int]]:
     """Class indices per row, in ranked order; the cells of a row are all class names or all class numbers."""
-    names = {name: place for place, name in enumerate(graph.class_names)}
-    numbers = {str(place): place for place in range(graph.num_classes)}
+    names = {name: index for index, name in enumerate(graph.class_names)}
+    numbers = {str(index): index for index in range(graph.num_classes)}
     ranked = []
     for number, row in enumerate(rows, start=1):
         cells = [cell.strip() for cell in row if cell.strip()]
-        known = names if all(cell in names for cell in cells) else numbers
-        if unknown := [cell for cell in cells if cell not in known]:
+        class_index = names if all(cell in names for cell in cells) else numbers
+        if unknown := [cell for cell in cells if cell not in class_index]:
             raise DataError(
                 f"{KEY}: {path}, row {number}: {listed(unknown, quoted=True)} is no class of {graph.name}; expected "
                 f"numbers from 0 to {graph.num_classes - 1}, or names such as "
@@ -71,5 +71,5 @@ def _classes(path: str, rows: list[list[str]], graph: TextGraph) -> list[list[in
             )
         if len(set(cells)) < len(cells):
             raise DataError(f"{KEY}: {path}, row {number} ranks a class twice ({listed(cells)}); expected each once")
-        ranked.append([known[cell] for cell in cells])
+        ranked.append([class_index[cell] for cell in cells])
     return ranked

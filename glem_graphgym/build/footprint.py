@@ -36,21 +36,21 @@ def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool =
         width: of the node features.
         trains: whether the GNN also trains on the whole graph, or only predicts on it.
     """
-    real, hardware = _real_and_counted(cfg)
+    run_hardware, hardware = _run_and_counting_hardware(cfg)
     cfg = cfg.clone()
     cfg.gnn.fan_out, cfg.glem.memory_budget_gb = [], 0.0
     cfg.accelerator, cfg.gnn.precision = "cpu", "32" if hardware.dtype == torch.float32 else "bf16"
     degree = len(graph.col) / graph.num_nodes
-    small = max(FEWEST_NODES, 2 * int(degree) + 4)
+    small_nodes = max(FEWEST_NODES, 2 * int(degree) + 4)
 
     def measure(nodes: float) -> LiveBytes:
-        like = ring_like(graph, round(nodes))
-        validation = Validation(like.split["valid"], lambda logits: 0.0)
-        gold = Gold(like.split["train"], like.label[like.split["train"]], like.num_classes)
+        ring = ring_like(graph, round(nodes))
+        validation = Validation(ring.split["valid"], lambda logits: 0.0)
+        gold = Gold(ring.split["train"], ring.label[ring.split["train"]], ring.num_classes)
         with counted() as live:
-            learner = gnn_learner(cfg, like, validation)
+            learner = gnn_learner(cfg, ring, validation)
             live.mark("edges")
-            features = torch.zeros(like.num_nodes, width)
+            features = torch.zeros(ring.num_nodes, width)
             live.mark("features")
             task = learner.start(StepTargets(gold), features.numpy())
             optimizer = task.optimizer(2)[0] if trains else None
@@ -63,16 +63,16 @@ def whole_graph_bytes(cfg: CfgNode, graph: TextGraph, width: int, trains: bool =
                 del loss
                 optimizer.step()
                 optimizer.zero_grad()
-            task.predict(np.zeros((like.num_nodes, like.num_classes), dtype=np.float16))
+            task.predict(np.zeros((ring.num_nodes, ring.num_classes), dtype=np.float16))
         return live
 
     with random_state_kept(hardware):
-        peak, marks = foreseen(measure, small, 2 * small, graph.num_nodes)
+        peak, marks = foreseen(measure, small_nodes, 2 * small_nodes, graph.num_nodes)
     edges, features = marks["edges"], marks["features"] - marks["edges"]
-    rest = "a training step" if trains else "a prediction of all nodes"
-    if real.accelerator == "cuda" and real.dtype != torch.float32:  # a GPU holds them in its own dtype only
-        features = 0
-    return {"features": features, "edges": edges, rest: peak - marks["features"]}
+    computation = "a training step" if trains else "a prediction of all nodes"
+    if run_hardware.accelerator == "cuda" and run_hardware.dtype != torch.float32:
+        features = 0  # a GPU holds them in its own dtype only
+    return {"features": features, "edges": edges, computation: peak - marks["features"]}
 
 
 def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str, int]:
@@ -82,25 +82,25 @@ def neighbourhood_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> dict[str,
     """
     train, valid, joint = graph.split["train"], graph.split["valid"], is_joint(cfg)
     if not joint:
-        return {STEP: _sampled(cfg, graph, width, train[: cfg.gnn.batch_size or None], True)}
+        return {STEP: _sampled_bytes(cfg, graph, width, train[: cfg.gnn.batch_size or None], True)}
     return {
-        STEP: _sampled(cfg, graph, width, train[: cfg.lm.batch_size // cfg.lm.grad_accumulation], True),
-        "a validation's neighbourhood": _sampled(cfg, graph, width, valid[:VALIDATED_AT_ONCE], False),
+        STEP: _sampled_bytes(cfg, graph, width, train[: cfg.lm.batch_size // cfg.lm.grad_accumulation], True),
+        "a validation's neighbourhood": _sampled_bytes(cfg, graph, width, valid[:VALIDATED_AT_ONCE], False),
     }
 
 
-def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trains: bool) -> int:
+def _sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trains: bool) -> int:
     """Bytes of a forward pass and, with ``trains``, a training step on a neighbourhood sampled around ``seeds``."""
     joint, classes = is_joint(cfg), graph.num_classes
-    _, hardware = _real_and_counted(cfg)
+    _, hardware = _run_and_counting_hardware(cfg)
     dim, dtype = width + (classes if cfg.glem.label_input else 0), torch.float32 if joint else hardware.dtype
     if cfg.glem.setting != "transductive":  # training sees fewer edges: a lower bound, without neighbours
-        drawn = _no_neighbours(len(seeds), len(cfg.gnn.fan_out))
+        sampled = _block_without_neighbours(len(seeds), len(cfg.gnn.fan_out))
     else:
-        drawn = NeighbourSampler(graph.rowptr, graph.col, cfg.gnn.fan_out).sample(seeds, np.random.default_rng(0))
+        sampled = NeighbourSampler(graph.rowptr, graph.col, cfg.gnn.fan_out).sample(seeds, np.random.default_rng(0))
 
     def measure(share: float) -> LiveBytes:
-        block = scaled(drawn, share)
+        block = scaled(sampled, share)
         with counted() as live:
             network = build_gnn(cfg, dim, classes).train(trains)
             x = torch.zeros(len(block.nodes), dim, dtype=dtype, requires_grad=joint and trains)
@@ -111,12 +111,12 @@ def _sampled(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray, trai
                 return live
             optimizer = gnn_optimizer(cfg)(network.parameters())[0]
             for _ in range(2):
-                _step(network, x, structure, block.num_seeds, hardware)
+                _forward_backward(network, x, structure, block.num_seeds, hardware)
                 optimizer.step()
                 optimizer.zero_grad()
         return live
 
-    large = min(1.0, BLOCK_NODES / len(drawn.nodes))
+    large = min(1.0, BLOCK_NODES / len(sampled.nodes))
     with random_state_kept(hardware):
         return foreseen(measure, large / 2, large, 1.0)[0]
 
@@ -128,7 +128,7 @@ def hop_step_bytes(cfg: CfgNode, num_classes: int, width: int, nodes: int) -> in
         width: of the node features.
         nodes: per batch.
     """
-    _, hardware = _real_and_counted(cfg)
+    _, hardware = _run_and_counting_hardware(cfg)
 
     def measure(count: float) -> LiveBytes:
         size = round(count)
@@ -150,7 +150,7 @@ def hop_step_bytes(cfg: CfgNode, num_classes: int, width: int, nodes: int) -> in
         return foreseen(measure, HOP_NODES / 2, HOP_NODES, nodes)[0]
 
 
-def _step(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardware: Hardware) -> None:
+def _forward_backward(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardware: Hardware) -> None:
     with hardware.autocast():
         logits = network(x, structure)[:seeds]
     F.cross_entropy(logits.float(), torch.zeros(seeds, dtype=torch.long)).backward()
@@ -159,23 +159,23 @@ def _step(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardw
 
 def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
     """Bytes per node of each layer's output, as layer-wise prediction stores it."""
-    _, hardware = _real_and_counted(cfg)
+    _, hardware = _run_and_counting_hardware(cfg)
     dim = width + (num_classes if cfg.glem.label_input else 0)
-    found = []
+    bytes_per_node = []
     with random_state_kept(hardware), torch.inference_mode(), hardware.autocast():
         network = build_gnn(cfg, dim, num_classes).eval()
         assert isinstance(network, LayeredGNN)
-        x, structure = torch.zeros(2, dim, dtype=hardware.dtype), Structure.of_block(_no_neighbours(2, 1))
+        x, structure = torch.zeros(2, dim, dtype=hardware.dtype), Structure.of_block(_block_without_neighbours(2, 1))
         for index in range(network.num_layers):
             x = network.layer(index, x, structure)
-            found.append(x.shape[1] * x.element_size())
-    return found
+            bytes_per_node.append(x.shape[1] * x.element_size())
+    return bytes_per_node
 
 
-def _real_and_counted(cfg: CfgNode) -> tuple[Hardware, Hardware]:
+def _run_and_counting_hardware(cfg: CfgNode) -> tuple[Hardware, Hardware]:
     """The run's hardware, and the hardware on which steps are counted: a CPU with as many bytes per number."""
-    real = hardware_for(cfg, cfg.lm.precision) if is_joint(cfg) else gnn_hardware(cfg)
-    return real, Hardware("cpu", "32-true" if real.dtype == torch.float32 else "bf16-mixed")
+    run_hardware = hardware_for(cfg, cfg.lm.precision) if is_joint(cfg) else gnn_hardware(cfg)
+    return run_hardware, Hardware("cpu", "32-true" if run_hardware.dtype == torch.float32 else "bf16-mixed")
 
 
 # ---- small inputs that resemble large ones ---------------------------------------------------------------------------
@@ -186,16 +186,16 @@ def ring_like(graph: TextGraph, num_nodes: int) -> TextGraph:
     each other on the ring. ``num_nodes`` must exceed twice the degree."""
     per_node = len(graph.col) / graph.num_nodes / 2
     reach = int(per_node)
-    some = np.arange(round((per_node - reach) * num_nodes))  # nodes with one more edge, one step further
-    source = np.concatenate([np.tile(np.arange(num_nodes), reach), some])
-    step = np.concatenate([np.repeat(np.arange(1, reach + 1), num_nodes), np.full(len(some), reach + 1)])
+    extra_sources = np.arange(round((per_node - reach) * num_nodes))  # nodes with one more edge, one step further
+    source = np.concatenate([np.tile(np.arange(num_nodes), reach), extra_sources])
+    step = np.concatenate([np.repeat(np.arange(1, reach + 1), num_nodes), np.full(len(extra_sources), reach + 1)])
     target = (source + step) % num_nodes
     key = np.sort(np.concatenate([source * num_nodes + target, target * num_nodes + source]))
     rowptr = np.searchsorted(key, np.arange(num_nodes + 1) * num_nodes)
     order, split, start = np.random.default_rng(0).permutation(num_nodes), {}, 0
-    for part in SPLITS:
-        size = max(2, int(len(graph.split[part]) * num_nodes / graph.num_nodes))
-        split[part] = np.sort(order[start : start + size])
+    for split_name in SPLITS:
+        size = max(2, int(len(graph.split[split_name]) * num_nodes / graph.num_nodes))
+        split[split_name] = np.sort(order[start : start + size])
         start += size
     labels = np.arange(num_nodes) % graph.num_classes
     texts = Texts.of([""] * num_nodes)
@@ -209,19 +209,19 @@ def scaled(block: Block, share: float) -> Block:
     groups = [max(2, round(share * size)) if size else 0 for size in sizes]
     ends = np.cumsum(groups)
     counts, columns = [np.zeros(groups[-1], dtype=np.int64)], []
-    parts = zip(groups[:-1], starts[:-1], block.ends[:-1], ends[1:], strict=True)
-    for place, (nodes, start, end, within) in enumerate(parts):
+    hops = zip(groups[:-1], starts[:-1], block.ends[:-1], ends[1:], strict=True)
+    for hop, (nodes, start, end, num_reachable) in enumerate(hops):
         edges = round(share * int(block.rowptr[end] - block.rowptr[start]))
         count = np.full(nodes, edges // max(1, nodes)) + (np.arange(nodes) < edges % max(1, nodes))
-        count = np.minimum(count, within)
-        counts.insert(place, count)
-        stride = max(1, int(within // max(1, count.max(initial=1))))
-        columns += [np.arange(each) * stride + row % stride for row, each in enumerate(count.tolist())]
+        count = np.minimum(count, num_reachable)
+        counts.insert(hop, count)
+        stride = max(1, int(num_reachable // max(1, count.max(initial=1))))
+        columns += [np.arange(degree) * stride + row % stride for row, degree in enumerate(count.tolist())]
     rowptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     col = np.concatenate(columns) if columns else np.empty(0, dtype=np.int64)
     return Block(np.arange(ends[-1]), ends, rowptr, col, np.full(ends[-1], 10))
 
 
-def _no_neighbours(seeds: int, hops: int) -> Block:
-    ends, nothing = np.full(hops + 1, seeds), np.zeros(seeds + 1, dtype=np.int64)
-    return Block(np.arange(seeds), ends, nothing, nothing[:0], nothing[:-1])
+def _block_without_neighbours(seeds: int, hops: int) -> Block:
+    ends, zeros = np.full(hops + 1, seeds), np.zeros(seeds + 1, dtype=np.int64)
+    return Block(np.arange(seeds), ends, zeros, zeros[:0], zeros[:-1])

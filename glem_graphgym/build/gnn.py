@@ -47,15 +47,15 @@ def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) ->
     """A layer stack with the settings of all stacks, and the ``gnn.*`` of ``keys`` and ``renamed`` (argument=key)."""
 
     def build(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-        same = ("residual", "linear_skip", "readout", *keys)
-        arguments = {**dict(zip(same, same, strict=True)), "pre_layers": "layers_pre_mp", **renamed}
-        own = {argument: cfg.gnn[key] for argument, key in arguments.items()}
-        return make(dim_in, cfg.gnn.dim_inner, dim_out, num_layers(cfg), **_common(cfg), **own)
+        same_named = ("residual", "linear_skip", "readout", *keys)
+        arguments = {**dict(zip(same_named, same_named, strict=True)), "pre_layers": "layers_pre_mp", **renamed}
+        settings = {argument: cfg.gnn[key] for argument, key in arguments.items()}
+        return make(dim_in, cfg.gnn.dim_inner, dim_out, num_layers(cfg), **_common_settings(cfg), **settings)
 
     return Network(build, is_layered=True)
 
 
-def _common(cfg: CfgNode) -> dict[str, Any]:
+def _common_settings(cfg: CfgNode) -> dict[str, Any]:
     return {name: cfg.gnn[name] for name in ("dropout", "norm", "input_dropout")}
 
 
@@ -83,7 +83,7 @@ def _revgat(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
         attention_dropout=g.attention_dropout,
         symmetric_norm=g.symmetric_norm,
         input_norm=g.input_norm == "batch",
-        **_common(cfg),
+        **_common_settings(cfg),
     )
 
 
@@ -114,8 +114,8 @@ def _gamlp(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
 
 def _attention_over_hops(cfg: CfgNode) -> dict[str, Any]:
     """Settings that SAGN and GAMLP share: dropouts, and whether they have a network on the last label hop."""
-    own = {name: cfg.gnn[name] for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout")}
-    return {**own, "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard")}
+    dropouts = {name: cfg.gnn[name] for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout")}
+    return {**dropouts, "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard")}
 
 
 # model.type -> network. A new network of ours is a module in `models/` and one line here.
@@ -214,7 +214,7 @@ class Structure:
     @classmethod
     def of_block(cls, block: Block) -> Structure:
         """A sampled neighbourhood, for which our networks return logits of the seeds only, others of all its nodes."""
-        rowptr, col, degree = (torch.from_numpy(part) for part in (block.rowptr, block.col, block.degree))
+        rowptr, col, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
         adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist(), checked=True)
         return cls(None, len(block.nodes), adjacency)
 
@@ -338,14 +338,14 @@ def as_global(cfg: CfgNode) -> Iterator[None]:
     if live is cfg:
         yield
         return
-    before = dict(live)
+    saved = dict(live)
     live.clear()
     live.update(cfg)
     try:
         yield
     finally:
         live.clear()
-        live.update(before)
+        live.update(saved)
 
 
 def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:

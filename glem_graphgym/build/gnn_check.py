@@ -77,11 +77,11 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> b
     """
     check_rules(cfg, _RULES)
     if joint:
-        _check_parts(cfg, len(graph.split["train"]))
+        _check_micro_batches(cfg, len(graph.split["train"]))
     if unused := unused_keys(cfg, joint):
         log.warning("model.type %s does not use %s: set without effect", cfg.model.type, ", ".join(unused))
-    smallest = _smallest_batch(cfg, graph, candidates, joint)
-    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest)
+    smallest_batch = _smallest_batch(cfg, graph, candidates, joint)
+    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest_batch)
     return check_memory(cfg, graph, candidates)
 
 
@@ -92,22 +92,22 @@ def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
     """
     if cfg.model.type not in NETWORKS:
         return []  # GraphGym's layers read the global configuration, where reads cannot be recorded
-    read = set(KEYS_OF_TRAINING)
+    read_keys = set(KEYS_OF_TRAINING)
     if sees_hops(cfg):
-        read |= {"hops", "batch_size"} | ({"label_hops"} if cfg.glem.label_input else set())
+        read_keys |= {"hops", "batch_size"} | ({"label_hops"} if cfg.glem.label_input else set())
     elif cfg.gnn.fan_out and not joint:
-        read |= {"batch_size"}
+        read_keys |= {"batch_size"}
 
-    class Noted(CfgNode):
+    class ReadRecorder(CfgNode):
         def __getitem__(self, name: str) -> object:
-            read.add(name)
+            read_keys.add(name)
             return super().__getitem__(name)
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        NETWORKS[cfg.model.type].make(SimpleNamespace(**{**cfg, "gnn": Noted(cfg.gnn)}), 8, 2)
+        NETWORKS[cfg.model.type].make(SimpleNamespace(**{**cfg, "gnn": ReadRecorder(cfg.gnn)}), 8, 2)
     defaults = {key.removeprefix("gnn."): value.default for key, value in all_keys().items() if key.startswith("gnn.")}
     defaults |= {"head": cfg.gnn.head, "layers_post_mp": 1}  # set by GraphGym itself
-    return sorted(f"gnn.{name}" for name in defaults.keys() - read if cfg.gnn[name] != defaults[name])
+    return sorted(f"gnn.{name}" for name in defaults.keys() - read_keys if cfg.gnn[name] != defaults[name])
 
 
 def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> int:
@@ -119,21 +119,21 @@ def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool
         return graph.num_nodes
     if cfg.glem.label_input and not sees_hops(cfg):  # only gold nodes whose labels are no input are targets
         gold = max(1, int(gold * (1 - GNNSettings.label_input_rate)))
-    trained = [gold]
+    target_counts = [gold]
     if cfg.train.mode == "glem":
         drawn = num_drawn(num_confident(candidates, cfg.glem.confidence), cfg.glem.gnn_pseudo_ratio, gold)
-        trained.append(gold + drawn)
-    return min(count // num_batches(count, cfg.gnn.batch_size) for count in trained)
+        target_counts.append(gold + drawn)
+    return min(count // num_batches(count, cfg.gnn.batch_size) for count in target_counts)
 
 
-def _check_parts(cfg: CfgNode, num_gold: int) -> None:
+def _check_micro_batches(cfg: CfgNode, num_gold: int) -> None:
     """Refuse joint training whose micro-batches (``lm.grad_accumulation``) are empty or too small for batch norm."""
-    smallest = num_gold // num_batches(num_gold, cfg.lm.batch_size)
-    at_most = max(1, smallest // (2 if cfg.gnn.norm == "batch" else 1))
-    if cfg.lm.grad_accumulation > at_most:
+    smallest_batch = num_gold // num_batches(num_gold, cfg.lm.batch_size)
+    most_micro_batches = max(1, smallest_batch // (2 if cfg.gnn.norm == "batch" else 1))
+    if cfg.lm.grad_accumulation > most_micro_batches:
         raise ConfigError(
-            f"lm.grad_accumulation is {cfg.lm.grad_accumulation}, but a batch has {smallest} of the {num_gold:,} "
-            f"training nodes and gnn.norm is '{cfg.gnn.norm}'; expected at most {at_most} parts"
+            f"lm.grad_accumulation is {cfg.lm.grad_accumulation}, but a batch has {smallest_batch} of the {num_gold:,} "
+            f"training nodes and gnn.norm is '{cfg.gnn.norm}'; expected at most {most_micro_batches} parts"
         )
 
 
@@ -161,10 +161,10 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             f"model.type {cfg.model.type} is the language model, for train.mode standard, but train.mode {mode} trains "
             "a GNN; expected one, such as glem_sage (the language model is what lm.* describes)"
         )
-    labels = num_classes if cfg.glem.label_input else 0
+    label_width = num_classes if cfg.glem.label_input else 0
     with random_state_kept(hardware):
         try:
-            network = build_gnn(cfg, width if sees_hops(cfg) else width + labels, num_classes)
+            network = build_gnn(cfg, width if sees_hops(cfg) else width + label_width, num_classes)
         except ValueError:  # its message already names the setting
             raise
         except Exception as error:
@@ -173,7 +173,9 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             raise ConfigError(
                 f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False"
             )
-        if smallest_batch < 2 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+        if smallest_batch < 2 and any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
+        ):
             size = "lm.batch_size / lm.grad_accumulation" if joint else "gnn.batch_size"
             raise ConfigError(
                 f"{size} leaves a training batch of one node, and batch norm (gnn.norm {cfg.gnn.norm}) in model.type "
@@ -188,7 +190,7 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
                     f"for model.type {cfg.model.type}: {first_line(error)}"
                 ) from error
         try:
-            _try(cfg, network, num_classes, width, labels, hardware)
+            _try_step(cfg, network, num_classes, width, label_width, hardware)
         except Exception as error:
             raise ConfigError(
                 f"model.type {cfg.model.type} cannot be the GNN of train.mode {mode}: {first_line(error)}; expected a "
@@ -197,26 +199,30 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             ) from error
 
 
-def _try(cfg: CfgNode, network: nn.Module, num_classes: int, width: int, labels: int, hardware: Hardware) -> None:
+def _try_step(
+    cfg: CfgNode, network: nn.Module, num_classes: int, width: int, label_width: int, hardware: Hardware
+) -> None:
     """Run a forward and backward pass, then a prediction."""
     network.to(hardware.device).train()
     with hardware.autocast():
-        logits = network(*_inputs(cfg, width, labels, hardware))
+        logits = network(*_trial_inputs(cfg, width, label_width, hardware))
     if not isinstance(logits, Tensor) or logits.shape != (NODES, num_classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"of {NODES} nodes it gives {found}, expected ({NODES}, {num_classes})")
+        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"of {NODES} nodes it gives {output}, expected ({NODES}, {num_classes})")
     F.cross_entropy(logits.float(), torch.zeros(NODES, dtype=torch.long, device=logits.device)).backward()
     network.eval()
     with torch.inference_mode(), hardware.autocast():
-        network(*_inputs(cfg, width, labels, hardware))
+        network(*_trial_inputs(cfg, width, label_width, hardware))
 
 
-def _inputs(cfg: CfgNode, width: int, labels: int, hardware: Hardware) -> tuple[Tensor, Structure | Tensor | None]:
+def _trial_inputs(
+    cfg: CfgNode, width: int, label_width: int, hardware: Hardware
+) -> tuple[Tensor, Structure | Tensor | None]:
     """Inputs of the network's ``forward``: features and a ring, or hop features and label hops (or None)."""
     device = hardware.device
     if sees_hops(cfg):
         hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)
-        return hops, torch.rand(1, NODES, labels).to(device, hardware.dtype) if labels else None
+        return hops, torch.rand(1, NODES, label_width).to(device, hardware.dtype) if label_width else None
     ring = torch.stack([torch.arange(NODES), torch.arange(NODES).roll(1)])
     structure = Structure(torch.cat([ring, ring.flip(0)], dim=1), NODES).to(device)
-    return torch.rand(NODES, width + labels).to(device, hardware.dtype), structure
+    return torch.rand(NODES, width + label_width).to(device, hardware.dtype), structure

@@ -40,7 +40,7 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     graph = GRAPHS[cfg.dataset.name](cfg).with_split(cfg.seed)
     if cfg.dataset.tag_shots:
         graph = with_shots(graph, cfg.dataset.tag_shots, cfg.dataset.tag_seed)
-    sizes = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
+    sizes = ", ".join(f"{len(nodes):,} {split_name}" for split_name, nodes in graph.split.items())
     logging.info(
         f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} {'' if graph.directed else 'un'}directed edges, "
         f"{graph.num_classes} classes\n"
@@ -52,7 +52,7 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
 def _check_keys(cfg: CfgNode) -> None:
     """Refuse keys that are set, but that ``dataset.name`` does not read, rather than ignore them."""
     name, defaults = cfg.dataset.name, {key.name: key.default for key in KEYS}
-    for key, datasets in READ_BY.items() if name in OURS else ():
+    for key, datasets in DATASETS_BY_KEY.items() if name in OURS else ():
         value = cfg.dataset[key.removeprefix("dataset.")]
         if name not in datasets and value != defaults[key]:
             raise DataError(
@@ -91,7 +91,7 @@ def _ogb(cfg: CfgNode) -> TextGraph:
     return load[cfg.dataset.name](Path(cfg.dataset.dir))
 
 
-def _of_files(cfg: CfgNode) -> TextGraph:
+def _table_files(cfg: CfgNode) -> TextGraph:
     from glem_graphgym.data.from_tables import load_files
 
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
@@ -110,13 +110,13 @@ def files_of(cfg: CfgNode) -> tuple[Reader, Path, TableOptions]:
     """
     from glem_graphgym.data.from_tables import TableOptions
 
-    d, known = cfg.dataset, KNOWN.get(cfg.dataset.name)
+    d, known_graph = cfg.dataset, KNOWN.get(cfg.dataset.name)
     options = {name: d[f"tag_{name}"] for name in ("seed", "valid_share", "undirected", "text")}
     options |= {"shares": tuple(d.tag_split), "columns": tuple(d.tag_columns)}
-    if not d.tag_source and not known:
+    if not d.tag_source and not known_graph:
         raise DataError(f"dataset.name is '{d.name}', but dataset.tag_source is empty; expected the user's files")
     source = Path(d.tag_source) if d.tag_source else source_of(d.name, Path(d.dir) / d.name)
-    return reader_of(known.layout if known else d.name), source, TableOptions(**options)
+    return reader_of(known_graph.layout if known_graph else d.name), source, TableOptions(**options)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:
@@ -141,16 +141,16 @@ GRAPHS = TEXT_GRAPHS
 GRAPHS |= {
     "debian": _debian,
     **dict.fromkeys(("ogbn-arxiv", "ogbn-products", "ogbn-papers100M"), _ogb),
-    **dict.fromkeys((*LAYOUTS, *KNOWN), _of_files),
+    **dict.fromkeys((*LAYOUTS, *KNOWN), _table_files),
     "synthetic": _synthetic,
     "wordnet": _frozen,
 }
 OURS = frozenset(GRAPHS)
-OF_FILES = (*LAYOUTS, *KNOWN)
-READ_BY = {
-    "dataset.tag_source": ("debian", *OF_FILES),
+FILE_DATASETS = (*LAYOUTS, *KNOWN)
+DATASETS_BY_KEY = {
+    "dataset.tag_source": ("debian", *FILE_DATASETS),
     "dataset.tag_max_nodes": ("debian", "wordnet"),
-    **{f"dataset.tag_{key}": OF_FILES for key in ("valid_share", "undirected", "columns", "text")},
+    **{f"dataset.tag_{key}": FILE_DATASETS for key in ("valid_share", "undirected", "columns", "text")},
 }
 
 
@@ -194,8 +194,8 @@ def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
     nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
     tokenizer = load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
     tokenizer = with_end_token(tokenizer, cfg.lm.model, readout_for(cfg))
-    before, after = prompt_of(cfg.lm.model, cfg.lm.prompt)
-    return Prompted(tokenizer, before, after) if before or after else tokenizer
+    prefix, suffix = prompt_of(cfg.lm.model, cfg.lm.prompt)
+    return Prompted(tokenizer, prefix, suffix) if prefix or suffix else tokenizer
 
 
 def accuracy_of(dataset: str) -> Accuracy:

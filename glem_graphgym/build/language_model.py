@@ -26,8 +26,8 @@ from glem_graphgym.models.pretrained import BITS, prompt_of
 from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens per inference batch; on a CPU, what fits into its cache
-PADDING_SEEN = 0.01  # warn if padding changes an embedding by a larger relative difference
-CPU_PART, GPU_PART = 1024, 16384  # padded tokens per micro-batch of joint training; on a CPU, what fits into its cache
+PADDING_LIMIT = 0.01  # warn if padding changes an embedding by a larger relative difference
+CPU_MICRO_TOKENS, GPU_MICRO_TOKENS = 1024, 16384  # padded tokens per micro-batch of joint training; cf. CPU_TOKENS
 
 
 def build_lm(config: EncoderConfig, num_classes: int, head_dropout: float) -> TextClassifier:
@@ -48,18 +48,18 @@ def check_lm(cfg: CfgNode, learner: LMLearner) -> dict[str, Any]:
     """
     name = f"lm.model {cfg.lm.model}"
     with random_state_kept(learner.hardware):
-        with _naming(f"{name} cannot be built", "expected an encoder of texts that transformers knows"):
+        with _as_config_error(f"{name} cannot be built", "expected an encoder of texts that transformers knows"):
             task = learner.start()
         _check_ids(name, task)
         if learner.settings.epochs > 0:
             _check_training(name, task)
-        with _naming(
+        with _as_config_error(
             f"{name} cannot encode the longest text, of {int(learner.tokens.lengths.max()):,} tokens",
             f"set lm.max_length, now {cfg.lm.max_length}, to what the model takes",
         ):
             task.encode_longest()
-        seen = PADDING_SEEN if cfg.lm.base_precision == "32" else 5 * PADDING_SEEN  # lower precisions round more
-        if (difference := task.padding_error()) > seen:
+        tolerance = PADDING_LIMIT if cfg.lm.base_precision == "32" else 5 * PADDING_LIMIT  # lower precisions round more
+        if (difference := task.padding_error()) > tolerance:
             logging.warning(
                 f"{name} sees the padding: batched with a longer text, a text's embedding differs by {difference:.0%}; "
                 "expected a model that takes attention_mask"
@@ -111,28 +111,28 @@ def _check_ids(name: str, task: LMTask) -> None:
 
 def _check_training(name: str, task: LMTask) -> None:
     """Refuse a model that fails in a training step; say whether half precision is the cause."""
-    whole = Hardware(task.hardware.accelerator)
+    full_precision = Hardware(task.hardware.accelerator)
     remedy = "expected a model that gives last_hidden_state for input_ids and attention_mask"
     try:
         task.try_step(task.hardware)
     except Exception as error:
-        if task.hardware != whole and not is_out_of_memory(error):
+        if task.hardware != full_precision and not is_out_of_memory(error):
             with contextlib.suppress(Exception):
-                task.try_step(whole)
+                task.try_step(full_precision)
                 remedy = "set lm.precision to 32, in which it can"
-        with _naming(f"{name} cannot be trained in {task.hardware.precision}", remedy):
+        with _as_config_error(f"{name} cannot be trained in {task.hardware.precision}", remedy):
             raise
 
 
 @contextlib.contextmanager
-def _naming(what: str, remedy: str) -> Iterator[None]:
+def _as_config_error(problem: str, remedy: str) -> Iterator[None]:
     """Turn an error of a foreign model into a one-line ConfigError; our own errors and out-of-memory errors pass."""
     try:
         yield
     except Exception as error:
         if isinstance(error, ConfigError) or is_out_of_memory(error) or str(error).startswith(("lm.", "glem.")):
             raise
-        raise ConfigError(f"{what}: {first_line(error)}; {remedy}") from error
+        raise ConfigError(f"{problem}: {first_line(error)}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def infer_tokens(cfg: CfgNode, hardware: Hardware) -> int:
 
 
 def micro_batch_tokens(cfg: CfgNode, hardware: Hardware) -> int:
-    return cfg.lm.micro_batch_tokens or (CPU_PART if hardware.accelerator == "cpu" else GPU_PART)
+    return cfg.lm.micro_batch_tokens or (CPU_MICRO_TOKENS if hardware.accelerator == "cpu" else GPU_MICRO_TOKENS)
 
 
 class TextEmbeddings(nn.Module):
@@ -236,8 +236,8 @@ def hardware_for(cfg: CfgNode, precision: str) -> Hardware:
         if accelerator == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"
         else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            precision = "bf16" if fast else "32"
+            has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            precision = "bf16" if has_bf16 else "32"
     names = {"32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     return Hardware(accelerator, names[precision], tf32=precision == "tf32" and accelerator == "cuda")
 
@@ -262,7 +262,7 @@ def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     """The pretrained LM, ready to predict; its embeddings are meaningful, its logits are not."""
     hardware = lm_hardware(cfg)
     # No bottleneck: untrained, it would be a random projection.
-    plain = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
+    config = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
     no_validation = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
     settings = LMSettings(infer_tokens=infer_tokens(cfg, hardware))
-    return LMLearner(tokens, lambda: build_lm(plain, 1, 0.0), settings, no_validation, hardware)
+    return LMLearner(tokens, lambda: build_lm(config, 1, 0.0), settings, no_validation, hardware)

@@ -56,8 +56,8 @@ def lm_learners(
         build = functools.partial(build_lm, config, num_classes, lm["head_dropout"])
         return LMLearner(tokens, build, settings, validation, hardware)
 
-    own = {name: value for name, value in cfg.e_step.items() if value is not None}
-    return learner("lm.", {**cfg.lm}), learner("e_step.", {**cfg.lm, **own})
+    e_step_settings = {name: value for name, value in cfg.e_step.items() if value is not None}
+    return learner("lm.", {**cfg.lm}), learner("e_step.", {**cfg.lm, **e_step_settings})
 
 
 def gnn_learner(
@@ -86,16 +86,20 @@ def gnn_learner(
     make_optimizer = gnn_optimizer(cfg)
     g, budget, build = cfg.gnn, budget_bytes(cfg), functools.partial(build_gnn, cfg)
     if not sees_hops(cfg):
-        graphs, hoods, layerwise = sampled_graph(cfg, graph, hardware, by_blocks)
+        graphs, neighbourhoods, layerwise = sampled_graph(cfg, graph, hardware, by_blocks)
         common = (build, graphs, make_optimizer, settings, validation, hardware)
-        if hoods is None:
+        if neighbourhoods is None:
             reuse = LabelReuse(g.label_reuse) if g.label_reuse and cfg.glem.label_input else None
-            whole = GNNLearner(*common, predicted=predicted, label_reuse=reuse)
-            return SelfDistillation(whole, g.distillation, g.distillation_temperature) if g.distillation else whole
-        sampled: dict[str, Any] = {"neighbourhoods": hoods, "batch_size": g.batch_size, "predicted": predicted}
+            base = GNNLearner(*common, predicted=predicted, label_reuse=reuse)
+            return SelfDistillation(base, g.distillation, g.distillation_temperature) if g.distillation else base
+        sampling: dict[str, Any] = {
+            "neighbourhoods": neighbourhoods,
+            "batch_size": g.batch_size,
+            "predicted": predicted,
+        }
         if layerwise is None:
-            return SampledLearner(*common, **sampled)
-        return StoredSampledLearner(*common, layerwise=layerwise, **sampled)
+            return SampledLearner(*common, **sampling)
+        return StoredSampledLearner(*common, layerwise=layerwise, **sampling)
     unlabelled = np.empty(0, dtype=np.int64) if unlabelled is None else unlabelled
     consistency = Consistency(g.scr_weight, unlabelled, threshold=g.scr_threshold) if g.scr_weight else None
     learner = HopLearner(
@@ -125,8 +129,8 @@ def sampled_graph(
     fan_out = cfg.gnn.fan_out
     if not by_blocks:
         graphs = graph_views_of(cfg, graph)
-        hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_out) if fan_out else None
-        return graphs, hoods, None
+        neighbourhoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_out) if fan_out else None
+        return graphs, neighbourhoods, None
     graphs = stored_graph_views_of(cfg, graph)
     layerwise = LayerwiseInference(
         graph.rowptr,
@@ -172,14 +176,14 @@ def joint_learner(
     config = encoder_config(cfg, lm.hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
     config = replace(config, gradient_checkpointing=False)
 
-    def build(dim_more: int, num_classes: int) -> JointModel:
+    def build(dim_features: int, num_classes: int) -> JointModel:
         encoder = load_text_encoder(config)
-        normed = cfg.gnn.input_norm in ("standardise", "layer")
-        return JointModel(encoder, build_gnn(cfg, encoder.dim + dim_more, num_classes), normed)
+        normalise = cfg.gnn.input_norm in ("standardise", "layer")
+        return JointModel(encoder, build_gnn(cfg, encoder.dim + dim_features, num_classes), normalise)
 
-    graphs, hoods, layerwise = sampled_graph(cfg, graph, lm.hardware, by_blocks)
-    assert hoods is not None, "joint training samples neighbours"
-    common = (tokens, build, graphs, hoods, settings, validation, lm.hardware)
+    graphs, neighbourhoods, layerwise = sampled_graph(cfg, graph, lm.hardware, by_blocks)
+    assert neighbourhoods is not None, "joint training samples neighbours"
+    common = (tokens, build, graphs, neighbourhoods, settings, validation, lm.hardware)
     return JointLearner(*common, predicted=predicted, layerwise=layerwise)
 
 
@@ -202,14 +206,16 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
     if not g.correct_and_smooth:
         return None
     device = hardware_for(cfg, "32").device
-    both = (LAYERS, g.cs_correct_alpha), (LAYERS, g.cs_smooth_alpha)
+    propagations = (LAYERS, g.cs_correct_alpha), (LAYERS, g.cs_smooth_alpha)
 
     def smooth(logits: np.ndarray) -> np.ndarray:
-        everything = graphs.predict.adjacency.to(device)
-        smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, everything, *both)
-        if (seen := graphs.seen) is not None:
-            among_seen, gold_places = graphs.train.adjacency.to(device), np.searchsorted(seen, gold.nodes)
-            smoothed[seen] = correct_and_smooth(logits[seen], gold_places, gold.labels, among_seen, *both)
+        predict_adjacency = graphs.predict.adjacency.to(device)
+        smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, predict_adjacency, *propagations)
+        if (seen_nodes := graphs.seen) is not None:
+            train_adjacency, gold_rows = graphs.train.adjacency.to(device), np.searchsorted(seen_nodes, gold.nodes)
+            smoothed[seen_nodes] = correct_and_smooth(
+                logits[seen_nodes], gold_rows, gold.labels, train_adjacency, *propagations
+            )
         return smoothed
 
     return smooth
@@ -219,32 +225,34 @@ def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The training and prediction views of the graph under ``glem.setting`` (GLEM paper, inductive settings)."""
 
     def view(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
-        ends = np.stack([row, col])[:: -1 if graph.directed else 1].astype(np.int64)
-        return Structure(torch.from_numpy(ends), num_nodes)
+        edge_index = np.stack([row, col])[:: -1 if graph.directed else 1].astype(np.int64)
+        return Structure(torch.from_numpy(edge_index), num_nodes)
 
     full = view(graph.rows(), graph.col, graph.num_nodes)
     if cfg.glem.setting == "transductive":
         return GraphViews(full, full)
     is_test = np.zeros(graph.num_nodes, dtype=bool)
     is_test[graph.split["test"]] = True
-    seen = np.flatnonzero(~is_test)
+    seen_nodes = np.flatnonzero(~is_test)
     new_index = np.cumsum(~is_test) - 1
     row = graph.rows()
-    kept = ~is_test[row] & ~is_test[graph.col]
-    row, col = row[kept], graph.col[kept]
-    train = view(new_index[row], new_index[col], len(seen))
+    keep_edges = ~is_test[row] & ~is_test[graph.col]
+    row, col = row[keep_edges], graph.col[keep_edges]
+    train = view(new_index[row], new_index[col], len(seen_nodes))
     predict = full if cfg.glem.setting == "inductive" else view(row, col, graph.num_nodes)
-    return GraphViews(train, predict, seen)
+    return GraphViews(train, predict, seen_nodes)
 
 
 def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The views of `graph_views_of` as masks over the graph's own arrays, which may be memory-mapped."""
-    whole = functools.cache(lambda: graph_views_of(cfg, graph))
-    seen = keep = None
+    loaded_views = functools.cache(lambda: graph_views_of(cfg, graph))
+    seen_nodes = keep_nodes = None
     if cfg.glem.setting != "transductive":
-        keep = np.ones(graph.num_nodes, dtype=bool)
-        keep[graph.split["test"]] = False
-        seen = np.flatnonzero(keep)
-    train = MmapGraph(graph.rowptr, graph.col, keep, lambda: whole().train)
-    keep_to_predict = None if cfg.glem.setting == "inductive" else keep
-    return GraphViews(train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: whole().predict), seen)
+        keep_nodes = np.ones(graph.num_nodes, dtype=bool)
+        keep_nodes[graph.split["test"]] = False
+        seen_nodes = np.flatnonzero(keep_nodes)
+    train = MmapGraph(graph.rowptr, graph.col, keep_nodes, lambda: loaded_views().train)
+    keep_to_predict = None if cfg.glem.setting == "inductive" else keep_nodes
+    return GraphViews(
+        train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: loaded_views().predict), seen_nodes
+    )

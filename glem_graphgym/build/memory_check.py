@@ -57,24 +57,24 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
         _check_hops(cfg, graph, width, candidates)
         return False
     by_blocks = bool(cfg.gnn.fan_out and budget.bytes and can_predict_layerwise(cfg))
-    enough = min(limit.bytes, budget.bytes) if by_blocks else limit.bytes
+    available = min(limit.bytes, budget.bytes) if by_blocks else limit.bytes
     smoothing = {"Correct & Smooth": smoothing_bytes(graph)} if cfg.glem.correct_and_smooth else {}
-    if generous_bytes(cfg, graph, width) + sum(smoothing.values()) < enough:
+    if generous_bytes(cfg, graph, width) + sum(smoothing.values()) < available:
         return False
     if not cfg.gnn.fan_out:
-        instead = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
-        how, parts = "trains on the whole graph at a time", whole_graph_bytes(cfg, graph, width)
-        _refuse_beyond(cfg, limit, parts | smoothing, how, f"{instead}, gnn.fan_out")
+        remedy = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
+        behaviour, needs = "trains on the whole graph at a time", whole_graph_bytes(cfg, graph, width)
+        _refuse_beyond(cfg, limit, needs | smoothing, behaviour, f"{remedy}, gnn.fan_out")
         return False
-    sampled, parts = neighbourhood_bytes(cfg, graph, width), whole_graph_bytes(cfg, graph, width, trains=False)
+    sampled, needs = neighbourhood_bytes(cfg, graph, width), whole_graph_bytes(cfg, graph, width, trains=False)
     largest = max(sampled, key=sampled.__getitem__)
-    if sampled[largest] > list(parts.values())[-1]:  # sampled steps and predictions alternate: the larger one counts
-        parts = {**dict(list(parts.items())[:-1]), largest: sampled[largest]}
-    layerwise = by_blocks and sum(parts.values()) > budget.bytes
+    if sampled[largest] > list(needs.values())[-1]:  # sampled steps and predictions alternate: the larger one counts
+        needs = {**dict(list(needs.items())[:-1]), largest: sampled[largest]}
+    layerwise = by_blocks and sum(needs.values()) > budget.bytes
     _check_neighbourhoods(cfg, sampled, min(limit, budget) if layerwise else limit)
     if not layerwise:
-        how = "samples neighbours in training, but predicts on the whole graph at a time"
-        _refuse_beyond(cfg, limit, parts | smoothing, how, _instead_of_sampling(cfg))
+        behaviour = "samples neighbours in training, but predicts on the whole graph at a time"
+        _refuse_beyond(cfg, limit, needs | smoothing, behaviour, _alternatives_to_sampling(cfg))
     elif smoothing:
         _check_smoothing(cfg, graph)
     return layerwise
@@ -87,7 +87,7 @@ def hop_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
     return hops_in_memory(graph.num_nodes, len(graph.col), width, cfg.gnn.hops, item_bytes, classes)
 
 
-def _instead_of_sampling(cfg: CfgNode) -> str:
+def _alternatives_to_sampling(cfg: CfgNode) -> str:
     """Advice for a sampled network whose prediction needs the whole graph: settings that need less memory."""
     if not cfg.glem.memory_budget_gb and can_predict_layerwise(cfg):
         return "glem.memory_budget_gb below that, and it predicts by blocks of nodes"
@@ -97,8 +97,8 @@ def _instead_of_sampling(cfg: CfgNode) -> str:
     return f"model.type {layered}" if is_joint(cfg) else f"{HOP_NETWORKS}, or {layered}"
 
 
-def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int], limit: Limit) -> None:
-    for name, needed in parts.items():
+def _check_neighbourhoods(cfg: CfgNode, needs: dict[str, int], limit: Limit) -> None:
+    for name, needed in needs.items():
         if needed > limit.bytes:
             size = "lm.batch_size / lm.grad_accumulation" if is_joint(cfg) else "gnn.batch_size"
             lower = f"{size} or gnn.fan_out" if name == STEP else "gnn.fan_out"
@@ -110,16 +110,16 @@ def _check_neighbourhoods(cfg: CfgNode, parts: dict[str, int], limit: Limit) -> 
 def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
     n, hops, budget = graph.num_nodes, cfg.gnn.hops, budget_bytes(cfg)
     needed = hop_bytes(cfg, graph, width)
-    trained = _trained(cfg, graph, candidates)
-    step = _check_hop_step(cfg, graph, width, trained)
+    num_trained = _most_trained_nodes(cfg, graph, candidates)
+    step = _check_hop_step(cfg, graph, width, num_trained)
     share = machine_share(cfg)
     if needed + step > share and not (budget and needed > budget):
-        count = memory.machine_bytes() // share
-        each = f" for each of {count} processes" if count > 1 else ""
-        beside = f" and {_gb(step)} for a training step" if step else ""
+        num_processes = memory.machine_bytes() // share
+        per_process = f" for each of {num_processes} processes" if num_processes > 1 else ""
+        step_text = f" and {_gb(step)} for a training step" if step else ""
         raise ValueError(
             f"model.type {cfg.model.type} on {n:,} nodes with {width} features takes about {_gb(needed)} for "
-            f"{hops} hops{beside}, and this machine has {_gb(share)}{each}; set glem.memory_budget_gb below "
+            f"{hops} hops{step_text}, and this machine has {_gb(share)}{per_process}; set glem.memory_budget_gb below "
             "that, and hops are propagated on disk"
         )
     if not budget or needed <= budget:
@@ -138,30 +138,30 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
         )
     plan_columns(n, max(width, graph.num_classes if cfg.glem.label_input else 0), budget)
     item_bytes = gnn_hardware(cfg).dtype.itemsize
-    check_batch(budget, trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.scr_weight > 0)
+    check_batch(budget, num_trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.scr_weight > 0)
     if cfg.glem.correct_and_smooth:
         _check_smoothing(cfg, graph)
 
 
-def _trained(cfg: CfgNode, graph: TextGraph, candidates: int | None) -> int:
+def _most_trained_nodes(cfg: CfgNode, graph: TextGraph, candidates: int | None) -> int:
     """Largest number of nodes that an epoch of an M-step trains on."""
-    gold = trained = len(graph.split["train"])
+    gold = num_trained = len(graph.split["train"])
     if cfg.train.mode == "glem":
-        kept = num_confident(graph.num_nodes - gold if candidates is None else candidates, cfg.glem.confidence)
-        trained += num_drawn(kept, cfg.glem.gnn_pseudo_ratio, gold)
+        confident = num_confident(graph.num_nodes - gold if candidates is None else candidates, cfg.glem.confidence)
+        num_trained += num_drawn(confident, cfg.glem.gnn_pseudo_ratio, gold)
     if cfg.gnn.rlu_rounds > 1:  # a later round may be confident of all candidates
-        trained = max(trained, gold + (graph.num_nodes if candidates is None else candidates))
-    return trained
+        num_trained = max(num_trained, gold + (graph.num_nodes if candidates is None else candidates))
+    return num_trained
 
 
-def _check_hop_step(cfg: CfgNode, graph: TextGraph, width: int, trained: int) -> int:
+def _check_hop_step(cfg: CfgNode, graph: TextGraph, width: int, num_trained: int) -> int:
     """Bytes of a training step in the machine's memory, beside hop features; 0 if negligible or on an accelerator.
 
     Raises:
         ValueError: a step alone exceeds the machine's or the accelerator's memory.
     """
     limit = _hardware_limit(cfg)
-    nodes = min(trained, cfg.gnn.batch_size or trained) * (2 if cfg.gnn.scr_weight > 0 else 1)
+    nodes = min(num_trained, cfg.gnn.batch_size or num_trained) * (2 if cfg.gnn.scr_weight > 0 else 1)
     nodes = -(-nodes // (memory.machine_bytes() // machine_share(cfg)))
     if hop_step_generous_bytes(cfg, width, nodes) < limit.bytes:
         return 0
@@ -175,28 +175,28 @@ def _check_hop_step(cfg: CfgNode, graph: TextGraph, width: int, trained: int) ->
 
 
 def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
-    needed, (budget, whose) = smoothing_bytes(graph), _budget(cfg)
+    needed, (budget, reason) = smoothing_bytes(graph), _budget(cfg)
     if needed > budget:
         raise ValueError(
-            f"glem.correct_and_smooth takes about {_gb(needed)} on {graph.num_nodes:,} nodes, but {whose}; "
+            f"glem.correct_and_smooth takes about {_gb(needed)} on {graph.num_nodes:,} nodes, but {reason}; "
             "set it to False"
         )
 
 
-def _refuse_beyond(cfg: CfgNode, limit: Limit, parts: dict[str, int], how: str, instead: str) -> None:
-    """Raise ValueError if the sum of ``parts`` exceeds ``limit``.
+def _refuse_beyond(cfg: CfgNode, limit: Limit, needs: dict[str, int], behaviour: str, remedy: str) -> None:
+    """Raise ValueError if the sum of ``needs`` exceeds ``limit``.
 
     Args:
-        parts: name -> bytes that are needed at the same time.
-        how: why that much is needed, for the message.
-        instead: settings that need less, for the message.
+        needs: name -> bytes that are needed at the same time.
+        behaviour: why that much is needed, for the message.
+        remedy: settings that need less, for the message.
     """
-    needed = sum(parts.values())
+    needed = sum(needs.values())
     if needed > limit.bytes:
         raise ValueError(
-            f"model.type {cfg.model.type} {how} and takes about {_gb(needed)} "
-            f"({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())}), but {limit.reason}; "
-            f"expected {instead}"
+            f"model.type {cfg.model.type} {behaviour} and takes about {_gb(needed)} "
+            f"({', '.join(f'{name} {_gb(size)}' for name, size in needs.items())}), but {limit.reason}; "
+            f"expected {remedy}"
         )
 
 
@@ -238,35 +238,35 @@ def stage_remedy(cfg: CfgNode, model: str) -> str:
 
 
 def lm_remedy(cfg: CfgNode) -> str:
-    lm, ways = cfg.lm, []
+    lm, remedies = cfg.lm, []
     batch = min(lm.batch_size, cfg.e_step.batch_size or lm.batch_size)
     if 2 * lm.grad_accumulation <= batch:
-        ways.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
+        remedies.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
     if not lm.gradient_checkpointing:
-        ways.append("lm.gradient_checkpointing True")
+        remedies.append("lm.gradient_checkpointing True")
     if lm.lora_rank and lm.base_precision == "32":
-        ways.append("lm.base_precision bf16")
-    ways.append(f"lm.max_length below {lm.max_length}")
-    return f"set {', '.join(ways)}, or take a smaller lm.model"
+        remedies.append("lm.base_precision bf16")
+    remedies.append(f"lm.max_length below {lm.max_length}")
+    return f"set {', '.join(remedies)}, or take a smaller lm.model"
 
 
 def joint_remedy(cfg: CfgNode) -> str:
-    lm, ways = cfg.lm, []
+    lm, remedies = cfg.lm, []
     if 2 * lm.grad_accumulation <= lm.batch_size:
-        ways.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
+        remedies.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
     if not lm.gradient_checkpointing:
-        ways.append("lm.gradient_checkpointing True")
-    return f"set {', '.join([*ways, f'gnn.fan_out to less than {cfg.gnn.fan_out}'])}, or take train.mode glem"
+        remedies.append("lm.gradient_checkpointing True")
+    return f"set {', '.join([*remedies, f'gnn.fan_out to less than {cfg.gnn.fan_out}'])}, or take train.mode glem"
 
 
 def gnn_remedy(cfg: CfgNode) -> str:
-    ways = [f"set gnn.dim_inner below {cfg.gnn.dim_inner}"]
+    remedies = [f"set gnn.dim_inner below {cfg.gnn.dim_inner}"]
     if sees_hops(cfg):
-        ways.append(f"gnn.hops below {cfg.gnn.hops}")
+        remedies.append(f"gnn.hops below {cfg.gnn.hops}")
         if not cfg.glem.memory_budget_gb:
-            ways.append("glem.memory_budget_gb to what hop features may take of memory")
+            remedies.append("glem.memory_budget_gb to what hop features may take of memory")
     else:
         if not cfg.gnn.fan_out:
-            ways.append("gnn.fan_out to sample neighbours")
-        ways.append("take a model.type on hop features, such as glem_gamlp, with glem.memory_budget_gb")
-    return ", or ".join(ways)
+            remedies.append("gnn.fan_out to sample neighbours")
+        remedies.append("take a model.type on hop features, such as glem_gamlp, with glem.memory_budget_gb")
+    return ", or ".join(remedies)

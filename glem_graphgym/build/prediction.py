@@ -53,9 +53,9 @@ def names_of(graph: TextGraph, nodes: np.ndarray) -> np.ndarray | list[Any]:
 
 def classes_of(graph: TextGraph, method: str, logits: np.ndarray) -> dict[str, np.ndarray]:
     """Two table columns (n,) from logits (n, C): names of the classes that ``method`` predicts, and probabilities."""
-    shown = logits.astype(np.float32)
-    probability = torch.softmax(torch.from_numpy(shown), -1).amax(-1).numpy()
-    classes = np.array(graph.class_names, dtype=object)[shown.argmax(-1)]
+    logits_float32 = logits.astype(np.float32)
+    probability = torch.softmax(torch.from_numpy(logits_float32), -1).amax(-1).numpy()
+    classes = np.array(graph.class_names, dtype=object)[logits_float32.argmax(-1)]
     return {method: classes, f"{method} probability": probability.round(4)}
 
 

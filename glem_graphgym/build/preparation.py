@@ -44,23 +44,25 @@ def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
     """
     if cfg.dataset.format != "TAG":
         raise ValueError(f"dataset.format is '{cfg.dataset.format}', expected 'TAG': others are not prepared here")
-    of_model = [lambda: load_tokenizer(cfg.lm.model), lambda: prompt_of(cfg.lm.model, cfg.lm.prompt)]
-    check_all(*checks_of(cfg), *(of_model if reads_texts(cfg) else []))
+    model_checks = [lambda: load_tokenizer(cfg.lm.model), lambda: prompt_of(cfg.lm.model, cfg.lm.prompt)]
+    check_all(*checks_of(cfg), *(model_checks if reads_texts(cfg) else []))
     graph = load_text_graph_of(cfg)
     check_texts(graph.texts, graph.name)
-    ready = list(_graph_parts(graph, _snapshot_of(graph, Path(cfg.dataset.dir))))
-    return [*ready, _tokens(cfg, graph)] if reads_texts(cfg) else ready
+    prepared = list(_graph_parts(graph, _snapshot_of(graph, Path(cfg.dataset.dir))))
+    return [*prepared, _prepare_tokens(cfg, graph)] if reads_texts(cfg) else prepared
 
 
 def _snapshot_of(graph: TextGraph, root: Path) -> Path | None:
     """The newest folder under ``root`` in which this graph is frozen."""
-    found = [file.parent for file in root.rglob("graph.json") if not file.parent.name.startswith(".")]
-    same = [folder for folder in found if read_json(folder / "graph.json").get("fingerprint") == graph.fingerprint()]
-    return max(same, key=lambda folder: (folder / "graph.json").stat().st_mtime, default=None)
+    snapshots = [file.parent for file in root.rglob("graph.json") if not file.parent.name.startswith(".")]
+    matching = [
+        folder for folder in snapshots if read_json(folder / "graph.json").get("fingerprint") == graph.fingerprint()
+    ]
+    return max(matching, key=lambda folder: (folder / "graph.json").stat().st_mtime, default=None)
 
 
 def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
-    split = ", ".join(f"{len(nodes):,} {part}" for part, nodes in graph.split.items())
+    split = ", ".join(f"{len(nodes):,} {split_name}" for split_name, nodes in graph.split.items())
     unlabelled = int((graph.label == UNLABELLED).sum())
     x = graph.features
     features = "none" if x is None else f"{x.dtype}, {x.shape[1]} columns"
@@ -69,18 +71,18 @@ def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
         "texts": (("text", "text_offsets"), f"{len(graph.texts):,} texts, {graph.texts.num_empty():,} of them empty"),
         "structure": (("rowptr", "col"), f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges"),
         "labels": (
-            ("label", *(f"split_{part}" for part in graph.split)),
+            ("label", *(f"split_{split_name}" for split_name in graph.split)),
             f"{graph.num_classes} classes, {split}; {unlabelled:,} nodes without a label",
         ),
         "features": (("features",), features),
     }
-    for what, (names, holds) in parts.items():
-        if folder is None or not names:
-            yield Prepared(what, folder, _size(folder) if folder else 0, holds)
+    for part, (array_names, content) in parts.items():
+        if folder is None or not array_names:
+            yield Prepared(part, folder, _size(folder) if folder else 0, content)
             continue
-        files = [file for name in names if (file := folder / f"{name}.npy").exists()]
+        files = [file for name in array_names if (file := folder / f"{name}.npy").exists()]
         if files:
-            yield Prepared(what, files[0], sum(map(_size, files)), holds)
+            yield Prepared(part, files[0], sum(map(_size, files)), content)
 
 
 def _size(path: Path) -> int:
@@ -98,41 +100,41 @@ def check_texts(texts: Texts, name: str) -> None:
         DataError: names the graph, and what to do.
     """
     remedy = "delete its snapshot to have it made anew"
-    _check_pointers(texts.offsets, len(texts.buffer), f"{name}: texts", remedy)
-    for node in _spread(len(texts)):
+    _check_offsets(texts.offsets, len(texts.buffer), f"{name}: texts", remedy)
+    for node in _evenly_spaced(len(texts)):
         try:
             texts[node]
         except UnicodeDecodeError as error:
             raise DataError(f"{name}: text {node} is no UTF-8 ({error}); {remedy}") from error
 
 
-def _tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
+def _prepare_tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
     store, tokenizer = open_tokens(cfg, graph), tokenizer_of(cfg, graph.texts)
     folder = token_folder(graph.texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
     remedy = f"delete {folder} to have it made anew"
-    _check_pointers(store.offsets, len(store.ids), f"{folder}: tokens", remedy)
-    nodes = _spread(len(graph.texts))
+    _check_offsets(store.offsets, len(store.ids), f"{folder}: tokens", remedy)
+    nodes = _evenly_spaced(len(graph.texts))
     expected = encode_texts([graph.texts[node] for node in nodes], tokenizer, cfg.lm.max_length)
     for node, ids in zip(nodes, expected, strict=True):
         if store.ids[store.offsets[node] : store.offsets[node + 1]].tolist() != list(ids):
             raise DataError(f"{folder}: the tokens of node {node} are not those of its text; {remedy}")
     mean = len(store.ids) / max(len(store), 1)
-    known = f"{store.unknown_share():.1%} unknown to {cfg.lm.model}"
-    holds = f"{len(store.ids):,} tokens, {mean:.0f} per text, at most {cfg.lm.max_length}; {known}"
-    return Prepared("tokens", folder, _size(folder), holds)
+    unknown_share = f"{store.unknown_share():.1%} unknown to {cfg.lm.model}"
+    content = f"{len(store.ids):,} tokens, {mean:.0f} per text, at most {cfg.lm.max_length}; {unknown_share}"
+    return Prepared("tokens", folder, _size(folder), content)
 
 
-def _check_pointers(offsets: np.ndarray, end: int, what: str, remedy: str) -> None:
-    ordered = all(bool((np.diff(block) >= 0).all()) for block in _overlapping(offsets))
+def _check_offsets(offsets: np.ndarray, end: int, name: str, remedy: str) -> None:
+    ordered = all(bool((np.diff(block) >= 0).all()) for block in _overlapping_blocks(offsets))
     if not ordered or offsets[0] != 0 or offsets[-1] != end:
-        raise DataError(f"{what}: offsets must grow from 0 to {end}; {remedy}")
+        raise DataError(f"{name}: offsets must grow from 0 to {end}; {remedy}")
 
 
-def _overlapping(offsets: np.ndarray) -> Iterator[np.ndarray]:
+def _overlapping_blocks(offsets: np.ndarray) -> Iterator[np.ndarray]:
     """Blocks of offsets; each begins with the last offset of the block before."""
     for start in range(0, len(offsets) - 1, ROWS_AT_ONCE):
         yield offsets[start : start + ROWS_AT_ONCE + 1]
 
 
-def _spread(count: int) -> list[int]:
+def _evenly_spaced(count: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, TEXTS_CHECKED)).astype(np.int64)).tolist() if count else []

@@ -113,7 +113,7 @@ def build_run(
             f"{graph.name} has {graph.num_classes} classes; expected one of: {', '.join(metrics)}"
         )
     mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
-    first = first_predictions(cfg.glem.first_predictions, graph)
+    first_logits = first_predictions(cfg.glem.first_predictions, graph)
     by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     static = "static" in feature_kinds(cfg.glem.node_features)
     if mode.lm or mode.joint or static:
@@ -138,10 +138,10 @@ def build_run(
             check_lm(cfg, lm_em)
     if mode.lm and mode.gnn:
         for name in filter(None, map(view_of, feature_kinds(cfg.glem.node_features))):
-            of_view = graph.view(name)  # a run that is only recorded uses the stand-in tokens for views too
-            own = open_tokens(cfg, of_view) if features is None else tokens
-            assert own is not None
-            views[name] = lm_learners(cfg, own, graph.num_classes, validation)[0]
+            view_graph = graph.view(name)  # a run that is only recorded uses the stand-in tokens for views too
+            view_tokens = open_tokens(cfg, view_graph) if features is None else tokens
+            assert view_tokens is not None
+            views[name] = lm_learners(cfg, view_tokens, graph.num_classes, validation)[0]
     if mode.gnn:
         features = features or feature_builder(cfg, graph, tokens, nodes.encoded)
         gnn = gnn_learner(cfg, graph_seen, validation, nodes.candidates, nodes.predicted, by_blocks)
@@ -177,7 +177,7 @@ def build_run(
         views=views,
         gnn=gnn,
         joint=joint,
-        first_predictions=first,
+        first_predictions=first_logits,
         features_seconds=seconds_before(cfg, tokens, nodes.encoded) if gnn or joint else 0.0,
         shared_lm_gold=shared_lm_gold(cfg, graph, nodes.encoded) if cfg.glem.share_lm_gold else None,
         correct_and_smooth=smooth,
@@ -240,19 +240,19 @@ def predicted_nodes(cfg: CfgNode, graph: TextGraph, candidates: np.ndarray) -> n
     if cfg.glem.encode_nodes == "all":
         return None
     needed = np.unique(np.concatenate(list(graph.split.values())))
-    pseudo = cfg.train.mode == "glem" or cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
-    return np.union1d(needed, candidates) if pseudo else needed
+    includes_candidates = cfg.train.mode == "glem" or cfg.gnn.rlu_rounds > 1 or cfg.gnn.scr_weight > 0
+    return np.union1d(needed, candidates) if includes_candidates else needed
 
 
 def scores_of(graph: TextGraph, logits: np.ndarray, metrics: Mapping[str, Metric]) -> Scores:
     """Split -> metrics and cross-entropy (``loss``, in nats) of logits (N, C)."""
     scores: Scores = {}
-    for part, nodes in graph.split.items():
-        part_logits = torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32))
+    for split_name, nodes in graph.split.items():
+        split_logits = torch.from_numpy(np.asarray(logits[nodes], dtype=np.float32))
         labels = graph.label[nodes]
-        scores[part] = {
-            **{name: float(metric(labels, part_logits.numpy())) for name, metric in metrics.items()},
-            "loss": float(F.cross_entropy(part_logits, torch.from_numpy(labels))),
+        scores[split_name] = {
+            **{name: float(metric(labels, split_logits.numpy())) for name, metric in metrics.items()},
+            "loss": float(F.cross_entropy(split_logits, torch.from_numpy(labels))),
         }
     return scores
 
@@ -267,9 +267,9 @@ def pseudo_accuracy(graph: TextGraph, pseudo: PseudoLabels) -> float:
 
 def em_settings(cfg: CfgNode) -> EMSettings:
     g = cfg.glem
-    same = ("order", "alpha", "beta", "temperature", "confidence", "lm_init", "ensemble")
+    same_named = ("order", "alpha", "beta", "temperature", "confidence", "lm_init", "ensemble")
     return EMSettings(
-        **{name: g[name] for name in same},
+        **{name: g[name] for name in same_named},
         iterations=g.em_iterations,
         max_iterations=g.em_max_iterations,
         hard=g.targets == "hard",

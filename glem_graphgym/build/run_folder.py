@@ -23,10 +23,10 @@ from glem_graphgym.models.pretrained import find_model, prompt_of
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.scores import METRIC
 
-NOTED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
+RECORDED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
 
 # Keys that no result depends on: paths, printing, number of threads, and the like.
-_INDIFFERENT = {
+_INDIFFERENT_KEYS = {
     *("out_dir", "print", "cfg_dest", "round", "num_workers", "num_threads", "metric_agg", "gpu_mem"),
     "metric_best",  # recorded as ``metric``, the score that selects models
     *("tensorboard_each_run", "tensorboard_agg", "dataset.dir", "dataset.tag_source", "lm.infer_tokens"),
@@ -48,15 +48,15 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
     Package ``versions``, numbers of EM iterations and search trials, and the graph's ``facts`` are recorded only for
     reports: a run may resume with others.
     """
-    known: dict[str, Any] = {}
+    graph_facts: dict[str, Any] = {}
     if graph is not None:
-        known = {"fingerprint": graph.fingerprint(), "origin": graph.origin, "facts": graph.facts()}
-        known |= {"metric": metric_of(cfg)}
+        graph_facts = {"fingerprint": graph.fingerprint(), "origin": graph.origin, "facts": graph.facts()}
+        graph_facts |= {"metric": metric_of(cfg)}
     return {
         "seed": cfg.seed,
         "mode": cfg.train.mode,
         "dataset": cfg.dataset.name if graph is None else graph.name,
-        **known,
+        **graph_facts,
         "settings": {**decisive_settings(cfg), **resolved_settings(cfg)},
         "files": file_hashes(cfg),
         "versions": package_versions(),
@@ -67,27 +67,27 @@ def identity_of(cfg: CfgNode, graph: TextGraph | None) -> dict[str, Any]:
 
 def seconds_of_other_seeds(run_dir: Path) -> dict[str, float]:
     """Stage -> its mean seconds over the experiment's other seeds; unreadable records are skipped."""
-    found: dict[str, list[float]] = {}
+    stage_seconds: dict[str, list[float]] = {}
     for file in run_dir.parent.glob("*/stages/[0-9]*/stage.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             record = read_json(file)
             if file.parents[2] != run_dir:
-                found.setdefault(record["name"], []).append(float(record["seconds"]))
-    return {name: statistics.fmean(seconds) for name, seconds in found.items()}
+                stage_seconds.setdefault(record["name"], []).append(float(record["seconds"]))
+    return {name: statistics.fmean(seconds) for name, seconds in stage_seconds.items()}
 
 
 def package_versions() -> dict[str, str]:
-    """Package -> version, for the installed ones of `NOTED_PACKAGES`; does not import them."""
-    found = {}
-    for name in NOTED_PACKAGES:
+    """Package -> version, for the installed ones of `RECORDED_PACKAGES`; does not import them."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def decisive_settings(cfg: CfgNode) -> dict[str, object]:
     """``group.key`` -> value of every setting that a result can depend on."""
-    return {name: value for name, value in flat_settings(cfg) if name not in _INDIFFERENT}
+    return {name: value for name, value in flat_settings(cfg) if name not in _INDIFFERENT_KEYS}
 
 
 def resolved_settings(cfg: CfgNode) -> dict[str, object]:
@@ -152,22 +152,22 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
         RunError: lists up to five differences.
     """
     if not overwrite and _has_results(run_dir):
-        before = _noted(run_dir)
-        if not before:
+        record = _read_record(run_dir)
+        if not record:
             raise RunError(f"{run_dir} holds stages but no run.json that says whose; start it anew with --overwrite")
         remedy = "choose another out_dir, or start it anew with --overwrite"
-        _compare(run_dir, before, identity, "give the options that it was trained with" if to_predict else remedy)
+        _check_same(run_dir, record, identity, "give the options that it was trained with" if to_predict else remedy)
     if to_predict:
         return
     siblings = [path for path in run_dir.parent.glob("*") if path != run_dir and path.name.lstrip("-").isdigit()]
-    anew = range(identity["seed"], identity["seed"] + overwrite)
+    overwritten_seeds = range(identity["seed"], identity["seed"] + overwrite)
     for sibling in sorted(siblings):
-        if int(sibling.name) in anew:
+        if int(sibling.name) in overwritten_seeds:
             continue
-        other = _noted(sibling)
-        if other and _has_results(sibling):
+        sibling_record = _read_record(sibling)
+        if sibling_record and _has_results(sibling):
             remedy = "seeds of one experiment share their settings; choose another out_dir"
-            _compare(sibling, _seedless(other), _seedless(identity), remedy)
+            _check_same(sibling, _seedless(sibling_record), _seedless(identity), remedy)
 
 
 def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
@@ -181,26 +181,28 @@ def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = F
     if not _has_results(run_dir):
         write_json(run_dir / "run.json", identity)
         return
-    before = _noted(run_dir)
-    if not before.get("finished") or before.get("em_iterations") != identity.get("em_iterations"):
-        _note_versions(run_dir, before, identity["versions"])
+    record = _read_record(run_dir)
+    if not record.get("finished") or record.get("em_iterations") != identity.get("em_iterations"):
+        _record_versions(run_dir, record, identity["versions"])
 
 
-def _note_versions(run_dir: Path, before: dict[str, Any], now: dict[str, str]) -> None:
+def _record_versions(run_dir: Path, record: dict[str, Any], versions: dict[str, str]) -> None:
     """Append the package versions under which a run resumes to those under which it began: ``"2.13.0, 2.14.0"``."""
-    known: dict[str, str] = before.get("versions", {})
-    other = {name: found for name, found in now.items() if found not in known.get(name, "").split(", ")}
-    if not other:
+    recorded: dict[str, str] = record.get("versions", {})
+    changed = {name: current for name, current in versions.items() if current not in recorded.get(name, "").split(", ")}
+    if not changed:
         return
-    for name, found in other.items():
-        logging.warning(f"{run_dir} was begun with {name} {known.get(name, '(not noted)')}, goes on with {found}")
-    joined = {name: f"{known[name]}, {found}" if name in known else found for name, found in other.items()}
-    write_json(run_dir / "run.json", {**before, "versions": {**known, **joined}})
+    for name, current in changed.items():
+        logging.warning(f"{run_dir} was begun with {name} {recorded.get(name, '(not noted)')}, goes on with {current}")
+    joined = {
+        name: f"{recorded[name]}, {current}" if name in recorded else current for name, current in changed.items()
+    }
+    write_json(run_dir / "run.json", {**record, "versions": {**recorded, **joined}})
 
 
 def is_finished(run_dir: Path) -> bool:
     """Whether the folder's run has finished once; it may since have been extended by more EM iterations."""
-    return bool(_noted(run_dir).get("finished"))
+    return bool(_read_record(run_dir).get("finished"))
 
 
 def require_finished(run_dir: Path) -> None:
@@ -209,16 +211,16 @@ def require_finished(run_dir: Path) -> None:
         raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
 
 
-def _noted(run_dir: Path) -> dict[str, Any]:
+def _read_record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run.json"
     remedy = "restore it, or start that seed anew with --overwrite"
     with reading(path, remedy):
-        found = read_json(path, remedy) if path.exists() else {}
-        return dict(found)
+        record = read_json(path, remedy) if path.exists() else {}
+        return dict(record)
 
 
 def _has_results(run_dir: Path) -> bool:
-    return "finished" in _noted(run_dir) or any((run_dir / "stages").glob("[0-9]*"))
+    return "finished" in _read_record(run_dir) or any((run_dir / "stages").glob("[0-9]*"))
 
 
 def _seedless(identity: dict[str, Any]) -> dict[str, Any]:
@@ -226,21 +228,21 @@ def _seedless(identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "settings": settings}
 
 
-def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
-    if now["mode"] != before["mode"]:
-        raise RunError(f"{run_dir} holds a run of train.mode {before['mode']}, now {now['mode']}; {remedy}")
-    if before.get("fingerprint") != now.get("fingerprint"):
+def _check_same(run_dir: Path, record: dict[str, Any], current: dict[str, Any], remedy: str) -> None:
+    if current["mode"] != record["mode"]:
+        raise RunError(f"{run_dir} holds a run of train.mode {record['mode']}, now {current['mode']}; {remedy}")
+    if record.get("fingerprint") != current.get("fingerprint"):
         raise RunError(
-            f"{run_dir} holds a run on another version of {now['dataset']} (fingerprint {before.get('fingerprint')}, "
-            f"now {now.get('fingerprint')}); {remedy}"
+            f"{run_dir} holds a run on another version of {current['dataset']} (fingerprint "
+            f"{record.get('fingerprint')}, now {current.get('fingerprint')}); {remedy}"
         )
     # A key that is newer than the run counts as its default, which has no effect; older runs had no prompts.
-    later = {**{key.name: key.default for key in KEYS if key.name in now["settings"]}, "lm.prompt": ""}
-    settings = {**later, **in_new_names(before["settings"]), "metric_best": before.get("metric", METRIC)}
-    wanted = {**now["settings"], "metric_best": now.get("metric", METRIC)}
+    defaults = {**{key.name: key.default for key in KEYS if key.name in current["settings"]}, "lm.prompt": ""}
+    recorded_settings = {**defaults, **in_new_names(record["settings"]), "metric_best": record.get("metric", METRIC)}
+    current_settings = {**current["settings"], "metric_best": current.get("metric", METRIC)}
     changed = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-        for old, new in ((settings, wanted), (before["files"], now["files"]))
+        for old, new in ((recorded_settings, current_settings), (record["files"], current["files"]))
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]

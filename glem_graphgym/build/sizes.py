@@ -95,9 +95,9 @@ def generous_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:
     """Bytes far beyond the need of any network of that size: if the limit is higher, nothing need be measured."""
     g = cfg.gnn
     layers = g.layers_pre_mp + g.layers_mp + g.layers_post_mp
-    numbers = graph.num_nodes * (width + graph.num_classes)
-    numbers += layers * (graph.num_nodes + len(graph.col)) * g.dim_inner * max(1, g.att_heads)
-    return 4 * WIDE_MARGIN * numbers
+    num_values = graph.num_nodes * (width + graph.num_classes)
+    num_values += layers * (graph.num_nodes + len(graph.col)) * g.dim_inner * max(1, g.att_heads)
+    return 4 * WIDE_MARGIN * num_values
 
 
 def hop_step_generous_bytes(cfg: CfgNode, width: int, nodes: int) -> int:

@@ -35,8 +35,8 @@ def tracking(cfg: CfgNode) -> Iterator[Track]:
     """
     kinds = ["tensorboard"] if cfg.tensorboard_each_run else []
     if (kind := cfg.glem.track) != "none":
-        found = importlib.util.find_spec(kind)
-        if found is None or found.origin is None:  # origin None: just a folder of that name, such as W&B creates
+        spec = importlib.util.find_spec(kind)
+        if spec is None or spec.origin is None:  # origin None: just a folder of that name, such as W&B creates
             raise ConfigError(
                 f"glem.track is '{kind}', which is not installed: pip install 'glem-graphgym[{kind}]', or set "
                 "it to none"
@@ -71,13 +71,13 @@ class TrackedRun:
         self.folder, self._file = folder.resolve(), folder / f"{kind}.json"
         self.project, self.group = (self.folder.parents[level].name for level in (1, 0))
         self.name = f"{self.group}/{self.folder.name}"
-        about = read_json(folder / "run.json")
-        facts = {name: about.get(name) for name in ("mode", "dataset", "fingerprint", "metric", "em_iterations")}
-        self.settings: dict[str, Any] = {**about["settings"], **facts}
-        self.known = read_json(self._file)["id"] if self._file.exists() else None
+        record = read_json(folder / "run.json")
+        facts = {name: record.get(name) for name in ("mode", "dataset", "fingerprint", "metric", "em_iterations")}
+        self.settings: dict[str, Any] = {**record["settings"], **facts}
+        self.resumed_id = read_json(self._file)["id"] if self._file.exists() else None
 
     def remember(self, id: str) -> None:
-        if id != self.known:
+        if id != self.resumed_id:
             write_json(self._file, {"id": id})
 
 
@@ -108,8 +108,8 @@ class _Tracker(threading.Thread):
                 track(*item)
             end(item)
         except Exception as error:
-            why = " ".join(str(error).split())[:200]
-            logging.warning(f"{self.run_dir} is no longer tracked by {self.kind} ({type(error).__name__}: {why})")
+            reason = " ".join(str(error).split())[:200]
+            logging.warning(f"{self.run_dir} is no longer tracked by {self.kind} ({type(error).__name__}: {reason})")
 
 
 # ---- trackers -----------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def _wandb(run: TrackedRun) -> tuple[Track, End]:
         project=run.project,
         group=run.group,
         name=run.name,
-        id=run.known,
+        id=run.resumed_id,
         config=run.settings,
         dir=run.folder,
         resume="allow",
@@ -149,7 +149,7 @@ def _wandb(run: TrackedRun) -> tuple[Track, End]:
 def _trackio(run: TrackedRun) -> tuple[Track, End]:
     import trackio
 
-    resume = "allow" if run.known else "never"  # trackio resumes the latest run of that name
+    resume = "allow" if run.resumed_id else "never"  # trackio resumes the latest run of that name
     tracked = trackio.init(run.project, run.name, run.group, config=run.settings, resume=resume)
     run.remember(tracked.id)
     return lambda numbers, step: tracked.log(dict(numbers), step), lambda finished: tracked.finish()
@@ -158,8 +158,8 @@ def _trackio(run: TrackedRun) -> tuple[Track, End]:
 def _mlflow(run: TrackedRun) -> tuple[Track, End]:
     import mlflow
 
-    if run.known:
-        mlflow.start_run(run.known)
+    if run.resumed_id:
+        mlflow.start_run(run.resumed_id)
     else:
         mlflow.set_experiment(run.project)
         run.remember(mlflow.start_run(run_name=run.name, tags={"group": run.group}).info.run_id)

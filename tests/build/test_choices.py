@@ -96,7 +96,7 @@ def test_nothing_is_measured_where_that_is_switched_off(measured: list[str], mon
 def test_the_faster_type_wins_by_a_margin(fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for gain, wanted in ((1.02, "32"), (2.0, fast)):
         other = "bf16" if fast == "32" else "32"
-        monkeypatch.setattr(choices, "_seconds", lambda _, gain=gain, other=other: {fast: 1.0, other: gain})
+        monkeypatch.setattr(choices, "_fastest_seconds", lambda _, gain=gain, other=other: {fast: 1.0, other: gain})
         assert choices.faster_precision() == wanted
 
 
@@ -105,6 +105,6 @@ def test_attention_names_the_lengths_from_which_sdpa_is_faster(
     sdpa: float, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        choices, "_seconds", lambda runs: [run() for run in runs.values()] and {"ours": 1, "sdpa": sdpa}
+        choices, "_fastest_seconds", lambda runs: [run() for run in runs.values()] and {"ours": 1, "sdpa": sdpa}
     )
     assert choices.faster_attention(2, 4, torch.float32, 0.1) == wanted

@@ -41,7 +41,7 @@ def test_versions_are_those_of_the_packages_that_are_installed(monkeypatch: pyte
     found = package_versions()
     assert set(found) == {"ogb", "torch", "torch_geometric", "transformers"}
     assert (found["ogb"], found["torch_geometric"]) == (version("ogb"), torch_geometric.__version__)
-    monkeypatch.setattr(run_folder, "NOTED_PACKAGES", ("torch", "no-such-package-of-anybodys"))
+    monkeypatch.setattr(run_folder, "RECORDED_PACKAGES", ("torch", "no-such-package-of-anybodys"))
     assert set(package_versions()) == {"torch"}
 
 

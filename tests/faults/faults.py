@@ -259,15 +259,15 @@ FAULTS: dict[str, Fault] = {
     "test_rows_in_statistics": Fault(
         "inductive features are standardised over test nodes too",
         "build/features.py",
-        'seen = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])',
-        "seen = np.arange(graph.num_nodes)",
+        'seen_nodes = np.setdiff1d(np.arange(graph.num_nodes), graph.split["test"])',
+        "seen_nodes = np.arange(graph.num_nodes)",
         "build/test_features.py::test_statistics_are_not_those_of_test_nodes",
     ),
     "smoothing_over_test_edges": Fault(
         "inductive Correct & Smooth changes other nodes through test nodes",
         "build/learners.py",
-        "if (seen := graphs.seen) is not None:",
-        "if (seen := None) is not None:",
+        "if (seen_nodes := graphs.seen) is not None:",
+        "if (seen_nodes := None) is not None:",
         "build/test_train.py::test_smoothing_attaches_test_nodes_to_what_training_sees",
     ),
     "smoothing_sees_all_labels": Fault(
