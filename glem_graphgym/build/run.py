@@ -93,14 +93,13 @@ def build_run(
     graph: TextGraph,
     tokens: TokenStore | None = None,
     features: Callable[..., Any] | None = None,
-    seen: TextGraph | None = None,
     track: Track = untracked,
 ) -> Run:
     """The run of ``train.mode`` on a graph.
 
     Args:
-        tokens, features, seen: stand-ins for the texts' tokens, for the function that makes the GNN's features, and for
-            the graph as models see it, if the run is only recorded, not trained; None = the real ones.
+        tokens, features: stand-ins for the texts' tokens and for the function that makes the GNN's features, if the run
+            is only recorded, not trained; None = the real ones.
         track: see `Journal`.
 
     Raises:
@@ -129,7 +128,6 @@ def build_run(
     lm_gold = lm_em = gnn = joint = smooth = None
     views: dict[str, LMLearner] = {}
     card: dict[str, Any] = {}
-    graph_seen = seen or graph
     if mode.lm:
         assert tokens is not None
         lm_gold, lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
@@ -144,13 +142,13 @@ def build_run(
             views[name] = lm_learners(cfg, view_tokens, graph.num_classes, validation)[0]
     if mode.gnn:
         features = features or feature_builder(cfg, graph, tokens, nodes.encoded)
-        gnn = gnn_learner(cfg, graph_seen, validation, nodes.candidates, nodes.predicted, by_blocks)
+        gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted, by_blocks)
         smooth = smoother(cfg, gnn.graphs, gold)
     if mode.joint:
         assert tokens is not None
         card = check_lm(cfg, lm_learners(cfg, tokens, graph.num_classes, validation)[0])
         features = features or further_features(cfg, graph, tokens, nodes.encoded)
-        joint = joint_learner(cfg, graph_seen, tokens, validation, nodes.predicted, by_blocks)
+        joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted, by_blocks)
         smooth = smoother(cfg, joint.graphs, gold)
     journal = functools.partial(
         Journal,
