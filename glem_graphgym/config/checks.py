@@ -29,7 +29,7 @@ from glem_graphgym.files import expand_path
 from glem_graphgym.modes import MODES
 from glem_graphgym.scores import METRIC, METRICS
 
-NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and surrogates (not valid in UTF-8)
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and surrogates, which are not valid in UTF-8
 # dataset.name -> function that loads the text graph of a configuration, in the order of registration.
 TEXT_GRAPHS: dict[str, Callable[[CfgNode], Any]] = {}
 # A condition on the configuration c, and the message if it does not hold; {group.key} is replaced by the key's value.
@@ -195,9 +195,9 @@ OUR_RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
-    if value not in list(known):  # a value may be a list, which is not hashable
-        names = ", ".join(str(other) for other in known if other is not None)
+def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
+    if value not in list(allowed):  # a value may be a list, which is not hashable
+        names = ", ".join(str(choice) for choice in allowed if choice is not None)
         raise ConfigError(f"{name} is '{shown(value)}', expected one of: {names}")
 
 
@@ -206,12 +206,12 @@ def _check_value(name: str, value: Any) -> None:
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, float) and not math.isfinite(item):
             raise ConfigError(f"{name} is {shown(value)}, expected finite numbers")
-        if isinstance(item, str) and NO_TEXT.search(item.replace("\n", "") if name == "lm.prompt" else item):
+        if isinstance(item, str) and CONTROL_CHARACTERS.search(item.replace("\n", "") if name == "lm.prompt" else item):
             raise ConfigError(f"{name} is {item[:80]!r}, expected a text without line breaks and control characters")
 
 
 def feature_kinds(node_features: str) -> list[str]:
-    return [part.strip() for part in node_features.split("+")]
+    return [kind.strip() for kind in node_features.split("+")]
 
 
 def view_of(kind: str) -> str:
@@ -255,13 +255,13 @@ def check_metric(cfg: CfgNode, task_type: str | None = None) -> None:
         ConfigError: names the valid metrics.
     """
     task_type = task_type or cfg.dataset.task_type
-    known: tuple[str, ...] = OUR_METRICS
+    allowed: tuple[str, ...] = OUR_METRICS
     if cfg.train.mode == "standard":
         stock = STOCK_METRICS.get(task_type, STOCK_METRICS["classification_binary"])
-        known = (*(cfg.custom_metrics or stock), "loss")
-    if {"auc", "accuracy"} & set(known):
-        known = ("auto", *known)
-    check_choice("metric_best", cfg.metric_best, known)
+        allowed = (*(cfg.custom_metrics or stock), "loss")
+    if {"auc", "accuracy"} & set(allowed):
+        allowed = ("auto", *allowed)
+    check_choice("metric_best", cfg.metric_best, allowed)
 
 
 def check_devices(cfg: CfgNode, started: int | None) -> None:
@@ -323,9 +323,9 @@ def _check_names(cfg: CfgNode) -> None:
     if not cfg.custom_metrics:
         choices["dataset.task_type"] = TASK_TYPES
     # A plugin's loss or loader may answer to any name, whatever it is registered as: check names only without plugins.
-    if _ours_alone(register.loss_dict):
+    if _only_ours(register.loss_dict):
         choices["model.loss_fun"] = ("cross_entropy", "mse", *register.loss_dict)
-    if _ours_alone(register.loader_dict):
+    if _only_ours(register.loader_dict):
         choices["dataset.format"] = ("PyG", "OGB", "TAG")
     if d.format == "TAG":
         choices["dataset.name"] = TEXT_GRAPHS
@@ -348,15 +348,15 @@ def _check_names(cfg: CfgNode) -> None:
         if g.layer_type in GENERAL_LAYERS:
             choices |= {"gnn.self_msg": ("none", "add", "concat"), "gnn.msg_direction": ("single", "both")}
     values = dict(flat_settings(cfg))
-    for name, known in choices.items():
-        check_choice(name, values[name], known)
+    for name, allowed in choices.items():
+        check_choice(name, values[name], allowed)
     if "gnn.self_msg" in choices:
         try:
             aggregation_resolver(g.agg)
         except (ValueError, TypeError) as error:
-            known_names = "add, mean, max, or another aggregation of torch_geometric.nn that needs no arguments"
-            raise ConfigError(f"gnn.agg is '{shown(g.agg)}', expected one of: {known_names}") from error
+            allowed_names = "add, mean, max, or another aggregation of torch_geometric.nn that needs no arguments"
+            raise ConfigError(f"gnn.agg is '{shown(g.agg)}', expected one of: {allowed_names}") from error
 
 
-def _ours_alone(registry: Mapping[str, Any]) -> bool:
-    return all(found.__module__.startswith("glem_graphgym.") for found in registry.values())
+def _only_ours(registry: Mapping[str, Any]) -> bool:
+    return all(entry.__module__.startswith("glem_graphgym.") for entry in registry.values())

@@ -14,9 +14,9 @@ import yaml
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000  # aliases expanded: a short file of nested aliases can expand to billions of values
 PREFIX = "tag:yaml.org,2002:"
-PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
-TAGS = {f"{PREFIX}{kind}" for kind in PLAIN}
-NOTHING = ("", "~", "null", "Null", "NULL")
+PLAIN_KINDS = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
+TAGS = {f"{PREFIX}{kind}" for kind in PLAIN_KINDS}
+NULL_TEXTS = ("", "~", "null", "Null", "NULL")
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -32,7 +32,7 @@ Tree = str | list["Tree"] | dict[str, "Tree"]  # scalars as typed, without their
 
 
 def is_nothing(tree: Any) -> bool:
-    return isinstance(tree, str) and not isinstance(tree, Quoted) and tree in NOTHING
+    return isinstance(tree, str) and not isinstance(tree, Quoted) and tree in NULL_TEXTS
 
 
 def whole_number(text: str) -> int:
@@ -80,8 +80,8 @@ def read_file(file: Path) -> dict[str, Tree]:
         return tree
     if tree is None:
         raise YamlError("is empty; expected a YAML file of 'key: value' lines")
-    found = "a list" if isinstance(tree, list) else f"the value '{tree[:40]}'"
-    raise YamlError(f"expected 'key: value' lines, found {found}")
+    kind = "a list" if isinstance(tree, list) else f"the value '{tree[:40]}'"
+    raise YamlError(f"expected 'key: value' lines, found {kind}")
 
 
 def parse(text: str) -> Tree | None:
@@ -95,12 +95,12 @@ def parse(text: str) -> Tree | None:
         return None if node is None else _Reader().tree(node, "")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        what = " ".join(str(error.problem or error.context).split())
-        what += "; indent with blanks" if "'\\t'" in what else ""
+        position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = " ".join(str(error.problem or error.context).split())
+        problem += "; indent with blanks" if "'\\t'" in problem else ""
         if "single document" in str(error.context):
-            what = "a second document begins (---); expected one"
-        raise YamlError(f"not valid YAML{where}: {what}") from error
+            problem = "a second document begins (---); expected one"
+        raise YamlError(f"not valid YAML{position}: {problem}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise YamlError(f"not valid YAML in line {line}: the character {error.character:#x} is not allowed") from error
@@ -130,16 +130,16 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.tree(item, prefix) for item in node.value]
         assert isinstance(node, yaml.MappingNode)
-        own: dict[str, Tree] = {}
+        group: dict[str, Tree] = {}
         merged: dict[str, Tree] = {}  # from ``<<: *name`` or ``<<: [*name, *name]``; the first group wins
         lines: dict[str, int] = {}
         for key, value in node.value:
             line, name = key.start_mark.line + 1, key.value
             if key.tag == f"{PREFIX}merge":
-                for other in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    if not isinstance(other, yaml.MappingNode):
+                for merged_node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if not isinstance(merged_node, yaml.MappingNode):
                         raise YamlError(f"line {line} merges (<<) something else than a group of keys")
-                    merged = {**self.tree(other, prefix), **merged}  # type: ignore[dict-item]
+                    merged = {**self.tree(merged_node, prefix), **merged}  # type: ignore[dict-item]
                 continue
             if not isinstance(key, yaml.ScalarNode) or key.tag not in TAGS:
                 raise YamlError(f"line {line} has a list, a group or a tag where the name of a key is expected")
@@ -147,5 +147,5 @@ class _Reader:
                 raise YamlError(
                     f"'{prefix}{name}' stands twice, in lines {lines[name]} and {line}; put all of it into one of them"
                 )
-            lines[name], own[name] = line, self.tree(value, f"{prefix}{name}.")
-        return {**merged, **own}
+            lines[name], group[name] = line, self.tree(value, f"{prefix}{name}.")
+        return {**merged, **group}

@@ -66,13 +66,13 @@ MB = 1 << 20
 STATIC = "static"  # the untuned LM's embeddings, which are made before the first stage
 COURSES = 32  # random sequences of validation scores that are simulated: they decide which weights are kept
 TRIAL_SECONDS = 8.0  # of training that an LM stage is tried for, in two epochs
-FEWEST, MOST = 4, 20  # batches per trial epoch
+MIN_BATCHES, MAX_BATCHES = 4, 20  # batches per trial epoch
 # Varying batch sizes fragment the heap, more so in a whole run than in a trial. Trials of 18 to 42 steps showed 56 to
 # 87%, depending on the machine, of the memory that a whole stage of all-MiniLM-L6-v2 added.
-CUT_UP = 1.5
+FRAGMENTATION = 1.5
 JOINT_VALIDATED = 512  # nodes of a joint trial's validation
 INFERRED_BATCHES = 3  # timed in a trial, beside the batch of the longest texts
-MORE_EPOCHS = 2  # of a GNN's second trial, beyond the first epoch
+EXTRA_EPOCHS = 2  # of a GNN's second trial, beyond the first epoch
 GRAPH_AT_ONCE = 5_000_000  # nodes plus adjacency entries up to which the whole graph is tried
 FEWEST_NODES = 1000  # of a smaller graph
 MEMORY_SHARE = 3  # a GNN's trial may use about 1 / MEMORY_SHARE of the available memory
@@ -125,10 +125,10 @@ class Calibration:
         self.encoded = np.arange(graph.num_nodes) if encoded is None else encoded
         self.widths = feature_widths(cfg, graph)
         # "layers": bytes on disk of layer outputs during layer-wise prediction.
-        self.about: dict[str, Any] = {"tokens": None, "static": None, "hops": None, "layers": 0}
+        self.sizes: dict[str, Any] = {"tokens": None, "static": None, "hops": None, "layers": 0}
         self.costs: dict[str, Cost] = {}
         self.models: dict[int, nn.Module] = {}
-        self.cut_up_mb = 0.0  # estimated heap fragmentation by the LM stages of a run, beyond a trial's
+        self.fragmentation_mb = 0.0  # estimated heap fragmentation by the LM stages of a run, beyond a trial's
         self.tokens: Any = self._open_tokens() if reads_texts(cfg) else None
         if STATIC in self.widths:
             self._try_static()
@@ -141,9 +141,9 @@ class Calibration:
         self.by_blocks = isinstance(run.gnn, StoredSampledLearner) or bool(run.joint and run.joint.layerwise)
         width = sum(self.widths.values())
         if self.by_blocks:
-            self.about["layers"] = layer_file_bytes(cfg, graph, width, self.nodes.predicted)
+            self.sizes["layers"] = layer_file_bytes(cfg, graph, width, self.nodes.predicted)
         if sees_hops(cfg) and 0 < budget_bytes(cfg) < hop_bytes(cfg, graph, width):
-            self.about["hops"] = self._hop_files(width)
+            self.sizes["hops"] = self._hop_files(width)
         recording = record(run, self.program, self._model_of)
         fits: dict[tuple[object, ...], str] = {}
         stages = []
@@ -153,14 +153,14 @@ class Calibration:
                 cost = fits.setdefault(stage.fit, stage.key.name)
                 if cost not in self.costs:
                     self.costs[cost] = self._try(stage)
-            about = {"folder": stage.key.folder, "model": stage.key.model, "cost": cost}
+            row = {"folder": stage.key.folder, "model": stage.key.model, "cost": cost}
             files = {"arrays": stage.arrays, "weights": stage.weights, "shared": stage.shared and str(stage.shared)}
-            stages.append(about | files)
+            stages.append(row | files)
         shape = {"nodes": graph.num_nodes, "edges": graph.num_edges, "classes": graph.num_classes}
         costs = {name: among_processes(cost, self.processes, self.accelerator) for name, cost in self.costs.items()}
         return {
             "graph": {"name": graph.name, **shape},
-            **self.about,
+            **self.sizes,
             "accelerator": self.accelerator,
             "processes": self.processes,
             "stages": stages,
@@ -183,11 +183,11 @@ class Calibration:
         """Per simulated course of validation scores: stages with weights on disk after each stage, and in the end."""
         if run.settings.iterations == UNTIL_PLATEAU:
             run = replace(run, settings=replace(run.settings, iterations=run.settings.max_iterations))
-        found = set()
+        courses = set()
         for seed in range(COURSES):
             recording = record(run, self.program, scores=iter(np.random.default_rng(seed).random, None))
-            found.add((*(stage.on_disk for stage in recording.stages), recording.kept))
-        return [[sorted(folders) for folders in course] for course in found]
+            courses.add((*(stage.on_disk for stage in recording.stages), recording.kept))
+        return [[sorted(folders) for folders in course] for course in courses]
 
     def _try(self, stage: RecordedStage) -> Cost:
         assert stage.targets is not None
@@ -205,25 +205,25 @@ class Calibration:
         cfg, texts = self.cfg, self.graph.texts
         tokenizer = tokenizer_of(cfg, texts)
         folder = token_folder(texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
-        known = folder.is_dir()
-        tokens = open_tokens(cfg, self.graph) if known else sampled_tokens(texts, tokenizer, cfg.lm.max_length)
+        cached = folder.is_dir()
+        tokens = open_tokens(cfg, self.graph) if cached else sampled_tokens(texts, tokenizer, cfg.lm.max_length)
         total = int(tokens.lengths.sum())
         size = total * id_type(tokenizer).itemsize + 8 * (len(texts) + 1)
-        self.about["tokens"] = {"total": total, "known": known, "folder": str(folder), "bytes": size}
+        self.sizes["tokens"] = {"total": total, "known": cached, "folder": str(folder), "bytes": size}
         return tokens
 
     def _try_lm(self, learner: LMLearner, targets: StepTargets) -> Cost:
-        whole, nodes, lengths = learner.settings, targets.like_an_epoch(), self.tokens.lengths
-        settings = replace(whole, batch_size=self._part(whole.batch_size))
+        full_settings, nodes, lengths = learner.settings, targets.like_an_epoch(), self.tokens.lengths
+        settings = replace(full_settings, batch_size=self._rows_per_process(full_settings.batch_size))
         epoch = shuffled_batches(lengths, nodes, settings.batch_size, np.random.default_rng(0))
         learner = replace(learner, settings=settings)
-        before = PeakMemory().resident_mb()
+        initial_mb = PeakMemory().resident_mb()
         memory = PeakMemory(self.accelerator)
         start = _now()
         longest = nodes[np.argsort(-lengths[nodes], kind="stable")[: settings.batch_size]]
         seconds, steps = self._fit_lm(learner, [longest])[1:]  # drops the model: a run holds only one
         overhead = _now() - start - seconds
-        count = int(np.clip(TRIAL_SECONDS / 2 * steps / max(seconds, 1e-3), FEWEST, MOST))
+        count = int(np.clip(TRIAL_SECONDS / 2 * steps / max(seconds, 1e-3), MIN_BATCHES, MAX_BATCHES))
         gc.collect()
         # The longest texts come last: in a run they follow batches of other sizes, which have fragmented the heap.
         batches = [*epoch[:count], longest]
@@ -237,16 +237,17 @@ class Calibration:
         inferred += _inferred_tokens(lengths, self.encoded, settings.infer_tokens)
         mapped = 2 * self.graph.num_nodes * (task.embedding_dim + self.graph.num_classes) / MB
         frozen = weights_mb(task.model) - weights_mb(task.model, trained=True)
-        cut_up = (CUT_UP - 1) * max(0.0, resident - before - frozen)  # frozen weights do not fragment the heap
-        self.cut_up_mb = max(self.cut_up_mb, cut_up)
-        peak = resident + cut_up
-        elsewhere = 0.0
+        # Frozen weights do not fragment the heap.
+        fragmented = (FRAGMENTATION - 1) * max(0.0, resident - initial_mb - frozen)
+        self.fragmentation_mb = max(self.fragmentation_mb, fragmented)
+        peak = resident + fragmented
+        other_ranks_mb = 0.0
         if self.cfg.lm.strategy == "fsdp":
-            elsewhere = sharded_mb(task.model) * (1 - 1 / self.processes)
+            other_ranks_mb = sharded_mb(task.model) * (1 - 1 / self.processes)
         if self.accelerator == "cuda":
-            accelerator -= elsewhere
+            accelerator -= other_ranks_mb
         else:
-            peak = max(peak - elsewhere, before + weights_mb(task.model))  # weights are loaded whole, then sharded
+            peak = max(peak - other_ranks_mb, initial_mb + weights_mb(task.model))  # loaded whole, then sharded
         return Cost(
             resident_mb=peak + mapped,
             mapped_mb=mapped,
@@ -256,7 +257,7 @@ class Calibration:
             tokens=tokens,
         )
 
-    def _part(self, batch_size: int) -> int:
+    def _rows_per_process(self, batch_size: int) -> int:
         """Rows per process of one batch."""
         return -(-batch_size // self.processes)
 
@@ -266,29 +267,29 @@ class Calibration:
         nodes, settings = np.concatenate(batches), learner.settings
         valid = self._longest(self.graph.split["valid"], settings.infer_tokens)
         epochs = min(2, settings.epochs * settings.evals_per_epoch)
-        tried = replace(
+        trial = replace(
             learner,
             tokens=RemappedTokens(self.tokens, np.concatenate([nodes, valid])),
             validation=Validation(len(nodes) + np.arange(len(valid)), always_improving()),
             settings=replace(settings, epochs=epochs, evals_per_epoch=1),
         )
         gold = Gold(np.arange(len(nodes)), np.zeros(len(nodes), dtype=np.int64), self.graph.num_classes)
-        task, log = tried.fit(StepTargets(gold), "calibration")
+        task, log = trial.fit(StepTargets(gold), "calibration")
         return task, log.train_seconds, epochs * len(batches)
 
     def _predict_lm(self, learner: LMLearner, model: TextClassifier) -> float:
         """Seconds per token of inference, without the batch of the longest texts, which comes first."""
         nodes, budget = self.encoded, learner.settings.infer_tokens
         count = min(len(nodes), int(INFERRED_BATCHES * budget / max(1.0, self.tokens.lengths[nodes].mean())) + 1)
-        some = np.random.default_rng(0).choice(nodes, count, replace=False)
+        sampled = np.random.default_rng(0).choice(nodes, count, replace=False)
         seconds = 0.0
-        for chosen in (self._longest(nodes, budget), some):
-            task = LMTask(replace(learner, tokens=RemappedTokens(self.tokens, chosen)), model, None)
-            logits = np.zeros((len(chosen), self.graph.num_classes), dtype=np.float16)
+        for batch_nodes in (self._longest(nodes, budget), sampled):
+            task = LMTask(replace(learner, tokens=RemappedTokens(self.tokens, batch_nodes)), model, None)
+            logits = np.zeros((len(batch_nodes), self.graph.num_classes), dtype=np.float16)
             start = _now()
-            task.predict(logits, np.zeros((len(chosen), task.embedding_dim), dtype=np.float16), "calibration")
+            task.predict(logits, np.zeros((len(batch_nodes), task.embedding_dim), dtype=np.float16), "calibration")
             seconds = _now() - start
-        return seconds / max(1, _inferred_tokens(self.tokens.lengths, some, budget))
+        return seconds / max(1, _inferred_tokens(self.tokens.lengths, sampled, budget))
 
     def _longest(self, nodes: np.ndarray, budget: int) -> np.ndarray:
         """The first inference batch, which holds the longest texts."""
@@ -297,16 +298,16 @@ class Calibration:
     def _try_static(self) -> None:
         """Measure the untuned LM's embeddings, which are made before the first stage."""
         folder = static_folder(self.cfg, self.tokens, self.nodes.encoded)
-        known = self.about["tokens"]["known"] and folder.is_dir()
-        self.about["static"] = about = {"folder": str(folder if known else folder.parent), "known": known}
-        if known:
-            about["dim"] = np.load(folder / "embeddings.npy", mmap_mode="r").shape[1]
+        cached = self.sizes["tokens"]["known"] and folder.is_dir()
+        self.sizes["static"] = static = {"folder": str(folder if cached else folder.parent), "known": cached}
+        if cached:
+            static["dim"] = np.load(folder / "embeddings.npy", mmap_mode="r").shape[1]
             return
         memory = PeakMemory(self.accelerator)
         start = _now()
         learner = untuned_lm(self.cfg, self.tokens)
         model = learner.build()
-        about["dim"] = dim = model.encoder.dim
+        static["dim"] = dim = model.encoder.dim
         overhead = _now() - start
         rate = self._predict_lm(learner, model)
         resident, accelerator = memory.resident_mb(), memory.accelerator_mb()
@@ -329,7 +330,7 @@ class Calibration:
         count = max(FEWEST_NODES, int(share * graph.num_nodes))
         small = graph if count >= graph.num_nodes else smaller_graph(graph, count)
         scale = graph.num_nodes / small.num_nodes
-        self.about["tried_nodes"] = small.num_nodes
+        self.sizes["tried_nodes"] = small.num_nodes
         # The budget shrinks with the graph, so that the small graph exceeds it too; hops on disk are not measured.
         cfg.glem.memory_budget_gb = budget_bytes(cfg) / scale / GB if self.by_blocks else 0.0
         return small, cfg, self.nodes if small is graph else nodes_of(cfg, small), scale
@@ -338,58 +339,61 @@ class Calibration:
         rows = FeatureRows([np.broadcast_to(np.float16(0), (num_nodes, width))], standardise=False)
         return rows if cfg.glem.memory_budget_gb else np.asarray(rows)
 
-    def _growth_mb(self, small: TextGraph, scale: float, tried: float) -> float:
-        """MB of a GNN beside the graph, extrapolated from ``tried`` MB on the small one; with a memory budget at most
+    def _growth_mb(self, small: TextGraph, scale: float, tried_mb: float) -> float:
+        """MB of a GNN beside the graph, extrapolated from ``tried_mb`` on the small one; with a memory budget at most
         the budget plus what does not grow with the graph."""
         budget = budget_bytes(self.cfg) / MB
         if self.by_blocks:
-            return min(scale * tried, tried + budget)
-        if self.about["hops"]:  # beyond the hops, memory depends on the batch size, not on the graph
+            return min(scale * tried_mb, tried_mb + budget)
+        if self.sizes["hops"]:  # beyond the hops, memory depends on the batch size, not on the graph
             hops = hop_bytes(self.cfg, small, sum(self.widths.values())) / MB
-            return min(scale * tried, max(0.0, tried - hops) + budget)
-        return scale * tried
+            return min(scale * tried_mb, max(0.0, tried_mb - hops) + budget)
+        return scale * tried_mb
 
     def _mapped_mb(self) -> float:
         """MB of memory-mapped prediction files: text embeddings (read) and logits (written)."""
         return 2 * self.graph.num_nodes * (self.widths.get("text", 0) + self.graph.num_classes) / MB
 
-    def _try_gnn(self, like: StepTargets) -> Cost:
+    def _try_gnn(self, recorded: StepTargets) -> Cost:
         small, cfg, nodes, scale = self._smaller()
         validation = Validation(small.split["valid"], always_improving())
         gnn: Any = gnn_learner(cfg, small, validation, nodes.candidates, nodes.predicted, self.by_blocks)
-        gold, pseudo = Gold(small.split["train"], small.label[small.split["train"]], small.num_classes), like.pseudo
+        gold, pseudo = Gold(small.split["train"], small.label[small.split["train"]], small.num_classes), recorded.pseudo
         if pseudo is not None:
-            how: dict[str, Any] = {name: getattr(pseudo, name) for name in ("temperature", "hard", "confidence")}
+            options: dict[str, Any] = {name: getattr(pseudo, name) for name in ("temperature", "hard", "confidence")}
             zeros = np.zeros((small.num_nodes, small.num_classes), dtype=np.float16)
-            pseudo = PseudoLabels(zeros, nodes.candidates, gold, **how)
-        targets = replace(like, gold=gold, pseudo=pseudo)
-        before = PeakMemory().resident_mb()
+            pseudo = PseudoLabels(zeros, nodes.candidates, gold, **options)
+        targets = replace(recorded, gold=gold, pseudo=pseudo)
+        initial_mb = PeakMemory().resident_mb()
         x = self._features(cfg, small.num_nodes, sum(self.widths.values()))
         settings = gnn.settings
         if gnn.data_parallel:
-            gnn = gnn.but(batch_size=self._part(gnn.batch_size or targets.num_trained))
+            gnn = gnn.but(batch_size=self._rows_per_process(gnn.batch_size or targets.num_trained))
 
         def fitted(epochs: int) -> tuple[Any, float, float]:
             """The fitted task, total seconds, and seconds of training."""
-            start, how = _now(), replace(settings, epochs=epochs, eval_every=1, patience=0)
-            task, log = gnn.but(settings=how).fit(targets, x, "calibration")
+            start, trial_settings = _now(), replace(settings, epochs=epochs, eval_every=1, patience=0)
+            task, log = gnn.but(settings=trial_settings).fit(targets, x, "calibration")
             return task, _now() - start, log.train_seconds
 
         memory = PeakMemory(self.accelerator)
-        few, few_trained = fitted(1)[1:]
+        short_seconds, short_train_seconds = fitted(1)[1:]
         gc.collect()
-        task, many, many_trained = fitted(1 + MORE_EPOCHS)
-        a_round, epoch = (max(0.0, later) / MORE_EPOCHS for later in (many - few, many_trained - few_trained))
+        task, long_seconds, long_train_seconds = fitted(1 + EXTRA_EPOCHS)
+        epoch_seconds, train_seconds = (
+            max(0.0, difference) / EXTRA_EPOCHS
+            for difference in (long_seconds - short_seconds, long_train_seconds - short_train_seconds)
+        )
         start = _now()
         task.predict(np.zeros((small.num_nodes, small.num_classes), dtype=np.float16))
-        overhead = max(0.0, few - a_round) + _now() - start
+        overhead = max(0.0, short_seconds - epoch_seconds) + _now() - start
         epochs, evaluations = settings.epochs, -(-settings.epochs // settings.eval_every)
         resident, accelerator = memory.resident_mb(), memory.accelerator_mb()
         return Cost(
-            resident_mb=before + self._growth_mb(small, scale, resident - before) + self.cut_up_mb,
+            resident_mb=initial_mb + self._growth_mb(small, scale, resident - initial_mb) + self.fragmentation_mb,
             mapped_mb=self._mapped_mb(),
             accelerator_mb=scale * accelerator,
-            seconds=scale * (overhead + epochs * epoch + evaluations * max(0.0, a_round - epoch)),
+            seconds=scale * (overhead + epochs * train_seconds + evaluations * max(0.0, epoch_seconds - train_seconds)),
         )
 
     # ---- both together --------------------------------------------------------------------------------------------
@@ -407,15 +411,15 @@ class Calibration:
         learner = joint_learner(cfg, small, tokens, validation, nodes.predicted, self.by_blocks)
         features = self._features(cfg, small.num_nodes, sum(self.widths.values()) - dim)
         settings = learner.settings
-        before = PeakMemory().resident_mb()
+        initial_mb = PeakMemory().resident_mb()
         memory = PeakMemory(self.accelerator)
         start = _now()
-        first = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])[1]
-        overhead = _now() - start - first["train_seconds_per_epoch"]
+        first_costs = self._fit_joint(learner, small, features, train[: settings.lm.batch_size])[1]
+        overhead = _now() - start - first_costs["train_seconds_per_epoch"]
         gc.collect()
-        batches = np.clip(TRIAL_SECONDS / max(first["train_seconds_per_epoch"], 1e-3), FEWEST, MOST)
-        some = np.random.default_rng(0).permutation(train)[: int(batches) * settings.lm.batch_size]
-        task, costs = self._fit_joint(learner, small, features, some)
+        batches = np.clip(TRIAL_SECONDS / max(first_costs["train_seconds_per_epoch"], 1e-3), MIN_BATCHES, MAX_BATCHES)
+        trained_nodes = np.random.default_rng(0).permutation(train)[: int(batches) * settings.lm.batch_size]
+        task, costs = self._fit_joint(learner, small, features, trained_nodes)
         seconds = costs["train_seconds_per_epoch"] / costs["steps"]
         fitted, accelerator = memory.resident_mb(), memory.accelerator_mb()
         embeddings = np.broadcast_to(np.float16(0), (small.num_nodes, dim))
@@ -426,15 +430,15 @@ class Calibration:
         propagated, accelerator_propagated = memory.resident_mb(), memory.accelerator_mb()
         validated = scale * self._validated_tokens(learner, valid)
         del task
-        nobody = Validation(np.empty(0, dtype=np.int64), always_improving())
-        lm = lm_learners(self.cfg, self.tokens, self.graph.num_classes, nobody)[0]
+        no_validation = Validation(np.empty(0, dtype=np.int64), always_improving())
+        lm = lm_learners(self.cfg, self.tokens, self.graph.num_classes, no_validation)[0]
         rate = self._predict_lm(lm, lm.build())
         inferred = _inferred_tokens(self.tokens.lengths, self.encoded, settings.lm.infer_tokens)
         steps = -(-len(self.graph.split["train"]) // settings.lm.batch_size) * settings.lm.epochs
         evaluations = settings.lm.epochs * settings.lm.evals_per_epoch
-        growth = max(CUT_UP * (fitted - before), self._growth_mb(small, scale, propagated - before))
+        growth = max(FRAGMENTATION * (fitted - initial_mb), self._growth_mb(small, scale, propagated - initial_mb))
         return Cost(
-            resident_mb=before + growth + self._mapped_mb(),
+            resident_mb=initial_mb + growth + self._mapped_mb(),
             mapped_mb=self._mapped_mb(),
             accelerator_mb=max(accelerator, scale * accelerator_propagated),
             seconds=overhead + steps * seconds + rate * (evaluations * validated + inferred) + propagation,
@@ -473,16 +477,16 @@ class Calibration:
         def on_disk(columns: int, hops: int) -> tuple[int, int]:
             return disk_bytes(graph.num_nodes, rows, columns, hops, storage.dtype.itemsize, storage.budget)
 
-        features, beside = on_disk(width, cfg.gnn.hops + 1)
+        features, temporary = on_disk(width, cfg.gnn.hops + 1)
         folder = self._folder_of_hops(storage, graphs)
         return {
             "fixed": "text" not in self.widths,
             "folder": str(folder),
             "known": folder != storage.cache and folder.is_dir(),
             "bytes": features,
-            "beside": beside,
+            "beside": temporary,
             "labels": sum(on_disk(graph.num_classes, 1)) if cfg.glem.label_input else 0,
-            "operators": [self._operator_file(storage, part) for part, _ in storage.needed(graphs)],
+            "operators": [self._operator_file(storage, view) for view, _ in storage.needed(graphs)],
         }
 
     def _folder_of_hops(self, storage: HopStorage, graphs: GraphViews) -> Path:
@@ -490,19 +494,19 @@ class Calibration:
 
         Naming the folder requires reading all features, so this is done only if there are cached hops.
         """
-        static = self.about["static"]
-        made = "text" not in self.widths and (static is None or static["known"])
-        if not made or not any(storage.cache.glob("hops-*")):
+        static = self.sizes["static"]
+        cacheable = "text" not in self.widths and (static is None or static["known"])
+        if not cacheable or not any(storage.cache.glob("hops-*")):
             return storage.cache
         x = feature_builder(self.cfg, self.graph, self.tokens, self.nodes.encoded)(None)
         return storage.features_folder(graphs, x, self.cfg.gnn.hops)
 
     @staticmethod
-    def _operator_file(storage: HopStorage, part: MmapGraph) -> dict[str, Any]:
+    def _operator_file(storage: HopStorage, view: MmapGraph) -> dict[str, Any]:
         """Folder, existence and bytes of a propagation operator; reads the graph only if there are cached operators."""
-        folder = storage.operator_folder(part) if any(storage.cache.glob("operator-*")) else storage.cache
-        known = folder != storage.cache and folder.is_dir()
-        return {"folder": str(folder), "known": known, "bytes": operator_bytes(part.rowptr, part.col, part.keep)}
+        folder = storage.operator_folder(view) if any(storage.cache.glob("operator-*")) else storage.cache
+        cached = folder != storage.cache and folder.is_dir()
+        return {"folder": str(folder), "known": cached, "bytes": operator_bytes(view.rowptr, view.col, view.keep)}
 
 
 def weights_mb(module: nn.Module, trained: bool = False) -> float:
@@ -517,8 +521,8 @@ def sharded_mb(model: TextClassifier) -> float:
     each process holds whole: two layers (one is gathered while the other computes) and everything outside of layers.
     """
     layers = [weights_mb(layer) for layer in transformer_layers(model.encoder.backbone) or ()]
-    whole = weights_mb(model) - sum(layers) + 2 * max(layers, default=0.0)
-    return max(0.0, weights_mb(model) + 4 * weights_mb(model, trained=True) - whole)
+    unsharded = weights_mb(model) - sum(layers) + 2 * max(layers, default=0.0)
+    return max(0.0, weights_mb(model) + 4 * weights_mb(model, trained=True) - unsharded)
 
 
 def among_processes(cost: Cost, processes: int, accelerator: str) -> Cost:
@@ -545,31 +549,31 @@ def layer_file_bytes(cfg: CfgNode, graph: TextGraph, width: int, predicted: np.n
     if predicted is not None and cfg.glem.label_input:  # label folds are predicted one after another
         groups = [group for group, _ in prediction_folds(graph.num_nodes, graph.split["train"], predicted)]
 
-    def within(group: np.ndarray | None, hops: int) -> int:
+    def nodes_near(group: np.ndarray | None, hops: int) -> int:
         return graph.num_nodes if group is None else len(nodes_within(graph.rowptr, graph.col, group, hops))
 
     *hidden, _ = layer_outputs(cfg, graph.num_classes, width)
-    most = 0
+    peak = 0
     for group in groups:  # a layer's output is needed as many hops away as there are layers above it
-        files = [size * within(group, len(hidden) - place) for place, size in enumerate(hidden)]
-        most = max([most, *files, *(sum(pair) for pair in itertools.pairwise(files))])
-    return most
+        files = [size * nodes_near(group, len(hidden) - index) for index, size in enumerate(hidden)]
+        peak = max([peak, *files, *(sum(pair) for pair in itertools.pairwise(files))])
+    return peak
 
 
 @contextlib.contextmanager
-def _shown(terminal: int) -> Iterator[None]:
+def _log_on_terminal(terminal: int) -> Iterator[None]:
     """Context that shows log and progress bars of loading a graph, which may take long, on descriptor ``terminal``."""
-    kept, said = os.dup(2), logging.getLogger("glem_graphgym.data")
+    stderr_copy, logger = os.dup(2), logging.getLogger("glem_graphgym.data")
     handler = logging.StreamHandler(sys.stderr)
     os.dup2(terminal, 2)
-    said.addHandler(handler)
-    said.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        said.removeHandler(handler)
-        os.dup2(kept, 2)
-        os.close(kept)
+        logger.removeHandler(handler)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
 
 
 def main(request: Path, answer: Path) -> None:
@@ -581,23 +585,23 @@ def main(request: Path, answer: Path) -> None:
     processes.end_with_parent()
     with contextlib.suppress(OSError):  # if memory runs out, the kernel should kill this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
-    asked = read_json(request)
+    options = read_json(request)
     cfg = CfgNode()
     set_cfg(cfg)
     try:
-        load_config(cfg, asked["cfg"])
-        cfg.run_dir = asked["run_dir"]
+        load_config(cfg, options["cfg"])
+        cfg.run_dir = options["run_dir"]
         keep_freed_memory()
         program_mb = PeakMemory().resident_mb()
         torch.set_num_threads(min(cfg.num_threads, cpu_count()))
-        with _shown(asked["terminal"]):
+        with _log_on_terminal(options["terminal"]):
             graph = load_text_graph_of(cfg)
-        check_run_folder(Path(asked["run_dir"]), identity_of(cfg, graph), asked["overwrite"])
-        cfg = with_choices(cfg, choose(cfg, anew=asked["overwrite"] > 0))
-        found = {**Calibration(cfg, graph).run(), "program_mb": program_mb}
+        check_run_folder(Path(options["run_dir"]), identity_of(cfg, graph), options["overwrite"])
+        cfg = with_choices(cfg, choose(cfg, anew=options["overwrite"] > 0))
+        measured = {**Calibration(cfg, graph).run(), "program_mb": program_mb}
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        found = {"error": str(error)}
-    write_json(answer, found)
+        measured = {"error": str(error)}
+    write_json(answer, measured)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,26 @@ from glem_graphgym.report.stats import default_console, new_table
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
-def print_needs(found: Any, title: str, console: Console | None = None) -> None:
+def print_needs(preflight: Any, title: str, console: Console | None = None) -> None:
     """Print the result of `preflight.examine`: stages, files, one line per resource, and the time."""
     console = console or default_console()
-    measured = found.measured
-    _say(console, _texts_line(measured))
-    console.print(_stages_table(title, found.stages, measured["costs"]))
-    console.print(_files_table(found.stored))
-    for verdict in found.verdicts:
-        _say(console, verdict_line(verdict))
+    measured = preflight.measured
+    _print_line(console, _texts_line(measured))
+    console.print(_stages_table(title, preflight.stages, measured["costs"]))
+    console.print(_files_table(preflight.stored))
+    for verdict in preflight.verdicts:
+        _print_line(console, verdict_line(verdict))
     at_most = ", at most, as epochs and iterations may end early"
-    _say(console, f"time: about {time_text(found.seconds())} on this machine at its current load{at_most}")
+    _print_line(console, f"time: about {time_text(preflight.seconds())} on this machine at its current load{at_most}")
 
 
 def verdict_line(verdict: Any) -> str:
     """One line about a resource: bytes needed and free, and what to do if they do not suffice."""
-    who = f"{verdict.stage} " if verdict.stage else "the run "
-    has = f"{who}needs {shown_size(verdict.needed)}, {shown_size(verdict.available)} are free"
+    subject = f"{verdict.stage} " if verdict.stage else "the run "
+    sizes = f"{subject}needs {shown_size(verdict.needed)}, {shown_size(verdict.available)} are free"
     if verdict.fits:
-        return f"{verdict.resource}: fits; {has}"
-    return f"{verdict.resource}: DOES NOT FIT; {has}; {verdict.remedy}"
+        return f"{verdict.resource}: fits; {sizes}"
+    return f"{verdict.resource}: DOES NOT FIT; {sizes}; {verdict.remedy}"
 
 
 def shown_size(size: float) -> str:
@@ -48,8 +48,8 @@ def _texts_line(measured: Mapping[str, Any]) -> str:
     graph, tokens = measured["graph"], measured["tokens"]
     line = f"{graph['name']}: {graph['nodes']:,} nodes, {graph['edges']:,} undirected edges, {graph['classes']} classes"
     if tokens:
-        how = "" if tokens["known"] else "about "
-        line += f"; {how}{tokens['total']:,} tokens in {graph['nodes']:,} texts"
+        qualifier = "" if tokens["known"] else "about "
+        line += f"; {qualifier}{tokens['total']:,} tokens in {graph['nodes']:,} texts"
     return line
 
 
@@ -77,5 +77,5 @@ def _files_table(stored: Sequence[Any]) -> Any:
     return table
 
 
-def _say(console: Console, line: str) -> None:
+def _print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -137,10 +137,10 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
         )
     measured = measure(cfg, run_dirs[0], len(run_dirs) if overwrite else 0)
     plans = {run_dir: planned_stages(measured, run_dir, overwrite) for run_dir in run_dirs}
-    first = plans[run_dirs[0]]
-    for place, stage in enumerate(first):
+    first_plan = plans[run_dirs[0]]
+    for index, stage in enumerate(first_plan):
         if stage.shared and Path(stage.shared).is_dir():  # the folder's name depends on the seed: this is the first's
-            first[place] = replace(stage, done=True)
+            first_plan[index] = replace(stage, done=True)
     stages = [stage for plan in plans.values() for stage in plan]
     stored = common_files(measured)
     for run_dir, plan in plans.items():
@@ -168,13 +168,13 @@ def measure(cfg: CfgNode, run_dir: Path, overwrite: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="glem-dry-run-") as name:
         folder = Path(name)
         dump_config(cfg, folder / "config.yaml")
-        asked = {"cfg": str(folder / "config.yaml"), "run_dir": str(run_dir), "overwrite": overwrite}
+        request = {"cfg": str(folder / "config.yaml"), "run_dir": str(run_dir), "overwrite": overwrite}
         command = [sys.executable, "-m", "glem_graphgym.plan.calibration"]
         terminal = os.dup(2)
         try:
-            write_json(folder / "request.json", {**asked, "terminal": terminal})
+            write_json(folder / "request.json", {**request, "terminal": terminal})
             with (folder / LOG).open("wb") as log:
-                done = subprocess.run(
+                process = subprocess.run(
                     [*command, str(folder / "request.json"), str(folder / "answer.json")],
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT: str(os.getpid())},
                     stdout=log,
@@ -184,15 +184,15 @@ def measure(cfg: CfgNode, run_dir: Path, overwrite: int) -> dict[str, Any]:
         finally:
             os.close(terminal)
         if not (folder / "answer.json").exists():
-            how = f"was killed by signal {-done.returncode}, as happens when memory runs out"
+            failure = f"was killed by signal {-process.returncode}, as happens when memory runs out"
             lines = [line for line in (folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
-            if done.returncode >= 0:
-                how = f"failed: {lines[-1] if lines else f'exit status {done.returncode}'}"
-            raise RunError(f"the trial of this configuration {how}; {lm_remedy(cfg)}, or {gnn_remedy(cfg)}")
-        found = read_json(folder / "answer.json")
-    if "error" in found:
-        raise RunError(found["error"])
-    return found
+            if process.returncode >= 0:
+                failure = f"failed: {lines[-1] if lines else f'exit status {process.returncode}'}"
+            raise RunError(f"the trial of this configuration {failure}; {lm_remedy(cfg)}, or {gnn_remedy(cfg)}")
+        answer = read_json(folder / "answer.json")
+    if "error" in answer:
+        raise RunError(answer["error"])
+    return answer
 
 
 # ---- disk ---------------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def common_files(measured: dict[str, Any]) -> list[Stored]:
         stored.append(Stored(f"static embeddings, {shape}", static["folder"], size, static["known"]))
     if hops:
         operators = hops["operators"]
-        stored += [Stored("propagation operator", one["folder"], one["bytes"], one["known"]) for one in operators]
+        stored += [Stored("propagation operator", file["folder"], file["bytes"], file["known"]) for file in operators]
         if hops["fixed"]:
             stored.append(Stored("hop features", hops["folder"], hops["bytes"], hops["known"]))
     return stored
@@ -220,38 +220,38 @@ def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) 
     """Files that the stages of a run write, permanent and temporary ones."""
     stored = []
 
-    def passing(what: str, place: Path | str, size: int) -> None:
+    def add_temporary(what: str, path: Path | str, size: int) -> None:
         if size:
-            stored.append(Stored(what, str(place), size, passing=True, run=str(run_dir)))
+            stored.append(Stored(what, str(path), size, passing=True, run=str(run_dir)))
 
     for stage in plan:
-        parts = {
+        array_bytes = {
             f"{name} float16 ({rows:,}, {columns})": 2 * rows * columns
             for name, (rows, columns) in stage.arrays.items()
         }
-        what = f"{stage.folder}: {', '.join(parts)}"
-        stored.append(Stored(what, str(run_dir / "stages" / stage.folder), sum(parts.values()), stage.done))
-    sizes = {stage.folder: stage.weights for stage in plan if not stage.done}
+        what = f"{stage.folder}: {', '.join(array_bytes)}"
+        stored.append(Stored(what, str(run_dir / "stages" / stage.folder), sum(array_bytes.values()), stage.done))
+    weight_bytes = {stage.folder: stage.weights for stage in plan if not stage.done}
 
-    def missing(folders: Sequence[str]) -> tuple[int, int]:
+    def unwritten(folders: Sequence[str]) -> tuple[int, int]:
         """Bytes and number of the stages' weights that are still to be written."""
-        found = [sizes[folder] for folder in folders if folder in sizes]
-        return sum(found), len(found)
+        unwritten_bytes = [weight_bytes[folder] for folder in folders if folder in weight_bytes]
+        return sum(unwritten_bytes), len(unwritten_bytes)
 
-    kept, count = max(missing(course[-1]) for course in measured["courses"])
-    most = max(missing(folders)[0] for course in measured["courses"] for folders in course)
-    if kept:
-        stored.append(Stored(f"weights of {count} stages", str(run_dir / "stages"), kept))
-    passing("weights that are deleted again", run_dir / "stages", most - kept)
+    kept_bytes, count = max(unwritten(course[-1]) for course in measured["courses"])
+    peak_bytes = max(unwritten(folders)[0] for course in measured["courses"] for folders in course)
+    if kept_bytes:
+        stored.append(Stored(f"weights of {count} stages", str(run_dir / "stages"), kept_bytes))
+    add_temporary("weights that are deleted again", run_dir / "stages", peak_bytes - kept_bytes)
     if any(stage.model == "GNN" and not stage.done for stage in plan):
         hops, working = measured["hops"], run_dir / "working"
-        passing("outputs of a GNN's layers", working, measured["layers"])
+        add_temporary("outputs of a GNN's layers", working, measured["layers"])
         if hops and not hops["fixed"]:  # feature hops are made first, then label hops beside them
-            most = hops["bytes"] + max(hops["beside"], hops["labels"])
-            passing("hop features of one M-step", working, most)
+            peak_bytes = hops["bytes"] + max(hops["beside"], hops["labels"])
+            add_temporary("hop features of one M-step", working, peak_bytes)
         elif hops:
-            passing("hop features, while they are made", hops["folder"], 0 if hops["known"] else hops["beside"])
-            passing("label hops of one M-step", working, hops["labels"])
+            add_temporary("hop features, while they are made", hops["folder"], 0 if hops["known"] else hops["beside"])
+            add_temporary("label hops of one M-step", working, hops["labels"])
     return stored
 
 
@@ -262,15 +262,19 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
         groups.setdefault(nearest_existing_parent(Path(item.path)).stat().st_dev, []).append(item)
     verdicts = []
     for device, items in groups.items():
-        place = nearest_existing_parent(Path(items[0].path))
-        more = sum(size for path, size in freed.items() if nearest_existing_parent(path).stat().st_dev == device)
+        parent = nearest_existing_parent(Path(items[0].path))
+        freed_bytes = sum(size for path, size in freed.items() if nearest_existing_parent(path).stat().st_dev == device)
         needed = sum(item.bytes for item in items if not item.done and not item.passing)
-        of_runs: Counter[str] = Counter()
+        temporary_by_run: Counter[str] = Counter()
         for item in items:
-            of_runs[item.run] += item.bytes * item.passing
-        needed += max(of_runs.values())
-        mount = next(folder for folder in (place, *place.parents) if os.path.ismount(folder) or folder.parent == folder)
-        verdicts.append(Verdict(f"disk mounted at {mount}", needed, free_bytes(place) + more, "", disk_remedy(cfg)))
+            temporary_by_run[item.run] += item.bytes * item.passing
+        needed += max(temporary_by_run.values())
+        mount = next(
+            folder for folder in (parent, *parent.parents) if os.path.ismount(folder) or folder.parent == folder
+        )
+        verdicts.append(
+            Verdict(f"disk mounted at {mount}", needed, free_bytes(parent) + freed_bytes, "", disk_remedy(cfg))
+        )
     return verdicts
 
 
@@ -292,8 +296,8 @@ def memory_verdicts(cfg: CfgNode, measured: dict[str, Any], stages: Sequence[Pla
         return []
 
     def verdict(resource: str, available: int, need: dict[str, float]) -> Verdict:
-        most = max(need, key=lambda name: need[name])
-        return Verdict(resource, round(need[most] * MB), available, most, stage_remedy(cfg, costs[most]["model"]))
+        stage = max(need, key=lambda name: need[name])
+        return Verdict(resource, round(need[stage] * MB), available, stage, stage_remedy(cfg, costs[stage]["model"]))
 
     name = "memory" if measured["processes"] == 1 else f"memory of {measured['processes']} processes"
     verdicts = [verdict(name, available_bytes(), resident_of_all(measured, names))]
@@ -309,21 +313,25 @@ def resident_of_all(measured: dict[str, Any], names: Sequence[str]) -> dict[str,
     Pages of memory-mapped files do not count, as the system can reclaim them. While rank 0 works alone, the others keep
     the memory that they have allocated before. The launcher adds its own program.
     """
-    count, held, found = measured["processes"], measured["program_mb"], dict.fromkeys(names, 0.0)
+    count, idle_mb, peaks = measured["processes"], measured["program_mb"], dict.fromkeys(names, 0.0)
     for name in names:
         cost = measured["costs"][name]
-        own = max(0.0, cost["resident_mb"] - cost["mapped_mb"])
-        held = max(held, own) if cost["data_parallel"] else held
-        others = (count - 1) * (own if cost["data_parallel"] else held) + measured["program_mb"] if count > 1 else 0.0
-        found[name] = max(found[name], own + others)
-    return found
+        process_mb = max(0.0, cost["resident_mb"] - cost["mapped_mb"])
+        idle_mb = max(idle_mb, process_mb) if cost["data_parallel"] else idle_mb
+        other_ranks_mb = (
+            (count - 1) * (process_mb if cost["data_parallel"] else idle_mb) + measured["program_mb"]
+            if count > 1
+            else 0.0
+        )
+        peaks[name] = max(peaks[name], process_mb + other_ranks_mb)
+    return peaks
 
 
 # ---- remedies -----------------------------------------------------------------------------------------------------
 
 
 def disk_remedy(cfg: CfgNode) -> str:
-    ways = ["set out_dir or dataset.dir to a place with more room"]
+    remedies = ["set out_dir or dataset.dir to a place with more room"]
     if cfg.glem.keep_weights == "all":
-        ways.append("glem.keep_weights needed")
-    return ", or ".join(ways)
+        remedies.append("glem.keep_weights needed")
+    return ", or ".join(remedies)
