@@ -51,8 +51,8 @@ WHEN_NAMED = ("peer", "deberta", "cost", "smoothing", "adapters", "scale")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    left_out = " and ".join([", ".join(WHEN_NAMED[:-1]), WHEN_NAMED[-1]])
-    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} (default: all but {left_out})")
+    named_only = " and ".join([", ".join(WHEN_NAMED[:-1]), WHEN_NAMED[-1]])
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} (default: all but {named_only})")
     parser.add_argument("--peer", action="store_true", help="measure PyG's own GLEM too, if it can be imported")
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
     parser.add_argument("--repeats", type=int, default=7, help="counted repetitions per figure (default: 7)")
@@ -78,40 +78,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
+    chosen_parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
     run: dict[str, Callable[[int, str], Iterable[Row]]] = {
         **PARTS,
         "cost": partial(cost.cost, memory_gb=args.memory_gb),
         "scale": partial(scale.scale, sizes=args.nodes, folder=args.folder),
     }
-    if args.peer and "peer" not in parts:
-        parts.append("peer")
+    if args.peer and "peer" not in chosen_parts:
+        chosen_parts.append("peer")
     keep_freed_memory()
     torch.set_num_threads(cpu_count())
     rows: list[Row] = []
-    for part in parts:
+    for part in chosen_parts:
         for row in run[part](args.repeats, args.accelerator):
             rows.append(row)
             print(f"{row.part}: {row.what}: {row.value:,.4g} {row.unit}", file=sys.stderr, flush=True)
     rows += ratios_to_peer(rows)
     show(rows, args.accelerator)
     if args.json:
-        found = {"machine": describe_machine(args.accelerator), "rows": [row.as_json() for row in rows]}
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        report = {"machine": describe_machine(args.accelerator), "rows": [row.as_json() for row in rows]}
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
 def ratios_to_peer(rows: list[Row]) -> list[Row]:
     """Our training and inference figures compared with the peer's better one, if both were measured."""
-    again = []
+    ratio_rows = []
     for part, name in (("e_step", "training"), ("inference", "inference")):
         rivals = [row.value for row in rows if row.part == "peer" and f", {name}," in row.what]
-        again += [
+        ratio_rows += [
             Row("against peer", row.what, row.value, row.unit, rival=max(rivals), rival_name=lm.PEER)
             for row in rows
             if row.part == part and rivals
         ]
-    return again
+    return ratio_rows
 
 
 def show(rows: list[Row], device: str) -> None:
@@ -123,7 +123,10 @@ def show(rows: list[Row], device: str) -> None:
     for row in rows:
         share = "" if row.share is None else f"{100 * row.share:.0f}%"
         times = "" if row.times is None else f"{row.times:.1f}x"
-        numbers = [f"{n:,.4g}" if n is not None else "" for n in (row.value, row.low, row.high, row.bound, row.rival)]
+        numbers = [
+            f"{number:,.4g}" if number is not None else ""
+            for number in (row.value, row.low, row.high, row.bound, row.rival)
+        ]
         median, low, high, bound, rival = numbers
         table.add_row(row.part, row.what, median, low, high, row.unit, bound, share, rival, times, row.rival_name)
     Console(width=None if sys.stdout.isatty() else 200).print(table)

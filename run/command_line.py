@@ -55,9 +55,11 @@ def cores_in_use() -> float:
     if not STAT.exists() or not hasattr(os, "sched_getaffinity"):
         return 0.0
     cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    before = _ticks(STAT.read_text(), cores)
+    earlier = _ticks(STAT.read_text(), cores)
     time.sleep(LOOK_SECONDS)
-    busy, total = (now - then for now, then in zip(_ticks(STAT.read_text(), cores), before, strict=True))
+    busy, total = (
+        ticks - earlier_ticks for ticks, earlier_ticks in zip(_ticks(STAT.read_text(), cores), earlier, strict=True)
+    )
     return len(cores) * busy / max(1, total)
 
 
@@ -74,23 +76,23 @@ def _ticks(stat: str, cores: set[str]) -> tuple[int, int]:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg``."""
-    what = "YAML configuration file, or the name of one in configs_gg/"
-    parser.add_argument("--cfg", dest="cfg_file", type=config_file, required=True, help=what)
+    help_text = "YAML configuration file, or the name of one in configs_gg/"
+    parser.add_argument("--cfg", dest="cfg_file", type=config_file, required=True, help=help_text)
 
 
 def config_file(text: str) -> Path:
     """Path of a configuration; a bare name that is no file (``glem_debian_small``) is looked up in configs_gg/."""
-    given, shipped = path(text), CONFIGS / f"{text}.yaml"
-    return shipped if not given.exists() and Path(text).name == text and shipped.is_file() else given
+    file, shipped = path(text), CONFIGS / f"{text}.yaml"
+    return shipped if not file.exists() and Path(text).name == text and shipped.is_file() else file
 
 
 def path(text: str) -> Path:
     """A flag's path with ``~`` and ``$NAME`` expanded, which a shell leaves alone in ``--cfg=~/x.yaml``."""
-    written = os.path.expandvars(text)
-    if "$" in written:
+    expanded = os.path.expandvars(text)
+    if "$" in expanded:
         raise argparse.ArgumentTypeError(f"{text} names a variable that is not set")
     try:
-        return Path(written).expanduser()
+        return Path(expanded).expanduser()
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text} names a user that does not exist") from error
 
@@ -161,7 +163,7 @@ class _Unfailing(io.FileIO):
             return super().write(data)
         except OSError as error:
             self.error = error
-            _lead_nowhere(self.fileno())
+            _redirect_to_null(self.fileno())
             return len(data)
 
 
@@ -169,7 +171,7 @@ def _guard(name: str, descriptor: int) -> _Unfailing:
     """Replace ``sys.stdout`` or ``sys.stderr`` by an unfailing stream."""
     stream = getattr(sys, name)
     if stream is None:  # closed (>&-): otherwise the next file that is opened would get this descriptor
-        _lead_nowhere(descriptor)
+        _redirect_to_null(descriptor)
     else:
         stream.flush()
     raw = _Unfailing(descriptor, "w", closefd=False)
@@ -183,8 +185,8 @@ def _guard(name: str, descriptor: int) -> _Unfailing:
     return raw
 
 
-def _lead_nowhere(descriptor: int) -> None:
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    if nothing != descriptor:
-        os.dup2(nothing, descriptor)
-        os.close(nothing)
+def _redirect_to_null(descriptor: int) -> None:
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    if null_device != descriptor:
+        os.dup2(null_device, descriptor)
+        os.close(null_device)

@@ -56,17 +56,17 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         blocks = space.read_grid(args.grid, configs.is_text)
-        number = args.sample_num or 10
-        every = sum(map(space.size_of, blocks))
-        if every > MOST and not (args.sample or args.sample_num or args.sample_alias):
+        sample_size = args.sample_num or 10
+        total = sum(map(space.size_of, blocks))
+        if total > MOST and not (args.sample or args.sample_num or args.sample_alias):
             raise space.GridError(
-                f"{args.grid} spans {every:,} points, expected at most {MOST:,}; draw some with --sample_num, "
+                f"{args.grid} spans {total:,} points, expected at most {MOST:,}; draw some with --sample_num, "
                 "or drop values"
             )
         if args.sample_alias:
-            points = space.controlled_points(blocks, space.read_aliases(args.sample_alias), number, args.seed)
+            points = space.controlled_points(blocks, space.read_aliases(args.sample_alias), sample_size, args.seed)
         elif args.sample or args.sample_num:
-            points = space.random_points(blocks, number, args.seed)
+            points = space.random_points(blocks, sample_size, args.seed)
         else:
             points = list(space.all_points(blocks))
         budget = None
@@ -76,13 +76,15 @@ def main(argv: list[str] | None = None) -> int:
                     f"{args.grid}, line {axis.line}: gnn.dim_inner is fitted by --config_budget; drop one of the two"
                 )
             budget = configs.parameters_of(args.config_budget)
-        made = configs.make_configs(args.config, args.grid, points, budget)
-        written = configs.write_configs(made, configs_folder(args.out_dir, args.config, args.grid))
+        made_configs = configs.make_configs(args.config, args.grid, points, budget)
+        written = configs.write_configs(made_configs, configs_folder(args.out_dir, args.config, args.grid))
     except (space.GridError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     sizes = " + ".join(str(space.size_of(block)) for block in blocks)
-    print(f"{args.grid}: {sizes} points in {len(blocks)} block(s), {len(made)} configurations in {written.folder}")
+    print(
+        f"{args.grid}: {sizes} points in {len(blocks)} block(s), {len(made_configs)} configurations in {written.folder}"
+    )
     if written.finished:
         print(f"{written.finished} of them are finished already (*.yaml_done)")
     if written.dropped:

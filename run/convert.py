@@ -24,10 +24,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Write the tables nodes.csv, edges.csv and, if there are features, features.npy of any graph.",
         epilog="Options 'key value' are those of a configuration, e.g.: dataset.tag_columns '[label=venue]'",
     )
-    of_files = (
+    source_help = (
         "the graph's file or folder, as in dataset.tag_source; or its files: nodes, then edges; graph, then texts"
     )
-    parser.add_argument("source", nargs="+", metavar="FILE", help=of_files)
+    parser.add_argument("source", nargs="+", metavar="FILE", help=source_help)
     parser.add_argument("--out", type=path, required=True, help="a new folder for the tables")
     parser.add_argument("--name", default="", help="layout, as in dataset.name (default: detected from the file)")
     return parse_with_options(parser, argv)
@@ -52,13 +52,13 @@ def convert(args: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     keys = all_keys()
-    count = next((place for place, word in enumerate(args.source) if word in keys), len(args.source))
-    given, opts = [path(word) for word in args.source[:count]], args.source[count:] + args.opts
-    name = args.name or layout_of(given[0])
-    load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(given[0]), *opts])
+    count = next((index for index, word in enumerate(args.source) if word in keys), len(args.source))
+    source_paths, opts = [path(word) for word in args.source[:count]], args.source[count:] + args.opts
+    name = args.name or layout_of(source_paths[0])
+    load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(source_paths[0]), *opts])
     cfg.dataset.tag_undirected = False  # the tables keep directions; this key counts when they are read
     reader, source, options = files_of(cfg)
-    graph = graph_of(reader.read(given if len(given) > 1 else reader.find(source), options), options)
+    graph = graph_of(reader.read(source_paths if len(source_paths) > 1 else reader.find(source), options), options)
     files = write_tables(graph, args.out)
     graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # check that they can be read
     report(graph, files, args.out)
@@ -72,9 +72,9 @@ def report(graph: Any, files: list[Path], folder: Path) -> None:
     origin = graph.origin
     print(f"read {', '.join(origin['files'])}: {graph.num_nodes:,} nodes, {graph.num_classes} classes")
     split = "none: it is drawn when the tables are read" if "shares" in origin["split"] else origin["split"]
-    for what, names in {"features": origin["feature_columns"], **origin["taken"], "split": split}.items():
+    for use, names in {"features": origin["feature_columns"], **origin["taken"], "split": split}.items():
         if names:
-            print(f"  {what}: {listed(names, 20) if isinstance(names, list) else names}")
+            print(f"  {use}: {listed(names, 20) if isinstance(names, list) else names}")
     print(f"  not used: {listed(origin['left'], 20)}")
     print(f"wrote {', '.join(map(str, files))}\n\ndataset:\n  format: TAG\n  name: table\n  tag_source: {folder}")
 

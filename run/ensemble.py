@@ -51,21 +51,23 @@ def average(folders: Sequence[Path], out: Path) -> int:
         raise ValueError(f"--out {out} is there already; name another folder, or delete it")
     experiments = read_experiments(folders)[0]
     seeds = check_members(experiments)
-    members = [(one, str(one.results.groupby("method")["valid"].mean().idxmax())) for one in experiments]
+    members = [
+        (experiment, str(experiment.results.groupby("method")["valid"].mean().idxmax())) for experiment in experiments
+    ]
     config = experiments[0].folder / "config.yaml"
     load_config(cfg, config)
     graph = load_text_graph_of(cfg)
     evaluate = functools.partial(scores_of, graph, metrics=metrics_of(graph))
-    with making(out) as part:
-        assert part is not None, "another process has made it"
-        shutil.copyfile(config, part / config.name)
+    with making(out) as unfinished:
+        assert unfinished is not None, "another process has made it"
+        shutil.copyfile(config, unfinished / config.name)
         for seed in seeds:
-            run_dir = part / str(seed)
+            run_dir = unfinished / str(seed)
             write_run(members, seed, evaluate, run_dir)
             stats.finish_run(run_dir, cfg.round)
             reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
-        aggregate.aggregate_seeds(part, cfg.metric_best, cfg.metric_agg, digits=cfg.round)
-        rows = aggregate.aggregate_summaries(part)
+        aggregate.aggregate_seeds(unfinished, cfg.metric_best, cfg.metric_agg, digits=cfg.round)
+        rows = aggregate.aggregate_summaries(unfinished)
     aggregate.print_aggregate(rows, f"{out.name}, {len(seeds)} seeds", metric_of(cfg))
     return 0
 
@@ -78,11 +80,11 @@ def check_members(members: Sequence[Experiment]) -> list[int]:
         if member.stages.empty:
             raise ValueError(f"{member.name} is of train.mode {member.mode}, which keeps no logits; expected our modes")
         for fact in ("fingerprint", "metric"):
-            ours, first = getattr(member, fact), getattr(members[0], fact)
-            if ours != first:
+            value, expected = getattr(member, fact), getattr(members[0], fact)
+            if value != expected:
                 raise ValueError(
-                    f"{members[0].name} has the {fact} {first}, {member.name} {ours}; expected runs on one graph, by "
-                    "one metric"
+                    f"{members[0].name} has the {fact} {expected}, {member.name} {value}; expected runs on one "
+                    "graph, by one metric"
                 )
     seeds = sorted(set.intersection(*(set(member.runs) for member in members)))
     if not seeds:
@@ -104,24 +106,28 @@ def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], An
     from glem_graphgym.em.journal import Journal, StageKey, StageOutput
     from glem_graphgym.files import write_json
 
-    first = members[0][0]
-    about = first.runs[seed]
+    first_member = members[0][0]
+    run_json = first_member.runs[seed]
     run_dir.mkdir(parents=True)
-    names = [one.name for one, _ in members]
-    settings = {"dataset.name": about["settings"].get("dataset.name", first.dataset), "members": names}
+    names = [experiment.name for experiment, _ in members]
+    settings = {"dataset.name": run_json["settings"].get("dataset.name", first_member.dataset), "members": names}
     # Runs of earlier versions recorded less.
-    noted = {key: about[key] for key in ("dataset", "fingerprint", "origin", "facts", "versions") if key in about}
-    identity = {"seed": seed, "mode": "ensemble", "metric": first.metric, "settings": settings, "files": {}}
-    write_json(run_dir / "run.json", {**identity, **noted})
-    costs = pd.DataFrame([one.of(method).loc[seed] for one, method in members])
-    logits = [np.load(one.stage_folders(method)[seed] / "logits.npy", mmap_mode="r") for one, method in members]
+    recorded = {
+        key: run_json[key] for key in ("dataset", "fingerprint", "origin", "facts", "versions") if key in run_json
+    }
+    identity = {"seed": seed, "mode": "ensemble", "metric": first_member.metric, "settings": settings, "files": {}}
+    write_json(run_dir / "run.json", {**identity, **recorded})
+    costs = pd.DataFrame([experiment.of(method).loc[seed] for experiment, method in members])
+    logits = [
+        np.load(experiment.stage_folders(method)[seed] / "logits.npy", mmap_mode="r") for experiment, method in members
+    ]
     glem = any(method.startswith("GLEM") for _, method in members)
-    journal = Journal(run_dir, seed, evaluate, metric=first.metric)
+    journal = Journal(run_dir, seed, evaluate, metric=first_member.metric)
     with journal.stage(StageKey(0, "ensemble", "none", "GLEM ensemble" if glem else "Ensemble")) as stage:
         out = stage.predictions("logits", logits[0].shape)
         for start in range(0, len(out), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
-            shares = [torch.from_numpy(of_one[block].astype(np.float32)).softmax(-1) for of_one in logits]
+            shares = [torch.from_numpy(member_logits[block].astype(np.float32)).softmax(-1) for member_logits in logits]
             out[block] = torch.stack(shares).mean(0).clamp(min=1e-7).log().numpy()
         sums = costs.reindex(columns=["params", "seconds", "texts"]).fillna(0).sum()
         output = StageOutput(FitLog(), {}, int(sums["params"]), 0.0, texts=int(sums["texts"]))

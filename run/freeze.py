@@ -41,11 +41,11 @@ def debian(release: Path, packages: Path) -> Records:
     """Records of a Packages file, with their origin; DataError if the InRelease file ``release`` does not list it."""
     catalogue = read_packages_file(packages.name, packages.read_bytes())
     (file,) = catalogue.files
-    about = release.read_text(encoding="utf-8")
-    listed = re.search(rf"^ {file['sha256']} +{file['bytes']} (\S+)$", about, re.MULTILINE)
+    release_text = release.read_text(encoding="utf-8")
+    listed = re.search(rf"^ {file['sha256']} +{file['bytes']} (\S+)$", release_text, re.MULTILINE)
     if listed is None:
         raise DataError(f"{release} states no file with the SHA-256 of {packages}; expected two files of one release")
-    stated = dict(re.findall(r"^(\w+): (.*)$", about, re.MULTILINE))
+    stated = dict(re.findall(r"^(\w+): (.*)$", release_text, re.MULTILINE))
     records = catalogue.records()
     origin = {
         "release": f"Debian {stated['Version']} ({stated['Codename']})",
@@ -56,7 +56,7 @@ def debian(release: Path, packages: Path) -> Records:
     return replace(records, origin=records.origin | origin)
 
 
-PARTS = ("noun", "verb", "adj", "adv")
+PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 # Names of WordNet's lexicographer files by number (lexnames(5WN)); a synset's file is its class.
 # fmt: off
 LEXICOGRAPHERS = [
@@ -74,33 +74,35 @@ LEXICOGRAPHERS = [
 def wordnet(folder: Path) -> Records:
     """Synsets with a sense that occurs in WordNet's semantically tagged texts, and the pointers among them."""
     contents = {
-        f"{kind}.{part}": (folder / f"{kind}.{part}").read_bytes() for kind in ("index", "data") for part in PARTS
+        f"{kind}.{part}": (folder / f"{kind}.{part}").read_bytes()
+        for kind in ("index", "data")
+        for part in PARTS_OF_SPEECH
     }
     lines = {name: re.sub(rb"(?m)^  .*\n", b"", content).decode().splitlines() for name, content in contents.items()}
     tagged = set()
-    for line in chain.from_iterable(lines[f"index.{part}"] for part in PARTS):
+    for line in chain.from_iterable(lines[f"index.{part}"] for part in PARTS_OF_SPEECH):
         # lemma, part of speech, senses, kinds, a symbol per kind, senses, tagged ones, offsets by decreasing frequency
         cells = line.split()
-        first = 6 + int(cells[3])
-        tagged |= {(cells[1], offset) for offset in cells[first : first + int(cells[first - 1])]}
+        first_offset = 6 + int(cells[3])
+        tagged |= {(cells[1], offset) for offset in cells[first_offset : first_offset + int(cells[first_offset - 1])]}
     rows: dict[tuple[str, str], tuple[str, str, str]] = {}
     pointers: list[tuple[tuple[str, str], tuple[str, str]]] = []
-    seen: Counter[str] = Counter()
-    for line in chain.from_iterable(lines[f"data.{part}"] for part in PARTS):
+    name_counts: Counter[str] = Counter()
+    for line in chain.from_iterable(lines[f"data.{part}"] for part in PARTS_OF_SPEECH):
         # offset, file, type, words in hex, (word, id) each, pointers, (symbol, offset, type, words) each, gloss
         cells, gloss = line.partition("|")[0].split(), line.partition("|")[2]
         key = ("a" if cells[2] == "s" else cells[2], cells[0])
         if key in tagged:
             end = 4 + 2 * int(cells[3], 16)
             name = ", ".join(re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in cells[4:end:2])
-            seen[name] += 1
-            numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
+            name_counts[name] += 1
+            numbered = name if name_counts[name] == 1 else f"{name} ({name_counts[name]})"
             rows[key] = numbered, LEXICOGRAPHERS[int(cells[1])], " ".join(gloss.split())
-            others = zip(cells[end + 3 :: 4], cells[end + 2 :: 4], strict=False)
-            pointers += [(key, other) for _, other in zip(range(int(cells[end])), others, strict=False)]
+            targets = zip(cells[end + 3 :: 4], cells[end + 2 :: 4], strict=False)
+            pointers += [(key, target) for _, target in zip(range(int(cells[end])), targets, strict=False)]
     order = sorted(rows, key=lambda key: rows[key])
     node = {key: number for number, key in enumerate(order)}
-    ends = [(node[key], node[other]) for key, other in pointers if other in node]
+    ends = [(node[key], node[target]) for key, target in pointers if target in node]
     names, classes, glosses = (list(column) for column in zip(*(rows[key] for key in order), strict=True))
     files = [
         {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

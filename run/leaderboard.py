@@ -94,13 +94,13 @@ def make_entry(boards: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The OGB entry of ``--row``, by default of the board's best row."""
     from glem_graphgym.report.ogb_entry import OgbError, ogb_entry
 
-    found = [(board, row) for board in boards for row in board.rows if args.row in ("", row.name)]
-    if not found:
+    matches = [(board, row) for board in boards for row in board.rows if args.row in ("", row.name)]
+    if not matches:
         names = [row.name for board in boards for row in board.rows]
         raise OgbError(f"--row is {args.row!r}, expected one of: {', '.join(names)}")
-    if len({board.title for board, _ in found}) > 1:
+    if len({board.title for board, _ in matches}) > 1:
         raise OgbError("runs on several graphs; an OGB entry is for one dataset, so give --dir the runs on that alone")
-    board, row = found[0]
+    board, row = matches[0]
     return ogb_entry(board, vars(args), row)
 
 

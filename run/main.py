@@ -41,8 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(quiet=logs_to_file(args))
-    again = "the same command again" + (" without --overwrite" if args.overwrite else "")
-    return run_to_status(lambda: run_experiment(args, sys.argv[1:] if argv is None else argv), again)
+    resume_command = "the same command again" + (" without --overwrite" if args.overwrite else "")
+    return run_to_status(lambda: run_experiment(args, sys.argv[1:] if argv is None else argv), resume_command)
 
 
 def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
@@ -64,28 +64,28 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
         return dry_run(cfg, experiment, args.repeat, args.overwrite)
     if (status := start_or_join(cfg, __file__, argv)) is not None:
         return status
-    first = processes.rank() == 0  # only this process writes and reports
-    last = cfg.seed + args.repeat - 1
-    for seed in range(cfg.seed, last + 1):
+    is_rank_zero = processes.rank() == 0  # only this process writes and reports
+    last_seed = cfg.seed + args.repeat - 1
+    for seed in range(cfg.seed, last_seed + 1):
         cfg.seed, cfg.accelerator, cfg.devices = seed, settings.accelerator, settings.devices
         cfg.run_dir = str(experiment / str(seed))
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-        with disk_full_errors(Path(cfg.run_dir)), lock_run_folder(Path(cfg.run_dir)) if first else nullcontext():
+        with disk_full_errors(Path(cfg.run_dir)), lock_run_folder(Path(cfg.run_dir)) if is_rank_zero else nullcontext():
             set_up_logging(cfg)
             set_up_process(cfg)
             seed_everything(seed)
-            if first and not (experiment / cfg.cfg_dest).exists():
+            if is_rank_zero and not (experiment / cfg.cfg_dest).exists():
                 dump_config(settings, experiment / cfg.cfg_dest)
             if args.repeat > 1:
                 logging.info(f"seed {seed}, {seed - settings.seed + 1} of {args.repeat}")
-            run_seed(cfg, experiment.name, last - seed + 1 if args.overwrite else 0)
+            run_seed(cfg, experiment.name, last_seed - seed + 1 if args.overwrite else 0)
     # Overwrite it only now: a refused run must not change an existing configuration.
-    if first:
+    if is_rank_zero:
         dump_config(settings, experiment / cfg.cfg_dest)
         report_experiment(cfg, experiment)
-        say_where(cfg.train.mode, experiment, range(settings.seed, last + 1))
+        say_where(cfg.train.mode, experiment, range(settings.seed, last_seed + 1))
     processes.leave()
-    if args.mark_done and first:
+    if args.mark_done and is_rank_zero:
         Path(args.cfg_file).rename(f"{args.cfg_file}_done")
     return 0
 
@@ -98,9 +98,9 @@ def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
 
     check_devices(cfg, None)
     print("trying a part of every stage on this machine ...", flush=True)
-    found = examine(cfg, [experiment / str(cfg.seed + place) for place in range(repeat)], overwrite)
-    print_needs(found, f"{experiment.name}: what it needs")
-    return 0 if found.fits else 1
+    needs = examine(cfg, [experiment / str(cfg.seed + index) for index in range(repeat)], overwrite)
+    print_needs(needs, f"{experiment.name}: what it needs")
+    return 0 if needs.fits else 1
 
 
 def run_seed(cfg: Any, name: str, overwrite: int) -> None:

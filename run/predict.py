@@ -51,19 +51,19 @@ def predict(args: argparse.Namespace, argv: list[str]) -> int:
     check_seeds(cfg.seed, args.repeat)
     experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
     cfg.out_dir = str(experiment)
-    folders = [experiment / str(cfg.seed + place) for place in range(args.repeat)]
+    folders = [experiment / str(cfg.seed + index) for index in range(args.repeat)]
     for run_dir in folders:
         require_finished(run_dir)
     if (status := start_or_join(cfg, __file__, argv)) is not None:
         return status
-    first = processes.rank() == 0  # only this process writes
+    is_rank_zero = processes.rank() == 0  # only this process writes
     for run_dir in folders:
         cfg.seed, cfg.run_dir = int(run_dir.name), str(run_dir)
-        with disk_full_errors(run_dir), lock_run_folder(run_dir) if first else nullcontext():
+        with disk_full_errors(run_dir), lock_run_folder(run_dir) if is_rank_zero else nullcontext():
             set_up_logging(cfg)
             set_up_process(cfg)
             predict_run(cfg)
-            if first:
+            if is_rank_zero:
                 stats.print_predictions(run_dir)
                 logging.info(f"Predictions: {run_dir / FILE}")
     processes.leave()

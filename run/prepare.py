@@ -62,10 +62,10 @@ def print_prepared(prepared: Iterable[Any], name: str) -> None:
     table = Table(title=f"{name} is ready")
     for column in ("what", "size", "holds", "where"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
-    for part in prepared:
-        where = str(part.where) if part.where else "made anew at every start"
-        size = size_text(part.bytes) if part.where else ""
-        table.add_row(*(Text(cell) for cell in (part.what, size, part.holds, where)))
+    for item in prepared:
+        path_text = str(item.where) if item.where else "made anew at every start"
+        size = size_text(item.bytes) if item.where else ""
+        table.add_row(*(Text(cell) for cell in (item.what, size, item.holds, path_text)))
     Console().print(table)
 
 

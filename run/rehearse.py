@@ -81,9 +81,9 @@ def rehearse(args: argparse.Namespace) -> int:
         graphs.write_graph(data, shape)
         lm = make_deberta(args.folder / f"deberta_{args.lm}", args.lm)
         steps = Steps(results, data)
-        for config, own in CONFIGS[args.dataset].items():
+        for config, config_options in CONFIGS[args.dataset].items():
             folders = {"dataset.dir": data, "out_dir": results, "lm.model": lm, "lm.precision": args.precision}
-            options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **own}
+            options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **config_options}
             settings = ["--cfg", ROOT / "configs_gg" / f"{config}.yaml"]
             settings += [word for key, value in options.items() if key not in args.opts for word in (key, value)]
             settings += args.opts
@@ -91,8 +91,8 @@ def rehearse(args: argparse.Namespace) -> int:
             if not args.prepare:
                 steps.run(f"run, {config}", "main.py", *settings)
         if not args.prepare:
-            note = "Rehearsal on a generated graph: these scores say nothing of the method"
-            steps.run("leaderboard", "leaderboard.py", "--dir", results, "--title", note)
+            title_note = "Rehearsal on a generated graph: these scores say nothing of the method"
+            steps.run("leaderboard", "leaderboard.py", "--dir", results, "--title", title_note)
         title = f"{shape.name} x {args.scale:g}, DeBERTa {args.lm}, {args.precision}"
         text = f"{title}; {describe_machine()}\n\n{steps.table()}"
         with atomic_write(results / "figures.md", "w") as file:

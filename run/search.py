@@ -69,11 +69,11 @@ class Search(Queue):
     def __init__(
         self, args: argparse.Namespace, plan: Plan, study: Study, configs: Path, results: Path, metric: str
     ) -> None:
-        super().__init__(self._drawn(), plan, args.trials)
+        super().__init__(self._new_jobs(), plan, args.trials)
         self.args, self.study, self.configs, self.results, self.metric = args, study, configs, results, metric
         self.trials: dict[str, Trial] = {}  # by name of the running job
 
-    def _drawn(self) -> Iterator[Job]:
+    def _new_jobs(self) -> Iterator[Job]:
         """Yield the jobs of new trials; if a trial's point has been run before, report its score without a job."""
         from grid.configs import is_text, make_configs
 
@@ -81,11 +81,11 @@ class Search(Queue):
         while sum("killed" not in trial.user_attrs for trial in self.study.trials) < self.args.trials:
             trial = self.study.ask()
             try:
-                made = make_configs(self.args.config, self.args.space, [draw(trial, blocks)], None)
+                configs = make_configs(self.args.config, self.args.space, [draw(trial, blocks)], None)
             except space.GridError as error:
                 self._tell(trial, None, str(error))
                 continue
-            ((name, text),) = made.items()
+            ((name, text),) = configs.items()
             trial.set_user_attr("name", name)
             while name in self.trials:  # the same point is running
                 self._wait()
@@ -115,10 +115,10 @@ class Search(Queue):
         trial = self.trials[name]
         files = sorted((self.results / name).glob("*/stages/[0-9]*/stage.json"))
         valid = [json.loads(file.read_text(encoding="utf-8"))["scores"]["valid"][self.metric] for file in files]
-        known = len(self.study.trials[trial.number].intermediate_values)
-        for step in range(known, len(valid)):
+        reported = len(self.study.trials[trial.number].intermediate_values)
+        for step in range(reported, len(valid)):
             trial.report(max(valid[: step + 1]), step)
-        return len(valid) > known and trial.should_prune()
+        return len(valid) > reported and trial.should_prune()
 
     def _record(self, pid: int, code: int | str) -> None:
         running = self.running[pid]
@@ -148,10 +148,10 @@ class Search(Queue):
 
 def draw(trial: Trial, blocks: Sequence[space.Block]) -> space.Point:
     """The point of a trial: a block, and a value for each of its axes."""
-    place = trial.suggest_int("block", 0, len(blocks) - 1)
+    block_index = trial.suggest_int("block", 0, len(blocks) - 1)
     values: list[Any] = []
-    for axis in blocks[place]:
-        name = f"{place}.{axis.alias}"
+    for axis in blocks[block_index]:
+        name = f"{block_index}.{axis.alias}"
         if axis.range is None:
             values.append(axis.values[trial.suggest_categorical(name, range(len(axis.values)))])
         elif isinstance(axis.range.low, int):
@@ -159,7 +159,7 @@ def draw(trial: Trial, blocks: Sequence[space.Block]) -> space.Point:
         else:
             drawn = trial.suggest_float(name, axis.range.low, axis.range.high, log=axis.range.log)
             values.append(float(f"{drawn:.{DIGITS}g}"))
-    return space.Point(blocks[place], tuple(values))
+    return space.Point(blocks[block_index], tuple(values))
 
 
 def open_study(args: argparse.Namespace, folder: Path) -> Study:
@@ -181,8 +181,8 @@ def open_study(args: argparse.Namespace, folder: Path) -> Study:
     study = optuna.create_study(
         storage=storage, study_name="search", sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
     )
-    asked = {"config": args.config.read_text(), "space": args.space.read_text(), "repeat": args.repeat}
-    for name, value in asked.items():
+    identity = {"config": args.config.read_text(), "space": args.space.read_text(), "repeat": args.repeat}
+    for name, value in identity.items():
         if study.user_attrs.setdefault(name, value) != value:
             raise JobError(
                 f"--{name} differs from that of the search in {folder}; expected the same, or another --out_dir"
@@ -201,10 +201,13 @@ def check_space(args: argparse.Namespace) -> None:
 
     points = []
     for block in space.read_grid(args.space, is_text, "--space", ranges=True):
-        first = tuple(axis.values[0] for axis in block)
-        points.append(space.Point(block, first))
-        for place, axis in enumerate(block):
-            points += [space.Point(block, (*first[:place], value, *first[place + 1 :])) for value in axis.values[1:]]
+        first_values = tuple(axis.values[0] for axis in block)
+        points.append(space.Point(block, first_values))
+        for index, axis in enumerate(block):
+            points += [
+                space.Point(block, (*first_values[:index], value, *first_values[index + 1 :]))
+                for value in axis.values[1:]
+            ]
     make_configs(args.config, args.space, points, None)
 
 
@@ -220,7 +223,7 @@ def write_best(search: Search, file: Path) -> str:
     config = yaml.safe_load((search.configs / f"{best.user_attrs['name']}.yaml{DONE}").read_text(encoding="utf-8"))
     config["out_dir"] = read_base(args.config, "--config").get("out_dir", "results")
     config.setdefault("glem", {})["search_trials"] = ended.total()
-    seeds = [config.get("seed", 0) + place for place in range(args.repeat)]
+    seeds = [config.get("seed", 0) + index for index in range(args.repeat)]
     header = (
         f"# Found by run/search.py: the best of {ended.total()} trials ({ended['PRUNED']} stopped early, "
         f"{ended['FAIL']} failed) of {args.space.name} on {args.config.name},\n"

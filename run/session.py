@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 
-def run_to_status(work: Callable[[], int], again: str) -> int:
+def run_to_status(work: Callable[[], int], resume_command: str) -> int:
     """Call ``work`` and return its exit status; on an error that a user can fix, print one line and return 1.
 
-    ``again`` is what to type to resume after an interruption.
+    ``resume_command`` is what to type to resume after an interruption.
     """
     # Imported late, so that --help and a wrong command line answer at once.
     import glem_graphgym  # noqa: F401 - registers the plugin
@@ -38,7 +38,7 @@ def run_to_status(work: Callable[[], int], again: str) -> int:
         print(f"error: another process of this run has ended, or hangs ({error})", file=sys.stderr)
         return processes.LOST
     except KeyboardInterrupt:
-        print(f"interrupted; type {again} to resume", file=sys.stderr)
+        print(f"interrupted; type {resume_command} to resume", file=sys.stderr)
         return 1
 
 

@@ -74,16 +74,16 @@ def array_script(args: argparse.Namespace) -> str:
     reopen(args.dir, args.repeat, args.main == OWN or Path(args.main).resolve() == OWN_MAIN)
     files = sorted(args.dir.glob("*.yaml"))
     if not files:
-        done = len(list(args.dir.glob("*.yaml_done")))
-        found = f"{done} finished ones" if done else "none"
-        raise ValueError(f"--dir {args.dir}: expected configurations (*.yaml), found {found}; see run/configs_gen.py")
+        finished = len(list(args.dir.glob("*.yaml_done")))
+        finding = f"{finished} finished ones" if finished else "none"
+        raise ValueError(f"--dir {args.dir}: expected configurations (*.yaml), found {finding}; see run/configs_gen.py")
     settings = [read_settings(file) for file in files]
     logs = written_out(settings[0].get("out_dir", "results")) / "logs"
     return HEAD.format(
         directives="\n".join(f"#SBATCH {line}" for line in directives(args, len(files), logs)),
         seeds=args.repeat,
         configs="\n".join(f"    {shlex.quote(str(file))}" for file in files),
-        first_seeds=" ".join(str(found.get("seed", 0)) for found in settings),
+        first_seeds=" ".join(str(config.get("seed", 0)) for config in settings),
         python=shlex.quote(args.python),
         main=shlex.quote(args.main),
     )

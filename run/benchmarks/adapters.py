@@ -45,17 +45,17 @@ def adapters(repeats: int, accelerator: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lm = make_qwen3(folder / "lm")
-        for place, (way, saving) in enumerate(WAYS.items()):
-            run = {**OPTIONS, **saving, "lm.model": lm, "dataset.dir": folder, "out_dir": folder / str(place)}
-            settings = [str(part) for pair in run.items() for part in pair]
+        for index, (way, way_options) in enumerate(WAYS.items()):
+            run = {**OPTIONS, **way_options, "lm.model": lm, "dataset.dir": folder, "out_dir": folder / str(index)}
+            settings = [str(word) for pair in run.items() for word in pair]
             set_cfg(cfg)
             load_config(cfg, CONFIG, settings)
-            foreseen = measure(cfg, folder / "dry" / "0", 0)
+            predicted = measure(cfg, folder / "dry" / "0", 0)
             watched([sys.executable, str(RUN / "main.py"), "--cfg", str(CONFIG), *settings], folder)
-            (file,) = (folder / str(place)).rglob("stage.json")
+            (file,) = (folder / str(index)).rglob("stage.json")
             stage = read_json(file)
-            cost = foreseen["costs"]["lm_gold"]
-            program = foreseen["program_mb"]
+            cost = predicted["costs"]["lm_gold"]
+            program = predicted["program_mb"]
             yield Row(
                 PART, f"{way}: peak beside the program's {program:.0f} MB", stage["peak_memory_mb"] - program, "MB"
             )

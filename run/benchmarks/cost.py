@@ -98,13 +98,13 @@ def cost(
     """The rows of the table; ``options`` override the configurations, for instance with another graph."""
     limit_mb = round(1024 * memory_gb) + SLACK_MB if device == "cpu" else 0  # CUDA's driver maps more than it uses
     job = partial(Job, options=options, accelerator=device)
-    first: dict[str, Cost] = {}
+    costs_by_method: dict[str, Cost] = {}
     for method in CONFIGS:
-        found = first[method] = measured(job(method, steps=max(STEPS, repeats)))
-        yield from rows_of(method, found, first.get(JOINT) if method == GLEM else None)
-    for method, what in ((M_STEP, "epoch, full batch"), (ENCODING, "all texts, once per iteration")):
-        found = measured(job(method, steps=max(3, repeats)))
-        yield row_of(PART, f"{method}, {what}", found.seconds, "s")
+        figures = costs_by_method[method] = measured(job(method, steps=max(STEPS, repeats)))
+        yield from rows_of(method, figures, costs_by_method.get(JOINT) if method == GLEM else None)
+    for method, quantity in ((M_STEP, "epoch, full batch"), (ENCODING, "all texts, once per iteration")):
+        figures = measured(job(method, steps=max(3, repeats)))
+        yield row_of(PART, f"{method}, {quantity}", figures.seconds, "s")
     for method in CONFIGS:
 
         def fits(batch: int, method: str = method) -> bool:
@@ -112,33 +112,37 @@ def cost(
             return probed is not None and probed.peak_mb <= 1024 * memory_gb
 
         batch = largest_fitting(fits, largest)
-        what = f"{method}, largest batch in {memory_gb:g} GB (of powers of two up to {largest})"
-        yield Row(PART, what, batch, "nodes per step")
+        quantity = f"{method}, largest batch in {memory_gb:g} GB (of powers of two up to {largest})"
+        yield Row(PART, quantity, batch, "nodes per step")
 
 
-def rows_of(method: str, found: Cost, joint: Cost | None) -> Iterator[Row]:
+def rows_of(method: str, figures: Cost, joint: Cost | None) -> Iterator[Row]:
     """The figures of a method, compared with those of joint training if given."""
 
-    def rival(of: Callable[[Cost], float]) -> dict[str, Any]:
-        return {} if joint is None else {"rival": of(joint), "rival_name": JOINT}
+    def rival(figure_of: Callable[[Cost], float]) -> dict[str, Any]:
+        return {} if joint is None else {"rival": figure_of(joint), "rival_name": JOINT}
 
     name = "GLEM's E-step" if method == GLEM else method
-    yield row_of(PART, f"{name}, step, batches of {BATCH}", found.seconds, "s", **rival(a_step))
+    yield row_of(PART, f"{name}, step, batches of {BATCH}", figures.seconds, "s", **rival(median_step))
     nodes = "gold and pseudo nodes" if method == GLEM else "gold nodes"
-    what = f"{name}, epoch over {nodes}: {found.steps_per_epoch:,} steps, extrapolated from {len(found.seconds)}"
-    yield row_of(PART, what, [found.steps_per_epoch * second for second in found.seconds], "s")
-    what = f"{name}, texts encoded with gradient per step"
-    yield Row(PART, what, found.texts_per_step, "texts", **rival(lambda cost: cost.texts_per_step))
-    yield Row(PART, f"{name}, peak memory, batches of {BATCH}", found.peak_mb, "MB", **rival(lambda cost: cost.peak_mb))
+    quantity = (
+        f"{name}, epoch over {nodes}: {figures.steps_per_epoch:,} steps, extrapolated from {len(figures.seconds)}"
+    )
+    yield row_of(PART, quantity, [figures.steps_per_epoch * second for second in figures.seconds], "s")
+    quantity = f"{name}, texts encoded with gradient per step"
+    yield Row(PART, quantity, figures.texts_per_step, "texts", **rival(lambda cost: cost.texts_per_step))
+    yield Row(
+        PART, f"{name}, peak memory, batches of {BATCH}", figures.peak_mb, "MB", **rival(lambda cost: cost.peak_mb)
+    )
 
 
-def a_step(found: Cost) -> float:
-    return float(np.median(found.seconds))
+def median_step(figures: Cost) -> float:
+    return float(np.median(figures.seconds))
 
 
-def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
-    """The largest power of two up to ``most`` that fits, 0 if 1 does not; assumes that smaller batches fit too."""
-    powers = range(int(math.log2(most)) + 1)
+def largest_fitting(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest power of two up to ``limit`` that fits, 0 if 1 does not; assumes that smaller batches fit too."""
+    powers = range(int(math.log2(limit)) + 1)
     fitting = bisect_left(powers, True, key=lambda power: not fits(2**power))
     return 2 ** (fitting - 1) if fitting else 0
 
@@ -152,10 +156,10 @@ def measured(job: Job) -> Cost:
     Raises:
         MemoryError: the process ran out of memory.
     """
-    found = run_job(job)
-    if found is None:
+    figures = run_job(job)
+    if figures is None:
         raise MemoryError(f"{job.method} with batches of {job.batch} does not fit into this machine's memory")
-    return found
+    return figures
 
 
 def run_job(job: Job) -> Cost | None:
@@ -168,17 +172,17 @@ def run_job(job: Job) -> Cost | None:
     path = os.pathsep.join([str(RUN), str(RUN.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(
             f"{job.method} with batches of {job.batch} was not done after {LIMIT_S} s; is this machine busy with "
             "something else?"
         ) from error
-    if done.returncode == 0:
-        return Cost(**json.loads(done.stdout.splitlines()[-1]))
-    if is_out_of_memory(done.returncode, done.stderr):
+    if process.returncode == 0:
+        return Cost(**json.loads(process.stdout.splitlines()[-1]))
+    if is_out_of_memory(process.returncode, process.stderr):
         return None
-    raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{process.stderr[-2000:]}")
 
 
 def is_out_of_memory(code: int, stderr: str) -> bool:
@@ -199,18 +203,18 @@ def do(job: Job) -> Cost:
 
 def configured(job: Job) -> TextGraph:
     """Load the configuration into GraphGym's cfg, and the graph that it names."""
-    size = "e_step.batch_size" if job.method == GLEM else "lm.batch_size"
-    mine = ["dataset.dir", job.data, "accelerator", job.accelerator, size, str(job.batch)]
-    mine += ["lm.epochs", "1", "e_step.epochs", "1"]
-    mine += ["train.eval_period", "1000000", "optim.max_epoch", str(job.warm_up + job.steps), "optim.patience", "0"]
+    batch_key = "e_step.batch_size" if job.method == GLEM else "lm.batch_size"
+    settings = ["dataset.dir", job.data, "accelerator", job.accelerator, batch_key, str(job.batch)]
+    settings += ["lm.epochs", "1", "e_step.epochs", "1"]
+    settings += ["train.eval_period", "1000000", "optim.max_epoch", str(job.warm_up + job.steps), "optim.patience", "0"]
     config = RUN.parent / "configs_gg" / f"{CONFIGS.get(job.method, CONFIGS[GLEM])}.yaml"
-    load_config(cfg, config, [*mine, *job.options])
+    load_config(cfg, config, [*settings, *job.options])
     return load_text_graph_of(cfg)
 
 
 # ---- what a process does ------------------------------------------------------------------------------------------
 
-Found = tuple[list[float], int, float]  # seconds per counted step, steps per epoch, texts per step
+StepFigures = tuple[list[float], int, float]  # seconds per counted step, steps per epoch, texts per step
 
 
 class Steps:
@@ -219,17 +223,17 @@ class Steps:
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.texts: list[int] = []
-        self.seen = 0
-        self.latest = (0, 0.0)
+        self.texts_encoded = 0
+        self.latest_step = (0, 0.0)
 
     def __enter__(self) -> Steps:
-        plain = TextEncoder.forward
+        original = TextEncoder.forward
 
-        def seen(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-            self.seen += len(ids) * encoder.training
-            return plain(encoder, ids, mask)
+        def counted_forward(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+            self.texts_encoded += len(ids) * encoder.training
+            return original(encoder, ids, mask)
 
-        self.patch = mock.patch.object(TextEncoder, "forward", seen)
+        self.patch = mock.patch.object(TextEncoder, "forward", counted_forward)
         self.patch.start()
         self.hook = register_optimizer_step_post_hook(self.note)
         return self
@@ -239,14 +243,14 @@ class Steps:
         self.patch.stop()
 
     def note(self, optimizer: Any, *_: Any) -> None:
-        made = (id(optimizer), float(next(iter(optimizer.state.values()))["step"]))
-        if made == self.latest:  # torch reports a step twice if it calls that of its parent class
+        step = (id(optimizer), float(next(iter(optimizer.state.values()))["step"]))
+        if step == self.latest_step:  # torch reports a step twice if it calls that of its parent class
             return
-        self.latest = made
+        self.latest_step = step
         self.ends.append(now())
-        self.texts.append(self.seen)
+        self.texts.append(self.texts_encoded)
 
-    def counted(self, job: Job, per_epoch: int) -> Found:
+    def counted(self, job: Job, per_epoch: int) -> StepFigures:
         if len(self.ends) != job.warm_up + job.steps:
             raise RuntimeError(f"{len(self.ends)} steps were made, expected {job.warm_up + job.steps}")
         start = job.warm_up - 1  # the last uncounted step
@@ -275,35 +279,35 @@ def gold_of(graph: TextGraph, count: int | None = None) -> Gold:
 def pseudo_of(graph: TextGraph, gold: Gold, count: int | None = None) -> PseudoLabels:
     """Random pseudo-labels for all nodes without a gold label, or for a random ``count`` of them."""
     rng = np.random.default_rng(1)
-    rest = np.setdiff1d(np.arange(graph.num_nodes), graph.split["train"])
+    unlabelled = np.setdiff1d(np.arange(graph.num_nodes), graph.split["train"])
     if count is not None:
-        rest = np.sort(rng.choice(rest, min(count, len(rest)), replace=False))
-    return PseudoLabels(rng.normal(size=(graph.num_nodes, graph.num_classes)).astype(np.float16), rest, gold)
+        unlabelled = np.sort(rng.choice(unlabelled, min(count, len(unlabelled)), replace=False))
+    return PseudoLabels(rng.normal(size=(graph.num_nodes, graph.num_classes)).astype(np.float16), unlabelled, gold)
 
 
-def language_model(job: Job, graph: TextGraph) -> Found:
+def language_model(job: Job, graph: TextGraph) -> StepFigures:
     """Steps of the LM alone, of joint training and of GLEM's E-step."""
     store = open_tokens(cfg, graph)
-    wanted = job.batch * (job.warm_up + job.steps)
+    gold_needed = job.batch * (job.warm_up + job.steps)
     gold_total, pseudo_total, features = len(graph.split["train"]), 0, []
     if job.method == GLEM:
         learner: Any = lm_learners(cfg, store, graph.num_classes, VALIDATION)[1]
         pseudo_total = min(round(gold_total * cfg.glem.lm_pseudo_ratio), graph.num_nodes - gold_total)
-        gold = gold_of(graph, max(1, round(wanted * gold_total / (gold_total + pseudo_total))))
-        pseudo = pseudo_of(graph, gold, wanted - len(gold.nodes))
+        gold = gold_of(graph, max(1, round(gold_needed * gold_total / (gold_total + pseudo_total))))
+        pseudo = pseudo_of(graph, gold, gold_needed - len(gold.nodes))
         targets = StepTargets(gold, pseudo, cfg.glem.alpha, len(pseudo.nodes) / len(gold.nodes))
     elif job.method == JOINT:
         learner, features = joint_learner(cfg, graph, store, VALIDATION), [np.empty((graph.num_nodes, 0), np.float32)]
-        targets = StepTargets(gold_of(graph, wanted))
+        targets = StepTargets(gold_of(graph, gold_needed))
     else:
         learner = lm_learners(cfg, store, graph.num_classes, VALIDATION)[0]
-        targets = StepTargets(gold_of(graph, wanted))
+        targets = StepTargets(gold_of(graph, gold_needed))
     with Steps() as steps:
         learner.fit(targets, *features, job.method)
     return steps.counted(job, math.ceil((gold_total + pseudo_total) / job.batch))
 
 
-def m_step(job: Job, graph: TextGraph) -> Found:
+def m_step(job: Job, graph: TextGraph) -> StepFigures:
     learner = gnn_learner(cfg, graph, VALIDATION)
     dim = load_text_encoder(encoder_config(cfg, hardware_for(cfg, "32"), -1.0, -1.0)).dim
     shape = (graph.num_nodes, dim * len(feature_kinds(cfg.glem.node_features)))
@@ -315,17 +319,17 @@ def m_step(job: Job, graph: TextGraph) -> Found:
     return steps.counted(job, 1)
 
 
-def encoding(job: Job, graph: TextGraph) -> Found:
-    whole = open_tokens(cfg, graph)
-    count = min(ENCODED, len(whole))
-    store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
+def encoding(job: Job, graph: TextGraph) -> StepFigures:
+    all_texts = open_tokens(cfg, graph)
+    count = min(ENCODED, len(all_texts))
+    store = TokenStore(all_texts.ids, all_texts.offsets[: count + 1], all_texts.pad_id)
     task = lm_learners(cfg, store, graph.num_classes, VALIDATION)[0].start()
     logits, embeddings = (np.zeros((count, width), np.float16) for width in (graph.num_classes, task.embedding_dim))
     seconds = seconds_of({"": lambda: task.predict(logits, embeddings, job.method)}, job.steps)[""]
-    return [second * len(whole) / count for second in seconds], 1, 0.0
+    return [second * len(all_texts) / count for second in seconds], 1, 0.0
 
 
-WORK: dict[str, Callable[[Job, TextGraph], Found]] = {
+WORK: dict[str, Callable[[Job, TextGraph], StepFigures]] = {
     **dict.fromkeys(CONFIGS, language_model),
     M_STEP: m_step,
     ENCODING: encoding,

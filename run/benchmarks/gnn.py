@@ -87,8 +87,8 @@ def learner_of(model: Callable[..., nn.Module], structure: Any, hardware: Hardwa
         return model(dim_in, WIDTH, num_classes, LAYERS)
 
     def optimizer(params: Iterator[nn.Parameter]) -> tuple[Any, Any]:
-        made = torch.optim.AdamW(params, 1e-3, weight_decay=0.0, fused=True)
-        return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
+        optimizer = torch.optim.AdamW(params, 1e-3, weight_decay=0.0, fused=True)
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
 
     valid = Validation(np.arange(GOLD, GOLD + VALID), lambda logits: float(logits.argmax(-1).mean()))
     graphs = GraphViews(structure, structure)
@@ -103,9 +103,9 @@ def seconds_of_an_epoch(learner: GNNLearner, epochs: int = 4) -> float:
     """Seconds per epoch (train and evaluate) of `GNNLearner.fit`; set-up cancels out in a difference of two fits."""
 
     def fit(count: int) -> float:
-        counted = replace(learner, settings=replace(learner.settings, epochs=count))
+        timed_learner = replace(learner, settings=replace(learner.settings, epochs=count))
         start = now()
-        counted.fit(targets(), features(), "m_step")
+        timed_learner.fit(targets(), features(), "m_step")
         return now() - start
 
     return (fit(1 + epochs) - fit(1)) / epochs
@@ -118,12 +118,12 @@ class Traffic:
         self.bytes = 0
 
     def __enter__(self) -> Traffic:
-        plain = SparseOperator._multiply
+        original = SparseOperator._multiply
 
         def counted(operator: SparseOperator, x: Tensor) -> Tensor:
-            out = plain(operator, x)
-            self.bytes += len(graph()[0].col) * (x.shape[1] * x.element_size() + 4) + out.nbytes
-            return out
+            product = original(operator, x)
+            self.bytes += len(graph()[0].col) * (x.shape[1] * x.element_size() + 4) + product.nbytes
+            return product
 
         self.patch = mock.patch.object(SparseOperator, "_multiply", counted)
         self.patch.start()
@@ -147,14 +147,16 @@ def m_step(repeats: int, device: str) -> Iterator[Row]:
     for name, precision in [(name, SINGLE) for name in MODELS] + [("SAGE", HALF)]:
         hardware = Hardware(device, precision)
         bound = bound_of_an_epoch(MODELS[name], hardware)
-        ours, rivals = [], []
+        our_seconds, rival_seconds = [], []
         for _ in range(min(repeats, 3)):
-            ours.append(seconds_of_an_epoch(learner_of(MODELS[name], graph()[0], hardware, 1)))
+            our_seconds.append(seconds_of_an_epoch(learner_of(MODELS[name], graph()[0], hardware, 1)))
             if name == "SAGE":
-                rivals.append(seconds_of_an_epoch(learner_of(PyGSAGE, graph()[1], hardware, 1), epochs=1))
-        more = {"rival": 1e3 * float(np.median(rivals)), "rival_name": "PyG's SAGEConv"} if rivals else {}
-        what = f"{name} {LAYERS}x{WIDTH}, {hardware.precision}, epoch"
-        yield row_of("m_step", what, [1e3 * s for s in ours], "ms", bound=1e3 * bound, **more)
+                rival_seconds.append(seconds_of_an_epoch(learner_of(PyGSAGE, graph()[1], hardware, 1), epochs=1))
+        rival_columns = (
+            {"rival": 1e3 * float(np.median(rival_seconds)), "rival_name": "PyG's SAGEConv"} if rival_seconds else {}
+        )
+        quantity = f"{name} {LAYERS}x{WIDTH}, {hardware.precision}, epoch"
+        yield row_of("m_step", quantity, [1e3 * s for s in our_seconds], "ms", bound=1e3 * bound, **rival_columns)
 
 
 def propagation(repeats: int, device: str) -> Iterator[Row]:
@@ -175,31 +177,37 @@ def propagation(repeats: int, device: str) -> Iterator[Row]:
         "torch's CSR": lambda: csr @ x,
         "PyG's gather-scatter": lambda: scatter(x[edge_index[0]], edge_index[1], 0, NODES, "mean"),
     }
-    found = medians({name: backward(product) for name, product in products.items()}, repeats)
+    seconds_by_name = medians({name: backward(product) for name, product in products.items()}, repeats)
     with Traffic() as traffic:
         backward(products["ours"])()
     bound = 1e3 * traffic.bytes / bandwidth(device)
-    what = f"mean aggregation and its gradient, {len(adjacency.col):,} entries, width {WIDTH}"
+    quantity = f"mean aggregation and its gradient, {len(adjacency.col):,} entries, width {WIDTH}"
     for rival in list(products)[1:]:
         yield Row(
-            "propagation", what, 1e3 * found["ours"], "ms", bound=bound, rival=1e3 * found[rival], rival_name=rival
+            "propagation",
+            quantity,
+            1e3 * seconds_by_name["ours"],
+            "ms",
+            bound=bound,
+            rival=1e3 * seconds_by_name[rival],
+            rival_name=rival,
         )
 
     gcn, hops = adjacency.gcn(), 3
     start = torch.from_numpy(features()).to(device)
 
     def propagate() -> list[Tensor]:
-        made = [start]
+        hop_features = [start]
         for _ in range(hops):
-            made.append(gcn @ made[-1])
-        return made[1:]
+            hop_features.append(gcn @ hop_features[-1])
+        return hop_features[1:]
 
     with Traffic() as traffic:
-        made = propagate()
+        hop_features = propagate()
     bound = 1e3 * traffic.bytes / bandwidth(device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "hops.npy"
-        np.save(file, torch.stack(made).cpu().numpy())
+        np.save(file, torch.stack(hop_features).cpu().numpy())
         rival = "reading them from a file"
         seconds = seconds_of({"": propagate, rival: lambda: torch.from_numpy(np.load(file)).to(device)}, repeats)
     yield row_of(
@@ -215,7 +223,7 @@ def smoothing(repeats: int, device: str) -> Iterator[Row]:
     edge_index, rng = torch.cat([ends, ends.flip(0)], dim=1), np.random.default_rng(0)
     gold, labels = np.arange(0, nodes, 2), rng.integers(0, classes, nodes // 2)
     logits = rng.normal(size=(nodes, classes)).astype(np.float32)
-    soft, true, place = (torch.from_numpy(array).to(device) for array in (logits, labels, gold))
+    soft, labels_on_device, gold_on_device = (torch.from_numpy(array).to(device) for array in (logits, labels, gold))
     soft = soft.softmax(-1)
     on_device = edge_index.to(device)
     peer = CorrectAndSmooth(PROPAGATIONS, 1.0, PROPAGATIONS, 0.8)
@@ -223,12 +231,16 @@ def smoothing(repeats: int, device: str) -> Iterator[Row]:
         "ours": lambda: correct_and_smooth(
             logits, gold, labels, Adjacency.from_edge_index(edge_index, nodes).to(device)
         ),
-        "PyG's": lambda: peer.smooth(peer.correct(soft, true, place, on_device), true, place, on_device),
+        "PyG's": lambda: peer.smooth(
+            peer.correct(soft, labels_on_device, gold_on_device, on_device), labels_on_device, gold_on_device, on_device
+        ),
     }
     seconds = seconds_of(candidates, min(repeats, 3))
-    what = f"Correct & Smooth, {2 * PROPAGATIONS} propagations, {nodes:,} nodes, {entries:,} entries, {classes} classes"
-    more = {"rival": float(np.median(seconds["PyG's"])), "rival_name": "PyG's CorrectAndSmooth"}
-    yield row_of("smoothing", what, seconds["ours"], "s", **more)
+    quantity = (
+        f"Correct & Smooth, {2 * PROPAGATIONS} propagations, {nodes:,} nodes, {entries:,} entries, {classes} classes"
+    )
+    rival_columns = {"rival": float(np.median(seconds["PyG's"])), "rival_name": "PyG's CorrectAndSmooth"}
+    yield row_of("smoothing", quantity, seconds["ours"], "s", **rival_columns)
 
 
 def sampled(repeats: int, device: str) -> Iterator[Row]:
@@ -242,8 +254,8 @@ def sampled(repeats: int, device: str) -> Iterator[Row]:
         return sampler.sample(seeds, np.random.default_rng(0))
 
     block = draw()
-    around = f"{SEEDS:,} nodes, fan-out {FAN_OUT}: {len(block.nodes):,} nodes and {len(block.col):,} edges"
-    yield row_of("sampled", f"drawing, {around}", [1e3 * s for s in seconds_of({"": draw}, repeats)[""]], "ms")
+    size_text = f"{SEEDS:,} nodes, fan-out {FAN_OUT}: {len(block.nodes):,} nodes and {len(block.col):,} edges"
+    yield row_of("sampled", f"drawing, {size_text}", [1e3 * s for s in seconds_of({"": draw}, repeats)[""]], "ms")
 
     x = torch.randn(len(block.nodes), FEATURES, device=device)
     arrays = (block.edge_index(), block.rowptr, block.col, block.degree)
@@ -263,7 +275,7 @@ def sampled(repeats: int, device: str) -> Iterator[Row]:
         logits[name]()[:SEEDS].logsumexp(-1).mean().backward()
 
     seconds = seconds_of({name: partial(step, name) for name in logits}, min(repeats, 3))
-    ours = [1e3 * s for s in seconds["ours"]]
+    our_times = [1e3 * s for s in seconds["ours"]]
     for name in rivals:
-        more = {"rival": 1e3 * float(np.median(seconds[name])), "rival_name": name}
-        yield row_of("sampled", f"SAGE {len(FAN_OUT)}x{WIDTH}, training step on it", ours, "ms", **more)
+        rival_columns = {"rival": 1e3 * float(np.median(seconds[name])), "rival_name": name}
+        yield row_of("sampled", f"SAGE {len(FAN_OUT)}x{WIDTH}, training step on it", our_times, "ms", **rival_columns)

@@ -68,10 +68,10 @@ class Clocked(TokenStore):
 
     def __init__(self, store: TokenStore) -> None:
         super().__init__(store.ids, store.offsets, store.pad_id)
-        self.asked: list[float] = []
+        self.request_times: list[float] = []
 
     def pad(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.asked.append(time.perf_counter())
+        self.request_times.append(time.perf_counter())
         return super().pad(nodes)
 
 
@@ -90,26 +90,26 @@ def auto_attention(device: str) -> str | None:
 def tokenising(repeats: int, device: str) -> Iterator[Row]:
     """Texts per second into a token store on disk; the bound is the tokenizer alone, without storing its output."""
     texts, tokenizer = short_texts(), load_tokenizer(MODEL)
-    plain = list(texts)
+    text_list = list(texts)
 
     def store() -> TokenStore:
         with tempfile.TemporaryDirectory() as folder:
             return open_token_store(texts, tokenizer, 512, Path(folder))
 
     def library() -> None:
-        for start in range(0, len(plain), 16_384):
-            tokenizer.backend_tokenizer.encode_batch_fast(plain[start : start + 16_384])
+        for start in range(0, len(text_list), 16_384):
+            tokenizer.backend_tokenizer.encode_batch_fast(text_list[start : start + 16_384])
 
     seconds = seconds_of({"ours": store, "library": library}, min(repeats, 3))
-    rates = {name: [len(plain) / s for s in found] for name, found in seconds.items()}
+    rates = {name: [len(text_list) / s for s in seconds_per_run] for name, seconds_per_run in seconds.items()}
     bound = float(np.median(rates["library"]))
     yield row_of("tokenising", "short texts", rates["ours"], "texts/s", bound=bound)
-    made = tokens_of("short")
-    on_disk = made.ids.nbytes + made.offsets.nbytes
+    token_store = tokens_of("short")
+    on_disk = token_store.ids.nbytes + token_store.offsets.nbytes
     padded = PEER_LENGTH * 3 * 8.0  # ids, mask and types of each text, as int64
-    what = f"bytes per text on disk, {made.lengths.mean():.1f} tokens on average"
-    yield Row("tokenising", what, on_disk / len(made), "bytes", rival=padded, rival_name=PEER)
-    excess = (on_disk - 8 * (len(made) + 1)) / len(made.ids)
+    quantity = f"bytes per text on disk, {token_store.lengths.mean():.1f} tokens on average"
+    yield Row("tokenising", quantity, on_disk / len(token_store), "bytes", rival=padded, rival_name=PEER)
+    excess = (on_disk - 8 * (len(token_store) + 1)) / len(token_store.ids)
     yield Row("tokenising", "bytes per token, besides 8 per text", excess, "bytes")
 
 
@@ -128,10 +128,10 @@ def bound_of(model: TextClassifier, lengths: np.ndarray, passes: int, device: st
 
 
 def learner_of(store: TokenStore, device: str, batch_size: int = 32, epochs: int = 1) -> LMLearner:
-    nobody, on_cpu = Validation(np.arange(8), lambda logits: 0.0), device == "cpu"
+    no_validation, on_cpu = Validation(np.arange(8), lambda logits: 0.0), device == "cpu"
     settings = LMSettings(epochs=epochs, batch_size=batch_size, infer_tokens=CPU_TOKENS if on_cpu else GPU_TOKENS)
     build = partial(classifier, auto_attention(device))
-    return LMLearner(store, build, settings, nobody, hardware_of(device))
+    return LMLearner(store, build, settings, no_validation, hardware_of(device))
 
 
 def e_step(repeats: int, device: str) -> Iterator[Row]:
@@ -142,27 +142,28 @@ def e_step(repeats: int, device: str) -> Iterator[Row]:
         count = size * steps
         nodes = np.random.default_rng(0).permutation(len(store))[:count]
         gold = Gold(nodes[: count // 2], np.zeros(count // 2, dtype=np.int64), CLASSES)
-        rest = np.sort(nodes[count // 2 :])
+        pseudo = np.sort(nodes[count // 2 :])
         logits = np.random.default_rng(1).normal(size=(len(store), CLASSES)).astype(np.float16)
-        task, _ = learner.fit(StepTargets(gold, PseudoLabels(logits, rest, gold), 0.8, 1.0), "e_step")
-        epochs = np.split(np.asarray(store.asked), repeats + 1)  # per epoch: its batches, then one of validation
+        task, _ = learner.fit(StepTargets(gold, PseudoLabels(logits, pseudo, gold), 0.8, 1.0), "e_step")
+        # Per epoch: its batches, then one of validation.
+        epochs = np.split(np.asarray(store.request_times), repeats + 1)
         rates = [count / (epoch[steps] - epoch[0]) for epoch in epochs[1:]]
         bound = bound_of(task.model, store.lengths[nodes], 3, device)
-        what = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
-        yield row_of("e_step", what, rates, "texts/s", bound=bound)
+        quantity = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
+        yield row_of("e_step", quantity, rates, "texts/s", bound=bound)
 
 
 def inference(repeats: int, device: str) -> Iterator[Row]:
     """Texts per second of `LMLearner.predict`: logits and embeddings of texts into arrays."""
     for length, count in (("short", 8000), ("long", 1000)):
-        whole = tokens_of(length)
-        store = TokenStore(whole.ids, whole.offsets[: count + 1], whole.pad_id)
+        all_tokens = tokens_of(length)
+        store = TokenStore(all_tokens.ids, all_tokens.offsets[: count + 1], all_tokens.pad_id)
         task = learner_of(store, device).start()
         logits, embeddings = (np.zeros((count, width), dtype=np.float16) for width in (CLASSES, task.embedding_dim))
         seconds = seconds_of({"": partial(task.predict, logits, embeddings)}, min(repeats, 5))[""]
         bound = bound_of(task.model, store.lengths, 1, device)
-        what = f"inference, {store.lengths.mean():.0f} tokens on average"
-        yield row_of("inference", what, [count / s for s in seconds], "texts/s", bound=bound)
+        quantity = f"inference, {store.lengths.mean():.0f} tokens on average"
+        yield row_of("inference", quantity, [count / s for s in seconds], "texts/s", bound=bound)
 
 
 def peer(repeats: int, device: str) -> Iterator[Row]:
@@ -218,8 +219,8 @@ def attention(repeats: int, device: str) -> Iterator[Row]:
     """The attention that ``lm.attention auto`` chooses against transformers' others, by text length."""
     names = (CPU_ATTENTION, "eager", "sdpa") if device == "cpu" else ("sdpa", "eager")
     models = {name: classifier(name).to(device) for name in names}
-    how: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.0, "fused": True}
-    optimizers = {name: torch.optim.AdamW(model.parameters(), **how) for name, model in models.items()}
+    adam_options: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.0, "fused": True}
+    optimizers = {name: torch.optim.AdamW(model.parameters(), **adam_options) for name, model in models.items()}
     for length in (21, 64, 200, 512):
         for training in (True, False):
             size = max(4, (1344 if training else 4096) // length)  # about as many tokens per batch at every length
@@ -228,8 +229,8 @@ def attention(repeats: int, device: str) -> Iterator[Row]:
             runs = {name: partial(step, model, optimizers[name], ids) for name, model in models.items()}
             rates = {name: size / seconds for name, seconds in medians(runs, repeats).items()}
             best = max(names[1:], key=lambda name: rates[name])
-            what = f"{'training' if training else 'inference'}, {length} tokens, batch {size}"
-            yield Row("attention", what, rates[names[0]], "texts/s", rival=rates[best], rival_name=best)
+            quantity = f"{'training' if training else 'inference'}, {length} tokens, batch {size}"
+            yield Row("attention", quantity, rates[names[0]], "texts/s", rival=rates[best], rival_name=best)
 
 
 def _train(model: TextClassifier, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
@@ -259,17 +260,17 @@ def deberta(repeats: int, device: str) -> Iterator[Row]:
         ("v3", transformers.DebertaV2Config(**sizes, **bucketed, hidden_size=768, num_attention_heads=12)),
     ):
         rival = transformers.AutoModel.from_config(config).to(device)
-        ours = copy.deepcopy(rival)
-        use_fast_attention(ours)
-        for model in (rival, ours):
+        fast = copy.deepcopy(rival)
+        use_fast_attention(fast)
+        for model in (rival, fast):
             use_cheap_dropout(model)
         for length, training in itertools.product((21, 200, 512), (True, False)):
             size = max(2, (65536 if device == "cuda" else 1024) // length)
             ids = torch.randint(1000, 20000, (size, length), device=device)
-            runs = {key: partial(_states, model, ids, training) for key, model in (("ours", ours), ("eager", rival))}
+            runs = {key: partial(_states, model, ids, training) for key, model in (("ours", fast), ("eager", rival))}
             rates = {key: size / seconds for key, seconds in medians(runs, repeats).items()}
-            what = f"{name}, {'training' if training else 'inference'}, {length} tokens, batch {size}"
-            yield Row("deberta", what, rates["ours"], "texts/s", rival=rates["eager"], rival_name="eager")
+            quantity = f"{name}, {'training' if training else 'inference'}, {length} tokens, batch {size}"
+            yield Row("deberta", quantity, rates["ours"], "texts/s", rival=rates["eager"], rival_name="eager")
 
 
 def _states(model: nn.Module, ids: torch.Tensor, training: bool) -> None:

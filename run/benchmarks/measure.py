@@ -78,10 +78,10 @@ def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[s
     return {name: float(np.median(values)) for name, values in seconds_of(candidates, repeats).items()}
 
 
-def row_of(part: str, what: str, values: Iterable[float], unit: str, **more: Any) -> Row:
+def row_of(part: str, what: str, values: Iterable[float], unit: str, **columns: Any) -> Row:
     """The row of repeated ``values``: their median with the lowest and the highest."""
-    found = sorted(values)
-    return Row(part, what, float(np.median(found)), unit, low=found[0], high=found[-1], **more)
+    ordered = sorted(values)
+    return Row(part, what, float(np.median(ordered)), unit, low=ordered[0], high=ordered[-1], **columns)
 
 
 @cache

@@ -75,8 +75,8 @@ def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folde
                 "out_dir": data / "results",
                 "lm.model": lm,
             }
-            settings = [str(part) for pair in options.items() for part in pair]
-            what = f"{nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
+            settings = [str(word) for pair in options.items() for word in pair]
+            size_text = f"{nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
             graph = ["--folder", str(data / "ogbn_papers100M"), "--nodes", str(nodes)]
             graph += ["--edges", str(EDGES_A_NODE * nodes), "--features", str(WIDTH)]
             total = Used(0.0, 0.0, 0.0)
@@ -85,26 +85,26 @@ def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folde
                 ("prepare", ["prepare.py", "--cfg", str(CONFIG), *settings]),
                 ("the run", ["main.py", "--cfg", str(CONFIG), *settings]),
             ):
-                used = watched([sys.executable, str(RUN / command[0]), *command[1:]], data)
-                yield Row(PART, f"{what}: {title}", used.seconds, "s")
-                yield Row(PART, f"{what}: {title}, memory", used.memory, "GB")
-                yield Row(PART, f"{what}: {title}, files", used.files, "GB")
+                cost = watched([sys.executable, str(RUN / command[0]), *command[1:]], data)
+                yield Row(PART, f"{size_text}: {title}", cost.seconds, "s")
+                yield Row(PART, f"{size_text}: {title}, memory", cost.memory, "GB")
+                yield Row(PART, f"{size_text}: {title}, files", cost.files, "GB")
                 if title == "writing the graph":
                     continue  # a user of papers100M downloads it
-                memory, files = max(total.memory, used.memory), max(total.files, used.files)
-                total = Used(total.seconds + used.seconds, memory, files)
+                memory, files = max(total.memory, cost.memory), max(total.files, cost.files)
+                total = Used(total.seconds + cost.seconds, memory, files)
             for stage in sorted(data.glob("results/*/0/stages/*/stage.json")):
-                found = json.loads(stage.read_text())
-                yield Row(PART, f"{what}: {found['name']}", found["seconds"], "s")
+                stage_json = json.loads(stage.read_text())
+                yield Row(PART, f"{size_text}: {stage_json['name']}", stage_json["seconds"], "s")
         for values, value in zip(totals.values(), (total.seconds, total.memory, total.files), strict=True):
             values.append(value)
-        yield Row(PART, f"{what}: prepare and run", total.seconds, "s")
-        yield Row(PART, f"{what}: files at most, with the downloaded graph", total.files, "GB")
+        yield Row(PART, f"{size_text}: prepare and run", total.seconds, "s")
+        yield Row(PART, f"{size_text}: files at most, with the downloaded graph", total.files, "GB")
     if len(sizes) > 1:
         for unit, values in totals.items():
-            power, at = growth(sizes, values)
+            power, extrapolated = growth(sizes, values)
             yield Row(PART, f"growth of {unit}: power of the number of nodes", power, "")
-            yield Row(PART, f"straight line through them, at {PAPERS100M:,} nodes", at, unit)
+            yield Row(PART, f"straight line through them, at {PAPERS100M:,} nodes", extrapolated, unit)
 
 
 def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
@@ -124,14 +124,16 @@ def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
         RuntimeError: the program failed; the message has the end of its output unless that was ``shown``.
     """
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        program = subprocess.Popen(command, stdout=None if shown else said, stderr=None if shown else subprocess.STDOUT)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        program = subprocess.Popen(
+            command, stdout=None if shown else output, stderr=None if shown else subprocess.STDOUT
+        )
         process, memory, files = psutil.Process(program.pid), 0, 0
-        done = threading.Event()
+        stopped = threading.Event()
 
         def sample() -> None:
             nonlocal memory, files
-            while not done.wait(SAMPLED_EVERY):
+            while not stopped.wait(SAMPLED_EVERY):
                 memory = max(memory, own_bytes(process))
                 files = max(files, bytes_under(folder))
 
@@ -141,12 +143,12 @@ def watched(command: Sequence[str], folder: Path, shown: bool = False) -> Used:
             code = program.wait()
         finally:
             program.kill()
-            done.set()
+            stopped.set()
             sampler.join()
         seconds = time.perf_counter() - start
         if code != 0:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{said.read()[-2000:]}".rstrip(":\n"))
+            output.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{output.read()[-2000:]}".rstrip(":\n"))
     return Used(seconds, memory / 1e9, max(files, bytes_under(folder)) / 1e9)
 
 
@@ -163,10 +165,10 @@ def own_bytes(program: psutil.Process) -> int:
 def bytes_under(folder: Path) -> int:
     """Disk space of the files in a folder; unwritten parts of sparse files take none."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder):
         for name in names:
             try:
-                total += 512 * Path(place, name).lstat().st_blocks
+                total += 512 * Path(directory, name).lstat().st_blocks
             except FileNotFoundError:  # gone in between
                 continue
     return total

@@ -79,33 +79,33 @@ def make_configs(
     Raises:
         GridError: lists at most ten errors, with their lines of the grid.
     """
-    base, start = read_base(base_file, "--config"), base_name(base_file)
+    base, name_prefix = read_base(base_file, "--config"), base_name(base_file)
     base["out_dir"] = str(configs_folder(base.get("out_dir") or "results", base_file, grid_file))
-    made: dict[str, Config] = {}
+    checked_configs: dict[str, Config] = {}
     origins: dict[str, tuple[Point, str]] = {}
     errors: dict[str, None] = {}  # an ordered set
     with tempfile.TemporaryDirectory() as folder:
         for point in points:
-            name = point_name(start, point, f"{grid_file}, line {point.block[0].line}")
+            name = point_name(name_prefix, point, f"{grid_file}, line {point.block[0].line}")
             config = set_values(base, point, grid_file, base_file)
-            if name in made:  # a point of two blocks is one configuration, unless aliases hide a difference
-                other, settings = origins[name]
+            if name in checked_configs:  # a point of two blocks is one configuration, unless aliases hide a difference
+                earlier_point, settings = origins[name]
                 if _dump(config) != settings:
                     raise GridError(
-                        f"{grid_file}: the blocks at lines {other.block[0].line} and {point.block[0].line} both make "
-                        f"'{name}', with different settings; give the axes in which they differ other aliases"
+                        f"{grid_file}: the blocks at lines {earlier_point.block[0].line} and {point.block[0].line} "
+                        f"both make '{name}', with different settings; give the axes in which they differ other aliases"
                     )
                 continue
-            made[name], origins[name] = config, (point, _dump(config))
-            error = _check(config, Path(folder) / f"{name}.yaml", budget)
+            checked_configs[name], origins[name] = config, (point, _dump(config))
+            error = _complete_and_check(config, Path(folder) / f"{name}.yaml", budget)
             if error:
-                errors[f"{_lines(grid_file, point.block, error)}: {error}"] = None
+                errors[f"{_lines_of_error(grid_file, point.block, error)}: {error}"] = None
             if len(errors) == _MAX_ERRORS:
                 break
     if errors:
         raise GridError("\n".join(errors) + "\nNothing was written.")
     header = f"{MADE_BY} from {Path(base_file or 'no base').name} and {Path(grid_file).name}; change those instead.\n"
-    return {name: header + _dump(config) for name, config in made.items()}
+    return {name: header + _dump(config) for name, config in checked_configs.items()}
 
 
 def set_values(base: Config, point: Point, grid_file: str | Path, base_file: str | Path | None = None) -> Config:
@@ -123,7 +123,7 @@ def set_values(base: Config, point: Point, grid_file: str | Path, base_file: str
     return config
 
 
-def _check(config: Config, file: Path, budget: int | None) -> str:
+def _complete_and_check(config: Config, file: Path, budget: int | None) -> str:
     """Share the LM and fit ``gnn.dim_inner`` to the budget; returns the configuration's error, "" if none."""
     file.write_text(_dump(config), encoding="utf-8")
     try:
@@ -139,7 +139,7 @@ def _check(config: Config, file: Path, budget: int | None) -> str:
     return ""
 
 
-def _lines(grid_file: str | Path, block: Sequence[Axis], error: str) -> str:
+def _lines_of_error(grid_file: str | Path, block: Sequence[Axis], error: str) -> str:
     """The lines of the grid that an error comes from: the axes that it names, or the whole block."""
     named = [axis for axis in block if re.search(rf"(?<![\w.]){re.escape(axis.key)}(?![\w.])", error)]
     named = named or [axis for axis in block if error.startswith(f"{axis.key.partition('.')[0]} is ")]
@@ -195,19 +195,21 @@ def write_configs(configs: dict[str, str], folder: Path) -> Written:
     folder.mkdir(parents=True, exist_ok=True)
     finished, outdated = 0, []
     for name, text in configs.items():
-        waiting, done = folder / f"{name}.yaml", folder / f"{name}.yaml_done"
-        old = done.read_text(encoding="utf-8", errors="replace") if done.exists() else None
-        if old is not None and (old == text or _without_sharing(old) == _without_sharing(text)):
+        waiting_file, done_file = folder / f"{name}.yaml", folder / f"{name}.yaml_done"
+        finished_text = done_file.read_text(encoding="utf-8", errors="replace") if done_file.exists() else None
+        if finished_text is not None and (
+            finished_text == text or _without_sharing(finished_text) == _without_sharing(text)
+        ):
             finished += 1
-            outdated += [waiting] if waiting.exists() else []
+            outdated += [waiting_file] if waiting_file.exists() else []
             continue
-        with atomic_write(waiting, "w") as stream:
+        with atomic_write(waiting_file, "w") as stream:
             stream.write(text)
-    others = [file for file in sorted(folder.glob("*.yaml")) if file.name.removesuffix(".yaml") not in configs]
-    stale = [file for file in others if file.read_text(encoding="utf-8", errors="replace").startswith(MADE_BY)]
+    unlisted = [file for file in sorted(folder.glob("*.yaml")) if file.name.removesuffix(".yaml") not in configs]
+    stale = [file for file in unlisted if file.read_text(encoding="utf-8", errors="replace").startswith(MADE_BY)]
     for file in (*stale, *outdated):
         file.unlink()
-    foreign = tuple(file.name for file in others if file not in stale)
+    foreign = tuple(file.name for file in unlisted if file not in stale)
     return Written(folder, len(configs) - finished, finished, len(stale) + len(outdated), foreign)
 
 

@@ -40,7 +40,7 @@ OWN_MAIN = RUN / "main.py"
 DONE = "_done"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SUBMITTED_MINUTES = 24 * 60
-_BE_JOB = "import sys; sys.path.insert(0, sys.argv[1]); from grid import jobs; jobs.be_submitted(*sys.argv[2:])"
+_RUN_SUBMITTED = "import sys; sys.path.insert(0, sys.argv[1]); from grid import jobs; jobs.be_submitted(*sys.argv[2:])"
 _PATIENCE = 15.0  # seconds for an interrupted job to end by itself
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_THREADS = 6  # GraphGym's num_threads
@@ -95,7 +95,7 @@ class Failure:
 # ---- which jobs ---------------------------------------------------------------------------------------------------
 
 
-def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
+def find_jobs(folder: Path, repeat: int, own_main: bool) -> tuple[list[Job], int]:
     """The waiting configurations (``*.yaml``) by name, after `reopen`, and the number of finished ones.
 
     Raises:
@@ -103,27 +103,27 @@ def find_jobs(folder: Path, repeat: int, own: bool) -> tuple[list[Job], int]:
     """
     if not folder.is_dir():
         raise JobError(f"{folder}: no such folder; expected the folder of configurations that configs_gen.py made")
-    reopen(folder, repeat, own)
+    reopen(folder, repeat, own_main)
     configs = sorted(folder.glob("*.yaml"))
-    finished = sum(not _waiting(file).exists() for file in folder.glob(f"*.yaml{DONE}"))
+    finished = sum(not _waiting_file(file).exists() for file in folder.glob(f"*.yaml{DONE}"))
     if not configs and not finished:
         raise JobError(f"{folder}: no configuration in it (*.yaml); make some with run/configs_gen.py")
     return [job_of(file) for file in configs], finished
 
 
-def reopen(folder: Path, repeat: int, own: bool) -> None:
+def reopen(folder: Path, repeat: int, own_main: bool) -> None:
     """Let finished configurations (``*.yaml_done``) that lack some of ``repeat`` seeds wait again (``*.yaml``).
 
-    ``own``: jobs run our main.py, which records each finished seed. Another program may record none; its
+    ``own_main``: jobs run our main.py, which records each finished seed. Another program may record none; its
     configurations lack seeds only if some seeds are recorded.
     """
     for file in sorted(folder.glob(f"*.yaml{DONE}")):
-        if not _waiting(file).exists() and _lacks_seeds(file, repeat, own):
-            file.rename(_waiting(file))
+        if not _waiting_file(file).exists() and _lacks_seeds(file, repeat, own_main):
+            file.rename(_waiting_file(file))
 
 
-def _waiting(done: Path) -> Path:
-    return done.with_name(done.name.removesuffix(DONE))
+def _waiting_file(done_file: Path) -> Path:
+    return done_file.with_name(done_file.name.removesuffix(DONE))
 
 
 def job_of(config: Path) -> Job:
@@ -139,10 +139,10 @@ def results_of(config: Path) -> Path:
 
 def written_out(path: str) -> Path:
     """A path with ``~`` and ``$NAME`` expanded; an unknown name stays, and the job will refuse it."""
-    written = Path(os.path.expandvars(path))
+    expanded = Path(os.path.expandvars(path))
     with contextlib.suppress(RuntimeError):
-        return written.expanduser()
-    return written
+        return expanded.expanduser()
+    return expanded
 
 
 def _settings(config: Path) -> Mapping[str, Any]:
@@ -159,12 +159,12 @@ def _number(settings: Mapping[str, Any], name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-def _lacks_seeds(done: Path, repeat: int, own: bool) -> bool:
-    first = _number(_settings(done), "seed", 0)
-    folder = results_of(done) / done.name.removesuffix(f".yaml{DONE}")
-    runs = [folder / str(seed) for seed in range(first, first + repeat)]
+def _lacks_seeds(done_file: Path, repeat: int, own_main: bool) -> bool:
+    first_seed = _number(_settings(done_file), "seed", 0)
+    folder = results_of(done_file) / done_file.name.removesuffix(f".yaml{DONE}")
+    runs = [folder / str(seed) for seed in range(first_seed, first_seed + repeat)]
     finished = sum(map(is_finished, runs))
-    return finished < repeat if finished else own and not any(map(_is_foreign, runs))
+    return finished < repeat if finished else own_main and not any(map(_is_foreign, runs))
 
 
 def _is_foreign(run: Path) -> bool:
@@ -226,8 +226,8 @@ def find_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
     if not shutil.which("nvidia-smi"):
         return ()
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False)
-    return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
+    return tuple(listing.stdout.split()) if listing.returncode == 0 else ()
 
 
 def make_plan(args: argparse.Namespace, jobs: int, environment: Mapping[str, str]) -> Plan:
@@ -314,7 +314,7 @@ class Queue:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _be_job(job, command_of(job, self.plan), environment, self._forks(), parent)
+            _run_job_and_exit(job, command_of(job, self.plan), environment, self._forks(), parent)
         with contextlib.suppress(OSError):  # the child does the same; either may come first
             os.setpgid(pid, pid)
         self.running[pid] = running
@@ -397,7 +397,7 @@ class SubmittedQueue(Queue):
         command = [
             sys.executable,
             "-c",
-            _BE_JOB,
+            _RUN_SUBMITTED,
             str(RUN),
             str(running.job.config),
             *command_of(running.job, self.plan),
@@ -432,17 +432,17 @@ def import_early() -> None:
         importlib.import_module(name)
 
 
-def _be_job(job: Job, command: list[str], environment: dict[str, str], forked: bool, parent: int) -> NoReturn:
+def _run_job_and_exit(job: Job, command: list[str], environment: dict[str, str], forked: bool, parent: int) -> NoReturn:
     """Run the job in the child process; never returns to the queue's code."""
     code = 1
     try:
         os.setpgid(0, 0)
-        _end_with(parent)
+        _die_with_parent(parent)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-        _redirect(job.log)
+        _redirect_to_log(job.log)
         os.environ.update(environment)
         sys.argv = command
         print(f"==== {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}", flush=True)
@@ -468,10 +468,10 @@ def _be_job(job: Job, command: list[str], environment: dict[str, str], forked: b
 
 def be_submitted(config: str, *command: str) -> NoReturn:
     """Run the job of a configuration in this process, which submitit has started."""
-    _be_job(job_of(Path(config)), list(command), {}, False, os.getppid())
+    _run_job_and_exit(job_of(Path(config)), list(command), {}, False, os.getppid())
 
 
-def _end_with(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when the queue dies, so that no job runs next to those of a new queue."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -479,15 +479,15 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _redirect(log: Path) -> None:
+def _redirect_to_log(log: Path) -> None:
     sys.stdout.flush()
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, standard in ((nothing, 0), (target, 1), (target, 2)):
-        os.dup2(source, standard)
-    for opened in (nothing, target):
-        if opened > 2:
-            os.close(opened)
+    null_input = os.open(os.devnull, os.O_RDONLY)
+    for source, standard_descriptor in ((null_input, 0), (target, 1), (target, 2)):
+        os.dup2(source, standard_descriptor)
+    for descriptor in (null_input, target):
+        if descriptor > 2:
+            os.close(descriptor)
 
 
 # ---- what came out ------------------------------------------------------------------------------------------------
@@ -517,11 +517,13 @@ def last_line(log: Path, start: int = 0) -> str:
     return (errors or output or ["no output"])[-1]
 
 
-def report(queue: Queue, done_before: int) -> str:
+def report(queue: Queue, finished_before: int) -> str:
     """How many jobs finished, and a table of those that failed."""
-    total = queue.total + done_before
-    before = f", {done_before} of them before" if done_before else ""
-    lines = [f"{len(queue.finished) + done_before} of {total} jobs finished{before}; {len(queue.failures)} failed"]
+    total = queue.total + finished_before
+    before_text = f", {finished_before} of them before" if finished_before else ""
+    lines = [
+        f"{len(queue.finished) + finished_before} of {total} jobs finished{before_text}; {len(queue.failures)} failed"
+    ]
     if queue.failures:
         rows = [("failed job", "status", "last line of its error")]
         rows += [(failure.job.name, failure.status, failure.last_line) for failure in queue.failures]
@@ -529,11 +531,11 @@ def report(queue: Queue, done_before: int) -> str:
         lines += ["", *(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {line}" for name, status, line in rows), ""]
         logs = sorted({str(failure.job.log.parent) for failure in queue.failures})
         lines.append(f"Whole logs: {', '.join(f'{folder}/<job>.log' for folder in logs)}")
-        lines += _how_to_start_anew([failure.job for failure in queue.failures if "--overwrite" in failure.last_line])
+        lines += _restart_advice([failure.job for failure in queue.failures if "--overwrite" in failure.last_line])
     return "\n".join(lines)
 
 
-def _how_to_start_anew(jobs: Sequence[Job]) -> list[str]:
+def _restart_advice(jobs: Sequence[Job]) -> list[str]:
     """Advice for jobs that found results of other settings: a queue takes no ``--overwrite``, unlike main.py."""
     if not jobs:
         return []
@@ -581,11 +583,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_folder(args: argparse.Namespace) -> int:
     """Run the waiting configurations of a folder, and report; returns the exit status."""
-    own = find_main(args.main) == OWN_MAIN
+    own_main = find_main(args.main) == OWN_MAIN
     if not args.config_dir.is_dir():
-        find_jobs(args.config_dir, args.repeat, own)  # raises the error
+        find_jobs(args.config_dir, args.repeat, own_main)  # raises the error
     with alone_with(args.config_dir):
-        jobs, done = find_jobs(args.config_dir, args.repeat, own)
+        jobs, finished = find_jobs(args.config_dir, args.repeat, own_main)
         plan = make_plan(args, len(jobs), os.environ)
         queue = Queue(jobs, plan, len(jobs))
         if args.launcher == "submitit":
@@ -595,7 +597,7 @@ def run_folder(args: argparse.Namespace) -> int:
             os.environ["OMP_NUM_THREADS"] = str(plan.threads)
         if jobs:
             queue.run()
-    print(report(queue, done))
+    print(report(queue, finished))
     return 1 if queue.failures else 0
 
 

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 ALIAS = re.compile(r"[\w.+]+")
 RANGE = re.compile(r"(log_)?range\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*\)")
 # Characters of GraphGym's names that are safe in a shell, in a file system and next to "=".
-_PLAIN = "+,"
+_SAFE_CHARACTERS = "+,"
 MAX_CHARACTERS = 10_000_000
 _MAX_NAME = 200  # bytes: file systems allow 255, and ".yaml_done" and temporary names are appended
 
@@ -90,12 +90,12 @@ def read_grid(
             blocks[-1].append(axis)
         elif blocks[-1]:
             blocks.append([])
-    found = [tuple(block) for block in blocks if block]
-    if not found:
+    grid = [tuple(block) for block in blocks if block]
+    if not grid:
         raise GridError(f"{file}: no axis found, expected at least one line 'key alias [value, value]'")
-    for block in found:
+    for block in grid:
         _check_block(block, file)
-    return found
+    return grid
 
 
 def read_aliases(file: Path) -> list[str]:
@@ -117,49 +117,51 @@ def _read(file: Path, flag: str) -> str:
         raise GridError(f"{flag} {file}: cannot be read ({error}); expected a text file") from error
 
 
-def _read_axis(text: str, line: int, where: str, is_text: Callable[[str], bool]) -> Axis:
-    parts = text.split(maxsplit=2)
-    if len(parts) < 3:
-        raise GridError(f"{where}: found '{text}', expected 'key alias [value, value]'")
-    key, alias, listed = parts
+def _read_axis(text: str, line: int, location: str, is_text: Callable[[str], bool]) -> Axis:
+    words = text.split(maxsplit=2)
+    if len(words) < 3:
+        raise GridError(f"{location}: found '{text}', expected 'key alias [value, value]'")
+    key, alias, values_text = words
     if key.count(".") > 1 or not all(key.split(".")):
-        raise GridError(f"{where}: key '{key}', expected 'name' or 'group.name', as in the configuration")
+        raise GridError(f"{location}: key '{key}', expected 'name' or 'group.name', as in the configuration")
     if not ALIAS.fullmatch(alias):
-        raise GridError(f"{where}: alias '{alias}', expected letters, digits, '_', '.' or '+' (it becomes a file name)")
-    if written := RANGE.fullmatch(listed):
-        found = _read_range(written, f"{where}: {listed}")
-        return Axis(line, key, alias, (found.low, found.high), found)
+        raise GridError(
+            f"{location}: alias '{alias}', expected letters, digits, '_', '.' or '+' (it becomes a file name)"
+        )
+    if range_match := RANGE.fullmatch(values_text):
+        axis_range = _read_range(range_match, f"{location}: {values_text}")
+        return Axis(line, key, alias, (axis_range.low, axis_range.high), axis_range)
     try:
-        tree = ast.parse(listed, mode="eval").body
+        tree = ast.parse(values_text, mode="eval").body
         values = ast.literal_eval(tree)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise GridError(
-            f"{where}: {_short(listed)} is no Python list in one line; strings need quotes, e.g. ['a','b']"
+            f"{location}: {_short(values_text)} is no Python list in one line; strings need quotes, e.g. ['a','b']"
         ) from error
     if not isinstance(values, list | tuple) or not values:
-        raise GridError(f"{where}: {_short(listed)}, expected a list with at least one value, e.g. [1,2]")
+        raise GridError(f"{location}: {_short(values_text)}, expected a list with at least one value, e.g. [1,2]")
     if is_text(key) and isinstance(tree, ast.List | ast.Tuple):
         values = [
-            value if isinstance(value, str | list | tuple) else ast.get_source_segment(listed, element)
+            value if isinstance(value, str | list | tuple) else ast.get_source_segment(values_text, element)
             for value, element in zip(values, tree.elts, strict=True)
         ]
-    seen: set[str] = set()
+    names: set[str] = set()
     for value in values:
         name = value_name(value)
-        if name in seen:
-            raise GridError(f"{where}: value {unquote(name)} stands twice, or cannot be told apart in file names")
-        seen.add(name)
-    return Axis(line, key, alias, tuple(_storable(value, where) for value in values))
+        if name in names:
+            raise GridError(f"{location}: value {unquote(name)} stands twice, or cannot be told apart in file names")
+        names.add(name)
+    return Axis(line, key, alias, tuple(_storable(value, location) for value in values))
 
 
-def _read_range(written: re.Match[str], where: str) -> Range:
+def _read_range(range_match: re.Match[str], location: str) -> Range:
     try:
-        low, high = (int(text) if re.fullmatch(r"-?\d+", text) else float(text) for text in written.group(2, 3))
+        low, high = (int(text) if re.fullmatch(r"-?\d+", text) else float(text) for text in range_match.group(2, 3))
     except ValueError as error:
-        raise GridError(f"{where}: expected two numbers") from error
-    log = bool(written[1])
+        raise GridError(f"{location}: expected two numbers") from error
+    log = bool(range_match[1])
     if not -math.inf < low < high < math.inf or (log and low <= 0):
-        raise GridError(f"{where}: expected a smaller and a larger number{', both above 0' if log else ''}")
+        raise GridError(f"{location}: expected a smaller and a larger number{', both above 0' if log else ''}")
     if isinstance(low, float) or isinstance(high, float):
         low, high = float(low), float(high)
     return Range(low, high, log)
@@ -169,26 +171,28 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _storable(value: Any, where: str) -> Any:
+def _storable(value: Any, location: str) -> Any:
     """``value`` in types that YAML can store: lists for tuples."""
     if isinstance(value, list | tuple):
-        return [_storable(inner, where) for inner in value]
+        return [_storable(inner, location) for inner in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise GridError(f"{where}: value {value!r} is a {type(value).__name__}, expected numbers, strings, booleans, lists")
+    raise GridError(
+        f"{location}: value {value!r} is a {type(value).__name__}, expected numbers, strings, booleans, lists"
+    )
 
 
 def _check_block(block: Block, file: Path) -> None:
     for name in ("key", "alias"):
-        seen: dict[str, int] = {}
+        lines_by_value: dict[str, int] = {}
         for axis in block:
             value = getattr(axis, name)
-            if value in seen:
+            if value in lines_by_value:
                 raise GridError(
-                    f"{file}, line {axis.line}: {name} '{value}' stands already in line {seen[value]} of the same "
-                    "block; put the two lines into blocks of their own (a blank line between), or drop one"
+                    f"{file}, line {axis.line}: {name} '{value}' stands already in line {lines_by_value[value]} of "
+                    "the same block; put the two lines into blocks of their own (a blank line between), or drop one"
                 )
-            seen[value] = axis.line
+            lines_by_value[value] = axis.line
 
 
 # ---- points -------------------------------------------------------------------------------------------------------
@@ -215,16 +219,16 @@ def _point(block: Block, index: int) -> Point:
 def random_points(blocks: Sequence[Block], number: int, seed: int) -> list[Point]:
     """``number`` different points of all blocks, each equally likely; all points if there are fewer."""
     sizes = [size_of(block) for block in blocks]
-    total, draw = sum(sizes), random.Random(seed)
-    chosen: Collection[int]
+    total, rng = sum(sizes), random.Random(seed)
+    indices: Collection[int]
     if total <= sys.maxsize:
-        chosen = draw.sample(range(total), min(number, total))
+        indices = rng.sample(range(total), min(number, total))
     else:  # more than a range can count
-        chosen = set()
-        while len(chosen) < number:
-            chosen.add(draw.randrange(total))
+        indices = set()
+        while len(indices) < number:
+            indices.add(rng.randrange(total))
     points = []
-    for index in sorted(chosen):
+    for index in sorted(indices):
         for block, size in zip(blocks, sizes, strict=True):
             if index < size:
                 points.append(_point(block, index))
@@ -239,17 +243,22 @@ def controlled_points(blocks: Sequence[Block], aliases: Iterable[str], number: i
     Raises:
         GridError: an alias is in no block; names it.
     """
-    known = sorted({axis.alias for block in blocks for axis in block})
+    grid_aliases = sorted({axis.alias for block in blocks for axis in block})
     points = []
-    for place, alias in enumerate(aliases):
-        if alias not in known:
-            raise GridError(f"--sample_alias: alias '{alias}' is not in the grid; known there: {', '.join(known)}")
+    for index, alias in enumerate(aliases):
+        if alias not in grid_aliases:
+            raise GridError(
+                f"--sample_alias: alias '{alias}' is not in the grid; known there: {', '.join(grid_aliases)}"
+            )
         varied = [block for block in blocks if any(axis.alias == alias for axis in block)]
         fixed = [
-            tuple(Axis(a.line, a.key, a.alias, a.values[:1]) if a.alias == alias else a for a in block)
+            tuple(
+                Axis(axis.line, axis.key, axis.alias, axis.values[:1]) if axis.alias == alias else axis
+                for axis in block
+            )
             for block in varied
         ]
-        for point in random_points(fixed, number, seed + place):
+        for point in random_points(fixed, number, seed + index):
             block = varied[fixed.index(point.block)]
             position = [axis.alias for axis in block].index(alias)
             for value in block[position].values:
@@ -267,7 +276,7 @@ def value_name(value: Any) -> str:
     Letters, digits and ``_.-~+,`` stay (``agg_batch`` finds the end of a value by the next ``=``, so ``-`` does no
     harm). ``/``, space, ``=``, ``%`` and all others are escaped; `urllib.parse.unquote` reverses it.
     """
-    return quote(_value_text(value), safe=_PLAIN)
+    return quote(_value_text(value), safe=_SAFE_CHARACTERS)
 
 
 def _value_text(value: Any) -> str:
@@ -284,7 +293,7 @@ def base_name(file: str | Path | None) -> str:
     return quote(name, safe="").replace("-", "%2D").replace(".", "%2E").replace("~", "%7E")
 
 
-def point_name(base: str, point: Point, where: str) -> str:
+def point_name(base: str, point: Point, location: str) -> str:
     """``<base>-<alias>=<value>-...``, the stem of a configuration and the name of its results' folder.
 
     Raises:
@@ -295,7 +304,7 @@ def point_name(base: str, point: Point, where: str) -> str:
     name = "-".join([*parts, *(f"{axis.alias}={value_name(value)}" for axis, value in pairs)])
     if len(name) > _MAX_NAME:
         raise GridError(
-            f"{where}: the name '{name}' has {len(name)} characters, expected at most {_MAX_NAME}; "
+            f"{location}: the name '{name}' has {len(name)} characters, expected at most {_MAX_NAME}; "
             "shorten aliases or values"
         )
     return name
@@ -306,16 +315,16 @@ def axes_of(name: str) -> dict[str, Any]:
 
     Like GraphGym, reads a value as Python if possible: ``1`` becomes a number, whatever it was in the grid.
     """
-    _, dash, rest = name.partition("-")
-    first, *others = rest.split("=")
-    if not dash or not others:
+    _, dash, assignments = name.partition("-")
+    first_alias, *pieces = assignments.split("=")
+    if not dash or not pieces:
         return {}
-    aliases, values = [first], []
-    for part in others[:-1]:
-        value, _, alias = part.rpartition("-")
+    aliases, values = [first_alias], []
+    for piece in pieces[:-1]:
+        value, _, alias = piece.rpartition("-")
         aliases.append(alias)
         values.append(value)
-    return {alias: _parsed(unquote(text)) for alias, text in zip(aliases, [*values, others[-1]], strict=True)}
+    return {alias: _parsed(unquote(text)) for alias, text in zip(aliases, [*values, pieces[-1]], strict=True)}
 
 
 def _parsed(text: str) -> Any:

@@ -58,35 +58,40 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
     if not tables:
         raise ValueError("\n".join([f"--dir {folder}: no experiment with results in it", *notes]))
     # Means over different seeds are not comparable, nor are those of unfinished runs.
-    every = sorted({seed for found in seeds.values() for seed in found})
+    all_seeds = sorted({seed for experiment_seeds in seeds.values() for seed in experiment_seeds})
     notes += [
-        f"{name}: only the seeds {', '.join(map(str, found))}, where others have {', '.join(map(str, every))}"
-        for name, found in seeds.items()
-        if found != every
+        f"{name}: only the seeds {', '.join(map(str, experiment_seeds))}, where others have "
+        f"{', '.join(map(str, all_seeds))}"
+        for name, experiment_seeds in seeds.items()
+        if experiment_seeds != all_seeds
     ]
-    for name, found in seeds.items():
-        runs = {seed: folder / name / str(seed) for seed in found}
+    for name, experiment_seeds in seeds.items():
+        runs = {seed: folder / name / str(seed) for seed in experiment_seeds}
         # Unknown for runs of GraphGym's own main, which writes no run.json.
-        if going := [str(seed) for seed, run in runs.items() if (run / "run.json").exists() and not is_finished(run)]:
-            notes.append(f"{name}: not finished, counted as far as they are: seeds {', '.join(going)}")
+        if unfinished := [
+            str(seed) for seed, run in runs.items() if (run / "run.json").exists() and not is_finished(run)
+        ]:
+            notes.append(f"{name}: not finished, counted as far as they are: seeds {', '.join(unfinished)}")
     for split in SPLITS:
         for table in TABLES:
-            chosen = {name: rows[table, split] for name, rows in tables.items() if (table, split) in rows}
-            _write_table(folder / "agg" / f"{split}{table}.csv", chosen)
+            table_rows = {name: rows[table, split] for name, rows in tables.items() if (table, split) in rows}
+            _write_table(folder / "agg" / f"{split}{table}.csv", table_rows)
     return notes
 
 
 def _read_experiment(path: Path, metric: str) -> tuple[list[int], Rows]:
     """The seeds with validation rows, and the experiment's row of every table."""
     settings = _settings(path)
-    own, best = settings.get("metric_best", "auto"), settings.get("metric_agg", "argmax")
-    found = aggregate_seeds(path, own, best, settings.get("round", 4), settings.get("tensorboard_agg", False))
-    epoch = best_epoch(found.stats["val"], own if metric == "auto" else metric, best, path / "agg")
+    metric_best, best = settings.get("metric_best", "auto"), settings.get("metric_agg", "argmax")
+    aggregate = aggregate_seeds(
+        path, metric_best, best, settings.get("round", 4), settings.get("tensorboard_agg", False)
+    )
+    epoch = best_epoch(aggregate.stats["val"], metric_best if metric == "auto" else metric, best, path / "agg")
     rows: Rows = {}
-    for split, stats in found.stats.items():
-        rows["_best", split], rows["", split] = found.best[split], stats[-1]
+    for split, stats in aggregate.stats.items():
+        rows["_best", split], rows["", split] = aggregate.best[split], stats[-1]
         rows["_bestepoch", split] = next((row for row in stats if row["epoch"] == epoch), stats[-1])
-    return found.seeds, rows
+    return aggregate.seeds, rows
 
 
 def _settings(experiment: Path) -> Mapping[str, Any]:
@@ -103,20 +108,22 @@ def _write_table(file: Path, rows: Mapping[str, Row]) -> None:
         file.unlink(missing_ok=True)  # left by an earlier call
         return
     axes = [axes_of(name) for name in rows]
-    if not all(axes) or len({repr(sorted(found.items())) for found in axes}) < len(axes):
-        axes = [{"run": name, **found} for name, found in zip(rows, axes, strict=True)]
-    aliases = list(dict.fromkeys(alias for found in axes for alias in found))
+    if not all(axes) or len({repr(sorted(axis_values.items())) for axis_values in axes}) < len(axes):
+        axes = [{"run": name, **axis_values} for name, axis_values in zip(rows, axes, strict=True)]
+    aliases = list(dict.fromkeys(alias for axis_values in axes for alias in axis_values))
     stats = [{key: value for key, value in row.items() if key not in _DROPPED} for row in rows.values()]
-    taken = {key for row in stats for key in row}
-    names = {alias: f"{alias}_axis" if alias in taken else alias for alias in aliases}
-    ordered = sorted(zip(axes, stats, strict=True), key=lambda pair: [_order(pair[0].get(alias)) for alias in aliases])
-    table = [{names[alias]: found[alias] for alias in found} | row for found, row in ordered]
+    stat_names = {key for row in stats for key in row}
+    names = {alias: f"{alias}_axis" if alias in stat_names else alias for alias in aliases}
+    ordered = sorted(
+        zip(axes, stats, strict=True), key=lambda pair: [_sort_key(pair[0].get(alias)) for alias in aliases]
+    )
+    table = [{names[alias]: axis_values[alias] for alias in axis_values} | row for axis_values, row in ordered]
     columns = [*names.values(), *dict.fromkeys(key for row in stats for key in row)]
     with atomic_write(file, "w") as stream:
         pd.DataFrame(table, columns=columns, dtype=object).to_csv(stream, index=False)
 
 
-def _order(value: Any) -> tuple[int, float, str]:
+def _sort_key(value: Any) -> tuple[int, float, str]:
     """Missing values first, then numbers, then text."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return 0 if value is None else 1 if number else 2, float(value) if number else 0.0, "" if number else str(value)

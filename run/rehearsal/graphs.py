@@ -89,15 +89,15 @@ def write_graph(root: Path, shape: Shape, seed: int = 0) -> Path:
     write_texts = {ARXIV.name: _write_papers, PRODUCTS.name: _write_products}[shape.name]
 
     def make(folder: Path) -> None:
-        for inner in ("raw", "mapping", f"split/{shape.split_name}"):
-            (folder / inner).mkdir(parents=True)
+        for subfolder in ("raw", "mapping", f"split/{shape.split_name}"):
+            (folder / subfolder).mkdir(parents=True)
         rng = np.random.default_rng(seed)
         sizes = _class_sizes(shape)
         label = rng.permutation(np.repeat(np.arange(shape.classes), sizes))
-        told = np.where(rng.random(shape.nodes) < MISLEADING, rng.permutation(label), label)
+        revealed = np.where(rng.random(shape.nodes) < MISLEADING, rng.permutation(label), label)
         split = np.split(rng.permutation(shape.nodes), np.cumsum(shape.split)[:-1])
-        _write_tables(folder, shape, rng, label, told, split)
-        write_texts(folder, shape, rng, told)
+        _write_tables(folder, shape, rng, label, revealed, split)
+        write_texts(folder, shape, rng, revealed)
         (folder / "RELEASE_v1.txt").write_text(f"A generated graph in the format and size of {shape.name}\n")
 
     return make_once(root / shape.name.replace("-", "_"), make)
@@ -114,17 +114,22 @@ def _class_sizes(shape: Shape) -> np.ndarray:
 
 
 def _write_tables(
-    folder: Path, shape: Shape, rng: np.random.Generator, label: np.ndarray, told: np.ndarray, split: list[np.ndarray]
+    folder: Path,
+    shape: Shape,
+    rng: np.random.Generator,
+    label: np.ndarray,
+    revealed: np.ndarray,
+    split: list[np.ndarray],
 ) -> None:
     write_blocks(folder / "raw/num-node-list.csv.gz", [f"{shape.nodes}\n".encode()])
     write_blocks(folder / "raw/num-edge-list.csv.gz", [f"{shape.edges}\n".encode()])
     write_blocks(folder / "raw/node-label.csv.gz", [_lines(label)])
-    for part, nodes in zip(SPLITS, split, strict=True):
-        write_blocks(folder / f"split/{shape.split_name}/{part}.csv.gz", [_lines(np.sort(nodes))])
+    for subset, nodes in zip(SPLITS, split, strict=True):
+        write_blocks(folder / f"split/{shape.split_name}/{subset}.csv.gz", [_lines(np.sort(nodes))])
     if shape.split_name == "time":
         year = np.empty(shape.nodes, dtype=np.int64)
-        for nodes, (first, last) in zip(split, ((1995, 2017), (2018, 2018), (2019, 2020)), strict=True):
-            year[nodes] = rng.integers(first, last + 1, len(nodes))
+        for nodes, (first_year, last_year) in zip(split, ((1995, 2017), (2018, 2018), (2019, 2020)), strict=True):
+            year[nodes] = rng.integers(first_year, last_year + 1, len(nodes))
         write_blocks(folder / "raw/node_year.csv.gz", [_lines(year)])
     node_cells = Cells(f"{node}" for node in range(shape.nodes))
     edges, rows = draw_edges(rng, label, shape), EDGES_AT_ONCE // 4
@@ -136,7 +141,7 @@ def _write_tables(
 
     def features() -> Iterator[np.ndarray]:
         for start in range(0, shape.nodes, NODES_AT_ONCE):
-            drawn = draw_features(rng, told[start : start + NODES_AT_ONCE], means, TEXT_SIGNAL)
+            drawn = draw_features(rng, revealed[start : start + NODES_AT_ONCE], means, TEXT_SIGNAL)
             yield np.clip(np.rint(drawn * 1000), -9999, 9999).astype(np.int64) + 9999
 
     blocks = Progress(features(), desc="features", total=-(-shape.nodes // NODES_AT_ONCE))
@@ -150,25 +155,25 @@ def draw_edges(rng: np.random.Generator, label: np.ndarray, shape: Shape) -> np.
     """
     nodes = len(label)
     shuffled = rng.permutation(nodes)
-    by_class = shuffled[np.argsort(label[shuffled], kind="stable")]
+    nodes_by_class = shuffled[np.argsort(label[shuffled], kind="stable")]
     class_size = np.bincount(label, minlength=shape.classes)
     class_start = np.cumsum(class_size) - class_size
 
     def draw(size: int) -> np.ndarray:
         """Pairs coded as 2·(lower·N + higher), plus 1 if the higher node is the source."""
         source = rng.integers(0, nodes, size)
-        inside = rng.random(size) < shape.homophily
-        within = np.where(inside, class_size[label[source]], nodes)
-        rank = (rng.random(size) ** shape.hubs * within).astype(np.int64)
-        target = np.where(inside, by_class[(rank + class_start[label[source]]) % nodes], shuffled[rank])
+        same_class = rng.random(size) < shape.homophily
+        pool_size = np.where(same_class, class_size[label[source]], nodes)
+        rank = (rng.random(size) ** shape.hubs * pool_size).astype(np.int64)
+        target = np.where(same_class, nodes_by_class[(rank + class_start[label[source]]) % nodes], shuffled[rank])
         code = (np.minimum(source, target) * nodes + np.maximum(source, target)) * 2 + (source > target)
         return code[source != target]
 
     codes = np.empty(0, dtype=np.int64)
     with Progress(total=shape.pairs, desc="drawing edges", unit="edge", unit_scale=True) as bar:
         while len(codes) < shape.pairs:
-            wanted = shape.pairs - len(codes)
-            sizes = [min(EDGES_AT_ONCE, wanted - start) for start in range(0, wanted, EDGES_AT_ONCE)]
+            remaining = shape.pairs - len(codes)
+            sizes = [min(EDGES_AT_ONCE, remaining - start) for start in range(0, remaining, EDGES_AT_ONCE)]
             codes = np.concatenate([codes, *(draw(size) for size in sizes)])
             codes.sort()
             codes = codes[np.diff(codes >> 1, prepend=-1) > 0]
@@ -187,8 +192,8 @@ class Cells:
     """Writes CSV lines; their cells come from a fixed list of up to a few million texts."""
 
     def __init__(self, cells: Iterable[str]) -> None:
-        written = np.array(list(cells), dtype="S")
-        self._with_comma, self._with_end = (np.char.add(written, end) for end in (b",", b"\n"))
+        cell_bytes = np.array(list(cells), dtype="S")
+        self._with_comma, self._with_end = (np.char.add(cell_bytes, end) for end in (b",", b"\n"))
 
     def lines(self, rows: np.ndarray) -> bytes:
         """The CSV lines for ``rows``, int64 (n, F): indices of cells."""
@@ -212,15 +217,17 @@ def write_blocks(path: Path, blocks: Iterable[bytes]) -> None:
 # ---- texts --------------------------------------------------------------------------------------------------------
 
 
-def _texts(rng: np.random.Generator, told: np.ndarray, shape: Shape, lengths: Lengths) -> Texts:
-    words = lengths.draw(rng, len(told))
-    return draw_texts(rng, told, shape.classes, VOCABULARY, words, TEXT_SIGNAL)
+def _texts(rng: np.random.Generator, revealed: np.ndarray, shape: Shape, lengths: Lengths) -> Texts:
+    words = lengths.draw(rng, len(revealed))
+    return draw_texts(rng, revealed, shape.classes, VOCABULARY, words, TEXT_SIGNAL)
 
 
-def _blocks_of_texts(rng: np.random.Generator, told: np.ndarray, shape: Shape) -> Iterator[tuple[int, Texts, Texts]]:
+def _blocks_of_texts(
+    rng: np.random.Generator, revealed: np.ndarray, shape: Shape
+) -> Iterator[tuple[int, Texts, Texts]]:
     """The first node of each block, with the block's titles and bodies."""
-    for start in Progress(range(0, len(told), NODES_AT_ONCE), desc="texts"):
-        block = told[start : start + NODES_AT_ONCE]
+    for start in Progress(range(0, len(revealed), NODES_AT_ONCE), desc="texts"):
+        block = revealed[start : start + NODES_AT_ONCE]
         yield start, _texts(rng, block, shape, shape.title), _texts(rng, block, shape, shape.body)
 
 
@@ -229,21 +236,24 @@ def _write_mapping(folder: Path, name: str, header: str, names: list[str]) -> No
     write_blocks(folder / f"mapping/{name}.csv.gz", ["".join(f"{row}\n" for row in rows).encode()])
 
 
-def _write_papers(folder: Path, shape: Shape, rng: np.random.Generator, told: np.ndarray) -> None:
+def _write_papers(folder: Path, shape: Shape, rng: np.random.Generator, revealed: np.ndarray) -> None:
     """``titleabs.tsv.gz`` as published: a gzipped tar archive with rows in random order.
 
     It includes papers that are not in the graph, and a header.
     """
-    strangers = shape.nodes // 20
-    papers = rng.choice(2_900_000_000, shape.nodes + strangers, replace=False) + 9_657_784
+    extra_papers = shape.nodes // 20
+    papers = rng.choice(2_900_000_000, shape.nodes + extra_papers, replace=False) + 9_657_784
     names = [str(paper) for paper in papers.tolist()]
     _write_mapping(folder, "nodeidx2paperid", "node idx,paper id", names[: shape.nodes])
     categories = [f"arxiv generated {index}" for index in range(shape.classes)]
     _write_mapping(folder, "labelidx2arxivcategeory", "label idx,arxiv category", categories)
     rows = ["paper id\ttitle\tabstract\n"]
-    for start, titles, abstracts in _blocks_of_texts(rng, np.append(told, told[:strangers]), shape):
-        papers_here = names[start : start + NODES_AT_ONCE]
-        rows += [f"{paper}\t{a}\t{b}\n" for paper, a, b in zip(papers_here, titles, abstracts, strict=True)]
+    for start, titles, abstracts in _blocks_of_texts(rng, np.append(revealed, revealed[:extra_papers]), shape):
+        block_papers = names[start : start + NODES_AT_ONCE]
+        rows += [
+            f"{paper}\t{title}\t{abstract}\n"
+            for paper, title, abstract in zip(block_papers, titles, abstracts, strict=True)
+        ]
     order = [0, *(1 + rng.permutation(len(rows) - 1)).tolist()]
     member = tarfile.TarInfo("titleabs.tsv")
     member.size = sum(map(len, rows))  # all of it is ASCII
@@ -252,16 +262,16 @@ def _write_papers(folder: Path, shape: Shape, rng: np.random.Generator, told: np
     write_blocks(folder / "titleabs.tsv.gz", itertools.chain([member.tobuf(tarfile.GNU_FORMAT)], blocks, [padding]))
 
 
-def _write_products(folder: Path, shape: Shape, rng: np.random.Generator, told: np.ndarray) -> None:
+def _write_products(folder: Path, shape: Shape, rng: np.random.Generator, revealed: np.ndarray) -> None:
     """``trn.json.gz`` and ``tst.json.gz`` of Amazon-3M: 70% and 30% of the products, in the order of the nodes."""
     names = [f"B{number:09d}" for number in rng.choice(10**9, shape.nodes, replace=False).tolist()]
     _write_mapping(folder, "nodeidx2asin", "node idx,asin", names)
     categories = [f"Generated &amp; Category {index}" for index in range(shape.classes)]
     _write_mapping(folder, "labelidx2productcategory", "label idx,product category", categories)
-    first = 7 * shape.nodes // 10
+    train_size = 7 * shape.nodes // 10
 
     def lines(start: int, end: int) -> Iterator[bytes]:
-        for begin, titles, contents in _blocks_of_texts(rng, told[start:end], shape):
+        for begin, titles, contents in _blocks_of_texts(rng, revealed[start:end], shape):
             uids = names[start + begin : start + begin + len(titles)]
             rows = (
                 {"uid": uid, "title": title, "content": content, "target_ind": [7, 11], "target_rel": [1.0, 1.0]}
@@ -269,5 +279,5 @@ def _write_products(folder: Path, shape: Shape, rng: np.random.Generator, told: 
             )
             yield "".join(json.dumps(row) + "\n" for row in rows).encode()
 
-    write_blocks(folder / "trn.json.gz", lines(0, first))
-    write_blocks(folder / "tst.json.gz", lines(first, shape.nodes))
+    write_blocks(folder / "trn.json.gz", lines(0, train_size))
+    write_blocks(folder / "tst.json.gz", lines(train_size, shape.nodes))

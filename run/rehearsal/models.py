@@ -22,7 +22,7 @@ def make_deberta(folder: Path, size: str) -> Path:
     Words of five letters are one token, compounds of two words are two.
     """
 
-    def make(part: Path) -> None:
+    def make(model_folder: Path) -> None:
         import torch
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
         from transformers import DebertaConfig, DebertaModel, PreTrainedTokenizerFast
@@ -38,13 +38,13 @@ def make_deberta(folder: Path, size: str) -> Path:
         )
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-        ).save_pretrained(part)
+        ).save_pretrained(model_folder)
         torch.manual_seed(0)
         config = DebertaConfig(
             vocab_size=VOCABULARY[size], max_position_embeddings=512, type_vocab_size=0, layer_norm_eps=1e-7,
             relative_attention=True, max_relative_positions=-1, pos_att_type=["c2p", "p2c"],
             position_biased_input=False, **SIZES[size],
         )  # fmt: skip
-        DebertaModel(config).save_pretrained(part)
+        DebertaModel(config).save_pretrained(model_folder)
 
     return make_once(folder, make)

@@ -65,9 +65,9 @@ class Papers100MLike:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_nodes", 2), ("num_edges", 0), ("features", 1), ("seed", 0), ("text_words", 2)):
-            if getattr(self, name) < least:
-                raise DataError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        for name, minimum in (("num_nodes", 2), ("num_edges", 0), ("features", 1), ("seed", 0), ("text_words", 2)):
+            if getattr(self, name) < minimum:
+                raise DataError(f"{name} is {getattr(self, name)}, expected at least {minimum}")
         for name in ("text_signal", "structure_signal", "labelled"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} is {getattr(self, name)}, expected 0 to 1")
@@ -87,13 +87,13 @@ class Papers100MLike:
         return make_once(folder, self._make)
 
     def _make(self, folder: Path) -> None:
-        for inner in ("raw", "split/time", "mapping"):
-            (folder / inner).mkdir(parents=True)
+        for subfolder in ("raw", "split/time", "mapping"):
+            (folder / subfolder).mkdir(parents=True)
         split = self.split()
         _write_data(folder / "raw/data.npz", self, split)
         _write_labels(folder / "raw/node-label.npz", self, np.sort(np.concatenate(list(split.values()))))
-        for part, nodes in split.items():
-            _write_lines(folder / f"split/time/{part}.csv.gz", iter([nodes.tolist()]))
+        for subset, nodes in split.items():
+            _write_lines(folder / f"split/time/{subset}.csv.gz", iter([nodes.tolist()]))
         _write_mappings(folder / "mapping", self.num_nodes)
         title = max(1, self.text_words // 4)
         _write_texts(folder / "idx_title.tsv", self, TITLES, title, WITHOUT_TITLE)
@@ -124,32 +124,32 @@ class Papers100MLike:
     def class_of(self, node: np.ndarray) -> np.ndarray:
         return self.place_of(node) % self.num_classes
 
-    def class_size(self, of_class: np.ndarray) -> np.ndarray:
-        return (self.num_nodes - 1 - of_class) // self.num_classes + 1
+    def class_size(self, class_index: np.ndarray) -> np.ndarray:
+        return (self.num_nodes - 1 - class_index) // self.num_classes + 1
 
     def split(self) -> dict[str, np.ndarray]:
         """Sorted nodes per part of the split. Classes are dealt in turn, so that each part is balanced."""
         rng, num = self.generator(DEAL), self.num_labelled
         nodes = np.empty(num, dtype=np.int64)
-        for of_class in range(self.num_classes):
-            dealt = len(range(of_class, num, self.num_classes))
-            rank = rng.choice(int(self.class_size(np.array(of_class))), dealt, replace=False)
-            nodes[of_class :: self.num_classes] = self.node_at(rank * self.num_classes + of_class)
+        for class_index in range(self.num_classes):
+            dealt = len(range(class_index, num, self.num_classes))
+            rank = rng.choice(int(self.class_size(np.array(class_index))), dealt, replace=False)
+            nodes[class_index :: self.num_classes] = self.node_at(rank * self.num_classes + class_index)
         train = int(TRAIN * num)
-        parts = np.split(nodes, [train, train + int(VALID * num)])
-        return {part: np.sort(nodes) for part, nodes in zip(SPLITS, parts, strict=True)}
+        subsets = np.split(nodes, [train, train + int(VALID * num)])
+        return {subset: np.sort(nodes) for subset, nodes in zip(SPLITS, subsets, strict=True)}
 
-    def node_blocks(self, what: str) -> Iterator[tuple[int, np.ndarray]]:
+    def node_blocks(self, description: str) -> Iterator[tuple[int, np.ndarray]]:
         """Number and nodes of each block."""
-        with Progress(total=self.num_nodes, desc=what, unit="node", unit_scale=True) as bar:
+        with Progress(total=self.num_nodes, desc=description, unit="node", unit_scale=True) as bar:
             for block, start in enumerate(range(0, self.num_nodes, NODES_AT_ONCE)):
                 nodes = np.arange(start, min(start + NODES_AT_ONCE, self.num_nodes))
                 yield block, nodes
                 bar.update(len(nodes))
 
-    def edges(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def edges(self, description: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Sources and targets, int64, block by block; the same ones each time."""
-        with Progress(total=self.num_edges, desc=what, unit="edge", unit_scale=True) as bar:
+        with Progress(total=self.num_edges, desc=description, unit="edge", unit_scale=True) as bar:
             for block, start in enumerate(range(0, self.num_edges, EDGES_AT_ONCE)):
                 size = min(EDGES_AT_ONCE, self.num_edges - start)
                 yield self._edge_block(self.generator(EDGES, block), size)
@@ -157,13 +157,13 @@ class Papers100MLike:
 
     def _edge_block(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         source = rng.integers(0, self.num_nodes, size)
-        of_class = self.class_of(source)
-        inside = rng.random(size) < self.structure_signal
+        source_class = self.class_of(source)
+        same_class = rng.random(size) < self.structure_signal
         # The square of a uniform: the nth of a row is drawn with a probability that falls as 1/sqrt(n).
         drawn = rng.random(size)
         drawn *= drawn
-        rank = (drawn * np.where(inside, self.class_size(of_class), self.num_nodes)).astype(np.int64)
-        target = self.node_at(np.where(inside, rank * self.num_classes + of_class, rank))
+        rank = (drawn * np.where(same_class, self.class_size(source_class), self.num_nodes)).astype(np.int64)
+        target = self.node_at(np.where(same_class, rank * self.num_classes + source_class, rank))
         loop = target == source
         target[loop] = (target[loop] + 1) % self.num_nodes
         return source, target
@@ -176,11 +176,11 @@ def _write_data(path: Path, graph: Papers100MLike, split: dict[str, np.ndarray])
     dtype = np.dtype(graph.feature_dtype)
     with zipfile.ZipFile(path, "w") as archive:
         with _member(archive, "edge_index", np.dtype(np.int64), (2, graph.num_edges)) as file:
-            for end, what in enumerate(("sources of edges", "targets of edges")):
-                for ends in graph.edges(what):
+            for end, description in enumerate(("sources of edges", "targets of edges")):
+                for ends in graph.edges(description):
                     file.write(ends[end].data)
-        for what, number in (("nodes", graph.num_nodes), ("edges", graph.num_edges)):
-            with _member(archive, f"num_{what}_list", np.dtype(np.int64), (1,)) as file:
+        for kind, number in (("nodes", graph.num_nodes), ("edges", graph.num_edges)):
+            with _member(archive, f"num_{kind}_list", np.dtype(np.int64), (1,)) as file:
                 file.write(np.array([number]).data)
         with _member(archive, "node_feat", dtype, (graph.num_nodes, graph.features)) as file:
             means = draw_class_means(graph.generator(MEANS), graph.num_classes, graph.features)
@@ -191,22 +191,22 @@ def _write_data(path: Path, graph: Papers100MLike, split: dict[str, np.ndarray])
         with _member(archive, "node_year", np.dtype(np.int64), (graph.num_nodes, 1)) as file:
             for block, nodes in graph.node_blocks("years"):
                 years = graph.generator(YEARS, block).integers(FIRST_YEAR, TEST_YEAR + 1, len(nodes))
-                train = _within(split["train"], nodes)
+                train = _positions_of(split["train"], nodes)
                 years[train] = np.minimum(years[train], TRAIN_YEAR)
-                years[_within(split["valid"], nodes)] = VALID_YEAR
-                years[_within(split["test"], nodes)] = TEST_YEAR
+                years[_positions_of(split["valid"], nodes)] = VALID_YEAR
+                years[_positions_of(split["test"], nodes)] = TEST_YEAR
                 file.write(years.data)
 
 
-def _write_labels(path: Path, graph: Papers100MLike, known: np.ndarray) -> None:
+def _write_labels(path: Path, graph: Papers100MLike, labelled: np.ndarray) -> None:
     with (
         zipfile.ZipFile(path, "w") as archive,
         _member(archive, "node_label", np.dtype(np.float32), (graph.num_nodes, 1)) as file,
     ):
         for _, nodes in graph.node_blocks("labels"):
             label = np.full(len(nodes), np.nan, dtype=np.float32)
-            here = _within(known, nodes)
-            label[here] = graph.class_of(nodes[here])
+            positions = _positions_of(labelled, nodes)
+            label[positions] = graph.class_of(nodes[positions])
             file.write(label.data)
 
 
@@ -219,10 +219,10 @@ def _member(archive: zipfile.ZipFile, key: str, dtype: np.dtype, shape: tuple[in
     return file
 
 
-def _within(chosen: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """Positions in a block of consecutive nodes of those that are in ``chosen``, which is sorted."""
-    first, last = np.searchsorted(chosen, [nodes[0], nodes[-1] + 1])
-    return chosen[first:last] - nodes[0]
+def _positions_of(selected: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Positions in a block of consecutive nodes of those that are in ``selected``, which is sorted."""
+    start, stop = np.searchsorted(selected, [nodes[0], nodes[-1] + 1])
+    return selected[start:stop] - nodes[0]
 
 
 # ---- tables and texts ---------------------------------------------------------------------------------------------
@@ -249,9 +249,11 @@ def _write_texts(path: Path, graph: Papers100MLike, stream: int, words: int, mis
     with path.open("w", encoding="utf-8") as file:
         for block, nodes in graph.node_blocks(path.name):
             rng = graph.generator(stream, block)
-            given = rng.random(len(nodes)) >= missing
+            present = rng.random(len(nodes)) >= missing
             label = graph.class_of(nodes)
             texts = draw_texts(rng, label, graph.num_classes, vocabulary, words, graph.text_signal)
             file.writelines(
-                f"{node}\t{text}\n" for node, text, kept in zip(nodes.tolist(), texts, given, strict=True) if kept
+                f"{node}\t{text}\n"
+                for node, text, is_present in zip(nodes.tolist(), texts, present, strict=True)
+                if is_present
             )

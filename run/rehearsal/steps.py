@@ -22,7 +22,7 @@ class Steps:
     def __init__(self, results: Path, data: Path) -> None:
         self.results, self.data = results, data
         self._file = results / "steps.json"
-        self._done = read_json(self._file) if self._file.exists() else {}
+        self._records = read_json(self._file) if self._file.exists() else {}
         self._names: list[str] = []
 
     def run(self, name: str, program: str, *arguments: object) -> None:
@@ -30,26 +30,26 @@ class Steps:
         words = [program, *map(str, arguments)]
         self._names.append(name)
         print(f"\n$ python run/{shlex.join(words)}", flush=True)
-        if self._done.get(name, {}).get("command") == words:
+        if self._records.get(name, {}).get("command") == words:
             print("done before", flush=True)
             return
         try:
-            used = watched([sys.executable, str(RUN / words[0]), *words[1:]], self.data, shown=True)
+            cost = watched([sys.executable, str(RUN / words[0]), *words[1:]], self.data, shown=True)
         except RuntimeError as error:
             raise RunError(f"'{name}' failed, see above; type the same command again to resume") from error
-        self._done[name] = {"command": words, **asdict(used)}
-        write_json(self._file, self._done)
+        self._records[name] = {"command": words, **asdict(cost)}
+        write_json(self._file, self._records)
 
     def table(self) -> str:
         """Markdown table: one row per step, and below a run one per stage."""
         rows: list[list[str]] = []
         for name in self._names:
-            used = self._done[name]
-            rows.append([name, minutes(used["seconds"]), f"{used['memory']:.2f}", f"{used['files']:.2f}"])
+            cost = self._records[name]
+            rows.append([name, minutes(cost["seconds"]), f"{cost['memory']:.2f}", f"{cost['files']:.2f}"])
             config = name.removeprefix("run, ")
             for file in sorted(self.results.glob(f"{config}/*/stages/*/stage.json")) if config != name else []:
                 stage = read_json(file)
-                valid, test = (f"{stage['scores'][part]['accuracy']:.3f}" for part in ("valid", "test"))
+                valid, test = (f"{stage['scores'][split]['accuracy']:.3f}" for split in ("valid", "test"))
                 title = f"· {stage['name']} ({stage['method']})"
                 memory = f"{stage['peak_memory_mb'] / 1024:.2f}"
                 rows.append([title, minutes(stage["seconds"]), memory, "", f"{stage['epochs']:g}", valid, test])
