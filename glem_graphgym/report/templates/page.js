@@ -1,7 +1,7 @@
 "use strict";
 const root = document.documentElement, query = new URLSearchParams(location.search);
-const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
-const make = (tag, text = "", more = {}) => Object.assign(document.createElement(tag), {textContent: text}, more);
+const all = (selector, container = document) => [...container.querySelectorAll(selector)];
+const make = (tag, text = "", properties = {}) => Object.assign(document.createElement(tag), {textContent: text}, properties);
 const system = () => matchMedia("(prefers-color-scheme:dark)").matches ? "dark" : "light";
 const dark = () => (root.dataset.theme ?? system()) === "dark";
 const nameTheme = () => document.getElementById("theme").textContent = dark() ? "Light theme" : "Dark theme";
@@ -12,8 +12,8 @@ document.getElementById("theme").addEventListener("click", () => setTheme(dark()
 
 // Sorting: a row and its details are one body of the table.
 const sortBy = head => {
-  const first = head.dataset.first, other = first === "ascending" ? "descending" : "ascending";
-  const order = head.getAttribute("aria-sort") === first ? other : first, sign = order === "ascending" ? 1 : -1;
+  const first = head.dataset.first, opposite = first === "ascending" ? "descending" : "ascending";
+  const order = head.getAttribute("aria-sort") === first ? opposite : first, sign = order === "ascending" ? 1 : -1;
   const table = head.closest("table"), numeric = head.classList.contains("num");
   const value = body => body.rows[0].cells[head.cellIndex].dataset.value;
   const compare = (a, b) => numeric ? a - b : a.localeCompare(b);
@@ -33,13 +33,14 @@ for (const button of all("button.name")) button.addEventListener("click", () => 
 });
 
 // Filters and columns.
-const chosen = name => {
+const isChecked = name => {
   const boxes = all(`input[data-filter="${name}"]`);
   return value => !boxes.length || boxes.some(box => box.checked && box.value === value);
 };
 const filter = () => {
-  const dataset = chosen("Dataset"), rate = chosen("Label rate"), family = chosen("Family"), column = chosen("Columns");
-  for (const part of all("section")) part.hidden = !(dataset(part.dataset.dataset) && rate(part.dataset.rate));
+  const dataset = isChecked("Dataset"), rate = isChecked("Label rate"), family = isChecked("Family"),
+    column = isChecked("Columns");
+  for (const board of all("section")) board.hidden = !(dataset(board.dataset.dataset) && rate(board.dataset.rate));
   for (const body of all("tbody.row")) body.hidden = !family(body.dataset.family);
   const optional = new Set(all('input[data-filter="Columns"]').map(box => box.value));
   for (const cell of all("[data-column]"))
@@ -49,52 +50,53 @@ document.querySelector(".filters").addEventListener("change", filter);
 
 // Two rows, point by point.
 const table = (heads, rows) => {
-  const found = make("table", "", {className: "small"}), head = found.createTHead().insertRow(), body = found.createTBody();
-  heads.forEach((text, at) => head.append(make("th", text, {className: at ? "num" : ""})));
+  const element = make("table", "", {className: "small"}), head = element.createTHead().insertRow(), body = element.createTBody();
+  heads.forEach((text, index) => head.append(make("th", text, {className: index ? "num" : ""})));
   for (const cells of rows) {
     const row = body.insertRow();
-    cells.forEach((text, at) => row.append(make("td", text, {className: at ? "num" : ""})));
+    cells.forEach((text, index) => row.append(make("td", text, {className: index ? "num" : ""})));
   }
-  return found;
+  return element;
 };
 const number = (value, digits = 2) =>
   value == null ? "" : value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
 const signed = (a, b, digits = 2) =>
   a == null || b == null ? "" : (a > b ? "+" : a < b ? "−" : "") + number(Math.abs(a - b), digits);
-const part = (title, ...content) => {
-  const found = make("div"), scroll = make("div", "", {className: "scroll"});
+const section = (title, ...content) => {
+  const element = make("div"), scroll = make("div", "", {className: "scroll"});
   scroll.append(...content);
-  found.append(make("h4", title), scroll);
-  return found;
+  element.append(make("h4", title), scroll);
+  return element;
 };
 const compareRows = card => {
   const data = JSON.parse(card.querySelector("script").textContent);
   const [i, j] = all("select", card).map(select => Number(select.value)), [a, b] = [data.rows[i], data.rows[j]];
-  const heads = first => [first, "first", "second", "difference"], parts = [];
+  const heads = first => [first, "first", "second", "difference"], sections = [];
   const line = (text, x, y, digits) => [text, number(x, digits), number(y, digits), signed(x, y, digits)];
   const seeds = Object.keys(a.seeds).filter(seed => seed in b.seeds);
-  parts.push(part(`${data.score} by seed, %`, table(heads("seed"), ["valid", "test"].flatMap((split, at) =>
-    seeds.map(seed => line(`${seed}, ${split}`, a.seeds[seed][at], b.seeds[seed][at]))))));
+  sections.push(section(`${data.score} by seed, %`, table(heads("seed"), ["valid", "test"].flatMap((split, index) =>
+    seeds.map(seed => line(`${seed}, ${split}`, a.seeds[seed][index], b.seeds[seed][index]))))));
   const shares = data.agreement[`${Math.min(i, j)},${Math.max(i, j)}`];
-  if (shares) parts.push(part("Agreement on test nodes, %", table(["", "nodes"], [
+  if (shares) sections.push(section("Agreement on test nodes, %", table(["", "nodes"], [
     ["same class predicted", number(shares[0])],
     ["the first alone is right", number(shares[i < j ? 1 : 2])],
     ["the second alone is right", number(shares[i < j ? 2 : 1])]])));
   const costs = Object.keys(a.costs).filter(key => a.costs[key] != null || b.costs[key] != null);
-  parts.push(part("Costs", table(heads(""), costs.map(key => line(key, a.costs[key], b.costs[key], 0)))));
-  const differ = Object.keys(a.settings).filter(key => a.settings[key] !== b.settings[key]);
-  parts.push(part("Settings that differ", table(["setting", "first", "second"],
-    differ.map(key => [key, a.settings[key], b.settings[key]]))));
+  sections.push(section("Costs", table(heads(""), costs.map(key => line(key, a.costs[key], b.costs[key], 0)))));
+  const differing = Object.keys(a.settings).filter(key => a.settings[key] !== b.settings[key]);
+  sections.push(section("Settings that differ", table(["setting", "first", "second"],
+    differing.map(key => [key, a.settings[key], b.settings[key]]))));
   const kinds = data.kinds.filter(kind => kind[i + 2] != null && kind[j + 2] != null);
-  if (kinds.length) parts.push(part("Accuracy by kind of test node, %", table(["kind", "% of nodes", ...heads("").slice(1)],
+  if (kinds.length) sections.push(section("Accuracy by kind of test node, %", table(["kind", "% of nodes", ...heads("").slice(1)],
     kinds.map(kind => [kind[0], number(kind[1], 1), ...line("", kind[i + 2], kind[j + 2]).slice(1)]))));
   if (a.classes && b.classes) {
-    const order = data.classes.map((_, at) => at).filter(at => data.classes[at][1]);
+    const order = data.classes.map((_, index) => index).filter(index => data.classes[index][1]);
     order.sort((x, y) => Math.abs(a.classes[y] - b.classes[y]) - Math.abs(a.classes[x] - b.classes[x]));
-    parts.push(part("Accuracy by class, %, the largest difference first", table(["class", "nodes", ...heads("").slice(1)],
-      order.map(at => [data.classes[at][0], number(data.classes[at][1], 0), ...line("", a.classes[at], b.classes[at]).slice(1)]))));
+    sections.push(section("Accuracy by class, %, the largest difference first", table(["class", "nodes", ...heads("").slice(1)],
+      order.map(index => [data.classes[index][0], number(data.classes[index][1], 0),
+        ...line("", a.classes[index], b.classes[index]).slice(1)]))));
   }
-  card.querySelector(".pairs").replaceChildren(...parts);
+  card.querySelector(".pairs").replaceChildren(...sections);
 };
 const view = document.getElementById("view");
 view.addEventListener("click", () => {
@@ -103,9 +105,9 @@ view.addEventListener("click", () => {
   document.body.classList.toggle("comparing", comparing);
 });
 for (const card of all(".compare")) {
-  const selects = all("select", card), wanted = (query.get("compare") ?? "1,2").split(",");
-  selects.forEach((select, at) => {
-    select.selectedIndex = Math.min(Number(wanted[at]) - 1, select.length - 1);
+  const selects = all("select", card), requested = (query.get("compare") ?? "1,2").split(",");
+  selects.forEach((select, index) => {
+    select.selectedIndex = Math.min(Number(requested[index]) - 1, select.length - 1);
     select.addEventListener("change", () => compareRows(card));
   });
   compareRows(card);
@@ -113,6 +115,6 @@ for (const card of all(".compare")) {
 
 if (query.has("compare")) view.click();
 if (query.has("open")) document.querySelector("button.name")?.click();
-const wanted = query.get("sort");
-if (wanted) for (const table of all("table.sortable"))
-  table.querySelectorAll("th[aria-sort]")[Number(wanted)]?.querySelector("button").click();
+const sortColumn = query.get("sort");
+if (sortColumn) for (const table of all("table.sortable"))
+  table.querySelectorAll("th[aria-sort]")[Number(sortColumn)]?.querySelector("button").click();
