@@ -158,20 +158,22 @@ def read_boards(dirs: Sequence[Path], blind: bool = False) -> list[Board]:
 
 
 def _board(experiments: Sequence[Experiment], blind: bool) -> Board:
-    first, by_name = experiments[0], {experiment.name: experiment for experiment in experiments}
+    first_experiment, by_name = experiments[0], {experiment.name: experiment for experiment in experiments}
     rows = _compared(_distinct_rows(by_name), by_name, blind)
     run_jsons = [run_json for experiment in experiments for run_json in experiment.runs.values()]
     graph_facts: dict[str, Any] = next((run_json["facts"] for run_json in run_jsons if "facts" in run_json), {})
-    published, missing_published = published_for(first.dataset, graph_facts) if first.metric == METRIC else ([], [])
+    published, missing_published = (
+        published_for(first_experiment.dataset, graph_facts) if first_experiment.metric == METRIC else ([], [])
+    )
     axes = axes_within_modes(experiments)
-    score = METRICS.get(first.metric, first.metric)
+    score = METRICS.get(first_experiment.metric, first_experiment.metric)
     notes = [
         *_notes(rows, score, blind),
         *_mixed_run_notes(experiments),
         *missing_published,
         *_axis_notes(axes, by_name),
     ]
-    graph = (first.dataset, first.fingerprint, first.metric)
+    graph = (first_experiment.dataset, first_experiment.fingerprint, first_experiment.metric)
     return Board(*graph, rows, published, by_name, graph_facts, axes, notes, blind)
 
 
