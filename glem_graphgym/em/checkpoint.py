@@ -49,16 +49,16 @@ class Checkpoint:
         file = self.folder / f"{name}.pt"
         if sharded:
             common |= {"writing": processes.broadcast(lambda: uuid.uuid4().hex), "parts": processes.world_size()}
-            whole = all(processes.gather(_save(self._part(name, common), state)))
-            done = processes.broadcast(lambda: whole and _save(file, common))
-            for part in self.folder.glob(f"{name}-*-{processes.rank()}.pt"):
-                if (part == self._part(name, common)) != done:
-                    part.unlink()
+            shards_saved = all(processes.gather(_save(self._shard_file(name, common), state)))
+            saved = processes.broadcast(lambda: shards_saved and _save(file, common))
+            for shard_file in self.folder.glob(f"{name}-*-{processes.rank()}.pt"):
+                if (shard_file == self._shard_file(name, common)) != saved:
+                    shard_file.unlink()
         elif processes.rank() == 0:
             _save(file, {**state, **common})
         self.written = time.monotonic()
 
-    def _part(self, name: str, common: dict[str, Any]) -> Path:
+    def _shard_file(self, name: str, common: dict[str, Any]) -> Path:
         return self.folder / f"{name}-{common['writing']}-{processes.rank()}.pt"
 
     def read(self, name: str, sharded: bool = False) -> dict[str, Any] | None:
@@ -72,17 +72,17 @@ class Checkpoint:
             return None
         if (state := _load(file)) is None:
             return None
-        found, expected = state.pop("parts", 0), processes.world_size() if sharded else 0
-        if found != expected:
+        num_shards, expected = state.pop("parts", 0), processes.world_size() if sharded else 0
+        if num_shards != expected:
             raise ValueError(
-                f"{file} was written by {_split_among(found)}, but this run has {_split_among(expected)}; start it as "
-                f"before, or delete {self.folder} and the stage begins anew"
+                f"{file} was written by {_writers_text(num_shards)}, but this run has {_writers_text(expected)}; "
+                f"start it as before, or delete {self.folder} and the stage begins anew"
             )
         if sharded:
-            part = _load(self._part(name, state))
-            if not all(processes.gather(part is not None)):
+            shard = _load(self._shard_file(name, state))
+            if not all(processes.gather(shard is not None)):
                 return None
-            state = {**state, **(part or {})}
+            state = {**state, **(shard or {})}
             del state["writing"]
         self.seconds_before = max(self.seconds_before, state.pop("seconds"))
         random_states = state.pop("random")
@@ -91,8 +91,12 @@ class Checkpoint:
         return state
 
 
-def _split_among(parts: int) -> str:
-    return f"{parts} processes that split the weights (lm.strategy fsdp)" if parts else "processes with whole weights"
+def _writers_text(num_shards: int) -> str:
+    return (
+        f"{num_shards} processes that split the weights (lm.strategy fsdp)"
+        if num_shards
+        else "processes with whole weights"
+    )
 
 
 def _save(file: Path, state: dict[str, Any]) -> bool:
@@ -145,16 +149,16 @@ def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
     ``folder`` exists, and on ranks above 0 unless ``data_parallel``: rank 0 then works alone.
     """
     if processes.rank() > 0:
-        part = processes.broadcast(lambda: None)
-        yield part if data_parallel else None
+        temporary = processes.broadcast(lambda: None)
+        yield temporary if data_parallel else None
     else:
-        with making(folder, resume=True) as part:
-            if part is not None and not (part / FOLDER).is_dir():
-                for path in part.iterdir():
+        with making(folder, resume=True) as temporary:
+            if temporary is not None and not (temporary / FOLDER).is_dir():
+                for path in temporary.iterdir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            processes.broadcast(lambda: part)
+            processes.broadcast(lambda: temporary)
             with processes.alone(not data_parallel):
-                yield part
-            if part is not None:
-                shutil.rmtree(part / FOLDER, ignore_errors=True)
+                yield temporary
+            if temporary is not None:
+                shutil.rmtree(temporary / FOLDER, ignore_errors=True)
     processes.barrier()

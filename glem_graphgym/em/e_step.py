@@ -32,7 +32,7 @@ TRIED_AMONG, TRIED_TOKENS = 1000, 16  # a model is tried on so many tokens of th
 ENCODING = "encoding"  # name of the checkpoint of `encode_texts`
 TRAINING = 4  # time per trained token, inference = 1; measured 4.2 (docs/measurements.md, "e_step" and "inference")
 GPU_MULTIPLE = 8  # tokens; rows of 16 bytes in half precision, the alignment that tensor cores want
-ROUND = 16  # batches per rank between two opportunities for a checkpoint, where several ranks encode
+BATCHES_PER_ROUND = 16  # batches per rank between two opportunities for a checkpoint, where several ranks encode
 
 
 @dataclass(frozen=True)
@@ -84,41 +84,46 @@ class LMTask(Task):
         assert self.targets is not None, "a language model that only predicts"
         nodes, target, is_gold = self.targets.batch(epoch)
         rng = np.random.default_rng([self.targets.seed, epoch, 1])
-        places = np.arange(len(nodes))
-        batches = shuffled_batches(self.tokens.lengths[nodes], places, self.settings.batch_size, rng)
+        positions = np.arange(len(nodes))
+        batches = shuffled_batches(self.tokens.lengths[nodes], positions, self.settings.batch_size, rng)
         rank, size, count = processes.rank(), processes.world_size(), self.settings.grad_accumulation
-        parts = [
-            (part, batch)
+        micro_batches = [
+            (micro_batch, batch)
             for batch in batches
-            for part in np.array_split(batch[rank::size], count)  # contiguous: batches are sorted by length
+            for micro_batch in np.array_split(batch[rank::size], count)  # contiguous: batches are sorted by length
         ]
 
         def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
-            part, batch = item
-            if not len(part):  # every rank needs the same number of micro-batches: pad with one whose loss is 0
-                nothing = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool), (0, 0)
-                return *padded(self.tokens, nodes[batch[:1]], self.hardware.device), *nothing
+            micro_batch, batch = item
+            if not len(micro_batch):  # every rank needs the same number of micro-batches: pad with one whose loss is 0
+                no_targets = torch.zeros(1, target.shape[1]), torch.zeros(1, dtype=torch.bool), (0, 0)
+                return *padded(self.tokens, nodes[batch[:1]], self.hardware.device), *no_targets
             num_gold = int(is_gold[batch].sum())
             counts = (num_gold, len(batch) - num_gold)
-            return *padded(self.tokens, nodes[part], self.hardware.device), target[part], is_gold[part], counts
+            return (
+                *padded(self.tokens, nodes[micro_batch], self.hardware.device),
+                target[micro_batch],
+                is_gold[micro_batch],
+                counts,
+            )
 
-        return Batches(parts, prepare)
+        return Batches(micro_batches, prepare)
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         assert self.targets is not None
         ids, mask, target, is_gold, counts = batch
         logits, _ = self.model(ids, mask)
         settings = self.settings
-        how = (self.targets.weight, settings.label_smoothing, counts, settings.smooth_pseudo)
-        return glem_loss(logits, target, is_gold, *how, class_weights=self.class_weights)
+        loss_options = (self.targets.weight, settings.label_smoothing, counts, settings.smooth_pseudo)
+        return glem_loss(logits, target, is_gold, *loss_options, class_weights=self.class_weights)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         batches = list(budget_batches(self.tokens.lengths, self.validation.nodes, self.settings.infer_tokens))
-        own = processes.share(batches, even=self.hardware.shards)
-        prepared = Batches(own, lambda nodes: padded(self.tokens, nodes, self.hardware.device)).prepared(
+        local_batches = processes.share(batches, even=self.hardware.shards)
+        prepared = Batches(local_batches, lambda nodes: padded(self.tokens, nodes, self.hardware.device)).prepared(
             self.hardware.device
         )
-        for nodes, (ids, mask) in zip(own, prepared, strict=True):
+        for nodes, (ids, mask) in zip(local_batches, prepared, strict=True):
             yield nodes, self.model(ids, mask)[0]
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
@@ -136,9 +141,9 @@ class LMTask(Task):
         checkpoint: Checkpoint | None = None,
     ) -> None:
         """Write logits (N, C) and text embeddings (N, H) of ``nodes``, int64 (n,), None = all; see `encode_texts`."""
-        how = (self.tokens, nodes, self.settings.infer_tokens, title, checkpoint, self.hardware.shards)
+        options = (self.tokens, nodes, self.settings.infer_tokens, title, checkpoint, self.hardware.shards)
         with torch.inference_mode(), self.hardware.autocast():
-            encode_texts(self._on_device().eval(), (logits, embeddings), self.hardware.device, *how)
+            encode_texts(self._on_device().eval(), (logits, embeddings), self.hardware.device, *options)
 
     def shard(self) -> LMTask:
         shard_by_layer(self.model, self.hardware.mesh(), self.hardware.dtype)
@@ -152,7 +157,7 @@ class LMTask(Task):
     def try_step(self, hardware: Hardware) -> None:
         """Run forward and backward on two short texts; FloatingPointError if the loss or a gradient is not finite."""
         model = self._on_device().train()
-        _use_gradients(model, hardware)
+        _choose_sparse_gradients(model, hardware)
         ids, mask = self._short_texts()
         with hardware.autocast():
             logits, _ = model(ids, mask)
@@ -170,8 +175,8 @@ class LMTask(Task):
         length = int(mask[0].sum())
         # Sharded weights are gathered in the type of the matrix products, so the forward pass needs autocast.
         with torch.inference_mode(), self.hardware.autocast() if self.hardware.shards else contextlib.nullcontext():
-            among, alone = model(ids, mask)[1][0], model(ids[:1, :length], mask[:1, :length])[1][0]
-        return float((among - alone).norm() / alone.norm().clamp(min=1e-6))
+            in_batch, alone = model(ids, mask)[1][0], model(ids[:1, :length], mask[:1, :length])[1][0]
+        return float((in_batch - alone).norm() / alone.norm().clamp(min=1e-6))
 
     def _short_texts(self) -> tuple[Tensor, Tensor]:
         """Ids and mask (2, L) of two texts: half of a text's first tokens, padded, and all of them."""
@@ -216,12 +221,12 @@ class LMLearner:
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
         """Work of a step by progress-bar unit, in tokens of inference; ``encoded``: nodes to encode after training."""
         lengths, settings = self.tokens.lengths, self.settings
-        validated = int(lengths[self.validation.nodes].sum())  # batches are sorted by length: hardly any padding
+        validated_tokens = int(lengths[self.validation.nodes].sum())  # batches are sorted by length: hardly any padding
         nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
         batches = shuffled_batches(lengths, nodes, settings.batch_size, rng)
-        trained = padded_tokens(lengths, batches, settings.grad_accumulation)
-        epoch = TRAINING * trained + settings.evals_per_epoch * validated
-        return {"batch": settings.epochs * epoch, "token": int(lengths[encoded].sum())}
+        trained_tokens = padded_tokens(lengths, batches, settings.grad_accumulation)
+        epoch_work = TRAINING * trained_tokens + settings.evals_per_epoch * validated_tokens
+        return {"batch": settings.epochs * epoch_work, "token": int(lengths[encoded].sum())}
 
     def fit(
         self, targets: StepTargets, title: str, init: Weights | None = None, checkpoint: Checkpoint | None = None
@@ -235,24 +240,24 @@ def fit_lm(
     task: Task, settings: LMSettings, hardware: Hardware, title: str, checkpoint: Checkpoint | None = None
 ) -> FitLog:
     """Train the language model of a task, or a module that contains one."""
-    _use_gradients(task.model, hardware)
+    _choose_sparse_gradients(task.model, hardware)
     plan = FitPlan(
         title=title,
         epochs=settings.epochs,
         evals_per_epoch=settings.evals_per_epoch,
         grad_accumulation=settings.grad_accumulation,
-        clip=0.0 if _clips_itself(hardware) else settings.clip,
+        clip=0.0 if _optimizer_clips(hardware) else settings.clip,
     )
     return fit(task, plan, hardware, checkpoint)
 
 
-def _use_gradients(model: nn.Module, hardware: Hardware) -> None:
+def _choose_sparse_gradients(model: nn.Module, hardware: Hardware) -> None:
     """Give large embeddings sparse gradients where these are faster and possible: unscaled, in one process on a CPU."""
     if hardware.accelerator == "cpu" and not hardware.scales_gradients and processes.world_size() == 1:
         use_sparse_gradients(model)
 
 
-def _clips_itself(hardware: Hardware) -> bool:
+def _optimizer_clips(hardware: Hardware) -> bool:
     """Whether the optimizer clips gradients itself: it cannot if they are scaled or sharded."""
     return not hardware.scales_gradients and not hardware.shards
 
@@ -263,7 +268,7 @@ def lm_optimizer(
     """AdamW on parameter ``groups`` and its schedule, counted in steps; see `Task.optimizer`."""
     optimizer = (
         ClippedAdamW(groups, settings.lr, settings.weight_decay, settings.clip)
-        if _clips_itself(hardware)
+        if _optimizer_clips(hardware)
         # Scaled gradients: the fused kernel would unscale them only after clipping.
         else torch.optim.AdamW(
             groups, settings.lr, weight_decay=settings.weight_decay, fused=not hardware.scales_gradients
@@ -282,8 +287,8 @@ def padded(tokens: TokenStore, nodes: np.ndarray, device: torch.device | None = 
     if device is None or device.type != "cuda":
         return ids, mask
     length = ids.shape[1]
-    beyond = min(-length % GPU_MULTIPLE, tokens.longest - length)
-    return F.pad(ids, (0, beyond), value=tokens.pad_id), F.pad(mask, (0, beyond))
+    padding = min(-length % GPU_MULTIPLE, tokens.longest - length)
+    return F.pad(ids, (0, padding), value=tokens.pad_id), F.pad(mask, (0, padding))
 
 
 class TextParts(NamedTuple):
@@ -295,9 +300,9 @@ class TextParts(NamedTuple):
 
 def text_parts(tokens: TokenStore, nodes: np.ndarray, micro_batch_tokens: int) -> TextParts:
     """Texts of ``nodes``, int64 (n,), in micro-batches of at most ``micro_batch_tokens`` padded tokens, or one text."""
-    parts = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), micro_batch_tokens))
-    order = torch.from_numpy(np.argsort(np.concatenate(parts)))
-    return TextParts(tuple(padded(tokens, nodes[part]) for part in parts), order)
+    micro_batches = list(budget_batches(tokens.lengths[nodes], np.arange(len(nodes)), micro_batch_tokens))
+    order = torch.from_numpy(np.argsort(np.concatenate(micro_batches)))
+    return TextParts(tuple(padded(tokens, nodes[micro_batch]) for micro_batch in micro_batches), order)
 
 
 def encode_in_parts(encoder: TextEncoder, texts: TextParts, recompute_from: int | None = None) -> Tensor:
@@ -324,12 +329,12 @@ def open_predictions(folder: Path, name: str, rows: int, columns: int, nodes: np
         DiskFullError: there is no room for the file.
     """
     file = folder / f"{name}.npy"
-    made = kept_array(file, np.float16, (rows, columns), nodes) if processes.rank() == 0 else None
+    array = kept_array(file, np.float16, (rows, columns), nodes) if processes.rank() == 0 else None
     processes.barrier()
-    if made is not None:
-        return made
-    here = processes.rank_info().machine == 0
-    return np.load(file, mmap_mode="r+") if here else np.zeros((rows, columns), dtype=np.float16)
+    if array is not None:
+        return array
+    on_first_machine = processes.rank_info().machine == 0
+    return np.load(file, mmap_mode="r+") if on_first_machine else np.zeros((rows, columns), dtype=np.float16)
 
 
 def encode_texts(
@@ -356,21 +361,21 @@ def encode_texts(
     nodes = np.arange(len(tokens)) if nodes is None else nodes
     batches = budget_batches(tokens.lengths, nodes, infer_tokens)
     info, width = processes.rank_info(), sum(array.shape[1] for array in arrays)
-    kept = checkpoint.read(ENCODING) if checkpoint else None
-    done = int(kept["batches"]) if kept and kept["infer_tokens"] == infer_tokens else 0
+    saved = checkpoint.read(ENCODING) if checkpoint else None
+    num_done = int(saved["batches"]) if saved and saved["infer_tokens"] == infer_tokens else 0
     # The longest texts come first, so a bar that counted texts would mislead.
     total = int(tokens.lengths[nodes].sum())
     with Progress(total=total, desc=title, unit="token", unit_scale=True, disable=info.rank > 0, leave=False) as bar:
-        bar.update(sum(int(tokens.lengths[batch].sum()) for batch in itertools.islice(batches, done)))
+        bar.update(sum(int(tokens.lengths[batch].sum()) for batch in itertools.islice(batches, num_done)))
         sending = None
-        while dealt := list(itertools.islice(batches, info.size * ROUND if info.size > 1 else 1)):
-            parts = [processes.share(dealt, rank, even=sharded) for rank in range(info.size)]
+        while round_batches := list(itertools.islice(batches, info.size * BATCHES_PER_ROUND if info.size > 1 else 1)):
+            batches_of_rank = [processes.share(round_batches, rank, even=sharded) for rank in range(info.size)]
             to_send = []
-            for batch in parts[info.rank]:
+            for batch in batches_of_rank[info.rank]:
                 ids, mask = (tensor.to(device) for tensor in padded(tokens, batch, device))
                 values = [to_float16(tensor) for tensor in model(ids, mask)]
                 if info.machine == 0:
-                    _write(arrays, batch, values)
+                    _write_rows(arrays, batch, values)
                 else:
                     to_send.append(np.concatenate(values, axis=1))
             if to_send:
@@ -378,22 +383,26 @@ def encode_texts(
                     sending.wait()
                 sending = processes.send_to_rank_zero(np.concatenate(to_send))
             for rank in range(info.local_size, info.size if info.rank == 0 else 0):
-                if parts[rank]:
-                    sent = np.concatenate(parts[rank])
-                    rows = processes.receive(rank, len(sent) * width, np.float16).reshape(len(sent), width)
-                    _write(arrays, sent, np.split(rows, np.cumsum([array.shape[1] for array in arrays])[:-1], axis=1))
-            bar.update(sum(int(tokens.lengths[batch].sum()) for batch in dealt))
-            done += len(dealt)
+                if batches_of_rank[rank]:
+                    nodes_sent = np.concatenate(batches_of_rank[rank])
+                    rows = processes.receive(rank, len(nodes_sent) * width, np.float16).reshape(len(nodes_sent), width)
+                    _write_rows(
+                        arrays,
+                        nodes_sent,
+                        np.split(rows, np.cumsum([array.shape[1] for array in arrays])[:-1], axis=1),
+                    )
+            bar.update(sum(int(tokens.lengths[batch].sum()) for batch in round_batches))
+            num_done += len(round_batches)
             if checkpoint and checkpoint.due():
                 for array in arrays:
                     if isinstance(array, np.memmap):
                         array.flush()
-                checkpoint.write(ENCODING, {"batches": done, "infer_tokens": infer_tokens})
+                checkpoint.write(ENCODING, {"batches": num_done, "infer_tokens": infer_tokens})
         if sending is not None:
             sending.wait()
     processes.barrier()  # from here on all rows are written
 
 
-def _write(arrays: Sequence[np.ndarray], nodes: np.ndarray, values: Sequence[np.ndarray]) -> None:
+def _write_rows(arrays: Sequence[np.ndarray], nodes: np.ndarray, values: Sequence[np.ndarray]) -> None:
     for array, rows in zip(arrays, values, strict=True):
         array[nodes] = rows

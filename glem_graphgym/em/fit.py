@@ -61,8 +61,8 @@ class FitPlan:
 
     def validates(self, epoch: int, batch: int, batches: int) -> bool:
         """Whether validation is due after batch ``batch`` of ``batches`` in ``epoch``; both count from 1."""
-        done, before = (number * self.evals_per_epoch // batches for number in (batch, batch - 1))
-        return done > before and epoch % min(self.eval_every, self.epochs) == 0
+        validations, validations_before = (number * self.evals_per_epoch // batches for number in (batch, batch - 1))
+        return validations > validations_before and epoch % min(self.eval_every, self.epochs) == 0
 
 
 @dataclass
@@ -137,8 +137,8 @@ def moved(batch: Any, device: torch.device) -> Any:
 def _mapped(batch: Any, function: Callable[[Any], Any]) -> Any:
     """Apply ``function`` to each tensor and each graph in nested tuples."""
     if isinstance(batch, tuple):
-        parts = [_mapped(part, function) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+        mapped = [_mapped(element, function) for element in batch]
+        return type(batch)(*mapped) if hasattr(batch, "_fields") else tuple(mapped)
     return function(batch) if hasattr(batch, "pin_memory") else batch
 
 
@@ -181,10 +181,10 @@ class Task(nn.Module):
 
     def score(self) -> float:
         """Validation score of the logits that all ranks computed, sorted by node."""
-        own = [(nodes, logits.float().cpu().numpy()) for nodes, logits in self.validated()]
-        seen = [part for of_process in processes.gather(own) for part in of_process]
-        _, first = np.unique(np.concatenate([nodes for nodes, _ in seen]), return_index=True)
-        return self.validation.score(np.concatenate([logits for _, logits in seen])[first])
+        local_results = [(nodes, logits.float().cpu().numpy()) for nodes, logits in self.validated()]
+        results = [result for rank_results in processes.gather(local_results) for result in rank_results]
+        _, first = np.unique(np.concatenate([nodes for nodes, _ in results]), return_index=True)
+        return self.validation.score(np.concatenate([logits for _, logits in results])[first])
 
 
 def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | None = None) -> FitLog:
@@ -204,24 +204,25 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
         share_batch_norms(task.model)
     batches = task.batches(0)
     count = len(batches.items)
-    looks = processes.world_size() > 1 and not hardware.shards
-    fabric = hardware.fabric(task.shard, find_unused=looks and _leaves_out(task, batches, hardware))
+    uses_ddp = processes.world_size() > 1 and not hardware.shards
+    fabric = hardware.fabric(task.shard, find_unused=uses_ddp and _has_unused_parameters(task, batches, hardware))
     objective = fabric.setup_module(task)  # moves the parameters to the device, before the optimizer refers to them
-    made, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.grad_accumulation))
-    optimizer: Any = fabric.setup_optimizers(made)
+    torch_optimizer, schedule, interval = task.optimizer(plan.epochs * math.ceil(count / plan.grad_accumulation))
+    optimizer: Any = fabric.setup_optimizers(torch_optimizer)
     state = _State(task, optimizer, schedule, fabric, plan, count, checkpoint, hardware.shards)
     for epoch in range(state.epoch, plan.epochs):
         if epoch > 0:
             batches = task.batches(epoch)
             count = len(batches.items)
-        left = Batches(batches.items[state.batch :], batches.prepare)  # without those done before the run was killed
-        for number, batch in enumerate(left.prepared(fabric.device), start=state.batch + 1):
+        # Without those done before the run was killed.
+        remaining = Batches(batches.items[state.batch :], batches.prepare)
+        for number, batch in enumerate(remaining.prepared(fabric.device), start=state.batch + 1):
             step_due = number % plan.grad_accumulation == 0 or number == count
             # Sharded gradients are exchanged after each micro-batch: otherwise every rank would hold them in full.
             with fabric.no_backward_sync(objective, enabled=not step_due and not hardware.shards):
                 loss = objective(batch)
                 fabric.backward(loss * processes.world_size())  # gradients are averaged over ranks; losses add up
-            state.trained(loss.detach())
+            state.record_loss(loss.detach())
             if step_due:
                 if plan.clip > 0:
                     fabric.clip_gradients(objective, optimizer, max_norm=plan.clip, error_if_nonfinite=False)
@@ -236,19 +237,19 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
             if state.ended:
                 break
             if step_due and number < count:
-                state.keep_if_due(epoch, number)
+                state.save_if_due(epoch, number)
         if state.ended:
             break
         if interval == "epoch":
             schedule.step()
         state.batch = 0
-        state.keep_if_due(epoch + 1, 0)
+        state.save_if_due(epoch + 1, 0)
     if state.losses:
         state.validate(float(plan.epochs))
     return state.end()
 
 
-def _leaves_out(task: Task, batches: Batches, hardware: Hardware) -> bool:
+def _has_unused_parameters(task: Task, batches: Batches, hardware: Hardware) -> bool:
     """Whether on any rank a parameter has no part in the first batch's loss, as in some models from a hub."""
     batch = moved(batches.prepare(batches.items[0]), hardware.device)
     task.to(hardware.device).eval()  # without dropout: no random number is drawn
@@ -264,7 +265,7 @@ class _State:
     ``finished``: training has ended, and the model has the best weights. ``losses``: since the last validation.
     """
 
-    KEPT = ("weights", "losses", "steps", "since_best", "rate", "finished")
+    SAVED = ("weights", "losses", "steps", "since_best", "rate", "finished")
 
     def __init__(
         self,
@@ -280,21 +281,21 @@ class _State:
         self.task, self.optimizer, self.fabric, self.plan, self.checkpoint = task, optimizer, fabric, plan, checkpoint
         self.sharded = sharded
         precision = fabric.strategy.precision
-        self.parts = {"task": task.train(), "optimizer": optimizer, "schedule": schedule, "precision": precision}
+        self.components = {"task": task.train(), "optimizer": optimizer, "schedule": schedule, "precision": precision}
         self.name = re.sub(r"\W+", "_", plan.title)
         self.log, self.weights = FitLog(), Weights()
         self.losses: list[Tensor] = []
         self.epoch = self.batch = self.steps = self.since_best = 0
         self.rate = 0.0
         self.finished = False
-        if checkpoint and (kept := checkpoint.read(self.name, sharded)):
-            self._restore(kept)
-        left = plan.epochs * count - (self.epoch * count + self.batch)
+        if checkpoint and (saved := checkpoint.read(self.name, sharded)):
+            self._restore(saved)
+        batches_left = plan.epochs * count - (self.epoch * count + self.batch)
         quiet = processes.rank() > 0
-        self.bar = Progress(total=left, desc=plan.title, unit="batch", disable=quiet, leave=False)
-        self.since = time.perf_counter()
+        self.bar = Progress(total=batches_left, desc=plan.title, unit="batch", disable=quiet, leave=False)
+        self.timer_start = time.perf_counter()
 
-    def trained(self, loss: Tensor) -> None:
+    def record_loss(self, loss: Tensor) -> None:
         """Record the loss of a batch."""
         self.losses.append(loss)
         self.rate = self.optimizer.param_groups[0]["lr"]
@@ -303,9 +304,9 @@ class _State:
     def validate(self, epoch: float) -> None:
         """Validate after ``epoch`` epochs (may be a fraction), and keep the weights if they are the best."""
         log = self.log
-        own = float(torch.stack(self.losses).mean())  # waits for a GPU's steps, before the time is taken
-        log.train_seconds += time.perf_counter() - self.since
-        loss = sum(processes.gather(own)) * self.plan.grad_accumulation
+        local_loss = float(torch.stack(self.losses).mean())  # waits for a GPU's steps, before the time is taken
+        log.train_seconds += time.perf_counter() - self.timer_start
+        loss = sum(processes.gather(local_loss)) * self.plan.grad_accumulation
         self.losses.clear()
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -326,7 +327,7 @@ class _State:
             log.best_score, log.best_epoch, self.since_best = score, epoch, 0
             self.weights = {name: value.detach().clone() for name, value in self.task.model.state_dict().items()}
         self.bar.set_postfix_str(f"best {100 * log.best_score:.1f}%", refresh=False)
-        self.since = time.perf_counter()
+        self.timer_start = time.perf_counter()
 
     @property
     def ended(self) -> bool:
@@ -339,25 +340,27 @@ class _State:
         self.task.model.load_state_dict(self.weights)
         if not self.finished:
             self.finished = True
-            self.keep_if_due(self.plan.epochs, 0)
+            self.save_if_due(self.plan.epochs, 0)
         return self.log
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
-    def keep_if_due(self, epoch: int, batch: int) -> None:
+    def save_if_due(self, epoch: int, batch: int) -> None:
         """Write a checkpoint if it is due or the fit is finished; see `_State` for ``epoch`` and ``batch``."""
         if self.checkpoint and (self.finished or self.checkpoint.due()):
-            parts = {} if self.finished else {name: part.state_dict() for name, part in self.parts.items()}
-            own = {name: getattr(self, name) for name in self.KEPT}
-            state = {**parts, **own, "log": asdict(self.log), "epoch": epoch, "batch": batch}
+            states = (
+                {} if self.finished else {name: component.state_dict() for name, component in self.components.items()}
+            )
+            progress = {name: getattr(self, name) for name in self.SAVED}
+            state = {**states, **progress, "log": asdict(self.log), "epoch": epoch, "batch": batch}
             self.checkpoint.write(self.name, state, self.sharded)
 
-    def _restore(self, kept: dict[str, Any]) -> None:
-        self.log = FitLog(**kept.pop("log"))
-        if not kept["finished"]:
-            for name, part in self.parts.items():
-                part.load_state_dict(kept.pop(name))
-        for name, value in kept.items():
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.log = FitLog(**saved.pop("log"))
+        if not saved["finished"]:
+            for name, component in self.components.items():
+                component.load_state_dict(saved.pop(name))
+        for name, value in saved.items():
             setattr(self, name, value)
         self.losses = [loss.to(self.fabric.device) for loss in self.losses]
 

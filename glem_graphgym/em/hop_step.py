@@ -28,7 +28,7 @@ from glem_graphgym.out_of_core.propagation import MappedHops
 LABEL_FOLDS = 5  # a node whose label is known sees the labels of the other four fifths
 NODES_AT_ONCE = 1 << 16  # nodes per forward pass in inference
 GPU_SHARE = 0.5  # share of a GPU's free memory that hops may take; the rest is for training
-BYTES_OF_AN_ENTRY = 48  # bytes per entry of the propagation matrix while its weights are computed
+BYTES_PER_ENTRY = 48  # bytes per entry of the propagation matrix while its weights are computed
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class HopTask(GNNTask):
     inputs: HopInputs
     learner: HopLearner
 
-    def __init__(self, learner: HopLearner, *given: Any) -> None:
-        super().__init__(learner, *given)
+    def __init__(self, learner: HopLearner, *arguments: Any) -> None:
+        super().__init__(learner, *arguments)
         self.teacher = None if learner.consistency is None else MeanTeacher(self.model)
 
     def batches(self, epoch: int) -> Batches:
@@ -107,29 +107,36 @@ class HopTask(GNNTask):
         unlabelled = np.empty(0, dtype=np.int64)
         if self.learner.consistency is not None:
             unlabelled = self.learner.consistency.drawn(len(order), self.targets.seed, epoch)
-        beside = np.array_split(unlabelled, len(batches))
+        unlabelled_batches = np.array_split(unlabelled, len(batches))
 
-        def prepare(both: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
-            batch, more = both
+        def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
+            batch, unlabelled_batch = item
             num_gold = int(is_gold[batch].sum())
             counts = (num_gold, len(batch) - num_gold)
-            part, more = (all_of[processes.rank() :: processes.world_size()] for all_of in (batch, more))
-            return (*self.inputs.fetch(np.concatenate([nodes[part], more])), target[part], is_gold[part], counts)
+            local_batch, unlabelled_batch = (
+                indices[processes.rank() :: processes.world_size()] for indices in (batch, unlabelled_batch)
+            )
+            return (
+                *self.inputs.fetch(np.concatenate([nodes[local_batch], unlabelled_batch])),
+                target[local_batch],
+                is_gold[local_batch],
+                counts,
+            )
 
-        return Batches(list(zip(batches, beside, strict=True)), prepare)
+        return Batches(list(zip(batches, unlabelled_batches, strict=True)), prepare)
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
         hops, labels, target, is_gold, counts = batch
         if self.inputs.in_step:
             hops, labels = self.inputs.rows(hops)
-        logits, known = self.model(hops, labels), len(target)
-        of_known, weight = logits[:known], self.targets.weight
-        loss = glem_loss(of_known, target, is_gold, weight, counts=counts, class_weights=self.class_weights)
-        if self.teacher is None or known == len(logits):
+        logits, num_targets = self.model(hops, labels), len(target)
+        target_logits, weight = logits[:num_targets], self.targets.weight
+        loss = glem_loss(target_logits, target, is_gold, weight, counts=counts, class_weights=self.class_weights)
+        if self.teacher is None or num_targets == len(logits):
             return loss
         assert self.learner.consistency is not None
-        inputs = (hops[:, known:], None if labels is None else labels[:, known:])
-        return loss + self.learner.consistency.loss(logits[known:], self.teacher, *inputs)
+        inputs = (hops[:, num_targets:], None if labels is None else labels[:, num_targets:])
+        return loss + self.learner.consistency.loss(logits[num_targets:], self.teacher, *inputs)
 
     def after_step(self) -> None:
         if self.teacher is not None:
@@ -140,13 +147,13 @@ class HopTask(GNNTask):
 
     def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         device = next(self.model.parameters()).device
-        at_once, storage = NODES_AT_ONCE, self.learner.storage
+        block_size, storage = NODES_AT_ONCE, self.learner.storage
         if storage is not None:
-            at_once = storage.rows_at_once(self.learner.hops, self.inputs.dim, NODES_AT_ONCE)
-        for start in range(0, len(nodes), at_once):
-            part = nodes[start : start + at_once]
-            hops, labels = self.inputs.rows(part)
-            yield part, self.model(hops.to(device), None if labels is None else labels.to(device))
+            block_size = storage.rows_at_once(self.learner.hops, self.inputs.dim, NODES_AT_ONCE)
+        for start in range(0, len(nodes), block_size):
+            block = nodes[start : start + block_size]
+            hops, labels = self.inputs.rows(block)
+            yield block, self.model(hops.to(device), None if labels is None else labels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,12 +192,12 @@ class HopLearner(GNNLearner):
 
     def _inputs(self, features: Any, targets: StepTargets) -> HopInputs:
         num_nodes, width = features.shape
-        known = torch.zeros(num_nodes, dtype=torch.bool)
-        known[torch.from_numpy(targets.gold.nodes)] = True
+        labelled = torch.zeros(num_nodes, dtype=torch.bool)
+        labelled[torch.from_numpy(targets.gold.nodes)] = True
         if targets.pseudo is not None:
-            known[torch.from_numpy(targets.pseudo.candidates)] = True
+            labelled[torch.from_numpy(targets.pseudo.candidates)] = True
         generator = torch.Generator().manual_seed(targets.seed)
-        folds = draw_folds(known, LABEL_FOLDS, generator) if self.settings.label_input else None
+        folds = draw_folds(labelled, LABEL_FOLDS, generator) if self.settings.label_input else None
         if self.storage is not None:
             entries, classes = len(self.graphs.train.col), targets.gold.num_classes if self.settings.label_input else 0
             if not self.storage.fits(num_nodes, entries, width, self.hops, classes):
@@ -201,16 +208,16 @@ class HopLearner(GNNLearner):
         x = torch.from_numpy(np.array(features, dtype=np.float32))
         device, dtype = self.hardware.device, self.hardware.dtype
         classes = 0 if folds is None else targets.gold.num_classes
-        free, entries = free_on_gpu(device), self.operator(self.graphs.predict).num_entries
-        stored = dtype.itemsize * len(x) * ((self.hops + 1) * x.shape[1] + classes)
+        free, num_entries = free_on_gpu(device), self.operator(self.graphs.predict).num_entries
+        hops_bytes = dtype.itemsize * len(x) * ((self.hops + 1) * x.shape[1] + classes)
         copies = 1 if self.graphs.seen is None else 2  # `_merged` holds the hops of both graphs at once
-        in_step = copies * stored <= GPU_SHARE * free
-        to = device if in_step else x.device
-        if BYTES_OF_AN_ENTRY * entries + 2 * BLOCK_BYTES > free - in_step * copies * stored:
+        in_step = copies * hops_bytes <= GPU_SHARE * free
+        hops_device = device if in_step else x.device
+        if BYTES_PER_ENTRY * num_entries + 2 * BLOCK_BYTES > free - in_step * copies * hops_bytes:
             device = x.device  # propagate on the CPU
 
         def propagated(operator: SparseOperator, nodes: Any) -> Tensor:
-            return propagate(operator.to(device), x[nodes], self.hops, dtype, to)
+            return propagate(operator.to(device), x[nodes], self.hops, dtype, hops_device)
 
         hops = self._merged(propagated)
         if folds is None:
@@ -218,17 +225,19 @@ class HopLearner(GNNLearner):
         labels = LabelChannel(len(x), targets).all_rows()
 
         def label_hops(operator: SparseOperator, nodes: Any) -> Tensor:
-            return fold_label_hops(operator.to(device), labels[nodes], folds[nodes], self.label_hops, dtype, to)
+            return fold_label_hops(
+                operator.to(device), labels[nodes], folds[nodes], self.label_hops, dtype, hops_device
+            )
 
         return HopInputs(len(x), hops, self._merged(label_hops), in_step)
 
     def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
         """Hops (hops, N, …): on the training graph for nodes that it has, on the graph for prediction for others."""
-        everything: Any = slice(None)
+        all_nodes: Any = slice(None)
         if self.graphs.seen is None:
-            return compute(self.operator(self.graphs.train), everything)
+            return compute(self.operator(self.graphs.train), all_nodes)
         seen = torch.from_numpy(self.graphs.seen)
-        merged = compute(self.operator(self.graphs.predict), everything)
+        merged = compute(self.operator(self.graphs.predict), all_nodes)
         merged[:, seen] = compute(self.operator(self.graphs.train), seen)
         return merged
 
@@ -237,12 +246,12 @@ class HopLearner(GNNLearner):
         self.check_batch(targets.num_trained, rows.shape[1])
         hops, labels = storage.features(self.graphs, rows, self.hops), None
         if folds is not None:
-            small = folds.to(torch.int8).numpy()
-            labels = storage.labels(self.graphs, LabelChannel(len(rows), targets), small, self.label_hops)
+            fold_numbers = folds.to(torch.int8).numpy()
+            labels = storage.labels(self.graphs, LabelChannel(len(rows), targets), fold_numbers, self.label_hops)
         return HopInputs(len(rows), hops, labels)
 
-    def check_batch(self, trained: int, width: int) -> None:
+    def check_batch(self, num_trained: int, width: int) -> None:
         """Raise ValueError, which names a batch size that fits, if a step's hop features exceed the budget."""
         assert self.storage is not None
-        sizes, item_bytes = (trained, self.batch_size, self.hops, width), self.hardware.dtype.itemsize
+        sizes, item_bytes = (num_trained, self.batch_size, self.hops, width), self.hardware.dtype.itemsize
         check_batch(self.storage.budget, *sizes, item_bytes, beside=self.consistency is not None)

@@ -37,13 +37,13 @@ class LabelChannel:
     def take(self, nodes: np.ndarray) -> np.ndarray:
         """Rows of ``nodes``, int64 (n,), in any order: float32 (n, C), zeros for nodes without a label."""
         out = np.zeros((len(nodes), self.shape[1]), dtype=np.float32)
-        rows, _ = _among(nodes, self.pseudo_nodes)
+        rows, _ = _common_positions(nodes, self.pseudo_nodes)
         if len(rows):
             assert self.targets.pseudo is not None
             out[rows] = self.targets.pseudo.targets(nodes[rows]).numpy()
-        rows, places = _among(nodes, self.gold_nodes)
+        rows, positions = _common_positions(nodes, self.gold_nodes)
         out[rows] = 0.0
-        out[rows, self.targets.gold.labels[self.gold_order[places]]] = 1.0
+        out[rows, self.targets.gold.labels[self.gold_order[positions]]] = 1.0
         return out
 
     def read(self, first: int, end: int) -> np.ndarray:
@@ -57,19 +57,19 @@ class LabelChannel:
     def key(self) -> str:
         """Fingerprint of the content; reads the teacher's logits in full."""
         gold, pseudo = self.targets.gold, self.targets.pseudo
-        known = [gold.nodes, gold.labels, self.shape]
+        content = [gold.nodes, gold.labels, self.shape]
         if pseudo is not None:
-            known += [pseudo.candidates, pseudo.logits, pseudo.temperature, pseudo.hard]
-        return fingerprint(*known)
+            content += [pseudo.candidates, pseudo.logits, pseudo.temperature, pseudo.hard]
+        return fingerprint(*content)
 
 
-def _among(nodes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the nodes common to ``nodes`` and the increasing ``known``, in the one and in the other."""
-    if not len(known):
-        return known, known
-    places = np.searchsorted(known, nodes).clip(max=len(known) - 1)
-    rows = np.flatnonzero(known[places] == nodes)
-    return rows, places[rows]
+def _common_positions(nodes: np.ndarray, sorted_nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the nodes common to ``nodes`` and the increasing ``sorted_nodes``, in the one and in the other."""
+    if not len(sorted_nodes):
+        return sorted_nodes, sorted_nodes
+    positions = np.searchsorted(sorted_nodes, nodes).clip(max=len(sorted_nodes) - 1)
+    rows = np.flatnonzero(sorted_nodes[positions] == nodes)
+    return rows, positions[rows]
 
 
 class StoredInputs:
@@ -101,7 +101,7 @@ class StoredInputs:
     def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield ``nodes`` in groups, each with a function int64 (n,) -> input rows, which hides the group's labels."""
         if self.channel is None:
-            yield nodes, lambda wanted: self.rows(wanted, slice(0))
+            yield nodes, lambda row_nodes: self.rows(row_nodes, slice(0))
             return
         for group, hidden in self._folds(nodes):
             yield group, functools.partial(self._rows_hiding, hidden)
@@ -119,26 +119,26 @@ class GNNInputs(StoredInputs):
     """Input of all nodes in memory; ``x`` (N, D) has the device and dtype in which the GNN computes."""
 
     x: Tensor
-    _known_folds: tuple[np.ndarray, list[tuple[np.ndarray, Tensor]]] | None = None
+    _cached_folds: tuple[np.ndarray, list[tuple[np.ndarray, Tensor]]] | None = None
 
     def __init__(self, x: Tensor, targets: StepTargets | None) -> None:
         super().__init__(x, targets, x.dtype)
         self.labels = None if self.channel is None else self.channel.all_rows().to(x)
 
     def rows(self, nodes: np.ndarray | Tensor, hidden: Tensor | slice) -> Tensor:
-        places = sent(nodes, self.x.device)
-        x = self.x.index_select(0, places)
-        return x if self.labels is None else with_labels(x, self.labels.index_select(0, places), hidden)
+        indices = sent(nodes, self.x.device)
+        x = self.x.index_select(0, indices)
+        return x if self.labels is None else with_labels(x, self.labels.index_select(0, indices), hidden)
 
     def for_prediction(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield ``nodes`` in groups, each with the input (N, D [+ C]) that hides the group's labels."""
         if self.channel is None:
             yield nodes, self.x
             return
-        if self._known_folds is None or self._known_folds[0] is not nodes:
+        if self._cached_folds is None or self._cached_folds[0] is not nodes:
             folds = [(group, sent(hidden, self.x.device)) for group, hidden in self._folds(nodes)]
-            self._known_folds = nodes, folds  # the same in every validation
-        for group, hidden in self._known_folds[1]:
+            self._cached_folds = nodes, folds  # the same in every validation
+        for group, hidden in self._cached_folds[1]:
             yield group, self.hiding(hidden)
 
     def hiding(self, nodes: np.ndarray | Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class JointLearner:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise MemoryError(f"{task.latest} did not fit") from error
+            raise MemoryError(f"{task.latest_step} did not fit") from error
 
 
 class JointInput(NamedTuple):
@@ -131,12 +131,12 @@ class JointInput(NamedTuple):
 
     Attributes:
         nodes, structure: see `Neighbourhood`.
-        texts: of the n nodes; more: float32 (n, F), their features besides the embeddings.
+        texts: of the n nodes; features: float32 (n, F), their features besides the embeddings.
     """
 
     nodes: np.ndarray
     texts: TextParts
-    more: Tensor
+    features: Tensor
     structure: Any
     num_seeds: int
 
@@ -153,7 +153,7 @@ class JointTask(Task):
         super().__init__(model, learner.validation, targets.gold.class_weights)
         self.learner, self.inputs, self.targets = learner, inputs, targets
         self.settings, self.tokens, self.device = learner.settings, learner.tokens, learner.hardware.device
-        self.meter, self.latest = Counter[str](), "a step"  # costs of all training steps; the latest step in words
+        self.meter, self.latest_step = Counter[str](), "a step"  # costs of all training steps; the latest step in words
 
     @property
     def embedding_dim(self) -> int:
@@ -184,52 +184,60 @@ class JointTask(Task):
         seeds = [self.targets.seed, epoch, 4]
         order = np.random.default_rng(seeds).permutation(len(gold.nodes))
         batches = even_batches(order, lm.batch_size)
-        parts = [(part, len(batch)) for batch in batches for part in np.array_split(batch, lm.grad_accumulation)]
+        micro_batches = [
+            (micro_batch, len(batch))
+            for batch in batches
+            for micro_batch in np.array_split(batch, lm.grad_accumulation)
+        ]
 
         def prepare(item: tuple[int, tuple[np.ndarray, int]]) -> tuple[JointInput, Tensor, int]:
-            number, (part, size) = item
-            return self.around(gold.nodes[part], np.random.default_rng([*seeds, number])), target[part], size
+            number, (micro_batch, batch_size) = item
+            return (
+                self.around(gold.nodes[micro_batch], np.random.default_rng([*seeds, number])),
+                target[micro_batch],
+                batch_size,
+            )
 
-        return Batches(list(enumerate(parts)), prepare)
+        return Batches(list(enumerate(micro_batches)), prepare)
 
     def around(self, seeds: np.ndarray, rng: np.random.Generator) -> JointInput:
         """Sample a neighbourhood of ``seeds``, int64 (b,), with texts and features; hides the seeds' gold labels."""
         hood = self.learner.neighbourhoods.around(seeds, rng)
         texts = text_parts(self.tokens, hood.nodes, self.settings.micro_batch_tokens)
-        more = self.inputs.rows(hood.nodes, slice(hood.num_seeds))
-        return JointInput(hood.nodes, texts, more, hood.structure, hood.num_seeds)
+        features = self.inputs.rows(hood.nodes, slice(hood.num_seeds))
+        return JointInput(hood.nodes, texts, features, hood.structure, hood.num_seeds)
 
     def forward(self, batch: tuple[JointInput, Tensor, int]) -> Tensor:
-        hood, target, size = batch
+        hood, target, batch_size = batch
         texts, tokens = len(hood.nodes), int(self.tokens.lengths[hood.nodes].sum())
         self.meter.update(steps=1, texts=texts, tokens=tokens, most_texts=max(0, texts - self.meter["most_texts"]))
-        self.latest = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
+        self.latest_step = f"a step on the {texts:,} texts ({tokens:,} tokens) around {hood.num_seeds:,} nodes"
         is_gold = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        how = (0.0, self.settings.lm.label_smoothing, (size, 0))
-        return glem_loss(self.logits(hood), target, is_gold, *how, class_weights=self.class_weights)
+        loss_options = (0.0, self.settings.lm.label_smoothing, (batch_size, 0))
+        return glem_loss(self.logits(hood), target, is_gold, *loss_options, class_weights=self.class_weights)
 
     def logits(self, hood: JointInput) -> Tensor:
         """Logits (b, C) of a neighbourhood's seeds."""
         embeddings = encode_in_parts(self.model.encoder, hood.texts, 1 if self.settings.recompute else None)
-        return self.model(embeddings, hood.more, hood.structure)[: hood.num_seeds]
+        return self.model(embeddings, hood.features, hood.structure)[: hood.num_seeds]
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         nodes = self.validation.nodes
         for start in range(0, len(nodes), VALIDATED_AT_ONCE):
-            part = nodes[start : start + VALIDATED_AT_ONCE]
+            seeds = nodes[start : start + VALIDATED_AT_ONCE]
             # The same neighbourhoods at every validation: scores differ by the weights alone.
-            rng = np.random.default_rng([self.targets.seed, int(part[0]), 5])
-            yield part, self.logits(moved(self.around(part, rng), self.device))
+            rng = np.random.default_rng([self.targets.seed, int(seeds[0]), 5])
+            yield seeds, self.logits(moved(self.around(seeds, rng), self.device))
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
         s = self.settings
-        of_encoder = decay_groups(self.model.encoder, s.lm.weight_decay)
-        of_gnn = [
+        encoder_groups = decay_groups(self.model.encoder, s.lm.weight_decay)
+        gnn_groups = [
             {**group, "lr": s.gnn_lr}
-            for part in (self.model.norm, self.model.gnn)
-            for group in decay_groups(part, s.gnn_weight_decay)
+            for module in (self.model.norm, self.model.gnn)
+            for group in decay_groups(module, s.gnn_weight_decay)
         ]
-        groups = [group for group in (*of_encoder, *of_gnn) if group["params"]]
+        groups = [group for group in (*encoder_groups, *gnn_groups) if group["params"]]
         return lm_optimizer(groups, s.lm, self.learner.hardware, num_steps)
 
     # ---- prediction -----------------------------------------------------------------------------------------------
@@ -247,9 +255,9 @@ class JointTask(Task):
         The GNN sees all neighbours, and reads the embeddings as written (float16).
         """
         encoder = self.model.to(self.device).eval().encoder
-        how = (self.tokens, nodes, self.settings.lm.infer_tokens, title, checkpoint)
+        options = (self.tokens, nodes, self.settings.lm.infer_tokens, title, checkpoint)
         with torch.inference_mode(), self.learner.hardware.autocast():
-            encode_texts(lambda ids, mask: (encoder(ids, mask),), (embeddings,), self.device, *how)
+            encode_texts(lambda ids, mask: (encoder(ids, mask),), (embeddings,), self.device, *options)
         self.propagate(logits, embeddings)
 
     def propagate(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
@@ -262,17 +270,17 @@ class JointTask(Task):
         predicted = np.arange(len(logits)) if self.learner.predicted is None else self.learner.predicted
         dim = embeddings.shape[1] + self.inputs.dim
         with torch.inference_mode(), self.learner.hardware.autocast():
-            for group, more in self.inputs.for_prediction(predicted):
+            for group, features_of in self.inputs.for_prediction(predicted):
 
-                def rows(wanted: np.ndarray, more: Callable[[np.ndarray], Tensor] = more) -> Tensor:
-                    return self._node_features(embeddings[wanted], more(wanted))
+                def rows(row_nodes: np.ndarray, features_of: Callable[[np.ndarray], Tensor] = features_of) -> Tensor:
+                    return self._node_features(embeddings[row_nodes], features_of(row_nodes))
 
                 for nodes, values in self.learner.layerwise.logits(gnn, dim, rows, group):
                     logits[nodes] = to_float16(values)
 
     def _propagate_in_memory(self, logits: np.ndarray, embeddings: np.ndarray) -> None:
         learner, settings = self.learner, GNNSettings(label_input=self.settings.label_input)
-        exact = GNNLearner(
+        gnn_learner = GNNLearner(
             build=lambda dim_in, num_classes: self.model.gnn,
             graphs=learner.graphs,
             make_optimizer=lambda parameters: (None, None),  # it only predicts
@@ -281,7 +289,7 @@ class JointTask(Task):
             hardware=learner.hardware,
             predicted=learner.predicted,
         )
-        exact.start(self.targets, self._all_features(embeddings)).predict(logits)
+        gnn_learner.start(self.targets, self._all_features(embeddings)).predict(logits)
 
     def _all_features(self, embeddings: np.ndarray) -> np.ndarray:
         """`_node_features` of all nodes, float32 (N, H + F)."""
@@ -293,7 +301,7 @@ class JointTask(Task):
                 features[rows] = self._node_features(embeddings[rows], self.inputs.x[rows]).cpu().numpy()
         return features
 
-    def _node_features(self, embeddings: np.ndarray, more: Tensor) -> Tensor:
+    def _node_features(self, embeddings: np.ndarray, features: Tensor) -> Tensor:
         """Input of the GNN without labels, float32 (n, H + F), from text embeddings (n, H) and features (n, F)."""
         x = torch.from_numpy(np.asarray(embeddings, dtype=np.float32)).to(self.device)
-        return self.model.node_features(x, more.to(self.device))
+        return self.model.node_features(x, features.to(self.device))

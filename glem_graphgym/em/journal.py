@@ -146,12 +146,12 @@ class Stage:
         """End the measured work, with all predictions written; later diagnostics do not count in time and memory."""
         assert self._memory is not None
         self.output = output
-        here = time.perf_counter() - self._start
-        self.seconds = here + self.checkpoint.seconds_before + output.seconds_before
+        process_seconds = time.perf_counter() - self._start
+        self.seconds = process_seconds + self.checkpoint.seconds_before + output.seconds_before
         self.peak_mb = self._memory.peak_mb()
         energy = self._energy.stop() if self._energy else None
         # Unknown if part of the work was done elsewhere, or before the run was killed.
-        self.energy = None if energy is None or self.seconds > here + 1 else round(energy, 1)
+        self.energy = None if energy is None or self.seconds > process_seconds + 1 else round(energy, 1)
 
     def predictions(self, name: str, shape: tuple[int, int], nodes: np.ndarray | None = None) -> np.ndarray:
         """Open array ``name``, float16, for the stage to fill the rows of ``nodes``; see `open_predictions`."""
@@ -218,38 +218,38 @@ class Journal:
             DamagedFileError: a file of a finished stage cannot be read; names it.
         """
         folder, numbered = self.folder / key.folder, self.plan.numbered(key.index)
-        was_done = processes.broadcast((folder / "stage.json").exists)
-        if processes.rank() == 0 and not was_done:
+        was_finished = processes.broadcast((folder / "stage.json").exists)
+        if processes.rank() == 0 and not was_finished:
             shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.nullcontext() if was_done else filling(shared or folder, data_parallel) as part:
-            stage = Stage(key, part, self.checkpoint_minutes, self.accelerator)
-            with self._doing(stage) if stage.todo else contextlib.nullcontext():
+        with contextlib.nullcontext() if was_finished else filling(shared or folder, data_parallel) as temporary:
+            stage = Stage(key, temporary, self.checkpoint_minutes, self.accelerator)
+            with self._stage_work(stage) if stage.todo else contextlib.nullcontext():
                 yield stage
-        if not was_done:
+        if not was_finished:
             if processes.rank() == 0:
                 self._take_over(key, folder, shared)
             processes.barrier()
-        done = stage.result = self._read(key, folder)
-        self.plan.seconds[key.name] = done.seconds
-        self.finished.append(done)
+        result = stage.result = self._read(key, folder)
+        self.plan.seconds[key.name] = result.seconds
+        self.finished.append(result)
         if processes.rank() == 0:
-            shown = ", ".join(f"{100 * value:.2f}% {split}" for split, value in done.scores.items())
-            scores = f"{self.metric} {shown}"
-            how = "took" if stage.todo else "taken from another run, which took"
-            ended = f"{numbered}: {scores}; {how} {time_text(done.seconds)}"
-            self.log(f"{numbered} was done before: {scores}" if was_done else ended)
-            if not was_done:
+            values_text = ", ".join(f"{100 * value:.2f}% {split}" for split, value in result.scores.items())
+            scores = f"{self.metric} {values_text}"
+            verb = "took" if stage.todo else "taken from another run, which took"
+            end_text = f"{numbered}: {scores}; {verb} {time_text(result.seconds)}"
+            self.log(f"{numbered} was done before: {scores}" if was_finished else end_text)
+            if not was_finished:
                 self.track(_tracked_numbers(key, read_json(folder / "stage.json")), key.em_iteration)
-            for warning in warnings_of(key.model, key.em_iteration, done.diagnostics):
+            for warning in warnings_of(key.model, key.em_iteration, result.diagnostics):
                 self.log(_filled(f"Warning: {warning}"))
 
     @contextlib.contextmanager
-    def _doing(self, stage: Stage) -> Iterator[None]:
+    def _stage_work(self, stage: Stage) -> Iterator[None]:
         """Seed, announce and watch the work of a stage, then record it."""
         key = stage.key
         seed_everything(stage_seed(self.seed, key.index, processes.rank()))
-        left = self.plan.left(key.index)
-        line = f"{self.plan.numbered(key.index)}{left and ', '}{left}: {in_words(key.name)}"
+        time_left = self.plan.left(key.index)
+        line = f"{self.plan.numbered(key.index)}{time_left and ', '}{time_left}: {in_words(key.name)}"
         if processes.rank() == 0:
             self.log(_filled(line))
         with (
@@ -288,10 +288,10 @@ class Journal:
         """Link or copy a shared stage into the run folder, and remove the working files of the stage."""
         if shared is not None:
             self._read(key, shared)  # a damaged stage must not be taken over
-            with making(folder) as part:
-                assert part is not None
+            with making(folder) as temporary:
+                assert temporary is not None
                 for file in shared.iterdir():
-                    link_or_copy(file, part / file.name)
+                    link_or_copy(file, temporary / file.name)
         (self.folder / f".{folder.name}.lock").unlink(missing_ok=True)
         shutil.rmtree(self.working, ignore_errors=True)
 
@@ -301,7 +301,7 @@ class Journal:
         embeddings, weights = folder / "embeddings.npy", folder / "weights.safetensors"
         with reading(folder / "stage.json", remedy):
             record = read_json(folder / "stage.json", remedy)
-            scores = {split: float(of[self.metric]) for split, of in record["scores"].items()}
+            scores = {split: float(metrics[self.metric]) for split, metrics in record["scores"].items()}
             valid, seconds = scores["valid"], float(record["seconds"])
         if weights.exists():
             with reading(weights, remedy), safe_open(weights, "pt"):  # reads the header, and compares the size with it
@@ -333,10 +333,12 @@ class Journal:
 
 def _tracked_numbers(key: StageKey, record: dict[str, Any]) -> dict[str, float]:
     """Scores, costs and objective terms of a stage's ``stage.json``, named alike in every EM iteration."""
-    scores = {f"{split}_{name}": value for split, of in record["scores"].items() for name, value in of.items()}
+    scores = {
+        f"{split}_{name}": value for split, metrics in record["scores"].items() for name, value in metrics.items()
+    }
     numbers = {**scores, **record["diagnostics"], **{cost: record.get(cost) for cost in TRACKED_COSTS}}
-    stage = key.name.removesuffix(f"_{key.em_iteration}")
-    return {f"{stage}/{name}": value for name, value in numbers.items() if value is not None}
+    stage_name = key.name.removesuffix(f"_{key.em_iteration}")
+    return {f"{stage_name}/{name}": value for name, value in numbers.items() if value is not None}
 
 
 def _filled(line: str) -> str:

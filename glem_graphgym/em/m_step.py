@@ -122,13 +122,13 @@ class GNNTask(Task):
         # nodes that the input hides no more labels than in prediction, which hides one fold at a time.
         rng = np.random.default_rng([self.targets.seed, epoch, 2])
         gold = is_gold.numpy()
-        given = gold & (rng.random(len(nodes)) < settings.label_input_rate)
-        if not (gold & ~given).any():
-            given = np.zeros(len(nodes), dtype=bool)
+        is_input = gold & (rng.random(len(nodes)) < settings.label_input_rate)
+        if not (gold & ~is_input).any():
+            is_input = np.zeros(len(nodes), dtype=bool)
         if self.targets.pseudo is not None:  # targets: random pseudo nodes, at most as many as a fold of the candidates
-            given[rng.permutation(np.flatnonzero(~gold))[-(-len(self.targets.pseudo.candidates) // FOLDS) :]] = True
-        kept = torch.from_numpy(np.flatnonzero(~given))
-        return torch.from_numpy(nodes)[kept], target[kept], is_gold[kept]
+            is_input[rng.permutation(np.flatnonzero(~gold))[-(-len(self.targets.pseudo.candidates) // FOLDS) :]] = True
+        positions = torch.from_numpy(np.flatnonzero(~is_input))
+        return torch.from_numpy(nodes)[positions], target[positions], is_gold[positions]
 
 
 class FullBatchTask(GNNTask):
@@ -136,24 +136,26 @@ class FullBatchTask(GNNTask):
 
     inputs: GNNInputs
     _seen: Tensor | None = None  # `GraphViews.seen` on the training device
-    _every_epoch: tuple[Tensor, ...] | None = None
+    _constant_targets: tuple[Tensor, ...] | None = None
 
     def batches(self, epoch: int) -> Batches:
-        return Batches([epoch], self._epoch)
+        return Batches([epoch], self._targets_on_device)
 
-    def _epoch(self, epoch: int) -> tuple[Tensor, ...]:
+    def _targets_on_device(self, epoch: int) -> tuple[Tensor, ...]:
         """`epoch_targets`; if every epoch has the same, they are moved to the device once."""
         if self.learner.settings.label_input or (self.targets.redraw and self.targets.pseudo is not None):
             return self.epoch_targets(epoch)
-        if self._every_epoch is None:
-            self._every_epoch = tuple(sent(part, self.learner.hardware.device) for part in self.epoch_targets(0))
-        return self._every_epoch
+        if self._constant_targets is None:
+            self._constant_targets = tuple(
+                sent(tensor, self.learner.hardware.device) for tensor in self.epoch_targets(0)
+            )
+        return self._constant_targets
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         nodes, target, is_gold = batch
         logits = self._reusing_labels(self.inputs.hiding(nodes), self.seen_logits)
-        own = logits.index_select(0, nodes)
-        loss = glem_loss(own, target, is_gold, self.targets.weight, class_weights=self.class_weights)
+        target_logits = logits.index_select(0, nodes)
+        loss = glem_loss(target_logits, target, is_gold, self.targets.weight, class_weights=self.class_weights)
         return loss if self.adjust_loss is None else self.adjust_loss(loss, logits)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:

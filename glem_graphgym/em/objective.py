@@ -94,15 +94,15 @@ def objective_report(
             float(-(log_q.exp() * log_q).sum()),
             float((log_q.argmax(-1) == log_p.argmax(-1)).sum()),
         ]
-    on_pseudo = sums / max(len(unlabelled), 1)
+    means = sums / max(len(unlabelled), 1)
     labels = torch.from_numpy(gold.labels)[:, None]
     gold_q = float(_log_softmax(lm_logits[gold.nodes]).gather(1, labels).mean())
     gold_p = float(_log_softmax(gnn_logits[gold.nodes]).gather(1, labels).mean())
     return {
-        "o_q": alpha * on_pseudo[0] + (1 - alpha) * gold_q,
-        "o_phi": beta * on_pseudo[1] + (1 - beta) * gold_p,
-        "entropy_q": on_pseudo[2],
-        "agreement": on_pseudo[3],
+        "o_q": alpha * means[0] + (1 - alpha) * gold_q,
+        "o_phi": beta * means[1] + (1 - beta) * gold_p,
+        "entropy_q": means[2],
+        "agreement": means[3],
     }
 
 

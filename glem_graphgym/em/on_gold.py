@@ -73,15 +73,15 @@ class SelfTraining(FitsAgain):
         best = latest = first
         log = first.log
         for number in range(2, self.rounds + 1):
-            own = self._confident(latest.task)
-            if not len(own.nodes):
+            pseudo = self._confident(latest.task)
+            if not len(pseudo.nodes):
                 break
             targets = latest.task.targets
-            everything = len(own.nodes) / max(1, len(targets.gold.nodes)) + 1.0
-            made = replace(targets, pseudo=own, weight=self.weight, ratio=everything, redraw=False)
+            ratio_of_all = len(pseudo.nodes) / max(1, len(targets.gold.nodes)) + 1.0
+            next_targets = replace(targets, pseudo=pseudo, weight=self.weight, ratio=ratio_of_all, redraw=False)
             if isinstance(latest.task.inputs.hops, MappedHops):
-                self.learner.check_batch(made.num_trained, latest.task.inputs.dim)
-            latest = self.learner.fit_task(latest.task.anew(made), f"{title}, round {number}", checkpoint)
+                self.learner.check_batch(next_targets.num_trained, latest.task.inputs.dim)
+            latest = self.learner.fit_task(latest.task.anew(next_targets), f"{title}, round {number}", checkpoint)
             best, log = (latest if latest.log.best_score > log.best_score else best), joined(log, latest.log)
         return Fitted(best.task, log)
 
@@ -89,8 +89,8 @@ class SelfTraining(FitsAgain):
         """Soft labels of the unlabelled nodes whose top probability exceeds the threshold."""
         logits = np.zeros((task.inputs.num_nodes, task.targets.gold.num_classes), dtype=np.float16)
         task.predict(logits, self.unlabelled)
-        sure = self.unlabelled[top_probability(logits, self.unlabelled) > self.threshold]
-        return PseudoLabels(logits, sure, task.targets.gold)
+        confident = self.unlabelled[top_probability(logits, self.unlabelled) > self.threshold]
+        return PseudoLabels(logits, confident, task.targets.gold)
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,13 @@ class SelfDistillation(FitsAgain):
         task = first.task
         logits = np.zeros((task.inputs.num_nodes, task.targets.gold.num_classes), dtype=np.float16)
         task.predict(logits, np.arange(len(logits)))
-        student = self.learner.fit_task(task.anew(adjust_loss=self._towards(logits)), f"{title}, student", checkpoint)
+        student = self.learner.fit_task(
+            task.anew(adjust_loss=self._distil_from(logits)), f"{title}, student", checkpoint
+        )
         best = student if student.log.best_score > first.log.best_score else first
         return Fitted(best.task, joined(first.log, student.log))
 
-    def _towards(self, teacher: np.ndarray) -> AdjustLoss:
+    def _distil_from(self, teacher: np.ndarray) -> AdjustLoss:
         """Loss that draws the student's logits towards the ``teacher``'s (N, C), on nodes that training sees."""
         target = torch.from_numpy(teacher).float().to(self.learner.hardware.device)
         seen = self.learner.graphs.seen
@@ -144,5 +146,5 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 
     The mean over classes follows RevGAT's published code, whose loss weights thus apply. Both are logits (n, C).
     """
-    ours, theirs = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, teacher))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).mean()
+    log_student, log_teacher = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, teacher))
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).mean()

@@ -31,15 +31,15 @@ class ClippedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         assert closure is None, "gradients are there before a step"
-        rows = self._spread_sparse()
+        rows = self._densify_gradients()
         if self.clip > 0:
-            self.grad_scale = self._excess(rows)
+            self.grad_scale = self._clip_divisor(rows)
         super().step()
         for param, used in rows.items():
             self._tables[param].index_fill_(0, used, 0)
             param.grad = None
 
-    def _spread_sparse(self) -> dict[nn.Parameter, Tensor]:
+    def _densify_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Make sparse gradients dense; returns, for each of their parameters, the rows in use."""
         rows = {}
         for param in self._trained():
@@ -53,7 +53,7 @@ class ClippedAdamW(torch.optim.AdamW):
             rows[param] = used.unique()
         return rows
 
-    def _excess(self, rows: dict[nn.Parameter, Tensor]) -> Tensor:
+    def _clip_divisor(self, rows: dict[nn.Parameter, Tensor]) -> Tensor:
         """The gradient norm divided by ``clip``, at least 1: scalar tensor."""
         grads = [p.grad[rows[p]] if p in rows else p.grad for p in self._trained() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
@@ -92,7 +92,7 @@ def warmup_schedule(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        done = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
-        return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[decay]
+        progress = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
+        return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[decay]
 
     return LambdaLR(optimizer, factor)

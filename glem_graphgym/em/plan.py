@@ -81,14 +81,14 @@ class Plan:
 
     Attributes:
         at_most: whether EM may stop on a plateau, before all of the stages are done.
-        known: name -> seconds of the same stage with another seed.
+        seconds_of_other_seeds: name -> seconds of the same stage with another seed.
         prior: model -> seconds per unit of its work, measured before the stages; used until one of them is measured.
         seconds: name -> seconds of the finished stages.
     """
 
     stages: Sequence[PlannedStage] = ()
     at_most: bool = False
-    known: Mapping[str, float] = field(default_factory=dict)
+    seconds_of_other_seeds: Mapping[str, float] = field(default_factory=dict)
     prior: Mapping[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -100,8 +100,8 @@ class Plan:
 
     def _expected(self, stage: PlannedStage, watch: Watch | None) -> float | None:
         """Expected seconds of an unfinished stage, None if unknown; ``watch``: of a running stage of its model."""
-        if stage.name in self.known:
-            return self.known[stage.name] - stage.seconds_before
+        if stage.name in self.seconds_of_other_seeds:
+            return self.seconds_of_other_seeds[stage.name] - stage.seconds_before
         seconds, work = watch.done() if watch and watch.speed() else (0.0, 0.0)
         for other in self.stages:
             if other.learner == stage.learner and other.work and other.name in self.seconds:
@@ -116,34 +116,34 @@ class Plan:
         ``more than 5 min left`` if the time of some stages is unknown; "" if that of all is.
         """
         total, all_known = 0.0, True
-        for place, stage in enumerate(self.stages[index:], start=index):
+        for position, stage in enumerate(self.stages[index:], start=index):
             if stage.model in ("none", "given"):
                 continue
-            now = watch if place == index else None
-            if now and (speed := now.speed()):
-                total += now.work_left() * speed
+            running = watch if position == index else None
+            if running and (speed := running.speed()):
+                total += running.work_left() * speed
                 continue
             expected = self._expected(stage, watch if stage.learner == self.stages[index].learner else None)
             if expected is None:
                 all_known = False
             else:
-                total += max(0.0, expected - (now.elapsed() if now else 0.0))
+                total += max(0.0, expected - (running.elapsed() if running else 0.0))
         if total < 1:
             return ""
         if self.at_most:
             return f"at most about {time_text(total)} left" if all_known else ""
         if not all_known:
             return f"more than {time_text(total)} left"
-        done = sum(self.seconds.values()) + (watch.elapsed() if watch else 0.0)
-        return f"about {_of(time_text(total), time_text(total + done))} left"
+        spent = sum(self.seconds.values()) + (watch.elapsed() if watch else 0.0)
+        return f"about {_left_of_total(time_text(total), time_text(total + spent))} left"
 
 
-def _of(left: str, whole: str) -> str:
+def _left_of_total(left: str, total: str) -> str:
     """Join two times: ``5 of 9 min``."""
-    if left == whole:
+    if left == total:
         return left
-    (number, unit), (_, other) = left.split(), whole.split()
-    return f"{number if unit == other else left} of {whole}"
+    (number, unit), (_, total_unit) = left.split(), total.split()
+    return f"{number if unit == total_unit else left} of {total}"
 
 
 class Watch:
@@ -173,9 +173,9 @@ class Watch:
     def work_left(self) -> float:
         """Work left in the present bar and in those after it; bars before it have ended, maybe short of their total."""
         units = list(self.work)
-        shown = max((units.index(unit) for unit in self.worked), default=0)
-        rest = {unit: 1 - self.worked[unit][1] if unit in self.worked else 1.0 for unit in units[shown:]}
-        return sum(self.work[unit] * share for unit, share in rest.items())
+        present = max((units.index(unit) for unit in self.worked), default=0)
+        shares_left = {unit: 1 - self.worked[unit][1] if unit in self.worked else 1.0 for unit in units[present:]}
+        return sum(self.work[unit] * share for unit, share in shares_left.items())
 
     def speed(self) -> float | None:
         """Seconds per unit of work; None until `ENOUGH_SECONDS` and `ENOUGH_SHARE` are reached."""

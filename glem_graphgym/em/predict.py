@@ -29,17 +29,17 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
     All ranks encode the texts for an LM or a GNN; rank 0 alone runs the GNN or the joint model, and has all logits.
     """
     classes = run.gold.num_classes
-    on_lm = stage.key.model == "LM"
+    is_lm = stage.key.model == "LM"
     gnn = run.joint or run.gnn
-    predicted = run.encoded if on_lm or gnn is None else gnn.predicted
+    predicted = run.encoded if is_lm or gnn is None else gnn.predicted
     logits = _scratch(run, f"{stage.key.folder}-logits", classes, predicted)
-    if on_lm:
+    if is_lm:
         _encode(run, stage, logits)
         return logits
     lm = run.teacher_of(stage) if run.lm_em else None
-    unused = _scratch(run, "teacher-logits", classes, run.encoded) if lm else logits
-    embeddings = _encode(run, lm, unused) if lm else None
-    views = {name: _encode(run, view, unused) for name, view in run.view_stages().items()}
+    unused_logits = _scratch(run, "teacher-logits", classes, run.encoded) if lm else logits
+    embeddings = _encode(run, lm, unused_logits) if lm else None
+    views = {name: _encode(run, view, unused_logits) for name, view in run.view_stages().items()}
     if processes.rank() > 0:
         return logits
     if run.joint is not None:
@@ -51,8 +51,8 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
     assert run.gnn is not None
     pseudo = None
     if lm and stage.key.em_iteration > 0:
-        opens = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
-        pseudo = run.pseudo_labels(run.teacher_logits(stage.key.em_iteration, lm) if opens else lm.logits)
+        is_first_step = run.settings.order == "gnn_first"  # only then is this M-step its iteration's first step
+        pseudo = run.pseudo_labels(run.teacher_logits(stage.key.em_iteration, lm) if is_first_step else lm.logits)
     targets = run.gnn_step_targets(stage.key, pseudo)
     run.gnn.start(targets, run.features(embeddings, views), stage.weights()).predict(logits)
     return logits

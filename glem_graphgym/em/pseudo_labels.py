@@ -113,8 +113,8 @@ def keep_confident(logits: np.ndarray, nodes: np.ndarray, share: float) -> np.nd
     if share >= 1 or not len(nodes):
         return nodes
     probability = top_probability(logits, nodes)
-    kept = np.argsort(-probability, kind="stable")[: num_confident(len(nodes), share)]
-    return np.sort(nodes[kept])
+    most_confident = np.argsort(-probability, kind="stable")[: num_confident(len(nodes), share)]
+    return np.sort(nodes[most_confident])
 
 
 def top_probability(logits: np.ndarray, nodes: np.ndarray) -> np.ndarray:

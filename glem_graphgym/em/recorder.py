@@ -158,9 +158,9 @@ class _StandIn:
         stage.learner, stage.targets = self.learner, targets
         model = nn.Module() if self.model_of is None else self.model_of(self.learner, targets)
 
-        def predict(logits: np.ndarray, *given: Any) -> None:
-            if given:  # embeddings, title, nodes to encode, checkpoint
-                stage.encoded = given[2]
+        def predict(logits: np.ndarray, *arguments: Any) -> None:
+            if arguments:  # embeddings, title, nodes to encode, checkpoint
+                stage.encoded = arguments[2]
 
         dim = getattr(getattr(model, "encoder", None), "dim", 0)
         task = SimpleNamespace(model=model, embedding_dim=dim, predict=predict, costs=lambda log: {})

@@ -155,17 +155,17 @@ class Run:
         return stage.result
 
     def e_step(
-        self, iteration: int, p_logits: np.ndarray, before: FinishedStage, first: FinishedStage
+        self, iteration: int, p_logits: np.ndarray, latest_lm: FinishedStage, gold_lm: FinishedStage
     ) -> FinishedStage:
         """Fit θ to y_L and ŷ_U from ``p_logits`` (N, C): maximise O(q), which minimises KL(p‖q).
 
-        ``before`` and ``first``, the latest LM stage and the one on gold, serve ``lm_init``.
+        ``latest_lm`` and ``gold_lm``, the latest LM stage and the one on gold, serve ``lm_init``.
         """
         key = self._key(f"e_step_{iteration}", "LM", "GLEM-LM", iteration)
-        how = self.settings.lm_init_first if iteration == 1 else self.settings.lm_init
+        init_choice = self.settings.lm_init_first if iteration == 1 else self.settings.lm_init
         with self.journal.stage(key, data_parallel=True) as stage:
             if stage.todo:
-                init = {"pretrained": None, "previous": before, "gold": first}[how]
+                init = {"pretrained": None, "previous": latest_lm, "gold": gold_lm}[init_choice]
                 targets = self._lm_step_targets(key, self.pseudo_labels(p_logits))
                 self._train(stage, self.lm_em, targets, init=init.weights() if init else None)
                 self._diagnose(stage, targets, p_logits=p_logits)
@@ -211,10 +211,10 @@ class Run:
                 return {"ensemble_weight_lm": ensemble(lm.logits, gnn.logits, validation, out)}
 
             self._derive("ensemble", f"{lm.key.method}+{gnn.key.method.removeprefix('GLEM-')}", gnn, mix)
-        if (given := self.first_predictions) is not None:
+        if (first_predictions := self.first_predictions) is not None:
 
             def copy(out: np.ndarray) -> dict[str, float]:
-                out[:] = given
+                out[:] = first_predictions
                 return {}
 
             self._derive("first_predictions", "First predictions", self.journal.finished[0], copy, model="given")
@@ -230,12 +230,12 @@ class Run:
         self,
         name: str,
         method: str,
-        after: FinishedStage,
+        source: FinishedStage,
         compute: Callable[[np.ndarray], dict[str, float]],
         model: str = "none",
     ) -> None:
         """Do a stage without training: ``compute`` fills its logits (N, C) from finished stages and returns notes."""
-        with self.journal.stage(self._key(name, model, method, after.key.em_iteration)) as stage:
+        with self.journal.stage(self._key(name, model, method, source.key.em_iteration)) as stage:
             if stage.todo:
                 out = stage.predictions("logits", (self.num_nodes, self.gold.num_classes))
                 stage.finish(StageOutput(FitLog(), {}, 0, 0.0, stage.compute(lambda: compute(out))))
@@ -259,8 +259,8 @@ class Run:
     def pseudo_labels(self, logits: np.ndarray) -> PseudoLabels:
         """ŷ_U from the other model's logits (N, C)."""
         s = self.settings
-        how: dict[str, Any] = {"temperature": s.temperature, "hard": s.hard, "confidence": s.confidence}
-        return PseudoLabels(logits, self.candidates, self.gold, **how)
+        options: dict[str, Any] = {"temperature": s.temperature, "hard": s.hard, "confidence": s.confidence}
+        return PseudoLabels(logits, self.candidates, self.gold, **options)
 
     def teacher_logits(self, iteration: int, teacher: FinishedStage) -> np.ndarray:
         """Logits (N, C) that teach the first step of an iteration: of ``teacher``, or at first `first_predictions`."""
@@ -284,11 +284,11 @@ class Run:
     def _key(self, name: str, model: str, method: str, iteration: int) -> StageKey:
         return StageKey(len(self.journal.finished), name, model, method, iteration)
 
-    def _train(self, stage: Stage, learner: Any, targets: StepTargets, **given: Any) -> None:
-        """Fit ``learner`` to ``targets``, write its predictions and finish the stage; ``given`` goes to its ``fit``."""
+    def _train(self, stage: Stage, learner: Any, targets: StepTargets, **fit_arguments: Any) -> None:
+        """Fit ``learner`` to ``targets``, write its predictions, finish the stage; ``fit`` gets ``fit_arguments``."""
         assert learner is not None, f"this run has no model for {stage.key.name}"
         name, joint, is_lm = stage.key.name, learner is self.joint, stage.key.model.startswith("LM")
-        task, log = learner.fit(targets, title=name, checkpoint=stage.checkpoint, **given)
+        task, log = learner.fit(targets, title=name, checkpoint=stage.checkpoint, **fit_arguments)
         predicted = self.encoded if is_lm else learner.predicted
         logits = stage.predictions("logits", (self.num_nodes, self.gold.num_classes), predicted)
         if is_lm or joint:
@@ -324,20 +324,21 @@ class Run:
                 q, p, self.gold, self.unlabelled, alpha=s.alpha, beta=s.beta, pseudo_labels=self.pseudo_labels
             )
             report |= {"pseudo_accuracy_valid": self.pseudo_accuracy(pseudo), "pseudo_candidates": len(pseudo.nodes)}
-            return report | self._guard(pseudo, stage.logits)
+            return report | self._warning_diagnostics(pseudo, stage.logits)
 
         output.notes |= stage.compute(numbers)
 
-    def _guard(self, pseudo: PseudoLabels, logits: np.ndarray) -> dict[str, float]:
+    def _warning_diagnostics(self, pseudo: PseudoLabels, logits: np.ndarray) -> dict[str, float]:
         """Diagnostics for `warnings_of`: gain of the student's logits (N, C) over the teacher, effective classes."""
         assert self.gnn is not None
         validation = self.gnn.validation
         teacher, student = (
-            validation.score(np.asarray(of[validation.nodes], dtype=np.float32)) for of in (pseudo.logits, logits)
+            validation.score(np.asarray(values[validation.nodes], dtype=np.float32))
+            for values in (pseudo.logits, logits)
         )
-        found = {"gain_valid": student - teacher, "gain_margin": margin_of(teacher, len(validation.nodes))}
+        diagnostics = {"gain_valid": student - teacher, "gain_margin": margin_of(teacher, len(validation.nodes))}
         if not len(pseudo.nodes):
-            return found
+            return diagnostics
         gold = np.bincount(self.gold.labels, minlength=self.gold.num_classes) / len(self.gold.labels)
         shares = {"pseudo_classes": pseudo.class_shares(), "gold_classes": torch.from_numpy(gold)}
-        return found | {name: effective_classes(of) for name, of in shares.items()}
+        return diagnostics | {name: effective_classes(class_shares) for name, class_shares in shares.items()}

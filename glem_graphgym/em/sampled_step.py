@@ -55,8 +55,8 @@ class Neighbourhoods:
 
     def around(self, seeds: np.ndarray, rng: np.random.Generator) -> Neighbourhood:
         """Sample a neighbourhood of ``seeds``, int64 (b,), nodes that training sees."""
-        places = seeds if self.seen is None else np.searchsorted(self.seen, seeds)
-        block = self.sampler.sample(places, rng)
+        positions = seeds if self.seen is None else np.searchsorted(self.seen, seeds)
+        block = self.sampler.sample(positions, rng)
         nodes = block.nodes if self.seen is None else self.seen[block.nodes]
         return Neighbourhood(nodes, self.of_block(block), len(seeds))
 
@@ -75,8 +75,8 @@ class SampledTask(FullBatchTask):
         def prepare(item: tuple[int, np.ndarray]) -> tuple[Any, ...]:
             number, batch = item
             hood = self.learner.neighbourhoods.around(nodes[batch].numpy(), np.random.default_rng([*seeds, number]))
-            at = torch.from_numpy(hood.nodes)
-            return self.fetch(at, hidden[at]), hood.structure, target[batch], is_gold[batch]
+            hood_nodes = torch.from_numpy(hood.nodes)
+            return self.fetch(hood_nodes, hidden[hood_nodes]), hood.structure, target[batch], is_gold[batch]
 
         self.num_batches = self.num_batches or num_batches(len(nodes), self.learner.batch_size)
         batches = [batch for batch in np.array_split(order, self.num_batches) if len(batch)]

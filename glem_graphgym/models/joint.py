@@ -22,9 +22,9 @@ class JointModel(nn.Module):
         self.encoder, self.gnn = encoder, gnn
         self.norm: nn.Module = nn.LayerNorm(encoder.dim) if norm else nn.Identity()
 
-    def node_features(self, embeddings: Tensor, more: Tensor) -> Tensor:
+    def node_features(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """The GNN's input, float32 (n, H + F), from text embeddings (n, H) and further features (n, F)."""
-        return torch.cat([self.norm(embeddings.float()), more.float()], dim=1)
+        return torch.cat([self.norm(embeddings.float()), features.float()], dim=1)
 
-    def forward(self, embeddings: Tensor, more: Tensor, structure: Any) -> Tensor:
-        return self.gnn(self.node_features(embeddings, more), structure)
+    def forward(self, embeddings: Tensor, features: Tensor, structure: Any) -> Tensor:
+        return self.gnn(self.node_features(embeddings, features), structure)

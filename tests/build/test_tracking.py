@@ -43,8 +43,8 @@ def resumed(configure_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch)
                     raise Stopped
                 return usual(journal, stage)
 
-            usual = Journal._doing
-            patch.setattr(Journal, "_doing", doing)
+            usual = Journal._stage_work
+            patch.setattr(Journal, "_stage_work", doing)
             with pytest.raises(Stopped):
                 train_run(cfg)
         train_run(cfg)

@@ -51,7 +51,7 @@ class TestLeft:
 
     def test_by_another_seed(self) -> None:
         known = {"lm_gold": 60.0, "gnn_gold": 620.0, "e_step_1": 120.0, "m_step_1": 60.0}
-        assert Plan(GLEM, known=known).left(0) == "about 6 min left"
+        assert Plan(GLEM, seconds_of_other_seeds=known).left(0) == "about 6 min left"
 
     def test_by_what_was_measured_before_the_stages(self) -> None:
         plan = Plan(GLEM, prior={"LM": 2.0})

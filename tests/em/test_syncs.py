@@ -81,7 +81,7 @@ def test_no_training_step_waits(
 ) -> None:
     """From one loss to the next, but for validation, the host's part of an epoch and transformers' look at a mask."""
     steps: list[list[str]] = []
-    prepared, trained = Batches.prepared, _State.trained
+    prepared, trained = Batches.prepared, _State.record_loss
 
     with (counted_on_cpu if accelerator == "cpu" else counted_by_cuda)() as found:
 
@@ -100,7 +100,7 @@ def test_no_training_step_waits(
             trained(state, loss)
             found.clear()
 
-        monkeypatch.setattr(_State, "trained", step)
+        monkeypatch.setattr(_State, "record_loss", step)
         monkeypatch.setattr(_State, "validate", left_out(_State.validate))
         monkeypatch.setattr(TextEncoder, "forward", left_out(TextEncoder.forward))
         for task in (LMTask, FullBatchTask, SampledTask, HopTask, JointTask):

@@ -91,7 +91,7 @@ def killed_after(steps: int) -> Iterator[None]:
     """Training that ends in an error after so many micro-batches."""
     from glem_graphgym.em import fit
 
-    count, usual = 0, fit._State.trained
+    count, usual = 0, fit._State.record_loss
 
     def trained(state: Any, loss: Any) -> None:
         nonlocal count
@@ -100,11 +100,11 @@ def killed_after(steps: int) -> Iterator[None]:
             raise Killed
         usual(state, loss)
 
-    fit._State.trained = trained  # type: ignore[method-assign]
+    fit._State.record_loss = trained  # type: ignore[method-assign]
     try:
         yield
     finally:
-        fit._State.trained = usual  # type: ignore[method-assign]
+        fit._State.record_loss = usual  # type: ignore[method-assign]
 
 
 def do(case: Case, model: str, folder: Path) -> dict[str, Any]:

@@ -145,8 +145,8 @@ FAULTS: dict[str, Fault] = {
     "starts_from_gold": Fault(
         "an E-step starts from the LM on gold where the previous one is asked for",
         "em/run.py",
-        '"previous": before, "gold": first',
-        '"previous": first, "gold": first',
+        '"previous": latest_lm, "gold": gold_lm',
+        '"previous": gold_lm, "gold": gold_lm',
         "em/test_run.py::test_each_e_step_starts_from_the_weights_asked_for",
     ),
     "needed_weights_forgotten": Fault(
@@ -180,15 +180,15 @@ FAULTS: dict[str, Fault] = {
     "permuted_parts": Fault(
         "embeddings of a joint step come in the order of their lengths",
         "em/e_step.py",
-        "order = torch.from_numpy(np.argsort(np.concatenate(parts)))",
-        "order = torch.from_numpy(np.concatenate(parts))",
+        "order = torch.from_numpy(np.argsort(np.concatenate(micro_batches)))",
+        "order = torch.from_numpy(np.concatenate(micro_batches))",
         "em/test_e_step.py::test_texts_encoded_in_parts_come_in_the_order_of_nodes",
     ),
     "scores_in_batch_order": Fault(
         "validation logits are scored in the order of batches, not of nodes",
         "em/fit.py",
-        "for _, logits in seen])[first]",
-        "for _, logits in seen])",
+        "for _, logits in results])[first]",
+        "for _, logits in results])",
         "em/test_fit.py::test_score_sees_all_validation_logits_in_node_order",
     ),
     # ---- no prediction sees its own label -------------------------------------------------------------------------
@@ -409,15 +409,15 @@ FAULTS: dict[str, Fault] = {
     "epoch_repeated": Fault(
         "a run killed between two epochs does the first of them again",
         "em/fit.py",
-        "state.keep_if_due(epoch + 1, 0)",
-        "state.keep_if_due(epoch, 0)",
+        "state.save_if_due(epoch + 1, 0)",
+        "state.save_if_due(epoch, 0)",
         "em/test_checkpoint.py::test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits[gnn_static]",
     ),
     "batches_repeated": Fault(
         "a run killed within an epoch trains on its first batches again",
         "em/fit.py",
-        "left = Batches(batches.items[state.batch :], batches.prepare)",
-        "left = batches",
+        "remaining = Batches(batches.items[state.batch :], batches.prepare)",
+        "remaining = batches",
         "em/test_checkpoint.py::test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits[glem_accumulated]",
     ),
     "generators_not_restored": Fault(
@@ -430,8 +430,8 @@ FAULTS: dict[str, Fault] = {
     "optimizer_not_restored": Fault(
         "a checkpoint does not bring back the optimizer's moments",
         "em/fit.py",
-        "part.load_state_dict(kept.pop(name))",
-        'part.load_state_dict({name: kept.pop(name), "optimizer": part.state_dict()}[name])',
+        "component.load_state_dict(saved.pop(name))",
+        'component.load_state_dict({name: saved.pop(name), "optimizer": component.state_dict()}[name])',
         "em/test_checkpoint.py::test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits[glem_accumulated]",
     ),
     "gradients_averaged_twice": Fault(
