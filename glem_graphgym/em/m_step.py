@@ -16,7 +16,7 @@ from glem_graphgym.em.inputs import FOLDS, GNNInputs
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.hardware import Hardware, sent
-from glem_graphgym.models.propagation import comes_again
+from glem_graphgym.models.propagation import mark_constant
 
 # (loss of the objective, logits of all nodes in the batch, targets or not) -> loss
 AdjustLoss = Callable[[Tensor, Tensor], Tensor]
@@ -235,7 +235,7 @@ class GNNLearner:
 
     def _inputs(self, features: Any, targets: StepTargets) -> Any:
         x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.hardware.device, self.hardware.dtype)
-        return GNNInputs(comes_again(x), targets if self.settings.label_input else None)
+        return GNNInputs(mark_constant(x), targets if self.settings.label_input else None)
 
     def module(self, dim_in: int, targets: StepTargets, weights: Weights | None = None) -> nn.Module:
         """A new network for inputs of width ``dim_in``, with fresh weights or, if given, ``weights``."""

@@ -42,7 +42,7 @@ class ClippedAdamW(torch.optim.AdamW):
     def _densify_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Make sparse gradients dense; returns, for each of their parameters, the rows in use."""
         rows = {}
-        for param in self._trained():
+        for param in self._trained_parameters():
             grad = param.grad
             if grad is None or not grad.is_sparse:
                 continue
@@ -55,19 +55,19 @@ class ClippedAdamW(torch.optim.AdamW):
 
     def _clip_divisor(self, rows: dict[nn.Parameter, Tensor]) -> Tensor:
         """The gradient norm divided by ``clip``, at least 1: scalar tensor."""
-        grads = [p.grad[rows[p]] if p in rows else p.grad for p in self._trained() if p.grad is not None]
+        grads = [p.grad[rows[p]] if p in rows else p.grad for p in self._trained_parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         return ((norm + 1e-6) / self.clip).clamp(min=1.0)
 
-    def _trained(self) -> list[nn.Parameter]:
+    def _trained_parameters(self) -> list[nn.Parameter]:
         return [param for group in self.param_groups for param in group["params"]]
 
 
 def use_sparse_gradients(module: nn.Module, least_rows: int = 1000) -> None:
     """Give embeddings of ``least_rows`` rows or more in ``module`` sparse gradients, for `ClippedAdamW`."""
-    for inner in module.modules():
-        if isinstance(inner, nn.Embedding) and inner.num_embeddings >= least_rows:
-            inner.sparse = True
+    for submodule in module.modules():
+        if isinstance(submodule, nn.Embedding) and submodule.num_embeddings >= least_rows:
+            submodule.sparse = True
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from glem_graphgym.models.dropout import dropout as cheap_dropout
 
 CPU_ATTENTION = "glem_cpu"
-BEYOND_A_MASK = ("softcap", "position_bias", "s_aux", "sinks")  # arguments of some models, not supported
+UNSUPPORTED_ARGUMENTS = ("softcap", "position_bias", "s_aux", "sinks")  # arguments of some models, not supported
 SCORES_AT_ONCE = 1 << 20  # attention scores computed at a time in inference: 2 to 4 MB
 
 
@@ -32,7 +32,7 @@ def cpu_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sdpa_from: tuple[int, int] = (0, 0),
-    **others: Any,
+    **model_arguments: Any,
 ) -> tuple[Tensor, None]:
     """Attend by transformers' interface: query, key and value (B, heads, L, D) -> ((B, L, heads, D), no weights).
 
@@ -40,14 +40,14 @@ def cpu_attention(
     mode; ``sdpa_from``: lengths as returned by `sdpa_lengths`.
 
     Raises:
-        TypeError: the model passes one of the arguments `BEYOND_A_MASK`.
+        TypeError: the model passes one of the arguments `UNSUPPORTED_ARGUMENTS`.
     """
-    if any(others.get(name) is not None for name in BEYOND_A_MASK):
-        raise TypeError(f"{CPU_ATTENTION} takes no {', '.join(BEYOND_A_MASK)}")
+    if any(model_arguments.get(name) is not None for name in UNSUPPORTED_ARGUMENTS):
+        raise TypeError(f"{CPU_ATTENTION} takes no {', '.join(UNSUPPORTED_ARGUMENTS)}")
     dropout = dropout if module.training else 0.0
     if 0 < sdpa_from[0 if torch.is_grad_enabled() else 1] <= query.shape[2]:
-        how: dict[str, Any] = {"attn_mask": attention_mask, "dropout_p": dropout, "scale": scaling}
-        return F.scaled_dot_product_attention(query, key, value, **how).transpose(1, 2).contiguous(), None
+        options: dict[str, Any] = {"attn_mask": attention_mask, "dropout_p": dropout, "scale": scaling}
+        return F.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if torch.is_grad_enabled():
         return _attend(query, key, value, attention_mask, dropout).transpose(1, 2).contiguous(), None
@@ -55,9 +55,9 @@ def cpu_attention(
     texts, heads, length = query.shape[:3]
     step = max(1, SCORES_AT_ONCE // (heads * length * length))
     out = query.new_empty(texts, length, heads, value.shape[-1])
-    for part in (slice(start, start + step) for start in range(0, texts, step)):
-        mask = attention_mask if attention_mask is None or len(attention_mask) == 1 else attention_mask[part]
-        out[part] = _attend(query[part], key[part], value[part], mask, dropout).transpose(1, 2)
+    for block in (slice(start, start + step) for start in range(0, texts, step)):
+        mask = attention_mask if attention_mask is None or len(attention_mask) == 1 else attention_mask[block]
+        out[block] = _attend(query[block], key[block], value[block], mask, dropout).transpose(1, 2)
     return out, None
 
 
@@ -74,8 +74,8 @@ def sdpa_lengths(name: str | None) -> tuple[int, int] | None:
     """Parse a name of `CPU_ATTENTION`: lengths from which sdpa is used in training and in inference; else None."""
     if name == CPU_ATTENTION:
         return 0, 0
-    found = re.fullmatch(rf"{CPU_ATTENTION}_(\d+)_(\d+)", name or "")
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(rf"{CPU_ATTENTION}_(\d+)_(\d+)", name or "")
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def use_cpu_attention(backbone: Any, name: str = CPU_ATTENTION) -> None:
@@ -96,8 +96,8 @@ def use_cpu_attention(backbone: Any, name: str = CPU_ATTENTION) -> None:
     backbone.set_attn_implementation(name)
     try:
         rounding = 8 * torch.finfo(expected.dtype).eps
-        found = states_of(backbone, *batch.values())
-        same = torch.allclose(found, expected, rtol=max(1e-3, rounding), atol=max(1e-4, rounding))
+        states = states_of(backbone, *batch.values())
+        same = torch.allclose(states, expected, rtol=max(1e-3, rounding), atol=max(1e-4, rounding))
     except Exception:  # a model may require anything of its attention
         same = False
     if not same:

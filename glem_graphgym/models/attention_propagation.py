@@ -46,20 +46,20 @@ class AttentionGraph:
         self._order = order.to(index_type)  # where the transpose's entries are in the matrix
         self._transposed_col = self._row[order]
         # Not bincount, which synchronises with a GPU; sums of integers are exact in any order.
-        of_column = col.new_zeros(self.num_nodes * heads).scatter_add_(0, col, torch.ones_like(col))
-        self._transposed_rowptr = _starts(of_column).to(index_type)
+        column_counts = col.new_zeros(self.num_nodes * heads).scatter_add_(0, col, torch.ones_like(col))
+        self._transposed_rowptr = _starts(column_counts).to(index_type)
         self._symmetric_weight: Tensor | None = None
         pointers = self._rowptr, self._transposed_rowptr
-        self._pieces, self._transposed_pieces = (pieces_of(p) if adjacency.lasts else None for p in pointers)
+        self._pieces, self._transposed_pieces = (pieces_of(p) if adjacency.is_reused else None for p in pointers)
 
     @staticmethod
     def of(adjacency: Adjacency, heads: int) -> AttentionGraph:
         """The graph of A + I, so that nodes attend to themselves too; made once per adjacency and cached with it."""
-        made = _MADE.setdefault(adjacency, {})
-        if heads not in made:
+        graphs = _GRAPH_CACHE.setdefault(adjacency, {})
+        if heads not in graphs:
             with torch.inference_mode(False):  # so that training may use it too
-                made[heads] = AttentionGraph(adjacency.with_self_loops(), heads)
-        return made[heads]
+                graphs[heads] = AttentionGraph(adjacency.with_self_loops(), heads)
+        return graphs[heads]
 
     def in_degree(self) -> Tensor:
         """int64 (T,): edges into each target."""
@@ -91,9 +91,9 @@ class AttentionGraph:
                 raise ValueError(f"{name} scores have shape {tuple(scores.shape)}, expected {(nodes, self.heads)}")
         if kept is not None and (kept.shape != (self.num_edges,) or kept.dtype != torch.bool):
             raise ValueError(f"kept is {described(kept)}, expected torch.bool of shape ({self.num_edges},)")
-        exact = torch.promote_types(source.dtype, torch.float32)
-        source = source.to(exact).flatten()
-        target = None if target is None else target.to(exact).flatten()
+        dtype = torch.promote_types(source.dtype, torch.float32)
+        source = source.to(dtype).flatten()
+        target = None if target is None else target.to(dtype).flatten()
         return _EdgeSoftmax.apply(source, target, kept, slope, self)
 
     def symmetric_weight(self) -> Tensor:
@@ -103,8 +103,8 @@ class AttentionGraph:
         """
         if self._symmetric_weight is None:
             with torch.inference_mode(False):
-                left, right = (degree.clamp(min=1) for degree in (self.in_degree(), self.out_degree()))
-                ratio = left[self._row.long() // self.heads] / right[self._col.long() // self.heads]
+                in_degree, out_degree = (degree.clamp(min=1) for degree in (self.in_degree(), self.out_degree()))
+                ratio = in_degree[self._row.long() // self.heads] / out_degree[self._col.long() // self.heads]
                 self._symmetric_weight = ratio.sqrt().float()
         return self._symmetric_weight
 
@@ -146,7 +146,7 @@ class AttentionGraph:
 
 
 # Cache of AttentionGraph.of. A value that refers to its adjacency would keep the entry alive for ever.
-_MADE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref.WeakKeyDictionary()
+_GRAPH_CACHE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref.WeakKeyDictionary()
 
 
 def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
@@ -208,24 +208,24 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, weight = ctx.saved_tensors
         graph, grad = ctx.graph, grad.contiguous()
-        for_values = for_weight = None
+        values_grad = weight_grad = None
         if ctx.needs_input_grad[0]:
-            turned = weight.index_select(0, graph._order).to(grad.dtype)
-            matrix = graph._transposed_rowptr, graph._transposed_col, turned
-            for_values = weighted_sums(*matrix, grad, graph._transposed_pieces)
+            transposed_weight = weight.index_select(0, graph._order).to(grad.dtype)
+            matrix = graph._transposed_rowptr, graph._transposed_col, transposed_weight
+            values_grad = weighted_sums(*matrix, grad, graph._transposed_pieces)
         if ctx.needs_input_grad[1]:
-            for_weight = graph._dots(grad, values).to(weight.dtype)
-        return for_values, for_weight, None
+            weight_grad = graph._dots(grad, values).to(weight.dtype)
+        return values_grad, weight_grad, None
 
 
-def _reduced(entries: Tensor, how: str, rowptr: Tensor, pieces: Pieces | None, initial: float) -> Tensor:
-    """Sum or maximum (``how``) of each row's ``entries`` (nnz,): (T,); ``initial`` for empty rows."""
+def _reduced(entries: Tensor, reduction: str, rowptr: Tensor, pieces: Pieces | None, initial: float) -> Tensor:
+    """Sum or maximum (``reduction``) of each row's ``entries`` (nnz,): (T,); ``initial`` for empty rows."""
     if entries.device.type == "cpu" and pieces is None:
-        return torch.segment_reduce(entries, how, offsets=rowptr, unsafe=True, initial=initial)
+        return torch.segment_reduce(entries, reduction, offsets=rowptr, unsafe=True, initial=initial)
     # With a second dimension the kernel uses one thread per row, without it a whole block of threads.
     out = entries[:, None]
     for offsets in (rowptr,) if pieces is None else pieces:
-        out = torch.segment_reduce(out, how, offsets=offsets, unsafe=True, initial=initial)
+        out = torch.segment_reduce(out, reduction, offsets=offsets, unsafe=True, initial=initial)
     return out[:, 0]
 
 

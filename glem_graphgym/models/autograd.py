@@ -7,13 +7,13 @@ from torch import Tensor
 
 def leaves_of(output: Tensor) -> set[Tensor]:
     """Parameters, and other leaves that require a gradient, on which ``output`` depends."""
-    waiting, seen, leaves = [output.grad_fn], set(), set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+    queue, visited, leaves = [output.grad_fn], set(), set()
+    while queue:
+        node = queue.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):
             leaves.add(node.variable)
-        waiting += [before for before, _ in node.next_functions]
+        queue += [earlier for earlier, _ in node.next_functions]
     return leaves

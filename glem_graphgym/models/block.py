@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from glem_graphgym.models.mlp import LayerStack
-from glem_graphgym.models.propagation import Adjacency, SparseOperator, kept_operator
+from glem_graphgym.models.propagation import Adjacency, SparseOperator, cached_operator
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing from Python 3.11 on
@@ -39,7 +39,7 @@ class BlockAdjacency(Adjacency):
         inner = rowptr[list(self.ends[:-1])]
         self._edges_within, self._loops_within = inner.tolist(), torch.searchsorted(loops, inner).tolist()
         self._loops = len(loops)
-        self._pattern.lasts = False
+        self._pattern.is_reused = False
 
     @property
     def num_seeds(self) -> int:
@@ -55,7 +55,7 @@ class BlockAdjacency(Adjacency):
             moved.degree = move(self.degree)
         return moved
 
-    @kept_operator
+    @cached_operator
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2 of the whole graph, estimated from the drawn edges."""
         drawn, scale = self.rowptr.diff().double() + 1, self.degree.double() + 1

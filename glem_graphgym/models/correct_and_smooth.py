@@ -33,21 +33,21 @@ def correct_and_smooth(
     """
     operator, device = adjacency.symmetric(), adjacency.device
     soft = F.softmax(torch.from_numpy(np.asarray(logits, dtype=np.float32)).to(device), dim=-1)
-    place = torch.from_numpy(nodes).to(device)
+    gold = torch.from_numpy(nodes).to(device)
     one_hot = F.one_hot(torch.from_numpy(labels).to(device), soft.shape[1]).to(soft.dtype)
     error = torch.zeros_like(soft)
-    error[place] = one_hot - soft[place]
+    error[gold] = one_hot - soft[gold]
     residual = _spread(operator, error, *correct, -1.0)
-    scale = error[place].abs().sum() / len(place) / residual.abs().sum(dim=1, keepdim=True)
+    scale = error[gold].abs().sum() / len(gold) / residual.abs().sum(dim=1, keepdim=True)
     scale[~(scale <= MAX_SCALE)] = 1.0  # infinite far from gold nodes, 0 / 0 where there is nothing to correct
     soft += scale * residual
-    soft[place] = one_hot
+    soft[gold] = one_hot
     return _spread(operator, soft, *smooth, 0.0).clamp_(min=torch.finfo(soft.dtype).tiny).log_().cpu().numpy()
 
 
 def _spread(operator: SparseOperator, start: Tensor, layers: int, alpha: float, low: float) -> Tensor:
     """Iterate Z ← α S Z + (1 - α) Z₀, (N, C), ``layers`` times from Z₀, each time clamped to [``low``, 1]."""
-    rest, out = (1 - alpha) * start, start
+    start_term, out = (1 - alpha) * start, start
     for _ in range(layers):
-        out = (operator @ out).mul_(alpha).add_(rest).clamp_(low, 1.0)
+        out = (operator @ out).mul_(alpha).add_(start_term).clamp_(low, 1.0)
     return out

@@ -48,10 +48,10 @@ def _skewed(by_distance: Tensor) -> Tensor:
 
 
 @functools.cache
-def _weights_on(kind: str) -> Callable[..., Tensor]:
+def _weights_function(kind: str) -> Callable[..., Tensor]:
     """`attention_weights`; for CUDA compiled, if Triton and a C compiler are installed."""
-    can = importlib.util.find_spec("triton") and shutil.which(os.environ.get("CC", "gcc"))
-    return torch.compile(attention_weights, dynamic=True) if kind == "cuda" and can else attention_weights
+    compiles = importlib.util.find_spec("triton") and shutil.which(os.environ.get("CC", "gcc"))
+    return torch.compile(attention_weights, dynamic=True) if kind == "cuda" and compiles else attention_weights
 
 
 def use_fast_attention(backbone: nn.Module) -> None:
@@ -96,20 +96,20 @@ def _attention(base: Any, projected: Callable[..., tuple[Tensor, ...]]) -> type:
         ) -> tuple[Tensor, Tensor | None]:
             special = output_attentions or query_states is not None or getattr(self, "talking_head", False)
             if special or (self.relative_attention and (rel_embeddings is None or relative_pos is None)):
-                given = (attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
-                return super().forward(hidden_states, *given)
+                arguments = (attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
+                return super().forward(hidden_states, *arguments)
             query, key, value = projected(self, hidden_states)  # (B, heads, L, D)
             kinds = self.pos_att_type if self.relative_attention else []
-            scale = (query.shape[-1] * _terms(self)) ** -0.5
+            scale = (query.shape[-1] * _num_terms(self)) ** -0.5
             query, c2p, p2c = query * scale, None, None
             if kinds:
                 assert rel_embeddings is not None and relative_pos is not None
-                rows = self.pos_dropout(rel_embeddings)[_rows(self, relative_pos)]  # (2L, H)
+                rows = self.pos_dropout(rel_embeddings)[_position_rows(self, relative_pos)]  # (2L, H)
                 if "c2p" in kinds:
                     c2p = query @ _positions(self, rows, "key").flip(2).transpose(-1, -2)
                 if "p2c" in kinds:
                     p2c = (key * scale) @ _positions(self, rows, "query").roll(-1, 2).transpose(-1, -2)
-            weights = _weights_on(query.device.type)(
+            weights = _weights_function(query.device.type)(
                 query @ key.transpose(-1, -2), c2p, p2c, attention_mask, self.dropout.p, self.training
             )
             return (weights @ value).permute(0, 2, 1, 3).flatten(2), None
@@ -117,7 +117,7 @@ def _attention(base: Any, projected: Callable[..., tuple[Tensor, ...]]) -> type:
     return FastAttention
 
 
-def _terms(module: Any) -> int:
+def _num_terms(module: Any) -> int:
     """Number of scores that are added up per pair of tokens; they are divided by the root of it times D."""
     return 1 + len(set(module.pos_att_type) & {"c2p", "p2c"}) if _is_v2(module) else 1 + len(module.pos_att_type)
 
@@ -126,7 +126,7 @@ def _is_v2(module: Any) -> bool:
     return hasattr(module, "query_proj")
 
 
-def _rows(module: Any, relative_pos: Tensor) -> Tensor:
+def _position_rows(module: Any, relative_pos: Tensor) -> Tensor:
     """Rows of the position table, int64 (2L,), for distances -L (a filler that is never read), 1 - L, …, L - 1.
 
     ``relative_pos``, (…, L, L), holds the distance i - j or its bucket; its first row and column have every distance.
@@ -137,14 +137,14 @@ def _rows(module: Any, relative_pos: Tensor) -> Tensor:
     return (distances + span).clamp(0, 2 * span - 1)
 
 
-def _positions(module: Any, rows: Tensor, of: str) -> Tensor:
+def _positions(module: Any, rows: Tensor, side: str) -> Tensor:
     """Position keys or queries (1, heads, 2L, D), projected from ``rows`` (2L, H) of the position table."""
     if not _is_v2(module):
-        project = module.pos_proj if of == "key" else module.pos_q_proj
+        project = module.pos_proj if side == "key" else module.pos_q_proj
     elif module.share_att_key:
-        project = module.key_proj if of == "key" else module.query_proj
+        project = module.key_proj if side == "key" else module.query_proj
     else:
-        project = module.pos_key_proj if of == "key" else module.pos_query_proj
+        project = module.pos_key_proj if side == "key" else module.pos_query_proj
     return _heads(module, project(rows[None]))
 
 

@@ -18,7 +18,7 @@ def dropout(x: Tensor, probability: float, training: bool, generator: torch.Gene
     if not training or probability == 0:
         return x
     if x.device.type == "cpu":
-        return x * _kept(x, probability, generator)
+        return x * _keep_factors(x, probability, generator)
     if generator is None:
         return F.dropout(x, probability)
     return x * torch.empty_like(x).bernoulli_(1 - probability, generator=generator).div_(1 - probability)
@@ -34,9 +34,9 @@ def relu_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        kept = _kept(x, probability)
-        ctx.scale = _scale(probability, x.dtype)[1]
-        out = F.relu(x).mul_(kept)
+        factors = _keep_factors(x, probability)
+        ctx.scale = _bits_and_scale(probability, x.dtype)[1]
+        out = F.relu(x).mul_(factors)
         ctx.save_for_backward(out)
         return out
 
@@ -46,9 +46,9 @@ class _ReluDropout(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(grads[0], out, 0).mul_(ctx.scale), None
 
 
-def _kept(x: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+def _keep_factors(x: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
     """Factors in shape and dtype of ``x``: 0 with ``probability``, else the scale that preserves the expectation."""
-    (bits, dropped), scale = _scale(probability, x.dtype)
+    (bits, dropped), scale = _bits_and_scale(probability, x.dtype)
     if dropped == 0:
         return torch.ones_like(x)
     words = torch.empty((x.numel() * bits + 63) // 64, dtype=torch.int64)
@@ -56,13 +56,13 @@ def _kept(x: Tensor, probability: float, generator: torch.Generator | None = Non
     drawn = words.view(torch.int8 if bits == 8 else torch.int16)[: x.numel()].view(x.shape)
     # 0 and 1 by integer arithmetic in place: comparing and converting booleans takes ten times as long.
     least = dropped - 2 ** (bits - 1)
-    kept = drawn.clamp_(least - 1, least).sub_(least - 1)
+    is_kept = drawn.clamp_(least - 1, least).sub_(least - 1)
     if bits == 16 and x.dtype in (torch.bfloat16, torch.float16):
-        return kept.mul_(scale.view(torch.int16)).view(x.dtype)  # 1 times the scale's bit pattern
-    return kept.to(x.dtype).mul_(scale)
+        return is_kept.mul_(scale.view(torch.int16)).view(x.dtype)  # 1 times the scale's bit pattern
+    return is_kept.to(x.dtype).mul_(scale)
 
 
-def _scale(probability: float, dtype: torch.dtype) -> tuple[tuple[int, int], Tensor]:
+def _bits_and_scale(probability: float, dtype: torch.dtype) -> tuple[tuple[int, int], Tensor]:
     """Random bits per element with the number of their values that mean dropped, and the scale of kept elements."""
     bits = 8 if probability * 2**8 == round(probability * 2**8) else 16
     dropped = min(round(probability * 2**bits), 2**bits - 1)
@@ -78,6 +78,6 @@ class Dropout(nn.Dropout):
 
 def use_cheap_dropout(module: nn.Module) -> None:
     """Turn every `nn.Dropout` inside ``module`` into a `Dropout` of the same probability."""
-    for inner in module.modules():
-        if type(inner) is nn.Dropout:
-            inner.__class__ = Dropout
+    for submodule in module.modules():
+        if type(submodule) is nn.Dropout:
+            submodule.__class__ = Dropout

@@ -110,13 +110,13 @@ class RecursiveAttention(nn.Module):
     def forward(self, hidden: list[Tensor]) -> Tensor:
         """Weights (B, K+1) of K+1 hops (B, H)."""
         halves = self.linear.weight.view(2, -1)
-        history, own = torch.stack([F.linear(h, halves) for h in hidden], dim=-1).unbind(1)  # (B, K+1) each
-        own = own + self.linear.bias
-        scores = [self.activation(history[:, 0] + own[:, 0])]
+        history, current = torch.stack([F.linear(h, halves) for h in hidden], dim=-1).unbind(1)  # (B, K+1) each
+        current = current + self.linear.bias
+        scores = [self.activation(history[:, 0] + current[:, 0])]
         for hop in range(1, len(hidden)):
             weights = dropout(torch.stack(scores, dim=1).softmax(1), self.dropout, self.training)
             gathered = (weights * history[:, :hop]).sum(1)
-            scores.append(self.activation(gathered + own[:, hop]))
+            scores.append(self.activation(gathered + current[:, hop]))
         return torch.stack(scores, dim=1).softmax(1)
 
 

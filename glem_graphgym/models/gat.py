@@ -70,6 +70,6 @@ class GAT(LayerStack):
         super().__init__(dim_in, heads * dim_hidden, dim_out, num_layers, *args, **options)
         hidden = len(self.activations)
         self.layers = nn.ModuleList(
-            GATLayer(a, dim_hidden if place < hidden else b, heads, place < hidden, attention_dropout)
-            for place, (a, b) in enumerate(pairwise(self.widths))
+            GATLayer(a, dim_hidden if index < hidden else b, heads, index < hidden, attention_dropout)
+            for index, (a, b) in enumerate(pairwise(self.widths))
         )

@@ -32,13 +32,13 @@ class HopNetwork(nn.Module):
         ``label_features`` are (label_hops, B, C), as made by `fold_label_hops`; None without a label branch.
         """
         hops = "hops" if self.hops is None else str(self.hops + 1)
-        right = hop_features.dim() == 3 and hop_features.shape[2] == self.dim_in and len(hop_features) > 0
-        if not right or (self.hops is not None and len(hop_features) != self.hops + 1):
+        valid = hop_features.dim() == 3 and hop_features.shape[2] == self.dim_in and len(hop_features) > 0
+        if not valid or (self.hops is not None and len(hop_features) != self.hops + 1):
             raise ValueError(f"hop_features are {tuple(hop_features.shape)}, expected ({hops}, batch, {self.dim_in})")
         expected = (self.label_hops, hop_features.shape[1], self.dim_out) if self.label_hops else None
-        found = None if label_features is None else tuple(label_features.shape)
-        if found != expected:
-            raise ValueError(f"label_features are {found}, expected {expected} with label_hops = {self.label_hops}")
+        shape = None if label_features is None else tuple(label_features.shape)
+        if shape != expected:
+            raise ValueError(f"label_features are {shape}, expected {expected} with label_hops = {self.label_hops}")
         logits = self.hop_logits(hop_features)
         if self.label_branch is None or label_features is None:
             return logits

@@ -100,8 +100,8 @@ def fold_label_hops(
     out = torch.empty((1, *labels.shape), dtype=dtype or labels.dtype, device=device or labels.device)
     for columns, block in _blocks(operator, labels):
         for fold in folds.unique().tolist():
-            seen = (folds >= 0) & (folds != fold)
-            current = block.where(seen[:, None], 0.0)
+            visible = (folds >= 0) & (folds != fold)
+            current = block.where(visible[:, None], 0.0)
             for _ in range(hops):
                 current = operator @ current
             nodes = (folds == fold).nonzero().flatten()

@@ -34,11 +34,11 @@ def model_folder(model: str) -> Path:
             f"lm.model '{model}' could not be loaded: expected a folder with config.json, tokenizer and weights, and "
             "there is no folder of that name"
         )
-    return _of_hub(model)
+    return _download(model)
 
 
 @functools.cache
-def _of_hub(model: str) -> Path:
+def _download(model: str) -> Path:
     """Download the files of a model that are not in the hub's cache; without a network, use the cache as it is."""
     import huggingface_hub
     from huggingface_hub import errors
@@ -51,13 +51,13 @@ def _of_hub(model: str) -> Path:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=names))
     except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         gated = isinstance(error, errors.GatedRepoError)
-        why = "asks for its terms to be accepted" if gated else "has no model of that name, or a private one"
+        reason = "asks for its terms to be accepted" if gated else "has no model of that name, or a private one"
         raise ValueError(
-            f"{folder}, and the model hub {why}; expected a folder with config.json, tokenizer and weights, or a hub "
-            "id that you may read (`hf auth login`)"
+            f"{folder}, and the model hub {reason}; expected a folder with config.json, tokenizer and weights, or a "
+            "hub id that you may read (`hf auth login`)"
         ) from error
     except Exception as error:  # no network, a proxy, a hub that is down: errors of many libraries
-        if cached := _cached(model):
+        if cached := _cached_snapshot(model):
             return cached
         raise ValueError(
             f"{folder}, it is not in the hub's cache, and the model hub could not be reached "
@@ -69,18 +69,18 @@ def _of_hub(model: str) -> Path:
 def wanted(names: Iterable[str]) -> list[str]:
     """Names of the files to download; pickled weights only from folders without safetensors."""
     names = list(names)
-    parts = {name: (Path(name).parent.as_posix(), Path(name).name) for name in names}
-    safe = {folder for folder, name in parts.values() if SAFE.fullmatch(name)}
-    kept = []
-    for name, (folder, last) in parts.items():
+    folder_and_name = {name: (Path(name).parent.as_posix(), Path(name).name) for name in names}
+    safe = {folder for folder, name in folder_and_name.values() if SAFE.fullmatch(name)}
+    chosen = []
+    for name, (folder, file_name) in folder_and_name.items():
         layer = folder == "." or re.fullmatch(r"\d+_\w+", folder)  # 0_Transformer, 1_Pooling, 2_Dense
-        pickled = PICKLED.fullmatch(last) and folder not in safe
-        if layer and (SMALL.fullmatch(last) or SAFE.fullmatch(last) or pickled):
-            kept.append(name)
-    return kept
+        pickled = PICKLED.fullmatch(file_name) and folder not in safe
+        if layer and (SMALL.fullmatch(file_name) or SAFE.fullmatch(file_name) or pickled):
+            chosen.append(name)
+    return chosen
 
 
-def _cached(model: str) -> Path | None:
+def _cached_snapshot(model: str) -> Path | None:
     """The snapshot of ``model`` in the hub's cache, complete or not; None if there is none."""
     from huggingface_hub import constants, file_download
 

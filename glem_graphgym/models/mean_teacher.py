@@ -33,8 +33,8 @@ class MeanTeacher(nn.Module):
     def update(self, student: nn.Module) -> None:
         """Update the average by the student's weights; call after each of its optimizer steps."""
         # Not torch's AveragedModel, which reads its update counter from the device and so waits for it.
-        for own, new in zip(_floats(self.average), _floats(student), strict=True):
-            own.lerp_(new, 1 - self.decay)
+        for average, value in zip(_floats(self.average), _floats(student), strict=True):
+            average.lerp_(value, 1 - self.decay)
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Tensor:
@@ -43,8 +43,8 @@ class MeanTeacher(nn.Module):
 
 
 def _floats(module: nn.Module) -> Iterator[Tensor]:
-    both = chain(module.parameters(), module.buffers())
-    return (tensor.detach() for tensor in both if tensor.is_floating_point())
+    tensors = chain(module.parameters(), module.buffers())
+    return (tensor.detach() for tensor in tensors if tensor.is_floating_point())
 
 
 def consistency_loss(
@@ -57,16 +57,18 @@ def consistency_loss(
     ``teacher`` (B, C), of a `MeanTeacher` or the mean of several predictions of the student, gets no gradient.
     """
     if student_logits.shape != teacher.shape or student_logits.dim() != 2:
-        found = f"{tuple(student_logits.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(f"logits of the student and probabilities of the teacher are {found}, expected (B, C) of both")
+        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(
+            f"logits of the student and probabilities of the teacher are {shapes}, expected (B, C) of both"
+        )
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, expected above 0")
     if not 0 <= confidence < 1:
         raise ValueError(f"confidence is {confidence}, expected a share from 0 to below 1")
     teacher = teacher.detach()
-    kept = teacher.amax(-1) > confidence
+    confident = teacher.amax(-1) > confidence
     log_student = student_logits.float().log_softmax(-1)
     log_teacher = (teacher.float().clamp(min=torch.finfo(torch.float32).tiny).log() / temperature).log_softmax(-1)
-    of_node = (log_student.exp() - log_teacher.exp()).square().sum(-1)
-    # Not of_node[kept].mean(), which is NaN if no node is kept.
-    return of_node.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
+    node_loss = (log_student.exp() - log_teacher.exp()).square().sum(-1)
+    # Not node_loss[confident].mean(), which is NaN if no node is confident.
+    return node_loss.where(confident, 0.0).sum() / confident.sum().clamp(min=1)

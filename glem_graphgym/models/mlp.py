@@ -57,8 +57,8 @@ class LayerStack(nn.Module):
         self.activations = nn.ModuleList(Activation(dim_hidden, norm, dropout) for _ in range(hidden))
         self.input_dropout = input_dropout
         self.residual, self.readout = residual, readout
-        before = [nn.Linear(dim_hidden if place else dim_in, dim_hidden) for place in range(pre_layers)]
-        self.before = nn.ModuleList(nn.Sequential(one, Activation(dim_hidden, norm, dropout)) for one in before)
+        linears = [nn.Linear(dim_hidden if index else dim_in, dim_hidden) for index in range(pre_layers)]
+        self.before = nn.ModuleList(nn.Sequential(linear, Activation(dim_hidden, norm, dropout)) for linear in linears)
         skips = pairwise(self.widths[: hidden + 1]) if linear_skip else ()
         self.skips = nn.ModuleList(nn.Linear(a, b) for a, b in skips)
         self.classifier = None if readout == "layer" else nn.Linear(dim_hidden, dim_out)

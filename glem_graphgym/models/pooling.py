@@ -90,20 +90,24 @@ def readout_of(model: str, pooling: str, bidirectional: bool = False) -> Readout
             return Readout(pooling, why=why)
         readout = Readout(pooling, why="lm.pooling")
     else:
-        readout = _of_modules(model, folder, modules, pooling)
+        readout = _modules_readout(model, folder, modules, pooling)
     if readout.pooling == "cls":
-        who = f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
+        mistake = (
+            f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
+        )
         if causal:
-            raise ValueError(f"{who} has seen nothing of its text, as in every causal model; expected last, or mean")
+            raise ValueError(
+                f"{mistake} has seen nothing of its text, as in every causal model; expected last, or mean"
+            )
         if config.model_type in CLS_LAST and readout.why == "lm.pooling":
-            raise ValueError(f"{who} is a word: it puts its CLS token last; expected last, or mean")
+            raise ValueError(f"{mistake} is a word: it puts its CLS token last; expected last, or mean")
     return readout
 
 
-def _of_modules(model: str, folder: Path, modules: list[dict[str, Any]], pooling: str) -> Readout:
+def _modules_readout(model: str, folder: Path, modules: list[dict[str, Any]], pooling: str) -> Readout:
     file = folder / "modules.json"
     try:
-        own = _own_readout(folder, modules)
+        described = _described_readout(folder, modules)
     except _UnsupportedError as error:
         if pooling == "auto":
             raise ValueError(
@@ -112,13 +116,13 @@ def _of_modules(model: str, folder: Path, modules: list[dict[str, Any]], pooling
             ) from error
         warning = f"lm.pooling is '{pooling}', but {file} asks for {error}: what follows the transformer is left out"
         return Readout(pooling, why="lm.pooling", warning=warning)
-    if pooling in ("auto", own.pooling):
-        return own
+    if pooling in ("auto", described.pooling):
+        return described
     return Readout(
         pooling,
         why="lm.pooling",
-        left_out=(*(folder.name for folder in own.dense), *own.left_out),
-        warning=f"lm.pooling is '{pooling}', but {file} says that lm.model {model} was trained with '{own}'",
+        left_out=(*(folder.name for folder in described.dense), *described.left_out),
+        warning=f"lm.pooling is '{pooling}', but {file} says that lm.model {model} was trained with '{described}'",
     )
 
 
@@ -126,7 +130,7 @@ class _UnsupportedError(Exception):
     """Something in modules.json that is not supported; the message says what."""
 
 
-def _own_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:
+def _described_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:
     """The readout that modules.json describes."""
     pooling, dense, left_out = "", [], []
     for index, module in enumerate(modules):
@@ -137,7 +141,7 @@ def _own_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:
         if index == 0 and name in TRANSFORMERS:
             continue
         if name == "Pooling" and not pooling:
-            pooling = _mode(_settings(path), path)
+            pooling = _pooling_of(_settings(path), path)
         elif name == "Dense" and pooling:
             _check_dense(_settings(path), path)
             dense.append(path)
@@ -156,7 +160,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _mode(settings: dict[str, Any], folder: Path) -> str:
+def _pooling_of(settings: dict[str, Any], folder: Path) -> str:
     mode = settings.get("pooling_mode")
     if mode is None:
         flags = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]
@@ -181,8 +185,8 @@ def with_end_token(tokenizer: Any, model: str, readout: Readout) -> Any:
     backend, end = getattr(tokenizer, "backend_tokenizer", None), tokenizer.eos_token
     if backend is None or end is None or backend.encode("a").special_tokens_mask[-1]:
         return tokenizer
-    asked = read_tokenizer_config(model).get("add_eos_token") is True
-    if asked or (readout.pooling == "last" and readout.why != "modules.json"):
+    adds_end_token = read_tokenizer_config(model).get("add_eos_token") is True
+    if adds_end_token or (readout.pooling == "last" and readout.why != "modules.json"):
         _append_token(backend, end, tokenizer.eos_token_id)
         logging.info(f"lm.model {model}: every text ends in {end}")
     return tokenizer
@@ -192,16 +196,18 @@ def _append_token(backend: Any, token: str, number: int) -> None:
     """Let a tokenizer of the library tokenizers append ``token`` to a text, after its other special tokens."""
     from tokenizers import processors
 
-    own = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else None
-    steps = own["processors"] if own and own["type"] == "Sequence" else [own] if own else []
+    processor = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else None
+    steps = (
+        processor["processors"] if processor and processor["type"] == "Sequence" else [processor] if processor else []
+    )
     if all(step["type"] != "TemplateProcessing" for step in steps):
         steps.append(json.loads(processors.TemplateProcessing().__getstate__()))  # a template of the text alone
     template = next(step for step in reversed(steps) if step["type"] == "TemplateProcessing")
     template["single"].append({"SpecialToken": {"id": token, "type_id": 0}})
     template["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
-    whole = processors.Sequence([])
-    whole.__setstate__(json.dumps({"type": "Sequence", "processors": steps}).encode())
-    backend.post_processor = whole
+    sequence = processors.Sequence([])
+    sequence.__setstate__(json.dumps({"type": "Sequence", "processors": steps}).encode())
+    backend.post_processor = sequence
 
 
 # ---- Dense --------------------------------------------------------------------------------------------------------
@@ -226,8 +232,8 @@ def load_dense(folder: Path, pretrained: bool) -> nn.Sequential:
             weights = torch.load(file, map_location="cpu", weights_only=True)
         dense.load_state_dict({name: value.float() for name, value in weights.items()})
     except Exception as error:  # reading a user's file can fail in any way
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"lm.model: {file} does not hold the weights that its config.json asks for: {said}") from error
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"lm.model: {file} does not hold the weights that its config.json asks for: {text}") from error
     return dense
 
 

@@ -71,35 +71,36 @@ def _globbed(folder: Path, *names: str) -> list[Path]:
     return sorted(file for name in names for file in folder.glob(name))
 
 
-def find_model(model: str, inside: Path | None = None, seen: tuple[Path, ...] = ()) -> ModelFiles:
+def find_model(model: str, inside: Path | None = None, adapter_folders: tuple[Path, ...] = ()) -> ModelFiles:
     """Locate the files of ``model`` (hub id, folder or packaged model).
 
-    The base model of an adapter is looked for ``inside`` the adapter's folder too; ``seen``: adapters' folders so far.
+    The base model of an adapter is looked for ``inside`` the adapter's folder too; ``adapter_folders``: those of the
+    adapters that led here.
 
     Raises:
         ValueError: there is no such model; an adapter names no base model, or is its own.
     """
-    beside = inside / model if inside else None
-    folder = beside if beside and beside.is_dir() and not Path(model).is_dir() else model_folder(model)
+    nested = inside / model if inside else None
+    folder = nested if nested and nested.is_dir() and not Path(model).is_dir() else model_folder(model)
     transformer = folder
     _, modules = read_modules(ModelFiles(model, folder, folder))
     for path in (*(module["path"] for module in modules[:1]), "0_Transformer"):
-        known = (transformer / "config.json").exists() or (transformer / "adapter_config.json").exists()
-        if path and not known and (folder / path).is_dir():
+        has_config = (transformer / "config.json").exists() or (transformer / "adapter_config.json").exists()
+        if path and not has_config and (folder / path).is_dir():
             transformer = folder / path
     if not (transformer / "adapter_config.json").is_file():
         return ModelFiles(model, folder, transformer)
     files = ModelFiles(model, folder, transformer, adapter=transformer)
     if (transformer / "config.json").exists() and _globbed(transformer, "model*.safetensors", "pytorch_model*.bin"):
         return files
-    name = _read(transformer / "adapter_config.json", model, dict).get("base_model_name_or_path")
-    if not name or folder.resolve() in seen:
+    name = _read_json(transformer / "adapter_config.json", model, dict).get("base_model_name_or_path")
+    if not name or folder.resolve() in adapter_folders:
         raise ValueError(
             f"lm.model '{model}' is an adapter of peft, and {transformer / 'adapter_config.json'} names no model "
             f"below it: base_model_name_or_path is {name!r}; set it to that model's folder or hub id"
         )
     try:
-        base = find_model(str(name), transformer, (*seen, folder.resolve()))
+        base = find_model(str(name), transformer, (*adapter_folders, folder.resolve()))
         if not (base.transformer / "config.json").is_file():
             raise ValueError(f"{base.transformer} has no config.json")
     except ValueError as error:
@@ -115,7 +116,7 @@ def read_modules(files: ModelFiles) -> tuple[Path, list[dict[str, Any]]]:
     file = files.folder / "modules.json"
     if not file.is_file():
         return read_modules(files.base) if files.base else (files.folder, [])
-    modules = _read(file, files.model, list)
+    modules = _read_json(file, files.model, list)
     for module in modules:
         path = module.get("path") if isinstance(module, dict) else None
         if not isinstance(path, str) or not isinstance(module.get("type"), str):
@@ -125,20 +126,20 @@ def read_modules(files: ModelFiles) -> tuple[Path, list[dict[str, Any]]]:
     return files.folder, modules
 
 
-def _read(file: Path, model: str, kind: type) -> Any:
+def _read_json(file: Path, model: str, kind: type) -> Any:
     return read_json_of(file, f"lm.model '{model}'", kind)
 
 
-def read_json_of(file: Path, who: str, kind: type) -> Any:
-    """Content of a JSON ``file``, of type ``kind``; a ValueError names ``who`` and the file."""
+def read_json_of(file: Path, context: str, kind: type) -> Any:
+    """Content of a JSON ``file``, of type ``kind``; a ValueError names ``context`` and the file."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{who}: {file} is missing; expected a model's folder, with weights") from error
+        raise ValueError(f"{context}: {file} is missing; expected a model's folder, with weights") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{who}: {file} cannot be read as JSON ({error}); copy it anew") from error
+        raise ValueError(f"{context}: {file} cannot be read as JSON ({error}); copy it anew") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{who}: {file} holds a {type(value).__name__}, expected a {kind.__name__}")
+        raise ValueError(f"{context}: {file} holds a {type(value).__name__}, expected a {kind.__name__}")
     return value
 
 
@@ -154,7 +155,7 @@ def _config_of(files: ModelFiles) -> Any:
     import transformers
 
     file = files.transformer / "config.json"
-    values = _read(file, files.model, dict)
+    values = _read_json(file, files.model, dict)
     kind = values.get("model_type") or _guessed_type(values)
     if kind is None:
         raise ValueError(
@@ -162,18 +163,18 @@ def _config_of(files: ModelFiles) -> Any:
             '"bert" or "roberta"'
         )
     if kind not in transformers.CONFIG_MAPPING:
-        own = "its folder's own Python, which is never run" if values.get("auto_map") else "a newer version of it"
+        need = "its folder's own Python, which is never run" if values.get("auto_map") else "a newer version of it"
         raise ValueError(
             f"lm.model '{files.model}': transformers {transformers.__version__} has no model_type '{kind}' ({file}); "
-            f"the model needs {own}; expected a model whose architecture transformers has"
+            f"the model needs {need}; expected a model whose architecture transformers has"
         )
     if "model_type" in values:
         load = transformers.AutoConfig.from_pretrained
-        config = _library(load, files, str(files.transformer), trust_remote_code=False)
+        config = _call_library(load, files, str(files.transformer), trust_remote_code=False)
         if any(str(name).endswith("EncoderModel") for name in values.get("architectures") or []):
             config.is_encoder_decoder = True  # saved without its decoder (T5EncoderModel); AutoModel builds both
         return config
-    return _library(transformers.AutoConfig.for_model, files, kind, **values)
+    return _call_library(transformers.AutoConfig.for_model, files, kind, **values)
 
 
 def _guessed_type(values: dict[str, Any]) -> str | None:
@@ -183,9 +184,9 @@ def _guessed_type(values: dict[str, Any]) -> str | None:
     names = [str(name) for name in values.get("architectures") or []]
     bases = {base.removesuffix("Model"): kind for kind, base in MODEL_MAPPING_NAMES.items() if isinstance(base, str)}
     for name in names:
-        known = [base for base in bases if name.startswith(base)]
-        if known:
-            return bases[max(known, key=len)]
+        prefixes = [base for base in bases if name.startswith(base)]
+        if prefixes:
+            return bases[max(prefixes, key=len)]
     return "bert" if not names and values.keys() >= BERT_KEYS else None
 
 
@@ -244,11 +245,11 @@ def _load(files: ModelFiles, options: dict[str, Any]) -> Any:
     if files.base:
         backbone = _load(files.base, options)
     else:
-        backbone, misfit = _attempt(files, options, {})
-        if misfit.missing and (renaming := _renaming(misfit.missing, misfit.unexpected)):
-            again, fits = _attempt(files, options, renaming)
-            if len(fits.missing) < len(misfit.missing):
-                backbone, misfit = again, fits
+        backbone, misfit = _load_and_compare(files, options, {})
+        if misfit.missing and (renaming := _wrapper_renaming(misfit.missing, misfit.unexpected)):
+            renamed, renamed_misfit = _load_and_compare(files, options, renaming)
+            if len(renamed_misfit.missing) < len(misfit.missing):
+                backbone, misfit = renamed, renamed_misfit
         misfit.check(files)
     return _with_adapter(backbone, files) if files.adapter else backbone
 
@@ -266,42 +267,44 @@ class Misfit:
     def __init__(self, model: Any, info: dict[str, Any]) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         absent = set(info["missing_keys"]) - {name for name, *_ in info["mismatched_keys"]}
-        there = {id(parameter) for name, parameter in parameters.items() if name not in absent}
-        used = model.get_encoder() if model.config.is_encoder_decoder else model  # the decoder is not used
-        kept = {id(parameter) for parameter in used.parameters()}
-        weights = [name for name, parameter in parameters.items() if id(parameter) in kept and not _is_pooler(name)]
+        present = {id(parameter) for name, parameter in parameters.items() if name not in absent}
+        encoder = model.get_encoder() if model.config.is_encoder_decoder else model  # the decoder is not used
+        used_parameters = {id(parameter) for parameter in encoder.parameters()}
+        weights = [
+            name for name, parameter in parameters.items() if id(parameter) in used_parameters and not _is_pooler(name)
+        ]
         patterns = {re.sub(r"\.\d+\.", ".#.", name) for name in weights}
         self.total = len(weights)
-        self.missing = [name for name in weights if name in absent and id(parameters[name]) not in there]
+        self.missing = [name for name in weights if name in absent and id(parameters[name]) not in present]
         self.unexpected = sorted(info["unexpected_keys"])
-        self.mismatched = sorted(each for each in info["mismatched_keys"] if each[0] in weights)
+        self.mismatched = sorted(mismatch for mismatch in info["mismatched_keys"] if mismatch[0] in weights)
         self.left_out = [name for name in self.unexpected if re.sub(r"\.\d+\.", ".#.", name) in patterns]
 
     def check(self, files: ModelFiles) -> None:
         """Raise ValueError if weights are missing or have other shapes; warn of those left out."""
-        where = f"lm.model '{files.model}': "
+        prefix = f"lm.model '{files.model}': "
         if self.mismatched:
             name, stored, built = self.mismatched[0]
             raise ValueError(
-                f"{where}{len(self.mismatched)} of {self.total} weights have another shape in the files than "
+                f"{prefix}{len(self.mismatched)} of {self.total} weights have another shape in the files than "
                 f"config.json asks for, first {name}: {tuple(stored)} instead of {tuple(built)}; expected the "
                 "config.json of these weights"
             )
         if self.missing:
             first = ", ".join(self.missing[:NAMED])
-            instead = f"; it holds {', '.join(self.unexpected[:NAMED])}" if self.unexpected else ""
+            held = f"; it holds {', '.join(self.unexpected[:NAMED])}" if self.unexpected else ""
             raise ValueError(
-                f"{where}{len(self.missing)} of {self.total} weights are missing in {files.transformer}, first "
-                f"{first}{instead}; expected all weights of the architecture that config.json names"
+                f"{prefix}{len(self.missing)} of {self.total} weights are missing in {files.transformer}, first "
+                f"{first}{held}; expected all weights of the architecture that config.json names"
             )
         if self.left_out:
             logging.warning(
-                f"{where}{len(self.left_out)} weights in its files have no place in the architecture that config.json "
+                f"{prefix}{len(self.left_out)} weights in its files have no place in the architecture that config.json "
                 f"describes and are left out, first {self.left_out[0]}; is its number of layers right?"
             )
 
 
-def _attempt(files: ModelFiles, options: dict[str, Any], renaming: dict[str, str]) -> tuple[Any, Misfit]:
+def _load_and_compare(files: ModelFiles, options: dict[str, Any], renaming: dict[str, str]) -> tuple[Any, Misfit]:
     import transformers
 
     options = {**options, "trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -312,7 +315,7 @@ def _attempt(files: ModelFiles, options: dict[str, Any], renaming: dict[str, str
             for file in files.transformer.iterdir():
                 if not file.name.startswith("adapter_"):
                     (source / file.name).symlink_to(file.resolve())
-        model, info = _library(
+        model, info = _call_library(
             transformers.AutoModel.from_pretrained, files, str(source), key_mapping=renaming or None, **options
         )
     return model, Misfit(model, info)
@@ -322,10 +325,10 @@ def _is_pooler(name: str) -> bool:
     return "pooler" in name.split(".")
 
 
-def _renaming(missing: Collection[str], found: Iterable[str]) -> dict[str, str]:
+def _wrapper_renaming(missing: Collection[str], unexpected: Iterable[str]) -> dict[str, str]:
     """Regular expressions that strip wrappers from names of weights; {} if two names would become the same."""
     stripped: dict[str, list[str]] = {}
-    for name in found:
+    for name in unexpected:
         for bare in _without_wrappers(name):
             if bare in missing:
                 stripped.setdefault(bare, []).append(name)
@@ -344,10 +347,10 @@ def _without_wrappers(name: str) -> Iterable[str]:
     for count in range(len(parts)):
         if count and parts[count - 1] not in WRAPPERS:
             return
-        rest = parts[count:]
-        yield ".".join(rest)
-        yield ".".join(part for part in rest if part == "module" or not part.startswith("_"))
-        yield ".".join(part for part in rest if part != "module" and not part.startswith("_"))
+        inner_parts = parts[count:]
+        yield ".".join(inner_parts)
+        yield ".".join(part for part in inner_parts if part == "module" or not part.startswith("_"))
+        yield ".".join(part for part in inner_parts if part != "module" and not part.startswith("_"))
 
 
 # ---- adapters of peft ---------------------------------------------------------------------------------------------
@@ -366,16 +369,16 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
     assert files.adapter is not None
     folder = str(files.adapter)
     logging.getLogger("peft").setLevel(logging.ERROR)
-    config = _library(peft.PeftConfig.from_pretrained, files, folder)
+    config = _call_library(peft.PeftConfig.from_pretrained, files, folder)
     modules = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
     # An adapter may come with a head and with trained embeddings; only the embeddings belong to the backbone.
     config.modules_to_save = [
         name for name in getattr(config, "modules_to_save", None) or [] if name in modules
     ] or None
-    stored = _library(load_peft_weights, files, folder, device="cpu")
-    begin = f"base_model.model.{backbone.base_model_prefix}."
-    weights = {name.replace(begin, "base_model.model.", 1): value for name, value in stored.items()}
-    adapted = _library(peft.PeftModel, files, backbone, config)
+    stored = _call_library(load_peft_weights, files, folder, device="cpu")
+    backbone_prefix = f"base_model.model.{backbone.base_model_prefix}."
+    weights = {name.replace(backbone_prefix, "base_model.model.", 1): value for name, value in stored.items()}
+    adapted = _call_library(peft.PeftModel, files, backbone, config)
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise ValueError(
             f"lm.model '{files.model}': an adapter of type {config.peft_type} cannot be added to the weights; "
@@ -383,14 +386,14 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
         )
     prefix = adapted.base_model.prefix  # lora_
     expected = [name for name, _ in adapted.named_parameters() if prefix in name and not _is_pooler(name)]
-    result = _library(set_peft_model_state_dict, files, adapted, weights)
+    result = _call_library(set_peft_model_state_dict, files, adapted, weights)
     missing = sorted(set(expected) & set(result.missing_keys))
-    strange = [name for name in result.unexpected_keys if prefix in name and not _is_pooler(name)]
-    if missing or strange or not expected:
+    unexpected = [name for name in result.unexpected_keys if prefix in name and not _is_pooler(name)]
+    if missing or unexpected or not expected:
         raise ValueError(
             f"lm.model '{files.model}': the adapter in {folder} does not fit the model that it is for: {len(missing)} "
-            f"of its {len(expected)} weights are missing and {len(strange)} have no place, first "
-            f"{', '.join((missing + strange)[:NAMED])}; check base_model_name_or_path in adapter_config.json"
+            f"of its {len(expected)} weights are missing and {len(unexpected)} have no place, first "
+            f"{', '.join((missing + unexpected)[:NAMED])}; check base_model_name_or_path in adapter_config.json"
         )
     return adapted.merge_and_unload()
 
@@ -411,11 +414,11 @@ def prompt_of(model: str, prompt: str) -> tuple[str, str]:
             f"lm.prompt is '{prompt}', expected a prefix, or a template with one {{text}} and no other braces"
         )
     if prompt != "auto":
-        before, _, after = prompt.partition("{text}")
-        return before, after
+        prefix, _, suffix = prompt.partition("{text}")
+        return prefix, suffix
     folder, _ = read_modules(find_model(model))
     file = folder / "config_sentence_transformers.json"
-    settings = _read(file, model, dict) if file.is_file() else {}
+    settings = _read_json(file, model, dict) if file.is_file() else {}
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
     if name is None:
         return "", ""
@@ -452,74 +455,74 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
         )
     load = transformers.AutoTokenizer.from_pretrained
     try:
-        tokenizer = _library(load, files, str(folder), config=_config_of(files), trust_remote_code=False)
+        tokenizer = _call_library(load, files, str(folder), config=_config_of(files), trust_remote_code=False)
     except ValueError:
         if not file.is_file():
             raise
         tokenizer = None
     if file.is_file():
-        tokenizer = _as_in_file(tokenizer, file, files, texts)
+        tokenizer = _matching_tokenizer(tokenizer, file, files, texts)
     if lowercases(files) and (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        before = [backend.normalizer] if backend.normalizer is not None else []
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+        original = [backend.normalizer] if backend.normalizer is not None else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *original])
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # as transformers builds it from a damaged vocabulary
         raise ValueError(f"lm.model '{model}': the tokenizer in {folder} has special tokens only; copy it anew")
     return tokenizer
 
 
 def _tokenizer_folder(files: ModelFiles) -> Path | None:
-    places = [*([files.adapter] if files.adapter and files.base else []), files.transformer, files.folder]
-    return next((place for place in places if _globbed(place, *VOCABULARIES)), None)
+    folders = [*([files.adapter] if files.adapter and files.base else []), files.transformer, files.folder]
+    return next((folder for folder in folders if _globbed(folder, *VOCABULARIES)), None)
 
 
 def read_tokenizer_config(model: str) -> dict[str, Any]:
     """tokenizer_config.json of ``model``; {} without one."""
     folder = _tokenizer_folder(find_model(model))
     file = folder / "tokenizer_config.json" if folder else Path()
-    values: dict[str, Any] = _read(file, model, dict) if file.is_file() else {}
+    values: dict[str, Any] = _read_json(file, model, dict) if file.is_file() else {}
     return values
 
 
 def lowercases(files: ModelFiles) -> bool:
     """Whether sentence_bert_config.json asks for lowercase texts, whatever the tokenizer does."""
     file = (files.adapter or files.transformer) / "sentence_bert_config.json"
-    return file.is_file() and bool(_read(file, files.model, dict).get("do_lower_case"))
+    return file.is_file() and bool(_read_json(file, files.model, dict).get("do_lower_case"))
 
 
-def _as_in_file(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[str]) -> Any:
+def _matching_tokenizer(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[str]) -> Any:
     """``tokenizer`` if it tokenises ``texts`` as tokenizer.json does; else, or if it is None, that of the file."""
     import transformers
     from tokenizers import Tokenizer
 
-    own = _library(Tokenizer.from_file, files, str(file))
-    own.no_truncation()
-    own.no_padding()
+    file_tokenizer = _call_library(Tokenizer.from_file, files, str(file))
+    file_tokenizer.no_truncation()
+    file_tokenizer.no_padding()
     texts = list(texts)
     reason = "transformers cannot make the class that its configuration names"
     if tokenizer is not None:
-        made = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        expected = [encoding.ids for encoding in own.encode_batch(texts, add_special_tokens=False)]
-        different = [i for i in range(len(texts)) if made[i] != expected[i]]
-        if not different:
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        expected = [encoding.ids for encoding in file_tokenizer.encode_batch(texts, add_special_tokens=False)]
+        differing = [i for i in range(len(texts)) if ids[i] != expected[i]]
+        if not differing:
             return tokenizer
-        first = different[0]
+        index = differing[0]
         reason = (
-            f"transformers' {type(tokenizer).__name__} cuts {len(different)} of {len(texts)} texts in another way, "
-            f"such as '{texts[first][:30]}' into {len(made[first])} tokens instead of {len(expected[first])}"
+            f"transformers' {type(tokenizer).__name__} cuts {len(differing)} of {len(texts)} texts in another way, "
+            f"such as '{texts[index][:30]}' into {len(ids[index])} tokens instead of {len(expected[index])}"
         )
     logging.warning(f"lm.model '{files.model}': {file.name} is followed, as {reason}")
-    wrapped = _library(
+    wrapped = _call_library(
         transformers.PreTrainedTokenizerFast.from_pretrained, files, str(file.parent), trust_remote_code=False
     )
     # Without tokenizer_config.json only the class names the special tokens.
-    vocabulary = own.get_vocab()
+    vocabulary = file_tokenizer.get_vocab()
     named = {} if tokenizer is None else tokenizer.special_tokens_map
     missing = {key: token for key, token in named.items() if key not in wrapped.special_tokens_map}
     wrapped.add_special_tokens({key: token for key, token in missing.items() if token in vocabulary})
     return wrapped
 
 
-def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
+def _call_library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
     """Call a library function without progress bars; its errors become a ValueError of one line that names the key."""
     import transformers
 
@@ -528,14 +531,14 @@ def _library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> Any:
     try:
         return load(*args, **options)
     except Exception as error:  # reading a user's files can fail in any way
-        said = " ".join(str(error).split()) or repr(error)
+        text = " ".join(str(error).split()) or repr(error)
         attention = options.get("attn_implementation")
-        if attention not in (None, "eager") and "attention" in said.lower().replace("attn_implementation", "attention"):
+        if attention not in (None, "eager") and "attention" in text.lower().replace("attn_implementation", "attention"):
             raise ValueError(
                 f"lm.attention is '{attention}', which does not work here for lm.model '{files.model}'; expected auto, "
-                f"eager, sdpa or another one that is installed. The library said: {said:.200}"
+                f"eager, sdpa or another one that is installed. The library said: {text:.200}"
             ) from error
         raise ValueError(
             f"lm.model '{files.model}' could not be loaded: expected config.json, tokenizer and weights of one "
-            f"model in {files.transformer}. The library said: {said[:300]}"
+            f"model in {files.transformer}. The library said: {text[:300]}"
         ) from error

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing from Python 3.11 on
 
-KEPT_BYTES = 1 << 30  # the largest input whose product is cached
+MAX_CACHED_BYTES = 1 << 30  # the largest input whose product is cached
 SPLIT_ON, PIECE = ("cuda",), 128  # on these devices, longer rows are summed in pieces of that many entries
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def comes_again(x: Tensor) -> Tensor:
+def mark_constant(x: Tensor) -> Tensor:
     """Mark a tensor that stays the same in every epoch: its product with an operator is computed once and cached.
 
     The mark is explicit, because if uses were counted, a network's products would depend on the past, and a resumed
     stage would round differently from one that was not interrupted.
     """
-    x.comes_again = True  # type: ignore[attr-defined]
+    x.is_constant = True  # type: ignore[attr-defined]
     return x
 
 
@@ -41,7 +41,7 @@ def working_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def kept_operator(make: Callable[[Any], SparseOperator]) -> Callable[[Any], SparseOperator]:
+def cached_operator(make: Callable[[Any], SparseOperator]) -> Callable[[Any], SparseOperator]:
     """Cache the operator that a method of `Adjacency` makes on its first call."""
 
     @functools.wraps(make)
@@ -110,9 +110,9 @@ class Adjacency:
         return self.col.device
 
     @property
-    def lasts(self) -> bool:
+    def is_reused(self) -> bool:
         """Whether the graph is used for many steps, unlike a sampled neighbourhood."""
-        return self._pattern.lasts
+        return self._pattern.is_reused
 
     def targets_of(self, x: Tensor) -> Tensor:
         """The targets' rows (T, D) of ``x`` (N, D); ``x`` itself if all nodes are targets."""
@@ -141,7 +141,7 @@ class Adjacency:
 
     def _pattern_of(self, rowptr: Tensor, col: Tensor, num_nodes: int) -> _Pattern:
         pattern = _Pattern(rowptr, col, num_nodes)
-        pattern.lasts &= self._pattern.lasts
+        pattern.is_reused &= self._pattern.is_reused
         return pattern
 
     def edge_index(self) -> Tensor:
@@ -154,21 +154,21 @@ class Adjacency:
         row, col = torch.cat([self._pattern.rows(), target]), torch.cat([self.col.long(), target])
         number = None if self._loops is None else len(row) - self._loops
         looped = Adjacency(*_csr(row, col, self.num_targets, self.num_nodes, number), self.num_nodes, checked=True)
-        looped._pattern.lasts &= self._pattern.lasts
+        looped._pattern.is_reused &= self._pattern.is_reused
         return looped
 
-    @kept_operator
+    @cached_operator
     def sum(self) -> SparseOperator:
         """A: the sum over neighbours."""
         return SparseOperator(self._pattern, self._ones(self.num_targets), self._ones(self.num_nodes))
 
-    @kept_operator
+    @cached_operator
     def mean(self) -> SparseOperator:
         """D^-1 A: the mean over neighbours, 0 where there are none (GraphSAGE, Hamilton et al. 2017)."""
         degree = self.rowptr.diff().double()
         return SparseOperator(self._pattern, 1 / degree.clamp(min=1), self._ones(self.num_nodes))
 
-    @kept_operator
+    @cached_operator
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017); whole graphs only."""
         if self.num_targets != self.num_nodes:
@@ -177,7 +177,7 @@ class Adjacency:
         scale = looped.rowptr.diff().double().rsqrt()
         return SparseOperator(looped, scale, scale)
 
-    @kept_operator
+    @cached_operator
     def symmetric(self) -> SparseOperator:
         """D^-1/2 A D^-1/2, with D the row sums of A; 0 for nodes without any (Correct & Smooth); whole graphs only."""
         degree = self.rowptr.diff().double()
@@ -203,24 +203,24 @@ class SparseOperator:
         self._weights: dict[torch.dtype, Tensor] = {}
         self._transpose: SparseOperator | None = None  # also None if the matrix is symmetric
         self._symmetric: bool | None = None
-        self._kept: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
+        self._product_cache: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
 
     @property
     def num_entries(self) -> int:
         return len(self._pattern.col)
 
-    def kept_product(self, x: Tensor) -> Tensor | None:
-        """Product with an ``x`` marked by `comes_again`, in `working_type`, cached until ``x`` changes; else None."""
-        if not getattr(x, "comes_again", False) or x.requires_grad or x.is_inference() or x.nbytes > KEPT_BYTES:
+    def cached_product(self, x: Tensor) -> Tensor | None:
+        """Product with an ``x`` marked by `mark_constant`, in `working_type`, cached until ``x`` changes; else None."""
+        if not getattr(x, "is_constant", False) or x.requires_grad or x.is_inference() or x.nbytes > MAX_CACHED_BYTES:
             return None
         dtype = working_type(x)
-        if self._kept is not None:
-            known, version, product = self._kept
-            if known() is x and version == x._version and product.dtype == dtype:
+        if self._product_cache is not None:
+            cached_input, version, product = self._product_cache
+            if cached_input() is x and version == x._version and product.dtype == dtype:
                 return product
         with torch.inference_mode(False), torch.no_grad():  # so that training may use it too
             product = (self @ x).to(dtype)
-        self._kept = weakref.ref(x), x._version, product
+        self._product_cache = weakref.ref(x), x._version, product
         return product
 
     def weight(self, dtype: torch.dtype) -> Tensor:
@@ -300,27 +300,27 @@ def weighted_sums(rowptr: Tensor, col: Tensor, weight: Tensor, x: Tensor, pieces
     return F.embedding_bag(number, sums, pieces.rowptr, mode="sum", include_last_offset=True)
 
 
-def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, plus: Tensor | None = None) -> Tensor:
+def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, addend: Tensor | None = None) -> Tensor:
     """operator · x · Wᵀ + b [+ plus], (T, D_out), propagating x or its transform, whichever is narrower.
 
     Both orders agree up to rounding, as both steps are linear; the bias is added last. The product with an ``x`` that
-    is marked by `comes_again` is cached. If not all nodes are targets, training propagates ``x``, so that only targets
-    are transformed; prediction does not, to round as on the whole graph. Where possible, ``plus`` (T, D_out) is added
-    within the matrix product, without a pass of its own.
+    is marked by `mark_constant` is cached. If not all nodes are targets, training propagates ``x``, so that only
+    targets are transformed; prediction does not, to round as on the whole graph. Where possible, ``addend`` (T, D_out)
+    is added within the matrix product, without a pass of its own.
     """
-    propagated = operator.kept_product(x)
+    propagated = operator.cached_product(x)
     narrows = linear.out_features < linear.in_features
     trains_few = operator.num_targets < operator.num_nodes and torch.is_grad_enabled()
     if propagated is None and narrows and not trains_few:
         out = operator @ F.linear(x, linear.weight)
-        for other in (linear.bias, plus):
-            out = out if other is None else out + other.to(out.dtype)
+        for term in (linear.bias, addend):
+            out = out if term is None else out + term.to(out.dtype)
         return out
     if propagated is None:
         propagated = operator @ x
-    if plus is None:
+    if addend is None:
         return linear(propagated)
-    out = torch.addmm(plus, propagated, linear.weight.T)
+    out = torch.addmm(addend, propagated, linear.weight.T)
     return out if linear.bias is None else out + linear.bias.to(out.dtype)
 
 
@@ -338,7 +338,7 @@ class _Product(torch.autograd.Function):
 class _Pattern:
     """Sparsity pattern of a CSR matrix and its transpose, shared by operators with different weights.
 
-    Only if it ``lasts`` for many steps is it checked for symmetry and long rows, which synchronises with a GPU.
+    Only if it ``is_reused`` is it checked for symmetry and long rows, which synchronises with a GPU.
     """
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_columns: int) -> None:
@@ -346,14 +346,14 @@ class _Pattern:
         # embedding_bag needs both in one type; 32 bits halve the memory and cost no time.
         index_type = torch.int32 if max(self.num_rows, num_columns, len(col)) < 2**31 else torch.int64
         self.rowptr, self.col = rowptr.to(index_type), col.to(index_type)
-        self.lasts = True
+        self.is_reused = True
         self._transpose: _Pattern | None = None  # None if it is self: a reference cycle would outlive its last user
-        self._is_turned = False
+        self._is_transposed = False
 
     @functools.cached_property
     def pieces(self) -> Pieces | None:
         """Pieces of its rows for `weighted_sums`; None if they are not split."""
-        return pieces_of(self.rowptr) if self.lasts else None
+        return pieces_of(self.rowptr) if self.is_reused else None
 
     def rows(self) -> Tensor:
         """Row of each entry, int64 (nnz,)."""
@@ -361,12 +361,12 @@ class _Pattern:
         return row.repeat_interleave(self.rowptr.diff(), output_size=len(self.col))
 
     def transpose(self) -> _Pattern:
-        if not self._is_turned:
+        if not self._is_transposed:
             rowptr, col = _csr(self.col.long(), self.rows(), self.num_columns, self.num_rows, len(self.col))
-            turned, self._is_turned = _Pattern(rowptr, col, self.num_rows), True
-            turned.lasts = self.lasts
-            same = self.lasts and torch.equal(turned.rowptr, self.rowptr)
-            self._transpose = None if same and torch.equal(turned.col, self.col) else turned
+            transposed, self._is_transposed = _Pattern(rowptr, col, self.num_rows), True
+            transposed.is_reused = self.is_reused
+            same = self.is_reused and torch.equal(transposed.rowptr, self.rowptr)
+            self._transpose = None if same and torch.equal(transposed.col, self.col) else transposed
         return self if self._transpose is None else self._transpose
 
 
@@ -379,8 +379,8 @@ def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int, number: int 
     if number is None:
         key = torch.unique_consecutive(key)
     elif number < len(key):
-        place = (key.diff(prepend=key[:1]) > 0).cumsum(0)
-        key = key.new_empty(number).scatter_(0, place, key)  # duplicates go to one place
+        index = (key.diff(prepend=key[:1]) > 0).cumsum(0)
+        key = key.new_empty(number).scatter_(0, index, key)  # duplicates go to one index
     starts = torch.arange(num_rows + 1, device=key.device) * num_columns
     return torch.searchsorted(key, starts), key % max(num_columns, 1)
 
@@ -391,8 +391,8 @@ def _check_csr(rowptr: Tensor, col: Tensor, num_nodes: int | None) -> None:
     if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"col is {described(col)}, expected torch.int32 or torch.int64 of shape (nnz,)")
     if rowptr[0] != 0 or rowptr[-1] != len(col) or (rowptr.diff() < 0).any():
-        found = f"from {int(rowptr[0])} to {int(rowptr[-1])}"
-        raise ValueError(f"rowptr runs {found}, expected from 0 to {len(col)} without decreasing")
+        ends = f"from {int(rowptr[0])} to {int(rowptr[-1])}"
+        raise ValueError(f"rowptr runs {ends}, expected from 0 to {len(col)} without decreasing")
     targets = len(rowptr) - 1
     if num_nodes is not None and num_nodes < targets:
         raise ValueError(f"num_nodes is {num_nodes}, expected at least the {targets} rows of rowptr")
@@ -407,8 +407,8 @@ def _check_csr(rowptr: Tensor, col: Tensor, num_nodes: int | None) -> None:
 
 def _check_range(name: str, index: Tensor, num_nodes: int) -> None:
     if index.numel() and (index.min() < 0 or index.max() >= num_nodes):
-        found = f"{int(index.min())} to {int(index.max())}"
-        raise ValueError(f"{name} names nodes {found}, expected 0 to {num_nodes - 1}")
+        bounds = f"{int(index.min())} to {int(index.max())}"
+        raise ValueError(f"{name} names nodes {bounds}, expected 0 to {num_nodes - 1}")
 
 
 def described(x: Tensor) -> str:

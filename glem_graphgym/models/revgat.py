@@ -97,11 +97,11 @@ class ReversibleBlock(nn.Module):
 
     def forward(self, xs: Sequence[Tensor], draws: Draws, seed: int | None) -> list[Tensor]:
         """Outputs y_i of the groups, (N, D/C) each, from their inputs."""
-        given = reduce(torch.add, xs[1:])
+        layer_input = reduce(torch.add, xs[1:])
         ys = []
         for layer, x, mask in zip(self.layers, xs, draws.masks, strict=True):
-            given = x + layer(given, draws.graph, mask, seed)
-            ys.append(given)
+            layer_input = x + layer(layer_input, draws.graph, mask, seed)
+            ys.append(layer_input)
         return ys
 
     def unwind(
@@ -109,22 +109,22 @@ class ReversibleBlock(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], dict[nn.Parameter, Tensor]]:
         """Recompute the inputs, their gradients and the parameters' from the outputs and their gradients."""
         xs, grads = list(ys), list(grads)
-        of_parameters: dict[nn.Parameter, Tensor] = {}
+        parameter_grads: dict[nn.Parameter, Tensor] = {}
         for i in reversed(range(len(xs))):
             parameters = [parameter for parameter in self.layers[i].parameters() if parameter.requires_grad]
-            given = (ys[i - 1] if i else reduce(torch.add, xs[1:])).detach().requires_grad_()
-            with torch.enable_grad(), _statistics_left_alone(self.layers[i]):
-                added = self.layers[i](given, draws.graph, draws.masks[i], seed)
-            found = torch.autograd.grad(added, [given, *parameters], grads[i].to(added.dtype))
-            of_parameters |= dict(zip(parameters, found[1:], strict=True))
-            xs[i] = ys[i] - added.detach()
+            layer_input = (ys[i - 1] if i else reduce(torch.add, xs[1:])).detach().requires_grad_()
+            with torch.enable_grad(), _frozen_statistics(self.layers[i]):
+                layer_output = self.layers[i](layer_input, draws.graph, draws.masks[i], seed)
+            new_grads = torch.autograd.grad(layer_output, [layer_input, *parameters], grads[i].to(layer_output.dtype))
+            parameter_grads |= dict(zip(parameters, new_grads[1:], strict=True))
+            xs[i] = ys[i] - layer_output.detach()
             for j in [i - 1] if i else range(1, len(xs)):  # the groups that this one has read
-                grads[j] = grads[j] + found[0]
-        return xs, grads, of_parameters
+                grads[j] = grads[j] + new_grads[0]
+        return xs, grads, parameter_grads
 
 
 @contextmanager
-def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Freeze batch norm's running statistics, which the forward pass has already updated."""
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm1d) and norm.track_running_stats]
     for norm in norms:
@@ -161,18 +161,18 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        number = len(ctx.blocks[0].layers)
+        num_groups = len(ctx.blocks[0].layers)
         y, *saved = ctx.saved_tensors
-        draws = Draws(ctx.graph, saved[:number], ctx.seeds)
-        ys, grads = ([part.contiguous() for part in whole.chunk(number, dim=1)] for whole in (y, grad))
+        draws = Draws(ctx.graph, saved[:num_groups], ctx.seeds)
+        ys, grads = ([group.contiguous() for group in tensor.chunk(num_groups, dim=1)] for tensor in (y, grad))
         device, dtype, enabled = ctx.autocast
-        of_parameters: dict[nn.Parameter, Tensor] = {}
+        parameter_grads: dict[nn.Parameter, Tensor] = {}
         # No cache: casts that it holds from the forward pass, which ran without gradients, would have none.
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
             for block, seed in zip(reversed(ctx.blocks), reversed(ctx.seeds), strict=True):
-                ys, grads, found = block.unwind(ys, grads, draws, seed)
-                of_parameters |= found
-        ordered = [of_parameters.get(parameter) for block in ctx.blocks for parameter in block.parameters()]
+                ys, grads, block_grads = block.unwind(ys, grads, draws, seed)
+                parameter_grads |= block_grads
+        ordered = [parameter_grads.get(parameter) for block in ctx.blocks for parameter in block.parameters()]
         return torch.cat(grads, dim=1), None, None, *ordered
 
 
@@ -255,5 +255,5 @@ class RevGAT(nn.Module):
     def _draw_masks(self, x: Tensor) -> list[Tensor | None]:
         if not self.training or self.dropout == 0 or not self.blocks:
             return [None] * self.group
-        like = torch.ones((len(x), x.shape[1] // self.group), dtype=working_type(x), device=x.device)
-        return [dropout(like, self.dropout, True) for _ in range(self.group)]
+        ones = torch.ones((len(x), x.shape[1] // self.group), dtype=working_type(x), device=x.device)
+        return [dropout(ones, self.dropout, True) for _ in range(self.group)]

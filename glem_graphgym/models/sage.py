@@ -25,11 +25,11 @@ class SAGELayer(nn.Module):
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         targets = adjacency.targets_of(x)
         if not self.self_loops:
-            return aggregate(adjacency.mean(), x, self.neighbour, plus=self.root(targets))
+            return aggregate(adjacency.mean(), x, self.neighbour, addend=self.root(targets))
         degree = adjacency.target_degree()
-        others = (degree / (degree + 1)).unsqueeze(1).to(x.dtype)
+        neighbour_share = (degree / (degree + 1)).unsqueeze(1).to(x.dtype)
         mean = aggregate(adjacency.mean(), x, self.neighbour)
-        return others * mean + (1 - others) * self.neighbour(targets) + self.root(targets)
+        return neighbour_share * mean + (1 - neighbour_share) * self.neighbour(targets) + self.root(targets)
 
 
 class SAGE(LayerStack):

@@ -41,26 +41,28 @@ def save_text_encoder(
         "lm.bidirectional is True, which adapters do not store": is_causal(original) and not is_causal(backbone.config),
         f"lm.model '{model}' is an encoder-decoder model, and only its encoder is used": original.is_encoder_decoder,
     }
-    if adapter and (why := [reason for reason, holds in reasons.items() if holds]):
-        raise ValueError(f"--adapter asks for adapters alone, but {why[0]}; leave it out, and the whole LM is written")
+    if adapter and (obstacles := [reason for reason, is_true in reasons.items() if is_true]):
+        raise ValueError(
+            f"--adapter asks for adapters alone, but {obstacles[0]}; leave it out, and the whole LM is written"
+        )
     if not adapter and getattr(backbone.config, "quantization_config", None):
         raise ValueError(
             "lm.base_precision has quantised the base, into which adapters cannot be merged; export them with --adapter"
         )
     if adapter:
-        local = Path(model).expanduser().is_dir() or files.transformer != files.folder
+        is_local = Path(model).expanduser().is_dir() or files.transformer != files.folder
         for config in backbone.peft_config.values():
-            config.base_model_name_or_path = str(files.transformer.resolve()) if local else model
+            config.base_model_name_or_path = str(files.transformer.resolve()) if is_local else model
         backbone.save_pretrained(folder, save_embedding_layers=False)
     else:
-        whole = backbone.float().merge_and_unload() if is_adapted else backbone
+        exported = backbone.float().merge_and_unload() if is_adapted else backbone
         for name in (*HIDDEN_DROPOUT, *ATTENTION_DROPOUT):  # the run's dropout is a setting of its training
-            if hasattr(whole.config, name):
-                setattr(whole.config, name, getattr(original, name))
+            if hasattr(exported.config, name):
+                setattr(exported.config, name, getattr(original, name))
         if original.is_encoder_decoder:  # saved with its decoder: without it the names of weights differ
-            encoder_alone, whole = whole, load_backbone(model, original, None)
-            whole.get_encoder().load_state_dict(encoder_alone.state_dict())
-        whole.save_pretrained(folder)
+            trained_encoder, exported = exported, load_backbone(model, original, None)
+            exported.get_encoder().load_state_dict(trained_encoder.state_dict())
+        exported.save_pretrained(folder)
     tokenizer.padding_side, tokenizer.model_max_length = "right", max_length
     tokenizer.save_pretrained(folder)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lowercases(files)})
@@ -82,15 +84,15 @@ def save_text_encoder(
     write_json(folder / "modules.json", kinds)
 
 
-def save_dense(linear: nn.Linear, folder: Path, activation: nn.Module | None = None, **more: Any) -> None:
-    """Write a linear layer as a Dense module of sentence-transformers; ``more`` goes into its config.json."""
+def save_dense(linear: nn.Linear, folder: Path, activation: nn.Module | None = None, **extra_settings: Any) -> None:
+    """Write a linear layer as a Dense module of sentence-transformers; ``extra_settings`` go into its config.json."""
     kind = type(activation or nn.Identity())
     settings = {
         "in_features": linear.in_features,
         "out_features": linear.out_features,
         "bias": linear.bias is not None,
         "activation_function": f"{kind.__module__}.{kind.__qualname__}",
-        **more,
+        **extra_settings,
     }
     folder.mkdir()
     write_json(folder / "config.json", settings)

@@ -42,8 +42,8 @@ def shard_by_layer(model: TextClassifier, mesh: DeviceMesh, dtype: torch.dtype) 
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether a module has no submodules and only vectors as parameters, as norms of any library do."""
-    own = list(module.parameters())
-    return not list(module.children()) and bool(own) and all(parameter.ndim <= 1 for parameter in own)
+    parameters = list(module.parameters())
+    return not list(module.children()) and bool(parameters) and all(parameter.ndim <= 1 for parameter in parameters)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -51,9 +51,11 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Any] = model.state_dict()
     if not isinstance(model, FSDPModule):
         return state
-    first = torch.distributed.get_rank() == 0
-    whole = ((name, value.full_tensor() if isinstance(value, DTensor) else value) for name, value in state.items())
-    return {name: value.cpu() for name, value in whole if first}
+    is_rank_zero = torch.distributed.get_rank() == 0
+    full_tensors = (
+        (name, value.full_tensor() if isinstance(value, DTensor) else value) for name, value in state.items()
+    )
+    return {name: value.cpu() for name, value in full_tensors if is_rank_zero}
 
 
 def local_part(value: Tensor) -> Tensor:

@@ -23,14 +23,14 @@ class SharedBatchNorm(nn.BatchNorm1d):
         mean = _Sum.apply(x.sum(0)) / rows
         centred = x - mean
         variance = _Sum.apply(centred.square().sum(0)) / rows
-        self._note(mean.detach(), variance.detach(), rows)
+        self._update_statistics(mean.detach(), variance.detach(), rows)
         out = centred * torch.rsqrt(variance + self.eps)
         if self.affine:
             out = out * self.weight + self.bias
         return out.to(input.dtype)
 
     @torch.no_grad()
-    def _note(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
+    def _update_statistics(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -41,9 +41,9 @@ class SharedBatchNorm(nn.BatchNorm1d):
 
 def share_batch_norms(module: nn.Module) -> None:
     """Turn every `nn.BatchNorm1d` inside ``module`` into a `SharedBatchNorm`; weights and their names stay the same."""
-    for inner in module.modules():
-        if type(inner) is nn.BatchNorm1d:
-            inner.__class__ = SharedBatchNorm
+    for submodule in module.modules():
+        if type(submodule) is nn.BatchNorm1d:
+            submodule.__class__ = SharedBatchNorm
 
 
 class _Sum(torch.autograd.Function):

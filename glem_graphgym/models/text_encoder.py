@@ -69,9 +69,9 @@ class EncoderConfig:
     keys: str = "lm."
 
 
-def in_float32(like: Tensor) -> torch.autocast:
-    """Turn autocast off on the device of ``like``, for computations once per text, whose cost is negligible."""
-    return torch.autocast(like.device.type, enabled=False)
+def in_float32(tensor: Tensor) -> torch.autocast:
+    """Turn autocast off on the device of ``tensor``, for computations once per text, whose cost is negligible."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class TextEncoder(nn.Module):
@@ -153,8 +153,8 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
     import transformers
 
     # Ours replaces eager afterwards: not every model supports it, but all that do support eager too.
-    ours = sdpa_lengths(config.attention) is not None
-    attention = "eager" if ours else config.attention
+    uses_cpu_attention = sdpa_lengths(config.attention) is not None
+    attention = "eager" if uses_cpu_attention else config.attention
     readout = readout_of(config.model, config.pooling, config.bidirectional)
     hf_config = load_config(config.model)
     if config.bidirectional:
@@ -172,7 +172,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
             parameter.data = parameter.data.to(torch.bfloat16)  # and no buffers: positions of RoPE need float32
     if config.bidirectional:
         _check_bidirectional(backbone)
-    if ours:
+    if uses_cpu_attention:
         use_cpu_attention(backbone, config.attention or "")
     # from_pretrained returns evaluation mode and Lightning keeps it: without dropout and gradient checkpointing.
     backbone.train()
@@ -211,10 +211,12 @@ def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str)
 def _check_bidirectional(backbone: Any) -> None:
     """Raise ValueError if the first token does not attend to the second, with or without padding in the batch."""
     ids, mask = probe_batch(backbone.config).values()
-    other = ids.clone()
-    other[:, 1] = ids[:, 2]
-    for texts in (2, 1):
-        first, second = (states_of(backbone, tokens[:texts], mask[:texts])[:, 0] for tokens in (ids, other))
+    changed_ids = ids.clone()
+    changed_ids[:, 1] = ids[:, 2]
+    for num_texts in (2, 1):
+        first, second = (
+            states_of(backbone, tokens[:num_texts], mask[:num_texts])[:, 0] for tokens in (ids, changed_ids)
+        )
         if bool((first == second).all(1).any()):
             raise ValueError(
                 f"lm.bidirectional is True, but in model type '{backbone.config.model_type}' a token attends to "
@@ -290,16 +292,16 @@ def _lora_targets(backbone: Any, targets: Sequence[str]) -> str | list[str]:
     chosen: list[str] = []
     for target in targets:
         if target == "attention":
-            named = [name for name in linear if re.search("attention|attn", name.lower())]
+            matches = [name for name in linear if re.search("attention|attn", name.lower())]
         else:
-            named = [name for name in linear if f".{name}".endswith(f".{target}")]
-        if not named:
-            known = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})  # without layers' numbers
+            matches = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not matches:
+            names = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})  # without layers' numbers
             raise ValueError(
                 f"lm.lora_targets names '{target}', but no linear layer of model type '{backbone.config.model_type}' "
-                f"is called that; expected all-linear, attention or some of: {', '.join(known)}"
+                f"is called that; expected all-linear, attention or some of: {', '.join(names)}"
             )
-        chosen += named
+        chosen += matches
     return chosen
 
 

@@ -230,8 +230,8 @@ FAULTS: dict[str, Fault] = {
     "label_hops_see_own_fold": Fault(
         "label hops of a node hold its own label",
         "models/hops.py",
-        "seen = (folds >= 0) & (folds != fold)",
-        "seen = folds >= 0",
+        "visible = (folds >= 0) & (folds != fold)",
+        "visible = folds >= 0",
         "models/test_hops.py::test_no_label_reaches_its_own_node_at_any_hop",
     ),
     "label_hop_off_by_one": Fault(
@@ -487,8 +487,8 @@ FAULTS: dict[str, Fault] = {
     "confidence_of_sharpened": Fault(
         "consistency counts the nodes that the teacher is not sure of",
         "models/mean_teacher.py",
-        "kept = teacher.amax(-1) > confidence",
-        "kept = teacher.amax(-1) <= confidence",
+        "confident = teacher.amax(-1) > confidence",
+        "confident = teacher.amax(-1) <= confidence",
         "models/test_mean_teacher.py::test_gradients_go_to_the_student_and_to_confident_nodes_only",
     ),
     "sampled_with_replacement": Fault(

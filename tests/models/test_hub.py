@@ -71,9 +71,9 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The hub's client with a cache of its own, and nothing remembered of what was looked for."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    hub._of_hub.cache_clear()
+    hub._download.cache_clear()
     yield
-    hub._of_hub.cache_clear()
+    hub._download.cache_clear()
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_hub_id_becomes_a_folder_that_is_there_without_a_network(
     got = {path.name for path in model_folder(NAME).rglob("*") if path.is_file()}
     assert got == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     requests = len(asked)
-    hub._of_hub.cache_clear()
+    hub._download.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     again = load_text_encoder(EncoderConfig(NAME)).state_dict()
     assert all(torch.equal(again[name], value) for name, value in expected.items())

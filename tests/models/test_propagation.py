@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from glem_graphgym.models import propagation
-from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate, comes_again
+from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate, mark_constant
 
 # Directed, with a duplicate (0 -> 1), a self-loop (3) and a node without any edge (4); (sources, targets).
 EDGES = torch.tensor([[2, 0, 1, 0, 0, 3], [1, 1, 2, 1, 3, 3]])
@@ -235,10 +235,10 @@ def test_aggregate_propagates_the_narrower_side_with_one_result(
 
 
 @pytest.mark.parametrize("width", [2, 9])
-def test_an_input_that_comes_again_is_propagated_once(adjacency: Adjacency, width: int) -> None:
+def test_a_constant_input_is_propagated_once(adjacency: Adjacency, width: int) -> None:
     torch.manual_seed(0)
     operator, linear = Watched(adjacency.mean()), nn.Linear(4, width)
-    x = comes_again(torch.randn(NODES, 4))
+    x = mark_constant(torch.randn(NODES, 4))
 
     def step() -> tuple[Tensor, Tensor]:
         linear.zero_grad()
@@ -261,7 +261,7 @@ def test_an_input_that_comes_again_is_propagated_once(adjacency: Adjacency, widt
     assert len(operator.widths) == before
 
 
-def test_a_kept_product_is_not_used_for_anything_else(adjacency: Adjacency) -> None:
+def test_a_cached_product_is_not_used_for_anything_else(adjacency: Adjacency) -> None:
     operator, linear = Watched(adjacency.mean()), nn.Linear(4, 3)
     plain = adjacency.mean()
 
@@ -269,36 +269,36 @@ def test_a_kept_product_is_not_used_for_anything_else(adjacency: Adjacency) -> N
         wanted = linear(plain @ x.detach())
         torch.testing.assert_close(aggregate(operator, x, linear), wanted)
 
-    x = comes_again(torch.randn(NODES, 4))
+    x = mark_constant(torch.randn(NODES, 4))
     for _ in range(3):
         check(x)
     x.add_(1)  # changed in place
     check(x)
     check(x)
-    x = comes_again(x.clone())  # equal, but another
+    x = mark_constant(x.clone())  # equal, but another
     x[0] = 7
     for _ in range(3):
         check(x)
     for _ in range(3):
-        check(comes_again(torch.randn(NODES, 4).requires_grad_()))
+        check(mark_constant(torch.randn(NODES, 4).requires_grad_()))
 
 
-def test_a_kept_product_has_the_autocast_type_of_the_moment(adjacency: Adjacency) -> None:
-    operator, x = Watched(adjacency.mean()), comes_again(torch.randn(NODES, 4))
+def test_a_cached_product_has_the_autocast_type_of_the_moment(adjacency: Adjacency) -> None:
+    operator, x = Watched(adjacency.mean()), mark_constant(torch.randn(NODES, 4))
     types = []
     for enabled in (True, False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            kept = operator.kept_product(x)
+            kept = operator.cached_product(x)
             assert kept is not None
             types.append(kept.dtype)
     assert types == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
 def test_large_inputs_are_not_kept(adjacency: Adjacency, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glem_graphgym.models.propagation.KEPT_BYTES", 4 * NODES * 4 - 1)
+    monkeypatch.setattr("glem_graphgym.models.propagation.MAX_CACHED_BYTES", 4 * NODES * 4 - 1)
     operator = Watched(adjacency.mean())
-    assert operator.kept_product(comes_again(torch.randn(NODES, 4))) is None
-    assert operator.kept_product(torch.randn(1, 4)) is None  # nor what is not marked
+    assert operator.cached_product(mark_constant(torch.randn(NODES, 4))) is None
+    assert operator.cached_product(torch.randn(1, 4)) is None  # nor what is not marked
 
 
 def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:
