@@ -138,7 +138,9 @@ def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | No
         )
     plan_columns(n, max(width, graph.num_classes if cfg.glem.label_input else 0), budget)
     item_bytes = gnn_hardware(cfg).dtype.itemsize
-    check_batch(budget, num_trained, cfg.gnn.batch_size, hops, width, item_bytes, beside=cfg.gnn.scr_weight > 0)
+    check_batch(
+        budget, num_trained, cfg.gnn.batch_size, hops, width, item_bytes, with_unlabelled=cfg.gnn.scr_weight > 0
+    )
     if cfg.glem.correct_and_smooth:
         _check_smoothing(cfg, graph)
 

@@ -254,4 +254,4 @@ class HopLearner(GNNLearner):
         """Raise ValueError, which names a batch size that fits, if a step's hop features exceed the budget."""
         assert self.storage is not None
         sizes, item_bytes = (num_trained, self.batch_size, self.hops, width), self.hardware.dtype.itemsize
-        check_batch(self.storage.budget, *sizes, item_bytes, beside=self.consistency is not None)
+        check_batch(self.storage.budget, *sizes, item_bytes, with_unlabelled=self.consistency is not None)

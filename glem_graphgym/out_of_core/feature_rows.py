@@ -18,7 +18,7 @@ class FeatureRows:
     ``np.asarray`` of it returns all of them, float32 (N, D).
 
     Args:
-        parts: float (N, d) each, in any precision; may be memory-mapped.
+        arrays: float (N, d) each, in any precision; may be memory-mapped.
         standardise: scale every column to mean 0 and standard deviation 1 over ``rows`` (input norm).
         rows: int64, increasing; None = all.
         fixed: whether all steps of all runs use the same features, so that results computed from them can be cached.
@@ -26,14 +26,14 @@ class FeatureRows:
 
     def __init__(
         self,
-        parts: Sequence[np.ndarray],
+        arrays: Sequence[np.ndarray],
         *,
         standardise: bool = False,
         rows: np.ndarray | None = None,
         fixed: bool = False,
     ) -> None:
-        self.parts, self.fixed, self.rows = list(parts), fixed, rows
-        self.statistics = column_statistics(self.parts, rows) if standardise else None
+        self.arrays, self.fixed, self.rows = list(arrays), fixed, rows
+        self.statistics = column_statistics(self.arrays, rows) if standardise else None
 
     @classmethod
     def of(cls, features: Any) -> FeatureRows:
@@ -42,24 +42,24 @@ class FeatureRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.parts[0]), sum(part.shape[1] for part in self.parts)
+        return len(self.arrays[0]), sum(array.shape[1] for array in self.arrays)
 
     def __len__(self) -> int:
-        return len(self.parts[0])
+        return len(self.arrays[0])
 
     def read(self, first: int, end: int) -> np.ndarray:
         """Rows ``first`` to ``end`` - 1, float32 (end - first, D)."""
-        return self._normed(_joined(self.parts, first, end))
+        return self._normed(_joined(self.arrays, first, end))
 
     def take(self, nodes: np.ndarray) -> np.ndarray:
         """Rows of ``nodes``, int64 (n,) in any order: float32 (n, D)."""
         order = np.argsort(nodes, kind="stable")  # read in stored order, which saves seeks on a hard disk
-        places = nodes[order]
+        sorted_nodes = nodes[order]
         x = np.empty((len(nodes), self.shape[1]), dtype=np.float32)
         first = 0
-        for part in self.parts:
-            end = first + part.shape[1]
-            x[order, first:end] = part[places]
+        for array in self.arrays:
+            end = first + array.shape[1]
+            x[order, first:end] = array[sorted_nodes]
             first = end
         return self._normed(x)
 
@@ -78,18 +78,18 @@ class FeatureRows:
     def key(self) -> str:
         """Fingerprint of the content, for which all of it is read once."""
         standardised = self.statistics is not None
-        return fingerprint(*self.parts, standardised, self.rows if standardised else None)
+        return fingerprint(*self.arrays, standardised, self.rows if standardised else None)
 
 
-def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def column_statistics(arrays: Sequence[np.ndarray], rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (1 if constant) of each column over ``rows`` (None = all), float32 (D,) each.
 
     One pass in float64. Blocks are merged by the formula of Chan et al. (1979), which avoids cancellation.
     """
-    width = sum(part.shape[1] for part in parts)
+    width = sum(array.shape[1] for array in arrays)
     count, mean, squares = 0, np.zeros(width), np.zeros(width)
-    for first, end in _blocks(len(parts[0]), width):
-        x = _joined(parts, first, end).astype(np.float64)
+    for first, end in _blocks(len(arrays[0]), width):
+        x = _joined(arrays, first, end).astype(np.float64)
         if rows is not None:
             start, stop = np.searchsorted(rows, [first, end])
             x = x[rows[start:stop] - first]
@@ -105,8 +105,8 @@ def column_statistics(parts: Sequence[np.ndarray], rows: np.ndarray | None) -> t
     return mean.astype(np.float32), deviation
 
 
-def _joined(parts: Sequence[np.ndarray], first: int, end: int) -> np.ndarray:
-    return np.concatenate([np.asarray(part[first:end], dtype=np.float32) for part in parts], axis=1)
+def _joined(arrays: Sequence[np.ndarray], first: int, end: int) -> np.ndarray:
+    return np.concatenate([np.asarray(array[first:end], dtype=np.float32) for array in arrays], axis=1)
 
 
 def _blocks(count: int, width: int) -> Iterator[tuple[int, int]]:

@@ -55,23 +55,23 @@ class HopStorage:
 
     def features(self, graphs: Any, x: FeatureRows, hops: int) -> MappedHops:
         """Hops 0 to K of the features, (K+1, n, D)."""
-        return self._made(self.features_folder(graphs, x, hops), graphs, x, hops)
+        return self._stored_hops(self.features_folder(graphs, x, hops), graphs, x, hops)
 
     def labels(self, graphs: Any, labels: Rows, folds: np.ndarray, hops: int) -> MappedHops:
         """The last label hop, (1, n, C); ``folds`` int8 (N,), see `fold_label_hops`."""
-        key = fingerprint("labels", labels.key(), folds, *self._made_of(graphs, hops))
-        return self._made(self.working / f"labels-{key}", graphs, labels, hops, hops, folds)
+        key = fingerprint("labels", labels.key(), folds, *self._inputs_key(graphs, hops))
+        return self._stored_hops(self.working / f"labels-{key}", graphs, labels, hops, hops, folds)
 
-    def rows_at_once(self, hops: int, width: int, most: int) -> int:
-        """Number of nodes, at most ``most``, whose hops may be in memory at a time in inference."""
-        return int(min(most, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
+    def rows_at_once(self, hops: int, width: int, max_nodes: int) -> int:
+        """Number of nodes, at most ``max_nodes``, whose hops may be in memory at a time in inference."""
+        return int(min(max_nodes, max(1, self.budget // batch_bytes(1, hops, width, self.dtype.itemsize))))
 
     def features_folder(self, graphs: Any, x: FeatureRows, hops: int) -> Path:
         """The folder of the features' hops: in the cache if the features are fixed, else in the working folder."""
-        key = fingerprint("hops", x.key(), *self._made_of(graphs, hops))
+        key = fingerprint("hops", x.key(), *self._inputs_key(graphs, hops))
         return (self.cache if x.fixed else self.working) / f"hops-{key}"
 
-    def _made(
+    def _stored_hops(
         self, folder: Path, graphs: Any, source: Rows, hops: int, first_hop: int = 0, folds: np.ndarray | None = None
     ) -> MappedHops:
         num_nodes, width = source.shape
@@ -80,7 +80,7 @@ class HopStorage:
 
         def make(temporary: Path) -> None:
             options: dict[str, Any] = {"dtype": self.dtype, "stored": stored, "budget": self.budget}
-            chains = chains_of(self._open(graphs), folds)
+            chains = chains_of(self._open_operators(graphs), folds)
             DiskPropagation(temporary, chains, source, hops, first_hop=first_hop, **options).run()
 
         make_once(folder, make, resume=True)
@@ -101,7 +101,7 @@ class HopStorage:
     def operator_folder(self, graph: Any) -> Path:
         return self.cache / f"operator-{self._graph_key(graph)}"
 
-    def _open(self, graphs: Any) -> list[tuple[StoredOperator, np.ndarray | None]]:
+    def _open_operators(self, graphs: Any) -> list[tuple[StoredOperator, np.ndarray | None]]:
         block_bytes = min(BLOCK_BYTES, self.budget // 8)
         entries = max(1, min(ENTRIES_AT_ONCE, block_bytes // 64))  # int64 rows, columns and places, float64 weights
 
@@ -114,13 +114,13 @@ class HopStorage:
         return [(opened(graph), nodes) for graph, nodes in self.needed(graphs)]
 
     def _graph_key(self, graph: Any) -> str:
-        if self._known is None or self._known[0] is not graph.col:
-            self._known = (graph.col, fingerprint(graph.rowptr, graph.col))
-        return fingerprint(OPERATOR, self._known[1], graph.keep)
+        if self._cached_fingerprint is None or self._cached_fingerprint[0] is not graph.col:
+            self._cached_fingerprint = (graph.col, fingerprint(graph.rowptr, graph.col))
+        return fingerprint(OPERATOR, self._cached_fingerprint[1], graph.keep)
 
-    _known: tuple[np.ndarray, str] | None = None  # columns of the latest graph, and its fingerprint
+    _cached_fingerprint: tuple[np.ndarray, str] | None = None  # columns of the latest graph, and its fingerprint
 
-    def _made_of(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
+    def _inputs_key(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
         """Inputs of stored hops that their fingerprint covers, other than the source."""
         stored = fingerprint(self.nodes, str(self.dtype))
         return [self._graph_key(graph) for graph, _ in self.needed(graphs)], hops, stored
@@ -139,23 +139,31 @@ def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_byt
 
 
 def check_batch(
-    budget: int, trained: int, batch_size: int, hops: int, width: int, item_bytes: int, *, beside: bool = False
+    budget: int,
+    num_trained: int,
+    batch_size: int,
+    hops: int,
+    width: int,
+    item_bytes: int,
+    *,
+    with_unlabelled: bool = False,
 ) -> None:
-    """Refuse an optimizer step whose hops exceed ``budget`` bytes: ``batch_size`` (0 = all) of ``trained`` nodes.
+    """Refuse an optimizer step whose hops exceed ``budget`` bytes: ``batch_size`` (0 = all) of ``num_trained`` nodes.
 
-    With ``beside``, as many unlabelled nodes are added for the consistency loss.
+    With ``with_unlabelled``, as many unlabelled nodes are added for the consistency loss.
 
     Raises:
         ValueError: names the largest ``gnn.batch_size`` that fits.
     """
-    a_node = batch_bytes(1, hops, width, item_bytes) * (2 if beside else 1)
-    needed = a_node * min(trained, batch_size or trained)
+    node_bytes = batch_bytes(1, hops, width, item_bytes) * (2 if with_unlabelled else 1)
+    needed = node_bytes * min(num_trained, batch_size or num_trained)
     if needed > budget:
-        more = ", and as many beside them for gnn.scr_weight" if beside else ""
+        unlabelled_text = ", and as many beside them for gnn.scr_weight" if with_unlabelled else ""
         raise ValueError(
-            f"gnn.batch_size is {batch_size} with {trained:,} training nodes{more}: {hops + 1} hops of {width} columns "
-            f"take {needed / GB:.3g} GB, but the budget is {budget / GB:.3g} GB (glem.memory_budget_gb, as far as "
-            f"this machine has it); set gnn.batch_size to at most {budget // max(1, a_node)}"
+            f"gnn.batch_size is {batch_size} with {num_trained:,} training nodes{unlabelled_text}: {hops + 1} hops "
+            f"of {width} columns take {needed / GB:.3g} GB, but the budget is {budget / GB:.3g} GB "
+            "(glem.memory_budget_gb, as far as this machine has it); set gnn.batch_size to at most "
+            f"{budget // max(1, node_bytes)}"
         )
 
 

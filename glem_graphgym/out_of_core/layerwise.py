@@ -68,9 +68,9 @@ class LayerwiseInference:
             needed.insert(0, nodes_within(self.rowptr, self.col, needed[0], 1))
         width = max(dim_in, *(max(parameter.shape) for parameter in model.parameters()))  # of the widest tensor
         files: list[Path] = []
-        for index, of_layer in enumerate(needed[:-1]):
+        for index, layer_nodes in enumerate(needed[:-1]):
             files.append(self.working / f"layer_{index}.npy")
-            rows = self._stored(files[-1], self._layer(model, index, width, rows, of_layer), of_layer)
+            rows = self._store_outputs(files[-1], self._layer(model, index, width, rows, layer_nodes), layer_nodes)
             for file in files[:-1]:
                 file.unlink(missing_ok=True)
         yield from self._layer(model, len(needed) - 1, width, rows, needed[-1])
@@ -93,23 +93,23 @@ class LayerwiseInference:
         """Parts of ``nodes`` that, with their neighbours, stay within the budget."""
         row_bytes = ROW_COPIES * 4 * width
         for start in range(0, len(nodes), NODES_AT_ONCE):
-            part = nodes[start : start + NODES_AT_ONCE]
-            degree = np.asarray(self.rowptr[part + 1], dtype=np.int64) - self.rowptr[part]
+            chunk = nodes[start : start + NODES_AT_ONCE]
+            degree = np.asarray(self.rowptr[chunk + 1], dtype=np.int64) - self.rowptr[chunk]
             sizes = (degree + 1) * row_bytes + degree * EDGE_BYTES
-            yield from (part[first:end] for first, end in pairwise(bounded_cuts(sizes, self.budget)))
+            yield from (chunk[first:end] for first, end in pairwise(bounded_cuts(sizes, self.budget)))
 
-    def _stored(
-        self, file: Path, parts: Iterator[tuple[np.ndarray, Tensor]], nodes: np.ndarray
+    def _store_outputs(
+        self, file: Path, outputs: Iterator[tuple[np.ndarray, Tensor]], nodes: np.ndarray
     ) -> Callable[[np.ndarray], Tensor]:
         """Write a layer's outputs to ``file``; return a function that reads those of given nodes."""
-        array, done = None, 0
-        for _, out in parts:
+        array, num_written = None, 0
+        for _, out in outputs:
             values = out.cpu()
             if array is None:
                 self.working.mkdir(parents=True, exist_ok=True)
                 array = new_array(file, FILE_TYPES[values.dtype], (1, len(nodes), values.shape[1]))
-            array[0, done : done + len(values)] = file_numbers(values)
-            done += len(values)
+            array[0, num_written : num_written + len(values)] = file_numbers(values)
+            num_written += len(values)
         assert array is not None, "a prediction of no nodes"
         hidden = MappedHops(array, None if len(nodes) == len(self.rowptr) - 1 else nodes)
-        return lambda wanted: hidden.read(wanted)[0]
+        return lambda row_nodes: hidden.read(row_nodes)[0]

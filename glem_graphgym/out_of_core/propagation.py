@@ -77,22 +77,22 @@ class Chain:
 
     def kept(self, first: int, end: int) -> np.ndarray | None:
         """Mask bool (end - first,) of the nodes whose hops are kept; None = all."""
-        kept = None if self.nodes is None else self.nodes[first:end]
+        in_nodes = None if self.nodes is None else self.nodes[first:end]
         if self.folds is None:
-            return kept
-        own = self.folds[first:end] == self.fold
-        return own if kept is None else own & kept
+            return in_nodes
+        in_fold = self.folds[first:end] == self.fold
+        return in_fold if in_nodes is None else in_fold & in_nodes
 
 
 def chains_of(
-    parts: Sequence[tuple[StoredOperator, np.ndarray | None]], folds: np.ndarray | None = None
+    operators: Sequence[tuple[StoredOperator, np.ndarray | None]], folds: np.ndarray | None = None
 ) -> list[Chain]:
     """One chain per operator and mask, bool (N,), of the nodes whose hops it yields (None = all).
 
     With ``folds``, int8 (N,), there is one for each of their values, see `fold_label_hops`.
     """
     present = [-1] if folds is None else np.unique(folds).tolist()
-    return [Chain(operator, nodes, folds, fold) for operator, nodes in parts for fold in present]
+    return [Chain(operator, nodes, folds, fold) for operator, nodes in operators for fold in present]
 
 
 def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int) -> tuple[int, int]:
@@ -101,11 +101,11 @@ def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: i
     The result has ``hops`` hops of ``stored`` nodes with ``width`` columns; ``budget`` is bytes of memory.
     """
     columns, _ = plan_columns(num_nodes, width, budget)
-    hop = item_bytes * stored * width
-    beside = 2 * 4 * num_nodes * columns  # checkpoints, old and new
+    hop_bytes = item_bytes * stored * width
+    temporary_bytes = 2 * 4 * num_nodes * columns  # checkpoints, old and new
     if columns < width:  # the source's blocks of columns, and a hop twice while its blocks are joined
-        beside = max(beside, hop) + 4 * num_nodes * width
-    return hops * hop, beside
+        temporary_bytes = max(temporary_bytes, hop_bytes) + 4 * num_nodes * width
+    return hops * hop_bytes, temporary_bytes
 
 
 def plan_columns(num_nodes: int, width: int, budget: int) -> tuple[int, int]:
@@ -115,17 +115,17 @@ def plan_columns(num_nodes: int, width: int, budget: int) -> tuple[int, int]:
         ValueError: not even one column fits; says how much memory it needs.
     """
     block_bytes = min(BLOCK_BYTES, budget // 8)
-    column = 2 * 4 * num_nodes  # float32, before and after a hop
-    masks = 8 * num_nodes  # folds, masks of kept and of stored nodes, and temporaries
-    most = (budget - 2 * block_bytes - masks) // max(1, column)
-    if most < 1:
-        least = (masks + column) * 4 / 3
+    column_bytes = 2 * 4 * num_nodes  # float32, before and after a hop
+    mask_bytes = 8 * num_nodes  # folds, masks of kept and of stored nodes, and temporaries
+    max_columns = (budget - 2 * block_bytes - mask_bytes) // max(1, column_bytes)
+    if max_columns < 1:
+        least_bytes = (mask_bytes + column_bytes) * 4 / 3
         raise ValueError(
-            f"{num_nodes:,} nodes need at least {least / GB:.3g} GB of memory to be propagated a column at a time, "
-            f"but the budget is {budget / GB:.3g} GB (glem.memory_budget_gb, as far as this machine has it)"
+            f"{num_nodes:,} nodes need at least {least_bytes / GB:.3g} GB of memory to be propagated a column at a "
+            f"time, but the budget is {budget / GB:.3g} GB (glem.memory_budget_gb, as far as this machine has it)"
         )
-    blocks = -(-width // most)
-    return max(1, -(-width // max(1, blocks))), block_bytes
+    num_blocks = -(-width // max_columns)
+    return max(1, -(-width // max(1, num_blocks))), block_bytes
 
 
 class MappedHops:
@@ -207,8 +207,8 @@ class DiskPropagation:
         plan = {"columns": self.columns, "hops": [first_hop, hops], "shape": shape, "dtype": str(dtype)}
         self.progress: dict[str, Any] = {"plan": plan, "split": False, "done": [], "state": None, "joined": []}
         file = folder / "progress.json"
-        if file.exists() and (found := read_json(file))["plan"] == plan:
-            self.progress = found
+        if file.exists() and (progress := read_json(file))["plan"] == plan:
+            self.progress = progress
         else:
             for path in folder.iterdir():
                 path.unlink()
@@ -217,18 +217,18 @@ class DiskPropagation:
         """Propagate all chains. Raises DiskFullError, before anything is written, if the disk lacks `disk_bytes`."""
         hops, item_bytes = self.shape[0], self.file_type.itemsize
         needed = sum(disk_bytes(self.num_nodes, self.count, self.width, hops, item_bytes, self.budget))
-        what = f"propagating hop features ({hops} hops of {self.count:,} nodes with {self.width} columns)"
-        require_space(self.folder, needed - sum(map(taken_bytes, self.folder.iterdir())), what)
+        content = f"propagating hop features ({hops} hops of {self.count:,} nodes with {self.width} columns)"
+        require_space(self.folder, needed - sum(map(taken_bytes, self.folder.iterdir())), content)
         if len(self.blocks) > 1:
             self._split()
         else:
             self.out = kept_array(self.file, self.file_type, self.shape)
-        two = [torch.empty(self.num_nodes, self.columns) for _ in range(min(2, self.last + 1))]
+        buffers = [torch.empty(self.num_nodes, self.columns) for _ in range(min(2, self.last + 1))]
         for block in range(len(self.blocks)):
             for chain in range(len(self.chains)):
                 if f"{chain}.{block}" not in self.progress["done"]:
-                    self._propagate(chain, block, two)
-        del two
+                    self._propagate(chain, block, buffers)
+        del buffers
         if len(self.blocks) > 1:
             self._join()
         else:
@@ -238,17 +238,17 @@ class DiskPropagation:
             if path != self.file:
                 path.unlink()
 
-    def _note(self, **news: object) -> None:
-        self.progress.update(news)
+    def _update_progress(self, **changes: object) -> None:
+        self.progress.update(changes)
         write_json(self.folder / "progress.json", self.progress)
 
     # ---- one block of columns, from hop to hop ---------------------------------------------------------------------
 
-    def _propagate(self, number: int, block: int, two: list[Tensor]) -> None:
-        name, chain = f"{number}.{block}", self.chains[number]
+    def _propagate(self, chain_index: int, block: int, buffers: list[Tensor]) -> None:
+        name, chain = f"{chain_index}.{block}", self.chains[chain_index]
         width = self.blocks[block].stop - self.blocks[block].start
         # Flat views, so that a narrower last block is contiguous too.
-        current, *other = (array.view(-1)[: self.num_nodes * width].view(self.num_nodes, width) for array in two)
+        current, *other = (array.view(-1)[: self.num_nodes * width].view(self.num_nodes, width) for array in buffers)
         state = self.progress["state"]
         start = state["hop"] if state is not None and state["name"] == name else 0
         if start:
@@ -258,23 +258,23 @@ class DiskPropagation:
         else:
             self._read(block, chain, current)
             if self.first == 0:
-                self._keep(0, block, chain, current)
+                self._store(0, block, chain, current)
         saved_at = time.monotonic()
         for hop in range(start + 1, self.last + 1):
             (following,) = other
             chain.operator.multiply(current, following)
             current, other = following, [current]
             if hop >= self.first:
-                self._keep(hop, block, chain, current)
+                self._store(hop, block, chain, current)
             if hop < self.last and time.monotonic() - saved_at >= SAVE_SECONDS:
                 self._save(name, hop, current)
                 saved_at = time.monotonic()
-        done, of = [*self.progress["done"], name], len(self.chains) * len(self.blocks)
-        self._save(name, None, current, done=done)
-        if of > 1:
-            logging.info(f"hop features: {len(done)} of {of} blocks, in {self.folder}")
+        blocks_done, num_blocks = [*self.progress["done"], name], len(self.chains) * len(self.blocks)
+        self._save(name, None, current, done=blocks_done)
+        if num_blocks > 1:
+            logging.info(f"hop features: {len(blocks_done)} of {num_blocks} blocks, in {self.folder}")
 
-    def _save(self, name: str, hop: int | None, current: Tensor, **news: object) -> None:
+    def _save(self, name: str, hop: int | None, current: Tensor, **changes: object) -> None:
         """Replace the checkpoint by the columns after ``hop``; None removes it, as the block is finished."""
         old, state = self.progress["state"], None
         if hop is not None:
@@ -283,7 +283,7 @@ class DiskPropagation:
             array[:] = current.numpy()
             array.flush()
             state = {"name": name, "hop": hop, "file": file.name}
-        self._note(state=state, **news)
+        self._update_progress(state=state, **changes)
         if old is not None:
             (self.folder / old["file"]).unlink(missing_ok=True)
 
@@ -296,20 +296,20 @@ class DiskPropagation:
             if hidden is not None:
                 out[first:end][torch.from_numpy(hidden)] = 0.0
 
-    def _keep(self, hop: int, block: int, chain: Chain, current: Tensor) -> None:
+    def _store(self, hop: int, block: int, chain: Chain, current: Tensor) -> None:
         """Store a hop's columns for the chain's nodes; a single block goes directly into the result."""
         if len(self.blocks) == 1:
             target = self.out[hop - self.first]
         else:
-            target = kept_array(self._part(hop, block), self.file_type, (self.count, current.shape[1]))
-        place = 0
+            target = kept_array(self._hop_file(hop, block), self.file_type, (self.count, current.shape[1]))
+        start = 0
         for first, end in self._rows(current.shape[1]):
             stored = slice(None) if self.stored is None else self.stored[first:end]
             values = file_numbers(rounded(current[first:end], self.dtype))[stored]
             mask = chain.kept(first, end)
-            kept = slice(None) if mask is None else mask[stored]
-            target[place : place + len(values)][kept] = values[kept]
-            place += len(values)
+            in_chain = slice(None) if mask is None else mask[stored]
+            target[start : start + len(values)][in_chain] = values[in_chain]
+            start += len(values)
         target.flush()
 
     def _rows(self, width: int) -> Iterator[tuple[int, int]]:
@@ -322,43 +322,47 @@ class DiskPropagation:
         if self.progress["split"]:
             return
         files = [
-            new_array(self._split_file(block), np.float32, (self.num_nodes, place.stop - place.start))
-            for block, place in enumerate(self.blocks)
+            new_array(self._split_file(block), np.float32, (self.num_nodes, columns.stop - columns.start))
+            for block, columns in enumerate(self.blocks)
         ]
         for first, end in self._rows(self.width):
             rows = self.source.read(first, end)
-            for file, place in zip(files, self.blocks, strict=True):
-                file[first:end] = rows[:, place]
+            for file, columns in zip(files, self.blocks, strict=True):
+                file[first:end] = rows[:, columns]
         for file in files:
             file.flush()
-        self._note(split=True)
+        self._update_progress(split=True)
 
     def _join(self) -> None:
         """Join blocks of columns to rows, hop by hop: the file grows while the blocks of finished hops are removed."""
         header = io.BytesIO()
-        about = {"descr": np.lib.format.dtype_to_descr(self.file_type), "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(header, about)
+        fields = {
+            "descr": np.lib.format.dtype_to_descr(self.file_type),
+            "fortran_order": False,
+            "shape": self.shape,
+        }
+        np.lib.format.write_array_header_1_0(header, fields)
         joined = self.progress["joined"]
         hop_bytes = self.file_type.itemsize * self.count * self.width
         # Plain writes take half the time of a memory map.
         with disk_full_errors(self.file), self.file.open("r+b" if joined else "wb") as file:
             file.write(header.getvalue())
             for hop in range(self.first + len(joined), self.last + 1):
-                names = [self._part(hop, block) for block in range(len(self.blocks))]
-                parts = [np.load(name, mmap_mode="r") for name in names]
+                block_files = [self._hop_file(hop, block) for block in range(len(self.blocks))]
+                arrays = [np.load(block_file, mmap_mode="r") for block_file in block_files]
                 file.seek(len(header.getvalue()) + (hop - self.first) * hop_bytes)
                 for first, end in ranges(self.count, self.block_bytes // (4 * self.width)):
-                    file.write(np.concatenate([part[first:end] for part in parts], axis=1).data)
+                    file.write(np.concatenate([array[first:end] for array in arrays], axis=1).data)
                 file.flush()
                 os.fsync(file.fileno())
-                self._note(joined=[*self.progress["joined"], hop])
-                for name in names:
-                    name.unlink(missing_ok=True)
+                self._update_progress(joined=[*self.progress["joined"], hop])
+                for block_file in block_files:
+                    block_file.unlink(missing_ok=True)
 
     def _split_file(self, block: int) -> Path:
         return self.folder / f"source-{block}.npy"
 
-    def _part(self, hop: int, block: int) -> Path:
+    def _hop_file(self, hop: int, block: int) -> Path:
         return self.folder / f"hop-{hop}-{block}.npy"
 
 

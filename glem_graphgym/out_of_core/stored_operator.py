@@ -36,9 +36,11 @@ class StoredOperator:
 
     def multiply(self, x: Tensor, out: Tensor) -> Tensor:
         """The product with ``x`` (N, D) float32, written into ``out`` of the same shape, which is returned."""
-        for name, given in {"x": x, "out": out}.items():
-            if given.dtype != torch.float32 or given.dim() != 2 or len(given) != self.num_nodes:
-                raise ValueError(f"{name} is {described(given)}, expected torch.float32 of shape ({self.num_nodes}, D)")
+        for name, tensor in {"x": x, "out": out}.items():
+            if tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != self.num_nodes:
+                raise ValueError(
+                    f"{name} is {described(tensor)}, expected torch.float32 of shape ({self.num_nodes}, D)"
+                )
         # Half of the bytes for entries (column and weight), half for rows of the product.
         entries, rows = self.block_bytes // 16, self.block_bytes // (8 * max(1, x.shape[1]))
         for first, end in row_blocks(self.rowptr, entries, rows):
@@ -82,10 +84,10 @@ def store_operator(
     stored_weight = new_array(folder / "weight.npy", np.float32, (total,))
     for first, end in blocks:
         row, column = _entries(rowptr, col, first, end, keep)
-        place = slice(int(stored_rowptr[first]), int(stored_rowptr[end]))
-        stored_col[place] = column
+        entries = slice(int(stored_rowptr[first]), int(stored_rowptr[end]))
+        stored_col[entries] = column
         weight = scale[torch.from_numpy(row + first)] * scale[torch.from_numpy(column)]
-        stored_weight[place] = weight.float().numpy()
+        stored_weight[entries] = weight.float().numpy()
     for array in (stored_rowptr, stored_col, stored_weight):
         array.flush()
 
@@ -113,14 +115,14 @@ def _entries(
     """Rows, counted from ``first``, and columns, both int64, of the entries of A+I in rows ``first`` to ``end`` - 1."""
     column = np.asarray(col[int(rowptr[first]) : int(rowptr[end])], dtype=np.int64)
     row = np.repeat(np.arange(end - first), np.diff(rowptr[first : end + 1]))
-    taken = column != row + first
+    is_edge = column != row + first
     if keep is not None:
-        taken &= keep[column] & keep[row + first]
-    row, column = row[taken], column[taken]
+        is_edge &= keep[column] & keep[row + first]
+    row, column = row[is_edge], column[is_edge]
     # A self-loop follows the entries of earlier rows, and those of its own row with smaller columns.
     number, smaller = (np.bincount(rows, minlength=end - first) for rows in (row, row[column < row + first]))
-    place = np.cumsum(number) - number + smaller
-    return np.insert(row, place, np.arange(end - first)), np.insert(column, place, np.arange(first, end))
+    positions = np.cumsum(number) - number + smaller
+    return np.insert(row, positions, np.arange(end - first)), np.insert(column, positions, np.arange(first, end))
 
 
 def row_blocks(rowptr: np.ndarray, entries: int, rows: int) -> Iterator[tuple[int, int]]:

@@ -166,7 +166,7 @@ def test_killed_wherever_it_may_be_it_goes_on_and_ends_with_the_same_bits(
     options = {**what(operator), "budget": BUDGETS[blocks]}
     wanted = made(tmp_path / "whole", **options)
     folder, ends = tmp_path / "killed", []
-    for target, name in ((StoredOperator, "multiply"), (DiskPropagation, "_note")):
+    for target, name in ((StoredOperator, "multiply"), (DiskPropagation, "_update_progress")):
         for step in range(1, 4):
             with dying(step, target, name):
                 made(folder, **options)
