@@ -24,13 +24,13 @@ def start_program(arguments: Sequence[str], flags: Sequence[str] = ()) -> NoRetu
     folder = next(path for path in (package / "run", package.parent / "run") if path.is_dir())
     programs = {file.stem: file for file in folder.glob("*.[ps][yh]") if file.stem not in SHARED}
     named = bool(arguments) and not arguments[0].startswith("-")
-    name, rest = (arguments[0], arguments[1:]) if named else ("main", arguments)
+    name, program_arguments = (arguments[0], arguments[1:]) if named else ("main", arguments)
     if name not in programs:
         sys.exit(f"error: glem_graphgym has no program '{name}'; expected one of: {', '.join(sorted(programs))}")
     python = [sys.executable, *(flag for flag in flags if flag != "-m")]
     command = python if programs[name].suffix == ".py" else ["bash"]
     os.environ.setdefault("PYTHON", sys.executable)  # read by the shell scripts
-    os.execvp(command[0], [*command, str(programs[name]), *rest])
+    os.execvp(command[0], [*command, str(programs[name]), *program_arguments])
 
 
 if __name__ == "__main__":

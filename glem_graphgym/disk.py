@@ -24,7 +24,7 @@ REMEDY = (
     "what is finished is kept"
 )
 # Errors of the operating system for a file that cannot grow.
-FULL = {
+FULL_REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than the file system or this shell's limit (ulimit -f) allows",
@@ -40,11 +40,13 @@ class DiskFullError(OSError):
     """There is no room for a file; the message names the file, the space needed, the space free and what to do."""
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise `DiskFullError` unless the ``needed`` bytes of ``what`` are free on the disk of ``folder``."""
+def require_space(folder: Path, needed: int, content: str) -> None:
+    """Raise `DiskFullError` unless the ``needed`` bytes of ``content`` are free on the disk of ``folder``."""
     free = free_bytes(folder)
     if free < needed:
-        raise DiskFullError(f"{folder}: {what} takes {size_text(needed)} of disk, {size_text(free)} are free; {REMEDY}")
+        raise DiskFullError(
+            f"{folder}: {content} takes {size_text(needed)} of disk, {size_text(free)} are free; {REMEDY}"
+        )
 
 
 @contextlib.contextmanager
@@ -67,11 +69,11 @@ def disk_full_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def _why_full(error: Exception) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := RUST_ERROR.search(str(error))):
-        number = int(found[1])
+    if number is None and (match := RUST_ERROR.search(str(error))):
+        number = int(match[1])
     if number is None and SHORT_WRITE.search(str(error)):
         return f"it could not be written in full ({error})"
-    return FULL.get(number) if number is not None else None
+    return FULL_REASONS.get(number) if number is not None else None
 
 
 def new_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray | None = None) -> np.memmap:
@@ -134,11 +136,12 @@ def _ranges(array: np.memmap, rows: np.ndarray | None) -> Iterator[tuple[int, in
         yield 0, size
         return
     row_bytes = array.nbytes // max(len(array), 1)
-    for place in range(0, len(rows), ROWS_AT_ONCE):
-        start = array.offset + rows[place : place + ROWS_AT_ONCE] * row_bytes
+    for chunk_start in range(0, len(rows), ROWS_AT_ONCE):
+        start = array.offset + rows[chunk_start : chunk_start + ROWS_AT_ONCE] * row_bytes
         first, last = start // mmap.PAGESIZE, (start + row_bytes - 1) // mmap.PAGESIZE
-        new = np.flatnonzero(first[1:] > last[:-1] + 1) + 1  # rows whose pages do not adjoin those before: new ranges
-        for begin, end in zip([0, *new], [*new - 1, len(first) - 1], strict=True):
+        # Rows whose pages do not adjoin those before.
+        range_starts = np.flatnonzero(first[1:] > last[:-1] + 1) + 1
+        for begin, end in zip([0, *range_starts], [*range_starts - 1, len(first) - 1], strict=True):
             yield int(first[begin]) * mmap.PAGESIZE, min((int(last[end]) + 1) * mmap.PAGESIZE, size)
 
 

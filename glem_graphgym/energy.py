@@ -27,22 +27,22 @@ class EnergyMeter:
         except (OSError, ValueError):
             self._ranges = {}
         if self._ranges:
-            threading.Thread(target=self._keep_reading, daemon=True).start()
+            threading.Thread(target=self._read_until_stopped, daemon=True).start()
 
     @staticmethod
     def _counter(package: Path) -> int:
         return int((package / "energy_uj").read_text())
 
-    def _keep_reading(self) -> None:
+    def _read_until_stopped(self) -> None:
         while not self._ended.wait(READ_SECONDS):
             self._read()
 
     def _read(self) -> None:
         with self._lock:
-            for package, most in self._ranges.items():
-                now = self._counter(package)
-                self._microjoules += (now - self._last[package]) % (most + 1)
-                self._last[package] = now
+            for package, max_value in self._ranges.items():
+                value = self._counter(package)
+                self._microjoules += (value - self._last[package]) % (max_value + 1)
+                self._last[package] = value
 
     def stop(self) -> float | None:
         """Stop the meter; returns joules since construction, None if unknown."""

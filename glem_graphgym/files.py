@@ -135,8 +135,8 @@ def replace_folder(folder: Path, make: Callable[[Path], None]) -> None:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if old.exists() and not folder.exists():  # killed between the two renames below
             old.rename(folder)
-        for rest in (new, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             new.mkdir()
             make(new)
@@ -154,12 +154,12 @@ def forget_unfinished(folder: Path) -> None:
 
     Only for folders that are made without ``resume``. Folders that another process is filling stay.
     """
-    others = re.compile(re.escape(FINGERPRINT_AT_END.sub("", folder.name)) + FINGERPRINT_AT_END.pattern)
-    for part in folder.parent.glob(".*.part"):
-        name = part.name.removeprefix(".").removesuffix(".part")
+    other_fingerprints = re.compile(re.escape(FINGERPRINT_AT_END.sub("", folder.name)) + FINGERPRINT_AT_END.pattern)
+    for unfinished in folder.parent.glob(".*.part"):
+        name = unfinished.name.removeprefix(".").removesuffix(".part")
         lock = folder.parent / f".{name}.lock"
-        if name != folder.name and others.fullmatch(name) and part.is_dir() and is_free(lock):
-            shutil.rmtree(part, ignore_errors=True)
+        if name != folder.name and other_fingerprints.fullmatch(name) and unfinished.is_dir() and is_free(lock):
+            shutil.rmtree(unfinished, ignore_errors=True)
             lock.unlink(missing_ok=True)
 
 
@@ -189,20 +189,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def fingerprint(*parts: Any) -> str:
+def fingerprint(*values: Any) -> str:
     """First 16 hexadecimal digits of a SHA-256 over bytes, numpy arrays and JSON-able values; equal on all machines."""
     digest = hashlib.sha256()
-    for part in parts:
+    for value in values:
         size: int = 0
         blocks: Iterator[Any] = iter(())
-        if isinstance(part, bytes | bytearray | memoryview):
-            head = bytes(part)
-        elif hasattr(part, "tobytes"):
-            array = np.asarray(part)
+        if isinstance(value, bytes | bytearray | memoryview):
+            head = bytes(value)
+        elif hasattr(value, "tobytes"):
+            array = np.asarray(value)
             head, size = f"{array.dtype.str}{array.shape}".encode(), array.nbytes
             blocks = _blocks_of(np.atleast_1d(array))
         else:
-            head = json.dumps(part, sort_keys=True, default=str).encode()
+            head = json.dumps(value, sort_keys=True, default=str).encode()
         digest.update((len(head) + size).to_bytes(8, "little"))
         for block in itertools.chain([head], blocks):
             digest.update(block)
@@ -231,16 +231,16 @@ def sampled_fingerprint(*paths: Path) -> str:
 
     Takes seconds for files of any size. It detects files that were cut or replaced, but not every changed byte.
     """
-    parts: list[Any] = []
+    digests: list[Any] = []
     for path in paths:
         size = path.stat().st_size
         last = max(size - SAMPLE_BYTES, 0)
         with path.open("rb") as file:
             for start in sorted({last * index // (SAMPLES - 1) for index in range(SAMPLES)}):
                 file.seek(start)
-                parts.append(hashlib.sha256(file.read(SAMPLE_BYTES)).hexdigest())
-        parts.append([path.name, size])
-    return fingerprint(*parts)
+                digests.append(hashlib.sha256(file.read(SAMPLE_BYTES)).hexdigest())
+        digests.append([path.name, size])
+    return fingerprint(*digests)
 
 
 def expand_path(text: str) -> str:

@@ -33,9 +33,9 @@ def processor() -> tuple[str, str]:
     lines: list[str] = []
     with suppress(OSError):  # exists on Linux alone
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
-    name = found.get("model name", platform.processor() or platform.machine())
-    return name, found.get("flags", found.get("Features", ""))
+    fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
+    name = fields.get("model name", platform.processor() or platform.machine())
+    return name, fields.get("flags", fields.get("Features", ""))
 
 
 class Autocast(MixedPrecision):

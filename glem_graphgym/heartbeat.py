@@ -49,30 +49,33 @@ class Heartbeat:
 
     def _exchange(self) -> None:
         keys = [str(rank) for rank in range(self.size)]
-        before: list[bytes] = [b""] * self.size
-        still = [0] * self.size
+        last_beats: list[bytes] = [b""] * self.size
+        unchanged_rounds = [0] * self.size
         while not self.stopped.is_set():
             try:
                 self.store.set(keys[self.rank], str(self.round))
-                now = self.store.multi_get(keys)  # in the first round waits until all ranks have begun
+                beats = self.store.multi_get(keys)  # in the first round waits until all ranks have begun
             except RuntimeError:  # the store is gone, maybe because all are done: `_watch` reports it after the timeout
                 return
             self.round += 1
-            still = [rounds + 1 if new == old else 0 for new, old, rounds in zip(now, before, still, strict=True)]
-            before = now
-            if max(still) > TICKS:
-                self._lose(still.index(max(still)))
+            unchanged_rounds = [
+                rounds + 1 if beat == last_beat else 0
+                for beat, last_beat, rounds in zip(beats, last_beats, unchanged_rounds, strict=True)
+            ]
+            last_beats = beats
+            if max(unchanged_rounds) > TICKS:
+                self._report_loss(unchanged_rounds.index(max(unchanged_rounds)))
             self.stopped.wait(self.tick)
 
     def _watch(self) -> None:
-        before = still = 0
+        last_round = unchanged_ticks = 0
         while not self.stopped.wait(self.tick):
-            still = still + 1 if self.round == before else 0
-            before = self.round
-            if still > TICKS:
-                self._lose(self.rank)
+            unchanged_ticks = unchanged_ticks + 1 if self.round == last_round else 0
+            last_round = self.round
+            if unchanged_ticks > TICKS:
+                self._report_loss(self.rank)
 
-    def _lose(self, rank: int) -> None:
+    def _report_loss(self, rank: int) -> None:
         if not self.stopped.is_set():
             self.stopped.set()
             self.on_loss(rank)

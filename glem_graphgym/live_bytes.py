@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.history: list[int] = []
         self.marks: dict[str, int] = {}
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._counted: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @property
     def peak(self) -> int:
@@ -45,12 +45,12 @@ class LiveBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs, out)):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                self._see(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         return out
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._seen:
-            self._seen.add(storage)
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._counted:
+            self._counted.add(storage)
             weakref.finalize(storage, self._free, storage.nbytes())
             self.now += storage.nbytes()
             self.history.append(self.now)

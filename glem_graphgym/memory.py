@@ -49,14 +49,14 @@ def interrupts_held_back() -> Iterator[None]:
     if handler is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *given: came.append(given))
+    interrupts: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arguments: interrupts.append(arguments))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if came and callable(handler):
-        handler(*came[0])
+    if interrupts and callable(handler):
+        handler(*interrupts[0])
 
 
 class PeakMemory:
@@ -98,13 +98,13 @@ class PeakMemory:
 
 def available_bytes() -> int:
     """Memory that can be allocated now without swapping: on the machine or, if less, within a cgroup's limit."""
-    left = [psutil.virtual_memory().available]
+    available = [psutil.virtual_memory().available]
     for group in _cgroups():
         uses, stat = _lines(group.use), _lines(group.stat)
         if group.limit is not None and uses:
-            given_back = [int(line.split()[1]) for line in stat if line.split()[0] == group.reclaimable]
-            left.append(group.limit - int(uses[0]) + sum(given_back))
-    return max(0, min(left))
+            reclaimable = [int(line.split()[1]) for line in stat if line.split()[0] == group.reclaimable]
+            available.append(group.limit - int(uses[0]) + sum(reclaimable))
+    return max(0, min(available))
 
 
 def machine_bytes() -> int:
@@ -137,11 +137,11 @@ def _cgroups() -> Iterator[_Cgroup]:
         else:
             continue
         # A container without a namespace of its own sees its cgroup as the root, and here a path that is not there.
-        own = root / path.lstrip("/")
-        for folder in (own, *own.parents[: len(own.parts) - len(root.parts)]):
-            found = _lines(folder / limit)
-            number = int(found[0]) if found and found[0].isdigit() else None
-            yield _Cgroup(number, folder / use, folder / "memory.stat", reclaimable)
+        cgroup = root / path.lstrip("/")
+        for folder in (cgroup, *cgroup.parents[: len(cgroup.parts) - len(root.parts)]):
+            limit_lines = _lines(folder / limit)
+            limit_bytes = int(limit_lines[0]) if limit_lines and limit_lines[0].isdigit() else None
+            yield _Cgroup(limit_bytes, folder / use, folder / "memory.stat", reclaimable)
 
 
 def _lines(file: Path) -> list[str]:
@@ -174,13 +174,15 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_allo
 def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(no in words for no in NO_MEMORY))
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(phrase in message for phrase in NO_MEMORY)
+    )
 
 
 @contextlib.contextmanager
-def naming_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """A block whose out-of-memory errors become an `OutOfMemoryError` that names ``what`` and the ``remedy``."""
+def naming_out_of_memory(work: str, remedy: str) -> Iterator[None]:
+    """A block whose out-of-memory errors become an `OutOfMemoryError` that names the ``work`` and the ``remedy``."""
     try:
         yield
     except OutOfMemoryError:
@@ -190,5 +192,5 @@ def naming_out_of_memory(what: str, remedy: str) -> Iterator[None]:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OutOfMemoryError(
-            f"{what} ran out of memory ({reason}); {remedy}; then type the same command again: finished stages are kept"
+            f"{work} ran out of memory ({reason}); {remedy}; then type the same command again: finished stages are kept"
         ) from error

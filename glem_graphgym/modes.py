@@ -43,15 +43,15 @@ def run_joint(run: Run) -> None:
 
 def run_em(run: Run) -> None:
     """GLEM: both models on gold, then E-steps and M-steps by turns."""
-    first = q = run.fit_lm_on_gold()
+    gold_lm = q = run.fit_lm_on_gold()
     p = run.fit_gnn_on_gold(q)
     for iteration in _iterations(run):
         if run.settings.order == "lm_first":
-            q = run.e_step(iteration, run.teacher_logits(iteration, p), q, first)
+            q = run.e_step(iteration, run.teacher_logits(iteration, p), q, gold_lm)
             p = run.m_step(iteration, q, q.logits)
         else:
             p = run.m_step(iteration, q, run.teacher_logits(iteration, q))
-            q = run.e_step(iteration, p.logits, q, first)
+            q = run.e_step(iteration, p.logits, q, gold_lm)
         run.forget_weights(q)
     run.combine()
 
@@ -64,10 +64,10 @@ def _iterations(run: Run) -> Iterator[int]:
         return
     best = {"LM": -math.inf, "GNN": -math.inf}
     for iteration in itertools.count(1):
-        now = {model: max(stage.valid for stage in finished if stage.key.model == model) for model in best}
-        if iteration > settings.max_iterations or all(now[model] <= best[model] for model in best):
+        scores = {model: max(stage.valid for stage in finished if stage.key.model == model) for model in best}
+        if iteration > settings.max_iterations or all(scores[model] <= best[model] for model in best):
             return
-        best = now
+        best = scores
         yield iteration
 
 

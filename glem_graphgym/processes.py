@@ -117,10 +117,10 @@ def _start_heartbeat() -> Heartbeat:
 
     def end(lost: int) -> None:
         """Exit at once, as the main thread may be blocked inside torch; finished work is on disk."""
-        what = f"process {lost} of {len(hosts)} on {hosts[lost]}"
+        subject = f"process {lost} of {len(hosts)} on {hosts[lost]}"
         if lost == rank():
-            what = f"{address}:{port}, where the processes of this run meet,"
-        print(f"error: {what} has given no sign of life for {timeout:g} seconds", file=sys.stderr, flush=True)
+            subject = f"{address}:{port}, where the processes of this run meet,"
+        print(f"error: {subject} has given no sign of life for {timeout:g} seconds", file=sys.stderr, flush=True)
         os._exit(LOST)
 
     return Heartbeat(distributed.PrefixStore(attempt, store), rank(), len(hosts), timeout, end)
@@ -187,8 +187,8 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error only means that another process has ended, with an error of its own."""
     if _group is None or not isinstance(error, RuntimeError):
         return False
-    words = ("gloo", "nccl", "connection", "broken pipe", "timed out", "process group")
-    return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
+    phrases = ("gloo", "nccl", "connection", "broken pipe", "timed out", "process group")
+    return isinstance(error, distributed.DistError) or any(phrase in str(error).lower() for phrase in phrases)
 
 
 # ---- this process ---------------------------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def have_joined() -> bool:
 
 
 @contextlib.contextmanager
-def alone(really: bool = True) -> Iterator[None]:
-    """A block in which this rank acts as the only one while the others wait for it; no effect unless ``really``."""
-    if not really or _group is None or _group.alone:
+def alone(enabled: bool = True) -> Iterator[None]:
+    """A block in which this rank acts as the only one while the others wait for it; no effect unless ``enabled``."""
+    if not enabled or _group is None or _group.alone:
         yield
         return
     _group.alone = True
@@ -247,14 +247,14 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def share(items: Sequence[T], of: int | None = None, even: bool = False) -> list[T]:
-    """The share of ``items`` of this rank, or of rank ``of``; items are dealt in turn.
+def share(items: Sequence[T], owner: int | None = None, even: bool = False) -> list[T]:
+    """The share of ``items`` of this rank, or of rank ``owner``; items are dealt in turn.
 
     ``even``: pad shares that are one item short with the first item, for work that all ranks must do together.
     """
-    count, rank_of = world_size(), rank() if of is None else of
-    part = list(items[rank_of::count])
-    return [*part, *items[:1]] if even and len(part) < -(-len(items) // count) else part
+    count, start = world_size(), rank() if owner is None else owner
+    dealt = list(items[start::count])
+    return [*dealt, *items[:1]] if even and len(dealt) < -(-len(items) // count) else dealt
 
 
 def send_to_rank_zero(values: np.ndarray) -> Any:
@@ -269,9 +269,9 @@ def receive(sender: int, count: int, dtype: Any) -> np.ndarray:
     return values
 
 
-def broadcast(ask: Callable[[], T]) -> T:
+def broadcast(compute: Callable[[], T]) -> T:
     """The result of ``ask()`` on rank 0, on every rank; the others do not call it."""
-    values: list[Any] = [ask() if rank() == 0 else None]
+    values: list[Any] = [compute() if rank() == 0 else None]
     if world_size() > 1:
         distributed.broadcast_object_list(values, group=_gloo())
     return values[0]

@@ -24,9 +24,9 @@ _watcher: ContextVar[Any] = ContextVar("watcher", default=None)
 
 
 @contextmanager
-def watched(by: Any) -> Iterator[None]:
-    """A block in which ``by``, an `em.plan.Watch`, sets the titles of new bars and adds a remark to each."""
-    token = _watcher.set(by)
+def watched(watcher: Any) -> Iterator[None]:
+    """A block in which ``watcher``, an `em.plan.Watch`, sets the titles of new bars and adds a remark to each."""
+    token = _watcher.set(watcher)
     try:
         yield
     finally:
@@ -38,7 +38,7 @@ class Progress(tqdm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.in_lines = not sys.stderr.isatty()
-        self.said: float = -1  # `n` in the last line
+        self.printed: float = -1  # `n` in the last line
         self.watcher = _watcher.get()
         if self.watcher and options.get("desc"):
             options["desc"] = self.watcher.title(options["desc"])
@@ -51,15 +51,15 @@ class Progress(tqdm):
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        about = {**self.format_dict, "ncols": None if self.in_lines else self.format_dict["ncols"]}
+        meter = {**self.format_dict, "ncols": None if self.in_lines else self.format_dict["ncols"]}
         if self.watcher and (remark := self.watcher.remark(self)):
             remark = f"run: {remark if self.in_lines else remark.replace('about ', '~')}"
-            about["postfix"] = ", ".join(filter(None, [about["postfix"], remark]))
+            meter["postfix"] = ", ".join(filter(None, [meter["postfix"], remark]))
         if not self.in_lines:
-            return super().display(self.format_meter(**about) if msg is None else msg, pos)
-        self.said = self.n
-        about["bar_format"] = LINE_WITHOUT_TOTAL if self.total is None else LINE
-        print(self.format_meter(**about), file=sys.stderr, flush=True)
+            return super().display(self.format_meter(**meter) if msg is None else msg, pos)
+        self.printed = self.n
+        meter["bar_format"] = LINE_WITHOUT_TOTAL if self.total is None else LINE
+        print(self.format_meter(**meter), file=sys.stderr, flush=True)
         return True
 
     def track(self, numbers: Mapping[str, float], step: int) -> None:
@@ -71,7 +71,7 @@ class Progress(tqdm):
         if self.watcher and not self.disable:
             self.watcher.remark(self)  # lets the watcher record the final progress
         if self.in_lines and not self.disable:
-            if self.said not in (-1, self.n):
+            if self.printed not in (-1, self.n):
                 self.display()
             self.last_print_t = 0.0  # tells tqdm that no bar was shown, so that it clears nothing
         super().close()

@@ -50,15 +50,15 @@ OLD_VALUES = {
 
 def old_names(names: Iterable[str]) -> str:
     """What became of the old keys among ``names``, in words; "" if there are none."""
-    found = []
+    hints = []
     for name in dict.fromkeys(names):
         if name in RENAMED:
             hint = " (null for -1)" if name.startswith("glem.lm_") else ""
             hint = " (none, standardise, batch or layer)" if name == "glem.input_norm" else hint
-            found.append(f"{name} is now {RENAMED[name]}{hint}")
+            hints.append(f"{name} is now {RENAMED[name]}{hint}")
         elif name in REMOVED:
-            found.append(f"{name} is no key any more (it is always {REMOVED[name]!r}); leave it out")
-    return "; ".join(found)
+            hints.append(f"{name} is no key any more (it is always {REMOVED[name]!r}); leave it out")
+    return "; ".join(hints)
 
 
 def in_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +66,12 @@ def in_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A removed key is left out if it had the value that is fixed now, and stays if it had another.
     """
-    found = {key: value for key, value in settings.items() if key not in REMOVED or value != REMOVED[key]}
-    if "glem.input_norm" in found:
-        outside, inside = found.pop("glem.input_norm"), found.get("gnn.input_norm")
-        found["gnn.input_norm"] = "batch" if inside else "standardise" if outside else "none"
+    renamed = {key: value for key, value in settings.items() if key not in REMOVED or value != REMOVED[key]}
+    if "glem.input_norm" in renamed:
+        outside, inside = renamed.pop("glem.input_norm"), renamed.get("gnn.input_norm")
+        renamed["gnn.input_norm"] = "batch" if inside else "standardise" if outside else "none"
     for old, new in RENAMED.items():
-        if old in found:
-            value = found.pop(old)
-            found[new] = None if old.startswith("glem.lm_") and value == -1 else value
-    return found
+        if old in renamed:
+            value = renamed.pop(old)
+            renamed[new] = None if old.startswith("glem.lm_") and value == -1 else value
+    return renamed

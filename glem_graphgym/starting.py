@@ -28,55 +28,60 @@ def start(command: list[str], count: int) -> int:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # port 0: takes a free one, without a race
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"{rank}.log" for rank in range(count)]
-        started = [_start(command, rank, count, store.port, logs[rank]) for rank in range(count)]
+        processes = [_start(command, rank, count, store.port, logs[rank]) for rank in range(count)]
         try:
-            _wait(started)
-            ended = [process.poll() for process in started]
+            _wait(processes)
+            statuses = [process.poll() for process in processes]
         except KeyboardInterrupt:  # the terminal has sent the interrupt to all processes
-            _wait(started, GRACE)
+            _wait(processes, GRACE)
             return 1
         finally:
-            for process in started:
+            for process in processes:
                 process.kill()  # no effect on a process that has ended
-            for process in started:
+            for process in processes:
                 process.wait()
-        return _report(ended, logs)
+        return _report(statuses, logs)
 
 
 def _start(command: list[str], rank: int, count: int, port: int, log: Path) -> subprocess.Popen:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
     # TORCHELASTIC_USE_AGENT_STORE tells torch that the store exists: all ranks connect to it, none opens one.
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
-    added = {name: str(value) for name, value in {**ranks, **meeting, PARENT: os.getpid()}.items()}
-    environment = {**os.environ, **added}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    variables = {name: str(value) for name, value in {**ranks, **rendezvous, PARENT: os.getpid()}.items()}
+    environment = {**os.environ, **variables}
     if rank == 0:
         return subprocess.Popen(command, env=environment)
     with log.open("wb") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
 
 
-def _wait(started: list[subprocess.Popen], at_most: float = math.inf) -> None:
+def _wait(processes: list[subprocess.Popen], at_most: float = math.inf) -> None:
     """Wait until all have ended, or until `GRACE` after one has failed, but ``at_most`` so many seconds."""
     deadline = time.monotonic() + at_most
-    while any(process.poll() is None for process in started) and time.monotonic() < deadline:
-        if deadline == math.inf and any(process.poll() for process in started):
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        if deadline == math.inf and any(process.poll() for process in processes):
             deadline = time.monotonic() + GRACE
         time.sleep(0.05)
 
 
-def _report(ended: list[int | None], logs: list[Path]) -> int:
+def _report(statuses: list[int | None], logs: list[Path]) -> int:
     """Print which processes failed by themselves, unless rank 0 has printed its own error; returns the exit status."""
-    if all(status == 0 for status in ended):
+    if all(status == 0 for status in statuses):
         return 0
-    if ended[0] is not None and ended[0] not in (0, LOST) and ended[0] > 0:
+    if statuses[0] is not None and statuses[0] not in (0, LOST) and statuses[0] > 0:
         return 1
-    failed = [(rank, status) for rank, status in enumerate(ended) if status not in (None, 0, LOST)]
+    failed = [(rank, status) for rank, status in enumerate(statuses) if status not in (None, 0, LOST)]
     for rank, status in failed:
         assert status is not None
-        how = f"was killed by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        last = _last_line(logs[rank])
-        print(f"error: process {rank} of {len(ended)} {how}{': ' if last else ''}{last}", file=sys.stderr)
-    if not failed and ended[0] != LOST:  # rank 0 itself was lost: the others' messages say why
+        end_text = (
+            f"was killed by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        )
+        last_line = _last_line(logs[rank])
+        print(
+            f"error: process {rank} of {len(statuses)} {end_text}{': ' if last_line else ''}{last_line}",
+            file=sys.stderr,
+        )
+    if not failed and statuses[0] != LOST:  # rank 0 itself was lost: the others' messages say why
         print(next(filter(None, map(_last_line, logs)), "error: a process of this run was lost"), file=sys.stderr)
     return 1
 

@@ -132,14 +132,14 @@ class _RecordingJournal(Journal):
             self.on_disk.add(key.folder)
         stage.on_disk = frozenset(self.on_disk)
         embeddings = _zeros(stage.arrays["embeddings"]) if "embeddings" in stage.arrays else None
-        stage.result = _Recorded(key, self.folder / key.folder, _zeros(self.shape), embeddings, next(self.scores))
+        stage.result = _RecordedResult(key, self.folder / key.folder, _zeros(self.shape), embeddings, next(self.scores))
         self.finished.append(stage.result)
 
     def forget_weights(self, keep: set[str]) -> None:
         self.on_disk &= keep
 
 
-class _Recorded(FinishedStage):
+class _RecordedResult(FinishedStage):
     def weights(self) -> Weights:
         return {}
 

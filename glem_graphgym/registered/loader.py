@@ -24,9 +24,9 @@ class TextGraphDataset(InMemoryDataset):
     def __init__(self, graph: TextGraph, x: np.ndarray) -> None:
         super().__init__(None)
         masks = {}
-        for part, name in (("train", "train_mask"), ("valid", "val_mask"), ("test", "test_mask")):
-            masks[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
-            masks[name][torch.from_numpy(graph.split[part])] = True
+        for split, mask in (("train", "train_mask"), ("valid", "val_mask"), ("test", "test_mask")):
+            masks[mask] = torch.zeros(graph.num_nodes, dtype=torch.bool)
+            masks[mask][torch.from_numpy(graph.split[split])] = True
         data = Data(
             x=torch.from_numpy(np.array(x, dtype=np.float32)),
             edge_index=torch.from_numpy(graph.edge_index()),

@@ -61,11 +61,11 @@ class PolynormerNetwork(nn.Module):
         super().__init__()
         from torch_geometric.nn.models import Polynormer
 
-        g = cfg.gnn
-        depths = {"local_layers": g.layers_mp, "global_layers": g.global_layers}
-        dropouts = {"in_dropout": g.input_dropout, "dropout": g.dropout, "global_dropout": g.dropout}
-        self.net = Polynormer(dim_in, g.dim_inner, dim_out, **depths, **dropouts, post_bn=g.norm == "batch")
-        self.local_epochs = g.local_epochs
+        gnn = cfg.gnn
+        depths = {"local_layers": gnn.layers_mp, "global_layers": gnn.global_layers}
+        dropouts = {"in_dropout": gnn.input_dropout, "dropout": gnn.dropout, "global_dropout": gnn.dropout}
+        self.net = Polynormer(dim_in, gnn.dim_inner, dim_out, **depths, **dropouts, post_bn=gnn.norm == "batch")
+        self.local_epochs = gnn.local_epochs
         self.passes: Tensor
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))  # saved with the weights
 
@@ -88,10 +88,10 @@ class GPSLayer(nn.Module):
         super().__init__()
         from torch_geometric.nn import GCNConv, GPSConv
 
-        width, wanted = layer_config.dim_in, layer_config.dim_out
-        if width != wanted or width % cfg.gnn.att_heads:
+        width, dim_out = layer_config.dim_in, layer_config.dim_out
+        if width != dim_out or width % cfg.gnn.att_heads:
             raise ValueError(
-                f"gnn.layer_type gpsconv from width {width} to {wanted} with gnn.att_heads {cfg.gnn.att_heads}: "
+                f"gnn.layer_type gpsconv from width {width} to {dim_out} with gnn.att_heads {cfg.gnn.att_heads}: "
                 "expected one width, a multiple of the heads; set gnn.layers_pre_mp to 1 and gnn.stage_type to stack"
             )
         attention = {"heads": cfg.gnn.att_heads, "dropout": cfg.gnn.dropout, "attn_type": "performer"}

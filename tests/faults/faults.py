@@ -125,7 +125,7 @@ FAULTS: dict[str, Fault] = {
         "every M-step sees the embeddings of the first LM",
         "modes.py",
         "p = run.m_step(iteration, q, q.logits)",
-        "p = run.m_step(iteration, first, q.logits)",
+        "p = run.m_step(iteration, gold_lm, q.logits)",
         "em/test_run.py::test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step[lm_first]",
     ),
     "own_predictions": Fault(
@@ -159,8 +159,8 @@ FAULTS: dict[str, Fault] = {
     "plateau_of_one_model": Fault(
         "EM ends when one of the two models no longer improves",
         "modes.py",
-        "all(now[model] <= best[model] for model in best)",
-        "any(now[model] <= best[model] for model in best)",
+        "all(scores[model] <= best[model] for model in best)",
+        "any(scores[model] <= best[model] for model in best)",
         "em/test_run.py::test_em_goes_on_until_an_iteration_raises_neither_score",
     ),
     "one_seed_for_all_stages": Fault(
