@@ -86,11 +86,13 @@ class Columns:
 
     def check(self, path: Any, header: Collection[str], ours: Sequence[str]) -> None:
         """Raise DataError if a configured column is not in the file ``path``."""
-        named = [(f"dataset.tag_columns ({name}={self.of[name]})", self.of[name]) for name in ours if name in self.of]
+        configured = [
+            (f"dataset.tag_columns ({name}={self.of[name]})", self.of[name]) for name in ours if name in self.of
+        ]
         if "text" in ours:
-            named += [(f"dataset.tag_columns (features={name})", name) for name in self.features]
-            named += [(f"dataset.tag_text ({self.template!r})", name) for name in self.fields]
-        for key, name in named:
+            configured += [(f"dataset.tag_columns (features={name})", name) for name in self.features]
+            configured += [(f"dataset.tag_text ({self.template!r})", name) for name in self.fields]
+        for key, name in configured:
             if name not in header:
                 raise DataError(
                     f"{key} names the column {name!r}, which {path} does not have; found "
@@ -104,15 +106,15 @@ class Columns:
 
     def texts(self, table: pd.DataFrame, path: Any) -> list[str]:
         """One text per row, by the template; an empty field is dropped together with the literal text before it."""
-        before = FIELD.split(self.template)
-        parts = [strings_of(table[name], f"{path}: column '{name}'") for name in self.fields]
+        literals = FIELD.split(self.template)
+        columns = [strings_of(table[name], f"{path}: column '{name}'") for name in self.fields]
         texts = []
-        for values in zip(*parts, strict=True):
+        for values in zip(*columns, strict=True):
             filled = [
                 lead + value if value and value.strip() else ""
-                for lead, value in zip(before[::2], values, strict=False)
+                for lead, value in zip(literals[::2], values, strict=False)
             ]
-            text = "".join(filled) + before[-1] if any(filled) else ""
+            text = "".join(filled) + literals[-1] if any(filled) else ""
             texts.append(text if filled[0] else text.lstrip(SEPARATORS))
         return texts
 
@@ -122,7 +124,7 @@ def alike(column: str, header: Sequence[str]) -> list[str]:
     return [cell for cell in header if cell.strip().casefold() in (column, *OTHER_NAMES[column].split())]
 
 
-def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, place: str) -> pd.DataFrame:
+def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, where: str) -> pd.DataFrame:
     """Table of edges (``source``, ``target``) from each row's id to each id in its list of neighbours.
 
     Args:
@@ -130,15 +132,17 @@ def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, place
         column: lists, or strings such as ``[3, 17]``, ``["a", "b"]``, ``3 17`` and ``3;17``; empty = no neighbours.
         place: the column's name in messages.
     """
-    lists = [_listed(value) for value in column]
-    for row, found in enumerate(lists, start=1):
-        if any(isinstance(item, list | dict) for item in found):
-            raise DataError(f"{place}, row {row} holds {column.iloc[row - 1]!r:.80}, expected a list of ids")
-    source = np.repeat(np.asarray(ids, dtype=object), [len(found) for found in lists])
-    return pd.DataFrame({"source": source, "target": [item for found in lists for item in found]}, dtype=object)
+    lists = [_parse_ids(value) for value in column]
+    for row, neighbours in enumerate(lists, start=1):
+        if any(isinstance(item, list | dict) for item in neighbours):
+            raise DataError(f"{where}, row {row} holds {column.iloc[row - 1]!r:.80}, expected a list of ids")
+    source = np.repeat(np.asarray(ids, dtype=object), [len(neighbours) for neighbours in lists])
+    return pd.DataFrame(
+        {"source": source, "target": [item for neighbours in lists for item in neighbours]}, dtype=object
+    )
 
 
-def _listed(value: Any) -> list[Any]:
+def _parse_ids(value: Any) -> list[Any]:
     if isinstance(value, list | tuple | np.ndarray):
         return [*value]
     text = "" if value is None or value != value else str(value).strip()  # NaN differs from itself
@@ -147,4 +151,4 @@ def _listed(value: Any) -> list[Any]:
             return list(json.loads(text))
         except ValueError:  # a list as Python or NumPy writes it
             pass
-    return [item for part in re.split(r"[\s,;|]+", text.strip("[](){}")) if (item := part.strip("'\""))]
+    return [item for word in re.split(r"[\s,;|]+", text.strip("[](){}")) if (item := word.strip("'\""))]

@@ -34,13 +34,13 @@ def read_csv_bytes(path: Path) -> bytes:
     if content.startswith(GZIP):
         with reading_data(f"{path} cannot be read as gzipped CSV", "export it again"):
             content = gzip.decompress(content)
-    for begin, what in NO_CSV.items():
+    for begin, description in NO_CSV.items():
         if content.startswith(begin):
-            raise DataError(f"{path} is {what}")
+            raise DataError(f"{path} is {description}")
     content = content.removeprefix(codecs.BOM_UTF8)
     if (nul := content.find(b"\0")) >= 0:
         raise DataError(
-            f"{path}, line {_line_of(content, nul)}: a NUL byte, which no CSV holds (is it UTF-16, or cut short?); "
+            f"{path}, line {_line_number(content, nul)}: a NUL byte, which no CSV holds (is it UTF-16, or cut short?); "
             "save it as UTF-8"
         )
     try:
@@ -48,7 +48,7 @@ def read_csv_bytes(path: Path) -> bytes:
     except UnicodeDecodeError as error:
         around = content[max(error.start - 20, 0) : error.start + 20].decode("latin-1")
         raise DataError(
-            f"{path}, line {_line_of(content, error.start)}: byte 0x{content[error.start]:02x} is not UTF-8 (in "
+            f"{path}, line {_line_number(content, error.start)}: byte 0x{content[error.start]:02x} is not UTF-8 (in "
             f"Latin-1 it reads {around!r}); save the file as UTF-8"
         ) from error
     if not content.strip():
@@ -56,7 +56,7 @@ def read_csv_bytes(path: Path) -> bytes:
     return content
 
 
-def _line_of(content: bytes, position: int) -> int:
+def _line_number(content: bytes, position: int) -> int:
     return content.count(b"\n", 0, position) + 1
 
 
@@ -83,7 +83,7 @@ def check_rows(path: Path, content: bytes, closed: Sequence[str] = (), delimiter
         values: dict[int, set[str]] = {}
         multiline: list[tuple[int, list[str], list[str]]] = []
         for row in reader:
-            first, of_row = reader.line_num - len(lines) + 1, lines[:]
+            first, row_lines = reader.line_num - len(lines) + 1, lines[:]
             lines.clear()
             if not row:  # an empty line
                 continue
@@ -92,21 +92,21 @@ def check_rows(path: Path, content: bytes, closed: Sequence[str] = (), delimiter
                 values = {header.index(name): set() for name in closed if name in header}
                 continue
             if len(row) != len(header):
-                raise DataError(_wrong_length(path, first, of_row, row, header, delimiter))
-            for position, known in values.items():
-                known.add(row[position])
-            if len(of_row) > 1 and all(line.count(delimiter) >= len(header) - 1 for line in of_row):
-                multiline.append((first, of_row, row))
+                raise DataError(_wrong_length(path, first, row_lines, row, header, delimiter))
+            for position, distinct in values.items():
+                distinct.add(row[position])
+            if len(row_lines) > 1 and all(line.count(delimiter) >= len(header) - 1 for line in row_lines):
+                multiline.append((first, row_lines, row))
     except csv.Error as error:
         first = reader.line_num - len(lines) + 1
         raise DataError(_bad_quotes(path, first, lines, str(error), delimiter)) from error
     finally:
         csv.field_size_limit(limit)
-    for first, of_row, row in multiline:
-        if _swallows_rows(of_row, row, values, delimiter):
+    for first, row_lines, row in multiline:
+        if _swallows_rows(row_lines, row, values, delimiter):
             raise DataError(
-                f"{path}, lines {first} to {first + len(of_row) - 1}: the quote in {_shown(of_row[0])} makes one row "
-                f"of these lines, each of which looks like a row; {QUOTING.format(DELIMITERS[delimiter])}"
+                f"{path}, lines {first} to {first + len(row_lines) - 1}: the quote in {_excerpt(row_lines[0])} makes "
+                f"one row of these lines, each of which looks like a row; {QUOTING.format(DELIMITERS[delimiter])}"
             )
     return header
 
@@ -114,19 +114,19 @@ def check_rows(path: Path, content: bytes, closed: Sequence[str] = (), delimiter
 def read_table(content: bytes, strings: Iterable[str], delimiter: str = ",") -> pd.DataFrame:
     """Parse a CSV that `check_rows` accepted; columns not in ``strings`` are numeric if all of their values are."""
     # No word stands for a missing value: "NA", "null" and "nan" are ids and texts like any other.
-    how: dict[str, Any] = {"keep_default_na": False, "index_col": False, "low_memory": False}
-    return pd.read_csv(io.BytesIO(content), sep=delimiter, dtype=dict.fromkeys(strings, str), **how)
+    options: dict[str, Any] = {"keep_default_na": False, "index_col": False, "low_memory": False}
+    return pd.read_csv(io.BytesIO(content), sep=delimiter, dtype=dict.fromkeys(strings, str), **options)
 
 
 def _wrong_length(path: Path, first: int, lines: list[str], row: list[str], header: list[str], delimiter: str) -> str:
     mark, quoting = DELIMITERS[delimiter], QUOTING.format(DELIMITERS[delimiter])
     where = f"{path}, line {first}" + (f" to {first + len(lines) - 1}" if len(lines) > 1 else "")
-    found = f"{where}: {len(row)} fields, but the header has {len(header)} ({_shown(lines[0])})"
+    problem = f"{where}: {len(row)} fields, but the header has {len(header)} ({_excerpt(lines[0])})"
     if len(row) < len(header):
-        return f"{found}; is a text broken into two lines without quotes, or the row cut short? {quoting}"
+        return f"{problem}; is a text broken into two lines without quotes, or the row cut short? {quoting}"
     if not any(field.strip() for field in row[len(header) :]):
-        return f"{found}; take the {mark}s at the end of the row away, or name these columns in the header"
-    return f"{found}; a {mark} in a text without quotes? {quoting}"
+        return f"{problem}; take the {mark}s at the end of the row away, or name these columns in the header"
+    return f"{problem}; a {mark} in a text without quotes? {quoting}"
 
 
 def _bad_quotes(path: Path, first: int, lines: list[str], error: str, delimiter: str) -> str:
@@ -135,29 +135,29 @@ def _bad_quotes(path: Path, first: int, lines: list[str], error: str, delimiter:
         return (
             f"""{where}: quotes are written as \\" (Spark does that), expected ""; in Spark: .option("escape", '"')"""
         )
-    what = "a quote is opened and never closed" if "end of data" in error else "a quote is closed within a field"
-    return f"{where}: {what} ({_shown(lines[0] if lines else '')}); {QUOTING.format(DELIMITERS[delimiter])}"
+    problem = "a quote is opened and never closed" if "end of data" in error else "a quote is closed within a field"
+    return f"{where}: {problem} ({_excerpt(lines[0] if lines else '')}); {QUOTING.format(DELIMITERS[delimiter])}"
 
 
 def _swallows_rows(lines: list[str], row: list[str], values: dict[int, set[str]], delimiter: str) -> bool:
     """Whether the lines of one row look like rows: they hold known ``values`` (position of a column -> values seen)."""
-    text = next((position for position, field in enumerate(row) if "\n" in field or "\r" in field), None)
-    if text is None:
+    text_position = next((position for position, field in enumerate(row) if "\n" in field or "\r" in field), None)
+    if text_position is None:
         return False
-    before = [position for position in values if position < text]
-    after = [position for position in values if position > text]
+    before_text = [position for position in values if position < text_position]
+    after_text = [position for position in values if position > text_position]
     width = len(row)
 
     def looks_like_a_row(line: str, positions: list[int], *, from_end: bool) -> bool:
         fields = line.rstrip("\r\n").split(delimiter)
-        found = [fields[position - width if from_end else position] for position in positions]
-        return any(found) and all(field in values[position] for field, position in zip(found, positions, strict=True))
+        cells = [fields[position - width if from_end else position] for position in positions]
+        return any(cells) and all(cell in values[position] for cell, position in zip(cells, positions, strict=True))
 
-    if after:
-        return all(looks_like_a_row(line, after, from_end=True) for line in lines[:-1])
-    return bool(before) and all(looks_like_a_row(line, before, from_end=False) for line in lines[1:])
+    if after_text:
+        return all(looks_like_a_row(line, after_text, from_end=True) for line in lines[:-1])
+    return bool(before_text) and all(looks_like_a_row(line, before_text, from_end=False) for line in lines[1:])
 
 
-def _shown(line: str, most: int = 60) -> str:
+def _excerpt(line: str, most: int = 60) -> str:
     line = line.rstrip("\r\n")
     return repr(line if len(line) <= most else line[: most - 1] + "…")

@@ -50,11 +50,13 @@ class _Stream:
             raise ValueError(f"version {version} of the format, expected 2")
         self.position = HEADER_BYTES
         self.position = self.number()  # skips the graphs' labels
-        self.begin(GRAPH)
+        self.expect_magic(GRAPH)
         self.meta_graph()
         if graphs != 1 or (relations := self.number()) != 1:
-            found = f"{graphs} graphs" if graphs != 1 else f"a graph with {relations} types of edges"
-            raise DataError(f"{self.path} holds {found}, expected one graph with one type of edges; save it by itself")
+            contents = f"{graphs} graphs" if graphs != 1 else f"a graph with {relations} types of edges"
+            raise DataError(
+                f"{self.path} holds {contents}, expected one graph with one type of edges; save it by itself"
+            )
         edges = self.relation()
         for _ in range(self.number()):
             self.number()  # number of nodes of a type
@@ -70,12 +72,12 @@ class _Stream:
         self.position += 8
         return int(value)
 
-    def begin(self, part: int) -> None:
-        if (found := self.number()) != part:
-            raise ValueError(f"{found:#x} at byte {self.position - 8}, expected {part:#x}")
+    def expect_magic(self, magic: int) -> None:
+        if (value := self.number()) != magic:
+            raise ValueError(f"{value:#x} at byte {self.position - 8}, expected {magic:#x}")
 
     def array(self) -> np.ndarray:
-        self.begin(ARRAY)
+        self.expect_magic(ARRAY)
         _, _, dimensions, kind, bits, _ = struct.unpack_from("<QQIBBH", self.content, self.position)
         self.position += struct.calcsize("<QQIBBH")
         shape = [self.number() for _ in range(dimensions)]
@@ -97,7 +99,7 @@ class _Stream:
 
     def relation(self) -> np.ndarray:
         """Edges of one type, int64 (2, E); the file has them in one or more formats."""
-        self.begin(RELATION)
+        self.expect_magic(RELATION)
         code, _ = self.number(), self.number()
         formats = code & 0xFFFFFFFF if code >> 32 else OLD_CODES[code]
         ends: list[tuple[np.ndarray, np.ndarray]] = []  # sources and targets, per format
@@ -114,12 +116,12 @@ class _Stream:
 
     def meta_graph(self) -> None:
         """Skip the metagraph (the graph of node types)."""
-        self.begin(META_GRAPH)
+        self.expect_magic(META_GRAPH)
         self.csr()
 
     def coo(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the entries of a sparse matrix, (E,) each."""
-        self.begin(COO_MATRIX)
+        self.expect_magic(COO_MATRIX)
         self.position += 16  # the matrix's numbers of rows and columns
         rows, columns, _ = self.array(), self.array(), self.array()
         self.position += 2  # whether rows and columns are sorted
@@ -127,7 +129,7 @@ class _Stream:
 
     def csr(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the entries of a sparse matrix, (E,) each."""
-        self.begin(CSR_MATRIX)
+        self.expect_magic(CSR_MATRIX)
         self.position += 16  # the matrix's numbers of rows and columns
         indptr, columns, _ = self.array(), self.array(), self.array()
         self.position += 1  # whether columns are sorted

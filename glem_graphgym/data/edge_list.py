@@ -49,8 +49,10 @@ def read_edge_matrix(path: Path) -> np.ndarray:
         if edges is None and "format" in names:
             edges = np.stack(scipy.sparse.load_npz(path).nonzero())
     if edges is None or edges.dtype.kind not in "iu" or edges.ndim != 2 or len(edges) != 2:
-        what = f"edge_index of type {edges.dtype} and shape {edges.shape}" if edges is not None else f"arrays {names}"
+        contents = (
+            f"edge_index of type {edges.dtype} and shape {edges.shape}" if edges is not None else f"arrays {names}"
+        )
         raise DataError(
-            f"{path} holds {what}, expected integers edge_index (2, E), or a matrix of scipy.sparse.save_npz"
+            f"{path} holds {contents}, expected integers edge_index (2, E), or a matrix of scipy.sparse.save_npz"
         )
     return edges.astype(np.int64)

@@ -25,8 +25,8 @@ class DataError(ValueError):
 
 
 @contextlib.contextmanager
-def reading_data(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error of a block that reads someone else's file into DataError "``what`` (reason); ``remedy``"."""
+def reading_data(problem: str, remedy: str) -> Iterator[None]:
+    """Turn any error of a block that reads someone else's file into DataError "``problem`` (reason); ``remedy``"."""
     try:
         yield
     except (DataError, DiskFullError):
@@ -34,7 +34,7 @@ def reading_data(what: str, remedy: str) -> Iterator[None]:
     except BROKEN as error:
         if is_out_of_memory(error):  # says nothing about the file
             raise
-        raise DataError(f"{what} ({' '.join(str(error).split()):.200}); {remedy}") from error
+        raise DataError(f"{problem} ({' '.join(str(error).split()):.200}); {remedy}") from error
 
 
 def listed(values: Sequence[Any], most: int = 5, *, quoted: bool = False) -> str:
@@ -45,21 +45,21 @@ def listed(values: Sequence[Any], most: int = 5, *, quoted: bool = False) -> str
         text = text if len(text) <= 80 else f"{text[:79]}…"
         return repr(text) if quoted or not text.isprintable() or text != text.strip() else text
 
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(map(in_line, values[:most])) + more if len(values) else "nothing"
+    suffix = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(in_line, values[:most])) + suffix if len(values) else "nothing"
 
 
 def check_all(*checks: Callable[[], object]) -> None:
     """Run all checks; if any fail, raise one DataError with all their messages, numbered if there are several."""
-    found = []
+    problems = []
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
-            found.append(str(error))
-    found = list(dict.fromkeys(found))
-    if len(found) == 1:
-        raise DataError(found[0])
-    if found:
-        lines = (f"  {number}. {error}" for number, error in enumerate(found, start=1))
-        raise DataError("\n".join([f"{len(found)} things are missing or wrong:", *lines]))
+            problems.append(str(error))
+    problems = list(dict.fromkeys(problems))
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        lines = (f"  {number}. {error}" for number, error in enumerate(problems, start=1))
+        raise DataError("\n".join([f"{len(problems)} things are missing or wrong:", *lines]))

@@ -110,23 +110,23 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
         DataError: a column is wrong, or the tables contradict each other; names the file.
     """
     ids = _ids(tables)
-    label, class_names, words = _labels(tables)
-    masks = split_columns([*tables.nodes])
-    if masks:
+    label, class_names, unusual = _labels(tables)
+    split_maps = split_columns([*tables.nodes])
+    if split_maps:
         codes = given_splits(tables, label, options.valid_share, options.seed)
     else:
         codes = drawn_split(tables, label, options.shares, options.seed)[None]
-    split_names = [names[0] if len(names := [*of_split]) == 1 else names for of_split in masks]
+    split_names = [names[0] if len(names := [*split_map]) == 1 else names for split_map in split_maps]
     texts = _texts(tables, "text")
-    of_splits = [column for of_split in masks for column in of_split]
+    split_column_names = [column for split_map in split_maps for column in split_map]
     views = [name for name in map(str, tables.nodes) if name.startswith(VIEW)]
-    columns = [name for name in map(str, tables.nodes) if name not in (*NODE_COLUMNS, *of_splits, *views)]
+    columns = [name for name in map(str, tables.nodes) if name not in (*NODE_COLUMNS, *split_column_names, *views)]
     if columns and tables.features is not None:
         raise DataError(
             f"{tables.where['nodes']} has the columns {listed(columns, 12, quoted=True)} beside features of their own; "
             "keep one of the two as features"
         )
-    features = _features(tables, columns) if tables.features is None else _given_features(tables)
+    features = _features(tables, columns) if tables.features is None else _array_features(tables)
     source, target = _ends(tables, ids)
     rowptr, col = csr_from_edges(source, target, tables.num_nodes, directed=not options.undirected)
     edge_columns = [*tables.edges] if isinstance(tables.edges, pd.DataFrame) else []
@@ -137,13 +137,13 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
         "where": tables.where["nodes"],
         "nodes": tables.num_nodes,
         "unlabelled": int((label == UNLABELLED).sum()),
-        **words,
+        **unusual,
         "ids_with_blanks": sum(name != name.strip() for name in ids or []),
         "empty_texts": sum(not text.strip() for text in texts),
         "repeated_texts": len(texts) - len(set(texts)),
         "classes_without_training": [name for index, name in enumerate(class_names) if index not in trained],
-        "split": split_names[0] if masks else {"shares": [*options.shares], "seed": options.seed},
-        **({"fixed_splits": split_names} if len(masks) > 1 else {}),
+        "split": split_names[0] if split_maps else {"shares": [*options.shares], "seed": options.seed},
+        **({"fixed_splits": split_names} if len(split_maps) > 1 else {}),
         "feature_columns": columns,
         "telling_columns": telling_columns(columns, features, label) if columns and features is not None else {},
         "edges": edges,
@@ -157,7 +157,7 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
         rowptr=rowptr,
         col=col,
         label=label,
-        split={part: np.flatnonzero(codes[0] == code) for code, part in enumerate(SPLITS)},
+        split={split_name: np.flatnonzero(codes[0] == code) for code, split_name in enumerate(SPLITS)},
         class_names=class_names,
         features=features,
         views={name.removeprefix(VIEW): _texts(tables, name) for name in views},
@@ -179,15 +179,15 @@ def _report(graph: TextGraph, raw: bool) -> None:
         DataError: ``raw`` features will be used, and some give the label away.
     """
     name, origin = graph.name, graph.origin
-    if left := origin.get("left"):
-        logger.info("%s: not used: %s", name, listed(left, 20))
+    if unused := origin.get("left"):
+        logger.info("%s: not used: %s", name, listed(unused, 20))
     if columns := origin["feature_columns"]:
         logger.info("%s: %d feature columns (for glem.node_features raw): %s", name, len(columns), listed(columns))
     if telling := origin["telling_columns"]:
-        found = f"{origin['where']}: {listed([f'column {column!r} {what}' for column, what in telling.items()])}"
+        problem = f"{origin['where']}: {listed([f'column {column!r} {reason}' for column, reason in telling.items()])}"
         if raw:
-            raise DataError(f"{found}; as raw features (glem.node_features) they give the label away: drop them")
-        logger.warning("%s; as raw features they would give the label away", found)
+            raise DataError(f"{problem}; as raw features (glem.node_features) they give the label away: drop them")
+        logger.warning("%s; as raw features they would give the label away", problem)
     for key, message in UNUSUAL.items():
         value = origin.get(key)  # older snapshots lack some of the keys
         if value and (key != "repeated_texts" or 2 * value > origin["nodes"]):
@@ -209,9 +209,9 @@ def _ids(tables: Tables) -> list[str] | None:
         return None
     ids = tables.strings("id")
     if None in ids:
-        rows = [row for row, found in enumerate(ids, start=1) if found is None]
+        rows = [row for row, node_id in enumerate(ids, start=1) if node_id is None]
         raise DataError(f"{where}: {len(rows)} nodes have no id (rows {listed(rows)}); give each node one")
-    if repeated := [found for found, count in Counter(ids).items() if count > 1]:
+    if repeated := [node_id for node_id, count in Counter(ids).items() if count > 1]:
         raise DataError(
             f"{where}: {len(repeated)} ids stand in several rows ({listed(repeated)}); keep one row of each"
         )
@@ -233,43 +233,43 @@ def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     }
     classes = sorted(set(class_of.values()))
     if len(classes) < 2:
-        found = {name: counts[name] for name in sorted(no_label)}
+        no_label_counts = {name: counts[name] for name in sorted(no_label)}
         raise DataError(
             f"{tables.place('label')} holds {len(classes)} classes {classes}; at least 2 are needed to classify"
-            + (f" (no labels are: {found})" if found else "")
+            + (f" (no labels are: {no_label_counts})" if no_label_counts else "")
         )
     fractional = numbers and any("." in name for name in classes)
     if numbers and not fractional:
         classes.sort(key=int)
     if tables.class_names is not None:
-        named = [*map(str, range(len(tables.class_names)))]
-        if unknown := [name for name in classes if name not in named]:
+        class_numbers = [*map(str, range(len(tables.class_names)))]
+        if unknown := [name for name in classes if name not in class_numbers]:
             raise DataError(
                 f"{tables.place('label')} holds the classes {listed(unknown)}, which are not among the numbers of "
-                f"{len(named)} names ({listed(tables.class_names)}); expected 0 to {len(named) - 1}"
+                f"{len(class_numbers)} names ({listed(tables.class_names)}); expected 0 to {len(class_numbers) - 1}"
             )
-        classes = named
-    shown = tables.class_names or classes
+        classes = class_numbers
+    class_names = tables.class_names or classes
     index = {name: position for position, name in enumerate(classes)}
     unusual = {
         "no_label_words": {name: counts[name] for name in sorted(no_label)},
         "classes_like_no_label": {name: counts[name] for name in sorted(words - no_label)},
-        "odd_labels": _odd(shown),
-        "similar_labels": _similar(shown),
+        "odd_labels": _odd_classes(class_names),
+        "similar_labels": _similar_classes(class_names),
         "fractional_labels": fractional,
     }
     label = [index[class_of[name]] if name in class_of else UNLABELLED for name in names]
-    return np.array(label, dtype=np.int64), list(shown), unusual
+    return np.array(label, dtype=np.int64), list(class_names), unusual
 
 
-def _odd(classes: Sequence[str]) -> list[str]:
+def _odd_classes(classes: Sequence[str]) -> list[str]:
     """Classes unlike the others: negative numbers, and words if most classes are numbers."""
     numbers = [name for name in classes if NUMBER.fullmatch(name.strip())]
     words = [name for name in classes if name not in numbers] if 2 * len(numbers) > len(classes) else []
     return [*(name for name in numbers if name.strip().startswith("-")), *words]
 
 
-def _similar(classes: Sequence[str]) -> list[str]:
+def _similar_classes(classes: Sequence[str]) -> list[str]:
     """Groups of classes that are equal after `_plain` (blanks, case, leading zeros, …), each as one string."""
     groups: dict[str, list[str]] = {}
     for name in classes:
@@ -301,18 +301,18 @@ def _features(tables: Tables, names: list[str]) -> np.ndarray | None:
     return features
 
 
-def _given_features(tables: Tables) -> np.ndarray:
+def _array_features(tables: Tables) -> np.ndarray:
     """Features float32 (N, F) that the tables hold as an array instead of columns."""
-    given, place = np.asarray(tables.features), tables.place("features")
-    if given.dtype.kind not in "biuf" or given.ndim != 2 or len(given) != tables.num_nodes:
+    array, where = np.asarray(tables.features), tables.place("features")
+    if array.dtype.kind not in "biuf" or array.ndim != 2 or len(array) != tables.num_nodes:
         raise DataError(
-            f"{place} is {given.dtype} {given.shape}, expected finite numbers ({tables.num_nodes} nodes, number of "
+            f"{where} is {array.dtype} {array.shape}, expected finite numbers ({tables.num_nodes} nodes, number of "
             "features)"
         )
     with np.errstate(over="ignore"):
-        features = given.astype(np.float32)
+        features = array.astype(np.float32)
     if not np.isfinite(features).all():
-        raise DataError(f"{place} holds NaN or infinity, expected finite numbers")
+        raise DataError(f"{where} holds NaN or infinity, expected finite numbers")
     return features
 
 
@@ -330,7 +330,7 @@ def _ends(tables: Tables, ids: list[str] | None) -> np.ndarray:
     """Edges int64 (2, E), sources and targets, as row numbers of the nodes."""
     edges = tables.edges
     if isinstance(edges, pd.DataFrame):
-        return _joined(tables, edges, ids)
+        return _resolve_edge_ids(tables, edges, ids)
     outside = (edges < 0) | (edges >= tables.num_nodes)
     if outside.any():
         raise DataError(
@@ -341,13 +341,13 @@ def _ends(tables: Tables, ids: list[str] | None) -> np.ndarray:
     return edges
 
 
-def _joined(tables: Tables, table: pd.DataFrame, ids: list[str] | None) -> np.ndarray:
+def _resolve_edge_ids(tables: Tables, table: pd.DataFrame, ids: list[str] | None) -> np.ndarray:
     """Edges int64 (2, E) of a table: row numbers of the nodes in place of their ids."""
     path = tables.where["edges"]
     ids = [*map(str, range(tables.num_nodes))] if ids is None else ids
-    known = pd.Index(ids, dtype=object)
+    node_index = pd.Index(ids, dtype=object)
     names = [strings_of(table[column], f"{path}: column '{column}'") for column in EDGE_COLUMNS]
-    source, target = (known.get_indexer(pd.Index(ends, dtype=object)) for ends in names)
+    source, target = (node_index.get_indexer(pd.Index(ends, dtype=object)) for ends in names)
     broken = (source < 0) | (target < 0)
     if broken.any():
         unknown = [end for ends, node in zip(names, (source, target), strict=True) for end in ends[node < 0]]
@@ -370,11 +370,14 @@ def _how_ids_differ(unknown: Sequence[str], ids: Sequence[str]) -> str:
         "by quotes": lambda name: name.strip("'\""),
         "in how they are written": _plain,
     }
-    for how, same in ways.items():
-        node_of = {same(name): name for name in ids}
-        alike = [name for name in unknown if same(name) in node_of]
+    for difference, normalise in ways.items():
+        original = {normalise(name): name for name in ids}
+        alike = [name for name in unknown if normalise(name) in original]
         if 2 * len(alike) >= len(unknown):
-            return f"They differ {how}: {alike[0]!r} in edges, {node_of[same(alike[0])]!r} in nodes; write both alike"
+            return (
+                f"They differ {difference}: {alike[0]!r} in edges, {original[normalise(alike[0])]!r} in nodes; "
+                "write both alike"
+            )
     if all(name.isascii() and name.isdigit() and int(name) <= len(ids) for name in unknown):
         return "Are those of the edges row numbers? Write the ids of the nodes in their place"
     return "Add these nodes or drop these edges"

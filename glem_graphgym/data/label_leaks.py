@@ -26,12 +26,12 @@ def telling_columns(names: Sequence[str], features: np.ndarray, label: np.ndarra
         column = features[:, position]
         if len(column) >= LEAST_ROWS and (np.diff(column) == 1).all():
             telling[name] = "counts the rows"
-        elif how := _tells(column[labelled], label[labelled]):
-            telling[name] = how
+        elif dependence := _dependence(column[labelled], label[labelled]):
+            telling[name] = dependence
     return telling
 
 
-def _tells(values: np.ndarray, label: np.ndarray) -> str:
+def _dependence(values: np.ndarray, label: np.ndarray) -> str:
     """The way in which values and labels determine each other; "" if they do not, or too few rows prove nothing."""
     kinds, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
     if len(kinds) < 2 or len(values) < max(LEAST_ROWS, ROWS_PER_VALUE * len(kinds)):

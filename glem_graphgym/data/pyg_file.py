@@ -27,12 +27,12 @@ TEXTS = ("raw_texts", "raw_text", "texts", "text")
 TITLES, BODIES = ("title", "titles"), ("abstract", "abstracts", "abs", "content", "description")
 CLASS_NAMES = ("label_names", "label_name", "class_names", "classes", "category_names")
 FEATURES = ("x", "feat")
-PARTS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+SPLIT_ALIASES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 SUFFIXES = ("masks", "mask", "idx", "id", "ids", "index", "indices")  # as in train_masks, train_mask, train_idx …
 SPLITS = ("split_idx", "split", "splits")  # dicts of train, val (or valid) and test
 NODE_NUMBERS = ("node_id", "node_idx", "id", "idx")  # columns with the node's number in a table of texts
-TEXTS_BESIDE = ("raw_texts.pt", "{stem}.csv", "{stem}.csv.gz", "{stem}.jsonl", "paper_info.csv")
-CLASSES_BESIDE = "categories.csv"
+TEXT_FILES = ("raw_texts.pt", "{stem}.csv", "{stem}.csv.gz", "{stem}.jsonl", "paper_info.csv")
+CLASS_NAMES_FILE = "categories.csv"
 NO_NAMES = {"data", "graph", "processed_data", "processed", "raw"}  # say nothing of the graph: its folder names it
 
 
@@ -61,8 +61,8 @@ def find_pyg_files(path: Path) -> list[Path]:
     """The graph's file, and files beside it with texts and class names, which are used if it has none itself."""
     if not path.is_file():
         raise DataError(f"{path} is no file; expected one that torch.save or dgl.save_graphs wrote")
-    beside = [path.with_name(name.format(stem=path.stem)) for name in TEXTS_BESIDE]
-    files = [next((file for file in beside if file.is_file()), None), path.with_name(CLASSES_BESIDE)]
+    text_files = [path.with_name(name.format(stem=path.stem)) for name in TEXT_FILES]
+    files = [next((file for file in text_files if file.is_file()), None), path.with_name(CLASS_NAMES_FILE)]
     return [path, *(file for file in files if file and file.is_file())]
 
 
@@ -73,33 +73,35 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
     either (as `InMemoryDataset` saves it), or a homogeneous graph of DGL. Attributes are tensors, arrays or lists.
     Edges stay as stored, in one direction or both. Several splits become columns with the suffix ``_<k>``. If the graph
     has no texts, they are read from the second file (.pt, .csv, .csv.gz or .jsonl); if it has no class names, from
-    `CLASSES_BESIDE`, if that is among the files.
+    `CLASS_NAMES_FILE`, if that is among the files.
 
     Raises:
         DataError: a file is damaged or holds a class that is not in the allow-list, or an attribute is missing or
             wrong.
     """
-    path, *others = files
+    path, *extra_files = files
     attributes = read_dgl_file(path) if is_dgl_file(path) else _attributes(path, _load(path))
     columns = Columns(options.columns, options.text)
-    if others_named := sorted({*columns.of} - {"text", "label"}) or ["features"] * bool(columns.features):
-        raise DataError(f"dataset.tag_columns names {listed(others_named)}, expected text and label alone for {path}")
-    edges = _named(path, attributes, EDGES)
-    label = _named(path, attributes, [columns.of["label"]] if "label" in columns.of else LABELS)
+    if unsupported := sorted({*columns.of} - {"text", "label"}) or ["features"] * bool(columns.features):
+        raise DataError(f"dataset.tag_columns names {listed(unsupported)}, expected text and label alone for {path}")
+    edges = _first_present(path, attributes, EDGES)
+    label = _first_present(path, attributes, [columns.of["label"]] if "label" in columns.of else LABELS)
     labels = _labels(f"{path}: {label}", attributes[label])
     class_names, classes_from = _class_names(files, attributes, labels)
     split, split_from = _splits(path, attributes, len(labels))
     features = next((name for name in FEATURES if name in attributes and not _is_texts(attributes[name])), None)
     texts_file, (text, text_from) = path, _texts(path, attributes, columns)
     if not text_from:
-        texts_file = next((file for file in others if file.name != CLASSES_BESIDE), path)
+        texts_file = next((file for file in extra_files if file.name != CLASS_NAMES_FILE), path)
         text, text_from = _texts(texts_file, {} if texts_file == path else _table_of_texts(texts_file), columns)
     if not text_from:
-        wanted = f"{' or '.join(TEXTS)}, or a title and an abstract,"
+        expected_texts = f"{' or '.join(TEXTS)}, or a title and an abstract,"
         if columns.fields or "text" in columns.of:
-            wanted = " and ".join(columns.fields or [columns.of["text"]])
-        names = ", ".join(name.format(stem=path.stem) for name in TEXTS_BESIDE)
-        raise DataError(f"{texts_file} has no texts; expected {wanted} in {path.name} or in one of {names} beside it")
+            expected_texts = " and ".join(columns.fields or [columns.of["text"]])
+        names = ", ".join(name.format(stem=path.stem) for name in TEXT_FILES)
+        raise DataError(
+            f"{texts_file} has no texts; expected {expected_texts} in {path.name} or in one of {names} beside it"
+        )
     if len(text) != len(labels):
         raise DataError(
             f"{texts_file}: {' and '.join(text_from)} hold {len(text)} texts for {len(labels)} nodes ({label} of "
@@ -125,11 +127,11 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
         where={
             "nodes": str(path),
             "text": str(texts_file),
-            **{what: f"{path}: {taken[what]}" for what in ("edges", "label", "features")},
+            **{key: f"{path}: {taken[key]}" for key in ("edges", "label", "features")},
         },
         origin={
             "files": [file.name for file in files if file in (path, texts_file) or file.name == classes_from],
-            "taken": {what: names for what, names in taken.items() if names},
+            "taken": {key: names for key, names in taken.items() if names},
             "left": sorted(set(attributes) - used),
         },
     )
@@ -144,16 +146,16 @@ PYG = Reader(find_pyg_files, read_pyg_files)
 def _load(path: Path) -> Any:
     """Load a file of ``torch.save`` that holds only tensors, arrays, containers, strings, numbers and `STORED`."""
     allowed: list[Any] = [*((_Stored, name) for name in STORED), *ARRAYS, *ARRAY_MAKERS]
-    others = torch.serialization.get_safe_globals()  # PyTorch Geometric's own classes, once it is imported
+    previous_globals = torch.serialization.get_safe_globals()  # PyTorch Geometric's own classes, once it is imported
     torch.serialization.clear_safe_globals()
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, or one of PyTorch's own errors for damaged archives
         reason = " ".join(str(error).split())
-        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", reason)):
+        if isinstance(error, pickle.UnpicklingError) and (match := re.search(r"GLOBAL (\S+)", reason)):
             raise DataError(
-                f"{path} holds {found[1]}, which is not loaded, as it could run code; expected tensors, arrays, lists "
+                f"{path} holds {match[1]}, which is not loaded, as it could run code; expected tensors, arrays, lists "
                 "and PyTorch Geometric's Data. If you trust the file, save what it holds anew: "
                 "torch.save({'edge_index': …, 'y': …, 'raw_texts': […]}, file)"
             ) from error
@@ -162,7 +164,7 @@ def _load(path: Path) -> Any:
             "it anew without pickle_protocol"
         ) from error
     finally:
-        torch.serialization.add_safe_globals(others)
+        torch.serialization.add_safe_globals(previous_globals)
 
 
 def _attributes(path: Path, loaded: Any) -> dict[str, Any]:
@@ -176,11 +178,13 @@ def _attributes(path: Path, loaded: Any) -> dict[str, Any]:
     if isinstance(loaded, _Stored):
         loaded = getattr(vars(loaded).get("_store"), "_mapping", vars(loaded))  # PyTorch Geometric 2, else 1
     if not isinstance(loaded, Mapping):
-        raise DataError(f"{path} holds {_kind(loaded)}, expected PyTorch Geometric's Data or a dict of its attributes")
+        raise DataError(
+            f"{path} holds {_type_and_size(loaded)}, expected PyTorch Geometric's Data or a dict of its attributes"
+        )
     return {str(name): value for name, value in loaded.items() if value is not None and not str(name).startswith("_")}
 
 
-def _named(path: Path, attributes: Mapping[str, Any], names: Sequence[str]) -> str:
+def _first_present(path: Path, attributes: Mapping[str, Any], names: Sequence[str]) -> str:
     """The first of ``names`` that is an attribute; raises DataError if none is."""
     for name in names:
         if name in attributes:
@@ -215,7 +219,7 @@ def _table_of_texts(path: Path) -> dict[str, Any]:
 # ---- attributes ---------------------------------------------------------------------------------------------------
 
 
-def _kind(value: Any) -> str:
+def _type_and_size(value: Any) -> str:
     """A value's type and size, for messages."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
@@ -232,7 +236,7 @@ def _array(where: str, value: Any) -> np.ndarray:
     except ValueError:  # lists of different lengths
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{where} is {_kind(value)}, expected a tensor, an array or a list of numbers")
+        raise DataError(f"{where} is {_type_and_size(value)}, expected a tensor, an array or a list of numbers")
     return array
 
 
@@ -258,7 +262,7 @@ def _edges(where: str, value: Any) -> np.ndarray:
     else:
         ends = _array(where, value)
     if ends.ndim != 2 or len(ends) != 2 or ends.dtype.kind not in "iu":
-        raise DataError(f"{where} is {_kind(value)}, expected whole numbers (2, number of edges)")
+        raise DataError(f"{where} is {_type_and_size(value)}, expected whole numbers (2, number of edges)")
     return ends.astype(np.int64)
 
 
@@ -270,7 +274,9 @@ def _labels(where: str, value: Any) -> pd.Series:
     if labels.ndim == 2 and labels.shape[1] > 1 and np.isin(labels, (0, 1)).all() and labels.sum(axis=1).max() <= 1:
         labels = np.where(labels.any(axis=1), labels.argmax(axis=1), -1)
     if labels.size == 0 or labels.size != len(labels):
-        raise DataError(f"{where} is {_kind(value)}, expected one class per node: (N,), (N, 1) or one-hot (N, C)")
+        raise DataError(
+            f"{where} is {_type_and_size(value)}, expected one class per node: (N,), (N, 1) or one-hot (N, C)"
+        )
     labels = labels.reshape(-1)
     missing = np.isnan(labels) | (labels < 0)
     labels = np.where(missing, 0, labels)
@@ -288,20 +294,20 @@ def _class_names(
     path, name = files[0], next((name for name in CLASS_NAMES if _is_texts(attributes.get(name))), None)
     if name:
         names = [str(value) for value in attributes[name]]
-    elif beside := [file for file in files[1:] if file.name == CLASSES_BESIDE]:
-        path, name = beside[0], CLASSES_BESIDE
+    elif class_files := [file for file in files[1:] if file.name == CLASS_NAMES_FILE]:
+        path, name = class_files[0], CLASS_NAMES_FILE
         table = _table_of_texts(path)
         names = table["name"] if "name" in table else next(iter(table.values()))
     else:
         return None, None
     classes = int(labels.fillna(-1).max()) + 1
     if len(names) == len(labels) > classes:  # one name per node instead of one per class
-        of_class = pd.Series(names).groupby(labels).unique()
-        if several := [name for name in of_class if len(name) > 1]:
+        names_by_class = pd.Series(names).groupby(labels).unique()
+        if several := [name for name in names_by_class if len(name) > 1]:
             raise DataError(
                 f"{path}: {name} gives nodes of one class the names {listed(several[0])}; expected one name"
             )
-        names = [of_class[number][0] if number in of_class else str(number) for number in range(classes)]
+        names = [names_by_class[number][0] if number in names_by_class else str(number) for number in range(classes)]
     return names, name
 
 
@@ -313,10 +319,11 @@ def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple
     if names := columns.fields or [columns.of[name] for name in ("text",) if name in columns.of]:
         names = names if all(_is_texts(attributes.get(name)) for name in names) else []
     else:
-        whole, title, body = (
-            next((name for name in of if _is_texts(attributes.get(name))), None) for of in (TEXTS, TITLES, BODIES)
+        full_text, title, body = (
+            next((name for name in aliases if _is_texts(attributes.get(name))), None)
+            for aliases in (TEXTS, TITLES, BODIES)
         )
-        names = [name for name in ([whole] if whole else [title, body]) if name]
+        names = [name for name in ([full_text] if full_text else [title, body]) if name]
         for name in () if names else TEXTS:
             if isinstance(attributes.get(name), list | tuple | np.ndarray):
                 kinds = sorted({type(text).__name__ for text in attributes[name]})
@@ -332,8 +339,8 @@ def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict
     """Columns train_mask, val_mask, test_mask (with ``_<k>`` if several splits), and the attributes they are from."""
     families = [
         {
-            part: (f"{alias}_{suffix}", attributes[f"{alias}_{suffix}"])
-            for part, aliases in PARTS.items()
+            split_name: (f"{alias}_{suffix}", attributes[f"{alias}_{suffix}"])
+            for split_name, aliases in SPLIT_ALIASES.items()
             for alias in aliases
             if f"{alias}_{suffix}" in attributes
         }
@@ -341,17 +348,24 @@ def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict
     ]
     for name in SPLITS:
         if isinstance(split := attributes.get(name), Mapping):
-            families.append({part: (name, split[key]) for part, keys in PARTS.items() for key in keys if key in split})
-    whole = [family for family in families if family.keys() >= {"train", "test"}]
-    family = next(iter(whole or filter(None, families)), {})
-    masks = {part: _membership(f"{path}: {name}", value, nodes) for part, (name, value) in family.items()}
-    counts = {family[part][0]: mask.shape[1] for part, mask in masks.items()}
+            families.append(
+                {
+                    split_name: (name, split[key])
+                    for split_name, keys in SPLIT_ALIASES.items()
+                    for key in keys
+                    if key in split
+                }
+            )
+    complete = [family for family in families if family.keys() >= {"train", "test"}]
+    family = next(iter(complete or filter(None, families)), {})
+    masks = {split_name: _membership(f"{path}: {name}", value, nodes) for split_name, (name, value) in family.items()}
+    counts = {family[split_name][0]: mask.shape[1] for split_name, mask in masks.items()}
     splits = max(counts.values(), default=0)
     if set(counts.values()) - {1, splits}:
         raise DataError(f"{path}: numbers of splits differ, {counts}; expected as many of each, or one for all")
     columns = {
-        f"{part}_mask{f'_{split}' * (splits > 1)}": mask[:, split % mask.shape[1]]
-        for part, mask in masks.items()
+        f"{split_name}_mask{f'_{split}' * (splits > 1)}": mask[:, split % mask.shape[1]]
+        for split_name, mask in masks.items()
         for split in range(splits)
     }
     return columns, list(dict.fromkeys(name for name, _ in family.values()))
@@ -364,7 +378,7 @@ def _membership(where: str, value: Any, nodes: int) -> np.ndarray:
         and len(value)
         and isinstance(value[0], torch.Tensor | np.ndarray | list | tuple)
     ):
-        return np.hstack([_membership(where, one, nodes) for one in value])
+        return np.hstack([_membership(where, members, nodes) for members in value])
     values = _array(where, value)
     if values.size == 0 or (not where.endswith(("_mask", "_masks")) and values.dtype.kind in "iu"):
         numbers = values.reshape(-1).astype(np.int64)
@@ -373,13 +387,15 @@ def _membership(where: str, value: Any, nodes: int) -> np.ndarray:
             or len(set(numbers)) < len(numbers)
             or ((numbers < 0) | (numbers >= nodes)).any()
         ):
-            raise DataError(f"{where} is {_kind(value)}, expected different numbers of nodes, 0 to {nodes - 1}")
+            raise DataError(
+                f"{where} is {_type_and_size(value)}, expected different numbers of nodes, 0 to {nodes - 1}"
+            )
         return np.isin(np.arange(nodes), numbers)[:, None]
     values = values[:, None] if values.ndim == 1 else values
     values = values.T if len(values) != nodes else values
     if values.ndim != 2 or len(values) != nodes or not np.isin(values, (0, 1)).all():
         raise DataError(
-            f"{where} is {_kind(value)}, expected true or false (1 or 0) per node, ({nodes},) or ({nodes}, splits); "
-            "numbers of nodes are called train_idx and the like"
+            f"{where} is {_type_and_size(value)}, expected true or false (1 or 0) per node, ({nodes},) or "
+            f"({nodes}, splits); numbers of nodes are called train_idx and the like"
         )
     return values.astype(bool)

@@ -113,35 +113,36 @@ def source_of(name: str, folder: Path) -> Path:
     """
     from glem_graphgym.data.ogb.download import download
 
-    known = KNOWN[name]
-    missing = [file for file in known.files if not (folder / file).is_file()]
-    remedy = f"Put {' and '.join(missing)} of {known.site} into {folder}"
+    published = KNOWN[name]
+    missing = [file for file in published.files if not (folder / file).is_file()]
+    remedy = f"Put {' and '.join(missing)} of {published.site} into {folder}"
     for file in missing:
-        if not known.files[file]:
+        if not published.files[file]:
             raise DataError(f"dataset.name {name}: {folder} has no {' and no '.join(missing)}. {remedy}")
-        download(known.files[file], folder / file, remedy)
-    return folder if known.whole_folder else folder / next(iter(known.files))
+        download(published.files[file], folder / file, remedy)
+    return folder if published.whole_folder else folder / next(iter(published.files))
 
 
 def check_known(name: str, graph: TextGraph) -> None:
     """Raise DataError with all numbers (nodes, edges, …) in which a graph differs from the published one."""
-    known, origin = KNOWN[name], graph.origin
+    published, origin = KNOWN[name], graph.origin
     rows = origin["edges"] + origin["self_loops"] + origin["repeated_edges"]
     counts = [origin["edges"], origin["edges"] + origin["self_loops"], rows, rows / 2, 2 * origin["edges"]]
     splits = 1 if graph.splits is None else len(graph.splits)
     wrong = [
-        f"{found:,} {what}, expected {expected:,}"
-        for what, found, expected in (
-            ("nodes", graph.num_nodes, known.nodes),
-            ("classes", graph.num_classes, known.classes),
-            ("splits", splits, known.splits or splits),
+        f"{value:,} {quantity}, expected {expected:,}"
+        for quantity, value, expected in (
+            ("nodes", graph.num_nodes, published.nodes),
+            ("classes", graph.num_classes, published.classes),
+            ("splits", splits, published.splits or splits),
         )
-        if found != expected
+        if value != expected
     ]
-    if known.edges and not any(abs(count - known.edges) <= EDGES_WITHIN * known.edges for count in counts):
-        wrong.append(f"{origin['edges']:,} edges, expected {known.edges:,}")
+    if published.edges and not any(abs(count - published.edges) <= EDGES_WITHIN * published.edges for count in counts):
+        wrong.append(f"{origin['edges']:,} edges, expected {published.edges:,}")
     if wrong:
         raise DataError(
-            f"{origin['where']} is not {name} as published ({known.site}): it has {listed(wrong)}. Download it again; "
-            "for another graph in this layout, set dataset.name to table or pyg, and dataset.tag_source"
+            f"{origin['where']} is not {name} as published ({published.site}): it has {listed(wrong)}. "
+            "Download it again; for another graph in this layout, set dataset.name to table or pyg, and "
+            "dataset.tag_source"
         )

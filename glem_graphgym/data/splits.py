@@ -58,54 +58,55 @@ def given_splits(tables: Tables, label: np.ndarray, valid_share: float, seed: in
     Raises:
         DataError: a split is incomplete, its parts overlap, or it holds nodes without a label; names the column.
     """
-    columns = split_columns([*tables.nodes])
-    where, found = tables.where["nodes"], [[*of_split] for of_split in columns]
-    masks = [list(of_split.values()) for of_split in columns if "" not in of_split.values()]
-    if masks and len(masks) < len(columns):
+    split_maps = split_columns([*tables.nodes])
+    nodes_file, column_names = tables.where["nodes"], [[*split_map] for split_map in split_maps]
+    masks = [list(split_map.values()) for split_map in split_maps if "" not in split_map.values()]
+    if masks and len(masks) < len(split_maps):
         raise DataError(
-            f"{where} has the columns {listed([name for names in found for name in names], 12, quoted=True)}, splits "
-            "and masks; keep one of the two"
+            f"{nodes_file} has the columns "
+            f"{listed([name for names in column_names for name in names], 12, quoted=True)}, "
+            "splits and masks; keep one of the two"
         )
-    codes = np.full((len(columns), tables.num_nodes), NO_SPLIT, dtype=np.int8)
-    for of_split, row in zip(columns, codes, strict=True):
+    codes = np.full((len(split_maps), tables.num_nodes), NO_SPLIT, dtype=np.int8)
+    for split_map, row in zip(split_maps, codes, strict=True):
         if masks:
-            place = f"{where}: the masks {[*of_split]}"
-            _of_masks(tables, of_split, row)
+            where = f"{nodes_file}: the masks {[*split_map]}"
+            _fill_from_masks(tables, split_map, row)
         else:
-            (column,) = of_split
-            place = tables.place(column)
-            _of_column(tables, column, row)
-        _check(tables, place, row, label, valid_share, seed)
+            (column,) = split_map
+            where = tables.place(column)
+            _fill_from_column(tables, column, row)
+        _check(tables, where, row, label, valid_share, seed)
     return codes
 
 
-def _of_column(tables: Tables, column: str, codes: np.ndarray) -> None:
+def _fill_from_column(tables: Tables, column: str, codes: np.ndarray) -> None:
     values = tables.strings(column)
     words = {value: value.strip().casefold() for value in set(values) - {None}}
     if unknown := Counter(value for value in values if words.get(value) and words[value] not in SPLIT_NAMES):
-        found = listed([f"{value!r} ({count} times)" for value, count in unknown.items()])
-        raise DataError(f"{tables.place(column)} holds {found}, expected {[*SPLIT_NAMES]} or nothing")
+        unknown_values = listed([f"{value!r} ({count} times)" for value, count in unknown.items()])
+        raise DataError(f"{tables.place(column)} holds {unknown_values}, expected {[*SPLIT_NAMES]} or nothing")
     code_of = {value: SPLITS.index(SPLIT_NAMES[word]) for value, word in words.items() if word}
     codes[:] = [code_of.get(value, NO_SPLIT) for value in values]
 
 
-def _of_masks(tables: Tables, masks: dict[str, str], codes: np.ndarray) -> None:
+def _fill_from_masks(tables: Tables, masks: dict[str, str], codes: np.ndarray) -> None:
     if sorted({*masks.values()} - {"valid"}) != ["test", "train"] or len({*masks.values()}) < len(masks):
         raise DataError(
             f"{tables.where['nodes']}: the masks {[*masks]} are for {[*masks.values()]}, expected one each for "
             f"{[*SPLITS]} (train_mask, val_mask, test_mask)"
         )
-    for column, part in masks.items():
+    for column, split_name in masks.items():
         inside = tables.nodes[column].to_numpy()
         if inside.dtype != bool:
             inside = _truth(tables, column)
-        if (both := inside & (codes != NO_SPLIT)).any():
-            several = [tables.id_of(node) for node in np.flatnonzero(both)]
+        if (overlap := inside & (codes != NO_SPLIT)).any():
+            several = [tables.id_of(node) for node in np.flatnonzero(overlap)]
             raise DataError(
                 f"{tables.where['nodes']}: {len(several)} nodes are true in several of the masks {[*masks]} "
                 f"({listed(several)}); each may be in one split"
             )
-        codes[inside] = SPLITS.index(part)
+        codes[inside] = SPLITS.index(split_name)
 
 
 def _truth(tables: Tables, column: str) -> np.ndarray:
@@ -119,14 +120,14 @@ def _truth(tables: Tables, column: str) -> np.ndarray:
     return np.array(truth, dtype=bool)
 
 
-def _check(tables: Tables, place: str, codes: np.ndarray, label: np.ndarray, valid_share: float, seed: int) -> None:
+def _check(tables: Tables, where: str, codes: np.ndarray, label: np.ndarray, valid_share: float, seed: int) -> None:
     unlabelled = [tables.id_of(node) for node in np.flatnonzero((label == UNLABELLED) & (codes != NO_SPLIT))]
     if unlabelled:
         raise DataError(
-            f"{place} puts {len(unlabelled)} nodes in a split that have no label ({listed(unlabelled)}); give "
+            f"{where} puts {len(unlabelled)} nodes in a split that have no label ({listed(unlabelled)}); give "
             "them one, or leave their split empty"
         )
-    empty = [part for code, part in enumerate(SPLITS) if not (codes == code).any()]
+    empty = [split_name for code, split_name in enumerate(SPLITS) if not (codes == code).any()]
     if empty == ["valid"] and valid_share:
         train = np.flatnonzero(codes == 0)
         codes[in_order(tables, train, seed)[: max(1, round(valid_share * len(train)))]] = 1
@@ -135,7 +136,7 @@ def _check(tables: Tables, place: str, codes: np.ndarray, label: np.ndarray, val
         remedy = "put some there, or drop the columns for a random split"
         if empty == ["valid"]:
             remedy = "set dataset.tag_valid_share to the share of the training nodes that are to validate"
-        raise DataError(f"{place} puts no node in {empty}; {remedy}")
+        raise DataError(f"{where} puts no node in {empty}; {remedy}")
 
 
 def drawn_split(tables: Tables, label: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
@@ -151,7 +152,7 @@ def drawn_split(tables: Tables, label: np.ndarray, shares: Sequence[float], seed
     codes = np.full(tables.num_nodes, NO_SPLIT, dtype=np.int8)
     for code, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         codes[order[start:end]] = code
-    if empty := [part for code, part in enumerate(SPLITS) if not (codes == code).any()]:
+    if empty := [split_name for code, split_name in enumerate(SPLITS) if not (codes == code).any()]:
         raise DataError(
             f"{tables.where['nodes']}: shares {[*shares]} of {len(order)} labelled nodes leave {empty} without one; "
             "label more nodes, or add a column 'split'"
@@ -178,8 +179,8 @@ def with_shots(graph: TextGraph, shots: int, seed: int) -> TextGraph:
     train = graph.split["train"]
     order = np.random.default_rng(seed).permutation(len(train))
     label = graph.label[train[order]]
-    kept = np.concatenate([order[label == name][:shots] for name in np.unique(label)])
-    split = {**graph.split, "train": train[np.sort(kept)]}
-    few = replace(graph, split=split, origin={**graph.origin, "shots": shots}, edges_checked=True)
-    few.has_fingerprint(fingerprint(graph.fingerprint(), "shots", shots, seed))
-    return few
+    chosen = np.concatenate([order[label == name][:shots] for name in np.unique(label)])
+    split = {**graph.split, "train": train[np.sort(chosen)]}
+    reduced = replace(graph, split=split, origin={**graph.origin, "shots": shots}, edges_checked=True)
+    reduced.has_fingerprint(fingerprint(graph.fingerprint(), "shots", shots, seed))
+    return reduced

@@ -68,10 +68,13 @@ def find_tables(source: Path) -> list[Path]:
 def read_tables(files: list[Path], options: TableOptions) -> Tables:
     """Read the files that `find_tables` found; raises DataError."""
     columns = Columns(options.columns, options.text)
-    path, *others = files
+    path, *extra_files = files
     table, replaced = _read(path, NODE_COLUMNS, columns)
-    edges_file, beside = (*others, path)[0], next((file for file in others if file.name == FEATURES), None)
-    listing = _neighbours(path, [*table], columns, alone=not others)
+    edges_file, features_file = (
+        (*extra_files, path)[0],
+        next((file for file in extra_files if file.name == FEATURES), None),
+    )
+    listing = _neighbours(path, [*table], columns, single_file=not extra_files)
     theirs = columns.of.get("neighbours", listing)
     where = {"nodes": str(path), "edges": f"{path}: column '{theirs}'" if listing else str(edges_file)}
     edges: pd.DataFrame | np.ndarray
@@ -80,18 +83,18 @@ def read_tables(files: list[Path], options: TableOptions) -> Tables:
         edges = edges_of_neighbours(ids, table.pop(listing), where["edges"])
     else:
         edges = _read_edges(edges_file, columns)
-    nodes, left = _nodes_of(path, table, columns)
+    nodes, unused = _select_columns(path, table, columns)
     taken = {**columns.of, **({"text": options.text} if options.text else {}), "edges": theirs or edges_file.name}
-    where |= {name: f"{path}: column {of!r}" for name, of in columns.of.items() if name in nodes}
-    if beside:
-        where["features"] = str(beside)
+    where |= {name: f"{path}: column {column!r}" for name, column in columns.of.items() if name in nodes}
+    if features_file:
+        where["features"] = str(features_file)
     return Tables(
-        path.name.partition(".")[0] if not others else path.absolute().parent.name,
+        path.name.partition(".")[0] if not extra_files else path.absolute().parent.name,
         nodes,
         edges,
-        features=_features(beside) if beside else None,
+        features=_features(features_file) if features_file else None,
         where=where,
-        origin={"files": [file.name for file in files], "taken": taken, "left": replaced + left},
+        origin={"files": [file.name for file in files], "taken": taken, "left": replaced + unused},
     )
 
 
@@ -105,66 +108,74 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
             f"dataset.tag_source: {folder} is neither folder nor file; expected a folder with {names[0]} and the like"
         )
     similar = sorted(path for path in folder.iterdir() if path.name.lower().startswith(f"{stem}."))
-    found = [path for path in similar if path.name.lower() in names and path.is_file()]
-    if len(found) != 1:
-        there = [path.name + "/" * path.is_dir() for path in similar]
-        alone = "; nodes that list their neighbours need none: set dataset.tag_source to their file" * (stem == "edges")
-        parts = "; a folder of parts, as Spark writes it, must be made one file" if "/" in "".join(there) else ""
-        raise DataError(
-            f"{folder} holds {len(found)} of the files {names}, expected exactly one of them"
-            + (f"; there are {there}{parts}" if there else alone)
+    matches = [path for path in similar if path.name.lower() in names and path.is_file()]
+    if len(matches) != 1:
+        similar_names = [path.name + "/" * path.is_dir() for path in similar]
+        edges_hint = "; nodes that list their neighbours need none: set dataset.tag_source to their file" * (
+            stem == "edges"
         )
-    return found[0]
+        spark_hint = (
+            "; a folder of parts, as Spark writes it, must be made one file" if "/" in "".join(similar_names) else ""
+        )
+        raise DataError(
+            f"{folder} holds {len(matches)} of the files {names}, expected exactly one of them"
+            + (f"; there are {similar_names}{spark_hint}" if similar_names else edges_hint)
+        )
+    return matches[0]
 
 
 # ---- nodes and edges ----------------------------------------------------------------------------------------------
 
 
-def _neighbours(path: Path, header: Sequence[str], columns: Columns, *, alone: bool) -> str | None:
+def _neighbours(path: Path, header: Sequence[str], columns: Columns, *, single_file: bool) -> str | None:
     """Name of the nodes' column that lists their neighbours; None if the edges have a file of their own."""
-    named = columns.of.get("neighbours")
-    if not alone:
-        if named:
-            raise DataError(f"dataset.tag_columns names {named!r} for the neighbours, but edges have a file; drop one")
+    configured = columns.of.get("neighbours")
+    if not single_file:
+        if configured:
+            raise DataError(
+                f"dataset.tag_columns names {configured!r} for the neighbours, but edges have a file; drop one"
+            )
         return None
-    usual = [name for name in header if NEIGHBOURS.fullmatch(name.strip())]
-    if not named and len(usual) != 1:
+    candidates = [name for name in header if NEIGHBOURS.fullmatch(name.strip())]
+    if not configured and len(candidates) != 1:
         raise DataError(
-            f"{path} has {len(usual)} columns of neighbours; found [{listed(header, 12, quoted=True)}]. Set "
+            f"{path} has {len(candidates)} columns of neighbours; found [{listed(header, 12, quoted=True)}]. Set "
             "dataset.tag_columns to [neighbours=<its name>], or put nodes and edges into a folder"
         )
-    return "neighbours" if named else usual[0]
+    return "neighbours" if configured else candidates[0]
 
 
-def _nodes_of(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.DataFrame, list[str]]:
+def _select_columns(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.DataFrame, list[str]]:
     """The table of nodes with the columns to use, and the names of those left out."""
     names = [str(column) for column in table]
-    kept = {*NODE_COLUMNS, *(name for of_split in split_columns(names) for name in of_split)}
-    kept |= {name for name in names if name.startswith(VIEW)}
-    nameless = [place for place, name in enumerate(names) if re.fullmatch(r"(Unnamed: [0-9]+)?", name.strip())]
+    selected = {*NODE_COLUMNS, *(name for split_map in split_columns(names) for name in split_map)}
+    selected |= {name for name in names if name.startswith(VIEW)}
+    nameless = [position for position, name in enumerate(names) if re.fullmatch(r"(Unnamed: [0-9]+)?", name.strip())]
     # pandas renames a second column 'label' to 'label.1'
     plain = {name: re.sub(r"[\s_-]+|\.[0-9]+$", "", name).casefold() for name in names}
-    copies = [name for name in names if name not in kept and plain[name] in (*NODE_COLUMNS, "split")]
+    copies = [name for name in names if name not in selected and plain[name] in (*NODE_COLUMNS, "split")]
     if columns:
-        kept |= {*columns.features} or {
+        selected |= {*columns.features} or {
             name
-            for place, name in enumerate(names)
-            if place not in nameless and name not in copies and pd.api.types.is_numeric_dtype(table.iloc[:, place])
+            for position, name in enumerate(names)
+            if position not in nameless
+            and name not in copies
+            and pd.api.types.is_numeric_dtype(table.iloc[:, position])
         }
-        left = [name for name in names if name not in kept and name not in columns.fields]
-        return table.loc[:, [name in kept for name in names]], left
-    for place in nameless:
-        if not table.iloc[:, place].isin(["", None, np.nan]).all():
+        unused = [name for name in names if name not in selected and name not in columns.fields]
+        return table.loc[:, [name in selected for name in names]], unused
+    for position in nameless:
+        if not table.iloc[:, position].isin(["", None, np.nan]).all():
             raise DataError(
-                f"{path}: column {place + 1} has no name ('{names[place]}'), as when pandas writes its index; drop it "
-                "(to_csv with index=False) or name it"
+                f"{path}: column {position + 1} has no name ('{names[position]}'), as when pandas writes its index; "
+                "drop it (to_csv with index=False) or name it"
             )
     for name in copies:
         raise DataError(
             f"{path}: column {name!r} may be '{plain[name]}' under another name, or a copy of it; rename it to "
             f"'{plain[name]}' or drop it"
         )
-    return table.iloc[:, [place for place in range(len(names)) if place not in nameless]], []
+    return table.iloc[:, [position for position in range(len(names)) if position not in nameless]], []
 
 
 def _features(path: Path) -> np.ndarray:
@@ -212,10 +223,14 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
     _check_header(path, [name for name in names if name is not None], columns, nodes, delimiter)
     if not read:
         table = read_table(content, columns.strings(header, ours), delimiter)
-    kept = [name is not None for name in names]
-    replaced = [name for name, is_kept in zip(header, kept, strict=True) if not is_kept and name not in columns.fields]
+    selected = [name is not None for name in names]
+    replaced = [
+        name
+        for name, is_selected in zip(header, selected, strict=True)
+        if not is_selected and name not in columns.fields
+    ]
     texts = {"text": columns.texts(table, path)} if nodes and columns.template else {}
-    table = table.loc[:, kept]
+    table = table.loc[:, selected]
     table.columns = pd.Index([name for name in names if name is not None], dtype=object)
     return table.assign(**texts), replaced
 
@@ -275,13 +290,14 @@ def _why_missing(
     joined = "".join(header)
     for separator, name in SEPARATORS.items():
         if separator in joined and set(missing) <= {cell.strip(' "') for cell in joined.split(separator)}:
-            other = {",": ".csv", "\t": ".tsv"}.get(separator)
-            remedy = f"name it {path.stem}{other}" if other else "export it again"
+            ending = {",": ".csv", "\t": ".tsv"}.get(separator)
+            remedy = f"name it {path.stem}{ending}" if ending else "export it again"
             return f"; columns are separated by {name}s there, expected {SEPARATORS[delimiter]}s: {remedy}"
     for column in missing:
-        if meant := alike(column, header):
+        if similar := alike(column, header):
             return (
-                f"; rename the column {meant[0]!r} to '{column}', or set dataset.tag_columns to [{column}={meant[0]}]?"
+                f"; rename the column {similar[0]!r} to '{column}', or set dataset.tag_columns to "
+                f"[{column}={similar[0]}]?"
             )
     if any(NUMBER.fullmatch(cell.strip()) for cell in header):
         return f"; is the first line a row? Put a line with {','.join(expected)} above it"

@@ -53,12 +53,12 @@ class Tables:
         return str(node) if "id" not in self.nodes else _string(self.nodes["id"].iat[int(node)]) or ""
 
 
-def strings_of(column: pd.Series, place: str) -> np.ndarray:
-    """Values as strings, object (rows,); None if missing or empty. ``place`` is the column's name in messages."""
+def strings_of(column: pd.Series, where: str) -> np.ndarray:
+    """Values as strings, object (rows,); None if missing or empty. ``where`` is the column's name in messages."""
     try:
         codes, values = pd.factorize(column)
     except TypeError as error:
-        raise DataError(f"{place} holds lists or the like; expected text or numbers") from error
+        raise DataError(f"{where} holds lists or the like; expected text or numbers") from error
     return np.array([*map(_string, values), None], dtype=object)[codes]  # the code of a missing value is -1
 
 

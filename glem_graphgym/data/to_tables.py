@@ -37,8 +37,8 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
         codes = graph.splits
         if codes is None:
             codes = np.full((1, graph.num_nodes), NO_SPLIT, dtype=np.int8)
-            for code, part in enumerate(SPLITS):
-                codes[0, graph.split[part]] = code
+            for code, split_name in enumerate(SPLITS):
+                codes[0, graph.split[split_name]] = code
         for k, row in enumerate(codes):
             nodes[f"split_{k}" if len(codes) > 1 else "split"] = np.array([*SPLITS, ""], dtype=object)[row]
     source, target = graph.edge_index()

@@ -42,14 +42,18 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
             "dataset.tag_columns is for tables; texts of wikics are dataset.tag_text of {title} and {tokens}"
         )
     (path, data), (texts_path, metadata) = ((file, _read(file)) for file in files)
-    for file, found, names in ((path, data, DATA), (texts_path, metadata, METADATA)):
-        if missing := [name for name in names if name not in found]:
-            raise DataError(f"{file} has no {missing}; found {[*found]}")
+    for file, content, names in ((path, data, DATA), (texts_path, metadata, METADATA)):
+        if missing := [name for name in names if name not in content]:
+            raise DataError(f"{file} has no {missing}; found {[*content]}")
     count = len(data["labels"])
-    masks = {f"{part}_mask_{k}": row for part in ("train", "val") for k, row in enumerate(data[f"{part}_masks"])}
+    masks = {
+        f"{split_name}_mask_{k}": row
+        for split_name in ("train", "val")
+        for k, row in enumerate(data[f"{split_name}_masks"])
+    }
     masks |= {f"test_mask_{k}": data["test_mask"] for k in range(len(data["train_masks"]))}
-    parts = {name: data[name] for name in ("features", "links", "test_mask")}
-    for name, rows in {**parts, **masks, "nodes": metadata["nodes"]}.items():
+    arrays = {name: data[name] for name in ("features", "links", "test_mask")}
+    for name, rows in {**arrays, **masks, "nodes": metadata["nodes"]}.items():
         if len(rows) != count:
             file = texts_path if name == "nodes" else path
             raise DataError(f"{file}: '{name}' has {len(rows)} entries, expected one for each of {count} labels")
@@ -58,7 +62,7 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
     if "tokens" in articles:
         articles["tokens"] = articles["tokens"].map(lambda tokens: " ".join(map(str, tokens)))
     with reading_data(f"{path} is not as its authors publish it", "download it again"):
-        links = [(node, other) for node, others in enumerate(data["links"]) for other in others]
+        links = [(node, neighbour) for node, neighbours in enumerate(data["links"]) for neighbour in neighbours]
         edges = np.array(links, dtype=np.int64).reshape(-1, 2).T
         features = np.array(data["features"], dtype=np.float32)
         splits = {name: np.array(row, dtype=bool) for name, row in masks.items()}
@@ -84,10 +88,10 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
 
 def _read(path: Path) -> dict[str, Any]:
     with reading_data(f"{path} is no JSON", "download it again"):
-        found = json.loads(read_csv_bytes(path))
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}, expected an object with {[*DATA, *METADATA]}")
-    return found
+        content = json.loads(read_csv_bytes(path))
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}, expected an object with {[*DATA, *METADATA]}")
+    return content
 
 
 WIKICS = Reader(find_wikics, read_wikics)
