@@ -126,9 +126,9 @@ class OgbArchive:
             DataError: a table is damaged, holds an invalid value, or does not have the length that the tables of counts
                 state; names the table and the row.
         """
-        counts = (self._table(f"raw/num-{what}-list.csv.gz", 1, 1, whole=True) for what in ("node", "edge"))
+        counts = (self._table(f"raw/num-{kind}-list.csv.gz", 1, 1, integers=True) for kind in ("node", "edge"))
         nodes, edges = (int(count[0, 0]) for count in counts)
-        edge = self._table("raw/edge.csv.gz", edges, 2, whole=True)
+        edge = self._table("raw/edge.csv.gz", edges, 2, integers=True)
         self._check_range("raw/edge.csv.gz", edge, nodes)
         with np.errstate(over="ignore"):
             features = self._table("raw/node-feat.csv.gz", nodes).astype(np.float32)
@@ -144,31 +144,31 @@ class OgbArchive:
             DataError: a table is damaged, or names a node that does not exist, has no label or was named before.
         """
         split = {}
-        seen = np.zeros(len(label), dtype=bool)
-        for part in SPLITS:
-            table = self._split_table(part)
-            rows = self._table(table, None, 1, whole=True)
+        assigned = np.zeros(len(label), dtype=bool)
+        for split_name in SPLITS:
+            table = self._split_table(split_name)
+            rows = self._table(table, None, 1, integers=True)
             self._check_range(table, rows, len(label))
             nodes = rows[:, 0]
             repeated = np.ones(len(nodes), dtype=bool)
             repeated[np.unique(nodes, return_index=True)[1]] = False
-            for wrong, what in (
+            for wrong, reason in (
                 (repeated, "a second time"),
-                (seen[nodes], "which is in another split too"),
+                (assigned[nodes], "which is in another split too"),
                 (label[nodes] == UNLABELLED, "which has no label"),
             ):
-                self._refuse_row(table, wrong, nodes, f"names node {{}}, {what}")
-            seen[nodes] = True
-            split[part] = np.sort(nodes)
+                self._refuse_row(table, wrong, nodes, f"names node {{}}, {reason}")
+            assigned[nodes] = True
+            split[split_name] = np.sort(nodes)
         return split
 
-    def _table(self, name: str, rows: int | None, columns: int | None = None, whole: bool = False) -> np.ndarray:
-        """Read a table of numbers without a header, (rows, columns), int64 if ``whole``; raises DataError."""
+    def _table(self, name: str, rows: int | None, columns: int | None = None, integers: bool = False) -> np.ndarray:
+        """Read a table of numbers without a header, (rows, columns), int64 if ``integers``; raises DataError."""
         path = self.folder / name
         with reading_data(f"{path} cannot be read", self.remedy()), warnings.catch_warnings():
             warnings.simplefilter("ignore", DtypeWarning)  # words among numbers, which are refused below
             table = pd.read_csv(path, header=None)
-        for column in table.columns[[kind.kind not in "iuf" for kind in table.dtypes]]:
+        for column in table.columns[[dtype.kind not in "iuf" for dtype in table.dtypes]]:
             numbers = pd.to_numeric(table[column].astype(str), errors="coerce")
             words = numbers.isna() & table[column].notna()
             self._refuse_row(name, words, table[column], "holds {!r}, expected numbers")
@@ -182,7 +182,7 @@ class OgbArchive:
                 + (f" by {counts}.csv.gz" if values.shape[0] != shape[0] != 1 else "")
                 + f". {self.remedy()}"
             )
-        if not whole:
+        if not integers:
             return values
         if values.dtype.kind == "f":
             wrong = ~(np.floor(values) == values).all(axis=1)
@@ -193,12 +193,12 @@ class OgbArchive:
         wrong = ((nodes < 0) | (nodes >= num_nodes)).any(axis=1)
         self._refuse_row(name, wrong, nodes, f"holds {{}}, expected nodes from 0 to {num_nodes - 1}")
 
-    def _refuse_row(self, name: str, wrong: Any, values: Any, what: str) -> None:
-        """Raise DataError for the first row that is ``wrong``, bool (rows,); ``what`` is a format for its value."""
+    def _refuse_row(self, name: str, wrong: Any, values: Any, template: str) -> None:
+        """Raise DataError for the first row that is ``wrong``, bool (rows,); ``template`` is a format for its value."""
         if wrong.any():
             row = int(np.argmax(wrong))
             value = values[row].tolist() if isinstance(values[row], np.ndarray) else values[row]
-            raise DataError(f"{self.folder / name}: row {row} {what.format(value)}. {self.remedy()}")
+            raise DataError(f"{self.folder / name}: row {row} {template.format(value)}. {self.remedy()}")
 
     def class_names(self, table: str) -> list[str]:
         """Names of the classes from a mapping file; ``class 3`` if the name of class 3, or the file, is missing.
@@ -230,8 +230,8 @@ class OgbArchive:
         """The files of the graph and of its split."""
         return [self.folder / name for name in (*self.raw_files(), *map(self._split_table, SPLITS))]
 
-    def _split_table(self, part: str) -> str:
-        return f"split/{self.master['split']}/{part}.csv.gz"
+    def _split_table(self, split_name: str) -> str:
+        return f"split/{self.master['split']}/{split_name}.csv.gz"
 
     def _missing(self, mappings: Sequence[str]) -> list[str]:
         files = [self.release, *self.tables(), *(self.folder / name for name in mappings)]
@@ -265,17 +265,17 @@ class OgbArchive:
             sync(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        if _is_ours(packed):
+        if _was_downloaded(packed):
             packed.unlink()
 
     def _packed(self) -> Path:
         """Path of the archive: the user's, if there is one beside the folder, else of the one to download."""
-        given = self.folder.parent / self.master["url"].rpartition("/")[2]
-        return given if given.is_file() else self.folder.with_name(f".{self.folder.name}.zip")
+        user_archive = self.folder.parent / self.master["url"].rpartition("/")[2]
+        return user_archive if user_archive.is_file() else self.folder.with_name(f".{self.folder.name}.zip")
 
     def _unpack(self, packed: Path, temporary: Path) -> Path:
         """Unpack an archive and return the resulting folder; a downloaded archive that is unusable is deleted."""
-        downloaded = _is_ours(packed)
+        downloaded = _was_downloaded(packed)
         source = self.master["url"] if downloaded else str(packed)
         try:
             self._extract(packed, temporary, source)
@@ -308,7 +308,7 @@ class OgbArchive:
                 members.extractall(temporary)
 
 
-def _is_ours(packed: Path) -> bool:
+def _was_downloaded(packed: Path) -> bool:
     """Whether an archive was downloaded here, not put there by the user."""
     return packed.name.startswith(".")
 
@@ -321,18 +321,19 @@ def read_mapping(path: Path, *columns: str) -> list[str]:
     """
     with reading_data(f"{path} cannot be read", "unpack OGB's archive anew"):
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    found = [str(name) for name in table.columns]
-    if len(found) != 2 or columns not in ((), tuple(found)):
+    header = [str(name) for name in table.columns]
+    if len(header) != 2 or columns not in ((), tuple(header)):
         raise DataError(
-            f"{path} has the columns {found}, expected {[*columns] or 'two, index and name'}; unpack OGB's archive anew"
+            f"{path} has the columns {header}, expected {[*columns] or 'two, index and name'}; unpack "
+            "OGB's archive anew"
         )
-    for row, index in enumerate(table[found[0]]):
+    for row, index in enumerate(table[header[0]]):
         if index != str(row):
             raise DataError(
-                f"{path}: row {row} has {found[0]} '{index}', expected {row}, as rows must be in index order; "
+                f"{path}: row {row} has {header[0]} '{index}', expected {row}, as rows must be in index order; "
                 "unpack OGB's archive anew"
             )
-    return table[found[1]].tolist()
+    return table[header[1]].tolist()
 
 
 @contextlib.contextmanager

@@ -58,8 +58,8 @@ def checks_of_ogbn_arxiv(root: Path) -> list[Callable[[], object]]:
 
 
 def _find_text(folder: Path) -> Path | None:
-    found = find((folder, folder.parent), (TEXT, TEXT.removesuffix(".gz")))
-    return found or find((folder / "raw", folder), (PYG_TEXT,))
+    text_file = find((folder, folder.parent), (TEXT, TEXT.removesuffix(".gz")))
+    return text_file or find((folder / "raw", folder), (PYG_TEXT,))
 
 
 def _remedy(folder: Path) -> str:

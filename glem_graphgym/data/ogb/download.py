@@ -31,19 +31,19 @@ def download(url: str, path: Path, remedy: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.lstrip(".")
-    part = path.with_name(f".{name}.part")
+    partial = path.with_name(f".{name}.part")
     with FileLock(path.with_name(f".{name}.lock")):
         if path.is_file():
             return
         try:
-            _fetch(url, part)
+            _fetch(url, partial)
         except DiskFullError:
             raise
         except (OSError, HTTPException) as error:
-            kept = f" The next start goes on from {part}." if part.exists() else ""
-            raise DataError(f"{_failed(url, error, remedy)}{kept}") from error
-        sync(part)
-        part.replace(path)
+            resume_hint = f" The next start goes on from {partial}." if partial.exists() else ""
+            raise DataError(f"{_failed(url, error, remedy)}{resume_hint}") from error
+        sync(partial)
+        partial.replace(path)
         sync(path.parent)
 
 
@@ -59,8 +59,8 @@ def _failed(url: str, error: Exception, remedy: str) -> DataError:
     return DataError(f"{url} could not be downloaded ({error}). {remedy}.")
 
 
-def _fetch(url: str, part: Path) -> None:
-    start = part.stat().st_size if part.exists() else 0
+def _fetch(url: str, partial: Path) -> None:
+    start = partial.stat().st_size if partial.exists() else 0
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         response = urlopen(request, timeout=60)
@@ -68,7 +68,7 @@ def _fetch(url: str, part: Path) -> None:
         if error.code != RANGE_NOT_SATISFIABLE or not start:
             raise
         if _size(error, start) != start:  # equal = the part is the whole file
-            part.unlink()
+            partial.unlink()
             raise
         return
     with response:
@@ -76,8 +76,8 @@ def _fetch(url: str, part: Path) -> None:
             start = 0
         size = _size(response, start)
         if size is not None:
-            require_space(part.parent, size - start, f"downloading {url}")
-        with disk_full_errors(part, size), part.open("ab" if start else "wb") as file:
+            require_space(partial.parent, size - start, f"downloading {url}")
+        with disk_full_errors(partial, size), partial.open("ab" if start else "wb") as file:
             name = url.rpartition("/")[2]
             with Progress.wrapattr(response, "read", total=size, initial=start, desc=name) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)
@@ -87,8 +87,8 @@ def _fetch(url: str, part: Path) -> None:
 
 def _size(response: Any, start: int) -> int | None:
     """Bytes of the whole file, from the headers of a response that begins at byte ``start``; None if not announced."""
-    whole = re.search(r"/(\d+)$", response.headers.get("Content-Range") or "")
-    if whole:
-        return int(whole[1])
+    match = re.search(r"/(\d+)$", response.headers.get("Content-Range") or "")
+    if match:
+        return int(match[1])
     announced = response.headers.get("Content-Length")
     return None if announced is None else start + int(announced)

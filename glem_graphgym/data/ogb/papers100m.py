@@ -87,8 +87,8 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     text_key = fingerprint(
         RECIPE_VERSION, raw.num_nodes, sampled_fingerprint(*{file.path: None for file in text_files})
     )
-    of_graph, of_texts = ("labels", "features", "structure"), ("titles", "texts")
-    keys = {**dict.fromkeys(of_graph, graph_key), **dict.fromkeys(of_texts, text_key)}
+    graph_pieces, text_pieces = ("labels", "features", "structure"), ("titles", "texts")
+    keys = {**dict.fromkeys(graph_pieces, graph_key), **dict.fromkeys(text_pieces, text_key)}
     pieces = Pieces(snapshots / ".pieces", keys, _sizes(raw, *text_files))
 
     def write(folder: Path) -> GraphMeta:
@@ -154,7 +154,7 @@ class RawGraph:
     @classmethod
     def of(cls, archive: OgbArchive) -> RawGraph:
         data, label = (archive.folder / name for name in archive.raw_files())
-        nodes, edges = (int(NpzMember(data, f"num_{what}_list").read().sum()) for what in ("nodes", "edges"))
+        nodes, edges = (int(NpzMember(data, f"num_{kind}_list").read().sum()) for kind in ("nodes", "edges"))
         raw = cls(
             num_nodes=nodes,
             edges=NpzMember(data, "edge_index"),
@@ -211,15 +211,15 @@ def _write_structure(folder: Path, raw: RawGraph) -> dict[str, int]:
 # ---- texts --------------------------------------------------------------------------------------------------------
 
 
-KNOWN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 def _find_texts(folder: Path) -> list[TextFile]:
     """Titles and abstracts: in the zip archive, preferred as it shows if it is whole, or unpacked; [] if missing."""
     remedy = f"put the one of {TEXT_URL} in its place"
     packed = find((folder, folder.parent), [ZIP])
-    places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "paperinfo")]
-    files = [path for name in TEXTS if (path := find(places, [name]))]
+    folders = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "paperinfo")]
+    files = [path for name in TEXTS if (path := find(folders, [name]))]
     unpacked = [TextFile(path, remedy) for path in files] if len(files) == len(TEXTS) else []
     if not packed:
         return unpacked
@@ -227,7 +227,7 @@ def _find_texts(folder: Path) -> list[TextFile]:
         infos = archive.infolist()
     members = {Path(info.filename).name: info.filename for info in infos}
     # Encrypted, or packed by a method that Python's zipfile does not know (Deflate64).
-    unreadable = {info.filename for info in infos if info.flag_bits & 1 or info.compress_type not in KNOWN_METHODS}
+    unreadable = {info.filename for info in infos if info.flag_bits & 1 or info.compress_type not in READABLE_METHODS}
     if unpacked and any(members.get(name) in unreadable for name in TEXTS):
         return unpacked
     if missing := [name for name in TEXTS if name not in members]:
@@ -262,7 +262,7 @@ def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, i
         f"{source.remedy}"
     )
     report(source, "papers", counts, missing=missing, total=num_nodes, expected=expected)
-    return {**_named("title", counts), "missing_titles": len(missing)}
+    return {**_prefixed("title", counts), "missing_titles": len(missing)}
 
 
 def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
@@ -273,38 +273,38 @@ def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -
         rows = _rows(source.lines(), num_nodes, counts)
         writer.put((node, sentence(Title=stored[node], Abstract=abstract)) for node, abstract in rows)
         counts["repeated"] = writer.repeated
-        without = np.flatnonzero(~writer.given)
-        if len(without) == num_nodes or 2 * counts["skipped_rows"] > counts["text_rows"]:
+        without_abstract = np.flatnonzero(~writer.given)
+        if len(without_abstract) == num_nodes or 2 * counts["skipped_rows"] > counts["text_rows"]:
             raise DataError(
-                f"{source} has abstracts for {num_nodes - len(without)} of {num_nodes} papers, and "
+                f"{source} has abstracts for {num_nodes - len(without_abstract)} of {num_nodes} papers, and "
                 f"{counts['skipped_rows']} of its {counts['text_rows']} rows name no paper. Expected node index and "
                 f"abstract, separated by a tab: this is another file or a part of it; {source.remedy}"
             )
-        writer.put((int(node), sentence(Title=stored[node])) for node in without)
-    if 2 * len(without) > num_nodes:
+        writer.put((int(node), sentence(Title=stored[node])) for node in without_abstract)
+    if 2 * len(without_abstract) > num_nodes:
         logger.warning("%s: more than half of the papers have no abstract; is the file whole?", source)
-    logger.info("%s: %d of %d papers have no abstract", source, len(without), num_nodes)
-    missing = {"missing_abstracts": len(without), "missing_texts": len(writer.missing())}
-    return {**_named("abstract", counts), **missing}
+    logger.info("%s: %d of %d papers have no abstract", source, len(without_abstract), num_nodes)
+    missing = {"missing_abstracts": len(without_abstract), "missing_texts": len(writer.missing())}
+    return {**_prefixed("abstract", counts), **missing}
 
 
 def _new_counts() -> dict[str, int]:
     return dict.fromkeys(("text_rows", "rows_not_utf8", "skipped_rows", "rows_without_text", "repeated"), 0)
 
 
-def _named(what: str, counts: dict[str, int]) -> dict[str, int]:
-    return {f"{what}_{name.removeprefix('text_')}": count for name, count in counts.items()}
+def _prefixed(prefix: str, counts: dict[str, int]) -> dict[str, int]:
+    return {f"{prefix}_{name.removeprefix('text_')}": count for name, count in counts.items()}
 
 
 def _rows(lines: Iterable[bytes], num_nodes: int, counts: dict[str, int]) -> Iterator[tuple[int, str]]:
     """Yield (node, text) for every row that has both."""
     for raw in lines:
         counts["text_rows"] += 1
-        index, tab, rest = raw.partition(b"\t")
+        index, tab, raw_text = raw.partition(b"\t")
         if not (tab and index.isdigit() and len(index) <= MOST_DIGITS and (node := int(index)) < num_nodes):
             counts["skipped_rows"] += 1
             continue
-        text = decoded(rest, counts).strip()
+        text = decoded(raw_text, counts).strip()
         if text:
             yield node, text
         else:

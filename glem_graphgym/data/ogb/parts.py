@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 def frozen_before(snapshots: Path, sources_complete: bool) -> TextGraph | None:
     """The graph of the only snapshot, if not all of its sources exist any more; else None."""
-    if (found := frozen_folder(snapshots, sources_complete)) is None:
+    if (folder := frozen_folder(snapshots, sources_complete)) is None:
         return None
-    logger.info("%s: some of the files it was made from no longer exist; it is used as it is", found)
-    return load_text_graph(found)
+    logger.info("%s: some of the files it was made from no longer exist; it is used as it is", folder)
+    return load_text_graph(folder)
 
 
 def frozen_folder(snapshots: Path, sources_complete: bool) -> Path | None:
     """Folder of the snapshot that `frozen_before` loads; else None."""
-    found = [path for path in snapshots.glob("[!.]*") if (path / "graph.json").is_file()]
-    return found[0] if len(found) == 1 and not sources_complete else None
+    folders = [path for path in snapshots.glob("[!.]*") if (path / "graph.json").is_file()]
+    return folders[0] if len(folders) == 1 and not sources_complete else None
 
 
 def class_labels(published: np.ndarray, source: str, num_classes: int) -> np.ndarray:
@@ -42,15 +42,15 @@ def class_labels(published: np.ndarray, source: str, num_classes: int) -> np.nda
     label = np.empty(len(published), dtype=np.int64)
     for start in range(0, len(label), ROWS_AT_ONCE):
         block = published[start : start + ROWS_AT_ONCE].reshape(-1).astype(np.float64)
-        known = ~np.isnan(block)
-        wrong = known & ~((block >= 0) & (block < num_classes) & (np.floor(block) == block))
+        labelled = ~np.isnan(block)
+        wrong = labelled & ~((block >= 0) & (block < num_classes) & (np.floor(block) == block))
         if wrong.any():
             row = int(np.argmax(wrong))
             raise DataError(
                 f"{source}: row {start + row} holds the label {block[row]:g}, expected a whole number from 0 to "
                 f"{num_classes - 1}; unpack OGB's archive anew"
             )
-        label[start : start + ROWS_AT_ONCE] = np.where(known, block, UNLABELLED)
+        label[start : start + ROWS_AT_ONCE] = np.where(labelled, block, UNLABELLED)
     return label
 
 
@@ -67,8 +67,8 @@ def check_finite(features: np.ndarray, source: Path) -> None:
 
 def save_labels(folder: Path, label: np.ndarray, split: dict[str, np.ndarray]) -> None:
     np.save(folder / "label.npy", label)
-    for part, nodes in split.items():
-        np.save(folder / f"split_{part}.npy", nodes)
+    for split_name, nodes in split.items():
+        np.save(folder / f"split_{split_name}.npy", nodes)
 
 
 def write_structure(folder: Path, edges: np.ndarray, num_nodes: int) -> int:

@@ -61,8 +61,8 @@ def load_ogbn_products(root: Path) -> TextGraph:
             class_names = archive.class_names(CATEGORIES)
             ids = read_mapping(products, "node idx", "asin")
             texts = pieces.make("texts", lambda piece: _write_texts(piece, ids, text_files))
-            made = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
-            pieces.link_into(folder, texts, made)
+            graph_piece = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
+            pieces.link_into(folder, texts, graph_piece)
             with TextsWriter(folder, len(ids), "node_id") as writer:
                 writer.extend(ids)
             files = [archive.release.name, *(file.name for file in text_files)]
@@ -87,26 +87,26 @@ def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
 
 def _find_texts(folder: Path) -> list[Path]:
     """Both files of Amazon-3M, or else PyG's copy; [] if neither is complete."""
-    if len(found := _amazon_files(folder)) == len(TEXTS):
-        return found
+    if len(files := _amazon_files(folder)) == len(TEXTS):
+        return files
     copy = find((folder / "raw", folder), (PYG_TEXT,))
     return [copy] if copy else []
 
 
 def _amazon_files(folder: Path) -> list[Path]:
-    places = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "Amazon-3M.raw")]
-    found = [find(places, (name, name.removesuffix(".gz"))) for name in TEXTS]
-    return [path for path in found if path is not None]
+    folders = [inner for outer in (folder, folder.parent) for inner in (outer, outer / "Amazon-3M.raw")]
+    files = [find(folders, (name, name.removesuffix(".gz"))) for name in TEXTS]
+    return [path for path in files if path is not None]
 
 
 def _require_texts(folder: Path, text_files: list[Path]) -> None:
     if not text_files:
-        found = ", ".join(map(str, _amazon_files(folder)))
+        present = ", ".join(map(str, _amazon_files(folder)))
         raise DataError(
-            f"the raw text of ogbn-products is {'not complete' if found else 'missing'}: expected "
-            f"{' and '.join(TEXTS)} in {folder} or in {folder / 'Amazon-3M.raw'}, found {found or 'neither'}. Download "
-            f"Amazon-3M (raw text) of the Extreme Classification Repository with a browser, {TEXT_URL}, and unpack it "
-            f"there; or put PyG's {PYG_TEXT} into {folder / 'raw'}"
+            f"the raw text of ogbn-products is {'not complete' if present else 'missing'}: expected "
+            f"{' and '.join(TEXTS)} in {folder} or in {folder / 'Amazon-3M.raw'}, found {present or 'neither'}. "
+            f"Download Amazon-3M (raw text) of the Extreme Classification Repository with a browser, {TEXT_URL}, and "
+            f"unpack it there; or put PyG's {PYG_TEXT} into {folder / 'raw'}"
         )
 
 
@@ -117,7 +117,7 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
             writer.extend(node_texts(text_files[0], counts, len(products), "products"))
         else:
             counts |= dict.fromkeys(("skipped_rows", "rows_without_text", "rows_of_no_node"), 0)
-            writer.put(_joined(products, text_files, counts))
+            writer.put(_match_texts(products, text_files, counts))
             counts["repeated_products"] = writer.repeated
     missing = writer.missing()
     expected = (
@@ -136,22 +136,22 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
     return {**counts, "missing_texts": len(missing)}
 
 
-def _joined(products: list[str], text_files: list[Path], counts: dict[str, int]) -> Iterator[tuple[int, str]]:
+def _match_texts(products: list[str], text_files: list[Path], counts: dict[str, int]) -> Iterator[tuple[int, str]]:
     """Yield (node, text) in the order of the files, for each node with the id of the described product."""
     first_row: dict[str, int] = {}
-    more_rows: dict[str, list[int]] = defaultdict(list)
+    repeated_rows: dict[str, list[int]] = defaultdict(list)
     for row, uid in enumerate(products):
         if first_row.setdefault(uid, row) != row:
-            more_rows[uid].append(row)
+            repeated_rows[uid].append(row)
     for path in text_files:
-        for uid, text in _described(path, counts):
+        for uid, text in _product_texts(path, counts):
             if uid in first_row:
-                yield from ((row, text) for row in (first_row[uid], *more_rows.get(uid, ())))
+                yield from ((row, text) for row in (first_row[uid], *repeated_rows.get(uid, ())))
             else:
                 counts["rows_of_no_node"] += 1
 
 
-def _described(path: Path, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _product_texts(path: Path, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Yield (product id, text) for every row that has both."""
     for raw in TextFile(path, f"put the one of Amazon-3M in its place, from {TEXT_URL}").lines():
         counts["text_rows"] += 1

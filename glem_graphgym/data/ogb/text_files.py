@@ -87,10 +87,10 @@ def decoded(raw: bytes, counts: dict[str, int]) -> str:
         return raw.decode("utf-8", "replace")
 
 
-def sentence(**parts: str) -> str:
+def sentence(**fields: str) -> str:
     """The text of a node: ``Title: …. Abstract: …``, without the parts that are empty."""
-    stripped = {name: part.strip() for name, part in parts.items()}
-    return ". ".join(f"{name}: {part}" for name, part in stripped.items() if part)
+    stripped = {name: field.strip() for name, field in fields.items()}
+    return ". ".join(f"{name}: {field}" for name, field in stripped.items() if field)
 
 
 def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> Iterator[str]:
@@ -114,7 +114,7 @@ def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> It
                 raise DataError(f"{path} has more than {total} {miscounted}")
             if len(row) > len(header):
                 raise DataError(f"{path}: row {counts['text_rows']} has {len(row)} columns, expected {len(header)}")
-            yield _sound(row[column] if len(row) > column else "", counts).strip()
+            yield _replace_surrogates(row[column] if len(row) > column else "", counts).strip()
         if counts["text_rows"] < total:
             raise DataError(f"{path} has {counts['text_rows']} {miscounted}")
     except csv.Error as error:
@@ -123,7 +123,7 @@ def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> It
         csv.field_size_limit(limit)
 
 
-def _sound(text: str, counts: dict[str, int]) -> str:
+def _replace_surrogates(text: str, counts: dict[str, int]) -> str:
     """``text`` with U+FFFD in place of surrogates, which stand for bytes that are not UTF-8."""
     try:
         text.encode("utf-8")
@@ -155,10 +155,10 @@ def report(
     Raises:
         DataError: more than half of the nodes have no text: it is another file, or a part of one.
     """
-    without = listed(missing.tolist() if names is None else [names[node] for node in missing])
+    listed_nodes = listed(missing.tolist() if names is None else [names[node] for node in missing])
     message = (
-        f"{source} has no text for {len(missing)} of {total} {nodes} ({without}); of its {counts['text_rows']} rows "
-        f"{counts.get('skipped_rows', 0)} name no {nodes.removesuffix('s')}"
+        f"{source} has no text for {len(missing)} of {total} {nodes} ({listed_nodes}); of its "
+        f"{counts['text_rows']} rows {counts.get('skipped_rows', 0)} name no {nodes.removesuffix('s')}"
     )
     if 2 * len(missing) > total:
         raise DataError(f"{message}. Expected {expected}")
