@@ -90,7 +90,7 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     temporary.mkdir(parents=True)
     try:
-        files, total = _deal_out(edges, num_nodes, temporary, memory_bytes)
+        files, total = _write_buckets(edges, num_nodes, temporary, memory_bytes)
         at_once = max(64, memory_bytes // 512)
         with (
             PointerWriter(temporary / "rowptr.npy", num_nodes, max(1024, at_once)) as rowptr,
@@ -114,12 +114,12 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _deal_out(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int) -> tuple[list[Path], int]:
+def _write_buckets(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int) -> tuple[list[Path], int]:
     """Distribute the keys of all edges to bucket files, whole rows each; the files in row order, the number of keys."""
     chunk = min(max(memory_bytes // 64, 32), CHUNK)  # edges per chunk; making their keys takes about 50 bytes per edge
 
-    def edge_keys(what: str) -> Iterator[np.ndarray]:
-        with Progress(total=edges.shape[1], desc=what, unit="edge", unit_scale=True) as bar:
+    def edge_keys(description: str) -> Iterator[np.ndarray]:
+        with Progress(total=edges.shape[1], desc=description, unit="edge", unit_scale=True) as bar:
             for start in range(0, edges.shape[1], chunk):
                 source, target = edges[:, start : start + chunk].astype(np.int64)
                 _check_ends(source, target, num_nodes)
@@ -128,13 +128,13 @@ def _deal_out(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int
 
     rows_per_bin = -(-num_nodes // BINS) or 1
     width = rows_per_bin * num_nodes or 1  # range of the keys row·N + col of one bin
-    counted = np.zeros(-(-num_nodes // rows_per_bin) or 1, dtype=np.int64)
+    counts = np.zeros(-(-num_nodes // rows_per_bin) or 1, dtype=np.int64)
     for block in edge_keys("counting edges"):
-        counted += np.bincount(block // width, minlength=len(counted))
-    total = int(counted.sum())
+        counts += np.bincount(block // width, minlength=len(counts))
+    total = int(counts.sum())
     require_space(folder.parent, 8 * total + 8 * num_nodes, f"sorting {total // 2:,} edges")
     capacity = min(max(memory_bytes // 10, 64), BUCKET)  # keys per bucket, 8 bytes each
-    cuts = bounded_cuts(counted, max(capacity, -(-2 * total // BUCKETS)))
+    cuts = bounded_cuts(counts, max(capacity, -(-2 * total // BUCKETS)))
     files = [folder / f"b-{index}" for index in range(len(cuts) - 1)]
     for block in edge_keys("sorting edges"):
         block.sort()
@@ -146,12 +146,12 @@ def _deal_out(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes: int
     return [file for file in files if file.exists()], total
 
 
-def bounded_cuts(counted: np.ndarray, capacity: int) -> list[int]:
+def bounded_cuts(counts: np.ndarray, capacity: int) -> list[int]:
     """Bounds 0, ..., len(counted) of runs of bins with at most ``capacity`` items each; a larger bin is a run alone."""
-    ends, cuts = np.cumsum(counted), [0]
-    while cuts[-1] < len(counted):
-        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
-        cuts.append(max(int(np.searchsorted(ends, done + capacity, side="right")), cuts[-1] + 1))
+    ends, cuts = np.cumsum(counts), [0]
+    while cuts[-1] < len(counts):
+        start = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        cuts.append(max(int(np.searchsorted(ends, start + capacity, side="right")), cuts[-1] + 1))
     return cuts
 
 
@@ -195,8 +195,8 @@ def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool 
     if any((np.diff(rowptr[start : start + ENTRIES_AT_ONCE + 1]) < 0).any() for start in range(0, n, ENTRIES_AT_ONCE)):
         raise DataError(f"{name}: row pointers must not decrease")
     least, most, last, loops, ordered, balance = n, -1, -1, 0, True, 0
-    what = f"checking the edges of {name}"
-    with Progress(total=len(col), desc=what, unit="entry", unit_scale=True, leave=False) as bar:
+    description = f"checking the edges of {name}"
+    with Progress(total=len(col), desc=description, unit="entry", unit_scale=True, leave=False) as bar:
         for row, neighbour in entry_blocks(rowptr, col):
             bar.update(len(row))
             least, most = min(least, int(neighbour.min())), max(most, int(neighbour.max()))

@@ -66,18 +66,18 @@ class Package:
 
 def version_order(version: str) -> tuple[Any, ...]:
     """A key that sorts versions as dpkg does: epoch, upstream version, revision (Debian Policy 5.6.12)."""
-    epoch, colon, rest = version.partition(":")
+    epoch, colon, without_epoch = version.partition(":")
     if not colon:
-        epoch, rest = "0", version
-    upstream, dash, revision = rest.rpartition("-")
+        epoch, without_epoch = "0", version
+    upstream, dash, revision = without_epoch.rpartition("-")
     if not dash:
-        upstream, revision = rest, "0"
-    return _part_order(epoch), _part_order(upstream), _part_order(revision)
+        upstream, revision = without_epoch, "0"
+    return _component_order(epoch), _component_order(upstream), _component_order(revision)
 
 
-def _part_order(part: str) -> list[tuple[list[int], int]]:
+def _component_order(component: str) -> list[tuple[list[int], int]]:
     """Alternating non-digits and numbers; 0 ends each run of non-digits, so that only a tilde sorts before the end."""
-    runs = re.findall(r"([^0-9]*)([0-9]*)", part)
+    runs = re.findall(r"([^0-9]*)([0-9]*)", component)
     return [([*map(_sign_order, signs), 0], int(number or 0)) for signs, number in runs]
 
 
@@ -101,17 +101,17 @@ class Catalogue:
         digest = hashlib.sha256(content).hexdigest()
         self.files.append({"release": release, "name": name, "bytes": len(content), "sha256": digest})
         for stanza in _stanzas(content):
-            if reason := self._reason_against(stanza):
+            if reason := self._skip_reason(stanza):
                 self.passed_over[reason] += 1
                 continue
             package = Package.of(stanza)
-            known = self.packages.setdefault(package.name, package)
-            if known is not package:
+            previous = self.packages.setdefault(package.name, package)
+            if previous is not package:
                 self.passed_over["older version"] += 1
-                newest = max(known, package, key=lambda each: (version_order(each.version), each))
+                newest = max(previous, package, key=lambda each: (version_order(each.version), each))
                 self.packages[package.name] = newest
 
-    def _reason_against(self, stanza: Mapping[str, str]) -> str:
+    def _skip_reason(self, stanza: Mapping[str, str]) -> str:
         if not stanza.get("package", "").strip():
             return "without Package"
         if self.architectures and stanza.get("architecture", "all").strip() not in self.architectures:
@@ -184,8 +184,8 @@ def read_apt_lists() -> Catalogue:
     catalogue = Catalogue(frozenset({native, "all"}))
     layout = "$(ORIGIN) $(RELEASE)\t$(METAKEY)\t$(ARCHITECTURE)\t$(FILENAME)"
     listing = _run("apt-get", "indextargets", "--format", layout, "Created-By: Packages").decode("utf-8", "replace")
-    known = re.sub(r"\$\([A-Z_]+\)", "", listing)  # apt prints the placeholder of a property that a list lacks
-    for line in known.splitlines():
+    targets = re.sub(r"\$\([A-Z_]+\)", "", listing)  # apt prints the placeholder of a property that a list lacks
+    for line in targets.splitlines():
         release, name, architecture, path = (cell.strip() for cell in line.split("\t"))
         # A flat repository states no architecture; its stanzas do.
         if architecture in ("", native, "all"):
@@ -220,5 +220,5 @@ def _run(*command: str) -> bytes:
     except FileNotFoundError as error:
         raise DataError(f"dataset.tag_source is '{APT}', but {command[0]} was not found; {REMEDY}") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
-        raise DataError(f"{command[0]} {command[1]} failed ({said[-1]}); {REMEDY}") from error
+        messages = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise DataError(f"{command[0]} {command[1]} failed ({messages[-1]}); {REMEDY}") from error

@@ -44,10 +44,10 @@ def freeze(records: Records) -> bytes:
     rowptr, col = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
     lines = [json.dumps({"name": records.name, "origin": records.origin})]
     rows = zip(records.names, records.groups, records.classes, records.descriptions, strict=True)
-    for node, (name, group, *rest) in enumerate(rows):
+    for node, (name, group, *cells) in enumerate(rows):
         neighbours = col[rowptr[node] : rowptr[node + 1]]
         steps = np.diff(neighbours[neighbours > node], prepend=node)
-        lines.append("\t".join([name, "" if group == name else group, *rest, " ".join(map(str, steps))]))
+        lines.append("\t".join([name, "" if group == name else group, *cells, " ".join(map(str, steps))]))
     return lzma.compress("\n".join(lines).encode(), check=lzma.CHECK_SHA256, preset=9 | lzma.PRESET_EXTREME)
 
 
@@ -55,9 +55,9 @@ def thaw(raw: bytes) -> Records:
     """Parse the bytes of a file that `freeze` made; raises lzma.LZMAError if it is damaged."""
     head, *lines = lzma.decompress(raw).decode().split("\n")
     names, groups, classes, descriptions, steps = map(list, zip(*(line.split("\t") for line in lines), strict=True))
-    later = [[*itertools.accumulate(map(int, cell.split()), initial=node)][1:] for node, cell in enumerate(steps)]
-    source = np.repeat(np.arange(len(later)), [len(row) for row in later])
-    edges = np.stack([source, np.fromiter(itertools.chain.from_iterable(later), np.int64, len(source))])
+    neighbours = [[*itertools.accumulate(map(int, cell.split()), initial=node)][1:] for node, cell in enumerate(steps)]
+    source = np.repeat(np.arange(len(neighbours)), [len(row) for row in neighbours])
+    edges = np.stack([source, np.fromiter(itertools.chain.from_iterable(neighbours), np.int64, len(source))])
     groups = [group or name for name, group in zip(names, groups, strict=True)]
-    about = json.loads(head)
-    return Records(about["name"], names, groups, classes, descriptions, edges, about["origin"])
+    header = json.loads(head)
+    return Records(header["name"], names, groups, classes, descriptions, edges, header["origin"])

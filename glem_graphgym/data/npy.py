@@ -39,15 +39,15 @@ class NpyWriter:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        whole = False
+        complete = False
         try:
             with disk_full_errors(self.path), self._file:
                 if kind is None:
                     self._file.seek(0)
                     self._write_header()
-                    whole = True
+                    complete = True
         finally:
-            if not whole:
+            if not complete:
                 self.path.unlink(missing_ok=True)
 
 
@@ -72,7 +72,7 @@ class PointerWriter:
     def __enter__(self) -> PointerWriter:
         return self
 
-    def __exit__(self, kind: Any, *rest: Any) -> None:
+    def __exit__(self, kind: Any, *details: Any) -> None:
         if kind is None:
             self._write_up_to(self.num_rows + 1, np.empty(0, dtype=np.int64))
-        self._file.__exit__(kind, *rest)
+        self._file.__exit__(kind, *details)

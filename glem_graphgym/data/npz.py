@@ -29,8 +29,8 @@ class NpzMember:
         with self._reading(), zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if f"{key}.npy" not in names:
-                found = ", ".join(name.removesuffix(".npy") for name in names)
-                raise DataError(f"{path} holds no array '{key}', but: {found or 'nothing'}")
+                stored_names = ", ".join(name.removesuffix(".npy") for name in names)
+                raise DataError(f"{path} holds no array '{key}', but: {stored_names or 'nothing'}")
             self._info = archive.getinfo(f"{key}.npy")
             with archive.open(self._info) as stream:
                 version = np.lib.format.read_magic(stream)
@@ -39,8 +39,8 @@ class NpzMember:
                 self.shape, self.fortran_order, self.dtype = HEADERS[version](stream)
                 expected = stream.tell() + self.nbytes
             if self.dtype.hasobject or self._info.file_size != expected:
-                found = f"{self._info.file_size} bytes for {self.dtype} {self.shape}"
-                raise ValueError(f"{found}, expected {expected}")
+                stored = f"{self._info.file_size} bytes for {self.dtype} {self.shape}"
+                raise ValueError(f"{stored}, expected {expected}")
 
     @property
     def nbytes(self) -> int:
@@ -53,13 +53,13 @@ class NpzMember:
             DataError: the archive is damaged (its CRC-32 is checked).
             DiskFullError: the disk has no room for the array.
         """
-        size, what = self._info.file_size, f"unpacking {self.key}"
-        require_space(file.parent, size, what)
+        size, description = self._info.file_size, f"unpacking {self.key}"
+        require_space(file.parent, size, description)
         with (
             self._reading(),
             zipfile.ZipFile(self.path) as archive,
             archive.open(self._info) as stream,
-            Progress(total=size, desc=what, unit="B", unit_scale=True) as bar,
+            Progress(total=size, desc=description, unit="B", unit_scale=True) as bar,
             disk_full_errors(file, size),
             file.open("wb") as out,
         ):

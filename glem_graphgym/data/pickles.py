@@ -24,8 +24,8 @@ DATA = {
     "copy_reg": {"_reconstructor"},
     "_codecs": {"encode"},
     **{
-        f"numpy{part}": NUMPY
-        for part in ("", ".core.multiarray", "._core.multiarray", ".core.numeric", "._core.numeric")
+        f"numpy{submodule}": NUMPY
+        for submodule in ("", ".core.multiarray", "._core.multiarray", ".core.numeric", "._core.numeric")
     },
     **{
         f"scipy.sparse.{private}{kind}": {f"{kind}_matrix", f"{kind}_array"}

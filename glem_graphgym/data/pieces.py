@@ -44,18 +44,18 @@ class Pieces:
         with FileLock(self.folder.with_name(f"{self.folder.name}.lock")):
             lock.acquire()
             if all(is_free(other) for other in self.folder.glob(".*.claim") if other != claim):
-                self._forget_others(claim)
+                self._remove_stale(claim)
         try:
-            missing = {name: size for name, size in self.sizes.items() if not self._place(name).is_dir()}
+            missing = {name: size for name, size in self.sizes.items() if not self._piece_folder(name).is_dir()}
             require_space(self.folder, sum(missing.values()), f"making {', '.join(missing)}")
             yield
         finally:
             lock.release()
 
-    def _forget_others(self, claim: Path) -> None:
-        ours = {self._place(name).name for name in self.keys}
+    def _remove_stale(self, claim: Path) -> None:
+        current = {self._piece_folder(name).name for name in self.keys}
         for path in self.folder.iterdir():
-            if path == claim or path.name.removeprefix(".").removesuffix(".part").removesuffix(".lock") in ours:
+            if path == claim or path.name.removeprefix(".").removesuffix(".part").removesuffix(".lock") in current:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -69,7 +69,7 @@ class Pieces:
             require_space(self.folder, self.sizes.get(name, 0), f"making {name}")
             write_json(temporary / COUNTS, write(temporary))
 
-        piece = make_once(self._place(name), make)
+        piece = make_once(self._piece_folder(name), make)
         self.counts |= read_json(piece / COUNTS)
         return piece
 
@@ -82,12 +82,12 @@ class Pieces:
 
     def discard(self) -> None:
         """Remove the pieces, now that the snapshot holds them."""
-        for piece in map(self._place, self.keys):
+        for piece in map(self._piece_folder, self.keys):
             shutil.rmtree(piece, ignore_errors=True)
             (piece.parent / f".{piece.name}.lock").unlink(missing_ok=True)
         (self.folder / f".{fingerprint(self.keys)}.claim").unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _place(self, name: str) -> Path:
+    def _piece_folder(self, name: str) -> Path:
         return self.folder / f"{name}-{self.keys[name]}"

@@ -19,7 +19,7 @@ def nodes_within(
     reached[nodes] = True
     latest = reached.copy()
     for _ in range(hops):
-        before = reached.copy()
+        previous = reached.copy()
         first = 0
         while first < len(latest):
             end = int(np.searchsorted(rowptr, int(rowptr[first]) + entries_at_once, side="right")) - 1
@@ -28,7 +28,7 @@ def nodes_within(
                 entries = np.repeat(latest[first:end], np.diff(rowptr[first : end + 1]))
                 reached[np.asarray(col[int(rowptr[first]) : int(rowptr[end])])[entries]] = True
             first = end
-        latest = reached & ~before
+        latest = reached & ~previous
         if not latest.any():
             break
     return np.flatnonzero(reached)

@@ -45,11 +45,11 @@ class Records:
         number = np.full(len(self.names), -1)
         number[nodes] = np.arange(len(nodes))
         edges = number[self.edges]
-        kept: dict[str, Any] = {
+        selected: dict[str, Any] = {
             column: [getattr(self, column)[node] for node in nodes]
             for column in ("names", "groups", "classes", "descriptions")
         }
-        return replace(self, **kept, edges=edges[:, (edges >= 0).all(axis=0)])
+        return replace(self, **selected, edges=edges[:, (edges >= 0).all(axis=0)])
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ def graph_snapshot(root: Path, name: str, recipe: Recipe, read: Callable[[], Rec
 
 def graph_of(records: Records, recipe: Recipe) -> TextGraph:
     """Build the graph of records, with nodes in their order; raises DataError if fewer than two classes remain."""
-    of = len(records.names)
-    if 0 < recipe.max_nodes < of:
+    num_records = len(records.names)
+    if 0 < recipe.max_nodes < num_records:
         records = records.only(best_connected(records, recipe.max_nodes))
     salt = f"{recipe.seed} " if recipe.seed else ""
-    parts = np.array([split_of(salt + group, recipe.shares) for group in records.groups])
-    label, class_names, unlabelled_classes = _labels(records, parts, recipe)
+    splits = np.array([split_of(salt + group, recipe.shares) for group in records.groups])
+    label, class_names, unlabelled_classes = _labels(records, splits, recipe)
     rowptr, col = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
     texts = [": ".join(filter(None, both)) for both in zip(records.names, records.descriptions, strict=True)]
     counts = {
-        "records": of,
+        "records": num_records,
         "nodes": len(texts),
         "edges": len(col) // 2,
         "groups": len(set(records.groups)),
@@ -102,7 +102,7 @@ def graph_of(records: Records, recipe: Recipe) -> TextGraph:
         rowptr=rowptr,
         col=col,
         label=label,
-        split={part: np.flatnonzero((parts == part) & (label != UNLABELLED)) for part in SPLITS},
+        split={split_name: np.flatnonzero((splits == split_name) & (label != UNLABELLED)) for split_name in SPLITS},
         class_names=class_names,
         node_ids=records.names,
         origin={**records.origin, **counts, "unlabelled_classes": unlabelled_classes, "recipe": asdict(recipe)},
@@ -126,15 +126,15 @@ def best_connected(records: Records, max_nodes: int) -> np.ndarray:
     """
     rowptr, _ = csr_from_edges(records.edges[0], records.edges[1], len(records.names))
     in_class = pd.Series(-np.diff(rowptr)).groupby(np.array(records.classes))
-    place = (in_class.rank(method="first") - 0.5) / in_class.transform("size")
-    return np.sort(np.argsort(place.to_numpy(), kind="stable")[:max_nodes])
+    quantile = (in_class.rank(method="first") - 0.5) / in_class.transform("size")
+    return np.sort(np.argsort(quantile.to_numpy(), kind="stable")[:max_nodes])
 
 
-def _labels(records: Records, parts: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, list[str], dict[str, int]]:
+def _labels(records: Records, splits: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, list[str], dict[str, int]]:
     """Label of each node, names of the classes, and the records' classes that were left out, with their sizes."""
-    chosen = _capped(records, recipe.labels_per_group)
+    chosen = _label_candidates(records, recipe.labels_per_group)
     size = Counter(records.classes[node] for node in chosen)
-    trained = {records.classes[node] for node in chosen if parts[node] == "train"}
+    trained = {records.classes[node] for node in chosen if splits[node] == "train"}
     names = sorted(name for name in trained if size[name] >= recipe.min_class_size)
     if len(names) < 2:
         raise DataError(
@@ -148,7 +148,7 @@ def _labels(records: Records, parts: np.ndarray, recipe: Recipe) -> tuple[np.nda
     return label, names, {name: size[name] for name in sorted(size) if name not in index}
 
 
-def _capped(records: Records, labels_per_group: int) -> list[int]:
+def _label_candidates(records: Records, labels_per_group: int) -> list[int]:
     """Nodes that may carry a label: per group, the first ``labels_per_group`` with a class, in the order of a hash."""
     # Salted: the split's own hash would favour nodes named like their group in training but not in test.
     order = [_unit_hash(f"label {name}") for name in records.names]

@@ -61,24 +61,24 @@ class NeighbourSampler:
             ValueError: a seed occurs twice, or is no node of the graph.
         """
         nodes = np.asarray(seeds, dtype=np.int64)
-        found = np.sort(nodes)
-        if (np.diff(found) == 0).any():
-            raise ValueError(f"node {found[:-1][np.diff(found) == 0][0]} is a seed more than once")
-        if len(found) and (found[0] < 0 or found[-1] >= len(self.rowptr) - 1):
-            raise ValueError(f"seeds run from {found[0]} to {found[-1]}, expected 0 to {len(self.rowptr) - 2}")
-        parts, counts, drawn = [nodes], [], []
+        visited = np.sort(nodes)
+        if (np.diff(visited) == 0).any():
+            raise ValueError(f"node {visited[:-1][np.diff(visited) == 0][0]} is a seed more than once")
+        if len(visited) and (visited[0] < 0 or visited[-1] >= len(self.rowptr) - 1):
+            raise ValueError(f"seeds run from {visited[0]} to {visited[-1]}, expected 0 to {len(self.rowptr) - 2}")
+        hop_nodes, counts, drawn = [nodes], [], []
         for fan_out in self.fan_outs:
-            count, neighbours = self._draw(parts[-1], fan_out, rng)
-            found, new = _found(found, neighbours)
-            parts.append(new)
+            count, neighbours = self._draw(hop_nodes[-1], fan_out, rng)
+            visited, new = _union_and_new(visited, neighbours)
+            hop_nodes.append(new)
             counts.append(count)
             drawn.append(neighbours)
-        nodes = np.concatenate(parts)
-        ends = np.cumsum([len(part) for part in parts])
+        nodes = np.concatenate(hop_nodes)
+        ends = np.cumsum([len(new) for new in hop_nodes])
         degree = np.asarray(self.rowptr[nodes + 1], dtype=np.int64) - self.rowptr[nodes]
         rowptr = np.zeros(len(nodes) + 1, dtype=np.int64)
-        np.cumsum(np.concatenate([*counts, np.zeros(len(parts[-1]), dtype=np.int64)]), out=rowptr[1:])
-        local = _places(nodes, np.concatenate(drawn))
+        np.cumsum(np.concatenate([*counts, np.zeros(len(hop_nodes[-1]), dtype=np.int64)]), out=rowptr[1:])
+        local = _positions(nodes, np.concatenate(drawn))
         row = np.repeat(np.arange(len(nodes)), np.diff(rowptr))
         return Block(nodes, ends, rowptr, _sorted(row * len(nodes) + local)[0] % max(len(nodes), 1), degree)
 
@@ -89,34 +89,34 @@ class NeighbourSampler:
         count = degree if fan_out == ALL else np.minimum(degree, fan_out)
         start = np.cumsum(count) - count
         # Positions in `col`: each node's first entries, replaced by drawn ones if it has more than it needs.
-        place = np.arange(count.sum()) + np.repeat(first - start, count)
+        position = np.arange(count.sum()) + np.repeat(first - start, count)
         choice = np.flatnonzero(degree > count)
         if len(choice):
             picked = first[choice, None] + _subsets(degree[choice], fan_out, rng)
-            place[start[choice, None] + np.arange(fan_out)] = picked
-        return count, np.asarray(self.col[place], dtype=np.int64)
+            position[start[choice, None] + np.arange(fan_out)] = picked
+        return count, np.asarray(self.col[position], dtype=np.int64)
 
 
-def _found(known: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct numbers of ``known`` and ``values`` (all at least 0), and those that are not ``known``; both sorted."""
-    numbers, place = _sorted(np.concatenate([known, values]))
-    first = np.diff(numbers, prepend=-1) > 0
-    return numbers[first], numbers[first & (place >= len(known))]
+def _union_and_new(visited: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct numbers of ``visited`` and ``values`` (all at least 0), and those not ``visited``; both sorted."""
+    numbers, order = _sorted(np.concatenate([visited, values]))
+    is_first = np.diff(numbers, prepend=-1) > 0
+    return numbers[is_first], numbers[is_first & (order >= len(visited))]
 
 
-def _places(distinct: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _positions(distinct: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Position of each of the ``values`` among the ``distinct`` numbers, int64 (v,); all numbers are at least 0."""
-    numbers, place = _sorted(np.concatenate([distinct, values]))
-    first = np.diff(numbers, prepend=-1) > 0  # the distinct number: a stable sort puts it before the equal values
-    places = np.empty_like(place)
-    places[place] = place[first][np.cumsum(first) - 1]
-    return places[len(distinct) :]
+    numbers, order = _sorted(np.concatenate([distinct, values]))
+    is_first = np.diff(numbers, prepend=-1) > 0  # the distinct number: a stable sort puts it before the equal values
+    positions = np.empty_like(order)
+    positions[order] = order[is_first][np.cumsum(is_first) - 1]
+    return positions[len(distinct) :]
 
 
 def _sorted(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Stable sort and argsort; torch's radix sort is four times as fast as numpy's sort."""
-    values, place = torch.from_numpy(numbers).sort(stable=True)
-    return values.numpy(), place.numpy()
+    values, order = torch.from_numpy(numbers).sort(stable=True)
+    return values.numpy(), order.numpy()
 
 
 def _subsets(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -51,9 +51,9 @@ def smaller_graph(graph: TextGraph, num_nodes: int, seed: int = 0) -> TextGraph:
     row = np.searchsorted(graph.rowptr, entries, side="right") - 1
     rowptr, col = csr_from_edges(row % num_nodes, np.asarray(graph.col[entries], np.int64) % num_nodes, num_nodes)
     order, split, start = rng.permutation(num_nodes), {}, 0
-    for part in SPLITS:
-        size = max(1, int(share * len(graph.split[part])))
-        split[part] = np.sort(order[start : start + size])
+    for split_name in SPLITS:
+        size = max(1, int(share * len(graph.split[split_name])))
+        split[split_name] = np.sort(order[start : start + size])
         start += size
     return TextGraph(
         name=graph.name,

@@ -106,11 +106,11 @@ def _split_ends(shares: Sequence[float], num_nodes: int, num_classes: int) -> li
     """End positions of train, valid and test in a shuffled list of all nodes."""
     check_shares(shares)
     ends = [min(round(share * num_nodes), num_nodes) for share in np.cumsum(shares)]
-    for part, size, least in zip(SPLITS, np.diff([0, *ends]), (num_classes, 1, 1), strict=True):
+    for split_name, size, least in zip(SPLITS, np.diff([0, *ends]), (num_classes, 1, 1), strict=True):
         if size < least:
             raise DataError(
-                f"dataset.tag_split: shares {tuple(shares)} put {size} of {num_nodes} nodes into '{part}', expected at "
-                f"least {least}; raise that share or dataset.synthetic_nodes"
+                f"dataset.tag_split: shares {tuple(shares)} put {size} of {num_nodes} nodes into '{split_name}', "
+                f"expected at least {least}; raise that share or dataset.synthetic_nodes"
             )
     return ends
 
@@ -122,15 +122,15 @@ def _draw_classes(
     shuffled = rng.permutation(num_nodes)
     label = np.empty(num_nodes, dtype=np.int64)
     label[shuffled] = np.arange(num_nodes) % num_classes
-    parts = np.split(shuffled[: ends[-1]], ends[:-1])
-    return label, {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}
+    slices = np.split(shuffled[: ends[-1]], ends[:-1])
+    return label, {name: np.sort(nodes) for name, nodes in zip(SPLITS, slices, strict=True)}
 
 
 def _draw_edges(
     rng: np.random.Generator, label: np.ndarray, num_classes: int, avg_degree: float, signal: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw N·avg_degree/2 distinct undirected edges: int64 sources and targets, source < target."""
-    num_nodes, wanted = len(label), round(len(label) * avg_degree / 2)
+    num_nodes, num_edges = len(label), round(len(label) * avg_degree / 2)
     # Inverse square roots of uniforms have a Pareto tail of exponent 3, here cut at ten times the least.
     weight = 1 / np.sqrt(0.01 + 0.99 * rng.random(num_nodes))
     by_class = np.argsort(label, kind="stable")
@@ -139,17 +139,17 @@ def _draw_edges(
 
     def draw_nodes(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Draw positions in ``by_class`` by weight, each from its own range [low, high)."""
-        at = mass[low] + rng.random(len(low)) * (mass[high] - mass[low])
-        return np.clip(np.searchsorted(mass, at, side="right") - 1, low, high - 1)
+        target_mass = mass[low] + rng.random(len(low)) * (mass[high] - mass[low])
+        return np.clip(np.searchsorted(mass, target_mass, side="right") - 1, low, high - 1)
 
     edges = np.empty(0, dtype=np.int64)
-    while len(edges) < wanted:  # loops and duplicates are drawn again
-        missing = wanted - len(edges)
+    while len(edges) < num_edges:  # loops and duplicates are drawn again
+        missing = num_edges - len(edges)
         source = draw_nodes(np.zeros(missing, np.int64), np.full(missing, num_nodes))
         inside = rng.random(missing) < signal
-        of_class = np.searchsorted(class_start, source, side="right") - 1
-        low = np.where(inside, class_start[of_class], 0)
-        high = np.where(inside, class_start[of_class + 1], num_nodes)
+        source_class = np.searchsorted(class_start, source, side="right") - 1
+        low = np.where(inside, class_start[source_class], 0)
+        high = np.where(inside, class_start[source_class + 1], num_nodes)
         ends = by_class[source], by_class[draw_nodes(low, high)]
         different = ends[0] != ends[1]
         drawn = (np.minimum(*ends) * num_nodes + np.maximum(*ends))[different]
@@ -184,16 +184,16 @@ def draw_texts(
 ) -> Texts:
     """Draw a text per node, of ``length`` words: one number for all texts, or int (N,)."""
     table = _word_table(vocabulary)
-    own_words = (vocabulary - 1 - np.arange(num_classes)) // num_classes + 1
+    num_own_words = (vocabulary - 1 - np.arange(num_classes)) // num_classes + 1
     words = np.broadcast_to(length, label.shape)
     lengths, buffers = [], []
     for start in range(0, len(label), _TEXTS_AT_A_TIME):
         count = words[start : start + _TEXTS_AT_A_TIME]
         end = np.cumsum(count)
-        of_class = np.repeat(label[start : start + _TEXTS_AT_A_TIME], count)
-        size = len(of_class)
-        own = of_class + num_classes * rng.integers(0, own_words[of_class], size=size)
-        word = np.where(rng.random(size) < signal, own, rng.integers(0, vocabulary, size=size))
+        classes = np.repeat(label[start : start + _TEXTS_AT_A_TIME], count)
+        size = len(classes)
+        own_word = classes + num_classes * rng.integers(0, num_own_words[classes], size=size)
+        word = np.where(rng.random(size) < signal, own_word, rng.integers(0, vocabulary, size=size))
         letters = table[word]
         last = end[count > 0] - 1
         letters[last] = np.where(letters[last] == ord(" "), 0, letters[last])

@@ -86,21 +86,23 @@ class TextGraph:
             )
         if sorted(self.split) != sorted(SPLITS):
             raise DataError(f"{self.name}: splits are {sorted(self.split)}, expected {list(SPLITS)}")
-        seen = np.zeros(n, dtype=np.int8)
-        for part in SPLITS:
-            nodes = self.split[part]
+        splits_per_node = np.zeros(n, dtype=np.int8)
+        for split_name in SPLITS:
+            nodes = self.split[split_name]
             if nodes.dtype != np.int64 or nodes.ndim != 1 or (np.diff(nodes) <= 0).any():
-                raise DataError(f"{self.name}: split '{part}' must be a strictly increasing int64 array")
+                raise DataError(f"{self.name}: split '{split_name}' must be a strictly increasing int64 array")
             if len(nodes) == 0:
-                raise DataError(f"{self.name}: split '{part}' is empty; every split needs at least one labelled node")
+                raise DataError(
+                    f"{self.name}: split '{split_name}' is empty; every split needs at least one labelled node"
+                )
             if nodes[0] < 0 or nodes[-1] >= n:
                 wrong = nodes[0] if nodes[0] < 0 else nodes[-1]
-                raise DataError(f"{self.name}: split '{part}' names node {wrong}, expected 0 to {n - 1}")
+                raise DataError(f"{self.name}: split '{split_name}' names node {wrong}, expected 0 to {n - 1}")
             if (self.label[nodes] == UNLABELLED).any():
-                raise DataError(f"{self.name}: split '{part}' holds unlabelled nodes")
-            seen[nodes] += 1
-        if (seen > 1).any():
-            raise DataError(f"{self.name}: {int((seen > 1).sum())} nodes are in more than one split")
+                raise DataError(f"{self.name}: split '{split_name}' holds unlabelled nodes")
+            splits_per_node[nodes] += 1
+        if (splits_per_node > 1).any():
+            raise DataError(f"{self.name}: {int((splits_per_node > 1).sum())} nodes are in more than one split")
 
     @property
     def num_nodes(self) -> int:
@@ -138,7 +140,7 @@ class TextGraph:
         if self.splits is None:
             return self
         chosen = number % len(self.splits)
-        split = {part: np.flatnonzero(self.splits[chosen] == code) for code, part in enumerate(SPLITS)}
+        split = {split_name: np.flatnonzero(self.splits[chosen] == code) for code, split_name in enumerate(SPLITS)}
         origin = {**self.origin, "split": self.origin["fixed_splits"][chosen]}
         graph = replace(self, split=split, origin=origin, edges_checked=True)
         graph.has_fingerprint(self.fingerprint())
@@ -152,8 +154,8 @@ class TextGraph:
         if self._homophily is None:
             label, same, labelled = np.asarray(self.label), 0, 0
             for row, col in entry_blocks(self.rowptr, self.col):
-                kept = label[row] != UNLABELLED
-                at_row, at_col = label[row[kept]], label[col[kept]]
+                row_labelled = label[row] != UNLABELLED
+                at_row, at_col = label[row[row_labelled]], label[col[row_labelled]]
                 same, labelled = same + int((at_row == at_col).sum()), labelled + int((at_col != UNLABELLED).sum())
             object.__setattr__(self, "_homophily", same / labelled if labelled else None)
         return self._homophily
@@ -161,7 +163,7 @@ class TextGraph:
     def facts(self) -> dict[str, float | None]:
         """Numbers of nodes, edges, classes, nodes per split; homophily; shares 0-1 of training nodes, empty texts."""
         sizes = {"nodes": self.num_nodes, "edges": self.num_edges, "classes": self.num_classes}
-        sizes |= {part: len(self.split[part]) for part in SPLITS}
+        sizes |= {split_name: len(self.split[split_name]) for split_name in SPLITS}
         shares = {"label_rate": len(self.split["train"]), "empty_texts": self.texts.num_empty()}
         shares_of_nodes = {name: count / self.num_nodes for name, count in shares.items()}
         return {**sizes, "edge_homophily": self.edge_homophily(), **shares_of_nodes}
@@ -172,22 +174,22 @@ class TextGraph:
 
         Uses all labels, as `edge_homophily` does: for reports only.
         """
-        label, rowptr, offsets = (np.asarray(part) for part in (self.label, self.rowptr, self.texts.offsets))
+        label, rowptr, offsets = (np.asarray(array) for array in (self.label, self.rowptr, self.texts.offsets))
         shares = []
-        for part in np.array_split(nodes, -(-len(nodes) // NODES_AT_ONCE)) if len(nodes) else []:
-            degree = (rowptr[part + 1] - rowptr[part]).astype(np.int64)
-            row = np.repeat(np.arange(len(part)), degree)
-            place = np.arange(len(row)) + np.repeat(rowptr[part] - (np.cumsum(degree) - degree), degree)
-            other = label[self.col[place]]
-            same, known = (other == label[part][row], other != UNLABELLED)
+        for chunk in np.array_split(nodes, -(-len(nodes) // NODES_AT_ONCE)) if len(nodes) else []:
+            degree = (rowptr[chunk + 1] - rowptr[chunk]).astype(np.int64)
+            row = np.repeat(np.arange(len(chunk)), degree)
+            position = np.arange(len(row)) + np.repeat(rowptr[chunk] - (np.cumsum(degree) - degree), degree)
+            neighbour_label = label[self.col[position]]
+            same, neighbour_labelled = (neighbour_label == label[chunk][row], neighbour_label != UNLABELLED)
             with np.errstate(invalid="ignore"):
-                shares.append(np.bincount(row, same, len(part)) / np.bincount(row, known, len(part)))
-        found = {
+                shares.append(np.bincount(row, same, len(chunk)) / np.bincount(row, neighbour_labelled, len(chunk)))
+        properties = {
             "neighbours": rowptr[nodes + 1] - rowptr[nodes],
             "homophily": np.concatenate(shares) if shares else np.empty(0),
             "text_bytes": offsets[nodes + 1] - offsets[nodes],
         }
-        return {name: values.astype(np.float32) for name, values in found.items()}
+        return {name: values.astype(np.float32) for name, values in properties.items()}
 
     def fingerprint(self) -> str:
         """Hash of everything that a result can depend on: texts, edges, labels, splits, features. Computed once.
@@ -195,18 +197,18 @@ class TextGraph:
         For a graph with several fixed splits, it covers all of them, whichever is chosen.
         """
         if self._fingerprint is None:
-            splits = [self.split[part] for part in SPLITS] if self.splits is None else [self.splits]
+            splits = [self.split[split_name] for split_name in SPLITS] if self.splits is None else [self.splits]
             arrays = [self.rowptr, self.col, self.label, *splits]
             arrays += [] if self.features is None else [self.features]
-            more: list[Any] = ["directed"] if self.directed else []
-            more += [[name, texts.fingerprint()] for name, texts in self.views.items()]
-            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays, *more))
+            extras: list[Any] = ["directed"] if self.directed else []
+            extras += [[name, texts.fingerprint()] for name, texts in self.views.items()]
+            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays, *extras))
         assert self._fingerprint is not None
         return self._fingerprint
 
-    def has_fingerprint(self, known: str) -> None:
-        """Set the fingerprint to ``known``, which was computed before, e.g. when the graph was frozen."""
-        object.__setattr__(self, "_fingerprint", known)
+    def has_fingerprint(self, value: str) -> None:
+        """Set the fingerprint to ``value``, which was computed before, e.g. when the graph was frozen."""
+        object.__setattr__(self, "_fingerprint", value)
 
 
 def check_shares(shares: Sequence[float], *, counts: bool = False) -> tuple[float, ...]:
@@ -244,7 +246,7 @@ class GraphMeta:
 
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
     """Load the graph frozen in ``folder``; if the folder does not exist, build the graph and freeze it there first."""
-    return _made(folder, lambda temporary: save_text_graph(build(), temporary))
+    return _load_or_make(folder, lambda temporary: save_text_graph(build(), temporary))
 
 
 def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> TextGraph:
@@ -263,19 +265,19 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
     """
 
     def make(temporary: Path) -> None:
-        about = write(temporary)
+        meta = write(temporary)
         try:
-            graph = _open(temporary, about)
+            graph = _open(temporary, meta)
         except DataError:
             raise
         except BROKEN as error:
-            raise DataError(f"{about.name}: the parts of the graph are not complete ({error})") from error
-        _seal(graph, temporary)
+            raise DataError(f"{meta.name}: the parts of the graph are not complete ({error})") from error
+        _write_meta(graph, temporary)
 
-    return _made(folder, make)
+    return _load_or_make(folder, make)
 
 
-def _made(folder: Path, make: Callable[[Path], None]) -> TextGraph:
+def _load_or_make(folder: Path, make: Callable[[Path], None]) -> TextGraph:
     def announced(temporary: Path) -> None:
         logging.getLogger(__name__).info(f"{folder} is not there yet: it is made now, once for all runs")
         forget_unfinished(folder)
@@ -289,9 +291,9 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
     """Write the graph's arrays and texts into an existing ``folder``, for `load_text_graph`."""
     arrays = {"rowptr": graph.rowptr, "col": graph.col, "label": graph.label, "features": graph.features}
     arrays |= {"splits": graph.splits}
-    arrays |= {f"split_{part}": graph.split[part] for part in SPLITS}
-    of_views = enumerate(graph.views.values())
-    stems = {"text": graph.texts, "node_id": graph.node_ids, **{f"view_{k}": texts for k, texts in of_views}}
+    arrays |= {f"split_{split_name}": graph.split[split_name] for split_name in SPLITS}
+    views = enumerate(graph.views.values())
+    stems = {"text": graph.texts, "node_id": graph.node_ids, **{f"view_{k}": texts for k, texts in views}}
     for stem, texts in stems.items():
         if texts is not None:
             texts = Texts.of(texts)
@@ -300,7 +302,7 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
         if array is not None:
             with disk_full_errors(folder / f"{name}.npy", array.nbytes):
                 np.save(folder / f"{name}.npy", array)
-    _seal(graph, folder)
+    _write_meta(graph, folder)
 
 
 def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
@@ -315,33 +317,37 @@ def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
     """
     remedy = "delete the folder to have it remade"
     try:
-        meta = read_json(folder / "graph.json")
-        about = GraphMeta(
-            meta["name"], meta["class_names"], meta["origin"], meta.get("directed", False), meta.get("views", [])
+        stored = read_json(folder / "graph.json")
+        meta = GraphMeta(
+            stored["name"],
+            stored["class_names"],
+            stored["origin"],
+            stored.get("directed", False),
+            stored.get("views", []),
         )
-        prints = {"fingerprint": meta["fingerprint"], "texts": meta.get("texts")}
-        expected = meta.get("sampled")  # older snapshots have none
-        found = _sampled(folder, about, prints) if expected else None
+        fingerprints = {"fingerprint": stored["fingerprint"], "texts": stored.get("texts")}
+        expected = stored.get("sampled")  # older snapshots have none
+        actual = _hash_samples(folder, meta, fingerprints) if expected else None
         large = bool(expected) and sum(file.stat().st_size for file in _files(folder)) > SAMPLED_BYTES
-        if found == expected:
-            graph = _open(folder, about, mmap=mmap, node_ids=meta.get("node_ids"), edges_checked=large)
+        if actual == expected:
+            graph = _open(folder, meta, mmap=mmap, node_ids=stored.get("node_ids"), edges_checked=large)
     except BROKEN as error:
         raise DataError(f"{folder}: not a complete graph snapshot ({error}); {remedy}") from error
-    if found != expected:
-        raise DataError(f"{folder}: samples of its content give {found}, but {expected} was written; {remedy}")
-    object.__setattr__(graph, "_homophily", meta.get("edge_homophily"))  # older snapshots have none
+    if actual != expected:
+        raise DataError(f"{folder}: samples of its content give {actual}, but {expected} was written; {remedy}")
+    object.__setattr__(graph, "_homophily", stored.get("edge_homophily"))  # older snapshots have none
     if large:
-        graph.has_fingerprint(prints["fingerprint"])
-        graph.texts.has_fingerprint(prints["texts"])
-    elif graph.fingerprint() != prints["fingerprint"]:
-        found, expected = graph.fingerprint(), prints["fingerprint"]
-        raise DataError(f"{folder}: content has fingerprint {found}, but {expected} was written; {remedy}")
+        graph.has_fingerprint(fingerprints["fingerprint"])
+        graph.texts.has_fingerprint(fingerprints["texts"])
+    elif graph.fingerprint() != fingerprints["fingerprint"]:
+        actual, expected = graph.fingerprint(), fingerprints["fingerprint"]
+        raise DataError(f"{folder}: content has fingerprint {actual}, but {expected} was written; {remedy}")
     return graph
 
 
 def _open(
     folder: Path,
-    about: GraphMeta,
+    meta: GraphMeta,
     *,
     mmap: bool = True,
     node_ids: Sequence[str] | None = None,
@@ -354,37 +360,37 @@ def _open(
     if (folder / "node_id.npy").exists():  # older snapshots have a list in graph.json
         node_ids = Texts(array("node_id", 0), array("node_id_offsets"))
     return TextGraph(
-        name=about.name,
+        name=meta.name,
         texts=Texts(array("text", 0), array("text_offsets")),
         rowptr=array("rowptr"),
         col=array("col"),
         label=array("label"),
-        split={part: array(f"split_{part}") for part in SPLITS},
-        class_names=about.class_names,
+        split={split_name: array(f"split_{split_name}") for split_name in SPLITS},
+        class_names=meta.class_names,
         features=array("features", 0) if (folder / "features.npy").exists() else None,
         node_ids=node_ids,
-        origin=about.origin,
-        directed=about.directed,
-        views={name: Texts(array(f"view_{k}", 0), array(f"view_{k}_offsets")) for k, name in enumerate(about.views)},
+        origin=meta.origin,
+        directed=meta.directed,
+        views={name: Texts(array(f"view_{k}", 0), array(f"view_{k}_offsets")) for k, name in enumerate(meta.views)},
         splits=array("splits") if (folder / "splits.npy").exists() else None,
         edges_checked=edges_checked,
     )
 
 
-def _seal(graph: TextGraph, folder: Path) -> None:
+def _write_meta(graph: TextGraph, folder: Path) -> None:
     """Write ``graph.json`` beside the graph's arrays, with the hashes that `load_text_graph` checks."""
-    about = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed, [*graph.views])
-    prints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
-    checks = {**prints, "sampled": _sampled(folder, about, prints)}
-    write_json(folder / "graph.json", {**asdict(about), **checks, "edge_homophily": graph.edge_homophily()})
+    meta = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed, [*graph.views])
+    fingerprints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
+    checks = {**fingerprints, "sampled": _hash_samples(folder, meta, fingerprints)}
+    write_json(folder / "graph.json", {**asdict(meta), **checks, "edge_homophily": graph.edge_homophily()})
 
 
-def _sampled(folder: Path, about: GraphMeta, prints: dict[str, str]) -> str:
-    return fingerprint(about.class_names, prints, sampled_fingerprint(*_files(folder)))
+def _hash_samples(folder: Path, meta: GraphMeta, fingerprints: dict[str, str]) -> str:
+    return fingerprint(meta.class_names, fingerprints, sampled_fingerprint(*_files(folder)))
 
 
 def _files(folder: Path) -> list[Path]:
-    needed = ("text", "text_offsets", "rowptr", "col", "label", *(f"split_{part}" for part in SPLITS))
+    needed = ("text", "text_offsets", "rowptr", "col", "label", *(f"split_{split_name}" for split_name in SPLITS))
     optional = sorted(folder.glob("view_*.npy")) + [
         folder / f"{name}.npy" for name in ("features", "node_id", "node_id_offsets", "splits")
     ]

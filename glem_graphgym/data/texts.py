@@ -17,7 +17,7 @@ from glem_graphgym.files import fingerprint
 
 TEXTS_AT_ONCE = 1 << 14  # texts that are encoded and written together
 OFFSETS_AT_ONCE = 1 << 20
-PARTS = 200  # most parts that texts are distributed to while they arrive, two files each
+SHARDS = 200  # most shards that texts are distributed to while they arrive, two files each
 CHECKED_TEXTS = 1000  # at least this many texts, or all, are read again after they have been written
 
 
@@ -58,7 +58,7 @@ class Texts(Sequence[str]):
 
     def num_empty(self) -> int:
         starts = range(0, len(self), OFFSETS_AT_ONCE)
-        return sum(int((np.diff(self.offsets[at : at + OFFSETS_AT_ONCE + 1]) == 0).sum()) for at in starts)
+        return sum(int((np.diff(self.offsets[start : start + OFFSETS_AT_ONCE + 1]) == 0).sum()) for start in starts)
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), TEXTS_AT_ONCE):
@@ -76,9 +76,9 @@ class Texts(Sequence[str]):
             self._fingerprint = fingerprint(self.offsets, self.buffer)
         return self._fingerprint
 
-    def has_fingerprint(self, known: str) -> None:
-        """Set the fingerprint to ``known``, which was recorded when these texts were written."""
-        self._fingerprint = known
+    def has_fingerprint(self, value: str) -> None:
+        """Set the fingerprint to ``value``, which was recorded when these texts were written."""
+        self._fingerprint = value
 
 
 class TextsWriter:
@@ -109,7 +109,7 @@ class TextsWriter:
         self.repeated = 0
         self._next = 0  # the next row for `extend`
         self._remembered: dict[int, bytes] = {}
-        self._rows_per_part = max(-(-num_texts // PARTS), TEXTS_AT_ONCE)
+        self._rows_per_shard = max(-(-num_texts // SHARDS), TEXTS_AT_ONCE)
         self._temporary = folder / f".{stem}"
         shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed process
         self._temporary.mkdir()
@@ -134,13 +134,13 @@ class TextsWriter:
         new = np.sort(new[~self.given[rows[new]]])
         self.repeated += len(rows) - len(new)
         self.given[rows[new]] = True
-        part_of = rows[new] // self._rows_per_part
-        for part in np.unique(part_of):
-            chosen = new[part_of == part]
+        shards = rows[new] // self._rows_per_shard
+        for shard in np.unique(shards):
+            chosen = new[shards == shard]
             encoded = [texts[index].encode("utf-8", "replace") for index in chosen]
             numbers = np.stack([rows[chosen], [len(text) for text in encoded]], axis=1)
             for kind, content in (("texts", b"".join(encoded)), ("rows", numbers.tobytes())):
-                file = self._temporary / f"{part}.{kind}"
+                file = self._temporary / f"{shard}.{kind}"
                 with disk_full_errors(file), file.open("ab") as opened:
                     opened.write(content)
             checked = zip(rows[chosen].tolist(), encoded, strict=True)
@@ -167,30 +167,30 @@ class TextsWriter:
                 buffer, offsets = (self._temporary / name for name in names)
                 with NpyWriter(buffer, np.uint8) as texts, NpyWriter(offsets, np.int64) as ends:
                     ends.write(np.zeros(1, dtype=np.int64))
-                    for start in range(0, self.num_texts, self._rows_per_part):
-                        self._write_part(start, texts, ends)
+                    for start in range(0, self.num_texts, self._rows_per_shard):
+                        self._write_shard(start, texts, ends)
                 for file in (buffer, offsets):
                     file.replace(self.folder / file.name)
                 self._check()
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def _write_part(self, start: int, texts: NpyWriter, ends: NpyWriter) -> None:
-        """Append the texts of the part that begins at row ``start``, in order of rows, and their end offsets."""
-        lengths = np.zeros(min(self._rows_per_part, self.num_texts - start), dtype=np.int64)
-        files = [self._temporary / f"{start // self._rows_per_part}.{kind}" for kind in ("texts", "rows")]
-        before = texts.length
+    def _write_shard(self, start: int, texts: NpyWriter, ends: NpyWriter) -> None:
+        """Append the texts of the shard that begins at row ``start``, in order of rows, and their end offsets."""
+        lengths = np.zeros(min(self._rows_per_shard, self.num_texts - start), dtype=np.int64)
+        files = [self._temporary / f"{start // self._rows_per_shard}.{kind}" for kind in ("texts", "rows")]
+        first_byte = texts.length
         if files[0].exists():
             rows, sizes = np.fromfile(files[1], dtype=np.int64).reshape(-1, 2).T
             lengths[rows - start] = sizes
             content, begins, order = memoryview(files[0].read_bytes()), np.cumsum(sizes) - sizes, np.argsort(rows)
             for chosen in np.array_split(order, -(-len(order) // TEXTS_AT_ONCE)):
-                of_block = zip(begins[chosen].tolist(), sizes[chosen].tolist(), strict=True)
-                block = b"".join([content[begin : begin + size] for begin, size in of_block])
+                spans = zip(begins[chosen].tolist(), sizes[chosen].tolist(), strict=True)
+                block = b"".join([content[begin : begin + size] for begin, size in spans])
                 texts.write(np.frombuffer(block, dtype=np.uint8))
             for file in files:
                 file.unlink()
-        ends.write(before + np.cumsum(lengths))
+        ends.write(first_byte + np.cumsum(lengths))
 
     def _check(self) -> None:
         buffer, offsets = self.read().buffer, self.read().offsets

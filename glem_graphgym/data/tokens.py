@@ -110,14 +110,14 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
 
 def unknown_id(tokenizer: Any) -> int | None:
     """The id of unknown tokens; None if there is none, or if it is also the id of a special token, as in GPT-2."""
-    others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
+    special_ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return None if tokenizer.unk_token_id in special_ids else tokenizer.unk_token_id
 
 
 def padding_id(tokenizer: Any) -> int:
     """The id that pads a batch, hidden by the attention mask; GPT-2 and Llama have no padding token of their own."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-    return next((number for number in known if number is not None), 0)
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    return next((number for number in candidates if number is not None), 0)
 
 
 def token_folder(texts: Texts, tokenizer: Any, max_length: int, cache: Path) -> Path:
@@ -151,13 +151,15 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
     """Write the store into ``folder`` block by block, resuming after the last block in ``lengths.bin``."""
     dtype = id_type(tokenizer)
     if len(texts) > SAMPLED_TEXTS:
-        there = sum(file.stat().st_size for file in folder.iterdir())
-        require_space(folder, _bytes_of(texts, tokenizer, max_length) - there, f"tokenizing {len(texts):,} texts")
+        bytes_written = sum(file.stat().st_size for file in folder.iterdir())
+        require_space(
+            folder, _estimated_bytes(texts, tokenizer, max_length) - bytes_written, f"tokenizing {len(texts):,} texts"
+        )
     # Overlong texts are cut on purpose; the tokenizer would warn about each.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     with (folder / "ids.bin").open("ab") as ids_file, (folder / "lengths.bin").open("ab") as lengths_file:
-        done = _keep_whole_blocks(ids_file, lengths_file, dtype)
-        starts = range(done, len(texts), TEXTS_AT_ONCE)
+        finished = _truncate_to_blocks(ids_file, lengths_file, dtype)
+        starts = range(finished, len(texts), TEXTS_AT_ONCE)
         blocks = -(-len(texts) // TEXTS_AT_ONCE)
         bar = {"unit": "block", "initial": blocks - len(starts), "total": blocks, "disable": blocks <= 1}
         for start in Progress(starts, desc="tokenizing", **bar):
@@ -176,7 +178,7 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
     (folder / "lengths.bin").unlink()
 
 
-def _bytes_of(texts: Texts, tokenizer: Any, max_length: int) -> int:
+def _estimated_bytes(texts: Texts, tokenizer: Any, max_length: int) -> int:
     """Approximate bytes of the store on disk, with the file of lengths that exists until it is complete."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, SAMPLED_TEXTS).astype(np.int64))
     sample = encode_texts([texts[node] for node in chosen], tokenizer, max_length)
@@ -184,14 +186,14 @@ def _bytes_of(texts: Texts, tokenizer: Any, max_length: int) -> int:
     return tokens * id_type(tokenizer).itemsize + (8 + np.dtype(np.int32).itemsize) * (len(texts) + 1)
 
 
-def _keep_whole_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dtype) -> int:
+def _truncate_to_blocks(ids_file: BinaryIO, lengths_file: BinaryIO, dtype: np.dtype) -> int:
     """Truncate both files after the last complete block; returns the number of finished texts."""
     lengths = np.fromfile(lengths_file.name, dtype=np.int32)
     ends = np.cumsum(lengths, dtype=np.int64)[TEXTS_AT_ONCE - 1 :: TEXTS_AT_ONCE] * dtype.itemsize
-    whole = int(np.searchsorted(ends, os.fstat(ids_file.fileno()).st_size, side="right"))
-    ids_file.truncate(int(ends[whole - 1]) if whole else 0)
-    lengths_file.truncate(whole * TEXTS_AT_ONCE * lengths.itemsize)
-    return whole * TEXTS_AT_ONCE
+    blocks = int(np.searchsorted(ends, os.fstat(ids_file.fileno()).st_size, side="right"))
+    ids_file.truncate(int(ends[blocks - 1]) if blocks else 0)
+    lengths_file.truncate(blocks * TEXTS_AT_ONCE * lengths.itemsize)
+    return blocks * TEXTS_AT_ONCE
 
 
 def encode_texts(texts: list[str], tokenizer: Any, max_length: int | None) -> list[list[int]]:
@@ -200,8 +202,8 @@ def encode_texts(texts: list[str], tokenizer: Any, max_length: int | None) -> li
         return tokenizer.encode(texts, max_length)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        how = {"truncation": max_length is not None, "max_length": max_length, "return_attention_mask": False}
-        return tokenizer(texts, **how)["input_ids"]
+        options = {"truncation": max_length is not None, "max_length": max_length, "return_attention_mask": False}
+        return tokenizer(texts, **options)["input_ids"]
     # Calls the library itself, multi-threaded, without the character offsets and masks that its wrapper requests.
     backend.no_padding()
     backend.no_truncation()
@@ -242,21 +244,27 @@ class Prompted:
                 return self.encode([text[len(text) - count :] if from_left else text[:count]], None)[0]
 
             count = bisect.bisect_right(range(len(text) + 1), max_length, key=lambda count: len(ids_of(count))) - 1
-            kept = ids_of(count) if count > 0 else None
+            cut_ids = ids_of(count) if count > 0 else None
         else:
             encoding = backend.encode(f"{self.before}{text}{self.after}")
             start, end = len(self.before), len(self.before) + len(text)
-            places = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-            own = [i for i, ((a, b), special) in enumerate(places) if start <= a < end and b <= end and not special]
+            spans = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+            text_tokens = [
+                i for i, ((a, b), special) in enumerate(spans) if start <= a < end and b <= end and not special
+            ]
             excess = len(encoding.ids) - max_length
-            dropped = set(own[:excess] if from_left else own[-excess:])
-            kept = [number for i, number in enumerate(encoding.ids) if i not in dropped] if excess < len(own) else None
-        if kept is None:
+            dropped = set(text_tokens[:excess] if from_left else text_tokens[-excess:])
+            cut_ids = (
+                [number for i, number in enumerate(encoding.ids) if i not in dropped]
+                if excess < len(text_tokens)
+                else None
+            )
+        if cut_ids is None:
             raise DataError(
                 f"lm.prompt leaves no room for texts: with special tokens it takes {len(self.encode([''], None)[0])} "
                 f"tokens, and lm.max_length is {max_length}; expected a longer lm.max_length or a shorter lm.prompt"
             )
-        return kept
+        return cut_ids
 
 
 def shuffled_batches(
@@ -287,7 +295,12 @@ def budget_batches(lengths: np.ndarray, nodes: np.ndarray, tokens: int) -> Itera
         start += size
 
 
-def padded_tokens(lengths: np.ndarray, batches: Iterable[np.ndarray], parts: int = 1) -> int:
-    """Number of tokens in ``batches`` of nodes, padding included, if each is split into ``parts`` micro-batches."""
-    pieces = (part for batch in batches for part in np.array_split(lengths[batch], parts) if len(part))
-    return sum(len(part) * int(part.max()) for part in pieces)
+def padded_tokens(lengths: np.ndarray, batches: Iterable[np.ndarray], micro_batches: int = 1) -> int:
+    """Number of tokens in ``batches`` of nodes, padding included, if each is split into ``micro_batches``."""
+    nonempty = (
+        micro_batch
+        for batch in batches
+        for micro_batch in np.array_split(lengths[batch], micro_batches)
+        if len(micro_batch)
+    )
+    return sum(len(micro_batch) * int(micro_batch.max()) for micro_batch in nonempty)

@@ -275,7 +275,7 @@ def test_a_small_snapshot_is_hashed_as_a_whole(tmp_path: Path) -> None:
     meta = read_json(tmp_path / "graph.json")
     wrong = {"fingerprint": "0" * 16, "texts": meta["texts"]}
     about = GraphMeta(meta["name"], meta["class_names"], meta["origin"])
-    write_json(tmp_path / "graph.json", {**meta, **wrong, "sampled": module._sampled(tmp_path, about, wrong)})
+    write_json(tmp_path / "graph.json", {**meta, **wrong, "sampled": module._hash_samples(tmp_path, about, wrong)})
     with pytest.raises(DataError, match="but 0000000000000000 was written"):
         load_text_graph(tmp_path)
 

@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TEXTS_AT_ONCE": 7, "PARTS": 9}.items():
+    for name, value in {"TEXTS_AT_ONCE": 7, "SHARDS": 9}.items():
         monkeypatch.setattr(module, name, value)
 
 

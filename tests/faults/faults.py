@@ -509,8 +509,8 @@ FAULTS: dict[str, Fault] = {
     "splits_overlap": Fault(
         "a node may be in two splits",
         "data/text_graph.py",
-        "if (seen > 1).any():",
-        "if (seen > 3).any():",
+        "if (splits_per_node > 1).any():",
+        "if (splits_per_node > 3).any():",
         "data/test_text_graph.py::test_a_broken_invariant_is_named",
     ),
     "split_not_in_fingerprint": Fault(
