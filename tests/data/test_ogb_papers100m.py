@@ -365,7 +365,7 @@ def test_arrays_that_do_not_fit_are_refused_before_the_texts_are_read(
 ) -> None:
     write_papers100m(folder_of(root), num_nodes_list=np.array([M + 1]))
     monkeypatch.setattr(papers100m, "_write_titles", lambda *args: pytest.fail("too late"))
-    with pytest.raises(DataError, match=r"node_feat is float32 \(15, 4\), expected floats \(N, F\) with N 16"):
+    with pytest.raises(DataError, match=r"node_feat is float32 \(15, 4\), expected floats \(16, F\)"):
         load_ogbn_papers100m(root)
 
 
