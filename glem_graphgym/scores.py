@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 METRIC = "accuracy"  # the metric that selects, unless ``metric_best`` names another; the only score of older runs
 METRICS = {METRIC: "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "auc": "ROC-AUC"}
@@ -15,6 +18,20 @@ STEPS = {
     "LM": ("E-step", "language model", "e_step.epochs, e_step.lr, glem.lm_pseudo_ratio, glem.alpha"),
     "GNN": ("M-step", "GNN", "optim.max_epoch, optim.base_lr, glem.gnn_pseudo_ratio, glem.beta"),
 }
+
+
+BLIND = "blind.json"  # {"since": time, "unblinded": time or null}; see `report.blind`
+
+
+def hides_test(folder: Path) -> bool:
+    """Whether ``folder``, or one above it, is blind: output hides the test scores of all runs below."""
+    folder = folder.resolve()
+    for file in (parent / BLIND for parent in (folder, *folder.parents)):
+        if file.exists():
+            with suppress(OSError, ValueError, TypeError, LookupError):  # a damaged file hides them
+                return json.loads(file.read_text(encoding="utf-8"))["unblinded"] is None
+            return True
+    return False
 
 
 def margin_of(teacher: float, nodes: int) -> float:

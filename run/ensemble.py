@@ -46,6 +46,7 @@ def average(folders: Sequence[Path], out: Path) -> int:
     from glem_graphgym.files import making
     from glem_graphgym.report import aggregate, reliability, stats
     from glem_graphgym.report.experiments import read_experiments
+    from glem_graphgym.scores import hides_test
 
     if out.exists():
         raise ValueError(f"--out {out} is there already; name another folder, or delete it")
@@ -68,7 +69,7 @@ def average(folders: Sequence[Path], out: Path) -> int:
             reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
         aggregate.aggregate_seeds(unfinished, cfg.metric_best, cfg.metric_agg, digits=cfg.round)
         rows = aggregate.aggregate_summaries(unfinished)
-    aggregate.print_aggregate(rows, f"{out.name}, {len(seeds)} seeds", metric_of(cfg))
+    aggregate.print_aggregate(rows, f"{out.name}, {len(seeds)} seeds", metric_of(cfg), blind=hides_test(out))
     return 0
 
 

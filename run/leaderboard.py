@@ -67,7 +67,12 @@ def rank(args: argparse.Namespace) -> int:
     from glem_graphgym.report.terminal import print_board
 
     out = args.out or args.dirs[0]
+    if args.blind:
+        out.mkdir(parents=True, exist_ok=True)
     hidden, notes = blinding(out, args.blind, args.unblind)
+    if args.blind and not any(True for folder in args.dirs for _ in folder.rglob("run.json")):
+        print(f"{out}: {notes[0]}; no runs yet")
+        return 0
     if hidden and args.ogb:
         raise ValueError("--ogb needs test scores, which are hidden; give --unblind first, once all choices are made")
     boards = [replace(board, notes=[*notes, *board.notes]) for board in read_boards(args.dirs, hidden)]

@@ -172,6 +172,7 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
     """Aggregate over all seeds in the experiment's folder."""
     from glem_graphgym.config import metric_of
     from glem_graphgym.report import aggregate
+    from glem_graphgym.scores import hides_test
 
     aggregate.aggregate_seeds(
         experiment, cfg.metric_best, cfg.metric_agg, digits=cfg.round, tensorboard=cfg.tensorboard_agg
@@ -180,7 +181,7 @@ def report_experiment(cfg: Any, experiment: Path) -> None:
         rows = aggregate.aggregate_summaries(experiment)
         if rows and rows[0].runs > 1:
             title = f"{experiment.name}, mean ± std over {rows[0].runs} seeds"
-            aggregate.print_aggregate(rows, title, metric_of(cfg))
+            aggregate.print_aggregate(rows, title, metric_of(cfg), blind=hides_test(experiment))
 
 
 def say_where(mode: str, experiment: Path, seeds: range) -> None:

@@ -21,7 +21,7 @@ import random
 import shutil
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from glem_graphgym.energy import EnergyMeter
 from glem_graphgym.files import link_or_copy, making, read_array, read_json, reading, write_json
 from glem_graphgym.memory import PeakMemory, naming_out_of_memory
 from glem_graphgym.progress import time_text, watched
-from glem_graphgym.scores import warnings_of
+from glem_graphgym.scores import hides_test, warnings_of
 
 LINE_WIDTH = 80
 TRACKED_COSTS = ("seconds", "peak_memory_mb", "energy_j", "texts", "params")
@@ -233,13 +233,14 @@ class Journal:
         self.plan.seconds[key.name] = result.seconds
         self.finished.append(result)
         if processes.rank() == 0:
-            values_text = ", ".join(f"{100 * value:.2f}% {split}" for split, value in result.scores.items())
+            splits = [split for split in result.scores if split != "test" or not hides_test(self.folder)]
+            values_text = ", ".join(f"{100 * result.scores[split]:.2f}% {split}" for split in splits)
             scores = f"{self.metric} {values_text}"
             verb = "took" if stage.todo else "taken from another run, which took"
             end_text = f"{numbered}: {scores}; {verb} {time_text(result.seconds)}"
             self.log(f"{numbered} was done before: {scores}" if was_finished else end_text)
             if not was_finished:
-                self.track(_tracked_numbers(key, read_json(folder / "stage.json")), key.em_iteration)
+                self.track(_tracked_numbers(key, read_json(folder / "stage.json"), splits), key.em_iteration)
             for warning in warnings_of(key.model, key.em_iteration, result.diagnostics):
                 self.log(_filled(f"Warning: {warning}"))
 
@@ -331,11 +332,9 @@ class Journal:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
 
 
-def _tracked_numbers(key: StageKey, record: dict[str, Any]) -> dict[str, float]:
-    """Scores, costs and objective terms of a stage's ``stage.json``, named alike in every EM iteration."""
-    scores = {
-        f"{split}_{name}": value for split, metrics in record["scores"].items() for name, value in metrics.items()
-    }
+def _tracked_numbers(key: StageKey, record: dict[str, Any], splits: Sequence[str]) -> dict[str, float]:
+    """Scores on ``splits``, costs and objective terms of a ``stage.json``, named alike in every EM iteration."""
+    scores = {f"{split}_{name}": value for split in splits for name, value in record["scores"][split].items()}
     numbers = {**scores, **record["diagnostics"], **{cost: record.get(cost) for cost in TRACKED_COSTS}}
     stage_name = key.name.removesuffix(f"_{key.em_iteration}")
     return {f"{stage_name}/{name}": value for name, value in numbers.items() if value is not None}

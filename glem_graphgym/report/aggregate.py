@@ -158,13 +158,19 @@ def aggregate_summaries(dir: Path) -> list[Row]:
     return rows
 
 
-def print_aggregate(rows: Sequence[Row], title: str, metric: str = METRIC, console: Console | None = None) -> None:
-    """Print one line per method: scores in % as mean ± std, costs, and the number of seeds if methods differ in it."""
+def print_aggregate(
+    rows: Sequence[Row], title: str, metric: str = METRIC, console: Console | None = None, *, blind: bool = False
+) -> None:
+    """Print one line per method: scores in % as mean ± std, costs, and the number of seeds if methods differ in it.
+
+    Args:
+        blind: hide test scores.
+    """
     seeds_differ = len({row.runs for row in rows}) > 1
     scores = [heading(split, metric) for split in ("valid", "test")]
     number_headings = [*["seeds"] * seeds_differ, *scores, "params", "seconds", "peak MB"]
     cells = [
-        [row.method, *[str(row.runs)] * seeds_differ, percent(row.valid), percent(row.test),
+        [row.method, *[str(row.runs)] * seeds_differ, percent(row.valid), "hidden" if blind else percent(row.test),
          *(f"{cost:,.0f}" for cost in (row.params, row.seconds, row.peak_memory_mb))]
         for row in rows
     ]  # fmt: skip

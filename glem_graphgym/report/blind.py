@@ -1,4 +1,4 @@
-"""Blind selection: no table shows test scores until they are asked for, and the time of that is recorded."""
+"""Blind selection: no output shows test scores until they are asked for, and the time of that is recorded."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from glem_graphgym.files import read_json, reading, write_json
-
-FILE = "blind.json"  # in the leaderboard's folder: {"since": time, "unblinded": time or null}
+from glem_graphgym.scores import BLIND
 
 
 def blinding(folder: Path, blind: bool, unblind: bool) -> tuple[bool, list[str]]:
     """Decide whether a leaderboard's test scores are hidden; returns that and notes on it for the leaderboard.
 
     Args:
-        folder: folder of the leaderboard, where `FILE` keeps the state between calls.
+        folder: folder of the leaderboard, where `BLIND` keeps the state between calls; `scores.hides_test` reads it.
         blind: hide test scores from now on, unless they were unblinded before.
         unblind: show them from now on.
 
     Raises:
-        ValueError: ``unblind`` without an earlier ``blind``, both at once, or `FILE` is damaged.
+        ValueError: ``unblind`` without an earlier ``blind``, both at once, or `BLIND` is damaged.
     """
-    file, now = folder / FILE, datetime.now(timezone.utc).isoformat(timespec="seconds")
+    file, now = folder / BLIND, datetime.now(timezone.utc).isoformat(timespec="seconds")
     if blind and unblind:
         raise ValueError("--blind and --unblind contradict each other; give one of them")
     state = None

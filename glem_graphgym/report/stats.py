@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from glem_graphgym.files import atomic_write, read_json, reading, write_json
 from glem_graphgym.modes import METHODS
-from glem_graphgym.scores import METRIC, METRICS, warnings_of
+from glem_graphgym.scores import METRIC, METRICS, hides_test, warnings_of
 
 MODELS = ("LM", "GNN")
 # Columns of `summary_rows` and of summary.json; `report.results` explains them. A run's FURTHER columns are those of
@@ -251,19 +251,23 @@ def default_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
+def _percent(score: float, column: str, blind: bool) -> str:
+    return "hidden" if blind and column.startswith("test") else f"{100 * score:.2f}"
+
+
 def print_run(run_dir: Path, title: str, console: Console | None = None, *, further: bool = False) -> None:
     """Print a finished run, one line per method: scores in %, parameters, seconds and peak memory; then warnings.
 
     Args:
         further: include test scores by the other metrics, for which a terminal is too narrow.
     """
-    metric, stages = read_metric(run_dir), read_stages(run_dir)
+    metric, stages, blind = read_metric(run_dir), read_stages(run_dir), hides_test(run_dir)
     rows = summary_rows(stages, metric)
     scores = {split: heading(split, metric) for split in ("valid", "test")}
     scores |= further_headings(key for row in rows for key in row) if further else {}
     cells = [
-        [row["method"], *(f"{100 * row[key]:.2f}" for key in scores), f"{row['params']:,}", f"{row['seconds']:,.1f}",
-         f"{row['peak_memory_mb']:,.0f}"]
+        [row["method"], *(_percent(row[key], key, blind) for key in scores), f"{row['params']:,}",
+         f"{row['seconds']:,.1f}", f"{row['peak_memory_mb']:,.0f}"]
         for row in rows
     ]  # fmt: skip
     numbers = [*scores.values(), "params", "seconds", "peak memory MB"]
@@ -298,9 +302,9 @@ def diagnostic_text(value: float) -> str:
 
 def print_predictions(run_dir: Path, console: Console | None = None) -> None:
     """Print the scores of ``predictions.json``: a finished run's models, evaluated again from their weights."""
-    scores, metric = read_json(run_dir / "predictions.json"), read_metric(run_dir)
+    scores, metric, blind = read_json(run_dir / "predictions.json"), read_metric(run_dir), hides_test(run_dir)
     rows = [
-        (method, *(f"{100 * splits[split][metric]:.2f}" for split in ("valid", "test")))
+        (method, *(_percent(splits[split][metric], split, blind) for split in ("valid", "test")))
         for method, splits in scores.items()
     ]
     numbers = [heading(split, metric) for split in ("valid", "test")]

@@ -14,6 +14,7 @@ from glem_graphgym.em.fit import FitLog
 from glem_graphgym.em.journal import FinishedStage, Journal, Scores, StageKey, StageOutput, seed_everything, stage_seed
 from glem_graphgym.em.plan import Plan, PlannedStage
 from glem_graphgym.files import read_json
+from glem_graphgym.scores import BLIND
 
 FIRST = StageKey(0, "lm_gold", "LM", "LM")
 SECOND = StageKey(1, "gnn_gold", "GNN", "Cascade")
@@ -155,6 +156,27 @@ def test_a_stage_that_another_run_has_done_is_not_said_to_begin(tmp_path: Path) 
         do(journal(tmp_path / name, log=lines.append), shared=tmp_path / "shared" / "x")
     assert [line.split(":")[0] for line in lines] == ["stage 1"] * 3
     assert "; took " in lines[1] and "; taken from another run, which took " in lines[2]
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])  # of the run, the experiment, the folder above the grid
+def test_in_a_blind_folder_no_test_score_is_logged_or_tracked(tmp_path: Path, level: int) -> None:
+    run_dir = tmp_path / "all" / "grid" / "experiment" / "0"
+    run_dir.mkdir(parents=True)
+    file = [run_dir, *run_dir.parents][level] / BLIND
+    file.write_text('{"since": "2026", "unblinded": null}')
+    lines: list[str] = []
+    tracked: dict[str, float] = {}
+    options = {"log": lines.append, "track": lambda numbers, step: tracked.update(numbers)}
+    do(journal(run_dir, **options))
+    do(journal(run_dir, **options), work=killed)
+    assert len(lines) == 3 and all("% valid" in line and "test" not in line for line in lines[1:])
+    assert any("valid_" in name for name in tracked) and not any("test" in name for name in tracked)
+    file.write_text('{"since": "2026", "unblinded": "2027"}')
+    do(journal(run_dir, **options), work=killed)
+    assert "% test" in lines[-1]
+    file.write_text("damaged")
+    do(journal(run_dir, **options), work=killed)
+    assert "test" not in lines[-1]
 
 
 def test_the_metric_that_selects_is_the_one_named(tmp_path: Path) -> None:

@@ -50,6 +50,21 @@ def start(capsys: pytest.CaptureFixture[str]) -> Start:
     return lambda *arguments: run_here("leaderboard", arguments, capsys)
 
 
+def test_blind_from_the_start_no_run_says_its_test_scores(
+    tmp_path: Path, tiny_lm: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    made = start("--dir", results, "--blind")
+    assert made.returncode == 0 and "no runs yet" in made.stdout, made.stderr
+    changes = {"out_dir": str(results), "train.mode": "glem_gnn", "glem.node_features": "static", "print": "both"}
+    file = write_config(tmp_path / "gnn.yaml", tiny_lm, {**changes, "optim.max_epoch": 2})
+    said = run_here("main", ["--cfg", file, "--repeat", "2"], capsys)
+    assert said.returncode == 0 and said.stdout.count("hidden") >= 3, said.stderr  # two runs, and their mean
+    logs = [log.read_text() for log in results.rglob("*.log")]
+    assert len(logs) == 2 and all("% valid" in text and "% test" not in text for text in [*logs, said.stdout])
+    assert "hidden" in start("--dir", results).stdout
+
+
 def test_a_grid_becomes_a_leaderboard(grid: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(RUN / "leaderboard.py"), "--dir", str(grid), "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -376,6 +376,9 @@ def test_aggregate_table_shows_mean_and_std_in_percent_and_fits_80_columns() -> 
         ["GLEM-GNN", "3", "80.13 ± 0.10", "79.93 ± 0.21", "22,713,216", "1,234", "2,048"],
     ]
     output = io.StringIO()
+    print_aggregate(rows, "debian", console=Console(file=output, width=120), blind=True)
+    assert "hidden" in output.getvalue() and "79.93" not in output.getvalue() and "71.00" not in output.getvalue()
+    output = io.StringIO()
     score, costs = Spread(0.8, 0.001), (435_061_760, 123_456.0, 70_000.0)
     largest = [Row(method, 3, score, score, (0, 1, 2), *costs) for method in ("GLEM-GNN+C&S", "GLEM-LM+GNN")]
     print_aggregate(largest, "x", console=Console(file=output, width=80))

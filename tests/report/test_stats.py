@@ -14,6 +14,7 @@ from rich.console import Console
 
 from glem_graphgym.report.panels import DIAGNOSTICS
 from glem_graphgym.report.stats import SUMMARY, Stage, finish_run, log_run, print_run, read_stages, summary_rows
+from glem_graphgym.scores import BLIND
 
 SPLITS = ("train", "val", "test")
 
@@ -264,6 +265,14 @@ def test_a_run_is_printed_in_percent_with_costs_and_numbers_are_never_cut(tmp_pa
     body = [cells for cells in lines_of(printed(run, 44)) if cells[1][:1].isdigit() or cells[3][:1].isdigit()]
     assert "…" not in printed(run, 44)
     assert ["".join(column) for column in zip(*body, strict=True)][1:4] == ["79.93", "80.01", "22,713,216"]
+
+
+def test_in_a_blind_folder_no_test_score_is_printed(tmp_path: Path) -> None:
+    run = save(tmp_path, stage_dict(0, "GLEM-GNN", 0.79934, 0.80006))
+    (run.parent / BLIND).write_text('{"since": "2026", "unblinded": null}')
+    head, row = lines_of(printed(run, 200, further=True))
+    assert [cell for title, cell in zip(head, row, strict=True) if title.startswith("test")] == ["hidden"]
+    assert row[head.index("valid %")] == "79.93"
 
 
 def test_what_a_step_warns_of_stands_under_the_table(tmp_path: Path) -> None:

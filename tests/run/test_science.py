@@ -44,7 +44,8 @@ def test_the_protocol_can_be_run_and_is_fair(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(science, "call", call)
     assert science.main([]) == 0
-    assert programs == ["search.py"] * (1 + len(science.METHODS)) + ["parallel.sh", "parallel.sh", "leaderboard.py"]
+    assert programs[0] == "leaderboard.py"  # blind before anything runs
+    assert programs[1:] == ["search.py"] * (1 + len(science.METHODS)) + ["parallel.sh", "parallel.sh", "leaderboard.py"]
     for name, method in science.METHODS.items():
         own = [science.TRIALS // 2, science.TRIALS] if name == "lm" else [science.TRIALS // (1 + method.on_lm)]
         assert trials[name] == own
