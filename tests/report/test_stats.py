@@ -268,8 +268,8 @@ def test_a_run_is_printed_in_percent_with_costs_and_numbers_are_never_cut(tmp_pa
 
 
 def test_in_a_blind_folder_no_test_score_is_printed(tmp_path: Path) -> None:
-    run = save(tmp_path, stage_dict(0, "GLEM-GNN", 0.79934, 0.80006))
-    (run.parent / BLIND).write_text('{"since": "2026", "unblinded": null}')
+    run = save(tmp_path / "experiment" / "0", stage_dict(0, "GLEM-GNN", 0.79934, 0.80006))
+    (tmp_path / BLIND).write_text('{"since": "2026", "unblinded": null}')
     head, row = lines_of(printed(run, 200, further=True))
     assert [cell for title, cell in zip(head, row, strict=True) if title.startswith("test")] == ["hidden"]
     assert row[head.index("valid %")] == "79.93"
