@@ -171,7 +171,7 @@ ADAMW = ("optim.optimizer", "adamw", "optim.scheduler", "none")
         (("devices", "0"), None, "devices is 0, expected 1 to 1024"),
         (("devices", "3"), 2, "devices is 3, but 2 processes were started on this machine"),
         (("lm.strategy", "fsdp"), None, "lm.strategy is 'fsdp', which shards .*, but this run has one; set devices to"),
-        (("lm.strategy", "fsdp", "lm.precision", "16"), 2, "lm.strategy is 'fsdp', but the scaled gradients of lm.precision 16"),
+        (("lm.strategy", "fsdp", "lm.precision", "16"), 2, "lm.strategy is 'fsdp', but .* of lm.precision 16 cannot"),
         (
             ("lm.strategy", "fsdp", "train.mode", "glem_joint", "gnn.fan_out", "[2,2]", *ADAMW),
             2,
