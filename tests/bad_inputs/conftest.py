@@ -62,12 +62,15 @@ class Ended(NamedTuple):
 def run_here(program: str, arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Ended:
     """A program of ``run/`` in this process, which spares its imports; its user wants no traceback."""
     capsys.readouterr()
-    wanted = os.environ.pop("GLEM_TRACEBACK", None)
+    wanted, root = os.environ.pop("GLEM_TRACEBACK", None), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     try:
         status = load_program(program).main([str(argument) for argument in arguments])
     except SystemExit as error:  # argparse
         status = error.code if isinstance(error.code, int) else 1
     finally:
+        root.handlers[:] = handlers  # a program's own write to what is captured now, and closed later
+        root.setLevel(level)
         if wanted is not None:
             os.environ["GLEM_TRACEBACK"] = wanted
     return Ended(status, *capsys.readouterr())
