@@ -11,6 +11,7 @@ from pathlib import Path
 METRIC = "accuracy"  # the metric that selects, unless ``metric_best`` names another; the only score of older runs
 METRICS = {METRIC: "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "auc": "ROC-AUC"}
 
+BLIND = "blind.json"  # {"since": time, "unblinded": time or null}; see `report.blind`
 MARGIN = 0.02  # share by which a student may be worse than its teacher
 COLLAPSED = 0.5  # share of the gold labels' effective number of classes below which pseudo-labels have collapsed
 # Model that a step trains -> the step, the model in words, and the keys to change if it learns too little.
@@ -18,9 +19,6 @@ STEPS = {
     "LM": ("E-step", "language model", "e_step.epochs, e_step.lr, glem.lm_pseudo_ratio, glem.alpha"),
     "GNN": ("M-step", "GNN", "optim.max_epoch, optim.base_lr, glem.gnn_pseudo_ratio, glem.beta"),
 }
-
-
-BLIND = "blind.json"  # {"since": time, "unblinded": time or null}; see `report.blind`
 
 
 def hides_test(folder: Path) -> bool:

@@ -60,6 +60,7 @@ def rank(args: argparse.Namespace) -> int:
 
     from glem_graphgym.files import atomic_write, write_json
     from glem_graphgym.report.blind import blinding
+    from glem_graphgym.report.experiments import NoRunsError
     from glem_graphgym.report.leaderboard import read_boards
     from glem_graphgym.report.ogb_entry import entry_markdown
     from glem_graphgym.report.page import render_page
@@ -70,12 +71,16 @@ def rank(args: argparse.Namespace) -> int:
     if args.blind:
         out.mkdir(parents=True, exist_ok=True)
     hidden, notes = blinding(out, args.blind, args.unblind)
-    if args.blind and not any(True for folder in args.dirs for _ in folder.rglob("run.json")):
-        print(f"{out}: {notes[0]}; no runs yet")
-        return 0
     if hidden and args.ogb:
         raise ValueError("--ogb needs test scores, which are hidden; give --unblind first, once all choices are made")
-    boards = [replace(board, notes=[*notes, *board.notes]) for board in read_boards(args.dirs, hidden)]
+    try:
+        boards = read_boards(args.dirs, hidden)
+    except NoRunsError as error:
+        if not args.blind:
+            raise
+        print(f"{notes[0]}\n{error}")
+        return 0
+    boards = [replace(board, notes=[*notes, *board.notes]) for board in boards]
     for board in boards:
         print_board(board)
     texts = {"csv": to_csv(boards), "md": to_markdown(boards), "tex": to_latex(boards)}

@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = args.methods or list(METHODS)
     if unknown := [name for name in chosen if name not in METHODS]:
         parser.error(f"no method is called '{unknown[0]}'; expected some of: {', '.join(METHODS)}")
-    call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--blind")  # logs and tables hide test scores, too
+    if not (RESULTS / "blind.json").exists():  # before any run: logs hide test scores, too
+        call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--blind")
     lm = found(search("lm", "on_gold", {}, TRIALS // 2, args.max_jobs), "lm")
     for name in chosen:
         on_lm = METHODS[name].on_lm

@@ -28,6 +28,10 @@ SPLITS = ("valid", "test")
 T = TypeVar("T")
 
 
+class NoRunsError(ValueError):
+    """The folders hold no finished run; the message names them."""
+
+
 def results(dirs: Sequence[Path]) -> pd.DataFrame:
     """Results of finished runs in ``dirs`` (see `read_experiments`), a row per seed and method.
 
@@ -132,20 +136,21 @@ def read_experiments(dirs: Sequence[Path]) -> tuple[list[Experiment], list[str]]
         dirs: each the folder of one experiment (with a folder per seed) or of several experiments (a grid).
 
     Raises:
-        ValueError: a folder holds no run, no run is finished, seeds of one experiment differ in more than the
-            seed, or a file is damaged; names the folder or file.
+        NoRunsError: a folder holds no run, or no run is finished.
+        ValueError: seeds of one experiment differ in more than the seed, or a file is damaged; names the folder or
+            file.
     """
     folders = list(dict.fromkeys(folder.resolve() for dir in dirs for folder in experiment_folders(dir)))
     notes: list[str] = []
     candidates = [_read_experiment(folder, name, notes) for folder, name in zip(folders, _names(folders), strict=True)]
     experiments = [candidate for candidate in candidates if candidate]
     if not experiments:
-        raise ValueError(f"{', '.join(map(str, dirs))}: no finished run; {'; '.join(notes)}")
+        raise NoRunsError(f"{', '.join(map(str, dirs))}: no finished run; {'; '.join(notes)}")
     return experiments, notes
 
 
 def experiment_folders(dir: Path) -> list[Path]:
-    """``dir`` if it has seed folders with ``run.json``, else its subfolders that have; ValueError if none has."""
+    """``dir`` if it has seed folders with ``run.json``, else its subfolders that have; NoRunsError if none has."""
     if not dir.is_dir():
         raise ValueError(f"{dir}: no such folder; expected results/<experiment> or a folder of experiments")
     if seed_folders(dir, "run.json"):
@@ -153,7 +158,7 @@ def experiment_folders(dir: Path) -> list[Path]:
     folders = [path for path in sorted(dir.iterdir()) if path.is_dir() and seed_folders(path, "run.json")]
     if not folders:
         hint = "this is the folder of one seed, give the one above it" if (dir / "run.json").is_file() else ""
-        raise ValueError(
+        raise NoRunsError(
             f"{dir}: no run found; {hint or 'expected <seed>/run.json or <experiment>/<seed>/run.json below it'}"
         )
     return folders

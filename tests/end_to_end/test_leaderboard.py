@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,8 @@ import pytest
 from torch_geometric.graphgym.config import cfg, set_cfg
 
 from glem_graphgym.report.stats import read_stages
-from tests.bad_inputs.conftest import RUN, Ended, load_program, run_here
+from tests.bad_inputs.conftest import RUN, Ended, load_program, logging_taken_back, run_here
+from tests.report.conftest import save_run
 from tests.small import write_config
 
 pytestmark = pytest.mark.slow
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """results/grid: GLEM with two values of α, three seeds each, and the GNN alone with two."""
-    folder, main, root = tmp_path_factory.mktemp("grid"), load_program("main"), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    folder, main = tmp_path_factory.mktemp("grid"), load_program("main")
     plan = (
         ("glem-alpha=0.2", "glem", 0.2, "text", 3),
         ("glem-alpha=0.8", "glem", 0.8, "text", 3),
@@ -35,9 +34,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
         more = {"out_dir": str(folder / "results/grid"), "print": "file", "dataset.synthetic_nodes": 120}
         file = write_config(folder / f"{name}.yaml", tiny_lm, {**changes, **more})
         set_cfg(cfg)
-        assert main.main(["--cfg", str(file), "--repeat", str(seeds)]) == 0
-    root.handlers[:] = handlers
-    root.setLevel(level)
+        with logging_taken_back():
+            assert main.main(["--cfg", str(file), "--repeat", str(seeds)]) == 0
     return folder / "results" / "grid"
 
 
@@ -54,8 +52,12 @@ def test_blind_from_the_start_no_run_says_its_test_scores(
     tmp_path: Path, tiny_lm: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results"
-    made = start("--dir", results, "--blind")
-    assert made.returncode == 0 and "no runs yet" in made.stdout, made.stderr
+    for killed in (None, results / "search" / "grid" / "point", results / "point"):  # nothing is finished
+        if killed:
+            save_run(killed, 0, [(0.5, 0.5)], finished=False)
+        blind = start("--dir", results, "--blind")
+        assert blind.returncode == 0 and blind.stdout.startswith("blind since "), blind.stderr
+        assert start("--dir", results).returncode == 1  # as before
     changes = {"out_dir": str(results), "train.mode": "glem_gnn", "glem.node_features": "static", "print": "both"}
     file = write_config(tmp_path / "gnn.yaml", tiny_lm, {**changes, "optim.max_epoch": 2})
     said = run_here("main", ["--cfg", file, "--repeat", "2"], capsys)
