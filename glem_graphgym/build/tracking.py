@@ -64,7 +64,7 @@ class TrackedRun:
         project: name of the folder that holds all experiments, or those of a grid.
         group: name of the experiment (a point of a grid), whose runs are its seeds.
         settings: all that the run depends on.
-        known: the tracker's id of a resumed run; None for a new one.
+        resumed_id: the tracker's id of a resumed run; None for a new one.
     """
 
     def __init__(self, kind: str, folder: Path) -> None:

@@ -46,9 +46,9 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names the key, or both keys of a contradiction.
     """
-    all_keys()[PLUGINS].check(cfg.glem.plugins)
-    import_plugins(cfg.glem.plugins)  # may register keys and names
     keys = all_keys()
+    keys[PLUGINS].check(cfg.glem.plugins)
+    import_plugins(cfg.glem.plugins)  # may register names that the other checks look up
     for name, value in flat_settings(cfg):
         if name in keys and (keys[name].default is not None or keys[name].kind):
             keys[name].check(value)

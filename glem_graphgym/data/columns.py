@@ -130,7 +130,7 @@ def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, where
     Args:
         ids: one per row.
         column: lists, or strings such as ``[3, 17]``, ``["a", "b"]``, ``3 17`` and ``3;17``; empty = no neighbours.
-        place: the column's name in messages.
+        where: the column's name in messages.
     """
     lists = [_parse_ids(value) for value in column]
     for row, neighbours in enumerate(lists, start=1):
