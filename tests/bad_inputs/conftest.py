@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -59,18 +60,31 @@ class Ended(NamedTuple):
     stderr: str
 
 
+@contextmanager
+def logging_taken_back() -> Iterator[None]:
+    """A block in which a program sets up the root logger: afterwards it is as before, and new handlers are closed."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 def run_here(program: str, arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Ended:
     """A program of ``run/`` in this process, which spares its imports; its user wants no traceback."""
     capsys.readouterr()
-    wanted, root = os.environ.pop("GLEM_TRACEBACK", None), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    wanted = os.environ.pop("GLEM_TRACEBACK", None)
     try:
-        status = load_program(program).main([str(argument) for argument in arguments])
+        with logging_taken_back():
+            status = load_program(program).main([str(argument) for argument in arguments])
     except SystemExit as error:  # argparse
         status = error.code if isinstance(error.code, int) else 1
     finally:
-        root.handlers[:] = handlers  # a program's own write to what is captured now, and closed later
-        root.setLevel(level)
         if wanted is not None:
             os.environ["GLEM_TRACEBACK"] = wanted
     return Ended(status, *capsys.readouterr())
@@ -135,14 +149,10 @@ def program(
     """A working run, of which a case changes one thing; what ``run/main.py`` sets for its process is taken back."""
     monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
-    environment, path, root = dict(os.environ), sys.path[:], logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield Program(tmp_path, tiny_lm, capsys)
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:], sys.path[:] = handlers, path
-    root.setLevel(level)
+    environment, path = dict(os.environ), sys.path[:]
+    with logging_taken_back():
+        yield Program(tmp_path, tiny_lm, capsys)
+    sys.path[:] = path
     os.environ.clear()
     os.environ.update(environment)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -27,7 +26,7 @@ from glem_graphgym.build.run_folder import RunError, lock_run_folder
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.report.stats import FURTHER, SUMMARY
-from tests.bad_inputs.conftest import load_program
+from tests.bad_inputs.conftest import load_program, logging_taken_back
 from tests.small import CLASSES, NODES, write_config
 
 MAIN = Path(__file__).resolve().parents[2] / "run" / "main.py"
@@ -362,13 +361,8 @@ def test_killed_and_interrupted_it_ends_with_the_same_numbers(
 def plain(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """The configuration of a run that was done once in this process, with all its weights kept."""
     config = write_config(tmp_path_factory.mktemp("plain") / "synth.yaml", tiny_lm)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
+    with logging_taken_back():
         assert load_program("main").main(["--cfg", str(config), "glem.keep_weights", "all"]) == 0
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
     return config
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from torch_geometric.graphgym.register import loader_dict
 
 from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.report.leaderboard import read_boards
-from tests.bad_inputs.conftest import load_program
+from tests.bad_inputs.conftest import load_program, logging_taken_back
 
 pytestmark = pytest.mark.slow
 
@@ -182,11 +181,8 @@ def tiny_loader(folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def same_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    with logging_taken_back():
+        yield
 
 
 def rows(file: Path) -> list[dict[str, float]]:

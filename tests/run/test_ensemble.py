@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import ensemble
@@ -14,17 +12,15 @@ import torch
 
 from glem_graphgym.files import read_json, write_json
 from glem_graphgym.report.experiments import read_experiments
-from tests.bad_inputs.conftest import load_program
+from tests.bad_inputs.conftest import load_program, logging_taken_back
 from tests.run.test_search import BASE
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Experiments a and b with seeds 0 and 1, and one on another graph."""
     folder = tmp_path_factory.mktemp("finished")
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, logging_taken_back():
         patch.chdir(folder)
         for name, options in {
             "a": [],
@@ -34,9 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             Path(f"{name}.yaml").write_text(BASE)
             repeat = "1" if name == "other" else "2"
             assert load_program("main").main(["--cfg", f"{name}.yaml", "--repeat", repeat, *options]) == 0
-    yield folder / "results"
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    return folder / "results"
 
 
 def test_runs_that_noted_less_are_averaged_too(finished: Path, tmp_path: Path) -> None:

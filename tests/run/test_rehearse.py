@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from rehearsal.models import make_deberta
 
 from glem_graphgym.data.ogb import load_ogbn_arxiv, load_ogbn_products
 from glem_graphgym.data.text_graph import TextGraph
-from tests.bad_inputs.conftest import load_program
+from tests.bad_inputs.conftest import load_program, logging_taken_back
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +150,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(steps, "watched", watched)
     monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
-    environment, root = dict(os.environ), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield run
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    environment = dict(os.environ)
+    with logging_taken_back():
+        yield run
     os.environ.clear()
     os.environ.update(environment)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from grid import space
 from optuna.trial import TrialState
 
 from glem_graphgym.report.experiments import read_experiments
-from tests.bad_inputs.conftest import load_program
+from tests.bad_inputs.conftest import load_program, logging_taken_back
 
 BASE = """
 metric_best: accuracy
@@ -51,14 +50,11 @@ gnn.dropout drop range(0, 0.5)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with base and space; the logging that programs set up is taken back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "space.txt").write_text(SPACE)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    with logging_taken_back():
+        yield tmp_path
 
 
 def test_points_are_drawn_from_lists_and_ranges(folder: Path) -> None:
