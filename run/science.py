@@ -3,13 +3,13 @@
 Every method is searched for its settings by validation with seed 100, then run with seeds 0 to 9. What is done is not
 done again: settings that were found lie in configs_gg/science/, and a method whose file is there is not searched for.
 Other folders: science/ for configurations, results/science for the runs. When all runs are finished, ``--unblind``
-shows the test scores and the outcome. Exit status: 0 done; 1 a step failed.
+shows the test scores and the outcome. ``--whole`` goes on with the best methods of the finished comparison on the whole
+graph (results/science_whole), and with ``--unblind`` shows that outcome. Exit status: 0 done; 1 a step failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 RUN = Path(__file__).resolve().parent
 WORK, RESULTS, FOUND = Path("science"), Path("results") / "science", CONFIGS / "science"
+WHOLE_RESULTS = Path("results") / "science_whole"
 SEARCH_SEED, SEEDS, TRIALS = 100, 10, 12
+WHOLE_METHODS, WHOLE_SEEDS = 6, 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ METHODS = {
     "glem_gcn": glem("glem_gcn"),
 }
 PLATEAU = {"glem.em_iterations": -1, "glem.em_max_iterations": 4}
+PLATEAU_SUFFIX = "_plateau"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,29 +80,58 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("methods", nargs="*", help=f"some of {', '.join(METHODS)} (default: all)")
     parser.add_argument("--max_jobs", type=int, default=1, help="trials and runs at a time (default: 1)")
     parser.add_argument("--unblind", action="store_true", help="show test scores, once all runs are finished")
+    parser.add_argument("--whole", action="store_true", help="the six best methods on the whole graph, with five seeds")
     args = parser.parse_args(argv)
+    results = WHOLE_RESULTS if args.whole else RESULTS
     if args.unblind:
         before_imports(computes=False)
-        call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--unblind")
-        print_outcome()
+        call(sys.executable, RUN / "leaderboard.py", "--dir", results, "--unblind")
+        print_outcome(results)
         return 0
-    chosen = args.methods or list(METHODS)
-    if unknown := [name for name in chosen if name not in METHODS]:
+    if unknown := [name for name in args.methods if name not in METHODS]:
         parser.error(f"no method is called '{unknown[0]}'; expected some of: {', '.join(METHODS)}")
-    if not (RESULTS / "blind.json").exists():  # before any run: logs hide test scores, too
-        call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--blind")
-    lm = found(search("lm", "on_gold", {}, TRIALS // 2, args.max_jobs), "lm")
-    for name in chosen:
-        on_lm = METHODS[name].on_lm
-        best = search(name, name, lm if on_lm else {}, TRIALS // 2 if on_lm else TRIALS, args.max_jobs)
-        write_final(name, best, {})
-    call("bash", RUN / "parallel.sh", WORK / "final", SEEDS, args.max_jobs)
-    if glems := [name for name in chosen if name.startswith("glem")]:
-        name = max(glems, key=validation)
-        write_final(f"{name}_plateau", FOUND / f"{name}.yaml", PLATEAU)
-        call("bash", RUN / "parallel.sh", WORK / "final", SEEDS, args.max_jobs)
-    call(sys.executable, RUN / "leaderboard.py", "--dir", RESULTS, "--blind")
+    if args.whole and args.methods:
+        parser.error("--whole takes the best methods of the finished comparison: name none")
+    chosen = best_methods() if args.whole else args.methods or list(METHODS)
+    if not (results / "blind.json").exists():  # before any run: logs hide test scores, too
+        call(sys.executable, RUN / "leaderboard.py", "--dir", results, "--blind")
+    if args.whole:
+        run_whole(chosen, args.max_jobs)
+    else:
+        run_small(chosen, args.max_jobs)
+    call(sys.executable, RUN / "leaderboard.py", "--dir", results, "--blind")
     return 0
+
+
+def run_small(methods: list[str], max_jobs: int) -> None:
+    """Search for settings, run them with all seeds, and the best GLEM also until validation no longer rises."""
+    lm = found(search("lm", "on_gold", {}, TRIALS // 2, max_jobs), "lm")
+    configs = WORK / "final"
+    for name in methods:
+        on_lm = METHODS[name].on_lm
+        search(name, name, lm if on_lm else {}, TRIALS // 2 if on_lm else TRIALS, max_jobs)
+        write_final(configs, name, {"out_dir": str(RESULTS)})
+    call("bash", RUN / "parallel.sh", configs, SEEDS, max_jobs)
+    if glems := [name for name in methods if name.startswith("glem")]:
+        write_final(configs, f"{max(glems, key=validation)}{PLATEAU_SUFFIX}", {"out_dir": str(RESULTS)})
+        call("bash", RUN / "parallel.sh", configs, SEEDS, max_jobs)
+
+
+def best_methods() -> list[str]:
+    """The methods of the finished comparison that are best by validation."""
+    finished = [file.name.removesuffix(".yaml_done") for file in sorted((WORK / "final").glob("*.yaml_done"))]
+    if missing := [name for name in METHODS if name not in finished]:
+        raise SystemExit(
+            f"{WORK / 'final'}: {', '.join(missing)} not finished on the small variant, where validation chooses the "
+            "methods for the whole graph; run first: python run/science.py"
+        )
+    return sorted(finished, key=validation, reverse=True)[:WHOLE_METHODS]
+
+
+def run_whole(methods: list[str], max_jobs: int) -> None:
+    for name in methods:
+        write_final(WORK / "whole", name, {"out_dir": str(WHOLE_RESULTS), "dataset.tag_max_nodes": 0})
+    call("bash", RUN / "parallel.sh", WORK / "whole", WHOLE_SEEDS, max_jobs)
 
 
 def search(name: str, result: str, base: dict[str, Any], trials: int, max_jobs: int) -> Path:
@@ -124,43 +156,57 @@ def found(best: Path, group: str) -> dict[str, Any]:
     return {f"{group}.{key}": value for key, value in config[group].items()}
 
 
-def write_final(name: str, best: Path, settings: dict[str, Any]) -> None:
-    """Write the configuration that is run with all seeds, unless it has been run."""
-    config = yaml.safe_load(best.read_text(encoding="utf-8"))
-    set_all(config, {"seed": 0, "out_dir": str(RESULTS), "glem.search_trials": TRIALS, **settings})
-    file = WORK / "final" / f"{name}.yaml"
+def write_final(configs: Path, name: str, settings: dict[str, Any]) -> None:
+    """Write the configuration of a method that is run with all seeds into a folder, unless it has been run."""
+    method = name.removesuffix(PLATEAU_SUFFIX)
+    config = yaml.safe_load((FOUND / f"{method}.yaml").read_text(encoding="utf-8"))
+    plateau = {} if method == name else PLATEAU
+    set_all(config, {"seed": 0, "glem.search_trials": TRIALS, **plateau, **settings})
+    file = configs / f"{name}.yaml"
     if not file.with_name(f"{file.name}_done").exists():
         write(file, config)
 
 
 def validation(name: str) -> float:
     """Mean validation accuracy of a method over its seeds."""
-    return float(json.loads((RESULTS / name / "agg" / "val" / "best.json").read_text(encoding="utf-8"))["accuracy"])
+    from glem_graphgym.report.experiments import read_experiments
+
+    return max(mean_validation(row) for row in rows(read_experiments([RESULTS / name])[0][0]))
 
 
-def print_outcome() -> None:
-    """Print the comparisons of the protocol: the best GLEM by validation with each of three references."""
+def rows(experiment: Experiment) -> list[Row]:
+    """The rows of which the better one by validation stands for a method: both models of GLEM, else the last model."""
     from glem_graphgym.modes import MODES
+
+    methods = ("GLEM-LM", "GLEM-GNN") if experiment.mode == "glem" else MODES[experiment.mode].methods[-1:]
+    return [(experiment, method) for method in methods]
+
+
+def scores(row: Row, split: str) -> dict[int, float]:
+    """Seed -> accuracy on a split."""
+    experiment, method = row
+    return {int(str(seed)): float(score) for seed, score in experiment.of(method)[split].items()}
+
+
+def mean_validation(row: Row) -> float:
+    return statistics.fmean(scores(row, "valid").values())
+
+
+def print_outcome(results: Path) -> None:
+    """Print the comparisons of the protocol: the best GLEM by validation with each reference that has been run."""
     from glem_graphgym.report.experiments import read_experiments
     from glem_graphgym.report.significance import holm, paired_difference
 
-    def scores(row: Row, split: str) -> dict[int, float]:
-        one, method = row
-        return {int(str(seed)): float(score) for seed, score in one.of(method)[split].items()}
-
-    def valid(row: Row) -> float:
-        return statistics.fmean(scores(row, "valid").values())
-
-    experiments = read_experiments([RESULTS])[0]
-    glems = [(one, method) for one in experiments if one.mode == "glem" for method in ("GLEM-LM", "GLEM-GNN")]
-    others = {one.name: (one, MODES[one.mode].methods[-1]) for one in experiments if one.mode != "glem"}
-    best, method = max(glems, key=valid)
+    experiments = read_experiments([results])[0]
+    best, method = max((row for one in experiments if one.mode == "glem" for row in rows(one)), key=mean_validation)
+    others = {one.name: rows(one)[0] for one in experiments if one.mode != "glem"}
     network = best.name.split("_")[1]
     references: dict[str, Row] = {
-        "best without GLEM": max(others.values(), key=valid),
+        "best without GLEM": max(others.values(), key=mean_validation),
         "cascade, same GNN": others.get(f"cascade_{network}", (best, "Cascade")),
-        "joint training": others["joint_sage"],
     }
+    if "joint_sage" in others:
+        references["joint training"] = others["joint_sage"]
     ours, outcomes = scores((best, method), "test"), best.outcomes(method)
     print(f"best GLEM by validation: {best.name}, {method}")
     differences = holm(
