@@ -34,8 +34,11 @@ class EnergyMeter:
         return int((package / "energy_uj").read_text())
 
     def _read_until_stopped(self) -> None:
-        while not self._ended.wait(READ_SECONDS):
-            self._read()
+        try:
+            while not self._ended.wait(READ_SECONDS):
+                self._read()
+        except (OSError, ValueError):  # a counter may wrap around unseen from now on
+            self._ranges = {}
 
     def _read(self) -> None:
         with self._lock:

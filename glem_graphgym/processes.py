@@ -34,6 +34,7 @@ WAIT_TIMEOUT = timedelta(days=30)  # of collectives in which ranks wait while ra
 # many times longer on a machine that swaps.
 HEARTBEAT_TIMEOUT = timedelta(minutes=5)
 PARENT = "GLEM_STARTED_BY"  # environment variable: id of the process that started this one
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # environment variables, in `RankInfo`'s order
 LOST = 75  # exit status of a process that ends because another was lost
 
 
@@ -60,7 +61,7 @@ class RankInfo:
 class _Group:
     info: RankInfo
     gloo: Any  # torch process group for CPU tensors, with WAIT_TIMEOUT
-    alone: bool = False
+    as_only_rank: bool = False  # see `as_only_rank`
     heartbeat: Heartbeat | None = None
 
 
@@ -68,10 +69,19 @@ _group: _Group | None = None
 
 
 def rank_from_environment() -> RankInfo | None:
-    """The rank that torchrun, `starting.start` or srun has given this process; None if it is the only process."""
+    """The rank that torchrun, `starting.start` or srun has given this process; None if it is the only process.
+
+    Raises:
+        ValueError: the variables of torchrun are incomplete, or srun started unequal numbers of processes per machine.
+    """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        info = RankInfo(*(int(os.environ[name]) for name in names))
+        if os.environ["WORLD_SIZE"] == "1":  # some schedulers set these two alone
+            return None
+        variables = {name: os.environ.get(name, "") for name in TORCHRUN}
+        if not all(value.isdecimal() for value in variables.values()):
+            found = ", ".join(f"{name}={value}" for name, value in variables.items())
+            raise ValueError(f"the environment has {found}; expected a number each, as torchrun and srun set them")
+        info = RankInfo(*map(int, variables.values()))
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # not SLURM_NTASKS, which batch scripts have too
         size = int(os.environ["SLURM_STEP_NUM_TASKS"])
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
@@ -143,9 +153,8 @@ def _write_environment(info: RankInfo) -> None:
         step = int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
         os.environ["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(nodes)
         os.environ.setdefault("MASTER_PORT", str(15_000 + step % 10_000))
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
     values = (*astuple(info), info.machine)
-    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
+    os.environ.update({name: str(value) for name, value in zip((*TORCHRUN, "GROUP_RANK"), values, strict=True)})
 
 
 def end_with_parent() -> None:
@@ -196,7 +205,7 @@ def is_lost(error: BaseException) -> bool:
 
 def rank_info() -> RankInfo:
     """Rank of this process in the group that works together at present."""
-    return RankInfo(0, 1, 0, 1) if _group is None or _group.alone else _group.info
+    return RankInfo(0, 1, 0, 1) if _group is None or _group.as_only_rank else _group.info
 
 
 def rank() -> int:
@@ -210,21 +219,21 @@ def world_size() -> int:
 
 
 def have_joined() -> bool:
-    """Whether the run has several ranks, even if this one works `alone` at present."""
+    """Whether the run has several ranks, even if this one works `as_only_rank` at present."""
     return _group is not None
 
 
 @contextlib.contextmanager
-def alone(enabled: bool = True) -> Iterator[None]:
+def as_only_rank(enabled: bool = True) -> Iterator[None]:
     """A block in which this rank acts as the only one while the others wait for it; no effect unless ``enabled``."""
-    if not enabled or _group is None or _group.alone:
+    if not enabled or _group is None or _group.as_only_rank:
         yield
         return
-    _group.alone = True
+    _group.as_only_rank = True
     try:
         yield
     finally:
-        _group.alone = False
+        _group.as_only_rank = False
 
 
 # ---- communication --------------------------------------------------------------------------------------------------
@@ -270,7 +279,7 @@ def receive(sender: int, count: int, dtype: Any) -> np.ndarray:
 
 
 def broadcast(compute: Callable[[], T]) -> T:
-    """The result of ``ask()`` on rank 0, on every rank; the others do not call it."""
+    """The result of ``compute()`` on rank 0, on every rank; the others do not call it."""
     values: list[Any] = [compute() if rank() == 0 else None]
     if world_size() > 1:
         distributed.broadcast_object_list(values, group=_gloo())

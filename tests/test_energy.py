@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from glem_graphgym import energy
 from glem_graphgym.energy import EnergyMeter
 
 MOST = 262_143_328_850  # microjoules, a usual range
@@ -33,3 +35,16 @@ def test_a_machine_that_does_not_tell(tmp_path: Path, what: str) -> None:
     if what == "unreadable":
         package(tmp_path, "intel-rapl:0", 1).write_text("no number")
     assert EnergyMeter(tmp_path).stop() is None
+
+
+def test_a_counter_that_could_not_be_read_for_a_while_leaves_the_energy_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = package(tmp_path, "intel-rapl:0", 1)
+    monkeypatch.setattr(energy, "READ_SECONDS", 0.001)
+    meter = EnergyMeter(tmp_path)
+    counter.write_text("no number")
+    while meter._ranges:
+        time.sleep(0.001)
+    counter.write_text("5000000\n")
+    assert meter.stop() is None

@@ -36,7 +36,7 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) ->
     ("variables", "expected"),
     [
         ({}, None),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, RankInfo(5, 8, 1, 4)),
         # A batch script of Slurm is one process, however many tasks its job may start.
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, None),
@@ -73,6 +73,13 @@ def test_a_process_takes_its_gpu_of_those_that_it_sees(
     assert taken == [device]
 
 
+@pytest.mark.parametrize("others", [{}, {"LOCAL_RANK": "", "LOCAL_WORLD_SIZE": "2"}])
+def test_incomplete_variables_of_torchrun_are_named(others: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    set_variables(monkeypatch, {"RANK": "0", "WORLD_SIZE": "2", **others})
+    with pytest.raises(ValueError, match=r"RANK=0, WORLD_SIZE=2, LOCAL_RANK=, LOCAL_WORLD_SIZE=.*torchrun"):
+        rank_from_environment()
+
+
 def test_unequal_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     task = {"SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     set_variables(monkeypatch, task)
@@ -84,7 +91,7 @@ def test_one_process_is_the_first_and_waits_for_nobody(tmp_path: Path) -> None:
     assert (processes.rank(), processes.world_size(), processes.have_joined()) == (0, 1, False)
     assert processes.gather(3) == processes.share([3]) == [3]
     assert processes.broadcast(lambda: 4) == 4
-    with processes.alone():
+    with processes.as_only_rank():
         assert processes.world_size() == 1
     assert not processes.is_lost(RuntimeError("Connection closed by peer"))
 
@@ -123,7 +130,7 @@ else:
 assert processes.broadcast(lambda: "asked by " + str(rank)) == "asked by 0"
 
 if rank == 0:
-    with processes.alone():
+    with processes.as_only_rank():
         assert (processes.rank(), processes.world_size(), processes.gather(7)) == (0, 1, [7])
 processes.barrier()
 assert processes.world_size() == 2

@@ -157,7 +157,7 @@ def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
                 for path in temporary.iterdir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             processes.broadcast(lambda: temporary)
-            with processes.alone(not data_parallel):
+            with processes.as_only_rank(not data_parallel):
                 yield temporary
             if temporary is not None:
                 shutil.rmtree(temporary / FOLDER, ignore_errors=True)

@@ -44,7 +44,7 @@ def predict_stage(run: Run, stage: FinishedStage) -> np.ndarray:
         return logits
     if run.joint is not None:
         task = run.joint.start(run.gnn_step_targets(stage.key, None), run.features(None), stage.weights())
-        with processes.alone():
+        with processes.as_only_rank():
             embeddings = _scratch(run, "embeddings", task.embedding_dim, run.encoded)
             task.predict(logits, embeddings, f"{title_of(stage.key.name)}, encoding", run.encoded)
         return logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,12 @@ def train(mode: str, *_: Any, overwrite: int = 0) -> None:
         raise ConfigError(
             f"train.mode is '{cfg.train.mode}', but train_dict['{mode}'] was called; set train.mode to {mode}"
         )
-    if not processes.have_joined() and ((cfg.devices or 1) != 1 or processes.rank_from_environment()):
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+    info = processes.rank_from_environment()
+    if not processes.have_joined() and ((cfg.devices or 1) != 1 or info):
         raise ConfigError(
-            f"devices is {cfg.devices} and {count} processes were started, but this main trains in one; expected "
-            "devices 1 and no torchrun, or `python -m glem_graphgym --cfg ...`, which connects its processes"
+            f"devices is {cfg.devices} and {info.size if info else 1} processes were started, but this main trains in "
+            "one; expected devices 1 and no torchrun, or `python -m glem_graphgym --cfg ...`, which connects its "
+            "processes"
         )
     graph = train_run(cfg, overwrite)
     if processes.rank() == 0:

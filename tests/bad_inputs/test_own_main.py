@@ -62,10 +62,20 @@ def test_what_is_wrong_is_refused_when_a_mode_is_called(options: tuple[str, obje
     assert not (own_main / "results").exists()
 
 
-def test_several_processes_that_nobody_connects(own_main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+    ],
+    ids=["torchrun", "srun"],
+)
+def test_several_processes_that_nobody_connects(
+    variables: dict[str, str], own_main: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each would do the whole run, in one folder."""
     load(own_main)
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="2 processes were started"):
         train_dict["glem"]()
