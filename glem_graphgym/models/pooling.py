@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glem_graphgym.models.checks import ModelError
 from glem_graphgym.models.pretrained import (
     find_model,
     is_causal,
@@ -74,12 +75,12 @@ def readout_of(model: str, pooling: str, bidirectional: bool = False) -> Readout
             CLS token or sees none of the text, or ``bidirectional`` is set for a model that is not causal.
     """
     if pooling not in ("auto", *POOLINGS):
-        raise ValueError(f"lm.pooling is '{pooling}', expected one of: auto, {', '.join(POOLINGS)}")
+        raise ModelError(f"lm.pooling is '{pooling}', expected one of: auto, {', '.join(POOLINGS)}")
     folder, modules = read_modules(find_model(model))
     config = load_config(model)
     causal = is_causal(config)
     if bidirectional and not causal:
-        raise ValueError(
+        raise ModelError(
             f"lm.bidirectional is True, but lm.model {model} (model type '{config.model_type}') attends in both "
             "directions as it is; expected False, or a causal model"
         )
@@ -96,11 +97,11 @@ def readout_of(model: str, pooling: str, bidirectional: bool = False) -> Readout
             f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
         )
         if causal:
-            raise ValueError(
+            raise ModelError(
                 f"{mistake} has seen nothing of its text, as in every causal model; expected last, or mean"
             )
         if config.model_type in CLS_LAST and readout.why == "lm.pooling":
-            raise ValueError(f"{mistake} is a word: it puts its CLS token last; expected last, or mean")
+            raise ModelError(f"{mistake} is a word: it puts its CLS token last; expected last, or mean")
     return readout
 
 
@@ -110,7 +111,7 @@ def _modules_readout(model: str, folder: Path, modules: list[dict[str, Any]], po
         described = _described_readout(folder, modules)
     except _UnsupportedError as error:
         if pooling == "auto":
-            raise ValueError(
+            raise ModelError(
                 f"lm.model '{model}': {file} asks for {error}, which is not supported; set lm.pooling to mean, "
                 "cls or last to take the transformer alone"
             ) from error
@@ -233,7 +234,7 @@ def load_dense(folder: Path, pretrained: bool) -> nn.Sequential:
         dense.load_state_dict({name: value.float() for name, value in weights.items()})
     except Exception as error:  # reading a user's file can fail in any way
         text = " ".join(str(error).split())[:200]
-        raise ValueError(f"lm.model: {file} does not hold the weights that its config.json asks for: {text}") from error
+        raise ModelError(f"lm.model: {file} does not hold the weights that its config.json asks for: {text}") from error
     return dense
 
 
@@ -245,7 +246,7 @@ def width_after(folders: tuple[Path, ...], hidden: int) -> int:
 def _check_dense(settings: dict[str, Any], folder: Path) -> None:
     sizes = [settings.get("in_features"), settings.get("out_features")]
     if not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"lm.model: {folder / 'config.json'} has in_features and out_features {sizes}, expected sizes")
+        raise ModelError(f"lm.model: {folder / 'config.json'} has in_features and out_features {sizes}, expected sizes")
     names = [settings.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")]
     if names != ["sentence_embedding"] * 2 or settings.get("use_residual"):
         raise _UnsupportedError(f"a Dense module on {names[0]}, or with a residual ({folder / 'config.json'})")

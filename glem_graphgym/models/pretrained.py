@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from glem_graphgym.models.checks import ModelError
 from glem_graphgym.models.hub import model_folder
 
 # Parts that wrappers add to the names of a model's weights: DataParallel, Lightning, torch.compile, FSDP,
@@ -95,16 +96,16 @@ def find_model(model: str, inside: Path | None = None, adapter_folders: tuple[Pa
         return files
     name = _read_json(transformer / "adapter_config.json", model, dict).get("base_model_name_or_path")
     if not name or folder.resolve() in adapter_folders:
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{model}' is an adapter of peft, and {transformer / 'adapter_config.json'} names no model "
             f"below it: base_model_name_or_path is {name!r}; set it to that model's folder or hub id"
         )
     try:
         base = find_model(str(name), transformer, (*adapter_folders, folder.resolve()))
         if not (base.transformer / "config.json").is_file():
-            raise ValueError(f"{base.transformer} has no config.json")
+            raise ModelError(f"{base.transformer} has no config.json")
     except ValueError as error:
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{model}' is an adapter of peft on base_model_name_or_path '{name}', which was not found; set "
             f"it in {transformer / 'adapter_config.json'} to that model's folder ({error})"
         ) from error
@@ -120,9 +121,9 @@ def read_modules(files: ModelFiles) -> tuple[Path, list[dict[str, Any]]]:
     for module in modules:
         path = module.get("path") if isinstance(module, dict) else None
         if not isinstance(path, str) or not isinstance(module.get("type"), str):
-            raise ValueError(f"lm.model '{files.model}': {file} is damaged: expected a type and a path, found {module}")
+            raise ModelError(f"lm.model '{files.model}': {file} is damaged: expected a type and a path, found {module}")
         if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise ValueError(f"lm.model '{files.model}': {file} leads out of the folder: path '{path}'")
+            raise ModelError(f"lm.model '{files.model}': {file} leads out of the folder: path '{path}'")
     return files.folder, modules
 
 
@@ -135,11 +136,11 @@ def read_json_of(file: Path, context: str, kind: type) -> Any:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{context}: {file} is missing; expected a model's folder, with weights") from error
+        raise ModelError(f"{context}: {file} is missing; expected a model's folder, with weights") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{context}: {file} cannot be read as JSON ({error}); copy it anew") from error
+        raise ModelError(f"{context}: {file} cannot be read as JSON ({error}); copy it anew") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{context}: {file} holds a {type(value).__name__}, expected a {kind.__name__}")
+        raise ModelError(f"{context}: {file} holds a {type(value).__name__}, expected a {kind.__name__}")
     return value
 
 
@@ -158,13 +159,13 @@ def _config_of(files: ModelFiles) -> Any:
     values = _read_json(file, files.model, dict)
     kind = values.get("model_type") or _guessed_type(values)
     if kind is None:
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{files.model}': {file} has no model_type; add the architecture's, such as \"model_type\": "
             '"bert" or "roberta"'
         )
     if kind not in transformers.CONFIG_MAPPING:
         need = "its folder's own Python, which is never run" if values.get("auto_map") else "a newer version of it"
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{files.model}': transformers {transformers.__version__} has no model_type '{kind}' ({file}); "
             f"the model needs {need}; expected a model whose architecture transformers has"
         )
@@ -227,7 +228,7 @@ def _quantization(precision: str) -> Any:
     import transformers
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise ModelError(
             f"lm.base_precision is {precision}, which needs the extra 'bits': pip install 'glem-graphgym[bits]', "
             "or set it to bf16"
         )
@@ -285,7 +286,7 @@ class Misfit:
         prefix = f"lm.model '{files.model}': "
         if self.mismatched:
             name, stored, built = self.mismatched[0]
-            raise ValueError(
+            raise ModelError(
                 f"{prefix}{len(self.mismatched)} of {self.total} weights have another shape in the files than "
                 f"config.json asks for, first {name}: {tuple(stored)} instead of {tuple(built)}; expected the "
                 "config.json of these weights"
@@ -293,7 +294,7 @@ class Misfit:
         if self.missing:
             first = ", ".join(self.missing[:NAMED])
             held = f"; it holds {', '.join(self.unexpected[:NAMED])}" if self.unexpected else ""
-            raise ValueError(
+            raise ModelError(
                 f"{prefix}{len(self.missing)} of {self.total} weights are missing in {files.transformer}, first "
                 f"{first}{held}; expected all weights of the architecture that config.json names"
             )
@@ -362,7 +363,7 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
         import peft
         from peft.utils import load_peft_weights, set_peft_model_state_dict
     except ImportError as error:
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{files.model}' is an adapter of peft, which needs the extra 'lora': pip install "
             "'glem-graphgym[lora]'"
         ) from error
@@ -380,7 +381,7 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
     weights = {name.replace(backbone_prefix, "base_model.model.", 1): value for name, value in stored.items()}
     adapted = _call_library(peft.PeftModel, files, backbone, config)
     if not hasattr(adapted.base_model, "merge_and_unload"):
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{files.model}': an adapter of type {config.peft_type} cannot be added to the weights; "
             "expected LoRA or a relative of it"
         )
@@ -390,7 +391,7 @@ def _with_adapter(backbone: Any, files: ModelFiles) -> Any:
     missing = sorted(set(expected) & set(result.missing_keys))
     unexpected = [name for name in result.unexpected_keys if prefix in name and not _is_pooler(name)]
     if missing or unexpected or not expected:
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{files.model}': the adapter in {folder} does not fit the model that it is for: {len(missing)} "
             f"of its {len(expected)} weights are missing and {len(unexpected)} have no place, first "
             f"{', '.join((missing + unexpected)[:NAMED])}; check base_model_name_or_path in adapter_config.json"
@@ -410,7 +411,7 @@ def prompt_of(model: str, prompt: str) -> tuple[str, str]:
         ValueError: a template has other braces; config_sentence_transformers.json is unreadable or lacks the prompt.
     """
     if re.search("[{}]", prompt.replace("{text}", "", 1)):
-        raise ValueError(
+        raise ModelError(
             f"lm.prompt is '{prompt}', expected a prefix, or a template with one {{text}} and no other braces"
         )
     if prompt != "auto":
@@ -423,7 +424,7 @@ def prompt_of(model: str, prompt: str) -> tuple[str, str]:
     if name is None:
         return "", ""
     if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{model}': {file} names '{name}' as default prompt, but has none of that name among its "
             f"prompts; set lm.prompt to a text, or to '' for none"
         )
@@ -442,14 +443,14 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
     files = find_model(model)
     folder = _tokenizer_folder(files)
     if folder is None:
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{model}': {files.transformer} lacks the files of the tokenizer; expected tokenizer.json, or a "
             "vocabulary (vocab.txt, vocab.json with merges.txt, or *.model)"
         )
     file = folder / "tokenizer.json"
     readable = transformers.utils.is_sentencepiece_available() and transformers.utils.is_protobuf_available()
     if not file.is_file() and not readable and any(folder.glob("*.model")):
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{model}': its vocabulary {next(folder.glob('*.model'))} is one of SentencePiece; `pip install "
             "sentencepiece protobuf` to read it, or add tokenizer.json"
         )
@@ -466,7 +467,7 @@ def load_tokenizer(model: str, texts: Sequence[str] = (PROBE,)) -> Any:
         original = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *original])
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # as transformers builds it from a damaged vocabulary
-        raise ValueError(f"lm.model '{model}': the tokenizer in {folder} has special tokens only; copy it anew")
+        raise ModelError(f"lm.model '{model}': the tokenizer in {folder} has special tokens only; copy it anew")
     return tokenizer
 
 
@@ -534,11 +535,11 @@ def _call_library(load: Any, files: ModelFiles, *args: Any, **options: Any) -> A
         text = " ".join(str(error).split()) or repr(error)
         attention = options.get("attn_implementation")
         if attention not in (None, "eager") and "attention" in text.lower().replace("attn_implementation", "attention"):
-            raise ValueError(
+            raise ModelError(
                 f"lm.attention is '{attention}', which does not work here for lm.model '{files.model}'; expected auto, "
                 f"eager, sdpa or another one that is installed. The library said: {text:.200}"
             ) from error
-        raise ValueError(
+        raise ModelError(
             f"lm.model '{files.model}' could not be loaded: expected config.json, tokenizer and weights of one "
             f"model in {files.transformer}. The library said: {text[:300]}"
         ) from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glem_graphgym.models.attention import probe_batch, sdpa_lengths, states_of, use_cpu_attention
 from glem_graphgym.models.autograd import leaves_of
+from glem_graphgym.models.checks import ModelError
 from glem_graphgym.models.dropout import Dropout, use_cheap_dropout
 from glem_graphgym.models.families import fit_family
 from glem_graphgym.models.pooling import load_dense, readout_of
@@ -99,7 +100,7 @@ class TextEncoder(nn.Module):
         hidden = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
         for module in dense:
             if module.linear.in_features != hidden:
-                raise ValueError(
+                raise ModelError(
                     f"lm.model: a Dense module takes {module.linear.in_features} columns, but is given {hidden}; "
                     "expected the modules of this model"
                 )
@@ -181,7 +182,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
         backbone.pooler = None
     if config.gradient_checkpointing:
         if not backbone.supports_gradient_checkpointing:
-            raise ValueError(
+            raise ModelError(
                 f"lm.gradient_checkpointing is True, but model type '{hf_config.model_type}' cannot; set it to "
                 "False, and raise lm.grad_accumulation to save memory"
             )
@@ -203,7 +204,7 @@ def _set_dropout(hf_config: Any, names: tuple[str, ...], value: float, key: str)
         return
     present = [name for name in names if hasattr(hf_config, name)]
     if not present:
-        raise ValueError(f"{key} is {value}, but model type '{hf_config.model_type}' has no such dropout; set it to -1")
+        raise ModelError(f"{key} is {value}, but model type '{hf_config.model_type}' has no such dropout; set it to -1")
     for name in present:
         setattr(hf_config, name, value)
 
@@ -218,7 +219,7 @@ def _check_bidirectional(backbone: Any) -> None:
             states_of(backbone, tokens[:num_texts], mask[:num_texts])[:, 0] for tokens in (ids, changed_ids)
         )
         if bool((first == second).all(1).any()):
-            raise ValueError(
+            raise ModelError(
                 f"lm.bidirectional is True, but in model type '{backbone.config.model_type}' a token attends to "
                 "earlier tokens only, whatever the mask; set it to False"
             )
@@ -235,12 +236,12 @@ def _freeze(backbone: Any, count: int) -> None:
     """Freeze the first ``count`` layers, all embeddings and whatever else these layers' output depends on."""
     layers = transformer_layers(backbone)
     if layers is None:
-        raise ValueError(
+        raise ModelError(
             f"lm.freeze_layers is {count}, but the layers of model type '{backbone.config.model_type}' share their "
             "weights, or are not in a list; set it to 0"
         )
     if count > len(layers):
-        raise ValueError(
+        raise ModelError(
             f"lm.freeze_layers is {count}, but lm.model has {len(layers)} layers; expected at most as many"
         )
     outputs: list[Any] = []
@@ -259,13 +260,13 @@ def _with_lora(backbone: Any, config: EncoderConfig) -> nn.Module:
     rank = config.lora_rank
     full = max(min(weight.shape) for weight in backbone.parameters() if weight.dim() == 2)
     if rank > full:
-        raise ValueError(
+        raise ModelError(
             f"lm.lora_rank is {rank}, but no layer of lm.model has a rank above {full}; expected at most that"
         )
     try:
         import peft
     except ImportError as error:
-        raise ValueError(
+        raise ModelError(
             f"lm.lora_rank is {rank}, which needs the extra 'lora': pip install 'glem-graphgym[lora]'"
         ) from error
     logging.getLogger("peft").setLevel(logging.ERROR)
@@ -297,7 +298,7 @@ def _lora_targets(backbone: Any, targets: Sequence[str]) -> str | list[str]:
             matches = [name for name in linear if f".{name}".endswith(f".{target}")]
         if not matches:
             names = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})  # without layers' numbers
-            raise ValueError(
+            raise ModelError(
                 f"lm.lora_targets names '{target}', but no linear layer of model type '{backbone.config.model_type}' "
                 f"is called that; expected all-linear, attention or some of: {', '.join(names)}"
             )

@@ -142,12 +142,20 @@ def test_memory_that_runs_out_names_the_stage_and_the_keys_and_can_be_resumed(
     program.accepts(*options)
 
 
-def test_memory_that_runs_out_before_the_stages_is_said_in_one_line(program: Program) -> None:
+@pytest.mark.parametrize(
+    ("work", "names"),
+    [
+        ("run.load_text_graph_of", ["memory", "dataset.name"]),
+        ("gnn_check.build_gnn", ["memory", "model.type glem_sage", "gnn.dim_inner"]),
+    ],
+)
+def test_memory_that_runs_out_before_the_stages_is_said_in_one_line(
+    work: str, names: list[str], program: Program
+) -> None:
     for error in ERRORS.values():
         with pytest.MonkeyPatch.context() as patch:
-            reads = "glem_graphgym.build.run.load_text_graph_of"
-            patch.setattr(reads, lambda *_, error=error: (_ for _ in ()).throw(error))
-            program.refuses(names=["memory", "dataset.name"])
+            patch.setattr(f"glem_graphgym.build.{work}", lambda *_, error=error: (_ for _ in ()).throw(error))
+            program.refuses(names=names)
 
 
 def test_only_memory_counts_as_memory() -> None:

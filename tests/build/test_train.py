@@ -320,7 +320,7 @@ def test_settings_of_the_e_step_alone_are_tried_before_anything_is_trained(
     config = XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64)
     XLNetModel(config).save_pretrained(tmp_path / "xlnet")
     configure("lm.model", tmp_path / "xlnet", "e_step.attention_dropout", 0.1)
-    with pytest.raises(ValueError, match=r"e_step.attention_dropout is 0.1, but model type 'xlnet' has no such"):
+    with pytest.raises(ValueError, match=r"^e_step.attention_dropout is 0.1, but model type 'xlnet' has no such"):
         train_dict[cfg.train.mode]()
     assert not (Path(cfg.run_dir) / "stages").exists()
 
