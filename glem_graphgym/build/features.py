@@ -16,7 +16,7 @@ from glem_graphgym import processes
 from glem_graphgym.build.graph import readout_for
 from glem_graphgym.build.language_model import untuned_lm
 from glem_graphgym.build.run_folder import file_hashes
-from glem_graphgym.config import WORD_FEATURES, feature_kinds
+from glem_graphgym.config import WORD_FEATURES, feature_kinds, trains_features
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import Checkpoint, filling
@@ -47,9 +47,11 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
         raise
     except Exception as error:  # unpickling a foreign file can fail in any way
         raise DataError(f"{key}: {path} cannot be read as one array: {error!r:.200}") from error
-    expected = f"({rows}, {'D' if columns is None else columns})"
-    if array.ndim != 2 or len(array) != rows or (columns is not None and array.shape[1] != columns):
-        raise DataError(f"{key}: {path} holds an array of shape {array.shape}, expected {expected}, in node order")
+    if array.ndim != 2 or len(array) != rows or array.shape[1] != (columns or max(1, array.shape[1])):
+        raise DataError(
+            f"{key}: {path} holds an array of shape {array.shape}, expected ({rows}, {columns or 'D'}), in node order, "
+            "with at least one column"
+        )
     if array.dtype.kind != "f":
         raise DataError(f"{key}: {path} holds {array.dtype}, expected floating point numbers")
     if not all(np.isfinite(array[start : start + ROWS_AT_ONCE]).all() for start in range(0, rows, ROWS_AT_ONCE)):
@@ -161,7 +163,7 @@ def feature_builder(
             fixed[kind] = static_embeddings(cfg, tokens, encoded)
         elif kind in WORD_FEATURES:
             fixed[kind] = word_features(graph.texts, kind, cfg.glem.vocabulary, seen_nodes)
-    has_trained = any(kind.startswith("text") for kind in kinds)
+    has_trained = trains_features(cfg.glem.node_features)
     has_zero_rows = encoded is not None and (has_trained or "static" in kinds)
     statistics_nodes = encoded if has_zero_rows else None
     if seen_nodes is not None:

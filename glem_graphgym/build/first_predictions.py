@@ -14,6 +14,7 @@ from glem_graphgym.data.text_graph import TextGraph
 
 KEY = "glem.first_predictions"
 UNRANKED = 0.1  # probability mass spread evenly over all classes, ranked or not
+LARGEST = float(np.finfo(np.float16).max)
 NEXT_RANK = 0.5  # probability of a rank relative to the rank before
 
 
@@ -30,7 +31,13 @@ def first_predictions(path: str, graph: TextGraph) -> np.ndarray | None:
     if not path:
         return None
     if not path.lower().endswith((".csv", ".csv.gz")):
-        return load_matrix(path, graph.num_nodes, KEY, columns=graph.num_classes)
+        logits = load_matrix(path, graph.num_nodes, KEY, columns=graph.num_classes)
+        if (largest := max(logits.max(), -logits.min())) > LARGEST:
+            raise DataError(
+                f"{KEY}: {path} holds {largest:g}, expected at most {LARGEST:g}, as predictions are kept in float16; "
+                "subtract the largest logit of each row"
+            )
+        return logits
     try:
         rows = [*csv.reader(read_csv_bytes(Path(path)).decode().splitlines())]
     except (OSError, csv.Error) as error:

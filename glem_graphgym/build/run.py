@@ -32,7 +32,7 @@ from glem_graphgym.build.run_folder import (
     take_run_folder,
 )
 from glem_graphgym.build.tracking import tracking
-from glem_graphgym.config import ConfigError, check_config, feature_kinds, metric_of, view_of
+from glem_graphgym.config import ConfigError, check_config, feature_kinds, metric_of, unread_keys, view_of
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
@@ -75,6 +75,8 @@ def prepare(cfg: CfgNode, overwrite: int = 0, track: Track = untracked) -> tuple
         track: receives the numbers that stages report, after the folder is claimed.
     """
     check_config(cfg)  # a user's own main loads it with GraphGym's load_cfg, unchecked
+    if unread := unread_keys(cfg):
+        logging.warning(f"train.mode {cfg.train.mode} does not read {', '.join(unread)}: set without effect")
     graph = load_text_graph_of(cfg)
     identity = identity_of(cfg, graph)
     check_run_folder(Path(cfg.run_dir), identity, overwrite)
@@ -114,42 +116,16 @@ def build_run(
     mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
     first_logits = first_predictions(cfg.glem.first_predictions, graph)
     by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
-    static = "static" in feature_kinds(cfg.glem.node_features)
-    if mode.lm or mode.joint or static:
+    if mode.lm or mode.joint or "static" in feature_kinds(cfg.glem.node_features):
         encoder_config(cfg, hardware_for(cfg, cfg.lm.precision), -1.0, -1.0)  # raises before texts are tokenized
         tokens = tokens or open_tokens(cfg, graph)
-    if tokens is not None:
         readout_for(cfg).log(cfg.lm.model)
     train, valid = graph.split["train"], graph.split["valid"]
     gold = Gold(train, graph.label[train], graph.num_classes)
     gold = gold.balanced() if cfg.glem.class_weights == "balanced" else gold
     valid_labels = graph.label[valid]
     validation = Validation(valid, lambda logits: metrics[metric](valid_labels, logits))
-    lm_gold = lm_em = gnn = joint = smooth = None
-    views: dict[str, LMLearner] = {}
-    card: dict[str, Any] = {}
-    if mode.lm:
-        assert tokens is not None
-        lm_gold, lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
-        card = check_lm(cfg, lm_gold)
-        if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
-            check_lm(cfg, lm_em)
-    if mode.lm and mode.gnn:
-        for name in filter(None, map(view_of, feature_kinds(cfg.glem.node_features))):
-            view_graph = graph.view(name)  # a run that is only recorded uses the stand-in tokens for views too
-            view_tokens = open_tokens(cfg, view_graph) if features is None else tokens
-            assert view_tokens is not None
-            views[name] = lm_learners(cfg, view_tokens, graph.num_classes, validation)[0]
-    if mode.gnn:
-        features = features or feature_builder(cfg, graph, tokens, nodes.encoded)
-        gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted, by_blocks)
-        smooth = smoother(cfg, gnn.graphs, gold)
-    if mode.joint:
-        assert tokens is not None
-        card = check_lm(cfg, lm_learners(cfg, tokens, graph.num_classes, validation)[0])
-        features = features or further_features(cfg, graph, tokens, nodes.encoded)
-        joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted, by_blocks)
-        smooth = smoother(cfg, joint.graphs, gold)
+    learners = _learners(cfg, graph, nodes, gold, validation, tokens, features, by_blocks)
     journal = functools.partial(
         Journal,
         Path(cfg.run_dir),
@@ -168,21 +144,58 @@ def build_run(
         candidates=nodes.candidates,
         settings=em_settings(cfg),
         journal=journal(),
-        features=features or (lambda *embeddings: None),
         pseudo_accuracy=lambda pseudo: pseudo_accuracy(graph, pseudo),
-        lm_gold=lm_gold,
-        lm_em=lm_em,
-        views=views,
-        gnn=gnn,
-        joint=joint,
         first_predictions=first_logits,
-        features_seconds=seconds_before(cfg, tokens, nodes.encoded) if gnn or joint else 0.0,
+        features_seconds=seconds_before(cfg, tokens, nodes.encoded) if mode.gnn or mode.joint else 0.0,
         shared_lm_gold=shared_lm_gold(cfg, graph, nodes.encoded) if cfg.glem.share_lm_gold else None,
-        correct_and_smooth=smooth,
         encoded=nodes.encoded,
-        language_model=card,
+        **learners,
     )
     return replace(run, journal=journal(plan=plan_of(cfg, run)))
+
+
+def _learners(
+    cfg: CfgNode,
+    graph: TextGraph,
+    nodes: Nodes,
+    gold: Gold,
+    validation: Validation,
+    tokens: TokenStore | None,
+    features: Callable[..., Any] | None,
+    by_blocks: bool,
+) -> dict[str, Any]:
+    """The learners of ``train.mode`` and what comes with them, as arguments of `Run`; an LM is tried on a few texts.
+
+    Args:
+        tokens, features: see `build_run`; ``tokens`` are given if the mode trains an LM.
+        by_blocks: the result of `check_gnn`.
+    """
+    mode, learners = MODES[cfg.train.mode], dict[str, Any](features=lambda *embeddings: None)
+    if mode.lm or mode.joint:
+        assert tokens is not None
+        lm_gold, lm_em = lm_learners(cfg, tokens, graph.num_classes, validation)
+        learners["language_model"] = check_lm(cfg, lm_gold)
+        if mode.lm:
+            learners |= {"lm_gold": lm_gold, "lm_em": lm_em}
+            if cfg.e_step.dropout is not None or cfg.e_step.attention_dropout is not None:
+                check_lm(cfg, lm_em)
+    if mode.lm and mode.gnn:
+        views = learners["views"] = dict[str, LMLearner]()
+        for name in filter(None, map(view_of, feature_kinds(cfg.glem.node_features))):
+            view_graph = graph.view(name)  # a run that is only recorded uses the stand-in tokens for views too
+            view_tokens = open_tokens(cfg, view_graph) if features is None else tokens
+            assert view_tokens is not None
+            views[name] = lm_learners(cfg, view_tokens, graph.num_classes, validation)[0]
+    if mode.gnn:
+        learners["features"] = features or feature_builder(cfg, graph, tokens, nodes.encoded)
+        gnn = gnn_learner(cfg, graph, validation, nodes.candidates, nodes.predicted, by_blocks)
+        learners |= {"gnn": gnn, "correct_and_smooth": smoother(cfg, gnn.graphs, gold)}
+    if mode.joint:
+        assert tokens is not None
+        learners["features"] = features or further_features(cfg, graph, tokens, nodes.encoded)
+        joint = joint_learner(cfg, graph, tokens, validation, nodes.predicted, by_blocks)
+        learners |= {"joint": joint, "correct_and_smooth": smoother(cfg, joint.graphs, gold)}
+    return learners
 
 
 def plan_of(cfg: CfgNode, run: Run) -> Plan:

@@ -11,6 +11,8 @@ from glem_graphgym.config.checks import (  # noqa: F401
     feature_kinds,
     metric_of,
     reads_texts,
+    trains_features,
+    unread_keys,
     view_of,
 )
 from glem_graphgym.config.keys import (  # noqa: F401

@@ -68,7 +68,7 @@ def check_config(cfg: CfgNode) -> None:
                 f"glem.node_features is '{shown(cfg.glem.node_features)}': '{shown(kind)}' is unknown, expected "
                 f"{', '.join(FEATURE_KINDS)} or text:<view>, joined by +"
             )
-    check_rules(cfg, (*RULES, *(STANDARD_RULES if cfg.train.mode == "standard" else OUR_RULES)))
+    check_rules(cfg, RULES if cfg.train.mode == "standard" else (*OUR_RULES, *RULES))
 
 
 def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
@@ -105,11 +105,9 @@ RULES: tuple[Rule, ...] = (
     (lambda c: c.lm.base_precision not in ("8", "4") or c.lm.pretrained,
      "lm.base_precision is '{lm.base_precision}', but lm.pretrained False has no weights to quantise; expected bf16 or "
      "32"),
-)  # fmt: skip
-
-STANDARD_RULES: tuple[Rule, ...] = (
-    (lambda c: not (c.dataset.node_encoder and c.model.type.startswith("glem_")),
-     "model.type {model.type} has no node encoder, but dataset.node_encoder is True; expected model.type gnn"),
+    (lambda c: not (c.model.type.startswith("glem_") and (c.dataset.node_encoder or c.dataset.edge_encoder)),
+     "model.type {model.type} has no encoders, but dataset.node_encoder is {dataset.node_encoder} and "
+     "dataset.edge_encoder {dataset.edge_encoder}; expected False for both, or model.type gnn"),
 )  # fmt: skip
 
 OUR_RULES: tuple[Rule, ...] = (
@@ -132,8 +130,9 @@ OUR_RULES: tuple[Rule, ...] = (
      and sum(value for value in c.dataset.tag_split if value <= 1) <= 1 + 1e-6,
      "dataset.tag_split is {dataset.tag_split}, expected three numbers above 0 for train, valid and test: shares, "
      "together at most 1, or numbers of nodes"),
-    (lambda c: c.train.mode != "glem_gnn"
-     or not any(kind.startswith("text") for kind in feature_kinds(c.glem.node_features)),
+    (lambda c: len(kinds := feature_kinds(c.glem.node_features)) == len(set(kinds)),
+     "glem.node_features is '{glem.node_features}', which names features twice; expected each kind once"),
+    (lambda c: c.train.mode != "glem_gnn" or not trains_features(c.glem.node_features),
      "glem.node_features is '{glem.node_features}', the embeddings of a trained LM, but train.mode glem_gnn trains "
      "none; expected static, raw, file, bow or tfidf (or train.mode glem_cascade)"),
     (lambda c: c.train.mode != "glem_joint" or "text" in feature_kinds(c.glem.node_features),
@@ -219,6 +218,11 @@ def view_of(kind: str) -> str:
     return kind.removeprefix("text:") if re.fullmatch(r"text:[\w-]+", kind) else ""
 
 
+def trains_features(node_features: str) -> bool:
+    """Whether some node features are embeddings of a trained LM, so that they change from one M-step to the next."""
+    return any(kind.startswith("text") for kind in feature_kinds(node_features))
+
+
 def reads_texts(cfg: CfgNode) -> bool:
     """Whether a run of this configuration feeds the nodes' texts to a language model."""
     if cfg.dataset.format != "TAG":
@@ -297,6 +301,36 @@ def check_seeds(first: int, count: int) -> None:
         raise ConfigError(
             f"seed is {first} and --repeat {count}, so the last seed would be {last}; expected at most {LAST_SEED}"
         )
+
+
+# ---- keys that our train modes do not read --------------------------------------------------------------------------
+
+# Key of GraphGym's own training -> the keys to set instead, if any.
+UNREAD = {name: instead for names, instead in (
+    ("custom_metrics", "metric_best"),
+    ("dataset.split dataset.split_mode dataset.shuffle_split", "dataset.tag_split"),
+    ("dataset.transductive", "glem.setting"),
+    ("dataset.to_undirected", "dataset.tag_undirected"),
+    ("train.batch_size", "lm.batch_size and gnn.batch_size"),
+    ("train.sampler train.neighbor_sizes", "gnn.fan_out"),
+    ("train.enable_ckpt train.ckpt_period", "glem.checkpoint_minutes"),
+    ("dataset.transform dataset.remove_feature dataset.cache_save dataset.cache_load train.sample_node", ""),
+    ("train.node_per_graph train.radius train.iter_per_epoch train.walk_length train.skip_train_eval", ""),
+    ("train.epoch_resume train.ckpt_clean val.sampler val.sample_node val.node_per_graph val.radius", ""),
+    ("model.loss_fun model.size_average model.thresh model.match_upper", ""),
+) for name in names.split()}  # fmt: skip
+
+
+def unread_keys(cfg: CfgNode) -> list[str]:
+    """Keys that differ from their default, but that our train modes do not read; each with the key to set instead."""
+    keys, settings = all_keys(), dict(flat_settings(cfg))
+    changed = [name for name in UNREAD if settings[name] != keys[name].default]
+    if cfg.model.loss_fun == "glem_pseudo_label":  # it is the loss of these modes
+        changed.remove("model.loss_fun")
+    unread = [f"{name} (but {UNREAD[name]})" if UNREAD[name] else name for name in changed]
+    if cfg.optim.warmup_epochs and cfg.optim.scheduler in ("none", "step", "cos", None):
+        unread.append("optim.warmup_epochs (but with optim.scheduler constant_warmup, linear_warmup or cosine_warmup)")
+    return unread
 
 
 # ---- names that GraphGym looks up late, during the run --------------------------------------------------------------

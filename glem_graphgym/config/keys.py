@@ -63,19 +63,19 @@ class Key:
                 raise ConfigError(f"{self.name} is {shown(value)}, expected {self._bounds(item, LARGEST[kind])}")
 
     def _in_bounds(self, number: float, largest: float) -> bool:
+        assert self.low is not None
         if self.or_minus_one and number == -1:
             return True
         high = largest if self.high is None else self.high
-        return (self.low or 0) <= number <= high and (self.below is None or number < self.below)
+        return self.low <= number <= high and (self.below is None or number < self.below)
 
     def _bounds(self, number: float, largest: float) -> str:
-        low = -math.inf if self.low is None else self.low
         if self.below is not None:
-            text = f"at least {low:g} and below {self.below:g}"
+            text = f"at least {self.low:g} and below {self.below:g}"
         elif self.high is not None:
-            text = f"{low:g} to {self.high:g}" if self.high < 1e6 else f"{low:g} to {self.high:,}"
+            text = f"{self.low:g} to {self.high:g}" if self.high < 1e6 else f"{self.low:g} to {self.high:,}"
         else:
-            text = f"at most {largest:,}" if number > largest else f"at least {low:g}"
+            text = f"at most {largest:,}" if number > largest else f"at least {self.low:g}"
         return text + (", or -1" if self.or_minus_one else "")
 
 

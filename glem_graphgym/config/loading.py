@@ -58,6 +58,8 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
     set_cfg(cfg)
     defaults = cfg.clone()
     _merge(cfg, typed_values(tree, defaults, str(file)))
+    if joined := next((name for name in names if "=" in name), None):
+        raise ConfigError(f"options are written as 'key value', without an equals sign; found '{shown(joined)}'")
     if len(options) % 2:
         raise ConfigError(f"options must be pairs 'key value'; '{shown(options[-1])}' stands alone")
     last = dict(zip(names, texts, strict=True))
@@ -67,9 +69,9 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
                 f"{name} is given {count} times on the command line; the last value counts: {shown(last[name])}"
             )
     for name, text in zip(names, texts, strict=True):
-        group, _, key = name.rpartition(".")
+        group, dot, key = name.partition(".")
         value = _typed_on_command_line(text)
-        _merge(cfg, typed_values({group: {key: value}} if group else {key: value}, defaults, "command line"))
+        _merge(cfg, typed_values({group: {key: value} if dot else value}, defaults, "command line"))
     check_choice("dataset.task", cfg.dataset.task, ("node", "edge", "graph", "link_pred"))
     assert_cfg(cfg)
     check_config(cfg)

@@ -142,7 +142,8 @@ def test_the_same_where_a_program_sets_it(name: str) -> None:
     set_cfg(cfg)
 
 
-NUMERIC = [key for key in all_keys().values() if type(key.default) in (int, float)]
+KINDS = {name: key.kind or type(key.default) for name, key in all_keys().items() if key.default != []}
+NUMERIC = [key for name, key in all_keys().items() if KINDS.get(name) in (int, float)]
 
 
 @pytest.mark.parametrize("key", NUMERIC, ids=lambda key: key.name)
@@ -150,15 +151,16 @@ def test_every_number_has_bounds(key: Key) -> None:
     """Below the least value, and above the largest, it is refused; -1 only where it stands for something."""
     assert key.low is not None
     key.check(key.default)
+    is_float = KINDS[key.name] is float
     beyond = [key.low - 1 if key.low - 1 != -1 or not key.or_minus_one else -2, 2**33, 1e13]
     beyond += [] if key.below is None else [key.below]
     beyond += [-0.5, -2e-4, -2] if key.or_minus_one else [-1]
     for value in beyond:
-        number = value if isinstance(key.default, float) else int(value) if value == int(value) else None
-        if number is None or (number == 2**33 and isinstance(key.default, float) and key.high is None):
+        number = value if is_float else int(value) if value == int(value) else None
+        if number is None or (number == 2**33 and is_float and key.high is None):
             continue
         with pytest.raises(ConfigError, match=key.name):
-            key.check(float(number) if isinstance(key.default, float) else number)
+            key.check(float(number) if is_float else number)
 
 
 def test_bounds_of_graphgyms_numbers_name_keys_that_it_has() -> None:
@@ -166,32 +168,15 @@ def test_bounds_of_graphgyms_numbers_name_keys_that_it_has() -> None:
 
 
 NONSENSE = {
-    ("e_step.lr", "-2e-4"): [],
-    ("e_step.dropout", "-0.5"): [],
-    ("e_step.warmup_epochs", "-0.1"): [],
-    ("lm.dropout", "-0.1"): [],
-    ("lm.dropout", "1"): [],
-    ("lm.attention_dropout", "-2"): [],
-    ("e_step.label_smoothing", "-0.9"): [],
-    ("e_step.batch_size", "-32"): [],
-    ("e_step.batch_size", "0"): [],
-    ("e_step.epochs", "-2"): [],
-    ("glem.em_iterations", "-3"): [],
     ("gnn.fan_out", "[5, 5.5]"): [],
     ("gnn.fan_out", "[5, true]"): [],
     ("gnn.fan_out", "[0, 5]"): [],
     ("gnn.fan_out", "5"): [],
-    ("gnn.dropout", "1"): [],
-    ("gnn.layers_mp", "-1"): [],
-    ("gnn.dim_inner", "0"): [],
     ("gnn.dim_inner", "[64]"): [],
     ("optim.steps", "[30, sixty]"): [],
     ("optim.steps", "[30, 60.5]"): [],
     ("optim.steps", "[-30]"): [],
     ("optim.max_epoch", "2.0"): [],
-    ("optim.momentum", "1.5"): [],
-    ("optim.base_lr", "-0.01"): [],
-    ("train.eval_period", "0"): [],
     ("train.neighbor_sizes", "[10, -2]"): [],
     ("dataset.tag_split", "[0.8,0.1"): [],
     ("dataset.tag_split", "[0.8, 0.1]"): [],
@@ -199,21 +184,12 @@ NONSENSE = {
     ("dataset.tag_split", "[1, 0, 0]"): [],
     ("dataset.tag_split", "[0.8, 0.1, x]"): [],
     ("dataset.tag_split", "0.8, 0.1, 0.1"): [],
-    ("dataset.tag_seed", "-1"): [],
-    ("dataset.tag_seed", "4294967296"): [],
     ("dataset.dir", ""): [],
     ("lm.model", ""): [],
     ("out_dir", ""): [],
-    ("seed", "-1"): [],
-    ("seed", "4294967296"): [],
     ("seed", "1.0"): [],
     ("seed", "one"): [],
-    ("num_threads", "0"): [],
-    ("round", "-1"): [],
-    ("round", "400"): [],
-    ("devices", "0"): [],
     ("devices", "1.5"): [],
-    ("devices", "1000000"): [],
     ("accelerator", "gpu"): [],
     ("accelerator", "cuda:0"): [],
     ("metric_best", "acuracy"): ["accuracy"],
@@ -232,7 +208,6 @@ NONSENSE = {
     ("custom_metrics", "[accuracyy]"): [],
     ("tensorboard_agg", "2"): [],
     ("glem.order", "gnnfirst"): ["gnn_first"],
-    ("glem.alpha", "7.0"): [],
     ("print", "quiet"): ["stdout"],
 }
 

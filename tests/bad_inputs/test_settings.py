@@ -17,12 +17,19 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     "embeddings without an LM": (["train.mode", "glem_gnn"], ["glem.node_features", "glem_gnn"]),
     "joint training without texts": ([*JOINT, "glem.node_features", "static"], ["glem.node_features", "glem_joint"]),
     "a kind of features that there is not": (["glem.node_features", "text+words"], ["glem.node_features", "words"]),
+    "a kind of features without a name": (["glem.node_features", "text+"], ["glem.node_features", "text, static, raw"]),
+    "features that are named twice": (["glem.node_features", "static + text+static"], ["glem.node_features", "twice"]),
     "a file without a name": (["glem.node_features", "text+file"], ["glem.node_features", "glem.feature_file"]),
     "a name without a file": (["glem.feature_file", "x.npy"], ["glem.node_features", "glem.feature_file"]),
     "raw features of a graph without": (["glem.node_features", "text+raw"], ["glem.node_features"]),
     "text encoder inside the GNN": (
         ["dataset.node_encoder", True, "dataset.node_encoder_name", "glem_text"],
         ["train.mode", "dataset.node_encoder"],
+    ),
+    "a node encoder of a network without": (["dataset.node_encoder", True], ["model.type", "node_encoder is True"]),
+    "an edge encoder of a network without": (
+        ["dataset.edge_encoder", True, "train.mode", "standard"],
+        ["model.type", "dataset.edge_encoder True"],
     ),
     "an LM as the GNN": (["model.type", "glem_lm"], ["model.type", "glem_lm"]),
     "a data set without texts": (["dataset.format", "PyG", "dataset.name", "Cora"], ["train.mode", "dataset.format"]),
@@ -89,6 +96,7 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     ),
     "no text in a batch": (["e_step.batch_size", 0], ["e_step.batch_size"]),
     "no epoch between validations": (["train.eval_period", 0], ["train.eval_period"]),
+    "fewer than no epochs": (["optim.max_epoch", -1], ["optim.max_epoch"]),
     # ---- what is trained in two ways at once
     "a GNN without epochs": (["optim.max_epoch", 0], ["optim.max_epoch"]),
     "a GNN without a learning rate": (["optim.base_lr", 0], ["optim.base_lr"]),
@@ -132,24 +140,18 @@ def test_contradictory_settings_are_refused(case: str, program: Program) -> None
     program.refuses(*options, names=names)
 
 
-BELOW_ONE = ["gnn.scr_threshold", "lm.dropout", "lm.attention_dropout"]
-BELOW_ONE += ["lm.head_dropout", "lm.label_smoothing", "e_step.dropout", "e_step.attention_dropout"]
-BELOW_ONE += ["e_step.head_dropout", "e_step.label_smoothing", "gnn.dropout", "gnn.input_dropout", "gnn.edge_drop"]
-BELOW_ONE += ["gnn.attention_dropout", "gnn.label_dropout"]
-
-
-@pytest.mark.parametrize("key", BELOW_ONE)
-def test_a_share_that_leaves_nothing_to_learn_from_is_refused(key: str, program: Program) -> None:
-    """Dropout of everything, labels smoothed to nothing, all labels given and none to predict."""
-    program.refuses(key, 1, names=[key, "1"])
-
-
 @pytest.mark.parametrize("shape", [(60, 3), (59, 2), (60,)], ids=str)
 def test_first_predictions_of_another_graph_are_refused(shape: tuple[int, ...], program: Program) -> None:
     np.save(program.folder / "first.npy", np.zeros(shape, dtype=np.float32))
     program.refuses(
         "glem.first_predictions", program.folder / "first.npy", names=["glem.first_predictions", "first.npy"]
     )
+
+
+def test_first_predictions_beyond_float16_are_refused(program: Program) -> None:
+    """They would be infinite in the files of a run."""
+    np.save(program.folder / "first.npy", np.full((60, 2), -1e6, dtype=np.float32))
+    program.refuses("glem.first_predictions", program.folder / "first.npy", names=["first.npy", "1e+06", "65504"])
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ def test_static_embeddings_have_the_models_own_width(tokens: TokenStore) -> None
 # ---- files that are not what they should be -----------------------------------------------------------------------
 
 
+ARRAYS = ["rows", "vector", "no column", "cube", "int", "nan", "inf", "object"]
 BAD_FILES = ["zip.npy", "empty.npy", "junk.pt", "empty.pt", "dict.pt", "array.pt", "bf16.pt", "none.npy"]
 
 
@@ -194,6 +195,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     cases: dict[str, tuple[np.ndarray, str]] = {
         "rows": (good[1:], f"shape ({NODES - 1}, 3), expected ({NODES}, D), in node order"),
         "vector": (good[:, 0], f"shape ({NODES},), expected ({NODES}, D)"),
+        "no column": (good[:, :0], "in node order, with at least one column"),
         "cube": (good[:, :, None], "shape (40, 3, 1)"),
         "int": (good.astype(np.int64), "holds int64, expected floating point numbers"),
         "nan": (np.where(np.eye(NODES, 3) > 0, np.nan, good), "holds NaN or infinite values"),
@@ -217,7 +219,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     return result
 
 
-@pytest.mark.parametrize("name", ["rows", "vector", "cube", "int", "nan", "inf", "object", *BAD_FILES, "table.csv"])
+@pytest.mark.parametrize("name", [*ARRAYS, *BAD_FILES, "table.csv"])
 def test_bad_feature_files(name: str, graph: TextGraph, tokens: TokenStore, tmp_path: Path) -> None:
     file, message = bad_files(tmp_path)[name]
     cfg.glem.node_features, cfg.glem.feature_file = "text+file", str(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch_geometric.graphgym.config import cfg
@@ -14,7 +13,6 @@ from glem_graphgym.build import memory_check
 from glem_graphgym.build.footprint import STEP, hop_step_bytes, neighbourhood_bytes
 from glem_graphgym.build.memory_check import check_memory
 from glem_graphgym.build.run import prepare
-from glem_graphgym.config import ConfigError
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.hop_step import HopLearner
 from glem_graphgym.memory import GB
@@ -235,37 +233,3 @@ def test_later_stages_of_self_training_may_train_on_all_nodes(configure: Callabl
 def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph) -> None:
     configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size", 8)
     check_memory(cfg, graph)
-
-
-# ---- settings that do not go together -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("key", "value"), [("gnn.rlu_rounds", 2), ("gnn.scr_weight", 0.5)])
-def test_settings_of_hop_networks_with_another(configure: Callable[..., None], key: str, value: Any) -> None:
-    configure(key, value)
-    with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type glem_gcn sees the whole graph"):
-        prepare(cfg)
-
-
-@pytest.mark.parametrize("more", [("model.type", "glem_gamlp"), ("model.type", "glem_sage", "gnn.fan_out", "[3, 3]")])
-@pytest.mark.parametrize(("key", "value"), [("gnn.label_reuse", 1), ("gnn.distillation", 0.5)])
-def test_settings_of_full_batches_with_others(
-    configure: Callable[..., None], key: str, value: Any, more: tuple[str, ...]
-) -> None:
-    configure(key, value, "glem.label_input", True, *more)
-    with pytest.raises(ConfigError, match=rf"{key} is {value}, but model.type {more[1]}.* expected 0"):
-        prepare(cfg)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("gnn.input_norm", "batch"), "model.type glem_gcn has no norm of its input"),
-        (("gnn.label_reuse", 1), "gnn.label_reuse is 1, but no labels are given; set glem.label_input to True"),
-        (("gnn.scr_threshold", 1.0), "gnn.scr_threshold is 1.0"),
-        (("glem.encode_nodes", "needed", "glem.correct_and_smooth", True), "glem.encode_nodes is 'needed'"),
-    ],
-)
-def test_contradictions(configure: Callable[..., None], options: tuple[object, ...], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        configure(*options)

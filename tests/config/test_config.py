@@ -139,7 +139,10 @@ REFUSED = [
     ("glemm:\n  alpha: 0.3\n", (), "{file}: unknown key 'glemm'; did you mean 'glem'?"),
     ("zzz: 1\n", (), "{file}: unknown key 'zzz'; known here: accelerator, "),
     ("", ("lm.modle", "x"), "command line: unknown key 'lm.modle'; did you mean 'lm.model'?"),
-    ("", ("lm.model.name", "x"), "command line: unknown key 'lm.model'"),
+    ("", ("lm.model.name", "x"), "command line: unknown key 'lm.model.name'; did you mean 'lm.model'?"),
+    ("", (".seed", "3"), "command line: unknown key ''"),
+    ("", ("seed=3",), "options are written as 'key value', without an equals sign; found 'seed=3'"),
+    ("", ("seed", "3", "lm.lr=2e-5", "glem.alpha=0.5"), "without an equals sign; found 'lm.lr=2e-5'"),
     ("lm: 3\n", (), "{file}: 'lm' is a group of keys, found the value 3"),
     ("lm:\n", (), "{file}: 'lm' is a group of keys, found nothing"),
     ("lm:\n  epochs: many\n", (), "{file}: lm.epochs is 'many', expected a whole number"),
@@ -272,35 +275,6 @@ def test_graphgyms_own_way_in_takes_null_and_numbers(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--cfg .*none\.yaml: cannot be read \(No such file or directory\)"):
         load_config(cfg, tmp_path / "none.yaml")
-
-
-CONTRADICTIONS = {
-    ("dataset.format", "PyG"): ["train.mode glem", "dataset.format is 'PyG'"],
-    ("dataset.task", "graph"): ["train.mode glem", "dataset.task is 'graph'"],
-    ("dataset.task_type", "regression"): ["train.mode glem", "dataset.task_type 'regression'"],
-    ("lm.grad_accumulation", "5"): ["lm.batch_size 32", "lm.grad_accumulation, 5"],
-    ("lm.grad_accumulation", "8", "e_step.batch_size", "12"): ["e_step.batch_size 12", "lm.grad_accumulation, 8"],
-    ("e_step.batch_size", "0"): ["e_step.batch_size is 0"],
-    ("glem.node_features", "txt+raw"): ["glem.node_features is 'txt+raw'", "'txt' is unknown"],
-    ("glem.node_features", "text+"): ["'' is unknown", "text, static, raw, file"],
-    ("train.mode", "glem_gnn"): ["glem.node_features is 'text'", "train.mode glem_gnn"],
-    ("glem.node_features", "text+file"): ["glem.node_features 'text+file'", "glem.feature_file ''"],
-    ("glem.feature_file", "a.npy"): ["glem.node_features 'text'", "glem.feature_file 'a.npy'"],
-    ("train.eval_period", "0"): ["train.eval_period is 0"],
-    ("optim.max_epoch", "-1"): ["optim.max_epoch is -1"],
-    ("dataset.node_encoder", "True", "dataset.node_encoder_name", "glem_text"):
-        ["train.mode glem", "dataset.node_encoder_name glem_text"],
-    ("train.mode", "standard", "model.type", "glem_gcn", "dataset.node_encoder", "True"):
-        ["model.type glem_gcn", "dataset.node_encoder is True"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("options", CONTRADICTIONS, ids=lambda options: " ".join(options))
-def test_contradictions_name_both_keys(options: tuple[str, ...], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        load(tmp_path, GLEM, *options)
-    for part in CONTRADICTIONS[options]:
-        assert part in str(error.value)
 
 
 def test_a_stock_configuration_is_not_checked_for_ours(tmp_path: Path) -> None:
