@@ -99,7 +99,7 @@ def _export_lm(
         model = run.lm_of(stage).start(weights=weights).model
     tokenizer, prefix, suffix = tokenizer_of(cfg, graph.texts), "", ""
     if isinstance(tokenizer, Prompted):
-        tokenizer, prefix, suffix = tokenizer.tokenizer, tokenizer.before, tokenizer.after
+        tokenizer, prefix, suffix = tokenizer.tokenizer, tokenizer.prefix, tokenizer.suffix
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(tokenizer))
     folder = export_folder / "lm"

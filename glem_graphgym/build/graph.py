@@ -174,7 +174,7 @@ def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
     tokenizer, cache = tokenizer_of(cfg, graph.texts), Path(cfg.dataset.dir) / "tokens"
     store = open_token_store(graph.texts, tokenizer, cfg.lm.max_length, cache)
     if isinstance(tokenizer, Prompted):
-        logging.info(f"lm.model {cfg.lm.model}: texts are given as {tokenizer.before + '{text}' + tokenizer.after!r}")
+        logging.info(f"lm.model {cfg.lm.model}: texts are given as {tokenizer.prefix + '{text}' + tokenizer.suffix!r}")
     unknown = store.unknown_share()
     if unknown > MANY_UNKNOWN:
         logging.warning(
@@ -191,11 +191,16 @@ def readout_for(cfg: CfgNode) -> Readout:
 
 def tokenizer_of(cfg: CfgNode, texts: Texts) -> Any:
     """The tokenizer of ``lm.model`` with ``lm.prompt``, compared on some texts with the file that it is made from."""
-    nodes = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), TEXTS_COMPARED)).astype(np.int64))
+    nodes = evenly_spaced(len(texts), TEXTS_COMPARED)
     tokenizer = load_tokenizer(cfg.lm.model, [texts[node][:CHARACTERS_COMPARED] for node in nodes])
     tokenizer = with_end_token(tokenizer, cfg.lm.model, readout_for(cfg))
     prefix, suffix = prompt_of(cfg.lm.model, cfg.lm.prompt)
     return Prompted(tokenizer, prefix, suffix) if prefix or suffix else tokenizer
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers below ``count``, first and last included."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)).tolist()
 
 
 def accuracy_of(dataset: str) -> Accuracy:

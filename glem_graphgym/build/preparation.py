@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from yacs.config import CfgNode
 
-from glem_graphgym.build.graph import checks_of, load_text_graph_of, open_tokens, tokenizer_of
+from glem_graphgym.build.graph import checks_of, evenly_spaced, load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.config import reads_texts
 from glem_graphgym.data.errors import check_all
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import encode_texts, token_folder
-from glem_graphgym.files import read_json
+from glem_graphgym.files import DamagedFileError, read_json
 from glem_graphgym.models.pretrained import load_tokenizer, prompt_of
 
 TEXTS_CHECKED = 1000  # spread evenly over all nodes
@@ -54,11 +55,12 @@ def prepare_dataset(cfg: CfgNode) -> list[Prepared]:
 
 def _snapshot_of(graph: TextGraph, root: Path) -> Path | None:
     """The newest folder under ``root`` in which this graph is frozen."""
-    snapshots = [file.parent for file in root.rglob("graph.json") if not file.parent.name.startswith(".")]
-    matching = [
-        folder for folder in snapshots if read_json(folder / "graph.json").get("fingerprint") == graph.fingerprint()
-    ]
-    return max(matching, key=lambda folder: (folder / "graph.json").stat().st_mtime, default=None)
+    matching = []
+    for file in root.rglob("graph.json"):
+        with suppress(DamagedFileError, AttributeError):  # a file of that name need not be ours
+            if not file.parent.name.startswith(".") and read_json(file).get("fingerprint") == graph.fingerprint():
+                matching.append(file)
+    return max(matching, key=lambda file: file.stat().st_mtime).parent if matching else None
 
 
 def _graph_parts(graph: TextGraph, folder: Path | None) -> Iterator[Prepared]:
@@ -101,7 +103,7 @@ def check_texts(texts: Texts, name: str) -> None:
     """
     remedy = "delete its snapshot to have it made anew"
     _check_offsets(texts.offsets, len(texts.buffer), f"{name}: texts", remedy)
-    for node in _evenly_spaced(len(texts)):
+    for node in evenly_spaced(len(texts), TEXTS_CHECKED):
         try:
             texts[node]
         except UnicodeDecodeError as error:
@@ -113,7 +115,7 @@ def _prepare_tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
     folder = token_folder(graph.texts, tokenizer, cfg.lm.max_length, Path(cfg.dataset.dir) / "tokens")
     remedy = f"delete {folder} to have it made anew"
     _check_offsets(store.offsets, len(store.ids), f"{folder}: tokens", remedy)
-    nodes = _evenly_spaced(len(graph.texts))
+    nodes = evenly_spaced(len(graph.texts), TEXTS_CHECKED)
     expected = encode_texts([graph.texts[node] for node in nodes], tokenizer, cfg.lm.max_length)
     for node, ids in zip(nodes, expected, strict=True):
         if store.ids[store.offsets[node] : store.offsets[node + 1]].tolist() != list(ids):
@@ -125,16 +127,7 @@ def _prepare_tokens(cfg: CfgNode, graph: TextGraph) -> Prepared:
 
 
 def _check_offsets(offsets: np.ndarray, end: int, name: str, remedy: str) -> None:
-    ordered = all(bool((np.diff(block) >= 0).all()) for block in _overlapping_blocks(offsets))
-    if not ordered or offsets[0] != 0 or offsets[-1] != end:
+    starts = range(0, len(offsets) - 1, ROWS_AT_ONCE)  # each block begins with the last offset of the one before
+    ordered = (np.diff(offsets[start : start + ROWS_AT_ONCE + 1]) >= 0 for start in starts)
+    if not all(block.all() for block in ordered) or offsets[0] != 0 or offsets[-1] != end:
         raise DataError(f"{name}: offsets must grow from 0 to {end}; {remedy}")
-
-
-def _overlapping_blocks(offsets: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of offsets; each begins with the last offset of the block before."""
-    for start in range(0, len(offsets) - 1, ROWS_AT_ONCE):
-        yield offsets[start : start + ROWS_AT_ONCE + 1]
-
-
-def _evenly_spaced(count: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, TEXTS_CHECKED)).astype(np.int64)).tolist() if count else []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,8 @@ from glem_graphgym.models.pretrained import find_model, prompt_of
 from glem_graphgym.renamed import in_new_names
 from glem_graphgym.scores import METRIC
 
+RESTORE = "restore it, or start that seed anew with --overwrite"  # remedy for a damaged run.json
+SEED = re.compile("-?[0-9]+")  # name of a seed's folder
 RECORDED_PACKAGES = ("ogb", "torch", "torch_geometric", "transformers")
 
 # Keys that no result depends on: paths, printing, number of threads, and the like.
@@ -122,8 +125,7 @@ def file_hashes(cfg: CfgNode) -> dict[str, str]:
     for key in ("feature_file", "first_predictions"):
         if cfg.glem[key] and Path(cfg.glem[key]).is_file():
             hashes[f"glem.{key}"] = sha256_of([Path(cfg.glem[key])])
-    folder = Path(cfg.lm.model).expanduser()
-    if cfg.dataset.format == "TAG" and folder.is_dir():
+    if cfg.dataset.format == "TAG" and Path(cfg.lm.model).is_dir():
         hashes["lm.model"] = sha256_of(find_model(cfg.lm.model).decisive())
     return hashes
 
@@ -159,15 +161,14 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
         _check_same(run_dir, record, identity, "give the options that it was trained with" if to_predict else remedy)
     if to_predict:
         return
-    siblings = [path for path in run_dir.parent.glob("*") if path != run_dir and path.name.lstrip("-").isdigit()]
     overwritten_seeds = range(identity["seed"], identity["seed"] + overwrite)
-    for sibling in sorted(siblings):
-        if int(sibling.name) in overwritten_seeds:
+    for sibling in sorted(run_dir.parent.glob("*")):
+        if sibling == run_dir or not SEED.fullmatch(sibling.name) or int(sibling.name) in overwritten_seeds:
             continue
-        sibling_record = _read_record(sibling)
-        if sibling_record and _has_results(sibling):
+        record = _read_record(sibling)
+        if record and _has_results(sibling):
             remedy = "seeds of one experiment share their settings; choose another out_dir"
-            _check_same(sibling, _seedless(sibling_record), _seedless(identity), remedy)
+            _check_same(sibling, record, identity, remedy, ignored={"seed"})
 
 
 def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
@@ -213,24 +214,22 @@ def require_finished(run_dir: Path) -> None:
 
 def _read_record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run.json"
-    remedy = "restore it, or start that seed anew with --overwrite"
-    with reading(path, remedy):
-        record = read_json(path, remedy) if path.exists() else {}
-        return dict(record)
+    with reading(path, RESTORE):
+        return dict(read_json(path, RESTORE)) if path.exists() else {}
 
 
 def _has_results(run_dir: Path) -> bool:
     return "finished" in _read_record(run_dir) or any((run_dir / "stages").glob("[0-9]*"))
 
 
-def _seedless(identity: dict[str, Any]) -> dict[str, Any]:
-    settings = {key: value for key, value in identity["settings"].items() if key != "seed"}
-    return {**identity, "settings": settings}
-
-
-def _check_same(run_dir: Path, record: dict[str, Any], current: dict[str, Any], remedy: str) -> None:
-    if current["mode"] != record["mode"]:
-        raise RunError(f"{run_dir} holds a run of train.mode {record['mode']}, now {current['mode']}; {remedy}")
+def _check_same(
+    run_dir: Path, record: dict[str, Any], current: dict[str, Any], remedy: str, ignored: Collection[str] = ()
+) -> None:
+    """Raise RunError if the recorded run differs from the current one, in more than the ``ignored`` settings."""
+    with reading(run_dir / "run.json", RESTORE):
+        mode, settings, files = record["mode"], in_new_names(record["settings"]), record["files"]
+    if current["mode"] != mode:
+        raise RunError(f"{run_dir} holds a run of train.mode {mode}, now {current['mode']}; {remedy}")
     if record.get("fingerprint") != current.get("fingerprint"):
         raise RunError(
             f"{run_dir} holds a run on another version of {current['dataset']} (fingerprint "
@@ -238,12 +237,12 @@ def _check_same(run_dir: Path, record: dict[str, Any], current: dict[str, Any], 
         )
     # A key that is newer than the run counts as its default, which has no effect; older runs had no prompts.
     defaults = {**{key.name: key.default for key in KEYS if key.name in current["settings"]}, "lm.prompt": ""}
-    recorded_settings = {**defaults, **in_new_names(record["settings"]), "metric_best": record.get("metric", METRIC)}
+    recorded_settings = {**defaults, **settings, "metric_best": record.get("metric", METRIC)}
     current_settings = {**current["settings"], "metric_best": current.get("metric", METRIC)}
     changed = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-        for old, new in ((recorded_settings, current_settings), (record["files"], current["files"]))
-        for key in sorted({*old, *new})
+        for old, new in ((recorded_settings, current_settings), (files, current["files"]))
+        for key in sorted({*old, *new}.difference(ignored))
         if old.get(key) != new.get(key)
     ]
     if changed:

@@ -30,7 +30,7 @@ def budget_bytes(cfg: CfgNode) -> int:
 
 
 def asked_bytes(cfg: CfgNode) -> int:
-    return round(cfg.glem.memory_budget_gb * memory.GB)
+    return max(1, round(cfg.glem.memory_budget_gb * memory.GB)) if cfg.glem.memory_budget_gb else 0
 
 
 def processes_here(cfg: CfgNode) -> int:

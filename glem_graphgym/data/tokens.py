@@ -138,7 +138,7 @@ def ids_below(tokenizer: Any) -> int:
 def tokenizer_identity(tokenizer: Any) -> str:
     """Hash of all that determines a text's tokens: the serialised fast tokenizer, or class and vocabulary."""
     if isinstance(tokenizer, Prompted):
-        return fingerprint(tokenizer_identity(tokenizer.tokenizer), tokenizer.before, tokenizer.after)
+        return fingerprint(tokenizer_identity(tokenizer.tokenizer), tokenizer.prefix, tokenizer.suffix)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # Each call sets padding and truncation, except for the side of truncation.
@@ -214,21 +214,21 @@ def encode_texts(texts: list[str], tokenizer: Any, max_length: int | None) -> li
 
 @dataclass(frozen=True)
 class Prompted:
-    """A tokenizer that puts each text between ``before`` and ``after``; all else is the tokenizer's own.
+    """A tokenizer that puts each text between ``prefix`` and ``suffix``; all else is the tokenizer's own.
 
     If a text is too long, only its own tokens are cut, on the tokenizer's truncation side: the prompt stays whole.
     """
 
     tokenizer: Any
-    before: str
-    after: str
+    prefix: str
+    suffix: str
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
     def encode(self, texts: list[str], max_length: int | None) -> list[list[int]]:
         """Encode as `encode_texts` does; raises DataError if the prompt leaves no room for a text."""
-        encoded = encode_texts([f"{self.before}{text}{self.after}" for text in texts], self.tokenizer, None)
+        encoded = encode_texts([f"{self.prefix}{text}{self.suffix}" for text in texts], self.tokenizer, None)
         for i, ids in enumerate(encoded):
             if max_length is not None and len(ids) > max_length:
                 encoded[i] = self._cut(texts[i], max_length)
@@ -246,8 +246,8 @@ class Prompted:
             count = bisect.bisect_right(range(len(text) + 1), max_length, key=lambda count: len(ids_of(count))) - 1
             cut_ids = ids_of(count) if count > 0 else None
         else:
-            encoding = backend.encode(f"{self.before}{text}{self.after}")
-            start, end = len(self.before), len(self.before) + len(text)
+            encoding = backend.encode(f"{self.prefix}{text}{self.suffix}")
+            start, end = len(self.prefix), len(self.prefix) + len(text)
             spans = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
             text_tokens = [
                 i for i, ((a, b), special) in enumerate(spans) if start <= a < end and b <= end and not special

@@ -15,7 +15,7 @@ from torch_geometric.graphgym.register import train_dict
 
 from glem_graphgym.build import run_folder
 from glem_graphgym.build.run_folder import check_run_folder, identity_of, package_versions, take_run_folder
-from glem_graphgym.files import read_json, write_json
+from glem_graphgym.files import DamagedFileError, read_json, write_json
 from glem_graphgym.report.stats import finish_run
 
 OLD = {"ogb": "1.3.6", "torch": "2.13.0"}
@@ -122,3 +122,22 @@ def test_a_run_of_a_version_that_lacked_a_key_goes_on_with_the_keys_default(
             check_run_folder(tmp_path / "0", identity_of(cfg, None))
     else:
         check_run_folder(tmp_path / "0", identity_of(cfg, None))
+
+
+@pytest.mark.parametrize("missing", ["mode", "settings", "files"])
+def test_a_run_json_that_lacks_something_is_named(
+    configure_run: Callable[..., Path], tmp_path: Path, missing: str
+) -> None:
+    configure_run()
+    identity = identity_of(cfg, None)
+    begun(tmp_path / "0", {name: value for name, value in identity.items() if name != missing})
+    for seed in (0, 1):  # the run's own, and another seed's
+        with pytest.raises(DamagedFileError, match=rf"{tmp_path}/0/run.json is damaged .*'{missing}'.* --overwrite"):
+            check_run_folder(tmp_path / str(seed), identity)
+
+
+@pytest.mark.parametrize("name", ["²", "--5", "5-", "a"])
+def test_folders_beside_the_seeds_are_left_alone(configure_run: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    configure_run()
+    begun(tmp_path / name, {**identity_of(cfg, None), "mode": "glem_lm"})
+    check_run_folder(tmp_path / "0", identity_of(cfg, None))

@@ -46,8 +46,9 @@ def test_a_budget_is_no_more_than_most_of_the_machine(
 
 
 def test_a_gb_is_a_power_of_two(configure: Callable[..., None]) -> None:
-    configure("glem.memory_budget_gb", 2)
-    assert asked_bytes(cfg) == 2 * 1024**3
+    for budget, found in ((2, 2 * 1024**3), (1e-12, 1), (0, 0)):
+        configure("glem.memory_budget_gb", budget)
+        assert asked_bytes(cfg) == found
 
 
 @pytest.mark.parametrize("network", ["glem_gat", "gnn"])

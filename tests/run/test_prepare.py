@@ -99,6 +99,13 @@ def test_it_makes_all_that_a_run_reads_and_says_where_it_lies(tmp_path: Path, ti
     assert parts["features"].bytes == features.stat().st_size
 
 
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "{}"])
+def test_files_that_are_called_like_those_of_a_snapshot(tmp_path: Path, tiny_lm: Path, content: str) -> None:
+    (tmp_path / "datasets" / "mine").mkdir(parents=True)
+    (tmp_path / "datasets" / "mine" / "graph.json").write_text(content)
+    assert prepared(tmp_path, tiny_lm, "synthetic")["graph"].where is None
+
+
 def test_nothing_is_made_twice(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_files("ogbn-papers100M", tmp_path / "datasets")
     first = prepared(tmp_path, tiny_lm, "ogbn-papers100M")
