@@ -34,6 +34,7 @@ RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|unexpected pos \d+ vs \d+")
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 ROWS_AT_ONCE = 1 << 18
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class DiskFullError(OSError):
@@ -160,9 +161,8 @@ def nearest_existing_parent(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def size_text(size: int) -> str:
-    """A number of bytes in words, in the largest unit (powers of 1000) that gives at least 1: ``1.5 GB``."""
-    if size < 1000:
-        return f"{size} B"
-    amounts = [(size / 1000**power, unit) for power, unit in enumerate(("kB", "MB", "GB", "TB"), start=1)]
-    return next((f"{amount:.1f} {unit}" for amount, unit in amounts if amount < 999.95), f"{amounts[-1][0]:.1f} TB")
+def size_text(size: float) -> str:
+    """A size as ``1.5 GB``; units are powers of 1024, as in configuration keys."""
+    power = min(max(0, math.floor(size).bit_length() - 1) // 10, len(UNITS) - 1)
+    amount = size / 1024**power
+    return f"{amount:,.0f} {UNITS[power]}" if power == 0 or amount >= 100 else f"{amount:.1f} {UNITS[power]}"

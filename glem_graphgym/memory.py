@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-GB = 1 << 30  # bytes, in keys and in messages
+MB, GB = 1 << 20, 1 << 30  # bytes, in keys and in messages
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
@@ -84,7 +84,7 @@ class PeakMemory:
 
     def accelerator_mb(self) -> float:
         """Peak memory of the accelerator; 0 on CPU."""
-        return torch.cuda.max_memory_allocated() / 2**20 if self.accelerator == "cuda" else 0.0
+        return torch.cuda.max_memory_allocated() / MB if self.accelerator == "cuda" else 0.0
 
     def resident_mb(self) -> float:
         """Peak resident memory of this process, with or without an accelerator."""
@@ -93,7 +93,7 @@ class PeakMemory:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) / 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KB; on macOS bytes
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        return peak / (MB if sys.platform == "darwin" else 2**10)
 
 
 def available_bytes() -> int:

@@ -240,25 +240,26 @@ def stage_remedy(cfg: CfgNode, model: str) -> str:
 
 
 def lm_remedy(cfg: CfgNode) -> str:
-    lm, remedies = cfg.lm, []
-    batch = min(lm.batch_size, cfg.e_step.batch_size or lm.batch_size)
-    if 2 * lm.grad_accumulation <= batch:
-        remedies.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
-    if not lm.gradient_checkpointing:
-        remedies.append("lm.gradient_checkpointing True")
+    lm = cfg.lm
+    remedies = _smaller_parts(cfg, min(lm.batch_size, cfg.e_step.batch_size or lm.batch_size))
     if lm.lora_rank and lm.base_precision == "32":
         remedies.append("lm.base_precision bf16")
-    remedies.append(f"lm.max_length below {lm.max_length}")
-    return f"set {', '.join(remedies)}, or take a smaller lm.model"
+    return f"set {', '.join([*remedies, f'lm.max_length below {lm.max_length}'])}, or take a smaller lm.model"
 
 
 def joint_remedy(cfg: CfgNode) -> str:
-    lm, remedies = cfg.lm, []
-    if 2 * lm.grad_accumulation <= lm.batch_size:
-        remedies.append(f"lm.grad_accumulation {2 * lm.grad_accumulation} or more")
-    if not lm.gradient_checkpointing:
+    remedies = [*_smaller_parts(cfg, cfg.lm.batch_size), f"gnn.fan_out to less than {cfg.gnn.fan_out}"]
+    return f"set {', '.join(remedies)}, or take train.mode glem"
+
+
+def _smaller_parts(cfg: CfgNode, batch_size: int) -> list[str]:
+    """Settings that are left to keep less of a batch in memory at a time."""
+    remedies, more = [], 2 * cfg.lm.grad_accumulation
+    if more <= batch_size:
+        remedies.append(f"lm.grad_accumulation {more} or more")
+    if not cfg.lm.gradient_checkpointing:
         remedies.append("lm.gradient_checkpointing True")
-    return f"set {', '.join([*remedies, f'gnn.fan_out to less than {cfg.gnn.fan_out}'])}, or take train.mode glem"
+    return remedies
 
 
 def gnn_remedy(cfg: CfgNode) -> str:

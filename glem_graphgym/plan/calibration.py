@@ -29,40 +29,34 @@ from yacs.config import CfgNode
 from glem_graphgym import processes
 from glem_graphgym.build.choices import choose, with_choices
 from glem_graphgym.build.features import feature_builder, static_folder
-from glem_graphgym.build.footprint import layer_outputs, whole_graph_bytes
-from glem_graphgym.build.gnn import MmapGraph, sees_hops
+from glem_graphgym.build.footprint import whole_graph_bytes
+from glem_graphgym.build.gnn import sees_hops
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens, tokenizer_of
 from glem_graphgym.build.language_model import hardware_for, untuned_lm
-from glem_graphgym.build.learners import gnn_learner, hop_storage, joint_learner, lm_learners, stored_graph_views_of
+from glem_graphgym.build.learners import gnn_learner, joint_learner, lm_learners
 from glem_graphgym.build.memory_check import hop_bytes
 from glem_graphgym.build.run import Nodes, build_run, nodes_of
 from glem_graphgym.build.run_folder import check_run_folder, identity_of
 from glem_graphgym.build.sizes import budget_bytes, feature_widths, processes_here
-from glem_graphgym.config import load_config, reads_texts
-from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.config import load_config, reads_texts, trains_features
 from glem_graphgym.data.stand_in import RemappedTokens, sampled_tokens, smaller_graph
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, padded_tokens, shuffled_batches, token_folder
 from glem_graphgym.em.e_step import LMLearner, LMTask
 from glem_graphgym.em.fit import Validation
-from glem_graphgym.em.inputs import prediction_folds
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner, JointTask
-from glem_graphgym.em.m_step import GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.recorder import RecordedStage, record
 from glem_graphgym.em.run import Run
 from glem_graphgym.em.sampled_step import StoredSampledLearner
 from glem_graphgym.files import read_json, write_json
-from glem_graphgym.memory import GB, PeakMemory, available_bytes, keep_freed_memory
+from glem_graphgym.memory import GB, MB, PeakMemory, available_bytes, keep_freed_memory
 from glem_graphgym.models.pretrained import BITS
 from glem_graphgym.models.text_encoder import TextClassifier, transformer_layers
 from glem_graphgym.modes import MODES, UNTIL_PLATEAU
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
-from glem_graphgym.out_of_core.hop_storage import HopStorage
-from glem_graphgym.out_of_core.propagation import disk_bytes
-from glem_graphgym.out_of_core.stored_operator import operator_bytes
+from glem_graphgym.plan.disk_sizes import hop_files, layer_file_bytes
 
-MB = 1 << 20
 STATIC = "static"  # the untuned LM's embeddings, which are made before the first stage
 COURSES = 32  # random sequences of validation scores that are simulated: they decide which weights are kept
 TRIAL_SECONDS = 8.0  # of training that an LM stage is tried for, in two epochs
@@ -143,7 +137,15 @@ class Calibration:
         if self.by_blocks:
             self.sizes["layers"] = layer_file_bytes(cfg, graph, width, self.nodes.predicted)
         if sees_hops(cfg) and 0 < budget_bytes(cfg) < hop_bytes(cfg, graph, width):
-            self.sizes["hops"] = self._hop_files(width)
+            static, fixed = self.sizes["static"], not trains_features(cfg.glem.node_features)
+
+            def make_features() -> Any:
+                return feature_builder(cfg, graph, self.tokens, self.nodes.encoded)(None)
+
+            exist = fixed and (static is None or static["cached"])
+            self.sizes["hops"] = hop_files(
+                cfg, graph, self.nodes.predicted, width, fixed, make_features if exist else None
+            )
         recording = record(run, self.program, self._model_of)
         fits: dict[tuple[object, ...], str] = {}
         stages = []
@@ -209,7 +211,7 @@ class Calibration:
         tokens = open_tokens(cfg, self.graph) if cached else sampled_tokens(texts, tokenizer, cfg.lm.max_length)
         total = int(tokens.lengths.sum())
         size = total * id_type(tokenizer).itemsize + 8 * (len(texts) + 1)
-        self.sizes["tokens"] = {"total": total, "known": cached, "folder": str(folder), "bytes": size}
+        self.sizes["tokens"] = {"total": total, "cached": cached, "folder": str(folder), "bytes": size}
         return tokens
 
     def _try_lm(self, learner: LMLearner, targets: StepTargets) -> Cost:
@@ -298,8 +300,8 @@ class Calibration:
     def _try_static(self) -> None:
         """Measure the untuned LM's embeddings, which are made before the first stage."""
         folder = static_folder(self.cfg, self.tokens, self.nodes.encoded)
-        cached = self.sizes["tokens"]["known"] and folder.is_dir()
-        self.sizes["static"] = static = {"folder": str(folder if cached else folder.parent), "known": cached}
+        cached = self.sizes["tokens"]["cached"] and folder.is_dir()
+        self.sizes["static"] = static = {"folder": str(folder if cached else folder.parent), "cached": cached}
         if cached:
             static["dim"] = np.load(folder / "embeddings.npy", mmap_mode="r").shape[1]
             return
@@ -465,49 +467,6 @@ class Calibration:
             total += _inferred_tokens(learner.tokens.lengths, hood.nodes, learner.settings.micro_batch_tokens)
         return total
 
-    # ---- files of hops --------------------------------------------------------------------------------------------
-
-    def _hop_files(self, width: int) -> dict[str, Any]:
-        """Files of hops: ``bytes`` and ``folder`` of feature hops, whether they are cached (``known``) and the same in
-        all M-steps (``fixed``), bytes ``beside`` them while they are made, bytes of ``labels``, and ``operators``."""
-        cfg, graph, predicted = self.cfg, self.graph, self.nodes.predicted
-        storage, graphs = hop_storage(cfg, predicted), stored_graph_views_of(cfg, graph)
-        rows = graph.num_nodes if predicted is None else len(predicted)
-
-        def on_disk(columns: int, hops: int) -> tuple[int, int]:
-            return disk_bytes(graph.num_nodes, rows, columns, hops, storage.dtype.itemsize, storage.budget)
-
-        features, temporary = on_disk(width, cfg.gnn.hops + 1)
-        folder = self._folder_of_hops(storage, graphs)
-        return {
-            "fixed": "text" not in self.widths,
-            "folder": str(folder),
-            "known": folder != storage.cache and folder.is_dir(),
-            "bytes": features,
-            "beside": temporary,
-            "labels": sum(on_disk(graph.num_classes, 1)) if cfg.glem.label_input else 0,
-            "operators": [self._operator_file(storage, view) for view, _ in storage.needed(graphs)],
-        }
-
-    def _folder_of_hops(self, storage: HopStorage, graphs: GraphViews) -> Path:
-        """The folder of feature hops that are the same in all M-steps; the cache's root if they cannot exist yet.
-
-        Naming the folder requires reading all features, so this is done only if there are cached hops.
-        """
-        static = self.sizes["static"]
-        cacheable = "text" not in self.widths and (static is None or static["known"])
-        if not cacheable or not any(storage.cache.glob("hops-*")):
-            return storage.cache
-        x = feature_builder(self.cfg, self.graph, self.tokens, self.nodes.encoded)(None)
-        return storage.features_folder(graphs, x, self.cfg.gnn.hops)
-
-    @staticmethod
-    def _operator_file(storage: HopStorage, view: MmapGraph) -> dict[str, Any]:
-        """Folder, existence and bytes of a propagation operator; reads the graph only if there are cached operators."""
-        folder = storage.operator_folder(view) if any(storage.cache.glob("operator-*")) else storage.cache
-        cached = folder != storage.cache and folder.is_dir()
-        return {"folder": str(folder), "known": cached, "bytes": operator_bytes(view.rowptr, view.col, view.keep)}
-
 
 def weights_mb(module: nn.Module, trained: bool = False) -> float:
     """MB of a module's weights; with ``trained`` only of those that are trained."""
@@ -536,28 +495,6 @@ def among_processes(cost: Cost, processes: int, accelerator: str) -> Cost:
 def _inferred_tokens(lengths: np.ndarray, nodes: np.ndarray, budget: int) -> int:
     """Tokens of inference on ``nodes``, padding included."""
     return padded_tokens(lengths, budget_batches(lengths, nodes, budget))
-
-
-def layer_file_bytes(cfg: CfgNode, graph: TextGraph, width: int, predicted: np.ndarray | None) -> int:
-    """Peak bytes on disk of layer outputs in layer-wise prediction, which keeps two layers' outputs at a time.
-
-    Args:
-        width: of the node features.
-        predicted: see `GNNLearner`.
-    """
-    groups = [predicted]
-    if predicted is not None and cfg.glem.label_input:  # label folds are predicted one after another
-        groups = [group for group, _ in prediction_folds(graph.num_nodes, graph.split["train"], predicted)]
-
-    def nodes_near(group: np.ndarray | None, hops: int) -> int:
-        return graph.num_nodes if group is None else len(nodes_within(graph.rowptr, graph.col, group, hops))
-
-    *hidden, _ = layer_outputs(cfg, graph.num_classes, width)
-    peak = 0
-    for group in groups:  # a layer's output is needed as many hops away as there are layers above it
-        files = [size * nodes_near(group, len(hidden) - index) for index, size in enumerate(hidden)]
-        peak = max([peak, *files, *(sum(pair) for pair in itertools.pairwise(files))])
-    return peak
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from glem_graphgym.disk import size_text
 from glem_graphgym.progress import time_text
 from glem_graphgym.report.stats import default_console, new_table
-
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def print_needs(preflight: Any, title: str, console: Console | None = None) -> None:
@@ -29,26 +28,17 @@ def print_needs(preflight: Any, title: str, console: Console | None = None) -> N
 def verdict_line(verdict: Any) -> str:
     """One line about a resource: bytes needed and free, and what to do if they do not suffice."""
     subject = f"{verdict.stage} " if verdict.stage else "the run "
-    sizes = f"{subject}needs {shown_size(verdict.needed)}, {shown_size(verdict.available)} are free"
+    sizes = f"{subject}needs {size_text(verdict.needed)}, {size_text(verdict.available)} are free"
     if verdict.fits:
         return f"{verdict.resource}: fits; {sizes}"
     return f"{verdict.resource}: DOES NOT FIT; {sizes}; {verdict.remedy}"
-
-
-def shown_size(size: float) -> str:
-    """A size as ``1.5 GB``; units are powers of 1024, as in reports."""
-    for unit in UNITS:
-        if size < 1024 or unit == UNITS[-1]:
-            return f"{size:,.0f} {unit}" if unit in UNITS[:2] or size >= 100 else f"{size:,.1f} {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def _texts_line(measured: Mapping[str, Any]) -> str:
     graph, tokens = measured["graph"], measured["tokens"]
     line = f"{graph['name']}: {graph['nodes']:,} nodes, {graph['edges']:,} undirected edges, {graph['classes']} classes"
     if tokens:
-        qualifier = "" if tokens["known"] else "about "
+        qualifier = "" if tokens["cached"] else "about "
         line += f"; {qualifier}{tokens['total']:,} tokens in {graph['nodes']:,} texts"
     return line
 
@@ -64,7 +54,7 @@ def _stages_table(title: str, stages: Sequence[Any], costs: Mapping[str, Mapping
             continue
         counts = (f"{cost[name]:,}" if cost[name] else "" for name in ("texts", "tokens"))
         sizes = [cost["resident_mb"], cost["mapped_mb"], *([cost["accelerator_mb"]] if accelerator else [])]
-        memory = (shown_size(size * 2**20) for size in sizes)
+        memory = (size_text(size * 2**20) for size in sizes)
         table.add_row(stage.folder, "", *counts, *memory, time_text(cost["seconds"]))
     return table
 
@@ -72,8 +62,8 @@ def _stages_table(title: str, stages: Sequence[Any], costs: Mapping[str, Mapping
 def _files_table(stored: Sequence[Any]) -> Any:
     table = new_table("Files", ["what", "where", ""], ["size"])
     for item in stored:
-        note = "is there already" if item.done else "for a while" if item.passing else ""
-        table.add_row(item.what, item.path, note, shown_size(item.bytes))
+        note = "is there already" if item.done else "for a while" if item.temporary else ""
+        table.add_row(item.what, item.path, note, size_text(item.bytes))
     return table
 
 

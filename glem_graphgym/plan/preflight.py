@@ -24,12 +24,11 @@ from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.config import ConfigError, dump_config
 from glem_graphgym.disk import free_bytes, nearest_existing_parent
 from glem_graphgym.files import read_json, write_json
-from glem_graphgym.memory import available_bytes
-from glem_graphgym.modes import MODES, UNTIL_PLATEAU
+from glem_graphgym.memory import MB, available_bytes
+from glem_graphgym.modes import MODES
 from glem_graphgym.plan.calibration import STATIC
 from glem_graphgym.processes import PARENT
 
-MB = 1 << 20
 LOG = "log"  # file with the subprocess's output
 
 
@@ -62,15 +61,15 @@ class Stored:
 
     Attributes:
         done: exists already.
-        passing: temporary; the run deletes it again.
-        run: run folder that a ``passing`` item belongs to: seeds run in turn, so only the largest seed's total counts.
+        temporary: the run deletes it again.
+        run: run folder that a temporary item belongs to: seeds run in turn, so only the largest seed's total counts.
     """
 
     what: str
     path: str
     bytes: int
     done: bool = False
-    passing: bool = False
+    temporary: bool = False
     run: str = ""
 
 
@@ -104,14 +103,12 @@ class Preflight:
         stages: of all seeds, in order.
         stored: of all seeds.
         verdicts: one per resource.
-        at_most: the number of EM iterations is unknown, so its upper bound was used.
     """
 
     measured: dict[str, Any]
     stages: list[Planned]
     stored: list[Stored]
     verdicts: list[Verdict]
-    at_most: bool
 
     @property
     def fits(self) -> bool:
@@ -147,9 +144,11 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
         stored += run_files(measured, run_dir, plan)
     if STATIC in measured["costs"]:
         stages.insert(0, Planned(STATIC, STATIC, done=False))
-    freed = {run_dir: _size_of(run_dir) for run_dir in run_dirs} if overwrite else {}
-    verdicts = [*disk_verdicts(cfg, stored, freed), *memory_verdicts(cfg, measured, stages)]
-    return Preflight(measured, stages, stored, verdicts, cfg.glem.em_iterations == UNTIL_PLATEAU)
+    files = {run_dir: [file.stat() for file in run_dir.rglob("*") if file.is_file()] for run_dir in run_dirs}
+    # A file with a second link (`glem.share_lm_gold`) stays on the disk.
+    freed = {run_dir: sum(stat.st_size for stat in stats if stat.st_nlink == 1) for run_dir, stats in files.items()}
+    verdicts = [*disk_verdicts(cfg, stored, freed if overwrite else {}), *memory_verdicts(cfg, measured, stages)]
+    return Preflight(measured, stages, stored, verdicts)
 
 
 def planned_stages(measured: dict[str, Any], run_dir: Path, overwrite: bool = False) -> list[Planned]:
@@ -203,16 +202,16 @@ def common_files(measured: dict[str, Any]) -> list[Stored]:
     nodes, stored = measured["graph"]["nodes"], []
     tokens, static, hops = measured["tokens"], measured["static"], measured["hops"]
     if tokens:
-        stored.append(Stored("tokens", tokens["folder"], tokens["bytes"], tokens["known"]))
+        stored.append(Stored("tokens", tokens["folder"], tokens["bytes"], tokens["cached"]))
     if static:
         shape = f"float16 ({nodes:,}, {static['dim']})"
         size = 2 * nodes * static["dim"]
-        stored.append(Stored(f"static embeddings, {shape}", static["folder"], size, static["known"]))
+        stored.append(Stored(f"static embeddings, {shape}", static["folder"], size, static["cached"]))
     if hops:
         operators = hops["operators"]
-        stored += [Stored("propagation operator", file["folder"], file["bytes"], file["known"]) for file in operators]
+        stored += [Stored("propagation operator", file["folder"], file["bytes"], file["cached"]) for file in operators]
         if hops["fixed"]:
-            stored.append(Stored("hop features", hops["folder"], hops["bytes"], hops["known"]))
+            stored.append(Stored("hop features", hops["folder"], hops["bytes"], hops["cached"]))
     return stored
 
 
@@ -222,7 +221,7 @@ def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) 
 
     def add_temporary(what: str, path: Path | str, size: int) -> None:
         if size:
-            stored.append(Stored(what, str(path), size, passing=True, run=str(run_dir)))
+            stored.append(Stored(what, str(path), size, temporary=True, run=str(run_dir)))
 
     for stage in plan:
         array_bytes = {
@@ -247,16 +246,20 @@ def run_files(measured: dict[str, Any], run_dir: Path, plan: Sequence[Planned]) 
         hops, working = measured["hops"], run_dir / "working"
         add_temporary("outputs of a GNN's layers", working, measured["layers"])
         if hops and not hops["fixed"]:  # feature hops are made first, then label hops beside them
-            peak_bytes = hops["bytes"] + max(hops["beside"], hops["labels"])
+            peak_bytes = hops["bytes"] + max(hops["temporary"], hops["labels"])
             add_temporary("hop features of one M-step", working, peak_bytes)
         elif hops:
-            add_temporary("hop features, while they are made", hops["folder"], 0 if hops["known"] else hops["beside"])
+            if not hops["cached"]:
+                add_temporary("hop features, while they are made", hops["folder"], hops["temporary"])
             add_temporary("label hops of one M-step", working, hops["labels"])
     return stored
 
 
 def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]) -> list[Verdict]:
     """One per file system; space that ``--overwrite`` or an earlier seed's clean-up frees counts as available."""
+    remedy = "set out_dir or dataset.dir to a place with more room"
+    if cfg.glem.keep_weights == "all":
+        remedy += ", or glem.keep_weights needed"
     groups: dict[int, list[Stored]] = {}
     for item in stored:
         groups.setdefault(nearest_existing_parent(Path(item.path)).stat().st_dev, []).append(item)
@@ -264,22 +267,16 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
     for device, items in groups.items():
         parent = nearest_existing_parent(Path(items[0].path))
         freed_bytes = sum(size for path, size in freed.items() if nearest_existing_parent(path).stat().st_dev == device)
-        needed = sum(item.bytes for item in items if not item.done and not item.passing)
+        needed = sum(item.bytes for item in items if not item.done and not item.temporary)
         temporary_by_run: Counter[str] = Counter()
         for item in items:
-            temporary_by_run[item.run] += item.bytes * item.passing
+            temporary_by_run[item.run] += item.bytes * item.temporary
         needed += max(temporary_by_run.values())
         mount = next(
             folder for folder in (parent, *parent.parents) if os.path.ismount(folder) or folder.parent == folder
         )
-        verdicts.append(
-            Verdict(f"disk mounted at {mount}", needed, free_bytes(parent) + freed_bytes, "", disk_remedy(cfg))
-        )
+        verdicts.append(Verdict(f"disk mounted at {mount}", needed, free_bytes(parent) + freed_bytes, "", remedy))
     return verdicts
-
-
-def _size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
@@ -325,13 +322,3 @@ def resident_of_all(measured: dict[str, Any], names: Sequence[str]) -> dict[str,
         )
         peaks[name] = max(peaks[name], process_mb + other_ranks_mb)
     return peaks
-
-
-# ---- remedies -----------------------------------------------------------------------------------------------------
-
-
-def disk_remedy(cfg: CfgNode) -> str:
-    remedies = ["set out_dir or dataset.dir to a place with more room"]
-    if cfg.glem.keep_weights == "all":
-        remedies.append("glem.keep_weights needed")
-    return ", or ".join(remedies)

@@ -186,7 +186,7 @@ def test_what_a_killed_process_left_is_not_taken_over(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_seen_before_the_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda _: 100)
-    with pytest.raises(DiskFullError, match=r"sorting 9 edges takes 224 B of disk, 100 B are free; make room"):
+    with pytest.raises(DiskFullError, match=r"sorting 9 edges takes 224 bytes of disk, 100 bytes are free; make room"):
         write_csr(np.stack([np.arange(9), np.arange(1, 10)]), 10, tmp_path, memory_bytes=10_000)
 
 

@@ -99,7 +99,7 @@ def test_a_run_takes_what_was_foreseen(network: str, tmp_path: Path, tiny_lm: Pa
     assert not (tmp_path / "results").exists()
     assert size_of(tmp_path / "datasets") == 0
     records = run(config)
-    stored = sum(item.bytes for item in found.stored if not item.passing)
+    stored = sum(item.bytes for item in found.stored if not item.temporary)
     assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
     memory = {record["name"]: record["peak_memory_mb"] for record in records}
     assert set(memory) == set(STAGES)
@@ -144,7 +144,7 @@ def test_hops_on_disk_take_what_was_foreseen(
 
     monkeypatch.setattr(out_of_core.DiskPropagation, "_join", noted)
     assert load_program("main").main(["--cfg", str(config)]) == 0
-    stored = sum(item.bytes for item in found.stored if not item.passing)
+    stored = sum(item.bytes for item in found.stored if not item.temporary)
     assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
     hops = {item.what: item for item in found.stored if item.what.startswith("hop features")}
     assert sum(item.bytes for item in hops.values()) == pytest.approx(max(peaks), rel=0.25)
@@ -176,7 +176,7 @@ def test_outputs_of_layers_take_what_was_foreseen(
     config.write_text(yaml.safe_dump(values))
     found = foreseen(config)
     (layers,) = (item for item in found.stored if item.what == "outputs of a GNN's layers")
-    assert layers.passing
+    assert layers.temporary
     peaks, layer = [], LayeredGNN.layer
 
     def noted(self: LayeredGNN, index: int, x: Any, structure: Any) -> Any:
@@ -273,7 +273,7 @@ def test_joint_training_takes_what_was_foreseen(tmp_path: Path, tiny_lm: Path) -
     assert cost["texts"] == pytest.approx(notes["steps"] * notes["texts_per_step"], rel=0.1)
     assert cost["tokens"] == pytest.approx(notes["steps"] * notes["tokens_per_step"], rel=0.1)
     assert 0.2 < cost["seconds"] / record["seconds"] < 5  # other tests work beside it
-    stored = sum(item.bytes for item in found.stored if not item.passing)
+    stored = sum(item.bytes for item in found.stored if not item.temporary)
     assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
 
 

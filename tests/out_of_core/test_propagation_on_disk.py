@@ -233,7 +233,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
     message = (
-        r"propagating hop features \(4 hops of 50 nodes with 11 columns\) takes .* of disk, 1\.0 kB are free; make"
+        r"propagating hop features \(4 hops of 50 nodes with 11 columns\) takes .* of disk, 1,000 bytes are free; make"
     )
     with pytest.raises(DiskFullError, match=message):
         made(tmp_path, **features_of(operator))

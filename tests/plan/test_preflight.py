@@ -21,8 +21,9 @@ from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.plan import preflight
-from glem_graphgym.plan.calibration import Cost, among_processes, layer_file_bytes, sharded_mb
-from glem_graphgym.plan.needs import print_needs, shown_size, verdict_line
+from glem_graphgym.plan.calibration import Cost, among_processes, sharded_mb
+from glem_graphgym.plan.disk_sizes import layer_file_bytes
+from glem_graphgym.plan.needs import print_needs, verdict_line
 from glem_graphgym.plan.preflight import (
     Planned,
     Preflight,
@@ -72,7 +73,7 @@ def measured(stages: list[dict[str, Any]] | None = None, **costs: dict[str, Any]
     folders = [stage["folder"] for stage in stages]
     return {
         "graph": {"name": "toy", "nodes": N, "edges": 3000, "classes": C},
-        "tokens": {"total": 5000, "known": False, "folder": "/data/tokens/t", "bytes": 10_000},
+        "tokens": {"total": 5000, "cached": False, "folder": "/data/tokens/t", "bytes": 10_000},
         "static": None,
         "hops": None,
         "layers": 0,
@@ -139,7 +140,7 @@ def test_weights_are_those_of_the_worst_course_that_are_not_there_yet(tmp_path: 
     found["courses"].append([[first, gnn, em, m], []])
     stored = {item.what: item for item in run_files(found, tmp_path, planned_stages(found, tmp_path))}
     deleted = stored["weights that are deleted again"]
-    assert (deleted.bytes, deleted.passing) == (300, True)
+    assert (deleted.bytes, deleted.temporary) == (300, True)
 
 
 def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,11 +154,24 @@ def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest
     assert verdict.fits
 
 
+def test_overwriting_frees_what_has_no_other_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure()
+    monkeypatch.setattr(preflight, "measure", lambda *_: measured())
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 0)
+    (tmp_path / "0" / "stages").mkdir(parents=True)
+    for name in ("own", "shared"):
+        (tmp_path / "0" / "stages" / name).write_bytes(b"x" * 70)
+    (tmp_path / "elsewhere").hardlink_to(tmp_path / "0" / "stages" / "shared")
+    for overwrite in (False, True):
+        found = examine(cfg, [tmp_path / "0"], overwrite)
+        assert sum(verdict.available for verdict in found.verdicts if "disk" in verdict.resource) == 70 * overwrite
+
+
 def test_what_one_seed_removes_again_is_free_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "free_bytes", lambda place: 1_000)
     kept = [Stored("logits", str(tmp_path / seed), 100) for seed in "01"]
     passing = [
-        Stored(what, str(tmp_path / seed), size, passing=True, run=seed)
+        Stored(what, str(tmp_path / seed), size, temporary=True, run=seed)
         for seed, size in (("0", 30), ("1", 40))
         for what in ("weights", "hops")
     ]
@@ -165,10 +179,10 @@ def test_what_one_seed_removes_again_is_free_for_the_next(tmp_path: Path, monkey
     assert verdict.needed == 2 * 100 + 2 * 40
 
 
-HOPS = {"fixed": False, "folder": "/data/hops", "known": False, "bytes": 1000, "beside": 700, "labels": 90}
+HOPS = {"fixed": False, "folder": "/data/hops", "cached": False, "bytes": 1000, "temporary": 700, "labels": 90}
 OPERATORS = [
-    {"folder": "/data/hops/operator-a", "bytes": 50, "known": True},
-    {"folder": "", "bytes": 60, "known": False},
+    {"folder": "/data/hops/operator-a", "bytes": 50, "cached": True},
+    {"folder": "", "bytes": 60, "cached": False},
 ]
 
 
@@ -176,7 +190,7 @@ def test_hops_of_embeddings_pass_and_those_of_fixed_features_stay_for_all_seeds(
     found = {**measured(), "hops": {**HOPS, "operators": OPERATORS}}
     plan = planned_stages(found, tmp_path)
     hops = {item.what: item for item in run_files(found, tmp_path, plan) if "hop" in item.what}
-    assert [(what, item.bytes, item.passing) for what, item in hops.items()] == [
+    assert [(what, item.bytes, item.temporary) for what, item in hops.items()] == [
         ("hop features of one M-step", 1700, True)
     ]
     shared = [(item.bytes, item.done) for item in common_files(found) if item.what != "tokens"]
@@ -188,10 +202,10 @@ def test_hops_of_embeddings_pass_and_those_of_fixed_features_stay_for_all_seeds(
         "label hops of one M-step": (90, str(tmp_path / "working")),
     }
     assert [(item.bytes, item.done) for item in common_files(found)][-1] == (1000, False)
-    found["hops"].update(known=True, labels=0)
+    found["hops"].update(cached=True, labels=0)
     assert not any("hop" in item.what for item in run_files(found, tmp_path, plan))
     assert [(item.bytes, item.done) for item in common_files(found)][-1] == (1000, True)
-    found["hops"].update(known=False)
+    found["hops"].update(cached=False)
     finished = [replace(stage, done=True) for stage in plan]
     assert not any("hop" in item.what for item in run_files(found, tmp_path, finished))
 
@@ -201,7 +215,7 @@ def test_outputs_of_layers_pass_and_are_there_while_a_gnn_predicts(tmp_path: Pat
         found = {**measured(recorded([name])), "layers": 800}
         for done in (False, True):
             plan = [replace(stage, done=done) for stage in planned_stages(found, tmp_path)]
-            files = [(item.bytes, item.passing) for item in run_files(found, tmp_path, plan) if "layers" in item.what]
+            files = [(item.bytes, item.temporary) for item in run_files(found, tmp_path, plan) if "layers" in item.what]
             assert files == ([(800, True)] if there and not done else [])
 
 
@@ -322,16 +336,10 @@ def test_a_verdict_says_what_is_needed_what_there_is_and_what_to_do() -> None:
     assert line == "disk at /data: fits; the run needs 3.0 GB, 1.0 TB are free"
 
 
-def test_sizes_are_readable() -> None:
-    assert [shown_size(size) for size in (900, 2048, 5 << 20, 150 << 20, 3 << 40)] == [
-        *("900 bytes", "2 kB", "5.0 MB", "150 MB", "3.0 TB")
-    ]
-
-
 def test_the_tables_name_every_stage_and_file() -> None:
     stages = [Planned("00_lm_gold", "lm_gold", True), Planned("01_gnn_gold", "gnn_gold", False)]
     stored = [Stored("logits", "/results/x", 5 << 20)]
-    found = Preflight(measured(), stages, stored, [Verdict("memory", 1, 2, "gnn_gold", "")], at_most=False)
+    found = Preflight(measured(), stages, stored, [Verdict("memory", 1, 2, "gnn_gold", "")])
     assert found.seconds() == 90.0
     out = StringIO()
     print_needs(found, "toy", Console(file=out, width=160))
