@@ -175,7 +175,7 @@ def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = F
     """Claim the folder: write ``identity`` to ``run.json``; with ``overwrite``, first delete an earlier run's files."""
     if overwrite:
         for path in run_dir.glob("*"):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != "logging.log":
                 path.unlink()

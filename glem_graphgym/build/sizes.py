@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,38 +50,28 @@ def feature_width(cfg: CfgNode, graph: TextGraph) -> int:
 
 
 def feature_widths(cfg: CfgNode, graph: TextGraph) -> dict[str, int]:
-    """Kind of node features -> number of columns; an embedding's width is read from the language model's files."""
-    widths = {}
-    for kind in feature_kinds(cfg.glem.node_features):
-        if kind == "raw":
-            widths[kind] = 0 if graph.features is None else graph.features.shape[1]
-        elif kind in WORD_FEATURES:
-            widths[kind] = cfg.glem.vocabulary
-        elif kind == "file":
-            widths[kind] = _columns(Path(cfg.glem.feature_file))
-        elif kind.startswith("text") and cfg.lm.shrink_dim:
-            widths[kind] = cfg.lm.shrink_dim
-        else:
-            widths[kind] = _embedding_width(cfg)
+    """Kind of node features -> number of columns; 0 if its file or model cannot be read, which raises later."""
+    widths = dict.fromkeys(feature_kinds(cfg.glem.node_features), 0)
+    for kind in widths:
+        with suppress(Exception):
+            widths[kind] = _width_of(cfg, graph, kind)
     return widths
 
 
-def _columns(file: Path) -> int:
-    """Number of columns of the matrix in a file, without reading it."""
-    try:
+def _width_of(cfg: CfgNode, graph: TextGraph, kind: str) -> int:
+    """Number of columns of a kind of node features, without reading them or building a model."""
+    if kind == "raw":
+        return 0 if graph.features is None else graph.features.shape[1]
+    if kind in WORD_FEATURES:
+        return cfg.glem.vocabulary
+    if kind == "file":
+        file = Path(cfg.glem.feature_file)
         if file.suffix == ".npy":
             return int(np.load(file, mmap_mode="r").shape[1])
         return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True).shape[1])
-    except Exception:  # reading the file later raises a clearer error
-        return 0
-
-
-def _embedding_width(cfg: CfgNode) -> int:
-    try:
-        dense = readout_for(cfg).dense
-        return width_after(dense, int(load_config(cfg.lm.model).hidden_size))
-    except Exception:  # loading the model later raises a clearer error
-        return 0
+    if kind.startswith("text") and cfg.lm.shrink_dim:
+        return cfg.lm.shrink_dim
+    return width_after(readout_for(cfg).dense, int(load_config(cfg.lm.model).hidden_size))
 
 
 def can_predict_layerwise(cfg: CfgNode) -> bool:

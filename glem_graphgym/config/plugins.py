@@ -29,7 +29,7 @@ def import_plugins(plugins: Iterable[Any]) -> None:
             if file is not None and str(file.parent) not in sys.path:
                 sys.path.append(str(file.parent))
             module = importlib.import_module(plugin if file is None else file.stem)
-        except Exception as error:  # the code of a plugin can fail in any way
+        except (Exception, SystemExit) as error:  # the code of a plugin can fail in any way
             raise ConfigError(
                 f"{PLUGINS}: '{shown(plugin)}' cannot be imported ({type(error).__name__}: {shown(str(error))}); "
                 "expected a Python file or a module on PYTHONPATH"

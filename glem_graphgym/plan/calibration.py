@@ -216,7 +216,7 @@ class Calibration:
 
     def _try_lm(self, learner: LMLearner, targets: StepTargets) -> Cost:
         full_settings, nodes, lengths = learner.settings, targets.like_an_epoch(), self.tokens.lengths
-        settings = replace(full_settings, batch_size=self._rows_per_process(full_settings.batch_size))
+        settings = replace(full_settings, batch_size=-(-full_settings.batch_size // self.processes))
         epoch = shuffled_batches(lengths, nodes, settings.batch_size, np.random.default_rng(0))
         learner = replace(learner, settings=settings)
         initial_mb = PeakMemory().resident_mb()
@@ -258,10 +258,6 @@ class Calibration:
             texts=len(nodes) * settings.epochs,
             tokens=tokens,
         )
-
-    def _rows_per_process(self, batch_size: int) -> int:
-        """Rows per process of one batch."""
-        return -(-batch_size // self.processes)
 
     def _fit_lm(self, learner: LMLearner, batches: list[np.ndarray]) -> tuple[LMTask, float, int]:
         """Train a model on batches of nodes, validating on the longest validation texts after every epoch; returns the
@@ -370,7 +366,7 @@ class Calibration:
         x = self._features(cfg, small.num_nodes, sum(self.widths.values()))
         settings = gnn.settings
         if gnn.data_parallel:
-            gnn = gnn.but(batch_size=self._rows_per_process(gnn.batch_size or targets.num_trained))
+            gnn = gnn.but(batch_size=-(-(gnn.batch_size or targets.num_trained) // self.processes))
 
         def fitted(epochs: int) -> tuple[Any, float, float]:
             """The fitted task, total seconds, and seconds of training."""

@@ -153,11 +153,9 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
 
 def planned_stages(measured: dict[str, Any], run_dir: Path, overwrite: bool = False) -> list[Planned]:
     """The recorded stages, each with whether it is done in the run folder."""
-
-    def is_done(folder: str) -> bool:
-        return not overwrite and (run_dir / "stages" / folder / "stage.json").exists()
-
-    return [Planned(**stage, done=is_done(stage["folder"])) for stage in measured["stages"]]
+    files = [run_dir / "stages" / stage["folder"] / "stage.json" for stage in measured["stages"]]
+    done = [file.exists() and not overwrite for file in files]
+    return [Planned(**stage, done=is_done) for stage, is_done in zip(measured["stages"], done, strict=True)]
 
 
 def measure(cfg: CfgNode, run_dir: Path, overwrite: int) -> dict[str, Any]:

@@ -94,9 +94,6 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
         ["lm.grad_accumulation", 2, "e_step.batch_size", 7],
         ["e_step.batch_size", "lm.grad_accumulation"],
     ),
-    "no text in a batch": (["e_step.batch_size", 0], ["e_step.batch_size"]),
-    "no epoch between validations": (["train.eval_period", 0], ["train.eval_period"]),
-    "fewer than no epochs": (["optim.max_epoch", -1], ["optim.max_epoch"]),
     # ---- what is trained in two ways at once
     "a GNN without epochs": (["optim.max_epoch", 0], ["optim.max_epoch"]),
     "a GNN without a learning rate": (["optim.base_lr", 0], ["optim.base_lr"]),
@@ -138,14 +135,6 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
 def test_contradictory_settings_are_refused(case: str, program: Program) -> None:
     options, names = CONTRADICTIONS[case]
     program.refuses(*options, names=names)
-
-
-@pytest.mark.parametrize("shape", [(60, 3), (59, 2), (60,)], ids=str)
-def test_first_predictions_of_another_graph_are_refused(shape: tuple[int, ...], program: Program) -> None:
-    np.save(program.folder / "first.npy", np.zeros(shape, dtype=np.float32))
-    program.refuses(
-        "glem.first_predictions", program.folder / "first.npy", names=["glem.first_predictions", "first.npy"]
-    )
 
 
 def test_first_predictions_beyond_float16_are_refused(program: Program) -> None:

@@ -107,12 +107,6 @@ def test_networks_that_can(configure: Callable[..., None], network: str, precisi
         check()
 
 
-def test_the_language_model_is_no_gnn(configure: Callable[..., None]) -> None:
-    configure("model.type", "glem_lm")
-    with pytest.raises(ConfigError, match=r"model.type glem_lm is the language model, for train.mode standard, but"):
-        check()
-
-
 def test_an_optimizer_that_cannot_be_made(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(register.optimizer_dict, "broken", lambda params, base_lr, turbo: None)
     configure("optim.optimizer", "broken", "model.type", "glem_sage")

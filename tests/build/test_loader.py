@@ -17,7 +17,7 @@ from glem_graphgym.build.graph import GRAPHS, load_text_graph_of, open_tokens, t
 from glem_graphgym.build.language_model import TextEmbeddings
 from glem_graphgym.build.preparation import prepare_dataset
 from glem_graphgym.build.run_folder import resolved_settings
-from glem_graphgym.config import ConfigError, load_config
+from glem_graphgym.config import load_config
 from glem_graphgym.data.stand_in import sampled_tokens
 from glem_graphgym.data.text_graph import DataError
 from glem_graphgym.data.tokens import open_token_store
@@ -136,13 +136,6 @@ def test_what_cannot_be_loaded(options: dict[str, object], message: str, tmp_pat
     with pytest.raises(DataError) as error:
         load_dataset()
     assert message in str(error.value)
-
-
-def test_a_graph_that_nobody_loads(tmp_path: Path) -> None:
-    configure(tmp_path)
-    cfg.dataset.name = "nowhere"
-    with pytest.raises(ConfigError, match=r"dataset\.name is 'nowhere', expected one of: debian, ogbn-arxiv"):
-        load_dataset()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runs that are refused before they start: for what they would need, or for settings that do not go together."""
+"""Runs that are refused before they start, for the memory that they would need."""
 
 from __future__ import annotations
 
@@ -228,8 +228,3 @@ def test_later_stages_of_self_training_may_train_on_all_nodes(configure: Callabl
     configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.rlu_rounds", 2)
     with pytest.raises(ValueError, match=r"gnn.batch_size is 0 with 400 training nodes"):
         check_memory(cfg, graph, 360)
-
-
-def test_hops_within_the_budget(configure: Callable[..., None], graph: TextGraph) -> None:
-    configure("model.type", "glem_gamlp", "gnn.hops", 2, "glem.memory_budget_gb", 3e-5, "gnn.batch_size", 8)
-    check_memory(cfg, graph)

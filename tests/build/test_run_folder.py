@@ -93,8 +93,11 @@ def test_a_run_that_starts_anew_notes_its_own_versions_alone(
 ) -> None:
     configure_run()
     run_dir = begun(tmp_path / "0", with_versions(monkeypatch, OLD), finished=True)
+    (tmp_path / "larger_disk").mkdir()
+    (run_dir / "working").symlink_to(tmp_path / "larger_disk")
     take_run_folder(run_dir, with_versions(monkeypatch, NEW), overwrite=True)
     assert read_json(run_dir / "run.json")["versions"] == NEW
+    assert [path.name for path in run_dir.iterdir()] == ["run.json"]
 
 
 def test_a_run_notes_how_many_iterations_its_tables_show(configure_run: Callable[..., Path]) -> None:

@@ -25,6 +25,7 @@ from glem_graphgym.config import (
     feature_kinds,
     keys_table,
     load_config,
+    trains_features,
 )
 from glem_graphgym.em.journal import StageKey
 from glem_graphgym.modes import MODES
@@ -161,15 +162,12 @@ REFUSED = [
     ("", ("optim.scheduler", "[a]"), "optim.scheduler is '[a]', expected one of: none, step, cos"),
     ("glem:\n  alpha: .nan\n", (), "glem.alpha is '.nan', expected a number"),
     ("glem:\n  alpha: 1.5\n", (), "glem.alpha is 1.5, expected 0 to 1"),
-    ("glem:\n  beta: -0.1\n", (), "glem.beta is -0.1, expected 0 to 1"),
     ("glem:\n  temperature: 0\n", (), "glem.temperature is 0.0, expected at least 0.001"),
-    ("lm:\n  batch_size: 0\n", (), "lm.batch_size is 0, expected at least 1"),
     ("glem:\n  em_iterations: -2\n", (), "glem.em_iterations is -2, expected at least 0, or -1"),
     ("glem:\n  order: lm\n", (), "glem.order is 'lm', expected one of: lm_first, gnn_first"),
     ("train:\n  mode: em\n", (), "train.mode is 'em', expected one of: standard, glem_lm, "),
     ("e_step: {lr: high}\n", (), "{file}: e_step.lr is 'high', expected a number"),
     ("", ("e_step.epochs", "1.5"), "command line: e_step.epochs is '1.5', expected a whole number"),
-    ("", ("e_step.batch_size", "0"), "e_step.batch_size is 0, expected at least 1"),
     ("", ("e_step.lr", "-1"), "e_step.lr is -1.0, expected 0 to 100"),
     ("gnn: {input_norm: true}\n", (), "gnn.input_norm is 'true', expected one of: none, standardise, batch, layer"),
     ("", ("seed",), "options must be pairs 'key value'; 'seed' stands alone"),
@@ -275,6 +273,17 @@ def test_graphgyms_own_way_in_takes_null_and_numbers(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--cfg .*none\.yaml: cannot be read \(No such file or directory\)"):
         load_config(cfg, tmp_path / "none.yaml")
+
+
+def test_a_plugin_that_ends_the_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "exits_at_once.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(ConfigError, match=r"exits_at_once\.py' cannot be imported \(SystemExit: 3\)"):
+        load(tmp_path, "", "glem.plugins", f"[{tmp_path}/exits_at_once.py]")
+
+
+@pytest.mark.parametrize(("features", "trained"), [("static+raw", False), ("text", True), ("bow+text:title", True)])
+def test_features_that_change_in_training(features: str, trained: bool) -> None:
+    assert trains_features(features) == trained
 
 
 def test_a_stock_configuration_is_not_checked_for_ours(tmp_path: Path) -> None:
