@@ -32,7 +32,7 @@ from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.hop_step import Consistency, HopLearner
 from glem_graphgym.em.joint_step import JointLearner, JointSettings
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews, LabelReuse
-from glem_graphgym.em.on_gold import FitsAgain, SelfDistillation, SelfTraining
+from glem_graphgym.em.on_gold import SelfDistillation, SelfTraining
 from glem_graphgym.em.pseudo_labels import Gold
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner
 from glem_graphgym.hardware import Hardware
@@ -67,7 +67,7 @@ def gnn_learner(
     unlabelled: np.ndarray | None = None,
     predicted: np.ndarray | None = None,
     by_blocks: bool = False,
-) -> GNNLearner | FitsAgain:
+) -> GNNLearner:
     """The learner of the GNN that ``model.type``, ``gnn.*`` and ``optim.*`` describe.
 
     Args:
@@ -90,8 +90,8 @@ def gnn_learner(
         common = (build, graphs, make_optimizer, settings, validation, hardware)
         if neighbourhoods is None:
             reuse = LabelReuse(g.label_reuse) if g.label_reuse and cfg.glem.label_input else None
-            base = GNNLearner(*common, predicted=predicted, label_reuse=reuse)
-            return SelfDistillation(base, g.distillation, g.distillation_temperature) if g.distillation else base
+            distillation = SelfDistillation(g.distillation, g.distillation_temperature) if g.distillation else None
+            return GNNLearner(*common, predicted=predicted, label_reuse=reuse, further_rounds=distillation)
         sampling: dict[str, Any] = {
             "neighbourhoods": neighbourhoods,
             "batch_size": g.batch_size,
@@ -102,7 +102,8 @@ def gnn_learner(
         return StoredSampledLearner(*common, layerwise=layerwise, **sampling)
     unlabelled = np.empty(0, dtype=np.int64) if unlabelled is None else unlabelled
     consistency = Consistency(g.scr_weight, unlabelled, threshold=g.scr_threshold) if g.scr_weight else None
-    learner = HopLearner(
+    self_training = SelfTraining(g.rlu_rounds, unlabelled, g.rlu_threshold, g.rlu_weight)
+    return HopLearner(
         build,
         stored_graph_views_of(cfg, graph) if budget else graph_views_of(cfg, graph),
         make_optimizer,
@@ -116,10 +117,8 @@ def gnn_learner(
         predicted=predicted,
         storage=hop_storage(cfg, predicted) if budget else None,
         consistency=consistency,
+        further_rounds=self_training if g.rlu_rounds > 1 else None,
     )
-    if g.rlu_rounds == 1:
-        return learner
-    return SelfTraining(learner, g.rlu_rounds, unlabelled, g.rlu_threshold, g.rlu_weight)
 
 
 def sampled_graph(
@@ -211,10 +210,10 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
     def smooth(logits: np.ndarray) -> np.ndarray:
         predict_adjacency = graphs.predict.adjacency.to(device)
         smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, predict_adjacency, *propagations)
-        if (seen_nodes := graphs.seen) is not None:
-            train_adjacency, gold_rows = graphs.train.adjacency.to(device), np.searchsorted(seen_nodes, gold.nodes)
-            smoothed[seen_nodes] = correct_and_smooth(
-                logits[seen_nodes], gold_rows, gold.labels, train_adjacency, *propagations
+        if (observed_nodes := graphs.observed_nodes) is not None:
+            train_adjacency, gold_rows = graphs.train.adjacency.to(device), np.searchsorted(observed_nodes, gold.nodes)
+            smoothed[observed_nodes] = correct_and_smooth(
+                logits[observed_nodes], gold_rows, gold.labels, train_adjacency, *propagations
             )
         return smoothed
 
@@ -233,26 +232,26 @@ def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
         return GraphViews(full, full)
     is_test = np.zeros(graph.num_nodes, dtype=bool)
     is_test[graph.split["test"]] = True
-    seen_nodes = np.flatnonzero(~is_test)
+    observed_nodes = np.flatnonzero(~is_test)
     new_index = np.cumsum(~is_test) - 1
     row = graph.rows()
     keep_edges = ~is_test[row] & ~is_test[graph.col]
     row, col = row[keep_edges], graph.col[keep_edges]
-    train = view(new_index[row], new_index[col], len(seen_nodes))
+    train = view(new_index[row], new_index[col], len(observed_nodes))
     predict = full if cfg.glem.setting == "inductive" else view(row, col, graph.num_nodes)
-    return GraphViews(train, predict, seen_nodes)
+    return GraphViews(train, predict, observed_nodes)
 
 
 def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The views of `graph_views_of` as masks over the graph's own arrays, which may be memory-mapped."""
     loaded_views = functools.cache(lambda: graph_views_of(cfg, graph))
-    seen_nodes = keep_nodes = None
+    observed_nodes = keep_nodes = None
     if cfg.glem.setting != "transductive":
         keep_nodes = np.ones(graph.num_nodes, dtype=bool)
         keep_nodes[graph.split["test"]] = False
-        seen_nodes = np.flatnonzero(keep_nodes)
+        observed_nodes = np.flatnonzero(keep_nodes)
     train = MmapGraph(graph.rowptr, graph.col, keep_nodes, lambda: loaded_views().train)
     keep_to_predict = None if cfg.glem.setting == "inductive" else keep_nodes
     return GraphViews(
-        train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: loaded_views().predict), seen_nodes
+        train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: loaded_views().predict), observed_nodes
     )

@@ -210,7 +210,7 @@ class HopLearner(GNNLearner):
         classes = 0 if folds is None else targets.gold.num_classes
         free, num_entries = free_on_gpu(device), self.operator(self.graphs.predict).num_entries
         hops_bytes = dtype.itemsize * len(x) * ((self.hops + 1) * x.shape[1] + classes)
-        copies = 1 if self.graphs.seen is None else 2  # `_merged` holds the hops of both graphs at once
+        copies = 1 if self.graphs.observed_nodes is None else 2  # `_merged` holds the hops of both graphs at once
         in_step = copies * hops_bytes <= GPU_SHARE * free
         hops_device = device if in_step else x.device
         if BYTES_PER_ENTRY * num_entries + 2 * BLOCK_BYTES > free - in_step * copies * hops_bytes:
@@ -234,11 +234,11 @@ class HopLearner(GNNLearner):
     def _merged(self, compute: Callable[[SparseOperator, Any], Tensor]) -> Tensor:
         """Hops (hops, N, …): on the training graph for nodes that it has, on the graph for prediction for others."""
         all_nodes: Any = slice(None)
-        if self.graphs.seen is None:
+        if self.graphs.observed_nodes is None:
             return compute(self.operator(self.graphs.train), all_nodes)
-        seen = torch.from_numpy(self.graphs.seen)
+        observed_nodes = torch.from_numpy(self.graphs.observed_nodes)
         merged = compute(self.operator(self.graphs.predict), all_nodes)
-        merged[:, seen] = compute(self.operator(self.graphs.train), seen)
+        merged[:, observed_nodes] = compute(self.operator(self.graphs.train), observed_nodes)
         return merged
 
     def _stored(self, targets: StepTargets, features: Any, folds: Tensor | None, storage: HopStorage) -> HopInputs:

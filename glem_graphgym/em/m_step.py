@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,8 @@ from glem_graphgym.models.propagation import mark_constant
 
 # (loss of the objective, logits of all nodes in the batch, targets or not) -> loss
 AdjustLoss = Callable[[Tensor, Tensor], Tensor]
+# (learner, its first GNN, title, checkpoint) -> the best of this and of further GNNs, with the log of all
+FurtherRounds = Callable[[Any, Fitted, str, Checkpoint | None], Fitted]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class GraphViews:
     Attributes:
         train: structure among the nodes that training may see.
         predict: structure among all N nodes.
-        seen: int64 (n,), the nodes of ``train`` in its order; None = all N (transductive).
+        observed_nodes: int64 (n,), increasing: the nodes of ``train``, in its order; None = all N (transductive).
     """
 
     train: Any
     predict: Any
-    seen: np.ndarray | None = None
+    observed_nodes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class FullBatchTask(GNNTask):
     """Trains with one step on the whole graph per epoch."""
 
     inputs: GNNInputs
-    _seen: Tensor | None = None  # `GraphViews.seen` on the training device
+    _observed_nodes: Tensor | None = None  # `GraphViews.observed_nodes` on the training device
     _constant_targets: tuple[Tensor, ...] | None = None
 
     def batches(self, epoch: int) -> Batches:
@@ -153,14 +155,14 @@ class FullBatchTask(GNNTask):
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         nodes, target, is_gold = batch
-        logits = self._reusing_labels(self.inputs.hiding(nodes), self.seen_logits)
+        logits = self._reusing_labels(self.inputs.hiding(nodes), self.train_graph_logits)
         target_logits = logits.index_select(0, nodes)
         loss = glem_loss(target_logits, target, is_gold, self.targets.weight, class_weights=self.class_weights)
         return loss if self.adjust_loss is None else self.adjust_loss(loss, logits)
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         for nodes, x in self.inputs.for_prediction(self.validation.nodes):
-            logits = self._reusing_labels(x, self.seen_logits)
+            logits = self._reusing_labels(x, self.train_graph_logits)
             yield nodes, logits.index_select(0, sent(nodes, logits.device))
 
     def exact_logits(self, nodes: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -172,22 +174,23 @@ class FullBatchTask(GNNTask):
         reuse = self.learner.label_reuse
         return logits_of(x if reuse is None else reuse.fill(self.inputs, x, logits_of))
 
-    def seen_logits(self, x: Tensor) -> Tensor:
+    def train_graph_logits(self, x: Tensor) -> Tensor:
         """Logits (N, C) of input ``x`` (N, D) on the training graph; zeros for the nodes that it does not have."""
         graphs = self.learner.graphs
         structure = graphs.train.to(x.device)
-        if graphs.seen is None:
+        if graphs.observed_nodes is None:
             return self.model(x, structure)
-        seen = self._seen = sent(graphs.seen if self._seen is None else self._seen, x.device)
-        logits = self.model(x.index_select(0, seen), structure)
-        return logits.new_zeros(len(x), logits.shape[1]).index_copy(0, seen, logits)
+        nodes = sent(graphs.observed_nodes if self._observed_nodes is None else self._observed_nodes, x.device)
+        self._observed_nodes = nodes
+        logits = self.model(x.index_select(0, nodes), structure)
+        return logits.new_zeros(len(x), logits.shape[1]).index_copy(0, nodes, logits)
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """`seen_logits` (N, C), and for the nodes that training does not see logits on the graph for prediction."""
-        logits, graphs = self.seen_logits(x), self.learner.graphs
-        if graphs.seen is not None:
+        """`train_graph_logits` (N, C), and for unobserved nodes logits on the graph for prediction."""
+        logits, graphs = self.train_graph_logits(x), self.learner.graphs
+        if graphs.observed_nodes is not None:
             unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
-            unseen[torch.from_numpy(graphs.seen)] = False
+            unseen[torch.from_numpy(graphs.observed_nodes)] = False
             logits[unseen] = self.model(x, graphs.predict.to(x.device))[unseen]
         return logits
 
@@ -203,6 +206,7 @@ class GNNLearner:
         validation: selects the weights.
         predicted: int64, increasing: the nodes whose logits are predicted; None = all.
         label_reuse: only with label input and in full batch; None = off.
+        further_rounds: trains further GNNs after one on gold labels alone, see `em.on_gold`; None = off.
         task: the class of the task that `start` makes.
         in_batches: whether an epoch has several steps, each on a part of the targets.
     """
@@ -215,6 +219,7 @@ class GNNLearner:
     hardware: Hardware
     predicted: np.ndarray | None = None
     label_reuse: LabelReuse | None = None
+    further_rounds: FurtherRounds | None = None
 
     task: ClassVar[type[GNNTask]] = FullBatchTask
     in_batches: ClassVar[bool] = False
@@ -223,10 +228,6 @@ class GNNLearner:
     def data_parallel(self) -> bool:
         """Whether all ranks train it together; a full batch is not split, so rank 0 trains it alone."""
         return False
-
-    def but(self, **changes: Any) -> GNNLearner:
-        """A copy with these attributes changed."""
-        return replace(self, **changes)
 
     def start(self, targets: StepTargets, features: Any, weights: Weights | None = None) -> GNNTask:
         """A task on ``features``, float (N, D) array or, on disk, `FeatureRows`, with fresh weights or ``weights``."""
@@ -245,7 +246,12 @@ class GNNLearner:
         return module
 
     def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """Work of a step by progress-bar unit, comparable between steps: nodes or, in full batch, epochs."""
+        """Work of a step by progress-bar unit, comparable between steps: nodes or, in full batch, epochs.
+
+        Empty with further rounds, as their number is not known beforehand.
+        """
+        if self.further_rounds is not None and targets.pseudo is None:
+            return {}
         return {"batch": self.settings.epochs * (targets.num_trained if self.in_batches else 1)}
 
     def model_for(self, width: int, num_classes: int) -> nn.Module:
@@ -253,8 +259,11 @@ class GNNLearner:
         return self.build(width + (num_classes if self.settings.label_input else 0), num_classes)
 
     def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
-        """Train a new GNN; see `em.fit.fit`."""
-        return self.fit_task(self.start(targets, features), title, checkpoint)
+        """Train a new GNN and, if there are further rounds, some more; see `em.fit.fit`."""
+        first = self.fit_task(self.start(targets, features), title, checkpoint)
+        if self.further_rounds is None or targets.pseudo is not None:
+            return first
+        return self.further_rounds(self, first, title, checkpoint)
 
     def fit_task(self, task: GNNTask, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
         """Train the GNN of a task that `start` made."""

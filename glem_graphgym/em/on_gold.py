@@ -1,13 +1,12 @@
 """Baselines that train several GNNs in turn on gold labels: reliable label utilisation, self-distillation.
 
-Each wraps a learner. With pseudo-labels, that is, in M-steps, the learner works unchanged: in GLEM the pseudo-labels of
-the language model replace these baselines.
+Each is a `GNNLearner.further_rounds`, which M-steps leave out: in GLEM the pseudo-labels of the language model replace
+these baselines. Validation selects one of the GNNs; the log is that of all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,42 +16,13 @@ from torch import Tensor
 from glem_graphgym.em.checkpoint import Checkpoint
 from glem_graphgym.em.fit import FitLog, Fitted
 from glem_graphgym.em.hop_step import HopLearner
-from glem_graphgym.em.m_step import AdjustLoss, GNNLearner, GNNTask
-from glem_graphgym.em.pseudo_labels import PseudoLabels, StepTargets, top_probability
+from glem_graphgym.em.m_step import GNNLearner, GNNTask
+from glem_graphgym.em.pseudo_labels import PseudoLabels, top_probability
 from glem_graphgym.out_of_core.propagation import MappedHops
 
 
 @dataclass(frozen=True)
-class FitsAgain:
-    """A learner that, on gold labels alone, trains further GNNs after the first; validation selects one of them."""
-
-    learner: Any
-
-    def __getattr__(self, name: str) -> Any:
-        """Delegate everything but fitting to the learner."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.learner, name)
-
-    def but(self, **changes: Any) -> FitsAgain:
-        """A copy whose learner has these attributes changed."""
-        return replace(self, learner=self.learner.but(**changes))
-
-    def work(self, targets: StepTargets, encoded: np.ndarray) -> dict[str, float]:
-        """See `GNNLearner.work`; empty on gold labels alone, where the number of networks is not known beforehand."""
-        return {} if targets.pseudo is None else self.learner.work(targets, encoded)
-
-    def fit(self, targets: StepTargets, features: Any, title: str, checkpoint: Checkpoint | None = None) -> Fitted:
-        first = self.learner.fit(targets, features, title, checkpoint)
-        return first if targets.pseudo is not None else self.fit_again(first, title, checkpoint)
-
-    def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
-        """Train further GNNs; returns the best of them and ``first`` by validation score, and the log of all."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class SelfTraining(FitsAgain):
+class SelfTraining:
     """Reliable label utilisation (RLU, Zhang et al. 2022): a network's own confident predictions as further targets.
 
     Each further network starts from fresh weights, with soft labels from the network before it.
@@ -63,13 +33,12 @@ class SelfTraining(FitsAgain):
         weight: weight 0-1 of their term in the loss, like β in an M-step.
     """
 
-    learner: HopLearner
     rounds: int
     unlabelled: np.ndarray
     threshold: float = 0.9
     weight: float = 0.5
 
-    def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
+    def __call__(self, learner: HopLearner, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
         best = latest = first
         log = first.log
         for number in range(2, self.rounds + 1):
@@ -80,8 +49,8 @@ class SelfTraining(FitsAgain):
             ratio_of_all = len(pseudo.nodes) / max(1, len(targets.gold.nodes)) + 1.0
             next_targets = replace(targets, pseudo=pseudo, weight=self.weight, ratio=ratio_of_all, redraw=False)
             if isinstance(latest.task.inputs.hops, MappedHops):
-                self.learner.check_batch(next_targets.num_trained, latest.task.inputs.dim)
-            latest = self.learner.fit_task(latest.task.anew(next_targets), f"{title}, round {number}", checkpoint)
+                learner.check_batch(next_targets.num_trained, latest.task.inputs.dim)
+            latest = learner.fit_task(latest.task.anew(next_targets), f"{title}, round {number}", checkpoint)
             best, log = (latest if latest.log.best_score > log.best_score else best), joined(log, latest.log)
         return Fitted(best.task, log)
 
@@ -94,39 +63,32 @@ class SelfTraining(FitsAgain):
 
 
 @dataclass(frozen=True)
-class SelfDistillation(FitsAgain):
+class SelfDistillation:
     """Self-distillation: a second GNN of the same kind, the student, learns the predictions of the first.
 
     Attributes:
-        share: weight 0-1 of `distillation_loss` in the student's loss.
+        share: weight 0-1 of `distillation_loss` in the student's loss, over the nodes that training sees.
         temperature: T of both distributions.
     """
 
-    learner: GNNLearner
     share: float
     temperature: float = 1.0
 
-    def fit_again(self, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
+    def __call__(self, learner: GNNLearner, first: Fitted, title: str, checkpoint: Checkpoint | None) -> Fitted:
         task = first.task
         logits = np.zeros((task.inputs.num_nodes, task.targets.gold.num_classes), dtype=np.float16)
         task.predict(logits, np.arange(len(logits)))
-        student = self.learner.fit_task(
-            task.anew(adjust_loss=self._distil_from(logits)), f"{title}, student", checkpoint
-        )
-        best = student if student.log.best_score > first.log.best_score else first
-        return Fitted(best.task, joined(first.log, student.log))
+        teacher = torch.from_numpy(logits).float().to(learner.hardware.device)
+        observed = learner.graphs.observed_nodes
+        nodes = slice(None) if observed is None else torch.from_numpy(observed).to(teacher.device)
 
-    def _distil_from(self, teacher: np.ndarray) -> AdjustLoss:
-        """Loss that draws the student's logits towards the ``teacher``'s (N, C), on nodes that training sees."""
-        target = torch.from_numpy(teacher).float().to(self.learner.hardware.device)
-        seen = self.learner.graphs.seen
-        nodes = slice(None) if seen is None else torch.from_numpy(seen).to(target.device)
-
-        def adjusted(loss: Tensor, logits: Tensor) -> Tensor:
-            distance = distillation_loss(logits[nodes], target[nodes], self.temperature)
+        def distilled(loss: Tensor, logits: Tensor) -> Tensor:
+            distance = distillation_loss(logits[nodes], teacher[nodes], self.temperature)
             return (1 - self.share) * loss + self.share * distance
 
-        return adjusted
+        student = learner.fit_task(task.anew(adjust_loss=distilled), f"{title}, student", checkpoint)
+        best = student if student.log.best_score > first.log.best_score else first
+        return Fitted(best.task, joined(first.log, student.log))
 
 
 def joined(log: FitLog, later: FitLog) -> FitLog:

@@ -21,7 +21,6 @@ from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.journal import FinishedStage, Journal, Stage, StageKey, StageOutput, stage_seed
 from glem_graphgym.em.m_step import GNNLearner
 from glem_graphgym.em.objective import effective_classes, objective_report
-from glem_graphgym.em.on_gold import FitsAgain
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.models.sharding import whole_weights
 from glem_graphgym.scores import margin_of
@@ -101,7 +100,7 @@ class Run:
     lm_gold: LMLearner | None = None
     lm_em: LMLearner | None = None
     views: Mapping[str, LMLearner] = field(default_factory=dict)
-    gnn: GNNLearner | FitsAgain | None = None
+    gnn: GNNLearner | None = None
     joint: JointLearner | None = None
     first_predictions: np.ndarray | None = None
     features_seconds: float = 0.0

@@ -50,14 +50,14 @@ class Neighbourhoods:
         of_block: Callable[[Block], Any],
         fan_outs: Sequence[int],
     ) -> None:
-        self.seen, self.of_block = graphs.seen, of_block
+        self.observed_nodes, self.of_block = graphs.observed_nodes, of_block
         self.sampler = NeighbourSampler(*csr(graphs.train), fan_outs)
 
     def around(self, seeds: np.ndarray, rng: np.random.Generator) -> Neighbourhood:
         """Sample a neighbourhood of ``seeds``, int64 (b,), nodes that training sees."""
-        positions = seeds if self.seen is None else np.searchsorted(self.seen, seeds)
+        positions = seeds if self.observed_nodes is None else np.searchsorted(self.observed_nodes, seeds)
         block = self.sampler.sample(positions, rng)
-        nodes = block.nodes if self.seen is None else self.seen[block.nodes]
+        nodes = block.nodes if self.observed_nodes is None else self.observed_nodes[block.nodes]
         return Neighbourhood(nodes, self.of_block(block), len(seeds))
 
 

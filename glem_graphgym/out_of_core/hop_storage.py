@@ -92,11 +92,11 @@ class HopStorage:
     def needed(graphs: Any) -> list[tuple[Any, np.ndarray | None]]:
         """The structures to propagate over, each with the nodes whose hops it yields, bool (N,), or None for all."""
         train, predict = graphs.train, graphs.predict
-        if graphs.seen is None or train.keep is predict.keep:
+        if graphs.observed_nodes is None or train.keep is predict.keep:
             return [(train, None)]
-        seen = np.zeros(len(train.rowptr) - 1, dtype=bool)
-        seen[graphs.seen] = True
-        return [(predict, ~seen), (train, seen)]
+        in_train = np.zeros(len(train.rowptr) - 1, dtype=bool)
+        in_train[graphs.observed_nodes] = True
+        return [(predict, ~in_train), (train, in_train)]
 
     def operator_folder(self, graph: Any) -> Path:
         return self.cache / f"operator-{self._graph_key(graph)}"

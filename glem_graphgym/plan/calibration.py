@@ -366,12 +366,12 @@ class Calibration:
         x = self._features(cfg, small.num_nodes, sum(self.widths.values()))
         settings = gnn.settings
         if gnn.data_parallel:
-            gnn = gnn.but(batch_size=-(-(gnn.batch_size or targets.num_trained) // self.processes))
+            gnn = replace(gnn, batch_size=-(-(gnn.batch_size or targets.num_trained) // self.processes))
 
         def fitted(epochs: int) -> tuple[Any, float, float]:
             """The fitted task, total seconds, and seconds of training."""
             start, trial_settings = _now(), replace(settings, epochs=epochs, eval_every=1, patience=0)
-            task, log = gnn.but(settings=trial_settings).fit(targets, x, "calibration")
+            task, log = replace(gnn, settings=trial_settings).fit(targets, x, "calibration")
             return task, _now() - start, log.train_seconds
 
         memory = PeakMemory(self.accelerator)

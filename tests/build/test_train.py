@@ -121,8 +121,8 @@ def edges(structure: Any, nodes: Sequence[int] = range(7)) -> set[tuple[int, int
 def test_structures(setting: str, train: set[tuple[int, int]], predict: set[tuple[int, int]]) -> None:
     cfg.glem.setting = setting
     graphs = graph_views_of(cfg, path_graph())
-    seen = range(7) if graphs.seen is None else graphs.seen
-    assert (graphs.seen is None) == (setting == "transductive")
+    seen = range(7) if graphs.observed_nodes is None else graphs.observed_nodes
+    assert (graphs.observed_nodes is None) == (setting == "transductive")
     assert set(range(7)) - set(seen) == (set() if setting == "transductive" else set(path_graph().split["test"]))
     assert edges(graphs.train, seen) == train
     assert edges(graphs.predict) == predict

@@ -55,7 +55,8 @@ def learner_of(
         return made, torch.optim.lr_scheduler.ConstantLR(made, 1.0)
 
     settings = GNNSettings(**{"epochs": 3, **options})
-    learner = HopLearner(
+    self_training = (hop_options or {}).get("self_training")
+    return HopLearner(
         build,
         graphs or GraphViews(ADJACENCY, ADJACENCY),
         optimizer,
@@ -67,8 +68,8 @@ def learner_of(
         label_hops=2,
         batch_size=batch_size,
         consistency=(hop_options or {}).get("consistency"),
+        further_rounds=SelfTraining(**self_training) if self_training else None,
     )
-    return SelfTraining(learner, **rlu) if (rlu := (hop_options or {}).get("self_training")) else learner
 
 
 def gamlp(dim_in: int, classes: int) -> nn.Module:
@@ -246,7 +247,7 @@ def test_later_rounds_learn_what_the_round_before_was_sure_of(monkeypatch: pytes
 def test_a_round_is_sure_of_what_its_network_gives_more_than_the_threshold() -> None:
     learner = self_training(threshold=0.6, rounds=1)
     task = fitted(learner, targets(pseudo=False), class_features(0.3))
-    own = learner._confident(task)
+    own = learner.further_rounds._confident(task)
     probability = torch.from_numpy(predictions(task)).softmax(-1)
     sure = UNLABELLED[(probability[UNLABELLED].amax(-1) > 0.6).numpy()]
     assert own.nodes.tolist() == sure.tolist() and 0 < len(sure) < len(UNLABELLED)

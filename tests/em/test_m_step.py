@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -259,7 +260,7 @@ def test_validation_and_prediction_hide_alike(reuse: int) -> None:
     scored: list[np.ndarray] = []
     valid = np.array([1, 2, 3, 10, 13])
     learner = learner_of(NETWORKS[0], valid=valid, score=lambda z: scored.append(z) or 0.5, label_input=True)  # type: ignore[func-returns-value]
-    task, _ = learner.but(label_reuse=LabelReuse(reuse) if reuse else None).fit(step_targets(), FEATURES, "test")
+    task, _ = replace(learner, label_reuse=LabelReuse(reuse) if reuse else None).fit(step_targets(), FEATURES, "test")
     np.testing.assert_allclose(scored[-1], predictions(task)[valid], rtol=1e-3, atol=1e-5)  # kept in half precision
 
 
@@ -453,8 +454,9 @@ def distilled(rising: bool, share: float, epochs: int) -> tuple[list[Watched], A
         models.append(Watched(dim_in, classes))
         return models[-1]
 
-    plain = learner_of(build, score=lambda logits: float(next(scores)), make_optimizer=adam, epochs=epochs)
-    return models, SelfDistillation(plain, share).fit(gold_alone(), FEATURES, "test")
+    learner = learner_of(build, score=lambda logits: float(next(scores)), make_optimizer=adam, epochs=epochs)
+    learner = replace(learner, further_rounds=SelfDistillation(share))
+    return models, learner.fit(gold_alone(), FEATURES, "test")
 
 
 def test_a_student_that_sees_its_teacher_alone_becomes_it() -> None:
@@ -472,5 +474,6 @@ def test_validation_chooses_between_teacher_and_student() -> None:
 
 
 def test_a_step_with_pseudo_labels_has_no_teacher_of_its_own_kind() -> None:
-    _, log = SelfDistillation(learner_of(epochs=3), 0.5).fit(step_targets(), FEATURES, "test")
+    learner = replace(learner_of(epochs=3), further_rounds=SelfDistillation(0.5))
+    _, log = learner.fit(step_targets(), FEATURES, "test")
     assert log.epochs == 3

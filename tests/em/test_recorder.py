@@ -16,7 +16,7 @@ from glem_graphgym.em.e_step import TRAINING, LMLearner, LMSettings
 from glem_graphgym.em.fit import FitLog, Validation
 from glem_graphgym.em.journal import StageKey, StageOutput
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings
-from glem_graphgym.em.on_gold import FitsAgain
+from glem_graphgym.em.on_gold import SelfDistillation
 from glem_graphgym.em.pseudo_labels import PseudoLabels, StepTargets
 from glem_graphgym.em.recorder import record
 from glem_graphgym.em.run import EMSettings, Run
@@ -154,5 +154,5 @@ def test_work_counts_tokens_of_texts_and_nodes_or_epochs_of_graphs() -> None:
     assert (gnn.work(gold, REST), gnn.work(pseudo, REST)) == ({"batch": 7}, {"batch": 7})
     vars(gnn)["in_batches"] = True
     assert (gnn.work(gold, REST), gnn.work(pseudo, REST)) == ({"batch": 21}, {"batch": 63})
-    again = FitsAgain(gnn)  # how often is known, how often until it is good is not
-    assert (again.work(gold, REST), again.work(pseudo, REST)) == ({}, {"batch": 63})
+    vars(gnn)["further_rounds"] = SelfDistillation(0.5)  # on gold, how many GNNs will be trained is not known
+    assert (gnn.work(gold, REST), gnn.work(pseudo, REST)) == ({}, {"batch": 63})

@@ -266,8 +266,8 @@ FAULTS: dict[str, Fault] = {
     "smoothing_over_test_edges": Fault(
         "inductive Correct & Smooth changes other nodes through test nodes",
         "build/learners.py",
-        "if (seen_nodes := graphs.seen) is not None:",
-        "if (seen_nodes := None) is not None:",
+        "if (observed_nodes := graphs.observed_nodes) is not None:",
+        "if (observed_nodes := None) is not None:",
         "build/test_train.py::test_smoothing_attaches_test_nodes_to_what_training_sees",
     ),
     "smoothing_sees_all_labels": Fault(
