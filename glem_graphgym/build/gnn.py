@@ -235,8 +235,7 @@ class Structure:
         return self.adjacency.device
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Structure:
-        if self.device.type != torch.device(device).type:
-            self.adjacency = self.adjacency.to(device, non_blocking)
+        self.adjacency = self.adjacency.to(device, non_blocking)
         return self
 
     def pin_memory(self) -> Structure:

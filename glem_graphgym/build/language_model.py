@@ -18,7 +18,7 @@ from glem_graphgym.config import ConfigError
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.checkpoint import random_state, set_random_state
 from glem_graphgym.em.e_step import LMLearner, LMSettings, LMTask, encode_in_parts, text_parts
-from glem_graphgym.em.fit import Validation, moved
+from glem_graphgym.em.fit import Validation, to_device
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
@@ -223,7 +223,7 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, nodes: Tensor) -> Tensor:
         texts = text_parts(self.tokens, nodes.cpu().numpy(), self.budget)
-        return encode_in_parts(self.encoder, moved(texts, nodes.device), recompute_from=2)
+        return encode_in_parts(self.encoder, to_device(texts, nodes.device), recompute_from=2)
 
 
 def hardware_for(cfg: CfgNode, precision: str) -> Hardware:

@@ -28,9 +28,11 @@ from glem_graphgym.models.sharding import local_part, shard_by_layer
 from glem_graphgym.models.text_encoder import TextClassifier, TextEncoder
 from glem_graphgym.progress import Progress
 
-TRIED_AMONG, TRIED_TOKENS = 1000, 16  # a model is tried on so many tokens of the longest of the first texts
+PROBED_TEXTS, PROBED_TOKENS = 1000, 16  # a model is tried on the first tokens of the longest of the first texts
 ENCODING = "encoding"  # name of the checkpoint of `encode_texts`
-TRAINING = 4  # time per trained token, inference = 1; measured 4.2 (docs/measurements.md, "e_step" and "inference")
+TRAINING_COST = (
+    4  # time per trained token, inference = 1; measured 4.2 (docs/measurements.md, "e_step" and "inference")
+)
 GPU_MULTIPLE = 8  # tokens; rows of 16 bytes in half precision, the alignment that tensor cores want
 BATCHES_PER_ROUND = 16  # batches per rank between two opportunities for a checkpoint, where several ranks encode
 
@@ -180,8 +182,8 @@ class LMTask(Task):
 
     def _short_texts(self) -> tuple[Tensor, Tensor]:
         """Ids and mask (2, L) of two texts: half of a text's first tokens, padded, and all of them."""
-        node = int(np.argmax(self.tokens.lengths[:TRIED_AMONG]))
-        ids, mask = (array[:, :TRIED_TOKENS] for array in padded(self.tokens, np.array([node, node])))
+        node = int(np.argmax(self.tokens.lengths[:PROBED_TEXTS]))
+        ids, mask = (array[:, :PROBED_TOKENS] for array in padded(self.tokens, np.array([node, node])))
         half = max(1, ids.shape[1] // 2)
         ids[0, half:], mask[0, half:] = self.tokens.pad_id, 0
         return ids.to(self.hardware.device), mask.to(self.hardware.device)
@@ -225,7 +227,7 @@ class LMLearner:
         nodes, rng = targets.like_an_epoch(), np.random.default_rng(targets.seed)
         batches = shuffled_batches(lengths, nodes, settings.batch_size, rng)
         trained_tokens = padded_tokens(lengths, batches, settings.grad_accumulation)
-        epoch_work = TRAINING * trained_tokens + settings.evals_per_epoch * validated_tokens
+        epoch_work = TRAINING_COST * trained_tokens + settings.evals_per_epoch * validated_tokens
         return {"batch": settings.epochs * epoch_work, "token": int(lengths[encoded].sum())}
 
     def fit(

@@ -96,19 +96,18 @@ class Batches(NamedTuple):
     items: Sequence[Any]
     prepare: Callable[[Any], Any]
 
-    def prepared(self, device: torch.device, workers: int | None = None) -> Iterator[Any]:
-        """Yield each batch on ``device``, prepared by ``workers`` threads ahead of its step.
+    def prepared(self, device: torch.device) -> Iterator[Any]:
+        """Yield each batch on ``device``; for a GPU, `WORKERS` threads prepare batches ahead of their steps.
 
-        None: `WORKERS` for a GPU; none on CPU, where they would take a core from training (docs/measurements.md,
-        "Shared cores").
+        On CPU they would take a core from training (docs/measurements.md, "Shared cores").
         """
-        workers = (0 if device.type == "cpu" else WORKERS) if workers is None else workers
-        prepare = self.prepare if device.type == "cpu" else lambda item: pinned(self.prepare(item))
-        batches = ahead(prepare, self.items, workers) if workers else map(prepare, self.items)
-        return (moved(batch, device) for batch in batches)
+        if device.type == "cpu":
+            return map(self.prepare, self.items)
+        batches = prefetched(lambda item: pinned(self.prepare(item)), self.items, WORKERS)
+        return (to_device(batch, device) for batch in batches)
 
 
-def ahead(prepare: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+def prefetched(prepare: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
     """Yield ``prepare(item)`` for each item in order, computed by ``workers`` threads up to so many items ahead."""
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(workers, "batches") as threads:
@@ -129,7 +128,7 @@ def pinned(batch: Any) -> Any:
     return _mapped(batch, lambda x: x.pin_memory() if x.device.type == "cpu" else x)
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
     """The batch on ``device``; copies from pinned memory are asynchronous."""
     return _mapped(batch, lambda x: x.to(device, non_blocking=True))
 
@@ -251,7 +250,7 @@ def fit(task: Task, plan: FitPlan, hardware: Hardware, checkpoint: Checkpoint | 
 
 def _has_unused_parameters(task: Task, batches: Batches, hardware: Hardware) -> bool:
     """Whether on any rank a parameter has no part in the first batch's loss, as in some models from a hub."""
-    batch = moved(batches.prepare(batches.items[0]), hardware.device)
+    batch = to_device(batches.prepare(batches.items[0]), hardware.device)
     task.to(hardware.device).eval()  # without dropout: no random number is drawn
     with hardware.autocast():
         reached = leaves_of(task(batch))
@@ -366,6 +365,16 @@ class _State:
 
 
 def to_float16(values: Tensor) -> np.ndarray:
-    """Convert a tensor to a float16 array; values beyond float16's range are clipped."""
+    """Predictions (n, D) as a float16 array; values beyond float16's range are clipped.
+
+    Raises:
+        FloatingPointError: some of them are not a number.
+    """
     limit = torch.finfo(torch.float16).max
-    return values.detach().float().clamp(-limit, limit).cpu().numpy().astype(np.float16)
+    array = values.detach().float().clamp(-limit, limit).cpu().numpy().astype(np.float16)
+    if wrong := int(np.isnan(array).any(1).sum()):
+        raise FloatingPointError(
+            f"the trained model's output for {wrong} of {len(array)} nodes is not a number (NaN); lower the learning "
+            "rate, or compute in higher precision (lm.precision, gnn.precision)"
+        )
+    return array

@@ -242,7 +242,7 @@ class HopLearner(GNNLearner):
         return merged
 
     def _stored(self, targets: StepTargets, features: Any, folds: Tensor | None, storage: HopStorage) -> HopInputs:
-        rows = FeatureRows.of(features)
+        rows = FeatureRows.wrap(features)
         self.check_batch(targets.num_trained, rows.shape[1])
         hops, labels = storage.features(self.graphs, rows, self.hops), None
         if folds is not None:

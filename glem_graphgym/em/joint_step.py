@@ -26,7 +26,7 @@ from glem_graphgym.em.e_step import (
     lm_optimizer,
     text_parts,
 )
-from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, moved, to_float16
+from glem_graphgym.em.fit import Batches, FitLog, Fitted, Task, Validation, Weights, to_device, to_float16
 from glem_graphgym.em.inputs import GNNInputs, StoredInputs
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.objective import glem_loss
@@ -97,7 +97,7 @@ class JointLearner:
         if self.layerwise is None:
             inputs = GNNInputs(torch.from_numpy(np.asarray(features, dtype=np.float32)), labels)
         else:
-            inputs = StoredInputs(FeatureRows.of(features), labels, torch.float32)
+            inputs = StoredInputs(FeatureRows.wrap(features), labels, torch.float32)
         model = self.build(inputs.dim, targets.gold.num_classes)
         if weights is not None:
             model.load_state_dict(weights)
@@ -227,7 +227,7 @@ class JointTask(Task):
             seeds = nodes[start : start + VALIDATED_AT_ONCE]
             # The same neighbourhoods at every validation: scores differ by the weights alone.
             rng = np.random.default_rng([self.targets.seed, int(seeds[0]), 5])
-            yield seeds, self.logits(moved(self.around(seeds, rng), self.device))
+            yield seeds, self.logits(to_device(self.around(seeds, rng), self.device))
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, Any, str]:
         s = self.settings

@@ -249,7 +249,7 @@ class Journal:
         """Seed, announce and watch the work of a stage, then record it."""
         key = stage.key
         seed_everything(stage_seed(self.seed, key.index, processes.rank()))
-        time_left = self.plan.left(key.index)
+        time_left = self.plan.time_left(key.index)
         line = f"{self.plan.numbered(key.index)}{time_left and ', '}{time_left}: {in_words(key.name)}"
         if processes.rank() == 0:
             self.log(_filled(line))

@@ -93,7 +93,7 @@ class GNNTask(Task):
         super().__init__(model, learner.validation, targets.gold.class_weights)
         self.learner, self.inputs, self.targets, self.adjust_loss = learner, inputs, targets, adjust_loss
 
-    def anew(self, targets: StepTargets | None = None, adjust_loss: AdjustLoss | None = None) -> GNNTask:
+    def reinitialised(self, targets: StepTargets | None = None, adjust_loss: AdjustLoss | None = None) -> GNNTask:
         """Another GNN with fresh weights and the same inputs."""
         targets = targets or self.targets
         module = self.learner.module(self.inputs.dim, targets)

@@ -50,8 +50,8 @@ class SelfTraining:
             next_targets = replace(targets, pseudo=pseudo, weight=self.weight, ratio=ratio_of_all, redraw=False)
             if isinstance(latest.task.inputs.hops, MappedHops):
                 learner.check_batch(next_targets.num_trained, latest.task.inputs.dim)
-            latest = learner.fit_task(latest.task.anew(next_targets), f"{title}, round {number}", checkpoint)
-            best, log = (latest if latest.log.best_score > log.best_score else best), joined(log, latest.log)
+            latest = learner.fit_task(latest.task.reinitialised(next_targets), f"{title}, round {number}", checkpoint)
+            best, log = (latest if latest.log.best_score > log.best_score else best), joined_logs(log, latest.log)
         return Fitted(best.task, log)
 
     def _confident(self, task: GNNTask) -> PseudoLabels:
@@ -86,12 +86,12 @@ class SelfDistillation:
             distance = distillation_loss(logits[nodes], teacher[nodes], self.temperature)
             return (1 - self.share) * loss + self.share * distance
 
-        student = learner.fit_task(task.anew(adjust_loss=distilled), f"{title}, student", checkpoint)
+        student = learner.fit_task(task.reinitialised(adjust_loss=distilled), f"{title}, student", checkpoint)
         best = student if student.log.best_score > first.log.best_score else first
-        return Fitted(best.task, joined(first.log, student.log))
+        return Fitted(best.task, joined_logs(first.log, student.log))
 
 
-def joined(log: FitLog, later: FitLog) -> FitLog:
+def joined_logs(log: FitLog, later: FitLog) -> FitLog:
     """The log of two fits, one after the other."""
     better = later.best_score > log.best_score
     return FitLog(

@@ -86,8 +86,6 @@ def warmup_schedule(
 
     Steps are optimizer steps for the LM, epochs for a GNN.
     """
-    if decay not in ("linear", "cosine", "constant"):
-        raise ValueError(f"decay is '{decay}', expected 'linear', 'cosine' or 'constant'")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -110,7 +110,7 @@ class Plan:
         rate = seconds / work if work else self.prior.get(stage.learner)
         return rate * sum(stage.work.values()) if rate and stage.work else None
 
-    def left(self, index: int, watch: Watch | None = None) -> str:
+    def time_left(self, index: int, watch: Watch | None = None) -> str:
         """``about 5 of 9 min left``, from the start of stage ``index`` or, with ``watch``, from its present progress.
 
         ``more than 5 min left`` if the time of some stages is unknown; "" if that of all is.
@@ -163,7 +163,7 @@ class Watch:
         if bar.unit not in self.work or not bar.total:
             return ""
         self.worked[bar.unit] = (float(bar.format_dict["elapsed"] or 0.0), min(1.0, bar.n / bar.total))
-        return self.plan.left(self.index, self)
+        return self.plan.time_left(self.index, self)
 
     def done(self) -> tuple[float, float]:
         """Seconds and work of the bars so far."""

@@ -142,7 +142,7 @@ class StoredSampledLearner(SampledLearner):
 
     def _inputs(self, features: Any, targets: StepTargets) -> StoredInputs:
         labels = targets if self.settings.label_input else None
-        return StoredInputs(FeatureRows.of(features), labels, self.hardware.dtype)
+        return StoredInputs(FeatureRows.wrap(features), labels, self.hardware.dtype)
 
 
 def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

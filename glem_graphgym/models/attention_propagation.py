@@ -17,19 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glem_graphgym.models.checks import check_sizes
-from glem_graphgym.models.propagation import Adjacency, Pieces, described, pieces_of, weighted_sums
+from glem_graphgym.models.propagation import Adjacency, Pieces, pieces_of, weighted_sums
 
 
 class AttentionGraph:
     """A graph of E edges, self-loops included, in H = ``heads`` copies, prepared for attention over its edges.
 
     The adjacency's T targets, the first of its N nodes, attend to sources among all N. Vectors on edges have shape
-    (E·H,), ordered by target, then head, then source. Made by `AttentionGraph.of`.
+    (E·H,), ordered by target, then head, then source. Made by `AttentionGraph.cached`.
     """
 
     def __init__(self, adjacency: Adjacency, heads: int) -> None:
-        check_sizes(heads=heads)
         self.num_nodes, self.num_targets = adjacency.num_nodes, adjacency.num_targets
         self.num_edges, self.heads = len(adjacency.col), heads
         # embedding_bag needs all indices in one type; 32 bits halve the memory.
@@ -53,7 +51,7 @@ class AttentionGraph:
         self._pieces, self._transposed_pieces = (pieces_of(p) if adjacency.is_reused else None for p in pointers)
 
     @staticmethod
-    def of(adjacency: Adjacency, heads: int) -> AttentionGraph:
+    def cached(adjacency: Adjacency, heads: int) -> AttentionGraph:
         """The graph of A + I, so that nodes attend to themselves too; made once per adjacency and cached with it."""
         graphs = _GRAPH_CACHE.setdefault(adjacency, {})
         if heads not in graphs:
@@ -86,11 +84,6 @@ class AttentionGraph:
         Scores are (N, H) for sources and (T, H), or None for 0, for targets. Edges outside ``kept``, bool (E,), get 0.
         Computed in float32, or in float64 for such scores.
         """
-        for name, scores, nodes in (("source", source, self.num_nodes), ("target", target, self.num_targets)):
-            if scores is not None and scores.shape != (nodes, self.heads):
-                raise ValueError(f"{name} scores have shape {tuple(scores.shape)}, expected {(nodes, self.heads)}")
-        if kept is not None and (kept.shape != (self.num_edges,) or kept.dtype != torch.bool):
-            raise ValueError(f"kept is {described(kept)}, expected torch.bool of shape ({self.num_edges},)")
         dtype = torch.promote_types(source.dtype, torch.float32)
         source = source.to(dtype).flatten()
         target = None if target is None else target.to(dtype).flatten()
@@ -113,11 +106,6 @@ class AttentionGraph:
 
         Values are float32, bfloat16, float16 or float64; weights are rounded to that type.
         """
-        if values.dim() != 2 or len(values) != self.num_nodes or values.shape[1] % self.heads:
-            expected = f"({self.num_nodes}, a multiple of {self.heads})"
-            raise ValueError(f"values have shape {tuple(values.shape)}, expected {expected}")
-        if weight.shape != self._col.shape:
-            raise ValueError(f"weights have shape {tuple(weight.shape)}, expected {tuple(self._col.shape)}")
         by_head = values.reshape(self.num_nodes * self.heads, values.shape[1] // self.heads)
         return _WeightedSum.apply(by_head, weight, self).view(self.num_targets, values.shape[1])
 
@@ -145,7 +133,7 @@ class AttentionGraph:
         )
 
 
-# Cache of AttentionGraph.of. A value that refers to its adjacency would keep the entry alive for ever.
+# Cache of AttentionGraph.cached. A value that refers to its adjacency would keep the entry alive for ever.
 _GRAPH_CACHE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref.WeakKeyDictionary()
 
 

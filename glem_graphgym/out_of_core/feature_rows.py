@@ -36,7 +36,7 @@ class FeatureRows:
         self.statistics = column_statistics(self.arrays, rows) if standardise else None
 
     @classmethod
-    def of(cls, features: Any) -> FeatureRows:
+    def wrap(cls, features: Any) -> FeatureRows:
         """``features`` as they are, or a float array (N, D) wrapped as `FeatureRows`."""
         return features if isinstance(features, FeatureRows) else cls([features])
 

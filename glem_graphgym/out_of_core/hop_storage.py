@@ -89,7 +89,7 @@ class HopStorage:
     # ---- the graph -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def needed(graphs: Any) -> list[tuple[Any, np.ndarray | None]]:
+    def propagated_views(graphs: Any) -> list[tuple[Any, np.ndarray | None]]:
         """The structures to propagate over, each with the nodes whose hops it yields, bool (N,), or None for all."""
         train, predict = graphs.train, graphs.predict
         if graphs.observed_nodes is None or train.keep is predict.keep:
@@ -111,7 +111,7 @@ class HopStorage:
 
             return StoredOperator(make_once(self.operator_folder(graph), make), block_bytes)
 
-        return [(opened(graph), nodes) for graph, nodes in self.needed(graphs)]
+        return [(opened(graph), nodes) for graph, nodes in self.propagated_views(graphs)]
 
     def _graph_key(self, graph: Any) -> str:
         if self._cached_fingerprint is None or self._cached_fingerprint[0] is not graph.col:
@@ -123,7 +123,7 @@ class HopStorage:
     def _inputs_key(self, graphs: Any, hops: int) -> tuple[list[str], int, str]:
         """Inputs of stored hops that their fingerprint covers, other than the source."""
         stored = fingerprint(self.nodes, str(self.dtype))
-        return [self._graph_key(graph) for graph, _ in self.needed(graphs)], hops, stored
+        return [self._graph_key(graph) for graph, _ in self.propagated_views(graphs)], hops, stored
 
 
 def hops_in_memory(num_nodes: int, entries: int, width: int, hops: int, item_bytes: int, classes: int = 0) -> int:

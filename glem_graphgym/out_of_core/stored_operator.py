@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glem_graphgym.disk import new_array
 from glem_graphgym.files import read_array
-from glem_graphgym.models.propagation import described, weighted_sums
+from glem_graphgym.models.propagation import weighted_sums
 
 ENTRIES_AT_ONCE = 1 << 20
 
@@ -36,11 +36,6 @@ class StoredOperator:
 
     def multiply(self, x: Tensor, out: Tensor) -> Tensor:
         """The product with ``x`` (N, D) float32, written into ``out`` of the same shape, which is returned."""
-        for name, tensor in {"x": x, "out": out}.items():
-            if tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != self.num_nodes:
-                raise ValueError(
-                    f"{name} is {described(tensor)}, expected torch.float32 of shape ({self.num_nodes}, D)"
-                )
         # Half of the bytes for entries (column and weight), half for rows of the product.
         entries, rows = self.block_bytes // 16, self.block_bytes // (8 * max(1, x.shape[1]))
         for first, end in row_blocks(self.rowptr, entries, rows):
@@ -69,8 +64,6 @@ def store_operator(
         entries_at_once: number of entries of A in memory at a time.
     """
     num_nodes = len(rowptr) - 1
-    if keep is not None and (keep.shape != (num_nodes,) or keep.dtype != bool):
-        raise ValueError(f"keep is {keep.dtype} of shape {keep.shape}, expected bool of shape ({num_nodes},)")
     degree = np.empty(num_nodes, dtype=np.int64)
     blocks = list(row_blocks(rowptr, entries_at_once, entries_at_once))
     for first, end in blocks:

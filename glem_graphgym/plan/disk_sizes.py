@@ -58,7 +58,7 @@ def hop_files(
         "bytes": features,
         "temporary": temporary,
         "labels": sum(on_disk(graph.num_classes, 1)) if cfg.glem.label_input else 0,
-        "operators": [_operator_file(storage, view) for view, _ in storage.needed(graphs)],
+        "operators": [_operator_file(storage, view) for view, _ in storage.propagated_views(graphs)],
     }
 
 

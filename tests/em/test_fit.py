@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glem_graphgym.em.fit import Batches, FitPlan, Task, Validation, ahead, fit, to_float16
+from glem_graphgym.em.fit import Batches, FitPlan, Task, Validation, fit, prefetched, to_float16
 from glem_graphgym.hardware import Hardware
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -146,9 +146,14 @@ def test_validation_is_scored_without_dropout() -> None:
 
 
 def test_half_precision_rounds_and_cuts_off_what_it_cannot_hold() -> None:
-    got = to_float16(torch.tensor([1.0, 1 / 3, 7e4, -1e30, float("inf")], requires_grad=True))
+    got = to_float16(torch.tensor([[1.0, 1 / 3, 7e4, -1e30, float("inf")]], requires_grad=True))
     assert got.dtype == np.float16
-    assert got.tolist() == [1.0, float(np.float16(1 / 3)), 65504, -65504, 65504]
+    assert got.tolist() == [[1.0, float(np.float16(1 / 3)), 65504, -65504, 65504]]
+
+
+def test_predictions_that_are_not_numbers_are_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(FloatingPointError, match=r"output for 1 of 3 nodes .* lower the learning rate, .*precision"):
+        to_float16(torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [0.0, 0.0]]))
 
 
 # ---- when it stops and how often it looks -------------------------------------------------------------------------
@@ -216,13 +221,12 @@ def test_a_batch_is_prepared_by_a_thread_while_the_one_before_is_in_use() -> Non
         begun[item].set()
         return torch.tensor(item)
 
-    for item, batch in enumerate(ahead(prepare, range(4), 1)):
+    for item, batch in enumerate(prefetched(prepare, range(4), 1)):
         assert batch == item
         assert item == 3 or begun[item + 1].wait(10)
         assert item >= 2 or not begun[item + 2].is_set()  # one ahead, no more
-    assert not list(ahead(prepare, [], 2))
-    for workers in (None, 0, 1, 3):
-        assert list(Batches(range(4), prepare).prepared(torch.device("cpu"), workers)) == [0, 1, 2, 3]
+    assert not list(prefetched(prepare, [], 2))
+    assert list(prefetched(prepare, range(4), 3)) == list(Batches(range(4), prepare).prepared(torch.device("cpu")))
 
 
 def test_an_error_in_preparing_a_batch_is_raised() -> None:
@@ -230,7 +234,7 @@ def test_an_error_in_preparing_a_batch_is_raised() -> None:
         raise ValueError("no such text")
 
     with pytest.raises(ValueError, match="no such text"):
-        list(ahead(prepare, [0, 1], 2))
+        list(prefetched(prepare, [0, 1], 2))
 
 
 # ---- the step -----------------------------------------------------------------------------------------------------

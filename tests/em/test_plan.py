@@ -33,7 +33,7 @@ def test_in_words() -> None:
 
 class TestLeft:
     def test_nothing_is_said_where_nothing_is_known(self) -> None:
-        assert Plan(GLEM).left(0) == Plan().left(0) == ""
+        assert Plan(GLEM).time_left(0) == Plan().time_left(0) == ""
         assert Plan(GLEM).numbered(1) == "stage 2 of 5"
         assert Plan(GLEM, at_most=True).numbered(1) == "stage 2, at most 5"
         assert Plan().numbered(1) == "stage 2"
@@ -41,35 +41,35 @@ class TestLeft:
     def test_by_the_stages_of_the_same_model_that_are_done(self) -> None:
         plan = Plan(GLEM)
         plan.seconds["lm_gold"] = 100.0  # a second per unit of work
-        assert plan.left(1) == "more than 5 min left"  # the E-step; how long the GNN's stages take is not known
+        assert plan.time_left(1) == "more than 5 min left"  # the E-step; how long the GNN's stages take is not known
         plan.seconds["gnn_gold"] = 560.0  # of which 500 were spent before
-        assert plan.left(2) == "about 6 of 17 min left"  # 300 and 60; 660 are gone
+        assert plan.time_left(2) == "about 6 of 17 min left"  # 300 and 60; 660 are gone
         plan.seconds["e_step_1"] = 300.0
-        assert plan.left(3) == "about 1 of 17 min left"
+        assert plan.time_left(3) == "about 1 of 17 min left"
         plan.seconds["m_step_1"] = 60.0
-        assert plan.left(4) == ""
+        assert plan.time_left(4) == ""
 
     def test_by_another_seed(self) -> None:
         known = {"lm_gold": 60.0, "gnn_gold": 620.0, "e_step_1": 120.0, "m_step_1": 60.0}
-        assert Plan(GLEM, seconds_of_other_seeds=known).left(0) == "about 6 min left"
+        assert Plan(GLEM, seconds_of_other_seeds=known).time_left(0) == "about 6 min left"
 
     def test_by_what_was_measured_before_the_stages(self) -> None:
         plan = Plan(GLEM, prior={"LM": 2.0})
-        assert plan.left(0) == "more than 13 min left"
+        assert plan.time_left(0) == "more than 13 min left"
         plan.seconds["lm_gold"] = 100.0
-        assert plan.left(1) == "more than 5 min left"  # a stage says more
+        assert plan.time_left(1) == "more than 5 min left"  # a stage says more
 
     def test_where_em_ends_by_itself_it_is_a_bound(self) -> None:
         plan = Plan(GLEM, at_most=True)
         plan.seconds["lm_gold"] = 100.0
-        assert plan.left(1) == ""
+        assert plan.time_left(1) == ""
         plan.seconds["gnn_gold"] = 560.0
-        assert plan.left(2) == "at most about 6 min left"
+        assert plan.time_left(2) == "at most about 6 min left"
 
     def test_of_work_that_is_not_known_nothing_is_made_up(self) -> None:
         plan = Plan([PlannedStage("gnn_gold", "GNN"), PlannedStage("m_step_1", "GNN", GNN)])
         plan.seconds["gnn_gold"] = 100.0
-        assert plan.left(1) == ""
+        assert plan.time_left(1) == ""
 
 
 class TestWatch:

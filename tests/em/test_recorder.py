@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from glem_graphgym.data.tokens import TokenStore
-from glem_graphgym.em.e_step import TRAINING, LMLearner, LMSettings
+from glem_graphgym.em.e_step import TRAINING_COST, LMLearner, LMSettings
 from glem_graphgym.em.fit import FitLog, Validation
 from glem_graphgym.em.journal import StageKey, StageOutput
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings
@@ -148,7 +148,8 @@ def test_work_counts_tokens_of_texts_and_nodes_or_epochs_of_graphs() -> None:
     lm = LMLearner(tokens, nothing, settings, validation, Hardware())
     gold = StepTargets(GOLD)
     trained, validated = 3 * 4, 9 + 1  # three texts are padded to the longest of them
-    assert lm.work(gold, np.arange(4)) == {"batch": 3 * (TRAINING * trained + 2 * validated), "token": 2 + 4 + 4 + 1}
+    batches = 3 * (TRAINING_COST * trained + 2 * validated)
+    assert lm.work(gold, np.arange(4)) == {"batch": batches, "token": 2 + 4 + 4 + 1}
     pseudo = StepTargets(GOLD, PseudoLabels(np.zeros((N, C)), REST, GOLD), ratio=2.0)
     gnn: Any = GNNLearner(nothing, nothing, nothing, GNNSettings(epochs=7), validation, Hardware())
     assert (gnn.work(gold, REST), gnn.work(pseudo, REST)) == ({"batch": 7}, {"batch": 7})

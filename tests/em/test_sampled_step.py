@@ -14,7 +14,7 @@ from torch_geometric.graphgym.config import cfg
 from glem_graphgym.build.gnn import Structure, build_gnn
 from glem_graphgym.data.sampling import ALL
 from glem_graphgym.data.text_graph import csr_from_edges
-from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.fit import Validation, prefetched
 from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
@@ -217,8 +217,8 @@ def test_batches_do_not_depend_on_the_workers_that_draw_them(workers: int) -> No
     task = learner_of([2, 1], batch_size=4, label_input=True).start(targets(), FEATURES)
     batches = task.batches(1)
     assert len(batches.items) > 3
-    alone, ahead = (list(batches.prepared(torch.device("cpu"), number)) for number in (0, workers))
-    for ((nodes, hidden), structure, *rest), ((others, also), other, *more) in zip(alone, ahead, strict=True):
+    pairs = zip(batches.prepared(torch.device("cpu")), prefetched(batches.prepare, batches.items, workers), strict=True)
+    for ((nodes, hidden), structure, *rest), ((others, also), other, *more) in pairs:
         for one, two in zip(
             (nodes, hidden, structure.edge_index, *rest), (others, also, other.edge_index, *more), strict=True
         ):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glem_graphgym.em.e_step import LMTask
-from glem_graphgym.em.fit import Batches, _State
+from glem_graphgym.em.fit import Batches, _State, prefetched
 from glem_graphgym.em.hop_step import HopTask
 from glem_graphgym.em.joint_step import JointTask
 from glem_graphgym.em.m_step import FullBatchTask
@@ -81,7 +81,7 @@ def test_no_training_step_waits(
 ) -> None:
     """From one loss to the next, but for validation, the host's part of an epoch and transformers' look at a mask."""
     steps: list[list[str]] = []
-    prepared, trained = Batches.prepared, _State.record_loss
+    trained = _State.record_loss
 
     with (counted_on_cpu if accelerator == "cpu" else counted_by_cuda)() as found:
 
@@ -105,8 +105,8 @@ def test_no_training_step_waits(
         monkeypatch.setattr(TextEncoder, "forward", left_out(TextEncoder.forward))
         for task in (LMTask, FullBatchTask, SampledTask, HopTask, JointTask):
             monkeypatch.setattr(task, "batches", left_out(task.batches))
-        # In a thread, whose calls are not counted: they are on tensors in memory.
-        monkeypatch.setattr(Batches, "prepared", lambda batches, device: prepared(batches, device, workers=1))
+        if accelerator == "cpu":  # in a thread, whose calls are not counted: they are on tensors in memory
+            monkeypatch.setattr(Batches, "prepared", lambda batches, _: prefetched(batches.prepare, batches.items, 1))
         arguments = [*arguments_of(name, tmp_path, tiny_lm), "accelerator", accelerator]
         assert load_program("main").main(arguments) == 0
     assert len(steps) >= 3

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import constants
 
 from glem_graphgym.models import hub
-from glem_graphgym.models.hub import model_folder, wanted
+from glem_graphgym.models.hub import files_to_download, model_folder
 from glem_graphgym.models.text_encoder import EncoderConfig, load_text_encoder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -147,7 +147,7 @@ def test_weights_are_downloaded_once_and_no_exports() -> None:
     others = ["onnx/model.onnx", "onnx/config.json", "tf_model.h5", "rust_model.ot", "flax_model.msgpack", "x.py"]
     others += ["model.fp16.safetensors", "openvino/openvino_model.xml", "checkpoint-10/model.safetensors", ".git"]
     pickled = ["pytorch_model.bin", "2_Dense/pytorch_model.bin"]
-    assert wanted([*small, *safe, *others, *pickled]) == [*small, *safe, "2_Dense/pytorch_model.bin"]
-    assert wanted([*small, *others, *pickled]) == [*small, *pickled]
+    assert files_to_download([*small, *safe, *others, *pickled]) == [*small, *safe, "2_Dense/pytorch_model.bin"]
+    assert files_to_download([*small, *others, *pickled]) == [*small, *pickled]
     old = ["0_Transformer/config.json", "0_Transformer/pytorch_model.bin", "adapter_model.safetensors"]
-    assert wanted(old) == old
+    assert files_to_download(old) == old

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from glem_graphgym.data.tokens import Prompted, encode_texts
@@ -67,6 +68,15 @@ def test_a_text_ends_in_the_token_that_the_model_was_trained_with(
             assert special == [token for token in (first, last) if token]
             assert last is None or tokens[-1] == last
             assert len(ids) <= 8
+
+
+def test_a_vocabulary_without_latin_letters_gets_its_end_token_too(tmp_path: Path) -> None:
+    FAMILIES["llama"].save_pretrained(tmp_path)
+    tokenizer = Tokenizer(models.BPE({"</s>": 0, "б": 1}, []))
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    made.save_pretrained(tmp_path)
+    made = with_end_token(made, str(tmp_path), readout_of(str(tmp_path), "auto"))
+    assert made("бб")["input_ids"] == [1, 1, 0]
 
 
 # ---- both directions ----------------------------------------------------------------------------------------------

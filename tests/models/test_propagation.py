@@ -191,6 +191,9 @@ def test_a_graph_without_nodes() -> None:
 def test_moving_to_the_same_device_keeps_what_was_made(adjacency: Adjacency) -> None:
     assert adjacency.to("cpu") is adjacency
     assert adjacency.to(torch.device("cpu")).mean() is adjacency.mean()
+    operator = adjacency.mean()
+    assert operator.to(torch.device("cpu")) is operator
+    assert operator.to(torch.device("cpu", 1)) is not operator  # as another GPU is another device
 
 
 def test_memory_goes_with_the_last_user() -> None:

@@ -84,7 +84,7 @@ def test_a_layer_equals_its_dense_form_forward_and_in_all_gradients(adjacency: A
         if dense:
             out = dense_layer(layer, leaf, dense_mask(adjacency.with_self_loops()))
         else:
-            out = layer(leaf, AttentionGraph.of(adjacency, 2), None)
+            out = layer(leaf, AttentionGraph.cached(adjacency, 2), None)
         out.backward(seed)
         results.append([out, leaf.grad, *[parameter.grad for parameter in layer.parameters()]])
     for found, wanted in zip(*results, strict=True):

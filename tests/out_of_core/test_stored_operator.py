@@ -79,16 +79,3 @@ def test_blocks_hold_so_many_entries_and_rows_or_one_row() -> None:
     assert list(row_blocks(rowptr, 4, 10)) == [(0, 3), (3, 4), (4, 6)]
     assert list(row_blocks(rowptr, 100, 4)) == [(0, 4), (4, 6)]
     assert list(row_blocks(rowptr, 0, 0)) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
-
-
-def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"keep is bool of shape \(3,\), expected bool of shape"):
-        store_operator(tmp_path, *graph(), np.ones(3, dtype=bool))
-
-
-def test_operands_of_another_type_or_shape_are_refused(tmp_path: Path) -> None:
-    operator = stored(tmp_path / "a", *graph())
-    with pytest.raises(ValueError, match=r"x is torch.float64 of shape \(60, 9\), expected torch.float32"):
-        operator.multiply(X.double(), X)
-    with pytest.raises(ValueError, match=r"out is torch.float32 of shape \(3, 9\)"):
-        operator.multiply(X, X[:3])
