@@ -21,7 +21,7 @@ from glem_graphgym.build.graph import GRAPHS
 from glem_graphgym.build.language_model import build_lm, encoder_config
 from glem_graphgym.build.run_folder import decisive_settings
 from glem_graphgym.config import KEYS, WORD_FEATURES, feature_kinds, load_config
-from glem_graphgym.data.registry import KNOWN
+from glem_graphgym.data.registry import PUBLISHED_GRAPHS
 from glem_graphgym.data.sampling import Block
 from glem_graphgym.hardware import Hardware
 from tests.models.families import save_encoder
@@ -37,7 +37,7 @@ NETWORKS = [stem for stem in CONFIGS if not re.match("(lm|lm_lora|lm_large)_", s
 # (width of the raw features, classes)
 SIZES = {"ogbn-arxiv": (128, 40), "ogbn-products": (100, 47), "ogbn-papers100M": (128, 172)}
 SIZES |= {"debian": (0, 56), "wordnet": (0, 43), "synthetic": (0, 4)}
-SIZES |= {name: (0, known.classes) for name, known in KNOWN.items()}
+SIZES |= {name: (0, known.classes) for name, known in PUBLISHED_GRAPHS.items()}
 EMBEDDINGS = {"microsoft/deberta-base": 768, "microsoft/deberta-large": 1024, "intfloat/e5-large": 1024}
 EMBEDDINGS |= {"sentence-transformers/all-MiniLM-L6-v2": 384, "answerdotai/ModernBERT-base": 768}
 EMBEDDINGS |= {"intfloat/e5-large-v2": 1024, "Qwen/Qwen3-Embedding-0.6B": 1024}
@@ -179,7 +179,7 @@ def test_networks_on_the_debian_graph_differ_in_nothing_else(stem: str, base: st
     assert {key for key in mine if mine[key] != theirs[key]} - unused == {"model.type"}
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED_GRAPHS)
 def test_each_of_the_usual_small_graphs_has_the_settings_of_the_small_debian_graph(name: str) -> None:
     load(f"glem_{name}")
     mine = decisive_settings(cfg)
@@ -192,8 +192,8 @@ def test_each_of_the_usual_small_graphs_has_the_settings_of_the_small_debian_gra
 def test_the_grid_of_the_small_graphs_has_every_method_on_each() -> None:
     file, grid = ROOT / "configs_gg/glem_cora.yaml", ROOT / "configs_gg/grids/small_graphs.txt"
     made = configs.make_configs(str(file), str(grid), space.all_points(space.read_grid(grid)), None)  # loads each
-    assert len(made) == 6 * len(KNOWN) + 2
-    assert all(sum(f"graph={name}" in run for run in made) >= 6 for name in KNOWN)
+    assert len(made) == 6 * len(PUBLISHED_GRAPHS) + 2
+    assert all(sum(f"graph={name}" in run for run in made) >= 6 for name in PUBLISHED_GRAPHS)
 
 
 def test_the_grid_of_the_debian_graph_keeps_its_names_with_the_ensemble() -> None:
@@ -521,7 +521,7 @@ def test_ogbn_papers100m_keeps_memory_small(stem: str) -> None:
 def test_every_configuration_of_a_published_data_set_is_compared_but_for_our_own_choices() -> None:
     own = {"gnn_arxiv", "gnn_products", "sgc_papers100m", "mlp_papers100m", "sage_papers100m"}
     own |= {f"glem_{lm}_arxiv" for lm in FAMILY_OF}
-    own |= {"lm_lora_arxiv", "lm_lora_products", "lm_lora_papers100m", *(f"glem_{name}" for name in KNOWN)}
+    own |= {"lm_lora_arxiv", "lm_lora_products", "lm_lora_papers100m", *(f"glem_{name}" for name in PUBLISHED_GRAPHS)}
     assert {stem for stem in CONFIGS if not re.search("debian|wordnet|synthetic|table", stem)} == {*PUBLISHED, *own}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from glem_graphgym.config import KEYS, TEXT_GRAPHS, feature_kinds, shown
-from glem_graphgym.data.registry import KNOWN, LAYOUTS, check_known, reader_of, source_of
+from glem_graphgym.data.registry import LAYOUTS, PUBLISHED_GRAPHS, check_published, reader_of, source_of
 from glem_graphgym.data.splits import with_shots
 from glem_graphgym.data.text_graph import DataError, TextGraph, Texts
 from glem_graphgym.data.tokens import Prompted, TokenStore, open_token_store
@@ -97,8 +97,8 @@ def _table_files(cfg: CfgNode) -> TextGraph:
     d, raw = cfg.dataset, "raw" in feature_kinds(cfg.glem.node_features)
     reader, source, options = files_of(cfg)
     graph = load_files(reader, source, Path(d.dir), options, kind=d.name, raw=raw)
-    if d.name in KNOWN:
-        check_known(d.name, graph)
+    if d.name in PUBLISHED_GRAPHS:
+        check_published(d.name, graph)
     return graph
 
 
@@ -110,13 +110,13 @@ def files_of(cfg: CfgNode) -> tuple[Reader, Path, TableOptions]:
     """
     from glem_graphgym.data.from_tables import TableOptions
 
-    d, known_graph = cfg.dataset, KNOWN.get(cfg.dataset.name)
+    d, published_graph = cfg.dataset, PUBLISHED_GRAPHS.get(cfg.dataset.name)
     options = {name: d[f"tag_{name}"] for name in ("seed", "valid_share", "undirected", "text")}
     options |= {"shares": tuple(d.tag_split), "columns": tuple(d.tag_columns)}
-    if not d.tag_source and not known_graph:
+    if not d.tag_source and not published_graph:
         raise DataError(f"dataset.name is '{d.name}', but dataset.tag_source is empty; expected the user's files")
     source = Path(d.tag_source) if d.tag_source else source_of(d.name, Path(d.dir) / d.name)
-    return reader_of(known_graph.layout if known_graph else d.name), source, TableOptions(**options)
+    return reader_of(published_graph.layout if published_graph else d.name), source, TableOptions(**options)
 
 
 def _synthetic(cfg: CfgNode) -> TextGraph:
@@ -141,12 +141,12 @@ GRAPHS = TEXT_GRAPHS
 GRAPHS |= {
     "debian": _debian,
     **dict.fromkeys(("ogbn-arxiv", "ogbn-products", "ogbn-papers100M"), _ogb),
-    **dict.fromkeys((*LAYOUTS, *KNOWN), _table_files),
+    **dict.fromkeys((*LAYOUTS, *PUBLISHED_GRAPHS), _table_files),
     "synthetic": _synthetic,
     "wordnet": _frozen,
 }
 OURS = frozenset(GRAPHS)
-FILE_DATASETS = (*LAYOUTS, *KNOWN)
+FILE_DATASETS = (*LAYOUTS, *PUBLISHED_GRAPHS)
 DATASETS_BY_KEY = {
     "dataset.tag_source": ("debian", *FILE_DATASETS),
     "dataset.tag_max_nodes": ("debian", "wordnet"),

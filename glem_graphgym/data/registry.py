@@ -24,7 +24,7 @@ EDGES_WITHIN = 0.05
 
 
 @dataclass(frozen=True)
-class KnownGraph:
+class PublishedGraph:
     """A published benchmark graph.
 
     Attributes:
@@ -47,31 +47,31 @@ class KnownGraph:
     whole_folder: bool = False
 
 
-def _llmnodebed(name: str, nodes: int, classes: int, edges: int) -> KnownGraph:
+def _llmnodebed(name: str, nodes: int, classes: int, edges: int) -> PublishedGraph:
     site = "https://huggingface.co/datasets/xxwu/LLMNodeBed"
-    return KnownGraph("pyg", {f"{name}.pt": f"{site}/resolve/main/{name}.pt"}, site, nodes, classes, edges)
+    return PublishedGraph("pyg", {f"{name}.pt": f"{site}/resolve/main/{name}.pt"}, site, nodes, classes, edges)
 
 
-def _cs_tag(name: str, nodes: int, classes: int, edges: int) -> KnownGraph:
+def _cs_tag(name: str, nodes: int, classes: int, edges: int) -> PublishedGraph:
     site = "https://huggingface.co/datasets/Sherirto/CSTAG"
     files = {file: f"{site}/resolve/main/{name}/{file}" for file in (f"{name}.pt", f"{name}.csv")}
-    return KnownGraph("pyg", files, site, nodes, classes, edges)
+    return PublishedGraph("pyg", files, site, nodes, classes, edges)
 
 
 WIKICS = "https://github.com/pmernyei/wiki-cs-dataset"
-KNOWN = {
+PUBLISHED_GRAPHS = {
     # Nodes, edges and classes: README of TAGLAS (cora, pubmed), table of PromptGNN-sim (citeseer, with its texts).
     "cora": _llmnodebed("cora", 2_708, 7, 5_429),
     "citeseer": _llmnodebed("citeseer", 3_186, 6, 4_277),
     "pubmed": _llmnodebed("pubmed", 19_717, 3, 44_338),
     # Documentation of PyTorch Geometric's WikiCS; the README of its authors has the 20 splits.
-    "wikics": KnownGraph(
+    "wikics": PublishedGraph(
         "wikics",
         {name: f"{WIKICS}/raw/master/dataset/{name}" for name in ("data.json", "metadata.json")},
         WIKICS, 11_701, 10, 216_123, 20, whole_folder=True,
     ),
     # The paper of TAPE, whose README offers the files.
-    "arxiv_2023": KnownGraph(
+    "arxiv_2023": PublishedGraph(
         "pyg", {"graph.pt": "", "paper_info.csv": ""}, "https://github.com/XiaoxinHe/TAPE", 46_198, 40, 78_548
     ),
     # Table 3 of GLBench's paper, and the paper of GraphAdapter, which published both graphs.
@@ -91,7 +91,7 @@ def reader_of(layout: str) -> Reader:
     if layout not in LAYOUTS:
         raise DataError(
             f"dataset.name is '{layout}', which is no layout of files; expected one of: {', '.join(LAYOUTS)}, or of "
-            f"the known graphs {', '.join(KNOWN)}"
+            f"the published graphs {', '.join(PUBLISHED_GRAPHS)}"
         )
     module, _, name = LAYOUTS[layout].partition(":")
     reader: Reader = getattr(import_module(module), name)
@@ -100,20 +100,20 @@ def reader_of(layout: str) -> Reader:
 
 def layout_of(source: Path) -> str:
     """The layout of a user's file or folder, judged by file names."""
-    if (source / "metadata.json").is_file():
+    if all((source / name).is_file() for name in PUBLISHED_GRAPHS["wikics"].files):
         return "wikics"
     return "pyg" if source.suffix.lower() in (".pt", ".pth", ".bin", ".dgl") else "table"
 
 
 def source_of(name: str, folder: Path) -> Path:
-    """Path to give to the reader of a known graph, whose missing files are first downloaded into ``folder``.
+    """Path to give to the reader of a published graph, whose missing files are first downloaded into ``folder``.
 
     Raises:
         DataError: files are missing and cannot be downloaded; says where to get them and where to put them.
     """
     from glem_graphgym.data.ogb.download import download
 
-    published = KNOWN[name]
+    published = PUBLISHED_GRAPHS[name]
     missing = [file for file in published.files if not (folder / file).is_file()]
     remedy = f"Put {' and '.join(missing)} of {published.site} into {folder}"
     for file in missing:
@@ -123,9 +123,9 @@ def source_of(name: str, folder: Path) -> Path:
     return folder if published.whole_folder else folder / next(iter(published.files))
 
 
-def check_known(name: str, graph: TextGraph) -> None:
+def check_published(name: str, graph: TextGraph) -> None:
     """Raise DataError with all numbers (nodes, edges, …) in which a graph differs from the published one."""
-    published, origin = KNOWN[name], graph.origin
+    published, origin = PUBLISHED_GRAPHS[name], graph.origin
     rows = origin["edges"] + origin["self_loops"] + origin["repeated_edges"]
     counts = [origin["edges"], origin["edges"] + origin["self_loops"], rows, rows / 2, 2 * origin["edges"]]
     splits = 1 if graph.splits is None else len(graph.splits)

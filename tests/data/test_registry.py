@@ -13,7 +13,7 @@ from torch_geometric.graphgym.config import cfg
 from glem_graphgym.build.graph import load_text_graph_of
 from glem_graphgym.config import load_config
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.registry import KNOWN, LAYOUTS, reader_of, source_of
+from glem_graphgym.data.registry import LAYOUTS, PUBLISHED_GRAPHS, layout_of, reader_of, source_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -23,22 +23,29 @@ import pyg_files
 @pytest.fixture
 def small_cora(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"nodes": pyg_files.N, "classes": 3, "edges": pyg_files.N, "splits": 10}
-    monkeypatch.setitem(KNOWN, "cora", replace(KNOWN["cora"], **facts))
+    monkeypatch.setitem(PUBLISHED_GRAPHS, "cora", replace(PUBLISHED_GRAPHS["cora"], **facts))
 
 
 def load(folder: Path, **changed: Any) -> str:
     """Load dataset.name cora, whose published numbers are changed; the name and fingerprint of the graph."""
     (folder / "own.yaml").write_text(f"dataset: {{format: TAG, name: cora, dir: {folder}}}\n")
     load_config(cfg, folder / "own.yaml")
-    KNOWN["cora"] = replace(KNOWN["cora"], **changed)
+    PUBLISHED_GRAPHS["cora"] = replace(PUBLISHED_GRAPHS["cora"], **changed)
     return load_text_graph_of(cfg).fingerprint()
 
 
 def test_every_name_has_a_reader_files_and_a_page() -> None:
     assert {*map(reader_of, LAYOUTS)}
-    for known in KNOWN.values():
-        assert known.layout in LAYOUTS and known.files and known.site.startswith("https://")
-        assert all(url.startswith(("https://", known.site)) or not url for url in known.files.values())
+    for published in PUBLISHED_GRAPHS.values():
+        assert published.layout in LAYOUTS and published.files and published.site.startswith("https://")
+        assert all(url.startswith(("https://", published.site)) or not url for url in published.files.values())
+
+
+def test_a_folder_is_of_wikics_if_it_has_both_files(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").touch()
+    assert layout_of(tmp_path) == "table"
+    (tmp_path / "data.json").touch()
+    assert layout_of(tmp_path) == "wikics"
 
 
 @pytest.mark.usefixtures("small_cora")
@@ -54,26 +61,26 @@ def test_a_graph_in_its_place_is_read_and_held_against_its_numbers(tmp_path: Pat
     assert "10 splits, expected 1" in str(error.value) and "12 edges, expected 5,429" in str(error.value)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED_GRAPHS)
 def test_missing_files_are_downloaded_or_named_with_their_place(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object, **how: object) -> None:
         raise OSError("no network")
 
-    known, folder = KNOWN[name], tmp_path / name
+    published, folder = PUBLISHED_GRAPHS[name], tmp_path / name
     with monkeypatch.context() as patch:
         patch.setattr("glem_graphgym.data.ogb.download.urlopen", refuse)
         with pytest.raises(DataError) as error:
             source_of(name, folder)
-    for part in (*known.files, known.site, f"into {folder}"):
+    for part in (*published.files, published.site, f"into {folder}"):
         assert part in str(error.value)
-    if "" in known.files.values():
+    if "" in published.files.values():
         return
 
     def fetch(url: str, part: Path) -> None:
         part.write_text(url)
 
     monkeypatch.setattr("glem_graphgym.data.ogb.download._fetch", fetch)
-    assert source_of(name, folder) == (folder if known.whole_folder else folder / next(iter(known.files)))
-    assert {file: (folder / file).read_text() for file in known.files} == known.files
+    assert source_of(name, folder) == (folder if published.whole_folder else folder / next(iter(published.files)))
+    assert {file: (folder / file).read_text() for file in published.files} == published.files
