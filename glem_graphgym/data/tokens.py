@@ -99,10 +99,13 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
     """
     folder = token_folder(texts, tokenizer, max_length, cache)
     make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path), resume=True)
+    (folder / "lengths.bin").unlink(missing_ok=True)  # not before: without it, a killed process's work would be lost
     with reading_data(f"{folder}: damaged token store", "delete the folder to have it remade"):
         meta = read_json(folder / "tokens.json")
         offsets = np.load(folder / "offsets.npy")
-        ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r", shape=(int(offsets[-1]),))
+        ids = np.empty(0, dtype=meta["dtype"])
+        if offsets[-1]:  # an empty file cannot be mapped
+            ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r", shape=(int(offsets[-1]),))
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
     return TokenStore(ids, offsets, padding_id(tokenizer), unknown_id(tokenizer), ids_below(tokenizer))
@@ -175,7 +178,6 @@ def _tokenize(texts: Texts, tokenizer: Any, max_length: int, folder: Path) -> No
     np.cumsum(np.fromfile(folder / "lengths.bin", dtype=np.int32), out=offsets[1:])
     np.save(folder / "offsets.npy", offsets)
     write_json(folder / "tokens.json", {"dtype": dtype.name, "max_length": max_length, "texts": len(texts)})
-    (folder / "lengths.bin").unlink()
 
 
 def _estimated_bytes(texts: Texts, tokenizer: Any, max_length: int) -> int:

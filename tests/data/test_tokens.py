@@ -226,6 +226,27 @@ def test_a_killed_process_leaves_what_it_tokenized_to_the_next(
     assert sorted(path.name for path in folder.iterdir()) == ["ids.bin", "offsets.npy", "tokens.json"]
 
 
+def test_a_kill_just_before_the_store_is_complete_loses_no_block(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokens, "TEXTS_AT_ONCE", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
+    monkeypatch.setattr(tokens, "encode_texts", no_tokenizing)
+    assert len(open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)) == len(TEXTS)
+
+
+def test_texts_without_a_single_token_have_a_store(tmp_path: Path) -> None:
+    for _ in range(2):
+        store = open_token_store(Texts.of(["", ""]), word_tokenizer(50), 8, tmp_path)
+        assert store.lengths.tolist() == [0, 0] and store.pad(np.arange(2))[1].tolist() == [[0], [0]]
+
+
 def test_a_tokenizer_that_was_used_otherwise_in_between_finds_its_store(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
