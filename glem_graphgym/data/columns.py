@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.splits import MASK_COLUMN, SPLIT_COLUMN
-from glem_graphgym.data.tables import strings_of
+from glem_graphgym.data.tables import string_of, strings_of
 
 NODE_COLUMNS = ("id", "text", "label")
 EDGE_COLUMNS = ("source", "target")
@@ -35,7 +36,7 @@ class Columns:
     """Names of the columns of a user's tables, from the keys ``dataset.tag_columns`` and ``dataset.tag_text``.
 
     Attributes:
-        of: our name of a column -> its name in the file; features are not in it.
+        column_of: our name of a column -> its name in the file; features are not in it.
         features: names in the file of the feature columns.
         template: text with ``{column}`` for the value of a column; empty = the column ``text``.
         fields: columns that the template names.
@@ -43,7 +44,7 @@ class Columns:
 
     def __init__(self, pairs: Sequence[Any], template: str) -> None:
         self.template, self.fields = template, FIELD.findall(template)
-        self.of: dict[str, str] = {}
+        self.column_of: dict[str, str] = {}
         self.features: list[str] = []
         for pair in pairs:
             ours, equals, theirs = str(pair).partition("=")
@@ -52,42 +53,55 @@ class Columns:
                     f"dataset.tag_columns holds {pair!r}, expected ours=theirs, such as [text=abstract, label=venue]; "
                     f"ours is one of {listed([*OURS, VIEW + '<view>'], 20)}"
                 )
-            if ours in self.of:
+            if ours in self.column_of:
                 raise DataError(
-                    f"dataset.tag_columns names two columns for '{ours}': {self.of[ours]!r} and {theirs!r}; keep one"
+                    f"dataset.tag_columns names two columns for '{ours}': {self.column_of[ours]!r} and {theirs!r}; "
+                    "keep one"
                 )
             if ours == "features":
                 self.features.append(theirs)
             else:
-                self.of[ours] = theirs
+                self.column_of[ours] = theirs
+        if repeated := [column for column, count in Counter(self.column_of.values()).items() if count > 1]:
+            raise DataError(
+                f"dataset.tag_columns names the column {listed(repeated, quoted=True)} for several of ours; expected a "
+                "column for each"
+            )
         if template and not self.fields:
             raise DataError(f"dataset.tag_text is {template!r}, expected columns in braces: '{{title}}. {{abstract}}'")
-        if template and "text" in self.of:
+        if template and "text" in self.column_of:
             raise DataError(
-                f"dataset.tag_text is {template!r}, but dataset.tag_columns names {self.of['text']!r} for the text; "
-                "keep one of the two"
+                f"dataset.tag_text is {template!r}, but dataset.tag_columns names {self.column_of['text']!r} for the "
+                "text; keep one of the two"
             )
-        if (label := self.of.get("label", "label")) in self.fields:
+        if (label := self.column_of.get("label", "label")) in self.fields:
             raise DataError(f"dataset.tag_text is {template!r}, so the texts would tell the label, column {label!r}")
 
     def __bool__(self) -> bool:
-        return bool(self.of or self.features or self.template)
+        return bool(self.column_of or self.features or self.template)
 
     def strings(self, header: Collection[str], ours: Sequence[str]) -> set[str]:
-        """Columns of a file to keep as strings: those for ``ours``, splits, views, and fields of the template."""
+        """Columns of a file to keep as strings: those for ``ours``, splits, views, and fields of the template.
+
+        If ``ours`` has neighbours, the columns that may list them are among these.
+        """
         in_splits = {name for name in header if SPLIT_COLUMN.fullmatch(name) or MASK_COLUMN.fullmatch(name)}
         views = {name for name in header if name.startswith(VIEW)}
-        return ({self.of.get(name, name) for name in ours} | {*self.fields} | in_splits | views) & {*header}
+        lists = {name for name in header if "neighbours" in ours and NEIGHBOURS.fullmatch(name.strip())}
+        configured = {self.column_of.get(name, name) for name in ours}
+        return (configured | {*self.fields} | in_splits | views | lists) & {*header}
 
     def required(self, header: Sequence[str]) -> list[str]:
         """Columns that nodes must have; ``id`` only if some column may be one, otherwise row numbers are the ids."""
-        ids = "id" in self.of or {*alike("id", header)} - {*self.fields}
+        ids = "id" in self.column_of or {*alike("id", header)} - {*self.fields}
         return ["id"] * bool(ids) + ["text"] * (not self.template) + ["label"]
 
     def check(self, path: Any, header: Collection[str], ours: Sequence[str]) -> None:
         """Raise DataError if a configured column is not in the file ``path``."""
         configured = [
-            (f"dataset.tag_columns ({name}={self.of[name]})", self.of[name]) for name in ours if name in self.of
+            (f"dataset.tag_columns ({name}={self.column_of[name]})", self.column_of[name])
+            for name in ours
+            if name in self.column_of
         ]
         if "text" in ours:
             configured += [(f"dataset.tag_columns (features={name})", name) for name in self.features]
@@ -101,7 +115,7 @@ class Columns:
 
     def names(self, header: Sequence[str], ours: Sequence[str]) -> list[str | None]:
         """Our name for each column of a file; None if the configuration gives a column's own name to another one."""
-        taken = {self.of[name]: name for name in ours if name in self.of}
+        taken = {self.column_of[name]: name for name in ours if name in self.column_of}
         return [taken.get(name, None if name in taken.values() else name) for name in header]
 
     def texts(self, table: pd.DataFrame, path: Any) -> list[str]:
@@ -145,10 +159,10 @@ def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, where
 def _parse_ids(value: Any) -> list[Any]:
     if isinstance(value, list | tuple | np.ndarray):
         return [*value]
-    text = "" if value is None or value != value else str(value).strip()  # NaN differs from itself
+    text = "" if pd.isna(value) else (string_of(value) or "").strip()
     if text.startswith("["):
         try:
             return list(json.loads(text))
-        except ValueError:  # a list as Python or NumPy writes it
+        except (ValueError, RecursionError):  # a list as Python or NumPy writes it
             pass
     return [item for word in re.split(r"[\s,;|]+", text.strip("[](){}")) if (item := word.strip("'\""))]

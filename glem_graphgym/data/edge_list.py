@@ -24,7 +24,7 @@ def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
         DataError: a line has fewer than two ids; names the line.
     """
     ends: list[list[str]] = []
-    for number, line in enumerate(io.StringIO(read_csv_bytes(path).decode()), start=1):
+    for number, line in enumerate(io.StringIO(read_csv_bytes(path).decode(), newline=None), start=1):
         if not line.strip() or line.startswith(("#", "%")):
             continue
         separator = next((mark for mark in ("\t", ",") if mark in line), None)

@@ -235,8 +235,8 @@ def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     if len(classes) < 2:
         no_label_counts = {name: counts[name] for name in sorted(no_label)}
         raise DataError(
-            f"{tables.place('label')} holds {len(classes)} classes {classes}; at least 2 are needed to classify"
-            + (f" (no labels are: {no_label_counts})" if no_label_counts else "")
+            f"{tables.location('label')} holds {len(classes)} classes ({listed(classes, quoted=True)}); at least 2 are "
+            "needed to classify" + (f" (no labels are: {no_label_counts})" if no_label_counts else "")
         )
     fractional = numbers and any("." in name for name in classes)
     if numbers and not fractional:
@@ -245,7 +245,7 @@ def _labels(tables: Tables) -> tuple[np.ndarray, list[str], dict[str, Any]]:
         class_numbers = [*map(str, range(len(tables.class_names)))]
         if unknown := [name for name in classes if name not in class_numbers]:
             raise DataError(
-                f"{tables.place('label')} holds the classes {listed(unknown)}, which are not among the numbers of "
+                f"{tables.location('label')} holds the classes {listed(unknown)}, which are not among the numbers of "
                 f"{len(class_numbers)} names ({listed(tables.class_names)}); expected 0 to {len(class_numbers) - 1}"
             )
         classes = class_numbers
@@ -292,18 +292,18 @@ def _features(tables: Tables, names: list[str]) -> np.ndarray | None:
         row, position = bad[0]
         column, value = columns.columns[position], columns.iloc[row, position]
         if str(value).strip().casefold() in SPLIT_NAMES:
-            raise DataError(f"{tables.place(column)} holds {value!r}; if it is the split, call it 'split'")
+            raise DataError(f"{tables.location(column)} holds {value!r}; if it is the split, call it 'split'")
         raise DataError(
-            f"{tables.place(column)} holds {value!r} at node '{tables.id_of(row)}' ({len(bad)} such values); "
-            f"columns beside {[*NODE_COLUMNS, 'split']} are features, expected finite numbers. Fill in the values or "
-            "drop the column; text belongs in the column 'text'"
+            f"{tables.location(column)} holds {value!r:.80} at node {listed([tables.id_of(row)], quoted=True)} "
+            f"({len(bad)} such values); columns beside {[*NODE_COLUMNS, 'split']} are features, expected finite "
+            "numbers. Fill in the values or drop the column; text belongs in the column 'text'"
         )
     return features
 
 
 def _array_features(tables: Tables) -> np.ndarray:
     """Features float32 (N, F) that the tables hold as an array instead of columns."""
-    array, where = np.asarray(tables.features), tables.place("features")
+    array, where = np.asarray(tables.features), tables.location("features")
     if array.dtype.kind not in "biuf" or array.ndim != 2 or len(array) != tables.num_nodes:
         raise DataError(
             f"{where} is {array.dtype} {array.shape}, expected finite numbers ({tables.num_nodes} nodes, number of "
@@ -375,8 +375,8 @@ def _how_ids_differ(unknown: Sequence[str], ids: Sequence[str]) -> str:
         alike = [name for name in unknown if normalise(name) in original]
         if 2 * len(alike) >= len(unknown):
             return (
-                f"They differ {difference}: {alike[0]!r} in edges, {original[normalise(alike[0])]!r} in nodes; "
-                "write both alike"
+                f"They differ {difference}: {listed(alike[:1], quoted=True)} in edges, "
+                f"{listed([original[normalise(alike[0])]], quoted=True)} in nodes; write both alike"
             )
     if all(name.isascii() and name.isdigit() and int(name) <= len(ids) for name in unknown):
         return "Are those of the edges row numbers? Write the ids of the nodes in their place"

@@ -74,7 +74,7 @@ def given_splits(tables: Tables, label: np.ndarray, valid_share: float, seed: in
             _fill_from_masks(tables, split_map, row)
         else:
             (column,) = split_map
-            where = tables.place(column)
+            where = tables.location(column)
             _fill_from_column(tables, column, row)
         _check(tables, where, row, label, valid_share, seed)
     return codes
@@ -85,7 +85,7 @@ def _fill_from_column(tables: Tables, column: str, codes: np.ndarray) -> None:
     words = {value: value.strip().casefold() for value in set(values) - {None}}
     if unknown := Counter(value for value in values if words.get(value) and words[value] not in SPLIT_NAMES):
         unknown_values = listed([f"{value!r} ({count} times)" for value, count in unknown.items()])
-        raise DataError(f"{tables.place(column)} holds {unknown_values}, expected {[*SPLIT_NAMES]} or nothing")
+        raise DataError(f"{tables.location(column)} holds {unknown_values}, expected {[*SPLIT_NAMES]} or nothing")
     code_of = {value: SPLITS.index(SPLIT_NAMES[word]) for value, word in words.items() if word}
     codes[:] = [code_of.get(value, NO_SPLIT) for value in values]
 
@@ -115,7 +115,8 @@ def _truth(tables: Tables, column: str) -> np.ndarray:
     if None in truth:
         node = truth.index(None)
         raise DataError(
-            f"{tables.place(column)} holds {values[node]!r} at node {tables.id_of(node)!r}, expected true or false"
+            f"{tables.location(column)} holds {values[node]!r:.80} at node "
+            f"{listed([tables.id_of(node)], quoted=True)}, expected true or false"
         )
     return np.array(truth, dtype=bool)
 
@@ -124,19 +125,26 @@ def _check(tables: Tables, where: str, codes: np.ndarray, label: np.ndarray, val
     unlabelled = [tables.id_of(node) for node in np.flatnonzero((label == UNLABELLED) & (codes != NO_SPLIT))]
     if unlabelled:
         raise DataError(
-            f"{where} puts {len(unlabelled)} nodes in a split that have no label ({listed(unlabelled)}); give "
-            "them one, or leave their split empty"
+            f"{where}: {len(unlabelled)} nodes in a split have no label ({listed(unlabelled)}); give them one, or "
+            "leave their split empty"
         )
-    empty = [split_name for code, split_name in enumerate(SPLITS) if not (codes == code).any()]
-    if empty == ["valid"] and valid_share:
+    if _empty_splits(codes) == ["valid"] and valid_share:
         train = np.flatnonzero(codes == 0)
         codes[in_order(tables, train, seed)[: max(1, round(valid_share * len(train)))]] = 1
-        empty = []
-    if empty:
+        if not (codes == 0).any():
+            raise DataError(
+                f"dataset.tag_valid_share: {valid_share} of the {len(train)} training nodes of {where} leaves none for "
+                "training; expected a smaller share, or more training nodes"
+            )
+    if empty := _empty_splits(codes):
         remedy = "put some there, or drop the columns for a random split"
         if empty == ["valid"]:
             remedy = "set dataset.tag_valid_share to the share of the training nodes that are to validate"
-        raise DataError(f"{where} puts no node in {empty}; {remedy}")
+        raise DataError(f"{where}: no node in {empty}; {remedy}")
+
+
+def _empty_splits(codes: np.ndarray) -> list[str]:
+    return [split_name for code, split_name in enumerate(SPLITS) if not (codes == code).any()]
 
 
 def drawn_split(tables: Tables, label: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
@@ -152,7 +160,7 @@ def drawn_split(tables: Tables, label: np.ndarray, shares: Sequence[float], seed
     codes = np.full(tables.num_nodes, NO_SPLIT, dtype=np.int8)
     for code, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         codes[order[start:end]] = code
-    if empty := [split_name for code, split_name in enumerate(SPLITS) if not (codes == code).any()]:
+    if empty := _empty_splits(codes):
         raise DataError(
             f"{tables.where['nodes']}: shares {[*shares]} of {len(order)} labelled nodes leave {empty} without one; "
             "label more nodes, or add a column 'split'"
@@ -182,5 +190,5 @@ def with_shots(graph: TextGraph, shots: int, seed: int) -> TextGraph:
     chosen = np.concatenate([order[label == name][:shots] for name in np.unique(label)])
     split = {**graph.split, "train": train[np.sort(chosen)]}
     reduced = replace(graph, split=split, origin={**graph.origin, "shots": shots}, edges_checked=True)
-    reduced.has_fingerprint(fingerprint(graph.fingerprint(), "shots", shots, seed))
+    reduced.set_fingerprint(fingerprint(graph.fingerprint(), "shots", shots, seed))
     return reduced

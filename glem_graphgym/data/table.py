@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,40 +15,14 @@ from glem_graphgym.data.columns import EDGE_COLUMNS, NEIGHBOURS, NODE_COLUMNS, V
 from glem_graphgym.data.csv_file import DELIMITERS, check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.edge_list import read_edge_lines, read_edge_matrix
 from glem_graphgym.data.errors import DataError, listed, reading_data
-from glem_graphgym.data.from_tables import NUMBER, Reader, TableOptions, load_files
+from glem_graphgym.data.from_tables import NUMBER, Reader, TableOptions
 from glem_graphgym.data.splits import split_columns
 from glem_graphgym.data.tables import Tables
-from glem_graphgym.data.text_graph import TextGraph
 
 ENDINGS = (".csv", ".csv.gz", ".parquet", ".tsv")
 NODE_ENDINGS, EDGE_ENDINGS = (*ENDINGS, ".jsonl"), (*ENDINGS, ".txt", ".npz")
 FEATURES = "features.npy"
 SEPARATORS = {**DELIMITERS, ";": "semicolon", "|": "bar"}
-
-
-def load_table(source: Path, cache: Path, *, raw: bool = False, **options: Any) -> TextGraph:
-    """Load a graph from the files ``nodes`` and ``edges`` of a folder or from one file of nodes; named like its source.
-
-    Files are .csv, .csv.gz, .tsv or .parquet; nodes also .jsonl, edges also .txt (two ids per line) or .npz (a matrix
-    of row numbers). Nodes have the columns ``id`` (if absent: row numbers), ``text``, ``label`` and optionally a split
-    (for its forms see `glem_graphgym.data.tables.Tables`). All other columns are numbers and become ``features``,
-    float32 (N, F), in the file's order; or a file ``features.npy`` beside the tables holds these. Edges have the
-    columns ``source`` and ``target``; others are ignored. A single file of nodes lists their neighbours in a column.
-    CSV is comma-separated UTF-8 with a header, and only an empty field is a missing value.
-
-    If ``columns`` renames columns, or ``text`` joins several into the text, further columns that are not numeric are
-    left out and listed in ``origin["left"]``.
-
-    Args:
-        source: the folder, or the file.
-        cache: folder for the snapshot.
-        raw: see `load_files`.
-        options: see `TableOptions`.
-
-    Raises:
-        DataError: a file or column is missing or wrong. Names the file, and the line or row.
-    """
-    return load_files(TABLE, source, cache, TableOptions(**options), kind="table", raw=raw)
 
 
 def find_tables(source: Path) -> list[Path]:
@@ -66,16 +39,25 @@ def find_tables(source: Path) -> list[Path]:
 
 
 def read_tables(files: list[Path], options: TableOptions) -> Tables:
-    """Read the files that `find_tables` found; raises DataError."""
+    """Read the files that `find_tables` found; for the columns see `Tables`.
+
+    Columns of the nodes that have no other use are features, in the file's order; a file ``features.npy`` beside the
+    tables may hold them instead. CSV is UTF-8 with a header, and only an empty field is a missing value. A single file
+    lists each node's neighbours in a column. If ``options`` rename columns or join several into the text, further
+    columns that are not numeric are left out and listed in ``origin["left"]``.
+
+    Raises:
+        DataError: a file or column is missing or wrong. Names the file, and the line or row.
+    """
     columns = Columns(options.columns, options.text)
     path, *extra_files = files
-    table, replaced = _read(path, NODE_COLUMNS, columns)
-    edges_file, features_file = (
-        (*extra_files, path)[0],
-        next((file for file in extra_files if file.name == FEATURES), None),
-    )
+    views = [name for name in columns.column_of if name.startswith(VIEW)]
+    ours = (*NODE_COLUMNS, "split", *views, *([] if extra_files else ["neighbours"]))
+    table, replaced = _read(path, ours, columns)
+    edges_file = (*extra_files, path)[0]
+    features_file = next((file for file in extra_files if file.name == FEATURES), None)
     listing = _neighbours(path, [*table], columns, single_file=not extra_files)
-    theirs = columns.of.get("neighbours", listing)
+    theirs = columns.column_of.get("neighbours", listing)
     where = {"nodes": str(path), "edges": f"{path}: column '{theirs}'" if listing else str(edges_file)}
     edges: pd.DataFrame | np.ndarray
     if listing:
@@ -84,8 +66,12 @@ def read_tables(files: list[Path], options: TableOptions) -> Tables:
     else:
         edges = _read_edges(edges_file, columns)
     nodes, unused = _select_columns(path, table, columns)
-    taken = {**columns.of, **({"text": options.text} if options.text else {}), "edges": theirs or edges_file.name}
-    where |= {name: f"{path}: column {column!r}" for name, column in columns.of.items() if name in nodes}
+    taken = {
+        **columns.column_of,
+        **({"text": options.text} if options.text else {}),
+        "edges": theirs or edges_file.name,
+    }
+    where |= {name: f"{path}: column {column!r}" for name, column in columns.column_of.items() if name in nodes}
     if features_file:
         where["features"] = str(features_file)
     return Tables(
@@ -129,7 +115,7 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
 
 def _neighbours(path: Path, header: Sequence[str], columns: Columns, *, single_file: bool) -> str | None:
     """Name of the nodes' column that lists their neighbours; None if the edges have a file of their own."""
-    configured = columns.of.get("neighbours")
+    configured = columns.column_of.get("neighbours")
     if not single_file:
         if configured:
             raise DataError(
@@ -188,14 +174,12 @@ def _read_edges(path: Path, columns: Columns) -> pd.DataFrame | np.ndarray:
     name = path.name.lower()
     if name.endswith(".npz"):
         return read_edge_matrix(path)
-    names = [columns.of.get(ours, ours) for ours in EDGE_COLUMNS]
-    if name.endswith(".txt") or (name.endswith(".tsv") and not set(names) <= _first_cells(path)):
-        return read_edge_lines(path, names)
-    return _read(path, EDGE_COLUMNS, columns)[0]
-
-
-def _first_cells(path: Path) -> set[str]:
-    return {cell.strip('\r"') for cell in read_csv_bytes(path).partition(b"\n")[0].decode().split("\t")}
+    names = [columns.column_of.get(ours, ours) for ours in EDGE_COLUMNS]
+    without_header = name.endswith(".txt")
+    if name.endswith(".tsv"):
+        first_line = re.split(r"[\r\n]", read_csv_bytes(path).decode(), maxsplit=1)[0]
+        without_header = not set(names) <= {cell.strip('"') for cell in first_line.split("\t")}
+    return read_edge_lines(path, names) if without_header else _read(path, EDGE_COLUMNS, columns)[0]
 
 
 # ---- files and columns --------------------------------------------------------------------------------------------
@@ -206,9 +190,7 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
 
     From CSV, required columns, splits, lists of neighbours and fields of the text template are strings, as written.
     """
-    nodes = ours == NODE_COLUMNS
-    views = [name for name in columns.of if name.startswith(VIEW)]
-    ours = (*ours, "split", "neighbours", *views) if nodes else ours
+    nodes = ours != EDGE_COLUMNS
     read = next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)
     delimiter = "\t" if path.name.lower().endswith(".tsv") else ","
     if read:
@@ -216,7 +198,7 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
         header = [*table.columns]
     else:
         content = read_csv_bytes(path)
-        closed = [columns.of.get(name, name) for name in ("label", "split")] if nodes else []
+        closed = [columns.column_of.get(name, name) for name in ("label", "split")] if nodes else []
         header = check_rows(path, content, closed, delimiter)
     columns.check(path, header, ours)
     names = columns.names(header, ours)
@@ -241,7 +223,9 @@ def read_json_lines(path: Path) -> pd.DataFrame:
     for number, line in enumerate(read_csv_bytes(path).decode().split("\n"), start=1):
         try:
             row = json.loads(line) if line.strip() else None
-        except ValueError as error:
+            if "\\ud" in line.casefold():  # maybe half of a surrogate pair, which pandas refuses
+                row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is no JSON ({error}); expected one JSON object per line") from error
         if isinstance(row, dict):
             rows.append(row)
@@ -252,17 +236,15 @@ def read_json_lines(path: Path) -> pd.DataFrame:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_parquet(path)
+        with reading_data(f"{path} cannot be read as Parquet", "export it again"):
+            table = pd.read_parquet(path)
+            if any(name is not None for name in table.index.names):  # a named index is a column of the file
+                table = table.reset_index()
     except ImportError as error:
         raise DataError(
             f"{path}: reading Parquet needs pyarrow, which is not installed; install the extra 'parquet' "
             "(pip install 'glem-graphgym[parquet]') or save the table as CSV"
         ) from error
-    except Exception as error:  # pyarrow has errors of its own
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read as Parquet ({reason:.200}); export it again") from error
-    if any(name is not None for name in table.index.names):  # a named index is a column of the file
-        table = table.reset_index()
     table.columns = pd.Index([str(column) for column in table.columns], dtype=object)
     return table
 

@@ -41,30 +41,33 @@ class Tables:
     def num_nodes(self) -> int:
         return len(self.nodes)
 
-    def place(self, column: str) -> str:
+    def location(self, column: str) -> str:
         """Name of a column of the nodes in messages."""
         return self.where.get(column) or f"{self.where['nodes']}: column '{column}'"
 
     def strings(self, column: str) -> np.ndarray:
         """Values of a column of the nodes as strings, object (N,); see `strings_of`."""
-        return strings_of(self.nodes[column], self.place(column))
+        return strings_of(self.nodes[column], self.location(column))
 
     def id_of(self, node: int | np.integer[Any]) -> str:
-        return str(node) if "id" not in self.nodes else _string(self.nodes["id"].iat[int(node)]) or ""
+        return str(node) if "id" not in self.nodes else string_of(self.nodes["id"].iat[int(node)]) or ""
 
 
 def strings_of(column: pd.Series, where: str) -> np.ndarray:
     """Values as strings, object (rows,); None if missing or empty. ``where`` is the column's name in messages."""
     try:
         codes, values = pd.factorize(column)
+    except UnicodeEncodeError:  # half of a surrogate pair, which no encoding can write
+        return strings_of(column.map(string_of, na_action="ignore"), where)
     except TypeError as error:
         raise DataError(f"{where} holds lists or the like; expected text or numbers") from error
-    return np.array([*map(_string, values), None], dtype=object)[codes]  # the code of a missing value is -1
+    return np.array([*map(string_of, values), None], dtype=object)[codes]  # the code of a missing value is -1
 
 
-def _string(value: Hashable) -> str | None:
+def string_of(value: Hashable) -> str | None:
+    """A value as a string; None if missing or empty. A question mark replaces what UTF-8 cannot encode."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace") or None
     if isinstance(value, float | np.floating) and value.is_integer():
         return str(int(value))  # an integer column with gaps is read as floats
-    return None if value is None else str(value) or None
+    return None if value is None else str(value).encode("utf-8", "replace").decode() or None

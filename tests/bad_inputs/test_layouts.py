@@ -18,10 +18,10 @@ import scipy.sparse
 
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.from_tables import TableOptions
-from glem_graphgym.data.registry import KNOWN
-from glem_graphgym.data.table import load_table
+from glem_graphgym.data.registry import PUBLISHED_GRAPHS
 from glem_graphgym.data.wikics import WIKICS
 from tests.bad_inputs.conftest import Program
+from tests.data.own_tables import load_table
 
 COUNT = 24
 KINDS = ("cats", "dogs", "newts")
@@ -191,8 +191,8 @@ def write(layout: Layout, program: Program) -> list[object]:
 @pytest.fixture(autouse=True)
 def small_wikics(monkeypatch: pytest.MonkeyPatch) -> None:
     """The miniature is all that WikiCS must hold."""
-    small = replace(KNOWN["wikics"], nodes=COUNT, classes=3, edges=len(EDGES), splits=2)
-    monkeypatch.setitem(KNOWN, "wikics", small)
+    small = replace(PUBLISHED_GRAPHS["wikics"], nodes=COUNT, classes=3, edges=len(EDGES), splits=2)
+    monkeypatch.setitem(PUBLISHED_GRAPHS, "wikics", small)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,8 @@ def test_a_broken_one_is_refused_in_one_line(name: str, program: Program) -> Non
         ("data.json", '"features": [[0, 0.5]', '"features": [[0]', "data.json is not as its authors publish it"),
         ("data.json", '"test_mask": [', '"test_mask": [true, ', "'test_mask' has 25 entries"),
         ("data.json", "{", "[{", "data.json is no JSON"),
+        ("data.json", '"test_mask": [', '"test_mask": 1, "test": [', "metadata.json is not as its authors publish it"),
+        ("metadata.json", '"labels": {', '"labels": 3, "names": {', "metadata.json is not as its authors publish it"),
         ("metadata.json", '"tokens"', '"words"', "dataset.tag_text ('{title}: {tokens}') names the column 'tokens'"),
     ],
 )

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from glem_graphgym.data.label_leaks import telling_columns
-from glem_graphgym.data.table import load_table
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from tests.bad_inputs.conftest import Program
+from tests.data.own_tables import load_table
 
 COUNT = 24
 NODES = "id,text,label,split\n" + "".join(
@@ -179,6 +179,7 @@ REFUSED_NODES: dict[str, tuple[str | bytes, list[str]]] = {
     "labels NA alone, and one class": (with_label(lambda i: ["3", "NA"][i % 2]), ["'label'", "1 classes", "NA"]),
     "labels -1 and 1": (with_label(lambda i: [-1, 1][i % 2]), ["'label'", "1 classes", "-1"]),
     "one class": (with_label(lambda i: "cats"), ["'label'", "1 classes", "cats"]),
+    "one class of many letters": (with_label(lambda i: "x" * 5000), ["'label'", "1 classes", "xxx…"]),
     "a label of blanks": (with_label(lambda i: ["cats", " "][i % 2]), ["'label'", "1 classes"]),
     "-1 in a split": (row(9, "n7,text,-1,test", NUMBERED), ["1 nodes", "n7", "split"]),
     "NA in a split": (row(9, "n7,text,NA,test", NUMBERED), ["1 nodes", "n7", "split"]),
@@ -204,6 +205,10 @@ REFUSED_NODES: dict[str, tuple[str | bytes, list[str]]] = {
     # features
     "a feature of words": (with_column("colour", lambda i: "red"), ["'colour'", "'red'", "n0"]),
     "a split under another name": (with_column("set", lambda i: "train", UNSPLIT), ["'set'", "'split'"]),
+    "a second text": (with_column("summary", lambda i: "word " * 1000), ["'summary'", "'word word", "n0"]),
+    "a mask of long texts": (
+        masked("train_mask", "val_mask", "test_mask", of=lambda i, part: "word " * 999), ["'train_mask'", "'word word"],
+    ),
     "a feature with a gap": (with_column("size", lambda i: i if i != 7 else ""), ["'size'", "n7"]),
     "a feature with nan": (with_column("size", lambda i: i if i != 7 else "nan"), ["'size'", "n7"]),
     "a feature with a decimal comma": (with_column("size", lambda i: f'"{i},5"'), ["'size'", "'0,5'"]),
@@ -268,6 +273,7 @@ def test_edges_that_are_refused(tmp_path: Path, case: str) -> None:
         (["A1", "B2", "C3"], [" a1.0", "b2.0", "c3.0"], ["' a1.0'", "'A1'"]),
         (["\u00e9a", "b", "c"], ["e\u0301a", "b", "c"], ["e\u0301a", "\u00e9a"]),
         (["1e3", "2", "3"], ["1000", "2", "3"], ["1000", "'1e3'"]),
+        (["A" * 5000, "b", "c"], ["a" * 5000, "b", "c"], ["aaa…", "AAA…", "case"]),
     ],
 )
 def test_a_message_shows_ids_of_both_sides(tmp_path: Path, ids: list[str], ends: list[str], names: list[str]) -> None:
@@ -402,6 +408,11 @@ def test_damaged_parquet_is_named(tmp_path: Path, damage: Callable[[bytes], byte
     file = parquet(tmp_path / "g", frame()) / "nodes.parquet"
     file.write_bytes(damage(file.read_bytes()))
     assert "nodes.parquet cannot be read" in refusal(tmp_path / "g")
+
+
+def test_an_index_of_parquet_named_like_a_column_is_named(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "g", frame().set_index("id", drop=False))
+    assert "nodes.parquet cannot be read as Parquet (cannot insert id" in refusal(folder)
 
 
 # ---- what is odd and means one thing: taken, and said where it matters ----------------------------------------------

@@ -12,8 +12,8 @@ import pytest
 
 from glem_graphgym.data.columns import Columns, edges_of_neighbours
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.table import load_table
 from glem_graphgym.data.text_graph import TextGraph
+from tests.data.own_tables import load_table
 
 TABLE = pd.DataFrame(
     {
@@ -87,6 +87,7 @@ def test_empty_parts_leave_no_punctuation(folder: Path, template: str, texts: li
         (["text="], "", r"holds 'text=', expected ours=theirs"),
         (["words=abstract"], "", r"ours is one of id, text, label, split"),
         (["label=a", "label=b"], "", r"two columns for 'label': 'a' and 'b'"),
+        (["id=title", "text=title"], "", r"names the column 'title' for several of ours"),
         ([], "title", r"tag_text is 'title', expected columns in braces"),
         (["label=venue"], "{title} ({venue})", r"the texts would tell the label, column 'venue'"),
         (["text=abstract"], "{title}", r"tag_text is '{title}', but .* names 'abstract' for the text"),
@@ -155,12 +156,24 @@ def test_features_beside_the_tables(folder: Path) -> None:
         ("", []),
         (None, []),
         (float("nan"), []),
+        (pd.NA, []),
+        (3.0, ["3"]),
+        ("[" * 100_000, []),
     ],
 )
 def test_lists_of_neighbours(value: Any, listed: list[str]) -> None:
     edges = edges_of_neighbours(["x", "y"], pd.Series([value, "z"], dtype=object), "column")
     assert [*map(str, edges["target"])] == [*listed, "z"]
     assert [*edges["source"]] == ["x"] * len(listed) + ["y"]
+
+
+@pytest.mark.parametrize("name", ["neighbours", "neighbors", "adj_list"])
+def test_neighbours_in_csv_stay_as_written(name: str, tmp_path: Path) -> None:
+    nodes = TABLE[["title", "venue"]].assign(id=["00", "01", "02", "03"])
+    nodes[name] = ["01", "02", "03", "00"]
+    nodes.to_csv(tmp_path / "ring.csv", index=False)
+    columns = ("text=title", "label=venue")
+    assert load_table(tmp_path / "ring.csv", tmp_path, columns=columns, shares=(0.5, 0.25, 0.25)).num_edges == 4
 
 
 def test_nested_lists_of_neighbours_are_refused() -> None:

@@ -80,6 +80,12 @@ def test_validation_nodes_are_drawn_from_training_ones_where_there_are_none(form
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_a_share_that_would_leave_nothing_to_train_is_refused_in_whichever_split() -> None:
+    columns = {"split_0": ["train"] * 40 + ["test"] * 20, "split_1": ["train"] + ["test"] * (COUNT - 1)}
+    with pytest.raises(DataError, match=r"tag_valid_share: 0\.25 of the 1 training nodes of g\.pt: column 'split_1'"):
+        graph_of(tables(**columns), TableOptions(valid_share=0.25))
+
+
 @pytest.mark.parametrize(
     ("shares", "sizes"),
     [

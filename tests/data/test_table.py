@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glem_graphgym.data import from_tables, table
-from glem_graphgym.data.table import load_table
 from glem_graphgym.data.text_graph import DataError, TextGraph
+from tests.data.own_tables import load_table
 
 NODES = """\
 id,text,label,split
@@ -183,6 +183,15 @@ def test_ids_of_parquet_of_any_type_match_those_of_the_edges(tmp_path: Path, kin
 # Texts
 
 
+def test_half_of_a_surrogate_pair_in_json_becomes_a_question_mark(pets: Path) -> None:
+    (pets / "nodes.csv").unlink()
+    rows = [f'{{"id": "{i}", "text": "\\ud83d{i}", "label": "\\uD83D{i % 2}"}}\n' for i in range(9)]
+    (pets / "nodes.jsonl").write_text("".join(rows))
+    (pets / "edges.csv").write_text("source,target\n0,1\n")
+    graph = load(pets, shares=(0.4, 0.3, 0.3))
+    assert (graph.texts[8], graph.class_names) == ("?8", ["?0", "?1"])
+
+
 def test_empty_texts_stay_and_are_counted(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(pets, NODES.replace("third", "").replace("fourth", '"  "').replace("fifth", "NA"))
     with caplog.at_level(logging.WARNING):
@@ -232,6 +241,18 @@ def test_self_loops_and_repeated_edges_are_dropped_and_counted(pets: Path) -> No
     graph = load(pets)
     assert edges_of(graph) == edges_of(before)
     assert (graph.origin["edges"], graph.origin["self_loops"], graph.origin["repeated_edges"]) == (4, 2, 2)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("header", ["", "source\ttarget\n", "source\ttarget\tweight\n"])
+@pytest.mark.parametrize("ending", [".txt", ".tsv"])
+def test_lines_of_edges_end_as_on_any_system(pets: Path, ending: str, header: str, end: str) -> None:
+    expected = edges_of(load(pets))
+    (pets / "edges.csv").unlink()
+    weight = "\t1" * ("weight" in header)
+    lines = header * (ending == ".tsv") + "".join(f"{a}\t{b}{weight}\n" for a, b in expected)
+    (pets / f"edges{ending}").write_bytes(lines.replace("\n", end).encode())
+    assert edges_of(load(pets)) == expected
 
 
 def test_graph_without_edges_is_allowed_with_a_warning(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
