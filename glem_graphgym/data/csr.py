@@ -147,7 +147,7 @@ def _write_buckets(edges: np.ndarray, num_nodes: int, folder: Path, memory_bytes
 
 
 def bounded_cuts(counts: np.ndarray, capacity: int) -> list[int]:
-    """Bounds 0, ..., len(counted) of runs of bins with at most ``capacity`` items each; a larger bin is a run alone."""
+    """Bounds 0, ..., len(counts) of runs of bins with at most ``capacity`` items each; a larger bin is a run alone."""
     ends, cuts = np.cumsum(counts), [0]
     while cuts[-1] < len(counts):
         start = int(ends[cuts[-1] - 1]) if cuts[-1] else 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from glem_graphgym.data.csr import check_csr, entry_blocks
 from glem_graphgym.data.csr import csr_from_edges as csr_from_edges
-from glem_graphgym.data.errors import BROKEN, listed
+from glem_graphgym.data.errors import BROKEN, listed, reading_data
 from glem_graphgym.data.errors import DataError as DataError
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
@@ -143,7 +143,7 @@ class TextGraph:
         split = {split_name: np.flatnonzero(self.splits[chosen] == code) for code, split_name in enumerate(SPLITS)}
         origin = {**self.origin, "split": self.origin["fixed_splits"][chosen]}
         graph = replace(self, split=split, origin=origin, edges_checked=True)
-        graph.has_fingerprint(self.fingerprint())
+        graph.set_fingerprint(self.fingerprint())
         return graph
 
     def edge_homophily(self) -> float | None:
@@ -202,11 +202,11 @@ class TextGraph:
             arrays += [] if self.features is None else [self.features]
             extras: list[Any] = ["directed"] if self.directed else []
             extras += [[name, texts.fingerprint()] for name, texts in self.views.items()]
-            self.has_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays, *extras))
+            self.set_fingerprint(fingerprint(self.texts.fingerprint(), self.class_names, *arrays, *extras))
         assert self._fingerprint is not None
         return self._fingerprint
 
-    def has_fingerprint(self, value: str) -> None:
+    def set_fingerprint(self, value: str) -> None:
         """Set the fingerprint to ``value``, which was computed before, e.g. when the graph was frozen."""
         object.__setattr__(self, "_fingerprint", value)
 
@@ -266,12 +266,8 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
 
     def make(temporary: Path) -> None:
         meta = write(temporary)
-        try:
+        with reading_data(f"{meta.name}: the parts of the graph are not complete", "write every file that it needs"):
             graph = _open(temporary, meta)
-        except DataError:
-            raise
-        except BROKEN as error:
-            raise DataError(f"{meta.name}: the parts of the graph are not complete ({error})") from error
         _write_meta(graph, temporary)
 
     return _load_or_make(folder, make)
@@ -305,10 +301,10 @@ def save_text_graph(graph: TextGraph, folder: Path) -> None:
     _write_meta(graph, folder)
 
 
-def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
+def load_text_graph(folder: Path) -> TextGraph:
     """Load a snapshot that `save_text_graph` or `snapshot_from_parts` wrote.
 
-    Texts, features and every array of more than MAPPED_BYTES are memory-mapped; nothing is if ``mmap`` is False.
+    Texts, features and every array of more than MAPPED_BYTES are memory-mapped.
     Sizes and samples of all files are compared with recorded ones. A snapshot of up to SAMPLED_BYTES is also checked in
     full (edges and fingerprint); in a larger one, a few changed bytes may go unnoticed.
 
@@ -318,27 +314,22 @@ def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
     remedy = "delete the folder to have it remade"
     try:
         stored = read_json(folder / "graph.json")
-        meta = GraphMeta(
-            stored["name"],
-            stored["class_names"],
-            stored["origin"],
-            stored.get("directed", False),
-            stored.get("views", []),
-        )
+        required = [stored[name] for name in ("name", "class_names", "origin")]
+        meta = GraphMeta(*required, stored.get("directed", False), stored.get("views", []))
         fingerprints = {"fingerprint": stored["fingerprint"], "texts": stored.get("texts")}
         expected = stored.get("sampled")  # older snapshots have none
         actual = _hash_samples(folder, meta, fingerprints) if expected else None
         large = bool(expected) and sum(file.stat().st_size for file in _files(folder)) > SAMPLED_BYTES
         if actual == expected:
-            graph = _open(folder, meta, mmap=mmap, node_ids=stored.get("node_ids"), edges_checked=large)
+            graph = _open(folder, meta, node_ids=stored.get("node_ids"), edges_checked=large)
     except BROKEN as error:
         raise DataError(f"{folder}: not a complete graph snapshot ({error}); {remedy}") from error
     if actual != expected:
         raise DataError(f"{folder}: samples of its content give {actual}, but {expected} was written; {remedy}")
     object.__setattr__(graph, "_homophily", stored.get("edge_homophily"))  # older snapshots have none
     if large:
-        graph.has_fingerprint(fingerprints["fingerprint"])
-        graph.texts.has_fingerprint(fingerprints["texts"])
+        graph.set_fingerprint(fingerprints["fingerprint"])
+        graph.texts.set_fingerprint(fingerprints["texts"])
     elif graph.fingerprint() != fingerprints["fingerprint"]:
         actual, expected = graph.fingerprint(), fingerprints["fingerprint"]
         raise DataError(f"{folder}: content has fingerprint {actual}, but {expected} was written; {remedy}")
@@ -346,16 +337,11 @@ def load_text_graph(folder: Path, mmap: bool = True) -> TextGraph:
 
 
 def _open(
-    folder: Path,
-    meta: GraphMeta,
-    *,
-    mmap: bool = True,
-    node_ids: Sequence[str] | None = None,
-    edges_checked: bool = False,
+    folder: Path, meta: GraphMeta, *, node_ids: Sequence[str] | None = None, edges_checked: bool = False
 ) -> TextGraph:
     def array(name: str, mapped_from: int = MAPPED_BYTES) -> np.ndarray:
         file = folder / f"{name}.npy"
-        return np.load(file, mmap_mode="r" if mmap and file.stat().st_size > mapped_from else None)
+        return np.load(file, mmap_mode="r" if file.stat().st_size > mapped_from else None)
 
     if (folder / "node_id.npy").exists():  # older snapshots have a list in graph.json
         node_ids = Texts(array("node_id", 0), array("node_id_offsets"))

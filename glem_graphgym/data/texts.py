@@ -39,6 +39,11 @@ class Texts(Sequence[str]):
         np.cumsum([len(text) for text in encoded], out=offsets[1:])
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
 
+    @classmethod
+    def load(cls, folder: Path, stem: str = "text") -> Texts:
+        """The texts that a `TextsWriter` wrote, memory-mapped."""
+        return cls(*(np.load(folder / f"{stem}{end}.npy", mmap_mode="r") for end in ("", "_offsets")))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -76,7 +81,7 @@ class Texts(Sequence[str]):
             self._fingerprint = fingerprint(self.offsets, self.buffer)
         return self._fingerprint
 
-    def has_fingerprint(self, value: str) -> None:
+    def set_fingerprint(self, value: str) -> None:
         """Set the fingerprint to ``value``, which was recorded when these texts were written."""
         self._fingerprint = value
 
@@ -95,7 +100,7 @@ class TextsWriter:
         stem: ``"text"`` for a graph's texts, ``"node_id"`` for its node ids.
 
     Attributes:
-        given: bool (N,), the rows that have been given a text.
+        written: bool (N,), the rows that a text was written to.
         repeated: number of texts that were dropped because their row already had one.
 
     Raises:
@@ -105,18 +110,13 @@ class TextsWriter:
 
     def __init__(self, folder: Path, num_texts: int, stem: str = "text") -> None:
         self.folder, self.num_texts, self.stem = folder, num_texts, stem
-        self.given = np.zeros(num_texts, dtype=bool)
+        self.written = np.zeros(num_texts, dtype=bool)
         self.repeated = 0
-        self._next = 0  # the next row for `extend`
         self._remembered: dict[int, bytes] = {}
         self._rows_per_shard = max(-(-num_texts // SHARDS), TEXTS_AT_ONCE)
         self._temporary = folder / f".{stem}"
         shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed process
         self._temporary.mkdir()
-
-    def extend(self, texts: Iterable[str]) -> None:
-        """Write texts to consecutive rows: from row 0 at first, later from the row after the last one written."""
-        self.put(zip(itertools.count(self._next), texts, strict=False))
 
     def put(self, rows: Iterable[tuple[int, str]]) -> None:
         """Write pairs (row, text), in any order."""
@@ -129,11 +129,10 @@ class TextsWriter:
             raise ValueError(
                 f"{self.stem}: texts of rows {rows.min()} to {rows.max()}, expected 0 to {self.num_texts - 1}"
             )
-        self._next = int(rows[-1]) + 1
         new = np.unique(rows, return_index=True)[1]
-        new = np.sort(new[~self.given[rows[new]]])
+        new = np.sort(new[~self.written[rows[new]]])
         self.repeated += len(rows) - len(new)
-        self.given[rows[new]] = True
+        self.written[rows[new]] = True
         shards = rows[new] // self._rows_per_shard
         for shard in np.unique(shards):
             chosen = new[shards == shard]
@@ -148,14 +147,9 @@ class TextsWriter:
                 row: text for row, text in checked if row % max(self.num_texts // CHECKED_TEXTS, 1) == 0
             }
 
-    def read(self) -> Texts:
-        """The finished texts, memory-mapped."""
-        files = (self.folder / f"{self.stem}.npy", self.folder / f"{self.stem}_offsets.npy")
-        return Texts(*(np.load(file, mmap_mode="r") for file in files))
-
     def missing(self) -> np.ndarray:
         """Rows without a text or with an empty one, int64; only for finished texts."""
-        return np.flatnonzero(np.diff(self.read().offsets) == 0)
+        return np.flatnonzero(np.diff(Texts.load(self.folder, self.stem).offsets) == 0)
 
     def __enter__(self) -> TextsWriter:
         return self
@@ -169,9 +163,9 @@ class TextsWriter:
                     ends.write(np.zeros(1, dtype=np.int64))
                     for start in range(0, self.num_texts, self._rows_per_shard):
                         self._write_shard(start, texts, ends)
+                self._check(Texts.load(self._temporary, self.stem))
                 for file in (buffer, offsets):
                     file.replace(self.folder / file.name)
-                self._check()
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -192,11 +186,10 @@ class TextsWriter:
                 file.unlink()
         ends.write(first_byte + np.cumsum(lengths))
 
-    def _check(self) -> None:
-        buffer, offsets = self.read().buffer, self.read().offsets
-        written = {row: buffer[offsets[row] : offsets[row + 1]].tobytes() for row in self._remembered}
-        wrong = [row for row, text in self._remembered.items() if written[row] != text]
-        if wrong:
+    def _check(self, texts: Texts) -> None:
+        buffer, offsets = texts.buffer, texts.offsets
+        remembered = self._remembered.items()
+        if wrong := [row for row, text in remembered if buffer[offsets[row] : offsets[row + 1]].tobytes() != text]:
             raise DataError(
                 f"{self.folder}: text {wrong[0]} is not what was written, nor are {len(wrong) - 1} more of "
                 f"{len(self._remembered)}; check the disk"

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glem_graphgym.data import texts as module
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.npy import NpyWriter
 from glem_graphgym.data.texts import Texts, TextsWriter
 from glem_graphgym.files import fingerprint
 
@@ -17,9 +19,9 @@ STRINGS = st.lists(st.text(st.characters(exclude_categories=["Cs"])))
 
 
 def read(folder: Path, stem: str = "text") -> Texts:
-    buffer, offsets = (np.load(folder / f"{stem}{end}.npy", mmap_mode="r") for end in ("", "_offsets"))
-    assert (buffer.dtype, offsets.dtype) == (np.uint8, np.int64)
-    return Texts(buffer, offsets)
+    texts = Texts.load(folder, stem)
+    assert (texts.buffer.dtype, texts.offsets.dtype) == (np.uint8, np.int64)
+    return texts
 
 
 def names(folder: Path) -> list[str]:
@@ -95,12 +97,12 @@ def test_fingerprint_of_texts_is_that_of_earlier_releases_and_computed_once(monk
 
 @settings(max_examples=50, deadline=None)
 @given(strings=STRINGS)
-def test_what_is_appended_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, strings: list[str]) -> None:
+def test_what_is_written_in_order_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, strings: list[str]) -> None:
     folder = tmp_path_factory.mktemp("texts")
     with TextsWriter(folder, len(strings)) as writer:
-        writer.extend(strings[:3])
-        for text in strings[3:]:
-            writer.extend([text])
+        writer.put(enumerate(strings[:3]))
+        for row, text in enumerate(strings[3:], start=3):
+            writer.put([(row, text)])
     texts = read(folder)
     assert texts == strings
     assert texts.fingerprint() == Texts.of(strings).fingerprint()
@@ -122,16 +124,8 @@ def test_rows_in_any_order_with_holes_and_repeats(tmp_path: Path, few_at_once: N
             writer.put((int(rows[i]), strings[i]) for i in chosen)
     assert read(tmp_path, "node_id") == [expected.get(row, "") for row in range(n)]
     assert writer.repeated == len(rows) - len(expected)
-    assert np.flatnonzero(writer.given).tolist() == sorted(expected)
+    assert np.flatnonzero(writer.written).tolist() == sorted(expected)
     assert names(tmp_path) == ["node_id.npy", "node_id_offsets.npy"]
-
-
-def test_appending_goes_on_after_the_row_that_was_put(tmp_path: Path) -> None:
-    with TextsWriter(tmp_path, 6) as writer:
-        writer.extend(["zero"])
-        writer.put([(2, "two")])
-        writer.extend(["three"])
-    assert read(tmp_path) == ["zero", "", "two", "three", "", ""]
 
 
 def test_no_texts(tmp_path: Path) -> None:
@@ -143,7 +137,7 @@ def test_no_texts(tmp_path: Path) -> None:
 
 def test_texts_that_are_no_unicode_become_question_marks(tmp_path: Path) -> None:
     with TextsWriter(tmp_path, 1) as writer:
-        writer.extend(["a\ud800b"])
+        writer.put([(0, "a\ud800b")])
     assert read(tmp_path) == ["a?b"]
 
 
@@ -155,21 +149,15 @@ def test_a_row_out_of_range_is_an_error_and_leaves_nothing(tmp_path: Path, rows:
     assert names(tmp_path) == []
 
 
-def test_too_many_appended_texts_are_an_error_at_the_latest_at_the_end(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rows 0 to 2, expected 0 to 1"), TextsWriter(tmp_path, 2) as writer:
-        writer.extend("abc")
-    assert names(tmp_path) == []
-
-
 def test_a_block_that_fails_leaves_nothing_and_the_old_files_alone(tmp_path: Path) -> None:
-    def texts() -> Iterator[str]:
-        yield "new"
+    def rows() -> Iterator[tuple[int, str]]:
+        yield 0, "new"
         raise OSError("disk pulled")
 
     with TextsWriter(tmp_path, 2) as writer:
-        writer.extend(["old", "texts"])
+        writer.put(enumerate(["old", "texts"]))
     with pytest.raises(OSError, match="disk pulled"), TextsWriter(tmp_path, 2) as writer:
-        writer.extend(texts())
+        writer.put(rows())
     assert read(tmp_path) == ["old", "texts"]
     assert names(tmp_path) == ["text.npy", "text_offsets.npy"]
 
@@ -178,9 +166,19 @@ def test_what_a_killed_process_left_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / ".text").mkdir()
     (tmp_path / ".text" / "0.texts").write_text("half")
     with TextsWriter(tmp_path, 1) as writer:
-        writer.extend(["a"])
+        writer.put([(0, "a")])
     assert read(tmp_path) == ["a"]
     assert names(tmp_path) == ["text.npy", "text_offsets.npy"]
+
+
+def test_texts_that_the_disk_changes_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = NpyWriter.write
+    monkeypatch.setattr(
+        NpyWriter, "write", lambda self, block: write(self, block[::-1] if block.itemsize == 1 else block)
+    )
+    with pytest.raises(DataError, match="text 0 is not what was written"), TextsWriter(tmp_path, 2) as writer:
+        writer.put(enumerate(["ab", "c"]))
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("in_order", [True, False])

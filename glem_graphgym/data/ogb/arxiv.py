@@ -80,7 +80,7 @@ def _graph(archive: OgbArchive, text_file: Path) -> TextGraph:
         "paper id, title and abstract, separated by tabs, of nearly all papers: this is another file or a part of it; "
         f"put {TEXT_URL} in its place"
     )
-    report(text_file, "papers", counts, missing=missing, total=len(papers), expected=expected, names=papers)
+    report(text_file, "papers", counts, missing, papers, expected)
     graph = archive.read()
     if len(papers) != len(graph.label):
         raise DataError(

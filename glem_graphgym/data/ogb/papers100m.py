@@ -23,9 +23,9 @@ from glem_graphgym.data.ogb.parts import (
     ROWS_AT_ONCE,
     check_finite,
     class_labels,
-    frozen_before,
-    frozen_folder,
+    load_without_sources,
     save_labels,
+    snapshot_without_sources,
     write_structure,
 )
 from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
@@ -75,7 +75,7 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     """
     archive = OgbArchive.of("ogbn-papers100M", root)
     snapshots = archive.folder / "text_graph"
-    graph = frozen_before(snapshots, archive.is_complete() and bool(_find_texts(archive.folder)))
+    graph = load_without_sources(snapshots, archive.is_complete() and bool(_find_texts(archive.folder)))
     if graph is not None:
         return graph
     archive.provide()
@@ -122,7 +122,9 @@ def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
             nodes = RawGraph.of(archive).num_nodes
             check_all(*(partial(_check_first_rows, file, nodes) for file in _find_texts(archive.folder)))
 
-    if frozen_folder(archive.folder / "text_graph", archive.is_complete() and bool(_find_texts(archive.folder))):
+    if snapshot_without_sources(
+        archive.folder / "text_graph", archive.is_complete() and bool(_find_texts(archive.folder))
+    ):
         return []
     return [archive.check, texts, content]
 
@@ -261,19 +263,19 @@ def _write_titles(folder: Path, source: TextFile, num_nodes: int) -> dict[str, i
         "node index and title, separated by a tab, of nearly all papers: this is another file or a part of it; "
         f"{source.remedy}"
     )
-    report(source, "papers", counts, missing=missing, total=num_nodes, expected=expected)
+    report(source, "papers", counts, missing, range(num_nodes), expected)
     return {**_prefixed("title", counts), "missing_titles": len(missing)}
 
 
 def _write_texts(folder: Path, titles: Path, source: TextFile, num_nodes: int) -> dict[str, int]:
     """Write the text of every node: its title and abstract."""
-    stored = Texts(*(np.load(titles / f"title{name}.npy", mmap_mode="r") for name in ("", "_offsets")))
+    stored = Texts.load(titles, "title")
     counts = _new_counts()
     with TextsWriter(folder, num_nodes) as writer:
         rows = _rows(source.lines(), num_nodes, counts)
         writer.put((node, sentence(Title=stored[node], Abstract=abstract)) for node, abstract in rows)
         counts["repeated"] = writer.repeated
-        without_abstract = np.flatnonzero(~writer.given)
+        without_abstract = np.flatnonzero(~writer.written)
         if len(without_abstract) == num_nodes or 2 * counts["skipped_rows"] > counts["text_rows"]:
             raise DataError(
                 f"{source} has abstracts for {num_nodes - len(without_abstract)} of {num_nodes} papers, and "

@@ -17,16 +17,16 @@ CHECKED_EDGES = 1000
 logger = logging.getLogger(__name__)
 
 
-def frozen_before(snapshots: Path, sources_complete: bool) -> TextGraph | None:
+def load_without_sources(snapshots: Path, sources_complete: bool) -> TextGraph | None:
     """The graph of the only snapshot, if not all of its sources exist any more; else None."""
-    if (folder := frozen_folder(snapshots, sources_complete)) is None:
+    if (folder := snapshot_without_sources(snapshots, sources_complete)) is None:
         return None
     logger.info("%s: some of the files it was made from no longer exist; it is used as it is", folder)
     return load_text_graph(folder)
 
 
-def frozen_folder(snapshots: Path, sources_complete: bool) -> Path | None:
-    """Folder of the snapshot that `frozen_before` loads; else None."""
+def snapshot_without_sources(snapshots: Path, sources_complete: bool) -> Path | None:
+    """Folder of the snapshot that `load_without_sources` loads; else None."""
     folders = [path for path in snapshots.glob("[!.]*") if (path / "graph.json").is_file()]
     return folders[0] if len(folders) == 1 and not sources_complete else None
 

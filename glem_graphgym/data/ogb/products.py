@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
-from glem_graphgym.data.ogb.parts import frozen_before, frozen_folder, save_labels, write_structure
+from glem_graphgym.data.ogb.parts import load_without_sources, save_labels, snapshot_without_sources, write_structure
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
 from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import DataError, GraphMeta, TextGraph, TextsWriter, snapshot_from_parts
@@ -46,7 +46,7 @@ def load_ogbn_products(root: Path) -> TextGraph:
     archive = OgbArchive.of("ogbn-products", root)
     snapshots = archive.folder / "text_graph"
     text_files = _find_texts(archive.folder)
-    graph = frozen_before(snapshots, archive.is_complete([PRODUCTS]) and bool(text_files))
+    graph = load_without_sources(snapshots, archive.is_complete([PRODUCTS]) and bool(text_files))
     if graph is not None:
         return graph
     _require_texts(archive.folder, text_files)
@@ -64,7 +64,7 @@ def load_ogbn_products(root: Path) -> TextGraph:
             graph_piece = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
             pieces.link_into(folder, texts, graph_piece)
             with TextsWriter(folder, len(ids), "node_id") as writer:
-                writer.extend(ids)
+                writer.put(enumerate(ids))
             files = [archive.release.name, *(file.name for file in text_files)]
             return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
 
@@ -77,7 +77,7 @@ def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
     """Checks to run before anything is downloaded or made; each raises DataError for missing or wrong files."""
     archive = OgbArchive.of("ogbn-products", root)
     text_files = _find_texts(archive.folder)
-    if frozen_folder(archive.folder / "text_graph", archive.is_complete([PRODUCTS]) and bool(text_files)):
+    if snapshot_without_sources(archive.folder / "text_graph", archive.is_complete([PRODUCTS]) and bool(text_files)):
         return []
     return [lambda: archive.check([PRODUCTS]), lambda: _require_texts(archive.folder, text_files)]
 
@@ -114,7 +114,7 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
     counts = dict.fromkeys(("text_rows", "rows_not_utf8"), 0)
     with TextsWriter(folder, len(products)) as writer:
         if text_files[0].name == PYG_TEXT:
-            writer.extend(node_texts(text_files[0], counts, len(products), "products"))
+            writer.put(enumerate(node_texts(text_files[0], counts, len(products), "products")))
         else:
             counts |= dict.fromkeys(("skipped_rows", "rows_without_text", "rows_of_no_node"), 0)
             writer.put(_match_texts(products, text_files, counts))
@@ -124,15 +124,7 @@ def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> d
         "JSON lines with uid, title and content of nearly all products: this is another file or a part of it; "
         f"put {' and '.join(TEXTS)} of Amazon-3M in its place, from {TEXT_URL}"
     )
-    report(
-        " and ".join(map(str, text_files)),
-        "products",
-        counts,
-        missing=missing,
-        total=len(products),
-        expected=expected,
-        names=products,
-    )
+    report(" and ".join(map(str, text_files)), "products", counts, missing, products, expected)
     return {**counts, "missing_texts": len(missing)}
 
 

@@ -114,7 +114,8 @@ def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> It
                 raise DataError(f"{path} has more than {total} {miscounted}")
             if len(row) > len(header):
                 raise DataError(f"{path}: row {counts['text_rows']} has {len(row)} columns, expected {len(header)}")
-            yield _replace_surrogates(row[column] if len(row) > column else "", counts).strip()
+            cell = row[column] if len(row) > column else ""
+            yield decoded(cell.encode("utf-8", "surrogateescape"), counts).strip()
         if counts["text_rows"] < total:
             raise DataError(f"{path} has {counts['text_rows']} {miscounted}")
     except csv.Error as error:
@@ -123,39 +124,23 @@ def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> It
         csv.field_size_limit(limit)
 
 
-def _replace_surrogates(text: str, counts: dict[str, int]) -> str:
-    """``text`` with U+FFFD in place of surrogates, which stand for bytes that are not UTF-8."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        return decoded(text.encode("utf-8", "surrogateescape"), counts)
-
-
 def report(
-    source: object,
-    nodes: str,
-    counts: dict[str, int],
-    *,
-    missing: np.ndarray,
-    total: int,
-    expected: str,
-    names: Sequence[str] | None = None,
+    source: object, nodes: str, counts: dict[str, int], missing: np.ndarray, names: Sequence[object], expected: str
 ) -> None:
-    """Log which of ``total`` nodes have no text, and how many rows hold bytes that are not UTF-8.
+    """Log which nodes have no text, and how many rows hold bytes that are not UTF-8.
 
     Args:
         source: the file that was read.
         nodes: what the nodes are, e.g. "papers".
         counts: ``text_rows``, ``rows_not_utf8`` and, if any, ``skipped_rows``.
         missing: int (m,), indices of the nodes without a text.
+        names: of all nodes.
         expected: what the file should hold, and where to get it; for the error.
-        names: of all nodes; None = their indices.
 
     Raises:
         DataError: more than half of the nodes have no text: it is another file, or a part of one.
     """
-    listed_nodes = listed(missing.tolist() if names is None else [names[node] for node in missing])
+    total, listed_nodes = len(names), listed([names[node] for node in missing])
     message = (
         f"{source} has no text for {len(missing)} of {total} {nodes} ({listed_nodes}); of its "
         f"{counts['text_rows']} rows {counts.get('skipped_rows', 0)} name no {nodes.removesuffix('s')}"
