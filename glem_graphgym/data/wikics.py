@@ -45,23 +45,24 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
     for file, content, names in ((path, data, DATA), (texts_path, metadata, METADATA)):
         if missing := [name for name in names if name not in content]:
             raise DataError(f"{file} has no {missing}; found {[*content]}")
-    count = len(data["labels"])
-    masks = {
-        f"{split_name}_mask_{k}": row
-        for split_name in ("train", "val")
-        for k, row in enumerate(data[f"{split_name}_masks"])
-    }
-    masks |= {f"test_mask_{k}": data["test_mask"] for k in range(len(data["train_masks"]))}
-    arrays = {name: data[name] for name in ("features", "links", "test_mask")}
-    for name, rows in {**arrays, **masks, "nodes": metadata["nodes"]}.items():
-        if len(rows) != count:
-            file = texts_path if name == "nodes" else path
-            raise DataError(f"{file}: '{name}' has {len(rows)} entries, expected one for each of {count} labels")
-    articles, columns = pd.DataFrame(metadata["nodes"]), Columns((), options.text or TEXT)
-    columns.check(texts_path, [*articles], ("text",))
-    if "tokens" in articles:
-        articles["tokens"] = articles["tokens"].map(lambda tokens: " ".join(map(str, tokens)))
-    with reading_data(f"{path} is not as its authors publish it", "download it again"):
+    columns = Columns((), options.text or TEXT)
+    with reading_data(f"{path} or {texts_path.name} is not as its authors publish it", "download it again"):
+        count, class_names = len(data["labels"]), dict(metadata["labels"])
+        masks = {
+            f"{split_name}_mask_{k}": row
+            for split_name in ("train", "val")
+            for k, row in enumerate(data[f"{split_name}_masks"])
+        }
+        masks |= {f"test_mask_{k}": data["test_mask"] for k in range(len(data["train_masks"]))}
+        arrays = {name: data[name] for name in ("features", "links", "test_mask")}
+        for name, rows in {**arrays, **masks, "nodes": metadata["nodes"]}.items():
+            if len(rows) != count:
+                file = texts_path if name == "nodes" else path
+                raise DataError(f"{file}: '{name}' has {len(rows)} entries, expected one for each of {count} labels")
+        articles = pd.DataFrame(metadata["nodes"])
+        columns.check(texts_path, [*articles], ("text",))
+        if "tokens" in articles:
+            articles["tokens"] = articles["tokens"].map(lambda tokens: " ".join(map(str, tokens)))
         links = [(node, neighbour) for node, neighbours in enumerate(data["links"]) for neighbour in neighbours]
         edges = np.array(links, dtype=np.int64).reshape(-1, 2).T
         features = np.array(data["features"], dtype=np.float32)
@@ -71,7 +72,7 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
         pd.DataFrame({"text": columns.texts(articles, texts_path), "label": data["labels"], **splits}),
         edges,
         features=features,
-        class_names=[metadata["labels"].get(str(number), str(number)) for number in range(len(metadata["labels"]))],
+        class_names=[class_names.get(str(number), str(number)) for number in range(len(class_names))],
         where={
             "nodes": str(path),
             "edges": f"{path}: links",
