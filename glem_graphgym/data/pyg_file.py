@@ -19,6 +19,7 @@ from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.from_tables import Reader, TableOptions
 from glem_graphgym.data.table import read_json_lines
 from glem_graphgym.data.tables import Tables
+from glem_graphgym.memory import is_out_of_memory
 
 # Names that published files use for the same attribute; the first one present is read.
 EDGES = ("edge_index", "adj_t")
@@ -82,10 +83,10 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
     path, *extra_files = files
     attributes = read_dgl_file(path) if is_dgl_file(path) else _attributes(path, _load(path))
     columns = Columns(options.columns, options.text)
-    if unsupported := sorted({*columns.of} - {"text", "label"}) or ["features"] * bool(columns.features):
+    if unsupported := sorted({*columns.column_of} - {"text", "label"}) or ["features"] * bool(columns.features):
         raise DataError(f"dataset.tag_columns names {listed(unsupported)}, expected text and label alone for {path}")
     edges = _first_present(path, attributes, EDGES)
-    label = _first_present(path, attributes, [columns.of["label"]] if "label" in columns.of else LABELS)
+    label = _first_present(path, attributes, [columns.column_of["label"]] if "label" in columns.column_of else LABELS)
     labels = _labels(f"{path}: {label}", attributes[label])
     class_names, classes_from = _class_names(files, attributes, labels)
     split, split_from = _splits(path, attributes, len(labels))
@@ -96,8 +97,8 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
         text, text_from = _texts(texts_file, {} if texts_file == path else _table_of_texts(texts_file), columns)
     if not text_from:
         expected_texts = f"{' or '.join(TEXTS)}, or a title and an abstract,"
-        if columns.fields or "text" in columns.of:
-            expected_texts = " and ".join(columns.fields or [columns.of["text"]])
+        if columns.fields or "text" in columns.column_of:
+            expected_texts = " and ".join(columns.fields or [columns.column_of["text"]])
         names = ", ".join(name.format(stem=path.stem) for name in TEXT_FILES)
         raise DataError(
             f"{texts_file} has no texts; expected {expected_texts} in {path.name} or in one of {names} beside it"
@@ -152,6 +153,8 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, or one of PyTorch's own errors for damaged archives
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         if isinstance(error, pickle.UnpicklingError) and (match := re.search(r"GLOBAL (\S+)", reason)):
             raise DataError(
@@ -171,7 +174,8 @@ def _attributes(path: Path, loaded: Any) -> dict[str, Any]:
     """Attributes of the one graph in a loaded object, except private ones and those that are None."""
     slices = None
     if isinstance(loaded, tuple | list) and 1 <= len(loaded) <= 3:  # InMemoryDataset: data, slices and its class
-        loaded, slices = (*loaded, None)[:2]
+        graph, slices = (*loaded, None)[:2]
+        loaded = graph if slices is None or isinstance(slices, Mapping) else loaded
     ends = [value for value in (slices.values() if isinstance(slices, Mapping) else ()) if hasattr(value, "__len__")]
     if (graphs := max(map(len, ends), default=0) - 1) > 1:
         raise DataError(f"{path} holds {graphs} graphs, expected one; save one by itself: torch.save(dataset[0], file)")
@@ -227,13 +231,14 @@ def _type_and_size(value: Any) -> str:
 
 
 def _array(where: str, value: Any) -> np.ndarray:
-    """Convert a tensor, an array or a list of numbers or booleans to an array."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-        value = (value.float() if value.is_floating_point() else value).numpy()
+    """Convert a tensor, an array, or a list of numbers or booleans to an array; a single number becomes a list."""
     try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
+        if isinstance(value, torch.Tensor):
+            dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+            array = np.atleast_1d((dense.float() if dense.is_floating_point() else dense).numpy())
+        else:
+            array = np.atleast_1d(value)
+    except (ValueError, TypeError):  # lists of different lengths; types that NumPy lacks
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where} is {_type_and_size(value)}, expected a tensor, an array or a list of numbers")
@@ -242,11 +247,11 @@ def _array(where: str, value: Any) -> np.ndarray:
 
 def _is_texts(value: Any) -> bool:
     """Whether a value is a list or an array of strings, of which some may be missing (None, NaN)."""
-    if not isinstance(value, list | tuple | np.ndarray) or not all(
-        text is None or isinstance(text, str | float) for text in value
-    ):
-        return False
-    return any(isinstance(text, str) for text in value)
+    return (
+        isinstance(value, list | tuple | np.ndarray)
+        and all(text is None or isinstance(text, str | float) for text in value)
+        and any(isinstance(text, str) for text in value)
+    )
 
 
 def _edges(where: str, value: Any) -> np.ndarray:
@@ -316,7 +321,7 @@ def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple
 
     Without a template, a title and an abstract are joined into one text, "title. abstract".
     """
-    if names := columns.fields or [columns.of[name] for name in ("text",) if name in columns.of]:
+    if names := columns.fields or [columns.column_of[name] for name in ("text",) if name in columns.column_of]:
         names = names if all(_is_texts(attributes.get(name)) for name in names) else []
     else:
         full_text, title, body = (
@@ -373,11 +378,7 @@ def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict
 
 def _membership(where: str, value: Any, nodes: int) -> np.ndarray:
     """Membership of nodes in one part of each of K splits, bool (N, K), from masks or numbers of nodes."""
-    if (
-        isinstance(value, list | tuple)
-        and len(value)
-        and isinstance(value[0], torch.Tensor | np.ndarray | list | tuple)
-    ):
+    if isinstance(value, list | tuple) and len(value) and np.ndim(value[0]):
         return np.hstack([_membership(where, members, nodes) for members in value])
     values = _array(where, value)
     if values.size == 0 or (not where.endswith(("_mask", "_masks")) and values.dtype.kind in "iu"):

@@ -174,6 +174,7 @@ def test_labels(labels: Any, expected: list[Any], tmp_path: Path) -> None:
         (("train_idx", "val_idx", "test_idx"), lambda mask: mask),
         (("train_id", "val_id", "test_id"), lambda mask: numbers(mask).tolist()),
         (("train_index", "val_index", "test_index"), lambda mask: [numbers(mask).astype(np.int32)]),
+        (("train_idx", "val_idx", "test_idx"), lambda mask: [torch.tensor(node) for node in numbers(mask)]),
     ],
 )
 def test_one_split(names: Sequence[str], form: Callable[[torch.Tensor], Any], tmp_path: Path) -> None:
@@ -324,6 +325,8 @@ def test_arrays_of_numpy_1(tmp_path: Path) -> None:
         ({"edge_index": "0 1"}, "edge_index is str of 3, expected a tensor, an array or a list of numbers"),
         ({"y": torch.ones(N, 3)}, "y is float32 (12, 3), expected one class per node"),
         ({"y": torch.zeros(N, 2, 2)}, "y is float32 (12, 2, 2), expected one class per node"),
+        ({"y": torch.tensor(3)}, "raw_texts hold 12 texts for 1 nodes"),
+        ({"train_mask": torch.tensor(True), "test_mask": MASKS[2]}, "train_mask is bool (), expected true or false"),
         ({"y": Y + 0.5}, "y holds 0.5, 1.5, 2.5, 0.5, 1.5 and 7 more; expected whole numbers"),
         ({"y": torch.zeros(0)}, "y is float32 (0,), expected one class per node"),
         ({"label_names": CLASSES[:2]}, "y holds the classes 2, which are not among the numbers of 2 names"),
@@ -336,6 +339,7 @@ def test_arrays_of_numpy_1(tmp_path: Path) -> None:
         ({"raw_texts": None, "title": TEXTS, "abstract": TEXTS[1:]}, "title and abstract have [12, 11] texts"),
         ({"x": X[1:]}, "x is float32 (11, 4), expected finite numbers (12 nodes, number of features)"),
         ({"x": X / 0}, "x holds NaN or infinity, expected finite numbers"),
+        ({"x": torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)}, "x is qint8 (12, 4), expected a tensor, an array"),
         ({"train_mask": MASKS[0], "test_mask": numbers(MASKS[2])}, "test_mask is int64 (3,), expected true or false"),
         ({"train_mask": MASKS[0], "test_mask": 0.5 * MASKS[2]}, "test_mask is float32 (12,), expected true or false"),
         ({"train_mask": MASKS[0][1:], "test_mask": MASKS[2]}, "train_mask is bool (11,), expected true or false"),
@@ -352,6 +356,44 @@ def test_broken_attributes_are_refused(changes: dict[str, Any], message: str, tm
         graph_of(read(tmp_path, **changes), TableOptions())
     assert message in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "graph.pt"))
+    assert "\n" not in str(error.value)
+
+
+def changed(attribute: str, change: Callable[[Any], Any]) -> Callable[[Path], object]:
+    """Save a Data with another value of an attribute."""
+
+    def change_file(file: Path) -> None:
+        data = torch.load(file, weights_only=False)
+        data[attribute] = change(data[attribute])
+        torch.save(data, file)
+
+    return change_file
+
+
+def without_last_row(file: Path) -> None:
+    table = file.parent / "paper_info.csv"
+    pd.read_csv(table).iloc[:-1].to_csv(table, index=False)
+
+
+@pytest.mark.parametrize(
+    ("layout", "damage", "message"),
+    [
+        (glbench, changed("y", lambda y: y * torch.nan), "cora.pt: y holds 0 classes"),
+        (llmnodebed, changed("val_mask", lambda mask: ~mask), "reddit.pt: 6 nodes are true in several of the masks"),
+        (cs_tag, lambda file: file.with_suffix(".csv").unlink(), "History.pt has no texts; expected raw_texts"),
+        (tape_arxiv_2023, without_last_row, "paper_info.csv: title and abstract hold 11 texts for 12 nodes"),
+        (llm_bp, lambda file: None, "no node in ['valid']; set dataset.tag_valid_share"),
+        (llm_bp, Path.unlink, "processed_data.pt is no file"),
+    ],
+)
+def test_a_broken_sibling_of_a_published_layout(
+    layout: Callable[[Path], Path], damage: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    file = files_of(layout, tmp_path)
+    damage(file)
+    with pytest.raises(DataError) as error:
+        graph_of(graph_in(file), TableOptions())
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -376,11 +418,13 @@ def write(content: bytes) -> Callable[[Path], int]:
         (save({"y": Runs()}), "holds posix.mkdir, which is not loaded, as it could run code"),
         (save({"y": Y, "title": pd.Series(TEXTS)}), "holds pandas."),
         (save(torch.nn.Linear(2, 2)), "holds torch.nn.modules.linear.Linear, which is not loaded"),
+        (save(Y), "holds int64 (12,), expected PyTorch Geometric's Data"),
         (save({"y": Y}, pickle_protocol=4), "save it anew without pickle_protocol"),
         (
             save([planetoid(), planetoid(), planetoid(), planetoid()]),
             "holds list of 4, expected PyTorch Geometric's Data",
         ),
+        (save((planetoid(), planetoid())), "holds tuple of 2, expected PyTorch Geometric's Data"),
         (save((planetoid(), {"x": torch.tensor([0, N, 2 * N])})), "holds 2 graphs, expected one"),
         (write(b"PK\x03\x04 cut short"), "is damaged, or not as torch.save writes it"),
         (write(b"id,text"), "is damaged, or not as torch.save writes it"),
