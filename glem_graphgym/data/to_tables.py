@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from glem_graphgym.data.columns import VIEW
-from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.splits import NO_SPLIT
 from glem_graphgym.data.table import FEATURES
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph
@@ -27,7 +27,7 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} holds files already; expected a new folder, or an empty one")
     folder.mkdir(parents=True, exist_ok=True)
-    ids = np.array(graph.node_ids or range(graph.num_nodes))
+    ids = np.array(list(graph.node_ids), dtype=object) if graph.node_ids else np.arange(graph.num_nodes)
     names = np.array([*graph.class_names, ""], dtype=object)  # UNLABELLED, -1, selects the last one
     assert UNLABELLED == NO_SPLIT == -1
     nodes = pd.DataFrame({"id": ids, "text": list(graph.texts), "label": names[graph.label]})
@@ -46,11 +46,11 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
         source, target = source[source < target], target[source < target]
     files = [folder / "nodes.csv", folder / "edges.csv"]
     nodes = nodes if graph.node_ids else nodes.drop(columns="id")
-    try:
-        nodes.to_csv(files[0], index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
-    except csv.Error as error:  # Python 3.10; later versions write a file that is refused when it is read
-        raise DataError(f"{files[0]} cannot be written ({error}): a text holds a NUL byte; take it out") from error
-    pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(files[1], index=False)
+    if with_nul := [name for name in nodes if any("\0" in value for value in nodes[name] if isinstance(value, str))]:
+        raise DataError(f"{files[0]} cannot be written: {listed(with_nul, quoted=True)} hold a NUL byte; take it out")
+    nodes.to_csv(files[0], index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
+    quoting = csv.QUOTE_NONNUMERIC if any("\r" in name for name in graph.node_ids or ()) else csv.QUOTE_MINIMAL
+    pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(files[1], index=False, quoting=quoting)
     if graph.features is not None:
         files.append(folder / FEATURES)
         np.save(files[-1], graph.features)
