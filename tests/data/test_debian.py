@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glem_graphgym.data import debian
-from glem_graphgym.data.debian import Catalogue, Package, load_debian, read_packages_file, version_order
+from glem_graphgym.data.debian import Catalogue, load_debian, read_packages_file, version_order
 from glem_graphgym.data.records import Recipe, best_connected, split_of
 from glem_graphgym.data.records import graph_of as graph_of_records
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, DataError, TextGraph
@@ -236,15 +236,6 @@ def test_the_split_of_a_source_is_its_hash_on_every_machine(source: str, positio
     assert split_of(source, (position + near, 0.1, 0.9 - position - near)) == "train"
     assert split_of(source, (position - near, 0.1, 0.9 - position + near)) == "valid"
     assert split_of(source, (0.05, position - 0.05 - near, 1 - position + near)) == "test"
-
-
-def test_the_source_is_the_field_without_its_version_or_else_the_package() -> None:
-    def source(**fields: str) -> str:
-        return Package.of({"package": "a", **fields}).source
-
-    assert source() == "a"
-    assert source(source="gcc-12 (12.2.0-14)") == "gcc-12"
-    assert source(source="gcc-12") == "gcc-12"
 
 
 PACKAGE_NAMES = st.sampled_from([f"p{i}" for i in range(12)] + [f"filler{i}" for i in range(4)])

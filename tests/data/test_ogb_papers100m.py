@@ -26,7 +26,6 @@ from ogb_files import (
     check_miniature,
     complete_papers100m,
     edges_of,
-    kill,
     packed,
     papers100m_texts,
     read_by_ogb,
@@ -296,26 +295,6 @@ def test_room_for_all_pieces_is_asked_for_before_the_first(root: Path, monkeypat
         with pytest.raises(DiskFullError, match=message):
             load_ogbn_papers100m(root)
     assert load_ogbn_papers100m(root).num_nodes == M
-
-
-def test_pieces_of_sources_that_have_changed_are_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshots = folder_of(root) / "text_graph"
-    with monkeypatch.context() as patch:
-        patch.setattr(papers100m, "_write_features", kill)
-        with pytest.raises(KeyboardInterrupt):
-            load_ogbn_papers100m(root)
-    first = {path.name for path in (snapshots / ".pieces").glob("[!.]*")}
-    assert len(first) == 3
-    write_paperinfo(folder_of(root) / "paperinfo.zip", title_rows()[:-1])
-    with monkeypatch.context() as patch:
-        patch.setattr(papers100m, "_write_titles", kill)
-        with pytest.raises(KeyboardInterrupt):
-            load_ogbn_papers100m(root)
-    (labels,) = {path.name for path in (snapshots / ".pieces").glob("[!.]*")}
-    assert labels in first  # of the graph, which is the same
-    load_ogbn_papers100m(root)
-    assert not (snapshots / ".pieces").exists()
-    assert not list(snapshots.glob(".*.part"))
 
 
 @pytest.mark.parametrize(
