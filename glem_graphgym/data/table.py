@@ -51,36 +51,40 @@ def read_tables(files: list[Path], options: TableOptions) -> Tables:
     """
     columns = Columns(options.columns, options.text)
     path, *extra_files = files
+    if extra_files and (configured := columns.column_of.get("neighbours")):
+        raise DataError(f"dataset.tag_columns names {configured!r} for the neighbours, but edges have a file; drop one")
     views = [name for name in columns.column_of if name.startswith(VIEW)]
     ours = (*NODE_COLUMNS, "split", *views, *([] if extra_files else ["neighbours"]))
     table, replaced = _read(path, ours, columns)
-    edges_file = (*extra_files, path)[0]
-    features_file = next((file for file in extra_files if file.name == FEATURES), None)
-    listing = _neighbours(path, [*table], columns, single_file=not extra_files)
-    theirs = columns.column_of.get("neighbours", listing)
-    where = {"nodes": str(path), "edges": f"{path}: column '{theirs}'" if listing else str(edges_file)}
+    where = {"nodes": str(path)}
+    features: np.ndarray | None = None
     edges: pd.DataFrame | np.ndarray
-    if listing:
+    if extra_files:
+        edges_from, where["edges"] = extra_files[0].name, str(extra_files[0])
+        edges = _read_edges(extra_files[0], columns)
+    else:
+        listing = _neighbours(path, [*table], columns)
+        edges_from = columns.column_of.get("neighbours", listing)
+        where["edges"] = f"{path}: column '{edges_from}'"
         ids = table["id"] if "id" in table else range(len(table))
         edges = edges_of_neighbours(ids, table.pop(listing), where["edges"])
-    else:
-        edges = _read_edges(edges_file, columns)
     nodes, unused = _select_columns(path, table, columns)
-    taken = {
-        **columns.column_of,
-        **({"text": options.text} if options.text else {}),
-        "edges": theirs or edges_file.name,
-    }
     where |= {name: f"{path}: column {column!r}" for name, column in columns.column_of.items() if name in nodes}
-    if features_file:
-        where["features"] = str(features_file)
+    for file in extra_files[1:]:  # features.npy
+        where["features"] = str(file)
+        with reading_data(f"{file} cannot be read", "save it with numpy.save"):
+            features = np.load(file)
     return Tables(
-        path.name.partition(".")[0] if not extra_files else path.absolute().parent.name,
+        path.absolute().parent.name if extra_files else path.name.partition(".")[0],
         nodes,
         edges,
-        features=_features(features_file) if features_file else None,
+        features=features,
         where=where,
-        origin={"files": [file.name for file in files], "taken": taken, "left": replaced + unused},
+        origin={
+            "files": [file.name for file in files],
+            "taken": {**columns.column_of, **({"text": options.text} if options.text else {}), "edges": edges_from},
+            "left": replaced + unused,
+        },
     )
 
 
@@ -113,22 +117,17 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
 # ---- nodes and edges ----------------------------------------------------------------------------------------------
 
 
-def _neighbours(path: Path, header: Sequence[str], columns: Columns, *, single_file: bool) -> str | None:
-    """Name of the nodes' column that lists their neighbours; None if the edges have a file of their own."""
-    configured = columns.column_of.get("neighbours")
-    if not single_file:
-        if configured:
-            raise DataError(
-                f"dataset.tag_columns names {configured!r} for the neighbours, but edges have a file; drop one"
-            )
-        return None
+def _neighbours(path: Path, header: Sequence[str], columns: Columns) -> str:
+    """Our name, else the file's, of the nodes' column that lists their neighbours."""
+    if "neighbours" in columns.column_of:
+        return "neighbours"
     candidates = [name for name in header if NEIGHBOURS.fullmatch(name.strip())]
-    if not configured and len(candidates) != 1:
+    if len(candidates) != 1:
         raise DataError(
             f"{path} has {len(candidates)} columns of neighbours; found [{listed(header, 12, quoted=True)}]. Set "
             "dataset.tag_columns to [neighbours=<its name>], or put nodes and edges into a folder"
         )
-    return "neighbours" if configured else candidates[0]
+    return candidates[0]
 
 
 def _select_columns(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[pd.DataFrame, list[str]]:
@@ -162,12 +161,6 @@ def _select_columns(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[
             f"'{plain[name]}' or drop it"
         )
     return table.iloc[:, [position for position in range(len(names)) if position not in nameless]], []
-
-
-def _features(path: Path) -> np.ndarray:
-    """The array of ``features.npy`` beside the tables."""
-    with reading_data(f"{path} cannot be read", "save it with numpy.save"):
-        return np.load(path)
 
 
 def _read_edges(path: Path, columns: Columns) -> pd.DataFrame | np.ndarray:
