@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -49,9 +50,30 @@ def _skewed(by_distance: Tensor) -> Tensor:
 
 @functools.cache
 def _weights_function(kind: str) -> Callable[..., Tensor]:
-    """`attention_weights`; for CUDA compiled, if Triton and a C compiler are installed."""
+    """`attention_weights`; for CUDA compiled, if Triton and a C compiler are installed and compiling works."""
     compiles = importlib.util.find_spec("triton") and shutil.which(os.environ.get("CC", "gcc"))
-    return torch.compile(attention_weights, dynamic=True) if kind == "cuda" and compiles else attention_weights
+    if kind != "cuda" or not compiles:
+        return attention_weights
+    return _with_fallback(torch.compile(attention_weights, dynamic=True), attention_weights)
+
+
+def _with_fallback(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Call ``compiled`` until it fails, as it does where Python's headers are missing; from then on ``plain``."""
+    has_failed = False
+
+    def function(*arguments: Any) -> Tensor:
+        nonlocal has_failed
+        if not has_failed:
+            try:
+                return compiled(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of the compiler, of Triton or of the C compiler that it calls
+                has_failed = True
+                logging.warning(f"DeBERTa's attention runs uncompiled, as it cannot be compiled here: {error!r:.200}")
+        return plain(*arguments)
+
+    return function
 
 
 def use_fast_attention(backbone: nn.Module) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from glem_graphgym.models.deberta import use_fast_attention
+from glem_graphgym.models import deberta
+from glem_graphgym.models.deberta import attention_weights, use_fast_attention
 from glem_graphgym.models.dropout import use_cheap_dropout
 
 SIZES: dict[str, Any] = {
@@ -91,3 +93,33 @@ def test_half_precision_keeps_padding_out(config: Any) -> None:
             states, alone = ours(ids, mask).last_hidden_state, ours(ids[1:2, :5], mask[1:2, :5]).last_hidden_state
     torch.testing.assert_close(states[1:2, :5], alone, rtol=0.1, atol=0.1)
     torch.testing.assert_close(states[0], whole[0], rtol=0.1, atol=0.1)
+
+
+def test_attention_that_cannot_be_compiled_runs_uncompiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton and a C compiler may be installed without Python's headers, which Triton needs too."""
+    attempts: list[Any] = []
+
+    def fail(*arguments: Any) -> Tensor:
+        attempts.append(arguments)
+        raise RuntimeError("fatal error: Python.h: No such file or directory")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "triton")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.compile", lambda function, **options: fail)
+    arguments = torch.randn(2, 2, 5, 5), None, None, torch.ones(2, 1, 1, 5), 0.0, False
+    weights = deberta._weights_function.__wrapped__("cuda")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            torch.testing.assert_close(weights(*arguments), attention_weights(*arguments))
+    assert len(attempts) == len(caplog.records) == 1
+    assert "Python.h" in caplog.text
+
+
+def test_compiled_attention_that_runs_out_of_memory_says_so() -> None:
+    def fail(*arguments: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        deberta._with_fallback(fail, attention_weights)()
