@@ -430,6 +430,17 @@ def test_label_reuse_lets_gradients_through_the_last_pass_alone() -> None:
     assert [found.requires_grad for found in passes] == [False, True]
 
 
+def test_label_reuse_in_half_precision_trains_the_weights() -> None:
+    """Autocast keeps casts for later passes: those of a pass without gradients must not hide the weights."""
+    hardware = Hardware(precision="bf16-mixed")
+    task: Any = learner_of(reuse=1, label_input=True).but(hardware=hardware).start(gold_alone(), FEATURES)
+    batches = task.batches(0)
+    with hardware.autocast():
+        loss = task(batches.prepare(batches.items[0]))
+    loss.backward()
+    assert task.model.linear.weight.grad.abs().sum() > 0
+
+
 # ---- self-distillation --------------------------------------------------------------------------------------------
 
 
