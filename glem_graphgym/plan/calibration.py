@@ -44,6 +44,7 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore, budget_batches, id_type, padded_tokens, shuffled_batches, token_folder
 from glem_graphgym.em.e_step import LMLearner, LMTask
 from glem_graphgym.em.fit import Validation
+from glem_graphgym.em.hop_step import GPU_SHARE, free_on_gpu
 from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE, JointLearner, JointTask
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.recorder import RecordedStage, record
@@ -348,6 +349,19 @@ class Calibration:
             return min(scale * tried_mb, max(0.0, tried_mb - hops) + budget)
         return scale * tried_mb
 
+    def _accelerator_mb(self, scale: float, tried_mb: float) -> float:
+        """MB of a GNN on the accelerator, extrapolated from ``tried_mb`` on the small graph.
+
+        Blocks of nodes stay within the memory budget, and batches of hop features do not grow with the graph; the hop
+        features themselves take at most a share of the accelerator's free memory.
+        """
+        if self.by_blocks:
+            return min(scale * tried_mb, tried_mb + budget_bytes(self.cfg) / MB)
+        if sees_hops(self.cfg) and self.cfg.gnn.batch_size:
+            kept = 0.0 if self.sizes["hops"] else GPU_SHARE * free_on_gpu(torch.device(self.accelerator)) / MB
+            return min(scale * tried_mb, tried_mb + kept)
+        return scale * tried_mb
+
     def _mapped_mb(self) -> float:
         """MB of memory-mapped prediction files: text embeddings (read) and logits (written)."""
         return 2 * self.graph.num_nodes * (self.widths.get("text", 0) + self.graph.num_classes) / MB
@@ -390,7 +404,7 @@ class Calibration:
         return Cost(
             resident_mb=initial_mb + self._growth_mb(small, scale, resident - initial_mb) + self.fragmentation_mb,
             mapped_mb=self._mapped_mb(),
-            accelerator_mb=scale * accelerator,
+            accelerator_mb=self._accelerator_mb(scale, accelerator),
             seconds=scale * (overhead + epochs * train_seconds + evaluations * max(0.0, epoch_seconds - train_seconds)),
         )
 
@@ -438,7 +452,7 @@ class Calibration:
         return Cost(
             resident_mb=initial_mb + growth + self._mapped_mb(),
             mapped_mb=self._mapped_mb(),
-            accelerator_mb=max(accelerator, scale * accelerator_propagated),
+            accelerator_mb=max(accelerator, self._accelerator_mb(scale, accelerator_propagated)),
             seconds=overhead + steps * seconds + rate * (evaluations * validated + inferred) + propagation,
             texts=round(steps * costs["texts_per_step"]),
             tokens=round(steps * costs["tokens_per_step"]),

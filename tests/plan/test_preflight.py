@@ -20,8 +20,8 @@ from glem_graphgym.build.memory_check import gnn_remedy, joint_remedy, lm_remedy
 from glem_graphgym.config import ConfigError, load_config
 from glem_graphgym.data.reach import nodes_within
 from glem_graphgym.data.synthetic import make_synthetic
-from glem_graphgym.plan import preflight
-from glem_graphgym.plan.calibration import Cost, among_processes, sharded_mb
+from glem_graphgym.plan import calibration, preflight
+from glem_graphgym.plan.calibration import Calibration, Cost, among_processes, sharded_mb
 from glem_graphgym.plan.disk_sizes import layer_file_bytes
 from glem_graphgym.plan.needs import print_needs, verdict_line
 from glem_graphgym.plan.preflight import (
@@ -312,6 +312,29 @@ def test_an_accelerator_has_a_verdict_of_its_own(monkeypatch: pytest.MonkeyPatch
     memory, accelerator = memory_verdicts(cfg, found, [Planned("01_gnn_gold", "gnn_gold", False)])
     assert memory.fits
     assert (accelerator.resource, accelerator.needed, accelerator.fits) == ("accelerator memory", 101 << 20, False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "by_blocks", "on_disk", "expected"),
+    [
+        ({"model__type": "glem_sage"}, False, False, 400 * 10),
+        ({"model__type": "glem_sage", "glem__memory_budget_gb": 0.5}, True, False, 10 + 512),
+        ({"model__type": "glem_gamlp", "gnn__batch_size": 8}, False, False, 10 + 1000),  # hop features may fill a half
+        ({"model__type": "glem_gamlp", "gnn__batch_size": 8}, False, True, 10),  # they are read from disk
+        ({"model__type": "glem_gamlp"}, False, True, 400 * 10),  # a batch of all nodes grows with the graph
+    ],
+)
+def test_of_an_accelerators_memory_only_what_grows_with_the_graph_is_extrapolated(
+    settings: dict[str, Any], by_blocks: bool, on_disk: bool, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial on 1 / 400 of the graph took 10 MB of an accelerator that has 2000 MB."""
+    configure(**settings)
+    monkeypatch.setattr(calibration, "free_on_gpu", lambda device: 2000 << 20)
+    tried = object.__new__(Calibration)
+    tried.cfg, tried.accelerator, tried.by_blocks = cfg, "cuda", by_blocks
+    tried.sizes = {"hops": {"rows": 1} if on_disk else None}
+    assert tried._accelerator_mb(400, 10.0) == expected
+    assert tried._accelerator_mb(1, 10.0) == 10.0
 
 
 def test_remedies_name_only_what_is_left_to_do() -> None:
