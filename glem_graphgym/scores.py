@@ -22,14 +22,20 @@ STEPS = {
 
 
 def hides_test(folder: Path) -> bool:
-    """Whether ``folder``, or one above it, is blind: output hides the test scores of all runs below."""
+    """Whether output hides the test scores of the runs in ``folder``: it, or a folder above it, is blind."""
+    return blind_folder(folder) is not None
+
+
+def blind_folder(folder: Path) -> Path | None:
+    """The folder with `BLIND` that hides the test scores of the runs in ``folder``; None if they may be shown."""
     folder = folder.resolve()
-    for file in (parent / BLIND for parent in (folder, *folder.parents)):
-        if file.exists():
+    for parent in (folder, *folder.parents):
+        if (parent / BLIND).exists():
             with suppress(OSError, ValueError, TypeError, LookupError):  # a damaged file hides them
-                return json.loads(file.read_text(encoding="utf-8"))["unblinded"] is None
-            return True
-    return False
+                if json.loads((parent / BLIND).read_text(encoding="utf-8"))["unblinded"] is not None:
+                    return None
+            return parent
+    return None
 
 
 def margin_of(teacher: float, nodes: int) -> float:

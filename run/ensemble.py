@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=path, required=True, help="folder for the ensemble's runs; must not exist")
     args = parser.parse_args(argv)
     before_imports(computes=False)
-    return run_to_status(lambda: average(args.dir, args.out), "the same command again")
+    return run_to_status(lambda: average(args.dir, args.out))
 
 
 def average(folders: Sequence[Path], out: Path) -> int:
@@ -46,25 +46,32 @@ def average(folders: Sequence[Path], out: Path) -> int:
     from glem_graphgym.files import making
     from glem_graphgym.report import aggregate, reliability, stats
     from glem_graphgym.report.experiments import read_experiments
-    from glem_graphgym.scores import hides_test
+    from glem_graphgym.scores import blind_folder, hides_test
 
     if out.exists():
         raise ValueError(f"--out {out} is there already; name another folder, or delete it")
     experiments = read_experiments(folders)[0]
     seeds = check_members(experiments)
-    members = [
-        (experiment, str(experiment.results.groupby("method")["valid"].mean().idxmax())) for experiment in experiments
-    ]
+    for experiment in experiments:
+        if (hidden := blind_folder(experiment.folder)) and not hides_test(out):
+            raise ValueError(f"--out {out} would show test scores that {hidden} hides; name a folder in that one")
+    members = [(experiment, best_method(experiment, seeds)) for experiment in experiments]
     config = experiments[0].folder / "config.yaml"
     load_config(cfg, config)
-    graph = load_text_graph_of(cfg)
-    evaluate = functools.partial(scores_of, graph, metrics=metrics_of(graph))
     with making(out) as unfinished:
         assert unfinished is not None, "another process has made it"
         shutil.copyfile(config, unfinished / config.name)
         for seed in seeds:
+            cfg.seed = seed  # of several fixed splits, it chooses one
+            graph = load_text_graph_of(cfg)
+            recorded = experiments[0].fingerprint or graph.fingerprint()
+            if graph.fingerprint() != recorded:
+                raise ValueError(
+                    f"{graph.name} has the fingerprint {graph.fingerprint()} now, but the runs were on {recorded}; "
+                    "restore the dataset's files"
+                )
             run_dir = unfinished / str(seed)
-            write_run(members, seed, evaluate, run_dir)
+            write_run(members, seed, functools.partial(scores_of, graph, metrics=metrics_of(graph)), run_dir)
             stats.finish_run(run_dir, cfg.round)
             reliability.describe_run(run_dir, graph.label, graph.split, graph.class_names)
         aggregate.aggregate_seeds(unfinished, cfg.metric_best, cfg.metric_agg, digits=cfg.round)
@@ -93,6 +100,15 @@ def check_members(members: Sequence[Experiment]) -> list[int]:
     return seeds
 
 
+def best_method(experiment: Experiment, seeds: Sequence[int]) -> str:
+    """The method with the best mean validation score over ``seeds``, among those that each of these seeds has."""
+    valid = experiment.results.pivot(index="seed", columns="method", values="valid")
+    valid = valid.loc[list(seeds)].dropna(axis="columns")
+    if valid.empty:
+        raise ValueError(f"{experiment.name}: no method is finished in all of the seeds {', '.join(map(str, seeds))}")
+    return str(valid.mean().idxmax())
+
+
 def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], Any], run_dir: Path) -> None:
     """Write the ``run.json`` of a run, and its one stage: the mean of the members' predictions with that seed.
 
@@ -106,6 +122,7 @@ def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], An
     from glem_graphgym.em.fit import FitLog
     from glem_graphgym.em.journal import Journal, StageKey, StageOutput
     from glem_graphgym.files import write_json
+    from glem_graphgym.report.ogb_entry import external_data
 
     first_member = members[0][0]
     run_json = first_member.runs[seed]
@@ -117,8 +134,9 @@ def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], An
         key: run_json[key] for key in ("dataset", "fingerprint", "origin", "facts", "versions") if key in run_json
     }
     identity = {"seed": seed, "mode": "ensemble", "metric": first_member.metric, "settings": settings, "files": {}}
-    write_json(run_dir / "run.json", {**identity, **recorded})
-    costs = pd.DataFrame([experiment.of(method).loc[seed] for experiment, method in members])
+    sources = [source for experiment, _ in members for source in external_data(experiment)]
+    write_json(run_dir / "run.json", {**identity, **recorded, "external_data": list(dict.fromkeys(sources))})
+    costs = pd.DataFrame([experiment.results_of(method).loc[seed] for experiment, method in members])
     logits = [
         np.load(experiment.stage_folders(method)[seed] / "logits.npy", mmap_mode="r") for experiment, method in members
     ]

@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
-    return run_to_status(lambda: rank(args), "the same command again")
+    return run_to_status(lambda: rank(args))
 
 
 def rank(args: argparse.Namespace) -> int:
@@ -71,8 +71,6 @@ def rank(args: argparse.Namespace) -> int:
     if args.blind:
         out.mkdir(parents=True, exist_ok=True)
     hidden, notes = blinding(out, args.blind, args.unblind)
-    if hidden and args.ogb:
-        raise ValueError("--ogb needs test scores, which are hidden; give --unblind first, once all choices are made")
     try:
         boards = read_boards(args.dirs, hidden)
     except NoRunsError as error:
@@ -80,6 +78,8 @@ def rank(args: argparse.Namespace) -> int:
             raise
         print(f"{notes[0]}\n{error}")
         return 0
+    if args.ogb and boards[0].blind:
+        raise ValueError("--ogb needs test scores, which are hidden; give --unblind first, once all choices are made")
     boards = [replace(board, notes=[*notes, *board.notes]) for board in boards]
     for board in boards:
         print_board(board)

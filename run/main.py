@@ -13,7 +13,8 @@ import shutil
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from glem_graphgym.data.pickles import only_data_is_unpickled
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
+    from glem_graphgym.scores import hides_test
 
     run_dir = Path(cfg.run_dir)
     identity = identity_of(cfg, load_text_graph_of(cfg) if cfg.dataset.format == "TAG" else None)
@@ -163,9 +165,28 @@ def run_standard(cfg: Any, overwrite: int) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", message=".*(does not have many workers|'pin_memory' argument|srun).*")
-        train(model, datamodule, logger=True, trainer_config={"logger": False, "num_sanity_val_steps": 0})
+        with without_test_scores(run_dir) if hides_test(run_dir) else nullcontext():
+            train(model, datamodule, logger=True, trainer_config={"logger": False, "num_sanity_val_steps": 0})
     cost = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(memory.peak_mb(), 1)}
     write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), **cost, "finished": True})
+
+
+@contextmanager
+def without_test_scores(run_dir: Path) -> Iterator[None]:
+    """A block in which GraphGym's log and TensorBoard events show no test score; messages begin with their split."""
+
+    def hide(record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("test: "):
+            record.msg = "test: hidden"
+        return True
+
+    logging.getLogger().addFilter(hide)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(hide)
+        for events in (run_dir / "test").glob("events.out.tfevents.*"):
+            events.unlink()
 
 
 def report_experiment(cfg: Any, experiment: Path) -> None:

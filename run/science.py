@@ -185,7 +185,7 @@ def rows(experiment: Experiment) -> list[Row]:
 def scores(row: Row, split: str) -> dict[int, float]:
     """Seed -> accuracy on a split."""
     experiment, method = row
-    return {int(str(seed)): float(score) for seed, score in experiment.of(method)[split].items()}
+    return {int(str(seed)): float(score) for seed, score in experiment.results_of(method)[split].items()}
 
 
 def mean_validation(row: Row) -> float:

@@ -22,7 +22,7 @@ from glem_graphgym.files import atomic_write, replace_folder, write_json
 from glem_graphgym.report.epochs import SPLITS, EpochRow, best_epoch, log, read_rows, row_at, seed_folders
 from glem_graphgym.report.experiments import Row, over_seeds, percent, read_summary
 from glem_graphgym.report.stats import default_console, heading, new_table
-from glem_graphgym.scores import METRIC
+from glem_graphgym.scores import METRIC, hides_test
 
 
 class Aggregate(NamedTuple):
@@ -115,11 +115,16 @@ def _write_lines(file: Path, rows: Sequence[EpochRow]) -> None:
 
 
 def _write_tensorboard(folder: Path, stats: Mapping[str, Sequence[EpochRow]]) -> None:
-    """Write each split's rows as TensorBoard scalars; any failure of the optional package is only a warning."""
+    """Write each split's rows as TensorBoard scalars, in a blind folder without the test split's.
+
+    Any failure of the optional package is only a warning.
+    """
     try:
         from tensorboardX import SummaryWriter
 
         for split, rows in stats.items():
+            if split == "test" and hides_test(folder):
+                continue
             with SummaryWriter(str(folder / split)) as writer:
                 for row in rows:
                     for key, value in row.items():

@@ -119,11 +119,11 @@ def axis_sentence(axis: str) -> str:
 
 
 def network_of(experiment: Experiment) -> str:
-    """The GNN in words, such as ``SAGE``; for GraphGym's own network its layer type."""
+    """The GNN in words, such as ``SAGE``; for GraphGym's own network its layer type, empty for an ensemble."""
     network = str(experiment.settings.get("model.type", ""))
     if network == "gnn":
         return str(experiment.settings.get("gnn.layer_type", network))
-    return value_in_words("model.type", network)
+    return value_in_words("model.type", network) if network else ""
 
 
 def names_in_words(rows: Sequence[tuple[str, Sequence[Experiment]]], experiments: Sequence[Experiment]) -> list[str]:

@@ -16,6 +16,7 @@ from glem_graphgym.report.experiments import SPLITS, Experiment, Row, Spread
 from glem_graphgym.report.leaderboard import Board
 from glem_graphgym.report.panels import color_of
 from glem_graphgym.report.reliability import pool, read_node_properties
+from glem_graphgym.report.significance import Outcomes
 
 MAX_CONFUSIONS, MAX_SETTINGS = 8, 40
 
@@ -98,7 +99,7 @@ def comparison_data(board: Board) -> str:
     classes, rows = None, []
     for row in board.rows:
         experiment = board.experiments[row.experiment]
-        frame = experiment.of(row.method)
+        frame = experiment.results_of(row.method)
         described = experiment.descriptions(row.method, board.split)
         pooled = pool(described)["classes"] if described else None
         classes = classes or (
@@ -112,7 +113,9 @@ def comparison_data(board: Board) -> str:
             "costs": {"parameters": row.params, "seconds": row.seconds, "peak memory, MB": row.peak_memory_mb,
                       "texts trained": row.texts, "energy, J": row.energy_j},
             "settings": {key: show_value(experiment.settings.get(key)) for key in varied},
-            "classes": pooled and [_percent(counts["correct"] / max(counts["support"], 1)) for counts in pooled],
+            "classes": pooled and [
+                _percent(counts["correct"] / counts["support"]) if counts["support"] else None for counts in pooled
+            ],
         })  # fmt: skip
     data: dict[str, Any] = {"score": board.score, "rows": rows, "classes": classes, "agreement": {}, "kinds": []}
     if not board.blind:
@@ -127,8 +130,8 @@ def _percent(share: float) -> float | None:
 def agreement_of(board: Board) -> dict[str, list[float]]:
     """Rows ``"i,j"``, i < j -> % of test nodes where both predict one class, only i is right, only j is right.
 
-    These are means over common seeds; pairs without any are missing."""
-    outcomes = [board.experiments[row.experiment].outcomes(row.method) for row in board.rows]
+    These are means over seeds for which both know the same test nodes; pairs without any are missing."""
+    outcomes = _outcomes(board)
     agreement = {}
     for j in range(len(outcomes)):
         for i in range(j):
@@ -139,46 +142,60 @@ def agreement_of(board: Board) -> dict[str, list[float]]:
                     ((predicted_j == true) & (predicted_i != true)).mean(),
                 )
                 for seed, (true, predicted_i) in outcomes[i].items()
-                if seed in outcomes[j] and len(predicted_j := outcomes[j][seed][1]) == len(predicted_i)
+                if seed in outcomes[j]
+                for true_j, predicted_j in [outcomes[j][seed]]
+                if np.array_equal(true, true_j)
             ]
             if shares:
                 agreement[f"{i},{j}"] = [round(100 * float(share), 2) for share in np.mean(shares, axis=0)]
     return agreement
 
 
+def _outcomes(board: Board) -> list[Outcomes]:
+    """Outcomes per row of the board."""
+    return [board.experiments[row.experiment].outcomes(row.method) for row in board.rows]
+
+
 def kinds_of_nodes(board: Board) -> list[list[Any]]:
     """Accuracy by quartile of test nodes: by number of neighbours, homophily, text length and size of the class.
 
     Each entry holds the quartile's name, its share of the nodes in %, then the accuracy in it of each row of the board,
-    in %, as a mean over seeds (None: not known)."""
-    quartile_bounds: dict[str, np.ndarray] = {}
-    accuracies = []
-    for row_index, row in enumerate(board.rows):
-        experiment = board.experiments[row.experiment]
-        for seed, (true, predicted) in experiment.outcomes(row.method).items():
-            numbers = read_node_properties(experiment.folder / str(seed))
-            if numbers:
-                numbers["class_nodes"] = np.bincount(true)[true].astype(float)
-            for name, values in numbers.items():
-                finite = np.isfinite(values)
-                if len(values) != len(true) or not finite.any():
-                    continue
-                bounds = quartile_bounds.setdefault(
-                    name, np.unique(np.quantile(values[finite], [0, 0.25, 0.5, 0.75, 1]))
-                )
-                quartile = np.clip(np.searchsorted(bounds, values, side="left"), 1, max(1, len(bounds) - 1))
-                nodes = pd.DataFrame({"kind": quartile, "right": true == predicted})[finite]
-                for bucket, right in nodes.groupby("kind")["right"]:
-                    accuracies.append(
-                        ([*quartile_bounds].index(name), bucket, row_index, len(right) / len(true), right.mean())
-                    )
+    in %, as a mean over seeds (None: not known). Quartiles are of all seeds' test nodes together."""
+    outcomes = _outcomes(board)
+    properties: dict[int, dict[str, np.ndarray]] = {}  # by seed, on which the test nodes of a graph depend
+    for row, row_outcomes in zip(board.rows, outcomes, strict=True):
+        for seed, (true, _) in row_outcomes.items():
+            if not properties.get(seed):
+                properties[seed] = read_node_properties(board.experiments[row.experiment].folder / str(seed))
+                if properties[seed]:
+                    properties[seed]["class_nodes"] = np.bincount(true)[true]
     kinds = []
-    table = pd.DataFrame(accuracies, columns=["name", "kind", "row", "share", "right"])
-    for _, kind_rows in table.groupby(["name", "kind"]):
-        index, kind = kind_rows[["name", "kind"]].values.tolist()[0]
-        name, bounds = list(quartile_bounds.items())[index]
-        low, high = bounds[max(0, kind - 1)], bounds[min(kind, len(bounds) - 1)]
-        text = f"{name.replace('_', ' ')} {'from' if kind == 1 else 'above'} {low:.4g} to {high:.4g}"
-        means = kind_rows.groupby("row")["right"].mean().reindex(range(len(board.rows)))
-        kinds.append([text, round(100 * kind_rows["share"].iloc[0], 1), *map(_percent, means)])
+    for name in dict.fromkeys(name for seed_properties in properties.values() for name in seed_properties):
+        values_by_seed = {seed: numbers[name] for seed, numbers in properties.items() if name in numbers}
+        pooled = np.concatenate(list(values_by_seed.values()))
+        pooled = pooled[np.isfinite(pooled)]
+        if not len(pooled):
+            continue
+        bounds = np.unique(np.quantile(pooled, [0, 0.25, 0.5, 0.75, 1]))
+        counts, total = np.bincount(_quartile(pooled, bounds)), sum(map(len, values_by_seed.values()))
+        accuracies = []
+        for row_index, row_outcomes in enumerate(outcomes):
+            for seed, (true, predicted) in row_outcomes.items():
+                values = values_by_seed.get(seed, np.empty(0))
+                if len(values) != len(true):
+                    continue
+                nodes = pd.DataFrame({"quartile": _quartile(values, bounds), "right": true == predicted})
+                for number, right in nodes[np.isfinite(values)].groupby("quartile")["right"]:
+                    accuracies.append((number, row_index, right.mean()))
+        by_quartile: Any = pd.DataFrame(accuracies, columns=["quartile", "row", "right"]).groupby("quartile")
+        for number, quartile_rows in by_quartile:
+            low, high = bounds[number - 1], bounds[min(number, len(bounds) - 1)]
+            text = f"{name.replace('_', ' ')} {'from' if number == 1 else 'above'} {low:.4g} to {high:.4g}"
+            means = quartile_rows.groupby("row")["right"].mean().reindex(range(len(board.rows)))
+            kinds.append([text, round(100 * float(counts[number]) / total, 1), *map(_percent, means)])
     return kinds
+
+
+def _quartile(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Number of the quartile of each value, from 1."""
+    return np.clip(np.searchsorted(bounds, values, side="left"), 1, max(1, len(bounds) - 1))

@@ -124,7 +124,7 @@ class Experiment:
         hidden = dict.fromkeys((name for name in map(str, self.results) if name.startswith("test")), math.nan)
         return replace(self, results=self.results.assign(**hidden), stages=self.stages.assign(test=math.nan))
 
-    def of(self, method: str) -> pd.DataFrame:
+    def results_of(self, method: str) -> pd.DataFrame:
         """The results of one method, indexed by seed."""
         return self.results[self.results["method"] == method].set_index("seed")
 
@@ -155,7 +155,11 @@ def experiment_folders(dir: Path) -> list[Path]:
         raise ValueError(f"{dir}: no such folder; expected results/<experiment> or a folder of experiments")
     if seed_folders(dir, "run.json"):
         return [dir]
-    folders = [path for path in sorted(dir.iterdir()) if path.is_dir() and seed_folders(path, "run.json")]
+    folders = [  # hidden ones are unfinished
+        path
+        for path in sorted(dir.iterdir())
+        if path.is_dir() and not path.name.startswith(".") and seed_folders(path, "run.json")
+    ]
     if not folders:
         hint = "this is the folder of one seed, give the one above it" if (dir / "run.json").is_file() else ""
         raise NoRunsError(
@@ -203,23 +207,20 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
     first_run = next(iter(runs.values()))
     for seed, run_json in runs.items():
         _require_same_settings(folder, first_run, run_json, seed)
-    settings, recorded_settings = (
-        _seedless(first_run),
-        {key: value for key, value in first_run["settings"].items() if key != "seed"},
-    )
     # run.json keeps em_iterations apart from its settings, since a finished run may be continued with more.
     recorded_numbers = {run_json.get("em_iterations") for run_json in runs.values() if first_run["mode"] != STOCK}
     em_iterations = sorted(number for number in recorded_numbers if number is not None)
+    kept_apart: dict[str, Any] = {}
     if em_iterations:
-        settings["glem.em_iterations"] = recorded_settings["glem.em_iterations"] = (
-            em_iterations[0] if len(em_iterations) == 1 else em_iterations
-        )
-    if "search_trials" in first_run:
-        settings["glem.search_trials"] = first_run["search_trials"]
+        kept_apart["glem.em_iterations"] = em_iterations[0] if len(em_iterations) == 1 else em_iterations
     metric = first_run.get("metric", METRIC)
     if metric != METRIC:
-        settings["metric_best"] = recorded_settings["metric_best"] = metric
+        kept_apart["metric_best"] = metric
+    recorded_settings = {key: value for key, value in first_run["settings"].items() if key != "seed"} | kept_apart
     config = fingerprint(first_run["mode"], recorded_settings, first_run.get("files", {}))[:8]
+    settings = _seedless(first_run) | kept_apart
+    if "search_trials" in first_run:
+        settings["glem.search_trials"] = first_run["search_trials"]
     graph = (first_run["dataset"], first_run.get("fingerprint"), metric)
     columns = ["seed", *(field.name for field in fields(Stage)), "folder", *SPLITS]
     frames = pd.DataFrame(rows), pd.DataFrame(stages, columns=columns)
@@ -275,13 +276,13 @@ def _stock_row(folder: Path, run_json: Mapping[str, Any]) -> list[dict[str, Any]
 class Spread:
     """Mean over seeds and unbiased standard deviation (n - 1, as OGB leaderboards ask)."""
 
-    mean: float  # NaN where hidden, or where a published number could not be checked
+    mean: float  # NaN where hidden, not defined, or where a published number could not be checked
     std: float | None = None  # None for one seed, or where unknown
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         numbers = list(map(float, values))
-        if any(map(math.isnan, numbers)):
+        if not numbers or any(map(math.isnan, numbers)):
             return cls(math.nan)
         return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
 

@@ -31,8 +31,8 @@ from glem_graphgym.report.experiments import (
     read_experiments,
 )
 from glem_graphgym.report.significance import holm, paired_difference
-from glem_graphgym.report.stats import further_headings, heading
-from glem_graphgym.scores import METRIC, METRICS
+from glem_graphgym.report.stats import FURTHER, further_headings, heading
+from glem_graphgym.scores import METRIC, METRICS, blind_folder
 
 FINAL_METHOD = {name: mode.methods[-1] for name, mode in MODES.items()} | {STOCK: STOCK_METHOD}
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -134,21 +134,29 @@ def read_boards(dirs: Sequence[Path], blind: bool = False) -> list[Board]:
     """One board per graph and metric of the runs in ``dirs`` (see `read_experiments`), most rows first.
 
     Args:
-        blind: hide the test scores of these runs.
+        blind: hide all test scores; they are hidden in any case if one of the runs is in a blind folder.
     """
     experiments, skipped_runs = read_experiments(dirs)
-    experiments = [experiment.blinded() for experiment in experiments] if blind else experiments
+    blind_folders = sorted({str(folder) for experiment in experiments if (folder := blind_folder(experiment.folder))})
+    if blind_folders and not blind:
+        skipped_runs.append(
+            f"test scores are hidden, as {', '.join(blind_folders)} is blind; they are shown once --unblind is given "
+            "with that folder as --dir"
+        )
+    if blind := blind or bool(blind_folders):
+        experiments = [experiment.blinded() for experiment in experiments]
     groups: dict[tuple[str, str | None, str], list[Experiment]] = {}
     for experiment in experiments:
         groups.setdefault((experiment.dataset, experiment.fingerprint, experiment.metric), []).append(experiment)
     boards = sorted((_board(group, blind) for group in groups.values()), key=lambda board: -len(board.rows))
     separation_notes = []
     if len(boards) > 1:
-        graphs = "; ".join(
-            f"{dataset}, fingerprint {fingerprint or 'not recorded'}" for dataset, fingerprint, _ in groups
+        kinds = "; ".join(
+            f"{dataset}, fingerprint {fingerprint or 'not recorded'}, by {METRICS.get(metric, metric)}"
+            for dataset, fingerprint, metric in groups
         )
         separation_notes.append(
-            f"results on {len(groups)} graphs ({graphs}) are not comparable: each has a table of its own"
+            f"results on other graphs or by other metrics are not comparable: each has a table of its own ({kinds})"
         )
         if any(fingerprint is None for _, fingerprint, _ in groups):
             separation_notes.append(
@@ -194,8 +202,8 @@ def _distinct_rows(experiments: Mapping[str, Experiment]) -> list[Row]:
     for experiment in sorted(experiments.values(), key=lambda experiment: complexity(experiment.mode)):
         caveat, iterations = STOCK_CAVEAT if experiment.mode == STOCK else "", tuple(experiment.em_iterations)
         for row in over_seeds(experiment.results):
-            scores = experiment.of(row.method)[["valid", "test", "params"]].fillna(-1).itertuples(name=None)
-            key = (experiment.mode == STOCK, row.method, *scores)
+            scores = experiment.results_of(row.method).reindex(columns=["valid", "test", "params", *FURTHER]).fillna(-1)
+            key = (experiment.mode == STOCK, row.method, *scores.itertuples(name=None))
             if key in rows:
                 rows[key] = replace(rows[key], same_in=(*rows[key].same_in, experiment.name))
             else:
@@ -215,8 +223,11 @@ def _compared(rows: Sequence[Row], experiments: Mapping[str, Experiment], blind:
     """Add to each row its differences to the best row and to the best row that is not GLEM."""
     split = "valid" if blind else "test"
     sources = [(experiments[row.experiment], row.method) for row in rows]
-    scores: list[Any] = [experiment.of(method)[split].to_dict() for experiment, method in sources]
-    outcomes = [{} if blind else experiment.outcomes(method) for experiment, method in sources]
+    scores: list[Any] = [experiment.results_of(method)[split].to_dict() for experiment, method in sources]
+    # Predictions per node say something of accuracy alone.
+    outcomes = [
+        {} if blind or experiment.metric != METRIC else experiment.outcomes(method) for experiment, method in sources
+    ]
     compared = list(rows)
     non_glem = next((index for index, row in enumerate(rows) if not row.method.startswith("GLEM")), None)
     for field, reference in (("to_best", 0), ("to_non_glem", non_glem)):

@@ -49,12 +49,12 @@ def ogb_entry(board: Board, flags: Mapping[str, Any], row: Row | None = None) ->
     problems = list(_problems(board, row, experiment, flags, required_seeds, version))
     if problems:
         raise OgbError(f"no OGB entry for {row.name}:\n" + "\n".join(f"- {problem}" for problem in problems))
-    results = experiment.of(row.method).loc[required_seeds]
+    results = experiment.results_of(row.method).loc[required_seeds]
     external = external_data(experiment)
     network = "no GNN" if experiment.mode == "glem_lm" else network_of(experiment)
     return {
         "ogb_version": version,
-        "method": method_name(flags["name"] or f"{row.method} ({network})", external),
+        "method": method_name(flags["name"] or (f"{row.method} ({network})" if network else row.method), external),
         "external_data": external,
         "dataset": board.dataset,
         **Spread.of(results["test"]).columns("test"),
@@ -112,6 +112,8 @@ def _problems(
             f"better than {row.name} ({100 * row.valid.mean:.2f} %); name that row, or give --dir the experiments of "
             "this submission alone"
         )
+    if experiment.mode not in (STOCK, *READ_TEXT, "glem_gnn") and _recorded_sources(experiment) is None:
+        yield f"what runs of mode {experiment.mode} read beside the dataset is not recorded; fill in the form by hand"
     file, _, mode, _ = _teacher(experiment)
     if file and not flags["name"] and not mode:
         yield (
@@ -150,13 +152,19 @@ def _teacher(experiment: Experiment) -> tuple[Path | None, str, str, dict[str, A
 def external_data(experiment: Experiment) -> list[str]:
     """Sources that a run used beyond the dataset: raw text, a pretrained model, files of features or predictions.
 
-    Predictions of another run bring in the sources that its ``run.json`` shows.
+    Predictions of another run bring in the sources that its ``run.json`` shows. An ensemble recorded its members'.
     """
+    if (recorded := _recorded_sources(experiment)) is not None:
+        return recorded
     sources = _sources_of(experiment.mode, experiment.settings)
     file, name, mode, settings = _teacher(experiment)
     if file:
         sources += [f"predictions of {name}", *_sources_of(mode, settings)] if mode else [f"predictions {file.name}"]
     return list(dict.fromkeys(sources))
+
+
+def _recorded_sources(experiment: Experiment) -> list[str] | None:
+    return next(iter(experiment.runs.values())).get("external_data")
 
 
 def _sources_of(mode: str, settings: Mapping[str, Any]) -> list[str]:

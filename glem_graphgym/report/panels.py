@@ -378,7 +378,9 @@ def class_panel(methods: Mapping[str, Sequence[Description]]) -> dict[str, Any]:
     )  # fmt: skip
     for position, index in enumerate(shown_classes):
         pooled_rows = {method: description["classes"][index] for method, description in pooled.items()}
-        shares = {method: 100 * row["correct"] / row["support"] for method, row in pooled_rows.items()}
+        shares = {
+            method: 100 * row["correct"] / row["support"] for method, row in pooled_rows.items() if row["support"]
+        }
         chart.line([(min(shares.values()), position), (max(shares.values()), position)], "var(--muted)", style="faint")
         for method, share in shares.items():
             text = f"{pooled_rows[method]['name']}, {method}: {share:.1f} % of {pooled_rows[method]['support']:,}"
@@ -389,8 +391,8 @@ def class_panel(methods: Mapping[str, Sequence[Description]]) -> dict[str, Any]:
         seed_rows_by_method = [[description["classes"][index] for description in seeds] for seeds in methods.values()]
         nodes = statistics.fmean(class_row["support"] for class_row in seed_rows_by_method[0])
         cells = [
-            percent(Spread.of(class_row["correct"] / class_row["support"] for class_row in seeds))
-            for seeds in seed_rows_by_method
+            percent(Spread.of(row["correct"] / row["support"] for row in seed_rows if row["support"]))
+            for seed_rows in seed_rows_by_method
         ]
         rows.append((classes[index]["name"], nodes, cells))
     confusions = pooled[last_method]["confusions"][:MAX_CONFUSIONS]

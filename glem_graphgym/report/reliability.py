@@ -134,13 +134,11 @@ def describe_run(
         if len(logits) != len(labels):
             raise ValueError(f"{source}: predictions for {len(logits)} nodes, but the graph has {len(labels)}")
         try:
-            split_arrays = {
-                split_name: (logits[split[split_name]], labels[split[split_name]]) for split_name in DESCRIBED
-            }
             described = {
-                split_name: describe_predictions(*pair, class_names) for split_name, pair in split_arrays.items()
+                split_name: describe_predictions(logits[split[split_name]], labels[split[split_name]], class_names)
+                for split_name in DESCRIBED
             }
-            classes = {"true": labels[split["test"]], "predicted": _predict(split_arrays["test"][0])[0]}
+            classes = {"true": labels[split["test"]], "predicted": _predict(logits[split["test"]])[0]}
             with atomic_write(class_file) as handle:
                 np.savez_compressed(handle, **{name: values.astype(np.uint16) for name, values in classes.items()})
             write_json(file, described)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,12 +57,14 @@ def paired_difference(
 ) -> Difference:
     """Compare scores by seed with those of the reference called ``name``; the p-value is not corrected.
 
-    If all differences are zero, p is 1; if they are all equal otherwise, the t statistic is undefined and p is None.
+    Seeds whose score is missing (NaN) are not common. If all differences are zero, p is 1; if they are all equal
+    otherwise, the t statistic is undefined and p is None.
     `bootstrapped` draws nodes if the outcomes of every common seed are known and their accuracy is the score, else
     the seeds' differences.
     """
-    common = sorted(scores.keys() & reference.keys())
-    differences = [scores[seed] - reference[seed] for seed in common]
+    by_seed = {seed: scores[seed] - reference[seed] for seed in sorted(scores.keys() & reference.keys())}
+    by_seed = {seed: difference for seed, difference in by_seed.items() if not math.isnan(difference)}
+    common, differences = list(by_seed), list(by_seed.values())
     ours, theirs = outcomes or {}, reference_outcomes or {}
     node_differences = [
         _node_differences(ours.get(seed), theirs.get(seed), mean)

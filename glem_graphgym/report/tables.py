@@ -36,18 +36,18 @@ class Column:
     basic: bool = True
     hidden: bool = False
 
-    def of(self, row: Row) -> Any:
+    def content(self, row: Row) -> Any:
         return row.further.get(self.key) if self.key in FURTHER else getattr(row, self.key)
 
     def value(self, row: Row) -> Any:
         """Sort key of a row's cell; None sorts last."""
-        content = self.of(row)
+        content = self.content(row)
         number = content.mean if isinstance(content, Spread | Difference) else content
         return None if number != number else number  # NaN
 
     def text(self, row: Row) -> str:
         """Text of a row's cell."""
-        content = self.of(row)
+        content = self.content(row)
         if self.key == "name":
             return f"{row.name} [published: {row.source}]" if row.published else row.name + marks_of(row)
         if self.key == "runs":

@@ -67,6 +67,24 @@ def test_blind_from_the_start_no_run_says_its_test_scores(
     assert "hidden" in start("--dir", results).stdout
 
 
+def test_blind_graphgyms_own_training_says_none_either(
+    tmp_path: Path, tiny_lm: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    assert start("--dir", results, "--blind").returncode == 0
+    pytest.importorskip("tensorboardX")
+    changes = {"train.mode": "standard", "glem.node_features": "static", "print": "both", "optim.max_epoch": 2}
+    changes |= {"tensorboard_each_run": True, "tensorboard_agg": True}
+    said = run_here("main", ["--cfg", write_config(tmp_path / "stock.yaml", tiny_lm, changes)], capsys)
+    assert said.returncode == 0, said.stderr
+    for text in (said.stdout, (results / "stock" / "0" / "logging.log").read_text()):
+        assert "val: {" in text and "test: hidden" in text and "test: {" not in text
+    splits = {events.parent.name for events in results.rglob("events.out.tfevents.*")}
+    assert "val" in splits and "test" not in splits
+    shown = start("--dir", results / "stock")  # the command that the run names
+    assert shown.returncode == 0 and "hidden, as" in shown.stdout
+
+
 def test_a_grid_becomes_a_leaderboard(grid: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(RUN / "leaderboard.py"), "--dir", str(grid), "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -116,11 +134,3 @@ def test_an_entry_that_breaks_the_rules_is_refused_and_nothing_is_written(
     assert "Traceback" not in result.stderr and list(tmp_path.iterdir()) == []
     result = start("--dir", grid, "--ogb", "--row", "nothing", "--out", tmp_path)
     assert result.returncode == 1 and "expected one of:" in result.stderr
-
-
-def test_wrong_folders_and_command_lines(start: Start, tmp_path: Path) -> None:
-    result = start("--dir", tmp_path)
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert "no run found" in result.stderr
-    assert start().returncode == 2
-    assert start("--help").returncode == 0

@@ -20,6 +20,7 @@ from torch_geometric.graphgym.utils.agg_runs import agg_batch, agg_runs
 
 from glem_graphgym.report import aggregate
 from glem_graphgym.report.aggregate import aggregate_seeds, aggregate_summaries, print_aggregate
+from glem_graphgym.report.blind import blinding
 from glem_graphgym.report.experiments import Row, Spread
 from tests.report.conftest import save_run
 
@@ -316,6 +317,9 @@ def test_tensorboard_events_are_written_where_it_is_installed_and_else_nothing_i
     for split in SPLITS:
         (events,) = (tmp_path / "agg" / split).glob("events.out.tfevents.*")
         assert b"accuracy_std" in events.read_bytes()
+    blinding(tmp_path, True, False)
+    aggregate_seeds(tmp_path, tensorboard=True)
+    assert {events.parent.name for events in tmp_path.glob("agg/*/events.*")} == {"train", "val"}
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with caplog.at_level(logging.WARNING):
         aggregate_seeds(tmp_path, tensorboard=True)

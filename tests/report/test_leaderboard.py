@@ -153,6 +153,15 @@ def test_different_graphs_are_never_ranked_together(tmp_path: Path) -> None:
     assert render_page(boards).count("<section data-dataset=") == 4
 
 
+def test_boards_of_one_graph_by_two_metrics_say_so_and_nodes_are_drawn_for_accuracy_alone(tmp_path: Path) -> None:
+    for metric in ("accuracy", "macro_f1"):
+        save_run(tmp_path / metric, 0, [(0.7, 0.7), (0.7, 0.7)], metric=metric, described=True)
+    boards = read_boards([tmp_path])
+    graph = "debian, fingerprint 27fc6cf3f908e571, by"
+    assert boards[0].notes[0].endswith(f"each has a table of its own ({graph} accuracy; {graph} macro-F1)")
+    assert [board.rows[1].to_best.interval for board in boards if board.rows[1].to_best] == [(0.0, 0.0), None]
+
+
 def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path) -> None:
     """A cascade and GLEM start from the LM alone: as rows of their own they would raise every p-value by Holm."""
     modes = (("a-glem", "glem", 4), ("b-cascade", "glem_cascade", 2), ("c-lm", "glem_lm", 1))
@@ -175,6 +184,15 @@ def test_the_same_result_of_several_train_modes_counts_once(tmp_path: Path) -> N
     assert together == [row.to_best.p for row in alone.rows if row.to_best]
 
 
+def test_results_that_agree_in_one_score_alone_keep_their_rows(tmp_path: Path) -> None:
+    """Blind, the test scores that tell them apart are hidden; further validation scores tell them apart as well."""
+    for name, macro_f1 in (("a", 0.6), ("b", 0.5)):
+        folder = save_run(tmp_path / name, 0, [(0.75, macro_f1)], mode="glem_lm", settings={"lm.lr": name})
+        row = read_json(folder / "summary.json")[0]
+        write_json(folder / "summary.json", [{**row, "valid_macro_f1": macro_f1}])
+    assert [len(read_boards([tmp_path], blind)[0].rows) for blind in (False, True)] == [2, 2]
+
+
 def test_unfinished_and_incomplete_seeds_are_left_out_by_name(tmp_path: Path) -> None:
     save_run(tmp_path / "glem", 0)
     save_run(tmp_path / "glem", 1, finished=False)
@@ -182,7 +200,9 @@ def test_unfinished_and_incomplete_seeds_are_left_out_by_name(tmp_path: Path) ->
     (tmp_path / "glem" / "2" / "summary.json").unlink()
     stock = save_stock_run(tmp_path / "stock", 0, [0.5], 0.5)
     (stock / "test" / "stats.json").unlink()
+    save_run(tmp_path / ".ensemble.part", 0)  # left by a killed run/ensemble.py
     (board,) = read_boards([tmp_path])
+    assert list(board.experiments) == ["glem"]
     assert {row.seeds for row in board.rows} == {(0,)}
     left_out = [note for note in board.notes if "left out" in note]
     assert [note.split(":")[0] for note in left_out] == ["glem, seed 1", "glem, seed 2", "stock, seed 0"]
@@ -259,6 +279,12 @@ def test_too_few_seeds_and_no_variance_give_no_false_p() -> None:
     assert difference_text(shifted) == f"+1.00 [+1.00, +1.00] ({CONSTANT}, n = 3)"
 
 
+def test_a_missing_score_is_no_difference_of_zero() -> None:
+    missing = paired_difference({0: math.nan, 1: 0.6, 2: 0.8, 3: 0.7}, {0: 0.5, 1: 0.5, 2: 0.5, 4: 0.5}, "x")
+    assert (missing.seeds, missing.mean, missing.reason) == (2, pytest.approx(0.2), TOO_FEW)
+    assert paired_difference({0: math.nan}, {0: 0.5}, "x").mean is None
+
+
 def test_intervals_are_of_seeds_and_nodes() -> None:
     rng = np.random.default_rng(3)
     true = rng.integers(0, 3, 4000)
@@ -310,6 +336,20 @@ def test_blind_boards_hold_no_test_score_until_they_are_unblinded(grid: Path, tm
     assert "nan" not in re.sub(r"<script.*?</script>", "", texts[3], flags=re.DOTALL).replace("nance", "").lower()
     assert all("hidden" in text for text in texts[1:])
     assert any("paired t-test on validation accuracy" in note for note in board.notes)
+
+
+@pytest.mark.parametrize("unblinded", [False, True])
+def test_runs_below_a_blind_folder_are_blind_wherever_the_leaderboard_is(
+    grid: Path, tmp_path: Path, unblinded: bool
+) -> None:
+    save_run(tmp_path / "elsewhere", 0)
+    blinding(grid, True, False)
+    if unblinded:
+        blinding(grid, False, True)
+    for dirs in ([grid / "glem-alpha=0.3"], [tmp_path / "elsewhere", grid]):
+        (board,) = read_boards(dirs)
+        assert board.blind != unblinded
+        assert any(f"hidden, as {grid} is blind" in note for note in board.notes) != unblinded
 
 
 def test_what_is_blind_stays_so_until_it_is_unblinded_once(tmp_path: Path) -> None:

@@ -201,6 +201,17 @@ def test_a_first_teacher_of_which_nothing_is_known_is_refused_until_the_name_say
     assert named["method"] == "GLEM+GIANT+SAGE (raw text, pretrained deberta-base, predictions logits.npy)"
 
 
+def test_what_an_ensemble_read_is_what_it_recorded_of_its_members(tmp_path: Path) -> None:
+    for name, recorded in (("older", {}), ("newer", {"external_data": ["raw text"]})):
+        for seed in range(10):
+            about = {"dataset": "ogbn-arxiv", "versions": VERSIONS, **recorded}
+            save_run(tmp_path / name, seed, mode="ensemble", settings={"model.type": ""}, **about)
+    (older,), (newer,) = read_boards([tmp_path / "older"]), read_boards([tmp_path / "newer"])
+    assert "what runs of mode ensemble read beside the dataset is not recorded" in refusal(older)
+    entry = ogb_entry(newer, ABOUT | {"name": ""})
+    assert (entry["method"], entry["external_data"]) == ("GLEM-GNN (raw text)", ["raw text"])
+
+
 def test_external_data_that_the_name_tells_is_not_repeated() -> None:
     assert method_name("GLEM+GCN", []) == "GLEM+GCN"
     said = "GLEM+GCN (Raw Text, DeBERTa-base)"

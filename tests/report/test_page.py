@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glem_graphgym.report.charts import Chart, Scale, nice_step
+from glem_graphgym.report.details import agreement_of, comparison_data, kinds_of_nodes
 from glem_graphgym.report.leaderboard import read_boards
 from glem_graphgym.report.page import environment, render_page
 from glem_graphgym.report.panels import COLORED, FOLDER, color_of, mark_of, seconds_text
-from tests.report.conftest import Elements, save_run, save_stock_run
+from glem_graphgym.report.reliability import describe_run
+from tests.report.conftest import CLASSES, Elements, labels_of_nodes, save_run, save_stock_run, split_of_nodes
 
 CSS = "\n" + (FOLDER / "page.css").read_text(encoding="utf-8")
 
@@ -240,6 +244,30 @@ def test_rows_open_are_filtered_and_compared(tmp_path: Path, grid: Path) -> None
         "neighbours from 0 to 14.75",
     ):
         assert text in compared, text
+
+
+def test_kinds_of_nodes_are_those_of_all_splits_and_unlike_nodes_are_not_compared(tmp_path: Path) -> None:
+    """A graph with several fixed splits: each seed has test nodes of its own, here some without any of class 3."""
+    for name, gain in (("a", 0.0), ("b", 0.05)):
+        for seed, nodes in enumerate((np.arange(60, 100), np.flatnonzero(labels_of_nodes() != 3)[:80])):
+            run = save_run(tmp_path / name, seed, [(0.7 + gain, 0.6)], mode="glem_lm", settings={"lm.lr": gain})
+            split = split_of_nodes() | {"test": nodes}
+            describe_run(run, labels_of_nodes(), split, CLASSES, lambda nodes=nodes: {"neighbours": nodes * 1.0})
+    (board,) = read_boards([tmp_path])
+    kinds = [(text, share) for text, share, *_ in kinds_of_nodes(board) if text.startswith("neighbours")]
+    assert kinds == [  # of both seeds' nodes together
+        ("neighbours from 0 to 39.5", 25.0),
+        ("neighbours above 39.5 to 68", 25.8),
+        ("neighbours above 68 to 85", 25.0),
+        ("neighbours above 85 to 105", 24.2),
+    ]
+    Elements(render_page([board]))
+    data = json.loads(comparison_data(board))
+    assert data["classes"][3][1] == 5 and list(data["agreement"]) == ["0,1"]
+    for file in (tmp_path / "b").glob("*/stages/*/test_predictions.npz"):  # as many test nodes, but other ones
+        true, predicted = (np.load(file)[key] for key in ("true", "predicted"))
+        np.savez(file, true=true[::-1], predicted=predicted)
+    assert agreement_of(read_boards([tmp_path])[0]) == {}
 
 
 def test_labels_beside_points_keep_apart_and_inside() -> None:

@@ -9,10 +9,15 @@ import ensemble
 import numpy as np
 import pytest
 import torch
+from torch_geometric.graphgym.config import cfg
 
+from glem_graphgym.build.graph import load_text_graph_of
+from glem_graphgym.config import load_config
 from glem_graphgym.files import read_json, write_json
+from glem_graphgym.report.blind import blinding
 from glem_graphgym.report.experiments import read_experiments
 from tests.bad_inputs.conftest import load_program, logging_taken_back
+from tests.report.conftest import NODES, labels_of_nodes, save_run
 from tests.run.test_search import BASE
 
 
@@ -63,6 +68,48 @@ def test_the_mean_of_probabilities_is_an_experiment(finished: Path, tmp_path: Pa
     again = tmp_path / "again"  # an ensemble may be a member
     assert ensemble.main(["--dir", str(both), str(finished / "a"), "--out", str(again)]) == 0
     assert load_program("leaderboard").main(["--dir", str(finished / "a"), str(both), str(again)]) == 0
+
+
+def save_on_two_splits(folder: Path) -> None:
+    """Experiments a and b with seeds 0 and 1, on a table whose fixed splits these seeds choose."""
+    parts = [["train", "valid", "test"][node % 3] for node in range(NODES)]
+    rows = zip(labels_of_nodes().tolist(), parts, parts[1:] + parts[:1], strict=True)
+    lines = [
+        f"text {node},{'abcd'[label]},,{split_0},{split_1}\n" for node, (label, split_0, split_1) in enumerate(rows)
+    ]
+    (folder / "nodes.csv").write_text("text,label,neighbours,split_0,split_1\n" + "".join(lines))
+    dataset = f"{{format: TAG, name: table, dir: {folder}/datasets, tag_source: {folder}/nodes.csv}}"
+    for name, valid in (("a", 0.7), ("b", 0.6)):
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text(f"metric_best: accuracy\ndataset: {dataset}\n")
+        load_config(cfg, folder / name / "config.yaml")
+        for seed in range(2):
+            save_run(folder / name, seed, [(valid, 0.5)], fingerprint=load_text_graph_of(cfg).fingerprint())
+
+
+def test_each_seed_is_scored_on_its_split_of_the_graph_of_the_runs(tmp_path: Path) -> None:
+    save_on_two_splits(tmp_path)
+    words = ["--dir", str(tmp_path / "a"), str(tmp_path / "b"), "--out"]
+    assert ensemble.main([*words, str(tmp_path / "both")]) == 0
+    for seed in range(2):
+        stage = tmp_path / "both" / str(seed) / "stages" / "00_ensemble"
+        right = np.load(stage / "logits.npy").argmax(-1) == labels_of_nodes()
+        test_nodes = np.arange(NODES) % 3 == (2 - seed)
+        assert read_json(stage / "stage.json")["scores"]["test"]["accuracy"] == pytest.approx(right[test_nodes].mean())
+    nodes = (tmp_path / "nodes.csv").read_text()
+    (tmp_path / "nodes.csv").write_text(nodes.replace("text 7,", "text seven,"))
+    with pytest.raises(ValueError, match=r"has the fingerprint .* now, but the runs were on"):
+        ensemble.main([*words, str(tmp_path / "changed")])
+    blinding(tmp_path / "b", True, False)
+    with pytest.raises(ValueError, match=r"would show test scores that .*b hides"):
+        ensemble.main([*words, str(tmp_path / "shown")])
+
+
+def test_a_method_that_a_seed_lacks_is_not_taken(tmp_path: Path) -> None:
+    for seed, stages in enumerate((4, 2, 4)):
+        save_run(tmp_path, seed, [(0.7, 0.7), (0.74, 0.7), (0.73, 0.7), (0.78, 0.7)][:stages])
+    ((experiment,), _) = read_experiments([tmp_path])
+    assert [ensemble.best_method(experiment, seeds) for seeds in ([0, 2], [0, 1, 2])] == ["GLEM-GNN", "Cascade"]
 
 
 @pytest.mark.parametrize(
