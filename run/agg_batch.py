@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
-    return run_to_status(lambda: aggregate(args), "the same command again")
+    return run_to_status(lambda: aggregate(args))
 
 
 def aggregate(args: argparse.Namespace) -> int:

@@ -11,40 +11,26 @@ take minutes to an hour and run only when named, ``peer`` also with --peer.
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from command_line import before_imports, path, run_program
+from session import run_to_status
 
-before_imports()
+if TYPE_CHECKING:
+    from benchmarks.measure import Row
 
-import torch
-from benchmarks import adapters, cost, gnn, lm, measure, scale
-from benchmarks.measure import Row, describe_machine
-from joblib import cpu_count
-from rich.console import Console
-from rich.table import Table
-
-from glem_graphgym.memory import keep_freed_memory
-
-PARTS: dict[str, Callable[[int, str], Iterable[Row]]] = {
-    "machine": measure.machine,
-    "tokenising": lm.tokenising,
-    "e_step": lm.e_step,
-    "inference": lm.inference,
-    "peer": lm.peer,
-    "attention": lm.attention,
-    "deberta": lm.deberta,
-    "m_step": gnn.m_step,
-    "propagation": gnn.propagation,
-    "smoothing": gnn.smoothing,
-    "sampled": gnn.sampled,
-    "startup": measure.startup,
-    "cost": cost.cost,
-    "adapters": adapters.adapters,
-    "scale": scale.scale,
+# Part -> module of benchmarks/ with the function of that name.
+PARTS = {
+    "machine": "measure",
+    **dict.fromkeys(("tokenising", "e_step", "inference", "peer", "attention", "deberta"), "lm"),
+    **dict.fromkeys(("m_step", "propagation", "smoothing", "sampled"), "gnn"),
+    "startup": "measure",
+    "cost": "cost",
+    "adapters": "adapters",
+    "scale": "scale",
 }
 WHEN_NAMED = ("peer", "deberta", "cost", "smoothing", "adapters", "scale")
 
@@ -57,57 +43,84 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
     parser.add_argument("--repeats", type=int, default=7, help="counted repetitions per figure (default: 7)")
     parser.add_argument("--memory_gb", type=float, default=4.0, help="cost: memory for the largest batch (default: 4)")
-    sizes = ", ".join(f"{size:,}" for size in scale.SIZES)
-    parser.add_argument(
-        "--nodes", type=int, nargs="+", default=scale.SIZES, help=f"scale: sizes of the graphs (default: {sizes})"
-    )
+    parser.add_argument("--nodes", type=int, nargs="+", help="scale: sizes of the graphs (default: four)")
     parser.add_argument("--folder", type=path, help="scale: folder for its files (default: the system's temporary one)")
     parser.add_argument("--json", type=path, help="file to which the rows are written too")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.parts) - set(PARTS))
     if unknown:
         parser.error(f"unknown part {unknown[0]}; expected some of: {', '.join(PARTS)}")
-    if args.accelerator == "auto":
-        args.accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.accelerator == "cuda" and not torch.cuda.is_available():
-        parser.error("--accelerator is cuda, but torch sees no GPU; expected cpu")
+    if args.repeats < 1:
+        parser.error(f"--repeats is {args.repeats}, expected at least 1")
     if args.memory_gb <= 0:
         parser.error(f"--memory_gb is {args.memory_gb:g}, expected more than 0")
     return args
 
 
-def main() -> int:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    before_imports()
+    return run_to_status(lambda: benchmark(args))
+
+
+def benchmark(args: argparse.Namespace) -> int:
+    """Measure the chosen parts, and print and write their rows; returns the exit status."""
+    import torch
+    from benchmarks.measure import describe_machine
+    from joblib import cpu_count
+
+    from glem_graphgym.files import write_json
+    from glem_graphgym.memory import keep_freed_memory
+
+    device = device_of(args.accelerator)
     chosen_parts = args.parts or [part for part in PARTS if part not in WHEN_NAMED]
-    run: dict[str, Callable[[int, str], Iterable[Row]]] = {
-        **PARTS,
-        "cost": partial(cost.cost, memory_gb=args.memory_gb),
-        "scale": partial(scale.scale, sizes=args.nodes, folder=args.folder),
-    }
     if args.peer and "peer" not in chosen_parts:
         chosen_parts.append("peer")
+    options: dict[str, dict[str, Any]] = {"cost": {"memory_gb": args.memory_gb}, "scale": {"folder": args.folder}}
+    if args.nodes:
+        options["scale"]["sizes"] = args.nodes
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.set_num_threads(cpu_count())
     rows: list[Row] = []
     for part in chosen_parts:
-        for row in run[part](args.repeats, args.accelerator):
+        for row in function_of(part)(args.repeats, device, **options.get(part, {})):
             rows.append(row)
             print(f"{row.part}: {row.what}: {row.value:,.4g} {row.unit}", file=sys.stderr, flush=True)
     rows += ratios_to_peer(rows)
-    show(rows, args.accelerator)
+    show(rows, device)
     if args.json:
-        report = {"machine": describe_machine(args.accelerator), "rows": [row.as_json() for row in rows]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, {"machine": describe_machine(device), "rows": [row.as_json() for row in rows]})
     return 0
+
+
+def device_of(accelerator: str) -> str:
+    """``cpu`` or ``cuda``; ValueError if that is asked for and torch sees no GPU."""
+    import torch
+
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--accelerator is cuda, but torch sees no GPU; expected cpu")
+    return accelerator if accelerator != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def function_of(part: str) -> Callable[..., Iterable[Row]]:
+    """The function that measures a part, of the number of repetitions and the device."""
+    return getattr(importlib.import_module(f"benchmarks.{PARTS[part]}"), part)
 
 
 def ratios_to_peer(rows: list[Row]) -> list[Row]:
     """Our training and inference figures compared with the peer's better one, if both were measured."""
+    if not any(row.part == "peer" for row in rows):
+        return []
+    from benchmarks.lm import PEER
+    from benchmarks.measure import Row
+
     ratio_rows = []
     for part, name in (("e_step", "training"), ("inference", "inference")):
         rivals = [row.value for row in rows if row.part == "peer" and f", {name}," in row.what]
         ratio_rows += [
-            Row("against peer", row.what, row.value, row.unit, rival=max(rivals), rival_name=lm.PEER)
+            Row("against peer", row.what, row.value, row.unit, rival=max(rivals), rival_name=PEER)
             for row in rows
             if row.part == part and rivals
         ]
@@ -115,19 +128,21 @@ def ratios_to_peer(rows: list[Row]) -> list[Row]:
 
 
 def show(rows: list[Row], device: str) -> None:
-    table = Table(title=describe_machine(device))
-    for name in ("part", "what"):
-        table.add_column(name, overflow="fold")
+    from benchmarks.measure import describe_machine
+    from rich.console import Console
+
+    from glem_graphgym.report.stats import new_table
+
+    table = new_table(describe_machine(device), ["part", "what"], [])
     for name in ("median", "lowest", "highest", "unit", "bound", "share", "rival", "times", "rival is"):
         table.add_column(name, justify="left" if name in ("unit", "rival is") else "right")
     for row in rows:
         share = "" if row.share is None else f"{100 * row.share:.0f}%"
         times = "" if row.times is None else f"{row.times:.1f}x"
-        numbers = [
-            f"{number:,.4g}" if number is not None else ""
+        median, low, high, bound, rival = (
+            "" if number is None else f"{number:,.4g}"
             for number in (row.value, row.low, row.high, row.bound, row.rival)
-        ]
-        median, low, high, bound, rival = numbers
+        )
         table.add_row(row.part, row.what, median, low, high, row.unit, bound, share, rival, times, row.rival_name)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

@@ -1,7 +1,7 @@
 """Shared by the programs in this folder: OpenMP's settings, ``--cfg FILE [key value ...]``, and standard streams that
 do not end a run when they fail.
 
-Imports only the standard library: it sets variables that PyTorch reads when imported, and PyTorch takes seconds.
+Imports nothing that takes long: it sets variables that PyTorch reads when imported, and PyTorch takes seconds.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import io
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent  # root of the clone, or of the installed package
 CONFIGS = ROOT / "configs_gg"
+MADE_CONFIGS = Path("configs_gg")  # for those of grids and searches: in a clone beside their base, as with GraphGym
 if (ROOT / "glem_graphgym").is_dir():  # a clone works without being installed
     sys.path.insert(0, str(ROOT))
 
@@ -30,7 +30,6 @@ QUIET = {"GOMP_SPINCOUNT": "2000"}
 SHARED = {"OMP_WAIT_POLICY": "passive"}
 # Batches of varying lengths fragment a GPU's memory, until a longer batch no longer fits.
 GPU_MEMORY = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-STAT = Path("/proc/stat")
 LOOK_SECONDS, BUSY_CORES = 0.1, 0.3  # how long to watch other programs; cores in use that count as busy
 
 
@@ -51,27 +50,13 @@ def before_imports(quiet: bool = False, computes: bool = True) -> None:
 
 
 def cores_in_use() -> float:
-    """Number of this process's cores that other programs keep busy now; 0 on a system without /proc/stat."""
-    if not STAT.exists() or not hasattr(os, "sched_getaffinity"):
+    """Number of this process's cores that other programs keep busy now; 0 on a system that pins no process to cores."""
+    if not hasattr(os, "sched_getaffinity"):
         return 0.0
-    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    earlier = _ticks(STAT.read_text(), cores)
-    time.sleep(LOOK_SECONDS)
-    busy, total = (
-        ticks - earlier_ticks for ticks, earlier_ticks in zip(_ticks(STAT.read_text(), cores), earlier, strict=True)
-    )
-    return len(cores) * busy / max(1, total)
+    import psutil
 
-
-def _ticks(stat: str, cores: set[str]) -> tuple[int, int]:
-    """(busy ticks, all ticks) of ``cores`` since the system started, from the text of /proc/stat."""
-    rows = [
-        [int(value) for value in row[1:9]]
-        for line in stat.splitlines()
-        if (row := line.split())[:1] and row[0] in cores
-    ]
-    total = sum(map(sum, rows))
-    return total - sum(row[3] + row[4] for row in rows), total  # columns 3 and 4: idle, waiting for a disk
+    shares = psutil.cpu_percent(LOOK_SECONDS, percpu=True)
+    return sum(shares[core] for core in os.sched_getaffinity(0) if core < len(shares)) / 100
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Make one configuration per point of a grid, after checking all of them.
 
-``python run/configs_gen.py --config configs_gg/synthetic.yaml --grid configs_gg/grids/example.txt --out_dir configs``
-writes ``configs/synthetic_grid_example/synthetic-<alias>=<value>-....yaml``, as GraphGym's script does.
+``python run/configs_gen.py --config configs_gg/synthetic.yaml --grid configs_gg/grids/example.txt`` writes
+``configs_gg/synthetic_grid_example/synthetic-<alias>=<value>-....yaml``: as with GraphGym's script, beside the base.
 Exit status: 0 done; 1 the grid is wrong and nothing was written; 2 the command line is wrong.
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from command_line import before_imports, path, run_program
+from command_line import MADE_CONFIGS, before_imports, path, run_program
 
 MOST = 10_000  # configurations per grid; more is taken for a mistake
 
@@ -26,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--grid", type=path, required=True, help="grid: lines 'key alias [value,value]', blank lines between blocks"
     )
     parser.add_argument(
-        "--out_dir", type=path, default=Path("configs"), help="parent of <config>_grid_<grid>/ (default: configs)"
+        "--out_dir", type=path, default=MADE_CONFIGS, help=f"parent of <config>_grid_<grid>/ (default: {MADE_CONFIGS})"
     )
     parser.add_argument("--sample", action="store_true", help="a random sample (of 10, or --sample_num) of the grid")
     parser.add_argument("--sample_num", type=int, help="size of the random sample, drawn without replacement")

@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(computes=False)
-    return run_to_status(lambda: convert(args), "the same command again")
+    return run_to_status(lambda: convert(args))
 
 
 def convert(args: argparse.Namespace) -> int:

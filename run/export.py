@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
-    return run_to_status(lambda: export(args), "the same command again")
+    return run_to_status(lambda: export(args))
 
 
 def export(args: argparse.Namespace) -> int:

@@ -20,16 +20,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from command_line import before_imports, path, run_program
+from session import run_to_status
 
-before_imports(computes=False)
-
-from glem_graphgym.data.debian import read_packages_file
-from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.frozen import file_of, freeze
-from glem_graphgym.data.records import Records
+if TYPE_CHECKING:
+    from glem_graphgym.data.records import Records
 
 DEBIAN_TERMS = (
     "A description is part of its source package, whose licence is in its file debian/copyright. All licences in "
@@ -39,6 +36,9 @@ DEBIAN_TERMS = (
 
 def debian(release: Path, packages: Path) -> Records:
     """Records of a Packages file, with their origin; DataError if the InRelease file ``release`` does not list it."""
+    from glem_graphgym.data.debian import read_packages_file
+    from glem_graphgym.data.errors import DataError
+
     catalogue = read_packages_file(packages.name, packages.read_bytes())
     (file,) = catalogue.files
     release_text = release.read_text(encoding="utf-8")
@@ -73,6 +73,10 @@ LEXICOGRAPHERS = [
 
 def wordnet(folder: Path) -> Records:
     """Synsets with a sense that occurs in WordNet's semantically tagged texts, and the pointers among them."""
+    import numpy as np
+
+    from glem_graphgym.data.records import Records
+
     contents = {
         f"{kind}.{part}": (folder / f"{kind}.{part}").read_bytes()
         for kind in ("index", "data")
@@ -131,13 +135,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    before_imports(computes=False)
+    return run_to_status(lambda: write(args))
+
+
+def write(args: argparse.Namespace) -> int:
+    """Write the graph; returns the exit status."""
+    from glem_graphgym.data.frozen import file_of, freeze
+
     out = args.out or file_of(args.name)
-    try:
-        content = freeze(GRAPHS[args.name](*args.files))
-        out.write_bytes(content)
-    except (DataError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    content = freeze(GRAPHS[args.name](*args.files))
+    out.write_bytes(content)
     print(f"{out}: {len(content):,} bytes")
     return 0
 

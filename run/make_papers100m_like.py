@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
-    return run_to_status(lambda: write(args), "the same command again")
+    return run_to_status(lambda: write(args))
 
 
 def write(args: argparse.Namespace) -> int:

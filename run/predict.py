@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports(quiet=logs_to_file(args))
-    return run_to_status(lambda: predict(args, sys.argv[1:] if argv is None else argv), "the same command again")
+    return run_to_status(lambda: predict(args, sys.argv[1:] if argv is None else argv))
 
 
 def predict(args: argparse.Namespace, argv: list[str]) -> int:

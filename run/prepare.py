@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
-    return run_to_status(lambda: prepare(args), "the same command again")
+    return run_to_status(lambda: prepare(args))
 
 
 def prepare(args: argparse.Namespace) -> int:

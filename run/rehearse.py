@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import before_imports, parse_with_options, run_program
+from command_line import CONFIGS, before_imports, parse_with_options, path, run_program
 from session import run_to_status
 
-ROOT = Path(__file__).resolve().parent.parent
 Options = Mapping[str, object]
 # Random weights learn nothing in a few epochs at learning rates that are meant for pretrained weights.
 FEW_EPOCHS: dict[str, Options] = {
@@ -28,7 +27,7 @@ FEW_EPOCHS: dict[str, Options] = {
     "base": {"lm.epochs": 1, "e_step.epochs": 1, "optim.max_epoch": 300},
 }  # fmt: skip
 ALWAYS: Options = {"glem.em_iterations": 1, "glem.share_lm_gold": True}
-CONFIGS: dict[str, dict[str, Options]] = {
+RUNS: dict[str, dict[str, Options]] = {
     "arxiv": {"glem_arxiv": {}, "glem_revgat_arxiv": {"optim.max_epoch": 5}},
     "products": {"glem_gamlp_products": {"glem.encode_nodes": "needed", "optim.max_epoch": 2}},
 }
@@ -40,14 +39,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "to the leaderboard.",
         epilog="Options 'key value' override the YAML and the values that this script sets, e.g.: lm.max_length 128",
     )
-    parser.add_argument("dataset", choices=list(CONFIGS))
+    parser.add_argument("dataset", choices=list(RUNS))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the true size, 0.001 to 1 (default: 1)")
     parser.add_argument("--lm", choices=list(FEW_EPOCHS), default="tiny", help="size of the DeBERTa (default: tiny)")
     parser.add_argument("--precision", choices=["bf16", "16", "32"], default="bf16", help="for the LM (default: bf16)")
     parser.add_argument("--full_length", action="store_true", help="generate texts of more than 512 tokens each")
     parser.add_argument("--prepare", action="store_true", help="stop after run/prepare.py")
     parser.add_argument(
-        "--folder", type=Path, default=Path("datasets/rehearsal"), help="root folder (default: datasets/rehearsal)"
+        "--folder", type=path, default=Path("datasets/rehearsal"), help="root folder (default: datasets/rehearsal)"
     )
     args = parse_with_options(parser, argv)
     if not 0.001 <= args.scale <= 1:
@@ -58,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     before_imports()
-    return run_to_status(lambda: rehearse(args), "the same command again")
+    return run_to_status(lambda: rehearse(args))
 
 
 def rehearse(args: argparse.Namespace) -> int:
@@ -81,10 +80,10 @@ def rehearse(args: argparse.Namespace) -> int:
         graphs.write_graph(data, shape)
         lm = make_deberta(args.folder / f"deberta_{args.lm}", args.lm)
         steps = Steps(results, data)
-        for config, config_options in CONFIGS[args.dataset].items():
+        for config, config_options in RUNS[args.dataset].items():
             folders = {"dataset.dir": data, "out_dir": results, "lm.model": lm, "lm.precision": args.precision}
             options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **config_options}
-            settings = ["--cfg", ROOT / "configs_gg" / f"{config}.yaml"]
+            settings = ["--cfg", CONFIGS / f"{config}.yaml"]
             settings += [word for key, value in options.items() if key not in args.opts for word in (key, value)]
             settings += args.opts
             steps.run(f"prepare, {config}", "prepare.py", *settings)

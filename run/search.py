@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from command_line import before_imports, config_file, path, run_program
+from command_line import MADE_CONFIGS, before_imports, config_file, path, run_program
 from grid import space
 from grid.jobs import DONE, Job, JobError, Plan, Queue, alone_with, job_of, last_line, make_plan, to_status
 from grid.where import configs_folder
@@ -46,7 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=40, help="number of settings to try in all (default: 40)")
     parser.add_argument("--repeat", type=int, default=1, help="seeds per trial; their mean counts (default: 1)")
     parser.add_argument("--max_jobs", type=int, default=1, help="trials at a time (default: 1)")
-    parser.add_argument("--out_dir", type=path, default=Path("configs"), help="folder to write into (default: configs)")
+    parser.add_argument(
+        "--out_dir", type=path, default=MADE_CONFIGS, help=f"folder to write into (default: {MADE_CONFIGS})"
+    )
     parser.add_argument("--seed", type=int, default=123, help="seed of the sampler (default: 123)")
     parser.add_argument("--no_pruning", action="store_true", help="let every trial finish")
     args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def run_to_status(work: Callable[[], int], resume_command: str) -> int:
+def run_to_status(work: Callable[[], int], resume_command: str = "the same command again") -> int:
     """Call ``work`` and return its exit status; on an error that a user can fix, print one line and return 1.
 
     ``resume_command`` is what to type to resume after an interruption.

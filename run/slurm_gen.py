@@ -65,8 +65,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def array_script(args: argparse.Namespace) -> str:
-    """The script for all waiting configurations; finished ones that lack seeds wait again, as for run/parallel.sh.
+def array_script(args: argparse.Namespace) -> tuple[str, Path]:
+    """The script for all waiting configurations, and the folder of its logs.
+
+    Finished configurations that lack seeds wait again, as for run/parallel.sh.
 
     Raises:
         ValueError: no configuration waits, or one cannot be read; names it.
@@ -79,7 +81,7 @@ def array_script(args: argparse.Namespace) -> str:
         raise ValueError(f"--dir {args.dir}: expected configurations (*.yaml), found {finding}; see run/configs_gen.py")
     settings = [read_settings(file) for file in files]
     logs = written_out(settings[0].get("out_dir", "results")) / "logs"
-    return HEAD.format(
+    script = HEAD.format(
         directives="\n".join(f"#SBATCH {line}" for line in directives(args, len(files), logs)),
         seeds=args.repeat,
         configs="\n".join(f"    {shlex.quote(str(file))}" for file in files),
@@ -87,6 +89,7 @@ def array_script(args: argparse.Namespace) -> str:
         python=shlex.quote(args.python),
         main=shlex.quote(args.main),
     )
+    return script, logs
 
 
 def read_settings(file: Path) -> dict:
@@ -127,8 +130,8 @@ def quoted(value: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        script = array_script(args)
-        logs = re.search(r"^#SBATCH --output=\"?(.*)/slurm-", script, re.MULTILINE)
+        script, logs = array_script(args)
+        logs.mkdir(parents=True, exist_ok=True)  # Slurm silently drops a task if the folder of its log is missing
         if args.out is None:
             print(script, end="")
         else:
@@ -136,10 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if logs:  # Slurm silently drops a task if the folder of its log is missing
-        folder = Path(logs[1].replace("%%", "%"))
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"logs: {folder}/slurm-<job>_<task>.log", file=sys.stderr)
+    print(f"logs: {logs}/slurm-<job>_<task>.log", file=sys.stderr)
     return 0
 
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "run"))
 
 from grid import configs, space  # noqa: E402
 
-CONFIGS = {file.stem: file for file in sorted((ROOT / "configs_gg").glob("*.yaml"))}
+CONFIGS = {file.stem: file for file in sorted((ROOT / "configs_gg").glob("*.yaml")) if "_best" not in file.stem}
 NETWORKS = [stem for stem in CONFIGS if not re.match("(lm|lm_lora|lm_large)_", stem)]
 
 # (width of the raw features, classes)

@@ -73,32 +73,37 @@ def small(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
 def test_a_part_measures_ours_its_bound_and_its_rival_on_the_device(
     part: str, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`benchmark.PARTS` as on a GPU, at a small size on the CPU: the same functions, which take the device."""
+    """Parts as on a GPU, at a small size on the CPU: the same functions, which take the device."""
     small(monkeypatch, str(tiny_lm))
     for cached in (lm.tokens_of, gnn.graph, gnn.features):
         cached.cache_clear()
     try:
-        rows = list(benchmark.PARTS[part](1, "cpu"))
+        rows = list(benchmark.function_of(part)(1, "cpu"))
     finally:
         for cached in (lm.tokens_of, gnn.graph, gnn.features):
             cached.cache_clear()
     assert rows and all(row.value > 0 for row in rows)
 
 
-def test_a_gpu_that_is_not_there_is_refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert benchmark.parse_args([]).accelerator == "cpu"
-    with pytest.raises(SystemExit):
-        benchmark.parse_args(["--accelerator", "cuda"])
-    assert "--accelerator is cuda, but torch sees no GPU" in capsys.readouterr().err
+    assert benchmark.device_of("auto") == "cpu"
+    with pytest.raises(ValueError, match="--accelerator is cuda, but torch sees no GPU"):
+        benchmark.device_of("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert benchmark.parse_args([]).accelerator == "cuda"
+    assert benchmark.device_of("auto") == "cuda"
 
 
-@pytest.mark.slow
-def test_an_unknown_part_is_refused() -> None:
-    done = subprocess.run([sys.executable, str(RUN / "benchmark.py"), "speed"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "unknown part speed; expected some of: machine" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "unknown part speed; expected some of: machine"),
+        (["--repeats", "0"], "--repeats is 0, expected at least 1"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(arguments)
+    assert message in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_a_space_is_checked_before_the_first_trial(text: str, folder: Path, caps
     error = capsys.readouterr().err
     for name in (*WRONG[text], "space.txt"):
         assert name in error
-    assert not (folder / "configs").exists()
+    assert not (folder / "configs_gg").exists()
 
 
 def test_a_grid_takes_no_range(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_a_trial_whose_stages_fall_behind_is_stopped(folder: Path) -> None:
         for step, value in enumerate((0.5, 0.7 + number / 100)):
             trial.report(value, step)
         study.tell(trial, 0.7)
-    queue = search.Search(args, SimpleNamespace(), study, folder / "configs", folder / "results", "accuracy")
+    queue = search.Search(args, SimpleNamespace(), study, folder / "configs_gg", folder / "results", "accuracy")
 
     def falls_behind(name: str, *scores: float) -> bool:
         for number, score in enumerate(scores):
@@ -148,12 +148,12 @@ def test_a_search_killed_and_resumed_two_jobs_at_a_time(folder: Path) -> None:
         [sys.executable, program, *words, "6"], cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/configs/base_grid_space/search.db")
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/configs_gg/base_grid_space/search.db")
     counted = [trial for trial in study.trials if "killed" not in trial.user_attrs]
     assert len(counted) == 6 and len(study.trials) > 6  # those that the kill broke off were done again
     assert {trial.state for trial in counted} <= {TrialState.COMPLETE, TrialState.PRUNED}
 
-    best = folder / "configs" / "base_space_best.yaml"
+    best = folder / "configs_gg" / "base_space_best.yaml"
     settings = yaml.safe_load(best.read_text())
     assert settings["glem"]["search_trials"] == 6 and settings["out_dir"] == "results"
     assert best.read_text().startswith("# Found by run/search.py: the best of 6 trials")
