@@ -17,7 +17,7 @@ from glem_graphgym.data import frozen
 from glem_graphgym.data.frozen import file_of, freeze, load_frozen, thaw
 from glem_graphgym.data.records import Recipe, Records, graph_of
 from glem_graphgym.data.text_graph import SPLITS, DataError
-from tests.bad_inputs.conftest import load_program
+from tests.bad_inputs.conftest import load_program, run_here
 
 # What published figures rest on: a change of any of these numbers makes them figures of another graph.
 SIZES = {
@@ -131,14 +131,13 @@ def test_the_script_makes_a_file_of_a_release(tmp_path: Path, packed: bool, caps
     (tmp_path / "Packages").write_bytes(lzma.compress(PACKAGES) if packed else PACKAGES)
     (tmp_path / "InRelease").write_text(RELEASE.format(**stated))
     command = ["debian", str(tmp_path / "InRelease"), str(tmp_path / "Packages"), "--out", str(tmp_path / "out")]
-    main = load_program("freeze").main
-    assert main(command) == 1
-    assert "states no file with the SHA-256 of" in capsys.readouterr().err
+    refused = run_here("freeze", command, capsys)
+    assert refused.returncode == 1 and "states no file with the SHA-256 of" in refused.stderr
     assert not (tmp_path / "out").exists()
 
     stated["sha256"] = hashlib.sha256(PACKAGES).hexdigest()
     (tmp_path / "InRelease").write_text(RELEASE.format(**stated))
-    assert main(command) == 0
+    assert run_here("freeze", command, capsys).returncode == 0
     records = thaw((tmp_path / "out").read_bytes())
     assert (records.names, records.groups, records.classes) == (["a", "b"], ["s", "b"], ["libs", "net"])
     assert (records.descriptions, records.edges.tolist()) == (["", "two"], [[0], [1]])
