@@ -314,8 +314,8 @@ def load_text_graph(folder: Path) -> TextGraph:
     remedy = "delete the folder to have it remade"
     try:
         stored = read_json(folder / "graph.json")
-        required = [stored[name] for name in ("name", "class_names", "origin")]
-        meta = GraphMeta(*required, stored.get("directed", False), stored.get("views", []))
+        name, class_names, origin = (stored[key] for key in ("name", "class_names", "origin"))
+        meta = GraphMeta(name, class_names, origin, stored.get("directed", False), stored.get("views", []))
         fingerprints = {"fingerprint": stored["fingerprint"], "texts": stored.get("texts")}
         expected = stored.get("sampled")  # older snapshots have none
         actual = _hash_samples(folder, meta, fingerprints) if expected else None
