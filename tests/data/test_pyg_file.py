@@ -339,7 +339,6 @@ def test_arrays_of_numpy_1(tmp_path: Path) -> None:
         ({"raw_texts": None, "title": TEXTS, "abstract": TEXTS[1:]}, "title and abstract have [12, 11] texts"),
         ({"x": X[1:]}, "x is float32 (11, 4), expected finite numbers (12 nodes, number of features)"),
         ({"x": X / 0}, "x holds NaN or infinity, expected finite numbers"),
-        ({"x": torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)}, "x is qint8 (12, 4), expected a tensor, an array"),
         ({"train_mask": MASKS[0], "test_mask": numbers(MASKS[2])}, "test_mask is int64 (3,), expected true or false"),
         ({"train_mask": MASKS[0], "test_mask": 0.5 * MASKS[2]}, "test_mask is float32 (12,), expected true or false"),
         ({"train_mask": MASKS[0][1:], "test_mask": MASKS[2]}, "train_mask is bool (11,), expected true or false"),
