@@ -129,7 +129,7 @@ def test_a_matrix_is_no_code(marker: Marker, tmp_path: Path, key: str, ending: s
     file = tmp_path / f"matrix{ending}"
     file.write_bytes(FORMS[form](marker))
     refused(lambda: load_matrix(str(file), 3, key), marker, key, str(file))
-    cfg, graph = CfgNode({"glem": {"node_features": "file", "feature_file": str(file)}}), make_synthetic(num_nodes=60)
+    cfg, graph = CfgNode({"glem": {"node_features": "file", "feature_file": str(file)}}), make_synthetic(num_nodes=100)
     assert feature_widths(cfg, graph)["file"] == 0 or ending == ".npy"
     assert not marker.ran()
 

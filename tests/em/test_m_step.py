@@ -433,7 +433,7 @@ def test_label_reuse_lets_gradients_through_the_last_pass_alone() -> None:
 def test_label_reuse_in_half_precision_trains_the_weights() -> None:
     """Autocast keeps casts for later passes: those of a pass without gradients must not hide the weights."""
     hardware = Hardware(precision="bf16-mixed")
-    task: Any = learner_of(reuse=1, label_input=True).but(hardware=hardware).start(gold_alone(), FEATURES)
+    task: Any = replace(learner_of(reuse=1, label_input=True), hardware=hardware).start(gold_alone(), FEATURES)
     batches = task.batches(0)
     with hardware.autocast():
         loss = task(batches.prepare(batches.items[0]))

@@ -273,9 +273,10 @@ FAULTS: dict[str, Fault] = {
     "smoothing_sees_all_labels": Fault(
         "Correct & Smooth is given the labels of all splits",
         "build/run.py",
-        "smooth = smoother(cfg, gnn.graphs, gold)",
+        'learners |= {"gnn": gnn, "correct_and_smooth": smoother(cfg, gnn.graphs, gold)}',
         "every = np.concatenate(list(graph.split.values()))\n"
-        "        smooth = smoother(cfg, gnn.graphs, Gold(every, graph.label[every], graph.num_classes))",
+        "        all_labels = Gold(every, graph.label[every], graph.num_classes)\n"
+        '        learners |= {"gnn": gnn, "correct_and_smooth": smoother(cfg, gnn.graphs, all_labels)}',
         "build/test_train.py::test_labels_outside_of_training_reach_no_weight",
     ),
     # ---- training -------------------------------------------------------------------------------------------------
