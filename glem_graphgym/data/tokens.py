@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import json
@@ -99,7 +100,8 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
     """
     folder = token_folder(texts, tokenizer, max_length, cache)
     make_once(folder, lambda path: _tokenize(texts, tokenizer, max_length, path), resume=True)
-    (folder / "lengths.bin").unlink(missing_ok=True)  # not before: without it, a killed process's work would be lost
+    with contextlib.suppress(OSError):  # not there any more, or the folder can only be read
+        (folder / "lengths.bin").unlink()  # not before: without it, a killed process's work would be lost
     with reading_data(f"{folder}: damaged token store", "delete the folder to have it remade"):
         meta = read_json(folder / "tokens.json")
         offsets = np.load(folder / "offsets.npy")

@@ -30,9 +30,7 @@ from glem_graphgym.progress import Progress
 
 PROBED_TEXTS, PROBED_TOKENS = 1000, 16  # a model is tried on the first tokens of the longest of the first texts
 ENCODING = "encoding"  # name of the checkpoint of `encode_texts`
-TRAINING_COST = (
-    4  # time per trained token, inference = 1; measured 4.2 (docs/measurements.md, "e_step" and "inference")
-)
+TRAINING_COST = 4  # time per trained token, inference = 1; measured 4.2 (docs/measurements.md, "Speed")
 GPU_MULTIPLE = 8  # tokens; rows of 16 bytes in half precision, the alignment that tensor cores want
 BATCHES_PER_ROUND = 16  # batches per rank between two opportunities for a checkpoint, where several ranks encode
 

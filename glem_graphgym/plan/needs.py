@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from glem_graphgym.disk import size_text
+from glem_graphgym.memory import MB
 from glem_graphgym.progress import time_text
 from glem_graphgym.report.stats import default_console, new_table
 
@@ -54,7 +55,7 @@ def _stages_table(title: str, stages: Sequence[Any], costs: Mapping[str, Mapping
             continue
         counts = (f"{cost[name]:,}" if cost[name] else "" for name in ("texts", "tokens"))
         sizes = [cost["resident_mb"], cost["mapped_mb"], *([cost["accelerator_mb"]] if accelerator else [])]
-        memory = (size_text(size * 2**20) for size in sizes)
+        memory = (size_text(size * MB) for size in sizes)
         table.add_row(stage.folder, "", *counts, *memory, time_text(cost["seconds"]))
     return table
 

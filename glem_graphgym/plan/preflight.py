@@ -144,10 +144,8 @@ def examine(cfg: CfgNode, run_dirs: Sequence[Path], overwrite: bool = False) -> 
         stored += run_files(measured, run_dir, plan)
     if STATIC in measured["costs"]:
         stages.insert(0, Planned(STATIC, STATIC, done=False))
-    files = {run_dir: [file.stat() for file in run_dir.rglob("*") if file.is_file()] for run_dir in run_dirs}
-    # A file with a second link (`glem.share_lm_gold`) stays on the disk.
-    freed = {run_dir: sum(stat.st_size for stat in stats if stat.st_nlink == 1) for run_dir, stats in files.items()}
-    verdicts = [*disk_verdicts(cfg, stored, freed if overwrite else {}), *memory_verdicts(cfg, measured, stages)]
+    freed = {run_dir: _freed_bytes(run_dir) for run_dir in run_dirs} if overwrite else {}
+    verdicts = [*disk_verdicts(cfg, stored, freed), *memory_verdicts(cfg, measured, stages)]
     return Preflight(measured, stages, stored, verdicts)
 
 
@@ -275,6 +273,12 @@ def disk_verdicts(cfg: CfgNode, stored: Sequence[Stored], freed: dict[Path, int]
         )
         verdicts.append(Verdict(f"disk mounted at {mount}", needed, free_bytes(parent) + freed_bytes, "", remedy))
     return verdicts
+
+
+def _freed_bytes(folder: Path) -> int:
+    """Bytes that deleting a folder frees: a file with a second link (`glem.share_lm_gold`) stays on the disk."""
+    stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------

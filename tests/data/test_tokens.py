@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import time
@@ -255,6 +256,19 @@ def test_a_tokenizer_that_was_used_otherwise_in_between_finds_its_store(
     tokenizer(TEXTS, padding="max_length", truncation=True, max_length=5)
     monkeypatch.setattr(tokens, "_tokenize", no_tokenizing)
     open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
+
+
+def test_a_store_on_a_disk_that_can_only_be_read_is_opened(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))  # of a mount, also for a file that is missing
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    again = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
+    np.testing.assert_array_equal(again.ids, store.ids)
 
 
 def test_other_texts_lengths_and_tokenizers_get_stores_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
