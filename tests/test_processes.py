@@ -104,6 +104,7 @@ package.__path__ = [sys.argv[1] + "/glem_graphgym"]
 """
 # In two processes; rank r holds the rows of a batch whose place is r modulo 2, or none of them.
 PROGRAM = f"""{BARE}
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,7 @@ import torch
 from torch import nn
 
 from glem_graphgym import processes
+from glem_graphgym.em import journal
 from glem_graphgym.em.checkpoint import filling
 from glem_graphgym.models.shared_norm import SharedBatchNorm, share_batch_norms
 
@@ -144,8 +146,20 @@ for together in (True, False, True):  # the third time there is nothing to do
             assert processes.gather(rank) == ([0, 1] if together else [0])
             if rank == 0:
                 (part / "file").write_text("whole")
+            processes.barrier()
+            time.sleep(rank)  # the slower one must not see the folder renamed
+            assert (part / "file").read_text() == "whole"
     assert (place / "file").read_text() == "whole"
     done_before = True
+
+own, output = journal.Journal(folder / "run", 0, lambda logits: dict(valid=dict(accuracy=0.5))), journal.StageOutput
+with own.stage(journal.StageKey(0, "lm_gold", "LM", "LM"), data_parallel=True) as stage:
+    stage.predictions("logits", (2, 3))
+    stage.finish(output(journal.FitLog(), dict(weight=torch.ones(1)), 1, 0.0))
+    usual = journal.safe_open  # by which the finished stage is read; the slower one must not see the file deleted
+    journal.safe_open = lambda *arguments: time.sleep(rank) or usual(*arguments)
+own.forget_weights(keep=set())
+assert not list(folder.glob("run/**/*.safetensors")) or rank == 1
 
 torch.manual_seed(0)
 x, weights = torch.randn(7, 3), torch.randn(7, 3)

@@ -145,12 +145,14 @@ def set_random_state(state: dict[str, Any]) -> None:
 def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
     """A block that fills ``folder`` once, entered by every rank: `files.making` on rank 0, and a barrier at its end.
 
-    Yields the temporary folder, with the content that a killed run left if that includes a checkpoint. Yields None if
-    ``folder`` exists, and on ranks above 0 unless ``data_parallel``: rank 0 then works alone.
+    Yields the temporary folder, with the content that a killed run left if that includes a checkpoint; it is renamed
+    when all ranks have left the block. Yields None if ``folder`` exists, and on ranks above 0 unless ``data_parallel``:
+    rank 0 then works alone.
     """
     if processes.rank() > 0:
         temporary = processes.broadcast(lambda: None)
         yield temporary if data_parallel else None
+        processes.barrier()
     else:
         with making(folder, resume=True) as temporary:
             if temporary is not None and not (temporary / FOLDER).is_dir():
@@ -159,6 +161,7 @@ def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
             processes.broadcast(lambda: temporary)
             with processes.as_only_rank(not data_parallel):
                 yield temporary
+            processes.barrier()
             if temporary is not None:
                 shutil.rmtree(temporary / FOLDER, ignore_errors=True)
     processes.barrier()

@@ -326,9 +326,10 @@ class Journal:
         return max((s for s in self.finished if s.key.method == method), key=lambda s: s.valid, default=None)
 
     def forget_weights(self, keep: set[str]) -> None:
-        """Delete the weights of finished stages whose folder name is not in ``keep``."""
+        """Delete the weights of finished stages whose folder name is not in ``keep``; called by all ranks."""
+        processes.barrier()  # no rank reads them any more
         for stage in self.finished:
-            if stage.key.folder not in keep:
+            if processes.rank() == 0 and stage.key.folder not in keep:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
 
 
