@@ -3,8 +3,9 @@
 Every method is searched for its settings by validation with seed 100, then run with seeds 0 to 9. What is done is not
 done again: settings that were found lie in configs_gg/science/, and a method whose file is there is not searched for.
 Other folders: science/ for configurations, results/science for the runs. When all runs are finished, ``--unblind``
-shows the test scores and the outcome. ``--whole`` goes on with the best methods of the finished comparison on the whole
-graph (results/science_whole), and with ``--unblind`` shows that outcome. Exit status: 0 done; 1 a step failed.
+shows the test scores and the outcome. Two follow-ups take the settings that were found: ``--whole`` runs the best
+methods of the finished comparison on the whole graph, ``--label_rates`` the best GLEM with one EM iteration on other
+shares of labelled nodes; with ``--unblind`` they show theirs. Exit status: 0 done; 1 a step failed.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 RUN = Path(__file__).resolve().parent
 WORK, RESULTS, FOUND = Path("science"), Path("results") / "science", CONFIGS / "science"
-WHOLE_RESULTS = Path("results") / "science_whole"
 SEARCH_SEED, SEEDS, TRIALS = 100, 10, 12
-WHOLE_METHODS, WHOLE_SEEDS = 6, 5
+WHOLE_METHODS, FOLLOW_UP_SEEDS = 6, 5
+LABEL_RATES = (2, 5, 20, 50)  # percent; the comparison itself has 10
 
 
 @dataclass(frozen=True)
@@ -80,25 +81,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("methods", nargs="*", help=f"some of {', '.join(METHODS)} (default: all)")
     parser.add_argument("--max_jobs", type=int, default=1, help="trials and runs at a time (default: 1)")
     parser.add_argument("--unblind", action="store_true", help="show test scores, once all runs are finished")
-    parser.add_argument("--whole", action="store_true", help="the six best methods on the whole graph, with five seeds")
+    follow_up = parser.add_mutually_exclusive_group()
+    follow_up.add_argument("--whole", action="store_true", help="six best methods on the whole graph, five seeds")
+    follow_up.add_argument("--label_rates", action="store_true", help="best GLEM with other label rates, five seeds")
     args = parser.parse_args(argv)
-    results = WHOLE_RESULTS if args.whole else RESULTS
+    name = "whole" if args.whole else "label_rates" if args.label_rates else ""
+    results = RESULTS.with_name(f"science_{name}") if name else RESULTS
     if args.unblind:
         before_imports(computes=False)
         call(sys.executable, RUN / "leaderboard.py", "--dir", results, "--unblind")
-        print_outcome(results)
+        if not args.label_rates:
+            print_outcome(results)
         return 0
     if unknown := [name for name in args.methods if name not in METHODS]:
         parser.error(f"no method is called '{unknown[0]}'; expected some of: {', '.join(METHODS)}")
-    if args.whole and args.methods:
-        parser.error("--whole takes the best methods of the finished comparison: name none")
-    chosen = best_methods() if args.whole else args.methods or list(METHODS)
+    if name and args.methods:
+        parser.error(f"--{name} takes the best methods of the finished comparison: name none")
+    configs = write_follow_up(name, results) if name else None  # refused before the results are hidden
     if not (results / "blind.json").exists():  # before any run: logs hide test scores, too
         call(sys.executable, RUN / "leaderboard.py", "--dir", results, "--blind")
-    if args.whole:
-        run_whole(chosen, args.max_jobs)
+    if configs:
+        call("bash", RUN / "parallel.sh", configs, FOLLOW_UP_SEEDS, args.max_jobs)
     else:
-        run_small(chosen, args.max_jobs)
+        run_small(args.methods or list(METHODS), args.max_jobs)
     call(sys.executable, RUN / "leaderboard.py", "--dir", results, "--blind")
     return 0
 
@@ -110,28 +115,38 @@ def run_small(methods: list[str], max_jobs: int) -> None:
     for name in methods:
         on_lm = METHODS[name].on_lm
         search(name, name, lm if on_lm else {}, TRIALS // 2 if on_lm else TRIALS, max_jobs)
-        write_final(configs, name, {"out_dir": str(RESULTS)})
+        write_final(configs / f"{name}.yaml", name, {"out_dir": str(RESULTS)})
     call("bash", RUN / "parallel.sh", configs, SEEDS, max_jobs)
     if glems := [name for name in methods if name.startswith("glem")]:
-        write_final(configs, f"{max(glems, key=validation)}{PLATEAU_SUFFIX}", {"out_dir": str(RESULTS)})
+        best = max(glems, key=validation) + PLATEAU_SUFFIX
+        write_final(configs / f"{best}.yaml", best, {"out_dir": str(RESULTS)})
         call("bash", RUN / "parallel.sh", configs, SEEDS, max_jobs)
 
 
+def write_follow_up(name: str, results: Path) -> Path:
+    """Write the configurations of a follow-up into a folder, which is returned."""
+    configs, methods = WORK / name, best_methods()
+    if name == "whole":
+        for method in methods[:WHOLE_METHODS]:
+            settings = {"out_dir": str(results), "dataset.tag_max_nodes": 0}
+            write_final(configs / f"{method}.yaml", method, settings)
+    else:
+        glem = next(method for method in methods if method in METHODS and METHODS[method].space == "science_glem")
+        for rate in LABEL_RATES:
+            split = [rate / 100, 0.1, round(0.9 - rate / 100, 2)]
+            write_final(configs / f"{glem}_{rate}.yaml", glem, {"out_dir": str(results), "dataset.tag_split": split})
+    return configs
+
+
 def best_methods() -> list[str]:
-    """The methods of the finished comparison that are best by validation."""
+    """The methods of the finished comparison, the best by validation first."""
     finished = [file.name.removesuffix(".yaml_done") for file in sorted((WORK / "final").glob("*.yaml_done"))]
     if missing := [name for name in METHODS if name not in finished]:
         raise SystemExit(
             f"{WORK / 'final'}: {', '.join(missing)} not finished on the small variant, where validation chooses the "
-            "methods for the whole graph; run first: python run/science.py"
+            "methods of a follow-up; run first: python run/science.py"
         )
-    return sorted(finished, key=validation, reverse=True)[:WHOLE_METHODS]
-
-
-def run_whole(methods: list[str], max_jobs: int) -> None:
-    for name in methods:
-        write_final(WORK / "whole", name, {"out_dir": str(WHOLE_RESULTS), "dataset.tag_max_nodes": 0})
-    call("bash", RUN / "parallel.sh", WORK / "whole", WHOLE_SEEDS, max_jobs)
+    return sorted(finished, key=validation, reverse=True)
 
 
 def search(name: str, result: str, base: dict[str, Any], trials: int, max_jobs: int) -> Path:
@@ -156,13 +171,12 @@ def found(best: Path, group: str) -> dict[str, Any]:
     return {f"{group}.{key}": value for key, value in config[group].items()}
 
 
-def write_final(configs: Path, name: str, settings: dict[str, Any]) -> None:
-    """Write the configuration of a method that is run with all seeds into a folder, unless it has been run."""
+def write_final(file: Path, name: str, settings: dict[str, Any]) -> None:
+    """Write a method with its best settings, changed by ``settings``, for runs with all seeds, unless they are done."""
     method = name.removesuffix(PLATEAU_SUFFIX)
     config = yaml.safe_load((FOUND / f"{method}.yaml").read_text(encoding="utf-8"))
     plateau = {} if method == name else PLATEAU
     set_all(config, {"seed": 0, "glem.search_trials": TRIALS, **plateau, **settings})
-    file = configs / f"{name}.yaml"
     if not file.with_name(f"{file.name}_done").exists():
         write(file, config)
 

@@ -71,6 +71,11 @@ def test_the_protocol_can_be_run_and_is_fair(tmp_path: Path, monkeypatch: pytest
     load_config(cfg, whole["glem_sage_plateau"])
     assert (cfg.dataset.tag_max_nodes, cfg.out_dir, cfg.glem.em_iterations) == (0, "results/science_whole", -1)
     assert programs[-3:] == ["leaderboard.py", "parallel.sh", "leaderboard.py"]
+    assert science.main(["--label_rates"]) == 0
+    rates = sorted((science.WORK / "label_rates").glob("*.yaml"), key=lambda file: int(file.stem.rpartition("_")[2]))
+    assert [file.stem for file in rates] == [f"glem_sage_{rate}" for rate in science.LABEL_RATES]
+    load_config(cfg, rates[-1])
+    assert (cfg.dataset.tag_split, cfg.out_dir) == ([0.5, 0.1, 0.4], "results/science_label_rates")
 
 
 def test_the_outcome_compares_the_best_glem_by_validation_with_three_references(
