@@ -127,42 +127,56 @@ def network_of(experiment: Experiment) -> str:
 
 
 def names_in_words(rows: Sequence[tuple[str, Sequence[Experiment]]], experiments: Sequence[Experiment]) -> list[str]:
-    """A name per row: its kind of method, the GNN, and the settings in which experiments of its train mode differ.
+    """A name per row: its kind of method, the GNN, and the settings that tell experiments of its train mode apart.
 
     ``Cascade (GAMLP)``, ``GLEM (SAGE, 2 iterations) · GNN``, ``LM, LoRA 16``. Rows that would share a name are told
-    apart by settings in which they differ, then by their number of seeds, then by the name of the experiment.
+    apart by settings in which they differ, first those that matter to their method, then by their number of seeds, then
+    by the name of the experiment.
 
     Args:
         rows: per row its method and the experiments that gave this result; the row is named after the first.
         experiments: all experiments of the table.
     """
-    words_by_row: list[list[str]] = []
-    for method, members in rows:
-        experiment = members[0]
-        varied = varied_settings([other for other in experiments if other.mode == experiment.mode])
-        # A setting that differs between experiments with identical scores did not influence them.
-        common = [
-            keys for keys in varied if len({str([member.settings.get(key) for key in keys]) for member in members}) == 1
-        ]
-        relevant = [tuple(key for key in keys if _matters(method, key)) for keys in common]
-        words_by_row.append(_settings_in_words(experiment, [keys for keys in relevant if keys]))
+    words_by_row = [
+        _settings_in_words(members[0], _distinguishing_settings(method, members, experiments))
+        for method, members in rows
+    ]
     names = [_row_name(method, members[0], words) for (method, members), words in zip(rows, words_by_row, strict=True)]
-    for tie_breaker in ("settings", "seeds", "name"):
+    for tie_breaker in TIE_BREAKERS:
         for namesakes in [[i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)]:
             varied = varied_settings([rows[i][1][0] for i in namesakes])
-            for i in namesakes if len(namesakes) > 1 else ():
-                method, (experiment, *_) = rows[i]
-                distinguishing_words = {
-                    "settings": _settings_in_words(experiment, varied),
-                    "seeds": [f"{len(experiment.runs)} seeds"],
-                }
-                words_by_row[i] += [
-                    words
-                    for words in distinguishing_words.get(tie_breaker, [experiment.name])
-                    if words not in words_by_row[i]
-                ][:2]
-                names[i] = _row_name(method, experiment, words_by_row[i])
+            candidates = [tie_breaker(rows[i][0], rows[i][1][0], varied) for i in namesakes]
+            for i, candidate in zip(namesakes, candidates, strict=True) if candidates[1:] != candidates[:-1] else ():
+                words_by_row[i] += [words for words in candidate if words not in words_by_row[i]][:2]
+                names[i] = _row_name(rows[i][0], rows[i][1][0], words_by_row[i])
     return names
+
+
+def _distinguishing_settings(
+    method: str, members: Sequence[Experiment], experiments: Sequence[Experiment]
+) -> list[tuple[str, ...]]:
+    """The settings that tell experiments of the row's train mode apart, beyond the network and the settings before."""
+    same_mode = [other for other in experiments if other.mode == members[0].mode]
+    # A setting that differs between experiments with identical scores did not influence them.
+    common = [keys for keys in varied_settings(same_mode) if len({_values(member, keys) for member in members}) == 1]
+    told_apart = [network_of(one) if family_of(method) in FAMILIES_WITH_GNN else "" for one in same_mode]
+    distinguishing = []
+    for keys in sorted(_relevant(method, common), key=lambda keys: [*WORDS, leading(keys)].index(leading(keys))):
+        refined = [before + _values(one, keys) for before, one in zip(told_apart, same_mode, strict=True)]
+        if len(set(refined)) > len(set(told_apart)):
+            distinguishing.append(keys)
+            told_apart = refined
+    return distinguishing
+
+
+def _values(experiment: Experiment, keys: Sequence[str]) -> str:
+    return str([experiment.settings.get(key) for key in keys])
+
+
+def _relevant(method: str, varied: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Of settings that change together, those on which a method's result can depend."""
+    relevant = [tuple(key for key in keys if _matters(method, key)) for keys in varied]
+    return [keys for keys in relevant if keys]
 
 
 def _matters(method: str, key: str) -> bool:
@@ -175,9 +189,19 @@ def _matters(method: str, key: str) -> bool:
 
 
 def _settings_in_words(experiment: Experiment, varied: Sequence[tuple[str, ...]]) -> list[str]:
-    keys = [key for key in map(leading, varied) if key != "model.type"]
-    ordered = sorted(keys, key=[*WORDS, *keys].index)
+    without_network = [[key for key in keys if key != "model.type"] for keys in varied]
+    keys = [leading(keys) for keys in without_network if keys]
+    ordered = sorted((key for key in keys if key in experiment.settings), key=[*WORDS, *keys].index)
     return [words for key in ordered if (words := value_in_words(key, experiment.settings.get(key)))]
+
+
+# (method, experiment, settings in which its namesakes differ) -> words that may tell it apart, tried in this order.
+TIE_BREAKERS: list[Callable[[str, Experiment, Sequence[tuple[str, ...]]], list[str]]] = [
+    lambda method, experiment, varied: _settings_in_words(experiment, _relevant(method, varied)),
+    lambda method, experiment, varied: _settings_in_words(experiment, varied),
+    lambda method, experiment, varied: [f"{len(experiment.runs)} seeds"],
+    lambda method, experiment, varied: [experiment.name],
+]
 
 
 def _row_name(method: str, experiment: Experiment, words: Sequence[str]) -> str:
