@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from glem_graphgym.report.axes import FOLDER, family_of
-from glem_graphgym.report.charts import Scale
+from glem_graphgym.report.charts import Scale, padded
 from glem_graphgym.report.details import comparison_data, details_of
 from glem_graphgym.report.experiments import Row, percent
 from glem_graphgym.report.leaderboard import Board
@@ -87,7 +87,6 @@ def compact(count: int) -> str:
 
 
 def scale(board: Board) -> Scale:
-    """Scale from scores to pixels, the same for the small plots of all rows."""
-    spreads = [spread for row in board.all_rows for spread in (row.valid, row.test) if percent(spread)]
-    low, high = min(spread.ends[0] for spread in spreads), max(spread.ends[1] for spread in spreads)
-    return Scale(low, max(high, low + 1e-6), 7, 113)
+    """Scale from scores to pixels, the same for the small plots of all rows; a wide std runs out of the plot."""
+    means = [spread.mean for row in board.all_rows for spread in (row.valid, row.test) if percent(spread)]
+    return Scale(*padded(means, 0.1), 7, 113)

@@ -36,7 +36,8 @@ def all_panels(board: Board) -> list[Panel]:
     focus = next((experiment for experiment in experiments if experiment.stages["em_iteration"].any()), None)
     panels: dict[str, dict[str, Any]] = {"em": {}, "compute": compute_panel(board), "agreement": {}, "diagnostics": {}}
     if focus:
-        caption = {"name": words_for(board, focus), "seeds": len(focus.runs)}
+        last = focus.stages[focus.stages["em_iteration"] == focus.stages["em_iteration"].max()]
+        caption = {"name": words_for(board, focus), "seeds": len(focus.runs), "seeds_at_end": last["seed"].nunique()}
         for name, em_panel_of in (("em", em_panel), ("agreement", agreement_panel), ("diagnostics", diagnostics_panel)):
             panels[name] = em_panel_of(board, focus, caption)
     return [*panels.items(), *sensitivity_panels(board), *described_panels(board)]
