@@ -174,6 +174,7 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
 def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
     """Claim the folder: write ``identity`` to ``run.json``; with ``overwrite``, first delete an earlier run's files."""
     if overwrite:
+        (run_dir / "run.json").unlink(missing_ok=True)  # first: without it, stages that a kill leaves are refused
         for path in run_dir.glob("*"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -100,6 +100,23 @@ def test_a_run_that_starts_anew_notes_its_own_versions_alone(
     assert [path.name for path in run_dir.iterdir()] == ["run.json"]
 
 
+def test_stages_left_by_a_killed_overwrite_are_not_taken_over(
+    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure_run()
+    identity = identity_of(cfg, None)
+    run_dir = begun(tmp_path / "0", identity, finished=True)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        take_run_folder(run_dir, identity, overwrite=True)
+    with pytest.raises(run_folder.RunError, match=r"no run.json that says whose; start it anew with --overwrite"):
+        check_run_folder(run_dir, identity)
+
+
 def test_a_run_notes_how_many_iterations_its_tables_show(configure_run: Callable[..., Path]) -> None:
     for asked in (1, 2, 1):
         run_dir = configure_run("glem.em_iterations", asked)
