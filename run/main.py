@@ -150,7 +150,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     if not overwrite and is_finished(run_dir):
         logging.info(f"{run_dir} is finished; --overwrite trains it again")
         return
-    take_run_folder(run_dir, identity, overwrite > 0)
+    take_run_folder(run_dir, identity, overwrite)
     # GraphGym would append to the files of an unfinished run.
     for split in ("train", "val", "test", "ckpt"):
         shutil.rmtree(run_dir / split, ignore_errors=True)
