@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -232,8 +233,9 @@ def require_finished(run_dir: Path) -> None:
 
 def _read_record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run.json"
-    with reading(path, RESTORE):
-        return dict(read_json(path, RESTORE)) if path.exists() else {}
+    with reading(path, RESTORE), suppress(FileNotFoundError):  # no run, or another process is deleting it
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
 
 
 def _has_results(run_dir: Path) -> bool:

@@ -133,6 +133,22 @@ def test_overwriting_deletes_the_results_of_all_its_seeds_at_once(
     assert run_folder.is_finished(tmp_path / "3")
 
 
+def test_another_seed_may_be_deleted_while_it_is_looked_at(
+    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure_run()
+    identity = identity_of(cfg, None)
+    begun(tmp_path / "1", identity)
+    usual = Path.read_text
+
+    def deleted(path: Path, **options: Any) -> str:
+        path.unlink(missing_ok=True)
+        return usual(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", deleted)
+    check_run_folder(tmp_path / "0", identity)
+
+
 def test_a_run_notes_how_many_iterations_its_tables_show(configure_run: Callable[..., Path]) -> None:
     for asked in (1, 2, 1):
         run_dir = configure_run("glem.em_iterations", asked)
