@@ -158,9 +158,10 @@ def forget_unfinished(folder: Path) -> None:
     for unfinished in folder.parent.glob(".*.part"):
         name = unfinished.name.removeprefix(".").removesuffix(".part")
         lock = folder.parent / f".{name}.lock"
-        if name != folder.name and other_fingerprints.fullmatch(name) and unfinished.is_dir() and is_free(lock):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+        if name != folder.name and other_fingerprints.fullmatch(name) and unfinished.is_dir():
+            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):  # held, or a process could begin to fill it
+                shutil.rmtree(unfinished, ignore_errors=True)
+                lock.unlink(missing_ok=True)
 
 
 def is_free(lock: Path) -> bool:

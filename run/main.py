@@ -57,6 +57,8 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
     from glem_graphgym.em.journal import seed_everything
 
     load_config(cfg, args.cfg_file, args.opts)
+    config_file = Path(args.cfg_file)
+    config_text = config_file.read_bytes() if args.mark_done else b""
     check_seeds(cfg.seed, args.repeat)
     experiment = Path(cfg.out_dir) / experiment_name(args.cfg_file)
     cfg.out_dir = str(experiment)
@@ -87,7 +89,9 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
         say_where(cfg.train.mode, experiment, range(settings.seed, last_seed + 1))
     processes.leave()
     if args.mark_done and is_rank_zero:
-        Path(args.cfg_file).rename(f"{args.cfg_file}_done")
+        if not config_file.is_file() or config_file.read_bytes() != config_text:
+            raise ValueError(f"{config_file} has changed since the run began, so it is not marked as done")
+        config_file.rename(f"{config_file}_done")
     return 0
 
 
@@ -146,7 +150,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     if not overwrite and is_finished(run_dir):
         logging.info(f"{run_dir} is finished; --overwrite trains it again")
         return
-    take_run_folder(run_dir, identity, overwrite > 0)
+    take_run_folder(run_dir, identity, overwrite)
     # GraphGym would append to the files of an unfinished run.
     for split in ("train", "val", "test", "ckpt"):
         shutil.rmtree(run_dir / split, ignore_errors=True)

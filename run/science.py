@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -151,6 +150,8 @@ def best_methods() -> list[str]:
 
 def search(name: str, result: str, base: dict[str, Any], trials: int, max_jobs: int) -> Path:
     """The YAML ``result`` of the best settings of a method, searched for with ``base`` beside its own settings."""
+    from glem_graphgym.files import atomic_write
+
     file = FOUND / f"{result}.yaml"
     if not file.exists():
         method = METHODS[name]
@@ -160,8 +161,9 @@ def search(name: str, result: str, base: dict[str, Any], trials: int, max_jobs: 
         space = CONFIGS / "spaces" / f"{method.space}.txt"
         options = ("--trials", trials, "--max_jobs", max_jobs, "--out_dir", WORK)
         call(sys.executable, RUN / "search.py", "--config", start, "--space", space, *options)
-        FOUND.mkdir(exist_ok=True)
-        shutil.copyfile(WORK / f"{name}_{method.space}_best.yaml", file)
+        best = WORK / f"{name}_{method.space}_best.yaml"
+        with atomic_write(file, "w") as stream:  # half a file would count as the settings that were found
+            stream.write(best.read_text(encoding="utf-8"))
     return file
 
 

@@ -29,6 +29,7 @@ from grid.where import configs_folder
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
 POLL_SECONDS = 1.0
 DIGITS = 4  # significant digits of a number drawn from a range
@@ -80,7 +81,7 @@ class Search(Queue):
         from grid.configs import is_text, make_configs
 
         blocks = space.read_grid(self.args.space, is_text, ranges=True)
-        while sum("killed" not in trial.user_attrs for trial in self.study.trials) < self.args.trials:
+        while len(counted(self.study)) < self.args.trials:
             trial = self.study.ask()
             try:
                 configs = make_configs(self.args.config, self.args.space, [draw(trial, blocks)], None)
@@ -146,6 +147,11 @@ class Search(Queue):
         self.study.tell(trial, value, state)
         ended = {"COMPLETE": f"validation {value}", "FAIL": f"failed, {error}", "PRUNED": "fell behind"}[state.name]
         print(f"trial {trial.number + 1}: {ended}", flush=True)
+
+
+def counted(study: Study) -> list[FrozenTrial]:
+    """The trials that have run or are running, without those that were killed and those queued again in their place."""
+    return [trial for trial in study.trials if trial.state.name != "WAITING" and "killed" not in trial.user_attrs]
 
 
 def draw(trial: Trial, blocks: Sequence[space.Block]) -> space.Point:
@@ -221,7 +227,7 @@ def write_best(search: Search, file: Path) -> str:
 
     study, args = search.study, search.args
     best = study.best_trial
-    ended = Counter(trial.state.name for trial in study.trials if "killed" not in trial.user_attrs)
+    ended = Counter(trial.state.name for trial in counted(study))
     config = yaml.safe_load((search.configs / f"{best.user_attrs['name']}.yaml{DONE}").read_text(encoding="utf-8"))
     config["out_dir"] = read_base(args.config, "--config").get("out_dir", "results")
     config.setdefault("glem", {})["search_trials"] = ended.total()

@@ -16,6 +16,7 @@ from glem_graphgym.files import (
     atomic_write,
     fingerprint,
     forget_unfinished,
+    is_free,
     make_once,
     read_json,
     sampled_fingerprint,
@@ -155,6 +156,15 @@ def test_what_was_left_of_other_sources_is_removed_but_not_what_is_being_made(tm
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set(stay)
     assert not (tmp_path / f".table-{old}.lock").exists()
     assert (tmp_path / f".table-{old[::-1]}.part").exists()
+
+
+def test_nobody_begins_to_fill_a_folder_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, old = (fingerprint(name) for name in ("ours", "old"))
+    (tmp_path / f".table-{old}.part").mkdir()
+    free = []
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: free.append(is_free(tmp_path / f".table-{old}.lock")))
+    forget_unfinished(tmp_path / f"table-{ours}")
+    assert free == [False]
 
 
 # ---- fingerprints -------------------------------------------------------------------------------------------------

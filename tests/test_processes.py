@@ -112,7 +112,7 @@ import torch
 from torch import nn
 
 from glem_graphgym import processes
-from glem_graphgym.em import journal
+from glem_graphgym.em import checkpoint, journal
 from glem_graphgym.em.checkpoint import filling
 from glem_graphgym.models.shared_norm import SharedBatchNorm, share_batch_norms
 
@@ -160,6 +160,14 @@ with own.stage(journal.StageKey(0, "lm_gold", "LM", "LM"), data_parallel=True) a
     journal.safe_open = lambda *arguments: time.sleep(rank) or usual(*arguments)
 own.forget_weights(keep=set())
 assert not list(folder.glob("run/**/*.safetensors")) or rank == 1
+
+kept, save, load = checkpoint.Checkpoint(folder), checkpoint._save, checkpoint._load
+checkpoint._save = lambda *arguments: time.sleep(1) or save(*arguments)
+kept.write("fit", dict(epoch=1))
+assert (folder / "checkpoint" / "fit.pt").exists()  # a training step would not wait for a slow disk
+assert kept.read("fit") == dict(epoch=1)
+checkpoint._load = lambda file: load(file) if rank == 0 else None  # as in a process that has no memory left
+assert kept.read("fit") is None  # none goes on alone
 
 torch.manual_seed(0)
 x, weights = torch.randn(7, 3), torch.randn(7, 3)

@@ -51,8 +51,8 @@ def train_run(cfg: CfgNode, overwrite: int = 0) -> TextGraph:
     """Do the unfinished stages of the run that ``cfg`` describes, in ``cfg.run_dir``.
 
     Args:
-        overwrite: number of seeds, from this one on, to do anew; 0 = none. The folder's old content is deleted after
-            all checks.
+        overwrite: number of seeds, from this one on, to do anew; 0 = none. Their old content is deleted after all
+            checks.
 
     Returns:
         The graph, for reports on the run.
@@ -86,7 +86,7 @@ def prepare(cfg: CfgNode, overwrite: int = 0, track: Track = untracked) -> tuple
         identity["language_model"] = dict(run.language_model)
         identity["unknown_tokens"] = round(reader.tokens.unknown_share(), 4)
     if processes.rank() == 0:
-        take_run_folder(Path(cfg.run_dir), identity, overwrite > 0)
+        take_run_folder(Path(cfg.run_dir), identity, overwrite)
     return graph, run
 
 

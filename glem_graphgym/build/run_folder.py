@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -171,20 +172,38 @@ def check_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0
             _check_same(sibling, record, identity, remedy, ignored={"seed"})
 
 
-def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
-    """Claim the folder: write ``identity`` to ``run.json``; with ``overwrite``, first delete an earlier run's files."""
-    if overwrite:
-        for path in run_dir.glob("*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != "logging.log":
-                path.unlink()
+def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0) -> None:
+    """Claim the folder: write ``identity`` to ``run.json``.
+
+    Args:
+        overwrite: number of seeds, from this one on, whose files of an earlier run are first deleted: all at once, so
+            that after an interruption the same command without ``--overwrite`` resumes and finds no old results.
+
+    Raises:
+        RunError: another process is working on one of these seeds.
+    """
+    for seed in reversed(range(identity["seed"], identity["seed"] + overwrite)):
+        if seed == identity["seed"]:  # locked by the caller
+            _empty(run_dir)
+        else:
+            with lock_run_folder(run_dir.with_name(str(seed))):
+                _empty(run_dir.with_name(str(seed)))
     if not _has_results(run_dir):
         write_json(run_dir / "run.json", identity)
         return
     record = _read_record(run_dir)
     if not record.get("finished") or record.get("em_iterations") != identity.get("em_iterations"):
         _record_versions(run_dir, record, identity["versions"])
+
+
+def _empty(run_dir: Path) -> None:
+    """Delete all but the log."""
+    (run_dir / "run.json").unlink(missing_ok=True)  # first: without it, stages that a kill leaves are refused
+    for path in run_dir.glob("*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "logging.log":
+            path.unlink()
 
 
 def _record_versions(run_dir: Path, record: dict[str, Any], versions: dict[str, str]) -> None:
@@ -214,8 +233,9 @@ def require_finished(run_dir: Path) -> None:
 
 def _read_record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run.json"
-    with reading(path, RESTORE):
-        return dict(read_json(path, RESTORE)) if path.exists() else {}
+    with reading(path, RESTORE), suppress(FileNotFoundError):  # no run, or another process is deleting it
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
 
 
 def _has_results(run_dir: Path) -> bool:

@@ -38,10 +38,10 @@ class Pieces:
         Raises:
             DiskFullError: the disk has no room for all missing pieces.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         claim = self.folder / f".{fingerprint(self.keys)}.claim"
         lock = FileLock(claim)
-        with FileLock(self.folder.with_name(f"{self.folder.name}.lock")):
+        with self._lock():
+            self.folder.mkdir(exist_ok=True)
             lock.acquire()
             if all(is_free(other) for other in self.folder.glob(".*.claim") if other != claim):
                 self._remove_stale(claim)
@@ -81,13 +81,14 @@ class Pieces:
                     link_or_copy(file, folder / file.name)
 
     def discard(self) -> None:
-        """Remove the pieces, now that the snapshot holds them."""
-        for piece in map(self._piece_folder, self.keys):
-            shutil.rmtree(piece, ignore_errors=True)
-            (piece.parent / f".{piece.name}.lock").unlink(missing_ok=True)
-        (self.folder / f".{fingerprint(self.keys)}.claim").unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        """Remove all pieces, now that the snapshot holds them, unless another process is making a snapshot here."""
+        if self.folder.is_dir():
+            with self._lock():
+                if all(map(is_free, self.folder.glob(".*.claim"))):
+                    shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder.with_name(f"{self.folder.name}.lock"))
 
     def _piece_folder(self, name: str) -> Path:
         return self.folder / f"{name}-{self.keys[name]}"

@@ -54,8 +54,9 @@ class Checkpoint:
             for shard_file in self.folder.glob(f"{name}-*-{processes.rank()}.pt"):
                 if (shard_file == self._shard_file(name, common)) != saved:
                     shard_file.unlink()
-        elif processes.rank() == 0:
-            _save(file, {**state, **common})
+        else:
+            # All wait for rank 0 here: in the next training step they would do so for `processes.STEP_TIMEOUT` at most.
+            processes.broadcast(lambda: _save(file, {**state, **common}))
         self.written = time.monotonic()
 
     def _shard_file(self, name: str, common: dict[str, Any]) -> Path:
@@ -70,8 +71,10 @@ class Checkpoint:
         file = self.folder / f"{name}.pt"
         if not processes.broadcast(file.exists):
             return None
-        if (state := _load(file)) is None:
+        state = _load(file)
+        if not all(processes.gather(state is not None)):
             return None
+        assert state is not None
         num_shards, expected = state.pop("parts", 0), processes.world_size() if sharded else 0
         if num_shards != expected:
             raise ValueError(
@@ -155,8 +158,9 @@ def filling(folder: Path, data_parallel: bool) -> Iterator[Path | None]:
         processes.barrier()
     else:
         with making(folder, resume=True) as temporary:
-            if temporary is not None and not (temporary / FOLDER).is_dir():
-                for path in temporary.iterdir():
+            if temporary is not None:
+                useless = (temporary / FOLDER).glob(".*") if (temporary / FOLDER).is_dir() else temporary.iterdir()
+                for path in useless:  # half-written checkpoints or, without a checkpoint, all
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             processes.broadcast(lambda: temporary)
             with processes.as_only_rank(not data_parallel):

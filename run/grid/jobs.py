@@ -352,12 +352,13 @@ class Queue:
                 self.running.pop(pid, None)
                 if pid == 0:
                     time.sleep(0.05)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ChildProcessError):  # the latter: interrupted after a job's end, before its record
             pass
         finally:
             self._signal(signal.SIGKILL)
             for pid in self.running:
-                os.waitpid(pid, 0)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
 
     def _signal(self, number: signal.Signals) -> None:
         for pid in self.running:

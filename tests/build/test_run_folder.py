@@ -95,9 +95,58 @@ def test_a_run_that_starts_anew_notes_its_own_versions_alone(
     run_dir = begun(tmp_path / "0", with_versions(monkeypatch, OLD), finished=True)
     (tmp_path / "larger_disk").mkdir()
     (run_dir / "working").symlink_to(tmp_path / "larger_disk")
-    take_run_folder(run_dir, with_versions(monkeypatch, NEW), overwrite=True)
+    take_run_folder(run_dir, with_versions(monkeypatch, NEW), overwrite=1)
     assert read_json(run_dir / "run.json")["versions"] == NEW
     assert [path.name for path in run_dir.iterdir()] == ["run.json"]
+
+
+def test_stages_left_by_a_killed_overwrite_are_not_taken_over(
+    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure_run()
+    identity = identity_of(cfg, None)
+    run_dir = begun(tmp_path / "0", identity, finished=True)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        take_run_folder(run_dir, identity, overwrite=1)
+    with pytest.raises(run_folder.RunError, match=r"no run.json that says whose; start it anew with --overwrite"):
+        check_run_folder(run_dir, identity)
+
+
+def test_overwriting_deletes_the_results_of_all_its_seeds_at_once(
+    configure_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """So that a command that is interrupted in its first seed does not take over the old results of the others."""
+    configure_run()
+    identity = identity_of(cfg, None)
+    for seed in range(4):
+        begun(tmp_path / str(seed), {**identity, "seed": seed}, finished=True)
+    with run_folder.lock_run_folder(tmp_path / "2"), pytest.raises(run_folder.RunError, match=r"working on .*/2; wait"):
+        take_run_folder(tmp_path / "0", {**identity, "seed": 0}, overwrite=3)
+    assert [run_folder.is_finished(tmp_path / str(seed)) for seed in range(4)] == [True] * 4
+    take_run_folder(tmp_path / "0", {**identity, "seed": 0}, overwrite=3)
+    assert [[path.name for path in (tmp_path / str(seed)).iterdir()] for seed in range(3)] == [["run.json"], [], []]
+    assert run_folder.is_finished(tmp_path / "3")
+
+
+def test_another_seed_may_be_deleted_while_it_is_looked_at(
+    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure_run()
+    identity = identity_of(cfg, None)
+    begun(tmp_path / "1", identity)
+    usual = Path.read_text
+
+    def deleted(path: Path, **options: Any) -> str:
+        path.unlink(missing_ok=True)
+        return usual(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", deleted)
+    check_run_folder(tmp_path / "0", identity)
 
 
 def test_a_run_notes_how_many_iterations_its_tables_show(configure_run: Callable[..., Path]) -> None:

@@ -57,6 +57,18 @@ def test_nothing_is_removed_while_another_process_is_at_work(tmp_path: Path) -> 
         assert names(folder) == ["graph-1"]
 
 
+def test_pieces_that_another_snapshot_shares_stay_until_it_is_made(tmp_path: Path) -> None:
+    folder = begun(tmp_path / ".pieces")
+    old, new = Pieces(folder, OLD), Pieces(folder, NEW)
+    with new.claimed():
+        graph = new.make("graph", write)
+        old.discard()
+        new.link_into(tmp_path, graph)
+    assert (tmp_path / "a.npy").read_text() == "whole"
+    new.discard()
+    assert not folder.exists()
+
+
 def test_who_comes_while_old_ones_are_removed_waits(tmp_path: Path) -> None:
     folder = begun(tmp_path / ".pieces")
     with FileLock(tmp_path / ".pieces.lock"), pytest.MonkeyPatch.context() as patch:

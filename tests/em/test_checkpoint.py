@@ -114,6 +114,14 @@ def test_a_checkpoint_brings_back_every_generator(tmp_path: Path) -> None:
     assert draws() == wanted
 
 
+def test_a_checkpoint_that_a_kill_cut_off_takes_no_disk_from_those_after_it(tmp_path: Path) -> None:
+    checkpoints = tmp_path / ".stage.part" / FOLDER
+    Checkpoint(checkpoints.parent).write("x", {"count": 3})
+    (checkpoints / ".x.pt.of_a_killed_process").write_text("half")
+    with filling(tmp_path / "stage", data_parallel=False):
+        assert [file.name for file in checkpoints.iterdir()] == ["x.pt"]
+
+
 def test_one_is_due_after_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

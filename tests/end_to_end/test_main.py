@@ -445,6 +445,17 @@ def test_mark_done_renames_the_file(config: Path, main: Runner) -> None:
     assert config.with_name("synth.yaml_done").exists()
 
 
+def test_a_file_that_changed_meanwhile_is_not_marked_done(config: Path, main: Runner) -> None:
+    """A grid that is made anew while its jobs run: the new settings have not been run."""
+    options = ("train.mode", "glem_gnn", "glem.node_features", "static", "--mark_done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glem_graphgym.processes.leave", lambda: config.write_text(config.read_text() + "round: 3\n"))
+        with pytest.raises(ValueError, match=r"synth\.yaml has changed since the run began"):
+            main(config, *options)
+    assert config.exists()
+    assert main(config, *options) == 0
+
+
 def test_more_iterations_continue_a_finished_run(config: Path, main: Runner) -> None:
     assert main(config) == 0
     run = run_dir(config)

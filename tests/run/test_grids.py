@@ -532,6 +532,15 @@ def test_stopped_it_stops_its_jobs(number: signal.Signals, tmp_path: Path, launc
     assert not (tmp_path / "results/grid/logs/sleep3.log").exists()
 
 
+def test_stopped_between_a_jobs_end_and_its_record_it_ends_in_order(tmp_path: Path) -> None:
+    plan = jobs.Plan(jobs.OWN_MAIN, 1, 1)
+    queue = jobs.Queue([], plan, 1)
+    ended = subprocess.Popen(["true"], start_new_session=True)
+    ended.wait()
+    queue.running[ended.pid] = jobs.Running(jobs.Job(tmp_path / "x.yaml", tmp_path / "log", 1), None, 0.0, 0)
+    queue._stop()  # raises nothing, so that the interrupt is told
+
+
 def test_killed_it_leaves_no_job_behind(tmp_path: Path) -> None:
     folder = Folder(tmp_path, "sleep1")
     process = folder.start()

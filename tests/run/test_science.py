@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,25 @@ from glem_graphgym.files import read_json, write_json
 from glem_graphgym.report.stats import finish_run
 from tests.report.conftest import save_run
 from tests.test_readme import TEXTS
+
+
+def test_settings_that_were_found_are_copied_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(science, "FOUND", tmp_path / "found")
+    monkeypatch.setattr(science, "call", lambda *command: None)
+    science.write(science.WORK / "lm_science_lm_best.yaml", {"seed": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="disk is full"):
+            science.search("lm", "lm", {}, 1, 1)
+    assert not (tmp_path / "found" / "lm.yaml").exists()
+    assert science.search("lm", "lm", {}, 1, 1).read_text() == "seed: 1\n"
 
 
 def test_the_protocol_can_be_run_and_is_fair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

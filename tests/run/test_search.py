@@ -129,6 +129,17 @@ def test_a_trial_whose_stages_fall_behind_is_stopped(folder: Path) -> None:
     assert falls_behind("behind", 0.6, 0.5)  # the best of both stages is below the others' median
 
 
+def test_trials_that_a_kill_broke_off_are_run_again_even_if_they_were_the_last(folder: Path) -> None:
+    args = search.parse_args(["--config", "base.yaml", "--space", "space.txt", "--trials", "2"])
+    study = search.open_study(args, folder)
+    study.tell(study.ask(), 0.5)
+    search.draw(study.ask(), search.space.read_grid(args.space, lambda key: False, ranges=True))  # broken off
+    study = search.open_study(args, folder)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "WAITING"]
+    found = search.Search(args, search.make_plan(args, 2, {}), study, folder, folder / "results", "accuracy")
+    assert len(list(found.jobs)) == 1
+
+
 @pytest.mark.slow
 def test_a_search_killed_and_resumed_two_jobs_at_a_time(folder: Path) -> None:
     program = Path(search.__file__)
