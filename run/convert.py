@@ -45,6 +45,7 @@ def convert(args: argparse.Namespace) -> int:
 
     from glem_graphgym.build.graph import files_of
     from glem_graphgym.config import all_keys, load_config
+    from glem_graphgym.data.errors import DataError, listed
     from glem_graphgym.data.from_tables import graph_of
     from glem_graphgym.data.registry import layout_of
     from glem_graphgym.data.table import TABLE
@@ -60,9 +61,21 @@ def convert(args: argparse.Namespace) -> int:
     reader, source, options = files_of(cfg)
     graph = graph_of(reader.read(source_paths if len(source_paths) > 1 else reader.find(source), options), options)
     files = write_tables(graph, args.out)
-    graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)  # check that they can be read
+    again = graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)
+    if lost := lost_classes(graph, again):
+        raise DataError(
+            f"{files[0]} does not keep the classes {listed(lost, quoted=True)} of {source}; in a table names must "
+            "differ, not be empty, and not mean 'no label' (-1, NA): rename them"
+        )
     report(graph, files, args.out)
     return 0
+
+
+def lost_classes(graph: Any, again: Any) -> list[str]:
+    """Names of classes whose nodes have no label, or that of another class too, in the graph read ``again``."""
+    pairs = sorted({*zip(graph.label.tolist(), again.label.tolist(), strict=True)} - {(-1, -1)})
+    shared = [label for _, label in pairs]
+    return [graph.class_names[old] for old, new in pairs if new < 0 or shared.count(new) > 1]
 
 
 def report(graph: Any, files: list[Path], folder: Path) -> None:

@@ -63,9 +63,14 @@ def ranked_logits(ranked: list[list[int]], graph: TextGraph) -> np.ndarray:
 
 
 def _classes(path: str, rows: list[list[str]], graph: TextGraph) -> list[list[int]]:
-    """Class indices per row, in ranked order; the cells of a row are all class names or all class numbers."""
+    """Class indices per row, in ranked order; the cells of a row are all class names or all class numbers.
+
+    Names that are numbers (1, 2, 3) count as names only if all cells of the file are names.
+    """
     names = {name: index for index, name in enumerate(graph.class_names)}
     numbers = {str(index): index for index in range(graph.num_classes)}
+    if not {cell.strip() for row in rows for cell in row if cell.strip()} <= {*names}:
+        names = {name: index for name, index in names.items() if not name.isdigit()}
     ranked = []
     for number, row in enumerate(rows, start=1):
         cells = [cell.strip() for cell in row if cell.strip()]

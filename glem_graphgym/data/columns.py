@@ -146,10 +146,14 @@ def edges_of_neighbours(ids: Sequence[Any] | pd.Series, column: pd.Series, where
         column: lists, or strings such as ``[3, 17]``, ``["a", "b"]``, ``3 17`` and ``3;17``; empty = no neighbours.
         where: the column's name in messages.
     """
+    if column.dtype.kind == "f":  # single ids with gaps
+        column = pd.Series(strings_of(column, where), dtype=object)
     lists = [_parse_ids(value) for value in column]
     for row, neighbours in enumerate(lists, start=1):
         if any(isinstance(item, list | dict) for item in neighbours):
-            raise DataError(f"{where}, row {row} holds {column.iloc[row - 1]!r:.80}, expected a list of ids")
+            raise DataError(
+                f"{where}, row {row} holds {column.iloc[row - 1]!r:.80}, expected a list of ids (with both brackets)"
+            )
     source = np.repeat(np.asarray(ids, dtype=object), [len(neighbours) for neighbours in lists])
     return pd.DataFrame(
         {"source": source, "target": [item for neighbours in lists for item in neighbours]}, dtype=object
@@ -165,4 +169,6 @@ def _parse_ids(value: Any) -> list[Any]:
             return list(json.loads(text))
         except (ValueError, RecursionError):  # a list as Python or NumPy writes it
             pass
+    if text.startswith(("[", "(", "{")) != text.endswith(("]", ")", "}")):
+        return [[text]]  # refused: Excel cuts cells after 32,767 characters
     return [item for word in re.split(r"[\s,;|]+", text.strip("[](){}")) if (item := word.strip("'\""))]

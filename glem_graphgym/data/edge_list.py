@@ -36,18 +36,26 @@ def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(ends, columns=["source", "target"], dtype=object)
 
 
-def read_edge_matrix(path: Path) -> np.ndarray:
+def check_shape(where: str, shape: Sequence[int], nodes: int) -> None:
+    """Raise DataError if an adjacency matrix has rows or columns beyond the nodes; it may lack those without edges."""
+    if max(shape, default=0) > nodes:
+        raise DataError(f"{where} is a matrix {tuple(shape)}, but there are {nodes} nodes; are both of one graph?")
+
+
+def read_edge_matrix(path: Path, nodes: int) -> np.ndarray:
     """Read edges int64 (2, E), as row numbers of nodes, from an .npz with a SciPy sparse matrix or an ``edge_index``.
 
     Raises:
-        DataError: the file is damaged, or holds neither.
+        DataError: the file is damaged, holds neither, or its matrix is for more than ``nodes`` nodes.
     """
     with reading_data(f"{path} cannot be read as .npz", "save it anew"):
         with np.load(path) as arrays:
             names = arrays.files
             edges = arrays["edge_index"] if "edge_index" in names else None
         if edges is None and "format" in names:
-            edges = np.stack(scipy.sparse.load_npz(path).nonzero())
+            matrix = scipy.sparse.load_npz(path)
+            check_shape(str(path), matrix.shape, nodes)
+            edges = np.stack(matrix.nonzero())
     if edges is None or edges.dtype.kind not in "iu" or edges.ndim != 2 or len(edges) != 2:
         contents = (
             f"edge_index of type {edges.dtype} and shape {edges.shape}" if edges is not None else f"arrays {names}"

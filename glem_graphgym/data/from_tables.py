@@ -22,7 +22,7 @@ from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph, Texts, 
 from glem_graphgym.files import fingerprint, sha256_of
 
 # Increment whenever the same files and options would give another graph than before.
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 # Words that mean "no label" if all other labels are numbers; -1 means it among words too.
 NO_LABEL = {"-1", "-1.0", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")

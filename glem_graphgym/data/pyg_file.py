@@ -15,6 +15,7 @@ import torch
 from glem_graphgym.data.columns import Columns
 from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.dgl_file import is_dgl_file, read_dgl_file
+from glem_graphgym.data.edge_list import check_shape
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.from_tables import Reader, TableOptions
 from glem_graphgym.data.table import read_json_lines
@@ -88,6 +89,9 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
     edges = _first_present(path, attributes, EDGES)
     label = _first_present(path, attributes, [columns.column_of["label"]] if "label" in columns.column_of else LABELS)
     labels = _labels(f"{path}: {label}", attributes[label])
+    count = _array(f"{path}: num_nodes", attributes.get("num_nodes", len(labels))).tolist()
+    if count != [len(labels)]:
+        raise DataError(f"{path}: num_nodes is {listed(count)}, but {label} has {len(labels)}; expected as many")
     class_names, classes_from = _class_names(files, attributes, labels)
     split, split_from = _splits(path, attributes, len(labels))
     features = next((name for name in FEATURES if name in attributes and not _is_texts(attributes[name])), None)
@@ -122,7 +126,7 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
     return Tables(
         name=next((name for name in (path.stem, *folders) if name not in NO_NAMES), path.stem),
         nodes=pd.DataFrame({"text": text, "label": labels, **split}),
-        edges=_edges(f"{path}: {edges}", attributes[edges]),
+        edges=_edges(f"{path}: {edges}", attributes[edges], len(labels)),
         features=_array(f"{path}: {features}", attributes[features]) if features else None,
         class_names=class_names,
         where={
@@ -206,7 +210,10 @@ def _table_of_texts(path: Path) -> dict[str, Any]:
         return loaded if isinstance(loaded, dict) else {TEXTS[0]: loaded}
     if name.endswith((".csv", ".csv.gz")):
         content = read_csv_bytes(path)
-        table = read_table(content, check_rows(path, content))
+        header = check_rows(path, content)
+        if repeated := [column for column in (*TEXTS, *TITLES, *BODIES, *NODE_NUMBERS) if header.count(column) > 1]:
+            raise DataError(f"{path}: several columns have the name {listed(repeated, quoted=True)}; keep one of each")
+        table = read_table(content, header)
     elif name.endswith(".jsonl"):
         table = read_json_lines(path)
     else:
@@ -217,6 +224,11 @@ def _table_of_texts(path: Path) -> dict[str, Any]:
             if np.array_equal(np.sort(numbers), np.arange(len(table))):
                 table = table.iloc[np.argsort(numbers)]
                 break
+            if np.isin(numbers, np.arange(len(table) + 1)).all() and (np.diff(numbers) <= 0).any():
+                raise DataError(
+                    f"{path}: column '{column}' is in no order and lacks some number from 0 to {len(table) - 1}; "
+                    "expected each node's number, counted from 0. If the rows are in node order, drop it"
+                )
     return {str(column): table[column].tolist() for column in table}
 
 
@@ -249,25 +261,29 @@ def _is_texts(value: Any) -> bool:
     """Whether a value is a list or an array of strings, of which some may be missing (None, NaN)."""
     return (
         isinstance(value, list | tuple | np.ndarray)
-        and all(text is None or isinstance(text, str | float) for text in value)
+        and all(isinstance(text, str) or text is None or (isinstance(text, float) and text != text) for text in value)
         and any(isinstance(text, str) for text in value)
     )
 
 
-def _edges(where: str, value: Any) -> np.ndarray:
+def _edges(where: str, value: Any, nodes: int) -> np.ndarray:
     """Edges int64 (2, E), sources and targets, from an edge index or a sparse matrix."""
+    shape: Sequence[int] = ()
     if isinstance(value, _Stored) and isinstance(vars(value).get("storage"), _Stored):  # torch_sparse's SparseTensor
         matrix = vars(value.storage)  # type: ignore[attr-defined]
+        shape = matrix.get("_sparse_sizes") or ()
         rows = matrix["_row"]
         if rows is None:
             rows = torch.repeat_interleave(matrix["_rowptr"].diff())
         ends = np.stack([_array(where, matrix["_col"]), _array(where, rows)])
     elif isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        shape = value.shape
         ends = value.to_sparse_coo().coalesce().indices().flip(0).numpy()  # rows are targets, as in adj_t
     else:
         ends = _array(where, value)
     if ends.ndim != 2 or len(ends) != 2 or ends.dtype.kind not in "iu":
         raise DataError(f"{where} is {_type_and_size(value)}, expected whole numbers (2, number of edges)")
+    check_shape(where, shape, nodes)
     return ends.astype(np.int64)
 
 
@@ -285,7 +301,7 @@ def _labels(where: str, value: Any) -> pd.Series:
     labels = labels.reshape(-1)
     missing = np.isnan(labels) | (labels < 0)
     labels = np.where(missing, 0, labels)
-    if len(bad := labels[labels % 1 != 0]):
+    if len(bad := labels[(labels % 1 != 0) | (labels > 2**53)]):
         raise DataError(f"{where} holds {listed(bad)}; expected whole numbers from 0, -1 for no class")
     return pd.Series(pd.arrays.IntegerArray(labels.astype(np.int64), missing))
 
@@ -329,9 +345,12 @@ def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple
             for aliases in (TEXTS, TITLES, BODIES)
         )
         names = [name for name in ([full_text] if full_text else [title, body]) if name]
-        for name in () if names else TEXTS:
-            if isinstance(attributes.get(name), list | tuple | np.ndarray):
-                kinds = sorted({type(text).__name__ for text in attributes[name]})
+        for name in (*TEXTS, *TITLES, *BODIES):
+            value = attributes.get(name)
+            if not isinstance(value, list | tuple | np.ndarray) or _is_texts(value):
+                continue
+            if any(isinstance(text, str) for text in value) or (name in TEXTS and not names):
+                kinds = sorted({type(text).__name__ for text in value})
                 raise DataError(f"{path}: {name} holds {listed(kinds)}; expected a list of str")
     if len({*(lengths := [len(attributes[name]) for name in names])}) > 1:
         raise DataError(f"{path}: {' and '.join(names)} have {lengths} texts; expected as many")
@@ -361,6 +380,11 @@ def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict
                     if key in split
                 }
             )
+    if not any(families) and (unread := [name for name in SPLITS if name in attributes]):
+        raise DataError(
+            f"{path}: {unread[0]} is {_type_and_size(attributes[unread[0]])}, expected a dict of train, val (or valid) "
+            "and test; masks are called train_mask and the like"
+        )
     complete = [family for family in families if family.keys() >= {"train", "test"}]
     family = next(iter(complete or filter(None, families)), {})
     masks = {split_name: _membership(f"{path}: {name}", value, nodes) for split_name, (name, value) in family.items()}

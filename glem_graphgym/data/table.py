@@ -17,7 +17,7 @@ from glem_graphgym.data.edge_list import read_edge_lines, read_edge_matrix
 from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.data.from_tables import NUMBER, Reader, TableOptions
 from glem_graphgym.data.splits import split_columns
-from glem_graphgym.data.tables import Tables
+from glem_graphgym.data.tables import EXACT, Tables
 
 ENDINGS = (".csv", ".csv.gz", ".parquet", ".tsv")
 NODE_ENDINGS, EDGE_ENDINGS = (*ENDINGS, ".jsonl"), (*ENDINGS, ".txt", ".npz")
@@ -61,7 +61,7 @@ def read_tables(files: list[Path], options: TableOptions) -> Tables:
     edges: pd.DataFrame | np.ndarray
     if extra_files:
         edges_from, where["edges"] = extra_files[0].name, str(extra_files[0])
-        edges = _read_edges(extra_files[0], columns)
+        edges = _read_edges(extra_files[0], columns, len(table))
     else:
         listing = _neighbours(path, [*table], columns)
         edges_from = columns.column_of.get("neighbours", listing)
@@ -163,10 +163,10 @@ def _select_columns(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[
     return table.iloc[:, [position for position in range(len(names)) if position not in nameless]], []
 
 
-def _read_edges(path: Path, columns: Columns) -> pd.DataFrame | np.ndarray:
+def _read_edges(path: Path, columns: Columns, nodes: int) -> pd.DataFrame | np.ndarray:
     name = path.name.lower()
     if name.endswith(".npz"):
-        return read_edge_matrix(path)
+        return read_edge_matrix(path, nodes)
     names = [columns.column_of.get(ours, ours) for ours in EDGE_COLUMNS]
     without_header = name.endswith(".txt")
     if name.endswith(".tsv"):
@@ -224,13 +224,19 @@ def read_json_lines(path: Path) -> pd.DataFrame:
             rows.append(row)
         elif line.strip():
             raise DataError(f"{path}, line {number} is {line.strip()!r:.80}, expected one JSON object per line")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    for name in {name for row in rows for name, value in row.items() if isinstance(value, int) and abs(value) > EXACT}:
+        if table[name].dtype.kind == "f":  # whole numbers with gaps
+            table[name] = pd.Series([row.get(name) for row in rows], dtype=object)
+    return table
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         with reading_data(f"{path} cannot be read as Parquet", "export it again"):
             table = pd.read_parquet(path)
+            if (table.select_dtypes("float").abs() > EXACT).any(axis=None):  # maybe whole numbers with gaps
+                table = pd.read_parquet(path, dtype_backend="numpy_nullable")
             if any(name is not None for name in table.index.names):  # a named index is a column of the file
                 table = table.reset_index()
     except ImportError as error:

@@ -11,6 +11,8 @@ import pandas as pd
 
 from glem_graphgym.data.errors import DataError
 
+EXACT = 2**53  # the largest whole number up to which floats are exact
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -61,6 +63,8 @@ def strings_of(column: pd.Series, where: str) -> np.ndarray:
         return strings_of(column.map(string_of, na_action="ignore"), where)
     except TypeError as error:
         raise DataError(f"{where} holds lists or the like; expected text or numbers") from error
+    if values.dtype.kind == "f" and len(large := values[np.abs(values) > EXACT]):
+        raise DataError(f"{where} holds {large[0]!r:.80}, a rounded number (float); write numbers beyond 2^53 as text")
     return np.array([*map(string_of, values), None], dtype=object)[codes]  # the code of a missing value is -1
 
 

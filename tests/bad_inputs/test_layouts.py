@@ -165,7 +165,7 @@ LAYOUTS = {
     "a matrix of SciPy": Layout(
         lambda folder: with_edges(folder, NODES, "edges.npz", sparse),
         damage=[("nodes.csv", "The newts: no. 23,newts\n", "")],
-        names=["edges.npz", "name nodes outside of 0 to 22"],
+        names=["edges.npz", "a matrix (24, 24), but there are 23 nodes"],
     ),
     "edge_index": Layout(
         lambda folder: with_edges(folder, NODES, "edges.npz", lambda path: np.savez(path, edge_index=EDGES.T)),

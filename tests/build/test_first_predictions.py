@@ -36,6 +36,16 @@ def test_ranked_classes_become_a_distribution(tmp_path: Path, small: TextGraph, 
     np.testing.assert_allclose(p, expected, atol=2e-3)
 
 
+@pytest.mark.parametrize(("rows", "first"), [(["0", "1", "2,3"], [0, 1, 2]), (["1", "2", "4,3"], [0, 1, 3])])
+def test_names_that_are_numbers_are_names_in_all_rows_or_in_none(
+    tmp_path: Path, small: TextGraph, rows: list[str], first: list[int]
+) -> None:
+    graph = replace(small, class_names=["1", "2", "3", "4"])
+    (tmp_path / "gpt.csv").write_text("\n".join([*rows, *["1"] * (COUNT - 3)]))
+    logits = first_predictions(str(tmp_path / "gpt.csv"), graph)
+    assert logits is not None and logits[:3].argmax(1).tolist() == first
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,7 @@ def test_features_beside_the_tables(folder: Path) -> None:
         (float("nan"), []),
         (pd.NA, []),
         (3.0, ["3"]),
-        ("[" * 100_000, []),
+        ("[" * 100_000 + "]" * 100_000, []),
     ],
 )
 def test_lists_of_neighbours(value: Any, listed: list[str]) -> None:
@@ -176,6 +178,28 @@ def test_neighbours_in_csv_stay_as_written(name: str, tmp_path: Path) -> None:
     assert load_table(tmp_path / "ring.csv", tmp_path, columns=columns, shares=(0.5, 0.25, 0.25)).num_edges == 4
 
 
-def test_nested_lists_of_neighbours_are_refused() -> None:
-    with pytest.raises(DataError, match=r"column 'adj', row 2 holds '\[\[1\]\]', expected a list of ids"):
-        edges_of_neighbours([0, 1], pd.Series(["1", "[[1]]"]), "column 'adj'")
+@pytest.mark.parametrize("wrong", ["[[1]]", "[1, 2", "1, 2]", "{1 2"])  # nested, or a cell that was cut
+def test_lists_of_neighbours_that_are_refused(wrong: str) -> None:
+    with pytest.raises(DataError, match=rf"column 'adj', row 2 holds '{re.escape(wrong)}', expected a list of ids"):
+        edges_of_neighbours([0, 1], pd.Series(["1", wrong]), "column 'adj'")
+
+
+LONG = [2**60 + i for i in range(4)]  # not exact as floats
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_long_numbers_with_gaps_stay_exact(ending: str, tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"id": LONG, "text": "x", "neighbours": [*LONG[1:], None], "label": [None, *LONG[:3]]}, dtype=object
+    )
+    file = tmp_path / f"ring{ending}"
+    if ending == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in table.to_dict("records")))
+    else:
+        table.to_parquet(file)
+    graph = load_table(file, tmp_path, shares=(0.34, 0.33, 0.33))
+    assert graph.edge_index().T.tolist() == [[0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 2]]
+    assert graph.class_names == [*map(str, LONG[:3])]
+    table.astype({"neighbours": float}).to_parquet(file.with_suffix(".parquet"))
+    with pytest.raises(DataError, match=r"column .neighbours. holds .*rounded number"):
+        load_table(file.with_suffix(".parquet"), tmp_path, shares=(0.34, 0.33, 0.33))

@@ -338,6 +338,17 @@ def test_arrays_of_numpy_1(tmp_path: Path) -> None:
         ({"raw_texts": None}, "has no texts; expected raw_texts or raw_text or texts or text, or a title"),
         ({"raw_texts": None, "title": TEXTS, "abstract": TEXTS[1:]}, "title and abstract have [12, 11] texts"),
         ({"x": X[1:]}, "x is float32 (11, 4), expected finite numbers (12 nodes, number of features)"),
+        ({"num_nodes": N + 1}, "num_nodes is 13, but y has 12"),
+        (
+            {"edge_index": torch.sparse_coo_tensor(EDGES, torch.ones(14), (N, 40))},
+            "is a matrix (12, 40), but",
+        ),
+        ({"y": ["a", 0.5] * 6}, "y is list of 12, expected a tensor, an array or a list of numbers"),
+        ({"y": Y * 1e18}, "y holds 1e+18"),
+        ({"raw_texts": [*TEXTS[:-1], 0.5]}, "raw_texts holds float, str; expected a list of str"),
+        ({"raw_texts": None, "title": [*TEXTS[:-1], 7], "abstract": TEXTS}, "title holds int, str; expected a list of"),
+        ({"split": ["train", "val", "test"] * 4}, "split is list of 12, expected a dict of train"),
+        ({"split_idx": {"Train": [0], "Test": [1]}}, "split_idx is dict of 2, expected a dict of train"),
         ({"x": X / 0}, "x holds NaN or infinity, expected finite numbers"),
         ({"train_mask": MASKS[0], "test_mask": numbers(MASKS[2])}, "test_mask is int64 (3,), expected true or false"),
         ({"train_mask": MASKS[0], "test_mask": 0.5 * MASKS[2]}, "test_mask is float32 (12,), expected true or false"),
@@ -356,6 +367,26 @@ def test_broken_attributes_are_refused(changes: dict[str, Any], message: str, tm
     assert message in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "graph.pt"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"node_id": [*range(N, 0, -1)]},
+            "graph.csv: column 'node_id' is in no order and lacks some number",
+        ),
+        ({"node_idx": [11, *range(11, 0, -1)]}, "graph.csv: column 'node_idx' is in no order"),
+        ({"text ": TEXTS}, "graph.csv: several columns have the name 'text'"),
+    ],
+)
+def test_tables_of_texts_that_are_refused(table: dict[str, Any], message: str, tmp_path: Path) -> None:
+    torch.save({"edge_index": EDGES, "y": Y}, tmp_path / "graph.pt")
+    frame = pd.DataFrame({"text": TEXTS, **table})
+    frame.to_csv(tmp_path / "graph.csv", index=False, header=[name.strip() for name in frame])
+    with pytest.raises(DataError) as error:
+        graph_in(tmp_path / "graph.pt")
+    assert message in str(error.value)
 
 
 def changed(attribute: str, change: Callable[[Any], Any]) -> Callable[[Path], object]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.build.graph import files_of
@@ -15,7 +16,7 @@ from glem_graphgym.config import load_config
 from glem_graphgym.data.from_tables import graph_of
 from glem_graphgym.data.text_graph import TextGraph
 from tests.bad_inputs.conftest import Ended, run_here
-from tests.bad_inputs.test_layouts import LAYOUTS
+from tests.bad_inputs.test_layouts import LAYOUTS, SPLIT
 from tests.data import pyg_files
 
 NASTY = [
@@ -119,6 +120,17 @@ def test_files_of_other_names_are_given_one_by_one(tmp_path: Path, capsys: pytes
     assert ended.returncode == 0, ended.stderr
     assert "read papers.csv, cites.tsv: 3 nodes, 2 classes" in ended.stdout
     assert (tmp_path / "t" / "edges.csv").read_text() == "source,target\na,b\nb,c\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"), [(["A", "A", "B"], "'A', 'A'"), (["", "A", "B"], "''"), (["NA", "1", "2"], "'NA'")]
+)
+def test_classes_that_tables_cannot_hold_are_named(
+    names: list[str], lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(pyg_files.planetoid(label_names=names), tmp_path / "graph.pt")
+    ended = convert(tmp_path / "graph.pt", "dataset.tag_split", SPLIT, out=tmp_path / "tables", capsys=capsys)
+    assert ended.returncode == 1 and f"nodes.csv does not keep the classes {lost} of" in ended.stderr
 
 
 @pytest.mark.parametrize(
