@@ -89,9 +89,9 @@ def read_pyg_files(files: Sequence[Path], options: TableOptions) -> Tables:
     edges = _first_present(path, attributes, EDGES)
     label = _first_present(path, attributes, [columns.column_of["label"]] if "label" in columns.column_of else LABELS)
     labels = _labels(f"{path}: {label}", attributes[label])
-    count = _array(f"{path}: num_nodes", attributes.get("num_nodes", len(labels))).tolist()
-    if count != [len(labels)]:
-        raise DataError(f"{path}: num_nodes is {listed(count)}, but {label} has {len(labels)}; expected as many")
+    count = attributes.get("num_nodes")
+    if count is not None and (counts := _array(f"{path}: num_nodes", count).tolist()) != [len(labels)]:
+        raise DataError(f"{path}: num_nodes is {listed(counts)}, but {label} has {len(labels)}; expected as many")
     class_names, classes_from = _class_names(files, attributes, labels)
     split, split_from = _splits(path, attributes, len(labels))
     features = next((name for name in FEATURES if name in attributes and not _is_texts(attributes[name])), None)
