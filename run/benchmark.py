@@ -52,8 +52,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown part {unknown[0]}; expected some of: {', '.join(PARTS)}")
     if args.repeats < 1:
         parser.error(f"--repeats is {args.repeats}, expected at least 1")
-    if args.memory_gb <= 0:
-        parser.error(f"--memory_gb is {args.memory_gb:g}, expected more than 0")
+    if not 0 < args.memory_gb < float("inf"):
+        parser.error(f"--memory_gb is {args.memory_gb:g}, expected a number above 0")
+    if args.nodes and min(args.nodes) < 1000:
+        parser.error(f"--nodes is {min(args.nodes)}, expected at least 1,000")
     return args
 
 

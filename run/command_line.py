@@ -68,7 +68,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def config_file(text: str) -> Path:
     """Path of a configuration; a bare name that is no file (``glem_debian_small``) is looked up in configs_gg/."""
     file, shipped = path(text), CONFIGS / f"{text}.yaml"
-    return shipped if not file.exists() and Path(text).name == text and shipped.is_file() else file
+    try:
+        return shipped if not file.exists() and Path(text).name == text and shipped.is_file() else file
+    except OSError:  # such as a name that is too long, which loading reports
+        return file
 
 
 def path(text: str) -> Path:

@@ -54,7 +54,10 @@ def convert(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     keys = all_keys()
     count = next((index for index, word in enumerate(args.source) if word in keys), len(args.source))
-    source_paths, opts = [path(word) for word in args.source[:count]], args.source[count:] + args.opts
+    try:
+        source_paths, opts = [path(word) for word in args.source[:count]], args.source[count:] + args.opts
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"FILE: {error}") from error
     name = args.name or layout_of(source_paths[0])
     load_config(cfg, CONFIG, ["dataset.name", name, "dataset.tag_source", str(source_paths[0]), *opts])
     cfg.dataset.tag_undirected = False  # the tables keep directions; this key counts when they are read

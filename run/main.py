@@ -135,10 +135,11 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from torch_geometric.graphgym.utils.comp_budget import params_count
     from torch_geometric.graphgym.utils.device import auto_select_device
 
+    from glem_graphgym.build.gnn_check import unused_keys
     from glem_graphgym.build.graph import load_text_graph_of
     from glem_graphgym.build.language_model import hardware_for
     from glem_graphgym.build.run_folder import check_run_folder, identity_of, is_finished, take_run_folder
-    from glem_graphgym.config import check_metric
+    from glem_graphgym.config import check_metric, unread_keys
     from glem_graphgym.data.pickles import only_data_is_unpickled
     from glem_graphgym.files import read_json, write_json
     from glem_graphgym.memory import PeakMemory
@@ -154,12 +155,17 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     # GraphGym would append to the files of an unfinished run.
     for split in ("train", "val", "test", "ckpt"):
         shutil.rmtree(run_dir / split, ignore_errors=True)
+    unread = unread_keys(cfg) if cfg.dataset.format == "TAG" else []
+    if unread := [*unread, *unused_keys(cfg, joint=False)]:
+        logging.warning(f"train.mode standard does not read {', '.join(unread)}: set without effect")
     auto_select_device()
     memory, start = PeakMemory(hardware_for(cfg, "32").accelerator), time.perf_counter()
-    with only_data_is_unpickled(Path(cfg.dataset.dir)):
+    loaded = f"load dataset.name {cfg.dataset.name} (train.sampler {cfg.train.sampler}, val.sampler {cfg.val.sampler})"
+    with graphgym_errors(loaded), only_data_is_unpickled(Path(cfg.dataset.dir)):
         datamodule = GraphGymDataModule()
     check_metric(cfg, infer_task())
-    model = create_model()
+    with graphgym_errors(f"build model.type {cfg.model.type}"):
+        model = create_model()
     logging.info(model)
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)
@@ -169,10 +175,28 @@ def run_standard(cfg: Any, overwrite: int) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", message=".*(does not have many workers|'pin_memory' argument|srun).*")
-        with without_test_scores(run_dir) if hides_test(run_dir) else nullcontext():
+        hidden = without_test_scores(run_dir) if hides_test(run_dir) else nullcontext()
+        with graphgym_errors(f"train model.type {cfg.model.type}"), hidden:
             train(model, datamodule, logger=True, trainer_config={"logger": False, "num_sanity_val_steps": 0})
     cost = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(memory.peak_mb(), 1)}
     write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), **cost, "finished": True})
+
+
+@contextmanager
+def graphgym_errors(task: str) -> Iterator[None]:
+    """A block of GraphGym's own code, which checks few of its settings: an error says what it cannot do."""
+    from glem_graphgym.config import ConfigError
+    from glem_graphgym.memory import is_out_of_memory
+
+    try:
+        yield
+    except (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"GraphGym cannot {task} with these settings: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            "; change them, or see the traceback with GLEM_TRACEBACK=1"
+        ) from error
 
 
 @contextmanager

@@ -66,7 +66,9 @@ def rehearse(args: argparse.Namespace) -> int:
     from rehearsal import graphs
     from rehearsal.models import make_deberta
     from rehearsal.steps import Steps
+    from torch_geometric.graphgym.config import cfg
 
+    from glem_graphgym.config import load_config
     from glem_graphgym.disk import disk_full_errors
     from glem_graphgym.files import atomic_write
 
@@ -75,17 +77,21 @@ def rehearse(args: argparse.Namespace) -> int:
         shape = replace(shape, body=graphs.Lengths(600, 0.0, 600))
     data = args.folder / f"{args.dataset}_{args.scale:g}{'_full' if args.full_length else ''}"
     results = data / f"results_{args.lm}_{args.precision}"
+    lm = args.folder / f"deberta_{args.lm}"
+    folders = {"dataset.dir": data, "out_dir": results, "lm.model": lm, "lm.precision": args.precision}
+    options_of: dict[str, list[str]] = {}
+    for config, config_options in RUNS[args.dataset].items():
+        options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **config_options}
+        words = [str(word) for key, value in options.items() if key not in args.opts for word in (key, value)]
+        options_of[config] = [*words, *args.opts]
+        load_config(cfg, CONFIGS / f"{config}.yaml", options_of[config])  # refused before anything is generated
     with disk_full_errors(args.folder):
         print(f"{data}: {shape.nodes:,} nodes, {shape.edges:,} edges in the format of {shape.name}", flush=True)
         graphs.write_graph(data, shape)
-        lm = make_deberta(args.folder / f"deberta_{args.lm}", args.lm)
+        make_deberta(lm, args.lm)
         steps = Steps(results, data)
-        for config, config_options in RUNS[args.dataset].items():
-            folders = {"dataset.dir": data, "out_dir": results, "lm.model": lm, "lm.precision": args.precision}
-            options = {**folders, **ALWAYS, **FEW_EPOCHS[args.lm], **config_options}
-            settings = ["--cfg", CONFIGS / f"{config}.yaml"]
-            settings += [word for key, value in options.items() if key not in args.opts for word in (key, value)]
-            settings += args.opts
+        for config, options in options_of.items():
+            settings = ["--cfg", CONFIGS / f"{config}.yaml", *options]
             steps.run(f"prepare, {config}", "prepare.py", *settings)
             if not args.prepare:
                 steps.run(f"run, {config}", "main.py", *settings)

@@ -84,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     follow_up.add_argument("--whole", action="store_true", help="six best methods on the whole graph, five seeds")
     follow_up.add_argument("--label_rates", action="store_true", help="best GLEM with other label rates, five seeds")
     args = parser.parse_args(argv)
+    if args.max_jobs < 1:
+        parser.error(f"--max_jobs is {args.max_jobs}, expected at least 1")
     name = "whole" if args.whole else "label_rates" if args.label_rates else ""
     results = RESULTS.with_name(f"science_{name}") if name else RESULTS
     if args.unblind:

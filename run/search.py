@@ -56,6 +56,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("trials", "repeat", "max_jobs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}, expected at least 1")
+    if args.repeat > 10_000:
+        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
+    if not 0 <= args.seed < 1 << 31:  # a resumed search adds the number of its trials
+        parser.error(f"--seed is {args.seed}, expected 0 to {(1 << 31) - 1:,}")
     args.main, args.sleep = "main", 0.0
     return args
 
@@ -209,6 +213,11 @@ def check_space(args: argparse.Namespace) -> None:
 
     points = []
     for block in space.read_grid(args.space, is_text, "--space", ranges=True):
+        for axis in block:
+            if axis.key == "out_dir":
+                raise space.GridError(
+                    f"{args.space}, line {axis.line}: out_dir is where the search finds its trials; set it in --config"
+                )
         first_values = tuple(axis.values[0] for axis in block)
         points.append(space.Point(block, first_values))
         for index, axis in enumerate(block):

@@ -59,6 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, low in (("repeat", 1), ("max_jobs", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(args, name) < low:
             parser.error(f"--{name} is {getattr(args, name)}, expected at least {low}")
+    if args.repeat > 10_000:
+        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
     for text in (args.partition, args.time, args.mem, args.name, *args.sbatch):
         if text is not None and not text.isprintable():
             parser.error(f"{text!r} has a line break or another control character in it")

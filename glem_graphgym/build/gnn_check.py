@@ -98,6 +98,8 @@ def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
         read_keys |= {"hops", "batch_size"} | ({"label_hops"} if cfg.glem.label_input else set())
     elif cfg.gnn.fan_out and not joint:
         read_keys |= {"batch_size"}
+    if cfg.train.mode == "standard":
+        read_keys -= {*KEYS_OF_TRAINING, "batch_size"}
 
     class ReadRecorder(CfgNode):
         def __getitem__(self, name: str) -> object:

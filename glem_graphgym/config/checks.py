@@ -85,13 +85,18 @@ def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
 
 
 def _is_file_name(text: str) -> bool:
-    """Whether a text names a file in the experiment's folder, outside of the seeds' folders and ``agg``."""
+    """Whether a text names a file in the experiment's folder that is none of the results."""
     path = PurePath(text)
-    taken = not path.parts or path.parts[0] == "agg" or re.fullmatch(r"-?\d+", path.parts[0])
+    taken = not path.parts or re.fullmatch(r"-?\d+|agg|(summary|blind)\.json", path.parts[0])
     return not taken and ".." not in path.parts and not path.is_absolute()
 
 
 RULES: tuple[Rule, ...] = (
+    (lambda c: c.dataset.format != "TAG" or (c.dataset.task == "node" and c.dataset.task_type != "regression"),
+     "dataset.task is '{dataset.task}' and dataset.task_type '{dataset.task_type}', but dataset.format TAG has classes "
+     "of nodes; expected 'node' and 'classification'"),
+    (lambda c: c.optim.max_epoch > 0 or (c.train.mode != "standard" and not MODES[c.train.mode].gnn),
+     "optim.max_epoch is {optim.max_epoch}, so the GNN would learn nothing; expected at least 1"),
     (lambda c: c.out_dir,
      "out_dir is empty, expected a folder for the results ('.' is the current one)"),
     (lambda c: _is_file_name(c.cfg_dest),
@@ -164,8 +169,6 @@ OUR_RULES: tuple[Rule, ...] = (
     (lambda c: c.gnn.input_norm != "layer" or c.train.mode == "glem_joint",
      "gnn.input_norm is 'layer', but train.mode {train.mode} does not change text embeddings while it trains the GNN; "
      "expected standardise, batch or none"),
-    (lambda c: c.optim.max_epoch > 0 or not MODES[c.train.mode].gnn,
-     "optim.max_epoch is {optim.max_epoch}, so the GNN would learn nothing; expected at least 1"),
     (lambda c: c.optim.base_lr > 0 or c.train.mode == "glem_lm",
      "optim.base_lr is {optim.base_lr}, so the GNN would learn nothing; expected a number above 0"),
     (lambda c: 0 not in (c.lm.lr, c.e_step.lr) or c.train.mode == "glem_gnn",
@@ -322,9 +325,14 @@ UNREAD = {name: instead for names, instead in (
 
 
 def unread_keys(cfg: CfgNode) -> list[str]:
-    """Keys that differ from their default, but that our train modes do not read; each with the key to set instead."""
+    """Changed keys that a run on a text graph does not read; each with the key to set instead.
+
+    GraphGym's own training reads all but those of the graph.
+    """
     keys, settings = all_keys(), dict(flat_settings(cfg))
     changed = [name for name in UNREAD if settings[name] != keys[name].default]
+    if cfg.train.mode == "standard":
+        return [f"{name} (but {UNREAD[name]})" for name in changed if UNREAD[name].startswith("dataset.")]
     if cfg.model.loss_fun == "glem_pseudo_label":  # it is the loss of these modes
         changed.remove("model.loss_fun")
     unread = [f"{name} (but {UNREAD[name]})" if UNREAD[name] else name for name in changed]

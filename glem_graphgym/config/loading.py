@@ -57,6 +57,7 @@ def load_config(cfg: CfgNode, file: str | Path, options: Iterable[str] = ()) -> 
     _import_plugins(tree, dict(zip(names, texts, strict=False)), str(file))
     set_cfg(cfg)
     defaults = cfg.clone()
+    defaults.pop("share")  # GraphGym's notes about the data, which it writes while it runs
     _merge(cfg, typed_values(tree, defaults, str(file)))
     if joined := next((name for name in names if "=" in name), None):
         raise ConfigError(f"options are written as 'key value', without an equals sign; found '{shown(joined)}'")

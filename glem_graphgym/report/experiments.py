@@ -257,8 +257,13 @@ def read_summary(file: Path) -> list[dict[str, Any]]:
         raise LookupError("no summary.json")
     remedy = "start that seed's run again to have it rewritten"
     with reading(file, remedy):
-        rows = read_json(file, remedy)
-        return [{key: row[key] for key in (*SUMMARY, *COSTS, *FURTHER) if key in SUMMARY or key in row} for row in rows]
+        rows = [
+            {key: row[key] for key in (*SUMMARY, *COSTS, *FURTHER) if key in SUMMARY or key in row}
+            for row in read_json(file, remedy)
+        ]
+        if not rows or any(isinstance(value, str) != (key == "method") for row in rows for key, value in row.items()):
+            raise ValueError("expected a row of numbers per method")
+        return rows
 
 
 def _stock_row(folder: Path, run_json: Mapping[str, Any]) -> list[dict[str, Any]]:

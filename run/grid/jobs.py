@@ -571,6 +571,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("repeat", "max_jobs"):
         if getattr(args, name) < 1:
             parser.error(f"{name.upper()} is {getattr(args, name)}, expected at least 1")
+    if args.repeat > 10_000:
+        parser.error(f"REPEAT is {args.repeat}, expected 1 to 10,000")
     if not 0 <= args.sleep < float("inf"):
         parser.error(f"SLEEP is {args.sleep}, expected seconds, 0 or more")
     return args

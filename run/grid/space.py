@@ -108,7 +108,7 @@ def read_aliases(file: Path) -> list[str]:
 
 def _read(file: Path, flag: str) -> str:
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             text = stream.read(MAX_CHARACTERS + 1)
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"more than {MAX_CHARACTERS:,} characters")

@@ -117,6 +117,21 @@ def test_texts_stand_as_they_were_typed(tmp_path: Path) -> None:
     assert found == {"2024_05", "1e3", "0x10", "True", "None", "007", "12:30", "1.50"}
 
 
+def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    assert generate(tmp_path, b"\xef\xbb\xbfseed s [1]\r\nround r [2]\r\n") == 0
+    (file,) = (tmp_path / "configs").glob("*/*.yaml")
+    load_config(cfg, file)
+    assert (cfg.seed, cfg.round) == (1, 2)
+
+
+def test_a_search_cannot_move_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "space.txt").write_text("gnn.dropout d [0.1]\nout_dir o ['a', 'b']\n")
+    arguments = ["--config", tmp_path / "base.yaml", "--space", tmp_path / "space.txt", "--out_dir", tmp_path / "new"]
+    assert load_program("search").main([str(argument) for argument in arguments]) == 1
+    assert "space.txt, line 2: out_dir" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_texts_of_the_base_stand_as_they_were_typed(tmp_path: Path) -> None:
     assert generate(tmp_path, "seed s [1]\n", base=BASE + "lm: {model: 2024_05}\nout_dir: 007\n") == 0
     (file,) = (tmp_path / "configs").glob("*/*.yaml")

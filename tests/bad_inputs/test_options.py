@@ -165,6 +165,7 @@ NONSENSE = {
     ("cfg_dest", "a/../../config.yaml"): ["config.yaml"],
     ("cfg_dest", "agg"): ["config.yaml"],
     ("cfg_dest", "0"): ["config.yaml"],
+    ("cfg_dest", "summary.json"): ["config.yaml"],
 }
 
 
@@ -217,6 +218,7 @@ def test_of_an_option_that_is_given_twice_the_last_value_counts(
         (["seed"], "seed"),
         (["seed", "3", "out_dir"], "out_dir"),
         (["--cfg"], "--cfg"),
+        (["--cfg", "x" * 300], "--cfg xxx"),
     ],
 )
 def test_a_command_line_that_is_wrong(options: list[str], name: str, program_name: str, program: Program) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,19 @@ def test_tables_of_a_grid_name_a_damaged_file(
     assert str(results) in line
 
 
+SUMMARIES = ["[]", "{}", '[{"method": "GLEM"}]', "0.5"]
+
+
+@pytest.mark.parametrize("program", ["leaderboard", "ensemble"])
+def test_a_summary_of_something_else_is_named(program: str, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = results / "small/0/summary.json"
+    texts = [re.sub(r"0\.\d+", '"high"', file.read_text()), *SUMMARIES]
+    arguments = ["--out", "new"] if program == "ensemble" else []
+    for text in texts:
+        file.write_text(text)
+        assert "small/0/summary.json" in refusal(program, "--dir", results, *arguments, capsys=capsys)
+
+
 NOT_THERE = [
     ("leaderboard", ["--dir", "nothing"], "nothing"),
     ("leaderboard", ["--dir", "empty"], "empty"),
@@ -67,6 +81,8 @@ NOT_THERE = [
     ("agg_batch", ["--dir", "empty"], "empty"),
     ("slurm_gen", ["--dir", "nothing"], "nothing"),
     ("slurm_gen", ["--dir", "empty"], "empty"),
+    ("convert", ["$NOT_SET", "--out", "new"], "$NOT_SET"),
+    ("convert", ["~nobody_of_that_name", "--out", "new"], "~nobody_of_that_name"),
 ]
 FLAGS = [
     ("leaderboard", [], "--dir"),
@@ -77,6 +93,14 @@ FLAGS = [
     ("slurm_gen", ["--dir", "results", "--repeat", "0"], "--repeat"),
     ("slurm_gen", ["--dir", "results", "--gpus", "-1"], "--gpus"),
     ("slurm_gen", ["--dir", "results", "--cpus", "0"], "--cpus"),
+    ("slurm_gen", ["--dir", "results", "--repeat", "10001"], "--repeat"),
+    ("search", ["--config", "x", "--space", "x", "--repeat", "10001"], "--repeat"),
+    ("search", ["--config", "x", "--space", "x", "--seed", "-1"], "--seed"),
+    ("science", ["--max_jobs", "0"], "--max_jobs"),
+    ("benchmark", ["cost", "--memory_gb", "inf"], "--memory_gb"),
+    ("benchmark", ["scale", "--nodes", "-5"], "--nodes"),
+    ("rehearse", ["arxiv", "lm.lr"], "lm.lr"),
+    ("rehearse", ["arxiv", "lm.epoch", "3"], "lm.epoch"),
 ]
 
 

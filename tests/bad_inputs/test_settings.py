@@ -39,6 +39,23 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
         ["train.mode", "standard", "dataset.node_encoder", True],
         ["model.type", "dataset.node_encoder"],
     ),
+    "edges in place of nodes, in GraphGym's own training": (
+        ["train.mode", "standard", "dataset.task", "edge"],
+        ["dataset.task is 'edge'", "TAG"],
+    ),
+    "regression in GraphGym's own training": (
+        ["train.mode", "standard", "dataset.task_type", "regression", "metric_best", "loss"],
+        ["dataset.task_type 'regression'", "TAG"],
+    ),
+    "GraphGym's own training without epochs": (["train.mode", "standard", "optim.max_epoch", 0], ["optim.max_epoch"]),
+    "a sampler that GraphGym cannot run": (
+        ["train.mode", "standard", "glem.node_features", "static", "train.sampler", "cluster"],
+        ["train.sampler cluster", "GLEM_TRACEBACK"],
+    ),
+    "layers that GraphGym cannot stack": (
+        [*("train.mode", "standard", "glem.node_features", "static"), "model.type", "gnn", "gnn.layers_mp", 0],
+        ["model.type gnn", "mat1"],
+    ),
     # ---- sampled neighbourhoods
     "joint training without sampling": (["train.mode", "glem_joint"], ["glem_joint", "gnn.fan_out"]),
     "a number too few": (["gnn.fan_out", "[3]"], ["gnn.fan_out", "gnn.layers_mp"]),
@@ -141,6 +158,12 @@ def test_first_predictions_beyond_float16_are_refused(program: Program) -> None:
     """They would be infinite in the files of a run."""
     np.save(program.folder / "first.npy", np.full((60, 2), -1e6, dtype=np.float32))
     program.refuses("glem.first_predictions", program.folder / "first.npy", names=["first.npy", "1e+06", "65504"])
+
+
+def test_graphgyms_own_training_names_what_it_does_not_read(program: Program) -> None:
+    unread = ["dataset.to_undirected", True, "gnn.act", "prelu", "gnn.fan_out", "[2, 2]"]
+    names = ["dataset.to_undirected (but dataset.tag_undirected)", "gnn.act", "gnn.fan_out"]
+    program.accepts("train.mode", "standard", "glem.node_features", "static", *unread, says=names)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
 UNKNOWN = {
     "glem.alpha: 0.5": ["glem.alpha", "'glem:'"],
     "glem: {aplha: 0.5}": ["glem.aplha", "glem.alpha"],
+    "share: {dim_in: 3}": ["'share'"],
     "1: 2": ["'1'"],
     "true: 2": ["'true'"],
     "~: 2": ["'~'"],

@@ -195,9 +195,9 @@ def test_a_step_that_fails_ends_it_and_is_done_again(
     tmp_path: Path, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["products", "--scale", "0.001", "--folder", str(tmp_path), "--prepare", *FAST]
-    assert load_program("rehearse").main([*command, "lm.batch_size", "0"]) == 1
+    assert load_program("rehearse").main([*command, "lm.model", str(tmp_path / "nothing")]) == 1
     err = capsys.readouterr().err
-    assert "lm.batch_size" in err
+    assert "lm.model" in err
     assert err.splitlines()[-1].startswith("error: 'prepare, glem_gamlp_products' failed")
     assert load_program("rehearse").main(command) == 0
     assert in_this_process == ["prepare", "prepare"]
