@@ -90,8 +90,8 @@ def rehearse(args: argparse.Namespace) -> int:
         graphs.write_graph(data, shape)
         make_deberta(lm, args.lm)
         steps = Steps(results, data)
-        for config, options in options_of.items():
-            settings = ["--cfg", CONFIGS / f"{config}.yaml", *options]
+        for config, words in options_of.items():
+            settings = ["--cfg", CONFIGS / f"{config}.yaml", *words]
             steps.run(f"prepare, {config}", "prepare.py", *settings)
             if not args.prepare:
                 steps.run(f"run, {config}", "main.py", *settings)
