@@ -27,7 +27,7 @@ SHIPPED = sorted(Path("configs_gg").glob("*.yaml"))
     ],
 )
 def test_settings_that_a_network_does_not_use_are_found(model: str, settings: dict, unused: list[str]) -> None:
-    cfg.model.type, cfg.gnn.layers_post_mp = model, 1
+    cfg.train.mode, cfg.model.type, cfg.gnn.layers_post_mp = "glem_gnn", model, 1
     for name, value in settings.items():
         cfg.gnn[name] = value
     assert unused_keys(cfg, joint=False) == [f"gnn.{name}" for name in unused]
