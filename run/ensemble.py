@@ -59,7 +59,8 @@ def average(folders: Sequence[Path], out: Path) -> int:
     config = experiments[0].folder / "config.yaml"
     load_config(cfg, config)
     with making(out) as unfinished:
-        assert unfinished is not None, "another process has made it"
+        if unfinished is None:
+            raise ValueError(f"--out {out} has been made by another process meanwhile; name another folder")
         shutil.copyfile(config, unfinished / config.name)
         for seed in seeds:
             cfg.seed = seed  # of several fixed splits, it chooses one

@@ -61,7 +61,8 @@ def export_run(cfg: CfgNode, folder: Path, stage: str | None = None, adapter: bo
     if folder.is_dir():
         folder.rmdir()
     with making(folder) as partial_folder:
-        assert partial_folder is not None, "another process has made it"
+        if partial_folder is None:
+            raise RunError(f"{folder} has been made by another process meanwhile; name another --out")
         if lm:
             _export_lm(cfg, graph, run, lm, partial_folder, adapter)
         if gnn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,10 @@ def test_runs_of_other_modes(
 
 
 def test_what_cannot_be_exported_is_refused(
-    run_of: Callable[..., Path], configure_run: Callable[..., Path], tmp_path: Path
+    run_of: Callable[..., Path],
+    configure_run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     configure_run()
     with pytest.raises(RunError, match="holds no finished run"):
@@ -145,3 +149,6 @@ def test_what_cannot_be_exported_is_refused(
     assert not (tmp_path / "out").exists()
     with pytest.raises(RunError, match=r"run is not empty; name another --out"):
         export_run(cfg, run_dir)
+    monkeypatch.setattr("glem_graphgym.build.export.making", lambda folder: nullcontext())  # as if it were there now
+    with pytest.raises(RunError, match=r"out has been made by another process meanwhile"):
+        export_run(cfg, tmp_path / "out")

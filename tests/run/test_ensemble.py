@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import ensemble
@@ -134,3 +135,12 @@ def test_what_cannot_be_averaged_is_refused(
     assert ensemble.main(["--dir", *folders, "--out", str(tmp_path / out)]) == 1
     assert said in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_makes_meanwhile_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
+    monkeypatch.setattr("glem_graphgym.files.making", lambda folder: nullcontext())  # as if it were there now
+    assert ensemble.main(["--dir", str(finished / "a"), str(finished / "b"), "--out", str(tmp_path / "x")]) == 1
+    assert "x has been made by another process meanwhile" in capsys.readouterr().err
