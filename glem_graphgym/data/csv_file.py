@@ -7,13 +7,14 @@ import csv
 import gzip
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from glem_graphgym.data.errors import DataError, reading_data
+from glem_graphgym.data.errors import DataError, listed, reading_data
 
 GZIP = b"\x1f\x8b"
 # First bytes of files that are often renamed to .csv.
@@ -116,6 +117,13 @@ def read_table(content: bytes, strings: Iterable[str], delimiter: str = ",") -> 
     # No word stands for a missing value: "NA", "null" and "nan" are ids and texts like any other.
     options: dict[str, Any] = {"keep_default_na": False, "index_col": False, "low_memory": False}
     return pd.read_csv(io.BytesIO(content), sep=delimiter, dtype=dict.fromkeys(strings, str), **options)
+
+
+def check_distinct(path: Path, header: Sequence[str], names: Iterable[str]) -> None:
+    """Raise DataError if one of ``names``, blank ones aside, stands in a table's header more than once."""
+    counts = Counter(header)
+    if repeated := [name for name in dict.fromkeys(names) if counts[name] > 1 and name.strip()]:
+        raise DataError(f"{path}: several columns have the name {listed(repeated, quoted=True)}; keep one of each")
 
 
 def _wrong_length(path: Path, first: int, lines: list[str], row: list[str], header: list[str], delimiter: str) -> str:

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from glem_graphgym.data.columns import Columns
-from glem_graphgym.data.csv_file import check_rows, read_csv_bytes, read_table
+from glem_graphgym.data.csv_file import check_distinct, check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.dgl_file import is_dgl_file, read_dgl_file
 from glem_graphgym.data.edge_list import check_shape
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.from_tables import Reader, TableOptions
 from glem_graphgym.data.table import read_json_lines
-from glem_graphgym.data.tables import Tables
+from glem_graphgym.data.tables import EXACT, Tables
 from glem_graphgym.memory import is_out_of_memory
 
 # Names that published files use for the same attribute; the first one present is read.
@@ -211,8 +211,7 @@ def _table_of_texts(path: Path) -> dict[str, Any]:
     if name.endswith((".csv", ".csv.gz")):
         content = read_csv_bytes(path)
         header = check_rows(path, content)
-        if repeated := [column for column in (*TEXTS, *TITLES, *BODIES, *NODE_NUMBERS) if header.count(column) > 1]:
-            raise DataError(f"{path}: several columns have the name {listed(repeated, quoted=True)}; keep one of each")
+        check_distinct(path, header, (*TEXTS, *TITLES, *BODIES, *NODE_NUMBERS))
         table = read_table(content, header)
     elif name.endswith(".jsonl"):
         table = read_json_lines(path)
@@ -301,7 +300,7 @@ def _labels(where: str, value: Any) -> pd.Series:
     labels = labels.reshape(-1)
     missing = np.isnan(labels) | (labels < 0)
     labels = np.where(missing, 0, labels)
-    if len(bad := labels[(labels % 1 != 0) | (labels > 2**53)]):
+    if len(bad := labels[(labels % 1 != 0) | (labels > EXACT)]):
         raise DataError(f"{where} holds {listed(bad)}; expected whole numbers from 0, -1 for no class")
     return pd.Series(pd.arrays.IntegerArray(labels.astype(np.int64), missing))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from glem_graphgym.data.columns import EDGE_COLUMNS, NEIGHBOURS, NODE_COLUMNS, VIEW, Columns, alike, edges_of_neighbours
-from glem_graphgym.data.csv_file import DELIMITERS, check_rows, read_csv_bytes, read_table
+from glem_graphgym.data.csv_file import DELIMITERS, check_distinct, check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.edge_list import read_edge_lines, read_edge_matrix
 from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.data.from_tables import NUMBER, Reader, TableOptions
@@ -225,9 +224,10 @@ def read_json_lines(path: Path) -> pd.DataFrame:
         elif line.strip():
             raise DataError(f"{path}, line {number} is {line.strip()!r:.80}, expected one JSON object per line")
     table = pd.DataFrame(rows)
-    for name in {name for row in rows for name, value in row.items() if isinstance(value, int) and abs(value) > EXACT}:
-        if table[name].dtype.kind == "f":  # whole numbers with gaps
-            table[name] = pd.Series([row.get(name) for row in rows], dtype=object)
+    for name in table.select_dtypes("float"):
+        values = [row.get(name) for row in rows] if table[name].abs().max() >= EXACT else []
+        if any(isinstance(value, int) and abs(value) > EXACT for value in values):  # whole numbers with gaps
+            table[name] = pd.Series(values, dtype=object)
     return table
 
 
@@ -235,7 +235,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         with reading_data(f"{path} cannot be read as Parquet", "export it again"):
             table = pd.read_parquet(path)
-            if (table.select_dtypes("float").abs() > EXACT).any(axis=None):  # maybe whole numbers with gaps
+            if (table.select_dtypes("float").abs() >= EXACT).any(axis=None):  # maybe whole numbers with gaps
                 table = pd.read_parquet(path, dtype_backend="numpy_nullable")
             if any(name is not None for name in table.index.names):  # a named index is a column of the file
                 table = table.reset_index()
@@ -260,9 +260,7 @@ def _check_header(path: Path, header: Sequence[str], columns: Columns, nodes: bo
             f"{path} has no column {missing}; found [{listed(header, 12, quoted=True)}], expected {[*expected]}"
             + _why_missing(path, header, missing, expected, delimiter)
         )
-    repeated = [name for name, count in Counter(header).items() if count > 1 and (nodes or name in required)]
-    if repeated := [name for name in repeated if name.strip()]:
-        raise DataError(f"{path}: several columns have the name {listed(repeated, quoted=True)}; keep one of each")
+    check_distinct(path, header, header if nodes else required)
 
 
 def _why_missing(

@@ -203,3 +203,12 @@ def test_long_numbers_with_gaps_stay_exact(ending: str, tmp_path: Path) -> None:
     table.astype({"neighbours": float}).to_parquet(file.with_suffix(".parquet"))
     with pytest.raises(DataError, match=r"column .neighbours. holds .*rounded number"):
         load_table(file.with_suffix(".parquet"), tmp_path, shares=(0.34, 0.33, 0.33))
+
+
+def test_the_first_whole_number_that_no_float_holds_stays_exact(tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": "x", "neighbours": "0", "label": [2**53 + 1, None, 7, 7]}, dtype=object)
+    table.to_parquet(tmp_path / "ring.parquet")
+    (tmp_path / "ring.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_dict("records")))
+    for ending in (".parquet", ".jsonl"):
+        graph = load_table(tmp_path / f"ring{ending}", tmp_path, shares=(0.34, 0.33, 0.33))
+        assert str(2**53 + 1) in graph.class_names
