@@ -85,6 +85,12 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text} names a user that does not exist") from error
 
 
+def check_repeat(parser: argparse.ArgumentParser, repeat: int, flag: str = "--repeat") -> None:
+    """End with status 2 unless the number of seeds is from 1 to 10,000; more is taken for a mistake."""
+    if not 1 <= repeat <= 10_000:
+        parser.error(f"{flag} is {repeat}, expected 1 to 10,000")
+
+
 def parse_with_options(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """Parse flags and, into ``opts``, the ``key value`` options that override the YAML; exits with 2 on errors."""
     args, options = parser.parse_known_args(argv)

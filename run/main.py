@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from command_line import ROOT, add_config, before_imports, logs_to_file, parse_with_options, run_program
+from command_line import ROOT, add_config, before_imports, check_repeat, logs_to_file, parse_with_options, run_program
 from session import experiment_name, run_to_status, set_up_logging, set_up_process, start_or_join
 
 
@@ -34,8 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry_run", action="store_true", help="only show the run's needs; status 1 if it does not fit")
     parser.add_argument("--mark_done", action="store_true", help="rename the YAML to <name>_done when finished")
     args = parse_with_options(parser, argv)
-    if not 1 <= args.repeat <= 10_000:
-        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
+    check_repeat(parser, args.repeat)
     return args
 
 

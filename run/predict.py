@@ -13,7 +13,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from command_line import add_config, before_imports, logs_to_file, parse_with_options, run_program
+from command_line import add_config, before_imports, check_repeat, logs_to_file, parse_with_options, run_program
 from session import experiment_name, run_to_status, set_up_logging, set_up_process, start_or_join
 
 
@@ -25,8 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_config(parser)
     parser.add_argument("--repeat", type=int, default=1, help="number of seeds: seed, seed + 1, ... (default: 1)")
     args = parse_with_options(parser, argv)
-    if not 1 <= args.repeat <= 10_000:
-        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
+    check_repeat(parser, args.repeat)
     return args
 
 

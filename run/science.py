@@ -132,7 +132,7 @@ def write_follow_up(name: str, results: Path) -> Path:
             settings = {"out_dir": str(results), "dataset.tag_max_nodes": 0}
             write_final(configs / f"{method}.yaml", method, settings)
     else:
-        glem = next(method for method in methods if method in METHODS and METHODS[method].space == "science_glem")
+        glem = next(method for method in methods if method.startswith("glem") and not method.endswith(PLATEAU_SUFFIX))
         for rate in LABEL_RATES:
             split = [rate / 100, 0.1, round(0.9 - rate / 100, 2)]
             write_final(configs / f"{glem}_{rate}.yaml", glem, {"out_dir": str(results), "dataset.tag_split": split})

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from command_line import MADE_CONFIGS, before_imports, config_file, path, run_program
+from command_line import MADE_CONFIGS, before_imports, check_repeat, config_file, path, run_program
 from grid import space
 from grid.jobs import DONE, Job, JobError, Plan, Queue, alone_with, job_of, last_line, make_plan, to_status
 from grid.where import configs_folder
@@ -53,11 +53,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=123, help="seed of the sampler (default: 123)")
     parser.add_argument("--no_pruning", action="store_true", help="let every trial finish")
     args = parser.parse_args(argv)
-    for name in ("trials", "repeat", "max_jobs"):
+    check_repeat(parser, args.repeat)
+    for name in ("trials", "max_jobs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}, expected at least 1")
-    if args.repeat > 10_000:
-        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
     if not 0 <= args.seed < 1 << 31:  # a resumed search adds the number of its trials
         parser.error(f"--seed is {args.seed}, expected 0 to {(1 << 31) - 1:,}")
     args.main, args.sleep = "main", 0.0

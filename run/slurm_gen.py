@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from command_line import path, run_program
+from command_line import check_repeat, path, run_program
 from grid.jobs import OWN_MAIN, reopen, written_out
 
 OWN = "run/main.py"
@@ -56,11 +56,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--python", default="python", help="Python on the cluster's nodes (default: python)")
     parser.add_argument("--main", default=OWN, help=f"program of a task (default: {OWN})")
     args = parser.parse_args(argv)
-    for name, low in (("repeat", 1), ("max_jobs", 0), ("gpus", 0), ("cpus", 1)):
+    check_repeat(parser, args.repeat)
+    for name, low in (("max_jobs", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(args, name) < low:
             parser.error(f"--{name} is {getattr(args, name)}, expected at least {low}")
-    if args.repeat > 10_000:
-        parser.error(f"--repeat is {args.repeat}, expected 1 to 10,000")
     for text in (args.partition, args.time, args.mem, args.name, *args.sbatch):
         if text is not None and not text.isprintable():
             parser.error(f"{text!r} has a line break or another control character in it")

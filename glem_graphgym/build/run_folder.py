@@ -8,7 +8,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -183,11 +183,9 @@ def take_run_folder(run_dir: Path, identity: dict[str, Any], overwrite: int = 0)
         RunError: another process is working on one of these seeds.
     """
     for seed in reversed(range(identity["seed"], identity["seed"] + overwrite)):
-        if seed == identity["seed"]:  # locked by the caller
-            _empty(run_dir)
-        else:
-            with lock_run_folder(run_dir.with_name(str(seed))):
-                _empty(run_dir.with_name(str(seed)))
+        folder = run_dir if seed == identity["seed"] else run_dir.with_name(str(seed))
+        with lock_run_folder(folder) if folder != run_dir else nullcontext():  # the caller has locked its own
+            _empty(folder)
     if not _has_results(run_dir):
         write_json(run_dir / "run.json", identity)
         return

@@ -328,8 +328,8 @@ class Journal:
     def forget_weights(self, keep: set[str]) -> None:
         """Delete the weights of finished stages whose folder name is not in ``keep``; called by all ranks."""
         processes.barrier()  # no rank reads them any more
-        for stage in self.finished:
-            if processes.rank() == 0 and stage.key.folder not in keep:
+        for stage in self.finished if processes.rank() == 0 else ():
+            if stage.key.folder not in keep:
                 (stage.folder / "weights.safetensors").unlink(missing_ok=True)
 
 

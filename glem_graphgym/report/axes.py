@@ -97,6 +97,11 @@ def leading(keys: Sequence[str]) -> str:
     return next((key for key in WORDS if key in keys), keys[0])
 
 
+def _order(key: str) -> int:
+    """Position of a setting in names: that in ``axes.yaml``; keys that are not listed there come last."""
+    return [*WORDS, key].index(key)
+
+
 def value_in_words(key: str, value: Any) -> str:
     """``LoRA 16``, ``2 iterations``, ``width 256``."""
     words, words_by_value = [*WORDS.get(key, ["", ""])[1:], {}][:2]
@@ -137,31 +142,36 @@ def names_in_words(rows: Sequence[tuple[str, Sequence[Experiment]]], experiments
         rows: per row its method and the experiments that gave this result; the row is named after the first.
         experiments: all experiments of the table.
     """
-    words_by_row = [
-        _settings_in_words(members[0], _distinguishing_settings(method, members, experiments))
-        for method, members in rows
-    ]
+    by_mode = {mode: [one for one in experiments if one.mode == mode] for mode in {one.mode for one in experiments}}
+    varied_in_mode = {mode: varied_settings(same_mode) for mode, same_mode in by_mode.items()}
+    words_by_row = []
+    for method, (experiment, *others) in rows:
+        mode = experiment.mode
+        settings = _distinguishing_settings(method, [experiment, *others], by_mode[mode], varied_in_mode[mode])
+        words_by_row.append(_settings_in_words(experiment, settings))
     names = [_row_name(method, members[0], words) for (method, members), words in zip(rows, words_by_row, strict=True)]
     for tie_breaker in TIE_BREAKERS:
         for namesakes in [[i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)]:
             varied = varied_settings([rows[i][1][0] for i in namesakes])
             candidates = [tie_breaker(rows[i][0], rows[i][1][0], varied) for i in namesakes]
-            for i, candidate in zip(namesakes, candidates, strict=True) if candidates[1:] != candidates[:-1] else ():
+            if candidates.count(candidates[0]) == len(candidates):
+                continue  # these words tell nothing apart
+            for i, candidate in zip(namesakes, candidates, strict=True):
                 words_by_row[i] += [words for words in candidate if words not in words_by_row[i]][:2]
                 names[i] = _row_name(rows[i][0], rows[i][1][0], words_by_row[i])
     return names
 
 
 def _distinguishing_settings(
-    method: str, members: Sequence[Experiment], experiments: Sequence[Experiment]
+    method: str, members: Sequence[Experiment], same_mode: Sequence[Experiment], varied: Sequence[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
-    """The settings that tell experiments of the row's train mode apart, beyond the network and the settings before."""
-    same_mode = [other for other in experiments if other.mode == members[0].mode]
+    """Of the settings that are ``varied`` in a train mode, those that tell more experiments apart than the network and
+    the settings before them do; ``members`` are the row's experiments."""
     # A setting that differs between experiments with identical scores did not influence them.
-    common = [keys for keys in varied_settings(same_mode) if len({_values(member, keys) for member in members}) == 1]
+    common = [keys for keys in varied if len({_values(member, keys) for member in members}) == 1]
     told_apart = [network_of(one) if family_of(method) in FAMILIES_WITH_GNN else "" for one in same_mode]
     distinguishing = []
-    for keys in sorted(_relevant(method, common), key=lambda keys: [*WORDS, leading(keys)].index(leading(keys))):
+    for keys in sorted(_relevant(method, common), key=lambda keys: _order(leading(keys))):
         refined = [before + _values(one, keys) for before, one in zip(told_apart, same_mode, strict=True)]
         if len(set(refined)) > len(set(told_apart)):
             distinguishing.append(keys)
@@ -191,7 +201,7 @@ def _matters(method: str, key: str) -> bool:
 def _settings_in_words(experiment: Experiment, varied: Sequence[tuple[str, ...]]) -> list[str]:
     without_network = [[key for key in keys if key != "model.type"] for keys in varied]
     keys = [leading(keys) for keys in without_network if keys]
-    ordered = sorted((key for key in keys if key in experiment.settings), key=[*WORDS, *keys].index)
+    ordered = sorted((key for key in keys if key in experiment.settings), key=_order)
     return [words for key in ordered if (words := value_in_words(key, experiment.settings.get(key)))]
 
 

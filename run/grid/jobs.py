@@ -548,6 +548,8 @@ def _restart_advice(jobs: Sequence[Job]) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    from command_line import check_repeat
+
     parser = argparse.ArgumentParser(
         prog="run/parallel.sh",
         description="Run every configuration of a folder, several at a time; finished ones are not run again.",
@@ -568,11 +570,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if wrong := [text for text in args.submit if "=" not in text or args.launcher == "local"]:
         parser.error(f"--submit is {wrong[0]}, expected NAME=VALUE, together with --launcher submitit")
-    for name in ("repeat", "max_jobs"):
-        if getattr(args, name) < 1:
-            parser.error(f"{name.upper()} is {getattr(args, name)}, expected at least 1")
-    if args.repeat > 10_000:
-        parser.error(f"REPEAT is {args.repeat}, expected 1 to 10,000")
+    check_repeat(parser, args.repeat, "REPEAT")
+    if args.max_jobs < 1:
+        parser.error(f"MAX_JOBS is {args.max_jobs}, expected at least 1")
     if not 0 <= args.sleep < float("inf"):
         parser.error(f"SLEEP is {args.sleep}, expected seconds, 0 or more")
     return args
