@@ -115,7 +115,7 @@ class Hardware:
             strategy = ModelParallelStrategy(lambda *_: shard(), info.size, 1)
         else:
             strategy = DDPStrategy(
-                broadcast_buffers=False,  # they are equal on all ranks
+                forward_sync_buffers=False,  # they are equal on all ranks
                 find_unused_parameters=find_unused,
                 gradient_as_bucket_view=True,
             )

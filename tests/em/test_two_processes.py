@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from glem_graphgym.starting import start
-from tests.em.two_processes import CASES, do
+from tests.em.two_processes import CASES, do, main
+from tests.started import finish, start
 
 pytestmark = pytest.mark.slow
-ROOT = str(Path(__file__).resolve().parents[2])
 
 
 @pytest.fixture(scope="module")
 def by_two(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Case -> what two processes found."""
     folder = tmp_path_factory.mktemp("by_two")
-    program = f"import sys; sys.path.insert(0, {ROOT!r}); from tests.em.two_processes import main; main(*sys.argv[1:])"
-    assert start([sys.executable, "-c", program, str(tiny_lm), str(folder)], 2) == 0
+    finish(start(main, str(tiny_lm), str(folder), size=2))
     return {
         name: {**torch.load(folder / str(number) / "found", weights_only=False), "folder": folder / str(number)}
         for number, name in enumerate(CASES)

@@ -18,7 +18,9 @@ import torch
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import ConfigError, check_devices, load_config
+from tests.bad_inputs.conftest import load_program
 from tests.small import write_config
+from tests.started import finish, start_main
 
 pytestmark = pytest.mark.slow
 
@@ -45,21 +47,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "GLEM_TRACEBACK": ""}
 
 
+def arguments(config: Path, out: Path, *options: object) -> list[str]:
+    return ["--cfg", str(config), "out_dir", str(out), *map(str, options)]
+
+
 def command(config: Path, out: Path, *options: object, torchrun: bool = False) -> list[str]:
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if torchrun else []
-    return [sys.executable, *start, str(MAIN), "--cfg", str(config), "out_dir", str(out), *map(str, options)]
+    return [sys.executable, *start, str(MAIN), *arguments(config, out, *options)]
 
 
-def run(*arguments: object, **options: bool) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(*arguments, **options),  # type: ignore[arg-type]
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def run(config: Path, out: Path, *options: object, processes: int = 1) -> Path:
+    """Run in processes that are started as srun starts them; returns the folder of the run."""
+    finish(start_main(arguments(config, out, *options), processes), SECONDS)
+    return out / "synth" / "0"
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,7 @@ def config(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(config: Path) -> Path:
     """The run's folder, done by one process."""
-    run(config, config.parent / "one")
-    return config.parent / "one" / "synth" / "0"
+    return run(config, config.parent / "one")
 
 
 def files(run_dir: Path) -> set[str]:
@@ -96,22 +95,35 @@ def check_same(run_dir: Path, expected: Path) -> None:
     assert done == [f"stage {number} of {len(STAGES)}" for number in range(1, len(STAGES) + 1)]
 
 
-@pytest.mark.parametrize(("torchrun", "strategy"), [(False, "ddp"), (True, "ddp"), (False, "fsdp")])
-def test_two_processes_give_what_one_gives(config: Path, alone: Path, torchrun: bool, strategy: str) -> None:
-    out = config.parent / f"two_{torchrun}_{strategy}"
-    options = ("lm.grad_accumulation", 1) if torchrun else ("devices", 2, "lm.strategy", strategy)
-    done = run(config, out, *options, torchrun=torchrun)
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_two_processes_give_what_one_gives(config: Path, alone: Path, torchrun: bool) -> None:
+    out = config.parent / f"two_{torchrun}"
+    options = ("lm.grad_accumulation", 1) if torchrun else ("devices", 2)
+    started = command(config, out, *options, torchrun=torchrun)
+    done = subprocess.run(started, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr
     check_same(out / "synth" / "0", alone)
     assert done.stdout.count("stage 4 of 4: accuracy ") == done.stdout.count("synth, seed 0") == 1
+
+
+def test_two_processes_with_parts_of_the_weights_give_what_one_gives(config: Path, alone: Path) -> None:
+    check_same(run(config, config.parent / "fsdp", "lm.strategy", "fsdp", processes=2), alone)
 
 
 def test_on_equal_inputs_two_processes_train_the_gnn_as_one_does(config: Path, alone: Path) -> None:
     last, out = STAGES[-1], config.parent / "last_by_two"
     shutil.copytree(alone, out / "synth" / "0")
     shutil.rmtree(out / "synth" / "0" / "stages" / last)
-    assert run(config, out, "devices", 2).stdout.count("done before") == 3
-    found, right = (np.load(folder / "stages" / last / "logits.npy") for folder in (out / "synth" / "0", alone))
+    run_dir = run(config, out, processes=2)
+    assert done_before(run_dir) == 3
+    found, right = (np.load(folder / "stages" / last / "logits.npy") for folder in (run_dir, alone))
     np.testing.assert_allclose(found, right, rtol=2e-3, atol=1e-4)  # the last place of float16
+
+
+def done_before(run_dir: Path) -> int:
+    """Number of stages that starts of a run found finished."""
+    return (run_dir / "logging.log").read_text().count("was done before")
 
 
 def child(parent: int, rank: str) -> int:
@@ -145,20 +157,18 @@ def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path, strat
     assert "error: process 1 of 2 was killed by signal SIGKILL" in errors
     assert sorted(path.name for path in stages.glob("[0-9]*")) == STAGES[:2]
 
+    options = options[:-2]  # from here on no checkpoint is due
     if strategy == "ddp":
-        done = run(config, out, *options)  # the number of processes is no part of what the run is
+        run_dir = run(config, out, *options)  # the number of processes is no part of what the run is
+        assert done_before(run_dir) == 2
     else:  # each process has a part of the training's state
-        refused = subprocess.run(
-            command(config, out, *options, "lm.strategy", "ddp"), env=environment(), capture_output=True, text=True
-        )
-        assert refused.returncode == 1
-        assert "2 processes that split the weights (lm.strategy fsdp), but this run has processes" in refused.stderr
-        done = run(config, out, "devices", 2, *options)
-        run(config, config.parent / "not_killed", "devices", 2, *options)
-        whole = config.parent / "not_killed" / "synth" / "0" / "stages"
-        found, right = (np.load(folder / "02_e_step_1" / "logits.npy") for folder in (stages, whole))
+        with pytest.raises(ValueError, match="2 processes that split the weights .* but this run has processes with"):
+            load_program("main").main(arguments(config, out, *options, "lm.strategy", "ddp"))
+        run_dir = run(config, out, *options, processes=2)
+        assert done_before(run_dir) == 2 + 2  # also for the one that was refused
+        whole = run(config, config.parent / "not_killed", *options, processes=2)
+        found, right = (np.load(folder / "stages" / STAGES[2] / "logits.npy") for folder in (run_dir, whole))
         np.testing.assert_array_equal(found, right)
-    assert done.stdout.count("done before") == 2
     assert sorted(path.name for path in stages.glob("[0-9]*")) == STAGES
 
 

@@ -19,9 +19,10 @@ from glem_graphgym.build.gnn import LayeredGNN
 from glem_graphgym.build.run_folder import RunError
 from glem_graphgym.config import load_config
 from glem_graphgym.out_of_core import propagation as out_of_core
-from glem_graphgym.plan import preflight
+from glem_graphgym.plan import calibration, preflight
 from glem_graphgym.plan.preflight import Preflight, examine
 from tests.bad_inputs.conftest import load_program
+from tests.started import finish, start, start_main
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +75,23 @@ def write_config(folder: Path, tiny_lm: Path, network: str = "glem_sage") -> Pat
     return file
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are forks of a process that has imported the libraries."""
+
+    def run_forked(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        finish(start(calibrate, *map(Path, command[-2:]), calibration.GRAPH_AT_ONCE))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(preflight.subprocess, "run", run_forked)
+
+
+def calibrate(request: Path, answer: Path, at_once: int) -> None:
+    calibration.GRAPH_AT_ONCE = at_once
+    os.dup2(2, json.loads(request.read_text())["terminal"])
+    calibration.main(request, answer)
+
+
 def foreseen(config: Path) -> Preflight:
     load_config(cfg, config)
     return examine(cfg, [Path(cfg.out_dir) / "synth" / "0"])
@@ -84,14 +102,14 @@ def size_of(*folders: Path) -> int:
 
 
 def run(config: Path) -> list[dict[str, Any]]:
-    """The records of the stages of a run, by a program of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(MAIN), "--cfg", str(config)], env=environment, check=True, timeout=600)
+    """The records of the stages of a run in a process of its own."""
+    finish(start_main(["--cfg", str(config)]))
     stages = config.parent / "results" / "synth" / "0" / "stages"
     return [json.loads((folder / "stage.json").read_text()) for folder in sorted(stages.iterdir())]
 
 
 @pytest.mark.parametrize("network", ["glem_sage", "glem_sagn"])
+@pytest.mark.usefixtures("forked")
 def test_a_run_takes_what_was_foreseen(network: str, tmp_path: Path, tiny_lm: Path) -> None:
     config = write_config(tmp_path, tiny_lm, network)
     found = foreseen(config)
@@ -125,6 +143,7 @@ glem: {memory_budget_gb: 3.0e-4, pseudo_nodes: valid_test}
     ],
     ids=["needed", "inductive"],
 )
+@pytest.mark.usefixtures("forked")
 def test_hops_on_disk_take_what_was_foreseen(
     options: dict[str, Any], tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +180,7 @@ def test_hops_on_disk_take_what_was_foreseen(
 
 
 @pytest.mark.parametrize(("mode", "encoded"), [("glem_gnn", "needed"), ("glem_joint", "all")])
+@pytest.mark.usefixtures("forked")
 def test_outputs_of_layers_take_what_was_foreseen(
     mode: str, encoded: str, tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +220,7 @@ def resident_mb(process: int) -> float:
     return own + sum(resident_mb(int(child)) for child in children)
 
 
+@pytest.mark.usefixtures("forked")
 def test_several_processes_take_together_what_was_foreseen(tmp_path: Path, tiny_lm: Path) -> None:
     config = write_config(tmp_path, tiny_lm, "glem_sagn")  # which they train together, as the language model
     config.write_text(config.read_text() + "accelerator: cpu\ndevices: 2\n")
@@ -226,7 +247,7 @@ def test_a_missing_dataset_is_built_before_ones_eyes(
     )
     (tmp_path / "edges.csv").write_text("source,target\n" + "".join(f"{node},{node + 1}\n" for node in range(59)))
     table = ["dataset.name", "table", "dataset.tag_source", str(tmp_path), "dataset.tag_split", "[0.4, 0.3, 0.3]"]
-    small = [*table, "gnn.dim_inner", "16"]
+    small = [*table, "train.mode", "glem_lm", "lm.epochs", "1"]
     main = load_program("main").main
     for is_there in (False, True):
         assert main(["--cfg", str(config), "--dry_run", *small]) == 0
@@ -258,6 +279,7 @@ def waited(ask: Callable[[], Any]) -> Any:
     return answer
 
 
+@pytest.mark.usefixtures("forked")
 def test_joint_training_takes_what_was_foreseen(tmp_path: Path, tiny_lm: Path) -> None:
     config = write_config(tmp_path, tiny_lm)
     text = config.read_text().replace("mode: glem", "mode: glem_joint").replace("layers_mp: 3", "layers_mp: 2")
@@ -277,30 +299,21 @@ def test_joint_training_takes_what_was_foreseen(tmp_path: Path, tiny_lm: Path) -
     assert stored == pytest.approx(size_of(tmp_path / "results", tmp_path / "datasets"), rel=0.25)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_graph_of_which_a_part_is_tried_takes_what_was_foreseen(
     tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trial's own bound of nodes and edges is lowered, for the process that tries."""
     config = write_config(tmp_path, tiny_lm)
     config.write_text(config.read_text().replace("mode: glem", "mode: glem_gnn").replace("text+static", "static"))
     whole = foreseen(config).measured
-    program = "from glem_graphgym.plan import calibration as c, preflight; import sys; from pathlib import Path\n"
-    program += "c.GRAPH_AT_ONCE = 40_000\nc.main(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-    file = tmp_path / "lowered.py"
-    file.write_text(program)
-    real = subprocess.run
-
-    def lowered(command: list[str], **more: Any) -> Any:
-        assert command[1:3] == ["-m", "glem_graphgym.plan.calibration"]
-        return real([command[0], str(file), *command[3:]], **more)
-
-    monkeypatch.setattr(preflight.subprocess, "run", lowered)
+    monkeypatch.setattr(calibration, "GRAPH_AT_ONCE", 40_000)
     part = foreseen(config).measured
     assert (whole["tried_nodes"], part["tried_nodes"]) == (15_000, 5_714)
     memory = [found["costs"]["gnn_gold"]["resident_mb"] for found in (part, whole)]
     assert memory[0] == pytest.approx(memory[1], rel=0.25)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_does_not_fit_is_refused_with_what_to_do(
     tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,6 +342,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_do(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_the_run_itself_refuses_the_dry_run_refuses(tmp_path: Path, tiny_lm: Path) -> None:
     config = write_config(tmp_path, tiny_lm)
     small = ["dataset.synthetic_nodes", "600", "dataset.tag_split", "[0.6, 0.2, 0.2]", "gnn.dim_inner", "16"]
