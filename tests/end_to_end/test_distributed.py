@@ -162,7 +162,7 @@ def test_a_process_that_is_killed_ends_the_run_which_resumes(config: Path, strat
         run_dir = run(config, out, *options)  # the number of processes is no part of what the run is
         assert done_before(run_dir) == 2
     else:  # each process has a part of the training's state
-        with pytest.raises(ValueError, match="2 processes that split the weights .* but this run has processes with"):
+        with pytest.raises(ValueError, match=r"2 processes that split the weights .* but this run has processes with"):
             load_program("main").main(arguments(config, out, *options, "lm.strategy", "ddp"))
         run_dir = run(config, out, *options, processes=2)
         assert done_before(run_dir) == 2 + 2  # also for the one that was refused
