@@ -32,12 +32,7 @@ from glem_graphgym.models.deberta import use_fast_attention
 from glem_graphgym.models.dropout import use_cheap_dropout
 from glem_graphgym.models.hub import model_folder
 from glem_graphgym.models.pretrained import load_tokenizer
-from glem_graphgym.models.text_encoder import (
-    EncoderConfig,
-    LMHead,
-    TextClassifier,
-    load_text_encoder,
-)
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, load_text_encoder
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CLASSES = 58

@@ -65,15 +65,10 @@ def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folde
         with tempfile.TemporaryDirectory(dir=folder) as name:
             data = Path(name)
             lm = make_tiny_lm(data / "tiny_lm")
-            budget = {"glem.memory_budget_gb": BUDGET_GB * nodes / 1e6}
             options = {
-                **OPTIONS,
-                **budget,
-                "accelerator": device,
-                "dataset.dir": data,
-                "out_dir": data / "results",
-                "lm.model": lm,
-            }
+                **OPTIONS, "glem.memory_budget_gb": BUDGET_GB * nodes / 1e6, "accelerator": device,
+                "dataset.dir": data, "out_dir": data / "results", "lm.model": lm,
+            }  # fmt: skip
             settings = [str(word) for pair in options.items() for word in pair]
             size_text = f"{nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
             graph = ["--folder", str(data / "ogbn_papers100M"), "--nodes", str(nodes)]

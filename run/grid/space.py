@@ -13,7 +13,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -241,10 +241,7 @@ def controlled_points(blocks: Sequence[Block], aliases: Iterable[str], number: i
             )
         varied = [block for block in blocks if any(axis.alias == alias for axis in block)]
         fixed = [
-            tuple(
-                Axis(axis.line, axis.key, axis.alias, axis.values[:1]) if axis.alias == alias else axis
-                for axis in block
-            )
+            tuple(replace(axis, values=axis.values[:1]) if axis.alias == alias else axis for axis in block)
             for block in varied
         ]
         for point in random_points(fixed, number, seed + index):
