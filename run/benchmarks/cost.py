@@ -88,11 +88,7 @@ class Cost:
 
 
 def cost(
-    repeats: int,
-    device: str = "cpu",
-    memory_gb: float = 4.0,
-    options: tuple[str, ...] = DEBIAN,
-    largest: int = LARGEST,
+    repeats: int, device: str = "cpu", memory_gb: float = 4.0, options: tuple[str, ...] = DEBIAN, largest: int = LARGEST
 ) -> Iterator[Row]:
     """The rows of the table; ``options`` override the configurations, for instance with another graph."""
     limit_mb = round(1024 * memory_gb) + SLACK_MB if device == "cpu" else 0  # CUDA's driver maps more than it uses
