@@ -152,7 +152,7 @@ def _read_range(range_match: re.Match[str], location: str) -> tuple[int, int] | 
         raise GridError(f"{location}: expected two numbers") from error
     above = 0 if range_match[1] else -math.inf
     if not above < low < high < math.inf:
-        raise GridError(f"{location}: expected a smaller and a larger number{', both above 0' * (above == 0)}")
+        raise GridError(f"{location}: expected a smaller and a larger number{', both above 0' if above == 0 else ''}")
     return (low, high) if isinstance(low, int) and isinstance(high, int) else (float(low), float(high))
 
 
