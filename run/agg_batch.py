@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 
-from command_line import before_imports, path, run_program
+from command_line import path, run_program
 from session import run_to_status
 
 
@@ -28,9 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports(computes=False)
-    return run_to_status(lambda: aggregate(args))
+    return run_to_status(aggregate, parse_args(argv), computes=False)
 
 
 def aggregate(args: argparse.Namespace) -> int:

@@ -14,9 +14,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from command_line import before_imports, path, run_program
+from command_line import path, run_program
 from session import run_to_status
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports()
-    return run_to_status(lambda: benchmark(args))
+    return run_to_status(benchmark, parse_args(argv))
 
 
 def benchmark(args: argparse.Namespace) -> int:
@@ -88,8 +87,8 @@ def benchmark(args: argparse.Namespace) -> int:
     rows: list[Row] = []
     for part in chosen_parts:
         for row in function_of(part)(args.repeats, device, **options.get(part, {})):
-            rows.append(row)
-            print(f"{row.part}: {row.what}: {row.value:,.4g} {row.unit}", file=sys.stderr, flush=True)
+            rows.append(replace(row, part=part))
+            print(f"{part}: {row.what}: {row.value:,.4g} {row.unit}", file=sys.stderr, flush=True)
     rows += ratios_to_peer(rows)
     show(rows, device)
     if args.json:
@@ -122,7 +121,7 @@ def ratios_to_peer(rows: list[Row]) -> list[Row]:
     for part, name in (("e_step", "training"), ("inference", "inference")):
         rivals = [row.value for row in rows if row.part == "peer" and f", {name}," in row.what]
         ratio_rows += [
-            Row("against peer", row.what, row.value, row.unit, rival=max(rivals), rival_name=PEER)
+            Row(row.what, row.value, row.unit, rival=max(rivals), rival_name=PEER, part="against peer")
             for row in rows
             if row.part == part and rivals
         ]

@@ -92,13 +92,16 @@ def check_repeat(parser: argparse.ArgumentParser, repeat: int, flag: str = "--re
 
 
 def parse_with_options(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse flags and, into ``opts``, the ``key value`` options that override the YAML; exits with 2 on errors."""
+    """Parse flags and, into ``opts``, the ``key value`` options that override the YAML; exits with 2 on errors.
+
+    ``argv`` of the result holds all words as typed.
+    """
     args, options = parser.parse_known_args(argv)
     keys = options[::2]
     unknown = [option for option in options if option.startswith("--") or (option in keys and option.startswith("-"))]
     if unknown:
         parser.error(f"unknown flag {unknown[0]}; options are written as 'key value', without dashes")
-    args.opts = options
+    args.opts, args.argv = options, sys.argv[1:] if argv is None else argv
     return args
 
 

@@ -76,20 +76,15 @@ def main(argv: list[str] | None = None) -> int:
                 )
             budget = configs.parameters_of(args.config_budget)
         made_configs = configs.make_configs(args.config, args.grid, points, budget)
-        written = configs.write_configs(made_configs, configs_folder(args.out_dir, args.config, args.grid))
+        folder = configs_folder(args.out_dir, args.config, args.grid)
+        notes = configs.write_configs(made_configs, folder)
     except (space.GridError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     sizes = " + ".join(str(space.size_of(block)) for block in blocks)
-    print(
-        f"{args.grid}: {sizes} points in {len(blocks)} block(s), {len(made_configs)} configurations in {written.folder}"
-    )
-    if written.finished:
-        print(f"{written.finished} of them are finished already (*.yaml_done)")
-    if written.dropped:
-        print(f"{written.dropped} waiting configurations of an earlier grid or base were removed")
-    if written.foreign:
-        print(f"left alone, and run with the others: {', '.join(written.foreign)}")
+    print(f"{args.grid}: {sizes} points in {len(blocks)} block(s), {len(made_configs)} configurations in {folder}")
+    for note in notes:
+        print(note)
     return 0
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from command_line import CONFIGS, before_imports, parse_with_options, path, run_program
+from command_line import CONFIGS, parse_with_options, path, run_program
 from session import run_to_status
 
 CONFIG = CONFIGS / "table.yaml"
@@ -34,9 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports(computes=False)
-    return run_to_status(lambda: convert(args))
+    return run_to_status(convert, parse_args(argv), computes=False)
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import before_imports, path, run_program
+from command_line import path, run_program
 from session import run_to_status
 
 if TYPE_CHECKING:
@@ -31,12 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     parser.add_argument("--dir", nargs="+", type=path, required=True, help="folders of at least two experiments")
     parser.add_argument("--out", type=path, required=True, help="folder for the ensemble's runs; must not exist")
-    args = parser.parse_args(argv)
-    before_imports(computes=False)
-    return run_to_status(lambda: average(args.dir, args.out))
+    return run_to_status(average, parser.parse_args(argv), computes=False)
 
 
-def average(folders: Sequence[Path], out: Path) -> int:
+def average(args: argparse.Namespace) -> int:
     """Write the ensemble's experiment; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
@@ -48,9 +46,10 @@ def average(folders: Sequence[Path], out: Path) -> int:
     from glem_graphgym.report.experiments import read_experiments
     from glem_graphgym.scores import blind_folder, hides_test
 
+    out = args.out
     if out.exists():
         raise ValueError(f"--out {out} is there already; name another folder, or delete it")
-    experiments = read_experiments(folders)[0]
+    experiments = read_experiments(args.dir)[0]
     seeds = check_members(experiments)
     for experiment in experiments:
         if (hidden := blind_folder(experiment.folder)) and not hides_test(out):

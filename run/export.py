@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from command_line import before_imports, parse_with_options, path, run_program
+from command_line import parse_with_options, path, run_program
 from session import experiment_name, run_to_status, set_up_logging, set_up_process
 
 
@@ -31,9 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports()
-    return run_to_status(lambda: export(args))
+    return run_to_status(export, parse_args(argv))
 
 
 def export(args: argparse.Namespace) -> int:

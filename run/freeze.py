@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import before_imports, path, run_program
+from command_line import path, run_program
 from session import run_to_status
 
 if TYPE_CHECKING:
@@ -134,9 +134,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports(computes=False)
-    return run_to_status(lambda: write(args))
+    return run_to_status(write, parse_args(argv), computes=False)
 
 
 def write(args: argparse.Namespace) -> int:

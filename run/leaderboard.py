@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import Any
 
-from command_line import before_imports, path, run_program
+from command_line import path, run_program
 from session import run_to_status
 
 
@@ -49,9 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports(computes=False)
-    return run_to_status(lambda: rank(args))
+    return run_to_status(rank, parse_args(argv), computes=False)
 
 
 def rank(args: argparse.Namespace) -> int:

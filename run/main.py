@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from command_line import ROOT, add_config, before_imports, check_repeat, logs_to_file, parse_with_options, run_program
+from command_line import ROOT, add_config, check_repeat, logs_to_file, parse_with_options, run_program
 from session import experiment_name, run_to_status, set_up_logging, set_up_process, start_or_join
 
 
@@ -40,12 +40,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    before_imports(quiet=logs_to_file(args))
     resume_command = "the same command again" + (" without --overwrite" if args.overwrite else "")
-    return run_to_status(lambda: run_experiment(args, sys.argv[1:] if argv is None else argv), resume_command)
+    return run_to_status(run_experiment, args, quiet=logs_to_file(args), resume_command=resume_command)
 
 
-def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
+def run_experiment(args: argparse.Namespace) -> int:
     """Do all seeds of a run, or its dry run; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
@@ -64,7 +63,7 @@ def run_experiment(args: argparse.Namespace, argv: list[str]) -> int:
     settings = settings_of(cfg)  # GraphGym's training writes into cfg
     if args.dry_run:
         return dry_run(cfg, experiment, args.repeat, args.overwrite)
-    if (status := start_or_join(cfg, __file__, argv)) is not None:
+    if (status := start_or_join(cfg, __file__, args.argv)) is not None:
         return status
     is_rank_zero = processes.rank() == 0  # only this process writes and reports
     last_seed = cfg.seed + args.repeat - 1

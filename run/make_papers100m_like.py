@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from command_line import before_imports, path, run_program
+from command_line import path, run_program
 from session import run_to_status
 
 
@@ -35,9 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports()
-    return run_to_status(lambda: write(args))
+    return run_to_status(write, parse_args(argv))
 
 
 def write(args: argparse.Namespace) -> int:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from command_line import add_config, before_imports, check_repeat, logs_to_file, parse_with_options, run_program
+from command_line import add_config, check_repeat, logs_to_file, parse_with_options, run_program
 from session import experiment_name, run_to_status, set_up_logging, set_up_process, start_or_join
 
 
@@ -31,11 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    before_imports(quiet=logs_to_file(args))
-    return run_to_status(lambda: predict(args, sys.argv[1:] if argv is None else argv))
+    return run_to_status(predict, args, quiet=logs_to_file(args))
 
 
-def predict(args: argparse.Namespace, argv: list[str]) -> int:
+def predict(args: argparse.Namespace) -> int:
     """Predict all seeds; returns the exit status."""
     from torch_geometric.graphgym.config import cfg
 
@@ -53,7 +51,7 @@ def predict(args: argparse.Namespace, argv: list[str]) -> int:
     folders = [experiment / str(cfg.seed + index) for index in range(args.repeat)]
     for run_dir in folders:
         require_finished(run_dir)
-    if (status := start_or_join(cfg, __file__, argv)) is not None:
+    if (status := start_or_join(cfg, __file__, args.argv)) is not None:
         return status
     is_rank_zero = processes.rank() == 0  # only this process writes
     for run_dir in folders:

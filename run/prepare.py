@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from command_line import add_config, before_imports, parse_with_options, run_program
+from command_line import add_config, parse_with_options, run_program
 from session import run_to_status
 
 
@@ -30,9 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports()
-    return run_to_status(lambda: prepare(args))
+    return run_to_status(prepare, parse_args(argv))
 
 
 def prepare(args: argparse.Namespace) -> int:

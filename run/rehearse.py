@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import CONFIGS, before_imports, parse_with_options, path, run_program
+from command_line import CONFIGS, parse_with_options, path, run_program
 from session import run_to_status
 
 Options = Mapping[str, object]
@@ -55,9 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    before_imports()
-    return run_to_status(lambda: rehearse(args))
+    return run_to_status(rehearse, parse_args(argv))
 
 
 def rehearse(args: argparse.Namespace) -> int:

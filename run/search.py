@@ -163,12 +163,12 @@ def draw(trial: Trial, blocks: Sequence[space.Block]) -> space.Point:
     values: list[Any] = []
     for axis in blocks[block_index]:
         name = f"{block_index}.{axis.alias}"
-        if axis.range is None:
+        if not axis.scale:
             values.append(axis.values[trial.suggest_categorical(name, range(len(axis.values)))])
-        elif isinstance(axis.range.low, int):
-            values.append(trial.suggest_int(name, axis.range.low, int(axis.range.high), log=axis.range.log))
+        elif isinstance(axis.values[0], int):
+            values.append(trial.suggest_int(name, *axis.values, log=axis.scale == "log"))
         else:
-            drawn = trial.suggest_float(name, axis.range.low, axis.range.high, log=axis.range.log)
+            drawn = trial.suggest_float(name, *axis.values, log=axis.scale == "log")
             values.append(float(f"{drawn:.{DIGITS}g}"))
     return space.Point(blocks[block_index], tuple(values))
 

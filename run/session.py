@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -9,12 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from command_line import before_imports
 
-def run_to_status(work: Callable[[], int], resume_command: str = "the same command again") -> int:
+
+def run_to_status(
+    work: Callable[[argparse.Namespace], int],
+    args: argparse.Namespace,
+    *,
+    quiet: bool = False,
+    computes: bool = True,
+    resume_command: str = "the same command again",
+) -> int:
     """Call ``work`` and return its exit status; on an error that a user can fix, print one line and return 1.
 
-    ``resume_command`` is what to type to resume after an interruption.
+    Args:
+        quiet, computes: as for `before_imports`.
+        resume_command: what to type to resume after an interruption.
     """
+    before_imports(quiet, computes)
     # Imported late, so that --help and a wrong command line answer at once.
     import glem_graphgym  # noqa: F401 - registers the plugin
     from glem_graphgym import processes
@@ -26,7 +39,7 @@ def run_to_status(work: Callable[[], int], resume_command: str = "the same comma
     try:
         # A stage that runs out of memory names itself; this is for the work before and after stages.
         with naming_out_of_memory("the run", "take a smaller dataset.name or lm.model, or a machine with more"):
-            return work()
+            return work(args)
     except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
         if os.environ.get("GLEM_TRACEBACK"):
             raise

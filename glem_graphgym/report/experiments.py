@@ -24,6 +24,7 @@ STOCK_METHOD = "GraphGym"
 STOCK_CAVEAT = "GraphGym evaluates test once, with the last weights rather than those of the best validation epoch"
 OURS = "this run"  # source of a row that is not published
 SPLITS = ("valid", "test")
+IDENTITY = ("mode", "dataset", "fingerprint", "metric", "config")
 
 T = TypeVar("T")
 
@@ -45,17 +46,10 @@ def results(dirs: Sequence[Path]) -> pd.DataFrame:
     """
     frames = []
     for experiment in read_experiments(dirs)[0]:
-        identity = {
-            "experiment": experiment.name,
-            "mode": experiment.mode,
-            "dataset": experiment.dataset,
-            "fingerprint": experiment.fingerprint,
-        }
+        identity = {name: getattr(experiment, name) for name in IDENTITY}
         metric_columns = {f"{split}_{experiment.metric}": experiment.results[split] for split in SPLITS}
-        frames.append(
-            experiment.results.assign(**identity, **metric_columns, metric=experiment.metric, config=experiment.config)
-        )
-    columns = ["experiment", "mode", "dataset", "fingerprint", "metric", "config", "seed", *SUMMARY, *COSTS, *FURTHER]
+        frames.append(experiment.results.assign(experiment=experiment.name, **identity, **metric_columns))
+    columns = ["experiment", *IDENTITY, "seed", *SUMMARY, *COSTS, *FURTHER]
     dtypes = dict.fromkeys(("seconds", "peak_memory_mb", *COSTS, *FURTHER), float)
     return pd.concat(frames, ignore_index=True).reindex(columns=columns).astype(dtypes)
 

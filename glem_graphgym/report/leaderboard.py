@@ -207,12 +207,8 @@ def _distinct_rows(experiments: Mapping[str, Experiment]) -> list[Row]:
             if key in rows:
                 rows[key] = replace(rows[key], same_in=(*rows[key].same_in, experiment.name))
             else:
-                origin: dict[str, Any] = {
-                    "experiment": experiment.name,
-                    "config": experiment.config,
-                    "em_iterations": iterations,
-                }
-                rows[key] = replace(row, caveat=caveat, **origin)
+                origin = replace(row, experiment=experiment.name, config=experiment.config, em_iterations=iterations)
+                rows[key] = replace(origin, caveat=caveat)
     ordered = sorted(rows.values(), key=lambda row: (-row.valid.mean, row.params, row.experiment, row.method))
     members = [(row.method, [experiments[name] for name in (row.experiment, *row.same_in)]) for row in ordered]
     names = names_in_words(members, list(experiments.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,11 @@ def _finite(value: Any) -> float:
     return number
 
 
+def _without_null(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers without null, which stands for a mean over no nodes and for a cost that was not recorded."""
+    return {key: _finite(value) for key, value in numbers.items() if value is not None}
+
+
 _CONVERT: dict[str, Callable[[Any], Any]] = {"int": int, "str": str, "float": _finite}  # by annotation of `Stage`
 
 
@@ -104,22 +109,14 @@ def _read_stage(file: Path) -> Stage:
             raise ValueError(f"expected an object, found {type(content).__name__}")
         if content["model"] not in (*MODELS, NO_MODEL, GIVEN) and not str(content["model"]).startswith("LM:"):
             raise ValueError(f'"model" is {content["model"]!r}, expected one of {[*MODELS, NO_MODEL, GIVEN]}')
-        scores = {split: content["scores"][split] for split in SPLIT_OF_FOLDER.values()}
-        costs: dict[str, Any] = {cost: _finite(content[cost]) for cost in COSTS if content.get(cost) is not None}
-        return Stage(
-            **{
-                attribute.name: _CONVERT[str(attribute.type)](content[attribute.name])
-                for attribute in fields(Stage)
-                if attribute.type in _CONVERT
-            },
-            scores={
-                split: {key: _finite(value) for key, value in split_scores.items()}
-                for split, split_scores in scores.items()
-            },
-            # A diagnostic that is not defined for a stage (a mean over no nodes) is stored as null.
-            diagnostics={key: _finite(value) for key, value in content["diagnostics"].items() if value is not None},
-            **costs,
-        )
+        types = {attribute.name: str(attribute.type) for attribute in fields(Stage)}
+        values = {name: _CONVERT[type](content[name]) for name, type in types.items() if type in _CONVERT}
+        scores = {
+            split: {key: _finite(value) for key, value in content["scores"][split].items()}
+            for split in SPLIT_OF_FOLDER.values()
+        }
+        costs = _without_null({cost: content.get(cost) for cost in COSTS})
+        return Stage(**values, **costs, scores=scores, diagnostics=_without_null(content["diagnostics"]))
 
 
 def read_metric(run_dir: Path) -> str:

@@ -21,7 +21,6 @@ from glem_graphgym.config import load_config
 from glem_graphgym.files import read_json
 from glem_graphgym.plan.preflight import measure
 
-PART = "adapters"
 CONFIG = RUN.parent / "configs_gg" / "synthetic.yaml"
 SIZES: dict[str, Any] = {
     "vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 14, "intermediate_size": 1536,
@@ -56,12 +55,10 @@ def adapters(repeats: int, accelerator: str) -> Iterator[Row]:
             stage = read_json(file)
             cost = predicted["costs"]["lm_gold"]
             program = predicted["program_mb"]
-            yield Row(
-                PART, f"{way}: peak beside the program's {program:.0f} MB", stage["peak_memory_mb"] - program, "MB"
-            )
-            yield Row(PART, f"{way}: the same, foreseen", cost["resident_mb"] - cost["mapped_mb"] - program, "MB")
+            yield Row(f"{way}: peak beside the program's {program:.0f} MB", stage["peak_memory_mb"] - program, "MB")
+            yield Row(f"{way}: the same, foreseen", cost["resident_mb"] - cost["mapped_mb"] - program, "MB")
             size = file.with_name("weights.safetensors").stat().st_size / 2**20
-            yield Row(PART, f"{way}: weights of a stage, {stage['params']:,} parameters in all", size, "MB")
+            yield Row(f"{way}: weights of a stage, {stage['params']:,} parameters in all", size, "MB")
 
 
 def make_qwen3(folder: Path) -> Path:

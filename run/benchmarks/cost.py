@@ -21,7 +21,7 @@ import subprocess
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,6 @@ from glem_graphgym.memory import PeakMemory, keep_freed_memory
 from glem_graphgym.models.text_encoder import TextEncoder, load_text_encoder
 
 RUN = Path(__file__).resolve().parent.parent
-PART = "cost"
 LM, JOINT, GLEM = "LM alone", "joint training", "GLEM"
 CONFIGS = {LM: "lm_debian", JOINT: "joint_debian", GLEM: "glem_debian"}
 M_STEP, ENCODING = "GLEM's M-step", "GLEM's encoding"
@@ -89,11 +88,7 @@ class Cost:
 
 
 def cost(
-    repeats: int,
-    device: str = "cpu",
-    memory_gb: float = 4.0,
-    options: tuple[str, ...] = DEBIAN,
-    largest: int = LARGEST,
+    repeats: int, device: str = "cpu", memory_gb: float = 4.0, options: tuple[str, ...] = DEBIAN, largest: int = LARGEST
 ) -> Iterator[Row]:
     """The rows of the table; ``options`` override the configurations, for instance with another graph."""
     limit_mb = round(1024 * memory_gb) + SLACK_MB if device == "cpu" else 0  # CUDA's driver maps more than it uses
@@ -104,7 +99,7 @@ def cost(
         yield from rows_of(method, figures, costs_by_method.get(JOINT) if method == GLEM else None)
     for method, quantity in ((M_STEP, "epoch, full batch"), (ENCODING, "all texts, once per iteration")):
         figures = measured(job(method, steps=max(3, repeats)))
-        yield row_of(PART, f"{method}, {quantity}", figures.seconds, "s")
+        yield row_of(f"{method}, {quantity}", figures.seconds, "s")
     for method in CONFIGS:
 
         def fits(batch: int, method: str = method) -> bool:
@@ -113,31 +108,25 @@ def cost(
 
         batch = largest_fitting(fits, largest)
         quantity = f"{method}, largest batch in {memory_gb:g} GB (of powers of two up to {largest})"
-        yield Row(PART, quantity, batch, "nodes per step")
+        yield Row(quantity, batch, "nodes per step")
 
 
 def rows_of(method: str, figures: Cost, joint: Cost | None) -> Iterator[Row]:
     """The figures of a method, compared with those of joint training if given."""
-
-    def rival(figure_of: Callable[[Cost], float]) -> dict[str, Any]:
-        return {} if joint is None else {"rival": figure_of(joint), "rival_name": JOINT}
-
     name = "GLEM's E-step" if method == GLEM else method
-    yield row_of(PART, f"{name}, step, batches of {BATCH}", figures.seconds, "s", **rival(median_step))
+    rival_seconds = joint.seconds if joint else ()
+    yield row_of(f"{name}, step, batches of {BATCH}", figures.seconds, "s", rival=rival_seconds, rival_name=JOINT)
     nodes = "gold and pseudo nodes" if method == GLEM else "gold nodes"
     quantity = (
         f"{name}, epoch over {nodes}: {figures.steps_per_epoch:,} steps, extrapolated from {len(figures.seconds)}"
     )
-    yield row_of(PART, quantity, [figures.steps_per_epoch * second for second in figures.seconds], "s")
-    quantity = f"{name}, texts encoded with gradient per step"
-    yield Row(PART, quantity, figures.texts_per_step, "texts", **rival(lambda cost: cost.texts_per_step))
-    yield Row(
-        PART, f"{name}, peak memory, batches of {BATCH}", figures.peak_mb, "MB", **rival(lambda cost: cost.peak_mb)
-    )
-
-
-def median_step(figures: Cost) -> float:
-    return float(np.median(figures.seconds))
+    yield row_of(quantity, [figures.steps_per_epoch * second for second in figures.seconds], "s")
+    for quantity, figure, unit in (
+        ("texts encoded with gradient per step", "texts_per_step", "texts"),
+        (f"peak memory, batches of {BATCH}", "peak_mb", "MB"),
+    ):
+        row = Row(f"{name}, {quantity}", getattr(figures, figure), unit)
+        yield replace(row, rival=getattr(joint, figure), rival_name=JOINT) if joint else row
 
 
 def largest_fitting(fits: Callable[[int], bool], limit: int) -> int:
@@ -217,45 +206,35 @@ def configured(job: Job) -> TextGraph:
 StepFigures = tuple[list[float], int, float]  # seconds per counted step, steps per epoch, texts per step
 
 
-class Steps:
-    """Records when each optimizer step ended, and how many texts had been encoded for training by then."""
+def figures_of_steps(job: Job, per_epoch: int, fit: Callable[[], Any]) -> StepFigures:
+    """Time the optimizer steps of ``fit``, and count the texts that are encoded for training."""
+    ends: list[float] = []  # of the steps
+    texts: list[int] = []  # that had been encoded by then
+    encoded, latest_step, forward = 0, (0, 0.0), TextEncoder.forward
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.texts: list[int] = []
-        self.texts_encoded = 0
-        self.latest_step = (0, 0.0)
+    def counted_forward(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+        nonlocal encoded
+        encoded += len(ids) * encoder.training
+        return forward(encoder, ids, mask)
 
-    def __enter__(self) -> Steps:
-        original = TextEncoder.forward
-
-        def counted_forward(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-            self.texts_encoded += len(ids) * encoder.training
-            return original(encoder, ids, mask)
-
-        self.patch = mock.patch.object(TextEncoder, "forward", counted_forward)
-        self.patch.start()
-        self.hook = register_optimizer_step_post_hook(self.note)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.hook.remove()
-        self.patch.stop()
-
-    def note(self, optimizer: Any, *_: Any) -> None:
+    def note(optimizer: Any, *_: Any) -> None:
+        nonlocal latest_step
         step = (id(optimizer), float(next(iter(optimizer.state.values()))["step"]))
-        if step == self.latest_step:  # torch reports a step twice if it calls that of its parent class
-            return
-        self.latest_step = step
-        self.ends.append(now())
-        self.texts.append(self.texts_encoded)
+        if step != latest_step:  # torch reports a step twice if it calls that of its parent class
+            latest_step = step
+            ends.append(now())
+            texts.append(encoded)
 
-    def counted(self, job: Job, per_epoch: int) -> StepFigures:
-        if len(self.ends) != job.warm_up + job.steps:
-            raise RuntimeError(f"{len(self.ends)} steps were made, expected {job.warm_up + job.steps}")
-        start = job.warm_up - 1  # the last uncounted step
-        texts = (self.texts[-1] - self.texts[start]) / job.steps
-        return np.diff(self.ends[start:]).tolist(), per_epoch, texts
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        with mock.patch.object(TextEncoder, "forward", counted_forward):
+            fit()
+    finally:
+        hook.remove()
+    if len(ends) != job.warm_up + job.steps:
+        raise RuntimeError(f"{len(ends)} steps were made, expected {job.warm_up + job.steps}")
+    start = job.warm_up - 1  # the last uncounted step
+    return np.diff(ends[start:]).tolist(), per_epoch, (texts[-1] - texts[start]) / job.steps
 
 
 # A constant score: it selects nothing and takes no time.
@@ -302,9 +281,8 @@ def language_model(job: Job, graph: TextGraph) -> StepFigures:
     else:
         learner = lm_learners(cfg, store, graph.num_classes, VALIDATION)[0]
         targets = StepTargets(gold_of(graph, gold_needed))
-    with Steps() as steps:
-        learner.fit(targets, *features, job.method)
-    return steps.counted(job, math.ceil((gold_total + pseudo_total) / job.batch))
+    per_epoch = math.ceil((gold_total + pseudo_total) / job.batch)
+    return figures_of_steps(job, per_epoch, lambda: learner.fit(targets, *features, job.method))
 
 
 def m_step(job: Job, graph: TextGraph) -> StepFigures:
@@ -314,9 +292,7 @@ def m_step(job: Job, graph: TextGraph) -> StepFigures:
     features = np.random.default_rng(2).normal(size=shape).astype(np.float32)
     gold = gold_of(graph)
     targets = StepTargets(gold, pseudo_of(graph, gold), cfg.glem.beta, cfg.glem.gnn_pseudo_ratio)
-    with Steps() as steps:
-        learner.fit(targets, features, job.method)
-    return steps.counted(job, 1)
+    return figures_of_steps(job, 1, lambda: learner.fit(targets, features, job.method))
 
 
 def encoding(job: Job, graph: TextGraph) -> StepFigures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
@@ -20,7 +21,7 @@ from torch_geometric.nn import SAGEConv
 from torch_geometric.nn.models import CorrectAndSmooth
 from torch_geometric.utils import scatter, trim_to_layer
 
-from benchmarks.measure import Row, bandwidth, flops, medians, now, row_of, seconds_of
+from benchmarks.measure import Row, bandwidth, flops, in_ms, now, row_of, seconds_of
 from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.data.sampling import Block, NeighbourSampler
 from glem_graphgym.em.fit import Validation
@@ -111,35 +112,26 @@ def seconds_of_an_epoch(learner: GNNLearner, epochs: int = 4) -> float:
     return (fit(1 + epochs) - fit(1)) / epochs
 
 
-class Traffic:
-    """Counts bytes that sparse products read and write: one neighbour's row per edge, without a cache."""
+@contextmanager
+def traffic() -> Iterator[list[int]]:
+    """Collects the bytes that each sparse product reads and writes: one neighbour's row per edge, without a cache."""
+    multiply, product_bytes = SparseOperator._multiply, []
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def counted(operator: SparseOperator, x: Tensor) -> Tensor:
+        product = multiply(operator, x)
+        product_bytes.append(len(graph()[0].col) * (x.shape[1] * x.element_size() + 4) + product.nbytes)
+        return product
 
-    def __enter__(self) -> Traffic:
-        original = SparseOperator._multiply
-
-        def counted(operator: SparseOperator, x: Tensor) -> Tensor:
-            product = original(operator, x)
-            self.bytes += len(graph()[0].col) * (x.shape[1] * x.element_size() + 4) + product.nbytes
-            return product
-
-        self.patch = mock.patch.object(SparseOperator, "_multiply", counted)
-        self.patch.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.patch.stop()
+    with mock.patch.object(SparseOperator, "_multiply", counted):
+        yield product_bytes
 
 
 def bound_of_an_epoch(model: Callable[..., nn.Module], hardware: Hardware) -> float:
     """Seconds per epoch if only matrix products and the bytes of sparse products took time."""
-    with Traffic() as traffic, FlopCounterMode(display=False) as counter:
+    with traffic() as product_bytes, FlopCounterMode(display=False) as counter:
         learner_of(model, graph()[0], hardware, 1).fit(targets(), features(), "counting")
-    return counter.get_total_flops() / flops(hardware.dtype, hardware.accelerator) + traffic.bytes / bandwidth(
-        hardware.accelerator
-    )
+    product_seconds = counter.get_total_flops() / flops(hardware.dtype, hardware.accelerator)
+    return product_seconds + sum(product_bytes) / bandwidth(hardware.accelerator)
 
 
 def m_step(repeats: int, device: str) -> Iterator[Row]:
@@ -147,16 +139,13 @@ def m_step(repeats: int, device: str) -> Iterator[Row]:
     for name, precision in [(name, SINGLE) for name in MODELS] + [("SAGE", HALF)]:
         hardware = Hardware(device, precision)
         bound = bound_of_an_epoch(MODELS[name], hardware)
-        our_seconds, rival_seconds = [], []
+        ours, rival = [], []
         for _ in range(min(repeats, 3)):
-            our_seconds.append(seconds_of_an_epoch(learner_of(MODELS[name], graph()[0], hardware, 1)))
+            ours.append(1e3 * seconds_of_an_epoch(learner_of(MODELS[name], graph()[0], hardware, 1)))
             if name == "SAGE":
-                rival_seconds.append(seconds_of_an_epoch(learner_of(PyGSAGE, graph()[1], hardware, 1), epochs=1))
-        rival_columns = (
-            {"rival": 1e3 * float(np.median(rival_seconds)), "rival_name": "PyG's SAGEConv"} if rival_seconds else {}
-        )
+                rival.append(1e3 * seconds_of_an_epoch(learner_of(PyGSAGE, graph()[1], hardware, 1), epochs=1))
         quantity = f"{name} {LAYERS}x{WIDTH}, {hardware.precision}, epoch"
-        yield row_of("m_step", quantity, [1e3 * s for s in our_seconds], "ms", bound=1e3 * bound, **rival_columns)
+        yield row_of(quantity, ours, "ms", bound=1e3 * bound, rival=rival, rival_name="PyG's SAGEConv")
 
 
 def propagation(repeats: int, device: str) -> Iterator[Row]:
@@ -177,21 +166,13 @@ def propagation(repeats: int, device: str) -> Iterator[Row]:
         "torch's CSR": lambda: csr @ x,
         "PyG's gather-scatter": lambda: scatter(x[edge_index[0]], edge_index[1], 0, NODES, "mean"),
     }
-    seconds_by_name = medians({name: backward(product) for name, product in products.items()}, repeats)
-    with Traffic() as traffic:
+    times = in_ms(seconds_of({name: backward(product) for name, product in products.items()}, repeats))
+    with traffic() as product_bytes:
         backward(products["ours"])()
-    bound = 1e3 * traffic.bytes / bandwidth(device)
+    bound = 1e3 * sum(product_bytes) / bandwidth(device)
     quantity = f"mean aggregation and its gradient, {len(adjacency.col):,} entries, width {WIDTH}"
     for rival in list(products)[1:]:
-        yield Row(
-            "propagation",
-            quantity,
-            1e3 * seconds_by_name["ours"],
-            "ms",
-            bound=bound,
-            rival=1e3 * seconds_by_name[rival],
-            rival_name=rival,
-        )
+        yield row_of(quantity, times["ours"], "ms", bound=bound, rival=times[rival], rival_name=rival)
 
     gcn, hops = adjacency.gcn(), 3
     start = torch.from_numpy(features()).to(device)
@@ -202,18 +183,17 @@ def propagation(repeats: int, device: str) -> Iterator[Row]:
             hop_features.append(gcn @ hop_features[-1])
         return hop_features[1:]
 
-    with Traffic() as traffic:
+    with traffic() as product_bytes:
         hop_features = propagate()
-    bound = 1e3 * traffic.bytes / bandwidth(device)
+    bound = 1e3 * sum(product_bytes) / bandwidth(device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "hops.npy"
         np.save(file, torch.stack(hop_features).cpu().numpy())
         rival = "reading them from a file"
-        seconds = seconds_of({"": propagate, rival: lambda: torch.from_numpy(np.load(file)).to(device)}, repeats)
-    yield row_of(
-        "propagation", f"{hops} hops of {FEATURES} features", [1e3 * s for s in seconds[""]], "ms",
-        bound=bound, rival=1e3 * float(np.median(seconds[rival])), rival_name=rival,
-    )  # fmt: skip
+        candidates = {"ours": propagate, rival: lambda: torch.from_numpy(np.load(file)).to(device)}
+        times = in_ms(seconds_of(candidates, repeats))
+    quantity = f"{hops} hops of {FEATURES} features"
+    yield row_of(quantity, times["ours"], "ms", bound=bound, rival=times[rival], rival_name=rival)
 
 
 def smoothing(repeats: int, device: str) -> Iterator[Row]:
@@ -239,8 +219,7 @@ def smoothing(repeats: int, device: str) -> Iterator[Row]:
     quantity = (
         f"Correct & Smooth, {2 * PROPAGATIONS} propagations, {nodes:,} nodes, {entries:,} entries, {classes} classes"
     )
-    rival_columns = {"rival": float(np.median(seconds["PyG's"])), "rival_name": "PyG's CorrectAndSmooth"}
-    yield row_of("smoothing", quantity, seconds["ours"], "s", **rival_columns)
+    yield row_of(quantity, seconds["ours"], "s", rival=seconds["PyG's"], rival_name="PyG's CorrectAndSmooth")
 
 
 def sampled(repeats: int, device: str) -> Iterator[Row]:
@@ -255,7 +234,7 @@ def sampled(repeats: int, device: str) -> Iterator[Row]:
 
     block = draw()
     size_text = f"{SEEDS:,} nodes, fan-out {FAN_OUT}: {len(block.nodes):,} nodes and {len(block.col):,} edges"
-    yield row_of("sampled", f"drawing, {size_text}", [1e3 * s for s in seconds_of({"": draw}, repeats)[""]], "ms")
+    yield row_of(f"drawing, {size_text}", in_ms(seconds_of({"": draw}, repeats))[""], "ms")
 
     x = torch.randn(len(block.nodes), FEATURES, device=device)
     arrays = (block.edge_index(), block.rowptr, block.col, block.degree)
@@ -274,8 +253,7 @@ def sampled(repeats: int, device: str) -> Iterator[Row]:
     def step(name: str) -> None:
         logits[name]()[:SEEDS].logsumexp(-1).mean().backward()
 
-    seconds = seconds_of({name: partial(step, name) for name in logits}, min(repeats, 3))
-    our_times = [1e3 * s for s in seconds["ours"]]
+    times = in_ms(seconds_of({name: partial(step, name) for name in logits}, min(repeats, 3)))
+    quantity = f"SAGE {len(FAN_OUT)}x{WIDTH}, training step on it"
     for name in rivals:
-        rival_columns = {"rival": 1e3 * float(np.median(seconds[name])), "rival_name": name}
-        yield row_of("sampled", f"SAGE {len(FAN_OUT)}x{WIDTH}, training step on it", our_times, "ms", **rival_columns)
+        yield row_of(quantity, times["ours"], "ms", rival=times[name], rival_name=name)

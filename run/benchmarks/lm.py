@@ -32,12 +32,7 @@ from glem_graphgym.models.deberta import use_fast_attention
 from glem_graphgym.models.dropout import use_cheap_dropout
 from glem_graphgym.models.hub import model_folder
 from glem_graphgym.models.pretrained import load_tokenizer
-from glem_graphgym.models.text_encoder import (
-    EncoderConfig,
-    LMHead,
-    TextClassifier,
-    load_text_encoder,
-)
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, load_text_encoder
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CLASSES = 58
@@ -103,14 +98,14 @@ def tokenising(repeats: int, device: str) -> Iterator[Row]:
     seconds = seconds_of({"ours": store, "library": library}, min(repeats, 3))
     rates = {name: [len(text_list) / s for s in seconds_per_run] for name, seconds_per_run in seconds.items()}
     bound = float(np.median(rates["library"]))
-    yield row_of("tokenising", "short texts", rates["ours"], "texts/s", bound=bound)
+    yield row_of("short texts", rates["ours"], "texts/s", bound=bound)
     token_store = tokens_of("short")
     on_disk = token_store.ids.nbytes + token_store.offsets.nbytes
     padded = PEER_LENGTH * 3 * 8.0  # ids, mask and types of each text, as int64
     quantity = f"bytes per text on disk, {token_store.lengths.mean():.1f} tokens on average"
-    yield Row("tokenising", quantity, on_disk / len(token_store), "bytes", rival=padded, rival_name=PEER)
+    yield Row(quantity, on_disk / len(token_store), "bytes", rival=padded, rival_name=PEER)
     excess = (on_disk - 8 * (len(token_store) + 1)) / len(token_store.ids)
-    yield Row("tokenising", "bytes per token, besides 8 per text", excess, "bytes")
+    yield Row("bytes per token, besides 8 per text", excess, "bytes")
 
 
 def classifier(attention: str | None) -> TextClassifier:
@@ -150,7 +145,7 @@ def e_step(repeats: int, device: str) -> Iterator[Row]:
         rates = [count / (epoch[steps] - epoch[0]) for epoch in epochs[1:]]
         bound = bound_of(task.model, store.lengths[nodes], 3, device)
         quantity = f"training, {store.lengths[nodes].mean():.0f} tokens on average, batches of {size}"
-        yield row_of("e_step", quantity, rates, "texts/s", bound=bound)
+        yield row_of(quantity, rates, "texts/s", bound=bound)
 
 
 def inference(repeats: int, device: str) -> Iterator[Row]:
@@ -163,7 +158,7 @@ def inference(repeats: int, device: str) -> Iterator[Row]:
         seconds = seconds_of({"": partial(task.predict, logits, embeddings)}, min(repeats, 5))[""]
         bound = bound_of(task.model, store.lengths, 1, device)
         quantity = f"inference, {store.lengths.mean():.0f} tokens on average"
-        yield row_of("inference", quantity, [count / s for s in seconds], "texts/s", bound=bound)
+        yield row_of(quantity, [count / s for s in seconds], "texts/s", bound=bound)
 
 
 def peer(repeats: int, device: str) -> Iterator[Row]:
@@ -192,7 +187,7 @@ def peer(repeats: int, device: str) -> Iterator[Row]:
             run()
             rate = PEER_BATCH / (now() - start)
             kind = str(dtype).removeprefix("torch.")
-            yield Row("peer", f"{PEER}, {name}, any length, {kind}", rate, "texts/s")
+            yield Row(f"{PEER}, {name}, any length, {kind}", rate, "texts/s")
 
 
 class _Loader(list):
@@ -230,7 +225,7 @@ def attention(repeats: int, device: str) -> Iterator[Row]:
             rates = {name: size / seconds for name, seconds in medians(runs, repeats).items()}
             best = max(names[1:], key=lambda name: rates[name])
             quantity = f"{'training' if training else 'inference'}, {length} tokens, batch {size}"
-            yield Row("attention", quantity, rates[names[0]], "texts/s", rival=rates[best], rival_name=best)
+            yield Row(quantity, rates[names[0]], "texts/s", rival=rates[best], rival_name=best)
 
 
 def _train(model: TextClassifier, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
@@ -270,7 +265,7 @@ def deberta(repeats: int, device: str) -> Iterator[Row]:
             runs = {key: partial(_states, model, ids, training) for key, model in (("ours", fast), ("eager", rival))}
             rates = {key: size / seconds for key, seconds in medians(runs, repeats).items()}
             quantity = f"{name}, {'training' if training else 'inference'}, {length} tokens, batch {size}"
-            yield Row("deberta", quantity, rates["ours"], "texts/s", rival=rates["eager"], rival_name="eager")
+            yield Row(quantity, rates["ours"], "texts/s", rival=rates["eager"], rival_name="eager")
 
 
 def _states(model: nn.Module, ids: torch.Tensor, training: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,6 @@ WARM_UP = 2
 class Row:
     """One figure."""
 
-    part: str  # of the benchmark
     what: str  # the quantity that is measured
     value: float  # the median, in `unit`
     unit: str
@@ -32,6 +31,7 @@ class Row:
     bound: float | None = None  # limit of the hardware, in the same unit
     rival: float | None = None  # the same figure of `rival_name`, measured in turns with ours
     rival_name: str = ""
+    part: str = ""  # of the benchmark, which run/benchmark.py adds
 
     @property
     def faster_is_less(self) -> bool:
@@ -74,14 +74,27 @@ def now() -> float:
     return time.perf_counter()
 
 
+def in_ms(seconds: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    return {name: [1e3 * value for value in values] for name, values in seconds.items()}
+
+
 def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in seconds_of(candidates, repeats).items()}
 
 
-def row_of(part: str, what: str, values: Iterable[float], unit: str, **columns: Any) -> Row:
-    """The row of repeated ``values``: their median with the lowest and the highest."""
+def row_of(
+    what: str,
+    values: Iterable[float],
+    unit: str,
+    *,
+    bound: float | None = None,
+    rival: Sequence[float] = (),
+    rival_name: str = "",
+) -> Row:
+    """The row of repeated ``values``: their median with the lowest and the highest, and the median of the rival's."""
     ordered = sorted(values)
-    return Row(part, what, float(np.median(ordered)), unit, low=ordered[0], high=ordered[-1], **columns)
+    compared: dict[str, Any] = {"rival": float(np.median(rival)), "rival_name": rival_name} if rival else {}
+    return Row(what, float(np.median(ordered)), unit, low=ordered[0], high=ordered[-1], bound=bound, **compared)
 
 
 @cache
@@ -109,8 +122,8 @@ def machine(repeats: int, device: str) -> Iterable[Row]:
     product = "matrix product " + "x".join([str(matrix_size(device))] * 3)
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
-        yield Row("machine", f"{product}, {kind}", flops(dtype, device) / 1e9, "GFLOP/s")
-    yield Row("machine", "copy of 256 MB, read and written", bandwidth(device) / 1e9, "GB/s")
+        yield Row(f"{product}, {kind}", flops(dtype, device) / 1e9, "GFLOP/s")
+    yield Row("copy of 256 MB, read and written", bandwidth(device) / 1e9, "GB/s")
 
 
 def describe_machine(device: str = "auto") -> str:
@@ -131,7 +144,7 @@ def startup(repeats: int, device: str) -> Iterable[Row]:
     """Seconds of ``run/main.py --help``, and of importing the plugin once GraphGym is imported."""
     command = [sys.executable, str(Path(__file__).resolve().parents[1] / "main.py"), "--help"]
     seconds = seconds_of({"": lambda: subprocess.run(command, check=True, capture_output=True)}, repeats)[""]
-    yield row_of("startup", "run/main.py --help", seconds, "s")
+    yield row_of("run/main.py --help", seconds, "s")
     command = [sys.executable, "-c", IMPORT]
     added = [float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(min(repeats, 3))]
-    yield row_of("startup", "import glem_graphgym, beyond GraphGym's own import", added, "s")
+    yield row_of("import glem_graphgym, beyond GraphGym's own import", added, "s")

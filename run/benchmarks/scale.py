@@ -30,7 +30,6 @@ from glem_graphgym.data.synthetic import word_list
 
 RUN = Path(__file__).resolve().parent.parent
 CONFIG = RUN.parent / "configs_gg" / "glem_gamlp_papers100m.yaml"
-PART = "scale"
 SIZES = (500_000, 1_000_000, 2_500_000, 5_000_000)
 PAPERS100M = 111_059_956
 EDGES_A_NODE = 12
@@ -66,15 +65,10 @@ def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folde
         with tempfile.TemporaryDirectory(dir=folder) as name:
             data = Path(name)
             lm = make_tiny_lm(data / "tiny_lm")
-            budget = {"glem.memory_budget_gb": BUDGET_GB * nodes / 1e6}
             options = {
-                **OPTIONS,
-                **budget,
-                "accelerator": device,
-                "dataset.dir": data,
-                "out_dir": data / "results",
-                "lm.model": lm,
-            }
+                **OPTIONS, "glem.memory_budget_gb": BUDGET_GB * nodes / 1e6, "accelerator": device,
+                "dataset.dir": data, "out_dir": data / "results", "lm.model": lm,
+            }  # fmt: skip
             settings = [str(word) for pair in options.items() for word in pair]
             size_text = f"{nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
             graph = ["--folder", str(data / "ogbn_papers100M"), "--nodes", str(nodes)]
@@ -86,25 +80,25 @@ def scale(repeats: int, device: str = "cpu", sizes: Sequence[int] = SIZES, folde
                 ("the run", ["main.py", "--cfg", str(CONFIG), *settings]),
             ):
                 cost = watched([sys.executable, str(RUN / command[0]), *command[1:]], data)
-                yield Row(PART, f"{size_text}: {title}", cost.seconds, "s")
-                yield Row(PART, f"{size_text}: {title}, memory", cost.memory, "GB")
-                yield Row(PART, f"{size_text}: {title}, files", cost.files, "GB")
+                yield Row(f"{size_text}: {title}", cost.seconds, "s")
+                yield Row(f"{size_text}: {title}, memory", cost.memory, "GB")
+                yield Row(f"{size_text}: {title}, files", cost.files, "GB")
                 if title == "writing the graph":
                     continue  # a user of papers100M downloads it
                 memory, files = max(total.memory, cost.memory), max(total.files, cost.files)
                 total = Used(total.seconds + cost.seconds, memory, files)
             for stage in sorted(data.glob("results/*/0/stages/*/stage.json")):
                 stage_json = json.loads(stage.read_text())
-                yield Row(PART, f"{size_text}: {stage_json['name']}", stage_json["seconds"], "s")
+                yield Row(f"{size_text}: {stage_json['name']}", stage_json["seconds"], "s")
         for values, value in zip(totals.values(), (total.seconds, total.memory, total.files), strict=True):
             values.append(value)
-        yield Row(PART, f"{size_text}: prepare and run", total.seconds, "s")
-        yield Row(PART, f"{size_text}: files at most, with the downloaded graph", total.files, "GB")
+        yield Row(f"{size_text}: prepare and run", total.seconds, "s")
+        yield Row(f"{size_text}: files at most, with the downloaded graph", total.files, "GB")
     if len(sizes) > 1:
         for unit, values in totals.items():
             power, extrapolated = growth(sizes, values)
-            yield Row(PART, f"growth of {unit}: power of the number of nodes", power, "")
-            yield Row(PART, f"straight line through them, at {PAPERS100M:,} nodes", extrapolated, unit)
+            yield Row(f"growth of {unit}: power of the number of nodes", power, "")
+            yield Row(f"straight line through them, at {PAPERS100M:,} nodes", extrapolated, unit)
 
 
 def growth(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:

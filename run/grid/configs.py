@@ -7,7 +7,6 @@ import re
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,6 @@ TRAIN_LM_ON_GOLD = [name for name, mode in MODES.items() if mode.lm]
 _MAX_ERRORS = 10
 
 Config = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Written:
-    """State of a folder of configurations: how many wait, are finished already, and were removed; foreign files."""
-
-    folder: Path
-    waiting: int
-    finished: int
-    dropped: int
-    foreign: tuple[str, ...]
 
 
 def read_base(file: str | Path | None, flag: str) -> Config:
@@ -186,8 +174,8 @@ def _fit_width(budget: int) -> int:
 # ---- writing ------------------------------------------------------------------------------------------------------
 
 
-def write_configs(configs: dict[str, str], folder: Path) -> Written:
-    """Write the configurations into ``folder``; finished ones (``*.yaml_done``) stay finished.
+def write_configs(configs: dict[str, str], folder: Path) -> list[str]:
+    """Write the configurations into ``folder``; finished ones (``*.yaml_done``) stay finished; returns notes.
 
     A finished one may differ in ``glem.share_lm_gold``, which no result depends on. Waiting configurations of an
     earlier grid or base are removed; files that this program did not make are left alone.
@@ -209,8 +197,13 @@ def write_configs(configs: dict[str, str], folder: Path) -> Written:
     stale = [file for file in unlisted if file.read_text(encoding="utf-8", errors="replace").startswith(MADE_BY)]
     for file in (*stale, *outdated):
         file.unlink()
-    foreign = tuple(file.name for file in unlisted if file not in stale)
-    return Written(folder, len(configs) - finished, finished, len(stale) + len(outdated), foreign)
+    dropped, foreign = len(stale) + len(outdated), [file.name for file in unlisted if file not in stale]
+    notes = {
+        f"{finished} of them are finished already (*.yaml_done)": finished > 0,
+        f"{dropped} waiting configurations of an earlier grid or base were removed": dropped > 0,
+        f"left alone, and run with the others: {', '.join(foreign)}": len(foreign) > 0,
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
 def _without_sharing(text: str) -> Any:

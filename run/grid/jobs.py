@@ -28,7 +28,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -101,8 +101,6 @@ def find_jobs(folder: Path, repeat: int, own_main: bool) -> tuple[list[Job], int
     Raises:
         JobError: there are neither.
     """
-    if not folder.is_dir():
-        raise JobError(f"{folder}: no such folder; expected the folder of configurations that configs_gen.py made")
     reopen(folder, repeat, own_main)
     configs = sorted(folder.glob("*.yaml"))
     finished = sum(not _waiting_file(file).exists() for file in folder.glob(f"*.yaml{DONE}"))
@@ -164,12 +162,8 @@ def _lacks_seeds(done_file: Path, repeat: int, own_main: bool) -> bool:
     folder = results_of(done_file) / done_file.name.removesuffix(f".yaml{DONE}")
     runs = [folder / str(seed) for seed in range(first_seed, first_seed + repeat)]
     finished = sum(map(is_finished, runs))
-    return finished < repeat if finished else own_main and not any(map(_is_foreign, runs))
-
-
-def _is_foreign(run: Path) -> bool:
-    """Whether a program other than our main.py has left results there."""
-    return (run / "val" / "stats.json").exists() and not (run / "run.json").exists()
+    of_other_program = [(run / "val" / "stats.json").exists() and not (run / "run.json").exists() for run in runs]
+    return finished < repeat if finished else own_main and not any(of_other_program)
 
 
 def is_finished(run: Path) -> bool:
@@ -184,8 +178,13 @@ def is_finished(run: Path) -> bool:
 def alone_with(folder: Path, patience: float = 5.0) -> Iterator[None]:
     """Lock the folder, so that no second queue runs the same jobs at the same time.
 
-    Jobs inherit the lock, so it ends with the last of them. Raises JobError after ``patience`` seconds of waiting.
+    Jobs inherit the lock, so it ends with the last of them.
+
+    Raises:
+        JobError: there is no such folder, or its lock was not free within ``patience`` seconds.
     """
+    if not folder.is_dir():
+        raise JobError(f"{folder}: no such folder; expected the folder of configurations that configs_gen.py made")
     with (folder / ".lock").open("w") as file:
         deadline = time.monotonic() + patience
         while True:
@@ -395,16 +394,9 @@ class SubmittedQueue(Queue):
         return False
 
     def _launch(self, running: Running, environment: dict[str, str]) -> None:
-        command = [
-            sys.executable,
-            "-c",
-            _RUN_SUBMITTED,
-            str(RUN),
-            str(running.job.config),
-            *command_of(running.job, self.plan),
-        ]
+        python = [sys.executable, "-c", _RUN_SUBMITTED, str(RUN), str(running.job.config)]
         try:
-            job = self.executor.submit(subprocess.call, command)
+            job = self.executor.submit(subprocess.call, [*python, *command_of(running.job, self.plan)])
         except RuntimeError as error:
             raise JobError(f"{running.job.name} cannot be submitted: {' '.join(str(error).split())}") from error
         self.submitted[id(job)], self.running[id(job)] = job, running
@@ -532,19 +524,12 @@ def report(queue: Queue, finished_before: int) -> str:
         lines += ["", *(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {line}" for name, status, line in rows), ""]
         logs = sorted({str(failure.job.log.parent) for failure in queue.failures})
         lines.append(f"Whole logs: {', '.join(f'{folder}/<job>.log' for folder in logs)}")
-        lines += _restart_advice([failure.job for failure in queue.failures if "--overwrite" in failure.last_line])
+    # These jobs found results of other settings, and name the remedy of main.py, which a queue does not take.
+    if refused := [failure.job for failure in queue.failures if "--overwrite" in failure.last_line]:
+        remedy = "change out_dir in the base, or delete these results; then type the command again"
+        lines.append(f"There is no --overwrite here: {remedy}")
+        lines += [f"rm -r {shlex.quote(str(results_of(job.config) / job.name))}" for job in refused]
     return "\n".join(lines)
-
-
-def _restart_advice(jobs: Sequence[Job]) -> list[str]:
-    """Advice for jobs that found results of other settings: a queue takes no ``--overwrite``, unlike main.py."""
-    if not jobs:
-        return []
-    folders = [results_of(job.config) / job.name for job in jobs]
-    remedy = (
-        "There is no --overwrite here: change out_dir in the base, or delete these results; then type the command again"
-    )
-    return [remedy, *(f"rm -r {shlex.quote(str(folder))}" for folder in folders)]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -587,8 +572,6 @@ def main(argv: list[str] | None = None) -> int:
 def run_folder(args: argparse.Namespace) -> int:
     """Run the waiting configurations of a folder, and report; returns the exit status."""
     own_main = find_main(args.main) == OWN_MAIN
-    if not args.config_dir.is_dir():
-        find_jobs(args.config_dir, args.repeat, own_main)  # raises the error
     with alone_with(args.config_dir):
         jobs, finished = find_jobs(args.config_dir, args.repeat, own_main)
         plan = make_plan(args, len(jobs), os.environ)

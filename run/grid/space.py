@@ -13,7 +13,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -31,23 +31,14 @@ class GridError(ValueError):
 
 
 @dataclass(frozen=True)
-class Range:
-    """Numbers from ``low`` to ``high`` for a search to draw from, on a logarithmic scale if ``log``."""
-
-    low: int | float
-    high: int | float
-    log: bool
-
-
-@dataclass(frozen=True)
 class Axis:
     """One line of a grid: the values that a key takes."""
 
     line: int  # in the grid text, from 1
     key: str  # "name" or "group.name", as in the configuration
     alias: str  # its name in file names and tables
-    values: tuple[Any, ...]  # at least one, all different; the two ends of a range
-    range: Range | None = None
+    values: tuple[Any, ...]  # at least one, all different; of a range its lower and upper end
+    scale: str = ""  # "linear" or "log" for a range, of integers or of floats, from which a search draws
 
 
 Block = tuple[Axis, ...]
@@ -85,7 +76,7 @@ def read_grid(
             continue
         if text:
             axis = _read_axis(text, number, f"{file}, line {number}", is_text)
-            if axis.range and not ranges:
+            if axis.scale and not ranges:
                 raise GridError(f"{file}, line {number}: a range is for run/search.py; expected a list of values")
             blocks[-1].append(axis)
         elif blocks[-1]:
@@ -129,8 +120,8 @@ def _read_axis(text: str, line: int, location: str, is_text: Callable[[str], boo
             f"{location}: alias '{alias}', expected letters, digits, '_', '.' or '+' (it becomes a file name)"
         )
     if range_match := RANGE.fullmatch(values_text):
-        axis_range = _read_range(range_match, f"{location}: {values_text}")
-        return Axis(line, key, alias, (axis_range.low, axis_range.high), axis_range)
+        ends = _read_range(range_match, f"{location}: {values_text}")
+        return Axis(line, key, alias, ends, "log" if range_match[1] else "linear")
     try:
         tree = ast.parse(values_text, mode="eval").body
         values = ast.literal_eval(tree)
@@ -154,17 +145,15 @@ def _read_axis(text: str, line: int, location: str, is_text: Callable[[str], boo
     return Axis(line, key, alias, tuple(_storable(value, location) for value in values))
 
 
-def _read_range(range_match: re.Match[str], location: str) -> Range:
+def _read_range(range_match: re.Match[str], location: str) -> tuple[int, int] | tuple[float, float]:
     try:
         low, high = (int(text) if re.fullmatch(r"-?\d+", text) else float(text) for text in range_match.group(2, 3))
     except ValueError as error:
         raise GridError(f"{location}: expected two numbers") from error
-    log = bool(range_match[1])
-    if not -math.inf < low < high < math.inf or (log and low <= 0):
-        raise GridError(f"{location}: expected a smaller and a larger number{', both above 0' if log else ''}")
-    if isinstance(low, float) or isinstance(high, float):
-        low, high = float(low), float(high)
-    return Range(low, high, log)
+    above = 0 if range_match[1] else -math.inf
+    if not above < low < high < math.inf:
+        raise GridError(f"{location}: expected a smaller and a larger number{', both above 0' if above == 0 else ''}")
+    return (low, high) if isinstance(low, int) and isinstance(high, int) else (float(low), float(high))
 
 
 def _short(text: str) -> str:
@@ -252,10 +241,7 @@ def controlled_points(blocks: Sequence[Block], aliases: Iterable[str], number: i
             )
         varied = [block for block in blocks if any(axis.alias == alias for axis in block)]
         fixed = [
-            tuple(
-                Axis(axis.line, axis.key, axis.alias, axis.values[:1]) if axis.alias == alias else axis
-                for axis in block
-            )
+            tuple(replace(axis, values=axis.values[:1]) if axis.alias == alias else axis for axis in block)
             for block in varied
         ]
         for point in random_points(fixed, number, seed + index):

@@ -66,11 +66,9 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
         if experiment_seeds != all_seeds
     ]
     for name, experiment_seeds in seeds.items():
-        runs = {seed: folder / name / str(seed) for seed in experiment_seeds}
+        runs = [folder / name / str(seed) for seed in experiment_seeds]
         # Unknown for runs of GraphGym's own main, which writes no run.json.
-        if unfinished := [
-            str(seed) for seed, run in runs.items() if (run / "run.json").exists() and not is_finished(run)
-        ]:
+        if unfinished := [run.name for run in runs if (run / "run.json").exists() and not is_finished(run)]:
             notes.append(f"{name}: not finished, counted as far as they are: seeds {', '.join(unfinished)}")
     for split in SPLITS:
         for table in TABLES:

@@ -24,6 +24,7 @@ from rehearsal.graphs import write_blocks
 
 CLASSES = 172  # of ogbn-papers100M: its table of categories names them all
 VOCABULARY = 20  # different words per class
+TEXT_SIGNAL, STRUCTURE_SIGNAL = 0.35, 0.6
 LABELLED = 0.0139  # share of papers that are on arXiv and thus have a class
 TRAIN, VALID = 0.78, 0.08  # shares of the labelled nodes; the rest is for testing
 WITHOUT_TITLE, WITHOUT_ABSTRACT = 0.002, 0.05  # shares of nodes
@@ -38,8 +39,8 @@ class Papers100MLike:
     """A generated graph in the format of ogbn-papers100M's archive and raw texts; needs a few hundred MB of memory.
 
     Texts, features and edges depend on the class as in `synthetic.make_synthetic`: each word is, with probability
-    ``text_signal``, one of its class's own; features are noise and the mean of the class, mixed by ``text_signal``;
-    each edge starts at any node and ends, with probability ``structure_signal``, in the class of its source. The first
+    `TEXT_SIGNAL`, one of its class's own; features are noise and the mean of the class, mixed by `TEXT_SIGNAL`;
+    each edge starts at any node and ends, with probability `STRUCTURE_SIGNAL`, in the class of its source. The first
     nodes of a class are cited most: the number of citations has a Pareto tail of exponent 3. Edges are directed; some
     occur twice, none is a loop. Some nodes have no title, or no abstract. The same arguments give the same files.
 
@@ -57,8 +58,6 @@ class Papers100MLike:
     features: int = 64
     feature_dtype: str = "float32"  # as in OGB's archive, or "float16"
     text_words: int = 32  # of title and abstract together, at least 2; a quarter of them are the title's
-    text_signal: float = 0.35
-    structure_signal: float = 0.6
     # Share of the nodes that have a label: 78% of these are for training, 8% for validation, 14% for testing, split by
     # year. Each class has at least one training node.
     labelled: float = LABELLED
@@ -68,9 +67,8 @@ class Papers100MLike:
         for name, minimum in (("num_nodes", 2), ("num_edges", 0), ("features", 1), ("seed", 0), ("text_words", 2)):
             if getattr(self, name) < minimum:
                 raise DataError(f"{name} is {getattr(self, name)}, expected at least {minimum}")
-        for name in ("text_signal", "structure_signal", "labelled"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if not 0 <= self.labelled <= 1:
+            raise DataError(f"labelled is {self.labelled}, expected 0 to 1")
         if self.feature_dtype not in ("float16", "float32"):
             raise DataError(f"feature_dtype is '{self.feature_dtype}', expected 'float16' or 'float32'")
         if not 2 <= self.num_classes <= CLASSES or int(TRAIN * self.num_labelled) < self.num_classes:
@@ -158,7 +156,7 @@ class Papers100MLike:
     def _edge_block(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         source = rng.integers(0, self.num_nodes, size)
         source_class = self.class_of(source)
-        same_class = rng.random(size) < self.structure_signal
+        same_class = rng.random(size) < STRUCTURE_SIGNAL
         # The square of a uniform: the nth of a row is drawn with a probability that falls as 1/sqrt(n).
         drawn = rng.random(size)
         drawn *= drawn
@@ -186,7 +184,7 @@ def _write_data(path: Path, graph: Papers100MLike, split: dict[str, np.ndarray])
             means = draw_class_means(graph.generator(MEANS), graph.num_classes, graph.features)
             for block, nodes in graph.node_blocks("features"):
                 rng = graph.generator(FEATURES, block)
-                drawn = draw_features(rng, graph.class_of(nodes), means, graph.text_signal)
+                drawn = draw_features(rng, graph.class_of(nodes), means, TEXT_SIGNAL)
                 file.write(drawn.astype(dtype).data)
         with _member(archive, "node_year", np.dtype(np.int64), (graph.num_nodes, 1)) as file:
             for block, nodes in graph.node_blocks("years"):
@@ -251,7 +249,7 @@ def _write_texts(path: Path, graph: Papers100MLike, stream: int, words: int, mis
             rng = graph.generator(stream, block)
             present = rng.random(len(nodes)) >= missing
             label = graph.class_of(nodes)
-            texts = draw_texts(rng, label, graph.num_classes, vocabulary, words, graph.text_signal)
+            texts = draw_texts(rng, label, graph.num_classes, vocabulary, words, TEXT_SIGNAL)
             file.writelines(
                 f"{node}\t{text}\n"
                 for node, text, is_present in zip(nodes.tolist(), texts, present, strict=True)

@@ -22,16 +22,16 @@ benchmark: Any = load_program("benchmark")
 
 @pytest.mark.parametrize(("unit", "share", "times"), [("texts/s", 0.4, 2.0), ("ms", 2.5, 0.5), ("bytes", 2.5, 0.5)])
 def test_shares_and_ratios_know_which_way_is_better(unit: str, share: float, times: float) -> None:
-    row = Row("part", "what", 40.0, unit, bound=100.0, rival=20.0, rival_name="other")
+    row = Row("what", 40.0, unit, bound=100.0, rival=20.0, rival_name="other")
     assert row.share == pytest.approx(share)
     assert row.times == pytest.approx(times)
-    bare = Row("part", "what", 40.0, unit)
+    bare = Row("what", 40.0, unit)
     assert bare.share is None
     assert bare.times is None
 
 
 def test_a_row_is_the_median_with_its_spread() -> None:
-    row = row_of("part", "what", iter([3.0, 1.0, 10.0]), "ms")
+    row = row_of("what", iter([3.0, 1.0, 10.0]), "ms")
     assert (row.value, row.low, row.high) == (3.0, 1.0, 10.0)
 
 

@@ -167,7 +167,7 @@ def test_features_of_half_precision(tmp_path: Path) -> None:
         ({"num_edges": -1}, "num_edges is -1"),
         ({"features": 0}, "features is 0"),
         ({"text_words": 1}, "text_words is 1, expected at least 2"),
-        ({"structure_signal": 1.5}, "structure_signal is 1.5, expected 0 to 1"),
+        ({"labelled": 1.5}, "labelled is 1.5, expected 0 to 1"),
         ({"feature_dtype": "int8"}, "feature_dtype is 'int8'"),
         ({"num_classes": 173, "labelled": 1}, "200 labelled nodes .* for 173 classes, expected 2 to 172 classes"),
         ({"num_classes": 9, "labelled": 0.05}, "10 labelled nodes .* at least 12 labelled nodes; raise"),
