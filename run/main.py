@@ -149,10 +149,6 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     if not overwrite and is_finished(run_dir):
         logging.info(f"{run_dir} is finished; --overwrite trains it again")
         return
-    take_run_folder(run_dir, identity, overwrite)
-    # GraphGym would append to the files of an unfinished run.
-    for split in ("train", "val", "test", "ckpt"):
-        shutil.rmtree(run_dir / split, ignore_errors=True)
     unread = unread_keys(cfg) if cfg.dataset.format == "TAG" else []
     if unread := [*unread, *unused_keys(cfg, joint=False)]:
         logging.warning(f"train.mode standard does not read {', '.join(unread)}: set without effect")
@@ -164,6 +160,11 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     check_metric(cfg, infer_task())
     with graphgym_errors(f"build model.type {cfg.model.type}"):
         model = create_model()
+    # Only now, as settings that GraphGym refuses must not delete an earlier run.
+    take_run_folder(run_dir, identity, overwrite)
+    # GraphGym would append to the files of an unfinished run.
+    for split in ("train", "val", "test", "ckpt"):
+        shutil.rmtree(run_dir / split, ignore_errors=True)
     logging.info(model)
     cfg.params = params_count(model)
     logging.info("Num parameters: %s", cfg.params)

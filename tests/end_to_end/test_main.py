@@ -701,6 +701,13 @@ def test_a_standard_run_with_another_configuration_is_refused(config: Path, main
     assert main(config, *options) == 0
     with pytest.raises(RunError, match=r"optim\.base_lr was 0\.01, now 0\.5"):
         main(config, *options, "optim.base_lr", 0.5)
+    # Settings that only GraphGym's own code or the loader refuses, once the data is read.
+    before = times(run_dir(config))
+    with pytest.raises(ConfigError, match=r"train\.sampler cluster"):
+        main(config, *options, "train.sampler", "cluster", "--overwrite")
+    with pytest.raises(DataError, match=r"glem\.node_features is 'text'"):
+        main(config, *options[:2], "--overwrite")
+    assert times(run_dir(config)) == before
 
 
 def test_seeds_of_two_configurations_are_not_aggregated(config: Path, main: Runner) -> None:
