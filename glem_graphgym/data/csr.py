@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npy import NpyWriter, PointerWriter
-from glem_graphgym.disk import disk_full_errors, require_space
+from glem_graphgym.data.npy import NpyWriter
+from glem_graphgym.disk import disk_full_errors, new_array, require_space
 from glem_graphgym.progress import Progress
 
 BINS = 1 << 16  # keys are counted per bin of adjacent rows, in at most this many bins, before bins form buckets
@@ -92,8 +92,8 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
     try:
         files, total = _write_buckets(edges, num_nodes, temporary, memory_bytes)
         at_once = max(64, memory_bytes // 512)
+        rowptr = new_array(temporary / "rowptr.npy", np.int64, (num_nodes + 1,))
         with (
-            PointerWriter(temporary / "rowptr.npy", num_nodes, max(1024, at_once)) as rowptr,
             NpyWriter(temporary / "col.npy", _column_type(num_nodes)) as col,
             Progress(total=total, desc="writing the adjacency", unit="entry", unit_scale=True) as bar,
         ):
@@ -106,8 +106,11 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
                     bar.update(len(block))
                     block = block[np.diff(block, prepend=keys[start - 1] if start else -1) > 0]
                     row = block // num_nodes
-                    rowptr.add(row)
+                    first = np.flatnonzero(np.diff(row, prepend=-1))  # of each row's entries
+                    rowptr[row[first] + 1] += np.diff(first, append=len(row))
                     col.write(block - row * num_nodes)
+        rowptr.cumsum(out=rowptr)
+        rowptr.flush()
         for name in ("rowptr.npy", "col.npy"):
             (temporary / name).replace(folder / name)
     finally:

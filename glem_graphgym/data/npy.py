@@ -1,4 +1,4 @@
-"""Writers of NumPy's .npy files block by block, for arrays that are never in memory as a whole."""
+"""Writes NumPy's .npy files block by block, for arrays that are never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -49,30 +49,3 @@ class NpyWriter:
         finally:
             if not complete:
                 self.path.unlink(missing_ok=True)
-
-
-class PointerWriter:
-    """Writes CSR row pointers, int64 (N+1,), while the rows' items arrive in order, ``at_once`` pointers at a time."""
-
-    def __init__(self, path: Path, num_rows: int, at_once: int) -> None:
-        self.num_rows, self.at_once = num_rows, at_once
-        self._file = NpyWriter(path, np.int64)
-        self._items = 0  # added so far
-
-    def add(self, rows: np.ndarray) -> None:
-        """Count one item for each of ``rows``, int64 (n,), which must not decrease within or across calls."""
-        if len(rows):
-            self._write_up_to(int(rows[-1]) + 1, rows)
-            self._items += len(rows)
-
-    def _write_up_to(self, stop: int, rows: np.ndarray) -> None:
-        for start in range(self._file.length, stop, self.at_once):
-            self._file.write(self._items + np.searchsorted(rows, np.arange(start, min(start + self.at_once, stop))))
-
-    def __enter__(self) -> PointerWriter:
-        return self
-
-    def __exit__(self, kind: Any, *details: Any) -> None:
-        if kind is None:
-            self._write_up_to(self.num_rows + 1, np.empty(0, dtype=np.int64))
-        self._file.__exit__(kind, *details)
