@@ -46,13 +46,14 @@ def test_those_of_other_sources_are_removed_when_new_ones_are_begun(tmp_path: Pa
     assert not folder.exists()
 
 
-def test_nothing_is_removed_while_another_process_is_at_work(tmp_path: Path) -> None:
+def test_who_comes_while_another_process_is_at_work_waits_and_removes_nothing(tmp_path: Path) -> None:
     folder = begun(tmp_path / ".pieces")
-    with Pieces(folder, OLD).claimed():
-        with Pieces(folder, NEW).claimed():
-            assert names(folder) == ["graph-1", "texts-old"]
-        with Pieces(folder, {"texts": "third"}).claimed():
-            assert names(folder) == ["graph-1", "texts-old"]
+    with Pieces(folder, OLD).claimed(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glem_graphgym.data.pieces.FileLock", lambda path, timeout: FileLock(path, timeout=0.1))
+        for keys in (NEW, {"texts": "third"}, OLD):
+            with pytest.raises(TimeoutError), Pieces(folder, keys).claimed():
+                pass
+        assert names(folder) == ["graph-1", "texts-old"]
     with Pieces(folder, NEW).claimed():
         assert names(folder) == ["graph-1"]
 
@@ -67,15 +68,6 @@ def test_pieces_that_another_snapshot_shares_stay_until_it_is_made(tmp_path: Pat
     assert (tmp_path / "a.npy").read_text() == "whole"
     new.discard()
     assert not folder.exists()
-
-
-def test_who_comes_while_old_ones_are_removed_waits(tmp_path: Path) -> None:
-    folder = begun(tmp_path / ".pieces")
-    with FileLock(tmp_path / ".pieces.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glem_graphgym.data.pieces.FileLock", lambda path: FileLock(path, timeout=0.1))
-        with pytest.raises(TimeoutError), Pieces(folder, NEW).claimed():
-            pass
-    assert names(folder) == [".texts-older.part", "graph-1", "texts-old"]
 
 
 def test_room_is_asked_for_those_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
