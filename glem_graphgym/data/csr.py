@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npy import NpyWriter
-from glem_graphgym.disk import disk_full_errors, new_array, require_space
+from glem_graphgym.disk import NpyWriter, disk_full_errors, new_array, require_space
 from glem_graphgym.progress import Progress
 
 BINS = 1 << 16  # keys are counted per bin of adjacent rows, in at most this many bins, before bins form buckets
@@ -175,6 +174,33 @@ def entry_blocks(
         ends = np.clip(rowptr[first : last + 1], start, stop)
         yield np.repeat(np.arange(first, last), np.diff(ends)), col[start:stop].astype(np.int64)
         start = stop
+
+
+def nodes_within(
+    rowptr: np.ndarray, col: np.ndarray, nodes: np.ndarray, hops: int, *, entries_at_once: int = 1 << 22
+) -> np.ndarray:
+    """All nodes within ``hops`` steps of any of ``nodes``, these included: int64, increasing.
+
+    Allocates a few bytes per node; of a memory-mapped graph, only blocks that hold reached rows are read. ``rowptr``
+    int64 (N+1,) and ``col`` (E,) are the adjacency: row i lists the nodes that node i depends on.
+    """
+    reached = np.zeros(len(rowptr) - 1, dtype=bool)
+    reached[nodes] = True
+    latest = reached.copy()
+    for _ in range(hops):
+        previous = reached.copy()
+        first = 0
+        while first < len(latest):
+            end = int(np.searchsorted(rowptr, int(rowptr[first]) + entries_at_once, side="right")) - 1
+            end = min(max(end, first + 1), first + entries_at_once, len(latest))
+            if latest[first:end].any():
+                entries = np.repeat(latest[first:end], np.diff(rowptr[first : end + 1]))
+                reached[np.asarray(col[int(rowptr[first]) : int(rowptr[end])])[entries]] = True
+            first = end
+        latest = reached & ~previous
+        if not latest.any():
+            break
+    return np.flatnonzero(reached)
 
 
 def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool = False) -> None:

@@ -15,10 +15,9 @@ import torch
 from glem_graphgym.data.columns import Columns
 from glem_graphgym.data.csv_file import check_distinct, check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.dgl_file import is_dgl_file, read_dgl_file
-from glem_graphgym.data.edge_list import check_shape
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.from_tables import Reader, TableOptions
-from glem_graphgym.data.table import read_json_lines
+from glem_graphgym.data.table import check_shape, read_json_lines
 from glem_graphgym.data.tables import EXACT, Tables
 from glem_graphgym.memory import is_out_of_memory
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npy import NpyWriter
-from glem_graphgym.disk import disk_full_errors
+from glem_graphgym.disk import NpyWriter, disk_full_errors
 from glem_graphgym.files import fingerprint
 
 TEXTS_AT_ONCE = 1 << 14  # texts that are encoded and written together

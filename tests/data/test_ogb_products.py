@@ -30,10 +30,10 @@ from ogb_files import (
 )
 
 from glem_graphgym.data.csr import write_csr
-from glem_graphgym.data.npy import NpyWriter
 from glem_graphgym.data.ogb import load_ogbn_products, parts, products
 from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.disk import NpyWriter
 
 pytestmark = pytest.mark.usefixtures("unattended")
 TEXTS = [f"Title: title {node}. Content: about {node}" for node in range(N)]
