@@ -71,10 +71,11 @@ class OgbArchive:
 
     name: str  # OGB's name of the dataset, e.g. "ogbn-arxiv"
     folder: Path  # where OGB's class expects it
+    mappings: Sequence[str]  # those of its mapping files that are needed
     master: dict[str, str]  # its column in OGB's master table: URL, version, which files there are
 
     @classmethod
-    def of(cls, name: str, root: Path) -> OgbArchive:
+    def of(cls, name: str, root: Path, *mappings: str) -> OgbArchive:
         with _without_version_check():
             import ogb
         table = Path(ogb.__file__).parent / "nodeproppred" / "master.csv"
@@ -82,42 +83,42 @@ class OgbArchive:
         master = {str(key): str(value) for key, value in column.items()}
         folder = root / name.replace("-", "_")
         older = folder.with_name(f"{folder.name}_pyg")  # OGB prefers this folder if it exists
-        return cls(name, older if older.exists() else folder, master)
+        return cls(name, older if older.exists() else folder, mappings, master)
 
     @property
     def release(self) -> Path:
         return self.folder / f"RELEASE_v{self.master['version']}.txt"
 
-    def provide(self, mappings: Sequence[str] = ()) -> None:
-        """Fill the folder, ``mappings`` included, from OGB's archive: the one beside the folder, or a download.
+    def provide(self) -> None:
+        """Fill the folder from OGB's archive: the one beside the folder, or a download.
 
         Raises:
             DataError: some files exist but others are missing, or the download fails.
         """
-        if self.is_complete(mappings):
+        if self.is_complete():
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
             if not self._present():
                 self._download()
-        self._require(mappings)
+        self._require_all()
 
-    def check(self, mappings: Sequence[str] = ()) -> None:
+    def check(self) -> None:
         """Raise DataError where `provide` would; downloads nothing, but asks whether the server has the archive."""
         if self._present():
-            self._require(mappings)
+            self._require_all()
         elif not self._packed().is_file():
             check_download(self.master["url"], self.remedy())
 
-    def _require(self, mappings: Sequence[str]) -> None:
-        if missing := self._missing(mappings):
+    def _require_all(self) -> None:
+        if missing := self._missing():
             raise DataError(
                 f"{self.folder} is no complete copy of {self.name}: missing {listed(missing)}; found "
                 f"{listed(self._present())}. {self.remedy()}, after deleting what was found there"
             )
 
-    def is_complete(self, mappings: Sequence[str] = ()) -> bool:
-        return not self._missing(mappings)
+    def is_complete(self) -> bool:
+        return not self._missing()
 
     def read(self) -> OgbGraph:
         """Read the graph in OGB's tables into memory.
@@ -233,8 +234,8 @@ class OgbArchive:
     def _split_table(self, split_name: str) -> str:
         return f"split/{self.master['split']}/{split_name}.csv.gz"
 
-    def _missing(self, mappings: Sequence[str]) -> list[str]:
-        files = [self.release, *self.tables(), *(self.folder / name for name in mappings)]
+    def _missing(self) -> list[str]:
+        files = [self.release, *self.tables(), *(self.folder / name for name in self.mappings)]
         return [str(file.relative_to(self.folder)) for file in files if not file.is_file()]
 
     def _present(self) -> list[str]:
@@ -278,7 +279,15 @@ class OgbArchive:
         downloaded = _was_downloaded(packed)
         source = self.master["url"] if downloaded else str(packed)
         try:
-            self._extract(packed, temporary, source)
+            with (
+                packed.open("rb") as file,
+                Progress.wrapattr(file, "read", total=packed.stat().st_size, desc=f"unpacking {self.name}") as stream,
+                zipfile.ZipFile(cast(IO[bytes], stream)) as members,
+            ):
+                size = sum(info.file_size for info in members.infolist())
+                require_space(self.folder.parent, size, f"unpacking {source}")
+                with disk_full_errors(self.folder, size):
+                    members.extractall(temporary)
             unpacked = temporary / self.master["download_name"]
             if not (unpacked / self.release.name).is_file():
                 raise DataError(
@@ -294,18 +303,6 @@ class OgbArchive:
         for path in unpacked.rglob("*"):
             sync(path)
         return unpacked
-
-    def _extract(self, packed: Path, temporary: Path, source: str) -> None:
-        name = f"unpacking {self.name}"
-        with (
-            packed.open("rb") as file,
-            Progress.wrapattr(file, "read", total=packed.stat().st_size, desc=name) as stream,
-            zipfile.ZipFile(cast(IO[bytes], stream)) as members,
-        ):
-            size = sum(info.file_size for info in members.infolist())
-            require_space(self.folder.parent, size, f"unpacking {source}")
-            with disk_full_errors(self.folder, size):
-                members.extractall(temporary)
 
 
 def _was_downloaded(packed: Path) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,6 @@ from glem_graphgym.data.pieces import Pieces
 from glem_graphgym.data.text_graph import (
     UNLABELLED,
     DataError,
-    GraphMeta,
     TextGraph,
     Texts,
     TextsWriter,
@@ -93,7 +93,7 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     keys = {**dict.fromkeys(graph_pieces, graph_key), **dict.fromkeys(text_pieces, text_key)}
     pieces = Pieces(snapshots / ".pieces", keys, _sizes(raw, *text_files))
 
-    def write(folder: Path) -> GraphMeta:
+    def write(folder: Path) -> dict[str, Any]:
         check_all(*(partial(_check_first_rows, file, raw.num_nodes) for file in text_files))
         with pieces.claimed():
             class_names = archive.class_names(ARXIV_CATEGORIES)
@@ -104,7 +104,8 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
             structure = pieces.make("structure", lambda piece: _write_structure(piece, raw))
             pieces.link_into(folder, labels, texts, features, structure)
             files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
-            return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+            origin = {"files": files, **pieces.counts}
+            return {"name": archive.name, "class_names": class_names, "origin": origin}
 
     graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
     pieces.discard()

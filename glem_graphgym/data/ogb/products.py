@@ -14,7 +14,7 @@ from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
 from glem_graphgym.data.ogb.parts import load_without_sources, save_labels, snapshot_without_sources, write_structure
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
 from glem_graphgym.data.pieces import Pieces
-from glem_graphgym.data.text_graph import DataError, GraphMeta, TextGraph, TextsWriter, snapshot_from_parts
+from glem_graphgym.data.text_graph import DataError, TextGraph, TextsWriter, snapshot_from_parts
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 
 # Increment whenever the same files would give another graph than before.
@@ -43,20 +43,20 @@ def load_ogbn_products(root: Path) -> TextGraph:
         DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset; says which
             file is expected where, and from which URL.
     """
-    archive = OgbArchive.of("ogbn-products", root)
+    archive = OgbArchive.of("ogbn-products", root, PRODUCTS)
     snapshots = archive.folder / "text_graph"
     text_files = _find_texts(archive.folder)
-    graph = load_without_sources(snapshots, archive.is_complete([PRODUCTS]) and bool(text_files))
+    graph = load_without_sources(snapshots, archive.is_complete() and bool(text_files))
     if graph is not None:
         return graph
     _require_texts(archive.folder, text_files)
-    archive.provide([PRODUCTS])
+    archive.provide()
     products = archive.folder / PRODUCTS
     text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), products.read_bytes())
     graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*archive.tables()))
     pieces = Pieces(snapshots / ".pieces", {"texts": text_key, "graph": graph_key})
 
-    def write(folder: Path) -> GraphMeta:
+    def write(folder: Path) -> dict[str, Any]:
         with pieces.claimed():
             class_names = archive.class_names(CATEGORIES)
             ids = read_mapping(products, "node idx", "asin")
@@ -66,7 +66,8 @@ def load_ogbn_products(root: Path) -> TextGraph:
             with TextsWriter(folder, len(ids), "node_id") as writer:
                 writer.put(enumerate(ids))
             files = [archive.release.name, *(file.name for file in text_files)]
-            return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+            origin = {"files": files, **pieces.counts}
+            return {"name": archive.name, "class_names": class_names, "origin": origin}
 
     graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
     pieces.discard()
@@ -75,11 +76,11 @@ def load_ogbn_products(root: Path) -> TextGraph:
 
 def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
     """Checks to run before anything is downloaded or made; each raises DataError for missing or wrong files."""
-    archive = OgbArchive.of("ogbn-products", root)
+    archive = OgbArchive.of("ogbn-products", root, PRODUCTS)
     text_files = _find_texts(archive.folder)
-    if snapshot_without_sources(archive.folder / "text_graph", archive.is_complete([PRODUCTS]) and bool(text_files)):
+    if snapshot_without_sources(archive.folder / "text_graph", archive.is_complete() and bool(text_files)):
         return []
-    return [lambda: archive.check([PRODUCTS]), lambda: _require_texts(archive.folder, text_files)]
+    return [archive.check, lambda: _require_texts(archive.folder, text_files)]
 
 
 # ---- texts --------------------------------------------------------------------------------------------------------
