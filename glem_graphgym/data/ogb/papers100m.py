@@ -31,14 +31,13 @@ from glem_graphgym.data.ogb.parts import (
     write_structure,
 )
 from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
-from glem_graphgym.data.pieces import Pieces
+from glem_graphgym.data.pieces import Piece, snapshot_of_pieces
 from glem_graphgym.data.text_graph import (
     UNLABELLED,
     DataError,
     TextGraph,
     Texts,
     TextsWriter,
-    snapshot_from_parts,
 )
 from glem_graphgym.disk import disk_full_errors, new_array, require_space
 from glem_graphgym.files import fingerprint, sampled_fingerprint
@@ -89,27 +88,30 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     text_key = fingerprint(
         RECIPE_VERSION, raw.num_nodes, sampled_fingerprint(*{file.path: None for file in text_files})
     )
-    graph_pieces, text_pieces = ("labels", "features", "structure"), ("titles", "texts")
-    keys = {**dict.fromkeys(graph_pieces, graph_key), **dict.fromkeys(text_pieces, text_key)}
-    pieces = Pieces(snapshots / ".pieces", keys, _sizes(raw, *text_files))
 
-    def write(folder: Path) -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
         check_all(*(partial(_check_first_rows, file, raw.num_nodes) for file in text_files))
-        with pieces.claimed():
-            class_names = archive.class_names(ARXIV_CATEGORIES)
-            labels = pieces.make("labels", lambda piece: _write_labels(piece, archive, raw, len(class_names)))
-            titles = pieces.make("titles", lambda piece: _write_titles(piece, text_files[0], raw.num_nodes))
-            texts = pieces.make("texts", lambda piece: _write_texts(piece, titles, text_files[1], raw.num_nodes))
-            features = pieces.make("features", lambda piece: _write_features(piece, raw))
-            structure = pieces.make("structure", lambda piece: _write_structure(piece, raw))
-            pieces.link_into(folder, labels, texts, features, structure)
-            files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
-            origin = {"files": files, **pieces.counts}
-            return {"name": archive.name, "class_names": class_names, "origin": origin}
+        files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
+        return {"name": archive.name, "class_names": archive.class_names(ARXIV_CATEGORIES), "origin": {"files": files}}
 
-    graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
-    pieces.discard()
-    return graph
+    titles, abstracts = text_files
+    per_node = 8 * (raw.num_nodes + 1)  # bytes of labels, or of the offset of each text or row
+    pieces = {
+        "labels": Piece(graph_key, lambda piece: _write_labels(piece, archive, raw), per_node),
+        "titles": Piece(
+            text_key, lambda piece: _write_titles(piece, titles, raw.num_nodes), titles.size() + per_node, linked=False
+        ),
+        "texts": Piece(
+            text_key,
+            lambda piece: _write_texts(piece, piece.with_name(f"titles-{text_key}"), abstracts, raw.num_nodes),
+            titles.size() + abstracts.size() + per_node,
+        ),
+        "features": Piece(graph_key, lambda piece: _write_features(piece, raw), raw.features.nbytes),
+        "structure": Piece(
+            graph_key, lambda piece: _write_structure(piece, raw), 2 * 4 * raw.edges.shape[1] + per_node
+        ),
+    }
+    return snapshot_of_pieces(snapshots / fingerprint(text_key, graph_key), pieces, describe)
 
 
 def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
@@ -130,18 +132,6 @@ def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
     ):
         return []
     return [archive.check, texts, content]
-
-
-def _sizes(raw: RawGraph, titles: TextFile, abstracts: TextFile) -> dict[str, int]:
-    """Approximate bytes of each piece on disk."""
-    per_node = 8 * (raw.num_nodes + 1)  # labels, or the offset of each text or row
-    return {
-        "labels": per_node,
-        "titles": titles.size() + per_node,
-        "texts": titles.size() + abstracts.size() + per_node,
-        "features": raw.features.nbytes,
-        "structure": 2 * 4 * raw.edges.shape[1] + per_node,
-    }
 
 
 # ---- edges, features, labels --------------------------------------------------------------------------------------
@@ -245,8 +235,8 @@ def _check(member: NpzMember, fits: bool, expected: str) -> None:
         )
 
 
-def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph, num_classes: int) -> dict[str, int]:
-    label = class_labels(raw.labels.read(), str(raw.labels.path), num_classes)
+def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph) -> dict[str, int]:
+    label = class_labels(raw.labels.read(), str(raw.labels.path), int(archive.master["num classes"]))
     save_labels(folder, label, archive.read_split(label))
     return {"nodes": raw.num_nodes, "labelled_nodes": int((label != UNLABELLED).sum())}
 

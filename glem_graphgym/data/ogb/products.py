@@ -13,8 +13,8 @@ import numpy as np
 from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
 from glem_graphgym.data.ogb.parts import load_without_sources, save_labels, snapshot_without_sources, write_structure
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
-from glem_graphgym.data.pieces import Pieces
-from glem_graphgym.data.text_graph import DataError, TextGraph, TextsWriter, snapshot_from_parts
+from glem_graphgym.data.pieces import Piece, snapshot_of_pieces
+from glem_graphgym.data.text_graph import DataError, TextGraph, TextsWriter
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 
 # Increment whenever the same files would give another graph than before.
@@ -51,27 +51,18 @@ def load_ogbn_products(root: Path) -> TextGraph:
         return graph
     _require_texts(archive.folder, text_files)
     archive.provide()
-    products = archive.folder / PRODUCTS
-    text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), products.read_bytes())
+    text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), (archive.folder / PRODUCTS).read_bytes())
     graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*archive.tables()))
-    pieces = Pieces(snapshots / ".pieces", {"texts": text_key, "graph": graph_key})
 
-    def write(folder: Path) -> dict[str, Any]:
-        with pieces.claimed():
-            class_names = archive.class_names(CATEGORIES)
-            ids = read_mapping(products, "node idx", "asin")
-            texts = pieces.make("texts", lambda piece: _write_texts(piece, ids, text_files))
-            graph_piece = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
-            pieces.link_into(folder, texts, graph_piece)
-            with TextsWriter(folder, len(ids), "node_id") as writer:
-                writer.put(enumerate(ids))
-            files = [archive.release.name, *(file.name for file in text_files)]
-            origin = {"files": files, **pieces.counts}
-            return {"name": archive.name, "class_names": class_names, "origin": origin}
+    def describe() -> dict[str, Any]:
+        files = [archive.release.name, *(file.name for file in text_files)]
+        return {"name": archive.name, "class_names": archive.class_names(CATEGORIES), "origin": {"files": files}}
 
-    graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
-    pieces.discard()
-    return graph
+    pieces = {
+        "products": Piece(text_key, lambda piece: _write_products(piece, archive, text_files)),
+        "graph": Piece(graph_key, lambda piece: _write_graph(piece, archive)),
+    }
+    return snapshot_of_pieces(snapshots / fingerprint(text_key, graph_key), pieces, describe)
 
 
 def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
@@ -111,7 +102,11 @@ def _require_texts(folder: Path, text_files: list[Path]) -> None:
         )
 
 
-def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> dict[str, int]:
+def _write_products(folder: Path, archive: OgbArchive, text_files: list[Path]) -> dict[str, int]:
+    """Write the ids and the texts of the products."""
+    products = _ids(archive)
+    with TextsWriter(folder, len(products), "node_id") as writer:
+        writer.put(enumerate(products))
     counts = dict.fromkeys(("text_rows", "rows_not_utf8"), 0)
     with TextsWriter(folder, len(products)) as writer:
         if text_files[0].name == PYG_TEXT:
@@ -176,7 +171,12 @@ def _text(value: Any) -> str:
 # ---- edges, features, labels --------------------------------------------------------------------------------------
 
 
-def _write_graph(folder: Path, archive: OgbArchive, num_products: int) -> dict[str, int]:
+def _ids(archive: OgbArchive) -> list[str]:
+    return read_mapping(archive.folder / PRODUCTS, "node idx", "asin")
+
+
+def _write_graph(folder: Path, archive: OgbArchive) -> dict[str, int]:
+    num_products = len(_ids(archive))
     graph = archive.read()
     if num_products != len(graph.label):
         raise DataError(
