@@ -114,7 +114,7 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
     label, class_names, unusual = _labels(tables)
     split_maps = split_columns([*tables.nodes])
     if split_maps:
-        codes = given_splits(tables, label, options.valid_share, options.seed)
+        codes = given_splits(tables, split_maps, label, options.valid_share, options.seed)
     else:
         codes = drawn_split(tables, label, options.shares, options.seed)[None]
     split_names = [names[0] if len(names := [*split_map]) == 1 else names for split_map in split_maps]

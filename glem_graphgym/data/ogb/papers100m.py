@@ -32,13 +32,7 @@ from glem_graphgym.data.ogb.parts import (
 )
 from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
 from glem_graphgym.data.pieces import Piece, snapshot_of_pieces
-from glem_graphgym.data.text_graph import (
-    UNLABELLED,
-    DataError,
-    TextGraph,
-    Texts,
-    TextsWriter,
-)
+from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts, TextsWriter
 from glem_graphgym.disk import disk_full_errors, new_array, require_space
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 from glem_graphgym.progress import Progress
