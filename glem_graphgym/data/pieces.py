@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from filelock import FileLock, Timeout
 
-from glem_graphgym.data.text_graph import TextGraph, snapshot_from_parts
+from glem_graphgym.data.csr import write_csr
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.text_graph import TextGraph, load_text_graph, snapshot_from_parts
 from glem_graphgym.disk import require_space
 from glem_graphgym.files import link_or_copy, make_once, read_json, write_json
 
 COUNTS = "counts.json"
+MEMORY_BYTES = 2 << 30  # for sorting edges
+CHECKED_EDGES = 1000
+
+logger = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
@@ -78,3 +86,39 @@ def discard(kept: Path) -> None:
 
 def _lock(kept: Path, timeout: float = -1) -> FileLock:
     return FileLock(kept.with_name(f"{kept.name}.lock"), timeout=timeout)
+
+
+def load_without_sources(snapshots: Path, sources_complete: bool) -> TextGraph | None:
+    """The graph of the only snapshot, if not all of its sources exist any more; else None."""
+    if (folder := snapshot_without_sources(snapshots, sources_complete)) is None:
+        return None
+    logger.info("%s: some of the files it was made from no longer exist; it is used as it is", folder)
+    return load_text_graph(folder)
+
+
+def snapshot_without_sources(snapshots: Path, sources_complete: bool) -> Path | None:
+    """Folder of the snapshot that `load_without_sources` loads; else None."""
+    folders = [path for path in snapshots.glob("[!.]*") if (path / "graph.json").is_file()]
+    return folders[0] if len(folders) == 1 and not sources_complete else None
+
+
+def save_labels(folder: Path, label: np.ndarray, split: dict[str, np.ndarray]) -> None:
+    np.save(folder / "label.npy", label)
+    for split_name, nodes in split.items():
+        np.save(folder / f"split_{split_name}.npy", nodes)
+
+
+def write_structure(folder: Path, edges: np.ndarray, num_nodes: int) -> int:
+    """Write the adjacency of ``edges`` (2, E) by `write_csr`, check a sample of it, and return the number of edges.
+
+    Raises:
+        DataError: an edge names a node that does not exist, or a sampled edge is missing in what was written.
+    """
+    write_csr(edges, num_nodes, folder, memory_bytes=MEMORY_BYTES)
+    rowptr, col = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col"))
+    for index in np.unique(np.linspace(0, edges.shape[1] - 1, CHECKED_EDGES).astype(np.int64)) if edges.size else ():
+        a, b = int(edges[0, index]), int(edges[1, index])
+        for row, neighbour in ((a, b), (b, a)):
+            if a != b and neighbour not in col[rowptr[row] : rowptr[row + 1]]:
+                raise DataError(f"{folder}: edge {index} from {a} to {b} got lost; check the disk and start again")
+    return len(col) // 2

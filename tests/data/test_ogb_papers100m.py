@@ -37,7 +37,7 @@ from ogb_files import (
 
 from glem_graphgym import disk
 from glem_graphgym.data import pieces, text_graph
-from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m, parts
+from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.disk import DiskFullError
 from glem_graphgym.memory import PeakMemory
@@ -526,7 +526,7 @@ def test_memory_stays_far_below_what_the_graph_takes(tmp_path: Path, monkeypatch
     write_paperinfo(folder_of(tmp_path) / "paperinfo.zip", titles, abstracts, deflate=False)
     whole = sum(changed[name].nbytes for name in ("edge_index", "node_feat")) + sum(map(len, abstracts))
     del changed, titles, abstracts
-    monkeypatch.setattr(parts, "MEMORY_BYTES", 8 << 20)
+    monkeypatch.setattr(pieces, "MEMORY_BYTES", 8 << 20)
     PeakMemory()  # gives back what was freed, which would hide what is allocated
     before = own_memory()
     with peak_of_own_memory() as peak:

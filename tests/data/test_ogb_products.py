@@ -29,8 +29,9 @@ from ogb_files import (
     write_table,
 )
 
+from glem_graphgym.data import pieces
 from glem_graphgym.data.csr import write_csr
-from glem_graphgym.data.ogb import load_ogbn_products, parts, products
+from glem_graphgym.data.ogb import load_ogbn_products, products
 from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.disk import NpyWriter
@@ -253,7 +254,7 @@ def test_an_edge_that_got_lost_is_found(root: Path, monkeypatch: pytest.MonkeyPa
     def write_fewer(edges: np.ndarray, *rest: Any, **how: Any) -> None:
         write_csr(edges[:, :5], *rest, **how)
 
-    monkeypatch.setattr(parts, "write_csr", write_fewer)
+    monkeypatch.setattr(pieces, "write_csr", write_fewer)
     with pytest.raises(DataError, match="edge 5 from 7 to 11 got lost"):
         load_ogbn_products(root)
 

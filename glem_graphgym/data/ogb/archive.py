@@ -27,12 +27,12 @@ from pandas.errors import DtypeWarning
 
 from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.data.ogb.download import check_download, download
-from glem_graphgym.data.ogb.parts import check_finite, class_labels
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED
 from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
 
+ROWS_AT_ONCE = 1 << 20  # labels and features that are checked at a time
 ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # OGB's spelling
 
 
@@ -89,6 +89,10 @@ class OgbArchive:
     def release(self) -> Path:
         return self.folder / f"RELEASE_v{self.master['version']}.txt"
 
+    @property
+    def num_classes(self) -> int:
+        return int(self.master["num classes"])
+
     def provide(self) -> None:
         """Fill the folder from OGB's archive: the one beside the folder, or a download.
 
@@ -133,10 +137,32 @@ class OgbArchive:
         self._check_range("raw/edge.csv.gz", edge, nodes)
         with np.errstate(over="ignore"):
             features = self._table("raw/node-feat.csv.gz", nodes).astype(np.float32)
-        published = self._table("raw/node-label.csv.gz", nodes, 1)
-        label = class_labels(published, str(self.folder / "raw/node-label.csv.gz"), int(self.master["num classes"]))
+        labels = "raw/node-label.csv.gz"
+        label = self.class_labels(self._table(labels, nodes, 1), self.folder / labels)
         check_finite(features, self.folder / "raw/node-feat.csv.gz")
         return OgbGraph(np.ascontiguousarray(edge.T), features, label, self.read_split(label))
+
+    def class_labels(self, published: np.ndarray, source: Path) -> np.ndarray:
+        """Convert published labels, (N, 1) or (N,), to class indices int64 (N,); NaN becomes `UNLABELLED`.
+
+        Raises:
+            DataError: a label is no class, or labels have several columns; names ``source``.
+        """
+        if published.ndim not in (1, 2) or published.size != len(published):
+            raise DataError(f"{source}: labels have the shape {published.shape}, expected ({len(published)}, 1)")
+        label = np.empty(len(published), dtype=np.int64)
+        for start in range(0, len(label), ROWS_AT_ONCE):
+            block = published[start : start + ROWS_AT_ONCE].reshape(-1).astype(np.float64)
+            labelled = ~np.isnan(block)
+            wrong = labelled & ~((block >= 0) & (block < self.num_classes) & (np.floor(block) == block))
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise DataError(
+                    f"{source}: row {start + row} holds the label {block[row]:g}, expected a whole number from 0 to "
+                    f"{self.num_classes - 1}; unpack OGB's archive anew"
+                )
+            label[start : start + ROWS_AT_ONCE] = np.where(labelled, block, UNLABELLED)
+        return label
 
     def read_split(self, label: np.ndarray) -> dict[str, np.ndarray]:
         """Read the split as sorted int64 node indices; ``label`` is int64 (N,), `UNLABELLED` if a node has none.
@@ -207,13 +233,14 @@ class OgbArchive:
         Raises:
             DataError: the file is damaged, or names another number of classes.
         """
-        num_classes = int(self.master["num classes"])
         path = self.folder / table
         if not path.exists():
-            return [f"class {index}" for index in range(num_classes)]
+            return [f"class {index}" for index in range(self.num_classes)]
         names = read_mapping(path)
-        if len(names) != num_classes:
-            raise DataError(f"{path} names {len(names)} classes, expected {num_classes}; unpack OGB's archive anew")
+        if len(names) != self.num_classes:
+            raise DataError(
+                f"{path} names {len(names)} classes, expected {self.num_classes}; unpack OGB's archive anew"
+            )
         return [html.unescape(name).strip() or f"class {index}" for index, name in enumerate(names)]
 
     def remedy(self) -> str:
@@ -308,6 +335,17 @@ class OgbArchive:
 def _was_downloaded(packed: Path) -> bool:
     """Whether an archive was downloaded here, not put there by the user."""
     return packed.name.startswith(".")
+
+
+def check_finite(features: np.ndarray, source: Path) -> None:
+    """Raise DataError, naming ``source`` and the row, if any of the features (N, F) is NaN or infinite."""
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        wrong = ~np.isfinite(features[start : start + ROWS_AT_ONCE]).all(axis=1)
+        if wrong.any():
+            raise DataError(
+                f"{source}: row {start + int(np.argmax(wrong))} holds features that are not finite; unpack OGB's "
+                "archive anew"
+            )
 
 
 def read_mapping(path: Path, *columns: str) -> list[str]:

@@ -19,19 +19,17 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.errors import check_all, reading_data
-from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive
+from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, ROWS_AT_ONCE, OgbArchive, check_finite
 from glem_graphgym.data.ogb.download import check_download, download
-from glem_graphgym.data.ogb.parts import (
-    ROWS_AT_ONCE,
-    check_finite,
-    class_labels,
+from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
+from glem_graphgym.data.pieces import (
+    Piece,
     load_without_sources,
     save_labels,
+    snapshot_of_pieces,
     snapshot_without_sources,
     write_structure,
 )
-from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
-from glem_graphgym.data.pieces import Piece, snapshot_of_pieces
 from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts, TextsWriter
 from glem_graphgym.disk import disk_full_errors, new_array, require_space
 from glem_graphgym.files import fingerprint, sampled_fingerprint
@@ -230,7 +228,7 @@ def _check(member: NpzMember, fits: bool, expected: str) -> None:
 
 
 def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph) -> dict[str, int]:
-    label = class_labels(raw.labels.read(), str(raw.labels.path), int(archive.master["num classes"]))
+    label = archive.class_labels(raw.labels.read(), raw.labels.path)
     save_labels(folder, label, archive.read_split(label))
     return {"nodes": raw.num_nodes, "labelled_nodes": int((label != UNLABELLED).sum())}
 

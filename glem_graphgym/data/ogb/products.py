@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
-from glem_graphgym.data.ogb.parts import load_without_sources, save_labels, snapshot_without_sources, write_structure
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
-from glem_graphgym.data.pieces import Piece, snapshot_of_pieces
+from glem_graphgym.data.pieces import (
+    Piece,
+    load_without_sources,
+    save_labels,
+    snapshot_of_pieces,
+    snapshot_without_sources,
+    write_structure,
+)
 from glem_graphgym.data.text_graph import DataError, TextGraph, TextsWriter
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 

@@ -67,9 +67,9 @@ class TextFile:
                     yield disk, info.header_offset, info.compress_size, io.BufferedReader(member, 1 << 20)  # type: ignore[type-var]
             elif self.path.suffix == ".gz":
                 with gzip.open(disk) as lines:
-                    yield disk, 0, self.path.stat().st_size, lines
+                    yield disk, 0, self.size(), lines
             else:
-                yield disk, 0, self.path.stat().st_size, disk
+                yield disk, 0, self.size(), disk
 
 
 def find(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
