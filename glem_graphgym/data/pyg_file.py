@@ -360,7 +360,7 @@ def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple
 def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Columns train_mask, val_mask, test_mask (with ``_<k>`` if several splits), and the attributes they are from."""
 
-    def family(values: Mapping[str, Any], ending: str = "", attribute: str = "") -> dict[str, tuple[str, Any]]:
+    def parts_in(values: Mapping[str, Any], ending: str = "", attribute: str = "") -> dict[str, tuple[str, Any]]:
         """Name of each part of a split -> the attribute that it is from, and its value."""
         return {
             split_name: (attribute or alias + ending, values[alias + ending])
@@ -369,9 +369,9 @@ def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict
             if alias + ending in values
         }
 
-    families = [family(attributes, f"_{suffix}") for suffix in SUFFIXES]
+    families = [parts_in(attributes, f"_{suffix}") for suffix in SUFFIXES]
     dicts = {name: attributes[name] for name in SPLITS if isinstance(attributes.get(name), Mapping)}
-    families += [family(values, attribute=name) for name, values in dicts.items()]
+    families += [parts_in(values, attribute=name) for name, values in dicts.items()]
     if not any(families) and (unread := [name for name in SPLITS if name in attributes]):
         raise DataError(
             f"{path}: {unread[0]} is {_type_and_size(attributes[unread[0]])}, expected a dict of train, val (or valid) "

@@ -54,13 +54,12 @@ class TextGraph:
     _homophily: float | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self, edges_checked: bool) -> None:
-        if len(self.texts) != self.num_nodes:
-            raise DataError(
-                f"{self.name}: {len(self.texts)} texts for {self.num_nodes} nodes; every node needs one (may be empty)"
-            )
-        for name, texts in self.views.items():
-            if len(texts) != self.num_nodes:
-                raise DataError(f"{self.name}: {len(texts)} texts of the view '{name}' for {self.num_nodes} nodes")
+        views = {f"texts of the view '{name}'": texts for name, texts in self.views.items()}
+        for name, values in {"texts": self.texts, **views, "node ids": self.node_ids}.items():
+            if values is not None and len(values) != self.num_nodes:
+                raise DataError(
+                    f"{self.name}: {len(values)} {name} for {self.num_nodes} nodes; every node needs one (may be empty)"
+                )
         if not edges_checked:
             check_csr(self.name, self.rowptr, self.col, directed=self.directed)
         self._check_labels()
@@ -71,8 +70,6 @@ class TextGraph:
                 f"{self.name}: features have shape {self.features.shape} and type {self.features.dtype}, "
                 f"expected floats of shape ({self.num_nodes}, F)"
             )
-        if self.node_ids is not None and len(self.node_ids) != self.num_nodes:
-            raise DataError(f"{self.name}: {len(self.node_ids)} node ids for {self.num_nodes} nodes")
 
     def _check_labels(self) -> None:
         n, c = self.num_nodes, self.num_classes

@@ -93,11 +93,6 @@ class TextsWriter:
     without a text gets an empty one; of several texts for a row, the first is kept. Some texts are read again at the
     end. Memory: one byte per text, some MB, and 1% of the texts.
 
-    Args:
-        folder: an existing folder.
-        num_texts: N.
-        stem: ``"text"`` for a graph's texts, ``"node_id"`` for its node ids.
-
     Attributes:
         written: bool (N,), the rows that a text was written to.
         repeated: number of texts that were dropped because their row already had one.
