@@ -1,4 +1,4 @@
-"""Disk space: allocated before a file is memory-mapped, and one error for a full disk.
+"""Disk space: allocated before a file is memory-mapped, and one error for a full disk; .npy files written in blocks.
 
 A memory-mapped sparse file is allocated while it is written, and a full disk then kills the process by SIGBUS, which
 cannot be caught. Imports nothing of this package.
@@ -112,6 +112,47 @@ def kept_array(file: Path, dtype: Any, shape: tuple[int, ...], rows: np.ndarray 
                     _allocate(file, array, rows)
                 return array
     return new_array(file, dtype, shape, rows)
+
+
+class NpyWriter:
+    """Appends to a one-dimensional array in an .npy file; use it in a ``with`` block, which removes the file on error.
+
+    The length is written into the header at the end (NumPy leaves room for it). Values are cast to ``dtype``.
+
+    Raises:
+        DiskFullError: the disk is full; names the file.
+    """
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.path, self.dtype, self.length = path, np.dtype(dtype), 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def write(self, block: np.ndarray) -> None:
+        """Append a one-dimensional block."""
+        block = np.ascontiguousarray(block, dtype=self.dtype)
+        with disk_full_errors(self.path):
+            self._file.write(block.data)
+        self.length += len(block)
+
+    def _write_header(self) -> None:
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def __enter__(self) -> NpyWriter:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        complete = False
+        try:
+            with disk_full_errors(self.path), self._file:
+                if kind is None:
+                    self._file.seek(0)
+                    self._write_header()
+                    complete = True
+        finally:
+            if not complete:
+                self.path.unlink(missing_ok=True)
 
 
 def _allocate(file: Path, array: np.memmap, rows: np.ndarray | None) -> None:

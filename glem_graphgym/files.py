@@ -164,14 +164,6 @@ def forget_unfinished(folder: Path) -> None:
                 lock.unlink(missing_ok=True)
 
 
-def is_free(lock: Path) -> bool:
-    try:
-        with FileLock(lock, timeout=0):
-            return True
-    except Timeout:
-        return False
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Hard link ``target`` to ``source``, or copy it where the file system has no links."""
     try:

@@ -15,8 +15,15 @@ import torch
 from safetensors.torch import save_file
 
 from glem_graphgym import disk
-from glem_graphgym.data.npy import NpyWriter
-from glem_graphgym.disk import DiskFullError, disk_full_errors, kept_array, new_array, require_space, size_text
+from glem_graphgym.disk import (
+    DiskFullError,
+    NpyWriter,
+    disk_full_errors,
+    kept_array,
+    new_array,
+    require_space,
+    size_text,
+)
 from glem_graphgym.files import atomic_write, make_once
 
 MB = 1 << 20

@@ -6,17 +6,17 @@ import multiprocessing
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from glem_graphgym import files
 from glem_graphgym.files import (
     atomic_write,
     fingerprint,
     forget_unfinished,
-    is_free,
     make_once,
     read_json,
     sampled_fingerprint,
@@ -161,10 +161,16 @@ def test_what_was_left_of_other_sources_is_removed_but_not_what_is_being_made(tm
 def test_nobody_begins_to_fill_a_folder_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, old = (fingerprint(name) for name in ("ours", "old"))
     (tmp_path / f".table-{old}.part").mkdir()
-    free = []
-    monkeypatch.setattr("shutil.rmtree", lambda path, **_: free.append(is_free(tmp_path / f".table-{old}.lock")))
+    refused = []
+
+    def begin(path: Path, **_: Any) -> None:
+        with pytest.raises(Timeout), FileLock(tmp_path / f".table-{old}.lock", timeout=0):
+            pass
+        refused.append(path.name)
+
+    monkeypatch.setattr("shutil.rmtree", begin)
     forget_unfinished(tmp_path / f"table-{ours}")
-    assert free == [False]
+    assert refused == [f".table-{old}.part"]
 
 
 # ---- fingerprints -------------------------------------------------------------------------------------------------

@@ -81,14 +81,10 @@ def _debian(cfg: CfgNode) -> TextGraph:
 
 
 def _ogb(cfg: CfgNode) -> TextGraph:
-    from glem_graphgym.data import ogb
+    from glem_graphgym.data.ogb import OGB
 
-    load = {
-        "ogbn-arxiv": ogb.load_ogbn_arxiv,
-        "ogbn-products": ogb.load_ogbn_products,
-        "ogbn-papers100M": ogb.load_ogbn_papers100m,
-    }
-    return load[cfg.dataset.name](Path(cfg.dataset.dir))
+    load, _ = OGB[cfg.dataset.name]
+    return load(Path(cfg.dataset.dir))
 
 
 def _table_files(cfg: CfgNode) -> TextGraph:
@@ -156,14 +152,12 @@ DATASETS_BY_KEY = {
 
 def checks_of(cfg: CfgNode) -> list[Callable[[], object]]:
     """Quick checks of a dataset's sources, each raising DataError; empty if loading the data fails as quickly."""
-    from glem_graphgym.data import ogb
+    from glem_graphgym.data.ogb import OGB
 
-    checks = {
-        "ogbn-arxiv": ogb.checks_of_ogbn_arxiv,
-        "ogbn-products": ogb.checks_of_ogbn_products,
-        "ogbn-papers100M": ogb.checks_of_ogbn_papers100m,
-    }
-    return checks[cfg.dataset.name](Path(cfg.dataset.dir)) if cfg.dataset.name in checks else []
+    if cfg.dataset.name not in OGB:
+        return []
+    _, checks = OGB[cfg.dataset.name]
+    return checks(Path(cfg.dataset.dir))
 
 
 def open_tokens(cfg: CfgNode, graph: TextGraph) -> TokenStore:
@@ -206,7 +200,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 def accuracy_of(dataset: str) -> Accuracy:
     """OGB's evaluator for ``ogbn-*`` graphs; for others, the same share of correct predictions."""
     if dataset.startswith("ogbn-"):
-        from glem_graphgym.data.ogb import ogb_accuracy
+        from glem_graphgym.data.ogb.archive import ogb_accuracy
 
         return ogb_accuracy(dataset)
     return lambda true, predicted: float((true == predicted).mean())

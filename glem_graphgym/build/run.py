@@ -33,7 +33,7 @@ from glem_graphgym.build.run_folder import (
 )
 from glem_graphgym.build.tracking import tracking
 from glem_graphgym.config import ConfigError, check_config, feature_kinds, metric_of, unread_keys, view_of
-from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.csr import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.tokens import TokenStore
 from glem_graphgym.em.e_step import LMLearner

@@ -96,8 +96,12 @@ class Columns:
         ids = "id" in self.column_of or {*alike("id", header)} - {*self.fields}
         return ["id"] * bool(ids) + ["text"] * (not self.template) + ["label"]
 
-    def check(self, path: Any, header: Collection[str], ours: Sequence[str]) -> None:
-        """Raise DataError if a configured column is not in the file ``path``."""
+    def names(self, path: Any, header: Sequence[str], ours: Sequence[str]) -> list[str | None]:
+        """Our name for each column of a file; None if the configuration gives a column's own name to another one.
+
+        Raises:
+            DataError: a configured column is not in the file ``path``.
+        """
         configured = [
             (f"dataset.tag_columns ({name}={self.column_of[name]})", self.column_of[name])
             for name in ours
@@ -110,11 +114,8 @@ class Columns:
             if name not in header:
                 raise DataError(
                     f"{key} names the column {name!r}, which {path} does not have; found "
-                    f"[{listed([*header], 12, quoted=True)}]"
+                    f"[{listed(header, 12, quoted=True)}]"
                 )
-
-    def names(self, header: Sequence[str], ours: Sequence[str]) -> list[str | None]:
-        """Our name for each column of a file; None if the configuration gives a column's own name to another one."""
         taken = {self.column_of[name]: name for name in ours if name in self.column_of}
         return [taken.get(name, None if name in taken.values() else name) for name in header]
 

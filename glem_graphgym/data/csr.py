@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npy import NpyWriter, PointerWriter
-from glem_graphgym.disk import disk_full_errors, require_space
+from glem_graphgym.disk import NpyWriter, disk_full_errors, new_array, require_space
 from glem_graphgym.progress import Progress
 
 BINS = 1 << 16  # keys are counted per bin of adjacent rows, in at most this many bins, before bins form buckets
@@ -92,8 +91,8 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
     try:
         files, total = _write_buckets(edges, num_nodes, temporary, memory_bytes)
         at_once = max(64, memory_bytes // 512)
+        rowptr = new_array(temporary / "rowptr.npy", np.int64, (num_nodes + 1,))
         with (
-            PointerWriter(temporary / "rowptr.npy", num_nodes, max(1024, at_once)) as rowptr,
             NpyWriter(temporary / "col.npy", _column_type(num_nodes)) as col,
             Progress(total=total, desc="writing the adjacency", unit="entry", unit_scale=True) as bar,
         ):
@@ -106,8 +105,11 @@ def write_csr(edges: np.ndarray, num_nodes: int, folder: Path, *, memory_bytes: 
                     bar.update(len(block))
                     block = block[np.diff(block, prepend=keys[start - 1] if start else -1) > 0]
                     row = block // num_nodes
-                    rowptr.add(row)
+                    first = np.flatnonzero(np.diff(row, prepend=-1))  # of each row's entries
+                    rowptr[row[first] + 1] += np.diff(first, append=len(row))
                     col.write(block - row * num_nodes)
+        rowptr.cumsum(out=rowptr)
+        rowptr.flush()
         for name in ("rowptr.npy", "col.npy"):
             (temporary / name).replace(folder / name)
     finally:
@@ -172,6 +174,33 @@ def entry_blocks(
         ends = np.clip(rowptr[first : last + 1], start, stop)
         yield np.repeat(np.arange(first, last), np.diff(ends)), col[start:stop].astype(np.int64)
         start = stop
+
+
+def nodes_within(
+    rowptr: np.ndarray, col: np.ndarray, nodes: np.ndarray, hops: int, *, entries_at_once: int = 1 << 22
+) -> np.ndarray:
+    """All nodes within ``hops`` steps of any of ``nodes``, these included: int64, increasing.
+
+    Allocates a few bytes per node; of a memory-mapped graph, only blocks that hold reached rows are read. ``rowptr``
+    int64 (N+1,) and ``col`` (E,) are the adjacency: row i lists the nodes that node i depends on.
+    """
+    reached = np.zeros(len(rowptr) - 1, dtype=bool)
+    reached[nodes] = True
+    latest = reached.copy()
+    for _ in range(hops):
+        previous = reached.copy()
+        first = 0
+        while first < len(latest):
+            end = int(np.searchsorted(rowptr, int(rowptr[first]) + entries_at_once, side="right")) - 1
+            end = min(max(end, first + 1), first + entries_at_once, len(latest))
+            if latest[first:end].any():
+                entries = np.repeat(latest[first:end], np.diff(rowptr[first : end + 1]))
+                reached[np.asarray(col[int(rowptr[first]) : int(rowptr[end])])[entries]] = True
+            first = end
+        latest = reached & ~previous
+        if not latest.any():
+            break
+    return np.flatnonzero(reached)
 
 
 def check_csr(name: str, rowptr: np.ndarray, col: np.ndarray, *, directed: bool = False) -> None:

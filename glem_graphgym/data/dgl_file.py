@@ -103,15 +103,10 @@ class _Stream:
         code, _ = self.number(), self.number()
         formats = code & 0xFFFFFFFF if code >> 32 else OLD_CODES[code]
         ends: list[tuple[np.ndarray, np.ndarray]] = []  # sources and targets, per format
-        if formats & COO:
-            self.meta_graph()
-            ends.append(self.coo())
-        if formats & CSR:
-            self.meta_graph()
-            ends.append(self.csr())
-        if formats & CSC:
-            self.meta_graph()
-            ends.append(self.csr()[::-1])
+        for bit, read in ((COO, self.coo), (CSR, self.csr), (CSC, lambda: self.csr()[::-1])):
+            if formats & bit:
+                self.meta_graph()
+                ends.append(read())
         return np.stack(ends[0]).astype(np.int64)
 
     def meta_graph(self) -> None:
@@ -128,7 +123,7 @@ class _Stream:
         return rows, columns
 
     def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the entries of a sparse matrix, (E,) each."""
+        """As `coo`, of a matrix in CSR form."""
         self.expect_magic(CSR_MATRIX)
         self.position += 16  # the matrix's numbers of rows and columns
         indptr, columns, _ = self.array(), self.array(), self.array()

@@ -15,7 +15,6 @@ import pandas as pd
 
 from glem_graphgym.data.columns import EDGE_COLUMNS, NODE_COLUMNS, VIEW, Columns
 from glem_graphgym.data.errors import DataError, listed
-from glem_graphgym.data.label_leaks import telling_columns
 from glem_graphgym.data.splits import SPLIT_NAMES, drawn_split, given_splits, split_columns
 from glem_graphgym.data.tables import Tables, strings_of
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph, Texts, check_shares, csr_from_edges, snapshot
@@ -39,6 +38,8 @@ UNUSUAL = {
     "repeated_texts": "{} of {nodes} texts repeat another node's",
     "ignored_edge_columns": "columns of edges that are ignored: {}",
 }
+ROWS_PER_VALUE = 4  # with fewer rows per distinct value, a feature column may determine the label by chance
+LEAST_ROWS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def graph_of(tables: Tables, options: TableOptions) -> TextGraph:
     label, class_names, unusual = _labels(tables)
     split_maps = split_columns([*tables.nodes])
     if split_maps:
-        codes = given_splits(tables, label, options.valid_share, options.seed)
+        codes = given_splits(tables, split_maps, label, options.valid_share, options.seed)
     else:
         codes = drawn_split(tables, label, options.shares, options.seed)[None]
     split_names = [names[0] if len(names := [*split_map]) == 1 else names for split_map in split_maps]
@@ -321,6 +322,39 @@ def _numbers(column: pd.Series) -> np.ndarray:
     if not pd.api.types.is_numeric_dtype(column):
         column = pd.to_numeric(column.astype(str), errors="coerce")
     return column.to_numpy(np.float32, na_value=np.nan)
+
+
+def telling_columns(names: Sequence[str], features: np.ndarray, label: np.ndarray) -> dict[str, str]:
+    """Columns that must not be features -> why: they and the labels determine each other, or they count the rows.
+
+    Args:
+        names: one per column, F.
+        features: float (N, F).
+        label: int64 (N,), `UNLABELLED` where there is none.
+    """
+    labelled = np.flatnonzero(label != UNLABELLED)
+    telling = {}
+    for position, name in enumerate(names):
+        column = features[:, position]
+        if len(column) >= LEAST_ROWS and (np.diff(column) == 1).all():
+            telling[name] = "counts the rows"
+        elif dependence := _dependence(column[labelled], label[labelled]):
+            telling[name] = dependence
+    return telling
+
+
+def _dependence(values: np.ndarray, label: np.ndarray) -> str:
+    """The way in which values and labels determine each other; "" if they do not, or too few rows prove nothing."""
+    kinds, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    if len(kinds) < 2 or len(values) < max(LEAST_ROWS, ROWS_PER_VALUE * len(kinds)):
+        return ""
+    classes, label = np.unique(label, return_inverse=True)
+    pairs = len(np.unique(codes * len(classes) + label))
+    if pairs == len(kinds) and len(classes) > 1:
+        return "determines the label" if pairs > len(classes) else "is one-to-one with the label"
+    if pairs == len(classes) and sizes.min() >= ROWS_PER_VALUE:
+        return "is determined by the label"
+    return ""
 
 
 # ---- edges ---------------------------------------------------------------------------------------------------------

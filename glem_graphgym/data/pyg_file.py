@@ -15,10 +15,9 @@ import torch
 from glem_graphgym.data.columns import Columns
 from glem_graphgym.data.csv_file import check_distinct, check_rows, read_csv_bytes, read_table
 from glem_graphgym.data.dgl_file import is_dgl_file, read_dgl_file
-from glem_graphgym.data.edge_list import check_shape
 from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.from_tables import Reader, TableOptions
-from glem_graphgym.data.table import read_json_lines
+from glem_graphgym.data.table import check_shape, read_json_lines
 from glem_graphgym.data.tables import EXACT, Tables
 from glem_graphgym.memory import is_out_of_memory
 
@@ -360,25 +359,19 @@ def _texts(path: Path, attributes: Mapping[str, Any], columns: Columns) -> tuple
 
 def _splits(path: Path, attributes: Mapping[str, Any], nodes: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Columns train_mask, val_mask, test_mask (with ``_<k>`` if several splits), and the attributes they are from."""
-    families = [
-        {
-            split_name: (f"{alias}_{suffix}", attributes[f"{alias}_{suffix}"])
+
+    def parts_in(values: Mapping[str, Any], ending: str = "", attribute: str = "") -> dict[str, tuple[str, Any]]:
+        """Name of each part of a split -> the attribute that it is from, and its value."""
+        return {
+            split_name: (attribute or alias + ending, values[alias + ending])
             for split_name, aliases in SPLIT_ALIASES.items()
             for alias in aliases
-            if f"{alias}_{suffix}" in attributes
+            if alias + ending in values
         }
-        for suffix in SUFFIXES
-    ]
-    for name in SPLITS:
-        if isinstance(split := attributes.get(name), Mapping):
-            families.append(
-                {
-                    split_name: (name, split[key])
-                    for split_name, keys in SPLIT_ALIASES.items()
-                    for key in keys
-                    if key in split
-                }
-            )
+
+    families = [parts_in(attributes, f"_{suffix}") for suffix in SUFFIXES]
+    dicts = {name: attributes[name] for name in SPLITS if isinstance(attributes.get(name), Mapping)}
+    families += [parts_in(values, attribute=name) for name, values in dicts.items()]
     if not any(families) and (unread := [name for name in SPLITS if name in attributes]):
         raise DataError(
             f"{path}: {unread[0]} is {_type_and_size(attributes[unread[0]])}, expected a dict of train, val (or valid) "

@@ -12,16 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from glem_graphgym.data.text_graph import (
-    SPLITS,
-    UNLABELLED,
-    DataError,
-    TextGraph,
-    Texts,
-    check_shares,
-    csr_from_edges,
-    snapshot,
-)
+from glem_graphgym.data.errors import DataError
+from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph, Texts, check_shares, csr_from_edges, snapshot
 from glem_graphgym.files import fingerprint
 
 # Increment whenever the same options and the same records would give another graph than before.

@@ -32,9 +32,8 @@ class PublishedGraph:
         files: name of a file -> its URL, or "" if it must be downloaded by hand.
         site: page that offers the files.
         nodes, classes: their numbers.
-        edges: number of edges in the graph's documentation; None = not stated.
+        edges: number of edges in the graph's documentation.
         splits: number of fixed splits; None = not stated.
-        whole_folder: the reader gets the folder of the files; False = the path of the first file.
     """
 
     layout: str
@@ -42,9 +41,8 @@ class PublishedGraph:
     site: str
     nodes: int
     classes: int
-    edges: int | None = None
+    edges: int
     splits: int | None = None
-    whole_folder: bool = False
 
 
 def _llmnodebed(name: str, nodes: int, classes: int, edges: int) -> PublishedGraph:
@@ -68,7 +66,7 @@ PUBLISHED_GRAPHS = {
     "wikics": PublishedGraph(
         "wikics",
         {name: f"{WIKICS}/raw/master/dataset/{name}" for name in ("data.json", "metadata.json")},
-        WIKICS, 11_701, 10, 216_123, 20, whole_folder=True,
+        WIKICS, 11_701, 10, 216_123, 20,
     ),
     # The paper of TAPE, whose README offers the files.
     "arxiv_2023": PublishedGraph(
@@ -120,7 +118,7 @@ def source_of(name: str, folder: Path) -> Path:
         if not published.files[file]:
             raise DataError(f"dataset.name {name}: {folder} has no {' and no '.join(missing)}. {remedy}")
         download(published.files[file], folder / file, remedy)
-    return folder if published.whole_folder else folder / next(iter(published.files))
+    return folder if published.layout == "wikics" else folder / next(iter(published.files))
 
 
 def check_published(name: str, graph: TextGraph) -> None:
@@ -138,7 +136,7 @@ def check_published(name: str, graph: TextGraph) -> None:
         )
         if value != expected
     ]
-    if published.edges and not any(abs(count - published.edges) <= EDGES_WITHIN * published.edges for count in counts):
+    if not any(abs(count - published.edges) <= EDGES_WITHIN * published.edges for count in counts):
         wrong.append(f"{origin['edges']:,} edges, expected {published.edges:,}")
     if wrong:
         raise DataError(

@@ -46,11 +46,13 @@ def split_columns(names: Sequence[str]) -> list[dict[str, str]]:
     return [numbered[key] for key in sorted(numbered)]
 
 
-def given_splits(tables: Tables, label: np.ndarray, valid_share: float, seed: int) -> np.ndarray:
-    """Read the K splits that a table states: each node's code in each split, int8 (K, N).
+def given_splits(
+    tables: Tables, split_maps: list[dict[str, str]], label: np.ndarray, valid_share: float, seed: int
+) -> np.ndarray:
+    """Read the K splits that a table of N nodes states: each node's code in each split, int8 (K, N).
 
     Args:
-        tables: of N nodes.
+        split_maps: of `split_columns`.
         label: int64 (N,).
         valid_share: share (0-1) of the training nodes to move to validation if a split has no validation nodes.
         seed: of that draw.
@@ -58,14 +60,12 @@ def given_splits(tables: Tables, label: np.ndarray, valid_share: float, seed: in
     Raises:
         DataError: a split is incomplete, its parts overlap, or it holds nodes without a label; names the column.
     """
-    split_maps = split_columns([*tables.nodes])
-    nodes_file, column_names = tables.where["nodes"], [[*split_map] for split_map in split_maps]
-    masks = [list(split_map.values()) for split_map in split_maps if "" not in split_map.values()]
+    nodes_file = tables.where["nodes"]
+    masks = [split_map for split_map in split_maps if "" not in split_map.values()]
     if masks and len(masks) < len(split_maps):
+        columns = [name for split_map in split_maps for name in split_map]
         raise DataError(
-            f"{nodes_file} has the columns "
-            f"{listed([name for names in column_names for name in names], 12, quoted=True)}, "
-            "splits and masks; keep one of the two"
+            f"{nodes_file} has the columns {listed(columns, 12, quoted=True)}, splits and masks; keep one of the two"
         )
     codes = np.full((len(split_maps), tables.num_nodes), NO_SPLIT, dtype=np.int8)
     for split_map, row in zip(split_maps, codes, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 
 from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.data.text_graph import SPLITS, TextGraph, Texts
-from glem_graphgym.data.tokens import TokenStore, encode_texts, ids_below, padding_id, unknown_id
+from glem_graphgym.data.tokens import TokenStore, encode_texts
 
 SAMPLED_TEXTS = 2000
 
@@ -32,7 +32,7 @@ def sampled_tokens(texts: Texts, tokenizer: Any, max_length: int, count: int = S
     ids = encode_texts([texts[i] for i in order[chosen]], tokenizer, max_length)
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in ids])]).astype(np.int64)
     flat = np.concatenate([np.asarray(text, dtype=np.int32) for text in ids])
-    store = TokenStore(flat, offsets, padding_id(tokenizer), unknown_id(tokenizer), ids_below(tokenizer))
+    store = TokenStore.of(flat, offsets, tokenizer)
     stands_for = np.empty(len(texts), dtype=np.int32)
     stands_for[order] = np.searchsorted(chosen, np.arange(len(texts)))
     return RemappedTokens(store, stands_for)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
+from pandas.api.types import is_numeric_dtype
 
 from glem_graphgym.data.columns import EDGE_COLUMNS, NEIGHBOURS, NODE_COLUMNS, VIEW, Columns, alike, edges_of_neighbours
 from glem_graphgym.data.csv_file import DELIMITERS, check_distinct, check_rows, read_csv_bytes, read_table
-from glem_graphgym.data.edge_list import read_edge_lines, read_edge_matrix
 from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.data.from_tables import NUMBER, Reader, TableOptions
 from glem_graphgym.data.splits import split_columns
@@ -100,16 +102,14 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
     matches = [path for path in similar if path.name.lower() in names and path.is_file()]
     if len(matches) != 1:
         similar_names = [path.name + "/" * path.is_dir() for path in similar]
-        edges_hint = "; nodes that list their neighbours need none: set dataset.tag_source to their file" * (
-            stem == "edges"
-        )
-        spark_hint = (
-            "; a folder of parts, as Spark writes it, must be made one file" if "/" in "".join(similar_names) else ""
-        )
-        raise DataError(
-            f"{folder} holds {len(matches)} of the files {names}, expected exactly one of them"
-            + (f"; there are {similar_names}{spark_hint}" if similar_names else edges_hint)
-        )
+        hint = ""
+        if similar_names:
+            hint = f"; there are {similar_names}"
+            if any(name.endswith("/") for name in similar_names):
+                hint += "; a folder of parts, as Spark writes it, must be made one file"
+        elif stem == "edges":
+            hint = "; nodes that list their neighbours need none: set dataset.tag_source to their file"
+        raise DataError(f"{folder} holds {len(matches)} of the files {names}, expected exactly one of them{hint}")
     return matches[0]
 
 
@@ -139,13 +139,8 @@ def _select_columns(path: Path, table: pd.DataFrame, columns: Columns) -> tuple[
     plain = {name: re.sub(r"[\s_-]+|\.[0-9]+$", "", name).casefold() for name in names}
     copies = [name for name in names if name not in selected and plain[name] in (*NODE_COLUMNS, "split")]
     if columns:
-        selected |= {*columns.features} or {
-            name
-            for position, name in enumerate(names)
-            if position not in nameless
-            and name not in copies
-            and pd.api.types.is_numeric_dtype(table.iloc[:, position])
-        }
+        numeric = [name for name, dtype in zip(names, table.dtypes, strict=True) if is_numeric_dtype(dtype)]
+        selected |= {*columns.features} or {*numeric} - {*copies, *(names[position] for position in nameless)}
         unused = [name for name in names if name not in selected and name not in columns.fields]
         return table.loc[:, [name in selected for name in names]], unused
     for position in nameless:
@@ -174,6 +169,58 @@ def _read_edges(path: Path, columns: Columns, nodes: int) -> pd.DataFrame | np.n
     return read_edge_lines(path, names) if without_header else _read(path, EDGE_COLUMNS, columns)[0]
 
 
+def read_edge_lines(path: Path, header: Sequence[str]) -> pd.DataFrame:
+    """Read a text file with two ids per line, separated by tabs, commas or blanks: columns ``source`` and ``target``.
+
+    Further fields, such as a weight, are ignored; lines that begin with # or % are comments. The first line may be
+    ``header``.
+
+    Raises:
+        DataError: a line has fewer than two ids; names the line.
+    """
+    ends: list[list[str]] = []
+    for number, line in enumerate(io.StringIO(read_csv_bytes(path).decode(), newline=None), start=1):
+        if not line.strip() or line.startswith(("#", "%")):
+            continue
+        separator = next((mark for mark in ("\t", ",") if mark in line), None)
+        cells = [cell.strip() for cell in line.split(separator)][:2]
+        if len(cells) < 2 or "" in cells:
+            raise DataError(f"{path}, line {number}: {line.strip()!r:.80}, expected two ids: source and target")
+        if ends or cells != [*header]:
+            ends.append(cells)
+    return pd.DataFrame(ends, columns=["source", "target"], dtype=object)
+
+
+def check_shape(where: str, shape: Sequence[int], nodes: int) -> None:
+    """Raise DataError if an adjacency matrix has rows or columns beyond the nodes; it may lack those without edges."""
+    if max(shape, default=0) > nodes:
+        raise DataError(f"{where} is a matrix {tuple(shape)}, but there are {nodes} nodes; are both of one graph?")
+
+
+def read_edge_matrix(path: Path, nodes: int) -> np.ndarray:
+    """Read edges int64 (2, E), as row numbers of nodes, from an .npz with a SciPy sparse matrix or an ``edge_index``.
+
+    Raises:
+        DataError: the file is damaged, holds neither, or its matrix is for more than ``nodes`` nodes.
+    """
+    with reading_data(f"{path} cannot be read as .npz", "save it anew"):
+        with np.load(path) as arrays:
+            names = arrays.files
+            edges = arrays["edge_index"] if "edge_index" in names else None
+        if edges is None and "format" in names:
+            matrix = scipy.sparse.load_npz(path)
+            check_shape(str(path), matrix.shape, nodes)
+            edges = np.stack(matrix.nonzero())
+    if edges is None or edges.dtype.kind not in "iu" or edges.ndim != 2 or len(edges) != 2:
+        contents = (
+            f"edge_index of type {edges.dtype} and shape {edges.shape}" if edges is not None else f"arrays {names}"
+        )
+        raise DataError(
+            f"{path} holds {contents}, expected integers edge_index (2, E), or a matrix of scipy.sparse.save_npz"
+        )
+    return edges.astype(np.int64)
+
+
 # ---- files and columns --------------------------------------------------------------------------------------------
 
 
@@ -192,21 +239,16 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
         content = read_csv_bytes(path)
         closed = [columns.column_of.get(name, name) for name in ("label", "split")] if nodes else []
         header = check_rows(path, content, closed, delimiter)
-    columns.check(path, header, ours)
-    names = columns.names(header, ours)
-    _check_header(path, [name for name in names if name is not None], columns, nodes, delimiter)
+    names = columns.names(path, header, ours)
+    kept = [name for name in names if name is not None]
+    _check_header(path, kept, columns, nodes, delimiter)
     if not read:
         table = read_table(content, columns.strings(header, ours), delimiter)
-    selected = [name is not None for name in names]
-    replaced = [
-        name
-        for name, is_selected in zip(header, selected, strict=True)
-        if not is_selected and name not in columns.fields
-    ]
     texts = {"text": columns.texts(table, path)} if nodes and columns.template else {}
-    table = table.loc[:, selected]
-    table.columns = pd.Index([name for name in names if name is not None], dtype=object)
-    return table.assign(**texts), replaced
+    table = table.loc[:, [name is not None for name in names]]
+    table.columns = pd.Index(kept, dtype=object)
+    replaced = {theirs for theirs, name in zip(header, names, strict=True) if name is None} - {*columns.fields}
+    return table.assign(**texts), [theirs for theirs in header if theirs in replaced]
 
 
 def read_json_lines(path: Path) -> pd.DataFrame:

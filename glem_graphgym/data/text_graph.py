@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, asdict, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from glem_graphgym.data.errors import DataError as DataError
 from glem_graphgym.data.texts import Texts as Texts
 from glem_graphgym.data.texts import TextsWriter as TextsWriter
 from glem_graphgym.disk import disk_full_errors
-from glem_graphgym.files import fingerprint, forget_unfinished, make_once, read_json, sampled_fingerprint, write_json
+from glem_graphgym.files import fingerprint, forget_unfinished, making, read_json, sampled_fingerprint, write_json
 
 SPLITS = ("train", "valid", "test")
 UNLABELLED = -1
@@ -54,13 +54,12 @@ class TextGraph:
     _homophily: float | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self, edges_checked: bool) -> None:
-        if len(self.texts) != self.num_nodes:
-            raise DataError(
-                f"{self.name}: {len(self.texts)} texts for {self.num_nodes} nodes; every node needs one (may be empty)"
-            )
-        for name, texts in self.views.items():
-            if len(texts) != self.num_nodes:
-                raise DataError(f"{self.name}: {len(texts)} texts of the view '{name}' for {self.num_nodes} nodes")
+        views = {f"texts of the view '{name}'": texts for name, texts in self.views.items()}
+        for name, values in {"texts": self.texts, **views, "node ids": self.node_ids}.items():
+            if values is not None and len(values) != self.num_nodes:
+                raise DataError(
+                    f"{self.name}: {len(values)} {name} for {self.num_nodes} nodes; every node needs one (may be empty)"
+                )
         if not edges_checked:
             check_csr(self.name, self.rowptr, self.col, directed=self.directed)
         self._check_labels()
@@ -71,8 +70,6 @@ class TextGraph:
                 f"{self.name}: features have shape {self.features.shape} and type {self.features.dtype}, "
                 f"expected floats of shape ({self.num_nodes}, F)"
             )
-        if self.node_ids is not None and len(self.node_ids) != self.num_nodes:
-            raise DataError(f"{self.name}: {len(self.node_ids)} node ids for {self.num_nodes} nodes")
 
     def _check_labels(self) -> None:
         n, c = self.num_nodes, self.num_classes
@@ -233,26 +230,15 @@ def check_shares(shares: Sequence[float], *, counts: bool = False) -> tuple[floa
 # ---- snapshots ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class GraphMeta:
-    """Fields of a graph other than its arrays; see `TextGraph`."""
-
-    name: str
-    class_names: list[str]
-    origin: dict[str, Any] = field(default_factory=dict)
-    directed: bool = False
-    views: list[str] = field(default_factory=list)
-
-
 def snapshot(folder: Path, build: Callable[[], TextGraph]) -> TextGraph:
     """Load the graph frozen in ``folder``; if the folder does not exist, build the graph and freeze it there first."""
     return _load_or_make(folder, lambda temporary: save_text_graph(build(), temporary))
 
 
-def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> TextGraph:
+def snapshot_from_parts(folder: Path, write: Callable[[Path], dict[str, Any]]) -> TextGraph:
     """Load the graph frozen in ``folder``; if that does not exist, write it first, never holding the graph in memory.
 
-    ``write`` gets an empty temporary folder, into which it puts
+    ``write`` returns the graph's ``name``, ``class_names`` and ``origin``; into an empty temporary folder it puts
 
     - ``text.npy``, ``text_offsets.npy``: `TextsWriter`;
     - ``rowptr.npy``, ``col.npy``: `csr.write_csr`;
@@ -266,7 +252,7 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
 
     def make(temporary: Path) -> None:
         meta = write(temporary)
-        with reading_data(f"{meta.name}: the parts of the graph are not complete", "write every file that it needs"):
+        with reading_data(f"{meta['name']}: the parts of the graph are not complete", "write every file that it needs"):
             graph = _open(temporary, meta)
         _write_meta(graph, temporary)
 
@@ -274,20 +260,18 @@ def snapshot_from_parts(folder: Path, write: Callable[[Path], GraphMeta]) -> Tex
 
 
 def _load_or_make(folder: Path, make: Callable[[Path], None]) -> TextGraph:
-    def announced(temporary: Path) -> None:
-        logging.getLogger(__name__).info(f"{folder} is not there yet: it is made now, once for all runs")
-        forget_unfinished(folder)
-        make(temporary)
-
-    make_once(folder, announced)
+    with making(folder) as temporary:
+        if temporary is not None:
+            logging.getLogger(__name__).info(f"{folder} is not there yet: it is made now, once for all runs")
+            forget_unfinished(folder)
+            make(temporary)
     return load_text_graph(folder)
 
 
 def save_text_graph(graph: TextGraph, folder: Path) -> None:
     """Write the graph's arrays and texts into an existing ``folder``, for `load_text_graph`."""
     arrays = {"rowptr": graph.rowptr, "col": graph.col, "label": graph.label, "features": graph.features}
-    arrays |= {"splits": graph.splits}
-    arrays |= {f"split_{split_name}": graph.split[split_name] for split_name in SPLITS}
+    arrays |= {"splits": graph.splits, **{f"split_{split_name}": graph.split[split_name] for split_name in SPLITS}}
     views = enumerate(graph.views.values())
     stems = {"text": graph.texts, "node_id": graph.node_ids, **{f"view_{k}": texts for k, texts in views}}
     for stem, texts in stems.items():
@@ -314,14 +298,12 @@ def load_text_graph(folder: Path) -> TextGraph:
     remedy = "delete the folder to have it remade"
     try:
         stored = read_json(folder / "graph.json")
-        name, class_names, origin = (stored[key] for key in ("name", "class_names", "origin"))
-        meta = GraphMeta(name, class_names, origin, stored.get("directed", False), stored.get("views", []))
         fingerprints = {"fingerprint": stored["fingerprint"], "texts": stored.get("texts")}
         expected = stored.get("sampled")  # older snapshots have none
-        actual = _hash_samples(folder, meta, fingerprints) if expected else None
+        actual = _hash_samples(folder, stored["class_names"], fingerprints) if expected else None
         large = bool(expected) and sum(file.stat().st_size for file in _files(folder)) > SAMPLED_BYTES
         if actual == expected:
-            graph = _open(folder, meta, node_ids=stored.get("node_ids"), edges_checked=large)
+            graph = _open(folder, stored, edges_checked=large)
     except BROKEN as error:
         raise DataError(f"{folder}: not a complete graph snapshot ({error}); {remedy}") from error
     if actual != expected:
@@ -336,43 +318,46 @@ def load_text_graph(folder: Path) -> TextGraph:
     return graph
 
 
-def _open(
-    folder: Path, meta: GraphMeta, *, node_ids: Sequence[str] | None = None, edges_checked: bool = False
-) -> TextGraph:
+def _open(folder: Path, meta: dict[str, Any], *, edges_checked: bool = False) -> TextGraph:
     def array(name: str, mapped_from: int = MAPPED_BYTES) -> np.ndarray:
         file = folder / f"{name}.npy"
         return np.load(file, mmap_mode="r" if file.stat().st_size > mapped_from else None)
 
-    if (folder / "node_id.npy").exists():  # older snapshots have a list in graph.json
-        node_ids = Texts(array("node_id", 0), array("node_id_offsets"))
+    def texts(stem: str) -> Texts:
+        return Texts(array(stem, 0), array(f"{stem}_offsets"))
+
+    def exists(name: str) -> bool:
+        return (folder / f"{name}.npy").exists()
+
     return TextGraph(
-        name=meta.name,
-        texts=Texts(array("text", 0), array("text_offsets")),
+        name=meta["name"],
+        texts=texts("text"),
         rowptr=array("rowptr"),
         col=array("col"),
         label=array("label"),
         split={split_name: array(f"split_{split_name}") for split_name in SPLITS},
-        class_names=meta.class_names,
-        features=array("features", 0) if (folder / "features.npy").exists() else None,
-        node_ids=node_ids,
-        origin=meta.origin,
-        directed=meta.directed,
-        views={name: Texts(array(f"view_{k}", 0), array(f"view_{k}_offsets")) for k, name in enumerate(meta.views)},
-        splits=array("splits") if (folder / "splits.npy").exists() else None,
+        class_names=meta["class_names"],
+        features=array("features", 0) if exists("features") else None,
+        views={name: texts(f"view_{k}") for k, name in enumerate(meta.get("views", []))},
+        node_ids=texts("node_id") if exists("node_id") else meta.get("node_ids"),  # older snapshots have a list
+        origin=meta["origin"],
+        directed=meta.get("directed", False),
+        splits=array("splits") if exists("splits") else None,
         edges_checked=edges_checked,
     )
 
 
 def _write_meta(graph: TextGraph, folder: Path) -> None:
     """Write ``graph.json`` beside the graph's arrays, with the hashes that `load_text_graph` checks."""
-    meta = GraphMeta(graph.name, graph.class_names, graph.origin, graph.directed, [*graph.views])
+    meta = {name: getattr(graph, name) for name in ("name", "class_names", "origin", "directed")}
     fingerprints = {"fingerprint": graph.fingerprint(), "texts": graph.texts.fingerprint()}
-    checks = {**fingerprints, "sampled": _hash_samples(folder, meta, fingerprints)}
-    write_json(folder / "graph.json", {**asdict(meta), **checks, "edge_homophily": graph.edge_homophily()})
+    checks = {**fingerprints, "sampled": _hash_samples(folder, graph.class_names, fingerprints)}
+    facts = {"views": [*graph.views], **checks, "edge_homophily": graph.edge_homophily()}
+    write_json(folder / "graph.json", {**meta, **facts})
 
 
-def _hash_samples(folder: Path, meta: GraphMeta, fingerprints: dict[str, str]) -> str:
-    return fingerprint(meta.class_names, fingerprints, sampled_fingerprint(*_files(folder)))
+def _hash_samples(folder: Path, class_names: list[str], fingerprints: dict[str, str]) -> str:
+    return fingerprint(class_names, fingerprints, sampled_fingerprint(*_files(folder)))
 
 
 def _files(folder: Path) -> list[Path]:

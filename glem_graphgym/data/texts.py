@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npy import NpyWriter
-from glem_graphgym.disk import disk_full_errors
+from glem_graphgym.disk import NpyWriter, disk_full_errors
 from glem_graphgym.files import fingerprint
 
 TEXTS_AT_ONCE = 1 << 14  # texts that are encoded and written together
@@ -93,11 +92,6 @@ class TextsWriter:
     arrive in any order: they are distributed to temporary files, each for a range of rows, and sorted at the end. A row
     without a text gets an empty one; of several texts for a row, the first is kept. Some texts are read again at the
     end. Memory: one byte per text, some MB, and 1% of the texts.
-
-    Args:
-        folder: an existing folder.
-        num_texts: N.
-        stem: ``"text"`` for a graph's texts, ``"node_id"`` for its node ids.
 
     Attributes:
         written: bool (N,), the rows that a text was written to.

@@ -34,7 +34,8 @@ class TokenStore:
         ids: uint16 or int32 (T,), all texts one after the other; 2 bytes per token if the vocabulary allows.
         offsets: int64 (N+1,), where each text begins.
         pad_id: the id that pads a batch.
-        unknown_id: the id of unknown tokens; None if there is no such id.
+        unknown_id: the id of unknown tokens; None if there is none, or if it is also that of a special token, as in
+            GPT-2.
         ids_below: exclusive upper bound of the tokenizer's ids; None if it is not known.
     """
 
@@ -49,6 +50,12 @@ class TokenStore:
         self.ids, self.offsets, self.pad_id = ids, offsets, pad_id
         self.unknown_id, self.ids_below = unknown_id, ids_below
         self.lengths = np.diff(offsets)
+
+    @classmethod
+    def of(cls, ids: np.ndarray, offsets: np.ndarray, tokenizer: Any) -> TokenStore:
+        special_ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        unknown_id = None if tokenizer.unk_token_id in special_ids else tokenizer.unk_token_id
+        return cls(ids, offsets, padding_id(tokenizer), unknown_id, ids_below(tokenizer))
 
     @functools.cached_property
     def longest(self) -> int:
@@ -110,13 +117,7 @@ def open_token_store(texts: Texts, tokenizer: Any, max_length: int, cache: Path)
             ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r", shape=(int(offsets[-1]),))
     if len(offsets) != len(texts) + 1:
         raise DataError(f"{folder}: holds {len(offsets) - 1} texts, expected {len(texts)}; delete it to have it remade")
-    return TokenStore(ids, offsets, padding_id(tokenizer), unknown_id(tokenizer), ids_below(tokenizer))
-
-
-def unknown_id(tokenizer: Any) -> int | None:
-    """The id of unknown tokens; None if there is none, or if it is also the id of a special token, as in GPT-2."""
-    special_ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return None if tokenizer.unk_token_id in special_ids else tokenizer.unk_token_id
+    return TokenStore.of(ids, offsets, tokenizer)
 
 
 def padding_id(tokenizer: Any) -> int:

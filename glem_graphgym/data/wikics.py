@@ -60,7 +60,7 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
                 file = texts_path if name == "nodes" else path
                 raise DataError(f"{file}: '{name}' has {len(rows)} entries, expected one for each of {count} labels")
         articles = pd.DataFrame(metadata["nodes"])
-        columns.check(texts_path, [*articles], ("text",))
+        columns.names(texts_path, [*articles], ("text",))
         if "tokens" in articles:
             articles["tokens"] = articles["tokens"].map(lambda tokens: " ".join(map(str, tokens)))
         links = [(node, neighbour) for node, neighbours in enumerate(data["links"]) for neighbour in neighbours]
@@ -73,12 +73,7 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
         edges,
         features=features,
         class_names=[class_names.get(str(number), str(number)) for number in range(len(class_names))],
-        where={
-            "nodes": str(path),
-            "edges": f"{path}: links",
-            "text": str(texts_path),
-            "features": f"{path}: features",
-        },
+        where={"nodes": str(path), "edges": f"{path}: links", "text": str(texts_path), "features": f"{path}: features"},
         origin={
             "files": [*FILES],
             "taken": {"text": columns.template, "label": "labels", "edges": "links", "features": "features"},

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from glem_graphgym.data.csr import bounded_cuts
-from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.csr import bounded_cuts, nodes_within
 from glem_graphgym.data.sampling import ALL, Block, NeighbourSampler
 from glem_graphgym.disk import new_array
 from glem_graphgym.hardware import Hardware

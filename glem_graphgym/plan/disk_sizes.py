@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from glem_graphgym.build.footprint import layer_outputs
 from glem_graphgym.build.gnn import MmapGraph
 from glem_graphgym.build.learners import hop_storage, stored_graph_views_of
-from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.csr import nodes_within
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.inputs import prediction_folds
 from glem_graphgym.out_of_core.hop_storage import HopStorage

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from glem_graphgym.data.label_leaks import telling_columns
+from glem_graphgym.data.from_tables import telling_columns
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from tests.bad_inputs.conftest import Program
 from tests.data.own_tables import load_table

@@ -111,7 +111,7 @@ def test_no_edges(tmp_path: Path, n: int) -> None:
 
 def test_node_ids_that_do_not_fit_into_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pointers of so many rows would take 17 GB: only the columns are looked at."""
-    monkeypatch.setattr(csr, "PointerWriter", NoPointers)
+    monkeypatch.setattr(csr, "new_array", NoPointers)
     n = 2**31 + 2
     write_csr(np.array([[0, n - 1], [n - 1, 3]]), n, tmp_path, memory_bytes=10_000)
     col = np.load(tmp_path / "col.npy")
@@ -120,21 +120,24 @@ def test_node_ids_that_do_not_fit_into_32_bits(tmp_path: Path, monkeypatch: pyte
 
 
 class NoPointers:
-    def __init__(self, path: Path, num_rows: int, at_once: int) -> None:
-        self.path = path
+    def __init__(self, file: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+        file.write_bytes(b"")
 
-    def __enter__(self) -> NoPointers:
-        return self
+    def __getitem__(self, rows: np.ndarray) -> int:
+        return 0
 
-    def __exit__(self, *_: object) -> None:
-        self.path.write_bytes(b"")
+    def __setitem__(self, rows: np.ndarray, counts: np.ndarray) -> None:
+        pass
 
-    def add(self, rows: np.ndarray) -> None:
+    def cumsum(self, out: NoPointers) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
 
 def test_the_largest_graph_whose_pairs_fit_into_64_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csr, "PointerWriter", NoPointers)
+    monkeypatch.setattr(csr, "new_array", NoPointers)
     n = 3_037_000_499
     write_csr(np.array([[n - 1], [n - 2]]), n, tmp_path, memory_bytes=10_000)
     assert np.load(tmp_path / "col.npy").tolist() == [n - 1, n - 2]
@@ -169,7 +172,7 @@ def test_a_failure_halfway_leaves_nothing_and_the_old_files_alone(
         raise OSError("disk pulled")
 
     (tmp_path / "rowptr.npy").write_text("old")
-    monkeypatch.setattr(csr.PointerWriter, "add", fail)
+    monkeypatch.setattr(csr.NpyWriter, "write", fail)
     with pytest.raises(OSError, match="disk pulled"):
         write_csr(np.stack([np.arange(50), np.arange(1, 51)]), 51, tmp_path, memory_bytes=1)
     assert [path.name for path in tmp_path.iterdir()] == ["rowptr.npy"]

@@ -36,8 +36,8 @@ from ogb_files import (
     write_table,
 )
 
-from glem_graphgym.data.ogb import archive, arxiv, download, load_ogbn_arxiv, ogb_accuracy
-from glem_graphgym.data.ogb.archive import OgbArchive
+from glem_graphgym.data.ogb import archive, arxiv, download, load_ogbn_arxiv
+from glem_graphgym.data.ogb.archive import OgbArchive, ogb_accuracy
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.disk import DiskFullError, require_space
 

@@ -36,7 +36,8 @@ from ogb_files import (
 )
 
 from glem_graphgym import disk
-from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m, parts
+from glem_graphgym.data import pieces, text_graph
+from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m
 from glem_graphgym.data.text_graph import DataError, TextGraph
 from glem_graphgym.disk import DiskFullError
 from glem_graphgym.memory import PeakMemory
@@ -383,7 +384,7 @@ def test_killed_in_a_piece_it_goes_on_with_that_one(root: Path, killed: str, mon
 
 def test_new_texts_do_not_make_the_structure_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(papers100m.Pieces, "link_into", lambda *args: pytest.exit("killed"))
+        patch.setattr(text_graph, "_write_meta", lambda *args: pytest.exit("killed"))
         with pytest.raises(pytest.exit.Exception):
             load_ogbn_papers100m(root)
     write_paperinfo(folder_of(root) / "paperinfo.zip", [row.replace(b"title 3", b"new") for row in title_rows()])
@@ -395,12 +396,12 @@ def test_killed_while_the_pieces_are_removed_the_next_load_removes_them(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(papers100m.Pieces, "discard", lambda self: None)
+        patch.setattr(pieces, "discard", lambda kept: None)
         first = load_ogbn_papers100m(root)
-    pieces = folder_of(root) / "text_graph/.pieces"
-    assert len(list(pieces.glob("[!.]*"))) == 5
+    kept = folder_of(root) / "text_graph/.pieces"
+    assert len(list(kept.glob("[!.]*"))) == 5
     assert load_ogbn_papers100m(root).fingerprint() == first.fingerprint()
-    assert not pieces.exists()
+    assert not kept.exists()
 
 
 def test_second_load_reads_the_snapshot_even_when_its_sources_are_deleted(
@@ -416,7 +417,7 @@ def test_second_load_reads_the_snapshot_even_when_its_sources_are_deleted(
 
 
 def test_pieces_go_into_the_snapshot_without_a_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(papers100m.Pieces, "discard", lambda self: None)
+    monkeypatch.setattr(pieces, "discard", lambda kept: None)
     load_ogbn_papers100m(root)
     frozen = next((folder_of(root) / "text_graph").glob("[!.]*"))
     for name in ("features", "text", "col"):
@@ -525,7 +526,7 @@ def test_memory_stays_far_below_what_the_graph_takes(tmp_path: Path, monkeypatch
     write_paperinfo(folder_of(tmp_path) / "paperinfo.zip", titles, abstracts, deflate=False)
     whole = sum(changed[name].nbytes for name in ("edge_index", "node_feat")) + sum(map(len, abstracts))
     del changed, titles, abstracts
-    monkeypatch.setattr(parts, "MEMORY_BYTES", 8 << 20)
+    monkeypatch.setattr(pieces, "MEMORY_BYTES", 8 << 20)
     PeakMemory()  # gives back what was freed, which would hide what is allocated
     before = own_memory()
     with peak_of_own_memory() as peak:

@@ -29,11 +29,12 @@ from ogb_files import (
     write_table,
 )
 
+from glem_graphgym.data import pieces
 from glem_graphgym.data.csr import write_csr
-from glem_graphgym.data.npy import NpyWriter
-from glem_graphgym.data.ogb import load_ogbn_products, parts, products
+from glem_graphgym.data.ogb import load_ogbn_products, products
 from glem_graphgym.data.ogb.archive import OgbArchive
 from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.disk import NpyWriter
 
 pytestmark = pytest.mark.usefixtures("unattended")
 TEXTS = [f"Title: title {node}. Content: about {node}" for node in range(N)]
@@ -102,7 +103,7 @@ def test_second_load_reads_the_snapshot_and_nothing_is_left_of_the_pieces(
 ) -> None:
     first = load_ogbn_products(root)
     assert not (root / "ogbn_products/text_graph/.pieces").exists()
-    monkeypatch.setattr(products, "_write_texts", lambda *args: pytest.fail("the snapshot was not used"))
+    monkeypatch.setattr(products, "_write_products", lambda *args: pytest.fail("the snapshot was not used"))
     monkeypatch.setattr(OgbArchive, "read", lambda self: pytest.fail("the snapshot was not used"))
     assert load_ogbn_products(root).fingerprint() == first.fingerprint()
 
@@ -120,16 +121,16 @@ def test_killed_between_pieces_it_goes_on_with_the_next(root: Path, monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             load_ogbn_products(root)
     assert not list((root / "ogbn_products/text_graph").glob("[!.]*"))
-    monkeypatch.setattr(products, "_write_texts", lambda *args: pytest.fail("the texts were made twice"))
+    monkeypatch.setattr(products, "_write_products", lambda *args: pytest.fail("the texts were made twice"))
     assert list(load_ogbn_products(root).texts) == TEXTS
     assert not (root / "ogbn_products/text_graph/.pieces").exists()
 
 
 def test_another_text_makes_another_graph_of_the_same_structure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:  # killed when all pieces are there
-        patch.setattr(products, "snapshot_from_parts", lambda folder, write: write(root) and None)
-        patch.setattr("glem_graphgym.data.pieces.Pieces.discard", lambda self: None)
-        load_ogbn_products(root)
+        patch.setattr("glem_graphgym.data.text_graph._write_meta", kill)
+        with pytest.raises(KeyboardInterrupt):
+            load_ogbn_products(root)
     first, second = amazon_rows()
     write_amazon(amazon(root), [row.replace(b"about 3", b"now 3") for row in first], second)
     monkeypatch.setattr(products, "write_structure", lambda *_: pytest.fail("the structure was made twice"))
@@ -253,7 +254,7 @@ def test_an_edge_that_got_lost_is_found(root: Path, monkeypatch: pytest.MonkeyPa
     def write_fewer(edges: np.ndarray, *rest: Any, **how: Any) -> None:
         write_csr(edges[:, :5], *rest, **how)
 
-    monkeypatch.setattr(parts, "write_csr", write_fewer)
+    monkeypatch.setattr(pieces, "write_csr", write_fewer)
     with pytest.raises(DataError, match="edge 5 from 7 to 11 got lost"):
         load_ogbn_products(root)
 

@@ -1,93 +1,116 @@
-"""Pieces of a snapshot: whose they are, what is removed of those that nobody asks for again, and room for them."""
+"""Snapshots of pieces: which pieces are made and kept, who waits for whom, and room for them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from glem_graphgym import disk
-from glem_graphgym.data.pieces import Pieces
+from glem_graphgym.data.pieces import Piece, discard, snapshot_of_pieces
+from glem_graphgym.data.text_graph import TextGraph, TextsWriter
 from glem_graphgym.disk import DiskFullError
 
-OLD, NEW = {"graph": "1", "texts": "old"}, {"graph": "1", "texts": "new"}
+
+def write_graph(folder: Path) -> dict[str, int]:
+    np.save(folder / "rowptr.npy", np.array([0, 1, 2, 2]))
+    np.save(folder / "col.npy", np.array([1, 0], dtype=np.int32))
+    np.save(folder / "label.npy", np.array([0, 1, 0]))
+    for node, split_name in enumerate(("train", "valid", "test")):
+        np.save(folder / f"split_{split_name}.npy", np.array([node]))
+    return {"rows": 3}
 
 
-def write(folder: Path) -> dict[str, int]:
-    (folder / "a.npy").write_text("whole")
-    return {"rows": 1}
+def write_texts(folder: Path) -> dict[str, int]:
+    (folder.parent / "graph-1" / "rowptr.npy").read_bytes()  # earlier pieces may be read
+    with TextsWriter(folder, 3) as writer:
+        writer.put(enumerate("abc"))
+    return {"texts": 3}
+
+
+def killed(folder: Path) -> dict[str, int]:
+    (folder / "half").write_text("")
+    raise KeyboardInterrupt
+
+
+def make(folder: Path, key: str, texts: Callable[[Path], dict[str, Any]] = write_texts, **changes: Piece) -> TextGraph:
+    pieces = {"graph": Piece("1", write_graph, 5000), "texts": Piece(key, texts, 1500), **changes}
+
+    def describe() -> dict[str, Any]:
+        return {"name": "three", "class_names": ["x", "y"], "origin": {"files": []}}
+
+    return snapshot_of_pieces(folder / key, pieces, describe)
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in (folder / ".pieces").iterdir() if path.is_dir())
 
 
-def begun(folder: Path) -> Path:
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
     """What a killed process left: two pieces, and half of a third."""
-    pieces = Pieces(folder, OLD)
-    with pieces.claimed():
-        for name in OLD:
-            pieces.make(name, write)
-    (folder / ".texts-older.part").mkdir()
-    (folder / ".texts-older.part" / "half").write_text("")
-    return folder
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, "old", last=Piece("1", killed))
+    half = tmp_path / ".pieces" / ".texts-older.part"
+    half.mkdir()
+    (half / "half").write_text("")
+    assert names(tmp_path) == [".texts-older.part", "graph-1", "texts-old"]
+    return tmp_path
 
 
-def test_those_of_other_sources_are_removed_when_new_ones_are_begun(tmp_path: Path) -> None:
-    folder = begun(tmp_path / ".pieces")
-    pieces = Pieces(folder, NEW)
-    assert names(folder) == [".texts-older.part", "graph-1", "texts-old"]
-    with pieces.claimed():
-        assert names(folder) == ["graph-1"]
-        pieces.make("graph", lambda piece: pytest.fail("it is there"))
-        pieces.make("texts", write)
-    pieces.discard()
-    assert not folder.exists()
+def test_finished_pieces_are_used_and_those_of_other_sources_removed(begun: Path) -> None:
+    def texts(folder: Path) -> dict[str, int]:
+        assert names(begun) == [".texts-new.part", "graph-1"]
+        return write_texts(folder)
+
+    never = Piece("1", lambda folder: pytest.fail("it is there"), 5000)
+    graph = make(begun, "new", texts, graph=never)
+    assert list(graph.texts) == ["a", "b", "c"]
+    assert graph.origin == {"files": [], "rows": 3, "texts": 3}
+    assert not (begun / ".pieces").exists()
 
 
-def test_nothing_is_removed_while_another_process_is_at_work(tmp_path: Path) -> None:
-    folder = begun(tmp_path / ".pieces")
-    with Pieces(folder, OLD).claimed():
-        with Pieces(folder, NEW).claimed():
-            assert names(folder) == ["graph-1", "texts-old"]
-        with Pieces(folder, {"texts": "third"}).claimed():
-            assert names(folder) == ["graph-1", "texts-old"]
-    with Pieces(folder, NEW).claimed():
-        assert names(folder) == ["graph-1"]
+def test_a_piece_that_is_not_linked_is_no_part_of_the_snapshot(tmp_path: Path) -> None:
+    def write(folder: Path) -> dict[str, int]:
+        (folder / "notes.npy").write_text("")
+        return {"notes": 1}
+
+    for linked in (True, False):
+        graph = make(tmp_path, f"linked-{linked}", notes=Piece("1", write, linked=linked))
+        assert (tmp_path / f"linked-{linked}" / "notes.npy").exists() == linked
+        assert graph.origin["notes"] == 1
 
 
-def test_pieces_that_another_snapshot_shares_stay_until_it_is_made(tmp_path: Path) -> None:
-    folder = begun(tmp_path / ".pieces")
-    old, new = Pieces(folder, OLD), Pieces(folder, NEW)
-    with new.claimed():
-        graph = new.make("graph", write)
-        old.discard()
-        new.link_into(tmp_path, graph)
-    assert (tmp_path / "a.npy").read_text() == "whole"
-    new.discard()
-    assert not folder.exists()
+def test_who_comes_while_another_process_is_at_work_waits_and_removes_nothing(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glem_graphgym.data.pieces.FileLock", lambda path, timeout: FileLock(path, timeout=0.1))
+    with FileLock(begun / ".pieces.lock"):
+        for key in ("new", "old"):
+            with pytest.raises(Timeout):
+                make(begun, key)
+        discard(begun / ".pieces")
+    assert names(begun) == [".texts-older.part", "graph-1", "texts-old"]
 
 
-def test_who_comes_while_old_ones_are_removed_waits(tmp_path: Path) -> None:
-    folder = begun(tmp_path / ".pieces")
-    with FileLock(tmp_path / ".pieces.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glem_graphgym.data.pieces.FileLock", lambda path: FileLock(path, timeout=0.1))
-        with pytest.raises(TimeoutError), Pieces(folder, NEW).claimed():
-            pass
-    assert names(folder) == [".texts-older.part", "graph-1", "texts-old"]
+def test_pieces_that_another_snapshot_shares_stay_until_it_is_made(begun: Path) -> None:
+    def texts(folder: Path) -> dict[str, int]:
+        discard(begun / ".pieces")
+        return write_texts(folder)
+
+    assert make(begun, "new", texts).num_nodes == 3
+    assert not (begun / ".pieces").exists()
 
 
-def test_room_is_asked_for_those_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = begun(tmp_path / ".pieces")
+def test_room_is_asked_for_those_that_are_missing(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda path: 2000)
-    with Pieces(folder, OLD, {"graph": 5000, "texts": 5000}).claimed():
-        pass
-    pieces = Pieces(folder, {**NEW, "more": "1"}, {"graph": 5000, "texts": 1500, "more": 600})
-    message = rf"^{folder}: making texts, more takes 2\.1 kB of disk, 2\.0 kB are free; make"
-    with pytest.raises(DiskFullError, match=message), pieces.claimed():
-        pass
-    with Pieces(folder, NEW, {"texts": 1500}).claimed():
-        monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
-        with pytest.raises(DiskFullError, match=r"making texts takes 1\.5 kB"):
-            Pieces(folder, NEW, {"texts": 1500}).make("texts", write)
+    message = rf"^{begun}/\.pieces: making texts, more takes 2\.1 kB of disk, 2\.0 kB are free; make"
+    with pytest.raises(DiskFullError, match=message):
+        make(begun, "new", more=Piece("1", killed, 600))
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 2000 if path.name == ".pieces" else 1000)
+    with pytest.raises(DiskFullError, match=r"making texts takes 1\.5 kB"):
+        make(begun, "new")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glem_graphgym.data.csr import csr_from_edges
-from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.csr import csr_from_edges, nodes_within
 
 NODES = 80
 RNG = np.random.default_rng(0)

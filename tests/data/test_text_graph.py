@@ -15,7 +15,6 @@ from glem_graphgym.data import texts as texts_module
 from glem_graphgym.data.csr import write_csr
 from glem_graphgym.data.text_graph import (
     DataError,
-    GraphMeta,
     TextGraph,
     Texts,
     TextsWriter,
@@ -274,8 +273,8 @@ def test_a_small_snapshot_is_hashed_as_a_whole(tmp_path: Path) -> None:
     save_text_graph(TextGraph(**parts()), tmp_path)
     meta = read_json(tmp_path / "graph.json")
     wrong = {"fingerprint": "0" * 16, "texts": meta["texts"]}
-    about = GraphMeta(meta["name"], meta["class_names"], meta["origin"])
-    write_json(tmp_path / "graph.json", {**meta, **wrong, "sampled": module._hash_samples(tmp_path, about, wrong)})
+    sampled = module._hash_samples(tmp_path, meta["class_names"], wrong)
+    write_json(tmp_path / "graph.json", {**meta, **wrong, "sampled": sampled})
     with pytest.raises(DataError, match="but 0000000000000000 was written"):
         load_text_graph(tmp_path)
 
@@ -324,7 +323,7 @@ def test_a_snapshot_of_an_earlier_release_is_read(tmp_path: Path) -> None:
 # ---- snapshots piece by piece -------------------------------------------------------------------------------------
 
 
-def write_parts(folder: Path, **changes: Any) -> GraphMeta:
+def write_parts(folder: Path, **changes: Any) -> dict[str, Any]:
     """The graph of `parts`, as a loader writes it that never holds it in memory."""
     graph = parts(**changes)
     with TextsWriter(folder, 6) as texts:
@@ -336,7 +335,7 @@ def write_parts(folder: Path, **changes: Any) -> GraphMeta:
         np.save(folder / f"split_{part}.npy", nodes)
     np.save(folder / "label.npy", graph["label"])
     np.save(folder / "features.npy", graph["features"])
-    return GraphMeta(graph["name"], graph["class_names"], graph["origin"])
+    return {name: graph[name] for name in ("name", "class_names", "origin")}
 
 
 def test_a_snapshot_of_parts_is_that_of_the_graph(tmp_path: Path, either_size: bool) -> None:
@@ -351,7 +350,7 @@ def test_a_snapshot_of_parts_is_that_of_the_graph(tmp_path: Path, either_size: b
 
 
 def test_features_and_node_ids_need_not_be_among_the_parts(tmp_path: Path) -> None:
-    def write(folder: Path) -> GraphMeta:
+    def write(folder: Path) -> dict[str, Any]:
         about = write_parts(folder)
         for name in ("features", "node_id", "node_id_offsets"):
             (folder / f"{name}.npy").unlink()
@@ -364,7 +363,7 @@ def test_features_and_node_ids_need_not_be_among_the_parts(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("missing", ["text", "text_offsets", "rowptr", "col", "label", "split_test", "node_id_offsets"])
 def test_a_missing_part_is_named(tmp_path: Path, missing: str) -> None:
-    def write(folder: Path) -> GraphMeta:
+    def write(folder: Path) -> dict[str, Any]:
         about = write_parts(folder)
         (folder / f"{missing}.npy").unlink()
         return about
@@ -375,7 +374,7 @@ def test_a_missing_part_is_named(tmp_path: Path, missing: str) -> None:
 
 
 def test_parts_that_break_an_invariant_are_refused(tmp_path: Path, either_size: bool) -> None:
-    def write(folder: Path) -> GraphMeta:
+    def write(folder: Path) -> dict[str, Any]:
         about = write_parts(folder)
         np.save(folder / "col.npy", moved(COL, 7, 2))
         return about
@@ -397,7 +396,7 @@ def test_a_graph_is_made_of_parts_in_a_memory_smaller_than_itself(
     source = np.repeat(np.arange(n, dtype=np.int32), degree // 2)
     edges = np.stack([source, (source + np.tile(np.arange(1, degree // 2 + 1, dtype=np.int32), n)) % n])
 
-    def write(folder: Path) -> GraphMeta:
+    def write(folder: Path) -> dict[str, Any]:
         with TextsWriter(folder, n) as texts:
             texts.put((node, f"{node:>100}") for node in range(n))
         write_csr(edges, n, folder, memory_bytes=budget)
@@ -406,7 +405,7 @@ def test_a_graph_is_made_of_parts_in_a_memory_smaller_than_itself(
         np.save(folder / "label.npy", rng.integers(0, 4, n))
         for index, part in enumerate(("train", "valid", "test")):
             np.save(folder / f"split_{part}.npy", np.arange(index, n, 3))
-        return GraphMeta("large", list("abcd"))
+        return {"name": "large", "class_names": list("abcd"), "origin": {}}
 
     tracemalloc.start()
     try:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from glem_graphgym.data import texts as module
 from glem_graphgym.data.errors import DataError
-from glem_graphgym.data.npy import NpyWriter
 from glem_graphgym.data.texts import Texts, TextsWriter
+from glem_graphgym.disk import NpyWriter
 from glem_graphgym.files import fingerprint
 
 STRINGS = st.lists(st.text(st.characters(exclude_categories=["Cs"])))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.build.gnn import LayeredGNN, MmapGraph, Structure, build_gnn
-from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.csr import nodes_within
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.m_step import GNNSettings, GraphViews

@@ -18,7 +18,7 @@ from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.build.memory_check import gnn_remedy, joint_remedy, lm_remedy
 from glem_graphgym.config import ConfigError, load_config
-from glem_graphgym.data.reach import nodes_within
+from glem_graphgym.data.csr import nodes_within
 from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.plan import calibration, preflight
 from glem_graphgym.plan.calibration import Calibration, Cost, among_processes, sharded_mb

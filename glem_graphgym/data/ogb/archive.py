@@ -27,12 +27,12 @@ from pandas.errors import DtypeWarning
 
 from glem_graphgym.data.errors import DataError, listed, reading_data
 from glem_graphgym.data.ogb.download import check_download, download
-from glem_graphgym.data.ogb.parts import check_finite, class_labels
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED
 from glem_graphgym.disk import disk_full_errors, require_space
 from glem_graphgym.files import sync
 from glem_graphgym.progress import Progress
 
+ROWS_AT_ONCE = 1 << 20  # labels and features that are checked at a time
 ARXIV_CATEGORIES = "mapping/labelidx2arxivcategeory.csv.gz"  # OGB's spelling
 
 
@@ -71,10 +71,11 @@ class OgbArchive:
 
     name: str  # OGB's name of the dataset, e.g. "ogbn-arxiv"
     folder: Path  # where OGB's class expects it
+    mappings: Sequence[str]  # those of its mapping files that are needed
     master: dict[str, str]  # its column in OGB's master table: URL, version, which files there are
 
     @classmethod
-    def of(cls, name: str, root: Path) -> OgbArchive:
+    def of(cls, name: str, root: Path, *mappings: str) -> OgbArchive:
         with _without_version_check():
             import ogb
         table = Path(ogb.__file__).parent / "nodeproppred" / "master.csv"
@@ -82,42 +83,46 @@ class OgbArchive:
         master = {str(key): str(value) for key, value in column.items()}
         folder = root / name.replace("-", "_")
         older = folder.with_name(f"{folder.name}_pyg")  # OGB prefers this folder if it exists
-        return cls(name, older if older.exists() else folder, master)
+        return cls(name, older if older.exists() else folder, mappings, master)
 
     @property
     def release(self) -> Path:
         return self.folder / f"RELEASE_v{self.master['version']}.txt"
 
-    def provide(self, mappings: Sequence[str] = ()) -> None:
-        """Fill the folder, ``mappings`` included, from OGB's archive: the one beside the folder, or a download.
+    @property
+    def num_classes(self) -> int:
+        return int(self.master["num classes"])
+
+    def provide(self) -> None:
+        """Fill the folder from OGB's archive: the one beside the folder, or a download.
 
         Raises:
             DataError: some files exist but others are missing, or the download fails.
         """
-        if self.is_complete(mappings):
+        if self.is_complete():
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
             if not self._present():
                 self._download()
-        self._require(mappings)
+        self._require_all()
 
-    def check(self, mappings: Sequence[str] = ()) -> None:
+    def check(self) -> None:
         """Raise DataError where `provide` would; downloads nothing, but asks whether the server has the archive."""
         if self._present():
-            self._require(mappings)
+            self._require_all()
         elif not self._packed().is_file():
             check_download(self.master["url"], self.remedy())
 
-    def _require(self, mappings: Sequence[str]) -> None:
-        if missing := self._missing(mappings):
+    def _require_all(self) -> None:
+        if missing := self._missing():
             raise DataError(
                 f"{self.folder} is no complete copy of {self.name}: missing {listed(missing)}; found "
                 f"{listed(self._present())}. {self.remedy()}, after deleting what was found there"
             )
 
-    def is_complete(self, mappings: Sequence[str] = ()) -> bool:
-        return not self._missing(mappings)
+    def is_complete(self) -> bool:
+        return not self._missing()
 
     def read(self) -> OgbGraph:
         """Read the graph in OGB's tables into memory.
@@ -132,10 +137,32 @@ class OgbArchive:
         self._check_range("raw/edge.csv.gz", edge, nodes)
         with np.errstate(over="ignore"):
             features = self._table("raw/node-feat.csv.gz", nodes).astype(np.float32)
-        published = self._table("raw/node-label.csv.gz", nodes, 1)
-        label = class_labels(published, str(self.folder / "raw/node-label.csv.gz"), int(self.master["num classes"]))
+        labels = "raw/node-label.csv.gz"
+        label = self.class_labels(self._table(labels, nodes, 1), self.folder / labels)
         check_finite(features, self.folder / "raw/node-feat.csv.gz")
         return OgbGraph(np.ascontiguousarray(edge.T), features, label, self.read_split(label))
+
+    def class_labels(self, published: np.ndarray, source: Path) -> np.ndarray:
+        """Convert published labels, (N, 1) or (N,), to class indices int64 (N,); NaN becomes `UNLABELLED`.
+
+        Raises:
+            DataError: a label is no class, or labels have several columns; names ``source``.
+        """
+        if published.ndim not in (1, 2) or published.size != len(published):
+            raise DataError(f"{source}: labels have the shape {published.shape}, expected ({len(published)}, 1)")
+        label = np.empty(len(published), dtype=np.int64)
+        for start in range(0, len(label), ROWS_AT_ONCE):
+            block = published[start : start + ROWS_AT_ONCE].reshape(-1).astype(np.float64)
+            labelled = ~np.isnan(block)
+            wrong = labelled & ~((block >= 0) & (block < self.num_classes) & (np.floor(block) == block))
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise DataError(
+                    f"{source}: row {start + row} holds the label {block[row]:g}, expected a whole number from 0 to "
+                    f"{self.num_classes - 1}; unpack OGB's archive anew"
+                )
+            label[start : start + ROWS_AT_ONCE] = np.where(labelled, block, UNLABELLED)
+        return label
 
     def read_split(self, label: np.ndarray) -> dict[str, np.ndarray]:
         """Read the split as sorted int64 node indices; ``label`` is int64 (N,), `UNLABELLED` if a node has none.
@@ -206,13 +233,14 @@ class OgbArchive:
         Raises:
             DataError: the file is damaged, or names another number of classes.
         """
-        num_classes = int(self.master["num classes"])
         path = self.folder / table
         if not path.exists():
-            return [f"class {index}" for index in range(num_classes)]
+            return [f"class {index}" for index in range(self.num_classes)]
         names = read_mapping(path)
-        if len(names) != num_classes:
-            raise DataError(f"{path} names {len(names)} classes, expected {num_classes}; unpack OGB's archive anew")
+        if len(names) != self.num_classes:
+            raise DataError(
+                f"{path} names {len(names)} classes, expected {self.num_classes}; unpack OGB's archive anew"
+            )
         return [html.unescape(name).strip() or f"class {index}" for index, name in enumerate(names)]
 
     def remedy(self) -> str:
@@ -233,8 +261,8 @@ class OgbArchive:
     def _split_table(self, split_name: str) -> str:
         return f"split/{self.master['split']}/{split_name}.csv.gz"
 
-    def _missing(self, mappings: Sequence[str]) -> list[str]:
-        files = [self.release, *self.tables(), *(self.folder / name for name in mappings)]
+    def _missing(self) -> list[str]:
+        files = [self.release, *self.tables(), *(self.folder / name for name in self.mappings)]
         return [str(file.relative_to(self.folder)) for file in files if not file.is_file()]
 
     def _present(self) -> list[str]:
@@ -278,7 +306,15 @@ class OgbArchive:
         downloaded = _was_downloaded(packed)
         source = self.master["url"] if downloaded else str(packed)
         try:
-            self._extract(packed, temporary, source)
+            with (
+                packed.open("rb") as file,
+                Progress.wrapattr(file, "read", total=packed.stat().st_size, desc=f"unpacking {self.name}") as stream,
+                zipfile.ZipFile(cast(IO[bytes], stream)) as members,
+            ):
+                size = sum(info.file_size for info in members.infolist())
+                require_space(self.folder.parent, size, f"unpacking {source}")
+                with disk_full_errors(self.folder, size):
+                    members.extractall(temporary)
             unpacked = temporary / self.master["download_name"]
             if not (unpacked / self.release.name).is_file():
                 raise DataError(
@@ -295,22 +331,21 @@ class OgbArchive:
             sync(path)
         return unpacked
 
-    def _extract(self, packed: Path, temporary: Path, source: str) -> None:
-        name = f"unpacking {self.name}"
-        with (
-            packed.open("rb") as file,
-            Progress.wrapattr(file, "read", total=packed.stat().st_size, desc=name) as stream,
-            zipfile.ZipFile(cast(IO[bytes], stream)) as members,
-        ):
-            size = sum(info.file_size for info in members.infolist())
-            require_space(self.folder.parent, size, f"unpacking {source}")
-            with disk_full_errors(self.folder, size):
-                members.extractall(temporary)
-
 
 def _was_downloaded(packed: Path) -> bool:
     """Whether an archive was downloaded here, not put there by the user."""
     return packed.name.startswith(".")
+
+
+def check_finite(features: np.ndarray, source: Path) -> None:
+    """Raise DataError, naming ``source`` and the row, if any of the features (N, F) is NaN or infinite."""
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        wrong = ~np.isfinite(features[start : start + ROWS_AT_ONCE]).all(axis=1)
+        if wrong.any():
+            raise DataError(
+                f"{source}: row {start + int(np.argmax(wrong))} holds features that are not finite; unpack OGB's "
+                "archive anew"
+            )
 
 
 def read_mapping(path: Path, *columns: str) -> list[str]:

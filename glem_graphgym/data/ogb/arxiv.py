@@ -37,8 +37,8 @@ def load_ogbn_arxiv(root: Path) -> TextGraph:
         DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset; says which
             file is expected where, and from which URL.
     """
-    archive = OgbArchive.of("ogbn-arxiv", root)
-    archive.provide([PAPERS])
+    archive = OgbArchive.of("ogbn-arxiv", root, PAPERS)
+    archive.provide()
     text_file = _find_text(archive.folder)
     if text_file is None:
         text_file = archive.folder / TEXT
@@ -50,8 +50,8 @@ def load_ogbn_arxiv(root: Path) -> TextGraph:
 
 def checks_of_ogbn_arxiv(root: Path) -> list[Callable[[], object]]:
     """Checks to run before anything is downloaded or made; each raises DataError for missing or wrong files."""
-    archive = OgbArchive.of("ogbn-arxiv", root)
-    checks: list[Callable[[], object]] = [lambda: archive.check([PAPERS])]
+    archive = OgbArchive.of("ogbn-arxiv", root, PAPERS)
+    checks: list[Callable[[], object]] = [archive.check]
     if _find_text(archive.folder) is None:
         checks.append(lambda: check_download(TEXT_URL, _remedy(archive.folder)))
     return checks

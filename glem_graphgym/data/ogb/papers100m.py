@@ -6,40 +6,32 @@ OGB's class would hold several copies of 80 GB in memory. The file format is tha
 from __future__ import annotations
 
 import logging
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from glem_graphgym.data.errors import check_all, reading_data
-from glem_graphgym.data.npz import NpzMember
-from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, OgbArchive
+from glem_graphgym.data.ogb.archive import ARXIV_CATEGORIES, ROWS_AT_ONCE, OgbArchive, check_finite
 from glem_graphgym.data.ogb.download import check_download, download
-from glem_graphgym.data.ogb.parts import (
-    ROWS_AT_ONCE,
-    check_finite,
-    class_labels,
+from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
+from glem_graphgym.data.pieces import (
+    Piece,
     load_without_sources,
     save_labels,
+    snapshot_of_pieces,
     snapshot_without_sources,
     write_structure,
 )
-from glem_graphgym.data.ogb.text_files import TextFile, decoded, find, report, sentence
-from glem_graphgym.data.pieces import Pieces
-from glem_graphgym.data.text_graph import (
-    UNLABELLED,
-    DataError,
-    GraphMeta,
-    TextGraph,
-    Texts,
-    TextsWriter,
-    snapshot_from_parts,
-)
-from glem_graphgym.disk import new_array
+from glem_graphgym.data.text_graph import UNLABELLED, DataError, TextGraph, Texts, TextsWriter
+from glem_graphgym.disk import disk_full_errors, new_array, require_space
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 from glem_graphgym.progress import Progress
 
@@ -49,6 +41,7 @@ TEXTS = ("idx_title.tsv", "idx_abs.tsv")
 ZIP = "paperinfo.zip"
 TEXT_URL = f"https://snap.stanford.edu/ogb/data/misc/ogbn_papers100M/{ZIP}"
 MOST_DIGITS = 18  # of a node index
+BLOCK_BYTES = 1 << 22  # of an array, unpacked at once
 FIRST_ROWS = 1 << 14  # of a file of texts, checked before anything is written
 
 logger = logging.getLogger(__name__)
@@ -87,26 +80,30 @@ def load_ogbn_papers100m(root: Path) -> TextGraph:
     text_key = fingerprint(
         RECIPE_VERSION, raw.num_nodes, sampled_fingerprint(*{file.path: None for file in text_files})
     )
-    graph_pieces, text_pieces = ("labels", "features", "structure"), ("titles", "texts")
-    keys = {**dict.fromkeys(graph_pieces, graph_key), **dict.fromkeys(text_pieces, text_key)}
-    pieces = Pieces(snapshots / ".pieces", keys, _sizes(raw, *text_files))
 
-    def write(folder: Path) -> GraphMeta:
+    def describe() -> dict[str, Any]:
         check_all(*(partial(_check_first_rows, file, raw.num_nodes) for file in text_files))
-        with pieces.claimed():
-            class_names = archive.class_names(ARXIV_CATEGORIES)
-            labels = pieces.make("labels", lambda piece: _write_labels(piece, archive, raw, len(class_names)))
-            titles = pieces.make("titles", lambda piece: _write_titles(piece, text_files[0], raw.num_nodes))
-            texts = pieces.make("texts", lambda piece: _write_texts(piece, titles, text_files[1], raw.num_nodes))
-            features = pieces.make("features", lambda piece: _write_features(piece, raw))
-            structure = pieces.make("structure", lambda piece: _write_structure(piece, raw))
-            pieces.link_into(folder, labels, texts, features, structure)
-            files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
-            return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+        files = [archive.release.name, *dict.fromkeys(file.path.name for file in text_files)]
+        return {"name": archive.name, "class_names": archive.class_names(ARXIV_CATEGORIES), "origin": {"files": files}}
 
-    graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
-    pieces.discard()
-    return graph
+    titles, abstracts = text_files
+    per_node = 8 * (raw.num_nodes + 1)  # bytes of labels, or of the offset of each text or row
+    pieces = {
+        "labels": Piece(graph_key, lambda piece: _write_labels(piece, archive, raw), per_node),
+        "titles": Piece(
+            text_key, lambda piece: _write_titles(piece, titles, raw.num_nodes), titles.size() + per_node, linked=False
+        ),
+        "texts": Piece(
+            text_key,
+            lambda piece: _write_texts(piece, piece.with_name(f"titles-{text_key}"), abstracts, raw.num_nodes),
+            titles.size() + abstracts.size() + per_node,
+        ),
+        "features": Piece(graph_key, lambda piece: _write_features(piece, raw), raw.features.nbytes),
+        "structure": Piece(
+            graph_key, lambda piece: _write_structure(piece, raw), 2 * 4 * raw.edges.shape[1] + per_node
+        ),
+    }
+    return snapshot_of_pieces(snapshots / fingerprint(text_key, graph_key), pieces, describe)
 
 
 def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
@@ -129,19 +126,70 @@ def checks_of_ogbn_papers100m(root: Path) -> list[Callable[[], object]]:
     return [archive.check, texts, content]
 
 
-def _sizes(raw: RawGraph, titles: TextFile, abstracts: TextFile) -> dict[str, int]:
-    """Approximate bytes of each piece on disk."""
-    per_node = 8 * (raw.num_nodes + 1)  # labels, or the offset of each text or row
-    return {
-        "labels": per_node,
-        "titles": titles.size() + per_node,
-        "texts": titles.size() + abstracts.size() + per_node,
-        "features": raw.features.nbytes,
-        "structure": 2 * 4 * raw.edges.shape[1] + per_node,
-    }
-
-
 # ---- edges, features, labels --------------------------------------------------------------------------------------
+
+
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class NpzMember:
+    """One array of an .npz file: its ``dtype``, ``shape``, and whether it is stored by columns (``fortran_order``).
+
+    Raises:
+        DataError: the file is damaged or no .npz, or lacks the array; names the file and the arrays in it.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        with self._reading(), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if f"{key}.npy" not in names:
+                stored_names = ", ".join(name.removesuffix(".npy") for name in names)
+                raise DataError(f"{path} holds no array '{key}', but: {stored_names or 'nothing'}")
+            self._info = archive.getinfo(f"{key}.npy")
+            with archive.open(self._info) as stream:
+                version = np.lib.format.read_magic(stream)
+                if version not in HEADERS:
+                    raise ValueError(f"'{key}' has version {version} of the .npy format, expected 1.0 or 2.0")
+                self.shape, self.fortran_order, self.dtype = HEADERS[version](stream)
+                expected = stream.tell() + self.nbytes
+            if self.dtype.hasobject or self._info.file_size != expected:
+                stored = f"{self._info.file_size} bytes for {self.dtype} {self.shape}"
+                raise ValueError(f"{stored}, expected {expected}")
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def unpack(self, file: Path) -> np.ndarray:
+        """Write the array to ``file`` as .npy, in its stored order, a few MB at a time; returns it memory-mapped.
+
+        Raises:
+            DataError: the archive is damaged (its CRC-32 is checked).
+            DiskFullError: the disk has no room for the array.
+        """
+        size, description = self._info.file_size, f"unpacking {self.key}"
+        require_space(file.parent, size, description)
+        with (
+            self._reading(),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self._info) as stream,
+            Progress(total=size, desc=description, unit="B", unit_scale=True) as bar,
+            disk_full_errors(file, size),
+            file.open("wb") as out,
+        ):
+            while block := stream.read(BLOCK_BYTES):
+                out.write(block)
+                bar.update(len(block))
+        return np.load(file, mmap_mode="r")
+
+    def read(self) -> np.ndarray:
+        """The array in memory."""
+        with self._reading(), np.load(self.path) as archive:
+            return archive[self.key]
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading_data(f"{self.path} is damaged or no sound .npz file", "unpack or download it anew")
 
 
 @dataclass(frozen=True)
@@ -179,8 +227,8 @@ def _check(member: NpzMember, fits: bool, expected: str) -> None:
         )
 
 
-def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph, num_classes: int) -> dict[str, int]:
-    label = class_labels(raw.labels.read(), str(raw.labels.path), num_classes)
+def _write_labels(folder: Path, archive: OgbArchive, raw: RawGraph) -> dict[str, int]:
+    label = archive.class_labels(raw.labels.read(), raw.labels.path)
     save_labels(folder, label, archive.read_split(label))
     return {"nodes": raw.num_nodes, "labelled_nodes": int((label != UNLABELLED).sum())}
 

@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 
 from glem_graphgym.data.ogb.archive import OgbArchive, read_mapping
-from glem_graphgym.data.ogb.parts import load_without_sources, save_labels, snapshot_without_sources, write_structure
 from glem_graphgym.data.ogb.text_files import PYG_TEXT, TextFile, decoded, find, node_texts, report, sentence
-from glem_graphgym.data.pieces import Pieces
-from glem_graphgym.data.text_graph import DataError, GraphMeta, TextGraph, TextsWriter, snapshot_from_parts
+from glem_graphgym.data.pieces import (
+    Piece,
+    load_without_sources,
+    save_labels,
+    snapshot_of_pieces,
+    snapshot_without_sources,
+    write_structure,
+)
+from glem_graphgym.data.text_graph import DataError, TextGraph, TextsWriter
 from glem_graphgym.files import fingerprint, sampled_fingerprint
 
 # Increment whenever the same files would give another graph than before.
@@ -43,43 +49,35 @@ def load_ogbn_products(root: Path) -> TextGraph:
         DataError: a file is missing and cannot be downloaded, is damaged, or belongs to another dataset; says which
             file is expected where, and from which URL.
     """
-    archive = OgbArchive.of("ogbn-products", root)
+    archive = OgbArchive.of("ogbn-products", root, PRODUCTS)
     snapshots = archive.folder / "text_graph"
     text_files = _find_texts(archive.folder)
-    graph = load_without_sources(snapshots, archive.is_complete([PRODUCTS]) and bool(text_files))
+    graph = load_without_sources(snapshots, archive.is_complete() and bool(text_files))
     if graph is not None:
         return graph
     _require_texts(archive.folder, text_files)
-    archive.provide([PRODUCTS])
-    products = archive.folder / PRODUCTS
-    text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), products.read_bytes())
+    archive.provide()
+    text_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*text_files), (archive.folder / PRODUCTS).read_bytes())
     graph_key = fingerprint(RECIPE_VERSION, sampled_fingerprint(*archive.tables()))
-    pieces = Pieces(snapshots / ".pieces", {"texts": text_key, "graph": graph_key})
 
-    def write(folder: Path) -> GraphMeta:
-        with pieces.claimed():
-            class_names = archive.class_names(CATEGORIES)
-            ids = read_mapping(products, "node idx", "asin")
-            texts = pieces.make("texts", lambda piece: _write_texts(piece, ids, text_files))
-            graph_piece = pieces.make("graph", lambda piece: _write_graph(piece, archive, len(ids)))
-            pieces.link_into(folder, texts, graph_piece)
-            with TextsWriter(folder, len(ids), "node_id") as writer:
-                writer.put(enumerate(ids))
-            files = [archive.release.name, *(file.name for file in text_files)]
-            return GraphMeta(archive.name, class_names, {"files": files, **pieces.counts})
+    def describe() -> dict[str, Any]:
+        files = [archive.release.name, *(file.name for file in text_files)]
+        return {"name": archive.name, "class_names": archive.class_names(CATEGORIES), "origin": {"files": files}}
 
-    graph = snapshot_from_parts(snapshots / fingerprint(text_key, graph_key), write)
-    pieces.discard()
-    return graph
+    pieces = {
+        "products": Piece(text_key, lambda piece: _write_products(piece, archive, text_files)),
+        "graph": Piece(graph_key, lambda piece: _write_graph(piece, archive)),
+    }
+    return snapshot_of_pieces(snapshots / fingerprint(text_key, graph_key), pieces, describe)
 
 
 def checks_of_ogbn_products(root: Path) -> list[Callable[[], object]]:
     """Checks to run before anything is downloaded or made; each raises DataError for missing or wrong files."""
-    archive = OgbArchive.of("ogbn-products", root)
+    archive = OgbArchive.of("ogbn-products", root, PRODUCTS)
     text_files = _find_texts(archive.folder)
-    if snapshot_without_sources(archive.folder / "text_graph", archive.is_complete([PRODUCTS]) and bool(text_files)):
+    if snapshot_without_sources(archive.folder / "text_graph", archive.is_complete() and bool(text_files)):
         return []
-    return [lambda: archive.check([PRODUCTS]), lambda: _require_texts(archive.folder, text_files)]
+    return [archive.check, lambda: _require_texts(archive.folder, text_files)]
 
 
 # ---- texts --------------------------------------------------------------------------------------------------------
@@ -110,7 +108,11 @@ def _require_texts(folder: Path, text_files: list[Path]) -> None:
         )
 
 
-def _write_texts(folder: Path, products: list[str], text_files: list[Path]) -> dict[str, int]:
+def _write_products(folder: Path, archive: OgbArchive, text_files: list[Path]) -> dict[str, int]:
+    """Write the ids and the texts of the products."""
+    products = _ids(archive)
+    with TextsWriter(folder, len(products), "node_id") as writer:
+        writer.put(enumerate(products))
     counts = dict.fromkeys(("text_rows", "rows_not_utf8"), 0)
     with TextsWriter(folder, len(products)) as writer:
         if text_files[0].name == PYG_TEXT:
@@ -175,7 +177,12 @@ def _text(value: Any) -> str:
 # ---- edges, features, labels --------------------------------------------------------------------------------------
 
 
-def _write_graph(folder: Path, archive: OgbArchive, num_products: int) -> dict[str, int]:
+def _ids(archive: OgbArchive) -> list[str]:
+    return read_mapping(archive.folder / PRODUCTS, "node idx", "asin")
+
+
+def _write_graph(folder: Path, archive: OgbArchive) -> dict[str, int]:
+    num_products = len(_ids(archive))
     graph = archive.read()
     if num_products != len(graph.label):
         raise DataError(

@@ -67,9 +67,9 @@ class TextFile:
                     yield disk, info.header_offset, info.compress_size, io.BufferedReader(member, 1 << 20)  # type: ignore[type-var]
             elif self.path.suffix == ".gz":
                 with gzip.open(disk) as lines:
-                    yield disk, 0, self.path.stat().st_size, lines
+                    yield disk, 0, self.size(), lines
             else:
-                yield disk, 0, self.path.stat().st_size, disk
+                yield disk, 0, self.size(), disk
 
 
 def find(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
@@ -127,18 +127,12 @@ def node_texts(path: Path, counts: dict[str, int], total: int, nodes: str) -> It
 def report(
     source: object, nodes: str, counts: dict[str, int], missing: np.ndarray, names: Sequence[object], expected: str
 ) -> None:
-    """Log which nodes have no text, and how many rows hold bytes that are not UTF-8.
+    """Log which nodes have no text (``missing``, int (m,)), and how many rows of ``source`` are not UTF-8.
 
-    Args:
-        source: the file that was read.
-        nodes: what the nodes are, e.g. "papers".
-        counts: ``text_rows``, ``rows_not_utf8`` and, if any, ``skipped_rows``.
-        missing: int (m,), indices of the nodes without a text.
-        names: of all nodes.
-        expected: what the file should hold, and where to get it; for the error.
+    ``nodes`` says what the nodes are, e.g. "papers"; ``names`` are those of all nodes.
 
     Raises:
-        DataError: more than half of the nodes have no text: it is another file, or a part of one.
+        DataError: more than half of the nodes have no text. It is another file than ``expected``, or a part of one.
     """
     total, listed_nodes = len(names), listed([names[node] for node in missing])
     message = (
