@@ -17,9 +17,9 @@ usage() {
     exit "$1"
 }
 
-# A name in a folder of ours, or a path.
+# A path, or a name in a folder of ours.
 find_file() { # NAME FOLDER SUFFIX
-    if [ -f "$1" ]; then
+    if [ -f "$1" ] || [[ $1 == */* || $1 == *"$3" ]]; then
         printf '%s\n' "$1"
     else
         printf '%s\n' "$2/$1$3"

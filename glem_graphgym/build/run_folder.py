@@ -226,7 +226,10 @@ def is_finished(run_dir: Path) -> bool:
 def require_finished(run_dir: Path) -> None:
     """Raise RunError if the folder's run is missing or unfinished."""
     if not is_finished(run_dir):
-        raise RunError(f"{run_dir} holds no finished run; train first with the same --cfg, out_dir and seed")
+        remedy = "train first with the same --cfg, out_dir and seed"
+        if seeds := sorted(run_dir.glob("[0-9]*/run.json")):
+            remedy = f"name that of a seed, such as {seeds[0].parent}"
+        raise RunError(f"{run_dir} holds no finished run; {remedy}")
 
 
 def _read_record(run_dir: Path) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from torch_geometric.graphgym.config import cfg
 from torch_geometric.graphgym.register import train_dict
 
 from glem_graphgym.build import run_folder
-from glem_graphgym.build.run_folder import check_run_folder, identity_of, package_versions, take_run_folder
+from glem_graphgym.build.run_folder import (
+    RunError,
+    check_run_folder,
+    identity_of,
+    package_versions,
+    require_finished,
+    take_run_folder,
+)
 from glem_graphgym.files import DamagedFileError, read_json, write_json
 from glem_graphgym.report.stats import finish_run
 
@@ -193,3 +200,11 @@ def test_folders_beside_the_seeds_are_left_alone(configure_run: Callable[..., Pa
     configure_run()
     begun(tmp_path / name, {**identity_of(cfg, None), "mode": "glem_lm"})
     check_run_folder(tmp_path / "0", identity_of(cfg, None))
+
+
+def test_the_folder_of_an_experiment_is_no_run(tmp_path: Path, configure_run: Callable[..., Path]) -> None:
+    configure_run()
+    begun(tmp_path / "7", identity_of(cfg, None), finished=True)
+    require_finished(tmp_path / "7")
+    with pytest.raises(RunError, match=r"no finished run; name that of a seed, such as .*/7$"):
+        require_finished(tmp_path)

@@ -778,3 +778,15 @@ def test_the_scripts_explain_themselves(script: str) -> None:
     wrong = subprocess.run(["bash", str(RUN / script), "only"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr
+
+
+def test_config_and_grid_are_names_of_ours_or_paths(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 1\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "CONFIG": "words.yaml", "GRID": "debian"}
+    command = ["bash", str(RUN / "run_batch.sh")]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    expected = ["--config", "words.yaml", "--grid", str(ROOT / "configs_gg/grids/debian.txt")]
+    assert ended.stdout.splitlines()[1:5] == expected
