@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -43,7 +44,10 @@ def run_to_status(
     except (ConfigError, DataError, RunError, ValueError, FloatingPointError, OSError, MemoryError) as error:
         if os.environ.get("GLEM_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        remedy = ""
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            remedy = "; get access to it, or choose another dataset.dir or out_dir"
+        print(f"error: {error}{remedy}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if not processes.is_lost(error):

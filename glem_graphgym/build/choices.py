@@ -89,12 +89,16 @@ def _cached_choice(cache: Path, name: str, key: Sequence[object], measure: Calla
     conditions = {"processor": [*processor()], "threads": torch.get_num_threads(), "torch": torch.__version__}
     conditions["of"] = [*key]
     file = cache / f"{name}-{fingerprint(conditions)}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        with suppress(DamagedFileError, KeyError, TypeError):
-            return str(read_json(file)["choice"])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            with suppress(DamagedFileError, KeyError, TypeError):
+                return str(read_json(file)["choice"])
+            choice = measure()
+            write_json(file, {"choice": choice, **conditions})
+    except OSError as error:
+        logging.info(f"{file} cannot be used ({error.strerror}): {name} is measured in each run")
         choice = measure()
-        write_json(file, {"choice": choice, **conditions})
     return choice
 
 

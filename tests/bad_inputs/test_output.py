@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_inputs.conftest import RUN, Program
+from tests.bad_inputs.conftest import RUN, Program, load_program
 
 # What a program of run/ does, without the seconds of imports: it prints, logs, and writes what it is there for.
 PROGRAM = """
@@ -62,3 +64,17 @@ def test_a_run_is_finished_though_its_output_is_lost(program: Program) -> None:
     assert done.returncode == 1 and "Traceback" not in errors
     assert "error: standard output cannot be written" in errors.splitlines()[-1]
     assert len(program.stages()) == 4 and (program.folder / "results/small/agg/val/best.json").exists()
+
+
+@pytest.mark.parametrize(("number", "has_remedy"), [(errno.EROFS, True), (errno.EACCES, True), (errno.EIO, False)])
+def test_a_folder_that_can_only_be_read_is_told_from_a_fault(
+    number: int, has_remedy: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
+
+    def work(args: argparse.Namespace) -> int:
+        raise OSError(number, os.strerror(number), "datasets/tokens")
+
+    assert load_program("session").run_to_status(work, argparse.Namespace(), computes=False) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "datasets/tokens" in line and ("choose another dataset.dir or out_dir" in line) == has_remedy

@@ -48,6 +48,13 @@ def test_a_choice_is_measured_once_for_a_processor(measured: list[str], monkeypa
     assert measured == ["precision", "attention"] * 3
 
 
+def test_a_choice_that_cannot_be_kept_is_measured_in_each_run(measured: list[str]) -> None:
+    Path(cfg.dataset.dir).mkdir(exist_ok=True)
+    (Path(cfg.dataset.dir) / "choices").touch()  # fails as a folder does that can only be read
+    assert choose(cfg) == choose(cfg) == CHOSEN
+    assert measured == ["precision", "attention"] * 2
+
+
 @pytest.mark.parametrize(
     ("settings", "left"),
     [
