@@ -144,7 +144,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
     from glem_graphgym.scores import hides_test
 
     run_dir = Path(cfg.run_dir)
-    identity = identity_of(cfg, load_text_graph_of(cfg) if cfg.dataset.format == "TAG" else None)
+    identity = identity_of(cfg, load_text_graph_of(cfg, quiet=True) if cfg.dataset.format == "TAG" else None)
     check_run_folder(run_dir, identity, overwrite)
     if not overwrite and is_finished(run_dir):
         logging.info(f"{run_dir} is finished; --overwrite trains it again")

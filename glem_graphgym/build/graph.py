@@ -28,8 +28,8 @@ MANY_UNKNOWN = 0.05  # share of unknown tokens above which a warning is logged
 TEXTS_COMPARED, CHARACTERS_COMPARED = 100, 1000  # texts, and characters per text, that tokenizers are compared on
 
 
-def load_text_graph_of(cfg: CfgNode) -> TextGraph:
-    """The text graph that ``dataset.name`` and its keys describe.
+def load_text_graph_of(cfg: CfgNode, *, quiet: bool = False) -> TextGraph:
+    """The text graph that ``dataset.name`` and its keys describe; unless ``quiet``, a message tells its sizes.
 
     Raises:
         DataError: the name is unknown, or the data cannot be read; says what to do.
@@ -40,12 +40,13 @@ def load_text_graph_of(cfg: CfgNode) -> TextGraph:
     graph = GRAPHS[cfg.dataset.name](cfg).with_split(cfg.seed)
     if cfg.dataset.tag_shots:
         graph = with_shots(graph, cfg.dataset.tag_shots, cfg.dataset.tag_seed)
-    sizes = ", ".join(f"{len(nodes):,} {split_name}" for split_name, nodes in graph.split.items())
-    logging.info(
-        f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} {'' if graph.directed else 'un'}directed edges, "
-        f"{graph.num_classes} classes\n"
-        f"  {sizes}; fingerprint {graph.fingerprint()}"
-    )
+    if not quiet:
+        sizes = ", ".join(f"{len(nodes):,} {split_name}" for split_name, nodes in graph.split.items())
+        logging.info(
+            f"{graph.name}: {graph.num_nodes:,} nodes, {graph.num_edges:,} {'' if graph.directed else 'un'}directed "
+            f"edges, {graph.num_classes} classes\n"
+            f"  {sizes}; fingerprint {graph.fingerprint()}"
+        )
     return graph
 
 

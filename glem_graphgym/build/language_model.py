@@ -216,7 +216,7 @@ class TextEmbeddings(nn.Module):
             )
         hardware = hardware_for(cfg, "32")
         config = encoder_config(cfg, hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
-        tokens = open_tokens(cfg, load_text_graph_of(cfg))
+        tokens = open_tokens(cfg, load_text_graph_of(cfg, quiet=True))
         encoder = load_text_encoder(config)
         readout_for(cfg).log(cfg.lm.model)
         return cls(tokens, encoder, infer_tokens(cfg, hardware))

@@ -686,6 +686,7 @@ def test_the_lm_network_in_standard_mode(config: Path, main: Runner) -> None:
 def test_a_finished_standard_run_is_kept(config: Path, main: Runner) -> None:
     options = ["train.mode", "standard", "glem.node_features", "static"]
     assert main(config, *options, "--repeat", 2) == 0
+    assert (run_dir(config) / "logging.log").read_text().count("; fingerprint ") == 1
     stats = run_dir(config) / "train" / "stats.json"
     before = stats.stat().st_mtime_ns
     assert main(config, *options) == 0
