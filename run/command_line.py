@@ -137,6 +137,9 @@ def run_program(main: Callable[[], int]) -> int:
         if _is_lost(output) and not end.code:
             sys.exit(1)
         raise
+    except KeyboardInterrupt:  # before or after the program's own work, such as while it imports PyTorch
+        print("interrupted", file=sys.stderr)
+        return 1
     return 1 if _is_lost(output) and status == 0 else status
 
 

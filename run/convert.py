@@ -64,6 +64,7 @@ def convert(args: argparse.Namespace) -> int:
     files = write_tables(graph, args.out)
     again = graph_of(TABLE.read(files, plain := replace(options, columns=(), text="")), plain)
     if lost := lost_classes(graph, again):
+        files[0].unlink()  # what is left is no graph that anybody could train on
         raise DataError(
             f"{files[0]} does not keep the classes {listed(lost, quoted=True)} of {source}; in a table names must "
             "differ, not be empty, and not mean 'no label' (-1, NA): rename them"

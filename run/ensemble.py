@@ -121,7 +121,7 @@ def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], An
 
     from glem_graphgym.em.fit import FitLog
     from glem_graphgym.em.journal import Journal, StageKey, StageOutput
-    from glem_graphgym.files import write_json
+    from glem_graphgym.files import read_array, write_json
     from glem_graphgym.report.ogb_entry import external_data
 
     first_member = members[0][0]
@@ -137,9 +137,12 @@ def write_run(members: Sequence[Member], seed: int, evaluate: Callable[[Any], An
     sources = [source for experiment, _ in members for source in external_data(experiment)]
     write_json(run_dir / "run.json", {**identity, **recorded, "external_data": list(dict.fromkeys(sources))})
     costs = pd.DataFrame([experiment.results_of(method).loc[seed] for experiment, method in members])
-    logits = [
-        np.load(experiment.stage_folders(method)[seed] / "logits.npy", mmap_mode="r") for experiment, method in members
-    ]
+    logits = []
+    for experiment, method in members:
+        if not (folder := experiment.stage_folders(method).get(seed)):
+            run = experiment.folder / str(seed)
+            raise ValueError(f"{run}: stages/ lacks the stage of {method}; start that seed's run again to redo it")
+        logits.append(read_array(folder / "logits.npy"))
     glem = any(method.startswith("GLEM") for _, method in members)
     journal = Journal(run_dir, seed, evaluate, metric=first_member.metric)
     with journal.stage(StageKey(0, "ensemble", "none", "GLEM ensemble" if glem else "Ensemble")) as stage:

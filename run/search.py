@@ -177,13 +177,21 @@ def open_study(args: argparse.Namespace, folder: Path) -> Study:
     """The study in ``folder``; the trials that a killed search left unfinished are queued again.
 
     Raises:
-        JobError: the study there has another base, space or number of seeds.
+        JobError: the study there has another base, space or number of seeds, or its database is damaged.
     """
     import optuna
+    from sqlalchemy.exc import DatabaseError
     from sqlalchemy.pool import NullPool  # keeps no connection open that forked jobs would inherit
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'search.db'}", engine_kwargs={"poolclass": NullPool})
+    database = folder / "search.db"
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{database}", engine_kwargs={"poolclass": NullPool})
+    except DatabaseError as error:
+        raise JobError(
+            f"{database} cannot be read ({error.orig}); restore it, or delete it to draw the trials anew: those that "
+            "were finished with the same settings are not run again"
+        ) from error
     pruner = optuna.pruners.NopPruner() if args.no_pruning else optuna.pruners.MedianPruner()
     # A new seed on every start, or a resumed search would draw the same points again.
     with contextlib.suppress(KeyError):

@@ -117,5 +117,6 @@ def set_up_logging(cfg: Any) -> None:
     if not handlers:
         raise ValueError(f"print is '{cfg.print}', expected one of: stdout, file, both")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    logging.raiseExceptions = False  # no traceback per line that a full disk has no room for
     for name in ("httpx", "httpcore", "filelock", "fsspec", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -54,8 +54,10 @@ def load_matrix(path: str, rows: int, key: str, columns: int | None = None) -> n
         )
     if array.dtype.kind != "f":
         raise DataError(f"{key}: {path} holds {array.dtype}, expected floating point numbers")
-    if not all(np.isfinite(array[start : start + ROWS_AT_ONCE]).all() for start in range(0, rows, ROWS_AT_ONCE)):
-        raise DataError(f"{key}: {path} holds NaN or infinite values")
+    with np.errstate(over="ignore"):  # computations are in float32
+        blocks = (np.asarray(array[first:end], dtype=np.float32) for first, end in ranges(rows, ROWS_AT_ONCE))
+        if not all(np.isfinite(block).all() for block in blocks):
+            raise DataError(f"{key}: {path} holds NaN or infinite values, or some beyond float32")
     return array
 
 

@@ -37,7 +37,12 @@ def load_text_graph_of(cfg: CfgNode, *, quiet: bool = False) -> TextGraph:
     if cfg.dataset.name not in GRAPHS:
         raise DataError(f"dataset.name is '{cfg.dataset.name}', expected one of: {', '.join(GRAPHS)}")
     _check_keys(cfg)
-    graph = GRAPHS[cfg.dataset.name](cfg).with_split(cfg.seed)
+    graph = GRAPHS[cfg.dataset.name](cfg)
+    if not isinstance(graph, TextGraph):  # of a user's function
+        raise DataError(
+            f"dataset.name {cfg.dataset.name}: GRAPHS returned {type(graph).__name__}, expected a TextGraph"
+        )
+    graph = graph.with_split(cfg.seed)
     if cfg.dataset.tag_shots:
         graph = with_shots(graph, cfg.dataset.tag_shots, cfg.dataset.tag_seed)
     if not quiet:

@@ -91,6 +91,7 @@ def _is_file_name(text: str) -> bool:
     return not taken and ".." not in path.parts and not path.is_absolute()
 
 
+LOWER_IS_BETTER = ("loss", "lm_loss", "gnn_loss", "mae", "mse", "rmse")
 RULES: tuple[Rule, ...] = (
     (lambda c: c.dataset.format != "TAG" or (c.dataset.task == "node" and c.dataset.task_type != "regression"),
      "dataset.task is '{dataset.task}' and dataset.task_type '{dataset.task_type}', but dataset.format TAG has classes "
@@ -113,6 +114,9 @@ RULES: tuple[Rule, ...] = (
     (lambda c: not (c.model.type.startswith("glem_") and (c.dataset.node_encoder or c.dataset.edge_encoder)),
      "model.type {model.type} has no encoders, but dataset.node_encoder is {dataset.node_encoder} and "
      "dataset.edge_encoder {dataset.edge_encoder}; expected False for both, or model.type gnn"),
+    (lambda c: (c.metric_agg == "argmin") == (c.metric_best in LOWER_IS_BETTER) or c.metric_best in c.custom_metrics,
+     "metric_best is '{metric_best}', of which metric_agg '{metric_agg}' would choose the worst epoch; expected argmin "
+     "for losses and errors, argmax for scores"),
 )  # fmt: skip
 
 OUR_RULES: tuple[Rule, ...] = (

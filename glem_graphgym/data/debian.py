@@ -197,7 +197,7 @@ def read_apt_lists() -> Catalogue:
 
 def _stanzas(content: bytes) -> Iterator[dict[str, str]]:
     """Yield the fields of each stanza, by name in lower case; lines that belong to no field are skipped."""
-    for block in _BLANK_LINES.split(content.decode("utf-8", "replace")):
+    for block in _BLANK_LINES.split(content.decode("utf-8-sig", "replace")):
         fields = {name.lower(): value for name, value in _FIELD.findall(block)}
         if fields:
             yield fields

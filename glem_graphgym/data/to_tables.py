@@ -13,6 +13,7 @@ from glem_graphgym.data.errors import DataError, listed
 from glem_graphgym.data.splits import NO_SPLIT
 from glem_graphgym.data.table import FEATURES
 from glem_graphgym.data.text_graph import SPLITS, UNLABELLED, TextGraph
+from glem_graphgym.files import atomic_write
 
 
 def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
@@ -48,10 +49,13 @@ def write_tables(graph: TextGraph, folder: Path) -> list[Path]:
     nodes = nodes if graph.node_ids else nodes.drop(columns="id")
     if with_nul := [name for name in nodes if any("\0" in value for value in nodes[name] if isinstance(value, str))]:
         raise DataError(f"{files[0]} cannot be written: {listed(with_nul, quoted=True)} hold a NUL byte; take it out")
-    nodes.to_csv(files[0], index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
-    quoting = csv.QUOTE_NONNUMERIC if any("\r" in name for name in graph.node_ids or ()) else csv.QUOTE_MINIMAL
-    pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(files[1], index=False, quoting=quoting)
     if graph.features is not None:
         files.append(folder / FEATURES)
-        np.save(files[-1], graph.features)
+        with atomic_write(files[-1]) as stream:
+            np.save(stream, graph.features)
+    quoting = csv.QUOTE_NONNUMERIC if any("\r" in name for name in graph.node_ids or ()) else csv.QUOTE_MINIMAL
+    with atomic_write(files[1], "w") as stream:
+        pd.DataFrame({"source": ids[source], "target": ids[target]}).to_csv(stream, index=False, quoting=quoting)
+    with atomic_write(files[0], "w") as stream:  # last: without it, what a killed process leaves is no graph
+        nodes.to_csv(stream, index=False, quoting=csv.QUOTE_NONNUMERIC)  # a text may hold a carriage return
     return files

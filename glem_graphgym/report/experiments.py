@@ -181,6 +181,11 @@ def _read_experiment(folder: Path, name: str, notes: list[str]) -> Experiment | 
         with reading(run / "run.json", remedy):
             run_json = read_json(run / "run.json", remedy)
             run_json["mode"], run_json["dataset"], _seedless(run_json)
+        if (recorded_seed := run_json.get("seed", seed)) != seed:
+            raise ValueError(
+                f"{run} holds a run of seed {recorded_seed}, expected that of its name; rename the folder, "
+                "or move it away: a copy would count as a further seed"
+            )
         metric = run_json.get("metric", METRIC)
         if not run_json.get("finished"):
             notes.append(f"{name}, seed {seed}: unfinished, left out")
@@ -257,6 +262,8 @@ def read_summary(file: Path) -> list[dict[str, Any]]:
         ]
         if not rows or any(isinstance(value, str) != (key == "method") for row in rows for key, value in row.items()):
             raise ValueError("expected a row of numbers per method")
+        if len({row["method"] for row in rows}) < len(rows):
+            raise ValueError("a method has several rows, expected one")
         return rows
 
 

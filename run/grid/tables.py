@@ -53,7 +53,7 @@ def aggregate_grid(folder: Path, metric: str = "auto") -> list[str]:
             continue
         try:
             seeds[path.name], tables[path.name] = _read_experiment(path, metric)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError) as error:
             notes.append(f"{path.name}: skipped, without results ({error})")
     if not tables:
         raise ValueError("\n".join([f"--dir {folder}: no experiment with results in it", *notes]))

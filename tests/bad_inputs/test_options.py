@@ -192,8 +192,8 @@ def test_metrics_of_graphgyms_own_training(tmp_path: Path) -> None:
     file.write_text("dataset: {task_type: regression}\n")
     with pytest.raises(ConfigError, match="metric_best is 'auto', expected one of: mae, mse, rmse, loss"):
         load_config(cfg, file)
-    for options in (["metric_best", "rmse"], ["metric_best", "auc", "dataset.task_type", "classification"]):
-        load_config(cfg, file, options)
+    load_config(cfg, file, ["metric_best", "rmse", "metric_agg", "argmin"])
+    load_config(cfg, file, ["metric_best", "auc", "dataset.task_type", "classification"])
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.bad_inputs.conftest import RUN, Program, load_program
+from tests.bad_inputs.conftest import RUN, Program, load_program, logging_taken_back
 
 # What a program of run/ does, without the seconds of imports: it prints, logs, and writes what it is there for.
 PROGRAM = """
@@ -54,6 +57,22 @@ def test_the_work_is_done_all_the_same(case: str, status: int, tmp_path: Path) -
     errors = (tmp_path / "errors").read_text() if (tmp_path / "errors").exists() else ""
     assert "Traceback" not in errors and "Logging error" not in errors
     assert ("No space left" in errors) == (case == "a full disk")
+
+
+def test_interrupted_while_it_imports_it_says_so_in_one_line() -> None:
+    start = f"import sys; sys.path.insert(0, {str(RUN)!r}); from command_line import run_program"
+    program = f"{start}\ndef main(): raise KeyboardInterrupt\nsys.exit(run_program(main))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux's")
+def test_a_log_without_room_gives_no_traceback_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logging.log").symlink_to("/dev/full")
+    with suppress(OSError), logging_taken_back():  # which closes the log
+        load_program("session").set_up_logging(SimpleNamespace(print="file", run_dir=tmp_path))
+        logging.info("a line")
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.slow

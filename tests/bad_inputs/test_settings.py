@@ -47,6 +47,8 @@ CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
         ["train.mode", "standard", "dataset.task_type", "regression", "metric_best", "loss"],
         ["dataset.task_type 'regression'", "TAG"],
     ),
+    "the largest loss as the best": (["metric_best", "loss"], ["metric_best is 'loss'", "metric_agg", "argmin"]),
+    "the lowest score as the best": (["metric_agg", "argmin"], ["metric_best is 'accuracy'", "metric_agg", "argmax"]),
     "GraphGym's own training without epochs": (["train.mode", "standard", "optim.max_epoch", 0], ["optim.max_epoch"]),
     "a sampler that GraphGym cannot run": (
         ["train.mode", "standard", "glem.node_features", "static", "train.sampler", "cluster"],

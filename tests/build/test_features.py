@@ -185,7 +185,7 @@ def test_static_embeddings_have_the_models_own_width(tokens: TokenStore) -> None
 # ---- files that are not what they should be -----------------------------------------------------------------------
 
 
-ARRAYS = ["rows", "vector", "no column", "cube", "int", "nan", "inf", "object"]
+ARRAYS = ["rows", "vector", "no column", "cube", "int", "nan", "huge", "inf", "object"]
 BAD_FILES = ["zip.npy", "empty.npy", "junk.pt", "empty.pt", "dict.pt", "array.pt", "bf16.pt", "none.npy"]
 
 
@@ -199,6 +199,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "cube": (good[:, :, None], "shape (40, 3, 1)"),
         "int": (good.astype(np.int64), "holds int64, expected floating point numbers"),
         "nan": (np.where(np.eye(NODES, 3) > 0, np.nan, good), "holds NaN or infinite values"),
+        "huge": (np.full((NODES, 3), 1e300), "beyond float32"),
         "inf": (np.where(np.eye(NODES, 3) > 0, np.inf, good), "holds NaN or infinite values"),
         "object": (np.array([["a", None]] * NODES, dtype=object), "cannot be read as one array"),
     }

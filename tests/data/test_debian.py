@@ -200,6 +200,11 @@ def test_field_names_in_any_case_folded_fields_and_carriage_returns_are_read() -
     assert classes(graph)["b"] == "net"
 
 
+def test_a_byte_order_mark_hides_no_package() -> None:
+    catalogue = read_packages_file("Packages", "\ufeffPackage: a\n\nPackage: b\n".encode())
+    assert {*catalogue.packages} == {"a", "b"}
+
+
 def test_at_most_five_packages_of_a_source_carry_a_label() -> None:
     family = [stanza(f"big-{i}", source="big (2:1.0-3)") for i in range(9)]
     graph = graph_of(*family)

@@ -226,6 +226,14 @@ def test_damaged_text_file_is_named(root: Path, damage: Callable[[bytes], bytes]
     assert list(load(root).texts) == TEXTS
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>\nlog in\n</html>\n"])
+def test_one_of_both_files_without_a_product_is_refused(root: Path, content: bytes) -> None:
+    (amazon(root) / "tst.json.gz").unlink()
+    (amazon(root) / "tst.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"tst\.json: no row names a product, expected JSON lines"):
+        load_ogbn_products(root)
+
+
 def test_text_of_something_else_is_refused_before_ogb_is_asked(root: Path) -> None:
     with pytest.raises(DataError, match=r"no text for 7 of 12 products .* another file or a part of it"):
         load(root, [product_row("B0", "a", "b")] * 3, amazon_rows()[1][:5])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from glem_graphgym.data.table import TABLE
 from glem_graphgym.data.tables import Tables
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.data.to_tables import write_tables
+from glem_graphgym.disk import DiskFullError
 
 SPLIT = ["train", "train", "valid", "test"]
 
@@ -30,6 +33,23 @@ def test_ids_of_any_characters_are_read_again(character: str, tmp_path: Path) ->
     again = graph_of(TABLE.read(write_tables(graph, tmp_path), TableOptions()), TableOptions())
     assert again.node_ids == graph.node_ids
     assert again.fingerprint() == graph.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["nodes.csv", "edges.csv"])
+def test_a_disk_that_fills_up_leaves_no_graph_that_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def to_csv(*_: Any, **__: Any) -> None:
+        written.append("nodes.csv" if written else "edges.csv")
+        if written[-1] == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", to_csv)
+    with pytest.raises(DiskFullError, match=name):
+        write_tables(graph_with_ids(list("abcd")), tmp_path / "tables")
+    assert not (tmp_path / "tables/nodes.csv").exists()
 
 
 def test_a_nul_byte_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_a_grid_takes_a_configuration_with_a_plugin(folder: Path, capsys: pytest
     assert len([*(folder / "made").rglob("*.yaml")]) == 2
 
 
+def test_a_dataset_that_returns_nothing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (folder / "stdlib_graph.py").open("a") as file:
+        file.write('GRAPHS["stdlib"] = lambda cfg: None\n')
+    ended = run_here("main", ["--cfg", "stdlib.yaml"], capsys)
+    assert (
+        ended.returncode == 1 and "dataset.name stdlib: GRAPHS returned NoneType, expected a TextGraph" in ended.stderr
+    )
+
+
 WRONG = {
     "[missing.py]": ["FileNotFoundError", "missing.py"],
     "[no_such_module]": ["ModuleNotFoundError", "no_such_module"],

@@ -361,7 +361,8 @@ def test_a_damaged_or_missing_summary_is_named(tmp_path: Path) -> None:
     (tmp_path / "5").mkdir()
     with pytest.raises(ValueError, match=r"no seed folder.*summary\.json, found \['5'\]"):
         aggregate_summaries(tmp_path)
-    for content in ('[{"method": "LM"', '[{"method": "LM"}]', '["LM"]', "3"):
+    row = '{"method": "LM", "valid": 0.5, "test": 0.5, "params": 9, "seconds": 1, "peak_memory_mb": 1}'
+    for content in (f"[{row}, {row}]", '[{"method": "LM"', '[{"method": "LM"}]', '["LM"]', "3"):
         (tmp_path / "5" / "summary.json").write_text(content)
         with pytest.raises(ValueError, match=r"5.summary\.json is damaged"):
             aggregate_summaries(tmp_path)

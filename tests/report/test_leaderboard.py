@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,12 @@ def test_seeds_of_one_experiment_share_their_settings(tmp_path: Path) -> None:
     save_run(tmp_path / "glem", 0)
     save_run(tmp_path / "glem", 1, settings={"glem.alpha": 0.9})
     with pytest.raises(ValueError, match=r"seed 1 differs from the first seed in glem\.alpha"):
+        read_boards([tmp_path])
+
+
+def test_a_copy_of_a_seed_is_no_further_seed(tmp_path: Path) -> None:
+    shutil.copytree(save_run(tmp_path / "glem", 0), tmp_path / "glem/1")
+    with pytest.raises(ValueError, match=r"glem.1 holds a run of seed 0"):
         read_boards([tmp_path])
 
 

@@ -131,6 +131,7 @@ def test_classes_that_tables_cannot_hold_are_named(
     torch.save(pyg_files.planetoid(label_names=names), tmp_path / "graph.pt")
     ended = convert(tmp_path / "graph.pt", "dataset.tag_split", SPLIT, out=tmp_path / "tables", capsys=capsys)
     assert ended.returncode == 1 and f"nodes.csv does not keep the classes {lost} of" in ended.stderr
+    assert not (tmp_path / "tables/nodes.csv").exists()  # nobody trains on another graph
 
 
 @pytest.mark.parametrize(

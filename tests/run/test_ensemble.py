@@ -137,6 +137,19 @@ def test_what_cannot_be_averaged_is_refused(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_stage_that_was_deleted_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
+    for name in "ab":
+        shutil.copytree(finished / name, tmp_path / name)
+    shutil.rmtree(tmp_path / "b/1/stages")
+    words = ["--dir", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "x")]
+    assert ensemble.main(words) == 1
+    assert f"{tmp_path / 'b/1'}: stages/ lacks the stage of " in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_folder_that_another_process_makes_meanwhile_is_named(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

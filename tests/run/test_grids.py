@@ -21,6 +21,8 @@ from torch_geometric.graphgym.utils.agg_runs import name_to_dict
 
 from glem_graphgym.build.run_folder import decisive_settings
 from glem_graphgym.config import load_config
+from glem_graphgym.disk import DiskFullError
+from glem_graphgym.report import aggregate
 from tests.bad_inputs.conftest import load_program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -719,6 +721,25 @@ def test_tables_have_the_seeds_that_finished_since(tmp_path: Path, capsys: pytes
     assert (row["accuracy"], row["accuracy_std"]) == (0.5, 0.1633)
     assert json.loads((tmp_path / "b-a=1/agg/val/best.json").read_text())["accuracy"] == 0.5
     assert list((tmp_path / "b-a=1/agg/val").glob("events.out.tfevents.*"))
+
+
+def test_tables_lack_no_experiment_for_a_full_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
+    write_seed(tmp_path / "b-a=1", 0, [0.1, 0.5])
+    write_seed(tmp_path / "b-a=2", 0, [0.1, 0.5])
+    write = aggregate._write_lines
+
+    def write_some(file: Path, rows: Any) -> None:
+        if "b-a=2" in str(file):
+            raise DiskFullError(f"{file}: the disk is full")
+        write(file, rows)
+
+    monkeypatch.setattr(aggregate, "_write_lines", write_some)
+    assert load_program("agg_batch").main(["--dir", str(tmp_path)]) == 1
+    assert "stats.json: the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "agg").exists()
 
 
 def test_tables_of_experiments_without_axes(tmp_path: Path) -> None:

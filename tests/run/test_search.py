@@ -140,6 +140,16 @@ def test_trials_that_a_kill_broke_off_are_run_again_even_if_they_were_the_last(f
     assert len(list(found.jobs)) == 1
 
 
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_damaged_database_is_named(keep: float, folder: Path) -> None:
+    args = search.parse_args(["--config", "base.yaml", "--space", "space.txt", "--trials", "2"])
+    search.open_study(args, folder)
+    whole = (folder / "search.db").read_bytes()
+    (folder / "search.db").write_bytes(whole[: int(keep * len(whole))] or b"no database" * 500)
+    with pytest.raises(search.JobError, match=r"search\.db cannot be read .*; restore it, or delete it"):
+        search.open_study(args, folder)
+
+
 @pytest.mark.slow
 def test_a_search_killed_and_resumed_two_jobs_at_a_time(folder: Path) -> None:
     program = Path(search.__file__)

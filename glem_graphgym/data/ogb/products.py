@@ -146,19 +146,23 @@ def _match_texts(products: list[str], text_files: list[Path], counts: dict[str, 
 
 
 def _product_texts(path: Path, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield (product id, text) for every row that has both."""
-    for raw in TextFile(path, f"put the one of Amazon-3M in its place, from {TEXT_URL}").lines():
+    """Yield (product id, text) for every row that has both; DataError if no row has an id."""
+    remedy, named = f"put the one of Amazon-3M in its place, from {TEXT_URL}", False
+    for raw in TextFile(path, remedy).lines():
         counts["text_rows"] += 1
         product = _product(decoded(raw, counts).removeprefix("\ufeff"))
         uid = product.get("uid")
         if not isinstance(uid, str) or not uid.strip():
             counts["skipped_rows"] += 1
             continue
+        named = True
         text = sentence(Title=_text(product.get("title")), Content=_text(product.get("content")))
         if text:
             yield uid.strip(), text
         else:
             counts["rows_without_text"] += 1
+    if not named:
+        raise DataError(f"{path}: no row names a product, expected JSON lines with uid, title and content; {remedy}")
 
 
 def _product(line: str) -> dict[str, Any]:
