@@ -9,7 +9,6 @@ one dot product per edge. No tensor of size edges times features is ever made.
 from __future__ import annotations
 
 import warnings
-import weakref
 from typing import Any
 
 import torch
@@ -53,11 +52,11 @@ class AttentionGraph:
     @staticmethod
     def cached(adjacency: Adjacency, heads: int) -> AttentionGraph:
         """The graph of A + I, so that nodes attend to themselves too; made once per adjacency and cached with it."""
-        graphs = _GRAPH_CACHE.setdefault(adjacency, {})
-        if heads not in graphs:
+        key = "attention", heads
+        if key not in adjacency.derived:
             with torch.inference_mode(False):  # so that training may use it too
-                graphs[heads] = AttentionGraph(adjacency.with_self_loops(), heads)
-        return graphs[heads]
+                adjacency.derived[key] = AttentionGraph(adjacency.with_self_loops(), heads)
+        return adjacency.derived[key]
 
     def in_degree(self) -> Tensor:
         """int64 (T,): edges into each target."""
@@ -131,10 +130,6 @@ class AttentionGraph:
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
             left, right, self._col, self._rowptr, self._row, 0
         )
-
-
-# Cache of AttentionGraph.cached. A value that refers to its adjacency would keep the entry alive for ever.
-_GRAPH_CACHE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref.WeakKeyDictionary()
 
 
 def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:

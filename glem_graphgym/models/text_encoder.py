@@ -186,7 +186,9 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
                 f"lm.gradient_checkpointing is True, but model type '{hf_config.model_type}' cannot; set it to "
                 "False, and raise lm.grad_accumulation to save memory"
             )
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        newer = "activation_checkpointing_enable"  # its name from transformers 5.23 on, where the older one warns
+        enable = getattr(backbone, newer, backbone.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if config.lora_rank > 0:
         backbone = _with_lora(backbone, config)
     if config.freeze_layers > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -242,7 +243,9 @@ def test_checkpointing_recomputes_and_gives_the_same_gradients(family: EncoderCo
         outcomes = []
         for each in (config, saving):
             torch.manual_seed(0)
-            encoder, calls = load_text_encoder(each), []
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)
+                encoder, calls = load_text_encoder(each), []
             layers_of(encoder.backbone)[0].register_forward_pre_hook(lambda *_, into=calls: into.append(1))
             inside = next(m for m in layers_of(encoder.backbone)[0].modules() if isinstance(m, nn.Linear | Conv1D))
             inside.register_forward_pre_hook(lambda *_, into=calls: into.append(1))

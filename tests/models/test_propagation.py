@@ -213,7 +213,7 @@ class Watched(SparseOperator):
     """Remembers how wide the operand of each product was."""
 
     def __init__(self, plain: SparseOperator) -> None:
-        super().__init__(plain._pattern, plain._left, plain._right)
+        super().__init__(plain.rowptr, plain.col, plain._left, plain._right)
         self.widths: list[int] = []
 
     def _multiply(self, x: Tensor) -> Tensor:
@@ -388,7 +388,7 @@ def test_rows_summed_in_pieces_give_the_same_product_and_gradient(
         out = operator @ x
         out.backward(values)
         assert x.grad is not None
-        calls = 0 if operator._pattern.pieces is None else len(operator._pattern.pieces.starts) - 1
+        calls = 0 if operator.pieces is None else len(operator.pieces.starts) - 1
         return out.detach(), x.grad, calls
 
     out, grad, pieces = computed()
@@ -403,4 +403,4 @@ def test_rows_summed_in_pieces_give_the_same_product_and_gradient(
 
 def test_rows_that_are_all_short_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(propagation, "SPLIT_ON", ("cpu",))
-    assert Adjacency.from_edge_index(EDGES, NODES).sum()._pattern.pieces is None
+    assert Adjacency.from_edge_index(EDGES, NODES).sum().pieces is None
