@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from glem_graphgym.models.propagation import Adjacency, Pieces, pieces_of, weighted_sums
 
+SLOPE = 0.2  # of leaky_relu for negative scores (GAT, Velickovic et al. 2018)
+
 
 class AttentionGraph:
     """A graph of E edges, self-loops included, in H = ``heads`` copies, prepared for attention over its edges.
@@ -75,9 +77,7 @@ class AttentionGraph:
         kept = torch.ones(self.num_edges, dtype=torch.bool, device=self._col.device)
         return kept.index_fill_(0, drawn[:number], False)
 
-    def softmax(
-        self, source: Tensor, target: Tensor | None = None, kept: Tensor | None = None, slope: float = 0.2
-    ) -> Tensor:
+    def softmax(self, source: Tensor, target: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
         """Attention (E·H,): softmax of leaky_relu(source_j + target_i) over each node's incoming edges, per head.
 
         Scores are (N, H) for sources and (T, H), or None for 0, for targets. Edges outside ``kept``, bool (E,), get 0.
@@ -86,7 +86,7 @@ class AttentionGraph:
         dtype = torch.promote_types(source.dtype, torch.float32)
         source = source.to(dtype).flatten()
         target = None if target is None else target.to(dtype).flatten()
-        return _EdgeSoftmax.apply(source, target, kept, slope, self)
+        return _EdgeSoftmax.apply(source, target, kept, self)
 
     def symmetric_weight(self) -> Tensor:
         """float32 (E·H,): (in-degree of the target / out-degree of the source)^1/2.
@@ -146,14 +146,12 @@ def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tenso
 
 class _EdgeSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, source: Tensor, target: Tensor | None, kept: Tensor | None, slope: float, graph: AttentionGraph
-    ) -> Tensor:
+    def forward(ctx: Any, source: Tensor, target: Tensor | None, kept: Tensor | None, graph: AttentionGraph) -> Tensor:
         scores = source.index_select(0, graph._col)
         if target is not None:
             scores += target.index_select(0, graph._row)
         positive = scores > 0
-        scores = F.leaky_relu_(scores, slope)
+        scores = F.leaky_relu_(scores, SLOPE)
         if kept is not None:
             scores.masked_fill_(~kept.index_select(0, graph._edge), -torch.inf)
         largest = _reduced(scores, "max", graph._rowptr, graph._pieces, -torch.inf)
@@ -162,7 +160,7 @@ class _EdgeSoftmax(torch.autograd.Function):
         # The largest score adds 1, so a sum is below 1 only where all weights are 0.
         total = graph._total(attention).clamp_(min=1)
         attention.div_(total.index_select(0, graph._row))
-        ctx.graph, ctx.slope, ctx.has_target = graph, slope, target is not None
+        ctx.graph, ctx.has_target = graph, target is not None
         ctx.save_for_backward(attention, positive)
         return attention
 
@@ -173,9 +171,9 @@ class _EdgeSoftmax(torch.autograd.Function):
         graph = ctx.graph
         grad = grad * attention
         grad -= attention * graph._total(grad).index_select(0, graph._row)
-        grad = torch.where(positive, grad, grad * ctx.slope)
+        grad = torch.where(positive, grad, grad * SLOPE)
         target = graph._total(grad) if ctx.has_target and ctx.needs_input_grad[1] else None
-        return graph._transposed_total(grad), target, None, None, None
+        return graph._transposed_total(grad), target, None, None
 
 
 class _WeightedSum(torch.autograd.Function):

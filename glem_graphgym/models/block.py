@@ -23,18 +23,15 @@ class BlockAdjacency(Adjacency):
     Edges per hop are counted on construction, on the CPU, so that work on a GPU never waits for them.
 
     Args:
-        rowptr, col, checked: see `Adjacency`; without self-loops. Nodes are ordered: the seeds, then those that each
-            hop adds.
+        rowptr, col: see `Adjacency`; without self-loops. Nodes are ordered: the seeds, then those that each hop adds.
         degree: int64 (n,), number of neighbours of each node in the whole graph.
         ends: number of nodes within 0, 1, … hops of the seeds; the nodes of the last hop have no edges.
     """
 
     is_reused = False
 
-    def __init__(
-        self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int], *, checked: bool = False
-    ) -> None:
-        super().__init__(rowptr, col, len(degree), checked=checked)
+    def __init__(self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int]) -> None:
+        super().__init__(rowptr, col, len(degree))
         self.degree, self.ends = degree, tuple(ends)
         self._edges_within = rowptr[list(self.ends[:-1])].tolist()
 

@@ -63,7 +63,6 @@ class Adjacency:
         rowptr: int64 (T+1,), where each row begins in ``col``; from 0 to nnz.
         col: int32 or int64 (nnz,), column indices, strictly increasing within a row.
         num_nodes: N, at least T; None = T.
-        checked: skip the validation of the arguments, which would synchronise with a GPU.
 
     Attributes:
         rowptr, col: both in int32 if it suffices, else int64.
@@ -72,9 +71,7 @@ class Adjacency:
 
     is_reused = True  # for many steps, unlike a sampled neighbourhood
 
-    def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None, *, checked: bool = False) -> None:
-        if not checked:
-            _check_csr(rowptr, col, num_nodes)
+    def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None) -> None:
         self.num_nodes = len(rowptr) - 1 if num_nodes is None else num_nodes
         # embedding_bag needs both in one type; 32 bits halve the memory and cost no time.
         index_type = torch.int32 if max(self.num_nodes, len(col)) < 2**31 else torch.int64
@@ -88,9 +85,11 @@ class Adjacency:
             raise ValueError(
                 f"edge_index is {described(edge_index)}, expected torch.int64 of shape (2, number of edges)"
             )
-        _check_range("edge_index", edge_index, num_nodes)
+        if edge_index.numel() and (edge_index.min() < 0 or edge_index.max() >= num_nodes):
+            bounds = f"{int(edge_index.min())} to {int(edge_index.max())}"
+            raise ValueError(f"edge_index names nodes {bounds}, expected 0 to {num_nodes - 1}")
         source, target = edge_index
-        return cls(*_csr(target, source, num_nodes, num_nodes), checked=True)
+        return cls(*_csr(target, source, num_nodes, num_nodes))
 
     @property
     def num_targets(self) -> int:
@@ -137,7 +136,7 @@ class Adjacency:
         row, col = torch.cat([_rows(self.rowptr, self.col), target]), torch.cat([self.col.long(), target])
         # Sampled neighbourhoods have no self-loops.
         rowptr, col = _csr(row, col, self.num_targets, self.num_nodes, distinct=not self.is_reused)
-        looped = Adjacency(rowptr, col, self.num_nodes, checked=True)
+        looped = Adjacency(rowptr, col, self.num_nodes)
         looped.is_reused = self.is_reused
         return looped
 
@@ -345,32 +344,6 @@ def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int, distinct: bo
         key = torch.unique_consecutive(key)
     starts = torch.arange(num_rows + 1, device=key.device) * num_columns
     return torch.searchsorted(key, starts), key % max(num_columns, 1)
-
-
-def _check_csr(rowptr: Tensor, col: Tensor, num_nodes: int | None) -> None:
-    if rowptr.dim() != 1 or len(rowptr) == 0 or rowptr.dtype != torch.int64:
-        raise ValueError(f"rowptr is {described(rowptr)}, expected torch.int64 of shape (T+1,)")
-    if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"col is {described(col)}, expected torch.int32 or torch.int64 of shape (nnz,)")
-    if rowptr[0] != 0 or rowptr[-1] != len(col) or (rowptr.diff() < 0).any():
-        ends = f"from {int(rowptr[0])} to {int(rowptr[-1])}"
-        raise ValueError(f"rowptr runs {ends}, expected from 0 to {len(col)} without decreasing")
-    targets = len(rowptr) - 1
-    if num_nodes is not None and num_nodes < targets:
-        raise ValueError(f"num_nodes is {num_nodes}, expected at least the {targets} rows of rowptr")
-    _check_range("col", col, targets if num_nodes is None else num_nodes)
-    increases = col.diff() > 0
-    increases[rowptr[(rowptr > 0) & (rowptr < len(col))] - 1] = True
-    if not increases.all():
-        raise ValueError(
-            "col is not strictly increasing within every row; build the graph with Adjacency.from_edge_index"
-        )
-
-
-def _check_range(name: str, index: Tensor, num_nodes: int) -> None:
-    if index.numel() and (index.min() < 0 or index.max() >= num_nodes):
-        bounds = f"{int(index.min())} to {int(index.max())}"
-        raise ValueError(f"{name} names nodes {bounds}, expected 0 to {num_nodes - 1}")
 
 
 def described(x: Tensor) -> str:

@@ -186,9 +186,9 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
                 f"lm.gradient_checkpointing is True, but model type '{hf_config.model_type}' cannot; set it to "
                 "False, and raise lm.grad_accumulation to save memory"
             )
-        newer = "activation_checkpointing_enable"  # its name from transformers 5.23 on, where the older one warns
-        enable = getattr(backbone, newer, backbone.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        # The older name, the only one before transformers 5.23, warns from then on.
+        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+        enable()
     if config.lora_rank > 0:
         backbone = _with_lora(backbone, config)
     if config.freeze_layers > 0:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
 
 import pytest
 import torch
@@ -312,31 +311,6 @@ def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:
             result.sum().backward()
             assert linear.weight.grad is not None
             assert linear.weight.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("rowptr", "col", "message"),
-    [
-        (torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([1, 0]), "rowptr is torch.int32"),
-        (torch.tensor([[0, 1]]), torch.tensor([0]), r"rowptr is torch.int64 of shape \(1, 2\)"),
-        (torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.0]), "col is torch.float32"),
-        (torch.tensor([0, 1, 3]), torch.tensor([1, 0]), "rowptr runs from 0 to 3, expected from 0 to 2"),
-        (torch.tensor([0, 2, 1, 2]), torch.tensor([1, 0]), "without decreasing"),
-        (torch.tensor([0, 1, 2]), torch.tensor([2, 0]), "col names nodes 0 to 2, expected 0 to 1"),
-        (torch.tensor([0, 2, 2]), torch.tensor([1, 0]), "not strictly increasing"),
-        (torch.tensor([0, 0, 2]), torch.tensor([1, 1]), "not strictly increasing"),
-        (torch.tensor([0, 1, 1]), (torch.tensor([0]), 1), "num_nodes is 1, expected at least the 2 rows of rowptr"),
-        (torch.tensor([0, 1, 1]), (torch.tensor([3]), 3), "col names nodes 3 to 3, expected 0 to 2"),
-    ],
-)
-def test_what_is_not_csr_is_refused(rowptr: Tensor, col: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Adjacency(rowptr, *(col if isinstance(col, tuple) else (col,)))
-
-
-def test_columns_may_fall_from_row_to_row() -> None:
-    graph = Adjacency(torch.tensor([0, 0, 2, 2, 3, 3]), torch.tensor([3, 4, 0], dtype=torch.int32))
-    assert dense(graph.sum()).nonzero().tolist() == [[1, 3], [1, 4], [3, 0]]
 
 
 @pytest.mark.parametrize(

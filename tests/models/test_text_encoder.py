@@ -14,8 +14,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch_geometric.graphgym.config import cfg
-from torch_geometric.graphgym.models.gnn import GNN
 
 from glem_graphgym.em.e_step import LMSettings, lm_optimizer
 from glem_graphgym.em.optim import decay_groups
@@ -100,19 +98,6 @@ def test_a_new_encoder_is_in_training_mode_to_the_last_module(tiny: EncoderConfi
     encoder = load_text_encoder(replace(tiny, lora_rank=lora_rank, gradient_checkpointing=True))
     assert [name for name, module in encoder.named_modules() if not module.training] == []
     assert not torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
-
-
-def test_weights_survive_graphgyms_own_gnn(tiny: EncoderConfig, tmp_path: Path) -> None:
-    """`GNN` with the registered text encoder as its node encoder, as a configuration builds it."""
-    cfg.dataset.format, cfg.dataset.name, cfg.dataset.dir = "TAG", "synthetic", str(tmp_path)
-    cfg.dataset.node_encoder, cfg.dataset.node_encoder_name = True, "glem_text"
-    cfg.dataset.synthetic_nodes = 100
-    cfg.lm.model, cfg.lm.max_length = tiny.model, 8
-    cfg.gnn.head = "node"
-    network = GNN(dim_in=1, dim_out=3)
-    text_node_encoder = network.encoder.node_encoder
-    assert same(state(text_node_encoder.texts.encoder.backbone), state(load_text_encoder(tiny).backbone))
-    assert text_node_encoder.project.bias.abs().max() == 0
 
 
 def test_weights_are_single_precision_whatever_the_folder_holds(tiny_lm: Path, tmp_path: Path) -> None:
