@@ -25,7 +25,8 @@ class AttentionGraph:
     """A graph of E edges, self-loops included, in H = ``heads`` copies, prepared for attention over its edges.
 
     The adjacency's T targets, the first of its N nodes, attend to sources among all N. Vectors on edges have shape
-    (E·H,), ordered by target, then head, then source. Made by `AttentionGraph.cached`.
+    (E·H,), ordered by target, then head, then source. Made by `AttentionGraph.cached`. ``in_degree`` (T,) and
+    ``out_degree`` (N,), int64, count the edges into each target and out of each node.
     """
 
     def __init__(self, adjacency: Adjacency, heads: int) -> None:
@@ -47,6 +48,7 @@ class AttentionGraph:
         # Not bincount, which synchronises with a GPU; sums of integers are exact in any order.
         column_counts = col.new_zeros(self.num_nodes * heads).scatter_add_(0, col, torch.ones_like(col))
         self._transposed_rowptr = _starts(column_counts).to(index_type)
+        self.in_degree, self.out_degree = degree, column_counts[::heads].clone()
         self._symmetric_weight: Tensor | None = None
         pointers = self._rowptr, self._transposed_rowptr
         self._pieces, self._transposed_pieces = (pieces_of(p) if adjacency.is_reused else None for p in pointers)
@@ -59,14 +61,6 @@ class AttentionGraph:
             with torch.inference_mode(False):  # so that training may use it too
                 adjacency.derived[key] = AttentionGraph(adjacency.with_self_loops(), heads)
         return adjacency.derived[key]
-
-    def in_degree(self) -> Tensor:
-        """int64 (T,): edges into each target."""
-        return self._rowptr.diff()[:: self.heads].long()
-
-    def out_degree(self) -> Tensor:
-        """int64 (N,): edges out of each node."""
-        return self._transposed_rowptr.diff()[:: self.heads].long()
 
     def draw_edges(self, drop: float, generator: torch.Generator | None = None) -> Tensor | None:
         """Mask bool (E,) of the edges that stay when ⌊``drop`` · E⌋ random ones are dropped; None if none is."""
@@ -95,7 +89,7 @@ class AttentionGraph:
         """
         if self._symmetric_weight is None:
             with torch.inference_mode(False):
-                in_degree, out_degree = (degree.clamp(min=1) for degree in (self.in_degree(), self.out_degree()))
+                in_degree, out_degree = (degree.clamp(min=1) for degree in (self.in_degree, self.out_degree))
                 ratio = in_degree[self._row.long() // self.heads] / out_degree[self._col.long() // self.heads]
                 self._symmetric_weight = ratio.sqrt().float()
         return self._symmetric_weight

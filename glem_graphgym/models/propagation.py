@@ -191,10 +191,6 @@ class SparseOperator:
         self._is_symmetric = False  # a reference to itself as transpose would be a cycle, which outlives its last user
         self._product_cache: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
 
-    @property
-    def num_entries(self) -> int:
-        return len(self.col)
-
     @functools.cached_property
     def pieces(self) -> Pieces | None:
         """Pieces of its rows for `weighted_sums`; None if they are not split."""
