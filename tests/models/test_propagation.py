@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from glem_graphgym.models import propagation
 from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate, mark_constant
+from tests.models.conftest import Watched
 
 # Directed, with a duplicate (0 -> 1), a self-loop (3) and a node without any edge (4); (sources, targets).
 EDGES = torch.tensor([[2, 0, 1, 0, 0, 3], [1, 1, 2, 1, 3, 3]])
@@ -206,18 +207,6 @@ def test_memory_goes_with_the_last_user() -> None:
         assert [reference() for reference in gone] == [None] * 4
     finally:
         gc.enable()
-
-
-class Watched(SparseOperator):
-    """Remembers how wide the operand of each product was."""
-
-    def __init__(self, plain: SparseOperator) -> None:
-        super().__init__(plain.rowptr, plain.col, plain._left, plain._right)
-        self.widths: list[int] = []
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        self.widths.append(x.shape[1])
-        return super()._multiply(x)
 
 
 @pytest.mark.parametrize(("dim_in", "dim_out", "propagated"), [(7, 3, 3), (3, 7, 3), (4, 4, 4)])

@@ -17,6 +17,7 @@ from glem_graphgym.files import read_json
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.out_of_core import propagation as out_of_core
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.propagation import DiskPropagation, MappedHops, plan_columns
 from glem_graphgym.out_of_core.stored_operator import StoredOperator, store_operator
 from tests.out_of_core.conftest import Dying
@@ -27,22 +28,14 @@ X = (RNG.normal(size=(NODES, WIDTH)) * 3).astype(np.float32)
 BUDGETS = {1: 10**9, 3: 50 * 8 * 4 * 2, 11: 50 * 8 * 3}  # column blocks -> bytes
 
 
-class Rows:
+class Rows(FeatureRows):
     """A source that counts how much of it is read."""
 
-    def __init__(self, array: np.ndarray = X) -> None:
-        self.array, self.read_rows = array, 0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.array.shape  # type: ignore[return-value]
+    read_rows = 0
 
     def read(self, first: int, end: int) -> np.ndarray:
         self.read_rows += end - first
-        return self.array[first:end]
-
-    def key(self) -> str:
-        raise AssertionError
+        return super().read(first, end)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +61,7 @@ def made(
     **options: Any,
 ) -> np.ndarray:
     folder.mkdir(exist_ok=True)
-    DiskPropagation(folder, operators, source or Rows(), hops, dtype=dtype, budget=budget, **options).run()
+    DiskPropagation(folder, operators, source or Rows([X]), hops, dtype=dtype, budget=budget, **options).run()
     assert [file.name for file in folder.iterdir()] == ["hops.npy"]
     return np.load(folder / "hops.npy")
 
@@ -84,7 +77,7 @@ def test_hops_are_those_in_memory(
 ) -> None:
     columns, _ = plan_columns(NODES, WIDTH, BUDGETS[blocks])
     assert -(-WIDTH // columns) == blocks
-    source = Rows()
+    source = Rows([X])
     found = made(tmp_path / "a", [(operator, None)], source, dtype=dtype, budget=BUDGETS[blocks])
     wanted = propagate(adjacency.gcn(), torch.from_numpy(X), HOPS, dtype)
     assert torch.equal(MappedHops(found).read(np.arange(NODES)), wanted)
@@ -92,9 +85,9 @@ def test_hops_are_those_in_memory(
 
 
 def test_what_float16_cannot_hold_is_cut_off(tmp_path: Path, operator: StoredOperator) -> None:
-    found = made(tmp_path / "a", [(operator, None)], Rows(X * 1e6), hops=1)
+    found = made(tmp_path / "a", [(operator, None)], Rows([X * 1e6]), hops=1)
     assert np.isfinite(found).all() and np.abs(found).max() == np.finfo(np.float16).max
-    wanted = made(tmp_path / "b", [(operator, None)], Rows(X * 1e6), hops=1, dtype=torch.bfloat16)
+    wanted = made(tmp_path / "b", [(operator, None)], Rows([X * 1e6]), hops=1, dtype=torch.bfloat16)
     assert MappedHops(wanted).read(np.arange(NODES)).abs().max() > 1e6
 
 
@@ -131,7 +124,7 @@ def test_label_hops_are_those_in_memory(
     labels, folds = labels_and_folds()
     wanted = [fold_label_hops(adjacency.gcn(), labels, folds, hops).half().numpy() for hops in (HOPS - 1, HOPS)]
     options: dict[str, Any] = {"folds": folds.to(torch.int8).numpy(), "budget": BUDGETS[blocks]}
-    found = made(tmp_path / "a", [(operator, None)], Rows(labels.numpy()), first_hop=HOPS - 1, **options)
+    found = made(tmp_path / "a", [(operator, None)], Rows([labels.numpy()]), first_hop=HOPS - 1, **options)
     np.testing.assert_array_equal(found, np.concatenate(wanted))
 
 
@@ -139,13 +132,13 @@ def test_label_hops_are_those_in_memory(
 
 
 def features_of(operator: StoredOperator) -> dict[str, Any]:
-    return {"operators": [(operator, None)], "source": Rows(), "dtype": torch.float16}
+    return {"operators": [(operator, None)], "source": Rows([X]), "dtype": torch.float16}
 
 
 def labels_of(operator: StoredOperator) -> dict[str, Any]:
     labels, folds = labels_and_folds()
     options = {"folds": folds.to(torch.int8).numpy(), "first_hop": HOPS, "dtype": torch.bfloat16}
-    return {"operators": [(operator, None)], "source": Rows(labels.numpy()), **options}
+    return {"operators": [(operator, None)], "source": Rows([labels.numpy()]), **options}
 
 
 @pytest.mark.parametrize("what", [features_of, labels_of])
