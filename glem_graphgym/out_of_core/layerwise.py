@@ -72,11 +72,11 @@ class LayerwiseInference:
             file = self.working / f"layer_{index}.npy"
             rows = self._store_outputs(file, self._layer(model, index, width, rows, layer_nodes), layer_nodes)
             if previous is not None:
-                previous.unlink()
+                previous.unlink(missing_ok=True)
             previous = file
         yield from self._layer(model, len(needed) - 1, width, rows, needed[-1])
         if previous is not None:
-            previous.unlink()
+            previous.unlink(missing_ok=True)
 
     def _layer(
         self, model: Any, index: int, width: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray
