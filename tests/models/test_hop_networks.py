@@ -216,26 +216,19 @@ def test_history_weights_are_dropped_in_training_only() -> None:
     assert torch.equal(attention(hidden), attention(hidden))
 
 
-def test_gamlp_by_hand() -> None:
-    net = gamlp(label_hops=2, input_norm=True)
+@pytest.mark.parametrize("residual", [True, False])
+def test_gamlp_by_hand(residual: bool) -> None:
+    net: Any = gamlp(label_hops=2, input_norm=True, residual=residual)
     hops = batch()
     labels = torch.rand(2, BATCH, 3, dtype=torch.float64)
     x = batch_norm(hops)
     hidden = encoded(net.preprocess, x)
-    gathered = torch.einsum("kbd,bk->bd", torch.stack(hidden), net.attention(hidden))
-    assert net.prelu is not None and net.residual is not None and isinstance(net.label_branch, nn.Sequential)
-    out = net.prelu(gathered + net.residual(x[0]))
+    out = torch.einsum("kbd,bk->bd", torch.stack(hidden), net.attention(hidden))
+    if residual:
+        out = net.prelu(out + net.residual(x[0]))
     of_labels = net.label_branch[1](torch.cat([labels[0], labels[1]], dim=1))
     torch.testing.assert_close(net(hops, labels), net.output(out) + of_labels)
-
-
-def test_without_residual_the_gathered_hops_go_straight_on() -> None:
-    net = gamlp(residual=False)
-    hops = batch()
-    hidden = encoded(net.preprocess, hops)
-    gathered = torch.einsum("kbd,bk->bd", torch.stack(hidden), net.attention(hidden))
-    torch.testing.assert_close(net(hops), net.output(gathered))
-    assert net.prelu is None and net.residual is None
+    assert (net.prelu is None) == (net.residual is None) == (not residual)
 
 
 @pytest.mark.parametrize(("dim_in", "dim_out"), [(4, 4), (5, 3), (4, 3), (5, 4)])
